@@ -1,0 +1,1 @@
+"""From reasoning traces to a student."""
