@@ -1,0 +1,687 @@
+// Block FP8 on the CPU: quantize, dequantize, and the sums that prove a result. C ABI, libc only.
+//
+// The numbers are those of block_fp8_numpy.py, to the bit, on every level:
+//   scale = max(amax, floor) / 448           one IEEE division in float32
+//   code  = e4m3(x / scale)                  one IEEE division, round to nearest even, saturate
+//   back  = bf16(float(code) * scale)        one multiplication, then one rounding to BF16
+//
+// Each kernel is one plain body, written as loops that compilers vectorise, and compiled once per
+// instruction set; the caller passes the level to run. Only BF16 -> FP8 has a second body, a table
+// look-up for AVX-512 VBMI: see "The table kernel".
+//
+// What the build must hold to: -ffp-contract=off (a fused multiply-add rounds once where the
+// definition rounds twice), never -ffast-math, no flushing of subnormals. -fno-trapping-math is
+// wanted: it changes no value, and without it GCC will not vectorise arithmetic under a condition.
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define API extern "C" __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+
+// Elements of the caller's buffers. They may lie at any address: a tensor inside a mapped file
+// starts where its header ends.
+typedef uint16_t Unaligned16 __attribute__((aligned(1), may_alias));
+typedef uint32_t Unaligned32 __attribute__((aligned(1), may_alias));
+typedef float UnalignedFloat __attribute__((aligned(1), may_alias));
+
+static const int64_t BLOCK = 128;  // of every DeepSeek checkpoint up to V4; other sizes run slower
+
+template <class To, class From>
+INLINE To bit_cast(From from) {
+    static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t blocks_of(int64_t length, int64_t block) { return (length + block - 1) / block; }
+
+// ---- One number at a time -----------------------------------------------------------------------
+
+// The E4M3 code of a finite number: 1 sign bit, 4 exponent bits of bias 7, 3 mantissa bits.
+INLINE uint32_t e4m3_from_float(float number) {
+    const uint32_t bits = bit_cast<uint32_t>(number);
+    const int32_t magnitude = (int32_t)(bits & 0x7fffffff);
+    // Normal codes: drop 20 mantissa bits with a carry for "nearest, ties to even", and move the
+    // exponent's bias from 127 to 7. The carry runs into the exponent by itself.
+    int32_t normal = ((magnitude + 0x7ffff + ((magnitude >> 20) & 1)) >> 20) - (120 << 3);
+    normal = normal < 0x7e ? normal : 0x7e;
+    // Subnormal codes are multiples of 2^-9, which is what one unit in the last place of 2^14 is.
+    // So the addition does the rounding and leaves the code in the low bits.
+    const float aligned = bit_cast<float>(magnitude) + 16384.0f;
+    const int32_t subnormal = bit_cast<int32_t>(aligned) - 0x46800000;
+    const int32_t code = magnitude < 0x3c800000 ? subnormal : normal;  // 2^-6, the least normal
+    return (uint32_t)code | ((bits >> 24) & 0x80);
+}
+
+// The number of a code, without its sign; the NaN code gives 480.
+INLINE float magnitude_of_e4m3(uint32_t code) {
+    const int32_t bits = (int32_t)(code & 0x7f) << 20;
+    // A subnormal code with a one put before its mantissa is too large by exactly 2^-6. (Scaling by
+    // a power of two would do without the choice, but runs into float32 subnormals: slow.)
+    const float subnormal = bit_cast<float>(bits + (121 << 23)) - 0x1p-6f;
+    const float normal = bit_cast<float>(bits + (120 << 23));
+    return bits < (8 << 20) ? subnormal : normal;
+}
+
+INLINE float float_from_e4m3(uint32_t code) {
+    uint32_t bits = bit_cast<uint32_t>(magnitude_of_e4m3(code));
+    bits = (int32_t)(code & 0x7f) == 0x7f ? 0x7fc00000u : bits;
+    return bit_cast<float>(bits | ((code & 0x80) << 24));
+}
+
+INLINE uint32_t bf16_from_float(float number) {
+    const uint32_t bits = bit_cast<uint32_t>(number);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const uint32_t quiet_nan = (bits >> 16) | 0x40;  // rounding could carry a NaN into infinity
+    return (int32_t)(bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded;
+}
+
+INLINE float float_from_f16(uint32_t half) {
+    const int32_t bits = (int32_t)(half & 0x7fff) << 13;
+    const float subnormal = bit_cast<float>(bits + (113 << 23)) - 0x1p-14f;
+    const float normal = bit_cast<float>(bits + (112 << 23));
+    const float special = bit_cast<float>(bits + (224 << 23));  // infinity and NaN
+    float magnitude = bits < (1 << 23) ? subnormal : normal;
+    magnitude = bits >= (31 << 23) ? special : magnitude;
+    return bit_cast<float>(bit_cast<uint32_t>(magnitude) | ((half & 0x8000) << 16));
+}
+
+// A power of two as its exponent byte, OCP Microscaling Formats 1.0: no sign, no zero, 255 is NaN.
+INLINE float float_from_e8m0(uint32_t exponent) {
+    uint32_t bits = exponent << 23;
+    bits = exponent == 0 ? 0x00400000u : bits;  // 2^-127, a float32 subnormal
+    bits = exponent == 255 ? 0x7fc00000u : bits;
+    return bit_cast<float>(bits);
+}
+
+// How the source formats differ. Without its sign bit each orders like the number it stands for,
+// infinity comes after every finite number and NaN after infinity: so one maximum over the bits
+// finds the amax and every number that cannot be quantized.
+struct Bf16 {
+    typedef Unaligned16 Element;
+    typedef int16_t Magnitude;
+    static const int32_t INFINITE = 0x7f80;
+    INLINE float widen(uint32_t bits) { return bit_cast<float>(bits << 16); }
+};
+struct F16 {
+    typedef Unaligned16 Element;
+    typedef int16_t Magnitude;
+    static const int32_t INFINITE = 0x7c00;
+    INLINE float widen(uint32_t bits) { return float_from_f16(bits); }
+};
+struct F32 {
+    typedef Unaligned32 Element;
+    typedef int32_t Magnitude;
+    static const int32_t INFINITE = 0x7f800000;
+    INLINE float widen(uint32_t bits) { return bit_cast<float>(bits); }
+};
+enum Dtype { BF16_DTYPE = 0, F16_DTYPE = 1, F32_DTYPE = 2, E8M0_DTYPE = 3 };  // as in native.py
+
+// Scale of a block whose amax is at least the floor already.
+INLINE float scale_of(float amax, bool ue8m0) {
+    const float scale = amax / 448.0f;
+    if (!ue8m0) return scale;
+    // The least power of two that is not below it: the exponent, and one more for any mantissa.
+    const uint32_t bits = bit_cast<uint32_t>(scale);
+    return bit_cast<float>((bits & 0x7f800000) + ((bits & 0x7fffff) ? 0x800000u : 0u));
+}
+
+// The least amax a scale is made of: a block of zeros must not divide zero by zero.
+INLINE float floor_of(bool ue8m0) { return ue8m0 ? 1e-4f : 1e-12f; }
+
+// ---- Quantize: the plain body -------------------------------------------------------------------
+
+// Index of the first infinity or NaN in a block that holds one.
+template <class Source>
+static int64_t first_not_finite(const typename Source::Element* block, int64_t rows, int64_t cols,
+                                int64_t stride) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t col = 0; col < cols; col++) {
+            const typename Source::Magnitude sign_dropped =
+                block[row * stride + col] & (typename Source::Magnitude)~((uint64_t)1 << (8 * sizeof(typename Source::Magnitude) - 1));
+            if (sign_dropped >= Source::INFINITE) return row * stride + col;
+        }
+    return -1;
+}
+
+template <class Source>
+INLINE typename Source::Magnitude amax_bits(const typename Source::Element* block, int64_t rows,
+                                            int64_t cols, int64_t stride) {
+    typedef typename Source::Magnitude Magnitude;
+    const Magnitude mask = (Magnitude)(sizeof(Magnitude) == 2 ? 0x7fff : 0x7fffffff);
+    Magnitude lanes[BLOCK] = {};  // one maximum a column: no sideways step until the end
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t start = 0; start < cols; start += BLOCK) {
+            const typename Source::Element* from = block + row * stride + start;
+            const int64_t width = least(BLOCK, cols - start);
+            for (int64_t i = 0; i < width; i++) {
+                const Magnitude magnitude = (Magnitude)from[i] & mask;
+                lanes[i] = magnitude > lanes[i] ? magnitude : lanes[i];
+            }
+        }
+    Magnitude most = 0;
+    for (int64_t i = 0; i < BLOCK; i++) most = lanes[i] > most ? lanes[i] : most;
+    return most;
+}
+
+// Quantize one block; 0 where it holds infinity or NaN.
+template <class Source>
+INLINE bool quantize_block(const typename Source::Element* block, int64_t rows, int64_t cols,
+                           int64_t stride, uint8_t* codes, UnalignedFloat* scale_inv, bool ue8m0) {
+    const int32_t bits = amax_bits<Source>(block, rows, cols, stride);
+    if (bits >= Source::INFINITE) return false;
+    const float amax = Source::widen((uint32_t)bits), floor = floor_of(ue8m0);
+    const float scale = scale_of(amax > floor ? amax : floor, ue8m0);
+    *scale_inv = scale;
+    for (int64_t row = 0; row < rows; row++) {
+        const typename Source::Element* __restrict from = block + row * stride;
+        uint8_t* __restrict to = codes + row * stride;
+        for (int64_t i = 0; i < cols; i++)
+            to[i] = (uint8_t)e4m3_from_float(Source::widen(from[i]) / scale);
+    }
+    return true;
+}
+
+// Quantize [rows, cols]; the index of an infinity or NaN, or -1 where there is none.
+template <class Source>
+INLINE int64_t quantize_body(const void* weight, int64_t rows, int64_t cols, uint8_t* codes,
+                             UnalignedFloat* scale_inv, bool ue8m0, int64_t block_size) {
+    const typename Source::Element* from = (const typename Source::Element*)weight;
+    for (int64_t row = 0; row < rows; row += block_size)
+        for (int64_t col = 0; col < cols; col += block_size) {
+            const int64_t height = least(block_size, rows - row), at = row * cols + col;
+            const int64_t width = least(block_size, cols - col);
+            // the same call twice: with a constant width the loops need no remainder
+            const bool finite =
+                width == BLOCK
+                    ? quantize_block<Source>(from + at, height, BLOCK, cols, codes + at, scale_inv, ue8m0)
+                    : quantize_block<Source>(from + at, height, width, cols, codes + at, scale_inv, ue8m0);
+            if (!finite) return at + first_not_finite<Source>(from + at, height, width, cols);
+            scale_inv++;
+        }
+    return -1;
+}
+
+INLINE int64_t quantize_plain(const void* weight, int dtype, int64_t rows, int64_t cols,
+                              uint8_t* codes, UnalignedFloat* scale_inv, bool ue8m0,
+                              int64_t block_size) {
+    if (dtype == BF16_DTYPE)
+        return quantize_body<Bf16>(weight, rows, cols, codes, scale_inv, ue8m0, block_size);
+    if (dtype == F16_DTYPE)
+        return quantize_body<F16>(weight, rows, cols, codes, scale_inv, ue8m0, block_size);
+    return quantize_body<F32>(weight, rows, cols, codes, scale_inv, ue8m0, block_size);
+}
+
+// ---- Dequantize, widen, narrow ------------------------------------------------------------------
+
+INLINE void dequantize_run(const uint8_t* __restrict codes, int64_t count, float scale,
+                           Unaligned16* __restrict out) {
+    for (int64_t i = 0; i < count; i++)
+        out[i] = (uint16_t)bf16_from_float(float_from_e4m3(codes[i]) * scale);
+}
+
+INLINE void dequantize_run(const uint8_t* __restrict codes, int64_t count, float scale,
+                           UnalignedFloat* __restrict out) {
+    for (int64_t i = 0; i < count; i++) out[i] = float_from_e4m3(codes[i]) * scale;
+}
+
+template <class Out>
+INLINE void dequantize_plain(const uint8_t* codes, int64_t rows, int64_t cols,
+                             const UnalignedFloat* scale_inv, int64_t block_rows,
+                             int64_t block_cols, Out* out) {
+    for (int64_t row = 0; row < rows; row++) {
+        const UnalignedFloat* scale = scale_inv + row / block_rows * blocks_of(cols, block_cols);
+        for (int64_t col = 0; col < cols; col += block_cols, scale++) {
+            const int64_t width = least(block_cols, cols - col), at = row * cols + col;
+            if (width == BLOCK) dequantize_run(codes + at, BLOCK, *scale, out + at);
+            else dequantize_run(codes + at, width, *scale, out + at);
+        }
+    }
+}
+
+INLINE void widen_plain(const void* data, int dtype, int64_t count,
+                        UnalignedFloat* __restrict out) {
+    const Unaligned16* __restrict halves = (const Unaligned16*)data;
+    const uint8_t* __restrict bytes = (const uint8_t*)data;
+    if (dtype == BF16_DTYPE)
+        for (int64_t i = 0; i < count; i++) out[i] = Bf16::widen(halves[i]);
+    else if (dtype == F16_DTYPE)
+        for (int64_t i = 0; i < count; i++) out[i] = F16::widen(halves[i]);
+    else if (dtype == F32_DTYPE)
+        memcpy(out, data, (size_t)count * sizeof *out);
+    else
+        for (int64_t i = 0; i < count; i++) out[i] = float_from_e8m0(bytes[i]);
+}
+
+INLINE void narrow_plain(const UnalignedFloat* __restrict data, int64_t count,
+                         Unaligned16* __restrict out) {
+    for (int64_t i = 0; i < count; i++) out[i] = (uint16_t)bf16_from_float(data[i]);
+}
+
+// ---- Proof and measure --------------------------------------------------------------------------
+
+// 1 where a code is not what rounding to nearest gives for this weight; see outside_bound in
+// block_fp8.py. In double, where code * scale is exact: float32 would round at the very bound.
+INLINE int64_t is_outside(float weight, uint32_t code, double scale) {
+    const int32_t magnitude_code = (int32_t)(code & 0x7f);
+    const double magnitude = magnitude_of_e4m3(code);
+    // the power of two in magnitude, at least 2^-6, over 16: half of ulp = 2^(e-3)
+    const int32_t exponent = magnitude_code & 0x78;
+    const float half_ulp =
+        bit_cast<float>(((exponent > 8 ? exponent : 8) << 20) + ((120 - 4) << 23));
+    const double size = __builtin_fabs((double)weight);
+    // with the code's sign moved onto the weight, both signs are one case
+    const double along = code & 0x80 ? -(double)weight : (double)weight;
+    const double error = __builtin_fabs(along - magnitude * scale);
+    const double bound = scale * (double)half_ulp + size * 0x1p-23;
+    const double infinity = __builtin_inf();
+    const int near = (error <= bound) & (bound < infinity);
+    const int saturated = (magnitude_code == 0x7e) & (along > 448.0 * scale) & (size < infinity);
+    return !((near | saturated) & (magnitude_code != 0x7f));
+}
+
+INLINE int64_t outside_bound_plain(const UnalignedFloat* weight, const uint8_t* codes, int64_t rows,
+                                   int64_t cols, const UnalignedFloat* scale_inv,
+                                   int64_t block_rows, int64_t block_cols, int64_t* first) {
+    int64_t total = 0;
+    *first = -1;
+    for (int64_t row = 0; row < rows; row++) {
+        const UnalignedFloat* scale = scale_inv + row / block_rows * blocks_of(cols, block_cols);
+        for (int64_t col = 0; col < cols; col += block_cols, scale++) {
+            const int64_t width = least(block_cols, cols - col), at = row * cols + col;
+            int64_t outside = 0;
+            if (width == BLOCK)
+                for (int64_t i = 0; i < BLOCK; i++)
+                    outside += is_outside(weight[at + i], codes[at + i], *scale);
+            else
+                for (int64_t i = 0; i < width; i++)
+                    outside += is_outside(weight[at + i], codes[at + i], *scale);
+            if (outside && *first < 0) {
+                *first = at;
+                while (!is_outside(weight[*first], codes[*first], *scale)) ++*first;
+            }
+            total += outside;
+        }
+    }
+    return total;
+}
+
+// Sums over b - a: squares of it, squares of a, itself, and its largest magnitude, into out[0..3].
+// Element i goes to lane i % 16, and the lanes are added up in order at the end: every level, and
+// numpy, then makes the same additions and so the same double.
+static const int64_t LANES = 16;
+INLINE void difference_plain(const UnalignedFloat* __restrict a, const UnalignedFloat* __restrict b,
+                             int64_t count, double* out) {
+    double square_diff[LANES] = {}, square_a[LANES] = {}, diff[LANES] = {}, most[LANES] = {};
+    for (int64_t start = 0; start < count; start += LANES) {
+        const int64_t width = least(LANES, count - start);
+        for (int64_t i = 0; i < width; i++) {
+            const double one = a[start + i], delta = (double)b[start + i] - one;
+            const double size = __builtin_fabs(delta);
+            square_diff[i] += delta * delta;
+            square_a[i] += one * one;
+            diff[i] += delta;
+            most[i] = size > most[i] ? size : most[i];
+        }
+    }
+    for (int64_t i = 1; i < LANES; i++) {
+        square_diff[0] += square_diff[i];
+        square_a[0] += square_a[i];
+        diff[0] += diff[i];
+        most[0] = most[i] > most[0] ? most[i] : most[0];
+    }
+    out[0] = square_diff[0];
+    out[1] = square_a[0];
+    out[2] = diff[0];
+    // a comparison loses a NaN, a sum of squares keeps it
+    out[3] = square_diff[0] == square_diff[0] ? most[0] : square_diff[0];
+}
+
+// ---- The table kernel ---------------------------------------------------------------------------
+//
+// BF16 has 7 mantissa bits and a block has one scale, so a block divides only 128 different
+// significands. With e the exponent of an element and m its mantissa, wherever the code is normal
+//     code = 8 e + T[m]   (mod 256)
+// because multiplying by a power of two commutes with both roundings, and in E4M3 raises the code
+// by 8, the carry out of the mantissa included. T comes from 128 true divisions a block. The true
+// code lies in 0..0x7e, so arithmetic modulo 256 loses nothing; nothing saturates, since no scale
+// is below amax / 448 (the quotient's own rounding reaches 448.00003 at most, which rounds to 448).
+// Elements below a threshold have subnormal codes or none; they take the division.
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+#else
+#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
+#endif
+#define TARGET(names) __attribute__((target(names)))
+#define VBMI TARGET(AVX512 ",avx512vbmi")
+
+// e4m3_from_float() on sixteen numbers; the code is the low byte of each lane.
+VBMI INLINE __m512i e4m3_from_floats(__m512 numbers) {
+    const __m512i bits = _mm512_castps_si512(numbers);
+    const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, 20), _mm512_set1_epi32(1));
+    __m512i code = _mm512_add_epi32(magnitude, _mm512_set1_epi32(0x7ffff - (960 << 20)));
+    code = _mm512_srli_epi32(_mm512_add_epi32(code, odd), 20);
+    code = _mm512_min_epu32(code, _mm512_set1_epi32(0x7e));
+    const __m512i subnormal = _mm512_castps_si512(
+        _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(16384.0f)));
+    const __mmask16 small = _mm512_cmplt_epu32_mask(magnitude, _mm512_set1_epi32(0x3c800000));
+    code = _mm512_mask_mov_epi32(code, small, subnormal);
+    // take the sign bit from the number and the rest from the code
+    return _mm512_ternarylogic_epi32(code, _mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80), 0xD8);
+}
+
+// The codes of 32 BF16 numbers by division.
+VBMI INLINE __m256i divide32(__m512i numbers, __m512 scale) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(numbers));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(numbers, 1));
+    const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(low, 16));
+    const __m512 second = _mm512_castsi512_ps(_mm512_slli_epi32(high, 16));
+    const __m128i front = _mm512_cvtepi32_epi8(e4m3_from_floats(_mm512_div_ps(first, scale)));
+    const __m128i back = _mm512_cvtepi32_epi8(e4m3_from_floats(_mm512_div_ps(second, scale)));
+    return _mm256_set_m128i(back, front);
+}
+
+struct CodeTable {
+    __m512i low, high;   // T of the mantissas 0..63 and 64..127
+    __m512i normal;      // magnitudes from here on have a normal code
+    __m512i zero;        // magnitudes below this one have code 0
+    __m512 scale;
+};
+
+VBMI INLINE CodeTable code_table(float amax, float scale) {
+    // One binade below amax every significand's quotient is finite and a normal code: amax / scale
+    // lies above 224 / 448.00003. The floor under amax keeps the exponent far above 1.
+    const int32_t exponent = (int32_t)(bit_cast<uint32_t>(amax) >> 23) - 1;
+    CodeTable table;
+    table.scale = _mm512_set1_ps(scale);
+    alignas(64) uint8_t codes[BLOCK];
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (int32_t first = 0; first < BLOCK; first += 16) {
+        const __m512i mantissa = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
+        const __m512i bits = _mm512_add_epi32(_mm512_set1_epi32(exponent << 23),
+                                              _mm512_slli_epi32(mantissa, 16));
+        const __m512 quotient = _mm512_div_ps(_mm512_castsi512_ps(bits), table.scale);
+        _mm_store_si128((__m128i*)(codes + first), _mm512_cvtepi32_epi8(e4m3_from_floats(quotient)));
+    }
+    const __m512i offset = _mm512_set1_epi8((char)(exponent << 3));
+    table.low = _mm512_sub_epi8(_mm512_load_si512(codes), offset);
+    table.high = _mm512_sub_epi8(_mm512_load_si512(codes + 64), offset);
+    // With 2^k the power of two in the quotient of mantissa 0, an element of exponent e has a
+    // quotient from 2^(k + e - exponent) up to, not including, 4 times that.
+    const float least_quotient = bit_cast<float>(exponent << 23) / scale;
+    const int32_t k = (int32_t)(bit_cast<uint32_t>(least_quotient) >> 23) - 127;
+    const int32_t normal = exponent - k - 6, zero = exponent - k - 10 - 1;
+    table.normal = _mm512_set1_epi16((short)(normal << 7));
+    table.zero = _mm512_set1_epi16((short)(zero << 7));
+    return table;
+}
+
+// The codes of 64 BF16 numbers.
+VBMI INLINE __m512i codes_of_64(__m512i first, __m512i second, const CodeTable& table,
+                                __m512i even, __m512i odd) {
+    const __m512i no_sign = _mm512_set1_epi16(0x7fff);
+    const __m512i first_size = _mm512_and_si512(first, no_sign);
+    const __m512i second_size = _mm512_and_si512(second, no_sign);
+    const __mmask32 first_small = _mm512_cmplt_epu16_mask(first_size, table.normal);
+    const __mmask32 second_small = _mm512_cmplt_epu16_mask(second_size, table.normal);
+    // Bytes of the 64 numbers: sign and upper exponent; lowest exponent bit and mantissa (the
+    // look-up ignores that top bit); and the exponent once more, shifted to where 8 e has it.
+    const __m512i sign = _mm512_permutex2var_epi8(first, odd, second);
+    const __m512i mantissa = _mm512_permutex2var_epi8(first, even, second);
+    const __m512i exponent = _mm512_permutex2var_epi8(_mm512_srli_epi16(first, 4), even,
+                                                      _mm512_srli_epi16(second, 4));
+    const __m512i base = _mm512_permutex2var_epi8(table.low, mantissa, table.high);
+    __m512i codes = _mm512_add_epi8(
+        _mm512_and_si512(exponent, _mm512_set1_epi8((char)0xf8)), base);
+    if (__builtin_expect(!_kortestz_mask32_u8(first_small, second_small), 0)) {
+        const __mmask32 first_zero = _mm512_cmplt_epu16_mask(first_size, table.zero);
+        const __mmask32 second_zero = _mm512_cmplt_epu16_mask(second_size, table.zero);
+        if (first_zero != first_small || second_zero != second_small)
+            return _mm512_inserti64x4(_mm512_castsi256_si512(divide32(first, table.scale)),
+                                      divide32(second, table.scale), 1);
+        // nothing small but zeros, which sparse and padded weights have many of
+        codes = _mm512_mask_mov_epi8(
+            codes, (__mmask64)second_zero << 32 | first_zero, _mm512_setzero_si512());
+    }
+    return _mm512_ternarylogic_epi32(codes, sign, _mm512_set1_epi8((char)0x80), 0xD8);
+}
+
+// 32 BF16 numbers; those from `valid` on are not read and come back as zero.
+VBMI INLINE __m512i load32(const uint16_t* from, int64_t valid) {
+    if (valid >= 32) return _mm512_loadu_si512(from);
+    const __mmask32 mask = valid > 0 ? (__mmask32)((1u << valid) - 1) : 0;
+    return _mm512_maskz_loadu_epi16(mask, from);
+}
+
+VBMI INLINE void store64(uint8_t* to, __m512i codes, int64_t valid, bool streaming) {
+    if (valid < 64) _mm512_mask_storeu_epi8(to, ((__mmask64)1 << (valid > 0 ? valid : 0)) - 1, codes);
+    else if (streaming) _mm512_stream_si512((__m512i*)to, codes);
+    else _mm512_storeu_si512(to, codes);
+}
+
+VBMI INLINE __m512i row_max(const uint16_t* from, int64_t width, __m512i most) {
+    const __m512i no_sign = _mm512_set1_epi16(0x7fff);
+    for (int64_t i = 0; i < BLOCK; i += 32)
+        most = _mm512_max_epu16(most, _mm512_and_si512(load32(from + i, width - i), no_sign));
+    return most;
+}
+
+static const int64_t STRIP = 8;  // blocks side by side: the rows of a strip are 2 KiB runs of memory
+
+// Above this size the codes leave the cache before anyone reads them: write around it.
+static const int64_t STREAM_BYTES = 16 << 20;
+
+VBMI static int64_t quantize_table(const uint16_t* weight, int64_t rows, int64_t cols,
+                                   uint8_t* codes, UnalignedFloat* scale_inv, bool ue8m0) {
+    const bool streaming =
+        rows * cols >= STREAM_BYTES && (uintptr_t)codes % 64 == 0 && cols % 64 == 0;
+    alignas(64) uint8_t evens[64];
+    for (int i = 0; i < 64; i++) evens[i] = (uint8_t)(2 * i);
+    const __m512i even = _mm512_load_si512(evens), odd = _mm512_add_epi8(even, _mm512_set1_epi8(1));
+    const float floor = floor_of(ue8m0);
+    for (int64_t top = 0; top < rows; top += BLOCK) {
+        const int64_t height = least(BLOCK, rows - top);
+        for (int64_t left = 0; left < cols; left += STRIP * BLOCK) {
+            const int64_t strip_cols = least(STRIP * BLOCK, cols - left);
+            const int64_t blocks = blocks_of(strip_cols, BLOCK);
+            const uint16_t* strip = weight + top * cols + left;
+            __m512i most[STRIP];
+            for (int64_t block = 0; block < blocks; block++) most[block] = _mm512_setzero_si512();
+            for (int64_t row = 0; row < height; row++)
+                for (int64_t block = 0; block < blocks; block++) {
+                    const uint16_t* from = strip + row * cols + block * BLOCK;
+                    const int64_t width = strip_cols - block * BLOCK;
+                    most[block] = width >= BLOCK ? row_max(from, BLOCK, most[block])
+                                                 : row_max(from, width, most[block]);
+                }
+            CodeTable tables[STRIP];
+            for (int64_t block = 0; block < blocks; block++) {
+                alignas(64) uint16_t lanes[32];
+                _mm512_store_si512(lanes, most[block]);
+                uint32_t bits = 0;
+                for (int i = 0; i < 32; i++) bits = lanes[i] > bits ? lanes[i] : bits;
+                if (bits >= (uint32_t)Bf16::INFINITE) {
+                    const int64_t at = top * cols + left + block * BLOCK;
+                    const int64_t width = least(BLOCK, cols - left - block * BLOCK);
+                    return at + first_not_finite<Bf16>(weight + at, height, width, cols);
+                }
+                float amax = Bf16::widen(bits);
+                amax = amax > floor ? amax : floor;
+                const float scale = scale_of(amax, ue8m0);
+                *scale_inv++ = scale;
+                tables[block] = code_table(amax, scale);
+            }
+            for (int64_t row = 0; row < height; row++)
+                for (int64_t block = 0; block < blocks; block++) {
+                    const int64_t width = strip_cols - block * BLOCK;
+                    const uint16_t* from = strip + row * cols + block * BLOCK;
+                    uint8_t* to = codes + (top + row) * cols + left + block * BLOCK;
+                    const CodeTable& table = tables[block];
+                    for (int64_t i = 0; i < BLOCK; i += 64) {
+                        if (width >= BLOCK)
+                            store64(to + i,
+                                    codes_of_64(load32(from + i, 32), load32(from + i + 32, 32),
+                                                table, even, odd),
+                                    64, streaming);
+                        else if (width > i)
+                            store64(to + i,
+                                    codes_of_64(load32(from + i, width - i),
+                                                load32(from + i + 32, width - i - 32), table, even,
+                                                odd),
+                                    width - i, streaming);
+                    }
+                }
+        }
+    }
+    if (streaming) _mm_sfence();
+    return -1;
+}
+#endif
+
+// ---- Levels -------------------------------------------------------------------------------------
+
+struct Kernels {
+    const char* name;
+    int64_t (*quantize)(const void*, int, int64_t, int64_t, uint8_t*, UnalignedFloat*, bool, int64_t);
+    void (*dequantize)(const uint8_t*, int64_t, int64_t, const UnalignedFloat*, int64_t, int64_t,
+                       Unaligned16*);
+    void (*dequantize_float32)(const uint8_t*, int64_t, int64_t, const UnalignedFloat*, int64_t,
+                               int64_t, UnalignedFloat*);
+    void (*widen)(const void*, int, int64_t, UnalignedFloat*);
+    void (*narrow)(const UnalignedFloat*, int64_t, Unaligned16*);
+    int64_t (*outside_bound)(const UnalignedFloat*, const uint8_t*, int64_t, int64_t,
+                             const UnalignedFloat*, int64_t, int64_t, int64_t*);
+    void (*difference)(const UnalignedFloat*, const UnalignedFloat*, int64_t, double*);
+};
+
+// The plain bodies, compiled for one instruction set.
+#define LEVEL(Level, target)                                                                       \
+    struct Level {                                                                                 \
+        target static int64_t quantize(const void* weight, int dtype, int64_t rows, int64_t cols,  \
+                                       uint8_t* codes, UnalignedFloat* scale_inv, bool ue8m0,      \
+                                       int64_t block_size) {                                       \
+            return quantize_plain(weight, dtype, rows, cols, codes, scale_inv, ue8m0, block_size); \
+        }                                                                                          \
+        target static void dequantize(const uint8_t* codes, int64_t rows, int64_t cols,            \
+                                      const UnalignedFloat* scale_inv, int64_t block_rows,         \
+                                      int64_t block_cols, Unaligned16* out) {                      \
+            dequantize_plain(codes, rows, cols, scale_inv, block_rows, block_cols, out);           \
+        }                                                                                          \
+        target static void dequantize_float32(const uint8_t* codes, int64_t rows, int64_t cols,    \
+                                              const UnalignedFloat* scale_inv, int64_t block_rows, \
+                                              int64_t block_cols, UnalignedFloat* out) {           \
+            dequantize_plain(codes, rows, cols, scale_inv, block_rows, block_cols, out);           \
+        }                                                                                          \
+        target static void widen(const void* data, int dtype, int64_t count,                       \
+                                 UnalignedFloat* out) {                                            \
+            widen_plain(data, dtype, count, out);                                                  \
+        }                                                                                          \
+        target static void narrow(const UnalignedFloat* data, int64_t count, Unaligned16* out) {   \
+            narrow_plain(data, count, out);                                                        \
+        }                                                                                          \
+        target static int64_t outside_bound(const UnalignedFloat* weight, const uint8_t* codes,    \
+                                            int64_t rows, int64_t cols,                            \
+                                            const UnalignedFloat* scale_inv, int64_t block_rows,   \
+                                            int64_t block_cols, int64_t* first) {                  \
+            return outside_bound_plain(weight, codes, rows, cols, scale_inv, block_rows,           \
+                                       block_cols, first);                                         \
+        }                                                                                          \
+        target static void difference(const UnalignedFloat* a, const UnalignedFloat* b,            \
+                                      int64_t count, double* out) {                                \
+            difference_plain(a, b, count, out);                                                    \
+        }                                                                                          \
+    }
+#define REST(Level)                                                                              \
+    Level::dequantize, Level::dequantize_float32, Level::widen, Level::narrow, Level::outside_bound, \
+        Level::difference
+
+LEVEL(Baseline, );
+#if defined(__x86_64__)
+LEVEL(Avx2, TARGET("avx2"));
+LEVEL(Avx512, TARGET(AVX512));
+
+static int64_t quantize_vbmi(const void* weight, int dtype, int64_t rows, int64_t cols,
+                             uint8_t* codes, UnalignedFloat* scale_inv, bool ue8m0,
+                             int64_t block_size) {
+    if (dtype == BF16_DTYPE && block_size == BLOCK)
+        return quantize_table((const uint16_t*)weight, rows, cols, codes, scale_inv, ue8m0);
+    return Avx512::quantize(weight, dtype, rows, cols, codes, scale_inv, ue8m0, block_size);
+}
+
+static const Kernels LEVELS[] = {
+    {"avx512vbmi", quantize_vbmi, REST(Avx512)},
+    {"avx512", Avx512::quantize, REST(Avx512)},
+    {"avx2", Avx2::quantize, REST(Avx2)},
+    {"baseline", Baseline::quantize, REST(Baseline)},
+};
+
+static bool cpu_runs(int level) {
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (level == 0) return avx512 && __builtin_cpu_supports("avx512vbmi");
+    if (level == 1) return avx512;
+    return level == 3 || __builtin_cpu_supports("avx2");
+}
+#else
+static const Kernels LEVELS[] = {{"baseline", Baseline::quantize, REST(Baseline)}};
+static bool cpu_runs(int) { return true; }
+#endif
+
+// ---- The C interface, see native.py -------------------------------------------------------------
+
+API int dstools_cpu_abi() { return 1; }
+
+// The number that the kernels below know a level by; -1 where this library or CPU has none such.
+API int dstools_cpu_level(const char* name) {
+    const int count = (int)(sizeof LEVELS / sizeof *LEVELS);
+    for (int level = 0; level < count; level++)
+        if (!strcmp(name, LEVELS[level].name)) return cpu_runs(level) ? level : -1;
+    return -1;
+}
+
+API int64_t dstools_quantize(int level, const void* weight, int dtype, int64_t rows, int64_t cols,
+                             uint8_t* codes, UnalignedFloat* scale_inv, int ue8m0,
+                             int64_t block_size) {
+    return LEVELS[level].quantize(weight, dtype, rows, cols, codes, scale_inv, ue8m0, block_size);
+}
+
+API void dstools_dequantize(int level, const uint8_t* codes, int64_t rows, int64_t cols,
+                            const UnalignedFloat* scale_inv, int64_t block_rows, int64_t block_cols,
+                            Unaligned16* out) {
+    LEVELS[level].dequantize(codes, rows, cols, scale_inv, block_rows, block_cols, out);
+}
+
+API void dstools_dequantize_float32(int level, const uint8_t* codes, int64_t rows, int64_t cols,
+                                    const UnalignedFloat* scale_inv, int64_t block_rows,
+                                    int64_t block_cols, UnalignedFloat* out) {
+    LEVELS[level].dequantize_float32(codes, rows, cols, scale_inv, block_rows, block_cols, out);
+}
+
+API void dstools_widen(int level, const void* data, int dtype, int64_t count, UnalignedFloat* out) {
+    LEVELS[level].widen(data, dtype, count, out);
+}
+
+API void dstools_narrow(int level, const UnalignedFloat* data, int64_t count, Unaligned16* out) {
+    LEVELS[level].narrow(data, count, out);
+}
+
+API int64_t dstools_outside_bound(int level, const UnalignedFloat* weight, const uint8_t* codes,
+                                  int64_t rows, int64_t cols, const UnalignedFloat* scale_inv,
+                                  int64_t block_rows, int64_t block_cols, int64_t* first) {
+    return LEVELS[level].outside_bound(weight, codes, rows, cols, scale_inv, block_rows, block_cols,
+                                       first);
+}
+
+API void dstools_difference(int level, const UnalignedFloat* a, const UnalignedFloat* b,
+                            int64_t count, double* out) {
+    LEVELS[level].difference(a, b, count, out);
+}
