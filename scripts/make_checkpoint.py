@@ -158,7 +158,7 @@ class Entry(NamedTuple):
 
 
 def inventory(config: Config, dtype: torch.dtype, fp8: bool) -> list[Entry]:
-    """Every tensor of the checkpoint, in the order of the model, scales right after their weights."""
+    """Every tensor of the checkpoint, in the order transformers saves; a scale follows its weight."""
     layers, mtp = config["num_hidden_layers"], config.get("num_nextn_predict_layers", 0)
     # An MTP layer is a decoder layer with extras: the class builds it as one layer more.
     grown = AutoConfig.for_model(**config | {"num_hidden_layers": layers + mtp})
