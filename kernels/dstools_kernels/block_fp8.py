@@ -40,6 +40,7 @@ E4M3_MAX = 448.0
 AMAX_FLOOR: dict[ScaleFormat, float] = {"float32": 1e-12, "ue8m0": 1e-4}
 
 ITEMSIZE: dict[str, int] = {"BF16": 2, "F16": 2, "F32": 4, "F8_E8M0": 1}
+_WEIGHT_DTYPES: tuple[str, ...] = get_args(Dtype)
 _DTYPE_NUMBER = {"BF16": 0, "F16": 1, "F32": 2, "F8_E8M0": 3}  # enum Dtype in csrc/cpu.cpp
 
 
@@ -78,8 +79,8 @@ def quantize(
     Raises NonFiniteError where the weight holds infinity or NaN, naming the first one of the first
     block that does; the outputs then hold nothing of use. Raises ValueError where a size is wrong.
     """
-    if dtype not in get_args(Dtype):
-        raise ValueError(f"dtype must be one of {list(get_args(Dtype))}, got {dtype!r}")
+    if dtype not in _WEIGHT_DTYPES:
+        raise ValueError(f"dtype must be one of {list(_WEIGHT_DTYPES)}, got {dtype!r}")
     if scale_format not in AMAX_FLOOR:
         raise ValueError(f"scale_format must be one of {list(AMAX_FLOOR)}, got {scale_format!r}")
     _at_least_one(cols=cols, block_size=block_size)
@@ -321,3 +322,20 @@ def _rows(view: memoryview, what: str, cols: int, itemsize: int) -> int:
 def _exactly(view: memoryview, what: str, nbytes: int) -> None:
     if view.nbytes != nbytes:
         raise ValueError(f"{what} must hold {nbytes} bytes, got {view.nbytes}")
+
+
+FINITE_DTYPES = ("BF16", "F16", "F32", "F8_E4M3")
+
+
+def first_non_finite(data: Buffer, dtype: str) -> int:
+    """Return the index of the first infinity or NaN in `data`, -1 where there is none."""
+    import numpy as np
+
+    words, top = {
+        "BF16": (np.uint16, 0x7F80),
+        "F16": (np.uint16, 0x7C00),
+        "F32": (np.uint32, 0x7F800000),
+        "F8_E4M3": (np.uint8, 0x7F),
+    }[dtype]
+    found = (np.frombuffer(_input(data, "data"), words) & top) == top
+    return int(found.argmax()) if found.any() else -1

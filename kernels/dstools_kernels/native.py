@@ -40,6 +40,12 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "cpu_level": ([ctypes.c_char_p], _INT),
 }
 
+# prototypes of our own: those of ctypes.pythonapi are shared by the whole process
+_get_buffer = ctypes.PYFUNCTYPE(_INT, ctypes.py_object, _ADDRESS, _INT)(
+    ("PyObject_GetBuffer", ctypes.pythonapi)
+)
+_release_buffer = ctypes.PYFUNCTYPE(None, _ADDRESS)(("PyBuffer_Release", ctypes.pythonapi))
+
 _chosen: str | None = None  # by use(); None: the environment's choice, or the best
 
 
@@ -56,27 +62,17 @@ def instruction_set() -> str:
 
     Raises ValueError where DSTOOLS_ISA asks for a level that is not to be had.
     """
-    if _chosen is not None:
-        return _chosen
-    wanted = os.environ.get("DSTOOLS_ISA")
-    return _checked(wanted, "DSTOOLS_ISA") if wanted else levels()[0]
+    return _first_choice() if _chosen is None else _chosen
 
 
 def level() -> int:
     """Return the number by which the library knows the level in use; library() must be there."""
-    lib = _loaded()
-    assert lib is not None
-    number = lib.dstools_cpu_level(instruction_set().encode())
-    assert number >= 0
-    return int(number)
+    return _numbers()[instruction_set()]
 
 
 def levels() -> list[str]:
     """Return the levels that this CPU and library can run, best first; numpy is always the last."""
-    lib = _loaded()
-    if lib is None:
-        return [NUMPY]
-    return [*(name for name in LEVELS if lib.dstools_cpu_level(name.encode()) >= 0), NUMPY]
+    return [*_numbers(), NUMPY]
 
 
 def use(name: str) -> None:
@@ -94,9 +90,9 @@ def address(view: memoryview) -> int:
     Works for read-only buffers, which ctypes' own `from_buffer` refuses.
     """
     raw = _PyBuffer()
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(raw), 0)
+    _get_buffer(view, ctypes.addressof(raw), 0)
     start = raw.buf or 0  # an empty buffer may lie nowhere
-    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(raw))
+    _release_buffer(ctypes.addressof(raw))
     return start
 
 
@@ -122,6 +118,23 @@ def _checked(name: str, what: str) -> str:
     if name not in levels():
         raise ValueError(f"{what} must be one that runs here, {levels()}, got {name!r}")
     return name
+
+
+@cache
+def _first_choice() -> str:
+    """Return the level that the environment names, or else the best."""
+    wanted = os.environ.get("DSTOOLS_ISA")
+    return _checked(wanted, "DSTOOLS_ISA") if wanted else levels()[0]
+
+
+@cache
+def _numbers() -> dict[str, int]:
+    """Return the library's own number of each level that it can run here, best first."""
+    lib = _loaded()
+    if lib is None:
+        return {}
+    numbers = {name: lib.dstools_cpu_level(name.encode()) for name in LEVELS}
+    return {name: number for name, number in numbers.items() if number >= 0}
 
 
 @cache

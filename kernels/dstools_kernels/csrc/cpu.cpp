@@ -106,18 +106,21 @@ INLINE float float_from_e8m0(uint32_t exponent) {
 struct Bf16 {
     typedef Unaligned16 Element;
     typedef int16_t Magnitude;
+    static const int16_t NO_SIGN = 0x7fff;
     static const int32_t INFINITE = 0x7f80;
     INLINE float widen(uint32_t bits) { return bit_cast<float>(bits << 16); }
 };
 struct F16 {
     typedef Unaligned16 Element;
     typedef int16_t Magnitude;
+    static const int16_t NO_SIGN = 0x7fff;
     static const int32_t INFINITE = 0x7c00;
     INLINE float widen(uint32_t bits) { return float_from_f16(bits); }
 };
 struct F32 {
     typedef Unaligned32 Element;
     typedef int32_t Magnitude;
+    static const int32_t NO_SIGN = 0x7fffffff;
     static const int32_t INFINITE = 0x7f800000;
     INLINE float widen(uint32_t bits) { return bit_cast<float>(bits); }
 };
@@ -144,7 +147,7 @@ static int64_t first_not_finite(const typename Source::Element* block, int64_t r
     for (int64_t row = 0; row < rows; row++)
         for (int64_t col = 0; col < cols; col++) {
             const typename Source::Magnitude sign_dropped =
-                block[row * stride + col] & (typename Source::Magnitude)~((uint64_t)1 << (8 * sizeof(typename Source::Magnitude) - 1));
+                (typename Source::Magnitude)block[row * stride + col] & Source::NO_SIGN;
             if (sign_dropped >= Source::INFINITE) return row * stride + col;
         }
     return -1;
@@ -154,14 +157,13 @@ template <class Source>
 INLINE typename Source::Magnitude amax_bits(const typename Source::Element* block, int64_t rows,
                                             int64_t cols, int64_t stride) {
     typedef typename Source::Magnitude Magnitude;
-    const Magnitude mask = (Magnitude)(sizeof(Magnitude) == 2 ? 0x7fff : 0x7fffffff);
     Magnitude lanes[BLOCK] = {};  // one maximum a column: no sideways step until the end
     for (int64_t row = 0; row < rows; row++)
         for (int64_t start = 0; start < cols; start += BLOCK) {
             const typename Source::Element* from = block + row * stride + start;
             const int64_t width = least(BLOCK, cols - start);
             for (int64_t i = 0; i < width; i++) {
-                const Magnitude magnitude = (Magnitude)from[i] & mask;
+                const Magnitude magnitude = (Magnitude)from[i] & Source::NO_SIGN;
                 lanes[i] = magnitude > lanes[i] ? magnitude : lanes[i];
             }
         }
@@ -391,28 +393,27 @@ VBMI INLINE __m256i divide32(__m512i numbers, __m512 scale) {
 }
 
 struct CodeTable {
-    __m512i low, high;   // T of the mantissas 0..63 and 64..127
-    __m512i normal;      // magnitudes from here on have a normal code
-    __m512i zero;        // magnitudes below this one have code 0
-    __m512 scale;
+    __m512i low, high;  // T of the mantissas 0..63 and 64..127
+    uint32_t normal;    // magnitudes from here on have a normal code; twice, in both 16-bit halves
+    uint32_t zero;      // magnitudes below this one have code 0; twice
+    float scale;
 };
 
 VBMI INLINE CodeTable code_table(float amax, float scale) {
     // One binade below amax every significand's quotient is finite and a normal code: amax / scale
-    // lies above 224 / 448.00003. The floor under amax keeps the exponent far above 1.
+    // is above 224 and at most 448.00003. The floor under amax keeps the exponent far above 1.
     const int32_t exponent = (int32_t)(bit_cast<uint32_t>(amax) >> 23) - 1;
-    CodeTable table;
-    table.scale = _mm512_set1_ps(scale);
     alignas(64) uint8_t codes[BLOCK];
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     for (int32_t first = 0; first < BLOCK; first += 16) {
         const __m512i mantissa = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
         const __m512i bits = _mm512_add_epi32(_mm512_set1_epi32(exponent << 23),
                                               _mm512_slli_epi32(mantissa, 16));
-        const __m512 quotient = _mm512_div_ps(_mm512_castsi512_ps(bits), table.scale);
+        const __m512 quotient = _mm512_div_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(scale));
         _mm_store_si128((__m128i*)(codes + first), _mm512_cvtepi32_epi8(e4m3_from_floats(quotient)));
     }
     const __m512i offset = _mm512_set1_epi8((char)(exponent << 3));
+    CodeTable table;
     table.low = _mm512_sub_epi8(_mm512_load_si512(codes), offset);
     table.high = _mm512_sub_epi8(_mm512_load_si512(codes + 64), offset);
     // With 2^k the power of two in the quotient of mantissa 0, an element of exponent e has a
@@ -420,99 +421,148 @@ VBMI INLINE CodeTable code_table(float amax, float scale) {
     const float least_quotient = bit_cast<float>(exponent << 23) / scale;
     const int32_t k = (int32_t)(bit_cast<uint32_t>(least_quotient) >> 23) - 127;
     const int32_t normal = exponent - k - 6, zero = exponent - k - 10 - 1;
-    table.normal = _mm512_set1_epi16((short)(normal << 7));
-    table.zero = _mm512_set1_epi16((short)(zero << 7));
+    table.normal = (uint32_t)(normal << 7) * 0x10001;
+    table.zero = (uint32_t)(zero << 7) * 0x10001;
+    table.scale = scale;
     return table;
+}
+
+struct Constants {
+    __m512i no_sign, even, odd, exponent_bits, sign_bit;
+};
+
+// A compiler that sees through a constant builds it again in every turn of a loop.
+VBMI INLINE __m512i keep(__m512i value) {
+    __asm__("" : "+v"(value));
+    return value;
+}
+
+VBMI INLINE Constants constants() {
+    alignas(64) uint8_t even[64];
+    for (int i = 0; i < 64; i++) even[i] = (uint8_t)(2 * i);
+    Constants constant;
+    constant.no_sign = keep(_mm512_set1_epi16(0x7fff));
+    constant.even = keep(_mm512_load_si512(even));
+    constant.odd = keep(_mm512_add_epi8(constant.even, _mm512_set1_epi8(1)));
+    constant.exponent_bits = keep(_mm512_set1_epi8((char)0xf8));
+    constant.sign_bit = keep(_mm512_set1_epi8((char)0x80));
+    return constant;
 }
 
 // The codes of 64 BF16 numbers.
 VBMI INLINE __m512i codes_of_64(__m512i first, __m512i second, const CodeTable& table,
-                                __m512i even, __m512i odd) {
-    const __m512i no_sign = _mm512_set1_epi16(0x7fff);
-    const __m512i first_size = _mm512_and_si512(first, no_sign);
-    const __m512i second_size = _mm512_and_si512(second, no_sign);
-    const __mmask32 first_small = _mm512_cmplt_epu16_mask(first_size, table.normal);
-    const __mmask32 second_small = _mm512_cmplt_epu16_mask(second_size, table.normal);
+                                const Constants& constant) {
     // Bytes of the 64 numbers: sign and upper exponent; lowest exponent bit and mantissa (the
     // look-up ignores that top bit); and the exponent once more, shifted to where 8 e has it.
-    const __m512i sign = _mm512_permutex2var_epi8(first, odd, second);
-    const __m512i mantissa = _mm512_permutex2var_epi8(first, even, second);
-    const __m512i exponent = _mm512_permutex2var_epi8(_mm512_srli_epi16(first, 4), even,
+    const __m512i sign = _mm512_permutex2var_epi8(first, constant.odd, second);
+    const __m512i mantissa = _mm512_permutex2var_epi8(first, constant.even, second);
+    const __m512i exponent = _mm512_permutex2var_epi8(_mm512_srli_epi16(first, 4), constant.even,
                                                       _mm512_srli_epi16(second, 4));
-    const __m512i base = _mm512_permutex2var_epi8(table.low, mantissa, table.high);
-    __m512i codes = _mm512_add_epi8(
-        _mm512_and_si512(exponent, _mm512_set1_epi8((char)0xf8)), base);
-    if (__builtin_expect(!_kortestz_mask32_u8(first_small, second_small), 0)) {
-        const __mmask32 first_zero = _mm512_cmplt_epu16_mask(first_size, table.zero);
-        const __mmask32 second_zero = _mm512_cmplt_epu16_mask(second_size, table.zero);
-        if (first_zero != first_small || second_zero != second_small)
-            return _mm512_inserti64x4(_mm512_castsi256_si512(divide32(first, table.scale)),
-                                      divide32(second, table.scale), 1);
+    __m512i codes = _mm512_add_epi8(_mm512_and_si512(exponent, constant.exponent_bits),
+                                    _mm512_permutex2var_epi8(table.low, mantissa, table.high));
+    const __m512i first_size = _mm512_and_si512(first, constant.no_sign);
+    const __m512i second_size = _mm512_and_si512(second, constant.no_sign);
+    const __m512i normal = _mm512_set1_epi32((int)table.normal);
+    const __mmask32 small =
+        _mm512_cmplt_epu16_mask(_mm512_min_epu16(first_size, second_size), normal);
+    if (__builtin_expect(small != 0, 0)) {
+        const __m512i zero = _mm512_set1_epi32((int)table.zero);
+        const __mmask32 first_zero = _mm512_cmplt_epu16_mask(first_size, zero);
+        const __mmask32 second_zero = _mm512_cmplt_epu16_mask(second_size, zero);
+        if (first_zero != _mm512_cmplt_epu16_mask(first_size, normal) ||
+            second_zero != _mm512_cmplt_epu16_mask(second_size, normal)) {
+            const __m512 scale = _mm512_set1_ps(table.scale);
+            return _mm512_inserti64x4(_mm512_castsi256_si512(divide32(first, scale)),
+                                      divide32(second, scale), 1);
+        }
         // nothing small but zeros, which sparse and padded weights have many of
-        codes = _mm512_mask_mov_epi8(
-            codes, (__mmask64)second_zero << 32 | first_zero, _mm512_setzero_si512());
+        const __mmask64 zeros = (__mmask64)second_zero << 32 | first_zero;
+        codes = _mm512_mask_mov_epi8(codes, zeros, _mm512_setzero_si512());
     }
-    return _mm512_ternarylogic_epi32(codes, sign, _mm512_set1_epi8((char)0x80), 0xD8);
+    return _mm512_ternarylogic_epi32(codes, sign, constant.sign_bit, 0xD8);
+}
+
+// The first `count` of 32 or 64 elements, none of them or all where it is out of that range.
+INLINE uint32_t first_of_32(int64_t count) {
+    return count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1;
+}
+INLINE uint64_t first_of_64(int64_t count) {
+    return count >= 64 ? ~0ull : count <= 0 ? 0ull : (1ull << count) - 1;
 }
 
 // 32 BF16 numbers; those from `valid` on are not read and come back as zero.
+template <bool WHOLE>
 VBMI INLINE __m512i load32(const uint16_t* from, int64_t valid) {
-    if (valid >= 32) return _mm512_loadu_si512(from);
-    const __mmask32 mask = valid > 0 ? (__mmask32)((1u << valid) - 1) : 0;
-    return _mm512_maskz_loadu_epi16(mask, from);
+    return WHOLE ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(first_of_32(valid), from);
 }
 
-VBMI INLINE void store64(uint8_t* to, __m512i codes, int64_t valid, bool streaming) {
-    if (valid < 64) _mm512_mask_storeu_epi8(to, ((__mmask64)1 << (valid > 0 ? valid : 0)) - 1, codes);
-    else if (streaming) _mm512_stream_si512((__m512i*)to, codes);
-    else _mm512_storeu_si512(to, codes);
-}
+// Blocks side by side that are converted together. Their rows are runs of 2 KiB, and all of them
+// 256 KiB, which stay in the second-level cache from the first reading (amax) to the second.
+static const int64_t STRIP = 8;
 
-VBMI INLINE __m512i row_max(const uint16_t* from, int64_t width, __m512i most) {
-    const __m512i no_sign = _mm512_set1_epi16(0x7fff);
-    for (int64_t i = 0; i < BLOCK; i += 32)
-        most = _mm512_max_epu16(most, _mm512_and_si512(load32(from + i, width - i), no_sign));
+// From this size on the codes leave the cache before anyone reads them: write around it.
+static const int64_t STREAM_BYTES = 16 << 20;
+
+// Raise `most` to the magnitudes of one row of a block.
+template <bool WHOLE>
+VBMI INLINE __m512i row_max(const uint16_t* from, int64_t width, __m512i most, __m512i no_sign) {
+    for (int64_t i = 0; i < BLOCK; i += 32) {
+        const __m512i magnitude = _mm512_and_si512(load32<WHOLE>(from + i, width - i), no_sign);
+        most = _mm512_max_epu16(most, magnitude);
+    }
     return most;
 }
 
-static const int64_t STRIP = 8;  // blocks side by side: the rows of a strip are 2 KiB runs of memory
+template <bool WHOLE, bool STREAM>
+VBMI INLINE void quantize_row(const uint16_t* from, int64_t width, uint8_t* to,
+                              const CodeTable& table, const Constants& constant) {
+    for (int64_t i = 0; i < BLOCK; i += 64) {
+        const __m512i codes =
+            codes_of_64(load32<WHOLE>(from + i, width - i),
+                        load32<WHOLE>(from + i + 32, width - i - 32), table, constant);
+        if (!WHOLE) _mm512_mask_storeu_epi8(to + i, first_of_64(width - i), codes);
+        else if (STREAM) _mm512_stream_si512((__m512i*)(to + i), codes);
+        else _mm512_storeu_si512(to + i, codes);
+    }
+}
 
-// Above this size the codes leave the cache before anyone reads them: write around it.
-static const int64_t STREAM_BYTES = 16 << 20;
+VBMI INLINE uint32_t largest(__m512i lanes) {
+    alignas(64) uint16_t each[32];
+    _mm512_store_si512(each, lanes);
+    uint32_t most = 0;
+    for (int i = 0; i < 32; i++) most = each[i] > most ? each[i] : most;
+    return most;
+}
 
+template <bool STREAM>
 VBMI static int64_t quantize_table(const uint16_t* weight, int64_t rows, int64_t cols,
                                    uint8_t* codes, UnalignedFloat* scale_inv, bool ue8m0) {
-    const bool streaming =
-        rows * cols >= STREAM_BYTES && (uintptr_t)codes % 64 == 0 && cols % 64 == 0;
-    alignas(64) uint8_t evens[64];
-    for (int i = 0; i < 64; i++) evens[i] = (uint8_t)(2 * i);
-    const __m512i even = _mm512_load_si512(evens), odd = _mm512_add_epi8(even, _mm512_set1_epi8(1));
+    const Constants constant = constants();
     const float floor = floor_of(ue8m0);
+    CodeTable tables[STRIP];
     for (int64_t top = 0; top < rows; top += BLOCK) {
         const int64_t height = least(BLOCK, rows - top);
         for (int64_t left = 0; left < cols; left += STRIP * BLOCK) {
-            const int64_t strip_cols = least(STRIP * BLOCK, cols - left);
-            const int64_t blocks = blocks_of(strip_cols, BLOCK);
-            const uint16_t* strip = weight + top * cols + left;
+            const int64_t at = top * cols + left, strip_cols = least(STRIP * BLOCK, cols - left);
+            const int64_t whole = strip_cols / BLOCK, ragged = strip_cols % BLOCK;
+            const int64_t blocks = whole + (ragged != 0);
+
             __m512i most[STRIP];
             for (int64_t block = 0; block < blocks; block++) most[block] = _mm512_setzero_si512();
-            for (int64_t row = 0; row < height; row++)
-                for (int64_t block = 0; block < blocks; block++) {
-                    const uint16_t* from = strip + row * cols + block * BLOCK;
-                    const int64_t width = strip_cols - block * BLOCK;
-                    most[block] = width >= BLOCK ? row_max(from, BLOCK, most[block])
-                                                 : row_max(from, width, most[block]);
-                }
-            CodeTable tables[STRIP];
+            for (int64_t row = 0; row < height; row++) {
+                const uint16_t* from = weight + at + row * cols;
+                for (int64_t block = 0; block < whole; block++, from += BLOCK)
+                    most[block] = row_max<true>(from, BLOCK, most[block], constant.no_sign);
+                if (ragged)
+                    most[whole] = row_max<false>(from, ragged, most[whole], constant.no_sign);
+            }
+
             for (int64_t block = 0; block < blocks; block++) {
-                alignas(64) uint16_t lanes[32];
-                _mm512_store_si512(lanes, most[block]);
-                uint32_t bits = 0;
-                for (int i = 0; i < 32; i++) bits = lanes[i] > bits ? lanes[i] : bits;
+                const uint32_t bits = largest(most[block]);
                 if (bits >= (uint32_t)Bf16::INFINITE) {
-                    const int64_t at = top * cols + left + block * BLOCK;
-                    const int64_t width = least(BLOCK, cols - left - block * BLOCK);
-                    return at + first_not_finite<Bf16>(weight + at, height, width, cols);
+                    const int64_t start = at + block * BLOCK;
+                    const int64_t width = block < whole ? BLOCK : ragged;
+                    return start + first_not_finite<Bf16>(weight + start, height, width, cols);
                 }
                 float amax = Bf16::widen(bits);
                 amax = amax > floor ? amax : floor;
@@ -520,30 +570,90 @@ VBMI static int64_t quantize_table(const uint16_t* weight, int64_t rows, int64_t
                 *scale_inv++ = scale;
                 tables[block] = code_table(amax, scale);
             }
-            for (int64_t row = 0; row < height; row++)
+
+            // The next strip lies to the right, or below on the left. Ask for it while this one is
+            // computed; asking for memory past the end is harmless.
+            const int64_t next = left + strip_cols < cols ? strip_cols : BLOCK * cols - left;
+            for (int64_t row = 0; row < height; row++) {
+                const uint16_t* from = weight + at + row * cols;
+                uint8_t* to = codes + at + row * cols;
+                for (int64_t block = 0; block < whole; block++, from += BLOCK, to += BLOCK) {
+                    for (int64_t i = 0; i < BLOCK; i += 32)
+                        _mm_prefetch((const char*)(from + next + i), _MM_HINT_T1);
+                    quantize_row<true, STREAM>(from, BLOCK, to, tables[block], constant);
+                }
+                if (ragged) quantize_row<false, STREAM>(from, ragged, to, tables[whole], constant);
+            }
+        }
+    }
+    if (STREAM) _mm_sfence();
+    return -1;
+}
+
+// ---- Dequantize by table: a block has 128 magnitudes, so 128 BF16 results and their negatives ----
+
+struct Magnitudes {
+    __m512i low[2], high[2];  // lower and upper byte of the result for the codes 0..63, 64..127
+};
+
+VBMI INLINE Magnitudes magnitudes_of(float scale) {
+    alignas(64) uint8_t codes[BLOCK], low[BLOCK], high[BLOCK];
+    alignas(64) uint16_t results[BLOCK];
+    for (int i = 0; i < BLOCK; i++) codes[i] = (uint8_t)i;
+    dequantize_run(codes, BLOCK, scale, (Unaligned16*)results);
+    for (int i = 0; i < BLOCK; i++) low[i] = (uint8_t)results[i], high[i] = (uint8_t)(results[i] >> 8);
+    return {{_mm512_load_si512(low), _mm512_load_si512(low + 64)},
+            {_mm512_load_si512(high), _mm512_load_si512(high + 64)}};
+}
+
+template <bool STREAM>
+VBMI INLINE void store_bf16(Unaligned16* to, __m512i value) {
+    if (STREAM) _mm512_stream_si512((__m512i*)to, value);
+    else _mm512_storeu_si512(to, value);
+}
+
+static const int64_t WIDE_STRIP = 32;  // blocks; their magnitudes fill 8 KiB
+
+// Whole blocks of 128 x 128; a ragged block of columns is left to the plain body.
+template <bool STREAM>
+VBMI static void dequantize_table(const uint8_t* codes, int64_t rows, int64_t cols,
+                                  const UnalignedFloat* scale_inv, Unaligned16* out) {
+    const int64_t whole = cols / BLOCK, ragged = cols % BLOCK;
+    // unpacking works on 16 bytes at a time; this order of codes makes its results come in order
+    const __m512i order = keep(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0));
+    const __m512i sign_bit = keep(_mm512_set1_epi8((char)0x80));
+    Magnitudes magnitudes[WIDE_STRIP];
+    for (int64_t top = 0; top < rows; top += BLOCK) {
+        const int64_t height = least(BLOCK, rows - top);
+        const UnalignedFloat* scales = scale_inv + top / BLOCK * blocks_of(cols, BLOCK);
+        for (int64_t left = 0; left < whole; left += WIDE_STRIP) {
+            const int64_t blocks = least(WIDE_STRIP, whole - left);
+            for (int64_t block = 0; block < blocks; block++)
+                magnitudes[block] = magnitudes_of(scales[left + block]);
+            for (int64_t row = top; row < top + height; row++)
                 for (int64_t block = 0; block < blocks; block++) {
-                    const int64_t width = strip_cols - block * BLOCK;
-                    const uint16_t* from = strip + row * cols + block * BLOCK;
-                    uint8_t* to = codes + (top + row) * cols + left + block * BLOCK;
-                    const CodeTable& table = tables[block];
-                    for (int64_t i = 0; i < BLOCK; i += 64) {
-                        if (width >= BLOCK)
-                            store64(to + i,
-                                    codes_of_64(load32(from + i, 32), load32(from + i + 32, 32),
-                                                table, even, odd),
-                                    64, streaming);
-                        else if (width > i)
-                            store64(to + i,
-                                    codes_of_64(load32(from + i, width - i),
-                                                load32(from + i + 32, width - i - 32), table, even,
-                                                odd),
-                                    width - i, streaming);
+                    const Magnitudes& magnitude = magnitudes[block];
+                    const int64_t at = row * cols + (left + block) * BLOCK;
+                    for (int64_t i = at; i < at + BLOCK; i += 64) {
+                        const __m512i code =
+                            _mm512_permutexvar_epi64(order, _mm512_loadu_si512(codes + i));
+                        const __m512i low =
+                            _mm512_permutex2var_epi8(magnitude.low[0], code, magnitude.low[1]);
+                        __m512i high =
+                            _mm512_permutex2var_epi8(magnitude.high[0], code, magnitude.high[1]);
+                        high = _mm512_ternarylogic_epi32(high, code, sign_bit, 0x78);  // xor the sign
+                        store_bf16<STREAM>(out + i, _mm512_unpacklo_epi8(low, high));
+                        store_bf16<STREAM>(out + i + 32, _mm512_unpackhi_epi8(low, high));
                     }
                 }
         }
+        if (ragged)
+            for (int64_t row = top; row < top + height; row++) {
+                const int64_t at = row * cols + whole * BLOCK;
+                dequantize_run(codes + at, ragged, scales[whole], out + at);
+            }
     }
-    if (streaming) _mm_sfence();
-    return -1;
+    if (STREAM) _mm_sfence();
 }
 #endif
 
@@ -600,28 +710,41 @@ struct Kernels {
             difference_plain(a, b, count, out);                                                    \
         }                                                                                          \
     }
-#define REST(Level)                                                                              \
-    Level::dequantize, Level::dequantize_float32, Level::widen, Level::narrow, Level::outside_bound, \
-        Level::difference
+#define REST(Level)                                                                            \
+    Level::dequantize_float32, Level::widen, Level::narrow, Level::outside_bound, Level::difference
 
 LEVEL(Baseline, );
 #if defined(__x86_64__)
 LEVEL(Avx2, TARGET("avx2"));
 LEVEL(Avx512, TARGET(AVX512));
 
+static bool streams(const void* out, int64_t row_bytes, int64_t rows) {
+    return rows * row_bytes >= STREAM_BYTES && (uintptr_t)out % 64 == 0 && row_bytes % 64 == 0;
+}
+
 static int64_t quantize_vbmi(const void* weight, int dtype, int64_t rows, int64_t cols,
                              uint8_t* codes, UnalignedFloat* scale_inv, bool ue8m0,
                              int64_t block_size) {
-    if (dtype == BF16_DTYPE && block_size == BLOCK)
-        return quantize_table((const uint16_t*)weight, rows, cols, codes, scale_inv, ue8m0);
-    return Avx512::quantize(weight, dtype, rows, cols, codes, scale_inv, ue8m0, block_size);
+    if (dtype != BF16_DTYPE || block_size != BLOCK)
+        return Avx512::quantize(weight, dtype, rows, cols, codes, scale_inv, ue8m0, block_size);
+    const auto run = streams(codes, cols, rows) ? quantize_table<true> : quantize_table<false>;
+    return run((const uint16_t*)weight, rows, cols, codes, scale_inv, ue8m0);
+}
+
+static void dequantize_vbmi(const uint8_t* codes, int64_t rows, int64_t cols,
+                            const UnalignedFloat* scale_inv, int64_t block_rows, int64_t block_cols,
+                            Unaligned16* out) {
+    if (block_rows != BLOCK || block_cols != BLOCK)
+        return Avx512::dequantize(codes, rows, cols, scale_inv, block_rows, block_cols, out);
+    const auto run = streams(out, 2 * cols, rows) ? dequantize_table<true> : dequantize_table<false>;
+    run(codes, rows, cols, scale_inv, out);
 }
 
 static const Kernels LEVELS[] = {
-    {"avx512vbmi", quantize_vbmi, REST(Avx512)},
-    {"avx512", Avx512::quantize, REST(Avx512)},
-    {"avx2", Avx2::quantize, REST(Avx2)},
-    {"baseline", Baseline::quantize, REST(Baseline)},
+    {"avx512vbmi", quantize_vbmi, dequantize_vbmi, REST(Avx512)},
+    {"avx512", Avx512::quantize, Avx512::dequantize, REST(Avx512)},
+    {"avx2", Avx2::quantize, Avx2::dequantize, REST(Avx2)},
+    {"baseline", Baseline::quantize, Baseline::dequantize, REST(Baseline)},
 };
 
 static bool cpu_runs(int level) {
@@ -632,7 +755,7 @@ static bool cpu_runs(int level) {
     return level == 3 || __builtin_cpu_supports("avx2");
 }
 #else
-static const Kernels LEVELS[] = {{"baseline", Baseline::quantize, REST(Baseline)}};
+static const Kernels LEVELS[] = {{"baseline", Baseline::quantize, Baseline::dequantize, REST(Baseline)}};
 static bool cpu_runs(int) { return true; }
 #endif
 

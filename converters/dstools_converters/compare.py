@@ -1,0 +1,152 @@
+"""How far apart two checkpoints are, tensor by tensor, both restored to float32."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from dstools_converters.checkpoint import TensorInfo
+from dstools_converters.errors import DstoolsError
+from dstools_converters.inventory import FLOATS, Inventory
+from dstools_converters.rows import columns, read, restore, slabs
+from dstools_kernels import block_fp8
+
+WORST = 10
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Error:
+    """What separates B from A in one tensor, or in all of a role."""
+
+    name: str
+    numel: int
+    relative: float  # rms of B - A over rms of A
+    max_abs: float
+    bias: float  # mean of B - A over rms of A: rounding to nearest has none
+
+
+@dataclass(frozen=True)
+class Report:
+    """All errors, the worst first."""
+
+    total: Error
+    by_role: list[Error]
+    worst: list[Error]
+    identical: int  # tensors with no differing element
+    compared: int
+    only_in_a: list[str]
+    only_in_b: list[str]
+
+
+@dataclass
+class _Sums:
+    numel: int = 0
+    sq_diff: float = 0.0
+    sq_a: float = 0.0
+    diff: float = 0.0
+    max_abs: float = 0.0
+
+    def add(self, other: "_Sums") -> None:
+        self.numel += other.numel
+        self.sq_diff += other.sq_diff
+        self.sq_a += other.sq_a
+        self.diff += other.diff
+        # NaN stays: max() would drop it or not by the order of its arguments
+        is_worse = not other.max_abs <= self.max_abs
+        self.max_abs = other.max_abs if is_worse else self.max_abs
+
+    def error(self, name: str) -> Error:
+        rms = math.sqrt(self.sq_a / self.numel) if self.numel else 0.0
+        rms_diff = math.sqrt(self.sq_diff / self.numel) if self.numel else 0.0
+        mean = self.diff / self.numel if self.numel else 0.0
+        if rms_diff == 0:
+            return Error(name, self.numel, 0.0, self.max_abs, 0.0)
+        if rms == 0:
+            return Error(name, self.numel, math.inf, self.max_abs, math.copysign(math.inf, mean))
+        return Error(name, self.numel, rms_diff / rms, self.max_abs, mean / rms)
+
+
+def compare(
+    a: Inventory, b: Inventory, *, workers: int = 1, progress: Progress = lambda nbytes: None
+) -> Report:
+    """Return the errors of `b` against `a`, paired by name; scales belong to their weights.
+
+    Raises DstoolsError where no name is in both, or a tensor has two shapes.
+    """
+    in_a = {info.name: info for info, _ in a.weights()}
+    in_b = {info.name: info for info, _ in b.weights()}
+    both = [name for name in in_a if name in in_b]
+    if not both:
+        raise DstoolsError("the two checkpoints have no tensor in common", "are they of one model?")
+    for name in both:
+        if in_a[name].shape != in_b[name].shape:
+            raise DstoolsError(
+                f"{in_b[name].where}: is {list(in_b[name].shape)}, in A {list(in_a[name].shape)}",
+                "the checkpoints are not of the same model",
+            )
+    by_role: dict[str, _Sums] = {}
+    errors = []
+    total = _Sums()
+    with ThreadPoolExecutor(workers, "compare") as pool:
+        jobs = [pool.submit(_compare_tensor, a, in_a[name], b, in_b[name]) for name in both]
+        try:
+            for name, job in zip(both, jobs, strict=True):
+                sums = job.result()
+                parsed = a.names[name]
+                by_role.setdefault(parsed.role if parsed else "unknown", _Sums()).add(sums)
+                total.add(sums)
+                errors.append(sums.error(name))
+                progress(in_a[name].nbytes)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    errors.sort(key=_badness)
+    return Report(
+        total=total.error("all"),
+        by_role=sorted((sums.error(role) for role, sums in by_role.items()), key=_badness),
+        worst=[error for error in errors[:WORST] if error.relative != 0],
+        identical=sum(error.relative == 0 and error.max_abs == 0 for error in errors),
+        compared=len(both),
+        only_in_a=[name for name in in_a if name not in in_b],
+        only_in_b=[name for name in in_b if name not in in_a],
+    )
+
+
+def _badness(error: Error) -> float:
+    return -math.inf if math.isnan(error.relative) else -error.relative
+
+
+def _compare_tensor(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorInfo) -> _Sums:
+    if not (_is_number(a, in_a) and _is_number(b, in_b)):
+        return _compare_bytes(a, in_a, b, in_b)
+    cols = columns(in_a)
+    block = max(_block(a, in_a), _block(b, in_b))
+    sums = _Sums()
+    for first, last in slabs(0, in_a.numel // cols, block, cols * 4):
+        found = block_fp8.difference(
+            restore(a, in_a, first, last, "a"), restore(b, in_b, first, last, "b")
+        )
+        part = _Sums((last - first) * cols, *found)
+        sums.add(part)
+    return sums
+
+
+def _is_number(inventory: Inventory, info: TensorInfo) -> bool:
+    return info.dtype in FLOATS or info.name in inventory.scales
+
+
+def _block(inventory: Inventory, info: TensorInfo) -> int:
+    is_fp8 = info.name in inventory.scales and inventory.scheme is not None
+    return inventory.scheme.block_size[0] if is_fp8 and inventory.scheme else 1
+
+
+def _compare_bytes(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorInfo) -> _Sums:
+    """Return no difference where the bytes are equal, NaN where they are not: these are no numbers."""
+    step = 1 << 20
+    is_equal = (in_a.dtype, in_a.nbytes) == (in_b.dtype, in_b.nbytes) and all(
+        bytes(read(a, in_a, begin, min(begin + step, in_a.nbytes), "a"))
+        == bytes(read(b, in_b, begin, min(begin + step, in_a.nbytes), "b"))
+        for begin in range(0, in_a.nbytes, step)
+    )
+    return _Sums(in_a.numel, *([0.0] * 4 if is_equal else [math.nan] * 4))

@@ -1,0 +1,79 @@
+"""The files beside the shards: config, index, manifest, and what travels along unchanged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dstools_converters.checkpoint import INDEX
+from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.plan import Plan
+
+MANIFEST = "manifest.json"
+MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; what is larger is some other form of weights
+WEIGHT_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl",
+)  # fmt: skip
+WRITTEN = ("config.json", INDEX, MANIFEST, "SHA256SUMS")  # of the source; ours differ
+
+
+def side_files(plan: Plan, tool: str) -> dict[str, Path | bytes]:
+    """Return the files beside the shards, by their path in the folder; `tool` names who made it."""
+    files: dict[str, Path | bytes] = {}
+    files.update(travelling_files(plan.inventory.checkpoint.folder))
+    files["config.json"] = _json(plan.config)
+    files[MANIFEST] = _json(_manifest(plan, tool))
+    files[INDEX] = _json(plan.index())
+    return files
+
+
+def travelling_files(folder: Path) -> dict[str, Path]:
+    """Return what is copied as it is: tokenizer, generation config, licence, custom code and the like.
+
+    Raises DstoolsError for a file too large to be one of them.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        name = str(inside)
+        is_hidden = any(part.startswith(".") for part in inside.parts)
+        is_index = name.endswith(".safetensors.index.json")
+        if is_hidden or is_index or name in WRITTEN or path.suffix in WEIGHT_SUFFIXES:
+            continue
+        if not path.is_file():
+            continue
+        if path.stat().st_size > MAX_SIDE_BYTES:
+            raise DstoolsError(
+                f"{printable(name)}: {path.stat().st_size} bytes, too large for a side file",
+                f"move it out of the folder; files up to {MAX_SIDE_BYTES >> 20} MiB travel along",
+            )
+        files[name] = path
+    return files
+
+
+def _manifest(plan: Plan, tool: str) -> dict[str, Any]:
+    """Return what made this folder out of what. No time and no path: the same run, the same bytes."""
+    rules: dict[str, int] = {}
+    for shard in plan.shards:
+        for tensor in shard.tensors:
+            label = f"{tensor.action}: {tensor.rule}"
+            rules[label] = rules.get(label, 0) + 1
+    manifest: dict[str, Any] = {
+        "tool": tool,
+        "source_headers": _headers(plan),
+        "tensors": rules,
+        "unknown_tensors": [info.name for info in plan.inventory.unknown],
+    }
+    if plan.scheme is not None:
+        manifest["scale_fmt"] = plan.scheme.scale_format
+        # scales that were not made here: `verify` holds them to their own maker's rules
+        manifest["has_foreign_scales"] = bool(plan.inventory.scheme or plan.base)
+    return manifest
+
+
+def _headers(plan: Plan) -> dict[str, str]:
+    shards = plan.inventory.checkpoint.shards
+    return {name: f"sha256:{shard.header_sha256}" for name, shard in shards.items()}
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

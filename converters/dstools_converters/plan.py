@@ -1,0 +1,363 @@
+"""The plan: what becomes of every tensor, and where each output byte goes, before a weight is read.
+
+A dry run, the disk check, the output headers, resuming and verifying are readers of this one list.
+Within a shard, tensors of wider items come first, so that each begins at a multiple of its item size
+(safetensors' own writer does the same).
+"""
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Literal
+
+from dstools_converters.checkpoint import ITEM_BITS, TensorInfo
+from dstools_converters.errors import DstoolsError
+from dstools_converters.inventory import FLOATS, Inventory
+from dstools_converters.names import Role, TensorName
+from dstools_converters.recipe import Recipe, Rule
+from dstools_converters.scheme import (
+    BLOCK_SIZE,
+    QUANTIZED_ROLES,
+    Format,
+    QuantScheme,
+    ScaleFormat,
+)
+
+# copy        bytes as they are; an FP8 weight takes its scale along, as F32
+# quantize    BF16, F16 or F32 -> codes and scale
+# requantize  codes and scale -> codes and scale of another scale format
+# restore     BF16 -> the base's codes and scale where it equals them dequantized, else quantize
+# dequantize  codes and scale -> BF16
+Action = Literal["copy", "quantize", "requantize", "restore", "dequantize"]
+DATA_ALIGNMENT = 4096
+
+# Engines run these as one matrix, so they are quantized together or not at all. Source: vLLM's
+# packed_modules_mapping of deepseek_v2.py, llama.py and qwen2.py.
+FUSED: tuple[tuple[Role, ...], ...] = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("dense_gate", "dense_up"),
+    ("routed_gate", "routed_up"),
+    ("shared_gate", "shared_up"),
+)
+# Matrices that are kept by default, and that an engine may take for a linear layer to quantize.
+KEPT_MATRICES: frozenset[Role] = frozenset({
+    "lm_head", "router", "eh_proj", "shared_head", "indexer_weights_proj",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tensor to write; `offset` counts bytes from the start of the output shard."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """What becomes of one tensor: outputs[0] is its values or codes, outputs[1] their scale."""
+
+    action: Action
+    source: TensorInfo
+    outputs: tuple[Output, ...]
+    rule: str
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One output file: its header, and the tensors that fill it, in the order of the source."""
+
+    name: str
+    header: bytes
+    tensors: tuple[TensorPlan, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that will be written, except the small files that are copied."""
+
+    inventory: Inventory
+    base: Inventory | None
+    scheme: QuantScheme | None  # None: the output is not quantized
+    config: dict[str, Any]
+    shards: tuple[ShardPlan, ...]
+
+    @property
+    def bytes_in(self) -> int:
+        """Return the bytes of all tensors that are read."""
+        return sum(info.nbytes for info in self.inventory.tensors.values())
+
+    @property
+    def bytes_out(self) -> int:
+        """Return the bytes of all output shards."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def counts(self) -> dict[Action, int]:
+        """Count the tensors by what becomes of them."""
+        return dict(Counter(t.action for shard in self.shards for t in shard.tensors))
+
+    def index(self) -> dict[str, Any]:
+        """Return the content of model.safetensors.index.json."""
+        outputs = [
+            (shard.name, output)
+            for shard in self.shards
+            for tensor in shard.tensors
+            for output in tensor.outputs
+        ]
+        total = sum(output.nbytes for _, output in outputs)
+        weight_map = {output.name: shard for shard, output in outputs}
+        metadata = self.inventory.checkpoint.index_metadata | {"total_size": total}
+        return {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a sha256 over sources, decisions and output headers: same digest, same bytes."""
+        state = sha256()
+        for inventory in (self.inventory, self.base):
+            state.update((inventory.checkpoint.digest if inventory else "no base").encode())
+        state.update(json.dumps(self.config, sort_keys=True).encode())
+        for shard in self.shards:
+            state.update(f"\n{shard.name} ".encode() + shard.header)
+            state.update(" ".join(tensor.action for tensor in shard.tensors).encode())
+        return state.hexdigest()
+
+
+def plan_quantize(
+    inventory: Inventory,
+    recipe: Recipe,
+    format: Format,
+    scale_format: ScaleFormat | None,
+    base: Inventory | None = None,
+) -> Plan:
+    """Return the plan that quantizes `inventory`.
+
+    `scale_format` None keeps that of FP8 found in the source or base, and is "float32" without any.
+    With `base`, its quantization is followed wherever the recipe has no rule of its own.
+    Raises DstoolsError for a rule that matches nothing, cannot be followed, or parts weights that
+    engines fuse.
+    """
+    found = inventory.scheme or (base.scheme if base else None)
+    if base is not None:
+        _check_base(inventory, base, scale_format)
+    recipe.check_all_match(inventory.names.items())
+    scheme = QuantScheme(
+        format,
+        scale_format or (found.scale_format if found else "float32"),
+        found.block_size if found else (BLOCK_SIZE, BLOCK_SIZE),
+    )
+    draft = [
+        _plan_tensor(info, parsed, inventory, base, recipe, scheme)
+        for info, parsed in inventory.weights()
+    ]
+    _check_fused(draft, inventory)
+    scheme = replace(scheme, kept=_kept_modules(draft, inventory, format, found))
+    config = dict(inventory.checkpoint.config)
+    native = [
+        i.checkpoint.config["quantization_config"] for i in (inventory, base) if i and i.scheme
+    ]
+    same_format = found is not None and found.format == format
+    config["quantization_config"] = scheme.to_config(native[0] if native and same_format else None)
+    return Plan(inventory, base, scheme, config, _lay_out(draft, inventory))
+
+
+def plan_dequantize(inventory: Inventory) -> Plan:
+    """Return the plan that turns every FP8 weight into BF16 and leaves the rest as it is.
+
+    Raises DstoolsError where there is nothing to dequantize.
+    """
+    if inventory.scheme is None:
+        raise DstoolsError(
+            "config.json: has no quantization_config, so there is nothing to dequantize",
+            "dstools inspect shows what the checkpoint holds",
+        )
+    draft = []
+    for info, _ in inventory.weights():
+        if info.name in inventory.scales:
+            outputs = (_output(info.name, "BF16", info.shape),)
+            draft.append(TensorPlan("dequantize", info, outputs, "FP8 in the source"))
+        else:
+            draft.append(_copy(info, "not FP8 in the source"))
+    config = dict(inventory.checkpoint.config)
+    del config["quantization_config"]
+    return Plan(inventory, None, None, config, _lay_out(draft, inventory))
+
+
+def _plan_tensor(
+    info: TensorInfo,
+    parsed: TensorName | None,
+    inventory: Inventory,
+    base: Inventory | None,
+    recipe: Recipe,
+    scheme: QuantScheme,
+) -> TensorPlan:
+    rule = recipe.decide(info.name, parsed)
+    is_own = rule in recipe.rules
+    original = base.tensors.get(info.name) if base else None
+    if info.name in inventory.scales:  # FP8 stays FP8; only its scales can ask for new codes
+        found = inventory.scheme
+        assert found is not None
+        is_rounded = (found.scale_format, scheme.scale_format) == ("float32", "ue8m0")
+        label = rule.label if is_own else "FP8 in the source"
+        action: Action = "requantize" if is_rounded else "copy"
+        return TensorPlan(action, info, _quantized(info, scheme), label)
+    if base and original and not is_own:
+        if info.name in base.scales and info.dtype == "BF16":
+            return TensorPlan("restore", info, _quantized(info, scheme), "FP8 in the base")
+        if info.name not in base.scales:
+            return _copy(info, "not FP8 in the base")
+        rule = Rule("FP8 in the base", "fp8-block")
+    if rule.scheme == "keep":
+        return _copy(info, rule.label)
+    if info.dtype not in FLOATS or len(info.shape) != 2:
+        raise DstoolsError(
+            f"{info.where}: {rule.label} asks for fp8-block, but it is {info.dtype} {list(info.shape)}",
+            "block FP8 is made of two-dimensional BF16, F16 or F32",
+        )
+    return TensorPlan("quantize", info, _quantized(info, scheme), rule.label)
+
+
+def _copy(info: TensorInfo, rule: str) -> TensorPlan:
+    return TensorPlan("copy", info, (_output(info.name, info.dtype, info.shape),), rule)
+
+
+def _quantized(info: TensorInfo, scheme: QuantScheme) -> tuple[Output, Output]:
+    scale = f"{info.name.removesuffix('weight')}{scheme.scale_part}"
+    return (
+        _output(info.name, "F8_E4M3", info.shape),
+        _output(scale, "F32", scheme.grid(info.shape)),
+    )
+
+
+def _output(name: str, dtype: str, shape: tuple[int, ...]) -> Output:
+    bits = ITEM_BITS[dtype]
+    for size in shape:
+        bits *= size
+    return Output(name, dtype, shape, 0, bits // 8)
+
+
+def _lay_out(draft: list[TensorPlan], inventory: Inventory) -> tuple[ShardPlan, ...]:
+    """Give every output its offset, in shards of the source's names."""
+    by_shard: dict[str, list[TensorPlan]] = {name: [] for name in inventory.checkpoint.shards}
+    for tensor in draft:
+        by_shard[tensor.source.shard].append(tensor)
+    # a shard of nothing but scales, which now lie beside their weights, has nothing left to hold
+    return tuple(_lay_out_shard(name, tensors) for name, tensors in by_shard.items() if tensors)
+
+
+def _lay_out_shard(name: str, tensors: list[TensorPlan]) -> ShardPlan:
+    outputs = [output for tensor in tensors for output in tensor.outputs]
+    outputs.sort(key=lambda output: -ITEM_BITS[output.dtype])
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    starts: dict[str, int] = {}
+    end = 0
+    for output in outputs:
+        starts[output.name] = end
+        entries[output.name] = {
+            "dtype": output.dtype,
+            "shape": output.shape,
+            "data_offsets": [end, end + output.nbytes],
+        }
+        end += output.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
+    header = struct.pack("<Q", len(text)) + text
+    placed = tuple(
+        replace(
+            tensor,
+            outputs=tuple(
+                replace(output, offset=len(header) + starts[output.name])
+                for output in tensor.outputs
+            ),
+        )
+        for tensor in tensors
+    )
+    return ShardPlan(name, header, placed, len(header) + end)
+
+
+def _check_base(inventory: Inventory, base: Inventory, scale_format: ScaleFormat | None) -> None:
+    if base.scheme is None:
+        raise DstoolsError(
+            f"--base {base.checkpoint.folder}: is not quantized", "--base takes the original FP8"
+        )
+    if inventory.scheme is not None:
+        raise DstoolsError(
+            "config.json: the source is FP8 itself", "--base is for a BF16 source made from FP8"
+        )
+    if scale_format not in (None, base.scheme.scale_format):
+        raise DstoolsError(
+            f"--base has {base.scheme.scale_format} scales, {scale_format} were asked for",
+            "leave out --scale-fmt",
+        )
+    for name, info in inventory.tensors.items():
+        original = base.tensors.get(name)
+        if original is not None and original.shape != info.shape:
+            raise DstoolsError(
+                f"{info.where}: is {list(info.shape)}, in --base {list(original.shape)}",
+                "--base is of another model",
+            )
+
+
+def _check_fused(draft: list[TensorPlan], inventory: Inventory) -> None:
+    """Raise DstoolsError where of weights that engines fuse, some are quantized and some kept."""
+    seen: dict[tuple[int | None, int | None, int], TensorPlan] = {}
+    for tensor in draft:
+        parsed = inventory.names[tensor.source.name]
+        if parsed is None or parsed.part != "weight":
+            continue
+        for number, roles in enumerate(FUSED):
+            if parsed.role not in roles:
+                continue
+            first = seen.setdefault((parsed.layer, parsed.expert, number), tensor)
+            if len(first.outputs) != len(tensor.outputs):
+                quantized, kept = sorted((first, tensor), key=lambda t: -len(t.outputs))
+                raise DstoolsError(
+                    f"{kept.source.where}: kept by {kept.rule}, but {quantized.source.name} is "
+                    f"quantized by {quantized.rule}",
+                    f"engines run {', '.join(roles)} as one matrix; give them one rule",
+                )
+
+
+def _kept_modules(
+    draft: list[TensorPlan], inventory: Inventory, format: Format, found: QuantScheme | None
+) -> tuple[str, ...]:
+    """List the matrices that an engine must not take for quantized.
+
+    DeepSeek's own config.json has no such list: its engines know the roles. A native output follows
+    that as long as it keeps just what DeepSeek keeps; some engines match the names of the list as
+    substrings, so a needless one does harm.
+    """
+    named = found.kept if found else ()
+    kept = []
+    is_needed = format == "compressed-tensors"
+    is_needed |= (
+        inventory.model.model_type == "deepseek_v2"
+    )  # whose router transformers has as Linear
+    for tensor in draft:
+        parsed = inventory.names[tensor.source.name]
+        if parsed is None or parsed.part != "weight" or len(tensor.outputs) == 2:
+            continue
+        if parsed.role in QUANTIZED_ROLES | KEPT_MATRICES and parsed.module not in named:
+            kept.append(parsed.module)
+            is_needed |= parsed.role in QUANTIZED_ROLES
+    return named + tuple(kept) if is_needed else named
+
+
+def describe(plan: Plan) -> Iterator[str]:
+    """Yield a line a tensor: what becomes of it, and which rule says so."""
+    for shard in plan.shards:
+        for tensor in shard.tensors:
+            made = " + ".join(f"{o.dtype} {list(o.shape)}" for o in tensor.outputs)
+            yield (
+                f"{shard.name}  {tensor.source.name}  {tensor.source.dtype} -> {tensor.action} "
+                f"{made}  ({tensor.rule})"
+            )

@@ -1,0 +1,145 @@
+"""Rows of a tensor, read into memory that is used again and again, and restored to float32."""
+
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+
+from dstools_converters.checkpoint import ITEM_BITS, TensorInfo, shortened
+from dstools_converters.errors import DstoolsError
+from dstools_converters.inventory import FLOATS, Inventory
+from dstools_kernels import block_fp8
+
+SLAB_BYTES = 1 << 20  # at a time, so that a slab and what is made of it stay in a level-2 cache
+
+
+class _Memory(threading.local):
+    """A worker's buffers. To touch a fresh page costs more than to quantize what is on it; huge pages,
+    where the machine gives them, save half of the time of a read.
+    """
+
+    def __init__(self) -> None:
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def view(self, use: str, nbytes: int) -> memoryview:
+        """Return `nbytes` for one use; the same memory each time."""
+        found = self._maps.get(use)
+        if found is None or len(found) < nbytes:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            found = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=flags)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                found.madvise(mmap.MADV_HUGEPAGE)
+            self._maps[use] = found
+        return memoryview(found)[:nbytes]
+
+
+memory = _Memory()
+
+
+def slabs(begin: int, end: int, block: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield spans of whole blocks of rows that fit a core's cache, at least one block high."""
+    step = max(SLAB_BYTES // max(row_bytes, 1) // block, 1) * block
+    for first in range(begin, end, step):
+        yield first, min(first + step, end)
+
+
+def width(info: TensorInfo) -> int:
+    """Return the bytes of an element; what we compute with has whole ones."""
+    return ITEM_BITS[info.dtype] // 8
+
+
+def read(inventory: Inventory, info: TensorInfo, begin: int, end: int, use: str) -> memoryview:
+    """Return bytes [begin, end) of a tensor, in memory that the next read for this use overwrites."""
+    view = memory.view(use, end - begin)
+    file = inventory.checkpoint.file(info.shard)
+    if os.preadv(file, [view], info.offset + begin) != len(view):
+        raise shortened(info.shard)
+    return view
+
+
+def read_rows(
+    inventory: Inventory, info: TensorInfo, first: int, last: int, use: str = "rows"
+) -> memoryview:
+    """Return the bytes of rows [first, last) of a matrix."""
+    row = info.shape[1] * width(info)
+    return read(inventory, info, first * row, last * row, use)
+
+
+def read_scales(
+    inventory: Inventory, weight: TensorInfo, first: int, last: int, use: str = "scales"
+) -> memoryview:
+    """Return as float32 the scales of the rows of blocks that hold rows [first, last) of `weight`.
+
+    Raises DstoolsError where one is not finite.
+    """
+    info, scheme = inventory.scales[weight.name], inventory.scheme
+    assert scheme is not None
+    block, row = scheme.block_size[0], info.shape[1] * width(info)
+    begin, end = first // block, -(-last // block)
+    data = read(inventory, info, begin * row, end * row, use)
+    if info.dtype != "F32":
+        wide = memory.view(f"{use}, float32", (end - begin) * info.shape[1] * 4)
+        block_fp8.widen(data, info.dtype, wide)  # type: ignore[arg-type]  # one of SCALE_DTYPES
+        data = wide
+    bad = block_fp8.first_non_finite(data, "F32")
+    if bad >= 0:
+        raise not_finite(info, begin * info.shape[1] + bad)
+    return data
+
+
+def restore(
+    inventory: Inventory, info: TensorInfo, first: int, last: int, use: str = "restored"
+) -> memoryview:
+    """Return rows [first, last) as float32: FP8 as code times scale, not rounded further.
+
+    `first` is a multiple of the block's rows where the tensor is FP8.
+    """
+    cols = columns(info)
+    data = read(inventory, info, first * cols * width(info), last * cols * width(info), "rows")
+    values = memory.view(use, (last - first) * cols * 4)
+    if info.name in inventory.scales:
+        assert inventory.scheme is not None
+        scales = read_scales(inventory, info, first, last)
+        block_fp8.dequantize_float32(data, cols, scales, values, inventory.scheme.block_size)
+    else:
+        assert info.dtype in FLOATS
+        block_fp8.widen(data, info.dtype, values)  # type: ignore[arg-type]  # one of FLOATS
+    return values
+
+
+def dequantize_rows(
+    inventory: Inventory, info: TensorInfo, first: int, last: int, values: memoryview
+) -> None:
+    """Write rows [first, last) of an FP8 weight as BF16 into `values`.
+
+    Raises DstoolsError where a code or scale is NaN.
+    """
+    assert inventory.scheme is not None
+    codes = read_rows(inventory, info, first, last, "codes in")
+    require_finite(info, codes, first * info.shape[1])
+    scales = read_scales(inventory, info, first, last)
+    block_fp8.dequantize(codes, info.shape[1], scales, values, inventory.scheme.block_size)
+
+
+def columns(info: TensorInfo) -> int:
+    """Return the length of a row; a tensor of one dimension is one row."""
+    return max(info.shape[-1] if info.shape else 1, 1)
+
+
+def require_finite(info: TensorInfo, data: memoryview, first_element: int) -> None:
+    """Raise DstoolsError naming the first NaN or infinity in `data`, elements of `info`."""
+    bad = block_fp8.first_non_finite(data, info.dtype)
+    if bad >= 0:
+        raise not_finite(info, first_element + bad)
+
+
+def not_finite(info: TensorInfo, element: int) -> DstoolsError:
+    """Return the error for a NaN or infinity at the flat index `element`."""
+    position: list[int] = []
+    for size in reversed(info.shape):
+        element, at = divmod(element, size)
+        position.insert(0, at)
+    return DstoolsError(
+        f"{info.where}: NaN or infinity at {position}",
+        "the file is damaged, or the training that made it diverged; no output is made of it",
+    )

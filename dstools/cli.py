@@ -1,0 +1,72 @@
+"""The `dstools` command: what it groups, how an error reads, and what it exits with."""
+
+import errno
+from typing import IO, Any
+
+import click
+
+from dstools import __version__
+from dstools.commands.compare import compare
+from dstools.commands.dequantize import dequantize
+from dstools.commands.env import env
+from dstools.commands.inspect import inspect
+from dstools.commands.quantize import quantize
+from dstools.commands.verify import verify
+from dstools.options import SETTINGS
+from dstools_converters.errors import DstoolsError
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    failed; stderr says why, and what to do about it
+  2    misused: an unknown option, a missing argument
+  3    done, but a check that was asked for fell short
+  130  stopped with Ctrl-C"""
+
+
+class Failure(click.ClickException):
+    """An error as the user sees it: what went wrong, then what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print to stderr."""
+        click.echo(f"error: {self.message}", err=True)
+        if self.hint:
+            click.echo(f"hint: {self.hint}", err=True)
+
+
+class App(click.Group):
+    """The root group, where errors become messages."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except DstoolsError as error:
+            if ctx.params["debug"]:
+                raise
+            raise Failure(str(error), error.hint) from error
+        except OSError as error:
+            if ctx.params["debug"] or error.errno == errno.EPIPE:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise Failure(f"{where}{error.strerror or error}", "--debug shows where") from error
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted; the same command goes on where this one stopped", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=App, context_settings=SETTINGS, epilog=EXIT_CODES)
+@click.version_option(__version__, prog_name="dstools")
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+def main(debug: bool) -> None:
+    """Quantize, distill and export DeepSeek MoE checkpoints."""
+
+
+for command in (inspect, quantize, dequantize, verify, compare, env):
+    main.add_command(command)

@@ -1,0 +1,68 @@
+"""`dstools compare`."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from dstools.options import (
+    Command,
+    json_option,
+    option,
+    progress_bar,
+    show,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from dstools_converters.compare import Error, Report
+
+EXAMPLES = """\
+dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8
+dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --max-error 0.03"""
+FELL_SHORT = 3
+
+
+@click.command(cls=Command, epilog=EXAMPLES)
+@click.argument("a", help="The reference: a folder, or org/name[@revision] in the Hub cache.")
+@click.argument("b", help="What is held against it.")
+@option(
+    "--max-error",
+    section="Checks",
+    type=click.FloatRange(min=0),
+    help="Exit with 3 where the relative error of a tensor is larger.",
+)
+@workers_option
+@json_option
+def compare(a: str, b: str, max_error: float | None, workers: int, as_json: bool) -> None:
+    """Show how far B is from A: relative error, maximum and bias, by role, and the worst tensors."""
+    from dstools.hub import resolve
+    from dstools_converters.checkpoint import open_checkpoint
+    from dstools_converters.compare import compare as compare_inventories
+    from dstools_converters.inventory import require_sound
+
+    with open_checkpoint(resolve(a)) as in_a, open_checkpoint(resolve(b)) as in_b:
+        total = sum(info.nbytes for info in in_a.tensors.values())
+        with progress_bar(total, "compare") as progress:
+            report = compare_inventories(
+                require_sound(in_a), require_sound(in_b), workers=workers, progress=progress
+            )
+    show(report, as_json, _text(report))
+    worst = report.worst[0].relative if report.worst else 0.0
+    if max_error is not None and not worst <= max_error:
+        click.echo(f"error: {report.worst[0].name} is off by {worst:.3%}", err=True)
+        click.get_current_context().exit(FELL_SHORT)
+
+
+def _text(report: "Report") -> str:
+    def row(error: "Error") -> str:
+        return f"  {error.relative:>9.4%} {error.max_abs:>11.3g} {error.bias:>+10.1e}  {error.name}"
+
+    lines = [f"  {'relative':>9} {'max':>11} {'bias':>10}  by role"]
+    lines += [row(error) for error in (*report.by_role, report.total)]
+    if report.worst:
+        lines += ["  worst tensors", *(row(error) for error in report.worst)]
+    lines.append(f"{report.compared} tensors compared, {report.identical} identical")
+    for where, names in (("A", report.only_in_a), ("B", report.only_in_b)):
+        if names:
+            lines.append(f"{len(names)} only in {where}, e.g. {names[0]}")
+    return "\n".join(lines)

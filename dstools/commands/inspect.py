@@ -1,0 +1,66 @@
+"""`dstools inspect`."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from dstools.options import Command, hint, json_option, show, size, source_argument
+
+if TYPE_CHECKING:
+    from dstools_converters.inspect import Report
+
+EXAMPLES = """\
+dstools inspect ./DeepSeek-V3
+dstools inspect deepseek-ai/DeepSeek-V3 --json"""
+
+
+@click.command(cls=Command, epilog=EXAMPLES)
+@source_argument
+@json_option
+def inspect(source: str, as_json: bool) -> None:
+    """Show what a checkpoint is, from its headers: parameters, bytes, cache, quantization."""
+    import gc
+
+    from dstools.hub import resolve
+    from dstools_converters.checkpoint import open_checkpoint
+    from dstools_converters.inspect import inspect as inspect_inventory
+    from dstools_converters.inventory import take_inventory
+
+    gc.disable()  # 90,000 tensors are many objects and no cycles; collecting takes a fifth of the time
+    with open_checkpoint(resolve(source)) as checkpoint:
+        report = inspect_inventory(take_inventory(checkpoint))
+    show(report, as_json, _text(report))
+    hint(f"dstools quantize {source} OUT --dry-run")
+
+
+def _text(report: "Report") -> str:
+    def count(parameters: int) -> str:
+        return f"{parameters / 1e9:.4g}B" if parameters >= 1e9 else f"{parameters / 1e6:.4g}M"
+
+    smaller = report.cache_bytes_per_token_mha / max(report.cache_bytes_per_token, 1)
+    layers = f"{report.layers_dense} dense, {report.layers_moe} MoE, {report.layers_mtp} MTP"
+    rows = {
+        "model": report.model_type,
+        "parameters": f"{count(report.parameters)}, {count(report.parameters_active)} active a token",
+        "MTP": f"{count(report.parameters_mtp)} more" if report.parameters_mtp else "none",
+        "layers": layers,
+        "experts": report.experts or "none",
+        "attention": report.attention,
+        "cache": f"{size(report.cache_bytes_per_token)} a token in BF16, "
+        f"{smaller:.3g}x less than multi-head ({size(report.cache_bytes_per_token_mha)})",
+        "quantization": report.quantization,
+        "files": f"{report.shards} shards, {report.tensors} tensors, {size(report.bytes)}",
+    }
+    lines = [f"{key:14}{value}" for key, value in rows.items()]
+    for title, found in (("by dtype", report.bytes_by_dtype), ("by role", report.bytes_by_role)):
+        lines.append(f"\n{title}")
+        lines += [f"  {key:26}{size(nbytes):>12}" for key, nbytes in found.items()]
+    kept = sum(report.quantized_kept.values())
+    lines.append(
+        f"\nquantize would write {size(report.quantized_bytes)}; {size(kept)} stay as they are: "
+        + ", ".join(report.quantized_kept)
+    )
+    if report.unknown_tensors:
+        shown = ", ".join(report.unknown_tensors[:5])
+        lines.append(f"{len(report.unknown_tensors)} tensors of no known role, e.g. {shown}")
+    return "\n".join(lines)

@@ -1,0 +1,99 @@
+"""`dstools quantize`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dstools.convert import convert
+from dstools.options import (
+    Command,
+    dry_run_option,
+    fsync_option,
+    hint,
+    json_option,
+    option,
+    out_argument,
+    source_argument,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from dstools_converters.scheme import Format, ScaleFormat
+
+EXAMPLES = """\
+dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8
+dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-run"""
+
+
+@click.command(cls=Command, epilog=EXAMPLES)
+@source_argument
+@out_argument
+@option(
+    "--format",
+    "format_",
+    section="Quantization",
+    type=click.Choice(["native", "compressed-tensors"]),
+    show_default="the recipe's, else native",
+    help="Write DeepSeek's own FP8, or compressed-tensors' FP8_BLOCK.",
+)
+@option(
+    "--scale-fmt",
+    section="Quantization",
+    type=click.Choice(["float32", "ue8m0"]),
+    show_default="the recipe's, else that of FP8 in SOURCE or --base, else float32",
+    help="Scale blocks by any float32, or by powers of two as V3.1 does.",
+)
+@option(
+    "--recipe",
+    section="Quantization",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Follow the rules of this TOML file before DeepSeek's own.",
+)
+@option(
+    "--base",
+    section="Quantization",
+    metavar="ORIG_FP8",
+    help="Give weights that still equal this FP8 checkpoint, dequantized, its bytes back.",
+)
+@dry_run_option
+@workers_option
+@fsync_option
+@json_option
+def quantize(
+    source: str,
+    out: str,
+    format_: "Format | None",
+    scale_fmt: "ScaleFormat | None",
+    recipe: Path | None,
+    base: str | None,
+    dry_run: bool,
+    workers: int,
+    is_synced: bool,
+    as_json: bool,
+) -> None:
+    """Turn a checkpoint into block FP8 the way DeepSeek ships it.
+
+    Linear layers become E4M3 with one scale for 128 x 128 weights; embeddings, head, norms, router
+    and the extras of MTP layers stay as they are. Stopped at any moment, the same command goes on.
+    """
+    from dstools.hub import resolve
+    from dstools_converters.checkpoint import open_checkpoint
+    from dstools_converters.inventory import require_sound
+    from dstools_converters.plan import plan_quantize
+    from dstools_converters.recipe import Recipe, read_recipe
+
+    rules = read_recipe(recipe) if recipe else Recipe()
+    with open_checkpoint(resolve(source)) as checkpoint:
+        inventory = require_sound(checkpoint)
+        original = require_sound(open_checkpoint(resolve(base))) if base else None
+        plan = plan_quantize(
+            inventory,
+            rules,
+            format_ or rules.format or "native",
+            scale_fmt or rules.scale_format,
+            original,
+        )
+        convert(plan, out, dry_run=dry_run, workers=workers, is_synced=is_synced, as_json=as_json)
+    if not dry_run:
+        hint(f"dstools verify {out} --source {source}")

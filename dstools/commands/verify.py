@@ -1,0 +1,95 @@
+"""`dstools verify`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dstools.options import (
+    Command,
+    json_option,
+    option,
+    progress_bar,
+    show,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from dstools_converters.engines import Engine
+    from dstools_converters.verify import Report
+
+EXAMPLES = """\
+dstools verify ./DeepSeek-V3-fp8 --source ./DeepSeek-V3-bf16
+dstools verify ./DeepSeek-V3-fp8 --engine vllm --tp 8"""
+FELL_SHORT = 3
+SHOWN = 20
+
+
+@click.command(cls=Command, epilog=EXAMPLES)
+@click.argument("folder", help="A checkpoint folder, or org/name[@revision] in the Hub cache.")
+@option("--source", section="Checks", help="Hold every element to what it was made from.")
+@option(
+    "--engine",
+    section="Checks",
+    type=click.Choice(["vllm", "sglang", "trtllm", "transformers"]),
+    help="Check what this engine asks for, from headers alone.",
+)
+@option(
+    "--tp",
+    section="Checks",
+    type=click.IntRange(1, 1024),
+    default=1,
+    help="Check for tensor parallelism over this many GPUs; goes with --engine.",
+)
+@workers_option
+@json_option
+def verify(
+    folder: str, source: str | None, engine: "Engine | None", tp: int, workers: int, as_json: bool
+) -> None:
+    """Check a checkpoint: files, names, shapes, scales, and with --source every element.
+
+    Prints what it found, then what it has checked and what not. Exits with 3 where something falls
+    short.
+    """
+    from dstools.hub import resolve
+    from dstools_converters.checkpoint import scan
+    from dstools_converters.verify import verify as verify_folder
+
+    if tp > 1 and engine is None:
+        raise click.UsageError("--tp goes with --engine")
+    original = resolve(source) if source else None
+    total = 0
+    if original is not None:
+        total = sum(info.nbytes for info in scan(original)[0].tensors.values())
+    with progress_bar(total, "verify") as progress:
+        report = verify_folder(
+            resolve(folder),
+            source=original,
+            engine=engine,
+            tp=tp,
+            workers=workers,
+            progress=progress,
+        )
+    show(report, as_json, _text(report))
+    if not report.ok:
+        click.get_current_context().exit(FELL_SHORT)
+
+
+def _text(report: "Report") -> str:
+    lines = []
+    for level in ("error", "warning", "note"):
+        found = [finding for finding in report.findings if finding.level == level]
+        for finding in found[:SHOWN]:
+            lines.append(f"{level}: {finding.where}: {finding.message}")
+            if finding.hint:
+                lines.append(f"  hint: {finding.hint}")
+        if len(found) > SHOWN:
+            lines.append(f"{level}: {len(found) - SHOWN} more; --json lists all")
+    compared = report.elements_compared
+    lines.append(f"checked: {'; '.join(report.checked)}")
+    if report.not_checked:
+        lines.append(f"not checked: {'; '.join(report.not_checked)}")
+    count = f", {compared} elements against the source" if compared else ""
+    verdict = "ok" if report.ok else "falls short"
+    lines.append(f"{Path(report.folder).name}: {verdict} ({report.tensors} tensors{count})")
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""What `quantize` and `dequantize` share: print the plan, or run it and report."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dstools import __version__
+from dstools.options import hint, progress_bar, show, size
+
+if TYPE_CHECKING:
+    from dstools_converters.plan import Plan
+
+
+def convert(
+    plan: "Plan", out: str, *, dry_run: bool, workers: int, is_synced: bool, as_json: bool
+) -> None:
+    """Run the plan with a progress bar, or print it where only that was asked for."""
+    from dstools_converters.stream import run
+
+    if dry_run:
+        return _show_plan(plan, as_json)
+    with progress_bar(plan.bytes_in, "convert") as progress:
+        report = run(
+            plan,
+            Path(out),
+            tool=f"dstools {__version__}",
+            workers=workers,
+            is_synced=is_synced,
+            progress=progress,
+        )
+    counts = ", ".join(f"{count} {action}" for action, count in report.tensors.items())
+    text = (
+        f"{out}: {size(report.bytes_in)} -> {size(report.bytes_out)} in {report.seconds:.1f} s"
+        f" ({counts})"
+    )
+    show(report, as_json, text)
+    if report.unknown_tensors:
+        known = ", ".join(report.unknown_tensors[:3])
+        click.echo(f"warning: carried as they are, of no known role: {known}", err=True)
+
+
+def _show_plan(plan: "Plan", as_json: bool) -> None:
+    """Print what a run would do: a line a tensor, or one JSON object."""
+    from dstools_converters.plan import describe
+
+    if as_json:
+        shards = [{"name": shard.name, "bytes": shard.nbytes} for shard in plan.shards]
+        tensors = [
+            {
+                "name": tensor.source.name,
+                "action": tensor.action,
+                "rule": tensor.rule,
+                "outputs": {o.name: [o.dtype, list(o.shape)] for o in tensor.outputs},
+            }
+            for shard in plan.shards
+            for tensor in shard.tensors
+        ]
+        found = {
+            "bytes_in": plan.bytes_in,
+            "bytes_out": plan.bytes_out,
+            "shards": shards,
+            "tensors": tensors,
+        }
+        click.echo(json.dumps(found))
+        return
+    for line in describe(plan):
+        click.echo(line)
+    counts = ", ".join(f"{count} {action}" for action, count in plan.counts.items())
+    click.echo(f"{counts}: {size(plan.bytes_in)} -> {size(plan.bytes_out)}")
+    hint("nothing was written; the same command without --dry-run does it")

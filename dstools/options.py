@@ -1,0 +1,112 @@
+"""What every command shares: sections in --help, the source argument, results, progress, sizes."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "show_default": True,
+    "max_content_width": 100,
+    "auto_envvar_prefix": "DSTOOLS",
+}
+MAX_WORKERS = 8  # more gain nothing on one disk, and each holds some 10 MB
+
+
+class Option(click.Option):
+    """An option that --help lists under `section`."""
+
+    def __init__(self, *decls: Any, section: str = "Options", **attrs: Any) -> None:
+        super().__init__(*decls, **attrs)
+        self.section = section
+
+
+class Command(click.Command):
+    """A command whose --help groups options by section, in the order they were declared."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one block a section, the arguments first."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                default = "Arguments" if isinstance(param, click.Argument) else "Options"
+                sections.setdefault(getattr(param, "section", default), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the epilog as it stands: it holds example commands, which must not be wrapped."""
+        if self.epilog:
+            lines = "".join(f"  {line}\n" for line in self.epilog.splitlines())
+            formatter.write(f"\nExamples:\n{lines}")
+
+
+def option(*decls: str, section: str = "Options", **attrs: Any) -> Callable[[Any], Any]:
+    """Declare an option in a section."""
+    return click.option(*decls, cls=Option, section=section, **attrs)
+
+
+source_argument = click.argument(
+    "source", metavar="SOURCE", help="A checkpoint folder, or org/name[@revision] in the Hub cache."
+)
+out_argument = click.argument("out", metavar="OUT", help="The folder to make; it must not exist.")
+json_option = option(
+    "--json", "as_json", section="Output", is_flag=True, help="Print the result as one JSON object."
+)
+workers_option = option(
+    "--workers",
+    section="Output",
+    type=click.IntRange(1, 256),
+    default=lambda: min(len(os.sched_getaffinity(0)), MAX_WORKERS),
+    show_default=f"the CPUs, {MAX_WORKERS} at most",
+    help="Convert in this many threads.",
+)
+dry_run_option = option(
+    "--dry-run", section="Output", is_flag=True, help="Print the plan and write nothing."
+)
+fsync_option = option(
+    "--fsync/--no-fsync",
+    "is_synced",
+    section="Output",
+    default=True,
+    help="Flush each shard to the disk, so that a power failure loses none that is finished.",
+)
+
+
+def show(result: Any, as_json: bool, text: str) -> None:
+    """Print the result on stdout: `text` for a person, the dataclass as JSON for a program."""
+    click.echo(json.dumps(dataclasses.asdict(result)) if as_json else text)
+
+
+def hint(text: str) -> None:
+    """Say on stderr what to do next."""
+    click.echo(f"hint: {text}", err=True)
+
+
+@contextmanager
+def progress_bar(total: int, what: str) -> Iterator[Callable[[int], object]]:
+    """Show one bar in bytes on stderr; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda nbytes: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True, smoothing=0.1) as bar:
+        yield bar.update
+
+
+def size(nbytes: float) -> str:
+    """Spell a number of bytes in powers of a thousand: "1.34 TB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.4g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.4g} TB"
