@@ -43,8 +43,6 @@ def convert(
 
 def _show_plan(plan: "Plan", as_json: bool) -> None:
     """Print what a run would do: a line a tensor, or one JSON object."""
-    from dstools_converters.plan import describe
-
     if as_json:
         shards = [{"name": shard.name, "bytes": shard.nbytes} for shard in plan.shards]
         tensors = [
@@ -65,8 +63,13 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         }
         click.echo(json.dumps(found))
         return
-    for line in describe(plan):
-        click.echo(line)
+    for shard in plan.shards:
+        for tensor in shard.tensors:
+            made = " + ".join(f"{o.dtype} {list(o.shape)}" for o in tensor.outputs)
+            click.echo(
+                f"{shard.name}  {tensor.source.name}  {tensor.source.dtype} -> {made}"
+                f"  ({tensor.action}: {tensor.rule})"
+            )
     counts = ", ".join(f"{count} {action}" for action, count in plan.counts.items())
     click.echo(f"{counts}: {size(plan.bytes_in)} -> {size(plan.bytes_out)}")
     hint("nothing was written; the same command without --dry-run does it")

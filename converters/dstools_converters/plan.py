@@ -8,7 +8,6 @@ Within a shard, tensors of wider items come first, so that each begins at a mult
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -339,9 +338,6 @@ def _kept_modules(
     named = found.kept if found else ()
     kept = []
     is_needed = format == "compressed-tensors"
-    is_needed |= (
-        inventory.model.model_type == "deepseek_v2"
-    )  # whose router transformers has as Linear
     for tensor in draft:
         parsed = inventory.names[tensor.source.name]
         if parsed is None or parsed.part != "weight" or len(tensor.outputs) == 2:
@@ -350,14 +346,3 @@ def _kept_modules(
             kept.append(parsed.module)
             is_needed |= parsed.role in QUANTIZED_ROLES
     return named + tuple(kept) if is_needed else named
-
-
-def describe(plan: Plan) -> Iterator[str]:
-    """Yield a line a tensor: what becomes of it, and which rule says so."""
-    for shard in plan.shards:
-        for tensor in shard.tensors:
-            made = " + ".join(f"{o.dtype} {list(o.shape)}" for o in tensor.outputs)
-            yield (
-                f"{shard.name}  {tensor.source.name}  {tensor.source.dtype} -> {tensor.action} "
-                f"{made}  ({tensor.rule})"
-            )
