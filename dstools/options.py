@@ -28,16 +28,18 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command whose --help groups options by section, in the order they were declared."""
+    """A command whose --help groups options by section, in the order they were declared.
+
+    The arguments come before them, which is click's own doing.
+    """
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one block a section, the arguments first."""
+        """Write one block a section."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
-                default = "Arguments" if isinstance(param, click.Argument) else "Options"
-                sections.setdefault(getattr(param, "section", default), []).append(record)
+            if record is not None and isinstance(param, click.Option):
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
