@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from dstools_converters.errors import DstoolsError, Finding, printable
@@ -89,6 +90,7 @@ class Checkpoint:
         self.shards = shards
         self.index_metadata = index_metadata
         self._files: dict[str, int] = {}
+        self._lock = Lock()
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -103,9 +105,10 @@ class Checkpoint:
 
     def file(self, shard: str) -> int:
         """Return a descriptor of the shard, open for reading until `close`."""
-        if shard not in self._files:
-            self._files.setdefault(shard, os.open(self.folder / shard, os.O_RDONLY))
-        return self._files[shard]
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = os.open(self.folder / shard, os.O_RDONLY)
+            return self._files[shard]
 
     def read(self, info: TensorInfo, offset: int = 0, nbytes: int | None = None) -> bytes:
         """Return bytes of one tensor; a file that has become shorter meanwhile is a DstoolsError."""

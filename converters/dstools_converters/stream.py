@@ -3,15 +3,19 @@
 A job is some rows of one tensor. It reads them in slabs that stay in a core's cache, and writes them in
 pieces large enough for the page cache to take whole folios. Memory is workers times one job's buffers,
 whatever the size of a tensor or shard; a very wide matrix (rows of w bytes) takes 3 x 128 x w a worker.
-Which job runs when does not change a byte.
+Workers fill different shards as long as there are several: a file takes one write at a time, and two
+files take them twice as fast. Which job runs when does not change a byte.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from threading import Lock
 
 from dstools_converters.inventory import Inventory
 from dstools_converters.metadata import side_files
@@ -28,7 +32,7 @@ from dstools_converters.rows import (
     slabs,
     width,
 )
-from dstools_converters.writer import Writer
+from dstools_converters.writer import Writer, disk_errors
 from dstools_kernels import block_fp8
 
 PIECE_BYTES = 4 << 20  # of output at a time: 4 MiB is written a fifth faster than 1 MiB, on ext4
@@ -37,16 +41,44 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. `shards_resumed` were finished by an earlier run of the same plan."""
+    """What a run did; `bytes_resumed` of the input an earlier run of the same plan had done."""
 
     out: str
     bytes_in: int
     bytes_out: int
+    bytes_resumed: int
     seconds: float
+    shards: int
     tensors: dict[str, int]
     unknown_tensors: list[str]
-    shards: int
-    shards_resumed: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows [begin, end) of a matrix, or bytes of a tensor that is copied."""
+
+    number: int
+    tensor: TensorPlan
+    begin: int
+    end: int
+
+    @property
+    def bytes_in(self) -> int:
+        """Return the bytes of the source that it deals with."""
+        info = self.tensor.source
+        if self.tensor.action == "copy":
+            return self.end - self.begin
+        return info.nbytes // max(info.shape[0], 1) * (self.end - self.begin)
+
+
+@dataclass
+class _Open:
+    """A shard that is being filled."""
+
+    number: int
+    file: int
+    jobs: deque[Job]
+    running: int = 0
 
 
 def run(
@@ -61,75 +93,132 @@ def run(
     """Write the folder `out` as `plan` says; `progress` is told of input bytes as they are done.
 
     Raises DstoolsError for NaN or infinity in a weight, an input that changes meanwhile, a full disk,
-    or an `out` that exists; what was finished stays, and the next run with the same plan goes on there.
+    or an `out` that exists; what was done stays, and the next run with the same plan goes on there.
     """
     start = time.perf_counter()
     files = side_files(plan, tool)
-    resumed = 0
     with Writer(plan, out, is_synced=is_synced) as writer:
         if writer.is_published:
-            writer.clean_up()
-            resumed = len(plan.shards)
+            resumed = plan.bytes_in
         else:
-            resumed = len(writer.finished)
+            queue = _Queue(plan, writer, progress)
+            resumed = queue.bytes_resumed
             with ThreadPoolExecutor(workers, "convert") as pool:
-                for shard in plan.shards:
-                    if shard.name in writer.finished:
-                        progress(_bytes_in(shard))
-                        continue
-                    with writer.shard(shard) as file:
-                        _fill(pool, plan, shard, file, progress)
-            plan.inventory.checkpoint.check_unmoved()
-            if plan.base is not None:
-                plan.base.checkpoint.check_unmoved()
+                crew = [pool.submit(queue.work) for _ in range(workers)]
+                try:
+                    for worker in crew:
+                        worker.result()
+                except BaseException:
+                    queue.stop()
+                    raise
+            for inventory in (plan.inventory, plan.base):
+                if inventory is not None:
+                    inventory.checkpoint.check_unmoved()
             writer.publish(files)
+        writer.clean_up()
     return Report(
         out=str(out),
         bytes_in=plan.bytes_in,
         bytes_out=plan.bytes_out,
+        bytes_resumed=resumed,
         seconds=time.perf_counter() - start,
+        shards=len(plan.shards),
         tensors={str(action): count for action, count in plan.counts.items()},
         unknown_tensors=[info.name for info in plan.inventory.unknown],
-        shards=len(plan.shards),
-        shards_resumed=resumed,
     )
 
 
-def _bytes_in(shard: ShardPlan) -> int:
-    return sum(tensor.source.nbytes for tensor in shard.tensors)
+class _Queue:
+    """Hands jobs to workers so that each has a shard of its own while there are enough."""
+
+    def __init__(self, plan: Plan, writer: Writer, progress: Progress) -> None:
+        self.plan = plan
+        self.writer = writer
+        self.progress = progress
+        self.bytes_resumed = 0
+        self._waiting = deque(n for n in range(len(plan.shards)) if n not in writer.finished)
+        self._open: list[_Open] = []
+        self._lock = Lock()
+        for number in writer.finished:
+            self._skip(jobs(plan, plan.shards[number]))
+
+    def work(self) -> None:
+        """Do jobs until there are none; the first error ends the work of all."""
+        try:
+            while (taken := self._take()) is not None:
+                shard, job = taken
+                with disk_errors(self.writer.model / self.plan.shards[shard.number].name):
+                    _do(self.plan, job, shard.file)
+                self._done(shard, job)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Hand out no more jobs; those that run are finished."""
+        with self._lock:
+            self._waiting.clear()
+            for shard in self._open:
+                shard.jobs.clear()
+            self._open.clear()
+
+    def _take(self) -> tuple[_Open, Job] | None:
+        with self._lock:
+            shard = next((shard for shard in self._open if shard.jobs and not shard.running), None)
+            while shard is None and self._waiting:
+                shard = self._open_next()
+            shard = shard or next((shard for shard in self._open if shard.jobs), None)
+            if shard is None:
+                return None
+            shard.running += 1
+            return shard, shard.jobs.popleft()
+
+    def _open_next(self) -> _Open | None:
+        """Open the next shard; None where an earlier run has done all of its jobs."""
+        number = self._waiting.popleft()
+        done = self.writer.jobs.get(number, set())
+        todo = list(jobs(self.plan, self.plan.shards[number]))
+        self._skip(job for job in todo if job.number in done)
+        shard = _Open(
+            number, self.writer.open(number), deque(j for j in todo if j.number not in done)
+        )
+        if not shard.jobs:
+            self.writer.shard_done(number)
+            return None
+        self._open.append(shard)
+        return shard
+
+    def _skip(self, done: Iterable[Job]) -> None:
+        for job in done:
+            self.bytes_resumed += job.bytes_in
+            self.progress(job.bytes_in)
+
+    def _done(self, shard: _Open, job: Job) -> None:
+        self.writer.job_done(shard.number, job.number)
+        with self._lock:
+            shard.running -= 1
+            self.progress(job.bytes_in)
+            if shard in self._open and not shard.jobs and not shard.running:
+                self._open.remove(shard)
+                self.writer.shard_done(shard.number)
 
 
-def _fill(
-    pool: ThreadPoolExecutor, plan: Plan, shard: ShardPlan, file: int, progress: Progress
-) -> None:
-    """Do all jobs of a shard; the first error stops the rest."""
-    jobs = [pool.submit(_do, plan, tensor, job, file) for tensor, job in _jobs(plan, shard)]
-    try:
-        for job in jobs:
-            progress(job.result())
-    except BaseException:
-        for job in jobs:
-            job.cancel()
-        for job in jobs:
-            if not job.cancelled():
-                job.exception()  # wait: none may write after the descriptor is closed
-        raise
-
-
-def _jobs(plan: Plan, shard: ShardPlan) -> Iterator[tuple[TensorPlan, tuple[int, int]]]:
-    """Yield (tensor, (begin, end)): rows of a matrix, bytes of a tensor that is copied."""
+def jobs(plan: Plan, shard: ShardPlan) -> Iterator[Job]:
+    """Yield the jobs of a shard; the same plan gives the same jobs, by which a journal counts."""
+    numbers = count()
     for tensor in shard.tensors:
-        nbytes = tensor.source.nbytes
+        rows = tensor.source.shape[0] if tensor.source.shape else 1
         if tensor.action == "copy":
-            for begin in range(0, max(nbytes, 1), PIECE_BYTES):
-                yield tensor, (begin, min(begin + PIECE_BYTES, nbytes))
-        elif tensor.action == "restore":
-            yield tensor, (0, tensor.source.shape[0])  # equal to the base or not, as a whole
+            end, step = max(tensor.source.nbytes, 1), PIECE_BYTES
+        elif tensor.action == "restore":  # equal to the base or not, as a whole
+            end, step = rows, max(rows, 1)
         else:
-            rows, _ = tensor.source.shape
-            step = _rows_a_piece(plan, tensor)
-            for begin in range(0, rows, step):
-                yield tensor, (begin, min(begin + step, rows))
+            end, step = rows, _rows_a_piece(plan, tensor)
+        for begin in range(0, end, step):
+            stop = min(begin + step, end)
+            if tensor.action == "copy":
+                stop = min(stop, tensor.source.nbytes)
+            yield Job(next(numbers), tensor, begin, stop)
 
 
 def _rows_a_piece(plan: Plan, tensor: TensorPlan) -> int:
@@ -145,13 +234,11 @@ def _block_rows(plan: Plan) -> int:
     return scheme.block_size[0]
 
 
-def _do(plan: Plan, tensor: TensorPlan, span: tuple[int, int], file: int) -> int:
-    """Do one job; return the input bytes it has dealt with."""
-    begin, end = span
+def _do(plan: Plan, job: Job, file: int) -> None:
+    tensor, begin, end = job.tensor, job.begin, job.end
     if tensor.action == "copy":
         _copy(plan.inventory, tensor, begin, end, file)
-        return end - begin
-    if tensor.action == "dequantize":
+    elif tensor.action == "dequantize":
         _dequantize(plan.inventory, tensor, begin, end, file)
     elif tensor.action == "restore" and _equals_base(plan, tensor):
         assert plan.base is not None
@@ -161,7 +248,6 @@ def _do(plan: Plan, tensor: TensorPlan, span: tuple[int, int], file: int) -> int
             _copy(plan.base, original, start, stop, file)
     else:
         _quantize(plan, tensor, begin, end, file)
-    return tensor.source.nbytes * (end - begin) // max(tensor.source.shape[0], 1)
 
 
 def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -> None:

@@ -1,13 +1,13 @@
 """Write a folder so that it is whole or not there: a journal, a place to work in, one last rename.
 
     OUT.incomplete/            locked by the run that fills it
-        journal.jsonl          the plan's digest, then a line a finished shard
+        journal.jsonl          the plan's digest, then a line for whatever is done
         model/                 becomes OUT
             x.safetensors.partial -> x.safetensors
 
-A shard counts as finished after its line is in the journal: "written" for as long as the machine has not
-been restarted (the page cache outlives the process), "synced" for good. Killed anywhere, the next run
-with the same plan takes the finished shards and makes the others again.
+Killed anywhere, the next run with the same plan goes on from the journal: {"job": [shard, number]} and
+{"written": shard} hold for as long as the machine is not restarted, since the page cache outlives the
+process; {"synced": shard} holds for good. A line is written after the bytes that it speaks of.
 """
 
 import errno
@@ -24,7 +24,7 @@ from typing import Any
 
 from dstools_converters.checkpoint import INDEX
 from dstools_converters.errors import DstoolsError
-from dstools_converters.plan import Plan, ShardPlan
+from dstools_converters.plan import Plan
 
 JOURNAL = "journal.jsonl"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -40,9 +40,11 @@ class Writer:
         self.work = out.with_name(out.name + ".incomplete")
         self.model = self.work / "model"
         self.is_synced = is_synced
-        self.finished: set[str] = set()
         self.is_published = False  # by an earlier run that was killed before it had cleaned up
-        self._boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
+        self.finished: set[int] = set()  # numbers of shards
+        self.jobs: dict[int, set[int]] = {}  # shard -> numbers of jobs, of shards not finished
+        self._files: dict[int, int] = {}  # shard -> descriptor, of shards being filled
+        self._unsynced: set[int] = set()
         self._syncer = ThreadPoolExecutor(1, "fsync")
         self._syncs: list[Future[None]] = []
 
@@ -52,11 +54,9 @@ class Writer:
         Raises DstoolsError where OUT exists, another run is at work, the journal is of another plan,
         or the disk is too small.
         """
-        self.work.parent.mkdir(parents=True, exist_ok=True)
-        is_left_over = self.work.is_dir()
-        if os.path.lexists(self.out) and not is_left_over:
-            raise DstoolsError(f"{self.out}: exists", "name a new folder, or delete this one")
-        self.work.mkdir(exist_ok=True)
+        if os.path.lexists(self.out) and not self.work.is_dir():
+            raise self._exists()
+        self.work.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._take_over()
@@ -65,6 +65,19 @@ class Writer:
             raise
         return self
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._syncer.shutdown(cancel_futures=kind is not None)
+        for file in (*self._files.values(), self._journal, self._lock):
+            os.close(file)
+
+    def _exists(self) -> DstoolsError:
+        return DstoolsError(f"{self.out}: exists", "name a new folder, or delete this one")
+
     def _take_over(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +85,7 @@ class Writer:
             raise DstoolsError(
                 f"{self.work}: another run is writing it", "wait for it, or stop it"
             ) from error
-        records = list(_read_journal(self.work / JOURNAL))
+        records = _read_journal(self.work / JOURNAL)
         if records and records[0].get("plan") != self.plan.digest:
             raise DstoolsError(
                 f"{self.work}: was begun from another source, or with other options",
@@ -80,31 +93,59 @@ class Writer:
             )
         if os.path.lexists(self.out):
             if not records or self.model.exists():
-                raise DstoolsError(f"{self.out}: exists", "name a new folder, or delete this one")
+                raise self._exists()
             self.is_published = True
-            return
-        self.finished = {
-            record["shard"]
-            for record in records[1:]
-            if (record.get("synced") or record.get("boot") == self._boot)
-            and self._is_whole(record["shard"])
-        }
-        self._check_space()
-        self.model.mkdir(exist_ok=True)
+        else:
+            self._read_progress(records)
+            self._check_space()
+            self.model.mkdir(exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._journal = os.open(self.work / JOURNAL, flags, 0o666)
         if not records:
             self._record({"plan": self.plan.digest})
+        self._record({"boot": _boot()})
+        for number in sorted(self._unsynced):
+            self._sync_later(number)
 
-    def _is_whole(self, shard: str) -> bool:
-        path = self.model / shard
-        wanted = next((s for s in self.plan.shards if s.name == shard), None)
-        if wanted is None or not path.is_file() or path.stat().st_size != wanted.nbytes:
+    def _read_progress(self, records: list[dict[str, Any]]) -> None:
+        """Take from the journal what still holds: nothing that a file does not look like."""
+        synced: set[int] = set()
+        is_this_boot = False
+        for record in records:
+            for what, value in record.items():
+                if what == "boot":
+                    is_this_boot = value == _boot()
+                elif what == "opened":  # laid out anew: what was said of it before is void
+                    self.jobs.pop(value, None)
+                    self.finished.discard(value)
+                    synced.discard(value)
+                elif what == "synced":
+                    synced.add(value)
+                    self.finished.add(value)
+                elif what == "written" and is_this_boot:
+                    self.finished.add(value)
+                elif what == "job" and is_this_boot:
+                    self.jobs.setdefault(value[0], set()).add(value[1])
+        for number, shard in enumerate(self.plan.shards):
+            if not self._is_laid_out(number, shard.name):
+                self.finished.discard(number)
+            if number in self.finished or not self._is_laid_out(number, f"{shard.name}.partial"):
+                self.jobs.pop(number, None)
+        self._unsynced = self.finished - synced
+
+    def _is_laid_out(self, number: int, name: str) -> bool:
+        """Tell whether a file has the size and the header of a shard."""
+        path, shard = self.model / name, self.plan.shards[number]
+        if not path.is_file() or path.stat().st_size != shard.nbytes:
             return False
         with path.open("rb") as file:
-            return file.read(len(wanted.header)) == wanted.header
+            return file.read(len(shard.header)) == shard.header
 
     def _check_space(self) -> None:
-        needed = sum(s.nbytes for s in self.plan.shards if s.name not in self.finished)
-        # what is left of a killed run will be overwritten, so its blocks count as free
+        needed = sum(
+            shard.nbytes for i, shard in enumerate(self.plan.shards) if i not in self.finished
+        )
+        # what a killed run left of unfinished shards is used again
         left = sum(path.stat().st_blocks * 512 for path in self.model.glob("*.partial"))
         free = shutil.disk_usage(self.work).free + left
         if needed > free:
@@ -113,48 +154,41 @@ class Writer:
                 "free some space, or name a folder on another disk",
             )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._syncer.shutdown(cancel_futures=kind is not None)
-        os.close(self._lock)
-
-    @contextmanager
-    def shard(self, shard: ShardPlan) -> Iterator[int]:
-        """Give a descriptor of the shard's file, its header written and its space taken.
-
-        Left without an error, the shard is finished.
-        """
+    def open(self, number: int) -> int:
+        """Return a descriptor of a shard's file, its header written and its space taken."""
+        shard = self.plan.shards[number]
         partial = self.model / f"{shard.name}.partial"
-        file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            with disk_errors(partial):
-                os.posix_fallocate(file, 0, shard.nbytes)
-                os.pwrite(file, shard.header, 0)
-                yield file
-            partial.rename(self.model / shard.name)
-            self._record({"shard": shard.name, "boot": self._boot})
-        except BaseException:
-            os.close(file)
-            raise
-        if self.is_synced:
-            for sync in [sync for sync in self._syncs if sync.done()]:
-                sync.result()
-                self._syncs.remove(sync)
-            self._syncs.append(self._syncer.submit(self._sync_shard, file, shard.name))
-        else:
-            os.close(file)
+        is_new = not self.jobs.get(number)
+        flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if is_new else 0)
+        file = self._files[number] = os.open(partial, flags, 0o666)
+        if is_new:
+            self._record({"opened": number})
+        with disk_errors(partial):
+            os.posix_fallocate(file, 0, shard.nbytes)
+            os.pwrite(file, shard.header, 0)
+        return file
 
-    def _sync_shard(self, file: int, name: str) -> None:
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+    def job_done(self, number: int, job: int) -> None:
+        """Note that the bytes of a job are written."""
+        self._record({"job": [number, job]})
+
+    def shard_done(self, number: int) -> None:
+        """Note that all jobs of a shard are done, and flush it in the background."""
+        name = self.plan.shards[number].name
+        (self.model / f"{name}.partial").rename(self.model / name)
+        self._record({"written": number})
+        os.close(self._files.pop(number))
+        self._sync_later(number)
+
+    def _sync_later(self, number: int) -> None:
+        if self.is_synced:
+            self._syncs.append(self._syncer.submit(self._sync_shard, number))
+
+    def _sync_shard(self, number: int) -> None:
+        _sync(self.model / self.plan.shards[number].name)
         _sync(self.model)
-        self._record({"shard": name, "synced": True})
+        self._record({"synced": number})
+        os.fsync(self._journal)
 
     def publish(self, files: dict[str, Path | bytes]) -> None:
         """Add the other files, the index last, and give the folder its name."""
@@ -176,7 +210,6 @@ class Writer:
         self.model.rename(self.out)
         if self.is_synced:
             _sync(self.out.parent)
-        self.clean_up()
 
     def clean_up(self) -> None:
         """Remove what is left of the work after OUT has its name."""
@@ -185,25 +218,24 @@ class Writer:
 
     def _record(self, line: dict[str, Any]) -> None:
         """Append a line to the journal in one write, so that a kill leaves it there or not."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        file = os.open(self.work / JOURNAL, flags, 0o666)
-        try:
-            os.write(file, json.dumps(line).encode() + b"\n")
-            if self.is_synced:
-                os.fsync(file)
-        finally:
-            os.close(file)
+        os.write(self._journal, json.dumps(line).encode() + b"\n")
 
 
-def _read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the journal's lines up to the first that is not whole."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
+def _boot() -> str:
+    """Name this run of the machine; another one has lost its page cache."""
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
+
+
+def _read_journal(path: Path) -> list[dict[str, Any]]:
+    """Return the journal's lines up to the first that is not whole."""
+    records: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records
 
 
 def _sync(path: Path) -> None:
