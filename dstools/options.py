@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -85,7 +86,16 @@ fsync_option = option(
 
 def show(result: Any, as_json: bool, text: str) -> None:
     """Print the result on stdout: `text` for a person, the dataclass as JSON for a program."""
-    click.echo(json.dumps(dataclasses.asdict(result)) if as_json else text)
+    click.echo(json.dumps(_finite(dataclasses.asdict(result))) if as_json else text)
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with null for NaN and infinity, which JSON has no numbers for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def hint(text: str) -> None:

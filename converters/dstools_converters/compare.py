@@ -52,9 +52,9 @@ class _Sums:
         self.sq_diff += other.sq_diff
         self.sq_a += other.sq_a
         self.diff += other.diff
-        # NaN stays: max() would drop it or not by the order of its arguments
-        is_worse = not other.max_abs <= self.max_abs
-        self.max_abs = other.max_abs if is_worse else self.max_abs
+        # NaN stays, from either side: max() would drop it or not by the order of its arguments
+        if not (other.max_abs <= self.max_abs or math.isnan(self.max_abs)):
+            self.max_abs = other.max_abs
 
     def error(self, name: str) -> Error:
         rms = math.sqrt(self.sq_a / self.numel) if self.numel else 0.0
