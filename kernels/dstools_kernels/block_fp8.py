@@ -196,7 +196,7 @@ def outside_bound(
         |w - code * s| <= s * ulp / 2 + 2^-23 |w|       the slack is for the float32 division
         code = +-448, with the sign of w, and |w| > 448 s
 
-    Infinity or NaN in weight, code or scale is always outside. Computed in double, where code * s is
+    Infinity or NaN in weight, code or scale is always outside, and so is a scale below zero. Computed in double, where code * s is
     exact. Raises ValueError where a size is wrong.
     """
     coded = _input(codes, "codes")

@@ -131,7 +131,8 @@ def outside_bound(
             bound = scale * ulps[coded] / 2 + np.abs(w) * 2.0**-23
             near = (np.abs(w - values[coded] * scale) <= bound) & (bound < np.inf)
             along = np.where(coded & 0x80, -w, w)
-            saturated = (coded & 0x7F == 0x7E) & (along > E4M3_MAX * scale) & (along < np.inf)
+            limit = E4M3_MAX * scale
+            saturated = (coded & 0x7F == 0x7E) & (along > limit) & (limit >= 0) & (along < np.inf)
         outside = np.flatnonzero(~(near | saturated))
         if outside.size and first < 0:
             first = start + int(outside[0])

@@ -284,7 +284,9 @@ INLINE int64_t is_outside(float weight, uint32_t code, double scale) {
     const double bound = scale * (double)half_ulp + size * 0x1p-23;
     const double infinity = __builtin_inf();
     const int near = (error <= bound) & (bound < infinity);
-    const int saturated = (magnitude_code == 0x7e) & (along > 448.0 * scale) & (size < infinity);
+    const double limit = 448.0 * scale;
+    const int saturated =
+        (magnitude_code == 0x7e) & (along > limit) & (limit >= 0) & (size < infinity);
     return !((near | saturated) & (magnitude_code != 0x7f));
 }
 
