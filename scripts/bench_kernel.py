@@ -1,0 +1,152 @@
+"""Measure the FP8 kernels against a copy of the same bytes, and print one JSON object.
+
+    python scripts/bench_kernel.py --mib 512 --repeat 7 --levels avx512vbmi avx512
+
+Each repetition runs every measurement once, one after the other, so that a busy machine slows all of
+them. Figures are GB/s of BF16: read by `quantize`, written by `dequantize`, copied by `memcpy`.
+`ratio` divides by memcpy with as many threads: best by best, median by median. Buffers start on a
+page, as those of a streaming job should: unaligned stores run at half the speed.
+"""
+
+import argparse
+import ctypes
+import datetime
+import json
+import mmap
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dstools_kernels import block_fp8, native
+
+BLOCK = 128
+COLS = 7168  # of DeepSeek-V3
+THREADS = (1, 2)
+
+
+def main() -> None:
+    """Parse the arguments, measure, print."""
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mib", type=int, default=512, help="BF16 input; more than the cache")
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--levels", nargs="+", choices=native.levels(), help="default: compiled")
+    arguments = parser.parse_args()
+    levels = arguments.levels or native.levels()[:-1] or native.levels()
+
+    step = 2 * COLS * BLOCK * max(THREADS)  # so that every thread gets whole blocks
+    rows = max(1, (arguments.mib << 20) // step) * BLOCK * max(THREADS)
+    bytes_in = 2 * rows * COLS
+    seconds = measure(rows, levels, arguments.repeat)
+    speeds = {key: [bytes_in / 1e9 / each for each in times] for key, times in seconds.items()}
+    print(
+        json.dumps(
+            {
+                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "cpu": cpu_model(),
+                "rows": rows,
+                "cols": COLS,
+                "mib": bytes_in / 2**20,
+                "repeat": arguments.repeat,
+                "gb_per_second": [report(key, speeds) for key in speeds],
+            },
+            indent=2,
+        )
+    )
+
+
+def measure(rows: int, levels: list[str], repeat: int) -> dict[tuple[str, str, int], list[float]]:
+    """Return the seconds of each repetition by (level, kernel, threads)."""
+    weight, back = pages(2 * rows * COLS), pages(2 * rows * COLS)
+    codes, scale = pages(rows * COLS), pages(4 * rows * COLS // BLOCK**2)
+    normal = np.random.default_rng(0).normal(scale=0.02, size=(BLOCK, COLS)).astype(np.float32)
+    block_fp8.narrow(normal, weight)
+    weight.reshape(rows // BLOCK, -1)[1:] = weight[: 2 * BLOCK * COLS]
+
+    def part(buffer: NDArray[np.uint8], first: int, last: int) -> NDArray[np.uint8]:
+        bytes_per_block_row = buffer.nbytes // (rows // BLOCK)
+        return buffer[first * bytes_per_block_row : last * bytes_per_block_row]
+
+    def copy(first: int, last: int) -> None:
+        source, target = part(weight, first, last), part(back, first, last)
+        ctypes.memmove(target.ctypes.data, source.ctypes.data, source.nbytes)
+
+    def quantize(first: int, last: int) -> None:
+        source = part(weight, first, last)
+        block_fp8.quantize(source, "BF16", COLS, part(codes, first, last), part(scale, first, last))
+
+    def dequantize(first: int, last: int) -> None:
+        source, scales = part(codes, first, last), part(scale, first, last)
+        block_fp8.dequantize(source, COLS, scales, part(back, first, last))
+
+    seconds: dict[tuple[str, str, int], list[float]] = {}
+    for _ in range(repeat):
+        for threads in THREADS:
+            spent = run(copy, rows // BLOCK, threads)
+            seconds.setdefault(("", "memcpy", threads), []).append(spent)
+            for level in levels:
+                native.use(level)
+                for kernel in (quantize, dequantize):
+                    spent = run(kernel, rows // BLOCK, threads)
+                    seconds.setdefault((level, kernel.__name__, threads), []).append(spent)
+    return seconds
+
+
+def run(kernel: Callable[[int, int], None], block_rows: int, threads: int) -> float:
+    """Return the seconds that `threads` threads take for an equal share of the block rows each."""
+    share = block_rows // threads
+    workers = [
+        threading.Thread(target=kernel, args=(share * thread, share * (thread + 1)))
+        for thread in range(threads)
+    ]
+    start = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - start
+
+
+def report(
+    key: tuple[str, str, int], speeds: dict[tuple[str, str, int], list[float]]
+) -> dict[str, object]:
+    """Return one line of the result."""
+    level, kernel, threads = key
+    best, median = max(speeds[key]), statistics.median(speeds[key])
+    copy = speeds["", "memcpy", threads]
+    return {
+        "level": level,
+        "kernel": kernel,
+        "threads": threads,
+        "best": round(best, 2),
+        "median": round(median, 2),
+        "ratio_best": round(best / max(copy), 3),
+        "ratio_median": round(median / statistics.median(copy), 3),
+    }
+
+
+def pages(nbytes: int) -> NDArray[np.uint8]:
+    """Return zeros from the start of a page, all of them touched."""
+    buffer = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+    buffer[:] = 0
+    return buffer
+
+
+def cpu_model() -> str:
+    """Return the CPU's own name where Linux tells it, and its kind elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
