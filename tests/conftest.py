@@ -5,14 +5,19 @@
 
 scripts/make_checkpoint.py has the kinds and options. The folders and files are read-only, so that a
 stray write fails. Nothing here imports torch before a checkpoint is asked for.
+
+    config, shards = headers(tiny); ...; folder = sparse(config, shards)   # edited: headers, no data
 """
 
 import importlib.util
+import json
+import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -72,3 +77,47 @@ def tiny_aligned(checkpoint: Callable[..., Path]) -> Path:
 def tiny_fp8(checkpoint: Callable[..., Path]) -> Path:
     """`tiny` in native block FP8 with F32 scales."""
     return checkpoint("tiny", fp8="float32")
+
+
+Shards = dict[str, dict[str, tuple[str, list[int]]]]  # file -> tensor -> dtype, shape
+ITEM_BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "F8_E5M2": 1, "U8": 1, "BF16": 2, "F16": 2, "F32": 4}
+
+
+@pytest.fixture(scope="session")
+def headers() -> Callable[[Path], tuple[dict[str, Any], Shards]]:
+    """headers(folder): its config, and of every tensor the file, dtype and shape, to be edited."""
+
+    def get(folder: Path) -> tuple[dict[str, Any], Shards]:
+        shards: Shards = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            del header["__metadata__"]
+            shards[path.name] = {name: (e["dtype"], e["shape"]) for name, e in header.items()}
+        return json.loads((folder / "config.json").read_text()), shards
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any], Shards], Path]:
+    """sparse(config, shards): a checkpoint with these headers and an index; its data are holes."""
+
+    def make(config: dict[str, Any], shards: Shards) -> Path:
+        folder = tmp_path_factory.mktemp("sparse")
+        (folder / "config.json").write_text(json.dumps(config))
+        where = {name: shard for shard, tensors in shards.items() for name in tensors}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+        for shard, tensors in shards.items():
+            header: dict[str, Any] = {}
+            end = 0
+            for name, (dtype, shape) in tensors.items():
+                begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+                header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+            text = json.dumps(header).encode()
+            with (folder / shard).open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                file.truncate(8 + len(text) + end)
+        return folder
+
+    return make
