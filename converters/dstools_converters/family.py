@@ -58,7 +58,7 @@ class MoE:
 
 @dataclass(frozen=True)
 class Model:
-    """The dimensions of one model, checked to be natural numbers."""
+    """The dimensions of one model, checked to be whole numbers of a sane size."""
 
     model_type: ModelType
     vocab_size: int
@@ -191,8 +191,8 @@ def _mla(mla: MLA, hidden: int) -> Iterator[tuple[Role, str, tuple[int, ...]]]:
 def read_model(config: dict[str, Any]) -> Model:
     """Return the dimensions that `config` gives.
 
-    Raises DstoolsError for a model_type we do not read, and for a dimension that is missing or no
-    natural number.
+    Raises DstoolsError for a model_type we do not read, and for a dimension that is missing or out of
+    any sane range.
     """
     model_type = config.get("model_type")
     if model_type not in SUPPORTED:
@@ -222,7 +222,7 @@ def read_model(config: dict[str, Any]) -> Model:
         attention = Attention(
             num_heads=heads,
             num_kv_heads=size("num_key_value_heads", heads),
-            head_dim=size("head_dim") if given else size("hidden_size") // max(heads, 1),
+            head_dim=size("head_dim") if given else size("hidden_size") // heads,
             qkv_bias=is_biased or model_type == "qwen2",
             o_bias=is_biased and model_type != "qwen2",
             has_qk_norm=model_type == "qwen3",
@@ -249,13 +249,13 @@ def _read_moe(size: "_Sizes", model_type: ModelType) -> MoE:
         num_experts_per_tok=size("num_experts_per_tok"),
         intermediate_size=size("moe_intermediate_size"),
         first_k_dense_replace=size("first_k_dense_replace", 0),
-        layer_freq=max(size("moe_layer_freq", 1), 1),
+        layer_freq=size("moe_layer_freq", 1),
         has_correction_bias=model_type != "deepseek_v2",
     )
 
 
 class _Sizes:
-    """Reads natural numbers out of a config."""
+    """Reads whole numbers out of a config; only what may be left out may be 0."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -264,9 +264,11 @@ class _Sizes:
         value = self.config.get(key)
         if value is None and default is not None:
             return default
-        if type(value) is not int or not 0 <= value < MAX_SIZE:
+        least = 0 if default == 0 else 1
+        if type(value) is not int or not least <= value < MAX_SIZE:
             raise DstoolsError(
-                f"config.json: {key} is {value!r}, not a natural number below {MAX_SIZE}",
+                f"config.json: {key} is {printable(repr(value))}, not a whole number from {least} to "
+                f"{MAX_SIZE - 1}",
                 "download config.json again",
             )
         return value

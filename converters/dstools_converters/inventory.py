@@ -116,20 +116,22 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
             f"{len(tensors)} tensors", "config and shards are not of the same model",
         )  # fmt: skip
         return
-    if any(name.endswith("mlp.experts.gate_up_proj") for name in tensors):
+    fused = [name for name in tensors if name.endswith("mlp.experts.gate_up_proj")]
+    if fused:
         yield Finding(
-            "error", "experts-fused", "model.safetensors.index.json",
-            "the experts of a layer are fused in one tensor",
+            "error", "experts-fused", tensors[fused[0]].where,
+            "holds all experts of a layer in one tensor",
             "save the model with transformers' save_pretrained, which writes one tensor an expert",
         )  # fmt: skip
         return
     wanted = dict.fromkeys(tensors, False)
+    layers = {parsed.layer for parsed in inventory.names.values() if parsed is not None}
     for name, shape in model.weights():
         spelled = str(name)
         info = tensors.get(spelled)
         wanted[spelled] = True
         if info is None:
-            if not (name.is_mtp and not _has_layer(inventory, name.layer)):
+            if not name.is_mtp or name.layer in layers:  # a whole MTP layer has its own finding
                 yield Finding(
                     "error", "weight-missing", printable(spelled),
                     "the config asks for it, and no shard holds it",
@@ -151,10 +153,6 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
                 "is in the shards, but not in the model that the config describes",
                 "config and shards are not of the same model",
             )  # fmt: skip
-
-
-def _has_layer(inventory: Inventory, layer: int | None) -> bool:
-    return any(p is not None and p.layer == layer for p in inventory.names.values())
 
 
 def _wrong_shape(info: TensorInfo, wanted: tuple[int, ...]) -> Finding:

@@ -5,9 +5,8 @@ Source: DeepSeek-V3 and V3.2 releases, their model.safetensors.index.json; trans
 modeling_deepseek_v2.py, modeling_llama.py, modeling_qwen2.py, modeling_qwen3.py.
 """
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 Role = Literal[
     "embed_tokens", "norm", "lm_head",
@@ -70,8 +69,7 @@ _PATHS["e_score_correction_bias"] = "mlp.gate"
 PARTS = ("weight", "bias", "weight_scale_inv", "weight_scale", "e_score_correction_bias")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorName:
+class TensorName(NamedTuple):
     """A parsed name. `str(parse(name)) == name` for every name that parses."""
 
     role: Role
