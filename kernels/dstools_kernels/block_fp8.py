@@ -20,13 +20,16 @@ which is also the definition that the library is tested against.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 from dstools_kernels import native
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    import typing_extensions
+    from numpy.typing import NDArray
 
+    # numpy says of its arrays that they are buffers only from Python 3.12 on
+    Buffer: TypeAlias = typing_extensions.Buffer | NDArray[Any]
     WritableBuffer: TypeAlias = Buffer  # typing has no name for "not read-only"
 
 Dtype = Literal["BF16", "F16", "F32"]  # as safetensors spells them
@@ -290,9 +293,13 @@ def _at_least_one(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
+def _view(buffer: Buffer) -> memoryview:
+    return memoryview(cast("typing_extensions.Buffer", buffer))
+
+
 def _input(buffer: Buffer, what: str) -> memoryview:
     """Return `buffer` as bytes in a row; the view keeps the memory from going away."""
-    view = memoryview(buffer)
+    view = _view(buffer)
     if not view.c_contiguous:
         raise ValueError(f"{what} must be contiguous, got strides {view.strides}")
     if view.nbytes == 0:  # cast() refuses some empty shapes
@@ -302,7 +309,7 @@ def _input(buffer: Buffer, what: str) -> memoryview:
 
 def _output(buffer: WritableBuffer, what: str, nbytes: int) -> memoryview:
     """Return the first `nbytes` of `buffer`, to be written."""
-    view = memoryview(buffer)
+    view = _view(buffer)
     if view.readonly:
         raise ValueError(f"{what} must be writable, got a read-only buffer")
     if view.nbytes < nbytes:

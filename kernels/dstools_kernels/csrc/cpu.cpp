@@ -2,7 +2,7 @@
 //
 // The numbers are those of block_fp8_numpy.py, to the bit, on every level:
 //   scale = max(amax, floor) / 448           one IEEE division in float32
-//   code  = e4m3(x / scale)                  one IEEE division, round to nearest even, saturate
+//   code  = e4m3(x / scale)                  one IEEE division, then round to nearest even
 //   back  = bf16(float(code) * scale)        one multiplication, then one rounding to BF16
 //
 // Each kernel is one plain body, written as loops that compilers vectorise, and compiled once per
@@ -43,14 +43,15 @@ INLINE int64_t blocks_of(int64_t length, int64_t block) { return (length + block
 
 // ---- One number at a time -----------------------------------------------------------------------
 
-// The E4M3 code of a finite number: 1 sign bit, 4 exponent bits of bias 7, 3 mantissa bits.
+// The E4M3 code of a number up to 448: 1 sign bit, 4 exponent bits of bias 7, 3 mantissa bits.
+// Nothing here has to saturate: no scale is below amax / 448 by more than its own rounding, so a
+// quotient reaches 448.00003 at most, and the codes go on to 464 before the next one would be NaN.
 INLINE uint32_t e4m3_from_float(float number) {
     const uint32_t bits = bit_cast<uint32_t>(number);
     const int32_t magnitude = (int32_t)(bits & 0x7fffffff);
     // Normal codes: drop 20 mantissa bits with a carry for "nearest, ties to even", and move the
     // exponent's bias from 127 to 7. The carry runs into the exponent by itself.
-    int32_t normal = ((magnitude + 0x7ffff + ((magnitude >> 20) & 1)) >> 20) - (120 << 3);
-    normal = normal < 0x7e ? normal : 0x7e;
+    const int32_t normal = ((magnitude + 0x7ffff + ((magnitude >> 20) & 1)) >> 20) - (120 << 3);
     // Subnormal codes are multiples of 2^-9, which is what one unit in the last place of 2^14 is.
     // So the addition does the rounding and leaves the code in the low bits.
     const float aligned = bit_cast<float>(magnitude) + 16384.0f;
@@ -354,8 +355,7 @@ INLINE void difference_plain(const UnalignedFloat* __restrict a, const Unaligned
 //     code = 8 e + T[m]   (mod 256)
 // because multiplying by a power of two commutes with both roundings, and in E4M3 raises the code
 // by 8, the carry out of the mantissa included. T comes from 128 true divisions a block. The true
-// code lies in 0..0x7e, so arithmetic modulo 256 loses nothing; nothing saturates, since no scale
-// is below amax / 448 (the quotient's own rounding reaches 448.00003 at most, which rounds to 448).
+// code lies in 0..0x7e, so arithmetic modulo 256 loses nothing.
 // Elements below a threshold have subnormal codes or none; they take the division.
 #if defined(__x86_64__)
 
@@ -374,7 +374,6 @@ VBMI INLINE __m512i e4m3_from_floats(__m512 numbers) {
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, 20), _mm512_set1_epi32(1));
     __m512i code = _mm512_add_epi32(magnitude, _mm512_set1_epi32(0x7ffff - (960 << 20)));
     code = _mm512_srli_epi32(_mm512_add_epi32(code, odd), 20);
-    code = _mm512_min_epu32(code, _mm512_set1_epi32(0x7e));
     const __m512i subnormal = _mm512_castps_si512(
         _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(16384.0f)));
     const __mmask16 small = _mm512_cmplt_epu32_mask(magnitude, _mm512_set1_epi32(0x3c800000));
