@@ -11,7 +11,7 @@ from typing import Any
 from dstools_converters.checkpoint import INDEX, Checkpoint, TensorInfo, scan
 from dstools_converters.engines import Engine, check_engine
 from dstools_converters.errors import DstoolsError, Finding, Level, printable
-from dstools_converters.inventory import FLOATS, Inventory, check, take_inventory
+from dstools_converters.inventory import FLOATS, SCALE_DTYPES, Inventory, check, take_inventory
 from dstools_converters.metadata import MANIFEST, travelling_files
 from dstools_converters.plan import FUSED
 from dstools_converters.rows import (
@@ -77,14 +77,19 @@ def verify(
             findings += _check_fused(inventory)
             findings += _check_scale_values(inventory)
             checked += ["names, shapes and dtypes against the config", "MTP layers", "every scale"]
-            if engine is not None:
+            is_broken = any(
+                finding.level == "error" and finding.code in BREAKS_READING for finding in findings
+            )
+            if engine is None:
+                not_checked.append("what engines ask for: --engine")
+            elif is_broken:
+                not_checked.append(f"the rules of {engine}: first mend the errors above")
+            else:
                 findings += check_engine(inventory, engine, tp)
                 checked.append(f"the rules of {engine} at tensor parallelism {tp}")
-            else:
-                not_checked.append("what engines ask for: --engine")
             if source is None:
                 not_checked.append("weights and codes: --source")
-            elif any(finding.code in BREAKS_READING for finding in findings):
+            elif is_broken:
                 not_checked.append("weights and codes: first mend the errors above")
             else:
                 with _open_source(source) as original:
@@ -195,16 +200,18 @@ def _check_fused(inventory: Inventory) -> Iterator[Finding]:
                 info = inventory.tensors[name]
                 groups.setdefault((parsed.layer, parsed.expert, number), []).append(info)
     for infos in groups.values():
-        if len({info.dtype == "F8_E4M3" for info in infos}) > 1:
-            others = ", ".join(printable(info.name) for info in infos[1:])
+        fp8 = [printable(info.name) for info in infos if info.dtype == "F8_E4M3"]
+        kept = [info for info in infos if info.dtype != "F8_E4M3"]
+        if fp8 and kept:
             yield Finding(
-                "error", "fused-apart", infos[0].where,
-                f"is {infos[0].dtype} where {others} is {infos[-1].dtype}; engines run them as one",
+                "error", "fused-apart", kept[0].where,
+                f"is {kept[0].dtype} beside FP8 in {', '.join(fp8)}; engines run them as one matrix",
+                "quantize again with one rule for them",
             )  # fmt: skip
 
 
 def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
-    """Yield scales that are not finite, not positive, absurd, or no power of two where they must be."""
+    """Yield scales not finite, not positive, absurd, or of another format than the folder's maker writes."""
     scheme = inventory.scheme
     if scheme is None or not inventory.scales:
         return
@@ -214,12 +221,23 @@ def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
     wants_powers = scheme.scale_format == "ue8m0" or manifest.get("scale_fmt") == "ue8m0"
     is_ours = bool(manifest) and not manifest.get("has_foreign_scales")
     for name, info in inventory.scales.items():
-        if info.shape != scheme.grid(inventory.tensors[name].shape):
+        weight = inventory.tensors[name]
+        if len(weight.shape) != 2 or info.shape != scheme.grid(weight.shape):
             continue  # reported by its shape
+        if info.dtype not in SCALE_DTYPES:
+            continue  # reported by its dtype
+        if manifest and info.dtype != "F32":
+            yield Finding(
+                "error", "scale-not-f32", info.where, f"is {info.dtype}; dstools writes F32",
+                "something else has been at this folder; quantize again",
+            )  # fmt: skip
+        elif scheme.format == "native" and info.dtype == "BF16":
+            yield Finding(
+                "warning", "scale-not-f32", info.where,
+                "is BF16, where this format has F32: each scale was rounded to 8 bits",
+            )  # fmt: skip
         try:
-            raw = read_scales(
-                inventory, inventory.tensors[name], 0, inventory.tensors[name].shape[0]
-            )
+            raw = read_scales(inventory, weight, 0, weight.shape[0])
         except DstoolsError as error:
             yield Finding(
                 "error", "scale-value", info.where, str(error).removeprefix(f"{info.where}: ")
@@ -286,7 +304,7 @@ def _compare(
                 Finding("warning", "config-differs", "config.json", f"{key} is not the source's")
             )
     with ThreadPoolExecutor(workers, "verify") as pool:
-        jobs = [pool.submit(_compare_tensor, made, mine, source, info) for mine, info in pairs]
+        jobs = [pool.submit(_compare_pair, made, mine, source, info) for mine, info in pairs]
         try:
             for job, (_, info) in zip(jobs, pairs, strict=True):
                 found = job.result()
@@ -296,6 +314,16 @@ def _compare(
             pool.shutdown(cancel_futures=True)
             raise
     return findings, sum(info.numel for _, info in pairs)
+
+
+def _compare_pair(
+    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
+) -> Finding | None:
+    """Return what `_compare_tensor` finds, or that NaN or a failed read has kept it from comparing."""
+    try:
+        return _compare_tensor(made, mine, source, info)
+    except DstoolsError as error:
+        return Finding("error", "not-compared", mine.where, str(error), error.hint)
 
 
 def _compare_tensor(

@@ -1,6 +1,5 @@
 """compare: the figures are those of plain torch, and nothing is left out of them in silence."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable
