@@ -102,7 +102,6 @@ def run(
             resumed = plan.bytes_in
         else:
             queue = _Queue(plan, writer, progress)
-            resumed = queue.bytes_resumed
             with ThreadPoolExecutor(workers, "convert") as pool:
                 crew = [pool.submit(queue.work) for _ in range(workers)]
                 try:
@@ -115,6 +114,7 @@ def run(
                 if inventory is not None:
                     inventory.checkpoint.check_unmoved()
             writer.publish(files)
+            resumed = queue.bytes_resumed
         writer.clean_up()
     return Report(
         out=str(out),

@@ -92,7 +92,7 @@ class Writer:
                 "finish that run with its own command, or delete the folder",
             )
         if os.path.lexists(self.out):
-            if not records or self.model.exists():
+            if self.model.exists() or not self._is_published():
                 raise self._exists()
             self.is_published = True
         else:
@@ -132,6 +132,13 @@ class Writer:
             if number in self.finished or not self._is_laid_out(number, f"{shard.name}.partial"):
                 self.jobs.pop(number, None)
         self._unsynced = self.finished - synced
+
+    def _is_published(self) -> bool:
+        """Tell whether OUT is this plan's: then a run was killed while it cleaned up."""
+        try:
+            return bool(json.loads((self.out / INDEX).read_bytes()) == self.plan.index())
+        except (OSError, ValueError):
+            return False
 
     def _is_laid_out(self, number: int, name: str) -> bool:
         """Tell whether a file has the size and the header of a shard."""

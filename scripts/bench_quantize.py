@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""Time `dstools quantize`, file to file, against `cp` of the same input, in turn; print JSON.
+
+    bench_quantize.py --gb 4                       warm and cold, with and without fsync
+    bench_quantize.py --sweep 0.5 1 2 4 8          cost per byte by size, warm, no fsync
+    bench_quantize.py --checkpoint FOLDER          one of your own instead of a made one
+
+Every figure is of a whole process, start-up included, as the operating system accounts it. "warm": the
+input was read just before. "cold": its pages were dropped. With fsync, `cp` is followed by a sync of
+each file it wrote. Before each run the disk is left to finish what earlier runs wrote. Ratios are of the
+medians; min and max show how noisy the machine was. Input and outputs lie on one filesystem, --folder.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+MAKE = Path(__file__).with_name("make_checkpoint.py")
+DSTOOLS = [sys.executable, "-m", "dstools"]
+
+
+def run(command: list[str]) -> tuple[float, float, float]:
+    """Return (wall seconds, CPU seconds, peak RSS in MiB) of a command; its output is dropped."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} exited with {process.returncode}")
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def drop(folder: Path) -> None:
+    """Drop a folder's files from the page cache."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def warm(folder: Path) -> None:
+    """Read a folder's files into the page cache."""
+    for path in folder.iterdir():
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
+
+
+def remove(path: Path) -> None:
+    """Remove an output, and let the disk come to rest."""
+    shutil.rmtree(path, ignore_errors=True)
+    os.sync()
+
+
+def compare(
+    source: Path, out: Path, *, cold: bool, fsync: bool, runs: int, workers: int
+) -> dict[str, Any]:
+    """Return the figures of `runs` of each command, in turn."""
+    figures: dict[str, list[tuple[float, float, float]]] = {"cp": [], "quantize": []}
+    copy = ["cp", "-r", str(source), str(out)]
+    if fsync:
+        copy = ["sh", "-c", f"cp -r '{source}' '{out}' && sync '{out}'/* '{out}'"]
+    quantize = [*DSTOOLS, "quantize", str(source), str(out), "--workers", str(workers)]
+    quantize.append("--fsync" if fsync else "--no-fsync")
+    for _ in range(runs):
+        for name, command in (("cp", copy), ("quantize", quantize)):
+            remove(out)
+            drop(source) if cold else warm(source)
+            figures[name].append(run(command))
+    remove(out)
+    nbytes = sum(path.stat().st_size for path in source.iterdir())
+    medians = {name: statistics.median(f[0] for f in found) for name, found in figures.items()}
+    return {
+        "input_gb": round(nbytes / 1e9, 3),
+        "cache": "cold" if cold else "warm",
+        "fsync": fsync,
+        "workers": workers,
+        "times_faster_than_cp": round(medians["cp"] / medians["quantize"], 2),
+        "quantize_gb_per_second": round(nbytes / medians["quantize"] / 1e9, 2),
+        "peak_rss_mib": round(max(f[2] for f in figures["quantize"]), 1),
+        **{
+            f"{name}_seconds": {
+                "median": round(medians[name], 3),
+                "min": round(min(f[0] for f in found), 3),
+                "max": round(max(f[0] for f in found), 3),
+                "cpu": round(statistics.median(f[1] for f in found), 3),
+            }
+            for name, found in figures.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gb", type=float, default=4, help="size of the made checkpoint")
+    parser.add_argument("--sweep", type=float, nargs="+", help="sizes in GB; warm, no fsync")
+    parser.add_argument("--checkpoint", type=Path, help="use this folder instead")
+    parser.add_argument("--folder", type=Path, help="where to put input and outputs")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    args = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        for gb in args.sweep or [args.gb]:
+            source = args.checkpoint or folder / "in"
+            if args.checkpoint is None:
+                subprocess.run(
+                    [sys.executable, str(MAKE), "v3-layer", str(source), "--gb", str(gb)],
+                    check=True, stdout=subprocess.DEVNULL,
+                )  # fmt: skip
+            modes = (
+                [(False, False)]
+                if args.sweep
+                else [(c, f) for c in (False, True) for f in (False, True)]
+            )
+            for cold, fsync in modes:
+                found = compare(
+                    source,
+                    folder / "out",
+                    cold=cold,
+                    fsync=fsync,
+                    runs=args.runs,
+                    workers=args.workers,
+                )
+                results.append(found)
+                print(json.dumps(found), file=sys.stderr, flush=True)
+            if args.checkpoint is None:
+                shutil.rmtree(source)
+    machine = {"cpu": _cpu(), "cpus": os.cpu_count(), "kernel": platform.release()}
+    date = datetime.date.today().isoformat()
+    print(json.dumps({"date": date, "machine": machine, "results": results}, indent=1))
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()
