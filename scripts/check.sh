@@ -1,0 +1,13 @@
+#!/bin/sh
+# Everything a change must pass; the same line runs in CI and before a commit.
+set -e
+cd "$(dirname "$0")/.."
+run() {
+    echo "== $*"
+    "$@"
+}
+run ruff format --check --quiet
+run ruff check --quiet
+run mypy
+run lint-imports --no-logo
+run pytest -q "$@"
