@@ -8,6 +8,7 @@ import click
 
 from dstools import __version__
 from dstools.options import hint, progress_bar, show, size
+from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
     from dstools_converters.plan import Plan
@@ -21,6 +22,8 @@ def convert(
 
     if dry_run:
         return _show_plan(plan, as_json)
+    if not Path(out).name:  # "." or "/"
+        raise DstoolsError(f"{out}: exists", "name a new folder")
     with progress_bar(plan.bytes_in, "convert") as progress:
         report = run(
             plan,

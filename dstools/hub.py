@@ -13,7 +13,7 @@ def resolve(source: str) -> Path:
 
     Raises DstoolsError where it is neither a folder nor org/name[@revision] in the Hub cache.
     """
-    if Path(source).is_dir():
+    if source and Path(source).is_dir():
         return Path(source)
     repo, _, revision = source.partition("@")
     if Path(source).exists() or source.startswith((".", "/")) or not REPO.fullmatch(repo):

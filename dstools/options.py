@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,6 +102,11 @@ def _finite(value: Any) -> Any:
 def hint(text: str) -> None:
     """Say on stderr what to do next."""
     click.echo(f"hint: {text}", err=True)
+
+
+def hint_command(*words: str) -> None:
+    """Say on stderr which `dstools` command comes next, as a shell takes it."""
+    hint(shlex.join(("dstools", *words)))
 
 
 @contextmanager

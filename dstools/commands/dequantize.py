@@ -7,7 +7,7 @@ from dstools.options import (
     Command,
     dry_run_option,
     fsync_option,
-    hint,
+    hint_command,
     json_option,
     out_argument,
     source_argument,
@@ -42,4 +42,4 @@ def dequantize(
         plan = plan_dequantize(require_sound(checkpoint))
         convert(plan, out, dry_run=dry_run, workers=workers, is_synced=is_synced, as_json=as_json)
     if not dry_run:
-        hint(f"dstools verify {out} --source {source}")
+        hint_command("verify", out, "--source", source)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dstools.options import Command, hint, json_option, show, size, source_argument
+from dstools.options import Command, hint_command, json_option, show, size, source_argument
 
 if TYPE_CHECKING:
     from dstools_converters.inspect import Report
@@ -30,7 +30,7 @@ def inspect(source: str, as_json: bool) -> None:
     with open_checkpoint(resolve(source)) as checkpoint:
         report = inspect_inventory(take_inventory(checkpoint))
     show(report, as_json, _text(report))
-    hint(f"dstools quantize {source} OUT --dry-run")
+    hint_command("quantize", source, "OUT", "--dry-run")
 
 
 def _text(report: "Report") -> str:

@@ -10,7 +10,7 @@ from dstools.options import (
     Command,
     dry_run_option,
     fsync_option,
-    hint,
+    hint_command,
     json_option,
     option,
     out_argument,
@@ -96,4 +96,4 @@ def quantize(
         )
         convert(plan, out, dry_run=dry_run, workers=workers, is_synced=is_synced, as_json=as_json)
     if not dry_run:
-        hint(f"dstools verify {out} --source {source}")
+        hint_command("verify", out, "--source", source)
