@@ -128,7 +128,7 @@ def columns(info: TensorInfo) -> int:
 
 def require_finite(info: TensorInfo, data: memoryview, first_element: int) -> None:
     """Raise DstoolsError naming the first NaN or infinity in `data`, elements of `info`."""
-    bad = block_fp8.first_non_finite(data, info.dtype)
+    bad = block_fp8.first_non_finite(data, info.dtype)  # type: ignore[arg-type]  # one of them
     if bad >= 0:
         raise not_finite(info, first_element + bad)
 

@@ -311,7 +311,7 @@ def _copy(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: 
     if begin == 0 and len(tensor.outputs) == 2:
         _write(file, read_scales(inventory, info, 0, info.shape[0]), tensor.outputs[1].offset)
     data = read(inventory, info, begin, end, "rows")
-    if info.dtype in block_fp8.FINITE_DTYPES:
+    if info.dtype in block_fp8.NON_FINITE_BITS:
         require_finite(info, data, begin // width(info))
     _write(file, data, tensor.outputs[0].offset + begin)
 

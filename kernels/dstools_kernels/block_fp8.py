@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Dtype = Literal["BF16", "F16", "F32"]  # as safetensors spells them
 WidenDtype = Literal["BF16", "F16", "F32", "F8_E8M0"]
+FiniteDtype = Literal["BF16", "F16", "F32", "F8_E4M3"]
 ScaleFormat = Literal["float32", "ue8m0"]
 
 E4M3_MAX = 448.0
@@ -42,7 +43,11 @@ E4M3_MAX = 448.0
 # per_block_cast_to_fp8): with the same one they change nothing.
 AMAX_FLOOR: dict[ScaleFormat, float] = {"float32": 1e-12, "ue8m0": 1e-4}
 
-ITEMSIZE: dict[str, int] = {"BF16": 2, "F16": 2, "F32": 4, "F8_E8M0": 1}
+ITEMSIZE: dict[str, int] = {"BF16": 2, "F16": 2, "F32": 4, "F8_E8M0": 1, "F8_E4M3": 1}
+# all of these bits set: infinity or NaN; E4M3 has no infinity and one NaN of each sign
+NON_FINITE_BITS: dict[FiniteDtype, int] = {
+    "BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000, "F8_E4M3": 0x7F,
+}  # fmt: skip
 _WEIGHT_DTYPES: tuple[str, ...] = get_args(Dtype)
 _DTYPE_NUMBER = {"BF16": 0, "F16": 1, "F32": 2, "F8_E8M0": 3}  # enum Dtype in csrc/cpu.cpp
 
@@ -150,8 +155,8 @@ def widen(data: Buffer, dtype: WidenDtype, out_float32: WritableBuffer) -> None:
     F8_E8M0 holds exponents: byte v is 2^(v - 127), 255 is NaN (OCP Microscaling Formats 1.0).
     Raises ValueError where a size is wrong.
     """
-    if dtype not in ITEMSIZE:
-        raise ValueError(f"dtype must be one of {list(ITEMSIZE)}, got {dtype!r}")
+    if dtype not in get_args(WidenDtype):
+        raise ValueError(f"dtype must be one of {list(get_args(WidenDtype))}, got {dtype!r}")
     source = _input(data, "data")
     count = _rows(source, "data", 1, ITEMSIZE[dtype])
     out = _output(out_float32, "out_float32", 4 * count)
@@ -246,6 +251,23 @@ def difference(a_float32: Buffer, b_float32: Buffer) -> Difference:
     return Difference(*sums)
 
 
+def first_non_finite(data: Buffer, dtype: FiniteDtype) -> int:
+    """Return the index of the first infinity or NaN in `data`, -1 where there is none.
+
+    Raises ValueError where a size is wrong.
+    """
+    mask = NON_FINITE_BITS[dtype]
+    source = _input(data, "data")
+    count = _rows(source, "data", 1, ITEMSIZE[dtype])
+    lib = native.library()
+    if lib is None:
+        from dstools_kernels import block_fp8_numpy
+
+        return block_fp8_numpy.first_with_all(source, ITEMSIZE[dtype], mask)
+    address, itemsize = native.address(source), ITEMSIZE[dtype]
+    return int(lib.dstools_first_with_all(native.level(), address, itemsize, mask, count))
+
+
 def _dequantize(
     codes: Buffer,
     cols: int,
@@ -329,20 +351,3 @@ def _rows(view: memoryview, what: str, cols: int, itemsize: int) -> int:
 def _exactly(view: memoryview, what: str, nbytes: int) -> None:
     if view.nbytes != nbytes:
         raise ValueError(f"{what} must hold {nbytes} bytes, got {view.nbytes}")
-
-
-FINITE_DTYPES = ("BF16", "F16", "F32", "F8_E4M3")
-
-
-def first_non_finite(data: Buffer, dtype: str) -> int:
-    """Return the index of the first infinity or NaN in `data`, -1 where there is none."""
-    import numpy as np
-
-    words, top = {
-        "BF16": (np.uint16, 0x7F80),
-        "F16": (np.uint16, 0x7C00),
-        "F32": (np.uint32, 0x7F800000),
-        "F8_E4M3": (np.uint8, 0x7F),
-    }[dtype]
-    found = (np.frombuffer(_input(data, "data"), words) & top) == top
-    return int(found.argmax()) if found.any() else -1

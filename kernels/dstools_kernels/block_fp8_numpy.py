@@ -205,3 +205,9 @@ def _block_rows(
     for block, scale in enumerate(all_scales):
         top = block * block_rows
         yield top * cols, all_codes[top : top + block_rows], scale.repeat(block_cols)[:cols]
+
+
+def first_with_all(data: memoryview, itemsize: int, mask: int) -> int:
+    """Return the index of the first element in which all bits of `mask` are set, or -1."""
+    found = (np.frombuffer(data, f"<u{itemsize}") & mask) == mask
+    return int(found.argmax()) if found.any() else -1

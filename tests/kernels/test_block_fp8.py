@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dstools_kernels import block_fp8, native
-from dstools_kernels.block_fp8 import Dtype, NonFiniteError, ScaleFormat
+from dstools_kernels.block_fp8 import Dtype, FiniteDtype, NonFiniteError, ScaleFormat
 
 TORCH_DTYPE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 DTYPES: list[Dtype] = ["BF16", "F16", "F32"]
@@ -604,3 +604,32 @@ def test_the_library_needs_no_numpy_and_numpy_gives_the_same_bytes() -> None:
     assert (level, has_numpy) == (native.levels()[0], "False")
     assert run_digest(DSTOOLS_NATIVE="0") == ["numpy", "True", digest]
     assert len(digest) == 2 * hashlib.sha256().digest_size
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "bad"),
+    [
+        ("BF16", "<u2", [0x7F80, 0xFF80, 0x7F81, 0xFFFF]),
+        ("F16", "<u2", [0x7C00, 0xFC00, 0x7C01, 0xFFFF]),
+        ("F32", "<u4", [0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF]),
+        ("F8_E4M3", "u1", [0x7F, 0xFF]),
+    ],
+)
+def test_the_first_infinity_or_nan_is_found_wherever_it_is(
+    level: str, dtype: FiniteDtype, bits: str, bad: list[int]
+) -> None:
+    greatest = min(bad) - 1  # the largest finite magnitude: every other bit may be set
+    for size in (0, 1, 31, 1024, 1025, 5000):
+        data = np.full(size, greatest, bits)
+        data[::3] |= 1 << (8 * data.itemsize - 1)
+        assert block_fp8.first_non_finite(data, dtype) == -1
+        for at in {0, 1, size // 2, size - 1} & set(range(size)):
+            for value in bad:
+                spoilt = data.copy()
+                spoilt[at] = value
+                assert block_fp8.first_non_finite(spoilt, dtype) == at
+                if at + 1 < size:
+                    spoilt[at + 1] = value
+                    assert block_fp8.first_non_finite(spoilt, dtype) == at
+                odd = np.concatenate([[0], spoilt.view(np.uint8)]).astype(np.uint8)[1:]
+                assert block_fp8.first_non_finite(odd.data, dtype) == at  # at any address

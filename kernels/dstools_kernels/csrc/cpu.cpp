@@ -348,6 +348,29 @@ INLINE void difference_plain(const UnalignedFloat* __restrict a, const Unaligned
     out[3] = square_diff[0] == square_diff[0] ? most[0] : square_diff[0];
 }
 
+// Index of the first of `count` elements in which all bits of `mask` are set, or -1: the exponent's
+// bits make that infinity or NaN, all bits but the sign NaN in E4M3.
+template <class Element>
+INLINE int64_t first_with_all(const void* data, Element mask, int64_t count) {
+    static const int64_t RUN = 1024;
+    const Element* element = (const Element*)data;
+    for (int64_t start = 0; start < count; start += RUN) {
+        const int64_t width = least(RUN, count - start);
+        Element found = 0;
+        for (int64_t i = 0; i < width; i++) found |= (Element)((element[start + i] & mask) == mask);
+        if (found)
+            for (int64_t i = start;; i++)
+                if ((element[i] & mask) == mask) return i;
+    }
+    return -1;
+}
+
+INLINE int64_t first_with_all_plain(const void* data, int itemsize, uint32_t mask, int64_t count) {
+    if (itemsize == 1) return first_with_all<uint8_t>(data, (uint8_t)mask, count);
+    if (itemsize == 2) return first_with_all<Unaligned16>(data, (Unaligned16)mask, count);
+    return first_with_all<Unaligned32>(data, mask, count);
+}
+
 // ---- The table kernel ---------------------------------------------------------------------------
 //
 // BF16 has 7 mantissa bits and a block has one scale, so a block divides only 128 different
@@ -672,6 +695,7 @@ struct Kernels {
     int64_t (*outside_bound)(const UnalignedFloat*, const uint8_t*, int64_t, int64_t,
                              const UnalignedFloat*, int64_t, int64_t, int64_t*);
     void (*difference)(const UnalignedFloat*, const UnalignedFloat*, int64_t, double*);
+    int64_t (*first_with_all)(const void*, int, uint32_t, int64_t);
 };
 
 // The plain bodies, compiled for one instruction set.
@@ -710,9 +734,14 @@ struct Kernels {
                                       int64_t count, double* out) {                                \
             difference_plain(a, b, count, out);                                                    \
         }                                                                                          \
+        target static int64_t first_with_all(const void* data, int itemsize, uint32_t mask,        \
+                                             int64_t count) {                                      \
+            return first_with_all_plain(data, itemsize, mask, count);                              \
+        }                                                                                          \
     }
-#define REST(Level)                                                                            \
-    Level::dequantize_float32, Level::widen, Level::narrow, Level::outside_bound, Level::difference
+#define REST(Level)                                                                             \
+    Level::dequantize_float32, Level::widen, Level::narrow, Level::outside_bound, Level::difference, \
+        Level::first_with_all
 
 LEVEL(Baseline, );
 #if defined(__x86_64__)
@@ -762,7 +791,7 @@ static bool cpu_runs(int) { return true; }
 
 // ---- The C interface, see native.py -------------------------------------------------------------
 
-API int dstools_cpu_abi() { return 1; }
+API int dstools_cpu_abi() { return 2; }
 
 // The number that the kernels below know a level by; -1 where this library or CPU has none such.
 API int dstools_cpu_level(const char* name) {
@@ -808,4 +837,9 @@ API int64_t dstools_outside_bound(int level, const UnalignedFloat* weight, const
 API void dstools_difference(int level, const UnalignedFloat* a, const UnalignedFloat* b,
                             int64_t count, double* out) {
     LEVELS[level].difference(a, b, count, out);
+}
+
+API int64_t dstools_first_with_all(int level, const void* data, int itemsize, uint32_t mask,
+                                   int64_t count) {
+    return LEVELS[level].first_with_all(data, itemsize, mask, count);
 }
