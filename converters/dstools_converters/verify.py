@@ -303,8 +303,12 @@ def _compare(
             findings.append(
                 Finding("warning", "config-differs", "config.json", f"{key} is not the source's")
             )
+    is_copied = _copies_fp8(made, source)
     with ThreadPoolExecutor(workers, "verify") as pool:
-        jobs = [pool.submit(_compare_pair, made, mine, source, info) for mine, info in pairs]
+        jobs = [
+            pool.submit(_compare_pair, made, mine, source, info, is_copied=is_copied)
+            for mine, info in pairs
+        ]
         try:
             for job, (_, info) in zip(jobs, pairs, strict=True):
                 found = job.result()
@@ -317,11 +321,15 @@ def _compare(
 
 
 def _compare_pair(
-    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
+    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo, *, is_copied: bool
 ) -> Finding | None:
     """Return what `_compare_tensor` finds, or that NaN or a failed read has kept it from comparing."""
     try:
-        return _compare_tensor(made, mine, source, info)
+        found = _compare_tensor(made, mine, source, info)
+        is_fp8 = mine.name in made.scales and info.name in source.scales
+        if found is None and is_copied and is_fp8:
+            found = _compare_scales(made, mine, source, info)
+        return found
     except DstoolsError as error:
         return Finding("error", "not-compared", mine.where, str(error), error.hint)
 
@@ -378,6 +386,27 @@ def _compare_codes(
         f"{count} of {rows * cols} elements are not the source's rounded to FP8, first at "
         f"{list(divmod(first_at, cols))}",
         "codes or scales are damaged, or of another checkpoint; quantize again",
+    )  # fmt: skip
+
+
+def _copies_fp8(made: Inventory, source: Inventory) -> bool:
+    """Tell whether FP8 of the source has been copied: by us, and not to round its scales up to powers."""
+    if made.scheme is None or source.scheme is None or not _has_manifest(made.checkpoint.folder):
+        return False
+    return (source.scheme.scale_format, made.scheme.scale_format) != ("float32", "ue8m0")
+
+
+def _compare_scales(
+    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
+) -> Finding | None:
+    """Compare to the bit the scales of copied codes: the bound leaves room for their last bits."""
+    if bytes(read_scales(made, mine, 0, mine.shape[0], "scales made")) == bytes(
+        read_scales(source, info, 0, info.shape[0])
+    ):
+        return None
+    return Finding(
+        "error", "bytes-differ", made.scales[mine.name].where, "is not the source's, whose codes it scales",
+        "it should have been copied; convert again",
     )  # fmt: skip
 
 

@@ -480,6 +480,18 @@ def test_a_dequantized_weight_one_bit_off_is_caught(
     assert KV_B in finding["where"]
 
 
+def test_the_last_bit_of_a_copied_scale_is_caught(
+    tiny_fp8: Path, quantized: Convert, tmp_path: Path
+) -> None:
+    """The element-wise bound alone would let it by."""
+    folder = Folder(quantized(tiny_fp8), tmp_path / "damaged")
+    folder.scale(KV_B).data[4] ^= 1
+    code, report = ask(folder.write(), "--source", str(tiny_fp8))
+    (finding,) = report["findings"]
+    assert (code, finding["code"]) == (3, "bytes-differ")
+    assert KV_SCALE in finding["where"]
+
+
 @pytest.mark.parametrize(("dtype", "level"), [("BF16", "warning"), ("F8_E8M0", "")])
 def test_scales_of_others_may_be_exponents_and_had_better_not_be_bf16(
     dtype: str, level: str, checkpoint: Checkpoint, tmp_path: Path
