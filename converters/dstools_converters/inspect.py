@@ -33,13 +33,16 @@ class Report:
     cache_bytes_per_token_mha: int  # the same model with one key and value a head
     bytes_by_dtype: dict[str, int]
     bytes_by_role: dict[str, int]
-    quantized_bytes: int  # of the shards that `dstools quantize` would write
+    quantized_bytes: int  # of the tensors that `dstools quantize` would write
     quantized_kept: dict[str, int]  # bytes that would stay as they are, by role
     unknown_tensors: list[str]
 
 
 def inspect(inventory: Inventory) -> Report:
-    """Return the figures. Raises DstoolsError where the headers do not add up."""
+    """Return the figures of an inventory; `require_sound` first, as they are read from its headers.
+
+    Raises DstoolsError where `dstools quantize` would refuse to plan.
+    """
     model, checkpoint = inventory.model, inventory.checkpoint
     by_dtype: dict[str, int] = {}
     by_role: dict[str, int] = {}
@@ -60,12 +63,13 @@ def inspect(inventory: Inventory) -> Report:
     attention, cache, cache_mha = _cache(model)
     plan = plan_quantize(inventory, Recipe(), "native", None)
     kept: dict[str, int] = {}
-    for shard in plan.shards:
-        for tensor in shard.tensors:
+    quantized = 0
+    for tensor in plan.decisions:
+        quantized += sum(output.nbytes for output in tensor.outputs)
+        if len(tensor.outputs) == 1:
             parsed = inventory.names[tensor.source.name]
-            if len(tensor.outputs) == 1:
-                role = parsed.role if parsed else "unknown"
-                kept[role] = kept.get(role, 0) + tensor.source.nbytes
+            role = parsed.role if parsed else "unknown"
+            kept[role] = kept.get(role, 0) + tensor.source.nbytes
     experts = ""
     if moe is not None:
         experts = (
@@ -92,7 +96,7 @@ def inspect(inventory: Inventory) -> Report:
         cache_bytes_per_token_mha=cache_mha,
         bytes_by_dtype=_largest_first(by_dtype),
         bytes_by_role=_largest_first(by_role),
-        quantized_bytes=plan.bytes_out,
+        quantized_bytes=quantized,
         quantized_kept=_largest_first(kept),
         unknown_tensors=[info.name for info in inventory.unknown],
     )

@@ -6,12 +6,13 @@ Within a shard, tensors of wider items come first, so that each begins at a mult
 """
 
 import json
+import math
 import struct
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dstools_converters.checkpoint import ITEM_BITS, TensorInfo
 from dstools_converters.errors import DstoolsError
@@ -49,8 +50,7 @@ KEPT_MATRICES: frozenset[Role] = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """One tensor to write; `offset` counts bytes from the start of the output shard."""
 
     name: str
@@ -88,7 +88,12 @@ class Plan:
     base: Inventory | None
     scheme: QuantScheme | None  # None: the output is not quantized
     config: dict[str, Any]
-    shards: tuple[ShardPlan, ...]
+    decisions: tuple[TensorPlan, ...]  # one a tensor; their outputs have no places yet
+
+    @cached_property
+    def shards(self) -> tuple[ShardPlan, ...]:
+        """Return the output files, in which every output has its place."""
+        return _lay_out(self.decisions, self.inventory)
 
     @property
     def bytes_in(self) -> int:
@@ -103,7 +108,7 @@ class Plan:
     @property
     def counts(self) -> dict[Action, int]:
         """Count the tensors by what becomes of them."""
-        return dict(Counter(t.action for shard in self.shards for t in shard.tensors))
+        return dict(Counter(tensor.action for tensor in self.decisions))
 
     def index(self) -> dict[str, Any]:
         """Return the content of model.safetensors.index.json."""
@@ -125,6 +130,7 @@ class Plan:
         for inventory in (self.inventory, self.base):
             state.update((inventory.checkpoint.digest if inventory else "no base").encode())
         state.update(json.dumps(self.config, sort_keys=True).encode())
+        state.update(f"{self.scheme}".encode())  # not every config says how scales are rounded
         for shard in self.shards:
             state.update(f"\n{shard.name} ".encode() + shard.header)
             state.update(" ".join(tensor.action for tensor in shard.tensors).encode())
@@ -148,7 +154,7 @@ def plan_quantize(
     found = inventory.scheme or (base.scheme if base else None)
     if base is not None:
         _check_base(inventory, base, scale_format)
-    recipe.check_all_match(inventory.names.items())
+    recipe.check_all_match((info.name, parsed) for info, parsed in inventory.weights())
     scheme = QuantScheme(
         format,
         scale_format or (found.scale_format if found else "float32"),
@@ -166,7 +172,7 @@ def plan_quantize(
     ]
     same_format = found is not None and found.format == format
     config["quantization_config"] = scheme.to_config(native[0] if native and same_format else None)
-    return Plan(inventory, base, scheme, config, _lay_out(draft, inventory))
+    return Plan(inventory, base, scheme, config, tuple(draft))
 
 
 def plan_dequantize(inventory: Inventory) -> Plan:
@@ -188,7 +194,7 @@ def plan_dequantize(inventory: Inventory) -> Plan:
             draft.append(_copy(info, "not FP8 in the source"))
     config = dict(inventory.checkpoint.config)
     del config["quantization_config"]
-    return Plan(inventory, None, None, config, _lay_out(draft, inventory))
+    return Plan(inventory, None, None, config, tuple(draft))
 
 
 def _plan_tensor(
@@ -222,6 +228,11 @@ def _plan_tensor(
             f"{info.where}: {rule.label} asks for fp8-block, but it is {info.dtype} {list(info.shape)}",
             "block FP8 is made of two-dimensional BF16, F16 or F32",
         )
+    if parsed is None:
+        raise DstoolsError(
+            f"{info.where}: {rule.label} asks for fp8-block, but its name has no known role",
+            "no engine would look for its scale; such tensors can only be kept",
+        )
     return TensorPlan("quantize", info, _quantized(info, scheme), rule.label)
 
 
@@ -238,13 +249,10 @@ def _quantized(info: TensorInfo, scheme: QuantScheme) -> tuple[Output, Output]:
 
 
 def _output(name: str, dtype: str, shape: tuple[int, ...]) -> Output:
-    bits = ITEM_BITS[dtype]
-    for size in shape:
-        bits *= size
-    return Output(name, dtype, shape, 0, bits // 8)
+    return Output(name, dtype, shape, 0, math.prod(shape) * ITEM_BITS[dtype] // 8)
 
 
-def _lay_out(draft: list[TensorPlan], inventory: Inventory) -> tuple[ShardPlan, ...]:
+def _lay_out(draft: tuple[TensorPlan, ...], inventory: Inventory) -> tuple[ShardPlan, ...]:
     """Give every output its offset, in shards of the source's names."""
     by_shard: dict[str, list[TensorPlan]] = {name: [] for name in inventory.checkpoint.shards}
     for tensor in draft:
@@ -270,17 +278,11 @@ def _lay_out_shard(name: str, tensors: list[TensorPlan]) -> ShardPlan:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
     header = struct.pack("<Q", len(text)) + text
-    placed = tuple(
-        replace(
-            tensor,
-            outputs=tuple(
-                replace(output, offset=len(header) + starts[output.name])
-                for output in tensor.outputs
-            ),
-        )
-        for tensor in tensors
-    )
-    return ShardPlan(name, header, placed, len(header) + end)
+    placed = []
+    for tensor in tensors:
+        outputs = [o._replace(offset=len(header) + starts[o.name]) for o in tensor.outputs]
+        placed.append(TensorPlan(tensor.action, tensor.source, tuple(outputs), tensor.rule))
+    return ShardPlan(name, header, tuple(placed), len(header) + end)
 
 
 def _check_base(inventory: Inventory, base: Inventory, scale_format: ScaleFormat | None) -> None:
@@ -335,7 +337,7 @@ def _kept_modules(
     that as long as it keeps just what DeepSeek keeps; some engines match the names of the list as
     substrings, so a needless one does harm.
     """
-    named = found.kept if found else ()
+    named = found.kept if found and found.format == format else ()  # each has its own patterns
     kept = []
     is_needed = format == "compressed-tensors"
     for tensor in draft:
