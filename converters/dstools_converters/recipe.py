@@ -42,7 +42,7 @@ RULE_KEYS = ("role", "layers", "name", "scheme")
 
 @dataclass(frozen=True)
 class Rule:
-    """One `[[rule]]`: all that it names must match."""
+    """One `[[rule]]`: all that it names must match. A role is its weight, never its bias."""
 
     label: str  # "fp8.toml, rule 2"
     scheme: Scheme
@@ -52,7 +52,9 @@ class Rule:
 
     def matches(self, name: str, parsed: TensorName | None) -> bool:
         """Tell whether the rule speaks of this tensor."""
-        if self.roles and (parsed is None or parsed.role not in self.roles):
+        if self.roles and (
+            parsed is None or parsed.role not in self.roles or parsed.part == "bias"
+        ):
             return False
         if self.layers:
             layer = None if parsed is None else parsed.layer

@@ -15,6 +15,8 @@ Format = Literal["native", "compressed-tensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 ScaleFormat = Literal["float32", "ue8m0"]
 SCALE_FORMATS: tuple[ScaleFormat, ...] = get_args(ScaleFormat)
+# "float" is transformers' word for what DeepSeek leaves out
+SCALE_FMTS: dict[str, ScaleFormat] = {"None": "float32", "float": "float32", "ue8m0": "ue8m0"}
 BLOCK_SIZE = 128  # DeepSeek's; other sizes are read, and kept where codes are kept
 
 # What DeepSeek ships in FP8; everything else stays as it is. Source: README_WEIGHTS.md, convert.py.
@@ -101,8 +103,12 @@ def read_scheme(config: dict[str, Any]) -> QuantScheme | None:
     if method == "fp8":
         block = quantization.get("weight_block_size")
         kept = quantization.get("modules_to_not_convert") or quantization.get("ignored_layers")
-        is_ue8m0 = quantization.get("scale_fmt") == "ue8m0"
-        scale_format: ScaleFormat = "ue8m0" if is_ue8m0 else "float32"
+        scale_format = SCALE_FMTS.get(str(quantization.get("scale_fmt")))
+        if scale_format is None:
+            raise DstoolsError(
+                f"config.json: scale_fmt {quantization['scale_fmt']!r} is not supported",
+                'supported are "ue8m0", "float" and none',
+            )
         return QuantScheme("native", scale_format, _block(block), _strings(kept))
     if method == "compressed-tensors":
         return _read_compressed_tensors(quantization)
