@@ -104,7 +104,8 @@ def _check_cuts(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Findi
             return f"its {inputs} columns cut in {tp} do not end on blocks of {cols}"
         if role in CUT_ROWS and tp > 1 and out % (parts * rows):
             return f"its {out} rows cut in {parts} do not end on blocks of {rows}"
-        if role in MERGED_BUT_LAST and out % rows:
+        is_alone = role == "q_proj" and isinstance(inventory.model.attention, MLA)
+        if role in MERGED_BUT_LAST and not is_alone and out % rows:
             return f"its {out} rows do not end on a block of {rows}, and another weight follows it"
         return ""
 
