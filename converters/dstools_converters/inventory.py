@@ -38,10 +38,10 @@ class Inventory:
 
     def weights(self) -> Iterator[tuple[TensorInfo, TensorName | None]]:
         """Yield every tensor that is not the scale of another, in order."""
-        scales = {info.name for info in self.scales.values()}
+        scales, tensors = {info.name for info in self.scales.values()}, self.tensors
         for name, parsed in self.names.items():
             if name not in scales:
-                yield self.tensors[name], parsed
+                yield tensors[name], parsed
 
 
 def take_inventory(checkpoint: Checkpoint) -> Inventory:

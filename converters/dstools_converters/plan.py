@@ -310,22 +310,23 @@ def _check_base(inventory: Inventory, base: Inventory, scale_format: ScaleFormat
 
 def _check_fused(draft: list[TensorPlan], inventory: Inventory) -> None:
     """Raise DstoolsError where of weights that engines fuse, some are quantized and some kept."""
-    seen: dict[tuple[int | None, int | None, int], TensorPlan] = {}
+    siblings = {role: roles for roles in FUSED for role in roles}
+    seen: dict[tuple[int | None, int | None, tuple[Role, ...]], TensorPlan] = {}
     for tensor in draft:
         parsed = inventory.names[tensor.source.name]
         if parsed is None or parsed.part != "weight":
             continue
-        for number, roles in enumerate(FUSED):
-            if parsed.role not in roles:
-                continue
-            first = seen.setdefault((parsed.layer, parsed.expert, number), tensor)
-            if len(first.outputs) != len(tensor.outputs):
-                quantized, kept = sorted((first, tensor), key=lambda t: -len(t.outputs))
-                raise DstoolsError(
-                    f"{kept.source.where}: kept by {kept.rule}, but {quantized.source.name} is "
-                    f"quantized by {quantized.rule}",
-                    f"engines run {', '.join(roles)} as one matrix; give them one rule",
-                )
+        roles = siblings.get(parsed.role)
+        if roles is None:
+            continue
+        first = seen.setdefault((parsed.layer, parsed.expert, roles), tensor)
+        if len(first.outputs) != len(tensor.outputs):
+            quantized, kept = sorted((first, tensor), key=lambda t: -len(t.outputs))
+            raise DstoolsError(
+                f"{kept.source.where}: kept by {kept.rule}, but {quantized.source.name} is "
+                f"quantized by {quantized.rule}",
+                f"engines run {', '.join(roles)} as one matrix; give them one rule",
+            )
 
 
 def _kept_modules(

@@ -82,7 +82,7 @@ class Recipe:
 
     def check_all_match(self, names: Iterable[tuple[str, TensorName | None]]) -> None:
         """Raise DstoolsError for a rule that speaks of no tensor, naming the nearest that is there."""
-        there = list(names)
+        there = list(names) if self.rules else []
         for rule in self.rules:
             if any(rule.matches(name, parsed) for name, parsed in there):
                 continue

@@ -112,7 +112,7 @@ def test_every_byte_of_the_output_has_one_place_and_the_headers_say_which(
                 assert file.metadata() == {"format": "pt"}
                 assert {
                     n: (file.get_slice(n).get_dtype(), file.get_slice(n).get_shape())
-                    for n in file.keys()
+                    for n in file.offset_keys()
                 } == {o.name: (o.dtype, list(o.shape)) for o in placed}
         index = plan.index()
         assert index["metadata"]["total_size"] == total
