@@ -198,14 +198,14 @@ def outside_bound(
     """Count the codes that rounding to nearest cannot have given, and find the first of them.
 
     Returns (count, flat index of the first, or -1). With w of `weight_float32` [rows, cols], s its
-    block's scale and ulp the step between codes at the code's size, 2^(e-3), subnormal 2^-9, an
-    element is inside where either
+    block's scale and step the distance from the code to the next one on w's side (2^(e-3) away from
+    zero, subnormal 2^-9; half of that below a power of two), an element is inside where either
 
-        |w - code * s| <= s * ulp / 2 + 2^-23 |w|       the slack is for the float32 division
+        |w - code * s| <= s * step / 2 + 2^-23 |w|      the slack is for the float32 division
         code = +-448, with the sign of w, and |w| > 448 s
 
-    Infinity or NaN in weight, code or scale is always outside, and so is a scale below zero. Computed in double, where code * s is
-    exact. Raises ValueError where a size is wrong.
+    Infinity or NaN in weight, code or scale is always outside, and so is a scale below zero. Computed
+    in double, where code * s is exact. Raises ValueError where a size is wrong.
     """
     coded = _input(codes, "codes")
     rows, scales = _grid(coded, cols, scale_inv, block_size)

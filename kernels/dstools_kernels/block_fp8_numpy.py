@@ -128,9 +128,11 @@ def outside_bound(
         w = np.frombuffer(weight[4 * start : stop], "<f4").reshape(coded.shape).astype(np.float64)
         scale = scale32.astype(np.float64)
         with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, and outside
-            bound = scale * ulps[coded] / 2 + np.abs(w) * 2.0**-23
-            near = (np.abs(w - values[coded] * scale) <= bound) & (bound < np.inf)
             along = np.where(coded & 0x80, -w, w)
+            is_power = (coded & 7 == 0) & (coded & 0x78 > 8)
+            narrow = is_power & (along < np.abs(values[coded]) * scale)
+            bound = scale * ulps[coded] / np.where(narrow, 4, 2) + np.abs(w) * 2.0**-23
+            near = (np.abs(w - values[coded] * scale) <= bound) & (bound < np.inf)
             limit = E4M3_MAX * scale
             saturated = (coded & 0x7F == 0x7E) & (along > limit) & (limit >= 0) & (along < np.inf)
         outside = np.flatnonzero(~(near | saturated))

@@ -281,8 +281,10 @@ INLINE int64_t is_outside(float weight, uint32_t code, double scale) {
     const double size = __builtin_fabs((double)weight);
     // with the code's sign moved onto the weight, both signs are one case
     const double along = code & 0x80 ? -(double)weight : (double)weight;
-    const double error = __builtin_fabs(along - magnitude * scale);
-    const double bound = scale * (double)half_ulp + size * 0x1p-23;
+    const double value = magnitude * scale, error = __builtin_fabs(along - value);
+    // below a power of two, codes lie half as far apart as above it
+    const int narrow = ((magnitude_code & 7) == 0) & (exponent > 8) & (along < value);
+    const double bound = scale * (double)half_ulp * (narrow ? 0.5 : 1.0) + size * 0x1p-23;
     const double infinity = __builtin_inf();
     const int near = (error <= bound) & (bound < infinity);
     const double limit = 448.0 * scale;
