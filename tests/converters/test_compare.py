@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dstools_converters import rows
 from dstools_converters.checkpoint import open_checkpoint
 from dstools_converters.compare import Error, Report, compare
 from dstools_converters.errors import DstoolsError
@@ -69,10 +70,16 @@ def assert_close(error: Error, a: np.ndarray, b: np.ndarray) -> None:
     assert error.numel == a.size
 
 
+@pytest.mark.parametrize("slab_bytes", [1 << 20, 1])
 @pytest.mark.parametrize("scale_format", ["float32", "ue8m0"])
 def test_the_figures_are_those_of_plain_torch(
-    scale_format: str, tiny: Path, checkpoint: Checkpoint
+    scale_format: str,
+    slab_bytes: int,
+    tiny: Path,
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rows, "SLAB_BYTES", slab_bytes)  # 1: a slab of 128 rows, the least there is
     fp8 = checkpoint("tiny", fp8=scale_format)
     report = compare_folders(tiny, fp8)
     a, b = restored(tiny), restored(fp8)
