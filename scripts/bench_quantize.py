@@ -101,6 +101,7 @@ def compare(
 
 
 def main() -> None:
+    """Run what the command line asks for and print it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

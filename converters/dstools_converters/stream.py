@@ -1,9 +1,8 @@
 """Run a plan: rows in, kernel, rows out, at places known beforehand.
 
-A job is some rows of one tensor. It reads them in slabs that stay in a core's cache, and writes them in
-pieces large enough for the page cache to take whole folios. Memory is workers times one job's buffers,
-whatever the size of a tensor or shard; a very wide matrix (rows of w bytes) takes 3 x 128 x w a worker.
-Workers fill different shards as long as there are several: a file takes one write at a time, and two
+A job is some rows of one tensor: its input mapped, one call of the kernel, one write large enough for
+the page cache to take whole folios. Memory is workers times one job, whatever the size of a tensor or
+shard; a very wide matrix (rows of w bytes) takes 128 x 3 w a worker. Workers fill different shards as long as there are several: a file takes one write at a time, and two
 files take them twice as fast. Which job runs when does not change a byte.
 """
 
@@ -222,16 +221,14 @@ def jobs(plan: Plan, shard: ShardPlan) -> Iterator[Job]:
 
 
 def _rows_a_piece(plan: Plan, tensor: TensorPlan) -> int:
-    """Return how many rows make a piece of output: whole rows of blocks, at least one."""
-    block = _block_rows(plan)
-    row_bytes = tensor.outputs[0].nbytes // max(tensor.source.shape[0], 1)
-    return max(PIECE_BYTES // max(row_bytes, 1) // block, 1) * block
-
-
-def _block_rows(plan: Plan) -> int:
+    """Return how many rows make a job: whole rows of blocks, at least one."""
     scheme = plan.scheme or plan.inventory.scheme
     assert scheme is not None
-    return scheme.block_size[0]
+    block = scheme.block_size[0]
+    row_bytes = tensor.outputs[0].nbytes // max(tensor.source.shape[0], 1)
+    if tensor.action == "requantize":
+        row_bytes *= 4  # it goes through float32
+    return max(PIECE_BYTES // max(row_bytes, 1) // block, 1) * block
 
 
 def _do(plan: Plan, job: Job, file: int) -> None:
@@ -256,25 +253,23 @@ def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -
     info, cols, block = tensor.source, tensor.source.shape[1], plan.scheme.block_size[0]
     scale_row = -(-cols // plan.scheme.block_size[1]) * 4
     codes = memory.view("codes", (end - begin) * cols)
-    scales = memory.view("scales out", -(-(end - begin) // block) * scale_row)
-    for first, last in slabs(begin, end, block, cols * width(info)):
-        if tensor.action == "requantize":
-            weight, dtype = restore(plan.inventory, info, first, last), "F32"
-        else:
-            weight, dtype = read_rows(plan.inventory, info, first, last), info.dtype
-        at = first - begin
-        try:
-            block_fp8.quantize(
-                weight,
-                dtype,  # type: ignore[arg-type]  # one of FLOATS, says the plan
-                cols,
-                codes[at * cols :],
-                scales[at // block * scale_row :],
-                plan.scheme.scale_format,
-                block,
-            )
-        except block_fp8.NonFiniteError as error:
-            raise not_finite(info, (first + error.row) * cols + error.col) from None
+    scales = memory.view("scales", -(-(end - begin) // block) * scale_row)
+    if tensor.action == "requantize":
+        weight, dtype = restore(plan.inventory, info, begin, end), "F32"
+    else:
+        weight, dtype = read_rows(plan.inventory, info, begin, end), info.dtype
+    try:
+        block_fp8.quantize(
+            weight,
+            dtype,  # type: ignore[arg-type]  # one of FLOATS, says the plan
+            cols,
+            codes,
+            scales,
+            plan.scheme.scale_format,
+            block,
+        )
+    except block_fp8.NonFiniteError as error:
+        raise not_finite(info, (begin + error.row) * cols + error.col) from None
     _write(file, codes, tensor.outputs[0].offset + begin * cols)
     _write(file, scales, tensor.outputs[1].offset + begin // block * scale_row)
 
@@ -283,10 +278,7 @@ def _dequantize(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, 
     """Write rows [begin, end) in BF16."""
     row_bytes = tensor.source.shape[1] * 2
     values = memory.view("values", (end - begin) * row_bytes)
-    assert inventory.scheme is not None
-    for first, last in slabs(begin, end, inventory.scheme.block_size[0], row_bytes):
-        piece = values[(first - begin) * row_bytes :]
-        dequantize_rows(inventory, tensor.source, first, last, piece)
+    dequantize_rows(inventory, tensor.source, begin, end, values)
     _write(file, values, tensor.outputs[0].offset + begin * row_bytes)
 
 
@@ -310,7 +302,7 @@ def _copy(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: 
     info = tensor.source
     if begin == 0 and len(tensor.outputs) == 2:
         _write(file, read_scales(inventory, info, 0, info.shape[0]), tensor.outputs[1].offset)
-    data = read(inventory, info, begin, end, "rows")
+    data = read(inventory, info, begin, end)
     if info.dtype in block_fp8.NON_FINITE_BITS:
         require_finite(info, data, begin // width(info))
     _write(file, data, tensor.outputs[0].offset + begin)

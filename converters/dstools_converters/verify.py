@@ -348,8 +348,8 @@ def _compare_tensor(
     step = 1 << 20
     for begin in range(0, info.nbytes, step):
         end = min(begin + step, info.nbytes)
-        a = bytes(read(made, mine, begin, end, "made"))
-        b = bytes(read(source, info, begin, end, "source"))
+        a = bytes(read(made, mine, begin, end))
+        b = bytes(read(source, info, begin, end))
         if a != b:
             first = next(i for i in range(len(a)) if a[i] != b[i])
             element = (begin + first) // max(width(info), 1)
@@ -373,8 +373,8 @@ def _compare_codes(
     count, first_at = 0, -1
     for first, last in slabs(0, rows, block, cols * 4):
         weight = restore(source, info, first, last)
-        codes = read_rows(made, mine, first, last, "codes")
-        scales = read_scales(made, mine, first, last, "scales made")
+        codes = read_rows(made, mine, first, last)
+        scales = read_scales(made, mine, first, last)
         outside, at = block_fp8.outside_bound(weight, codes, cols, scales, made.scheme.block_size)
         if outside and not count:
             first_at = first * cols + at
@@ -400,7 +400,7 @@ def _compare_scales(
     made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
 ) -> Finding | None:
     """Compare to the bit the scales of copied codes: the bound leaves room for their last bits."""
-    if bytes(read_scales(made, mine, 0, mine.shape[0], "scales made")) == bytes(
+    if bytes(read_scales(made, mine, 0, mine.shape[0])) == bytes(
         read_scales(source, info, 0, info.shape[0])
     ):
         return None
@@ -419,7 +419,7 @@ def _compare_dequantized(
     for first, last in slabs(0, rows, source.scheme.block_size[0], cols * 2):
         values = memory.view("values", (last - first) * cols * 2)
         dequantize_rows(source, info, first, last, values)
-        if bytes(values) != bytes(read_rows(made, mine, first, last, "made")):
+        if bytes(values) != bytes(read_rows(made, mine, first, last)):
             return Finding(
                 "error", "bytes-differ", mine.where,
                 f"is not code times scale of the source, within rows {first} to {last - 1}",

@@ -1,7 +1,9 @@
 """Converting: the right bytes, whatever the order, the number of workers, and the kills on the way."""
 
+import errno
 import hashlib
 import json
+import mmap
 import os
 import random
 import shutil
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dstools_converters import rows
 from dstools_converters.checkpoint import Checkpoint, open_checkpoint
 from dstools_converters.errors import DstoolsError
 from dstools_converters.inventory import require_sound
@@ -420,3 +423,17 @@ def test_too_small_a_disk_is_said_before_anything_is_written(
     with pytest.raises(DstoolsError, match=r"needs 0\.0 GB, the disk has 0\.0 GB free"):
         quantize(tiny, tmp_path / "out")
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_disk_that_cannot_give_a_page_is_an_error_by_file_and_tensor(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(mmap.mmap):
+        def madvise(self, option: int, *span: int) -> None:
+            if option == rows.MADV_POPULATE_READ:
+                raise OSError(errno.EFAULT, "Bad address")
+
+    monkeypatch.setattr(mmap, "mmap", Broken)
+    with pytest.raises(DstoolsError, match=r"model-\d+-of-\d+\.safetensors: \S+: cannot be read"):
+        quantize(tiny, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
