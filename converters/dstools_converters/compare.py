@@ -106,7 +106,7 @@ def compare(
         total=total.error("all"),
         by_role=sorted((sums.error(role) for role, sums in by_role.items()), key=_badness),
         worst=[error for error in errors[:WORST] if error.relative != 0],
-        identical=sum(error.relative == 0 and error.max_abs == 0 for error in errors),
+        identical=sum(error.max_abs == 0 for error in errors),
         compared=len(both),
         only_in_a=[name for name in in_a if name not in in_b],
         only_in_b=[name for name in in_b if name not in in_a],

@@ -1,5 +1,6 @@
 """verify: a zoo of damaged folders, each caught by name, and good ones without a word."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import safetensors
 from click.testing import CliRunner
 
 from dstools.cli import main
@@ -303,6 +305,13 @@ def add_in_another_shard(folder: Folder) -> None:
     folder.after.append(lambda: double(folder.path / FIRST))
 
 
+def number_in_metadata(path: Path) -> None:
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    text = json.dumps(json.loads(raw[8:start]) | {"__metadata__": {"format": 1}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[start:])
+
+
 def swap_nibbles(tensor: Tensor) -> None:
     codes = np.frombuffer(tensor.data, np.uint8)
     tensor.data = bytearray(((codes >> 4) | (codes << 4)).astype(np.uint8).tobytes())
@@ -402,6 +411,8 @@ ZOO = [
     Case("a byte at the end of a shard", edit_file(LAST, append), "shard-unreadable", (LAST,)),
     Case("a shard missing", edit_file(LAST, Path.unlink), "shard-unreadable", (LAST,)),
     Case("a shard of a Git LFS pointer", edit_file(LAST, lambda p: p.write_text("version https://")),
+         "shard-unreadable", (LAST,)),
+    Case("a number in __metadata__", edit_file(LAST, number_in_metadata),
          "shard-unreadable", (LAST,)),
     Case("a tensor in two shards", add_in_another_shard, "tensor-twice", ("*", NORM)),
     Case("the tokenizer missing", edit_file("tokenizer.json", Path.unlink), "file-missing",
@@ -627,6 +638,24 @@ def test_single_bit_flips_are_caught(
     # A flipped code is another value of the grid, and at best as near as the right one: only ties, and the
     # sign of a zero, can go by. In a scale, the last bits of 23 move no code of its block out of its bound.
     assert share >= {"codes": 0.97, "scales": 0.6, "kept": 1.0}[part]
+
+
+def test_what_safetensors_itself_refuses_is_an_error(
+    tiny_fp8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference reader has the last word, whatever ours lets by."""
+
+    refused = sorted(path.name for path in tiny_fp8.glob("*.safetensors"))[1]
+
+    def open_or_refuse(path: Path, framework: str) -> contextlib.AbstractContextManager[None]:
+        if path.name == refused:
+            raise safetensors.SafetensorError("no")
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(safetensors, "safe_open", open_or_refuse)
+    code, report = ask(tiny_fp8)
+    (finding,) = report["findings"]
+    assert (code, finding["code"], finding["where"]) == (3, "safetensors", refused)
 
 
 def test_a_source_that_is_damaged_is_an_error_of_its_own(
