@@ -122,6 +122,17 @@ def test_every_byte_of_the_output_has_one_place_and_the_headers_say_which(
         assert plan.bytes_out == sum(s.nbytes for s in plan.shards)
 
 
+def test_an_odd_number_of_bytes_puts_no_other_tensor_out_of_alignment(
+    tiny: Path, headers: Headers, sparse: Sparse
+) -> None:
+    config, shards = headers(tiny)
+    for shard, tensors in shards.items():
+        shards[shard] = {f"odd.{shard}": ("U8", [3]), **tensors}
+    for shard_plan in native(sparse(config, shards)).shards:
+        for output in (o for t in shard_plan.tensors for o in t.outputs):
+            assert output.offset % (ITEM_BITS[output.dtype] // 8) == 0
+
+
 def test_the_index_keeps_what_else_its_metadata_said(
     tiny: Path, headers: Headers, sparse: Sparse
 ) -> None:
