@@ -5,10 +5,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from dstools_converters.checkpoint import TensorInfo
 from dstools_converters.errors import DstoolsError
+from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
-from dstools_converters.rows import columns, read, restore, slabs
+from dstools_converters.rows import columns, restore, slabs
 from dstools_kernels import block_fp8
 
 WORST = 10
@@ -145,8 +145,8 @@ def _compare_bytes(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorInf
     """Return no difference where the bytes are equal, NaN where they are not: these are no numbers."""
     step = 1 << 20
     is_equal = (in_a.dtype, in_a.nbytes) == (in_b.dtype, in_b.nbytes) and all(
-        bytes(read(a, in_a, begin, min(begin + step, in_a.nbytes)))
-        == bytes(read(b, in_b, begin, min(begin + step, in_a.nbytes)))
+        bytes(a.checkpoint.read(in_a, begin, min(begin + step, in_a.nbytes)))
+        == bytes(b.checkpoint.read(in_b, begin, min(begin + step, in_a.nbytes)))
         for begin in range(0, in_a.nbytes, step)
     )
     return _Sums(in_a.numel, *([0.0] * 4 if is_equal else [math.nan] * 4))

@@ -9,9 +9,9 @@ transformers 5.23, integrations/finegrained_fp8.py, huggingface/transformers#360
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
-from dstools_converters.checkpoint import TensorInfo
 from dstools_converters.errors import Finding
 from dstools_converters.family import MLA
+from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import Inventory
 from dstools_converters.names import Role
 

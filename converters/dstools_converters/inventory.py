@@ -6,9 +6,10 @@ Everything here is known from config, index and headers; no weight is read.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dstools_converters.checkpoint import Checkpoint, TensorInfo
+from dstools_converters.checkpoint import Checkpoint
 from dstools_converters.errors import Finding, printable
 from dstools_converters.family import Model, read_model
+from dstools_converters.header import TensorInfo
 from dstools_converters.names import TensorName, parse
 from dstools_converters.scheme import QuantScheme, read_scheme
 

@@ -14,8 +14,8 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
-from dstools_converters.checkpoint import ITEM_BITS, TensorInfo
 from dstools_converters.errors import DstoolsError
+from dstools_converters.header import ITEM_BITS, TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
 from dstools_converters.names import Role, TensorName
 from dstools_converters.recipe import Recipe, Rule

@@ -1,17 +1,15 @@
 """Rows of a tensor, read without a copy, and restored to float32 in memory used again and again."""
 
-import errno
 import mmap
 import threading
 from collections.abc import Iterator
 
-from dstools_converters.checkpoint import ITEM_BITS, TensorInfo, shortened
 from dstools_converters.errors import DstoolsError
+from dstools_converters.header import ITEM_BITS, TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
 from dstools_kernels import block_fp8
 
 SLAB_BYTES = 1 << 20  # at a time, so that a slab and what is made of it stay in a level-2 cache
-MADV_POPULATE_READ = 22  # Linux 5.14, mman-common.h; Python 3.11 has no name for it
 
 
 class _Memory(threading.local):
@@ -49,38 +47,10 @@ def width(info: TensorInfo) -> int:
     return ITEM_BITS[info.dtype] // 8
 
 
-def read(inventory: Inventory, info: TensorInfo, begin: int, end: int) -> memoryview:
-    """Return bytes [begin, end) of a tensor: the page cache itself, for as long as the view is held.
-
-    No copy is made, which reads a third faster than pread does. All pages are asked for at once, so
-    that a disk that cannot give one is an error here and not a signal later.
-    Raises DstoolsError where the file has become shorter or cannot be read.
-    """
-    if begin == end:
-        return memoryview(b"")
-    start = (info.offset + begin) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    stop = info.offset + end
-    file = inventory.checkpoint.file(info.shard)
-    try:
-        pages = mmap.mmap(
-            file, stop - start, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ, offset=start
-        )
-    except ValueError:  # from mmap: the file is not that long
-        raise shortened(info.shard) from None
-    try:
-        pages.madvise(MADV_POPULATE_READ)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # an older kernel, which reads them as they are touched
-            raise DstoolsError(
-                f"{info.where}: cannot be read ({error.strerror})", "is the disk or mount sound?"
-            ) from error
-    return memoryview(pages)[info.offset + begin - start :]
-
-
 def read_rows(inventory: Inventory, info: TensorInfo, first: int, last: int) -> memoryview:
     """Return the bytes of rows [first, last); a tensor of one dimension is one row."""
     row = columns(info) * width(info)
-    return read(inventory, info, first * row, last * row)
+    return inventory.checkpoint.read(info, first * row, last * row)
 
 
 def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int) -> memoryview:
@@ -92,7 +62,7 @@ def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int)
     assert scheme is not None
     block, row = scheme.block_size[0], info.shape[1] * width(info)
     begin, end = first // block, -(-last // block)
-    data = read(inventory, info, begin * row, end * row)
+    data = inventory.checkpoint.read(info, begin * row, end * row)
     if info.dtype != "F32":
         wide = memory.view("scales in", (end - begin) * info.shape[1] * 4)
         block_fp8.widen(data, info.dtype, wide)  # type: ignore[arg-type]  # one of SCALE_DTYPES

@@ -23,7 +23,6 @@ from dstools_converters.rows import (
     dequantize_rows,
     memory,
     not_finite,
-    read,
     read_rows,
     read_scales,
     require_finite,
@@ -302,7 +301,7 @@ def _copy(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: 
     info = tensor.source
     if begin == 0 and len(tensor.outputs) == 2:
         _write(file, read_scales(inventory, info, 0, info.shape[0]), tensor.outputs[1].offset)
-    data = read(inventory, info, begin, end)
+    data = inventory.checkpoint.read(info, begin, end)
     if info.dtype in block_fp8.NON_FINITE_BITS:
         require_finite(info, data, begin // width(info))
     _write(file, data, tensor.outputs[0].offset + begin)

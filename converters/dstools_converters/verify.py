@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.checkpoint import INDEX, Checkpoint, TensorInfo, scan
+from dstools_converters.checkpoint import INDEX, Checkpoint, scan
 from dstools_converters.engines import Engine, check_engine
 from dstools_converters.errors import DstoolsError, Finding, Level, printable
+from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import FLOATS, SCALE_DTYPES, Inventory, check, take_inventory
 from dstools_converters.metadata import MANIFEST, travelling_files
 from dstools_converters.plan import FUSED
@@ -18,7 +19,6 @@ from dstools_converters.rows import (
     columns,
     dequantize_rows,
     memory,
-    read,
     read_rows,
     read_scales,
     restore,
@@ -348,8 +348,8 @@ def _compare_tensor(
     step = 1 << 20
     for begin in range(0, info.nbytes, step):
         end = min(begin + step, info.nbytes)
-        a = bytes(read(made, mine, begin, end))
-        b = bytes(read(source, info, begin, end))
+        a = bytes(made.checkpoint.read(mine, begin, end))
+        b = bytes(source.checkpoint.read(info, begin, end))
         if a != b:
             first = next(i for i in range(len(a)) if a[i] != b[i])
             element = (begin + first) // max(width(info), 1)

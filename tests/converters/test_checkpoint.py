@@ -17,13 +17,13 @@ from safetensors import SafetensorError, safe_open
 
 from dstools_converters.checkpoint import (
     INDEX,
-    ITEM_BITS,
     SINGLE,
     Checkpoint,
     open_checkpoint,
     scan,
 )
 from dstools_converters.errors import DstoolsError
+from dstools_converters.header import ITEM_BITS
 
 BYTES = {name: bits // 8 for name, bits in ITEM_BITS.items() if bits % 8 == 0}
 Header = dict[str, Any]
@@ -72,7 +72,7 @@ def safetensors_reads(path: Path) -> dict[str, tuple[str, list[int], bytes]] | N
 def we_read(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
     with open_checkpoint(folder) as found:
         return {
-            name: (info.dtype, list(info.shape), found.read(info))
+            name: (info.dtype, list(info.shape), bytes(found.read(info, 0, info.nbytes)))
             for name, info in found.tensors.items()
         }
 
@@ -339,8 +339,8 @@ def test_a_good_folder_is_read_in_the_order_of_shards(tmp_path: Path) -> None:
     assert found.index_metadata == {"k": 1}
     assert found.config == {"model_type": "llama"}
     with found:
-        assert found.read(found.tensors["b"]) == b"34"
-        assert found.read(found.tensors["b"], 1) == b"4"
+        assert found.read(found.tensors["b"], 0, 2) == b"34"
+        assert found.read(found.tensors["b"], 1, 2) == b"4"
         assert found.read(found.tensors["b"], 0, 1) == b"3"
 
 
@@ -553,8 +553,8 @@ def test_opening_reads_headers_alone_and_close_closes(checkpoint: Callable[..., 
     assert sum(shard.nbytes for shard in found.shards.values()) > 688_574_839_360
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     info = found.tensors["model.norm.weight"]
-    assert found.read(info) == bytes(2 * 7168)
-    assert found.read(info, 100, 6) == bytes(6)
+    assert found.read(info, 0, 2 * 7168) == bytes(2 * 7168)
+    assert found.read(info, 100, 106) == bytes(6)
     assert found.file(info.shard) == found.file(info.shard)
     assert len(os.listdir("/proc/self/fd")) == before + 1  # noqa: PTH208
     found.close()
@@ -599,7 +599,7 @@ def test_a_shard_that_became_shorter_is_refused_by_name(opened: Checkpoint) -> N
         opened,
         pytest.raises(DstoolsError, match=r"^two\.safetensors: ends before its header says"),
     ):
-        opened.read(opened.tensors["b"])
+        opened.read(opened.tensors["b"], 0, 2)
 
 
 def test_the_digest_is_that_of_the_source_wherever_it_lies(tmp_path: Path) -> None:

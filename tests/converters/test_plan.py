@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from dstools_converters.checkpoint import ITEM_BITS, open_checkpoint
+from dstools_converters.checkpoint import open_checkpoint
 from dstools_converters.errors import DstoolsError
+from dstools_converters.header import ITEM_BITS
 from dstools_converters.inventory import Inventory, require_sound
 from dstools_converters.plan import Plan, plan_dequantize, plan_quantize
 from dstools_converters.recipe import Recipe, Rule

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dstools_converters import rows
+from dstools_converters import checkpoint as checkpoints
 from dstools_converters.checkpoint import Checkpoint, open_checkpoint
 from dstools_converters.errors import DstoolsError
 from dstools_converters.inventory import require_sound
@@ -430,7 +430,7 @@ def test_a_disk_that_cannot_give_a_page_is_an_error_by_file_and_tensor(
 ) -> None:
     class Broken(mmap.mmap):
         def madvise(self, option: int, *span: int) -> None:
-            if option == rows.MADV_POPULATE_READ:
+            if option == checkpoints.MADV_POPULATE_READ:
                 raise OSError(errno.EFAULT, "Bad address")
 
     monkeypatch.setattr(mmap, "mmap", Broken)
