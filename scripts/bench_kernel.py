@@ -15,10 +15,12 @@ import json
 import mmap
 import platform
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +41,9 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=512, help="BF16 input; more than the cache")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--levels", nargs="+", choices=native.levels(), help="default: compiled")
+    parser.add_argument(
+        "--at-least", type=float, default=0, help="exit 3 where quantize's best ratio is lower"
+    )
     arguments = parser.parse_args()
     levels = arguments.levels or native.levels()[:-1] or native.levels()
 
@@ -47,6 +52,7 @@ def main() -> None:
     bytes_in = 2 * rows * COLS
     seconds = measure(rows, levels, arguments.repeat)
     speeds = {key: [bytes_in / 1e9 / each for each in times] for key, times in seconds.items()}
+    lines = [report(key, speeds) for key in speeds]
     print(
         json.dumps(
             {
@@ -56,11 +62,16 @@ def main() -> None:
                 "cols": COLS,
                 "mib": bytes_in / 2**20,
                 "repeat": arguments.repeat,
-                "gb_per_second": [report(key, speeds) for key in speeds],
+                "gb_per_second": lines,
             },
             indent=2,
         )
     )
+    best = [line for line in lines if (line["level"], line["threads"]) == (levels[0], max(THREADS))]
+    if any(
+        line["kernel"] == "quantize" and line["ratio_best"] < arguments.at_least for line in best
+    ):
+        sys.exit(3)
 
 
 def measure(rows: int, levels: list[str], repeat: int) -> dict[tuple[str, str, int], list[float]]:
@@ -117,7 +128,7 @@ def run(kernel: Callable[[int, int], None], block_rows: int, threads: int) -> fl
 
 def report(
     key: tuple[str, str, int], speeds: dict[tuple[str, str, int], list[float]]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return one line of the result."""
     level, kernel, threads = key
     best, median = max(speeds[key]), statistics.median(speeds[key])
