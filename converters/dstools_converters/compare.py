@@ -1,18 +1,16 @@
 """How far apart two checkpoints are, tensor by tensor, both restored to float32."""
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
-from dstools_converters.rows import columns, restore, slabs
+from dstools_converters.rows import Progress, columns, restore, slabs
 from dstools_kernels import block_fp8
 
 WORST = 10
-Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def _compare_tensor(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorIn
     if not (_is_number(a, in_a) and _is_number(b, in_b)):
         return _compare_bytes(a, in_a, b, in_b)
     cols = columns(in_a)
-    block = max(_block(a, in_a), _block(b, in_b))
+    block = math.lcm(_block(a, in_a), _block(b, in_b))
     sums = _Sums()
     for first, last in slabs(0, in_a.numel // cols, block, cols * 4):
         found = block_fp8.difference(

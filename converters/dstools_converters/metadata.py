@@ -77,3 +77,13 @@ def _headers(plan: Plan) -> dict[str, str]:
 
 def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return our manifest of a folder, {} where there is none: then somebody else made the folder."""
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    is_ours = isinstance(found, dict) and str(found.get("tool", "")).startswith("dstools ")
+    return found if is_ours else {}

@@ -2,13 +2,14 @@
 
 import mmap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.header import ITEM_BITS, TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
 from dstools_kernels import block_fp8
 
+Progress = Callable[[int], object]  # told of input bytes as they are done
 SLAB_BYTES = 1 << 20  # at a time, so that a slab and what is made of it stay in a level-2 cache
 
 

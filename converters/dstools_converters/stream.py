@@ -9,7 +9,7 @@ files take them twice as fast. Which job runs when does not change a byte.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
@@ -20,6 +20,7 @@ from dstools_converters.inventory import Inventory
 from dstools_converters.metadata import side_files
 from dstools_converters.plan import Plan, ShardPlan, TensorPlan
 from dstools_converters.rows import (
+    Progress,
     dequantize_rows,
     memory,
     not_finite,
@@ -34,7 +35,6 @@ from dstools_converters.writer import Writer, disk_errors
 from dstools_kernels import block_fp8
 
 PIECE_BYTES = 4 << 20  # of output at a time: 4 MiB is written a fifth faster than 1 MiB, on ext4
-Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,25 @@
 """Is this folder what it says it is? Every check reports what it finds and lets the others go on."""
 
-import json
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from dstools_converters.against import check_against
 from dstools_converters.checkpoint import INDEX, Checkpoint, scan
 from dstools_converters.engines import Engine, check_engine
 from dstools_converters.errors import DstoolsError, Finding, Level, printable
 from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import FLOATS, SCALE_DTYPES, Inventory, check, take_inventory
-from dstools_converters.metadata import MANIFEST, travelling_files
+from dstools_converters.metadata import read_manifest
 from dstools_converters.plan import FUSED
 from dstools_converters.rows import (
-    columns,
-    dequantize_rows,
-    memory,
-    read_rows,
+    Progress,
     read_scales,
-    restore,
-    slabs,
-    width,
 )
 from dstools_converters.scheme import QUANTIZED_ROLES
-from dstools_kernels import block_fp8
 
 ABSURD_AMAX = 1e4  # no trained weight comes near; a block that does has a damaged scale
-Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -94,11 +84,10 @@ def verify(
             else:
                 with _open_source(source) as original:
                     against = take_inventory(original)
-                    found, compared = _compare(inventory, against, workers, progress)
+                    found, compared = check_against(inventory, against, workers, progress)
                 findings += found
-                findings += _check_side_files(checkpoint, original)
                 checked.append("every element against the source")
-    if not _has_manifest(folder):
+    if not read_manifest(folder):
         not_checked.append("who made it: no manifest.json of dstools")
     return Report(
         folder=str(folder),
@@ -217,7 +206,7 @@ def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
         return
     import numpy as np
 
-    manifest = _read_manifest(inventory.checkpoint.folder)
+    manifest = read_manifest(inventory.checkpoint.folder)
     wants_powers = scheme.scale_format == "ue8m0" or manifest.get("scale_fmt") == "ue8m0"
     is_ours = bool(manifest) and not manifest.get("has_foreign_scales")
     for name, info in inventory.scales.items():
@@ -268,184 +257,3 @@ def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
 
 def _at(info: TensorInfo, element: int) -> list[int]:
     return list(divmod(element, info.shape[1]))
-
-
-def _compare(
-    made: Inventory, source: Inventory, workers: int, progress: Progress
-) -> tuple[list[Finding], int]:
-    """Return what differs from the source beyond rounding, and how many elements were compared."""
-    findings: list[Finding] = []
-    pairs = []
-    ours = {info.name: info for info, _ in made.weights()}
-    for info, _ in source.weights():
-        mine = ours.pop(info.name, None)
-        if mine is None:
-            findings.append(
-                Finding("error", "lost", printable(info.name), "is in the source and not in here")
-            )
-        elif mine.shape != info.shape:
-            findings.append(
-                Finding(
-                    "error",
-                    "shape",
-                    mine.where,
-                    f"is {list(mine.shape)}, source {list(info.shape)}",
-                )
-            )
-        else:
-            pairs.append((mine, info))
-    findings += [
-        Finding("error", "added", info.where, "is not in the source") for info in ours.values()
-    ]
-    config, wanted = dict(made.checkpoint.config), dict(source.checkpoint.config)
-    for key in sorted((config.keys() | wanted.keys()) - {"quantization_config"}):
-        if config.get(key) != wanted.get(key):
-            findings.append(
-                Finding("warning", "config-differs", "config.json", f"{key} is not the source's")
-            )
-    is_copied = _copies_fp8(made, source)
-    with ThreadPoolExecutor(workers, "verify") as pool:
-        jobs = [
-            pool.submit(_compare_pair, made, mine, source, info, is_copied=is_copied)
-            for mine, info in pairs
-        ]
-        try:
-            for job, (_, info) in zip(jobs, pairs, strict=True):
-                found = job.result()
-                findings += [found] if found else []
-                progress(info.nbytes)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return findings, sum(info.numel for _, info in pairs)
-
-
-def _compare_pair(
-    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo, *, is_copied: bool
-) -> Finding | None:
-    """Return what `_compare_tensor` finds, or that NaN or a failed read has kept it from comparing."""
-    try:
-        found = _compare_tensor(made, mine, source, info)
-        is_fp8 = mine.name in made.scales and info.name in source.scales
-        if found is None and is_copied and is_fp8:
-            found = _compare_scales(made, mine, source, info)
-        return found
-    except DstoolsError as error:
-        return Finding("error", "not-compared", mine.where, str(error), error.hint)
-
-
-def _compare_tensor(
-    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
-) -> Finding | None:
-    """Return how a tensor differs from the source: in a byte, or by more than rounding explains."""
-    is_mine_fp8, is_fp8 = mine.name in made.scales, info.name in source.scales
-    if is_mine_fp8 and (is_fp8 or info.dtype in FLOATS):
-        return _compare_codes(made, mine, source, info)
-    if is_fp8 and mine.dtype == "BF16":
-        return _compare_dequantized(made, mine, source, info)
-    if mine.dtype != info.dtype:
-        return Finding("error", "dtype", mine.where, f"is {mine.dtype}, the source {info.dtype}")
-    step = 1 << 20
-    for begin in range(0, info.nbytes, step):
-        end = min(begin + step, info.nbytes)
-        a = bytes(made.checkpoint.read(mine, begin, end))
-        b = bytes(source.checkpoint.read(info, begin, end))
-        if a != b:
-            first = next(i for i in range(len(a)) if a[i] != b[i])
-            element = (begin + first) // max(width(info), 1)
-            return Finding(
-                "error", "bytes-differ", mine.where,
-                f"is not the source's, first at element {list(divmod(element, columns(info)))}",
-                "it should have been copied; convert again",
-            )  # fmt: skip
-    return None
-
-
-def _compare_codes(
-    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
-) -> Finding | None:
-    """Hold every code to its bound: half a step of the FP8 grid around the source's weight."""
-    assert made.scheme is not None
-    rows, cols = mine.shape
-    block = made.scheme.block_size[0]
-    if source.scheme is not None and info.name in source.scales:
-        block = max(block, source.scheme.block_size[0])
-    count, first_at = 0, -1
-    for first, last in slabs(0, rows, block, cols * 4):
-        weight = restore(source, info, first, last)
-        codes = read_rows(made, mine, first, last)
-        scales = read_scales(made, mine, first, last)
-        outside, at = block_fp8.outside_bound(weight, codes, cols, scales, made.scheme.block_size)
-        if outside and not count:
-            first_at = first * cols + at
-        count += outside
-    if not count:
-        return None
-    return Finding(
-        "error", "outside-bound", mine.where,
-        f"{count} of {rows * cols} elements are not the source's rounded to FP8, first at "
-        f"{list(divmod(first_at, cols))}",
-        "codes or scales are damaged, or of another checkpoint; quantize again",
-    )  # fmt: skip
-
-
-def _copies_fp8(made: Inventory, source: Inventory) -> bool:
-    """Tell whether FP8 of the source has been copied: by us, and not to round its scales up to powers."""
-    if made.scheme is None or source.scheme is None or not _has_manifest(made.checkpoint.folder):
-        return False
-    return (source.scheme.scale_format, made.scheme.scale_format) != ("float32", "ue8m0")
-
-
-def _compare_scales(
-    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
-) -> Finding | None:
-    """Compare to the bit the scales of copied codes: the bound leaves room for their last bits."""
-    if bytes(read_scales(made, mine, 0, mine.shape[0])) == bytes(
-        read_scales(source, info, 0, info.shape[0])
-    ):
-        return None
-    return Finding(
-        "error", "bytes-differ", made.scales[mine.name].where, "is not the source's, whose codes it scales",
-        "it should have been copied; convert again",
-    )  # fmt: skip
-
-
-def _compare_dequantized(
-    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
-) -> Finding | None:
-    """Compare BF16 to the bit with what the source's codes and scales give."""
-    assert source.scheme is not None
-    rows, cols = info.shape
-    for first, last in slabs(0, rows, source.scheme.block_size[0], cols * 2):
-        values = memory.view("values", (last - first) * cols * 2)
-        dequantize_rows(source, info, first, last, values)
-        if bytes(values) != bytes(read_rows(made, mine, first, last)):
-            return Finding(
-                "error", "bytes-differ", mine.where,
-                f"is not code times scale of the source, within rows {first} to {last - 1}",
-                "dequantize again",
-            )  # fmt: skip
-    return None
-
-
-def _check_side_files(made: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
-    for name, path in travelling_files(source.folder).items():
-        mine = made.folder / name
-        if not mine.is_file():
-            yield Finding("warning", "file-missing", printable(name), "did not travel along")
-        elif mine.read_bytes() != path.read_bytes():
-            yield Finding("warning", "file-differs", printable(name), "is not the source's")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return our manifest, {} where there is none: then somebody else made the folder."""
-    try:
-        found = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    is_ours = isinstance(found, dict) and str(found.get("tool", "")).startswith("dstools ")
-    return found if is_ours else {}
-
-
-def _has_manifest(folder: Path) -> bool:
-    return bool(_read_manifest(folder))

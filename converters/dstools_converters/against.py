@@ -1,0 +1,218 @@
+"""Hold every element of a checkpoint to the source that it was made from."""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dstools_converters.errors import DstoolsError, Finding, printable
+from dstools_converters.header import TensorInfo
+from dstools_converters.inventory import FLOATS, Inventory
+from dstools_converters.metadata import read_manifest, travelling_files
+from dstools_converters.rows import (
+    Progress,
+    columns,
+    dequantize_rows,
+    memory,
+    read_rows,
+    read_scales,
+    restore,
+    slabs,
+    width,
+)
+from dstools_kernels import block_fp8
+
+
+def check_against(
+    made: Inventory, source: Inventory, workers: int, progress: Progress
+) -> tuple[list[Finding], int]:
+    """Return what differs from the source beyond rounding, and how many elements were compared."""
+    findings = [*_check_config(made, source), *_check_side_files(made, source)]
+    pairs = []
+    ours = {info.name: info for info, _ in made.weights()}
+    for info, _ in source.weights():
+        mine = ours.pop(info.name, None)
+        if mine is None:
+            findings.append(
+                Finding("error", "lost", printable(info.name), "is in the source and not in here")
+            )
+        elif mine.shape != info.shape:
+            findings.append(
+                Finding(
+                    "error",
+                    "shape",
+                    mine.where,
+                    f"is {list(mine.shape)}, source {list(info.shape)}",
+                )
+            )
+        else:
+            pairs.append((mine, info))
+    findings += [
+        Finding("error", "added", info.where, "is not in the source") for info in ours.values()
+    ]
+    manifest = read_manifest(made.checkpoint.folder)
+    with ThreadPoolExecutor(workers, "verify") as pool:
+        jobs = [
+            pool.submit(_compare_tensor, made, mine, source, info, manifest) for mine, info in pairs
+        ]
+        try:
+            for job, (_, info) in zip(jobs, pairs, strict=True):
+                found = job.result()
+                findings += [found] if found else []
+                progress(info.nbytes)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return findings, sum(info.numel for _, info in pairs)
+
+
+def _compare_tensor(
+    made: Inventory,
+    mine: TensorInfo,
+    source: Inventory,
+    info: TensorInfo,
+    manifest: dict[str, Any],
+) -> Finding | None:
+    """Return how a tensor differs from the source: in a byte, or by more than rounding explains."""
+    is_mine_fp8, is_fp8 = mine.name in made.scales, info.name in source.scales
+    try:
+        if is_mine_fp8 and (is_fp8 or info.dtype in FLOATS):
+            found = _compare_codes(made, mine, source, info)
+            return found or _compare_scales(made, mine, source, info, manifest)
+        if is_fp8 and mine.dtype == "BF16":
+            return _compare_dequantized(made, mine, source, info)
+        if mine.dtype != info.dtype:
+            return Finding(
+                "error", "dtype", mine.where, f"is {mine.dtype}, the source {info.dtype}"
+            )
+        return _compare_bytes(made, mine, source, info)
+    except DstoolsError as error:  # NaN, or a read that failed
+        return Finding("error", "not-compared", mine.where, str(error), error.hint)
+
+
+def _compare_bytes(
+    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
+) -> Finding | None:
+    step = 1 << 20
+    for begin in range(0, info.nbytes, step):
+        end = min(begin + step, info.nbytes)
+        a = bytes(made.checkpoint.read(mine, begin, end))
+        b = bytes(source.checkpoint.read(info, begin, end))
+        if a != b:
+            first = next(i for i in range(len(a)) if a[i] != b[i])
+            element = (begin + first) // max(width(info), 1)
+            return Finding(
+                "error", "bytes-differ", mine.where,
+                f"is not the source's, first at element {list(divmod(element, columns(info)))}",
+                "it should have been copied; convert again",
+            )  # fmt: skip
+    return None
+
+
+def _compare_codes(
+    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
+) -> Finding | None:
+    """Hold every code to its bound: half a step of the FP8 grid around the source's weight."""
+    assert made.scheme is not None
+    rows, cols = mine.shape
+    block = made.scheme.block_size[0]
+    if source.scheme is not None and info.name in source.scales:
+        block = math.lcm(block, source.scheme.block_size[0])
+    count, first_at = 0, -1
+    for first, last in slabs(0, rows, block, cols * 4):
+        weight = restore(source, info, first, last)
+        codes = read_rows(made, mine, first, last)
+        scales = read_scales(made, mine, first, last)
+        outside, at = block_fp8.outside_bound(weight, codes, cols, scales, made.scheme.block_size)
+        if outside and not count:
+            first_at = first * cols + at
+        count += outside
+    if not count:
+        return None
+    return Finding(
+        "error", "outside-bound", mine.where,
+        f"{count} of {rows * cols} elements are not the source's rounded to FP8, first at "
+        f"{list(divmod(first_at, cols))}",
+        "codes or scales are damaged, or of another checkpoint; quantize again",
+    )  # fmt: skip
+
+
+def _compare_scales(
+    made: Inventory,
+    mine: TensorInfo,
+    source: Inventory,
+    info: TensorInfo,
+    manifest: dict[str, Any],
+) -> Finding | None:
+    """Compare to the bit the scales that we made: the bound of the codes leaves room in their last bits.
+
+    Copied codes keep the source's scales; codes of our own have those that the source's amax gives.
+    With --base some are the base's, and nothing is said of them.
+    """
+    assert made.scheme is not None
+    scale_format = manifest.get("scale_fmt")
+    if source.scheme is not None and info.name in source.scales:
+        is_copied = (source.scheme.scale_format, scale_format) != ("float32", "ue8m0")
+        scales = read_scales(source, info, 0, info.shape[0])
+        wanted = bytes(scales) if manifest and is_copied else None
+    elif manifest.get("has_foreign_scales", True) or scale_format not in block_fp8.AMAX_FLOOR:
+        wanted = None
+    else:
+        wanted = _scales_of(source, info, scale_format, made.scheme.block_size[0])
+    if wanted is None or wanted == bytes(read_scales(made, mine, 0, mine.shape[0])):
+        return None
+    return Finding(
+        "error", "bytes-differ", made.scales[mine.name].where,
+        "is not what the source's weights or scales give", "the scales are damaged; convert again",
+    )  # fmt: skip
+
+
+def _scales_of(
+    source: Inventory, info: TensorInfo, scale_format: block_fp8.ScaleFormat, block: int
+) -> bytes:
+    """Return the scales that quantizing the source gives."""
+    rows, cols = info.shape
+    scale_row = -(-cols // block) * 4
+    found = b""
+    for first, last in slabs(0, rows, block, cols * width(info)):
+        codes = memory.view("codes", (last - first) * cols)
+        scales = memory.view("scales", -(-(last - first) // block) * scale_row)
+        weight = read_rows(source, info, first, last)
+        dtype: block_fp8.Dtype = info.dtype  # type: ignore[assignment]  # one of FLOATS
+        block_fp8.quantize(weight, dtype, cols, codes, scales, scale_format, block)
+        found += bytes(scales)
+    return found
+
+
+def _compare_dequantized(
+    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
+) -> Finding | None:
+    """Compare BF16 to the bit with what the source's codes and scales give."""
+    assert source.scheme is not None
+    rows, cols = info.shape
+    for first, last in slabs(0, rows, source.scheme.block_size[0], cols * 2):
+        values = memory.view("values", (last - first) * cols * 2)
+        dequantize_rows(source, info, first, last, values)
+        if bytes(values) != bytes(read_rows(made, mine, first, last)):
+            return Finding(
+                "error", "bytes-differ", mine.where,
+                f"is not code times scale of the source, within rows {first} to {last - 1}",
+                "dequantize again",
+            )  # fmt: skip
+    return None
+
+
+def _check_config(made: Inventory, source: Inventory) -> Iterator[Finding]:
+    config, wanted = made.checkpoint.config, source.checkpoint.config
+    for key in sorted((config.keys() | wanted.keys()) - {"quantization_config"}):
+        if config.get(key) != wanted.get(key):
+            yield Finding("warning", "config-differs", "config.json", f"{key} is not the source's")
+
+
+def _check_side_files(made: Inventory, source: Inventory) -> Iterator[Finding]:
+    for name, path in travelling_files(source.checkpoint.folder).items():
+        mine = made.checkpoint.folder / name
+        if not mine.is_file():
+            yield Finding("warning", "file-missing", printable(name), "did not travel along")
+        elif mine.read_bytes() != path.read_bytes():
+            yield Finding("warning", "file-differs", printable(name), "is not the source's")
