@@ -187,26 +187,24 @@ def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], 
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DstoolsError(f"{INDEX}: has no weight_map", "download the index again")
-    refused = {}  # shard -> the first tensor said to be in it
     for tensor, shard in weight_map.items():
-        if not isinstance(shard, str):
+        if type(shard) is not str:
             raise DstoolsError(
                 f"{INDEX}: {printable(tensor)} is in {shard!r}, which is no file name"
             )
-        if shard not in refused:
-            refused[shard] = "" if _is_plain(shard) else tensor
-    for shard, tensor in refused.items():
-        if tensor:
-            findings.append(
-                Finding(
-                    "error", "path-outside", f"{INDEX}: {printable(tensor)}",
-                    f"names {printable(shard)!r}, which is no plain file name in this folder",
-                    "nothing outside the folder is read; download the index again",
-                )
-            )  # fmt: skip
-    return {t: shard for t, shard in weight_map.items() if not refused[shard]}, index.get(
-        "metadata"
-    )
+    outside = {shard for shard in set(weight_map.values()) if not _is_plain(shard)}
+    for shard in sorted(outside):
+        tensor = next(tensor for tensor, said in weight_map.items() if said == shard)
+        findings.append(
+            Finding(
+                "error", "path-outside", f"{INDEX}: {printable(tensor)}",
+                f"names {printable(shard)!r}, which is no plain file name in this folder",
+                "nothing outside the folder is read; download the index again",
+            )
+        )  # fmt: skip
+    if outside:
+        weight_map = {tensor: s for tensor, s in weight_map.items() if s not in outside}
+    return weight_map, index.get("metadata")
 
 
 def _is_plain(shard: str) -> bool:
@@ -223,6 +221,8 @@ def _disagreements(
     weight_map: dict[str, str], tensors: dict[str, TensorInfo], shards: dict[str, Shard]
 ) -> Iterator[Finding]:
     """Yield where index and shards do not say the same of a tensor."""
+    if weight_map == {info.name: info.shard for info in tensors.values()}:
+        return
     for name, shard in weight_map.items():
         info = tensors.get(name)
         if shard not in shards or (info is not None and info.shard == shard):

@@ -131,9 +131,10 @@ def _tensor_info(shard: str, name: str, entry: Any, data_start: int) -> TensorIn
         )
     if type(shape) is not list or len(shape) > MAX_RANK:
         raise DstoolsError(f"{printable(name)} has a shape that is no list of sizes")
-    for size in (*shape, begin, end):
-        if type(size) is not int or not 0 <= size < 1 << 63:
-            raise DstoolsError(f"{printable(name)} has the size {size!r}, no natural number")
+    sizes = (*shape, begin, end)
+    if set(map(type, sizes)) != {int} or min(sizes) < 0 or max(sizes) >= 1 << 63:
+        size = next(size for size in sizes if type(size) is not int or not 0 <= size < 1 << 63)
+        raise DstoolsError(f"{printable(name)} has the size {size!r}, no natural number")
     bits = math.prod(shape) * ITEM_BITS[dtype]
     if bits != (end - begin) * 8 or (not bits and math.prod(filter(None, shape)) >= 1 << 60):
         raise DstoolsError(

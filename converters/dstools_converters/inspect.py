@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from dstools_converters.family import MLA, Model
 from dstools_converters.inventory import Inventory
-from dstools_converters.names import TensorName
 from dstools_converters.plan import plan_quantize
 from dstools_converters.recipe import Recipe
 
@@ -57,7 +56,8 @@ def inspect(inventory: Inventory) -> Report:
             mtp += info.numel
         else:
             total += info.numel
-            active += 0 if _is_idle(model, parsed) else info.numel
+            # of the routed experts, of equal size, a token passes num_experts_per_tok
+            active += info.numel if parsed is None or parsed.expert is None else 0
     moe = model.moe
     layers_moe = sum(model.is_moe(layer) for layer in range(model.num_hidden_layers))
     attention, cache, cache_mha = _cache(model)
@@ -84,7 +84,6 @@ def inspect(inventory: Inventory) -> Report:
         tensors=len(checkpoint.tensors),
         bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
         parameters=total,
-        # of the routed experts a token passes num_experts_per_tok; all have one size
         parameters_active=active + _routed_active(inventory, total - active),
         parameters_mtp=mtp,
         layers_dense=model.num_hidden_layers - layers_moe,
@@ -109,11 +108,6 @@ def describe_quantization(inventory: Inventory) -> str:
         return "none"
     rows, cols = scheme.block_size
     return f"{scheme.format} FP8, blocks of {rows}x{cols}, {scheme.scale_format} scales"
-
-
-def _is_idle(model: Model, parsed: TensorName | None) -> bool:
-    """Tell whether a weight is of the routed experts, of which a token passes only some."""
-    return parsed is not None and parsed.expert is not None and model.moe is not None
 
 
 def _routed_active(inventory: Inventory, routed: int) -> int:

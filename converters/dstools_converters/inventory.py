@@ -56,9 +56,10 @@ def take_inventory(checkpoint: Checkpoint) -> Inventory:
     names = {name: parse(name, layers) for name in checkpoint.tensors}
     scales = {}
     if scheme is not None:
-        for info in checkpoint.tensors.values():
+        tensors = checkpoint.tensors
+        for info in tensors.values():
             if info.dtype == "F8_E4M3" and info.name.endswith(".weight"):
-                scale = checkpoint.tensors.get(scale_name(info.name, scheme))
+                scale = tensors.get(scale_name(info.name, scheme))
                 if scale is not None:
                     scales[info.name] = scale
     return Inventory(checkpoint, model, scheme, names, scales)
