@@ -1,10 +1,12 @@
 """What a checkpoint is, in numbers: parameters, bytes, layers, cache, and what quantizing would make."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dstools_converters.family import MLA, Model
+from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import Inventory
-from dstools_converters.plan import plan_quantize
+from dstools_converters.plan import plan_tensor, scheme_after
 from dstools_converters.recipe import Recipe
 
 CACHE_ITEM_BYTES = 2  # BF16
@@ -43,33 +45,30 @@ def inspect(inventory: Inventory) -> Report:
     Raises DstoolsError where `dstools quantize` would refuse to plan.
     """
     model, checkpoint = inventory.model, inventory.checkpoint
+    scheme = scheme_after(inventory.scheme, "native", None)
     by_dtype: dict[str, int] = {}
     by_role: dict[str, int] = {}
-    total = active = mtp = 0
-    for info, parsed in inventory.weights():
+    kept: dict[str, int] = {}
+    total = active = mtp = quantized = 0
+    for info, count in _kinds(inventory):
+        parsed, scale = inventory.names[info.name], inventory.scales.get(info.name)
         role = parsed.role if parsed else "unknown"
-        scale = inventory.scales.get(info.name)
         for part in (info, scale) if scale else (info,):
-            by_dtype[part.dtype] = by_dtype.get(part.dtype, 0) + part.nbytes
-            by_role[role] = by_role.get(role, 0) + part.nbytes
+            by_dtype[part.dtype] = by_dtype.get(part.dtype, 0) + count * part.nbytes
+            by_role[role] = by_role.get(role, 0) + count * part.nbytes
         if parsed is not None and parsed.is_mtp:
-            mtp += info.numel
+            mtp += count * info.numel
         else:
-            total += info.numel
+            total += count * info.numel
             # of the routed experts, of equal size, a token passes num_experts_per_tok
-            active += info.numel if parsed is None or parsed.expert is None else 0
+            active += count * info.numel if parsed is None or parsed.expert is None else 0
+        outputs = plan_tensor(info, parsed, inventory, None, Recipe(), scheme).outputs
+        quantized += count * sum(output.nbytes for output in outputs)
+        if len(outputs) == 1:
+            kept[role] = kept.get(role, 0) + count * info.nbytes
     moe = model.moe
     layers_moe = sum(model.is_moe(layer) for layer in range(model.num_hidden_layers))
     attention, cache, cache_mha = _cache(model)
-    plan = plan_quantize(inventory, Recipe(), "native", None)
-    kept: dict[str, int] = {}
-    quantized = 0
-    for tensor in plan.decisions:
-        quantized += sum(output.nbytes for output in tensor.outputs)
-        if len(tensor.outputs) == 1:
-            parsed = inventory.names[tensor.source.name]
-            role = parsed.role if parsed else "unknown"
-            kept[role] = kept.get(role, 0) + tensor.source.nbytes
     experts = ""
     if moe is not None:
         experts = (
@@ -99,6 +98,20 @@ def inspect(inventory: Inventory) -> Report:
         quantized_kept=_largest_first(kept),
         unknown_tensors=[info.name for info in inventory.unknown],
     )
+
+
+def _kinds(inventory: Inventory) -> Iterator[tuple[TensorInfo, int]]:
+    """Yield one weight of each kind and how many there are: V3's 46,183 are of 46 kinds."""
+    counts: dict[object, int] = {}
+    first: dict[object, TensorInfo] = {}
+    scales = inventory.scales
+    for info, parsed in inventory.weights():
+        name = parsed and (parsed.role, parsed.part, parsed.is_mtp)
+        scale = scales.get(info.name)
+        kind = (name, info.dtype, info.shape, scale and scale.dtype)
+        counts[kind] = counts.get(kind, 0) + 1
+        first.setdefault(kind, info)
+    yield from ((first[kind], counts[kind]) for kind in first)
 
 
 def describe_quantization(inventory: Inventory) -> str:

@@ -155,13 +155,9 @@ def plan_quantize(
     if base is not None:
         _check_base(inventory, base, scale_format)
     recipe.check_all_match((info.name, parsed) for info, parsed in inventory.weights())
-    scheme = QuantScheme(
-        format,
-        scale_format or (found.scale_format if found else "float32"),
-        found.block_size if found else (BLOCK_SIZE, BLOCK_SIZE),
-    )
+    scheme = scheme_after(found, format, scale_format)
     draft = [
-        _plan_tensor(info, parsed, inventory, base, recipe, scheme)
+        plan_tensor(info, parsed, inventory, base, recipe, scheme)
         for info, parsed in inventory.weights()
     ]
     _check_fused(draft, inventory)
@@ -173,6 +169,15 @@ def plan_quantize(
     same_format = found is not None and found.format == format
     config["quantization_config"] = scheme.to_config(native[0] if native and same_format else None)
     return Plan(inventory, base, scheme, config, tuple(draft))
+
+
+def scheme_after(
+    found: QuantScheme | None, format: Format, scale_format: ScaleFormat | None
+) -> QuantScheme:
+    """Return the scheme of an output, where FP8 that is already there has the scheme `found`."""
+    if found is None:
+        return QuantScheme(format, scale_format or "float32", (BLOCK_SIZE, BLOCK_SIZE))
+    return QuantScheme(format, scale_format or found.scale_format, found.block_size)
 
 
 def plan_dequantize(inventory: Inventory) -> Plan:
@@ -197,7 +202,7 @@ def plan_dequantize(inventory: Inventory) -> Plan:
     return Plan(inventory, None, None, config, tuple(draft))
 
 
-def _plan_tensor(
+def plan_tensor(
     info: TensorInfo,
     parsed: TensorName | None,
     inventory: Inventory,
@@ -205,6 +210,10 @@ def _plan_tensor(
     recipe: Recipe,
     scheme: QuantScheme,
 ) -> TensorPlan:
+    """Return what becomes of one tensor; its outputs have no places yet.
+
+    Raises DstoolsError where a rule asks for FP8 of what cannot be FP8.
+    """
     rule = recipe.decide(info.name, parsed)
     is_own = rule in recipe.rules
     original = base.tensors.get(info.name) if base else None
