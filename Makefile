@@ -4,13 +4,16 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 BUILD = pyproject.toml constraints.txt hatch_build.py kernels/dstools_kernels/csrc/cpu.cpp
 
-.PHONY: demo test bench clean
+.PHONY: demo test gate bench clean
 
 demo: .venv/installed-demo
 	@sh scripts/demo.sh
 
 test: .venv/installed-dev
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh scripts/check.sh
+
+gate: .venv/installed-dev
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh scripts/gate.sh
 
 bench: .venv/installed-dev
 	.venv/bin/python scripts/bench_kernel.py
