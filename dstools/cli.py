@@ -24,6 +24,16 @@ Exit codes:
   130  stopped with Ctrl-C"""
 
 
+OS_HINTS = {
+    errno.EACCES: "name a folder that you may read or write",
+    errno.EROFS: "name a folder on a disk that can be written to",
+    errno.ENOTDIR: "name a folder, not a file",
+    errno.EEXIST: "it is in the way; move it",
+    errno.ENOSPC: "free some space",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 1024",
+}
+
+
 class Failure(click.ClickException):
     """An error as the user sees it: what went wrong, then what to do."""
 
@@ -55,9 +65,16 @@ class App(click.Group):
             if ctx.params["debug"] or error.errno == errno.EPIPE:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise Failure(f"{where}{error.strerror or error}", "--debug shows where") from error
+            advice = OS_HINTS.get(error.errno or 0, "`dstools --debug COMMAND` shows where")
+            raise Failure(f"{where}{error.strerror or error}", advice) from error
+        except ValueError as error:
+            if ctx.params["debug"] or not str(error).startswith("DSTOOLS_ISA"):
+                raise
+            raise Failure(str(error), "unset DSTOOLS_ISA, or name one of these") from error
         except KeyboardInterrupt:
-            click.echo("\ninterrupted; the same command goes on where this one stopped", err=True)
+            click.echo(
+                "\ninterrupted; nothing is lost, the same command goes on or starts again", err=True
+            )
             ctx.exit(130)
 
 

@@ -1,13 +1,14 @@
 """What `quantize` and `dequantize` share: print the plan, or run it and report."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from dstools import __version__
-from dstools.options import hint, progress_bar, show, size
+from dstools.options import hint, progress_bar, show, size, terminal
 from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
@@ -21,9 +22,15 @@ def convert(
     from dstools_converters.stream import run
 
     if dry_run:
-        return _show_plan(plan, as_json)
+        _show_plan(plan, as_json)
+        return _hint_ahead(plan, Path(out))
     if not Path(out).name:  # "." or "/"
         raise DstoolsError(f"{out}: exists", "name a new folder")
+    for inventory in (plan.inventory, plan.base):
+        if inventory is not None:
+            folder = inventory.checkpoint.folder.resolve()
+            if Path(out).resolve().is_relative_to(folder):
+                raise DstoolsError(f"{out}: lies in {folder}", "name a folder outside the source")
     with progress_bar(plan.bytes_in, "convert") as progress:
         report = run(
             plan,
@@ -38,10 +45,24 @@ def convert(
         f"{out}: {size(report.bytes_in)} -> {size(report.bytes_out)} in {report.seconds:.1f} s"
         f" ({counts})"
     )
+    if report.bytes_resumed:
+        text += f"; {size(report.bytes_resumed)} of it an earlier run had done"
     show(report, as_json, text)
     if report.unknown_tensors:
         known = ", ".join(report.unknown_tensors[:3])
-        click.echo(f"warning: carried as they are, of no known role: {known}", err=True)
+        click.echo(terminal(f"warning: carried as they are, of no known role: {known}"), err=True)
+
+
+def _hint_ahead(plan: "Plan", out: Path) -> None:
+    """Say what would keep the same command from being done without --dry-run, or that nothing would."""
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if out.exists():
+        hint(f"nothing was written; {out} exists, so name another folder to write to")
+    elif free < plan.bytes_out:
+        hint(f"nothing was written; the disk has {size(free)} free, which is too little")
+    else:
+        hint("nothing was written; the same command without --dry-run does it")
 
 
 def _show_plan(plan: "Plan", as_json: bool) -> None:
@@ -69,10 +90,10 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
     for shard in plan.shards:
         for tensor in shard.tensors:
             made = " + ".join(f"{o.dtype} {list(o.shape)}" for o in tensor.outputs)
-            click.echo(
+            line = (
                 f"{shard.name}  {tensor.source.name}  {tensor.source.dtype} -> {made}"
                 f"  ({tensor.action}: {tensor.rule})"
             )
+            click.echo(terminal(line))
     counts = ", ".join(f"{count} {action}" for action, count in plan.counts.items())
     click.echo(f"{counts}: {size(plan.bytes_in)} -> {size(plan.bytes_out)}")
-    hint("nothing was written; the same command without --dry-run does it")

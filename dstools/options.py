@@ -71,7 +71,7 @@ workers_option = option(
     type=click.IntRange(1, 256),
     default=lambda: min(len(os.sched_getaffinity(0)), MAX_WORKERS),
     show_default=f"the CPUs, {MAX_WORKERS} at most",
-    help="Convert in this many threads.",
+    help="Work in this many threads.",
 )
 dry_run_option = option(
     "--dry-run", section="Output", is_flag=True, help="Print the plan and write nothing."
@@ -85,9 +85,14 @@ fsync_option = option(
 )
 
 
+def terminal(text: str) -> str:
+    """Escape what a terminal would act on: names come from files that anybody may have written."""
+    return "\n".join(line if line.isprintable() else ascii(line)[1:-1] for line in text.split("\n"))
+
+
 def show(result: Any, as_json: bool, text: str) -> None:
     """Print the result on stdout: `text` for a person, the dataclass as JSON for a program."""
-    click.echo(json.dumps(_finite(dataclasses.asdict(result))) if as_json else text)
+    click.echo(json.dumps(_finite(dataclasses.asdict(result))) if as_json else terminal(text))
 
 
 def _finite(value: Any) -> Any:
@@ -112,7 +117,7 @@ def hint_command(*words: str) -> None:
 @contextmanager
 def progress_bar(total: int, what: str) -> Iterator[Callable[[int], object]]:
     """Show one bar in bytes on stderr; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if not total or not sys.stderr.isatty():
         yield lambda nbytes: None
         return
     from tqdm import tqdm

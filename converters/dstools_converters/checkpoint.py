@@ -23,6 +23,7 @@ from dstools_converters.header import Shard, TensorInfo, read_header, strict_jso
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_JSON_BYTES = 1 << 30
+MAX_OPEN_FILES = 16  # of a checkpoint that may have thousands
 MADV_POPULATE_READ = 22  # Linux 5.14, mman-common.h; Python 3.11 has no name for it
 
 
@@ -56,12 +57,18 @@ class Checkpoint:
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def file(self, shard: str) -> int:
-        """Return a descriptor of the shard, open for reading until `close`."""
+    def _map(self, shard: str, start: int, length: int) -> mmap.mmap:
+        """Map a part of a shard; a mapping outlives the descriptor, of which a few are kept open."""
         with self._lock:
-            if shard not in self._files:
-                self._files[shard] = os.open(self.folder / shard, os.O_RDONLY)
-            return self._files[shard]
+            file = self._files.pop(shard, None)
+            if file is None:
+                if len(self._files) >= MAX_OPEN_FILES:  # the one that was used longest ago
+                    os.close(self._files.pop(next(iter(self._files))))
+                file = os.open(self.folder / shard, os.O_RDONLY)
+            self._files[shard] = file
+            return mmap.mmap(
+                file, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ, offset=start
+            )
 
     def read(self, info: TensorInfo, begin: int, end: int) -> memoryview:
         """Return bytes [begin, end) of a tensor: the page cache itself, while the view is held.
@@ -75,11 +82,8 @@ class Checkpoint:
         at, granularity = info.offset + begin, mmap.ALLOCATIONGRANULARITY
         start = at // granularity * granularity
         length = info.offset + end - start
-        file = self.file(info.shard)
         try:
-            pages = mmap.mmap(
-                file, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ, offset=start
-            )
+            pages = self._map(info.shard, start, length)
         except ValueError:  # from mmap: the file is not that long
             raise DstoolsError(
                 f"{info.shard}: ends before its header says", "download or copy the shard again"
@@ -190,7 +194,8 @@ def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], 
     for tensor, shard in weight_map.items():
         if type(shard) is not str:
             raise DstoolsError(
-                f"{INDEX}: {printable(tensor)} is in {shard!r}, which is no file name"
+                f"{INDEX}: {printable(tensor)} is in {shard!r}, which is no file name",
+                "download the index again",
             )
     outside = {shard for shard in set(weight_map.values()) if not _is_plain(shard)}
     for shard in sorted(outside):

@@ -110,9 +110,10 @@ def _check_cuts(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Findi
         return ""
 
     for finding in _by_role(inventory, fault):
+        keep = "quantize from BF16 with a recipe that keeps this role"
         yield Finding(
             "error", "engine-shape", finding.where, f"{engine} refuses it: {finding.message}",
-            "choose a --tp that divides the blocks, or keep this role in high precision by a recipe",
+            f"choose a --tp that divides the blocks, or {keep}" if tp > 1 else keep,
         )  # fmt: skip
 
 
@@ -152,6 +153,12 @@ def _check_transformers(inventory: Inventory) -> Iterator[Finding]:
                 f"{finding.message} without a word (5.23; huggingface/transformers#36026)",
                 "load `dstools dequantize`'s output there; other engines read this one",
             )  # fmt: skip
+    if scheme.format == "compressed-tensors" and inventory.model.moe is not None:
+        yield Finding(
+            "error", "engine-format", "config.json",
+            "transformers 5.23 multiplies experts' codes by scales that it does not spread over blocks",
+            "dstools quantize --format native, or load `dstools dequantize`'s output",
+        )  # fmt: skip
     if inventory.model.num_mtp_layers:
         yield Finding(
             "note",

@@ -82,20 +82,26 @@ class Model:
 
     def weights(self) -> Iterator[tuple[TensorName, tuple[int, ...]]]:
         """Yield every weight that the model must have, with its shape, in order of the layers."""
+        for name, shape, count in self.kinds():
+            if name.expert is None:
+                yield name, shape
+            else:
+                for expert in range(count):
+                    yield TensorName(name.role, name.part, name.layer, expert, name.is_mtp), shape
+
+    def kinds(self) -> Iterator[tuple[TensorName, tuple[int, ...], int]]:
+        """Yield (name, shape, count): the experts of a layer as the first of them, and their number."""
         hidden, vocab = self.hidden_size, self.vocab_size
-        yield TensorName("embed_tokens", "weight"), (vocab, hidden)
+        yield TensorName("embed_tokens", "weight"), (vocab, hidden), 1
         for layer in range(self.num_hidden_layers + self.num_mtp_layers):
             is_mtp = layer >= self.num_hidden_layers
             for role, part, shape in self._layer(layer):
-                if role.startswith("routed"):
-                    assert self.moe is not None
-                    for expert in range(self.moe.n_routed_experts):
-                        yield TensorName(role, part, layer, expert, is_mtp), shape
-                else:
-                    yield TensorName(role, part, layer, None, is_mtp), shape
-        yield TensorName("norm", "weight"), (hidden,)
+                is_routed = self.moe is not None and role.startswith("routed")
+                count = self.moe.n_routed_experts if self.moe and is_routed else 1
+                yield TensorName(role, part, layer, 0 if is_routed else None, is_mtp), shape, count
+        yield TensorName("norm", "weight"), (hidden,), 1
         if not self.is_tied:
-            yield TensorName("lm_head", "weight"), (vocab, hidden)
+            yield TensorName("lm_head", "weight"), (vocab, hidden), 1
 
     def optional_weights(self) -> Iterator[tuple[TensorName, tuple[int, ...]]]:
         """Yield weights a checkpoint may repeat: tied heads, and the MTP layer's shared ones."""

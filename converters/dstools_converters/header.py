@@ -91,7 +91,9 @@ def read_header(folder: Path, name: str) -> tuple[Shard, list[TensorInfo]]:
                 raise _not_safetensors(start, status.st_size, length)
             raw = file.read(length)
     except OSError as error:
-        raise DstoolsError(f"is missing ({error.strerror})", "download the shard") from error
+        if isinstance(error, FileNotFoundError):
+            raise DstoolsError("is missing", "download the shard") from error
+        raise DstoolsError(f"cannot be opened ({error.strerror})", "may you read it?") from error
     try:
         header = strict_json(raw)
     except (ValueError, RecursionError) as error:
@@ -108,7 +110,10 @@ def read_header(folder: Path, name: str) -> tuple[Shard, list[TensorInfo]]:
     end = 8 + length
     for info in infos:
         if info.offset != end:
-            raise DstoolsError(f"{printable(info.name)} leaves a hole or overlaps its neighbour")
+            raise DstoolsError(
+                f"{printable(info.name)} leaves a hole or overlaps its neighbour",
+                "download the shard again",
+            )
         end += info.nbytes
     if end != status.st_size:
         raise DstoolsError(
@@ -134,7 +139,10 @@ def _tensor_info(shard: str, name: str, entry: Any, data_start: int) -> TensorIn
     sizes = (*shape, begin, end)
     if set(map(type, sizes)) != {int} or min(sizes) < 0 or max(sizes) >= 1 << 63:
         size = next(size for size in sizes if type(size) is not int or not 0 <= size < 1 << 63)
-        raise DstoolsError(f"{printable(name)} has the size {size!r}, no natural number")
+        raise DstoolsError(
+            f"{printable(name)} has the size {size!r}, no natural number",
+            "download the shard again",
+        )
     bits = math.prod(shape) * ITEM_BITS[dtype]
     if bits != (end - begin) * 8 or (not bits and math.prod(filter(None, shape)) >= 1 << 60):
         raise DstoolsError(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dstools_converters.errors import DstoolsError
 from dstools_converters.family import MLA, Model
 from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import Inventory
@@ -37,18 +38,17 @@ class Report:
     quantized_bytes: int  # of the tensors that `dstools quantize` would write
     quantized_kept: dict[str, int]  # bytes that would stay as they are, by role
     unknown_tensors: list[str]
+    disagreements: list[str]  # between config and shards; `dstools verify` says more
 
 
 def inspect(inventory: Inventory) -> Report:
-    """Return the figures of an inventory; `require_sound` first, as they are read from its headers.
-
-    Raises DstoolsError where `dstools quantize` would refuse to plan.
-    """
+    """Return the figures of an inventory, and what in it does not add up."""
     model, checkpoint = inventory.model, inventory.checkpoint
     scheme = scheme_after(inventory.scheme, "native", None)
     by_dtype: dict[str, int] = {}
     by_role: dict[str, int] = {}
     kept: dict[str, int] = {}
+    refused: list[str] = []
     total = active = mtp = quantized = 0
     for info, count in _kinds(inventory):
         parsed, scale = inventory.names[info.name], inventory.scales.get(info.name)
@@ -62,7 +62,11 @@ def inspect(inventory: Inventory) -> Report:
             total += count * info.numel
             # of the routed experts, of equal size, a token passes num_experts_per_tok
             active += count * info.numel if parsed is None or parsed.expert is None else 0
-        outputs = plan_tensor(info, parsed, inventory, None, Recipe(), scheme).outputs
+        try:
+            outputs = plan_tensor(info, parsed, inventory, None, Recipe(), scheme).outputs
+        except DstoolsError as error:
+            refused.append(str(error))
+            continue
         quantized += count * sum(output.nbytes for output in outputs)
         if len(outputs) == 1:
             kept[role] = kept.get(role, 0) + count * info.nbytes
@@ -97,7 +101,31 @@ def inspect(inventory: Inventory) -> Report:
         quantized_bytes=quantized,
         quantized_kept=_largest_first(kept),
         unknown_tensors=[info.name for info in inventory.unknown],
+        disagreements=disagreements(inventory) + refused,
     )
+
+
+def disagreements(inventory: Inventory) -> list[str]:
+    """Say where config and shards do not have the same weights: by kind, so that it costs nothing.
+
+    `dstools verify` names each; this keeps the figures from being taken for those of a whole model.
+    """
+    wanted: dict[tuple[str, tuple[int, ...], bool], int] = {}
+    for name, shape, count in inventory.model.kinds():
+        kind = (f"{name.role}.{name.part}", shape, name.is_mtp)
+        wanted[kind] = wanted.get(kind, 0) + count
+    optional = {(n.role, shape) for n, shape in inventory.model.optional_weights()}
+    for info, count in _kinds(inventory):
+        parsed = inventory.names[info.name]
+        if parsed is not None and (parsed.role, info.shape) not in optional:
+            kind = (f"{parsed.role}.{parsed.part}", info.shape, parsed.is_mtp)
+            wanted[kind] = wanted.get(kind, 0) - count
+    return [
+        f"{abs(count)} {role} {list(shape)}{' of MTP layers' if is_mtp else ''} "
+        f"{'missing' if count > 0 else 'too many'}"
+        for (role, shape, is_mtp), count in wanted.items()
+        if count
+    ]
 
 
 def _kinds(inventory: Inventory) -> Iterator[tuple[TensorInfo, int]]:

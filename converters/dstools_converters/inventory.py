@@ -141,6 +141,11 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
                 )  # fmt: skip
         elif info.shape != shape:
             yield _wrong_shape(info, shape)
+        elif info.dtype not in FLOATS and info.dtype != "F8_E4M3":
+            yield Finding(
+                "error", "dtype", info.where, f"is {info.dtype}, which no weight of this model is",
+                "the header is damaged, or the quantization is one that is not read",
+            )  # fmt: skip
     for name, shape in model.optional_weights():
         info = tensors.get(str(name))
         wanted[str(name)] = True

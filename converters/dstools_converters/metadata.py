@@ -41,6 +41,7 @@ def travelling_files(folder: Path) -> dict[str, Path]:
             continue
         if not path.is_file():
             continue
+        _require_inside(path, folder)
         if path.stat().st_size > MAX_SIDE_BYTES:
             raise DstoolsError(
                 f"{printable(name)}: {path.stat().st_size} bytes, too large for a side file",
@@ -48,6 +49,20 @@ def travelling_files(folder: Path) -> dict[str, Path]:
             )
         files[name] = path
     return files
+
+
+def _require_inside(path: Path, folder: Path) -> None:
+    """Raise DstoolsError for a link out of the folder, unless into the blobs of its Hub cache.
+
+    Whoever wrote the checkpoint may have pointed it at a file of yours, which a push would publish.
+    """
+    home, target = folder.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs"  # of models--org--name/snapshots/REVISION
+    if not target.is_relative_to(home) and target.parent != blobs:
+        raise DstoolsError(
+            f"{printable(str(path.relative_to(folder)))}: is a link out of the folder",
+            "put the file itself there, or remove the link",
+        )
 
 
 def _manifest(plan: Plan, tool: str) -> dict[str, Any]:

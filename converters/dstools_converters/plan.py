@@ -161,6 +161,14 @@ def plan_quantize(
         for info, parsed in inventory.weights()
     ]
     _check_fused(draft, inventory)
+    rows, cols = scheme.block_size
+    if rows != cols and any(
+        tensor.action in ("quantize", "requantize", "restore") for tensor in draft
+    ):
+        raise DstoolsError(
+            f"config.json: FP8 that is there has blocks of {rows} x {cols}; new ones are square",
+            "dstools dequantize first, and quantize its output",
+        )
     scheme = replace(scheme, kept=_kept_modules(draft, inventory, format, found))
     config = dict(inventory.checkpoint.config)
     native = [
@@ -217,10 +225,17 @@ def plan_tensor(
     rule = recipe.decide(info.name, parsed)
     is_own = rule in recipe.rules
     original = base.tensors.get(info.name) if base else None
+    if info.name in inventory.scales and len(info.shape) != 2:
+        raise DstoolsError(f"{info.where}: is FP8 and {len(info.shape)}-dimensional")
     if info.name in inventory.scales:  # FP8 stays FP8; only its scales can ask for new codes
         found = inventory.scheme
         assert found is not None
         is_rounded = (found.scale_format, scheme.scale_format) == ("float32", "ue8m0")
+        if is_own and rule.scheme == "keep":
+            raise DstoolsError(
+                f"{info.where}: {rule.label} keeps it in high precision, but it is FP8 already",
+                "dstools dequantize first, and quantize its output with this recipe",
+            )
         label = rule.label if is_own else "FP8 in the source"
         action: Action = "requantize" if is_rounded else "copy"
         return TensorPlan(action, info, _quantized(info, scheme), label)
@@ -237,9 +252,10 @@ def plan_tensor(
             f"{info.where}: {rule.label} asks for fp8-block, but it is {info.dtype} {list(info.shape)}",
             "block FP8 is made of two-dimensional BF16, F16 or F32",
         )
-    if parsed is None:
+    if parsed is None or parsed.role not in QUANTIZED_ROLES:
+        role = f"it is the {parsed.role}" if parsed else "its name has no known role"
         raise DstoolsError(
-            f"{info.where}: {rule.label} asks for fp8-block, but its name has no known role",
+            f"{info.where}: {rule.label} asks for fp8-block, but {role}",
             "no engine would look for its scale; such tensors can only be kept",
         )
     return TensorPlan("quantize", info, _quantized(info, scheme), rule.label)
@@ -348,13 +364,14 @@ def _kept_modules(
     substrings, so a needless one does harm.
     """
     named = found.kept if found and found.format == format else ()  # each has its own patterns
+    already = frozenset(named)
     kept = []
     is_needed = format == "compressed-tensors"
     for tensor in draft:
         parsed = inventory.names[tensor.source.name]
         if parsed is None or parsed.part != "weight" or len(tensor.outputs) == 2:
             continue
-        if parsed.role in QUANTIZED_ROLES | KEPT_MATRICES and parsed.module not in named:
+        if parsed.role in QUANTIZED_ROLES | KEPT_MATRICES and parsed.module not in already:
             kept.append(parsed.module)
             is_needed |= parsed.role in QUANTIZED_ROLES
     return named + tuple(kept) if is_needed else named

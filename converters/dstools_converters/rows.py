@@ -57,7 +57,7 @@ def read_rows(inventory: Inventory, info: TensorInfo, first: int, last: int) -> 
 def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int) -> memoryview:
     """Return as float32 the scales of the rows of blocks that hold rows [first, last) of `weight`.
 
-    Raises DstoolsError where one is not finite.
+    Raises DstoolsError where one is not finite or not positive.
     """
     info, scheme = inventory.scales[weight.name], inventory.scheme
     assert scheme is not None
@@ -71,6 +71,14 @@ def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int)
     bad = block_fp8.first_non_finite(data, "F32")
     if bad >= 0:
         raise not_finite(info, begin * info.shape[1] + bad)
+    values: list[float] = data.cast("f").tolist()
+    least = min(values, default=1.0)
+    if least <= 0:
+        at = divmod(begin * info.shape[1] + values.index(least), info.shape[1])
+        raise DstoolsError(
+            f"{info.where}: holds {least:g} at {list(at)}; scales are positive",
+            "the scales are damaged; fetch them again",
+        )
     return data
 
 

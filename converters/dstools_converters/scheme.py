@@ -63,6 +63,8 @@ class QuantScheme:
             if self.kept:
                 config["modules_to_not_convert"] = list(self.kept)
             return config
+        if base is not None:
+            return base | {"ignore": list(self.kept)}
         weights = {
             "num_bits": 8, "type": "float", "strategy": "block", "symmetric": True, "dynamic": False,
             "block_structure": list(self.block_size),
@@ -98,7 +100,7 @@ def read_scheme(config: dict[str, Any]) -> QuantScheme | None:
     if quantization is None:
         return None
     if not isinstance(quantization, dict):
-        raise DstoolsError("config.json: quantization_config is no object")
+        raise DstoolsError("config.json: quantization_config is no object", "download it again")
     method = quantization.get("quant_method")
     if method == "fp8":
         block = quantization.get("weight_block_size")

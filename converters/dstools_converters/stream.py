@@ -95,7 +95,7 @@ def run(
     """
     start = time.perf_counter()
     files = side_files(plan, tool)
-    with Writer(plan, out, is_synced=is_synced) as writer:
+    with Writer(plan, out, files, is_synced=is_synced) as writer:
         if writer.is_published:
             resumed = plan.bytes_in
         else:
@@ -111,7 +111,7 @@ def run(
             for inventory in (plan.inventory, plan.base):
                 if inventory is not None:
                     inventory.checkpoint.check_unmoved()
-            writer.publish(files)
+            writer.publish()
             resumed = queue.bytes_resumed
         writer.clean_up()
     return Report(
@@ -243,7 +243,9 @@ def _do(plan: Plan, job: Job, file: int) -> None:
             stop = min(start + PIECE_BYTES, original.source.nbytes)
             _copy(plan.base, original, start, stop, file)
     else:
-        _quantize(plan, tensor, begin, end, file)
+        step = _rows_a_piece(plan, tensor)
+        for first in range(begin, end, step):
+            _quantize(plan, tensor, first, min(first + step, end), file)
 
 
 def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -> None:

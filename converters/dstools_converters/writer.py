@@ -5,9 +5,16 @@
         model/                 becomes OUT
             x.safetensors.partial -> x.safetensors
 
-Killed anywhere, the next run with the same plan goes on from the journal: {"job": [shard, number]} and
-{"written": shard} hold for as long as the machine is not restarted, since the page cache outlives the
-process; {"synced": shard} holds for good. A line is written after the bytes that it speaks of.
+Killed anywhere, the next run with the same plan goes on from the journal. A line is written after the
+bytes that it speaks of; the page cache outlives the process, but not the machine:
+
+    line                      says                            holds until
+    {"plan": digest}          whose work this is              for good; another plan is refused
+    {"boot": id}              the lines below are of that run of the machine
+    {"job": [shard, number]}  those bytes are written         a restart, or "opened"
+    {"written": shard}        all its jobs, and it has its name   a restart, or "opened"
+    {"synced": shard}         it is on the disk               "opened"
+    {"opened": shard}         it begins anew, what was said before is void
 """
 
 import errno
@@ -21,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 from dstools_converters.checkpoint import INDEX
 from dstools_converters.errors import DstoolsError
@@ -34,8 +42,11 @@ RESUME_HINT = "the same command goes on where this one stopped"
 class Writer:
     """The folder of one plan, from its lock to its last rename."""
 
-    def __init__(self, plan: Plan, out: Path, *, is_synced: bool) -> None:
+    def __init__(
+        self, plan: Plan, out: Path, files: dict[str, Path | bytes], *, is_synced: bool
+    ) -> None:
         self.plan = plan
+        self.files = files  # beside the shards, by path in the folder
         self.out = out
         self.work = out.with_name(out.name + ".incomplete")
         self.model = self.work / "model"
@@ -85,7 +96,12 @@ class Writer:
             raise DstoolsError(
                 f"{self.work}: another run is writing it", "wait for it, or stop it"
             ) from error
-        records = _read_journal(self.work / JOURNAL)
+        for path in self.work.iterdir():
+            if path.name not in (JOURNAL, self.model.name):
+                raise DstoolsError(
+                    f"{path}: is not of dstools", "move it; the output is worked on in this folder"
+                )
+        records = _take_journal(self.work / JOURNAL)
         if records and records[0].get("plan") != self.plan.digest:
             raise DstoolsError(
                 f"{self.work}: was begun from another source, or with other options",
@@ -97,6 +113,9 @@ class Writer:
             self.is_published = True
         else:
             self._read_progress(records)
+            for number, shard in enumerate(self.plan.shards):
+                if number not in self.finished:  # whole to look at, but lost in a power failure
+                    (self.model / shard.name).unlink(missing_ok=True)
             self._check_space()
             self.model.mkdir(exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -135,9 +154,10 @@ class Writer:
 
     def _is_published(self) -> bool:
         """Tell whether OUT is this plan's: then a run was killed while it cleaned up."""
+        made = {name: content for name, content in self.files.items() if isinstance(content, bytes)}
         try:
-            return bool(json.loads((self.out / INDEX).read_bytes()) == self.plan.index())
-        except (OSError, ValueError):
+            return all((self.out / name).read_bytes() == made[name] for name in made)
+        except OSError:
             return False
 
     def _is_laid_out(self, number: int, name: str) -> bool:
@@ -152,10 +172,14 @@ class Writer:
         needed = sum(
             shard.nbytes for i, shard in enumerate(self.plan.shards) if i not in self.finished
         )
+        for content in self.files.values():
+            needed += len(content) if isinstance(content, bytes) else content.stat().st_size
         # what a killed run left of unfinished shards is used again
         left = sum(path.stat().st_blocks * 512 for path in self.model.glob("*.partial"))
         free = shutil.disk_usage(self.work).free + left
         if needed > free:
+            if not any(self.work.iterdir()):
+                self.work.rmdir()
             raise DstoolsError(
                 f"{self.out}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free",
                 "free some space, or name a folder on another disk",
@@ -180,7 +204,13 @@ class Writer:
         self._record({"job": [number, job]})
 
     def shard_done(self, number: int) -> None:
-        """Note that all jobs of a shard are done, and flush it in the background."""
+        """Note that all jobs of a shard are done, and flush it in the background.
+
+        Raises DstoolsError where an earlier flush has failed.
+        """
+        for sync in self._syncs:
+            if sync.done():
+                sync.result()
         name = self.plan.shards[number].name
         (self.model / f"{name}.partial").rename(self.model / name)
         self._record({"written": number})
@@ -192,19 +222,30 @@ class Writer:
             self._syncs.append(self._syncer.submit(self._sync_shard, number))
 
     def _sync_shard(self, number: int) -> None:
-        _sync(self.model / self.plan.shards[number].name)
-        _sync(self.model)
+        path = self.model / self.plan.shards[number].name
+        try:
+            _sync(path)
+            _sync(self.model)
+        except OSError as error:
+            # the next fsync would succeed, though the pages are lost: the shard is to be made again
+            self._record({"opened": number})
+            raise DstoolsError(
+                f"{path}: the disk did not take it ({error.strerror})",
+                f"is the disk sound? then {RESUME_HINT}",
+            ) from error
         self._record({"synced": number})
         os.fsync(self._journal)
 
-    def publish(self, files: dict[str, Path | bytes]) -> None:
+    def publish(self) -> None:
         """Add the other files, the index last, and give the folder its name."""
         for sync in self._syncs:
             sync.result()
-        for name in sorted(files, key=lambda name: (name == INDEX, name)):
+        folders = {self.model}
+        for name in sorted(self.files, key=lambda name: (name == INDEX, name)):
             target = self.model / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            content = files[name]
+            folders |= {parent for parent in target.parents if self.model in parent.parents}
+            content = self.files[name]
             with disk_errors(target):
                 if isinstance(content, bytes):
                     target.write_bytes(content)
@@ -213,7 +254,8 @@ class Writer:
                 if self.is_synced:
                     _sync(target)
         if self.is_synced:
-            _sync(self.model)
+            for folder in folders:
+                _sync(folder)
         self.model.rename(self.out)
         if self.is_synced:
             _sync(self.out.parent)
@@ -224,24 +266,36 @@ class Writer:
         self.work.rmdir()
 
     def _record(self, line: dict[str, Any]) -> None:
-        """Append a line to the journal in one write, so that a kill leaves it there or not."""
-        os.write(self._journal, json.dumps(line).encode() + b"\n")
+        """Append a line to the journal; one that is cut short is taken off by the next run."""
+        text = json.dumps(line).encode() + b"\n"
+        with disk_errors(self.work / JOURNAL):
+            if os.write(self._journal, text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _boot() -> str:
     """Name this run of the machine; another one has lost its page cache."""
-    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else uuid4().hex
 
 
-def _read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the journal's lines up to the first that is not whole."""
+def _take_journal(path: Path) -> list[dict[str, Any]]:
+    """Return the journal's lines up to the first that is not whole, and cut the file off behind them.
+
+    Were a torn line left in, the lines of this run would follow it and never be read.
+    """
     records: list[dict[str, Any]] = []
+    nbytes = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict) or not line.endswith(b"\n"):
+            break
+        records.append(record)
+        nbytes += len(line)
     if path.exists():
-        for line in path.read_bytes().splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
+        os.truncate(path, nbytes)
     return records
 
 

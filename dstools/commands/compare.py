@@ -10,6 +10,7 @@ from dstools.options import (
     option,
     progress_bar,
     show,
+    terminal,
     workers_option,
 )
 
@@ -47,10 +48,18 @@ def compare(a: str, b: str, max_error: float | None, workers: int, as_json: bool
                 require_sound(in_a), require_sound(in_b), workers=workers, progress=progress
             )
     show(report, as_json, _text(report))
+    if max_error is None:
+        return
     worst = report.worst[0].relative if report.worst else 0.0
-    if max_error is not None and not worst <= max_error:
-        click.echo(f"error: {report.worst[0].name} is off by {worst:.3%}", err=True)
-        click.get_current_context().exit(FELL_SHORT)
+    if not worst <= max_error:
+        name = terminal(report.worst[0].name)
+        click.echo(f"error: {name} is off by {worst:.3%}", err=True)
+    elif report.only_in_a:
+        name = terminal(report.only_in_a[0])
+        click.echo(f"error: {len(report.only_in_a)} tensors are not in B, e.g. {name}", err=True)
+    else:
+        return
+    click.get_current_context().exit(FELL_SHORT)
 
 
 def _text(report: "Report") -> str:

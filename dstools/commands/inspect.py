@@ -27,10 +27,18 @@ def inspect(source: str, as_json: bool) -> None:
     from dstools_converters.inventory import take_inventory
 
     gc.disable()  # 90,000 tensors are many objects and no cycles; collecting takes a fifth of the time
-    with open_checkpoint(resolve(source)) as checkpoint:
-        report = inspect_inventory(take_inventory(checkpoint))
+    try:
+        with open_checkpoint(resolve(source)) as checkpoint:
+            report = inspect_inventory(take_inventory(checkpoint))
+    finally:
+        gc.enable()
+    for line in report.disagreements:
+        click.echo(f"warning: against config.json, {line}", err=True)
     show(report, as_json, _text(report))
-    hint_command("quantize", source, "OUT", "--dry-run")
+    if report.quantization == "none":
+        hint_command("quantize", source, "OUT", "--dry-run")
+    else:
+        hint_command("verify", source)
 
 
 def _text(report: "Report") -> str:
@@ -57,7 +65,7 @@ def _text(report: "Report") -> str:
         lines += [f"  {key:26}{size(nbytes):>12}" for key, nbytes in found.items()]
     kept = sum(report.quantized_kept.values())
     lines.append(
-        f"\nquantize would write {size(report.quantized_bytes)}; {size(kept)} stay as they are: "
+        f"\nquantize would write tensors of {size(report.quantized_bytes)}; {size(kept)} stay as they are: "
         + ", ".join(report.quantized_kept)
     )
     if report.unknown_tensors:

@@ -408,7 +408,7 @@ BOTH = packed({"a": A, "b": entry("U8", [2], 2)}, b"1234")
     [
         pytest.param(
             {"one.safetensors": ONE}, GOOD_MAP,
-            [("shard-unreadable", "two.safetensors", "is missing (No such file or directory)")],
+            [("shard-unreadable", "two.safetensors", "is missing")],
             id="a shard is missing",
         ),
         pytest.param(
@@ -555,7 +555,6 @@ def test_opening_reads_headers_alone_and_close_closes(checkpoint: Callable[..., 
     info = found.tensors["model.norm.weight"]
     assert found.read(info, 0, 2 * 7168) == bytes(2 * 7168)
     assert found.read(info, 100, 106) == bytes(6)
-    assert found.file(info.shard) == found.file(info.shard)
     assert len(os.listdir("/proc/self/fd")) == before + 1  # noqa: PTH208
     found.close()
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

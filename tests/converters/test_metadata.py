@@ -52,11 +52,21 @@ def test_what_travels_along(tmp_path: Path, name: str, travels: bool) -> None:
 
 
 def test_linked_files_of_the_hub_cache_travel(tmp_path: Path) -> None:
-    (tmp_path / "blob").write_bytes(b"x")
-    (tmp_path / "snapshot").mkdir()
-    link = tmp_path / "snapshot" / "tokenizer.json"
-    link.symlink_to("../blob")
-    assert travelling_files(tmp_path / "snapshot") == {"tokenizer.json": link}
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "1a2b").write_bytes(b"x")
+    snapshot = tmp_path / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    link = snapshot / "tokenizer.json"
+    link.symlink_to("../../blobs/1a2b")
+    assert travelling_files(snapshot) == {"tokenizer.json": link}
+
+
+def test_a_link_out_of_the_folder_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"x")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").symlink_to("../secret")
+    with pytest.raises(DstoolsError, match=r"^notes\.txt: is a link out of the folder"):
+        travelling_files(tmp_path / "model")
 
 
 def test_a_file_too_large_to_be_a_side_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,10 +288,10 @@ def test_a_base_s_fp8_comes_back_and_what_it_kept_is_kept(tiny: Path, tiny_fp8: 
 
 def test_a_recipe_s_own_rule_goes_before_the_base(tiny: Path, tiny_fp8: Path) -> None:
     base = opened(tiny_fp8)
-    rules = (Rule("r, rule 1", "keep", ("o_proj",)), Rule("r, rule 2", "fp8-block", ("lm_head",)))
+    rules = (Rule("r, rule 1", "keep", ("o_proj",)), Rule("r, rule 2", "fp8-block", ("kv_b_proj",)))
     plan = plan_quantize(opened(tiny), Recipe(rules), "native", None, base)
     found = actions(plan)
-    assert found["lm_head.weight"] == "quantize"
+    assert found["model.layers.0.self_attn.kv_b_proj.weight"] == "quantize"
     kept = [f"model.layers.{layer}.self_attn.o_proj" for layer in range(4)]
     assert {found[f"{module}.weight"] for module in kept} == {"copy"}
     assert set(kept) <= set(plan.config["quantization_config"]["modules_to_not_convert"])
@@ -459,3 +460,31 @@ def test_another_source_or_option_has_another_digest(
         )
     ]
     assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("role", ["lm_head", "router", "eh_proj", "shared_head", "embed_tokens"])
+def test_what_no_engine_reads_in_fp8_is_not_quantized_by_a_rule(tiny: Path, role: str) -> None:
+    recipe = Recipe((Rule("r, rule 1", "fp8-block", (role,)),))
+    with pytest.raises(DstoolsError, match=rf"r, rule 1 asks for fp8-block, but it is the {role}"):
+        plan_quantize(opened(tiny), recipe, "native", None)
+
+
+def test_a_rule_cannot_keep_what_is_fp8_already(tiny_fp8: Path) -> None:
+    recipe = Recipe((Rule("r, rule 1", "keep", ("routed_down",)),))
+    with pytest.raises(DstoolsError, match="but it is FP8 already") as caught:
+        plan_quantize(opened(tiny_fp8), recipe, "native", None)
+    assert "dequantize" in caught.value.hint
+
+
+@pytest.mark.parametrize("block", [(128, 64), (64, 128)])
+def test_new_codes_are_not_made_in_blocks_that_are_not_square(
+    tiny_fp8: Path, block: tuple[int, int]
+) -> None:
+    inventory = opened(tiny_fp8)
+    assert inventory.scheme is not None
+    odd = replace(inventory, scheme=replace(inventory.scheme, block_size=block))
+    with pytest.raises(
+        DstoolsError, match=f"blocks of {block[0]} x {block[1]}; new ones are square"
+    ):
+        plan_quantize(odd, Recipe(), "native", "ue8m0")
+    assert plan_quantize(odd, Recipe(), "native", None).counts["copy"]  # as they are, they may stay

@@ -221,7 +221,7 @@ def test_an_operating_system_s_error_is_no_traceback(tiny: Path, tmp_path: Path)
     (tmp_path / "file").write_text("")
     error, hint = one_error(dstools("quantize", tiny, tmp_path / "file" / "out"))
     assert str(tmp_path / "file") in error
-    assert hint == "--debug shows where"
+    assert hint == "name a folder, not a file"
     assert isinstance(
         dstools("--debug", "quantize", tiny, tmp_path / "file" / "o").exception, OSError
     )
@@ -267,7 +267,9 @@ def test_ctrl_c_exits_130_and_the_same_command_goes_on(
     stdout, stderr = run.communicate(timeout=60)
     assert run.returncode == 130, (run.returncode, stdout, stderr)
     assert stdout == ""
-    assert stderr.splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert stderr.splitlines()[-1].startswith(
+        "interrupted; nothing is lost, the same command goes on"
+    )
     assert "Traceback" not in stderr
     assert not out.exists()
     assert dstools("quantize", source, out).exit_code == 0

@@ -367,3 +367,103 @@ def test_the_progress_bar_is_in_bytes_and_only_for_a_terminal(tiny: Path, tmp_pa
 )  # fmt: skip
 def test_a_size_is_spelled_in_powers_of_a_thousand(nbytes: float, text: str) -> None:
     assert size(nbytes) == text
+
+
+# ------------------------------------------------------------------- what a stranger may have written
+
+
+def edited(source: Path, folder: Path, **config: Any) -> Path:
+    """A copy of a checkpoint with other values in its config.json."""
+    shutil.copytree(source, folder)
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+def renamed(source: Path, folder: Path, old: bytes, new: bytes) -> Path:
+    """A copy of a checkpoint in which a tensor has another name of the same length."""
+    assert len(old) == len(json.dumps(new.decode())[1:-1])
+    edited(source, folder)
+    for path in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        path.write_bytes(path.read_bytes().replace(old, json.dumps(new.decode())[1:-1].encode()))
+    return folder
+
+
+def test_names_cannot_act_on_the_terminal(tiny: Path, tmp_path: Path) -> None:
+    evil = b"model.\x1b]0;x\x07"
+    old = b"model.layers.1.input_layernorm.weight"[: len(json.dumps(evil.decode())) - 2]
+    folder = renamed(tiny, tmp_path / "in", old, evil)
+    for args in (["inspect", folder], ["compare", folder, folder], ["verify", folder]):
+        output = dstools(*args).output
+        assert "\x1b" not in output
+        assert "\x07" not in output
+
+
+def test_an_output_inside_its_source_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = edited(tiny, tmp_path / "in")
+    (tmp_path / "link").symlink_to(folder)
+    before = digest(folder)
+    for out in (folder, folder / "out", tmp_path / "link" / "out"):
+        result = dstools("quantize", folder, out)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"error: {out}: lies in {folder}\nhint: ")
+    assert digest(folder) == before
+
+
+def test_inspect_warns_of_what_config_and_shards_do_not_share(tiny: Path, tmp_path: Path) -> None:
+    assert "warning" not in ok("inspect", tiny).stderr
+    more = edited(tiny, tmp_path / "more", n_routed_experts=9, num_nextn_predict_layers=0)
+    stderr = ok("inspect", more).stderr
+    assert "warning: against config.json, 2 routed_up.weight [160, 256] missing" in stderr
+    assert "1 eh_proj.weight [256, 512] of MTP layers too many" in stderr
+    assert json.loads(ok("inspect", more, "--json").stdout)["disagreements"]
+
+
+def test_an_unknown_instruction_set_is_an_error_and_no_traceback(
+    tiny: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "dstools", "quantize", str(tiny), str(tmp_path / "out")]
+    env = os.environ | {"DSTOOLS_ISA": "foo"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: DSTOOLS_ISA must be one that runs here")
+    assert hint == "hint: unset DSTOOLS_ISA, or name one of these"
+
+
+def test_compare_with_a_bound_exits_3_where_b_lacks_tensors(
+    tiny: Path, checkpoint: Checkpoint
+) -> None:
+    sparse = checkpoint("tiny-v32")
+    assert dstools("compare", sparse, sparse, "--max-error", "0").exit_code == 0
+    aligned = checkpoint("tiny-aligned")
+    result = dstools("compare", sparse, aligned, "--max-error", "1e9")
+    assert result.exit_code == 3
+    assert "tensors are not in B, e.g. model.layers.0.self_attn.indexer" in result.stderr
+
+
+@pytest.mark.parametrize("pattern", ["(", "(a+)+$", ".*.*.*.*x"])
+def test_a_pattern_from_the_checkpoint_can_neither_break_nor_stall_verify(
+    pattern: str, tiny: Path, quantized_by_command: Path, tmp_path: Path
+) -> None:
+    config = json.loads((quantized_by_command / "config.json").read_text())
+    quantization = config["quantization_config"] | {"ignore": [f"re:{pattern}", "lm_head"]}
+    folder = edited(quantized_by_command, tmp_path / "in", quantization_config=quantization)
+    result = dstools("verify", folder)
+    assert "warning: config.json: the pattern" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def quantized_by_command(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ct") / "out"
+    ok("quantize", tiny, out, "--format", "compressed-tensors")
+    return out
+
+
+def test_a_dry_run_says_what_would_keep_it_from_being_done(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    assert f"{out} exists" in ok("quantize", tiny, out, "--dry-run").stderr
+    assert "without --dry-run does it" in ok("quantize", tiny, tmp_path / "o", "--dry-run").stderr
