@@ -50,7 +50,8 @@ def inspect(inventory: Inventory) -> Report:
     kept: dict[str, int] = {}
     refused: list[str] = []
     total = active = mtp = quantized = 0
-    for info, count in _kinds(inventory):
+    kinds = list(_kinds(inventory))
+    for info, count in kinds:
         parsed, scale = inventory.names[info.name], inventory.scales.get(info.name)
         role = parsed.role if parsed else "unknown"
         for part in (info, scale) if scale else (info,):
@@ -101,11 +102,11 @@ def inspect(inventory: Inventory) -> Report:
         quantized_bytes=quantized,
         quantized_kept=_largest_first(kept),
         unknown_tensors=[info.name for info in inventory.unknown],
-        disagreements=disagreements(inventory) + refused,
+        disagreements=_disagreements(inventory, kinds) + refused,
     )
 
 
-def disagreements(inventory: Inventory) -> list[str]:
+def _disagreements(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> list[str]:
     """Say where config and shards do not have the same weights: by kind, so that it costs nothing.
 
     `dstools verify` names each; this keeps the figures from being taken for those of a whole model.
@@ -115,7 +116,7 @@ def disagreements(inventory: Inventory) -> list[str]:
         kind = (f"{name.role}.{name.part}", shape, name.is_mtp)
         wanted[kind] = wanted.get(kind, 0) + count
     optional = {(n.role, shape) for n, shape in inventory.model.optional_weights()}
-    for info, count in _kinds(inventory):
+    for info, count in kinds:
         parsed = inventory.names[info.name]
         if parsed is not None and (parsed.role, info.shape) not in optional:
             kind = (f"{parsed.role}.{parsed.part}", info.shape, parsed.is_mtp)

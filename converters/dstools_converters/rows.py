@@ -2,7 +2,7 @@
 
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.header import ITEM_BITS, TensorInfo
@@ -71,7 +71,7 @@ def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int)
     bad = block_fp8.first_non_finite(data, "F32")
     if bad >= 0:
         raise not_finite(info, begin * info.shape[1] + bad)
-    values: list[float] = data.cast("f").tolist()
+    values: Sequence[float] = data.cast("f").tolist()
     least = min(values, default=1.0)
     if least <= 0:
         at = divmod(begin * info.shape[1] + values.index(least), info.shape[1])
