@@ -52,17 +52,12 @@ def check_against(
     ]
     manifest = read_manifest(made.checkpoint.folder)
     with ThreadPoolExecutor(workers, "verify") as pool:
-        jobs = [
-            pool.submit(_compare_tensor, made, mine, source, info, manifest) for mine, info in pairs
-        ]
-        try:
-            for job, (_, info) in zip(jobs, pairs, strict=True):
-                found = job.result()
-                findings += [found] if found else []
-                progress(info.nbytes)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        each = pool.map(
+            lambda pair: _compare_tensor(made, pair[0], source, pair[1], manifest), pairs
+        )
+        for finding, (_, info) in zip(each, pairs, strict=True):
+            findings += [finding] if finding else []
+            progress(info.nbytes)
     return findings, sum(info.numel for _, info in pairs)
 
 

@@ -87,18 +87,13 @@ def compare(
     errors = []
     total = _Sums()
     with ThreadPoolExecutor(workers, "compare") as pool:
-        jobs = [pool.submit(_compare_tensor, a, in_a[name], b, in_b[name]) for name in both]
-        try:
-            for name, job in zip(both, jobs, strict=True):
-                sums = job.result()
-                parsed = a.names[name]
-                by_role.setdefault(parsed.role if parsed else "unknown", _Sums()).add(sums)
-                total.add(sums)
-                errors.append(sums.error(name))
-                progress(in_a[name].nbytes)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        each = pool.map(lambda name: _compare_tensor(a, in_a[name], b, in_b[name]), both)
+        for name, sums in zip(both, each, strict=True):
+            parsed = a.names[name]
+            by_role.setdefault(parsed.role if parsed else "unknown", _Sums()).add(sums)
+            total.add(sums)
+            errors.append(sums.error(name))
+            progress(in_a[name].nbytes)
     errors.sort(key=_badness)
     return Report(
         total=total.error("all"),

@@ -1,22 +1,19 @@
-"""The plan: what becomes of every tensor, and where each output byte goes, before a weight is read.
+"""The plan: what becomes of every tensor.
 
 A dry run, the disk check, the output headers, resuming and verifying are readers of this one list.
-Within a shard, tensors of wider items come first, so that each begins at a multiple of its item size
-(safetensors' own writer does the same).
 """
 
 import json
-import math
-import struct
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.header import ITEM_BITS, TensorInfo
+from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
+from dstools_converters.layout import Action, Output, ShardPlan, TensorPlan, lay_out, unplaced
 from dstools_converters.names import Role, TensorName
 from dstools_converters.recipe import Recipe, Rule
 from dstools_converters.scheme import (
@@ -26,14 +23,6 @@ from dstools_converters.scheme import (
     QuantScheme,
     ScaleFormat,
 )
-
-# copy        bytes as they are; an FP8 weight takes its scale along, as F32
-# quantize    BF16, F16 or F32 -> codes and scale
-# requantize  codes and scale -> codes and scale of another scale format
-# restore     BF16 -> the base's codes and scale where it equals them dequantized, else quantize
-# dequantize  codes and scale -> BF16
-Action = Literal["copy", "quantize", "requantize", "restore", "dequantize"]
-DATA_ALIGNMENT = 4096
 
 # Engines run these as one matrix, so they are quantized together or not at all. Source: vLLM's
 # packed_modules_mapping of deepseek_v2.py, llama.py and qwen2.py.
@@ -50,36 +39,6 @@ KEPT_MATRICES: frozenset[Role] = frozenset({
 })  # fmt: skip
 
 
-class Output(NamedTuple):
-    """One tensor to write; `offset` counts bytes from the start of the output shard."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """What becomes of one tensor: outputs[0] is its values or codes, outputs[1] their scale."""
-
-    action: Action
-    source: TensorInfo
-    outputs: tuple[Output, ...]
-    rule: str
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """One output file: its header, and the tensors that fill it, in the order of the source."""
-
-    name: str
-    header: bytes
-    tensors: tuple[TensorPlan, ...]
-    nbytes: int
-
-
 @dataclass(frozen=True)
 class Plan:
     """All that will be written, except the small files that are copied."""
@@ -93,7 +52,7 @@ class Plan:
     @cached_property
     def shards(self) -> tuple[ShardPlan, ...]:
         """Return the output files, in which every output has its place."""
-        return _lay_out(self.decisions, self.inventory)
+        return lay_out(self.decisions, self.inventory.checkpoint.shards)
 
     @property
     def bytes_in(self) -> int:
@@ -201,7 +160,7 @@ def plan_dequantize(inventory: Inventory) -> Plan:
     draft = []
     for info, _ in inventory.weights():
         if info.name in inventory.scales:
-            outputs = (_output(info.name, "BF16", info.shape),)
+            outputs = (unplaced(info.name, "BF16", info.shape),)
             draft.append(TensorPlan("dequantize", info, outputs, "FP8 in the source"))
         else:
             draft.append(_copy(info, "not FP8 in the source"))
@@ -262,52 +221,15 @@ def plan_tensor(
 
 
 def _copy(info: TensorInfo, rule: str) -> TensorPlan:
-    return TensorPlan("copy", info, (_output(info.name, info.dtype, info.shape),), rule)
+    return TensorPlan("copy", info, (unplaced(info.name, info.dtype, info.shape),), rule)
 
 
 def _quantized(info: TensorInfo, scheme: QuantScheme) -> tuple[Output, Output]:
     scale = f"{info.name.removesuffix('weight')}{scheme.scale_part}"
     return (
-        _output(info.name, "F8_E4M3", info.shape),
-        _output(scale, "F32", scheme.grid(info.shape)),
+        unplaced(info.name, "F8_E4M3", info.shape),
+        unplaced(scale, "F32", scheme.grid(info.shape)),
     )
-
-
-def _output(name: str, dtype: str, shape: tuple[int, ...]) -> Output:
-    return Output(name, dtype, shape, 0, math.prod(shape) * ITEM_BITS[dtype] // 8)
-
-
-def _lay_out(draft: tuple[TensorPlan, ...], inventory: Inventory) -> tuple[ShardPlan, ...]:
-    """Give every output its offset, in shards of the source's names."""
-    by_shard: dict[str, list[TensorPlan]] = {name: [] for name in inventory.checkpoint.shards}
-    for tensor in draft:
-        by_shard[tensor.source.shard].append(tensor)
-    # a shard of nothing but scales, which now lie beside their weights, has nothing left to hold
-    return tuple(_lay_out_shard(name, tensors) for name, tensors in by_shard.items() if tensors)
-
-
-def _lay_out_shard(name: str, tensors: list[TensorPlan]) -> ShardPlan:
-    outputs = [output for tensor in tensors for output in tensor.outputs]
-    outputs.sort(key=lambda output: -ITEM_BITS[output.dtype])
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    starts: dict[str, int] = {}
-    end = 0
-    for output in outputs:
-        starts[output.name] = end
-        entries[output.name] = {
-            "dtype": output.dtype,
-            "shape": output.shape,
-            "data_offsets": [end, end + output.nbytes],
-        }
-        end += output.nbytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
-    header = struct.pack("<Q", len(text)) + text
-    placed = []
-    for tensor in tensors:
-        outputs = [o._replace(offset=len(header) + starts[o.name]) for o in tensor.outputs]
-        placed.append(TensorPlan(tensor.action, tensor.source, tuple(outputs), tensor.rule))
-    return ShardPlan(name, header, tuple(placed), len(header) + end)
 
 
 def _check_base(inventory: Inventory, base: Inventory, scale_format: ScaleFormat | None) -> None:

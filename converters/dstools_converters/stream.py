@@ -17,8 +17,9 @@ from pathlib import Path
 from threading import Lock
 
 from dstools_converters.inventory import Inventory
+from dstools_converters.layout import ShardPlan, TensorPlan
 from dstools_converters.metadata import side_files
-from dstools_converters.plan import Plan, ShardPlan, TensorPlan
+from dstools_converters.plan import Plan
 from dstools_converters.rows import (
     Progress,
     dequantize_rows,

@@ -18,7 +18,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dstools.cli import main
+from dstools_converters.engines import ENGINES
 from dstools_converters.errors import DstoolsError
+from dstools_converters.scheme import FORMATS, SCALE_FORMATS
 
 Checkpoint = Callable[..., Path]
 HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tqdm")
@@ -338,3 +340,16 @@ def test_an_environment_variable_stands_for_an_option(
     assert config["quantization_config"]["scale_fmt"] == "ue8m0"
     monkeypatch.setenv("DSTOOLS_QUANTIZE_SCALE_FMT", "fp7")
     assert dstools("quantize", tiny, tmp_path / "other").exit_code == 2
+
+
+def test_the_choices_of_options_are_those_of_the_converters() -> None:
+    """Typed twice, so that --help need not import the converters."""
+    choices = {
+        ("quantize", "format_"): FORMATS,
+        ("quantize", "scale_fmt"): SCALE_FORMATS,
+        ("verify", "engine"): ENGINES,
+    }
+    for (command, name), wanted in choices.items():
+        option = next(param for param in main.commands[command].params if param.name == name)
+        assert isinstance(option.type, click.Choice)
+        assert tuple(option.type.choices) == wanted
