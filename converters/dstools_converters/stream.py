@@ -2,8 +2,9 @@
 
 A job is some rows of one tensor: its input mapped, one call of the kernel, one write large enough for
 the page cache to take whole folios. Memory is workers times one job, whatever the size of a tensor or
-shard; a very wide matrix (rows of w bytes) takes 128 x 3 w a worker. Workers fill different shards as long as there are several: a file takes one write at a time, and two
-files take them twice as fast. Which job runs when does not change a byte.
+shard; a very wide matrix (rows of w bytes) takes 128 x 3 w a worker. Workers fill different shards as
+long as there are several: a file takes one write at a time, and two files take them twice as fast.
+Which job runs when does not change a byte.
 """
 
 import os
@@ -96,7 +97,9 @@ def run(
     """
     start = time.perf_counter()
     files = side_files(plan, tool)
-    with Writer(plan, out, files, is_synced=is_synced) as writer:
+    # jobs are known by their numbers: another version may number others
+    fingerprint = f"{plan.digest} {tool} {PIECE_BYTES}"
+    with Writer(plan, out, files, fingerprint, is_synced=is_synced) as writer:
         if writer.is_published:
             resumed = plan.bytes_in
         else:

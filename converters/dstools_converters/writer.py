@@ -9,7 +9,7 @@ Killed anywhere, the next run with the same plan goes on from the journal. A lin
 bytes that it speaks of; the page cache outlives the process, but not the machine:
 
     line                      says                            holds until
-    {"plan": digest}          whose work this is              for good; another plan is refused
+    {"plan": fingerprint}     whose work this is              for good; another plan is refused
     {"boot": id}              the lines below are of that run of the machine
     {"job": [shard, number]}  those bytes are written         a restart, or "opened"
     {"written": shard}        all its jobs, and it has its name   a restart, or "opened"
@@ -43,9 +43,16 @@ class Writer:
     """The folder of one plan, from its lock to its last rename."""
 
     def __init__(
-        self, plan: Plan, out: Path, files: dict[str, Path | bytes], *, is_synced: bool
+        self,
+        plan: Plan,
+        out: Path,
+        files: dict[str, Path | bytes],
+        fingerprint: str,
+        *,
+        is_synced: bool,
     ) -> None:
         self.plan = plan
+        self.fingerprint = fingerprint  # of all that decides which job writes which bytes
         self.files = files  # beside the shards, by path in the folder
         self.out = out
         self.work = out.with_name(out.name + ".incomplete")
@@ -102,9 +109,9 @@ class Writer:
                     f"{path}: is not of dstools", "move it; the output is worked on in this folder"
                 )
         records = _take_journal(self.work / JOURNAL)
-        if records and records[0].get("plan") != self.plan.digest:
+        if records and records[0].get("plan") != self.fingerprint:
             raise DstoolsError(
-                f"{self.work}: was begun from another source, or with other options",
+                f"{self.work}: was begun from another source, with other options or another dstools",
                 "finish that run with its own command, or delete the folder",
             )
         if os.path.lexists(self.out):
@@ -121,7 +128,7 @@ class Writer:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._journal = os.open(self.work / JOURNAL, flags, 0o666)
         if not records:
-            self._record({"plan": self.plan.digest})
+            self._record({"plan": self.fingerprint})
         self._record({"boot": _boot()})
         for number in sorted(self._unsynced):
             self._sync_later(number)
