@@ -18,6 +18,7 @@ SETTINGS: dict[str, Any] = {
     "max_content_width": 100,
     "auto_envvar_prefix": "DSTOOLS",
 }
+FELL_SHORT = 3  # the exit code where a check that was asked for found something
 MAX_WORKERS = 8  # more gain nothing on one disk, and each holds some 10 MB
 
 

@@ -12,12 +12,12 @@ from dstools_converters.metadata import read_manifest, travelling_files
 from dstools_converters.rows import (
     Progress,
     columns,
-    dequantize_rows,
     memory,
     read_rows,
     read_scales,
     restore,
     slabs,
+    unlike_dequantized,
     width,
 )
 from dstools_kernels import block_fp8
@@ -183,18 +183,14 @@ def _compare_dequantized(
     made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
 ) -> Finding | None:
     """Compare BF16 to the bit with what the source's codes and scales give."""
-    assert source.scheme is not None
-    rows, cols = info.shape
-    for first, last in slabs(0, rows, source.scheme.block_size[0], cols * 2):
-        values = memory.view("values", (last - first) * cols * 2)
-        dequantize_rows(source, info, first, last, values)
-        if bytes(values) != bytes(read_rows(made, mine, first, last)):
-            return Finding(
-                "error", "bytes-differ", mine.where,
-                f"is not code times scale of the source, within rows {first} to {last - 1}",
-                "dequantize again",
-            )  # fmt: skip
-    return None
+    span = unlike_dequantized(source, info, made, mine)
+    if span is None:
+        return None
+    return Finding(
+        "error", "bytes-differ", mine.where,
+        f"is not code times scale of the source, within rows {span[0]} to {span[1] - 1}",
+        "dequantize again",
+    )  # fmt: skip
 
 
 def _check_config(made: Inventory, source: Inventory) -> Iterator[Finding]:

@@ -130,8 +130,8 @@ def _is_number(inventory: Inventory, info: TensorInfo) -> bool:
 
 
 def _block(inventory: Inventory, info: TensorInfo) -> int:
-    is_fp8 = info.name in inventory.scales and inventory.scheme is not None
-    return inventory.scheme.block_size[0] if is_fp8 and inventory.scheme else 1
+    scheme = inventory.scheme
+    return scheme.block_size[0] if scheme and info.name in inventory.scales else 1
 
 
 def _compare_bytes(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorInfo) -> _Sums:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.header import TensorInfo
-from dstools_converters.inventory import FLOATS, Inventory
+from dstools_converters.inventory import FLOATS, Inventory, scale_name
 from dstools_converters.layout import Action, Output, ShardPlan, TensorPlan, lay_out, unplaced
 from dstools_converters.names import Role, TensorName
 from dstools_converters.recipe import Recipe, Rule
@@ -225,10 +225,9 @@ def _copy(info: TensorInfo, rule: str) -> TensorPlan:
 
 
 def _quantized(info: TensorInfo, scheme: QuantScheme) -> tuple[Output, Output]:
-    scale = f"{info.name.removesuffix('weight')}{scheme.scale_part}"
     return (
         unplaced(info.name, "F8_E4M3", info.shape),
-        unplaced(scale, "F32", scheme.grid(info.shape)),
+        unplaced(scale_name(info.name, scheme), "F32", scheme.grid(info.shape)),
     )
 
 

@@ -116,6 +116,24 @@ def dequantize_rows(
     block_fp8.dequantize(codes, info.shape[1], scales, values, inventory.scheme.block_size)
 
 
+def unlike_dequantized(
+    fp8: Inventory, info: TensorInfo, bf16: Inventory, values: TensorInfo
+) -> tuple[int, int] | None:
+    """Return the first span of rows in which `values` is not, to the bit, `info` dequantized to BF16.
+
+    None where all rows are. Raises DstoolsError where a code or scale is NaN.
+    """
+    assert fp8.scheme is not None
+    rows, cols = info.shape
+    for first, last in slabs(0, rows, fp8.scheme.block_size[0], cols * 2):
+        wanted = memory.view("values", (last - first) * cols * 2)
+        dequantize_rows(fp8, info, first, last, wanted)
+        # as bytes, since memoryviews are compared element by element
+        if bytes(wanted) != bytes(read_rows(bf16, values, first, last)):
+            return first, last
+    return None
+
+
 def columns(info: TensorInfo) -> int:
     """Return the length of a row; a tensor of one dimension is one row."""
     return max(info.shape[-1] if info.shape else 1, 1)

@@ -30,7 +30,7 @@ from dstools_converters.rows import (
     read_scales,
     require_finite,
     restore,
-    slabs,
+    unlike_dequantized,
     width,
 )
 from dstools_converters.writer import Writer, disk_errors
@@ -240,7 +240,7 @@ def _do(plan: Plan, job: Job, file: int) -> None:
         _copy(plan.inventory, tensor, begin, end, file)
     elif tensor.action == "dequantize":
         _dequantize(plan.inventory, tensor, begin, end, file)
-    elif tensor.action == "restore" and _equals_base(plan, tensor):
+    elif tensor.action == "restore" and _is_unchanged(plan, tensor):
         assert plan.base is not None
         original = replace(tensor, source=plan.base.tensors[tensor.source.name])
         for start in range(0, original.source.nbytes, PIECE_BYTES):
@@ -287,19 +287,11 @@ def _dequantize(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, 
     _write(file, values, tensor.outputs[0].offset + begin * row_bytes)
 
 
-def _equals_base(plan: Plan, tensor: TensorPlan) -> bool:
+def _is_unchanged(plan: Plan, tensor: TensorPlan) -> bool:
     """Tell whether the source is, bit for bit, what the base's codes and scales dequantize to."""
     assert plan.base is not None
-    assert plan.base.scheme is not None
     original = plan.base.tensors[tensor.source.name]
-    rows, cols = original.shape
-    for first, last in slabs(0, rows, plan.base.scheme.block_size[0], cols * 2):
-        values = memory.view("values", (last - first) * cols * 2)
-        dequantize_rows(plan.base, original, first, last, values)
-        # as bytes, since memoryviews are compared element by element
-        if bytes(values) != bytes(read_rows(plan.inventory, tensor.source, first, last)):
-            return False
-    return True
+    return unlike_dequantized(plan.base, original, plan.inventory, tensor.source) is None
 
 
 def _copy(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dstools.options import (
+    FELL_SHORT,
     Command,
     json_option,
     option,
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8
 dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --max-error 0.03"""
-FELL_SHORT = 3
 
 
 @click.command(cls=Command, epilog=EXAMPLES)

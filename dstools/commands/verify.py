@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dstools.options import (
+    FELL_SHORT,
     Command,
     json_option,
     option,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 dstools verify ./DeepSeek-V3-fp8 --source ./DeepSeek-V3-bf16
 dstools verify ./DeepSeek-V3-fp8 --engine vllm --tp 8"""
-FELL_SHORT = 3
 SHOWN = 20
 
 
@@ -52,7 +52,6 @@ def verify(
     short.
     """
     from dstools.hub import resolve
-    from dstools_converters.checkpoint import scan
     from dstools_converters.verify import verify as verify_folder
 
     if tp > 1 and engine is None:
@@ -60,7 +59,7 @@ def verify(
     original = resolve(source) if source else None
     total = 0
     if original is not None:
-        total = sum(info.nbytes for info in scan(original)[0].tensors.values())
+        total = sum(path.stat().st_size for path in original.glob("*.safetensors"))
     with progress_bar(total, "verify") as progress:
         report = verify_folder(
             resolve(folder),
