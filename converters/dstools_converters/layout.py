@@ -18,7 +18,8 @@ from dstools_converters.header import ITEM_BITS, TensorInfo
 # requantize  codes and scale -> codes and scale of another scale format
 # restore     BF16 -> the base's codes and scale where it equals them dequantized, else quantize
 # dequantize  codes and scale -> BF16
-Action = Literal["copy", "quantize", "requantize", "restore", "dequantize"]
+# calibrate   as quantize or requantize, by `calibrate`, which has seen what the weight is multiplied with
+Action = Literal["copy", "quantize", "requantize", "restore", "dequantize", "calibrate"]
 DATA_ALIGNMENT = 4096
 
 

@@ -1,7 +1,10 @@
 """The files beside the shards: config, index, manifest, and what travels along unchanged."""
 
 import json
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dstools_converters.checkpoint import INDEX
@@ -13,15 +16,37 @@ MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; what is larger is some othe
 WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl",
 )  # fmt: skip
-WRITTEN = ("config.json", INDEX, MANIFEST, "SHA256SUMS")  # of the source; ours differ
+CALIBRATION, EXPERT_LOAD, EVAL = "calibration.json", "expert_load.json", "eval.json"
+# of the source; ours differ
+WRITTEN = ("config.json", INDEX, MANIFEST, "SHA256SUMS", CALIBRATION, EXPERT_LOAD, EVAL)
+REPORTS = ("report.html", "report.md")  # speak of the source alone
+
+Note = dict[str, Any]  # what a job has to say of its tensor, and of which: {"tensor": NAME, ...}
 
 
-def side_files(plan: Plan, tool: str) -> dict[str, Path | bytes]:
-    """Return the files beside the shards, by their path in the folder; `tool` names who made it."""
+def side_files(
+    plan: Plan,
+    tool: str,
+    notes: Iterable[Note] = (),
+    layers: Mapping[int, Note] = MappingProxyType({}),
+) -> dict[str, Path | bytes]:
+    """Return the files beside the shards, by their path in the folder; `tool` names who made it.
+
+    `notes` are of tensors, `layers` of what a calibration saw in each; without a calibration there is
+    nothing of either.
+    """
     files: dict[str, Path | bytes] = {}
     files.update(travelling_files(plan.inventory.checkpoint.folder))
     files["config.json"] = _json(plan.config)
-    files[MANIFEST] = _json(_manifest(plan, tool))
+    manifest = _manifest(plan, tool)
+    if plan.calibration is not None:
+        found = _json(_calibration(plan, tool, notes, layers))
+        files[CALIBRATION] = found
+        manifest["calibration"] = f"sha256:{sha256(found).hexdigest()}"
+        load = _expert_load(plan, layers)
+        if load["layers"]:
+            files[EXPERT_LOAD] = _json(load)
+    files[MANIFEST] = _json(manifest)
     files[INDEX] = _json(plan.index())
     return files
 
@@ -37,7 +62,8 @@ def travelling_files(folder: Path) -> dict[str, Path]:
         name = str(inside)
         is_hidden = any(part.startswith(".") for part in inside.parts)
         is_index = name.endswith(".safetensors.index.json")
-        if is_hidden or is_index or name in WRITTEN or path.suffix in WEIGHT_SUFFIXES:
+        is_ours = name in WRITTEN or name in REPORTS
+        if is_hidden or is_index or is_ours or path.suffix in WEIGHT_SUFFIXES:
             continue
         if not path.is_file():
             continue
@@ -83,6 +109,50 @@ def _manifest(plan: Plan, tool: str) -> dict[str, Any]:
         # scales that were not made here: `verify` holds them to their own maker's rules
         manifest["has_foreign_scales"] = bool(plan.inventory.scheme or plan.base)
     return manifest
+
+
+def _calibration(
+    plan: Plan, tool: str, notes: Iterable[Note], layers: Mapping[int, Note]
+) -> dict[str, Any]:
+    """Return what rounded each weight how well, and on which data."""
+    calibration, scheme = plan.calibration, plan.scheme
+    assert calibration is not None
+    assert scheme is not None
+    tensors = {note["tensor"]: note for note in notes if "method" in note}
+    seen: dict[str, dict[str, float]] = {}
+    for layer in sorted(layers):
+        for part, amax in layers[layer]["cache_amax"].items():
+            seen.setdefault(part, {})[str(layer)] = amax
+    return {
+        "tool": tool,
+        "method": calibration.method,
+        "scale_fmt": scheme.scale_format,
+        "data": calibration.data,
+        "tokens": calibration.data["samples"] * calibration.data["seq_len"],
+        "device": calibration.device,
+        "threads": calibration.threads,
+        "versions": calibration.versions,
+        "tensors": {
+            name: {key: value for key, value in tensors[name].items() if key != "tensor"}
+            for name in sorted(tensors)
+        },
+        "kv": seen,
+    }
+
+
+def _expert_load(plan: Plan, layers: Mapping[int, Note]) -> dict[str, Any]:
+    """Return how many tokens the router sent to each expert, for placing experts later."""
+    assert plan.calibration is not None
+    data, moe = plan.calibration.data, plan.inventory.model.moe
+    return {
+        "tokens": data["samples"] * data["seq_len"],
+        "num_experts_per_tok": moe.num_experts_per_tok if moe else 0,
+        "layers": {
+            str(layer): layers[layer]["expert_load"]
+            for layer in sorted(layers)
+            if layers[layer]["expert_load"]
+        },
+    }
 
 
 def _headers(plan: Plan) -> dict[str, str]:

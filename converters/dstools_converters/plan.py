@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.header import TensorInfo
@@ -39,6 +39,21 @@ KEPT_MATRICES: frozenset[Role] = frozenset({
 })  # fmt: skip
 
 
+Method = Literal["gptq", "mse", "amax"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How data decides the rounding: everything that could move a byte of the output."""
+
+    method: Method
+    data: dict[str, Any]  # of what, as Corpus.provenance tells
+    device: str
+    threads: int  # sums of floats depend on who adds what
+    versions: dict[str, str]
+    kv_cache: bool  # write the scales of an FP8 KV cache
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that will be written, except the small files that are copied."""
@@ -48,6 +63,7 @@ class Plan:
     scheme: QuantScheme | None  # None: the output is not quantized
     config: dict[str, Any]
     decisions: tuple[TensorPlan, ...]  # one a tensor; their outputs have no places yet
+    calibration: Calibration | None = None
 
     @cached_property
     def shards(self) -> tuple[ShardPlan, ...]:
@@ -90,6 +106,7 @@ class Plan:
             state.update((inventory.checkpoint.digest if inventory else "no base").encode())
         state.update(json.dumps(self.config, sort_keys=True).encode())
         state.update(f"{self.scheme}".encode())  # not every config says how scales are rounded
+        state.update(f"{self.calibration}".encode())
         for shard in self.shards:
             state.update(f"\n{shard.name} ".encode() + shard.header)
             state.update(" ".join(tensor.action for tensor in shard.tensors).encode())
@@ -102,6 +119,7 @@ def plan_quantize(
     format: Format,
     scale_format: ScaleFormat | None,
     base: Inventory | None = None,
+    calibration: Calibration | None = None,
 ) -> Plan:
     """Return the plan that quantizes `inventory`.
 
@@ -119,10 +137,17 @@ def plan_quantize(
         plan_tensor(info, parsed, inventory, base, recipe, scheme)
         for info, parsed in inventory.weights()
     ]
+    if calibration is not None and calibration.method != "amax":
+        draft = [
+            replace(tensor, action="calibrate")
+            if tensor.action in ("quantize", "requantize", "restore")
+            else tensor
+            for tensor in draft
+        ]
     _check_fused(draft, inventory)
     rows, cols = scheme.block_size
     if rows != cols and any(
-        tensor.action in ("quantize", "requantize", "restore") for tensor in draft
+        tensor.action in ("quantize", "requantize", "restore", "calibrate") for tensor in draft
     ):
         raise DstoolsError(
             f"config.json: FP8 that is there has blocks of {rows} x {cols}; new ones are square",
@@ -135,7 +160,7 @@ def plan_quantize(
     ]
     same_format = found is not None and found.format == format
     config["quantization_config"] = scheme.to_config(native[0] if native and same_format else None)
-    return Plan(inventory, base, scheme, config, tuple(draft))
+    return Plan(inventory, base, scheme, config, tuple(draft), calibration)
 
 
 def scheme_after(

@@ -10,12 +10,13 @@ Which job runs when does not change a byte.
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from dstools_converters.inventory import Inventory
 from dstools_converters.layout import ShardPlan, TensorPlan
@@ -89,21 +90,31 @@ def run(
     workers: int,
     is_synced: bool = True,
     progress: Progress = lambda nbytes: None,
+    calibrate: Callable[["Sink"], None] = lambda sink: None,
 ) -> Report:
     """Write the folder `out` as `plan` says; `progress` is told of input bytes as they are done.
+
+    What the plan leaves to a calibration, `calibrate` puts into the sink, before all else is written.
 
     Raises DstoolsError for NaN or infinity in a weight, an input that changes meanwhile, a full disk,
     or an `out` that exists; what was done stays, and the next run with the same plan goes on there.
     """
     start = time.perf_counter()
-    files = side_files(plan, tool)
     # jobs are known by their numbers: another version may number others
     fingerprint = f"{plan.digest} {tool} {PIECE_BYTES}"
-    with Writer(plan, out, files, fingerprint, is_synced=is_synced) as writer:
+    with Writer(
+        plan,
+        out,
+        lambda w: side_files(plan, tool, w.notes.values(), w.layers),
+        fingerprint,
+        is_synced=is_synced,
+    ) as writer:
         if writer.is_published:
             resumed = plan.bytes_in
         else:
-            queue = _Queue(plan, writer, progress)
+            resumed_jobs = {number: set(jobs) for number, jobs in writer.jobs.items()}
+            calibrate(Sink(plan, writer))
+            queue = _Queue(plan, writer, resumed_jobs, progress)
             with ThreadPoolExecutor(workers, "convert") as pool:
                 crew = [pool.submit(queue.work) for _ in range(workers)]
                 try:
@@ -130,10 +141,49 @@ def run(
     )
 
 
+class Sink:
+    """Where a calibration puts its results; they are safe from a kill once they are in."""
+
+    def __init__(self, plan: Plan, writer: Writer) -> None:
+        self._writer = writer
+        self.folder = writer.calibration  # for whatever the next run is to go on from
+        self.layers = writer.layers  # what was noted of each layer that is done
+        self.is_synced = writer.is_synced
+        self._places = {
+            job.tensor.source.name: (number, job)
+            for number, shard in enumerate(plan.shards)
+            for job in jobs(plan, shard)
+            if job.tensor.action == "calibrate"
+        }
+
+    def is_done(self, name: str) -> bool:
+        """Tell whether the tensor's codes and scales are in their place."""
+        number, job = self._places[name]
+        return number in self._writer.finished or job.number in self._writer.jobs.get(number, ())
+
+    def put(
+        self, name: str, codes: memoryview, scale_inv: memoryview, note: dict[str, Any]
+    ) -> None:
+        """Write a tensor, `codes` uint8 and `scale_inv` float32, and note how it was made."""
+        number, job = self._places[name]
+        file = self._writer.open(number)
+        with disk_errors(self._writer.model / self._writer.plan.shards[number].name):
+            for data, output in zip((codes, scale_inv), job.tensor.outputs, strict=True):
+                assert data.nbytes == output.nbytes
+                _write(file, data.cast("B"), output.offset)
+        self._writer.job_done(number, job.number, {"tensor": name} | note)
+
+    def layer_done(self, layer: int, note: dict[str, Any]) -> None:
+        """Note what was seen in a layer, and that all that was put until now outlives the machine."""
+        self._writer.layer_done(layer, note)
+
+
 class _Queue:
     """Hands jobs to workers so that each has a shard of its own while there are enough."""
 
-    def __init__(self, plan: Plan, writer: Writer, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, writer: Writer, resumed_jobs: dict[int, set[int]], progress: Progress
+    ) -> None:
         self.plan = plan
         self.writer = writer
         self.progress = progress
@@ -141,8 +191,10 @@ class _Queue:
         self._waiting = deque(n for n in range(len(plan.shards)) if n not in writer.finished)
         self._open: list[_Open] = []
         self._lock = Lock()
+        self._resumed = resumed_jobs  # shard -> jobs that an earlier run did
         for number in writer.finished:
-            self._skip(jobs(plan, plan.shards[number]))
+            for job in jobs(plan, plan.shards[number]):
+                self._skip(job, is_resumed=True)
 
     def work(self) -> None:
         """Do jobs until there are none; the first error ends the work of all."""
@@ -180,7 +232,9 @@ class _Queue:
         number = self._waiting.popleft()
         done = self.writer.jobs.get(number, set())
         todo = list(jobs(self.plan, self.plan.shards[number]))
-        self._skip(job for job in todo if job.number in done)
+        for job in todo:
+            if job.number in done:
+                self._skip(job, is_resumed=job.number in self._resumed.get(number, ()))
         shard = _Open(
             number, self.writer.open(number), deque(j for j in todo if j.number not in done)
         )
@@ -190,10 +244,9 @@ class _Queue:
         self._open.append(shard)
         return shard
 
-    def _skip(self, done: Iterable[Job]) -> None:
-        for job in done:
-            self.bytes_resumed += job.bytes_in
-            self.progress(job.bytes_in)
+    def _skip(self, job: Job, *, is_resumed: bool) -> None:
+        self.bytes_resumed += job.bytes_in if is_resumed else 0
+        self.progress(job.bytes_in)
 
     def _done(self, shard: _Open, job: Job) -> None:
         self.writer.job_done(shard.number, job.number)
@@ -212,7 +265,7 @@ def jobs(plan: Plan, shard: ShardPlan) -> Iterator[Job]:
         rows = tensor.source.shape[0] if tensor.source.shape else 1
         if tensor.action == "copy":
             end, step = max(tensor.source.nbytes, 1), PIECE_BYTES
-        elif tensor.action == "restore":  # equal to the base or not, as a whole
+        elif tensor.action in ("restore", "calibrate"):  # as a whole
             end, step = rows, max(rows, 1)
         else:
             end, step = rows, _rows_a_piece(plan, tensor)

@@ -2,6 +2,7 @@
 
     OUT.incomplete/            locked by the run that fills it
         journal.jsonl          the plan's digest, then a line for whatever is done
+        calibration/           what a calibration goes on from, deleted in the end
         model/                 becomes OUT
             x.safetensors.partial -> x.safetensors
 
@@ -12,6 +13,9 @@ bytes that it speaks of; the page cache outlives the process, but not the machin
     {"plan": fingerprint}     whose work this is              for good; another plan is refused
     {"boot": id}              the lines below are of that run of the machine
     {"job": [shard, number]}  those bytes are written         a restart, or "opened"
+        with "note": {...}    what there is to say of them    as long as the job does
+    {"layer": number, ...}    what was seen in that layer     a restart, or another such line
+    {"flushed": [shards]}     all the above is on the disk    "opened"
     {"written": shard}        all its jobs, and it has its name   a restart, or "opened"
     {"synced": shard}         it is on the disk               "opened"
     {"opened": shard}         it begins anew, what was said before is void
@@ -22,7 +26,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +37,9 @@ from uuid import uuid4
 from dstools_converters.checkpoint import INDEX
 from dstools_converters.errors import DstoolsError
 from dstools_converters.plan import Plan
+
+Files = dict[str, Path | bytes]  # beside the shards, by path in the folder
+Notes = dict[tuple[int, int], dict[str, Any]]  # (shard, job) -> what there is to say of it
 
 JOURNAL = "journal.jsonl"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -46,21 +53,24 @@ class Writer:
         self,
         plan: Plan,
         out: Path,
-        files: dict[str, Path | bytes],
+        files: Callable[["Writer"], Files],
         fingerprint: str,
         *,
         is_synced: bool,
     ) -> None:
         self.plan = plan
         self.fingerprint = fingerprint  # of all that decides which job writes which bytes
-        self.files = files  # beside the shards, by path in the folder
+        self.files = files  # asked for when all jobs are done, of which some may have notes
         self.out = out
         self.work = out.with_name(out.name + ".incomplete")
         self.model = self.work / "model"
+        self.calibration = self.work / "calibration"
         self.is_synced = is_synced
         self.is_published = False  # by an earlier run that was killed before it had cleaned up
         self.finished: set[int] = set()  # numbers of shards
         self.jobs: dict[int, set[int]] = {}  # shard -> numbers of jobs, of shards not finished
+        self.notes: Notes = {}
+        self.layers: dict[int, dict[str, Any]] = {}  # what a calibration saw in each
         self._files: dict[int, int] = {}  # shard -> descriptor, of shards being filled
         self._unsynced: set[int] = set()
         self._syncer = ThreadPoolExecutor(1, "fsync")
@@ -104,7 +114,7 @@ class Writer:
                 f"{self.work}: another run is writing it", "wait for it, or stop it"
             ) from error
         for path in self.work.iterdir():
-            if path.name not in (JOURNAL, self.model.name):
+            if path.name not in (JOURNAL, self.model.name, self.calibration.name):
                 raise DstoolsError(
                     f"{path}: is not of dstools", "move it; the output is worked on in this folder"
                 )
@@ -115,6 +125,8 @@ class Writer:
                 "finish that run with its own command, or delete the folder",
             )
         if os.path.lexists(self.out):
+            self.notes = {tuple(r["job"]): r["note"] for r in records if "note" in r and "job" in r}
+            self.layers = {r["layer"]: r["note"] for r in records if "layer" in r}
             if self.model.exists() or not self._is_published():
                 raise self._exists()
             self.is_published = True
@@ -136,32 +148,55 @@ class Writer:
     def _read_progress(self, records: list[dict[str, Any]]) -> None:
         """Take from the journal what still holds: nothing that a file does not look like."""
         synced: set[int] = set()
-        is_this_boot = False
+        before: dict[int, set[int]] = {}  # jobs of another run of the machine, not yet flushed
+        layers: dict[int, dict[str, Any]] = {}  # the same of layers
+        boot = None
         for record in records:
-            for what, value in record.items():
-                if what == "boot":
-                    is_this_boot = value == _boot()
-                elif what == "opened":  # laid out anew: what was said of it before is void
-                    self.jobs.pop(value, None)
-                    self.finished.discard(value)
-                    synced.discard(value)
-                elif what == "synced":
-                    synced.add(value)
-                    self.finished.add(value)
-                elif what == "written" and is_this_boot:
-                    self.finished.add(value)
-                elif what == "job" and is_this_boot:
-                    self.jobs.setdefault(value[0], set()).add(value[1])
+            if "boot" in record and record["boot"] != boot:
+                boot = record["boot"]
+                before, layers = {}, {}
+            elif "opened" in record:  # laid out anew: what was said of it before is void
+                number = record["opened"]
+                self.jobs.pop(number, None)
+                before.pop(number, None)
+                self.finished.discard(number)
+                synced.discard(number)
+            elif "synced" in record:
+                synced.add(record["synced"])
+                self.finished.add(record["synced"])
+            elif "written" in record and boot == _boot():
+                self.finished.add(record["written"])
+            elif "job" in record:
+                number, job = record["job"]
+                before.setdefault(number, set()).add(job)
+                if "note" in record:
+                    self.notes[number, job] = record["note"]
+            elif "layer" in record:
+                layers[record["layer"]] = record["note"]
+            elif "flushed" in record:
+                for number in record["flushed"]:
+                    self.jobs.setdefault(number, set()).update(before.pop(number, set()))
+                self.layers.update(layers)
+        if boot == _boot():
+            self.layers.update(layers)
+            for number, jobs in before.items():
+                self.jobs.setdefault(number, set()).update(jobs)
         for number, shard in enumerate(self.plan.shards):
             if not self._is_laid_out(number, shard.name):
                 self.finished.discard(number)
             if number in self.finished or not self._is_laid_out(number, f"{shard.name}.partial"):
                 self.jobs.pop(number, None)
         self._unsynced = self.finished - synced
+        self.notes = {
+            (number, job): note
+            for (number, job), note in self.notes.items()
+            if number in self.finished or job in self.jobs.get(number, ())
+        }
 
     def _is_published(self) -> bool:
         """Tell whether OUT is this plan's: then a run was killed while it cleaned up."""
-        made = {name: content for name, content in self.files.items() if isinstance(content, bytes)}
+        files = self.files(self)
+        made = {name: content for name, content in files.items() if isinstance(content, bytes)}
         try:
             return all((self.out / name).read_bytes() == made[name] for name in made)
         except OSError:
@@ -179,7 +214,7 @@ class Writer:
         needed = sum(
             shard.nbytes for i, shard in enumerate(self.plan.shards) if i not in self.finished
         )
-        for content in self.files.values():
+        for content in self.files(self).values():
             needed += len(content) if isinstance(content, bytes) else content.stat().st_size
         # what a killed run left of unfinished shards is used again
         left = sum(path.stat().st_blocks * 512 for path in self.model.glob("*.partial"))
@@ -194,6 +229,8 @@ class Writer:
 
     def open(self, number: int) -> int:
         """Return a descriptor of a shard's file, its header written and its space taken."""
+        if number in self._files:
+            return self._files[number]
         shard = self.plan.shards[number]
         partial = self.model / f"{shard.name}.partial"
         is_new = not self.jobs.get(number)
@@ -206,9 +243,22 @@ class Writer:
             os.pwrite(file, shard.header, 0)
         return file
 
-    def job_done(self, number: int, job: int) -> None:
-        """Note that the bytes of a job are written."""
-        self._record({"job": [number, job]})
+    def job_done(self, number: int, job: int, note: dict[str, Any] | None = None) -> None:
+        """Note that the bytes of a job are written, and what there is to say of them."""
+        self._record({"job": [number, job]} | ({"note": note} if note is not None else {}))
+        self.jobs.setdefault(number, set()).add(job)
+        if note is not None:
+            self.notes[number, job] = note
+
+    def layer_done(self, layer: int, note: dict[str, Any]) -> None:
+        """Note what was seen in a layer, and that it and all jobs until now outlive the machine."""
+        self._record({"layer": layer, "note": note})
+        self.layers[layer] = note
+        if self.is_synced:
+            for file in self._files.values():
+                os.fsync(file)
+            self._record({"flushed": sorted(self._files)})
+            os.fsync(self._journal)
 
     def shard_done(self, number: int) -> None:
         """Note that all jobs of a shard are done, and flush it in the background.
@@ -248,11 +298,12 @@ class Writer:
         for sync in self._syncs:
             sync.result()
         folders = {self.model}
-        for name in sorted(self.files, key=lambda name: (name == INDEX, name)):
+        files = self.files(self)
+        for name in sorted(files, key=lambda name: (name == INDEX, name)):
             target = self.model / name
             target.parent.mkdir(parents=True, exist_ok=True)
             folders |= {parent for parent in target.parents if self.model in parent.parents}
-            content = self.files[name]
+            content = files[name]
             with disk_errors(target):
                 if isinstance(content, bytes):
                     target.write_bytes(content)
@@ -269,6 +320,7 @@ class Writer:
 
     def clean_up(self) -> None:
         """Remove what is left of the work after OUT has its name."""
+        shutil.rmtree(self.calibration, ignore_errors=True)
         (self.work / JOURNAL).unlink(missing_ok=True)
         self.work.rmdir()
 

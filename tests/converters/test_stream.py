@@ -402,7 +402,7 @@ def test_another_plan_does_not_go_on_from_this_one(tiny: Path, tmp_path: Path) -
 def test_two_runs_do_not_meet(tiny: Path, tmp_path: Path) -> None:
     plan = plan_of(tiny)
     with (
-        Writer(plan, tmp_path / "out", {}, "", is_synced=False),
+        Writer(plan, tmp_path / "out", lambda writer: {}, "", is_synced=False),
         pytest.raises(DstoolsError, match="another run is writing it"),
     ):
         quantize(tiny, tmp_path / "out")
