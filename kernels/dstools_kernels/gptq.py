@@ -1,0 +1,262 @@
+"""Choose FP8 codes for a weight from how its inputs are correlated, and measure what they cost.
+
+A weight W [R, C] works on inputs x [C]; H = sum of x x^T [C, C] over calibration tokens is its
+Hessian. Codes Q on a fixed block grid (`block_fp8`) change the outputs by tr((W-Q) H (W-Q)^T).
+
+    scale_inv = scales(weight, "float32")
+    factor = factorize(hessian)                   once for all weights with the same inputs
+    codes = gptq(weight, factor, scale_inv)       instead of nearest(weight, scale_inv)
+    output_error(weight, restore(codes, scale_inv), hessian)
+
+GPTQ (Frantar et al., arXiv 2210.17323) rounds one column at a time and moves what it got wrong onto
+the columns still to come. Here in the form of Babai's nearest plane (Chen et al., arXiv 2507.18553),
+which gives the same codes and needs no inverse: with H = L L^T, L lower triangular, the error is
+|(W-Q) L|^2; its column j holds only columns i >= j of W-Q, so from the last column down to the first
+
+    target_j = W_j + sum over i > j of (W-Q)_i L_ij / L_jj,    Q_j = the code nearest to target_j
+
+All tensors are on one device, CPU or CUDA. The same inputs and threads give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dstools_kernels.block_fp8 import AMAX_FLOOR, E4M3_MAX, NonFiniteError, ScaleFormat
+
+LAZY_COLUMNS = 128  # rounded one by one before a matrix product brings their errors to the others
+DAMPING_LIMIT = 10.0  # above that the correlations are drowned: nothing is left of the Hessian
+
+
+class Factor(NamedTuple):
+    """A damped Hessian, ready for `gptq`."""
+
+    order: Tensor  # [C] int64: column order[j] of the weight is the j-th here; the last goes first
+    lower: Tensor  # [C, C] float32: below the diagonal L_ij / L_jj; the rest is of no use
+
+
+def scales(weight: Tensor, scale_format: ScaleFormat, block_size: int = 128) -> Tensor:
+    """Return scale_inv float32 [blocks of rows, blocks of cols]: each block's amax lands on 448.
+
+    `weight` is float32 [R, C]; the bits are those of block_fp8.quantize. Raises NonFiniteError
+    where the weight holds infinity or NaN.
+    """
+    amax = torch.stack(
+        [_block_sums(slab.abs(), block_size, "amax") for _, slab in _slabs(weight, block_size)]
+    )
+    if not amax.isfinite().all():
+        row, col = (~weight.isfinite()).nonzero()[0].tolist()
+        raise NonFiniteError(row, col)
+    amax.clamp_(min=AMAX_FLOOR[scale_format])
+    scale = amax / torch.full_like(amax, E4M3_MAX)  # a tensor: CUDA multiplies by 1 / number
+    if scale_format == "float32":
+        return scale
+    bits = scale.view(torch.int32)
+    up = (bits & 0x7FFFFF != 0).int() << 23
+    return ((bits & 0x7F800000) + up).view(torch.float32)
+
+
+def nearest(weight: Tensor, scale_inv: Tensor, block_size: int = 128) -> Tensor:
+    """Return the codes uint8 [R, C] nearest to `weight` float32 [R, C], saturated at +-448.
+
+    With the scales of `scales` the bytes are those of block_fp8.quantize. Finite weights only.
+    Raises ValueError where `scale_inv` has another shape than the blocks.
+    """
+    _check_grid(weight, scale_inv, block_size)
+    codes = torch.empty_like(weight, dtype=torch.uint8)
+    for block, (top, slab) in enumerate(_slabs(weight, block_size)):
+        scale_C = _spread(scale_inv[block], block_size, weight.shape[1])
+        codes[top : top + len(slab)] = _codes(slab / scale_C)
+    return codes
+
+
+def restore(codes: Tensor, scale_inv: Tensor, block_size: int = 128) -> Tensor:
+    """Return float32(code) * scale_inv [R, C] for `codes` uint8 [R, C], not rounded to BF16.
+
+    Raises ValueError where `scale_inv` has another shape than the blocks.
+    """
+    _check_grid(codes, scale_inv, block_size)
+    weight = torch.empty_like(codes, dtype=torch.float32)
+    for block, (top, slab) in enumerate(_slabs(codes, block_size)):
+        scale_C = _spread(scale_inv[block], block_size, codes.shape[1])
+        weight[top : top + len(slab)] = slab.view(torch.float8_e4m3fn).float() * scale_C
+    return weight
+
+
+def factorize(hessian: Tensor, damping: float = 0.01) -> Factor:
+    """Return the Cholesky factor of `hessian` float32 [C, C], columns sorted, diagonal damped.
+
+    `damping` times the mean of the diagonal is added to it; ten times as much, and so on up to
+    DAMPING_LIMIT, where that is not positive definite in float32. An input never seen (zero row and
+    column) stays apart from all others: its weights are rounded to nearest.
+
+    The hessian is left as it is and one more [C, C] is made. Raises ValueError where it is all zero,
+    not finite, or not positive definite even so: fall back to `nearest`.
+    """
+    diagonal = hessian.diagonal()
+    mean = diagonal.mean()
+    if not mean.isfinite() or mean <= 0:
+        raise ValueError(f"the Hessian's diagonal must have a positive mean, got {mean.item()}")
+    order = diagonal.argsort(stable=True)  # the inputs with the most power go first
+    info = torch.zeros((), dtype=torch.int32, device=hessian.device)
+    while damping <= DAMPING_LIMIT:
+        lower = hessian[order]
+        for _, rows in _slabs(lower, LAZY_COLUMNS):  # in place: a third [C, C] may not fit
+            rows.copy_(rows[:, order])
+        lower.diagonal().add_(damping * mean)
+        # a symmetric matrix by columns is its own transpose, and LAPACK then works in place
+        torch.linalg.cholesky_ex(lower.mT, out=(lower.mT, info))
+        lower = lower.mT
+        if info == 0:
+            lower.div_(lower.diagonal().clone())
+            return Factor(order, lower)
+        del lower
+        damping *= 10
+    raise ValueError("the Hessian is not positive definite, whatever the damping")
+
+
+def gptq(weight: Tensor, factor: Factor, scale_inv: Tensor, block_size: int = 128) -> Tensor:
+    """Return codes uint8 [R, C] that keep the outputs of `weight` float32 [R, C] near.
+
+    Every element keeps the scale of the block it lies in, whatever the order of columns; never a
+    NaN code. Holds one more float32 [R, C] beside the weight, and the codes twice.
+
+    Raises ValueError where shapes do not fit, and where the weight is so large that float32
+    overflows on the way.
+    """
+    rows, cols = weight.shape
+    _check_grid(weight, scale_inv, block_size)
+    if factor.lower.shape != (cols, cols):
+        raise ValueError(f"the factor must be for {cols} inputs, got {len(factor.order)}")
+    error_CR = weight.new_empty(cols, rows)  # W - Q, by columns: each is read and written in a row
+    codes_CR = torch.empty_like(error_CR, dtype=torch.uint8)
+    scale_BR = _spread(scale_inv.T, block_size, rows)
+    for start in reversed(range(0, cols, LAZY_COLUMNS)):
+        stop = min(start + LAZY_COLUMNS, cols)
+        columns = factor.order[start:stop]
+        weight_NR = weight[:, columns].T.contiguous()
+        target_NR = torch.addmm(weight_NR, factor.lower[stop:, start:stop].T, error_CR[stop:])
+        codes_CR[start:stop] = _round_columns(
+            target_NR,
+            weight_NR,
+            error_CR[start:stop],
+            factor.lower[start:stop, start:stop],
+            scale_BR[columns // block_size],
+        )
+    codes = torch.empty_like(weight, dtype=torch.uint8)
+    codes[:, factor.order] = codes_CR.T
+    return codes
+
+
+def _round_columns(
+    target_NR: Tensor, weight_NR: Tensor, error_NR: Tensor, lower_NN: Tensor, scale_NR: Tensor
+) -> Tensor:
+    """Return the codes [N, R] of N columns, the last first, and write what they got wrong."""
+    quotient_NR = torch.empty_like(target_NR)
+    for j in reversed(range(len(target_NR))):
+        target_R, quotient_R, error_R = target_NR[j], quotient_NR[j], error_NR[j]
+        target_R.addmv_(error_NR[j + 1 :].T, lower_NN[j + 1 :, j])
+        torch.div(target_R, scale_NR[j], out=quotient_R)
+        quotient_R.clamp_(-E4M3_MAX, E4M3_MAX)
+        torch.mul(quotient_R.to(torch.float8_e4m3fn).float(), scale_NR[j], out=error_R)
+        torch.sub(weight_NR[j], error_R, out=error_R)
+    if quotient_NR.isnan().any():
+        raise ValueError("the weight overflows float32 when errors are added up")
+    return _codes(quotient_NR)
+
+
+def output_error(weight: Tensor, restored: Tensor, hessian: Tensor) -> tuple[float, float]:
+    """Return (tr((W-Q) H (W-Q)^T), tr(W H W^T)): the squared output error, and what it is part of.
+
+    `weight` and `restored` are float32 [R, C], `hessian` float32 [C, C]. Products in float32, sums
+    in float64; some rows at a time.
+    """
+    error2, reference2 = 0.0, 0.0
+    for top, w in _slabs(weight, 512):
+        diff = w - restored[top : top + len(w)]
+        error2 += ((diff @ hessian) * diff).sum(dtype=torch.float64).item()
+        reference2 += ((w @ hessian) * w).sum(dtype=torch.float64).item()
+    return error2, reference2
+
+
+def search_scales(
+    weight: Tensor, input_power: Tensor | None, scale_format: ScaleFormat, block_size: int = 128
+) -> Tensor:
+    """Return the scale_inv of least squared rounding error, each block for itself.
+
+    Tries multiples of the scale of `scales`: 0.7 to 1.3 in steps of 0.05, for ue8m0 1/2, 1 and 2.
+    `input_power` float32 [C], the mean square of each input, weights the columns. The
+    first best wins, the scale of `scales` before all.
+    """
+    if scale_format == "ue8m0":
+        factors = [1.0, 0.5, 2.0]
+    else:
+        factors = [1.0, *(n / 20 for n in range(14, 27) if n != 20)]
+    start = scales(weight, scale_format, block_size)
+    floor = scales(weight.new_zeros(1, 1), scale_format)  # a block of zeros keeps its scale
+    best, least = start, torch.full_like(start, torch.inf, dtype=torch.float64)
+    for factor in factors:
+        candidate = torch.maximum(start * factor, floor)
+        error = _squared_error(weight, input_power, candidate, block_size)
+        best = torch.where(error < least, candidate, best)
+        least = torch.minimum(error, least)
+    return best
+
+
+def steps_apart(a_codes: Tensor, b_codes: Tensor) -> Tensor:
+    """Return int16, of any shape: how many FP8 numbers lie from code a to code b, +0 being -0."""
+    return (_ordinal(a_codes) - _ordinal(b_codes)).abs()
+
+
+def _ordinal(codes: Tensor) -> Tensor:
+    magnitude = (codes & 0x7F).short()
+    return torch.where(codes > 0x7F, -magnitude, magnitude)
+
+
+def _codes(quotient: Tensor) -> Tensor:
+    """Return the codes uint8 nearest to float32; the clamp is not left to the cast."""
+    return quotient.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8)
+
+
+def _squared_error(
+    weight: Tensor, input_power: Tensor | None, scale_inv: Tensor, block_size: int
+) -> Tensor:
+    """Return float64 [blocks, blocks]: the squared error of rounding to nearest, weighted."""
+    sums = []
+    for block, (_, slab) in enumerate(_slabs(weight, block_size)):
+        scale_C = _spread(scale_inv[block], block_size, weight.shape[1])
+        error = slab - _codes(slab / scale_C).view(torch.float8_e4m3fn).float() * scale_C
+        square = error.square_()
+        if input_power is not None:
+            square *= input_power
+        sums.append(_block_sums(square, block_size, "sum"))
+    return torch.stack(sums)
+
+
+def _block_sums(slab: Tensor, block_size: int, how: str) -> Tensor:
+    """Return [blocks of cols]: "amax" float32 or "sum" float64 over each block of one block row."""
+    by_col = slab.amax(0) if how == "amax" else slab.sum(0, dtype=torch.float64)
+    by_col = torch.nn.functional.pad(by_col, (0, -len(by_col) % block_size))
+    blocks = by_col.view(-1, block_size)
+    return blocks.amax(1) if how == "amax" else blocks.sum(1)
+
+
+def _slabs(matrix: Tensor, block_size: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, rows) for each row of blocks."""
+    for top in range(0, len(matrix), block_size):
+        yield top, matrix[top : top + block_size]
+
+
+def _spread(per_block: Tensor, block_size: int, count: int) -> Tensor:
+    """Repeat the last dimension, one number a block, to one number for each of `count` elements."""
+    return per_block.repeat_interleave(block_size, -1)[..., :count]
+
+
+def _check_grid(matrix: Tensor, scale_inv: Tensor, block_size: int) -> None:
+    wanted = [-(-side // block_size) for side in matrix.shape]
+    if list(scale_inv.shape) != wanted:
+        raise ValueError(f"scale_inv must be {wanted}, got {list(scale_inv.shape)}")
