@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from dstools_converters.errors import disk_errors
 from dstools_converters.inventory import Inventory
 from dstools_converters.layout import ShardPlan, TensorPlan
 from dstools_converters.metadata import side_files
@@ -34,7 +35,7 @@ from dstools_converters.rows import (
     unlike_dequantized,
     width,
 )
-from dstools_converters.writer import Writer, disk_errors
+from dstools_converters.writer import Writer
 from dstools_kernels import block_fp8
 
 PIECE_BYTES = 4 << 20  # of output at a time: 4 MiB is written a fifth faster than 1 MiB, on ext4

@@ -26,16 +26,15 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
 from dstools_converters.checkpoint import INDEX
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors
 from dstools_converters.plan import Plan
 
 Files = dict[str, Path | bytes]  # beside the shards, by path in the folder
@@ -43,7 +42,6 @@ Notes = dict[tuple[int, int], dict[str, Any]]  # (shard, job) -> what there is t
 
 JOURNAL = "journal.jsonl"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-RESUME_HINT = "the same command goes on where this one stopped"
 
 
 class Writer:
@@ -364,16 +362,3 @@ def _sync(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a disk that is full, or a file that may not grow, into a DstoolsError naming the file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise DstoolsError(
-            f"{path}: {error.strerror}", f"free some space; then {RESUME_HINT}"
-        ) from error
