@@ -20,17 +20,13 @@ which is also the definition that the library is tested against.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from dstools_kernels import native
+from dstools_kernels.buffers import at_least_one, exactly, input_bytes, output_bytes, whole_rows
 
 if TYPE_CHECKING:
-    import typing_extensions
-    from numpy.typing import NDArray
-
-    # numpy says of its arrays that they are buffers only from Python 3.12 on
-    Buffer: TypeAlias = typing_extensions.Buffer | NDArray[Any]
-    WritableBuffer: TypeAlias = Buffer  # typing has no name for "not read-only"
+    from dstools_kernels.buffers import Buffer, WritableBuffer
 
 Dtype = Literal["BF16", "F16", "F32"]  # as safetensors spells them
 WidenDtype = Literal["BF16", "F16", "F32", "F8_E8M0"]
@@ -91,12 +87,12 @@ def quantize(
         raise ValueError(f"dtype must be one of {list(_WEIGHT_DTYPES)}, got {dtype!r}")
     if scale_format not in AMAX_FLOOR:
         raise ValueError(f"scale_format must be one of {list(AMAX_FLOOR)}, got {scale_format!r}")
-    _at_least_one(cols=cols, block_size=block_size)
-    source = _input(weight, "weight")
-    rows = _rows(source, "weight", cols, ITEMSIZE[dtype])
+    at_least_one(cols=cols, block_size=block_size)
+    source = input_bytes(weight, "weight")
+    rows = whole_rows(source, "weight", cols, ITEMSIZE[dtype])
     blocks = -(-rows // block_size) * -(-cols // block_size)
-    codes_out = _output(codes, "codes", rows * cols)
-    scale_out = _output(scale_inv, "scale_inv", 4 * blocks)
+    codes_out = output_bytes(codes, "codes", rows * cols)
+    scale_out = output_bytes(scale_inv, "scale_inv", 4 * blocks)
     lib = native.library()
     if lib is None:
         from dstools_kernels import block_fp8_numpy
@@ -157,9 +153,9 @@ def widen(data: Buffer, dtype: WidenDtype, out_float32: WritableBuffer) -> None:
     """
     if dtype not in get_args(WidenDtype):
         raise ValueError(f"dtype must be one of {list(get_args(WidenDtype))}, got {dtype!r}")
-    source = _input(data, "data")
-    count = _rows(source, "data", 1, ITEMSIZE[dtype])
-    out = _output(out_float32, "out_float32", 4 * count)
+    source = input_bytes(data, "data")
+    count = whole_rows(source, "data", 1, ITEMSIZE[dtype])
+    out = output_bytes(out_float32, "out_float32", 4 * count)
     lib = native.library()
     if lib is None:
         from dstools_kernels import block_fp8_numpy
@@ -176,9 +172,9 @@ def narrow(data_float32: Buffer, out_bf16: WritableBuffer) -> None:
 
     Raises ValueError where a size is wrong.
     """
-    source = _input(data_float32, "data_float32")
-    count = _rows(source, "data_float32", 1, 4)
-    out = _output(out_bf16, "out_bf16", 2 * count)
+    source = input_bytes(data_float32, "data_float32")
+    count = whole_rows(source, "data_float32", 1, 4)
+    out = output_bytes(out_bf16, "out_bf16", 2 * count)
     lib = native.library()
     if lib is None:
         from dstools_kernels import block_fp8_numpy
@@ -207,10 +203,10 @@ def outside_bound(
     Infinity or NaN in weight, code or scale is always outside, and so is a scale below zero. Computed
     in double, where code * s is exact. Raises ValueError where a size is wrong.
     """
-    coded = _input(codes, "codes")
+    coded = input_bytes(codes, "codes")
     rows, scales = _grid(coded, cols, scale_inv, block_size)
-    weight = _input(weight_float32, "weight_float32")
-    _exactly(weight, "weight_float32", 4 * rows * cols)
+    weight = input_bytes(weight_float32, "weight_float32")
+    exactly(weight, "weight_float32", 4 * rows * cols)
     lib = native.library()
     if lib is None:
         from dstools_kernels import block_fp8_numpy
@@ -236,9 +232,9 @@ def difference(a_float32: Buffer, b_float32: Buffer) -> Difference:
     The additions are made in one fixed order, so every level returns the same doubles. A NaN makes
     every figure of a sum it is part of NaN. Raises ValueError where the lengths differ.
     """
-    a, b = _input(a_float32, "a_float32"), _input(b_float32, "b_float32")
-    count = _rows(a, "a_float32", 1, 4)
-    _exactly(b, "b_float32", 4 * count)
+    a, b = input_bytes(a_float32, "a_float32"), input_bytes(b_float32, "b_float32")
+    count = whole_rows(a, "a_float32", 1, 4)
+    exactly(b, "b_float32", 4 * count)
     lib = native.library()
     if lib is None:
         from dstools_kernels import block_fp8_numpy
@@ -257,8 +253,8 @@ def first_non_finite(data: Buffer, dtype: FiniteDtype) -> int:
     Raises ValueError where a size is wrong.
     """
     mask = NON_FINITE_BITS[dtype]
-    source = _input(data, "data")
-    count = _rows(source, "data", 1, ITEMSIZE[dtype])
+    source = input_bytes(data, "data")
+    count = whole_rows(source, "data", 1, ITEMSIZE[dtype])
     lib = native.library()
     if lib is None:
         from dstools_kernels import block_fp8_numpy
@@ -276,9 +272,9 @@ def _dequantize(
     block_size: tuple[int, int],
     dtype: Literal["BF16", "F32"],
 ) -> None:
-    coded = _input(codes, "codes")
+    coded = input_bytes(codes, "codes")
     rows, scales = _grid(coded, cols, scale_inv, block_size)
-    target = _output(out, "out", ITEMSIZE[dtype] * rows * cols)
+    target = output_bytes(out, "out", ITEMSIZE[dtype] * rows * cols)
     lib = native.library()
     if lib is None:
         from dstools_kernels import block_fp8_numpy
@@ -302,52 +298,8 @@ def _grid(
 ) -> tuple[int, memoryview]:
     """Return the rows of `codes`, and the scales as bytes, once their number fits."""
     block_rows, block_cols = block_size
-    _at_least_one(cols=cols, block_rows=block_rows, block_cols=block_cols)
-    rows = _rows(codes, "codes", cols, 1)
-    scales = _input(scale_inv, "scale_inv")
-    _exactly(scales, "scale_inv", 4 * -(-rows // block_rows) * -(-cols // block_cols))
+    at_least_one(cols=cols, block_rows=block_rows, block_cols=block_cols)
+    rows = whole_rows(codes, "codes", cols, 1)
+    scales = input_bytes(scale_inv, "scale_inv")
+    exactly(scales, "scale_inv", 4 * -(-rows // block_rows) * -(-cols // block_cols))
     return rows, scales
-
-
-def _at_least_one(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-
-
-def _view(buffer: Buffer) -> memoryview:
-    return memoryview(cast("typing_extensions.Buffer", buffer))
-
-
-def _input(buffer: Buffer, what: str) -> memoryview:
-    """Return `buffer` as bytes in a row; the view keeps the memory from going away."""
-    view = _view(buffer)
-    if not view.c_contiguous:
-        raise ValueError(f"{what} must be contiguous, got strides {view.strides}")
-    if view.nbytes == 0:  # cast() refuses some empty shapes
-        return memoryview(b"")
-    return view.cast("B")
-
-
-def _output(buffer: WritableBuffer, what: str, nbytes: int) -> memoryview:
-    """Return the first `nbytes` of `buffer`, to be written."""
-    view = _view(buffer)
-    if view.readonly:
-        raise ValueError(f"{what} must be writable, got a read-only buffer")
-    if view.nbytes < nbytes:
-        raise ValueError(f"{what} must hold at least {nbytes} bytes, got {view.nbytes}")
-    return _input(view, what)[:nbytes]
-
-
-def _rows(view: memoryview, what: str, cols: int, itemsize: int) -> int:
-    rows, rest = divmod(view.nbytes, cols * itemsize)
-    if rest:
-        raise ValueError(
-            f"{what} must be a whole number of rows of {cols * itemsize} bytes, got {view.nbytes} bytes"
-        )
-    return rows
-
-
-def _exactly(view: memoryview, what: str, nbytes: int) -> None:
-    if view.nbytes != nbytes:
-        raise ValueError(f"{what} must hold {nbytes} bytes, got {view.nbytes}")

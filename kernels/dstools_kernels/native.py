@@ -12,7 +12,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-ABI = 2  # the number dstools_cpu_abi() returns; raise both when a signature changes
+ABI = 3  # the number dstools_cpu_abi() returns; raise both when a signature changes
 LIBRARY = Path(__file__).with_name("libdstools_cpu.so")
 LEVELS = ("avx512vbmi", "avx512", "avx2", "baseline")  # of the library, best first
 NUMPY = "numpy"  # the level that needs no library
@@ -36,6 +36,10 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
         _COUNT,
     ),
     "difference": ([_INT, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS], None),
+    "recover": (
+        [_INT, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _INT, _COUNT],
+        _COUNT,
+    ),
     "first_with_all": ([_INT, _ADDRESS, _INT, ctypes.c_uint32, _COUNT], _COUNT),
     "cpu_abi": ([], _INT),
     "cpu_level": ([ctypes.c_char_p], _INT),

@@ -373,6 +373,175 @@ INLINE int64_t first_with_all_plain(const void* data, int itemsize, uint32_t mas
     return first_with_all<Unaligned32>(data, mask, count);
 }
 
+// ---- Recover codes and scales from what they dequantized to: see lattice.py ---------------------
+//
+// Powers of two change no significand, so of the products of a scale and all codes only those of
+// 8 significands differ: a block with more than 8 mantissas was never FP8. Those that it has, lifted
+// into the binade that ends in amax, stand for the whole block when a scale is looked for.
+
+static const int64_t SIGNIFICANDS = 8;  // of E4M3: 1, 1.125 .. 1.875
+
+struct Lifted {
+    int64_t count;                  // of different mantissas, which is of no use above SIGNIFICANDS
+    uint32_t amax;                  // BF16, as are all of these
+    uint32_t values[SIGNIFICANDS];  // above amax / 2 and up to amax, one of each mantissa
+};
+
+// The mantissas of non-zeros as a set of 128 bits, and the largest magnitude.
+struct Seen {
+    uint32_t words[4];
+    int32_t most;
+};
+
+INLINE Seen seen_in(const Unaligned16* __restrict from, int64_t count) {
+    uint32_t first = 0, second = 0, third = 0, fourth = 0;
+    int32_t most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const int32_t magnitude = from[i] & 0x7fff, word = magnitude & 0x60;
+        const uint32_t bit = (uint32_t)(magnitude != 0) << (magnitude & 0x1f);
+        first |= bit & -(uint32_t)(word == 0x00);
+        second |= bit & -(uint32_t)(word == 0x20);
+        third |= bit & -(uint32_t)(word == 0x40);
+        fourth |= bit & -(uint32_t)(word == 0x60);
+        most = magnitude > most ? magnitude : most;
+    }
+    return {{first, second, third, fourth}, most};
+}
+
+INLINE Lifted lifted_of(const Unaligned16* block, int64_t rows, int64_t cols, int64_t stride) {
+    Lifted found = {};
+    Seen seen = {};
+    for (int64_t row = 0; row < rows; row++) {
+        const Unaligned16* from = block + row * stride;
+        // the same call twice: with a constant count the loop needs no remainder
+        const Seen more = cols == BLOCK ? seen_in(from, BLOCK) : seen_in(from, cols);
+        uint32_t news = 0;
+        for (int i = 0; i < 4; i++) {
+            news |= more.words[i] & ~seen.words[i];
+            seen.words[i] |= more.words[i];
+        }
+        seen.most = more.most > seen.most ? more.most : seen.most;
+        if (!news) continue;
+        found.count = 0;
+        for (uint32_t word : seen.words)
+            for (; word; word &= word - 1) found.count++;
+        if (found.count > SIGNIFICANDS) return found;
+    }
+    found.amax = (uint32_t)seen.most;
+    const uint32_t binade = found.amax & 0x7f80, top = found.amax & 0x7f;
+    found.count = 0;
+    for (uint32_t mantissa = 0; mantissa < 128; mantissa++)
+        if (seen.words[mantissa >> 5] >> (mantissa & 31) & 1)
+            found.values[found.count++] = binade + mantissa - (mantissa > top ? 0x80 : 0);
+    return found;
+}
+
+// The float32 scales s with bf16(code * s) == value, as their bits, which order like they do. Both
+// roundings are monotone, so they are an interval.
+struct Interval {
+    uint32_t low, high;
+};
+
+INLINE Interval scales_of(float code, uint32_t value) {
+    // the least and the greatest float32 that round to this BF16: a tie goes to an even one
+    const uint32_t reach = (value & 1) ? 0x7fff : 0x8000;
+    const float least = bit_cast<float>((value << 16) - reach);
+    const float greatest = bit_cast<float>((value << 16) + reach);
+    // A quotient is two steps from the end at most: half of one for its own rounding, one for the
+    // product's.
+    Interval scales = {bit_cast<uint32_t>(least / code) - 2, bit_cast<uint32_t>(greatest / code) + 2};
+    while (bit_cast<float>(scales.low) * code < least) scales.low++;
+    while (bit_cast<float>(scales.high) * code > greatest) scales.high--;
+    return scales;
+}
+
+// The scale under which amax has code `top` and every other value has one too; 0 where none is.
+INLINE float scale_under(uint32_t top, const Lifted& lifted) {
+    Interval scales = scales_of(magnitude_of_e4m3(top), lifted.amax);
+    for (int64_t i = 0; i < lifted.count; i++) {
+        // Scales within a 2^-7th of each other and a value within 2^-8 of its product leave one
+        // code: they lie at least a 15th apart.
+        const float quotient = Bf16::widen(lifted.values[i]) / bit_cast<float>(scales.low);
+        const float code = magnitude_of_e4m3(e4m3_from_float(quotient));
+        const Interval its = scales_of(code, lifted.values[i]);
+        scales.low = its.low > scales.low ? its.low : scales.low;
+        scales.high = its.high < scales.high ? its.high : scales.high;
+        if (scales.low > scales.high) return 0;
+    }
+    const uint32_t rule = bit_cast<uint32_t>(Bf16::widen(lifted.amax) / 448.0f);
+    const uint32_t power = (scales.low + 0x7fffff) & 0x7f800000;  // the least from `low` on
+    if (rule >= scales.low && rule <= scales.high) return bit_cast<float>(rule);
+    if (power <= scales.high) return bit_cast<float>(power);
+    return bit_cast<float>(scales.low + (scales.high - scales.low) / 2);
+}
+
+// Write codes; 1 where each times `scale` is its element again, to the bit.
+INLINE bool encode_run(const Unaligned16* __restrict from, int64_t count, float scale,
+                       float reciprocal, uint8_t* __restrict codes) {
+    uint32_t differences = 0;
+    for (int64_t i = 0; i < count; i++) {
+        // the product may be off by a 2^-23rd, a right code is off by 2^-8 at most
+        const uint32_t code = e4m3_from_float(Bf16::widen(from[i]) * reciprocal);
+        codes[i] = (uint8_t)code;
+        const uint32_t size = bit_cast<uint32_t>(magnitude_of_e4m3(code) * scale);
+        const uint32_t back = (size + 0x7fff + ((size >> 16) & 1)) >> 16;
+        differences |= back ^ (from[i] & 0x7fff);
+    }
+    return differences == 0;
+}
+
+INLINE bool encode_block(const Unaligned16* block, int64_t rows, int64_t cols, int64_t stride,
+                         float scale, uint8_t* codes) {
+    const float reciprocal = 1.0f / scale;
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t at = row * stride;
+        // the same call twice: with a constant count the loop needs no remainder
+        if (!(cols == BLOCK ? encode_run(block + at, BLOCK, scale, reciprocal, codes + at)
+                            : encode_run(block + at, cols, scale, reciprocal, codes + at)))
+            return false;
+    }
+    return true;
+}
+
+// Recover one block; its scale, or 0.
+INLINE float recover_block(const Unaligned16* block, int64_t rows, int64_t cols, int64_t stride,
+                           uint8_t* codes, bool powers_only) {
+    const Lifted lifted = lifted_of(block, rows, cols, stride);
+    if (lifted.count > SIGNIFICANDS || lifted.amax >= (uint32_t)Bf16::INFINITE) return 0;
+    const float amax = Bf16::widen(lifted.amax), floor = floor_of(powers_only);
+    // below the floor the rule's scale is known, whatever code that leaves for amax
+    if (amax < floor) {
+        const float scale = scale_of(floor, powers_only);
+        if (encode_block(block, rows, cols, stride, scale, codes)) return scale;
+    }
+    if (amax < 0x1p-90f) return 0;  // so that no product below is a float32 subnormal
+    if (powers_only) {
+        const float scale = scale_of(amax, true);
+        return encode_block(block, rows, cols, stride, scale, codes) ? scale : 0;
+    }
+    for (uint32_t top = 0x7e; top > 0x76; top--) {  // 448 .. 240
+        const float scale = scale_under(top, lifted);
+        if (scale > 0 && encode_block(block, rows, cols, stride, scale, codes)) return scale;
+    }
+    return 0;
+}
+
+// Recover [rows, cols]; the number of the first block for which there is nothing, or -1.
+INLINE int64_t recover_plain(const Unaligned16* weight, int64_t rows, int64_t cols, uint8_t* codes,
+                             UnalignedFloat* scale_inv, bool powers_only, int64_t block_size) {
+    int64_t number = 0;
+    for (int64_t row = 0; row < rows; row += block_size)
+        for (int64_t col = 0; col < cols; col += block_size, number++) {
+            const int64_t height = least(block_size, rows - row), at = row * cols + col;
+            const int64_t width = least(block_size, cols - col);
+            const float scale =
+                recover_block(weight + at, height, width, cols, codes + at, powers_only);
+            if (scale == 0) return number;
+            scale_inv[number] = scale;
+        }
+    return -1;
+}
+
 // ---- The table kernel ---------------------------------------------------------------------------
 //
 // BF16 has 7 mantissa bits and a block has one scale, so a block divides only 128 different
@@ -698,6 +867,7 @@ struct Kernels {
                              const UnalignedFloat*, int64_t, int64_t, int64_t*);
     void (*difference)(const UnalignedFloat*, const UnalignedFloat*, int64_t, double*);
     int64_t (*first_with_all)(const void*, int, uint32_t, int64_t);
+    int64_t (*recover)(const Unaligned16*, int64_t, int64_t, uint8_t*, UnalignedFloat*, bool, int64_t);
 };
 
 // The plain bodies, compiled for one instruction set.
@@ -740,10 +910,15 @@ struct Kernels {
                                              int64_t count) {                                      \
             return first_with_all_plain(data, itemsize, mask, count);                              \
         }                                                                                          \
+        target static int64_t recover(const Unaligned16* weight, int64_t rows, int64_t cols,       \
+                                      uint8_t* codes, UnalignedFloat* scale_inv, bool powers_only, \
+                                      int64_t block_size) {                                        \
+            return recover_plain(weight, rows, cols, codes, scale_inv, powers_only, block_size);   \
+        }                                                                                          \
     }
 #define REST(Level)                                                                             \
     Level::dequantize_float32, Level::widen, Level::narrow, Level::outside_bound, Level::difference, \
-        Level::first_with_all
+        Level::first_with_all, Level::recover
 
 LEVEL(Baseline, );
 #if defined(__x86_64__)
@@ -793,7 +968,7 @@ static bool cpu_runs(int) { return true; }
 
 // ---- The C interface, see native.py -------------------------------------------------------------
 
-API int dstools_cpu_abi() { return 2; }
+API int dstools_cpu_abi() { return 3; }
 
 // The number that the kernels below know a level by; -1 where this library or CPU has none such.
 API int dstools_cpu_level(const char* name) {
@@ -844,4 +1019,10 @@ API void dstools_difference(int level, const UnalignedFloat* a, const UnalignedF
 API int64_t dstools_first_with_all(int level, const void* data, int itemsize, uint32_t mask,
                                    int64_t count) {
     return LEVELS[level].first_with_all(data, itemsize, mask, count);
+}
+
+API int64_t dstools_recover(int level, const Unaligned16* weight, int64_t rows, int64_t cols,
+                            uint8_t* codes, UnalignedFloat* scale_inv, int powers_only,
+                            int64_t block_size) {
+    return LEVELS[level].recover(weight, rows, cols, codes, scale_inv, powers_only, block_size);
 }
