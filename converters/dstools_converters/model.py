@@ -151,7 +151,7 @@ class Attention(nn.Module):
         super().__init__()
         hidden, self.head_dim = architecture.model.hidden_size, shape.head_dim
         queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        self.scale = architecture.softmax_scale
+        self.scale, self.cache = architecture.softmax_scale, Cache()
         self.q_proj = nn.Linear(hidden, queries, bias=shape.qkv_bias)
         self.k_proj = nn.Linear(hidden, keys, bias=shape.qkv_bias)
         self.v_proj = nn.Linear(hidden, keys, bias=shape.qkv_bias)
@@ -171,6 +171,7 @@ class Attention(nn.Module):
             q_BSHR, k_BSGR = self.q_norm(q_BSHR), self.k_norm(k_BSGR)
         q_BHSR = rotate(q_BSHR.transpose(1, 2), angles, is_interleaved=False)
         k_BGSR = rotate(k_BSGR.transpose(1, 2), angles, is_interleaved=False)
+        k_BGSR, v_BGSW = self.cache(k_BGSR, v_BGSW)
         mixed_BHSW = attention(q_BHSR, k_BGSR, v_BGSW, self.scale)
         out_BSD: Tensor = self.o_proj(mixed_BHSW.transpose(1, 2).flatten(2))
         return out_BSD
@@ -182,7 +183,7 @@ class MLA(nn.Module):
     def __init__(self, architecture: Architecture, shape: family.MLA) -> None:
         super().__init__()
         hidden, self.shape = architecture.model.hidden_size, shape
-        self.scale = architecture.softmax_scale
+        self.scale, self.cache = architecture.softmax_scale, Cache()
         self.is_interleaved = architecture.rope.is_interleaved
         queries = shape.num_heads * (shape.qk_nope_head_dim + shape.qk_rope_head_dim)
         self.q_lora_rank = shape.q_lora_rank
@@ -213,7 +214,7 @@ class MLA(nn.Module):
         return q_BHSN, rotate(q_BHSR, angles, self.is_interleaved)
 
     def latent(self, x_BSD: Tensor, angles: Rotary) -> tuple[Tensor, Tensor]:
-        """Return what a KV cache holds: normed latents [B, S, L], rotated shared keys [B, S, R]."""
+        """Return the normed latents [B, S, L] and the rotated key part [B, S, R] all heads share."""
         sizes = [self.shape.kv_lora_rank, self.shape.qk_rope_head_dim]
         latent_BSL, k_BSR = self.kv_a_proj_with_mqa(x_BSD).split(sizes, dim=-1)
         return self.kv_a_layernorm(latent_BSL), rotate(k_BSR, angles, self.is_interleaved)
@@ -221,7 +222,7 @@ class MLA(nn.Module):
     def forward(self, x_BSD: Tensor, angles: Rotary) -> Tensor:
         """Return [B, S, D]: each token's view of itself and those before it."""
         q_BHSN, q_BHSR = self.queries(x_BSD, angles)
-        latent_BSL, k_BSR = self.latent(x_BSD, angles)
+        latent_BSL, k_BSR = self.cache(*self.latent(x_BSD, angles))
         sizes = [self.shape.qk_nope_head_dim, self.shape.v_head_dim]
         kv_BHSX = self.kv_b_proj(latent_BSL).unflatten(-1, (-1, sum(sizes))).transpose(1, 2)
         k_BHSN, v_BHSW = kv_BHSX.split(sizes, dim=-1)
@@ -230,6 +231,17 @@ class MLA(nn.Module):
         mixed_BHSW = attention(q_BHSQ, k_BHSQ, v_BHSW, self.scale)
         out_BSD: Tensor = self.o_proj(mixed_BHSW.transpose(1, 2).flatten(2))
         return out_BSD
+
+
+class Cache(nn.Module):
+    """Where a KV cache has its place: keys and values, or MLA's latents and key parts, pass by.
+
+    Here a hook sees what would be kept, and a real cache takes over.
+    """
+
+    def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both as they came."""
+        return k, v
 
 
 class Indexer(nn.Module):
