@@ -2,8 +2,9 @@
 
 A file is read once from end to end, for its sha256 and the place of every document: 16 bytes of memory
 a document. Only as many documents as the samples need are then read again, in an order drawn from the
-seed, and only those are parsed, checked and tokenized: half a million tokens of a 10 GB file take the
-time of its sha256. What is wrong with a document that was not drawn goes unseen, and changes nothing.
+seed, and only those are parsed, checked and tokenized: half a million tokens of a 10 GB file take
+little longer than its sha256. What is wrong with a document that was not drawn goes unseen, and changes
+nothing.
 """
 
 import os
@@ -38,6 +39,18 @@ class Corpus:
     seed: int
     documents: int  # drawn and read; the file may hold more
     tokens_available: int  # in those; the samples are the first samples * seq_len of them
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Return what somebody else needs to make the same samples."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "samples": self.samples,
+            "seq_len": self.seq_len,
+            "seed": self.seed,
+            "documents": self.documents,
+        }
 
 
 def read_corpus(

@@ -184,7 +184,12 @@ def test_only_as_many_documents_are_tokenized_as_are_needed(
         return tokens(self, number)
 
     monkeypatch.setattr(module._Reader, "tokens", counted)
-    assert read(path, tiny, samples=4, seq_len=64).documents == len(read_lines) <= 3
+    one = read(path, tiny, samples=1, seq_len=1)
+    assert one.documents == len(read_lines) == 1
+    # two samples are two whole documents here, and the third is not looked at
+    two = read(path, tiny, samples=2, seq_len=one.tokens_available)
+    assert two.documents == 2
+    assert len(read_lines) == 1 + 2
 
 
 def test_a_count_that_is_not_positive_is_the_callers_mistake(tiny: Path, tmp_path: Path) -> None:
