@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,18 @@ from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
     from dstools_converters.plan import Plan
+    from dstools_converters.stream import Sink
 
 
 def convert(
-    plan: "Plan", out: str, *, dry_run: bool, workers: int, is_synced: bool, as_json: bool
+    plan: "Plan",
+    out: str,
+    *,
+    dry_run: bool,
+    workers: int,
+    is_synced: bool,
+    as_json: bool,
+    calibrate: "Callable[[Plan, Sink], None] | None" = None,
 ) -> None:
     """Run the plan with a progress bar, or print it where only that was asked for."""
     from dstools_converters.stream import run
@@ -39,6 +48,7 @@ def convert(
             workers=workers,
             is_synced=is_synced,
             progress=progress,
+            calibrate=calibrate,
         )
     counts = ", ".join(f"{count} {action}" for action, count in report.tensors.items())
     text = (

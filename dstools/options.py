@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -84,6 +85,60 @@ fsync_option = option(
     default=True,
     help="Flush each shard to the disk, so that a power failure loses none that is finished.",
 )
+
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+
+
+class _Size(click.ParamType[int]):
+    """Bytes, as "5GB", "64 MiB" or a bare number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", str(value).strip().lower())
+        unit = _UNITS.get(found[2]) if found else None
+        if found is None or unit is None:
+            self.fail(f"{value!r} is no size; as in 5GB or 500MiB", param, ctx)
+        return int(float(found[1]) * unit)
+
+
+SIZE = _Size()
+
+
+def data_options(section: str) -> Callable[[Any], Any]:
+    """Declare how much of a text passes through a model, and with what."""
+    declared = (
+        option(
+            "--samples", section=section, type=click.IntRange(1), default=512,
+            help="Take this many samples of the text.",
+        ),
+        option(
+            "--seq-len", section=section, type=click.IntRange(2), default=2048,
+            help="Make each sample this many tokens long.",
+        ),
+        option(
+            "--seed", section=section, type=click.IntRange(0), default=0,
+            help="Draw the samples by this number.",
+        ),
+        option(
+            "--ram", "ram_bytes", section=section, type=SIZE, default="4GB",
+            help="Spill hidden states to the disk beyond this size; a layer's weights come on top.",
+        ),
+        option(
+            "--device", section=section, type=click.Choice(["cpu", "cuda"]), default="cpu",
+            help="Run the model there.",
+        ),
+    )  # fmt: skip
+
+    def decorate(command: Any) -> Any:
+        for declare in reversed(declared):
+            command = declare(command)
+        return command
+
+    return decorate
 
 
 def terminal(text: str) -> str:

@@ -1,0 +1,111 @@
+"""Rows of float32 that may outgrow memory: hidden states, in memory while they fit, else in a file.
+
+Both are a file descriptor, of anonymous memory or of a file, so that all else is the same.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dstools_converters.errors import disk_errors
+
+ITEM = 4  # bytes of a float32
+PIECE = 16 << 20  # bytes copied at a time
+
+
+class Spill:
+    """[rows, width] float32, zeros until written; in `file`, or in memory where that is None."""
+
+    def __init__(self, rows: int, width: int, file: Path | None) -> None:
+        self.rows = rows
+        self.width = width
+        self.file = file
+        self._row = width * ITEM
+        with disk_errors(file or Path("memory")):
+            if file is None:
+                self._descriptor = os.memfd_create("hidden states")
+            else:
+                self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+                os.posix_fallocate(self._descriptor, 0, max(rows * self._row, 1))
+            os.ftruncate(self._descriptor, rows * self._row)
+
+    def read(self, begin: int, end: int) -> Tensor:
+        """Return rows [begin, end)."""
+        out = torch.empty(end - begin, self.width)
+        self._pread(_bytes(out), begin * self._row)
+        return out
+
+    def write(self, begin: int, values: Tensor) -> None:
+        """Set the rows from `begin` on, from a tensor on any device."""
+        self._pwrite(_bytes(values), begin * self._row)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of these numbers, int64."""
+        out = torch.empty(len(rows), self.width)
+        view = _bytes(out)
+        for at, row in enumerate(rows.tolist()):
+            self._pread(view[at * self._row : (at + 1) * self._row], row * self._row)
+        return out
+
+    def scatter(self, rows: Tensor, values: Tensor) -> None:
+        """Set the rows of these numbers, int64, from a tensor on any device."""
+        view = _bytes(values)
+        for at, row in enumerate(rows.tolist()):
+            self._pwrite(view[at * self._row : (at + 1) * self._row], row * self._row)
+
+    def save(self, file: Path, *, is_synced: bool) -> None:
+        """Make `file` hold the rows, whole or not there."""
+        partial = file.with_name(f"{file.name}.partial")
+        with disk_errors(partial):
+            target = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                _copy(self._descriptor, target, self.rows * self._row)
+                if is_synced:
+                    os.fsync(target)
+            finally:
+                os.close(target)
+        partial.rename(file)
+
+    def load(self, file: Path) -> bool:
+        """Take the rows from a file that `save` made; False where there is none of this size."""
+        if not file.is_file() or file.stat().st_size != self.rows * self._row:
+            return False
+        source = os.open(file, os.O_RDONLY)
+        try:
+            _copy(source, self._descriptor, self.rows * self._row)
+        finally:
+            os.close(source)
+        return True
+
+    def close(self) -> None:
+        """Give the memory or the file back."""
+        os.close(self._descriptor)
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
+    def _pread(self, view: memoryview, offset: int) -> None:
+        while view:
+            count = os.preadv(self._descriptor, [view], offset)
+            assert count > 0  # it has its full size from the start
+            view, offset = view[count:], offset + count
+
+    def _pwrite(self, view: memoryview, offset: int) -> None:
+        with disk_errors(self.file or Path("memory")):
+            while view:
+                count = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[count:], offset + count
+
+
+def _bytes(values: Tensor) -> memoryview:
+    flat = values.cpu().contiguous().flatten().numpy()
+    return flat.data.cast("B") if len(flat) else memoryview(b"")
+
+
+def _copy(source: int, target: int, nbytes: int) -> None:
+    for begin in range(0, nbytes, PIECE):
+        view = memoryview(os.pread(source, min(PIECE, nbytes - begin), begin))
+        while view:
+            count = os.pwrite(target, view, begin)
+            view, begin = view[count:], begin + count
