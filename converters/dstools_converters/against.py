@@ -15,6 +15,7 @@ from dstools_converters.rows import (
     memory,
     read_rows,
     read_scales,
+    recover_tensor,
     restore,
     slabs,
     unlike_dequantized,
@@ -51,6 +52,7 @@ def check_against(
         Finding("error", "added", info.where, "is not in the source") for info in ours.values()
     ]
     manifest = read_manifest(made.checkpoint.folder)
+    manifest["recovered"] = frozenset(manifest.get("recovered", ()))
     with ThreadPoolExecutor(workers, "verify") as pool:
         each = pool.map(
             lambda pair: _compare_tensor(made, pair[0], source, pair[1], manifest), pairs
@@ -142,11 +144,22 @@ def _compare_scales(
     """Compare to the bit the scales that we made: the bound of the codes leaves room in their last bits.
 
     Copied codes keep the source's scales; codes of our own have those that the source's amax gives.
-    With --base some are the base's, and nothing is said of them.
+    What was recovered has the scales that recovering gives, and is the source to the bit. With --base
+    some are the base's, and nothing is said of them.
     """
     assert made.scheme is not None
     scale_format = manifest.get("scale_fmt")
-    if source.scheme is not None and info.name in source.scales:
+    if mine.name in manifest["recovered"] and info.dtype == "BF16":
+        span = unlike_dequantized(made, mine, source, info)
+        if span is not None:
+            return Finding(
+                "error", "bytes-differ", mine.where,
+                f"is not the source to the bit, within rows {span[0]} to {span[1] - 1}, "
+                "though manifest.json says that it was recovered", "quantize again",
+            )  # fmt: skip
+        is_ue8m0 = scale_format == "ue8m0"
+        wanted: bytes | None = _recovered_scales(source, info, made, is_ue8m0=is_ue8m0)
+    elif source.scheme is not None and info.name in source.scales:
         is_copied = (source.scheme.scale_format, scale_format) != ("float32", "ue8m0")
         scales = read_scales(source, info, 0, info.shape[0])
         wanted = bytes(scales) if manifest and is_copied else None
@@ -177,6 +190,23 @@ def _scales_of(
         block_fp8.quantize(weight, dtype, cols, codes, scales, scale_format, block)
         found += bytes(scales)
     return found
+
+
+def _recovered_scales(
+    source: Inventory, info: TensorInfo, made: Inventory, *, is_ue8m0: bool
+) -> bytes:
+    """Return the scales that recovering the source gives; of nothing, where it cannot be."""
+    assert made.scheme is not None
+    rows, cols = info.shape
+    block = made.scheme.block_size[0]
+    found: dict[int, bytes] = {}
+
+    def take(first: int, codes: memoryview, scales: memoryview) -> None:
+        found[first] = bytes(scales)
+
+    spans = list(slabs(0, rows, block, cols * width(info)))
+    is_whole = recover_tensor(source, info, spans, block, take, powers_only=is_ue8m0)
+    return b"".join(found.values()) if is_whole else b""
 
 
 def _compare_dequantized(

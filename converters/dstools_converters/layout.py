@@ -17,9 +17,10 @@ from dstools_converters.header import ITEM_BITS, TensorInfo
 # quantize    BF16, F16 or F32 -> codes and scale
 # requantize  codes and scale -> codes and scale of another scale format
 # restore     BF16 -> the base's codes and scale where it equals them dequantized, else quantize
+# recover     BF16 -> the codes and scale it was dequantized from where it has such, else quantize
 # dequantize  codes and scale -> BF16
 # calibrate   as quantize or requantize, by `calibrate`, which has seen what the weight is multiplied with
-Action = Literal["copy", "quantize", "requantize", "restore", "dequantize", "calibrate"]
+Action = Literal["copy", "quantize", "requantize", "restore", "recover", "dequantize", "calibrate"]
 DATA_ALIGNMENT = 4096
 
 

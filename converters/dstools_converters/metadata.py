@@ -1,7 +1,7 @@
 """The files beside the shards: config, index, manifest, and what travels along unchanged."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
@@ -27,18 +27,20 @@ Note = dict[str, Any]  # what a job has to say of its tensor, and of which: {"te
 def side_files(
     plan: Plan,
     tool: str,
-    notes: Iterable[Note] = (),
+    notes: Collection[Note] = (),
     layers: Mapping[int, Note] = MappingProxyType({}),
 ) -> dict[str, Path | bytes]:
     """Return the files beside the shards, by their path in the folder; `tool` names who made it.
 
-    `notes` are of tensors, `layers` of what a calibration saw in each; without a calibration there is
-    nothing of either.
+    `notes` are of tensors, `layers` of what a calibration saw in each; without a calibration there are
+    none but of tensors that were recovered.
     """
     files: dict[str, Path | bytes] = {}
     files.update(travelling_files(plan.inventory.checkpoint.folder))
     files["config.json"] = _json(plan.config)
     manifest = _manifest(plan, tool)
+    if "recover" in plan.counts:
+        manifest["recovered"] = sorted(note["tensor"] for note in notes if "recovered" in note)
     if plan.calibration is not None:
         found = _json(_calibration(plan, tool, notes, layers))
         files[CALIBRATION] = found

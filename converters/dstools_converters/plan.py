@@ -120,11 +120,14 @@ def plan_quantize(
     scale_format: ScaleFormat | None,
     base: Inventory | None = None,
     calibration: Calibration | None = None,
+    *,
+    is_lossless: bool = False,
 ) -> Plan:
     """Return the plan that quantizes `inventory`.
 
     `scale_format` None keeps that of FP8 found in the source or base, and is "float32" without any.
-    With `base`, its quantization is followed wherever the recipe has no rule of its own.
+    With `base`, its quantization is followed wherever the recipe has no rule of its own. With
+    `is_lossless`, BF16 that was made from block FP8 becomes that again.
     Raises DstoolsError for a rule that matches nothing, cannot be followed, or parts weights that
     engines fuse.
     """
@@ -144,10 +147,23 @@ def plan_quantize(
             else tensor
             for tensor in draft
         ]
+    if is_lossless:
+        if calibration is not None and calibration.method != "amax":
+            raise DstoolsError(
+                f"--lossless leaves weights as they are, and {calibration.method} does not",
+                "leave out one of the two",
+            )
+        draft = [
+            replace(tensor, action="recover")
+            if tensor.action == "quantize" and tensor.source.dtype == "BF16"
+            else tensor
+            for tensor in draft
+        ]
     _check_fused(draft, inventory)
     rows, cols = scheme.block_size
     if rows != cols and any(
-        tensor.action in ("quantize", "requantize", "restore", "calibrate") for tensor in draft
+        tensor.action in ("quantize", "requantize", "restore", "recover", "calibrate")
+        for tensor in draft
     ):
         raise DstoolsError(
             f"config.json: FP8 that is there has blocks of {rows} x {cols}; new ones are square",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dstools_converters.errors import DstoolsError
 from dstools_converters.header import ITEM_BITS, TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
-from dstools_kernels import block_fp8
+from dstools_kernels import block_fp8, lattice
 
 Progress = Callable[[int], object]  # told of input bytes as they are done
 SLAB_BYTES = 1 << 20  # at a time, so that a slab and what is made of it stay in a level-2 cache
@@ -132,6 +132,38 @@ def unlike_dequantized(
         if bytes(wanted) != bytes(read_rows(bf16, values, first, last)):
             return first, last
     return None
+
+
+def recover_tensor(
+    inventory: Inventory,
+    info: TensorInfo,
+    spans: Sequence[tuple[int, int]],
+    block_size: int,
+    take: Callable[[int, memoryview, memoryview], object],
+    *,
+    powers_only: bool,
+) -> bool:
+    """Tell whether all of a BF16 weight has FP8 that dequantizes to it bit for bit.
+
+    `take` is given (first row, codes, scales) of each of the `spans` of rows. Powers of two are tried
+    first, so that a weight has no mixture of scale formats: `take` may be given spans from the
+    beginning again, and all of them or some before it turns out that there is nothing to take.
+    """
+    cols = columns(info)
+    for as_powers in (True,) if powers_only else (True, False):
+        for first, last in spans:
+            codes = memory.view("codes", (last - first) * cols)
+            scales = memory.view(
+                "scales", 4 * -(-(last - first) // block_size) * -(-cols // block_size)
+            )
+            rows = read_rows(inventory, info, first, last)
+            bad = lattice.recover(rows, cols, codes, scales, block_size, powers_only=as_powers)
+            if bad >= 0:
+                break
+            take(first, codes, scales)
+        else:
+            return True
+    return False
 
 
 def columns(info: TensorInfo) -> int:

@@ -9,7 +9,7 @@ Which job runs when does not change a byte.
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,6 +30,7 @@ from dstools_converters.rows import (
     not_finite,
     read_rows,
     read_scales,
+    recover_tensor,
     require_finite,
     restore,
     unlike_dequantized,
@@ -51,7 +52,7 @@ class Report:
     bytes_resumed: int
     seconds: float
     shards: int
-    tensors: dict[str, int]
+    tensors: dict[str, int]  # how many by what became of them
     unknown_tensors: list[str]
 
 
@@ -137,9 +138,19 @@ def run(
         bytes_resumed=resumed,
         seconds=time.perf_counter() - start,
         shards=len(plan.shards),
-        tensors={str(action): count for action, count in plan.counts.items()},
+        tensors=_counts(plan, writer),
         unknown_tensors=[info.name for info in plan.inventory.unknown],
     )
+
+
+def _counts(plan: Plan, writer: Writer) -> dict[str, int]:
+    """Count the tensors by what became of them: not all that are tried can be recovered."""
+    counts = Counter({str(action): count for action, count in plan.counts.items()})
+    recovered = sum("recovered" in note for note in writer.notes.values())
+    if counts["recover"] > recovered:
+        counts["quantize"] += counts["recover"] - recovered
+        counts["recover"] = recovered
+    return dict(counts)
 
 
 class Sink:
@@ -203,8 +214,8 @@ class _Queue:
             while (taken := self._take()) is not None:
                 shard, job = taken
                 with disk_errors(self.writer.model / self.plan.shards[shard.number].name):
-                    _do(self.plan, job, shard.file)
-                self._done(shard, job)
+                    note = _do(self.plan, job, shard.file)
+                self._done(shard, job, note)
         except BaseException:
             self.stop()
             raise
@@ -249,8 +260,8 @@ class _Queue:
         self.bytes_resumed += job.bytes_in if is_resumed else 0
         self.progress(job.bytes_in)
 
-    def _done(self, shard: _Open, job: Job) -> None:
-        self.writer.job_done(shard.number, job.number)
+    def _done(self, shard: _Open, job: Job, note: dict[str, Any] | None) -> None:
+        self.writer.job_done(shard.number, job.number, note)
         with self._lock:
             shard.running -= 1
             self.progress(job.bytes_in)
@@ -266,7 +277,7 @@ def jobs(plan: Plan, shard: ShardPlan) -> Iterator[Job]:
         rows = tensor.source.shape[0] if tensor.source.shape else 1
         if tensor.action == "copy":
             end, step = max(tensor.source.nbytes, 1), PIECE_BYTES
-        elif tensor.action in ("restore", "calibrate"):  # as a whole
+        elif tensor.action in ("restore", "recover", "calibrate"):  # as a whole
             end, step = rows, max(rows, 1)
         else:
             end, step = rows, _rows_a_piece(plan, tensor)
@@ -288,7 +299,8 @@ def _rows_a_piece(plan: Plan, tensor: TensorPlan) -> int:
     return max(PIECE_BYTES // max(row_bytes, 1) // block, 1) * block
 
 
-def _do(plan: Plan, job: Job, file: int) -> None:
+def _do(plan: Plan, job: Job, file: int) -> dict[str, Any] | None:
+    """Write what a job is to write; return what there is to say of it."""
     tensor, begin, end = job.tensor, job.begin, job.end
     if tensor.action == "copy":
         _copy(plan.inventory, tensor, begin, end, file)
@@ -300,10 +312,13 @@ def _do(plan: Plan, job: Job, file: int) -> None:
         for start in range(0, original.source.nbytes, PIECE_BYTES):
             stop = min(start + PIECE_BYTES, original.source.nbytes)
             _copy(plan.base, original, start, stop, file)
+    elif tensor.action == "recover" and _recover(plan, tensor, file):
+        return {"tensor": tensor.source.name, "recovered": True}
     else:
         step = _rows_a_piece(plan, tensor)
         for first in range(begin, end, step):
             _quantize(plan, tensor, first, min(first + step, end), file)
+    return None
 
 
 def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
@@ -331,6 +346,27 @@ def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -
         raise not_finite(info, (begin + error.row) * cols + error.col) from None
     _write(file, codes, tensor.outputs[0].offset + begin * cols)
     _write(file, scales, tensor.outputs[1].offset + begin // block * scale_row)
+
+
+def _recover(plan: Plan, tensor: TensorPlan, file: int) -> bool:
+    """Write the codes and scales that the source was made of; False where it has none.
+
+    Then some may have been written, to be written over.
+    """
+    assert plan.scheme is not None
+    rows, cols = tensor.source.shape
+    block, step = plan.scheme.block_size[0], _rows_a_piece(plan, tensor)
+    scale_row = -(-cols // block) * 4
+
+    def write(first: int, codes: memoryview, scales: memoryview) -> None:
+        _write(file, codes, tensor.outputs[0].offset + first * cols)
+        _write(file, scales, tensor.outputs[1].offset + first // block * scale_row)
+
+    spans = [(first, min(first + step, rows)) for first in range(0, rows, step)]
+    powers_only = plan.scheme.scale_format == "ue8m0"
+    return recover_tensor(
+        plan.inventory, tensor.source, spans, block, write, powers_only=powers_only
+    )
 
 
 def _dequantize(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int) -> None:

@@ -56,6 +56,13 @@ dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-ru
     metavar="ORIG_FP8",
     help="Give weights that still equal this FP8 checkpoint, dequantized, its bytes back.",
 )
+@option(
+    "--lossless",
+    section="Quantization",
+    type=click.Choice(["auto", "off"]),
+    default="off",
+    help="Turn BF16 that was FP8 once back into it: no value changes, or it is quantized as usual.",
+)
 @dry_run_option
 @workers_option
 @fsync_option
@@ -67,6 +74,7 @@ def quantize(
     scale_fmt: "ScaleFormat | None",
     recipe: Path | None,
     base: str | None,
+    lossless: str,
     dry_run: bool,
     workers: int,
     is_synced: bool,
@@ -93,6 +101,7 @@ def quantize(
             format_ or rules.format or "native",
             scale_fmt or rules.scale_format,
             original,
+            is_lossless=lossless == "auto",
         )
         convert(plan, out, dry_run=dry_run, workers=workers, is_synced=is_synced, as_json=as_json)
     if not dry_run:

@@ -27,7 +27,7 @@ HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tq
 FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "inspect": ["SOURCE", "--json"],
     "quantize": [
-        "SOURCE", "OUT", "--format", "--scale-fmt", "--recipe", "--base",
+        "SOURCE", "OUT", "--format", "--scale-fmt", "--recipe", "--base", "--lossless",
         "--dry-run", "--workers", "--fsync", "--no-fsync", "--json",
     ],
     "dequantize": ["SOURCE", "OUT", "--dry-run", "--workers", "--fsync", "--no-fsync", "--json"],
