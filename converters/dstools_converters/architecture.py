@@ -14,6 +14,7 @@ from dstools_converters.family import MLA, Model, MoE, read_model
 
 TopkMethod = Literal["noaux_tc", "group_limited_greedy", "greedy"]
 Parameters = dict[str, Any]
+AGAIN = "download config.json again"
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,7 @@ def read_architecture(config: Parameters) -> Architecture:
         rope=Rope(_number(parameters, "rope_theta"), dim, is_interleaved, _scaling(parameters)),
         softmax_scale=softmax_scale,
         router=None if model.moe is None else _read_router(config, model.moe),
-        index_topk=int(_number(config, "index_topk"))
-        if model.model_type == "deepseek_v32"
-        else None,
+        index_topk=_whole(config, "index_topk") if model.model_type == "deepseek_v32" else None,
     )
 
 
@@ -169,7 +168,7 @@ def _scaling(parameters: Parameters) -> Linear | Llama3 | Yarn | None:
         if low >= high:
             raise DstoolsError(
                 f"config.json: rope_scaling.low_freq_factor {low} is not below high_freq_factor {high}",
-                "download config.json again",
+                AGAIN,
             )
         return Llama3(number("factor"), low, high, number("original_max_position_embeddings"))
     if kind == "yarn":
@@ -215,7 +214,7 @@ def _read_router(config: Parameters, moe: MoE) -> Router:
         raise _not_implemented("norm_topk_prob", True, "false")
     n_group = topk_group = 1
     if method != "greedy":
-        n_group, topk_group = int(_number(config, "n_group")), int(_number(config, "topk_group"))
+        n_group, topk_group = _whole(config, "n_group"), _whole(config, "topk_group")
     experts, chosen = moe.n_routed_experts, moe.num_experts_per_tok
     if experts % n_group or topk_group > n_group or chosen > experts // n_group * topk_group:
         raise DstoolsError(
@@ -240,9 +239,16 @@ def _number(config: Parameters, key: str, inside: str = "") -> float:
         where = f"{inside}.{key}" if inside else key
         raise DstoolsError(
             f"config.json: {where} is {printable(repr(value))}, not a positive number",
-            "download config.json again",
+            AGAIN,
         )
     return float(value)
+
+
+def _whole(config: Parameters, key: str) -> int:
+    value = _number(config, key)
+    if value != int(value):
+        raise DstoolsError(f"config.json: {key} is {value}, not a whole number", AGAIN)
+    return int(value)
 
 
 def _not_implemented(key: str, value: object, known: str) -> DstoolsError:
