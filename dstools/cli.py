@@ -11,6 +11,7 @@ from dstools.commands.dequantize import dequantize
 from dstools.commands.env import env
 from dstools.commands.inspect import inspect
 from dstools.commands.quantize import quantize
+from dstools.commands.report import report
 from dstools.commands.verify import verify
 from dstools.options import SETTINGS
 from dstools_converters.errors import DstoolsError
@@ -85,5 +86,5 @@ def main(debug: bool) -> None:
     """Quantize, distill and export DeepSeek MoE checkpoints."""
 
 
-for command in (inspect, quantize, dequantize, verify, compare, env):
+for command in (inspect, quantize, dequantize, verify, compare, report, env):
     main.add_command(command)

@@ -1,0 +1,64 @@
+"""`dstools report`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from dstools.options import Command, json_option, show
+
+EXAMPLES = """\
+dstools report ./DeepSeek-V3-fp8
+dstools report ./DeepSeek-V3-fp8 --json"""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written, and the figures at the top of it."""
+
+    written: list[str]
+    figures: dict[str, float | None]  # null where not measured; shares and errors from 0 to 1
+    methods: dict[str, int]  # how many weights were rounded so
+    missing: list[str]
+
+
+@click.command(cls=Command, epilog=EXAMPLES)
+@click.argument("out", metavar="OUT", help="The folder of a quantized checkpoint.")
+@json_option
+def report(out: str, as_json: bool) -> None:
+    """Write OUT/report.html, one page of plots and tables, and OUT/report.md for a model card.
+
+    They show what the folder holds: bytes from the shards, and, where they are there, calibration.json,
+    expert_load.json and eval.json. What was not measured is said to be missing.
+    """
+    from dstools.report.card import card
+    from dstools.report.figures import figures
+    from dstools.report.page import page
+    from dstools.report.sheet import read_sheet
+    from dstools_converters.metadata import REPORTS
+
+    folder = Path(out)
+    sheet = read_sheet(folder)
+    found = figures(sheet)
+    for name, content in zip(REPORTS, (page(sheet, found), card(sheet, found)), strict=True):
+        _replace(folder / name, content)
+    written = Written(
+        [str(folder / name) for name in REPORTS],
+        {headline.key: headline.figure for headline in found.headlines},
+        {method.name: method.weights for method in found.methods},
+        [what for what, _ in found.missing],
+    )
+    lines = [f"{h.label:26}{h.value or 'not measured':>14}  {h.note}" for h in found.headlines]
+    show(written, as_json, "\n".join([*lines, *written.written]))
+
+
+def _replace(path: Path, content: str) -> None:
+    """Write a file whole or not at all; a link of that name is replaced, not followed."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

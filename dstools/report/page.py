@@ -1,0 +1,152 @@
+"""The sheet as one HTML page: no script, no network, and every text from a file escaped."""
+
+from importlib.resources import files
+
+from dstools.options import size
+from dstools.report.figures import Figures
+from dstools.report.numbers import fixed, number, percent
+from dstools.report.plots import Swatch, text
+from dstools.report.sections import (
+    errors_section,
+    evaluation_section,
+    load_section,
+    methods_section,
+)
+from dstools.report.sheet import Data, Sheet
+from dstools.report.tables import bar, section, swatches, table
+
+SMALL_ROLE = 0.001  # of all bytes; what is smaller shares one line
+DTYPE_CLASSES = {"F8_E4M3": "fp8", "BF16": "bf16", "F32": "f32"}
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a browser fetches nothing, runs nothing
+
+
+def page(sheet: Sheet, found: Figures) -> str:
+    """Return the whole page."""
+    model = sheet.model
+    name = text(model.folder)
+    counts = (
+        f"{model.parameters / 1e9:,.4g} B parameters, {model.tensors:,} tensors, "
+        f"{model.shards} shard{'s' if model.shards > 1 else ''}."
+    )
+    sections = [_tiles(found), _missing(found)]
+    if sheet.evaluation is not None:
+        sections.append(evaluation_section(sheet.evaluation))
+    if found.by_role:
+        sections.append(errors_section(sheet, found))
+    if found.methods:
+        sections.append(methods_section(found))
+    if sheet.expert_load is not None and found.load:
+        sections.append(load_section(sheet.expert_load, found))
+    sections += [_bytes(sheet), _provenance(sheet, found)]
+    style = files("dstools.report").joinpath("page.css").read_text()
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="color-scheme" content="light dark">
+<title>{name}: quality of the quantization</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header>
+<h1>{name}</h1>
+<p class="soft">{text(model.model_type)}, quantization: {text(model.quantization)}. {counts}</p>
+</header>
+<main>
+{"".join(sections)}</main>
+<footer><p>Made by <code>dstools report</code> from the files in the folder. No figure is estimated.</p></footer>
+</body>
+</html>
+"""
+
+
+def _tiles(found: Figures) -> str:
+    tiles = []
+    for _, label, _, value, note in found.headlines:
+        css = "value" if value else "none"
+        tiles.append(
+            f'<div><dt>{text(label)}</dt><dd class="{css}">{text(value or "not measured")}</dd>'
+            f'<dd class="note">{text(note)}</dd></div>\n'
+        )
+    return f'<dl class="tiles">{"".join(tiles)}</dl>\n'
+
+
+def _missing(found: Figures) -> str:
+    items = []
+    for what, command in found.missing:
+        how = f". <code>{text(command)}</code> does it." if command else "."
+        items.append(f"<li>{text(what)}{how}</li>")
+    if not items:
+        return ""
+    return (
+        f'<div class="notice"><p>Not known of this checkpoint</p><ul>{"".join(items)}</ul></div>\n'
+    )
+
+
+def _bytes(sheet: Sheet) -> str:
+    total = max(sum(sum(dtypes.values()) for dtypes in sheet.bytes.values()), 1)
+    shown: dict[str, dict[str, int]] = {}
+    rest: dict[str, int] = {}
+    small = 0
+    for role, dtypes in sorted(sheet.bytes.items(), key=lambda pair: -sum(pair[1].values())):
+        is_small = sum(dtypes.values()) < SMALL_ROLE * total
+        small += is_small
+        into = rest if is_small else shown.setdefault(role, {})
+        for dtype, nbytes in dtypes.items():
+            into[dtype] = into.get(dtype, 0) + nbytes
+    if small:
+        shown[f"{small} roles under {percent(SMALL_ROLE, 1)}"] = rest
+    widest = max((sum(dtypes.values()) for dtypes in shown.values()), default=0) or 1
+    rows, bars = [], []
+    by_dtype: dict[str, int] = {}
+    for role, dtypes in shown.items():
+        nbytes = sum(dtypes.values())
+        rows.append((role, size(nbytes), fixed(nbytes / total)))
+        ordered = sorted(dtypes.items(), key=lambda pair: -pair[1])
+        bars.append(bar((DTYPE_CLASSES.get(d, "rest"), part / widest) for d, part in ordered))
+        for dtype, part in ordered:
+            by_dtype[dtype] = by_dtype.get(dtype, 0) + part
+    legend = swatches(
+        Swatch(DTYPE_CLASSES.get(dtype, "rest"), f"{dtype} {size(part)}, {fixed(part / total)}")
+        for dtype, part in sorted(by_dtype.items(), key=lambda pair: -pair[1])
+    )
+    caption = (
+        f"Bytes in the shards by role, {size(total)} in all; scales count for their weight's role."
+    )
+    return section("Bytes", table(("Role", "Size", "Share"), rows, (1, 2), caption, bars), legend)
+
+
+def _provenance(sheet: Sheet, found: Figures) -> str:
+    calibration, evaluation = sheet.calibration, sheet.evaluation
+    rows = [("Written by", sheet.tool or "unknown: there is no manifest.json of dstools")]
+    rows += [(f"Tensors, {rule}", f"{count:,}") for rule, count in sheet.rules.items()]
+    if calibration is not None:
+        versions = ", ".join(f"{name} {version}" for name, version in calibration.versions.items())
+        where = f"{calibration.device}, {calibration.threads} threads, {versions}"
+        rows += [
+            ("Calibrated by", f"{calibration.tool}, {calibration.method}, {where}"),
+            ("Scales", calibration.scale_format),
+            *_data("Calibration", calibration.data),
+        ]
+    if evaluation is not None:
+        rows += [("Evaluated by", evaluation.tool), *_data("Evaluation", evaluation.data)]
+    parts = [table(("", ""), rows)]
+    if found.cache:
+        lines = [
+            (amax.part, number(amax.largest), str(amax.layer), str(amax.beyond))
+            for amax in found.cache
+        ]
+        caption = (
+            "Largest absolute values that the KV cache held while calibrating; E4M3 ends at 448."
+        )
+        head = ("Part of the cache", "Largest", "In layer", "Layers over 448")
+        parts += ["<h3>KV cache</h3>", table(head, lines, (1, 2, 3), caption)]
+    return section("How it was made", *parts)
+
+
+def _data(what: str, data: Data) -> list[tuple[str, str]]:
+    cut = f"{data.samples:,} samples of {data.seq_len:,} tokens from {data.documents:,} documents"
+    return [(f"{what} data", f"{data.name}: {cut}, seed {data.seed}"), ("Its SHA-256", data.sha256)]

@@ -1,0 +1,72 @@
+"""Pieces of the page: sections, figures, legends and tables; what they are given is escaped here."""
+
+from collections.abc import Collection, Iterable, Sequence
+from html import escape
+
+from dstools.report.plots import Swatch, text
+
+
+def section(heading: str, *parts: str) -> str:
+    """Return a section of HTML parts."""
+    return f"<section>\n<h2>{text(heading)}</h2>\n{''.join(parts)}</section>\n"
+
+
+def figure(heading: str, svg: str, caption: str, legend: Iterable[Swatch] = ()) -> str:
+    """Return a plot that scrolls sideways where the screen is narrower."""
+    return (
+        f"<h3>{text(heading)}</h3>\n<figure>{scroll(heading, svg)}{swatches(legend)}"
+        f"<figcaption>{escape(caption)}</figcaption></figure>\n"
+    )
+
+
+def scroll(label: str, content: str) -> str:
+    """Return `content` in a box that scrolls sideways, with the keyboard too."""
+    label = text(label)
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{content}</div>'
+
+
+def swatches(legend: Iterable[Swatch]) -> str:
+    """Return a legend."""
+    items = "".join(f'<li><i class="{css}"></i>{text(label)}</li>' for css, label in legend)
+    return f'<ul class="legend">{items}</ul>' if items else ""
+
+
+def bar(parts: Iterable[tuple[str, float]]) -> str:
+    """Return a bar of coloured parts, each with its share of the width."""
+    cells = "".join(f'<i class="{css}" style="width:{100 * x:.3f}%"></i>' for css, x in parts)
+    return f'<div class="stack" aria-hidden="true">{cells}</div>'
+
+
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    numeric: Collection[int] = (),
+    caption: str = "",
+    bars: Sequence[str] = (),
+) -> str:
+    """Return a table; the columns `numeric` stand to the right, `bars` (HTML) behind the first."""
+
+    def cell(tag: str, n: int, said: str) -> str:
+        css = ' class="n"' if n in numeric else ""
+        scope = ' scope="col"' if tag == "th" else ""
+        return f"<{tag}{scope}{css}>{text(said)}</{tag}>"
+
+    track = '<th scope="col" class="track"></th>' if bars else ""
+    heads = [cell("th", n, said) for n, said in enumerate(head)]
+    lines = []
+    for n, row in enumerate(rows):
+        first = f'<th scope="row"{" class=n" if 0 in numeric else ""}>{text(row[0])}</th>'
+        between = f'<td class="track">{bars[n]}</td>' if bars else ""
+        rest = "".join(cell("td", k, said) for k, said in enumerate(row) if k)
+        lines.append(f"<tr>{first}{between}{rest}</tr>\n")
+    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    content = (
+        f"<table{' class=wide' if bars else ''}>{said}<thead><tr>{heads[0]}{track}"
+        f"{''.join(heads[1:])}</tr></thead>\n<tbody>{''.join(lines)}</tbody></table>"
+    )
+    return scroll(caption[:60] or head[0], content)
+
+
+def details(summary: str, content: str) -> str:
+    """Return `content` folded away behind a line that opens it."""
+    return f"<details><summary>{text(summary)}</summary>{content}</details>\n"
