@@ -5,10 +5,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from dstools_converters.calibrated import Note, compare_calibrated, read_notes
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
-from dstools_converters.metadata import read_manifest, travelling_files
+from dstools_converters.metadata import (
+    CALIBRATION,
+    KV_SCALES,
+    read_manifest,
+    travelling_files,
+)
 from dstools_converters.rows import (
     Progress,
     columns,
@@ -48,14 +54,25 @@ def check_against(
             )
         else:
             pairs.append((mine, info))
-    findings += [
-        Finding("error", "added", info.where, "is not in the source") for info in ours.values()
-    ]
     manifest = read_manifest(made.checkpoint.folder)
+    has_kv_scales = "calibration" in manifest
+    findings += [
+        Finding("error", "added", info.where, "is not in the source")
+        for info in ours.values()
+        if not (has_kv_scales and info.shard == KV_SCALES)
+    ]
+    try:
+        notes = read_notes(made.checkpoint.folder, manifest)
+    except DstoolsError as error:
+        notes = {}
+        findings.append(Finding("error", "calibration", CALIBRATION, str(error), error.hint))
     manifest["recovered"] = frozenset(manifest.get("recovered", ()))
     with ThreadPoolExecutor(workers, "verify") as pool:
         each = pool.map(
-            lambda pair: _compare_tensor(made, pair[0], source, pair[1], manifest), pairs
+            lambda pair: _compare_tensor(
+                made, pair[0], source, pair[1], manifest, notes.get(pair[0].name)
+            ),
+            pairs,
         )
         for finding, (_, info) in zip(each, pairs, strict=True):
             findings += [finding] if finding else []
@@ -69,10 +86,13 @@ def _compare_tensor(
     source: Inventory,
     info: TensorInfo,
     manifest: dict[str, Any],
+    note: Note | None,
 ) -> Finding | None:
     """Return how a tensor differs from the source: in a byte, or by more than rounding explains."""
     is_mine_fp8, is_fp8 = mine.name in made.scales, info.name in source.scales
     try:
+        if note is not None and is_mine_fp8:
+            return compare_calibrated(made, mine, source, info, note)
         if is_mine_fp8 and (is_fp8 or info.dtype in FLOATS):
             found = _compare_codes(made, mine, source, info)
             return found or _compare_scales(made, mine, source, info, manifest)

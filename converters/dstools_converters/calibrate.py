@@ -5,19 +5,12 @@ not depend on how others were rounded. So layers are independent, a run goes on 
 is done, and the same inputs give the same bytes.
 
     OUT.incomplete/calibration/hidden-12    what layer 12 is given, for the next run to go on from
-
-Which Hessian (X^T X of a weight's inputs) serves: a weight's own where it has seen at least as many
-tokens as it has inputs, for fewer leave directions unseen; else, for gate and up of a routed expert, that
-of all tokens of the layer; else none, and the weight is rounded to nearest. A weight that the method
-does not bring nearer on the data keeps the nearest codes, too. Every choice is noted.
 """
 
-import math
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +21,16 @@ from dstools_converters.layerwise import INPUTS, Runner
 from dstools_converters.layout import TensorPlan
 from dstools_converters.names import TensorName
 from dstools_converters.plan import Plan
-from dstools_converters.rows import Progress
-from dstools_kernels import gptq
+from dstools_converters.rounding import Rounded, Seen, raw, round_weight
+from dstools_converters.rows import (
+    Progress,
+    read_rows,
+    read_scales,
+    recover_tensor,
+    slabs,
+    unlike_dequantized,
+)
+from dstools_converters.scheme import QuantScheme
 
 Note = dict[str, Any]
 
@@ -144,9 +145,9 @@ class _Rounder:
         self.expert_load: list[int] = []
         self.cache_amax: dict[str, float] = {}
         self.weights: dict[TensorName, Tensor] = {}
-        self.seen: dict[str, _Seen] = {}  # by word of INPUTS, in the stage that runs
+        self.seen: dict[str, Seen] = {}  # by word of INPUTS, in the stage that runs
         self.tokens = 0  # that pass through the stage
-        self.shared: _Seen | None = None  # by all tokens of the layer, for experts that saw few
+        self.shared: Seen | None = None  # by all tokens of the layer, for experts that saw few
 
     def note(self) -> Note:
         """Return what there is to say of the layer."""
@@ -158,11 +159,11 @@ class _Rounder:
 
     def see(self, source: str, values_TD: Tensor) -> None:
         """Add to the Hessian of the weights that these are the inputs of."""
-        if self._wants(source, values_TD.shape[1]):
-            width = values_TD.shape[1]
-            seen = self.seen.setdefault(source, _Seen(values_TD.new_zeros(width, width), "own"))
-            seen.hessian.addmm_(values_TD.T, values_TD)
-            seen.tokens += len(values_TD)
+        width = values_TD.shape[1]
+        if self._wants(source, width):
+            if source not in self.seen:
+                self.seen[source] = Seen(values_TD.new_zeros(width, width))
+            self.seen[source].add(values_TD)
 
     def end(self) -> None:
         """Round the weights of this stage."""
@@ -170,7 +171,7 @@ class _Rounder:
         for source in sources:
             for name, weight in self._linears().items():
                 if INPUTS[name.role] == source and str(name) in self.todo:
-                    self._round(self.todo[str(name)], weight, self._serving(source, weight))
+                    self._round(self.todo[str(name)], weight, *self._serving(source))
             if source != "feed_forward":
                 self.seen.pop(source, None)  # o_proj's takes a gigabyte
         self.shared = self.seen.pop("feed_forward", self.shared)
@@ -217,96 +218,60 @@ class _Rounder:
             INPUTS[name.role] == source and str(name) in self.todo for name in self._linears()
         )
 
-    def _serving(self, source: str, weight: Tensor) -> "_Seen | None":
-        """Return the Hessian to round by, None where nothing was seen."""
+    def _serving(self, source: str) -> tuple[Seen | None, str]:
+        """Return what to round by, and whose it is."""
         seen = self.seen.get(source)
-        if source == "expert" and seen is None and self.shared is not None:
-            self.shared.kind = "shared"
-            return self.shared
-        return seen
+        if source == "expert" and seen is None:
+            return self.shared, "shared"
+        return seen, "own"
 
-    def _round(self, tensor: TensorPlan, weight: Tensor, seen: "_Seen | None") -> None:
-        """Put one weight into the sink, in the best of the ways that are open to it."""
-        assert self.plan.scheme is not None
-        scale_format, block = self.plan.scheme.scale_format, self.plan.scheme.block_size[0]
-        scale_inv = gptq.scales(weight, scale_format, block)
-        codes = plain = gptq.nearest(weight, scale_inv, block)
-        method, why = "nearest", ""
-        error_nearest = error = _error(weight, codes, scale_inv, block, seen)
-        if seen is None or seen.tokens < weight.shape[1]:
-            why = (
-                f"saw {seen.tokens if seen else 0} tokens, fewer than its {weight.shape[1]} inputs"
-            )
+    def _round(self, tensor: TensorPlan, weight: Tensor, seen: Seen | None, whose: str) -> None:
+        """Put one weight into the sink."""
+        scheme = self.plan.scheme
+        assert scheme is not None
+        block = scheme.block_size[0]
+        rounded = self._lossless(tensor, scheme) or round_weight(
+            weight, seen, self.method, scheme.scale_format, block
+        )
+        is_used = rounded.method in ("gptq", "mse")
+        note = rounded.note(weight, block)
+        note |= {"hessian": whose if is_used else "none", "tokens": self.tokens}
+        self.sink.put(tensor.source.name, raw(rounded.codes), raw(rounded.scale_inv), note)
+
+    def _lossless(self, tensor: TensorPlan, scheme: QuantScheme) -> Rounded | None:
+        """Return the FP8 that the source was dequantized from, None where it is not known to be."""
+        info, base = tensor.source, self.plan.base
+        rows, cols = info.shape
+        codes, scale_inv = (
+            np.empty((rows, cols), np.uint8),
+            np.empty(scheme.grid(info.shape), "<f4"),
+        )
+        if info.dtype != "BF16":
+            return None
+        if base is not None and info.name in base.scales:
+            original = base.tensors[info.name]
+            if unlike_dequantized(base, original, self.plan.inventory, info) is not None:
+                return None
+            codes.data.cast("B")[:] = read_rows(base, original, 0, rows)
+            scale_inv.data.cast("B")[:] = read_scales(base, original, 0, rows)
+            why = "equal to --base"
+        elif self.plan.is_lossless:
+            block = scheme.block_size[0]
+
+            def take(first: int, some_codes: memoryview, some_scales: memoryview) -> None:
+                at, row = first // block, scale_inv.shape[1] * 4
+                codes.data.cast("B")[first * cols : first * cols + len(some_codes)] = some_codes
+                scale_inv.data.cast("B")[at * row : at * row + len(some_scales)] = some_scales
+
+            spans = list(slabs(0, rows, block, cols * 2))
+            powers_only = scheme.scale_format == "ue8m0"
+            if not recover_tensor(
+                self.plan.inventory, info, spans, block, take, powers_only=powers_only
+            ):
+                return None
+            why = "it was FP8 before"
         else:
-            try:
-                if self.method == "mse":
-                    power = seen.hessian.diagonal() / seen.tokens
-                    found_scale = gptq.search_scales(weight, power, scale_format, block)
-                    found = gptq.nearest(weight, found_scale, block)
-                else:
-                    found_scale = scale_inv
-                    found = gptq.gptq(weight, seen.factor(), scale_inv, block)
-            except ValueError as failure:  # the Hessian is of no use
-                why = str(failure)
-            else:
-                found_error = _error(weight, found, found_scale, block, seen)
-                assert found_error is not None
-                assert error is not None
-                if found_error < error:
-                    method, error = self.method, found_error
-                    codes, scale_inv = found, found_scale
-                    plain = gptq.nearest(weight, scale_inv, block)
-                else:
-                    why = f"{self.method} brings it no nearer on the data"
-        steps = gptq.steps_apart(codes, plain)
-        restored = gptq.restore(codes, scale_inv, block)
-        raw = codes.cpu().numpy().data.cast("B")
-        note = {
-            "method": method,
-            "why": why,
-            "hessian": seen.kind if seen is not None and method != "nearest" else "none",
-            "tokens": self.tokens,
-            "error_nearest": error_nearest,
-            "error": error,
-            "weight_error": _relative(restored.sub_(weight), weight),
-            "moved": int((steps > 0).sum()),
-            "far": int((steps > 1).sum()),
-            "numel": weight.numel(),
-            "codes_sha256": sha256(raw).hexdigest(),
-        }
-        self.sink.put(tensor.source.name, raw, scale_inv.cpu().numpy().data.cast("B"), note)
-
-
-@dataclass
-class _Seen:
-    """What weights are multiplied with: X^T X of all tokens so far, float32 [D, D]."""
-
-    hessian: Tensor
-    kind: str  # "own", or "shared" by the experts of a layer
-    tokens: int = 0
-    _factor: gptq.Factor | None = None
-
-    def factor(self) -> gptq.Factor:
-        """Return what `gptq` wants of it, made once for all weights that it serves."""
-        if self._factor is None:
-            self._factor = gptq.factorize(self.hessian)
-        return self._factor
-
-
-def _error(
-    weight: Tensor, codes: Tensor, scale_inv: Tensor, block: int, seen: _Seen | None
-) -> float | None:
-    """Return the rms of (W - Q) x over that of W x, on what was seen; None where that is nothing."""
-    if seen is None:
-        return None
-    restored = gptq.restore(codes, scale_inv, block)
-    error2, reference2 = gptq.output_error(weight, restored, seen.hessian)
-    return math.sqrt(max(error2, 0) / reference2) if reference2 > 0 else 0.0
-
-
-def _relative(difference: Tensor, reference: Tensor) -> float:
-    """Return rms over rms."""
-    squares = [
-        values.square().sum(dtype=torch.float64).item() for values in (difference, reference)
-    ]
-    return math.sqrt(squares[0] / squares[1]) if squares[1] > 0 else 0.0
+            return None
+        return Rounded(
+            torch.from_numpy(codes), torch.from_numpy(scale_inv), "lossless", why, None, None
+        )

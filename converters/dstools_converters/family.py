@@ -104,13 +104,21 @@ class Model:
             yield TensorName("lm_head", "weight"), (vocab, hidden), 1
 
     def optional_weights(self) -> Iterator[tuple[TensorName, tuple[int, ...]]]:
-        """Yield weights a checkpoint may repeat: tied heads, and the MTP layer's shared ones."""
+        """Yield what a checkpoint may hold besides: tied heads, the MTP layer's shared weights, and the
+        scales of an FP8 KV cache.
+        """
         shape = (self.vocab_size, self.hidden_size)
         if self.is_tied:
             yield TensorName("lm_head", "weight"), shape
         for layer in range(self.num_hidden_layers, self.num_hidden_layers + self.num_mtp_layers):
             yield TensorName("mtp_embed_tokens", "weight", layer, None, True), shape
             yield TensorName("shared_head", "weight", layer, None, True), shape
+        for layer in range(self.num_hidden_layers + self.num_mtp_layers):
+            for part in ("k_scale", "v_scale"):
+                yield (
+                    TensorName("kv_cache", part, layer, None, layer >= self.num_hidden_layers),
+                    (1,),
+                )
 
     def _layer(self, layer: int) -> Iterator[tuple[Role, str, tuple[int, ...]]]:
         hidden, attention = self.hidden_size, self.attention

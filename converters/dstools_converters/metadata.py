@@ -9,7 +9,9 @@ from typing import Any
 
 from dstools_converters.checkpoint import INDEX
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.names import TensorName
 from dstools_converters.plan import Plan
+from dstools_kernels import block_fp8
 
 MANIFEST = "manifest.json"
 MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; what is larger is some other form of weights
@@ -17,6 +19,7 @@ WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl",
 )  # fmt: skip
 CALIBRATION, EXPERT_LOAD, EVAL = "calibration.json", "expert_load.json", "eval.json"
+KV_SCALES = "kv_scales.safetensors"
 # of the source; ours differ
 WRITTEN = ("config.json", INDEX, MANIFEST, "SHA256SUMS", CALIBRATION, EXPERT_LOAD, EVAL)
 REPORTS = ("report.html", "report.md")  # speak of the source alone
@@ -48,8 +51,10 @@ def side_files(
         load = _expert_load(plan, layers)
         if load["layers"]:
             files[EXPERT_LOAD] = _json(load)
+        if plan.calibration.kv_cache:
+            files[KV_SCALES] = _kv_scales(plan, layers)
     files[MANIFEST] = _json(manifest)
-    files[INDEX] = _json(plan.index())
+    files[INDEX] = _json(_index(plan))
     return files
 
 
@@ -155,6 +160,42 @@ def _expert_load(plan: Plan, layers: Mapping[int, Note]) -> dict[str, Any]:
             if layers[layer]["expert_load"]
         },
     }
+
+
+def _kv_scales(plan: Plan, layers: Mapping[int, Note]) -> bytes:
+    """Return a shard of two scales a layer, F32 [1]: what an FP8 KV cache is multiplied by to restore.
+
+    Of MLA one cache holds latents and rotated keys, so there is one scale, twice. Source: the names
+    that compressed-tensors writes and vLLM's maybe_remap_kv_scale_name reads.
+    """
+    import numpy as np
+    from safetensors.numpy import save
+
+    tensors = {}
+    for name in _kv_names(plan):
+        amax = layers.get(name.layer or 0, {}).get("cache_amax", {})
+        is_v = name.part == "v_scale" and "v_amax" in amax
+        of_k = [value for part, value in amax.items() if part != "v_amax"]
+        largest = amax["v_amax"] if is_v else max(of_k, default=0.0)
+        scale = np.float32(max(largest, block_fp8.AMAX_FLOOR["float32"])) / np.float32(448)
+        tensors[str(name)] = np.array([scale], np.float32)
+    return save(tensors, {"format": "pt"})
+
+
+def _kv_names(plan: Plan) -> list[TensorName]:
+    weights = plan.inventory.model.optional_weights()
+    return [name for name, _ in weights if name.role == "kv_cache"]
+
+
+def _index(plan: Plan) -> dict[str, Any]:
+    index = plan.index()
+    if plan.calibration is not None and plan.calibration.kv_cache:
+        names = [str(name) for name in _kv_names(plan)]
+        index["metadata"]["total_size"] += 4 * len(names)
+        index["weight_map"] = dict(
+            sorted((index["weight_map"] | dict.fromkeys(names, KV_SCALES)).items())
+        )
+    return index
 
 
 def _headers(plan: Plan) -> dict[str, str]:

@@ -19,6 +19,7 @@ Role = Literal[
     "shared_gate", "shared_up", "shared_down",
     "input_layernorm", "post_attention_layernorm",
     "eh_proj", "enorm", "hnorm", "mtp_embed_tokens", "shared_head_norm", "shared_head",
+    "kv_cache",
 ]  # fmt: skip
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -63,10 +64,13 @@ _INSIDE: dict[str, Role] = {
     "embed_tokens": "mtp_embed_tokens",
     "shared_head.norm": "shared_head_norm",
     "shared_head.head": "shared_head",
+    "self_attn": "kv_cache",
 }  # fmt: skip
 _PATHS = {role: path for path, role in (_OUTSIDE | _INSIDE).items()}
 _PATHS["e_score_correction_bias"] = "mlp.gate"
-PARTS = ("weight", "bias", "weight_scale_inv", "weight_scale", "e_score_correction_bias")
+PARTS = (
+    "weight", "bias", "weight_scale_inv", "weight_scale", "e_score_correction_bias", "k_scale", "v_scale",
+)  # fmt: skip
 
 
 class TensorName(NamedTuple):
@@ -93,7 +97,7 @@ def parse(name: str, num_hidden_layers: int) -> TensorName | None:
     if not name.startswith("model.layers."):
         module, _, part = name.rpartition(".")
         role = _OUTSIDE.get(module)
-        return TensorName(role, part) if role and part in PARTS[:-1] else None
+        return TensorName(role, part) if role and part in PARTS[:4] else None
     number, _, tail = name[13:].partition(".")
     layer, inside = _natural(number), _parse_inside(tail)
     if layer is None or inside is None:
@@ -115,6 +119,8 @@ def _parse_inside(tail: str) -> tuple[Role, str, int | None] | None:
     role = _INSIDE.get(module)
     if part == "e_score_correction_bias":
         role = "e_score_correction_bias" if role == "router" else None
+    if (role == "kv_cache") != (part in ("k_scale", "v_scale")):
+        role = None
     return None if role is None or part not in PARTS else (role, part, expert)
 
 

@@ -64,6 +64,7 @@ class Plan:
     config: dict[str, Any]
     decisions: tuple[TensorPlan, ...]  # one a tensor; their outputs have no places yet
     calibration: Calibration | None = None
+    is_lossless: bool = False  # BF16 that was made from block FP8 becomes that again
 
     @cached_property
     def shards(self) -> tuple[ShardPlan, ...]:
@@ -106,7 +107,7 @@ class Plan:
             state.update((inventory.checkpoint.digest if inventory else "no base").encode())
         state.update(json.dumps(self.config, sort_keys=True).encode())
         state.update(f"{self.scheme}".encode())  # not every config says how scales are rounded
-        state.update(f"{self.calibration}".encode())
+        state.update(f"{self.calibration} {self.is_lossless}".encode())
         for shard in self.shards:
             state.update(f"\n{shard.name} ".encode() + shard.header)
             state.update(" ".join(tensor.action for tensor in shard.tensors).encode())
@@ -148,11 +149,6 @@ def plan_quantize(
             for tensor in draft
         ]
     if is_lossless:
-        if calibration is not None and calibration.method != "amax":
-            raise DstoolsError(
-                f"--lossless leaves weights as they are, and {calibration.method} does not",
-                "leave out one of the two",
-            )
         draft = [
             replace(tensor, action="recover")
             if tensor.action == "quantize" and tensor.source.dtype == "BF16"
@@ -169,14 +165,21 @@ def plan_quantize(
             f"config.json: FP8 that is there has blocks of {rows} x {cols}; new ones are square",
             "dstools dequantize first, and quantize its output",
         )
-    scheme = replace(scheme, kept=_kept_modules(draft, inventory, format, found))
+    has_cache = calibration is not None and calibration.kv_cache
+    if has_cache and any(p is not None and p.role == "kv_cache" for p in inventory.names.values()):
+        raise DstoolsError(
+            "the source has scales of a KV cache itself", "leave out --kv-cache; they are kept"
+        )
+    scheme = replace(
+        scheme, kept=_kept_modules(draft, inventory, format, found), kv_cache=has_cache
+    )
     config = dict(inventory.checkpoint.config)
     native = [
         i.checkpoint.config["quantization_config"] for i in (inventory, base) if i and i.scheme
     ]
     same_format = found is not None and found.format == format
     config["quantization_config"] = scheme.to_config(native[0] if native and same_format else None)
-    return Plan(inventory, base, scheme, config, tuple(draft), calibration)
+    return Plan(inventory, base, scheme, config, tuple(draft), calibration, is_lossless)
 
 
 def scheme_after(

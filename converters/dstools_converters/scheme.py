@@ -17,6 +17,9 @@ ScaleFormat = Literal["float32", "ue8m0"]
 SCALE_FORMATS: tuple[ScaleFormat, ...] = get_args(ScaleFormat)
 # "float" is transformers' word for what DeepSeek leaves out
 SCALE_FMTS: dict[str, ScaleFormat] = {"None": "float32", "float": "float32", "ue8m0": "ue8m0"}
+KV_CACHE = {  # compressed-tensors: one static scale a layer for keys, one for values
+    "num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False,
+}  # fmt: skip
 BLOCK_SIZE = 128  # DeepSeek's; other sizes are read, and kept where codes are kept
 
 # What DeepSeek ships in FP8; everything else stays as it is. Source: README_WEIGHTS.md, convert.py.
@@ -36,6 +39,7 @@ class QuantScheme:
     scale_format: ScaleFormat
     block_size: tuple[int, int]
     kept: tuple[str, ...] = ()  # modules the config names as not quantized; names or "re:" patterns
+    kv_cache: bool = False  # the scales of an FP8 KV cache lie beside the weights
 
     @property
     def scale_part(self) -> str:
@@ -63,8 +67,11 @@ class QuantScheme:
             if self.kept:
                 config["modules_to_not_convert"] = list(self.kept)
             return config
+        cache = KV_CACHE if self.kv_cache else None
         if base is not None:
-            return base | {"ignore": list(self.kept)}
+            return (
+                base | {"ignore": list(self.kept)} | ({"kv_cache_scheme": cache} if cache else {})
+            )
         weights = {
             "num_bits": 8, "type": "float", "strategy": "block", "symmetric": True, "dynamic": False,
             "block_structure": list(self.block_size),
@@ -87,7 +94,7 @@ class QuantScheme:
                 }
             },
             "ignore": list(self.kept),
-            "kv_cache_scheme": None,
+            "kv_cache_scheme": cache,
         }
 
 

@@ -92,7 +92,7 @@ def run(
     workers: int,
     is_synced: bool = True,
     progress: Progress = lambda nbytes: None,
-    calibrate: Callable[["Sink"], None] = lambda sink: None,
+    calibrate: Callable[[Plan, "Sink"], None] | None = None,
 ) -> Report:
     """Write the folder `out` as `plan` says; `progress` is told of input bytes as they are done.
 
@@ -115,7 +115,8 @@ def run(
             resumed = plan.bytes_in
         else:
             resumed_jobs = {number: set(jobs) for number, jobs in writer.jobs.items()}
-            calibrate(Sink(plan, writer))
+            if calibrate is not None:
+                calibrate(plan, Sink(plan, writer))
             queue = _Queue(plan, writer, resumed_jobs, progress)
             with ThreadPoolExecutor(workers, "convert") as pool:
                 crew = [pool.submit(queue.work) for _ in range(workers)]

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dstools.calibration import Options, read_calibration
 from dstools.convert import convert
 from dstools.options import (
     Command,
+    data_options,
     dry_run_option,
     fsync_option,
     hint_command,
@@ -19,11 +21,13 @@ from dstools.options import (
 )
 
 if TYPE_CHECKING:
+    from dstools_converters.plan import Method
     from dstools_converters.scheme import Format, ScaleFormat
 
 EXAMPLES = """\
 dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8
-dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-run"""
+dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-run
+dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl --samples 256"""
 
 
 @click.command(cls=Command, epilog=EXAMPLES)
@@ -63,6 +67,37 @@ dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-ru
     default="off",
     help="Turn BF16 that was FP8 once back into it: no value changes, or it is quantized as usual.",
 )
+@option(
+    "--calibrate",
+    "data",
+    section="Calibration",
+    metavar="DATA",
+    type=click.Path(path_type=Path),
+    help='Run the model on this text first: JSONL with "text" or "messages", or plain text.',
+)
+@option(
+    "--method",
+    section="Calibration",
+    type=click.Choice(["gptq", "mse", "amax"]),
+    show_default="gptq with --calibrate, else amax",
+    help="Round by what weights are multiplied with, search scales by it, or do neither.",
+)
+@data_options("Calibration")
+@option(
+    "--min-coverage",
+    section="Calibration",
+    metavar="TOKENS",
+    type=click.IntRange(0),
+    default=0,
+    help="Fail where a routed expert sees fewer tokens.",
+)
+@option(
+    "--kv-cache",
+    section="Calibration",
+    type=click.Choice(["none", "fp8"]),
+    default="none",
+    help="Write the scales of an FP8 KV cache, as seen in the data.",
+)
 @dry_run_option
 @workers_option
 @fsync_option
@@ -75,6 +110,15 @@ def quantize(
     recipe: Path | None,
     base: str | None,
     lossless: str,
+    data: Path | None,
+    method: "Method | None",
+    samples: int,
+    seq_len: int,
+    seed: int,
+    ram_bytes: int,
+    device: str,
+    min_coverage: int,
+    kv_cache: str,
     dry_run: bool,
     workers: int,
     is_synced: bool,
@@ -91,18 +135,38 @@ def quantize(
     from dstools_converters.plan import plan_quantize
     from dstools_converters.recipe import Recipe, read_recipe
 
+    options = None
+    if data is not None:
+        options = Options(
+            data, method or "gptq", samples, seq_len, seed, ram_bytes, device, min_coverage,
+            kv_cache == "fp8",
+        )  # fmt: skip
+    elif method in ("gptq", "mse") or min_coverage or kv_cache != "none":
+        raise click.UsageError(
+            "--method gptq and mse, --min-coverage and --kv-cache need --calibrate"
+        )
     rules = read_recipe(recipe) if recipe else Recipe()
     with open_checkpoint(resolve(source)) as checkpoint:
         inventory = require_sound(checkpoint)
         original = require_sound(open_checkpoint(resolve(base))) if base else None
+        calibration = read_calibration(inventory, options, workers) if options else None
         plan = plan_quantize(
             inventory,
             rules,
             format_ or rules.format or "native",
             scale_fmt or rules.scale_format,
             original,
+            calibration.settings if calibration else None,
             is_lossless=lossless == "auto",
         )
-        convert(plan, out, dry_run=dry_run, workers=workers, is_synced=is_synced, as_json=as_json)
+        convert(
+            plan,
+            out,
+            dry_run=dry_run,
+            workers=workers,
+            is_synced=is_synced,
+            as_json=as_json,
+            calibrate=calibration.run if calibration else None,
+        )
     if not dry_run:
         hint_command("verify", out, "--source", source)

@@ -1,0 +1,171 @@
+"""Hold a calibrated tensor to what was noted of it when it was made, and to its source.
+
+Plain rounding has a bound for each element; a calibrated weight strays from it by design, here and
+there by more than one step of the FP8 grid. So what can be proven is another thing: the bytes are those
+that were written (their sha256), the scales are such as the method makes, and how far the codes stray
+from the source's weights is, to the last element, what the calibration said.
+"""
+
+import json
+import math
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dstools_converters.errors import DstoolsError, Finding
+from dstools_converters.header import TensorInfo
+from dstools_converters.inventory import Inventory
+from dstools_converters.metadata import CALIBRATION
+from dstools_converters.rows import (
+    memory,
+    read_rows,
+    read_scales,
+    restore,
+    slabs,
+    unlike_dequantized,
+)
+from dstools_kernels import block_fp8
+
+Note = dict[str, Any]
+# of the scale that amax gives; the same as dstools_kernels.gptq.search_scales tries
+MSE_FACTORS: dict[block_fp8.ScaleFormat, tuple[float, ...]] = {
+    "float32": tuple(n / 20 for n in range(14, 27)),
+    "ue8m0": (0.5, 1.0, 2.0),
+}
+ERROR_TOLERANCE = 1e-9  # of sums of squares in double, added in another order
+
+
+def read_notes(folder: Path, manifest: dict[str, Any]) -> dict[str, Note]:
+    """Return what calibration.json says of each tensor, {} where nothing was calibrated.
+
+    Raises DstoolsError where it is not the file that the manifest speaks of.
+    """
+    wanted = manifest.get("calibration")
+    if wanted is None:
+        return {}
+    try:
+        raw = (folder / CALIBRATION).read_bytes()
+    except OSError as error:
+        raise DstoolsError(
+            f"{CALIBRATION}: {error.strerror}", "manifest.json speaks of it; fetch it again"
+        ) from error
+    if f"sha256:{sha256(raw).hexdigest()}" != wanted:
+        raise DstoolsError(
+            f"{CALIBRATION}: is not the file that manifest.json was written with",
+            "fetch both again; what it says of tensors cannot be relied on",
+        )
+    tensors: dict[str, Note] = json.loads(raw)["tensors"]
+    return tensors
+
+
+def compare_calibrated(
+    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo, note: Note
+) -> Finding | None:
+    """Return how a tensor is not what its note says. Raises DstoolsError for NaN in it."""
+    digest = sha256()
+    digest.update(read_rows(made, mine, 0, mine.shape[0]))
+    digest.update(read_scales(made, mine, 0, mine.shape[0]))
+    if digest.hexdigest() != note["sha256"]:
+        return Finding(
+            "error", "bytes-differ", mine.where,
+            f"codes or scales are not those that {CALIBRATION} was written with",
+            "they are damaged; quantize again",
+        )  # fmt: skip
+    if note["method"] == "lossless":
+        span = unlike_dequantized(made, mine, source, info)
+        if span is None:
+            return None
+        return Finding(
+            "error", "bytes-differ", mine.where,
+            f"is not the source to the bit, within rows {span[0]} to {span[1] - 1}, though "
+            f"{CALIBRATION} says so", "quantize again",
+        )  # fmt: skip
+    return _compare_error(made, mine, source, info, note)
+
+
+def _compare_error(
+    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo, note: Note
+) -> Finding | None:
+    assert made.scheme is not None
+    rows, cols = mine.shape
+    block = made.scheme.block_size[0]
+    if source.scheme is not None and info.name in source.scales:
+        block = math.lcm(block, source.scheme.block_size[0])
+    moved = far = 0
+    squares = reference = 0.0
+    scale_format = made.scheme.scale_format
+    for first, last in slabs(0, rows, block, cols * 4):
+        weight = restore(source, info, first, last)
+        codes = np.frombuffer(read_rows(made, mine, first, last), np.uint8)
+        scales = np.frombuffer(read_scales(made, mine, first, last), np.float32)
+        nearest, amax_scales = _rounded(weight, cols, scale_format, made.scheme.block_size[0])
+        if note["method"] == "mse":
+            if not _are_multiples(scales, amax_scales, scale_format):
+                return _stray(mine, "has a scale that no search of scales gives")
+            outside, _ = block_fp8.outside_bound(
+                weight, codes, cols, scales, made.scheme.block_size
+            )
+            if outside:
+                return _stray(mine, f"{outside} of its codes are not the nearest")
+        elif not np.array_equal(scales, amax_scales):
+            return _stray(mine, "has a scale that is not its amax over 448")
+        else:
+            steps = np.abs(ORDINAL[codes] - ORDINAL[nearest])
+            moved += int(np.count_nonzero(steps))
+            far += int(np.count_nonzero(steps > 1))
+        restored = memory.view("values", (last - first) * cols * 4)
+        block_fp8.dequantize_float32(codes, cols, scales, restored, made.scheme.block_size)
+        found = block_fp8.difference(weight, restored)
+        squares, reference = squares + found.sum_sq_diff, reference + found.sum_sq_a
+    error = math.sqrt(squares / reference) if reference > 0 else 0.0
+    if (moved, far) != (note["moved"], note["far"]):
+        return _stray(
+            mine,
+            f"{moved} codes are not the nearest and {far} more than a step from it, where "
+            f"{CALIBRATION} has {note['moved']} and {note['far']}",
+        )
+    if not math.isclose(error, note["weight_error"], rel_tol=ERROR_TOLERANCE):
+        return _stray(
+            mine, f"its error is {error:.6g}, where {CALIBRATION} has {note['weight_error']:.6g}"
+        )
+    return None
+
+
+def _rounded(
+    weight: memoryview, cols: int, scale_format: block_fp8.ScaleFormat, block: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return what plain rounding makes of float32 rows: codes and scales, each flat."""
+    numel = weight.nbytes // 4
+    codes = np.empty(numel, np.uint8)
+    scales = np.empty(-(-(numel // cols) // block) * -(-cols // block), np.float32)
+    block_fp8.quantize(weight, "F32", cols, codes, scales, scale_format, block)
+    return codes, scales
+
+
+def _are_multiples(
+    scales: NDArray[np.float32],
+    amax_scales: NDArray[np.float32],
+    scale_format: block_fp8.ScaleFormat,
+) -> bool:
+    """Tell whether every scale is one that the search may choose, or the floor."""
+    one_of = [scales == amax_scales * np.float32(factor) for factor in MSE_FACTORS[scale_format]]
+    return bool(np.logical_or.reduce([*one_of, scales == _floor(scale_format)]).all())
+
+
+def _floor(scale_format: block_fp8.ScaleFormat) -> np.float32:
+    """Return the scale of a block of zeros."""
+    return np.float32(_rounded(memoryview(bytes(4)), 1, scale_format, 1)[1][0])
+
+
+def _stray(mine: TensorInfo, message: str) -> Finding:
+    return Finding(
+        "error", "outside-bound", mine.where, message,
+        "it was calibrated from another source, or is damaged; quantize again",
+    )  # fmt: skip
+
+
+_MAGNITUDES = np.arange(128, dtype=np.int16)
+ORDINAL = np.concatenate([_MAGNITUDES, -_MAGNITUDES])  # code -> place on the FP8 grid, -0 as +0
