@@ -1,6 +1,7 @@
 """The `dstools` command: what it groups, how an error reads, and what it exits with."""
 
 import errno
+import logging
 from typing import IO, Any
 
 import click
@@ -9,6 +10,7 @@ from dstools import __version__
 from dstools.commands.compare import compare
 from dstools.commands.dequantize import dequantize
 from dstools.commands.env import env
+from dstools.commands.eval import evaluate
 from dstools.commands.inspect import inspect
 from dstools.commands.quantize import quantize
 from dstools.commands.report import report
@@ -81,10 +83,14 @@ class App(click.Group):
 
 @click.group(cls=App, context_settings=SETTINGS, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="dstools")
-@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+@click.option("--debug", is_flag=True, help="Log each step, and show the whole traceback of an error.")
 def main(debug: bool) -> None:
     """Quantize, distill and export DeepSeek MoE checkpoints."""
+    if debug:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        for package in ("dstools", "dstools_converters", "dstools_kernels"):
+            logging.getLogger(package).setLevel(logging.DEBUG)
 
 
-for command in (inspect, quantize, dequantize, verify, compare, report, env):
+for command in (inspect, quantize, dequantize, verify, compare, evaluate, report, env):
     main.add_command(command)

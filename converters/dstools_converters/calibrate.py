@@ -7,6 +7,8 @@ is done, and the same inputs give the same bytes.
     OUT.incomplete/calibration/hidden-12    what layer 12 is given, for the next run to go on from
 """
 
+import logging
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +35,7 @@ from dstools_converters.rows import (
 from dstools_converters.scheme import QuantScheme
 
 Note = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -97,7 +100,12 @@ def calibrate(
     progress(sum(_layer_bytes(plan, layer) for layer in range(start)))
     for layer in range(start, runner.num_layers):
         watcher = _Rounder(plan, sink, todo[layer], layer, min_coverage, progress)
+        began = time.perf_counter()
         hidden = runner.run_layer(layer, hidden, watcher)
+        log.info(
+            "layer %d: %d tensors rounded, %.1f s",
+            layer, len(todo[layer]), time.perf_counter() - began,
+        )  # fmt: skip
         if layer + 1 < runner.num_layers:
             hidden.save(sink.folder / f"hidden-{layer + 1}", is_synced=sink.is_synced)
         if layer not in sink.layers or todo[layer]:
@@ -230,6 +238,7 @@ class _Rounder:
         scheme = self.plan.scheme
         assert scheme is not None
         block = scheme.block_size[0]
+        began = time.perf_counter()
         rounded = self._lossless(tensor, scheme) or round_weight(
             weight, seen, self.method, scheme.scale_format, block
         )
@@ -237,6 +246,11 @@ class _Rounder:
         note = rounded.note(weight, block)
         note |= {"hessian": whose if is_used else "none", "tokens": self.tokens}
         self.sink.put(tensor.source.name, raw(rounded.codes), raw(rounded.scale_inv), note)
+        log.debug(
+            "%s %s: %s, error %s -> %s, %.2f s",
+            tensor.source.name, list(weight.shape), rounded.method, rounded.error_nearest,
+            rounded.error, time.perf_counter() - began,
+        )  # fmt: skip
 
     def _lossless(self, tensor: TensorPlan, scheme: QuantScheme) -> Rounded | None:
         """Return the FP8 that the source was dequantized from, None where it is not known to be."""
