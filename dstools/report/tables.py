@@ -14,7 +14,7 @@ def section(heading: str, *parts: str) -> str:
 def figure(heading: str, svg: str, caption: str, legend: Iterable[Swatch] = ()) -> str:
     """Return a plot that scrolls sideways where the screen is narrower."""
     return (
-        f"<h3>{text(heading)}</h3>\n<figure>{scroll(heading, svg)}{swatches(legend)}"
+        f"<figure><h3>{text(heading)}</h3>\n{scroll(heading, svg)}{swatches(legend)}"
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
     )
 

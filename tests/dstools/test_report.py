@@ -186,6 +186,7 @@ def test_weights_are_counted_by_method_and_their_reasons_grouped(measured: Path)
     assert f'<td>{reason}</td><td class="n">24</td>' in html
     assert f"| nearest | {reason} | 24 |" in markdown
     assert "1 tokens, fewer" not in html
+    assert "| gptq |  |" not in markdown  # no reason is none
 
 
 def test_json_has_the_headline_figures_and_what_was_written(measured: Path) -> None:
