@@ -66,13 +66,13 @@ class Fields:
             raise self.error(key, "is no count")
         return value
 
-    def number(self, key: str) -> float:
+    def number(self, key: str, largest: float = MAX_NUMBER) -> float:
         """Return a finite number that is not negative."""
-        return self.check_number(key, self.get(key))
+        return self.check_number(key, self.get(key), largest)
 
-    def number_or_none(self, key: str) -> float | None:
+    def number_or_none(self, key: str, largest: float = MAX_NUMBER) -> float | None:
         """Return a number, or None where the file says null: nothing was measured."""
-        return None if self.get(key) is None else self.number(key)
+        return None if self.get(key) is None else self.number(key, largest)
 
     def finite_or_none(self, key: str) -> float | None:
         """Return a number that may be below 0, as rounding makes of a KL of 0; None for null."""
@@ -89,9 +89,9 @@ class Fields:
             raise self.error(key, "is more than 1, and no share")
         return value
 
-    def check_number(self, key: str, value: Any) -> float:
+    def check_number(self, key: str, value: Any, largest: float = MAX_NUMBER) -> float:
         """Return `value` if it is finite and not negative."""
-        if type(value) not in (int, float) or not 0 <= value <= MAX_NUMBER:
+        if type(value) not in (int, float) or not 0 <= value <= largest:
             raise self.error(key, "is no number from 0 up")
         return float(value)
 

@@ -9,6 +9,7 @@ from dstools.report.sheet import Evaluation, ExpertLoad, Histogram, Sheet
 from dstools.report.tables import bar, details, figure, section, table
 
 POOLED = "Weights of one role are pooled: root mean square, weighted by their number of elements."
+TOGETHER = "Of the weights of one role in a layer together, each expert on the tokens it was sent."
 
 
 def evaluation_section(evaluation: Evaluation) -> str:
@@ -35,7 +36,7 @@ def evaluation_section(evaluation: Evaluation) -> str:
     ]
     if evaluation.kl_histogram is not None:
         marks = {name: kl[name] or 0.0 for name in ("mean", "99th percentile")}
-        parts.append(_kl_histogram(evaluation.kl_histogram, marks, evaluation.tokens))
+        parts.append(_kl_histogram(evaluation.kl_histogram, marks))
     if evaluation.router_flips:
         flips = evaluation.router_flips
         svg = layer_bars("flips", "Router flips by layer", flips, "choices that changed")
@@ -49,14 +50,11 @@ def evaluation_section(evaluation: Evaluation) -> str:
     return section("Output against the reference", *parts)
 
 
-def _kl_histogram(found: Histogram, marks: dict[str, float], tokens: int) -> str:
-    outside = tokens - sum(found.counts)
+def _kl_histogram(found: Histogram, marks: dict[str, float]) -> str:
     caption = (
         "KL(reference ‖ quantized) of the distribution of the next token, one value a token; bins of equal "
-        "width in the logarithm."
+        "width in the logarithm, the first and the last with all that lies beyond."
     )
-    if outside > 0:
-        caption += f" {outside:,} tokens lie outside the range shown."
     svg = histogram("kl", "Histogram of the KL divergence by token", found, marks)
     rows = [
         (f"{low:.3g}", f"{high:.3g}", f"{count:,}")
@@ -75,9 +73,9 @@ def errors_section(sheet: Sheet, found: Figures) -> str:
     mtp = f" Layers from {sheet.layers} on are MTP." if sheet.model.layers_mtp else ""
     both = (*found.cells, *found.cells_held_out)
     columns = 1 + max((layer for _, layer in both), default=0)
-    for name, where, cells in (
-        ("held-out", "evaluation data", found.cells_held_out),
-        ("calibrated", "calibration data", found.cells),
+    for name, where, cells, pooled in (
+        ("held-out", "evaluation data", found.cells_held_out, TOGETHER),
+        ("calibrated", "calibration data", found.cells, POOLED),
     ):
         if cells:
             heading = f"Output error by role and layer, {where}"
@@ -85,7 +83,7 @@ def errors_section(sheet: Sheet, found: Figures) -> str:
                 name, heading, cells, by_model(role for role, _ in cells), columns
             )
             caption = (
-                f"Per cent; colours on a logarithmic scale. {POOLED}{mtp} Blank: not measured."
+                f"Per cent; colours on a logarithmic scale. {pooled}{mtp} Blank: not measured."
             )
             parts.append(figure(heading, svg, caption, legend))
             rows_cells = [
@@ -110,7 +108,7 @@ def errors_section(sheet: Sheet, found: Figures) -> str:
     head = ("Role", "Weights", "If nearest", "As stored", "Ratio", "Evaluation data")
     caption = (
         "On the calibration data if rounded to nearest, and as stored; on the evaluation data, as stored. "
-        f" {POOLED} {NONE}: not measured."
+        f"{POOLED} {NONE}: not measured."
     )
     parts += ["<h3>Output error by role</h3>", table(head, rows, (1, 2, 3, 4, 5), caption)]
     worst = [

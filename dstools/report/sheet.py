@@ -4,6 +4,7 @@ Nothing is computed here but sums of bytes; every value is checked, against the 
 sheet that shows the figures of another model is worse than none.
 """
 
+import sys
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
@@ -21,6 +22,7 @@ from dstools_converters.names import ROLES
 METHODS = ("gptq", "mse", "nearest", "lossless")
 CACHE_PARTS = ("latent_amax", "rope_amax", "k_amax", "v_amax")
 MAX_BINS = 1000
+MAX_FLOAT = sys.float_info.max  # a broken model's perplexity comes near
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class ExpertLoad:
 
 
 class Histogram(NamedTuple):
-    """counts[i] tokens lie in edges[i] to edges[i + 1]."""
+    """counts[i] tokens lie in edges[i] to edges[i + 1]; the end bins hold all beyond."""
 
     edges: list[float]
     counts: list[int]
@@ -246,13 +248,13 @@ def _evaluation(file: Fields, inventory: Inventory) -> Evaluation:
         against=file.text_or_none("against"),
         data=_data(file.fields("data")),
         tokens=file.count("tokens"),
-        perplexity=file.number("perplexity"),
-        perplexity_against=file.number_or_none("perplexity_against"),
+        perplexity=file.number("perplexity", MAX_FLOAT),
+        perplexity_against=file.number_or_none("perplexity_against", MAX_FLOAT),
         kl_mean=file.finite_or_none("kl_mean"),
         kl_p99=file.finite_or_none("kl_p99"),
         kl_max=file.finite_or_none("kl_max"),
         top1_agreement=file.share_or_none("top1_agreement"),
-        kl_histogram=_histogram(file.fields_or_none("kl_histogram")),
+        kl_histogram=_histogram(file.fields_or_none("kl_histogram"), file.count("tokens")),
         router_flips={n: share for n, share in sorted(shares.items()) if share is not None},
         output_error=[
             _output_error(file.check_fields(f"output_error[{n}]", entry), layers)
@@ -261,7 +263,7 @@ def _evaluation(file: Fields, inventory: Inventory) -> Evaluation:
     )
 
 
-def _histogram(table: Fields | None) -> Histogram | None:
+def _histogram(table: Fields | None, tokens: int) -> Histogram | None:
     if table is None:
         return None
     edges = [table.check_number("edges", edge) for edge in table.items("edges")]
@@ -270,6 +272,8 @@ def _histogram(table: Fields | None) -> Histogram | None:
         raise table.error("edges", "do not rise")
     if not 2 <= len(edges) <= MAX_BINS or len(edges) != len(counts) + 1:
         raise table.error("counts", f"are {len(counts)} for {len(edges)} edges")
+    if sum(counts) != tokens:
+        raise table.error("counts", f"are of {sum(counts)} tokens, not of the {tokens} evaluated")
     return Histogram(edges, counts)
 
 
