@@ -89,23 +89,26 @@ def read_architecture(config: Parameters) -> Architecture:
     model = read_model(config)
     _refuse_unknown_layers(config, model)
     attention = model.attention
-    parameters = _rope_parameters(config)
+    where, parameters = _rope_parameters(config)
+    theta, scaling = _number(parameters, "rope_theta"), _scaling(where, parameters)
     if isinstance(attention, MLA):
         dim, is_interleaved = attention.qk_rope_head_dim, config.get("rope_interleave") is not False
         softmax_scale = (attention.qk_nope_head_dim + dim) ** -0.5
         if parameters.get("mscale_all_dim"):  # DeepSeek's own: YaRN's temperature on the logits
-            factor = _number(parameters, "factor", "rope_scaling")
-            mscale = _mscale(factor, _number(parameters, "mscale_all_dim", "rope_scaling"))
+            mscale = _mscale(parameters["factor"], _number(parameters, "mscale_all_dim", where))
             softmax_scale = softmax_scale * mscale * mscale
     else:
         dim, is_interleaved = attention.head_dim, False
         softmax_scale = dim**-0.5
-    if dim % 2:
-        raise DstoolsError(f"config.json: {dim} rotary dimensions cannot be paired")
+    if dim % 2 or theta <= 1:
+        raise DstoolsError(
+            f"config.json: {dim} rotary dimensions of rope_theta {theta:g} are not pairs of waves",
+            AGAIN,
+        )
     return Architecture(
         model=model,
         rms_norm_eps=_number(config, "rms_norm_eps"),
-        rope=Rope(_number(parameters, "rope_theta"), dim, is_interleaved, _scaling(parameters)),
+        rope=Rope(theta, dim, is_interleaved, scaling),
         softmax_scale=softmax_scale,
         router=None if model.moe is None else _read_router(config, model.moe),
         index_topk=_whole(config, "index_topk") if model.model_type == "deepseek_v32" else None,
@@ -119,41 +122,38 @@ def _refuse_unknown_layers(config: Parameters, model: Model) -> None:
     layers = range(model.num_hidden_layers)
     full = "indexed_attention" if model.model_type == "deepseek_v32" else "full_attention"
     types = config.get("layer_types")
-    if types is not None and list(types) != [full for _ in layers]:
+    if types not in (None, [full for _ in layers]):
         raise _not_implemented("layer_types", types, f"{full} in every layer")
     if types is None and config.get("use_sliding_window"):
         raise _not_implemented("use_sliding_window", True, "false")
     kinds = config.get("mlp_layer_types")
-    if kinds is not None and list(kinds) != [
-        "sparse" if model.is_moe(layer) else "dense" for layer in layers
-    ]:
+    if kinds not in (None, ["sparse" if model.is_moe(layer) else "dense" for layer in layers]):
         raise _not_implemented("mlp_layer_types", kinds, "first_k_dense_replace dense layers first")
 
 
-def _rope_parameters(config: Parameters) -> Parameters:
-    """Return rope_scaling (the releases) or rope_parameters (transformers 5) with rope_theta in it."""
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+def _rope_parameters(config: Parameters) -> tuple[str, Parameters]:
+    """Return the key, of the releases or of transformers 5, and its values with rope_theta."""
+    where = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    given = config.get(where) or {}
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
-        raise _not_implemented("rope_parameters", given, "one set for all layers")
+        raise _not_implemented(where, given, "one set for all layers")
     parameters = {key: value for key, value in given.items() if value is not None}
     parameters.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     partial = parameters.pop("partial_rotary_factor", config.get("partial_rotary_factor"))
     if partial not in (None, 1):
         raise _not_implemented("partial_rotary_factor", partial, "1")
-    return parameters
+    return where, parameters
 
 
-def _scaling(parameters: Parameters) -> Linear | Llama3 | Yarn | None:
+def _scaling(where: str, parameters: Parameters) -> Linear | Llama3 | Yarn | None:
     def number(key: str) -> float:
-        return _number(parameters, key, "rope_scaling")
+        return _number(parameters, key, where)
 
     def only(*keys: str) -> None:
         unknown = parameters.keys() - {"rope_type", "type", "rope_theta", *keys}
         if unknown:
             key = min(unknown)
-            raise _not_implemented(
-                f"rope_scaling.{key}", parameters[key], ", ".join(keys) or "none"
-            )
+            raise _not_implemented(f"{where}.{key}", parameters[key], ", ".join(keys) or "none")
 
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
@@ -167,7 +167,7 @@ def _scaling(parameters: Parameters) -> Linear | Llama3 | Yarn | None:
         low, high = number("low_freq_factor"), number("high_freq_factor")
         if low >= high:
             raise DstoolsError(
-                f"config.json: rope_scaling.low_freq_factor {low} is not below high_freq_factor {high}",
+                f"config.json: {where}.low_freq_factor {low} is not below high_freq_factor {high}",
                 AGAIN,
             )
         return Llama3(number("factor"), low, high, number("original_max_position_embeddings"))
@@ -192,7 +192,7 @@ def _scaling(parameters: Parameters) -> Linear | Llama3 | Yarn | None:
             is_truncated=parameters.get("truncate", True) is not False,
             attention_factor=attention_factor,
         )
-    raise _not_implemented("rope_scaling.type", kind, "default, linear, llama3, yarn")
+    raise _not_implemented(f"{where}.type", kind, "default, linear, llama3, yarn")
 
 
 def _mscale(factor: float, mscale: float) -> float:
@@ -201,9 +201,9 @@ def _mscale(factor: float, mscale: float) -> float:
 
 
 def _read_router(config: Parameters, moe: MoE) -> Router:
-    method = config.get("topk_method", "noaux_tc")
     scoring: Literal["sigmoid", "softmax"] = "sigmoid" if moe.has_correction_bias else "softmax"
     methods = ["noaux_tc"] if moe.has_correction_bias else ["greedy", "group_limited_greedy"]
+    method = config.get("topk_method", methods[0])  # transformers leaves out what a class implies
     if method not in methods:
         raise _not_implemented("topk_method", method, " or ".join(methods))
     if config.get("scoring_func", scoring) != scoring:
@@ -215,8 +215,11 @@ def _read_router(config: Parameters, moe: MoE) -> Router:
     n_group = topk_group = 1
     if method != "greedy":
         n_group, topk_group = _whole(config, "n_group"), _whole(config, "topk_group")
-    experts, chosen = moe.n_routed_experts, moe.num_experts_per_tok
-    if experts % n_group or topk_group > n_group or chosen > experts // n_group * topk_group:
+    experts, chosen, members = moe.n_routed_experts, moe.num_experts_per_tok, 0
+    if experts % n_group == 0 and topk_group <= n_group:
+        members = experts // n_group
+    ranked = 2 if method == "noaux_tc" and topk_group < n_group else 1  # summed for a group's score
+    if members < ranked or chosen > members * topk_group:
         raise DstoolsError(
             f"config.json: {chosen} of {experts} experts cannot be chosen from {topk_group} of "
             f"{n_group} groups",
@@ -235,7 +238,7 @@ def _read_router(config: Parameters, moe: MoE) -> Router:
 def _number(config: Parameters, key: str, inside: str = "") -> float:
     """Return a positive, finite number."""
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         where = f"{inside}.{key}" if inside else key
         raise DstoolsError(
             f"config.json: {where} is {printable(repr(value))}, not a positive number",

@@ -205,6 +205,52 @@ def test_v2_with_its_complex_rotation_is_transformers_to_the_bit(kind: str, pair
     assert unequal(run(decoder, theirs, some_ids(decoder))) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("tiny", {"rms_norm_eps": 1e-5}),  # the latents' norms keep 1e-6
+        ("tiny", {"rope_interleave": False}),
+        ("tiny", {"norm_topk_prob": False}),
+        ("tiny", {"n_group": 1, "topk_group": 1}),
+        ("tiny", {"num_experts_per_tok": 1}),
+        ("tiny-qwen3", {"rms_norm_eps": 1e-5}),
+    ],
+)
+@pytest.mark.usefixtures("as_eager")
+def test_settings_no_release_has_are_transformers_to_the_bit(
+    kind: str, change: dict[str, Any], pair: Pair
+) -> None:
+    decoder, theirs = pair(kind, **change)
+    assert unequal(run(decoder, theirs, some_ids(decoder))) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("tiny-llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
+        ("tiny-qwen3", {"attention_bias": True}),
+        ("tiny", {"attention_bias": True}),
+        ("tiny", {"attention_bias": True, "q_lora_rank": None}),
+    ],
+)
+@pytest.mark.usefixtures("as_eager")
+def test_biases_are_transformers_to_the_bit(
+    kind: str, change: dict[str, Any], make_checkpoint: Any
+) -> None:
+    """Of layers without experts, whose names in memory are those on disk."""
+    dense = {"first_k_dense_replace": 3, "num_nextn_predict_layers": 0, "dtype": "float32"}
+    config = make_checkpoint.CONFIGS[kind] | change | dense
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**config), attn_implementation="eager"
+    ).eval()
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)  # transformers starts from 0
+    decoder = loaded(read_architecture(config), theirs.state_dict())
+    assert unequal(run(decoder, theirs, some_ids(decoder))) == []
+
+
 @pytest.mark.parametrize("kind", ["tiny-llama", "tiny-aligned"])
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.usefixtures("as_eager")
@@ -380,6 +426,8 @@ def test_the_bias_takes_part_in_the_choice_and_not_in_the_weights() -> None:
     assert by_expert == pytest.approx({0: 1.0, 1: 1.5}, abs=4 * U)
     assert experts.dtype == torch.int64
     assert weights.dtype == torch.float32
+    router.weight[:, 0] = -200  # e^-200 is 0 in float32, and the weights not 0 / 0
+    assert torch.equal(router(x)[1], torch.zeros(1, 2))
 
 
 V3_LAYER: dict[str, Any] = {
