@@ -3,8 +3,9 @@
     python scripts/bench_kernel.py --mib 512 --repeat 7 --levels avx512vbmi avx512
 
 Each repetition runs every measurement once, one after the other, so that a busy machine slows all of
-them. Figures are GB/s of BF16: read by `quantize`, written by `dequantize`, copied by `memcpy`.
-`ratio` divides by memcpy with as many threads: best by best, median by median. Buffers start on a
+them. Figures are GB/s of BF16: read by `quantize` and `recover`, written by `dequantize`, copied by
+`memcpy`; half as many elements a second. `recover` is given what `dequantize` wrote, and besides an
+ordinary weight, which it refuses: `refused_us` is how long that takes, whatever the size. `ratio` divides by memcpy with as many threads: best by best, median by median. Buffers start on a
 page, as those of a streaming job should: unaligned stores run at half the speed.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dstools_kernels import block_fp8, native
+from dstools_kernels import block_fp8, lattice, native
 
 BLOCK = 128
 COLS = 7168  # of DeepSeek-V3
@@ -63,6 +64,7 @@ def main() -> None:
                 "mib": bytes_in / 2**20,
                 "repeat": arguments.repeat,
                 "gb_per_second": lines,
+                "refused_us": refused_us(levels, arguments.repeat),
             },
             indent=2,
         )
@@ -98,6 +100,11 @@ def measure(rows: int, levels: list[str], repeat: int) -> dict[tuple[str, str, i
         source, scales = part(codes, first, last), part(scale, first, last)
         block_fp8.dequantize(source, COLS, scales, part(back, first, last))
 
+    def recover(first: int, last: int) -> None:
+        source = part(back, first, last)
+        bad = lattice.recover(source, COLS, part(codes, first, last), part(scale, first, last))
+        assert bad == -1, f"block {bad} was not recovered"
+
     seconds: dict[tuple[str, str, int], list[float]] = {}
     for _ in range(repeat):
         for threads in THREADS:
@@ -105,10 +112,28 @@ def measure(rows: int, levels: list[str], repeat: int) -> dict[tuple[str, str, i
             seconds.setdefault(("", "memcpy", threads), []).append(spent)
             for level in levels:
                 native.use(level)
-                for kernel in (quantize, dequantize):
+                for kernel in (quantize, dequantize, recover):
                     spent = run(kernel, rows // BLOCK, threads)
                     seconds.setdefault((level, kernel.__name__, threads), []).append(spent)
     return seconds
+
+
+def refused_us(levels: list[str], repeat: int) -> dict[str, float]:
+    """Return the best time by level that it takes to find a weight not to have been FP8."""
+    normal = np.random.default_rng(0).normal(scale=0.02, size=(BLOCK, COLS)).astype(np.float32)
+    weight, codes, scale = pages(normal.nbytes // 2), pages(normal.size), pages(4 * COLS // BLOCK)
+    block_fp8.narrow(normal, weight)
+    found = {}
+    for level in levels:
+        native.use(level)
+        seconds = []
+        for _ in range(10 * repeat):
+            start = time.perf_counter()
+            bad = lattice.recover(weight, COLS, codes, scale)
+            seconds.append(time.perf_counter() - start)
+            assert bad == 0
+        found[level] = round(min(seconds) * 1e6, 1)
+    return found
 
 
 def run(kernel: Callable[[int, int], None], block_rows: int, threads: int) -> float:

@@ -1,4 +1,5 @@
-// Block FP8 on the CPU: quantize, dequantize, and the sums that prove a result. C ABI, libc only.
+// Block FP8 on the CPU: quantize, dequantize, recover, and the sums that prove a result. C ABI, libc
+// only.
 //
 // The numbers are those of block_fp8_numpy.py, to the bit, on every level:
 //   scale = max(amax, floor) / 448           one IEEE division in float32
@@ -6,8 +7,8 @@
 //   back  = bf16(float(code) * scale)        one multiplication, then one rounding to BF16
 //
 // Each kernel is one plain body, written as loops that compilers vectorise, and compiled once per
-// instruction set; the caller passes the level to run. Only BF16 -> FP8 has a second body, a table
-// look-up for AVX-512 VBMI: see "The table kernel".
+// instruction set; the caller passes the level to run. What goes between BF16 and FP8 has a second
+// body, a table look-up for AVX-512 VBMI: see "The table kernel".
 //
 // What the build must hold to: -ffp-contract=off (a fused multiply-add rounds once where the
 // definition rounds twice), never -ffast-math, no flushing of subnormals. -fno-trapping-math is
@@ -382,7 +383,7 @@ INLINE int64_t first_with_all_plain(const void* data, int itemsize, uint32_t mas
 static const int64_t SIGNIFICANDS = 8;  // of E4M3: 1, 1.125 .. 1.875
 
 struct Lifted {
-    int64_t count;                  // of different mantissas, which is of no use above SIGNIFICANDS
+    int64_t count;
     uint32_t amax;                  // BF16, as are all of these
     uint32_t values[SIGNIFICANDS];  // above amax / 2 and up to amax, one of each mantissa
 };
@@ -391,6 +392,7 @@ struct Lifted {
 struct Seen {
     uint32_t words[4];
     int32_t most;
+    int64_t count;  // of mantissas; left at 0 by seen_in()
 };
 
 INLINE Seen seen_in(const Unaligned16* __restrict from, int64_t count) {
@@ -405,31 +407,31 @@ INLINE Seen seen_in(const Unaligned16* __restrict from, int64_t count) {
         fourth |= bit & -(uint32_t)(word == 0x60);
         most = magnitude > most ? magnitude : most;
     }
-    return {{first, second, third, fourth}, most};
+    return {{first, second, third, fourth}, most, 0};
 }
 
-INLINE Lifted lifted_of(const Unaligned16* block, int64_t rows, int64_t cols, int64_t stride) {
-    Lifted found = {};
+// What a block has, or as much of it as shows that it has too many mantissas.
+INLINE Seen seen_in_block(const Unaligned16* block, int64_t rows, int64_t cols, int64_t stride) {
     Seen seen = {};
-    for (int64_t row = 0; row < rows; row++) {
+    for (int64_t row = 0; row < rows && seen.count <= SIGNIFICANDS; row++) {
         const Unaligned16* from = block + row * stride;
+        // The block to the right comes next. Asking for memory past the end is harmless.
+        for (int64_t i = 0; i < BLOCK; i += 32) __builtin_prefetch(from + BLOCK + i, 0, 2);
         // the same call twice: with a constant count the loop needs no remainder
         const Seen more = cols == BLOCK ? seen_in(from, BLOCK) : seen_in(from, cols);
-        uint32_t news = 0;
-        for (int i = 0; i < 4; i++) {
-            news |= more.words[i] & ~seen.words[i];
-            seen.words[i] |= more.words[i];
-        }
         seen.most = more.most > seen.most ? more.most : seen.most;
-        if (!news) continue;
-        found.count = 0;
-        for (uint32_t word : seen.words)
-            for (; word; word &= word - 1) found.count++;
-        if (found.count > SIGNIFICANDS) return found;
+        for (int i = 0; i < 4; i++) {
+            uint32_t news = more.words[i] & ~seen.words[i];
+            seen.words[i] |= news;
+            for (; news; news &= news - 1) seen.count++;
+        }
     }
-    found.amax = (uint32_t)seen.most;
+    return seen;
+}
+
+INLINE Lifted lifted_of(const Seen& seen) {
+    Lifted found = {0, (uint32_t)seen.most, {}};
     const uint32_t binade = found.amax & 0x7f80, top = found.amax & 0x7f;
-    found.count = 0;
     for (uint32_t mantissa = 0; mantissa < 128; mantissa++)
         if (seen.words[mantissa >> 5] >> (mantissa & 31) & 1)
             found.values[found.count++] = binade + mantissa - (mantissa > top ? 0x80 : 0);
@@ -503,43 +505,63 @@ INLINE bool encode_block(const Unaligned16* block, int64_t rows, int64_t cols, i
     return true;
 }
 
+// The two passes over a block, by loops; TableSteps has them by look-up.
+struct PlainSteps {
+    INLINE Seen look(const Unaligned16* block, int64_t rows, int64_t cols, int64_t stride) {
+        return seen_in_block(block, rows, cols, stride);
+    }
+    // Write codes; whether each times `scale` is its element again, to the bit.
+    INLINE bool encode(const Unaligned16* block, int64_t rows, int64_t cols, int64_t stride, float,
+                       float scale, uint8_t* codes) {
+        return encode_block(block, rows, cols, stride, scale, codes);
+    }
+};
+
 // Recover one block; its scale, or 0.
+template <class Steps>
 INLINE float recover_block(const Unaligned16* block, int64_t rows, int64_t cols, int64_t stride,
                            uint8_t* codes, bool powers_only) {
-    const Lifted lifted = lifted_of(block, rows, cols, stride);
-    if (lifted.count > SIGNIFICANDS || lifted.amax >= (uint32_t)Bf16::INFINITE) return 0;
+    const Seen seen = Steps::look(block, rows, cols, stride);
+    if (seen.count > SIGNIFICANDS || seen.most >= Bf16::INFINITE) return 0;
+    const Lifted lifted = lifted_of(seen);
     const float amax = Bf16::widen(lifted.amax), floor = floor_of(powers_only);
     // below the floor the rule's scale is known, whatever code that leaves for amax
     if (amax < floor) {
         const float scale = scale_of(floor, powers_only);
-        if (encode_block(block, rows, cols, stride, scale, codes)) return scale;
+        if (Steps::encode(block, rows, cols, stride, floor, scale, codes)) return scale;
     }
     if (amax < 0x1p-90f) return 0;  // so that no product below is a float32 subnormal
     if (powers_only) {
         const float scale = scale_of(amax, true);
-        return encode_block(block, rows, cols, stride, scale, codes) ? scale : 0;
+        return Steps::encode(block, rows, cols, stride, amax, scale, codes) ? scale : 0;
     }
     for (uint32_t top = 0x7e; top > 0x76; top--) {  // 448 .. 240
         const float scale = scale_under(top, lifted);
-        if (scale > 0 && encode_block(block, rows, cols, stride, scale, codes)) return scale;
+        if (scale > 0 && Steps::encode(block, rows, cols, stride, amax, scale, codes)) return scale;
     }
     return 0;
 }
 
 // Recover [rows, cols]; the number of the first block for which there is nothing, or -1.
-INLINE int64_t recover_plain(const Unaligned16* weight, int64_t rows, int64_t cols, uint8_t* codes,
-                             UnalignedFloat* scale_inv, bool powers_only, int64_t block_size) {
+template <class Steps>
+INLINE int64_t recover_body(const Unaligned16* weight, int64_t rows, int64_t cols, uint8_t* codes,
+                            UnalignedFloat* scale_inv, bool powers_only, int64_t block_size) {
     int64_t number = 0;
     for (int64_t row = 0; row < rows; row += block_size)
         for (int64_t col = 0; col < cols; col += block_size, number++) {
             const int64_t height = least(block_size, rows - row), at = row * cols + col;
             const int64_t width = least(block_size, cols - col);
             const float scale =
-                recover_block(weight + at, height, width, cols, codes + at, powers_only);
+                recover_block<Steps>(weight + at, height, width, cols, codes + at, powers_only);
             if (scale == 0) return number;
             scale_inv[number] = scale;
         }
     return -1;
+}
+
+INLINE int64_t recover_plain(const Unaligned16* weight, int64_t rows, int64_t cols, uint8_t* codes,
+                             UnalignedFloat* scale_inv, bool powers_only, int64_t block_size) {
+    return recover_body<PlainSteps>(weight, rows, cols, codes, scale_inv, powers_only, block_size);
 }
 
 // ---- The table kernel ---------------------------------------------------------------------------
@@ -801,6 +823,21 @@ VBMI INLINE Magnitudes magnitudes_of(float scale) {
             {_mm512_load_si512(high), _mm512_load_si512(high + 64)}};
 }
 
+struct Pair {
+    __m512i first, second;
+};
+
+// The BF16 numbers of 64 codes.
+VBMI INLINE Pair back_of_64(__m512i codes, const Magnitudes& magnitude, __m512i sign_bit) {
+    // unpacking works on 16 bytes at a time; this order of codes makes its results come in order
+    const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+    const __m512i code = _mm512_permutexvar_epi64(order, codes);
+    const __m512i low = _mm512_permutex2var_epi8(magnitude.low[0], code, magnitude.low[1]);
+    __m512i high = _mm512_permutex2var_epi8(magnitude.high[0], code, magnitude.high[1]);
+    high = _mm512_ternarylogic_epi32(high, code, sign_bit, 0x78);  // xor the sign
+    return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+}
+
 template <bool STREAM>
 VBMI INLINE void store_bf16(Unaligned16* to, __m512i value) {
     if (STREAM) _mm512_stream_si512((__m512i*)to, value);
@@ -814,8 +851,6 @@ template <bool STREAM>
 VBMI static void dequantize_table(const uint8_t* codes, int64_t rows, int64_t cols,
                                   const UnalignedFloat* scale_inv, Unaligned16* out) {
     const int64_t whole = cols / BLOCK, ragged = cols % BLOCK;
-    // unpacking works on 16 bytes at a time; this order of codes makes its results come in order
-    const __m512i order = keep(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0));
     const __m512i sign_bit = keep(_mm512_set1_epi8((char)0x80));
     Magnitudes magnitudes[WIDE_STRIP];
     for (int64_t top = 0; top < rows; top += BLOCK) {
@@ -830,15 +865,10 @@ VBMI static void dequantize_table(const uint8_t* codes, int64_t rows, int64_t co
                     const Magnitudes& magnitude = magnitudes[block];
                     const int64_t at = row * cols + (left + block) * BLOCK;
                     for (int64_t i = at; i < at + BLOCK; i += 64) {
-                        const __m512i code =
-                            _mm512_permutexvar_epi64(order, _mm512_loadu_si512(codes + i));
-                        const __m512i low =
-                            _mm512_permutex2var_epi8(magnitude.low[0], code, magnitude.low[1]);
-                        __m512i high =
-                            _mm512_permutex2var_epi8(magnitude.high[0], code, magnitude.high[1]);
-                        high = _mm512_ternarylogic_epi32(high, code, sign_bit, 0x78);  // xor the sign
-                        store_bf16<STREAM>(out + i, _mm512_unpacklo_epi8(low, high));
-                        store_bf16<STREAM>(out + i + 32, _mm512_unpackhi_epi8(low, high));
+                        const Pair back =
+                            back_of_64(_mm512_loadu_si512(codes + i), magnitude, sign_bit);
+                        store_bf16<STREAM>(out + i, back.first);
+                        store_bf16<STREAM>(out + i + 32, back.second);
                     }
                 }
         }
@@ -850,6 +880,88 @@ VBMI static void dequantize_table(const uint8_t* codes, int64_t rows, int64_t co
     }
     if (STREAM) _mm_sfence();
 }
+
+// ---- Recover by table ---------------------------------------------------------------------------
+
+struct TableSteps {
+    template <bool WHOLE>
+    VBMI INLINE Seen look_at(const uint16_t* block, int64_t rows, int64_t cols, int64_t stride) {
+        const Constants constant = constants();
+        Seen seen = {};
+        alignas(64) uint8_t is_new[BLOCK];  // by mantissa: all bits, or none
+        memset(is_new, 0xff, sizeof is_new);
+        __m512i low = _mm512_load_si512(is_new), high = low, most = _mm512_setzero_si512();
+        for (int64_t row = 0; row < rows && seen.count <= SIGNIFICANDS; row++)
+            for (int64_t i = 0; i < BLOCK; i += 64) {
+                const uint16_t* from = block + row * stride + i;
+                // the block to the right comes next, see seen_in_block()
+                _mm_prefetch((const char*)(from + BLOCK), _MM_HINT_T1);
+                _mm_prefetch((const char*)(from + BLOCK + 32), _MM_HINT_T1);
+                const __m512i first =
+                    _mm512_and_si512(load32<WHOLE>(from, cols - i), constant.no_sign);
+                const __m512i second =
+                    _mm512_and_si512(load32<WHOLE>(from + 32, cols - i - 32), constant.no_sign);
+                most = _mm512_max_epu16(most, _mm512_max_epu16(first, second));
+                const __m512i mantissa = _mm512_permutex2var_epi8(first, constant.even, second);
+                uint64_t news =
+                    _mm512_movepi8_mask(_mm512_permutex2var_epi8(low, mantissa, high));
+                if (__builtin_expect(!news, 1)) continue;
+                news &= (uint64_t)_mm512_test_epi16_mask(second, second) << 32 |
+                        _mm512_test_epi16_mask(first, first);
+                for (; news; news &= news - 1) {
+                    const uint32_t one = from[__builtin_ctzll(news)] & 0x7f;
+                    seen.count += is_new[one] & 1;
+                    is_new[one] = 0;
+                    seen.words[one >> 5] |= 1u << (one & 31);
+                }
+                low = _mm512_load_si512(is_new);
+                high = _mm512_load_si512(is_new + 64);
+            }
+        seen.most = (int32_t)largest(most);
+        return seen;
+    }
+
+    template <bool WHOLE>
+    VBMI INLINE bool encode_as(const uint16_t* block, int64_t rows, int64_t cols, int64_t stride,
+                               float amax, float scale, uint8_t* codes) {
+        const Constants constant = constants();
+        const CodeTable table = code_table(amax, scale);
+        const Magnitudes magnitude = magnitudes_of(scale);
+        for (int64_t row = 0; row < rows; row++) {
+            const uint16_t* from = block + row * stride;
+            uint8_t* to = codes + row * stride;
+            quantize_row<WHOLE, false>(from, cols, to, table, constant);
+            __mmask32 differences = 0;
+            for (int64_t i = 0; i < BLOCK; i += 64) {
+                const __m512i coded = WHOLE ? _mm512_loadu_si512(to + i)
+                                            : _mm512_maskz_loadu_epi8(first_of_64(cols - i), to + i);
+                const Pair back = back_of_64(coded, magnitude, constant.sign_bit);
+                differences |= _mm512_cmpneq_epu16_mask(back.first, load32<WHOLE>(from + i, cols - i));
+                differences |= _mm512_cmpneq_epu16_mask(
+                    back.second, load32<WHOLE>(from + i + 32, cols - i - 32));
+            }
+            if (differences) return false;
+        }
+        return true;
+    }
+
+    VBMI static Seen look(const Unaligned16* block, int64_t rows, int64_t cols, int64_t stride) {
+        const uint16_t* from = (const uint16_t*)block;
+        return cols == BLOCK ? look_at<true>(from, rows, cols, stride)
+                             : look_at<false>(from, rows, cols, stride);
+    }
+    VBMI static bool encode(const Unaligned16* block, int64_t rows, int64_t cols, int64_t stride,
+                            float amax, float scale, uint8_t* codes) {
+        const uint16_t* from = (const uint16_t*)block;
+        return cols == BLOCK ? encode_as<true>(from, rows, cols, stride, amax, scale, codes)
+                             : encode_as<false>(from, rows, cols, stride, amax, scale, codes);
+    }
+};
+
+VBMI static int64_t recover_table(const Unaligned16* weight, int64_t rows, int64_t cols,
+                                  uint8_t* codes, UnalignedFloat* scale_inv, bool powers_only) {
+    return recover_body<TableSteps>(weight, rows, cols, codes, scale_inv, powers_only, BLOCK);
+}
 #endif
 
 // ---- Levels -------------------------------------------------------------------------------------
@@ -859,6 +971,7 @@ struct Kernels {
     int64_t (*quantize)(const void*, int, int64_t, int64_t, uint8_t*, UnalignedFloat*, bool, int64_t);
     void (*dequantize)(const uint8_t*, int64_t, int64_t, const UnalignedFloat*, int64_t, int64_t,
                        Unaligned16*);
+    int64_t (*recover)(const Unaligned16*, int64_t, int64_t, uint8_t*, UnalignedFloat*, bool, int64_t);
     void (*dequantize_float32)(const uint8_t*, int64_t, int64_t, const UnalignedFloat*, int64_t,
                                int64_t, UnalignedFloat*);
     void (*widen)(const void*, int, int64_t, UnalignedFloat*);
@@ -867,7 +980,6 @@ struct Kernels {
                              const UnalignedFloat*, int64_t, int64_t, int64_t*);
     void (*difference)(const UnalignedFloat*, const UnalignedFloat*, int64_t, double*);
     int64_t (*first_with_all)(const void*, int, uint32_t, int64_t);
-    int64_t (*recover)(const Unaligned16*, int64_t, int64_t, uint8_t*, UnalignedFloat*, bool, int64_t);
 };
 
 // The plain bodies, compiled for one instruction set.
@@ -918,7 +1030,7 @@ struct Kernels {
     }
 #define REST(Level)                                                                             \
     Level::dequantize_float32, Level::widen, Level::narrow, Level::outside_bound, Level::difference, \
-        Level::first_with_all, Level::recover
+        Level::first_with_all
 
 LEVEL(Baseline, );
 #if defined(__x86_64__)
@@ -947,11 +1059,18 @@ static void dequantize_vbmi(const uint8_t* codes, int64_t rows, int64_t cols,
     run(codes, rows, cols, scale_inv, out);
 }
 
+static int64_t recover_vbmi(const Unaligned16* weight, int64_t rows, int64_t cols, uint8_t* codes,
+                            UnalignedFloat* scale_inv, bool powers_only, int64_t block_size) {
+    if (block_size != BLOCK)
+        return Avx512::recover(weight, rows, cols, codes, scale_inv, powers_only, block_size);
+    return recover_table(weight, rows, cols, codes, scale_inv, powers_only);
+}
+
 static const Kernels LEVELS[] = {
-    {"avx512vbmi", quantize_vbmi, dequantize_vbmi, REST(Avx512)},
-    {"avx512", Avx512::quantize, Avx512::dequantize, REST(Avx512)},
-    {"avx2", Avx2::quantize, Avx2::dequantize, REST(Avx2)},
-    {"baseline", Baseline::quantize, Baseline::dequantize, REST(Baseline)},
+    {"avx512vbmi", quantize_vbmi, dequantize_vbmi, recover_vbmi, REST(Avx512)},
+    {"avx512", Avx512::quantize, Avx512::dequantize, Avx512::recover, REST(Avx512)},
+    {"avx2", Avx2::quantize, Avx2::dequantize, Avx2::recover, REST(Avx2)},
+    {"baseline", Baseline::quantize, Baseline::dequantize, Baseline::recover, REST(Baseline)},
 };
 
 static bool cpu_runs(int level) {
@@ -962,7 +1081,8 @@ static bool cpu_runs(int level) {
     return level == 3 || __builtin_cpu_supports("avx2");
 }
 #else
-static const Kernels LEVELS[] = {{"baseline", Baseline::quantize, Baseline::dequantize, REST(Baseline)}};
+static const Kernels LEVELS[] = {{"baseline", Baseline::quantize, Baseline::dequantize,
+                                  Baseline::recover, REST(Baseline)}};
 static bool cpu_runs(int) { return true; }
 #endif
 
