@@ -6,13 +6,14 @@
     hidden_BSD = layer(hidden_BSD, rotary(architecture, S, device))
 
 The names of the parameters below `model.layers.L.` are the checkpoint's. Every linear map is an
-nn.Linear, so a forward pre-hook sees the input of every weight (V3.2's indexer aside, see Indexer).
+nn.Linear or, the router's, a module of its own, so a forward pre-hook sees the input of every weight
+(not of a tied head, nor of V3.2's indexer, which does not run: see Indexer).
 In float32 the numbers are those of transformers' eager classes but for the order of sums in
 `attention`; tests/converters/test_model.py says how far.
 
 Shapes end in these letters: B sequences, S tokens of one, T = B S tokens, V vocabulary, D hidden size,
 H heads, G key/value heads, N elements of a head without position, R rotary elements, Q = N + R, W
-elements of a value head, L latent, E experts, K experts of a token.
+elements of a value head, L latent, E experts, K experts of a token, X several of these in a row.
 Source: arXiv 2405.04434 (MLA), 2412.19437 (router, MTP); the modules of transformers 5.23.
 """
 
