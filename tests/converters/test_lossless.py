@@ -195,11 +195,12 @@ def test_the_command_reports_what_was_recovered(tuned: Path, tmp_path: Path) -> 
     assert tensors["recover"] == len(manifest(tmp_path / "out")["recovered"])
 
 
-def test_a_method_that_changes_weights_is_refused_beside_it(tiny: Path) -> None:
+def test_a_calibration_looks_for_it_itself(tiny: Path) -> None:
     inventory = require_sound(open_checkpoint(tiny))
     gptq = Calibration("gptq", {}, "cpu", 1, {}, False)
-    with pytest.raises(DstoolsError, match="leaves weights as they are, and gptq does not"):
-        plan_quantize(inventory, Recipe(), "native", None, None, gptq, is_lossless=True)
+    plan = plan_quantize(inventory, Recipe(), "native", None, None, gptq, is_lossless=True)
+    assert "recover" not in plan.counts
+    assert "calibrate" in plan.counts
     amax = Calibration("amax", {}, "cpu", 1, {}, False)
     plan = plan_quantize(inventory, Recipe(), "native", None, None, amax, is_lossless=True)
     assert "recover" in plan.counts
