@@ -83,7 +83,9 @@ class App(click.Group):
 
 @click.group(cls=App, context_settings=SETTINGS, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="dstools")
-@click.option("--debug", is_flag=True, help="Log each step, and show the whole traceback of an error.")
+@click.option(
+    "--debug", is_flag=True, help="Log each step, and show the whole traceback of an error."
+)
 def main(debug: bool) -> None:
     """Quantize, distill and export DeepSeek MoE checkpoints."""
     if debug:

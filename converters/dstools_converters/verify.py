@@ -1,5 +1,6 @@
 """Is this folder what it says it is? Every check reports what it finds and lets the others go on."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dstools_converters.plan import FUSED
 from dstools_converters.rows import (
     Progress,
     read_scales,
+    restore,
 )
 from dstools_converters.scheme import QUANTIZED_ROLES
 
@@ -75,6 +77,7 @@ def verify(
             findings += _check_roles(inventory)
             findings += _check_fused(inventory)
             findings += _check_scale_values(inventory)
+            findings += _check_kv_scales(inventory)
             checked += ["names, shapes and dtypes against the config", "MTP layers", "every scale"]
             is_broken = any(
                 finding.level == "error" and finding.code in BREAKS_READING for finding in findings
@@ -275,6 +278,23 @@ def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
                 level, "scale-ue8m0", info.where,
                 f"holds {scales[first]:g} at {_at(info, first)}, no power of two, under ue8m0",
                 "engines that store exponents will round it" if level == "note" else "",
+            )  # fmt: skip
+
+
+def _check_kv_scales(inventory: Inventory) -> Iterator[Finding]:
+    """Yield scales of an FP8 KV cache that no cache could be multiplied by."""
+    for name, parsed in inventory.names.items():
+        info = inventory.tensors[name]
+        if parsed is None or parsed.role != "kv_cache" or info.shape != (1,):
+            continue  # of another shape: reported by it
+        if info.dtype not in FLOATS:
+            yield Finding("error", "kv-scale", info.where, f"is {info.dtype}, no scale's dtype")
+            continue
+        value = restore(inventory, info, 0, 1).cast("f")[0]
+        if not 0 < value < math.inf:
+            yield Finding(
+                "error", "kv-scale", info.where, f"is {value:g}; scales are positive",
+                "the scale is damaged; quantize again",
             )  # fmt: skip
 
 
