@@ -260,8 +260,11 @@ class Runner:
     def load(self, name: str) -> Tensor:
         """Return a whole tensor as float32, FP8 as code times scale."""
         info = self.inventory.tensors[name]
-        rows = info.numel // columns(info)
-        return _restore(self.inventory, info, 0, rows).view(info.shape).to(self.device)
+        return self.load_rows(name, 0, info.numel // columns(info)).view(info.shape)
+
+    def load_rows(self, name: str, first: int, last: int) -> Tensor:
+        """Return rows [first, last) as `load` does; FP8 from the first row of a block on."""
+        return _restore(self.inventory, self.inventory.tensors[name], first, last).to(self.device)
 
     def _batches(self, rows: int) -> Iterator[tuple[int, int]]:
         """Yield spans of whole samples."""

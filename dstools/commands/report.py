@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from dstools.options import Command, json_option, show
+from dstools.options import Command, json_option, replace_file, show
 
 EXAMPLES = """\
 dstools report ./DeepSeek-V3-fp8
@@ -41,7 +41,7 @@ def report(out: str, as_json: bool) -> None:
     sheet = read_sheet(folder)
     found = figures(sheet)
     for name, content in zip(REPORTS, (page(sheet, found), card(sheet, found)), strict=True):
-        _replace(folder / name, content)
+        replace_file(folder / name, content)
     written = Written(
         [str(folder / name) for name in REPORTS],
         {headline.key: headline.figure for headline in found.headlines},
@@ -50,15 +50,3 @@ def report(out: str, as_json: bool) -> None:
     )
     lines = [f"{h.label:26}{h.value or 'not measured':>14}  {h.note}" for h in found.headlines]
     show(written, as_json, "\n".join([*lines, *written.written]))
-
-
-def _replace(path: Path, content: str) -> None:
-    """Write a file whole or not at all; a link of that name is replaced, not followed."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

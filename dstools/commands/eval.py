@@ -1,0 +1,186 @@
+"""`dstools eval`."""
+
+import dataclasses
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from dstools import __version__
+from dstools.calibration import require_torch
+from dstools.options import (
+    FELL_SHORT,
+    Command,
+    data_options,
+    hint_command,
+    json_option,
+    option,
+    progress_bar,
+    replace_file,
+    show,
+    terminal,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from dstools_converters.evaluate import OutputError, Report
+
+EXAMPLES = """\
+dstools eval ./DeepSeek-V3-fp8 --data held-out.jsonl --against ./DeepSeek-V3-bf16
+dstools eval ./DeepSeek-V3-fp8 --data held-out.jsonl --against ./DeepSeek-V3-bf16 --max-kl 0.05"""
+WORST = 5  # layers
+
+
+@click.command("eval", cls=Command, epilog=EXAMPLES)
+@click.argument("model", metavar="MODEL", help="A folder, or org/name[@revision] in the Hub cache.")
+@option(
+    "--data",
+    section="Evaluation",
+    metavar="DATA",
+    type=click.Path(path_type=Path),
+    required=True,
+    help='Predict this text, which calibration has not seen: JSONL with "text" or "messages", or '
+    "plain text.",
+)
+@option(
+    "--against",
+    section="Evaluation",
+    metavar="SRC",
+    help="Hold MODEL against the checkpoint that it was made of.",
+)
+@data_options("Evaluation")
+@option(
+    "--max-kl",
+    section="Checks",
+    metavar="NATS",
+    type=click.FloatRange(min=0),
+    help="Exit with 3 where the mean KL divergence of a token is larger; needs --against.",
+)
+@workers_option
+@json_option
+def evaluate(
+    model: str,
+    data: Path,
+    against: str | None,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    ram_bytes: int,
+    device: str,
+    max_kl: float | None,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Measure how well MODEL predicts a text, and how far it is from SRC: perplexity, KL, experts.
+
+    Both run one layer at a time from disk, in float32, so that any size fits; activations are not
+    rounded as an engine may do, and MTP layers do not run. Hidden states beyond --ram lie in TMPDIR.
+    The result is kept as MODEL/eval.json where dstools made the folder.
+    """
+    from dstools.hub import resolve
+    from dstools_converters.checkpoint import open_checkpoint
+    from dstools_converters.corpus import read_corpus
+    from dstools_converters.inventory import require_sound
+
+    if max_kl is not None and against is None:
+        raise click.UsageError("--max-kl needs --against")
+    require_torch(device)
+    import torch
+
+    from dstools_converters import evaluate as evaluation
+
+    torch.set_num_threads(workers)
+    folder = resolve(model)
+    with ExitStack() as stack:
+        inventories = [
+            require_sound(stack.enter_context(open_checkpoint(place)))
+            for place in (folder, *([resolve(against)] if against else []))
+        ]
+        corpus = read_corpus(
+            data,
+            folder,
+            samples=samples,
+            seq_len=seq_len,
+            seed=seed,
+            vocab_size=inventories[0].model.vocab_size,
+        )
+        spills = stack.enter_context(TemporaryDirectory(prefix="dstools-eval-"))
+        progress = stack.enter_context(
+            progress_bar(evaluation.total_bytes(*inventories), "evaluate")
+        )
+        report = evaluation.evaluate(
+            inventories[0],
+            inventories[1] if against else None,
+            corpus,
+            tool=f"dstools {__version__}",
+            device=device,
+            ram_bytes=ram_bytes,
+            folder=Path(spills),
+            progress=progress,
+        )
+    show(report, as_json, _text(report))
+    _keep(report, folder)
+    if max_kl is not None and not (report.kl_mean or 0.0) <= max_kl:
+        click.echo(f"error: the mean KL is {report.kl_mean:.3g} nats a token", err=True)
+        click.get_current_context().exit(FELL_SHORT)
+
+
+def _keep(report: "Report", folder: Path) -> None:
+    """Write eval.json into a folder that dstools made, a Hub cache's excepted, and say so."""
+    from dstools_converters.metadata import EVAL, read_manifest
+
+    is_cached = folder.resolve().parent.name == "snapshots"
+    if is_cached or not read_manifest(folder):
+        return
+    text = json.dumps(dataclasses.asdict(report), indent=2, allow_nan=False)
+    replace_file(folder / EVAL, f"{text}\n")
+    click.echo(terminal(f"wrote {folder / EVAL}"), err=True)
+    hint_command("report", str(folder))
+
+
+def _text(report: "Report") -> str:
+    data = report.data
+    lines = [
+        f"model             {report.model}",
+        f"data              {data['name']}: {data['samples']} samples of {data['seq_len']}, "
+        f"{report.tokens:,} tokens predicted",
+        f"perplexity        {report.perplexity:.6g}",
+    ]
+    if report.against is None:
+        return "\n".join(lines)
+    lines[0] += f" against {report.against}"
+    lines[2] += f", of the reference {report.perplexity_against:.6g}"
+    lines += [
+        f"KL                {report.kl_mean:.4g} nats a token; 99 % below {report.kl_p99:.4g}, "
+        f"largest {report.kl_max:.4g}",
+        f"top-1 agreement   {report.top1_agreement:.3%}",
+    ]
+    if report.router_flips:
+        layer, worst = max(report.router_flips.items(), key=lambda item: item[1])
+        mean = sum(report.router_flips.values()) / len(report.router_flips)
+        lines.append(f"router flips      {mean:.3%} of choices; {worst:.3%} in layer {layer}")
+    return "\n".join([*lines, *_errors(report.output_error)])
+
+
+def _errors(errors: "list[OutputError]") -> list[str]:
+    """Return a line a role, its mean over the layers and its worst one, then the worst layers."""
+    by_role: dict[str, list[OutputError]] = {}
+    by_layer: dict[str, list[OutputError]] = {}
+    for error in errors:
+        by_role.setdefault(error.role, []).append(error)
+        by_layer.setdefault(f"layer {error.layer}", []).append(error)
+    lines = []
+    for title, groups, shown in (
+        ("output error by role", by_role, len(by_role)),
+        ("worst layers", by_layer, WORST),
+    ):
+        lines.append(f"  {'mean':>9} {'worst':>9}  {title}")
+        means = {what: sum(e.error for e in found) / len(found) for what, found in groups.items()}
+        for what in sorted(means, key=lambda what: -means[what])[:shown]:
+            worst = max(groups[what], key=lambda error: error.error)
+            where = worst.role if groups is by_layer else f"layer {worst.layer}"
+            lines.append(f"  {means[what]:>9.4%} {worst.error:>9.4%}  {what} ({where})")
+    return lines
