@@ -28,7 +28,9 @@ from torch import Tensor
 
 from dstools_kernels.block_fp8 import AMAX_FLOOR, E4M3_MAX, NonFiniteError, ScaleFormat
 
-LAZY_COLUMNS = 128  # rounded one by one before a matrix product brings their errors to the others
+LEAF_COLUMNS = 32  # rounded one by one before a matrix product; 16 to 64 are as fast
+SLAB_ROWS = 512  # of a large matrix at a time, where a second one need not exist
+DAMPING = 0.01  # 0.1 and 0.001 left 1 % more error on held-out text, docs/log.md 2026-11-22
 DAMPING_LIMIT = 10.0  # above that the correlations are drowned: nothing is left of the Hessian
 
 
@@ -87,30 +89,33 @@ def restore(codes: Tensor, scale_inv: Tensor, block_size: int = 128) -> Tensor:
     return weight
 
 
-def factorize(hessian: Tensor, damping: float = 0.01) -> Factor:
+def factorize(hessian: Tensor) -> Factor:
     """Return the Cholesky factor of `hessian` float32 [C, C], columns sorted, diagonal damped.
 
-    `damping` times the mean of the diagonal is added to it; ten times as much, and so on up to
+    DAMPING times the mean of the diagonal is added to it; ten times as much, and so on up to
     DAMPING_LIMIT, where that is not positive definite in float32. An input never seen (zero row and
-    column) stays apart from all others: its weights are rounded to nearest.
+    column) stays apart from all others, and its weights are rounded to nearest: GPTQ makes them
+    zero, which would break the first token that does use it.
 
-    The hessian is left as it is and one more [C, C] is made. Raises ValueError where it is all zero,
-    not finite, or not positive definite even so: fall back to `nearest`.
+    The hessian is left as it is and one more [C, C] is made; nothing else of that size exists on
+    the way. Raises ValueError where it is all zero, not finite, or not positive definite even so:
+    fall back to `nearest`.
     """
     diagonal = hessian.diagonal()
     mean = diagonal.mean()
     if not mean.isfinite() or mean <= 0:
         raise ValueError(f"the Hessian's diagonal must have a positive mean, got {mean.item()}")
-    order = diagonal.argsort(stable=True)  # the inputs with the most power go first
+    order = diagonal.argsort(stable=True)  # the input with the most power goes first, see gptq
     info = torch.zeros((), dtype=torch.int32, device=hessian.device)
+    damping = DAMPING
     while damping <= DAMPING_LIMIT:
         lower = hessian[order]
-        for _, rows in _slabs(lower, LAZY_COLUMNS):  # in place: a third [C, C] may not fit
+        for _, rows in _slabs(lower, SLAB_ROWS):
             rows.copy_(rows[:, order])
         lower.diagonal().add_(damping * mean)
-        # a symmetric matrix by columns is its own transpose, and LAPACK then works in place
-        torch.linalg.cholesky_ex(lower.mT, out=(lower.mT, info))
+        # by columns, a symmetric matrix is its own transpose: so LAPACK gets what it would copy
         lower = lower.mT
+        torch.linalg.cholesky_ex(lower, out=(lower, info))
         if info == 0:
             lower.div_(lower.diagonal().clone())
             return Factor(order, lower)
@@ -122,8 +127,9 @@ def factorize(hessian: Tensor, damping: float = 0.01) -> Factor:
 def gptq(weight: Tensor, factor: Factor, scale_inv: Tensor, block_size: int = 128) -> Tensor:
     """Return codes uint8 [R, C] that keep the outputs of `weight` float32 [R, C] near.
 
-    Every element keeps the scale of the block it lies in, whatever the order of columns; never a
-    NaN code. Holds one more float32 [R, C] beside the weight, and the codes twice.
+    Every element keeps the scale of the block it lies in, whatever the order of columns. Never a NaN
+    code; a weight of -0 may get the code of +0. Holds two more float32 [R, C] beside the weight, and
+    the codes twice.
 
     Raises ValueError where shapes do not fit, and where the weight is so large that float32
     overflows on the way.
@@ -132,41 +138,52 @@ def gptq(weight: Tensor, factor: Factor, scale_inv: Tensor, block_size: int = 12
     _check_grid(weight, scale_inv, block_size)
     if factor.lower.shape != (cols, cols):
         raise ValueError(f"the factor must be for {cols} inputs, got {len(factor.order)}")
-    error_CR = weight.new_empty(cols, rows)  # W - Q, by columns: each is read and written in a row
-    codes_CR = torch.empty_like(error_CR, dtype=torch.uint8)
+    weight_CR = weight.T.contiguous()[factor.order]
+    carried_CR = weight_CR.clone()  # the target of a column, then what it got wrong
+    codes_CR = torch.empty_like(weight_CR, dtype=torch.uint8)
     scale_BR = _spread(scale_inv.T, block_size, rows)
-    for start in reversed(range(0, cols, LAZY_COLUMNS)):
-        stop = min(start + LAZY_COLUMNS, cols)
+    for done, stop in enumerate(range(cols, 0, -LEAF_COLUMNS), start=1):
+        start = max(stop - LEAF_COLUMNS, 0)
         columns = factor.order[start:stop]
-        weight_NR = weight[:, columns].T.contiguous()
-        target_NR = torch.addmm(weight_NR, factor.lower[stop:, start:stop].T, error_CR[stop:])
-        codes_CR[start:stop] = _round_columns(
-            target_NR,
-            weight_NR,
-            error_CR[start:stop],
+        codes_CR[columns] = _round_columns(
+            carried_CR[start:stop],
+            weight_CR[start:stop],
             factor.lower[start:stop, start:stop],
             scale_BR[columns // block_size],
         )
-    codes = torch.empty_like(weight, dtype=torch.uint8)
-    codes[:, factor.order] = codes_CR.T
-    return codes
+        # Halves of halves: after 1, 2, 3, 4, ... leaves the last 1, 2, 1, 4, ... pass their errors
+        # on to as many before them, so that most of the work is products of large matrices.
+        span = (done & -done) * LEAF_COLUMNS
+        before, last = slice(max(start - span, 0), start), slice(start, start + span)
+        carried_CR[before].addmm_(factor.lower[last, before].T, carried_CR[last])
+    return codes_CR.T.contiguous()
 
 
 def _round_columns(
-    target_NR: Tensor, weight_NR: Tensor, error_NR: Tensor, lower_NN: Tensor, scale_NR: Tensor
+    carried_NR: Tensor, weight_NR: Tensor, lower_NN: Tensor, scale_NR: Tensor
 ) -> Tensor:
-    """Return the codes [N, R] of N columns, the last first, and write what they got wrong."""
-    quotient_NR = torch.empty_like(target_NR)
-    for j in reversed(range(len(target_NR))):
-        target_R, quotient_R, error_R = target_NR[j], quotient_NR[j], error_NR[j]
-        target_R.addmv_(error_NR[j + 1 :].T, lower_NN[j + 1 :, j])
-        torch.div(target_R, scale_NR[j], out=quotient_R)
-        quotient_R.clamp_(-E4M3_MAX, E4M3_MAX)
-        torch.mul(quotient_R.to(torch.float8_e4m3fn).float(), scale_NR[j], out=error_R)
-        torch.sub(weight_NR[j], error_R, out=error_R)
+    """Return the codes [N, R] of N columns, the last first; errors take the place of targets."""
+    quotient_NR = torch.empty_like(carried_NR)
+    for j in reversed(range(len(carried_NR))):
+        carried_R, quotient_R = carried_NR[j], quotient_NR[j]
+        carried_R.addmv_(carried_NR[j + 1 :].T, lower_NN[j + 1 :, j])
+        torch.div(carried_R, scale_NR[j], out=quotient_R).clamp_(-E4M3_MAX, E4M3_MAX)
+        torch.sub(weight_NR[j], _round_e4m3(quotient_R).mul_(scale_NR[j]), out=carried_R)
     if quotient_NR.isnan().any():
         raise ValueError("the weight overflows float32 when errors are added up")
     return _codes(quotient_NR)
+
+
+def _round_e4m3(x: Tensor) -> Tensor:
+    """Return float32 |x| <= 448 rounded to E4M3, as the cast there and back would; -0 becomes +0.
+
+    The cast back alone takes torch longer than all of this. Codes lie 2^-3 of x's power of two apart,
+    but not less than 2^-9; the last bit of 1.5 * 2^20 times that power is worth as much, so adding
+    and subtracting it rounds, nearest even.
+    """
+    power = (x.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=2.0**-6)
+    anchor = power.mul_(1.5 * 2**20)
+    return (x + anchor).sub_(anchor)
 
 
 def output_error(weight: Tensor, restored: Tensor, hessian: Tensor) -> tuple[float, float]:
@@ -176,11 +193,21 @@ def output_error(weight: Tensor, restored: Tensor, hessian: Tensor) -> tuple[flo
     in float64; some rows at a time.
     """
     error2, reference2 = 0.0, 0.0
-    for top, w in _slabs(weight, 512):
-        diff = w - restored[top : top + len(w)]
-        error2 += ((diff @ hessian) * diff).sum(dtype=torch.float64).item()
-        reference2 += ((w @ hessian) * w).sum(dtype=torch.float64).item()
+    for top, w in _slabs(weight, SLAB_ROWS):
+        error2 += _quadratic(w - restored[top : top + len(w)], hessian)
+        reference2 += _quadratic(w, hessian)
     return error2, reference2
+
+
+def _quadratic(x_RC: Tensor, hessian: Tensor) -> float:
+    """Return tr(X H X^T), what lies left of the diagonal counted twice in place of what lies right."""
+    total = 0.0
+    for start in range(0, x_RC.shape[1], SLAB_ROWS):
+        part = slice(start, start + SLAB_ROWS)
+        product = x_RC[:, part] @ hessian[part, part]
+        product.addmm_(x_RC[:, :start], hessian[:start, part], alpha=2)
+        total += product.mul_(x_RC[:, part]).sum(dtype=torch.float64).item()
+    return total
 
 
 def search_scales(
