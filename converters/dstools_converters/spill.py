@@ -28,8 +28,13 @@ class Spill:
                 self._descriptor = os.memfd_create("hidden states")
             else:
                 self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-                os.posix_fallocate(self._descriptor, 0, max(rows * self._row, 1))
-            os.ftruncate(self._descriptor, rows * self._row)
+            try:
+                if file is not None:
+                    os.posix_fallocate(self._descriptor, 0, max(rows * self._row, 1))
+                os.ftruncate(self._descriptor, rows * self._row)
+            except OSError:
+                self.close()  # what it could get of a full disk
+                raise
 
     def read(self, begin: int, end: int) -> Tensor:
         """Return rows [begin, end)."""
