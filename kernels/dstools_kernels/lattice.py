@@ -19,7 +19,7 @@ by trying, so the scales of a block are an intersection of intervals as soon as 
 The scale need not be the one that it was: a whole interval of them gives the same BF16. Of that
 interval comes amax / 448 where it is inside (the scale that was, if it was made of BF16), else a power
 of two, else its middle. A block of zeros, or below the floor of `block_fp8`, gets the floor's scale
-where that fits. The sketch this grew from: `lattice detection`, which tried 15 codes and every element.
+where that fits.
 """
 
 from __future__ import annotations
