@@ -80,6 +80,9 @@ def round_weight(
     scale_inv = gptq.scales(weight, scale_format, block)
     codes = gptq.nearest(weight, scale_inv, block)
     error = None if seen is None else output_error(weight, codes, scale_inv, block, seen)
+    if error is not None and not math.isfinite(error):
+        why = "what it is multiplied with overflows float32"
+        return Rounded(codes, scale_inv, "nearest", why, None, None)
     plain = Rounded(codes, scale_inv, "nearest", "", error, error)
     tokens, inputs = seen.tokens if seen else 0, weight.shape[1]
     if seen is None or error is None or tokens < inputs:
@@ -94,16 +97,19 @@ def round_weight(
     except ValueError as failure:  # the Hessian is of no use, and says why
         return plain._replace(why=str(failure))
     found = output_error(weight, codes, scale_inv, block, seen)
-    if found >= error:
+    if not found < error:
         return plain._replace(why=f"{method} brings it no nearer on the data")
     return Rounded(codes, scale_inv, method, "", error, found)
 
 
 def output_error(weight: Tensor, codes: Tensor, scale_inv: Tensor, block: int, seen: Seen) -> float:
-    """Return the rms of (W - Q) x over that of W x, on what was seen; 0 where W x is."""
+    """Return the rms of (W - Q) x over that of W x, on what was seen; 0 where W x is.
+
+    NaN where float32 overflows.
+    """
     restored = gptq.restore(codes, scale_inv, block)
     error2, reference2 = gptq.output_error(weight, restored, seen.hessian)
-    return math.sqrt(max(error2, 0) / reference2) if reference2 > 0 else 0.0
+    return 0.0 if reference2 <= 0 else math.sqrt(max(error2, 0) / reference2)
 
 
 def raw(tensor: Tensor) -> memoryview:
