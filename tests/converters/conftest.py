@@ -1,8 +1,10 @@
 """Checkpoints converted once in a session; like those they are made of, tests leave them as they are.
 
-quantized(source), dequantized(source)    the folder that the converters made of it
+quantized(source), dequantized(source), calibrated(source)    the folder that was made of it
+decoder_of(source)                                             the model in memory
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from dstools_converters.checkpoint import open_checkpoint
 from dstools_converters.inventory import require_sound
-from dstools_converters.plan import Plan, plan_dequantize, plan_quantize
+from dstools_converters.plan import Calibration, Plan, plan_dequantize, plan_quantize
 from dstools_converters.recipe import Recipe
 from dstools_converters.stream import run
 
@@ -20,10 +22,10 @@ from dstools_converters.stream import run
 def convert(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Plan], Path]:
     made: dict[str, Path] = {}
 
-    def get(key: str, plan: Plan) -> Path:
+    def get(key: str, plan: Plan, calibrate: Any = None) -> Path:
         if key not in made:
             out = tmp_path_factory.mktemp("converted") / "out"
-            run(plan, out, tool="dstools 0", workers=2, is_synced=False)
+            run(plan, out, tool="dstools 0", workers=2, is_synced=False, calibrate=calibrate)
             for file in out.iterdir():
                 file.chmod(0o444)
             out.chmod(0o555)
@@ -57,5 +59,71 @@ def dequantized(convert: Callable[[str, Plan], Path]) -> Callable[[Path], Path]:
     def get(source: Path) -> Path:
         with open_checkpoint(source) as checkpoint:
             return convert(f"{source} BF16", plan_dequantize(require_sound(checkpoint)))
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def calibrated(convert: Callable[..., Path]) -> Callable[..., Path]:
+    """calibrated(source, "gptq", format="native", scale_format=None, kv_cache=False, shape=(8, 64))
+
+    On random tokens of the tiny vocabulary, by one thread.
+    """
+
+    def get(
+        source: Path,
+        method: Any = "gptq",
+        format: Any = "native",
+        scale_format: Any = None,
+        kv_cache: bool = False,
+        shape: tuple[int, int] = (8, 64),
+    ) -> Path:
+        import torch
+
+        from dstools_converters.calibrate import calibrate
+
+        def fill(plan: Plan, sink: Any) -> None:
+            before = torch.get_num_threads()
+            ids = torch.randint(0, 1024, shape, generator=torch.Generator().manual_seed(0))
+            calibrate(plan, sink, ids, ram_bytes=1 << 30, min_coverage=0, progress=lambda n: None)
+            torch.set_num_threads(before)
+
+        data = {"samples": shape[0], "seq_len": shape[1]}
+        settings = Calibration(method, data, "cpu", 1, {}, kv_cache)
+        with open_checkpoint(source) as checkpoint:
+            inventory = require_sound(checkpoint)
+            plan = plan_quantize(inventory, Recipe(), format, scale_format, None, settings)
+            return convert(f"{source} {settings} {format} {scale_format}", plan, fill)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def decoder_of() -> Callable[[Path], Any]:
+    """decoder_of(folder): a model.Decoder of float32, FP8 as code times scale."""
+
+    def get(folder: Path) -> Any:
+        import torch
+        from safetensors.torch import load_file
+
+        from dstools_converters.architecture import read_architecture
+        from dstools_converters.model import Decoder
+
+        found: dict[str, torch.Tensor] = {}
+        for shard in sorted(folder.glob("*.safetensors")):
+            found |= load_file(shard)
+        state = {}
+        for name, value in found.items():
+            state[name] = value.float()
+            scale = found.get(f"{name}_scale_inv", found.get(f"{name}_scale"))
+            if scale is not None:
+                each = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+                state[name] = value.float() * each[: value.shape[0], : value.shape[1]]
+        architecture = read_architecture(json.loads((folder / "config.json").read_text()))
+        with torch.device("meta"):
+            decoder = Decoder(architecture)
+        names = {str(name) for name, _ in architecture.model.weights()}
+        decoder.load_state_dict({n: t for n, t in state.items() if n in names}, assign=True)
+        return decoder.requires_grad_(False).eval()
 
     return get

@@ -27,6 +27,7 @@ from dstools_converters.names import TensorName
 from dstools_converters.rotary import rotary
 
 Checkpoint = Callable[..., Path]
+DecoderOf = Callable[[Path], Decoder]
 U = 2.0**-24  # unit roundoff of float32
 CPU = torch.device("cpu")
 KINDS = ["tiny", "tiny-v2", "tiny-v2-lite", "tiny-v32", "tiny-llama", "tiny-qwen2", "tiny-qwen3"]
@@ -47,25 +48,6 @@ def _one_thread() -> Any:
 
 def tokens(samples: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 1024, (samples, length), generator=torch.Generator().manual_seed(seed))
-
-
-def decoder_of(folder: Path) -> Decoder:
-    """The model in memory, FP8 as code times scale."""
-    found: dict[str, Tensor] = {}
-    for shard in sorted(folder.glob("*.safetensors")):
-        found |= load_file(shard)
-    state = {}
-    for name, value in found.items():
-        state[name] = value.float()
-        if value.dtype == torch.float8_e4m3fn:
-            scale = found[f"{name}_scale_inv"].repeat_interleave(128, 0).repeat_interleave(128, 1)
-            state[name] = value.float() * scale[: value.shape[0], : value.shape[1]]
-    architecture = read_architecture(json.loads((folder / "config.json").read_text()))
-    with torch.device("meta"):
-        decoder = Decoder(architecture)
-    names = {str(name) for name, _ in architecture.model.weights()}
-    decoder.load_state_dict({n: t for n, t in state.items() if n in names}, assign=True)
-    return decoder.requires_grad_(False).eval()
 
 
 class Recorder:
@@ -183,7 +165,7 @@ def passes_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.parametrize("kind", [*KINDS, "tiny, FP8"])
 @torch.inference_mode()
 def test_every_layer_gives_what_it_gives_in_memory_and_shows_what_hooks_show(
-    kind: str, shape: tuple[int, int, int], checkpoint: Checkpoint, tmp_path: Path,
+    kind: str, shape: tuple[int, int, int], checkpoint: Checkpoint, decoder_of: DecoderOf, tmp_path: Path,
     passes_of: Callable[[int], None],
 ) -> None:  # fmt: skip
     samples, length, limit = shape
@@ -235,7 +217,7 @@ def entering_mtp(decoder: Decoder, layer: int, before: Tensor, ids: Tensor) -> T
 
 @torch.inference_mode()
 def test_a_dense_model_gives_the_decoder_s_own_states_to_the_bit(
-    checkpoint: Checkpoint, tmp_path: Path
+    checkpoint: Checkpoint, decoder_of: DecoderOf, tmp_path: Path
 ) -> None:
     folder = checkpoint("tiny-qwen3")
     ids = tokens(3, 20)
@@ -245,7 +227,9 @@ def test_a_dense_model_gives_the_decoder_s_own_states_to_the_bit(
 
 
 @torch.inference_mode()
-def test_an_mtp_layer_gives_what_the_decoder_s_gives(tiny: Path, tmp_path: Path) -> None:
+def test_an_mtp_layer_gives_what_the_decoder_s_gives(
+    tiny: Path, decoder_of: DecoderOf, tmp_path: Path
+) -> None:
     """The module as a whole, as `use_mtp` of transformers calls it, but for the norm behind it."""
     ids = tokens(1, 30)
     trunk, after, _ = run(runner_of(tiny, ids, tmp_path))[-1]
@@ -262,7 +246,7 @@ def test_an_mtp_layer_gives_what_the_decoder_s_gives(tiny: Path, tmp_path: Path)
 
 @torch.inference_mode()
 def test_a_second_mtp_layer_reads_one_token_further(
-    tiny: Path, checkpoint: Checkpoint, tmp_path: Path
+    tiny: Path, decoder_of: DecoderOf, tmp_path: Path
 ) -> None:
     """Its tensors are those of the first under another number; transformers has no such model."""
     from safetensors.torch import save_file
@@ -339,7 +323,7 @@ def test_a_stage_holds_its_own_weights_and_no_others(tiny: Path, tmp_path: Path)
 
 @torch.inference_mode()
 def test_a_sample_longer_than_2048_tokens_is_one_pass(
-    checkpoint: Checkpoint, tmp_path: Path
+    checkpoint: Checkpoint, decoder_of: DecoderOf, tmp_path: Path
 ) -> None:
     folder = checkpoint("tiny-llama")
     ids = tokens(1, 2060)
