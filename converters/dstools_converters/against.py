@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dstools_converters.calibrated import Note, compare_calibrated, read_notes
+from dstools_converters.calibrated import (
+    Note,
+    compare_calibrated,
+    compare_kv_scale,
+    read_notes,
+)
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
 from dstools_converters.metadata import (
     CALIBRATION,
-    KV_SCALES,
     read_manifest,
     travelling_files,
 )
@@ -27,6 +31,7 @@ from dstools_converters.rows import (
     unlike_dequantized,
     width,
 )
+from dstools_converters.scheme import SCALE_FORMATS
 from dstools_kernels import block_fp8
 
 
@@ -55,17 +60,15 @@ def check_against(
         else:
             pairs.append((mine, info))
     manifest = read_manifest(made.checkpoint.folder)
-    has_kv_scales = "calibration" in manifest
-    findings += [
-        Finding("error", "added", info.where, "is not in the source")
-        for info in ours.values()
-        if not (has_kv_scales and info.shard == KV_SCALES)
-    ]
+    calibration = {}
     try:
-        notes = read_notes(made.checkpoint.folder, manifest)
+        calibration = read_notes(made.checkpoint.folder, manifest)
     except DstoolsError as error:
-        notes = {}
         findings.append(Finding("error", "calibration", CALIBRATION, str(error), error.hint))
+    notes: dict[str, Note] = calibration.get("tensors", {})
+    for info in ours.values():
+        added = compare_kv_scale(made, info, calibration.get("kv", {}))
+        findings += [added] if added else []
     manifest["recovered"] = frozenset(manifest.get("recovered", ()))
     with ThreadPoolExecutor(workers, "verify") as pool:
         each = pool.map(
@@ -92,7 +95,10 @@ def _compare_tensor(
     is_mine_fp8, is_fp8 = mine.name in made.scales, info.name in source.scales
     try:
         if note is not None and is_mine_fp8:
-            return compare_calibrated(made, mine, source, info, note)
+            assert made.scheme is not None
+            written = manifest.get("scale_fmt")
+            scale_format = written if written in SCALE_FORMATS else made.scheme.scale_format
+            return compare_calibrated(made, mine, source, info, note, scale_format)
         if is_mine_fp8 and (is_fp8 or info.dtype in FLOATS):
             found = _compare_codes(made, mine, source, info)
             return found or _compare_scales(made, mine, source, info, manifest)

@@ -43,7 +43,6 @@ class Sink(Protocol):
 
     folder: Path
     layers: dict[int, Note]
-    is_synced: bool
 
     def is_done(self, name: str) -> bool:
         """Tell whether a tensor is in its place."""
@@ -67,7 +66,8 @@ def calibrate(
     """Put into `sink` every tensor that the plan leaves to it, and what was seen in each layer.
 
     `ids` int64 [samples, length]. Raises ShortfallError where a routed expert saw fewer than
-    `min_coverage` tokens, once the layer is known to lack them.
+    `min_coverage` tokens, once the layer is known to lack them, and DstoolsError for NaN or infinity
+    in a weight and for a full disk.
     """
     assert plan.calibration is not None
     torch.set_num_threads(plan.calibration.threads)
@@ -86,48 +86,79 @@ def calibrate(
             assert parsed is not None
             assert parsed.layer is not None
             todo[parsed.layer].append(tensor)
+    for layer, note in sink.layers.items():  # an earlier run may have asked for less
+        _check_coverage(layer, note["expert_load"], min_coverage)
     undone = [layer for layer in todo if todo[layer] or layer not in sink.layers]
     if not undone:
         return
     sink.folder.mkdir(exist_ok=True)
-    for stale in sink.folder.glob("spill-*"):
-        stale.unlink()
+    _remove_spills(sink.folder)  # of a run that was killed
+    try:
+        _run(plan, sink, runner, todo, undone, min_coverage, progress)
+    finally:
+        _remove_spills(sink.folder)
+
+
+def _run(
+    plan: Plan,
+    sink: Sink,
+    runner: Runner,
+    todo: dict[int, list[TensorPlan]],
+    undone: list[int],
+    min_coverage: int,
+    progress: Progress,
+) -> None:
     start = undone[0]
-    hidden = runner.spill(runner.rows(max(start - 1, 0)))
-    if start == 0 or not hidden.load(sink.folder / f"hidden-{start}"):
-        hidden.close()
-        start, hidden = 0, runner.embed(ids.flatten())
-    progress(sum(_layer_bytes(plan, layer) for layer in range(start)))
-    for layer in range(start, runner.num_layers):
+    hidden = runner.load_states(start, sink.folder / f"hidden-{start}")
+    if hidden is None:
+        start, hidden = 0, runner.embed(runner.ids.flatten())
+    nbytes = layer_bytes(plan)
+    progress(sum(nbytes[:start]))
+    for layer in range(start, undone[-1] + 1):
         watcher = _Rounder(plan, sink, todo[layer], layer, min_coverage, progress)
         began = time.perf_counter()
         hidden = runner.run_layer(layer, hidden, watcher)
+        runner.require_finite(layer, hidden)
         log.info(
             "layer %d: %d tensors rounded, %.1f s",
             layer, len(todo[layer]), time.perf_counter() - began,
         )  # fmt: skip
         if layer + 1 < runner.num_layers:
-            hidden.save(sink.folder / f"hidden-{layer + 1}", is_synced=sink.is_synced)
+            hidden.save(sink.folder / f"hidden-{layer + 1}")
         if layer not in sink.layers or todo[layer]:
             sink.layer_done(layer, watcher.note())
-        (sink.folder / f"hidden-{layer}").unlink(missing_ok=True)
+        for stale in set(sink.folder.glob("hidden-*")) - {sink.folder / f"hidden-{layer + 1}"}:
+            stale.unlink()
     hidden.close()
+    progress(sum(nbytes[undone[-1] + 1 :]))
 
 
-def total_bytes(plan: Plan) -> int:
-    """Return what `progress` is told in all."""
+def _remove_spills(folder: Path) -> None:
+    for path in folder.glob("spill-*"):
+        path.unlink()
+
+
+def _check_coverage(layer: int, load: list[int], min_coverage: int) -> None:
+    """Raise ShortfallError where an expert of a layer got fewer tokens than were asked for."""
+    cold = [expert for expert, tokens in enumerate(load) if tokens < min_coverage]
+    if cold:
+        shown = ", ".join(f"expert {expert} {load[expert]}" for expert in cold[:8])
+        raise ShortfallError(
+            f"model.layers.{layer}.mlp.experts: {len(cold)} of {len(load)} saw fewer than "
+            f"{min_coverage} tokens: {shown}{', ...' if len(cold) > 8 else ''}",
+            "lower --min-coverage, and the same command goes on; or delete the unfinished folder, and "
+            "calibrate with more --samples or other data",
+        )
+
+
+def layer_bytes(plan: Plan) -> list[int]:
+    """Return for each layer what `progress` is told of it."""
     model = plan.inventory.model
-    layers = model.num_hidden_layers + model.num_mtp_layers
-    return sum(_layer_bytes(plan, layer) for layer in range(layers))
-
-
-def _layer_bytes(plan: Plan, layer: int) -> int:
-    names, tensors = plan.inventory.names, plan.inventory.tensors
-    return sum(
-        tensors[name].nbytes
-        for name, parsed in names.items()
-        if parsed is not None and parsed.layer == layer and parsed.role in INPUTS
-    )
+    found = [0] * (model.num_hidden_layers + model.num_mtp_layers)
+    for name, _ in model.weights():
+        if name.layer is not None and name.role in INPUTS:
+            found[name.layer] += plan.inventory.tensors[str(name)].nbytes
+    return found
 
 
 class _Rounder:
@@ -191,15 +222,7 @@ class _Rounder:
     def route(self, experts_TK: Tensor, load: list[int]) -> None:
         """Keep the load; raise where a token count is under the least that was asked for."""
         self.expert_load = load
-        cold = [expert for expert, tokens in enumerate(load) if tokens < self.min_coverage]
-        if cold:
-            shown = ", ".join(f"expert {expert} {load[expert]}" for expert in cold[:8])
-            raise ShortfallError(
-                f"model.layers.{self.layer}.mlp.experts: {len(cold)} of {len(load)} saw fewer than "
-                f"{self.min_coverage} tokens: {shown}{', ...' if len(cold) > 8 else ''}",
-                "calibrate with more --samples or other data, or lower --min-coverage; what is "
-                "finished is kept for the same data",
-            )
+        _check_coverage(self.layer, load, self.min_coverage)
 
     def cache(self, first: Tensor, second: Tensor) -> None:
         """Keep the largest magnitude of what a KV cache would hold."""
@@ -243,7 +266,7 @@ class _Rounder:
             weight, seen, self.method, scheme.scale_format, block
         )
         is_used = rounded.method in ("gptq", "mse")
-        note = rounded.note(weight, block)
+        note = rounded.note(weight.to(rounded.codes.device), block)
         note |= {"hessian": whose if is_used else "none", "tokens": self.tokens}
         self.sink.put(tensor.source.name, raw(rounded.codes), raw(rounded.scale_inv), note)
         log.debug(
@@ -254,38 +277,32 @@ class _Rounder:
 
     def _lossless(self, tensor: TensorPlan, scheme: QuantScheme) -> Rounded | None:
         """Return the FP8 that the source was dequantized from, None where it is not known to be."""
-        info, base = tensor.source, self.plan.base
-        rows, cols = info.shape
-        codes, scale_inv = (
-            np.empty((rows, cols), np.uint8),
-            np.empty(scheme.grid(info.shape), "<f4"),
-        )
-        if info.dtype != "BF16":
+        info, base, block = tensor.source, self.plan.base, scheme.block_size[0]
+        original = base.tensors.get(info.name) if base and info.name in base.scales else None
+        if info.dtype != "BF16" or not (original or self.plan.is_lossless):
             return None
-        if base is not None and info.name in base.scales:
-            original = base.tensors[info.name]
+        rows, cols = info.shape
+        codes, scale_inv = np.empty(info.shape, np.uint8), np.empty(scheme.grid(info.shape), "<f4")
+
+        def take(first: int, some_codes: memoryview, some_scales: memoryview) -> None:
+            begin = first // block * scale_inv.shape[1] * 4
+            codes.data.cast("B")[first * cols : first * cols + len(some_codes)] = some_codes
+            scale_inv.data.cast("B")[begin : begin + len(some_scales)] = some_scales
+
+        if base is not None and original is not None:
             if unlike_dequantized(base, original, self.plan.inventory, info) is not None:
                 return None
-            codes.data.cast("B")[:] = read_rows(base, original, 0, rows)
-            scale_inv.data.cast("B")[:] = read_scales(base, original, 0, rows)
+            scales = read_scales(base, original, 0, rows).cast("B")
+            take(0, read_rows(base, original, 0, rows), scales)
             why = "equal to --base"
-        elif self.plan.is_lossless:
-            block = scheme.block_size[0]
-
-            def take(first: int, some_codes: memoryview, some_scales: memoryview) -> None:
-                at, row = first // block, scale_inv.shape[1] * 4
-                codes.data.cast("B")[first * cols : first * cols + len(some_codes)] = some_codes
-                scale_inv.data.cast("B")[at * row : at * row + len(some_scales)] = some_scales
-
+        else:
+            is_ue8m0 = scheme.scale_format == "ue8m0"
             spans = list(slabs(0, rows, block, cols * 2))
-            powers_only = scheme.scale_format == "ue8m0"
             if not recover_tensor(
-                self.plan.inventory, info, spans, block, take, powers_only=powers_only
+                self.plan.inventory, info, spans, block, take, powers_only=is_ue8m0
             ):
                 return None
             why = "it was FP8 before"
-        else:
-            return None
         return Rounded(
             torch.from_numpy(codes), torch.from_numpy(scale_inv), "lossless", why, None, None
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dstools_converters.errors import DstoolsError, Finding
 from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import Inventory
-from dstools_converters.metadata import CALIBRATION
+from dstools_converters.metadata import CALIBRATION, KV_SCALES, kv_scales
 from dstools_converters.rows import (
     memory,
     read_rows,
@@ -38,8 +38,8 @@ MSE_FACTORS: dict[block_fp8.ScaleFormat, tuple[float, ...]] = {
 ERROR_TOLERANCE = 1e-9  # of sums of squares in double, added in another order
 
 
-def read_notes(folder: Path, manifest: dict[str, Any]) -> dict[str, Note]:
-    """Return what calibration.json says of each tensor, {} where nothing was calibrated.
+def read_notes(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return calibration.json, {} where nothing was calibrated; "tensors" has a Note for each.
 
     Raises DstoolsError where it is not the file that the manifest speaks of.
     """
@@ -57,14 +57,41 @@ def read_notes(folder: Path, manifest: dict[str, Any]) -> dict[str, Note]:
             f"{CALIBRATION}: is not the file that manifest.json was written with",
             "fetch both again; what it says of tensors cannot be relied on",
         )
-    tensors: dict[str, Note] = json.loads(raw)["tensors"]
-    return tensors
+    found: dict[str, Any] = json.loads(raw)
+    return found
+
+
+def compare_kv_scale(made: Inventory, mine: TensorInfo, kv: dict[str, Any]) -> Finding | None:
+    """Return how the scale of an FP8 KV cache is not what the calibration saw there gives."""
+    name = made.names[mine.name]
+    if name is None or name.role != "kv_cache" or mine.shard != KV_SCALES:
+        return Finding("error", "added", mine.where, "is not in the source")
+    amax: dict[int, dict[str, float]] = {}
+    for part, by_layer in kv.items():
+        for layer, value in by_layer.items():
+            amax.setdefault(int(layer), {})[part] = value
+    wanted = kv_scales([name], amax)[mine.name].tobytes()
+    if mine.dtype == "F32" and bytes(made.checkpoint.read(mine, 0, mine.nbytes)) == wanted:
+        return None
+    return Finding(
+        "error", "bytes-differ", mine.where,
+        f"is not the largest value that {CALIBRATION} has of layer {name.layer}, over 448",
+        "the scale is damaged; quantize again",
+    )  # fmt: skip
 
 
 def compare_calibrated(
-    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo, note: Note
+    made: Inventory,
+    mine: TensorInfo,
+    source: Inventory,
+    info: TensorInfo,
+    note: Note,
+    scale_format: block_fp8.ScaleFormat,
 ) -> Finding | None:
-    """Return how a tensor is not what its note says. Raises DstoolsError for NaN in it."""
+    """Return how a tensor is not what its note says. Raises DstoolsError for NaN in it.
+
+    `scale_format` is that of the scales that were made here: compressed-tensors does not tell.
+    """
     digest = sha256()
     digest.update(read_rows(made, mine, 0, mine.shape[0]))
     digest.update(read_scales(made, mine, 0, mine.shape[0]))
@@ -83,11 +110,16 @@ def compare_calibrated(
             f"is not the source to the bit, within rows {span[0]} to {span[1] - 1}, though "
             f"{CALIBRATION} says so", "quantize again",
         )  # fmt: skip
-    return _compare_error(made, mine, source, info, note)
+    return _compare_error(made, mine, source, info, note, scale_format)
 
 
 def _compare_error(
-    made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo, note: Note
+    made: Inventory,
+    mine: TensorInfo,
+    source: Inventory,
+    info: TensorInfo,
+    note: Note,
+    scale_format: block_fp8.ScaleFormat,
 ) -> Finding | None:
     assert made.scheme is not None
     rows, cols = mine.shape
@@ -96,7 +128,6 @@ def _compare_error(
         block = math.lcm(block, source.scheme.block_size[0])
     moved = far = 0
     squares = reference = 0.0
-    scale_format = made.scheme.scale_format
     for first, last in slabs(0, rows, block, cols * 4):
         weight = restore(source, info, first, last)
         codes = np.frombuffer(read_rows(made, mine, first, last), np.uint8)

@@ -7,7 +7,7 @@ A watcher sees what each weight is multiplied with. Everything is float32.
 T: tokens, B: samples, S: length of a sample, D: width, K: experts a token is sent to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -17,14 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from dstools_converters.architecture import Architecture
+from dstools_converters.errors import DstoolsError
 from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import Inventory
 from dstools_converters.model import DecoderLayer, MoE, MTPLayer, RMSNorm
 from dstools_converters.names import Role, TensorName
 from dstools_converters.rotary import rotary
-from dstools_converters.rows import columns, restore, slabs
+from dstools_converters.rows import columns, not_finite, restore, slabs
 from dstools_converters.spill import Spill
+from dstools_kernels import block_fp8
 
+DAMAGED = "`dstools verify` finds a weight that is damaged; else the training that made it diverged"
 TOKENS_AT_A_TIME = 2048  # of a forward pass; sums of floats depend on it, so it is no option
 # Weights that share an input, by a word for it. Source: the decoder in model.py.
 INPUTS: dict[Role, str] = {
@@ -105,6 +108,16 @@ class Runner:
         file = None if fits else self.folder / f"spill-{next(self._numbers)}"
         return Spill(rows, width, file)
 
+    def load_states(self, layer: int, file: Path) -> Spill | None:
+        """Return what `layer` is given, from a file that Spill.save made; None where there is none."""
+        if layer == 0 or not file.exists():
+            return None
+        hidden = self.spill(self.rows(layer - 1))
+        if hidden.load(file):
+            return hidden
+        hidden.close()
+        return None
+
     def embed(self, ids: Tensor) -> Spill:
         """Return the embeddings of `ids` int64 [T], reading the table once from front to back."""
         info = self.inventory.tensors["model.embed_tokens.weight"]
@@ -114,7 +127,8 @@ class Runner:
             begin, end = torch.searchsorted(ordered, torch.tensor([first, last])).tolist()
             if begin < end:
                 table = _restore(self.inventory, info, first, last)
-                out.scatter(order[begin:end], table[ordered[begin:end] - first])
+                for part in torch.split(order[begin:end], TOKENS_AT_A_TIME):
+                    out.scatter(part, table[ids[part] - first])
         return out
 
     @torch.inference_mode()
@@ -130,6 +144,16 @@ class Runner:
             hidden = self._enter_mtp(module, layer, hidden)
         attended = self._attend(module, layer, hidden, watcher)
         return self._feed_forward(module, layer, attended, watcher)
+
+    def require_finite(self, layer: int, hidden: Spill) -> None:
+        """Raise DstoolsError where what comes out of a layer holds NaN or infinity."""
+        for begin, end in self._batches(hidden.rows):
+            if not hidden.read(begin, end).isfinite().all():
+                raise DstoolsError(
+                    f"{self.inventory.checkpoint.folder}: model.layers.{layer}: NaN or infinity comes "
+                    "out",
+                    DAMAGED,
+                )
 
     def _attend(self, module: DecoderLayer, layer: int, hidden: Spill, watcher: Watcher) -> Spill:
         length = hidden.rows // len(self.ids)
@@ -275,11 +299,18 @@ class Runner:
 
 
 def _restore(inventory: Inventory, info: TensorInfo, first: int, last: int) -> Tensor:
-    """Return rows [first, last) in memory of their own, float32 [rows, columns]."""
+    """Return rows [first, last) in memory of their own, float32 [rows, columns].
+
+    Raises DstoolsError for NaN or infinity, of which every later layer would be full.
+    """
     out = torch.empty(last - first, columns(info))
     block = inventory.scheme.block_size[0] if inventory.scheme else 1
     for begin, end in slabs(first, last, block, columns(info) * 4):
-        values = torch.frombuffer(restore(inventory, info, begin, end), dtype=torch.float32)
+        data = restore(inventory, info, begin, end)
+        bad = block_fp8.first_non_finite(data, "F32")
+        if bad >= 0:
+            raise not_finite(info, begin * columns(info) + bad)
+        values = torch.frombuffer(data, dtype=torch.float32)
         out[begin - first : end - first] = values.view(end - begin, -1)
     return out
 
@@ -290,7 +321,7 @@ def _inside(name: TensorName) -> str:
     return inside.rpartition(".")[2] if name.expert is not None else inside
 
 
-def _shows(watcher: Watcher, source: str):  # type: ignore[no-untyped-def]  # a hook, as torch wants it
+def _shows(watcher: Watcher, source: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def show(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         watcher.see(source, args[0].flatten(0, -2))
 

@@ -165,26 +165,60 @@ def _expert_load(plan: Plan, layers: Mapping[int, Note]) -> dict[str, Any]:
 def _kv_scales(plan: Plan, layers: Mapping[int, Note]) -> bytes:
     """Return a shard of two scales a layer, F32 [1]: what an FP8 KV cache is multiplied by to restore.
 
-    Of MLA one cache holds latents and rotated keys, so there is one scale, twice. Source: the names
-    that compressed-tensors writes and vLLM's maybe_remap_kv_scale_name reads.
+    Source: the names that compressed-tensors writes and vLLM's maybe_remap_kv_scale_name reads.
     """
-    import numpy as np
     from safetensors.numpy import save
 
-    tensors = {}
-    for name in _kv_names(plan):
-        amax = layers.get(name.layer or 0, {}).get("cache_amax", {})
+    amax = {layer: note["cache_amax"] for layer, note in layers.items()}
+    return save(kv_scales(_kv_names(plan), amax), {"format": "pt"})
+
+
+def read_back(folder: Path) -> tuple[list[Note], dict[int, Note]]:
+    """Return the notes of tensors and of layers that `side_files` made a folder's files of.
+
+    Without those files, or with such as it did not make, there are none.
+    """
+    notes = [{"tensor": n, "recovered": True} for n in read_manifest(folder).get("recovered", ())]
+    layers: dict[int, Note] = {}
+    try:
+        found = json.loads((folder / CALIBRATION).read_bytes())
+        load: dict[str, Any] = {}
+        if (folder / EXPERT_LOAD).exists():
+            load = json.loads((folder / EXPERT_LOAD).read_bytes())["layers"]
+        for part, by_layer in found["kv"].items():
+            for layer, amax in by_layer.items():
+                none_yet: Note = {"expert_load": load.get(layer, []), "cache_amax": {}}
+                layers.setdefault(int(layer), none_yet)["cache_amax"][part] = amax
+        notes += [{"tensor": name} | note for name, note in found["tensors"].items()]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return notes, {}
+    return notes, layers
+
+
+def kv_scales(
+    names: Iterable[TensorName], amax_by_layer: Mapping[int, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Return for each name of role kv_cache an F32 [1] array: what its cache holds over 448.
+
+    Of MLA one cache holds latents and rotated keys, so there is one scale, twice.
+    """
+    import numpy as np
+
+    scales = {}
+    for name in names:
+        amax = amax_by_layer.get(name.layer or 0, {})
         is_v = name.part == "v_scale" and "v_amax" in amax
         of_k = [value for part, value in amax.items() if part != "v_amax"]
         largest = amax["v_amax"] if is_v else max(of_k, default=0.0)
         scale = np.float32(max(largest, block_fp8.AMAX_FLOOR["float32"])) / np.float32(448)
-        tensors[str(name)] = np.array([scale], np.float32)
-    return save(tensors, {"format": "pt"})
+        scales[str(name)] = np.array([scale], np.float32)
+    return scales
 
 
 def _kv_names(plan: Plan) -> list[TensorName]:
     weights = plan.inventory.model.optional_weights()
-    return [name for name, _ in weights if name.role == "kv_cache"]
+    # not of MTP layers: vLLM's deepseek_mtp.py looks for each name as it stands, and finds none of these
+    return [name for name, _ in weights if name.role == "kv_cache" and not name.is_mtp]
 
 
 def _index(plan: Plan) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from uuid import uuid4
 
 from dstools_converters.checkpoint import INDEX
 from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors
+from dstools_converters.metadata import read_back
 from dstools_converters.plan import Plan
 
 Files = dict[str, Path | bytes]  # beside the shards, by path in the folder
@@ -125,10 +126,14 @@ class Writer:
         if os.path.lexists(self.out):
             self.notes = {tuple(r["job"]): r["note"] for r in records if "note" in r and "job" in r}
             self.layers = {r["layer"]: r["note"] for r in records if "layer" in r}
+            if not records:  # killed between the journal's end and that of its folder
+                notes, self.layers = read_back(self.out)
+                self.notes = {(0, number): note for number, note in enumerate(notes)}
             if self.model.exists() or not self._is_published():
                 raise self._exists()
             self.is_published = True
         else:
+            self._take_back(records)
             self._read_progress(records)
             for number, shard in enumerate(self.plan.shards):
                 if number not in self.finished:  # whole to look at, but lost in a power failure
@@ -142,6 +147,20 @@ class Writer:
         self._record({"boot": _boot()})
         for number in sorted(self._unsynced):
             self._sync_later(number)
+
+    def _take_back(self, records: list[dict[str, Any]]) -> None:
+        """Give a shard its working name back where no line says that it is finished.
+
+        It was renamed, and the run was killed before the line was written, or the machine before the
+        shard was on the disk. What was flushed of its jobs holds all the same.
+        """
+        named = {record.get("written", record.get("synced")) for record in records}
+        is_this_boot = bool(records) and _last_boot(records) == _boot()
+        synced = {record["synced"] for record in records if "synced" in record}
+        for number, shard in enumerate(self.plan.shards):
+            path = self.model / shard.name
+            if path.is_file() and number not in (named if is_this_boot else synced):
+                path.rename(self.model / f"{shard.name}.partial")
 
     def _read_progress(self, records: list[dict[str, Any]]) -> None:
         """Take from the journal what still holds: nothing that a file does not look like."""
@@ -257,6 +276,8 @@ class Writer:
                 os.fsync(file)
             self._record({"flushed": sorted(self._files)})
             os.fsync(self._journal)
+        while self._files:  # the shards of all layers may be more than files may be open
+            os.close(self._files.popitem()[1])
 
     def shard_done(self, number: int) -> None:
         """Note that all jobs of a shard are done, and flush it in the background.
@@ -328,6 +349,11 @@ class Writer:
         with disk_errors(self.work / JOURNAL):
             if os.write(self._journal, text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _last_boot(records: list[dict[str, Any]]) -> str | None:
+    boots = [record["boot"] for record in records if "boot" in record]
+    return boots[-1] if boots else None
 
 
 def _boot() -> str:
