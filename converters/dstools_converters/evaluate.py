@@ -23,10 +23,10 @@ from dstools_converters.architecture import Architecture, read_architecture
 from dstools_converters.corpus import Corpus
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.inventory import Inventory
-from dstools_converters.layerwise import INPUTS, TOKENS_AT_A_TIME, Runner
+from dstools_converters.layerwise import DAMAGED, INPUTS, Runner
 from dstools_converters.names import Role, TensorName
 from dstools_converters.rows import Progress
-from dstools_converters.scores import DAMAGED, head, score
+from dstools_converters.scores import head, score
 from dstools_converters.spill import Spill
 
 MAX_LOG = 700.0  # the exponential of more is no float
@@ -96,7 +96,6 @@ def evaluate(
     inventories = [model] if against is None else [against, model]
     if against is not None:
         _require_same(against, model)
-        ram_bytes = ram_bytes * 3 // 4  # three spills of the one that runs, one of the other
     ids = torch.from_numpy(corpus.ids).long()
     runners = [
         Runner(
@@ -213,21 +212,12 @@ def _run_layers(
             watches[0].other = runners[1]
         for number, runner in enumerate(runners):
             hidden[number] = runner.run_layer(layer, hidden[number], watches[number])
-            _require_finite(runner, layer, hidden[number])
+            runner.require_finite(layer, hidden[number])
         errors += [sums.error(layer, role) for role, sums in watches[0].sums.items()]
         wanted, made = watches[0].experts_TK, watches[-1].experts_TK
         if wanted is not None and made is not None:
             flips[str(layer)] = _flips(wanted, made)
     return hidden, flips, errors
-
-
-def _require_finite(runner: Runner, layer: int, hidden: Spill) -> None:
-    for begin in range(0, hidden.rows, TOKENS_AT_A_TIME):
-        if not hidden.read(begin, min(begin + TOKENS_AT_A_TIME, hidden.rows)).isfinite().all():
-            raise DstoolsError(
-                f"{runner.inventory.checkpoint.folder}: model.layers.{layer}: NaN or infinity comes out",
-                DAMAGED,
-            )
 
 
 def _flips(wanted_TK: Tensor, made_TK: Tensor) -> float:

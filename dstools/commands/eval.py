@@ -124,7 +124,8 @@ def evaluate(
     show(report, as_json, _text(report))
     _keep(report, folder)
     if max_kl is not None and not (report.kl_mean or 0.0) <= max_kl:
-        click.echo(f"error: the mean KL is {report.kl_mean:.3g} nats a token", err=True)
+        text = f"error: the mean KL is {report.kl_mean:.3g} nats a token, more than {max_kl:g}"
+        click.echo(text, err=True)
         click.get_current_context().exit(FELL_SHORT)
 
 

@@ -33,6 +33,10 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "dequantize": ["SOURCE", "OUT", "--dry-run", "--workers", "--fsync", "--no-fsync", "--json"],
     "verify": ["FOLDER", "--source", "--engine", "--tp", "--workers", "--json"],
     "compare": ["A", "B", "--max-error", "--workers", "--json"],
+    "eval": [
+        "MODEL", "--data", "--against", "--samples", "--seq-len", "--seed", "--ram", "--device",
+        "--max-kl", "--workers", "--json",
+    ],
     "env": ["--json"],
 }  # fmt: skip
 
@@ -99,9 +103,17 @@ def test_every_help_text_is_a_whole_sentence(name: str) -> None:
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_the_examples_run_as_written(
-    name: str, tiny_aligned: Path, checkpoint: Checkpoint, tmp_path: Path
+    name: str,
+    tiny_aligned: Path,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With only the paths put in place of those of the examples."""
+    """With only the paths put in place of those of the examples, and little of the text."""
+    monkeypatch.setenv("DSTOOLS_EVAL_SAMPLES", "2")
+    monkeypatch.setenv("DSTOOLS_EVAL_SEQ_LEN", "8")
+    text = tmp_path / "held-out.jsonl"
+    text.write_text('{"text": " the of in to and for is be on that as with it"}\n' * 9)
     epilog = main.commands[name].epilog
     assert epilog
     fp8 = checkpoint("tiny-aligned", fp8="float32")
@@ -109,6 +121,7 @@ def test_the_examples_run_as_written(
         out = tmp_path / f"out{number}"
         places = {"./DeepSeek-V3-bf16": tiny_aligned, "./DeepSeek-V3-fp8": fp8}
         places |= {"./DeepSeek-V3": fp8, "deepseek-ai/DeepSeek-V3": fp8}
+        places["held-out.jsonl"] = text
         if name == "quantize":
             places["./DeepSeek-V3-fp8"] = out
         if name == "dequantize":
