@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,9 @@ class Calibrator:
         """Run the model, and fill the sink with what the plan leaves to it."""
         import torch
 
-        from dstools_converters.calibrate import calibrate, total_bytes
+        from dstools_converters.calibrate import calibrate, layer_bytes
 
-        with progress_bar(total_bytes(plan), "calibrate") as progress:
+        with progress_bar(sum(layer_bytes(plan)), "calibrate") as progress:
             calibrate(
                 plan,
                 sink,
@@ -62,13 +63,10 @@ def read_calibration(inventory: "Inventory", options: Options, threads: int) -> 
     Raises DstoolsError where the data are not usable, or a model cannot be run here.
     """
     require_torch(options.device)
-    import torch
-
-    from dstools_converters.architecture import read_architecture
     from dstools_converters.corpus import read_corpus
     from dstools_converters.plan import Calibration
 
-    read_architecture(inventory.checkpoint.config)  # refuses what cannot be run
+    require_length(inventory, options.seq_len)
     corpus = read_corpus(
         options.data,
         inventory.checkpoint.folder,
@@ -82,10 +80,30 @@ def read_calibration(inventory: "Inventory", options: Options, threads: int) -> 
         data=corpus.provenance,
         device=options.device,
         threads=threads,
-        versions={"torch": torch.__version__},
+        versions={name: version(name) for name in ("torch", "transformers", "tokenizers")},
         kv_cache=options.kv_cache,
     )
     return Calibrator(settings, options, corpus)
+
+
+def require_length(inventory: "Inventory", seq_len: int) -> None:
+    """Raise DstoolsError where the model cannot be run, or not on samples of this length."""
+    from dstools_converters.architecture import read_architecture
+
+    architecture = read_architecture(inventory.checkpoint.config)
+    mtp, known = inventory.model.num_mtp_layers, inventory.checkpoint.config
+    longest = [known.get("max_position_embeddings"), architecture.index_topk]
+    limit = min((length for length in longest if isinstance(length, int)), default=None)
+    if limit is not None and seq_len > limit:
+        raise DstoolsError(
+            f"--seq-len {seq_len}: config.json lets the model be run on up to {limit} tokens",
+            f"--seq-len {limit} or less",
+        )
+    if seq_len < mtp + 2:
+        raise DstoolsError(
+            f"--seq-len {seq_len}: leaves nothing to {mtp} MTP layers",
+            f"--seq-len {mtp + 2} or more",
+        )
 
 
 def require_torch(device: str) -> None:

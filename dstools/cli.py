@@ -15,8 +15,8 @@ from dstools.commands.inspect import inspect
 from dstools.commands.quantize import quantize
 from dstools.commands.report import report
 from dstools.commands.verify import verify
-from dstools.options import SETTINGS
-from dstools_converters.errors import DstoolsError
+from dstools.options import FELL_SHORT, SETTINGS
+from dstools_converters.errors import DstoolsError, ShortfallError
 
 EXIT_CODES = """\b
 Exit codes:
@@ -53,6 +53,12 @@ class Failure(click.ClickException):
             click.echo(f"hint: {self.hint}", err=True)
 
 
+class Shortfall(Failure):
+    """A check that was asked for stopped the work."""
+
+    exit_code = FELL_SHORT
+
+
 class App(click.Group):
     """The root group, where errors become messages."""
 
@@ -63,7 +69,8 @@ class App(click.Group):
         except DstoolsError as error:
             if ctx.params["debug"]:
                 raise
-            raise Failure(str(error), error.hint) from error
+            kind = Shortfall if isinstance(error, ShortfallError) else Failure
+            raise kind(str(error), error.hint) from error
         except OSError as error:
             if ctx.params["debug"] or error.errno == errno.EPIPE:
                 raise

@@ -1,6 +1,7 @@
 """What `quantize` and `dequantize` share: print the plan, or run it and report."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +34,7 @@ def convert(
     if dry_run:
         _show_plan(plan, as_json)
         return _hint_ahead(plan, Path(out))
-    if not Path(out).name:  # "." or "/"
-        raise DstoolsError(f"{out}: exists", "name a new folder")
+    require_new(Path(out))
     for inventory in (plan.inventory, plan.base):
         if inventory is not None:
             folder = inventory.checkpoint.folder.resolve()
@@ -61,6 +61,13 @@ def convert(
     if report.unknown_tensors:
         known = ", ".join(report.unknown_tensors[:3])
         click.echo(terminal(f"warning: carried as they are, of no known role: {known}"), err=True)
+
+
+def require_new(out: Path) -> None:
+    """Raise DstoolsError where `out` is there and no run of ours may go on in it."""
+    is_begun = out.with_name(f"{out.name}.incomplete").exists() if out.name else False
+    if not out.name or (os.path.lexists(out) and not is_begun):  # "." or "/" have no name
+        raise DstoolsError(f"{out}: exists", "name a new folder, or delete this one")
 
 
 def _hint_ahead(plan: "Plan", out: Path) -> None:

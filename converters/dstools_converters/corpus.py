@@ -50,6 +50,7 @@ class Corpus:
             "seq_len": self.seq_len,
             "seed": self.seed,
             "documents": self.documents,
+            "tokens_sha256": sha256(self.ids.tobytes()).hexdigest(),  # tokenizer and template, too
         }
 
 

@@ -51,6 +51,7 @@ def side_files(
         load = _expert_load(plan, layers)
         if load["layers"]:
             files[EXPERT_LOAD] = _json(load)
+            manifest["expert_load"] = f"sha256:{sha256(_json(load)).hexdigest()}"
         if plan.calibration.kv_cache:
             files[KV_SCALES] = _kv_scales(plan, layers)
     files[MANIFEST] = _json(manifest)

@@ -148,6 +148,11 @@ def plan_quantize(
             else tensor
             for tensor in draft
         ]
+        if not any(tensor.action == "calibrate" for tensor in draft):
+            raise DstoolsError(
+                f"--method {calibration.method}: nothing is left to be rounded; all FP8 is copied",
+                "dstools dequantize first, or ask for the other --scale-fmt",
+            )
     if is_lossless:
         draft = [
             replace(tensor, action="recover")
@@ -165,14 +170,14 @@ def plan_quantize(
             f"config.json: FP8 that is there has blocks of {rows} x {cols}; new ones are square",
             "dstools dequantize first, and quantize its output",
         )
-    has_cache = calibration is not None and calibration.kv_cache
-    if has_cache and any(p is not None and p.role == "kv_cache" for p in inventory.names.values()):
+    has_cache = any(p is not None and p.role == "kv_cache" for p in inventory.names.values())
+    writes_cache = calibration is not None and calibration.kv_cache
+    if has_cache and writes_cache:
         raise DstoolsError(
             "the source has scales of a KV cache itself", "leave out --kv-cache; they are kept"
         )
-    scheme = replace(
-        scheme, kept=_kept_modules(draft, inventory, format, found), kv_cache=has_cache
-    )
+    kept = _kept_modules(draft, inventory, format, found)
+    scheme = replace(scheme, kept=kept, kv_cache=has_cache or writes_cache)
     config = dict(inventory.checkpoint.config)
     native = [
         i.checkpoint.config["quantization_config"] for i in (inventory, base) if i and i.scheme
@@ -202,7 +207,9 @@ def plan_dequantize(inventory: Inventory) -> Plan:
             "dstools inspect shows what the checkpoint holds",
         )
     draft = []
-    for info, _ in inventory.weights():
+    for info, parsed in inventory.weights():
+        if parsed is not None and parsed.role == "kv_cache":
+            continue  # they belong to the FP8 that goes
         if info.name in inventory.scales:
             outputs = (unplaced(info.name, "BF16", info.shape),)
             draft.append(TensorPlan("dequantize", info, outputs, "FP8 in the source"))

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.inventory import Inventory
-from dstools_converters.layerwise import TOKENS_AT_A_TIME, Runner
+from dstools_converters.layerwise import DAMAGED, TOKENS_AT_A_TIME, Runner
 from dstools_converters.model import RMSNorm
 from dstools_converters.rows import Progress
 from dstools_converters.spill import Spill
 
 SLAB_ROWS = 1024  # of the vocabulary: with 2048 tokens, 16 MiB of logits
-DAMAGED = "`dstools verify` finds a weight that is damaged; else the training that made it diverged"
 
 
 @torch.inference_mode()

@@ -60,15 +60,14 @@ class Spill:
         for at, row in enumerate(rows.tolist()):
             self._pwrite(view[at * self._row : (at + 1) * self._row], row * self._row)
 
-    def save(self, file: Path, *, is_synced: bool) -> None:
-        """Make `file` hold the rows, whole or not there."""
+    def save(self, file: Path) -> None:
+        """Make `file` hold the rows, whole or not there, and safe from a power failure."""
         partial = file.with_name(f"{file.name}.partial")
         with disk_errors(partial):
             target = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             try:
                 _copy(self._descriptor, target, self.rows * self._row)
-                if is_synced:
-                    os.fsync(target)
+                os.fsync(target)
             finally:
                 os.close(target)
         partial.rename(file)

@@ -151,6 +151,10 @@ def _counts(plan: Plan, writer: Writer) -> dict[str, int]:
     if counts["recover"] > recovered:
         counts["quantize"] += counts["recover"] - recovered
         counts["recover"] = recovered
+    methods = Counter(note["method"] for note in writer.notes.values() if "method" in note)
+    if methods:
+        del counts["calibrate"]
+        counts.update(methods)
     return dict(counts)
 
 
@@ -161,7 +165,6 @@ class Sink:
         self._writer = writer
         self.folder = writer.calibration  # for whatever the next run is to go on from
         self.layers = writer.layers  # what was noted of each layer that is done
-        self.is_synced = writer.is_synced
         self._places = {
             job.tensor.source.name: (number, job)
             for number, shard in enumerate(plan.shards)

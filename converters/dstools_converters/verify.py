@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dstools_converters.against import check_against
+from dstools_converters.calibrated import check_calibration
 from dstools_converters.checkpoint import INDEX, Checkpoint, scan
 from dstools_converters.engines import Engine, check_engine
 from dstools_converters.errors import DstoolsError, Finding, Level, printable
@@ -78,6 +79,7 @@ def verify(
             findings += _check_fused(inventory)
             findings += _check_scale_values(inventory)
             findings += _check_kv_scales(inventory)
+            findings += check_calibration(inventory)
             checked += ["names, shapes and dtypes against the config", "MTP layers", "every scale"]
             is_broken = any(
                 finding.level == "error" and finding.code in BREAKS_READING for finding in findings

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dstools.calibration import Options, read_calibration
-from dstools.convert import convert
+from dstools.convert import convert, require_new
 from dstools.options import (
     Command,
     data_options,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dstools_converters.plan import Method
     from dstools_converters.scheme import Format, ScaleFormat
 
+DEFAULT = click.core.ParameterSource.DEFAULT
 EXAMPLES = """\
 dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8
 dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-run
@@ -141,11 +142,13 @@ def quantize(
             data, method or "gptq", samples, seq_len, seed, ram_bytes, device, min_coverage,
             kv_cache == "fp8",
         )  # fmt: skip
-    elif method in ("gptq", "mse") or min_coverage or kv_cache != "none":
-        raise click.UsageError(
-            "--method gptq and mse, --min-coverage and --kv-cache need --calibrate"
-        )
+    elif method in ("gptq", "mse"):
+        raise click.UsageError(f"--method {method} needs --calibrate")
+    else:
+        _require_no_options_of_calibration()
     rules = read_recipe(recipe) if recipe else Recipe()
+    if not dry_run:
+        require_new(Path(out))
     with open_checkpoint(resolve(source)) as checkpoint:
         inventory = require_sound(checkpoint)
         original = require_sound(open_checkpoint(resolve(base))) if base else None
@@ -170,3 +173,12 @@ def quantize(
         )
     if not dry_run:
         hint_command("verify", out, "--source", source)
+
+
+def _require_no_options_of_calibration() -> None:
+    """Raise UsageError where an option was given that only --calibrate would heed."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        is_given = context.get_parameter_source(param.name or "") not in (DEFAULT, None)
+        if getattr(param, "section", "") == "Calibration" and param.name != "method" and is_given:
+            raise click.UsageError(f"{param.opts[0]} needs --calibrate")
