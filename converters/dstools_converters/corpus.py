@@ -8,8 +8,12 @@ nothing.
 """
 
 import os
+import signal
 import stat
+import threading
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +27,7 @@ from dstools_converters.header import strict_json
 
 JSONL_SUFFIXES = (".jsonl", ".json")
 LINE_HINT = 'a line is {"text": "..."} or {"messages": [{"role": "...", "content": "..."}, ...]}'
+TEMPLATE_SECONDS = 10  # one of a release takes milliseconds
 MAX_DOCUMENT_BYTES = 16 << 20  # its tokens take ten times as much memory, and some 10 s to make
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -226,7 +231,14 @@ class _Reader:
         from jinja2 import TemplateError
 
         try:
-            text = self.tokenizer.apply_chat_template(document, tokenize=False)
+            with _time_limit(TEMPLATE_SECONDS):
+                text = self.tokenizer.apply_chat_template(document, tokenize=False)
+        except TimeoutError as error:
+            raise self.error(
+                start,
+                f"the chat template takes more than {TEMPLATE_SECONDS} s",
+                "a template comes from whoever made the checkpoint; look at chat_template.jinja",
+            ) from error
         except (TemplateError, TypeError, ValueError) as error:
             raise self.error(
                 start,
@@ -245,6 +257,28 @@ class _Reader:
             line += piece.count(b"\n")
             left -= len(piece)
         return DstoolsError(f"{self.path}: line {line}: {message}", hint)
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError after so many seconds: a template may loop for ever, and jinja lets it.
+
+    Only where signals arrive, in the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _load_tokenizer(folder: Path) -> Any:

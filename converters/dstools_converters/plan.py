@@ -82,6 +82,15 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards)
 
     @property
+    def scratch_bytes(self) -> int:
+        """Return the bytes of hidden states at most on the disk meanwhile: two saved, three spilled."""
+        if self.calibration is None:
+            return 0
+        data = self.calibration.data
+        tokens: int = data["samples"] * data["seq_len"]
+        return 5 * tokens * self.inventory.model.hidden_size * 4
+
+    @property
     def counts(self) -> dict[Action, int]:
         """Count the tensors by what becomes of them."""
         return dict(Counter(tensor.action for tensor in self.decisions))

@@ -228,7 +228,7 @@ class Writer:
             return file.read(len(shard.header)) == shard.header
 
     def _check_space(self) -> None:
-        needed = sum(
+        needed = self.plan.scratch_bytes + sum(
             shard.nbytes for i, shard in enumerate(self.plan.shards) if i not in self.finished
         )
         for content in self.files(self).values():

@@ -337,3 +337,16 @@ def test_without_transformers_the_hint_installs_it(
     monkeypatch.setattr(builtins, "__import__", without)
     error = failure(write(tmp_path / "data.jsonl", GOOD), tiny.parent)
     assert error.hint == 'pip install "dstools-llm[torch]"'
+
+
+def test_a_chat_template_that_loops_for_ever_is_stopped(
+    edited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TEMPLATE_SECONDS", 1)
+    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    set_config(edited, chat_template=loops)
+    data = write(tmp_path / "data.jsonl", {"messages": [{"role": "user", "content": "7"}]})
+    with pytest.raises(
+        DstoolsError, match=r"data\.jsonl: line 1: the chat template takes more than"
+    ):
+        read_corpus(data, edited, samples=1, seq_len=1, seed=0, vocab_size=VOCABULARY)
