@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from dstools_converters.plan import Method
     from dstools_converters.scheme import Format, ScaleFormat
 
-DEFAULT = click.core.ParameterSource.DEFAULT
+GIVEN = click.core.ParameterSource.COMMANDLINE  # an environment may have it for other runs
 EXAMPLES = """\
-dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8
 dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-run
-dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl --samples 256"""
+dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl"""
 
 
 @click.command(cls=Command, epilog=EXAMPLES)
@@ -179,6 +178,6 @@ def _require_no_options_of_calibration() -> None:
     """Raise UsageError where an option was given that only --calibrate would heed."""
     context = click.get_current_context()
     for param in context.command.params:
-        is_given = context.get_parameter_source(param.name or "") not in (DEFAULT, None)
+        is_given = context.get_parameter_source(param.name or "") == GIVEN
         if getattr(param, "section", "") == "Calibration" and param.name != "method" and is_given:
             raise click.UsageError(f"{param.opts[0]} needs --calibrate")

@@ -27,8 +27,9 @@ HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tq
 FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "inspect": ["SOURCE", "--json"],
     "quantize": [
-        "SOURCE", "OUT", "--format", "--scale-fmt", "--recipe", "--base", "--lossless",
-        "--dry-run", "--workers", "--fsync", "--no-fsync", "--json",
+        "SOURCE", "OUT", "--format", "--scale-fmt", "--recipe", "--base", "--lossless", "--calibrate",
+        "--method", "--samples", "--seq-len", "--seed", "--ram", "--device", "--min-coverage",
+        "--kv-cache", "--dry-run", "--workers", "--fsync", "--no-fsync", "--json",
     ],
     "dequantize": ["SOURCE", "OUT", "--dry-run", "--workers", "--fsync", "--no-fsync", "--json"],
     "verify": ["FOLDER", "--source", "--engine", "--tp", "--workers", "--json"],
@@ -37,6 +38,7 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "MODEL", "--data", "--against", "--samples", "--seq-len", "--seed", "--ram", "--device",
         "--max-kl", "--workers", "--json",
     ],
+    "report": ["OUT", "--json"],
     "env": ["--json"],
 }  # fmt: skip
 
@@ -110,8 +112,9 @@ def test_the_examples_run_as_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With only the paths put in place of those of the examples, and little of the text."""
-    monkeypatch.setenv("DSTOOLS_EVAL_SAMPLES", "2")
-    monkeypatch.setenv("DSTOOLS_EVAL_SEQ_LEN", "8")
+    for command in ("EVAL", "QUANTIZE"):
+        monkeypatch.setenv(f"DSTOOLS_{command}_SAMPLES", "2")
+        monkeypatch.setenv(f"DSTOOLS_{command}_SEQ_LEN", "8")
     text = tmp_path / "held-out.jsonl"
     text.write_text('{"text": " the of in to and for is be on that as with it"}\n' * 9)
     epilog = main.commands[name].epilog
@@ -121,7 +124,7 @@ def test_the_examples_run_as_written(
         out = tmp_path / f"out{number}"
         places = {"./DeepSeek-V3-bf16": tiny_aligned, "./DeepSeek-V3-fp8": fp8}
         places |= {"./DeepSeek-V3": fp8, "deepseek-ai/DeepSeek-V3": fp8}
-        places["held-out.jsonl"] = text
+        places["held-out.jsonl"] = places["traces.jsonl"] = text
         if name == "quantize":
             places["./DeepSeek-V3-fp8"] = out
         if name == "dequantize":
