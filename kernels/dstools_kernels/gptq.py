@@ -21,6 +21,7 @@ All tensors are on one device, CPU or CUDA. The same inputs and threads give the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -28,9 +29,9 @@ from torch import Tensor
 
 from dstools_kernels.block_fp8 import AMAX_FLOOR, E4M3_MAX, NonFiniteError, ScaleFormat
 
-LEAF_COLUMNS = 32  # rounded one by one before a matrix product; 16 to 64 are as fast
+LEAF_COLUMNS = 64  # rounded one by one before a matrix product
 SLAB_ROWS = 512  # of a large matrix at a time, where a second one need not exist
-DAMPING = 0.01  # 0.1 and 0.001 left 1 % more error on held-out text, docs/log.md 2026-11-22
+DAMPING = 0.01  # 0.1 left 1 % more error on held-out text, 0.001 as much: docs/log.md 2026-11-22
 DAMPING_LIMIT = 10.0  # above that the correlations are drowned: nothing is left of the Hessian
 
 
@@ -145,18 +146,34 @@ def gptq(weight: Tensor, factor: Factor, scale_inv: Tensor, block_size: int = 12
     for done, stop in enumerate(range(cols, 0, -LEAF_COLUMNS), start=1):
         start = max(stop - LEAF_COLUMNS, 0)
         columns = factor.order[start:stop]
-        codes_CR[columns] = _round_columns(
-            carried_CR[start:stop],
-            weight_CR[start:stop],
-            factor.lower[start:stop, start:stop],
-            scale_BR[columns // block_size],
-        )
+        with _one_thread():
+            codes_CR[columns] = _round_columns(
+                carried_CR[start:stop],
+                weight_CR[start:stop],
+                factor.lower[start:stop, start:stop],
+                scale_BR[columns // block_size],
+            )
         # Halves of halves: after 1, 2, 3, 4, ... leaves the last 1, 2, 1, 4, ... pass their errors
         # on to as many before them, so that most of the work is products of large matrices.
         span = (done & -done) * LEAF_COLUMNS
         before, last = slice(max(start - span, 0), start), slice(start, start + span)
         carried_CR[before].addmm_(factor.lower[last, before].T, carried_CR[last])
     return codes_CR.T.contiguous()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch's CPU work on one thread: a column is too short to share.
+
+    On a busy machine each operation on two threads waits until the second gets its turn: [2048, 2048]
+    took 75 s in place of 8 s, docs/log.md 2026-11-22.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _round_columns(

@@ -350,8 +350,8 @@ import hashlib, torch
 from dstools_kernels import gptq
 torch.set_num_threads(2)
 g = torch.Generator().manual_seed(0)
-x, w = torch.randn(900, 700, generator=g), torch.randn(300, 700, generator=g)
-x = x @ torch.randn(700, 700, generator=g)
+x, w = torch.randn(600, 400, generator=g), torch.randn(300, 400, generator=g)
+x = x @ torch.randn(400, 400, generator=g)
 f = gptq.factorize(x.T @ x)
 s = gptq.scales(w, "float32")
 codes = [gptq.gptq(w, f, s).numpy().tobytes() for _ in range(2)]
@@ -372,7 +372,7 @@ import resource, torch
 from dstools_kernels import gptq
 def peak_bytes():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 gptq.factorize(torch.eye(600))  # loads and warms up what LAPACK wants
 hessian = torch.eye(4096).add_(0.1)
 before = peak_bytes()
