@@ -218,6 +218,7 @@ class _Rounder:
         self.progress(
             sum(tensors[str(name)].nbytes for name in self.weights if name.role in INPUTS)
         )
+        self.weights = {}  # the next stage is loaded before it begins
 
     def route(self, experts_TK: Tensor, load: list[int]) -> None:
         """Keep the load; raise where a token count is under the least that was asked for."""
