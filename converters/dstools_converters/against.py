@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from dstools_converters.calibrated import (
@@ -16,6 +15,7 @@ from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
 from dstools_converters.metadata import (
+    CALIBRATION,
     read_manifest,
     travelling_files,
 )
@@ -42,8 +42,10 @@ def check_against(
     findings = [*_check_config(made, source), *_check_side_files(made, source)]
     pairs = []
     ours = {info.name: info for info, _ in made.weights()}
-    for info, _ in source.weights():
+    for info, parsed in source.weights():
         mine = ours.pop(info.name, None)
+        if mine is None and made.scheme is None and parsed and parsed.role == "kv_cache":
+            continue  # it is of the FP8 that went
         if mine is None:
             findings.append(
                 Finding("error", "lost", printable(info.name), "is in the source and not in here")
@@ -65,9 +67,10 @@ def check_against(
         for info in ours.values()
         if not is_kv_scale(made, info)
     ]
-    notes: dict[str, Note] = {}
-    with suppress(DstoolsError):  # a finding of check_calibration
-        notes = read_notes(made.checkpoint.folder, manifest).get("tensors", {})
+    notes = _read_notes(made, manifest)
+    if notes is None:  # which weights are calibrated is not known: nothing is said of any
+        pairs = [(mine, info) for mine, info in pairs if mine.name not in made.scales]
+        notes = {}
     manifest["recovered"] = frozenset(manifest.get("recovered", ()))
     with ThreadPoolExecutor(workers, "verify") as pool:
         each = pool.map(
@@ -80,6 +83,18 @@ def check_against(
             findings += [finding] if finding else []
             progress(info.nbytes)
     return findings, sum(info.numel for _, info in pairs)
+
+
+def _read_notes(made: Inventory, manifest: dict[str, Any]) -> dict[str, Note] | None:
+    """Return what was noted of calibrated weights, None where that is lost; see check_calibration."""
+    folder = made.checkpoint.folder
+    if not manifest and (folder / CALIBRATION).exists():
+        return None
+    try:
+        notes: dict[str, Note] = read_notes(folder, manifest).get("tensors", {})
+    except DstoolsError:
+        return None
+    return notes
 
 
 def _compare_tensor(

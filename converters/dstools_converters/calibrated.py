@@ -23,6 +23,7 @@ from dstools_converters.metadata import (
     CALIBRATION,
     EXPERT_LOAD,
     KV_SCALES,
+    MANIFEST,
     kv_scales,
     read_manifest,
 )
@@ -70,12 +71,12 @@ def read_side_file(folder: Path, name: str, digest: str | None) -> bytes:
         raw = (folder / name).read_bytes()
     except OSError as error:
         raise DstoolsError(
-            f"{name}: {error.strerror}", "manifest.json speaks of it; fetch it again"
+            f"{name}: {error.strerror}", "manifest.json speaks of it; restore it, or quantize again"
         ) from error
     if f"sha256:{sha256(raw).hexdigest()}" != digest:
         raise DstoolsError(
             f"{name}: is not the file that manifest.json was written with",
-            "fetch both again; what it says cannot be relied on",
+            "restore both, or quantize again",
         )
     return raw
 
@@ -84,11 +85,25 @@ def check_calibration(made: Inventory) -> Iterator[Finding]:
     """Yield where the files that a calibration left are not those, which takes no source to tell."""
     folder = made.checkpoint.folder
     manifest = read_manifest(folder)
+    if not manifest and (folder / CALIBRATION).exists():
+        yield Finding(
+            "error", "calibration", MANIFEST,
+            f"is missing or damaged, and without it {CALIBRATION} cannot be relied on; calibrated "
+            "weights are not compared", "restore it, or quantize again",
+        )  # fmt: skip
+        return
     try:
         calibration = read_notes(folder, manifest)
         read_side_file(folder, EXPERT_LOAD, manifest.get("expert_load"))
     except DstoolsError as error:
-        yield Finding("error", "calibration", folder.name, str(error), error.hint)
+        where, _, message = str(error).partition(": ")
+        yield Finding(
+            "error",
+            "calibration",
+            where,
+            f"{message}; calibrated weights are not compared",
+            error.hint,
+        )
         return
     amax: dict[int, dict[str, float]] = {}
     for part, by_layer in calibration.get("kv", {}).items():
@@ -193,13 +208,17 @@ def _compare_error(
             f"{moved} codes are not the nearest and {far} more than a step from it, where "
             f"{CALIBRATION} has {note['moved']} and {note['far']}",
         )
+    if note["method"] == "nearest" and moved:
+        return _stray(mine, f"{moved} codes are not the nearest, which {CALIBRATION} says they are")
     if squares > plain * MOST_STRAY**2 or far > rows * cols * MOST_FAR:
+        times = math.sqrt(squares / plain) if plain > 0 else math.inf
         return _stray(
             mine,
-            f"its error is {math.sqrt(squares / plain):.2g} times that of plain rounding, "
+            f"its error is {times:.2g} times that of plain rounding, "
             f"{far / (rows * cols):.0%} of its codes are more than a step from the nearest",
         )
-    if not note["error"] <= note["error_nearest"]:
+    is_known = note["error"] is not None  # of an expert that saw no token, nothing is
+    if note["method"] != "nearest" and not (is_known and note["error"] <= note["error_nearest"]):
         return _stray(mine, f"{CALIBRATION} has a larger error on the data than plain rounding's")
     if not math.isclose(error, note["weight_error"], rel_tol=ERROR_TOLERANCE):
         return _stray(

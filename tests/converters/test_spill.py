@@ -68,10 +68,9 @@ def test_a_tensor_that_is_no_block_of_memory_is_written_as_it_reads(
 
 
 @pytest.mark.parametrize("piece", [module.PIECE, 24])
-@pytest.mark.parametrize("is_synced", [False, True])
 @pytest.mark.parametrize(("first", "second"), [("memory", "file"), ("file", "memory")])
 def test_what_is_saved_is_loaded(
-    first: str, second: str, is_synced: bool, piece: int, tmp_path: Path,
+    first: str, second: str, piece: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(module, "PIECE", piece)
@@ -79,7 +78,7 @@ def test_what_is_saved_is_loaded(
     if second == "file":
         other = Spill(7, 3, tmp_path / "spill-1")
     spill.write(0, values(7, 3))
-    spill.save(tmp_path / "hidden-1", is_synced=is_synced)
+    spill.save(tmp_path / "hidden-1")
     assert sorted(path.name for path in tmp_path.iterdir() if "spill" not in path.name) == [
         "hidden-1"
     ]
@@ -149,13 +148,13 @@ def test_a_full_disk_is_said_before_anything_is_computed(
 
 def test_a_disk_too_full_to_save_on_is_an_error_and_the_old_file_stays(tmp_path: Path) -> None:
     spill = made("memory", tmp_path, 100, 10)
-    spill.save(tmp_path / "hidden-1", is_synced=False)
+    spill.save(tmp_path / "hidden-1")
     spill.write(0, values(100, 10))
     with (
         largest_file(1000),
         pytest.raises(DstoolsError, match=r"hidden-1\.partial: File too large"),
     ):
-        spill.save(tmp_path / "hidden-1", is_synced=True)
+        spill.save(tmp_path / "hidden-1")
     other = Spill(100, 10, None)
     assert other.load(tmp_path / "hidden-1")
     assert torch.equal(other.read(0, 100), torch.zeros(100, 10))
