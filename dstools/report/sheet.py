@@ -139,6 +139,11 @@ def read_sheet(folder: Path) -> Sheet:
         raise DstoolsError(f"{folder}: no such folder", "name a quantized checkpoint's folder")
     with open_checkpoint(folder) as checkpoint:
         inventory = take_inventory(checkpoint)
+    if inventory.scheme is None:
+        raise DstoolsError(
+            f"{folder}: is not quantized, so there is nothing to report",
+            "name a folder that dstools quantize has made",
+        )
     manifest = read_fields(folder / MANIFEST)
     if manifest is not None and not str(manifest.values.get("tool")).startswith("dstools "):
         manifest = None  # somebody else's file of that name

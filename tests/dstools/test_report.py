@@ -277,7 +277,7 @@ def test_an_evaluation_without_a_reference_says_so(measured: Path) -> None:
 def test_a_dense_model_misses_no_expert_load(
     checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(checkpoint("tiny-qwen3"), tmp_path / "dense"))
+    folder = Path(shutil.copytree(checkpoint("tiny-qwen3", fp8="float32"), tmp_path / "dense"))
     folder.chmod(0o755)
     assert "expert_load.json" not in pages(folder)[0]
 
@@ -379,6 +379,17 @@ def test_a_calibration_of_another_output_is_refused(measured: Path) -> None:
 def test_a_folder_that_is_none_and_one_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
     assert "no such folder" in report(tmp_path / "none").stderr
     assert report(tmp_path).exit_code == 1
+
+
+def test_a_checkpoint_that_is_not_quantized_is_refused_and_left_as_it_is(
+    tiny: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bf16"
+    shutil.copytree(tiny, folder)
+    folder.chmod(0o755)
+    result = report(folder)
+    assert (result.exit_code, "is not quantized" in result.stderr) == (1, True)
+    assert not (folder / "report.html").exists()
 
 
 def test_a_failed_write_leaves_the_old_report(
