@@ -74,7 +74,7 @@ def calibration(folder: Path) -> dict[str, Any]:
                 "moved": 0 if is_cold else info.numel // 4,
                 "far": 0,
                 "numel": info.numel,
-                "codes_sha256": "cd" * 32,
+                "sha256": "cd" * 32,
             }
     return {
         "tool": "dstools 0.1.0", "method": "gptq", "scale_fmt": "float32", "data": dict(DATA),
