@@ -38,11 +38,6 @@ from dstools_converters.rows import (
 from dstools_kernels import block_fp8
 
 Note = dict[str, Any]
-# of the scale that amax gives; the same as dstools_kernels.gptq.search_scales tries
-MSE_FACTORS: dict[block_fp8.ScaleFormat, tuple[float, ...]] = {
-    "float32": tuple(n / 20 for n in range(14, 27)),
-    "ue8m0": (0.5, 1.0, 2.0),
-}
 # What no calibration of real weights came near: GPTQ makes the error of a weight 1.1 to 1.5 times as
 # large, and 2 to 12 % of its codes move by more than a step.
 MOST_STRAY = 4.0
@@ -244,7 +239,9 @@ def _are_multiples(
     scale_format: block_fp8.ScaleFormat,
 ) -> bool:
     """Tell whether every scale is one that the search may choose, or the floor."""
-    one_of = [scales == amax_scales * np.float32(factor) for factor in MSE_FACTORS[scale_format]]
+    one_of = [
+        scales == amax_scales * np.float32(factor) for factor in block_fp8.SEARCHED[scale_format]
+    ]
     return bool(np.logical_or.reduce([*one_of, scales == _floor(scale_format)]).all())
 
 

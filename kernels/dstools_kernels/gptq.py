@@ -27,7 +27,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dstools_kernels.block_fp8 import AMAX_FLOOR, E4M3_MAX, NonFiniteError, ScaleFormat
+from dstools_kernels.block_fp8 import (
+    AMAX_FLOOR,
+    E4M3_MAX,
+    SEARCHED,
+    NonFiniteError,
+    ScaleFormat,
+)
 
 LEAF_COLUMNS = 64  # rounded one by one before a matrix product
 SLAB_ROWS = 512  # of a large matrix at a time, where a second one need not exist
@@ -236,14 +242,10 @@ def search_scales(
     `input_power` float32 [C], the mean square of each input, weights the columns. The
     first best wins, the scale of `scales` before all.
     """
-    if scale_format == "ue8m0":
-        factors = [1.0, 0.5, 2.0]
-    else:
-        factors = [1.0, *(n / 20 for n in range(14, 27) if n != 20)]
     start = scales(weight, scale_format, block_size)
     floor = scales(weight.new_zeros(1, 1), scale_format)  # a block of zeros keeps its scale
     best, least = start, torch.full_like(start, torch.inf, dtype=torch.float64)
-    for factor in factors:
+    for factor in SEARCHED[scale_format]:
         candidate = torch.maximum(start * factor, floor)
         error = _squared_error(weight, input_power, candidate, block_size)
         best = torch.where(error < least, candidate, best)

@@ -197,6 +197,28 @@ def test_after_the_last_layer_nothing_is_calibrated_again(
     assert tree(tmp_path / "out") == tree(calibrated(tiny))
 
 
+@pytest.mark.parametrize("boot", ["this", "another"])
+def test_a_finished_shard_whose_line_was_lost_keeps_its_weights(
+    boot: str, tiny: Path, calibrated: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between rename and line, or without power before it was flushed as a whole."""
+    plan, wanted = plan_of(tiny, settings()), tree(calibrated(tiny))
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "publish", stopping_publish)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(plan, tmp_path / "out", is_synced=True)
+    journal = tmp_path / "out.incomplete" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(('{"written"', '{"synced"'))]
+    assert len(kept) < len(lines)
+    journal.write_text("".join(kept))
+    if boot == "another":
+        monkeypatch.setattr("dstools_converters.writer._boot", lambda: "another boot")
+    monkeypatch.setattr("dstools_converters.layerwise.Runner.run_layer", None)
+    quantize(plan, tmp_path / "out", is_synced=True)
+    assert tree(tmp_path / "out") == wanted
+
+
 def stopping_publish(self: Any) -> None:
     raise KeyboardInterrupt
 
