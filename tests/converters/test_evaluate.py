@@ -404,7 +404,7 @@ def test_batches_and_slabs_change_no_more_than_the_order_of_sums(
 ) -> None:
     """Batches of 96 tokens, and 1024 rows of vocabulary in 8 slabs of 128."""
     source, model, ids, reference, subject, _ = moe
-    for where in (layerwise, module, scores):
+    for where in (layerwise, scores):
         monkeypatch.setattr(where, "TOKENS_AT_A_TIME", 100)
     monkeypatch.setattr(scores, "SLAB_ROWS", 200)
     check_scores(run(model, source, ids, ram_bytes=ram_bytes), reference, subject, ids)
