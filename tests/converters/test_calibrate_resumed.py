@@ -426,6 +426,7 @@ print(calls, len(at), within)
 """
 
 
+@pytest.mark.slow
 def test_killed_anywhere_the_next_run_makes_the_same_bytes(
     checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
