@@ -34,12 +34,12 @@ def convert(
     if dry_run:
         _show_plan(plan, as_json)
         return _hint_ahead(plan, Path(out))
-    require_new(Path(out))
     for inventory in (plan.inventory, plan.base):
         if inventory is not None:
             folder = inventory.checkpoint.folder.resolve()
             if Path(out).resolve().is_relative_to(folder):
                 raise DstoolsError(f"{out}: lies in {folder}", "name a folder outside the source")
+    require_new(out)
     with progress_bar(plan.bytes_in, "convert") as progress:
         report = run(
             plan,
@@ -63,10 +63,11 @@ def convert(
         click.echo(terminal(f"warning: carried as they are, of no known role: {known}"), err=True)
 
 
-def require_new(out: Path) -> None:
+def require_new(out: str) -> None:
     """Raise DstoolsError where `out` is there and no run of ours may go on in it."""
-    is_begun = out.with_name(f"{out.name}.incomplete").exists() if out.name else False
-    if not out.name or (os.path.lexists(out) and not is_begun):  # "." or "/" have no name
+    name = Path(out).name  # "." and "/" have none
+    is_begun = bool(name) and Path(out).with_name(f"{name}.incomplete").exists()
+    if not name or (os.path.lexists(out) and not is_begun):
         raise DstoolsError(f"{out}: exists", "name a new folder, or delete this one")
 
 

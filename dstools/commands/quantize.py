@@ -146,8 +146,8 @@ def quantize(
     else:
         _require_no_options_of_calibration()
     rules = read_recipe(recipe) if recipe else Recipe()
-    if not dry_run:
-        require_new(Path(out))
+    if data is not None and not dry_run:  # before the data are read, which may take minutes
+        require_new(out)
     with open_checkpoint(resolve(source)) as checkpoint:
         inventory = require_sound(checkpoint)
         original = require_sound(open_checkpoint(resolve(base))) if base else None
