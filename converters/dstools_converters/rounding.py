@@ -79,36 +79,45 @@ def round_weight(
     """Return float32 `weight` [rows, cols] in FP8, by `method` "gptq" or "mse" if that helps."""
     scale_inv = gptq.scales(weight, scale_format, block)
     codes = gptq.nearest(weight, scale_inv, block)
-    error = None if seen is None else output_error(weight, codes, scale_inv, block, seen)
-    if error is not None and not math.isfinite(error):
-        why = "what it is multiplied with overflows float32"
-        return Rounded(codes, scale_inv, "nearest", why, None, None)
-    plain = Rounded(codes, scale_inv, "nearest", "", error, error)
-    tokens, inputs = seen.tokens if seen else 0, weight.shape[1]
-    if seen is None or error is None or tokens < inputs:
-        return plain._replace(why=f"it saw {tokens} tokens, fewer than its {inputs} inputs")
+    plain = Rounded(codes, scale_inv, "nearest", "", None, None)
+    if seen is None:
+        return plain._replace(why=too_few(0, weight))
+    reference2 = gptq.output_power(weight, seen.hessian)
+    error = output_error(weight, codes, scale_inv, block, seen, reference2)
+    if not math.isfinite(error):
+        return plain._replace(why="what it is multiplied with overflows float32")
+    plain = plain._replace(error_nearest=error, error=error)
+    if seen.tokens < weight.shape[1]:
+        return plain._replace(why=too_few(seen.tokens, weight))
     try:
         if method == "mse":
-            power = seen.hessian.diagonal() / tokens
-            scale_inv = gptq.search_scales(weight, power, scale_format, block)
+            input_power = seen.hessian.diagonal() / seen.tokens
+            scale_inv = gptq.search_scales(weight, input_power, scale_format, block)
             codes = gptq.nearest(weight, scale_inv, block)
         else:
             codes = gptq.gptq(weight, seen.factor(), scale_inv, block)
     except ValueError as failure:  # the Hessian is of no use, and says why
         return plain._replace(why=str(failure))
-    found = output_error(weight, codes, scale_inv, block, seen)
+    found = output_error(weight, codes, scale_inv, block, seen, reference2)
     if not found < error:
         return plain._replace(why=f"{method} brings it no nearer on the data")
     return Rounded(codes, scale_inv, method, "", error, found)
 
 
-def output_error(weight: Tensor, codes: Tensor, scale_inv: Tensor, block: int, seen: Seen) -> float:
+def too_few(tokens: int, weight: Tensor) -> str:
+    """Say why a weight stays nearest."""
+    return f"it saw {tokens} tokens, fewer than its {weight.shape[1]} inputs"
+
+
+def output_error(
+    weight: Tensor, codes: Tensor, scale_inv: Tensor, block: int, seen: Seen, reference2: float
+) -> float:
     """Return the rms of (W - Q) x over that of W x, on what was seen; 0 where W x is.
 
-    NaN where float32 overflows.
+    `reference2` is the output power of W. NaN where float32 overflows.
     """
-    restored = gptq.restore(codes, scale_inv, block)
-    error2, reference2 = gptq.output_error(weight, restored, seen.hessian)
+    difference = gptq.restore(codes, scale_inv, block).sub_(weight)
+    error2 = gptq.output_power(difference, seen.hessian)
     return 0.0 if reference2 <= 0 else math.sqrt(max(error2, 0) / reference2)
 
 

@@ -6,7 +6,7 @@ Hessian. Codes Q on a fixed block grid (`block_fp8`) change the outputs by tr((W
     scale_inv = scales(weight, "float32")
     factor = factorize(hessian)                   once for all weights with the same inputs
     codes = gptq(weight, factor, scale_inv)       instead of nearest(weight, scale_inv)
-    output_error(weight, restore(codes, scale_inv), hessian)
+    output_power(weight - restore(codes, scale_inv), hessian)
 
 GPTQ (Frantar et al., arXiv 2210.17323) rounds one column at a time and moves what it got wrong onto
 the columns still to come. Here in the form of Babai's nearest plane (Chen et al., arXiv 2507.18553),
@@ -209,17 +209,16 @@ def _round_e4m3(x: Tensor) -> Tensor:
     return (x + anchor).sub_(anchor)
 
 
-def output_error(weight: Tensor, restored: Tensor, hessian: Tensor) -> tuple[float, float]:
-    """Return (tr((W-Q) H (W-Q)^T), tr(W H W^T)): the squared output error, and what it is part of.
+def output_power(weight: Tensor, hessian: Tensor) -> float:
+    """Return tr(W H W^T), the sum of the squared outputs of W; of W - Q, the squared output error.
 
-    `weight` and `restored` are float32 [R, C], `hessian` float32 [C, C]. Products in float32, sums
-    in float64; some rows at a time.
+    `weight` is float32 [R, C], `hessian` float32 [C, C]. Products in float32, sums in float64; some
+    rows at a time.
     """
-    error2, reference2 = 0.0, 0.0
-    for top, w in _slabs(weight, SLAB_ROWS):
-        error2 += _quadratic(w - restored[top : top + len(w)], hessian)
-        reference2 += _quadratic(w, hessian)
-    return error2, reference2
+    power = 0.0
+    for _, rows in _slabs(weight, SLAB_ROWS):
+        power += _quadratic(rows, hessian)
+    return power
 
 
 def _quadratic(x_RC: Tensor, hessian: Tensor) -> float:
