@@ -21,6 +21,7 @@ from dstools_converters.metadata import (
 )
 from dstools_converters.rows import (
     Progress,
+    block_rows,
     columns,
     memory,
     read_rows,
@@ -152,9 +153,7 @@ def _compare_codes(
     """Hold every code to its bound: half a step of the FP8 grid around the source's weight."""
     assert made.scheme is not None
     rows, cols = mine.shape
-    block = made.scheme.block_size[0]
-    if source.scheme is not None and info.name in source.scales:
-        block = math.lcm(block, source.scheme.block_size[0])
+    block = math.lcm(block_rows(made, mine), block_rows(source, info))
     count, first_at = 0, -1
     for first, last in slabs(0, rows, block, cols * 4):
         weight = restore(source, info, first, last)

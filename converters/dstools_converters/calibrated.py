@@ -28,6 +28,7 @@ from dstools_converters.metadata import (
     read_manifest,
 )
 from dstools_converters.rows import (
+    block_rows,
     memory,
     read_rows,
     read_scales,
@@ -166,9 +167,7 @@ def _compare_error(
 ) -> Finding | None:
     assert made.scheme is not None
     rows, cols = mine.shape
-    block = made.scheme.block_size[0]
-    if source.scheme is not None and info.name in source.scales:
-        block = math.lcm(block, source.scheme.block_size[0])
+    block = math.lcm(block_rows(made, mine), block_rows(source, info))
     moved = far = 0
     squares = plain = reference = 0.0
     for first, last in slabs(0, rows, block, cols * 4):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dstools_converters.errors import DstoolsError
 from dstools_converters.header import TensorInfo
 from dstools_converters.inventory import FLOATS, Inventory
-from dstools_converters.rows import Progress, columns, restore, slabs
+from dstools_converters.rows import Progress, block_rows, columns, restore, slabs
 from dstools_kernels import block_fp8
 
 WORST = 10
@@ -114,7 +114,7 @@ def _compare_tensor(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorIn
     if not (_is_number(a, in_a) and _is_number(b, in_b)):
         return _compare_bytes(a, in_a, b, in_b)
     cols = columns(in_a)
-    block = math.lcm(_block(a, in_a), _block(b, in_b))
+    block = math.lcm(block_rows(a, in_a), block_rows(b, in_b))
     sums = _Sums()
     for first, last in slabs(0, in_a.numel // cols, block, cols * 4):
         found = block_fp8.difference(
@@ -127,11 +127,6 @@ def _compare_tensor(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorIn
 
 def _is_number(inventory: Inventory, info: TensorInfo) -> bool:
     return info.dtype in FLOATS or info.name in inventory.scales
-
-
-def _block(inventory: Inventory, info: TensorInfo) -> int:
-    scheme = inventory.scheme
-    return scheme.block_size[0] if scheme and info.name in inventory.scales else 1
 
 
 def _compare_bytes(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorInfo) -> _Sums:

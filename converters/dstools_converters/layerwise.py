@@ -23,7 +23,7 @@ from dstools_converters.inventory import Inventory
 from dstools_converters.model import DecoderLayer, MoE, MTPLayer, RMSNorm
 from dstools_converters.names import Role, TensorName
 from dstools_converters.rotary import rotary
-from dstools_converters.rows import columns, not_finite, restore, slabs
+from dstools_converters.rows import block_rows, columns, not_finite, restore, slabs
 from dstools_converters.spill import Spill
 from dstools_kernels import block_fp8
 
@@ -304,7 +304,7 @@ def _restore(inventory: Inventory, info: TensorInfo, first: int, last: int) -> T
     Raises DstoolsError for NaN or infinity, of which every later layer would be full.
     """
     out = torch.empty(last - first, columns(info))
-    block = inventory.scheme.block_size[0] if inventory.scheme else 1
+    block = block_rows(inventory, info)
     for begin, end in slabs(first, last, block, columns(info) * 4):
         data = restore(inventory, info, begin, end)
         bad = block_fp8.first_non_finite(data, "F32")

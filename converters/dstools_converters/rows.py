@@ -167,6 +167,12 @@ def recover_tensor(
     return False
 
 
+def block_rows(inventory: Inventory, info: TensorInfo) -> int:
+    """Return how many rows share a row of scales; 1 of what is not FP8."""
+    scheme = inventory.scheme
+    return scheme.block_size[0] if scheme and info.name in inventory.scales else 1
+
+
 def columns(info: TensorInfo) -> int:
     """Return the length of a row; a tensor of one dimension is one row."""
     return max(info.shape[-1] if info.shape else 1, 1)
