@@ -184,6 +184,7 @@ class _Rounder:
         self.expert_load: list[int] = []
         self.cache_amax: dict[str, float] = {}
         self.weights: dict[TensorName, Tensor] = {}
+        self.wanted: set[str] = set()  # words of INPUTS that somebody needs the Hessian of
         self.seen: dict[str, Seen] = {}  # by word of INPUTS, in the stage that runs
         self.tokens = 0  # that pass through the stage
         self.shared: Seen | None = None  # by all tokens of the layer, for experts that saw few
@@ -195,11 +196,16 @@ class _Rounder:
     def begin(self, weights: dict[TensorName, Tensor], tokens: int) -> None:
         """Make ready for the inputs of these weights."""
         self.weights, self.tokens, self.seen = weights, tokens, {}
+        self.wanted = {INPUTS[name.role] for name in self._linears() if str(name) in self.todo}
+        if any(".experts." in name for name in self.todo):
+            self.wanted.add("feed_forward")
+        if tokens < self.plan.inventory.model.hidden_size:
+            self.wanted.discard("expert")  # the layer's will do
 
     def see(self, source: str, values_TD: Tensor) -> None:
         """Add to the Hessian of the weights that these are the inputs of."""
         width = values_TD.shape[1]
-        if self._wants(source, width):
+        if source in self.wanted:
             if source not in self.seen:
                 self.seen[source] = Seen(values_TD.new_zeros(width, width))
             self.seen[source].add(values_TD)
@@ -239,16 +245,6 @@ class _Rounder:
             for name, weight in self.weights.items()
             if name.role in INPUTS and name.part == "weight"
         }
-
-    def _wants(self, source: str, width: int) -> bool:
-        """Tell whether a weight that is still to be rounded needs the Hessian of `source`."""
-        if source == "feed_forward" and any(".experts." in name for name in self.todo):
-            return True
-        if source == "expert" and self.tokens < width:  # the layer's will do
-            return False
-        return any(
-            INPUTS[name.role] == source and str(name) in self.todo for name in self._linears()
-        )
 
     def _serving(self, source: str) -> tuple[Seen | None, str]:
         """Return what to round by, and whose it is."""
