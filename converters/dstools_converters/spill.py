@@ -97,9 +97,7 @@ class Spill:
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
         with disk_errors(self.file or Path("memory")):
-            while view:
-                count = os.pwrite(self._descriptor, view, offset)
-                view, offset = view[count:], offset + count
+            _write(self._descriptor, view, offset)
 
 
 def _bytes(values: Tensor) -> memoryview:
@@ -109,7 +107,10 @@ def _bytes(values: Tensor) -> memoryview:
 
 def _copy(source: int, target: int, nbytes: int) -> None:
     for begin in range(0, nbytes, PIECE):
-        view = memoryview(os.pread(source, min(PIECE, nbytes - begin), begin))
-        while view:
-            count = os.pwrite(target, view, begin)
-            view, begin = view[count:], begin + count
+        _write(target, memoryview(os.pread(source, min(PIECE, nbytes - begin), begin)), begin)
+
+
+def _write(descriptor: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count

@@ -188,10 +188,7 @@ def test_after_the_last_layer_nothing_is_calibrated_again(
     tiny: Path, calibrated: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(tiny, settings())
-    with monkeypatch.context() as patch:
-        patch.setattr(Writer, "publish", stopping_publish)
-        with pytest.raises(KeyboardInterrupt):
-            quantize(plan, tmp_path / "out")
+    stopped_before_publishing(plan, tmp_path / "out")
     monkeypatch.setattr("dstools_converters.layerwise.Runner.run_layer", None)
     quantize(plan, tmp_path / "out")
     assert tree(tmp_path / "out") == tree(calibrated(tiny))
@@ -203,10 +200,7 @@ def test_a_finished_shard_whose_line_was_lost_keeps_its_weights(
 ) -> None:
     """Killed between rename and line, or without power before it was flushed as a whole."""
     plan, wanted = plan_of(tiny, settings()), tree(calibrated(tiny))
-    with monkeypatch.context() as patch:
-        patch.setattr(Writer, "publish", stopping_publish)
-        with pytest.raises(KeyboardInterrupt):
-            quantize(plan, tmp_path / "out", is_synced=True)
+    stopped_before_publishing(plan, tmp_path / "out", is_synced=True)
     journal = tmp_path / "out.incomplete" / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith(('{"written"', '{"synced"'))]
@@ -219,8 +213,16 @@ def test_a_finished_shard_whose_line_was_lost_keeps_its_weights(
     assert tree(tmp_path / "out") == wanted
 
 
-def stopping_publish(self: Any) -> None:
-    raise KeyboardInterrupt
+def stopped_before_publishing(plan: Plan, out: Path, is_synced: bool = False) -> None:
+    """All jobs are done and journaled; only the folder has not got its name."""
+
+    def stop(self: Writer) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(plan, out, is_synced=is_synced)
 
 
 def test_a_shard_that_was_lost_has_its_weights_calibrated_again(
@@ -228,10 +230,7 @@ def test_a_shard_that_was_lost_has_its_weights_calibrated_again(
 ) -> None:
     """All layers are done, and the hidden states between them are gone."""
     plan = plan_of(tiny, settings())
-    with monkeypatch.context() as patch:
-        patch.setattr(Writer, "publish", stopping_publish)
-        with pytest.raises(KeyboardInterrupt):
-            quantize(plan, tmp_path / "out")
+    stopped_before_publishing(plan, tmp_path / "out")
     with open_checkpoint(tiny) as opened:
         shard = opened.tensors["model.layers.1.self_attn.o_proj.weight"].shard
         lost = {i.name for i in opened.tensors.values() if i.shard == shard}
