@@ -1,45 +1,26 @@
-"""Run a plan: rows in, kernel, rows out, at places known beforehand.
+"""Run a plan: hand its jobs to workers, and have the writer note what is done.
 
-A job is some rows of one tensor: its input mapped, one call of the kernel, one write large enough for
-the page cache to take whole folios. Memory is workers times one job, whatever the size of a tensor or
-shard; a very wide matrix (rows of w bytes) takes 128 x 3 w a worker. Workers fill different shards as
-long as there are several: a file takes one write at a time, and two files take them twice as fast.
-Which job runs when does not change a byte.
+Memory is workers times one job, whatever the size of a tensor or shard; a very wide matrix (rows of w
+bytes) takes 128 x 3 w a worker. Workers fill different shards as long as there are several: a file takes
+one write at a time, and two files take them twice as fast. Which job runs when does not change a byte.
 """
 
-import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from dstools_converters import jobs
 from dstools_converters.errors import disk_errors
-from dstools_converters.inventory import Inventory
-from dstools_converters.layout import ShardPlan, TensorPlan
+from dstools_converters.jobs import Job, jobs_of
 from dstools_converters.metadata import side_files
 from dstools_converters.plan import Plan
-from dstools_converters.rows import (
-    Progress,
-    dequantize_rows,
-    memory,
-    not_finite,
-    read_rows,
-    read_scales,
-    recover_tensor,
-    require_finite,
-    restore,
-    unlike_dequantized,
-    width,
-)
+from dstools_converters.rows import Progress
 from dstools_converters.writer import Writer
-from dstools_kernels import block_fp8
-
-PIECE_BYTES = 4 << 20  # of output at a time: 4 MiB is written a fifth faster than 1 MiB, on ext4
 
 
 @dataclass(frozen=True)
@@ -54,24 +35,6 @@ class Report:
     shards: int
     tensors: dict[str, int]  # how many by what became of them
     unknown_tensors: list[str]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Rows [begin, end) of a matrix, or bytes of a tensor that is copied."""
-
-    number: int
-    tensor: TensorPlan
-    begin: int
-    end: int
-
-    @property
-    def bytes_in(self) -> int:
-        """Return the bytes of the source that it deals with."""
-        info = self.tensor.source
-        if self.tensor.action == "copy":
-            return self.end - self.begin
-        return info.nbytes // max(info.shape[0], 1) * (self.end - self.begin)
 
 
 @dataclass
@@ -103,7 +66,7 @@ def run(
     """
     start = time.perf_counter()
     # jobs are known by their numbers: another version may number others
-    fingerprint = f"{plan.digest} {tool} {PIECE_BYTES}"
+    fingerprint = f"{plan.digest} {tool} {jobs.PIECE_BYTES}"
     with Writer(
         plan,
         out,
@@ -168,7 +131,7 @@ class Sink:
         self._places = {
             job.tensor.source.name: (number, job)
             for number, shard in enumerate(plan.shards)
-            for job in jobs(plan, shard)
+            for job in jobs_of(plan, shard)
             if job.tensor.action == "calibrate"
         }
 
@@ -186,7 +149,7 @@ class Sink:
         with disk_errors(self._writer.model / self._writer.plan.shards[number].name):
             for data, output in zip((codes, scale_inv), job.tensor.outputs, strict=True):
                 assert data.nbytes == output.nbytes
-                _write(file, data.cast("B"), output.offset)
+                jobs.write_at(file, data.cast("B"), output.offset)
         self._writer.job_done(number, job.number, {"tensor": name} | note)
 
     def layer_done(self, layer: int, note: dict[str, Any]) -> None:
@@ -209,7 +172,7 @@ class _Queue:
         self._lock = Lock()
         self._resumed = resumed_jobs  # shard -> jobs that an earlier run did
         for number in writer.finished:
-            for job in jobs(plan, plan.shards[number]):
+            for job in jobs_of(plan, plan.shards[number]):
                 self._skip(job, is_resumed=True)
 
     def work(self) -> None:
@@ -218,7 +181,7 @@ class _Queue:
             while (taken := self._take()) is not None:
                 shard, job = taken
                 with disk_errors(self.writer.model / self.plan.shards[shard.number].name):
-                    note = _do(self.plan, job, shard.file)
+                    note = jobs.do(self.plan, job, shard.file)
                 self._done(shard, job, note)
         except BaseException:
             self.stop()
@@ -247,7 +210,7 @@ class _Queue:
         """Open the next shard; None where an earlier run has done all of its jobs."""
         number = self._waiting.popleft()
         done = self.writer.jobs.get(number, set())
-        todo = list(jobs(self.plan, self.plan.shards[number]))
+        todo = list(jobs_of(self.plan, self.plan.shards[number]))
         for job in todo:
             if job.number in done:
                 self._skip(job, is_resumed=job.number in self._resumed.get(number, ()))
@@ -272,134 +235,3 @@ class _Queue:
             if shard in self._open and not shard.jobs and not shard.running:
                 self._open.remove(shard)
                 self.writer.shard_done(shard.number)
-
-
-def jobs(plan: Plan, shard: ShardPlan) -> Iterator[Job]:
-    """Yield the jobs of a shard; the same plan gives the same jobs, by which a journal counts."""
-    numbers = count()
-    for tensor in shard.tensors:
-        rows = tensor.source.shape[0] if tensor.source.shape else 1
-        if tensor.action == "copy":
-            end, step = max(tensor.source.nbytes, 1), PIECE_BYTES
-        elif tensor.action in ("restore", "recover", "calibrate"):  # as a whole
-            end, step = rows, max(rows, 1)
-        else:
-            end, step = rows, _rows_a_piece(plan, tensor)
-        for begin in range(0, end, step):
-            stop = min(begin + step, end)
-            if tensor.action == "copy":
-                stop = min(stop, tensor.source.nbytes)
-            yield Job(next(numbers), tensor, begin, stop)
-
-
-def _rows_a_piece(plan: Plan, tensor: TensorPlan) -> int:
-    """Return how many rows make a job: whole rows of blocks, at least one."""
-    scheme = plan.scheme or plan.inventory.scheme
-    assert scheme is not None
-    block = scheme.block_size[0]
-    row_bytes = tensor.outputs[0].nbytes // max(tensor.source.shape[0], 1)
-    if tensor.action == "requantize":
-        row_bytes *= 4  # it goes through float32
-    return max(PIECE_BYTES // max(row_bytes, 1) // block, 1) * block
-
-
-def _do(plan: Plan, job: Job, file: int) -> dict[str, Any] | None:
-    """Write what a job is to write; return what there is to say of it."""
-    tensor, begin, end = job.tensor, job.begin, job.end
-    if tensor.action == "copy":
-        _copy(plan.inventory, tensor, begin, end, file)
-    elif tensor.action == "dequantize":
-        _dequantize(plan.inventory, tensor, begin, end, file)
-    elif tensor.action == "restore" and _is_unchanged(plan, tensor):
-        assert plan.base is not None
-        original = replace(tensor, source=plan.base.tensors[tensor.source.name])
-        for start in range(0, original.source.nbytes, PIECE_BYTES):
-            stop = min(start + PIECE_BYTES, original.source.nbytes)
-            _copy(plan.base, original, start, stop, file)
-    elif tensor.action == "recover" and _recover(plan, tensor, file):
-        return {"tensor": tensor.source.name, "recovered": True}
-    else:
-        step = _rows_a_piece(plan, tensor)
-        for first in range(begin, end, step):
-            _quantize(plan, tensor, first, min(first + step, end), file)
-    return None
-
-
-def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
-    """Write codes and scales of rows [begin, end); FP8 in is restored to float32 first."""
-    assert plan.scheme is not None
-    info, cols, block = tensor.source, tensor.source.shape[1], plan.scheme.block_size[0]
-    scale_row = -(-cols // plan.scheme.block_size[1]) * 4
-    codes = memory.view("codes", (end - begin) * cols)
-    scales = memory.view("scales", -(-(end - begin) // block) * scale_row)
-    if tensor.action == "requantize":
-        weight, dtype = restore(plan.inventory, info, begin, end), "F32"
-    else:
-        weight, dtype = read_rows(plan.inventory, info, begin, end), info.dtype
-    try:
-        block_fp8.quantize(
-            weight,
-            dtype,  # type: ignore[arg-type]  # one of FLOATS, says the plan
-            cols,
-            codes,
-            scales,
-            plan.scheme.scale_format,
-            block,
-        )
-    except block_fp8.NonFiniteError as error:
-        raise not_finite(info, (begin + error.row) * cols + error.col) from None
-    _write(file, codes, tensor.outputs[0].offset + begin * cols)
-    _write(file, scales, tensor.outputs[1].offset + begin // block * scale_row)
-
-
-def _recover(plan: Plan, tensor: TensorPlan, file: int) -> bool:
-    """Write the codes and scales that the source was made of; False where it has none.
-
-    Then some may have been written, to be written over.
-    """
-    assert plan.scheme is not None
-    rows, cols = tensor.source.shape
-    block, step = plan.scheme.block_size[0], _rows_a_piece(plan, tensor)
-    scale_row = -(-cols // block) * 4
-
-    def write(first: int, codes: memoryview, scales: memoryview) -> None:
-        _write(file, codes, tensor.outputs[0].offset + first * cols)
-        _write(file, scales, tensor.outputs[1].offset + first // block * scale_row)
-
-    spans = [(first, min(first + step, rows)) for first in range(0, rows, step)]
-    powers_only = plan.scheme.scale_format == "ue8m0"
-    return recover_tensor(
-        plan.inventory, tensor.source, spans, block, write, powers_only=powers_only
-    )
-
-
-def _dequantize(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
-    """Write rows [begin, end) in BF16."""
-    row_bytes = tensor.source.shape[1] * 2
-    values = memory.view("values", (end - begin) * row_bytes)
-    dequantize_rows(inventory, tensor.source, begin, end, values)
-    _write(file, values, tensor.outputs[0].offset + begin * row_bytes)
-
-
-def _is_unchanged(plan: Plan, tensor: TensorPlan) -> bool:
-    """Tell whether the source is, bit for bit, what the base's codes and scales dequantize to."""
-    assert plan.base is not None
-    original = plan.base.tensors[tensor.source.name]
-    return unlike_dequantized(plan.base, original, plan.inventory, tensor.source) is None
-
-
-def _copy(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
-    """Copy bytes [begin, end); a float must be finite. The first piece takes the scale along, as F32."""
-    info = tensor.source
-    if begin == 0 and len(tensor.outputs) == 2:
-        _write(file, read_scales(inventory, info, 0, info.shape[0]), tensor.outputs[1].offset)
-    data = inventory.checkpoint.read(info, begin, end)
-    if info.dtype in block_fp8.NON_FINITE_BITS:
-        require_finite(info, data, begin // width(info))
-    _write(file, data, tensor.outputs[0].offset + begin)
-
-
-def _write(file: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written

@@ -249,7 +249,7 @@ def test_the_number_of_workers_and_the_size_of_pieces_change_no_byte(
     workers: int, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantize(tuned, tmp_path / "wanted")
-    monkeypatch.setattr("dstools_converters.stream.PIECE_BYTES", 1 << 14)  # a row of blocks a time
+    monkeypatch.setattr("dstools_converters.jobs.PIECE_BYTES", 1 << 14)  # a row of blocks a time
     quantize(tuned, tmp_path / "out", workers=workers)
     assert tree(tmp_path / "out") == tree(tmp_path / "wanted")
 
@@ -257,7 +257,7 @@ def test_the_number_of_workers_and_the_size_of_pieces_change_no_byte(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dstools_converters import stream
+from dstools_converters import jobs, stream
 from dstools_converters.checkpoint import open_checkpoint
 from dstools_converters.inventory import require_sound
 from dstools_converters.plan import plan_quantize
@@ -271,7 +271,7 @@ def pwrite(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
 os.pwrite = pwrite
-stream.PIECE_BYTES = 1 << 14
+jobs.PIECE_BYTES = 1 << 14
 inventory = require_sound(open_checkpoint(Path(sys.argv[1])))
 plan = plan_quantize(inventory, Recipe(), "native", None, is_lossless=True)
 stream.run(plan, Path(sys.argv[2]), tool="dstools test", workers=1, is_synced=False)

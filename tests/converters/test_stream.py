@@ -22,9 +22,10 @@ from dstools_converters import checkpoint as checkpoints
 from dstools_converters.checkpoint import Checkpoint, open_checkpoint
 from dstools_converters.errors import DstoolsError
 from dstools_converters.inventory import require_sound
+from dstools_converters.jobs import jobs_of
 from dstools_converters.plan import Plan, plan_dequantize, plan_quantize
 from dstools_converters.recipe import Recipe
-from dstools_converters.stream import jobs, run
+from dstools_converters.stream import run
 from dstools_converters.writer import Writer
 
 
@@ -89,7 +90,7 @@ def test_progress_adds_up_to_the_input(tiny: Path, tmp_path: Path) -> None:
 def test_progress_of_fp8_counts_the_scales_with_their_weights(tiny_fp8: Path) -> None:
     plan = plan_dequantize(require_sound(open_checkpoint(tiny_fp8)))
     scales = sum(info.nbytes for info in plan.inventory.scales.values())
-    told = sum(job.bytes_in for shard in plan.shards for job in jobs(plan, shard))
+    told = sum(job.bytes_in for shard in plan.shards for job in jobs_of(plan, shard))
     assert told + scales == plan.bytes_in
 
 
@@ -303,7 +304,7 @@ def test_fifty_random_kills_lose_no_byte_and_repeat_less_than_a_shard(
     assert runs >= 3, "kills came too early to prove anything"
     # what was written and not yet in the journal is a job a worker, far less than a shard
     plan = plan_of(source)
-    largest_job = max(job.bytes_in for shard in plan.shards for job in jobs(plan, shard))
+    largest_job = max(job.bytes_in for shard in plan.shards for job in jobs_of(plan, shard))
     assert 2 * largest_job < min(shard.nbytes for shard in plan.shards)
 
 
@@ -313,7 +314,7 @@ def journaled_bytes(source: Path, out: Path) -> int:
     if not journal.exists():
         return 0
     plan = plan_of(source)
-    sizes = [{job.number: job.bytes_in for job in jobs(plan, shard)} for shard in plan.shards]
+    sizes = [{job.number: job.bytes_in for job in jobs_of(plan, shard)} for shard in plan.shards]
     done: set[tuple[int, int]] = set()
     for line in journal.read_text().splitlines():
         if not line.endswith("}"):
@@ -549,7 +550,7 @@ def test_another_version_does_not_go_on_from_this_one(
     """Jobs are journaled by their numbers, which another version may give to other bytes."""
     interrupted(tiny, tmp_path / "out", after=1_000_000)
     if what == "piece":
-        monkeypatch.setattr("dstools_converters.stream.PIECE_BYTES", 1 << 20)
+        monkeypatch.setattr("dstools_converters.jobs.PIECE_BYTES", 1 << 20)
     tool = "dstools test" if what == "piece" else "dstools next"
     with pytest.raises(DstoolsError, match="or another dstools"):
         run(plan_of(tiny), tmp_path / "out", tool=tool, workers=1)
