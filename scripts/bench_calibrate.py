@@ -125,9 +125,9 @@ def child(source: str, out: str, tokens: str) -> None:
 
 def rounding_flops(rows: int, cols: int) -> float:
     """Count what one matrix takes once its Hessian is there: C^3/3 to factorize it (shared by weights of
-    one input, counted for each here), R C^2 for GPTQ, and R C^2 for each of four sums of errors.
+    one input, counted for each here), R C^2 for GPTQ, and R C^2 for each of three sums of errors.
     """
-    return cols**3 / 3 + 5 * rows * cols**2
+    return cols**3 / 3 + 4 * rows * cols**2
 
 
 def print_extrapolation() -> None:
@@ -140,7 +140,7 @@ def print_extrapolation() -> None:
         inputs = {cols for _, cols in shapes.values()}
         for rows, cols in shapes.values():
             terms["forward"] += layers * 2 * seen * rows * cols
-            terms["rounding"] += layers * 5 * rows * cols**2
+            terms["rounding"] += layers * 4 * rows * cols**2
         for cols in inputs:
             terms["Hessians"] += layers * 2 * seen * cols**2
             terms["rounding"] += layers * cols**3 / 3
