@@ -1,0 +1,220 @@
+"""Every key of a recipe, with its default: one dataclass a table, in the order data flows.
+
+A field without a default must be given. `recipe.py` reads TOML into these; no stage takes anything else.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Form = Literal["auto", "problem", "messages", "sharegpt", "alpaca", "prompt-completion"]
+AnswerType = Literal[
+    "auto", "none", "integer", "number", "math", "set", "tuple", "choice", "string", "code"
+]
+Backend = Literal["hf", "openai", "openai-batch", "replay"]
+Keep = Literal["all", "all-correct", "first", "shortest", "diverse"]
+Precision = Literal["float32", "bf16-autocast", "bfloat16"]
+Parallel = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place that prompts come from."""
+
+    path: str  # file.jsonl, file.parquet, "rg:chain_sum" (reasoning-gym), "datasets:org/name"
+    form: Form = "auto"
+    split: str = "train"  # of a `datasets` name
+    licence: str = "unknown"
+    answer_type: AnswerType = "auto"  # of gold answers that do not say
+    size: int = 1000  # problems of a reasoning-gym task
+    seed: int = 0  # of a reasoning-gym task
+    options: dict[str, Any] | None = None  # of a reasoning-gym task
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is asked."""
+
+    source: tuple[Source, ...]
+    system: str = ""  # put before conversations that have no system message; R1 wants none
+    near_duplicates: float = (
+        0.0  # drop at this Jaccard similarity of word 5-grams; 0: exact ones only
+    )
+    pass_rates: str = ""  # a finished `verify` folder: difficulty = 1 - share right there
+    min_difficulty: float = 0.0  # prompts without a known difficulty stay
+    max_difficulty: float = 1.0
+    limit: int = 0  # keep this many, the first ones; 0: all
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Who answers, how often, and how."""
+
+    backend: Backend
+    model: str = ""  # a folder (hf), the model's name there (openai), a JSONL of samples (replay)
+    samples: int = 1  # of each prompt
+    temperature: float = 0.6  # 0: greedy
+    top_p: float = 0.95
+    max_tokens: int = 32768
+    seed: int = 0
+    prefill_think: bool = False  # begin the answer with <think> and a newline
+    base_url: str = ""  # openai: "http://127.0.0.1:8000/v1"
+    api_key_env: str = "OPENAI_API_KEY"  # the variable that holds the key; may be unset
+    concurrency: int = 32  # openai: requests at once
+    timeout_seconds: float = 600.0  # openai: of one request
+    retries: int = 5  # openai: of one request, with growing pauses
+    batch_size: int = 128  # hf: answers at once
+    device: Literal["cpu", "cuda"] = "cpu"  # hf
+    licence: str = "unknown"  # the teacher's, for the card
+
+
+@dataclass(frozen=True)
+class Verify:
+    """What counts as right."""
+
+    timeout_seconds: float = 5.0  # of one comparison; then the verdict is unverifiable
+    steps: bool = True  # check each step where the task has a checker
+    language: str = ""  # "en", "zh", ...: traces must be in it
+    min_language: float = 0.9  # by this share of words
+    max_repetition: float = 0.5  # share of a text in its repeated 20-word runs
+    code_timeout_seconds: float = 10.0
+    code_memory_mib: int = 1024
+
+
+@dataclass(frozen=True)
+class Decontaminate:
+    """What must not be trained on."""
+
+    index: tuple[str, ...]  # files made by `dstools distill index`
+    minhash: bool = False
+
+
+@dataclass(frozen=True)
+class Select:
+    """Which traces are kept."""
+
+    keep: Keep = "all-correct"
+    per_prompt: int = 0  # at most so many of a prompt; 0: no limit
+    min_pass_rate: float = 0.0  # of the samples of a prompt
+    max_pass_rate: float = 1.0
+    non_reasoning: str = ""  # JSONL of conversations without a trace, mixed in
+    reasoning_share: float = 0.75  # of the mix: 600k of 800k in DeepSeek-R1
+    limit: int = 0
+    seed: int = 0  # of the draw where there is one, and of the order
+
+
+@dataclass(frozen=True)
+class Student:
+    """Who learns."""
+
+    model: str = ""  # a folder, or org/name in the Hub cache; empty where `init` is given
+    tokenizer: str = ""  # by default the model's
+    init: dict[str, Any] | None = (
+        None  # config keys of a new model, with model_type; random weights
+    )
+    template: str = ""  # qwen2.5, qwen3, llama3, r1-distill, chatml; by default the tokenizer's own
+    licence: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Render:
+    """How a row becomes tokens and labels."""
+
+    max_length: int = 32768  # tokens; longer rows are dropped, none is cut
+    max_dropped: float = 0.02  # share of rows; past it the stage refuses
+    reasoning: bool = True  # False: train on the answer alone
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train low-rank updates alone."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("all-linear",)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What sft, kd and grpo share."""
+
+    learning_rate: float = 1e-5
+    min_learning_rate_ratio: float = 0.1  # of the cosine's end to its top
+    warmup_steps: int = 0
+    epochs: float = 1.0
+    max_steps: int = 0  # instead of epochs
+    batch_size: int = 64  # rows a step, over all processes
+    micro_batch_size: int = 1  # rows at once in one process
+    optimizer: str = "adamw_torch_fused"  # as transformers' TrainingArguments.optim
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Precision = "bf16-autocast"
+    attention: str = "sdpa"  # as transformers' attn_implementation
+    activation_checkpointing: bool = False
+    lora: Lora | None = None
+    ema: float = 0.0  # decay of an average of the weights kept on the CPU; 0: none
+    seed: int = 0
+    save_steps: int = 0  # a checkpoint to resume from; 0: ten in a run
+    log_steps: int = 10
+    processes: int = 1
+    parallel: Parallel = "single"
+
+
+@dataclass(frozen=True)
+class Sft(Training):
+    """Supervised fine-tuning on rendered rows."""
+
+    packing: bool = False  # several rows in a sequence, kept apart by the attention
+
+
+@dataclass(frozen=True)
+class Kd(Training):
+    """Distillation of logits on the student's own answers."""
+
+    teacher: str = ""  # a folder, or org/name in the Hub cache
+    beta: float = 1.0  # 0: forward KL, 1: reverse KL, between: Jensen-Shannon
+    temperature: float = 1.0
+    max_completion_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class Grpo(Training):
+    """Group-relative policy optimisation. Defaults: DeepSeek-R1, arXiv 2501.12948."""
+
+    group_size: int = 16
+    temperature: float = 1.0
+    max_completion_tokens: int = 32768
+    beta: float = 0.001  # weight of the KL to the reference
+    clip: float = 10.0  # epsilon
+    accuracy_weight: float = 1.0
+    format_weight: float = 1.0
+    language_weight: float = 0.0
+    language: str = "en"
+    replace_reference_steps: int = 400
+
+
+@dataclass(frozen=True)
+class Eval:
+    """How good the student is."""
+
+    source: tuple[Source, ...]
+    samples: int = 1  # of each problem
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 0.95
+    max_tokens: int = 32768
+    seed: int = 0
+    k: tuple[int, ...] = (1,)  # pass@k and maj@k
+    batch_size: int = 64
+    limit: int = 0
+    baseline: bool = True  # evaluate the student before training, too
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is told."""
+
+    name: str = "student"
+    licence: str = "unknown"  # of the student that comes out
