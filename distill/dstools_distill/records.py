@@ -75,8 +75,9 @@ def write(path: Path, records: Iterable[Record]) -> int:
     """Write a JSONL file and return the number of its records."""
     count = 0
     with path.open("wb") as file:
-        for count, record in enumerate(records, start=1):
+        for record in records:
             file.write(dump(record))
+            count += 1
     return count
 
 
