@@ -30,6 +30,9 @@ from dstools_distill import records
 
 Report = dict[str, Any]  # what a stage says of itself: JSON, the same bytes for the same inputs
 MANIFEST, TIMING, JOURNAL = "manifest.json", "timing.json", "journal.jsonl"
+LOCKED = (
+    "DSTOOLS_DISTILL_LOCKED"  # in the environment of processes that the holder of the lock starts
+)
 CHUNK_ROWS = 1024
 WHOLE_BYTES = 64 << 20  # larger files of a model are told apart by size, first and last MiB
 
@@ -53,45 +56,80 @@ class Done:
     is_reused: bool
 
 
-def run_stage(
-    store: Path,
+@dataclass(frozen=True)
+class Identity:
+    """All that decides the bytes of a stage's folder."""
+
+    stage: str
+    said: dict[str, Any]  # JSON
+
+    @property
+    def name(self) -> str:
+        """Return the name of the folder."""
+        key = sha256(json.dumps(self.said, sort_keys=True).encode()).hexdigest()
+        return f"{self.stage}-{key[:12]}"
+
+
+def identify(
     stage: str,
+    revision: int,
     settings: dict[str, Any],
     inputs: dict[str, Path],
     packages: tuple[str, ...],
+) -> Identity:
+    """Return what tells a stage's result from any other.
+
+    revision: of the stage's code, one higher whenever it gives other bytes for the same; settings: JSON;
+    inputs: what it reads, by name, files or folders; packages: the distributions whose versions may change
+    the bytes.
+    """
+    said = {
+        "stage": stage,
+        "revision": revision,
+        "settings": settings,
+        "inputs": {name: digest(path) for name, path in sorted(inputs.items())},
+        "versions": {name: version(name) for name in packages},
+    }
+    return Identity(stage, said)
+
+
+def find(store: Path, identity: Identity) -> Done | None:
+    """Return the finished stage, if it is there."""
+    folder = store / identity.name
+    if not (folder / MANIFEST).exists():
+        return None
+    return Done(identity.stage, folder, read_manifest(folder)["report"], is_reused=True)
+
+
+def run_stage(
+    store: Path,
+    identity: Identity,
     body: Callable[[Work], Report],
     work: Callable[[Path], Work],
 ) -> Done:
     """Return the folder of a stage, made by `body` unless it is there already.
 
-    settings: JSON; inputs: what `body` reads, by name, files or folders; packages: the distributions whose
-    versions may change the bytes. In a process of a launcher with a rank other than 0 only `body` is
-    run: folders are rank 0's.
+    In a process of a launcher with a rank other than 0 only `body` is run: folders are rank 0's.
     """
-    identity = {
-        "stage": stage,
-        "settings": settings,
-        "inputs": {name: digest(path) for name, path in sorted(inputs.items())},
-        "versions": {name: version(name) for name in ("dstools-llm", *packages)},
-    }
-    key = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    done = store / f"{stage}-{key}"
-    partial = store / f"{stage}-{key}.incomplete"
-    if (done / MANIFEST).exists():
-        return Done(stage, done, read_manifest(done)["report"], is_reused=True)
+    if found := find(store, identity):
+        return found
+    done = store / identity.name
+    partial = store / f"{identity.name}.incomplete"
     if int(os.environ.get("RANK", "0")) > 0:
-        return Done(stage, done, body(work(partial)), is_reused=False)
+        return Done(identity.stage, done, body(work(partial)), is_reused=False)
     with disk_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
         started, cpu = time.monotonic(), cpu_seconds()
         report = body(work(partial))
-        _add_timing(partial, time.monotonic() - started, cpu_seconds() - cpu)
+        spent = {"seconds": time.monotonic() - started, "cpu_seconds": cpu_seconds() - cpu}
+        (partial / TIMING).write_text(json.dumps(spent) + "\n")  # of the last try alone
         (partial / JOURNAL).unlink(missing_ok=True)
-        manifest = identity | {"outputs": outputs(partial), "report": report}
+        manifest = identity.said | {"dstools": version("dstools-llm")}
+        manifest |= {"outputs": outputs(partial), "report": report}
         _write_synced(partial / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         partial.rename(done)
         _sync(store)
-    return Done(stage, done, report, is_reused=False)
+    return Done(identity.stage, done, report, is_reused=False)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -155,7 +193,7 @@ def _sampled_sha256(path: Path) -> str:
 def locked(out: Path) -> Iterator[None]:
     """Hold a folder against a second run; a process of a launcher goes with its first."""
     out.mkdir(parents=True, exist_ok=True)
-    if "DSTOOLS_DISTILL_LOCKED" in os.environ or int(os.environ.get("RANK", "0")) > 0:
+    if LOCKED in os.environ or int(os.environ.get("RANK", "0")) > 0:
         yield
         return
     with (out / ".lock").open("w") as file:
@@ -172,11 +210,6 @@ def cpu_seconds() -> float:
     """Return the CPU time of this process and of those it has waited for, user and system."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
-
-
-def _add_timing(folder: Path, seconds: float, cpu: float) -> None:
-    """Note what a stage cost, over all its tries that ended by themselves."""
-    (folder / TIMING).write_text(json.dumps({"seconds": seconds, "cpu_seconds": cpu}) + "\n")
 
 
 # --------------------------------------------------------------------------------- row by row

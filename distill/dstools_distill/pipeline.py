@@ -1,0 +1,363 @@
+"""Runs the stages of a recipe, each on what the ones before it left.
+
+OUT/store/sft-1a2b3c4d5e6f/      what was made, see stage.py; nothing in there is ever changed
+OUT/sft -> store/sft-...         what the recipe, as it stands, makes; or OUT/CHAIN/sft
+"""
+
+import os
+import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dstools_converters.errors import RESUME_HINT, DstoolsError
+from dstools_distill.recipe import STAGES, TRAINED, Chain, Recipe, as_json
+from dstools_distill.settings import Eval, Prompts, Verify
+from dstools_distill.stage import LOCKED, MANIFEST, Done, Report, Work, find, identify, run_stage
+
+REVISIONS = dict.fromkeys(STAGES, 1)  # one up when a stage's code gives other bytes for the same
+PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's bytes
+    "prompts": (),
+    "generate": (),  # too dear to be done again for a new version of anything
+    "verify": ("math-verify",),
+    "decontaminate": (),
+    "select": (),
+    "render": ("tokenizers", "transformers"),
+    "sft": ("torch", "transformers", "trl"),
+    "kd": ("torch", "transformers", "trl"),
+    "grpo": ("torch", "transformers", "trl"),
+    "eval": ("torch", "transformers"),
+    "card": ("matplotlib",),
+}
+# settings that say how, not what: a change finds what was begun
+HOW = {"base_url", "api_key_env", "concurrency", "retries"}
+PHASE = "phase:"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A recipe, where its results lie, and what stages work with."""
+
+    recipe: Recipe
+    out: Path
+    workers: int
+    bar: Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
+    resolve: Callable[[str], Path]  # org/name -> its folder in the Hub cache
+
+    def run(self, start: str, tell: Callable[[str, str, Done], None]) -> None:
+        """Run every stage from `start` on, "" for all, "sft" or "chain/sft"; `tell` of each.
+
+        What comes before `start` is taken as it lies there, whatever the recipe says of it.
+        """
+        begun = not start
+        chain_name, _, stage_name = start.rpartition("/")
+        if start and not any(
+            stage_name == stage and chain_name in ("", chain.name)
+            for chain in self.recipe.chains
+            for stage in (*chain.stages, "card" if self.recipe.card else stage_name)
+        ):
+            raise DstoolsError(f"--from {start}: the recipe has no such stage", STAGE_HINT)
+        for chain in self.recipe.chains:
+            if not chain_name:
+                begun = not start  # "sft" means that of each chain
+            for stage in chain.stages:
+                begun = begun or (stage == stage_name and chain_name in ("", chain.name))
+                if begun:
+                    tell(chain.name, stage, self.run_one(chain, stage))
+                else:
+                    self.finished(chain, stage)
+        if self.recipe.card:
+            tell("", "card", self.run_card())
+
+    def run_one(self, chain: Chain, stage: str) -> Done:
+        """Run one stage on what lies there of those before it."""
+        settings = chain.stages[stage]
+        inputs, body = self._prepare(chain, stage)
+        identity = identify(
+            stage, REVISIONS[stage], self._settings(chain, stage), inputs, PACKAGES[stage]
+        )
+        done = find(self.out / "store", identity)
+        if done is None and stage in TRAINED and settings.processes > 1 and not is_launched():
+            self._launch(chain, stage)
+            done = find(self.out / "store", identity)
+            assert done is not None, "the launched processes ended well and left nothing"
+            done = replace(done, is_reused=False)
+        if done is None:
+            done = run_stage(self.out / "store", identity, body, self._work)
+        self._link(chain.name, stage, done.folder)
+        return done
+
+    def _launch(self, chain: Chain, stage: str) -> None:
+        """Run one training stage in several processes, each of which comes here again."""
+        from dstools_distill.training import launch_command
+
+        words = [stage, os.fspath(self.recipe.path), "--out", os.fspath(self.out)]
+        words += ["--chain", chain.name] if chain.name else []
+        command = launch_command(chain.stages[stage], words)
+        code = subprocess.run(command, env=os.environ | {LOCKED: "1"}, check=False).returncode
+        if code:
+            raise DstoolsError(
+                f"{stage}: the launched processes ended with code {code}",
+                f"their output stands above; {RESUME_HINT}",
+            )
+
+    def _settings(self, chain: Chain, stage: str) -> dict[str, Any]:
+        """Return all settings that decide a stage's bytes."""
+        said = {k: v for k, v in as_json(chain.stages[stage]).items() if k not in HOW}
+        if stage in ("render", *TRAINED, "eval"):
+            said["template"] = chain.student.template
+        if stage == "sft":
+            said["init"] = chain.student.init
+        if stage == "eval":
+            said["verify"] = as_json(chain.stages.get("verify", Verify()))
+        return said
+
+    def _work(self, folder: Path) -> Work:
+        return Work(folder, self.workers, self.bar)
+
+    def run_card(self) -> Done:
+        """Write the card of everything that is finished."""
+        from dstools_distill.card import card
+
+        settings = self.recipe.card
+        assert settings is not None
+        stages = {
+            chain.name: {
+                stage: self.finished(chain, stage)
+                for stage in chain.stages
+                if (self._place(chain.name, stage) / MANIFEST).exists()
+            }
+            for chain in self.recipe.chains
+        }
+        inputs = {
+            f"{name}/{stage}" if name else stage: folder
+            for name, folders in stages.items()
+            for stage, folder in folders.items()
+        }
+        identity = identify("card", REVISIONS["card"], as_json(settings), inputs, PACKAGES["card"])
+        done = run_stage(
+            self.out / "store", identity, lambda work: card(settings, stages, work), self._work
+        )
+        self._link("", "card", done.folder)
+        return done
+
+    def finished(self, chain: Chain, stage: str) -> Path:
+        """Return the folder of a stage that is done."""
+        place = self._place(chain.name, stage)
+        if not (place / MANIFEST).exists():
+            raise DstoolsError(
+                f"{place}: {stage} is not done",
+                f"dstools distill {stage} {self.recipe.path}"
+                + (f" --chain {chain.name}" if chain.name else ""),
+            )
+        return place.resolve()
+
+    def _prepare(
+        self, chain: Chain, stage: str
+    ) -> tuple[dict[str, Path], Callable[[Work], Report]]:
+        """Return what a stage reads, and the call that does it."""
+        settings, student = chain.stages[stage], chain.student
+        match stage:
+            case "prompts":
+                from dstools_distill.prompts import prompts
+
+                files = self._sources(settings)
+                rates = self._file(settings.pass_rates)
+                inputs = {f"source {n}": path for n, path in enumerate(files) if path}
+                return self._given(inputs, pass_rates=rates), lambda work: prompts(
+                    settings, files, rates, work
+                )
+            case "generate":
+                from dstools_distill.generate import generate
+
+                asked = self.finished(chain, "prompts")
+                teacher = None
+                if settings.backend == "hf":
+                    teacher = self._model(settings.model, "generate.model")
+                elif settings.backend in ("replay", "openai-batch"):
+                    teacher = self._file(settings.model)
+                # the answers to a batch come only after its requests were written
+                known = teacher if settings.backend != "openai-batch" else None
+                return self._given({"prompts": asked}, model=known), lambda work: generate(
+                    settings, asked, teacher, work
+                )
+            case "verify":
+                from dstools_distill.verify import verify
+
+                samples = self._before(chain, stage)
+                return {"samples": samples}, lambda work: verify(settings, samples, work)
+            case "decontaminate":
+                from dstools_distill.decontaminate import decontaminate
+
+                samples = self._before(chain, stage)
+                index = [self._file(name) or Path(name) for name in settings.index]
+                inputs = {f"index {n}": path for n, path in enumerate(index)}
+                return {"samples": samples, **inputs}, lambda work: decontaminate(
+                    settings, samples, index, work
+                )
+            case "select":
+                from dstools_distill.select import select
+
+                samples, mixed = self._before(chain, stage), self._file(settings.non_reasoning)
+                return self._given({"samples": samples}, mixed=mixed), lambda work: select(
+                    settings, samples, mixed, work
+                )
+            case "render":
+                from dstools_distill.render import render
+
+                samples, tokenizer = self._before(chain, stage), self._tokenizer(chain)
+                inputs = {"samples": samples, "tokenizer": tokenizer}
+                return inputs, lambda work: render(
+                    settings, samples, tokenizer, student.template, work
+                )
+            case "sft":
+                from dstools_distill.sft import sft
+
+                rows, tokenizer = self.finished(chain, "render"), self._tokenizer(chain)
+                model = self._student(chain)
+                inputs = {"rows": rows, "tokenizer": tokenizer}
+                return self._given(inputs, model=model), lambda work: sft(
+                    settings, rows, model, student.init, tokenizer, student.template, work
+                )
+            case "kd":
+                from dstools_distill.kd import kd
+
+                asked, tokenizer = self.finished(chain, "prompts"), self._tokenizer(chain)
+                model = self._trained(chain, before=stage)
+                master = self._model(settings.teacher, "kd.teacher")
+                inputs = {"prompts": asked, "tokenizer": tokenizer, "teacher": master}
+                return self._given(inputs, model=model), lambda work: kd(
+                    settings, asked, model, tokenizer, student.template, master, work
+                )
+            case "grpo":
+                from dstools_distill.grpo import grpo
+
+                asked, tokenizer = self.finished(chain, "prompts"), self._tokenizer(chain)
+                model = self._trained(chain, before=stage)
+                inputs = {"prompts": asked, "tokenizer": tokenizer}
+                return self._given(inputs, model=model), lambda work: grpo(
+                    settings, asked, model, tokenizer, student.template, work
+                )
+            case _:
+                return self._prepare_eval(chain, settings)
+
+    def _prepare_eval(
+        self, chain: Chain, settings: Eval
+    ) -> tuple[dict[str, Path], Callable[[Work], Report]]:
+        from dstools_distill.evaluate import evaluate
+
+        models = {}
+        if settings.baseline and chain.student.model:
+            models["before"] = self._model(chain.student.model, "student.model")
+        if any(stage in chain.stages for stage in TRAINED):
+            models["after"] = self._trained(chain, before="eval")
+        if not models:
+            raise DstoolsError(
+                f"{self.recipe.path}: eval has no model", "eval.baseline = true, or train one"
+            )
+        problems = self._problems(settings)
+        tokenizer = self._tokenizer(chain)
+        judged_by = chain.stages.get("verify", Verify())
+        inputs = {"problems": problems, "tokenizer": tokenizer, **models}
+        return inputs, lambda work: evaluate(
+            settings, problems, models, tokenizer, chain.student.template, judged_by, work
+        )
+
+    def _problems(self, settings: Eval) -> Path:
+        """Return the problems of an evaluation, made like any prompts."""
+        from dstools_distill.prompts import prompts
+
+        asked = Prompts(source=settings.source, limit=settings.limit)
+        files = self._sources(asked)
+        inputs = {f"source {n}": path for n, path in enumerate(files) if path}
+        identity = identify("prompts", REVISIONS["prompts"], as_json(asked), inputs, ())
+        return run_stage(
+            self.out / "store",
+            identity,
+            lambda work: prompts(asked, files, None, work),
+            self._work,
+        ).folder
+
+    def _before(self, chain: Chain, stage: str) -> Path:
+        """Return the folder of the last data stage before this one."""
+        order = [name for name in STAGES[: STAGES.index(stage)] if name in chain.stages]
+        order = [name for name in order if name not in (*TRAINED, "prompts")]
+        if not order:
+            raise DstoolsError(
+                f"{self.recipe.path}: {stage} has nothing to work on", "the recipe needs [generate]"
+            )
+        return self.finished(chain, order[-1])
+
+    def _trained(self, chain: Chain, *, before: str) -> Path:
+        """Return the model that the last training before a stage left, or the student's own."""
+        earlier = [name for name in TRAINED if name in chain.stages]
+        if before in TRAINED:
+            earlier = [name for name in earlier if TRAINED.index(name) < TRAINED.index(before)]
+        if earlier:
+            return self.finished(chain, earlier[-1])
+        model = self._student(chain)
+        if model is None:
+            raise DstoolsError(
+                f"{self.recipe.path}: {before} needs a model that was trained",
+                "add [sft] before it",
+            )
+        return model
+
+    def _student(self, chain: Chain) -> Path | None:
+        name = chain.student.model
+        return self._model(name, "student.model") if name else None
+
+    def _tokenizer(self, chain: Chain) -> Path:
+        name = chain.student.tokenizer or chain.student.model
+        return self._model(name, "student.tokenizer")
+
+    def _model(self, name: str, key: str) -> Path:
+        """Return the folder of a model: of an earlier phase, beside the recipe, or in the Hub cache."""
+        if not name:
+            raise DstoolsError(
+                f"{self.recipe.path}: {key}: is missing", "name a folder or org/name"
+            )
+        path = self._path(name)
+        return path if path.is_dir() else self.resolve(name)
+
+    def _file(self, name: str) -> Path | None:
+        return self._path(name) if name else None
+
+    def _path(self, name: str) -> Path:
+        """Return a path of the recipe, which is relative to the recipe's folder."""
+        if name.startswith(PHASE):
+            return (self.out / name.removeprefix(PHASE)).resolve()
+        return self.recipe.path.parent / Path(name).expanduser()
+
+    def _sources(self, settings: Any) -> list[Path | None]:
+        names = [source.path for source in settings.source]
+        return [
+            None if name.startswith(("rg:", "datasets:")) else self._path(name) for name in names
+        ]
+
+    def _given(self, inputs: dict[str, Path], **optional: Path | None) -> dict[str, Path]:
+        return inputs | {name: path for name, path in optional.items() if path is not None}
+
+    def _place(self, chain: str, stage: str) -> Path:
+        return self.out / chain / stage if chain else self.out / stage
+
+    def _link(self, chain: str, stage: str, folder: Path) -> None:
+        """Let OUT/CHAIN/STAGE point to what was made."""
+        if int(os.environ.get("RANK", "0")) > 0:
+            return
+        place = self._place(chain, stage)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".{stage}.link")
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(os.path.relpath(folder, place.parent))
+        partial.replace(place)
+
+
+STAGE_HINT = "name a stage that the recipe has a table for, or CHAIN/STAGE"
+
+
+def is_launched() -> bool:
+    """Tell whether this is one of the processes of accelerate launch or torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
