@@ -9,6 +9,7 @@ import click
 from dstools import __version__
 from dstools.commands.compare import compare
 from dstools.commands.dequantize import dequantize
+from dstools.commands.distill import distill
 from dstools.commands.env import env
 from dstools.commands.eval import evaluate
 from dstools.commands.inspect import inspect
@@ -97,9 +98,9 @@ def main(debug: bool) -> None:
     """Quantize, distill and export DeepSeek MoE checkpoints."""
     if debug:
         logging.basicConfig(format="%(name)s: %(message)s")
-        for package in ("dstools", "dstools_converters", "dstools_kernels"):
+        for package in ("dstools", "dstools_distill", "dstools_converters", "dstools_kernels"):
             logging.getLogger(package).setLevel(logging.DEBUG)
 
 
-for command in (inspect, quantize, dequantize, verify, compare, evaluate, report, env):
+for command in (inspect, quantize, dequantize, verify, compare, evaluate, report, distill, env):
     main.add_command(command)

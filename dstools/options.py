@@ -195,6 +195,18 @@ def progress_bar(total: int, what: str) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
+@contextmanager
+def count_bar(total: int, what: str) -> Iterator[Callable[[int], object]]:
+    """Show one bar that counts on stderr; nothing where stderr is no terminal."""
+    if not total or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit_scale=True, smoothing=0.1) as bar:
+        yield bar.update
+
+
 def size(nbytes: float) -> str:
     """Spell a number of bytes in powers of a thousand: "1.34 TB"."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -71,6 +71,17 @@ class Pipeline:
         if self.recipe.card:
             tell("", "card", self.run_card())
 
+    def chain(self, name: str, stage: str) -> Chain:
+        """Return the chain of that name, which must have the stage."""
+        names = [chain.name for chain in self.recipe.chains]
+        if name not in names:
+            hint = f"--chain is one of {', '.join(names)}" if any(names) else "it has no chains"
+            raise DstoolsError(f"{self.recipe.path}: no chain {name or 'without a name'}", hint)
+        chain = self.recipe.chains[names.index(name)]
+        if stage not in chain.stages:
+            raise DstoolsError(f"{self.recipe.path}: has no [{stage}]", "add that table, if empty")
+        return chain
+
     def run_one(self, chain: Chain, stage: str) -> Done:
         """Run one stage on what lies there of those before it."""
         settings = chain.stages[stage]

@@ -236,8 +236,8 @@ def _convert(value: Any, kind: Any, path: Path | str, where: str) -> Any:
         raise DstoolsError(
             f"{path}: {where}: {value!r} is no {NAMES[wanted]}", f"give it {NAMES[wanted]}"
         )
-    if kind in (int, float):
-        _check_range(float(value), path, where)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        _check_range(value, path, where)
     return value
 
 

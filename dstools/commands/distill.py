@@ -1,0 +1,252 @@
+"""`dstools distill`: the stages of a recipe, one by one or in a row, and what surrounds them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dstools.options import (
+    FELL_SHORT,
+    SETTINGS,
+    Command,
+    count_bar,
+    hint_command,
+    json_option,
+    option,
+    show,
+    terminal,
+)
+
+if TYPE_CHECKING:
+    from dstools_distill.pipeline import Pipeline
+    from dstools_distill.stage import Done
+
+EXAMPLES = """\b
+Examples:
+  dstools distill init --preset toy-cpu > toy.toml
+  dstools distill run toy.toml"""
+STAGES = {
+    "prompts": "Import prompts, and drop those that are asked twice.",
+    "generate": "Let the teacher answer each prompt some times.",
+    "verify": "Judge each answer: correct, incorrect or unverifiable, and why.",
+    "decontaminate": "Drop what shares text with the benchmarks of an index.",
+    "select": "Keep the traces that are worth training on.",
+    "render": "Turn rows into tokens and labels, and prove that no trace is lost.",
+    "sft": "Fine-tune the student on rendered rows.",
+    "kd": "Distil the teacher's logits on the student's own answers.",
+    "grpo": "Train the student by rewards on groups of its own answers.",
+    "eval": "Measure the student on problems that it has not seen.",
+    "card": "Write the data card, the model card and their plots.",
+}
+
+recipe_argument = click.argument("recipe", metavar="RECIPE", help="A TOML file; see `init`.")
+out_option = option(
+    "--out", metavar="DIR", section="Output", help="Work there. By default beside the recipe, by its name."
+)  # fmt: skip
+processes_option = option(
+    "--workers", section="Output", type=click.IntRange(1, 256),
+    default=lambda: len(os.sched_getaffinity(0)), show_default="the CPUs",
+    help="Work on rows in this many processes.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did, stage by stage."""
+
+    out: str
+    stages: list[dict[str, Any]]
+
+
+class InOrder(click.Group):
+    """A group whose --help lists commands in the order they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names."""
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings=SETTINGS, epilog=EXAMPLES)
+def distill() -> None:
+    """Turn a teacher's reasoning into a dense student, with no trace lost on the way.
+
+    A recipe has a table for every stage that is to run. A stage makes a folder from the folders of those
+    before it; what is finished is found again, what was interrupted goes on.
+    """
+
+
+@distill.command(
+    cls=Command,
+    epilog="dstools distill run toy.toml\ndstools distill run toy.toml --from sft --json",
+)
+@recipe_argument
+@option(
+    "--from", "start", metavar="STAGE",
+    help="Take what comes before this stage as it lies there, whatever the recipe says now.",
+)  # fmt: skip
+@out_option
+@processes_option
+@json_option
+def run(recipe: str, start: str | None, out: str | None, workers: int, as_json: bool) -> None:
+    """Run every stage of a recipe that is not done yet, and write its card.
+
+    STAGE is a stage's name, or that of a phase or arm before it: cold-start/sft.
+    """
+    with _pipeline(recipe, out, workers) as pipeline:
+        done: list[tuple[str, str, Done]] = []
+
+        def tell(chain: str, stage: str, each: "Done") -> None:
+            done.append((chain, stage, each))
+            if not as_json:
+                click.echo(terminal(_line(chain, stage, each)))
+
+        pipeline.run(start or "", tell)
+    _finish(pipeline, done, as_json, text="")
+
+
+def _stage_command(stage: str, summary: str) -> click.Command:
+    """Return the command of one stage."""
+
+    @click.command(
+        stage,
+        cls=Command,
+        help=summary,
+        epilog=f"dstools distill {stage} toy.toml\ndstools distill {stage} toy.toml --json",
+    )
+    @recipe_argument
+    @option(
+        "--chain", metavar="NAME", default="", help="Of this phase or arm, where there are some."
+    )
+    @out_option
+    @processes_option
+    @json_option
+    def command(
+        recipe: str, chain: str | None, out: str | None, workers: int, as_json: bool
+    ) -> None:
+        with _pipeline(recipe, out, workers) as pipeline:
+            if stage == "card":
+                done = pipeline.run_card()
+            else:
+                done = pipeline.run_one(pipeline.chain(chain or "", stage), stage)
+        _finish(
+            pipeline, [(chain or "", stage, done)], as_json, text=_line(chain or "", stage, done)
+        )
+
+    return command
+
+
+for name, summary in STAGES.items():
+    distill.add_command(_stage_command(name, summary))
+
+
+@distill.command(
+    cls=Command,
+    epilog="dstools distill init --preset toy-cpu\n"
+    "dstools distill init --preset r1-distill-qwen-1.5b > qwen.toml",
+)
+@option(
+    "--preset",
+    metavar="NAME",
+    default="",
+    help="One of the recipes; without, their names are listed.",
+)
+def init(preset: str | None) -> None:
+    """Print a recipe with its comments, to be saved and changed."""
+    from dstools_distill.recipe import preset_text, presets
+
+    click.echo(preset_text(preset) if preset else "\n".join(presets()), nl=not preset)
+
+
+@distill.command(
+    cls=Command,
+    epilog="dstools distill index benchmarks.ngrams aime24.jsonl math500.jsonl\n"
+    "dstools distill index benchmarks.ngrams gpqa.parquet --json",
+)
+@click.argument("out", metavar="OUT", help="The index to write; it must not exist.")
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, help="Your copies of benchmarks."
+)
+@json_option
+def index(out: str, files: tuple[str, ...], as_json: bool) -> None:
+    """Hash your copies of benchmarks into an index for `decontaminate`.
+
+    It holds no text. A file is JSONL, Parquet or, a problem a line, plain text.
+    """
+    from dstools_distill.decontaminate import build_index
+
+    built = build_index([Path(file) for file in files], Path(out))
+    lines = [f"{name:24} {rows:8,} rows" for name, rows in built.benchmarks.items()]
+    show(built, as_json, "\n".join([*lines, f"wrote {out}"]))
+
+
+@distill.command(
+    cls=Command,
+    epilog="dstools distill doctor ./Qwen2.5-7B\n"
+    "dstools distill doctor ./Qwen2.5-7B --config trl.yaml --sample traces.jsonl",
+)
+@click.argument("tokenizer", metavar="TOKENIZER", help="A folder with a tokenizer, or org/name.")
+@option(
+    "--config", metavar="FILE", type=click.Path(path_type=Path),
+    help="The configuration of a trainer: of TRL, LLaMA-Factory or axolotl.",
+)  # fmt: skip
+@option(
+    "--sample", metavar="FILE", type=click.Path(path_type=Path),
+    help="Take the first row of this JSONL in place of a sample of our own.",
+)  # fmt: skip
+@json_option
+def doctor(tokenizer: str, config: Path | None, sample: Path | None, as_json: bool) -> None:
+    """Show what somebody's trainer would really train on, and what of a trace would be lost.
+
+    Exit code 3 where something would be.
+    """
+    from dstools.hub import resolve
+    from dstools_distill.doctor import diagnose, text
+
+    found = diagnose(resolve(tokenizer), config, sample)
+    show(found, as_json, text(found))
+    if any(finding.level == "error" for finding in found.findings):
+        click.get_current_context().exit(FELL_SHORT)
+
+
+@contextmanager
+def _pipeline(recipe: str, out: str | None, workers: int) -> "Iterator[Pipeline]":
+    """Hold the folder of a recipe's results."""
+    from dstools.hub import resolve
+    from dstools_distill.pipeline import Pipeline
+    from dstools_distill.recipe import read_recipe
+    from dstools_distill.stage import locked
+
+    path = Path(recipe)
+    read = read_recipe(path)
+    place = Path(out) if out else path.with_suffix("")
+    with locked(place):
+        yield Pipeline(read, place, workers, count_bar, resolve)
+
+
+def _line(chain: str, stage: str, done: "Done") -> str:
+    """Return a line about a stage: what went in and came out, and where it lies."""
+    report = done.report
+    said = []
+    if "in" in report and "out" in report:
+        said.append(f"{report['in']:,} -> {report['out']:,}")
+    said += [f"{count:,} {why}" for why, count in report.get("dropped", {}).items() if count]
+    where = f"{chain}/{stage}" if chain else stage
+    return f"{where:24} {', '.join(said)}{'  (was done)' if done.is_reused else ''}"
+
+
+def _finish(
+    pipeline: "Pipeline", done: "list[tuple[str, str, Done]]", as_json: bool, text: str
+) -> None:
+    """Print what was done."""
+    stages = [
+        {"chain": chain, "stage": stage} | asdict(each) | {"folder": str(each.folder)}
+        for chain, stage, each in done
+    ]
+    if as_json or text:
+        show(Result(str(pipeline.out), stages), as_json, text)
+    if done and done[-1][1] == "card":
+        hint_command("quantize", str(pipeline.out / "sft"), "OUT")
