@@ -21,6 +21,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
+from string import Template
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -60,6 +61,7 @@ AT_MOST_ONE |= {
     "max_dropped",
 }
 AT_MOST_ONE |= {"ema", "min_learning_rate_ratio", "dropout"}
+PRESETS = files("dstools_distill") / "presets"
 Settings = TypeVar("Settings")
 
 
@@ -107,10 +109,22 @@ def read_recipe(path: Path) -> Recipe:
 INIT_HINT = "`dstools distill init --preset toy-cpu` prints one to begin with"
 
 
+R1_DISTILL = {  # the six students of DeepSeek-R1, arXiv 2501.12948 v2, table 6: base, rate, template, licence
+    "qwen-1.5b": ("Qwen/Qwen2.5-Math-1.5B", "1e-4", "qwen2.5", "apache-2.0"),
+    "qwen-7b": ("Qwen/Qwen2.5-Math-7B", "8e-5", "qwen2.5", "apache-2.0"),
+    "qwen-14b": ("Qwen/Qwen2.5-14B", "7e-5", "qwen2.5", "apache-2.0"),
+    "qwen-32b": ("Qwen/Qwen2.5-32B", "6e-5", "qwen2.5", "apache-2.0"),
+    "llama-8b": ("meta-llama/Llama-3.1-8B", "5e-5", "llama3", "llama3.1"),
+    "llama-70b": ("meta-llama/Llama-3.3-70B-Instruct", "2e-5", "llama3", "llama3.3"),
+}
+R1_FILE = "r1-distill"  # what the six share
+
+
 def presets() -> list[str]:
     """Return the names of the recipes that come with dstools."""
-    folder = files("dstools_distill") / "presets"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir())
+    named = [file.name.removesuffix(".toml") for file in PRESETS.iterdir()]
+    named += [f"{R1_FILE}-{name}" for name in R1_DISTILL]
+    return sorted(name for name in named if name != R1_FILE)
 
 
 def preset_text(name: str) -> str:
@@ -118,7 +132,12 @@ def preset_text(name: str) -> str:
     if name not in presets():
         known = ", ".join(presets())
         raise DstoolsError(f"{printable(name)}: no such preset", f"there are {known}")
-    return (files("dstools_distill") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    base = R1_DISTILL.get(name.removeprefix(f"{R1_FILE}-"))
+    text = (PRESETS / f"{R1_FILE if base else name}.toml").read_text(encoding="utf-8")
+    if base is None:
+        return text
+    keys = ("model", "learning_rate", "template", "licence")
+    return Template(text).substitute(dict(zip(keys, base, strict=True)), title=name)
 
 
 def _expand(table: dict[str, Any], path: Path) -> list[tuple[str, dict[str, Any]]]:
