@@ -7,13 +7,8 @@ little longer than its sha256. What is wrong with a document that was not drawn 
 nothing.
 """
 
-import os
-import signal
 import stat
-import threading
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -24,10 +19,10 @@ from numpy.typing import NDArray
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.header import strict_json
+from dstools_converters.tokenizer import chat_text, load_tokenizer
 
 JSONL_SUFFIXES = (".jsonl", ".json")
 LINE_HINT = 'a line is {"text": "..."} or {"messages": [{"role": "...", "content": "..."}, ...]}'
-TEMPLATE_SECONDS = 10  # one of a release takes milliseconds
 MAX_DOCUMENT_BYTES = 16 << 20  # its tokens take ten times as much memory, and some 10 s to make
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -81,7 +76,7 @@ def read_corpus(
         starts, digest = _scan(file, is_jsonl=path.suffix in JSONL_SUFFIXES)
         if len(starts) == 1:
             raise DstoolsError(f"{path}: is empty", "name a file with text in it")
-        reader = _Reader(path, file, starts, _load_tokenizer(folder), vocab_size)
+        reader = _Reader(path, file, starts, load_tokenizer(folder), vocab_size)
         parts: list[NDArray[np.int32]] = []
         tokens, wanted = 0, samples * seq_len
         for number in np.random.default_rng(seed).permutation(len(starts) - 1):
@@ -228,23 +223,10 @@ class _Reader:
                 "has messages, and the checkpoint's tokenizer has no chat template",
                 'write {"text": ...} instead, or add the model\'s chat_template.jinja',
             )
-        from jinja2 import TemplateError
-
         try:
-            with _time_limit(TEMPLATE_SECONDS):
-                text = self.tokenizer.apply_chat_template(document, tokenize=False)
-        except TimeoutError as error:
-            raise self.error(
-                start,
-                f"the chat template takes more than {TEMPLATE_SECONDS} s",
-                "a template comes from whoever made the checkpoint; look at chat_template.jinja",
-            ) from error
-        except (TemplateError, TypeError, ValueError) as error:
-            raise self.error(
-                start,
-                f"the chat template refuses the messages: {printable(str(error))}",
-                "are the roles those that the model knows?",
-            ) from error
+            text = chat_text(self.tokenizer, document)
+        except DstoolsError as error:
+            raise self.error(start, str(error), error.hint) from error
         # the template spells the special tokens itself
         ids = self.tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
         return ids
@@ -257,49 +239,3 @@ class _Reader:
             line += piece.count(b"\n")
             left -= len(piece)
         return DstoolsError(f"{self.path}: line {line}: {message}", hint)
-
-
-@contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError after so many seconds: a template may loop for ever, and jinja lets it.
-
-    Only where signals arrive, in the main thread.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    """Return the checkpoint's tokenizer; none of its code is run, and nothing is downloaded."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise DstoolsError(
-            f"a tokenizer needs transformers: {error}", 'pip install "dstools-llm[torch]"'
-        ) from error
-    hint = "copy tokenizer.json and tokenizer_config.json from the model's release"
-    if not any(folder.glob("tokenizer*")) and not (folder / "vocab.json").exists():
-        raise DstoolsError(f"{folder}: has no tokenizer", hint)
-    config = folder / "tokenizer_config.json"
-    try:
-        said = strict_json(config.read_bytes()) if config.exists() else {}
-        # transformers 5 forgets this flag where tokenizer.json does not do what it says: DeepSeek's
-        bos = {"add_bos_token": True} if said.get("add_bos_token") is True else {}
-        return AutoTokenizer.from_pretrained(
-            os.fspath(folder.resolve()), local_files_only=True, trust_remote_code=False, **bos
-        )
-    except Exception as error:  # a broken tokenizer.json raises just that: tokenizers is Rust
-        reason = printable(str(error).strip().split("\n")[0])
-        raise DstoolsError(f"{folder}: its tokenizer cannot be read: {reason}", hint) from error

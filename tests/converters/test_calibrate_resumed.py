@@ -359,8 +359,8 @@ from dstools_converters import calibrate, corpus, evaluate, stream, verify
 
 source, data, out = sys.argv[1:4]
 folder = Path(out)
-corpus._load_tokenizer = functools.cache(corpus._load_tokenizer)
-corpus._load_tokenizer(Path(source))
+corpus.load_tokenizer = functools.cache(corpus.load_tokenizer)
+corpus.load_tokenizer(Path(source))
 CALLS = ["pwrite", "write", "rename", "fsync", "posix_fallocate", "rmdir", "unlink", "mkdir"]
 
 def quantize(kill_at):

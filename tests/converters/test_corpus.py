@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dstools_converters import corpus as module
+from dstools_converters import tokenizer as tokenizer_module
 from dstools_converters.corpus import Corpus, read_corpus
 from dstools_converters.errors import DstoolsError
 
@@ -31,7 +32,7 @@ VOCABULARY = 129280
 def loaded_once() -> Iterator[None]:
     """Loading 128,000 tokens takes a second; each folder is edited before it is loaded, if at all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_load_tokenizer", functools.cache(module._load_tokenizer))
+        patch.setattr(module, "load_tokenizer", functools.cache(module.load_tokenizer))
         yield
 
 
@@ -342,7 +343,7 @@ def test_without_transformers_the_hint_installs_it(
 def test_a_chat_template_that_loops_for_ever_is_stopped(
     edited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TEMPLATE_SECONDS", 1)
+    monkeypatch.setattr(tokenizer_module, "TEMPLATE_SECONDS", 1)
     loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
     set_config(edited, chat_template=loops)
     data = write(tmp_path / "data.jsonl", {"messages": [{"role": "user", "content": "7"}]})

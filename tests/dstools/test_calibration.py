@@ -24,7 +24,7 @@ def _quick() -> Iterator[None]:
 
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "_load_tokenizer", functools.cache(corpus._load_tokenizer))
+        patch.setattr(corpus, "load_tokenizer", functools.cache(corpus.load_tokenizer))
         yield
     torch.set_num_threads(before)
 

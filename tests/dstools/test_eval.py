@@ -46,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded_once() -> Iterator[None]:
     """To load 128,000 tokens takes a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "_load_tokenizer", functools.cache(corpus._load_tokenizer))
+        patch.setattr(corpus, "load_tokenizer", functools.cache(corpus.load_tokenizer))
         yield
 
 
