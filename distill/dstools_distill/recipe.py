@@ -235,6 +235,8 @@ def _convert(value: Any, kind: Any, path: Path | str, where: str) -> Any:
             )
         return value
     if origin in (Union, UnionType):
+        if value is False:  # takes away what a preset or the shared tables say
+            return None
         return _convert(value, next(arg for arg in args if arg is not type(None)), path, where)
     if origin is tuple:
         if not isinstance(value, list):

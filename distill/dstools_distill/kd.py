@@ -1,0 +1,116 @@
+"""Distillation of the teacher's whole next-token distribution, on the student's own answers.
+
+TRL's DistillationTrainer does the training. It compares the two by `vocab_size` alone, which refuses twins
+that were padded to different sizes, and admits strangers of equal size; here the tokenizers are compared.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import DistillationConfig, DistillationTrainer
+
+from dstools_converters.errors import DstoolsError, printable
+from dstools_distill import records
+from dstools_distill.settings import Kd
+from dstools_distill.stage import Report, Work
+from dstools_distill.templates import end_token_id, load_tokenizer, prompt_text
+from dstools_distill.training import LOSS_CURVE, arguments, load_student, lora, run
+
+CURVE = (*LOSS_CURVE, "entropy", "completions/mean_length", "completions/clipped_ratio")
+PROBED = 200  # prompts
+
+
+def kd(
+    settings: Kd,
+    prompts: Path,
+    model: Path,
+    tokenizer: Path,
+    template: str,
+    teacher: Path,
+    work: Work,
+) -> Report:
+    """Train the student in `model` against the teacher, and leave a model folder in `work.folder`.
+
+    The student answers each prompt; on its tokens the divergence of the two distributions is minimised:
+    beta 0 is KL(teacher || student), 1 is KL(student || teacher), between them Jensen-Shannon
+    (arXiv 2306.13649). Raises DstoolsError where the two do not share a tokenizer.
+    """
+    tokens = load_tokenizer(tokenizer, template)
+    tokens.eos_token = tokens.convert_ids_to_tokens(end_token_id(tokens))  # TRL cuts answers there
+    conversations = [record["messages"] for record in records.read(prompts / "records.jsonl")]
+    if not conversations:
+        raise DstoolsError(f"{prompts / 'records.jsonl'}: is empty", "there is nothing to answer")
+    probes = [prompt_text(tokens, messages) for messages in conversations[:PROBED]]
+    check_identity(tokens, load_tokenizer(teacher), probes, teacher)
+    student = load_student(settings, model, None, tokens)
+    config = DistillationConfig(
+        **arguments(settings, work),
+        beta=settings.beta,
+        temperature=settings.temperature,
+        max_completion_length=settings.max_completion_tokens,
+        generation_kwargs={"eos_token_id": tokens.eos_token_id},
+    )
+    master = AutoModelForCausalLM.from_pretrained(
+        teacher, dtype=student.dtype, attn_implementation=settings.attention
+    )
+    if not config.use_cpu:
+        master.to("cuda")
+    elif hasattr(master.config, "n_routed_experts"):
+        master.set_experts_implementation("eager")  # on a CPU the others are slower
+    rows = match_sizes(student, master)
+    trainer = DistillationTrainer(
+        student,
+        master,
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": messages} for messages in conversations]),
+        processing_class=tokens,
+        peft_config=lora(settings),
+    )
+    report = run(trainer, settings, work, tokens, CURVE)
+    count = len(conversations)
+    return {"in": count, "out": count, "dropped": {}, "vocabulary": rows._asdict(), **report}
+
+
+class Vocabulary(NamedTuple):
+    """Rows of the embeddings: as they came, and as they were trained."""
+
+    student: int
+    teacher: int
+    used: int
+
+
+def match_sizes(student: Any, teacher: Any) -> Vocabulary:
+    """Cut the larger of two embeddings that were padded beyond one tokenizer to different sizes."""
+    sizes = [model.config.get_text_config().vocab_size for model in (student, teacher)]
+    for model, size in zip((student, teacher), sizes, strict=True):
+        if size > min(sizes):
+            model.resize_token_embeddings(min(sizes))
+    return Vocabulary(*sizes, used=min(sizes))
+
+
+def check_identity(student: Any, teacher: Any, probes: list[str], folder: Path) -> None:
+    """Raise DstoolsError unless both tokenizers give the same ids to the same text.
+
+    Every token of either must stand for the same id in both, and the probes must be cut alike: equal
+    vocabularies with other merges or another pre-tokenizer differ there.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    differing = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: (item[1], item[0]))
+    hint = "logits can be compared only over one vocabulary; use generate and sft instead"
+    if differing:
+        token, number = differing[0]
+        whose = "student" if ours.get(token) == number else "teacher"
+        raise DstoolsError(
+            f"{folder}: teacher and student do not share a tokenizer: {len(differing)} tokens differ, "
+            f"first {printable(token)!r}, which is {number} to the {whose} alone",
+            hint,
+        )
+    for text in probes:
+        if student.encode(text, add_special_tokens=False) != teacher.encode(
+            text, add_special_tokens=False
+        ):
+            raise DstoolsError(
+                f"{folder}: teacher and student cut text differently: {printable(text)!r}", hint
+            )
