@@ -151,6 +151,7 @@ class Training:
     max_grad_norm: float = 1.0
     precision: Precision = "bf16-autocast"
     attention: str = "sdpa"  # as transformers' attn_implementation
+    context: int = 0  # positions the student has from now on; 0: as its config says
     activation_checkpointing: bool = False
     lora: Lora | None = None
     ema: float = 0.0  # decay of an average of the weights kept on the CPU; 0: none

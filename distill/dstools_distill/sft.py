@@ -1,0 +1,231 @@
+"""Supervised fine-tuning on rendered rows, by TRL's SFTTrainer.
+
+The trainer is given ids and labels and told to prepare nothing, and then it is not believed: each row must
+have the length it was rendered with, and the first batch of the trainer's own data loader must hold rendered
+rows, token by token and label by label, or nothing is trained.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from accelerate import PartialState
+from datasets import Dataset, disable_progress_bars
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from trl.data_utils import pack_dataset
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill.settings import Sft
+from dstools_distill.stage import Report, Work
+from dstools_distill.templates import load_tokenizer
+from dstools_distill.training import arguments, load_student, lora, run
+
+ROWS, PACKED = "rows.arrow", "packed.arrow"
+disable_progress_bars()  # work.bar is the one there is
+
+
+def sft(
+    settings: Sft,
+    rows: Path,
+    model: Path | None,
+    init: dict[str, Any] | None,
+    tokenizer: Path,
+    template: str,
+    work: Work,
+) -> Report:
+    """Train a student, from the folder `model` or new from `init`, on the rows of a `render` folder.
+
+    Writes a model folder, see training.py. Without packing, `batch_size` counts rows, with it, sequences as
+    long as the longest row. Where several processes train, rows of an epoch's beginning fill up its last step.
+    Raises DstoolsError where there are no rows, the student cannot hold them, or the trainer would see others.
+    """
+    student_tokenizer = load_tokenizer(tokenizer, template)
+    config = SFTConfig(
+        **arguments(settings, work),
+        max_length=None,  # nothing is cut: render has dropped what is too long
+        padding_free=settings.packing,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    rendered = _load(rows / ROWS)
+    lengths = _lengths(rendered, "input_ids")
+    student = load_student(settings, model, init, student_tokenizer)
+    _check_rows(rows / ROWS, rendered, lengths, student)
+    trainer: Any = SFTTrainer(
+        student,
+        args=config,
+        train_dataset=_packed(rendered, int(lengths.max()), work) if settings.packing else rendered,
+        processing_class=student_tokenizer,
+        peft_config=lora(settings),
+    )
+    _check_dataset(trainer, lengths)
+    _check_first_batch(trainer, rendered, lengths)
+    if settings.packing:
+        trainer.add_callback(_Isolation(trainer))
+    report = run(trainer, settings, work, student_tokenizer)
+    if trainer.accelerator.is_main_process:
+        (work.folder / PACKED).unlink(missing_ok=True)
+    return {
+        "in": len(rendered),
+        "sequences": len(trainer.train_dataset),
+        "longest": int(lengths.max()),
+        "tokens": int(lengths.sum()),
+    } | report
+
+
+def _load(path: Path) -> Dataset:
+    """Map the rows into memory; ids are not needed."""
+    try:
+        rendered = Dataset.from_file(str(path)).select_columns(["input_ids", "labels"])
+    except (OSError, ValueError) as error:
+        raise DstoolsError(f"{path}: cannot be read: {error}", "run render again") from error
+    if not len(rendered):
+        raise DstoolsError(f"{path}: holds no row", "did select keep none?")
+    return rendered
+
+
+def _lengths(dataset: Dataset, column: str) -> NDArray[np.int64]:
+    """Return the length of each list in a column, without reading the lists."""
+    return np.concatenate(
+        [pc.list_value_length(chunk).to_numpy() for chunk in dataset.data.column(column).chunks]
+    ).astype(np.int64)
+
+
+def _check_rows(path: Path, rendered: Dataset, lengths: NDArray[np.int64], student: Any) -> None:
+    if (lengths != _lengths(rendered, "labels")).any():
+        raise DstoolsError(f"{path}: a row has more ids than labels", "run render again")
+    longest, most = int(lengths.max()), student.config.get_text_config().max_position_embeddings
+    if longest > most:
+        raise DstoolsError(
+            f"{path}: the longest row has {longest} tokens, the student {most} positions",
+            f"set render.max_length = {most}, or give the student more: sft.context = {longest}",
+        )
+
+
+def _packed(rendered: Dataset, longest: int, work: Work) -> Dataset:
+    """Return sequences of whole rows, best fit decreasing, none longer than the longest row."""
+    with PartialState().main_process_first():
+        return pack_dataset(
+            rendered, longest, "bfd", {"cache_file_name": str(work.folder / PACKED)}
+        )
+
+
+# ------------------------------------------------------------------- what the trainer really sees
+
+
+def _check_dataset(trainer: Any, lengths: NDArray[np.int64]) -> None:
+    """Raise DstoolsError unless the trainer's rows are as long as the rendered ones, row by row."""
+    found = trainer.train_dataset
+    if "seq_lengths" in found.column_names:
+        kept = np.concatenate(
+            [np.asarray(row) for row in found.with_format("numpy")["seq_lengths"]]
+        )
+        same = np.array_equal(np.sort(kept), np.sort(lengths))
+    else:
+        same = np.array_equal(_lengths(found, "input_ids"), lengths)
+    if not same:
+        raise DstoolsError(
+            "the trainer's rows differ in length from the rendered ones", CHANGED_HINT
+        )
+
+
+CHANGED_HINT = "this version of TRL changes what it was told to leave; install trl==1.16.0"
+
+
+def _check_first_batch(trainer: Any, rendered: Dataset, lengths: NDArray[np.int64]) -> None:
+    """Raise DstoolsError unless each row of the first batch is a rendered one, ids and labels."""
+    with torch.random.fork_rng(devices=[]):  # a look must not change what is drawn later
+        batch = next(iter(trainer.get_train_dataloader()))
+    for ids, labels in documents(batch):
+        candidates = np.flatnonzero(lengths == len(ids))
+        row_is_there = any(
+            row["input_ids"] == ids and row["labels"] == labels
+            for row in (rendered[int(n)] for n in candidates)
+        )
+        if not row_is_there:
+            raise DstoolsError("the trainer's first batch holds no rendered row", CHANGED_HINT)
+
+
+def documents(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+    """Return ids and labels of each row in a batch, padded [rows, length] or packed [1, length]."""
+    ids, labels = batch["input_ids"], batch["labels"]
+    if "attention_mask" in batch:
+        ends = batch["attention_mask"].sum(1).tolist()
+        parts = [(ids[n, :end], labels[n, :end]) for n, end in enumerate(ends)]
+    else:
+        sizes = batch["cu_seq_lens_q"].diff().tolist()
+        parts = list(zip(ids[0].split(sizes), labels[0].split(sizes), strict=True))
+    return [(a.tolist(), b.tolist()) for a, b in parts]
+
+
+# ---------------------------------------------------------------------------------------- packing
+
+
+class _Isolation(TrainerCallback):
+    """Refuses to train on packed rows that can see each other."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_args: Any, **_: Any) -> None:
+        check_isolation(
+            self.trainer.model_wrapped, self.trainer.model.config, self.trainer.args.device
+        )
+
+
+@torch.no_grad()
+def check_isolation(model: nn.Module, config: Any, device: torch.device) -> None:
+    """Raise DstoolsError unless a row in a packed sequence is computed as if it were alone.
+
+    Two proofs. Exact: the logits of the second of two rows must not change by a bit when the first one's tokens
+    do, for then a masked score weighs exactly 0, and nothing else differs. Numeric: its logits must be those of the row alone, to
+    rounding: each of the 2 x layers + 1 sums a token runs through adds an error of about eps of its own
+    size, so sqrt(2 x layers + 1) x eps in the root mean square, and 8 times that for what a sum adds up.
+    """
+    was_training = model.training
+    model.eval()
+    text = config.get_text_config()
+    first, other, second = (
+        torch.randint(0, text.vocab_size, (1, n), generator=torch.Generator().manual_seed(n)).to(
+            device
+        )
+        for n in (33, 34, 31)
+    )
+    other = other[:, :33]
+    packed = _logits(model, [first, second])[:, 33:]
+    changed = _logits(model, [other, second])[:, 33:]
+    alone = _logits(model, [second])
+    model.train(was_training)
+    error = ((packed - alone).pow(2).mean() / alone.pow(2).mean()).sqrt().item()
+    low = torch.finfo(torch.bfloat16 if packed.dtype == torch.bfloat16 else torch.float32)
+    bound = 8 * low.eps * (2 * text.num_hidden_layers + 1) ** 0.5
+    if not torch.equal(packed, changed) or not error <= bound:
+        raise DstoolsError(
+            f"packing: {text._attn_implementation} attention lets rows of a sequence see each other "
+            f"(relative error of the logits {error:.1e}, rounding explains {bound:.1e})",
+            'set packing = false, or another attention, such as "sdpa" or "flash_attention_2"',
+        )
+
+
+def _logits(model: nn.Module, rows: list[Tensor]) -> Tensor:
+    """Return the logits of rows packed as TRL's collator does, [1, length, vocabulary]."""
+    positions = torch.cat([torch.arange(row.shape[1], device=row.device) for row in rows])[None]
+    starts = (positions[0] == 0).nonzero().flatten()
+    total = torch.tensor([positions.shape[1]], device=positions.device)
+    cuts = torch.cat([starts, total]).to(torch.int32)
+    longest = int(cuts.diff().max())
+    found: Tensor = model(
+        input_ids=torch.cat(rows, 1),
+        position_ids=positions,
+        cu_seq_lens_q=cuts,
+        cu_seq_lens_k=cuts,
+        max_length_q=longest,
+        max_length_k=longest,
+        use_cache=False,
+    ).logits
+    return found

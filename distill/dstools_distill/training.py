@@ -1,0 +1,359 @@
+"""What sft, kd and grpo share around a trainer of TRL: its arguments, the student, the run, the result.
+
+    config = SFTConfig(**arguments(settings, work), ...)   # first: it starts the process group
+    model = load_student(settings, folder, None, tokenizer)
+    trainer = SFTTrainer(model, config, ..., peft_config=lora(settings))
+    report = run(trainer, settings, work, tokenizer)
+
+A run that was killed goes on from its last whole checkpoint and ends in the same bytes. What is asked for in
+`settings.processes` and `settings.parallel` is what runs, or nothing runs: launchers are known to start
+something else without a word. The result is a model folder: weights (LoRA merged), config, tokenizer with the
+student's chat template, generation config, curve.jsonl, and with `ema` the same again, averaged, in `ema/`.
+"""
+
+import copy
+import logging
+import os
+import shutil
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants as hub
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill.checkpoints import CHECKPOINTS, Keeper
+from dstools_distill.settings import Lora, Training
+from dstools_distill.stage import Report, Work
+from dstools_distill.templates import end_token_id
+
+log = logging.getLogger(__name__)
+LOSS_CURVE = ("loss", "learning_rate", "grad_norm")
+EMA_FOLDER = "ema"
+
+hub.HF_HUB_DISABLE_TELEMETRY = True  # TRL's trainers tell their makers of each run otherwise
+disable_progress_bar()  # type: ignore[no-untyped-call] # work.bar is the one there is
+
+
+def arguments(settings: Training, work: Work) -> dict[str, Any]:
+    """Return the keywords that SFTConfig, DistillationConfig and GRPOConfig have in common.
+
+    Raises DstoolsError where the settings contradict each other or the processes that run.
+    """
+    _check(settings)
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": os.fspath(work.folder / CHECKPOINTS),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": settings.min_learning_rate_ratio},
+        "warmup_steps": settings.warmup_steps,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.batch_size
+        // (settings.micro_batch_size * settings.processes),
+        "optim": settings.optimizer,
+        "adam_beta1": settings.betas[0],
+        "adam_beta2": settings.betas[1],
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": settings.precision == "bf16-autocast",
+        "activation_checkpointing": settings.activation_checkpointing,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "logging_steps": settings.log_steps,
+        "logging_nan_inf_filter": False,  # it would put a mean in the place of a NaN
+        "save_strategy": "no",  # Keeper asks for checkpoints
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _check(settings: Training) -> None:
+    """Refuse settings that contradict each other, or the processes that the launcher started."""
+    asked, parallel = settings.processes, settings.parallel
+    if (asked == 1) != (parallel == "single"):
+        raise DstoolsError(
+            f"processes = {asked} and parallel = {parallel!r} contradict each other",
+            'one process is "single"; several are "ddp", "fsdp2", "zero2" or "zero3"',
+        )
+    running = int(os.environ.get("WORLD_SIZE", "1"))
+    if running != asked:
+        raise DstoolsError(
+            f"processes = {asked} were asked for, and {running} run", _launch_hint(settings)
+        )
+    at_once = settings.micro_batch_size * asked
+    if settings.batch_size % at_once:
+        raise DstoolsError(
+            f"batch_size = {settings.batch_size} is no multiple of micro_batch_size x processes = {at_once}",
+            "choose batch_size as such a multiple; what is not done at once is accumulated",
+        )
+    if parallel in ("fsdp2", "zero3") and (settings.ema or settings.lora):
+        raise DstoolsError(
+            f"{parallel} spreads each weight over processes; ema and lora need it whole",
+            'choose parallel = "zero2" or "ddp", or leave out ema and lora',
+        )
+    if parallel.startswith("zero") and settings.precision == "bfloat16":
+        raise DstoolsError(
+            f"{parallel} does not train bfloat16 weights alone",
+            'precision = "bf16-autocast" is bfloat16 weights with float32 masters under DeepSpeed',
+        )
+
+
+# ------------------------------------------------------------------------------------ the student
+
+
+def load_student(
+    settings: Training, model: Path | None, init: dict[str, Any] | None, tokenizer: Any
+) -> Any:
+    """Return the model to train: from a folder, or random from the config keys of `init`.
+
+    float32, or bfloat16 where that is the precision. Random weights are a function of `settings.seed`, special
+    token ids come from the tokenizer, vocab_size is its length unless given. Raises DstoolsError where
+    the folder holds no causal language model that can be trained, or one too small for the tokenizer.
+    """
+    if (model is None) == (init is None):
+        raise ValueError("exactly one of model and init must be given")
+    how: dict[str, Any] = {
+        "dtype": torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
+        "attn_implementation": settings.attention,
+    }
+    where = f"{model or 'student.init'}"
+    try:
+        config = AutoConfig.from_pretrained(model) if model else _new_config(init or {}, tokenizer)
+        if getattr(config, "quantization_config", None) is not None:
+            raise DstoolsError(f"{where}: is quantized", "train the model before quantization")
+        if settings.context:
+            config.max_position_embeddings = settings.context
+        set_seed(settings.seed)
+        student: Any = (
+            AutoModelForCausalLM.from_pretrained(model, config=config, **how)
+            if model
+            else AutoModelForCausalLM.from_config(config, **how)  # type: ignore[no-untyped-call]
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise DstoolsError(f"{where}: cannot be loaded: {error}", LOAD_HINT) from error
+    rows = config.get_text_config().vocab_size
+    if rows < len(tokenizer):
+        raise DstoolsError(
+            f"{where}: vocab_size is {rows}, the tokenizer has {len(tokenizer)} tokens",
+            "give the student the tokenizer that it was made for",
+        )
+    return student
+
+
+LOAD_HINT = "a student is a causal language model that transformers has code for"
+
+
+def _new_config(init: dict[str, Any], tokenizer: Any) -> Any:
+    if "model_type" not in init:
+        raise DstoolsError("student.init: has no model_type", 'such as model_type = "qwen2"')
+    ids = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
+    return AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **init})
+
+
+def lora(settings: Training) -> Any:
+    """Return peft's config of the low-rank updates that are asked for, or None."""
+    if settings.lora is None:
+        return None
+    from peft import LoraConfig
+
+    asked: Lora = settings.lora
+    targets: str | list[str] = list(asked.targets)
+    return LoraConfig(
+        r=asked.rank,
+        lora_alpha=asked.alpha,
+        lora_dropout=asked.dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+# ---------------------------------------------------------------------------------------- the run
+
+
+def run(
+    trainer: Any,
+    settings: Training,
+    work: Work,
+    tokenizer: Any,
+    curve: tuple[str, ...] = LOSS_CURVE,
+) -> Report:
+    """Train to the end, from the last whole checkpoint where there is one, and save the result.
+
+    curve: the names in the trainer's log that curve.jsonl keeps. All processes call this and get the report;
+    the first one writes. Raises DstoolsError where something else runs than was asked for.
+    """
+    wait = trainer.accelerator.wait_for_everyone
+    wait()  # the folder is made by the first process
+    check_launch(trainer, settings)
+    keeper = Keeper(settings, work, curve, wait)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Sharded(trainer, settings))
+    trainer.add_callback(keeper)
+    parameters, trained = count(trainer.model), count(trainer.model, trained=True)
+    last = keeper.resume()
+    trainer._total_train_tokens = keeper.tokens_before  # SFTTrainer forgets it
+    log.info("training %d of %d parameters from %s", trained, parameters, last or "the start")
+    try:
+        trainer.train(resume_from_checkpoint=os.fspath(last) if last else None)
+    finally:
+        keeper.close()
+    _save(trainer, settings, work.folder, tokenizer, keeper)
+    wait()
+    return {
+        "steps": trainer.state.global_step,
+        "parameters": parameters,
+        "trained_parameters": trained,
+        "precision": settings.precision,
+        "processes": settings.processes,
+        "parallel": settings.parallel,
+    }
+
+
+def check_launch(trainer: Any, settings: Training) -> None:
+    """Raise DstoolsError unless the trainer runs the way that was asked for."""
+    accelerator = trainer.accelerator
+    kind, processes = accelerator.distributed_type.name, accelerator.num_processes
+    state = accelerator.state
+    match settings.parallel:
+        case "single":
+            same = kind == "NO"
+        case "ddp":
+            same = kind.startswith("MULTI_")
+        case "fsdp2":
+            same = kind == "FSDP" and state.fsdp_plugin.fsdp_version == 2
+        case "zero2" | "zero3":
+            stage = int(settings.parallel[-1])
+            same = kind == "DEEPSPEED" and state.deepspeed_plugin.zero_stage == stage
+    if not same or processes != settings.processes:
+        raise DstoolsError(
+            f"parallel = {settings.parallel!r} with {settings.processes} processes was asked for, "
+            f"and {kind} with {processes} runs",
+            _launch_hint(settings),
+        )
+
+
+class _Sharded(TrainerCallback):
+    """Refuses to train with FSDP2 or ZeRO-3 where parameters are whole in each process."""
+
+    def __init__(self, trainer: Any, settings: Training) -> None:
+        self.trainer, self.settings = trainer, settings
+
+    def on_train_begin(self, *_args: Any, **_: Any) -> None:
+        parameters = list(self.trainer.model.parameters())
+        match self.settings.parallel:
+            case "fsdp2":
+                whole = [p for p in parameters if not isinstance(p, DTensor)]
+            case "zero3":
+                whole = [p for p in parameters if not hasattr(p, "ds_id")]
+            case _:
+                return
+        if whole:
+            raise DstoolsError(
+                f"{len(whole)} of {len(parameters)} parameters are whole in each process, "
+                f"and parallel = {self.settings.parallel!r} was asked for",
+                _launch_hint(self.settings),
+            )
+
+
+def count(model: nn.Module, trained: bool = False) -> int:
+    """Return the number of weights, over all processes; of those that are trained alone."""
+    return sum(
+        int(getattr(p, "ds_numel", p.numel()))  # ZeRO-3 leaves an empty tensor
+        for p in model.parameters()
+        if p.requires_grad or not trained
+    )
+
+
+# ------------------------------------------------------------------------------------- the result
+
+
+def _save(trainer: Any, settings: Training, folder: Path, tokenizer: Any, keeper: Keeper) -> None:
+    """Write the model folder, the averaged one in `ema/`, and remove the checkpoints."""
+    sharded = settings.parallel in ("fsdp2", "zero3")
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if not keeper.is_first:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.generation_config = _generation_config(model, tokenizer)
+    model.config.use_cache = True  # training switches it off
+    _write(_merged(model), folder, tokenizer, state)
+    if keeper.ema:
+        keeper.ema.put(model)
+        _write(_merged(model), folder / EMA_FOLDER, tokenizer, None)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _merged(model: Any) -> Any:
+    """Return a plain model: a copy with the low-rank updates added, where there are any."""
+    return copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def _write(model: Any, folder: Path, tokenizer: Any, state: dict[str, Any] | None) -> None:
+    """Write a model folder, and look whether all weights are in there."""
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+    saved = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        path.chmod((folder / "config.json").stat().st_mode)  # it is made for its owner alone
+        with safe_open(path, framework="pt") as file:
+            saved += sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())  # noqa: SIM118
+    assert saved >= count(model), f"{folder}: {saved} of {count(model)} weights are there"
+
+
+def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
+    """Return the model's own, which stops at the template's end of a turn, too."""
+    config: GenerationConfig = copy.deepcopy(model.generation_config)
+    ends = [end_token_id(tokenizer), tokenizer.eos_token_id]
+    config.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None))
+    config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
+    return config
+
+
+# ------------------------------------------------------------------------------------- the launch
+
+
+def launch_command(settings: Training, arguments: list[str]) -> list[str]:
+    """Return the command that runs `dstools distill` with `arguments` in the processes asked for."""
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", os.fspath(launch_config(settings))),
+        *("--num_processes", str(settings.processes), "--main_process_port", "0"),
+        *("-m", "dstools", "distill", *arguments),
+    ]
+
+
+def launch_config(settings: Training) -> Path:
+    """Return the shipped config of accelerate for `settings.parallel`."""
+    return Path(str(files("dstools_distill") / "launch" / f"{settings.parallel}.yaml"))
+
+
+def _launch_hint(settings: Training) -> str:
+    if settings.parallel == "single":
+        return "start it without a launcher, or set processes and parallel"
+    return (
+        f"accelerate launch --config_file {launch_config(settings)} "
+        f"--num_processes {settings.processes} -m dstools distill ..., or let dstools start it"
+    )
