@@ -101,9 +101,8 @@ def test_every_preset_reads_alone_and_explains_itself(tmp_path: Path, name: str)
     recipe = read(tmp_path, text)
     assert recipe.chains
     assert "$" not in text
-    lines = [line for line in text.splitlines() if line and not line.startswith(("#", "["))]
-    explained = [line for line in lines if "#" in line]
-    assert len(explained) > len(lines) / 5
+    assert text.startswith("# ")
+    assert text.count("#") >= 10
 
 
 WRONG = [
