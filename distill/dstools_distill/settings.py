@@ -85,7 +85,6 @@ class Decontaminate:
     """What must not be trained on."""
 
     index: tuple[str, ...]  # files made by `dstools distill index`
-    minhash: bool = False
 
 
 @dataclass(frozen=True)
