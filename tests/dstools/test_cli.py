@@ -18,9 +18,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dstools.cli import main
+from dstools.commands.distill import distill
 from dstools_converters.engines import ENGINES
 from dstools_converters.errors import DstoolsError
 from dstools_converters.scheme import FORMATS, SCALE_FORMATS
+from dstools_distill.recipe import STAGES
 
 Checkpoint = Callable[..., Path]
 HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tqdm")
@@ -40,7 +42,18 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
     ],
     "report": ["OUT", "--json"],
     "env": ["--json"],
+    "distill run": ["RECIPE", "--from", "--out", "--workers", "--json"],
+    **{
+        f"distill {stage}": ["RECIPE", "--chain", "--out", "--workers", "--json"]
+        for stage in STAGES
+    },
+    "distill init": ["--preset"],
+    "distill index": ["OUT", "FILE...", "--json"],
+    "distill doctor": ["TOKENIZER", "--config", "--sample", "--json"],
 }  # fmt: skip
+COMMANDS = {name: each for name, each in main.commands.items() if name != "distill"}
+COMMANDS |= {f"distill {name}": each for name, each in distill.commands.items()}
+PLAIN = [name for name in FLAGS if not name.startswith("distill")]
 
 
 def dstools(*args: str | Path, **options: Any) -> Result:
@@ -57,7 +70,7 @@ def python(code: str, *args: str, **options: Any) -> subprocess.CompletedProcess
 
 def test_the_flags_are_frozen() -> None:
     found = {}
-    for name, command in main.commands.items():
+    for name, command in COMMANDS.items():
         found[name] = [
             opt if isinstance(param, click.Option) else (param.metavar or opt.upper())
             for param in command.params
@@ -72,13 +85,20 @@ def test_help_lists_the_exit_codes_and_every_command() -> None:
     codes = re.findall(r"^ {4}(\d+) +(\w+)", result.stdout, re.MULTILINE)
     assert dict(codes).keys() == {"0", "1", "2", "3", "130"}
     listed = re.findall(r"^  (\w+) +[A-Z]", result.stdout.partition("Commands:")[2], re.MULTILINE)
-    assert set(listed) == FLAGS.keys()
+    assert set(listed) == {*PLAIN, "distill"}
+
+
+def test_help_of_distill_lists_its_commands_in_the_order_data_flows() -> None:
+    result = dstools("distill", "--help")
+    listed = re.findall(r"^  (\w+) +[A-Z]", result.stdout.partition("Commands:")[2], re.MULTILINE)
+    assert [f"distill {name}" for name in listed] == [name for name in FLAGS if " " in name]
+    assert listed[1:12] == list(STAGES)
 
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_command_s_help_has_arguments_first_and_two_examples_last(name: str) -> None:
     for flag in ("--help", "-h"):
-        result = dstools(name, flag)
+        result = dstools(*name.split(), flag)
         assert result.exit_code == 0
     titles = re.findall(r"^([A-Z][\w ]+):$", result.stdout, re.MULTILINE)
     arguments = [word for word in FLAGS[name] if not word.startswith("-")]
@@ -96,14 +116,14 @@ def test_a_command_s_help_has_arguments_first_and_two_examples_last(name: str) -
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_help_text_is_a_whole_sentence(name: str) -> None:
-    for param in main.commands[name].params:
+    for param in COMMANDS[name].params:
         text = getattr(param, "help", None)
         assert text, f"{param.name} has no help"
         assert text[0].isupper(), text
         assert text.endswith("."), text
 
 
-@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_the_examples_run_as_written(
     name: str,
     tiny_aligned: Path,
@@ -139,7 +159,9 @@ def test_the_examples_run_as_written(
         assert out.exists() == (name in ("quantize", "dequantize") and "--dry-run" not in words)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], *([name, "--help"] for name in FLAGS)])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], *([*name.split(), "--help"] for name in FLAGS)]
+)
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     code = (
         "import sys; from dstools.cli import main; main(sys.argv[1:], standalone_mode=False);"
