@@ -18,10 +18,13 @@ QWEN_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN3_ADDS = (  # the first 18 of them Qwen2.5 has, too
-    *(f"<|{name}|>" for name in "object_ref_start object_ref_end box_start box_end".split()),
-    *(f"<|{name}|>" for name in "quad_start quad_end vision_start vision_end vision_pad".split()),
+    *(f"<|{name}|>" for name in ["object_ref_start", "object_ref_end", "box_start", "box_end"]),
+    *(
+        f"<|{name}|>"
+        for name in ["quad_start", "quad_end", "vision_start", "vision_end", "vision_pad"]
+    ),
     *("<|image_pad|>", "<|video_pad|>", "<tool_call>", "</tool_call>"),
-    *(f"<|{name}|>" for name in "fim_prefix fim_middle fim_suffix fim_pad repo_name".split()),
+    *(f"<|{name}|>" for name in ["fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name"]),
     *("<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
 )
 
@@ -111,7 +114,7 @@ def _qwen3(qwen: Path, folder: Path) -> None:
     shutil.copytree(qwen, folder, dirs_exist_ok=True)
     file = folder / "tokenizer.json"
     said = json.loads(file.read_text())
-    plain = {key: False for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     for number, content in enumerate(QWEN3_ADDS, start=151646):
         said["added_tokens"].append({"id": number, "content": content} | plain)
     file.write_text(json.dumps(said))
