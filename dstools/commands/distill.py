@@ -149,11 +149,9 @@ for name, summary in STAGES.items():
     "dstools distill init --preset r1-distill-qwen-1.5b > qwen.toml",
 )
 @option(
-    "--preset",
-    metavar="NAME",
-    default="",
-    help="One of the recipes; without, their names are listed.",
-)
+    "--preset", section="Output", metavar="NAME",
+    help="Print this one of the recipes; without, their names are listed.",
+)  # fmt: skip
 def init(preset: str | None) -> None:
     """Print a recipe with its comments, to be saved and changed."""
     from dstools_distill.recipe import preset_text, presets
