@@ -71,12 +71,13 @@ class Generate:
 class Verify:
     """What counts as right."""
 
-    timeout_seconds: float = 5.0  # of one comparison; then the verdict is unverifiable
+    reasoning: bool = True  # ask for a think block; False: a text without any tag is judged, too
+    timeout_seconds: float = 5.0  # CPU time of one comparison; then the verdict is unverifiable
     steps: bool = True  # check each step where the task has a checker
     language: str = ""  # "en", "zh", ...: traces must be in it
     min_language: float = 0.9  # by this share of words
     max_repetition: float = 0.5  # share of a text in its repeated 20-word runs
-    code_timeout_seconds: float = 10.0
+    code_timeout_seconds: float = 10.0  # CPU time of a program on one case
     code_memory_mib: int = 1024
 
 
@@ -208,6 +209,7 @@ class Eval:
     batch_size: int = 64
     limit: int = 0
     baseline: bool = True  # evaluate the student before training, too
+    reasoning: bool = True  # right answers need a think block; False: of a student of answers alone
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: Literal["cpu", "cuda"] = "cpu"
 
