@@ -37,9 +37,14 @@ def package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def trl_template(name: str) -> str:
-    """A chat template of a release, as TRL ships it."""
+def read_template(name: str) -> str:
     return (package("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def trl_template() -> Callable[[str], str]:
+    """trl_template(name): the chat template of a release, as TRL ships it."""
+    return read_template
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +110,7 @@ def _qwen() -> Any:
     made = PreTrainedTokenizerFast(
         tokenizer_object=fast, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
-    made.chat_template = trl_template("qwen2_5")
+    made.chat_template = read_template("qwen2_5")
     return made
 
 
@@ -118,7 +123,7 @@ def _qwen3(qwen: Path, folder: Path) -> None:
     for number, content in enumerate(QWEN3_ADDS, start=151646):
         said["added_tokens"].append({"id": number, "content": content} | plain)
     file.write_text(json.dumps(said))
-    (folder / "chat_template.jinja").write_text(trl_template("qwen3"))
+    (folder / "chat_template.jinja").write_text(read_template("qwen3"))
 
 
 def _llama3() -> Any:
@@ -139,5 +144,5 @@ def _llama3() -> Any:
     made = PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=special[0], eos_token="<|eot_id|>"
     )
-    made.chat_template = trl_template("llama3")
+    made.chat_template = read_template("llama3")
     return made
