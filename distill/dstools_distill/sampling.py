@@ -7,7 +7,7 @@ gains: docs/log.md.
 """
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -98,18 +98,22 @@ class Sampler:
         max_tokens: int,
         seed: int,
         batch_size: int,
-        done: Collection[int] = (),
+        first: int = 0,
+        done: Container[int] = (),
     ) -> Iterator[dict[int, Sampled]]:
         """Yield the same answers by the places of their prompts, a batch at a time, shortest prompts first.
 
-        A batch whose places are all `done` is passed over; every other one comes out as if none were.
+        Places count from `first`. A batch whose places are all `done` is passed over; every other one comes
+        out as if none were.
         """
-        by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+        by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         for start in range(0, len(prompts), batch_size):
-            places = tuple(by_length[start : start + batch_size])
+            rows = by_length[start : start + batch_size]
+            places = [first + row for row in rows]
             if not all(place in done for place in places):
-                rows = [prompts[place] for place in places]
-                drawn = self._decode(rows, places, temperature, top_p, max_tokens, seed)
+                drawn = self._decode(
+                    [prompts[row] for row in rows], places, temperature, top_p, max_tokens, seed
+                )
                 yield {place: self._sampled(ids) for place, ids in zip(places, drawn, strict=True)}
 
     def _sampled(self, ids: list[int]) -> Sampled:
@@ -125,7 +129,7 @@ class Sampler:
     def _decode(
         self,
         prompts: list[list[int]],
-        places: tuple[int, ...],
+        places: list[int],
         temperature: float,
         top_p: float,
         max_tokens: int,

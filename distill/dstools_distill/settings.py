@@ -63,6 +63,7 @@ class Generate:
     timeout_seconds: float = 600.0  # openai: of one request
     retries: int = 5  # openai: of one request, with growing pauses
     batch_size: int = 128  # hf: answers at once
+    precision: Literal["float32", "bfloat16"] = "float32"  # hf
     device: Literal["cpu", "cuda"] = "cpu"  # hf
     licence: str = "unknown"  # the teacher's, for the card
 

@@ -1,0 +1,257 @@
+"""Let a teacher answer every prompt some times, and lose no answer.
+
+samples.jsonl    while it runs: a line a sample, as they come; what is in there is not asked again
+records.jsonl    in the end: prompt by prompt, sample by sample; see records.py
+dropped.jsonl    samples that could not be had, with the reason
+"""
+
+import logging
+import os
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.records import Record
+from dstools_distill.settings import Generate
+from dstools_distill.stage import Report, Work, digest
+from dstools_distill.teachers import (
+    Answer,
+    Ask,
+    Failed,
+    Outcome,
+    Teacher,
+    in_process,
+    references,
+    replay,
+)
+
+logger = logging.getLogger(__name__)
+RECORDS, DROPPED, LOG = "records.jsonl", "dropped.jsonl", "samples.jsonl"
+SYNC_SECONDS = 2.0  # what a power cut may cost; a kill costs nothing that was logged
+
+
+def generate(settings: Generate, prompts: Path, model: Path | None, work: Work) -> Report:
+    """Write settings.samples answers to each prompt of a folder; return what came.
+
+    model: the teacher's folder (hf), or the file of samples (replay; None replays the references that came with
+    the prompts). The report counts prompts in, samples out, reasons of those dropped, how answers ended,
+    traces that are well formed, and tokens where the teacher counts them. Raises DstoolsError where the
+    teacher is down, or where no sample can be had at all.
+    """
+    asked, done = prompts / RECORDS, work.folder / RECORDS
+    count = sum(1 for _ in records.lines(asked))
+    if not done.exists():  # it gets that name when it is whole
+        with _Log(work.folder / LOG, count * settings.samples) as log:
+            _fill(log, settings, asked, model, work)
+            _write(settings, asked, log, _who(settings, model), work.folder)
+    (work.folder / LOG).unlink(missing_ok=True)
+    if settings.backend == "openai-batch":
+        from dstools_distill.batchfile import remove_batch_files
+
+        remove_batch_files(work.folder)
+    return _report(count, records.read(done), records.read(work.folder / DROPPED))
+
+
+def _fill(log: "_Log", settings: Generate, asked: Path, model: Path | None, work: Work) -> None:
+    """Ask for every sample that the log has not."""
+    if len(log) < log.total:
+        teacher = _teacher(settings, model, work.folder, log.total)
+        warned: set[str] = set()
+        with work.bar(log.total, "samples") as progress:
+            progress(len(log))
+            for number, outcome in teacher(_asks(asked, settings.samples), log):
+                log.add(number, outcome)
+                progress(1)
+                if isinstance(outcome, Failed) and outcome.reason not in warned:
+                    warned.add(outcome.reason)
+                    logger.warning(
+                        "sample %d failed: %s %s", number, outcome.reason, outcome.detail
+                    )
+    assert len(log) == log.total, "a teacher left samples out"
+    if log.total and not log.answers:
+        reasons = Counter(str(log.read(number)["failed"]) for number in range(log.total))
+        log.path.unlink()  # or the same failures would be found again
+        raise DstoolsError(
+            f"no sample of {log.total} could be had: {', '.join(sorted(reasons))}",
+            "do the teacher and the prompts go together?",
+        )
+
+
+def _teacher(settings: Generate, model: Path | None, folder: Path, total: int) -> Teacher:
+    match settings.backend:
+        case "hf":
+            assert model is not None
+            return in_process(settings, model)
+        case "openai":
+            from dstools_distill.endpoint import endpoint
+
+            return endpoint(settings)
+        case "openai-batch":
+            from dstools_distill.batchfile import batch_files
+
+            return batch_files(settings, folder, total)
+        case "replay":
+            return replay(model) if model else references()
+
+
+def _asks(asked: Path, samples: int) -> Iterator[Ask]:
+    for row, prompt in enumerate(records.read(asked)):
+        for sample in range(samples):
+            yield Ask(row * samples + sample, sample, prompt)
+
+
+def _who(settings: Generate, model: Path | None) -> dict[str, str | None]:
+    """Return the teacher of the records; where its files lie is nobody's business."""
+    if settings.backend in ("openai", "openai-batch"):
+        return {"name": settings.model, "revision": None}
+    if model is None:
+        return {"name": "reference", "revision": None}
+    is_path = Path(settings.model).is_absolute() or settings.model.startswith(("~", "."))
+    return {"name": model.name if is_path else settings.model, "revision": digest(model)[:16]}
+
+
+# ----------------------------------------------------------------------------------------- the log
+
+
+class _Log:
+    """The samples that came, a line each, in a file that is only appended to.
+
+    What a kill cut off in the last line is removed; of a number that came twice the first line counts.
+    """
+
+    def __init__(self, path: Path, total: int) -> None:
+        self.path, self.total = path, total
+        self.answers = 0
+        self._found = 0
+        self._offsets = array("q", [-1]) * total
+        self._file = path.open("a+b")
+        self._synced = time.monotonic()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        offset = 0
+        self._file.seek(0)
+        for line in self._file:
+            try:
+                row = records.parse(line, self.path, 0)
+            except DstoolsError:
+                break  # a power cut may leave worse than half a line
+            if not line.endswith(b"\n"):
+                break
+            self._note(row, offset)
+            offset += len(line)
+        self._file.truncate(offset)
+        self._file.seek(offset)
+
+    def _note(self, row: Record, offset: int) -> None:
+        if self._offsets[row["number"]] == -1:
+            self._offsets[row["number"]] = offset
+            self._found += 1
+            self.answers += "failed" not in row
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and self._offsets[number] != -1
+
+    def __len__(self) -> int:
+        return self._found
+
+    def add(self, number: int, outcome: Outcome) -> None:
+        """Append a sample; a kill does not undo it, and after SYNC_SECONDS neither does a power cut."""
+        said = {"failed": outcome.reason} if isinstance(outcome, Failed) else outcome._asdict()
+        self._note(said | {"number": number}, self._file.tell())
+        self._file.write(records.dump({"number": number} | said))
+        self._file.flush()
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def read(self, number: int) -> Record:
+        """Return a sample as it was added."""
+        self._file.seek(self._offsets[number])
+        return records.parse(self._file.readline(), self.path, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+# ------------------------------------------------------------------------------------- the records
+
+
+def _write(
+    settings: Generate, asked: Path, log: _Log, teacher: dict[str, str | None], folder: Path
+) -> None:
+    """Write records and dropped samples in the order of prompts and samples."""
+    partial = folder / f"{RECORDS}.partial"
+    with partial.open("wb") as kept, (folder / DROPPED).open("wb") as dropped:
+        for ask in _asks(asked, settings.samples):
+            found = log.read(ask.number)
+            record = ask.prompt | {
+                "sample": ask.sample,
+                "teacher": teacher,
+                "sampling": _sampling(settings, ask.sample),
+            }
+            if "failed" in found:
+                dropped.write(records.dump(record | {"drop_reason": found["failed"]}))
+            else:
+                kept.write(records.dump(record | _sample(found)))
+        for file in (kept, dropped):
+            file.flush()
+            os.fsync(file.fileno())
+    partial.rename(folder / RECORDS)
+
+
+def _sampling(settings: Generate, sample: int) -> dict[str, Any]:
+    """Return how a sample was drawn; of a replayed one only its index is known."""
+    if settings.backend == "replay":
+        return {"index": sample}
+    names = ("temperature", "top_p", "max_tokens", "seed")
+    return {name: getattr(settings, name) for name in names} | {"index": sample}
+
+
+def _sample(found: Record) -> Record:
+    """Return the fields of a record that one sample decides."""
+    answer = Answer(*(found[name] for name in Answer._fields))
+    parts = records.split(answer.raw, answer.prefilled_think)
+    return {
+        "raw": answer.raw,
+        "reasoning": parts.reasoning,
+        "answer": parts.answer,
+        "finish_reason": answer.finish_reason,
+        "prefilled_think": answer.prefilled_think,
+        "usage": answer.usage,
+    }
+
+
+def _report(prompts: int, kept: Iterable[Record], dropped: Iterable[Record]) -> Report:
+    count: Counter[str] = Counter()
+    finished: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    for record in kept:
+        count["out"] += 1
+        count["reasoned"] += record["reasoning"] is not None
+        finished[record["finish_reason"]] += 1
+        tokens.update(record["usage"] or {})
+    reasons = Counter(record["drop_reason"] for record in dropped)
+    return {
+        "in": prompts,
+        "out": count["out"],
+        "dropped": dict(sorted(reasons.items())),
+        "finish_reasons": dict(sorted(finished.items())),
+        "with_one_trace": count["reasoned"],
+        "tokens": dict(sorted(tokens.items())),
+    }
