@@ -71,6 +71,11 @@ def hashes(text: str) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(map(_hashes, _plain(text).split())), "<u8")
 
 
+def hashes_of(said: list[str]) -> NDArray[np.uint64]:
+    """Return the hash of each of these tokens, [n] uint64."""
+    return np.frombuffer(b"".join(map(_hash, said)), "<u8")
+
+
 def windows(hashed: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
     """Return the hash of each window of `length` tokens, [n - length + 1] uint64; empty where n is less."""
     count = len(hashed) - length + 1

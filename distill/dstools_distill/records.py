@@ -73,7 +73,7 @@ def dump(record: Record) -> bytes:
 
 def extended(line: bytes, fields: Record) -> bytes:
     """Return a line of `dump` with fields added; the same as dumping it again, in a tenth of the time."""
-    return line.removesuffix(b"}\n") + b", " + dump(fields)[1:]
+    return line.rstrip().removesuffix(b"}") + b", " + dump(fields)[1:]
 
 
 def write(path: Path, records: Iterable[Record]) -> int:

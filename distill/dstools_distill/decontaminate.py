@@ -1,0 +1,152 @@
+"""Decontamination: no row goes into training that holds a problem of a benchmark.
+
+`build_index` makes an index of the user's own copies of benchmarks; the stage looks it up for prompts, traces
+and answers. A match is a run of ten words, numbers and operators, or a whole short question; what counts
+as the same is in ngrams.py. A problem that was reworded is not found.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.contamination import Benchmark, Index, Text, save_index, tables
+from dstools_distill.forms import BadRowError, convert
+from dstools_distill.ngrams import hashes, tokens
+from dstools_distill.records import Record
+from dstools_distill.settings import Decontaminate
+from dstools_distill.sources import rows
+from dstools_distill.stage import Chunk, Report, Rows, Work, each_record, file_sha256, map_rows
+
+NOTE = "Runs of words are compared: a problem that was paraphrased or translated is not found."
+
+
+def decontaminate(settings: Decontaminate, samples: Path, index: list[Path], work: Work) -> Report:
+    """Write the rows without a window of a benchmark as records.jsonl, the others as dropped.jsonl.
+
+    To each row `contamination` is added: [{"benchmark", "row", "where", "window"}], the first window of a
+    benchmark's row in the prompt, the reasoning or the answer; [] in what is kept.
+    """
+    if not settings.index:
+        raise DstoolsError("decontaminate.index names no file", "dstools distill index makes one")
+    known = Index(index)
+    source = samples / "records.jsonl"
+    files = ("records.jsonl", "dropped.jsonl")
+    counts = map_rows(source, work, files, _worker, index, source, what="decontaminate")
+    return {
+        "in": counts["in"],
+        "out": counts["in"] - counts["contaminated"],
+        "dropped": {"contaminated": counts["contaminated"]},
+        "where": {where: counts[f"in {where}"] for where in ("prompt", "reasoning", "answer")},
+        "benchmarks": [
+            asdict(benchmark) | {"rows_hit": counts[f"of {benchmark.name}"]}
+            for benchmark in known.benchmarks
+        ],
+        "indexes": [file_sha256(path) for path in index],
+        "note": NOTE,
+    }
+
+
+def _worker(index: list[Path], source: Path) -> Callable[[Rows], Chunk]:
+    known = Index(index)
+
+    def look(lines: Rows) -> Chunk:
+        found = list(each_record(source, lines))
+        texts = [(n, *text) for n, record in enumerate(found) for text in _texts(record)]
+        hits = known.find(
+            [hashes(text) for _, _, text in texts], [where == "prompt" for _, where, _ in texts]
+        )
+        windows: dict[int, dict[tuple[str, int, str], str]] = {}  # of each row that was hit
+        for hit in hits:
+            n, where, text = texts[hit.text]
+            said = " ".join(tokens(text)[hit.start : hit.start + hit.length])
+            windows.setdefault(n, {}).setdefault((hit.benchmark, hit.row, where), said)
+        counts, kept, gone = Counter[str](), [], []
+        for n, (_, line) in enumerate(lines):
+            counts["in"] += 1
+            if n not in windows:
+                kept.append(records.extended(line, {"contamination": []}))
+                continue
+            named = [
+                {"benchmark": benchmark, "row": row, "where": where, "window": said}
+                for (benchmark, row, where), said in windows[n].items()
+            ]
+            counts["contaminated"] += 1
+            counts.update({f"of {each['benchmark']}" for each in named})
+            counts.update({f"in {each['where']}" for each in named})
+            gone.append(
+                records.extended(line, {"contamination": named, "drop_reason": "contaminated"})
+            )
+        return Chunk({"records.jsonl": b"".join(kept), "dropped.jsonl": b"".join(gone)}, counts)
+
+    return look
+
+
+def _texts(record: Record) -> Iterator[tuple[str, str]]:
+    """Yield where and text of all that a row would teach."""
+    for message in record["messages"]:
+        if message["role"] != "system":
+            yield "prompt", message["content"]
+    if record["reasoning"] is not None:
+        yield "reasoning", record["reasoning"]
+    yield "answer", record["answer"]
+
+
+def build_index(files: list[Path], out: Path, name: str) -> dict[str, Any]:
+    """Write an index of benchmarks and return what is in it.
+
+    files: copies of benchmarks: JSONL or Parquet in any form that `prompts` reads, questions and answers; or
+    .txt, a question in each paragraph. `name` is the benchmark's; of several files each is NAME/FILE.
+    Raises DstoolsError, naming file and line, for a row that is no question, and where a file has none.
+    """
+    parts = []
+    for file in files:
+        called = name if len(files) == 1 else f"{name}/{file.stem}"
+        made = tables(called, file_sha256(file), _benchmark(file))
+        if not made[1]:
+            raise DstoolsError(f"{file}: has no questions", "name a file with questions in it")
+        parts.append(made)
+    save_index(out, parts)
+    found: list[Benchmark] = [benchmark for benchmark, _ in parts]
+    return {"index": file_sha256(out), "benchmarks": [asdict(benchmark) for benchmark in found]}
+
+
+def _benchmark(file: Path) -> Iterator[Text]:
+    if file.suffix == ".txt":
+        for number, paragraph in _paragraphs(file):
+            yield Text(number, tokens(paragraph), is_question=True)
+        return
+    for number, row in rows(file):
+        try:
+            question = convert(row)
+        except BadRowError as error:
+            where = f"{file}: {'row' if file.suffix == '.parquet' else 'line'} {number}"
+            raise DstoolsError(f"{where}: {error}", "mend or remove it") from None
+        for message in question.messages:
+            if message["role"] != "system":
+                yield Text(number, tokens(message["content"]), message["role"] == "user")
+        for answer in (question.gold, question.reference):
+            if answer is not None:
+                yield Text(number, tokens(answer), is_question=False)
+
+
+def _paragraphs(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield number of its first line, from 1, and text of each run of lines that are not blank."""
+    lines: list[str] = []
+    start = 0
+    for number, line in records.lines(file):
+        try:
+            text = line.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise DstoolsError(f"{file}: line {number}: is not UTF-8", "save it as UTF-8") from None
+        if lines and number != start + len(lines):
+            yield start, "".join(lines)
+            lines = []
+        if not lines:
+            start = number
+        lines.append(text)
+    if lines:
+        yield start, "".join(lines)
