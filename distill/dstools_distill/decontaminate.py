@@ -7,13 +7,12 @@ as the same is in ngrams.py. A problem that was reworded is not found.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.contamination import Benchmark, Index, Text, save_index, tables
+from dstools_distill.contamination import Index, Text, save_index, tables
 from dstools_distill.forms import BadRowError, convert
 from dstools_distill.ngrams import hashes, tokens
 from dstools_distill.records import Record
@@ -95,29 +94,59 @@ def _texts(record: Record) -> Iterator[tuple[str, str]]:
     yield "answer", record["answer"]
 
 
-def build_index(files: list[Path], out: Path, name: str) -> dict[str, Any]:
-    """Write an index of benchmarks and return what is in it.
+@dataclass(frozen=True)
+class Built:
+    """An index that was made."""
 
-    files: copies of benchmarks: JSONL or Parquet in any form that `prompts` reads, questions and answers; or
-    .txt, a question in each paragraph. `name` is the benchmark's; of several files each is NAME/FILE.
-    Raises DstoolsError, naming file and line, for a row that is no question, and where a file has none.
+    sha256: str  # of the file
+    benchmarks: dict[str, int]  # rows of each
+    windows: int
+    wholes: int  # questions that only all of their words tell from others
+    unknown: int  # questions without a word or a number, which cannot be found
+
+
+def build_index(files: list[Path], out: Path) -> Built:
+    """Write an index of benchmarks, each called as its file is; equal files give equal bytes.
+
+    files: JSONL or Parquet in any form that `prompts` reads, questions and answers; or .txt, a question a
+    line. Raises DstoolsError, naming file and line, for a row that is no question; where a file has none,
+    or two have one name; and where `out` is there already.
     """
+    if out.exists():
+        raise DstoolsError(f"{out}: is there already", "remove it, or choose another name")
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        raise DstoolsError(
+            f"two of the files are called {max(names, key=names.count)}", "rename one"
+        )
     parts = []
     for file in files:
-        called = name if len(files) == 1 else f"{name}/{file.stem}"
-        made = tables(called, file_sha256(file), _benchmark(file))
-        if not made[1]:
+        benchmark, made = tables(file.stem, file_sha256(file), _benchmark(file))
+        if not benchmark.windows + benchmark.wholes:
             raise DstoolsError(f"{file}: has no questions", "name a file with questions in it")
-        parts.append(made)
+        parts.append((benchmark, made))
     save_index(out, parts)
-    found: list[Benchmark] = [benchmark for benchmark, _ in parts]
-    return {"index": file_sha256(out), "benchmarks": [asdict(benchmark) for benchmark in found]}
+    found = [benchmark for benchmark, _ in parts]
+    return Built(
+        file_sha256(out),
+        {benchmark.name: benchmark.rows for benchmark in found},
+        sum(benchmark.windows for benchmark in found),
+        sum(benchmark.wholes for benchmark in found),
+        sum(benchmark.unknown for benchmark in found),
+    )
 
 
 def _benchmark(file: Path) -> Iterator[Text]:
     if file.suffix == ".txt":
-        for number, paragraph in _paragraphs(file):
-            yield Text(number, tokens(paragraph), is_question=True)
+        for number, line in records.lines(file):
+            try:
+                text = line.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                raise DstoolsError(
+                    f"{file}: line {number}: is not UTF-8",
+                    "save it as UTF-8: iconv -f OLD -t UTF-8",
+                ) from None
+            yield Text(number, tokens(text), is_question=True)
         return
     for number, row in rows(file):
         try:
@@ -131,22 +160,3 @@ def _benchmark(file: Path) -> Iterator[Text]:
         for answer in (question.gold, question.reference):
             if answer is not None:
                 yield Text(number, tokens(answer), is_question=False)
-
-
-def _paragraphs(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield number of its first line, from 1, and text of each run of lines that are not blank."""
-    lines: list[str] = []
-    start = 0
-    for number, line in records.lines(file):
-        try:
-            text = line.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise DstoolsError(f"{file}: line {number}: is not UTF-8", "save it as UTF-8") from None
-        if lines and number != start + len(lines):
-            yield start, "".join(lines)
-            lines = []
-        if not lines:
-            start = number
-        lines.append(text)
-    if lines:
-        yield start, "".join(lines)
