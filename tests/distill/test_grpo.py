@@ -1,0 +1,135 @@
+"""Groups, their advantages and rewards, and that what was logged is what happened."""
+
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import grpo as module
+from dstools_distill import records
+from dstools_distill.grpo import groups, grpo
+from dstools_distill.rewards import Rewards
+from dstools_distill.settings import Grpo
+from dstools_distill.stage import Work
+
+TEACHER = Path(__file__).parents[1] / "data" / "sample-v3"
+SMALL = {
+    "learning_rate": 1e-3, "precision": "float32", "max_completion_tokens": 8, "log_steps": 1,
+    "group_size": 4, "batch_size": 8, "micro_batch_size": 8, "max_steps": 2,
+}  # fmt: skip
+
+
+def work(folder: Path) -> Work:
+    folder.mkdir(exist_ok=True)
+    return Work(folder, 1, lambda total, what: nullcontext(lambda count: None))
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TEACHER).save_pretrained(folder)
+    return folder
+
+
+def ask(folder: Path, golds: list[str | None]) -> Path:
+    folder.mkdir()
+    rows = [
+        {
+            "id": str(n), "source": "test", "messages": [{"role": "user", "content": f"{n} + 1 ="}],
+            "gold": gold, "answer_type": "integer", "task": None,
+        }
+        for n, gold in enumerate(golds)
+    ]  # fmt: skip
+    records.write(folder / "records.jsonl", rows)
+    return folder
+
+
+def test_advantages_of_a_group_of_four_are_those_worked_by_hand(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewards 1 0 0 1: mean 1/2, std sqrt(4 * 1/4 / 3) = 0.5773503, so +-0.5 / 0.5774503 = +-0.8658754.
+
+    Rewards 2 0 0 0: mean 1/2, std sqrt((9 + 3) / 4 / 3) = 1, so 1.5 / 1.0001 and -0.5 / 1.0001.
+    """
+    seen: list[Any] = []
+
+    class Seen(module.GRPOTrainer):  # type: ignore[misc]
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            found = super()._generate_and_score_completions(inputs)
+            seen.append((found["advantages"], [each["record"] for each in inputs]))
+            return found
+
+    def fixed(completion_ids: list[Any], **_: Any) -> list[float]:
+        return [1.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.0]
+
+    monkeypatch.setattr(module, "GRPOTrainer", Seen)
+    monkeypatch.setattr(module, "rewards", lambda *_: Rewards([fixed], [1.0]))
+    settings = Grpo(**SMALL | {"max_steps": 1})  # type: ignore[arg-type]
+    out = work(tmp_path / "out")
+    report = grpo(settings, ask(tmp_path / "asked", ["1"] * 4), policy, policy, "", out)
+    ((advantages, asked),) = seen
+    first = 0.5 / (math.sqrt(1 / 3) + 1e-4)
+    wanted = [first, -first, -first, first, 1.5 / 1.0001, *[-0.5 / 1.0001] * 3]
+    assert advantages.tolist() == pytest.approx(wanted, abs=1e-6)
+    assert asked == [asked[0]] * 4 + [asked[4]] * 4  # a group is of one prompt
+    assert asked[0] != asked[4]
+    assert (report["groups"], report["groups_without_spread"]) == (2, 0)
+
+
+def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
+    policy: Path, tmp_path: Path
+) -> None:
+    """A random policy earns nothing in 8 tokens, so every group is flat; two steps have two groups each."""
+    out = work(tmp_path / "out")
+    asked = ask(tmp_path / "asked", ["1", None, "3", "4", "5"])
+    report = grpo(Grpo(**SMALL), asked, policy, policy, "", out)  # type: ignore[arg-type]
+    assert (report["in"], report["out"], report["dropped"]) == (5, 4, {"no-gold": 1})
+    assert (report["groups"], report["groups_without_spread"]) == (4, 4)
+    curve = list(records.read(out.folder / "curve.jsonl"))
+    assert [each["step"] for each in curve] == [1, 2]
+    for each in curve:
+        assert {"reward", "reward_std", "kl", "clip_ratio/region_mean"} <= each.keys()
+        assert (each["reward"], each["frac_reward_zero_std"]) == (0.0, 1.0)
+    assert json.loads((out.folder / "generation_config.json").read_text())["eos_token_id"] == [1]
+
+
+def test_flat_groups_are_summed_over_steps_that_were_logged_together(tmp_path: Path) -> None:
+    curve = tmp_path / "curve.jsonl"
+    rows = [{"step": 10, "frac_reward_zero_std": 0.25}, {"step": 15, "frac_reward_zero_std": 0.5}]
+    records.write(curve, rows)
+    settings = Grpo(group_size=4, batch_size=16)  # 4 groups a step: 10 * 4 / 4 + 5 * 4 / 2
+    assert groups(curve, settings) == {"groups": 60, "groups_without_spread": 20}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 6, "micro_batch_size": 6}, "6 answers are no groups of 4"),
+        ({"accuracy_weight": 0.0, "format_weight": 0.0}, "every reward has weight 0"),
+    ],
+)
+def test_settings_that_cannot_teach_are_refused(
+    policy: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    settings = Grpo(**SMALL | changes)  # type: ignore[arg-type]
+    with pytest.raises(DstoolsError, match=message):
+        grpo(settings, ask(tmp_path / "a", ["1"]), policy, policy, "", work(tmp_path / "out"))
+
+
+def test_prompts_without_any_gold_are_refused(policy: Path, tmp_path: Path) -> None:
+    asked = ask(tmp_path / "asked", [None, None])
+    with pytest.raises(DstoolsError, match=r"asked/records\.jsonl: no prompt has a gold answer"):
+        grpo(Grpo(**SMALL), asked, policy, policy, "", work(tmp_path / "out"))  # type: ignore[arg-type]
