@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.utils.logging import disable_progress_bar
 
 from dstools_converters.errors import DstoolsError
@@ -56,7 +58,18 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
     Raises DstoolsError where the settings contradict each other or the processes that run.
     """
     _check(settings)
+    running = int(os.environ.get("WORLD_SIZE", "1"))
+    if running != settings.processes:
+        raise DstoolsError(
+            f"processes = {settings.processes} were asked for, and {running} run",
+            _launch_hint(settings),
+        )
     on_gpu = torch.cuda.is_available()
+    if settings.parallel.startswith("zero") and not on_gpu:
+        import deepspeed
+
+        # compiled for two minutes otherwise, for a sum that gloo does
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return {
         "output_dir": os.fspath(work.folder / CHECKPOINTS),
         "learning_rate": settings.learning_rate,
@@ -77,6 +90,7 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
         "activation_checkpointing": settings.activation_checkpointing,
         "seed": settings.seed,
         "data_seed": settings.seed,
+        "ddp_find_unused_parameters": False,  # a search in every step, for what students have not
         "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu,
         "logging_steps": settings.log_steps,
@@ -88,17 +102,12 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
 
 
 def _check(settings: Training) -> None:
-    """Refuse settings that contradict each other, or the processes that the launcher started."""
+    """Refuse settings that contradict each other or this machine."""
     asked, parallel = settings.processes, settings.parallel
     if (asked == 1) != (parallel == "single"):
         raise DstoolsError(
             f"processes = {asked} and parallel = {parallel!r} contradict each other",
             'one process is "single"; several are "ddp", "fsdp2", "zero2" or "zero3"',
-        )
-    running = int(os.environ.get("WORLD_SIZE", "1"))
-    if running != asked:
-        raise DstoolsError(
-            f"processes = {asked} were asked for, and {running} run", _launch_hint(settings)
         )
     at_once = settings.micro_batch_size * asked
     if settings.batch_size % at_once:
@@ -106,6 +115,13 @@ def _check(settings: Training) -> None:
             f"batch_size = {settings.batch_size} is no multiple of micro_batch_size x processes = {at_once}",
             "choose batch_size as such a multiple; what is not done at once is accumulated",
         )
+    if parallel == "fsdp2" and not torch.cuda.is_available():
+        raise DstoolsError(
+            "fsdp2 needs GPUs: on CPUs accelerate runs plain data parallelism in its place",
+            'choose parallel = "ddp", "zero2" or "zero3"',
+        )
+    if parallel.startswith("zero") and find_spec("deepspeed") is None:
+        raise DstoolsError(f"{parallel} needs DeepSpeed", "pip install deepspeed")
     if parallel in ("fsdp2", "zero3") and (settings.ema or settings.lora):
         raise DstoolsError(
             f"{parallel} spreads each weight over processes; ema and lora need it whole",
@@ -147,7 +163,7 @@ def load_student(
         student: Any = (
             AutoModelForCausalLM.from_pretrained(model, config=config, **how)
             if model
-            else AutoModelForCausalLM.from_config(config, **how)  # type: ignore[no-untyped-call]
+            else _new_model(config, how)
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise DstoolsError(f"{where}: cannot be loaded: {error}", LOAD_HINT) from error
@@ -170,6 +186,19 @@ def _new_config(init: dict[str, Any], tokenizer: Any) -> Any:
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
     return AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **init})
+
+
+def _new_model(config: Any, how: dict[str, Any]) -> Any:
+    """Return a model with random weights, the same ones in every way of running.
+
+    ZeRO-3 would spread them while they are drawn, and draw others; here they are spread later.
+    """
+    kept = deepspeed_integration._hf_deepspeed_config_weak_ref
+    deepspeed_integration.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    try:
+        return AutoModelForCausalLM.from_config(config, **how)  # type: ignore[no-untyped-call]
+    finally:
+        deepspeed_integration._hf_deepspeed_config_weak_ref = kept
 
 
 def lora(settings: Training) -> Any:
@@ -336,7 +365,11 @@ def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
 
 
 def launch_command(settings: Training, arguments: list[str]) -> list[str]:
-    """Return the command that runs `dstools distill` with `arguments` in the processes asked for."""
+    """Return the command that runs `dstools distill` with `arguments` in the processes asked for.
+
+    Raises DstoolsError where the settings contradict each other or this machine.
+    """
+    _check(settings)
     return [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", os.fspath(launch_config(settings))),
