@@ -96,17 +96,18 @@ def _of_text(said: str, target: Target) -> list[Violation]:
         return []
     needle = (target.trace or target.text)[:NEEDLE]
     at, place = target.text.find(needle), said.find(needle)
+    if target.text.startswith(said):
+        at = place = 0
     rest = target.text[at:]
-    if needle and place >= 0 and rest.startswith(said[place:]):
+    if place >= 0 and rest.startswith(said[place:]):
         kept = len(said) - place
         message = (
             f"the target is cut after {kept} of {len(rest)} characters, {shown(said, len(said))}"
         )
         return [Violation("truncated", message)]
-    if target.trace and target.trace.strip() not in said:
-        message = (
-            f"the trace of {len(target.trace)} characters is not trained on, only {shown(said)}"
-        )
+    trace = target.trace.strip()
+    if trace and trace[:NEEDLE] not in said and trace[-NEEDLE:] not in said:
+        message = f"the trace of {len(trace)} characters is not trained on, only {shown(said)}"
         return [Violation("trace-lost", message)]
     return []
 
@@ -122,7 +123,8 @@ def _of_end(
     at = len(found) - 1
     while at >= 0 and found[at] != target.end:
         at -= 1
-    if at < 0 or not decode(found[:at]).endswith(target.text[-NEEDLE:]):
+    answer = target.text.rpartition(CLOSE)[2].rstrip()[-NEEDLE:]
+    if at < 0 or not decode(found[:at]).rstrip().endswith(answer):
         behind = said.rpartition(target.text)[2].strip() if target.text in said else ""
         if behind:
             message = f"the answer ends with {shown(behind)}, the template with {end}"

@@ -47,7 +47,7 @@ WHY = {  # a row is dropped; the rest of the world's faults stop the run
     "broken-think": "trace or answer hold a think tag",
     "think-in-prompt": "the prompt holds a think tag: the row would have more than one block",
     "control-token": "a text spells a token that the template writes",
-    "normalised": "the tokenizer changes characters of trace or answer",
+    "not-reversible": "the tokenizer does not give back the characters of trace or answer",
 }
 
 
@@ -292,12 +292,11 @@ class _Renderer:
         wrong = violations(self.decode, ids, labels, wanted)
         if not wrong:
             return {}
-        normalizer = self.backend.normalizer
-        if normalizer is not None and normalizer.normalize_str(row.text) != row.text:
-            return {"drop_reason": "normalised"}
+        if self.decode(target) != row.text + self.decode(target[-1:]):
+            return {"drop_reason": "not-reversible", "difference": wrong[-1].message}
         raise DstoolsError(
             f"{self.source}: row {row_id(row.record)}: {wrong[0].code}: {wrong[0].message}",
-            "the tokenizer does not give back what it is given; is its folder whole?",
+            "tokenizer and template do not fit together; is the folder as it was released?",
         )
 
     def decode(self, ids: list[int]) -> str:
