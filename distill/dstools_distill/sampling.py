@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.utils import logging
 
+from dstools_converters.errors import DstoolsError, printable
 from dstools_distill import latent
 from dstools_distill.templates import end_token_id
 
+logging.disable_progress_bar()  # type: ignore[no-untyped-call] # work.bar is the one there is
 FIRST_TOKENS = 1024  # nucleus sampling looks at so many before it sorts a whole vocabulary
 NOISE_STEPS = 64  # random numbers of a row are drawn so many at a time
 CROWD = 0.875  # ended rows are taken out when this share or less of the batch is left
@@ -38,7 +41,8 @@ class Sampler:
 
     model: a folder that transformers loads, FP8 blocks included; its weights are widened or rounded to
     `precision`. An answer ends with an end token of the model's generation config or with the one that
-    the tokenizer's template writes after an answer.
+    the tokenizer's template writes after an answer. Raises DstoolsError where the folder does not hold all
+    of a causal language model.
     """
 
     def __init__(
@@ -49,12 +53,7 @@ class Sampler:
         precision: Literal["float32", "bfloat16"] = "float32",
         device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=getattr(torch, precision), device_map=device, trust_remote_code=False
-        )
-        if device == "cpu":
-            loaded.set_experts_implementation("eager")  # of a MoE; elsewhere it does nothing
-        latent.absorb(loaded)
+        loaded = _load(model, getattr(torch, precision), device)
         self.model = loaded.eval()
         self.tokenizer = tokenizer
         ends = loaded.generation_config.eos_token_id
@@ -182,6 +181,42 @@ class Sampler:
                 cache.batch_select_indices(kept)
                 ids, mask, position = ids[kept], mask[kept], position[kept]
         raise AssertionError("a count has no end")
+
+
+def _load(model: Path, dtype: torch.dtype, device: str) -> Any:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DstoolsError("device cuda: there is none here", 'device = "cpu"')
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its report: unused weights of MTP layers, and what we raise
+    try:
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=dtype,
+            device_map=device,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        reason = printable(str(error).strip().split("\n")[0])
+        raise DstoolsError(f"{model}: cannot be loaded: {reason}", LOAD_HINT) from error
+    finally:
+        logging.set_verbosity(said)
+    loaded, info = both
+    if lost := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
+        raise DstoolsError(
+            f"{model}: {len(lost)} weights are missing or of another shape, such as {lost[0]}",
+            "they would be random numbers; is the folder whole?",
+        )
+    if dtype == torch.float32 and all(each.itemsize > 1 for each in loaded.parameters()):
+        loaded = loaded.float()  # transformers widens FP8 alone, not what stands beside it in BF16
+    if device == "cpu":
+        loaded.set_experts_implementation("eager")  # of a MoE; elsewhere it does nothing
+    latent.absorb(loaded)
+    return loaded
+
+
+LOAD_HINT = "a model here is a folder of a causal language model that transformers has code for"
 
 
 def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
