@@ -16,21 +16,29 @@ from dstools_distill.contamination import Index, Text, save_index, tables
 from dstools_distill.forms import BadRowError, convert
 from dstools_distill.ngrams import hashes, tokens
 from dstools_distill.records import Record
-from dstools_distill.settings import Decontaminate
 from dstools_distill.sources import rows
 from dstools_distill.stage import Chunk, Report, Rows, Work, each_record, file_sha256, map_rows
 
 NOTE = "Runs of words are compared: a problem that was paraphrased or translated is not found."
 
 
-def decontaminate(settings: Decontaminate, samples: Path, index: list[Path], work: Work) -> Report:
+def decontaminate(samples: Path, index: list[Path], problems: Path | None, work: Work) -> Report:
     """Write the rows without a window of a benchmark as records.jsonl, the others as dropped.jsonl.
 
-    To each row `contamination` is added: [{"benchmark", "row", "where", "window"}], the first window of a
+    problems: a folder of prompts that the student will be measured on; they count as a benchmark called
+    "eval", and their index, eval.ngrams, is left in the folder. To each row `contamination` is added: [{"benchmark", "row", "where", "window"}], the first window of a
     benchmark's row in the prompt, the reasoning or the answer; [] in what is kept.
     """
-    if not settings.index:
-        raise DstoolsError("decontaminate.index names no file", "dstools distill index makes one")
+    if problems:
+        asked, own = problems / "records.jsonl", work.folder / "eval.ngrams"
+        own.unlink(missing_ok=True)  # of an earlier try
+        save_index(own, [tables("eval", file_sha256(asked), _benchmark(asked))])
+        index = [*index, own]
+    if not index:
+        raise DstoolsError(
+            "decontaminate.index names no file, and the recipe has no [eval] to keep out",
+            "dstools distill index makes one",
+        )
     known = Index(index)
     source = samples / "records.jsonl"
     files = ("records.jsonl", "dropped.jsonl")

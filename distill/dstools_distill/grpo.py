@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
@@ -74,9 +75,9 @@ def grpo(
     with Judge(Verify()) as judge:
         paid = rewards(settings, judge, tokens)
         config.reward_weights = paid.weights
-        trainer = GRPOTrainer(
+        trainer: Any = GRPOTrainer(
             student,
-            paid.functions,
+            list(paid.functions),
             args=config,
             train_dataset=asked,
             processing_class=tokens,

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl import DistillationConfig, DistillationTrainer
+from trl.trainer.distillation_config import DistillationConfig
+from trl.trainer.distillation_trainer import DistillationTrainer
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_distill import records
@@ -52,7 +53,7 @@ def kd(
         max_completion_length=settings.max_completion_tokens,
         generation_kwargs={"eos_token_id": tokens.eos_token_id},
     )
-    master = AutoModelForCausalLM.from_pretrained(
+    master: Any = AutoModelForCausalLM.from_pretrained(
         teacher, dtype=student.dtype, attn_implementation=settings.attention
     )
     if not config.use_cpu:
@@ -83,11 +84,12 @@ class Vocabulary(NamedTuple):
 
 def match_sizes(student: Any, teacher: Any) -> Vocabulary:
     """Cut the larger of two embeddings that were padded beyond one tokenizer to different sizes."""
-    sizes = [model.config.get_text_config().vocab_size for model in (student, teacher)]
-    for model, size in zip((student, teacher), sizes, strict=True):
-        if size > min(sizes):
-            model.resize_token_embeddings(min(sizes))
-    return Vocabulary(*sizes, used=min(sizes))
+    ours, theirs = (each.config.get_text_config().vocab_size for each in (student, teacher))
+    used = min(ours, theirs)
+    for model, size in ((student, ours), (teacher, theirs)):
+        if size > used:
+            model.resize_token_embeddings(used)
+    return Vocabulary(ours, theirs, used)
 
 
 def check_identity(student: Any, teacher: Any, probes: list[str], folder: Path) -> None:

@@ -203,11 +203,12 @@ class Pipeline:
                 from dstools_distill.decontaminate import decontaminate
 
                 samples = self._before(chain, stage)
-                index = [self._file(name) or Path(name) for name in settings.index]
+                index = [self._path(name) for name in settings.index]
+                # what the student will be measured on must not be trained on
+                held_out = self._problems(chain.stages["eval"]) if "eval" in chain.stages else None
                 inputs = {f"index {n}": path for n, path in enumerate(index)}
-                return {"samples": samples, **inputs}, lambda work: decontaminate(
-                    settings, samples, index, work
-                )
+                inputs = self._given({"samples": samples, **inputs}, problems=held_out)
+                return inputs, lambda work: decontaminate(samples, index, held_out, work)
             case "select":
                 from dstools_distill.select import select
 

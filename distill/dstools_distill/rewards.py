@@ -13,7 +13,7 @@ from dstools_distill.records import Record
 from dstools_distill.settings import Grpo
 from dstools_distill.verify import Judge
 
-Reward = Callable[..., list[float]]
+Reward = Callable[..., list[float | None]]
 
 
 class Rewards(NamedTuple):
@@ -41,14 +41,18 @@ def rewards(settings: Grpo, judge: Judge, tokenizer: Any) -> Rewards:
             for ids, asked in zip(completion_ids, record, strict=True)
         ]
 
-    def accuracy(completion_ids: list[list[int]], record: list[str], **_: Any) -> list[float]:
+    def accuracy(
+        completion_ids: list[list[int]], record: list[str], **_: Any
+    ) -> list[float | None]:
         said = [judge.judge(each)["verdict"] for each in samples(completion_ids, record)]
         return [float(verdict == "correct") for verdict in said]
 
-    def format(completion_ids: list[list[int]], record: list[str], **_: Any) -> list[float]:
+    def format(completion_ids: list[list[int]], record: list[str], **_: Any) -> list[float | None]:
         return [float(is_well_formed(each)) for each in samples(completion_ids, record)]
 
-    def language(completion_ids: list[list[int]], record: list[str], **_: Any) -> list[float]:
+    def language(
+        completion_ids: list[list[int]], record: list[str], **_: Any
+    ) -> list[float | None]:
         traces = [each["reasoning"] for each in samples(completion_ids, record)]
         return [language_share(trace or "", settings.language) or 0.0 for trace in traces]
 

@@ -86,7 +86,7 @@ class Verify:
 class Decontaminate:
     """What must not be trained on."""
 
-    index: tuple[str, ...]  # files made by `dstools distill index`
+    index: tuple[str, ...] = ()  # files made by `dstools distill index`
 
 
 @dataclass(frozen=True)
