@@ -151,7 +151,7 @@ def _think_block(text: str, *, is_wanted: bool) -> Violation | None:
 def _of_prompt(
     ids: list[int], first: int, decode: Callable[[list[int]], str], target: Target
 ) -> Violation:
-    if first < len(target.prompt) and list(ids[: len(target.prompt)]) == list(target.prompt):
+    if first == 0 or list(ids[: len(target.prompt)]) == list(target.prompt):
         return Violation(
             "prompt-trained", f"the prompt is trained on, {shown(decode(ids[first:]))}"
         )
@@ -165,4 +165,4 @@ def shown(text: str, at: int = 0) -> str:
     start = max(0, min(at, len(text)) - SHOWN // 2)
     part = text[start : start + SHOWN]
     left, right = "..." if start else "", "..." if start + SHOWN < len(text) else ""
-    return f"{left}{ascii(part) if not part.isprintable() else repr(part)}{right}"
+    return f"{left}{part!r}{right}"

@@ -170,33 +170,7 @@ class _Renderer:
         self.backend.no_truncation()  # tokenizer.json may ask for it, and for padding
         self.backend.no_padding()
         self.control = _control_tokens(self.tokenizer, self.form.end)
-        self.check_tokenizer(tokenizer)
-
-    def check_tokenizer(self, folder: Path) -> None:
-        """Refuse what would harm every row."""
-        tokenizer, end = self.tokenizer, self.form.end
-        if tokenizer.eos_token_id != end:
-            written = printable(tokenizer.convert_ids_to_tokens(end))
-            raise DstoolsError(
-                f"{folder}: the chat template ends an answer with {written}, but eos_token is "
-                f"{printable(str(tokenizer.eos_token))}: the student would be served past its end",
-                f'set "eos_token": "{written}" in tokenizer_config.json, or name student.template',
-            )
-        if not self.settings.reasoning:
-            return
-        block = f"{OPEN}7{CLOSE}"
-        ids = tokenizer.encode(block, add_special_tokens=False)
-        if tokenizer.decode(ids, skip_special_tokens=True) != block:
-            raise DstoolsError(
-                f"{folder}: {OPEN} or {CLOSE} is a special token, which serving deletes from answers",
-                'set "special": false for both among the added_tokens of tokenizer.json',
-            )
-        if CLOSE in prompt_text(tokenizer, PROBE):
-            raise DstoolsError(
-                f"{folder}: the template's generation prompt closes the think block: "
-                "the student would be served without thinking",
-                "name another student.template, or set render.reasoning = false",
-            )
+        check_tokenizer(self.tokenizer, self.form.end, tokenizer, reasoning=settings.reasoning)
 
     def __call__(self, rows: Rows) -> Chunk:
         """Return the record batch and the dropped rows of some lines."""
@@ -303,6 +277,32 @@ class _Renderer:
         """Return the text of ids, special tokens and blanks kept."""
         text: str = self.backend.decode(ids, skip_special_tokens=False)
         return text
+
+
+def check_tokenizer(tokenizer: Any, end: int, folder: Path, *, reasoning: bool) -> None:
+    """Refuse what would harm every row: `end` is the token that the template writes behind an answer."""
+    if tokenizer.eos_token_id != end:
+        written = printable(tokenizer.convert_ids_to_tokens(end))
+        raise DstoolsError(
+            f"{folder}: the chat template ends an answer with {written}, but eos_token is "
+            f"{printable(str(tokenizer.eos_token))}: the student would be served past its end",
+            f'set "eos_token": "{written}" in tokenizer_config.json, or name student.template',
+        )
+    if not reasoning:
+        return
+    block = f"{OPEN}7{CLOSE}"
+    ids = tokenizer.encode(block, add_special_tokens=False)
+    if tokenizer.decode(ids, skip_special_tokens=True) != block:
+        raise DstoolsError(
+            f"{folder}: {OPEN} or {CLOSE} is a special token, which serving deletes from answers",
+            'set "special": false for both among the added_tokens of tokenizer.json',
+        )
+    if CLOSE in prompt_text(tokenizer, PROBE):
+        raise DstoolsError(
+            f"{folder}: the template's generation prompt closes the think block: "
+            "the student would be served without thinking",
+            "name another student.template, or set render.reasoning = false",
+        )
 
 
 def _control_tokens(tokenizer: Any, end: int) -> list[str]:

@@ -1,0 +1,257 @@
+"""What other trainers make of a conversation: ids and labels, for the doctor.
+
+TRL is run. LLaMA-Factory and axolotl are not installed; what they do is derived from their source:
+hiyouga/LLaMA-Factory src/llamafactory/data/{template,processor/supervised,processor/processor_utils}.py,
+axolotl-ai-cloud/axolotl src/axolotl/prompt_strategies/chat_template.py, both as of 2026.
+"""
+
+import logging
+import tempfile
+import warnings
+from typing import Any, Literal, NamedTuple
+
+from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.tokenizer import chat_text, time_limit
+from dstools_distill.invariant import IGNORED
+from dstools_distill.records import CLOSE, OPEN
+
+Messages = list[dict[str, str]]
+Form = Literal["messages", "prompt-completion"]
+TRL_KEYS = (  # what decides ids and labels of one row
+    "max_length",
+    "truncation_mode",
+    "assistant_only_loss",
+    "completion_only_loss",
+    "eos_token",
+    "pad_token",
+)
+TRL_SECONDS = 300  # it takes 2; the template may loop
+AXOLOTL_LENGTH = 2048  # sequence_len, where a config has none
+
+
+class Trained(NamedTuple):
+    """A row as a trainer sees it; none where it leaves the row out."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+def trl_rows(
+    tokenizer: Any, config: dict[str, Any], form: Form, conversations: list[Messages]
+) -> list[Trained]:
+    """Run TRL's SFTTrainer up to its batches, with a model of one layer on a CPU.
+
+    Conversations end with an assistant's message. Raises DstoolsError with what TRL says where it refuses.
+    """
+    import datasets
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    if form == "messages":
+        rows: list[dict[str, Any]] = [{"messages": each} for each in conversations]
+    else:
+        rows = [{"prompt": each[:-1], "completion": each[-1:]} for each in conversations]
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+        )
+    )
+    datasets.disable_progress_bars()
+    level = logging.getLogger("trl").level
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            warnings.catch_warnings(),
+            time_limit(TRL_SECONDS),
+        ):
+            warnings.simplefilter("ignore")
+            trainer = SFTTrainer(
+                model,
+                args=SFTConfig(
+                    output_dir=folder,
+                    report_to=[],
+                    use_cpu=True,
+                    bf16=False,
+                    gradient_checkpointing=False,
+                    **{key: config[key] for key in TRL_KEYS if key in config},
+                ),
+                train_dataset=datasets.Dataset.from_list(rows),
+                processing_class=tokenizer,
+            )
+            prepared: Any = trainer.train_dataset
+            batches = [trainer.data_collator([row]) for row in prepared]
+    except TimeoutError:
+        raise DstoolsError("TRL does not come to an end with this chat template") from None
+    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+        reason = printable(str(error).strip().split("\n")[0])
+        raise DstoolsError(f"TRL refuses: {type(error).__name__}: {reason}") from error
+    finally:
+        datasets.enable_progress_bars()
+        logging.getLogger("trl").setLevel(level)
+    return [Trained(b["input_ids"][0].tolist(), b["labels"][0].tolist()) for b in batches]
+
+
+# ------------------------------------------------------------------------------- LLaMA-Factory
+
+
+class Slots(NamedTuple):
+    """A registered template of LLaMA-Factory."""
+
+    prefix: str
+    system: str
+    user: str
+    assistant: str
+    default_system: str = ""
+    thinks: bool = False  # ReasoningTemplate
+
+
+CHATML = Slots(
+    "",
+    "<|im_start|>system\n{}<|im_end|>\n",
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "{}<|im_end|>\n",
+)
+HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
+DEEPSEEK = Slots(
+    "<｜begin▁of▁sentence｜>", "{}", "<｜User｜>{}<｜Assistant｜>", "{}<｜end▁of▁sentence｜>"
+)
+LLAMA_FACTORY = {
+    "chatml": CHATML,
+    "qwen": CHATML._replace(
+        default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    ),
+    "qwen3": CHATML._replace(thinks=True),
+    "qwen3_nothink": CHATML,
+    "llama3": Slots(
+        "<|begin_of_text|>",
+        HEADER.format("system") + "{}<|eot_id|>",
+        HEADER.format("user") + "{}<|eot_id|>" + HEADER.format("assistant"),
+        "{}<|eot_id|>",
+    ),
+    "deepseek3": DEEPSEEK,
+    "deepseekr1": DEEPSEEK._replace(thinks=True),
+}
+
+
+def llama_factory_row(tokenizer: Any, config: dict[str, Any], conversation: Messages) -> Trained:
+    """Derive what LLaMA-Factory's supervised processor makes of a conversation.
+
+    Its own templates, not the tokenizer's; each pair of turns cut to what is left of cutoff_len.
+    """
+    name = config.get("template")
+    if name not in LLAMA_FACTORY:
+        raise DstoolsError(
+            f"template: {printable(str(name))} of LLaMA-Factory is not known here",
+            f"known are {', '.join(LLAMA_FACTORY)}",
+        )
+    slots = LLAMA_FACTORY[name]
+    system = config.get("default_system") or slots.default_system
+    turns = conversation
+    if turns[0]["role"] == "system":
+        system, turns = turns[0]["content"], turns[1:]
+    cutoff = int(config.get("cutoff_len", 2048))
+    row = Trained([], [])
+    pairs = list(zip(turns[::2], turns[1::2], strict=True))
+    for n, (asked, answered) in enumerate(pairs):
+        head = slots.prefix + (slots.system.replace("{}", system) if system else "")
+        source = (head if n == 0 else "") + slots.user.replace("{}", asked["content"])
+        said = _thought(slots, config, answered["content"])
+        target = slots.assistant.replace("{}", said)
+        source_ids = tokenizer.encode(source, add_special_tokens=False)
+        target_ids = tokenizer.encode(target, add_special_tokens=False)
+        left = cutoff - len(row.ids)
+        if left <= 0:
+            break
+        source_length, target_length = _shares(len(source_ids), len(target_ids), left)
+        source_ids, target_ids = source_ids[:source_length], target_ids[:target_length]
+        is_history = bool(config.get("mask_history")) and n < len(pairs) - 1
+        row.ids.extend(source_ids + target_ids)
+        masked = [IGNORED] * len(source_ids)
+        row.labels.extend(source_ids if config.get("train_on_prompt") else masked)
+        row.labels.extend([IGNORED] * len(target_ids) if is_history else target_ids)
+    return row
+
+
+def _thought(slots: Slots, config: dict[str, Any], content: str) -> str:
+    """Return an answer as a template that thinks has it: enable_thinking false takes the trace out."""
+    if not slots.thinks:
+        return content
+    if config.get("enable_thinking", True) is False:
+        before, opened, rest = content.partition(OPEN)
+        content = (before + rest.partition(CLOSE)[2]).lstrip("\n") if opened else content
+    has_tags = OPEN in content or CLOSE in content
+    return content if has_tags else f"{OPEN}\n\n{CLOSE}\n\n{content}"
+
+
+def _shares(source: int, target: int, cutoff: int) -> tuple[int, int]:
+    """Return how many tokens of both stay: infer_seqlen."""
+    if target * 2 < cutoff:
+        most = cutoff
+    elif source * 2 < cutoff:
+        most = cutoff - source
+    else:
+        most = int(cutoff * (target / (source + target)))
+    kept = min(most, target)
+    return min(max(cutoff - kept, 0), source), kept
+
+
+# -------------------------------------------------------------------------------------- axolotl
+
+
+def axolotl_row(tokenizer: Any, config: dict[str, Any], conversation: Messages) -> Trained | None:
+    """Derive what axolotl's chat_template strategy makes of a conversation; None: the row is dropped.
+
+    A turn is found as what changes in the ids when its content is another one. The end-of-sequence token
+    within three tokens behind it is trained on, whatever the template ends a turn with.
+    """
+    name = config.get("chat_template", "tokenizer_default")
+    if name != "tokenizer_default":
+        raise DstoolsError(
+            f"chat_template: {printable(str(name))} of axolotl is not known here",
+            "known is tokenizer_default; put the template into the tokenizer's folder",
+        )
+    ids = _rendered(tokenizer, conversation)
+    labels = [IGNORED] * len(ids)
+    on_end = config.get("train_on_eos", "turn")
+    roles = config.get("roles_to_train", ["assistant"])
+    for n, turn in enumerate(conversation):
+        if not config.get("train_on_inputs") and turn["role"] not in roles:
+            continue
+        start, end = _find_turn(tokenizer, conversation, n)
+        labels[start:end] = ids[start:end]
+        near = [
+            at for at in range(end, min(end + 4, len(ids))) if ids[at] == tokenizer.eos_token_id
+        ]
+        if near and (
+            on_end in ("turn", "all") or (on_end == "last" and n == len(conversation) - 1)
+        ):
+            labels[near[0]] = ids[near[0]]
+    length = int(config.get("sequence_len", AXOLOTL_LENGTH))
+    if len(ids) > length:
+        if config.get("excess_length_strategy", "drop") != "truncate":
+            return None
+        return Trained(ids[:length], labels[:length])
+    return Trained(ids, labels)
+
+
+def _find_turn(tokenizer: Any, conversation: Messages, n: int) -> tuple[int, int]:
+    """Return where the ids of a turn start and end."""
+    dummy = {"role": conversation[n]["role"], "content": "[[dummy_message]]"}
+    other = _rendered(tokenizer, [*conversation[:n], dummy])
+    full = _rendered(tokenizer, conversation[: n + 1])
+    shorter = min(len(other), len(full))
+    start = next((i for i in range(shorter) if other[i] != full[i]), 0)
+    same = next((i for i in range(shorter) if other[-1 - i] != full[-1 - i]), shorter)
+    return (start, len(full) - same) if len(full) - same > start else (0, 0)
+
+
+def _rendered(tokenizer: Any, conversation: Messages) -> list[int]:
+    ids: list[int] = tokenizer.encode(chat_text(tokenizer, conversation), add_special_tokens=False)
+    return ids
