@@ -24,7 +24,13 @@ from dstools_distill.settings import Eval, Verify
 from dstools_distill.stage import Report, Work
 from dstools_distill.statistics import paired_difference
 from dstools_distill.tally import Scores, as_json, tally
-from dstools_distill.templates import load_tokenizer, opens_think, prompt_ids, prompt_text
+from dstools_distill.templates import (
+    end_token_id,
+    load_tokenizer,
+    opens_think,
+    prompt_ids,
+    prompt_text,
+)
 from dstools_distill.verify import Judge
 
 SCORES = "scores.json"
@@ -64,6 +70,7 @@ def evaluate(
     try:
         opened = [opens_think(prompt_text(speech, problem["messages"])) for problem in problems]
         asked = [prompt_ids(speech, problem["messages"]) for problem in problems]
+        end_token_id(speech)  # or answers would not end
     except DstoolsError as error:
         raise DstoolsError(f"{tokenizer}: {error}", error.hint) from error
     judged_by = replace(
