@@ -144,10 +144,9 @@ class Average:
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the weights after a step, the first of which is 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
+        averages = [self.values[name] for name, _ in _trained(model)]
         weights = [value.detach().to("cpu", torch.float32) for _, value in _trained(model)]
-        get_ema_multi_avg_fn(decay)(  # type: ignore[no-untyped-call]
-            list(self.values.values()), weights, step
-        )
+        get_ema_multi_avg_fn(decay)(averages, weights, step)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def put(self, model: nn.Module) -> None:

@@ -146,7 +146,7 @@ class Training:
     max_steps: int = 0  # instead of epochs
     batch_size: int = 64  # rows a step, over all processes
     micro_batch_size: int = 1  # rows at once in one process
-    optimizer: str = "adamw_torch_fused"  # as transformers' TrainingArguments.optim
+    optimizer: str = "adamw_torch_fused"  # as transformers' TrainingArguments.optim, or "muon"
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -168,6 +168,7 @@ class Sft(Training):
     """Supervised fine-tuning on rendered rows."""
 
     packing: bool = False  # several rows in a sequence, kept apart by the attention
+    group_by_length: bool = False  # rows of like length in a step: less padding
 
 
 @dataclass(frozen=True)

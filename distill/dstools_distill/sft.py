@@ -21,10 +21,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from dstools_converters.errors import DstoolsError
+from dstools_distill.head import score_targets_alone
 from dstools_distill.settings import Sft
 from dstools_distill.stage import Report, Work
 from dstools_distill.templates import load_tokenizer
-from dstools_distill.training import arguments, load_student, lora, run
+from dstools_distill.training import arguments, load_student, lora, optimizers, run
 
 ROWS, PACKED = "rows.arrow", "packed.arrow"
 disable_progress_bars()  # work.bar is the one there is
@@ -42,37 +43,45 @@ def sft(
     """Train a student, from the folder `model` or new from `init`, on the rows of a `render` folder.
 
     Writes a model folder, see training.py. Without packing, `batch_size` counts rows, with it, sequences as
-    long as the longest row. Where several processes train, rows of an epoch's beginning fill up its last step.
+    long as the longest row. Where several processes train, some of the first rows fill up the last step.
     Raises DstoolsError where there are no rows, the student cannot hold them, or the trainer would see others.
     """
     student_tokenizer = load_tokenizer(tokenizer, template)
-    config = SFTConfig(
-        **arguments(settings, work),
-        max_length=None,  # nothing is cut: render has dropped what is too long
-        padding_free=settings.packing,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
+    given: dict[str, Any] = {
+        "max_length": None,  # nothing is cut: render has dropped what is too long
+        "padding_free": settings.packing,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "train_sampling_strategy": "sequential",  # `order` has all epochs
+        "num_train_epochs": 1,
+        "max_steps": -1,
+    }
+    config = SFTConfig(**arguments(settings, work) | given)
     rendered = _load(rows / ROWS)
     lengths = _lengths(rendered, "input_ids")
     student = load_student(settings, model, init, student_tokenizer)
     _check_rows(rows / ROWS, rendered, lengths, student)
+    sequences = _packed(rendered, int(lengths.max()), work) if settings.packing else rendered
+    chosen = order(_lengths(sequences, "input_ids"), settings)
     trainer: Any = SFTTrainer(
         student,
         args=config,
-        train_dataset=_packed(rendered, int(lengths.max()), work) if settings.packing else rendered,
+        train_dataset=sequences.select(chosen),
         processing_class=student_tokenizer,
         peft_config=lora(settings),
+        optimizers=optimizers(settings, student),
     )
-    _check_dataset(trainer, lengths)
+    _check_dataset(trainer, sequences, chosen, lengths)
     _check_first_batch(trainer, rendered, lengths)
     if settings.packing:
         trainer.add_callback(_Isolation(trainer))
+    if config.use_cpu:
+        score_targets_alone(trainer.model.get_base_model() if settings.lora else trainer.model)
     report = run(trainer, settings, work, student_tokenizer)
     if trainer.accelerator.is_main_process:
         (work.folder / PACKED).unlink(missing_ok=True)
     return {
         "in": len(rendered),
-        "sequences": len(trainer.train_dataset),
+        "sequences": len(sequences),
         "longest": int(lengths.max()),
         "tokens": int(lengths.sum()),
     } | report
@@ -115,19 +124,44 @@ def _packed(rendered: Dataset, longest: int, work: Work) -> Dataset:
         )
 
 
+def order(lengths: NDArray[np.int64], settings: Sft) -> list[int]:
+    """Return the sequences of the whole run, in order; an epoch is a new permutation of all of them.
+
+    With `group_by_length` a step has sequences of like length: of each fifty steps drawn, the sequences are
+    sorted and the steps shuffled.
+    """
+    total, size = len(lengths), settings.batch_size
+    wanted = settings.max_steps * size or max(1, round(settings.epochs * total))
+    found: list[int] = []
+    for epoch in range(-(-wanted // total)):
+        draw = torch.Generator().manual_seed(settings.seed + epoch)
+        drawn = torch.randperm(total, generator=draw).numpy()
+        if settings.group_by_length:
+            steps = []
+            for some in np.split(drawn, range(50 * size, total, 50 * size)):
+                by_length = some[np.argsort(lengths[some], kind="stable")]
+                parts = np.split(by_length, range(size, len(some), size))
+                steps += [parts[n] for n in torch.randperm(len(parts), generator=draw).tolist()]
+            steps.sort(key=lambda step: len(step) < size)  # what is no whole step comes last
+            drawn = np.concatenate(steps)
+        found += drawn.tolist()
+    return found[:wanted]
+
+
 # ------------------------------------------------------------------- what the trainer really sees
 
 
-def _check_dataset(trainer: Any, lengths: NDArray[np.int64]) -> None:
+def _check_dataset(
+    trainer: Any, sequences: Dataset, chosen: list[int], lengths: NDArray[np.int64]
+) -> None:
     """Raise DstoolsError unless the trainer's rows are as long as the rendered ones, row by row."""
     found = trainer.train_dataset
-    if "seq_lengths" in found.column_names:
-        kept = np.concatenate(
-            [np.asarray(row) for row in found.with_format("numpy")["seq_lengths"]]
-        )
-        same = np.array_equal(np.sort(kept), np.sort(lengths))
-    else:
-        same = np.array_equal(_lengths(found, "input_ids"), lengths)
+    raw = _lengths(found, "input_ids")
+    seen = raw if found._indices is None else raw[found._indices.column(0).to_numpy()]
+    same = np.array_equal(seen, _lengths(sequences, "input_ids")[chosen])
+    if "seq_lengths" in sequences.column_names:
+        kept = [size for row in sequences["seq_lengths"] for size in row]
+        same = same and sorted(kept) == sorted(lengths.tolist())
     if not same:
         raise DstoolsError(
             "the trainer's rows differ in length from the rendered ones", CHANGED_HINT

@@ -19,6 +19,7 @@ import sys
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     GenerationConfig,
     PrinterCallback,
     ProgressCallback,
@@ -40,6 +42,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.checkpoints import CHECKPOINTS, Keeper
+from dstools_distill.muon import Muon
 from dstools_distill.settings import Lora, Training
 from dstools_distill.stage import Report, Work
 from dstools_distill.templates import end_token_id
@@ -81,7 +84,7 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
         "per_device_train_batch_size": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.batch_size
         // (settings.micro_batch_size * settings.processes),
-        "optim": settings.optimizer,
+        "optim": "adamw_torch" if settings.optimizer == "muon" else settings.optimizer,
         "adam_beta1": settings.betas[0],
         "adam_beta2": settings.betas[1],
         "weight_decay": settings.weight_decay,
@@ -173,10 +176,38 @@ def load_student(
             f"{where}: vocab_size is {rows}, the tokenizer has {len(tokenizer)} tokens",
             "give the student the tokenizer that it was made for",
         )
+    _check_tokenizer(config, tokenizer)
     return student
 
 
 LOAD_HINT = "a student is a causal language model that transformers has code for"
+
+
+def _check_tokenizer(config: Any, tokenizer: Any) -> None:
+    """Raise DstoolsError unless the tokenizer is read back as it is beside this config.
+
+    AutoTokenizer, and all that serves a model with it, puts Qwen2's in the place of any other where the
+    config says qwen2: the words stay, the cuts between them change.
+    """
+    with TemporaryDirectory() as name:
+        config.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+        other = AutoTokenizer.from_pretrained(name)
+    for text in PROBES:
+        ids, read = (each.encode(text, add_special_tokens=False) for each in (tokenizer, other))
+        if ids != read:
+            raise DstoolsError(
+                f"beside a {config.model_type} config, transformers reads this tokenizer as "
+                f"{type(other).__name__}: {text!r} becomes {len(read)} tokens, not {len(ids)}",
+                'give student.init another model_type, such as "llama"',
+            )
+
+
+PROBES = (
+    "12 + 345 = 357\n\nState the final answer.",
+    "def f(x):\n    return x ** 2  # naïve ﬁ 数学",
+    "<think>\n7 x 8 = 56, wait\n</think>\n\n\\boxed{56}\t\r\n",
+)
 
 
 def _new_config(init: dict[str, Any], tokenizer: Any) -> Any:
@@ -199,6 +230,21 @@ def _new_model(config: Any, how: dict[str, Any]) -> Any:
         return AutoModelForCausalLM.from_config(config, **how)  # type: ignore[no-untyped-call]
     finally:
         deepspeed_integration._hf_deepspeed_config_weak_ref = kept
+
+
+def optimizers(settings: Training, model: Any) -> tuple[Any, None]:
+    """Return the optimizer and scheduler to hand to a trainer; None where it makes its own."""
+    if settings.optimizer != "muon":
+        return None, None
+    if settings.parallel in ("fsdp2", "zero2", "zero3"):
+        raise DstoolsError(
+            f"muon needs each weight whole, and {settings.parallel} spreads it or its gradient",
+            'parallel = "ddp", or another optimizer',
+        )
+    if settings.lora:
+        raise DstoolsError("muon trains whole weights, not lora's", "choose another optimizer")
+    given = {"lr": settings.learning_rate, "betas": settings.betas}
+    return Muon(model, weight_decay=settings.weight_decay, **given), None
 
 
 def lora(settings: Training) -> Any:

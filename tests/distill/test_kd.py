@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
@@ -30,12 +30,12 @@ def tokenizer() -> Any:
 
 def tiny(rows: int, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=rows, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
         initializer_range=0.1, bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
-    return Qwen2ForCausalLM(config)
+    return LlamaForCausalLM(config)
 
 
 def test_one_tokenizer_passes() -> None:
