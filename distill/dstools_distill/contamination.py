@@ -3,20 +3,22 @@
 A text of ten tokens and more is indexed by its windows of ten, a shorter question as a whole. A window that
 more than ten texts of a benchmark share, their numbers and single letters aside, is a template that tells
 no problem from another ("the following arithmetic problem: 3 + "). A question with no other windows is
-indexed as a whole, too: with other numbers it is another problem. Short answers are not indexed.
+indexed as a whole, too, and so is one that a program made: with other numbers it is another problem.
+Short answers are not indexed.
 
 The file is in the safetensors format. hashes.N: sorted uint64, of windows of N tokens; places.N: uint32, the
-text each is from. *.whole: of questions longer than ten their first window, by which they are found, then
-length and hash of the whole. No text is in it; what a window says can only be guessed and tried.
+text each is from. *.whole: of questions longer than ten the hash of their rarest window, by which they are
+found, how far in it begins, and length and hash of the whole. No text is in it; what a window says can
+only be guessed and tried.
 """
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +38,15 @@ BAD_INDEX = "build it again with `dstools distill index`"
 
 Hashes = NDArray[np.uint64]
 Tables = dict[str, NDArray[Any]]
+Kind = Literal["question", "generated", "answer"]  # generated: by a program, like many others
 
 
 class Text(NamedTuple):
     """A text of a benchmark."""
 
-    row: int  # its line, row or paragraph, from 1
+    row: int  # its line or row, from 1
     said: list[str]  # its tokens
-    is_question: bool
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -78,29 +81,43 @@ def tables(name: str, digest: str, texts: Iterable[Text]) -> tuple[Benchmark, Ta
     rows = questions = unknown = 0
     for text in texts:
         rows = max(rows, text.row)
-        questions += text.is_question
-        unknown += text.is_question and not text.said
+        questions += text.kind != "answer"
+        unknown += text.kind != "answer" and not text.said
         if text.said:
             distinct.setdefault(whole(hashes_of(text.said)), text)
     shared = _shared(text.said for text in distinct.values())
     entries: dict[str, dict[tuple[int, ...], int]] = {}  # key columns -> row
+    wholes: list[Text] = []
     for text in distinct.values():
-        hashed = hashes_of(text.said)
-        own = windows(hashed, WINDOW)
+        own = windows(hashes_of(text.said), WINDOW)
         own = own[~np.isin(windows(_masked(text.said), WINDOW), shared)]
-        keys: list[tuple[int, ...]] = [(value,) for value in own.tolist()]
-        kind = str(WINDOW)
-        if not keys and text.is_question and len(hashed) <= WINDOW:
-            keys, kind = [(whole(hashed),)], str(len(hashed))
-        elif not keys and text.is_question:
-            keys, kind = [(whole(hashed[:WINDOW]), len(hashed), whole(hashed))], "whole"
-        for key in keys:
-            entries.setdefault(kind, {}).setdefault(key, text.row)
+        if len(own) and text.kind != "generated":
+            found = entries.setdefault(str(WINDOW), {})
+            for value in own.tolist():
+                found.setdefault((value,), text.row)
+        elif text.kind != "answer":
+            wholes.append(text)
+    for length, key, row in _wholes(wholes):
+        entries.setdefault(length, {}).setdefault(key, row)
     made = merged([_columns(kind, found) for kind, found in entries.items()])
-    of_windows = len(made.get(f"hashes.{WINDOW}", ()))
-    wholes = sum(len(column) for key, column in made.items() if key.startswith("hashes."))
-    counts = (rows, questions, of_windows, wholes - of_windows, unknown)
+    counts = (rows, questions, len(made.get(f"hashes.{WINDOW}", ())), len(wholes), unknown)
     return Benchmark(name, digest, *counts), made
+
+
+def _wholes(texts: list[Text]) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Yield kind, columns and row of questions to be found as a whole.
+
+    A longer one is looked for by that of its windows which the fewest of them have.
+    """
+    hashed = [hashes_of(text.said) for text in texts]
+    every = [windows(each, WINDOW) for each in hashed]
+    values, counts = np.unique(np.concatenate([*every, hashes_of([])]), return_counts=True)
+    for text, each, own in zip(texts, hashed, every, strict=True):
+        if len(each) <= WINDOW:
+            yield str(len(each)), (whole(each),), text.row
+            continue
+        rarest = int(np.argmin(counts[np.searchsorted(values, own)]))
+        yield "whole", (int(own[rarest]), rarest, len(each), whole(each)), text.row
 
 
 def _shared(texts: Iterable[list[str]]) -> Hashes:
@@ -126,7 +143,9 @@ def _columns(kind: str, entries: dict[tuple[int, ...], int]) -> Tables:
         f"places.{kind}": np.array(list(entries.values()), np.uint32),
     }
     if kind == "whole":
-        made |= {"lengths.whole": keys[:, 1].astype(np.uint32), "all.whole": keys[:, 2]}
+        made["offsets.whole"] = keys[:, 1].astype(np.uint32)
+        made["lengths.whole"] = keys[:, 2].astype(np.uint32)
+        made["all.whole"] = keys[:, 3]
     return made
 
 
@@ -250,17 +269,15 @@ class Index:
         return sorted(hits)
 
     def _hit(self, kind: str, entry: int, text: Hashes, number: int, start: int) -> Hit | None:
-        length = int(self._tables["lengths.whole"][entry]) if kind == "whole" else int(kind)
-        if (
-            kind == "whole"
-            and whole(text[start : start + length]) != self._tables["all.whole"][entry]
-        ):
-            return None
-        if (
-            kind != str(WINDOW)
-            and np.isin(text[start + length : start + length + 1], GOES_ON).any()
-        ):
-            return None
+        length = WINDOW
+        if kind != str(WINDOW):  # all of a question
+            length = int(self._tables["lengths.whole"][entry]) if kind == "whole" else int(kind)
+            start -= int(self._tables["offsets.whole"][entry]) if kind == "whole" else 0
+            said = text[max(start, 0) : start + length]
+            if kind == "whole" and whole(said) != self._tables["all.whole"][entry]:
+                return None
+            if np.isin(text[start + length : start + length + 1], GOES_ON).any():
+                return None
         place = int(self._tables[f"places.{kind}"][entry]) - 1
         at = int(np.searchsorted(self._firsts, place, "right")) - 1
         return Hit(number, start, length, self.benchmarks[at].name, place - self._firsts[at] + 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.contamination import Index, Text, save_index, tables
+from dstools_distill.contamination import Index, Kind, Text, save_index, tables
 from dstools_distill.forms import BadRowError, convert
 from dstools_distill.ngrams import hashes, tokens
 from dstools_distill.records import Record
@@ -26,8 +26,9 @@ def decontaminate(samples: Path, index: list[Path], problems: Path | None, work:
     """Write the rows without a window of a benchmark as records.jsonl, the others as dropped.jsonl.
 
     problems: a folder of prompts that the student will be measured on; they count as a benchmark called
-    "eval", and their index, eval.ngrams, is left in the folder. To each row `contamination` is added: [{"benchmark", "row", "where", "window"}], the first window of a
-    benchmark's row in the prompt, the reasoning or the answer; [] in what is kept.
+    "eval", and their index, eval.ngrams, is left in the folder. To each row `contamination` is added:
+    [{"benchmark", "row", "where", "window"}], the first window of a benchmark's row in the prompt, the
+    reasoning or the answer; [] in what is kept.
     """
     if problems:
         asked, own = problems / "records.jsonl", work.folder / "eval.ngrams"
@@ -66,11 +67,12 @@ def _worker(index: list[Path], source: Path) -> Callable[[Rows], Chunk]:
         hits = known.find(
             [hashes(text) for _, _, text in texts], [where == "prompt" for _, where, _ in texts]
         )
+        said = {number: tokens(texts[number][2]) for number in {hit.text for hit in hits}}
         windows: dict[int, dict[tuple[str, int, str], str]] = {}  # of each row that was hit
         for hit in hits:
-            n, where, text = texts[hit.text]
-            said = " ".join(tokens(text)[hit.start : hit.start + hit.length])
-            windows.setdefault(n, {}).setdefault((hit.benchmark, hit.row, where), said)
+            n, where, _ = texts[hit.text]
+            window = " ".join(said[hit.text][hit.start : hit.start + hit.length])
+            windows.setdefault(n, {}).setdefault((hit.benchmark, hit.row, where), window)
         counts, kept, gone = Counter[str](), [], []
         for n, (_, line) in enumerate(lines):
             counts["in"] += 1
@@ -78,8 +80,8 @@ def _worker(index: list[Path], source: Path) -> Callable[[Rows], Chunk]:
                 kept.append(records.extended(line, {"contamination": []}))
                 continue
             named = [
-                {"benchmark": benchmark, "row": row, "where": where, "window": said}
-                for (benchmark, row, where), said in windows[n].items()
+                {"benchmark": benchmark, "row": row, "where": where, "window": window}
+                for (benchmark, row, where), window in windows[n].items()
             ]
             counts["contaminated"] += 1
             counts.update({f"of {each['benchmark']}" for each in named})
@@ -154,7 +156,7 @@ def _benchmark(file: Path) -> Iterator[Text]:
                     f"{file}: line {number}: is not UTF-8",
                     "save it as UTF-8: iconv -f OLD -t UTF-8",
                 ) from None
-            yield Text(number, tokens(text), is_question=True)
+            yield Text(number, tokens(text), "question")
         return
     for number, row in rows(file):
         try:
@@ -164,7 +166,9 @@ def _benchmark(file: Path) -> Iterator[Text]:
             raise DstoolsError(f"{where}: {error}", "mend or remove it") from None
         for message in question.messages:
             if message["role"] != "system":
-                yield Text(number, tokens(message["content"]), message["role"] == "user")
+                kind: Kind = "generated" if row.get("task") else "question"
+                said = tokens(message["content"])
+                yield Text(number, said, kind if message["role"] == "user" else "answer")
         for answer in (question.gold, question.reference):
             if answer is not None:
-                yield Text(number, tokens(answer), is_question=False)
+                yield Text(number, tokens(answer), "answer")

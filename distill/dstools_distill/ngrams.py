@@ -116,11 +116,10 @@ def _plain(text: str) -> str:
 
 def _said(word: str) -> list[str]:
     """Return the tokens of a word, which is anything between blanks."""
-    return [
-        SPELLINGS.get(token) or token.removeprefix("\\")
-        for token in TOKEN.findall(word)
-        if token not in STYLE and not token.startswith((r"\begin{", r"\end{"))
-    ]
+    found = TOKEN.findall(word)
+    if "\\" in word:
+        found = [token for token in found if token not in STYLE and "{" not in token]  # \begin{...}
+    return [SPELLINGS.get(token) or token.removeprefix("\\") for token in found]
 
 
 def _hashes(word: str) -> bytes:
