@@ -266,7 +266,8 @@ class _Renderer:
         wrong = violations(self.decode, ids, labels, wanted)
         if not wrong:
             return {}
-        if self.decode(target) != row.text + self.decode(target[-1:]):
+        alone = self.backend.encode(row.text, add_special_tokens=False).ids
+        if self.decode(alone) != row.text:
             return {"drop_reason": "not-reversible", "difference": wrong[-1].message}
         raise DstoolsError(
             f"{self.source}: row {row_id(row.record)}: {wrong[0].code}: {wrong[0].message}",
