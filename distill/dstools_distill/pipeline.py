@@ -14,7 +14,7 @@ from typing import Any
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError
 from dstools_distill.recipe import STAGES, TRAINED, Chain, Recipe, as_json
-from dstools_distill.settings import Eval, Prompts, Verify
+from dstools_distill.settings import Eval, Prompts, Student, Verify
 from dstools_distill.stage import LOCKED, MANIFEST, Done, Report, Work, find, identify, run_stage
 
 REVISIONS = dict.fromkeys(STAGES, 1)  # one up when a stage's code gives other bytes for the same
@@ -147,12 +147,24 @@ class Pipeline:
             for name, folders in stages.items()
             for stage, folder in folders.items()
         }
-        identity = identify("card", REVISIONS["card"], as_json(settings), inputs, PACKAGES["card"])
+        students = {chain.name: self._told(chain.student) for chain in self.recipe.chains}
+        said = as_json(settings) | {"students": {k: as_json(v) for k, v in students.items()}}
+        identity = identify("card", REVISIONS["card"], said, inputs, PACKAGES["card"])
         done = run_stage(
-            self.out / "store", identity, lambda work: card(settings, stages, work), self._work
+            self.out / "store",
+            identity,
+            lambda work: card(settings, students, stages, work),
+            self._work,
         )
         self._link("", "card", done.folder)
         return done
+
+    def _told(self, student: Student) -> Student:
+        """Return a student whose model is org/name, or the name of a folder: no path is told."""
+        is_folder = bool(student.model) and self._path(student.model).is_dir()
+        if not is_folder or student.model.startswith(PHASE):
+            return student
+        return replace(student, model=Path(student.model).name)
 
     def finished(self, chain: Chain, stage: str) -> Path:
         """Return the folder of a stage that is done."""
