@@ -29,6 +29,7 @@ USED = [
     ("llama3", ""),
 ]
 QUESTION = "What is 12 + 29?"
+TAGS = ("<think>", "</think>")
 
 
 def record(**changes: object) -> dict[str, Any]:
@@ -227,8 +228,12 @@ def test_any_text_survives_byte_for_byte_or_is_refused_with_a_reason(
     rows, dropped = rendered(made, record(reasoning=f"t{trace}", answer=answer))
     if dropped:
         block = f"t{trace}</think>{answer}"
-        assert dropped == ["not-reversible"]
-        assert made.decode(made.tokenizer.encode(block, add_special_tokens=False)) != block
+        changed = made.decode(made.tokenizer.encode(block, add_special_tokens=False)) != block
+        assert {
+            "broken-think": any(tag in text for tag in TAGS for text in (trace, answer)),
+            "control-token": any(token in block for token in made.control),
+            "not-reversible": changed,
+        }[dropped[0]]
     else:
         said = made.tokenizer.decode(rows[0][1][rows[0][1].count(IGNORED) : -1])
         wanted = f"t{trace}</think>{answer}"
