@@ -21,7 +21,7 @@ from dstools_distill.rewards import rewards
 from dstools_distill.settings import Grpo, Verify
 from dstools_distill.stage import Report, Work
 from dstools_distill.templates import end_token_id, load_tokenizer, opens_think, prompt_text
-from dstools_distill.training import LOSS_CURVE, arguments, load_student, lora, run
+from dstools_distill.training import LOSS_CURVE, arguments, load_student, lora, optimizers, run
 from dstools_distill.verify import Judge
 
 CURVE = (
@@ -82,6 +82,7 @@ def grpo(
             train_dataset=asked,
             processing_class=tokens,
             peft_config=lora(settings),
+            optimizers=optimizers(settings, student),
         )
         report = run(trainer, settings, work, tokens, CURVE)
     return {

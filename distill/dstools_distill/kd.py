@@ -17,7 +17,7 @@ from dstools_distill import records
 from dstools_distill.settings import Kd
 from dstools_distill.stage import Report, Work
 from dstools_distill.templates import end_token_id, load_tokenizer, prompt_text
-from dstools_distill.training import LOSS_CURVE, arguments, load_student, lora, run
+from dstools_distill.training import LOSS_CURVE, arguments, load_student, lora, optimizers, run
 
 CURVE = (*LOSS_CURVE, "entropy", "completions/mean_length", "completions/clipped_ratio")
 PROBED = 200  # prompts
@@ -68,6 +68,7 @@ def kd(
         train_dataset=Dataset.from_list([{"prompt": messages} for messages in conversations]),
         processing_class=tokens,
         peft_config=lora(settings),
+        optimizers=optimizers(settings, student),
     )
     report = run(trainer, settings, work, tokens, CURVE)
     count = len(conversations)
