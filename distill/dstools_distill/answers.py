@@ -18,12 +18,12 @@ import unicodedata
 from datetime import date
 from typing import NamedTuple
 
-from dstools_distill.extract import Found, final_answer, stripped
+from dstools_distill.extract import TAKEN_BACK, Found, final_answer, stripped
 from dstools_distill.formula import Node, read
 from dstools_distill.numeric import equal
 from dstools_distill.referee import Referee
 from dstools_distill.settings import AnswerType
-from dstools_distill.spelling import plain
+from dstools_distill.spelling import one_alphabet, plain
 
 
 class Ruling(NamedTuple):
@@ -56,6 +56,8 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
         kind = looks_like(wanted)
     if kind == "string" and same_text(said, wanted):
         return RIGHT
+    if kind == "choice" and "\n" not in said and letters(said):
+        return choices(said, wanted)
     found = final_answer(said)
     if found.problem == "several-answers" and kind in ("set", "math"):
         found = _joined(found, wanted, kind)
@@ -137,7 +139,7 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
         return Ruling("unverifiable", "not-comparable")
     if found.is_exact:
         return RIGHT if found.is_equal else Ruling("incorrect", f"differs: {answer[:40]}", EXACT)
-    second = referee.math(answer, gold)
+    second = referee.math(one_alphabet(answer), one_alphabet(gold))
     both = ("numeric", "math-verify")
     if second is None or isinstance(second, str):
         return Ruling("unverifiable", second or "math-verify-cannot-read", both)
@@ -149,7 +151,7 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"(?<![A-Za-z])\s+|\s+(?![A-Za-z])", "", plain(text))
+    return re.sub(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])", "", plain(text))
 
 
 def _as_group(node: Node) -> Node:
@@ -171,17 +173,17 @@ def choices(answer: str, gold: str) -> Ruling:
 
 def letters(text: str) -> frozenset[str]:
     """Return the letters that a text chooses; none where it is no choice: C, (c), Option C, C) 42, A and C."""
-    text = re.sub(r"^(?:option|choice|answer)s?\s+", "", _without_text(text), flags=re.IGNORECASE)
-    text = _without_text(text.strip("*_ "))
+    text = STYLED.sub(r"\1", text).replace("\\ ", " ")
+    text = re.sub(r"^(?:option|choice|answer)s?\s+", "", text.strip("*_ "), flags=re.IGNORECASE)
     if named := re.match(r"\(?([A-Z])\s*[).:]\s*(.+)", text, re.DOTALL):
-        return (
-            frozenset(named[1])
-            if not re.search(r"\b[A-Z]\s*[).:]|\bor\b", named[2])
-            else frozenset()
-        )
+        is_alone = not re.search(r"\b[B-J]\b", named[2]) and not TAKEN_BACK.search(named[2])
+        return frozenset(named[1] if is_alone else "")
     parts = re.split(r"\s*(?:,|;|&|\bor\b|\band\b)\s*", text)
     found = [re.fullmatch(r"\(?([A-Za-z])[).]?", part.strip()) for part in parts if part.strip()]
     return frozenset(each[1].upper() for each in found if each) if all(found) else frozenset()
+
+
+STYLED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox)\s*\{([^{}]*)\}")
 
 
 def strings(answer: str, gold: str) -> Ruling:
@@ -206,7 +208,8 @@ def same_text(answer: str, gold: str) -> bool:
 
 def _text(text: str) -> str:
     """Return a text without what carries no meaning: style commands, quotes' forms, runs of white space."""
-    text = unicodedata.normalize("NFC", _without_text(stripped(_without_text(text))))
+    text = STYLED.sub(r"\1", stripped(_without_text(text)))
+    text = unicodedata.normalize("NFC", text)
     text = re.sub(r"[’‘`\"“”]", "'", text)  # noqa: RUF001
     text = re.sub(r"\s*,\s*", ", ", text)
     return " ".join(text.split()).strip("' ").removesuffix(".")
@@ -215,9 +218,7 @@ def _text(text: str) -> str:
 def _without_text(text: str) -> str:
     r"""Return what stands in \text{...}."""
     text = text.strip()
-    while found := re.fullmatch(
-        r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox)\s*\{([^{}]*)\}", text
-    ):
+    while found := STYLED.fullmatch(text):
         text = found[1].strip()
     return text
 

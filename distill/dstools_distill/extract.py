@@ -8,6 +8,8 @@ one back, settles on none.
 import re
 from typing import NamedTuple
 
+from dstools_distill.spelling import NoUnit, unit_name
+
 MAX_SHORT = 400  # characters of a text that may be nothing but its answer
 
 
@@ -26,9 +28,7 @@ def final_answer(text: str) -> Found:
     if "<answer>" in text:
         inner = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
         return _one([stripped(each) for each in inner], text.rpartition("</answer>")[2])
-    announced = [
-        each for each in ANNOUNCED.finditer(text) if not NEGATED.search(text, 0, each.end())
-    ]
+    announced = _announcements(text)
     if announced:
         said = [_said(text, each) for each in announced]
         last = text[announced[-1].end() :].partition("\n")
@@ -43,20 +43,37 @@ def final_answer(text: str) -> Found:
 
 ANNOUNCED = re.compile(
     r"\#{4}\s*"
-    r"|(?:\b(?:final|correct|right)\s+)?\b(?:answer|result|solution)\b(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?)?"
+    r"|(?:\b(?:final|correct|right)\s+)?\b(?:answer|result|solution|option|choice)s?\b(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?)?"
     r"(?:\s*[*_]{0,2}\s*[:：]\s*[*_]{0,2}|\s+(?:is|are|equals|would be|will be|should be|=)\b:?)\s*"  # noqa: RUF001
     r"|(?:答案|结果)(?:是|为|[:：])+\s*",  # noqa: RUF001
     re.IGNORECASE,
 )
 NEGATED = re.compile(
-    r"(?:\bnot|n't|\bnever)\s+(?:be\s+|equal(?:\s+to)?\s+|the\s+)*[^\w\\]*$", re.IGNORECASE
+    r"(?:not|n't|\bnever)\s+(?:be\s+|equal(?:\s+to)?\s+|the\s+)*[^\w\\]*$", re.IGNORECASE
 )
 TAKEN_BACK = re.compile(
     r"\b(?:wait|actually|correction|instead|alternatively|maybe|perhaps|sorry|mistake|wrong|incorrect"
     r"|or|no|not|hmm|recheck|reconsider|unsure|could(?: also)? be|might)\b|n't\b|等等|不对",
     re.IGNORECASE,
 )
-PROSE = re.compile(r"[a-z]{2,} [a-z]+ [a-z]+|[.!?]\s+\S", re.IGNORECASE)
+PROSE = re.compile(
+    r"^[a-z ]+:|[a-z]{2,} [a-z]+ [a-z]+|[a-z]{2,} [a-z]{2,} \S?\d|[.!?]\s+\S|\$.*[a-z]{3}.*\$",
+    re.IGNORECASE,
+)
+
+
+def _announcements(text: str) -> list[re.Match[str]]:
+    """Return what announces an answer; of two in a row, "Final answer: the answer is", the last."""
+    found = list(ANNOUNCED.finditer(text))
+    return [
+        mark
+        for n, mark in enumerate(found)
+        if not NEGATED.search(text, 0, mark.end())
+        and not (n + 1 < len(found) and LEAD_IN.fullmatch(text, mark.end(), found[n + 1].start()))
+    ]
+
+
+LEAD_IN = re.compile(r"\W*(?:the|so|my|our)?\W*", re.IGNORECASE)
 
 
 def _boxed(text: str) -> Found:
@@ -69,9 +86,9 @@ def _boxed(text: str) -> Found:
             return Found("", "no-answer")
         if NEGATED.search(text, 0, mark.start()):
             return Found("", "taken-back")
-        found.append(stripped(inner))
-    announced = (_said(text, mark) for mark in ANNOUNCED.finditer(text))
+        found.append(_boxed(inner).text if "\\boxed" in inner else stripped(inner))
     if all(PLAIN_NUMBER.fullmatch(each) for each in found):
+        announced = [_said(text, mark) for mark in _announcements(text)]
         found += [said for said in announced if PLAIN_NUMBER.fullmatch(said)]
     return _one(found, text[at:])
 
@@ -112,28 +129,46 @@ def _said(text: str, mark: re.Match[str]) -> str:
     line = rest.partition("\n")[0]
     if rest.startswith(("$$", "\\[")):
         line = " ".join(rest.partition("\n\n")[0].split())
-    sentence = re.split(r"(?<=\S)\.\s+(?=[A-Z])|[。；]", line)  # noqa: RUF001
+    sentence = re.split(r"(?<=\S)\.\s+(?=[A-Z\\$])|[。；]", line)  # noqa: RUF001
     if len(sentence) > 1 and TAKEN_BACK.search(line[len(sentence[0]) :]):
         return line  # what follows takes it back, and cannot be read
     return stripped(sentence[0])
 
 
 def _last_number(text: str) -> Found:
-    """Return the one number of the last line, or the one behind its last equals sign."""
+    """Return the one formula or number of the last line, or the number behind its last equals sign."""
     line = stripped(text.strip().rpartition("\n")[2])
-    if (
-        TAKEN_BACK.search(line)
-        or "?" in line
-        or re.search(r"\b(?:if|either|between|about)\b", line)
-    ):
+    if TAKEN_BACK.search(line) or OPEN_END.search(line):
         return Found("", "no-answer")
-    head, equals, behind = line.rpartition("=")
-    numbers = re.findall(r"[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?", behind if equals else line)  # noqa: RUF001
-    if len(numbers) != 1 or (equals and re.search(r"[a-z]{3,}", behind, re.IGNORECASE)):
+    formulas = INLINE.findall(line)
+    if formulas and (len(formulas) > 1 or re.search(r"\d", INLINE.sub("", line))):
         return Found("", "no-answer")
-    if equals and head.count("=") > 3:
+    if formulas:
+        return Found(stripped(max(formulas[0])))
+    _, equals, behind = line.rpartition("=")
+    rest = behind if equals else line
+    numbers = list(NUMBER.finditer(rest))
+    if len(numbers) != 1 or not _is_unit(rest[numbers[0].end() :]):
         return Found("", "no-answer")
-    return Found(numbers[0].rstrip(","))
+    return Found(numbers[0][0])
+
+
+NUMBER = re.compile(r"[-−]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?[%°]?")  # noqa: RUF001
+# a dollar that opens is not before a blank, one that closes not behind one nor before a digit; as in Pandoc
+INLINE = re.compile(r"(?<![\\$])\$(?=[^\s$])((?:[^$\\]|\\.)*?)(?<=\S)\$(?![\d$])|\\\((.+?)\\\)")
+OPEN_END = re.compile(
+    r"\?|\b(?:if|either|between|about|least|most|more|less|fewer|over|under|nearly|almost)\b",
+    re.IGNORECASE,
+)
+
+
+def _is_unit(behind: str) -> bool:
+    """Tell words that leave a number what it is."""
+    words = behind.strip(" .,!;:*$")
+    try:
+        return not words or bool(unit_name(words))
+    except NoUnit:
+        return False
 
 
 def stripped(text: str) -> str:
@@ -161,6 +196,7 @@ def stripped(text: str) -> str:
 
 NAMING = re.compile(
     r"^(?:(?:so|thus|hence|therefore|we (?:get|have)|it is|it's|that is|approximately|exactly)[\s,:]+"
+    r"|\\text\s*\{[^{}]*\b(?:is|are)\s*\}|(?:\\approx(?![a-z])|≈)\s*"
     r"|(?:\\text\s*\{[^{}]{3,40}\}|(?:[A-Za-z]{3,}[ ]?){1,4})\s*=(?!=)\s*)",
     re.IGNORECASE,
 )

@@ -195,8 +195,8 @@ class _Reader:
         if is_negative:
             found = Node("neg", (found,))
         unit = self.unit()
-        if money and unit not in ("", money):
-            self.fail()
+        if (money and unit not in ("", money)) or (len(unit) > 2 and _has_variables(found)):
+            self.fail()  # "I cannot say" is no number of anything
         return Node("unit", (found,), money or unit) if money or unit else found
 
     def unit(self) -> str:
@@ -483,6 +483,12 @@ class _Reader:
         if self.braced() != kind:
             self.fail()
         return Node("matrix", tuple(Node("group", row) for row in rows))
+
+
+def _has_variables(node: Node) -> bool:
+    if node.op == "sym":
+        return node.name not in ("pi", "e", "i")
+    return any(map(_has_variables, node.args))
 
 
 def number(value: Fraction | int) -> Node:

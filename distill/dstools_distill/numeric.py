@@ -244,7 +244,7 @@ def _named(node: Node) -> tuple[Node, str]:
         return node, ""
     name = _name(node.args[0])
     values = node.args[1:] if name else node.args
-    if any(symbols_of(node.args[0]) & symbols_of(each) for each in values) and name:
+    if any(name.split()[0] in symbols_of(each) for each in values if name):
         return node, ""
     if signs[-1] == "~" and len(values) > 1:
         values = values[:-1]

@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 WALL_FACTOR = 30  # a process that waits for something that never comes is ended, too
@@ -22,6 +23,7 @@ MEMORY_BYTES = 4 << 30  # of addresses; the libraries alone take one
 CHILD = "from dstools_distill.referee import serve; serve()"
 # a call is a name or a bracket before a bracket; these names call nothing that harms
 CALL = re.compile(r"__|\blambda\b|[\])\"']\s*\(|([A-Za-z_]\w*)\s*\(")
+DEGREES = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*\^\s*\{?\\circ\}?\s*[)}]?")
 HARMLESS = {"sin", "cos", "tan", "exp", "log", "ln", "sqrt", "abs", "pi", "x", "y", "z"}
 
 
@@ -51,7 +53,8 @@ class Referee:
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 assert pipe is not None
-                pipe.close()
+                with suppress(BrokenPipeError):  # of what was still to be said
+                    pipe.close()
             self._process = None
 
     def __del__(self) -> None:
@@ -123,16 +126,17 @@ def _import(ask: Any) -> None:
 
 
 def _math(question: dict[str, str]) -> bool | None:
+    import sympy
     from math_verify import LatexExtractionConfig, parse, verify
 
-    read = [
-        parse(
-            f"\\boxed{{{question[name]}}}",
-            [LatexExtractionConfig(boxed_match_priority=0)],
-            parsing_timeout=None,
-        )
-        for name in ("gold", "answer")
-    ]
+    imaginary = {sympy.Symbol("i", real=real): sympy.I for real in (True, False)}
+    how = [LatexExtractionConfig(boxed_match_priority=0)]
+    read = []
+    for name in ("gold", "answer"):
+        text = DEGREES.sub(r"\1(\\frac{\2 \\pi}{180})", question[name])
+        found = parse(f"\\boxed{{{text}}}", how, parsing_timeout=None)
+        # math-verify 0.9 takes i for a variable, and cos 30° for that of 30
+        read.append([each if isinstance(each, str) else each.subs(imaginary) for each in found])
     if not all(read):
         return None
     return bool(verify(*read, timeout_seconds=None))

@@ -29,7 +29,8 @@ TMP_BYTES = 16 << 20
 WALL_FACTOR = 3  # a program that sleeps is ended after so many times its CPU time
 MAX_CASES = 100
 LAUNCH = """
-import resource, runpy, sys
+import builtins, resource, runpy, sys
+builtins.exit = builtins.quit = sys.exit  # which site would do
 seconds, memory = int(sys.argv[1]), int(sys.argv[2])
 for what, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory),
                     (resource.RLIMIT_FSIZE, 1 << 24), (resource.RLIMIT_NOFILE, 64),

@@ -34,6 +34,7 @@ SAME = [  # what is written in several ways
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])"), "°"),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\\$"), "$"),
+    (re.compile(r"\$\s*(,|or|and)\s*\$"), r" \1 "),  # $1$ and $2$
     (re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))"), ""),
 ]
 PLAIN = re.compile(r"[\w\s.,+/()-]*", re.ASCII)
@@ -58,16 +59,22 @@ LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 RAISED_RUN, LOWERED_RUN = re.compile(f"[{''.join(RAISED)}]+"), re.compile(f"[{''.join(LOWERED)}]+")
 
 
-def plain(text: str) -> str:
-    r"""Return a formula with one spelling for what has several: − and -, \dfrac and \frac, 1{,}234.
+def one_alphabet(text: str) -> str:
+    r"""Return a formula in ASCII where it has another character for the same: −, ², √, １.
 
     A superscript becomes ^{..}: Unicode's own NFKC would make 102 of 10².
     """
-    if not text.isascii():
-        text = RAISED_RUN.sub(lambda m: "^{" + "".join(map(RAISED.__getitem__, m[0])) + "}", text)
-        text = LOWERED_RUN.sub(lambda m: "_{" + "".join(map(LOWERED.__getitem__, m[0])) + "}", text)
-        text = text.translate(CHARACTERS)
-    text = re.sub(r"(?<=\d)\\,(?=\d{3}(?!\d))|(?<=\d)\\!,?(?=\\?!?,?\d{3}(?!\d))", ",", text)
+    if text.isascii():
+        return text
+    text = RAISED_RUN.sub(lambda m: "^{" + "".join(map(RAISED.__getitem__, m[0])) + "}", text)
+    text = LOWERED_RUN.sub(lambda m: "_{" + "".join(map(LOWERED.__getitem__, m[0])) + "}", text)
+    return text.translate(CHARACTERS)
+
+
+def plain(text: str) -> str:
+    r"""Return a formula with one spelling for what has several: − and -, \dfrac and \frac, 1{,}234."""
+    text = one_alphabet(text)
+    text = re.sub(r"(?<=\d)(?:\\,|,\\!|\\!,)(?=\d{3}(?!\d))", ",", text)
     text = SPACING.sub(" ", text)
     if not PLAIN.fullmatch(text):
         for pattern, ours in SAME:
@@ -95,7 +102,7 @@ SHORT_UNITS = set(
 )
 NO_UNITS = set(  # words that change a number, or take it back
     "hundred thousand million billion trillion dozen score half third quarter fourth fifth tenth "
-    "percent plus minus times divided over squared cubed square cube root factorial mod power "
+    "percent plus minus times divided over squared cubed root factorial mod power "
     "one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty "
     "or and to not no nor if maybe perhaps about least most more less fewer fewest between than "
     "approximately under above below negative but either wrong false instead except without "

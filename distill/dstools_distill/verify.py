@@ -28,6 +28,7 @@ from dstools_distill.stage import Chunk, Report, Rows, Work, each_record, map_ro
 
 RIGHT_SCORE = 0.99  # of reasoning-gym's 0 to 1; less is partly right, which is wrong
 PLACES = 4  # of shares
+ONE_VALUED = ("chain_sum",)  # tasks of which another integer is wrong, without asking the scorer
 
 
 def verify(settings: Verify, samples: Path, work: Work) -> Report:
@@ -196,7 +197,7 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
         return RIGHT
     if INTEGER.fullmatch(oracle) and DIGITS.fullmatch(said):
         ruling = integers(said, oracle)
-        if ruling.reason.startswith("not-canonical"):
+        if ruling.reason.startswith("not-canonical") or task["name"] in ONE_VALUED:
             return ruling
     score = referee.score(task["name"], said, task["entry"])
     if isinstance(score, str):
