@@ -81,6 +81,8 @@ def sft(
         (work.folder / PACKED).unlink(missing_ok=True)
     return {
         "in": len(rendered),
+        "out": len(rendered),
+        "dropped": {},
         "sequences": len(sequences),
         "longest": int(lengths.max()),
         "tokens": int(lengths.sum()),

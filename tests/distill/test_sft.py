@@ -392,8 +392,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(
     variant: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after step 5, it goes on from step 4, in the second epoch, in the middle of it."""
-    longer = replace(SHORT, max_steps=9, log_steps=2, batch_size=16)
+    """Stopped after step 5, it goes on from step 4, in the second epoch, in the middle of it.
+
+    A checkpoint is asked for at step 3, and made where the losses until then are logged.
+    """
+    longer = replace(SHORT, max_steps=9, log_steps=2, save_steps=3, batch_size=16)
     settings = replace(longer, **VARIANTS[variant])
     train(settings, rows, tmp_path / "straight")
     at_end = checkpoints.Keeper.on_step_end

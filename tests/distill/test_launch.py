@@ -1,0 +1,162 @@
+"""Several processes: what was asked for is what runs, its losses are those of one, and kills lose nothing.
+
+Each run starts interpreters that import torch, some seconds of CPU each; hence few runs that prove much.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstools_distill.settings import Sft
+from dstools_distill.training import launch_command, launch_config
+
+SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
+HERE = Path(__file__).parent
+
+# What the processes run: KIND FOLDER. A first process makes the folder, late; the others must wait.
+CHILD = """
+import json, os, sys, time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[3])
+from test_sft import INIT, SAMPLE, SHORT, Stopped, write_rows, some_rows
+from dstools_converters.errors import DstoolsError
+from dstools_distill import checkpoints, training
+from dstools_distill.sft import sft
+from dstools_distill.stage import Work
+
+kind, folder = sys.argv[1], Path(sys.argv[2])
+asked = replace(SHORT, processes=1 if kind == "single" else 2, parallel=kind)
+is_first = os.environ.get("RANK", "0") == "0"
+
+def train(settings, name):
+    if is_first:
+        time.sleep(1)
+        (folder / name).mkdir(exist_ok=True)
+    work = Work(folder / name, 1, lambda total, what: nullcontext(lambda n: None))
+    return sft(settings, folder / "rows", None, INIT, SAMPLE, "", work)
+
+def refused(settings):
+    try:
+        train(settings, "refused")
+    except DstoolsError as error:
+        if is_first:
+            (folder / f"{settings.parallel}.txt").write_text(str(error))
+        return
+    raise SystemExit(f"{settings.parallel} was not refused")
+
+def stop(self, args, state, control, **given):
+    at_end(self, args, state, control, **given)
+    if state.global_step == 5:
+        raise Stopped
+
+if kind == "refused":
+    training._check = lambda settings: None  # only what runs is left to look at
+    for name in ("fsdp2", "zero3"):
+        refused(replace(SHORT, processes=2, parallel=name))
+    raise SystemExit
+if kind == "alone":
+    refused(replace(SHORT, processes=2, parallel="ddp"))
+    raise SystemExit
+report = train(asked, "straight")
+at_end = checkpoints.Keeper.on_step_end
+checkpoints.Keeper.on_step_end = stop
+try:
+    train(asked, "stopped")
+except Stopped:
+    pass
+checkpoints.Keeper.on_step_end = at_end
+train(asked, "stopped")
+if is_first:
+    (folder / "report.json").write_text(json.dumps(report))
+"""
+
+
+def launch(kind: str, folder: Path, *launcher: str) -> None:
+    """Run CHILD by a launcher, in a session of its own."""
+    child = folder / "child.py"
+    child.write_text(CHILD)
+    command = [*launcher, child, kind, folder, HERE]
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def launcher(kind: Any) -> list[str]:
+    """The shipped command, up to the module it runs."""
+    command = launch_command(Sft(processes=2, parallel=kind, batch_size=8), [])
+    return command[: command.index("-m", command.index("--config_file"))]
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "curve.jsonl").read_bytes().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("single")
+    make_rows(folder)
+    launch("single", folder, sys.executable)
+    return folder / "straight"
+
+
+def make_rows(folder: Path) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("sft_rows", HERE / "test_sft.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write_rows(folder / "rows", module.some_rows(48))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
+def test_two_processes_repeat_the_losses_of_one_and_resume_to_the_bit(
+    kind: str, single: Path, tmp_path: Path
+) -> None:
+    make_rows(tmp_path)
+    launch(kind, tmp_path, *launcher(kind))
+    # the mean of some 200 losses in another order of addition, float32: 1e-6 of 5.8 is three eps
+    assert losses(tmp_path / "straight") == pytest.approx(losses(single), abs=1e-6)
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert (report["parallel"], report["processes"], report["steps"]) == (kind, 2, 6)
+    names = {path.name for path in single.iterdir()}
+    assert names >= {"model.safetensors", "config.json", "curve.jsonl", "tokenizer.json"}
+    for folder in (tmp_path / "straight", tmp_path / "stopped"):
+        assert {path.name for path in folder.iterdir()} == names
+    for name in names:
+        straight, stopped = (tmp_path / run / name for run in ("straight", "stopped"))
+        assert straight.read_bytes() == stopped.read_bytes(), name
+
+
+@pytest.mark.slow
+def test_data_parallel_processes_are_not_taken_for_fsdp2_or_zero3(tmp_path: Path) -> None:
+    """accelerate with its FSDP config runs plain DDP on a CPU, and says nothing."""
+    make_rows(tmp_path)
+    command = launcher("ddp")
+    command[command.index("--config_file") + 1] = str(launch_config(Sft(parallel="fsdp2")))
+    launch("refused", tmp_path, *command)
+    assert "and MULTI_CPU with 2 runs" in (tmp_path / "fsdp2.txt").read_text()
+    assert "and MULTI_CPU with 2 runs" in (tmp_path / "zero3.txt").read_text()
+
+
+@pytest.mark.slow
+def test_one_process_where_two_were_asked_for_is_refused(tmp_path: Path) -> None:
+    """`accelerate launch --cpu --num_processes 2 --num_machines 1` starts one process."""
+    make_rows(tmp_path)
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    launch("alone", tmp_path, *accelerate, "--num_processes", "2", "--num_machines", "1")
+    assert "processes = 2 were asked for, and 1 run" in (tmp_path / "ddp.txt").read_text()
