@@ -23,6 +23,7 @@ PROMPT_REFUSED = (400, 413, 422)  # it is the prompt that is too long, or not to
 PASSING = (408, 409, 429)  # and 5xx: they may be gone later
 REFUSALS = 32  # so many before the first answer: it is not the prompts
 CONNECT_SECONDS = 10.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0  # as the client's own
 
 
 def endpoint(settings: Generate) -> Teacher:
@@ -149,7 +150,7 @@ TROUBLE = (APIStatusError, APIConnectionError, ValueError)  # the last one: no J
 async def _attempt(client: AsyncOpenAI, settings: Generate, ask: Ask) -> Outcome | Exception:
     """Return a sample, or the trouble that may pass. Raises DstoolsError for one that concerns all."""
     try:
-        return answer(await _post(client, request(settings, ask)), settings)
+        return await _completion(client, settings, request(settings, ask))
     except TROUBLE as error:
         status = error.status_code if isinstance(error, APIStatusError) else 500
         if status in PROMPT_REFUSED:
@@ -167,7 +168,7 @@ async def _see_it_alive(client: AsyncOpenAI, settings: Generate) -> None:
     """Raise DstoolsError unless the teacher answers something, if only that it does not like it."""
     hello = {"model": settings.model, "messages": [{"role": "user", "content": "1"}]}
     try:
-        answer(await _post(client, hello | {"max_tokens": 1}), settings)
+        await _completion(client, settings, hello | {"max_tokens": 1})
     except TROUBLE as error:
         if not (isinstance(error, APIStatusError) and error.status_code in PROMPT_REFUSED):
             raise DstoolsError(
@@ -177,9 +178,20 @@ async def _see_it_alive(client: AsyncOpenAI, settings: Generate) -> None:
             ) from None
 
 
-async def _post(client: AsyncOpenAI, body: dict[str, Any]) -> object:
-    """Return the JSON of a chat completion as it came, with the fields that OpenAI does not know."""
-    return await client.post("/chat/completions", body=body, cast_to=object)
+async def _completion(client: AsyncOpenAI, settings: Generate, body: dict[str, Any]) -> Answer:
+    """Return what the teacher says; a body that is cut short, which the client takes as it is, is asked for again.
+
+    The JSON is taken as it came, with the fields that OpenAI does not know.
+    """
+    for tried in range(settings.retries + 1):
+        try:
+            said = await client.post("/chat/completions", body=body, cast_to=object)
+            return answer(said, settings)
+        except ValueError:
+            if tried == settings.retries:
+                raise
+            await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2**tried, LONGEST_PAUSE_SECONDS))
+    raise AssertionError("retries are none or more")
 
 
 def _failed(error: Exception, settings: Generate) -> Failed:
