@@ -218,6 +218,9 @@ def _pipeline(recipe: str, out: str | None, workers: int) -> "Iterator[Pipeline]
     from dstools_distill.recipe import read_recipe
     from dstools_distill.stage import locked
 
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+        # DeepSpeed, where it is installed, otherwise says on stdout that it has guessed this
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     path = Path(recipe)
     read = read_recipe(path)
     place = Path(out) if out else path.with_suffix("")
@@ -226,14 +229,25 @@ def _pipeline(recipe: str, out: str | None, workers: int) -> "Iterator[Pipeline]
 
 
 def _line(chain: str, stage: str, done: "Done") -> str:
-    """Return a line about a stage: what went in and came out, and where it lies."""
-    report = done.report
-    said = []
-    if "in" in report and "out" in report:
-        said.append(f"{report['in']:,} -> {report['out']:,}")
-    said += [f"{count:,} {why}" for why, count in report.get("dropped", {}).items() if count]
+    """Return a line about a stage: what came of it."""
     where = f"{chain}/{stage}" if chain else stage
-    return f"{where:24} {', '.join(said)}{'  (was done)' if done.is_reused else ''}"
+    return f"{where:24} {_said(done.report)}{'  (was done)' if done.is_reused else ''}"
+
+
+def _said(report: dict[str, Any]) -> str:
+    """Return what is worth knowing of a report: scores, steps, or rows in and out with their losses."""
+    if "models" in report:
+        return ", ".join(
+            f"{name} {found['pass@1']['value']:.1%} pass@1 ({found['pass@1']['low']:.1%} to "
+            f"{found['pass@1']['high']:.1%}) on {found['problems']} problems"
+            for name, found in report["models"].items()
+        )
+    if "steps" in report:
+        return f"{report['steps']:,} steps, {report['parameters']:,} parameters"
+    if "files" in report:
+        return ", ".join(report["files"])
+    lost = [f"{count:,} {why}" for why, count in report["dropped"].items() if count]
+    return ", ".join([f"{report['in']:,} -> {report['out']:,}", *lost])
 
 
 def _finish(

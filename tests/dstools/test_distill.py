@@ -1,0 +1,212 @@
+"""`dstools distill` as a whole: a recipe from prompts to a card, found again, gone on with, refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dstools.cli import main
+from dstools_distill.recipe import STAGES
+
+DATA = Path(__file__).parents[1] / "data"
+RECIPE = """
+[[prompts.source]]
+path = "solved.jsonl"
+licence = "apache-2.0"
+
+[generate]
+backend = "replay"
+
+[verify]
+[decontaminate]
+[select]
+
+[student]
+init = {{ model_type = "qwen3", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 1, num_attention_heads = 2, num_key_value_heads = 2, head_dim = 16, max_position_embeddings = 256 }}
+tokenizer = "{tokenizer}"
+
+[render]
+max_length = 200
+
+[sft]
+max_steps = 2
+batch_size = 8
+micro_batch_size = 8
+precision = "float32"
+log_steps = 1
+
+[[eval.source]]
+path = "held-out.jsonl"
+
+[eval]
+max_tokens = 4
+precision = "float32"
+
+[card]
+name = "mini"
+"""
+
+
+def dstools(*args: str | Path) -> Result:
+    return CliRunner().invoke(main, ["distill", *map(str, args)])
+
+
+def conversations(name: str, count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Conversations of the sample model's data with their golds."""
+    lines = (DATA / f"sample-v3-{name}.jsonl").read_text().splitlines()[start : start + count]
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row["answer"] = row["messages"][-1]["content"].rpartition("\n\n")[2]
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe and its data: 40 solved sums, one asked twice, one wrong, one of the exam."""
+    folder = tmp_path_factory.mktemp("recipe")
+    solved, exam = conversations("calibration", 40), conversations("heldout", 60)
+    wrong = conversations("calibration", 1, start=50)[0]
+    wrong["answer"] = "1" + wrong["answer"]
+    write(folder / "solved.jsonl", [*solved, solved[3], wrong, exam[5]])
+    write(folder / "held-out.jsonl", exam)
+    path = folder / "mini.toml"
+    path.write_text(RECIPE.format(tokenizer=DATA / "sample-v3"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ran(recipe: Path) -> Result:
+    result = dstools("run", recipe, "--workers", "1")
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def report(recipe: Path, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        (recipe.with_suffix("") / stage / "manifest.json").read_text()
+    )
+    return found
+
+
+def test_a_recipe_runs_from_prompts_to_a_card_and_tells_what_was_lost_where(
+    recipe: Path, ran: Result
+) -> None:
+    """43 rows; one is asked twice, one is in the exam, one is wrong: 40 are rendered."""
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in ran.stdout.splitlines()}
+    assert lines["prompts"] == "43 -> 42, 1 duplicate"
+    assert lines["decontaminate"] == "42 -> 41, 1 contaminated"
+    assert lines["select"].startswith("41 -> 40, 1 incorrect")
+    assert lines["render"] == "40 -> 40"
+    assert lines["sft"].startswith("2 steps, ")
+    assert lines["eval"].startswith("after 0.0% pass@1 (0.0% to ")
+    assert list(lines) == [stage for stage in STAGES if stage not in ("kd", "grpo")]
+    assert "dstools quantize" in ran.stderr
+    card = (recipe.with_suffix("") / "card" / "README.md").read_text()
+    assert "mini" in card
+
+
+def test_the_same_recipe_finds_everything_done_and_writes_nothing(
+    recipe: Path, ran: Result
+) -> None:
+    store = recipe.with_suffix("") / "store"
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    again = dstools("run", recipe, "--workers", "2")
+    assert again.exit_code == 0, again.output
+    assert all(line.endswith("(was done)") for line in again.stdout.splitlines())
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+
+
+def test_another_setting_repeats_only_what_it_can_change(
+    recipe: Path, ran: Result, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(recipe.parent, folder, symlinks=True)
+    path = folder / recipe.name
+    path.write_text(path.read_text().replace("[select]", "[select]\nlimit = 16"))
+    result = dstools("select", path, "--json")
+    assert result.exit_code == 0, result.output
+    (stage,) = json.loads(result.stdout)["stages"]
+    assert (stage["report"]["out"], stage["is_reused"]) == (16, False)
+    for name in ("prompts", "generate", "verify", "decontaminate"):
+        (stage,) = json.loads(dstools(name, path, "--json").stdout)["stages"]
+        assert stage["is_reused"], name
+    path.write_text(recipe.read_text())  # and back again: what was there is found
+    (stage,) = json.loads(dstools("select", path, "--json").stdout)["stages"]
+    assert (stage["report"]["out"], stage["is_reused"]) == (40, True)
+
+
+def test_from_takes_what_comes_before_as_it_lies_there(
+    recipe: Path, ran: Result, tmp_path: Path
+) -> None:
+    """On another machine, without the prompts' file: their folders are enough."""
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(recipe.parent, folder, symlinks=True)
+    (folder / "solved.jsonl").unlink()
+    path = folder / recipe.name
+    assert dstools("run", path).exit_code == 1
+    result = dstools("run", path, "--from", "render", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        "render",
+        "sft",
+        "eval",
+        "card",
+    ]
+
+
+def test_a_trained_student_is_a_checkpoint_that_dstools_inspects(recipe: Path, ran: Result) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(recipe.with_suffix("") / "sft"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["parameters"] == report(recipe, "sft")["report"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "hint"),
+    [
+        (["run", "none.toml"], "none.toml: no such file", "init"),
+        (
+            ["run", "{recipe}", "--from", "kd"],
+            "--from kd: the recipe has no such stage",
+            "CHAIN/STAGE",
+        ),
+        (["verify", "{recipe}", "--chain", "b"], "no chain b", "it has no chains"),
+        (["grpo", "{recipe}"], "has no [grpo]", "add that table"),
+        (["render", "{recipe}", "--out", "{empty}"], "is not done", "dstools distill"),
+        (["init", "--preset", "none"], "none: no such preset", "toy-cpu"),
+    ],
+)
+def test_what_cannot_be_done_is_one_error_and_one_hint(
+    recipe: Path, tmp_path: Path, command: list[str], message: str, hint: str
+) -> None:
+    words = [word.format(recipe=recipe, empty=tmp_path / "empty") for word in command]
+    result = dstools(*words)
+    assert result.exit_code == 1, result.output
+    error, advice = result.stderr.splitlines()
+    assert message in error
+    assert hint in advice
+
+
+def test_a_bad_line_of_prompts_is_named_and_nothing_is_left_that_looks_done(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text('[[prompts.source]]\npath = "p.jsonl"\n')
+    rows = conversations("heldout", 3)
+    write(tmp_path / "p.jsonl", rows)
+    with (tmp_path / "p.jsonl").open("a") as file:
+        file.write('{"question": "1 + 1 =", "answer": NaN}\n')
+    result = dstools("run", tmp_path / "bad.toml")
+    assert result.exit_code == 1
+    assert "p.jsonl: line 4" in result.stderr
+    assert not list((tmp_path / "bad").rglob("manifest.json"))
+
+
+def test_init_lists_its_presets_and_prints_one_that_runs_as_a_recipe() -> None:
+    names = dstools("init").stdout.split()
+    assert {"toy-cpu", "r1-toy", "r1-distill-qwen-1.5b", "r1-distill-llama-70b"} <= set(names)
+    assert dstools("init", "--preset", "toy-cpu").stdout.startswith("# ")
