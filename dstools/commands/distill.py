@@ -1,6 +1,7 @@
 """`dstools distill`: the stages of a recipe, one by one or in a row, and what surrounds them."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -221,6 +222,8 @@ def _pipeline(recipe: str, out: str | None, workers: int) -> "Iterator[Pipeline]
     if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
         # DeepSpeed, where it is installed, otherwise says on stdout that it has guessed this
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # what libraries tell each other of their next versions
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     path = Path(recipe)
     read = read_recipe(path)
     place = Path(out) if out else path.with_suffix("")
