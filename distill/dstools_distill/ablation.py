@@ -54,7 +54,8 @@ def _arms(runs: Runs) -> list[str]:
         "Interval of that",
     )
     explained = (
-        "Means over seeds, with Student's interval at 95 % over them; it may reach past 0 and 100 %. Differences "
+        "Means over seeds, with Student's interval at 95 % over them; it may reach past 0 and 100 %. "
+        "They tell how much runs differ, not how few the problems are: that is in the table above. Differences "
         "are between runs of the same seed."
     )
     if any(len(seeds) == 1 for seeds in arms.values()):

@@ -224,7 +224,9 @@ def _not_measured(runs: Runs) -> list[str]:
     if not measured:
         found.append("What the student can do: there is no `eval` stage.")
     else:
-        if any("before" not in each.report["models"] for _, each in measured):
+        if any(
+            run.student.model and "before" not in each.report["models"] for run, each in measured
+        ):
             found.append("What the student could do before it was trained.")
         if all(name.startswith("rg:") for name in runs.sources(["eval"])):
             found.append("Any benchmark of language models.")

@@ -19,7 +19,7 @@ import torch
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.evaluate import evaluate, last_answer
+from dstools_distill.evaluate import _logged, evaluate, last_answer
 from dstools_distill.prompts import prompts
 from dstools_distill.settings import Eval, Prompts, Source, Verify
 from dstools_distill.stage import Report, Work
@@ -218,8 +218,19 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
     told: list[int] = []
     resumed = run(SAMPLED, problems, out, told=told)
     assert told[0] == known
+    assert sum(told[1:]) <= 16 - known // 5 * 5, (
+        "whole batches that were logged are not drawn again"
+    )
     assert resumed == straight
     assert bytes_of(out) == bytes_of(tmp_path / "straight")
+
+
+def test_a_torn_line_is_cut_off_before_more_is_logged(tmp_path: Path) -> None:
+    log = tmp_path / "answers-after.log"
+    whole = records.dump({"place": 7, "record": {}}) + records.dump({"place": 2, "record": {}})
+    log.write_bytes(whole + b'{"place": 3, "rec')
+    assert _logged(log) == {7: 0, 2: len(whole) // 2}
+    assert log.read_bytes() == whole
 
 
 def test_a_batch_that_is_half_logged_is_drawn_again(
