@@ -231,6 +231,18 @@ def test_runs_without_seeds_are_compared_problem_by_problem(made: Made, tmp_path
     assert "pass@1 against cold-start, points" in readme
 
 
+def test_only_seeds_that_both_arms_have_are_compared(made: Made, tmp_path: Path) -> None:
+    runs = arms(made)
+    del runs["unfiltered-0"]  # left are differences of -2 and 0 of 6 problems
+    readme = written(runs, tmp_path / "out", TOY)["README.md"]
+    assert "1: 33.3 %, 2: 83.3 % | -16.7 |" in readme
+    for name in ("unfiltered-1", "unfiltered-2"):
+        del runs[name]
+    runs["other-9"] = {"sft": made.sft(9), "eval": made.eval([1, 0, 0, 0, 0, 0])}
+    readme = written(runs, tmp_path / "again", TOY)["README.md"]
+    assert "| other | 16.7 % | \u2013 | 9: 16.7 % | \u2013 | no common seed |" in readme
+
+
 def test_rewards_have_a_plot_of_their_own(made: Made, tmp_path: Path) -> None:
     curve = '{"step": 1, "loss": 0.0, "reward": 0.25}\n{"step": 2, "loss": 0.0, "reward": 0.5}\n'
     grpo = made.stage("grpo", {"clip": 10.0, "seed": 3}, {"steps": 2}, curve_jsonl=curve)
