@@ -4,25 +4,24 @@ The second opinion beside math-verify. It errs towards None: equal at four point
 negative, is taken for equal; a function that is not known, a division by zero, a huge power is not judged.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
-from hashlib import sha256
-from math import comb, factorial, log2
-from typing import Any, NamedTuple
-
-from mpmath import MPContext
+from typing import NamedTuple
 
 from dstools_distill.formula import Node
+from dstools_distill.values import (
+    CONSTANTS,
+    Float,
+    NotComparableError,
+    as_float,
+    symbols_of,
+    value,
+)
 
-DIGITS, TOLERANCE = 50, 1e-30  # 20 digits are for what cancels
+TOLERANCE = 1e-30  # of 50 digits; 20 are for what cancels
+NOTHING = 1e-40  # what is left of a zero
 POINTS = 4
-MAX_BITS, MAX_MAGNITUDE = 20_000, 1e6  # of exact powers; of exponents to base 2
 MAX_ITEMS = 40
-_mp = MPContext()
-_mp.dps = DIGITS
-Float = Any  # a real or complex number of mpmath
-Number = Fraction | Float
 BARE = ("", "{}")  # a bare list is a set: nobody says in which order solutions come
 
 
@@ -31,10 +30,6 @@ class Equality(NamedTuple):
 
     is_equal: bool
     is_exact: bool  # by rational numbers alone
-
-
-class NotComparableError(Exception):
-    """The values cannot be told."""
 
 
 def equal(answer: Node, gold: Node, ordered: bool | None = None) -> Equality | None:
@@ -123,7 +118,7 @@ class _Comparison:
         if {unit, wanted} != {"%", ""}:
             raise NotComparableError(f"{unit} and {wanted}")
         if found.is_equal:
-            if abs(_float(value(theirs, 0))) <= 1:
+            if abs(as_float(value(theirs, 0))) <= 1:
                 raise NotComparableError("a share or per cent")
             return found
         hundredth = Node("/", (ours if unit else theirs, HUNDRED))
@@ -283,24 +278,9 @@ def same_relations(answer: Node, gold: Node) -> Equality:
         below = value(theirs, point)
         if not below:
             raise NotComparableError("zero at a random point")
-        ratios.append(_mp.mpmathify(_float(value(ours, point))) / _float(below))
+        ratios.append(as_float(value(ours, point)) / as_float(below))
     is_one = all(_close(ratio, ratios[0]) for ratio in ratios) and abs(ratios[0]) > TOLERANCE
     return Equality(is_one, is_exact=False)
-
-
-# ------------------------------------------------------------------------------------------- values
-
-CONSTANTS = ("pi", "e", "i", "inf", "empty", "varnothing")
-
-
-@lru_cache(maxsize=1024)
-def symbols_of(node: Node) -> frozenset[str]:
-    """Return the names of what may vary in a formula."""
-    if node.op == "sym":
-        return frozenset() if node.name in CONSTANTS else frozenset((node.name,))
-    if node.op == "call" and node.name == "log?":
-        return frozenset(("log?",)).union(*(symbols_of(each) for each in node.args))
-    return frozenset().union(*(symbols_of(each) for each in node.args))
 
 
 def same_scalars(answer: Node, gold: Node) -> Equality:
@@ -317,7 +297,8 @@ def same_scalars(answer: Node, gold: Node) -> Equality:
         return Equality(ours == theirs, is_exact=True)
     points = POINTS if symbols_of(answer) or symbols_of(gold) else 1
     is_equal = all(
-        _close(_float(value(answer, point)), _float(value(gold, point))) for point in range(points)
+        _close(as_float(value(answer, point)), as_float(value(gold, point)))
+        for point in range(points)
     )
     return Equality(is_equal, is_exact=False)
 
@@ -331,146 +312,12 @@ def _limit(node: Node) -> str:
 
 
 def _close(one: Float, other: Float) -> bool:
-    largest = max(abs(one), abs(other))
-    return bool(abs(one - other) <= TOLERANCE * largest or largest < TOLERANCE)
-
-
-def _float(number: Number) -> Float:
-    if isinstance(number, Fraction):
-        return _mp.mpf(number.numerator) / number.denominator
-    return number
-
-
-@lru_cache(maxsize=256)
-def _at(name: str, point: int) -> Float:
-    """Return a symbol's value at a random point: positive at point 0, negative at 1, else either."""
-    drawn = int.from_bytes(sha256(f"{name} {point}".encode()).digest(), "big")
-    size = _mp.mpf(drawn) / 2**256 * 2 + _mp.mpf("0.3")
-    is_negative = point == 1 or (point > 1 and drawn % 2 == 1)
-    return -size if is_negative else size
-
-
-def value(node: Node, point: int) -> Number:
-    """Return the value of an expression with its symbols at a random point, exact where it is rational."""
-    match node.op:
-        case "num":
-            assert node.value is not None
-            return node.value
-        case "sym":
-            return _constant(node.name) if node.name in CONSTANTS else _at(node.name, point)
-        case "call":
-            return _call(node.name, [value(each, point) for each in node.args], point)
-        case "unit" if node.name in ("°", "%"):
-            inner = _float(value(node.args[0], point))
-            return inner * _mp.pi / 180 if node.name == "°" else inner / 100
-        case "neg" | "!" | "+" | "-" | "*" | "/" | "^":
-            return _operate(node.op, [value(each, point) for each in node.args])
-    raise NotComparableError(node.op)
-
-
-def _constant(name: str) -> Float:
-    match name:
-        case "pi":
-            return +_mp.pi
-        case "e":
-            return +_mp.e
-        case "i":
-            return _mp.mpc(0, 1)
-    raise NotComparableError(name)
-
-
-def _operate(op: str, args: list[Number]) -> Number:
-    if op == "neg":
-        return -args[0]
-    if op == "!":
-        number = args[0]
-        if not isinstance(number, Fraction) or number.denominator != 1 or not 0 <= number <= 1000:
-            raise NotComparableError("factorial")
-        return Fraction(factorial(int(number)))
-    one, other = args
-    if not (isinstance(one, Fraction) and isinstance(other, Fraction)):
-        one, other = _float(one), _float(other)
-    match op:
-        case "+":
-            return one + other
-        case "-":
-            return one - other
-        case "*":
-            return one * other
-        case "/":
-            return one / other
-    return _power(one, other)
-
-
-def _power(base: Number, exponent: Number) -> Number:
-    if base == 0:
-        if not isinstance(exponent, Fraction) or exponent <= 0:
-            raise NotComparableError("a power of zero")
-        return base
-    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if bits * abs(exponent) <= MAX_BITS:
-            return base**exponent.numerator
-    base, exponent = _float(base), _float(exponent)
-    if abs(exponent) * (1 + abs(log2(abs(base)) if abs(base) < 1e300 else 1e6)) > MAX_MAGNITUDE:
-        raise NotComparableError("a huge power")
-    return _mp.power(base, exponent)
-
-
-def _call(name: str, args: list[Number], point: int) -> Number:
-    if name in ("floor", "ceil", "abs") and isinstance(args[0], Fraction):
-        number = args[0]
-        return {
-            "floor": Fraction(number // 1),
-            "ceil": Fraction(-(-number // 1)),
-            "abs": abs(number),
-        }[name]
-    if name == "binom":
-        above, below = args
-        if not all(isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= 1000 for n in args):
-            raise NotComparableError("binomial")
-        return Fraction(comb(int(above), int(below)))
-    if name == "root":
-        return _root(*args)
-    numbers = [_float(number) for number in args]
-    if name == "log?":
-        return _mp.log(numbers[0]) * _at("log?", point)
-    if name == "log":
-        base, number = numbers
-        return _mp.log(number) / _mp.log(base)
-    if any(abs(number) > MAX_MAGNITUDE for number in numbers):
-        raise NotComparableError("a function of a huge number")
-    function = FUNCTIONS_OF.get(name)
-    if function is None:
-        raise NotComparableError(name)
-    return function(numbers[0])
-
-
-FUNCTIONS_OF: dict[str, Callable[[Float], Float]] = {
-    "abs": _mp.fabs, "exp": _mp.exp, "ln": _mp.log,
-    "sin": _mp.sin, "cos": _mp.cos, "tan": _mp.tan, "cot": _mp.cot, "sec": _mp.sec, "csc": _mp.csc,
-    "arcsin": _mp.asin, "arccos": _mp.acos, "arctan": _mp.atan,
-    "sinh": _mp.sinh, "cosh": _mp.cosh, "tanh": _mp.tanh,
-}  # fmt: skip
-
-
-def _root(index: Number, radicand: Number) -> Number:
-    if not isinstance(index, Fraction) or index.denominator != 1 or not 2 <= index <= 100:
-        raise NotComparableError("an odd kind of root")
-    degree = int(index)
-    if isinstance(radicand, Fraction) and radicand >= 0:
-        above, below = (_whole_root(part, degree) for part in radicand.as_integer_ratio())
-        if above is not None and below is not None:
-            return Fraction(above, below)
-    number = _float(radicand)
-    if degree % 2 and isinstance(number, _mp.mpf) and number < 0:  # the real one
-        return -_mp.root(-number, degree)
-    return _mp.root(number, degree)
-
-
-def _whole_root(number: int, degree: int) -> int | None:
-    """Return the integer whose power a number is."""
-    if number.bit_length() > 1000:
-        return None
-    near = int(_mp.nint(_mp.root(number, degree)))
-    return near if near**degree == number else None
+    """Tell whether two values are equal; of two that are next to nothing that is not known."""
+    difference, largest = abs(one - other), max(abs(one), abs(other))
+    if difference <= TOLERANCE * largest:
+        return True
+    if largest > NOTHING:
+        return False
+    if one == 0 or other == 0:  # sin(pi) is nothing, too
+        return True
+    raise NotComparableError("next to nothing")
