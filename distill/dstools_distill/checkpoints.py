@@ -61,7 +61,7 @@ class Keeper(TrainerCallback):
         if last is not None:
             lines = (self.folder / CURVE).read_bytes().splitlines()
             self.tokens_before = json.loads(lines[-1])["tokens"]
-            if self.ema:
+            if self.ema and self.is_first:
                 self.ema.values = load_file(last / EMA)
         return last
 

@@ -73,7 +73,8 @@ def sft(
     _check_dataset(trainer, sequences, chosen, lengths)
     _check_first_batch(trainer, rendered, lengths)
     if settings.packing:
-        trainer.add_callback(_Isolation(trainer))
+        dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
+        trainer.add_callback(_Isolation(trainer, dtype))
     if config.use_cpu:
         score_targets_alone(trainer.model.get_base_model() if settings.lora else trainer.model)
     report = run(trainer, settings, work, student_tokenizer)
@@ -205,41 +206,37 @@ def documents(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
 class _Isolation(TrainerCallback):
     """Refuses to train on packed rows that can see each other."""
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Any, dtype: torch.dtype) -> None:
+        self.trainer, self.dtype = trainer, dtype
 
     def on_train_begin(self, *_args: Any, **_: Any) -> None:
-        check_isolation(
-            self.trainer.model_wrapped, self.trainer.model.config, self.trainer.args.device
-        )
+        check_isolation(self.trainer.model_wrapped, self.trainer.model.config, self.dtype)
 
 
 @torch.no_grad()
-def check_isolation(model: nn.Module, config: Any, device: torch.device) -> None:
+def check_isolation(model: nn.Module, config: Any, dtype: torch.dtype) -> None:
     """Raise DstoolsError unless a row in a packed sequence is computed as if it were alone.
 
-    Two proofs. Exact: the logits of the second of two rows must not change by a bit when the first one's tokens
-    do, for then a masked score weighs exactly 0, and nothing else differs. Numeric: its logits must be those of the row alone, to
-    rounding: each of the 2 x layers + 1 sums a token runs through adds an error of about eps of its own
-    size, so sqrt(2 x layers + 1) x eps in the root mean square, and 8 times that for what a sum adds up.
+    Two proofs. Exact: the logits of the second of two rows must not change by a bit when the tokens of the
+    first one do, since a masked score weighs exactly 0. Numeric: they must be those of the row alone, to
+    rounding: each of the 2 x layers + 1 sums that a token runs through adds an error of about eps of its own
+    size, sqrt(2 x layers + 1) x eps in the root mean square; 8 times that for what a product adds up.
+    dtype: of the products.
     """
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     text = config.get_text_config()
+    draw = torch.Generator().manual_seed(0)
     first, other, second = (
-        torch.randint(0, text.vocab_size, (1, n), generator=torch.Generator().manual_seed(n)).to(
-            device
-        )
-        for n in (33, 34, 31)
+        torch.randint(0, text.vocab_size, (1, size), generator=draw).to(device)
+        for size in (33, 33, 31)
     )
-    other = other[:, :33]
     packed = _logits(model, [first, second])[:, 33:]
     changed = _logits(model, [other, second])[:, 33:]
     alone = _logits(model, [second])
     model.train(was_training)
     error = ((packed - alone).pow(2).mean() / alone.pow(2).mean()).sqrt().item()
-    low = torch.finfo(torch.bfloat16 if packed.dtype == torch.bfloat16 else torch.float32)
-    bound = 8 * low.eps * (2 * text.num_hidden_layers + 1) ** 0.5
+    bound = 8 * torch.finfo(dtype).eps * (2 * text.num_hidden_layers + 1) ** 0.5
     if not torch.equal(packed, changed) or not error <= bound:
         raise DstoolsError(
             f"packing: {text._attn_implementation} attention lets rows of a sequence see each other "
@@ -263,5 +260,5 @@ def _logits(model: nn.Module, rows: list[Tensor]) -> Tensor:
         max_length_q=longest,
         max_length_k=longest,
         use_cache=False,
-    ).logits
+    ).logits.float()
     return found

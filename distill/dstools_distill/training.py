@@ -243,8 +243,13 @@ def optimizers(settings: Training, model: Any) -> tuple[Any, None]:
         )
     if settings.lora:
         raise DstoolsError("muon trains whole weights, not lora's", "choose another optimizer")
-    given = {"lr": settings.learning_rate, "betas": settings.betas}
-    return Muon(model, weight_decay=settings.weight_decay, **given), None
+    muon = Muon(
+        model,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
+    return muon, None
 
 
 def lora(settings: Training) -> Any:

@@ -326,7 +326,7 @@ def test_attention_of_transformers_keeps_packed_rows_apart(
     settings = replace(SHORT, attention=attention, precision=precision)
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
     model = load_student(settings, None, INIT | {"model_type": kind}, tokenizer)
-    check_isolation(model, model.config, torch.device("cpu"))
+    check_isolation(model, model.config, model.dtype)
 
 
 def leaky(
@@ -384,7 +384,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "autocast": {"precision": "bf16-autocast", "activation_checkpointing": True},
     "bfloat16": {"precision": "bfloat16"},
     "lora": {"lora": Lora(rank=2, dropout=0.1), "ema": 0.9},
-    "packing": {"packing": True, "micro_batch_size": 2, "batch_size": 4},
+    "packing": {
+        "packing": True,
+        "micro_batch_size": 2,
+        "batch_size": 4,
+        "precision": "bf16-autocast",
+    },
 }
 
 
