@@ -68,7 +68,7 @@ def tokens(text: str) -> list[str]:
 
 def hashes(text: str) -> NDArray[np.uint64]:
     """Return the hash of each of `tokens(text)`, [n] uint64."""
-    return np.frombuffer(b"".join(map(_hashes, _plain(text).split())), "<u8")
+    return np.frombuffer(b"".join(map(_words.__getitem__, _plain(text).split())), "<u8")
 
 
 def hashes_of(said: list[str]) -> NDArray[np.uint64]:
@@ -122,15 +122,19 @@ def _said(word: str) -> list[str]:
     return [SPELLINGS.get(token) or token.removeprefix("\\") for token in found]
 
 
-def _hashes(word: str) -> bytes:
-    return _remembered(word) if len(word) <= LONG_WORD else _hashed(word)
+class _Words(dict[str, bytes]):
+    """The hashes of each word's tokens. A dict with a hook: a hit costs no call of a function."""
+
+    def __missing__(self, word: str) -> bytes:
+        found = b"".join(map(_hash, _said(word)))
+        if len(word) <= LONG_WORD:
+            if len(self) >= MEMO:
+                self.clear()
+            self[word] = found
+        return found
 
 
-def _hashed(word: str) -> bytes:
-    return b"".join(map(_hash, _said(word)))
-
-
-_remembered = lru_cache(MEMO)(_hashed)
+_words = _Words()
 
 
 @lru_cache(MEMO)
