@@ -146,7 +146,7 @@ class Sampler:
         ids, mask = _padded_left([prompts[row] for row in rows], self.end_ids.device)
         position = (mask.cumsum(1) - 1).clamp(min=0)
         cache = _roomy_cache(self.model.config)
-        live = torch.ones(len(rows), dtype=torch.bool)
+        live = [True] * len(rows)
         noise: list[list[float]] = []
         for step in count():
             logits = self.model(
@@ -167,27 +167,28 @@ class Sampler:
                 if live[line]:
                     answers[row].append(token)
                     live[line] = not ended[line] and len(answers[row]) < limits[row]
-            left = int(live.sum())
-            if left == 0:
+            kept = [line for line, is_live in enumerate(live) if is_live]
+            if not kept:
                 return answers
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             ids, position = drawn[:, None], position[:, -1:] + 1
-            if left <= CROWD * len(rows):
-                kept = live.nonzero()[:, 0]
-                rows = [rows[line] for line in kept.tolist()]
-                noise = [noise[line] for line in kept.tolist()] if noise else noise
-                live = live[kept]
-                kept = kept.to(ids.device)
-                cache.batch_select_indices(kept)
-                ids, mask, position = ids[kept], mask[kept], position[kept]
+            if len(kept) <= CROWD * len(rows):
+                rows = [rows[line] for line in kept]
+                noise = [noise[line] for line in kept] if noise else noise
+                live = [True] * len(kept)
+                lines = torch.tensor(kept, device=ids.device)
+                cache.batch_select_indices(lines)
+                ids, mask, position = ids[lines], mask[lines], position[lines]
         raise AssertionError("a count has no end")
 
 
 def _load(model: Path, dtype: torch.dtype, device: str) -> Any:
     if device == "cuda" and not torch.cuda.is_available():
         raise DstoolsError("device cuda: there is none here", 'device = "cpu"')
-    said = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its report: unused weights of MTP layers, and what we raise
+    said = (
+        logging.get_verbosity()
+    )  # its report names unused weights of MTP layers, and what we raise
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         both: Any = AutoModelForCausalLM.from_pretrained(
             model,

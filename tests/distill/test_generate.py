@@ -218,7 +218,8 @@ def test_a_log_cut_at_any_byte_is_gone_on_with(
     lines = stopped.splitlines(keepends=True)
     random.Random(data.draw(st.integers(0, 9))).shuffle(lines)  # the order of arrival is no matter
     log = b"".join(lines)
-    cut = data.draw(st.integers(0, len(log)))
+    ends = [at for at, byte in enumerate(log) if byte == ord("\n")]  # a line without its end
+    cut = data.draw(st.integers(0, len(log)) | st.sampled_from(ends))
     garbage = data.draw(st.sampled_from([b"", b"\0\0\0\0", b"\0\0\n", b'{"number"', b"\xff\n"]))
     work = work_in(tmp_path / "cut")
     for path in work.folder.iterdir():
@@ -229,6 +230,19 @@ def test_a_log_cut_at_any_byte_is_gone_on_with(
     whole = log[:cut].count(b"\n")
     assert told[:1] == ([whole] if whole < 10 else [])  # nothing that is whole is asked again
     assert bytes_in(tmp_path / "cut") == bytes_in(tmp_path / "straight")
+
+
+def test_a_sample_that_is_logged_twice_counts_once(
+    stopped: bytes, prompts: Path, tmp_path: Path
+) -> None:
+    first, *_ = stopped.splitlines(keepends=True)
+    other = first.replace(b"think", b"other")
+    (work_in(tmp_path / "out").folder / "samples.jsonl").write_bytes(first + other + first)
+    told: list[int] = []
+    generate(REPLAY, prompts, tmp_path / "given.jsonl", work_in(tmp_path / "out", told))
+    generate(REPLAY, prompts, tmp_path / "given.jsonl", work_in(tmp_path / "straight"))
+    assert told[0] == 1
+    assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "straight")
 
 
 def test_a_run_stopped_after_its_records_has_the_same_report(
@@ -409,7 +423,9 @@ def test_a_batch_is_written_then_read_then_asked_again_for_what_is_missing(
     back[3] = answered(asked[3], 500, {})
     back[4] = {"custom_id": asked[4]["custom_id"], "response": None, "error": {"code": "expired"}}
     random.Random(0).shuffle(back)
-    records.write(work.folder / "answers-1.jsonl", back[:-1])
+    came = next(line for line in back if (line["response"] or {}).get("status_code") == 200)
+    expired = {"custom_id": came["custom_id"], "response": None, "error": {}}
+    records.write(work.folder / "answers-1.jsonl", [*back[:-1], expired])  # what came counts
     lost = int(back[-1]["custom_id"].partition("-")[0])
     missing = sorted({3, 4, lost})
     with pytest.raises(DstoolsError, match=f"{len(missing)} of 10 samples have no answer"):

@@ -232,6 +232,7 @@ def drawn(shares: list[float], top_p: float, uniform: float) -> int:
         (0.7, 0.626, 3),
         (0.7, 1 - 2**-53, 3),
         (0.49, 0.99, 2),  # one token is enough
+        (0.0, 0.99, 2),  # and there always is one
         (0.81, 0.99, 1),  # 0.8 is not
     ],
 )
