@@ -1,7 +1,7 @@
 """Answers of a model in this process: token ids of prompts in, texts out, fast on a CPU, always the same.
 
 A loop of our own in place of transformers' `generate`: a row that has ended leaves the batch, the cache
-grows by doubling in place of a copy a token, and a row's random numbers are its own, so an answer hangs
+grows by half in place of a copy a token, and a row's random numbers are its own, so an answer hangs
 on its seed and its place alone (and, in the last bits of a logit, on what shares its batch). What that
 gains: docs/log.md.
 """
@@ -292,7 +292,7 @@ def _with_room(old: Tensor, length: int) -> Tensor:
 
 
 def _roomy_cache(config: Any) -> DynamicCache:
-    """Return an empty cache whose plain layers grow by doubling; layers of another kind stay as they are."""
+    """Return an empty cache whose plain layers grow by half; layers of another kind stay as they are."""
     cache = DynamicCache(config=config)
     cache.layers = [
         _RoomyLayer() if type(layer) is DynamicLayer else layer  # type: ignore[no-untyped-call]
