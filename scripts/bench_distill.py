@@ -5,7 +5,7 @@
     bench_distill.py --kind prose --rows 800000         300-word traces, answers to be compared as mathematics
     bench_distill.py --kind sums --at-least 50000 --at-most-mib 4096       exit 3 where it falls short
 
-Rows are made, four samples of a prompt: "prose", traces of 300 words drawn from 20,000 by Zipf's law, with
+Rows are made, four samples of a prompt: "prose", traces of 300 words drawn from a story of Verne's, with
 formulas; "sums", reasoning-gym's chain_sum worked out digit by digit. A tenth are wrong, one in fifty
 has no end, one in a thousand holds a problem of the benchmark of 1,000 problems that is looked for.
 Tokenizer and template are DeepSeek-R1-Distill's.
@@ -236,14 +236,12 @@ def samples(
 
 def prose(rng: random.Random) -> Iterator[Record]:
     """Yield problems of 30 words, with traces of 300."""
-    letters = "abcdefghiklmnoprstuvw"
-    made = {"".join(rng.choices(letters, k=rng.randrange(2, 9))) for _ in range(25_000)}
-    words = sorted(made)[:20_000]
-    rng.shuffle(words)
-    weights = list(itertools.accumulate(1 / (n + 1) for n in range(len(words))))
+    from reasoning_gym.data import read_data_file
+
+    words = read_data_file("in_the_year_2889.txt").split()
 
     def text(count: int) -> str:
-        said = rng.choices(words, cum_weights=weights, k=count)
+        said = rng.choices(words, k=count)
         for at in range(rng.randrange(4, 9), count, 9):
             a, b = rng.randrange(2, 100), rng.randrange(2, 1000)
             said[at] += rng.choice(

@@ -37,11 +37,12 @@ def grpo(
     model: Path,
     tokenizer: Path,
     template: str,
+    verify: Verify,
     work: Work,
 ) -> Report:
     """Train the policy in `model` on the prompts of a folder, and leave a model folder in `work.folder`.
 
-    A step takes `batch_size` answers: group_size of each of batch_size / group_size prompts. curve.jsonl has
+    verify: how the right answer is judged. A step takes `batch_size` answers: group_size of each of batch_size / group_size prompts. curve.jsonl has
     rewards, their spread, the share of groups without any, KL in nats a token, and the share of clipped
     tokens. Raises DstoolsError where the batch is no whole number of groups, or nothing can be scored.
     """
@@ -72,7 +73,7 @@ def grpo(
         shuffle_dataset=True,
     )
     student = load_student(settings, model, None, tokens)
-    with Judge(Verify()) as judge:
+    with Judge(verify) as judge:
         paid = rewards(settings, judge, tokens)
         config.reward_weights = paid.weights
         trainer: Any = GRPOTrainer(

@@ -21,7 +21,7 @@ REVISIONS = dict.fromkeys(STAGES, 1)  # one up when a stage's code gives other b
 PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's bytes
     "prompts": (),
     "generate": (),  # too dear to be done again for a new version of anything
-    "verify": ("math-verify",),
+    "verify": ("latex2sympy2_extended", "math-verify", "mpmath", "reasoning_gym", "sympy"),
     "decontaminate": (),
     "select": (),
     "render": ("tokenizers", "transformers"),
@@ -31,8 +31,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's byte
     "eval": ("torch", "transformers"),
     "card": ("matplotlib",),
 }
-# settings that say how, not what: a change finds what was begun
-HOW = {"base_url", "api_key_env", "concurrency", "retries"}
+# settings of `generate` that say how, not what: with others, what was begun is gone on with
+HOW = {"base_url", "api_key_env", "concurrency", "retries", "timeout_seconds"}
 PHASE = "phase:"
 
 
@@ -116,12 +116,14 @@ class Pipeline:
 
     def _settings(self, chain: Chain, stage: str) -> dict[str, Any]:
         """Return all settings that decide a stage's bytes."""
-        said = {k: v for k, v in as_json(chain.stages[stage]).items() if k not in HOW}
+        said = as_json(chain.stages[stage])
+        if stage == "generate":
+            said = {key: value for key, value in said.items() if key not in HOW}
         if stage in ("render", *TRAINED, "eval"):
             said["template"] = chain.student.template
         if stage == "sft":
             said["init"] = chain.student.init
-        if stage == "eval":
+        if stage in ("grpo", "eval"):
             said["verify"] = as_json(chain.stages.get("verify", Verify()))
         return said
 
@@ -199,11 +201,9 @@ class Pipeline:
                 teacher = None
                 if settings.backend == "hf":
                     teacher = self._model(settings.model, "generate.model")
-                elif settings.backend in ("replay", "openai-batch"):
+                elif settings.backend == "replay":
                     teacher = self._file(settings.model)
-                # the answers to a batch come only after its requests were written
-                known = teacher if settings.backend != "openai-batch" else None
-                return self._given({"prompts": asked}, model=known), lambda work: generate(
+                return self._given({"prompts": asked}, model=teacher), lambda work: generate(
                     settings, asked, teacher, work
                 )
             case "verify":
@@ -249,7 +249,7 @@ class Pipeline:
                 from dstools_distill.kd import kd
 
                 asked, tokenizer = self.finished(chain, "prompts"), self._tokenizer(chain)
-                model = self._trained(chain, before=stage)
+                model = self.trained(chain, before=stage)
                 master = self._model(settings.teacher, "kd.teacher")
                 inputs = {"prompts": asked, "tokenizer": tokenizer, "teacher": master}
                 return self._given(inputs, model=model), lambda work: kd(
@@ -259,10 +259,11 @@ class Pipeline:
                 from dstools_distill.grpo import grpo
 
                 asked, tokenizer = self.finished(chain, "prompts"), self._tokenizer(chain)
-                model = self._trained(chain, before=stage)
+                model = self.trained(chain, before=stage)
+                judged_by = chain.stages.get("verify", Verify())
                 inputs = {"prompts": asked, "tokenizer": tokenizer}
                 return self._given(inputs, model=model), lambda work: grpo(
-                    settings, asked, model, tokenizer, student.template, work
+                    settings, asked, model, tokenizer, student.template, judged_by, work
                 )
             case _:
                 return self._prepare_eval(chain, settings)
@@ -276,7 +277,7 @@ class Pipeline:
         if settings.baseline and chain.student.model:
             models["before"] = self._model(chain.student.model, "student.model")
         if any(stage in chain.stages for stage in TRAINED):
-            models["after"] = self._trained(chain, before="eval")
+            models["after"] = self.trained(chain, before="eval")
         if not models:
             raise DstoolsError(
                 f"{self.recipe.path}: eval has no model", "eval.baseline = true, or train one"
@@ -314,7 +315,7 @@ class Pipeline:
             )
         return self.finished(chain, order[-1])
 
-    def _trained(self, chain: Chain, *, before: str) -> Path:
+    def trained(self, chain: Chain, *, before: str) -> Path:
         """Return the model that the last training before a stage left, or the student's own."""
         earlier = [name for name in TRAINED if name in chain.stages]
         if before in TRAINED:

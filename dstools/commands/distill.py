@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,9 @@ recipe_argument = click.argument("recipe", metavar="RECIPE", help="A TOML file; 
 out_option = option(
     "--out", metavar="DIR", section="Output", help="Work there. By default beside the recipe, by its name."
 )  # fmt: skip
+chain_option = option(
+    "--chain", metavar="NAME", help="Do that of this phase or arm, where there are some."
+)
 processes_option = option(
     "--workers", section="Output", type=click.IntRange(1, 256),
     default=lambda: len(os.sched_getaffinity(0)), show_default="the CPUs",
@@ -140,8 +143,47 @@ def _stage_command(stage: str, summary: str) -> click.Command:
     return command
 
 
+@click.command(
+    "eval",
+    cls=Command,
+    epilog="dstools distill eval toy.toml\n"
+    "dstools distill eval qwen.toml --lm-eval gpqa_diamond_cot_zeroshot",
+)
+@recipe_argument
+@chain_option
+@option(
+    "--lm-eval", "tasks", metavar="TASKS",
+    help="Hand the trained student over to lm-evaluation-harness for these tasks, too.",
+)  # fmt: skip
+@out_option
+@processes_option
+@json_option
+def evaluate(
+    recipe: str,
+    chain: str | None,
+    tasks: str | None,
+    out: str | None,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Measure the student on problems that it has not seen."""
+    with _pipeline(recipe, out, workers) as pipeline:
+        chosen = pipeline.chain(chain or "", "eval")
+        done = pipeline.run_one(chosen, "eval")
+        text = _line(chosen.name, "eval", done)
+        if tasks:
+            from dstools_distill.harness import lm_eval
+
+            student = pipeline.trained(chosen, before="eval")
+            place = pipeline.out / f"lm-eval-{student.name}-{tasks.replace(',', '-')}"
+            scores = lm_eval(student, tasks, place, [])
+            text += "".join(f"\n{task:24} {found}" for task, found in scores["tasks"].items())
+            done = replace(done, report=done.report | {"lm_eval": scores})
+    _finish(pipeline, [(chosen.name, "eval", done)], as_json, text)
+
+
 for name, summary in STAGES.items():
-    distill.add_command(_stage_command(name, summary))
+    distill.add_command(evaluate if name == "eval" else _stage_command(name, summary))
 
 
 @distill.command(
@@ -263,5 +305,6 @@ def _finish(
     ]
     if as_json or text:
         show(Result(str(pipeline.out), stages), as_json, text)
-    if done and done[-1][1] == "card":
-        hint_command("quantize", str(pipeline.out / "sft"), "OUT")
+    trained = [each.folder for _, stage, each in done if stage in ("sft", "kd", "grpo")]
+    if done[-1][1] == "card" and trained:
+        hint_command("quantize", str(trained[-1]), "OUT")

@@ -15,7 +15,7 @@ from dstools_distill import grpo as module
 from dstools_distill import records
 from dstools_distill.grpo import groups, grpo
 from dstools_distill.rewards import Rewards
-from dstools_distill.settings import Grpo
+from dstools_distill.settings import Grpo, Verify
 from dstools_distill.stage import Work
 
 TEACHER = Path(__file__).parents[1] / "data" / "sample-v3"
@@ -79,7 +79,7 @@ def test_advantages_of_a_group_of_four_are_those_worked_by_hand(
     monkeypatch.setattr(module, "rewards", lambda *_: Rewards([fixed], [1.0]))
     settings = Grpo(**SMALL | {"max_steps": 1})  # type: ignore[arg-type]
     out = work(tmp_path / "out")
-    report = grpo(settings, ask(tmp_path / "asked", ["1"] * 4), policy, policy, "", out)
+    report = grpo(settings, ask(tmp_path / "asked", ["1"] * 4), policy, policy, "", Verify(), out)
     ((advantages, asked),) = seen
     first = 0.5 / (math.sqrt(1 / 3) + 1e-4)
     wanted = [first, -first, -first, first, 1.5 / 1.0001, *[-0.5 / 1.0001] * 3]
@@ -95,7 +95,7 @@ def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
     """A random policy earns nothing in 8 tokens, so every group is flat; two steps have two groups each."""
     out = work(tmp_path / "out")
     asked = ask(tmp_path / "asked", ["1", None, "3", "4", "5"])
-    report = grpo(Grpo(**SMALL), asked, policy, policy, "", out)  # type: ignore[arg-type]
+    report = grpo(Grpo(**SMALL), asked, policy, policy, "", Verify(), out)  # type: ignore[arg-type]
     assert (report["in"], report["out"], report["dropped"]) == (5, 4, {"no-gold": 1})
     assert (report["groups"], report["groups_without_spread"]) == (4, 4)
     curve = list(records.read(out.folder / "curve.jsonl"))
@@ -126,10 +126,18 @@ def test_settings_that_cannot_teach_are_refused(
 ) -> None:
     settings = Grpo(**SMALL | changes)  # type: ignore[arg-type]
     with pytest.raises(DstoolsError, match=message):
-        grpo(settings, ask(tmp_path / "a", ["1"]), policy, policy, "", work(tmp_path / "out"))
+        grpo(
+            settings,
+            ask(tmp_path / "a", ["1"]),
+            policy,
+            policy,
+            "",
+            Verify(),
+            work(tmp_path / "out"),
+        )
 
 
 def test_prompts_without_any_gold_are_refused(policy: Path, tmp_path: Path) -> None:
     asked = ask(tmp_path / "asked", [None, None])
     with pytest.raises(DstoolsError, match=r"asked/records\.jsonl: no prompt has a gold answer"):
-        grpo(Grpo(**SMALL), asked, policy, policy, "", work(tmp_path / "out"))  # type: ignore[arg-type]
+        grpo(Grpo(**SMALL), asked, policy, policy, "", Verify(), work(tmp_path / "out"))  # type: ignore[arg-type]

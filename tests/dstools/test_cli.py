@@ -47,6 +47,7 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         f"distill {stage}": ["RECIPE", "--chain", "--out", "--workers", "--json"]
         for stage in STAGES
     },
+    "distill eval": ["RECIPE", "--chain", "--lm-eval", "--out", "--workers", "--json"],
     "distill init": ["--preset"],
     "distill index": ["OUT", "FILE...", "--json"],
     "distill doctor": ["TOKENIZER", "--config", "--sample", "--json"],
