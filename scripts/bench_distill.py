@@ -247,7 +247,7 @@ def prose(rng: random.Random) -> Iterator[Record]:
             said[at] += rng.choice(
                 (",", ".", f" {a} + {b} = {a + b}.", rf" $\frac{{{a}}}{{{b}}}$,")
             )
-        return " ".join(said).capitalize()
+        return " ".join(said)
 
     for number in itertools.count():
         a, b = rng.randrange(2, 1000), rng.randrange(2, 1000)

@@ -16,3 +16,19 @@ else
 fi
 echo "== what calibration gains on the trained sample model, on text that it has not seen"
 python scripts/study_calibration.py sample --seeds 0 --methods amax gptq --at-most-error 0.70 --at-most-kl 0.80
+echo "== from nothing to a student: half the rows and steps of the preset, so a lower bar"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cat > "$work/toy.toml" <<EOF
+preset = "toy-cpu"
+generate = { model = "$PWD/tests/data/sample-v3" }
+student = { tokenizer = "$PWD/tests/data/sample-v3" }
+sft = { max_steps = 500 }
+eval = { at_least = 0.4 }
+[[prompts.source]]
+path = "rg:chain_sum"
+size = 3000
+seed = 555
+options = { min_terms = 2, max_terms = 3, min_digits = 1, max_digits = 3 }
+EOF
+dstools distill run "$work/toy.toml"

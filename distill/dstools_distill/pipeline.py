@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import RESUME_HINT, DstoolsError
+from dstools_converters.errors import RESUME_HINT, DstoolsError, ShortfallError
 from dstools_distill.recipe import STAGES, TRAINED, Chain, Recipe, as_json
 from dstools_distill.settings import Eval, Prompts, Student, Verify
 from dstools_distill.stage import LOCKED, MANIFEST, Done, Report, Work, find, identify, run_stage
@@ -98,6 +98,8 @@ class Pipeline:
         if done is None:
             done = run_stage(self.out / "store", identity, body, self._work)
         self._link(chain.name, stage, done.folder)
+        if stage == "eval":
+            _require_score(done, settings.at_least)
         return done
 
     def _launch(self, chain: Chain, stage: str) -> None:
@@ -117,6 +119,7 @@ class Pipeline:
     def _settings(self, chain: Chain, stage: str) -> dict[str, Any]:
         """Return all settings that decide a stage's bytes."""
         said = as_json(chain.stages[stage])
+        said.pop("at_least", None)  # asks for something, and changes nothing
         if stage == "generate":
             said = {key: value for key, value in said.items() if key not in HOW}
         if stage in ("render", *TRAINED, "eval"):
@@ -381,6 +384,17 @@ class Pipeline:
 
 
 STAGE_HINT = "name a stage that the recipe has a table for, or CHAIN/STAGE"
+
+
+def _require_score(done: Done, at_least: float) -> None:
+    """Raise ShortfallError where the last model of an evaluation scores less than was asked for."""
+    name, last = list(done.report["models"].items())[-1]
+    found = last["pass@1"]["value"]
+    if found < at_least:
+        raise ShortfallError(
+            f"{done.folder}: {name}: pass@1 is {found:.1%}, eval.at_least is {at_least:.1%}",
+            "the answers and their verdicts lie there",
+        )
 
 
 def is_launched() -> bool:

@@ -60,7 +60,7 @@ AT_MOST_ONE |= {
     "reasoning_share",
     "max_dropped",
 }
-AT_MOST_ONE |= {"ema", "min_learning_rate_ratio", "dropout"}
+AT_MOST_ONE |= {"at_least", "ema", "min_learning_rate_ratio", "dropout"}
 PRESETS = files("dstools_distill") / "presets"
 Settings = TypeVar("Settings")
 

@@ -211,6 +211,7 @@ class Eval:
     batch_size: int = 64
     limit: int = 0
     baseline: bool = True  # evaluate the student before training, too
+    at_least: float = 0.0  # pass@1 of the last model; below it the run stops, with exit code 3
     reasoning: bool = True  # right answers need a think block; False: of a student of answers alone
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: Literal["cpu", "cuda"] = "cpu"

@@ -194,6 +194,17 @@ def test_what_cannot_be_done_is_one_error_and_one_hint(
     assert hint in advice
 
 
+def test_a_score_below_what_was_asked_for_is_exit_code_3_and_evaluates_nothing_again(
+    recipe: Path, ran: Result
+) -> None:
+    path = recipe.with_name("strict.toml")
+    path.write_text(recipe.read_text().replace("[eval]", "[eval]\nat_least = 0.5"))
+    result = dstools("eval", path, "--out", recipe.with_suffix(""))
+    assert result.exit_code == 3, result.output
+    assert "after: pass@1 is 0.0%, eval.at_least is 50.0%" in result.stderr
+    assert len(list((recipe.with_suffix("") / "store").glob("eval-*"))) == 1
+
+
 def test_a_bad_line_of_prompts_is_named_and_nothing_is_left_that_looks_done(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text('[[prompts.source]]\npath = "p.jsonl"\n')
     rows = conversations("heldout", 3)
