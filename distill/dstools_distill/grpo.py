@@ -17,7 +17,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.rewards import rewards
+from dstools_distill.rewards import FLAT, rewards
 from dstools_distill.settings import Grpo, Verify
 from dstools_distill.stage import Report, Work
 from dstools_distill.templates import end_token_id, load_tokenizer, opens_think, prompt_text
@@ -25,7 +25,7 @@ from dstools_distill.training import LOSS_CURVE, arguments, load_student, lora, 
 from dstools_distill.verify import Judge
 
 CURVE = (
-    *LOSS_CURVE, "reward", "reward_std", "frac_reward_zero_std", "rewards/accuracy/mean",
+    *LOSS_CURVE, "reward", "reward_std", FLAT, "rewards/accuracy/mean",
     "rewards/format/mean", "rewards/language/mean", "kl", "clip_ratio/region_mean", "entropy",
     "completions/mean_length", "completions/clipped_ratio",
 )  # fmt: skip
@@ -116,8 +116,8 @@ def dataset(folder: Path, tokenizer: Any) -> tuple[Dataset, int]:
 
 def groups(curve: Path, settings: Grpo) -> dict[str, Any]:
     """Return how many groups of the run had no spread of rewards, from what was logged."""
-    logged = [record for record in records.read(curve) if "frac_reward_zero_std" in record]
-    shares = [record["frac_reward_zero_std"] for record in logged]
+    logged = [record for record in records.read(curve) if FLAT in record]
+    shares = [record[FLAT] for record in logged]
     steps = [record["step"] for record in logged]
     weights = [after - before for before, after in zip([0, *steps], steps, strict=False)]
     each = settings.batch_size // settings.group_size

@@ -14,6 +14,7 @@ from dstools_distill.settings import Grpo
 from dstools_distill.verify import Judge
 
 Reward = Callable[..., list[float | None]]
+FLAT = "groups_without_spread"
 
 
 class Rewards(NamedTuple):
@@ -62,7 +63,33 @@ def rewards(settings: Grpo, judge: Judge, tokenizer: Any) -> Rewards:
         (language, settings.language_weight),
     ]
     used = [(function, weight) for function, weight in weighted if weight > 0]
-    return Rewards([function for function, _ in used], [weight for _, weight in used])
+    functions = _noting_flat_groups([function for function, _ in used], settings.group_size)
+    return Rewards(functions, [weight for _, weight in used])
+
+
+def _noting_flat_groups(functions: list[Reward], group_size: int) -> list[Reward]:
+    """Return the same functions; the last one logs the share of groups whose answers all earned the same.
+
+    TRL looks whether the spread of the weighted sums is 0, which float32 misses for a weight such as 0.2.
+    """
+    earned: list[list[float | None]] = []
+
+    def noting(function: Reward) -> Reward:
+        def note(*, log_metric: Callable[[str, float], None], **given: Any) -> list[float | None]:
+            found = function(**given)
+            earned.append(found)
+            if len(earned) == len(functions):
+                answers = list(zip(*earned, strict=True))
+                starts = range(0, len(answers), group_size)
+                flat = [len(set(answers[start : start + group_size])) == 1 for start in starts]
+                log_metric(FLAT, sum(flat) / len(flat))
+                earned.clear()
+            return found
+
+        note.__name__ = function.__name__
+        return note
+
+    return [noting(function) for function in functions]
 
 
 def sample(asked: Record, ids: list[int], tokenizer: Any) -> Record:

@@ -14,7 +14,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_distill import grpo as module
 from dstools_distill import records
 from dstools_distill.grpo import groups, grpo
-from dstools_distill.rewards import Rewards
+from dstools_distill.rewards import Rewards, _noting_flat_groups
 from dstools_distill.settings import Grpo, Verify
 from dstools_distill.stage import Work
 
@@ -79,14 +79,13 @@ def test_advantages_of_a_group_of_four_are_those_worked_by_hand(
     monkeypatch.setattr(module, "rewards", lambda *_: Rewards([fixed], [1.0]))
     settings = Grpo(**SMALL | {"max_steps": 1})  # type: ignore[arg-type]
     out = work(tmp_path / "out")
-    report = grpo(settings, ask(tmp_path / "asked", ["1"] * 4), policy, policy, "", Verify(), out)
+    grpo(settings, ask(tmp_path / "asked", ["1"] * 4), policy, policy, "", Verify(), out)
     ((advantages, asked),) = seen
     first = 0.5 / (math.sqrt(1 / 3) + 1e-4)
     wanted = [first, -first, -first, first, 1.5 / 1.0001, *[-0.5 / 1.0001] * 3]
     assert advantages.tolist() == pytest.approx(wanted, abs=1e-6)
     assert asked == [asked[0]] * 4 + [asked[4]] * 4  # a group is of one prompt
     assert asked[0] != asked[4]
-    assert (report["groups"], report["groups_without_spread"]) == (2, 0)
 
 
 def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
@@ -102,16 +101,26 @@ def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
     assert [each["step"] for each in curve] == [1, 2]
     for each in curve:
         assert {"reward", "reward_std", "kl", "clip_ratio/region_mean"} <= each.keys()
-        assert (each["reward"], each["frac_reward_zero_std"]) == (0.0, 1.0)
+        assert (each["reward"], each["groups_without_spread"]) == (0.0, 1.0)
     assert json.loads((out.folder / "generation_config.json").read_text())["eos_token_id"] == [1]
 
 
 def test_flat_groups_are_summed_over_steps_that_were_logged_together(tmp_path: Path) -> None:
     curve = tmp_path / "curve.jsonl"
-    rows = [{"step": 10, "frac_reward_zero_std": 0.25}, {"step": 15, "frac_reward_zero_std": 0.5}]
+    rows = [{"step": 10, "groups_without_spread": 0.25}, {"step": 15, "groups_without_spread": 0.5}]
     records.write(curve, rows)
     settings = Grpo(group_size=4, batch_size=16)  # 4 groups a step: 10 * 4 / 4 + 5 * 4 / 2
     assert groups(curve, settings) == {"groups": 60, "groups_without_spread": 20}
+
+
+def test_a_group_is_flat_where_all_answers_earned_the_same_whatever_the_weights() -> None:
+    """Three groups of two: (1, 0.2) twice, 1 and 0, 0 twice with other formats: one is flat."""
+    logged: list[tuple[str, float]] = []
+    rewarded: list[list[float | None]] = [[1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [0.2] * 5 + [0.0]]
+    functions: list[Any] = [lambda n=n: rewarded[n] for n in range(2)]
+    for function in _noting_flat_groups(functions, 2):
+        function(log_metric=lambda name, value: logged.append((name, value)))
+    assert logged == [("groups_without_spread", 1 / 3)]
 
 
 @pytest.mark.parametrize(
