@@ -20,8 +20,9 @@ from dstools_distill import records
 from dstools_distill.rewards import FLAT, rewards
 from dstools_distill.settings import Grpo, Verify
 from dstools_distill.stage import Report, Work
+from dstools_distill.students import load_student, lora, optimizers
 from dstools_distill.templates import end_token_id, load_tokenizer, opens_think, prompt_text
-from dstools_distill.training import LOSS_CURVE, arguments, load_student, lora, optimizers, run
+from dstools_distill.training import LOSS_CURVE, arguments, run
 from dstools_distill.verify import Judge
 
 CURVE = (

@@ -16,8 +16,9 @@ from dstools_converters.errors import DstoolsError, printable
 from dstools_distill import records
 from dstools_distill.settings import Kd
 from dstools_distill.stage import Report, Work
+from dstools_distill.students import load_student, lora, optimizers
 from dstools_distill.templates import end_token_id, load_tokenizer, prompt_text
-from dstools_distill.training import LOSS_CURVE, arguments, load_student, lora, optimizers, run
+from dstools_distill.training import LOSS_CURVE, arguments, run
 
 CURVE = (*LOSS_CURVE, "entropy", "completions/mean_length", "completions/clipped_ratio")
 PROBED = 200  # prompts

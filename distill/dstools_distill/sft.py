@@ -24,8 +24,9 @@ from dstools_converters.errors import DstoolsError
 from dstools_distill.head import score_targets_alone
 from dstools_distill.settings import Sft
 from dstools_distill.stage import Report, Work
+from dstools_distill.students import load_student, lora, optimizers
 from dstools_distill.templates import load_tokenizer
-from dstools_distill.training import arguments, load_student, lora, optimizers, run
+from dstools_distill.training import arguments, run
 
 ROWS, PACKED = "rows.arrow", "packed.arrow"
 disable_progress_bars()  # work.bar is the one there is

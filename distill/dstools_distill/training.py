@@ -1,4 +1,4 @@
-"""What sft, kd and grpo share around a trainer of TRL: its arguments, the student, the run, the result.
+"""What sft, kd and grpo share around a trainer of TRL: its arguments, the run, the result, the launch.
 
     config = SFTConfig(**arguments(settings, work), ...)   # first: it starts the process group
     model = load_student(settings, folder, None, tokenizer)
@@ -19,7 +19,6 @@ import sys
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,22 +27,16 @@ from safetensors import safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
-    set_seed,
 )
-from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.utils.logging import disable_progress_bar
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.checkpoints import CHECKPOINTS, Keeper
-from dstools_distill.muon import Muon
-from dstools_distill.settings import Lora, Training
+from dstools_distill.settings import Training
 from dstools_distill.stage import Report, Work
 from dstools_distill.templates import end_token_id
 
@@ -135,138 +128,6 @@ def _check(settings: Training) -> None:
             f"{parallel} does not train bfloat16 weights alone",
             'precision = "bf16-autocast" is bfloat16 weights with float32 masters under DeepSpeed',
         )
-
-
-# ------------------------------------------------------------------------------------ the student
-
-
-def load_student(
-    settings: Training, model: Path | None, init: dict[str, Any] | None, tokenizer: Any
-) -> Any:
-    """Return the model to train: from a folder, or random from the config keys of `init`.
-
-    float32, or bfloat16 where that is the precision. Random weights are a function of `settings.seed`, special
-    token ids come from the tokenizer, vocab_size is its length unless given. Raises DstoolsError where
-    the folder holds no causal language model that can be trained, or one too small for the tokenizer.
-    """
-    if (model is None) == (init is None):
-        raise ValueError("exactly one of model and init must be given")
-    how: dict[str, Any] = {
-        "dtype": torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
-        "attn_implementation": settings.attention,
-    }
-    where = f"{model or 'student.init'}"
-    try:
-        config = AutoConfig.from_pretrained(model) if model else _new_config(init or {}, tokenizer)
-        if getattr(config, "quantization_config", None) is not None:
-            raise DstoolsError(f"{where}: is quantized", "train the model before quantization")
-        if settings.context:
-            config.max_position_embeddings = settings.context
-        set_seed(settings.seed)
-        student: Any = (
-            AutoModelForCausalLM.from_pretrained(model, config=config, **how)
-            if model
-            else _new_model(config, how)
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise DstoolsError(f"{where}: cannot be loaded: {error}", LOAD_HINT) from error
-    rows = config.get_text_config().vocab_size
-    if rows < len(tokenizer):
-        raise DstoolsError(
-            f"{where}: vocab_size is {rows}, the tokenizer has {len(tokenizer)} tokens",
-            "give the student the tokenizer that it was made for",
-        )
-    _check_tokenizer(config, tokenizer)
-    return student
-
-
-LOAD_HINT = "a student is a causal language model that transformers has code for"
-
-
-def _check_tokenizer(config: Any, tokenizer: Any) -> None:
-    """Raise DstoolsError unless the tokenizer is read back as it is beside this config.
-
-    AutoTokenizer, and all that serves a model with it, puts Qwen2's in the place of any other where the
-    config says qwen2: the words stay, the cuts between them change.
-    """
-    with TemporaryDirectory() as name:
-        config.save_pretrained(name)
-        tokenizer.save_pretrained(name)
-        other = AutoTokenizer.from_pretrained(name)
-    for text in PROBES:
-        ids, read = (each.encode(text, add_special_tokens=False) for each in (tokenizer, other))
-        if ids != read:
-            raise DstoolsError(
-                f"beside a {config.model_type} config, transformers reads this tokenizer as "
-                f"{type(other).__name__}: {text!r} becomes {len(read)} tokens, not {len(ids)}",
-                'give student.init another model_type, such as "llama"',
-            )
-
-
-PROBES = (
-    "12 + 345 = 357\n\nState the final answer.",
-    "def f(x):\n    return x ** 2  # naïve ﬁ 数学",
-    "<think>\n7 x 8 = 56, wait\n</think>\n\n\\boxed{56}\t\r\n",
-)
-
-
-def _new_config(init: dict[str, Any], tokenizer: Any) -> Any:
-    if "model_type" not in init:
-        raise DstoolsError("student.init: has no model_type", 'such as model_type = "qwen2"')
-    ids = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
-    }
-    return AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **init})
-
-
-def _new_model(config: Any, how: dict[str, Any]) -> Any:
-    """Return a model with random weights, the same ones in every way of running.
-
-    ZeRO-3 would spread them while they are drawn, and draw others; here they are spread later.
-    """
-    kept = deepspeed_integration._hf_deepspeed_config_weak_ref
-    deepspeed_integration.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
-    try:
-        return AutoModelForCausalLM.from_config(config, **how)  # type: ignore[no-untyped-call]
-    finally:
-        deepspeed_integration._hf_deepspeed_config_weak_ref = kept
-
-
-def optimizers(settings: Training, model: Any) -> tuple[Any, None]:
-    """Return the optimizer and scheduler to hand to a trainer; None where it makes its own."""
-    if settings.optimizer != "muon":
-        return None, None
-    if settings.parallel in ("fsdp2", "zero2", "zero3"):
-        raise DstoolsError(
-            f"muon needs each weight whole, and {settings.parallel} spreads it or its gradient",
-            'parallel = "ddp", or another optimizer',
-        )
-    if settings.lora:
-        raise DstoolsError("muon trains whole weights, not lora's", "choose another optimizer")
-    muon = Muon(
-        model,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-    )
-    return muon, None
-
-
-def lora(settings: Training) -> Any:
-    """Return peft's config of the low-rank updates that are asked for, or None."""
-    if settings.lora is None:
-        return None
-    from peft import LoraConfig
-
-    asked: Lora = settings.lora
-    targets: str | list[str] = list(asked.targets)
-    return LoraConfig(
-        r=asked.rank,
-        lora_alpha=asked.alpha,
-        lora_dropout=asked.dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-        task_type="CAUSAL_LM",
-    )
 
 
 # ---------------------------------------------------------------------------------------- the run

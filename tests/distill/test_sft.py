@@ -26,7 +26,8 @@ from dstools_distill import sft as module
 from dstools_distill.settings import Lora, Sft
 from dstools_distill.sft import check_isolation, order, sft
 from dstools_distill.stage import Work
-from dstools_distill.training import arguments, load_student
+from dstools_distill.students import load_student
+from dstools_distill.training import arguments
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
 INIT = {

@@ -21,7 +21,8 @@ from dstools_distill import training
 from dstools_distill.checkpoints import CHECKPOINTS, CURVE, WHOLE, Keeper, whole_checkpoints
 from dstools_distill.settings import Lora, Training
 from dstools_distill.stage import Work
-from dstools_distill.training import arguments, launch_command, launch_config, load_student
+from dstools_distill.students import load_student
+from dstools_distill.training import arguments, launch_command, launch_config
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
 TWO = Training(processes=2, parallel="ddp")
