@@ -30,7 +30,7 @@ TOKEN = re.compile(
     | \\?[^\W\d_{CJK}]+
     | [{CJK}]
     | [<>]=? | != | [+/=^]
-    | -(?=[{{}}$(]*(?:[\d\\.]|[b-hj-z](?![a-z])))  # a minus; any other is a hyphen or a dash
+    | -(?=[\s{{}}$(]*(?:[\d\\.]|[b-hj-z](?![a-z])))  # a minus; any other is a hyphen or a dash
     """,
     re.VERBOSE,
 )
@@ -52,23 +52,24 @@ SPELLINGS = {
 }  # fmt: skip
 SIGNS = str.maketrans(
     {
-        **dict.fromkeys("\u2212\u2013\u2010\ufe63", "-"), "÷": "/", "\u2044": "/", "≤": " le ", "⩽": " le ",
+        **dict.fromkeys("\u2212\u2013\u2010", "-"), "÷": "/", "\u2044": "/", "≤": " le ", "⩽": " le ",
         "≥": " ge ", "⩾": " ge ", "≠": " ne ", "√": " sqrt ", "∞": " infty ", "°": "^circ ", "∈": " in ",
         "∑": " sum ", "∏": " prod ", "∫": " int ", "∠": " angle ", "△": " triangle ", "π": " pi ",
         **dict.fromkeys((0xAD, *range(0x200B, 0x2010), 0x2060, 0xFEFF, *range(0xFE00, 0xFE10))),
     }
 )  # fmt: skip  # the last: characters that are not seen
+MINUS = frozenset("-\u2212\u2013\u2010\ufe63\uff0d")
 RAISED = re.compile("[⁰¹²³⁴-⁹]+")
 
 
 def tokens(text: str) -> list[str]:
     """Return what a text says: words, numbers (in groups of three digits) and operators."""
-    return [said for word in _plain(text).split() for said in _said(word)]
+    return [said for word in _split(text) for said in _said(word)]
 
 
 def hashes(text: str) -> NDArray[np.uint64]:
     """Return the hash of each of `tokens(text)`, [n] uint64."""
-    return np.frombuffer(b"".join(map(_words.__getitem__, _plain(text).split())), "<u8")
+    return np.frombuffer(b"".join(map(_words.__getitem__, _split(text))), "<u8")
 
 
 def hashes_of(said: list[str]) -> NDArray[np.uint64]:
@@ -107,15 +108,20 @@ def jaccard(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
     return common / union if union else 1.0
 
 
-def _plain(text: str) -> str:
-    if not text.isascii():
-        text = RAISED.sub(lambda raised: f"^{raised[0]}", text)
-        text = unicodedata.normalize("NFKC", text).translate(SIGNS)
-    return text.lower().replace("- ", "-")  # so that a minus has its number in the same word
+def _split(text: str) -> list[str]:
+    """Return the words of a text; a minus by itself joins the number behind it."""
+    words = text.lower().split()
+    if not MINUS.isdisjoint(words):
+        for sign in MINUS.intersection(words):
+            words = " ".join(words).replace(f"{sign} ", sign).split()
+    return words
 
 
 def _said(word: str) -> list[str]:
     """Return the tokens of a word, which is anything between blanks."""
+    if not word.isascii():
+        word = RAISED.sub(lambda raised: f"^{raised[0]}", word)
+        word = unicodedata.normalize("NFKC", word).translate(SIGNS).lower()
     found = TOKEN.findall(word)
     if "\\" in word:
         found = [token for token in found if token not in STYLE and "{" not in token]  # \begin{...}
