@@ -112,7 +112,7 @@ def _split(text: str) -> list[str]:
     """Return the words of a text; a minus by itself joins the number behind it."""
     words = text.lower().split()
     if not MINUS.isdisjoint(words):
-        for sign in MINUS.intersection(words):
+        for sign in sorted(MINUS.intersection(words)):
             words = " ".join(words).replace(f"{sign} ", sign).split()
     return words
 
