@@ -155,7 +155,7 @@ def _import(
                     f"{file or source.path}: {'row' if _is_numbered(source) else 'line'} {number}"
                 )
                 raise DstoolsError(
-                    f"{where}: {error}", "mend or remove it; the forms stand in the README"
+                    f"{where}: {error}", "mend or remove it; nothing was written from this file"
                 ) from None
             read.forms[question.form] += 1
             task = row["task"] if source.path.startswith("rg:") else None
