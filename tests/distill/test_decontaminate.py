@@ -196,6 +196,7 @@ def read(folder: Path, name: str) -> list[Record]:
     return list(records.read(folder / "out" / name))
 
 
+@pytest.mark.slow  # 8,000 of them
 def test_every_planted_variant_is_caught(tmp_path: Path) -> None:
     variants = planted()
     assert len(BENCHMARK) >= 200

@@ -143,6 +143,18 @@ def test_the_order_and_what_a_limit_keeps_are_drawn_from_the_seed(tmp_path: Path
     assert outputs(tmp_path / "one" / "out") == outputs(tmp_path / "again" / "out")
 
 
+def test_what_a_killed_try_left_changes_nothing(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name / "out").mkdir(parents=True)
+        if name == "other":
+            for left in ("records.jsonl", "dropped.jsonl", "mixed.jsonl"):
+                (tmp_path / name / "out" / left).write_text("half a row\n")
+        selected(tmp_path / name, ROWS, talk(tmp_path / name, 3), keep="first")
+    found = [outputs(tmp_path / name / "out") for name in ("one", "other")]
+    assert found[0] == found[1]
+    assert set(found[0]) == {"records.jsonl", "dropped.jsonl"}
+
+
 # ---------------------------------------------------------------------------------------- the mix
 
 
