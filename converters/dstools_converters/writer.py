@@ -34,6 +34,7 @@ from typing import Any
 from uuid import uuid4
 
 from dstools_converters.checkpoint import INDEX
+from dstools_converters.disk import sync
 from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors
 from dstools_converters.metadata import read_back
 from dstools_converters.plan import Plan
@@ -284,9 +285,9 @@ class Writer:
 
         Raises DstoolsError where an earlier flush has failed.
         """
-        for sync in self._syncs:
-            if sync.done():
-                sync.result()
+        for flush in self._syncs:
+            if flush.done():
+                flush.result()
         name = self.plan.shards[number].name
         (self.model / f"{name}.partial").rename(self.model / name)
         self._record({"written": number})
@@ -300,8 +301,8 @@ class Writer:
     def _sync_shard(self, number: int) -> None:
         path = self.model / self.plan.shards[number].name
         try:
-            _sync(path)
-            _sync(self.model)
+            sync(path)
+            sync(self.model)
         except OSError as error:
             # the next fsync would succeed, though the pages are lost: the shard is to be made again
             self._record({"opened": number})
@@ -314,8 +315,8 @@ class Writer:
 
     def publish(self) -> None:
         """Add the other files, the index last, and give the folder its name."""
-        for sync in self._syncs:
-            sync.result()
+        for flush in self._syncs:
+            flush.result()
         folders = {self.model}
         files = self.files(self)
         for name in sorted(files, key=lambda name: (name == INDEX, name)):
@@ -329,13 +330,13 @@ class Writer:
                 else:
                     shutil.copyfile(content, target)
                 if self.is_synced:
-                    _sync(target)
+                    sync(target)
         if self.is_synced:
             for folder in folders:
-                _sync(folder)
+                sync(folder)
         self.model.rename(self.out)
         if self.is_synced:
-            _sync(self.out.parent)
+            sync(self.out.parent)
 
     def clean_up(self) -> None:
         """Remove what is left of the work after OUT has its name."""
@@ -380,11 +381,3 @@ def _take_journal(path: Path) -> list[dict[str, Any]]:
     if path.exists():
         os.truncate(path, nbytes)
     return records
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dstools_converters.disk import sync, write_synced
 from dstools_distill.settings import Training
 from dstools_distill.stage import Work
 
@@ -56,7 +57,7 @@ class Keeper(TrainerCallback):
                 if place != last:
                     shutil.rmtree(place) if place.is_dir() else place.unlink()
             kept = _curve_until(self.folder / CURVE, _step(last) if last else 0)
-            _write_synced(self.folder / CURVE, b"".join(kept))
+            write_synced(self.folder / CURVE, b"".join(kept))
         self.wait()
         if last is not None:
             lines = (self.folder / CURVE).read_bytes().splitlines()
@@ -111,10 +112,10 @@ class Keeper(TrainerCallback):
             if self.ema:
                 save_file(self.ema.values, place / EMA)
             for path in (*place.rglob("*"), place, self.folder / CURVE):
-                _sync(path)
-            _write_synced(place / WHOLE, b"")
-            _sync(place)
-            _sync(place.parent)
+                sync(path)
+            write_synced(place / WHOLE, b"")
+            sync(place)
+            sync(place.parent)
             for older in whole_checkpoints(self.folder)[:-1]:
                 (older / WHOLE).unlink()
                 shutil.rmtree(older)
@@ -176,16 +177,3 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _copied(value: Tensor) -> Tensor:
     return value.detach().to("cpu", torch.float32, copy=True).contiguous()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

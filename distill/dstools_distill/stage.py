@@ -25,6 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dstools_converters.disk import sync, write_synced
 from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors
 from dstools_distill import records
 
@@ -126,9 +127,10 @@ def run_stage(
         (partial / JOURNAL).unlink(missing_ok=True)
         manifest = identity.said | {"dstools": version("dstools-llm")}
         manifest |= {"outputs": outputs(partial), "report": report}
-        _write_synced(partial / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_synced(partial / MANIFEST, text.encode())
         partial.rename(done)
-        _sync(store)
+        sync(store)
     return Done(identity.stage, done, report, is_reused=False)
 
 
@@ -353,18 +355,3 @@ def each_record(source: Path, rows: Rows) -> Iterator[records.Record]:
     """Yield the records of some rows of `source`, which is named where one is bad."""
     for number, line in rows:
         yield records.parse(line, source, number)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

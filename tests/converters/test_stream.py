@@ -482,7 +482,7 @@ def test_a_shard_that_the_disk_did_not_take_is_made_again(
         if path.name == first:
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("dstools_converters.writer._sync", failing)
+    monkeypatch.setattr("dstools_converters.writer.sync", failing)
     with pytest.raises(DstoolsError, match=f"{first}: the disk did not take it"):
         quantize(tiny, tmp_path / "out", is_synced=True)
     assert not (tmp_path / "out").exists()
