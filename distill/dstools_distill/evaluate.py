@@ -8,17 +8,18 @@ token scores nothing. While it runs, answers lie in answers-MODEL.log, in the or
 """
 
 import json
-import os
 import re
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.extract import final_answer
 from dstools_distill.records import CLOSE, OPEN, Record, split
+from dstools_distill.samplelog import SampleLog
 from dstools_distill.sampling import Sampled, Sampler
 from dstools_distill.settings import Eval, Verify
 from dstools_distill.stage import Report, Work
@@ -76,12 +77,14 @@ def evaluate(
     judged_by = replace(
         verify, reasoning=settings.reasoning, steps=False, language="", max_repetition=1.0
     )
+    exam = _Exam(settings, problems, asked, opened, speech, judged_by)
     figures: dict[str, dict[str, Any]] = {}
     scores: dict[str, Scores] = {}
     for name, folder in models.items():
         answers = work.folder / f"answers-{name}.jsonl"
         if not answers.exists():
-            _answer(settings, problems, asked, opened, folder, speech, judged_by, answers, work)
+            _answer(exam, name, folder, answers, work)
+        answers.with_suffix(".log").unlink(missing_ok=True)
         figures[name], scores[name] = tally(answers, settings.k)
         figures[name]["context"] = _context(folder)
     (work.folder / SCORES).write_text(json.dumps(scores) + "\n")
@@ -134,72 +137,55 @@ def _difference(scores: dict[str, Scores]) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------------- a model's answers
 
 
-def _answer(
-    settings: Eval,
-    problems: list[Record],
-    asked: list[list[int]],
-    opened: list[bool],
-    model: Path,
-    tokenizer: Any,
-    judged_by: Verify,
-    answers: Path,
-    work: Work,
-) -> None:
+class _Exam(NamedTuple):
+    """What every model is asked, and how its answers are judged."""
+
+    settings: Eval
+    problems: list[Record]
+    asked: list[list[int]]  # their ids
+    opened: list[bool]  # whether the prompt opens the think block
+    tokenizer: Any
+    judged_by: Verify
+
+
+def _answer(exam: _Exam, name: str, model: Path, answers: Path, work: Work) -> None:
     """Write a model's judged answers; what an earlier try logged is not asked again."""
-    log = answers.with_suffix(".log")
-    offsets = _logged(log)
-    total = len(problems) * settings.samples
-    if len(offsets) < total:
-        sampler = _load(model, tokenizer, settings, asked)
-        rows = [ids for ids in asked for _ in range(settings.samples)]
-        batches = sampler.batches(
-            rows,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_tokens=settings.max_tokens,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            done=offsets,
-        )
-        what = answers.stem.replace("answers-", "evaluate ")
-        with (
-            Judge(judged_by) as judge,
-            work.bar(total, what) as progress,
-            log.open("ab") as file,
-        ):
-            progress(len(offsets))
-            for batch in batches:
-                for place, sampled in batch.items():
-                    number, sample = divmod(place, settings.samples)
-                    record = _record(problems[number], sample, sampled, opened[number], judge)
-                    record["usage"]["prompt_tokens"] = len(asked[number])
-                    offsets[place] = file.tell()
-                    file.write(records.dump({"place": place, "record": record}))
-                file.flush()
-                os.fsync(file.fileno())
-                progress(len(batch))
-    partial = answers.with_suffix(".part")
-    with log.open("rb") as file, partial.open("wb") as out:
-        for place in range(total):
-            file.seek(offsets[place])
-            out.write(records.dump(json.loads(file.readline())["record"]))
+    total = len(exam.problems) * exam.settings.samples
+    with closing(SampleLog(answers.with_suffix(".log"), total)) as log:
+        if len(log) < total:
+            _fill(log, exam, name, model, work)
+        partial = answers.with_suffix(".part")
+        with partial.open("wb") as out:
+            for place in range(total):
+                out.write(records.dump(log.read(place)["record"]))
     partial.replace(answers)
-    log.unlink()
 
 
-def _logged(log: Path) -> dict[int, int]:
-    """Return where each logged answer stands in the log, whose torn last line is cut off."""
-    found: dict[int, int] = {}
-    at = 0
-    if log.exists():
-        with log.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                found[json.loads(line)["place"]] = at
-                at += len(line)
-        os.truncate(log, at)
-    return found
+def _fill(log: SampleLog, exam: _Exam, name: str, model: Path, work: Work) -> None:
+    """Draw and judge the answers that the log has not; a batch is drawn as a whole."""
+    settings = exam.settings
+    sampler = _load(model, exam.tokenizer, settings, exam.asked)
+    batches = sampler.batches(
+        [ids for ids in exam.asked for _ in range(settings.samples)],
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=settings.max_tokens,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        done=log,
+    )
+    with (
+        closing(Judge(exam.judged_by)) as judge,
+        work.bar(log.total, f"evaluate {name}") as progress,
+    ):
+        progress(len(log))
+        for batch in batches:
+            for place, sampled in batch.items():
+                number, sample = divmod(place, settings.samples)
+                record = _record(exam.problems[number], sample, sampled, exam.opened[number], judge)
+                record["usage"]["prompt_tokens"] = len(exam.asked[number])
+                log.add(place, {"record": record})
+            progress(len(batch))
 
 
 def _load(model: Path, tokenizer: Any, settings: Eval, asked: list[list[int]]) -> Sampler:

@@ -7,17 +7,16 @@ dropped.jsonl    samples that could not be had, with the reason
 
 import logging
 import os
-import time
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.records import Record
+from dstools_distill.samplelog import SampleLog
 from dstools_distill.settings import Generate
 from dstools_distill.stage import Report, Work, digest
 from dstools_distill.teachers import (
@@ -33,7 +32,6 @@ from dstools_distill.teachers import (
 
 logger = logging.getLogger(__name__)
 RECORDS, DROPPED, LOG = "records.jsonl", "dropped.jsonl", "samples.jsonl"
-SYNC_SECONDS = 2.0  # what a power cut may cost; a kill costs nothing that was logged
 
 
 def generate(settings: Generate, prompts: Path, model: Path | None, work: Work) -> Report:
@@ -47,7 +45,7 @@ def generate(settings: Generate, prompts: Path, model: Path | None, work: Work) 
     asked, done = prompts / RECORDS, work.folder / RECORDS
     count = sum(1 for _ in records.lines(asked))
     if not done.exists():  # it gets that name when it is whole
-        with _Log(work.folder / LOG, count * settings.samples) as log:
+        with closing(SampleLog(work.folder / LOG, count * settings.samples)) as log:
             _fill(log, settings, asked, model, work)
             _write(settings, asked, log, _who(settings, model), work.folder)
     (work.folder / LOG).unlink(missing_ok=True)
@@ -58,7 +56,7 @@ def generate(settings: Generate, prompts: Path, model: Path | None, work: Work) 
     return _report(count, records.read(done), records.read(work.folder / DROPPED))
 
 
-def _fill(log: "_Log", settings: Generate, asked: Path, model: Path | None, work: Work) -> None:
+def _fill(log: SampleLog, settings: Generate, asked: Path, model: Path | None, work: Work) -> None:
     """Ask for every sample that the log has not."""
     if len(log) < log.total:
         teacher = _teacher(settings, model, work.folder, log.total)
@@ -66,7 +64,7 @@ def _fill(log: "_Log", settings: Generate, asked: Path, model: Path | None, work
         with work.bar(log.total, "samples") as progress:
             progress(len(log))
             for number, outcome in teacher(_asks(asked, settings.samples), log):
-                log.add(number, outcome)
+                log.add(number, _logged(outcome))
                 progress(1)
                 if isinstance(outcome, Failed) and outcome.reason not in warned:
                     warned.add(outcome.reason)
@@ -74,13 +72,17 @@ def _fill(log: "_Log", settings: Generate, asked: Path, model: Path | None, work
                         "sample %d failed: %s %s", number, outcome.reason, outcome.detail
                     )
     assert len(log) == log.total, "a teacher left samples out"
-    if log.total and not log.answers:
+    if log.total and all("failed" in log.read(number) for number in range(log.total)):
         reasons = Counter(str(log.read(number)["failed"]) for number in range(log.total))
         log.path.unlink()  # or the same failures would be found again
         raise DstoolsError(
             f"no sample of {log.total} could be had: {', '.join(sorted(reasons))}",
             "do the teacher and the prompts go together?",
         )
+
+
+def _logged(outcome: Outcome) -> Record:
+    return {"failed": outcome.reason} if isinstance(outcome, Failed) else outcome._asdict()
 
 
 def _teacher(settings: Generate, model: Path | None, folder: Path, total: int) -> Teacher:
@@ -116,84 +118,11 @@ def _who(settings: Generate, model: Path | None) -> dict[str, str | None]:
     return {"name": model.name if is_path else settings.model, "revision": digest(model)[:16]}
 
 
-# ----------------------------------------------------------------------------------------- the log
-
-
-class _Log:
-    """The samples that came, a line each, in a file that is only appended to.
-
-    What a kill cut off in the last line is removed; of a number that came twice the first line counts.
-    """
-
-    def __init__(self, path: Path, total: int) -> None:
-        self.path, self.total = path, total
-        self.answers = 0
-        self._found = 0
-        self._offsets = array("q", [-1]) * total
-        self._file = path.open("a+b")
-        self._synced = time.monotonic()
-        self._go_on()
-
-    def _go_on(self) -> None:
-        offset = 0
-        self._file.seek(0)
-        for line in self._file:
-            try:
-                row = records.parse(line, self.path, 0)
-            except DstoolsError:
-                break  # a power cut may leave worse than half a line
-            if not line.endswith(b"\n"):
-                break
-            self._note(row, offset)
-            offset += len(line)
-        self._file.truncate(offset)
-        self._file.seek(offset)
-
-    def _note(self, row: Record, offset: int) -> None:
-        if self._offsets[row["number"]] == -1:
-            self._offsets[row["number"]] = offset
-            self._found += 1
-            self.answers += "failed" not in row
-
-    def __contains__(self, number: object) -> bool:
-        return isinstance(number, int) and self._offsets[number] != -1
-
-    def __len__(self) -> int:
-        return self._found
-
-    def add(self, number: int, outcome: Outcome) -> None:
-        """Append a sample; a kill does not undo it, and after SYNC_SECONDS neither does a power cut."""
-        said = {"failed": outcome.reason} if isinstance(outcome, Failed) else outcome._asdict()
-        self._note(said | {"number": number}, self._file.tell())
-        self._file.write(records.dump({"number": number} | said))
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC_SECONDS:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
-
-    def read(self, number: int) -> Record:
-        """Return a sample as it was added."""
-        self._file.seek(self._offsets[number])
-        return records.parse(self._file.readline(), self.path, 0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-
 # ------------------------------------------------------------------------------------- the records
 
 
 def _write(
-    settings: Generate, asked: Path, log: _Log, teacher: dict[str, str | None], folder: Path
+    settings: Generate, asked: Path, log: SampleLog, teacher: dict[str, str | None], folder: Path
 ) -> None:
     """Write records and dropped samples in the order of prompts and samples."""
     partial = folder / f"{RECORDS}.partial"

@@ -8,6 +8,7 @@ n - 1 under the root; a group whose rewards are all equal teaches nothing, and i
 """
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def grpo(
         shuffle_dataset=True,
     )
     student = load_student(settings, model, None, tokens)
-    with Judge(verify) as judge:
+    with closing(Judge(verify)) as judge:
         paid = rewards(settings, judge, tokens)
         config.reward_weights = paid.weights
         trainer: Any = GRPOTrainer(

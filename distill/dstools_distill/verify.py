@@ -13,8 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import sandbox, steps
@@ -78,9 +77,9 @@ def _rows_of(settings: Verify, source: Path) -> Callable[[Rows], Chunk]:
 
 
 class Judge:
-    """Judges samples one by one; a context manager, which ends the process that it may have started.
+    """Judges samples one by one; `close` ends the process that it may have started.
 
-    It may be used without `with`: the process then ends when it is collected, or with this process.
+    Without, the process ends when the judge is collected, or with this process.
     Raises DstoolsError for a language that cannot be told.
     """
 
@@ -92,17 +91,6 @@ class Judge:
             )
         self._settings = settings
         self._referee = Referee(settings.timeout_seconds)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the process that was started; a later question starts another."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ PAIRS = Path(__file__).parents[1] / "data" / "verifier-pairs.jsonl"
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    with Judge(Verify(reasoning=False)) as made:
+    with closing(Judge(Verify(reasoning=False))) as made:
         yield made
 
 

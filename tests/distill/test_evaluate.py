@@ -19,7 +19,7 @@ import torch
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.evaluate import _logged, evaluate, last_answer
+from dstools_distill.evaluate import evaluate, last_answer
 from dstools_distill.prompts import prompts
 from dstools_distill.settings import Eval, Prompts, Source, Verify
 from dstools_distill.stage import Report, Work
@@ -212,7 +212,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
     child.wait()
     assert log.exists(), "it was killed too late"
     with log.open("ab") as file:
-        file.write(b'{"place": 3, "rec')  # as a kill in the middle of a write leaves it
+        file.write(b'{"number": 3, "rec')  # as a kill in the middle of a write leaves it
     known = log.read_bytes().count(b"\n")
     assert known > 0
     told: list[int] = []
@@ -225,14 +225,6 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
     assert bytes_of(out) == bytes_of(tmp_path / "straight")
 
 
-def test_a_torn_line_is_cut_off_before_more_is_logged(tmp_path: Path) -> None:
-    log = tmp_path / "answers-after.log"
-    whole = records.dump({"place": 7, "record": {}}) + records.dump({"place": 2, "record": {}})
-    log.write_bytes(whole + b'{"place": 3, "rec')
-    assert _logged(log) == {7: 0, 2: len(whole) // 2}
-    assert log.read_bytes() == whole
-
-
 def test_a_batch_that_is_half_logged_is_drawn_again(
     sums: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -241,7 +233,7 @@ def test_a_batch_that_is_half_logged_is_drawn_again(
     rows = list(records.read(tmp_path / "straight" / "answers-after.jsonl"))
     out.mkdir()
     # of eight answers in batches of five, by the length of their prompts, these two fill none
-    logged = [{"place": place, "record": rows[place]} for place in (0, 4)]
+    logged = [{"number": place, "record": rows[place]} for place in (0, 4)]
     records.write(out / "answers-after.log", logged)
     assert run(SAMPLED, problems, out) == straight
     assert bytes_of(out) == bytes_of(tmp_path / "straight")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def thought(answer: str, reasoning: str = TRACE, **more: Any) -> records.Record:
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    with Judge(Verify()) as made:
+    with closing(Judge(Verify())) as made:
         yield made
 
 
@@ -75,7 +75,7 @@ def test_checks_come_in_their_order_and_the_first_that_fails_is_the_reason(
 def test_without_a_trace_asked_for_a_text_without_tags_is_judged_and_a_broken_block_is_not() -> (
     None
 ):
-    with Judge(Verify(reasoning=False)) as judge:
+    with closing(Judge(Verify(reasoning=False))) as judge:
         assert judge.judge(record("125"))["verdict"] == "correct"
         assert judge.judge(thought("125"))["verdict"] == "correct"
         assert judge.judge(record("<think>so \\boxed{125}"))["verdict_reason"] == "think-block"
@@ -117,7 +117,7 @@ def test_a_right_answer_with_a_wrong_step_is_not_right_and_a_miscopied_one_says_
 
 
 def test_steps_are_not_checked_where_the_recipe_says_so() -> None:
-    with Judge(Verify(steps=False)) as judge:
+    with closing(Judge(Verify(steps=False))) as judge:
         found = judge.judge(thought("125", TRACE.replace("=15", "=16"), task=SUM))
     assert (found["verdict"], found["steps"]) == ("correct", None)
 
@@ -137,7 +137,7 @@ def test_a_scorer_of_reasoning_gym_decides_where_answers_may_differ(judge: Judge
 
 
 def test_a_trace_in_another_language_or_going_in_circles_is_not_right() -> None:
-    with Judge(Verify(language="en", max_repetition=0.3)) as judge:
+    with closing(Judge(Verify(language="en", max_repetition=0.3))) as judge:
         fine = judge.judge(thought("125", "We add both numbers and then carry the one."))
         mixed = judge.judge(thought("125", "We add 然后我们把两个数相加得到答案"))
         circles = judge.judge(thought("125", "so we add them once more and look at it " * 20))
@@ -229,7 +229,7 @@ def test_the_stage_keeps_every_row_in_order_with_its_verdict_and_counts_them(
     assert all(
         row | old == row for row, old in zip(after, before, strict=True)
     )  # nothing rewritten
-    with Judge(Verify()) as judge:
+    with closing(Judge(Verify())) as judge:
         assert after[7] == before[7] | judge.judge(before[7])
 
 
