@@ -32,7 +32,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +154,7 @@ def run(what: str, kind: str, folder: Path, rows: int, workers: int) -> None:
     from dstools_distill.stage import Work
 
     made, index = folder / "made", folder / "benchmark.ngrams"
-    work = Work(folder / what, workers, lambda total, what: nullcontext(lambda count: None))
+    work = Work(folder / what, workers)
     work.folder.mkdir()
     match what:
         case "make":
@@ -176,7 +175,7 @@ def run(what: str, kind: str, folder: Path, rows: int, workers: int) -> None:
         case "select":
             from dstools_distill.select import select
 
-            select(settings.Select(), folder / "decontaminate", None, work)
+            select(settings.Select(), folder / "decontaminate", None, [], work)
         case "render":
             from dstools_distill.render import render
 

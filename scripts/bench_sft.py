@@ -135,13 +135,12 @@ def settings(steps: int) -> Any:
 
 def ours(folder: Path, steps: int) -> dict[str, float]:
     """Run the stage as it is."""
-    from contextlib import nullcontext
 
     from dstools_distill.sft import sft
     from dstools_distill.stage import Work
 
     out = Path(tempfile.mkdtemp(dir=folder))
-    work = Work(out, 1, lambda total, what: nullcontext(lambda n: None))
+    work = Work(out)
     with timed_training() as found:
         sft(settings(steps), folder / "rows", None, INIT, SAMPLE, "", work)
     return {"tokens": count_tokens(folder), **found}

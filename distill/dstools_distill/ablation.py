@@ -1,6 +1,7 @@
 """Runs against each other: arms over their seeds, or runs over the same problems."""
 
-from dstools_distill.markdown import NONE, between, percent, points, table, text
+from dstools_converters.markdown import text
+from dstools_distill.markdown import NONE, between, percent, points, table
 from dstools_distill.runs import Runs, Stage
 from dstools_distill.statistics import Interval, over_seeds, paired_difference
 

@@ -8,7 +8,6 @@ back to the checkpoint that a run goes on from, so that it comes out as if nothi
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dstools_converters.disk import sync, write_synced
 from dstools_distill.settings import Training
-from dstools_distill.stage import Work
+from dstools_distill.stage import Work, rank
 
 CHECKPOINTS, CURVE, EMA, WHOLE = "checkpoints", "curve.jsonl", "ema.safetensors", "whole"
 
@@ -41,7 +40,7 @@ class Keeper(TrainerCallback):
     ) -> None:
         self.settings, self.folder, self.keys, self.wait = settings, work.folder, curve, wait
         self.ema = Average(settings.ema) if settings.ema else None
-        self.is_first = int(os.environ.get("RANK", "0")) == 0
+        self.is_first = rank() == 0
         self.every = 0  # steps between checkpoints
         self.tokens_before = 0  # what the Trainer counted before it was killed
         self._bars, self._bar = ExitStack(), work.bar

@@ -26,7 +26,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dstools_converters.errors import DstoolsError, disk_errors, printable
-from dstools_distill.ngrams import BASE, KEY, NORMALISATION, hashes_of, whole, windows
+from dstools_distill.ngrams import (
+    BASE,
+    KEY,
+    NORMALISATION,
+    hashes,
+    hashes_of,
+    tokens,
+    whole,
+    windows,
+)
+from dstools_distill.records import Record
 
 WINDOW = 10  # tokens
 ANYWHERE = 4  # tokens; a shorter question counts only where it is all of a prompt
@@ -163,15 +173,18 @@ def merged(parts: Sequence[Tables]) -> Tables:
     return made
 
 
+def _moved(part: Tables, first: int) -> Tables:
+    """Return tables whose texts are so many further on among those of several benchmarks."""
+    return {k: v + np.uint32(first) if k.startswith("places.") else v for k, v in part.items()}
+
+
 def save_index(out: Path, parts: Sequence[tuple[Benchmark, Tables]]) -> None:
     """Write an index file of some benchmarks, whole or not at all; the same parts give the same bytes."""
-    first, shifted = 0, []
+    first, moved = 0, []
     for benchmark, part in parts:
-        shifted.append(
-            {k: v + np.uint32(first) if k.startswith("places.") else v for k, v in part.items()}
-        )
+        moved.append(_moved(part, first))
         first += benchmark.rows
-    made = merged(shifted)
+    made = merged(moved)
     header = {
         "benchmarks": [asdict(benchmark) for benchmark, _ in parts],
         "window": WINDOW,
@@ -231,9 +244,7 @@ class Index:
         parts, first = [], 0
         for path in paths:
             benchmarks, part = load_index(path)
-            parts.append(
-                {k: v + np.uint32(first) if k.startswith("places.") else v for k, v in part.items()}
-            )
+            parts.append(_moved(part, first))
             for benchmark in benchmarks:
                 self.benchmarks.append(benchmark)
                 self._firsts.append(first)
@@ -243,6 +254,29 @@ class Index:
             kind: _Table(self._tables[f"hashes.{kind}"])
             for kind in sorted({key.partition(".")[2] for key in self._tables})
         }
+
+    def look(self, rows: Sequence[Record]) -> list[list[dict[str, Any]]]:
+        """Return what each row shares with benchmarks, in prompt, reasoning or answer; [] is nothing.
+
+        A find is {"benchmark", "row", "where", "window"}, the first window of a benchmark's row in each.
+        """
+        texts = [(n, *text) for n, row in enumerate(rows) for text in _texts(row)]
+        hits = self.find(
+            [hashes(text) for _, _, text in texts], [where == "prompt" for _, where, _ in texts]
+        )
+        said = {number: tokens(texts[number][2]) for number in {hit.text for hit in hits}}
+        shared: list[dict[tuple[str, int, str], str]] = [{} for _ in rows]
+        for hit in hits:
+            n, where, _ = texts[hit.text]
+            window = " ".join(said[hit.text][hit.start : hit.start + hit.length])
+            shared[n].setdefault((hit.benchmark, hit.row, where), window)
+        return [
+            [
+                {"benchmark": benchmark, "row": row, "where": where, "window": window}
+                for (benchmark, row, where), window in found.items()
+            ]
+            for found in shared
+        ]
 
     def find(self, texts: Sequence[Hashes], are_prompts: Sequence[bool]) -> list[Hit]:
         """Return all hits in texts, given as hashes of their tokens, by text and place in it."""
@@ -286,15 +320,25 @@ class Index:
         return are_prompts[hit.text] and hit.length == len(texts[hit.text])
 
 
+def _texts(row: Record) -> Iterator[tuple[str, str]]:
+    """Yield where and text of all that a row would teach."""
+    for message in row["messages"]:
+        if message["role"] != "system":
+            yield "prompt", message["content"]
+    if row["reasoning"] is not None:
+        yield "reasoning", row["reasoning"]
+    yield "answer", row["answer"]
+
+
 class _Table:
     """Sorted hashes, and by their first bits which ones there are at all: most windows are in none."""
 
-    def __init__(self, hashes: Hashes) -> None:
-        self._hashes = hashes
-        bits = min(max((16 * len(hashes)).bit_length(), 12), 26)
+    def __init__(self, known: Hashes) -> None:
+        self._hashes = known
+        bits = min(max((16 * len(known)).bit_length(), 12), 26)
         self._shift = np.uint64(64 - bits)
         self._is_there = np.zeros(1 << bits, bool)
-        self._is_there[hashes >> self._shift] = True
+        self._is_there[known >> self._shift] = True
 
     def matches(self, windowed: Hashes) -> list[tuple[int, int]]:
         """Return position and number of the entry wherever a window is one of these."""

@@ -1,6 +1,8 @@
 """The data card: where rows come from, and what became of them."""
 
-from dstools_distill.markdown import bullets, counts, flat, shown, table, text
+from dstools_converters.markdown import text
+from dstools_distill.markdown import bullets, counts, flat, shown, table
+from dstools_distill.recipe import TRAINED
 from dstools_distill.runs import Runs
 from dstools_distill.settings import Card
 
@@ -159,7 +161,7 @@ def licences(settings: Card, runs: Runs) -> str:
         teacher = shown(str(each.settings.get("model") or "the answers that came with the prompts"))
         rows["Teacher", teacher, each.settings["licence"]] = None
     for run in runs.all:
-        if any(stage in run.stages for stage in ("sft", "kd", "grpo")):
+        if any(stage in run.stages for stage in TRAINED):
             student = run.student
             base = shown(student.model) or f"new weights; tokenizer of {shown(student.tokenizer)}"
             rows["Student's base", base, student.licence] = None
@@ -193,6 +195,8 @@ def not_checked(runs: Runs) -> list[str]:
             found.append("The language of traces: `verify.language` is empty.")
     if any(each.settings["keep"] == "all" for _, each in runs.distinct("select")):
         found.append("Rows of runs with `select.keep` = all: wrong answers are among them.")
+    if any(each.settings["non_reasoning"] for _, each in runs.distinct("select")):
+        found.append("Whether answers of rows without a trace are right: nobody verifies them.")
     if runs.distinct("decontaminate"):
         found.append("Problems of benchmarks that were paraphrased or translated.")
     else:

@@ -14,8 +14,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.contamination import Index, Kind, Text, save_index, tables
 from dstools_distill.forms import BadRowError, convert
-from dstools_distill.ngrams import hashes, tokens
-from dstools_distill.records import Record
+from dstools_distill.ngrams import tokens
 from dstools_distill.sources import rows
 from dstools_distill.stage import Chunk, Report, Rows, Work, each_record, file_sha256, map_rows
 
@@ -63,26 +62,12 @@ def _worker(index: list[Path], source: Path) -> Callable[[Rows], Chunk]:
 
     def look(lines: Rows) -> Chunk:
         found = list(each_record(source, lines))
-        texts = [(n, *text) for n, record in enumerate(found) for text in _texts(record)]
-        hits = known.find(
-            [hashes(text) for _, _, text in texts], [where == "prompt" for _, where, _ in texts]
-        )
-        said = {number: tokens(texts[number][2]) for number in {hit.text for hit in hits}}
-        windows: dict[int, dict[tuple[str, int, str], str]] = {}  # of each row that was hit
-        for hit in hits:
-            n, where, _ = texts[hit.text]
-            window = " ".join(said[hit.text][hit.start : hit.start + hit.length])
-            windows.setdefault(n, {}).setdefault((hit.benchmark, hit.row, where), window)
         counts, kept, gone = Counter[str](), [], []
-        for n, (_, line) in enumerate(lines):
+        for (_, line), named in zip(lines, known.look(found), strict=True):
             counts["in"] += 1
-            if n not in windows:
+            if not named:
                 kept.append(records.extended(line, {"contamination": []}))
                 continue
-            named = [
-                {"benchmark": benchmark, "row": row, "where": where, "window": window}
-                for (benchmark, row, where), window in windows[n].items()
-            ]
             counts["contaminated"] += 1
             counts.update({f"of {each['benchmark']}" for each in named})
             counts.update({f"in {each['where']}" for each in named})
@@ -92,16 +77,6 @@ def _worker(index: list[Path], source: Path) -> Callable[[Rows], Chunk]:
         return Chunk({"records.jsonl": b"".join(kept), "dropped.jsonl": b"".join(gone)}, counts)
 
     return look
-
-
-def _texts(record: Record) -> Iterator[tuple[str, str]]:
-    """Yield where and text of all that a row would teach."""
-    for message in record["messages"]:
-        if message["role"] != "system":
-            yield "prompt", message["content"]
-    if record["reasoning"] is not None:
-        yield "reasoning", record["reasoning"]
-    yield "answer", record["answer"]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """Tables and numbers of a card, as Markdown."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dstools_converters.errors import printable
+from dstools_converters.markdown import text
 
 NONE = "\u2013"  # a dash where nothing was measured
 
@@ -16,13 +15,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: int = 0) 
     left = len(head) - numeric
     lines = [list(head), ["---" if n < left else "---:" for n in range(len(head))], *cells]
     return "\n".join(f"| {' | '.join(line[n] for n in kept)} |" for line in lines)
-
-
-def text(value: str) -> str:
-    """Return what Markdown shows as it is: names come from files that anybody may have written."""
-    plain = printable(value).replace("&", "&amp;").replace("<", "&lt;")
-    escaped = re.sub(r"([\\`*\[\]|~#!]|(?<!\w)_|_(?!\w))", r"\\\1", plain)
-    return escaped.replace("://", "&#58;//")
 
 
 def bullets(lines: Iterable[str]) -> str:

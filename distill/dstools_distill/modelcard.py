@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+from dstools_converters.markdown import text
 from dstools_distill.ablation import comparison, points_between
 from dstools_distill.datacard import licences, not_checked, versions
 from dstools_distill.markdown import (
@@ -14,7 +15,6 @@ from dstools_distill.markdown import (
     percent,
     points,
     table,
-    text,
 )
 from dstools_distill.recipe import TRAINED
 from dstools_distill.runs import Run, Runs, Stage

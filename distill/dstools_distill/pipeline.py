@@ -7,23 +7,34 @@ OUT/sft -> store/sft-...         what the recipe, as it stands, makes; or OUT/CH
 import os
 import subprocess
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, ShortfallError
-from dstools_distill.recipe import STAGES, TRAINED, Chain, Recipe, as_json
+from dstools_distill.recipe import STAGES, TRAINED, Chain, Recipe
 from dstools_distill.settings import Eval, Prompts, Student, Verify
-from dstools_distill.stage import LOCKED, MANIFEST, Done, Report, Work, find, identify, run_stage
+from dstools_distill.stage import (
+    LOCKED,
+    MANIFEST,
+    Bar,
+    Done,
+    Report,
+    Work,
+    find,
+    identify,
+    rank,
+    run_stage,
+    world_size,
+)
 
 REVISIONS = dict.fromkeys(STAGES, 1)  # one up when a stage's code gives other bytes for the same
 PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's bytes
-    "prompts": (),
+    "prompts": ("numpy", "reasoning_gym"),
     "generate": (),  # too dear to be done again for a new version of anything
     "verify": ("latex2sympy2_extended", "math-verify", "mpmath", "reasoning_gym", "sympy"),
     "decontaminate": (),
-    "select": (),
+    "select": ("numpy",),
     "render": ("tokenizers", "transformers"),
     "sft": ("torch", "transformers", "trl"),
     "kd": ("torch", "transformers", "trl"),
@@ -43,7 +54,7 @@ class Pipeline:
     recipe: Recipe
     out: Path
     workers: int
-    bar: Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
+    bar: Bar
     resolve: Callable[[str], Path]  # org/name -> its folder in the Hub cache
 
     def run(self, start: str, tell: Callable[[str, str, Done], None]) -> None:
@@ -90,7 +101,7 @@ class Pipeline:
             stage, REVISIONS[stage], self._settings(chain, stage), inputs, PACKAGES[stage]
         )
         done = find(self.out / "store", identity)
-        if done is None and stage in TRAINED and settings.processes > 1 and not is_launched():
+        if done is None and stage in TRAINED and settings.processes > 1 and world_size() == 1:
             self._launch(chain, stage)
             done = find(self.out / "store", identity)
             assert done is not None, "the launched processes ended well and left nothing"
@@ -118,7 +129,7 @@ class Pipeline:
 
     def _settings(self, chain: Chain, stage: str) -> dict[str, Any]:
         """Return all settings that decide a stage's bytes."""
-        said = as_json(chain.stages[stage])
+        said = asdict(chain.stages[stage])
         said.pop("at_least", None)  # asks for something, and changes nothing
         if stage == "generate":
             said = {key: value for key, value in said.items() if key not in HOW}
@@ -127,7 +138,7 @@ class Pipeline:
         if stage == "sft":
             said["init"] = chain.student.init
         if stage in ("grpo", "eval"):
-            said["verify"] = as_json(chain.stages.get("verify", Verify()))
+            said["verify"] = asdict(chain.stages.get("verify", Verify()))
         return said
 
     def _work(self, folder: Path) -> Work:
@@ -153,7 +164,7 @@ class Pipeline:
             for stage, folder in folders.items()
         }
         students = {chain.name: self._told(chain.student) for chain in self.recipe.chains}
-        said = as_json(settings) | {"students": {k: as_json(v) for k, v in students.items()}}
+        said = asdict(settings) | {"students": {k: asdict(v) for k, v in students.items()}}
         identity = identify("card", REVISIONS["card"], said, inputs, PACKAGES["card"])
         done = run_stage(
             self.out / "store",
@@ -228,9 +239,10 @@ class Pipeline:
                 from dstools_distill.select import select
 
                 samples, mixed = self._before(chain, stage), self._file(settings.non_reasoning)
-                return self._given({"samples": samples}, mixed=mixed), lambda work: select(
-                    settings, samples, mixed, work
-                )
+                index = self._indexes(chain) if mixed else []
+                inputs = {f"index {n}": path for n, path in enumerate(index)}
+                inputs = self._given({"samples": samples, **inputs}, mixed=mixed)
+                return inputs, lambda work: select(settings, samples, mixed, index, work)
             case "render":
                 from dstools_distill.render import render
 
@@ -300,7 +312,9 @@ class Pipeline:
         asked = Prompts(source=settings.source, limit=settings.limit)
         files = self._sources(asked)
         inputs = {f"source {n}": path for n, path in enumerate(files) if path}
-        identity = identify("prompts", REVISIONS["prompts"], as_json(asked), inputs, ())
+        identity = identify(
+            "prompts", REVISIONS["prompts"], asdict(asked), inputs, PACKAGES["prompts"]
+        )
         return run_stage(
             self.out / "store",
             identity,
@@ -317,6 +331,13 @@ class Pipeline:
                 f"{self.recipe.path}: {stage} has nothing to work on", "the recipe needs [generate]"
             )
         return self.finished(chain, order[-1])
+
+    def _indexes(self, chain: Chain) -> list[Path]:
+        """Return the indexes in which the chain's rows are looked up, that of its [eval] included."""
+        if "decontaminate" not in chain.stages:
+            return []
+        named = [self._path(name) for name in chain.stages["decontaminate"].index]
+        return [*named, *self.finished(chain, "decontaminate").glob("*.ngrams")]
 
     def trained(self, chain: Chain, *, before: str) -> Path:
         """Return the model that the last training before a stage left, or the student's own."""
@@ -373,7 +394,7 @@ class Pipeline:
 
     def _link(self, chain: str, stage: str, folder: Path) -> None:
         """Let OUT/CHAIN/STAGE point to what was made."""
-        if int(os.environ.get("RANK", "0")) > 0:
+        if rank() > 0:
             return
         place = self._place(chain, stage)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -395,8 +416,3 @@ def _require_score(done: Done, at_least: float) -> None:
             f"{done.folder}: {name}: pass@1 is {found:.1%}, eval.at_least is {at_least:.1%}",
             "the answers and their verdicts lie there",
         )
-
-
-def is_launched() -> bool:
-    """Tell whether this is one of the processes of accelerate launch or torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -14,7 +14,6 @@ which run one after the other, each with the tables that it names; `phase:cold-s
 earlier one left. Tables outside of them are what theirs begin with. There is one card, of everything.
 """
 
-import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -314,8 +313,3 @@ def _text(value: Any, path: Path) -> str:
     if not isinstance(value, str):
         raise DstoolsError(f"{path}: preset: {value!r} is no text", "name one preset")
     return value
-
-
-def as_json(chain_settings: Any) -> dict[str, Any]:
-    """Return settings as JSON, for a manifest."""
-    return dataclasses.asdict(chain_settings)

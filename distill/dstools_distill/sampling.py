@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_distill import latent
+from dstools_distill.malloc import keep_freed_memory
 from dstools_distill.templates import end_token_id
 
 logging.disable_progress_bar()  # type: ignore[no-untyped-call] # work.bar is the one there is
@@ -53,6 +54,8 @@ class Sampler:
         precision: Literal["float32", "bfloat16"] = "float32",
         device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
+        if device == "cpu":
+            keep_freed_memory()
         loaded = _load(model, getattr(torch, precision), device)
         self.model = loaded.eval()
         self.tokenizer = tokenizer

@@ -8,8 +8,9 @@ import json
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
+from dstools_distill.contamination import Index
 from dstools_distill.forms import BadRowError, convert
 from dstools_distill.ngrams import hashes, jaccard, shingles
 from dstools_distill.records import CLOSE, OPEN, Record
 from dstools_distill.settings import Select
 from dstools_distill.sources import rows
-from dstools_distill.stage import Report, Work
+from dstools_distill.stage import CHUNK_ROWS, Report, Work
 
 log = logging.getLogger(__name__)
 VERDICTS = ("correct", "incorrect", "unverifiable", "none")
@@ -34,7 +36,9 @@ MIXED = "mixed.jsonl"  # gone when the stage is done
 Ints = NDArray[np.int64]
 
 
-def select(settings: Select, samples: Path, non_reasoning: Path | None, work: Work) -> Report:
+def select(
+    settings: Select, samples: Path, non_reasoning: Path | None, index: list[Path], work: Work
+) -> Report:
     """Write what is trained on as records.jsonl, in the order drawn, the rest as dropped.jsonl.
 
     Of each prompt, in the order of its samples, at most `per_prompt` are kept. "all": of all samples, whatever
@@ -42,8 +46,9 @@ def select(settings: Select, samples: Path, non_reasoning: Path | None, work: Wo
     characters): one where per_prompt is 0; "diverse": those that resemble each other least by word
     3-grams, the first one to begin with. The pass rate is that of all samples of a prompt in `samples`.
     non_reasoning: conversations, as `prompts` reads them, each with an answer. So many are drawn that
-    reasoning rows are `reasoning_share` of all; where there are too few, all are taken. They were never
-    verified nor looked up in an index.
+    reasoning rows are `reasoning_share` of all; where there are too few, all are taken. Nobody verifies them.
+    index: files in which they are looked up, as `decontaminate` does it with the samples; what shares text
+    with a benchmark goes to dropped.jsonl, too, and is counted under non_reasoning.
 
     Dropped, the first reason counts: "incorrect", "unverifiable", "pass-rate", "per-prompt", "not-first",
     "not-shortest", "not-diverse", "limit".
@@ -56,13 +61,15 @@ def select(settings: Select, samples: Path, non_reasoning: Path | None, work: Wo
         kept = np.flatnonzero(np.array([not reason for reason in reasons], bool))
         rng = np.random.Generator(np.random.PCG64(settings.seed))
         kept = rng.permutation(kept)
-        mixed = array("Q") if non_reasoning is None else _import(non_reasoning, work.folder / MIXED)
+        mixed, contaminated = array("Q"), list[bytes]()
+        if non_reasoning is not None:
+            mixed, contaminated = _import(non_reasoning, Index(index), work.folder / MIXED)
         own, others = _shares(settings, len(kept), len(mixed))
         for number in kept[own:].tolist():
             reasons[number] = "limit"
         added = rng.permutation(len(mixed))[:others]
         order = rng.permutation(own + others)
-        dropped = _write_dropped(work.folder, file, reasons)
+        dropped = _write_dropped(work.folder, file, reasons, contaminated)
         places = read.offsets[kept[:own]].tolist(), [mixed[number] for number in added.tolist()]
         _write_kept(work.folder, file, *places, order.tolist())
     (work.folder / MIXED).unlink(missing_ok=True)
@@ -75,7 +82,11 @@ def select(settings: Select, samples: Path, non_reasoning: Path | None, work: Wo
             "in": len(read.prompts),
             "out": len(np.unique(read.groups[kept[:own]])),
         },
-        "non_reasoning": {"in": len(mixed), "out": others},
+        "non_reasoning": {
+            "in": len(mixed) + len(contaminated),
+            "contaminated": len(contaminated),
+            "out": others,
+        },
         "reasoning_share": own / (own + others) if own + others else 0.0,
     }
 
@@ -191,31 +202,40 @@ def _shares(settings: Select, kept: int, mixed: int) -> tuple[int, int]:
     return own, others
 
 
-def _import(file: Path, into: Path) -> "array[int]":
-    """Write conversations as records; return where each begins, and fail where one has no answer."""
-    offsets, at = array("Q"), 0
+def _import(file: Path, known: Index, into: Path) -> "tuple[array[int], list[bytes]]":
+    """Write conversations as records; return where each begins, and the contaminated ones that are left out."""
+    offsets, contaminated = array("Q"), list[bytes]()
+    talks = _conversations(file)
     with into.open("wb") as written:
-        for number, row in rows(file):
-            where = f"{file}: line {number}"
-            try:
-                question = convert(row)
-            except BadRowError as error:
-                raise DstoolsError(f"{where}: {error}", "mend or remove it") from None
-            answer = question.reference
-            if answer is None:
-                raise DstoolsError(f"{where}: has no answer", "an assistant's message ends it")
-            if OPEN in answer or CLOSE in answer:
-                raise DstoolsError(
-                    f"{where}: its answer holds a think tag",
-                    "rows with a trace are samples: replay",
-                )
-            line = records.dump(_without_trace(file.name, question.messages, answer))
-            written.write(line)
-            offsets.append(at)
-            at += len(line)
-    if not offsets:
+        while some := list(islice(talks, CHUNK_ROWS)):
+            for talk, shared in zip(some, known.look(some), strict=True):
+                if shared:
+                    why = {"contamination": shared, "drop_reason": "contaminated"}
+                    contaminated.append(records.dump(talk | why))
+                else:
+                    offsets.append(written.tell())
+                    written.write(records.dump(talk))
+    if not offsets and not contaminated:
         raise DstoolsError(f"{file}: is empty", "name a file of conversations")
-    return offsets
+    return offsets, contaminated
+
+
+def _conversations(file: Path) -> Iterator[Record]:
+    """Yield the records of a file of conversations; fail where one has no answer."""
+    for number, row in rows(file):
+        where = f"{file}: line {number}"
+        try:
+            question = convert(row)
+        except BadRowError as error:
+            raise DstoolsError(f"{where}: {error}", "mend or remove it") from None
+        answer = question.reference
+        if answer is None:
+            raise DstoolsError(f"{where}: has no answer", "an assistant's message ends it")
+        if OPEN in answer or CLOSE in answer:
+            raise DstoolsError(
+                f"{where}: its answer holds a think tag", "rows with a trace are samples: replay"
+            )
+        yield _without_trace(file.name, question.messages, answer)
 
 
 def _without_trace(source: str, messages: list[dict[str, str]], answer: str) -> Record:
@@ -241,13 +261,16 @@ def _without_trace(source: str, messages: list[dict[str, str]], answer: str) -> 
     }
 
 
-def _write_dropped(folder: Path, file: BinaryIO, reasons: list[str]) -> Counter[str]:
-    """Write dropped.jsonl; return the number of rows for each reason."""
+def _write_dropped(
+    folder: Path, file: BinaryIO, reasons: list[str], contaminated: list[bytes]
+) -> Counter[str]:
+    """Write dropped.jsonl; return the number of samples for each reason."""
     file.seek(0)
     with (folder / "dropped.jsonl").open("wb") as gone:
         for line, reason in zip(file, reasons, strict=True):
             if reason:
                 gone.write(records.extended(line, {"drop_reason": reason}))
+        gone.writelines(contaminated)
     return Counter(reason for reason in reasons if reason)
 
 

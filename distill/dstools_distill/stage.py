@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -38,13 +38,23 @@ CHUNK_ROWS = 1024
 WHOLE_BYTES = 64 << 20  # larger files of a model are told apart by size, first and last MiB
 
 
+Bar = Callable[
+    [int, str], AbstractContextManager[Callable[[int], object]]
+]  # total, what -> more done
+
+
+def no_bar(_total: int, _what: str) -> AbstractContextManager[Callable[[int], object]]:
+    """Show no progress."""
+    return nullcontext(lambda count: None)
+
+
 @dataclass(frozen=True)
 class Work:
     """Where a stage writes, and what it works with; none of this may change a byte."""
 
     folder: Path  # files in it are what an earlier try left
-    workers: int
-    bar: Callable[[int, str], AbstractContextManager[Callable[[int], object]]]  # total, what
+    workers: int = 1
+    bar: Bar = no_bar
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ def run_stage(
         return found
     done = store / identity.name
     partial = store / f"{identity.name}.incomplete"
-    if int(os.environ.get("RANK", "0")) > 0:
+    if rank() > 0:
         return Done(identity.stage, done, body(work(partial)), is_reused=False)
     with disk_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
@@ -195,7 +205,7 @@ def _sampled_sha256(path: Path) -> str:
 def locked(out: Path) -> Iterator[None]:
     """Hold a folder against a second run; a process of a launcher goes with its first."""
     out.mkdir(parents=True, exist_ok=True)
-    if LOCKED in os.environ or int(os.environ.get("RANK", "0")) > 0:
+    if LOCKED in os.environ or rank() > 0:
         yield
         return
     with (out / ".lock").open("w") as file:
@@ -206,6 +216,16 @@ def locked(out: Path) -> Iterator[None]:
                 f"{out}: another run works in it", "wait for it, or choose another --out"
             ) from None
         yield
+
+
+def rank() -> int:
+    """Return the number of this process among those that accelerate launch or torchrun started; 0 alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes that accelerate launch or torchrun started; 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def cpu_seconds() -> float:

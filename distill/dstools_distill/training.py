@@ -36,8 +36,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.checkpoints import CHECKPOINTS, Keeper
+from dstools_distill.malloc import keep_freed_memory
 from dstools_distill.settings import Training
-from dstools_distill.stage import Report, Work
+from dstools_distill.stage import Report, Work, world_size
 from dstools_distill.templates import end_token_id
 
 log = logging.getLogger(__name__)
@@ -54,13 +55,15 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
     Raises DstoolsError where the settings contradict each other or the processes that run.
     """
     _check(settings)
-    running = int(os.environ.get("WORLD_SIZE", "1"))
+    running = world_size()
     if running != settings.processes:
         raise DstoolsError(
             f"processes = {settings.processes} were asked for, and {running} run",
             _launch_hint(settings),
         )
     on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        keep_freed_memory()
     if settings.parallel.startswith("zero") and not on_gpu:
         import deepspeed
 

@@ -40,8 +40,6 @@ STAGES = {
     "sft": "Fine-tune the student on rendered rows.",
     "kd": "Distil the teacher's logits on the student's own answers.",
     "grpo": "Train the student by rewards on groups of its own answers.",
-    "eval": "Measure the student on problems that it has not seen.",
-    "card": "Write the data card, the model card and their plots.",
 }
 
 recipe_argument = click.argument("recipe", metavar="RECIPE", help="A TOML file; see `init`.")
@@ -122,9 +120,7 @@ def _stage_command(stage: str, summary: str) -> click.Command:
         epilog=f"dstools distill {stage} toy.toml\ndstools distill {stage} toy.toml --json",
     )
     @recipe_argument
-    @option(
-        "--chain", metavar="NAME", default="", help="Of this phase or arm, where there are some."
-    )
+    @chain_option
     @out_option
     @processes_option
     @json_option
@@ -132,13 +128,10 @@ def _stage_command(stage: str, summary: str) -> click.Command:
         recipe: str, chain: str | None, out: str | None, workers: int, as_json: bool
     ) -> None:
         with _pipeline(recipe, out, workers) as pipeline:
-            if stage == "card":
-                done = pipeline.run_card()
-            else:
-                done = pipeline.run_one(pipeline.chain(chain or "", stage), stage)
-        _finish(
-            pipeline, [(chain or "", stage, done)], as_json, text=_line(chain or "", stage, done)
-        )
+            chosen = pipeline.chain(chain or "", stage)
+            done = pipeline.run_one(chosen, stage)
+        text = _line(chosen.name, stage, done)
+        _finish(pipeline, [(chosen.name, stage, done)], as_json, text)
 
     return command
 
@@ -182,8 +175,26 @@ def evaluate(
     _finish(pipeline, [(chosen.name, "eval", done)], as_json, text)
 
 
+@click.command(
+    "card",
+    cls=Command,
+    epilog="dstools distill card toy.toml\ndstools distill card toy.toml --json",
+)
+@recipe_argument
+@out_option
+@processes_option
+@json_option
+def write_card(recipe: str, out: str | None, workers: int, as_json: bool) -> None:
+    """Write the data card, the model card and their plots."""
+    with _pipeline(recipe, out, workers) as pipeline:
+        done = pipeline.run_card()
+    _finish(pipeline, [("", "card", done)], as_json, _line("", "card", done))
+
+
 for name, summary in STAGES.items():
-    distill.add_command(evaluate if name == "eval" else _stage_command(name, summary))
+    distill.add_command(_stage_command(name, summary))
+distill.add_command(evaluate)
+distill.add_command(write_card)
 
 
 @distill.command(
@@ -305,6 +316,8 @@ def _finish(
     ]
     if as_json or text:
         show(Result(str(pipeline.out), stages), as_json, text)
-    trained = [each.folder for _, stage, each in done if stage in ("sft", "kd", "grpo")]
+    from dstools_distill.recipe import TRAINED
+
+    trained = [each.folder for _, stage, each in done if stage in TRAINED]
     if done[-1][1] == "card" and trained:
         hint_command("quantize", str(trained[-1]), "OUT")

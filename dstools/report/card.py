@@ -1,13 +1,12 @@
 """The sheet as Markdown, for a model card: tables of what was measured, and what was not."""
 
-import re
 from collections.abc import Iterable, Sequence
 
 from dstools.options import size
 from dstools.report.figures import Figures
 from dstools.report.numbers import fixed, percent_or_none
 from dstools.report.sheet import Data, Sheet
-from dstools_converters.errors import printable
+from dstools_converters.markdown import text
 
 
 def card(sheet: Sheet, found: Figures) -> str:
@@ -120,9 +119,3 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: int = 0)
     lines = [head, ["---"] * left + ["---:"] * numeric]
     lines += [[text(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def text(value: str) -> str:
-    """Return what Markdown shows as it is: names come from files that anybody may have written."""
-    plain = printable(value).replace("&", "&amp;").replace("<", "&lt;").replace("://", "&#58;//")
-    return re.sub(r"([\\`*\[\]|~#!]|(?<!\w)_|_(?!\w))", r"\\\1", plain)

@@ -1,7 +1,6 @@
 """Cards from the manifests of finished stages, written down here: golden text, missing stages, plots."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from dstools_converters.markdown import text
 from dstools_distill import settings
 from dstools_distill.card import card
-from dstools_distill.markdown import flat, points, table, text
+from dstools_distill.markdown import flat, points, table
 from dstools_distill.settings import Card, Student
 from dstools_distill.stage import MANIFEST, TIMING, Report, Work
 from dstools_distill.statistics import Interval, over_seeds, paired_difference, wilson
@@ -151,7 +151,7 @@ def written(
 ) -> dict[str, str]:
     """The texts of the cards by file name."""
     out.mkdir()
-    work = Work(out, 1, lambda total, what: nullcontext(lambda count: None))
+    work = Work(out)
     report = card(settings, dict.fromkeys(stages, student), stages, work)
     assert {file.name for file in out.iterdir()} == set(report["files"])
     return {file.name: file.read_text() for file in out.glob("*.md")}

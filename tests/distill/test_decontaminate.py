@@ -5,7 +5,6 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -188,7 +187,7 @@ def run(
     (folder / "in").mkdir(parents=True, exist_ok=True)
     (folder / "out").mkdir(exist_ok=True)
     records.write(folder / "in" / "records.jsonl", rows)
-    work = Work(folder / "out", workers, lambda total, what: nullcontext(lambda count: None))
+    work = Work(folder / "out", workers)
     return decontaminate(folder / "in", list(index), problems, work)
 
 

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -194,9 +193,7 @@ def run(
         prompts / "records.jsonl",
         ({"id": records.prompt_id(each, "here"), "messages": each} for each in asked),
     )
-    report = generate(
-        settings, prompts, None, Work(out, 1, lambda *_: nullcontext(lambda count: None))
-    )
+    report = generate(settings, prompts, None, Work(out))
     return report, list(records.read(out / "records.jsonl"))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ SMALL = {
 
 def work(folder: Path) -> Work:
     folder.mkdir(exist_ok=True)
-    return Work(folder, 1, lambda total, what: nullcontext(lambda count: None))
+    return Work(folder)
 
 
 @pytest.fixture(scope="module")

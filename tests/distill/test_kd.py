@@ -1,7 +1,6 @@
 """Distillation of logits: who may teach whom, and that a student comes nearer to its teacher."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ PROBES = ["<｜User｜>12 + 30 =<｜Assistant｜>", "wait, 1 + 2"]
 
 def work(folder: Path) -> Work:
     folder.mkdir(exist_ok=True)
-    return Work(folder, 1, lambda total, what: nullcontext(lambda count: None))
+    return Work(folder)
 
 
 def tokenizer() -> Any:

@@ -21,7 +21,6 @@ HERE = Path(__file__).parent
 # What the processes run: KIND FOLDER. A first process makes the folder, late; the others must wait.
 CHILD = """
 import json, os, sys, time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def train(settings, name):
     if is_first:
         time.sleep(1)
         (folder / name).mkdir(exist_ok=True)
-    work = Work(folder / name, 1, lambda total, what: nullcontext(lambda n: None))
+    work = Work(folder / name)
     return sft(settings, folder / "rows", None, INIT, SAMPLE, "", work)
 
 def refused(settings):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from dstools_distill.stage import Report, Work, outputs
 
 def work(folder: Path) -> Work:
     folder.mkdir(exist_ok=True)
-    return Work(folder, 1, lambda total, what: nullcontext(lambda count: None))
+    return Work(folder)
 
 
 def made(

@@ -1,7 +1,6 @@
 """Which samples of a prompt are kept, how many, and with what they are mixed."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
+from dstools_distill.decontaminate import build_index
 from dstools_distill.records import Record
 from dstools_distill.select import select
 from dstools_distill.settings import Select
@@ -22,15 +22,19 @@ def sample(prompt: str, number: int, verdict: str | None, trace: str = "so") -> 
 
 
 def selected(
-    folder: Path, rows: list[Record], non_reasoning: Path | None = None, **settings: Any
+    folder: Path,
+    rows: list[Record],
+    non_reasoning: Path | None = None,
+    index: tuple[Path, ...] = (),
+    **settings: Any,
 ) -> tuple[list[tuple[str, int]], Report]:
     """What is kept, sorted, and the report."""
     (folder / "in").mkdir(exist_ok=True, parents=True)
     (folder / "out").mkdir(exist_ok=True)
     records.write(folder / "in" / "records.jsonl", rows)
-    work = Work(folder / "out", 1, lambda total, what: nullcontext(lambda count: None))
+    work = Work(folder / "out")
     named = {"non_reasoning": non_reasoning.name} if non_reasoning else {}
-    report = select(Select(**settings, **named), folder / "in", non_reasoning, work)
+    report = select(Select(**settings, **named), folder / "in", non_reasoning, list(index), work)
     return sorted((row["id"], row["sample"]) for row in kept(folder)), report
 
 
@@ -190,7 +194,7 @@ def test_reasoning_rows_have_their_share(
     found = [row["reasoning"] is not None for row in kept(tmp_path)]
     assert (sum(found), len(found) - sum(found)) == wanted
     assert report["out"] == sum(wanted)
-    assert report["non_reasoning"] == {"in": talks, "out": wanted[1]}
+    assert report["non_reasoning"] == {"in": talks, "contaminated": 0, "out": wanted[1]}
     assert report["reasoning_share"] == wanted[0] / sum(wanted)
     assert not (tmp_path / "out" / "mixed.jsonl").exists()
 
@@ -206,6 +210,24 @@ def test_mixed_rows_are_records_without_a_trace_and_stand_among_the_others(tmp_p
     assert (row["raw"], row["answer"]) == (f"Hello to you, {number}.",) * 2
     assert (row["finish_reason"], row["split"], row["source"]) == ("stop", "train", "talk.jsonl")
     assert len({row["id"] for row in found}) == 21
+
+
+def test_a_benchmarks_problem_is_not_mixed_in_and_is_kept_with_its_reason(tmp_path: Path) -> None:
+    asked = "Which of the rivers of Mongolia flows into the lake that no river leaves?"
+    (tmp_path / "quiz.jsonl").write_text(json.dumps({"question": asked}) + "\n")
+    build_index([tmp_path / "quiz.jsonl"], tmp_path / "quiz.ngrams")
+    talks = talk(tmp_path, 30)
+    said = {"prompt": f"Please tell me: {asked.upper()}", "completion": "Many of them."}
+    with talks.open("a") as file:
+        file.write(json.dumps(said) + "\n")
+    samples = [sample("a", n, "correct") for n in range(90)]
+    for name, index, wanted in (("blind", (), 0), ("seeing", (tmp_path / "quiz.ngrams",), 1)):
+        _, report = selected(tmp_path / name, samples, talks, index)
+        assert report["non_reasoning"] == {"in": 31, "contaminated": wanted, "out": 30}
+        rows = records.read(tmp_path / name / "out" / "dropped.jsonl")
+        gone = [row for row in rows if row["drop_reason"] == "contaminated"]
+        assert [row["messages"][0]["content"] for row in gone] == [said["prompt"]] * wanted
+        assert all(row["contamination"][0]["benchmark"] == "quiz" for row in gone)
 
 
 @pytest.mark.parametrize(

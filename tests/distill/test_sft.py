@@ -5,7 +5,6 @@ import math
 import random
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def _one_thread() -> Any:
 
 def work(folder: Path) -> Work:
     folder.mkdir(exist_ok=True)
-    return Work(folder, 1, lambda total, what: nullcontext(lambda count: None))
+    return Work(folder)
 
 
 def write_rows(folder: Path, rows: list[tuple[list[int], list[int]]]) -> Path:

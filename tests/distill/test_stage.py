@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from dstools_distill.stage import (
 
 
 def work(folder: Path, workers: int = 1) -> Work:
-    return Work(folder, workers, lambda total, what: nullcontext(lambda count: None))
+    return Work(folder, workers)
 
 
 def identity(settings: dict[str, Any], **inputs: Path) -> Identity:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -33,7 +32,7 @@ TINY = {
 
 
 def work(folder: Path) -> Work:
-    return Work(folder, 1, lambda total, what: nullcontext(lambda count: None))
+    return Work(folder)
 
 
 def nothing() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ def samples(folder: Path, count: int, rows: list[records.Record] = ROWS) -> Path
 
 def work(folder: Path, workers: int) -> Work:
     folder.mkdir(exist_ok=True)
-    return Work(folder, workers, lambda total, what: nullcontext(lambda count: None))
+    return Work(folder, workers)
 
 
 def test_the_stage_keeps_every_row_in_order_with_its_verdict_and_counts_them(
@@ -238,11 +238,10 @@ def test_workers_and_kills_change_no_byte(tmp_path: Path) -> None:
     verify(Verify(), folder, work(tmp_path / "whole", 1))
     whole = (tmp_path / "whole" / "records.jsonl").read_bytes()
     code = (
-        "import sys; from pathlib import Path; from contextlib import nullcontext\n"
+        "import sys; from pathlib import Path\n"
         "from dstools_distill.settings import Verify; from dstools_distill.stage import Work\n"
         "from dstools_distill.verify import verify\n"
-        "bar = lambda total, what: nullcontext(lambda count: None)\n"
-        "if __name__ == '__main__': verify(Verify(), Path(sys.argv[1]), Work(Path(sys.argv[2]), 1, bar))"
+        "if __name__ == '__main__': verify(Verify(), Path(sys.argv[1]), Work(Path(sys.argv[2])))"
     )
     killed = work(tmp_path / "killed", 2)
     with subprocess.Popen([sys.executable, "-c", code, folder, killed.folder]) as process:

@@ -48,6 +48,7 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         for stage in STAGES
     },
     "distill eval": ["RECIPE", "--chain", "--lm-eval", "--out", "--workers", "--json"],
+    "distill card": ["RECIPE", "--out", "--workers", "--json"],
     "distill init": ["--preset"],
     "distill index": ["OUT", "FILE...", "--json"],
     "distill doctor": ["TOKENIZER", "--config", "--sample", "--json"],
