@@ -1,0 +1,179 @@
+"""A recipe with every stage, killed again and again: what comes out is what comes of a run without a kill.
+
+KILLS=20 pytest tests/distill/test_pipeline.py        # as often in each stage; 3 where nothing is said
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dstools_distill.recipe import STAGES
+from dstools_distill.stage import MANIFEST, outputs
+
+DATA = Path(__file__).parents[1] / "data"
+KILLS = int(os.environ.get("KILLS", "3"))
+RECIPE = f"""
+[[prompts.source]]
+path = "rg:chain_sum"
+size = 1000
+seed = 5
+options = {{ min_terms = 2, max_terms = 2, max_digits = 2 }}
+
+[prompts]
+near_duplicates = 0.9
+limit = 40
+
+[generate]
+backend = "hf"
+model = "{DATA / "sample-v3"}"
+samples = 2
+max_tokens = 80
+batch_size = 16
+
+[verify]
+[decontaminate]
+
+[select]
+non_reasoning = "{DATA / "toy-chat.jsonl"}"
+
+[student]
+init = {{ model_type = "qwen3", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 1, num_attention_heads = 2, num_key_value_heads = 2, head_dim = 16, max_position_embeddings = 256 }}
+tokenizer = "{DATA / "sample-v3"}"
+
+[render]
+max_length = 256
+
+[sft]
+max_steps = 12
+batch_size = 8
+micro_batch_size = 4
+save_steps = 2
+log_steps = 1
+optimizer = "muon"
+precision = "bfloat16"
+ema = 0.9
+
+[kd]
+teacher = "{DATA / "sample-v3"}"
+max_steps = 6
+batch_size = 8
+micro_batch_size = 8
+max_completion_tokens = 16
+save_steps = 1
+log_steps = 1
+precision = "float32"
+
+[grpo]
+max_steps = 6
+batch_size = 16
+micro_batch_size = 8
+group_size = 4
+max_completion_tokens = 16
+save_steps = 1
+log_steps = 1
+precision = "float32"
+learning_rate = 1e-3
+replace_reference_steps = 2
+
+[[eval.source]]
+path = "rg:chain_sum"
+size = 40
+seed = 50000
+
+[eval]
+samples = 2
+temperature = 1.0
+max_tokens = 24
+batch_size = 16
+precision = "float32"
+
+[card]
+"""
+DRIVER = """
+import json, os, random, shutil, signal, sys, time, traceback
+from pathlib import Path
+import torch
+torch.set_num_threads(1)  # so that a fork has all the threads there are
+from dstools_distill import card, decontaminate, evaluate, generate, grpo, kd, prompts, render, select, sft, verify
+import reasoning_gym
+from dstools_distill.pipeline import Pipeline
+from dstools_distill.recipe import read_recipe
+from dstools_distill.stage import no_bar
+
+recipe, kills = Path(sys.argv[1]), int(sys.argv[2])
+read, straight = read_recipe(recipe), recipe.with_suffix("")
+
+
+def child(out, stage):
+    if pid := os.fork():
+        return pid
+    try:
+        pipeline = Pipeline(read, out, 1, no_bar, Path)
+        pipeline.run_card() if stage == "card" else pipeline.run_one(read.chains[0], stage)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+stages, hits = (*read.chains[0].stages, "card"), {}
+for stage in stages:
+    assert ended(child(straight, stage)) == 0
+for stage in stages:
+    out, chance = recipe.with_name(stage), random.Random(stage)
+    shutil.copytree(straight, out, symlinks=True)
+    shutil.rmtree((out / stage).resolve())
+    start = time.monotonic()
+    assert ended(child(out, stage)) == 0
+    seconds = time.monotonic() - start
+    shutil.rmtree((out / stage).resolve())
+    hits[stage] = 0
+    while hits[stage] < kills:
+        pid = child(out, stage)
+        time.sleep(chance.random() * seconds)
+        os.kill(pid, signal.SIGKILL)
+        if ended(pid) == 0:  # finished before it was hit
+            seconds *= 0.8
+            shutil.rmtree((out / stage).resolve())
+        else:
+            hits[stage] += 1
+    assert ended(child(out, stage)) == 0
+print(json.dumps(hits))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """The folders of a run without a kill and of one for each stage, beside a recipe; how often each was hit."""
+    recipe = tmp_path_factory.mktemp("killed") / "straight.toml"
+    recipe.write_text(RECIPE)
+    ran = subprocess.run(
+        [sys.executable, "-c", DRIVER, recipe, str(KILLS)],
+        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return recipe.parent, json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_is_killed_again_and_again_ends_in_the_same_bytes(
+    killed: tuple[Path, dict[str, int]], stage: str
+) -> None:
+    folder, kills = killed
+    whole, found = folder / "straight" / stage, folder / stage / stage
+    assert kills[stage] == KILLS
+    assert outputs(found) == outputs(whole)
+    assert (found / MANIFEST).read_bytes() == (whole / MANIFEST).read_bytes()
+    names = [
+        {path.name for path in (folder / name / "store").iterdir()} for name in (stage, "straight")
+    ]
+    assert names[0] == names[1]  # nothing is left of what was killed
