@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, ShortfallError
+from dstools_distill.places import PHASE, Places
 from dstools_distill.recipe import STAGES, TRAINED, Chain, Recipe
 from dstools_distill.settings import Eval, Prompts, Student, Verify
 from dstools_distill.stage import (
@@ -23,7 +24,6 @@ from dstools_distill.stage import (
     Work,
     find,
     identify,
-    rank,
     run_stage,
     world_size,
 )
@@ -44,18 +44,24 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's byte
 }
 # settings of `generate` that say how, not what: with others, what was begun is gone on with
 HOW = {"base_url", "api_key_env", "concurrency", "retries", "timeout_seconds"}
-PHASE = "phase:"
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """A recipe, where its results lie, and what stages work with."""
 
-    recipe: Recipe
-    out: Path
+    places: Places
     workers: int
     bar: Bar
-    resolve: Callable[[str], Path]  # org/name -> its folder in the Hub cache
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return what is to be run."""
+        return self.places.recipe
+
+    @property
+    def _store(self) -> Path:
+        return self.places.out / "store"
 
     def run(self, start: str, tell: Callable[[str, str, Done], None]) -> None:
         """Run every stage from `start` on, "" for all, "sft" or "chain/sft"; `tell` of each.
@@ -78,7 +84,7 @@ class Pipeline:
                 if begun:
                     tell(chain.name, stage, self.run_one(chain, stage))
                 else:
-                    self.finished(chain, stage)
+                    self.places.finished(chain, stage)
         if self.recipe.card:
             tell("", "card", self.run_card())
 
@@ -100,15 +106,15 @@ class Pipeline:
         identity = identify(
             stage, REVISIONS[stage], self._settings(chain, stage), inputs, PACKAGES[stage]
         )
-        done = find(self.out / "store", identity)
+        done = find(self._store, identity)
         if done is None and stage in TRAINED and settings.processes > 1 and world_size() == 1:
             self._launch(chain, stage)
-            done = find(self.out / "store", identity)
+            done = find(self._store, identity)
             assert done is not None, "the launched processes ended well and left nothing"
             done = replace(done, is_reused=False)
         if done is None:
-            done = run_stage(self.out / "store", identity, body, self._work)
-        self._link(chain.name, stage, done.folder)
+            done = run_stage(self._store, identity, body, self._work)
+        self.places.link(chain.name, stage, done.folder)
         if stage == "eval":
             _require_score(done, settings.at_least)
         return done
@@ -117,7 +123,7 @@ class Pipeline:
         """Run one training stage in several processes, each of which comes here again."""
         from dstools_distill.training import launch_command
 
-        words = [stage, os.fspath(self.recipe.path), "--out", os.fspath(self.out)]
+        words = [stage, os.fspath(self.recipe.path), "--out", os.fspath(self.places.out)]
         words += ["--chain", chain.name] if chain.name else []
         command = launch_command(chain.stages[stage], words)
         code = subprocess.run(command, env=os.environ | {LOCKED: "1"}, check=False).returncode
@@ -152,9 +158,9 @@ class Pipeline:
         assert settings is not None
         stages = {
             chain.name: {
-                stage: self.finished(chain, stage)
+                stage: self.places.finished(chain, stage)
                 for stage in chain.stages
-                if (self._place(chain.name, stage) / MANIFEST).exists()
+                if (self.places.place(chain.name, stage) / MANIFEST).exists()
             }
             for chain in self.recipe.chains
         }
@@ -167,86 +173,75 @@ class Pipeline:
         said = asdict(settings) | {"students": {k: asdict(v) for k, v in students.items()}}
         identity = identify("card", REVISIONS["card"], said, inputs, PACKAGES["card"])
         done = run_stage(
-            self.out / "store",
+            self._store,
             identity,
             lambda work: card(settings, students, stages, work),
             self._work,
         )
-        self._link("", "card", done.folder)
+        self.places.link("", "card", done.folder)
         return done
 
     def _told(self, student: Student) -> Student:
         """Return a student whose model is org/name, or the name of a folder: no path is told."""
-        is_folder = bool(student.model) and self._path(student.model).is_dir()
+        is_folder = bool(student.model) and self.places.path(student.model).is_dir()
         if not is_folder or student.model.startswith(PHASE):
             return student
         return replace(student, model=Path(student.model).name)
-
-    def finished(self, chain: Chain, stage: str) -> Path:
-        """Return the folder of a stage that is done."""
-        place = self._place(chain.name, stage)
-        if not (place / MANIFEST).exists():
-            raise DstoolsError(
-                f"{place}: {stage} is not done",
-                f"dstools distill {stage} {self.recipe.path}"
-                + (f" --chain {chain.name}" if chain.name else ""),
-            )
-        return place.resolve()
 
     def _prepare(
         self, chain: Chain, stage: str
     ) -> tuple[dict[str, Path], Callable[[Work], Report]]:
         """Return what a stage reads, and the call that does it."""
-        settings, student = chain.stages[stage], chain.student
+        settings, student, places = chain.stages[stage], chain.student, self.places
         match stage:
             case "prompts":
                 from dstools_distill.prompts import prompts
 
-                files = self._sources(settings)
-                rates = self._file(settings.pass_rates)
+                files = places.sources(settings)
+                rates = places.file(settings.pass_rates)
                 inputs = {f"source {n}": path for n, path in enumerate(files) if path}
-                return self._given(inputs, pass_rates=rates), lambda work: prompts(
+                return _given(inputs, pass_rates=rates), lambda work: prompts(
                     settings, files, rates, work
                 )
             case "generate":
                 from dstools_distill.generate import generate
 
-                asked = self.finished(chain, "prompts")
+                asked = places.finished(chain, "prompts")
                 teacher = None
                 if settings.backend == "hf":
-                    teacher = self._model(settings.model, "generate.model")
+                    teacher = places.model(settings.model, "generate.model")
                 elif settings.backend == "replay":
-                    teacher = self._file(settings.model)
-                return self._given({"prompts": asked}, model=teacher), lambda work: generate(
+                    teacher = places.file(settings.model)
+                return _given({"prompts": asked}, model=teacher), lambda work: generate(
                     settings, asked, teacher, work
                 )
             case "verify":
                 from dstools_distill.verify import verify
 
-                samples = self._before(chain, stage)
+                samples = places.before(chain, stage)
                 return {"samples": samples}, lambda work: verify(settings, samples, work)
             case "decontaminate":
                 from dstools_distill.decontaminate import decontaminate
 
-                samples = self._before(chain, stage)
-                index = [self._path(name) for name in settings.index]
+                samples = places.before(chain, stage)
+                index = [places.path(name) for name in settings.index]
                 # what the student will be measured on must not be trained on
                 held_out = self._problems(chain.stages["eval"]) if "eval" in chain.stages else None
                 inputs = {f"index {n}": path for n, path in enumerate(index)}
-                inputs = self._given({"samples": samples, **inputs}, problems=held_out)
+                inputs = _given({"samples": samples, **inputs}, problems=held_out)
                 return inputs, lambda work: decontaminate(samples, index, held_out, work)
             case "select":
                 from dstools_distill.select import select
 
-                samples, mixed = self._before(chain, stage), self._file(settings.non_reasoning)
-                index = self._indexes(chain) if mixed else []
+                samples, mixed = places.before(chain, stage), places.file(settings.non_reasoning)
+                index = places.indexes(chain) if mixed else []
                 inputs = {f"index {n}": path for n, path in enumerate(index)}
-                inputs = self._given({"samples": samples, **inputs}, mixed=mixed)
+                inputs = _given({"samples": samples, **inputs}, mixed=mixed)
                 return inputs, lambda work: select(settings, samples, mixed, index, work)
             case "render":
                 from dstools_distill.render import render
 
-                samples, tokenizer = self._before(chain, stage), self._tokenizer(chain)
+                samples, tokenizer = places.before(chain, stage), places.tokenizer(chain)
                 inputs = {"samples": samples, "tokenizer": tokenizer}
                 return inputs, lambda work: render(
                     settings, samples, tokenizer, student.template, work
@@ -254,30 +249,30 @@ class Pipeline:
             case "sft":
                 from dstools_distill.sft import sft
 
-                rows, tokenizer = self.finished(chain, "render"), self._tokenizer(chain)
-                model = self._student(chain)
+                rows, tokenizer = places.finished(chain, "render"), places.tokenizer(chain)
+                model = places.student(chain)
                 inputs = {"rows": rows, "tokenizer": tokenizer}
-                return self._given(inputs, model=model), lambda work: sft(
+                return _given(inputs, model=model), lambda work: sft(
                     settings, rows, model, student.init, tokenizer, student.template, work
                 )
             case "kd":
                 from dstools_distill.kd import kd
 
-                asked, tokenizer = self.finished(chain, "prompts"), self._tokenizer(chain)
-                model = self.trained(chain, before=stage)
-                master = self._model(settings.teacher, "kd.teacher")
+                asked, tokenizer = places.finished(chain, "prompts"), places.tokenizer(chain)
+                model = places.trained(chain, before=stage)
+                master = places.model(settings.teacher, "kd.teacher")
                 inputs = {"prompts": asked, "tokenizer": tokenizer, "teacher": master}
-                return self._given(inputs, model=model), lambda work: kd(
+                return _given(inputs, model=model), lambda work: kd(
                     settings, asked, model, tokenizer, student.template, master, work
                 )
             case "grpo":
                 from dstools_distill.grpo import grpo
 
-                asked, tokenizer = self.finished(chain, "prompts"), self._tokenizer(chain)
-                model = self.trained(chain, before=stage)
+                asked, tokenizer = places.finished(chain, "prompts"), places.tokenizer(chain)
+                model = places.trained(chain, before=stage)
                 judged_by = chain.stages.get("verify", Verify())
                 inputs = {"prompts": asked, "tokenizer": tokenizer}
-                return self._given(inputs, model=model), lambda work: grpo(
+                return _given(inputs, model=model), lambda work: grpo(
                     settings, asked, model, tokenizer, student.template, judged_by, work
                 )
             case _:
@@ -290,15 +285,15 @@ class Pipeline:
 
         models = {}
         if settings.baseline and chain.student.model:
-            models["before"] = self._model(chain.student.model, "student.model")
+            models["before"] = self.places.model(chain.student.model, "student.model")
         if any(stage in chain.stages for stage in TRAINED):
-            models["after"] = self.trained(chain, before="eval")
+            models["after"] = self.places.trained(chain, before="eval")
         if not models:
             raise DstoolsError(
                 f"{self.recipe.path}: eval has no model", "eval.baseline = true, or train one"
             )
         problems = self._problems(settings)
-        tokenizer = self._tokenizer(chain)
+        tokenizer = self.places.tokenizer(chain)
         judged_by = chain.stages.get("verify", Verify())
         inputs = {"problems": problems, "tokenizer": tokenizer, **models}
         return inputs, lambda work: evaluate(
@@ -310,98 +305,22 @@ class Pipeline:
         from dstools_distill.prompts import prompts
 
         asked = Prompts(source=settings.source, limit=settings.limit)
-        files = self._sources(asked)
+        files = self.places.sources(asked)
         inputs = {f"source {n}": path for n, path in enumerate(files) if path}
         identity = identify(
             "prompts", REVISIONS["prompts"], asdict(asked), inputs, PACKAGES["prompts"]
         )
         return run_stage(
-            self.out / "store",
+            self._store,
             identity,
             lambda work: prompts(asked, files, None, work),
             self._work,
         ).folder
 
-    def _before(self, chain: Chain, stage: str) -> Path:
-        """Return the folder of the last data stage before this one."""
-        order = [name for name in STAGES[: STAGES.index(stage)] if name in chain.stages]
-        order = [name for name in order if name not in (*TRAINED, "prompts")]
-        if not order:
-            raise DstoolsError(
-                f"{self.recipe.path}: {stage} has nothing to work on", "the recipe needs [generate]"
-            )
-        return self.finished(chain, order[-1])
 
-    def _indexes(self, chain: Chain) -> list[Path]:
-        """Return the indexes in which the chain's rows are looked up, that of its [eval] included."""
-        if "decontaminate" not in chain.stages:
-            return []
-        named = [self._path(name) for name in chain.stages["decontaminate"].index]
-        return [*named, *self.finished(chain, "decontaminate").glob("*.ngrams")]
-
-    def trained(self, chain: Chain, *, before: str) -> Path:
-        """Return the model that the last training before a stage left, or the student's own."""
-        earlier = [name for name in TRAINED if name in chain.stages]
-        if before in TRAINED:
-            earlier = [name for name in earlier if TRAINED.index(name) < TRAINED.index(before)]
-        if earlier:
-            return self.finished(chain, earlier[-1])
-        model = self._student(chain)
-        if model is None:
-            raise DstoolsError(
-                f"{self.recipe.path}: {before} needs a model that was trained",
-                "add [sft] before it",
-            )
-        return model
-
-    def _student(self, chain: Chain) -> Path | None:
-        name = chain.student.model
-        return self._model(name, "student.model") if name else None
-
-    def _tokenizer(self, chain: Chain) -> Path:
-        name = chain.student.tokenizer or chain.student.model
-        return self._model(name, "student.tokenizer")
-
-    def _model(self, name: str, key: str) -> Path:
-        """Return the folder of a model: of an earlier phase, beside the recipe, or in the Hub cache."""
-        if not name:
-            raise DstoolsError(
-                f"{self.recipe.path}: {key}: is missing", "name a folder or org/name"
-            )
-        path = self._path(name)
-        return path if path.is_dir() else self.resolve(name)
-
-    def _file(self, name: str) -> Path | None:
-        return self._path(name) if name else None
-
-    def _path(self, name: str) -> Path:
-        """Return a path of the recipe, which is relative to the recipe's folder."""
-        if name.startswith(PHASE):
-            return (self.out / name.removeprefix(PHASE)).resolve()
-        return self.recipe.path.parent / Path(name).expanduser()
-
-    def _sources(self, settings: Any) -> list[Path | None]:
-        names = [source.path for source in settings.source]
-        return [
-            None if name.startswith(("rg:", "datasets:")) else self._path(name) for name in names
-        ]
-
-    def _given(self, inputs: dict[str, Path], **optional: Path | None) -> dict[str, Path]:
-        return inputs | {name: path for name, path in optional.items() if path is not None}
-
-    def _place(self, chain: str, stage: str) -> Path:
-        return self.out / chain / stage if chain else self.out / stage
-
-    def _link(self, chain: str, stage: str, folder: Path) -> None:
-        """Let OUT/CHAIN/STAGE point to what was made."""
-        if rank() > 0:
-            return
-        place = self._place(chain, stage)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f".{stage}.link")
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(os.path.relpath(folder, place.parent))
-        partial.replace(place)
+def _given(inputs: dict[str, Path], **optional: Path | None) -> dict[str, Path]:
+    """Return the inputs with those of the optional ones that there are."""
+    return inputs | {name: path for name, path in optional.items() if path is not None}
 
 
 STAGE_HINT = "name a stage that the recipe has a table for, or CHAIN/STAGE"

@@ -66,31 +66,6 @@ class Sampler:
             loaded.config.get_text_config(), "max_position_embeddings", None
         )
 
-    def sample(
-        self,
-        prompts: list[list[int]],
-        *,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        seed: int,
-        batch_size: int,
-    ) -> Iterator[Sampled]:
-        """Yield an answer to each prompt, in their order; temperature 0 is greedy.
-
-        An answer also ends, with "length", where the model has no position left for it.
-        """
-        waiting: dict[int, Sampled] = {}
-        place = 0
-        for done in self.batches(
-            prompts, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed,
-            batch_size=batch_size,
-        ):  # fmt: skip
-            waiting.update(done)
-            while place in waiting:
-                yield waiting.pop(place)
-                place += 1
-
     def batches(
         self,
         prompts: list[list[int]],
@@ -103,10 +78,11 @@ class Sampler:
         first: int = 0,
         done: Container[int] = (),
     ) -> Iterator[dict[int, Sampled]]:
-        """Yield the same answers by the places of their prompts, a batch at a time, shortest prompts first.
+        """Yield answers by the places of their prompts, a batch at a time, shortest prompts first.
 
-        Places count from `first`. A batch whose places are all `done` is passed over; every other one comes
-        out as if none were.
+        temperature 0 is greedy. An answer also ends, with "length", where the model has no position left for
+        it. Places count from `first`. A batch whose places are all `done` is passed over; every other one
+        comes out as if none were.
         """
         by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         for start in range(0, len(prompts), batch_size):

@@ -167,8 +167,8 @@ def evaluate(
         if tasks:
             from dstools_distill.harness import lm_eval
 
-            student = pipeline.trained(chosen, before="eval")
-            place = pipeline.out / f"lm-eval-{student.name}-{tasks.replace(',', '-')}"
+            student = pipeline.places.trained(chosen, before="eval")
+            place = pipeline.places.out / f"lm-eval-{student.name}-{tasks.replace(',', '-')}"
             scores = lm_eval(student, tasks, place, [])
             text += "".join(f"\n{task:24} {found}" for task, found in scores["tasks"].items())
             done = replace(done, report=done.report | {"lm_eval": scores})
@@ -269,6 +269,7 @@ def _pipeline(recipe: str, out: str | None, workers: int) -> "Iterator[Pipeline]
     """Hold the folder of a recipe's results."""
     from dstools.hub import resolve
     from dstools_distill.pipeline import Pipeline
+    from dstools_distill.places import Places
     from dstools_distill.recipe import read_recipe
     from dstools_distill.stage import locked
 
@@ -281,7 +282,7 @@ def _pipeline(recipe: str, out: str | None, workers: int) -> "Iterator[Pipeline]
     read = read_recipe(path)
     place = Path(out) if out else path.with_suffix("")
     with locked(place):
-        yield Pipeline(read, place, workers, count_bar, resolve)
+        yield Pipeline(Places(read, place, resolve), workers, count_bar)
 
 
 def _line(chain: str, stage: str, done: "Done") -> str:
@@ -315,7 +316,7 @@ def _finish(
         for chain, stage, each in done
     ]
     if as_json or text:
-        show(Result(str(pipeline.out), stages), as_json, text)
+        show(Result(str(pipeline.places.out), stages), as_json, text)
     from dstools_distill.recipe import TRAINED
 
     trained = [each.folder for _, stage, each in done if stage in TRAINED]

@@ -101,6 +101,7 @@ torch.set_num_threads(1)  # so that a fork has all the threads there are
 from dstools_distill import card, decontaminate, evaluate, generate, grpo, kd, prompts, render, select, sft, verify
 import reasoning_gym
 from dstools_distill.pipeline import Pipeline
+from dstools_distill.places import Places
 from dstools_distill.recipe import read_recipe
 from dstools_distill.stage import no_bar
 
@@ -112,7 +113,7 @@ def child(out, stage):
     if pid := os.fork():
         return pid
     try:
-        pipeline = Pipeline(read, out, 1, no_bar, Path)
+        pipeline = Pipeline(Places(read, out, Path), 1, no_bar)
         pipeline.run_card() if stage == "card" else pipeline.run_one(read.chains[0], stage)
     except BaseException:
         traceback.print_exc()

@@ -76,13 +76,21 @@ def by_generate(model: Any, prompts: list[list[int]], max_tokens: int) -> list[l
     return answers
 
 
-def ids_of(answers: Iterator[Sampled]) -> list[list[int]]:
+def ids_of(answers: list[Sampled]) -> list[list[int]]:
     return [answer.ids for answer in answers]
 
 
 def solved(answers: list[Sampled]) -> int:
     found = [answer.text.partition("</think>")[2].strip() for answer in answers]
     return sum(a == b for a, b in zip(found, SUMS.values(), strict=True))
+
+
+def sample(sampler: Sampler, prompts: list[list[int]], **how: Any) -> list[Sampled]:
+    """The answers in the order of their prompts."""
+    found = {
+        place: one for batch in sampler.batches(prompts, **how) for place, one in batch.items()
+    }
+    return [found[place] for place in range(len(prompts))]
 
 
 def test_greedy_answers_of_a_deepseek_are_those_of_generate(
@@ -93,7 +101,7 @@ def test_greedy_answers_of_a_deepseek_are_those_of_generate(
     expected = by_generate(model, [prompts[row] for row in some], 128)
     assert len({len(prompt) for prompt in prompts}) > 3  # so there is padding, at the left
     assert len({len(answer) for answer in expected}) > 3  # and rows leave at different steps
-    found = list(sampler.sample(prompts, **GREEDY, batch_size=8))
+    found = sample(sampler, prompts, **GREEDY, batch_size=8)
     assert [found[row].ids for row in some] == expected
     assert solved(found) == len(SUMS)
 
@@ -109,9 +117,8 @@ def test_greedy_answers_of_a_dense_student_are_those_of_generate(
     )  # fmt: skip
     student = Qwen2ForCausalLM(config).eval()
     student.save_pretrained(tmp_path)
-    found = Sampler(tmp_path, tokenizer).sample(
-        prompts, **GREEDY | {"max_tokens": 90}, batch_size=5
-    )
+    sampler = Sampler(tmp_path, tokenizer)
+    found = sample(sampler, prompts, **GREEDY | {"max_tokens": 90}, batch_size=5)
     # 90 tokens outgrow the cache's first room, of NOISE_STEPS tokens more than the prompt
     assert ids_of(found) == by_generate(student, prompts, 90)
 
@@ -121,13 +128,13 @@ def test_an_answer_hangs_on_its_seed_and_place_alone(
     sampler: Sampler, prompts: list[list[int]], top_p: float
 ) -> None:
     how: dict[str, Any] = {"temperature": 3.0, "top_p": top_p, "max_tokens": 25}
-    eight = ids_of(sampler.sample(prompts, **how, seed=3, batch_size=8))
-    assert ids_of(sampler.sample(prompts, **how, seed=3, batch_size=3)) == eight
-    assert ids_of(sampler.sample(prompts, **how, seed=4, batch_size=8)) != eight
+    eight = ids_of(sample(sampler, prompts, **how, seed=3, batch_size=8))
+    assert ids_of(sample(sampler, prompts, **how, seed=3, batch_size=3)) == eight
+    assert ids_of(sample(sampler, prompts, **how, seed=4, batch_size=8)) != eight
     parts = sampler.batches(prompts[4:], **how, seed=3, batch_size=8, first=4)
     found = {place: answer.ids for part in parts for place, answer in part.items()}
     assert [found[place] for place in range(4, 8)] == eight[4:]
-    same = ids_of(sampler.sample([prompts[5]] * 4, **how, seed=3, batch_size=8))
+    same = ids_of(sample(sampler, [prompts[5]] * 4, **how, seed=3, batch_size=8))
     assert len({tuple(ids) for ids in same}) > 1
 
 
@@ -144,9 +151,9 @@ def test_a_batch_that_is_done_is_passed_over_and_changes_no_other(
 def test_an_answer_ends_at_the_limit_or_where_positions_do(
     sampler: Sampler, prompts: list[list[int]]
 ) -> None:
-    (cut,) = sampler.sample(prompts[:1], **GREEDY | {"max_tokens": 5}, batch_size=1)
+    (cut,) = sample(sampler, prompts[:1], **GREEDY | {"max_tokens": 5}, batch_size=1)
     assert (len(cut.ids), cut.finish_reason) == (5, "length")
-    whole = next(sampler.sample(prompts[:1], **GREEDY, batch_size=1))
+    whole = sample(sampler, prompts[:1], **GREEDY, batch_size=1)[0]
     assert whole.finish_reason == "stop"
     assert whole.ids[:5] == cut.ids
     assert whole.ids[-1] == END
@@ -154,7 +161,7 @@ def test_an_answer_ends_at_the_limit_or_where_positions_do(
     long = prompts[0] * 70  # the model has 512 positions
     for kept, room in ((509, 3), (512, 0), (len(long), 0)):
         both = [prompts[0], long[:kept]]
-        short, full = sampler.sample(both, **GREEDY, batch_size=2)
+        short, full = sample(sampler, both, **GREEDY, batch_size=2)
         assert short == whole
         assert (len(full.ids), full.finish_reason) == (room, "length")
 
@@ -165,11 +172,11 @@ def test_every_end_token_of_the_generation_config_ends_and_so_does_the_templates
     config = copy / "generation_config.json"
     (closer,) = tokenizer.encode("</think>", add_special_tokens=False)
     config.write_text(json.dumps({"eos_token_id": [2, closer]}))
-    first = next(Sampler(copy, tokenizer).sample(prompts, **GREEDY, batch_size=8))
+    first = sample(Sampler(copy, tokenizer), prompts, **GREEDY, batch_size=8)[0]
     assert first.ids[-1] == closer
     assert (first.text[-1], first.finish_reason) == ("\n", "stop")
     config.write_text(json.dumps({"eos_token_id": 2}))
-    second = next(Sampler(copy, tokenizer).sample(prompts, **GREEDY, batch_size=8))
+    second = sample(Sampler(copy, tokenizer), prompts, **GREEDY, batch_size=8)[0]
     assert (second.ids[-1], second.finish_reason) == (END, "stop")
 
 
@@ -179,7 +186,7 @@ def test_special_tokens_stay_in_the_text(copy: Path, prompts: list[list[int]]) -
         token["special"] = True  # <think> too, as some tokenizers have it
     (copy / "tokenizer.json").write_text(json.dumps(said))
     tokenizer = load_tokenizer(copy)
-    answer = next(Sampler(copy, tokenizer).sample(prompts, **GREEDY, batch_size=8))
+    answer = sample(Sampler(copy, tokenizer), prompts, **GREEDY, batch_size=8)[0]
     assert answer.text.startswith("<think>\n")
     assert answer.text.count("</think>") == 1
 
@@ -196,7 +203,7 @@ def test_bfloat16_and_fp8_blocks_are_sampled_too(
     for folder, precision in ((tmp_path / "fp8", "float32"), (copy, "bfloat16")):
         sampler = Sampler(folder, tokenizer, precision=precision)  # type: ignore[arg-type]
         assert sampler.model.dtype == getattr(torch, precision)
-        found = list(sampler.sample(prompts, **GREEDY, batch_size=8))
+        found = sample(sampler, prompts, **GREEDY, batch_size=8)
         assert solved(found) >= len(SUMS) - 1  # rounded weights may slip once
 
 

@@ -1,0 +1,116 @@
+"""Where the things that a recipe names lie: models, files, the folders of finished stages."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill.recipe import STAGES, TRAINED, Chain, Recipe
+from dstools_distill.settings import Prompts
+from dstools_distill.stage import MANIFEST, rank
+
+PHASE = "phase:"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The paths of a recipe and of its results."""
+
+    recipe: Recipe
+    out: Path
+    resolve: Callable[[str], Path]  # org/name -> its folder in the Hub cache
+
+    def finished(self, chain: Chain, stage: str) -> Path:
+        """Return the folder of a stage that is done."""
+        place = self.place(chain.name, stage)
+        if not (place / MANIFEST).exists():
+            raise DstoolsError(
+                f"{place}: {stage} is not done",
+                f"dstools distill {stage} {self.recipe.path}"
+                + (f" --chain {chain.name}" if chain.name else ""),
+            )
+        return place.resolve()
+
+    def before(self, chain: Chain, stage: str) -> Path:
+        """Return the folder of the last data stage before this one."""
+        order = [name for name in STAGES[: STAGES.index(stage)] if name in chain.stages]
+        order = [name for name in order if name not in (*TRAINED, "prompts")]
+        if not order:
+            raise DstoolsError(
+                f"{self.recipe.path}: {stage} has nothing to work on", "the recipe needs [generate]"
+            )
+        return self.finished(chain, order[-1])
+
+    def trained(self, chain: Chain, *, before: str) -> Path:
+        """Return the model that the last training before a stage left, or the student's own."""
+        earlier = [name for name in TRAINED if name in chain.stages]
+        if before in TRAINED:
+            earlier = [name for name in earlier if TRAINED.index(name) < TRAINED.index(before)]
+        if earlier:
+            return self.finished(chain, earlier[-1])
+        model = self.student(chain)
+        if model is None:
+            raise DstoolsError(
+                f"{self.recipe.path}: {before} needs a model that was trained",
+                "add [sft] before it",
+            )
+        return model
+
+    def student(self, chain: Chain) -> Path | None:
+        """Return the folder of the student before it is trained; None where it is a new one."""
+        name = chain.student.model
+        return self.model(name, "student.model") if name else None
+
+    def tokenizer(self, chain: Chain) -> Path:
+        """Return the folder of the student's tokenizer."""
+        name = chain.student.tokenizer or chain.student.model
+        return self.model(name, "student.tokenizer")
+
+    def model(self, name: str, key: str) -> Path:
+        """Return the folder of a model: of an earlier phase, beside the recipe, or in the Hub cache."""
+        if not name:
+            raise DstoolsError(
+                f"{self.recipe.path}: {key}: is missing", "name a folder or org/name"
+            )
+        path = self.path(name)
+        return path if path.is_dir() else self.resolve(name)
+
+    def indexes(self, chain: Chain) -> list[Path]:
+        """Return the indexes in which the chain's rows are looked up, that of its [eval] included."""
+        if "decontaminate" not in chain.stages:
+            return []
+        named = [self.path(name) for name in chain.stages["decontaminate"].index]
+        return [*named, *self.finished(chain, "decontaminate").glob("*.ngrams")]
+
+    def sources(self, settings: Prompts) -> list[Path | None]:
+        """Return the files that prompts come from; None for what is no file."""
+        names = [source.path for source in settings.source]
+        return [
+            None if name.startswith(("rg:", "datasets:")) else self.path(name) for name in names
+        ]
+
+    def file(self, name: str) -> Path | None:
+        """Return the path of a file, or None where the recipe names none."""
+        return self.path(name) if name else None
+
+    def path(self, name: str) -> Path:
+        """Return a path of the recipe, which is relative to the recipe's folder."""
+        if name.startswith(PHASE):
+            return (self.out / name.removeprefix(PHASE)).resolve()
+        return self.recipe.path.parent / Path(name).expanduser()
+
+    def place(self, chain: str, stage: str) -> Path:
+        """Return the link to what a stage of a chain made last, whether it is there or not."""
+        return self.out / chain / stage if chain else self.out / stage
+
+    def link(self, chain: str, stage: str, folder: Path) -> None:
+        """Let OUT/CHAIN/STAGE point to what was made."""
+        if rank() > 0:
+            return
+        place = self.place(chain, stage)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".{stage}.link")
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(os.path.relpath(folder, place.parent))
+        partial.replace(place)
