@@ -171,7 +171,7 @@ def run(what: str, kind: str, folder: Path, rows: int, workers: int) -> None:
         case "decontaminate":
             from dstools_distill.decontaminate import decontaminate
 
-            decontaminate(folder / "verify", [index], None, work)
+            decontaminate(folder / "verify", [index], work)
         case "select":
             from dstools_distill.select import select
 

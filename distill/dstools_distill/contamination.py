@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dstools_converters.errors import DstoolsError, disk_errors, printable
+from dstools_distill import records
 from dstools_distill.ngrams import (
     BASE,
     KEY,
@@ -41,6 +43,7 @@ from dstools_distill.records import Record
 WINDOW = 10  # tokens
 ANYWHERE = 4  # tokens; a shorter question counts only where it is all of a prompt
 TEMPLATE_TEXTS = 10
+EVAL_INDEX = "eval.ngrams"  # of the problems of a recipe's [eval]
 METADATA = "dstools contamination index"
 ENDS_TEXT = np.uint64(0x5851F42D4C957F2D)  # between two texts, so that no window goes over it
 GOES_ON = hashes_of(["+", "-", "/", "^"])  # behind a whole question: a longer one
@@ -325,9 +328,20 @@ def _texts(row: Record) -> Iterator[tuple[str, str]]:
     for message in row["messages"]:
         if message["role"] != "system":
             yield "prompt", message["content"]
-    if row["reasoning"] is not None:
-        yield "reasoning", row["reasoning"]
-    yield "answer", row["answer"]
+    for where in ("reasoning", "answer"):
+        if row.get(where) is not None:  # a prompt alone has neither
+            yield where, row[where]
+
+
+def clean_prompts(file: Path, index: Sequence[Path]) -> tuple[list[Record], int]:
+    """Return the prompts of a JSONL file that share nothing with a benchmark, and how many others there are."""
+    known, prompts = Index(index), records.read(file)
+    clean: list[Record] = []
+    count = 0
+    while some := list(islice(prompts, 1024)):
+        count += len(some)
+        clean += [row for row, shared in zip(some, known.look(some), strict=True) if not shared]
+    return clean, count - len(clean)
 
 
 class _Table:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.contamination import Index, Kind, Text, save_index, tables
+from dstools_distill.contamination import EVAL_INDEX, Index, Kind, Text, save_index, tables
 from dstools_distill.forms import BadRowError, convert
 from dstools_distill.ngrams import tokens
 from dstools_distill.sources import rows
@@ -21,19 +21,12 @@ from dstools_distill.stage import Chunk, Report, Rows, Work, each_record, file_s
 NOTE = "Runs of words are compared: a problem that was paraphrased or translated is not found."
 
 
-def decontaminate(samples: Path, index: list[Path], problems: Path | None, work: Work) -> Report:
+def decontaminate(samples: Path, index: list[Path], work: Work) -> Report:
     """Write the rows without a window of a benchmark as records.jsonl, the others as dropped.jsonl.
 
-    problems: a folder of prompts that the student will be measured on; they count as a benchmark called
-    "eval", and their index, eval.ngrams, is left in the folder. To each row `contamination` is added:
-    [{"benchmark", "row", "where", "window"}], the first window of a benchmark's row in the prompt, the
-    reasoning or the answer; [] in what is kept.
+    To each row `contamination` is added: [{"benchmark", "row", "where", "window"}], the first window of a
+    benchmark's row in the prompt, the reasoning or the answer; [] in what is kept.
     """
-    if problems:
-        asked, own = problems / "records.jsonl", work.folder / "eval.ngrams"
-        own.unlink(missing_ok=True)  # of an earlier try
-        save_index(own, [tables("eval", file_sha256(asked), _benchmark(asked))])
-        index = [*index, own]
     if not index:
         raise DstoolsError(
             "decontaminate.index names no file, and the recipe has no [eval] to keep out",
@@ -55,6 +48,14 @@ def decontaminate(samples: Path, index: list[Path], problems: Path | None, work:
         "indexes": [file_sha256(path) for path in index],
         "note": NOTE,
     }
+
+
+def index_problems(problems: Path, folder: Path) -> Report:
+    """Write eval.ngrams, the index of a folder of prompts that the student will be measured on, as "eval"."""
+    asked = problems / "records.jsonl"
+    benchmark, made = tables("eval", file_sha256(asked), _benchmark(asked))
+    save_index(folder / EVAL_INDEX, [(benchmark, made)])
+    return asdict(benchmark)
 
 
 def _worker(index: list[Path], source: Path) -> Callable[[Rows], Chunk]:

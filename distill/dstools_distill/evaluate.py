@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.extract import final_answer
+from dstools_distill.forms import last_boxed
 from dstools_distill.records import CLOSE, OPEN, Record, split
 from dstools_distill.samplelog import SampleLog
 from dstools_distill.sampling import Sampled, Sampler
@@ -242,13 +243,9 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 def last_answer(text: str) -> str:
-    r"""Return what stands in the last \boxed{}, or else the last number, or else the last line."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for place in range(start + 6, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return text[start + 7 : place].strip()
+    r"""Return what stands in the last \boxed{} or \fbox{}, or else the last number, or else the last line."""
+    if (boxed := last_boxed(text)) is not None:
+        return boxed
     numbers = NUMBER.findall(text)
     return numbers[-1].rstrip(",") if numbers else text.strip().rpartition("\n")[2]
 

@@ -18,6 +18,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
+from dstools_distill.contamination import clean_prompts
+from dstools_distill.records import Record
 from dstools_distill.rewards import FLAT, rewards
 from dstools_distill.settings import Grpo, Verify
 from dstools_distill.stage import Report, Work
@@ -40,13 +42,14 @@ def grpo(
     tokenizer: Path,
     template: str,
     verify: Verify,
+    index: list[Path],
     work: Work,
 ) -> Report:
     """Train the policy in `model` on the prompts of a folder, and leave a model folder in `work.folder`.
 
-    verify: how the right answer is judged. A step takes `batch_size` answers: group_size of each of batch_size / group_size prompts. curve.jsonl has
-    rewards, their spread, the share of groups without any, KL in nats a token, and the share of clipped
-    tokens. Raises DstoolsError where the batch is no whole number of groups, or nothing can be scored.
+    verify: how the right answer is judged; index: of benchmarks, whose problems are not trained on. A step
+    takes `batch_size` answers: group_size of each of batch_size / group_size prompts. curve.jsonl has rewards,
+    their spread, the share of groups without any, KL in nats a token, and the share of clipped tokens. Raises DstoolsError where the batch is no whole number of groups, or nothing can be scored.
     """
     if settings.batch_size % settings.group_size:
         raise DstoolsError(
@@ -57,7 +60,8 @@ def grpo(
         raise DstoolsError("grpo: every reward has weight 0", "give accuracy_weight = 1.0")
     tokens = load_tokenizer(tokenizer, template)
     tokens.eos_token = tokens.convert_ids_to_tokens(end_token_id(tokens))  # TRL cuts answers there
-    asked, without_gold = dataset(prompts, tokens)
+    clean, contaminated = clean_prompts(prompts / "records.jsonl", index)
+    asked, without_gold = dataset(clean, prompts / "records.jsonl", tokens)
     config = GRPOConfig(
         **arguments(settings, work),
         num_generations=settings.group_size,
@@ -89,19 +93,19 @@ def grpo(
         )
         report = run(trainer, settings, work, tokens, CURVE)
     return {
-        "in": len(asked) + without_gold,
+        "in": len(clean) + contaminated,
         "out": len(asked),
-        "dropped": {"no-gold": without_gold},
+        "dropped": {"contaminated": contaminated, "no-gold": without_gold},
         **report,
         **groups(work.folder / "curve.jsonl", settings),
     }
 
 
-def dataset(folder: Path, tokenizer: Any) -> tuple[Dataset, int]:
+def dataset(prompts: list[Record], source: Path, tokenizer: Any) -> tuple[Dataset, int]:
     """Return the prompts that can be scored, as TRL takes them, and the number of those that cannot."""
     rows: list[dict[str, Any]] = []
     without_gold = 0
-    for record in records.read(folder / "records.jsonl"):
+    for record in prompts:
         if record["gold"] is None:
             without_gold += 1
             continue
@@ -110,7 +114,7 @@ def dataset(folder: Path, tokenizer: Any) -> tuple[Dataset, int]:
         rows.append({"prompt": record["messages"], "record": said})
     if not rows:
         raise DstoolsError(
-            f"{folder / 'records.jsonl'}: no prompt has a gold answer",
+            f"{source}: no prompt that may be trained on has a gold answer",
             "accuracy can be rewarded only where it can be judged",
         )
     return Dataset.from_list(rows), without_gold

@@ -13,7 +13,7 @@ from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_distill import records
+from dstools_distill.contamination import clean_prompts
 from dstools_distill.settings import Kd
 from dstools_distill.stage import Report, Work
 from dstools_distill.students import load_student, lora, optimizers
@@ -31,19 +31,24 @@ def kd(
     tokenizer: Path,
     template: str,
     teacher: Path,
+    index: list[Path],
     work: Work,
 ) -> Report:
     """Train the student in `model` against the teacher, and leave a model folder in `work.folder`.
 
     The student answers each prompt; on its tokens the divergence of the two distributions is minimised:
     beta 0 is KL(teacher || student), 1 is KL(student || teacher), between them Jensen-Shannon
-    (arXiv 2306.13649). Raises DstoolsError where the two do not share a tokenizer.
+    (arXiv 2306.13649). index: of benchmarks, whose problems are not trained on. Raises DstoolsError where the two do not share a tokenizer.
     """
     tokens = load_tokenizer(tokenizer, template)
     tokens.eos_token = tokens.convert_ids_to_tokens(end_token_id(tokens))  # TRL cuts answers there
-    conversations = [record["messages"] for record in records.read(prompts / "records.jsonl")]
+    clean, contaminated = clean_prompts(prompts / "records.jsonl", index)
+    conversations = [record["messages"] for record in clean]
     if not conversations:
-        raise DstoolsError(f"{prompts / 'records.jsonl'}: is empty", "there is nothing to answer")
+        raise DstoolsError(
+            f"{prompts / 'records.jsonl'}: holds no prompt that may be trained on",
+            "there is nothing to answer",
+        )
     probes = [prompt_text(tokens, messages) for messages in conversations[:PROBED]]
     check_identity(tokens, load_tokenizer(teacher), probes, teacher)
     student = load_student(settings, model, None, tokens)
@@ -72,8 +77,13 @@ def kd(
         optimizers=optimizers(settings, student),
     )
     report = run(trainer, settings, work, tokens, CURVE)
-    count = len(conversations)
-    return {"in": count, "out": count, "dropped": {}, "vocabulary": rows._asdict(), **report}
+    return {
+        "in": len(clean) + contaminated,
+        "out": len(clean),
+        "dropped": {"contaminated": contaminated},
+        "vocabulary": rows._asdict(),
+        **report,
+    }
 
 
 class Vocabulary(NamedTuple):

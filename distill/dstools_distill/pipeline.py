@@ -6,12 +6,13 @@ OUT/sft -> store/sft-...         what the recipe, as it stands, makes; or OUT/CH
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, ShortfallError
+from dstools_distill.contamination import EVAL_INDEX
 from dstools_distill.places import PHASE, Places
 from dstools_distill.recipe import STAGES, TRAINED, Chain, Recipe
 from dstools_distill.settings import Eval, Prompts, Student, Verify
@@ -199,7 +200,7 @@ class Pipeline:
 
                 files = places.sources(settings)
                 rates = places.file(settings.pass_rates)
-                inputs = {f"source {n}": path for n, path in enumerate(files) if path}
+                inputs = _numbered("source", files)
                 return _given(inputs, pass_rates=rates), lambda work: prompts(
                     settings, files, rates, work
                 )
@@ -223,20 +224,15 @@ class Pipeline:
             case "decontaminate":
                 from dstools_distill.decontaminate import decontaminate
 
-                samples = places.before(chain, stage)
-                index = [places.path(name) for name in settings.index]
-                # what the student will be measured on must not be trained on
-                held_out = self._problems(chain.stages["eval"]) if "eval" in chain.stages else None
-                inputs = {f"index {n}": path for n, path in enumerate(index)}
-                inputs = _given({"samples": samples, **inputs}, problems=held_out)
-                return inputs, lambda work: decontaminate(samples, index, held_out, work)
+                samples, index = places.before(chain, stage), self._indexes(chain)
+                inputs = {"samples": samples, **_numbered("index", index)}
+                return inputs, lambda work: decontaminate(samples, index, work)
             case "select":
                 from dstools_distill.select import select
 
                 samples, mixed = places.before(chain, stage), places.file(settings.non_reasoning)
-                index = places.indexes(chain) if mixed else []
-                inputs = {f"index {n}": path for n, path in enumerate(index)}
-                inputs = _given({"samples": samples, **inputs}, mixed=mixed)
+                index = self._indexes(chain) if mixed else []
+                inputs = _given({"samples": samples, **_numbered("index", index)}, mixed=mixed)
                 return inputs, lambda work: select(settings, samples, mixed, index, work)
             case "render":
                 from dstools_distill.render import render
@@ -261,9 +257,11 @@ class Pipeline:
                 asked, tokenizer = places.finished(chain, "prompts"), places.tokenizer(chain)
                 model = places.trained(chain, before=stage)
                 master = places.model(settings.teacher, "kd.teacher")
-                inputs = {"prompts": asked, "tokenizer": tokenizer, "teacher": master}
-                return _given(inputs, model=model), lambda work: kd(
-                    settings, asked, model, tokenizer, student.template, master, work
+                index = self._indexes(chain)
+                inputs = {"prompts": asked, "model": model, "tokenizer": tokenizer}
+                inputs |= {"teacher": master, **_numbered("index", index)}
+                return inputs, lambda work: kd(
+                    settings, asked, model, tokenizer, student.template, master, index, work
                 )
             case "grpo":
                 from dstools_distill.grpo import grpo
@@ -271,9 +269,11 @@ class Pipeline:
                 asked, tokenizer = places.finished(chain, "prompts"), places.tokenizer(chain)
                 model = places.trained(chain, before=stage)
                 judged_by = chain.stages.get("verify", Verify())
-                inputs = {"prompts": asked, "tokenizer": tokenizer}
-                return _given(inputs, model=model), lambda work: grpo(
-                    settings, asked, model, tokenizer, student.template, judged_by, work
+                index = self._indexes(chain)
+                inputs = {"prompts": asked, "model": model, "tokenizer": tokenizer}
+                inputs |= _numbered("index", index)
+                return inputs, lambda work: grpo(
+                    settings, asked, model, tokenizer, student.template, judged_by, index, work
                 )
             case _:
                 return self._prepare_eval(chain, settings)
@@ -300,13 +300,27 @@ class Pipeline:
             settings, problems, models, tokenizer, chain.student.template, judged_by, work
         )
 
+    def _indexes(self, chain: Chain) -> list[Path]:
+        """Return the indexes of what must not be trained on, the problems of the chain's [eval] included."""
+        from dstools_distill.decontaminate import index_problems
+
+        named = [self.places.path(name) for name in chain.index]
+        if "eval" not in chain.stages:
+            return named
+        problems = self._problems(chain.stages["eval"])
+        identity = identify("index", 1, {}, {"problems": problems}, ("numpy",))
+        made = run_stage(
+            self._store, identity, lambda work: index_problems(problems, work.folder), self._work
+        )
+        return [*named, made.folder / EVAL_INDEX]
+
     def _problems(self, settings: Eval) -> Path:
         """Return the problems of an evaluation, made like any prompts."""
         from dstools_distill.prompts import prompts
 
         asked = Prompts(source=settings.source, limit=settings.limit)
         files = self.places.sources(asked)
-        inputs = {f"source {n}": path for n, path in enumerate(files) if path}
+        inputs = _numbered("source", files)
         identity = identify(
             "prompts", REVISIONS["prompts"], asdict(asked), inputs, PACKAGES["prompts"]
         )
@@ -316,6 +330,11 @@ class Pipeline:
             lambda work: prompts(asked, files, None, work),
             self._work,
         ).folder
+
+
+def _numbered(name: str, paths: Sequence[Path | None]) -> dict[str, Path]:
+    """Return inputs by name and number."""
+    return {f"{name} {n}": path for n, path in enumerate(paths) if path}
 
 
 def _given(inputs: dict[str, Path], **optional: Path | None) -> dict[str, Path]:

@@ -76,13 +76,6 @@ class Places:
         path = self.path(name)
         return path if path.is_dir() else self.resolve(name)
 
-    def indexes(self, chain: Chain) -> list[Path]:
-        """Return the indexes in which the chain's rows are looked up, that of its [eval] included."""
-        if "decontaminate" not in chain.stages:
-            return []
-        named = [self.path(name) for name in chain.stages["decontaminate"].index]
-        return [*named, *self.finished(chain, "decontaminate").glob("*.ngrams")]
-
     def sources(self, settings: Prompts) -> list[Path | None]:
         """Return the files that prompts come from; None for what is no file."""
         names = [source.path for source in settings.source]

@@ -71,6 +71,7 @@ class Chain:
     name: str  # "", a phase's, or arm and seed: "unfiltered-2"
     student: settings.Student
     stages: dict[str, Any]  # by name, in the order data flows
+    index: tuple[str, ...]  # benchmarks of the chain's [decontaminate], or of the recipe's
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def read_recipe(path: Path) -> Recipe:
         table = _merge(tomllib.loads(preset_text(_text(table.pop("preset"), path))), table)
     _refuse_unknown(table, TOP_KEYS, str(path))
     card = table.pop("card", False)
-    chains = tuple(_chain(path, name, tables) for name, tables in _expand(table, path))
+    shared = _read(settings.Decontaminate, table.get("decontaminate") or {}, path, "decontaminate")
+    chains = tuple(_chain(path, name, each, shared.index) for name, each in _expand(table, path))
     if not any(chain.stages for chain in chains):
         raise DstoolsError(f"{path}: names no stage", INIT_HINT)
     return Recipe(path, chains, None if card is False else _read(settings.Card, card, path, "card"))
@@ -175,8 +177,8 @@ def _expand(table: dict[str, Any], path: Path) -> list[tuple[str, dict[str, Any]
     return chains
 
 
-def _chain(path: Path, name: str, tables: dict[str, Any]) -> Chain:
-    """Return the settings of one chain, checked."""
+def _chain(path: Path, name: str, tables: dict[str, Any], index: tuple[str, ...]) -> Chain:
+    """Return the settings of one chain, checked; index: that of the recipe."""
     where = f"{path}: {name}" if name else str(path)
     student = _read(settings.Student, tables.pop("student", {}), where, "student")
     stages = {
@@ -205,7 +207,8 @@ def _chain(path: Path, name: str, tables: dict[str, Any]) -> Chain:
                 f"{training.processes} processes by {training.micro_batch_size}",
                 "it must be a multiple of micro_batch_size x processes",
             )
-    return Chain(name, student, stages)
+    own = stages.get("decontaminate")
+    return Chain(name, student, stages, own.index if own else index)
 
 
 def _read(cls: type[Settings], table: Any, path: Path | str, where: str) -> Settings:

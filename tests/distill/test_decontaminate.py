@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.contamination import METADATA
-from dstools_distill.decontaminate import build_index, decontaminate
+from dstools_distill.contamination import EVAL_INDEX, METADATA
+from dstools_distill.decontaminate import build_index, decontaminate, index_problems
 from dstools_distill.ngrams import tokens
 from dstools_distill.records import Record
 from dstools_distill.stage import Report, Work
@@ -187,8 +187,10 @@ def run(
     (folder / "in").mkdir(parents=True, exist_ok=True)
     (folder / "out").mkdir(exist_ok=True)
     records.write(folder / "in" / "records.jsonl", rows)
-    work = Work(folder / "out", workers)
-    return decontaminate(folder / "in", list(index), problems, work)
+    if problems:
+        index_problems(problems, folder)
+        index = (*index, folder / EVAL_INDEX)
+    return decontaminate(folder / "in", list(index), Work(folder / "out", workers))
 
 
 def read(folder: Path, name: str) -> list[Record]:
@@ -271,7 +273,6 @@ def test_problems_that_a_program_made_are_found_whole(tmp_path: Path) -> None:
     report = run(tmp_path / "dressed", dressed, problems=folder)
     assert report["dropped"] == {"contaminated": 50}
     assert report["benchmarks"][0]["name"] == "eval"
-    assert (tmp_path / "dressed" / "out" / "eval.ngrams").exists()
 
 
 # ------------------------------------------------------------------------------- what a hit says

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from dstools_converters.errors import DstoolsError
 from dstools_distill import grpo as module
 from dstools_distill import records
+from dstools_distill.decontaminate import build_index
 from dstools_distill.grpo import groups, grpo
 from dstools_distill.rewards import Rewards, _noting_flat_groups
 from dstools_distill.settings import Grpo, Verify
@@ -78,7 +79,7 @@ def test_advantages_of_a_group_of_four_are_those_worked_by_hand(
     monkeypatch.setattr(module, "rewards", lambda *_: Rewards([fixed], [1.0]))
     settings = Grpo(**SMALL | {"max_steps": 1})  # type: ignore[arg-type]
     out = work(tmp_path / "out")
-    grpo(settings, ask(tmp_path / "asked", ["1"] * 4), policy, policy, "", Verify(), out)
+    grpo(settings, ask(tmp_path / "asked", ["1"] * 4), policy, policy, "", Verify(), [], out)
     ((advantages, asked),) = seen
     first = 0.5 / (math.sqrt(1 / 3) + 1e-4)
     wanted = [first, -first, -first, first, 1.5 / 1.0001, *[-0.5 / 1.0001] * 3]
@@ -92,9 +93,14 @@ def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
 ) -> None:
     """A random policy earns nothing in 8 tokens, so every group is flat; two steps have two groups each."""
     out = work(tmp_path / "out")
-    asked = ask(tmp_path / "asked", ["1", None, "3", "4", "5"])
-    report = grpo(Grpo(**SMALL), asked, policy, policy, "", Verify(), out)  # type: ignore[arg-type]
-    assert (report["in"], report["out"], report["dropped"]) == (5, 4, {"no-gold": 1})
+    asked = ask(tmp_path / "asked", ["1", None, "3", "4", "5", "6"])
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text('{"question": "What is 5 + 1 = ?"}\n{"question": "5 + 1 ="}\n')
+    build_index([exam], tmp_path / "exam.ngrams")
+    how: Any = (asked, policy, policy, "", Verify(), [tmp_path / "exam.ngrams"], out)
+    report = grpo(Grpo(**SMALL), *how)  # type: ignore[arg-type]
+    assert (report["in"], report["out"]) == (6, 4)
+    assert report["dropped"] == {"contaminated": 1, "no-gold": 1}
     assert (report["groups"], report["groups_without_spread"]) == (4, 4)
     curve = list(records.read(out.folder / "curve.jsonl"))
     assert [each["step"] for each in curve] == [1, 2]
@@ -141,11 +147,15 @@ def test_settings_that_cannot_teach_are_refused(
             policy,
             "",
             Verify(),
+            [],
             work(tmp_path / "out"),
         )
 
 
 def test_prompts_without_any_gold_are_refused(policy: Path, tmp_path: Path) -> None:
     asked = ask(tmp_path / "asked", [None, None])
-    with pytest.raises(DstoolsError, match=r"asked/records\.jsonl: no prompt has a gold answer"):
-        grpo(Grpo(**SMALL), asked, policy, policy, "", Verify(), work(tmp_path / "out"))  # type: ignore[arg-type]
+    with pytest.raises(
+        DstoolsError,
+        match=r"asked/records\.jsonl: no prompt that may be trained on has a gold answer",
+    ):
+        grpo(Grpo(**SMALL), asked, policy, policy, "", Verify(), [], work(tmp_path / "out"))  # type: ignore[arg-type]

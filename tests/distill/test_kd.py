@@ -90,7 +90,14 @@ def test_a_student_comes_nearer_to_its_teacher_on_its_own_answers(tmp_path: Path
     )  # fmt: skip
     out = work(tmp_path / "out")
     report = kd(
-        settings, prompts, tmp_path / "student", tmp_path / "student", "", tmp_path / "teacher", out
+        settings,
+        prompts,
+        tmp_path / "student",
+        tmp_path / "student",
+        "",
+        tmp_path / "teacher",
+        [],
+        out,
     )
     assert report["vocabulary"] == {"student": 320, "teacher": 384, "used": 320}
     losses = [each["loss"] for each in records.read(out.folder / "curve.jsonl")]
@@ -112,4 +119,4 @@ def test_a_student_comes_nearer_to_its_teacher_on_its_own_answers(tmp_path: Path
 def test_a_folder_without_prompts_is_named(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("")
     with pytest.raises(DstoolsError, match=r"records\.jsonl: is empty"):
-        kd(Kd(), tmp_path, TEACHER, TEACHER, "", TEACHER, work(tmp_path / "out"))
+        kd(Kd(), tmp_path, TEACHER, TEACHER, "", TEACHER, [], work(tmp_path / "out"))
