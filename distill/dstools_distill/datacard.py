@@ -82,6 +82,8 @@ def _verification(runs: Runs) -> list[str]:
             "What is unverifiable never counts as right.",
             table(("Verdict", "Reason", "Samples"), rows, numeric=1),
         ]
+        checked = each.report["steps_checked"]
+        parts.append(f"Samples whose steps were checked: {checked:,} of {each.report['in']:,}.")
         if right := each.report.get("answers_right_steps_wrong"):
             parts.append(f"Right answers behind a wrong step: {right:,}; they count as incorrect.")
         checkers = each.report.get("checkers") or {}
@@ -162,7 +164,7 @@ def licences(settings: Card, runs: Runs) -> str:
         rows["Teacher", teacher, each.settings["licence"]] = None
     for run in runs.all:
         if any(stage in run.stages for stage in TRAINED):
-            student = run.student
+            student = runs.lineage(run)[0].student
             base = shown(student.model) or f"new weights; tokenizer of {shown(student.tokenizer)}"
             rows["Student's base", base, student.licence] = None
     rows["Result", settings.name, settings.licence] = None
@@ -186,13 +188,14 @@ def not_checked(runs: Runs) -> list[str]:
         found.append(
             "Whether answers are right, finished and well formed: there is no `verify` stage."
         )
-    for _, each in verify[:1]:
-        if not each.settings["steps"]:
-            found.append("Steps of traces: `verify.steps` is off.")
-        else:
-            found.append("Steps of traces where the task has no checker for them.")
-        if not each.settings["language"]:
-            found.append("The language of traces: `verify.language` is empty.")
+    if any(not each.settings["steps"] for _, each in verify):
+        found.append("Steps of traces: `verify.steps` is off.")
+    if verify:
+        found.append(
+            "Steps of traces where the task has no checker for them, or they are written otherwise."
+        )
+    if any(not each.settings["language"] for _, each in verify):
+        found.append("The language of traces: `verify.language` is empty.")
     if any(each.settings["keep"] == "all" for _, each in runs.distinct("select")):
         found.append("Rows of runs with `select.keep` = all: wrong answers are among them.")
     if any(each.settings["non_reasoning"] for _, each in runs.distinct("select")):

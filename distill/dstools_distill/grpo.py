@@ -106,7 +106,7 @@ def dataset(prompts: list[Record], source: Path, tokenizer: Any) -> tuple[Datase
     rows: list[dict[str, Any]] = []
     without_gold = 0
     for record in prompts:
-        if record["gold"] is None:
+        if record["gold"] is None and record["task"] is None:
             without_gold += 1
             continue
         opened = opens_think(prompt_text(tokenizer, record["messages"]))

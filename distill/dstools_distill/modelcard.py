@@ -79,15 +79,15 @@ def _metadata(settings: Card, runs: Runs) -> str:
 
 def _summary(runs: Runs) -> str:
     """Say what was trained from what."""
-    last = next((stage for stage in reversed(TRAINED) if runs.distinct(stage)), None)
-    if last is None:
+    run = next((run for run in reversed(runs.all) if set(TRAINED) & run.stages.keys()), None)
+    if run is None:
         return "No model was trained."
-    _, each = runs.distinct(last)[-1]
-    run = next(run for run in runs.all if last in run.stages)
-    init = run.student.init or {}
-    base = run.student.model or f"{init.get('model_type', '')} of random weights"
-    stages = ", then ".join(stage for stage in TRAINED if runs.distinct(stage))
-    size = each.report.get("parameters")
+    lineage = runs.lineage(run)
+    trained = [stage for each in lineage for stage in TRAINED if stage in each.stages]
+    first = lineage[0].student
+    base = first.model or f"{(first.init or {}).get('model_type', '')} of random weights"
+    stages = ", then ".join(trained)
+    size = run.stages[trained[-1]].report.get("parameters")
     said = f", {size:,} parameters" if size is not None else ""
     return f"A student trained by {stages} from {text(base)}{said}."
 

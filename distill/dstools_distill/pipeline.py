@@ -13,9 +13,9 @@ from typing import Any
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, ShortfallError
 from dstools_distill.contamination import EVAL_INDEX
-from dstools_distill.places import PHASE, Places
-from dstools_distill.recipe import STAGES, TRAINED, Chain, Recipe
-from dstools_distill.settings import Eval, Prompts, Student, Verify
+from dstools_distill.places import Places
+from dstools_distill.recipe import PHASE, STAGES, TRAINED, Chain, Recipe
+from dstools_distill.settings import Eval, Prompts, Student
 from dstools_distill.stage import (
     LOCKED,
     MANIFEST,
@@ -23,24 +23,28 @@ from dstools_distill.stage import (
     Done,
     Report,
     Work,
+    digest,
     find,
     identify,
+    read_manifest,
     run_stage,
     world_size,
 )
 
 REVISIONS = dict.fromkeys(STAGES, 1)  # one up when a stage's code gives other bytes for the same
+JUDGE = ("latex2sympy2_extended", "math-verify", "mpmath", "reasoning_gym", "sympy")
+TRAINING = ("accelerate", "peft", "torch", "transformers", "trl")
 PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's bytes
     "prompts": ("numpy", "reasoning_gym"),
     "generate": (),  # too dear to be done again for a new version of anything
-    "verify": ("latex2sympy2_extended", "math-verify", "mpmath", "reasoning_gym", "sympy"),
+    "verify": JUDGE,
     "decontaminate": (),
     "select": ("numpy",),
     "render": ("tokenizers", "transformers"),
-    "sft": ("torch", "transformers", "trl"),
-    "kd": ("torch", "transformers", "trl"),
-    "grpo": ("torch", "transformers", "trl"),
-    "eval": ("torch", "transformers"),
+    "sft": TRAINING,
+    "kd": TRAINING,
+    "grpo": (*TRAINING, *JUDGE),
+    "eval": ("torch", "transformers", *JUDGE),
     "card": ("matplotlib",),
 }
 # settings of `generate` that say how, not what: with others, what was begun is gone on with
@@ -78,8 +82,8 @@ class Pipeline:
         ):
             raise DstoolsError(f"--from {start}: the recipe has no such stage", STAGE_HINT)
         for chain in self.recipe.chains:
-            if not chain_name:
-                begun = not start  # "sft" means that of each chain
+            if not (chain_name or self.recipe.is_phased):
+                begun = not start  # "sft" means that of each arm
             for stage in chain.stages:
                 begun = begun or (stage == stage_name and chain_name in ("", chain.name))
                 if begun:
@@ -102,6 +106,11 @@ class Pipeline:
 
     def run_one(self, chain: Chain, stage: str) -> Done:
         """Run one stage on what lies there of those before it."""
+        if world_size() > 1 and stage not in TRAINED:
+            raise DstoolsError(
+                f"{stage}: runs in one process, and a launcher started {world_size()}",
+                f"launch {', '.join(TRAINED)} alone: `dstools distill sft RECIPE`",
+            )
         settings = chain.stages[stage]
         inputs, body = self._prepare(chain, stage)
         identity = identify(
@@ -127,7 +136,14 @@ class Pipeline:
         words = [stage, os.fspath(self.recipe.path), "--out", os.fspath(self.places.out)]
         words += ["--chain", chain.name] if chain.name else []
         command = launch_command(chain.stages[stage], words)
-        code = subprocess.run(command, env=os.environ | {LOCKED: "1"}, check=False).returncode
+        ran = subprocess.run(
+            command,
+            env=os.environ | {LOCKED: "1"},
+            stdout=2,  # each process tells what it did; on stdout we alone do
+            close_fds=False,  # the lock is held until the last of them has ended
+            check=False,
+        )
+        code = ran.returncode
         if code:
             raise DstoolsError(
                 f"{stage}: the launched processes ended with code {code}",
@@ -137,7 +153,8 @@ class Pipeline:
     def _settings(self, chain: Chain, stage: str) -> dict[str, Any]:
         """Return all settings that decide a stage's bytes."""
         said = asdict(chain.stages[stage])
-        said.pop("at_least", None)  # asks for something, and changes nothing
+        for name in ("at_least", "save_steps"):  # they change nothing
+            said.pop(name, None)
         if stage == "generate":
             said = {key: value for key, value in said.items() if key not in HOW}
         if stage in ("render", *TRAINED, "eval"):
@@ -145,7 +162,7 @@ class Pipeline:
         if stage == "sft":
             said["init"] = chain.student.init
         if stage in ("grpo", "eval"):
-            said["verify"] = asdict(chain.stages.get("verify", Verify()))
+            said["verify"] = asdict(chain.judge)
         return said
 
     def _work(self, folder: Path) -> Work:
@@ -165,6 +182,8 @@ class Pipeline:
             }
             for chain in self.recipe.chains
         }
+        for chain in self.recipe.chains:
+            self._require_lineage(chain, stages[chain.name])
         inputs = {
             f"{name}/{stage}" if name else stage: folder
             for name, folders in stages.items()
@@ -181,6 +200,19 @@ class Pipeline:
         )
         self.places.link("", "card", done.folder)
         return done
+
+    def _require_lineage(self, chain: Chain, folders: dict[str, Path]) -> None:
+        """Raise DstoolsError where a stage was not made from what lies there of the one before it."""
+        for stage, folder in folders.items():
+            made_from = read_manifest(folder)["inputs"]
+            for name, earlier in _read_from(chain, stage).items():
+                if earlier in folders and made_from.get(name) != digest(folders[earlier]):
+                    where = f"{chain.name}/{stage}" if chain.name else stage
+                    raise DstoolsError(
+                        f"{folder}: {where} was made from another {earlier} than lies there now: "
+                        "a card of both would tell of a run that never was",
+                        f"dstools distill run {self.recipe.path} --from {where}",
+                    )
 
     def _told(self, student: Student) -> Student:
         """Return a student whose model is org/name, or the name of a folder: no path is told."""
@@ -268,7 +300,7 @@ class Pipeline:
 
                 asked, tokenizer = places.finished(chain, "prompts"), places.tokenizer(chain)
                 model = places.trained(chain, before=stage)
-                judged_by = chain.stages.get("verify", Verify())
+                judged_by = chain.judge
                 index = self._indexes(chain)
                 inputs = {"prompts": asked, "model": model, "tokenizer": tokenizer}
                 inputs |= _numbered("index", index)
@@ -294,25 +326,27 @@ class Pipeline:
             )
         problems = self._problems(settings)
         tokenizer = self.places.tokenizer(chain)
-        judged_by = chain.stages.get("verify", Verify())
+        judged_by = chain.judge
         inputs = {"problems": problems, "tokenizer": tokenizer, **models}
         return inputs, lambda work: evaluate(
             settings, problems, models, tokenizer, chain.student.template, judged_by, work
         )
 
     def _indexes(self, chain: Chain) -> list[Path]:
-        """Return the indexes of what must not be trained on, the problems of the chain's [eval] included."""
+        """Return the indexes of what must not be trained on, the problems of every [eval] included."""
+        named = [self.places.path(name) for name in chain.index]
+        exams = [each.stages["eval"] for each in self.recipe.chains if "eval" in each.stages]
+        return named + [self._index(each) for each in dict.fromkeys(map(self._problems, exams))]
+
+    def _index(self, problems: Path) -> Path:
+        """Return the index of an evaluation's problems."""
         from dstools_distill.decontaminate import index_problems
 
-        named = [self.places.path(name) for name in chain.index]
-        if "eval" not in chain.stages:
-            return named
-        problems = self._problems(chain.stages["eval"])
         identity = identify("index", 1, {}, {"problems": problems}, ("numpy",))
         made = run_stage(
             self._store, identity, lambda work: index_problems(problems, work.folder), self._work
         )
-        return [*named, made.folder / EVAL_INDEX]
+        return made.folder / EVAL_INDEX
 
     def _problems(self, settings: Eval) -> Path:
         """Return the problems of an evaluation, made like any prompts."""
@@ -330,6 +364,26 @@ class Pipeline:
             lambda work: prompts(asked, files, None, work),
             self._work,
         ).folder
+
+
+def _read_from(chain: Chain, stage: str) -> dict[str, str]:
+    """Return which stages of its own chain a stage reads, by the name of the input."""
+    earlier = [name for name in chain.stages if STAGES.index(name) < STAGES.index(stage)]
+    trained = [name for name in earlier if name in TRAINED][-1:]
+    data = [name for name in earlier if name not in (*TRAINED, "prompts")][-1:]
+    match stage:
+        case "prompts":
+            return {}
+        case "generate":
+            return {"prompts": "prompts"}
+        case "sft":
+            return {"rows": "render"}
+        case "kd" | "grpo":
+            return {"prompts": "prompts", **dict(zip(("model",), trained, strict=False))}
+        case "eval":
+            return dict(zip(("after",), trained, strict=False))
+        case _:
+            return dict(zip(("samples",), data, strict=False))
 
 
 def _numbered(name: str, paths: Sequence[Path | None]) -> dict[str, Path]:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
-from dstools_distill.recipe import STAGES, TRAINED, Chain, Recipe
+from dstools_distill.recipe import PHASE, STAGES, TRAINED, Chain, Recipe
 from dstools_distill.settings import Prompts
 from dstools_distill.stage import MANIFEST, rank
-
-PHASE = "phase:"
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ TABLES: dict[str, type[Any]] = {  # in the order data flows
 }
 STAGES = (*TABLES, "card")
 TRAINED = ("sft", "kd", "grpo")
+PHASE = "phase:"  # begins a path to what an earlier phase left
 TOP_KEYS = ("preset", "student", *STAGES, "seeds", "arms", "phase")
 AT_LEAST_ONE = {
     "samples",
@@ -59,7 +60,7 @@ AT_MOST_ONE |= {
     "reasoning_share",
     "max_dropped",
 }
-AT_MOST_ONE |= {"at_least", "ema", "min_learning_rate_ratio", "dropout"}
+AT_MOST_ONE |= {"at_least", "ema", "min_learning_rate_ratio", "dropout", "max_failed"}
 PRESETS = files("dstools_distill") / "presets"
 Settings = TypeVar("Settings")
 
@@ -72,6 +73,7 @@ class Chain:
     student: settings.Student
     stages: dict[str, Any]  # by name, in the order data flows
     index: tuple[str, ...]  # benchmarks of the chain's [decontaminate], or of the recipe's
+    judge: settings.Verify  # how the chain's right answers are told: its [verify], or the recipe's
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Recipe:
 
     path: Path
     chains: tuple[Chain, ...]
+    is_phased: bool  # the chains run one after the other, each on what earlier ones left
     card: settings.Card | None
 
 
@@ -100,23 +103,27 @@ def read_recipe(path: Path) -> Recipe:
         table = _merge(tomllib.loads(preset_text(_text(table.pop("preset"), path))), table)
     _refuse_unknown(table, TOP_KEYS, str(path))
     card = table.pop("card", False)
-    shared = _read(settings.Decontaminate, table.get("decontaminate") or {}, path, "decontaminate")
-    chains = tuple(_chain(path, name, each, shared.index) for name, each in _expand(table, path))
+    shared = {name: table.get(name) or {} for name in ("decontaminate", "verify")}
+    is_phased = bool(table.get("phase"))
+    chains = tuple(_chain(path, name, each, shared) for name, each in _expand(table, path))
     if not any(chain.stages for chain in chains):
         raise DstoolsError(f"{path}: names no stage", INIT_HINT)
-    return Recipe(path, chains, None if card is False else _read(settings.Card, card, path, "card"))
+    said = None if card is False else _read(settings.Card, card, path, "card")
+    return Recipe(path, chains, is_phased, said)
 
 
 INIT_HINT = "`dstools distill init --preset toy-cpu` prints one to begin with"
 
 
-R1_DISTILL = {  # the six students of DeepSeek-R1, arXiv 2501.12948 v2, table 6: base, rate, template, licence
-    "qwen-1.5b": ("Qwen/Qwen2.5-Math-1.5B", "1e-4", "qwen2.5", "apache-2.0"),
-    "qwen-7b": ("Qwen/Qwen2.5-Math-7B", "8e-5", "qwen2.5", "apache-2.0"),
-    "qwen-14b": ("Qwen/Qwen2.5-14B", "7e-5", "qwen2.5", "apache-2.0"),
-    "qwen-32b": ("Qwen/Qwen2.5-32B", "6e-5", "qwen2.5", "apache-2.0"),
-    "llama-8b": ("meta-llama/Llama-3.1-8B", "5e-5", "llama3", "llama3.1"),
-    "llama-70b": ("meta-llama/Llama-3.3-70B-Instruct", "2e-5", "llama3", "llama3.3"),
+# the six students of DeepSeek-R1, arXiv 2501.12948 v2, table 6: base, rate, template, licence, and positions
+# where the base has fewer than its traces need (Qwen2.5-Math: 4,096; those released have 131,072)
+R1_DISTILL = {
+    "qwen-1.5b": ("Qwen/Qwen2.5-Math-1.5B", "1e-4", "qwen2.5", "apache-2.0", "131072"),
+    "qwen-7b": ("Qwen/Qwen2.5-Math-7B", "8e-5", "qwen2.5", "apache-2.0", "131072"),
+    "qwen-14b": ("Qwen/Qwen2.5-14B", "7e-5", "qwen2.5", "apache-2.0", "0"),
+    "qwen-32b": ("Qwen/Qwen2.5-32B", "6e-5", "qwen2.5", "apache-2.0", "0"),
+    "llama-8b": ("meta-llama/Llama-3.1-8B", "5e-5", "llama3", "llama3.1", "0"),
+    "llama-70b": ("meta-llama/Llama-3.3-70B-Instruct", "2e-5", "llama3", "llama3.3", "0"),
 }
 R1_FILE = "r1-distill"  # what the six share
 
@@ -137,7 +144,7 @@ def preset_text(name: str) -> str:
     text = (PRESETS / f"{R1_FILE if base else name}.toml").read_text(encoding="utf-8")
     if base is None:
         return text
-    keys = ("model", "learning_rate", "template", "licence")
+    keys = ("model", "learning_rate", "template", "licence", "context")
     return Template(text).substitute(dict(zip(keys, base, strict=True)), title=name)
 
 
@@ -172,13 +179,14 @@ def _expand(table: dict[str, Any], path: Path) -> list[tuple[str, dict[str, Any]
         _refuse_unknown(changes, ("student", *TABLES), f"{path}: arms.{name}")
         tables = _merge(table, changes)
         for seed in seeds if seeds is not None else [None]:
-            seeded = {} if seed is None else {"sft": {"seed": seed}}
+            trained = [stage for stage in TRAINED if tables.get(stage, False) is not False]
+            seeded = {} if seed is None else {stage: {"seed": seed} for stage in trained}
             chains.append((name if seed is None else f"{name}-{seed}", _merge(tables, seeded)))
     return chains
 
 
-def _chain(path: Path, name: str, tables: dict[str, Any], index: tuple[str, ...]) -> Chain:
-    """Return the settings of one chain, checked; index: that of the recipe."""
+def _chain(path: Path, name: str, tables: dict[str, Any], shared: dict[str, Any]) -> Chain:
+    """Return the settings of one chain, checked; shared: tables that count where it has none of its own."""
     where = f"{path}: {name}" if name else str(path)
     student = _read(settings.Student, tables.pop("student", {}), where, "student")
     stages = {
@@ -207,8 +215,17 @@ def _chain(path: Path, name: str, tables: dict[str, Any], index: tuple[str, ...]
                 f"{training.processes} processes by {training.micro_batch_size}",
                 "it must be a multiple of micro_batch_size x processes",
             )
-    own = stages.get("decontaminate")
-    return Chain(name, student, stages, own.index if own else index)
+    if {"verify", "render"} <= stages.keys() and "select" not in stages:
+        raise DstoolsError(
+            f"{where}: has [verify] and [render], and no [select] between them: "
+            "wrong answers would be trained on",
+            'add [select]; keep = "all" says that they are wanted',
+        )
+    index, judge = (
+        stages.get(stage) or _read(TABLES[stage], shared[stage], path, stage)
+        for stage in ("decontaminate", "verify")
+    )
+    return Chain(name, student, stages, index.index, judge)
 
 
 def _read(cls: type[Settings], table: Any, path: Path | str, where: str) -> Settings:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dstools_distill import records
+from dstools_distill.recipe import PHASE, TRAINED
 from dstools_distill.settings import Student
 from dstools_distill.stage import read_manifest
 
@@ -78,8 +79,8 @@ class Runs:
         found: dict[str, dict[int, Run]] = {}
         for run in self.all:
             match = SEEDED.fullmatch(run.name)
-            sft = run.stages.get("sft")
-            if match is None or sft is None or sft.settings.get("seed") != int(match[2]):
+            seeds = {run.stages[stage].settings["seed"] for stage in TRAINED if stage in run.stages}
+            if match is None or seeds != {int(match[2])}:
                 return {}
             found.setdefault(match[1], {})[int(match[2])] = run
         return found
@@ -118,6 +119,14 @@ class Runs:
         for run in self.all:
             if "eval" in run.stages:
                 yield run, run.stages["eval"]
+
+    def lineage(self, run: Run) -> list[Run]:
+        """Return the phases whose students a run's came from, the first one first, and the run itself."""
+        found = [run]
+        while found[0].student.model.startswith(PHASE):
+            name = found[0].student.model.removeprefix(PHASE).partition("/")[0]
+            found.insert(0, next(each for each in self.all if each.name == name))
+        return found
 
     def sources(self, stages: Iterable[str] = ("prompts", "eval")) -> set[str]:
         """Return the names of the places that problems come from."""

@@ -34,7 +34,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import RESUME_HINT, DstoolsError
 from dstools_distill.checkpoints import CHECKPOINTS, Keeper
 from dstools_distill.malloc import keep_freed_memory
 from dstools_distill.settings import Training
@@ -264,7 +264,11 @@ def _write(model: Any, folder: Path, tokenizer: Any, state: dict[str, Any] | Non
         path.chmod((folder / "config.json").stat().st_mode)  # it is made for its owner alone
         with safe_open(path, framework="pt") as file:
             saved += sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())  # noqa: SIM118
-    assert saved >= count(model), f"{folder}: {saved} of {count(model)} weights are there"
+    if saved < count(model):
+        raise DstoolsError(
+            f"{folder}: {saved} of {count(model)} weights were saved",
+            f"a fault of ours; {RESUME_HINT}",
+        )
 
 
 def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:

@@ -34,7 +34,7 @@ def verify(settings: Verify, samples: Path, work: Work) -> Report:
     """Add the verdict to each row of samples/records.jsonl; return the counts of verdicts and reasons.
 
     The report: in, out, dropped (none); verdicts {verdict: n}; reasons {verdict: {word: n}};
-    checkers {names: n}; answers_right_steps_wrong, which of the incorrect have a right answer and a
+    checkers {names: n}; steps_checked, rows; answers_right_steps_wrong, which of the incorrect have a right answer and a
     wrong step. Raises DstoolsError where a row is bad, or code comes and bubblewrap is missing.
     """
     source = samples / "records.jsonl"
@@ -54,6 +54,7 @@ def verify(settings: Verify, samples: Path, work: Work) -> Report:
             for key in sorted(counts)
             if key.startswith("checkers ")
         },
+        "steps_checked": counts["steps"],
         "answers_right_steps_wrong": reasons.get("incorrect", {}).get("wrong-step", 0),
     }
 
@@ -68,6 +69,9 @@ def _rows_of(settings: Verify, source: Path) -> Callable[[Rows], Chunk]:
             found = judge.judge(record)
             counts["rows"] += 1
             counts[f"reason {found['verdict']} {found['verdict_reason'].partition(':')[0]}"] += 1
+            counts["steps"] += bool(
+                found["steps"] and (found["steps"]["right"] or found["steps"]["fault"])
+            )
             if found["checkers"]:
                 counts[f"checkers {' + '.join(found['checkers'])}"] += 1
             lines.append(dump(record | found))
@@ -173,7 +177,9 @@ def _check_steps(task: dict[str, Any] | None, reasoning: str, answer: str) -> st
 
 def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
     """Rule by reasoning-gym's scorer; the oracle's own text needs none."""
-    oracle: str = task["entry"]["answer"]
+    oracle: str | None = task["entry"][
+        "answer"
+    ]  # some tasks have many right answers, and name none
     said = answer.strip()
     if said == oracle:
         return RIGHT
@@ -183,7 +189,7 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
     said = found.text or said
     if said == oracle:
         return RIGHT
-    if INTEGER.fullmatch(oracle) and DIGITS.fullmatch(said):
+    if oracle and INTEGER.fullmatch(oracle) and DIGITS.fullmatch(said):
         ruling = integers(said, oracle)
         if ruling.reason.startswith("not-canonical") or task["name"] in ONE_VALUED:
             return ruling

@@ -21,6 +21,7 @@ from dstools.options import (
     show,
     terminal,
 )
+from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
     from dstools_distill.pipeline import Pipeline
@@ -281,6 +282,10 @@ def _pipeline(recipe: str, out: str | None, workers: int) -> "Iterator[Pipeline]
     path = Path(recipe)
     read = read_recipe(path)
     place = Path(out) if out else path.with_suffix("")
+    if place == path:
+        raise DstoolsError(
+            f"{path}: its name has no suffix to leave out", "name a folder: --out DIR"
+        )
     with locked(place):
         yield Pipeline(Places(read, place, resolve), workers, count_bar)
 

@@ -72,7 +72,7 @@ class Made:
                         "correct": {"equal": 9},
                         "incorrect": {"unfinished": 1, "wrong-step": 1},
                     },
-                    "checkers": {"exact": 10}, "answers_right_steps_wrong": 1,
+                    "checkers": {"exact": 10}, "steps_checked": 10, "answers_right_steps_wrong": 1,
                 },
             ),
             "decontaminate": self.stage(

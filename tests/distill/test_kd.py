@@ -118,5 +118,5 @@ def test_a_student_comes_nearer_to_its_teacher_on_its_own_answers(tmp_path: Path
 
 def test_a_folder_without_prompts_is_named(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("")
-    with pytest.raises(DstoolsError, match=r"records\.jsonl: is empty"):
+    with pytest.raises(DstoolsError, match=r"records\.jsonl: holds no prompt"):
         kd(Kd(), tmp_path, TEACHER, TEACHER, "", TEACHER, [], work(tmp_path / "out"))

@@ -221,6 +221,7 @@ def test_the_stage_keeps_every_row_in_order_with_its_verdict_and_counts_them(
             "incorrect": {"differs": 2, "unfinished": 2, "wrong-step": 2},
         },
         "checkers": {"exact": 16, "numeric + math-verify": 2},
+        "steps_checked": 14,
         "answers_right_steps_wrong": 2,
     }
     before = list(records.read(folder / "records.jsonl"))

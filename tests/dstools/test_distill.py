@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +223,162 @@ def test_init_lists_its_presets_and_prints_one_that_runs_as_a_recipe() -> None:
     names = dstools("init").stdout.split()
     assert {"toy-cpu", "r1-toy", "r1-distill-qwen-1.5b", "r1-distill-llama-70b"} <= set(names)
     assert dstools("init", "--preset", "toy-cpu").stdout.startswith("# ")
+
+
+# ------------------------------------------------------------------------ phases, arms and lineage
+
+
+PHASES = """
+[student]
+init = {{ model_type = "qwen3", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 1, num_attention_heads = 2, num_key_value_heads = 2, head_dim = 16, max_position_embeddings = 256 }}
+tokenizer = "{tokenizer}"
+
+[generate]
+backend = "replay"
+
+[decontaminate]
+
+[render]
+max_length = 200
+
+[sft]
+max_steps = 1
+batch_size = 8
+micro_batch_size = 8
+precision = "float32"
+
+[grpo]
+max_steps = 1
+group_size = 2
+batch_size = 4
+micro_batch_size = 4
+max_completion_tokens = 4
+precision = "float32"
+
+[[eval.source]]
+path = "held-out.jsonl"
+
+[eval]
+max_tokens = 4
+precision = "float32"
+
+[[phase]]
+name = "cold"
+generate = {{}}
+verify = {{}}
+decontaminate = {{}}
+select = {{}}
+render = {{}}
+sft = {{}}
+[[phase.prompts.source]]
+path = "solved.jsonl"
+
+[[phase]]
+name = "rl"
+student = {{ init = false, model = "phase:cold/sft" }}
+grpo = {{}}
+eval = {{}}
+[[phase.prompts.source]]
+path = "solved.jsonl"
+
+[card]
+name = "two"
+"""
+
+
+@pytest.fixture(scope="module")
+def phases(recipe: Path) -> Path:
+    path = recipe.with_name("phases.toml")
+    path.write_text(PHASES.format(tokenizer=DATA / "sample-v3"))
+    result = dstools("run", path, "--workers", "1")
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+    return found
+
+
+@pytest.mark.slow
+def test_a_phase_goes_on_from_the_one_before_and_never_sees_the_exam(phases: Path) -> None:
+    out = phases.with_suffix("")
+    trained = manifest(out / "rl" / "grpo")
+    assert trained["report"]["dropped"]["contaminated"] == 1  # solved.jsonl has one of its problems
+    assert trained["inputs"]["model"] != manifest(out / "rl" / "eval")["inputs"]["after"]
+    card = (out / "card" / "README.md").read_text()
+    assert "trained by sft, then grpo from qwen3 of random weights" in card
+
+
+@pytest.mark.slow
+def test_from_a_stage_of_a_phase_all_that_follows_is_of_the_same_run(phases: Path) -> None:
+    out = phases.with_suffix("")
+    before = (out / "rl" / "grpo").resolve()
+    other = phases.with_name("other.toml")
+    other.write_text(phases.read_text().replace("[sft]\nmax_steps = 1", "[sft]\nmax_steps = 2"))
+    result = dstools("run", other, "--out", out, "--from", "sft", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    told = [line.split()[0] for line in result.stdout.splitlines()]
+    assert told == ["cold/sft", "rl/prompts", "rl/grpo", "rl/eval", "card"]
+    assert (out / "rl" / "grpo").resolve() != before
+
+
+def test_a_card_of_stages_from_different_runs_is_refused(recipe: Path, ran: Result) -> None:
+    other = recipe.with_name("narrow.toml")
+    other.write_text(recipe.read_text().replace("[select]", "[select]\nlimit = 9"))
+    out = recipe.with_name("mixed")
+    shutil.copytree(recipe.with_suffix(""), out, symlinks=True)
+    assert dstools("select", other, "--out", out).exit_code == 0
+    result = dstools("card", other, "--out", out)
+    assert result.exit_code == 1
+    assert "render was made from another select than lies there now" in result.stderr
+    assert f"hint: dstools distill run {other} --from render" in result.stderr
+
+
+@pytest.mark.slow
+def test_seeds_are_those_of_every_training_that_there_is_and_add_none(recipe: Path) -> None:
+    path = recipe.with_name("seeds.toml")
+    path.write_text(
+        "seeds = [0, 1]\n" + recipe.read_text().replace("max_steps = 2", "max_steps = 1")
+    )
+    result = dstools("run", path, "--workers", "1")
+    assert result.exit_code == 0, result.output
+    out = path.with_suffix("")
+    assert [manifest(out / f"seed-{n}" / "sft")["settings"]["seed"] for n in (0, 1)] == [0, 1]
+    assert (out / "seed-0" / "render").resolve() == (out / "seed-1" / "render").resolve()
+    assert (out / "seed-0" / "sft").resolve() != (out / "seed-1" / "sft").resolve()
+    assert "Means over seeds" in (out / "card" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_in_two_processes_prints_one_json_object_and_trains_what_one_does(
+    recipe: Path, ran: Result
+) -> None:
+    """The launched processes come back to `dstools distill sft`; their losses are those of one process."""
+    path = recipe.with_name("two.toml")
+    text = recipe.read_text().replace("micro_batch_size = 8", "micro_batch_size = 4")
+    path.write_text(text.replace("[sft]", '[sft]\nprocesses = 2\nparallel = "ddp"'))
+    out = recipe.with_name("two")
+    shutil.copytree(recipe.with_suffix(""), out, symlinks=True)
+    command = [sys.executable, "-m", "dstools", "distill", "sft", str(path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (stage,) = json.loads(done.stdout)["stages"]
+    assert (stage["report"]["processes"], stage["report"]["parallel"]) == (2, "ddp")
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in (folder / "sft" / "curve.jsonl").read_text().splitlines()
+        ]
+        for folder in (recipe.with_suffix(""), out)
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_a_launcher_may_run_training_alone(
+    recipe: Path, ran: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = dstools("run", recipe, "--workers", "1")
+    assert result.exit_code == 1
+    assert "prompts: runs in one process, and a launcher started 2" in result.stderr
