@@ -55,6 +55,16 @@ def _sources(runs: Runs) -> list[str]:
         for label, each in runs.distinct("prompts")
         for name, said in each.report["sources"].items()
     ]
+    rows += [
+        (
+            shown(each.settings["non_reasoning"]),
+            label,
+            f"{mixed['out']:,}",
+            each.settings["licence"],
+        )
+        for label, each in runs.distinct("select")
+        if (mixed := each.report["non_reasoning"])["in"]
+    ]
     return ["## Sources", table(("Source", "Runs", "Rows", "Licence"), rows)] if rows else []
 
 
@@ -159,6 +169,9 @@ def licences(settings: Card, runs: Runs) -> str:
     for _, each in runs.distinct("prompts"):
         for name, said in each.report["sources"].items():
             rows["Source", name, said["licence"]] = None
+    for _, each in runs.distinct("select"):
+        if each.settings["non_reasoning"]:
+            rows["Source", shown(each.settings["non_reasoning"]), each.settings["licence"]] = None
     for _, each in runs.distinct("generate"):
         teacher = shown(str(each.settings.get("model") or "the answers that came with the prompts"))
         rows["Teacher", teacher, each.settings["licence"]] = None

@@ -11,23 +11,29 @@ from dstools_distill.invariant import IGNORED, Target, shown, violations
 from dstools_distill.records import CLOSE, OPEN, Record
 from dstools_distill.render import check_tokenizer
 from dstools_distill.stacks import (
+    AXOLOTL_OF_ENTRIES,
     Form,
     Messages,
     Trained,
+    axolotl_entries,
     axolotl_row,
+    axolotl_template,
     llama_factory_row,
     trl_rows,
+    unread,
 )
 from dstools_distill.templates import answer_form, load_tokenizer, opens_think, prompt_ids
 
-TELLING = {  # a key that only this trainer has
+TELLING = {  # keys that none of those below has; `datasets` and `chat_template` are of several
     "LLaMA-Factory": ("cutoff_len", "template", "stage", "finetuning_type", "dataset_dir"),
-    "axolotl": ("sequence_len", "base_model", "sample_packing", "micro_batch_size", "datasets"),
+    "axolotl": ("base_model", "sequence_len", "sample_packing"),  # the first is required
     "TRL": (
+        "chat_template_path",
         "max_length",
         "assistant_only_loss",
         "completion_only_loss",
         "packing",
+        "packing_strategy",
         "dataset_name",
         "model_name_or_path",
         "per_device_train_batch_size",
@@ -77,24 +83,26 @@ def diagnose(tokenizer: Path, config: Path | None, sample: Path | None) -> Diagn
     """Return what the trainer of `config` makes of a sample with the tokenizer in a folder.
 
     config: YAML or JSON of TRL (its SFTConfig or script arguments), LLaMA-Factory or axolotl, told apart
-    by their keys; None: TRL's defaults. sample: a JSONL of which the first row is taken, in any form that
-    `prompts` reads, with the answer; None: a short and a long sample of ours. TRL is run, as messages and
-    as prompt and completion; the others are derived. Raises DstoolsError for files that cannot be read,
-    and for a tokenizer without a usable chat template.
+    by their keys; None: TRL's defaults. Relative paths in it start from the working folder. sample: a JSONL
+    of which the first row is taken, in any form that `prompts` reads, with the answer; None: a short and a
+    long sample of ours. TRL is run, as messages and as prompt and completion; the others are derived. Keys
+    that may change what is told, and are not read, are notes. Raises DstoolsError for files that cannot be
+    read, and for a tokenizer that has no usable chat template and gets none from the config.
     """
     said = _read_config(config) if config else {}
     trainer = _which(config, said) if config else "TRL"
     samples = [_read_sample(sample)] if sample else OWN
     read = load_tokenizer(tokenizer)
+    rows, findings = _rows(trainer, said, read, tokenizer, samples)
     end = answer_form(read).end
-    findings: list[Finding] = []
     try:
         check_tokenizer(read, end, tokenizer, reasoning=True)
     except DstoolsError as error:
         findings.append(Finding("error", "tokenizer", str(tokenizer), str(error), error.hint))
     findings += _packing(trainer, said)
+    findings += _not_taken(trainer, said)
     cases: list[Case] = []
-    for name, each, row in _rows(trainer, said, tokenizer, samples, findings):
+    for name, each, row in rows:
         if row is None:
             cases.append(Case(name, 0, 0, ""))
             what = "the row is over the length limit and left out, which only a count tells"
@@ -198,33 +206,42 @@ def _answer(row: Record) -> str:
 # ----------------------------------------------------------------------------- what comes of it
 
 
+Rows = list[tuple[str, Sample, Trained | None]]  # name, sample and row of each case
+
+
 def _rows(
-    trainer: str,
-    said: dict[str, Any],
-    folder: Path,
-    samples: list[Sample],
-    findings: list[Finding],
-) -> list[tuple[str, Sample, Trained | None]]:
-    """Return name, sample and row of each case."""
-    tokenizer = load_tokenizer(folder)  # a trainer may change it
-    if trainer != "TRL":
-        row = llama_factory_row if trainer == "LLaMA-Factory" else axolotl_row
-        return [(each.name, each, row(tokenizer, said, each.messages)) for each in samples]
+    trainer: str, said: dict[str, Any], read: Any, folder: Path, samples: list[Sample]
+) -> tuple[Rows, list[Finding]]:
+    """Return the rows that are trained on, and what the trainer refuses.
+
+    read: the tokenizer in `folder`; it becomes the one that the trainer saves, which serving then has.
+    """
+    if trainer == "LLaMA-Factory":
+        return [(s.name, s, llama_factory_row(read, said, s.messages)) for s in samples], []
+    found: Rows = []
+    if trainer == "axolotl":
+        axolotl_template(read, said)
+        entries = axolotl_entries(said)
+        for n, entry in entries.items():
+            tokenizer = load_tokenizer(folder)
+            axolotl_template(tokenizer, entry)
+            of = f"as datasets[{n}], " if len(entries) > 1 else ""
+            found += [(of + s.name, s, axolotl_row(tokenizer, entry, s.messages)) for s in samples]
+        return found, []
     forms: list[Form] = ["messages", "prompt-completion"]
     if said.get("assistant_only_loss"):
         forms = ["messages"]
     elif said.get("completion_only_loss"):
         forms = ["prompt-completion"]
-    found: list[tuple[str, Sample, Trained | None]] = []
+    refused: list[Finding] = []
     for form in forms:
         try:
-            rows = trl_rows(load_tokenizer(folder), said, form, [s.messages for s in samples])
+            rows = trl_rows(read, said, form, [s.messages for s in samples])
         except DstoolsError as error:
-            findings.append(Finding("error", "refused", f"as {form}", str(error), error.hint))
+            refused.append(Finding("error", "refused", f"as {form}", str(error), error.hint))
             continue
-        for each, made in zip(samples, rows, strict=True):
-            found.append((f"as {form}, {each.name}", each, made))
-    return found
+        found += [(f"as {form}, {s.name}", s, row) for s, row in zip(samples, rows, strict=True)]
+    return found, refused
 
 
 def _target(tokenizer: Any, end: int, sample: Sample) -> Target:
@@ -257,6 +274,21 @@ def _packing(trainer: str, said: dict[str, Any]) -> list[Finding]:
     ):
         return [_mixes("sample_packing", "without flash_attention rows see each other")]
     return []
+
+
+def _not_taken(trainer: str, said: dict[str, Any]) -> list[Finding]:
+    """Return the keys that may change what is told here, and those that change nothing where they stand."""
+    what = "bears on ids, masks or length, and is not taken into account here"
+    found = [Finding("note", "not-read", key, what) for key in unread(trainer, said)]
+    if trainer == "axolotl":
+        what = "axolotl reads this in an entry of datasets alone"
+        hint = "move it there"
+        found += [
+            Finding("warning", "misplaced", key, what, hint)
+            for key in AXOLOTL_OF_ENTRIES
+            if key in said
+        ]
+    return found
 
 
 def _mixes(where: str, what: str) -> Finding:

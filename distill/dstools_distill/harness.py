@@ -3,7 +3,7 @@
 Left to its defaults, the harness does not fit a model that thinks: it compares trace and answer together, or
 deletes a `</think>` that is a special token before anybody can cut there, stops at the blank line behind the
 trace, and after 256 tokens. So it is told the token that ends a trace, the token that ends an answer, and
-how long an answer may get. Whatever `extra` says goes over that.
+how long an answer may get.
 
 Source: lm_eval 0.4.13, models/huggingface.py (think_end_token), models/utils.py (normalize_gen_kwargs).
 """
@@ -11,12 +11,14 @@ Source: lm_eval 0.4.13, models/huggingface.py (think_end_token), models/utils.py
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import DstoolsError
+from dstools_converters.disk import write_synced
+from dstools_converters.errors import DstoolsError, disk_errors
 from dstools_distill.records import CLOSE
 from dstools_distill.stage import Report
 from dstools_distill.templates import end_token_id, load_tokenizer
@@ -25,33 +27,42 @@ MAX_TOKENS = 32768  # of an answer, as DeepSeek measured R1; or what half the co
 RESULTS = "lm-eval.json"  # our report, beside the harness's own files
 
 
-def lm_eval(model: Path, tasks: str, out: Path, extra: list[str]) -> Report:
-    """Evaluate a model folder by `lm_eval run --tasks TASKS`, and return what it reports of each task.
+def lm_eval(model: Path, tasks: str, out: Path) -> Report:
+    """Return what `lm_eval run --tasks TASKS` finds of a model folder; a report that `out` holds is found again.
 
-    out: a folder, new or empty; it gets the harness's files and lm-eval.json. extra: more of its options,
-    such as ["--include_path", "my_tasks", "--limit", "50"]; "--gen_kwargs" and "--model_args" add to ours.
+    tasks: names, or paths of task files, with commas between. out: a folder to make, with the harness's
+    files and lm-eval.json; until it is whole it is called `.incomplete`, and another try begins anew.
     The report: tasks {name: {metric: value}}, answers {name: n}, generation, model_args, versions.
 
-    Raises DstoolsError where lm_eval is not installed or fails, and for a model without a chat template or
-    end token.
+    Raises DstoolsError where lm_eval is not installed or fails, for a model without a chat template or end
+    token, and where `out` holds files without a report.
     """
+    if (out / RESULTS).exists():
+        found: Report = json.loads((out / RESULTS).read_bytes())
+        return found
     if importlib.util.find_spec("lm_eval") is None:
         raise DstoolsError("lm_eval is not installed", 'pip install "dstools-llm[lm-eval]"')
     if out.is_dir() and any(out.iterdir()):
-        raise DstoolsError(f"{out}: is not empty", "name a new folder")
+        raise DstoolsError(f"{out}: holds files, but no {RESULTS}", "move or remove that folder")
     arguments, generation = _settings(model)
+    partial = out.with_name(f"{out.name}.incomplete")
+    if partial.exists():
+        shutil.rmtree(partial)
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf"]
-    command += ["--tasks", tasks, "--output_path", os.fspath(out), "--log_samples"]
+    command += ["--tasks", tasks, "--output_path", os.fspath(partial), "--log_samples"]
     command += ["--model_args", json.dumps(arguments), "--apply_chat_template"]
-    command += ["--gen_kwargs", json.dumps(generation), *extra]
+    command += ["--gen_kwargs", json.dumps(generation)]
     code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
     if code:
         raise DstoolsError(
             f"lm_eval ended with code {code}",
             "its own message stands above; are tasks and data here?",
         )
-    report = _read(out)
-    (out / RESULTS).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    report = _read(partial)
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    with disk_errors(partial):
+        write_synced(partial / RESULTS, text.encode())
+        partial.rename(out)
     return report
 
 

@@ -20,7 +20,6 @@ CHECKS = (
     "one think block is opened and closed",
     "the end token is the last label, and the only one",
     "nothing is cut off",
-    "prompt and target are encoded apart",
 )
 
 

@@ -47,6 +47,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's byte
     "eval": ("torch", "transformers", *JUDGE),
     "card": ("matplotlib",),
 }
+PATHS = {"model", "teacher", "non_reasoning", "pass_rates"}
 # settings of `generate` that say how, not what: with others, what was begun is gone on with
 HOW = {"base_url", "api_key_env", "concurrency", "retries", "timeout_seconds"}
 
@@ -155,6 +156,9 @@ class Pipeline:
         said = asdict(chain.stages[stage])
         for name in ("at_least", "save_steps"):  # they change nothing
             said.pop(name, None)
+        for name in PATHS & said.keys():  # an input counts by its content, wherever it lies
+            if not said[name].startswith(PHASE) and self.places.path(said[name]).exists():
+                said[name] = Path(said[name]).name
         if stage == "generate":
             said = {key: value for key, value in said.items() if key not in HOW}
         if stage in ("render", *TRAINED, "eval"):

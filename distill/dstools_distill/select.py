@@ -63,7 +63,10 @@ def select(
         kept = rng.permutation(kept)
         mixed, contaminated = array("Q"), list[bytes]()
         if non_reasoning is not None:
-            mixed, contaminated = _import(non_reasoning, Index(index), work.folder / MIXED)
+            talks = _conversations(non_reasoning, settings.licence)
+            mixed, contaminated = _import(talks, Index(index), work.folder / MIXED)
+            if not mixed and not contaminated:
+                raise DstoolsError(f"{non_reasoning}: is empty", "name a file of conversations")
         own, others = _shares(settings, len(kept), len(mixed))
         for number in kept[own:].tolist():
             reasons[number] = "limit"
@@ -202,10 +205,9 @@ def _shares(settings: Select, kept: int, mixed: int) -> tuple[int, int]:
     return own, others
 
 
-def _import(file: Path, known: Index, into: Path) -> "tuple[array[int], list[bytes]]":
+def _import(talks: Iterator[Record], known: Index, into: Path) -> "tuple[array[int], list[bytes]]":
     """Write conversations as records; return where each begins, and the contaminated ones that are left out."""
     offsets, contaminated = array("Q"), list[bytes]()
-    talks = _conversations(file)
     with into.open("wb") as written:
         while some := list(islice(talks, CHUNK_ROWS)):
             for talk, shared in zip(some, known.look(some), strict=True):
@@ -215,12 +217,10 @@ def _import(file: Path, known: Index, into: Path) -> "tuple[array[int], list[byt
                 else:
                     offsets.append(written.tell())
                     written.write(records.dump(talk))
-    if not offsets and not contaminated:
-        raise DstoolsError(f"{file}: is empty", "name a file of conversations")
     return offsets, contaminated
 
 
-def _conversations(file: Path) -> Iterator[Record]:
+def _conversations(file: Path, licence: str) -> Iterator[Record]:
     """Yield the records of a file of conversations; fail where one has no answer."""
     for number, row in rows(file):
         where = f"{file}: line {number}"
@@ -235,14 +235,16 @@ def _conversations(file: Path) -> Iterator[Record]:
             raise DstoolsError(
                 f"{where}: its answer holds a think tag", "rows with a trace are samples: replay"
             )
-        yield _without_trace(file.name, question.messages, answer)
+        yield _without_trace(file.name, licence, question.messages, answer)
 
 
-def _without_trace(source: str, messages: list[dict[str, str]], answer: str) -> Record:
+def _without_trace(
+    source: str, licence: str, messages: list[dict[str, str]], answer: str
+) -> Record:
     return {
         "id": records.prompt_id(messages, source),
         "source": source,
-        "licence": "unknown",
+        "licence": licence,
         "messages": messages,
         "gold": None,
         "answer_type": "none",

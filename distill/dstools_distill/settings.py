@@ -62,6 +62,7 @@ class Generate:
     concurrency: int = 32  # openai: requests at once
     timeout_seconds: float = 600.0  # openai: of one request
     retries: int = 5  # openai: of one request, with growing pauses
+    max_failed: float = 0.0  # openai: share of samples that time-outs, 429 and 5xx may cost
     batch_size: int = 128  # hf: answers at once
     precision: Literal["float32", "bfloat16"] = "float32"  # hf
     device: Literal["cpu", "cuda"] = "cpu"  # hf
@@ -98,6 +99,7 @@ class Select:
     min_pass_rate: float = 0.0  # of the samples of a prompt
     max_pass_rate: float = 1.0
     non_reasoning: str = ""  # JSONL of conversations without a trace, mixed in
+    licence: str = "unknown"  # of those
     reasoning_share: float = 0.75  # of the mix: 600k of 800k in DeepSeek-R1
     limit: int = 0
     seed: int = 0  # of the draw where there is one, and of the order

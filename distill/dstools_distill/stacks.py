@@ -8,6 +8,7 @@ axolotl-ai-cloud/axolotl src/axolotl/prompt_strategies/chat_template.py, both as
 import logging
 import tempfile
 import warnings
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
@@ -24,9 +25,58 @@ TRL_KEYS = (  # what decides ids and labels of one row
     "completion_only_loss",
     "eos_token",
     "pad_token",
+    "chat_template_path",
 )
 TRL_SECONDS = 300  # it takes 2; the template may loop
-AXOLOTL_LENGTH = 2048  # sequence_len, where a config has none
+AXOLOTL_LENGTH = 512  # sequence_len, where a config has none
+AXOLOTL_ROLES = {"human": "user", "gpt": "assistant"}  # other names of roles
+AXOLOTL_OF_ENTRIES = (
+    "roles_to_train",
+    "train_on_eos",
+    "train_on_eot",
+)  # at the top they do nothing
+UNREAD = {  # keys that bear on ids, masks or length too, and are not taken into account here
+    "TRL": (
+        "dataset_kwargs",
+        "max_seq_length",
+        "padding_free",
+        "tokenizer_name_or_path",
+        "trust_remote_code",
+    ),
+    "LLaMA-Factory": (
+        "add_special_tokens",
+        "add_tokens",
+        "new_special_tokens_config",
+        "preserve_thinking",
+        "split_special_tokens",
+        "tokenized_path",
+        "tool_format",
+    ),
+    "axolotl": (
+        "added_tokens_overrides",
+        "attn_implementation",
+        "batch_flattening",
+        "chat_template_kwargs",
+        "min_sample_len",
+        "plugins",
+        "pretraining_dataset",
+        "special_tokens",
+        "tokenizer_config",
+        "tokenizer_use_mistral_common",
+        "tokens",
+        "use_pose",
+    ),
+}
+UNREAD_OF_ENTRIES = (
+    "drop_system_message",
+    "field_thinking",
+    "message_field_training",
+    "message_field_training_detail",
+    "message_property_mappings",
+    "roles",
+    "split_thinking",
+    "template_thinking_key",
+)
 
 
 class Trained(NamedTuple):
@@ -36,18 +86,38 @@ class Trained(NamedTuple):
     labels: list[int]
 
 
+def unread(trainer: str, config: dict[str, Any]) -> list[str]:
+    """Return the keys of a config that bear on ids, masks or length and are not taken into account here."""
+    found = [key for key in UNREAD[trainer] if config.get(key)]
+    if trainer == "axolotl":
+        for n, entry in enumerate(_datasets(config)):
+            found += [f"datasets[{n}].{key}" for key in UNREAD_OF_ENTRIES if entry.get(key)]
+            found += [f"datasets[{n}].type"] if not _is_conversation(entry) else []
+    return found
+
+
 def trl_rows(
     tokenizer: Any, config: dict[str, Any], form: Form, conversations: list[Messages]
 ) -> list[Trained]:
     """Run TRL's SFTTrainer up to its batches, with a model of one layer on a CPU.
 
-    Conversations end with an assistant's message. Raises DstoolsError with what TRL says where it refuses.
+    Conversations end with an assistant's message. The tokenizer becomes the one that is saved: with
+    `chat_template`, which is open-r1's, and what `chat_template_path` names.
+    Raises DstoolsError with what TRL says where it refuses, and where that path is none here.
     """
     import datasets
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
+    if config.get("chat_template"):
+        tokenizer.chat_template = config["chat_template"]
+    path = str(config.get("chat_template_path") or ".")
+    if "{" in path or not Path(path).exists():
+        raise DstoolsError(
+            f"chat_template_path: {printable(path)}: no such file or folder",
+            "download the tokenizer and name its folder; nothing is downloaded here",
+        )
     if form == "messages":
         rows: list[dict[str, Any]] = [{"messages": each} for each in conversations]
     else:
@@ -89,7 +159,7 @@ def trl_rows(
             batches = [trainer.data_collator([row]) for row in prepared]
     except TimeoutError:
         raise DstoolsError("TRL does not come to an end with this chat template") from None
-    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+    except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
         reason = printable(str(error).strip().split("\n")[0])
         raise DstoolsError(f"TRL refuses: {type(error).__name__}: {reason}") from error
     finally:
@@ -205,37 +275,106 @@ def _shares(source: int, target: int, cutoff: int) -> tuple[int, int]:
 # -------------------------------------------------------------------------------------- axolotl
 
 
+def axolotl_entries(config: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return the settings that hold for each entry of `datasets`, by its place there.
+
+    roles_to_train, train_on_eos and train_on_eot are an entry's own; a chat template is the entry's, or the
+    one at the top; all else stands at the top. Entries of other types than chat_template are left out.
+    A config without `datasets` has one entry of defaults. Raises DstoolsError where none is left.
+    """
+    top = {key: value for key, value in config.items() if key not in AXOLOTL_OF_ENTRIES}
+    every = _datasets(config) or [{}]
+    found = {}
+    for n, entry in enumerate(every):
+        if _is_conversation(entry):
+            found[n] = top | {key: entry[key] for key in AXOLOTL_OF_ENTRIES if key in entry}
+            if entry.get("chat_template") or entry.get("chat_template_jinja"):
+                found[n] |= {
+                    key: entry.get(key) for key in ("chat_template", "chat_template_jinja")
+                }
+    if not found:
+        raise DstoolsError(
+            f"datasets: type {printable(str(every[0]['type']))} of axolotl is not known here",
+            "known is chat_template",
+        )
+    return found
+
+
+def _datasets(config: dict[str, Any]) -> list[dict[str, Any]]:
+    entries = _list(config, "datasets")
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise DstoolsError("datasets: an entry holds no keys", "write it as axolotl's examples do")
+    return entries
+
+
+def _list(config: dict[str, Any], key: str) -> list[Any]:
+    """Return the list under a key; [] where there is none."""
+    found = config.get(key)
+    if not isinstance(found, list | None):
+        raise DstoolsError(f"{key}: is no list", "axolotl would refuse it, too")
+    return found or []
+
+
+def _is_conversation(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("type", "chat_template") == "chat_template")
+
+
+def axolotl_template(tokenizer: Any, config: dict[str, Any]) -> None:
+    """Give a tokenizer the chat template that `chat_template` and `chat_template_jinja` name."""
+    jinja = config.get("chat_template_jinja")
+    name = str(config.get("chat_template") or ("jinja" if jinja else "tokenizer_default"))
+    if name == "jinja" and isinstance(jinja, str):
+        tokenizer.chat_template = jinja if "{" in jinja else _read(jinja)
+    elif not (name.startswith("tokenizer_default") and tokenizer.chat_template):
+        raise DstoolsError(
+            f"chat_template: {printable(name)} of axolotl is not known here",
+            "known are tokenizer_default, of a tokenizer that has one, and jinja with chat_template_jinja",
+        )
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        message = f"chat_template_jinja: {printable(path)}: {error.strerror}"
+        raise DstoolsError(message, "is the path right, from here?") from None
+
+
 def axolotl_row(tokenizer: Any, config: dict[str, Any], conversation: Messages) -> Trained | None:
     """Derive what axolotl's chat_template strategy makes of a conversation; None: the row is dropped.
 
-    A turn is found as what changes in the ids when its content is another one. The end-of-sequence token
+    config: of one entry of `datasets`; the tokenizer has its template. A turn is found as what changes in
+    the ids when its content is another one. The first of eot_tokens, by default the end-of-sequence token,
     within three tokens behind it is trained on, whatever the template ends a turn with.
     """
-    name = config.get("chat_template", "tokenizer_default")
-    if name != "tokenizer_default":
-        raise DstoolsError(
-            f"chat_template: {printable(str(name))} of axolotl is not known here",
-            "known is tokenizer_default; put the template into the tokenizer's folder",
-        )
     ids = _rendered(tokenizer, conversation)
     labels = [IGNORED] * len(ids)
-    on_end = config.get("train_on_eos", "turn")
-    roles = config.get("roles_to_train", ["assistant"])
+    roles = [AXOLOTL_ROLES.get(role, role) for role in _list(config, "roles_to_train")]
+    if config.get("roles_to_train") is None:
+        roles = ["assistant"]
+    eos = [tokenizer.eos_token_id]
+    eot = tokenizer.convert_tokens_to_ids(_list(config, "eot_tokens")) or eos
+    on_eos = config.get("train_on_eos") or "turn"
+    on_eot = config.get("train_on_eot") or on_eos
+    turns = []  # is it trained on, start, end
     for n, turn in enumerate(conversation):
-        if not config.get("train_on_inputs") and turn["role"] not in roles:
-            continue
-        start, end = _find_turn(tokenizer, conversation, n)
-        labels[start:end] = ids[start:end]
-        near = [
-            at for at in range(end, min(end + 4, len(ids))) if ids[at] == tokenizer.eos_token_id
-        ]
-        if near and (
-            on_end in ("turn", "all") or (on_end == "last" and n == len(conversation) - 1)
-        ):
-            labels[near[0]] = ids[near[0]]
-    length = int(config.get("sequence_len", AXOLOTL_LENGTH))
+        trains = bool(config.get("train_on_inputs")) or turn["role"] in roles
+        if trains or "all" in (on_eos, on_eot):
+            turns.append((trains, *_find_turn(tokenizer, conversation, n)))
+    for trains, start, end in turns:
+        if trains:
+            labels[start:end] = ids[start:end]
+    for ends, when in ((eot, on_eot), (eos, on_eos)):
+        near = []  # the token that ends a turn, and whether the turn is trained on
+        for trains, _, end in turns:
+            found = [at for at in range(end, min(end + 4, len(ids))) if ids[at] in ends]
+            near += [(at, trains) for at in found[:1]]
+        for at, trains in near[-1:] if when == "last" else near:
+            if when in ("all", "last") or (when == "turn" and trains):
+                labels[at] = ids[at]
+    length = int(config.get("sequence_len") or AXOLOTL_LENGTH)
     if len(ids) > length:
-        if config.get("excess_length_strategy", "drop") != "truncate":
+        if str(config.get("excess_length_strategy") or "drop").lower() != "truncate":
             return None
         return Trained(ids[:length], labels[:length])
     return Trained(ids, labels)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
@@ -167,11 +168,14 @@ def evaluate(
         text = _line(chosen.name, "eval", done)
         if tasks:
             from dstools_distill.harness import lm_eval
+            from dstools_distill.stage import digest
 
             student = pipeline.places.trained(chosen, before="eval")
-            place = pipeline.places.out / f"lm-eval-{student.name}-{tasks.replace(',', '-')}"
-            scores = lm_eval(student, tasks, place, [])
+            # other weights or other tasks are another folder: what lies there is found again
+            name = f"lm-eval-{digest(student)[:12]}-{quote(tasks, safe=',')}"
+            scores = lm_eval(student, tasks, pipeline.places.out / name)
             text += "".join(f"\n{task:24} {found}" for task, found in scores["tasks"].items())
+            text += f"\n{'':24} in {pipeline.places.out / name}"
             done = replace(done, report=done.report | {"lm_eval": scores})
     _finish(pipeline, [(chosen.name, "eval", done)], as_json, text)
 

@@ -26,7 +26,7 @@ GENERATE = {
     "device": "cpu", "licence": "mit",
 }  # fmt: skip
 VERIFY = {"steps": True, "language": "", "max_repetition": 0.5}
-SELECT = {"keep": "all-correct", "per_prompt": 0, "non_reasoning": "", "seed": 0}
+SELECT = {"keep": "all-correct", "per_prompt": 0, "non_reasoning": "", "licence": "x", "seed": 0}
 RENDER = {"max_length": 256, "max_dropped": 0.02, "reasoning": True, "template": ""}
 SFT = {"learning_rate": 2e-3, "epochs": 10.0, "batch_size": 64, "betas": [0.9, 0.95], "lora": None}
 EVAL = {"source": [], "samples": 1, "temperature": 0.0, "max_tokens": 128, "k": [1], "verify": {}}
@@ -92,6 +92,7 @@ class Made:
                 {
                     "in": 10, "out": 9, "dropped": {"incorrect": 1},
                     "prompts": {"in": 6, "out": 5}, "reasoning_share": 1.0,
+                    "non_reasoning": {"in": 0, "contaminated": 0, "out": 0},
                 },
             ),
             "render": self.stage(

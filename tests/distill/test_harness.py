@@ -28,8 +28,8 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 
 @pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the task `sums`: 8 problems, stopped at a blank line and after 16 tokens."""
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the task `sums`: 8 problems, stopped at a blank line and after 16 tokens."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "tasks"
     folder.mkdir()
@@ -39,13 +39,14 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lines = [json.dumps({key: row[key] for key in ("question", "answer")}) for row in problems]
     (folder / "sums.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "sums.yaml").write_text(TASK.replace("SUMS", str(folder / "sums.jsonl")))
-    return folder
+    return folder / "sums.yaml"
 
 
 def changed(tmp_path: Path, file: str, change: Any) -> Path:
-    """The sample model with one file changed."""
+    """The sample model with one file changed; a second call changes another file."""
     folder = tmp_path / "model"
-    shutil.copytree(SAMPLE, folder)
+    if not folder.exists():
+        shutil.copytree(SAMPLE, folder)
     said = json.loads((folder / file).read_text())
     change(said)
     (folder / file).write_text(json.dumps(said))
@@ -61,15 +62,16 @@ def think_is_special(tokenizer: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_model_whose_think_tokens_are_special_scores_what_it_knows(
-    tasks: Path, tmp_path: Path
+    task: Path, tmp_path: Path
 ) -> None:
     """The trap: by its own defaults lm_eval 0.4.13 gives this model 0.0, and so it does with plain tokens.
 
     The sample model solves 95 % of such sums; of these 8, by another measure, 7.
     """
-    model = changed(tmp_path, "tokenizer.json", think_is_special)
-    extra = ["--include_path", str(tasks), "--batch_size", "8", "--model_args", "dtype=float32"]
-    report = lm_eval(model, "sums", tmp_path / "out", extra)
+    changed(tmp_path, "tokenizer.json", think_is_special)
+    model = changed(tmp_path, "config.json", lambda said: said.update(torch_dtype="float32"))
+    out = tmp_path / "out"
+    report = lm_eval(model, str(task), out)
     assert report["tasks"] == {
         "sums": {"exact_match,none": 0.875, "exact_match_stderr,none": 0.125}
     }
@@ -80,21 +82,23 @@ def test_a_model_whose_think_tokens_are_special_scores_what_it_knows(
         "max_gen_toks": 256,
         "do_sample": False,
     }
-    assert json.loads((tmp_path / "out" / "lm-eval.json").read_text()) == report
+    assert json.loads((out / "lm-eval.json").read_text()) == report
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
+    assert lm_eval(tmp_path / "none", "sums", out) == report  # as it lies there: nothing is run
 
 
 def test_a_model_is_refused_before_the_harness_starts(tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match=r"config\.json: cannot be read"):
-        lm_eval(tmp_path, "sums", tmp_path / "out", [])
+        lm_eval(tmp_path, "sums", tmp_path / "out")
     silent = changed(tmp_path, "tokenizer_config.json", lambda said: said.pop("chat_template"))
     with pytest.raises(DstoolsError, match=r"model: the tokenizer has no chat template"):
-        lm_eval(silent, "sums", tmp_path / "out", [])
+        lm_eval(silent, "sums", tmp_path / "out")
 
 
-def test_a_folder_with_files_is_no_place_for_results(tmp_path: Path) -> None:
+def test_a_folder_with_files_but_no_report_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "results_0.json").write_text("{}")
-    with pytest.raises(DstoolsError, match="is not empty"):
-        lm_eval(SAMPLE, "sums", tmp_path, [])
+    with pytest.raises(DstoolsError, match=r"holds files, but no lm-eval\.json"):
+        lm_eval(SAMPLE, "sums", tmp_path)
 
 
 def test_a_missing_harness_says_how_to_get_it(
@@ -102,7 +106,7 @@ def test_a_missing_harness_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DstoolsError, match="not installed") as error:
-        lm_eval(SAMPLE, "sums", tmp_path / "out", [])
+        lm_eval(SAMPLE, "sums", tmp_path / "out")
     assert "lm-eval" in error.value.hint
 
 
@@ -113,9 +117,10 @@ def test_a_run_without_results_is_no_success(
     class Ended:
         returncode = code
 
-    monkeypatch.setattr(harness.subprocess, "run", lambda *_, **__: Ended)
+    monkeypatch.setattr("dstools_distill.harness.subprocess.run", lambda *_, **__: Ended)
     with pytest.raises(DstoolsError, match=said):
-        lm_eval(SAMPLE, "sums", tmp_path / "out", [])
+        lm_eval(SAMPLE, "sums", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_answer_may_take_half_the_context_but_no_more_than_r1s(tmp_path: Path) -> None:

@@ -475,7 +475,7 @@ def test_the_report_counts_rows_tokens_and_checks(run: Any) -> None:
         "100%": lengths[10],
     }
     assert set(report["checks"].values()) == {11}
-    assert len(report["checks"]) == 6
+    assert len(report["checks"]) == 5
 
 
 def test_without_reasoning_the_answer_alone_is_trained_on_and_the_report_says_so(

@@ -122,6 +122,16 @@ def test_steps_are_not_checked_where_the_recipe_says_so() -> None:
     assert (found["verdict"], found["steps"]) == ("correct", None)
 
 
+def test_a_task_that_names_no_answer_is_scored_all_the_same(judge: Judge) -> None:
+    """Many ways lead the red car out of a traffic jam; reasoning-gym gives 0.01 for one that does not."""
+    from reasoning_gym.factory import create_dataset
+
+    entry = json.loads(json.dumps(create_dataset("rush_hour", size=1, seed=0)[0]))
+    assert entry["answer"] is None
+    found = judge.judge(thought("K+1", gold=None, task={"name": "rush_hour", "entry": entry}))
+    assert (found["verdict"], found["verdict_reason"]) == ("incorrect", "scored: 0.01")
+
+
 def test_a_scorer_of_reasoning_gym_decides_where_answers_may_differ(judge: Judge) -> None:
     entry = {"question": "", "answer": "9*9+9", "metadata": {"numbers": [9, 9, 9], "target": 90}}
     task = {"name": "countdown", "config": {}, "entry": entry}

@@ -1,0 +1,238 @@
+"""`dstools distill index`, `doctor` and `eval --lm-eval` at the command line: exit codes, streams, repeats."""
+
+import json
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dstools.cli import main
+
+SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
+
+
+def dstools(*args: str | Path) -> Result:
+    return CliRunner().invoke(main, ["distill", *map(str, args)])
+
+
+def refused(result: Result) -> tuple[str, str]:
+    """The one error line and the one hint line of a command that ended with 1."""
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    return error, hint
+
+
+# ---------------------------------------------------------------------------------------- index
+
+
+@pytest.fixture
+def exam(tmp_path: Path) -> Path:
+    file = tmp_path / "exam.jsonl"
+    questions = ["What is the sum of 12 and 29?", "How many primes are below 100?"]
+    file.write_text("".join(json.dumps({"question": each}) + "\n" for each in questions))
+    return file
+
+
+def test_an_index_is_written_and_its_rows_are_counted(exam: Path, tmp_path: Path) -> None:
+    result = dstools("index", tmp_path / "a.ngrams", exam)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].split() == ["exam", "2", "rows"]
+    assert (tmp_path / "a.ngrams").exists()
+
+
+def test_an_index_is_one_json_object_and_the_same_for_the_same_files(
+    exam: Path, tmp_path: Path
+) -> None:
+    results = [dstools("index", tmp_path / name, exam, "--json") for name in ("a", "b")]
+    assert [each.exit_code for each in results] == [0, 0]
+    first, second = (json.loads(each.stdout) for each in results)
+    assert first == second
+    assert first["benchmarks"] == {"exam": 2}
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_bad_line_is_named_and_no_index_is_written(exam: Path, tmp_path: Path) -> None:
+    with exam.open("a") as file:
+        file.write("{\n")
+    error, _ = refused(dstools("index", tmp_path / "a.ngrams", exam, "--json"))
+    assert "exam.jsonl: line 3: is no JSON" in error
+    assert not list(tmp_path.glob("*.ngrams*"))
+
+
+def test_an_index_that_is_there_is_not_written_over(exam: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.ngrams").write_text("mine")
+    error, hint = refused(dstools("index", tmp_path / "a.ngrams", exam))
+    assert "is there already" in error
+    assert "remove it" in hint
+    assert (tmp_path / "a.ngrams").read_text() == "mine"
+
+
+# --------------------------------------------------------------------------------------- doctor
+
+
+def config(tmp_path: Path, **said: object) -> Path:
+    """A configuration of LLaMA-Factory: the quickest to be asked about."""
+    file = tmp_path / "trainer.yaml"
+    file.write_text(json.dumps({"template": "deepseek3", "stage": "sft"} | said))
+    return file
+
+
+def test_a_trainer_that_loses_nothing_is_exit_code_0(tmp_path: Path) -> None:
+    result = dstools("doctor", SAMPLE, "--config", config(tmp_path, cutoff_len=32768))
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "LLaMA-Factory (derived from its source, not run)"
+    assert lines[-1] == "nothing would be lost"
+
+
+def test_a_trainer_that_loses_something_is_exit_code_3(tmp_path: Path) -> None:
+    result = dstools("doctor", SAMPLE, "--config", config(tmp_path))
+    assert result.exit_code == 3, result.output
+    assert "error: a long trace: " in result.stdout
+    assert "nothing would be lost" not in result.stdout
+
+
+@pytest.mark.parametrize(("cutoff", "code"), [(32768, 0), (2048, 3)])
+def test_a_diagnosis_is_one_json_object_whatever_the_exit_code(
+    tmp_path: Path, cutoff: int, code: int
+) -> None:
+    file = config(tmp_path, cutoff_len=cutoff, tool_format="qwen")
+    result = dstools("doctor", SAMPLE, "--config", file, "--json")
+    assert result.exit_code == code, result.output
+    found = json.loads(result.stdout)
+    assert found["trainer"] == "LLaMA-Factory"
+    assert [case["name"] for case in found["cases"]] == ["a short trace", "a long trace"]
+    errors = [each["code"] for each in found["findings"] if each["level"] == "error"]
+    assert errors == (["truncated", "end-missing"] if code else [])
+    noted = [each["where"] for each in found["findings"] if each["level"] == "note"]
+    assert noted == ["tool_format"]
+
+
+@pytest.mark.parametrize(
+    ("config", "sample", "message"),
+    [
+        ("{", "", "trainer.yaml: is no YAML: "),
+        ("colour: blue", "", "trainer.yaml: is of none of "),
+        ("stage: sft\ntemplate: vicuna", "", "vicuna of LLaMA-Factory is not known here"),
+        ("stage: sft", "{", "row.jsonl: line 1: is no JSON"),
+        ("stage: sft", '{"problem": "2+2?", "answer": "4"}', "row.jsonl: the first row has no answer"),
+    ],
+)  # fmt: skip
+def test_a_file_that_the_doctor_cannot_read_is_one_error_and_one_hint(
+    tmp_path: Path, config: str, sample: str, message: str
+) -> None:
+    (tmp_path / "trainer.yaml").write_text(config)
+    (tmp_path / "row.jsonl").write_text(sample)
+    own = ["--sample", str(tmp_path / "row.jsonl")] if sample else []
+    error, _ = refused(
+        dstools("doctor", SAMPLE, "--config", tmp_path / "trainer.yaml", "--json", *own)
+    )
+    assert message in error
+
+
+def test_a_tokenizer_that_is_not_here_is_one_error_and_one_hint(tmp_path: Path) -> None:
+    error, _ = refused(dstools("doctor", tmp_path / "none"))
+    assert "none: no such folder" in error
+
+
+# ------------------------------------------------------------------------------ eval --lm-eval
+
+RECIPE = """
+[student]
+model = "{sample}"
+
+[[eval.source]]
+path = "exam.jsonl"
+
+[eval]
+max_tokens = 1
+precision = "float32"
+"""
+
+
+class Harness:
+    """In the place of the process of lm_eval: ends with the codes that it was given, one a call."""
+
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+        self.tasks: list[str] = []
+        self.found_there: list[bool] = []  # was the output folder there before?
+
+    def run(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        """Leave a file of results, as lm_eval does before the model's own name, and end."""
+        option = dict(pairwise(command))
+        assert option["-m"] == "lm_eval"
+        out = Path(option["--output_path"])
+        self.found_there.append(out.exists())
+        self.tasks.append(option["--tasks"])
+        (out / "model").mkdir(parents=True)
+        found = {
+            "results": {"sums": {"exact_match,none": 0.5 + len(self.tasks) / 100}},
+            "n-samples": {"sums": {"effective": 8}},
+            "configs": {"sums": {"generation_kwargs": {}}},
+            "config": {"model_args": {}, "model_dtype": "torch.float32", "limit": None},
+            "versions": {"sums": 1}, "lm_eval_version": "0", "transformers_version": "0",
+        }  # fmt: skip
+        (out / "model" / "results_now.json").write_text(json.dumps(found))
+        return subprocess.CompletedProcess(command, self.codes.pop(0))
+
+
+@pytest.fixture
+def lm_eval(monkeypatch: pytest.MonkeyPatch) -> Harness:
+    ours = Harness()
+    monkeypatch.setattr("dstools_distill.harness.subprocess.run", ours.run)
+    return ours
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe that evaluates the sample model on one sum, which takes a token."""
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "exam.jsonl").write_text('{"question": "1 + 1 =", "answer": "2"}\n')
+    path = folder / "mini.toml"
+    path.write_text(RECIPE.format(sample=SAMPLE))
+    return path
+
+
+def scores(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.output
+    (stage,) = json.loads(result.stdout)["stages"]
+    found: dict[str, Any] = stage["report"]["lm_eval"]
+    return found
+
+
+def test_a_second_call_of_the_harness_finds_the_report_of_the_first(
+    recipe: Path, lm_eval: Harness
+) -> None:
+    lm_eval.codes = [0, 0]
+    command = ["eval", str(recipe), "--lm-eval", "sums", "--json"]
+    first = scores(dstools(*command))
+    assert first["tasks"] == {"sums": {"exact_match,none": 0.51}}
+    assert scores(dstools(*command)) == first
+    assert lm_eval.tasks == ["sums"]  # one process for both
+    other = scores(dstools("eval", recipe, "--lm-eval", "sums,gpqa", "--json"))
+    assert other["tasks"] == {"sums": {"exact_match,none": 0.52}}
+    assert lm_eval.tasks == ["sums", "sums,gpqa"]
+
+
+def test_a_failed_call_of_the_harness_can_be_tried_again(recipe: Path, lm_eval: Harness) -> None:
+    lm_eval.codes = [1, 0]
+    command = ["eval", str(recipe), "--lm-eval", "tasks/mine.yaml"]
+    error, hint = refused(dstools(*command))
+    assert "lm_eval ended with code 1" in error
+    assert "tasks and data" in hint
+    out = recipe.with_suffix("")
+    assert [path.suffix for path in out.glob("lm-eval-*mine.yaml*")] == [".incomplete"]
+    result = dstools(*command)
+    assert result.exit_code == 0, result.output
+    assert "sums" in result.stdout
+    assert lm_eval.found_there == [False, False]  # what was left was removed first
+    (done,) = out.glob("lm-eval-*mine.yaml*")
+    assert sorted(path.name for path in done.iterdir()) == ["lm-eval.json", "model"]
+    assert str(done) in result.stdout
