@@ -7,15 +7,16 @@ The first run writes requests; the one after the answers were put beside them re
 requests for what is missing. Source: platform.openai.com, guides, batch.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill import records
 from dstools_distill.endpoint import PASSING, answer, request
+from dstools_distill.samplelog import SampleLog
 from dstools_distill.settings import Generate
-from dstools_distill.teachers import Ask, Failed, Outcome, Teacher
+from dstools_distill.teachers import Ask, Failed, Outcome, Outcomes, Teacher
 
 REQUESTS, ANSWERS = "requests", "answers"  # NAME*.jsonl
 MAX_LINES, MAX_BYTES = 50_000, 200_000_000  # of a file: OpenAI's limits
@@ -27,7 +28,7 @@ def batch_files(settings: Generate, folder: Path, total: int) -> Teacher:
     Raises DstoolsError, with what to do next, after it has written requests for samples without an answer.
     """
 
-    def answers(asks: Iterator[Ask], done: Container[int]) -> Iterator[tuple[int, Outcome]]:
+    def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         found = _Answers(folder, total)
         requests = _Requests(folder)
         for ask in asks:

@@ -33,11 +33,14 @@ class Fates(NamedTuple):
     others: list[int]  # the prompt that it repeats, -1 where there is none
 
 
-def exact(digests: list[bytes], golds: NDArray[np.uint64]) -> Fates:
+def exact(
+    digests: list[bytes], golds: NDArray[np.uint64], differ: Callable[[int, int], bool]
+) -> Fates:
     """Return which of the prompts with equal digests go; `golds` are digests too, 0 for none.
 
     The first with a gold answer stays, or the first. Where gold answers differ none of them can be trusted:
-    all go, "conflicting-gold".
+    all go, "conflicting-gold". `differ` tells of two prompts whose golds' digests are not equal whether the
+    golds are more than two spellings of one.
     """
     stays: dict[bytes, int] = {}
     conflicting: set[bytes] = set()
@@ -46,7 +49,12 @@ def exact(digests: list[bytes], golds: NDArray[np.uint64]) -> Fates:
         other = stays.setdefault(digest, number)
         if answers[number] and not answers[other]:
             stays[digest] = number
-        elif answers[number] and answers[number] != answers[other]:
+        elif (
+            answers[number]
+            and answers[number] != answers[other]
+            and digest not in conflicting
+            and differ(number, other)
+        ):
             conflicting.add(digest)
     reasons, others = [], []
     for number, digest in enumerate(digests):

@@ -2,12 +2,14 @@
 
 The openai client tries again by itself, with growing pauses or as Retry-After says, after time-outs, broken
 connections and the statuses 408, 409, 429 and 5xx. What is left is told apart here: a prompt that is
-refused or kills its request fails, and is counted; a teacher that is down ends the run, which can go on.
+refused fails; a sample that did not come, though the teacher answers others, is missed, and another run asks
+for it again; a teacher that is down ends the run, which can go on.
 """
 
 import asyncio
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,9 +17,10 @@ from urllib.parse import urlsplit
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, Timeout
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
-from dstools_distill.records import CLOSE, OPEN
+from dstools_distill.records import CLOSE, OPEN, thought
+from dstools_distill.samplelog import SampleLog
 from dstools_distill.settings import Generate
-from dstools_distill.teachers import Answer, Ask, Failed, Outcome, Teacher, thought, tokens
+from dstools_distill.teachers import Answer, Ask, Failed, Missed, Outcome, Outcomes, Teacher, tokens
 
 PROMPT_REFUSED = (400, 413, 422)  # it is the prompt that is too long, or not to the server's taste
 PASSING = (408, 409, 429)  # and 5xx: they may be gone later
@@ -35,9 +38,10 @@ def endpoint(settings: Generate) -> Teacher:
     if not settings.base_url:
         raise DstoolsError("generate.base_url is missing", 'such as "http://127.0.0.1:8000/v1"')
 
-    def answers(asks: Iterator[Ask], done: Container[int]) -> Iterator[tuple[int, Outcome]]:
+    def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         missing = (ask for ask in asks if ask.number not in done)
-        return _unless_all_are_refused(_as_they_come(settings, missing), settings)
+        outcomes = _as_they_come(settings, missing)
+        return _unless_all_are_refused(outcomes, settings, is_first=len(done) == 0)
 
     return answers
 
@@ -89,7 +93,7 @@ def answer(body: Any, settings: Generate) -> Answer:
     )
 
 
-def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Iterator[tuple[int, Outcome]]:
+def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:
     """Yield outcomes as requests end. The event loop stands still while the caller has one in hand."""
     running: set[asyncio.Task[tuple[int, Outcome]]] = set()
     with asyncio.Runner() as runner:
@@ -131,16 +135,16 @@ async def _close(client: AsyncOpenAI, tasks: set[asyncio.Task[tuple[int, Outcome
 
 
 async def _ask(client: AsyncOpenAI, settings: Generate, ask: Ask) -> tuple[int, Outcome]:
-    """Return one sample; where its retries are used up, tell whether that is its own fault.
+    """Return one sample; where its retries are used up, tell whether it is the teacher that is down.
 
-    If the teacher answers a trivial question meanwhile, it gets one more chance, and then fails alone.
+    If that answers a trivial question meanwhile, the sample gets one more chance, and is then missed.
     """
     outcome = await _attempt(client, settings, ask)
     if isinstance(outcome, Exception):
         await _see_it_alive(client, settings)
         outcome = await _attempt(client, settings, ask)
     if isinstance(outcome, Exception):
-        outcome = _failed(outcome, settings)
+        outcome = Missed(*_failed(outcome, settings))
     return ask.number, outcome
 
 
@@ -210,23 +214,30 @@ def _failed(error: Exception, settings: Generate) -> Failed:
     return Failed("no chat completion", printable(str(error)))
 
 
-def _unless_all_are_refused(
-    outcomes: Iterator[tuple[int, Outcome]], settings: Generate
-) -> Iterator[tuple[int, Outcome]]:
-    """Yield outcomes; raise DstoolsError where the first REFUSALS all failed: then it is not the prompts."""
+def _unless_all_are_refused(outcomes: Outcomes, settings: Generate, *, is_first: bool) -> Outcomes:
+    """Yield outcomes; raise DstoolsError where the first REFUSALS all failed: then it is not the prompts.
+
+    A run that goes on may have nothing left but samples that were missed, and is_first is False: those that
+    are missed again do not count.
+    """
     held: list[tuple[int, Outcome]] = []
-    for number, outcome in outcomes:
-        held.append((number, outcome))
-        if isinstance(outcome, Answer):
-            break
-        if len(held) == REFUSALS:
-            raise DstoolsError(
-                f"{_shown(settings.base_url)}: refused all of {REFUSALS} samples: "
-                f"{outcome.reason}: {outcome.detail}",
-                "does it take generate's max_tokens, temperature, top_p and prefill_think?",
-            )
-    yield from held
-    yield from outcomes
+    with closing(outcomes):  # a client left open would keep the process from ending
+        for number, outcome in outcomes:
+            if isinstance(outcome, Missed) and not is_first:
+                yield number, outcome
+                continue
+            held.append((number, outcome))
+            if isinstance(outcome, Answer):
+                break
+            if len(held) == REFUSALS:
+                raise DstoolsError(
+                    f"{_shown(settings.base_url)}: none of the first {REFUSALS} samples came: "
+                    f"{outcome.reason}: {outcome.detail}",
+                    "does it take generate's max_tokens, temperature, top_p and prefill_think, and "
+                    "answer within timeout_seconds?",
+                )
+        yield from held
+        yield from outcomes
 
 
 def _key(settings: Generate) -> str:

@@ -14,7 +14,7 @@ a key of its own. "auto" takes the first form of this table whose first key a ro
 
 from typing import Any, NamedTuple, get_args
 
-from dstools_distill.records import CLOSE, OPEN, Record
+from dstools_distill.records import CLOSE, OPEN, Record, thought
 from dstools_distill.settings import AnswerType, Form
 
 Message = dict[str, str]
@@ -177,7 +177,7 @@ def _with_thinking(answer: str, said: dict[str, Any], where: str) -> str:
     thinking = _text(said, key, where)
     if OPEN in answer or CLOSE in answer or OPEN in thinking or CLOSE in thinking:
         raise BadRowError(f"{_name(key, where)} stands beside a think block, or holds one")
-    return f"{OPEN}\n{thinking.strip()}\n{CLOSE}\n\n{answer.lstrip()}"  # as R1 writes them
+    return thought(thinking, answer, prefilled=False)
 
 
 def _thinking_key(said: dict[str, Any]) -> str | None:

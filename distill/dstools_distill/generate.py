@@ -23,7 +23,7 @@ from dstools_distill.teachers import (
     Answer,
     Ask,
     Failed,
-    Outcome,
+    Missed,
     Teacher,
     in_process,
     references,
@@ -40,14 +40,20 @@ def generate(settings: Generate, prompts: Path, model: Path | None, work: Work) 
     model: the teacher's folder (hf), or the file of samples (replay; None replays the references that came with
     the prompts). The report counts prompts in, samples out, reasons of those dropped, how answers ended,
     traces that are well formed, and tokens where the teacher counts them. Raises DstoolsError where the
-    teacher is down, or where no sample can be had at all.
+    teacher is down, where it missed more than settings.max_failed of the samples, which another run asks for
+    again, or where no sample can be had at all.
     """
+    if settings.samples > 1 and settings.temperature == 0 and settings.backend != "replay":
+        raise DstoolsError(
+            f"generate.samples: {settings.samples} greedy answers are all the same",
+            "set generate.temperature above 0, or generate.samples = 1",
+        )
     asked, done = prompts / RECORDS, work.folder / RECORDS
     count = sum(1 for _ in records.lines(asked))
     if not done.exists():  # it gets that name when it is whole
         with closing(SampleLog(work.folder / LOG, count * settings.samples)) as log:
-            _fill(log, settings, asked, model, work)
-            _write(settings, asked, log, _who(settings, model), work.folder)
+            missed = _fill(log, settings, asked, model, work)
+            _write(settings, asked, log, missed, _who(settings, model), work.folder)
     (work.folder / LOG).unlink(missing_ok=True)
     if settings.backend == "openai-batch":
         from dstools_distill.batchfile import remove_batch_files
@@ -56,32 +62,53 @@ def generate(settings: Generate, prompts: Path, model: Path | None, work: Work) 
     return _report(count, records.read(done), records.read(work.folder / DROPPED))
 
 
-def _fill(log: SampleLog, settings: Generate, asked: Path, model: Path | None, work: Work) -> None:
-    """Ask for every sample that the log has not."""
+def _fill(
+    log: SampleLog, settings: Generate, asked: Path, model: Path | None, work: Work
+) -> dict[int, str]:
+    """Ask for every sample that the log has not; return why some were missed, by their numbers."""
+    missed: dict[int, str] = {}
     if len(log) < log.total:
         teacher = _teacher(settings, model, work.folder, log.total)
         warned: set[str] = set()
-        with work.bar(log.total, "samples") as progress:
+        outcomes = teacher(_asks(asked, settings.samples), log)
+        with closing(outcomes), work.bar(log.total, "samples") as progress:
             progress(len(log))
-            for number, outcome in teacher(_asks(asked, settings.samples), log):
-                log.add(number, _logged(outcome))
-                progress(1)
-                if isinstance(outcome, Failed) and outcome.reason not in warned:
+            for number, outcome in outcomes:
+                if isinstance(outcome, Missed):
+                    missed[number] = outcome.reason
+                else:
+                    log.add(number, _logged(outcome))
+                    progress(1)
+                if not isinstance(outcome, Answer) and outcome.reason not in warned:
                     warned.add(outcome.reason)
                     logger.warning(
                         "sample %d failed: %s %s", number, outcome.reason, outcome.detail
                     )
-    assert len(log) == log.total, "a teacher left samples out"
-    if log.total and all("failed" in log.read(number) for number in range(log.total)):
-        reasons = Counter(str(log.read(number)["failed"]) for number in range(log.total))
+    assert len(log) + len(missed) == log.total, "a teacher left samples out"
+    if missed and len(missed) / log.total > settings.max_failed:
+        reasons = ", ".join(f"{n} x {why}" for why, n in sorted(Counter(missed.values()).items()))
+        enough = -(-100 * len(missed) // log.total) / 100  # up to the next hundredth
+        raise DstoolsError(
+            f"{len(missed)} of {log.total} samples could not be had: {reasons}",
+            "run it again: what came is kept; "
+            f"or accept their loss with generate.max_failed = {enough:g}",
+        )
+    if log.total and all(number in missed or _why(log, number) for number in range(log.total)):
+        given = {missed.get(number) or _why(log, number) for number in range(log.total)}
         log.path.unlink()  # or the same failures would be found again
         raise DstoolsError(
-            f"no sample of {log.total} could be had: {', '.join(sorted(reasons))}",
+            f"no sample of {log.total} could be had: {', '.join(sorted(given))}",
             "do the teacher and the prompts go together?",
         )
+    return missed
 
 
-def _logged(outcome: Outcome) -> Record:
+def _why(log: SampleLog, number: int) -> str:
+    """Return why a sample that was logged failed, "" where it did not."""
+    return str(log.read(number).get("failed", ""))
+
+
+def _logged(outcome: Answer | Failed) -> Record:
     return {"failed": outcome.reason} if isinstance(outcome, Failed) else outcome._asdict()
 
 
@@ -122,13 +149,19 @@ def _who(settings: Generate, model: Path | None) -> dict[str, str | None]:
 
 
 def _write(
-    settings: Generate, asked: Path, log: SampleLog, teacher: dict[str, str | None], folder: Path
+    settings: Generate,
+    asked: Path,
+    log: SampleLog,
+    missed: dict[int, str],
+    teacher: dict[str, str | None],
+    folder: Path,
 ) -> None:
     """Write records and dropped samples in the order of prompts and samples."""
     partial = folder / f"{RECORDS}.partial"
     with partial.open("wb") as kept, (folder / DROPPED).open("wb") as dropped:
         for ask in _asks(asked, settings.samples):
-            found = log.read(ask.number)
+            number = ask.number
+            found = {"failed": missed[number]} if number in missed else log.read(number)
             record = ask.prompt | {
                 "sample": ask.sample,
                 "teacher": teacher,

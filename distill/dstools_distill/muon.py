@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MOMENTUM = 0.95  # of the matrices
+EPS = 1e-8  # AdamW's
 ITERATIONS = 3  # of Newton-Schulz; five make singular values a little more even, for more time
 
 
 class Muon(torch.optim.Optimizer):
     """Trains every parameter of `model` that wants a gradient.
 
-    betas and eps are AdamW's; embeddings, the head, norms and biases are its. Weights of any dtype are kept
+    betas are AdamW's; embeddings, the head, norms and biases are its. Weights of any dtype are kept
     in float32 beside the model and rounded into it after each step, so small updates are not lost. State
     and masters are part of state_dict, to the bit.
     """
@@ -29,8 +31,6 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float],
         weight_decay: float,
-        momentum: float = 0.95,
-        eps: float = 1e-8,
     ) -> None:
         ends = {id(each.weight) for each in _ends(model) if each is not None}
         matrices: list[Tensor] = []
@@ -40,9 +40,7 @@ class Muon(torch.optim.Optimizer):
                 is_inside = parameter.ndim == 2 and id(parameter) not in ends
                 (matrices if is_inside else others).append(parameter)
         groups = [{"params": matrices, "is_muon": True}, {"params": others, "is_muon": False}]
-        defaults = {
-            "lr": lr, "betas": betas, "weight_decay": weight_decay, "momentum": momentum, "eps": eps,
-        }  # fmt: skip
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
@@ -66,15 +64,15 @@ class Muon(torch.optim.Optimizer):
         rate, master, mean = group["lr"], state["master"], state["exp_avg"]
         master.mul_(1 - rate * group["weight_decay"])
         if group["is_muon"]:
-            mean.lerp_(gradient, 1 - group["momentum"])
-            update = orthogonal(gradient.lerp(mean, group["momentum"]))
+            mean.lerp_(gradient, 1 - MOMENTUM)
+            update = orthogonal(gradient.lerp(mean, MOMENTUM))
             master.add_(update, alpha=-rate * 0.2 * math.sqrt(max(weight.shape)))
         else:
             first, second = group["betas"]
             done = int(state["step"])
             mean.lerp_(gradient, 1 - first)
             square = state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-            spread = (square.sqrt() / math.sqrt(1 - second**done)).add_(group["eps"])
+            spread = (square.sqrt() / math.sqrt(1 - second**done)).add_(EPS)
             master.addcdiv_(mean, spread, value=-rate / (1 - first**done))
         weight.copy_(master)
 

@@ -49,7 +49,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's byte
 }
 PATHS = {"model", "teacher", "non_reasoning", "pass_rates"}
 # settings of `generate` that say how, not what: with others, what was begun is gone on with
-HOW = {"base_url", "api_key_env", "concurrency", "retries", "timeout_seconds"}
+HOW = {"base_url", "api_key_env", "concurrency", "retries", "timeout_seconds", "max_failed"}
 
 
 @dataclass(frozen=True)

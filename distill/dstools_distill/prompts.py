@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
+from dstools_distill.answers import compare
 from dstools_distill.duplicates import FUNCTIONS, exact, near, signature
 from dstools_distill.forms import BadRowError, Question, convert
 from dstools_distill.records import Record
-from dstools_distill.settings import Prompts, Source
+from dstools_distill.referee import Referee
+from dstools_distill.settings import Prompts, Source, Verify
 from dstools_distill.sources import dataset_rows, rows, task_rows
 from dstools_distill.stage import Report, Work
 
@@ -225,9 +227,30 @@ def _gold_digest(gold: str | None) -> int:
     return int.from_bytes(sha256(" ".join(gold.split()).encode()).digest()[:8], "little") | 1
 
 
+def golds_differ(one: Record, other: Record, referee: Referee) -> bool:
+    """Tell whether the golds of two prompts are two answers: 1/2 and 3, but not 1/2 and 0.5.
+
+    Either may be the one that is easier to read, or spelled as its type wants it; what nobody can compare
+    is not called different.
+    """
+    verdicts = {
+        compare(text["gold"], gold["gold"], gold["answer_type"], referee).verdict
+        for text, gold in ((one, other), (other, one))
+    }
+    return "correct" not in verdicts and "incorrect" in verdicts
+
+
 def _fates(settings: Prompts, read: _Read) -> tuple[list[str], list[int]]:
     """Return why each row goes, "" where it stays, and which one it repeats, -1 where none."""
-    reasons, others = exact(read.digests, read.golds)
+    with read.path.open("rb") as file, closing(Referee(Verify.timeout_seconds)) as referee:
+
+        def differ(one: int, other: int) -> bool:
+            file.seek(read.offsets[one])
+            first = json.loads(file.readline())
+            file.seek(read.offsets[other])
+            return golds_differ(first, json.loads(file.readline()), referee)
+
+        reasons, others = exact(read.digests, read.golds, differ)
     if settings.near_duplicates:
         alive = np.array([not reason for reason in reasons])
         with read.path.open("rb") as file:

@@ -114,6 +114,25 @@ def join(parts: Parts, prefilled: bool) -> str:
     return f"{'' if prefilled else OPEN}{parts.reasoning}{CLOSE}{parts.answer}"
 
 
+def thought(reasoning: Any, answer: str, prefilled: bool) -> str:
+    """Return the text that a reasoning parser, or a data set with a key for it, took apart.
+
+    Many take the line feeds at the tags with them. Where there is none on a tag's side, it gets those of
+    DeepSeek-R1, "<think>\\n...\\n</think>\\n\\n...", so that one trace is one text wherever it comes from; those
+    that are there stay. `prefilled`: the opener and its line feed stand in the prompt. Without an answer
+    nothing tells that the trace was closed, so it is not. `reasoning` is as in JSON; no text, or an empty
+    one, is none.
+    """
+    if not isinstance(reasoning, str) or not reasoning:
+        return answer
+    before = reasoning.removesuffix(reasoning.lstrip())
+    behind = reasoning.removeprefix(reasoning.rstrip())
+    between = answer.removesuffix(answer.lstrip())
+    opener = "" if prefilled else OPEN + "\n" * ("\n" not in before)
+    closer = "\n" * ("\n" not in behind) + CLOSE + "\n\n" * ("\n" not in between)
+    return f"{opener}{reasoning}{closer if answer else ''}{answer}"
+
+
 def prompt_id(messages: list[dict[str, str]], source: str) -> str:
     """Return 32 hexadecimal digits of the sha256 of what is asked, and from where."""
     said = json.dumps([source, normalised(messages)], ensure_ascii=False)

@@ -23,6 +23,8 @@ MEMORY_BYTES = 4 << 30  # of addresses; the libraries alone take one
 CHILD = "from dstools_distill.referee import serve; serve()"
 # a call is a name or a bracket before a bracket; these names call nothing that harms
 CALL = re.compile(r"__|\blambda\b|[\])\"']\s*\(|([A-Za-z_]\w*)\s*\(")
+# what the scorers of reasoning-gym were seen to raise; any other kind ends the process
+WRONG_KINDS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 DEGREES = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*\^\s*\{?\\circ\}?\s*[)}]?")
 HARMLESS = {"sin", "cos", "tan", "exp", "log", "ln", "sqrt", "abs", "pi", "x", "y", "z"}
 
@@ -72,15 +74,17 @@ class Referee:
             line = b""
             while not line.endswith(b"\n"):
                 if not select.select([stdout], [], [], WALL_FACTOR * (self._seconds + 10))[0]:
-                    break
+                    self.close()
+                    return "timeout"
                 if not (piece := os.read(stdout.fileno(), 4096)):
                     break
                 line += piece
         except BrokenPipeError:
             line = b""
         if not line.endswith(b"\n"):
+            code = self._process.wait()
             self.close()
-            return "timeout"
+            return "timeout" if code == -signal.SIGPROF else "checker-failed"
         return json.loads(line)
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -148,5 +152,5 @@ def _score(question: dict[str, Any]) -> float | str:
     score = reasoning_gym.get_score_answer_fn(question["task"])
     try:
         return float(score(question["answer"], question["entry"]))
-    except Exception as error:  # scorers raise whatever they come across
-        return f"scorer-failed {type(error).__name__}"
+    except WRONG_KINDS as error:
+        return f"scorer-failed: {type(error).__name__}"

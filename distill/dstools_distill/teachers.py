@@ -4,7 +4,7 @@ A teacher gets all samples that are wanted, in order, and what is there already;
 in any order, as it comes. `endpoint.py` and `batchfile.py` have two more.
 """
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Generator, Iterator
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.records import CLOSE, OPEN, Record
+from dstools_distill.records import Record
+from dstools_distill.samplelog import SampleLog
 from dstools_distill.settings import Generate
 
 WINDOW_BATCHES = 16  # prompts are sorted by length among so many batches
@@ -42,8 +43,16 @@ class Failed(NamedTuple):
     detail: str = ""  # what a person reads once
 
 
-Outcome = Answer | Failed
-Teacher = Callable[[Iterator[Ask], Container[int]], Iterator[tuple[int, Outcome]]]
+class Missed(NamedTuple):
+    """A sample that did not come, though another time it may."""
+
+    reason: str  # as of Failed
+    detail: str = ""
+
+
+Outcome = Answer | Failed | Missed
+Outcomes = Generator[tuple[int, Outcome], None, None]  # to be closed: it may hold connections
+Teacher = Callable[[Iterator[Ask], SampleLog], Outcomes]
 
 
 def in_process(settings: Generate, model: Path) -> Teacher:
@@ -54,7 +63,7 @@ def in_process(settings: Generate, model: Path) -> Teacher:
     from dstools_distill.sampling import Sampler
     from dstools_distill.templates import load_tokenizer, opens_think, prompt_ids, prompt_text
 
-    def answers(asks: Iterator[Ask], done: Container[int]) -> Iterator[tuple[int, Outcome]]:
+    def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         tokenizer = load_tokenizer(model)
         sampler: Sampler | None = None
         while window := list(islice(asks, WINDOW_BATCHES * settings.batch_size)):
@@ -91,7 +100,7 @@ def in_process(settings: Generate, model: Path) -> Teacher:
 def references() -> Teacher:
     """Return a teacher that says the answers that came with the prompts; each has one at most."""
 
-    def answers(asks: Iterator[Ask], done: Container[int]) -> Iterator[tuple[int, Outcome]]:
+    def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         for ask in asks:
             if ask.number not in done:
                 raw = ask.prompt["reference"] if ask.sample == 0 else None
@@ -112,7 +121,7 @@ def replay(path: Path) -> Teacher:
     one prompt are its samples, in their order. Raises DstoolsError, with the line, where one has neither.
     """
 
-    def answers(asks: Iterator[Ask], done: Container[int]) -> Iterator[tuple[int, Outcome]]:
+    def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         places = _places(path)
         with path.open("rb") as file:
             for ask in asks:
@@ -163,7 +172,7 @@ def _replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
             raw = row["raw"]
             break
         if isinstance(row.get(answer), str):
-            raw = thought(row.get(reasoning), row[answer], prefilled)
+            raw = records.thought(row.get(reasoning), row[answer], prefilled)
             break
     else:
         raise DstoolsError(
@@ -171,17 +180,6 @@ def _replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
             'give "raw", or "reasoning" and "answer", or "reasoning_content" and "content"',
         )
     return Answer(raw, str(row.get("finish_reason", "stop")), prefilled, tokens(row.get("usage")))
-
-
-def thought(reasoning: Any, answer: str, prefilled: bool) -> str:
-    """Return the text that a reasoning parser took apart, as far as can be told.
-
-    Without an answer nothing tells that the trace was closed, so it is not.
-    """
-    if not isinstance(reasoning, str) or not reasoning:
-        return answer
-    opener, closer = "" if prefilled else OPEN, CLOSE if answer else ""
-    return f"{opener}{reasoning}{closer}{answer}"
 
 
 def tokens(usage: Any) -> dict[str, int] | None:

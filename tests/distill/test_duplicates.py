@@ -89,6 +89,21 @@ def test_prompts_with_other_golds_and_those_that_went_already_stay_out_of_it() -
 
 
 def test_the_first_with_a_gold_answer_stays() -> None:
-    found = exact([b"a", b"b", b"a", b"a", b"b"], np.array([0, 5, 7, 7, 6], np.uint64))
+    digests, golds = [b"a", b"b", b"a", b"a", b"b"], np.array([0, 5, 7, 7, 6], np.uint64)
+    found = exact(digests, golds, lambda one, other: True)
     assert found.reasons == ["duplicate", "conflicting-gold", "", "duplicate", "conflicting-gold"]
     assert found.others == [2, -1, -1, 2, 1]
+
+
+def test_a_gold_that_is_spelled_otherwise_is_compared_with_the_one_that_stays() -> None:
+    asked = []
+
+    def differ(one: int, other: int) -> bool:
+        asked.append((one, other))
+        return one == 4
+
+    digests = [b"a", b"a", b"a", b"b", b"b", b"b"]
+    found = exact(digests, np.array([0, 5, 6, 5, 6, 7], np.uint64), differ)
+    assert asked == [(2, 1), (4, 3)]  # not where one is missing, nor where none is trusted already
+    assert found.reasons == ["duplicate", "", "duplicate", *["conflicting-gold"] * 3]
+    assert found.others == [1, -1, 1, -1, 3, 3]

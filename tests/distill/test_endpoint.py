@@ -210,7 +210,9 @@ def test_every_sample_arrives_once_through_all_that_can_break(proxy: Proxy, tmp_
         "cut",
         (200, {"error": "no choices"}, {}),
     ]
-    report, found = run(settings_for(proxy, max_tokens=12, samples=2, retries=9), tmp_path)
+    report, found = run(
+        settings_for(proxy, temperature=0.01, max_tokens=12, samples=2, retries=9), tmp_path
+    )
     assert proxy.faults == []
     assert [(each["messages"][0]["content"], each["sample"]) for each in found] == [
         (question, sample) for question in QUESTIONS for sample in range(2)
@@ -266,13 +268,70 @@ def test_a_prompt_that_is_too_long_fails_alone_and_is_counted(proxy: Proxy, tmp_
     assert [each for each in proxy.asked.items() if each[1] > 1] == []  # not asked again
 
 
-def test_a_prompt_that_kills_its_request_fails_alone_too(proxy: Proxy, tmp_path: Path) -> None:
+def test_a_prompt_that_kills_its_request_is_lost_alone_where_that_is_accepted(
+    proxy: Proxy, tmp_path: Path
+) -> None:
     error = (500, {"error": {"message": "boom", "type": "server_error"}}, {})
     proxy.always = lambda body: error if "color" in body["messages"][0]["content"] else None
-    report, found = run(settings_for(proxy, retries=1), tmp_path)
+    report, found = run(settings_for(proxy, retries=1, max_failed=0.25), tmp_path)
     assert [each["messages"][0]["content"] for each in found] == QUESTIONS[:3]
     assert report["dropped"] == {"500 server_error": 1}
     assert proxy.asked[f"{QUESTIONS[3]} 0"] == 4  # two tries, then one more chance of two
+
+
+def test_what_may_pass_is_asked_for_again_by_the_next_run_and_nothing_else_is(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    message = {"message": {"role": "assistant", "content": "red"}, "finish_reason": "stop"}
+    faults = {
+        "France": (429, {"error": {"message": "slow down", "type": "rate_limit"}}, {}),
+        "hello": (503, {"error": {"message": "overloaded"}}, {}),
+        "2 + 2": "hang",
+        "word": (400, {"error": {"message": "too long", "type": "too_long"}}, {}),
+    }
+
+    def fault(body: dict[str, Any]) -> Any:
+        question = body["messages"][0]["content"]
+        fine = (200, {"choices": [message]}, {})
+        return next((faults[word] for word in faults if word in question), fine)
+
+    proxy.always = fault
+    questions = [*QUESTIONS, "word"]
+    settings = settings_for(proxy, retries=0, timeout_seconds=2.0)
+    with pytest.raises(DstoolsError) as told:
+        run(settings, tmp_path, questions)
+    assert str(told.value) == (
+        "3 of 5 samples could not be had: 1 x 429 rate_limit, 1 x 503, 1 x time-out"
+    )
+    assert told.value.hint == (
+        "run it again: what came is kept; or accept their loss with generate.max_failed = 0.6"
+    )
+    assert not (tmp_path / "out" / "records.jsonl").exists()
+    assert (proxy.asked[f"{QUESTIONS[3]} 0"], proxy.asked["word 0"]) == (1, 1)
+    proxy.always = lambda body: None
+    proxy.asked.clear()
+    report, found = run(replace(settings, timeout_seconds=120.0), tmp_path, questions)
+    assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS[:3]}
+    assert [each["messages"][0]["content"] for each in found] == QUESTIONS
+    assert found[3]["raw"] == "red"
+    assert report["dropped"] == {"400 too_long": 1}
+
+
+def test_a_run_that_goes_on_may_have_nothing_but_missed_samples_left(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "REFUSALS", 2)
+    error = (500, {"error": {"message": "boom"}}, {})
+    proxy.always = lambda body: error if body.get("seed") is not None else None
+    settings = settings_for(proxy, retries=0, concurrency=1)
+    with pytest.raises(DstoolsError, match="none of the first 2 samples came: 500: boom"):
+        run(settings, tmp_path)
+    lost = QUESTIONS[2:]
+    proxy.always = lambda body: error if body["messages"][0]["content"] in lost else None
+    with pytest.raises(DstoolsError, match="2 of 4 samples could not be had: 2 x 500"):
+        run(settings, tmp_path)
+    report, _ = run(replace(settings, max_failed=0.5), tmp_path)
+    assert (report["out"], report["dropped"]) == (2, {"500": 2})
 
 
 def test_a_teacher_that_goes_down_stops_the_run_which_then_goes_on(
@@ -329,12 +388,31 @@ def test_a_server_that_likes_no_request_is_no_fault_of_the_prompts(
     monkeypatch.setattr(endpoint, "REFUSALS", 3)
     proxy.always = lambda body: (400, {"error": {"message": "max_tokens is too large"}}, {})
     with pytest.raises(
-        DstoolsError, match="refused all of 3 samples: 400: max_tokens is too large"
+        DstoolsError, match="none of the first 3 samples came: 400: max_tokens is too large"
     ):
         run(settings_for(proxy), tmp_path)
     assert (tmp_path / "out" / "samples.jsonl").read_bytes() == b""  # nothing that is remembered
     proxy.always = lambda body: None
     assert run(settings_for(proxy), tmp_path, QUESTIONS[:1])[0]["out"] == 1
+
+
+def test_a_run_that_stops_ends_its_process(proxy: Proxy, tmp_path: Path) -> None:
+    """A client that is left to the end of the interpreter waits for an event loop that is gone."""
+    proxy.always = lambda body: (400, {"error": {"message": "never"}}, {})
+    settings = settings_for(proxy)
+    with pytest.raises(DstoolsError):
+        run(settings, tmp_path)
+    code = (
+        "from pathlib import Path; from dstools_distill import endpoint; "
+        "from dstools_distill.generate import generate; "
+        "from dstools_distill.settings import Generate; from dstools_distill.stage import Work; "
+        f"endpoint.REFUSALS = 2; folder = Path({str(tmp_path)!r}); "
+        f"generate({settings!r}, folder / 'prompts', None, Work(folder / 'out'))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, check=False
+    )
+    assert b"none of the first 2 samples came" in ended.stderr
 
 
 def test_a_prefilled_opener_is_continued_and_not_repeated(proxy: Proxy, tmp_path: Path) -> None:
@@ -377,11 +455,16 @@ def test_a_request_says_all_that_decides_a_sample() -> None:
     [
         ("\nwhy\n", "\n\n4", False, "<think>\nwhy\n</think>\n\n4", False),
         ("why\n", "\n\n4", True, "why\n</think>\n\n4", True),
+        ("why", "4", False, "<think>\nwhy\n</think>\n\n4", False),  # DeepSeek's API strips
+        ("why", "4", True, "why\n</think>\n\n4", True),
+        ("why\n", "\n\n4", False, "<think>\nwhy\n</think>\n\n4", False),  # the template opened it
+        ("\n\n", "\n\n4", False, "<think>\n\n</think>\n\n4", False),
+        (" \nwhy \r\n", "\n4", False, "<think> \nwhy \r\n</think>\n4", False),
         (None, "<think>why</think>4", False, "<think>why</think>4", False),
         (None, "why</think>4", False, "why</think>4", True),  # the server's template opened it
         (None, "<think>\nwhy</think>4", True, "why</think>4", True),  # llama.cpp repeats it
-        ("never closed", None, False, "<think>never closed", False),
-        ("never closed", "", False, "<think>never closed", False),
+        ("never closed", None, False, "<think>\nnever closed", False),
+        ("never closed", "", False, "<think>\nnever closed", False),
         (None, "4", False, "4", False),
         ("", "4", False, "4", False),
         (None, "a</think>b</think>c", False, "a</think>b</think>c", False),

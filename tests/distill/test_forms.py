@@ -22,6 +22,7 @@ def said(content: str, **more: str) -> dict[str, str]:
         ("messages", {"messages": [USER, said("4", reasoning_content="Two and two.")]}),
         ("messages", {"messages": [USER, said("4", reasoning="Two and two.\n")]}),
         ("messages", {"messages": [USER, said("\n\n4", thinking="\nTwo and two.\n")]}),
+        ("messages", {"messages": [USER, said("\n\n4", thinking="Two and two.")]}),
         (
             "sharegpt",
             {
@@ -81,6 +82,11 @@ def test_a_conversation_is_asked_up_to_its_last_question() -> None:
     assert convert(
         {"conversations": [{"from": "human", "value": "2+2"}], "system": "Be brief."}
     ) == (Question("sharegpt", [system, {"role": "user", "content": "2+2"}], None, "", None, None))
+
+
+def test_line_feeds_at_the_tags_that_are_there_stay() -> None:
+    found = convert({"messages": [USER, said("\n4", thinking="\n\nTwo and two. \n")]})
+    assert found.reference == "<think>\n\nTwo and two. \n</think>\n4"
 
 
 def test_an_instruction_stands_before_its_input() -> None:

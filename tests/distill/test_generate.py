@@ -21,7 +21,7 @@ from dstools_distill import records
 from dstools_distill.generate import generate
 from dstools_distill.settings import Generate
 from dstools_distill.stage import Work
-from dstools_distill.teachers import Answer, Failed
+from dstools_distill.teachers import Answer, Failed, Missed
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
 REPLAY = Generate(backend="replay", model="given.jsonl", samples=2)
@@ -97,7 +97,7 @@ def test_a_model_in_this_process_answers_each_prompt_and_the_records_say_how(
     prompts: Path, tmp_path: Path
 ) -> None:
     told: list[int] = []
-    settings = replace(HF, temperature=0.0, max_tokens=100)
+    settings = replace(HF, temperature=0.01, max_tokens=100)  # greedy but for its name
     report = generate(settings, prompts, SAMPLE, work_in(tmp_path / "out", told))
     assert sum(told) == 10
     assert sorted(bytes_in(tmp_path / "out")) == ["dropped.jsonl", "records.jsonl"]
@@ -116,7 +116,7 @@ def test_a_model_in_this_process_answers_each_prompt_and_the_records_say_how(
     assert first["teacher"]["name"] == "sample-v3"
     assert len(first["teacher"]["revision"]) == 16
     assert found[1]["sampling"] == {
-        "temperature": 0.0, "top_p": 0.9, "max_tokens": 100, "seed": 0, "index": 1
+        "temperature": 0.01, "top_p": 0.9, "max_tokens": 100, "seed": 0, "index": 1
     }  # fmt: skip
     tokens = Counter[str]()
     for each in found:
@@ -189,6 +189,16 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(
     assert int(done.stdout) == 3
     assert bytes_in(tmp_path / "killed") == bytes_in(tmp_path / "straight")
     assert len((tmp_path / "killed" / "records.jsonl").read_bytes().splitlines()) == 20
+
+
+def test_many_greedy_answers_are_refused_unless_they_are_there_already(
+    prompts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DstoolsError, match=r"generate\.samples: 2 greedy answers are all the same"):
+        generate(replace(HF, temperature=0.0), prompts, SAMPLE, work_in(tmp_path / "out"))
+    given = replace(REPLAY, temperature=0.0)
+    report = generate(given, prompts, all_given(tmp_path), work_in(tmp_path / "replayed"))
+    assert report["out"] == 10
 
 
 # ---------------------------------------------------------------------------------------- the log
@@ -289,6 +299,77 @@ def test_what_came_before_a_teacher_broke_down_is_not_asked_again(
     assert "raw" not in dropped
 
 
+def failing(missed: dict[int, str], failed: dict[int, str]) -> Any:
+    """A teacher that answers all but these."""
+
+    def answers(asks: Iterator[Any], done: Any) -> Iterator[tuple[int, Any]]:
+        for number in [ask.number for ask in asks if ask.number not in done]:
+            if number in missed:
+                yield number, Missed(missed[number])
+            elif number in failed:
+                yield number, Failed(failed[number])
+            else:
+                yield number, Answer("a", "stop", False, None)
+
+    return lambda *_: answers
+
+
+def test_as_many_samples_may_be_missed_as_the_setting_says_and_no_more(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 of 15 are 26.67 %: the hint is the next hundredth."""
+    away = {3: "time-out", 5: "503", 7: "time-out", 9: "time-out"}
+    monkeypatch.setattr(module, "_teacher", failing(away, {8: "too long"}))
+    work, settings = work_in(tmp_path / "out"), replace(REPLAY, samples=3)
+    for share in (0.0, 0.26):
+        with pytest.raises(DstoolsError) as told:
+            generate(replace(settings, max_failed=share), prompts, None, work)
+        assert str(told.value) == "4 of 15 samples could not be had: 1 x 503, 3 x time-out"
+        assert told.value.hint.endswith("generate.max_failed = 0.27")
+        assert (work.folder / "samples.jsonl").read_bytes().count(b"\n") == 11
+    report = generate(replace(settings, max_failed=4 / 15), prompts, None, work)
+    assert (report["out"], report["dropped"]) == (10, {"503": 1, "time-out": 3, "too long": 1})
+    dropped = records.read(work.folder / "dropped.jsonl")
+    assert [(PROMPTS.index(prompt_of(each)), each["sample"], each["drop_reason"]) for each in dropped] == [
+        (1, 0, "time-out"), (1, 2, "503"), (2, 1, "time-out"), (2, 2, "too long"), (3, 0, "time-out")
+    ]  # fmt: skip
+
+
+def prompt_of(record: records.Record) -> records.Record:
+    return {key: record[key] for key in PROMPTS[0]}
+
+
+def test_a_teacher_is_closed_when_its_answers_cannot_be_kept(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    def answers(asks: Iterator[Any], done: Any) -> Iterator[tuple[int, Any]]:
+        try:
+            yield 0, Answer("a", "stop", False, None)
+        finally:
+            closed.append(True)
+
+    def full(log: Any, number: int, said: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_teacher", lambda *_: answers)
+    monkeypatch.setattr(module.SampleLog, "add", full)
+    with pytest.raises(OSError, match="No space") as told:
+        generate(REPLAY, prompts, None, work_in(tmp_path / "out"))
+    assert told.tb is not None  # which keeps the generator alive
+    assert closed == [True]
+
+
+def test_to_accept_every_loss_is_not_to_do_without_a_sample(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = dict.fromkeys(range(9), "time-out")
+    monkeypatch.setattr(module, "_teacher", failing(away, {9: "too long"}))
+    with pytest.raises(DstoolsError, match="no sample of 10 could be had: time-out, too long"):
+        generate(replace(REPLAY, max_failed=1.0), prompts, None, work_in(tmp_path / "out"))
+
+
 # ----------------------------------------------------------------------------------------- replay
 
 
@@ -310,13 +391,15 @@ def test_samples_are_found_by_id_or_by_text_in_every_form(prompts: Path, tmp_pat
     found = list(records.read(tmp_path / "out" / "records.jsonl"))
     assert [(each["gold"], each["sample"], each["raw"]) for each in found] == [
         ("0", 0, "no trace"),
-        ("1", 0, "<think>a\n</think>b"),
-        ("1", 1, "<think>c</think>d"),
+        ("1", 0, "<think>\na\n</think>\n\nb"),
+        ("1", 1, "<think>\nc\n</think>\n\nd"),
         ("2", 0, "e</think>f"),
         ("3", 0, "g"),
-        ("3", 1, "<think>never closed"),
+        ("3", 1, "<think>\nnever closed"),
     ]
-    assert [each["reasoning"] for each in found] == [None, "a\n", "c", "e", None, None]
+    assert [each["reasoning"] for each in found] == [
+        None, "\na\n", "\nc\n", "e", None, None
+    ]  # fmt: skip
     assert found[0]["sampling"] == {"index": 0}
     assert found[0]["teacher"]["name"] == "given.jsonl"
     assert found[1]["usage"] is None
@@ -440,7 +523,7 @@ def test_a_batch_is_written_then_read_then_asked_again_for_what_is_missing(
     assert sorted(bytes_in(work.folder)) == ["dropped.jsonl", "records.jsonl"]
     assert len(found) == 9
     assert [each["raw"] for each in found[:2]] == [
-        f"<think>why {n}</think>{n}" if n != lost else "late" for n in range(2)
+        f"<think>\nwhy {n}\n</think>\n\n{n}" if n != lost else "late" for n in range(2)
     ]
     assert found[0]["teacher"] == {"name": "r1", "revision": None}
 

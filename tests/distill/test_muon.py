@@ -86,6 +86,24 @@ def test_a_first_step_of_a_matrix_is_the_one_worked_by_hand() -> None:
     torch.testing.assert_close(model.inside.weight.detach(), wanted, rtol=0, atol=2e-4)
 
 
+def test_a_second_step_remembers_the_first_gradient_as_worked_by_hand() -> None:
+    """The mean is 0.05 a, then 0.95 * 0.05 a + 0.05 b; the update 0.05 b + 0.95 of it: 0.045125 a + 0.0975 b."""
+    model = Small()
+    weight = model.inside.weight
+    muon = Muon(model, lr=0.01, betas=(0.9, 0.98), weight_decay=0.0)
+    torch.manual_seed(1)
+    first, second = torch.randn(2, *weight.shape)
+    weight.grad = first
+    muon.step()
+    before = weight.detach().clone()
+    weight.grad = second
+    muon.step()
+    direction = orthogonal(0.045125 * first + 0.0975 * second)
+    wanted = before - 0.01 * 0.2 * math.sqrt(6) * direction
+    # bfloat16 keeps 8 bits of singular values up to 1.3: 0.01 of an update of 0.005
+    torch.testing.assert_close(weight.detach(), wanted, rtol=0, atol=5e-5)
+
+
 def test_bfloat16_weights_do_not_lose_updates_smaller_than_their_step() -> None:
     """200 updates of 1e-4 on a weight near 1, whose step in bfloat16 is 2^-8, each below half of it."""
     model = Small(torch.bfloat16)

@@ -227,6 +227,33 @@ def test_where_gold_answers_differ_none_is_trusted(tmp_path: Path) -> None:
     assert [row["messages"][0]["content"] for row in kept(tmp_path)] == ["x"]
 
 
+@pytest.mark.parametrize(
+    ("golds", "kind"),
+    [
+        (("1/2", "0.5"), "auto"),
+        ((r"\\frac{\\sqrt2}{2}", r"\\frac{1}{\\sqrt{2}}"), "auto"),  # by two checkers
+        (("Paris", "paris"), "string"),
+        (("7", "007"), "integer"),  # the one is a spelling of the other, if not of the type
+        (("(A) 42", "A"), "choice"),
+        (("x +", "y +"), "math"),  # nobody can tell
+    ],
+)
+def test_golds_of_one_value_are_duplicates_in_either_order(
+    tmp_path: Path, golds: tuple[str, str], kind: str
+) -> None:
+    for number, order in enumerate((golds, golds[::-1])):
+        rows = [{"problem": "?", "answer": gold, "answer_type": kind} for gold in order]
+        report = made(tmp_path, jsonl(tmp_path / f"{number}.jsonl", *rows))
+        assert report["dropped"] == {"duplicate": 1}
+        assert kept(tmp_path)[0]["gold"] == order[0]
+
+
+def test_golds_of_two_values_conflict_whatever_a_third_says(tmp_path: Path) -> None:
+    rows = [{"problem": "?", "answer": gold} for gold in ("1/2", "0.5", "1/3")]
+    report = made(tmp_path, jsonl(tmp_path / "a.jsonl", *rows))
+    assert report["dropped"] == {"conflicting-gold": 3}
+
+
 RIVER = "Ines rows six kilometres up the river and rests at a lock before she rows back home. "
 
 

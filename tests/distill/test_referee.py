@@ -69,7 +69,23 @@ def test_a_process_that_is_lost_is_replaced(referee: Referee) -> None:
     assert process is not None
     process.kill()
     process.wait()
-    assert referee.math("1", "1") == "timeout"
+    assert referee.math("1", "1") == "checker-failed"
+    assert referee.math("1", "1") is True
+
+
+def test_a_scorer_that_stumbles_over_an_answer_says_how_and_goes_on(referee: Referee) -> None:
+    assert referee.math("1", "1") is True
+    process = referee._process
+    factors = {"answer": "2 × 3", "metadata": {"number": 6}}  # noqa: RUF001
+    assert referee.score("prime_factorization", "two", factors) == "scorer-failed: ValueError"
+    assert referee.score("game_of_life", "{}", {"answer": "[[0]]", "metadata": {}}) == (
+        "scorer-failed: KeyError"
+    )
+    assert referee._process is process
+
+
+def test_a_checker_that_ends_the_process_is_not_taken_for_a_slow_one(referee: Referee) -> None:
+    assert referee.score("no_such_task", "1", {}) == "checker-failed"
     assert referee.math("1", "1") is True
 
 
