@@ -23,7 +23,7 @@ from dstools_distill.records import Record
 from dstools_distill.rewards import FLAT, rewards
 from dstools_distill.settings import Grpo, Verify
 from dstools_distill.stage import Report, Work
-from dstools_distill.students import load_student, lora, optimizers
+from dstools_distill.students import load_student, lora, optimizers, require_room
 from dstools_distill.templates import end_token_id, load_tokenizer, opens_think, prompt_text
 from dstools_distill.training import LOSS_CURVE, arguments, run
 from dstools_distill.verify import Judge
@@ -79,6 +79,7 @@ def grpo(
         shuffle_dataset=True,
     )
     student = load_student(settings, model, None, tokens)
+    require_room(student, settings.max_completion_tokens, "grpo.max_completion_tokens")
     with closing(Judge(verify)) as judge:
         paid = rewards(settings, judge, tokens)
         config.reward_weights = paid.weights

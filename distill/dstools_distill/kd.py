@@ -16,7 +16,7 @@ from dstools_converters.errors import DstoolsError, printable
 from dstools_distill.contamination import clean_prompts
 from dstools_distill.settings import Kd
 from dstools_distill.stage import Report, Work
-from dstools_distill.students import load_student, lora, optimizers
+from dstools_distill.students import load_student, lora, optimizers, require_room
 from dstools_distill.templates import end_token_id, load_tokenizer, prompt_text
 from dstools_distill.training import LOSS_CURVE, arguments, run
 
@@ -52,6 +52,7 @@ def kd(
     probes = [prompt_text(tokens, messages) for messages in conversations[:PROBED]]
     check_identity(tokens, load_tokenizer(teacher), probes, teacher)
     student = load_student(settings, model, None, tokens)
+    require_room(student, settings.max_completion_tokens, "kd.max_completion_tokens")
     config = DistillationConfig(
         **arguments(settings, work),
         beta=settings.beta,

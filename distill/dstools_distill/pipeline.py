@@ -31,11 +31,11 @@ from dstools_distill.stage import (
     world_size,
 )
 
-REVISIONS = dict.fromkeys(STAGES, 1)  # one up when a stage's code gives other bytes for the same
+REVISIONS = dict.fromkeys(STAGES, 2)  # one up when a stage's code gives other bytes for the same
 JUDGE = ("latex2sympy2_extended", "math-verify", "mpmath", "reasoning_gym", "sympy")
 TRAINING = ("accelerate", "peft", "torch", "transformers", "trl")
 PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's bytes
-    "prompts": ("numpy", "reasoning_gym"),
+    "prompts": ("numpy", *JUDGE),
     "generate": (),  # too dear to be done again for a new version of anything
     "verify": JUDGE,
     "decontaminate": (),

@@ -53,6 +53,16 @@ def load_student(
     return student
 
 
+def require_room(student: Any, tokens: int, key: str) -> None:
+    """Raise DstoolsError where an answer of so many tokens leaves no position for its prompt."""
+    positions = student.config.get_text_config().max_position_embeddings
+    if tokens >= positions:
+        raise DstoolsError(
+            f"{key}: {tokens} tokens leave no room for a prompt in the student's {positions} positions",
+            f"lower it, or give the student more: {key.partition('.')[0]}.context",
+        )
+
+
 LOAD_HINT = "a student is a causal language model that transformers has code for"
 
 

@@ -133,6 +133,10 @@ def test_a_group_is_flat_where_all_answers_earned_the_same_whatever_the_weights(
     [
         ({"batch_size": 6, "micro_batch_size": 6}, "6 answers are no groups of 4"),
         ({"accuracy_weight": 0.0, "format_weight": 0.0}, "every reward has weight 0"),
+        (
+            {"max_completion_tokens": 256},
+            "256 tokens leave no room for a prompt in the student's 256",
+        ),
     ],
 )
 def test_settings_that_cannot_teach_are_refused(
