@@ -82,6 +82,8 @@ class Pipeline:
             for stage in (*chain.stages, "card" if self.recipe.card else stage_name)
         ):
             raise DstoolsError(f"--from {start}: the recipe has no such stage", STAGE_HINT)
+        if not start:
+            self.places.require()
         for chain in self.recipe.chains:
             if not (chain_name or self.recipe.is_phased):
                 begun = not start  # "sft" means that of each arm
@@ -98,8 +100,10 @@ class Pipeline:
         """Return the chain of that name, which must have the stage."""
         names = [chain.name for chain in self.recipe.chains]
         if name not in names:
+            if not name:
+                raise DstoolsError(f"{self.recipe.path}: has several chains", f"--chain {names[0]}")
             hint = f"--chain is one of {', '.join(names)}" if any(names) else "it has no chains"
-            raise DstoolsError(f"{self.recipe.path}: no chain {name or 'without a name'}", hint)
+            raise DstoolsError(f"{self.recipe.path}: no chain {name}", hint)
         chain = self.recipe.chains[names.index(name)]
         if stage not in chain.stages:
             raise DstoolsError(f"{self.recipe.path}: has no [{stage}]", "add that table, if empty")
@@ -188,8 +192,8 @@ class Pipeline:
         }
         for chain in self.recipe.chains:
             self._require_lineage(chain, stages[chain.name])
-        inputs = {
-            f"{name}/{stage}" if name else stage: folder
+        inputs = {  # a card tells of settings, too, those that changed no byte included
+            f"{name}/{stage}" if name else stage: folder / MANIFEST
             for name, folders in stages.items()
             for stage, folder in folders.items()
         }
@@ -215,7 +219,7 @@ class Pipeline:
                     raise DstoolsError(
                         f"{folder}: {where} was made from another {earlier} than lies there now: "
                         "a card of both would tell of a run that never was",
-                        f"dstools distill run {self.recipe.path} --from {where}",
+                        self.places.command("run", "--from", where),
                     )
 
     def _told(self, student: Student) -> Student:

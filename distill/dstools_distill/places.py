@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.recipe import PHASE, STAGES, TRAINED, Chain, Recipe
-from dstools_distill.settings import Prompts
+from dstools_distill.settings import Eval, Prompts
 from dstools_distill.stage import MANIFEST, rank
 
 
@@ -23,12 +23,42 @@ class Places:
         """Return the folder of a stage that is done."""
         place = self.place(chain.name, stage)
         if not (place / MANIFEST).exists():
-            raise DstoolsError(
-                f"{place}: {stage} is not done",
-                f"dstools distill {stage} {self.recipe.path}"
-                + (f" --chain {chain.name}" if chain.name else ""),
-            )
+            named = ["--chain", chain.name] if chain.name else []
+            raise DstoolsError(f"{place}: {stage} is not done", self.command(stage, *named))
         return place.resolve()
+
+    def command(self, name: str, *options: str) -> str:
+        """Return a command of dstools that works on this recipe, in this folder."""
+        is_usual = self.out == self.recipe.path.with_suffix("")
+        words = [*options, *([] if is_usual else ["--out", os.fspath(self.out)])]
+        return " ".join(["dstools", "distill", name, os.fspath(self.recipe.path), *words])
+
+    def require(self) -> None:
+        """Raise DstoolsError where a file or folder that a chain names is not there, before anything is run."""
+        for chain in self.recipe.chains:
+            stages, needed = chain.stages, [*chain.index]
+            if "prompts" in stages:
+                needed.append(stages["prompts"].pass_rates)
+            if "select" in stages:
+                needed.append(stages["select"].non_reasoning)
+            for stage in ("prompts", "eval"):
+                if stage in stages:
+                    needed += [os.fspath(path) for path in self.sources(stages[stage]) if path]
+            for name in filter(None, needed):
+                if not name.startswith(PHASE) and not self.path(name).exists():
+                    raise DstoolsError(
+                        f"{self.recipe.path}: {self.path(name)}: no such file or folder",
+                        "paths of a recipe are relative to its folder",
+                    )
+            models = [("student.model", chain.student.model)]
+            models.append(("student.tokenizer", chain.student.tokenizer))
+            if "generate" in stages and stages["generate"].backend == "hf":
+                models.append(("generate.model", stages["generate"].model))
+            if "kd" in stages:
+                models.append(("kd.teacher", stages["kd"].teacher))
+            for key, name in models:
+                if name and not name.startswith(PHASE):
+                    self.model(name, key)
 
     def before(self, chain: Chain, stage: str) -> Path:
         """Return the folder of the last data stage before this one."""
@@ -74,7 +104,7 @@ class Places:
         path = self.path(name)
         return path if path.is_dir() else self.resolve(name)
 
-    def sources(self, settings: Prompts) -> list[Path | None]:
+    def sources(self, settings: Prompts | Eval) -> list[Path | None]:
         """Return the files that prompts come from; None for what is no file."""
         names = [source.path for source in settings.source]
         return [

@@ -56,7 +56,7 @@ def parse(line: bytes, path: Path, number: int) -> Record:
         if b"\\u" in line:
             json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        reason = printable(str(error))
+        reason = printable(error.msg if isinstance(error, json.JSONDecodeError) else str(error))
         raise DstoolsError(f"{path}: line {number}: is no JSON: {reason}", BAD_LINE) from None
     if not isinstance(found, dict):
         raise DstoolsError(f"{path}: line {number}: is no JSON object", BAD_LINE)

@@ -71,6 +71,11 @@ def render(settings: Render, samples: Path, tokenizer: Path, template: str, work
     dropped = {reason: counts[reason] for reason in WHY if counts[reason]}
     if sum(dropped.values()) > _allowed(settings, total):
         raise _shortfall(settings, work.folder / DROPPED, total, dropped)
+    if not out:
+        told = ", ".join(f"{count} {reason} ({WHY[reason]})" for reason, count in dropped.items())
+        raise DstoolsError(
+            f"{source}: none of {total} rows is left: {told}", f"{DROPPED} beside the rows has each"
+        )
     if settings.reasoning and not counts["reasoning"]:
         raise DstoolsError(
             f"{source}: none of {total} records has a trace: the student would learn answers alone",

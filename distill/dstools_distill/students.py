@@ -1,14 +1,16 @@
 """The student before it is trained: its weights, what of them is trained, and by which optimizer."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 from transformers.integrations import deepspeed as deepspeed_integration
 
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, printable
 from dstools_distill.muon import Muon
 from dstools_distill.settings import Lora, Training
 
@@ -41,8 +43,9 @@ def load_student(
             if model
             else _new_model(config, how)
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise DstoolsError(f"{where}: cannot be loaded: {error}", LOAD_HINT) from error
+    except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
+        reason = printable(" ".join(str(error).split())[:300])
+        raise DstoolsError(f"{where}: cannot be loaded: {reason}", LOAD_HINT) from error
     rows = config.get_text_config().vocab_size
     if rows < len(tokenizer):
         raise DstoolsError(
@@ -99,7 +102,16 @@ def _new_config(init: dict[str, Any], tokenizer: Any) -> Any:
     ids = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
-    return AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **init})
+    config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **init})
+    known = type(config)().to_dict()
+    for key in init:
+        if key not in known and key not in config.attribute_map:
+            near = get_close_matches(key, known, 1)
+            raise DstoolsError(
+                f"student.init: {printable(key)}: a {config.model_type} config has no such key",
+                f"did you mean {near[0]}?" if near else "transformers would ignore it",
+            )
+    return config
 
 
 def _new_model(config: Any, how: dict[str, Any]) -> Any:

@@ -70,8 +70,9 @@ def prompt_text(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """
     if not tokenizer.chat_template:
         raise DstoolsError(
-            "the tokenizer has no chat template",
-            f"name one in the recipe, student.template = {' | '.join(FAMILIES)}",
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template",
+            f"give it one in tokenizer_config.json; a student's may be named: "
+            f"student.template = {' | '.join(FAMILIES)}",
         )
     return chat_text(tokenizer, messages, add_generation_prompt=True)
 

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+from difflib import get_close_matches
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,9 +33,10 @@ from transformers import (
     ProgressCallback,
     TrainerCallback,
 )
+from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
-from dstools_converters.errors import RESUME_HINT, DstoolsError
+from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill.checkpoints import CHECKPOINTS, Keeper
 from dstools_distill.malloc import keep_freed_memory
 from dstools_distill.settings import Training
@@ -108,6 +110,12 @@ def _check(settings: Training) -> None:
             f"processes = {asked} and parallel = {parallel!r} contradict each other",
             'one process is "single"; several are "ddp", "fsdp2", "zero2" or "zero3"',
         )
+    if settings.optimizer != "muon" and settings.optimizer not in {o.value for o in OptimizerNames}:
+        near = get_close_matches(settings.optimizer, [o.value for o in OptimizerNames], 3)
+        raise DstoolsError(
+            f"optimizer: {printable(settings.optimizer)} is not known",
+            f"muon, or one of transformers', such as {', '.join(near) or 'adamw_torch_fused'}",
+        )
     at_once = settings.micro_batch_size * asked
     if settings.batch_size % at_once:
         raise DstoolsError(
@@ -162,6 +170,10 @@ def run(
     log.info("training %d of %d parameters from %s", trained, parameters, last or "the start")
     try:
         trainer.train(resume_from_checkpoint=os.fspath(last) if last else None)
+    except ImportError as error:  # of an optimizer that is not installed
+        raise DstoolsError(
+            f"optimizer = {settings.optimizer!r}: {error}", "install it, or choose another"
+        ) from error
     finally:
         keeper.close()
     _save(trainer, settings, work.folder, tokenizer, keeper)

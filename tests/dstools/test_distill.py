@@ -181,7 +181,7 @@ def test_a_trained_student_is_a_checkpoint_that_dstools_inspects(recipe: Path, r
         ),
         (["verify", "{recipe}", "--chain", "b"], "no chain b", "it has no chains"),
         (["grpo", "{recipe}"], "has no [grpo]", "add that table"),
-        (["render", "{recipe}", "--out", "{empty}"], "is not done", "dstools distill"),
+        (["render", "{recipe}", "--out", "{empty}"], "is not done", "{recipe} --out {empty}"),
         (["init", "--preset", "none"], "none: no such preset", "toy-cpu"),
     ],
 )
@@ -193,7 +193,59 @@ def test_what_cannot_be_done_is_one_error_and_one_hint(
     assert result.exit_code == 1, result.output
     error, advice = result.stderr.splitlines()
     assert message in error
+    assert hint.format(recipe=recipe, empty=tmp_path / "empty") in advice
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('tokenizer = "', 'tokenizer = "no/such/', "no/such/"),
+        ('path = "held-out.jsonl"', 'path = "absent.jsonl"', "absent.jsonl: no such file"),
+        ("[decontaminate]", '[decontaminate]\nindex = ["b.ngrams"]', "b.ngrams: no such file"),
+        ("[select]", '[select]\nnon_reasoning = "chat.jsonl"', "chat.jsonl: no such file"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_run(
+    recipe: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    path = recipe.with_name("missing.toml")
+    path.write_text(recipe.read_text().replace(old, new))
+    result = dstools("run", path, "--out", tmp_path / "out")
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert not (tmp_path / "out" / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "hint"),
+    [
+        ("num_hidden_layers", "num_hiden_layers", "num_hiden_layers: a qwen3 config has no such key", "num_hidden_layers"),
+        ("hidden_size = 32", 'hidden_size = "big"', "student.init: cannot be loaded", "transformers"),
+        ("[sft]", '[sft]\noptimizer = "adamw_torhc"', "optimizer: adamw_torhc is not known", "adamw_torch"),
+        ("[sft]", '[sft]\noptimizer = "lion_8bit"', "optimizer = 'lion_8bit'", "install it"),
+    ],
+)  # fmt: skip
+def test_a_student_that_cannot_be_trained_so_is_refused_in_a_line(
+    recipe: Path, ran: Result, tmp_path: Path, old: str, new: str, error: str, hint: str
+) -> None:
+    path = recipe.with_name("odd.toml")
+    path.write_text(recipe.read_text().replace(old, new))
+    shutil.copytree(recipe.with_suffix(""), tmp_path / "out", symlinks=True)
+    result = dstools("sft", path, "--out", tmp_path / "out")
+    assert result.exit_code == 1, result.output
+    said, advice = result.stderr.splitlines()[-2:]
+    assert error in said
     assert hint in advice
+
+
+def test_a_card_tells_of_the_settings_that_lie_there_now(recipe: Path, ran: Result) -> None:
+    """Another batch size changes no answer, so only the card is another one."""
+    path = recipe.with_name("wide.toml")
+    path.write_text(recipe.read_text().replace("[eval]", "[eval]\nbatch_size = 7"))
+    out = recipe.with_name("wide")
+    shutil.copytree(recipe.with_suffix(""), out, symlinks=True)
+    assert dstools("run", path, "--workers", "1").exit_code == 0
+    assert "| batch_size | 7 |" in (out / "card" / "README.md").read_text()
 
 
 def test_a_score_below_what_was_asked_for_is_exit_code_3_and_evaluates_nothing_again(
