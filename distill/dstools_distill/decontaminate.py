@@ -100,6 +100,8 @@ def build_index(files: list[Path], out: Path) -> Built:
     """
     if out.exists():
         raise DstoolsError(f"{out}: is there already", "remove it, or choose another name")
+    if not out.parent.is_dir():
+        raise DstoolsError(f"{out}: there is no folder {out.parent}", "make it, or name another")
     names = [file.stem for file in files]
     if len(set(names)) < len(names):
         raise DstoolsError(

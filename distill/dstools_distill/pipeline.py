@@ -148,10 +148,9 @@ class Pipeline:
             close_fds=False,  # the lock is held until the last of them has ended
             check=False,
         )
-        code = ran.returncode
-        if code:
+        if ran.returncode:
             raise DstoolsError(
-                f"{stage}: the launched processes ended with code {code}",
+                f"{stage}: the launched processes ended with code {ran.returncode}",
                 f"their output stands above; {RESUME_HINT}",
             )
 
@@ -181,7 +180,8 @@ class Pipeline:
         from dstools_distill.card import card
 
         settings = self.recipe.card
-        assert settings is not None
+        if settings is None:
+            raise DstoolsError(f"{self.recipe.path}: has no [card]", "add that table, if empty")
         stages = {
             chain.name: {
                 stage: self.places.finished(chain, stage)

@@ -49,7 +49,9 @@ out_option = option(
     "--out", metavar="DIR", section="Output", help="Work there. By default beside the recipe, by its name."
 )  # fmt: skip
 chain_option = option(
-    "--chain", metavar="NAME", help="Do that of this phase or arm, where there are some."
+    "--chain",
+    metavar="NAME",
+    help="Do that of this phase, or arm and seed: cold-start, verified-0.",
 )
 processes_option = option(
     "--workers", section="Output", type=click.IntRange(1, 256),

@@ -325,6 +325,11 @@ def test_a_short_question_counts_as_a_whole(
     assert report["dropped"] == {"contaminated": int(is_hit)}
 
 
+def test_an_index_in_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DstoolsError, match=r"x\.ngrams: there is no folder .*absent"):
+        build_index([benchmark(tmp_path / "b.jsonl", ["Why?"])], tmp_path / "absent" / "x.ngrams")
+
+
 def test_long_answers_are_looked_for_and_short_ones_are_not(tmp_path: Path) -> None:
     worked = "Half of what is left after the third day is eleven more than twice the first."
     index = indexed(

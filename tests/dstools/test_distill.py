@@ -182,13 +182,16 @@ def test_a_trained_student_is_a_checkpoint_that_dstools_inspects(recipe: Path, r
         (["verify", "{recipe}", "--chain", "b"], "no chain b", "it has no chains"),
         (["grpo", "{recipe}"], "has no [grpo]", "add that table"),
         (["render", "{recipe}", "--out", "{empty}"], "is not done", "{recipe} --out {empty}"),
+        (["card", "{bare}"], "has no [card]", "add that table"),
         (["init", "--preset", "none"], "none: no such preset", "toy-cpu"),
     ],
 )
 def test_what_cannot_be_done_is_one_error_and_one_hint(
     recipe: Path, tmp_path: Path, command: list[str], message: str, hint: str
 ) -> None:
-    words = [word.format(recipe=recipe, empty=tmp_path / "empty") for word in command]
+    bare = recipe.with_name("bare.toml")
+    bare.write_text(recipe.read_text().replace('[card]\nname = "mini"\n', ""))
+    words = [word.format(recipe=recipe, empty=tmp_path / "empty", bare=bare) for word in command]
     result = dstools(*words)
     assert result.exit_code == 1, result.output
     error, advice = result.stderr.splitlines()
