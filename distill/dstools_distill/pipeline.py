@@ -4,6 +4,7 @@ OUT/store/sft-1a2b3c4d5e6f/      what was made, see stage.py; nothing in there i
 OUT/sft -> store/sft-...         what the recipe, as it stands, makes; or OUT/CHAIN/sft
 """
 
+import logging
 import os
 import subprocess
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from dstools_distill.stage import (
     world_size,
 )
 
+log = logging.getLogger(__name__)
 REVISIONS = dict.fromkeys(STAGES, 2)  # one up when a stage's code gives other bytes for the same
 JUDGE = ("latex2sympy2_extended", "math-verify", "mpmath", "reasoning_gym", "sympy")
 TRAINING = ("accelerate", "peft", "torch", "transformers", "trl")
@@ -84,6 +86,12 @@ class Pipeline:
             raise DstoolsError(f"--from {start}: the recipe has no such stage", STAGE_HINT)
         if not start:
             self.places.require()
+            if unknown := self.places.unknown_licences():
+                log.warning(
+                    "unknown licences: %s. They stand in the samples: name them later, and the teacher is "
+                    "asked again",
+                    ", ".join(unknown),
+                )
         for chain in self.recipe.chains:
             if not (chain_name or self.recipe.is_phased):
                 begun = not start  # "sft" means that of each arm

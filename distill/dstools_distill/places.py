@@ -60,6 +60,19 @@ class Places:
                 if name and not name.startswith(PHASE):
                     self.model(name, key)
 
+    def unknown_licences(self) -> list[str]:
+        """Return whose licence a recipe does not say, where a teacher is going to be asked."""
+        found: dict[str, None] = {}
+        for chain in self.recipe.chains:
+            teacher = chain.stages.get("generate")
+            if teacher and teacher.backend != "replay" and "prompts" in chain.stages:
+                sources = chain.stages["prompts"].source
+                said = [(source.path, source.licence) for source in sources]
+                for name, licence in [*said, (teacher.model, teacher.licence)]:
+                    if licence == "unknown":
+                        found[name] = None
+        return list(found)
+
     def before(self, chain: Chain, stage: str) -> Path:
         """Return the folder of the last data stage before this one."""
         order = [name for name in STAGES[: STAGES.index(stage)] if name in chain.stages]

@@ -219,6 +219,23 @@ def test_what_is_missing_is_told_before_anything_is_run(
     assert not (tmp_path / "out" / "store").exists()
 
 
+def test_an_unknown_licence_is_told_before_a_teacher_is_asked(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a replay asks nobody."""
+    path = recipe.with_name("down.toml")
+    teacher = (
+        'backend = "openai"\nbase_url = "http://127.0.0.1:9/v1"\nmodel = "nobody"\nretries = 0'
+    )
+    path.write_text(recipe.read_text().replace('backend = "replay"', teacher))
+    result = dstools("run", path, "--out", tmp_path / "out", "--workers", "1")
+    assert result.exit_code == 1
+    assert "unknown licences: nobody. They stand in the samples" in caplog.text
+    caplog.clear()
+    assert dstools("run", recipe, "--workers", "1").exit_code == 0
+    assert "unknown" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("old", "new", "error", "hint"),
     [
