@@ -13,7 +13,6 @@ only be guessed and tried.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from dstools_converters.disk import write_synced
 from dstools_converters.errors import DstoolsError, disk_errors, printable
 from dstools_distill import records
 from dstools_distill.ngrams import (
@@ -43,6 +43,7 @@ from dstools_distill.records import Record
 WINDOW = 10  # tokens
 ANYWHERE = 4  # tokens; a shorter question counts only where it is all of a prompt
 TEMPLATE_TEXTS = 10
+LOOKED_UP = 1024  # rows at once
 EVAL_INDEX = "eval.ngrams"  # of the problems of a recipe's [eval]
 METADATA = "dstools contamination index"
 ENDS_TEXT = np.uint64(0x5851F42D4C957F2D)  # between two texts, so that no window goes over it
@@ -197,10 +198,7 @@ def save_index(out: Path, parts: Sequence[tuple[Benchmark, Tables]]) -> None:
     }
     partial = out.with_name(f"{out.name}.partial")
     with disk_errors(out):
-        with partial.open("wb") as file:
-            file.write(save(made, {METADATA: json.dumps(header, ensure_ascii=False)}))
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(partial, save(made, {METADATA: json.dumps(header, ensure_ascii=False)}))
         partial.replace(out)
 
 
@@ -258,11 +256,18 @@ class Index:
             for kind in sorted({key.partition(".")[2] for key in self._tables})
         }
 
+    def each(self, rows: Iterator[Record]) -> Iterator[tuple[Record, list[dict[str, Any]]]]:
+        """Yield rows, however many, each with what it shares with benchmarks."""
+        while some := list(islice(rows, LOOKED_UP)):
+            yield from zip(some, self.look(some), strict=True)
+
     def look(self, rows: Sequence[Record]) -> list[list[dict[str, Any]]]:
         """Return what each row shares with benchmarks, in prompt, reasoning or answer; [] is nothing.
 
         A find is {"benchmark", "row", "where", "window"}, the first window of a benchmark's row in each.
         """
+        if not self.benchmarks:
+            return [[] for _ in rows]
         texts = [(n, *text) for n, row in enumerate(rows) for text in _texts(row)]
         hits = self.find(
             [hashes(text) for _, _, text in texts], [where == "prompt" for _, where, _ in texts]
@@ -335,13 +340,14 @@ def _texts(row: Record) -> Iterator[tuple[str, str]]:
 
 def clean_prompts(file: Path, index: Sequence[Path]) -> tuple[list[Record], int]:
     """Return the prompts of a JSONL file that share nothing with a benchmark, and how many others there are."""
-    known, prompts = Index(index), records.read(file)
     clean: list[Record] = []
-    count = 0
-    while some := list(islice(prompts, 1024)):
-        count += len(some)
-        clean += [row for row, shared in zip(some, known.look(some), strict=True) if not shared]
-    return clean, count - len(clean)
+    contaminated = 0
+    for prompt, shared in Index(index).each(records.read(file)):
+        if shared:
+            contaminated += 1
+        else:
+            clean.append(prompt)
+    return clean, contaminated
 
 
 class _Table:

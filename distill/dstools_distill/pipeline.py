@@ -316,12 +316,11 @@ class Pipeline:
 
                 asked, tokenizer = places.finished(chain, "prompts"), places.tokenizer(chain)
                 model = places.trained(chain, before=stage)
-                judged_by = chain.judge
                 index = self._indexes(chain)
                 inputs = {"prompts": asked, "model": model, "tokenizer": tokenizer}
                 inputs |= _numbered("index", index)
                 return inputs, lambda work: grpo(
-                    settings, asked, model, tokenizer, student.template, judged_by, index, work
+                    settings, asked, model, tokenizer, student.template, chain.judge, index, work
                 )
             case _:
                 return self._prepare_eval(chain, settings)
@@ -342,10 +341,9 @@ class Pipeline:
             )
         problems = self._problems(settings)
         tokenizer = self.places.tokenizer(chain)
-        judged_by = chain.judge
         inputs = {"problems": problems, "tokenizer": tokenizer, **models}
         return inputs, lambda work: evaluate(
-            settings, problems, models, tokenizer, chain.student.template, judged_by, work
+            settings, problems, models, tokenizer, chain.student.template, chain.judge, work
         )
 
     def _indexes(self, chain: Chain) -> list[Path]:

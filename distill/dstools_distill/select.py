@@ -10,7 +10,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +24,7 @@ from dstools_distill.ngrams import hashes, jaccard, shingles
 from dstools_distill.records import CLOSE, OPEN, Record
 from dstools_distill.settings import Select
 from dstools_distill.sources import rows
-from dstools_distill.stage import CHUNK_ROWS, Report, Work
+from dstools_distill.stage import Report, Work
 
 log = logging.getLogger(__name__)
 VERDICTS = ("correct", "incorrect", "unverifiable", "none")
@@ -209,14 +208,13 @@ def _import(talks: Iterator[Record], known: Index, into: Path) -> "tuple[array[i
     """Write conversations as records; return where each begins, and the contaminated ones that are left out."""
     offsets, contaminated = array("Q"), list[bytes]()
     with into.open("wb") as written:
-        while some := list(islice(talks, CHUNK_ROWS)):
-            for talk, shared in zip(some, known.look(some), strict=True):
-                if shared:
-                    why = {"contamination": shared, "drop_reason": "contaminated"}
-                    contaminated.append(records.dump(talk | why))
-                else:
-                    offsets.append(written.tell())
-                    written.write(records.dump(talk))
+        for talk, shared in known.each(talks):
+            if shared:
+                why = {"contamination": shared, "drop_reason": "contaminated"}
+                contaminated.append(records.dump(talk | why))
+            else:
+                offsets.append(written.tell())
+                written.write(records.dump(talk))
     return offsets, contaminated
 
 
