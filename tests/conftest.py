@@ -26,6 +26,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the Hub
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_checkpoint.py"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("not run: needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def make_checkpoint() -> ModuleType:
     """scripts/make_checkpoint.py as a module; needs torch and transformers."""

@@ -14,6 +14,7 @@ from trl.trainer.distillation_trainer import DistillationTrainer
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_distill.contamination import clean_prompts
+from dstools_distill.sampling import widening_config
 from dstools_distill.settings import Kd
 from dstools_distill.stage import Report, Work
 from dstools_distill.students import load_student, lora, optimizers, require_room
@@ -61,7 +62,10 @@ def kd(
         generation_kwargs={"eos_token_id": tokens.eos_token_id},
     )
     master: Any = AutoModelForCausalLM.from_pretrained(
-        teacher, dtype=student.dtype, attn_implementation=settings.attention
+        teacher,
+        config=widening_config(teacher),
+        dtype=student.dtype,
+        attn_implementation=settings.attention,
     )
     if not config.use_cpu:
         master.to("cuda")

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
@@ -171,6 +171,7 @@ def _load(model: Path, dtype: torch.dtype, device: str) -> Any:
     try:
         both: Any = AutoModelForCausalLM.from_pretrained(
             model,
+            config=widening_config(model),
             dtype=dtype,
             device_map=device,
             trust_remote_code=False,
@@ -194,6 +195,19 @@ def _load(model: Path, dtype: torch.dtype, device: str) -> Any:
         loaded.set_experts_implementation("eager")  # of a MoE; elsewhere it does nothing
     latent.absorb(loaded)
     return loaded
+
+
+def widening_config(model: Path) -> Any:
+    """Return a folder's config, told to widen FP8 blocks as they are loaded.
+
+    transformers does so by itself where no GPU knows FP8; elsewhere it would compute in FP8, by kernels that it
+    fetches from the Hub, and gives them to a model on the CPU, too.
+    """
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization and quantization.get("quant_method") == "fp8":
+        quantization["dequantize"] = True
+    return config
 
 
 LOAD_HINT = "a model here is a folder of a causal language model that transformers has code for"

@@ -191,20 +191,48 @@ def test_special_tokens_stay_in_the_text(copy: Path, prompts: list[list[int]]) -
     assert answer.text.count("</think>") == 1
 
 
-def test_bfloat16_and_fp8_blocks_are_sampled_too(
-    copy: Path, tokenizer: Any, prompts: list[list[int]], tmp_path: Path
-) -> None:
+def quantized(model: Path, out: Path) -> Path:
     from click.testing import CliRunner
 
     from dstools.cli import main
 
-    made = CliRunner().invoke(main, ["quantize", str(copy), str(tmp_path / "fp8")])
+    made = CliRunner().invoke(main, ["quantize", str(model), str(out)])
     assert made.exit_code == 0, made.output
-    for folder, precision in ((tmp_path / "fp8", "float32"), (copy, "bfloat16")):
+    return out
+
+
+def test_bfloat16_and_fp8_blocks_are_sampled_too(
+    copy: Path, tokenizer: Any, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    for folder, precision in ((quantized(copy, tmp_path / "fp8"), "float32"), (copy, "bfloat16")):
         sampler = Sampler(folder, tokenizer, precision=precision)  # type: ignore[arg-type]
         assert sampler.model.dtype == getattr(torch, precision)
         found = sample(sampler, prompts, **GREEDY, batch_size=8)
         assert solved(found) >= len(SUMS) - 1  # rounded weights may slip once
+
+
+@pytest.mark.gpu
+def test_greedy_answers_on_a_gpu_are_those_of_the_cpu(
+    sampler: Sampler, tokenizer: Any, prompts: list[list[int]]
+) -> None:
+    on_gpu = Sampler(SAMPLE, tokenizer, device="cuda")
+    assert next(on_gpu.model.parameters()).is_cuda
+    found = sample(on_gpu, prompts, **GREEDY, batch_size=8)
+    assert ids_of(found) == ids_of(sample(sampler, prompts, **GREEDY, batch_size=8))
+    drawn = GREEDY | {"temperature": 1.5, "top_p": 0.95}
+    again = [sample(on_gpu, prompts, **drawn, batch_size=8) for _ in range(2)]
+    assert again[0] == again[1] != found
+
+
+@pytest.mark.gpu
+def test_bfloat16_and_fp8_blocks_are_sampled_on_a_gpu(
+    copy: Path, tokenizer: Any, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    for folder in (quantized(copy, tmp_path / "fp8"), copy):
+        sampler = Sampler(folder, tokenizer, precision="bfloat16", device="cuda")
+        assert sampler.model.dtype == torch.bfloat16
+        found = sample(sampler, prompts, **GREEDY, batch_size=8)
+        assert solved(found) >= len(SUMS) - 1
 
 
 def test_a_folder_that_is_not_whole_is_refused(copy: Path, tokenizer: Any) -> None:
