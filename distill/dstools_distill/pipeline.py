@@ -27,6 +27,7 @@ from dstools_distill.stage import (
     digest,
     find,
     identify,
+    is_launched,
     read_manifest,
     run_stage,
     world_size,
@@ -130,7 +131,8 @@ class Pipeline:
             stage, REVISIONS[stage], self._settings(chain, stage), inputs, PACKAGES[stage]
         )
         done = find(self._store, identity)
-        if done is None and stage in TRAINED and settings.processes > 1 and world_size() == 1:
+        is_alone = stage not in TRAINED or settings.parallel == "single"
+        if done is None and not is_alone and not is_launched():
             self._launch(chain, stage)
             done = find(self._store, identity)
             assert done is not None, "the launched processes ended well and left nothing"

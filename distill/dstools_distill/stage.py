@@ -232,6 +232,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_launched() -> bool:
+    """Tell whether accelerate launch or torchrun started this process; one alone can be, too."""
+    return world_size() > 1 or "LOCAL_RANK" in os.environ
+
+
 def cpu_seconds() -> float:
     """Return the CPU time of this process and of those it has waited for, user and system."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -105,10 +105,10 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
 def _check(settings: Training) -> None:
     """Refuse settings that contradict each other or this machine."""
     asked, parallel = settings.processes, settings.parallel
-    if (asked == 1) != (parallel == "single"):
+    if parallel == ("single" if asked > 1 else "ddp"):
         raise DstoolsError(
             f"processes = {asked} and parallel = {parallel!r} contradict each other",
-            'one process is "single"; several are "ddp", "fsdp2", "zero2" or "zero3"',
+            'one process is "single", or a trial of "fsdp2", "zero2" or "zero3"; several are those or "ddp"',
         )
     if settings.optimizer != "muon" and settings.optimizer not in {o.value for o in OptimizerNames}:
         near = get_close_matches(settings.optimizer, [o.value for o in OptimizerNames], 3)

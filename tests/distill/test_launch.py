@@ -18,7 +18,8 @@ from dstools_distill.training import launch_command, launch_config
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
 HERE = Path(__file__).parent
 
-# What the processes run: KIND FOLDER. A first process makes the folder, late; the others must wait.
+# What the processes run: KIND FOLDER HERE PROCESSES. A first process makes the folder, late; the others must
+# wait.
 CHILD = """
 import json, os, sys, time
 from dataclasses import replace
@@ -35,7 +36,7 @@ from dstools_distill.sft import sft
 from dstools_distill.stage import Work
 
 kind, folder = sys.argv[1], Path(sys.argv[2])
-asked = replace(SHORT, processes=1 if kind == "single" else 2, parallel=kind)
+asked = replace(SHORT, processes=int(sys.argv[4]), parallel=kind)
 is_first = os.environ.get("RANK", "0") == "0"
 
 def train(settings, name):
@@ -81,19 +82,23 @@ if is_first:
 """
 
 
-def launch(kind: str, folder: Path, *launcher: str) -> None:
+def launch(
+    kind: str, folder: Path, *launcher: str, processes: int = 2, on_gpu: bool = False
+) -> None:
     """Run CHILD by a launcher, in a session of its own."""
     child = folder / "child.py"
     child.write_text(CHILD)
-    command = [*launcher, child, kind, folder, HERE]
+    command = [*launcher, child, kind, folder, HERE, str(processes)]
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    if not on_gpu:
+        settings["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def launcher(kind: Any) -> list[str]:
+def launcher(kind: Any, processes: int = 2) -> list[str]:
     """The shipped command, up to the module it runs."""
-    command = launch_command(Sft(processes=2, parallel=kind, batch_size=8), [])
+    command = launch_command(Sft(processes=processes, parallel=kind, batch_size=8), [])
     return command[: command.index("-m", command.index("--config_file"))]
 
 
@@ -106,8 +111,17 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     folder = tmp_path_factory.mktemp("single")
     make_rows(folder)
-    launch("single", folder, sys.executable)
+    launch("single", folder, sys.executable, processes=1)
     return folder / "straight"
+
+
+@pytest.fixture(scope="module")
+def single_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process on a GPU, and one that was stopped."""
+    folder = tmp_path_factory.mktemp("single_on_gpu")
+    make_rows(folder)
+    launch("single", folder, sys.executable, processes=1, on_gpu=True)
+    return folder
 
 
 def make_rows(folder: Path) -> None:
@@ -134,11 +148,41 @@ def test_two_processes_repeat_the_losses_of_one_and_resume_to_the_bit(
     assert (report["parallel"], report["processes"], report["steps"]) == (kind, 2, 6)
     names = {path.name for path in single.iterdir()}
     assert names >= {"model.safetensors", "config.json", "curve.jsonl", "tokenizer.json"}
-    for folder in (tmp_path / "straight", tmp_path / "stopped"):
-        assert {path.name for path in folder.iterdir()} == names
+    assert names == require_equal_runs(tmp_path)
+
+
+def require_equal_runs(folder: Path) -> set[str]:
+    """Compare the run that was stopped with the other, byte by byte; return the names of the files."""
+    names = {path.name for path in (folder / "straight").iterdir()}
+    assert {path.name for path in (folder / "stopped").iterdir()} == names
     for name in names:
-        straight, stopped = (tmp_path / run / name for run in ("straight", "stopped"))
+        straight, stopped = (folder / run / name for run in ("straight", "stopped"))
         assert straight.read_bytes() == stopped.read_bytes(), name
+    return names
+
+
+@pytest.mark.gpu
+def test_a_gpu_repeats_the_losses_of_the_cpu_and_resumes_to_the_bit(
+    single: Path, single_on_gpu: Path
+) -> None:
+    # float32 on both: sums of 64 to 128 products in another order, 6 steps; eps of 5.8 is 4.8e-7
+    assert losses(single_on_gpu / "straight") == pytest.approx(losses(single), abs=1e-5)
+    require_equal_runs(single_on_gpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["fsdp2", "zero2", "zero3"])
+def test_a_trial_with_one_process_and_gpu_is_what_was_asked_for_and_resumes_to_the_bit(
+    kind: str, single_on_gpu: Path, tmp_path: Path
+) -> None:
+    make_rows(tmp_path)
+    launch(kind, tmp_path, *launcher(kind, processes=1), processes=1, on_gpu=True)
+    assert losses(tmp_path / "straight") == pytest.approx(
+        losses(single_on_gpu / "straight"), abs=1e-6
+    )
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert (report["parallel"], report["processes"], report["steps"]) == (kind, 1, 6)
+    assert "model.safetensors" in require_equal_runs(tmp_path)
 
 
 @pytest.mark.slow

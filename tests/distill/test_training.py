@@ -55,8 +55,9 @@ def nothing() -> None:
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_before_anything_is_launched(
-    settings: Training, reason: str, hint: str, tmp_path: Path
+    settings: Training, reason: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for refuse in (
         lambda: arguments(settings, work(tmp_path)),
         lambda: launch_command(settings, []),

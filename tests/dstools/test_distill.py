@@ -1,6 +1,7 @@
 """`dstools distill` as a whole: a recipe from prompts to a card, found again, gone on with, refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -423,20 +424,28 @@ def test_seeds_are_those_of_every_training_that_there_is_and_add_none(recipe: Pa
 
 
 @pytest.mark.slow
-def test_a_run_in_two_processes_prints_one_json_object_and_trains_what_one_does(
-    recipe: Path, ran: Result
+@pytest.mark.parametrize(("processes", "parallel"), [(2, "ddp"), (1, "zero2")])
+def test_a_launched_run_prints_one_json_object_and_trains_what_one_process_does(
+    processes: int, parallel: str, recipe: Path, ran: Result
 ) -> None:
-    """The launched processes come back to `dstools distill sft`; their losses are those of one process."""
-    path = recipe.with_name("two.toml")
+    """The launched processes come back to `dstools distill sft`; one alone is a trial of many."""
+    path = recipe.with_name(f"{parallel}.toml")
     text = recipe.read_text().replace("micro_batch_size = 8", "micro_batch_size = 4")
-    path.write_text(text.replace("[sft]", '[sft]\nprocesses = 2\nparallel = "ddp"'))
-    out = recipe.with_name("two")
+    path.write_text(
+        text.replace("[sft]", f'[sft]\nprocesses = {processes}\nparallel = "{parallel}"')
+    )
+    out = recipe.with_name(parallel)
     shutil.copytree(recipe.with_suffix(""), out, symlinks=True)
-    command = [sys.executable, "-m", "dstools", "distill", "sft", str(path), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "dstools", "distill", "sft", str(path), "--json"],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     (stage,) = json.loads(done.stdout)["stages"]
-    assert (stage["report"]["processes"], stage["report"]["parallel"]) == (2, "ddp")
+    assert (stage["report"]["processes"], stage["report"]["parallel"]) == (processes, parallel)
     losses = [
         [
             json.loads(line)["loss"]
