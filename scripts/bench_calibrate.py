@@ -2,6 +2,7 @@
 """Calibrate one layer of true DeepSeek-V3 dimensions: peak memory, time a matrix, and what 671B would take.
 
     bench_calibrate.py [--experts 8] [--samples 9] [--seq-len 2048] [--folder DIR] [--at-most-gib 8]
+                       [--device cuda]
 
 The layer has random weights and random tokens pass through it: times and memory are those of real ones,
 errors mean nothing. The hidden states are spilled to the disk: what --ram allows comes on top. Every expert sees every token, so each is rounded by a Hessian of its own, as in a
@@ -42,12 +43,17 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--at-most-gib", type=float)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        peak_gib, seconds, cpu_seconds, matrices = measure(Path(folder), args)
+        peak_gib, gpu_gib, seconds, cpu_seconds, matrices = measure(Path(folder), args)
     tokens = args.samples * args.seq_len
     print(f"{tokens} tokens, {args.experts} experts: {seconds:.0f} s ({cpu_seconds:.0f} CPU-s)")
     print(f"peak memory {peak_gib:.2f} GiB, hidden states on the disk (--ram 0)")
+    if args.device == "cuda":
+        import torch
+
+        print(f"on {torch.cuda.get_device_name()}, its peak {gpu_gib:.2f} GiB")
     for (role, rows, cols), times in sorted(matrices.items()):
         gflop = rounding_flops(rows, cols) / 1e9
         best = min(times)
@@ -55,23 +61,24 @@ def main() -> None:
             f"  {role:20} [{rows:5}, {cols:5}]  {best:7.2f} s  {gflop / best:6.0f} GFLOP/s"
             f"  ({len(times)} of them)"
         )
-    print_extrapolation()
+    print_extrapolation(args.device)
     if args.at_most_gib is not None and peak_gib > args.at_most_gib:
         sys.exit(f"error: more than {args.at_most_gib} GiB")
 
 
 def measure(
     folder: Path, args: argparse.Namespace
-) -> tuple[float, float, float, dict[tuple[str, int, int], list[float]]]:
-    """Return peak GiB, seconds, CPU seconds, and the seconds of every matrix, by role and shape."""
+) -> tuple[float, float, float, float, dict[tuple[str, int, int], list[float]]]:
+    """Return peak GiB, a GPU's, seconds, CPU seconds, and the seconds of every matrix, by role and shape."""
     source = folder / "source"
     gb = 1.196 + 0.0881 * (args.experts - 8)  # one MoE layer and so many experts
     make = [sys.executable, SCRIPTS / "make_checkpoint.py", "v3-layer", source, "--gb", f"{gb}"]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     tokens = json.dumps({"samples": args.samples, "seq_len": args.seq_len})
+    how = [tokens, args.device]
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, __file__, "--child", source, folder / "out", tokens],
+        [sys.executable, __file__, "--child", source, folder / "out", *how],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -83,10 +90,11 @@ def measure(
             role = found[1].split(".")[-2]
             key = (role, int(found[2]), int(found[3]))
             matrices.setdefault(key, []).append(float(found[5]))
-    return usage["peak_kib"] / (1 << 20), seconds, usage["cpu_seconds"], matrices
+    peak_gib, gpu_gib = (usage[key] / (1 << 20) for key in ("peak_kib", "gpu_kib"))
+    return peak_gib, gpu_gib, seconds, usage["cpu_seconds"], matrices
 
 
-def child(source: str, out: str, tokens: str) -> None:
+def child(source: str, out: str, tokens: str, device: str) -> None:
     """Calibrate with random tokens; print peak memory and CPU seconds."""
     import logging
 
@@ -106,7 +114,9 @@ def child(source: str, out: str, tokens: str) -> None:
     with open_checkpoint(Path(source)) as checkpoint:
         inventory = require_sound(checkpoint)
         data = size | {"name": "random", "sha256": "", "seed": 0, "documents": 0}
-        calibration = Calibration("gptq", data, "cpu", threads, {"torch": torch.__version__}, False)
+        calibration = Calibration(
+            "gptq", data, device, threads, {"torch": torch.__version__}, False
+        )
         plan = plan_quantize(inventory, Recipe(), "native", None, None, calibration)
         ids = torch.randint(
             inventory.model.vocab_size, (size["samples"], size["seq_len"]),
@@ -120,6 +130,7 @@ def child(source: str, out: str, tokens: str) -> None:
         )  # fmt: skip
     usage = resource.getrusage(resource.RUSAGE_SELF)
     found = {"peak_kib": usage.ru_maxrss, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    found["gpu_kib"] = torch.cuda.max_memory_allocated() >> 10 if device == "cuda" else 0
     sys.stdout.write(json.dumps(found))
 
 
@@ -130,7 +141,7 @@ def rounding_flops(rows: int, cols: int) -> float:
     return cols**3 / 3 + 4 * rows * cols**2
 
 
-def print_extrapolation() -> None:
+def print_extrapolation(device: str) -> None:
     """Print the FLOPs of 671B, term by term, and the hours they are at given speeds. Computed, not run."""
     tokens = 512 * 2048
     per_expert = tokens * 8 / EXPERTS
@@ -155,21 +166,22 @@ def print_extrapolation() -> None:
     )
     for name, flops in terms.items():
         print(f"  {name:9} {flops:9.2e} FLOP")
-    for name, speed in speeds():
+    for name, speed in speeds(device):
         print(f"  {total / speed / 3600:8.1f} h at {name}")
 
 
-def speeds() -> Iterator[tuple[str, float]]:
-    """Yield what the computation is divided by: this CPU's matmul, and an H100's FP32."""
+def speeds(device: str) -> Iterator[tuple[str, float]]:
+    """Yield what the computation is divided by: a float32 matmul here, and an H100's."""
     import torch
 
-    a = torch.randn(4096, 4096)
-    a @ a
+    a = torch.randn(4096, 4096, device=device)
+    (a @ a).sum().item()
     start = time.perf_counter()
-    a @ a
+    (a @ a).sum().item()
     speed = 2 * 4096**3 / (time.perf_counter() - start)
-    yield f"{speed / 1e9:.0f} GFLOP/s, this CPU's matmul", speed
-    yield "40 TFLOP/s, 60 % of an H100 SXM's 67 in FP32 (data sheet)", 40e12
+    yield f"{speed / 1e9:.0f} GFLOP/s, matmul on this {device}", speed
+    if device == "cpu":
+        yield "40 TFLOP/s, 60 % of an H100 SXM's 67 in FP32 (data sheet)", 40e12
 
 
 if __name__ == "__main__":

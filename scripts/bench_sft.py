@@ -1,9 +1,12 @@
-"""Print how fast `sft` trains, against plain TRL and a bare loop on the same rows and one CPU thread.
+"""Print how fast `sft` trains, against plain TRL and a bare loop on the same rows.
 
     python scripts/bench_sft.py --steps 40 --rounds 3
+    python scripts/bench_sft.py --steps 40 --rounds 2 --device cuda
 
-A Qwen2 of 0.4M weights, rows of some 80 tokens, batches of 32, float32. Each of the three trains in turn, in a
-process of its own; counted is the CPU time of the training alone, from the first batch to the last.
+cpu: one thread, a Llama of 0.4M weights, rows of some 80 tokens, batches of 32, float32. cuda: one of 0.5B, the
+sides those of Qwen2.5-0.5B, rows of some 2,500 tokens, batches of 4, bf16-autocast. Each of the three trains in
+turn, in a process of its own; counted is the time of the training alone, from the first batch to the last:
+CPU time, or by the clock with a GPU.
 """
 
 import argparse
@@ -17,20 +20,44 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "sample-v3"
-BATCH = 32
-INIT = {
-    "model_type": "llama",
-    "hidden_size": 128,
-    "intermediate_size": 352,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
+
+
+class Size(NamedTuple):
+    """What is trained."""
+
+    batch: int
+    tokens: tuple[int, int]  # of a row
+    precision: str
+    learning_rate: float
+    init: dict[str, Any]
+
+
+TINY = Size(
+    batch=32,
+    tokens=(40, 120),
+    precision="float32",
+    learning_rate=1e-3,
+    init={
+        "model_type": "llama", "hidden_size": 128, "intermediate_size": 352,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 512, "tie_word_embeddings": True,
+    },
+)  # fmt: skip
+HALF_B = Size(
+    batch=4,
+    tokens=(1000, 4000),
+    precision="bf16-autocast",
+    learning_rate=1e-5,
+    init={
+        "model_type": "llama", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
+        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "max_position_embeddings": 4096, "tie_word_embeddings": True,
+    },
+)  # fmt: skip
+SIZES = {"cpu": TINY, "cuda": HALF_B}
 
 
 def main() -> None:
@@ -38,49 +65,75 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=SIZES, default="cpu")
     parser.add_argument("--one", choices=("ours", "trl", "bare"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        result = {"ours": ours, "trl": trl, "bare": bare}[given.one](given.folder, given.steps)
+        train = {"ours": ours, "trl": trl, "bare": bare}[given.one]
+        result = train(given.folder, given.steps, SIZES[given.device])
         (given.folder / "result.json").write_text(json.dumps(result))
         return
     speeds: dict[str, list[float]] = {"trl": [], "ours": [], "bare": []}
     last_losses = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_rows(folder / "rows", BATCH * given.steps)
+        write_rows(folder / "rows", SIZES[given.device], given.steps)
         for _ in range(given.rounds):
             for which in speeds:
                 asked = ["--one", which, "--folder", name, "--steps", str(given.steps)]
-                subprocess.run(
-                    [sys.executable, __file__, *asked],
-                    check=True,
-                    env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-                )
+                env = os.environ | {"HF_HUB_OFFLINE": "1"}
+                if given.device == "cpu":
+                    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+                command = [sys.executable, __file__, *asked, "--device", given.device]
+                subprocess.run(command, check=True, env=env)
                 result = json.loads((folder / "result.json").read_text())
                 speeds[which].append(result["tokens"] / result["seconds"])
                 last_losses[which] = result["loss"]
     best = {which: max(found) for which, found in speeds.items()}
+    unit = "tokens/CPU-s" if given.device == "cpu" else "tokens/s"
     for which, found in speeds.items():
         rest = "  ".join(f"{speed:,.0f}" for speed in found)
-        print(
-            f"{which:5}{best[which]:9,.0f} tokens/CPU-s   loss {last_losses[which]:.6f}   ({rest})"
-        )
+        print(f"{which:5}{best[which]:9,.0f} {unit}   loss {last_losses[which]:.6f}   ({rest})")
     ratios = [a / b for a, b in zip(speeds["ours"], speeds["trl"], strict=True)]
     print(
         f"ours / trl   best {best['ours'] / best['trl']:.3f}, median {statistics.median(ratios):.3f}"
     )
     print(f"ours / bare  best {best['ours'] / best['bare']:.3f}")
+    if given.device == "cuda":
+        print_limit(best["ours"], result["weights"])
 
 
-def write_rows(folder: Path, count: int) -> None:
-    """Write rows as `render` does, of 40 to 120 random ids, the last two thirds of them targets."""
+def print_limit(tokens_per_second: float, weights: int) -> None:
+    """Print what a product of large bfloat16 matrices reaches on this card, and the share of it that trains."""
+    import torch
+
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for repeats in (3, 20):  # the first ones to warm up
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            a @ b
+        torch.cuda.synchronize()
+    limit = repeats * 2 * 8192**3 / (time.perf_counter() - started)
+    used = 6 * weights * tokens_per_second
+    print(
+        f"{torch.cuda.get_device_name()}: bf16 matmul {limit / 1e12:.0f} TFLOP/s; "
+        f"6 x weights x tokens/s is {used / limit:.1%} of it"
+    )
+
+
+def write_rows(folder: Path, size: Size, steps: int) -> None:
+    """Write rows as `render` does, of random ids, the last two thirds of them targets."""
     import pyarrow as pa
 
     folder.mkdir()
     draw = random.Random(0)
-    ids = [[draw.randrange(3, 300) for _ in range(draw.randrange(40, 121))] for _ in range(count)]
+    count, vocabulary = size.batch * steps, size.init.get("vocab_size", 300)
+    ids = [
+        [draw.randrange(3, vocabulary) for _ in range(draw.randint(*size.tokens))]
+        for _ in range(count)
+    ]
     labels = [[-100] * (len(row) // 3) + row[len(row) // 3 :] for row in ids]
     kind = pa.list_(pa.int32())
     table = pa.table(
@@ -104,36 +157,47 @@ def count_tokens(folder: Path) -> int:
     return sum(map(len, Dataset.from_file(str(folder / "rows" / "rows.arrow"))["input_ids"]))
 
 
+def clock() -> float:
+    """Return CPU seconds, or those of the clock once the GPU has done all that it was given."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @contextmanager
 def timed_training() -> Any:
-    """Yield a dict that gets the CPU seconds of SFTTrainer.train."""
+    """Yield a dict that gets the seconds of SFTTrainer.train, its last loss and the number of weights."""
     from trl.trainer.sft_trainer import SFTTrainer
 
     found: dict[str, float] = {}
     train = SFTTrainer.train
 
     def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        started = time.process_time()
+        started = clock()
         result = train(self, *args, **kwargs)
-        found["seconds"] = time.process_time() - started
+        found["seconds"] = clock() - started
         found["loss"] = next(x["loss"] for x in reversed(self.state.log_history) if "loss" in x)
+        found["weights"] = sum(each.numel() for each in self.model.parameters())
         return result
 
     SFTTrainer.train = timed  # type: ignore[method-assign, assignment]
     yield found
 
 
-def settings(steps: int) -> Any:
+def settings(steps: int, size: Size) -> Any:
     """Return the settings of the run."""
     from dstools_distill.settings import Sft
 
     return Sft(
-        learning_rate=1e-3, batch_size=BATCH, micro_batch_size=BATCH, precision="float32",
-        max_steps=steps, save_steps=10**6,
+        learning_rate=size.learning_rate, batch_size=size.batch, micro_batch_size=size.batch,
+        precision=size.precision, max_steps=steps, save_steps=10**6,
     )  # fmt: skip
 
 
-def ours(folder: Path, steps: int) -> dict[str, float]:
+def ours(folder: Path, steps: int, size: Size) -> dict[str, float]:
     """Run the stage as it is."""
 
     from dstools_distill.sft import sft
@@ -142,46 +206,43 @@ def ours(folder: Path, steps: int) -> dict[str, float]:
     out = Path(tempfile.mkdtemp(dir=folder))
     work = Work(out)
     with timed_training() as found:
-        sft(settings(steps), folder / "rows", None, INIT, SAMPLE, "", work)
+        sft(settings(steps, size), folder / "rows", None, size.init, SAMPLE, "", work)
     return {"tokens": count_tokens(folder), **found}
 
 
-def trl(folder: Path, steps: int) -> dict[str, float]:
+def trl(folder: Path, steps: int, size: Size) -> dict[str, float]:
     """Run what a user of TRL would write, with the same configuration."""
+    import torch
     from datasets import Dataset
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    asked = settings(steps)
+    asked = settings(steps, size)
+    on_gpu = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
     set_seed(asked.seed)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(
-            **INIT, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, pad_token_id=2
-        ),
-        attn_implementation="sdpa",
-    )
+    model = AutoModelForCausalLM.from_config(config_of(size), attn_implementation="sdpa")
     config = SFTConfig(
         output_dir=str(folder / "trl"),
         learning_rate=asked.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": asked.min_learning_rate_ratio},
         max_steps=steps,
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=size.batch,
         optim=asked.optimizer,
         adam_beta1=asked.betas[0],
         adam_beta2=asked.betas[1],
         max_grad_norm=asked.max_grad_norm,
-        bf16=False,
+        bf16=size.precision == "bf16-autocast",
         activation_checkpointing=False,
         seed=asked.seed,
         data_seed=asked.seed,
-        use_cpu=True,
+        use_cpu=not on_gpu,
         save_strategy="no",
         report_to="none",
         max_length=None,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=on_gpu,
     )
     rows = Dataset.from_file(str(folder / "rows" / "rows.arrow"))
     with timed_training() as found:
@@ -190,42 +251,51 @@ def trl(folder: Path, steps: int) -> dict[str, float]:
     return {"tokens": count_tokens(folder), **found}
 
 
-def bare(folder: Path, steps: int) -> dict[str, float]:
+def config_of(size: Size) -> Any:
+    """Return the config of the model, as `sft` makes it of `size.init`."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    known = {"vocab_size": len(AutoTokenizer.from_pretrained(SAMPLE))} | size.init
+    return AutoConfig.for_model(**known, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+
+
+def bare(folder: Path, steps: int, size: Size) -> dict[str, float]:
     """Run a loop with nothing around it: no trainer, no log, no metric."""
     import torch
     from datasets import Dataset
     from torch.nn.utils.rnn import pad_sequence
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoModelForCausalLM, set_seed
 
-    asked = settings(steps)
+    asked = settings(steps, size)
     set_seed(asked.seed)
-    config = AutoConfig.for_model(
-        **INIT, vocab_size=len(AutoTokenizer.from_pretrained(SAMPLE)), pad_token_id=2
-    )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_config(config_of(size), attn_implementation="sdpa")
+    model.train().to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), asked.learning_rate, asked.betas, weight_decay=0.0, fused=True
     )
     rows = Dataset.from_file(str(folder / "rows" / "rows.arrow"))[:]
-    order = torch.randperm(len(rows["id"])).split(BATCH)
-    started = time.process_time()
+    order = torch.randperm(len(rows["id"])).split(size.batch)
+    started = clock()
     for chosen in order[:steps]:
         ids, labels = (
             [torch.tensor(rows[name][n]) for n in chosen.tolist()]
             for name in ("input_ids", "labels")
         )
-        padded = pad_sequence(ids, batch_first=True, padding_value=2)
-        seen = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-        wanted = pad_sequence(labels, batch_first=True, padding_value=-100)
-        loss = model(input_ids=padded, attention_mask=seen, labels=wanted, use_cache=False).loss
-        loss.backward()
+        padded = pad_sequence(ids, batch_first=True, padding_value=2).to(device)
+        seen = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(device)
+        wanted = pad_sequence(labels, batch_first=True, padding_value=-100).to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=size.precision == "bf16-autocast"):
+            out = model(input_ids=padded, attention_mask=seen, labels=wanted, use_cache=False)
+        out.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     return {
         "tokens": count_tokens(folder),
-        "seconds": time.process_time() - started,
-        "loss": loss.item(),
+        "seconds": clock() - started,
+        "loss": out.loss.item(),
+        "weights": sum(each.numel() for each in model.parameters()),
     }
 
 

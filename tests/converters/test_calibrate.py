@@ -258,6 +258,25 @@ def test_the_errors_that_are_noted_are_those_on_the_data_and_none_is_above_neare
     assert tuned > (len(notes) / 2 if method == "gptq" else 0 if scale_format == "float32" else -1)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["tiny", "tiny-v2-lite", "tiny-qwen2"])
+def test_a_gpu_writes_what_verifies_the_same_bytes_twice_and_errors_of_the_cpu(
+    kind: str, checkpoint: Checkpoint, calibrated: Make, tmp_path: Path
+) -> None:
+    source = checkpoint(kind)
+    on_cpu = read(calibrated(source, "gptq", "native", None, shape=(SAMPLES, LENGTH)))["tensors"]
+    for name in ("one", "two"):
+        quantize(plan_of(source, settings(device="cuda")), tmp_path / name)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert verify(tmp_path / "one", source=source).findings == []
+    notes = read(tmp_path / "one")["tensors"]
+    assert notes.keys() == on_cpu.keys()
+    for name, note in notes.items():
+        assert note["method"] == on_cpu[name]["method"]
+        # a sum in another order moves a target across the middle of two codes here and there
+        assert note["error"] == pytest.approx(on_cpu[name]["error"], rel=0.01)
+
+
 def bits(tensor: Tensor) -> bytes:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 

@@ -69,6 +69,7 @@ def run(tmp_path: Path) -> Run:
         against: Path | None,
         ids: Tensor | Corpus,
         ram_bytes: int = 1 << 30,
+        device: str = "cpu",
         **more: Any,
     ) -> Report:
         spills = tmp_path / "spills"
@@ -79,7 +80,7 @@ def run(tmp_path: Path) -> Run:
                 require_sound(reference) if against else None,
                 ids if isinstance(ids, Corpus) else corpus(ids),
                 tool="dstools 0",
-                device="cpu",
+                device=device,
                 ram_bytes=ram_bytes,
                 folder=spills,
                 **more,
@@ -396,6 +397,16 @@ def test_the_keys_are_those_that_report_reads(moe: Any, run: Run) -> None:
 def test_spilled_to_the_disk_the_numbers_are_the_same_to_the_bit(moe: Any, run: Run) -> None:
     source, model, ids, *_ = moe
     assert run(model, source, ids, ram_bytes=0) == run(model, source, ids)
+
+
+@pytest.mark.gpu
+def test_the_figures_of_a_gpu_are_those_of_the_cpu(moe: Any, run: Run) -> None:
+    reference, model, ids, *_ = moe
+    ours, theirs = (run(model, reference, ids, device=each) for each in ("cuda", "cpu"))
+    assert ours.perplexity == pytest.approx(theirs.perplexity, rel=1e-5)
+    assert ours.kl_mean == pytest.approx(theirs.kl_mean, rel=1e-3)
+    assert ours.tokens == theirs.tokens
+    assert abs(ours.top1_agreement - theirs.top1_agreement) * ours.tokens <= 2  # ties
 
 
 @pytest.mark.parametrize("ram_bytes", [0, 1 << 30])

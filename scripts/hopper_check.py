@@ -1,0 +1,49 @@
+"""Run what needs a GPU, on a machine that has one: tests, then speeds. Prints card, versions and figures.
+
+    python scripts/hopper_check.py [arguments for pytest, such as -n 8]
+
+The tests are those marked `gpu`, and those of modules that use a GPU, or mind one, wherever it is. Exits with
+1 where something failed.
+"""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+MODULES = ["sft", "kd", "grpo", "training", "muon", "sampling"]
+BENCHES = [
+    ["bench_sft.py", "--device", "cuda", "--steps", "100", "--rounds", "3"],
+    ["bench_calibrate.py", "--device", "cuda"],
+]
+
+
+def main() -> None:
+    """Run all, and exit with 1 where something failed."""
+    if not torch.cuda.is_available():
+        sys.exit("error: torch finds no CUDA device\nhint: nvidia-smi tells what the driver sees")
+    packages = ("torch", "transformers", "trl", "accelerate")
+    versions = "  ".join(f"{name} {version(name)}" for name in packages)
+    print(f"{torch.cuda.get_device_name()}  Python {platform.python_version()}  {versions}")
+    pytest = [sys.executable, "-m", "pytest", "-q", *sys.argv[1:]]
+    commands = [
+        [*pytest, "-m", "gpu"],
+        [*pytest, *(f"tests/distill/test_{name}.py" for name in MODULES)],
+        *([sys.executable, f"scripts/{name}", *words] for name, *words in BENCHES),
+    ]
+    failed = [command for command in commands if run(command)]
+    sys.exit(bool(failed))
+
+
+def run(command: list[str]) -> int:
+    """Run a command at the root of the repository, and return its exit code."""
+    print("\n$", *command[1:], flush=True)
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+if __name__ == "__main__":
+    main()
