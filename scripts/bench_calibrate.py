@@ -5,7 +5,7 @@
                        [--device cuda]
 
 The layer has random weights and random tokens pass through it: times and memory are those of real ones,
-errors mean nothing. The hidden states are spilled to the disk: what --ram allows comes on top. Every expert sees every token, so each is rounded by a Hessian of its own, as in a
+errors mean nothing. On a GPU the first matrix after a Hessian also waits for that. The hidden states are spilled to the disk: what --ram allows comes on top. Every expert sees every token, so each is rounded by a Hessian of its own, as in a
 run of a million tokens. The figures for 671B are computed from FLOPs and labelled so.
 """
 
@@ -45,6 +45,8 @@ def main() -> None:
     parser.add_argument("--at-most-gib", type=float)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
+    if args.device == "cuda" and not has_gpu():
+        parser.error("torch finds no CUDA device")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         peak_gib, gpu_gib, seconds, cpu_seconds, matrices = measure(Path(folder), args)
     tokens = args.samples * args.seq_len
@@ -64,6 +66,13 @@ def main() -> None:
     print_extrapolation(args.device)
     if args.at_most_gib is not None and peak_gib > args.at_most_gib:
         sys.exit(f"error: more than {args.at_most_gib} GiB")
+
+
+def has_gpu() -> bool:
+    """Tell whether torch finds a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def measure(
@@ -179,7 +188,8 @@ def speeds(device: str) -> Iterator[tuple[str, float]]:
     start = time.perf_counter()
     (a @ a).sum().item()
     speed = 2 * 4096**3 / (time.perf_counter() - start)
-    yield f"{speed / 1e9:.0f} GFLOP/s, matmul on this {device}", speed
+    where = "this CPU" if device == "cpu" else torch.cuda.get_device_name()
+    yield f"{speed / 1e9:.0f} GFLOP/s, a float32 matmul of {where}", speed
     if device == "cpu":
         yield "40 TFLOP/s, 60 % of an H100 SXM's 67 in FP32 (data sheet)", 40e12
 

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "sample-v3"
 
 
@@ -61,7 +63,7 @@ SIZES = {"cpu": TINY, "cuda": HALF_B}
 
 
 def main() -> None:
-    """Time the three in turn and print tokens per CPU second, and ours against the others."""
+    """Time the three in turn and print tokens a second, and ours against the others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
@@ -69,6 +71,8 @@ def main() -> None:
     parser.add_argument("--one", choices=("ours", "trl", "bare"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device")
     if given.one:
         train = {"ours": ours, "trl": trl, "bare": bare}[given.one]
         result = train(given.folder, given.steps, SIZES[given.device])
@@ -106,8 +110,6 @@ def main() -> None:
 
 def print_limit(tokens_per_second: float, weights: int) -> None:
     """Print what a product of large bfloat16 matrices reaches on this card, and the share of it that trains."""
-    import torch
-
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for repeats in (3, 20):  # the first ones to warm up
         torch.cuda.synchronize()
@@ -159,8 +161,6 @@ def count_tokens(folder: Path) -> int:
 
 def clock() -> float:
     """Return CPU seconds, or those of the clock once the GPU has done all that it was given."""
-    import torch
-
     if not torch.cuda.is_available():
         return time.process_time()
     torch.cuda.synchronize()
@@ -212,7 +212,6 @@ def ours(folder: Path, steps: int, size: Size) -> dict[str, float]:
 
 def trl(folder: Path, steps: int, size: Size) -> dict[str, float]:
     """Run what a user of TRL would write, with the same configuration."""
-    import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl.trainer.sft_config import SFTConfig
@@ -261,7 +260,6 @@ def config_of(size: Size) -> Any:
 
 def bare(folder: Path, steps: int, size: Size) -> dict[str, float]:
     """Run a loop with nothing around it: no trainer, no log, no metric."""
-    import torch
     from datasets import Dataset
     from torch.nn.utils.rnn import pad_sequence
     from transformers import AutoModelForCausalLM, set_seed

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
 from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_distill.contamination import clean_prompts
-from dstools_distill.sampling import widening_config
+from dstools_distill.loading import load_model
 from dstools_distill.settings import Kd
 from dstools_distill.stage import Report, Work
 from dstools_distill.students import load_student, lora, optimizers, require_room
@@ -52,8 +51,6 @@ def kd(
         )
     probes = [prompt_text(tokens, messages) for messages in conversations[:PROBED]]
     check_identity(tokens, load_tokenizer(teacher), probes, teacher)
-    student = load_student(settings, model, None, tokens)
-    require_room(student, settings.max_completion_tokens, "kd.max_completion_tokens")
     config = DistillationConfig(
         **arguments(settings, work),
         beta=settings.beta,
@@ -61,16 +58,13 @@ def kd(
         max_completion_length=settings.max_completion_tokens,
         generation_kwargs={"eos_token_id": tokens.eos_token_id},
     )
-    master: Any = AutoModelForCausalLM.from_pretrained(
-        teacher,
-        config=widening_config(teacher),
-        dtype=student.dtype,
-        attn_implementation=settings.attention,
-    )
-    if not config.use_cpu:
+    student = load_student(settings, model, None, tokens)
+    require_room(student, settings.max_completion_tokens, "kd.max_completion_tokens")
+    master = load_model(teacher, student.dtype, attn_implementation=settings.attention)
+    if config.use_cpu:
+        master.set_experts_implementation("eager")  # of a MoE: on a CPU the others are slower
+    else:
         master.to("cuda")
-    elif hasattr(master.config, "n_routed_experts"):
-        master.set_experts_implementation("eager")  # on a CPU the others are slower
     rows = match_sizes(student, master)
     trainer = DistillationTrainer(
         student,

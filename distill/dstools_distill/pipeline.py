@@ -34,7 +34,9 @@ from dstools_distill.stage import (
 )
 
 log = logging.getLogger(__name__)
-REVISIONS = dict.fromkeys(STAGES, 2)  # one up when a stage's code gives other bytes for the same
+REVISIONS = dict.fromkeys(STAGES, 2) | dict.fromkeys(
+    ("generate", "kd", "eval"), 3
+)  # one up when a stage's code gives other bytes for the same
 JUDGE = ("latex2sympy2_extended", "math-verify", "mpmath", "reasoning_gym", "sympy")
 TRAINING = ("accelerate", "peft", "torch", "transformers", "trl")
 PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's bytes
@@ -131,8 +133,8 @@ class Pipeline:
             stage, REVISIONS[stage], self._settings(chain, stage), inputs, PACKAGES[stage]
         )
         done = find(self._store, identity)
-        is_alone = stage not in TRAINED or settings.parallel == "single"
-        if done is None and not is_alone and not is_launched():
+        wants_launch = stage in TRAINED and (settings.processes, settings.parallel) != (1, "single")
+        if done is None and wants_launch and not is_launched():
             self._launch(chain, stage)
             done = find(self._store, identity)
             assert done is not None, "the launched processes ended well and left nothing"

@@ -14,12 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError
 from dstools_distill import latent
+from dstools_distill.loading import load_model
 from dstools_distill.malloc import keep_freed_memory
 from dstools_distill.templates import end_token_id
 
@@ -56,7 +57,12 @@ class Sampler:
     ) -> None:
         if device == "cpu":
             keep_freed_memory()
-        loaded = _load(model, getattr(torch, precision), device)
+        elif not torch.cuda.is_available():
+            raise DstoolsError("device cuda: there is none here", 'device = "cpu"')
+        loaded = load_model(model, getattr(torch, precision), device_map=device)
+        if device == "cpu":
+            loaded.set_experts_implementation("eager")  # of a MoE; elsewhere it does nothing
+        latent.absorb(loaded)
         self.model = loaded.eval()
         self.tokenizer = tokenizer
         ends = loaded.generation_config.eos_token_id
@@ -159,58 +165,6 @@ class Sampler:
                 cache.batch_select_indices(lines)
                 ids, mask, position = ids[lines], mask[lines], position[lines]
         raise AssertionError("a count has no end")
-
-
-def _load(model: Path, dtype: torch.dtype, device: str) -> Any:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DstoolsError("device cuda: there is none here", 'device = "cpu"')
-    said = (
-        logging.get_verbosity()
-    )  # its report names unused weights of MTP layers, and what we raise
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        both: Any = AutoModelForCausalLM.from_pretrained(
-            model,
-            config=widening_config(model),
-            dtype=dtype,
-            device_map=device,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
-        reason = printable(str(error).strip().split("\n")[0])
-        raise DstoolsError(f"{model}: cannot be loaded: {reason}", LOAD_HINT) from error
-    finally:
-        logging.set_verbosity(said)
-    loaded, info = both
-    if lost := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
-        raise DstoolsError(
-            f"{model}: {len(lost)} weights are missing or of another shape, such as {lost[0]}",
-            "they would be random numbers; is the folder whole?",
-        )
-    if dtype == torch.float32 and all(each.itemsize > 1 for each in loaded.parameters()):
-        loaded = loaded.float()  # transformers widens FP8 alone, not what stands beside it in BF16
-    if device == "cpu":
-        loaded.set_experts_implementation("eager")  # of a MoE; elsewhere it does nothing
-    latent.absorb(loaded)
-    return loaded
-
-
-def widening_config(model: Path) -> Any:
-    """Return a folder's config, told to widen FP8 blocks as they are loaded.
-
-    transformers does so by itself where no GPU knows FP8; elsewhere it would compute in FP8, by kernels that it
-    fetches from the Hub, and gives them to a model on the CPU, too.
-    """
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
-    quantization = getattr(config, "quantization_config", None)
-    if quantization and quantization.get("quant_method") == "fp8":
-        quantization["dequantize"] = True
-    return config
-
-
-LOAD_HINT = "a model here is a folder of a causal language model that transformers has code for"
 
 
 def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:

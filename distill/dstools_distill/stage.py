@@ -233,8 +233,8 @@ def world_size() -> int:
 
 
 def is_launched() -> bool:
-    """Tell whether accelerate launch or torchrun started this process; one alone can be, too."""
-    return world_size() > 1 or "LOCAL_RANK" in os.environ
+    """Tell whether a launcher started this process, ours or another; one process alone can be, too."""
+    return world_size() > 1 or not {LOCKED, "LOCAL_RANK"}.isdisjoint(os.environ)
 
 
 def cpu_seconds() -> float:

@@ -105,7 +105,7 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
 def _check(settings: Training) -> None:
     """Refuse settings that contradict each other or this machine."""
     asked, parallel = settings.processes, settings.parallel
-    if parallel == ("single" if asked > 1 else "ddp"):
+    if (asked > 1 and parallel == "single") or (asked == 1 and parallel == "ddp"):
         raise DstoolsError(
             f"processes = {asked} and parallel = {parallel!r} contradict each other",
             'one process is "single", or a trial of "fsdp2", "zero2" or "zero3"; several are those or "ddp"',
@@ -190,6 +190,11 @@ def run(
 
 def check_launch(trainer: Any, settings: Training) -> None:
     """Raise DstoolsError unless the trainer runs the way that was asked for."""
+    if trainer.args.n_gpu > 1:
+        raise DstoolsError(
+            f"one process was asked for, and transformers would spread each batch over {trainer.args.n_gpu} GPUs",
+            "set CUDA_VISIBLE_DEVICES=0, or processes and parallel",
+        )
     accelerator = trainer.accelerator
     kind, processes = accelerator.distributed_type.name, accelerator.num_processes
     state = accelerator.state
@@ -319,5 +324,6 @@ def _launch_hint(settings: Training) -> str:
         return "start it without a launcher, or set processes and parallel"
     return (
         f"accelerate launch --config_file {launch_config(settings)} "
-        f"--num_processes {settings.processes} -m dstools distill ..., or let dstools start it"
+        f"--num_processes {settings.processes} -m dstools distill ...; or let dstools start it, without "
+        "LOCAL_RANK in the environment"
     )

@@ -273,7 +273,8 @@ def test_a_gpu_writes_what_verifies_the_same_bytes_twice_and_errors_of_the_cpu(
     assert notes.keys() == on_cpu.keys()
     for name, note in notes.items():
         assert note["method"] == on_cpu[name]["method"]
-        # a sum in another order moves a target across the middle of two codes here and there
+        # a sum in another order moves a target across the middle of two codes here and there, where either code
+        # is as good; on an H100 no error differed by as much as this
         assert note["error"] == pytest.approx(on_cpu[name]["error"], rel=0.01)
 
 

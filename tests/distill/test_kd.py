@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from dstools.cli import main
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.kd import check_identity, kd, match_sizes
@@ -114,6 +116,29 @@ def test_a_student_comes_nearer_to_its_teacher_on_its_own_answers(tmp_path: Path
         return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
 
     assert nats(out.folder) < 0.9 * nats(tmp_path / "student")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bf16-autocast", "bfloat16"])
+def test_a_teacher_in_fp8_teaches_a_student_of_any_precision(
+    precision: Any, tmp_path: Path
+) -> None:
+    made = CliRunner().invoke(main, ["quantize", str(TEACHER), str(tmp_path / "fp8")])
+    assert made.exit_code == 0, made.output
+    (tmp_path / "prompts").mkdir()
+    asked = [{"messages": [{"role": "user", "content": "1 + 2 ="}], "gold": None}] * 2
+    records.write(tmp_path / "prompts" / "records.jsonl", asked)
+    tiny(320).save_pretrained(tmp_path / "student")
+    tokenizer().save_pretrained(tmp_path / "student")
+    settings = Kd(
+        max_steps=1, batch_size=2, micro_batch_size=2, precision=precision,
+        max_completion_tokens=4, log_steps=1,
+    )  # fmt: skip
+    folders = tmp_path / "prompts", tmp_path / "student", tmp_path / "student"
+    report = kd(settings, *folders, "", tmp_path / "fp8", [], work(tmp_path / "out"))
+    assert report["steps"] == 1
+    (line,) = records.read(tmp_path / "out" / "curve.jsonl")
+    assert line["loss"] > 0
 
 
 def test_a_folder_without_prompts_is_named(tmp_path: Path) -> None:

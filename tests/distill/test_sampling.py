@@ -228,9 +228,10 @@ def test_greedy_answers_on_a_gpu_are_those_of_the_cpu(
 def test_bfloat16_and_fp8_blocks_are_sampled_on_a_gpu(
     copy: Path, tokenizer: Any, prompts: list[list[int]], tmp_path: Path
 ) -> None:
-    for folder in (quantized(copy, tmp_path / "fp8"), copy):
-        sampler = Sampler(folder, tokenizer, precision="bfloat16", device="cuda")
-        assert sampler.model.dtype == torch.bfloat16
+    fp8 = quantized(copy, tmp_path / "fp8")
+    for folder, precision in ((fp8, "float32"), (fp8, "bfloat16"), (copy, "bfloat16")):
+        sampler = Sampler(folder, tokenizer, precision=precision, device="cuda")  # type: ignore[arg-type]
+        assert sampler.model.dtype == getattr(torch, precision)
         found = sample(sampler, prompts, **GREEDY, batch_size=8)
         assert solved(found) >= len(SUMS) - 1
 

@@ -21,7 +21,7 @@ from dstools_distill.checkpoints import CHECKPOINTS, CURVE, WHOLE, Keeper, whole
 from dstools_distill.settings import Lora, Training
 from dstools_distill.stage import Work
 from dstools_distill.students import load_student
-from dstools_distill.training import arguments, launch_command, launch_config
+from dstools_distill.training import arguments, check_launch, launch_command, launch_config
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
 TWO = Training(processes=2, parallel="ddp")
@@ -49,6 +49,7 @@ def nothing() -> None:
         (Training(parallel="ddp"), "contradict each other", '"single"'),
         (Training(batch_size=6, micro_batch_size=4), "no multiple of micro_batch_size", "multiple"),
         (replace(TWO, parallel="fsdp2"), "fsdp2 needs GPUs", '"zero3"'),
+        (Training(parallel="fsdp2"), "fsdp2 needs GPUs", '"zero3"'),
         (replace(TWO, parallel="zero3", ema=0.9), "spreads each weight", "leave out"),
         (replace(TWO, parallel="zero3", lora=Lora()), "spreads each weight", "leave out"),
         (replace(TWO, parallel="zero2", precision="bfloat16"), "bfloat16 weights", "autocast"),
@@ -65,6 +66,24 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_is_laun
         with pytest.raises(DstoolsError, match=reason) as caught:
             refuse()
         assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("parallel", ["zero2", "zero3"])
+def test_one_process_may_try_what_several_will_do(parallel: Any) -> None:
+    command = launch_command(Training(parallel=parallel), [])
+    assert command[command.index("--num_processes") + 1] == "1"
+
+
+def test_one_process_that_would_use_several_gpus_is_refused() -> None:
+    """transformers then runs nn.DataParallel, on batches as many times as large."""
+
+    class Trainer:
+        class args:
+            n_gpu = 8
+
+    with pytest.raises(DstoolsError, match="each batch over 8 GPUs") as caught:
+        check_launch(Trainer(), Training())
+    assert "CUDA_VISIBLE_DEVICES=0" in caught.value.hint
 
 
 def test_several_processes_without_a_launcher_are_refused(tmp_path: Path) -> None:
