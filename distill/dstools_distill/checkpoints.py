@@ -22,8 +22,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dstools_converters.disk import sync, write_synced
+from dstools_distill.processes import rank
 from dstools_distill.settings import Training
-from dstools_distill.stage import Work, rank
+from dstools_distill.stage import Work
 
 CHECKPOINTS, CURVE, EMA, WHOLE = "checkpoints", "curve.jsonl", "ema.safetensors", "whole"
 

@@ -6,19 +6,18 @@ OUT/sft -> store/sft-...         what the recipe, as it stands, makes; or OUT/CH
 
 import logging
 import os
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import RESUME_HINT, DstoolsError, ShortfallError
+from dstools_converters.errors import DstoolsError, ShortfallError
 from dstools_distill.contamination import EVAL_INDEX
 from dstools_distill.places import Places
+from dstools_distill.processes import is_launched, launch, world_size
 from dstools_distill.recipe import PHASE, STAGES, TRAINED, Chain, Recipe
 from dstools_distill.settings import Eval, Prompts, Student
 from dstools_distill.stage import (
-    LOCKED,
     MANIFEST,
     Bar,
     Done,
@@ -27,10 +26,8 @@ from dstools_distill.stage import (
     digest,
     find,
     identify,
-    is_launched,
     read_manifest,
     run_stage,
-    world_size,
 )
 
 log = logging.getLogger(__name__)
@@ -148,23 +145,12 @@ class Pipeline:
 
     def _launch(self, chain: Chain, stage: str) -> None:
         """Run one training stage in several processes, each of which comes here again."""
-        from dstools_distill.training import launch_command
+        from dstools_distill.training import require_machine
 
+        require_machine(chain.stages[stage])
         words = [stage, os.fspath(self.recipe.path), "--out", os.fspath(self.places.out)]
         words += ["--chain", chain.name] if chain.name else []
-        command = launch_command(chain.stages[stage], words)
-        ran = subprocess.run(
-            command,
-            env=os.environ | {LOCKED: "1"},
-            stdout=2,  # each process tells what it did; on stdout we alone do
-            close_fds=False,  # the lock is held until the last of them has ended
-            check=False,
-        )
-        if ran.returncode:
-            raise DstoolsError(
-                f"{stage}: the launched processes ended with code {ran.returncode}",
-                f"their output stands above; {RESUME_HINT}",
-            )
+        launch(chain.stages[stage], words)
 
     def _settings(self, chain: Chain, stage: str) -> dict[str, Any]:
         """Return all settings that decide a stage's bytes."""

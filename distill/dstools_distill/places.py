@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
+from dstools_distill.processes import rank
 from dstools_distill.recipe import PHASE, STAGES, TRAINED, Chain, Recipe
 from dstools_distill.settings import Eval, Prompts
-from dstools_distill.stage import MANIFEST, rank
+from dstools_distill.stage import MANIFEST
 
 
 @dataclass(frozen=True)

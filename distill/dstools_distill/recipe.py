@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_distill import settings
+from dstools_distill.processes import check_settings
 
 TABLES: dict[str, type[Any]] = {  # in the order data flows
     "prompts": settings.Prompts,
@@ -209,12 +210,8 @@ def _chain(path: Path, name: str, tables: dict[str, Any], shared: dict[str, Any]
         )
     for stage in TRAINED:
         training = stages.get(stage)
-        if training and training.batch_size % (training.micro_batch_size * training.processes):
-            raise DstoolsError(
-                f"{where}: {stage}.batch_size: {training.batch_size} cannot be split over "
-                f"{training.processes} processes by {training.micro_batch_size}",
-                "it must be a multiple of micro_batch_size x processes",
-            )
+        if training:
+            check_settings(training, f"{where}: {stage}: ")
     if {"verify", "render"} <= stages.keys() and "select" not in stages:
         raise DstoolsError(
             f"{where}: has [verify] and [render], and no [select] between them: "

@@ -28,12 +28,10 @@ from typing import Any, NamedTuple
 from dstools_converters.disk import sync, write_synced
 from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors
 from dstools_distill import records
+from dstools_distill.processes import LOCKED, rank
 
 Report = dict[str, Any]  # what a stage says of itself: JSON, the same bytes for the same inputs
 MANIFEST, TIMING, JOURNAL = "manifest.json", "timing.json", "journal.jsonl"
-LOCKED = (
-    "DSTOOLS_DISTILL_LOCKED"  # in the environment of processes that the holder of the lock starts
-)
 CHUNK_ROWS = 1024
 WHOLE_BYTES = 64 << 20  # larger files of a model are told apart by size and pieces all over them:
 SPREAD, SPREAD_BYTES = 1024, 4096  # a weight that takes a hundredth of the file holds ten
@@ -220,21 +218,6 @@ def locked(out: Path) -> Iterator[None]:
             ) from None
         os.set_inheritable(file.fileno(), True)  # processes that a launcher starts hold it, too
         yield
-
-
-def rank() -> int:
-    """Return the number of this process among those that accelerate launch or torchrun started; 0 alone."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """Return the number of processes that accelerate launch or torchrun started; 1 without them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_launched() -> bool:
-    """Tell whether a launcher started this process, ours or another; one process alone can be, too."""
-    return world_size() > 1 or not {LOCKED, "LOCAL_RANK"}.isdisjoint(os.environ)
 
 
 def cpu_seconds() -> float:

@@ -131,13 +131,6 @@ def optimizers(settings: Training, model: Any) -> tuple[Any, None]:
     """Return the optimizer and scheduler to hand to a trainer; None where it makes its own."""
     if settings.optimizer != "muon":
         return None, None
-    if settings.parallel in ("fsdp2", "zero2", "zero3"):
-        raise DstoolsError(
-            f"muon needs each weight whole, and {settings.parallel} spreads it or its gradient",
-            'parallel = "ddp", or another optimizer',
-        )
-    if settings.lora:
-        raise DstoolsError("muon trains whole weights, not lora's", "choose another optimizer")
     muon = Muon(
         model,
         lr=settings.learning_rate,

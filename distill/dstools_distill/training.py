@@ -15,9 +15,7 @@ import copy
 import logging
 import os
 import shutil
-import sys
 from difflib import get_close_matches
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,8 +37,14 @@ from transformers.utils.logging import disable_progress_bar
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill.checkpoints import CHECKPOINTS, Keeper
 from dstools_distill.malloc import keep_freed_memory
+from dstools_distill.processes import (
+    check_settings,
+    launch_hint,
+    require_launcher,
+    world_size,
+)
 from dstools_distill.settings import Training
-from dstools_distill.stage import Report, Work, world_size
+from dstools_distill.stage import Report, Work
 from dstools_distill.templates import end_token_id
 
 log = logging.getLogger(__name__)
@@ -56,12 +60,12 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
 
     Raises DstoolsError where the settings contradict each other or the processes that run.
     """
-    _check(settings)
+    require_machine(settings)
     running = world_size()
     if running != settings.processes:
         raise DstoolsError(
             f"processes = {settings.processes} were asked for, and {running} run",
-            _launch_hint(settings),
+            launch_hint(settings),
         )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
@@ -102,43 +106,24 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
     }
 
 
-def _check(settings: Training) -> None:
-    """Refuse settings that contradict each other or this machine."""
-    asked, parallel = settings.processes, settings.parallel
-    if (asked > 1 and parallel == "single") or (asked == 1 and parallel == "ddp"):
-        raise DstoolsError(
-            f"processes = {asked} and parallel = {parallel!r} contradict each other",
-            'one process is "single", or a trial of "fsdp2", "zero2" or "zero3"; several are those or "ddp"',
-        )
+def require_machine(settings: Training) -> None:
+    """Raise DstoolsError for settings that contradict each other, or what is installed here."""
+    check_settings(settings)
+    require_launcher()
+    parallel = settings.parallel
     if settings.optimizer != "muon" and settings.optimizer not in {o.value for o in OptimizerNames}:
         near = get_close_matches(settings.optimizer, [o.value for o in OptimizerNames], 3)
         raise DstoolsError(
             f"optimizer: {printable(settings.optimizer)} is not known",
             f"muon, or one of transformers', such as {', '.join(near) or 'adamw_torch_fused'}",
         )
-    at_once = settings.micro_batch_size * asked
-    if settings.batch_size % at_once:
-        raise DstoolsError(
-            f"batch_size = {settings.batch_size} is no multiple of micro_batch_size x processes = {at_once}",
-            "choose batch_size as such a multiple; what is not done at once is accumulated",
-        )
     if parallel == "fsdp2" and not torch.cuda.is_available():
         raise DstoolsError(
             "fsdp2 needs GPUs: on CPUs accelerate runs plain data parallelism in its place",
-            'choose parallel = "ddp", "zero2" or "zero3"',
+            f'choose parallel = "{"single" if settings.processes == 1 else "ddp"}", "zero2" or "zero3"',
         )
     if parallel.startswith("zero") and find_spec("deepspeed") is None:
         raise DstoolsError(f"{parallel} needs DeepSpeed", "pip install deepspeed")
-    if parallel in ("fsdp2", "zero3") and (settings.ema or settings.lora):
-        raise DstoolsError(
-            f"{parallel} spreads each weight over processes; ema and lora need it whole",
-            'choose parallel = "zero2" or "ddp", or leave out ema and lora',
-        )
-    if parallel.startswith("zero") and settings.precision == "bfloat16":
-        raise DstoolsError(
-            f"{parallel} does not train bfloat16 weights alone",
-            'precision = "bf16-autocast" is bfloat16 weights with float32 masters under DeepSpeed',
-        )
 
 
 # ---------------------------------------------------------------------------------------- the run
@@ -212,7 +197,7 @@ def check_launch(trainer: Any, settings: Training) -> None:
         raise DstoolsError(
             f"parallel = {settings.parallel!r} with {settings.processes} processes was asked for, "
             f"and {kind} with {processes} runs",
-            _launch_hint(settings),
+            launch_hint(settings),
         )
 
 
@@ -235,7 +220,7 @@ class _Sharded(TrainerCallback):
             raise DstoolsError(
                 f"{len(whole)} of {len(parameters)} parameters are whole in each process, "
                 f"and parallel = {self.settings.parallel!r} was asked for",
-                _launch_hint(self.settings),
+                launch_hint(self.settings),
             )
 
 
@@ -295,35 +280,3 @@ def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
     config.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None))
     config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     return config
-
-
-# ------------------------------------------------------------------------------------- the launch
-
-
-def launch_command(settings: Training, arguments: list[str]) -> list[str]:
-    """Return the command that runs `dstools distill` with `arguments` in the processes asked for.
-
-    Raises DstoolsError where the settings contradict each other or this machine.
-    """
-    _check(settings)
-    return [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--config_file", os.fspath(launch_config(settings))),
-        *("--num_processes", str(settings.processes), "--main_process_port", "0"),
-        *("-m", "dstools", "distill", *arguments),
-    ]
-
-
-def launch_config(settings: Training) -> Path:
-    """Return the shipped config of accelerate for `settings.parallel`."""
-    return Path(str(files("dstools_distill") / "launch" / f"{settings.parallel}.yaml"))
-
-
-def _launch_hint(settings: Training) -> str:
-    if settings.parallel == "single":
-        return "start it without a launcher, or set processes and parallel"
-    return (
-        f"accelerate launch --config_file {launch_config(settings)} "
-        f"--num_processes {settings.processes} -m dstools distill ...; or let dstools start it, without "
-        "LOCAL_RANK in the environment"
-    )

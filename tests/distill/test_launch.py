@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from dstools_distill.processes import launch_command, launch_config
 from dstools_distill.settings import Sft
-from dstools_distill.training import launch_command, launch_config
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
 HERE = Path(__file__).parent
@@ -61,7 +61,7 @@ def stop(self, args, state, control, **given):
         raise Stopped
 
 if kind == "refused":
-    training._check = lambda settings: None  # only what runs is left to look at
+    training.require_machine = lambda settings: None  # only what runs is left to look at
     for name in ("fsdp2", "zero3"):
         refused(replace(SHORT, processes=2, parallel=name))
     raise SystemExit

@@ -129,8 +129,9 @@ WRONG = [
     ('[sft]\n[student]\nmodel = "m"\ninit = { a = 1 }\n', "has both model and init", ""),
     (
         '[sft]\nbatch_size = 6\nmicro_batch_size = 4\n[student]\nmodel = "m"\n',
-        "sft.batch_size: 6 cannot be split over 1 processes by 4", "multiple",
+        "sft: batch_size = 6 is no multiple of micro_batch_size x processes = 4", "multiple",
     ),
+    ('[sft]\nparallel = "ddp"\n[student]\nmodel = "m"\n', "sft: processes = 1 and parallel = 'ddp'", "trial"),
     ('[sft]\nbetas = [0.9]\n[student]\nmodel = "m"\n', "sft.betas: has not 2 items", ""),
     ("seeds = [0, -1]\n[verify]\n", "seeds: -1 is no seed", ""),
     ("[verify]\n[arms]\nverify = {}\n", "verify is a stage's name", ""),

@@ -18,10 +18,11 @@ from transformers import AutoTokenizer
 from dstools_converters.errors import DstoolsError
 from dstools_distill import training
 from dstools_distill.checkpoints import CHECKPOINTS, CURVE, WHOLE, Keeper, whole_checkpoints
+from dstools_distill.processes import launch_command, launch_config
 from dstools_distill.settings import Lora, Training
 from dstools_distill.stage import Work
 from dstools_distill.students import load_student
-from dstools_distill.training import arguments, check_launch, launch_command, launch_config
+from dstools_distill.training import arguments, check_launch, require_machine
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
 TWO = Training(processes=2, parallel="ddp")
@@ -53,6 +54,9 @@ def nothing() -> None:
         (replace(TWO, parallel="zero3", ema=0.9), "spreads each weight", "leave out"),
         (replace(TWO, parallel="zero3", lora=Lora()), "spreads each weight", "leave out"),
         (replace(TWO, parallel="zero2", precision="bfloat16"), "bfloat16 weights", "autocast"),
+        (replace(TWO, parallel="zero2", optimizer="muon"), "muon needs each weight", '"ddp"'),
+        (Training(parallel="zero2", optimizer="muon"), "muon needs each weight", '"single"'),
+        (Training(optimizer="muon", lora=Lora()), "muon trains whole weights", "another"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_before_anything_is_launched(
@@ -61,7 +65,7 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_is_laun
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for refuse in (
         lambda: arguments(settings, work(tmp_path)),
-        lambda: launch_command(settings, []),
+        lambda: require_machine(settings),
     ):
         with pytest.raises(DstoolsError, match=reason) as caught:
             refuse()
@@ -70,6 +74,7 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_is_laun
 
 @pytest.mark.parametrize("parallel", ["zero2", "zero3"])
 def test_one_process_may_try_what_several_will_do(parallel: Any) -> None:
+    require_machine(Training(parallel=parallel))
     command = launch_command(Training(parallel=parallel), [])
     assert command[command.index("--num_processes") + 1] == "1"
 
@@ -104,7 +109,7 @@ def test_one_process_under_a_launcher_is_refused(
 def test_zero_without_deepspeed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "find_spec", lambda name: None)
     with pytest.raises(DstoolsError, match="needs DeepSpeed") as caught:
-        launch_command(replace(TWO, parallel="zero2"), [])
+        require_machine(replace(TWO, parallel="zero2"))
     assert caught.value.hint == "pip install deepspeed"
 
 

@@ -5,6 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -454,6 +457,47 @@ def test_a_launched_run_prints_one_json_object_and_trains_what_one_process_does(
         for folder in (recipe.with_suffix(""), out)
     ]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_launched_processes_end_with_the_one_that_started_them(recipe: Path, ran: Result) -> None:
+    """Killed without notice, as a scheduler may; the lock is free, and the same command ends what is left."""
+    path = recipe.with_name("killed.toml")
+    text = recipe.read_text().replace("max_steps = 2", "max_steps = 100000")
+    path.write_text(text.replace("[sft]", '[sft]\nparallel = "zero2"'))
+    out = recipe.with_name("killed")
+    shutil.copytree(recipe.with_suffix(""), out, symlinks=True)
+    command = [sys.executable, "-m", "dstools", "distill", "sft", str(path)]
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    started = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: any(curve.stat().st_size for curve in out.glob("store/*/curve.jsonl")
+                             if curve.parent.name.endswith(".incomplete")))  # fmt: skip
+        assert len(running(path)) > 1
+    finally:
+        started.kill()
+        started.wait()
+    wait_for(lambda: not running(path))
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float = 90) -> None:
+    until = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def running(path: Path) -> list[str]:
+    """The processes that have the path among their arguments."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(path).encode() in each.read_bytes().split(b"\0"):
+                found.append(each.parent.name)
+    return found
 
 
 def test_a_launcher_may_run_training_alone(
