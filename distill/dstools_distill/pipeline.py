@@ -31,9 +31,8 @@ from dstools_distill.stage import (
 )
 
 log = logging.getLogger(__name__)
-REVISIONS = dict.fromkeys(STAGES, 2) | dict.fromkeys(
-    ("generate", "kd", "eval"), 3
-)  # one up when a stage's code gives other bytes for the same
+# one up when a stage's code gives other bytes for the same
+REVISIONS = dict.fromkeys(STAGES, 2) | {"generate": 3, "kd": 3, "eval": 3}
 JUDGE = ("latex2sympy2_extended", "math-verify", "mpmath", "reasoning_gym", "sympy")
 TRAINING = ("accelerate", "peft", "torch", "transformers", "trl")
 PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's bytes

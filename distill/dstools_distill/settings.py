@@ -161,7 +161,7 @@ class Training:
     seed: int = 0
     save_steps: int = 0  # a checkpoint to resume from; 0: ten in a run
     log_steps: int = 10
-    processes: int = 1  # with fsdp2, zero2 and zero3: a trial on one GPU
+    processes: int = 1  # with fsdp2, zero2 and zero3: a trial of the launch
     parallel: Parallel = "single"
 
 
