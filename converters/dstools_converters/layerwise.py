@@ -126,7 +126,7 @@ class Runner:
         for first, last in slabs(0, info.shape[0], 1, info.shape[1] * 4):
             begin, end = torch.searchsorted(ordered, torch.tensor([first, last])).tolist()
             if begin < end:
-                table = restored(self.inventory, info, first, last)
+                table = restored_rows(self.inventory, info, first, last)
                 for part in torch.split(order[begin:end], TOKENS_AT_A_TIME):
                     out.scatter(part, table[ids[part] - first])
         return out
@@ -283,12 +283,12 @@ class Runner:
 
     def load(self, name: str) -> Tensor:
         """Return a whole tensor as float32, FP8 as code times scale."""
-        info = self.inventory.tensors[name]
-        return self.load_rows(name, 0, info.numel // columns(info)).view(info.shape)
+        return restored(self.inventory, self.inventory.tensors[name]).to(self.device)
 
     def load_rows(self, name: str, first: int, last: int) -> Tensor:
         """Return rows [first, last) as `load` does; FP8 from the first row of a block on."""
-        return restored(self.inventory, self.inventory.tensors[name], first, last).to(self.device)
+        info = self.inventory.tensors[name]
+        return restored_rows(self.inventory, info, first, last).to(self.device)
 
     def _batches(self, rows: int) -> Iterator[tuple[int, int]]:
         """Yield spans of whole samples."""
@@ -298,7 +298,12 @@ class Runner:
             yield begin, min(begin + step, rows)
 
 
-def restored(inventory: Inventory, info: TensorInfo, first: int, last: int) -> Tensor:
+def restored(inventory: Inventory, info: TensorInfo) -> Tensor:
+    """Return a whole tensor in memory of its own, float32, in its shape; raises as `restored_rows`."""
+    return restored_rows(inventory, info, 0, info.numel // columns(info)).view(info.shape)
+
+
+def restored_rows(inventory: Inventory, info: TensorInfo, first: int, last: int) -> Tensor:
     """Return rows [first, last) in memory of their own, float32 [rows, columns].
 
     Raises DstoolsError for NaN or infinity, of which every later layer would be full.

@@ -17,7 +17,6 @@ from dstools_converters.checkpoint import open_checkpoint
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.inventory import require_sound
 from dstools_converters.layerwise import restored
-from dstools_converters.rows import columns
 
 LOAD_HINT = "a model here is a folder of a causal language model that transformers has code for"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -73,8 +72,6 @@ def _widened(model: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     with open_checkpoint(model) as checkpoint:
         inventory = require_sound(checkpoint)
         for info, _ in inventory.weights():
-            whole = restored(inventory, info, 0, info.numel // columns(info)).view(info.shape)
-            found[info.name] = whole.to(
-                dtype if info.name in inventory.scales else DTYPES[info.dtype]
-            )
+            kept = dtype if info.name in inventory.scales else DTYPES[info.dtype]
+            found[info.name] = restored(inventory, info).to(kept)
     return found
