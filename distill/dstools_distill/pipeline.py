@@ -371,22 +371,21 @@ class Pipeline:
 
 def _read_from(chain: Chain, stage: str) -> dict[str, str]:
     """Return which stages of its own chain a stage reads, by the name of the input."""
-    earlier = [name for name in chain.stages if STAGES.index(name) < STAGES.index(stage)]
-    trained = [name for name in earlier if name in TRAINED][-1:]
-    data = [name for name in earlier if name not in (*TRAINED, "prompts")][-1:]
+    model, data = chain.trained_before(stage), chain.data_before(stage)
     match stage:
         case "prompts":
-            return {}
+            found: dict[str, str | None] = {}
         case "generate":
-            return {"prompts": "prompts"}
+            found = {"prompts": "prompts"}
         case "sft":
-            return {"rows": "render"}
+            found = {"rows": "render"}
         case "kd" | "grpo":
-            return {"prompts": "prompts", **dict(zip(("model",), trained, strict=False))}
+            found = {"prompts": "prompts", "model": model}
         case "eval":
-            return dict(zip(("after",), trained, strict=False))
+            found = {"after": model}
         case _:
-            return dict(zip(("samples",), data, strict=False))
+            found = {"samples": data}
+    return {name: earlier for name, earlier in found.items() if earlier is not None}
 
 
 def _numbered(name: str, paths: Sequence[Path | None]) -> dict[str, Path]:

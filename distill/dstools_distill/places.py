@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.processes import rank
-from dstools_distill.recipe import PHASE, STAGES, TRAINED, Chain, Recipe
+from dstools_distill.recipe import PHASE, Chain, Recipe
 from dstools_distill.settings import Eval, Prompts
 from dstools_distill.stage import MANIFEST
 
@@ -76,21 +76,18 @@ class Places:
 
     def before(self, chain: Chain, stage: str) -> Path:
         """Return the folder of the last data stage before this one."""
-        order = [name for name in STAGES[: STAGES.index(stage)] if name in chain.stages]
-        order = [name for name in order if name not in (*TRAINED, "prompts")]
-        if not order:
+        earlier = chain.data_before(stage)
+        if earlier is None:
             raise DstoolsError(
                 f"{self.recipe.path}: {stage} has nothing to work on", "the recipe needs [generate]"
             )
-        return self.finished(chain, order[-1])
+        return self.finished(chain, earlier)
 
     def trained(self, chain: Chain, *, before: str) -> Path:
         """Return the model that the last training before a stage left, or the student's own."""
-        earlier = [name for name in TRAINED if name in chain.stages]
-        if before in TRAINED:
-            earlier = [name for name in earlier if TRAINED.index(name) < TRAINED.index(before)]
-        if earlier:
-            return self.finished(chain, earlier[-1])
+        earlier = chain.trained_before(before)
+        if earlier is not None:
+            return self.finished(chain, earlier)
         model = self.student(chain)
         if model is None:
             raise DstoolsError(

@@ -76,6 +76,19 @@ class Chain:
     index: tuple[str, ...]  # benchmarks of the chain's [decontaminate], or of the recipe's
     judge: settings.Verify  # how the chain's right answers are told: its [verify], or the recipe's
 
+    def data_before(self, stage: str) -> str | None:
+        """Return the last stage before this one that leaves samples or rows."""
+        found = [name for name in self._before(stage) if name not in (*TRAINED, "prompts")]
+        return found[-1] if found else None
+
+    def trained_before(self, stage: str) -> str | None:
+        """Return the last stage before this one that leaves a model."""
+        found = [name for name in self._before(stage) if name in TRAINED]
+        return found[-1] if found else None
+
+    def _before(self, stage: str) -> list[str]:
+        return [name for name in STAGES[: STAGES.index(stage)] if name in self.stages]
+
 
 @dataclass(frozen=True)
 class Recipe:
