@@ -242,26 +242,25 @@ def golds_differ(one: Record, other: Record, referee: Referee) -> bool:
 
 def _fates(settings: Prompts, read: _Read) -> tuple[list[str], list[int]]:
     """Return why each row goes, "" where it stays, and which one it repeats, -1 where none."""
-    with read.path.open("rb") as file, closing(Referee(Verify.timeout_seconds)) as referee:
+    with read.path.open("rb") as file:
 
-        def differ(one: int, other: int) -> bool:
-            file.seek(read.offsets[one])
-            first = json.loads(file.readline())
-            file.seek(read.offsets[other])
-            return golds_differ(first, json.loads(file.readline()), referee)
+        def record(number: int) -> Record:
+            file.seek(read.offsets[number])
+            found: Record = json.loads(file.readline())
+            return found
 
-        reasons, others = exact(read.digests, read.golds, differ)
-    if settings.near_duplicates:
-        alive = np.array([not reason for reason in reasons])
-        with read.path.open("rb") as file:
-
-            def text(number: int) -> str:
-                file.seek(read.offsets[number])
-                return said(json.loads(file.readline()))
-
-            found = near(read.signatures(), read.golds, alive, text, settings.near_duplicates)
-        for number in np.flatnonzero(alive).tolist():
-            reasons[number], others[number] = found.reasons[number], found.others[number]
+        with closing(Referee(Verify.timeout_seconds)) as referee:
+            reasons, others = exact(
+                read.digests, read.golds, lambda a, b: golds_differ(record(a), record(b), referee)
+            )
+        if settings.near_duplicates:
+            alive = np.array([not reason for reason in reasons])
+            found = near(
+                read.signatures(), read.golds, alive, lambda number: said(record(number)),
+                settings.near_duplicates,
+            )  # fmt: skip
+            for number in np.flatnonzero(alive).tolist():
+                reasons[number], others[number] = found.reasons[number], found.others[number]
     low, high = settings.min_difficulty, settings.max_difficulty
     difficulties = read.difficulties
     for number in np.flatnonzero((difficulties < low) | (difficulties > high)).tolist():
