@@ -5,8 +5,9 @@
                        [--device cuda]
 
 The layer has random weights and random tokens pass through it: times and memory are those of real ones,
-errors mean nothing. On a GPU the first matrix after a Hessian also waits for that. The hidden states are spilled to the disk: what --ram allows comes on top. Every expert sees every token, so each is rounded by a Hessian of its own, as in a
-run of a million tokens. The figures for 671B are computed from FLOPs and labelled so.
+errors mean nothing. The hidden states are spilled to the disk: what --ram allows comes on top. Every expert sees
+every token, so each is rounded by a Hessian of its own, as in a run of a million tokens. On a GPU the first matrix
+after a Hessian also waits for that. The figures for 671B are computed from FLOPs and labelled so.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 SCRIPTS = Path(__file__).parent
 LINE = re.compile(r"calibrate: (\S+) \[(\d+), (\d+)\]: (\w+), .*, ([\d.]+) s$")
@@ -45,7 +48,7 @@ def main() -> None:
     parser.add_argument("--at-most-gib", type=float)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
-    if args.device == "cuda" and not has_gpu():
+    if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         peak_gib, gpu_gib, seconds, cpu_seconds, matrices = measure(Path(folder), args)
@@ -53,8 +56,6 @@ def main() -> None:
     print(f"{tokens} tokens, {args.experts} experts: {seconds:.0f} s ({cpu_seconds:.0f} CPU-s)")
     print(f"peak memory {peak_gib:.2f} GiB, hidden states on the disk (--ram 0)")
     if args.device == "cuda":
-        import torch
-
         print(f"on {torch.cuda.get_device_name()}, its peak {gpu_gib:.2f} GiB")
     for (role, rows, cols), times in sorted(matrices.items()):
         gflop = rounding_flops(rows, cols) / 1e9
@@ -68,13 +69,6 @@ def main() -> None:
         sys.exit(f"error: more than {args.at_most_gib} GiB")
 
 
-def has_gpu() -> bool:
-    """Tell whether torch finds a CUDA device."""
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def measure(
     folder: Path, args: argparse.Namespace
 ) -> tuple[float, float, float, float, dict[tuple[str, int, int], list[float]]]:
@@ -84,10 +78,9 @@ def measure(
     make = [sys.executable, SCRIPTS / "make_checkpoint.py", "v3-layer", source, "--gb", f"{gb}"]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     tokens = json.dumps({"samples": args.samples, "seq_len": args.seq_len})
-    how = [tokens, args.device]
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, __file__, "--child", source, folder / "out", *how],
+        [sys.executable, __file__, "--child", source, folder / "out", tokens, args.device],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -106,8 +99,6 @@ def measure(
 def child(source: str, out: str, tokens: str, device: str) -> None:
     """Calibrate with random tokens; print peak memory and CPU seconds."""
     import logging
-
-    import torch
 
     from dstools_converters.calibrate import calibrate
     from dstools_converters.checkpoint import open_checkpoint
@@ -181,8 +172,6 @@ def print_extrapolation(device: str) -> None:
 
 def speeds(device: str) -> Iterator[tuple[str, float]]:
     """Yield what the computation is divided by: a float32 matmul here, and an H100's."""
-    import torch
-
     a = torch.randn(4096, 4096, device=device)
     (a @ a).sum().item()
     start = time.perf_counter()
