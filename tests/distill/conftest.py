@@ -73,6 +73,19 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 
 
 @pytest.fixture(scope="session")
+def sample_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model as `dstools quantize` writes it."""
+    from click.testing import CliRunner
+
+    from dstools.cli import main
+
+    out = tmp_path_factory.mktemp("quantized") / "fp8"
+    made = CliRunner().invoke(main, ["quantize", str(SAMPLE), str(out)])
+    assert made.exit_code == 0, made.output
+    return out
+
+
+@pytest.fixture(scope="session")
 def tokenizer_of(tokenizer_folder: Callable[[str], Path]) -> Callable[..., Any]:
     """tokenizer_of(name, template=""): as `load_tokenizer` gives it, loaded once; leave it as it is."""
     from dstools_distill.templates import load_tokenizer

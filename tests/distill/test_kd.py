@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from dstools.cli import main
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.kd import check_identity, kd, match_sizes
@@ -121,10 +119,8 @@ def test_a_student_comes_nearer_to_its_teacher_on_its_own_answers(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bf16-autocast", "bfloat16"])
 def test_a_teacher_in_fp8_teaches_a_student_of_any_precision(
-    precision: Any, tmp_path: Path
+    precision: Any, sample_fp8: Path, tmp_path: Path
 ) -> None:
-    made = CliRunner().invoke(main, ["quantize", str(TEACHER), str(tmp_path / "fp8")])
-    assert made.exit_code == 0, made.output
     (tmp_path / "prompts").mkdir()
     asked = [{"messages": [{"role": "user", "content": "1 + 2 ="}], "gold": None}] * 2
     records.write(tmp_path / "prompts" / "records.jsonl", asked)
@@ -135,7 +131,7 @@ def test_a_teacher_in_fp8_teaches_a_student_of_any_precision(
         max_completion_tokens=4, log_steps=1,
     )  # fmt: skip
     folders = tmp_path / "prompts", tmp_path / "student", tmp_path / "student"
-    report = kd(settings, *folders, "", tmp_path / "fp8", [], work(tmp_path / "out"))
+    report = kd(settings, *folders, "", sample_fp8, [], work(tmp_path / "out"))
     assert report["steps"] == 1
     (line,) = records.read(tmp_path / "out" / "curve.jsonl")
     assert line["loss"] > 0

@@ -191,20 +191,10 @@ def test_special_tokens_stay_in_the_text(copy: Path, prompts: list[list[int]]) -
     assert answer.text.count("</think>") == 1
 
 
-def quantized(model: Path, out: Path) -> Path:
-    from click.testing import CliRunner
-
-    from dstools.cli import main
-
-    made = CliRunner().invoke(main, ["quantize", str(model), str(out)])
-    assert made.exit_code == 0, made.output
-    return out
-
-
 def test_bfloat16_and_fp8_blocks_are_sampled_too(
-    copy: Path, tokenizer: Any, prompts: list[list[int]], tmp_path: Path
+    sample_fp8: Path, tokenizer: Any, prompts: list[list[int]]
 ) -> None:
-    for folder, precision in ((quantized(copy, tmp_path / "fp8"), "float32"), (copy, "bfloat16")):
+    for folder, precision in ((sample_fp8, "float32"), (SAMPLE, "bfloat16")):
         sampler = Sampler(folder, tokenizer, precision=precision)  # type: ignore[arg-type]
         assert sampler.model.dtype == getattr(torch, precision)
         found = sample(sampler, prompts, **GREEDY, batch_size=8)
@@ -226,10 +216,11 @@ def test_greedy_answers_on_a_gpu_are_those_of_the_cpu(
 
 @pytest.mark.gpu
 def test_bfloat16_and_fp8_blocks_are_sampled_on_a_gpu(
-    copy: Path, tokenizer: Any, prompts: list[list[int]], tmp_path: Path
+    sample_fp8: Path, tokenizer: Any, prompts: list[list[int]]
 ) -> None:
-    fp8 = quantized(copy, tmp_path / "fp8")
-    for folder, precision in ((fp8, "float32"), (fp8, "bfloat16"), (copy, "bfloat16")):
+    for folder, precision in (
+        (sample_fp8, "float32"), (sample_fp8, "bfloat16"), (SAMPLE, "bfloat16"),
+    ):  # fmt: skip
         sampler = Sampler(folder, tokenizer, precision=precision, device="cuda")  # type: ignore[arg-type]
         assert sampler.model.dtype == getattr(torch, precision)
         found = sample(sampler, prompts, **GREEDY, batch_size=8)
