@@ -11,10 +11,10 @@ from dstools.options import progress_bar
 from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
-    from dstools_converters.corpus import Corpus
-    from dstools_converters.inventory import Inventory
-    from dstools_converters.plan import Calibration, Method, Plan
-    from dstools_converters.stream import Sink
+    from dstools_converters.checkpoint.inventory import Inventory
+    from dstools_converters.layerwise.corpus import Corpus
+    from dstools_converters.plan.plan import Calibration, Method, Plan
+    from dstools_converters.write.stream import Sink
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Calibrator:
         """Run the model, and fill the sink with what the plan leaves to it."""
         import torch
 
-        from dstools_converters.calibrate import calibrate, layer_bytes
+        from dstools_converters.layerwise.calibrate import calibrate, layer_bytes
 
         with progress_bar(sum(layer_bytes(plan)), "calibrate") as progress:
             calibrate(
@@ -63,8 +63,8 @@ def read_calibration(inventory: "Inventory", options: Options, threads: int) -> 
     Raises DstoolsError where the data are not usable, or a model cannot be run here.
     """
     require_torch(options.device)
-    from dstools_converters.corpus import read_corpus
-    from dstools_converters.plan import Calibration
+    from dstools_converters.layerwise.corpus import read_corpus
+    from dstools_converters.plan.plan import Calibration
 
     require_length(inventory, options.seq_len)
     corpus = read_corpus(
@@ -88,7 +88,7 @@ def read_calibration(inventory: "Inventory", options: Options, threads: int) -> 
 
 def require_length(inventory: "Inventory", seq_len: int) -> None:
     """Raise DstoolsError where the model cannot be run, or not on samples of this length."""
-    from dstools_converters.architecture import read_architecture
+    from dstools_converters.model.architecture import read_architecture
 
     architecture = read_architecture(inventory.checkpoint.config)
     mtp, known = inventory.model.num_mtp_layers, inventory.checkpoint.config

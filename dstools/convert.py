@@ -14,8 +14,8 @@ from dstools.options import hint, progress_bar, show, size, terminal
 from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
-    from dstools_converters.plan import Plan
-    from dstools_converters.stream import Sink
+    from dstools_converters.plan.plan import Plan
+    from dstools_converters.write.stream import Sink
 
 
 def convert(
@@ -29,7 +29,7 @@ def convert(
     calibrate: "Callable[[Plan, Sink], None] | None" = None,
 ) -> None:
     """Run the plan with a progress bar, or print it where only that was asked for."""
-    from dstools_converters.stream import run
+    from dstools_converters.write.stream import run
 
     if dry_run:
         _show_plan(plan, as_json)

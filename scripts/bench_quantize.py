@@ -78,8 +78,8 @@ def floor(source: Path, out: Path, workers: int) -> None:
 
     In a process of its own: a child's peak RSS counts what its parent held when it forked.
     """
-    from dstools_converters.checkpoint import open_checkpoint
-    from dstools_kernels import block_fp8
+    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools_kernels.formats import block_fp8
 
     checkpoint = open_checkpoint(source)
     tensors = [info for info in checkpoint.tensors.values() if info.dtype == "BF16"]

@@ -189,7 +189,7 @@ def timed_training() -> Any:
 
 def settings(steps: int, size: Size) -> Any:
     """Return the settings of the run."""
-    from dstools_distill.settings import Sft
+    from dstools_distill.recipe.settings import Sft
 
     return Sft(
         learning_rate=size.learning_rate, batch_size=size.batch, micro_batch_size=size.batch,
@@ -200,8 +200,8 @@ def settings(steps: int, size: Size) -> Any:
 def ours(folder: Path, steps: int, size: Size) -> dict[str, float]:
     """Run the stage as it is."""
 
-    from dstools_distill.sft import sft
-    from dstools_distill.stage import Work
+    from dstools_distill.store.stage import Work
+    from dstools_distill.training.sft import sft
 
     out = Path(tempfile.mkdtemp(dir=folder))
     work = Work(out)

@@ -7,7 +7,7 @@ attempt() {
     echo "== $*"
     "$@" || "$@" || "$@"
 }
-if python -c 'from dstools_kernels import native; raise SystemExit(native.levels()[0] != "avx512vbmi")'; then
+if python -c 'from dstools_kernels.cpu import native; raise SystemExit(native.levels()[0] != "avx512vbmi")'; then
     attempt python scripts/bench_kernel.py --levels avx512vbmi --at-least 0.6
     attempt python scripts/bench_quantize.py --warm --at-least 1.5 --at-most-mib 128
 else

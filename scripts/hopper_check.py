@@ -15,7 +15,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-MODULES = ["sft", "kd", "grpo", "training", "muon", "loading", "sampling"]
+MODULES = [
+    *(f"training/test_{name}.py" for name in ("sft", "kd", "grpo", "trainer", "muon")),
+    *("test_loading.py", "teachers/test_sampling.py"),
+]
 BENCHES = [
     ["bench_sft.py", "--device", "cuda", "--steps", "100", "--rounds", "3"],
     ["bench_calibrate.py", "--device", "cuda", "--experts", "2"],
@@ -32,7 +35,7 @@ def main() -> None:
     pytest = [sys.executable, "-m", "pytest", "-q", *sys.argv[1:]]
     commands = [
         [*pytest, "-m", "gpu"],
-        [*pytest, "-m", "not gpu", *(f"tests/distill/test_{name}.py" for name in MODULES)],
+        [*pytest, "-m", "not gpu", *(f"tests/distill/{name}" for name in MODULES)],
         *([sys.executable, f"scripts/{name}", *words] for name, *words in BENCHES),
     ]
     failed = [" ".join(command[1:]) for command in commands if run(command)]

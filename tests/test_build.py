@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = "dstools_kernels/libdstools_cpu.so"
+LIBRARY = "dstools_kernels/cpu/libdstools_cpu.so"
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("hatchling") is None, reason="needs hatchling, the build backend"
@@ -43,6 +43,7 @@ packages = ["kernels/dstools_kernels"]
 def project(tmp_path: Path) -> Path:
     package = tmp_path / "kernels/dstools_kernels"
     (package / "csrc").mkdir(parents=True)
+    (package / "cpu").mkdir()
     (package / "__init__.py").touch()
     (package / "csrc/cpu.cpp").write_text('extern "C" int answer() { return 42; }\n')
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)

@@ -84,7 +84,7 @@ def test_on_held_out_text_both_losses_are_low_and_every_layer_spreads_its_tokens
 
 
 def test_the_weights_are_those_of_a_release_and_fit_in_8_megabytes(script: ModuleType) -> None:
-    from dstools_converters.family import read_model
+    from dstools_converters.families.shapes import read_model
 
     file = SAMPLE / "model.safetensors"
     assert file.stat().st_size <= 8_000_000

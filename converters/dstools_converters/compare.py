@@ -4,11 +4,11 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.inventory import FLOATS, Inventory
+from dstools_converters.checkpoint.rows import Progress, block_rows, columns, restore, slabs
 from dstools_converters.errors import DstoolsError
-from dstools_converters.header import TensorInfo
-from dstools_converters.inventory import FLOATS, Inventory
-from dstools_converters.rows import Progress, block_rows, columns, restore, slabs
-from dstools_kernels import block_fp8
+from dstools_kernels.formats import block_fp8
 
 WORST = 10
 

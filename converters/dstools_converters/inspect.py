@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.errors import DstoolsError
-from dstools_converters.family import MLA, Model
-from dstools_converters.header import TensorInfo
-from dstools_converters.inventory import Inventory
-from dstools_converters.plan import plan_tensor, scheme_after
-from dstools_converters.recipe import Recipe
+from dstools_converters.families.shapes import MLA, Model
+from dstools_converters.plan.plan import plan_tensor, scheme_after
+from dstools_converters.plan.recipe import Recipe
 
 CACHE_ITEM_BYTES = 2  # BF16
 

@@ -13,10 +13,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from dstools_converters.checkpoint import open_checkpoint
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.inventory import require_sound
-from dstools_converters.layerwise import restored
+from dstools_converters.layerwise.runner import restored
 
 LOAD_HINT = "a model here is a folder of a causal language model that transformers has code for"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import DstoolsError, ShortfallError
-from dstools_distill.contamination import EVAL_INDEX
+from dstools_distill.data.contamination import EVAL_INDEX
 from dstools_distill.places import Places
-from dstools_distill.processes import is_launched, launch, world_size
-from dstools_distill.recipe import PHASE, STAGES, TRAINED, Chain, Recipe
-from dstools_distill.settings import Eval, Prompts, Student
-from dstools_distill.stage import (
+from dstools_distill.recipe.recipe import PHASE, STAGES, TRAINED, Chain, Recipe
+from dstools_distill.recipe.settings import Eval, Prompts, Student
+from dstools_distill.store.stage import (
     MANIFEST,
     Bar,
     Done,
@@ -29,6 +28,7 @@ from dstools_distill.stage import (
     read_manifest,
     run_stage,
 )
+from dstools_distill.training.launch import is_launched, launch, world_size
 
 log = logging.getLogger(__name__)
 # one up when a stage's code gives other bytes for the same
@@ -144,7 +144,7 @@ class Pipeline:
 
     def _launch(self, chain: Chain, stage: str) -> None:
         """Run one training stage in several processes, each of which comes here again."""
-        from dstools_distill.training import require_machine
+        from dstools_distill.training.trainer import require_machine
 
         require_machine(chain.stages[stage])
         words = [stage, os.fspath(self.recipe.path), "--out", os.fspath(self.places.out)]
@@ -174,7 +174,7 @@ class Pipeline:
 
     def run_card(self) -> Done:
         """Write the card of everything that is finished."""
-        from dstools_distill.card import card
+        from dstools_distill.cards.card import card
 
         settings = self.recipe.card
         if settings is None:
@@ -233,7 +233,7 @@ class Pipeline:
         settings, student, places = chain.stages[stage], chain.student, self.places
         match stage:
             case "prompts":
-                from dstools_distill.prompts import prompts
+                from dstools_distill.data.prompts import prompts
 
                 files = places.sources(settings)
                 rates = places.file(settings.pass_rates)
@@ -242,7 +242,7 @@ class Pipeline:
                     settings, files, rates, work
                 )
             case "generate":
-                from dstools_distill.generate import generate
+                from dstools_distill.teachers.generate import generate
 
                 asked = places.finished(chain, "prompts")
                 teacher = None
@@ -254,25 +254,25 @@ class Pipeline:
                     settings, asked, teacher, work
                 )
             case "verify":
-                from dstools_distill.verify import verify
+                from dstools_distill.judge.verify import verify
 
                 samples = places.before(chain, stage)
                 return {"samples": samples}, lambda work: verify(settings, samples, work)
             case "decontaminate":
-                from dstools_distill.decontaminate import decontaminate
+                from dstools_distill.data.decontaminate import decontaminate
 
                 samples, index = places.before(chain, stage), self._indexes(chain)
                 inputs = {"samples": samples, **_numbered("index", index)}
                 return inputs, lambda work: decontaminate(samples, index, work)
             case "select":
-                from dstools_distill.select import select
+                from dstools_distill.data.select import select
 
                 samples, mixed = places.before(chain, stage), places.file(settings.non_reasoning)
                 index = self._indexes(chain) if mixed else []
                 inputs = _given({"samples": samples, **_numbered("index", index)}, mixed=mixed)
                 return inputs, lambda work: select(settings, samples, mixed, index, work)
             case "render":
-                from dstools_distill.render import render
+                from dstools_distill.tokens.render import render
 
                 samples, tokenizer = places.before(chain, stage), places.tokenizer(chain)
                 inputs = {"samples": samples, "tokenizer": tokenizer}
@@ -280,7 +280,7 @@ class Pipeline:
                     settings, samples, tokenizer, student.template, work
                 )
             case "sft":
-                from dstools_distill.sft import sft
+                from dstools_distill.training.sft import sft
 
                 rows, tokenizer = places.finished(chain, "render"), places.tokenizer(chain)
                 model = places.student(chain)
@@ -289,7 +289,7 @@ class Pipeline:
                     settings, rows, model, student.init, tokenizer, student.template, work
                 )
             case "kd":
-                from dstools_distill.kd import kd
+                from dstools_distill.training.kd import kd
 
                 asked, tokenizer = places.finished(chain, "prompts"), places.tokenizer(chain)
                 model = places.trained(chain, before=stage)
@@ -301,7 +301,7 @@ class Pipeline:
                     settings, asked, model, tokenizer, student.template, master, index, work
                 )
             case "grpo":
-                from dstools_distill.grpo import grpo
+                from dstools_distill.training.grpo import grpo
 
                 asked, tokenizer = places.finished(chain, "prompts"), places.tokenizer(chain)
                 model = places.trained(chain, before=stage)
@@ -317,7 +317,7 @@ class Pipeline:
     def _prepare_eval(
         self, chain: Chain, settings: Eval
     ) -> tuple[dict[str, Path], Callable[[Work], Report]]:
-        from dstools_distill.evaluate import evaluate
+        from dstools_distill.evaluation.evaluate import evaluate
 
         models = {}
         if settings.baseline and chain.student.model:
@@ -343,7 +343,7 @@ class Pipeline:
 
     def _index(self, problems: Path) -> Path:
         """Return the index of an evaluation's problems."""
-        from dstools_distill.decontaminate import index_problems
+        from dstools_distill.data.decontaminate import index_problems
 
         identity = identify("index", 1, {}, {"problems": problems}, ("numpy",))
         made = run_stage(
@@ -353,7 +353,7 @@ class Pipeline:
 
     def _problems(self, settings: Eval) -> Path:
         """Return the problems of an evaluation, made like any prompts."""
-        from dstools_distill.prompts import prompts
+        from dstools_distill.data.prompts import prompts
 
         asked = Prompts(source=settings.source, limit=settings.limit)
         files = self.places.sources(asked)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
-from dstools_distill.processes import rank
-from dstools_distill.recipe import PHASE, Chain, Recipe
-from dstools_distill.settings import Eval, Prompts
-from dstools_distill.stage import MANIFEST
+from dstools_distill.recipe.recipe import PHASE, Chain, Recipe
+from dstools_distill.recipe.settings import Eval, Prompts
+from dstools_distill.store.stage import MANIFEST
+from dstools_distill.training.launch import rank
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --max-error 0.03"""
 @json_option
 def compare(a: str, b: str, max_error: float | None, workers: int, as_json: bool) -> None:
     """Show how far B is from A: relative error, maximum and bias, by role, and the worst tensors."""
-    from dstools.hub import resolve
-    from dstools_converters.checkpoint import open_checkpoint
+    from dstools.hub.source import resolve
+    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools_converters.checkpoint.inventory import require_sound
     from dstools_converters.compare import compare as compare_inventories
-    from dstools_converters.inventory import require_sound
 
     with open_checkpoint(resolve(a)) as in_a, open_checkpoint(resolve(b)) as in_b:
         total = sum(info.nbytes for info in in_a.tensors.values())

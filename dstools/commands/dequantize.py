@@ -33,10 +33,10 @@ def dequantize(
 
     What was not FP8 keeps its bytes. Stopped at any moment, the same command goes on.
     """
-    from dstools.hub import resolve
-    from dstools_converters.checkpoint import open_checkpoint
-    from dstools_converters.inventory import require_sound
-    from dstools_converters.plan import plan_dequantize
+    from dstools.hub.source import resolve
+    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools_converters.checkpoint.inventory import require_sound
+    from dstools_converters.plan.plan import plan_dequantize
 
     with open_checkpoint(resolve(source)) as checkpoint:
         plan = plan_dequantize(require_sound(checkpoint))

@@ -26,7 +26,7 @@ from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
     from dstools_distill.pipeline import Pipeline
-    from dstools_distill.stage import Done
+    from dstools_distill.store.stage import Done
 
 EXAMPLES = """\b
 Examples:
@@ -169,8 +169,8 @@ def evaluate(
         done = pipeline.run_one(chosen, "eval")
         text = _line(chosen.name, "eval", done)
         if tasks:
-            from dstools_distill.harness import lm_eval
-            from dstools_distill.stage import digest
+            from dstools_distill.evaluation.harness import lm_eval
+            from dstools_distill.store.stage import digest
 
             student = pipeline.places.trained(chosen, before="eval")
             # other weights or other tasks are another folder: what lies there is found again
@@ -215,7 +215,7 @@ distill.add_command(write_card)
 )  # fmt: skip
 def init(preset: str | None) -> None:
     """Print a recipe with its comments, to be saved and changed."""
-    from dstools_distill.recipe import preset_text, presets
+    from dstools_distill.recipe.recipe import preset_text, presets
 
     click.echo(preset_text(preset) if preset else "\n".join(presets()), nl=not preset)
 
@@ -235,7 +235,7 @@ def index(out: str, files: tuple[str, ...], as_json: bool) -> None:
 
     It holds no text. A file is JSONL, Parquet or, a problem a line, plain text.
     """
-    from dstools_distill.decontaminate import build_index
+    from dstools_distill.data.decontaminate import build_index
 
     built = build_index([Path(file) for file in files], Path(out))
     lines = [f"{name:24} {rows:8,} rows" for name, rows in built.benchmarks.items()]
@@ -262,8 +262,8 @@ def doctor(tokenizer: str, config: Path | None, sample: Path | None, as_json: bo
 
     Exit code 3 where something would be.
     """
-    from dstools.hub import resolve
-    from dstools_distill.doctor import diagnose, text
+    from dstools.hub.source import resolve
+    from dstools_distill.tokens.doctor import diagnose, text
 
     found = diagnose(resolve(tokenizer), config, sample)
     show(found, as_json, text(found))
@@ -274,11 +274,11 @@ def doctor(tokenizer: str, config: Path | None, sample: Path | None, as_json: bo
 @contextmanager
 def _pipeline(recipe: str, out: str | None, workers: int) -> "Iterator[Pipeline]":
     """Hold the folder of a recipe's results."""
-    from dstools.hub import resolve
+    from dstools.hub.source import resolve
     from dstools_distill.pipeline import Pipeline
     from dstools_distill.places import Places
-    from dstools_distill.recipe import read_recipe
-    from dstools_distill.stage import locked
+    from dstools_distill.recipe.recipe import read_recipe
+    from dstools_distill.store.stage import locked
 
     if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
         # DeepSpeed, where it is installed, otherwise says on stdout that it has guessed this
@@ -328,7 +328,7 @@ def _finish(
     ]
     if as_json or text:
         show(Result(str(pipeline.places.out), stages), as_json, text)
-    from dstools_distill.recipe import TRAINED
+    from dstools_distill.recipe.recipe import TRAINED
 
     trained = [each.folder for _, stage, each in done if stage in TRAINED]
     if done[-1][1] == "card" and trained:

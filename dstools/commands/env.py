@@ -36,7 +36,7 @@ def env(as_json: bool) -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     from dstools import __version__
-    from dstools_kernels import native
+    from dstools_kernels.cpu import native
 
     def installed(package: str) -> str:
         try:

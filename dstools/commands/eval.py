@@ -26,7 +26,7 @@ from dstools.options import (
 )
 
 if TYPE_CHECKING:
-    from dstools_converters.evaluate import OutputError, Report
+    from dstools_converters.layerwise.evaluate import OutputError, Report
 
 EXAMPLES = """\
 dstools eval ./DeepSeek-V3-fp8 --data held-out.jsonl --against ./DeepSeek-V3-bf16
@@ -80,17 +80,17 @@ def evaluate(
     rounded as an engine may do, and MTP layers do not run. Hidden states beyond --ram lie in TMPDIR.
     The result is kept as MODEL/eval.json where dstools made the folder.
     """
-    from dstools.hub import resolve
-    from dstools_converters.checkpoint import open_checkpoint
-    from dstools_converters.corpus import read_corpus
-    from dstools_converters.inventory import require_sound
+    from dstools.hub.source import resolve
+    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools_converters.checkpoint.inventory import require_sound
+    from dstools_converters.layerwise.corpus import read_corpus
 
     if max_kl is not None and against is None:
         raise click.UsageError("--max-kl needs --against")
     require_torch(device)
     import torch
 
-    from dstools_converters import evaluate as evaluation
+    from dstools_converters.layerwise import evaluate as evaluation
 
     torch.set_num_threads(workers)
     folder = resolve(model)
@@ -131,7 +131,7 @@ def evaluate(
 
 def _keep(report: "Report", folder: Path) -> None:
     """Write eval.json into a folder that dstools made, a Hub cache's excepted, and say so."""
-    from dstools_converters.metadata import EVAL, read_manifest
+    from dstools_converters.write.metadata import EVAL, read_manifest
 
     is_cached = folder.resolve().parent.name == "snapshots"
     if is_cached or not read_manifest(folder):

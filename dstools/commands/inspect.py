@@ -21,10 +21,10 @@ def inspect(source: str, as_json: bool) -> None:
     """Show what a checkpoint is, from its headers: parameters, bytes, cache, quantization."""
     import gc
 
-    from dstools.hub import resolve
-    from dstools_converters.checkpoint import open_checkpoint
+    from dstools.hub.source import resolve
+    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools_converters.checkpoint.inventory import take_inventory
     from dstools_converters.inspect import inspect as inspect_inventory
-    from dstools_converters.inventory import take_inventory
 
     gc.disable()  # 90,000 tensors are many objects and no cycles; collecting takes a fifth of the time
     try:

@@ -21,8 +21,8 @@ from dstools.options import (
 )
 
 if TYPE_CHECKING:
-    from dstools_converters.plan import Method
-    from dstools_converters.scheme import Format, ScaleFormat
+    from dstools_converters.checkpoint.scheme import Format, ScaleFormat
+    from dstools_converters.plan.plan import Method
 
 GIVEN = click.core.ParameterSource.COMMANDLINE  # an environment may have it for other runs
 EXAMPLES = """\
@@ -129,11 +129,11 @@ def quantize(
     Linear layers become E4M3 with one scale for 128 x 128 weights; embeddings, head, norms, router
     and the extras of MTP layers stay as they are. Stopped at any moment, the same command goes on.
     """
-    from dstools.hub import resolve
-    from dstools_converters.checkpoint import open_checkpoint
-    from dstools_converters.inventory import require_sound
-    from dstools_converters.plan import plan_quantize
-    from dstools_converters.recipe import Recipe, read_recipe
+    from dstools.hub.source import resolve
+    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools_converters.checkpoint.inventory import require_sound
+    from dstools_converters.plan.plan import plan_quantize
+    from dstools_converters.plan.recipe import Recipe, read_recipe
 
     options = None
     if data is not None:

@@ -35,7 +35,7 @@ def report(out: str, as_json: bool) -> None:
     from dstools.report.figures import figures
     from dstools.report.page import page
     from dstools.report.sheet import read_sheet
-    from dstools_converters.metadata import REPORTS
+    from dstools_converters.write.metadata import REPORTS
 
     folder = Path(out)
     sheet = read_sheet(folder)

@@ -16,8 +16,8 @@ from dstools.options import (
 )
 
 if TYPE_CHECKING:
-    from dstools_converters.engines import Engine
-    from dstools_converters.verify import Report
+    from dstools_converters.verify.engines import Engine
+    from dstools_converters.verify.folder import Report
 
 EXAMPLES = """\
 dstools verify ./DeepSeek-V3-fp8 --source ./DeepSeek-V3-bf16
@@ -51,8 +51,8 @@ def verify(
     Prints what it found, then what it has checked and what not. Exits with 3 where something falls
     short.
     """
-    from dstools.hub import resolve
-    from dstools_converters.verify import verify as verify_folder
+    from dstools.hub.source import resolve
+    from dstools_converters.verify.folder import verify as verify_folder
 
     if tp > 1 and engine is None:
         raise click.UsageError("--tp goes with --engine")

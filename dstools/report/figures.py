@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 from dstools.options import size
 from dstools.report.numbers import TIMES, number, percent
 from dstools.report.sheet import METHODS, Evaluation, Rounding, Sheet
-from dstools_converters.names import ROLES
-from dstools_kernels.block_fp8 import E4M3_MAX
+from dstools_converters.families.names import ROLES
+from dstools_kernels.formats.block_fp8 import E4M3_MAX
 
 Key = TypeVar("Key", bound=Hashable)
 

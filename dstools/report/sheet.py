@@ -11,13 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from dstools.report.fields import Fields, read_fields
-from dstools_converters.checkpoint import open_checkpoint
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import Inventory, take_inventory
 from dstools_converters.errors import DstoolsError
+from dstools_converters.families.names import ROLES
 from dstools_converters.inspect import Report, inspect
-from dstools_converters.inventory import Inventory, take_inventory
-from dstools_converters.metadata import CALIBRATION, EVAL, EXPERT_LOAD, MANIFEST
-from dstools_converters.names import ROLES
+from dstools_converters.tables import Fields, read_fields
+from dstools_converters.write.metadata import CALIBRATION, EVAL, EXPERT_LOAD, MANIFEST
 
 METHODS = ("gptq", "mse", "nearest", "lossless")
 CACHE_PARTS = ("latent_amax", "rope_amax", "k_amax", "v_amax")

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dstools_kernels.block_fp8 import (
+from dstools_kernels.formats.block_fp8 import (
     AMAX_FLOOR,
     E4M3_MAX,
     SEARCHED,

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from dstools_converters.checkpoint import open_checkpoint
-from dstools_converters.inventory import require_sound
-from dstools_converters.plan import Calibration, Plan, plan_dequantize, plan_quantize
-from dstools_converters.recipe import Recipe
-from dstools_converters.stream import run
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import require_sound
+from dstools_converters.plan.plan import Calibration, Plan, plan_dequantize, plan_quantize
+from dstools_converters.plan.recipe import Recipe
+from dstools_converters.write.stream import run
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +80,7 @@ def calibrated(convert: Callable[..., Path]) -> Callable[..., Path]:
     ) -> Path:
         import torch
 
-        from dstools_converters.calibrate import calibrate
+        from dstools_converters.layerwise.calibrate import calibrate
 
         def fill(plan: Plan, sink: Any) -> None:
             before = torch.get_num_threads()
@@ -106,8 +106,8 @@ def decoder_of() -> Callable[[Path], Any]:
         import torch
         from safetensors.torch import load_file
 
-        from dstools_converters.architecture import read_architecture
-        from dstools_converters.model import Decoder
+        from dstools_converters.model.architecture import read_architecture
+        from dstools_converters.model.decoder import Decoder
 
         found: dict[str, torch.Tensor] = {}
         for shard in sorted(folder.glob("*.safetensors")):

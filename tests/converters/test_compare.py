@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dstools_converters import rows
-from dstools_converters.checkpoint import open_checkpoint
+from dstools_converters.checkpoint import rows
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.compare import Error, Report, compare
 from dstools_converters.errors import DstoolsError
-from dstools_converters.inventory import require_sound
 
 Checkpoint = Callable[..., Path]
 Edit = Callable[[dict[str, Any]], None]
@@ -218,14 +218,14 @@ def test_what_only_one_has_is_listed_and_another_shape_refused(
         source, tmp_path / "c", lambda held: held.update({NORM: torch.ones(2, 128).view(256)[:128]})
     )
     with open_checkpoint(source) as in_a, open_checkpoint(grown) as in_b:
-        from dstools_converters.inventory import take_inventory
+        from dstools_converters.checkpoint.inventory import take_inventory
 
         with pytest.raises(DstoolsError, match=r"model\.norm\.weight: is \[128\], in A \[256\]"):
             compare(take_inventory(in_a), take_inventory(in_b))
 
 
 def test_models_without_a_common_tensor_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    from dstools_converters.inventory import take_inventory
+    from dstools_converters.checkpoint.inventory import take_inventory
 
     def rename(held: dict[str, Any]) -> None:
         for name in list(held):

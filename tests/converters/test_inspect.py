@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from dstools_converters.checkpoint import open_checkpoint
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.inspect import Report, inspect
-from dstools_converters.inventory import require_sound
-from dstools_converters.plan import plan_quantize
-from dstools_converters.recipe import Recipe
+from dstools_converters.plan.plan import plan_quantize
+from dstools_converters.plan.recipe import Recipe
 
 Checkpoint = Callable[..., Path]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dstools_converters.verify import verify
+from dstools_converters.verify.folder import verify
 
 Checkpoint = Callable[..., Path]
 Convert = Callable[..., Path]

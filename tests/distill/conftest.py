@@ -88,7 +88,7 @@ def sample_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_of(tokenizer_folder: Callable[[str], Path]) -> Callable[..., Any]:
     """tokenizer_of(name, template=""): as `load_tokenizer` gives it, loaded once; leave it as it is."""
-    from dstools_distill.templates import load_tokenizer
+    from dstools_distill.tokens.templates import load_tokenizer
 
     loaded: dict[tuple[str, str], Any] = {}
 

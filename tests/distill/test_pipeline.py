@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dstools_distill.recipe import STAGES
-from dstools_distill.stage import MANIFEST, outputs
+from dstools_distill.recipe.recipe import STAGES
+from dstools_distill.store.stage import MANIFEST, outputs
 
 DATA = Path(__file__).parents[1] / "data"
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -98,12 +98,18 @@ import json, os, random, shutil, signal, sys, time, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)  # so that a fork has all the threads there are
-from dstools_distill import card, decontaminate, evaluate, generate, grpo, kd, prompts, render, select, sft, verify
+from dstools_distill.cards import card
+from dstools_distill.data import decontaminate, prompts, select
+from dstools_distill.evaluation import evaluate
+from dstools_distill.judge import verify
+from dstools_distill.teachers import generate
+from dstools_distill.tokens import render
+from dstools_distill.training import grpo, kd, sft
 import reasoning_gym
 from dstools_distill.pipeline import Pipeline
 from dstools_distill.places import Places
-from dstools_distill.recipe import read_recipe
-from dstools_distill.stage import no_bar
+from dstools_distill.recipe.recipe import read_recipe
+from dstools_distill.store.stage import no_bar
 
 recipe, kills = Path(sys.argv[1]), int(sys.argv[2])
 read, straight = read_recipe(recipe), recipe.with_suffix("")

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dstools.cli import main
-from dstools_converters import corpus
+from dstools_converters.layerwise import corpus
 
 Checkpoint = Callable[..., Path]
 LINE = '{"text": " a b c d e f g h i j k l m n o p"}\n'  # 16 tokens that `tiny` has rows for

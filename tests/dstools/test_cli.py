@@ -19,10 +19,10 @@ from click.testing import CliRunner, Result
 
 from dstools.cli import main
 from dstools.commands.distill import distill
-from dstools_converters.engines import ENGINES
+from dstools_converters.checkpoint.scheme import FORMATS, SCALE_FORMATS
 from dstools_converters.errors import DstoolsError
-from dstools_converters.scheme import FORMATS, SCALE_FORMATS
-from dstools_distill.recipe import STAGES
+from dstools_converters.verify.engines import ENGINES
+from dstools_distill.recipe.recipe import STAGES
 
 Checkpoint = Callable[..., Path]
 HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tqdm")

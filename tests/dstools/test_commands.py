@@ -320,7 +320,7 @@ def test_env_says_which_kernels_are_in_use(is_native: bool) -> None:
     ]
     report = json.loads(shown[0])
     assert shown[1].split() == " ".join(f"{k} {v}" for k, v in report.items()).split()
-    from dstools_kernels import native
+    from dstools_kernels.cpu import native
 
     assert report["cpu_kernels"] == (native.instruction_set() if is_native else "numpy")
     levels = list(native.levels()) if is_native else ["numpy"]

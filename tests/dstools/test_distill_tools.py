@@ -186,7 +186,7 @@ class Harness:
 @pytest.fixture
 def lm_eval(monkeypatch: pytest.MonkeyPatch) -> Harness:
     ours = Harness()
-    monkeypatch.setattr("dstools_distill.harness.subprocess.run", ours.run)
+    monkeypatch.setattr("dstools_distill.evaluation.harness.subprocess.run", ours.run)
     return ours
 
 

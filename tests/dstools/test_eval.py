@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dstools.cli import main
-from dstools_converters import corpus
+from dstools_converters.layerwise import corpus
 
 Checkpoint = Callable[..., Path]
 # words whose tokens, a space before them, lie within the 1,024 rows of a tiny model's embedding

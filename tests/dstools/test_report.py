@@ -19,8 +19,8 @@ from dstools.report.figures import pool
 from dstools.report.numbers import fixed, number, percent
 from dstools.report.plots import heat_map, histogram, layer_bars, load_map
 from dstools.report.sheet import Histogram
-from dstools_converters.checkpoint import open_checkpoint
-from dstools_converters.inventory import take_inventory
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import take_inventory
 
 Edit = Callable[[dict[str, Any]], None]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dstools_kernels import block_fp8, gptq
-from dstools_kernels.block_fp8 import AMAX_FLOOR, NonFiniteError, ScaleFormat
+from dstools_kernels import gptq
+from dstools_kernels.formats import block_fp8
+from dstools_kernels.formats.block_fp8 import AMAX_FLOOR, NonFiniteError, ScaleFormat
 
 SCALE_FORMATS: list[ScaleFormat] = ["float32", "ue8m0"]
 # one row, one column, one block and a bit, many blocks, ragged on both sides

@@ -1,0 +1,266 @@
+"""A checkpoint folder as its headers describe it: every tensor's place, and bytes on demand.
+
+Opening reads `config.json`, the index and the header of each shard, nothing else; no model code is
+imported and nothing in the folder is executed. Everything read here may come from a stranger, so each
+path is checked before it is used.
+"""
+
+import errno
+import json
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from dstools_converters.checkpoint.header import Shard, TensorInfo, read_header, strict_json
+from dstools_converters.errors import DstoolsError, Finding, printable
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_JSON_BYTES = 1 << 30
+MAX_OPEN_FILES = 16  # of a checkpoint that may have thousands
+MADV_POPULATE_READ = 22  # Linux 5.14, mman-common.h; Python 3.11 has no name for it
+
+
+class Checkpoint:
+    """The tensors of a folder, by name, in the order of the shards and of the bytes within them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        tensors: dict[str, TensorInfo],
+        shards: dict[str, Shard],
+        index_metadata: dict[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.tensors = tensors
+        self.shards = shards
+        self.index_metadata = index_metadata
+        self._files: dict[str, int] = {}
+        self._lock = Lock()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the shards that reads have opened."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _map(self, shard: str, start: int, length: int) -> mmap.mmap:
+        """Map a part of a shard; a mapping outlives the descriptor, of which a few are kept open."""
+        with self._lock:
+            file = self._files.pop(shard, None)
+            if file is None:
+                if len(self._files) >= MAX_OPEN_FILES:  # the one that was used longest ago
+                    os.close(self._files.pop(next(iter(self._files))))
+                file = os.open(self.folder / shard, os.O_RDONLY)
+            self._files[shard] = file
+            return mmap.mmap(
+                file, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ, offset=start
+            )
+
+    def read(self, info: TensorInfo, begin: int, end: int) -> memoryview:
+        """Return bytes [begin, end) of a tensor: the page cache itself, while the view is held.
+
+        No copy is made, which reads a third faster than pread does. All pages are asked for at once,
+        so that a disk that cannot give one is an error here and not a signal later.
+        Raises DstoolsError where the file has become shorter or cannot be read.
+        """
+        if begin == end:
+            return memoryview(b"")
+        at, granularity = info.offset + begin, mmap.ALLOCATIONGRANULARITY
+        start = at // granularity * granularity
+        length = info.offset + end - start
+        try:
+            pages = self._map(info.shard, start, length)
+        except ValueError:  # from mmap: the file is not that long
+            raise DstoolsError(
+                f"{info.shard}: ends before its header says", "download or copy the shard again"
+            ) from None
+        try:
+            pages.madvise(MADV_POPULATE_READ)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # an older kernel, which reads them as they are touched
+                raise DstoolsError(
+                    f"{info.where}: cannot be read ({error.strerror})",
+                    "is the disk or mount sound?",
+                ) from error
+        return memoryview(pages)[at - start :]
+
+    def check_unmoved(self) -> None:
+        """Raise where a shard was written to since the folder was opened: the reads may be mixed."""
+        for shard in self.shards.values():
+            try:
+                now = (self.folder / shard.name).stat()
+                found = (now.st_ino, now.st_size, now.st_mtime_ns)
+                is_same = found == (shard.inode, shard.nbytes, shard.mtime_ns)
+            except OSError:
+                is_same = False
+            if not is_same:
+                raise DstoolsError(
+                    f"{shard.name}: changed or went away while it was being read",
+                    "let whatever writes to the source finish, delete the output, and start again",
+                )
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a sha256 over config, headers, sizes and times: another source has another one."""
+        parts = [json.dumps(self.config, sort_keys=True)]
+        parts += [
+            f"{s.name} {s.nbytes} {s.mtime_ns} {s.header_sha256}" for s in self.shards.values()
+        ]
+        return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Return the checkpoint in `folder`.
+
+    Raises DstoolsError at the first thing that is wrong with its files: a shard missing, cut short or
+    outside the folder, an index that disagrees with the shards, a header that lies.
+    """
+    checkpoint, findings = scan(folder)
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        error = errors[0].raised()
+        if len(errors) > 1:
+            error.args = (f"{error} (and {len(errors) - 1} more; `dstools verify` lists all)",)
+        raise error
+    return checkpoint
+
+
+def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
+    """Return what can be read of the checkpoint in `folder`, and everything found wrong with it.
+
+    Raises DstoolsError only where there is no checkpoint to speak of: no folder, no config.json, no
+    shard.
+    """
+    if not folder.is_dir():
+        raise DstoolsError(f"{folder}: no such folder", "name a checkpoint folder or org/name")
+    config = _read_json(folder / "config.json")
+    findings: list[Finding] = []
+    weight_map, metadata = _read_index(folder, findings)
+    tensors: dict[str, TensorInfo] = {}
+    shards: dict[str, Shard] = {}
+    for name in sorted(set(weight_map.values())):
+        try:
+            shard, infos = read_header(folder, name)
+        except DstoolsError as error:
+            findings.append(Finding("error", "shard-unreadable", name, str(error), error.hint))
+            continue
+        shards[name] = shard
+        for info in infos:
+            if info.name in tensors:
+                other = tensors[info.name].shard
+                findings.append(Finding("error", "tensor-twice", info.where, f"also in {other}"))
+            tensors[info.name] = info
+    if (folder / INDEX).exists():
+        findings += _disagreements(weight_map, tensors, shards)
+    unlisted = {path.name for path in folder.glob("*.safetensors")} - set(weight_map.values())
+    findings += [
+        Finding(
+            "warning", "shard-unlisted", printable(name), "is not in the index and is left alone"
+        )
+        for name in sorted(unlisted)
+    ]
+    metadata = metadata if isinstance(metadata, dict) else {}
+    return Checkpoint(folder, config, tensors, shards, metadata), findings
+
+
+def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], Any]:
+    """Return {tensor: shard} and the metadata of the index, or the one shard where there is none."""
+    if not (folder / INDEX).exists():
+        if not os.path.lexists(folder / SINGLE):
+            several = len(list(folder.glob("*.safetensors")))
+            raise DstoolsError(
+                f"{folder}: {several} .safetensors files, but neither {SINGLE} nor {INDEX}",
+                "is the download complete? a sharded checkpoint needs its index",
+            )
+        return {"": SINGLE}, None
+    index = _read_json(folder / INDEX)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DstoolsError(f"{INDEX}: has no weight_map", "download the index again")
+    for tensor, shard in weight_map.items():
+        if type(shard) is not str:
+            raise DstoolsError(
+                f"{INDEX}: {printable(tensor)} is in {shard!r}, which is no file name",
+                "download the index again",
+            )
+    outside = {shard for shard in set(weight_map.values()) if not _is_plain(shard)}
+    for shard in sorted(outside):
+        tensor = next(tensor for tensor, said in weight_map.items() if said == shard)
+        findings.append(
+            Finding(
+                "error", "path-outside", f"{INDEX}: {printable(tensor)}",
+                f"names {printable(shard)!r}, which is no plain file name in this folder",
+                "nothing outside the folder is read; download the index again",
+            )
+        )  # fmt: skip
+    if outside:
+        weight_map = {tensor: s for tensor, s in weight_map.items() if s not in outside}
+    return weight_map, index.get("metadata")
+
+
+def _is_plain(shard: str) -> bool:
+    return (
+        shard.endswith(".safetensors")
+        and shard.isprintable()
+        and not shard.startswith(".")
+        and os.path.basename(shard) == shard  # noqa: PTH119  a string, not yet a path
+        and "\\" not in shard
+    )
+
+
+def _disagreements(
+    weight_map: dict[str, str], tensors: dict[str, TensorInfo], shards: dict[str, Shard]
+) -> Iterator[Finding]:
+    """Yield where index and shards do not say the same of a tensor."""
+    if weight_map == {info.name: info.shard for info in tensors.values()}:
+        return
+    for name, shard in weight_map.items():
+        info = tensors.get(name)
+        if shard not in shards or (info is not None and info.shard == shard):
+            continue  # an unreadable shard has its own finding
+        found = "no shard holds it" if info is None else f"it lies in {info.shard}"
+        yield Finding(
+            "error", "index-disagrees", f"{INDEX}: {printable(name)}",
+            f"is said to be in {shard}, but {found}",
+            "a shard is missing, cut short or from another download; download again",
+        )  # fmt: skip
+    for info in tensors.values():
+        if info.name not in weight_map:
+            yield Finding(
+                "error", "index-disagrees", info.where, "is not in the index",
+                "index and shards are from different downloads; download again",
+            )  # fmt: skip
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, with DstoolsError naming it where there is none."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > MAX_JSON_BYTES:
+            raise DstoolsError(f"{path.name}: is no regular file of a sane size")
+        found = strict_json(path.read_bytes())
+    except OSError as error:
+        raise DstoolsError(
+            f"{path}: {error.strerror}",
+            "a checkpoint folder holds config.json and .safetensors files",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DstoolsError(
+            f"{path.name}: is no JSON: {error}", "download the file again"
+        ) from error
+    if not isinstance(found, dict):
+        raise DstoolsError(f"{path.name}: is no JSON object", "download the file again")
+    return found

@@ -1,0 +1,197 @@
+"""Rows of a tensor, read without a copy, and restored to float32 in memory used again and again."""
+
+import mmap
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo
+from dstools_converters.checkpoint.inventory import FLOATS, Inventory
+from dstools_converters.errors import DstoolsError
+from dstools_kernels.formats import block_fp8, lattice
+
+Progress = Callable[[int], object]  # told of input bytes as they are done
+SLAB_BYTES = 1 << 20  # at a time, so that a slab and what is made of it stay in a level-2 cache
+
+
+class _Memory(threading.local):
+    """A worker's buffers for results. To touch a fresh page costs more than to quantize what is on it;
+    huge pages, where the machine gives them, make it cheaper to write from.
+    """
+
+    def __init__(self) -> None:
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def view(self, use: str, nbytes: int) -> memoryview:
+        """Return `nbytes` for one use; the same memory each time."""
+        found = self._maps.get(use)
+        if found is None or len(found) < nbytes:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            found = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=flags)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                found.madvise(mmap.MADV_HUGEPAGE)
+            self._maps[use] = found
+        return memoryview(found)[:nbytes]
+
+
+memory = _Memory()
+
+
+def slabs(begin: int, end: int, block: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield spans of whole blocks of rows that fit a core's cache, at least one block high."""
+    step = max(SLAB_BYTES // max(row_bytes, 1) // block, 1) * block
+    for first in range(begin, end, step):
+        yield first, min(first + step, end)
+
+
+def width(info: TensorInfo) -> int:
+    """Return the bytes of an element; what we compute with has whole ones."""
+    return ITEM_BITS[info.dtype] // 8
+
+
+def read_rows(inventory: Inventory, info: TensorInfo, first: int, last: int) -> memoryview:
+    """Return the bytes of rows [first, last); a tensor of one dimension is one row."""
+    row = columns(info) * width(info)
+    return inventory.checkpoint.read(info, first * row, last * row)
+
+
+def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int) -> memoryview:
+    """Return as float32 the scales of the rows of blocks that hold rows [first, last) of `weight`.
+
+    Raises DstoolsError where one is not finite or not positive.
+    """
+    info, scheme = inventory.scales[weight.name], inventory.scheme
+    assert scheme is not None
+    block, row = scheme.block_size[0], info.shape[1] * width(info)
+    begin, end = first // block, -(-last // block)
+    data = inventory.checkpoint.read(info, begin * row, end * row)
+    if info.dtype != "F32":
+        wide = memory.view("scales in", (end - begin) * info.shape[1] * 4)
+        block_fp8.widen(data, info.dtype, wide)  # type: ignore[arg-type]  # one of SCALE_DTYPES
+        data = wide
+    bad = block_fp8.first_non_finite(data, "F32")
+    if bad >= 0:
+        raise not_finite(info, begin * info.shape[1] + bad)
+    values: Sequence[float] = data.cast("f").tolist()
+    least = min(values, default=1.0)
+    if least <= 0:
+        at = divmod(begin * info.shape[1] + values.index(least), info.shape[1])
+        raise DstoolsError(
+            f"{info.where}: holds {least:g} at {list(at)}; scales are positive",
+            "the scales are damaged; fetch them again",
+        )
+    return data
+
+
+def restore(
+    inventory: Inventory, info: TensorInfo, first: int, last: int, use: str = "restored"
+) -> memoryview:
+    """Return rows [first, last) as float32: FP8 as code times scale, not rounded further.
+
+    `first` is a multiple of the block's rows where the tensor is FP8.
+    """
+    cols = columns(info)
+    data = read_rows(inventory, info, first, last)
+    values = memory.view(use, (last - first) * cols * 4)
+    if info.name in inventory.scales:
+        assert inventory.scheme is not None
+        scales = read_scales(inventory, info, first, last)
+        block_fp8.dequantize_float32(data, cols, scales, values, inventory.scheme.block_size)
+    else:
+        assert info.dtype in FLOATS
+        block_fp8.widen(data, info.dtype, values)  # type: ignore[arg-type]  # one of FLOATS
+    return values
+
+
+def dequantize_rows(
+    inventory: Inventory, info: TensorInfo, first: int, last: int, values: memoryview
+) -> None:
+    """Write rows [first, last) of an FP8 weight as BF16 into `values`.
+
+    Raises DstoolsError where a code or scale is NaN.
+    """
+    assert inventory.scheme is not None
+    codes = read_rows(inventory, info, first, last)
+    require_finite(info, codes, first * info.shape[1])
+    scales = read_scales(inventory, info, first, last)
+    block_fp8.dequantize(codes, info.shape[1], scales, values, inventory.scheme.block_size)
+
+
+def unlike_dequantized(
+    fp8: Inventory, info: TensorInfo, bf16: Inventory, values: TensorInfo
+) -> tuple[int, int] | None:
+    """Return the first span of rows in which `values` is not, to the bit, `info` dequantized to BF16.
+
+    None where all rows are. Raises DstoolsError where a code or scale is NaN.
+    """
+    assert fp8.scheme is not None
+    rows, cols = info.shape
+    for first, last in slabs(0, rows, fp8.scheme.block_size[0], cols * 2):
+        wanted = memory.view("values", (last - first) * cols * 2)
+        dequantize_rows(fp8, info, first, last, wanted)
+        # as bytes, since memoryviews are compared element by element
+        if bytes(wanted) != bytes(read_rows(bf16, values, first, last)):
+            return first, last
+    return None
+
+
+def recover_tensor(
+    inventory: Inventory,
+    info: TensorInfo,
+    spans: Sequence[tuple[int, int]],
+    block_size: int,
+    take: Callable[[int, memoryview, memoryview], object],
+    *,
+    powers_only: bool,
+) -> bool:
+    """Tell whether all of a BF16 weight has FP8 that dequantizes to it bit for bit.
+
+    `take` is given (first row, codes, scales) of each of the `spans` of rows. Powers of two are tried
+    first, so that a weight has no mixture of scale formats: `take` may be given spans from the
+    beginning again, and all of them or some before it turns out that there is nothing to take.
+    """
+    cols = columns(info)
+    for as_powers in (True,) if powers_only else (True, False):
+        for first, last in spans:
+            codes = memory.view("codes", (last - first) * cols)
+            scales = memory.view(
+                "scales", 4 * -(-(last - first) // block_size) * -(-cols // block_size)
+            )
+            weight = read_rows(inventory, info, first, last)
+            bad = lattice.recover(weight, cols, codes, scales, block_size, powers_only=as_powers)
+            del weight  # the next piece is not to lie beside it
+            if bad >= 0:
+                break
+            take(first, codes, scales)
+        else:
+            return True
+    return False
+
+
+def block_rows(inventory: Inventory, info: TensorInfo) -> int:
+    """Return how many rows share a row of scales; 1 of what is not FP8."""
+    scheme = inventory.scheme
+    return scheme.block_size[0] if scheme and info.name in inventory.scales else 1
+
+
+def columns(info: TensorInfo) -> int:
+    """Return the length of a row; a tensor of one dimension is one row."""
+    return max(info.shape[-1] if info.shape else 1, 1)
+
+
+def require_finite(info: TensorInfo, data: memoryview, first_element: int) -> None:
+    """Raise DstoolsError naming the first NaN or infinity in `data`, elements of `info`."""
+    bad = block_fp8.first_non_finite(data, info.dtype)  # type: ignore[arg-type]  # one of them
+    if bad >= 0:
+        raise not_finite(info, first_element + bad)
+
+
+def not_finite(info: TensorInfo, element: int) -> DstoolsError:
+    """Return the error for a NaN or infinity at the flat index `element`."""
+    position: list[int] = []
+    for size in reversed(info.shape):
+        element, at = divmod(element, size)
+        position.insert(0, at)
+    return DstoolsError(
+        f"{info.where}: NaN or infinity at {position}",
+        "the file is damaged, or the training that made it diverged; no output is made of it",
+    )

@@ -1,0 +1,164 @@
+"""How a checkpoint stores its block-quantized weights, read from and written to `quantization_config`.
+
+Sources: DeepSeek-V3, README_WEIGHTS.md (native: `weight_scale_inv`, F32, despite its name what the code
+is multiplied by); V3.1's config.json (`scale_fmt`); compressed-tensors 0.20, FP8_BLOCK in
+quant_scheme.py.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from dstools_converters.errors import DstoolsError
+from dstools_converters.families.names import Role
+
+Format = Literal["native", "compressed-tensors"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+ScaleFormat = Literal["float32", "ue8m0"]
+SCALE_FORMATS: tuple[ScaleFormat, ...] = get_args(ScaleFormat)
+# "float" is transformers' word for what DeepSeek leaves out
+SCALE_FMTS: dict[str, ScaleFormat] = {"None": "float32", "float": "float32", "ue8m0": "ue8m0"}
+KV_CACHE = {  # compressed-tensors: one static scale a layer for keys, one for values
+    "num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False,
+}  # fmt: skip
+BLOCK_SIZE = 128  # DeepSeek's; other sizes are read, and kept where codes are kept
+
+# What DeepSeek ships in FP8; everything else stays as it is. Source: README_WEIGHTS.md, convert.py.
+QUANTIZED_ROLES: frozenset[Role] = frozenset({
+    "q_proj", "k_proj", "v_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
+    "indexer_wq_b", "indexer_wk",
+    "dense_gate", "dense_up", "dense_down",
+    "routed_gate", "routed_up", "routed_down", "shared_gate", "shared_up", "shared_down",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """Block FP8: E4M3 codes, one scale a block."""
+
+    format: Format
+    scale_format: ScaleFormat
+    block_size: tuple[int, int]
+    kept: tuple[str, ...] = ()  # modules the config names as not quantized; names or "re:" patterns
+    kv_cache: bool = False  # the scales of an FP8 KV cache lie beside the weights
+
+    @property
+    def scale_part(self) -> str:
+        """Name the part of a tensor's name that holds the scales."""
+        return "weight_scale_inv" if self.format == "native" else "weight_scale"
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return the shape of the scales of a weight [rows, cols]; ragged blocks count as one."""
+        rows, cols = shape
+        return -(-rows // self.block_size[0]), -(-cols // self.block_size[1])
+
+    def to_config(self, base: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the `quantization_config` that tells an engine so; `base` keeps its other keys."""
+        if self.format == "native":
+            config = dict(base or {})
+            config |= {
+                "activation_scheme": "dynamic",
+                "fmt": "e4m3",
+                "quant_method": "fp8",
+                "weight_block_size": list(self.block_size),
+            }
+            config.pop("scale_fmt", None)
+            if self.scale_format == "ue8m0":
+                config["scale_fmt"] = "ue8m0"
+            if self.kept:
+                config["modules_to_not_convert"] = list(self.kept)
+            return config
+        cache = KV_CACHE if self.kv_cache else None
+        if base is not None:
+            return (
+                base | {"ignore": list(self.kept)} | ({"kv_cache_scheme": cache} if cache else {})
+            )
+        weights = {
+            "num_bits": 8, "type": "float", "strategy": "block", "symmetric": True, "dynamic": False,
+            "block_structure": list(self.block_size),
+        }  # fmt: skip
+        inputs = {
+            "num_bits": 8, "type": "float", "strategy": "group", "symmetric": True, "dynamic": True,
+            "group_size": self.block_size[1],
+        }  # fmt: skip
+        return {
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {
+                "group_0": {
+                    "targets": ["Linear"],
+                    "weights": weights,
+                    "input_activations": inputs,
+                    "output_activations": None,
+                    "format": "float-quantized",
+                }
+            },
+            "ignore": list(self.kept),
+            "kv_cache_scheme": cache,
+        }
+
+
+def read_scheme(config: dict[str, Any]) -> QuantScheme | None:
+    """Return how the checkpoint is quantized, None where it says that it is not.
+
+    Raises DstoolsError for a quantization we do not read, by its name.
+    """
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return None
+    if not isinstance(quantization, dict):
+        raise DstoolsError("config.json: quantization_config is no object", "download it again")
+    method = quantization.get("quant_method")
+    if method == "fp8":
+        block = quantization.get("weight_block_size")
+        kept = quantization.get("modules_to_not_convert") or quantization.get("ignored_layers")
+        scale_format = SCALE_FMTS.get(str(quantization.get("scale_fmt")))
+        if scale_format is None:
+            raise DstoolsError(
+                f"config.json: scale_fmt {quantization['scale_fmt']!r} is not supported",
+                'supported are "ue8m0", "float" and none',
+            )
+        return QuantScheme("native", scale_format, _block(block), _strings(kept))
+    if method == "compressed-tensors":
+        return _read_compressed_tensors(quantization)
+    raise DstoolsError(
+        f"config.json: quant_method {method!r} is not supported",
+        'supported are "fp8" with weight_block_size, and "compressed-tensors" with block FP8',
+    )
+
+
+def _read_compressed_tensors(quantization: dict[str, Any]) -> QuantScheme:
+    groups = quantization.get("config_groups")
+    weights = [
+        group.get("weights")
+        for group in (groups.values() if isinstance(groups, dict) else [])
+        if isinstance(group, dict)
+    ]
+    if len(weights) == 1 and isinstance(weights[0], dict):
+        found = weights[0]
+        wanted = {"num_bits": 8, "type": "float", "strategy": "block"}
+        if all(found.get(key) == value for key, value in wanted.items()):
+            block = _block(found.get("block_structure"))
+            kept = _strings(quantization.get("ignore"))
+            return QuantScheme("compressed-tensors", "float32", block, kept)
+    raise DstoolsError(
+        "config.json: these compressed-tensors are not block FP8",
+        "one config group of 8-bit float weights with the block strategy is read",
+    )
+
+
+def _block(value: Any) -> tuple[int, int]:
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(type(size) is int and 0 < size <= 1 << 20 for size in value)
+    ):
+        raise DstoolsError(
+            f"config.json: the block size {value!r} is not two natural numbers",
+            "per-tensor FP8 is not read; block FP8 names weight_block_size",
+        )
+    return value[0], value[1]
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()

@@ -1,0 +1,1 @@
+"""Run a model layer by layer, to calibrate and to evaluate it."""

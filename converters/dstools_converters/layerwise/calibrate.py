@@ -1,0 +1,305 @@
+"""Round weights by what they are multiplied with: GPTQ on the FP8 grid, or a search of scales.
+
+The model runs on the data one decoder layer at a time, in its own weights: what a layer is given does
+not depend on how others were rounded. So layers are independent, a run goes on after the last one that
+is done, and the same inputs give the same bytes.
+
+    OUT.incomplete/calibration/hidden-12    what layer 12 is given, for the next run to go on from
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dstools_converters.checkpoint.rows import (
+    Progress,
+    read_rows,
+    read_scales,
+    recover_tensor,
+    slabs,
+    unlike_dequantized,
+)
+from dstools_converters.checkpoint.scheme import QuantScheme
+from dstools_converters.errors import ShortfallError
+from dstools_converters.families.names import TensorName
+from dstools_converters.families.shapes import MLA
+from dstools_converters.layerwise.rounding import Rounded, Seen, raw, round_weight
+from dstools_converters.layerwise.runner import INPUTS, Runner
+from dstools_converters.model.architecture import read_architecture
+from dstools_converters.plan.layout import TensorPlan
+from dstools_converters.plan.plan import Plan
+
+Note = dict[str, Any]
+log = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Where results go; see stream.Sink."""
+
+    folder: Path
+    layers: dict[int, Note]
+
+    def is_done(self, name: str) -> bool:
+        """Tell whether a tensor is in its place."""
+
+    def put(self, name: str, codes: memoryview, scale_inv: memoryview, note: Note) -> None:
+        """Write a tensor."""
+
+    def layer_done(self, layer: int, note: Note) -> None:
+        """Note what was seen in a layer."""
+
+
+def calibrate(
+    plan: Plan,
+    sink: Sink,
+    ids: Tensor,
+    *,
+    ram_bytes: int,
+    min_coverage: int,
+    progress: Progress,
+) -> None:
+    """Put into `sink` every tensor that the plan leaves to it, and what was seen in each layer.
+
+    `ids` int64 [samples, length]. Raises ShortfallError where a routed expert saw fewer than
+    `min_coverage` tokens, once the layer is known to lack them, and DstoolsError for NaN or infinity
+    in a weight and for a full disk.
+    """
+    assert plan.calibration is not None
+    torch.set_num_threads(plan.calibration.threads)
+    runner = Runner(
+        plan.inventory,
+        read_architecture(plan.inventory.checkpoint.config),
+        ids,
+        device=plan.calibration.device,
+        folder=sink.folder,
+        ram_bytes=ram_bytes,
+    )
+    todo: dict[int, list[TensorPlan]] = {layer: [] for layer in range(runner.num_layers)}
+    for tensor in plan.decisions:
+        parsed = plan.inventory.names[tensor.source.name]
+        if tensor.action == "calibrate" and not sink.is_done(tensor.source.name):
+            assert parsed is not None
+            assert parsed.layer is not None
+            todo[parsed.layer].append(tensor)
+    for layer, note in sink.layers.items():  # an earlier run may have asked for less
+        _check_coverage(layer, note["expert_load"], min_coverage)
+    undone = [layer for layer in todo if todo[layer] or layer not in sink.layers]
+    if not undone:
+        return
+    sink.folder.mkdir(exist_ok=True)
+    _remove_spills(sink.folder)  # of a run that was killed
+    try:
+        _run(plan, sink, runner, todo, undone, min_coverage, progress)
+    finally:
+        _remove_spills(sink.folder)
+
+
+def _run(
+    plan: Plan,
+    sink: Sink,
+    runner: Runner,
+    todo: dict[int, list[TensorPlan]],
+    undone: list[int],
+    min_coverage: int,
+    progress: Progress,
+) -> None:
+    start = undone[0]
+    hidden = runner.load_states(start, sink.folder / f"hidden-{start}")
+    if hidden is None:
+        start, hidden = 0, runner.embed(runner.ids.flatten())
+    nbytes = layer_bytes(plan)
+    progress(sum(nbytes[:start]))
+    for layer in range(start, undone[-1] + 1):
+        watcher = _Rounder(plan, sink, todo[layer], layer, min_coverage, progress)
+        began = time.perf_counter()
+        hidden = runner.run_layer(layer, hidden, watcher)
+        runner.require_finite(layer, hidden)
+        log.info(
+            "layer %d: %d tensors rounded, %.1f s",
+            layer, len(todo[layer]), time.perf_counter() - began,
+        )  # fmt: skip
+        if layer + 1 < runner.num_layers:
+            hidden.save(sink.folder / f"hidden-{layer + 1}")
+        if layer not in sink.layers or todo[layer]:
+            sink.layer_done(layer, watcher.note())
+        for stale in set(sink.folder.glob("hidden-*")) - {sink.folder / f"hidden-{layer + 1}"}:
+            stale.unlink()
+    hidden.close()
+    progress(sum(nbytes[undone[-1] + 1 :]))
+
+
+def _remove_spills(folder: Path) -> None:
+    for path in folder.glob("spill-*"):
+        path.unlink()
+
+
+def _check_coverage(layer: int, load: list[int], min_coverage: int) -> None:
+    """Raise ShortfallError where an expert of a layer got fewer tokens than were asked for."""
+    cold = [expert for expert, tokens in enumerate(load) if tokens < min_coverage]
+    if cold:
+        shown = ", ".join(f"expert {expert} {load[expert]}" for expert in cold[:8])
+        raise ShortfallError(
+            f"model.layers.{layer}.mlp.experts: {len(cold)} of {len(load)} saw fewer than "
+            f"{min_coverage} tokens: {shown}{', ...' if len(cold) > 8 else ''}",
+            "lower --min-coverage, and the same command goes on; or delete the unfinished folder, and "
+            "calibrate with more --samples or other data",
+        )
+
+
+def layer_bytes(plan: Plan) -> list[int]:
+    """Return for each layer what `progress` is told of it."""
+    model = plan.inventory.model
+    found = [0] * (model.num_hidden_layers + model.num_mtp_layers)
+    for name, _ in model.weights():
+        if name.layer is not None and name.role in INPUTS:
+            found[name.layer] += plan.inventory.tensors[str(name)].nbytes
+    return found
+
+
+class _Rounder:
+    """Watches one layer, and rounds its weights once their inputs are known."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sink: Sink,
+        todo: list[TensorPlan],
+        layer: int,
+        min_coverage: int,
+        progress: Progress,
+    ) -> None:
+        assert plan.calibration is not None
+        self.plan = plan
+        self.method = plan.calibration.method
+        self.sink = sink
+        self.todo = {tensor.source.name: tensor for tensor in todo}
+        self.layer = layer
+        self.min_coverage = min_coverage
+        self.progress = progress
+        self.expert_load: list[int] = []
+        self.cache_amax: dict[str, float] = {}
+        self.weights: dict[TensorName, Tensor] = {}
+        self.wanted: set[str] = set()  # words of INPUTS that somebody needs the Hessian of
+        self.seen: dict[str, Seen] = {}  # by word of INPUTS, in the stage that runs
+        self.tokens = 0  # that pass through the stage
+        self.shared: Seen | None = None  # by all tokens of the layer, for experts that saw few
+
+    def note(self) -> Note:
+        """Return what there is to say of the layer."""
+        return {"expert_load": self.expert_load, "cache_amax": self.cache_amax}
+
+    def begin(self, weights: dict[TensorName, Tensor], tokens: int) -> None:
+        """Make ready for the inputs of these weights."""
+        self.weights, self.tokens, self.seen = weights, tokens, {}
+        self.wanted = {INPUTS[name.role] for name in self._linears() if str(name) in self.todo}
+        if any(".experts." in name for name in self.todo):
+            self.wanted.add("feed_forward")
+        if tokens < self.plan.inventory.model.hidden_size:
+            self.wanted.discard("expert")  # the layer's will do
+
+    def see(self, source: str, values_TD: Tensor) -> None:
+        """Add to the Hessian of the weights that these are the inputs of."""
+        width = values_TD.shape[1]
+        if source in self.wanted:
+            if source not in self.seen:
+                self.seen[source] = Seen(values_TD.new_zeros(width, width))
+            self.seen[source].add(values_TD)
+
+    def end(self) -> None:
+        """Round the weights of this stage."""
+        sources = dict.fromkeys(INPUTS[name.role] for name in self._linears())
+        for source in sources:
+            for name, weight in self._linears().items():
+                if INPUTS[name.role] == source and str(name) in self.todo:
+                    self._round(self.todo[str(name)], weight, *self._serving(source))
+            if source != "feed_forward":
+                self.seen.pop(source, None)  # o_proj's takes a gigabyte
+        self.shared = self.seen.pop("feed_forward", self.shared)
+        tensors = self.plan.inventory.tensors
+        self.progress(
+            sum(tensors[str(name)].nbytes for name in self.weights if name.role in INPUTS)
+        )
+        self.weights = {}  # the next stage is loaded before it begins
+
+    def route(self, experts_TK: Tensor, load: list[int]) -> None:
+        """Keep the load; raise where a token count is under the least that was asked for."""
+        self.expert_load = load
+        _check_coverage(self.layer, load, self.min_coverage)
+
+    def cache(self, first: Tensor, second: Tensor) -> None:
+        """Keep the largest magnitude of what a KV cache would hold."""
+        is_latent = isinstance(self.plan.inventory.model.attention, MLA)
+        parts = ("latent_amax", "rope_amax") if is_latent else ("k_amax", "v_amax")
+        for part, values in zip(parts, (first, second), strict=True):
+            amax = values.abs().amax().item()
+            self.cache_amax[part] = max(self.cache_amax.get(part, 0.0), amax)
+
+    def _linears(self) -> dict[TensorName, Tensor]:
+        return {
+            name: weight
+            for name, weight in self.weights.items()
+            if name.role in INPUTS and name.part == "weight"
+        }
+
+    def _serving(self, source: str) -> tuple[Seen | None, str]:
+        """Return what to round by, and whose it is."""
+        seen = self.seen.get(source)
+        if source == "expert" and seen is None:
+            return self.shared, "shared"
+        return seen, "own"
+
+    def _round(self, tensor: TensorPlan, weight: Tensor, seen: Seen | None, whose: str) -> None:
+        """Put one weight into the sink."""
+        scheme = self.plan.scheme
+        assert scheme is not None
+        block = scheme.block_size[0]
+        began = time.perf_counter()
+        rounded = self._lossless(tensor, scheme) or round_weight(
+            weight, seen, self.method, scheme.scale_format, block
+        )
+        is_used = rounded.method in ("gptq", "mse")
+        note = rounded.note(weight.to(rounded.codes.device), block)
+        note |= {"hessian": whose if is_used else "none", "tokens": self.tokens}
+        self.sink.put(tensor.source.name, raw(rounded.codes), raw(rounded.scale_inv), note)
+        log.debug(
+            "%s %s: %s, error %s -> %s, %.2f s",
+            tensor.source.name, list(weight.shape), rounded.method, rounded.error_nearest,
+            rounded.error, time.perf_counter() - began,
+        )  # fmt: skip
+
+    def _lossless(self, tensor: TensorPlan, scheme: QuantScheme) -> Rounded | None:
+        """Return the FP8 that the source was dequantized from, None where it is not known to be."""
+        info, base, block = tensor.source, self.plan.base, scheme.block_size[0]
+        original = base.tensors.get(info.name) if base and info.name in base.scales else None
+        if info.dtype != "BF16" or not (original or self.plan.is_lossless):
+            return None
+        rows, cols = info.shape
+        codes, scale_inv = np.empty(info.shape, np.uint8), np.empty(scheme.grid(info.shape), "<f4")
+
+        def take(first: int, some_codes: memoryview, some_scales: memoryview) -> None:
+            begin = first // block * scale_inv.shape[1] * 4
+            codes.data.cast("B")[first * cols : first * cols + len(some_codes)] = some_codes
+            scale_inv.data.cast("B")[begin : begin + len(some_scales)] = some_scales
+
+        if base is not None and original is not None:
+            if unlike_dequantized(base, original, self.plan.inventory, info) is not None:
+                return None
+            scales = read_scales(base, original, 0, rows).cast("B")
+            take(0, read_rows(base, original, 0, rows), scales)
+            why = "equal to --base"
+        else:
+            is_ue8m0 = scheme.scale_format == "ue8m0"
+            spans = list(slabs(0, rows, block, cols * 2))
+            if not recover_tensor(
+                self.plan.inventory, info, spans, block, take, powers_only=is_ue8m0
+            ):
+                return None
+            why = "it was FP8 before"
+        return Rounded(
+            torch.from_numpy(codes), torch.from_numpy(scale_inv), "lossless", why, None, None
+        )

@@ -1,0 +1,299 @@
+"""How well a checkpoint predicts a text, and how far it is from the one that it was made of.
+
+Both pass over the text together, a decoder layer at a time from disk. First the reference's layer runs
+on its own hidden states; as it does, the other's weights of that layer are multiplied with the same
+inputs, which gives the output error of each linear map by itself. Then the other's layer runs on its
+own hidden states, which carry the errors of all layers before. So routers are compared where it counts:
+on what a deployed model gives them. MTP layers do not run.
+
+T: tokens, D: width, K: experts a token is sent to.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.rows import Progress
+from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.families.names import Role, TensorName
+from dstools_converters.layerwise.corpus import Corpus
+from dstools_converters.layerwise.runner import DAMAGED, INPUTS, Runner
+from dstools_converters.layerwise.scores import head, score
+from dstools_converters.layerwise.spill import Spill
+from dstools_converters.model.architecture import Architecture, read_architecture
+
+MAX_LOG = 700.0  # the exponential of more is no float
+TINY = 1e-100  # a sum of squares that is none
+KL_EDGES = [10 ** (step / 5 - 7) for step in range(46)]  # 1e-7 to 100 nats, five bins a decade
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far the outputs of a role's weights in a layer are off, on the reference's inputs."""
+
+    layer: int
+    role: Role
+    error: float  # rms of x (W' - W)^T over rms of x W^T; experts on the tokens they were sent
+    numel: int  # of those weights
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """counts[i] tokens have a KL from edges[i] to edges[i + 1]; the end bins hold all beyond."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What eval.json holds; None, and empty, is what takes a reference."""
+
+    tool: str
+    model: str
+    against: str | None
+    data: dict[str, Any]  # as corpus.provenance
+    tokens: int  # predicted: all but the first of each sample
+    perplexity: float
+    perplexity_against: float | None = None
+    kl_mean: float | None = None  # KL(against || model), nats a token
+    kl_p99: float | None = None
+    kl_max: float | None = None
+    top1_agreement: float | None = None  # share of tokens where both find the same one likeliest
+    kl_histogram: Histogram | None = None
+    router_flips: dict[str, float] = field(default_factory=dict)  # layer -> share; see `_flips`
+    output_error: list[OutputError] = field(default_factory=list)
+
+
+def evaluate(
+    model: Inventory,
+    against: Inventory | None,
+    corpus: Corpus,
+    *,
+    tool: str,
+    device: str,
+    ram_bytes: int,
+    folder: Path,
+    progress: Progress = lambda nbytes: None,
+) -> Report:
+    """Return the perplexity of `model` on the corpus, and what separates it from `against`.
+
+    Hidden states beyond `ram_bytes` lie in `folder`, which must be empty and is again; what is kept
+    beside them grows by some 100 bytes a token. The same inputs and threads give the same numbers.
+
+    Raises DstoolsError where the two are not of one architecture, where it is none that can be run,
+    and, naming tensor or layer, where NaN or infinity comes up. ValueError for samples of one token.
+    """
+    if corpus.seq_len < 2:
+        raise ValueError(f"a sample must have at least 2 tokens, got {corpus.seq_len}")
+    inventories = [model] if against is None else [against, model]
+    if against is not None:
+        _require_same(against, model)
+    ids = torch.from_numpy(corpus.ids).long()
+    runners = [
+        Runner(
+            inventory,
+            read_architecture(inventory.checkpoint.config),
+            ids,
+            device=device,
+            folder=folder / str(number),
+            ram_bytes=ram_bytes,
+        )
+        for number, inventory in enumerate(inventories)
+    ]
+    for runner in runners:
+        runner.folder.mkdir()
+    hidden, flips, errors = _run_layers(runners, progress)
+    scores, kl_T = score(runners, hidden, progress)
+    for runner in runners:
+        runner.folder.rmdir()
+
+    is_predicting = torch.ones_like(ids, dtype=torch.bool)
+    is_predicting[:, -1] = False  # the last token of a sample has no next one
+    predicting_T = is_predicting.flatten()
+    perplexities = [
+        math.exp(min(one.surprise()[predicting_T].mean().item(), MAX_LOG)) for one in scores
+    ]
+    report = Report(
+        tool=tool,
+        model=_label(model.checkpoint.folder),
+        against=None if against is None else _label(against.checkpoint.folder),
+        data=corpus.provenance,
+        tokens=int(predicting_T.sum()),
+        perplexity=perplexities[-1],
+    )
+    if against is None:
+        return report
+    kl = kl_T[predicting_T].numpy()
+    clipped = kl.clip(KL_EDGES[0], KL_EDGES[-1])
+    is_same_T = scores[0].top_T == scores[1].top_T
+    return replace(
+        report,
+        perplexity_against=perplexities[0],
+        kl_mean=kl.mean().item(),
+        kl_p99=np.quantile(kl, 0.99).item(),
+        kl_max=kl.max().item(),
+        top1_agreement=is_same_T[predicting_T].double().mean().item(),
+        kl_histogram=Histogram(KL_EDGES, np.histogram(clipped, KL_EDGES)[0].tolist()),
+        router_flips=flips,
+        output_error=errors,
+    )
+
+
+def total_bytes(*inventories: Inventory) -> int:
+    """Return what `progress` is told in all."""
+    total = 0
+    for inventory in inventories:
+        inside = {
+            str(n) for n, _ in inventory.model.weights() if n.layer is not None and not n.is_mtp
+        }
+        total += sum(inventory.tensors[name].nbytes for name in inside | {head(inventory)})
+    return total
+
+
+def _label(folder: Path) -> str:
+    """Return the folder's name, or org/name of a snapshot in a Hub cache."""
+    folder = folder.resolve()
+    owner = folder.parent.parent.name  # of models--org--name/snapshots/REVISION
+    is_snapshot = folder.parent.name == "snapshots" and owner.startswith("models--")
+    return owner.removeprefix("models--").replace("--", "/") if is_snapshot else folder.name
+
+
+def _require_same(against: Inventory, model: Inventory) -> None:
+    """Raise DstoolsError naming what in config.json makes them two architectures.
+
+    They may differ in MTP layers, which do not run, and in whether the head is tied.
+    """
+    configs = [inventory.checkpoint.config for inventory in (against, model)]
+    wanted, found = (_without_ends(read_architecture(config)) for config in configs)
+    if wanted == found:
+        return
+    for key in ("model_type", *sorted(configs[0].keys() | configs[1].keys())):
+        mended = {name: value for name, value in configs[1].items() if name != key}
+        mended |= {key: configs[0][key]} if key in configs[0] else {}
+        try:
+            is_cause = _without_ends(read_architecture(mended)) != found
+        except DstoolsError:  # half of a difference, as heads without their size
+            is_cause = True
+        if is_cause:
+            was, now = (printable(repr(config.get(key))) for config in configs)
+            raise DstoolsError(
+                f"{model.checkpoint.folder / 'config.json'}: {key} is {now}, in "
+                f"{against.checkpoint.folder / 'config.json'} {was}",
+                "only checkpoints of one architecture can be compared",
+            )
+    raise DstoolsError(
+        f"{model.checkpoint.folder} and {against.checkpoint.folder}: are not of one architecture",
+        "only checkpoints of one architecture can be compared",
+    )
+
+
+def _without_ends(architecture: Architecture) -> Architecture:
+    return replace(architecture, model=replace(architecture.model, num_mtp_layers=0, is_tied=False))
+
+
+def _run_layers(
+    runners: list[Runner], progress: Progress
+) -> tuple[list[Spill], dict[str, float], list[OutputError]]:
+    """Return the hidden states behind the last layer, router flips by layer, and output errors."""
+    hidden = [runner.embed(runner.ids.flatten()) for runner in runners]
+    flips: dict[str, float] = {}
+    errors: list[OutputError] = []
+    for layer in range(runners[0].inventory.model.num_hidden_layers):
+        watches = [_Watch(runner, progress) for runner in runners]
+        if len(runners) == 2:
+            watches[0].other = runners[1]
+        for number, runner in enumerate(runners):
+            hidden[number] = runner.run_layer(layer, hidden[number], watches[number])
+            runner.require_finite(layer, hidden[number])
+        errors += [sums.error(layer, role) for role, sums in watches[0].sums.items()]
+        wanted, made = watches[0].experts_TK, watches[-1].experts_TK
+        if wanted is not None and made is not None:
+            flips[str(layer)] = _flips(wanted, made)
+    return hidden, flips, errors
+
+
+def _flips(wanted_TK: Tensor, made_TK: Tensor) -> float:
+    """Return the share of the choices in `wanted` that the same token does not make in `made`."""
+    is_made_TK = (wanted_TK[:, :, None] == made_TK[:, None, :]).any(-1)
+    return 1 - is_made_TK.double().mean().item()
+
+
+@dataclass
+class _Sums:
+    """Squares of outputs, summed over tokens and the weights of a role."""
+
+    difference: float = 0.0
+    reference: float = 0.0
+    numel: int = 0
+
+    def error(self, layer: int, role: Role) -> OutputError:
+        """Return rms over rms; absurdly much where the reference is all zeros and the other is not."""
+        ratio = self.difference / max(self.reference, TINY)
+        return OutputError(layer, role, math.sqrt(ratio), self.numel)
+
+
+class _Watch:
+    """Sees one layer run, and holds its weights against the ones of `other`."""
+
+    def __init__(self, runner: Runner, progress: Progress) -> None:
+        self.runner = runner
+        self.progress = progress
+        self.other: Runner | None = None
+        self.sums: dict[Role, _Sums] = {}
+        self.experts_TK: Tensor | None = None
+        self._weights: dict[TensorName, Tensor] = {}  # of the stage that runs
+        self._differences: dict[TensorName, Tensor] = {}
+
+    def begin(self, weights: dict[TensorName, Tensor], tokens: int) -> None:
+        """Read the same weights of the other checkpoint."""
+        self._weights = weights
+        if self.other is None:
+            return
+        for name, weight in weights.items():
+            if name.role in INPUTS and name.part == "weight":
+                self._differences[name] = self.other.load(str(name)).sub_(weight)
+                self.sums.setdefault(name.role, _Sums()).numel += weight.numel()
+
+    def see(self, source: str, values_TD: Tensor) -> None:
+        """Add to the errors of the weights that these are the inputs of."""
+        for name, difference in self._differences.items():
+            if INPUTS[name.role] == source:
+                sums = self.sums[name.role]
+                reference2 = _squares(values_TD, self._weights[name])
+                difference2 = _squares(values_TD, difference)
+                if not math.isfinite(reference2 + difference2):
+                    raise self._not_finite(name, math.isfinite(reference2))
+                sums.reference += reference2
+                sums.difference += difference2
+
+    def end(self) -> None:
+        """Let go of the weights, for the next ones take their place."""
+        tensors = self.runner.inventory.tensors
+        self.progress(sum(tensors[str(name)].nbytes for name in self._weights))
+        self._weights, self._differences = {}, {}
+
+    def route(self, experts_TK: Tensor, load: list[int]) -> None:
+        """Keep the choices."""
+        self.experts_TK = experts_TK
+
+    def cache(self, first: Tensor, second: Tensor) -> None:
+        """Do nothing; the cache is no part of this."""
+
+    def _not_finite(self, name: TensorName, is_of_other: bool) -> DstoolsError:
+        runner = self.other if is_of_other and self.other is not None else self.runner
+        return DstoolsError(
+            f"{runner.inventory.checkpoint.folder}: {name}: gives NaN or infinity", DAMAGED
+        )
+
+
+def _squares(inputs_TD: Tensor, weight: Tensor) -> float:
+    """Return the sum of the squares of inputs x weight^T, in float64 but for the product."""
+    return F.linear(inputs_TD, weight).square_().sum(dtype=torch.float64).item()

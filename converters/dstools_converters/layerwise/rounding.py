@@ -1,0 +1,127 @@
+"""Round one weight in the best of the ways that what it is multiplied with leaves open, and say which.
+
+A weight is rounded by its own Hessian where it has seen at least as many tokens as it has inputs, for
+fewer leave directions unseen; gate and up of a routed expert that saw fewer, by that of all tokens of
+the layer; else to nearest. A weight that the method does not bring nearer on the data keeps the nearest
+codes, too. (The policy of ModelOpt and llm-compressor, all experts on all tokens, costs a forward pass
+and inflates the statistics of cold experts: NVIDIA/Model-Optimizer#1380.)
+"""
+
+import math
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from dstools_converters.checkpoint.scheme import ScaleFormat
+from dstools_converters.plan.plan import Method
+from dstools_kernels import gptq
+from dstools_kernels.formats import block_fp8
+
+
+@dataclass
+class Seen:
+    """What weights are multiplied with: X^T X of all tokens so far, float32 [D, D]."""
+
+    hessian: Tensor
+    tokens: int = 0
+    _factor: gptq.Factor | None = None
+
+    def add(self, values_TD: Tensor) -> None:
+        """Take in more tokens."""
+        self.hessian.addmm_(values_TD.T, values_TD)
+        self.tokens += len(values_TD)
+
+    def factor(self) -> gptq.Factor:
+        """Return what `gptq` wants of it, made once for all weights that it serves."""
+        if self._factor is None:
+            self._factor = gptq.factorize(self.hessian)
+        return self._factor
+
+
+class Rounded(NamedTuple):
+    """A weight in FP8, how it was made, and how near it is."""
+
+    codes: Tensor  # uint8 [rows, cols]
+    scale_inv: Tensor  # float32 [blocks, blocks]
+    method: Method | Literal["nearest", "lossless"]
+    why: str  # it is "nearest", where that was not asked for
+    error_nearest: float | None  # rms of (W - Q) x over that of W x, where anything was seen
+    error: float | None
+
+    def note(self, weight: Tensor, block: int) -> dict[str, Any]:
+        """Return what is worth keeping: figures, and a sha256 over codes, then scales."""
+        plain = gptq.nearest(weight, self.scale_inv, block)
+        steps = gptq.steps_apart(self.codes, plain)
+        found = block_fp8.difference(
+            raw(weight), raw(gptq.restore(self.codes, self.scale_inv, block))
+        )
+        digest = sha256(raw(self.codes))
+        digest.update(raw(self.scale_inv))
+        return {
+            "method": self.method,
+            "why": self.why,
+            "error_nearest": self.error_nearest,
+            "error": self.error,
+            "weight_error": math.sqrt(found.sum_sq_diff / found.sum_sq_a)
+            if found.sum_sq_a
+            else 0.0,
+            "moved": int((steps > 0).sum()),
+            "far": int((steps > 1).sum()),
+            "numel": weight.numel(),
+            "sha256": digest.hexdigest(),
+        }
+
+
+def round_weight(
+    weight: Tensor, seen: Seen | None, method: Method, scale_format: ScaleFormat, block: int
+) -> Rounded:
+    """Return float32 `weight` [rows, cols] in FP8, by `method` "gptq" or "mse" if that helps."""
+    scale_inv = gptq.scales(weight, scale_format, block)
+    codes = gptq.nearest(weight, scale_inv, block)
+    plain = Rounded(codes, scale_inv, "nearest", "", None, None)
+    if seen is None:
+        return plain._replace(why=too_few(0, weight))
+    reference2 = gptq.output_power(weight, seen.hessian)
+    error = output_error(weight, codes, scale_inv, block, seen, reference2)
+    if not math.isfinite(error):
+        return plain._replace(why="what it is multiplied with overflows float32")
+    plain = plain._replace(error_nearest=error, error=error)
+    if seen.tokens < weight.shape[1]:
+        return plain._replace(why=too_few(seen.tokens, weight))
+    try:
+        if method == "mse":
+            input_power = seen.hessian.diagonal() / seen.tokens
+            scale_inv = gptq.search_scales(weight, input_power, scale_format, block)
+            codes = gptq.nearest(weight, scale_inv, block)
+        else:
+            codes = gptq.gptq(weight, seen.factor(), scale_inv, block)
+    except ValueError as failure:  # the Hessian is of no use, and says why
+        return plain._replace(why=str(failure))
+    found = output_error(weight, codes, scale_inv, block, seen, reference2)
+    if not found < error:
+        return plain._replace(why=f"{method} brings it no nearer on the data")
+    return Rounded(codes, scale_inv, method, "", error, found)
+
+
+def too_few(tokens: int, weight: Tensor) -> str:
+    """Say why a weight stays nearest."""
+    return f"it saw {tokens} tokens, fewer than its {weight.shape[1]} inputs"
+
+
+def output_error(
+    weight: Tensor, codes: Tensor, scale_inv: Tensor, block: int, seen: Seen, reference2: float
+) -> float:
+    """Return the rms of (W - Q) x over that of W x, on what was seen; 0 where W x is.
+
+    `reference2` is the output power of W. NaN where float32 overflows.
+    """
+    difference = gptq.restore(codes, scale_inv, block).sub_(weight)
+    error2 = gptq.output_power(difference, seen.hessian)
+    return 0.0 if reference2 <= 0 else math.sqrt(max(error2, 0) / reference2)
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor, on whatever device it is."""
+    return tensor.cpu().contiguous().numpy().data.cast("B")

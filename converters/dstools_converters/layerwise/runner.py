@@ -1,0 +1,333 @@
+"""Run a checkpoint one decoder layer at a time from disk, watched: memory is a layer, or an expert.
+
+Hidden states of all samples pass through a layer before the next one is read. Weights of a layer are
+in memory a stage at a time: attention, then the dense or shared feed-forward, then expert after expert.
+A watcher sees what each weight is multiplied with. Everything is float32.
+
+T: tokens, B: samples, S: length of a sample, D: width, K: experts a token is sent to.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.rows import block_rows, columns, not_finite, restore, slabs
+from dstools_converters.errors import DstoolsError
+from dstools_converters.families.names import Role, TensorName
+from dstools_converters.layerwise.spill import Spill
+from dstools_converters.model.architecture import Architecture
+from dstools_converters.model.decoder import DecoderLayer, MoE, MTPLayer, RMSNorm
+from dstools_converters.model.rotary import rotary
+from dstools_kernels.formats import block_fp8
+
+DAMAGED = "`dstools verify` finds a weight that is damaged; else the training that made it diverged"
+TOKENS_AT_A_TIME = 2048  # of a forward pass; sums of floats depend on it, so it is no option
+# Weights that share an input, by a word for it. Source: the decoder in model.py.
+INPUTS: dict[Role, str] = {
+    "q_proj": "hidden", "k_proj": "hidden", "v_proj": "hidden", "q_a_proj": "hidden",
+    "kv_a_proj_with_mqa": "hidden", "indexer_wk": "hidden",
+    "q_b_proj": "q_latent", "indexer_wq_b": "q_latent", "kv_b_proj": "kv_latent", "o_proj": "heads",
+    "dense_gate": "feed_forward", "dense_up": "feed_forward", "dense_down": "inner",
+    "shared_gate": "feed_forward", "shared_up": "feed_forward", "shared_down": "inner",
+    "routed_gate": "expert", "routed_up": "expert", "routed_down": "expert_inner",
+}  # fmt: skip
+ATTENTION: frozenset[Role] = frozenset({
+    "input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm",
+    "q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj",
+    "indexer_wq_b", "indexer_wk", "indexer_k_norm", "indexer_weights_proj",
+})  # fmt: skip
+ENTRANCE: frozenset[Role] = frozenset({"eh_proj", "enorm", "hnorm"})  # of an MTP layer
+EXPERTS: frozenset[Role] = frozenset({"routed_gate", "routed_up", "routed_down"})
+
+
+class Watcher(Protocol):
+    """Whoever wants to know what a layer does; see `run_layer`."""
+
+    def begin(self, weights: dict[TensorName, Tensor], tokens: int) -> None:
+        """Learn that these weights run next, on so many tokens."""
+
+    def see(self, source: str, values_TD: Tensor) -> None:
+        """Learn what the weights of one word of INPUTS are multiplied with."""
+
+    def end(self) -> None:
+        """Learn that these weights have seen all tokens; they are still there, and next are not."""
+
+    def route(self, experts_TK: Tensor, load: list[int]) -> None:
+        """Learn which experts each token is sent to, and how many tokens each of them gets."""
+
+    def cache(self, first: Tensor, second: Tensor) -> None:
+        """Learn what goes into the KV cache: latents and rotated keys, or keys and values."""
+
+
+class Runner:
+    """A checkpoint and the tokens that pass through it.
+
+    `ids` int64 [samples, length]; hidden states beyond `ram_bytes` lie in `folder`.
+    """
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        architecture: Architecture,
+        ids: Tensor,
+        *,
+        device: str,
+        folder: Path,
+        ram_bytes: int,
+    ) -> None:
+        self.inventory = inventory
+        self.architecture = architecture
+        self.ids = ids
+        self.device = device
+        self.folder = folder
+        self.ram_bytes = ram_bytes
+        self.num_layers = inventory.model.num_hidden_layers + inventory.model.num_mtp_layers
+        self._numbers = count()
+        self._weights: dict[int, list[TensorName]] = {}
+        for name, _ in inventory.model.weights():
+            if name.layer is not None:
+                self._weights.setdefault(name.layer, []).append(name)
+
+    def rows(self, layer: int) -> int:
+        """Return how many tokens enter a layer: an MTP layer sees one a sample less than its input."""
+        samples, length = self.ids.shape
+        depth = max(layer + 1 - self.inventory.model.num_hidden_layers, 0)
+        return samples * (length - depth)
+
+    def spill(self, rows: int) -> Spill:
+        """Return room for `rows` hidden states, of which three are in use at a time."""
+        width = self.inventory.model.hidden_size
+        fits = 3 * rows * width * 4 <= self.ram_bytes
+        file = None if fits else self.folder / f"spill-{next(self._numbers)}"
+        return Spill(rows, width, file)
+
+    def load_states(self, layer: int, file: Path) -> Spill | None:
+        """Return what `layer` is given, from a file that Spill.save made; None where there is none."""
+        if layer == 0 or not file.exists():
+            return None
+        hidden = self.spill(self.rows(layer - 1))
+        if hidden.load(file):
+            return hidden
+        hidden.close()
+        return None
+
+    def embed(self, ids: Tensor) -> Spill:
+        """Return the embeddings of `ids` int64 [T], reading the table once from front to back."""
+        info = self.inventory.tensors["model.embed_tokens.weight"]
+        out = self.spill(len(ids))
+        ordered, order = torch.sort(ids, stable=True)
+        for first, last in slabs(0, info.shape[0], 1, info.shape[1] * 4):
+            begin, end = torch.searchsorted(ordered, torch.tensor([first, last])).tolist()
+            if begin < end:
+                table = restored_rows(self.inventory, info, first, last)
+                for part in torch.split(order[begin:end], TOKENS_AT_A_TIME):
+                    out.scatter(part, table[ids[part] - first])
+        return out
+
+    @torch.inference_mode()
+    def run_layer(self, layer: int, hidden: Spill, watcher: Watcher) -> Spill:
+        """Return the hidden states after `layer`; `hidden` is given back.
+
+        The input of the first layer is `embed`'s, that of an MTP layer the output of the one before.
+        """
+        with torch.device("meta"):
+            is_mtp = layer >= self.inventory.model.num_hidden_layers
+            module = (MTPLayer if is_mtp else DecoderLayer)(self.architecture, layer).eval()
+        if isinstance(module, MTPLayer):
+            hidden = self._enter_mtp(module, layer, hidden)
+        attended = self._attend(module, layer, hidden, watcher)
+        return self._feed_forward(module, layer, attended, watcher)
+
+    def require_finite(self, layer: int, hidden: Spill) -> None:
+        """Raise DstoolsError where what comes out of a layer holds NaN or infinity."""
+        for begin, end in self._batches(hidden.rows):
+            if not hidden.read(begin, end).isfinite().all():
+                raise DstoolsError(
+                    f"{self.inventory.checkpoint.folder}: model.layers.{layer}: NaN or infinity comes "
+                    "out",
+                    DAMAGED,
+                )
+
+    def _attend(self, module: DecoderLayer, layer: int, hidden: Spill, watcher: Watcher) -> Spill:
+        length = hidden.rows // len(self.ids)
+        angles = rotary(self.architecture, length, torch.device(self.device))
+        out = self.spill(hidden.rows)
+        cache = module.self_attn.cache.register_forward_pre_hook(lambda _, kv: watcher.cache(*kv))
+        with self._stage(module, layer, ATTENTION, watcher, hidden.rows):
+            for begin, end in self._batches(hidden.rows):
+                batch_BSD = hidden.read(begin, end).to(self.device).view(-1, length, hidden.width)
+                out.write(begin, module.attend(batch_BSD, angles).flatten(0, 1))
+        cache.remove()
+        hidden.close()
+        return out
+
+    def _feed_forward(
+        self, module: DecoderLayer, layer: int, attended: Spill, watcher: Watcher
+    ) -> Spill:
+        out, mlp = self.spill(attended.rows), module.mlp
+        roles = {name.role for name in self._weights[layer]} - ATTENTION - ENTRANCE
+        if isinstance(mlp, MoE):
+            roles -= EXPERTS
+        routes = []
+        with self._stage(module, layer, frozenset(roles), watcher, attended.rows):
+            for begin, end in self._batches(attended.rows):
+                batch_TD = attended.read(begin, end).to(self.device)
+                normed_TD = module.post_attention_layernorm(batch_TD)
+                watcher.see("feed_forward", normed_TD)
+                if isinstance(mlp, MoE):
+                    routes.append([part.cpu() for part in mlp.gate(normed_TD)])
+                    attended.write(begin, normed_TD)  # what the experts are given
+                    if mlp.shared_experts is not None:
+                        batch_TD = batch_TD + mlp.shared_experts(normed_TD)
+                else:
+                    batch_TD = batch_TD + mlp(normed_TD)
+                out.write(begin, batch_TD)
+            if isinstance(mlp, MoE):
+                experts_TK, shares_TK = (torch.cat(parts) for parts in zip(*routes, strict=True))
+                load = torch.bincount(experts_TK.flatten(), minlength=len(mlp.experts))
+                watcher.route(experts_TK, load.tolist())
+        if isinstance(mlp, MoE):
+            self._run_experts(mlp, layer, experts_TK, shares_TK, attended, out, watcher)
+        attended.close()
+        return out
+
+    def _run_experts(
+        self,
+        moe: MoE,
+        layer: int,
+        experts_TK: Tensor,
+        shares_TK: Tensor,
+        normed: Spill,
+        out: Spill,
+        watcher: Watcher,
+    ) -> None:
+        """Add to `out` what the experts make of `normed`, one of them in memory at a time."""
+        by_expert = torch.argsort(experts_TK.flatten(), stable=True)
+        load = torch.bincount(experts_TK.flatten(), minlength=len(moe.experts)).tolist()
+        shares = shares_TK.flatten()
+        for expert, chosen in enumerate(torch.split(by_expert, load)):
+            with self._stage(moe.experts[expert], layer, EXPERTS, watcher, len(chosen), expert):
+                for part in torch.split(chosen, TOKENS_AT_A_TIME) if len(chosen) else ():
+                    rows = part // experts_TK.shape[1]
+                    batch_TD = normed.gather(rows).to(self.device)
+                    watcher.see("expert", batch_TD)
+                    made_TD = moe.experts[expert](batch_TD) * shares[part, None].to(self.device)
+                    out.scatter(rows, out.gather(rows) + made_TD.cpu())
+
+    def _enter_mtp(self, module: MTPLayer, layer: int, hidden: Spill) -> Spill:
+        """Return what the block of an MTP layer runs on; see model.MTPLayer."""
+        before = layer - 1
+        is_first = before < self.inventory.model.num_hidden_layers
+        role: Role = "norm" if is_first else "shared_head_norm"
+        name = TensorName(role, "weight", None if is_first else before, None, not is_first)
+        norm = RMSNorm(hidden.width, self.architecture.rms_norm_eps)
+        norm.weight = nn.Parameter(self.load(str(name)))
+        samples, length = len(self.ids), hidden.rows // len(self.ids)
+        shift = self.ids.shape[1] - length + 1
+        embedded = self.embed(self.ids[:, shift:].flatten())
+        out = self.spill(samples * (length - 1))
+        with self._loaded(module, layer, ENTRANCE):
+            for sample in range(samples):
+                states_SD = hidden.read(sample * length, (sample + 1) * length)[:-1]
+                begin = sample * (length - 1)
+                next_SD = embedded.read(begin, begin + length - 1).to(self.device)
+                out.write(begin, module.project(next_SD, norm(states_SD.to(self.device))))
+        embedded.close()
+        hidden.close()
+        return out
+
+    @contextmanager
+    def _stage(
+        self,
+        module: nn.Module,
+        layer: int,
+        roles: frozenset[Role],
+        watcher: Watcher,
+        tokens: int,
+        expert: int | None = None,
+    ) -> Iterator[None]:
+        """Have the weights of these roles in memory, and the watcher see what they are given."""
+        with self._loaded(module, layer, roles, expert) as weights:
+            watcher.begin(weights, tokens)
+            hooks, sources = [], {"feed_forward", "expert"}  # which `run_layer` shows by itself
+            for name in weights:
+                source = INPUTS.get(name.role)
+                if name.part == "weight" and source is not None and source not in sources:
+                    sources.add(source)
+                    linear = module.get_submodule(_inside(name))
+                    hooks.append(linear.register_forward_pre_hook(_shows(watcher, source)))
+            yield
+            for hook in hooks:
+                hook.remove()
+            watcher.end()
+
+    @contextmanager
+    def _loaded(
+        self, module: nn.Module, layer: int, roles: frozenset[Role], expert: int | None = None
+    ) -> Iterator[dict[TensorName, Tensor]]:
+        """Have the weights of these roles in `module`, which else holds none."""
+        names = [n for n in self._weights[layer] if n.role in roles and n.expert == expert]
+        weights = {name: self.load(str(name)) for name in names}
+        state = {f"{_inside(name)}.{name.part}": weight for name, weight in weights.items()}
+        module.load_state_dict(state, strict=False, assign=True)
+        yield weights
+        empty = {key: value.to("meta") for key, value in state.items()}
+        module.load_state_dict(empty, strict=False, assign=True)
+
+    def load(self, name: str) -> Tensor:
+        """Return a whole tensor as float32, FP8 as code times scale."""
+        return restored(self.inventory, self.inventory.tensors[name]).to(self.device)
+
+    def load_rows(self, name: str, first: int, last: int) -> Tensor:
+        """Return rows [first, last) as `load` does; FP8 from the first row of a block on."""
+        info = self.inventory.tensors[name]
+        return restored_rows(self.inventory, info, first, last).to(self.device)
+
+    def _batches(self, rows: int) -> Iterator[tuple[int, int]]:
+        """Yield spans of whole samples."""
+        length = rows // len(self.ids)
+        step = max(TOKENS_AT_A_TIME // length, 1) * length
+        for begin in range(0, rows, step):
+            yield begin, min(begin + step, rows)
+
+
+def restored(inventory: Inventory, info: TensorInfo) -> Tensor:
+    """Return a whole tensor in memory of its own, float32, in its shape; raises as `restored_rows`."""
+    return restored_rows(inventory, info, 0, info.numel // columns(info)).view(info.shape)
+
+
+def restored_rows(inventory: Inventory, info: TensorInfo, first: int, last: int) -> Tensor:
+    """Return rows [first, last) in memory of their own, float32 [rows, columns].
+
+    Raises DstoolsError for NaN or infinity, of which every later layer would be full.
+    """
+    out = torch.empty(last - first, columns(info))
+    block = block_rows(inventory, info)
+    for begin, end in slabs(first, last, block, columns(info) * 4):
+        data = restore(inventory, info, begin, end)
+        bad = block_fp8.first_non_finite(data, "F32")
+        if bad >= 0:
+            raise not_finite(info, begin * columns(info) + bad)
+        values = torch.frombuffer(data, dtype=torch.float32)
+        out[begin - first : end - first] = values.view(end - begin, -1)
+    return out
+
+
+def _inside(name: TensorName) -> str:
+    """Spell the module as its layer knows it; an expert's, as the expert does."""
+    inside = name.module.removeprefix(f"model.layers.{name.layer}.")
+    return inside.rpartition(".")[2] if name.expert is not None else inside
+
+
+def _shows(watcher: Watcher, source: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def show(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        watcher.see(source, args[0].flatten(0, -2))
+
+    return show

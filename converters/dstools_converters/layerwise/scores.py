@@ -1,0 +1,123 @@
+"""Score the next token of every token, by a head that passes by in slabs of the vocabulary.
+
+Its log-sum-exp is carried from slab to slab: neither a head [V, D] nor logits [T, V] are ever in
+memory. All behind the product is float64, for KL is a small difference of large numbers: in float32 it
+would be off by some 1e-7 nats.
+
+T: tokens, V: vocabulary, R: rows of a slab of it, D: width.
+Source: Milakov and Gimelshein, arXiv 1805.02867, for the sum that goes with a running maximum.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.rows import Progress
+from dstools_converters.errors import DstoolsError
+from dstools_converters.layerwise.runner import DAMAGED, TOKENS_AT_A_TIME, Runner
+from dstools_converters.layerwise.spill import Spill
+from dstools_converters.model.decoder import RMSNorm
+
+SLAB_ROWS = 1024  # of the vocabulary: with 2048 tokens, 16 MiB of logits
+
+
+@torch.inference_mode()
+def score(
+    runners: list[Runner], hidden: list[Spill], progress: Progress
+) -> "tuple[list[Scores], Tensor]":
+    """Return what each model makes of the next tokens, and the first one's KL to the last [T].
+
+    `hidden`, the states behind the last layers, are given back. What is said of the last token of a
+    sample means nothing. Raises DstoolsError where a head gives NaN or infinity.
+    """
+    next_T = runners[0].ids.roll(-1, 1).flatten()  # behind a sample's last token, whatever
+    batches = [
+        (begin, min(begin + TOKENS_AT_A_TIME, len(next_T)))
+        for begin in range(0, len(next_T), TOKENS_AT_A_TIME)
+    ]
+    for runner, states in zip(runners, hidden, strict=True):
+        norm = RMSNorm(states.width, runner.architecture.rms_norm_eps)
+        norm.weight = nn.Parameter(runner.load("model.norm.weight"))
+        for begin, end in batches:
+            states.write(begin, norm(states.read(begin, end).to(runner.device)))
+    scores = [Scores(next_T.to(runner.device)) for runner in runners]
+    gap_T = torch.zeros_like(scores[0].sum_T)  # sum of exp(logit - peak) (logit - other's logit)
+    for first, last in _slabs([runner.inventory for runner in runners]):
+        slabs = [runner.load_rows(head(runner.inventory), first, last) for runner in runners]
+        for begin, end in batches:
+            logits = [
+                F.linear(states.read(begin, end).to(slab_RD.device), slab_RD).double()
+                for states, slab_RD in zip(hidden, slabs, strict=True)
+            ]
+            added = [one.add(begin, first, x_TR) for one, x_TR in zip(scores, logits, strict=True)]
+            terms_TR, shrink_T = added[0]
+            gap_T[begin:end] *= shrink_T
+            gap_T[begin:end] += (terms_TR * (logits[0] - logits[-1])).sum(1)
+        for runner in runners:
+            info = runner.inventory.tensors[head(runner.inventory)]
+            progress(info.nbytes * (last - first) // info.shape[0])
+    for runner, states, one in zip(runners, hidden, scores, strict=True):
+        states.close()
+        if not one.log_sum().isfinite().all():
+            raise DstoolsError(
+                f"{runner.inventory.checkpoint.folder}: {head(runner.inventory)}: gives NaN or infinity",
+                DAMAGED,
+            )
+    kl_T = gap_T / scores[0].sum_T - scores[0].log_sum() + scores[-1].log_sum()
+    return scores, kl_T.cpu()
+
+
+class Scores:
+    """What one model makes of the token behind each, while the vocabulary passes by. All float64 [T]."""
+
+    def __init__(self, next_T: Tensor) -> None:
+        self.next_T = next_T
+        self.next_logit_T = torch.zeros_like(next_T, dtype=torch.float64)
+        self.peak_T = torch.full_like(self.next_logit_T, -math.inf)
+        self.sum_T = torch.zeros_like(self.next_logit_T)  # of exp(logit - peak)
+        self.top_T = torch.zeros_like(next_T)  # the likeliest token, the first of equals
+
+    def add(self, begin: int, first: int, logits_TR: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in the logits of tokens `begin` and on for vocabulary rows `first` and on.
+
+        Return exp(logits - peak), and the factor [T] that earlier sums of such terms have become.
+        """
+        rows = slice(begin, begin + len(logits_TR))
+        slab_peak_T, slab_top_T = logits_TR.max(1)
+        is_higher_T = slab_peak_T > self.peak_T[rows]
+        self.top_T[rows] = torch.where(is_higher_T, first + slab_top_T, self.top_T[rows])
+        peak_T = torch.maximum(slab_peak_T, self.peak_T[rows])
+        shrink_T = (self.peak_T[rows] - peak_T).exp()
+        terms_TR = (logits_TR - peak_T[:, None]).exp()
+        self.sum_T[rows] = self.sum_T[rows] * shrink_T + terms_TR.sum(1)
+        self.peak_T[rows] = peak_T
+        at_T = self.next_T[rows] - first
+        is_here_T = (at_T >= 0) & (at_T < logits_TR.shape[1])
+        self.next_logit_T[rows][is_here_T] = logits_TR[is_here_T, at_T[is_here_T]]
+        return terms_TR, shrink_T
+
+    def log_sum(self) -> Tensor:
+        """Return the log-sum-exp of the logits."""
+        return self.peak_T + self.sum_T.log()
+
+    def surprise(self) -> Tensor:
+        """Return -log of the probability of the next token, nats."""
+        return self.log_sum() - self.next_logit_T
+
+
+def _slabs(inventories: list[Inventory]) -> Iterator[tuple[int, int]]:
+    """Yield spans of the vocabulary, of whole blocks of both heads."""
+    sizes = (inventory.scheme.block_size[0] for inventory in inventories if inventory.scheme)
+    block, rows = math.lcm(*sizes), inventories[0].model.vocab_size
+    step = max(SLAB_ROWS // block, 1) * block
+    for first in range(0, rows, step):
+        yield first, min(first + step, rows)
+
+
+def head(inventory: Inventory) -> str:
+    """Return the name of the head's weight."""
+    return "model.embed_tokens.weight" if inventory.model.is_tied else "lm_head.weight"

@@ -1,0 +1,1 @@
+"""The decoder in torch, its architecture and its tokenizer."""

@@ -1,0 +1,1 @@
+"""Plan every output tensor: recipe, decisions, and the layout of the shards."""

@@ -1,0 +1,92 @@
+"""Where each output byte goes, before a weight is read: tensors get their places in shards.
+
+Within a shard, tensors of wider items come first, so that each begins at a multiple of its item size
+(safetensors' own writer does the same), and the data begins on a page.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo
+
+# copy        bytes as they are; an FP8 weight takes its scale along, as F32
+# quantize    BF16, F16 or F32 -> codes and scale
+# requantize  codes and scale -> codes and scale of another scale format
+# restore     BF16 -> the base's codes and scale where it equals them dequantized, else quantize
+# recover     BF16 -> the codes and scale it was dequantized from where it has such, else quantize
+# dequantize  codes and scale -> BF16
+# calibrate   as quantize or requantize, by `calibrate`, which has seen what the weight is multiplied with
+Action = Literal["copy", "quantize", "requantize", "restore", "recover", "dequantize", "calibrate"]
+DATA_ALIGNMENT = 4096
+
+
+class Output(NamedTuple):
+    """One tensor to write; `offset` counts bytes from the start of the output shard."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """What becomes of one tensor: outputs[0] is its values or codes, outputs[1] their scale."""
+
+    action: Action
+    source: TensorInfo
+    outputs: tuple[Output, ...]
+    rule: str
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One output file: its header, and the tensors that fill it, in the order of the source."""
+
+    name: str
+    header: bytes
+    tensors: tuple[TensorPlan, ...]
+    nbytes: int
+
+
+def unplaced(name: str, dtype: str, shape: tuple[int, ...]) -> Output:
+    """Return an output that has no place yet."""
+    return Output(name, dtype, shape, 0, math.prod(shape) * ITEM_BITS[dtype] // 8)
+
+
+def lay_out(tensors: Iterable[TensorPlan], shards: Iterable[str]) -> tuple[ShardPlan, ...]:
+    """Give every output its place, in shards of the source's names and order."""
+    by_shard: dict[str, list[TensorPlan]] = {name: [] for name in shards}
+    for tensor in tensors:
+        by_shard[tensor.source.shard].append(tensor)
+    # a shard of nothing but scales, which now lie beside their weights, has nothing left to hold
+    return tuple(_lay_out_shard(name, its) for name, its in by_shard.items() if its)
+
+
+def _lay_out_shard(name: str, tensors: list[TensorPlan]) -> ShardPlan:
+    outputs = [output for tensor in tensors for output in tensor.outputs]
+    outputs.sort(key=lambda output: -ITEM_BITS[output.dtype])
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    starts: dict[str, int] = {}
+    end = 0
+    for output in outputs:
+        starts[output.name] = end
+        entries[output.name] = {
+            "dtype": output.dtype,
+            "shape": output.shape,
+            "data_offsets": [end, end + output.nbytes],
+        }
+        end += output.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
+    header = struct.pack("<Q", len(text)) + text
+    placed = []
+    for tensor in tensors:
+        outputs = [o._replace(offset=len(header) + starts[o.name]) for o in tensor.outputs]
+        placed.append(TensorPlan(tensor.action, tensor.source, tuple(outputs), tensor.rule))
+    return ShardPlan(name, header, tuple(placed), len(header) + end)

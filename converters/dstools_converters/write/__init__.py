@@ -1,0 +1,1 @@
+"""Write a checkpoint: jobs, their threads, the resumable writer and the files beside the shards."""

@@ -1,0 +1,180 @@
+"""What is done to a tensor, in jobs: rows in, kernel, rows out, at places known beforehand.
+
+A job is some rows of one tensor: its input mapped, one call of the kernel, one write large enough for
+the page cache to take whole folios. What is decided for a tensor as a whole is one job, done in pieces.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.rows import (
+    dequantize_rows,
+    memory,
+    not_finite,
+    read_rows,
+    read_scales,
+    recover_tensor,
+    require_finite,
+    restore,
+    unlike_dequantized,
+    width,
+)
+from dstools_converters.plan.layout import ShardPlan, TensorPlan
+from dstools_converters.plan.plan import Plan
+from dstools_kernels.formats import block_fp8
+
+PIECE_BYTES = 4 << 20  # of output at a time: 4 MiB is written a fifth faster than 1 MiB, on ext4
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows [begin, end) of a matrix, or bytes of a tensor that is copied."""
+
+    number: int
+    tensor: TensorPlan
+    begin: int
+    end: int
+
+    @property
+    def bytes_in(self) -> int:
+        """Return the bytes of the source that it deals with."""
+        info = self.tensor.source
+        if self.tensor.action == "copy":
+            return self.end - self.begin
+        return info.nbytes // max(info.shape[0], 1) * (self.end - self.begin)
+
+
+def jobs_of(plan: Plan, shard: ShardPlan) -> Iterator[Job]:
+    """Yield the jobs of a shard; the same plan gives the same jobs, by which a journal counts."""
+    numbers = count()
+    for tensor in shard.tensors:
+        rows = tensor.source.shape[0] if tensor.source.shape else 1
+        if tensor.action == "copy":
+            end, step = max(tensor.source.nbytes, 1), PIECE_BYTES
+        elif tensor.action in ("restore", "recover", "calibrate"):  # as a whole
+            end, step = rows, max(rows, 1)
+        else:
+            end, step = rows, _rows_a_piece(plan, tensor)
+        for begin in range(0, end, step):
+            stop = min(begin + step, end)
+            if tensor.action == "copy":
+                stop = min(stop, tensor.source.nbytes)
+            yield Job(next(numbers), tensor, begin, stop)
+
+
+def _rows_a_piece(plan: Plan, tensor: TensorPlan) -> int:
+    """Return how many rows make a job: whole rows of blocks, at least one."""
+    scheme = plan.scheme or plan.inventory.scheme
+    assert scheme is not None
+    block = scheme.block_size[0]
+    row_bytes = tensor.outputs[0].nbytes // max(tensor.source.shape[0], 1)
+    if tensor.action == "requantize":
+        row_bytes *= 4  # it goes through float32
+    return max(PIECE_BYTES // max(row_bytes, 1) // block, 1) * block
+
+
+def do(plan: Plan, job: Job, file: int) -> dict[str, Any] | None:
+    """Write what a job is to write; return what there is to say of it."""
+    tensor, begin, end = job.tensor, job.begin, job.end
+    if tensor.action == "copy":
+        _copy(plan.inventory, tensor, begin, end, file)
+    elif tensor.action == "dequantize":
+        _dequantize(plan.inventory, tensor, begin, end, file)
+    elif tensor.action == "restore" and _is_unchanged(plan, tensor):
+        assert plan.base is not None
+        original = replace(tensor, source=plan.base.tensors[tensor.source.name])
+        for start in range(0, original.source.nbytes, PIECE_BYTES):
+            stop = min(start + PIECE_BYTES, original.source.nbytes)
+            _copy(plan.base, original, start, stop, file)
+    elif tensor.action == "recover" and _recover(plan, tensor, file):
+        return {"tensor": tensor.source.name, "recovered": True}
+    else:
+        step = _rows_a_piece(plan, tensor)
+        for first in range(begin, end, step):
+            _quantize(plan, tensor, first, min(first + step, end), file)
+    return None
+
+
+def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
+    """Write codes and scales of rows [begin, end); FP8 in is restored to float32 first."""
+    assert plan.scheme is not None
+    info, cols, block = tensor.source, tensor.source.shape[1], plan.scheme.block_size[0]
+    scale_row = -(-cols // plan.scheme.block_size[1]) * 4
+    codes = memory.view("codes", (end - begin) * cols)
+    scales = memory.view("scales", -(-(end - begin) // block) * scale_row)
+    if tensor.action == "requantize":
+        weight, dtype = restore(plan.inventory, info, begin, end), "F32"
+    else:
+        weight, dtype = read_rows(plan.inventory, info, begin, end), info.dtype
+    try:
+        block_fp8.quantize(
+            weight,
+            dtype,  # type: ignore[arg-type]  # one of FLOATS, says the plan
+            cols,
+            codes,
+            scales,
+            plan.scheme.scale_format,
+            block,
+        )
+    except block_fp8.NonFiniteError as error:
+        raise not_finite(info, (begin + error.row) * cols + error.col) from None
+    write_at(file, codes, tensor.outputs[0].offset + begin * cols)
+    write_at(file, scales, tensor.outputs[1].offset + begin // block * scale_row)
+
+
+def _recover(plan: Plan, tensor: TensorPlan, file: int) -> bool:
+    """Write the codes and scales that the source was made of; False where it has none.
+
+    Then some may have been written, to be written over.
+    """
+    assert plan.scheme is not None
+    rows, cols = tensor.source.shape
+    block, step = plan.scheme.block_size[0], _rows_a_piece(plan, tensor)
+    scale_row = -(-cols // block) * 4
+
+    def write(first: int, codes: memoryview, scales: memoryview) -> None:
+        write_at(file, codes, tensor.outputs[0].offset + first * cols)
+        write_at(file, scales, tensor.outputs[1].offset + first // block * scale_row)
+
+    spans = [(first, min(first + step, rows)) for first in range(0, rows, step)]
+    powers_only = plan.scheme.scale_format == "ue8m0"
+    return recover_tensor(
+        plan.inventory, tensor.source, spans, block, write, powers_only=powers_only
+    )
+
+
+def _dequantize(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
+    """Write rows [begin, end) in BF16."""
+    row_bytes = tensor.source.shape[1] * 2
+    values = memory.view("values", (end - begin) * row_bytes)
+    dequantize_rows(inventory, tensor.source, begin, end, values)
+    write_at(file, values, tensor.outputs[0].offset + begin * row_bytes)
+
+
+def _is_unchanged(plan: Plan, tensor: TensorPlan) -> bool:
+    """Tell whether the source is, bit for bit, what the base's codes and scales dequantize to."""
+    assert plan.base is not None
+    original = plan.base.tensors[tensor.source.name]
+    return unlike_dequantized(plan.base, original, plan.inventory, tensor.source) is None
+
+
+def _copy(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
+    """Copy bytes [begin, end); a float must be finite. The first piece takes the scale along, as F32."""
+    info = tensor.source
+    if begin == 0 and len(tensor.outputs) == 2:
+        write_at(file, read_scales(inventory, info, 0, info.shape[0]), tensor.outputs[1].offset)
+    data = inventory.checkpoint.read(info, begin, end)
+    if info.dtype in block_fp8.NON_FINITE_BITS:
+        require_finite(info, data, begin // width(info))
+    write_at(file, data, tensor.outputs[0].offset + begin)
+
+
+def write_at(file: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` to a file from `offset` on."""
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written

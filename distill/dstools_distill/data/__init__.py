@@ -1,0 +1,1 @@
+"""Prompts and samples: sources, row formats, duplicates, contamination and selection."""

@@ -1,0 +1,293 @@
+"""Prompts: what is asked, from other people's files and from tasks, each once.
+
+Read once into a file of records, then each row's fate is decided from what little is remembered of it,
+some 200 bytes (700 where near duplicates are looked for), then the rows are written.
+"""
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.data.duplicates import FUNCTIONS, exact, near, signature
+from dstools_distill.data.forms import BadRowError, Question, convert
+from dstools_distill.data.sources import dataset_rows, rows, task_rows
+from dstools_distill.judge.answers import compare
+from dstools_distill.judge.referee import Referee
+from dstools_distill.recipe.settings import Prompts, Source, Verify
+from dstools_distill.records import Record
+from dstools_distill.store.stage import Report, Work
+
+READ, SIGNATURES = "read.jsonl", "signatures.bin"  # gone when the stage is done
+
+
+def prompts(
+    settings: Prompts, files: list[Path | None], pass_rates: Path | None, work: Work
+) -> Report:
+    """Write the prompts of all sources as records.jsonl, what was left out as dropped.jsonl.
+
+    files: of each source, None of "rg:" and "datasets:". pass_rates: a finished `verify` folder; its ids are
+    those of equal prompts from files of equal names. Kept in the order of the sources. Dropped, the
+    first reason counts: "conflicting-gold", "duplicate" (but for white space), "near-duplicate", "difficulty",
+    "limit"; duplicates name the prompt they repeat as "duplicate_of".
+
+    Raises DstoolsError, naming file, line and reason, for a row that is no question.
+    """
+    if not 0 <= settings.near_duplicates <= 1:
+        raise DstoolsError(
+            f"prompts.near_duplicates is {settings.near_duplicates}", "a similarity is from 0 to 1"
+        )
+    rates = {} if pass_rates is None else share_right(pass_rates)
+    read, counts = _Read(work.folder, near=settings.near_duplicates > 0), Counter[str]()
+    with closing(read):
+        for source, file in zip(settings.source, files, strict=True):
+            counts[f"source {_name(source)}"] += _import(settings, source, file, rates, read, work)
+    reasons, others = _fates(settings, read)
+    dropped = _write(work.folder, read, reasons, others)
+    kept = len(reasons) - dropped.total()
+    for name in (READ, SIGNATURES):
+        (work.folder / name).unlink(missing_ok=True)
+    known = ~np.isnan(read.difficulties)
+    return {
+        "in": len(reasons),
+        "out": kept,
+        "dropped": dict(sorted(dropped.items())),
+        "sources": {
+            _name(source): {
+                "rows": counts[f"source {_name(source)}"],
+                "licence": source.licence,
+            }
+            for source in settings.source
+        },
+        "forms": dict(sorted(read.forms.items())),
+        "with_gold": int(np.count_nonzero(read.golds)),
+        "with_reference": read.references,
+        "with_difficulty": int(np.count_nonzero(known)),
+    }
+
+
+def share_right(folder: Path) -> dict[str, float]:
+    """Return of each prompt in a finished `verify` folder the share of its samples that are correct."""
+    right, total = Counter[str](), Counter[str]()
+    path = folder / "records.jsonl"
+    for number, line in records.lines(path):
+        row = records.parse(line, path, number)
+        if "verdict" not in row:
+            raise DstoolsError(
+                f"{path}: line {number}: has no verdict",
+                "pass_rates names the folder of a finished `verify`",
+            )
+        total[row["id"]] += 1
+        right[row["id"]] += row["verdict"] == "correct"
+    return {prompt: right[prompt] / count for prompt, count in total.items()}
+
+
+class _Read:
+    """The records read so far: in a file, and in memory what decides their fate."""
+
+    def __init__(self, folder: Path, *, near: bool) -> None:
+        self.path = folder / READ
+        self.file = self.path.open("wb")
+        self.signature_path = folder / SIGNATURES
+        self.signature_file = self.signature_path.open("wb") if near else None
+        self.digests: list[bytes] = []
+        self._golds = array("Q")
+        self._difficulties = array("d")
+        self.offsets = array("Q", [0])
+        self.forms = Counter[str]()
+        self.references = 0
+
+    def close(self) -> None:
+        self.file.close()
+        if self.signature_file:
+            self.signature_file.close()
+
+    def add(self, record: Record) -> None:
+        """Append a record."""
+        asked = json.dumps(records.normalised(record["messages"]), ensure_ascii=False)
+        self.digests.append(sha256(asked.encode()).digest()[:16])
+        self._golds.append(_gold_digest(record["gold"]))
+        difficulty = record["difficulty"]
+        self._difficulties.append(float("nan") if difficulty is None else difficulty)
+        self.references += record["reference"] is not None
+        if self.signature_file:
+            self.signature_file.write(signature(said(record)).tobytes())
+        line = records.dump(record)
+        self.file.write(line)
+        self.offsets.append(self.offsets[-1] + len(line))
+
+    @property
+    def golds(self) -> NDArray[np.uint64]:
+        return np.frombuffer(self._golds, np.uint64)
+
+    @property
+    def difficulties(self) -> NDArray[np.float64]:
+        return np.frombuffer(self._difficulties, np.float64)
+
+    def signatures(self) -> NDArray[np.uint32]:
+        return np.fromfile(self.signature_path, np.uint32).reshape(-1, FUNCTIONS)
+
+
+def _import(
+    settings: Prompts,
+    source: Source,
+    file: Path | None,
+    rates: dict[str, float],
+    read: _Read,
+    work: Work,
+) -> int:
+    """Read one source; return the number of its rows."""
+    name, count = _name(source), 0
+    total = source.size if source.path.startswith("rg:") else 0
+    with work.bar(total, name) as progress:
+        for number, row in _rows(source, file):
+            try:
+                question = convert(row, source.form)
+            except BadRowError as error:
+                where = (
+                    f"{file or source.path}: {'row' if _is_numbered(source) else 'line'} {number}"
+                )
+                raise DstoolsError(
+                    f"{where}: {error}", "mend or remove it; nothing was written from this file"
+                ) from None
+            read.forms[question.form] += 1
+            task = row["task"] if source.path.startswith("rg:") else None
+            read.add(_record(settings, source, name, question, task, rates))
+            count += 1
+            progress(1)
+    if not count:
+        raise DstoolsError(f"{file or source.path}: is empty", "name a source with prompts in it")
+    return count
+
+
+def _rows(source: Source, file: Path | None) -> Iterator[tuple[int, Record]]:
+    kind, _, name = source.path.partition(":")
+    if file is not None:
+        return rows(file)
+    if kind == "rg":
+        return task_rows(name, source.size, source.seed, source.options)
+    return dataset_rows(name, source.split)
+
+
+def _is_numbered(source: Source) -> bool:
+    return source.path.startswith(("rg:", "datasets:")) or source.path.endswith(".parquet")
+
+
+def _name(source: Source) -> str:
+    """Return a source's name, which does not depend on where a file lies."""
+    is_file = not source.path.startswith(("rg:", "datasets:"))
+    return Path(source.path).name if is_file else source.path
+
+
+def _record(
+    settings: Prompts,
+    source: Source,
+    name: str,
+    question: Question,
+    task: dict[str, Any] | None,
+    rates: dict[str, float],
+) -> Record:
+    messages = question.messages
+    if settings.system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": settings.system}, *messages]
+    prompt = records.prompt_id(messages, name)
+    answer_type = question.answer_type or source.answer_type
+    return {
+        "id": prompt,
+        "source": name,
+        "licence": source.licence,
+        "messages": messages,
+        "gold": question.gold,
+        "answer_type": "none" if question.gold is None and task is None else answer_type,
+        "task": task,
+        "difficulty": 1 - rates[prompt] if prompt in rates else question.difficulty,
+        "reference": question.reference,
+    }
+
+
+def said(record: Record) -> str:
+    """Return the text of a prompt without its system message."""
+    return "\n".join(
+        message["content"] for message in record["messages"] if message["role"] != "system"
+    )
+
+
+def _gold_digest(gold: str | None) -> int:
+    if gold is None:
+        return 0
+    return int.from_bytes(sha256(" ".join(gold.split()).encode()).digest()[:8], "little") | 1
+
+
+def golds_differ(one: Record, other: Record, referee: Referee) -> bool:
+    """Tell whether the golds of two prompts are two answers: 1/2 and 3, but not 1/2 and 0.5.
+
+    Either may be the one that is easier to read, or spelled as its type wants it; what nobody can compare
+    is not called different.
+    """
+    verdicts = {
+        compare(text["gold"], gold["gold"], gold["answer_type"], referee).verdict
+        for text, gold in ((one, other), (other, one))
+    }
+    return "correct" not in verdicts and "incorrect" in verdicts
+
+
+def _fates(settings: Prompts, read: _Read) -> tuple[list[str], list[int]]:
+    """Return why each row goes, "" where it stays, and which one it repeats, -1 where none."""
+    with read.path.open("rb") as file:
+
+        def record(number: int) -> Record:
+            file.seek(read.offsets[number])
+            found: Record = json.loads(file.readline())
+            return found
+
+        with closing(Referee(Verify.timeout_seconds)) as referee:
+            reasons, others = exact(
+                read.digests, read.golds, lambda a, b: golds_differ(record(a), record(b), referee)
+            )
+        if settings.near_duplicates:
+            alive = np.array([not reason for reason in reasons])
+            found = near(
+                read.signatures(), read.golds, alive, lambda number: said(record(number)),
+                settings.near_duplicates,
+            )  # fmt: skip
+            for number in np.flatnonzero(alive).tolist():
+                reasons[number], others[number] = found.reasons[number], found.others[number]
+    low, high = settings.min_difficulty, settings.max_difficulty
+    difficulties = read.difficulties
+    for number in np.flatnonzero((difficulties < low) | (difficulties > high)).tolist():
+        reasons[number] = reasons[number] or "difficulty"
+    if settings.limit:
+        for number in [n for n, reason in enumerate(reasons) if not reason][settings.limit :]:
+            reasons[number] = "limit"
+    return reasons, others
+
+
+def _write(folder: Path, read: _Read, reasons: list[str], others: list[int]) -> Counter[str]:
+    """Write records.jsonl and dropped.jsonl; return the number of rows dropped for each reason."""
+    dropped = Counter[str]()
+    with (
+        read.path.open("rb") as file,
+        read.path.open("rb") as aside,
+        (folder / "records.jsonl").open("wb") as kept,
+        (folder / "dropped.jsonl").open("wb") as gone,
+    ):
+        for line, reason, other in zip(file, reasons, others, strict=True):
+            if not reason:
+                kept.write(line)
+                continue
+            dropped[reason] += 1
+            why: Record = {"drop_reason": reason}
+            if other >= 0:
+                aside.seek(read.offsets[other])
+                why["duplicate_of"] = json.loads(aside.readline())["id"]
+            gone.write(records.extended(line, why))
+    return dropped

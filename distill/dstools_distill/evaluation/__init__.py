@@ -1,0 +1,1 @@
+"""Evaluate students: pass rates, their statistics, and lm-eval."""

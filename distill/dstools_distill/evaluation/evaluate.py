@@ -1,0 +1,259 @@
+"""How good models are: answers sampled in this process, judged, counted, with what it hangs on.
+
+answers-MODEL.jsonl   every answer with its verdict, problem by problem
+scores.json           of each model and problem: right answers and answers; what differences are made of
+
+Special tokens stay in the text that is judged: decoded without them, a student whose <think> is a special
+token scores nothing. While it runs, answers lie in answers-MODEL.log, in the order they come.
+"""
+
+import json
+import re
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.data.forms import last_boxed
+from dstools_distill.evaluation.statistics import paired_difference
+from dstools_distill.evaluation.tally import Scores, as_json, tally
+from dstools_distill.judge.extract import final_answer
+from dstools_distill.judge.verify import Judge
+from dstools_distill.recipe.settings import Eval, Verify
+from dstools_distill.records import CLOSE, OPEN, Record, split
+from dstools_distill.store.samplelog import SampleLog
+from dstools_distill.store.stage import Report, Work
+from dstools_distill.teachers.sampling import Sampled, Sampler
+from dstools_distill.tokens.templates import (
+    end_token_id,
+    load_tokenizer,
+    opens_think,
+    prompt_ids,
+    prompt_text,
+)
+
+SCORES = "scores.json"
+
+
+def evaluate(
+    settings: Eval,
+    prompts: Path,
+    models: dict[str, Path],
+    tokenizer: Path,
+    template: str,
+    verify: Verify,
+    work: Work,
+) -> Report:
+    """Answer every problem with each model, judge the answers, and return figures with intervals.
+
+    prompts: the folder of a finished `prompts`; models: folders by name, such as "before" and "after". An
+    answer is right as `verify` says, but for its checks of steps, language and repetition: those choose
+    what to train on. Problems that nobody can judge are dropped and counted. With two models, the
+    difference of the second to the first is over the same problems.
+
+    Raises DstoolsError where no problem can be judged, for a k above samples or several greedy samples,
+    for a tokenizer without template or end token, and for a model that is none or has another vocabulary.
+    """
+    if max(settings.k) > settings.samples or min(settings.k) < 1:
+        raise DstoolsError(
+            f"eval.k: {max(settings.k)} answers of {settings.samples} cannot be drawn",
+            "eval.samples must be as many as the largest k, or more",
+        )
+    if settings.samples > 1 and settings.temperature == 0:
+        raise DstoolsError(
+            f"eval.samples: {settings.samples} greedy answers are all the same",
+            "set eval.temperature above 0, or eval.samples = 1",
+        )
+    problems, dropped, sources = _problems(prompts / "records.jsonl")
+    speech = load_tokenizer(tokenizer, template)
+    try:
+        opened = [opens_think(prompt_text(speech, problem["messages"])) for problem in problems]
+        asked = [prompt_ids(speech, problem["messages"]) for problem in problems]
+        end_token_id(speech)  # or answers would not end
+    except DstoolsError as error:
+        raise DstoolsError(f"{tokenizer}: {error}", error.hint) from error
+    judged_by = replace(
+        verify, reasoning=settings.reasoning, steps=False, language="", max_repetition=1.0
+    )
+    exam = _Exam(settings, problems, asked, opened, speech, judged_by)
+    figures: dict[str, dict[str, Any]] = {}
+    scores: dict[str, Scores] = {}
+    for name, folder in models.items():
+        answers = work.folder / f"answers-{name}.jsonl"
+        if not answers.exists():
+            _answer(exam, name, folder, answers, work)
+        answers.with_suffix(".log").unlink(missing_ok=True)
+        figures[name], scores[name] = tally(answers, settings.k)
+        figures[name]["context"] = _context(folder)
+    (work.folder / SCORES).write_text(json.dumps(scores) + "\n")
+    return {
+        "in": len(problems) + sum(dropped.values()),
+        "out": len(problems),
+        "dropped": dict(sorted(dropped.items())),
+        "sources": dict(sorted(sources.items())),
+        "models": figures,
+        "difference": _difference(scores),
+    }
+
+
+def _context(model: Path) -> int | None:
+    """Return the number of positions of a model: an answer ends at the last one, too."""
+    config = json.loads((model / "config.json").read_bytes())
+    found: int | None = config.get("text_config", config).get("max_position_embeddings")
+    return found
+
+
+def _problems(path: Path) -> tuple[list[Record], Counter[str], Counter[str]]:
+    """Return what can be judged, how much cannot, and how many problems each source has."""
+    found, dropped, sources = [], Counter[str](), Counter[str]()
+    for record in records.read(path):
+        if record["gold"] is None and record["task"] is None:
+            dropped["no-gold"] += 1
+        else:
+            found.append(record)
+            sources[record["source"]] += 1
+    if not found:
+        raise DstoolsError(
+            f"{path}: none of {dropped.total()} problems has an answer to compare with",
+            "give eval.source problems with a gold answer, or a task such as rg:chain_sum",
+        )
+    return found, dropped, sources
+
+
+def _difference(scores: dict[str, Scores]) -> dict[str, Any] | None:
+    """Return the difference of the last model's pass@1 to the first's."""
+    if len(scores) < 2:
+        return None
+    names = list(scores)
+    first, last = (
+        [right / answers for right, answers in scores[name].values()]
+        for name in (names[0], names[-1])
+    )
+    return {"from": names[0], "to": names[-1]} | as_json(paired_difference(first, last))
+
+
+# ------------------------------------------------------------------------------- a model's answers
+
+
+class _Exam(NamedTuple):
+    """What every model is asked, and how its answers are judged."""
+
+    settings: Eval
+    problems: list[Record]
+    asked: list[list[int]]  # their ids
+    opened: list[bool]  # whether the prompt opens the think block
+    tokenizer: Any
+    judged_by: Verify
+
+
+def _answer(exam: _Exam, name: str, model: Path, answers: Path, work: Work) -> None:
+    """Write a model's judged answers; what an earlier try logged is not asked again."""
+    total = len(exam.problems) * exam.settings.samples
+    with closing(SampleLog(answers.with_suffix(".log"), total)) as log:
+        if len(log) < total:
+            _fill(log, exam, name, model, work)
+        partial = answers.with_suffix(".part")
+        with partial.open("wb") as out:
+            for place in range(total):
+                out.write(records.dump(log.read(place)["record"]))
+    partial.replace(answers)
+
+
+def _fill(log: SampleLog, exam: _Exam, name: str, model: Path, work: Work) -> None:
+    """Draw and judge the answers that the log has not; a batch is drawn as a whole."""
+    settings = exam.settings
+    sampler = _load(model, exam.tokenizer, settings, exam.asked)
+    batches = sampler.batches(
+        [ids for ids in exam.asked for _ in range(settings.samples)],
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=settings.max_tokens,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        done=log,
+    )
+    with (
+        closing(Judge(exam.judged_by)) as judge,
+        work.bar(log.total, f"evaluate {name}") as progress,
+    ):
+        progress(len(log))
+        for batch in batches:
+            for place, sampled in batch.items():
+                number, sample = divmod(place, settings.samples)
+                record = _record(exam.problems[number], sample, sampled, exam.opened[number], judge)
+                record["usage"]["prompt_tokens"] = len(exam.asked[number])
+                log.add(place, {"record": record})
+            progress(len(batch))
+
+
+def _load(model: Path, tokenizer: Any, settings: Eval, asked: list[list[int]]) -> Sampler:
+    """Load a model that understands the prompts."""
+    if not (model / "config.json").is_file():
+        raise DstoolsError(f"{model}: has no config.json", "name the folder of a model")
+    try:
+        sampler = Sampler(model, tokenizer, precision=settings.precision, device=settings.device)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DstoolsError(
+            f"{model}: cannot be loaded: {reason}", "is the folder whole?"
+        ) from error
+    size = sampler.model.get_input_embeddings().weight.shape[0]
+    highest = max(map(max, asked))
+    if highest >= size:
+        raise DstoolsError(
+            f"{model}: knows {size} tokens, and the prompts hold token {highest}",
+            "student.tokenizer is not this model's",
+        )
+    return sampler
+
+
+def _record(
+    problem: Record, sample: int, sampled: Sampled, prefilled: bool, judge: Judge
+) -> Record:
+    """Return a problem with an answer and all that is found about it."""
+    parts = split(sampled.text, prefilled)
+    record = problem | {
+        "sample": sample,
+        "raw": sampled.text,
+        "reasoning": parts.reasoning,
+        "answer": parts.answer,
+        "finish_reason": sampled.finish_reason,
+        "prefilled_think": prefilled,
+        "usage": {"completion_tokens": len(sampled.ids)},
+    }
+    record |= judge.judge(record)
+    record["lenient"] = record["verdict"] == "correct" or _is_right_somehow(record, judge)
+    record["vote"] = _vote(record)
+    return record
+
+
+def _is_right_somehow(record: Record, judge: Judge) -> bool:
+    """Tell whether the last answer in a text, finished or not, is right; of code, no."""
+    said = last_answer(record["raw"])
+    if record["answer_type"] == "code" or not said or OPEN in said or CLOSE in said:
+        return False
+    form = {"raw": f"{OPEN}{CLOSE}{said}", "prefilled_think": False, "finish_reason": "stop"}
+    return bool(judge.judge(record | form)["verdict"] == "correct")
+
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+
+
+def last_answer(text: str) -> str:
+    r"""Return what stands in the last \boxed{} or \fbox{}, or else the last number, or else the last line."""
+    if (boxed := last_boxed(text)) is not None:
+        return boxed
+    numbers = NUMBER.findall(text)
+    return numbers[-1].rstrip(",") if numbers else text.strip().rpartition("\n")[2]
+
+
+def _vote(record: Record) -> str | None:
+    """Return the answer that a sample votes for; one that is unfinished or out of form does not vote."""
+    is_formed = not record["verdict_reason"].startswith(("unfinished", "think-block"))
+    said = " ".join(final_answer(record["answer"]).text.split()) or " ".join(
+        record["answer"].split()
+    )
+    return said if is_formed and said else None

@@ -1,0 +1,123 @@
+"""Hands a model over to EleutherAI's lm-evaluation-harness, and reads what it found.
+
+Left to its defaults, the harness does not fit a model that thinks: it compares trace and answer together, or
+deletes a `</think>` that is a special token before anybody can cut there, stops at the blank line behind the
+trace, and after 256 tokens. So it is told the token that ends a trace, the token that ends an answer, and
+how long an answer may get.
+
+Source: lm_eval 0.4.13, models/huggingface.py (think_end_token), models/utils.py (normalize_gen_kwargs).
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dstools_converters.errors import DstoolsError, disk_errors
+from dstools_converters.files import write_synced
+from dstools_distill.records import CLOSE
+from dstools_distill.store.stage import Report
+from dstools_distill.tokens.templates import end_token_id, load_tokenizer
+
+MAX_TOKENS = 32768  # of an answer, as DeepSeek measured R1; or what half the context holds
+RESULTS = "lm-eval.json"  # our report, beside the harness's own files
+
+
+def lm_eval(model: Path, tasks: str, out: Path) -> Report:
+    """Return what `lm_eval run --tasks TASKS` finds of a model folder; a report that `out` holds is found again.
+
+    tasks: names, or paths of task files, with commas between. out: a folder to make, with the harness's
+    files and lm-eval.json; until it is whole it is called `.incomplete`, and another try begins anew.
+    The report: tasks {name: {metric: value}}, answers {name: n}, generation, model_args, versions.
+
+    Raises DstoolsError where lm_eval is not installed or fails, for a model without a chat template or end
+    token, and where `out` holds files without a report.
+    """
+    if (out / RESULTS).exists():
+        found: Report = json.loads((out / RESULTS).read_bytes())
+        return found
+    if importlib.util.find_spec("lm_eval") is None:
+        raise DstoolsError("lm_eval is not installed", 'pip install "dstools-llm[lm-eval]"')
+    if out.is_dir() and any(out.iterdir()):
+        raise DstoolsError(f"{out}: holds files, but no {RESULTS}", "move or remove that folder")
+    arguments, generation = _settings(model)
+    partial = out.with_name(f"{out.name}.incomplete")
+    if partial.exists():
+        shutil.rmtree(partial)
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf"]
+    command += ["--tasks", tasks, "--output_path", os.fspath(partial), "--log_samples"]
+    command += ["--model_args", json.dumps(arguments), "--apply_chat_template"]
+    command += ["--gen_kwargs", json.dumps(generation)]
+    code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+    if code:
+        raise DstoolsError(
+            f"lm_eval ended with code {code}",
+            "its own message stands above; are tasks and data here?",
+        )
+    report = _read(partial)
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    with disk_errors(partial):
+        write_synced(partial / RESULTS, text.encode())
+        partial.rename(out)
+    return report
+
+
+def _settings(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the harness's model, and its generation, must be told of a model folder."""
+    try:
+        config = json.loads((model / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise DstoolsError(
+            f"{model / 'config.json'}: cannot be read: {error}", "name the folder of a model"
+        ) from None
+    tokenizer = load_tokenizer(model)
+    try:
+        end = tokenizer.convert_ids_to_tokens(end_token_id(tokenizer))
+    except DstoolsError as error:
+        raise DstoolsError(f"{model}: {error}", error.hint) from error
+    # an id is looked for before decoding deletes special tokens; a text of several tokens is in no danger
+    closer = tokenizer.encode(CLOSE, add_special_tokens=False)
+    arguments = {
+        "pretrained": os.fspath(model),
+        "dtype": "auto",
+        "think_end_token": closer[0] if len(closer) == 1 else CLOSE,
+    }
+    context = config.get("text_config", config).get("max_position_embeddings", 2 * MAX_TOKENS)
+    return arguments, {"until": [end], "max_gen_toks": min(MAX_TOKENS, context // 2)}
+
+
+def _read(out: Path) -> Report:
+    """Return what stands in the one results file."""
+    files = sorted(out.rglob("results_*.json"))
+    if len(files) != 1:
+        raise DstoolsError(f"{out}: lm_eval left {len(files)} files of results", "run it again")
+    found = json.loads(files[0].read_bytes())
+    config = found["config"]
+    return {
+        "tasks": {
+            task: {
+                name: value  # "exact_match,none": the metric, and the filter before it
+                for name, value in metrics.items()
+                if "," in name and isinstance(value, int | float)
+            }
+            for task, metrics in sorted(found["results"].items())
+        },
+        "answers": {
+            task: counts["effective"] for task, counts in sorted(found["n-samples"].items())
+        },
+        "generation": {
+            task: said.get("generation_kwargs") for task, said in sorted(found["configs"].items())
+        },
+        "model_args": {k: v for k, v in config["model_args"].items() if k != "pretrained"},
+        "dtype": config["model_dtype"].removeprefix("torch."),
+        "limit": config["limit"],
+        "versions": {
+            "lm_eval": found["lm_eval_version"],
+            "transformers": found["transformers_version"],
+            "tasks": dict(sorted(found["versions"].items())),
+        },
+    }

@@ -1,0 +1,121 @@
+"""The figures of one model in an evaluation, counted from its judged answers."""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dstools_distill import records
+from dstools_distill.evaluation.statistics import Interval, maj_at_k, pass_at_k, share
+from dstools_distill.judge.prose import LATIN, SCRIPTS, STOPS, UNSPOKEN, WORD
+from dstools_distill.records import Record, split
+
+PLACES = 6  # of what is written: more is noise, and the last bits differ between machines
+Scores = dict[str, tuple[int, int]]  # of each problem: answers that are right, answers
+
+
+def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
+    """Return the figures of a model, as JSON, and how many answers to each problem are right.
+
+    answers: records with verdict, lenient and vote, those of a problem one after the other. Shares are of
+    all answers. "pass@1" is strict: ended, in the form that was asked for, and right; "lenient" also takes
+    what `evaluate.last_answer` finds in any text, and is no pass@1. "truncated" ran into max_tokens or
+    the context; "not_well_formed" ended without its one think block.
+    """
+    right: list[int] = []
+    lenient, pass_at, maj_at = [], [list[float]() for _ in k], [list[float]() for _ in k]
+    counts, tokens, languages = Counter[str](), 0, Counter[str]()
+    scores: Scores = {}
+    samples = 0
+    for problem, of_problem in _by_problem(answers):
+        samples = len(of_problem)
+        correct = sum(record["verdict"] == "correct" for record in of_problem)
+        scores[problem] = (correct, samples)
+        right.append(correct)
+        lenient.append(fmean(record["lenient"] for record in of_problem))
+        votes = _votes(of_problem)
+        for n, each in enumerate(k):
+            pass_at[n].append(pass_at_k(samples, correct, each))
+            maj_at[n].append(maj_at_k(*votes, each))
+        for record in of_problem:
+            word = record["verdict_reason"].partition(":")[0]
+            counts[f"{record['verdict']}: {word}"] += 1
+            tokens += record["usage"]["completion_tokens"]
+            languages.update(language_mix(_trace(record)))
+    total = samples * len(right)
+    words = languages.total()
+    figures = {
+        "problems": len(right),
+        "answers": total,
+        "pass@1": as_json(share([n / samples for n in right], total)),
+        "lenient": as_json(share(lenient, total)),
+        "pass@k": {str(n): as_json(share(pass_at[i], total)) for i, n in enumerate(k)},
+        "maj@k": {str(n): as_json(share(maj_at[i], total)) for i, n in enumerate(k)},
+        "truncated": round(counts["incorrect: unfinished"] / total, PLACES),
+        "not_well_formed": round(counts["incorrect: think-block"] / total, PLACES),
+        "reasons": dict(sorted(counts.items())),
+        "mean_tokens": round(tokens / total, 1),
+        "language_mix": {
+            name: round(count / words, PLACES) for name, count in sorted(languages.items())
+        },
+    }
+    return figures, scores
+
+
+def as_json(found: Interval) -> dict[str, float]:
+    """Return a figure with its interval as it is written."""
+    return {name: round(value, PLACES) for name, value in found._asdict().items()}
+
+
+def _by_problem(answers: Path) -> Iterator[tuple[str, list[Record]]]:
+    for problem, of_problem in groupby(records.read(answers), lambda record: record["id"]):
+        yield problem, list(of_problem)
+
+
+def _votes(of_problem: list[Record]) -> tuple[int, list[int], int]:
+    """Return votes for the right answer, for each other one, and answers that vote for none.
+
+    An answer that is right is right however its text is spelled; others are told apart by their text.
+    """
+    is_right = {record["vote"] for record in of_problem if record["verdict"] == "correct"}
+    cast = Counter(record["vote"] for record in of_problem)
+    silent = cast.pop(None, 0)
+    right = sum(count for vote, count in cast.items() if vote in is_right)
+    return right, [cast[vote] for vote in sorted(cast) if vote not in is_right], silent
+
+
+def _trace(record: Record) -> str:
+    """Return the reasoning, or all the text where there is no telling."""
+    reasoning = split(record["raw"], record["prefilled_think"]).reasoning
+    return record["raw"] if reasoning is None else reasoning
+
+
+def language_mix(text: str) -> Counter[str]:
+    """Return the number of words in each language; code, formulas and single letters are no words.
+
+    Scripts with a language of their own count for the first one that prose.py lists, a line in Latin
+    letters for the language with most frequent words in it, for "latin" where none has or two have as many.
+    """
+    found: Counter[str] = Counter()
+    for line in UNSPOKEN.sub(" ", text).split("\n"):
+        words = WORD.findall(line.lower())
+        latin = [word for word in words if LATIN.match(word)]
+        if latin:
+            spoken = Counter(name for word in latin for name in STOPS.get(word, ()))
+            best = spoken.most_common(2)
+            is_clear = len(best) == 1 or (len(best) == 2 and best[0][1] > best[1][1])
+            found[best[0][0] if is_clear else "latin"] += len(latin)
+        for word in words:
+            if not LATIN.match(word):
+                found[_script(word[0])] += 1
+    return found
+
+
+def _script(letter: str) -> str:
+    for name, ranges in SCRIPTS.items():
+        starts, ends = ranges[::3], ranges[2::3]
+        if any(low <= letter <= high for low, high in zip(starts, ends, strict=True)):
+            return name
+    return "other"

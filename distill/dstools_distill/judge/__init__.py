@@ -1,0 +1,1 @@
+"""Judge answers: extraction, parsing, comparison, and running code in a sandbox."""

@@ -1,0 +1,1 @@
+"""Recipes: the settings of every stage, read from TOML."""

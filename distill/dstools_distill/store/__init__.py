@@ -1,0 +1,1 @@
+"""The store of finished stages: identity, resuming, and row-by-row work."""

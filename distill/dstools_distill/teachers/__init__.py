@@ -1,0 +1,1 @@
+"""Teachers: local models, endpoints, batch files and replayed samples."""

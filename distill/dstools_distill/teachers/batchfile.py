@@ -1,0 +1,145 @@
+"""A teacher asked by files: requests in the format of OpenAI's Batch API, which vLLM and others read, too.
+
+    {"custom_id": "7-0-1f3c...", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
+    {"custom_id": "7-0-1f3c...", "response": {"status_code": 200, "body": {...}}, "error": null}
+
+The first run writes requests; the one after the answers were put beside them reads those, and writes
+requests for what is missing. Source: platform.openai.com, guides, batch.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
+from dstools_distill import records
+from dstools_distill.recipe.settings import Generate
+from dstools_distill.store.samplelog import SampleLog
+from dstools_distill.teachers.endpoint import PASSING, answer, request
+from dstools_distill.teachers.teacher import Ask, Failed, Outcome, Outcomes, Teacher
+
+REQUESTS, ANSWERS = "requests", "answers"  # NAME*.jsonl
+MAX_LINES, MAX_BYTES = 50_000, 200_000_000  # of a file: OpenAI's limits
+
+
+def batch_files(settings: Generate, folder: Path, total: int) -> Teacher:
+    """Return a teacher that reads `folder`/answers*.jsonl, of `total` samples at most.
+
+    Raises DstoolsError, with what to do next, after it has written requests for samples without an answer.
+    """
+
+    def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
+        found = _Answers(folder, total)
+        requests = _Requests(folder)
+        for ask in asks:
+            if ask.number not in done:
+                outcome = found.outcome(ask, settings)
+                if outcome is None:
+                    line = {"custom_id": _custom_id(ask), "method": "POST"}
+                    body = request(settings, ask)
+                    requests.add({**line, "url": "/v1/chat/completions", "body": body})
+                else:
+                    yield ask.number, outcome
+        if requests.count:
+            raise DstoolsError(
+                f"{requests.count} of {total} samples have no answer yet; the requests are in {folder}: "
+                + ", ".join(requests.names),
+                f"send each as a batch, put what comes back into {folder / ANSWERS}-1.jsonl and so on; "
+                f"then {RESUME_HINT}",
+            )
+
+    return answers
+
+
+def remove_batch_files(folder: Path) -> None:
+    """Remove requests and answers: all that is in them is in the records."""
+    for name in (REQUESTS, ANSWERS):
+        for path in folder.glob(f"{name}*.jsonl"):
+            path.unlink()
+
+
+def _custom_id(ask: Ask) -> str:
+    return f"{ask.number}-{ask.sample}-{ask.prompt['id']}"
+
+
+class _Answers:
+    """The answers in a folder's files, by the number of their sample."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self.places: dict[int, tuple[Path, int, int]] = {}  # file, line number, offset
+        for path in sorted(folder.glob(f"{ANSWERS}*.jsonl")):
+            offset = 0
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if not line.isspace():
+                        self._note(records.parse(line, path, number), path, number, offset, total)
+                    offset += len(line)
+
+    def _note(self, row: dict[str, Any], path: Path, number: int, offset: int, total: int) -> None:
+        name = row.get("custom_id")
+        digits = str(name).partition("-")[0]
+        if not (digits.isdecimal() and digits.isascii() and int(digits) < total):
+            raise _not_ours(path, number, name)
+        if int(digits) not in self.places or _is_answered(row):  # asked twice: what came counts
+            self.places[int(digits)] = (path, number, offset)
+
+    def outcome(self, ask: Ask, settings: Generate) -> Outcome | None:
+        """Return the sample; None where it must be asked for, or asked for again."""
+        if ask.number not in self.places:
+            return None
+        path, number, offset = self.places[ask.number]
+        with path.open("rb") as file:
+            file.seek(offset)
+            row = records.parse(file.readline(), path, number)
+        if row["custom_id"] != _custom_id(ask):
+            raise _not_ours(path, number, row["custom_id"])
+        response = row.get("response")
+        if not isinstance(response, dict):
+            return None  # expired or cancelled
+        status, body = response.get("status_code"), response.get("body")
+        if _is_answered(row):
+            try:
+                return answer(body, settings)
+            except ValueError as error:
+                raise DstoolsError(f"{path}: line {number}: {error}", BAD_ANSWERS) from None
+        if not isinstance(status, int) or status in PASSING or status >= 500:
+            return None
+        said = body.get("error") if isinstance(body, dict) else None
+        kind = (said.get("type") or said.get("code") or "") if isinstance(said, dict) else ""
+        return Failed(printable(f"{status} {kind}".strip()), printable(str(said)))
+
+
+def _is_answered(row: dict[str, Any]) -> bool:
+    response = row.get("response")
+    return isinstance(response, dict) and response.get("status_code") == 200
+
+
+def _not_ours(path: Path, number: int, name: Any) -> DstoolsError:
+    return DstoolsError(
+        f"{path}: line {number}: custom_id {name!r:.80} is of no request of this run", BAD_ANSWERS
+    )
+
+
+BAD_ANSWERS = "put there what came back for the requests beside it, as it came, and nothing else"
+
+
+class _Requests:
+    """Files of requests; those of an earlier run give way to them."""
+
+    def __init__(self, folder: Path) -> None:
+        for path in folder.glob(f"{REQUESTS}*.jsonl"):
+            path.unlink()
+        self.folder = folder
+        self.names: list[str] = []
+        self.count = 0
+        self.lines, self.bytes = MAX_LINES, 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a request; to another file where the last one is full."""
+        line = records.dump(row)
+        if self.lines == MAX_LINES or self.bytes + len(line) > MAX_BYTES:
+            self.names.append(f"{REQUESTS}-{len(self.names) + 1}.jsonl")
+            self.lines = self.bytes = 0
+        with (self.folder / self.names[-1]).open("ab") as file:
+            file.write(line)
+        self.lines, self.bytes, self.count = self.lines + 1, self.bytes + len(line), self.count + 1

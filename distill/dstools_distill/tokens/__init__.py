@@ -1,0 +1,1 @@
+"""Chat templates, rendering, and the invariant of what is trained on."""

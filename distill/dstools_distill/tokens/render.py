@@ -1,0 +1,326 @@
+"""Turns kept records into the ids and labels that are trained on, and nothing else ever is.
+
+rows.arrow, an Arrow IPC stream: id: string, input_ids: list<int32>, labels: list<int32>
+
+The prompt is what serving shows, with the opener of the think block where the template prefills it; its
+labels are -100. Behind it come trace, delimiters, answer and end token, encoded apart and joined as ids,
+as generation makes them. What was made is decoded again and checked, every row: see invariant.py. A row
+that breaks the invariant stops the run. A row that could not be learned as it is, is dropped with its
+reason and counted; past `max_dropped` the stage refuses.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dstools_converters.errors import DstoolsError, ShortfallError, printable
+from dstools_distill import records
+from dstools_distill.recipe.settings import Render
+from dstools_distill.records import CLOSE, OPEN, Record
+from dstools_distill.store.stage import CHUNK_ROWS, Chunk, Report, Rows, Work, file_sha256, map_rows
+from dstools_distill.tokens.invariant import CHECKS, IGNORED, Target, violations
+from dstools_distill.tokens.templates import (
+    PROBE,
+    answer_form,
+    load_tokenizer,
+    opens_think,
+    prompt_text,
+)
+
+ROWS, DROPPED = "rows.arrow", "dropped.jsonl"
+SCHEMA = pa.schema(
+    {"id": pa.string(), "input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
+)
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow columnar format, "IPC Streaming Format"
+BATCH = 64  # rows encoded at once: 2M tokens of long ones
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+WHY = {  # a row is dropped; the rest of the world's faults stop the run
+    "over-long": "more tokens than render.max_length",
+    "unfinished": "the teacher did not come to an end",
+    "broken-think": "trace or answer hold a think tag",
+    "think-in-prompt": "the prompt holds a think tag: the row would have more than one block",
+    "control-token": "a text spells a token that the template writes",
+    "not-reversible": "the tokenizer does not give back the characters of trace or answer",
+}
+
+
+def render(settings: Render, samples: Path, tokenizer: Path, template: str, work: Work) -> Report:
+    """Write rows.arrow and dropped.jsonl from the records.jsonl in `samples`, and return the report.
+
+    Where a record has no trace, and everywhere with `settings.reasoning` False, the row trains on the
+    answer alone, as the template wants one. Raises DstoolsError for a template or tokenizer that cannot
+    be trained with, for a record that lacks a field, for a row that breaks the invariant, and where a
+    trace is wanted and no record has one; ShortfallError where more than `settings.max_dropped` of the
+    rows would be dropped.
+    """
+    source = samples / "records.jsonl"
+    files = (ROWS, DROPPED)
+    counts = map_rows(
+        source, work, files, _Renderer, source, tokenizer, template, settings, what="rendering"
+    )
+    total, out = counts["in"], counts["out"]
+    if not total:
+        raise DstoolsError(f"{source}: holds no record", "what did the stage before it drop?")
+    dropped = {reason: counts[reason] for reason in WHY if counts[reason]}
+    if sum(dropped.values()) > _allowed(settings, total):
+        raise _shortfall(settings, work.folder / DROPPED, total, dropped)
+    if not out:
+        told = ", ".join(f"{count} {reason} ({WHY[reason]})" for reason, count in dropped.items())
+        raise DstoolsError(
+            f"{source}: none of {total} rows is left: {told}", f"{DROPPED} beside the rows has each"
+        )
+    if settings.reasoning and not counts["reasoning"]:
+        raise DstoolsError(
+            f"{source}: none of {total} records has a trace: the student would learn answers alone",
+            "where was it lost? To train on answers alone: render.reasoning = false",
+        )
+    with (work.folder / ROWS).open("ab") as file:
+        file.write(END_OF_STREAM)
+    read = load_tokenizer(tokenizer, template)
+    return {
+        "in": total,
+        "out": out,
+        "dropped": dropped,
+        "trains_on": "trace and answer" if settings.reasoning else ANSWER_ALONE,
+        "rows_with_a_trace": counts["reasoning"],
+        "rows_without_a_trace": out - counts["reasoning"],
+        "tokens": counts["tokens"],
+        "target_tokens": counts["target_tokens"],
+        "length": _quantiles(work.folder / ROWS),
+        "template": {
+            "name": template or "the tokenizer's own",
+            "sha256": sha256(read.chat_template.encode()).hexdigest(),
+        },
+        "tokenizer_sha256": file_sha256(tokenizer / "tokenizer.json"),
+        "checks": dict.fromkeys(CHECKS, out),
+    }
+
+
+ANSWER_ALONE = "the answer alone: render.reasoning is false, so traces were left out"
+
+
+def _allowed(settings: Render, total: int) -> int:
+    """Return how many of `total` rows may be dropped; 0.29 * 100 is 28.999999999999996."""
+    return math.floor(settings.max_dropped * total + 1e-9)
+
+
+def _shortfall(settings: Render, file: Path, total: int, dropped: dict[str, int]) -> ShortfallError:
+    """Say what is dropped, with a row of each kind, and what would keep enough."""
+    first: dict[str, str] = {}
+    lengths: list[int] = []
+    for record in records.read(file):
+        first.setdefault(record["drop_reason"], row_id(record))
+        if record["drop_reason"] == "over-long":
+            lengths.append(record["tokens"])
+    count = sum(dropped.values())
+    reasons = "; ".join(
+        f"{n} {reason} ({WHY[reason]}), as row {first[reason]}" for reason, n in dropped.items()
+    )
+    spare = _allowed(settings, total) - (count - len(lengths))
+    if lengths and spare >= 0:
+        hint = f"render.max_length = {sorted(lengths, reverse=True)[spare]} keeps enough"
+    else:
+        hint = "mend the prompts or the samples"
+    return ShortfallError(
+        f"{count} of {total} rows would be dropped, more than max_dropped = "
+        f"{settings.max_dropped:g}: {reasons}",
+        f"{hint}; or render.max_dropped = {math.ceil(count / total * 1000) / 1000:g}",
+    )
+
+
+def _quantiles(path: Path) -> dict[str, int]:
+    """Return lengths of rows, in tokens: of the shortest that so large a share does not exceed."""
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+        lengths = [np.diff(batch.column("input_ids").offsets.to_numpy()) for batch in stream]
+    if not lengths:
+        return {}
+    found = np.concatenate(lengths)
+    values = np.quantile(found, QUANTILES, method="inverted_cdf")
+    return {f"{share:.0%}": int(value) for share, value in zip(QUANTILES, values, strict=True)}
+
+
+def row_id(record: Record) -> str:
+    """Return the prompt's id and the number of its sample."""
+    return f"{record['id']}:{record.get('sample') or 0}"
+
+
+# -------------------------------------------------------------------------------- in each worker
+
+
+class _Row(NamedTuple):
+    """A record on its way, with what it is to train on."""
+
+    record: Record
+    prompt: str
+    text: str
+    trace: str
+
+
+class _Renderer:
+    """Turns rows of records.jsonl into a record batch; made once in each worker."""
+
+    def __init__(self, source: Path, tokenizer: Path, template: str, settings: Render) -> None:
+        self.source = source
+        self.settings = settings
+        self.tokenizer = load_tokenizer(tokenizer, template)
+        self.form = answer_form(self.tokenizer)
+        self.backend = self.tokenizer.backend_tokenizer
+        self.backend.no_truncation()  # tokenizer.json may ask for it, and for padding
+        self.backend.no_padding()
+        self.control = _control_tokens(self.tokenizer, self.form.end)
+        check_tokenizer(self.tokenizer, self.form.end, tokenizer, reasoning=settings.reasoning)
+
+    def __call__(self, rows: Rows) -> Chunk:
+        """Return the record batch and the dropped rows of some lines."""
+        counts: Counter[str] = Counter()
+        dropped = bytearray()
+        names: list[str] = []
+        ids: list[NDArray[np.int32]] = []
+        labels: list[NDArray[np.int32]] = []
+        for start in range(0, len(rows), BATCH):
+            wanted = []
+            for number, line in rows[start : start + BATCH]:
+                counts["in"] += 1
+                row = self.prepare(number, records.parse(line, self.source, number))
+                reason = self.fault(row)
+                if reason:
+                    counts[reason] += 1
+                    dropped += records.dump(row.record | {"drop_reason": reason})
+                else:
+                    wanted.append(row)
+            for row, prompt, target in self.encode(wanted):
+                drop = self.drop_reason(row, prompt, target)
+                if drop:
+                    counts[drop["drop_reason"]] += 1
+                    dropped += records.dump(row.record | drop)
+                    continue
+                names.append(row_id(row.record))
+                ids.append(np.array(prompt + target, dtype=np.int32))
+                labels.append(np.array([IGNORED] * len(prompt) + target, dtype=np.int32))
+                counts["out"] += 1
+                counts["reasoning"] += bool(row.trace)
+                counts["tokens"] += len(prompt) + len(target)
+                counts["target_tokens"] += len(target)
+        message = SCHEMA.serialize().to_pybytes() if rows and rows[0][0] <= CHUNK_ROWS else b""
+        if names:
+            batch = pa.record_batch([pa.array(names), _lists(ids), _lists(labels)], schema=SCHEMA)
+            message += batch.serialize().to_pybytes()
+        return Chunk({ROWS: message, DROPPED: bytes(dropped)}, counts)
+
+    def prepare(self, number: int, record: Record) -> _Row:
+        """Return the texts of a row: what serving shows, and what it is to say."""
+        try:
+            messages, answer, reasoning = record["messages"], record["answer"], record["reasoning"]
+            name = row_id(record)
+        except KeyError as error:
+            raise DstoolsError(
+                f"{self.source}: line {number}: has no {error.args[0]}",
+                "render reads what the stage select wrote",
+            ) from None
+        try:
+            prompt = prompt_text(self.tokenizer, messages)
+        except DstoolsError as error:
+            raise DstoolsError(f"{self.source}: row {name}: {error}", error.hint) from error
+        if not self.settings.reasoning or not (reasoning or "").strip():
+            # the line feeds behind </think> go with it
+            answer = answer if reasoning is None else answer.lstrip("\n")
+            return _Row(record, prompt, self.form.plain + answer, "")
+        trace = f"\n{reasoning}" if record.get("prefilled_think") else reasoning
+        if opens_think(prompt):
+            trace = trace.removeprefix(prompt[prompt.rindex(OPEN) + len(OPEN) :])
+            return _Row(record, prompt, f"{trace}{CLOSE}{answer}", trace)
+        return _Row(record, prompt, f"{OPEN}{trace}{CLOSE}{answer}", trace)
+
+    def fault(self, row: _Row) -> str:
+        """Return why a row cannot be learned as it is, or ""."""
+        record, contents = row.record, [m["content"] for m in row.record["messages"]]
+        if record.get("finish_reason") not in (None, "stop"):
+            return "unfinished"
+        if any(tag in text for tag in (OPEN, CLOSE) for text in (row.trace, record["answer"])):
+            return "broken-think"
+        if any(tag in text for tag in (OPEN, CLOSE) for text in contents):
+            return "think-in-prompt"
+        texts = [*contents, row.trace, record["answer"]]
+        if any(token in text for token in self.control for text in texts):
+            return "control-token"
+        return ""
+
+    def encode(self, rows: list[_Row]) -> Iterator[tuple[_Row, list[int], list[int]]]:
+        """Yield rows with the ids of prompt and target, which are encoded apart."""
+        if not rows:
+            return
+        texts = [row.prompt for row in rows] + [row.text for row in rows]
+        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        for n, row in enumerate(rows):
+            yield row, found[n].ids, [*found[len(rows) + n].ids, self.form.end]
+
+    def drop_reason(self, row: _Row, prompt: list[int], target: list[int]) -> dict[str, Any]:
+        """Return the fields of a row that is dropped, {} for a good one; a bad one stops the run."""
+        ids = prompt + target
+        if len(ids) > self.settings.max_length:
+            return {"drop_reason": "over-long", "tokens": len(ids)}
+        labels = [IGNORED] * len(prompt) + target
+        wanted = Target(prompt, row.text, row.trace, self.form.end)
+        wrong = violations(self.decode, ids, labels, wanted)
+        if not wrong:
+            return {}
+        alone = self.backend.encode(row.text, add_special_tokens=False).ids
+        if self.decode(alone) != row.text:
+            return {"drop_reason": "not-reversible", "difference": wrong[-1].message}
+        raise DstoolsError(
+            f"{self.source}: row {row_id(row.record)}: {wrong[0].code}: {wrong[0].message}",
+            "tokenizer and template do not fit together; is the folder as it was released?",
+        )
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids, special tokens and blanks kept."""
+        text: str = self.backend.decode(ids, skip_special_tokens=False)
+        return text
+
+
+def check_tokenizer(tokenizer: Any, end: int, folder: Path, *, reasoning: bool) -> None:
+    """Refuse what would harm every row: `end` is the token that the template writes behind an answer."""
+    if tokenizer.eos_token_id != end:
+        written = printable(tokenizer.convert_ids_to_tokens(end))
+        raise DstoolsError(
+            f"{folder}: the chat template ends an answer with {written}, but eos_token is "
+            f"{printable(str(tokenizer.eos_token))}: the student would be served past its end",
+            f'set "eos_token": "{written}" in tokenizer_config.json, or name student.template',
+        )
+    if not reasoning:
+        return
+    block = f"{OPEN}7{CLOSE}"
+    ids = tokenizer.encode(block, add_special_tokens=False)
+    if tokenizer.decode(ids, skip_special_tokens=True) != block:
+        raise DstoolsError(
+            f"{folder}: {OPEN} or {CLOSE} is a special token, which serving deletes from answers",
+            'set "special": false for both among the added_tokens of tokenizer.json',
+        )
+    if CLOSE in prompt_text(tokenizer, PROBE):
+        raise DstoolsError(
+            f"{folder}: the template's generation prompt closes the think block: "
+            "the student would be served without thinking",
+            "name another student.template, or set render.reasoning = false",
+        )
+
+
+def _control_tokens(tokenizer: Any, end: int) -> list[str]:
+    """Return the added tokens that tell turns apart; a text that spells one would forge a turn."""
+    ids = {*tokenizer.encode(prompt_text(tokenizer, PROBE), add_special_tokens=False), end}
+    ids |= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    return sorted({added[n] for n in ids if added.get(n, "").strip()} - {OPEN, CLOSE})
+
+
+def _lists(parts: list[NDArray[np.int32]]) -> Any:
+    """Return arrays as one Arrow column list<int32>."""
+    offsets = np.zeros(len(parts) + 1, np.int32)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(parts)))

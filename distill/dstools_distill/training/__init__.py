@@ -1,0 +1,1 @@
+"""Train students: SFT, distillation of logits, GRPO."""

@@ -1,0 +1,179 @@
+"""What a training run keeps on the way: checkpoints that count only when whole, its curve, an average.
+
+    FOLDER/checkpoints/checkpoint-40/   all that transformers' Trainer needs to go on, ema.safetensors, WHOLE
+    FOLDER/curve.jsonl                  {"step", "tokens", "loss", "learning_rate", "grad_norm"}, no times
+
+WHOLE is written last, when all the rest is on the disk; a checkpoint without it is removed. The curve is cut
+back to the checkpoint that a run goes on from, so that it comes out as if nothing had happened.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dstools_converters.files import sync, write_synced
+from dstools_distill.recipe.settings import Training
+from dstools_distill.store.stage import Work
+from dstools_distill.training.launch import rank
+
+CHECKPOINTS, CURVE, EMA, WHOLE = "checkpoints", "curve.jsonl", "ema.safetensors", "whole"
+
+
+class Keeper(TrainerCallback):
+    """Writes checkpoints, curve and average while a Trainer of transformers runs.
+
+    Checkpoints are made at multiples of `settings.log_steps` alone: the Trainer forgets the losses since it
+    last logged. All processes take part, the first one owns the files.
+    """
+
+    def __init__(
+        self, settings: Training, work: Work, curve: tuple[str, ...], wait: Callable[[], None]
+    ) -> None:
+        self.settings, self.folder, self.keys, self.wait = settings, work.folder, curve, wait
+        self.ema = Average(settings.ema) if settings.ema else None
+        self.is_first = rank() == 0
+        self.every = 0  # steps between checkpoints
+        self.tokens_before = 0  # what the Trainer counted before it was killed
+        self._bars, self._bar = ExitStack(), work.bar
+
+    def resume(self) -> Path | None:
+        """Return the last whole checkpoint, with the curve cut back to it; all else is removed."""
+        found = whole_checkpoints(self.folder)
+        last = found[-1] if found else None
+        self.wait()
+        if self.is_first:
+            places = (self.folder / CHECKPOINTS).glob("*")
+            for place in places:
+                if place != last:
+                    shutil.rmtree(place) if place.is_dir() else place.unlink()
+            kept = _curve_until(self.folder / CURVE, _step(last) if last else 0)
+            write_synced(self.folder / CURVE, b"".join(kept))
+        self.wait()
+        if last is not None:
+            lines = (self.folder / CURVE).read_bytes().splitlines()
+            self.tokens_before = json.loads(lines[-1])["tokens"]
+            if self.ema and self.is_first:
+                self.ema.values = load_file(last / EMA)
+        return last
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Decide when checkpoints are due."""
+        every = self.settings.save_steps or max(1, state.max_steps // 10)
+        self.every = ceil(every / self.settings.log_steps) * self.settings.log_steps
+        if self.is_first:
+            if self.ema and not self.ema.values:
+                self.ema.start(given["model"])
+            self._progress = self._bars.enter_context(self._bar(state.max_steps, "steps"))
+            self._progress(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Average the weights, and ask for what is due."""
+        step, is_last = state.global_step, state.global_step >= state.max_steps
+        control.should_log = control.should_log or is_last
+        control.should_save = step % self.every == 0 and not is_last
+        if self.is_first:
+            if self.ema:
+                self.ema.update(given["model"], step)
+            self._progress(1)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Add a line to the curve."""
+        logs = given["logs"]
+        if not self.is_first or "loss" not in logs:
+            return
+        line = {"step": state.global_step, "tokens": int(logs["num_tokens"])}
+        line |= {key: logs[key] for key in self.keys if key in logs}
+        with (self.folder / CURVE).open("ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Make a checkpoint whole, and remove those before it."""
+        self.wait()  # each process has written its part
+        if self.is_first:
+            place = self.folder / CHECKPOINTS / f"checkpoint-{state.global_step}"
+            if self.ema:
+                save_file(self.ema.values, place / EMA)
+            for path in (*place.rglob("*"), place, self.folder / CURVE):
+                sync(path)
+            write_synced(place / WHOLE, b"")
+            sync(place)
+            sync(place.parent)
+            for older in whole_checkpoints(self.folder)[:-1]:
+                (older / WHOLE).unlink()
+                shutil.rmtree(older)
+        self.wait()
+
+    def close(self) -> None:
+        """End the progress bar."""
+        self._bars.close()
+
+
+class Average:
+    """An exponential moving average of what is trained, float32, on the CPU.
+
+    After step t it moves by 1 - min(decay, (1 + t) / (10 + t)), so that a short run is not an average of its
+    random beginning. Source: TensorFlow, tf.train.ExponentialMovingAverage, `num_updates`.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.values: dict[str, Tensor] = {}
+
+    def start(self, model: nn.Module) -> None:
+        """Begin with the weights as they are."""
+        self.values = {name: _copied(value) for name, value in _trained(model)}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the weights after a step, the first of which is 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages = [self.values[name] for name, _ in _trained(model)]
+        weights = [value.detach().to("cpu", torch.float32) for _, value in _trained(model)]
+        get_ema_multi_avg_fn(decay)(averages, weights, step)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def put(self, model: nn.Module) -> None:
+        """Overwrite the weights of a model by their average."""
+        for name, value in _trained(model):
+            value.copy_(self.values[name])
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints that count, the oldest first."""
+    return sorted((mark.parent for mark in folder.glob(f"{CHECKPOINTS}/*/{WHOLE}")), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _curve_until(path: Path, step: int) -> list[bytes]:
+    """Return the lines of a curve up to a step; what a kill left of the last one is none."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+
+
+def _copied(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", torch.float32, copy=True).contiguous()

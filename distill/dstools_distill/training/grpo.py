@@ -1,0 +1,132 @@
+"""Reinforcement learning with group-relative advantages, by TRL's GRPOTrainer.
+
+    A_i = (r_i - mean(r)) / std(r)                           over the answers to one prompt
+    J = 1/G sum_i min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i) - beta KL(policy, reference)
+
+Source: arXiv 2402.03300; settings of DeepSeek-R1, arXiv 2501.12948. TRL 1.16 divides by std + 1e-4, with
+n - 1 under the root; a group whose rewards are all equal teaches nothing, and is counted.
+"""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.data.contamination import clean_prompts
+from dstools_distill.judge.verify import Judge
+from dstools_distill.recipe.settings import Grpo, Verify
+from dstools_distill.records import Record
+from dstools_distill.store.stage import Report, Work
+from dstools_distill.tokens.templates import end_token_id, load_tokenizer, opens_think, prompt_text
+from dstools_distill.training.rewards import FLAT, rewards
+from dstools_distill.training.students import load_student, lora, optimizers, require_room
+from dstools_distill.training.trainer import LOSS_CURVE, arguments, run
+
+CURVE = (
+    *LOSS_CURVE, "reward", "reward_std", FLAT, "rewards/accuracy/mean",
+    "rewards/format/mean", "rewards/language/mean", "kl", "clip_ratio/region_mean", "entropy",
+    "completions/mean_length", "completions/clipped_ratio",
+)  # fmt: skip
+
+
+def grpo(
+    settings: Grpo,
+    prompts: Path,
+    model: Path,
+    tokenizer: Path,
+    template: str,
+    verify: Verify,
+    index: list[Path],
+    work: Work,
+) -> Report:
+    """Train the policy in `model` on the prompts of a folder, and leave a model folder in `work.folder`.
+
+    verify: how the right answer is judged; index: of benchmarks, whose problems are not trained on. A step
+    takes `batch_size` answers: group_size of each of batch_size / group_size prompts. curve.jsonl has rewards,
+    their spread, the share of groups without any, KL in nats a token, and the share of clipped tokens. Raises DstoolsError where the batch is no whole number of groups, or nothing can be scored.
+    """
+    if settings.batch_size % settings.group_size:
+        raise DstoolsError(
+            f"grpo.batch_size: {settings.batch_size} answers are no groups of {settings.group_size}",
+            "it must be a multiple of group_size",
+        )
+    if not settings.accuracy_weight + settings.format_weight + settings.language_weight:
+        raise DstoolsError("grpo: every reward has weight 0", "give accuracy_weight = 1.0")
+    tokens = load_tokenizer(tokenizer, template)
+    tokens.eos_token = tokens.convert_ids_to_tokens(end_token_id(tokens))  # TRL cuts answers there
+    clean, contaminated = clean_prompts(prompts / "records.jsonl", index)
+    asked, without_gold = dataset(clean, prompts / "records.jsonl", tokens)
+    config = GRPOConfig(
+        **arguments(settings, work),
+        num_generations=settings.group_size,
+        max_completion_length=settings.max_completion_tokens,
+        generation_kwargs={"eos_token_id": tokens.eos_token_id},
+        temperature=settings.temperature,
+        beta=settings.beta,
+        epsilon=settings.clip,
+        loss_type="grpo",
+        scale_rewards="group",
+        num_iterations=1,
+        sync_ref_model=settings.beta > 0 and settings.replace_reference_steps > 0,
+        ref_model_mixup_alpha=1.0,  # replaced, not mixed
+        ref_model_sync_steps=settings.replace_reference_steps or 1,
+        shuffle_dataset=True,
+    )
+    student = load_student(settings, model, None, tokens)
+    require_room(student, settings.max_completion_tokens, "grpo.max_completion_tokens")
+    with closing(Judge(verify)) as judge:
+        paid = rewards(settings, judge, tokens)
+        config.reward_weights = paid.weights
+        trainer: Any = GRPOTrainer(
+            student,
+            list(paid.functions),
+            args=config,
+            train_dataset=asked,
+            processing_class=tokens,
+            peft_config=lora(settings),
+            optimizers=optimizers(settings, student),
+        )
+        report = run(trainer, settings, work, tokens, CURVE)
+    return {
+        "in": len(clean) + contaminated,
+        "out": len(asked),
+        "dropped": {"contaminated": contaminated, "no-gold": without_gold},
+        **report,
+        **groups(work.folder / "curve.jsonl", settings),
+    }
+
+
+def dataset(prompts: list[Record], source: Path, tokenizer: Any) -> tuple[Dataset, int]:
+    """Return the prompts that can be scored, as TRL takes them, and the number of those that cannot."""
+    rows: list[dict[str, Any]] = []
+    without_gold = 0
+    for record in prompts:
+        if record["gold"] is None and record["task"] is None:
+            without_gold += 1
+            continue
+        opened = opens_think(prompt_text(tokenizer, record["messages"]))
+        said = json.dumps(record | {"prefilled_think": opened}, ensure_ascii=False)
+        rows.append({"prompt": record["messages"], "record": said})
+    if not rows:
+        raise DstoolsError(
+            f"{source}: no prompt that may be trained on has a gold answer",
+            "accuracy can be rewarded only where it can be judged",
+        )
+    return Dataset.from_list(rows), without_gold
+
+
+def groups(curve: Path, settings: Grpo) -> dict[str, Any]:
+    """Return how many groups of the run had no spread of rewards, from what was logged."""
+    logged = [record for record in records.read(curve) if FLAT in record]
+    shares = [record[FLAT] for record in logged]
+    steps = [record["step"] for record in logged]
+    weights = [after - before for before, after in zip([0, *steps], steps, strict=False)]
+    each = settings.batch_size // settings.group_size
+    flat = sum(share * weight for share, weight in zip(shares, weights, strict=True)) * each
+    return {"groups": steps[-1] * each if steps else 0, "groups_without_spread": round(flat)}

@@ -1,0 +1,129 @@
+"""Distillation of the teacher's whole next-token distribution, on the student's own answers.
+
+TRL's DistillationTrainer does the training. It compares the two by `vocab_size` alone, which refuses twins
+that were padded to different sizes, and admits strangers of equal size; here the tokenizers are compared.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from trl.trainer.distillation_config import DistillationConfig
+from trl.trainer.distillation_trainer import DistillationTrainer
+
+from dstools_converters.errors import DstoolsError, printable
+from dstools_distill.data.contamination import clean_prompts
+from dstools_distill.loading import load_model
+from dstools_distill.recipe.settings import Kd
+from dstools_distill.store.stage import Report, Work
+from dstools_distill.tokens.templates import end_token_id, load_tokenizer, prompt_text
+from dstools_distill.training.students import load_student, lora, optimizers, require_room
+from dstools_distill.training.trainer import LOSS_CURVE, arguments, run
+
+CURVE = (*LOSS_CURVE, "entropy", "completions/mean_length", "completions/clipped_ratio")
+PROBED = 200  # prompts
+
+
+def kd(
+    settings: Kd,
+    prompts: Path,
+    model: Path,
+    tokenizer: Path,
+    template: str,
+    teacher: Path,
+    index: list[Path],
+    work: Work,
+) -> Report:
+    """Train the student in `model` against the teacher, and leave a model folder in `work.folder`.
+
+    The student answers each prompt; on its tokens the divergence of the two distributions is minimised:
+    beta 0 is KL(teacher || student), 1 is KL(student || teacher), between them Jensen-Shannon
+    (arXiv 2306.13649). index: of benchmarks, whose problems are not trained on. Raises DstoolsError where the two do not share a tokenizer.
+    """
+    tokens = load_tokenizer(tokenizer, template)
+    tokens.eos_token = tokens.convert_ids_to_tokens(end_token_id(tokens))  # TRL cuts answers there
+    clean, contaminated = clean_prompts(prompts / "records.jsonl", index)
+    conversations = [record["messages"] for record in clean]
+    if not conversations:
+        raise DstoolsError(
+            f"{prompts / 'records.jsonl'}: holds no prompt that may be trained on",
+            "there is nothing to answer",
+        )
+    probes = [prompt_text(tokens, messages) for messages in conversations[:PROBED]]
+    check_identity(tokens, load_tokenizer(teacher), probes, teacher)
+    config = DistillationConfig(
+        **arguments(settings, work),
+        beta=settings.beta,
+        temperature=settings.temperature,
+        max_completion_length=settings.max_completion_tokens,
+        generation_kwargs={"eos_token_id": tokens.eos_token_id},
+    )
+    student = load_student(settings, model, None, tokens)
+    require_room(student, settings.max_completion_tokens, "kd.max_completion_tokens")
+    master = load_model(teacher, student.dtype, attn_implementation=settings.attention)
+    if config.use_cpu:
+        master.set_experts_implementation("eager")  # of a MoE: on a CPU the others are slower
+    else:
+        master.to("cuda")
+    rows = match_sizes(student, master)
+    trainer = DistillationTrainer(
+        student,
+        master,
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": messages} for messages in conversations]),
+        processing_class=tokens,
+        peft_config=lora(settings),
+        optimizers=optimizers(settings, student),
+    )
+    report = run(trainer, settings, work, tokens, CURVE)
+    return {
+        "in": len(clean) + contaminated,
+        "out": len(clean),
+        "dropped": {"contaminated": contaminated},
+        "vocabulary": rows._asdict(),
+        **report,
+    }
+
+
+class Vocabulary(NamedTuple):
+    """Rows of the embeddings: as they came, and as they were trained."""
+
+    student: int
+    teacher: int
+    used: int
+
+
+def match_sizes(student: Any, teacher: Any) -> Vocabulary:
+    """Cut the larger of two embeddings that were padded beyond one tokenizer to different sizes."""
+    ours, theirs = (each.config.get_text_config().vocab_size for each in (student, teacher))
+    used = min(ours, theirs)
+    for model, size in ((student, ours), (teacher, theirs)):
+        if size > used:
+            model.resize_token_embeddings(used)
+    return Vocabulary(ours, theirs, used)
+
+
+def check_identity(student: Any, teacher: Any, probes: list[str], folder: Path) -> None:
+    """Raise DstoolsError unless both tokenizers give the same ids to the same text.
+
+    Every token of either must stand for the same id in both, and the probes must be cut alike: equal
+    vocabularies with other merges or another pre-tokenizer differ there.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    differing = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: (item[1], item[0]))
+    hint = "logits can be compared only over one vocabulary; use generate and sft instead"
+    if differing:
+        token, number = differing[0]
+        whose = "student" if ours.get(token) == number else "teacher"
+        raise DstoolsError(
+            f"{folder}: teacher and student do not share a tokenizer: {len(differing)} tokens differ, "
+            f"first {printable(token)!r}, which is {number} to the {whose} alone",
+            hint,
+        )
+    for text in probes:
+        if student.encode(text, add_special_tokens=False) != teacher.encode(
+            text, add_special_tokens=False
+        ):
+            raise DstoolsError(
+                f"{folder}: teacher and student cut text differently: {printable(text)!r}", hint
+            )

@@ -1,0 +1,282 @@
+"""What sft, kd and grpo share around a trainer of TRL: its arguments, the run, the result, the launch.
+
+    config = SFTConfig(**arguments(settings, work), ...)   # first: it starts the process group
+    model = load_student(settings, folder, None, tokenizer)
+    trainer = SFTTrainer(model, config, ..., peft_config=lora(settings))
+    report = run(trainer, settings, work, tokenizer)
+
+A run that was killed goes on from its last whole checkpoint and ends in the same bytes. What is asked for in
+`settings.processes` and `settings.parallel` is what runs, or nothing runs: launchers are known to start
+something else without a word. The result is a model folder: weights (LoRA merged), config, tokenizer with the
+student's chat template, generation config, curve.jsonl, and with `ema` the same again, averaged, in `ema/`.
+"""
+
+import copy
+import logging
+import os
+import shutil
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants as hub
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import (
+    GenerationConfig,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+)
+from transformers.training_args import OptimizerNames
+from transformers.utils.logging import disable_progress_bar
+
+from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
+from dstools_distill.malloc import keep_freed_memory
+from dstools_distill.recipe.settings import Training
+from dstools_distill.store.stage import Report, Work
+from dstools_distill.tokens.templates import end_token_id
+from dstools_distill.training.checkpoints import CHECKPOINTS, Keeper
+from dstools_distill.training.launch import (
+    check_settings,
+    launch_hint,
+    require_launcher,
+    world_size,
+)
+
+log = logging.getLogger(__name__)
+LOSS_CURVE = ("loss", "learning_rate", "grad_norm")
+EMA_FOLDER = "ema"
+
+hub.HF_HUB_DISABLE_TELEMETRY = True  # TRL's trainers tell their makers of each run otherwise
+disable_progress_bar()  # type: ignore[no-untyped-call] # work.bar is the one there is
+
+
+def arguments(settings: Training, work: Work) -> dict[str, Any]:
+    """Return the keywords that SFTConfig, DistillationConfig and GRPOConfig have in common.
+
+    Raises DstoolsError where the settings contradict each other or the processes that run.
+    """
+    require_machine(settings)
+    running = world_size()
+    if running != settings.processes:
+        raise DstoolsError(
+            f"processes = {settings.processes} were asked for, and {running} run",
+            launch_hint(settings),
+        )
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        keep_freed_memory()
+    if settings.parallel.startswith("zero") and not on_gpu:
+        import deepspeed
+
+        # compiled for two minutes otherwise, for a sum that gloo does
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return {
+        "output_dir": os.fspath(work.folder / CHECKPOINTS),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": settings.min_learning_rate_ratio},
+        "warmup_steps": settings.warmup_steps,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.batch_size
+        // (settings.micro_batch_size * settings.processes),
+        "optim": "adamw_torch" if settings.optimizer == "muon" else settings.optimizer,
+        "adam_beta1": settings.betas[0],
+        "adam_beta2": settings.betas[1],
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": settings.precision == "bf16-autocast",
+        "activation_checkpointing": settings.activation_checkpointing,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "ddp_find_unused_parameters": False,  # a search in every step, for what students have not
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "logging_steps": settings.log_steps,
+        "logging_nan_inf_filter": False,  # it would put a mean in the place of a NaN
+        "save_strategy": "no",  # Keeper asks for checkpoints
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def require_machine(settings: Training) -> None:
+    """Raise DstoolsError for settings that contradict each other, or what is installed here."""
+    check_settings(settings)
+    require_launcher()
+    parallel = settings.parallel
+    if settings.optimizer != "muon" and settings.optimizer not in {o.value for o in OptimizerNames}:
+        near = get_close_matches(settings.optimizer, [o.value for o in OptimizerNames], 3)
+        raise DstoolsError(
+            f"optimizer: {printable(settings.optimizer)} is not known",
+            f"muon, or one of transformers', such as {', '.join(near) or 'adamw_torch_fused'}",
+        )
+    if parallel == "fsdp2" and not torch.cuda.is_available():
+        raise DstoolsError(
+            "fsdp2 needs GPUs: on CPUs accelerate runs plain data parallelism in its place",
+            f'choose parallel = "{"single" if settings.processes == 1 else "ddp"}", "zero2" or "zero3"',
+        )
+    if parallel.startswith("zero") and find_spec("deepspeed") is None:
+        raise DstoolsError(f"{parallel} needs DeepSpeed", "pip install deepspeed")
+
+
+# ---------------------------------------------------------------------------------------- the run
+
+
+def run(
+    trainer: Any,
+    settings: Training,
+    work: Work,
+    tokenizer: Any,
+    curve: tuple[str, ...] = LOSS_CURVE,
+) -> Report:
+    """Train to the end, from the last whole checkpoint where there is one, and save the result.
+
+    curve: the names in the trainer's log that curve.jsonl keeps. All processes call this and get the report;
+    the first one writes. Raises DstoolsError where something else runs than was asked for.
+    """
+    wait = trainer.accelerator.wait_for_everyone
+    wait()  # the folder is made by the first process
+    check_launch(trainer, settings)
+    keeper = Keeper(settings, work, curve, wait)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Sharded(trainer, settings))
+    trainer.add_callback(keeper)
+    parameters, trained = count(trainer.model), count(trainer.model, trained=True)
+    last = keeper.resume()
+    trainer._total_train_tokens = keeper.tokens_before  # SFTTrainer forgets it
+    log.info("training %d of %d parameters from %s", trained, parameters, last or "the start")
+    try:
+        trainer.train(resume_from_checkpoint=os.fspath(last) if last else None)
+    except ImportError as error:  # of an optimizer that is not installed
+        raise DstoolsError(
+            f"optimizer = {settings.optimizer!r}: {error}", "install it, or choose another"
+        ) from error
+    finally:
+        keeper.close()
+    _save(trainer, settings, work.folder, tokenizer, keeper)
+    wait()
+    return {
+        "steps": trainer.state.global_step,
+        "parameters": parameters,
+        "trained_parameters": trained,
+        "precision": settings.precision,
+        "processes": settings.processes,
+        "parallel": settings.parallel,
+    }
+
+
+def check_launch(trainer: Any, settings: Training) -> None:
+    """Raise DstoolsError unless the trainer runs the way that was asked for."""
+    if trainer.args.n_gpu > 1:
+        raise DstoolsError(
+            f"one process was asked for, and transformers would spread each batch over {trainer.args.n_gpu} GPUs",
+            "set CUDA_VISIBLE_DEVICES=0, or processes and parallel",
+        )
+    accelerator = trainer.accelerator
+    kind, processes = accelerator.distributed_type.name, accelerator.num_processes
+    state = accelerator.state
+    match settings.parallel:
+        case "single":
+            same = kind == "NO"
+        case "ddp":
+            same = kind.startswith("MULTI_")
+        case "fsdp2":
+            same = kind == "FSDP" and state.fsdp_plugin.fsdp_version == 2
+        case "zero2" | "zero3":
+            stage = int(settings.parallel[-1])
+            same = kind == "DEEPSPEED" and state.deepspeed_plugin.zero_stage == stage
+    if not same or processes != settings.processes:
+        raise DstoolsError(
+            f"parallel = {settings.parallel!r} with {settings.processes} processes was asked for, "
+            f"and {kind} with {processes} runs",
+            launch_hint(settings),
+        )
+
+
+class _Sharded(TrainerCallback):
+    """Refuses to train with FSDP2 or ZeRO-3 where parameters are whole in each process."""
+
+    def __init__(self, trainer: Any, settings: Training) -> None:
+        self.trainer, self.settings = trainer, settings
+
+    def on_train_begin(self, *_args: Any, **_: Any) -> None:
+        parameters = list(self.trainer.model.parameters())
+        match self.settings.parallel:
+            case "fsdp2":
+                whole = [p for p in parameters if not isinstance(p, DTensor)]
+            case "zero3":
+                whole = [p for p in parameters if not hasattr(p, "ds_id")]
+            case _:
+                return
+        if whole:
+            raise DstoolsError(
+                f"{len(whole)} of {len(parameters)} parameters are whole in each process, "
+                f"and parallel = {self.settings.parallel!r} was asked for",
+                launch_hint(self.settings),
+            )
+
+
+def count(model: nn.Module, trained: bool = False) -> int:
+    """Return the number of weights, over all processes; of those that are trained alone."""
+    return sum(
+        int(getattr(p, "ds_numel", p.numel()))  # ZeRO-3 leaves an empty tensor
+        for p in model.parameters()
+        if p.requires_grad or not trained
+    )
+
+
+# ------------------------------------------------------------------------------------- the result
+
+
+def _save(trainer: Any, settings: Training, folder: Path, tokenizer: Any, keeper: Keeper) -> None:
+    """Write the model folder, the averaged one in `ema/`, and remove the checkpoints."""
+    sharded = settings.parallel in ("fsdp2", "zero3")
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if not keeper.is_first:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.generation_config = _generation_config(model, tokenizer)
+    model.config.use_cache = True  # training switches it off
+    _write(_merged(model), folder, tokenizer, state)
+    if keeper.ema:
+        keeper.ema.put(model)
+        _write(_merged(model), folder / EMA_FOLDER, tokenizer, None)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _merged(model: Any) -> Any:
+    """Return a plain model: a copy with the low-rank updates added, where there are any."""
+    return copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def _write(model: Any, folder: Path, tokenizer: Any, state: dict[str, Any] | None) -> None:
+    """Write a model folder, and look whether all weights are in there."""
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+    saved = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        path.chmod((folder / "config.json").stat().st_mode)  # it is made for its owner alone
+        with safe_open(path, framework="pt") as file:
+            saved += sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())  # noqa: SIM118
+    if saved < count(model):
+        raise DstoolsError(
+            f"{folder}: {saved} of {count(model)} weights were saved",
+            f"a fault of ours; {RESUME_HINT}",
+        )
+
+
+def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
+    """Return the model's own, which stops at the template's end of a turn, too."""
+    config: GenerationConfig = copy.deepcopy(model.generation_config)
+    ends = [end_token_id(tokenizer), tokenizer.eos_token_id]
+    config.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None))
+    config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
+    return config

@@ -1,0 +1,1 @@
+"""Block FP8 and its lattice, with numpy twins."""

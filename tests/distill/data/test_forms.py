@@ -1,0 +1,161 @@
+"""Each form that questions come in gives the question in it, or says what is wrong with the row."""
+
+from typing import Any
+
+import pytest
+
+from dstools_distill.data.forms import BadRowError, Question, convert, last_boxed
+
+USER = {"role": "user", "content": "What is 2 + 2?"}
+ASKED = [USER]
+ANSWER = "<think>\nTwo and two.\n</think>\n\n4"
+
+
+def said(content: str, **more: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content, **more}
+
+
+@pytest.mark.parametrize(
+    ("form", "row"),
+    [
+        ("messages", {"messages": [USER, said(ANSWER)]}),
+        ("messages", {"messages": [USER, said("4", reasoning_content="Two and two.")]}),
+        ("messages", {"messages": [USER, said("4", reasoning="Two and two.\n")]}),
+        ("messages", {"messages": [USER, said("\n\n4", thinking="\nTwo and two.\n")]}),
+        ("messages", {"messages": [USER, said("\n\n4", thinking="Two and two.")]}),
+        (
+            "sharegpt",
+            {
+                "conversations": [
+                    {"from": "human", "value": "What is 2 + 2?"},
+                    {"from": "gpt", "value": ANSWER},
+                ]
+            },
+        ),
+        ("problem", {"problem": "What is 2 + 2?", "solution": ANSWER, "answer": "4"}),
+        ("problem", {"question": "What is 2 + 2?", "thinking": "Two and two.", "answer": "4"}),
+        ("alpaca", {"instruction": "What is 2 + 2?", "input": "", "output": ANSWER}),
+        ("prompt-completion", {"prompt": "What is 2 + 2?", "completion": ANSWER}),
+        ("prompt-completion", {"prompt": "What is 2 + 2?", "response": ANSWER}),
+        ("prompt-completion", {"prompt": ASKED, "completion": [said(ANSWER)]}),
+        ("prompt-completion", {"prompt": ASKED, "completion": ANSWER}),
+        (
+            "prompt-completion",
+            {"prompt": "What is 2 + 2?", "completion": "4", "reasoning": "Two and two."},
+        ),
+    ],
+)
+def test_every_form_gives_the_same_question_and_answer(form: Any, row: dict[str, Any]) -> None:
+    found = convert(row)
+    assert (found.form, found.messages, found.reference) == (form, ASKED, ANSWER)
+    assert convert(row, form) == found
+
+
+@pytest.mark.parametrize(
+    ("row", "gold", "reference"),
+    [
+        ({"problem": "?!"}, None, None),
+        ({"problem": "2+2", "answer": "4"}, "4", None),
+        ({"problem": "2+2", "gold": "4", "answer": "four"}, "4", None),
+        ({"problem": "2+2", "expected": "4"}, "4", None),
+        ({"problem": "2+2", "solution": "4"}, "4", None),
+        ({"problem": "2+2", "solution": r"It is \boxed{4}."}, "4", r"It is \boxed{4}."),
+        ({"problem": "2+2", "solution": "Four.", "answer": "4"}, "4", "Four."),
+        ({"question": "2+2", "answer": "Two and two.\n#### 4"}, "4", "Two and two."),
+        ({"messages": ASKED, "answer": "4"}, "4", None),
+        ({"problem": "2+2", "answer": " 007 "}, " 007 ", None),
+    ],
+)
+def test_gold_and_worked_solution_are_told_apart(
+    row: dict[str, Any], gold: str | None, reference: str | None
+) -> None:
+    found = convert(row)
+    assert (found.gold, found.reference) == (gold, reference)
+
+
+def test_a_conversation_is_asked_up_to_its_last_question() -> None:
+    system, more = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "And 3?"}
+    found = convert({"messages": [system, USER, said("4"), more, said("9", thinking="cubed?")]})
+    assert found.messages == [system, USER, {"role": "assistant", "content": "4"}, more]
+    assert found.reference == "<think>\ncubed?\n</think>\n\n9"
+    assert convert({"messages": [system, USER]}).reference is None
+    assert convert(
+        {"conversations": [{"from": "human", "value": "2+2"}], "system": "Be brief."}
+    ) == (Question("sharegpt", [system, {"role": "user", "content": "2+2"}], None, "", None, None))
+
+
+def test_line_feeds_at_the_tags_that_are_there_stay() -> None:
+    found = convert({"messages": [USER, said("\n4", thinking="\n\nTwo and two. \n")]})
+    assert found.reference == "<think>\n\nTwo and two. \n</think>\n4"
+
+
+def test_an_instruction_stands_before_its_input() -> None:
+    found = convert({"instruction": "Add.", "input": "2, 2", "output": "4"})
+    assert found.messages[0]["content"] == "Add.\n\n2, 2"
+
+
+@pytest.mark.parametrize(
+    ("row", "difficulty"),
+    [
+        ({"pass_rate": 0.25}, 0.75),
+        ({"difficulty": 0.3}, 0.3),
+        ({"difficulty": 0}, 0.0),
+        ({"pass_rate": 1, "difficulty": 0.3}, 0.0),
+        ({"difficulty": "hard"}, None),
+        ({"difficulty": 8}, None),  # of ten, or of what?
+        ({"difficulty": True}, None),
+        ({}, None),
+    ],
+)
+def test_difficulty_is_a_share_or_unknown(row: dict[str, Any], difficulty: float | None) -> None:
+    assert convert({"problem": "2+2", **row}).difficulty == difficulty
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "2+2"}, "has none of the keys messages, conversations, problem, question"),
+        ({"problem": " \n"}, "problem is empty"),
+        ({"problem": None}, "problem is missing"),
+        ({"problem": 5}, "problem is no text: int"),
+        ({"problem": "2+2", "answer": ["4"]}, "answer is no text: list"),
+        ({"problem": "2+2", "answer": True}, "answer is no text: bool"),
+        ({"problem": "2+2", "answer": ""}, "answer is empty"),
+        ({"problem": "2+2", "answer": "so\n#### "}, "answer has nothing behind ####"),
+        ({"problem": "2+2", "answer_type": "float"}, "answer_type is 'float', which is none of"),
+        ({"messages": []}, "messages is no list of turns"),
+        ({"messages": "2+2"}, "messages is no list of turns"),
+        ({"messages": ["2+2"]}, r"messages\[0\] is no object"),
+        ({"messages": [{"role": "tool", "content": "4"}]}, r"messages\[0\].role is 'tool'"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\].content is missing"),
+        ({"messages": [USER, said("")]}, r"messages\[1\].content is empty"),
+        ({"messages": [{**USER, "content": [{"type": "text"}]}]}, r"content is no text: list"),
+        ({"messages": [said("4")]}, "nobody asks anything"),
+        ({"messages": [USER, said("4"), said("5")]}, "has 2 answers to its last question"),
+        ({"messages": [USER, {"role": "system", "content": "x"}]}, "system message that is not"),
+        ({"messages": [USER, said(ANSWER, reasoning="so")]}, r"reasoning stands beside a think block"),
+        ({"prompt": [USER, said("4")], "completion": "4"}, "answer both in prompt and in completion"),
+        ({"conversations": [{"from": "tool", "value": "4"}]}, r"conversations\[0\].from is 'tool'"),
+        ({"instruction": "Add.", "output": 4}, "output is no text: int"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_question_is_refused_with_the_reason(
+    row: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(BadRowError, match=reason):
+        convert(row)
+
+
+def test_a_form_that_was_asked_for_is_not_guessed() -> None:
+    row = {"messages": ASKED, "problem": "2+3"}
+    assert convert(row).form == "messages"
+    assert convert(row, "problem").messages[0]["content"] == "2+3"
+    with pytest.raises(BadRowError, match="conversations is no list of turns"):
+        convert(row, "sharegpt")
+
+
+def test_the_last_box_counts_and_braces_nest() -> None:
+    assert last_boxed(r"\boxed{1} then \boxed{\frac{1}{2}} so") == r"\frac{1}{2}"
+    assert last_boxed(r"\boxed{1") is None
+    assert last_boxed("none") is None
+    assert last_boxed(r"\boxed{ }") is None

@@ -1,0 +1,107 @@
+"""The same problem in another dress has the same tokens; another problem has not."""
+# ruff: noqa: RUF001
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstools_distill.data.ngrams import hashes, hashes_of, jaccard, shingles, tokens, whole, windows
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 7, then?", "WHAT IS 7 THEN"),
+        ("a well-known ten-digit sum", "a well known ten digit sum"),
+        ("**Ines** rows *home*", "Ines rows home"),
+        ("it’s “six” — or not", 'it\'s "six", or not'),
+        ("cafe\u0301 No\u0308l", "café Nöl"),  # NFD, NFC
+        ("Ｗｈａｔ　ｉｓ　７？", "what is 7"),
+        ("𝐱 + 𝟐 = ①", "x + 2 = 1"),
+        ("pro\u00adb\u200blem\ufeff", "problem"),
+        ("1,234,567 people", "1234567 people"),
+        ("$1{,}000$ or 1\u202f000", "1000 or 1 000"),
+        (r"\dfrac{1}{2} + \tfrac34", r"\frac{1}{2}+\frac{3}{4}"),
+        (r"$\left( x \right)\,\cdot\;3$", "(x) * 3"),
+        (r"\text{if } x \leq 5", r"\mathrm{if}\ x \le 5"),
+        (r"\begin{align*} x &= 3 \\ y &= 4 \end{align*}", "x = 3, y = 4"),
+        ("x² − y₁ ≥ √３ ÷ 2", r"x^2 - y1 \geq \sqrt{3} / 2"),
+        ("2πr and θ, 75°", r"2\pi r and \theta, 75^\circ"),
+        ("5 - 3", "5-3"),
+        ("$x$ - $y$", "x-y"),
+        ("求1+2的值。", "求 1 + 2 的 值"),
+        (r"\( \mathbb{R} \)", "ℝ"),
+        ("a <= b != c", r"a \leqslant b \neq c"),
+    ],
+)
+def test_the_same_in_another_dress_has_the_same_tokens(one: str, other: str) -> None:
+    assert tokens(one) == tokens(other)
+    assert tokens(one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("7^12", "7^13"),
+        ("x + y", "x - y"),
+        ("3 + 4", "3 - 4"),
+        ("-5", "5"),
+        ("2^3", "23"),
+        ("1/2", "12"),
+        ("x = 2", "x < 2"),
+        (r"\frac{12}{5}", r"\frac{1}{25}"),
+        ("求1+2的值", "求1+2的积"),
+        (r"\sin x", r"\cos x"),
+    ],
+)
+def test_another_problem_has_other_tokens(one: str, other: str) -> None:
+    assert tokens(one) != tokens(other)
+
+
+def test_tokens_are_these() -> None:
+    said = tokens(r"Ines' $1{,}234.5$-km trip: is $\dfrac12 \le x^{2}$? - No, -7!")
+    assert " ".join(said) == "ines 1 234 5 km trip is frac 1 2 le x ^ 2 no - 7"
+
+
+@given(st.text())
+def test_a_hash_for_each_token_of_any_text(text: str) -> None:
+    assert hashes(text).tolist() == hashes_of(tokens(text)).tolist()
+
+
+def test_a_long_word_is_hashed_as_its_tokens() -> None:
+    word = ",".join(str(number) for number in range(100))
+    assert hashes(word).tolist() == hashes_of([str(number) for number in range(100)]).tolist()
+
+
+def test_a_window_is_the_polynomial_of_its_tokens() -> None:
+    hashed = np.array([5, 7, 11], np.uint64)
+    base = 0x94D049BB133111EB
+    assert windows(hashed, 2).tolist() == [(5 * base + 7) % 2**64, (7 * base + 11) % 2**64]
+    assert whole(hashed) == (5 * base**2 + 7 * base + 11) % 2**64
+    assert windows(hashed, 3).tolist() == [whole(hashed)]
+    assert windows(hashed, 4).tolist() == []
+    assert whole(hashed[:0]) == 0
+
+
+def test_jaccard_is_the_share_in_common() -> None:
+    one, other = (
+        shingles(hashes(text), 2) for text in ("a b c d", "b c d e")
+    )  # ab bc cd, bc cd de
+    assert jaccard(one, other) == 2 / 4
+    assert jaccard(one, one) == 1
+    assert len(shingles(hashes("a b"), 5)) == 1
+    assert jaccard(shingles(hashes(""), 5), shingles(hashes("?"), 5)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0" * 400_000, "-(" * 200_000, "-" + "(" * 400_000, r"\begin{" * 60_000, "frac1" * 80_000, "-  " * 130_000],
+    ids=["digits", "minus", "brackets", "begin", "frac", "blanks"],
+)  # fmt: skip
+def test_what_a_derailed_teacher_writes_takes_no_longer_than_its_length(text: str) -> None:
+    start = time.process_time()
+    hashes(text)
+    assert time.process_time() - start < 3

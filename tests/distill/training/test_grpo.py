@@ -1,0 +1,165 @@
+"""Groups, their advantages and rewards, and that what was logged is what happened."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.data.decontaminate import build_index
+from dstools_distill.recipe.settings import Grpo, Verify
+from dstools_distill.store.stage import Work
+from dstools_distill.training import grpo as module
+from dstools_distill.training.grpo import groups, grpo
+from dstools_distill.training.rewards import Rewards, _noting_flat_groups
+
+TEACHER = Path(__file__).parents[2] / "data" / "sample-v3"
+SMALL = {
+    "learning_rate": 1e-3, "precision": "float32", "max_completion_tokens": 8, "log_steps": 1,
+    "group_size": 4, "batch_size": 8, "micro_batch_size": 8, "max_steps": 2,
+}  # fmt: skip
+
+
+def work(folder: Path) -> Work:
+    folder.mkdir(exist_ok=True)
+    return Work(folder)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TEACHER).save_pretrained(folder)
+    return folder
+
+
+def ask(folder: Path, golds: list[str | None]) -> Path:
+    folder.mkdir()
+    rows = [
+        {
+            "id": str(n), "source": "test", "messages": [{"role": "user", "content": f"{n} + 1 ="}],
+            "gold": gold, "answer_type": "integer", "task": None,
+        }
+        for n, gold in enumerate(golds)
+    ]  # fmt: skip
+    records.write(folder / "records.jsonl", rows)
+    return folder
+
+
+def test_advantages_of_a_group_of_four_are_those_worked_by_hand(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewards 1 0 0 1: mean 1/2, std sqrt(4 * 1/4 / 3) = 0.5773503, so +-0.5 / 0.5774503 = +-0.8658754.
+
+    Rewards 2 0 0 0: mean 1/2, std sqrt((9 + 3) / 4 / 3) = 1, so 1.5 / 1.0001 and -0.5 / 1.0001.
+    """
+    seen: list[Any] = []
+
+    class Seen(module.GRPOTrainer):  # type: ignore[misc]
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            found = super()._generate_and_score_completions(inputs)
+            seen.append((found["advantages"], [each["record"] for each in inputs]))
+            return found
+
+    def fixed(completion_ids: list[Any], **_: Any) -> list[float]:
+        return [1.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.0]
+
+    monkeypatch.setattr(module, "GRPOTrainer", Seen)
+    monkeypatch.setattr(module, "rewards", lambda *_: Rewards([fixed], [1.0]))
+    settings = Grpo(**SMALL | {"max_steps": 1})  # type: ignore[arg-type]
+    out = work(tmp_path / "out")
+    grpo(settings, ask(tmp_path / "asked", ["1"] * 4), policy, policy, "", Verify(), [], out)
+    ((advantages, asked),) = seen
+    first = 0.5 / (math.sqrt(1 / 3) + 1e-4)
+    wanted = [first, -first, -first, first, 1.5 / 1.0001, *[-0.5 / 1.0001] * 3]
+    assert advantages.tolist() == pytest.approx(wanted, abs=1e-6)
+    assert asked == [asked[0]] * 4 + [asked[4]] * 4  # a group is of one prompt
+    assert asked[0] != asked[4]
+
+
+def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
+    policy: Path, tmp_path: Path
+) -> None:
+    """A random policy earns nothing in 8 tokens, so every group is flat; two steps have two groups each."""
+    out = work(tmp_path / "out")
+    asked = ask(tmp_path / "asked", ["1", None, "3", "4", "5", "6"])
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text('{"question": "What is 5 + 1 = ?"}\n{"question": "5 + 1 ="}\n')
+    build_index([exam], tmp_path / "exam.ngrams")
+    how: Any = (asked, policy, policy, "", Verify(), [tmp_path / "exam.ngrams"], out)
+    report = grpo(Grpo(**SMALL), *how)  # type: ignore[arg-type]
+    assert (report["in"], report["out"]) == (6, 4)
+    assert report["dropped"] == {"contaminated": 1, "no-gold": 1}
+    assert (report["groups"], report["groups_without_spread"]) == (4, 4)
+    curve = list(records.read(out.folder / "curve.jsonl"))
+    assert [each["step"] for each in curve] == [1, 2]
+    for each in curve:
+        assert {"reward", "reward_std", "kl", "clip_ratio/region_mean"} <= each.keys()
+        assert (each["reward"], each["groups_without_spread"]) == (0.0, 1.0)
+    assert json.loads((out.folder / "generation_config.json").read_text())["eos_token_id"] == [1]
+
+
+def test_flat_groups_are_summed_over_steps_that_were_logged_together(tmp_path: Path) -> None:
+    curve = tmp_path / "curve.jsonl"
+    rows = [{"step": 10, "groups_without_spread": 0.25}, {"step": 15, "groups_without_spread": 0.5}]
+    records.write(curve, rows)
+    settings = Grpo(group_size=4, batch_size=16)  # 4 groups a step: 10 * 4 / 4 + 5 * 4 / 2
+    assert groups(curve, settings) == {"groups": 60, "groups_without_spread": 20}
+
+
+def test_a_group_is_flat_where_all_answers_earned_the_same_whatever_the_weights() -> None:
+    """Three groups of two: (1, 0.2) twice, 1 and 0, 0 twice with other formats: one is flat."""
+    logged: list[tuple[str, float]] = []
+    rewarded: list[list[float | None]] = [[1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [0.2] * 5 + [0.0]]
+    functions: list[Any] = [lambda n=n: rewarded[n] for n in range(2)]
+    for function in _noting_flat_groups(functions, 2):
+        function(log_metric=lambda name, value: logged.append((name, value)))
+    assert logged == [("groups_without_spread", 1 / 3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 6, "micro_batch_size": 6}, "6 answers are no groups of 4"),
+        ({"accuracy_weight": 0.0, "format_weight": 0.0}, "every reward has weight 0"),
+        (
+            {"max_completion_tokens": 256},
+            "256 tokens leave no room for a prompt in the student's 256",
+        ),
+    ],
+)
+def test_settings_that_cannot_teach_are_refused(
+    policy: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    settings = Grpo(**SMALL | changes)  # type: ignore[arg-type]
+    with pytest.raises(DstoolsError, match=message):
+        grpo(
+            settings,
+            ask(tmp_path / "a", ["1"]),
+            policy,
+            policy,
+            "",
+            Verify(),
+            [],
+            work(tmp_path / "out"),
+        )
+
+
+def test_prompts_without_any_gold_are_refused(policy: Path, tmp_path: Path) -> None:
+    asked = ask(tmp_path / "asked", [None, None])
+    with pytest.raises(
+        DstoolsError,
+        match=r"asked/records\.jsonl: no prompt that may be trained on has a gold answer",
+    ):
+        grpo(Grpo(**SMALL), asked, policy, policy, "", Verify(), [], work(tmp_path / "out"))  # type: ignore[arg-type]
