@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dstools_distill.recipe.recipe import STAGES
-from dstools_distill.store.stage import MANIFEST, outputs
+from dstools_distill.pipeline import Pipeline
+from dstools_distill.places import Places
+from dstools_distill.recipe.recipe import STAGES, read_recipe
+from dstools_distill.store.stage import MANIFEST, Done, Identity, no_bar, outputs
 
 DATA = Path(__file__).parents[1] / "data"
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -184,3 +186,100 @@ def test_a_stage_that_is_killed_again_and_again_ends_in_the_same_bytes(
         {path.name for path in (folder / name / "store").iterdir()} for name in (stage, "straight")
     ]
     assert names[0] == names[1]  # nothing is left of what was killed
+
+
+# ------------------------------------------------------------------------------------- identities
+
+IDENTITIES = """
+[student]
+model = "student"
+template = "chatml"
+licence = "mit"
+
+[prompts]
+pass_rates = "rates.jsonl"
+limit = 9
+[[prompts.source]]
+path = "asked.jsonl"
+[[prompts.source]]
+path = "rg:chain_sum"
+
+[generate]
+backend = "replay"
+model = "samples.jsonl"
+retries = 2
+
+[verify]
+steps = false
+[decontaminate]
+index = ["bench.ngrams"]
+[select]
+non_reasoning = "chat.jsonl"
+[render]
+max_length = 99
+[sft]
+save_steps = 3
+[kd]
+teacher = "teacher"
+[grpo]
+lora = { rank = 4 }
+[[eval.source]]
+path = "exam.jsonl"
+[eval]
+at_least = 0.0
+[card]
+name = "pinned"
+"""
+PINNED = [
+    "card-1f7079cfcff5",
+    "decontaminate-8b8a8729f71b",
+    "eval-ec495408771e",
+    "generate-a6e588b39c85",
+    "grpo-45f3e6db6406",
+    "index-0a85636f76e5",
+    "index-0a85636f76e5",
+    "index-0a85636f76e5",
+    "index-0a85636f76e5",
+    "kd-2f45e42cd186",
+    "prompts-32a5dc92ccc8",
+    "prompts-f642d9167a7e",
+    "prompts-f642d9167a7e",
+    "prompts-f642d9167a7e",
+    "prompts-f642d9167a7e",
+    "prompts-f642d9167a7e",
+    "render-fc926f18ebfe",
+    "select-39280eaf0cf7",
+    "sft-5a3c00812f88",
+    "verify-91150503363c",
+]
+
+
+def test_the_identity_of_every_stage_is_that_of_earlier_releases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed name of a folder in OUT/store would repeat work that users have paid for."""
+    recipe = tmp_path / "pinned.toml"
+    recipe.write_text(IDENTITIES)
+    for name in ("rates.jsonl", "asked.jsonl", "samples.jsonl", "bench.ngrams", "chat.jsonl"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "exam.jsonl").write_text("exam")
+    for name in ("student", "teacher"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    monkeypatch.setattr("dstools_distill.store.stage.version", lambda package: f"1 of {package}")
+    made: list[str] = []
+
+    def stand_in(store: Path, identity: Identity, *_: object) -> Done:
+        made.append(identity.name)
+        folder = store / identity.name
+        folder.mkdir(parents=True, exist_ok=True)
+        report = {"models": {"after": {"pass@1": {"value": 1.0}}}}
+        said = identity.said | {"outputs": {"a": identity.name}, "report": report}
+        (folder / MANIFEST).write_text(json.dumps(said))
+        (folder / "eval.ngrams").write_text("of an index")
+        return Done(identity.stage, folder, report, is_reused=False)
+
+    monkeypatch.setattr("dstools_distill.pipeline.run_stage", stand_in)
+    places = Places(read_recipe(recipe), tmp_path / "out", Path)
+    Pipeline(places, 1, no_bar).run("", lambda chain, stage, done: None)
+    assert sorted(made) == PINNED
