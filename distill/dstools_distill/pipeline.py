@@ -16,6 +16,7 @@ from dstools_distill.data.contamination import EVAL_INDEX
 from dstools_distill.places import Places
 from dstools_distill.recipe.recipe import PHASE, STAGES, TRAINED, Chain, Recipe
 from dstools_distill.recipe.settings import Eval, Prompts, Student
+from dstools_distill.store.ranks import is_launched, world_size
 from dstools_distill.store.stage import (
     MANIFEST,
     Bar,
@@ -28,7 +29,7 @@ from dstools_distill.store.stage import (
     read_manifest,
     run_stage,
 )
-from dstools_distill.training.launch import is_launched, launch, world_size
+from dstools_distill.training.launch import launch
 
 log = logging.getLogger(__name__)
 # one up when a stage's code gives other bytes for the same

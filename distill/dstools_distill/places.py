@@ -8,8 +8,8 @@ from pathlib import Path
 from dstools_converters.errors import DstoolsError
 from dstools_distill.recipe.recipe import PHASE, Chain, Recipe
 from dstools_distill.recipe.settings import Eval, Prompts
+from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import MANIFEST
-from dstools_distill.training.launch import rank
 
 
 @dataclass(frozen=True)

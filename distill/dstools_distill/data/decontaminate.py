@@ -16,15 +16,8 @@ from dstools_distill.data.contamination import EVAL_INDEX, Index, Kind, Text, sa
 from dstools_distill.data.forms import BadRowError, convert
 from dstools_distill.data.ngrams import tokens
 from dstools_distill.data.sources import rows
-from dstools_distill.store.stage import (
-    Chunk,
-    Report,
-    Rows,
-    Work,
-    each_record,
-    file_sha256,
-    map_rows,
-)
+from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
+from dstools_distill.store.stage import Report, Work, file_sha256
 
 NOTE = "Runs of words are compared: a problem that was paraphrased or translated is not found."
 

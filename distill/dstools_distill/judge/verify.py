@@ -23,7 +23,8 @@ from dstools_distill.judge.prose import LANGUAGES, language_share, repetition
 from dstools_distill.judge.referee import Referee
 from dstools_distill.recipe.settings import Verify
 from dstools_distill.records import CLOSE, OPEN, Record, dump, split
-from dstools_distill.store.stage import Chunk, Report, Rows, Work, each_record, map_rows
+from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
+from dstools_distill.store.stage import Report, Work
 
 RIGHT_SCORE = 0.99  # of reasoning-gym's 0 to 1; less is partly right, which is wrong
 PLACES = 4  # of shares

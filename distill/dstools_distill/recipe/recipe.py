@@ -18,15 +18,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_distill.recipe import settings
-from dstools_distill.training.launch import check_settings
+from dstools_distill.recipe.presets import preset_text
+from dstools_distill.recipe.settings import check_settings
 
 TABLES: dict[str, type[Any]] = {  # in the order data flows
     "prompts": settings.Prompts,
@@ -62,7 +61,6 @@ AT_MOST_ONE |= {
     "max_dropped",
 }
 AT_MOST_ONE |= {"at_least", "ema", "min_learning_rate_ratio", "dropout", "max_failed"}
-PRESETS = files("dstools_distill") / "presets"
 Settings = TypeVar("Settings")
 
 
@@ -127,39 +125,6 @@ def read_recipe(path: Path) -> Recipe:
 
 
 INIT_HINT = "`dstools distill init --preset toy-cpu` prints one to begin with"
-
-
-# the six students of DeepSeek-R1, arXiv 2501.12948 v2, table 6: base, rate, template, licence, and positions
-# where the base has fewer than its traces need (Qwen2.5-Math: 4,096; those released have 131,072)
-R1_DISTILL = {
-    "qwen-1.5b": ("Qwen/Qwen2.5-Math-1.5B", "1e-4", "qwen2.5", "apache-2.0", "131072"),
-    "qwen-7b": ("Qwen/Qwen2.5-Math-7B", "8e-5", "qwen2.5", "apache-2.0", "131072"),
-    "qwen-14b": ("Qwen/Qwen2.5-14B", "7e-5", "qwen2.5", "apache-2.0", "0"),
-    "qwen-32b": ("Qwen/Qwen2.5-32B", "6e-5", "qwen2.5", "apache-2.0", "0"),
-    "llama-8b": ("meta-llama/Llama-3.1-8B", "5e-5", "llama3", "llama3.1", "0"),
-    "llama-70b": ("meta-llama/Llama-3.3-70B-Instruct", "2e-5", "llama3", "llama3.3", "0"),
-}
-R1_FILE = "r1-distill"  # what the six share
-
-
-def presets() -> list[str]:
-    """Return the names of the recipes that come with dstools."""
-    named = [file.name.removesuffix(".toml") for file in PRESETS.iterdir()]
-    named += [f"{R1_FILE}-{name}" for name in R1_DISTILL]
-    return sorted(name for name in named if name != R1_FILE)
-
-
-def preset_text(name: str) -> str:
-    """Return a preset as it is written, with its comments."""
-    if name not in presets():
-        known = ", ".join(presets())
-        raise DstoolsError(f"{printable(name)}: no such preset", f"there are {known}")
-    base = R1_DISTILL.get(name.removeprefix(f"{R1_FILE}-"))
-    text = (PRESETS / f"{R1_FILE if base else name}.toml").read_text(encoding="utf-8")
-    if base is None:
-        return text
-    keys = ("model", "learning_rate", "template", "licence", "context")
-    return Template(text).substitute(dict(zip(keys, base, strict=True)), title=name)
 
 
 def _expand(table: dict[str, Any], path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -1,10 +1,12 @@
-"""Every key of a recipe, with its default: one dataclass a table, in the order data flows.
+"""The keys of a recipe with their defaults: one dataclass per table, in the order data flows.
 
-A field without a default must be given. `recipe.py` reads TOML into these; no stage takes anything else.
+A field without a default must be given. `recipe.py` reads TOML into these; a stage takes no others.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from dstools_converters.errors import DstoolsError
 
 Form = Literal["auto", "problem", "messages", "sharegpt", "alpaca", "prompt-completion"]
 AnswerType = Literal[
@@ -14,17 +16,18 @@ Backend = Literal["hf", "openai", "openai-batch", "replay"]
 Keep = Literal["all", "all-correct", "first", "shortest", "diverse"]
 Precision = Literal["float32", "bf16-autocast", "bfloat16"]
 Parallel = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+SPREADING = ("fsdp2", "zero2", "zero3")  # a weight, or its gradient, is divided over processes
 
 
 @dataclass(frozen=True)
 class Source:
-    """A place that prompts come from."""
+    """A source of prompts."""
 
     path: str  # file.jsonl, file.parquet, "rg:chain_sum" (reasoning-gym), "datasets:org/name"
     form: Form = "auto"
     split: str = "train"  # of a `datasets` name
     licence: str = "unknown"
-    answer_type: AnswerType = "auto"  # of gold answers that do not say
+    answer_type: AnswerType = "auto"  # of gold answers without a type
     size: int = 1000  # problems of a reasoning-gym task
     seed: int = 0  # of a reasoning-gym task
     options: dict[str, Any] | None = None  # of a reasoning-gym task
@@ -32,37 +35,35 @@ class Source:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is asked."""
+    """The prompts, and which of them are asked."""
 
     source: tuple[Source, ...]
     system: str = ""  # put before conversations that have no system message; R1 wants none
-    near_duplicates: float = (
-        0.0  # drop at this Jaccard similarity of word 5-grams; 0: exact ones only
-    )
+    near_duplicates: float = 0.0  # drop at this Jaccard similarity of word 5-grams; 0: exact ones
     pass_rates: str = ""  # a finished `verify` folder: difficulty = 1 - share right there
     min_difficulty: float = 0.0  # prompts without a known difficulty stay
     max_difficulty: float = 1.0
-    limit: int = 0  # keep this many, the first ones; 0: all
+    limit: int = 0  # keep the first so many; 0: all
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Who answers, how often, and how."""
+    """The teacher, and how it samples."""
 
     backend: Backend
-    model: str = ""  # a folder (hf), the model's name there (openai), a JSONL of samples (replay)
+    model: str = ""  # a folder (hf), a name (openai), a JSONL of samples (replay)
     samples: int = 1  # of each prompt
     temperature: float = 0.6  # 0: greedy
     top_p: float = 0.95
     max_tokens: int = 32768
     seed: int = 0
-    prefill_think: bool = False  # begin the answer with <think> and a newline
+    prefill_think: bool = False  # start the answer with <think> and a newline
     base_url: str = ""  # openai: "http://127.0.0.1:8000/v1"
     api_key_env: str = "OPENAI_API_KEY"  # the variable that holds the key; may be unset
     concurrency: int = 32  # openai: requests at once
     timeout_seconds: float = 600.0  # openai: of one request
     retries: int = 5  # openai: of one request, with growing pauses
-    max_failed: float = 0.0  # openai: share of samples that time-outs, 429 and 5xx may cost
+    max_failed: float = 0.0  # openai: share of samples that may fail by time-out, 429 or 5xx
     batch_size: int = 128  # hf: answers at once
     precision: Literal["float32", "bfloat16"] = "float32"  # hf
     device: Literal["cpu", "cuda"] = "cpu"  # hf
@@ -71,21 +72,21 @@ class Generate:
 
 @dataclass(frozen=True)
 class Verify:
-    """What counts as right."""
+    """What counts as a right answer."""
 
-    reasoning: bool = True  # ask for a think block; False: a text without any tag is judged, too
-    timeout_seconds: float = 5.0  # CPU time of one comparison; then the verdict is unverifiable
+    reasoning: bool = True  # require a think block; False: judge a text without tags, too
+    timeout_seconds: float = 5.0  # CPU time per comparison; past it: unverifiable
     steps: bool = True  # check each step where the task has a checker
     language: str = ""  # "en", "zh", ...: traces must be in it
-    min_language: float = 0.9  # by this share of words
-    max_repetition: float = 0.5  # share of a text in its repeated 20-word runs
-    code_timeout_seconds: float = 10.0  # CPU time of a program on one case
+    min_language: float = 0.9  # in at least this share of words
+    max_repetition: float = 0.5  # share of a text in repeated 20-word runs
+    code_timeout_seconds: float = 10.0  # CPU time of a program per case
     code_memory_mib: int = 1024
 
 
 @dataclass(frozen=True)
 class Decontaminate:
-    """What must not be trained on."""
+    """Benchmarks that must not be trained on."""
 
     index: tuple[str, ...] = ()  # files made by `dstools distill index`
 
@@ -95,41 +96,40 @@ class Select:
     """Which traces are kept."""
 
     keep: Keep = "all-correct"
-    per_prompt: int = 0  # at most so many of a prompt; 0: no limit
+    per_prompt: int = 0  # at most so many per prompt; 0: no limit
     min_pass_rate: float = 0.0  # of the samples of a prompt
     max_pass_rate: float = 1.0
     non_reasoning: str = ""  # JSONL of conversations without a trace, mixed in
     licence: str = "unknown"  # of those
-    reasoning_share: float = 0.75  # of the mix: 600k of 800k in DeepSeek-R1
+    reasoning_share: float = 0.75  # of the mix; DeepSeek-R1: 600k of 800k
     limit: int = 0
-    seed: int = 0  # of the draw where there is one, and of the order
+    seed: int = 0  # of the draw, where there is one, and of the order
 
 
 @dataclass(frozen=True)
 class Student:
-    """Who learns."""
+    """The model to be trained."""
 
-    model: str = ""  # a folder, or org/name in the Hub cache; empty where `init` is given
+    model: str = ""  # a folder, or org/name in the Hub cache; empty if `init` is given
     tokenizer: str = ""  # by default the model's
-    init: dict[str, Any] | None = (
-        None  # config keys of a new model, with model_type; random weights
-    )
+    # config keys of a new model with random weights, model_type among them
+    init: dict[str, Any] | None = None
     template: str = ""  # qwen2.5, qwen3, llama3, r1-distill, chatml; by default the tokenizer's own
     licence: str = "unknown"
 
 
 @dataclass(frozen=True)
 class Render:
-    """How a row becomes tokens and labels."""
+    """How rows become tokens and labels."""
 
-    max_length: int = 32768  # tokens; longer rows are dropped, none is cut
-    max_dropped: float = 0.02  # share of rows; past it the stage refuses
-    reasoning: bool = True  # False: train on the answer alone
+    max_length: int = 32768  # tokens; longer rows are dropped, never cut
+    max_dropped: float = 0.02  # share of rows; past it the stage fails
+    reasoning: bool = True  # False: train on the answer only
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Train low-rank updates alone."""
+    """Low-rank updates, trained in place of the weights."""
 
     rank: int = 16
     alpha: int = 32
@@ -139,29 +139,29 @@ class Lora:
 
 @dataclass(frozen=True)
 class Training:
-    """What sft, kd and grpo share."""
+    """The settings that sft, kd and grpo share."""
 
     learning_rate: float = 1e-5
-    min_learning_rate_ratio: float = 0.1  # of the cosine's end to its top
+    min_learning_rate_ratio: float = 0.1  # learning rate at the end of the cosine / at its top
     warmup_steps: int = 0
     epochs: float = 1.0
     max_steps: int = 0  # instead of epochs
-    batch_size: int = 64  # rows a step, over all processes
-    micro_batch_size: int = 1  # rows at once in one process
+    batch_size: int = 64  # rows per step, over all processes
+    micro_batch_size: int = 1  # rows at once per process
     optimizer: str = "adamw_torch_fused"  # as transformers' TrainingArguments.optim, or "muon"
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     precision: Precision = "bf16-autocast"
     attention: str = "sdpa"  # as transformers' attn_implementation
-    context: int = 0  # positions the student has from now on; 0: as its config says
+    context: int = 0  # new number of positions of the student; 0: as its config says
     activation_checkpointing: bool = False
     lora: Lora | None = None
-    ema: float = 0.0  # decay of an average of the weights kept on the CPU; 0: none
+    ema: float = 0.0  # decay of an average of the weights, on the CPU; 0: none
     seed: int = 0
-    save_steps: int = 0  # a checkpoint to resume from; 0: ten in a run
+    save_steps: int = 0  # steps between checkpoints; 0: ten per run
     log_steps: int = 10
-    processes: int = 1  # with fsdp2, zero2 and zero3: a trial of the launch
+    processes: int = 1  # 1 with fsdp2, zero2 or zero3: a trial of the launch
     parallel: Parallel = "single"
 
 
@@ -169,8 +169,8 @@ class Training:
 class Sft(Training):
     """Supervised fine-tuning on rendered rows."""
 
-    packing: bool = False  # several rows in a sequence, kept apart by the attention
-    group_by_length: bool = False  # rows of like length in a step: less padding
+    packing: bool = False  # several rows per sequence, kept apart by the attention
+    group_by_length: bool = False  # rows of similar length in a step: less padding
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Grpo(Training):
 
 @dataclass(frozen=True)
 class Eval:
-    """How good the student is."""
+    """How the student is evaluated."""
 
     source: tuple[Source, ...]
     samples: int = 1  # of each problem
@@ -212,16 +212,57 @@ class Eval:
     k: tuple[int, ...] = (1,)  # pass@k and maj@k
     batch_size: int = 64
     limit: int = 0
-    baseline: bool = True  # evaluate the student before training, too
-    at_least: float = 0.0  # pass@1 of the last model; below it the run stops, with exit code 3
-    reasoning: bool = True  # right answers need a think block; False: of a student of answers alone
+    baseline: bool = True  # also evaluate the student before training
+    at_least: float = 0.0  # pass@1 of the last model; below it the run exits 3
+    reasoning: bool = True  # require a think block; False: the student only answers
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is told."""
+    """The card of the run."""
 
     name: str = "student"
-    licence: str = "unknown"  # of the student that comes out
+    licence: str = "unknown"  # of the trained student
+
+
+def check_settings(settings: Training, where: str = "") -> None:
+    """Raise DstoolsError for settings that contradict each other on any machine.
+
+    where: put before the message.
+    """
+    processes, parallel = settings.processes, settings.parallel
+    whole = "single" if processes == 1 else "ddp"  # keeps each weight whole in each process
+    if (processes > 1 and parallel == "single") or (processes == 1 and parallel == "ddp"):
+        raise DstoolsError(
+            f"{where}processes = {processes} and parallel = {parallel!r} contradict each other",
+            'one process: "single", or "fsdp2", "zero2", "zero3" as a trial; '
+            'several: one of those or "ddp"',
+        )
+    at_once = settings.micro_batch_size * processes
+    if settings.batch_size % at_once:
+        raise DstoolsError(
+            f"{where}batch_size = {settings.batch_size} is not a multiple of "
+            f"micro_batch_size x processes = {at_once}",
+            "choose batch_size as such a multiple; gradients are accumulated",
+        )
+    if parallel in ("fsdp2", "zero3") and (settings.ema or settings.lora):
+        raise DstoolsError(
+            f"{where}{parallel} divides each weight over processes; ema and lora need it whole",
+            f'choose parallel = "zero2" or "{whole}", or leave out ema and lora',
+        )
+    if parallel.startswith("zero") and settings.precision == "bfloat16":
+        raise DstoolsError(
+            f"{where}{parallel} does not train bfloat16 weights without float32 masters",
+            'under DeepSpeed, precision = "bf16-autocast" keeps float32 masters',
+        )
+    if settings.optimizer == "muon" and parallel in SPREADING:
+        raise DstoolsError(
+            f"{where}muon needs each weight whole, and {parallel} divides it or its gradient",
+            f'choose parallel = "{whole}", or another optimizer',
+        )
+    if settings.optimizer == "muon" and settings.lora:
+        raise DstoolsError(
+            f"{where}muon trains whole weights, not lora updates", "choose another optimizer"
+        )

@@ -24,7 +24,8 @@ from dstools_converters.errors import DstoolsError, ShortfallError, printable
 from dstools_distill import records
 from dstools_distill.recipe.settings import Render
 from dstools_distill.records import CLOSE, OPEN, Record
-from dstools_distill.store.stage import CHUNK_ROWS, Chunk, Report, Rows, Work, file_sha256, map_rows
+from dstools_distill.store.rows import CHUNK_ROWS, Chunk, Rows, map_rows
+from dstools_distill.store.stage import Report, Work, file_sha256
 from dstools_distill.tokens.invariant import CHECKS, IGNORED, Target, violations
 from dstools_distill.tokens.templates import (
     PROBE,

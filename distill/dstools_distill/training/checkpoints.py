@@ -23,8 +23,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dstools_converters.files import sync, write_synced
 from dstools_distill.recipe.settings import Training
+from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import Work
-from dstools_distill.training.launch import rank
 
 CHECKPOINTS, CURVE, EMA, WHOLE = "checkpoints", "curve.jsonl", "ema.safetensors", "whole"
 

@@ -36,16 +36,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill.malloc import keep_freed_memory
-from dstools_distill.recipe.settings import Training
+from dstools_distill.recipe.settings import Training, check_settings
+from dstools_distill.store.ranks import world_size
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.tokens.templates import end_token_id
 from dstools_distill.training.checkpoints import CHECKPOINTS, Keeper
-from dstools_distill.training.launch import (
-    check_settings,
-    launch_hint,
-    require_launcher,
-    world_size,
-)
+from dstools_distill.training.launch import launch_hint, require_launcher
 
 log = logging.getLogger(__name__)
 LOSS_CURVE = ("loss", "learning_rate", "grad_norm")

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from dstools_converters.errors import DstoolsError
 from dstools_distill.recipe.settings import Sft
-from dstools_distill.training.launch import launch_command, launch_config
+from dstools_distill.training.launch import launch_command, launch_config, require_launcher
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 HERE = Path(__file__).parent
@@ -205,3 +206,13 @@ def test_one_process_where_two_were_asked_for_is_refused(tmp_path: Path) -> None
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
     launch("alone", tmp_path, *accelerate, "--num_processes", "2", "--num_machines", "1")
     assert "processes = 2 were asked for, and 1 run" in (tmp_path / "ddp.txt").read_text()
+
+
+def test_variables_left_by_an_earlier_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(DstoolsError, match="LOCAL_RANK is set and MASTER_ADDR is not") as caught:
+        require_launcher()
+    assert "unset LOCAL_RANK" in caught.value.hint
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    require_launcher()

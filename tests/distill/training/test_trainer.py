@@ -54,11 +54,15 @@ def nothing() -> None:
     [
         (Training(processes=2), "contradict each other", '"ddp"'),
         (Training(parallel="ddp"), "contradict each other", '"single"'),
-        (Training(batch_size=6, micro_batch_size=4), "no multiple of micro_batch_size", "multiple"),
+        (
+            Training(batch_size=6, micro_batch_size=4),
+            "not a multiple of micro_batch_size",
+            "multiple",
+        ),
         (replace(TWO, parallel="fsdp2"), "fsdp2 needs GPUs", '"zero3"'),
         (Training(parallel="fsdp2"), "fsdp2 needs GPUs", '"zero3"'),
-        (replace(TWO, parallel="zero3", ema=0.9), "spreads each weight", "leave out"),
-        (replace(TWO, parallel="zero3", lora=Lora()), "spreads each weight", "leave out"),
+        (replace(TWO, parallel="zero3", ema=0.9), "divides each weight", "leave out"),
+        (replace(TWO, parallel="zero3", lora=Lora()), "divides each weight", "leave out"),
         (replace(TWO, parallel="zero2", precision="bfloat16"), "bfloat16 weights", "autocast"),
         (replace(TWO, parallel="zero2", optimizer="muon"), "muon needs each weight", '"ddp"'),
         (Training(parallel="zero2", optimizer="muon"), "muon needs each weight", '"single"'),
