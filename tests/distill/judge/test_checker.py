@@ -1,0 +1,61 @@
+"""Tests of the checking process: what it answers, and that it outlives what its libraries print."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dstools_distill.judge.checker import answer, are_equal, score
+
+COMMAND = [sys.executable, "-P", "-m", "dstools_distill.judge.checker", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("given", "gold", "expected"),
+    [
+        (r"\frac{\sqrt2}{2}", r"\frac{1}{\sqrt2}", True),
+        (r"\frac{\sqrt2}{3}", r"\frac{1}{\sqrt2}", False),
+        ("i^2", "-1", True),  # read as a variable by math-verify 0.9 alone
+        (r"\cos 30^\circ", r"\frac{\sqrt3}{2}", True),
+        (r"\sin(30^{\circ})", r"\frac12", True),
+        ("", "1", None),
+    ],
+)
+def test_formulas_are_compared_with_i_and_degrees_read_as_meant(
+    given: str, gold: str, expected: bool | None
+) -> None:
+    assert are_equal({"answer": given, "gold": gold}) is expected
+
+
+def test_a_scorer_that_raises_gives_the_kind_of_the_error() -> None:
+    game = {"task": "game_of_life", "answer": "{}", "entry": {"answer": "[[0]]", "metadata": {}}}
+    assert score(game) == "scorer-failed: KeyError"
+
+
+def test_an_import_is_answered_or_raises() -> None:
+    assert answer({"import": "json"}, 1.0) is True
+    with pytest.raises(ModuleNotFoundError):
+        answer({"import": "no_such_library"}, 1.0)
+
+
+def test_a_line_of_stdin_gets_a_line_of_stdout() -> None:
+    questions = [
+        {"import": "math_verify"},
+        {"answer": "2", "gold": "2"},
+        {"answer": "2", "gold": "3"},
+    ]
+    ran = subprocess.run(
+        COMMAND,
+        input="".join(json.dumps(q) + "\n" for q in questions),
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "true\ntrue\nfalse\n")
+
+
+def test_a_question_that_takes_too_long_ends_the_process() -> None:
+    question = json.dumps({"answer": "9^{9^{9^9}}", "gold": "1"}) + "\n"
+    ran = subprocess.run(COMMAND, input=question, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (-signal.SIGPROF, "")
