@@ -21,8 +21,9 @@ from dstools.options import (
 )
 
 if TYPE_CHECKING:
-    from dstools_converters.checkpoint.scheme import Format, ScaleFormat
+    from dstools_converters.checkpoint.scheme import Format
     from dstools_converters.plan.plan import Method
+    from dstools_kernels.fp8 import ScaleFormat
 
 GIVEN = click.core.ParameterSource.COMMANDLINE  # an environment may have it for other runs
 EXAMPLES = """\

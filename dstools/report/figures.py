@@ -14,7 +14,7 @@ from dstools.options import size
 from dstools.report.numbers import TIMES, number, percent
 from dstools.report.sheet import METHODS, Evaluation, Rounding, Sheet
 from dstools_converters.families.names import ROLES
-from dstools_kernels.formats.block_fp8 import E4M3_MAX
+from dstools_kernels.fp8 import E4M3_MAX
 
 Key = TypeVar("Key", bound=Hashable)
 

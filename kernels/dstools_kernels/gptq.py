@@ -27,13 +27,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dstools_kernels.formats.block_fp8 import (
-    AMAX_FLOOR,
-    E4M3_MAX,
-    SEARCHED,
-    NonFiniteError,
-    ScaleFormat,
-)
+from dstools_kernels.formats.block_fp8 import NonFiniteError
+from dstools_kernels.fp8 import AMAX_FLOOR, E4M3_MAX, SEARCHED, ScaleFormat
 
 LEAF_COLUMNS = 64  # rounded one by one before a matrix product
 SLAB_ROWS = 512  # of a large matrix at a time, where a second one need not exist

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dstools_kernels import gptq
 from dstools_kernels.formats import block_fp8
-from dstools_kernels.formats.block_fp8 import AMAX_FLOOR, NonFiniteError, ScaleFormat
+from dstools_kernels.formats.block_fp8 import NonFiniteError
+from dstools_kernels.fp8 import AMAX_FLOOR, ScaleFormat
 
 SCALE_FORMATS: list[ScaleFormat] = ["float32", "ue8m0"]
 # one row, one column, one block and a bit, many blocks, ragged on both sides

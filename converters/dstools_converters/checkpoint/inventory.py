@@ -5,6 +5,7 @@ Everything here is known from config, index and headers; no weight is read.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.header import TensorInfo
@@ -12,8 +13,9 @@ from dstools_converters.checkpoint.scheme import QuantScheme, read_scheme
 from dstools_converters.errors import Finding, printable
 from dstools_converters.families.names import TensorName, parse
 from dstools_converters.families.shapes import Model, read_model
+from dstools_kernels.fp8 import Dtype
 
-FLOATS = ("BF16", "F16", "F32")
+FLOATS: tuple[Dtype, ...] = get_args(Dtype)
 SCALE_DTYPES = ("F32", "BF16", "F8_E8M0")
 
 

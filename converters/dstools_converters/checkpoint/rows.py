@@ -98,7 +98,7 @@ def restore(
         block_fp8.dequantize_float32(data, cols, scales, values, inventory.scheme.block_size)
     else:
         assert info.dtype in FLOATS
-        block_fp8.widen(data, info.dtype, values)  # type: ignore[arg-type]  # one of FLOATS
+        block_fp8.widen(data, info.dtype, values)
     return values
 
 

@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.families.names import Role
+from dstools_kernels.fp8 import ScaleFormat
 
 Format = Literal["native", "compressed-tensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-ScaleFormat = Literal["float32", "ue8m0"]
 SCALE_FORMATS: tuple[ScaleFormat, ...] = get_args(ScaleFormat)
 # "float" is transformers' word for what DeepSeek leaves out
 SCALE_FMTS: dict[str, ScaleFormat] = {"None": "float32", "float": "float32", "ue8m0": "ue8m0"}

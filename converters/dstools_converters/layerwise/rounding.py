@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from dstools_converters.checkpoint.scheme import ScaleFormat
 from dstools_converters.plan.plan import Method
 from dstools_kernels import gptq
 from dstools_kernels.formats import block_fp8
+from dstools_kernels.fp8 import ScaleFormat
 
 
 @dataclass

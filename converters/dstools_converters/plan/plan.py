@@ -12,17 +12,12 @@ from typing import Any, Literal
 
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import FLOATS, Inventory, scale_name
-from dstools_converters.checkpoint.scheme import (
-    BLOCK_SIZE,
-    QUANTIZED_ROLES,
-    Format,
-    QuantScheme,
-    ScaleFormat,
-)
+from dstools_converters.checkpoint.scheme import BLOCK_SIZE, QUANTIZED_ROLES, Format, QuantScheme
 from dstools_converters.errors import DstoolsError
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.plan.layout import Action, Output, ShardPlan, TensorPlan, lay_out, unplaced
 from dstools_converters.plan.recipe import Recipe, Rule
+from dstools_kernels.fp8 import ScaleFormat
 
 # Engines run these as one matrix, so they are quantized together or not at all. Source: vLLM's
 # packed_modules_mapping of deepseek_v2.py, llama.py and qwen2.py.

@@ -24,15 +24,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dstools_converters.checkpoint.scheme import (
-    FORMATS,
-    QUANTIZED_ROLES,
-    SCALE_FORMATS,
-    Format,
-    ScaleFormat,
-)
+from dstools_converters.checkpoint.scheme import FORMATS, QUANTIZED_ROLES, SCALE_FORMATS, Format
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.families.names import ROLES, TensorName
+from dstools_kernels.fp8 import ScaleFormat
 
 Scheme = Literal["fp8-block", "keep"]
 Choice = TypeVar("Choice", bound=str)

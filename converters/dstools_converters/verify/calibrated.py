@@ -37,6 +37,7 @@ from dstools_converters.write.metadata import (
     read_manifest,
 )
 from dstools_kernels.formats import block_fp8
+from dstools_kernels.fp8 import SEARCHED, ScaleFormat
 
 Note = dict[str, Any]
 # What no calibration of real weights came near: GPTQ makes the error of a weight 1.1 to 1.5 times as
@@ -130,7 +131,7 @@ def compare_calibrated(
     source: Inventory,
     info: TensorInfo,
     note: Note,
-    scale_format: block_fp8.ScaleFormat,
+    scale_format: ScaleFormat,
 ) -> Finding | None:
     """Return how a tensor is not what its note says. Raises DstoolsError for NaN in it.
 
@@ -163,7 +164,7 @@ def _compare_error(
     source: Inventory,
     info: TensorInfo,
     note: Note,
-    scale_format: block_fp8.ScaleFormat,
+    scale_format: ScaleFormat,
 ) -> Finding | None:
     assert made.scheme is not None
     rows, cols = mine.shape
@@ -222,7 +223,7 @@ def _compare_error(
 
 
 def _rounded(
-    weight: memoryview, cols: int, scale_format: block_fp8.ScaleFormat, block: int
+    weight: memoryview, cols: int, scale_format: ScaleFormat, block: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Return what plain rounding makes of float32 rows: codes and scales, each flat."""
     numel = weight.nbytes // 4
@@ -235,16 +236,14 @@ def _rounded(
 def _are_multiples(
     scales: NDArray[np.float32],
     amax_scales: NDArray[np.float32],
-    scale_format: block_fp8.ScaleFormat,
+    scale_format: ScaleFormat,
 ) -> bool:
     """Tell whether every scale is one that the search may choose, or the floor."""
-    one_of = [
-        scales == amax_scales * np.float32(factor) for factor in block_fp8.SEARCHED[scale_format]
-    ]
+    one_of = [scales == amax_scales * np.float32(factor) for factor in SEARCHED[scale_format]]
     return bool(np.logical_or.reduce([*one_of, scales == _floor(scale_format)]).all())
 
 
-def _floor(scale_format: block_fp8.ScaleFormat) -> np.float32:
+def _floor(scale_format: ScaleFormat) -> np.float32:
     """Return the scale of a block of zeros."""
     return np.float32(_rounded(memoryview(bytes(4)), 1, scale_format, 1)[1][0])
 

@@ -27,6 +27,7 @@ from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
 from dstools_converters.verify.source import check_against
 from dstools_converters.write.metadata import read_manifest
+from dstools_kernels.fp8 import E4M3_MAX
 
 ABSURD_AMAX = 1e4  # no trained weight comes near; a block that does has a damaged scale
 
@@ -273,11 +274,11 @@ def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
             )
             continue
         scales = np.frombuffer(raw, np.float32)
-        if scales.max() * 448 > ABSURD_AMAX:
+        if scales.max() * E4M3_MAX > ABSURD_AMAX:
             yield Finding(
                 "warning", "scale-value", info.where,
                 f"holds {scales.max():g} at {_at(info, int(scales.argmax()))}, a weight of up to "
-                f"{scales.max() * 448:g}",
+                f"{scales.max() * E4M3_MAX:g}",
             )  # fmt: skip
         if wants_powers and (np.frexp(scales)[0] != 0.5).any():
             first = int((np.frexp(scales)[0] != 0.5).argmax())

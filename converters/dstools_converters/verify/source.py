@@ -34,6 +34,7 @@ from dstools_converters.write.metadata import (
     travelling_files,
 )
 from dstools_kernels.formats import block_fp8
+from dstools_kernels.fp8 import AMAX_FLOOR, Dtype, ScaleFormat
 
 
 def check_against(
@@ -202,7 +203,7 @@ def _compare_scales(
         is_copied = (source.scheme.scale_format, scale_format) != ("float32", "ue8m0")
         scales = read_scales(source, info, 0, info.shape[0])
         wanted = bytes(scales) if manifest and is_copied else None
-    elif manifest.get("has_foreign_scales", True) or scale_format not in block_fp8.AMAX_FLOOR:
+    elif manifest.get("has_foreign_scales", True) or scale_format not in AMAX_FLOOR:
         wanted = None
     else:
         wanted = _scales_of(source, info, scale_format, made.scheme.block_size[0])
@@ -214,9 +215,7 @@ def _compare_scales(
     )  # fmt: skip
 
 
-def _scales_of(
-    source: Inventory, info: TensorInfo, scale_format: block_fp8.ScaleFormat, block: int
-) -> bytes:
+def _scales_of(source: Inventory, info: TensorInfo, scale_format: ScaleFormat, block: int) -> bytes:
     """Return the scales that quantizing the source gives."""
     rows, cols = info.shape
     scale_row = -(-cols // block) * 4
@@ -225,7 +224,7 @@ def _scales_of(
         codes = memory.view("codes", (last - first) * cols)
         scales = memory.view("scales", -(-(last - first) // block) * scale_row)
         weight = read_rows(source, info, first, last)
-        dtype: block_fp8.Dtype = info.dtype  # type: ignore[assignment]  # one of FLOATS
+        dtype: Dtype = info.dtype  # type: ignore[assignment]  # one of FLOATS
         block_fp8.quantize(weight, dtype, cols, codes, scales, scale_format, block)
         found += bytes(scales)
     return found

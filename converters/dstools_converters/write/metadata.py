@@ -11,7 +11,7 @@ from dstools_converters.checkpoint.folder import INDEX
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.families.names import TensorName
 from dstools_converters.plan.plan import Plan
-from dstools_kernels.formats import block_fp8
+from dstools_kernels.fp8 import AMAX_FLOOR, E4M3_MAX
 
 MANIFEST = "manifest.json"
 MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; what is larger is some other form of weights
@@ -211,7 +211,7 @@ def kv_scales(
         is_v = name.part == "v_scale" and "v_amax" in amax
         of_k = [value for part, value in amax.items() if part != "v_amax"]
         largest = amax["v_amax"] if is_v else max(of_k, default=0.0)
-        scale = np.float32(max(largest, block_fp8.AMAX_FLOOR["float32"])) / np.float32(448)
+        scale = np.float32(max(largest, AMAX_FLOOR["float32"])) / np.float32(E4M3_MAX)
         scales[str(name)] = np.array([scale], np.float32)
     return scales
 

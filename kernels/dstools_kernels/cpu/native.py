@@ -1,49 +1,45 @@
-"""The compiled CPU kernels, where they were built; every caller has a numpy path beside them.
+"""The compiled CPU kernels, where they were built; numpy is the fallback of every caller.
 
-One C++ file behind a C ABI, loaded with ctypes: no Python or torch ABI, so one library serves every
-Python, and ctypes lets go of the GIL during a call.
+One compilation unit behind a C ABI, loaded with ctypes: it has no Python or torch ABI, so one
+library serves every Python, and ctypes releases the GIL during a call.
 
-Each kernel is there once per instruction set, a *level*. The best that the CPU runs is taken;
-`use()` or the environment choose a lower one: `DSTOOLS_ISA=avx2` by name, `DSTOOLS_NATIVE=0` numpy.
+Each kernel is compiled once per instruction set, a *level*. The best level that the CPU runs is
+the default; `use()` or the environment choose another: `DSTOOLS_ISA=avx2` by name,
+`DSTOOLS_NATIVE=0` numpy.
 """
 
 import ctypes
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-ABI = 3  # the number dstools_cpu_abi() returns; raise both when a signature changes
+ABI = 3  # the number that dstools_cpu_abi() returns; raise both when a signature changes
 LIBRARY = Path(__file__).with_name("libdstools_cpu.so")
 LEVELS = ("avx512vbmi", "avx512", "avx2", "baseline")  # of the library, best first
 NUMPY = "numpy"  # the level that needs no library
 
 _ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-# arguments and result of each function in csrc/cpu.cpp
-_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
-    "quantize": (
-        [_INT, _ADDRESS, _INT, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _INT, _COUNT],
-        _COUNT,
-    ),
-    "dequantize": ([_INT, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _COUNT, _COUNT, _ADDRESS], None),
-    "dequantize_float32": (
-        [_INT, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _COUNT, _COUNT, _ADDRESS],
-        None,
-    ),
+_BLOCKS = [_INT, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _COUNT, _COUNT, _ADDRESS]
+_QUANTIZE = [_INT, _ADDRESS, _INT, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _INT, _COUNT]
+_RECOVER = [_INT, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _INT, _COUNT]
+_OUTSIDE = [_INT, _ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _COUNT, _COUNT, _ADDRESS]
+# arguments and result of each function in csrc/cpu/cpu.cpp
+_SIGNATURES: dict[str, tuple[Sequence[type], type | None]] = {
+    "quantize": (_QUANTIZE, _COUNT),
+    "dequantize": (_BLOCKS, None),
+    "dequantize_float32": (_BLOCKS, None),
     "widen": ([_INT, _ADDRESS, _INT, _COUNT, _ADDRESS], None),
     "narrow": ([_INT, _ADDRESS, _COUNT, _ADDRESS], None),
-    "outside_bound": (
-        [_INT, _ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _COUNT, _COUNT, _ADDRESS],
-        _COUNT,
-    ),
+    "outside_bound": (_OUTSIDE, _COUNT),
     "difference": ([_INT, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS], None),
-    "recover": (
-        [_INT, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _INT, _COUNT],
-        _COUNT,
-    ),
+    "recover": (_RECOVER, _COUNT),
     "first_with_all": ([_INT, _ADDRESS, _INT, ctypes.c_uint32, _COUNT], _COUNT),
     "cpu_abi": ([], _INT),
     "cpu_level": ([ctypes.c_char_p], _INT),
 }
+# what the library calls a dtype (enum Dtype in csrc/cpu/one_number.h) and a scale format (is_ue8m0)
+_NUMBER = {"BF16": 0, "F16": 1, "F32": 2, "F8_E8M0": 3, "float32": 0, "ue8m0": 1}
 
 # prototypes of our own: those of ctypes.pythonapi are shared by the whole process
 _get_buffer = ctypes.PYFUNCTYPE(_INT, ctypes.py_object, _ADDRESS, _INT)(
@@ -55,7 +51,7 @@ _chosen: str | None = None  # by use(); None: the environment's choice, or the b
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the library, or None where numpy answers instead.
+    """Return the library, or None where numpy is used instead.
 
     That is where it was not built, was built from an older source, or numpy is the chosen level.
     """
@@ -63,20 +59,27 @@ def library() -> ctypes.CDLL | None:
 
 
 def instruction_set() -> str:
-    """Name the level in use: "avx512vbmi", "avx512", "avx2", "baseline" or "numpy".
+    """Return the level in use: "avx512vbmi", "avx512", "avx2", "baseline" or "numpy".
 
-    Raises ValueError where DSTOOLS_ISA asks for a level that is not to be had.
+    Raises ValueError where DSTOOLS_ISA asks for a level that the CPU or the library lacks.
     """
     return _first_choice() if _chosen is None else _chosen
 
 
-def level() -> int:
-    """Return the number by which the library knows the level in use; library() must be there."""
-    return _numbers()[instruction_set()]
+def call(kernel: str, *arguments: memoryview | int | str) -> int:
+    """Run `dstools_<kernel>` at the level in use and return its result, 0 for a void function.
+
+    A memoryview is passed by its address, a dtype or scale format by the library's number for it.
+    Requires that library() is not None.
+    """
+    lib = library()
+    assert lib is not None
+    number = _numbers()[instruction_set()]
+    return int(getattr(lib, f"dstools_{kernel}")(number, *map(_as_c, arguments)) or 0)
 
 
 def levels() -> list[str]:
-    """Return the levels that this CPU and library can run, best first; numpy is always the last."""
+    """Return the levels that this CPU and library can run, best first; numpy is always last."""
     return [*_numbers(), NUMPY]
 
 
@@ -90,19 +93,25 @@ def use(name: str) -> None:
 
 
 def address(view: memoryview) -> int:
-    """Return where the bytes of `view` lie; holds for as long as `view` does.
+    """Return the address of the bytes of `view`, valid for as long as `view` is.
 
     Works for read-only buffers, which ctypes' own `from_buffer` refuses.
     """
     raw = _PyBuffer()
     _get_buffer(view, ctypes.addressof(raw), 0)
-    start = raw.buf or 0  # an empty buffer may lie nowhere
+    start = raw.buf or 0  # an empty buffer may have no address
     _release_buffer(ctypes.addressof(raw))
     return start
 
 
+def _as_c(argument: memoryview | int | str) -> int:
+    if isinstance(argument, memoryview):
+        return address(argument)
+    return _NUMBER[argument] if isinstance(argument, str) else argument
+
+
 class _PyBuffer(ctypes.Structure):
-    """Py_buffer, as the stable ABI lays it out. Source: CPython, Include/pybuffer.h."""
+    """Py_buffer, in the layout of the stable ABI. Source: CPython, Include/pybuffer.h."""
 
     _fields_ = [
         ("buf", ctypes.c_void_p),
@@ -134,7 +143,7 @@ def _first_choice() -> str:
 
 @cache
 def _numbers() -> dict[str, int]:
-    """Return the library's own number of each level that it can run here, best first."""
+    """Return the library's number for each level that it can run here, best first."""
     lib = _loaded()
     if lib is None:
         return {}
@@ -144,7 +153,7 @@ def _numbers() -> dict[str, int]:
 
 @cache
 def _loaded() -> ctypes.CDLL | None:
-    """Return the library with its signatures set, or None where there is none to use."""
+    """Return the library with its signatures set, or None where none is usable."""
     if os.environ.get("DSTOOLS_NATIVE") == "0" or not LIBRARY.exists():
         return None
     lib = ctypes.CDLL(str(LIBRARY))

@@ -1,7 +1,7 @@
-"""Block FP8 in numpy: the definition that the compiled kernels are held to, and their stand-in.
+"""Block FP8 in numpy: the definition that the compiled kernels are tested against, and the fallback.
 
-The functions are those of `block_fp8`, called with sizes already checked: memoryviews of bytes.
-One block row at a time, so that memory stays a few rows whatever the weight.
+Called by `dispatch` with the arguments of the library's functions: memoryviews of bytes, their
+sizes already checked. One block row at a time, so that memory stays a few rows for any weight.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dstools_kernels.formats.block_fp8 import AMAX_FLOOR, E4M3_MAX, ITEMSIZE, ScaleFormat
+from dstools_kernels.fp8 import AMAX_FLOOR, E4M3_MAX, ITEMSIZE, ScaleFormat
 
 Float32 = NDArray[np.float32]
 
@@ -19,6 +19,7 @@ CHUNK = 1 << 20  # elements at a time where there are no rows
 def quantize(
     weight: memoryview,
     dtype: str,
+    rows: int,
     cols: int,
     codes: memoryview,
     scale_inv: memoryview,
@@ -27,7 +28,7 @@ def quantize(
 ) -> int:
     """Write codes and scales; return the flat index of an infinity or NaN, or -1."""
     slab_bytes = block_size * cols * ITEMSIZE[dtype]
-    all_codes = np.frombuffer(codes, np.uint8).reshape(-1, cols)
+    all_codes = np.frombuffer(codes, np.uint8).reshape(rows, cols)
     blocks_wide = -(-cols // block_size)
     all_scales = np.frombuffer(scale_inv, "<f4").reshape(-1, blocks_wide)
     for slab, start in enumerate(range(0, weight.nbytes, slab_bytes)):
@@ -94,36 +95,49 @@ def e4m3_ulps() -> NDArray[np.float64]:
 
 def dequantize(
     codes: memoryview,
+    rows: int,
     cols: int,
     scale_inv: memoryview,
+    block_rows: int,
+    block_cols: int,
     out: memoryview,
-    block_size: tuple[int, int],
-    dtype: str,
 ) -> None:
-    """Write bf16(float32(code) * scale), or for F32 the product as it is."""
-    values = e4m3_values()
-    for start, coded, scale in _block_rows(codes, cols, scale_inv, block_size):
-        with np.errstate(over="ignore", invalid="ignore"):  # a scale may be anything
-            product = values[coded] * scale
-        if dtype == "BF16":
-            stop = 2 * (start + coded.size)
-            np.frombuffer(out[2 * start : stop], "<u2")[:] = bf16_bits(product).ravel()
-        else:
-            stop = 4 * (start + coded.size)
-            np.frombuffer(out[4 * start : stop], "<f4")[:] = product.ravel()
+    """Write bf16(float32(code) * scale)."""
+    target = np.frombuffer(out, "<u2")
+    for start, product in _products(codes, rows, cols, scale_inv, block_rows, block_cols):
+        target[start : start + product.size] = bf16_bits(product)
+
+
+def dequantize_float32(
+    codes: memoryview,
+    rows: int,
+    cols: int,
+    scale_inv: memoryview,
+    block_rows: int,
+    block_cols: int,
+    out: memoryview,
+) -> None:
+    """Write float32(code) * scale."""
+    target = np.frombuffer(out, "<f4")
+    for start, product in _products(codes, rows, cols, scale_inv, block_rows, block_cols):
+        target[start : start + product.size] = product
 
 
 def outside_bound(
     weight: memoryview,
     codes: memoryview,
+    rows: int,
     cols: int,
     scale_inv: memoryview,
-    block_size: tuple[int, int],
-) -> tuple[int, int]:
-    """Return (count, flat index of the first or -1) of the codes outside the bound."""
+    block_rows: int,
+    block_cols: int,
+    first_out: memoryview,
+) -> int:
+    """Return how many codes are outside the bound; write the flat index of the first, or -1."""
     values, ulps = e4m3_values().astype(np.float64), e4m3_ulps()
     count, first = 0, -1
-    for start, coded, scale32 in _block_rows(codes, cols, scale_inv, block_size):
+    grid = _block_rows(codes, rows, cols, scale_inv, block_rows, block_cols)
+    for start, coded, scale32 in grid:
         stop = 4 * (start + coded.size)
         w = np.frombuffer(weight[4 * start : stop], "<f4").reshape(coded.shape).astype(np.float64)
         scale = scale32.astype(np.float64)
@@ -139,30 +153,31 @@ def outside_bound(
         if outside.size and first < 0:
             first = start + int(outside[0])
         count += outside.size
-    return count, first
+    np.frombuffer(first_out, np.int64)[0] = first
+    return count
 
 
-def widen(data: memoryview, dtype: str, out: memoryview) -> None:
+def widen(data: memoryview, dtype: str, count: int, out: memoryview) -> None:
     """Write `data` as float32."""
     target = np.frombuffer(out, "<f4")
-    step = CHUNK * ITEMSIZE[dtype]
-    for chunk, start in enumerate(range(0, data.nbytes, step)):
-        part = as_float32(data[start : start + step], dtype)
-        target[chunk * CHUNK : chunk * CHUNK + part.size] = part
+    itemsize = ITEMSIZE[dtype]
+    for start in range(0, count, CHUNK):
+        chunk = data[start * itemsize : (start + CHUNK) * itemsize]
+        target[start : start + CHUNK] = as_float32(chunk, dtype)
 
 
-def narrow(data: memoryview, out: memoryview) -> None:
+def narrow(data: memoryview, count: int, out: memoryview) -> None:
     """Write float32 `data` as BF16."""
     source, target = np.frombuffer(data, "<f4"), np.frombuffer(out, "<u2")
-    for start in range(0, source.size, CHUNK):
+    for start in range(0, count, CHUNK):
         target[start : start + CHUNK] = bf16_bits(source[start : start + CHUNK])
 
 
-def difference(a: memoryview, b: memoryview) -> tuple[float, float, float, float]:
-    """Return the sums of block_fp8.Difference, element i added up in lane i % 16, then the lanes."""
+def difference(a: memoryview, b: memoryview, count: int, out: memoryview) -> None:
+    """Write the doubles of block_fp8.Difference: element i added in lane i % 16, then the lanes."""
     first, second = np.frombuffer(a, "<f4"), np.frombuffer(b, "<f4")
     sums, most = np.zeros((3, 16)), np.zeros(16)
-    for start in range(0, first.size, CHUNK):
+    for start in range(0, count, CHUNK):
         x, y = first[start : start + CHUNK], second[start : start + CHUNK]
         lanes = np.zeros((2, -(-x.size // 16) * 16))
         lanes[0, : x.size], lanes[1, : x.size] = x, y
@@ -174,7 +189,7 @@ def difference(a: memoryview, b: memoryview) -> tuple[float, float, float, float
                 lane_sums[:] = np.add.reduce(np.concatenate([lane_sums[None], term]), axis=0)
         most = np.maximum(most, np.abs(diff).max(axis=0, initial=0.0))
     totals = [float(np.cumsum(lane_sums)[-1]) for lane_sums in sums]
-    return totals[0], totals[1], totals[2], float(most.max())
+    np.frombuffer(out, np.float64)[:] = [*totals, most.max()]
 
 
 def as_float32(data: memoryview, dtype: str) -> Float32:
@@ -197,19 +212,39 @@ def bf16_bits(x: Float32) -> NDArray[np.uint16]:
     return np.where(np.isnan(x), bits >> 16 | 0x40, rounded).astype(np.uint16)
 
 
+def _products(
+    codes: memoryview,
+    rows: int,
+    cols: int,
+    scale_inv: memoryview,
+    block_rows: int,
+    block_cols: int,
+) -> Iterator[tuple[int, Float32]]:
+    """Yield (index of the first element, code * scale of all elements in a row) by block row."""
+    values = e4m3_values()
+    for start, coded, scale in _block_rows(codes, rows, cols, scale_inv, block_rows, block_cols):
+        with np.errstate(over="ignore", invalid="ignore"):  # a scale may be anything
+            product: Float32 = values[coded] * scale
+        yield start, product.ravel()
+
+
 def _block_rows(
-    codes: memoryview, cols: int, scale_inv: memoryview, block_size: tuple[int, int]
+    codes: memoryview,
+    rows: int,
+    cols: int,
+    scale_inv: memoryview,
+    block_rows: int,
+    block_cols: int,
 ) -> Iterator[tuple[int, NDArray[np.uint8], Float32]]:
     """Yield (index of the first element, codes [rows, cols], scale of each column) by block row."""
-    block_rows, block_cols = block_size
-    all_codes = np.frombuffer(codes, np.uint8).reshape(-1, cols)
+    all_codes = np.frombuffer(codes, np.uint8).reshape(rows, cols)
     all_scales = np.frombuffer(scale_inv, "<f4").reshape(-1, -(-cols // block_cols))
     for block, scale in enumerate(all_scales):
         top = block * block_rows
         yield top * cols, all_codes[top : top + block_rows], scale.repeat(block_cols)[:cols]
 
 
-def first_with_all(data: memoryview, itemsize: int, mask: int) -> int:
-    """Return the index of the first element in which all bits of `mask` are set, or -1."""
-    found = (np.frombuffer(data, f"<u{itemsize}") & mask) == mask
-    return int(found.argmax()) if found.any() else -1
+def first_with_all(data: memoryview, itemsize: int, mask: int, count: int) -> int:
+    """Return the index of the first of `count` elements with all bits of `mask` set, or -1."""
+    has_all = (np.frombuffer(data, f"<u{itemsize}", count) & mask) == mask
+    return int(has_all.argmax()) if has_all.any() else -1

@@ -1,6 +1,6 @@
-"""Lattice recovery in numpy: the definition that the compiled kernel is held to, and its stand-in.
+"""Lattice recovery in numpy: the definition that the compiled kernel is tested against, and the fallback.
 
-The argument for each step is in `lattice`.
+The proof of each step is in `lattice`.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dstools_kernels.formats.block_fp8 import AMAX_FLOOR, E4M3_MAX, ScaleFormat
 from dstools_kernels.formats.block_fp8_numpy import (
     Float32,
     bf16_bits,
@@ -16,6 +15,7 @@ from dstools_kernels.formats.block_fp8_numpy import (
     e4m3_values,
     scale_of,
 )
+from dstools_kernels.fp8 import AMAX_FLOOR, E4M3_MAX, ScaleFormat
 
 Codes = NDArray[np.uint8]
 Bf16 = NDArray[np.uint16]
@@ -28,24 +28,25 @@ VALUES = e4m3_values()
 
 def recover(
     weight: memoryview,
+    rows: int,
     cols: int,
     codes: memoryview,
     scale_inv: memoryview,
-    block_size: int,
     powers_only: bool,
+    block_size: int,
 ) -> int:
-    """Write codes and scales; return -1, or the number of the first block that has none."""
-    all_bits = np.frombuffer(weight, "<u2").reshape(-1, cols)
-    all_codes = np.frombuffer(codes, np.uint8).reshape(-1, cols)
+    """Write codes and scales; return -1, or the number of the first block without them."""
+    all_bits = np.frombuffer(weight, "<u2").reshape(rows, cols)
+    all_codes = np.frombuffer(codes, np.uint8).reshape(rows, cols)
     all_scales = np.frombuffer(scale_inv, "<f4")
     number = 0
-    for top in range(0, len(all_bits), block_size):
+    for top in range(0, rows, block_size):
         for left in range(0, cols, block_size):
             block = slice(top, top + block_size), slice(left, left + block_size)
-            found = _recover_block(all_bits[block], powers_only)
-            if found is None:
+            recovered = _recover_block(all_bits[block], powers_only)
+            if recovered is None:
                 return number
-            all_codes[block], all_scales[number] = found
+            all_codes[block], all_scales[number] = recovered
             number += 1
     return -1
 

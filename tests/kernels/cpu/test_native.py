@@ -14,6 +14,7 @@ import pytest
 
 from dstools_kernels.cpu import native
 from dstools_kernels.formats import block_fp8
+from dstools_kernels.fp8 import Dtype
 
 ROOT = Path(__file__).parents[3]
 SOURCE = ROOT / "kernels/dstools_kernels/csrc/cpu.cpp"
@@ -176,7 +177,7 @@ def check_driver(command: list[str | Path], level: str) -> None:
         float32 = normal.clip(-6e4, 6e4).astype(np.float32)
         bf16 = np.empty((rows, cols), np.uint16)
         block_fp8.narrow(float32, bf16)
-        sources: list[tuple[block_fp8.Dtype, bytes]] = [
+        sources: list[tuple[Dtype, bytes]] = [
             ("BF16", bf16.tobytes()),
             ("F16", float32.astype(np.float16).tobytes()),
             ("F32", float32.tobytes()),

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from dstools_kernels.cpu import native
 from dstools_kernels.formats import block_fp8
-from dstools_kernels.formats.block_fp8 import Dtype, FiniteDtype, NonFiniteError, ScaleFormat
+from dstools_kernels.formats.block_fp8 import NonFiniteError
+from dstools_kernels.fp8 import Dtype, FiniteDtype, ScaleFormat
 
 TORCH_DTYPE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 DTYPES: list[Dtype] = ["BF16", "F16", "F32"]

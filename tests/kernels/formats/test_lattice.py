@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dstools_kernels.cpu import native
 from dstools_kernels.formats import block_fp8, lattice, lattice_numpy
 from dstools_kernels.formats.block_fp8_numpy import bf16_bits, e4m3_values
+from dstools_kernels.fp8 import ScaleFormat
 
 Codes = NDArray[np.uint8]
 Scales = NDArray[np.float32]
@@ -38,7 +39,7 @@ def dequantize(codes: Codes, scale: Scales, block: int = 128) -> Bf16:
     return weight
 
 
-def quantize(weight: Scales, scale_format: block_fp8.ScaleFormat) -> tuple[Codes, Scales]:
+def quantize(weight: Scales, scale_format: ScaleFormat) -> tuple[Codes, Scales]:
     rows, cols = weight.shape
     codes, scale = np.empty((rows, cols), np.uint8), empty_scales(rows, cols, 128)
     block_fp8.quantize(weight, "F32", cols, codes, scale, scale_format)
