@@ -33,7 +33,7 @@ from dstools_distill.training.launch import launch
 
 log = logging.getLogger(__name__)
 # one up when a stage's code gives other bytes for the same
-REVISIONS = dict.fromkeys(STAGES, 2) | {"generate": 3, "kd": 3, "eval": 3}
+REVISIONS = dict.fromkeys(STAGES, 2) | {"generate": 3, "kd": 3, "eval": 3, "card": 3}
 JUDGE = ("latex2sympy2_extended", "math-verify", "mpmath", "reasoning_gym", "sympy")
 TRAINING = ("accelerate", "peft", "torch", "transformers", "trl")
 PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's bytes
@@ -47,7 +47,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # whose versions decide a stage's byte
     "kd": TRAINING,
     "grpo": (*TRAINING, *JUDGE),
     "eval": ("torch", "transformers", *JUDGE),
-    "card": ("matplotlib",),
+    "card": (),
 }
 PATHS = {"model", "teacher", "non_reasoning", "pass_rates"}
 # settings of `generate` that say how, not what: with others, what was begun is gone on with

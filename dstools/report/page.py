@@ -5,7 +5,7 @@ from importlib.resources import files
 from dstools.options import size
 from dstools.report.figures import Figures
 from dstools.report.numbers import fixed, number, percent
-from dstools.report.plots import Swatch, text
+from dstools.report.plots import Swatch
 from dstools.report.sections import (
     errors_section,
     evaluation_section,
@@ -14,6 +14,7 @@ from dstools.report.sections import (
 )
 from dstools.report.sheet import Data, Sheet
 from dstools.report.tables import bar, section, swatches, table
+from dstools_converters.svg import STYLE, text
 
 SMALL_ROLE = 0.001  # of all bytes; what is smaller shares one line
 DTYPE_CLASSES = {"F8_E4M3": "fp8", "BF16": "bf16", "F32": "f32"}
@@ -38,7 +39,7 @@ def page(sheet: Sheet, found: Figures) -> str:
     if sheet.expert_load is not None and found.load:
         sections.append(load_section(sheet.expert_load, found))
     sections += [_bytes(sheet), _provenance(sheet, found)]
-    style = files("dstools.report").joinpath("page.css").read_text()
+    style = STYLE + files("dstools.report").joinpath("page.css").read_text()
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -1,21 +1,19 @@
-"""Plots as SVG texts. Colours are classes that page.css gives values to, one set for a dark screen.
+"""Plots of the page as SVG. Colours are classes that svg.css and page.css give values to.
 
-Every plot is an image with a title and a description; the page puts the same numbers in a table.
+Every plot has a title, and values as tooltips; the page shows the same numbers in a table.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
 from dstools.report.numbers import TIMES, number, percent
 from dstools.report.sheet import Histogram
-from dstools_converters.errors import printable
+from dstools_converters.svg import CHAR, PLOT, grid_line, image, label, text, ticks, vertical_label
 
 STEPS = 8  # classes of a sequential scale: s0 (least) to s7
-CHAR = 6.3  # the width that a character of a label takes at most
-LOAD_EDGES = (1 / 4, 1 / 2, 4 / 5, 5 / 4, 2, 4)  # of the mean: d0 to d6
+LOAD_EDGES = (1 / 4, 1 / 2, 4 / 5, 5 / 4, 2, 4)  # over the mean: d0 to d6
 LOAD_LABELS = (
     "< ¼",
     "¼ to ½",
@@ -25,7 +23,6 @@ LOAD_LABELS = (
     "2 to 4",
     f"> 4 {TIMES} mean",
 )
-PLOT = 640  # width of the plots that have an axis
 
 
 class Swatch(NamedTuple):
@@ -35,26 +32,19 @@ class Swatch(NamedTuple):
     label: str
 
 
-def text(value: object) -> str:
-    """Return what may stand in HTML; names come from files that anybody may have written."""
-    return escape(printable(str(value)))
-
-
 def heat_map(
     name: str, title: str, cells: Mapping[tuple[str, int], float], rows: Sequence[str], columns: int
 ) -> tuple[str, list[Swatch]]:
-    """Return a map of cells[row, layer] > 0 on a logarithmic scale, and its legend.
+    """Return a map of cells[row, layer] >= 0 on a logarithmic scale, and its legend.
 
-    0 is a class of its own, and a cell that is not there stays blank.
+    0 has a class of its own; a missing cell stays blank.
     """
     layers = range(columns)
     edges = _scale(cells.values())
     left = 14 + max(len(row[:30]) for row in rows) * CHAR
     width = min(56, max(13, (PLOT + 300 - left) // len(layers)))
     height = 24
-    parts = [
-        _label(left - 8, (n + 0.5) * height + 4, row[:30], "end") for n, row in enumerate(rows)
-    ]
+    parts = [label(left - 8, (n + 0.5) * height + 4, row[:30], "end") for n, row in enumerate(rows)]
     for (row, layer), value in cells.items():
         step = _step(value, edges)
         css = "zero" if value == 0 else f"s{step}"
@@ -66,30 +56,30 @@ def heat_map(
         )
         if width >= 38:
             on = "on-high" if value and step > STEPS // 2 else "on-low"
-            middle, said = x + width / 2, number(100 * value)
-            parts.append(_label(middle, y + height / 2 + 4, said, "middle", on))
+            middle = x + width / 2
+            parts.append(label(middle, y + height / 2 + 4, number(100 * value), "middle", on))
     bottom = len(rows) * height
     every = 1 if width >= 20 else 5
     parts += [
-        _label(left + (layer + 0.5) * width, bottom + 14, layer, "middle")
+        label(left + (layer + 0.5) * width, bottom + 14, layer, "middle")
         for layer in layers[::every]
     ]
     right = left + len(layers) * width
-    parts.append(_label((left + right) / 2, bottom + 32, "layer", "middle", "axis"))
+    parts.append(label((left + right) / 2, bottom + 32, "layer", "middle", "axis"))
     legend = [Swatch("zero", "0, lossless")] if any(value == 0 for value in cells.values()) else []
     legend += [
         Swatch(f"s{n}", f"{number(100 * low)} to {percent(high)}")
         for n, (low, high) in enumerate(pairwise(edges))
     ]
-    return _svg(name, title, right + 8, bottom + 38, parts), legend
+    return image(name, title, right + 8, bottom + 38, parts), legend
 
 
 def load_map(
     name: str, title: str, layers: Mapping[int, Sequence[int]]
 ) -> tuple[str, list[Swatch]]:
-    """Return a map of tokens an expert, a row a layer, relative to the layer's mean; and its legend.
+    """Return a map of tokens per expert, one row per layer, over the layer's mean; and its legend.
 
-    One path a class: 58 x 256 cells take 150 kB so, where as many rects would take a megabyte.
+    One path per class: 58 x 256 cells take 150 kB; as many rects would take a megabyte.
     """
     experts = len(next(iter(layers.values())))
     left, top = 46, 20
@@ -109,34 +99,34 @@ def load_map(
                 rect = f"M{x:g} {y}h{run:g}v{height - 1}h-{run:g}z"
                 paths.setdefault(classes[start], []).append(rect)
                 start = expert
-        parts.append(_label(left - 8, y + height / 2 + 3.5, layer, "end"))
+        parts.append(label(left - 8, y + height / 2 + 3.5, layer, "end"))
         most = f"{max(tokens) / mean:.2f} {TIMES}" if mean else "no token"
-        parts.append(_label(right + 8, y + height / 2 + 3.5, most, "start"))
+        parts.append(label(right + 8, y + height / 2 + 3.5, most, "start"))
     cells = [f'<path class="{css}" d="{"".join(d)}"/>' for css, d in sorted(paths.items())]
     bottom = top + len(layers) * height
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024) if step * width >= 26)
     parts += [
-        _label(left + (expert + 0.5) * width, bottom + 14, expert, "middle")
+        label(left + (expert + 0.5) * width, bottom + 14, expert, "middle")
         for expert in range(0, experts, every)
     ]
-    parts.append(_label((left + right) / 2, bottom + 32, "expert", "middle", "axis"))
-    parts.append(_label(left - 8, 12, "layer", "end", "axis"))
-    parts.append(_label(right + 8, 12, "largest / mean", "start", "axis"))
-    legend = [Swatch(f"d{n}", label) for n, label in enumerate(LOAD_LABELS)]
+    parts.append(label((left + right) / 2, bottom + 32, "expert", "middle", "axis"))
+    parts.append(label(left - 8, 12, "layer", "end", "axis"))
+    parts.append(label(right + 8, 12, "largest / mean", "start", "axis"))
+    legend = [Swatch(f"d{n}", multiple) for n, multiple in enumerate(LOAD_LABELS)]
     if "never" in paths:
         legend.append(Swatch("never", "never chosen"))
-    return _svg(name, title, right + 96, bottom + 38, cells + parts), legend
+    return image(name, title, right + 96, bottom + 38, cells + parts), legend
 
 
-def histogram(name: str, title: str, found: Histogram, marks: Mapping[str, float]) -> str:
-    """Return bars of the share of tokens between log-spaced edges, with vertical lines at `marks`."""
-    edges, counts = found
-    if edges[0] == 0:  # a logarithm of which there is none: the first bar takes the second's width
+def histogram(name: str, title: str, tokens: Histogram, marks: Mapping[str, float]) -> str:
+    """Return bars of the share of tokens between log-spaced edges, with lines at `marks`."""
+    edges, counts = tokens
+    if edges[0] == 0:  # has no logarithm: the first bar gets the second's width
         after = edges[2] / edges[1] if len(edges) > 2 else 10.0
         edges = [edges[1] / after, *edges[1:]]
     total = max(sum(counts), 1)
     top_share = max(max(counts) / total, 1e-9)
-    ticks = _nice_ticks(top_share)
+    shares = ticks(0, top_share)
     left, right, top, bottom = 52, PLOT - 12, 44, 244
     low, high = math.log10(edges[0]), math.log10(edges[-1])
 
@@ -144,9 +134,9 @@ def histogram(name: str, title: str, found: Histogram, marks: Mapping[str, float
         return left + (math.log10(value) - low) / (high - low) * (right - left)
 
     def y(share: float) -> float:
-        return bottom - share / ticks[-1] * (bottom - top)
+        return bottom - share / shares[-1] * (bottom - top)
 
-    parts = [_gridline(left, right, y(tick), tick) for tick in ticks]
+    parts = [_grid_line(left, right, y(tick), tick) for tick in shares]
     for n, count in enumerate(counts):
         if count:
             begin, end = x(edges[n]), x(edges[n + 1])
@@ -155,49 +145,49 @@ def histogram(name: str, title: str, found: Histogram, marks: Mapping[str, float
     for exponent in range(math.ceil(low), math.floor(high) + 1):
         at = x(10.0**exponent)
         parts.append(f'<path class="tick" d="M{at:.1f} {bottom}v5"/>')
-        parts.append(_label(at, bottom + 19, f"1e{exponent}" if exponent else "1", "middle"))
-    for n, (said, value) in enumerate(marks.items()):
+        parts.append(label(at, bottom + 19, f"1e{exponent}" if exponent else "1", "middle"))
+    for n, (mark, value) in enumerate(marks.items()):
         if edges[0] <= value <= edges[-1]:
             at, level = x(value), 12 + 15 * n
             side, shift = ("end", -5) if n == 0 and at > left + 100 else ("start", 5)
             if at > right - 150:
                 side, shift = "end", -5
             parts.append(f'<path class="mark" d="M{at:.1f} {level - 9}V{bottom}"/>')
-            parts.append(_label(at + shift, level, f"{said} {number(value)}", side, "strong"))
-    parts.append(_label((left + right) / 2, bottom + 38, "KL, nats", "middle", "axis"))
-    parts.append(_turned(10, (top + bottom) / 2, "share of tokens"))
-    return _svg(name, title, PLOT, bottom + 46, parts)
+            parts.append(label(at + shift, level, f"{mark} {number(value)}", side, "strong"))
+    parts.append(label((left + right) / 2, bottom + 38, "KL, nats", "middle", "axis"))
+    parts.append(vertical_label(10, (top + bottom) / 2, "share of tokens"))
+    return image(name, title, PLOT, bottom + 46, parts)
 
 
-def layer_bars(name: str, title: str, shares: Mapping[int, float], label: str) -> str:
-    """Return a bar a layer, for shares from 0 up."""
+def layer_bars(name: str, title: str, shares: Mapping[int, float], axis: str) -> str:
+    """Return one bar per layer, of its share."""
     layers = range(max(shares) + 1)
-    ticks = _nice_ticks(max([*shares.values(), 1e-3]))
+    grid = ticks(0, max([*shares.values(), 1e-3]))
     left, right, top, bottom = 52, PLOT - 12, 12, 172
     step = (right - left) / len(layers)
     width = min(28.0, 0.7 * step)
     parts = []
-    for tick in ticks:
-        y = bottom - tick / ticks[-1] * (bottom - top)
-        parts.append(_gridline(left, right, y, tick))
+    for tick in grid:
+        y = bottom - tick / grid[-1] * (bottom - top)
+        parts.append(_grid_line(left, right, y, tick))
     every = next(every for every in (1, 2, 5, 10, 50, 100, 10**6) if every * step >= 22)
     for layer in layers:
         middle = left + (layer + 0.5) * step
         if layer in shares:
-            y = bottom - shares[layer] / ticks[-1] * (bottom - top)
+            y = bottom - shares[layer] / grid[-1] * (bottom - top)
             tip = f"layer {layer}: {percent(shares[layer])}"
             parts.append(_bar(middle - width / 2, y, width, bottom, tip))
         if layer % every == 0:
-            parts.append(_label(middle, bottom + 16, layer, "middle"))
-    parts.append(_label((left + right) / 2, bottom + 34, "layer", "middle", "axis"))
-    parts.append(_turned(10, (top + bottom) / 2, label))
-    return _svg(name, title, PLOT, bottom + 40, parts)
+            parts.append(label(middle, bottom + 16, layer, "middle"))
+    parts.append(label((left + right) / 2, bottom + 34, "layer", "middle", "axis"))
+    parts.append(vertical_label(10, (top + bottom) / 2, axis))
+    return image(name, title, PLOT, bottom + 40, parts)
 
 
 def _scale(values: Iterable[float]) -> list[float]:
-    """Return STEPS + 1 edges, evenly apart in the logarithm, from the least value to the largest.
+    """Return STEPS + 1 edges, evenly spaced in the logarithm, from the least value to the largest.
 
-    At least a factor of 2 in all, so that noise does not look like structure.
+    They span at least a factor of 2, so that noise does not look like structure.
     """
     positive = [value for value in values if value > 0] or [1.0]
     low, high = math.log(min(positive)), math.log(max(positive))
@@ -214,37 +204,8 @@ def _load_class(count: int, mean: float) -> str:
     return f"d{sum(count / mean >= edge for edge in LOAD_EDGES)}" if count else "never"
 
 
-def _nice_ticks(largest: float) -> list[float]:
-    """Return 0 and up to five round numbers, the last of them at or above `largest`."""
-    magnitude = 10.0 ** math.floor(math.log10(largest))
-    step = next(m * magnitude for m in (0.25, 0.5, 1, 2, 2.5) if 4 * m * magnitude >= largest)
-    return [step * n for n in range(math.ceil(largest / step - 1e-9) + 1)]
-
-
-def _svg(name: str, title: str, width: float, height: float, parts: Iterable[str]) -> str:
-    return (
-        f'<svg role="img" aria-labelledby="{name}-title" viewBox="0 0 {width:g} {height:g}" '
-        f'width="{width:g}" height="{height:g}">'
-        f'<title id="{name}-title">{text(title)}</title>{"".join(parts)}</svg>'
-    )
-
-
-def _label(x: float, y: float, said: object, anchor: str, css: str = "label") -> str:
-    return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text(said)}</text>'
-
-
-def _turned(x: float, y: float, said: str) -> str:
-    return (
-        f'<text class="axis" transform="translate({x:.1f} {y:.1f}) rotate(-90)" '
-        f'text-anchor="middle">{text(said)}</text>'
-    )
-
-
-def _gridline(left: float, right: float, y: float, tick: float) -> str:
-    said = f"{100 * tick:g} %"
-    return f'<path class="grid" d="M{left} {y:.1f}H{right}"/>' + _label(
-        left - 6, y + 4, said, "end"
-    )
+def _grid_line(left: float, right: float, y: float, share: float) -> str:
+    return grid_line(left, right, y, f"{100 * share:g} %")
 
 
 def _bar(x: float, y: float, width: float, bottom: float, tip: str) -> str:

@@ -4,9 +4,10 @@ from itertools import pairwise
 
 from dstools.report.figures import Figures, by_model
 from dstools.report.numbers import NONE, TIMES, fixed, number, percent, percent_or_none
-from dstools.report.plots import heat_map, histogram, layer_bars, load_map, text
+from dstools.report.plots import heat_map, histogram, layer_bars, load_map
 from dstools.report.sheet import Evaluation, ExpertLoad, Histogram, Sheet
 from dstools.report.tables import bar, details, figure, section, table
+from dstools_converters.svg import text
 
 POOLED = "Weights of one role are pooled: root mean square, weighted by their number of elements."
 TOGETHER = "Of the weights of one role in a layer together, each expert on the tokens it was sent."

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
-from dstools.report.plots import Swatch, text
+from dstools.report.plots import Swatch
+from dstools_converters.svg import text
 
 
 def section(heading: str, *parts: str) -> str:

@@ -1,13 +1,12 @@
-"""The card of a recipe: what was made, from what, and how good it is.
+"""Data card and model card of a recipe: what was made from what, and how good it is.
 
-DATA.md          sources, rows kept and dropped at every stage, verification, decontamination, licences
-README.md        the model's: metadata for the Hub, results, ablation, training, what was not checked
-loss.png         by step, of sft and kd; reward.png of grpo
-pass_at_1.png    of every run, with its interval
+DATA.md         sources, rows kept and dropped by every stage, verification, licences
+README.md       metadata for the Hub, results, ablation, training, what was not checked
+loss.svg        by step, of sft and kd; reward.svg of grpo
+pass_at_1.svg   of every run, with its interval
 
-All is read from the manifests of finished stages, and a number that was not measured is not told: a stage
-that is missing is named under "Not checked". What the stages cost is not in here, for that differs from
-time to time: it lies in their timing.json.
+Everything is read from the manifests of finished stages. A missing stage is named under "Not
+checked". What the stages cost differs from run to run and is left out; see their timing.json.
 """
 
 from pathlib import Path
@@ -19,7 +18,7 @@ from dstools_distill.recipe.settings import Card, Student
 from dstools_distill.store.stage import Report, Work
 
 DATA, MODEL = "DATA.md", "README.md"
-LOSS, REWARD, PASS = "loss.png", "reward.png", "pass_at_1.png"
+LOSS, REWARD, PASS = "loss.svg", "reward.svg", "pass_at_1.svg"
 
 
 def card(
@@ -27,9 +26,9 @@ def card(
 ) -> Report:
     """Write the cards, and return the names of the files.
 
-    students: of each run; `model` as it may be told: org/name, or the name of a folder. stages: the folders
-    of the finished stages of each run: {"verified-0": {"prompts": ..., "eval": ...}}, the first run being
-    what others are compared with; {"": ...} for a recipe with one.
+    students: of each run, `model` as it may be published: org/name, or the name of a folder.
+    stages: the folders of the finished stages by run, {"verified-0": {"prompts": ..., ...}}, or
+    {"": ...} of a recipe with one run. Others are compared with the first run.
     """
     runs = Runs(stages, students)
     plots = _plots(runs, work.folder)
@@ -44,29 +43,30 @@ def card(
 
 
 def _plots(runs: Runs, folder: Path) -> list[str]:
-    """Plot what there is, and return the names of the files."""
+    """Plot what was measured, and return the names of the files."""
     written = []
     for file, key, stages in ((LOSS, "loss", ("sft", "kd")), (REWARD, "reward", ("grpo",))):
-        found = {
-            " ".join(filter(None, (label, stage))): each.curve(key)
-            for stage in stages
-            for label, each in runs.distinct(stage)
+        by_name = {
+            " ".join(filter(None, (label, name))): stage.curve(key)
+            for name in stages
+            for label, stage in runs.distinct(name)
         }
-        found = {name: curve for name, curve in found.items() if curve}
-        if found:
-            curves.lines(folder / file, f"{key.capitalize()} by step", key, found)
+        by_name = {name: curve for name, curve in by_name.items() if curve}
+        if by_name:
+            svg = curves.lines(key, f"{key.capitalize()} by step", key, by_name)
+            _write(folder / file, svg)
             written.append(file)
     measured = {
         " ".join(filter(None, (run.name, model))): Interval(**figures["pass@1"])
-        for run, each in runs.evaluated()
-        for model, figures in each.report["models"].items()
+        for run, stage in runs.evaluated()
+        for model, figures in stage.report["models"].items()
     }
     if measured:
         title = "Strict pass@1 with its interval at 95 %, over the problems"
-        curves.intervals(folder / PASS, title, "pass@1, %", measured)
+        _write(folder / PASS, curves.intervals("pass", title, "pass@1, %", measured))
         written.append(PASS)
     return written
 
 
-def _write(path: Path, said: str) -> None:
-    path.write_text(said, encoding="utf-8")
+def _write(path: Path, content: str) -> None:
+    path.write_text(content, encoding="utf-8")

@@ -116,8 +116,8 @@ def _results(runs: Runs, plots: list[str]) -> list[str]:
             )
     head = ("Run", "Model", "pass@1", "Lenient", "Truncated", "Not well formed", "Tokens")
     parts = ["## Results", table(head, rows, numeric=5), STRICT]
-    if "pass_at_1.png" in plots:
-        parts.append("![Strict pass@1 of every run](pass_at_1.png)")
+    if "pass_at_1.svg" in plots:
+        parts.append("![Strict pass@1 of every run](pass_at_1.svg)")
     parts += [*_drawn(measured), *_gains(measured), *_languages(measured), *_conditions(runs)]
     if all(name.startswith("rg:") for name in runs.sources()):
         parts += ["## What this shows", CLAIMS]
@@ -204,9 +204,9 @@ def _training(runs: Runs, plots: list[str]) -> list[str]:
     if not parts:
         return []
     parts += [
-        f"![{name.capitalize()} by step]({name}.png)"
+        f"![{name.capitalize()} by step]({name}.svg)"
         for name in ("loss", "reward")
-        if f"{name}.png" in plots
+        if f"{name}.svg" in plots
     ]
     return ["## Training", *parts]
 

@@ -248,9 +248,9 @@ def test_rewards_have_a_plot_of_their_own(made: Made, tmp_path: Path) -> None:
     curve = '{"step": 1, "loss": 0.0, "reward": 0.25}\n{"step": 2, "loss": 0.0, "reward": 0.5}\n'
     grpo = made.stage("grpo", {"clip": 10.0, "seed": 3}, {"steps": 2}, curve_jsonl=curve)
     readme = written({"": {"sft": made.sft(), "grpo": grpo}}, tmp_path / "out", TOY)["README.md"]
-    assert "![Loss by step](loss.png)\n\n![Reward by step](reward.png)" in readme
+    assert "![Loss by step](loss.svg)\n\n![Reward by step](reward.svg)" in readme
     assert "trained by sft, then grpo from" in readme
-    assert (tmp_path / "out" / "reward.png").exists()
+    assert (tmp_path / "out" / "reward.svg").exists()
 
 
 def test_one_seed_leaves_the_spread_unknown(made: Made, tmp_path: Path) -> None:
@@ -384,23 +384,7 @@ def test_the_same_stages_give_the_same_bytes(made: Made, tmp_path: Path) -> None
         for folder in made.folder.iterdir():  # what they cost is another time each time
             (folder / TIMING).unlink(missing_ok=True)
     assert digests[0] == digests[1]
-    assert set(digests[0]) == {"DATA.md", "README.md", "loss.png", "pass_at_1.png"}
-
-
-def test_a_plot_holds_no_version_and_no_date_and_obeys_no_rcfile(
-    made: Made, tmp_path: Path
-) -> None:
-    mpl = pytest.importorskip("matplotlib")
-    stages = one_run(made)
-    written(stages, tmp_path / "a", TOY)
-    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red"}):
-        written(stages, tmp_path / "b", TOY)
-        assert mpl.rcParams["font.size"] == 30
-    png = (tmp_path / "a" / "loss.png").read_bytes()
-    assert png == (tmp_path / "b" / "loss.png").read_bytes()
-    assert png.startswith(b"\x89PNG")
-    assert b"tEXt" not in png
-    assert b"matplotlib" not in png.lower()
+    assert set(digests[0]) == {"DATA.md", "README.md", "loss.svg", "pass_at_1.svg"}
 
 
 # -------------------------------------------------------------------------------------- markdown
