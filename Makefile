@@ -2,7 +2,7 @@
 # second time.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-BUILD = pyproject.toml constraints.txt hatch_build.py kernels/dstools_kernels/csrc/cpu.cpp
+BUILD = pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/dstools_kernels/csrc/cpu/*)
 
 .PHONY: demo test gate bench clean
 

@@ -42,10 +42,10 @@ packages = ["kernels/dstools_kernels"]
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     package = tmp_path / "kernels/dstools_kernels"
-    (package / "csrc").mkdir(parents=True)
+    (package / "csrc/cpu").mkdir(parents=True)
     (package / "cpu").mkdir()
     (package / "__init__.py").touch()
-    (package / "csrc/cpu.cpp").write_text('extern "C" int answer() { return 42; }\n')
+    (package / "csrc/cpu/cpu.cpp").write_text('extern "C" int answer() { return 42; }\n')
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
     (tmp_path / ".gitignore").write_text("*.so\n")  # the wheel must hold what git ignores
     shutil.copy(ROOT / "hatch_build.py", tmp_path)
@@ -97,14 +97,14 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_so(
     stale.write_text("of an older source")
     done = build(project, **environment)
     assert done.returncode == 0
-    assert f"no CPU kernels, numpy stands in for them: {reason}" in done.stdout + done.stderr
+    assert f"no CPU kernels, numpy is used instead: {reason}" in done.stdout + done.stderr
     tag, files = wheel(project)
     assert (tag, LIBRARY in files, stale.exists()) == ("py3-none-any", False, False)
 
 
 @needs_compiler
 def test_a_failed_compile_gives_a_pure_wheel_and_shows_the_compilers_words(project: Path) -> None:
-    (project / "kernels/dstools_kernels/csrc/cpu.cpp").write_text("int broken = ;\n")
+    (project / "kernels/dstools_kernels/csrc/cpu/cpu.cpp").write_text("int broken = ;\n")
     done = build(project)
     assert done.returncode == 0
     assert "cpu.cpp:1" in done.stdout + done.stderr
@@ -126,7 +126,7 @@ def test_require_fails_where_nothing_can_be_compiled(
 @needs_compiler
 def test_cxx_names_the_compiler_with_its_arguments(project: Path) -> None:
     compiler = next(filter(shutil.which, ("c++", "g++", "clang++")))
-    source = project / "kernels/dstools_kernels/csrc/cpu.cpp"
+    source = project / "kernels/dstools_kernels/csrc/cpu/cpu.cpp"
     source.write_text('#ifndef WANTED\n#error no\n#endif\nextern "C" int answer() { return 1; }\n')
     assert build(project, CXX=compiler, DSTOOLS_NATIVE="require").returncode != 0
     done = build(project, CXX=f"{compiler} -DWANTED", DSTOOLS_NATIVE="require")

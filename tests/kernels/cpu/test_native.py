@@ -17,7 +17,7 @@ from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import Dtype
 
 ROOT = Path(__file__).parents[3]
-SOURCE = ROOT / "kernels/dstools_kernels/csrc/cpu.cpp"
+SOURCE = ROOT / "kernels/dstools_kernels/csrc/cpu/cpu.cpp"
 FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-trapping-math", "-fno-exceptions"]
 
 needs_library = pytest.mark.skipif(
