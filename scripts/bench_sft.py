@@ -200,13 +200,15 @@ def settings(steps: int, size: Size) -> Any:
 def ours(folder: Path, steps: int, size: Size) -> dict[str, float]:
     """Run the stage as it is."""
 
+    from dstools_distill.recipe.stages import Inputs
     from dstools_distill.store.stage import Work
     from dstools_distill.training.sft import sft
 
     out = Path(tempfile.mkdtemp(dir=folder))
     work = Work(out)
     with timed_training() as found:
-        sft(settings(steps, size), folder / "rows", None, size.init, SAMPLE, "", work)
+        inputs = Inputs(rows=folder / "rows", init=size.init, tokenizer=SAMPLE)
+        sft(settings(steps, size), inputs, work)
     return {"tokens": count_tokens(folder), **found}
 
 

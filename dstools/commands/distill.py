@@ -328,7 +328,7 @@ def _finish(
     ]
     if as_json or text:
         show(Result(str(pipeline.places.out), stages), as_json, text)
-    from dstools_distill.recipe.recipe import TRAINED
+    from dstools_distill.recipe.stages import TRAINED
 
     trained = [each.folder for _, stage, each in done if stage in TRAINED]
     if done[-1][1] == "card" and trained:

@@ -13,7 +13,8 @@ import pytest
 
 from dstools_distill.pipeline import Pipeline
 from dstools_distill.places import Places
-from dstools_distill.recipe.recipe import STAGES, read_recipe
+from dstools_distill.recipe.recipe import read_recipe
+from dstools_distill.recipe.stages import STAGES
 from dstools_distill.store.stage import MANIFEST, Done, Identity, no_bar, outputs
 
 DATA = Path(__file__).parents[1] / "data"

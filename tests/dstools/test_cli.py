@@ -22,7 +22,7 @@ from dstools.commands.distill import distill
 from dstools_converters.checkpoint.scheme import FORMATS, SCALE_FORMATS
 from dstools_converters.errors import DstoolsError
 from dstools_converters.verify.engines import ENGINES
-from dstools_distill.recipe.recipe import STAGES
+from dstools_distill.recipe.stages import STAGES
 
 Checkpoint = Callable[..., Path]
 HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tqdm")

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dstools.cli import main
-from dstools_distill.recipe.recipe import STAGES
+from dstools_distill.recipe.stages import STAGES
 
 DATA = Path(__file__).parents[1] / "data"
 RECIPE = """

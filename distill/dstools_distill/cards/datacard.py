@@ -3,8 +3,8 @@
 from dstools_converters.markdown import text
 from dstools_distill.cards.markdown import bullets, counts, flat, shown, table
 from dstools_distill.cards.runs import Runs
-from dstools_distill.recipe.recipe import TRAINED
 from dstools_distill.recipe.settings import Card
+from dstools_distill.recipe.stages import TRAINED
 
 FLOW = ("prompts", "generate", "verify", "decontaminate", "select", "render")
 UNKNOWN = "unknown"

@@ -18,8 +18,8 @@ from dstools_distill.cards.markdown import (
 )
 from dstools_distill.cards.runs import Run, Runs, Stage
 from dstools_distill.evaluation.statistics import Interval
-from dstools_distill.recipe.recipe import TRAINED
 from dstools_distill.recipe.settings import Card
+from dstools_distill.recipe.stages import TRAINED
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 CLAIMS = (

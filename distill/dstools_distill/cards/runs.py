@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dstools_distill import records
-from dstools_distill.recipe.recipe import PHASE, TRAINED
+from dstools_distill.recipe.recipe import PHASE
 from dstools_distill.recipe.settings import Student
+from dstools_distill.recipe.stages import TRAINED
 from dstools_distill.store.stage import read_manifest
 
 Told = TypeVar("Told")

@@ -6,7 +6,7 @@ as the same is in ngrams.py. A problem that was reworded is not found.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,27 +16,29 @@ from dstools_distill.data.contamination import EVAL_INDEX, Index, Kind, Text, sa
 from dstools_distill.data.forms import BadRowError, convert
 from dstools_distill.data.ngrams import tokens
 from dstools_distill.data.sources import rows
+from dstools_distill.recipe.settings import Decontaminate
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
 from dstools_distill.store.stage import Report, Work, file_sha256
 
 NOTE = "Runs of words are compared: a problem that was paraphrased or translated is not found."
 
 
-def decontaminate(samples: Path, index: list[Path], work: Work) -> Report:
+def decontaminate(_settings: Decontaminate, inputs: Inputs, work: Work) -> Report:
     """Write the rows without a window of a benchmark as records.jsonl, the others as dropped.jsonl.
 
     To each row `contamination` is added: [{"benchmark", "row", "where", "window"}], the first window of a
     benchmark's row in the prompt, the reasoning or the answer; [] in what is kept.
     """
-    if not index:
+    if not inputs.indexes:
         raise DstoolsError(
             "decontaminate.index names no file, and the recipe has no [eval] to keep out",
             "dstools distill index makes one",
         )
-    known = Index(index)
-    source = samples / "records.jsonl"
+    known = Index(inputs.indexes)
+    source = inputs.samples / "records.jsonl"
     files = ("records.jsonl", "dropped.jsonl")
-    counts = map_rows(source, work, files, _worker, index, source, what="decontaminate")
+    counts = map_rows(source, work, files, _worker, inputs.indexes, source, what="decontaminate")
     return {
         "in": counts["in"],
         "out": counts["in"] - counts["contaminated"],
@@ -46,7 +48,7 @@ def decontaminate(samples: Path, index: list[Path], work: Work) -> Report:
             asdict(benchmark) | {"rows_hit": counts[f"of {benchmark.name}"]}
             for benchmark in known.benchmarks
         ],
-        "indexes": [file_sha256(path) for path in index],
+        "indexes": [file_sha256(path) for path in inputs.indexes],
         "note": NOTE,
     }
 
@@ -59,7 +61,7 @@ def index_problems(problems: Path, folder: Path) -> Report:
     return asdict(benchmark)
 
 
-def _worker(index: list[Path], source: Path) -> Callable[[Rows], Chunk]:
+def _worker(index: Sequence[Path], source: Path) -> Callable[[Rows], Chunk]:
     known = Index(index)
 
     def look(lines: Rows) -> Chunk:

@@ -24,19 +24,18 @@ from dstools_distill.data.sources import dataset_rows, rows, task_rows
 from dstools_distill.judge.answers import compare
 from dstools_distill.judge.referee import Referee
 from dstools_distill.recipe.settings import Prompts, Source, Verify
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 
 READ, SIGNATURES = "read.jsonl", "signatures.bin"  # gone when the stage is done
 
 
-def prompts(
-    settings: Prompts, files: list[Path | None], pass_rates: Path | None, work: Work
-) -> Report:
+def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
     """Write the prompts of all sources as records.jsonl, what was left out as dropped.jsonl.
 
-    files: of each source, None of "rg:" and "datasets:". pass_rates: a finished `verify` folder; its ids are
-    those of equal prompts from files of equal names. Kept in the order of the sources. Dropped, the
+    Reads sources and pass_rates, whose ids are those of equal prompts from files of equal names. Kept in the
+    order of the sources. Dropped, the
     first reason counts: "conflicting-gold", "duplicate" (but for white space), "near-duplicate", "difficulty",
     "limit"; duplicates name the prompt they repeat as "duplicate_of".
 
@@ -46,10 +45,10 @@ def prompts(
         raise DstoolsError(
             f"prompts.near_duplicates is {settings.near_duplicates}", "a similarity is from 0 to 1"
         )
-    rates = {} if pass_rates is None else share_right(pass_rates)
+    rates = {} if inputs.pass_rates is None else share_right(inputs.pass_rates)
     read, counts = _Read(work.folder, near=settings.near_duplicates > 0), Counter[str]()
     with closing(read):
-        for source, file in zip(settings.source, files, strict=True):
+        for source, file in zip(settings.source, inputs.sources, strict=True):
             counts[f"source {_name(source)}"] += _import(settings, source, file, rates, read, work)
     reasons, others = _fates(settings, read)
     dropped = _write(work.folder, read, reasons, others)

@@ -23,6 +23,7 @@ from dstools_distill.data.forms import BadRowError, convert
 from dstools_distill.data.ngrams import hashes, jaccard, shingles
 from dstools_distill.data.sources import rows
 from dstools_distill.recipe.settings import Select
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import CLOSE, OPEN, Record
 from dstools_distill.store.stage import Report, Work
 
@@ -35,25 +36,23 @@ MIXED = "mixed.jsonl"  # gone when the stage is done
 Ints = NDArray[np.int64]
 
 
-def select(
-    settings: Select, samples: Path, non_reasoning: Path | None, index: list[Path], work: Work
-) -> Report:
+def select(settings: Select, inputs: Inputs, work: Work) -> Report:
     """Write what is trained on as records.jsonl, in the order drawn, the rest as dropped.jsonl.
 
     Of each prompt, in the order of its samples, at most `per_prompt` are kept. "all": of all samples, whatever
     their verdict; "all-correct": of the correct ones, and so in all that follow; "first", "shortest" (in
     characters): one where per_prompt is 0; "diverse": those that resemble each other least by word
     3-grams, the first one to begin with. The pass rate is that of all samples of a prompt in `samples`.
-    non_reasoning: conversations, as `prompts` reads them, each with an answer. So many are drawn that
+    Inputs.mixed: conversations, as `prompts` reads them, each with an answer. So many are drawn that
     reasoning rows are `reasoning_share` of all; where there are too few, all are taken. Nobody verifies them.
-    index: files in which they are looked up, as `decontaminate` does it with the samples; what shares text
+    Inputs.indexes: files in which they are looked up, as `decontaminate` does it with the samples; what shares text
     with a benchmark goes to dropped.jsonl, too, and is counted under non_reasoning.
 
     Dropped, the first reason counts: "incorrect", "unverifiable", "pass-rate", "per-prompt", "not-first",
     "not-shortest", "not-diverse", "limit".
     """
     _check(settings)
-    source = samples / "records.jsonl"
+    source = inputs.samples / "records.jsonl"
     with source.open("rb") as file, work.bar(source.stat().st_size, "select") as progress:
         read = _Read(source, file, progress)
         reasons = _fates(settings, read, file)
@@ -61,11 +60,11 @@ def select(
         rng = np.random.Generator(np.random.PCG64(settings.seed))
         kept = rng.permutation(kept)
         mixed, contaminated = array("Q"), list[bytes]()
-        if non_reasoning is not None:
-            talks = _conversations(non_reasoning, settings.licence)
-            mixed, contaminated = _import(talks, Index(index), work.folder / MIXED)
+        if inputs.mixed is not None:
+            talks = _conversations(inputs.mixed, settings.licence)
+            mixed, contaminated = _import(talks, Index(inputs.indexes), work.folder / MIXED)
             if not mixed and not contaminated:
-                raise DstoolsError(f"{non_reasoning}: is empty", "name a file of conversations")
+                raise DstoolsError(f"{inputs.mixed}: is empty", "name a file of conversations")
         own, others = _shares(settings, len(kept), len(mixed))
         for number in kept[own:].tolist():
             reasons[number] = "limit"

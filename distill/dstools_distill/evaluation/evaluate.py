@@ -23,6 +23,7 @@ from dstools_distill.evaluation.tally import Scores, as_json, tally
 from dstools_distill.judge.extract import final_answer
 from dstools_distill.judge.verify import Judge
 from dstools_distill.recipe.settings import Eval, Verify
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import CLOSE, OPEN, Record, split
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.store.stage import Report, Work
@@ -38,19 +39,10 @@ from dstools_distill.tokens.templates import (
 SCORES = "scores.json"
 
 
-def evaluate(
-    settings: Eval,
-    prompts: Path,
-    models: dict[str, Path],
-    tokenizer: Path,
-    template: str,
-    verify: Verify,
-    work: Work,
-) -> Report:
+def evaluate(settings: Eval, inputs: Inputs, work: Work) -> Report:
     """Answer every problem with each model, judge the answers, and return figures with intervals.
 
-    prompts: the folder of a finished `prompts`; models: folders by name, such as "before" and "after". An
-    answer is right as `verify` says, but for its checks of steps, language and repetition: those choose
+    An answer is right as `inputs.judge` says, but for its checks of steps, language and repetition: those choose
     what to train on. Problems that nobody can judge are dropped and counted. With two models, the
     difference of the second to the first is over the same problems.
 
@@ -67,21 +59,21 @@ def evaluate(
             f"eval.samples: {settings.samples} greedy answers are all the same",
             "set eval.temperature above 0, or eval.samples = 1",
         )
-    problems, dropped, sources = _problems(prompts / "records.jsonl")
-    speech = load_tokenizer(tokenizer, template)
+    problems, dropped, sources = _problems(inputs.problems / "records.jsonl")
+    speech = load_tokenizer(inputs.tokenizer, inputs.template)
     try:
         opened = [opens_think(prompt_text(speech, problem["messages"])) for problem in problems]
         asked = [prompt_ids(speech, problem["messages"]) for problem in problems]
         end_token_id(speech)  # or answers would not end
     except DstoolsError as error:
-        raise DstoolsError(f"{tokenizer}: {error}", error.hint) from error
+        raise DstoolsError(f"{inputs.tokenizer}: {error}", error.hint) from error
     judged_by = replace(
-        verify, reasoning=settings.reasoning, steps=False, language="", max_repetition=1.0
+        inputs.judge, reasoning=settings.reasoning, steps=False, language="", max_repetition=1.0
     )
     exam = _Exam(settings, problems, asked, opened, speech, judged_by)
     figures: dict[str, dict[str, Any]] = {}
     scores: dict[str, Scores] = {}
-    for name, folder in models.items():
+    for name, folder in inputs.models.items():
         answers = work.folder / f"answers-{name}.jsonl"
         if not answers.exists():
             _answer(exam, name, folder, answers, work)

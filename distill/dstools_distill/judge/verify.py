@@ -22,6 +22,7 @@ from dstools_distill.judge.extract import final_answer
 from dstools_distill.judge.prose import LANGUAGES, language_share, repetition
 from dstools_distill.judge.referee import Referee
 from dstools_distill.recipe.settings import Verify
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import CLOSE, OPEN, Record, dump, split
 from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
 from dstools_distill.store.stage import Report, Work
@@ -31,14 +32,14 @@ PLACES = 4  # of shares
 ONE_VALUED = ("chain_sum",)  # tasks of which another integer is wrong, without asking the scorer
 
 
-def verify(settings: Verify, samples: Path, work: Work) -> Report:
+def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
     """Add the verdict to each row of samples/records.jsonl; return the counts of verdicts and reasons.
 
     The report: in, out, dropped (none); verdicts {verdict: n}; reasons {verdict: {word: n}};
     checkers {names: n}; steps_checked, rows; answers_right_steps_wrong, which of the incorrect have a right answer and a
     wrong step. Raises DstoolsError where a row is bad, or code comes and bubblewrap is missing.
     """
-    source = samples / "records.jsonl"
+    source = inputs.samples / "records.jsonl"
     counts = map_rows(source, work, ("records.jsonl",), _rows_of, settings, source, what="verify")
     reasons: dict[str, dict[str, int]] = {}
     for key in sorted(key for key in counts if key.startswith("reason ")):

@@ -26,21 +26,9 @@ from dstools_converters.errors import DstoolsError, printable
 from dstools_distill.recipe import settings
 from dstools_distill.recipe.presets import preset_text
 from dstools_distill.recipe.settings import check_settings
+from dstools_distill.recipe.stages import STAGES, TRAINED
 
-TABLES: dict[str, type[Any]] = {  # in the order data flows
-    "prompts": settings.Prompts,
-    "generate": settings.Generate,
-    "verify": settings.Verify,
-    "decontaminate": settings.Decontaminate,
-    "select": settings.Select,
-    "render": settings.Render,
-    "sft": settings.Sft,
-    "kd": settings.Kd,
-    "grpo": settings.Grpo,
-    "eval": settings.Eval,
-}
-STAGES = (*TABLES, "card")
-TRAINED = ("sft", "kd", "grpo")
+TABLES = {name: stage.settings for name, stage in STAGES.items() if name != "card"}
 PHASE = "phase:"  # begins a path to what an earlier phase left
 TOP_KEYS = ("preset", "student", *STAGES, "seeds", "arms", "phase")
 AT_LEAST_ONE = {
@@ -85,7 +73,8 @@ class Chain:
         return found[-1] if found else None
 
     def _before(self, stage: str) -> list[str]:
-        return [name for name in STAGES[: STAGES.index(stage)] if name in self.stages]
+        names = list(STAGES)
+        return [name for name in names[: names.index(stage)] if name in self.stages]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.store.stage import Report, Work, digest
@@ -34,11 +35,11 @@ logger = logging.getLogger(__name__)
 RECORDS, DROPPED, LOG = "records.jsonl", "dropped.jsonl", "samples.jsonl"
 
 
-def generate(settings: Generate, prompts: Path, model: Path | None, work: Work) -> Report:
+def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
     """Write settings.samples answers to each prompt of a folder; return what came.
 
-    model: the teacher's folder (hf), or the file of samples (replay; None replays the references that came with
-    the prompts). The report counts prompts in, samples out, reasons of those dropped, how answers ended,
+    Reads prompts and model: the teacher's folder (hf), or the file of samples (replay; None replays the
+    references that came with the prompts). The report counts prompts in, samples out, reasons of those dropped, how answers ended,
     traces that are well formed, and tokens where the teacher counts them. Raises DstoolsError where the
     teacher is down, where it missed more than settings.max_failed of the samples, which another run asks for
     again, or where no sample can be had at all.
@@ -48,12 +49,12 @@ def generate(settings: Generate, prompts: Path, model: Path | None, work: Work) 
             f"generate.samples: {settings.samples} greedy answers are all the same",
             "set generate.temperature above 0, or generate.samples = 1",
         )
-    asked, done = prompts / RECORDS, work.folder / RECORDS
+    asked, done = inputs.prompts / RECORDS, work.folder / RECORDS
     count = sum(1 for _ in records.lines(asked))
     if not done.exists():  # it gets that name when it is whole
         with closing(SampleLog(work.folder / LOG, count * settings.samples)) as log:
-            missed = _fill(log, settings, asked, model, work)
-            _write(settings, asked, log, missed, _who(settings, model), work.folder)
+            missed = _fill(log, settings, asked, inputs.model, work)
+            _write(settings, asked, log, missed, _who(settings, inputs.model), work.folder)
     (work.folder / LOG).unlink(missing_ok=True)
     if settings.backend == "openai-batch":
         from dstools_distill.teachers.batchfile import remove_batch_files

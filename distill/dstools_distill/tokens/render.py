@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from dstools_converters.errors import DstoolsError, ShortfallError, printable
 from dstools_distill import records
 from dstools_distill.recipe.settings import Render
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import CLOSE, OPEN, Record
 from dstools_distill.store.rows import CHUNK_ROWS, Chunk, Rows, map_rows
 from dstools_distill.store.stage import Report, Work, file_sha256
@@ -52,8 +53,8 @@ WHY = {  # a row is dropped; the rest of the world's faults stop the run
 }
 
 
-def render(settings: Render, samples: Path, tokenizer: Path, template: str, work: Work) -> Report:
-    """Write rows.arrow and dropped.jsonl from the records.jsonl in `samples`, and return the report.
+def render(settings: Render, inputs: Inputs, work: Work) -> Report:
+    """Write rows.arrow and dropped.jsonl from the records.jsonl of the samples, and return the report.
 
     Where a record has no trace, and everywhere with `settings.reasoning` False, the row trains on the
     answer alone, as the template wants one. Raises DstoolsError for a template or tokenizer that cannot
@@ -61,7 +62,8 @@ def render(settings: Render, samples: Path, tokenizer: Path, template: str, work
     trace is wanted and no record has one; ShortfallError where more than `settings.max_dropped` of the
     rows would be dropped.
     """
-    source = samples / "records.jsonl"
+    tokenizer, template = inputs.tokenizer, inputs.template
+    source = inputs.samples / "records.jsonl"
     files = (ROWS, DROPPED)
     counts = map_rows(
         source, work, files, _Renderer, source, tokenizer, template, settings, what="rendering"

@@ -20,7 +20,8 @@ from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.contamination import clean_prompts
 from dstools_distill.judge.verify import Judge
-from dstools_distill.recipe.settings import Grpo, Verify
+from dstools_distill.recipe.settings import Grpo
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.tokens.templates import end_token_id, load_tokenizer, opens_think, prompt_text
@@ -35,19 +36,10 @@ CURVE = (
 )  # fmt: skip
 
 
-def grpo(
-    settings: Grpo,
-    prompts: Path,
-    model: Path,
-    tokenizer: Path,
-    template: str,
-    verify: Verify,
-    index: list[Path],
-    work: Work,
-) -> Report:
+def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
     """Train the policy in `model` on the prompts of a folder, and leave a model folder in `work.folder`.
 
-    verify: how the right answer is judged; index: of benchmarks, whose problems are not trained on. A step
+    Problems of the indexes are not trained on. A step
     takes `batch_size` answers: group_size of each of batch_size / group_size prompts. curve.jsonl has rewards,
     their spread, the share of groups without any, KL in nats a token, and the share of clipped tokens. Raises DstoolsError where the batch is no whole number of groups, or nothing can be scored.
     """
@@ -58,10 +50,11 @@ def grpo(
         )
     if not settings.accuracy_weight + settings.format_weight + settings.language_weight:
         raise DstoolsError("grpo: every reward has weight 0", "give accuracy_weight = 1.0")
-    tokens = load_tokenizer(tokenizer, template)
+    tokens = load_tokenizer(inputs.tokenizer, inputs.template)
     tokens.eos_token = tokens.convert_ids_to_tokens(end_token_id(tokens))  # TRL cuts answers there
-    clean, contaminated = clean_prompts(prompts / "records.jsonl", index)
-    asked, without_gold = dataset(clean, prompts / "records.jsonl", tokens)
+    source = inputs.prompts / "records.jsonl"
+    clean, contaminated = clean_prompts(source, inputs.indexes)
+    asked, without_gold = dataset(clean, source, tokens)
     config = GRPOConfig(
         **arguments(settings, work),
         num_generations=settings.group_size,
@@ -78,9 +71,9 @@ def grpo(
         ref_model_sync_steps=settings.replace_reference_steps or 1,
         shuffle_dataset=True,
     )
-    student = load_student(settings, model, None, tokens)
+    student = load_student(settings, inputs.model, None, tokens)
     require_room(student, settings.max_completion_tokens, "grpo.max_completion_tokens")
-    with closing(Judge(verify)) as judge:
+    with closing(Judge(inputs.judge)) as judge:
         paid = rewards(settings, judge, tokens)
         config.reward_weights = paid.weights
         trainer: Any = GRPOTrainer(

@@ -15,6 +15,7 @@ from dstools_converters.errors import DstoolsError, printable
 from dstools_distill.data.contamination import clean_prompts
 from dstools_distill.loading import load_model
 from dstools_distill.recipe.settings import Kd
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.tokens.templates import end_token_id, load_tokenizer, prompt_text
 from dstools_distill.training.students import load_student, lora, optimizers, require_room
@@ -24,29 +25,21 @@ CURVE = (*LOSS_CURVE, "entropy", "completions/mean_length", "completions/clipped
 PROBED = 200  # prompts
 
 
-def kd(
-    settings: Kd,
-    prompts: Path,
-    model: Path,
-    tokenizer: Path,
-    template: str,
-    teacher: Path,
-    index: list[Path],
-    work: Work,
-) -> Report:
+def kd(settings: Kd, inputs: Inputs, work: Work) -> Report:
     """Train the student in `model` against the teacher, and leave a model folder in `work.folder`.
 
     The student answers each prompt; on its tokens the divergence of the two distributions is minimised:
     beta 0 is KL(teacher || student), 1 is KL(student || teacher), between them Jensen-Shannon
-    (arXiv 2306.13649). index: of benchmarks, whose problems are not trained on. Raises DstoolsError where the two do not share a tokenizer.
+    (arXiv 2306.13649). Problems of the indexes are not trained on. Raises DstoolsError where the two do not share a tokenizer.
     """
-    tokens = load_tokenizer(tokenizer, template)
+    tokens = load_tokenizer(inputs.tokenizer, inputs.template)
     tokens.eos_token = tokens.convert_ids_to_tokens(end_token_id(tokens))  # TRL cuts answers there
-    clean, contaminated = clean_prompts(prompts / "records.jsonl", index)
+    asked, teacher = inputs.prompts / "records.jsonl", inputs.teacher
+    clean, contaminated = clean_prompts(asked, inputs.indexes)
     conversations = [record["messages"] for record in clean]
     if not conversations:
         raise DstoolsError(
-            f"{prompts / 'records.jsonl'}: holds no prompt that may be trained on",
+            f"{asked}: holds no prompt that may be trained on",
             "there is nothing to answer",
         )
     probes = [prompt_text(tokens, messages) for messages in conversations[:PROBED]]
@@ -58,7 +51,7 @@ def kd(
         max_completion_length=settings.max_completion_tokens,
         generation_kwargs={"eos_token_id": tokens.eos_token_id},
     )
-    student = load_student(settings, model, None, tokens)
+    student = load_student(settings, inputs.model, None, tokens)
     require_room(student, settings.max_completion_tokens, "kd.max_completion_tokens")
     master = load_model(teacher, student.dtype, attn_implementation=settings.attention)
     if config.use_cpu:

@@ -22,6 +22,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.recipe.settings import Sft
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.training.head import score_targets_alone
@@ -32,22 +33,14 @@ ROWS, PACKED = "rows.arrow", "packed.arrow"
 disable_progress_bars()  # work.bar is the one there is
 
 
-def sft(
-    settings: Sft,
-    rows: Path,
-    model: Path | None,
-    init: dict[str, Any] | None,
-    tokenizer: Path,
-    template: str,
-    work: Work,
-) -> Report:
+def sft(settings: Sft, inputs: Inputs, work: Work) -> Report:
     """Train a student, from the folder `model` or new from `init`, on the rows of a `render` folder.
 
     Writes a model folder, see training.py. Without packing, `batch_size` counts rows, with it, sequences as
     long as the longest row. Where several processes train, some of the first rows fill up the last step.
     Raises DstoolsError where there are no rows, the student cannot hold them, or the trainer would see others.
     """
-    student_tokenizer = load_tokenizer(tokenizer, template)
+    student_tokenizer = load_tokenizer(inputs.tokenizer, inputs.template)
     given: dict[str, Any] = {
         "max_length": None,  # nothing is cut: render has dropped what is too long
         "padding_free": settings.packing,
@@ -57,10 +50,10 @@ def sft(
         "max_steps": -1,
     }
     config = SFTConfig(**arguments(settings, work) | given)
-    rendered = _load(rows / ROWS)
+    rendered = _load(inputs.rows / ROWS)
     lengths = _lengths(rendered, "input_ids")
-    student = load_student(settings, model, init, student_tokenizer)
-    _check_rows(rows / ROWS, rendered, lengths, student)
+    student = load_student(settings, inputs.model, inputs.init, student_tokenizer)
+    _check_rows(inputs.rows / ROWS, rendered, lengths, student)
     sequences = _packed(rendered, int(lengths.max()), work) if settings.packing else rendered
     chosen = order(_lengths(sequences, "input_ids"), settings)
     trainer: Any = SFTTrainer(

@@ -16,6 +16,8 @@ from dstools_distill import records
 from dstools_distill.data.contamination import EVAL_INDEX, METADATA
 from dstools_distill.data.decontaminate import build_index, decontaminate, index_problems
 from dstools_distill.data.ngrams import tokens
+from dstools_distill.recipe.settings import Decontaminate
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 
@@ -190,7 +192,8 @@ def run(
     if problems:
         index_problems(problems, folder)
         index = (*index, folder / EVAL_INDEX)
-    return decontaminate(folder / "in", list(index), Work(folder / "out", workers))
+    inputs = Inputs(samples=folder / "in", indexes=index)
+    return decontaminate(Decontaminate(), inputs, Work(folder / "out", workers))
 
 
 def read(folder: Path, name: str) -> list[Record]:

@@ -11,6 +11,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.prompts import prompts
 from dstools_distill.recipe.settings import Prompts, Source
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Report, Work, outputs
 
 
@@ -24,8 +25,9 @@ def made(
 ) -> Report:
     """The stage's report; its files lie in folder / "out"."""
     given = tuple(s if isinstance(s, Source) else Source(s.name) for s in sources)
-    files = [None if isinstance(s, Source) else s for s in sources]
-    return prompts(Prompts(source=given, **settings), files, rates, work(folder / "out"))
+    files = tuple(None if isinstance(s, Source) else s for s in sources)
+    inputs = Inputs(sources=files, pass_rates=rates)
+    return prompts(Prompts(source=given, **settings), inputs, work(folder / "out"))
 
 
 def kept(folder: Path) -> list[records.Record]:

@@ -11,6 +11,7 @@ from dstools_distill import records
 from dstools_distill.data.decontaminate import build_index
 from dstools_distill.data.select import select
 from dstools_distill.recipe.settings import Select
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work, outputs
 
@@ -34,7 +35,8 @@ def selected(
     records.write(folder / "in" / "records.jsonl", rows)
     work = Work(folder / "out")
     named = {"non_reasoning": non_reasoning.name} if non_reasoning else {}
-    report = select(Select(**settings, **named), folder / "in", non_reasoning, list(index), work)
+    inputs = Inputs(samples=folder / "in", mixed=non_reasoning, indexes=index)
+    report = select(Select(**settings, **named), inputs, work)
     return sorted((row["id"], row["sample"]) for row in kept(folder)), report
 
 

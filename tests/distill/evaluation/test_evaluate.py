@@ -24,6 +24,7 @@ from dstools_distill.evaluation.evaluate import evaluate, last_answer
 from dstools_distill.evaluation.statistics import paired_difference
 from dstools_distill.evaluation.tally import as_json
 from dstools_distill.recipe.settings import Eval, Prompts, Source, Verify
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Report, Work
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
@@ -52,7 +53,7 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     def make(size: int) -> Path:
         folder = tmp_path_factory.mktemp("sums")
         source = Source("rg:chain_sum", size=size, seed=987654, options=SUMS)
-        prompts(Prompts((source,)), [None], None, work(folder))
+        prompts(Prompts((source,)), Inputs(sources=(None,)), work(folder))
         return folder
 
     return make
@@ -61,7 +62,8 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 def run(settings: Eval, problems: Path, folder: Path, model: Path = SAMPLE, **more: Any) -> Report:
     models = more.pop("models", {"after": model})
     tokenizer = more.pop("tokenizer", model)
-    return evaluate(settings, problems, models, tokenizer, "", Verify(), work(folder, **more))
+    inputs = Inputs(problems=problems, models=models, tokenizer=tokenizer, judge=Verify())
+    return evaluate(settings, inputs, work(folder, **more))
 
 
 def bytes_of(folder: Path) -> dict[str, str]:

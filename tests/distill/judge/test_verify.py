@@ -18,6 +18,7 @@ from dstools_distill import records
 from dstools_distill.judge import sandbox
 from dstools_distill.judge.verify import Judge, verify
 from dstools_distill.recipe.settings import Verify
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 
 SUM = {
@@ -221,7 +222,7 @@ def test_the_stage_keeps_every_row_in_order_with_its_verdict_and_counts_them(
     tmp_path: Path,
 ) -> None:
     folder = samples(tmp_path / "in", 20)
-    report = verify(Verify(), folder, work(tmp_path / "out", 1))
+    report = verify(Verify(), Inputs(samples=folder), work(tmp_path / "out", 1))
     assert report == {
         "in": 20,
         "out": 20,
@@ -247,13 +248,16 @@ def test_the_stage_keeps_every_row_in_order_with_its_verdict_and_counts_them(
 
 def test_workers_and_kills_change_no_byte(tmp_path: Path) -> None:
     folder = samples(tmp_path / "in", 9000, ROWS[:-1])
-    verify(Verify(), folder, work(tmp_path / "whole", 1))
+    verify(Verify(), Inputs(samples=folder), work(tmp_path / "whole", 1))
     whole = (tmp_path / "whole" / "records.jsonl").read_bytes()
     code = (
         "import sys; from pathlib import Path\n"
-        "from dstools_distill.recipe.settings import Verify; from dstools_distill.store.stage import Work\n"
+        "from dstools_distill.recipe.settings import Verify\n"
+        "from dstools_distill.recipe.stages import Inputs\n"
+        "from dstools_distill.store.stage import Work\n"
         "from dstools_distill.judge.verify import verify\n"
-        "if __name__ == '__main__': verify(Verify(), Path(sys.argv[1]), Work(Path(sys.argv[2])))"
+        "if __name__ == '__main__':\n"
+        "    verify(Verify(), Inputs(samples=Path(sys.argv[1])), Work(Path(sys.argv[2])))"
     )
     killed = work(tmp_path / "killed", 2)
     with subprocess.Popen([sys.executable, "-c", code, folder, killed.folder]) as process:
@@ -262,7 +266,7 @@ def test_workers_and_kills_change_no_byte(tmp_path: Path) -> None:
         while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
-    report = verify(Verify(), folder, killed)
+    report = verify(Verify(), Inputs(samples=folder), killed)
     assert report["in"] == 9000
     assert (killed.folder / "records.jsonl").read_bytes() == whole
 
@@ -272,4 +276,4 @@ def test_a_bad_row_is_named(tmp_path: Path) -> None:
     with (folder / "records.jsonl").open("ab") as file:
         file.write(b"{broken\n")
     with pytest.raises(DstoolsError, match=r"records\.jsonl: line 4"):
-        verify(Verify(), folder, work(tmp_path / "out", 1))
+        verify(Verify(), Inputs(samples=folder), work(tmp_path / "out", 1))

@@ -20,6 +20,7 @@ import pytest
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.teachers import endpoint
@@ -194,7 +195,7 @@ def run(
         prompts / "records.jsonl",
         ({"id": records.prompt_id(each, "here"), "messages": each} for each in asked),
     )
-    report = generate(settings, prompts, None, Work(out))
+    report = generate(settings, Inputs(prompts=prompts), Work(out))
     return report, list(records.read(out / "records.jsonl"))
 
 
@@ -406,9 +407,11 @@ def test_a_run_that_stops_ends_its_process(proxy: Proxy, tmp_path: Path) -> None
     code = (
         "from pathlib import Path; from dstools_distill.teachers import endpoint; "
         "from dstools_distill.teachers.generate import generate; "
-        "from dstools_distill.recipe.settings import Generate; from dstools_distill.store.stage import Work; "
+        "from dstools_distill.recipe.settings import Generate; "
+        "from dstools_distill.recipe.stages import Inputs; "
+        "from dstools_distill.store.stage import Work; "
         f"endpoint.REFUSALS = 2; folder = Path({str(tmp_path)!r}); "
-        f"generate({settings!r}, folder / 'prompts', None, Work(folder / 'out'))"
+        f"generate({settings!r}, Inputs(prompts=folder / 'prompts'), Work(folder / 'out'))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, timeout=60, check=False

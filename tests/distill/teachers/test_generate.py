@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 from dstools_distill.teachers import generate as module
 from dstools_distill.teachers.generate import generate
@@ -98,7 +99,9 @@ def test_a_model_in_this_process_answers_each_prompt_and_the_records_say_how(
 ) -> None:
     told: list[int] = []
     settings = replace(HF, temperature=0.01, max_tokens=100)  # greedy but for its name
-    report = generate(settings, prompts, SAMPLE, work_in(tmp_path / "out", told))
+    report = generate(
+        settings, Inputs(prompts=prompts, model=SAMPLE), work_in(tmp_path / "out", told)
+    )
     assert sum(told) == 10
     assert sorted(bytes_in(tmp_path / "out")) == ["dropped.jsonl", "records.jsonl"]
     assert (tmp_path / "out" / "dropped.jsonl").read_bytes() == b""
@@ -131,7 +134,7 @@ def test_a_prefilled_opener_is_in_the_prompt_and_not_in_the_text(
     prompts: Path, tmp_path: Path
 ) -> None:
     settings = replace(HF, prefill_think=True, temperature=0.0, max_tokens=100, samples=1)
-    generate(settings, prompts, SAMPLE, work_in(tmp_path / "out"))
+    generate(settings, Inputs(prompts=prompts, model=SAMPLE), work_in(tmp_path / "out"))
     for each in records.read(tmp_path / "out" / "records.jsonl"):
         assert each["prefilled_think"] is True
         assert "<think>" not in each["raw"]
@@ -146,6 +149,7 @@ torch.set_num_threads(1)
 from dstools_distill.teachers import sampling
 from dstools_distill.teachers.generate import generate
 from dstools_distill.recipe.settings import Generate
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 
 prompts, model, out = map(Path, sys.argv[1:4])
@@ -155,7 +159,7 @@ def child(folder):
     folder.mkdir(exist_ok=True)
     if pid := os.fork():
         return pid
-    generate(settings, prompts, model, Work(folder))
+    generate(settings, Inputs(prompts=prompts, model=model), Work(folder))
     os._exit(0)
 
 os.waitpid(child(out / "straight"), 0)
@@ -195,9 +199,15 @@ def test_many_greedy_answers_are_refused_unless_they_are_there_already(
     prompts: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DstoolsError, match=r"generate\.samples: 2 greedy answers are all the same"):
-        generate(replace(HF, temperature=0.0), prompts, SAMPLE, work_in(tmp_path / "out"))
+        generate(
+            replace(HF, temperature=0.0),
+            Inputs(prompts=prompts, model=SAMPLE),
+            work_in(tmp_path / "out"),
+        )
     given = replace(REPLAY, temperature=0.0)
-    report = generate(given, prompts, all_given(tmp_path), work_in(tmp_path / "replayed"))
+    report = generate(
+        given, Inputs(prompts=prompts, model=all_given(tmp_path)), work_in(tmp_path / "replayed")
+    )
     assert report["out"] == 10
 
 
@@ -210,7 +220,11 @@ def stopped(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> b
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            generate(REPLAY, prompts, all_given(tmp_path), work_in(tmp_path / "stopped"))
+            generate(
+                REPLAY,
+                Inputs(prompts=prompts, model=all_given(tmp_path)),
+                work_in(tmp_path / "stopped"),
+            )
     return (tmp_path / "stopped" / "samples.jsonl").read_bytes()
 
 
@@ -222,7 +236,7 @@ def test_a_log_cut_at_any_byte_is_gone_on_with(
     stopped: bytes, prompts: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
     given = tmp_path / "given.jsonl"
-    generate(REPLAY, prompts, given, work_in(tmp_path / "straight"))
+    generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "straight"))
     lines = stopped.splitlines(keepends=True)
     random.Random(data.draw(st.integers(0, 9))).shuffle(lines)  # the order of arrival is no matter
     log = b"".join(lines)
@@ -234,7 +248,7 @@ def test_a_log_cut_at_any_byte_is_gone_on_with(
         path.unlink()
     (work.folder / "samples.jsonl").write_bytes(log[:cut] + garbage)
     told: list[int] = []
-    generate(REPLAY, prompts, given, work_in(tmp_path / "cut", told))
+    generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "cut", told))
     whole = log[:cut].count(b"\n")
     assert told[:1] == ([whole] if whole < 10 else [])  # nothing that is whole is asked again
     assert bytes_in(tmp_path / "cut") == bytes_in(tmp_path / "straight")
@@ -247,8 +261,16 @@ def test_a_sample_that_is_logged_twice_counts_once(
     other = first.replace(b"think", b"other")
     (work_in(tmp_path / "out").folder / "samples.jsonl").write_bytes(first + other + first)
     told: list[int] = []
-    generate(REPLAY, prompts, tmp_path / "given.jsonl", work_in(tmp_path / "out", told))
-    generate(REPLAY, prompts, tmp_path / "given.jsonl", work_in(tmp_path / "straight"))
+    generate(
+        REPLAY,
+        Inputs(prompts=prompts, model=tmp_path / "given.jsonl"),
+        work_in(tmp_path / "out", told),
+    )
+    generate(
+        REPLAY,
+        Inputs(prompts=prompts, model=tmp_path / "given.jsonl"),
+        work_in(tmp_path / "straight"),
+    )
     assert told[0] == 1
     assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "straight")
 
@@ -256,11 +278,20 @@ def test_a_sample_that_is_logged_twice_counts_once(
 def test_a_run_stopped_after_its_records_has_the_same_report(
     prompts: Path, tmp_path: Path, stopped: bytes
 ) -> None:
-    report = generate(REPLAY, prompts, tmp_path / "given.jsonl", work_in(tmp_path / "out"))
+    report = generate(
+        REPLAY, Inputs(prompts=prompts, model=tmp_path / "given.jsonl"), work_in(tmp_path / "out")
+    )
     before = bytes_in(tmp_path / "out")
     (tmp_path / "out" / "samples.jsonl").write_bytes(stopped)
     (tmp_path / "given.jsonl").unlink()  # nothing is asked any more
-    assert generate(REPLAY, prompts, tmp_path / "given.jsonl", work_in(tmp_path / "out")) == report
+    assert (
+        generate(
+            REPLAY,
+            Inputs(prompts=prompts, model=tmp_path / "given.jsonl"),
+            work_in(tmp_path / "out"),
+        )
+        == report
+    )
     assert bytes_in(tmp_path / "out") == before
 
 
@@ -287,9 +318,9 @@ def test_what_came_before_a_teacher_broke_down_is_not_asked_again(
     for limit in (4, 4):
         monkeypatch.setattr(module, "_teacher", lambda *_, limit=limit: teacher(limit))
         with pytest.raises(DstoolsError, match="down"):
-            generate(REPLAY, prompts, None, work)
+            generate(REPLAY, Inputs(prompts=prompts), work)
     monkeypatch.setattr(module, "_teacher", lambda *_: teacher(99))
-    report = generate(REPLAY, prompts, None, work)
+    report = generate(REPLAY, Inputs(prompts=prompts), work)
     assert asked == list(reversed(range(10)))
     assert report["dropped"] == {"too long": 1}
     assert (report["in"], report["out"]) == (5, 9)
@@ -323,11 +354,11 @@ def test_as_many_samples_may_be_missed_as_the_setting_says_and_no_more(
     work, settings = work_in(tmp_path / "out"), replace(REPLAY, samples=3)
     for share in (0.0, 0.26):
         with pytest.raises(DstoolsError) as told:
-            generate(replace(settings, max_failed=share), prompts, None, work)
+            generate(replace(settings, max_failed=share), Inputs(prompts=prompts), work)
         assert str(told.value) == "4 of 15 samples could not be had: 1 x 503, 3 x time-out"
         assert told.value.hint.endswith("generate.max_failed = 0.27")
         assert (work.folder / "samples.jsonl").read_bytes().count(b"\n") == 11
-    report = generate(replace(settings, max_failed=4 / 15), prompts, None, work)
+    report = generate(replace(settings, max_failed=4 / 15), Inputs(prompts=prompts), work)
     assert (report["out"], report["dropped"]) == (10, {"503": 1, "time-out": 3, "too long": 1})
     dropped = records.read(work.folder / "dropped.jsonl")
     assert [(PROMPTS.index(prompt_of(each)), each["sample"], each["drop_reason"]) for each in dropped] == [
@@ -356,7 +387,7 @@ def test_a_teacher_is_closed_when_its_answers_cannot_be_kept(
     monkeypatch.setattr(module, "_teacher", lambda *_: answers)
     monkeypatch.setattr(module.SampleLog, "add", full)
     with pytest.raises(OSError, match="No space") as told:
-        generate(REPLAY, prompts, None, work_in(tmp_path / "out"))
+        generate(REPLAY, Inputs(prompts=prompts), work_in(tmp_path / "out"))
     assert told.tb is not None  # which keeps the generator alive
     assert closed == [True]
 
@@ -367,7 +398,9 @@ def test_to_accept_every_loss_is_not_to_do_without_a_sample(
     away = dict.fromkeys(range(9), "time-out")
     monkeypatch.setattr(module, "_teacher", failing(away, {9: "too long"}))
     with pytest.raises(DstoolsError, match="no sample of 10 could be had: time-out, too long"):
-        generate(replace(REPLAY, max_failed=1.0), prompts, None, work_in(tmp_path / "out"))
+        generate(
+            replace(REPLAY, max_failed=1.0), Inputs(prompts=prompts), work_in(tmp_path / "out")
+        )
 
 
 # ----------------------------------------------------------------------------------------- replay
@@ -387,7 +420,7 @@ def test_samples_are_found_by_id_or_by_text_in_every_form(prompts: Path, tmp_pat
             {"prompt": "nobody asks this", "raw": "h"},
         ],
     )
-    report = generate(REPLAY, prompts, given, work_in(tmp_path / "out"))
+    report = generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "out"))
     found = list(records.read(tmp_path / "out" / "records.jsonl"))
     assert [(each["gold"], each["sample"], each["raw"]) for each in found] == [
         ("0", 0, "no trace"),
@@ -410,9 +443,15 @@ def test_samples_are_found_by_id_or_by_text_in_every_form(prompts: Path, tmp_pat
 
 
 def test_records_of_an_earlier_run_are_replayed_as_they_were(prompts: Path, tmp_path: Path) -> None:
-    generate(REPLAY, prompts, all_given(tmp_path), work_in(tmp_path / "first"))
+    generate(
+        REPLAY, Inputs(prompts=prompts, model=all_given(tmp_path)), work_in(tmp_path / "first")
+    )
     earlier = tmp_path / "first" / "records.jsonl"
-    generate(replace(REPLAY, model="again.jsonl"), prompts, earlier, work_in(tmp_path / "second"))
+    generate(
+        replace(REPLAY, model="again.jsonl"),
+        Inputs(prompts=prompts, model=earlier),
+        work_in(tmp_path / "second"),
+    )
     names = ("id", "sample", "raw", "reasoning", "answer", "finish_reason", "prefilled_think")
     first, second = (
         [[each[name] for name in names] for each in records.read(tmp_path / out / "records.jsonl")]
@@ -422,7 +461,7 @@ def test_records_of_an_earlier_run_are_replayed_as_they_were(prompts: Path, tmp_
 
 
 def test_references_are_replayed_where_no_file_is_named(prompts: Path, tmp_path: Path) -> None:
-    report = generate(replace(REPLAY, model=""), prompts, None, work_in(tmp_path / "out"))
+    report = generate(replace(REPLAY, model=""), Inputs(prompts=prompts), work_in(tmp_path / "out"))
     found = list(records.read(tmp_path / "out" / "records.jsonl"))
     assert [(each["raw"], each["reasoning"]) for each in found] == [
         ("<think>5+8</think>13", "5+8"),
@@ -448,7 +487,7 @@ def test_a_bad_line_is_named_before_anything_is_asked(
     given = given_file(tmp_path, [{"id": PROMPTS[0]["id"], "raw": "x"}])
     given.write_text(given.read_text() + line + "\n")
     with pytest.raises(DstoolsError, match=rf"given\.jsonl: {words}"):
-        generate(REPLAY, prompts, given, work_in(tmp_path / "out"))
+        generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "out"))
     assert (tmp_path / "out" / "samples.jsonl").read_bytes() == b""
 
 
@@ -457,8 +496,13 @@ def test_a_run_without_one_sample_is_refused_and_not_remembered(
 ) -> None:
     given = given_file(tmp_path, [{"prompt": "something else", "raw": "x"}])
     with pytest.raises(DstoolsError, match="no sample of 10 could be had: not in the file"):
-        generate(REPLAY, prompts, given, work_in(tmp_path / "out"))
-    assert generate(REPLAY, prompts, all_given(tmp_path), work_in(tmp_path / "out"))["out"] == 10
+        generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "out"))
+    assert (
+        generate(
+            REPLAY, Inputs(prompts=prompts, model=all_given(tmp_path)), work_in(tmp_path / "out")
+        )["out"]
+        == 10
+    )
 
 
 # ----------------------------------------------------------------------------------- batch files
@@ -482,7 +526,7 @@ def test_a_batch_is_written_then_read_then_asked_again_for_what_is_missing(
 ) -> None:
     work = work_in(tmp_path / "out")
     with pytest.raises(DstoolsError, match="10 of 10 samples have no answer yet") as told:
-        generate(BATCH, prompts, None, work)
+        generate(BATCH, Inputs(prompts=prompts), work)
     assert "requests-1.jsonl" in str(told.value)
     assert str(work.folder / "answers-1.jsonl") in told.value.hint
     asked = list(records.read(work.folder / "requests-1.jsonl"))
@@ -510,13 +554,13 @@ def test_a_batch_is_written_then_read_then_asked_again_for_what_is_missing(
     lost = int(back[-1]["custom_id"].partition("-")[0])
     missing = sorted({3, 4, lost})
     with pytest.raises(DstoolsError, match=f"{len(missing)} of 10 samples have no answer"):
-        generate(BATCH, prompts, None, work)
+        generate(BATCH, Inputs(prompts=prompts), work)
     again = list(records.read(work.folder / "requests-1.jsonl"))
     assert again == [asked[n] for n in missing]
 
     late = [answered(line, 200, completion("late")) for line in again]
     records.write(work.folder / "answers-2.jsonl", late)
-    report = generate(BATCH, prompts, None, work)
+    report = generate(BATCH, Inputs(prompts=prompts), work)
     assert report["dropped"] == {"400 context_length_exceeded": 1}
     assert report["tokens"] == {"completion_tokens": 18, "prompt_tokens": 27}
     found = list(records.read(work.folder / "records.jsonl"))
@@ -535,12 +579,12 @@ def test_requests_are_split_at_the_limits_of_a_batch(
 
     monkeypatch.setattr(batchfile, "MAX_LINES", 4)
     with pytest.raises(DstoolsError, match=r"requests-1\.jsonl, requests-2\.jsonl, requests-3"):
-        generate(BATCH, prompts, None, work_in(tmp_path / "out"))
+        generate(BATCH, Inputs(prompts=prompts), work_in(tmp_path / "out"))
     counts = [len(list(records.read(tmp_path / "out" / f"requests-{n}.jsonl"))) for n in (1, 2, 3)]
     assert counts == [4, 4, 2]
     monkeypatch.setattr(batchfile, "MAX_BYTES", 700)
     with pytest.raises(DstoolsError):
-        generate(BATCH, prompts, None, work_in(tmp_path / "out"))
+        generate(BATCH, Inputs(prompts=prompts), work_in(tmp_path / "out"))
     files = sorted((tmp_path / "out").glob("requests*"))
     assert len(files) > 3
     assert all(path.stat().st_size <= 700 for path in files)
@@ -554,4 +598,4 @@ def test_an_answer_of_another_run_is_refused(
     line = {"custom_id": name, "response": None, "error": None}
     records.write(work.folder / "answers-1.jsonl", [line])
     with pytest.raises(DstoolsError, match=r"answers-1\.jsonl: line 1: custom_id"):
-        generate(BATCH, prompts, None, work)
+        generate(BATCH, Inputs(prompts=prompts), work)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dstools_converters.errors import DstoolsError, ShortfallError
 from dstools_distill import records
 from dstools_distill.recipe.settings import Render
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 from dstools_distill.tokens.invariant import IGNORED, Target, violations
 from dstools_distill.tokens.render import _Renderer, render, row_id
@@ -114,7 +115,8 @@ def run(
         records.write(source / "records.jsonl", found)
         out.mkdir(exist_ok=True)
         work = Work(out, workers, watch)
-        return render(Render(**options), source, tokenizer_folder("sample-v3"), "", work), out
+        inputs = Inputs(samples=source, tokenizer=tokenizer_folder("sample-v3"))
+        return render(Render(**options), inputs, work), out
 
     return start
 

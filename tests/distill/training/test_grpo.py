@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.decontaminate import build_index
 from dstools_distill.recipe.settings import Grpo, Verify
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 from dstools_distill.training import grpo as module
 from dstools_distill.training.grpo import groups, grpo
@@ -42,6 +44,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(TEACHER).save_pretrained(folder)
     return folder
+
+
+def inputs(prompts: Path, policy: Path) -> Inputs:
+    return Inputs(prompts=prompts, model=policy, tokenizer=policy, judge=Verify())
 
 
 def ask(folder: Path, golds: list[str | None]) -> Path:
@@ -79,7 +85,7 @@ def test_advantages_of_a_group_of_four_are_those_worked_by_hand(
     monkeypatch.setattr(module, "rewards", lambda *_: Rewards([fixed], [1.0]))
     settings = Grpo(**SMALL | {"max_steps": 1})  # type: ignore[arg-type]
     out = work(tmp_path / "out")
-    grpo(settings, ask(tmp_path / "asked", ["1"] * 4), policy, policy, "", Verify(), [], out)
+    grpo(settings, inputs(ask(tmp_path / "asked", ["1"] * 4), policy), out)
     ((advantages, asked),) = seen
     first = 0.5 / (math.sqrt(1 / 3) + 1e-4)
     wanted = [first, -first, -first, first, 1.5 / 1.0001, *[-0.5 / 1.0001] * 3]
@@ -97,8 +103,8 @@ def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
     exam = tmp_path / "exam.jsonl"
     exam.write_text('{"question": "What is 5 + 1 = ?"}\n{"question": "5 + 1 ="}\n')
     build_index([exam], tmp_path / "exam.ngrams")
-    how: Any = (asked, policy, policy, "", Verify(), [tmp_path / "exam.ngrams"], out)
-    report = grpo(Grpo(**SMALL), *how)  # type: ignore[arg-type]
+    read = replace(inputs(asked, policy), indexes=(tmp_path / "exam.ngrams",))
+    report = grpo(Grpo(**SMALL), read, out)  # type: ignore[arg-type]
     assert (report["in"], report["out"]) == (6, 4)
     assert report["dropped"] == {"contaminated": 1, "no-gold": 1}
     assert (report["groups"], report["groups_without_spread"]) == (4, 4)
@@ -144,16 +150,7 @@ def test_settings_that_cannot_teach_are_refused(
 ) -> None:
     settings = Grpo(**SMALL | changes)  # type: ignore[arg-type]
     with pytest.raises(DstoolsError, match=message):
-        grpo(
-            settings,
-            ask(tmp_path / "a", ["1"]),
-            policy,
-            policy,
-            "",
-            Verify(),
-            [],
-            work(tmp_path / "out"),
-        )
+        grpo(settings, inputs(ask(tmp_path / "a", ["1"]), policy), work(tmp_path / "out"))
 
 
 def test_prompts_without_any_gold_are_refused(policy: Path, tmp_path: Path) -> None:
@@ -162,4 +159,4 @@ def test_prompts_without_any_gold_are_refused(policy: Path, tmp_path: Path) -> N
         DstoolsError,
         match=r"asked/records\.jsonl: no prompt that may be trained on has a gold answer",
     ):
-        grpo(Grpo(**SMALL), asked, policy, policy, "", Verify(), [], work(tmp_path / "out"))  # type: ignore[arg-type]
+        grpo(Grpo(**SMALL), inputs(asked, policy), work(tmp_path / "out"))  # type: ignore[arg-type]

@@ -11,11 +11,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.recipe.settings import Kd
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 from dstools_distill.training.kd import check_identity, kd, match_sizes
 
 TEACHER = Path(__file__).parents[2] / "data" / "sample-v3"
 PROBES = ["<｜User｜>12 + 30 =<｜Assistant｜>", "wait, 1 + 2"]
+
+
+def inputs(prompts: Path, student: Path, teacher: Path) -> Inputs:
+    return Inputs(prompts=prompts, model=student, tokenizer=student, teacher=teacher)
 
 
 def work(folder: Path) -> Work:
@@ -89,16 +94,7 @@ def test_a_student_comes_nearer_to_its_teacher_on_its_own_answers(tmp_path: Path
         max_completion_tokens=12, log_steps=1, beta=0.0,
     )  # fmt: skip
     out = work(tmp_path / "out")
-    report = kd(
-        settings,
-        prompts,
-        tmp_path / "student",
-        tmp_path / "student",
-        "",
-        tmp_path / "teacher",
-        [],
-        out,
-    )
+    report = kd(settings, inputs(prompts, tmp_path / "student", tmp_path / "teacher"), out)
     assert report["vocabulary"] == {"student": 320, "teacher": 384, "used": 320}
     losses = [each["loss"] for each in records.read(out.folder / "curve.jsonl")]
     assert len(losses) == report["steps"] == 30
@@ -130,8 +126,8 @@ def test_a_teacher_in_fp8_teaches_a_student_of_any_precision(
         max_steps=1, batch_size=2, micro_batch_size=2, precision=precision,
         max_completion_tokens=4, log_steps=1,
     )  # fmt: skip
-    folders = tmp_path / "prompts", tmp_path / "student", tmp_path / "student"
-    report = kd(settings, *folders, "", sample_fp8, [], work(tmp_path / "out"))
+    read = inputs(tmp_path / "prompts", tmp_path / "student", sample_fp8)
+    report = kd(settings, read, work(tmp_path / "out"))
     assert report["steps"] == 1
     (line,) = records.read(tmp_path / "out" / "curve.jsonl")
     assert line["loss"] > 0
@@ -140,4 +136,4 @@ def test_a_teacher_in_fp8_teaches_a_student_of_any_precision(
 def test_a_folder_without_prompts_is_named(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("")
     with pytest.raises(DstoolsError, match=r"records\.jsonl: holds no prompt"):
-        kd(Kd(), tmp_path, TEACHER, TEACHER, "", TEACHER, [], work(tmp_path / "out"))
+        kd(Kd(), inputs(tmp_path, TEACHER, TEACHER), work(tmp_path / "out"))

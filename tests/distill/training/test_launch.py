@@ -33,6 +33,7 @@ sys.path.insert(0, sys.argv[3])
 from test_sft import INIT, SAMPLE, SHORT, Stopped, write_rows, some_rows
 from dstools_converters.errors import DstoolsError
 from dstools_distill.training import checkpoints, trainer as training
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.training.sft import sft
 from dstools_distill.store.stage import Work
 
@@ -45,7 +46,8 @@ def train(settings, name):
         time.sleep(1)
         (folder / name).mkdir(exist_ok=True)
     work = Work(folder / name)
-    return sft(settings, folder / "rows", None, INIT, SAMPLE, "", work)
+    inputs = Inputs(rows=folder / "rows", init=INIT, tokenizer=SAMPLE)
+    return sft(settings, inputs, work)
 
 def refused(settings):
     try:

@@ -21,6 +21,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.recipe.settings import Lora, Sft
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 from dstools_distill.training import checkpoints
 from dstools_distill.training import sft as module
@@ -97,7 +98,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(settings: Sft, rows: Path, out: Path, model: Path | None = None) -> dict[str, Any]:
     init = None if model else INIT
-    return sft(settings, rows, model, init, SAMPLE, "", work(out))
+    return sft(settings, Inputs(rows=rows, model=model, init=init, tokenizer=SAMPLE), work(out))
 
 
 def files(folder: Path) -> dict[str, bytes]:

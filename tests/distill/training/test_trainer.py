@@ -276,6 +276,7 @@ from dataclasses import replace
 from test_sft import INIT, SHORT, SAMPLE, work, write_rows, some_rows
 from transformers import PreTrainedModel
 from dstools_distill.training.checkpoints import Keeper
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.training.sft import sft
 
 folder = Path(sys.argv[1])
@@ -307,7 +308,7 @@ def child(name, dies_at):
     if process == 0:
         until = dies_at
         try:
-            sft(settings, rows, None, INIT, SAMPLE, "", work(folder / name))
+            sft(settings, Inputs(rows=rows, init=INIT, tokenizer=SAMPLE), work(folder / name))
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
