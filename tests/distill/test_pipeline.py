@@ -232,7 +232,7 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-1f7079cfcff5",
+    "card-c0b4d221b21b",
     "decontaminate-8b8a8729f71b",
     "eval-ec495408771e",
     "generate-a6e588b39c85",
