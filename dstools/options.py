@@ -79,6 +79,13 @@ workers_option = option(
 dry_run_option = option(
     "--dry-run", section="Output", is_flag=True, help="Print the plan and write nothing."
 )
+list_option = option(
+    "--list",
+    "lists_tensors",
+    section="Output",
+    is_flag=True,
+    help="With --dry-run, print a line for each tensor, too.",
+)
 fsync_option = option(
     "--fsync/--no-fsync",
     "is_synced",

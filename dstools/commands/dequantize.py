@@ -9,6 +9,7 @@ from dstools.options import (
     fsync_option,
     hint_command,
     json_option,
+    list_option,
     out_argument,
     source_argument,
     workers_option,
@@ -23,11 +24,18 @@ dstools dequantize ./DeepSeek-V3 ./DeepSeek-V3-bf16 --dry-run"""
 @source_argument
 @out_argument
 @dry_run_option
+@list_option
 @workers_option
 @fsync_option
 @json_option
 def dequantize(
-    source: str, out: str, dry_run: bool, workers: int, is_synced: bool, as_json: bool
+    source: str,
+    out: str,
+    dry_run: bool,
+    lists_tensors: bool,
+    workers: int,
+    is_synced: bool,
+    as_json: bool,
 ) -> None:
     """Turn an FP8 checkpoint into BF16: code times scale in float32, rounded once.
 
@@ -40,6 +48,14 @@ def dequantize(
 
     with open_checkpoint(resolve(source)) as checkpoint:
         plan = plan_dequantize(require_sound(checkpoint))
-        convert(plan, out, dry_run=dry_run, workers=workers, is_synced=is_synced, as_json=as_json)
+        convert(
+            plan,
+            out,
+            dry_run=dry_run,
+            lists_tensors=lists_tensors,
+            workers=workers,
+            is_synced=is_synced,
+            as_json=as_json,
+        )
     if not dry_run:
         hint_command("verify", out, "--source", source)

@@ -14,6 +14,7 @@ from dstools.options import (
     fsync_option,
     hint_command,
     json_option,
+    list_option,
     option,
     out_argument,
     source_argument,
@@ -100,6 +101,7 @@ dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl""
     help="Write the scales of an FP8 KV cache, as seen in the data.",
 )
 @dry_run_option
+@list_option
 @workers_option
 @fsync_option
 @json_option
@@ -121,6 +123,7 @@ def quantize(
     min_coverage: int,
     kv_cache: str,
     dry_run: bool,
+    lists_tensors: bool,
     workers: int,
     is_synced: bool,
     as_json: bool,
@@ -166,6 +169,7 @@ def quantize(
             plan,
             out,
             dry_run=dry_run,
+            lists_tensors=lists_tensors,
             workers=workers,
             is_synced=is_synced,
             as_json=as_json,

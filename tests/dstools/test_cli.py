@@ -31,9 +31,9 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "quantize": [
         "SOURCE", "OUT", "--format", "--scale-fmt", "--recipe", "--base", "--lossless", "--calibrate",
         "--method", "--samples", "--seq-len", "--seed", "--ram", "--device", "--min-coverage",
-        "--kv-cache", "--dry-run", "--workers", "--fsync", "--no-fsync", "--json",
+        "--kv-cache", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync", "--json",
     ],
-    "dequantize": ["SOURCE", "OUT", "--dry-run", "--workers", "--fsync", "--no-fsync", "--json"],
+    "dequantize": ["SOURCE", "OUT", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync", "--json"],
     "verify": ["FOLDER", "--source", "--engine", "--tp", "--workers", "--json"],
     "compare": ["A", "B", "--max-error", "--workers", "--json"],
     "eval": [
@@ -321,7 +321,9 @@ def test_ctrl_c_exits_130_and_the_same_command_goes_on(
 
 def test_a_reader_that_goes_away_is_no_error(checkpoint: Checkpoint) -> None:
     source = checkpoint("v3-headers")  # a plan of megabytes, more than a pipe holds
-    command = f"{shlex.quote(sys.executable)} -m dstools quantize {source} OUT --dry-run | head -1"
+    command = (
+        f"{shlex.quote(sys.executable)} -m dstools quantize {source} OUT --dry-run --list | head -1"
+    )
     ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert len(ended.stdout.splitlines()) == 1
     assert ended.stderr == ""

@@ -54,56 +54,6 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-# ----------------------------------------------------------------------------------------- dry runs
-
-
-@pytest.mark.parametrize(
-    ("command", "source", "options"),
-    [
-        ("quantize", "bf16", []),
-        ("quantize", "bf16", ["--format", "compressed-tensors"]),
-        ("quantize", "fp8", ["--scale-fmt", "ue8m0"]),
-        ("quantize", "bf16", ["--base", "fp8"]),
-        ("dequantize", "fp8", []),
-    ],
-)
-def test_a_dry_run_writes_nothing_and_says_what_a_run_writes(
-    command: str, source: str, options: list[str], tiny: Path, tiny_fp8: Path, tmp_path: Path
-) -> None:
-    folders = {"bf16": tiny, "fp8": tiny_fp8}
-    out = tmp_path / "out"
-    args = [command, folders[source], out, *(folders.get(word, word) for word in options)]
-    plan = json.loads(ok(*args, "--dry-run", "--json").stdout)
-    text = ok(*args, "--dry-run").stdout
-    assert not list(tmp_path.iterdir())
-
-    report = json.loads(ok(*args, "--json").stdout)
-    written = headers(out)
-    assert plan["shards"] == [
-        {"name": name, "bytes": (out / name).stat().st_size} for name in written
-    ]
-    planned = {name: spec for tensor in plan["tensors"] for name, spec in tensor["outputs"].items()}
-    assert planned == {
-        name: [entry["dtype"], entry["shape"]]
-        for header in written.values()
-        for name, entry in header.items()
-    }
-    assert plan["bytes_out"] == report["bytes_out"] == sum(s["bytes"] for s in plan["shards"])
-    assert plan["bytes_in"] == report["bytes_in"]
-    actions = [tensor["action"] for tensor in plan["tensors"]]
-    assert report["tensors"] == {action: actions.count(action) for action in set(actions)}
-    sources = {name for header in headers(folders[source]).values() for name in header}
-    named = {tensor["name"] for tensor in plan["tensors"]}
-    assert named == {name for name in sources if not name.endswith("_scale_inv")}
-
-    *lines, total = text.splitlines()  # for a person: a line a tensor, then the sum
-    assert len(lines) == len(plan["tensors"])
-    for line, tensor in zip(lines, plan["tensors"], strict=True):
-        assert tensor["name"] in line
-        assert line.endswith(f"({tensor['action']}: {tensor['rule']})")
-    assert total.endswith(f"{size(plan['bytes_in'])} -> {size(plan['bytes_out'])}")
-
-
 # --------------------------------------------------------------------------------- quantize and back
 
 
@@ -460,10 +410,3 @@ def quantized_by_command(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("ct") / "out"
     ok("quantize", tiny, out, "--format", "compressed-tensors")
     return out
-
-
-def test_a_dry_run_says_what_would_keep_it_from_being_done(tiny: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    assert f"{out} exists" in ok("quantize", tiny, out, "--dry-run").stderr
-    assert "without --dry-run does it" in ok("quantize", tiny, tmp_path / "o", "--dry-run").stderr
