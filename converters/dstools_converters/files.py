@@ -1,11 +1,45 @@
-"""What must survive a power cut: files and folders, flushed to the disk."""
+"""Files: strict JSON, writes that are whole or not there, logs that survive a kill, and flushing."""
 
+import errno
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from dstools_converters.errors import printable
+
+
+def strict_json(raw: bytes) -> Any:
+    """Parse JSON as strictly as safetensors does.
+
+    Raises ValueError for what json.loads alone accepts: UTF-16, NaN, half a surrogate pair, and two
+    equal keys, of which it keeps the last.
+    """
+    value = json.loads(raw.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    if isinstance(value, dict) and b"\\u" in raw:
+        "".join(value).encode()  # UnicodeEncodeError, a ValueError, for half a pair
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"has the key {printable(name)} twice")
+            seen.add(name)
+    return table
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's names, to the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -14,6 +48,63 @@ def sync(path: Path) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and flush it; its name is the folder's, which `sync` flushes."""
+    """Write a file and flush it; its name belongs to the folder, which `sync` flushes."""
     path.write_bytes(data)
     sync(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes `path`, flushed, when the block ends without an error.
+
+    After an error or a kill `path` is what it was before. A link of that name is replaced, not
+    followed.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `data` as `path`, whole or not at all; see `replacing`."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def recover_log(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield offset and record of each whole line of a log, then cut off what follows the last.
+
+    `file` is open for reading and writing. A kill may tear the last line, and a power failure more
+    than that: everything from the first line that is not a JSON object and a newline is removed.
+    Were it left in, the records appended after it would never be read.
+    """
+    offset = 0
+    file.seek(0)
+    for line in file:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict) or not line.endswith(b"\n"):
+            break
+        yield offset, record
+        offset += len(line)
+    file.truncate(offset)
+    file.seek(offset)
+
+
+def append_record(descriptor: int, record: dict[str, Any]) -> None:
+    """Append a record to a log in one write; the file is open with O_APPEND.
+
+    Raises OSError where the disk takes only a part of it, which `recover_log` removes.
+    """
+    line = json.dumps(record).encode() + b"\n"
+    if os.write(descriptor, line) != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.checkpoint.header import strict_json
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.files import strict_json
 
 MAX_BYTES = 1 << 28  # calibration.json of 671B is 25 MB
 MAX_COUNT = 1 << 63

@@ -20,8 +20,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dstools_converters.checkpoint.header import strict_json
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.files import strict_json
 
 Record = dict[str, Any]
 OPEN, CLOSE = "<think>", "</think>"

@@ -19,7 +19,6 @@ from dstools.options import (
     json_option,
     option,
     progress_bar,
-    replace_file,
     show,
     terminal,
     workers_option,
@@ -131,13 +130,14 @@ def evaluate(
 
 def _keep(report: "Report", folder: Path) -> None:
     """Write eval.json into a folder that dstools made, a Hub cache's excepted, and say so."""
+    from dstools_converters.files import replace_file
     from dstools_converters.write.metadata import EVAL, read_manifest
 
     is_cached = folder.resolve().parent.name == "snapshots"
     if is_cached or not read_manifest(folder):
         return
     text = json.dumps(dataclasses.asdict(report), indent=2, allow_nan=False)
-    replace_file(folder / EVAL, f"{text}\n")
+    replace_file(folder / EVAL, f"{text}\n".encode())
     click.echo(terminal(f"wrote {folder / EVAL}"), err=True)
     hint_command("report", str(folder))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from dstools.options import Command, json_option, replace_file, show
+from dstools.options import Command, json_option, show
 
 EXAMPLES = """\
 dstools report ./DeepSeek-V3-fp8
@@ -35,13 +35,14 @@ def report(out: str, as_json: bool) -> None:
     from dstools.report.figures import figures
     from dstools.report.page import page
     from dstools.report.sheet import read_sheet
+    from dstools_converters.files import replace_file
     from dstools_converters.write.metadata import REPORTS
 
     folder = Path(out)
     sheet = read_sheet(folder)
     found = figures(sheet)
     for name, content in zip(REPORTS, (page(sheet, found), card(sheet, found)), strict=True):
-        replace_file(folder / name, content)
+        replace_file(folder / name, content.encode())
     written = Written(
         [str(folder / name) for name in REPORTS],
         {headline.key: headline.figure for headline in found.headlines},

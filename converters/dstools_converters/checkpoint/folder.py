@@ -17,8 +17,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from dstools_converters.checkpoint.header import Shard, TensorInfo, read_header, strict_json
+from dstools_converters.checkpoint.header import Shard, TensorInfo, read_header
 from dstools_converters.errors import DstoolsError, Finding, printable
+from dstools_converters.files import strict_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -6,16 +6,16 @@ Source of the format: safetensors, README, "Format": 8 bytes little-endian heade
 data without holes; `data_offsets` count from the end of the header.
 """
 
-import json
 import math
 import stat
 import struct
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.files import strict_json
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_RANK = 64  # as torch has it; a shape of a million sizes would take minutes to multiply
@@ -160,29 +160,3 @@ def _not_safetensors(start: bytes, nbytes: int, header_bytes: int) -> DstoolsErr
         f"is no safetensors file: {nbytes} bytes, header said to take {header_bytes}",
         "the shard was cut short or is something else; download it again",
     )
-
-
-def strict_json(raw: bytes) -> Any:
-    """Return what the JSON says, as strictly as safetensors reads it.
-
-    json.loads alone also takes UTF-16, NaN, half a surrogate pair, and the last of two equal keys.
-    """
-    found = json.loads(raw.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    if isinstance(found, dict) and b"\\u" in raw:
-        "".join(found).encode()  # UnicodeEncodeError, a ValueError, for half a pair
-    return found
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise ValueError(f"{printable(name)} stands in it twice")
-            seen.add(name)
-    return found
-
-
-def _no_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")

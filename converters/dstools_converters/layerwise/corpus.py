@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from dstools_converters.checkpoint.header import strict_json
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.files import strict_json
 from dstools_converters.model.tokenizer import chat_text, load_tokenizer
 
 JSONL_SUFFIXES = (".jsonl", ".json")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dstools_converters.errors import disk_errors
+from dstools_converters.files import replacing
 
 ITEM = 4  # bytes of a float32
 PIECE = 16 << 20  # bytes copied at a time
@@ -62,15 +63,8 @@ class Spill:
 
     def save(self, file: Path) -> None:
         """Make `file` hold the rows, whole or not there, and safe from a power failure."""
-        partial = file.with_name(f"{file.name}.partial")
-        with disk_errors(partial):
-            target = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            try:
-                _copy(self._descriptor, target, self.rows * self._row)
-                os.fsync(target)
-            finally:
-                os.close(target)
-        partial.rename(file)
+        with disk_errors(file), replacing(file) as target:
+            _copy(self._descriptor, target.fileno(), self.rows * self._row)
 
     def load(self, file: Path) -> bool:
         """Take the rows from a file that `save` made; False where there is none of this size."""

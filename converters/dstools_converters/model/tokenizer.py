@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.checkpoint.header import strict_json
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.files import strict_json
 
 TEMPLATE_SECONDS = 10  # one of a release takes milliseconds
 

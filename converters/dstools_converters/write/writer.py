@@ -21,9 +21,7 @@ bytes that it speaks of; the page cache outlives the process, but not the machin
     {"opened": shard}         it begins anew, what was said before is void
 """
 
-import errno
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -35,7 +33,7 @@ from uuid import uuid4
 
 from dstools_converters.checkpoint.folder import INDEX
 from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors
-from dstools_converters.files import sync
+from dstools_converters.files import append_record, recover_log, sync
 from dstools_converters.plan.plan import Plan
 from dstools_converters.write.metadata import read_back
 
@@ -118,7 +116,10 @@ class Writer:
                 raise DstoolsError(
                     f"{path}: is not of dstools", "move it; the output is worked on in this folder"
                 )
-        records = _take_journal(self.work / JOURNAL)
+        records = []
+        if (self.work / JOURNAL).exists():
+            with (self.work / JOURNAL).open("r+b") as journal:
+                records = [record for _, record in recover_log(journal)]
         if records and records[0].get("plan") != self.fingerprint:
             raise DstoolsError(
                 f"{self.work}: was begun from another source, with other options or another dstools",
@@ -346,10 +347,8 @@ class Writer:
 
     def _record(self, line: dict[str, Any]) -> None:
         """Append a line to the journal; one that is cut short is taken off by the next run."""
-        text = json.dumps(line).encode() + b"\n"
         with disk_errors(self.work / JOURNAL):
-            if os.write(self._journal, text) != len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            append_record(self._journal, line)
 
 
 def _last_boot(records: list[dict[str, Any]]) -> str | None:
@@ -360,24 +359,3 @@ def _last_boot(records: list[dict[str, Any]]) -> str | None:
 def _boot() -> str:
     """Name this run of the machine; another one has lost its page cache."""
     return BOOT_ID.read_text().strip() if BOOT_ID.exists() else uuid4().hex
-
-
-def _take_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the journal's lines up to the first that is not whole, and cut the file off behind them.
-
-    Were a torn line left in, the lines of this run would follow it and never be read.
-    """
-    records: list[dict[str, Any]] = []
-    nbytes = 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(record, dict) or not line.endswith(b"\n"):
-            break
-        records.append(record)
-        nbytes += len(line)
-    if path.exists():
-        os.truncate(path, nbytes)
-    return records

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dstools_converters.errors import DstoolsError, disk_errors, printable
-from dstools_converters.files import write_synced
+from dstools_converters.files import replace_file
 from dstools_distill import records
 from dstools_distill.data.ngrams import (
     BASE,
@@ -196,10 +196,8 @@ def save_index(out: Path, parts: Sequence[tuple[Benchmark, Tables]]) -> None:
         "normalisation": NORMALISATION,
         "sha256": _digest(made),
     }
-    partial = out.with_name(f"{out.name}.partial")
     with disk_errors(out):
-        write_synced(partial, save(made, {METADATA: json.dumps(header, ensure_ascii=False)}))
-        partial.replace(out)
+        replace_file(out, save(made, {METADATA: json.dumps(header, ensure_ascii=False)}))
 
 
 def _digest(made: Tables) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.files import replacing
 from dstools_distill import records
 from dstools_distill.data.forms import last_boxed
 from dstools_distill.evaluation.statistics import paired_difference
@@ -147,11 +148,9 @@ def _answer(exam: _Exam, name: str, model: Path, answers: Path, work: Work) -> N
     with closing(SampleLog(answers.with_suffix(".log"), total)) as log:
         if len(log) < total:
             _fill(log, exam, name, model, work)
-        partial = answers.with_suffix(".part")
-        with partial.open("wb") as out:
+        with replacing(answers) as out:
             for place in range(total):
                 out.write(records.dump(log.read(place)["record"]))
-    partial.replace(answers)
 
 
 def _fill(log: SampleLog, exam: _Exam, name: str, model: Path, work: Work) -> None:

@@ -1,6 +1,5 @@
 """A stage that turns rows of JSONL into rows, one by one, in worker processes, and resumes after a kill."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError
+from dstools_converters.files import append_record, recover_log
 from dstools_distill import records
 from dstools_distill.store.stage import JOURNAL, Work
 
@@ -65,8 +65,7 @@ def map_rows(
                     os.fsync(sink.fileno())
                     sizes[name] = sink.tell()
                 note = {"at": end, "lines": done, "sizes": sizes, "counts": counts}
-                notes.write(json.dumps(note).encode() + b"\n")
-                notes.flush()
+                append_record(notes.fileno(), note)
                 os.fsync(notes.fileno())
                 progress(end - at)
                 at = end
@@ -78,14 +77,9 @@ def map_rows(
 
 def _go_on(journal: Path, folder: Path, files: tuple[str, ...]) -> tuple[Counter[str], int, int]:
     """Cut files and journal back to where the journal is sure; return counts, offset and lines."""
-    last: dict[str, Any] = {"at": 0, "lines": 0, "sizes": dict.fromkeys(files, 0), "counts": {}}
-    kept = 0
-    if journal.exists():
-        for line in journal.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            last, kept = json.loads(line), kept + len(line)
-        os.truncate(journal, kept)
+    start: dict[str, Any] = {"at": 0, "lines": 0, "sizes": dict.fromkeys(files, 0), "counts": {}}
+    with journal.open("a+b") as notes:
+        last = [start, *(note for _, note in recover_log(notes))][-1]
     for name, size in last["sizes"].items():
         with (folder / name).open("ab") as file:
             file.truncate(size)

@@ -9,7 +9,7 @@ import time
 from array import array
 from pathlib import Path
 
-from dstools_converters.errors import DstoolsError
+from dstools_converters.files import recover_log
 from dstools_distill import records
 from dstools_distill.records import Record
 
@@ -25,22 +25,8 @@ class SampleLog:
         self._offsets = array("q", [-1]) * total
         self._file = path.open("a+b")
         self._synced = time.monotonic()
-        self._go_on()
-
-    def _go_on(self) -> None:
-        offset = 0
-        self._file.seek(0)
-        for line in self._file:
-            try:
-                row = records.parse(line, self.path, 0)
-            except DstoolsError:
-                break  # a power cut may leave worse than half a line
-            if not line.endswith(b"\n"):
-                break
+        for offset, row in recover_log(self._file):
             self._note(row["number"], offset)
-            offset += len(line)
-        self._file.truncate(offset)
-        self._file.seek(offset)
 
     def _note(self, number: int, offset: int) -> None:
         if self._offsets[number] == -1:

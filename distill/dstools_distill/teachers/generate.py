@@ -6,7 +6,6 @@ dropped.jsonl    samples that could not be had, with the reason
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.files import replacing
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.recipe.stages import Inputs
@@ -158,8 +158,7 @@ def _write(
     folder: Path,
 ) -> None:
     """Write records and dropped samples in the order of prompts and samples."""
-    partial = folder / f"{RECORDS}.partial"
-    with partial.open("wb") as kept, (folder / DROPPED).open("wb") as dropped:
+    with replacing(folder / RECORDS) as kept, replacing(folder / DROPPED) as dropped:
         for ask in _asks(asked, settings.samples):
             number = ask.number
             found = {"failed": missed[number]} if number in missed else log.read(number)
@@ -172,10 +171,6 @@ def _write(
                 dropped.write(records.dump(record | {"drop_reason": found["failed"]}))
             else:
                 kept.write(records.dump(record | _sample(found)))
-        for file in (kept, dropped):
-            file.flush()
-            os.fsync(file.fileno())
-    partial.rename(folder / RECORDS)
 
 
 def _sampling(settings: Generate, sample: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dstools_converters.files import sync, write_synced
+from dstools_converters.files import append_record, recover_log, sync, write_synced
 from dstools_distill.recipe.settings import Training
 from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import Work
@@ -56,8 +56,7 @@ class Keeper(TrainerCallback):
             for place in places:
                 if place != last:
                     shutil.rmtree(place) if place.is_dir() else place.unlink()
-            kept = _curve_until(self.folder / CURVE, _step(last) if last else 0)
-            write_synced(self.folder / CURVE, b"".join(kept))
+            _cut_curve(self.folder / CURVE, _step(last) if last else 0)
         self.wait()
         if last is not None:
             lines = (self.folder / CURVE).read_bytes().splitlines()
@@ -100,7 +99,7 @@ class Keeper(TrainerCallback):
         line = {"step": state.global_step, "tokens": int(logs["num_tokens"])}
         line |= {key: logs[key] for key in self.keys if key in logs}
         with (self.folder / CURVE).open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
+            append_record(file.fileno(), line)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -165,10 +164,13 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def _curve_until(path: Path, step: int) -> list[bytes]:
-    """Return the lines of a curve up to a step; what a kill left of the last one is none."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+def _cut_curve(path: Path, step: int) -> None:
+    """Cut a curve after a step, and flush it; without one an empty file is made."""
+    with path.open("a+b") as file:
+        later = [offset for offset, line in recover_log(file) if line["step"] > step]
+        if later:
+            file.truncate(later[0])
+    sync(path)
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -225,8 +225,8 @@ SIX = b"\0" * 6
         (packed(b'{"a":NaN}'), "its header is no JSON: NaN"),
         (packed(b"[" * 100_000), "its header is no JSON"),
         (packed(b'{"a":' * 100_000), "its header is no JSON"),
-        (packed(b'{"a":{},"b":{},"a":{}}'), "its header is no JSON: a stands in it twice"),
-        (packed(b'{"a":{"dtype":"U8","dtype":"I8"}}'), "dtype stands in it twice"),
+        (packed(b'{"a":{},"b":{},"a":{}}'), "its header is no JSON: has the key a twice"),
+        (packed(b'{"a":{"dtype":"U8","dtype":"I8"}}'), "dtype twice"),
         (packed({"a": A, "__metadata__": {"format": 1}}, b"12"), "its __metadata__ is no table"),
         (packed({"a": A, "__metadata__": 0}, b"12"), "its __metadata__ is no table"),
         (packed({"a": A, "__metadata__": [1]}, b"12"), "its __metadata__ is no table"),
@@ -306,7 +306,7 @@ def test_many_names_and_one_of_them_twice_are_refused_in_bounded_time(tmp_path: 
     names = ",".join(f'"{i}":{{}}' for i in range(200_000))
     folder = folder_of(tmp_path, {SINGLE: packed(f'{{{names},"199999":{{}}}}'.encode())})
     started = time.process_time()
-    with pytest.raises(DstoolsError, match="199999 stands in it twice"):
+    with pytest.raises(DstoolsError, match="199999 twice"):
         open_checkpoint(folder)
     assert time.process_time() - started < 5  # comparing each with each took minutes
 
@@ -385,8 +385,8 @@ def test_a_path_that_is_no_plain_name_is_refused_and_not_opened(tmp_path: Path, 
         (b'{"weight_map": {"a": ["one.safetensors"]}}', "a is in ['one.safetensors'], which is no"),
         (b'{"weight_map": {"a": null}}', "a is in None, which is no file name"),
         (b'{"weight_map": {"\\u001b": 1}}', "\\x1b is in 1, which is no file name"),
-        (b'{"weight_map": {"a": "x", "a": "y"}}', "a stands in it twice"),
-        (b'{"weight_map": {}, "weight_map": {}}', "weight_map stands in it twice"),
+        (b'{"weight_map": {"a": "x", "a": "y"}}', "a twice"),
+        (b'{"weight_map": {}, "weight_map": {}}', "weight_map twice"),
         (b"[" * 100_000, "is no JSON"),
         (b'{"weight_map": {"a": ' + b"1" * 5000 + b"}}", "is no JSON"),
     ],

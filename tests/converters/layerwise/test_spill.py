@@ -152,7 +152,7 @@ def test_a_disk_too_full_to_save_on_is_an_error_and_the_old_file_stays(tmp_path:
     spill.write(0, values(100, 10))
     with (
         largest_file(1000),
-        pytest.raises(DstoolsError, match=r"hidden-1\.partial: File too large"),
+        pytest.raises(DstoolsError, match=r"hidden-1: File too large"),
     ):
         spill.save(tmp_path / "hidden-1")
     other = Spill(100, 10, None)

@@ -172,7 +172,7 @@ def test_a_dataset_comes_from_the_cache_alone(
     [
         (['{"problem": "1+1"}', '{"problem": "1+1"'], "line 2: is no JSON"),
         (["", '{"problem": ""}'], "line 2: problem is empty"),
-        (['{"problem": "a", "problem": "b"}'], "line 1: is no JSON: problem stands in it twice"),
+        (['{"problem": "a", "problem": "b"}'], "line 1: is no JSON: has the key problem twice"),
         (['{"problem": "\\ud800"}'], "line 1: is no JSON"),
         (['{"problem": "a", "answer": NaN}'], "line 1: is no JSON: NaN"),
         (["[1]"], "line 1: is no JSON object"),
