@@ -3,7 +3,6 @@
 import importlib.util
 import os
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +62,8 @@ def read_calibration(inventory: "Inventory", options: Options, threads: int) -> 
     Raises DstoolsError where the data are not usable, or a model cannot be run here.
     """
     require_torch(options.device)
+    from importlib.metadata import version
+
     from dstools_converters.layerwise.corpus import read_corpus
     from dstools_converters.plan.plan import Calibration
 

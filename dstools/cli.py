@@ -1,7 +1,6 @@
 """The `dstools` command: what it groups, how an error reads, and what it exits with."""
 
 import errno
-import logging
 from typing import IO, Any
 
 import click
@@ -97,6 +96,8 @@ class App(click.Group):
 def main(debug: bool) -> None:
     """Quantize, distill and export DeepSeek MoE checkpoints."""
     if debug:
+        import logging
+
         logging.basicConfig(format="%(name)s: %(message)s")
         for package in ("dstools", "dstools_distill", "dstools_converters", "dstools_kernels"):
             logging.getLogger(package).setLevel(logging.DEBUG)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from dstools import __version__
-from dstools.dryrun import show_plan
 from dstools.options import progress_bar, show, size, terminal
 from dstools_converters.errors import DstoolsError
 
@@ -37,6 +36,8 @@ def convert(
     if lists_tensors and not dry_run:
         raise click.UsageError("--list needs --dry-run")
     if dry_run:
+        from dstools.dryrun import show_plan
+
         show_plan(plan, Path(out), lists_tensors=lists_tensors, as_json=as_json)
         return
     for inventory in (plan.inventory, plan.base):

@@ -23,7 +23,7 @@ dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8
 dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --max-error 0.03"""
 
 
-@click.command(cls=Command, epilog=EXAMPLES)
+@click.command(cls=Command, epilog=EXAMPLES, short_help="Show the relative errors of B against A.")
 @click.argument("a", help="The reference: a folder, or org/name[@revision] in the Hub cache.")
 @click.argument("b", help="What is held against it.")
 @option(

@@ -20,7 +20,7 @@ dstools dequantize ./DeepSeek-V3 ./DeepSeek-V3-bf16
 dstools dequantize ./DeepSeek-V3 ./DeepSeek-V3-bf16 --dry-run"""
 
 
-@click.command(cls=Command, epilog=EXAMPLES)
+@click.command(cls=Command, epilog=EXAMPLES, short_help="Turn an FP8 checkpoint back into BF16.")
 @source_argument
 @out_argument
 @dry_run_option

@@ -76,7 +76,12 @@ class InOrder(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=InOrder, context_settings=SETTINGS, epilog=EXAMPLES)
+@click.group(
+    cls=InOrder,
+    context_settings=SETTINGS,
+    epilog=EXAMPLES,
+    short_help="Distill reasoning traces into a dense student.",
+)
 def distill() -> None:
     """Turn a teacher's reasoning into a dense student, with no trace lost on the way.
 

@@ -27,7 +27,9 @@ class Report:
     memory_gb: float
 
 
-@click.command(cls=Command, epilog=EXAMPLES)
+@click.command(
+    cls=Command, epilog=EXAMPLES, short_help="Show versions and CPU kernels for a bug report."
+)
 @json_option
 def env(as_json: bool) -> None:
     """Show what this machine can do; paste it into a bug report."""

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -33,7 +31,12 @@ dstools eval ./DeepSeek-V3-fp8 --data held-out.jsonl --against ./DeepSeek-V3-bf1
 WORST = 5  # layers
 
 
-@click.command("eval", cls=Command, epilog=EXAMPLES)
+@click.command(
+    "eval",
+    cls=Command,
+    epilog=EXAMPLES,
+    short_help="Measure perplexity, and KL against the source.",
+)
 @click.argument("model", metavar="MODEL", help="A folder, or org/name[@revision] in the Hub cache.")
 @option(
     "--data",
@@ -79,6 +82,9 @@ def evaluate(
     rounded as an engine may do, and MTP layers do not run. Hidden states beyond --ram lie in TMPDIR.
     The result is kept as MODEL/eval.json where dstools made the folder.
     """
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
+
     from dstools.hub.source import resolve
     from dstools_converters.checkpoint.folder import open_checkpoint
     from dstools_converters.checkpoint.inventory import require_sound

@@ -14,7 +14,9 @@ dstools inspect ./DeepSeek-V3
 dstools inspect deepseek-ai/DeepSeek-V3 --json"""
 
 
-@click.command(cls=Command, epilog=EXAMPLES)
+@click.command(
+    cls=Command, epilog=EXAMPLES, short_help="Show what a checkpoint holds, from its headers."
+)
 @source_argument
 @json_option
 def inspect(source: str, as_json: bool) -> None:

@@ -32,7 +32,9 @@ dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-ru
 dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl"""
 
 
-@click.command(cls=Command, epilog=EXAMPLES)
+@click.command(
+    cls=Command, epilog=EXAMPLES, short_help="Quantize a checkpoint to DeepSeek's block FP8."
+)
 @source_argument
 @out_argument
 @option(

@@ -22,7 +22,9 @@ class Written:
     missing: list[str]
 
 
-@click.command(cls=Command, epilog=EXAMPLES)
+@click.command(
+    cls=Command, epilog=EXAMPLES, short_help="Write plots and tables about a quantized folder."
+)
 @click.argument("out", metavar="OUT", help="The folder of a quantized checkpoint.")
 @json_option
 def report(out: str, as_json: bool) -> None:

@@ -25,7 +25,9 @@ dstools verify ./DeepSeek-V3-fp8 --engine vllm --tp 8"""
 SHOWN = 20
 
 
-@click.command(cls=Command, epilog=EXAMPLES)
+@click.command(
+    cls=Command, epilog=EXAMPLES, short_help="Check files, names, shapes, scales and values."
+)
 @click.argument("folder", help="A checkpoint folder, or org/name[@revision] in the Hub cache.")
 @option("--source", section="Checks", help="Hold every element to what it was made from.")
 @option(

@@ -26,6 +26,7 @@ from dstools_distill.recipe.stages import STAGES
 
 Checkpoint = Callable[..., Path]
 HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tqdm")
+SLOW = ("logging", "tempfile", "importlib.metadata", "asyncio", "multiprocessing")  # to import
 FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "inspect": ["SOURCE", "--json"],
     "quantize": [
@@ -88,6 +89,23 @@ def test_help_lists_the_exit_codes_and_every_command() -> None:
     assert dict(codes).keys() == {"0", "1", "2", "3", "130"}
     listed = re.findall(r"^  (\w+) +[A-Z]", result.stdout.partition("Commands:")[2], re.MULTILINE)
     assert set(listed) == {*PLAIN, "distill"}
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        [],
+        pytest.param(["distill"], marks=pytest.mark.xfail(reason="to be shortened", strict=False)),
+    ],
+)
+def test_no_summary_in_the_help_of_a_group_is_cut(group: list[str]) -> None:
+    commands = distill.commands if group else main.commands
+    result = dstools(*group, "--help", terminal_width=80)
+    lines = result.stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(lines) == len(commands)  # none is wrapped
+    for line in lines:
+        assert re.fullmatch(r"  [a-z]+ +[A-Z].{,48}\.", line), line
+        assert not line.endswith("..."), line
 
 
 def test_help_of_distill_lists_its_commands_in_the_order_data_flows() -> None:
@@ -167,14 +185,14 @@ def test_the_examples_run_as_written(
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     code = (
         "import sys; from dstools.cli import main; main(sys.argv[1:], standalone_mode=False);"
-        f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+        f"print([m for m in {HEAVY + SLOW} if m in sys.modules], file=sys.stderr)"
     )
     result = python(code, *args)
     assert result.stderr.strip() == "[]"
     assert result.stdout.startswith("dstools, version" if args == ["--version"] else "Usage: ")
 
 
-def test_help_takes_less_than_a_fifth_of_a_second_of_cpu() -> None:
+def test_help_takes_less_than_015_seconds_of_cpu() -> None:
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
@@ -183,7 +201,7 @@ def test_help_takes_less_than_a_fifth_of_a_second_of_cpu() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 0.2
+    assert min(seconds() for _ in range(8)) < 0.15
 
 
 def test_no_command_imports_torch(tiny: Path, tmp_path: Path) -> None:
