@@ -8,6 +8,7 @@ from typing import Any
 from dstools_converters.errors import DstoolsError
 from dstools_distill.data.contamination import EVAL_INDEX
 from dstools_distill.places import Places
+from dstools_distill.recipe.presets import BUNDLED
 from dstools_distill.recipe.recipe import PHASE, Chain
 from dstools_distill.recipe.settings import Eval, Prompts
 from dstools_distill.recipe.stages import STAGES, TRAINED, Inputs
@@ -67,7 +68,7 @@ def identity_of(places: Places, stage: str, settings: Any, inputs: Inputs) -> Id
         del values[name]
     for name in row.paths:  # an input counts by its content, wherever it is
         if not values[name].startswith(PHASE) and places.path(values[name]).exists():
-            values[name] = Path(values[name]).name
+            values[name] = Path(values[name].removeprefix(BUNDLED)).name
     values |= inputs.shared_settings(row.reads)
     return identify(stage, row.revision, values, inputs.paths(), row.packages)
 

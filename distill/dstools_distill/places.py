@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
+from dstools_distill.recipe.presets import BUNDLED, bundled
 from dstools_distill.recipe.recipe import PHASE, Chain, Recipe
 from dstools_distill.recipe.settings import Eval, Prompts
 from dstools_distill.store.ranks import rank
@@ -128,6 +129,8 @@ class Places:
 
     def path(self, name: str) -> Path:
         """Return a path of the recipe, which is relative to the recipe's folder."""
+        if name.startswith(BUNDLED):
+            return bundled(name)
         if name.startswith(PHASE):
             return (self.out / name.removeprefix(PHASE)).resolve()
         return self.recipe.path.parent / Path(name).expanduser()

@@ -1,6 +1,7 @@
 """The recipes that come with dstools: the files of `presets/`, one of them a template for six."""
 
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 
 from dstools_converters.errors import DstoolsError, printable
@@ -18,6 +19,7 @@ R1_DISTILL = {
     "llama-70b": ("meta-llama/Llama-3.3-70B-Instruct", "2e-5", "llama3", "llama3.3", "0"),
 }
 R1_FILE = "r1-distill"  # the template that the six share
+BUNDLED = "dstools:"  # begins a path to the sample model and data that presets use
 
 
 def presets() -> list[str]:
@@ -38,3 +40,12 @@ def preset_text(name: str) -> str:
         return text
     keys = ("model", "learning_rate", "template", "licence", "context")
     return Template(text).substitute(dict(zip(keys, base, strict=True)), title=name)
+
+
+def bundled(name: str) -> Path:
+    """Return the path of `dstools:NAME`, in an installed wheel or in a checkout."""
+    package = Path(str(files("dstools_distill")))
+    folder = package / "samples"  # in a wheel; see pyproject.toml
+    if not folder.is_dir():
+        folder = package.parents[1] / "tests" / "data"
+    return folder / name.removeprefix(BUNDLED)

@@ -15,6 +15,7 @@ from typing import Any
 from dstools_converters.errors import DstoolsError
 from dstools_converters.files import replacing
 from dstools_distill import records
+from dstools_distill.recipe.presets import BUNDLED
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
@@ -142,7 +143,7 @@ def _who(settings: Generate, model: Path | None) -> dict[str, str | None]:
         return {"name": settings.model, "revision": None}
     if model is None:
         return {"name": "reference", "revision": None}
-    is_path = Path(settings.model).is_absolute() or settings.model.startswith(("~", "."))
+    is_path = Path(settings.model).is_absolute() or settings.model.startswith(("~", ".", BUNDLED))
     return {"name": model.name if is_path else settings.model, "revision": digest(model)[:16]}
 
 

@@ -1,12 +1,17 @@
 """The recipes that come with dstools read, run as published, and explain themselves."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_distill.recipe.presets import preset_text, presets
+from dstools_distill.inputs import identity_of
+from dstools_distill.places import Places
+from dstools_distill.recipe.presets import bundled, preset_text, presets
 from dstools_distill.recipe.recipe import Recipe, read_recipe
+from dstools_distill.recipe.stages import Inputs
 
 
 def read(tmp_path: Path, text: str) -> Recipe:
@@ -58,3 +63,35 @@ def test_what_several_presets_share_is_not_a_preset() -> None:
     assert "r1-distill" not in presets()
     with pytest.raises(DstoolsError, match="r1-distill: no such preset"):
         preset_text("r1-distill")
+
+
+def test_what_presets_name_of_dstools_is_there_and_goes_into_the_wheel() -> None:
+    named = {
+        path for name in presets() for path in re.findall(r'"(dstools:.+?)"', preset_text(name))
+    }
+    assert named == {"dstools:sample-v3", "dstools:toy-chat.jsonl"}
+    assert all(bundled(path).exists() for path in named)
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    samples = project["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["samples"]
+    assert samples == {
+        f"tests/data/{name}": f"dstools_distill/samples/{name}"
+        for name in (path.removeprefix("dstools:") for path in named)
+    }
+
+
+def test_no_preset_names_a_path_of_the_repository() -> None:
+    assert not [name for name in presets() if "tests/" in preset_text(name)]
+
+
+def test_a_stage_is_the_same_whether_its_model_is_named_by_dstools_or_by_a_path(
+    tmp_path: Path,
+) -> None:
+    names = {}
+    for model in ("dstools:sample-v3", str(bundled("dstools:sample-v3"))):
+        text = f'[generate]\nbackend = "hf"\nmodel = "{model}"\n[prompts]\nsource = []\n'
+        places = Places(read(tmp_path, text), tmp_path / "out", Path)
+        settings = places.recipe.chains[0].stages["generate"]
+        inputs = Inputs(model=places.model(settings.model, "generate.model"))
+        names[model] = identity_of(places, "generate", settings, inputs).name
+    assert len(names) == 2
+    assert len(set(names.values())) == 1

@@ -1,0 +1,88 @@
+"""The wheel: what it installs runs outside of the checkout, presets included."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ["dstools", "kernels", "converters", "distill", "tests/data"]
+FILES = ["pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"]
+PRESETS = ["toy-cpu", "r1-toy"]  # those that need nothing but the wheel
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("hatchling") is None, reason="needs hatchling, the build backend"
+)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment with the wheel, and with the dependencies of this one.
+
+    The wheel is built from a copy: the build deletes a library that was compiled in place.
+    """
+    project = tmp_path_factory.mktemp("project")
+    for name in SOURCES:
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("*.so"))
+    for name in FILES:
+        shutil.copy(ROOT / name, project)
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", cwd=project, DSTOOLS_NATIVE="0")
+    (wheel,) = (project / "dist").iterdir()
+    assert wheel.stat().st_size < 10e6
+    environment = tmp_path_factory.mktemp("environment")
+    venv.create(environment)
+    paths = {"base": str(environment), "platbase": str(environment)}
+    packages = Path(sysconfig.get_path("purelib", vars=paths))
+    # a path in a .pth file is not searched for .pth files: an editable dstools stays out
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
+    run(*pip, "install", "--quiet", "--no-index", "--no-deps", str(wheel), cwd=environment)
+    return environment / "bin"
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    clean = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HOME": str(cwd)} | environment
+    done = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_the_command_runs_from_the_wheel_and_not_from_the_checkout(
+    installed: Path, tmp_path: Path
+) -> None:
+    code = "import dstools, dstools_distill, dstools_converters, dstools_kernels as k; print(k, dstools)"
+    places = run(installed / "python", "-c", code, cwd=tmp_path)
+    assert places.count(str(installed.parent)) == 2
+    assert str(ROOT) not in places
+    assert run(installed / "dstools", "--version", cwd=tmp_path).startswith("dstools, version ")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_printed_in_an_empty_folder_has_all_that_it_names(
+    preset: str, installed: Path, tmp_path: Path
+) -> None:
+    text = run(installed / "dstools", "distill", "init", "--preset", preset, cwd=tmp_path)
+    (tmp_path / "toy.toml").write_text(text)
+    code = """
+from pathlib import Path
+from dstools.hub.source import resolve
+from dstools_distill.places import Places
+from dstools_distill.recipe.recipe import read_recipe
+Places(read_recipe(Path("toy.toml")), Path("toy"), resolve).require()
+"""
+    run(installed / "python", "-c", code, cwd=tmp_path)
+
+
+def test_the_teacher_of_the_presets_is_in_the_wheel_whole(installed: Path, tmp_path: Path) -> None:
+    code = "from dstools_distill.recipe.presets import bundled; print(bundled('dstools:sample-v3'))"
+    folder = run(installed / "python", "-c", code, cwd=tmp_path).strip()
+    assert Path(folder).is_relative_to(installed.parent)
+    ours = ROOT / "tests" / "data" / "sample-v3"
+    assert {p.name: p.read_bytes() for p in Path(folder).iterdir()} == {
+        path.name: path.read_bytes() for path in ours.iterdir()
+    }
