@@ -157,21 +157,19 @@ def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
         try:
             shard, infos = read_header(folder, name)
         except DstoolsError as error:
-            findings.append(Finding("error", "shard-unreadable", name, str(error), error.hint))
+            findings.append(Finding.error("shard-unreadable", name, str(error), error.hint))
             continue
         shards[name] = shard
         for info in infos:
             if info.name in tensors:
                 other = tensors[info.name].shard
-                findings.append(Finding("error", "tensor-twice", info.where, f"also in {other}"))
+                findings.append(Finding.error("tensor-twice", info.where, f"also in {other}"))
             tensors[info.name] = info
     if (folder / INDEX).exists():
         findings += _disagreements(weight_map, tensors, shards)
     unlisted = {path.name for path in folder.glob("*.safetensors")} - set(weight_map.values())
     findings += [
-        Finding(
-            "warning", "shard-unlisted", printable(name), "is not in the index and is left alone"
-        )
+        Finding.warning("shard-unlisted", printable(name), "is not in the index and is left alone")
         for name in sorted(unlisted)
     ]
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -202,12 +200,13 @@ def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], 
     for shard in sorted(outside):
         tensor = next(tensor for tensor, said in weight_map.items() if said == shard)
         findings.append(
-            Finding(
-                "error", "path-outside", f"{INDEX}: {printable(tensor)}",
+            Finding.error(
+                "path-outside",
+                f"{INDEX}: {printable(tensor)}",
                 f"names {printable(shard)!r}, which is no plain file name in this folder",
                 "nothing outside the folder is read; download the index again",
             )
-        )  # fmt: skip
+        )
     if outside:
         weight_map = {tensor: s for tensor, s in weight_map.items() if s not in outside}
     return weight_map, index.get("metadata")
@@ -234,17 +233,20 @@ def _disagreements(
         if shard not in shards or (info is not None and info.shard == shard):
             continue  # an unreadable shard has its own finding
         found = "no shard holds it" if info is None else f"it lies in {info.shard}"
-        yield Finding(
-            "error", "index-disagrees", f"{INDEX}: {printable(name)}",
+        yield Finding.error(
+            "index-disagrees",
+            f"{INDEX}: {printable(name)}",
             f"is said to be in {shard}, but {found}",
             "a shard is missing, cut short or from another download; download again",
-        )  # fmt: skip
+        )
     for info in tensors.values():
         if info.name not in weight_map:
-            yield Finding(
-                "error", "index-disagrees", info.where, "is not in the index",
+            yield Finding.error(
+                "index-disagrees",
+                info.where,
+                "is not in the index",
                 "index and shards are from different downloads; download again",
-            )  # fmt: skip
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

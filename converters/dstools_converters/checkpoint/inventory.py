@@ -88,25 +88,22 @@ def check(inventory: Inventory) -> Iterator[Finding]:
     yield from _check_scales(inventory)
     for info in inventory.unknown:
         if info.dtype.startswith("F8"):
-            yield Finding(
-                "error", "fp8-unknown", info.where, "is FP8 under a name of no known role"
-            )
+            yield Finding.error("fp8-unknown", info.where, "is FP8 under a name of no known role")
         else:
-            yield Finding(
-                "note", "unknown-tensor", info.where, "has no known role; carried as it is"
-            )
+            yield Finding.note("unknown-tensor", info.where, "has no known role; carried as it is")
 
 
 def _check_mtp(inventory: Inventory) -> Iterator[Finding]:
     found = {p.layer for p in inventory.names.values() if p is not None and p.is_mtp}
     wanted = inventory.model.num_mtp_layers
     if len(found) != wanted:
-        yield Finding(
-            "error", "mtp-mismatch", "config.json",
+        yield Finding.error(
+            "mtp-mismatch",
+            "config.json",
             f"num_nextn_predict_layers is {wanted}, but the shards hold {len(found)} MTP layers",
             "restore the MTP layer's tensors from the original, or set num_nextn_predict_layers to "
             f"{len(found)}",
-        )  # fmt: skip
+        )
 
 
 def _check_weights(inventory: Inventory) -> Iterator[Finding]:
@@ -114,19 +111,22 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
     model, tensors = inventory.model, inventory.tensors
     experts = model.moe.n_routed_experts if model.moe else 0
     if (model.num_hidden_layers + model.num_mtp_layers) * max(experts, 1) > 4 * len(tensors) + 4096:
-        yield Finding(
-            "error", "config-absurd", "config.json",
+        yield Finding.error(
+            "config-absurd",
+            "config.json",
             f"asks for {model.num_hidden_layers} layers of {experts} experts; the shards hold "
-            f"{len(tensors)} tensors", "config and shards are not of the same model",
-        )  # fmt: skip
+            f"{len(tensors)} tensors",
+            "config and shards are not of the same model",
+        )
         return
     fused = [name for name in tensors if name.endswith("mlp.experts.gate_up_proj")]
     if fused:
-        yield Finding(
-            "error", "experts-fused", tensors[fused[0]].where,
+        yield Finding.error(
+            "experts-fused",
+            tensors[fused[0]].where,
             "holds all experts of a layer in one tensor",
             "save the model with transformers' save_pretrained, which writes one tensor an expert",
-        )  # fmt: skip
+        )
         return
     wanted = dict.fromkeys(tensors, False)
     layers = {parsed.layer for parsed in inventory.names.values() if parsed is not None}
@@ -136,18 +136,21 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
         wanted[spelled] = True
         if info is None:
             if not name.is_mtp or name.layer in layers:  # a whole MTP layer has its own finding
-                yield Finding(
-                    "error", "weight-missing", printable(spelled),
+                yield Finding.error(
+                    "weight-missing",
+                    printable(spelled),
                     "the config asks for it, and no shard holds it",
                     "the checkpoint is incomplete; download or save it again",
-                )  # fmt: skip
+                )
         elif info.shape != shape:
             yield _wrong_shape(info, shape)
         elif info.dtype not in FLOATS and info.dtype != "F8_E4M3":
-            yield Finding(
-                "error", "dtype", info.where, f"is {info.dtype}, which no weight of this model is",
+            yield Finding.error(
+                "dtype",
+                info.where,
+                f"is {info.dtype}, which no weight of this model is",
                 "the header is damaged, or the quantization is one that is not read",
-            )  # fmt: skip
+            )
     for name, shape in model.optional_weights():
         info = tensors.get(str(name))
         wanted[str(name)] = True
@@ -157,18 +160,21 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
         if parsed is None or wanted[spelled] or parsed.part in ("weight_scale", "weight_scale_inv"):
             continue
         if not parsed.is_mtp or inventory.model.num_mtp_layers:
-            yield Finding(
-                "error", "weight-unasked", tensors[spelled].where,
+            yield Finding.error(
+                "weight-unasked",
+                tensors[spelled].where,
                 "is in the shards, but not in the model that the config describes",
                 "config and shards are not of the same model",
-            )  # fmt: skip
+            )
 
 
 def _wrong_shape(info: TensorInfo, wanted: tuple[int, ...]) -> Finding:
-    return Finding(
-        "error", "shape", info.where, f"is {list(info.shape)}, the config asks for {list(wanted)}",
+    return Finding.error(
+        "shape",
+        info.where,
+        f"is {list(info.shape)}, the config asks for {list(wanted)}",
         "config and shards are not of the same model",
-    )  # fmt: skip
+    )
 
 
 def _check_scales(inventory: Inventory) -> Iterator[Finding]:
@@ -176,49 +182,52 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
     fp8 = [info for info in tensors.values() if info.dtype == "F8_E4M3"]
     if scheme is None:
         for info in fp8[:1]:
-            yield Finding(
-                "error", "quantization-unnamed", info.where,
+            yield Finding.error(
+                "quantization-unnamed",
+                info.where,
                 "is FP8, but config.json has no quantization_config",
                 "without it an engine reads the codes as weights; restore the original config.json",
-            )  # fmt: skip
+            )
         return
     if not fp8:
-        yield Finding(
-            "error", "quantization-empty", "config.json",
+        yield Finding.error(
+            "quantization-empty",
+            "config.json",
             "has a quantization_config, but no weight is FP8",
             "remove quantization_config, or fetch the quantized shards",
-        )  # fmt: skip
+        )
     for info in fp8:
         if inventory.names[info.name] is None:
             continue  # reported as an unknown tensor
         scale = inventory.scales.get(info.name)
         if scale is None:
-            yield Finding(
-                "error", "scale-missing", info.where,
+            yield Finding.error(
+                "scale-missing",
+                info.where,
                 f"has no scale: no shard holds {printable(scale_name(info.name, scheme))}",
                 "its codes mean nothing without it; download the shard that the scale belongs to",
-            )  # fmt: skip
+            )
         elif len(info.shape) != 2:
-            yield Finding("error", "shape", info.where, f"is FP8 and {len(info.shape)}-dimensional")
+            yield Finding.error("shape", info.where, f"is FP8 and {len(info.shape)}-dimensional")
         elif scale.shape != scheme.grid(info.shape):
-            yield Finding(
-                "error", "scale-shape", scale.where,
+            yield Finding.error(
+                "scale-shape",
+                scale.where,
                 f"is {list(scale.shape)}; a weight {list(info.shape)} in blocks of "
                 f"{list(scheme.block_size)} has scales {list(scheme.grid(info.shape))}",
                 "the block size in config.json and the scales are not of the same quantization",
-            )  # fmt: skip
-        elif scale.dtype not in SCALE_DTYPES:
-            yield Finding(
-                "error", "scale-dtype", scale.where, f"is {scale.dtype}, no scale's dtype"
             )
+        elif scale.dtype not in SCALE_DTYPES:
+            yield Finding.error("scale-dtype", scale.where, f"is {scale.dtype}, no scale's dtype")
     belonging = {info.name for info in inventory.scales.values()}
     for spelled, parsed in inventory.names.items():
         if parsed is None or parsed.part not in ("weight_scale_inv", "weight_scale"):
             continue
         if spelled not in belonging:
-            yield Finding(
-                "error", "scale-orphaned", tensors[spelled].where,
+            yield Finding.error(
+                "scale-orphaned",
+                tensors[spelled].where,
                 f"scales nothing: {printable(parsed.module)}.weight is no FP8 weight beside it",
                 "weights and scales are from different checkpoints, or the config names another "
                 "format",
-            )  # fmt: skip
+            )

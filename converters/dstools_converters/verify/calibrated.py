@@ -83,23 +83,21 @@ def check_calibration(made: Inventory) -> Iterator[Finding]:
     folder = made.checkpoint.folder
     manifest = read_manifest(folder)
     if not manifest and (folder / CALIBRATION).exists():
-        yield Finding(
-            "error", "calibration", MANIFEST,
+        yield Finding.error(
+            "calibration",
+            MANIFEST,
             f"is missing or damaged, and without it {CALIBRATION} cannot be relied on; calibrated "
-            "weights are not compared", "restore it, or quantize again",
-        )  # fmt: skip
+            "weights are not compared",
+            "restore it, or quantize again",
+        )
         return
     try:
         calibration = read_notes(folder, manifest)
         read_side_file(folder, EXPERT_LOAD, manifest.get("expert_load"))
     except DstoolsError as error:
         where, _, message = str(error).partition(": ")
-        yield Finding(
-            "error",
-            "calibration",
-            where,
-            f"{message}; calibrated weights are not compared",
-            error.hint,
+        yield Finding.error(
+            "calibration", where, f"{message}; calibrated weights are not compared", error.hint
         )
         return
     amax: dict[int, dict[str, float]] = {}
@@ -112,11 +110,12 @@ def check_calibration(made: Inventory) -> Iterator[Finding]:
             continue
         wanted = kv_scales([name], amax)[spelled].tobytes()
         if info.dtype != "F32" or bytes(made.checkpoint.read(info, 0, info.nbytes)) != wanted:
-            yield Finding(
-                "error", "bytes-differ", info.where,
+            yield Finding.error(
+                "bytes-differ",
+                info.where,
                 f"is not the largest value that {CALIBRATION} has of layer {name.layer}, over 448",
                 "the scale is damaged; quantize again",
-            )  # fmt: skip
+            )
 
 
 def is_kv_scale(made: Inventory, info: TensorInfo) -> bool:
@@ -141,20 +140,23 @@ def compare_calibrated(
     digest.update(read_rows(made, mine, 0, mine.shape[0]))
     digest.update(read_scales(made, mine, 0, mine.shape[0]))
     if digest.hexdigest() != note["sha256"]:
-        return Finding(
-            "error", "bytes-differ", mine.where,
+        return Finding.error(
+            "bytes-differ",
+            mine.where,
             f"codes or scales are not those that {CALIBRATION} was written with",
             "they are damaged; quantize again",
-        )  # fmt: skip
+        )
     if note["method"] == "lossless":
         span = unlike_dequantized(made, mine, source, info)
         if span is None:
             return None
-        return Finding(
-            "error", "bytes-differ", mine.where,
+        return Finding.error(
+            "bytes-differ",
+            mine.where,
             f"is not the source to the bit, within rows {span[0]} to {span[1] - 1}, though "
-            f"{CALIBRATION} says so", "quantize again",
-        )  # fmt: skip
+            f"{CALIBRATION} says so",
+            "quantize again",
+        )
     return _compare_error(made, mine, source, info, note, scale_format)
 
 
@@ -249,10 +251,12 @@ def _floor(scale_format: ScaleFormat) -> np.float32:
 
 
 def _stray(mine: TensorInfo, message: str) -> Finding:
-    return Finding(
-        "error", "outside-bound", mine.where, message,
+    return Finding.error(
+        "outside-bound",
+        mine.where,
+        message,
         "it was calibrated from another source, or is damaged; quantize again",
-    )  # fmt: skip
+    )
 
 
 _MAGNITUDES = np.arange(128, dtype=np.int16)

@@ -33,9 +33,7 @@ MERGED_BUT_LAST: frozenset[Role] = frozenset(
 def check_engine(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Finding]:
     """Yield what `engine` would refuse or misread, on `tp` GPUs; one finding a role."""
     if inventory.scheme is None:
-        yield Finding(
-            "note", "engine", "config.json", f"is not quantized; {engine} has no FP8 rules"
-        )
+        yield Finding.note("engine", "config.json", f"is not quantized; {engine} has no FP8 rules")
         yield from _check_heads(inventory, tp)
         return
     if engine == "transformers":
@@ -54,39 +52,43 @@ def _check_config(inventory: Inventory, engine: Engine) -> Iterator[Finding]:
     scheme = inventory.scheme
     assert scheme is not None
     if scheme.format == "native" and quantization.get("activation_scheme") != "dynamic":
-        yield Finding(
-            "error", "engine-activations", "config.json",
-            f"{engine} takes block FP8 only with activation_scheme \"dynamic\"",
+        yield Finding.error(
+            "engine-activations",
+            "config.json",
+            f'{engine} takes block FP8 only with activation_scheme "dynamic"',
             'set quantization_config.activation_scheme to "dynamic"',
-        )  # fmt: skip
+        )
     for info in inventory.scales.values():
         if info.dtype != "F32":
-            yield Finding(
-                "warning", "engine-scale-dtype", info.where,
+            yield Finding.warning(
+                "engine-scale-dtype",
+                info.where,
                 f"is {info.dtype}; {engine} allocates float32 scales",
                 "dstools quantize with the same SOURCE writes float32 scales, codes unchanged",
-            )  # fmt: skip
+            )
             return
 
 
 def _check_heads(inventory: Inventory, tp: int) -> Iterator[Finding]:
     attention = inventory.model.attention
     if attention.num_heads % tp:
-        yield Finding(
-            "error", "engine-heads", "config.json",
+        yield Finding.error(
+            "engine-heads",
+            "config.json",
             f"{attention.num_heads} attention heads cannot be shared out over {tp} GPUs",
             "choose a --tp that divides the heads",
-        )  # fmt: skip
+        )
     if (
         not isinstance(attention, MLA)
         and attention.num_kv_heads % tp
         and tp % attention.num_kv_heads
     ):
-        yield Finding(
-            "error", "engine-heads", "config.json",
+        yield Finding.error(
+            "engine-heads",
+            "config.json",
             f"{attention.num_kv_heads} key-value heads and {tp} GPUs do not divide one another",
             "choose another --tp",
-        )  # fmt: skip
+        )
 
 
 def _check_cuts(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Finding]:
@@ -111,30 +113,34 @@ def _check_cuts(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Findi
 
     for finding in _by_role(inventory, fault):
         keep = "quantize from BF16 with a recipe that keeps this role"
-        yield Finding(
-            "error", "engine-shape", finding.where, f"{engine} refuses it: {finding.message}",
+        yield Finding.error(
+            "engine-shape",
+            finding.where,
+            f"{engine} refuses it: {finding.message}",
             f"choose a --tp that divides the blocks, or {keep}" if tp > 1 else keep,
-        )  # fmt: skip
+        )
 
 
 def _check_trtllm(inventory: Inventory) -> Iterator[Finding]:
     scheme, attention = inventory.scheme, inventory.model.attention
     assert scheme is not None
     if scheme.format != "native" or scheme.block_size != (128, 128):
-        yield Finding(
-            "error", "engine-format", "config.json",
+        yield Finding.error(
+            "engine-format",
+            "config.json",
             "TensorRT-LLM reads FP8_BLOCK_SCALES from quant_method fp8 with blocks of 128 x 128",
             "dstools quantize --format native",
-        )  # fmt: skip
+        )
     if isinstance(attention, MLA):
         per_head = attention.qk_nope_head_dim + attention.v_head_dim
         if per_head % 128:
-            yield Finding(
-                "warning", "engine-kv-b", "config.json",
+            yield Finding.warning(
+                "engine-kv-b",
+                "config.json",
                 f"kv_b_proj has {per_head} rows a head, no multiple of 128: TensorRT-LLM splits it by "
                 "head and would cut blocks (NVIDIA/TensorRT-LLM#18659)",
                 'keep it: [[rule]] role = "kv_b_proj", scheme = "keep"',
-            )  # fmt: skip
+            )
 
 
 def _check_transformers(inventory: Inventory) -> Iterator[Finding]:
@@ -147,24 +153,23 @@ def _check_transformers(inventory: Inventory) -> Iterator[Finding]:
 
     if scheme.format == "native":
         for finding in _by_role(inventory, fault):
-            yield Finding(
-                "error", "engine-shape", finding.where,
+            yield Finding.error(
+                "engine-shape",
+                finding.where,
                 f"transformers takes rows // rows of scales for the block size, and so misreads "
                 f"{finding.message} without a word (5.23; huggingface/transformers#36026)",
                 "load `dstools dequantize`'s output there; other engines read this one",
-            )  # fmt: skip
+            )
     if scheme.format == "compressed-tensors" and inventory.model.moe is not None:
-        yield Finding(
-            "error", "engine-format", "config.json",
+        yield Finding.error(
+            "engine-format",
+            "config.json",
             "transformers 5.23 multiplies experts' codes by scales that it does not spread over blocks",
             "dstools quantize --format native, or load `dstools dequantize`'s output",
-        )  # fmt: skip
+        )
     if inventory.model.num_mtp_layers:
-        yield Finding(
-            "note",
-            "engine-mtp",
-            "config.json",
-            "transformers leaves the MTP layers out when it loads",
+        yield Finding.note(
+            "engine-mtp", "config.json", "transformers leaves the MTP layers out when it loads"
         )
 
 
@@ -177,4 +182,4 @@ def _by_role(inventory: Inventory, fault: Callable[[Role, TensorInfo], str]) -> 
             found.setdefault((parsed.role, message), []).append(info)
     for (_, message), infos in found.items():
         more = f" (and {len(infos) - 1} more like it)" if len(infos) > 1 else ""
-        yield Finding("error", "engine-shape", infos[0].where, message + more)
+        yield Finding.error("engine-shape", infos[0].where, message + more)

@@ -71,12 +71,8 @@ def verify(
             inventory = take_inventory(checkpoint)
         except DstoolsError as error:
             findings.append(
-                Finding(
-                    "error",
-                    "config",
-                    "config.json",
-                    str(error).removeprefix("config.json: "),
-                    error.hint,
+                Finding.error(
+                    "config", "config.json", str(error).removeprefix("config.json: "), error.hint
                 )
             )
             not_checked.append("names, shapes and scales: the config cannot be read")
@@ -139,14 +135,16 @@ def _open_source(source: Path) -> Checkpoint:
 def _check_total(checkpoint: Checkpoint) -> Iterator[Finding]:
     held = sum(info.nbytes for info in checkpoint.tensors.values())
     if not (checkpoint.folder / INDEX).exists():
-        yield Finding("note", "index-missing", INDEX, "is not there; one shard does without")
+        yield Finding.note("index-missing", INDEX, "is not there; one shard does without")
         return
     total = checkpoint.index_metadata.get("total_size")
     if total != held:
-        yield Finding(
-            "error", "total-size", INDEX, f"total_size is {total}, the tensors take {held} bytes",
+        yield Finding.error(
+            "total-size",
+            INDEX,
+            f"total_size is {total}, the tensors take {held} bytes",
             f"set metadata.total_size to {held}",
-        )  # fmt: skip
+        )
 
 
 def _check_with_safetensors(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -158,7 +156,7 @@ def _check_with_safetensors(checkpoint: Checkpoint) -> Iterator[Finding]:
             with safe_open(checkpoint.folder / shard.name, framework="numpy"):
                 pass
         except SafetensorError as error:
-            yield Finding("error", "safetensors", shard.name, f"safetensors refuses it: {error}")
+            yield Finding.error("safetensors", shard.name, f"safetensors refuses it: {error}")
 
 
 def _check_roles(inventory: Inventory) -> Iterator[Finding]:
@@ -170,11 +168,12 @@ def _check_roles(inventory: Inventory) -> Iterator[Finding]:
     for text in (module.removeprefix("re:") for module in kept if module.startswith("re:")):
         pattern = _safe_pattern(text)
         if pattern is None:
-            yield Finding(
-                "warning", "ignore-pattern", "config.json",
+            yield Finding.warning(
+                "ignore-pattern",
+                "config.json",
                 f"the pattern {printable(text)!r} is broken or too involved to be tried",
                 "name the modules, or write a simpler pattern",
-            )  # fmt: skip
+            )
         else:
             patterns.append(pattern)
     for name, parsed in inventory.names.items():
@@ -186,25 +185,28 @@ def _check_roles(inventory: Inventory) -> Iterator[Finding]:
             and parsed.role not in QUANTIZED_ROLES
             and info.dtype not in FLOATS
         ):
-            yield Finding(
-                "error", "role-quantized", info.where,
+            yield Finding.error(
+                "role-quantized",
+                info.where,
                 f"is {info.dtype}; engines read {parsed.role} in high precision only",
                 "quantize again without a rule for it",
-            )  # fmt: skip
+            )
         if parsed.role == "e_score_correction_bias" and info.dtype != "F32":
-            yield Finding(
-                "warning", "router-bias", info.where,
+            yield Finding.warning(
+                "router-bias",
+                info.where,
                 f"is {info.dtype}; DeepSeek ships F32, and less precision changes which experts win",
-            )  # fmt: skip
+            )
         is_kept = parsed.part == "weight" and info.dtype in FLOATS
         if scheme is not None and is_kept and parsed.role in QUANTIZED_ROLES:
             is_named = parsed.module in plain
             if not is_named and not any(pattern.match(parsed.module) for pattern in patterns):
-                yield Finding(
-                    "error", "role-kept", info.where,
+                yield Finding.error(
+                    "role-kept",
+                    info.where,
                     f"is {info.dtype}, but config.json does not say that it is not quantized",
                     "an engine would look for its scale; list it in modules_to_not_convert",
-                )  # fmt: skip
+                )
 
 
 def _safe_pattern(text: str) -> re.Pattern[str] | None:
@@ -233,11 +235,12 @@ def _check_fused(inventory: Inventory) -> Iterator[Finding]:
         fp8 = [printable(info.name) for info in infos if info.dtype == "F8_E4M3"]
         kept = [info for info in infos if info.dtype != "F8_E4M3"]
         if fp8 and kept:
-            yield Finding(
-                "error", "fused-apart", kept[0].where,
+            yield Finding.error(
+                "fused-apart",
+                kept[0].where,
                 f"is {kept[0].dtype} beside FP8 in {', '.join(fp8)}; engines run them as one matrix",
                 "quantize again with one rule for them",
-            )  # fmt: skip
+            )
 
 
 def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
@@ -257,29 +260,33 @@ def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
         if info.dtype not in SCALE_DTYPES:
             continue  # reported by its dtype
         if manifest and info.dtype != "F32":
-            yield Finding(
-                "error", "scale-not-f32", info.where, f"is {info.dtype}; dstools writes F32",
+            yield Finding.error(
+                "scale-not-f32",
+                info.where,
+                f"is {info.dtype}; dstools writes F32",
                 "something else has been at this folder; quantize again",
-            )  # fmt: skip
+            )
         elif scheme.format == "native" and info.dtype == "BF16":
-            yield Finding(
-                "warning", "scale-not-f32", info.where,
+            yield Finding.warning(
+                "scale-not-f32",
+                info.where,
                 "is BF16, where this format has F32: each scale was rounded to 8 bits",
-            )  # fmt: skip
+            )
         try:
             raw = read_scales(inventory, weight, 0, weight.shape[0])
         except DstoolsError as error:
-            yield Finding(
-                "error", "scale-value", info.where, str(error).removeprefix(f"{info.where}: ")
+            yield Finding.error(
+                "scale-value", info.where, str(error).removeprefix(f"{info.where}: ")
             )
             continue
         scales = np.frombuffer(raw, np.float32)
         if scales.max() * E4M3_MAX > ABSURD_AMAX:
-            yield Finding(
-                "warning", "scale-value", info.where,
+            yield Finding.warning(
+                "scale-value",
+                info.where,
                 f"holds {scales.max():g} at {_at(info, int(scales.argmax()))}, a weight of up to "
                 f"{scales.max() * E4M3_MAX:g}",
-            )  # fmt: skip
+            )
         if wants_powers and (np.frexp(scales)[0] != 0.5).any():
             first = int((np.frexp(scales)[0] != 0.5).argmax())
             level: Level = "error" if is_ours else "note"
@@ -297,14 +304,16 @@ def _check_kv_scales(inventory: Inventory) -> Iterator[Finding]:
         if parsed is None or parsed.role != "kv_cache" or info.shape != (1,):
             continue  # of another shape: reported by it
         if info.dtype not in FLOATS:
-            yield Finding("error", "kv-scale", info.where, f"is {info.dtype}, no scale's dtype")
+            yield Finding.error("kv-scale", info.where, f"is {info.dtype}, no scale's dtype")
             continue
         value = restore(inventory, info, 0, 1).cast("f")[0]
         if not 0 < value < math.inf:
-            yield Finding(
-                "error", "kv-scale", info.where, f"is {value:g}; scales are positive",
+            yield Finding.error(
+                "kv-scale",
+                info.where,
+                f"is {value:g}; scales are positive",
                 "the scale is damaged; quantize again",
-            )  # fmt: skip
+            )
 
 
 def _at(info: TensorInfo, element: int) -> list[int]:

@@ -50,22 +50,19 @@ def check_against(
             continue  # it is of the FP8 that went
         if mine is None:
             findings.append(
-                Finding("error", "lost", printable(info.name), "is in the source and not in here")
+                Finding.error("lost", printable(info.name), "is in the source and not in here")
             )
         elif mine.shape != info.shape:
             findings.append(
-                Finding(
-                    "error",
-                    "shape",
-                    mine.where,
-                    f"is {list(mine.shape)}, source {list(info.shape)}",
+                Finding.error(
+                    "shape", mine.where, f"is {list(mine.shape)}, source {list(info.shape)}"
                 )
             )
         else:
             pairs.append((mine, info))
     manifest = read_manifest(made.checkpoint.folder)
     findings += [
-        Finding("error", "added", info.where, "is not in the source")
+        Finding.error("added", info.where, "is not in the source")
         for info in ours.values()
         if not is_kv_scale(made, info)
     ]
@@ -121,12 +118,10 @@ def _compare_tensor(
         if is_fp8 and mine.dtype == "BF16":
             return _compare_dequantized(made, mine, source, info)
         if mine.dtype != info.dtype:
-            return Finding(
-                "error", "dtype", mine.where, f"is {mine.dtype}, the source {info.dtype}"
-            )
+            return Finding.error("dtype", mine.where, f"is {mine.dtype}, the source {info.dtype}")
         return _compare_bytes(made, mine, source, info)
     except DstoolsError as error:  # NaN, or a read that failed
-        return Finding("error", "not-compared", mine.where, str(error), error.hint)
+        return Finding.error("not-compared", mine.where, str(error), error.hint)
 
 
 def _compare_bytes(
@@ -140,11 +135,12 @@ def _compare_bytes(
         if a != b:
             first = next(i for i in range(len(a)) if a[i] != b[i])
             element = (begin + first) // max(width(info), 1)
-            return Finding(
-                "error", "bytes-differ", mine.where,
+            return Finding.error(
+                "bytes-differ",
+                mine.where,
                 f"is not the source's, first at element {list(divmod(element, columns(info)))}",
                 "it should have been copied; convert again",
-            )  # fmt: skip
+            )
     return None
 
 
@@ -166,12 +162,13 @@ def _compare_codes(
         count += outside
     if not count:
         return None
-    return Finding(
-        "error", "outside-bound", mine.where,
+    return Finding.error(
+        "outside-bound",
+        mine.where,
         f"{count} of {rows * cols} elements are not the source's rounded to FP8, first at "
         f"{list(divmod(first_at, cols))}",
         "codes or scales are damaged, or of another checkpoint; quantize again",
-    )  # fmt: skip
+    )
 
 
 def _compare_scales(
@@ -192,11 +189,13 @@ def _compare_scales(
     if mine.name in manifest["recovered"] and info.dtype == "BF16":
         span = unlike_dequantized(made, mine, source, info)
         if span is not None:
-            return Finding(
-                "error", "bytes-differ", mine.where,
+            return Finding.error(
+                "bytes-differ",
+                mine.where,
                 f"is not the source to the bit, within rows {span[0]} to {span[1] - 1}, "
-                "though manifest.json says that it was recovered", "quantize again",
-            )  # fmt: skip
+                "though manifest.json says that it was recovered",
+                "quantize again",
+            )
         is_ue8m0 = scale_format == "ue8m0"
         wanted: bytes | None = _recovered_scales(source, info, made, is_ue8m0=is_ue8m0)
     elif source.scheme is not None and info.name in source.scales:
@@ -209,10 +208,12 @@ def _compare_scales(
         wanted = _scales_of(source, info, scale_format, made.scheme.block_size[0])
     if wanted is None or wanted == bytes(read_scales(made, mine, 0, mine.shape[0])):
         return None
-    return Finding(
-        "error", "bytes-differ", made.scales[mine.name].where,
-        "is not what the source's weights or scales give", "the scales are damaged; convert again",
-    )  # fmt: skip
+    return Finding.error(
+        "bytes-differ",
+        made.scales[mine.name].where,
+        "is not what the source's weights or scales give",
+        "the scales are damaged; convert again",
+    )
 
 
 def _scales_of(source: Inventory, info: TensorInfo, scale_format: ScaleFormat, block: int) -> bytes:
@@ -254,24 +255,25 @@ def _compare_dequantized(
     span = unlike_dequantized(source, info, made, mine)
     if span is None:
         return None
-    return Finding(
-        "error", "bytes-differ", mine.where,
+    return Finding.error(
+        "bytes-differ",
+        mine.where,
         f"is not code times scale of the source, within rows {span[0]} to {span[1] - 1}",
         "dequantize again",
-    )  # fmt: skip
+    )
 
 
 def _check_config(made: Inventory, source: Inventory) -> Iterator[Finding]:
     config, wanted = made.checkpoint.config, source.checkpoint.config
     for key in sorted((config.keys() | wanted.keys()) - {"quantization_config"}):
         if config.get(key) != wanted.get(key):
-            yield Finding("warning", "config-differs", "config.json", f"{key} is not the source's")
+            yield Finding.warning("config-differs", "config.json", f"{key} is not the source's")
 
 
 def _check_side_files(made: Inventory, source: Inventory) -> Iterator[Finding]:
     for name, path in travelling_files(source.checkpoint.folder).items():
         mine = made.checkpoint.folder / name
         if not mine.is_file():
-            yield Finding("warning", "file-missing", printable(name), "did not travel along")
+            yield Finding.warning("file-missing", printable(name), "did not travel along")
         elif mine.read_bytes() != path.read_bytes():
-            yield Finding("warning", "file-differs", printable(name), "is not the source's")
+            yield Finding.warning("file-differs", printable(name), "is not the source's")

@@ -98,7 +98,7 @@ def diagnose(tokenizer: Path, config: Path | None, sample: Path | None) -> Diagn
     try:
         check_tokenizer(read, end, tokenizer, reasoning=True)
     except DstoolsError as error:
-        findings.append(Finding("error", "tokenizer", str(tokenizer), str(error), error.hint))
+        findings.append(Finding.error("tokenizer", str(tokenizer), str(error), error.hint))
     findings += _packing(trainer, said)
     findings += _not_taken(trainer, said)
     cases: list[Case] = []
@@ -106,7 +106,7 @@ def diagnose(tokenizer: Path, config: Path | None, sample: Path | None) -> Diagn
         if row is None:
             cases.append(Case(name, 0, 0, ""))
             what = "the row is over the length limit and left out, which only a count tells"
-            findings.append(Finding("warning", "left-out", name, what, HINTS["truncated"]))
+            findings.append(Finding.warning("left-out", name, what, HINTS["truncated"]))
             continue
         trained = [label for label in row.labels if label != IGNORED]
         cases.append(Case(name, len(row.ids), len(trained), read.decode(trained)))
@@ -238,7 +238,7 @@ def _rows(
         try:
             rows = trl_rows(read, said, form, [s.messages for s in samples])
         except DstoolsError as error:
-            refused.append(Finding("error", "refused", f"as {form}", str(error), error.hint))
+            refused.append(Finding.error("refused", f"as {form}", str(error), error.hint))
             continue
         found += [(f"as {form}, {s.name}", s, row) for s, row in zip(samples, rows, strict=True)]
     return found, refused
@@ -264,7 +264,7 @@ def _packing(trainer: str, said: dict[str, Any]) -> list[Finding]:
             ]
         if kind == "bfd" and "flash" not in str(said.get("attn_implementation", "")):
             what = f"packing with attention {shown(str(said.get('attn_implementation', 'unset')))}"
-            return [Finding("warning", "packing", "packing", f"{what} may let rows see each other")]
+            return [Finding.warning("packing", "packing", f"{what} may let rows see each other")]
     if trainer == "LLaMA-Factory" and said.get("packing") and not said.get("neat_packing"):
         return [_mixes("packing", "without neat_packing rows see each other")]
     if (
@@ -279,12 +279,12 @@ def _packing(trainer: str, said: dict[str, Any]) -> list[Finding]:
 def _not_taken(trainer: str, said: dict[str, Any]) -> list[Finding]:
     """Return the keys that may change what is told here, and those that change nothing where they stand."""
     what = "bears on ids, masks or length, and is not taken into account here"
-    found = [Finding("note", "not-read", key, what) for key in unread(trainer, said)]
+    found = [Finding.note("not-read", key, what) for key in unread(trainer, said)]
     if trainer == "axolotl":
         what = "axolotl reads this in an entry of datasets alone"
         hint = "move it there"
         found += [
-            Finding("warning", "misplaced", key, what, hint)
+            Finding.warning("misplaced", key, what, hint)
             for key in AXOLOTL_OF_ENTRIES
             if key in said
         ]
@@ -292,6 +292,4 @@ def _not_taken(trainer: str, said: dict[str, Any]) -> list[Finding]:
 
 
 def _mixes(where: str, what: str) -> Finding:
-    return Finding(
-        "error", "packing", where, what, "pack by bfd with flash attention, or not at all"
-    )
+    return Finding.error("packing", where, what, "pack by bfd with flash attention, or not at all")

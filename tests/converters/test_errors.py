@@ -1,0 +1,52 @@
+"""Errors and findings: what a person reads, and that names of strangers cannot act on a terminal."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from dstools_converters.errors import DstoolsError, Finding, disk_errors, printable
+
+
+def test_the_constructors_of_a_finding_set_its_level() -> None:
+    arguments = ("shape", "a.safetensors: w", "is [1]", "save it again")
+    assert Finding.error(*arguments) == Finding("error", *arguments)
+    assert Finding.warning(*arguments) == Finding("warning", *arguments)
+    assert Finding.note(*arguments) == Finding("note", *arguments)
+
+
+def test_a_finding_without_a_hint_has_an_empty_one() -> None:
+    assert Finding.note("index-missing", "index.json", "is not there").hint == ""
+
+
+def test_a_raised_finding_names_the_place_and_keeps_the_hint() -> None:
+    error = Finding.error("shape", "config.json", "is [1]", "save it again").raised()
+    assert (str(error), error.hint) == ("config.json: is [1]", "save it again")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("model.norm.weight", "model.norm.weight"),
+        ("größe", "größe"),
+        ("a\x1b[2Jb", "a\\x1b[2Jb"),
+        ("a\nb", "a\\nb"),
+        ("a\u202eb", "a\\u202eb"),  # turns the text after it around
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 200 + "..."),
+    ],
+)
+def test_a_name_is_escaped_and_cut(name: str, shown: str) -> None:
+    assert printable(name) == shown
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_an_error_that_names_the_file(code: int) -> None:
+    with pytest.raises(DstoolsError, match=r"^out/a: .+") as raised, disk_errors(Path("out/a")):
+        raise OSError(code, "no room")
+    assert raised.value.hint.startswith("free some space")
+
+
+def test_any_other_failure_of_the_disk_passes_through() -> None:
+    with pytest.raises(PermissionError), disk_errors(Path("out/a")):
+        raise PermissionError(errno.EACCES, "denied")
