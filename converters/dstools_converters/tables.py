@@ -1,132 +1,206 @@
-"""JSON that anybody may have written, taken value by value: what is not as it must be is named."""
+"""Tables of TOML and JSON, read into frozen dataclasses; a misfit is an error by file and key.
+
+    @dataclass(frozen=True)
+    class Lora:
+        rank: Positive = 16
+        dropout: Share = 0.0
+        targets: tuple[str, ...] = ("all-linear",)
+
+A field without a default must be in the table. A number is finite and 0 or more, unless its field
+says otherwise: `Annotated[float, Range(-1, 1)]`.
+"""
 
 import stat
-from collections.abc import Collection, Iterator
+import sys
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any
+from reprlib import repr as short
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import strict_json
 
+MAX_COUNT = (1 << 63) - 1
 MAX_BYTES = 1 << 28  # calibration.json of 671B is 25 MB
-MAX_COUNT = 1 << 63
-MAX_NUMBER = 1e100  # its square is a float too
+DAMAGED = "the file is damaged or of another version; make it again"
+NOUNS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+Table = TypeVar("Table")
 
 
-class Fields:
-    """A JSON object in `path`; `where` is the way to it: "tensors.model.norm.weight.".
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes, both ends included."""
 
-    Each method returns the value of a key, or raises DstoolsError naming file and key where it is
-    missing or of another kind.
+    low: float = 0.0
+    high: float = sys.float_info.max
+
+
+ANY = Range()
+Positive = Annotated[int, Range(1)]
+Share = Annotated[float, Range(0, 1)]
+Amount = Annotated[float, Range(0, 1e100)]  # its square is a float, too
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the tables of one file.
+
+    In TOML, which people write, an unknown key is an error and `false` stands for None. In JSON,
+    which programs write, further keys are ignored and `null` stands for None.
     """
 
-    def __init__(self, path: Path, values: dict[str, Any], where: str = "") -> None:
-        self.path = path
-        self.values = values
-        self.where = where
+    file: str  # begins every error
+    language: Literal["toml", "json"] = "toml"
 
-    def error(self, key: str, message: str) -> DstoolsError:
-        """Return an error that names the file and the key."""
+    def read(self, cls: type[Table], table: Any, key: str = "") -> Table:
+        """Return a dataclass filled from the table at `key`, "" for the file itself."""
+        if type(table) is not dict:
+            raise self.error(key, "is not a table", f"write [{key}]")
+        kinds = _kinds(cls)  # type: ignore[arg-type] # a class is hashable
+        if self.language == "toml":
+            self.refuse_unknown(table, kinds, key)
+        values = {}
+        for name, (kind, is_required) in kinds.items():
+            where = f"{key}.{name}" if key else name
+            if name in table:
+                values[name] = self.convert(table[name], kind, where)
+            elif is_required:
+                raise self.error(where, "is missing", f"give it {_noun(kind)}")
+        return cls(**values)
+
+    def refuse_unknown(self, table: dict[str, Any], known: Iterable[str], key: str = "") -> None:
+        """Raise DstoolsError for a key of the table that is not known, naming the nearest."""
+        for name in table:
+            if name not in known:
+                where = f"{key}.{name}" if key else name
+                raise self.error(where, "no such key", nearest(name, known))
+
+    def convert(self, value: Any, kind: Any, key: str, allowed: Range = ANY) -> Any:
+        """Return a value as the type of a field."""
+        origin, args = get_origin(kind), get_args(kind)
+        if kind is Any:
+            return value
+        if origin is Annotated:
+            return self.convert(value, args[0], key, args[1])
+        if origin is Literal:
+            if value not in args:
+                hint = nearest(str(value), args)
+                raise self.error(key, f"{short(value)} is none of {', '.join(args)}", hint)
+            return value
+        if origin in (Union, UnionType):  # of a type and None
+            if value is (False if self.language == "toml" else None):
+                return None
+            return self.convert(value, args[0], key, allowed)
+        if origin is tuple:
+            return self._tuple(value, args, key, allowed)
+        if origin is dict:
+            if type(value) is not dict:
+                raise self.error(key, "is not a table", f"write [{key}]")
+            return {
+                self._name(name, args[0], key): self.convert(item, args[1], f"{key}.{name}")
+                for name, item in value.items()
+            }
+        if is_dataclass(kind):
+            return self.read(kind, value, key)  # type: ignore[arg-type]
+        return self._scalar(value, kind, key, allowed)
+
+    def error(self, key: str, message: str, hint: str = "") -> DstoolsError:
+        """Return an error that names file and key; for JSON the hint is to make the file again."""
+        where = f"{printable(key)}: " if key else ""
         return DstoolsError(
-            f"{self.path}: {printable(self.where + key)} {message}",
-            "the file is damaged or of another version; make it again",
+            f"{self.file}: {where}{message}", DAMAGED if self.language == "json" else hint
         )
 
-    def get(self, key: str) -> Any:
-        """Return what is there, unchecked."""
-        if key not in self.values:
-            raise self.error(key, "is missing")
-        return self.values[key]
-
-    def text(self, key: str) -> str:
-        """Return a text."""
-        value = self.get(key)
-        if type(value) is not str:
-            raise self.error(key, "is no text")
-        return value
-
-    def text_or_none(self, key: str) -> str | None:
-        """Return a text, or None where the file says null."""
-        return None if self.get(key) is None else self.text(key)
-
-    def count(self, key: str) -> int:
-        """Return a whole number that is not negative."""
-        return self.check_count(key, self.get(key))
-
-    def choice(self, key: str, choices: Collection[str]) -> str:
-        """Return a text that is one of `choices`."""
-        value = self.text(key)
-        if value not in choices:
-            raise self.error(key, f"is none of {', '.join(choices)}")
-        return value
-
-    def check_count(self, key: str, value: Any) -> int:
-        """Return `value` if it is a count."""
-        if type(value) is not int or not 0 <= value < MAX_COUNT:
-            raise self.error(key, "is no count")
-        return value
-
-    def number(self, key: str, largest: float = MAX_NUMBER) -> float:
-        """Return a finite number that is not negative."""
-        return self.check_number(key, self.get(key), largest)
-
-    def number_or_none(self, key: str, largest: float = MAX_NUMBER) -> float | None:
-        """Return a number, or None where the file says null: nothing was measured."""
-        return None if self.get(key) is None else self.number(key, largest)
-
-    def finite_or_none(self, key: str) -> float | None:
-        """Return a number that may be below 0, as rounding makes of a KL of 0; None for null."""
-        value = self.get(key)
-        if value is None:
-            return None
-        is_negative = type(value) is float and value < 0
-        return -self.check_number(key, -value) if is_negative else self.number(key)
-
-    def share_or_none(self, key: str) -> float | None:
-        """Return a number from 0 to 1, or None where the file says null."""
-        value = self.number_or_none(key)
-        if value is not None and value > 1:
-            raise self.error(key, "is more than 1, and no share")
-        return value
-
-    def check_number(self, key: str, value: Any, largest: float = MAX_NUMBER) -> float:
-        """Return `value` if it is finite and not negative."""
-        if type(value) not in (int, float) or not 0 <= value <= largest:
-            raise self.error(key, "is no number from 0 up")
-        return float(value)
-
-    def items(self, key: str) -> list[Any]:
-        """Return a list, its items unchecked."""
-        value = self.get(key)
+    def _tuple(self, value: Any, args: tuple[Any, ...], key: str, allowed: Range) -> Any:
         if type(value) is not list:
-            raise self.error(key, "is no list")
-        return value
+            of_tables = get_origin(args[0]) is dict or is_dataclass(args[0])
+            hint = f"write [[{key}]]" if of_tables else "put it into [ ]"
+            raise self.error(key, "is not a list", hint)
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) != len(value):
+            raise self.error(
+                key, f"must have {len(kinds)} items, not {len(value)}", "see the default"
+            )
+        return tuple(
+            self.convert(item, kind, f"{key}[{number}]", allowed)
+            for number, (item, kind) in enumerate(zip(value, kinds, strict=True))
+        )
 
-    def fields(self, key: str) -> "Fields":
-        """Return the object at `key`."""
-        return self.check_fields(key, self.get(key))
+    def _name(self, name: str, kind: Any, key: str) -> Any:
+        if kind is not int:
+            return self.convert(name, kind, f"{key}.{name}")
+        if not (name.isascii() and name.isdecimal() and str(int(name[:9])) == name):
+            raise self.error(f"{key}.{name}", "is not a whole number")
+        return int(name)
 
-    def check_fields(self, key: str, value: Any) -> "Fields":
-        """Return `value` as fields if it is an object."""
-        if type(value) is not dict:
-            raise self.error(key, "is no object")
-        return Fields(self.path, value, f"{self.where}{key}.")
-
-    def fields_or_none(self, key: str) -> "Fields | None":
-        """Return the object at `key`, or None where the file says null."""
-        return None if self.get(key) is None else self.fields(key)
-
-    def by_layer(self, layers: int) -> Iterator[tuple[int, str]]:
-        """Yield every key of this object as the number of a layer, and as it is spelled."""
-        for key in self.values:
-            is_natural = key.isascii() and key.isdecimal() and len(key) < 7
-            if not is_natural or str(int(key)) != key or int(key) >= layers:
-                raise self.error(key, f"is none of the model's {layers} layers")
-            yield int(key), key
+    def _scalar(self, value: Any, kind: Any, key: str, allowed: Range) -> Any:
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise self.error(key, f"{short(value)} is not {NOUNS[kind]}", f"give it {NOUNS[kind]}")
+        if kind not in (int, float):
+            return value
+        high = MAX_COUNT if kind is int else allowed.high
+        if not allowed.low <= value <= high:  # False of NaN, too
+            is_open = allowed.high == sys.float_info.max
+            bounds = (
+                f"{allowed.low:g} or more" if is_open else f"between {allowed.low:g} and {high:g}"
+            )
+            raise self.error(key, f"{short(value)} is out of range", f"it must be {bounds}")
+        return kind(value)
 
 
-def read_fields(path: Path) -> Fields | None:
-    """Return the JSON object in a file, None where there is no such file.
+@cache
+def _kinds(cls: Any) -> dict[str, tuple[Any, bool]]:
+    """Return the type of each field, and whether it must be given."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {
+        field.name: (
+            hints[field.name],
+            field.default is MISSING and field.default_factory is MISSING,
+        )
+        for field in fields(cls)
+    }
+
+
+def _noun(kind: Any) -> str:
+    """Return what a field of this type takes, as a hint says it."""
+    if get_origin(kind) is Annotated:
+        return _noun(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    return NOUNS.get(kind, "a list" if get_origin(kind) is tuple else "a table")
+
+
+def nearest(
+    word: str,
+    known: Iterable[str],
+    lead: str = "did you mean",
+    spell: Callable[[str], str] = str,
+) -> str:
+    """Return a hint that names the known word most like `word`, or all where none is like it."""
+    words = list(known)
+    near = get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"{lead} {spell(near[0])}" if near else f"known are {', '.join(map(spell, words))}"
+
+
+def toml_table(path: Path, hint: str) -> dict[str, Any]:
+    """Return the table in a TOML file; raise DstoolsError with `hint` where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise DstoolsError(
+            f"{path}: {(error.strerror or 'cannot be read').lower()}", hint
+        ) from error
+    except ValueError as error:
+        raise DstoolsError(f"{path}: is not TOML: {error}", hint) from error
+
+
+def json_table(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file, None where there is no such file.
 
     Raises DstoolsError where it is something else.
     """
@@ -134,12 +208,12 @@ def read_fields(path: Path) -> Fields | None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-            raise DstoolsError(f"{path}: is no regular file of a sane size", hint)
-        found = strict_json(path.read_bytes())
+            raise DstoolsError(f"{path}: is not a regular file, or is too large", hint)
+        table = strict_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise DstoolsError(f"{path}: is no JSON: {error}", hint) from error
-    if not isinstance(found, dict):
-        raise DstoolsError(f"{path}: is no JSON object", hint)
-    return Fields(path, found)
+        raise DstoolsError(f"{path}: is not valid JSON: {error}", hint) from error
+    if not isinstance(table, dict):
+        raise DstoolsError(f"{path}: is not a JSON object", hint)
+    return table

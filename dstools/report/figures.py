@@ -101,7 +101,7 @@ class Figures:
 def figures(sheet: Sheet) -> Figures:
     """Return the figures of `sheet`; what it has no data for is empty or None."""
     weights = sheet.calibration.weights if sheet.calibration else []
-    outputs = sheet.evaluation.output_error if sheet.evaluation else []
+    outputs = sheet.evaluation.output_error if sheet.evaluation else ()
     reasons = _reasons(weights)
     numel = sum(w.numel for w in weights)
     return Figures(
@@ -198,13 +198,13 @@ def _calibrated(sheet: Sheet) -> Headline:
 
 def _by_role(sheet: Sheet) -> list[ErrorByRole]:
     weights = sheet.calibration.weights if sheet.calibration else []
-    outputs = sheet.evaluation.output_error if sheet.evaluation else []
+    outputs = sheet.evaluation.output_error if sheet.evaluation else ()
     counts: dict[str, int] = {}
     for w in weights:
         counts[w.role] = counts.get(w.role, 0) + 1
     nearest = pool((w.role, w.error_nearest, w.numel) for w in weights)
     chosen = pool((w.role, w.error, w.numel) for w in weights)
-    held_out = pool((o.role, o.error, o.numel) for o in outputs)
+    held_out = pool((str(o.role), o.error, o.numel) for o in outputs)
     return [
         ErrorByRole(
             role, counts.get(role, 0), nearest.get(role), chosen.get(role), held_out.get(role)

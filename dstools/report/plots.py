@@ -120,7 +120,7 @@ def load_map(
 
 def histogram(name: str, title: str, tokens: Histogram, marks: Mapping[str, float]) -> str:
     """Return bars of the share of tokens between log-spaced edges, with lines at `marks`."""
-    edges, counts = tokens
+    edges, counts = list(tokens.edges), tokens.counts
     if edges[0] == 0:  # has no logarithm: the first bar gets the second's width
         after = edges[2] / edges[1] if len(edges) > 2 else 10.0
         edges = [edges[1] / after, *edges[1:]]

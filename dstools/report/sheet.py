@@ -4,25 +4,36 @@ Nothing is computed here but sums of bytes; every value is checked, against the 
 sheet that shows the figures of another model is worse than none.
 """
 
-import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import Inventory, take_inventory
 from dstools_converters.errors import DstoolsError
-from dstools_converters.families.names import ROLES
+from dstools_converters.families.names import Role
 from dstools_converters.inspect import Report, inspect
-from dstools_converters.tables import Fields, read_fields
+from dstools_converters.tables import Amount, Range, Reader, Share, json_table
 from dstools_converters.write.metadata import CALIBRATION, EVAL, EXPERT_LOAD, MANIFEST
 
-METHODS = ("gptq", "mse", "nearest", "lossless")
-CACHE_PARTS = ("latent_amax", "rope_amax", "k_amax", "v_amax")
+Method = Literal["gptq", "mse", "nearest", "lossless"]
+METHODS: tuple[Method, ...] = get_args(Method)
+CachePart = Literal["latent_amax", "rope_amax", "k_amax", "v_amax"]
+Divergence = Annotated[float, Range(-1e100, 1e100)]  # rounding may leave a KL of 0 below it
+Perplexity = Annotated[float, Range()]  # of a broken model, near the largest float
 MAX_BINS = 1000
-MAX_FLOAT = sys.float_info.max  # a broken model's perplexity comes near
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json."""
+
+    tool: str
+    tensors: dict[str, int]  # by the rule that decided
+    calibration: str | None = None  # "sha256:...", of calibration.json
 
 
 @dataclass(frozen=True)
@@ -37,13 +48,43 @@ class Data:
     documents: int
 
 
+@dataclass(frozen=True)
+class _Weight:
+    """An entry of calibration.json."""
+
+    method: Method
+    why: str
+    tokens: int
+    error_nearest: Amount | None
+    error: Amount | None
+    moved: int
+    far: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """calibration.json, by its own keys."""
+
+    tool: str
+    method: str
+    scale_fmt: str
+    data: Data
+    tokens: int
+    device: str
+    threads: int
+    versions: dict[str, str]
+    tensors: dict[str, _Weight]
+    kv: dict[CachePart, dict[int, Amount]]
+
+
 class Rounding(NamedTuple):
     """How one weight was rounded. Errors are rms((W - Q) x) over rms(W x), on the calibration data."""
 
     name: str
     role: str
     layer: int | None
-    method: str  # one of METHODS
+    method: Method
     why: str  # the reason where it is not the method asked for
     tokens: int  # that passed it
     error_nearest: float | None  # None: not measured, as where no token passed
@@ -66,7 +107,7 @@ class Calibration:
     threads: int
     versions: dict[str, str]
     weights: list[Rounding]
-    cache_amax: dict[str, dict[int, float]]  # "latent_amax" -> layer -> amax
+    cache_amax: dict[CachePart, dict[int, float]]  # "latent_amax" -> layer -> amax
 
 
 @dataclass(frozen=True)
@@ -75,22 +116,24 @@ class ExpertLoad:
 
     tokens: int
     num_experts_per_tok: int
-    layers: dict[int, list[int]]  # layer -> tokens of each expert
+    layers: dict[int, tuple[int, ...]]  # layer -> tokens of each expert
 
 
-class Histogram(NamedTuple):
+@dataclass(frozen=True)
+class Histogram:
     """counts[i] tokens lie in edges[i] to edges[i + 1]; the end bins hold all beyond."""
 
-    edges: list[float]
-    counts: list[int]
+    edges: tuple[Amount, ...]
+    counts: tuple[int, ...]
 
 
-class OutputError(NamedTuple):
+@dataclass(frozen=True)
+class OutputError:
     """The relative output error of the weights of a role in a layer, on the evaluation data."""
 
-    role: str
+    role: Role
     layer: int
-    error: float
+    error: Amount
     numel: int
 
 
@@ -103,15 +146,15 @@ class Evaluation:
     against: str | None
     data: Data
     tokens: int
-    perplexity: float
-    perplexity_against: float | None
-    kl_mean: float | None
-    kl_p99: float | None
-    kl_max: float | None
-    top1_agreement: float | None
+    perplexity: Perplexity
+    perplexity_against: Perplexity | None
+    kl_mean: Divergence | None
+    kl_p99: Divergence | None
+    kl_max: Divergence | None
+    top1_agreement: Share | None
     kl_histogram: Histogram | None
-    router_flips: dict[int, float]  # layer -> share of the top-k choices that are others
-    output_error: list[OutputError]
+    router_flips: dict[int, Share]  # layer -> share of the top-k choices that are others
+    output_error: tuple[OutputError, ...]
 
 
 @dataclass(frozen=True)
@@ -144,28 +187,33 @@ def read_sheet(folder: Path) -> Sheet:
             f"{folder}: is not quantized, so there is nothing to report",
             "name a folder that dstools quantize has made",
         )
-    manifest = read_fields(folder / MANIFEST)
-    if manifest is not None and not str(manifest.values.get("tool")).startswith("dstools "):
-        manifest = None  # somebody else's file of that name
-    calibration = read_fields(folder / CALIBRATION)
-    load = read_fields(folder / EXPERT_LOAD)
-    evaluation = read_fields(folder / EVAL)
-    if manifest is not None and calibration is not None and "calibration" in manifest.values:
-        found = f"sha256:{sha256(calibration.path.read_bytes()).hexdigest()}"
-        if manifest.text("calibration") != found:
-            raise manifest.error("calibration", f"is of another {CALIBRATION}")
-    rules = manifest.fields("tensors") if manifest is not None else None
+    manifest = _manifest(folder)
     return Sheet(
         folder=folder,
         model=inspect(inventory),
         layers=inventory.model.num_hidden_layers,
         bytes=_bytes(inventory),
-        tool=manifest.text("tool") if manifest is not None else None,
-        rules={rule: rules.count(rule) for rule in rules.values} if rules is not None else {},
-        calibration=None if calibration is None else _calibration(calibration, inventory),
-        expert_load=None if load is None else _expert_load(load, inventory),
-        evaluation=None if evaluation is None else _evaluation(evaluation, inventory),
+        tool=manifest.tool if manifest else None,
+        rules=manifest.tensors if manifest else {},
+        calibration=_calibration(folder / CALIBRATION, inventory),
+        expert_load=_expert_load(folder / EXPERT_LOAD, inventory),
+        evaluation=_evaluation(folder / EVAL, inventory),
     )
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    """Return the manifest, None where there is none, or another program's."""
+    path, calibration = folder / MANIFEST, folder / CALIBRATION
+    table = json_table(path)
+    if table is None or not str(table.get("tool")).startswith("dstools "):
+        return None
+    reader = Reader(str(path), "json")
+    manifest = reader.read(Manifest, table)
+    if manifest.calibration is not None and calibration.exists():
+        digest = sha256(calibration.read_bytes()).hexdigest()
+        if manifest.calibration != f"sha256:{digest}":
+            raise reader.error("calibration", f"is of another {CALIBRATION}")
+    return manifest
 
 
 def _bytes(inventory: Inventory) -> dict[str, dict[str, int]]:
@@ -178,119 +226,96 @@ def _bytes(inventory: Inventory) -> dict[str, dict[str, int]]:
     return found
 
 
-def _all_layers(inventory: Inventory) -> int:
-    return inventory.model.num_hidden_layers + inventory.model.num_mtp_layers
-
-
-def _calibration(file: Fields, inventory: Inventory) -> Calibration:
-    tensors, cache, versions = file.fields("tensors"), file.fields("kv"), file.fields("versions")
-    layers = _all_layers(inventory)
-    amax: dict[str, dict[int, float]] = {}
-    for part in cache.values:
-        if part not in CACHE_PARTS:
-            raise cache.error(part, f"is none of {', '.join(CACHE_PARTS)}")
-        found = cache.fields(part)
-        amax[part] = {layer: found.number(key) for layer, key in found.by_layer(layers)}
-    return Calibration(
-        tool=file.text("tool"),
-        method=file.text("method"),
-        scale_format=file.text("scale_fmt"),
-        data=_data(file.fields("data")),
-        tokens=file.count("tokens"),
-        device=file.text("device"),
-        threads=file.count("threads"),
-        versions={name: versions.text(name) for name in versions.values},
-        weights=[_rounding(tensors, name, inventory) for name in tensors.values],
-        cache_amax=amax,
-    )
-
-
-def _rounding(tensors: Fields, name: str, inventory: Inventory) -> Rounding:
-    if name not in inventory.tensors:
-        raise tensors.error(name, "is in no shard: the file is of another checkpoint")
-    parsed, entry = inventory.names[name], tensors.fields(name)
-    tokens, numel = entry.count("tokens"), entry.count("numel")
-    if numel != inventory.tensors[name].numel:
-        raise entry.error("numel", f"is not the {inventory.tensors[name].numel} of the shard")
-    nearest, error = entry.number_or_none("error_nearest"), entry.number_or_none("error")
-    return Rounding(
-        name=name,
-        role=parsed.role if parsed else "unknown",
-        layer=parsed.layer if parsed else None,
-        method=entry.choice("method", METHODS),
-        why=entry.text("why"),
-        tokens=tokens,
-        error_nearest=nearest if tokens else None,
-        error=error if tokens else None,
-        moved=entry.count("moved"),
-        far=entry.count("far"),
-        numel=numel,
-    )
-
-
-def _expert_load(file: Fields, inventory: Inventory) -> ExpertLoad:
-    table, moe = file.fields("layers"), inventory.model.moe
-    experts = moe.n_routed_experts if moe else 0
-    layers: dict[int, list[int]] = {}
-    for layer, key in table.by_layer(_all_layers(inventory)):
-        tokens = [table.check_count(key, count) for count in table.items(key)]
-        if len(tokens) != experts or not experts:
-            raise table.error(key, f"has {len(tokens)} experts; the model has {experts}")
-        layers[layer] = tokens
-    return ExpertLoad(
-        tokens=file.count("tokens"),
-        num_experts_per_tok=file.count("num_experts_per_tok"),
-        layers=dict(sorted(layers.items())),
-    )
-
-
-def _evaluation(file: Fields, inventory: Inventory) -> Evaluation:
-    flips, layers = file.fields("router_flips"), _all_layers(inventory)
-    shares = {layer: flips.share_or_none(key) for layer, key in flips.by_layer(layers)}
-    return Evaluation(
-        tool=file.text("tool"),
-        model=file.text("model"),
-        against=file.text_or_none("against"),
-        data=_data(file.fields("data")),
-        tokens=file.count("tokens"),
-        perplexity=file.number("perplexity", MAX_FLOAT),
-        perplexity_against=file.number_or_none("perplexity_against", MAX_FLOAT),
-        kl_mean=file.finite_or_none("kl_mean"),
-        kl_p99=file.finite_or_none("kl_p99"),
-        kl_max=file.finite_or_none("kl_max"),
-        top1_agreement=file.share_or_none("top1_agreement"),
-        kl_histogram=_histogram(file.fields_or_none("kl_histogram"), file.count("tokens")),
-        router_flips={n: share for n, share in sorted(shares.items()) if share is not None},
-        output_error=[
-            _output_error(file.check_fields(f"output_error[{n}]", entry), layers)
-            for n, entry in enumerate(file.items("output_error"))
-        ],
-    )
-
-
-def _histogram(table: Fields | None, tokens: int) -> Histogram | None:
+def _calibration(path: Path, inventory: Inventory) -> Calibration | None:
+    table, reader = json_table(path), Reader(str(path), "json")
     if table is None:
         return None
-    edges = [table.check_number("edges", edge) for edge in table.items("edges")]
-    counts = [table.check_count("counts", count) for count in table.items("counts")]
-    if any(low * 1.001 >= high for low, high in pairwise(edges)):
-        raise table.error("edges", "do not rise")
-    if not 2 <= len(edges) <= MAX_BINS or len(edges) != len(counts) + 1:
-        raise table.error("counts", f"are {len(counts)} for {len(edges)} edges")
-    if sum(counts) != tokens:
-        raise table.error("counts", f"are of {sum(counts)} tokens, not of the {tokens} evaluated")
-    return Histogram(edges, counts)
-
-
-def _output_error(entry: Fields, layers: int) -> OutputError:
-    layer = entry.count("layer")
-    if layer >= layers:
-        raise entry.error("layer", f"is none of the model's {layers}")
-    return OutputError(
-        entry.choice("role", ROLES), layer, entry.number("error"), entry.count("numel")
+    read = reader.read(_Calibration, table)
+    for part, layers in read.kv.items():
+        _require_layers(layers, f"kv.{part}", inventory, reader)
+    weights = []
+    for name, entry in read.tensors.items():
+        if name not in inventory.tensors:
+            raise reader.error(
+                f"tensors.{name}", "is in no shard: the file is of another checkpoint"
+            )
+        numel, parsed = inventory.tensors[name].numel, inventory.names[name]
+        if entry.numel != numel:
+            raise reader.error(f"tensors.{name}.numel", f"is not the {numel} of the shard")
+        weights.append(
+            Rounding(
+                name=name,
+                role=parsed.role if parsed else "unknown",
+                layer=parsed.layer if parsed else None,
+                method=entry.method,
+                why=entry.why,
+                tokens=entry.tokens,
+                error_nearest=entry.error_nearest if entry.tokens else None,
+                error=entry.error if entry.tokens else None,
+                moved=entry.moved,
+                far=entry.far,
+                numel=numel,
+            )
+        )
+    return Calibration(
+        tool=read.tool,
+        method=read.method,
+        scale_format=read.scale_fmt,
+        data=read.data,
+        tokens=read.tokens,
+        device=read.device,
+        threads=read.threads,
+        versions=read.versions,
+        weights=weights,
+        cache_amax=read.kv,
     )
 
 
-def _data(table: Fields) -> Data:
-    counts = (table.count(key) for key in ("samples", "seq_len", "seed", "documents"))
-    return Data(table.text("name"), table.text("sha256"), *counts)
+def _require_layers(layers: Iterable[int], key: str, inventory: Inventory, reader: Reader) -> None:
+    """Raise DstoolsError for a layer that the model does not have."""
+    count = inventory.model.num_hidden_layers + inventory.model.num_mtp_layers
+    for layer in layers:
+        if layer >= count:
+            raise reader.error(key, f"{layer} is none of the model's {count} layers")
+
+
+def _expert_load(path: Path, inventory: Inventory) -> ExpertLoad | None:
+    table, reader, moe = json_table(path), Reader(str(path), "json"), inventory.model.moe
+    if table is None:
+        return None
+    load = reader.read(ExpertLoad, table)
+    _require_layers(load.layers, "layers", inventory, reader)
+    experts = moe.n_routed_experts if moe else 0
+    for layer, tokens in load.layers.items():
+        if len(tokens) != experts or not experts:
+            message = f"has {len(tokens)} experts; the model has {experts}"
+            raise reader.error(f"layers.{layer}", message)
+    return replace(load, layers=dict(sorted(load.layers.items())))
+
+
+def _evaluation(path: Path, inventory: Inventory) -> Evaluation | None:
+    table, reader = json_table(path), Reader(str(path), "json")
+    if table is None:
+        return None
+    flips = table.get("router_flips")
+    if type(flips) is dict:  # null: not measured
+        measured = {layer: share for layer, share in flips.items() if share is not None}
+        table = table | {"router_flips": measured}
+    read = reader.read(Evaluation, table)
+    _require_layers(read.router_flips, "router_flips", inventory, reader)
+    for number, entry in enumerate(read.output_error):
+        _require_layers([entry.layer], f"output_error[{number}].layer", inventory, reader)
+    if read.kl_histogram is not None:
+        _check_histogram(read.kl_histogram, read.tokens, reader)
+    return replace(read, router_flips=dict(sorted(read.router_flips.items())))
+
+
+def _check_histogram(histogram: Histogram, tokens: int, reader: Reader) -> None:
+    edges, counts = histogram.edges, histogram.counts
+    if any(low * 1.001 >= high for low, high in pairwise(edges)):
+        raise reader.error("kl_histogram.edges", "do not rise")
+    if not 2 <= len(edges) <= MAX_BINS or len(edges) != len(counts) + 1:
+        raise reader.error("kl_histogram.counts", f"are {len(counts)} for {len(edges)} edges")
+    if sum(counts) != tokens:
+        message = f"are of {sum(counts)} tokens, not of the {tokens} evaluated"
+        raise reader.error("kl_histogram.counts", message)

@@ -298,36 +298,48 @@ def put(value: object, *keys: str | int) -> Edit:
     return edit
 
 
+def rename_a_tensor(found: Any) -> None:
+    found["tensors"]["model.x.weight"] = found["tensors"].pop(next(iter(found["tensors"])))
+
+
 WRONG: list[tuple[str, Edit, str]] = [
-    ("calibration.json", drop("method"), "method is missing"),
-    ("calibration.json", put([], "tensors"), "tensors is no object"),
+    ("calibration.json", drop("method"), "method: is missing"),
+    ("calibration.json", put([], "tensors"), "tensors: is not a table"),
     ("calibration.json", put(1, "tensors", "*", "error"), ""),
-    ("calibration.json", put("1", "tensors", "*", "error"), ".error is no number"),
-    ("calibration.json", put(-1.0, "tensors", "*", "error"), ".error is no number"),
-    ("calibration.json", put(1e300, "tensors", "*", "error"), ".error is no number"),
-    ("calibration.json", put(True, "tensors", "*", "moved"), ".moved is no count"),
-    ("calibration.json", put("magic", "tensors", "*", "method"), ".method is none of gptq"),
-    ("calibration.json", put(5, "tensors", "*", "numel"), ".numel is not the"),
-    ("calibration.json", put({}, "tensors", "model.x.weight"), "is of another checkpoint"),
-    ("calibration.json", put({"61": 1.0}, "kv", "latent_amax"), "none of the model's 4 layers"),
-    ("calibration.json", put({}, "kv", "<b>"), "kv.<b> is none of"),
-    ("calibration.json", put(3, "versions", "torch"), "versions.torch is no text"),
-    ("calibration.json", put(None, "data", "name"), "data.name is no text"),
-    ("expert_load.json", put([1, 2], "layers", "1"), "layers.1 has 2 experts; the model has 8"),
-    ("expert_load.json", put([1.5] * 8, "layers", "1"), "layers.1 is no count"),
-    ("expert_load.json", put([0] * 8, "layers", "01"), "layers.01 is none of the model's 4"),
-    ("expert_load.json", put("8", "tokens"), "tokens is no count"),
-    ("eval.json", put(1.2, "top1_agreement"), "top1_agreement is more than 1"),
-    ("eval.json", put({"1": 2}, "router_flips"), "router_flips.1 is more than 1"),
-    ("eval.json", put("low", "perplexity"), "perplexity is no number"),
-    ("eval.json", put([1, 0.5], "kl_histogram", "edges"), "kl_histogram.edges do not rise"),
-    ("eval.json", put([1], "kl_histogram", "counts"), "kl_histogram.counts are 1 for 25 edges"),
+    ("calibration.json", put("1", "tensors", "*", "error"), ".error: '1' is not a number"),
+    ("calibration.json", put(-1.0, "tensors", "*", "error"), ".error: -1.0 is out of range"),
+    ("calibration.json", put(1e300, "tensors", "*", "error"), ".error: 1e+300 is out of range"),
+    ("calibration.json", put(True, "tensors", "*", "moved"), ".moved: True is not a whole number"),
+    (
+        "calibration.json",
+        put("magic", "tensors", "*", "method"),
+        ".method: 'magic' is none of gptq",
+    ),
+    ("calibration.json", put(5, "tensors", "*", "numel"), ".numel: is not the"),
+    ("calibration.json", rename_a_tensor, "model.x.weight: is in no shard"),
+    (
+        "calibration.json",
+        put({"61": 1.0}, "kv", "latent_amax"),
+        "kv.latent_amax: 61 is none of the model's 4 layers",
+    ),
+    ("calibration.json", put({}, "kv", "<b>"), "kv.<b>: '<b>' is none of"),
+    ("calibration.json", put(3, "versions", "torch"), "versions.torch: 3 is not text"),
+    ("calibration.json", put(None, "data", "name"), "data.name: None is not text"),
+    ("expert_load.json", put([1, 2], "layers", "1"), "layers.1: has 2 experts; the model has 8"),
+    ("expert_load.json", put([1.5] * 8, "layers", "1"), "layers.1[0]: 1.5 is not a whole number"),
+    ("expert_load.json", put([0] * 8, "layers", "01"), "layers.01: is not a whole number"),
+    ("expert_load.json", put("8", "tokens"), "tokens: '8' is not a whole number"),
+    ("eval.json", put(1.2, "top1_agreement"), "top1_agreement: 1.2 is out of range"),
+    ("eval.json", put({"1": 2}, "router_flips"), "router_flips.1: 2 is out of range"),
+    ("eval.json", put("low", "perplexity"), "perplexity: 'low' is not a number"),
+    ("eval.json", put([1, 0.5], "kl_histogram", "edges"), "kl_histogram.edges: do not rise"),
+    ("eval.json", put([1], "kl_histogram", "counts"), "kl_histogram.counts: are 1 for 25 edges"),
     ("eval.json", put(7, "kl_histogram", "counts", 0), "are of 1031 tokens, not of the 1024"),
     ("eval.json", put(1e304, "perplexity"), ""),
-    ("eval.json", put(9, "output_error", 0, "layer"), "output_error[0].layer is none of the"),
-    ("eval.json", put("x", "output_error", 0, "role"), "output_error[0].role is none of"),
-    ("eval.json", put(["x"], "output_error"), "output_error[0] is no object"),
-    ("manifest.json", put("many", "tensors", "*"), "is no count"),
+    ("eval.json", put(9, "output_error", 0, "layer"), "output_error[0].layer: 9 is none of the"),
+    ("eval.json", put("x", "output_error", 0, "role"), "output_error[0].role: 'x' is none of"),
+    ("eval.json", put(["x"], "output_error"), "output_error[0]: is not a table"),
+    ("manifest.json", put("many", "tensors", "*"), "is not a whole number"),
 ]
 
 
@@ -361,7 +373,8 @@ def test_a_broken_file_is_named(name: str, content: str, bare: Path) -> None:
     (bare / name).write_bytes(content.encode("latin-1"))
     result = report(bare)
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: {bare / name}: is no JSON")
+    wanted = "is not a JSON object" if content == "[]" else "is not valid JSON: "
+    assert result.stderr.startswith(f"error: {bare / name}: {wanted}")
 
 
 def test_a_calibration_of_another_output_is_refused(measured: Path) -> None:
@@ -373,7 +386,7 @@ def test_a_calibration_of_another_output_is_refused(measured: Path) -> None:
         file.write("\n")
     result = report(measured)
     assert result.exit_code == 1
-    assert "calibration is of another calibration.json" in result.stderr
+    assert "calibration: is of another calibration.json" in result.stderr
 
 
 def test_a_folder_that_is_none_and_one_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
@@ -527,13 +540,13 @@ def test_the_load_map_classes_experts_by_their_multiple_of_the_mean() -> None:
 
 
 def test_a_histogram_gives_each_bin_its_share_of_the_height() -> None:
-    found = Histogram([1e-3, 1e-2, 1e-1, 1.0], [25, 75, 0])
+    found = Histogram((1e-3, 1e-2, 1e-1, 1.0), (25, 75, 0))
     svg = histogram("x", "X", found, {"mean": 0.02, "99th percentile": 5.0})
     heights = [float(h) for h in re.findall(r'class="bar"[^>]*height="([\d.]+)"', svg)]
     assert heights[1] == pytest.approx(3 * heights[0], abs=0.2)  # coordinates have one decimal
     assert "mean 0.0200" in svg
     assert "99th" not in svg  # beyond the axis
-    assert histogram("x", "X", Histogram([0.0, 1e-3, 1e-2], [1, 2]), {}).count('"bar"') == 2
+    assert histogram("x", "X", Histogram((0.0, 1e-3, 1e-2), (1, 2)), {}).count('"bar"') == 2
 
 
 def test_flips_that_are_all_zero_still_have_an_axis() -> None:

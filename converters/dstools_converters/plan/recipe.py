@@ -1,4 +1,4 @@
-"""Which weights are quantized: ordered rules, the first that matches decides, DeepSeek's own come last.
+"""Rules for which weights are quantized: the first match counts, DeepSeek's own come last.
 
 A recipe file is TOML:
 
@@ -16,28 +16,25 @@ A recipe file is TOML:
 """
 
 import re
-import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from reprlib import repr as short
+from typing import Any, Literal
 
-from dstools_converters.checkpoint.scheme import FORMATS, QUANTIZED_ROLES, SCALE_FORMATS, Format
-from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.families.names import ROLES, TensorName
+from dstools_converters.checkpoint.scheme import QUANTIZED_ROLES, Format
+from dstools_converters.errors import DstoolsError
+from dstools_converters.families.names import Role, TensorName
+from dstools_converters.tables import Reader, nearest, toml_table
 from dstools_kernels.fp8 import ScaleFormat
 
 Scheme = Literal["fp8-block", "keep"]
-Choice = TypeVar("Choice", bound=str)
-KEYS = ("format", "scale_fmt", "rule")
-RULE_KEYS = ("role", "layers", "name", "scheme")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One `[[rule]]`: all that it names must match. A role is its weight, never its bias."""
+    """One `[[rule]]`: every key of it must match. A role means its weight, never its bias."""
 
     label: str  # "fp8.toml, rule 2"
     scheme: Scheme
@@ -46,7 +43,7 @@ class Rule:
     name: str = ""
 
     def matches(self, name: str, parsed: TensorName | None) -> bool:
-        """Tell whether the rule speaks of this tensor."""
+        """Return whether the rule matches this tensor."""
         if self.roles and (
             parsed is None or parsed.role not in self.roles or parsed.part == "bias"
         ):
@@ -60,14 +57,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The rules of a file, before DeepSeek's own. None: the file leaves it to the command line."""
+    """The rules of a file, before DeepSeek's own. None: the command line decides."""
 
     rules: tuple[Rule, ...] = ()
     format: Format | None = None
     scale_format: ScaleFormat | None = None
 
     def decide(self, name: str, parsed: TensorName | None) -> Rule:
-        """Return the first rule that matches; there always is one."""
+        """Return the first rule that matches; DeepSeek's own match every tensor."""
         for rule in self.rules:
             if rule.matches(name, parsed):
                 return rule
@@ -76,7 +73,7 @@ class Recipe:
         return QUANTIZE if parsed.role in QUANTIZED_ROLES else KEEP
 
     def check_all_match(self, names: Iterable[tuple[str, TensorName | None]]) -> None:
-        """Raise DstoolsError for a rule that speaks of no tensor, naming the nearest that is there."""
+        """Raise DstoolsError for a rule that matches no tensor, naming the nearest name."""
         there = list(names) if self.rules else []
         for rule in self.rules:
             if any(rule.matches(name, parsed) for name, parsed in there):
@@ -86,9 +83,9 @@ class Recipe:
                 # one name of each kind, so that the search stays short in a checkpoint of 90,000
                 kinds = {re.sub(r"\d+", "0", name): name for name, _ in there}
                 pattern = re.sub(r"\*|\?|\d+", "0", rule.name)
-                hint = _nearest(pattern, kinds, "the nearest tensor is", kinds.__getitem__)
+                hint = nearest(pattern, kinds, "the nearest tensor is", kinds.__getitem__)
             elif rule.roles and not set(rule.roles) & set(roles):
-                hint = _nearest(rule.roles[0], roles, "the nearest role in this checkpoint is")
+                hint = nearest(rule.roles[0], roles, "the nearest role in this checkpoint is")
             else:
                 last = max(
                     (p.layer for _, p in there if p is not None and p.layer is not None), default=0
@@ -101,49 +98,48 @@ QUANTIZE = Rule("DeepSeek's own", "fp8-block")
 KEEP = Rule("DeepSeek's own", "keep")
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """The keys of a `[[rule]]`."""
+
+    scheme: Scheme
+    role: tuple[Role, ...] = ()
+    layers: Any = None  # a number, or text: "0-3,60"
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class _File:
+    """The keys of a recipe."""
+
+    format: Format | None = None
+    scale_fmt: ScaleFormat | None = None
+    rule: tuple[dict[str, Any], ...] = ()
+
+
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in a TOML file.
 
-    Raises DstoolsError for what it does not understand, naming the nearest that it does.
+    Raises DstoolsError by file and key for what is not known, naming the nearest that is.
     """
-    try:
-        with path.open("rb") as file:
-            found = tomllib.load(file)
-    except OSError as error:
-        raise DstoolsError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise DstoolsError(f"{path}: {error}", "a recipe is TOML; see README, Recipes") from error
-    _refuse_unknown(found, KEYS, str(path))
-    rules = found.get("rule", [])
-    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
-        raise DstoolsError(f"{path}: rule is no table", "each rule begins with a line [[rule]]")
-    return Recipe(
-        rules=tuple(_read_rule(rule, f"{path.name}, rule {i}") for i, rule in enumerate(rules, 1)),
-        format=_choice(found.get("format"), FORMATS, f"{path}: format"),
-        scale_format=_choice(found.get("scale_fmt"), SCALE_FORMATS, f"{path}: scale_fmt"),
-    )
+    table = toml_table(path, "a recipe is TOML; see README, Recipes")
+    file = Reader(str(path)).read(_File, table)
+    rules = (_read_rule(rule, f"{path.name}, rule {n}") for n, rule in enumerate(file.rule, 1))
+    return Recipe(tuple(rules), file.format, file.scale_fmt)
 
 
-def _read_rule(found: dict[str, Any], label: str) -> Rule:
-    _refuse_unknown(found, RULE_KEYS, label)
-    schemes: tuple[Scheme, ...] = ("fp8-block", "keep")
-    scheme = _choice(found.get("scheme"), schemes, f"{label}: scheme")
-    if scheme is None:
-        raise DstoolsError(f"{label}: has no scheme", 'add scheme = "keep" or scheme = "fp8-block"')
-    roles = found.get("role", [])
-    roles = [roles] if isinstance(roles, str) else roles
-    for role in roles if isinstance(roles, list) else [roles]:
-        _choice(role, ROLES, f"{label}: role")
-    name = found.get("name", "")
-    if not isinstance(name, str):
-        raise DstoolsError(f"{label}: name {name!r} is no text", 'as in name = "model.layers.0.*"')
-    layers = _read_layers(found.get("layers"), label)
-    if not (roles or layers or name):
+def _read_rule(table: dict[str, Any], label: str) -> Rule:
+    role = table.get("role")
+    one = {"role": [role]} if isinstance(role, str) else {}
+    rule = Reader(label).read(_Rule, table | one)
+    layers = _read_layers(rule.layers, label)
+    if not (rule.role or layers or rule.name):
         raise DstoolsError(f"{label}: names no tensors", "add role, layers or name")
-    return Rule(label, scheme, tuple(roles), layers, name)
+    return Rule(label, rule.scheme, rule.role, layers, rule.name)
 
 
 def _read_layers(value: Any, label: str) -> tuple[tuple[int, int], ...]:
+    """Return the first and last layer of each span, both included."""
     if value is None:
         return ()
     if type(value) is int and value >= 0:
@@ -151,28 +147,7 @@ def _read_layers(value: Any, label: str) -> tuple[tuple[int, int], ...]:
     parts = re.split(r"\s*,\s*", value.strip()) if isinstance(value, str) else [""]
     spans = [re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part) for part in parts]
     if not all(spans):
-        raise DstoolsError(f"{label}: layers {value!r} are no layers", 'as in layers = "0-3,60"')
+        raise DstoolsError(
+            f"{label}: layers: {short(value)} does not name layers", 'as in layers = "0-3,60"'
+        )
     return tuple((int(span[1]), int(span[2] or span[1])) for span in spans if span is not None)
-
-
-def _refuse_unknown(found: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in found:
-        if key not in known:
-            raise DstoolsError(
-                f"{where}: unknown key {printable(key)!r}", _nearest(key, known, "did you mean")
-            )
-
-
-def _choice(value: Any, known: tuple[Choice, ...], where: str) -> Choice | None:
-    if value is None:
-        return None
-    for choice in known:
-        if value == choice:
-            return choice
-    raise DstoolsError(f"{where} {value!r} is unknown", _nearest(str(value), known, "did you mean"))
-
-
-def _nearest(word: str, known: Iterable[str], lead: str, spell: Callable[[str], str] = str) -> str:
-    words = list(known)
-    near = get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"{lead} {spell(near[0])}" if near else f"known are {', '.join(map(spell, words))}"

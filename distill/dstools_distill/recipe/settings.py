@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.tables import Positive, Share
 
 Form = Literal["auto", "problem", "messages", "sharegpt", "alpaca", "prompt-completion"]
 AnswerType = Literal[
@@ -28,7 +29,7 @@ class Source:
     split: str = "train"  # of a `datasets` name
     licence: str = "unknown"
     answer_type: AnswerType = "auto"  # of gold answers without a type
-    size: int = 1000  # problems of a reasoning-gym task
+    size: Positive = 1000  # problems of a reasoning-gym task
     seed: int = 0  # of a reasoning-gym task
     options: dict[str, Any] | None = None  # of a reasoning-gym task
 
@@ -39,10 +40,10 @@ class Prompts:
 
     source: tuple[Source, ...]
     system: str = ""  # put before conversations that have no system message; R1 wants none
-    near_duplicates: float = 0.0  # drop at this Jaccard similarity of word 5-grams; 0: exact ones
+    near_duplicates: Share = 0.0  # drop at this Jaccard similarity of word 5-grams; 0: exact ones
     pass_rates: str = ""  # a finished `verify` folder: difficulty = 1 - share right there
-    min_difficulty: float = 0.0  # prompts without a known difficulty stay
-    max_difficulty: float = 1.0
+    min_difficulty: Share = 0.0  # prompts without a known difficulty stay
+    max_difficulty: Share = 1.0
     limit: int = 0  # keep the first so many; 0: all
 
 
@@ -52,19 +53,19 @@ class Generate:
 
     backend: Backend
     model: str = ""  # a folder (hf), a name (openai), a JSONL of samples (replay)
-    samples: int = 1  # of each prompt
+    samples: Positive = 1  # of each prompt
     temperature: float = 0.6  # 0: greedy
-    top_p: float = 0.95
-    max_tokens: int = 32768
+    top_p: Share = 0.95
+    max_tokens: Positive = 32768
     seed: int = 0
     prefill_think: bool = False  # start the answer with <think> and a newline
     base_url: str = ""  # openai: "http://127.0.0.1:8000/v1"
     api_key_env: str = "OPENAI_API_KEY"  # the variable that holds the key; may be unset
-    concurrency: int = 32  # openai: requests at once
+    concurrency: Positive = 32  # openai: requests at once
     timeout_seconds: float = 600.0  # openai: of one request
     retries: int = 5  # openai: of one request, with growing pauses
-    max_failed: float = 0.0  # openai: share of samples that may fail by time-out, 429 or 5xx
-    batch_size: int = 128  # hf: answers at once
+    max_failed: Share = 0.0  # openai: share of samples that may fail by time-out, 429 or 5xx
+    batch_size: Positive = 128  # hf: answers at once
     precision: Literal["float32", "bfloat16"] = "float32"  # hf
     device: Literal["cpu", "cuda"] = "cpu"  # hf
     licence: str = "unknown"  # the teacher's, for the card
@@ -78,8 +79,8 @@ class Verify:
     timeout_seconds: float = 5.0  # CPU time per comparison; past it: unverifiable
     steps: bool = True  # check each step where the task has a checker
     language: str = ""  # "en", "zh", ...: traces must be in it
-    min_language: float = 0.9  # in at least this share of words
-    max_repetition: float = 0.5  # share of a text in repeated 20-word runs
+    min_language: Share = 0.9  # in at least this share of words
+    max_repetition: Share = 0.5  # share of a text in repeated 20-word runs
     code_timeout_seconds: float = 10.0  # CPU time of a program per case
     code_memory_mib: int = 1024
 
@@ -97,11 +98,11 @@ class Select:
 
     keep: Keep = "all-correct"
     per_prompt: int = 0  # at most so many per prompt; 0: no limit
-    min_pass_rate: float = 0.0  # of the samples of a prompt
-    max_pass_rate: float = 1.0
+    min_pass_rate: Share = 0.0  # of the samples of a prompt
+    max_pass_rate: Share = 1.0
     non_reasoning: str = ""  # JSONL of conversations without a trace, mixed in
     licence: str = "unknown"  # of those
-    reasoning_share: float = 0.75  # of the mix; DeepSeek-R1: 600k of 800k
+    reasoning_share: Share = 0.75  # of the mix; DeepSeek-R1: 600k of 800k
     limit: int = 0
     seed: int = 0  # of the draw, where there is one, and of the order
 
@@ -122,8 +123,8 @@ class Student:
 class Render:
     """How rows become tokens and labels."""
 
-    max_length: int = 32768  # tokens; longer rows are dropped, never cut
-    max_dropped: float = 0.02  # share of rows; past it the stage fails
+    max_length: Positive = 32768  # tokens; longer rows are dropped, never cut
+    max_dropped: Share = 0.02  # share of rows; past it the stage fails
     reasoning: bool = True  # False: train on the answer only
 
 
@@ -131,9 +132,9 @@ class Render:
 class Lora:
     """Low-rank updates, trained in place of the weights."""
 
-    rank: int = 16
+    rank: Positive = 16
     alpha: int = 32
-    dropout: float = 0.0
+    dropout: Share = 0.0
     targets: tuple[str, ...] = ("all-linear",)
 
 
@@ -142,12 +143,12 @@ class Training:
     """The settings that sft, kd and grpo share."""
 
     learning_rate: float = 1e-5
-    min_learning_rate_ratio: float = 0.1  # learning rate at the end of the cosine / at its top
+    min_learning_rate_ratio: Share = 0.1  # learning rate at the end of the cosine / at its top
     warmup_steps: int = 0
     epochs: float = 1.0
     max_steps: int = 0  # instead of epochs
-    batch_size: int = 64  # rows per step, over all processes
-    micro_batch_size: int = 1  # rows at once per process
+    batch_size: Positive = 64  # rows per step, over all processes
+    micro_batch_size: Positive = 1  # rows at once per process
     optimizer: str = "adamw_torch_fused"  # as transformers' TrainingArguments.optim, or "muon"
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
@@ -157,11 +158,11 @@ class Training:
     context: int = 0  # new number of positions of the student; 0: as its config says
     activation_checkpointing: bool = False
     lora: Lora | None = None
-    ema: float = 0.0  # decay of an average of the weights, on the CPU; 0: none
+    ema: Share = 0.0  # decay of an average of the weights, on the CPU; 0: none
     seed: int = 0
     save_steps: int = 0  # steps between checkpoints; 0: ten per run
-    log_steps: int = 10
-    processes: int = 1  # 1 with fsdp2, zero2 or zero3: a trial of the launch
+    log_steps: Positive = 10
+    processes: Positive = 1  # 1 with fsdp2, zero2 or zero3: a trial of the launch
     parallel: Parallel = "single"
 
 
@@ -180,7 +181,7 @@ class Kd(Training):
     teacher: str = ""  # a folder, or org/name in the Hub cache
     beta: float = 1.0  # 0: forward KL, 1: reverse KL, between: Jensen-Shannon
     temperature: float = 1.0
-    max_completion_tokens: int = 512
+    max_completion_tokens: Positive = 512
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Grpo(Training):
 
     group_size: int = 16
     temperature: float = 1.0
-    max_completion_tokens: int = 32768
+    max_completion_tokens: Positive = 32768
     beta: float = 0.001  # weight of the KL to the reference
     clip: float = 10.0  # epsilon
     accuracy_weight: float = 1.0
@@ -204,16 +205,16 @@ class Eval:
     """How the student is evaluated."""
 
     source: tuple[Source, ...]
-    samples: int = 1  # of each problem
+    samples: Positive = 1  # of each problem
     temperature: float = 0.0  # 0: greedy
-    top_p: float = 0.95
-    max_tokens: int = 32768
+    top_p: Share = 0.95
+    max_tokens: Positive = 32768
     seed: int = 0
     k: tuple[int, ...] = (1,)  # pass@k and maj@k
-    batch_size: int = 64
+    batch_size: Positive = 64
     limit: int = 0
     baseline: bool = True  # also evaluate the student before training
-    at_least: float = 0.0  # pass@1 of the last model; below it the run exits 3
+    at_least: Share = 0.0  # pass@1 of the last model; below it the run exits 3
     reasoning: bool = True  # require a think block; False: the student only answers
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: Literal["cpu", "cuda"] = "cpu"
