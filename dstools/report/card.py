@@ -1,12 +1,10 @@
 """The sheet as Markdown, for a model card: tables of what was measured, and what was not."""
 
-from collections.abc import Iterable, Sequence
-
 from dstools.options import size
 from dstools.report.figures import Figures
 from dstools.report.numbers import fixed, percent_or_none
 from dstools.report.sheet import Data, Sheet
-from dstools_converters.markdown import text
+from dstools_converters.markdown import table, text
 
 
 def card(sheet: Sheet, found: Figures) -> str:
@@ -15,7 +13,7 @@ def card(sheet: Sheet, found: Figures) -> str:
     parts = [
         f"## Quantization of {text(model.folder)}",
         f"{text(model.model_type)}, quantization: {text(model.quantization)}.",
-        _table(
+        table(
             ("Figure", "Value", ""),
             [(h.label, h.value or "not measured", h.note) for h in found.headlines],
         ),
@@ -31,7 +29,7 @@ def card(sheet: Sheet, found: Figures) -> str:
             "### Output error by role",
             "Root mean square of (W - Q) x over that of W x, pooled over the weights of a role by their "
             "number of elements.",
-            _table(
+            table(
                 (
                     "Role",
                     "Weights",
@@ -55,7 +53,7 @@ def card(sheet: Sheet, found: Figures) -> str:
     if found.methods:
         parts += [
             "### Rounding",
-            _table(
+            table(
                 ("Method", "Weights", "Of all weights", "Of all elements"),
                 [
                     (m.name, f"{m.weights:,}", fixed(m.share), fixed(m.share_numel))
@@ -68,7 +66,7 @@ def card(sheet: Sheet, found: Figures) -> str:
         reasons = [(r.method, r.why, f"{r.weights:,}") for r in found.reasons]
         if found.other_reasons:
             reasons.append(("", "other reasons", f"{found.other_reasons:,}"))
-        parts.append(_table(("Method", "Reason (numbers: one example's)", "Weights"), reasons, 1))
+        parts.append(table(("Method", "Reason (numbers: one example's)", "Weights"), reasons, 1))
     if found.load:
         uneven = max(found.load, key=lambda layer: layer.largest)
         unused = sum(layer.unused for layer in found.load)
@@ -82,8 +80,8 @@ def card(sheet: Sheet, found: Figures) -> str:
         for dtype, nbytes in by_dtype.items():
             dtypes[dtype] = dtypes.get(dtype, 0) + nbytes
     rows = [(dtype, size(n)) for dtype, n in sorted(dtypes.items(), key=lambda pair: -pair[1])]
-    parts += ["### Bytes", _table(("Dtype", "Size"), rows, numeric=1)]
-    parts += ["### How it was made", _table(("", ""), _provenance(sheet))]
+    parts += ["### Bytes", table(("Dtype", "Size"), rows, numeric=1)]
+    parts += ["### How it was made", table(("", ""), _provenance(sheet))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -111,11 +109,3 @@ def _data(data: Data) -> str:
         f"{data.name}, {data.samples:,} samples of {data.seq_len:,} tokens, seed {data.seed}, "
         f"SHA-256 {data.sha256}"
     )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: int = 0) -> str:
-    """Return a table whose last `numeric` columns stand to the right."""
-    left = len(head) - numeric
-    lines = [head, ["---"] * left + ["---:"] * numeric]
-    lines += [[text(cell) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

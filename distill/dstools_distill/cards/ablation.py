@@ -1,9 +1,16 @@
-"""Runs against each other: arms over their seeds, or runs over the same problems."""
+"""Comparison of runs: arms over their seeds, or runs over the same problems."""
 
-from dstools_converters.markdown import text
-from dstools_distill.cards.markdown import NONE, between, percent, points, table
+from dstools_converters.markdown import table, text
+from dstools_distill.cards.markdown import NONE, between, percent, points
 from dstools_distill.cards.runs import Runs, Stage
 from dstools_distill.evaluation.statistics import Interval, over_seeds, paired_difference
+
+PAIRED = "Intervals of differences are Agresti and Min's, over the problems, which are the same."
+SEEDS = (
+    "Means over seeds, with Student's interval at 95 % over them; it may reach past 0 and 100 %. "
+    "It shows how much runs differ; for how few the problems are, see the table above. "
+    "Differences are between runs of the same seed."
+)
 
 
 def comparison(runs: Runs) -> list[str]:
@@ -13,17 +20,21 @@ def comparison(runs: Runs) -> list[str]:
         return []
     if runs.arms:
         return ["## Ablation", *_arms(runs)]
-    first = measured[0][1]
+    first_run, first = measured[0]
     rows = []
-    for run, each in measured[1:]:
-        difference = _over_problems(first, each)
-        said = points_between(difference) if difference else "other problems"
-        rows.append((run.name, points(difference.value) if difference else NONE, said))
-    head = ("Run", f"pass@1 against {text(measured[0][0].name)}, points", "Interval")
+    for run, evaluation in measured[1:]:
+        difference = _over_problems(first, evaluation)
+        if difference is None:
+            rows.append((run.name, NONE, "other problems"))
+        else:
+            rows.append((run.name, points(difference.value), points_between(difference)))
+    head = ("Run", f"pass@1 against {text(first_run.name)}, points", "Interval")
     return ["## Runs compared", table(head, rows, numeric=2), PAIRED]
 
 
-PAIRED = "Intervals of differences are over the problems, which are the same: Agresti and Min's."
+def points_between(interval: Interval) -> str:
+    """Return the interval of a difference as text: "+3.1 to +12.0"."""
+    return between(interval.low, interval.high, points)
 
 
 def _arms(runs: Runs) -> list[str]:
@@ -35,7 +46,7 @@ def _arms(runs: Runs) -> list[str]:
     first_name, first = next(iter(arms.items()))
     rows = []
     for arm, seeds in arms.items():
-        values = {seed: each.figures["pass@1"]["value"] for seed, each in seeds.items()}
+        values = {seed: stage.figures["pass@1"]["value"] for seed, stage in seeds.items()}
         mean = over_seeds(list(values.values())) if len(values) > 1 else None
         rows.append(
             (
@@ -46,22 +57,12 @@ def _arms(runs: Runs) -> list[str]:
                 *(("", "") if arm == first_name else _against(first, seeds)),
             )
         )
-    head = (
-        "Arm",
-        "pass@1",
-        "Interval",
-        "By seed",
-        f"Against {text(first_name)}, points",
-        "Interval of that",
-    )
-    explained = (
-        "Means over seeds, with Student's interval at 95 % over them; it may reach past 0 and 100 %. "
-        "They tell how much runs differ, not how few the problems are: that is in the table above. Differences "
-        "are between runs of the same seed."
-    )
+    against = f"Against {text(first_name)}, points"
+    head = ("Arm", "pass@1", "Interval", "By seed", against, "Interval of that")
+    note = SEEDS
     if any(len(seeds) == 1 for seeds in arms.values()):
-        explained += f" Of an arm with one seed, the spread over seeds is not known. {PAIRED}"
-    return [table(head, rows, numeric=5), explained]
+        note += f" The spread over seeds of an arm with one seed is not known. {PAIRED}"
+    return [table(head, rows, numeric=5), note]
 
 
 def _against(first: dict[int, Stage], seeds: dict[int, Stage]) -> tuple[str, str]:
@@ -69,9 +70,9 @@ def _against(first: dict[int, Stage], seeds: dict[int, Stage]) -> tuple[str, str
     common = [seed for seed in seeds if seed in first]
     if not common:
         return NONE, "no common seed"
-    found = [_over_problems(first[seed], seeds[seed]) for seed in common]
-    differences = [difference for difference in found if difference]
-    if len(differences) < len(found):
+    by_seed = [_over_problems(first[seed], seeds[seed]) for seed in common]
+    differences = [difference for difference in by_seed if difference]
+    if len(differences) < len(by_seed):
         return NONE, "other problems"
     if len(differences) == 1:
         return points(differences[0].value), points_between(differences[0])
@@ -80,15 +81,11 @@ def _against(first: dict[int, Stage], seeds: dict[int, Stage]) -> tuple[str, str
 
 
 def _over_problems(first: Stage, second: Stage) -> Interval | None:
-    """Return the difference over the same problems; None where they are others."""
+    """Return the difference over the same problems; None where the problems differ."""
     if set(first.scores) != set(second.scores):
         return None
     problems = list(first.scores)
     return paired_difference(
-        [first.scores[each] for each in problems], [second.scores[each] for each in problems]
+        [first.scores[problem] for problem in problems],
+        [second.scores[problem] for problem in problems],
     )
-
-
-def points_between(found: Interval) -> str:
-    """Spell the interval of a difference: "+3.1 to +12.0"."""
-    return between(found.low, found.high, points)

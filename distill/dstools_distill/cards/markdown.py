@@ -1,20 +1,9 @@
-"""Tables and numbers of a card, as Markdown."""
+"""Lists, numbers and settings of a card, as Markdown."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dstools_converters.markdown import text
-
 NONE = "\u2013"  # a dash where nothing was measured
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: int = 0) -> str:
-    """Return a table whose last `numeric` columns stand to the right; columns without a cell are left out."""
-    cells = [list(map(text, row)) for row in rows]
-    kept = [n for n in range(len(head)) if any(row[n] for row in cells)]
-    left = len(head) - numeric
-    lines = [list(head), ["---" if n < left else "---:" for n in range(len(head))], *cells]
-    return "\n".join(f"| {' | '.join(line[n] for n in kept)} |" for line in lines)
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -23,27 +12,27 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def percent(share: float) -> str:
-    """Spell a share: "63.5 %"."""
+    """Return a share as text: "63.5 %"."""
     return f"{100 * share:.1f} %"
 
 
 def points(difference: float) -> str:
-    """Spell a difference of shares: "+10.5"."""
+    """Return a difference of shares as text: "+10.5"."""
     return f"{100 * difference:+.1f}"
 
 
-def between(low: float, high: float, spell: Any = percent) -> str:
-    """Spell an interval: "56.6 % to 69.9 %"."""
+def between(low: float, high: float, spell: Callable[[float], str] = percent) -> str:
+    """Return an interval as text: "56.6 % to 69.9 %"."""
     return f"{spell(low)} to {spell(high)}"
 
 
-def counts(found: Mapping[str, int]) -> str:
-    """Spell counts by name: "20 duplicate, 3 limit"."""
-    return ", ".join(f"{count:,} {name}" for name, count in found.items() if count)
+def counts(by_name: Mapping[str, int]) -> str:
+    """Return counts as text: "20 duplicate, 3 limit"; zeros are left out."""
+    return ", ".join(f"{count:,} {name}" for name, count in by_name.items() if count)
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return settings as rows of two cells, nested ones under dotted names; what is empty is left out."""
+    """Return settings as rows of two cells, nested ones under dotted names, without empty ones."""
     rows: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -57,7 +46,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
 
 
 def spelled(value: Any) -> str:
-    """Spell a value of JSON: numbers with thousands apart, true and false as yes and no."""
+    """Return a value of JSON as text: "1,234,567", "yes" for true."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -66,6 +55,6 @@ def spelled(value: Any) -> str:
 
 
 def shown(name: str) -> str:
-    """Return the name of a model or file without the path of somebody's machine."""
+    """Return the name of a model or file, without the folders of a path."""
     is_path = name.startswith(("/", "~", "./", "../"))
     return name.rstrip("/").rpartition("/")[2] if is_path else name

@@ -1,21 +1,13 @@
-"""The model card: metadata for the Hub, results with their intervals, and what they do not say."""
+"""Model card: metadata for the Hub, results with their intervals, and their limits."""
 
 import json
 import re
 from typing import Any
 
-from dstools_converters.markdown import text
+from dstools_converters.markdown import table, text
 from dstools_distill.cards.ablation import comparison, points_between
-from dstools_distill.cards.datacard import licences, not_checked, versions
-from dstools_distill.cards.markdown import (
-    between,
-    bullets,
-    counts,
-    flat,
-    percent,
-    points,
-    table,
-)
+from dstools_distill.cards.datacard import SETTING, licences, not_checked, versions
+from dstools_distill.cards.markdown import between, bullets, counts, flat, percent, points
 from dstools_distill.cards.runs import Run, Runs, Stage
 from dstools_distill.evaluation.statistics import Interval
 from dstools_distill.recipe.settings import Card
@@ -23,19 +15,19 @@ from dstools_distill.recipe.stages import TRAINED
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 CLAIMS = (
-    "The problems are made by reasoning-gym, at the scale of a toy. Gains on them prove that the pipeline "
-    "works; they say nothing about benchmarks of language models."
+    "The problems are made by reasoning-gym, at the scale of a toy. Gains on them prove that the "
+    "pipeline works; they say nothing about benchmarks of language models."
 )
 STRICT = (
-    "pass@1 is strict: an answer counts where it is finished, in the form that was asked for, and right; "
-    "it is the mean over the problems of the mean over the answers to each. Lenient also counts a right "
-    "answer that stands last in any text, unfinished ones included: it is no pass@1. Intervals are at 95 %: "
-    "Wilson's at the effective number of problems."
+    "pass@1 is strict: an answer counts if it is finished, in the requested form, and right; it is "
+    "the mean over the problems of the mean over the answers to each. Lenient also counts a right "
+    "answer that comes last in any text, even an unfinished one: it is not a pass@1. Intervals are "
+    "Wilson's at 95 %, at the effective number of problems."
 )
 
 
 def text_of(settings: Card, runs: Runs, plots: list[str]) -> str:
-    """Return the model card as Markdown."""
+    """Return the model card as Markdown. plots: names of the files there are."""
     parts = [
         _metadata(settings, runs),
         f"# {text(settings.name)}",
@@ -57,39 +49,37 @@ def text_of(settings: Card, runs: Runs, plots: list[str]) -> str:
 
 def _metadata(settings: Card, runs: Runs) -> str:
     """Return the YAML header, its values in JSON, which is YAML."""
-    students = [run.student.model for run in runs.all]
-    bases = sorted({name for name in students if HUB_NAME.fullmatch(name)})
-    named = sorted(
+    bases = sorted({run.student.model for run in runs.all if HUB_NAME.fullmatch(run.student.model)})
+    datasets = sorted(
         name.removeprefix("datasets:")
         for name in runs.sources(["prompts"])
         if name.startswith("datasets:")
     )
-    trained = [stage for stage in TRAINED if runs.distinct(stage)]
-    said: dict[str, Any] = {"license": settings.licence}
+    metadata: dict[str, Any] = {"license": settings.licence}
     if bases:
-        said |= {"base_model": bases, "base_model_relation": "finetune"}
-    if named:
-        said["datasets"] = named
-    said["library_name"] = "transformers"
-    said["pipeline_tag"] = "text-generation"
-    said["tags"] = ["reasoning", "distillation", "dstools", *trained]
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in said.items()]
+        metadata |= {"base_model": bases, "base_model_relation": "finetune"}
+    if datasets:
+        metadata["datasets"] = datasets
+    metadata["library_name"] = "transformers"
+    metadata["pipeline_tag"] = "text-generation"
+    trained = [stage for stage in TRAINED if runs.distinct(stage)]
+    metadata["tags"] = ["reasoning", "distillation", "dstools", *trained]
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items()]
     return "\n".join(["---", *lines, "---"])
 
 
 def _summary(runs: Runs) -> str:
-    """Say what was trained from what."""
+    """Return a sentence on what was trained from what."""
     run = next((run for run in reversed(runs.all) if set(TRAINED) & run.stages.keys()), None)
     if run is None:
         return "No model was trained."
     lineage = runs.lineage(run)
-    trained = [stage for each in lineage for stage in TRAINED if stage in each.stages]
+    trained = [stage for phase in lineage for stage in TRAINED if stage in phase.stages]
     first = lineage[0].student
     base = first.model or f"{(first.init or {}).get('model_type', '')} of random weights"
-    stages = ", then ".join(trained)
-    size = run.stages[trained[-1]].report.get("parameters")
-    said = f", {size:,} parameters" if size is not None else ""
-    return f"A student trained by {stages} from {text(base)}{said}."
+    parameters = run.stages[trained[-1]].report.get("parameters")
+    size = f", {parameters:,} parameters" if parameters is not None else ""
+    return f"A student trained by {', then '.join(trained)} from {text(base)}{size}."
 
 
 # ------------------------------------------------------------------------------------- results
@@ -99,92 +89,97 @@ def _results(runs: Runs, plots: list[str]) -> list[str]:
     measured = list(runs.evaluated())
     if not measured:
         return ["## Results", "Not evaluated."]
-    rows = []
-    for run, each in measured:
-        for model, found in each.report["models"].items():
-            right = Interval(**found["pass@1"])
-            rows.append(
-                (
-                    run.name,
-                    model,
-                    f"{percent(right.value)} ({between(right.low, right.high)})",
-                    percent(found["lenient"]["value"]),
-                    percent(found["truncated"]),
-                    percent(found["not_well_formed"]),
-                    f"{found['mean_tokens']:,.1f}",
-                )
-            )
+    rows = [
+        (
+            run.name,
+            model,
+            _interval(figures["pass@1"]),
+            percent(figures["lenient"]["value"]),
+            percent(figures["truncated"]),
+            percent(figures["not_well_formed"]),
+            f"{figures['mean_tokens']:,.1f}",
+        )
+        for run, model, figures in _models(measured)
+    ]
     head = ("Run", "Model", "pass@1", "Lenient", "Truncated", "Not well formed", "Tokens")
     parts = ["## Results", table(head, rows, numeric=5), STRICT]
     if "pass_at_1.svg" in plots:
         parts.append("![Strict pass@1 of every run](pass_at_1.svg)")
-    parts += [*_drawn(measured), *_gains(measured), *_languages(measured), *_conditions(runs)]
+    parts += [*_several_answers(measured), *_gains(measured), *_languages(measured)]
+    parts += _conditions(runs)
     if all(name.startswith("rg:") for name in runs.sources()):
         parts += ["## What this shows", CLAIMS]
     return parts
 
 
-def _drawn(measured: list[tuple[Run, Stage]]) -> list[str]:
-    """Tell of several answers to a problem, where there are some."""
+def _models(measured: list[tuple[Run, Stage]]) -> list[tuple[Run, str, dict[str, Any]]]:
+    """Return each evaluated model: its run, its name and its figures."""
+    return [
+        (run, model, figures)
+        for run, stage in measured
+        for model, figures in stage.report["models"].items()
+    ]
+
+
+def _several_answers(measured: list[tuple[Run, Stage]]) -> list[str]:
+    """Return pass@k and maj@k where problems were answered several times."""
     rows = [
-        (run.name, model, *(_interval(found[kind][k]) for kind in ("pass@k", "maj@k")), k)
-        for run, each in measured
-        for model, found in each.report["models"].items()
-        for k in found["pass@k"]
+        (run.name, model, k, _interval(figures["pass@k"][k]), _interval(figures["maj@k"][k]))
+        for run, model, figures in _models(measured)
+        for k in figures["pass@k"]
         if k != "1"
     ]
     if not rows:
         return []
-    cells = [(run, model, k, passed, major) for run, model, passed, major, k in rows]
     return [
-        table(("Run", "Model", "k", "pass@k", "maj@k"), cells, numeric=3),
-        "pass@k is the unbiased estimate, maj@k the mean over all draws of k answers, ties shared.",
+        table(("Run", "Model", "k", "pass@k", "maj@k"), rows, numeric=3),
+        "pass@k is the unbiased estimate; maj@k the mean over all draws of k answers, ties shared.",
     ]
 
 
 def _gains(measured: list[tuple[Run, Stage]]) -> list[str]:
-    """Tell what training brought, where the student was evaluated before it."""
-    rows = [
-        (run.name, said["from"], said["to"], points(said["value"]), points_between(Interval(said["value"], said["low"], said["high"])))
-        for run, each in measured
-        if (said := each.report.get("difference"))
-    ]  # fmt: skip
-    head = ("Run", "From", "To", "pass@1, points", "Interval")
-    return [table(head, rows, numeric=2)] if rows else []
+    """Return the gain of training where the student was evaluated before it."""
+    rows = []
+    for run, stage in measured:
+        if gain := stage.report.get("difference"):
+            interval = Interval(gain["value"], gain["low"], gain["high"])
+            cells = (points(interval.value), points_between(interval))
+            rows.append((run.name, gain["from"], gain["to"], *cells))
+    return [table(("Run", "From", "To", "pass@1, points", "Interval"), rows, numeric=2)]
 
 
-def _interval(found: dict[str, float]) -> str:
-    return f"{percent(found['value'])} ({between(found['low'], found['high'])})"
+def _interval(figure: dict[str, float]) -> str:
+    return f"{percent(figure['value'])} ({between(figure['low'], figure['high'])})"
 
 
 def _languages(measured: list[tuple[Run, Stage]]) -> list[str]:
     rows = [
         (run.name, model, ", ".join(f"{name} {percent(share)}" for name, share in mix.items()))
-        for run, each in measured
-        for model, found in each.report["models"].items()
-        if (mix := found["language_mix"])
+        for run, model, figures in _models(measured)
+        if (mix := figures["language_mix"])
     ]
-    return [table(("Run", "Model", "Words of traces by language"), rows)] if rows else []
+    return [table(("Run", "Model", "Words of traces by language"), rows)]
 
 
 def _conditions(runs: Runs) -> list[str]:
-    """Return the settings that the figures hang on."""
+    """Return the settings of the evaluations."""
     parts = []
     for rows, group in runs.alike("eval", _condition):
         label = runs.label(group)
         heading = f"Settings of the evaluation, {text(label)}:" if label else "Settings:"
-        parts += [heading, table(("Setting", "Value"), rows)]
+        parts += [heading, table(SETTING, rows)]
     return parts
 
 
-def _condition(each: Stage) -> list[tuple[str, str]]:
-    said = {
-        "problems": ", ".join(f"{name} {n:,}" for name, n in each.report["sources"].items()),
-        "dropped": counts(each.dropped),
-        "context, tokens": each.figures.get("context"),
+def _condition(stage: Stage) -> list[tuple[str, str]]:
+    problems = {
+        "problems": ", ".join(f"{name} {n:,}" for name, n in stage.report["sources"].items()),
+        "dropped": counts(stage.dropped),
+        "context, tokens": stage.figures.get("context"),
     }
-    settings = {k: v for k, v in each.settings.items() if k not in ("source", "verify", "limit")}
-    return flat(said | settings)
+    hidden = ("source", "verify", "limit")
+    settings = {key: value for key, value in stage.settings.items() if key not in hidden}
+    return flat(problems | settings)
 
 
 # ------------------------------------------------------------------------------------- training
@@ -193,14 +188,12 @@ def _condition(each: Stage) -> list[tuple[str, str]]:
 def _training(runs: Runs, plots: list[str]) -> list[str]:
     parts: list[str] = []
     for stage in TRAINED:
-        groups = runs.alike(stage, _told)
+        groups = runs.alike(stage, _settings_and_results)
         for rows, group in groups:
             seeds = sorted({run.stages[stage].settings.get("seed", 0) for run in group})
-            heading = (
-                f"### {stage}: {text(runs.label(group))}" if len(groups) > 1 else f"### {stage}"
-            )
+            label = f": {text(runs.label(group))}" if len(groups) > 1 else ""
             seeded = ("seeds" if len(seeds) > 1 else "seed", ", ".join(map(str, seeds)))
-            parts += [heading, table(("Setting", "Value"), [*rows, seeded])]
+            parts += [f"### {stage}{label}", table(SETTING, [*rows, seeded])]
     if not parts:
         return []
     parts += [
@@ -211,26 +204,28 @@ def _training(runs: Runs, plots: list[str]) -> list[str]:
     return ["## Training", *parts]
 
 
-def _told(each: Stage) -> list[tuple[str, str]]:
-    """Return what training was asked to do, and what it found, but for the seed."""
-    report = {k: v for k, v in each.report.items() if k not in each.settings and k != "dropped"}
-    settings = {k: v for k, v in each.settings.items() if k != "seed"}
-    return flat(settings | {"found": report})
+def _settings_and_results(stage: Stage) -> list[tuple[str, str]]:
+    """Return rows of the settings and the report of a training, without its seed."""
+    settings = {key: value for key, value in stage.settings.items() if key != "seed"}
+    results = {
+        key: value
+        for key, value in stage.report.items()
+        if key not in stage.settings and key != "dropped"
+    }
+    return flat(settings | {"results": results})
 
 
 def _not_measured(runs: Runs) -> list[str]:
-    found = []
+    lines = []
     measured = list(runs.evaluated())
     if not measured:
-        found.append("What the student can do: there is no `eval` stage.")
+        lines.append("What the student can do: there is no `eval` stage.")
     else:
-        if any(
-            run.student.model and "before" not in each.report["models"] for run, each in measured
-        ):
-            found.append("What the student could do before it was trained.")
+        if any(run.student.model and "before" not in s.report["models"] for run, s in measured):
+            lines.append("What the student could do before it was trained.")
         if all(name.startswith("rg:") for name in runs.sources(["eval"])):
-            found.append("Any benchmark of language models.")
+            lines.append("Any benchmark of language models.")
     is_seeded = runs.arms and all(len(seeds) > 1 for seeds in runs.arms.values())
     if not is_seeded and any(runs.distinct(stage) for stage in TRAINED):
-        found.append("How much results differ between seeds.")
-    return found
+        lines.append("How much results differ between seeds.")
+    return lines

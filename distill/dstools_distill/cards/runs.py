@@ -1,4 +1,4 @@
-"""The finished stages of a recipe, as a card reads them: from their manifests."""
+"""Finished stages of a recipe as a card reads them, from their manifests."""
 
 import json
 import re
@@ -14,13 +14,13 @@ from dstools_distill.recipe.settings import Student
 from dstools_distill.recipe.stages import TRAINED
 from dstools_distill.store.stage import read_manifest
 
-Told = TypeVar("Told")
+Key = TypeVar("Key")
 SEEDED = re.compile(r"(.+)-(\d+)")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a finished stage says of itself."""
+    """The manifest of a finished stage."""
 
     folder: Path
     settings: dict[str, Any]
@@ -29,27 +29,27 @@ class Stage:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Return the rows dropped, by reason."""
-        found: dict[str, int] = self.report.get("dropped") or {}
-        return found
+        """Return the number of rows dropped, by reason."""
+        dropped: dict[str, int] = self.report.get("dropped") or {}
+        return dropped
 
     def curve(self, key: str) -> list[tuple[float, float]]:
-        """Return a training's steps, and what it logged there: "loss", "reward"."""
+        """Return the steps of a training and the values of `key` logged there."""
         path = self.folder / "curve.jsonl"
         rows = records.read(path) if path.exists() else ()
         return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """Return of each problem the share of right answers of the last model of an evaluation."""
-        found = json.loads((self.folder / "scores.json").read_bytes())
-        return {problem: right / answers for problem, (right, answers) in _last(found).items()}
+        """Return, by problem, the share of right answers of the last model of an evaluation."""
+        scores = _last(json.loads((self.folder / "scores.json").read_bytes()))
+        return {problem: right / answers for problem, (right, answers) in scores.items()}
 
     @property
     def figures(self) -> dict[str, Any]:
         """Return the figures of the last model of an evaluation."""
-        found: dict[str, Any] = _last(self.report["models"])
-        return found
+        figures: dict[str, Any] = _last(self.report["models"])
+        return figures
 
 
 def _last(by_model: dict[str, Any]) -> Any:
@@ -60,7 +60,7 @@ def _last(by_model: dict[str, Any]) -> Any:
 class Run:
     """One chain of stages."""
 
-    name: str  # "", a phase's or an arm's, or arm and seed
+    name: str  # "", or the name of a phase, an arm, or an arm and its seed
     student: Student
     stages: dict[str, Stage]
 
@@ -76,35 +76,35 @@ class Runs:
 
     @cached_property
     def arms(self) -> dict[str, dict[int, Run]]:
-        """Return the runs by arm and seed; {} where they are no arms with seeds."""
-        found: dict[str, dict[int, Run]] = {}
+        """Return the runs by arm and seed; {} if any run is not an arm with its seed."""
+        arms: dict[str, dict[int, Run]] = {}
         for run in self.all:
             match = SEEDED.fullmatch(run.name)
             seeds = {run.stages[stage].settings["seed"] for stage in TRAINED if stage in run.stages}
             if match is None or seeds != {int(match[2])}:
                 return {}
-            found.setdefault(match[1], {})[int(match[2])] = run
-        return found
+            arms.setdefault(match[1], {})[int(match[2])] = run
+        return arms
 
-    def distinct(self, stage: str) -> list[tuple[str, Stage]]:
-        """Return what a stage made, each folder once, with the runs it belongs to: "" for all."""
-        groups = self.alike(stage, lambda each: each.folder)
-        return [(self.label(runs), runs[0].stages[stage]) for _, runs in groups]
+    def distinct(self, name: str) -> list[tuple[str, Stage]]:
+        """Return the results of a stage, each folder once, with a label of their runs."""
+        groups = self.alike(name, lambda stage: stage.folder)
+        return [(self.label(runs), runs[0].stages[name]) for _, runs in groups]
 
-    def alike(self, stage: str, tell: Callable[[Stage], Told]) -> list[tuple[Told, list[Run]]]:
-        """Return the runs with a stage, those together of which it tells the same."""
-        found: list[tuple[Told, list[Run]]] = []
+    def alike(self, name: str, key_of: Callable[[Stage], Key]) -> list[tuple[Key, list[Run]]]:
+        """Return the runs that have a stage, grouped by a key of that stage."""
+        groups: list[tuple[Key, list[Run]]] = []
         for run in self.all:
-            if stage in run.stages:
-                said = tell(run.stages[stage])
-                runs = next((runs for other, runs in found if other == said), None)
+            if name in run.stages:
+                key = key_of(run.stages[name])
+                runs = next((runs for other, runs in groups if other == key), None)
                 if runs is None:
-                    found.append((said, runs := []))
+                    groups.append((key, runs := []))
                 runs.append(run)
-        return found
+        return groups
 
     def label(self, runs: list[Run]) -> str:
-        """Return the name of some runs: "" for all, an arm for all of its seeds."""
+        """Return the names of some runs: "" for all runs, an arm's name for all of its seeds."""
         if len(runs) == len(self.all):
             return ""
         names = [run.name for run in runs]
@@ -116,26 +116,26 @@ class Runs:
         return ", ".join(names)
 
     def evaluated(self) -> Iterator[tuple[Run, Stage]]:
-        """Yield the runs that were evaluated."""
+        """Yield the runs that were evaluated, with their evaluation."""
         for run in self.all:
             if "eval" in run.stages:
                 yield run, run.stages["eval"]
 
     def lineage(self, run: Run) -> list[Run]:
-        """Return the phases whose students a run's came from, the first one first, and the run itself."""
-        found = [run]
-        while found[0].student.model.startswith(PHASE):
-            name = found[0].student.model.removeprefix(PHASE).partition("/")[0]
-            found.insert(0, next(each for each in self.all if each.name == name))
-        return found
+        """Return the phases that a run's student went through, ending with the run itself."""
+        lineage = [run]
+        while lineage[0].student.model.startswith(PHASE):
+            name = lineage[0].student.model.removeprefix(PHASE).partition("/")[0]
+            lineage.insert(0, next(other for other in self.all if other.name == name))
+        return lineage
 
     def sources(self, stages: Iterable[str] = ("prompts", "eval")) -> set[str]:
-        """Return the names of the places that problems come from."""
-        found: set[str] = set()
-        for stage in stages:
-            for _, each in self.distinct(stage):
-                found |= set(each.report.get("sources") or {})
-        return found
+        """Return the names of the sources of problems."""
+        names: set[str] = set()
+        for name in stages:
+            for _, stage in self.distinct(name):
+                names |= set(stage.report.get("sources") or {})
+        return names
 
 
 def _read(folder: Path) -> Stage:

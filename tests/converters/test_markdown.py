@@ -1,0 +1,34 @@
+"""Tests of text and tables in Markdown."""
+
+import pytest
+
+from dstools_converters.markdown import table, text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("<b>*x*|[a](http://b)", r"&lt;b>\*x\*\|\[a\](http&#58;//b)"),
+        ("snake_case stays, _this_ does not", r"snake_case stays, \_this\_ does not"),
+        ("a & b\n# c", r"a &amp; b\\n\# c"),
+    ],
+)
+def test_names_of_strangers_stay_text(name: str, shown: str) -> None:
+    assert text(name) == shown
+
+
+def test_the_last_columns_are_aligned_right() -> None:
+    assert (
+        table(("a", "b"), [("x|y", "2")], numeric=1) == "| a | b |\n| --- | ---: |\n| x\\|y | 2 |"
+    )
+
+
+def test_a_column_without_a_cell_is_left_out() -> None:
+    rows = [("1", "", "2"), ("3", "", "4")]
+    assert table(("a", "b", "c"), iter(rows), numeric=1) == (
+        "| a | c |\n| --- | ---: |\n| 1 | 2 |\n| 3 | 4 |"
+    )
+
+
+def test_a_table_without_rows_is_empty() -> None:
+    assert table(("a", "b"), []) == ""

@@ -1,0 +1,33 @@
+"""Tests of the data card: rows of the stages, licences."""
+
+from typing import Any
+
+from dstools_distill.recipe.settings import Card, Student
+
+
+def test_arms_that_share_a_stage_share_its_row(made: Any) -> None:
+    runs = made.arms()
+    other = made.data()["select"]
+    for seed in range(3):
+        runs[f"unfiltered-{seed}"]["select"] = other
+    data = made.cards(runs)["DATA.md"]
+    rows = [line for line in data.split("\n") if line.startswith(("| select", "| verify"))]
+    assert rows == [
+        "| verify |  | 11 | 11 | none |",
+        "| select | verified | 10 | 9 | 1 incorrect |",
+        "| select | unfiltered | 10 | 9 | 1 incorrect |",
+    ]
+    assert "## Selection: unfiltered" in data
+
+
+def test_every_unknown_licence_is_warned_of(made: Any) -> None:
+    student = Student(model="Qwen/Qwen2.5-Math-1.5B")
+    cards = made.cards(made.one_run(), Card(name="mine"), student)
+    for card in cards.values():
+        assert "**Warning: the licence of Qwen/Qwen2.5-Math-1.5B, mine is unknown." in card
+        assert "| Student's base | Qwen/Qwen2.5-Math-1.5B | unknown |" in card
+    assert 'license: "unknown"\nbase_model: ["Qwen/Qwen2.5-Math-1.5B"]' in cards["README.md"]
+
+
+def test_known_licences_are_not_warned_of(made: Any) -> None:
+    assert "Warning" not in "".join(made.cards(made.one_run()).values())
