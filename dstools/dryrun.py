@@ -55,17 +55,17 @@ def show_plan(plan: "Plan", out: Path, *, lists_tensors: bool, as_json: bool) ->
 def group_tensors(plan: "Plan") -> list[Group]:
     """Return the tensors of a plan by role, action and rule, the most bytes first."""
     totals: dict[tuple[str, str, str], list[int]] = {}
-    names, scales = plan.inventory.names, plan.inventory.scales
+    names, storage = plan.inventory.names, plan.inventory.storage
     for tensor in plan.decisions:
         source = tensor.source
-        parsed, scale = names[source.name], scales.get(source.name)
+        parsed = names[source.name]
         role: str = parsed.role if parsed else "unknown"
         if parsed and parsed.part == "bias":
             role += " bias"
         total = totals.setdefault((role, tensor.action, tensor.rule), [0, 0, 0])
         total[0] += 1
-        total[1] += source.nbytes + (scale.nbytes if scale else 0)
-        total[2] += sum(output.nbytes for output in tensor.outputs)
+        total[1] += storage[source.name].nbytes
+        total[2] += tensor.target.nbytes
     groups = [Group(*key, *total) for key, total in totals.items()]
     return sorted(groups, key=lambda group: -group.bytes_in)
 
@@ -96,7 +96,7 @@ def _table(plan: "Plan") -> Iterator[str]:
 def _tensor_lines(plan: "Plan") -> Iterator[str]:
     for shard in plan.shards:
         for tensor in shard.tensors:
-            outputs = " + ".join(f"{o.dtype} {list(o.shape)}" for o in tensor.outputs)
+            outputs = " + ".join(f"{o.dtype} {list(o.shape)}" for o in tensor.target.parts)
             yield (
                 f"{shard.name}  {tensor.source.name}  {tensor.source.dtype} -> {outputs}"
                 f"  {tensor.action} ({tensor.rule})"
@@ -109,7 +109,7 @@ def _as_dict(plan: "Plan") -> dict[str, object]:
             "name": tensor.source.name,
             "action": tensor.action,
             "rule": tensor.rule,
-            "outputs": {o.name: [o.dtype, list(o.shape)] for o in tensor.outputs},
+            "outputs": {o.name: [o.dtype, list(o.shape)] for o in tensor.target.parts},
         }
         for shard in plan.shards
         for tensor in shard.tensors

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dstools_converters.checkpoint.header import TensorInfo
-from dstools_converters.checkpoint.inventory import FLOATS, Inventory
+from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import Progress, block_rows, columns, restore, slabs
 from dstools_converters.errors import DstoolsError
 from dstools_kernels.formats import block_fp8
@@ -111,7 +111,7 @@ def _badness(error: Error) -> float:
 
 
 def _compare_tensor(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorInfo) -> _Sums:
-    if not (_is_number(a, in_a) and _is_number(b, in_b)):
+    if not (a.storage[in_a.name].is_float and b.storage[in_b.name].is_float):
         return _compare_bytes(a, in_a, b, in_b)
     cols = columns(in_a)
     block = math.lcm(block_rows(a, in_a), block_rows(b, in_b))
@@ -123,10 +123,6 @@ def _compare_tensor(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorIn
         part = _Sums((last - first) * cols, *found)
         sums.add(part)
     return sums
-
-
-def _is_number(inventory: Inventory, info: TensorInfo) -> bool:
-    return info.dtype in FLOATS or info.name in inventory.scales
 
 
 def _compare_bytes(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorInfo) -> _Sums:

@@ -1,7 +1,7 @@
-"""What a checkpoint is, in numbers: parameters, bytes, layers, cache, and what quantizing would make."""
+"""The figures of a checkpoint: parameters, bytes, layers, cache, and the size after quantizing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
@@ -24,7 +24,7 @@ class Report:
     tensors: int
     bytes: int
     parameters: int  # without the MTP layers
-    parameters_active: int  # that one token passes through, embedding and head included
+    parameters_active: int  # used by one token, embedding and head included
     parameters_mtp: int
     layers_dense: int
     layers_moe: int
@@ -36,50 +36,40 @@ class Report:
     bytes_by_dtype: dict[str, int]
     bytes_by_role: dict[str, int]
     quantized_bytes: int  # of the tensors that `dstools quantize` would write
-    quantized_kept: dict[str, int]  # bytes that would stay as they are, by role
+    quantized_kept: dict[str, int]  # bytes that it would not quantize, by role
     unknown_tensors: list[str]
     disagreements: list[str]  # between config and shards; `dstools verify` says more
 
 
+@dataclass
+class _Totals:
+    """Sums over the weights of an inventory."""
+
+    bytes_by_dtype: dict[str, int] = field(default_factory=dict)
+    bytes_by_role: dict[str, int] = field(default_factory=dict)
+    parameters: int = 0  # without the MTP layers
+    parameters_routed: int = 0  # of these, those of routed experts
+    parameters_mtp: int = 0
+    quantized_bytes: int = 0
+    quantized_kept: dict[str, int] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)  # what `dstools quantize` would not take
+
+
 def inspect(inventory: Inventory) -> Report:
-    """Return the figures of an inventory, and what in it does not add up."""
-    model, checkpoint = inventory.model, inventory.checkpoint
-    scheme = scheme_after(inventory.scheme, "native", None)
-    by_dtype: dict[str, int] = {}
-    by_role: dict[str, int] = {}
-    kept: dict[str, int] = {}
-    refused: list[str] = []
-    total = active = mtp = quantized = 0
+    """Return the figures of an inventory, and its disagreements with the config."""
+    model, checkpoint, moe = inventory.model, inventory.checkpoint, inventory.model.moe
     kinds = list(_kinds(inventory))
-    for info, count in kinds:
-        parsed, scale = inventory.names[info.name], inventory.scales.get(info.name)
-        role = parsed.role if parsed else "unknown"
-        for part in (info, scale) if scale else (info,):
-            by_dtype[part.dtype] = by_dtype.get(part.dtype, 0) + count * part.nbytes
-            by_role[role] = by_role.get(role, 0) + count * part.nbytes
-        if parsed is not None and parsed.is_mtp:
-            mtp += count * info.numel
-        else:
-            total += count * info.numel
-            # of the routed experts, of equal size, a token passes num_experts_per_tok
-            active += count * info.numel if parsed is None or parsed.expert is None else 0
-        try:
-            outputs = plan_tensor(info, parsed, inventory, None, Recipe(), scheme).outputs
-        except DstoolsError as error:
-            refused.append(str(error))
-            continue
-        quantized += count * sum(output.nbytes for output in outputs)
-        if len(outputs) == 1:
-            kept[role] = kept.get(role, 0) + count * info.nbytes
-    moe = model.moe
+    totals = _total(inventory, kinds)
     layers_moe = sum(model.is_moe(layer) for layer in range(model.num_hidden_layers))
     attention, cache, cache_mha = _cache(model)
-    experts = ""
+    experts, idle = "", totals.parameters_routed
     if moe is not None:
         experts = (
             f"{moe.n_routed_experts} routed, {moe.num_experts_per_tok} active, "
             f"{moe.n_shared_experts} shared"
         )
+        # routed experts are of equal size
+        idle -= totals.parameters_routed * moe.num_experts_per_tok // moe.n_routed_experts
     return Report(
         folder=checkpoint.folder.name,
         model_type=model.model_type,
@@ -87,9 +77,9 @@ def inspect(inventory: Inventory) -> Report:
         shards=len(checkpoint.shards),
         tensors=len(checkpoint.tensors),
         bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
-        parameters=total,
-        parameters_active=active + _routed_active(inventory, total - active),
-        parameters_mtp=mtp,
+        parameters=totals.parameters,
+        parameters_active=totals.parameters - idle,
+        parameters_mtp=totals.parameters_mtp,
         layers_dense=model.num_hidden_layers - layers_moe,
         layers_moe=layers_moe,
         layers_mtp=model.num_mtp_layers,
@@ -97,19 +87,49 @@ def inspect(inventory: Inventory) -> Report:
         attention=attention,
         cache_bytes_per_token=cache,
         cache_bytes_per_token_mha=cache_mha,
-        bytes_by_dtype=_largest_first(by_dtype),
-        bytes_by_role=_largest_first(by_role),
-        quantized_bytes=quantized,
-        quantized_kept=_largest_first(kept),
+        bytes_by_dtype=_largest_first(totals.bytes_by_dtype),
+        bytes_by_role=_largest_first(totals.bytes_by_role),
+        quantized_bytes=totals.quantized_bytes,
+        quantized_kept=_largest_first(totals.quantized_kept),
         unknown_tensors=[info.name for info in inventory.unknown],
-        disagreements=_disagreements(inventory, kinds) + refused,
+        disagreements=_disagreements(inventory, kinds) + totals.refused,
     )
 
 
-def _disagreements(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> list[str]:
-    """Say where config and shards do not have the same weights: by kind, so that it costs nothing.
+def _total(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> _Totals:
+    scheme = scheme_after(inventory.scheme, "native", None)
+    totals = _Totals()
+    for info, count in kinds:
+        parsed = inventory.names[info.name]
+        role = parsed.role if parsed else "unknown"
+        for part in inventory.storage[info.name].parts:
+            _add(totals.bytes_by_dtype, part.dtype, count * part.nbytes)
+            _add(totals.bytes_by_role, role, count * part.nbytes)
+        if parsed is not None and parsed.is_mtp:
+            totals.parameters_mtp += count * info.numel
+        else:
+            totals.parameters += count * info.numel
+            if parsed is not None and parsed.expert is not None:
+                totals.parameters_routed += count * info.numel
+        try:
+            target = plan_tensor(info, parsed, inventory, None, Recipe(), scheme).target
+        except DstoolsError as error:
+            totals.refused.append(str(error))
+            continue
+        totals.quantized_bytes += count * target.nbytes
+        if not target.is_quantized:
+            _add(totals.quantized_kept, role, count * info.nbytes)
+    return totals
 
-    `dstools verify` names each; this keeps the figures from being taken for those of a whole model.
+
+def _add(sums: dict[str, int], key: str, nbytes: int) -> None:
+    sums[key] = sums.get(key, 0) + nbytes
+
+
+def _disagreements(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> list[str]:
+    """Return where config and shards do not have the same weights, by kind: cheap to find.
+
+    `dstools verify` names each; this says that the figures are not those of a whole model.
     """
     wanted: dict[tuple[str, tuple[int, ...], bool], int] = {}
     for name, shape, count in inventory.model.kinds():
@@ -133,28 +153,22 @@ def _kinds(inventory: Inventory) -> Iterator[tuple[TensorInfo, int]]:
     """Yield one weight of each kind and how many there are: V3's 46,183 are of 46 kinds."""
     counts: dict[object, int] = {}
     first: dict[object, TensorInfo] = {}
-    scales = inventory.scales
     for info, parsed in inventory.weights():
         name = parsed and (parsed.role, parsed.part, parsed.is_mtp)
-        scale = scales.get(info.name)
-        kind = (name, info.dtype, info.shape, scale and scale.dtype)
+        dtypes = tuple(part.dtype for part in inventory.storage[info.name].parts)
+        kind = (name, info.shape, dtypes)
         counts[kind] = counts.get(kind, 0) + 1
         first.setdefault(kind, info)
     yield from ((first[kind], counts[kind]) for kind in first)
 
 
 def describe_quantization(inventory: Inventory) -> str:
-    """Name the quantization in a few words."""
+    """Return the name of the quantization in a few words."""
     scheme = inventory.scheme
     if scheme is None:
         return "none"
     rows, cols = scheme.block_size
     return f"{scheme.format} FP8, blocks of {rows}x{cols}, {scheme.scale_format} scales"
-
-
-def _routed_active(inventory: Inventory, routed: int) -> int:
-    moe = inventory.model.moe
-    return routed * moe.num_experts_per_tok // moe.n_routed_experts if moe else 0
 
 
 def _cache(model: Model) -> tuple[str, int, int]:
@@ -182,5 +196,5 @@ def _cache(model: Model) -> tuple[str, int, int]:
     return text, attention.num_kv_heads * item, attention.num_heads * item
 
 
-def _largest_first(found: dict[str, int]) -> dict[str, int]:
-    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+def _largest_first(sums: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(sums.items(), key=lambda pair: -pair[1]))

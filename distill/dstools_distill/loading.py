@@ -72,6 +72,6 @@ def _widened(model: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     with open_checkpoint(model) as checkpoint:
         inventory = require_sound(checkpoint)
         for info, _ in inventory.weights():
-            kept = dtype if info.name in inventory.scales else DTYPES[info.dtype]
+            kept = dtype if inventory.is_quantized(info) else DTYPES[info.dtype]
             found[info.name] = restored(inventory, info).to(kept)
     return found

@@ -220,8 +220,7 @@ def _bytes(inventory: Inventory) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for info, parsed in inventory.weights():
         dtypes = found.setdefault(parsed.role if parsed else "unknown", {})
-        scale = inventory.scales.get(info.name)
-        for part in (info, scale) if scale else (info,):
+        for part in inventory.storage[info.name].parts:
             dtypes[part.dtype] = dtypes.get(part.dtype, 0) + part.nbytes
     return found
 

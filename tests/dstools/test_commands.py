@@ -147,7 +147,7 @@ def test_nothing_to_dequantize_and_a_base_that_is_no_fp8_are_refused(
     for args, message in (
         (("dequantize", tiny, out), "nothing to dequantize"),
         (("quantize", tiny, out, "--base", tiny), "is not quantized"),
-        (("quantize", tiny_fp8, out, "--base", tiny_fp8), "the source is FP8 itself"),
+        (("quantize", tiny_fp8, out, "--base", tiny_fp8), "the source is FP8 already"),
         (("quantize", tiny, out, "--base", tiny_fp8, "--scale-fmt", "ue8m0"), "has float32 scales"),
         (("quantize", tiny, out, "--base", checkpoint("tiny-aligned", fp8="float32")), "is ["),
     ):

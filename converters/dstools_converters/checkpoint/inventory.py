@@ -5,29 +5,32 @@ Everything here is known from config, index and headers; no weight is read.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.scheme import QuantScheme, read_scheme
+from dstools_converters.checkpoint.storage import (
+    CODE_DTYPES,
+    FLOATS,
+    SCALE_DTYPES,
+    Storage,
+    read_storage,
+    scale_name,
+)
 from dstools_converters.errors import Finding, printable
 from dstools_converters.families.names import TensorName, parse
 from dstools_converters.families.shapes import Model, read_model
-from dstools_kernels.fp8 import Dtype
-
-FLOATS: tuple[Dtype, ...] = get_args(Dtype)
-SCALE_DTYPES = ("F32", "BF16", "F8_E8M0")
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """A checkpoint, understood: every tensor's parsed name, and the scale of every FP8 weight."""
+    """A checkpoint, understood: the parsed name of every tensor, and the storage of every weight."""
 
     checkpoint: Checkpoint
     model: Model
     scheme: QuantScheme | None  # how it is quantized, None where it is not
     names: dict[str, TensorName | None]  # None: a name that no family of ours has
-    scales: dict[str, TensorInfo]  # FP8 weight -> its scale
+    storage: dict[str, Storage]  # of every tensor that is not the scale of another, in order
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -41,10 +44,17 @@ class Inventory:
 
     def weights(self) -> Iterator[tuple[TensorInfo, TensorName | None]]:
         """Yield every tensor that is not the scale of another, in order."""
-        scales, tensors = {info.name for info in self.scales.values()}, self.tensors
-        for name, parsed in self.names.items():
-            if name not in scales:
-                yield tensors[name], parsed
+        for name, storage in self.storage.items():
+            yield storage.parts[0], self.names[name]
+
+    def quantized(self) -> dict[str, Storage]:
+        """Return the storage of every quantized weight, in order."""
+        return {name: storage for name, storage in self.storage.items() if storage.is_quantized}
+
+    def is_quantized(self, info: TensorInfo) -> bool:
+        """Return whether the tensor of this name is a quantized weight; a scale is not."""
+        storage = self.storage.get(info.name)
+        return storage is not None and storage.is_quantized
 
 
 def take_inventory(checkpoint: Checkpoint) -> Inventory:
@@ -56,20 +66,8 @@ def take_inventory(checkpoint: Checkpoint) -> Inventory:
     scheme = read_scheme(checkpoint.config)
     layers = model.num_hidden_layers
     names = {name: parse(name, layers) for name in checkpoint.tensors}
-    scales = {}
-    if scheme is not None:
-        tensors = checkpoint.tensors
-        for info in tensors.values():
-            if info.dtype == "F8_E4M3" and info.name.endswith(".weight"):
-                scale = tensors.get(scale_name(info.name, scheme))
-                if scale is not None:
-                    scales[info.name] = scale
-    return Inventory(checkpoint, model, scheme, names, scales)
-
-
-def scale_name(weight: str, scheme: QuantScheme) -> str:
-    """Return the name of the scale of `weight`: its sibling under the same module."""
-    return f"{weight.removesuffix('weight')}{scheme.scale_part}"
+    storage = read_storage(checkpoint.tensors, scheme)
+    return Inventory(checkpoint, model, scheme, names, storage)
 
 
 def require_sound(checkpoint: Checkpoint) -> Inventory:
@@ -144,7 +142,7 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
                 )
         elif info.shape != shape:
             yield _wrong_shape(info, shape)
-        elif info.dtype not in FLOATS and info.dtype != "F8_E4M3":
+        elif info.dtype not in (*FLOATS, *CODE_DTYPES):
             yield Finding.error(
                 "dtype",
                 info.where,
@@ -179,7 +177,8 @@ def _wrong_shape(info: TensorInfo, wanted: tuple[int, ...]) -> Finding:
 
 def _check_scales(inventory: Inventory) -> Iterator[Finding]:
     tensors, scheme = inventory.tensors, inventory.scheme
-    fp8 = [info for info in tensors.values() if info.dtype == "F8_E4M3"]
+    fp8 = [info for info in tensors.values() if info.dtype in CODE_DTYPES]
+    scales = {name: storage.scale for name, storage in inventory.quantized().items()}
     if scheme is None:
         for info in fp8[:1]:
             yield Finding.error(
@@ -199,7 +198,7 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
     for info in fp8:
         if inventory.names[info.name] is None:
             continue  # reported as an unknown tensor
-        scale = inventory.scales.get(info.name)
+        scale = scales.get(info.name)
         if scale is None:
             yield Finding.error(
                 "scale-missing",
@@ -219,7 +218,7 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
             )
         elif scale.dtype not in SCALE_DTYPES:
             yield Finding.error("scale-dtype", scale.where, f"is {scale.dtype}, no scale's dtype")
-    belonging = {info.name for info in inventory.scales.values()}
+    belonging = {info.name for info in scales.values()}
     for spelled, parsed in inventory.names.items():
         if parsed is None or parsed.part not in ("weight_scale_inv", "weight_scale"):
             continue

@@ -3,9 +3,11 @@
 import mmap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import assert_never
 
 from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo
-from dstools_converters.checkpoint.inventory import FLOATS, Inventory
+from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.storage import FLOATS
 from dstools_converters.errors import DstoolsError
 from dstools_kernels.formats import block_fp8, lattice
 
@@ -59,9 +61,9 @@ def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int)
 
     Raises DstoolsError where one is not finite or not positive.
     """
-    info, scheme = inventory.scales[weight.name], inventory.scheme
-    assert scheme is not None
-    block, row = scheme.block_size[0], info.shape[1] * width(info)
+    storage = inventory.storage[weight.name]
+    info, block = storage.scale, storage.block[0]
+    row = info.shape[1] * width(info)
     begin, end = first // block, -(-last // block)
     data = inventory.checkpoint.read(info, begin * row, end * row)
     if info.dtype != "F32":
@@ -89,16 +91,18 @@ def restore(
 
     `first` is a multiple of the block's rows where the tensor is FP8.
     """
-    cols = columns(info)
+    storage, cols = inventory.storage[info.name], columns(info)
     data = read_rows(inventory, info, first, last)
     values = memory.view(use, (last - first) * cols * 4)
-    if info.name in inventory.scales:
-        assert inventory.scheme is not None
-        scales = read_scales(inventory, info, first, last)
-        block_fp8.dequantize_float32(data, cols, scales, values, inventory.scheme.block_size)
-    else:
-        assert info.dtype in FLOATS
-        block_fp8.widen(data, info.dtype, values)
+    match storage.format:
+        case "plain":
+            assert info.dtype in FLOATS
+            block_fp8.widen(data, info.dtype, values)
+        case "fp8-block":
+            scales = read_scales(inventory, info, first, last)
+            block_fp8.dequantize_float32(data, cols, scales, values, storage.block)
+        case other:
+            assert_never(other)
     return values
 
 
@@ -109,11 +113,11 @@ def dequantize_rows(
 
     Raises DstoolsError where a code or scale is NaN.
     """
-    assert inventory.scheme is not None
     codes = read_rows(inventory, info, first, last)
     require_finite(info, codes, first * info.shape[1])
     scales = read_scales(inventory, info, first, last)
-    block_fp8.dequantize(codes, info.shape[1], scales, values, inventory.scheme.block_size)
+    block = inventory.storage[info.name].block
+    block_fp8.dequantize(codes, info.shape[1], scales, values, block)
 
 
 def unlike_dequantized(
@@ -123,9 +127,8 @@ def unlike_dequantized(
 
     None where all rows are. Raises DstoolsError where a code or scale is NaN.
     """
-    assert fp8.scheme is not None
     rows, cols = info.shape
-    for first, last in slabs(0, rows, fp8.scheme.block_size[0], cols * 2):
+    for first, last in slabs(0, rows, block_rows(fp8, info), cols * 2):
         wanted = memory.view("values", (last - first) * cols * 2)
         dequantize_rows(fp8, info, first, last, wanted)
         # as bytes, since memoryviews are compared element by element
@@ -168,9 +171,8 @@ def recover_tensor(
 
 
 def block_rows(inventory: Inventory, info: TensorInfo) -> int:
-    """Return how many rows share a row of scales; 1 of what is not FP8."""
-    scheme = inventory.scheme
-    return scheme.block_size[0] if scheme and info.name in inventory.scales else 1
+    """Return how many rows share a row of scales; 1 for a plain tensor."""
+    return inventory.storage[info.name].block[0]
 
 
 def columns(info: TensorInfo) -> int:

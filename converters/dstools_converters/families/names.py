@@ -68,6 +68,15 @@ _INSIDE: dict[str, Role] = {
 }  # fmt: skip
 _PATHS = {role: path for path, role in (_OUTSIDE | _INSIDE).items()}
 _PATHS["e_score_correction_bias"] = "mlp.gate"
+# Engines run these as one matrix, so they are quantized together or not at all. Source: vLLM's
+# packed_modules_mapping of deepseek_v2.py, llama.py and qwen2.py.
+FUSED: tuple[tuple[Role, ...], ...] = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("dense_gate", "dense_up"),
+    ("routed_gate", "routed_up"),
+    ("shared_gate", "shared_up"),
+)
 PARTS = (
     "weight", "bias", "weight_scale_inv", "weight_scale", "e_score_correction_bias", "k_scale", "v_scale",
 )  # fmt: skip

@@ -275,7 +275,7 @@ class _Rounder:
     def _lossless(self, tensor: TensorPlan, scheme: QuantScheme) -> Rounded | None:
         """Return the FP8 that the source was dequantized from, None where it is not known to be."""
         info, base, block = tensor.source, self.plan.base, scheme.block_size[0]
-        original = base.tensors.get(info.name) if base and info.name in base.scales else None
+        original = base.tensors.get(info.name) if base and base.is_quantized(info) else None
         if info.dtype != "BF16" or not (original or self.plan.is_lossless):
             return None
         rows, cols = info.shape

@@ -5,13 +5,13 @@ Within a shard, tensors of wider items come first, so that each begins at a mult
 """
 
 import json
-import math
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo
+from dstools_converters.checkpoint.storage import Storage
 
 # copy        bytes as they are; an FP8 weight takes its scale along, as F32
 # quantize    BF16, F16 or F32 -> codes and scale
@@ -24,23 +24,13 @@ Action = Literal["copy", "quantize", "requantize", "restore", "recover", "dequan
 DATA_ALIGNMENT = 4096
 
 
-class Output(NamedTuple):
-    """One tensor to write; `offset` counts bytes from the start of the output shard."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """What becomes of one tensor: outputs[0] is its values or codes, outputs[1] their scale."""
+    """What becomes of one tensor: the source, how it is stored in the output, and why."""
 
     action: Action
     source: TensorInfo
-    outputs: tuple[Output, ...]
+    target: Storage
     rule: str
 
 
@@ -54,11 +44,6 @@ class ShardPlan:
     nbytes: int
 
 
-def unplaced(name: str, dtype: str, shape: tuple[int, ...]) -> Output:
-    """Return an output that has no place yet."""
-    return Output(name, dtype, shape, 0, math.prod(shape) * ITEM_BITS[dtype] // 8)
-
-
 def lay_out(tensors: Iterable[TensorPlan], shards: Iterable[str]) -> tuple[ShardPlan, ...]:
     """Give every output its place, in shards of the source's names and order."""
     by_shard: dict[str, list[TensorPlan]] = {name: [] for name in shards}
@@ -69,24 +54,24 @@ def lay_out(tensors: Iterable[TensorPlan], shards: Iterable[str]) -> tuple[Shard
 
 
 def _lay_out_shard(name: str, tensors: list[TensorPlan]) -> ShardPlan:
-    outputs = [output for tensor in tensors for output in tensor.outputs]
-    outputs.sort(key=lambda output: -ITEM_BITS[output.dtype])
+    parts = [part for tensor in tensors for part in tensor.target.parts]
+    parts.sort(key=lambda part: -ITEM_BITS[part.dtype])
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     starts: dict[str, int] = {}
     end = 0
-    for output in outputs:
-        starts[output.name] = end
-        entries[output.name] = {
-            "dtype": output.dtype,
-            "shape": output.shape,
-            "data_offsets": [end, end + output.nbytes],
+    for part in parts:
+        starts[part.name] = end
+        entries[part.name] = {
+            "dtype": part.dtype,
+            "shape": part.shape,
+            "data_offsets": [end, end + part.nbytes],
         }
-        end += output.nbytes
+        end += part.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
     header = struct.pack("<Q", len(text)) + text
     placed = []
     for tensor in tensors:
-        outputs = [o._replace(offset=len(header) + starts[o.name]) for o in tensor.outputs]
-        placed.append(TensorPlan(tensor.action, tensor.source, tuple(outputs), tensor.rule))
+        parts = [p._replace(offset=len(header) + starts[p.name]) for p in tensor.target.parts]
+        placed.append(replace(tensor, target=tensor.target._replace(parts=tuple(parts))))
     return ShardPlan(name, header, tuple(placed), len(header) + end)

@@ -168,7 +168,7 @@ def _compare_error(
     note: Note,
     scale_format: ScaleFormat,
 ) -> Finding | None:
-    assert made.scheme is not None
+    block_size = made.storage[mine.name].block
     rows, cols = mine.shape
     block = math.lcm(block_rows(made, mine), block_rows(source, info))
     moved = far = 0
@@ -177,13 +177,11 @@ def _compare_error(
         weight = restore(source, info, first, last)
         codes = np.frombuffer(read_rows(made, mine, first, last), np.uint8)
         scales = np.frombuffer(read_scales(made, mine, first, last), np.float32)
-        nearest, amax_scales = _rounded(weight, cols, scale_format, made.scheme.block_size[0])
+        nearest, amax_scales = _rounded(weight, cols, scale_format, block_size[0])
         if note["method"] == "mse":
             if not _are_multiples(scales, amax_scales, scale_format):
                 return _stray(mine, "has a scale that no search of scales gives")
-            outside, _ = block_fp8.outside_bound(
-                weight, codes, cols, scales, made.scheme.block_size
-            )
+            outside, _ = block_fp8.outside_bound(weight, codes, cols, scales, block_size)
             if outside:
                 return _stray(mine, f"{outside} of its codes are not the nearest")
         elif not np.array_equal(scales, amax_scales):
@@ -193,10 +191,10 @@ def _compare_error(
             moved += int(np.count_nonzero(steps))
             far += int(np.count_nonzero(steps > 1))
         restored = memory.view("values", (last - first) * cols * 4)
-        block_fp8.dequantize_float32(codes, cols, scales, restored, made.scheme.block_size)
+        block_fp8.dequantize_float32(codes, cols, scales, restored, block_size)
         found = block_fp8.difference(weight, restored)
         squares, reference = squares + found.sum_sq_diff, reference + found.sum_sq_a
-        block_fp8.dequantize_float32(nearest, cols, amax_scales, restored, made.scheme.block_size)
+        block_fp8.dequantize_float32(nearest, cols, amax_scales, restored, block_size)
         plain += block_fp8.difference(weight, restored).sum_sq_diff
     error = math.sqrt(squares / reference) if reference > 0 else 0.0
     if (moved, far) != (note["moved"], note["far"]):

@@ -58,7 +58,7 @@ def _check_config(inventory: Inventory, engine: Engine) -> Iterator[Finding]:
             f'{engine} takes block FP8 only with activation_scheme "dynamic"',
             'set quantization_config.activation_scheme to "dynamic"',
         )
-    for info in inventory.scales.values():
+    for info in (storage.scale for storage in inventory.quantized().values()):
         if info.dtype != "F32":
             yield Finding.warning(
                 "engine-scale-dtype",
@@ -176,7 +176,7 @@ def _check_transformers(inventory: Inventory) -> Iterator[Finding]:
 def _by_role(inventory: Inventory, fault: Callable[[Role, TensorInfo], str]) -> Iterator[Finding]:
     """Yield the first tensor of each role and shape that has a fault, and how many have."""
     found: dict[tuple[Role, str], list[TensorInfo]] = {}
-    for name in inventory.scales:
+    for name in inventory.quantized():
         parsed, info = inventory.names[name], inventory.tensors[name]
         if parsed is not None and (message := fault(parsed.role, info)):
             found.setdefault((parsed.role, message), []).append(info)

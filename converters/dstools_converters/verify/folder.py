@@ -8,21 +8,16 @@ from pathlib import Path
 
 from dstools_converters.checkpoint.folder import INDEX, Checkpoint, scan
 from dstools_converters.checkpoint.header import TensorInfo
-from dstools_converters.checkpoint.inventory import (
-    FLOATS,
-    SCALE_DTYPES,
-    Inventory,
-    check,
-    take_inventory,
-)
+from dstools_converters.checkpoint.inventory import Inventory, check, take_inventory
 from dstools_converters.checkpoint.rows import (
     Progress,
     read_scales,
     restore,
 )
 from dstools_converters.checkpoint.scheme import QUANTIZED_ROLES
+from dstools_converters.checkpoint.storage import CODE_DTYPES, FLOATS, SCALE_DTYPES
 from dstools_converters.errors import DstoolsError, Finding, Level, printable
-from dstools_converters.plan.plan import FUSED
+from dstools_converters.families.names import FUSED
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
 from dstools_converters.verify.source import check_against
@@ -232,8 +227,8 @@ def _check_fused(inventory: Inventory) -> Iterator[Finding]:
                 info = inventory.tensors[name]
                 groups.setdefault((parsed.layer, parsed.expert, number), []).append(info)
     for infos in groups.values():
-        fp8 = [printable(info.name) for info in infos if info.dtype == "F8_E4M3"]
-        kept = [info for info in infos if info.dtype != "F8_E4M3"]
+        fp8 = [printable(info.name) for info in infos if info.dtype in CODE_DTYPES]
+        kept = [info for info in infos if info.dtype not in CODE_DTYPES]
         if fp8 and kept:
             yield Finding.error(
                 "fused-apart",
@@ -246,15 +241,15 @@ def _check_fused(inventory: Inventory) -> Iterator[Finding]:
 def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
     """Yield scales not finite, not positive, absurd, or of another format than the folder's maker writes."""
     scheme = inventory.scheme
-    if scheme is None or not inventory.scales:
+    if scheme is None or not inventory.quantized():
         return
     import numpy as np
 
     manifest = read_manifest(inventory.checkpoint.folder)
     wants_powers = scheme.scale_format == "ue8m0" or manifest.get("scale_fmt") == "ue8m0"
     is_ours = bool(manifest) and not manifest.get("has_foreign_scales")
-    for name, info in inventory.scales.items():
-        weight = inventory.tensors[name]
+    for storage in inventory.quantized().values():
+        weight, info = storage.parts
         if len(weight.shape) != 2 or info.shape != scheme.grid(weight.shape):
             continue  # reported by its shape
         if info.dtype not in SCALE_DTYPES:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dstools_converters.checkpoint.header import TensorInfo
-from dstools_converters.checkpoint.inventory import FLOATS, Inventory
+from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import (
     Progress,
     block_rows,
@@ -21,6 +21,7 @@ from dstools_converters.checkpoint.rows import (
     width,
 )
 from dstools_converters.checkpoint.scheme import SCALE_FORMATS
+from dstools_converters.checkpoint.storage import FLOATS
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.verify.calibrated import (
     Note,
@@ -68,7 +69,7 @@ def check_against(
     ]
     notes = _read_notes(made, manifest)
     if notes is None:  # which weights are calibrated is not known: nothing is said of any
-        pairs = [(mine, info) for mine, info in pairs if mine.name not in made.scales]
+        pairs = [(mine, info) for mine, info in pairs if not made.is_quantized(mine)]
         notes = {}
     manifest["recovered"] = frozenset(manifest.get("recovered", ()))
     with ThreadPoolExecutor(workers, "verify") as pool:
@@ -105,7 +106,7 @@ def _compare_tensor(
     note: Note | None,
 ) -> Finding | None:
     """Return how a tensor differs from the source: in a byte, or by more than rounding explains."""
-    is_mine_fp8, is_fp8 = mine.name in made.scales, info.name in source.scales
+    is_mine_fp8, is_fp8 = made.is_quantized(mine), source.is_quantized(info)
     try:
         if note is not None and is_mine_fp8:
             assert made.scheme is not None
@@ -148,7 +149,6 @@ def _compare_codes(
     made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
 ) -> Finding | None:
     """Hold every code to its bound: half a step of the FP8 grid around the source's weight."""
-    assert made.scheme is not None
     rows, cols = mine.shape
     block = math.lcm(block_rows(made, mine), block_rows(source, info))
     count, first_at = 0, -1
@@ -156,7 +156,9 @@ def _compare_codes(
         weight = restore(source, info, first, last)
         codes = read_rows(made, mine, first, last)
         scales = read_scales(made, mine, first, last)
-        outside, at = block_fp8.outside_bound(weight, codes, cols, scales, made.scheme.block_size)
+        outside, at = block_fp8.outside_bound(
+            weight, codes, cols, scales, made.storage[mine.name].block
+        )
         if outside and not count:
             first_at = first * cols + at
         count += outside
@@ -184,7 +186,7 @@ def _compare_scales(
     What was recovered has the scales that recovering gives, and is the source to the bit. With --base
     some are the base's, and nothing is said of them.
     """
-    assert made.scheme is not None
+    block = made.storage[mine.name].block[0]
     scale_format = manifest.get("scale_fmt")
     if mine.name in manifest["recovered"] and info.dtype == "BF16":
         span = unlike_dequantized(made, mine, source, info)
@@ -197,20 +199,20 @@ def _compare_scales(
                 "quantize again",
             )
         is_ue8m0 = scale_format == "ue8m0"
-        wanted: bytes | None = _recovered_scales(source, info, made, is_ue8m0=is_ue8m0)
-    elif source.scheme is not None and info.name in source.scales:
+        wanted: bytes | None = _recovered_scales(source, info, block, is_ue8m0=is_ue8m0)
+    elif source.scheme is not None and source.is_quantized(info):
         is_copied = (source.scheme.scale_format, scale_format) != ("float32", "ue8m0")
         scales = read_scales(source, info, 0, info.shape[0])
         wanted = bytes(scales) if manifest and is_copied else None
     elif manifest.get("has_foreign_scales", True) or scale_format not in AMAX_FLOOR:
         wanted = None
     else:
-        wanted = _scales_of(source, info, scale_format, made.scheme.block_size[0])
+        wanted = _scales_of(source, info, scale_format, block)
     if wanted is None or wanted == bytes(read_scales(made, mine, 0, mine.shape[0])):
         return None
     return Finding.error(
         "bytes-differ",
-        made.scales[mine.name].where,
+        made.storage[mine.name].scale.where,
         "is not what the source's weights or scales give",
         "the scales are damaged; convert again",
     )
@@ -231,13 +233,9 @@ def _scales_of(source: Inventory, info: TensorInfo, scale_format: ScaleFormat, b
     return found
 
 
-def _recovered_scales(
-    source: Inventory, info: TensorInfo, made: Inventory, *, is_ue8m0: bool
-) -> bytes:
+def _recovered_scales(source: Inventory, info: TensorInfo, block: int, *, is_ue8m0: bool) -> bytes:
     """Return the scales that recovering the source gives; of nothing, where it cannot be."""
-    assert made.scheme is not None
     rows, cols = info.shape
-    block = made.scheme.block_size[0]
     found: dict[int, bytes] = {}
 
     def take(first: int, codes: memoryview, scales: memoryview) -> None:

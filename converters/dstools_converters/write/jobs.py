@@ -1,9 +1,11 @@
-"""What is done to a tensor, in jobs: rows in, kernel, rows out, at places known beforehand.
+"""Jobs: rows of a tensor in, a kernel, rows out, at offsets known from the plan.
 
-A job is some rows of one tensor: its input mapped, one call of the kernel, one write large enough for
-the page cache to take whole folios. What is decided for a tensor as a whole is one job, done in pieces.
+A job is some rows of one tensor: its input mapped, one call of the kernel, one write large enough
+for the page cache to take whole folios. An action that decides for a tensor as a whole is one job,
+written in pieces.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -33,7 +35,7 @@ PIECE_BYTES = 4 << 20  # of output at a time: 4 MiB is written a fifth faster th
 
 @dataclass(frozen=True)
 class Job:
-    """Rows [begin, end) of a matrix, or bytes of a tensor that is copied."""
+    """Rows [begin, end) of a matrix, or bytes [begin, end) of a tensor that is copied."""
 
     number: int
     tensor: TensorPlan
@@ -42,7 +44,7 @@ class Job:
 
     @property
     def bytes_in(self) -> int:
-        """Return the bytes of the source that it deals with."""
+        """Return the bytes of the source that it reads."""
         info = self.tensor.source
         if self.tensor.action == "copy":
             return self.end - self.begin
@@ -50,7 +52,7 @@ class Job:
 
 
 def jobs_of(plan: Plan, shard: ShardPlan) -> Iterator[Job]:
-    """Yield the jobs of a shard; the same plan gives the same jobs, by which a journal counts."""
+    """Yield the jobs of a shard; the same plan gives the same jobs, which a journal relies on."""
     numbers = count()
     for tensor in shard.tensors:
         rows = tensor.source.shape[0] if tensor.source.shape else 1
@@ -69,17 +71,16 @@ def jobs_of(plan: Plan, shard: ShardPlan) -> Iterator[Job]:
 
 def _rows_a_piece(plan: Plan, tensor: TensorPlan) -> int:
     """Return how many rows make a job: whole rows of blocks, at least one."""
-    scheme = plan.scheme or plan.inventory.scheme
-    assert scheme is not None
-    block = scheme.block_size[0]
-    row_bytes = tensor.outputs[0].nbytes // max(tensor.source.shape[0], 1)
+    source = plan.inventory.storage[tensor.source.name]
+    block = math.lcm(source.block[0], tensor.target.block[0])
+    row_bytes = tensor.target.parts[0].nbytes // max(tensor.source.shape[0], 1)
     if tensor.action == "requantize":
         row_bytes *= 4  # it goes through float32
     return max(PIECE_BYTES // max(row_bytes, 1) // block, 1) * block
 
 
 def do(plan: Plan, job: Job, file: int) -> dict[str, Any] | None:
-    """Write what a job is to write; return what there is to say of it."""
+    """Write the output of a job; return a note for the journal, if any."""
     tensor, begin, end = job.tensor, job.begin, job.end
     if tensor.action == "copy":
         _copy(plan.inventory, tensor, begin, end, file)
@@ -103,8 +104,9 @@ def do(plan: Plan, job: Job, file: int) -> dict[str, Any] | None:
 def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
     """Write codes and scales of rows [begin, end); FP8 in is restored to float32 first."""
     assert plan.scheme is not None
-    info, cols, block = tensor.source, tensor.source.shape[1], plan.scheme.block_size[0]
-    scale_row = -(-cols // plan.scheme.block_size[1]) * 4
+    info, cols = tensor.source, tensor.source.shape[1]
+    block, block_cols = tensor.target.block
+    scale_row = -(-cols // block_cols) * 4
     codes = memory.view("codes", (end - begin) * cols)
     scales = memory.view("scales", -(-(end - begin) // block) * scale_row)
     if tensor.action == "requantize":
@@ -123,23 +125,25 @@ def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -
         )
     except block_fp8.NonFiniteError as error:
         raise not_finite(info, (begin + error.row) * cols + error.col) from None
-    write_at(file, codes, tensor.outputs[0].offset + begin * cols)
-    write_at(file, scales, tensor.outputs[1].offset + begin // block * scale_row)
+    to_codes, to_scales = tensor.target.parts
+    write_at(file, codes, to_codes.offset + begin * cols)
+    write_at(file, scales, to_scales.offset + begin // block * scale_row)
 
 
 def _recover(plan: Plan, tensor: TensorPlan, file: int) -> bool:
-    """Write the codes and scales that the source was made of; False where it has none.
+    """Write the codes and scales that the source was made from; return False where it has none.
 
-    Then some may have been written, to be written over.
+    In that case some may have been written; the caller overwrites them.
     """
     assert plan.scheme is not None
     rows, cols = tensor.source.shape
-    block, step = plan.scheme.block_size[0], _rows_a_piece(plan, tensor)
+    block, step = tensor.target.block[0], _rows_a_piece(plan, tensor)
+    to_codes, to_scales = tensor.target.parts
     scale_row = -(-cols // block) * 4
 
     def write(first: int, codes: memoryview, scales: memoryview) -> None:
-        write_at(file, codes, tensor.outputs[0].offset + first * cols)
-        write_at(file, scales, tensor.outputs[1].offset + first // block * scale_row)
+        write_at(file, codes, to_codes.offset + first * cols)
+        write_at(file, scales, to_scales.offset + first // block * scale_row)
 
     spans = [(first, min(first + step, rows)) for first in range(0, rows, step)]
     powers_only = plan.scheme.scale_format == "ue8m0"
@@ -153,29 +157,29 @@ def _dequantize(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, 
     row_bytes = tensor.source.shape[1] * 2
     values = memory.view("values", (end - begin) * row_bytes)
     dequantize_rows(inventory, tensor.source, begin, end, values)
-    write_at(file, values, tensor.outputs[0].offset + begin * row_bytes)
+    write_at(file, values, tensor.target.parts[0].offset + begin * row_bytes)
 
 
 def _is_unchanged(plan: Plan, tensor: TensorPlan) -> bool:
-    """Tell whether the source is, bit for bit, what the base's codes and scales dequantize to."""
+    """Return whether the base's codes and scales dequantize to the source, bit for bit."""
     assert plan.base is not None
     original = plan.base.tensors[tensor.source.name]
     return unlike_dequantized(plan.base, original, plan.inventory, tensor.source) is None
 
 
 def _copy(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
-    """Copy bytes [begin, end); a float must be finite. The first piece takes the scale along, as F32."""
-    info = tensor.source
-    if begin == 0 and len(tensor.outputs) == 2:
-        write_at(file, read_scales(inventory, info, 0, info.shape[0]), tensor.outputs[1].offset)
+    """Copy bytes [begin, end); a float must be finite. The first piece copies the scales, as F32."""
+    info, target = tensor.source, tensor.target
+    if begin == 0 and target.is_quantized:
+        write_at(file, read_scales(inventory, info, 0, info.shape[0]), target.scale.offset)
     data = inventory.checkpoint.read(info, begin, end)
     if info.dtype in NON_FINITE_BITS:
         require_finite(info, data, begin // width(info))
-    write_at(file, data, tensor.outputs[0].offset + begin)
+    write_at(file, data, target.parts[0].offset + begin)
 
 
 def write_at(file: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` to a file from `offset` on."""
+    """Write all of `data` to a file, starting at `offset`."""
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written

@@ -147,7 +147,7 @@ class Sink:
         number, job = self._places[name]
         file = self._writer.open(number)
         with disk_errors(self._writer.model / self._writer.plan.shards[number].name):
-            for data, output in zip((codes, scale_inv), job.tensor.outputs, strict=True):
+            for data, output in zip((codes, scale_inv), job.tensor.target.parts, strict=True):
                 assert data.nbytes == output.nbytes
                 jobs.write_at(file, data.cast("B"), output.offset)
         self._writer.job_done(number, job.number, {"tensor": name} | note)

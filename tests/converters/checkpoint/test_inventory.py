@@ -55,7 +55,7 @@ def test_a_good_checkpoint_has_nothing_to_remark(
     weights = [info.name for info, _ in inventory.weights()]
     scales = {name for name in inventory.tensors if name.endswith("_scale_inv")}
     assert weights == [name for name in inventory.tensors if name not in scales]
-    assert {name: info.name for name, info in inventory.scales.items()} == {
+    assert {name: s.scale.name for name, s in inventory.quantized().items()} == {
         name.removesuffix("_scale_inv"): name for name in scales
     }
     assert bool(scales) == bool(fp8)
@@ -65,14 +65,14 @@ def test_scales_are_found_in_another_shard(checkpoint: Checkpoint) -> None:
     folder = checkpoint("tiny", fp8="float32", scales_apart=True)
     inventory = require_sound(open_checkpoint(folder))
     last = max(inventory.checkpoint.shards)
-    assert {info.shard for info in inventory.scales.values()} == {last}
-    assert len({inventory.tensors[name].shard for name in inventory.scales}) > 1
+    assert {s.scale.shard for s in inventory.quantized().values()} == {last}
+    assert len({inventory.tensors[name].shard for name in inventory.quantized()}) > 1
 
 
 def test_v3_is_sound(checkpoint: Checkpoint) -> None:
     inventory = require_sound(open_checkpoint(checkpoint("v3-headers")))
     # 5 of attention in 62 layers, 3 of an MLP in 3 dense ones, 257 experts in 59
-    assert len(inventory.scales) == 5 * 62 + 3 * 3 + 3 * 257 * 59 == 45_808
+    assert len(inventory.quantized()) == 5 * 62 + 3 * 3 + 3 * 257 * 59 == 45_808
 
 
 def first_shard(shards: Shards) -> dict[str, tuple[str, list[int]]]:

@@ -44,7 +44,9 @@ def actions(plan: Plan) -> dict[str, str]:
 
 
 def outputs(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {o.name: (o.dtype, o.shape) for s in plan.shards for t in s.tensors for o in t.outputs}
+    return {
+        o.name: (o.dtype, o.shape) for s in plan.shards for t in s.tensors for o in t.target.parts
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,7 +56,7 @@ def test_what_is_quantized_is_what_deepseek_quantizes(kind: str, checkpoint: Che
     plan = plan_quantize(source, OWN, "native", None)
     assert outputs(plan) == {n: (i.dtype, i.shape) for n, i in twin.tensors.items()}
     assert actions(plan) == {
-        name: "quantize" if name in twin.scales else "copy" for name in source.tensors
+        name: "quantize" if name in twin.quantized() else "copy" for name in source.tensors
     }
     assert set(plan.counts) == {"quantize", "copy"}
     assert plan.bytes_in == sum(info.nbytes for info in source.tensors.values())
@@ -91,7 +93,9 @@ def test_every_byte_of_the_output_has_one_place_and_the_headers_say_which(
             assert len(shard.header) % 4096 == 0
             assert struct.unpack("<Q", shard.header[:8])[0] == len(shard.header) - 8
             end = len(shard.header)
-            placed = sorted((o for t in shard.tensors for o in t.outputs), key=lambda o: o.offset)
+            placed = sorted(
+                (o for t in shard.tensors for o in t.target.parts), key=lambda o: o.offset
+            )
             for output in placed:
                 assert output.offset == end
                 assert output.offset % (ITEM_BITS[output.dtype] // 8) == 0
@@ -101,9 +105,9 @@ def test_every_byte_of_the_output_has_one_place_and_the_headers_say_which(
             assert end == shard.nbytes
             for tensor in shard.tensors:
                 assert tensor.source.shard == shard.name
-                codes = tensor.outputs[0]
+                codes = tensor.target.parts[0]
                 assert (codes.name, codes.shape) == (tensor.source.name, tensor.source.shape)
-                if tensor.action == "copy" and len(tensor.outputs) == 1:
+                if tensor.action == "copy" and len(tensor.target.parts) == 1:
                     assert codes.dtype == tensor.source.dtype
 
             path = tmp_path / f"{label}-{shard.name}"
@@ -119,7 +123,7 @@ def test_every_byte_of_the_output_has_one_place_and_the_headers_say_which(
         index = plan.index()
         assert index["metadata"]["total_size"] == total
         assert index["weight_map"] == {
-            o.name: s.name for s in plan.shards for t in s.tensors for o in t.outputs
+            o.name: s.name for s in plan.shards for t in s.tensors for o in t.target.parts
         }
         assert plan.bytes_out == sum(s.nbytes for s in plan.shards)
 
@@ -131,7 +135,7 @@ def test_an_odd_number_of_bytes_puts_no_other_tensor_out_of_alignment(
     for shard, tensors in shards.items():
         shards[shard] = {f"odd.{shard}": ("U8", [3]), **tensors}
     for shard_plan in native(sparse(config, shards)).shards:
-        for output in (o for t in shard_plan.tensors for o in t.outputs):
+        for output in (o for t in shard_plan.tensors for o in t.target.parts):
             assert output.offset % (ITEM_BITS[output.dtype] // 8) == 0
 
 
@@ -143,7 +147,7 @@ def test_the_index_keeps_what_else_its_metadata_said(
     found = json.loads(index.read_text()) | {"metadata": {"total_size": 1, "total_parameters": 5}}
     index.write_text(json.dumps(found))
     plan = native(folder)
-    total = sum(o.nbytes for s in plan.shards for t in s.tensors for o in t.outputs)
+    total = sum(o.nbytes for s in plan.shards for t in s.tensors for o in t.target.parts)
     assert plan.index()["metadata"] == {"total_size": total, "total_parameters": 5}
 
 
@@ -169,9 +173,9 @@ def test_fp8_passes_through_unless_its_scales_must_be_rounded(
     plan = plan_quantize(source, OWN, format, asked)
     assert plan.scheme is not None
     assert plan.scheme.scale_format == written
-    assert {t.action for s in plan.shards for t in s.tensors if len(t.outputs) == 2} == {action}
-    assert {t.source.name for s in plan.shards for t in s.tensors if len(t.outputs) == 2} == set(
-        source.scales
+    assert {t.action for s in plan.shards for t in s.tensors if t.target.is_quantized} == {action}
+    assert {t.source.name for s in plan.shards for t in s.tensors if t.target.is_quantized} == set(
+        source.quantized()
     )
     if format == "native":
         wanted = NATIVE | ({"scale_fmt": "ue8m0"} if written == "ue8m0" else {})
@@ -251,7 +255,7 @@ def test_a_shard_of_scales_alone_has_nothing_left_to_hold(
     assert [shard.name for shard in plan.shards] == sorted(shards)
     assert set(scales) <= set(plan.index()["weight_map"])
     for shard in plan.shards:
-        names = {output.name for tensor in shard.tensors for output in tensor.outputs}
+        names = {output.name for tensor in shard.tensors for output in tensor.target.parts}
         assert {n.removesuffix("_scale_inv") for n in names if "_scale_inv" in n} <= names
 
 
@@ -264,7 +268,7 @@ def test_dequantize_makes_bf16_of_fp8_and_copies_the_rest(tiny: Path, tiny_fp8: 
     assert outputs(plan) == {n: (i.dtype, i.shape) for n, i in bf16.tensors.items()}
     assert plan.config == bf16.checkpoint.config
     assert plan.scheme is None
-    fp8 = opened(tiny_fp8).scales
+    fp8 = opened(tiny_fp8).quantized()
     assert actions(plan) == {n: "dequantize" if n in fp8 else "copy" for n in bf16.tensors}
 
 
@@ -280,7 +284,7 @@ def test_a_base_s_fp8_comes_back_and_what_it_kept_is_kept(tiny: Path, tiny_fp8: 
     base = opened(tiny_fp8)
     plan = plan_quantize(opened(tiny), OWN, "native", None, base)
     assert actions(plan) == {
-        name: "restore" if name in base.scales else "copy" for name in opened(tiny).tensors
+        name: "restore" if name in base.quantized() else "copy" for name in opened(tiny).tensors
     }
     assert plan.config["quantization_config"] == base.checkpoint.config["quantization_config"]
     assert outputs(plan) == {n: (i.dtype, i.shape) for n, i in base.tensors.items()}
@@ -314,7 +318,7 @@ def test_a_weight_that_is_not_bf16_cannot_be_restored_and_is_quantized(
     ("source", "base", "asked", "message"),
     [
         ("tiny", "tiny", None, "is not quantized"),
-        ("tiny_fp8", "tiny_fp8", None, "the source is FP8 itself"),
+        ("tiny_fp8", "tiny_fp8", None, "the source is FP8 already"),
         ("tiny", "tiny_fp8", "ue8m0", "--base has float32 scales, ue8m0 were asked for"),
         ("tiny_aligned", "tiny_fp8", None, "is .*, in --base "),
     ],

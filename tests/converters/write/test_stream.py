@@ -89,7 +89,7 @@ def test_progress_adds_up_to_the_input(tiny: Path, tmp_path: Path) -> None:
 
 def test_progress_of_fp8_counts_the_scales_with_their_weights(tiny_fp8: Path) -> None:
     plan = plan_dequantize(require_sound(open_checkpoint(tiny_fp8)))
-    scales = sum(info.nbytes for info in plan.inventory.scales.values())
+    scales = sum(s.scale.nbytes for s in plan.inventory.quantized().values())
     told = sum(job.bytes_in for shard in plan.shards for job in jobs_of(plan, shard))
     assert told + scales == plan.bytes_in
 
