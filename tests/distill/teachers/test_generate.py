@@ -460,6 +460,16 @@ def test_records_of_an_earlier_run_are_replayed_as_they_were(prompts: Path, tmp_
     assert first == second
 
 
+@pytest.mark.parametrize("name", ["/home/a/given.jsonl", "./b/given.jsonl", "dstools:given.jsonl"])
+def test_records_name_a_teacher_without_the_folder_of_its_files(
+    name: str, prompts: Path, tmp_path: Path
+) -> None:
+    inputs = Inputs(prompts=prompts, model=all_given(tmp_path))
+    generate(replace(REPLAY, model=name), inputs, work_in(tmp_path / "out"))
+    found = records.read(tmp_path / "out" / "records.jsonl")
+    assert {record["teacher"]["name"] for record in found} == {"given.jsonl"}
+
+
 def test_references_are_replayed_where_no_file_is_named(prompts: Path, tmp_path: Path) -> None:
     report = generate(replace(REPLAY, model=""), Inputs(prompts=prompts), work_in(tmp_path / "out"))
     found = list(records.read(tmp_path / "out" / "records.jsonl"))
