@@ -1,4 +1,4 @@
-"""The `dstools` command: what it groups, how an error reads, and what it exits with."""
+"""The `dstools` command: its subcommands, error messages and exit codes."""
 
 import errno
 from typing import IO, Any
@@ -23,22 +23,22 @@ Exit codes:
   0    done
   1    failed; stderr says why, and what to do about it
   2    misused: an unknown option, a missing argument
-  3    done, but a check that was asked for fell short
+  3    done, but a check that you asked for failed
   130  stopped with Ctrl-C"""
 
 
 OS_HINTS = {
-    errno.EACCES: "name a folder that you may read or write",
-    errno.EROFS: "name a folder on a disk that can be written to",
+    errno.EACCES: "check the permissions of the folder",
+    errno.EROFS: "name a folder on a writable disk",
     errno.ENOTDIR: "name a folder, not a file",
-    errno.EEXIST: "it is in the way; move it",
+    errno.EEXIST: "move or delete it",
     errno.ENOSPC: "free some space",
     errno.EMFILE: "raise the limit of open files: ulimit -n 1024",
 }
 
 
 class Failure(click.ClickException):
-    """An error as the user sees it: what went wrong, then what to do."""
+    """An error message: what went wrong, then what to do."""
 
     exit_code = 1
 
@@ -54,13 +54,13 @@ class Failure(click.ClickException):
 
 
 class Shortfall(Failure):
-    """A check that was asked for stopped the work."""
+    """A check that the user asked for failed and stopped the command."""
 
     exit_code = FELL_SHORT
 
 
 class App(click.Group):
-    """The root group, where errors become messages."""
+    """The root group, which turns errors into messages."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand."""
@@ -83,16 +83,14 @@ class App(click.Group):
             raise Failure(str(error), "unset DSTOOLS_ISA, or name one of these") from error
         except KeyboardInterrupt:
             click.echo(
-                "\ninterrupted; nothing is lost, the same command goes on or starts again", err=True
+                "\ninterrupted; nothing is lost, the same command resumes or starts again", err=True
             )
             ctx.exit(130)
 
 
 @click.group(cls=App, context_settings=SETTINGS, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="dstools")
-@click.option(
-    "--debug", is_flag=True, help="Log each step, and show the whole traceback of an error."
-)
+@click.option("--debug", is_flag=True, help="Log each step, and show the traceback of an error.")
 def main(debug: bool) -> None:
     """Quantize, distill and export DeepSeek MoE checkpoints."""
     if debug:

@@ -2,29 +2,75 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from dstools import __version__
-from dstools.options import progress_bar, show, size, terminal
+from dstools.options import (
+    gather,
+    hint_command,
+    json_option,
+    option,
+    progress_bar,
+    show,
+    size,
+    terminal,
+    workers_option,
+)
 from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
     from dstools_converters.plan.plan import Plan
-    from dstools_converters.write.stream import Sink
+    from dstools_converters.write.stream import Report, Sink
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of the section Output."""
+
+    dry_run: bool
+    lists_tensors: bool
+    workers: int
+    is_synced: bool
+    as_json: bool
+
+
+run_options = gather(
+    "options",
+    RunOptions,
+    option(
+        "--dry-run",
+        section="Output",
+        is_flag=True,
+        help="Print the plan and write nothing.",
+    ),
+    option(
+        "--list",
+        "lists_tensors",
+        section="Output",
+        is_flag=True,
+        help="With --dry-run, print a line for each tensor, too.",
+    ),
+    workers_option,
+    option(
+        "--fsync/--no-fsync",
+        "is_synced",
+        section="Output",
+        default=True,
+        help="Flush each shard to disk, so that a power failure loses no finished one.",
+    ),
+    json_option,
+)
 
 
 def convert(
     plan: "Plan",
+    source: str,
     out: str,
-    *,
-    dry_run: bool,
-    lists_tensors: bool,
-    workers: int,
-    is_synced: bool,
-    as_json: bool,
+    options: RunOptions,
     calibrate: "Callable[[Plan, Sink], None] | None" = None,
 ) -> None:
     """Run the plan with a progress bar, or print it if `dry_run`.
@@ -33,45 +79,50 @@ def convert(
     """
     from dstools_converters.write.stream import run
 
-    if lists_tensors and not dry_run:
+    if options.lists_tensors and not options.dry_run:
         raise click.UsageError("--list needs --dry-run")
-    if dry_run:
+    if options.dry_run:
         from dstools.dryrun import show_plan
 
-        show_plan(plan, Path(out), lists_tensors=lists_tensors, as_json=as_json)
+        show_plan(plan, Path(out), lists_tensors=options.lists_tensors, as_json=options.as_json)
         return
     for inventory in (plan.inventory, plan.base):
         if inventory is not None:
             folder = inventory.checkpoint.folder.resolve()
             if Path(out).resolve().is_relative_to(folder):
-                raise DstoolsError(f"{out}: lies in {folder}", "name a folder outside the source")
+                raise DstoolsError(f"{out}: is inside {folder}", "name a folder outside the source")
     require_new(out)
     with progress_bar(plan.bytes_in, "convert") as progress:
         report = run(
             plan,
             Path(out),
             tool=f"dstools {__version__}",
-            workers=workers,
-            is_synced=is_synced,
+            workers=options.workers,
+            is_synced=options.is_synced,
             progress=progress,
             calibrate=calibrate,
         )
+    _show_report(report, out, options.as_json)
+    hint_command("verify", out, "--source", source)
+
+
+def require_new(out: str) -> None:
+    """Raise DstoolsError if `out` exists and is not the output of an interrupted run."""
+    name = Path(out).name  # "." and "/" have none
+    is_begun = bool(name) and Path(out).with_name(f"{name}.incomplete").exists()
+    if not name or (os.path.lexists(out) and not is_begun):
+        raise DstoolsError(f"{out}: exists", "name a new folder, or delete this one")
+
+
+def _show_report(report: "Report", out: str, as_json: bool) -> None:
     counts = ", ".join(f"{count} {action}" for action, count in report.tensors.items())
     text = (
         f"{out}: {size(report.bytes_in)} -> {size(report.bytes_out)} in {report.seconds:.1f} s"
         f" ({counts})"
     )
     if report.bytes_resumed:
-        text += f"; {size(report.bytes_resumed)} of it an earlier run had done"
+        text += f"; {size(report.bytes_resumed)} of it written by an earlier run"
     show(report, as_json, text)
     if report.unknown_tensors:
-        known = ", ".join(report.unknown_tensors[:3])
-        click.echo(terminal(f"warning: carried as they are, of no known role: {known}"), err=True)
-
-
-def require_new(out: str) -> None:
-    """Raise DstoolsError where `out` is there and no run of ours may go on in it."""
-    name = Path(out).name  # "." and "/" have none
-    is_begun = bool(name) and Path(out).with_name(f"{name}.incomplete").exists()
-    if not name or (os.path.lexists(out) and not is_begun):
-        raise DstoolsError(f"{out}: exists", "name a new folder, or delete this one")
+        names = ", ".join(report.unknown_tensors[:3])
+        click.echo(terminal(f"warning: copied, but of unknown role: {names}"), err=True)

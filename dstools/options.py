@@ -1,6 +1,7 @@
-"""What every command shares: sections in --help, the source argument, results, progress, sizes."""
+"""The parts that commands share: option sections in --help, arguments, output, progress, sizes."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ SETTINGS: dict[str, Any] = {
     "max_content_width": 100,
     "auto_envvar_prefix": "DSTOOLS",
 }
-FELL_SHORT = 3  # the exit code where a check that was asked for found something
+FELL_SHORT = 3  # the exit code if a check that the user asked for failed
 MAX_WORKERS = 8  # more gain nothing on one disk, and each holds some 10 MB
 
 
@@ -32,13 +33,10 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command whose --help groups options by section, in the order they were declared.
-
-    The arguments come before them, which is click's own doing.
-    """
+    """A command whose --help lists options by section, in the order they were declared."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one block a section."""
+        """Write a block for each section."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -49,7 +47,7 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the epilog as it stands: it holds example commands, which must not be wrapped."""
+        """Write the epilog without wrapping: it holds example commands."""
         if self.epilog:
             lines = "".join(f"  {line}\n" for line in self.epilog.splitlines())
             formatter.write(f"\nExamples:\n{lines}")
@@ -60,10 +58,26 @@ def option(*decls: str, section: str = "Options", **attrs: Any) -> Callable[[Any
     return click.option(*decls, cls=Option, section=section, **attrs)
 
 
+def gather(name: str, record: type[Any], *declared: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Declare options that a command gets as one argument `name`, the dataclass `record`."""
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def call(**values: Any) -> Any:
+            gathered = {field.name: values.pop(field.name) for field in dataclasses.fields(record)}
+            return command(**values, **{name: record(**gathered)})
+
+        for declare in reversed(declared):
+            call = declare(call)
+        return call
+
+    return decorate
+
+
 source_argument = click.argument(
     "source", metavar="SOURCE", help="A checkpoint folder, or org/name[@revision] in the Hub cache."
 )
-out_argument = click.argument("out", metavar="OUT", help="The folder to make; it must not exist.")
+out_argument = click.argument("out", metavar="OUT", help="The folder to create; it must not exist.")
 json_option = option(
     "--json", "as_json", section="Output", is_flag=True, help="Print the result as one JSON object."
 )
@@ -73,24 +87,7 @@ workers_option = option(
     type=click.IntRange(1, 256),
     default=lambda: min(len(os.sched_getaffinity(0)), MAX_WORKERS),
     show_default=f"the CPUs, {MAX_WORKERS} at most",
-    help="Work in this many threads.",
-)
-dry_run_option = option(
-    "--dry-run", section="Output", is_flag=True, help="Print the plan and write nothing."
-)
-list_option = option(
-    "--list",
-    "lists_tensors",
-    section="Output",
-    is_flag=True,
-    help="With --dry-run, print a line for each tensor, too.",
-)
-fsync_option = option(
-    "--fsync/--no-fsync",
-    "is_synced",
-    section="Output",
-    default=True,
-    help="Flush each shard to the disk, so that a power failure loses none that is finished.",
+    help="Use this many threads.",
 )
 
 
@@ -105,51 +102,18 @@ class _Size(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number of bytes."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", str(value).strip().lower())
-        unit = _UNITS.get(found[2]) if found else None
-        if found is None or unit is None:
-            self.fail(f"{value!r} is no size; as in 5GB or 500MiB", param, ctx)
-        return int(float(found[1]) * unit)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", str(value).strip().lower())
+        unit = _UNITS.get(match[2]) if match else None
+        if match is None or unit is None:
+            self.fail(f"{value!r} is not a size such as 5GB or 500MiB", param, ctx)
+        return int(float(match[1]) * unit)
 
 
 SIZE = _Size()
 
 
-def data_options(section: str) -> Callable[[Any], Any]:
-    """Declare how much of a text passes through a model, and with what."""
-    declared = (
-        option(
-            "--samples", section=section, type=click.IntRange(1), default=512,
-            help="Take this many samples of the text.",
-        ),
-        option(
-            "--seq-len", section=section, type=click.IntRange(2), default=2048,
-            help="Make each sample this many tokens long.",
-        ),
-        option(
-            "--seed", section=section, type=click.IntRange(0), default=0,
-            help="Draw the samples by this number.",
-        ),
-        option(
-            "--ram", "ram_bytes", section=section, type=SIZE, default="4GB",
-            help="Spill hidden states to the disk beyond this size; a layer's weights come on top.",
-        ),
-        option(
-            "--device", section=section, type=click.Choice(["cpu", "cuda"]), default="cpu",
-            help="Run the model there.",
-        ),
-    )  # fmt: skip
-
-    def decorate(command: Any) -> Any:
-        for declare in reversed(declared):
-            command = declare(command)
-        return command
-
-    return decorate
-
-
 def terminal(text: str) -> str:
-    """Escape what a terminal would act on: names come from files that anybody may have written."""
+    """Return `text` with control characters escaped: names come from files of unknown origin."""
     return "\n".join(line if line.isprintable() else ascii(line)[1:-1] for line in text.split("\n"))
 
 
@@ -159,7 +123,7 @@ def show(result: Any, as_json: bool, text: str) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Return `value` with null for NaN and infinity, which JSON has no numbers for."""
+    """Return `value` with None for NaN and infinity, which JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -168,36 +132,29 @@ def _finite(value: Any) -> Any:
 
 
 def hint(text: str) -> None:
-    """Say on stderr what to do next."""
+    """Print on stderr what to do next."""
     click.echo(f"hint: {text}", err=True)
 
 
 def hint_command(*words: str) -> None:
-    """Say on stderr which `dstools` command comes next, as a shell takes it."""
+    """Print on stderr the `dstools` command to run next, quoted for a shell."""
     hint(shlex.join(("dstools", *words)))
 
 
-@contextmanager
-def progress_bar(total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """Show one bar in bytes on stderr; nothing where stderr is no terminal."""
-    if not total or not sys.stderr.isatty():
-        yield lambda nbytes: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, unit="B", unit_scale=True, smoothing=0.1) as bar:
-        yield bar.update
+def progress_bar(total: int, title: str) -> AbstractContextManager[Callable[[int], object]]:
+    """Show a bar that counts bytes on stderr; nothing if stderr is not a terminal."""
+    return count_bar(total, title, "B")
 
 
 @contextmanager
-def count_bar(total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """Show one bar that counts on stderr; nothing where stderr is no terminal."""
+def count_bar(total: int, title: str, unit: str = "it") -> Iterator[Callable[[int], object]]:
+    """Show a bar that counts to `total` on stderr; nothing if stderr is not a terminal."""
     if not total or not sys.stderr.isatty():
         yield lambda count: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, unit_scale=True, smoothing=0.1) as bar:
+    with tqdm(total=total, desc=title, unit=unit, unit_scale=True, smoothing=0.1) as bar:
         yield bar.update
 
 

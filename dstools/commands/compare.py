@@ -1,4 +1,4 @@
-"""`dstools compare`."""
+"""The command `dstools compare`."""
 
 from typing import TYPE_CHECKING
 
@@ -25,17 +25,17 @@ dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --max-error 0.03"""
 
 @click.command(cls=Command, epilog=EXAMPLES, short_help="Show the relative errors of B against A.")
 @click.argument("a", help="The reference: a folder, or org/name[@revision] in the Hub cache.")
-@click.argument("b", help="What is held against it.")
+@click.argument("b", help="The checkpoint to compare, named the same way.")
 @option(
     "--max-error",
     section="Checks",
     type=click.FloatRange(min=0),
-    help="Exit with 3 where the relative error of a tensor is larger.",
+    help="Exit with 3 if the relative error of any tensor is larger.",
 )
 @workers_option
 @json_option
 def compare(a: str, b: str, max_error: float | None, workers: int, as_json: bool) -> None:
-    """Show how far B is from A: relative error, maximum and bias, by role, and the worst tensors."""
+    """Show the errors of B against A: relative, maximum and bias, by role and worst first."""
     from dstools.hub.source import resolve
     from dstools_converters.checkpoint.folder import open_checkpoint
     from dstools_converters.checkpoint.inventory import require_sound

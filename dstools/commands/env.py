@@ -1,4 +1,4 @@
-"""`dstools env`."""
+"""The command `dstools env`."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ dstools env --json"""
 
 @dataclass(frozen=True)
 class Report:
-    """What this machine can do; "not installed" where a package is missing."""
+    """The versions and hardware of this machine; "not installed" for a missing package."""
 
     dstools: str
     python: str
@@ -32,7 +32,7 @@ class Report:
 )
 @json_option
 def env(as_json: bool) -> None:
-    """Show what this machine can do; paste it into a bug report."""
+    """Show versions, CPU kernels and memory of this machine; paste it into a bug report."""
     import os
     import platform
     from importlib.metadata import PackageNotFoundError, version

@@ -1,4 +1,4 @@
-"""`dstools eval`."""
+"""The command `dstools eval`."""
 
 import dataclasses
 import json
@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from dstools import __version__
-from dstools.calibration import require_torch
 from dstools.options import (
     FELL_SHORT,
     Command,
-    data_options,
     hint_command,
     json_option,
     option,
@@ -21,6 +19,7 @@ from dstools.options import (
     terminal,
     workers_option,
 )
+from dstools.text import TextOptions, read_text, require_torch, text_options
 
 if TYPE_CHECKING:
     from dstools_converters.layerwise.evaluate import OutputError, Report
@@ -44,22 +43,22 @@ WORST = 5  # layers
     metavar="DATA",
     type=click.Path(path_type=Path),
     required=True,
-    help='Predict this text, which calibration has not seen: JSONL with "text" or "messages", or '
+    help='Predict this text, held out from calibration: JSONL with "text" or "messages", or '
     "plain text.",
 )
 @option(
     "--against",
     section="Evaluation",
     metavar="SRC",
-    help="Hold MODEL against the checkpoint that it was made of.",
+    help="Compare MODEL with this checkpoint, the source it was made from.",
 )
-@data_options("Evaluation")
+@text_options("Evaluation")
 @option(
     "--max-kl",
     section="Checks",
     metavar="NATS",
     type=click.FloatRange(min=0),
-    help="Exit with 3 where the mean KL divergence of a token is larger; needs --against.",
+    help="Exit with 3 if the mean KL divergence is larger; needs --against.",
 )
 @workers_option
 @json_option
@@ -67,20 +66,16 @@ def evaluate(
     model: str,
     data: Path,
     against: str | None,
-    samples: int,
-    seq_len: int,
-    seed: int,
-    ram_bytes: int,
-    device: str,
+    text: TextOptions,
     max_kl: float | None,
     workers: int,
     as_json: bool,
 ) -> None:
-    """Measure how well MODEL predicts a text, and how far it is from SRC: perplexity, KL, experts.
+    """Measure perplexity of MODEL on a text, and KL divergence and expert choices against SRC.
 
-    Both run one layer at a time from disk, in float32, so that any size fits; activations are not
-    rounded as an engine may do, and MTP layers do not run. Hidden states beyond --ram lie in TMPDIR.
-    The result is kept as MODEL/eval.json where dstools made the folder.
+    Both run one layer at a time from disk in float32, so any size fits. Activations are not
+    quantized, and MTP layers do not run. Hidden states beyond --ram are spilled to TMPDIR. The
+    result is saved as MODEL/eval.json if dstools made the folder.
     """
     from contextlib import ExitStack
     from tempfile import TemporaryDirectory
@@ -88,11 +83,10 @@ def evaluate(
     from dstools.hub.source import resolve
     from dstools_converters.checkpoint.folder import open_checkpoint
     from dstools_converters.checkpoint.inventory import require_sound
-    from dstools_converters.layerwise.corpus import read_corpus
 
     if max_kl is not None and against is None:
         raise click.UsageError("--max-kl needs --against")
-    require_torch(device)
+    require_torch(text.device)
     import torch
 
     from dstools_converters.layerwise import evaluate as evaluation
@@ -104,14 +98,7 @@ def evaluate(
             require_sound(stack.enter_context(open_checkpoint(place)))
             for place in (folder, *([resolve(against)] if against else []))
         ]
-        corpus = read_corpus(
-            data,
-            folder,
-            samples=samples,
-            seq_len=seq_len,
-            seed=seed,
-            vocab_size=inventories[0].model.vocab_size,
-        )
+        corpus = read_text(data, inventories[0], text)
         spills = stack.enter_context(TemporaryDirectory(prefix="dstools-eval-"))
         progress = stack.enter_context(
             progress_bar(evaluation.total_bytes(*inventories), "evaluate")
@@ -121,16 +108,16 @@ def evaluate(
             inventories[1] if against else None,
             corpus,
             tool=f"dstools {__version__}",
-            device=device,
-            ram_bytes=ram_bytes,
+            device=text.device,
+            ram_bytes=text.ram_bytes,
             folder=Path(spills),
             progress=progress,
         )
     show(report, as_json, _text(report))
     _keep(report, folder)
     if max_kl is not None and not (report.kl_mean or 0.0) <= max_kl:
-        text = f"error: the mean KL is {report.kl_mean:.3g} nats a token, more than {max_kl:g}"
-        click.echo(text, err=True)
+        mean = f"{report.kl_mean:.3g} nats a token"
+        click.echo(f"error: the mean KL is {mean}, more than {max_kl:g}", err=True)
         click.get_current_context().exit(FELL_SHORT)
 
 

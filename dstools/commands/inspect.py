@@ -1,4 +1,4 @@
-"""`dstools inspect`."""
+"""The command `dstools inspect`."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ dstools inspect deepseek-ai/DeepSeek-V3 --json"""
 @source_argument
 @json_option
 def inspect(source: str, as_json: bool) -> None:
-    """Show what a checkpoint is, from its headers: parameters, bytes, cache, quantization."""
+    """Show what a checkpoint holds: parameters, bytes, cache, quantization. Reads headers alone."""
     import gc
 
     from dstools.hub.source import resolve
@@ -28,14 +28,14 @@ def inspect(source: str, as_json: bool) -> None:
     from dstools_converters.checkpoint.inventory import take_inventory
     from dstools_converters.inspect import inspect as inspect_inventory
 
-    gc.disable()  # 90,000 tensors are many objects and no cycles; collecting takes a fifth of the time
+    gc.disable()  # no cycles in 90,000 tensors; collecting would take a fifth of the time
     try:
         with open_checkpoint(resolve(source)) as checkpoint:
             report = inspect_inventory(take_inventory(checkpoint))
     finally:
         gc.enable()
     for line in report.disagreements:
-        click.echo(f"warning: against config.json, {line}", err=True)
+        click.echo(f"warning: unlike config.json, {line}", err=True)
     show(report, as_json, _text(report))
     if report.quantization == "none":
         hint_command("quantize", source, "OUT", "--dry-run")
@@ -51,26 +51,27 @@ def _text(report: "Report") -> str:
     layers = f"{report.layers_dense} dense, {report.layers_moe} MoE, {report.layers_mtp} MTP"
     rows = {
         "model": report.model_type,
-        "parameters": f"{count(report.parameters)}, {count(report.parameters_active)} active a token",
+        "parameters": f"{count(report.parameters)}, "
+        f"{count(report.parameters_active)} active per token",
         "MTP": f"{count(report.parameters_mtp)} more" if report.parameters_mtp else "none",
         "layers": layers,
         "experts": report.experts or "none",
         "attention": report.attention,
-        "cache": f"{size(report.cache_bytes_per_token)} a token in BF16, "
+        "cache": f"{size(report.cache_bytes_per_token)} per token in BF16, "
         f"{smaller:.3g}x less than multi-head ({size(report.cache_bytes_per_token_mha)})",
         "quantization": report.quantization,
         "files": f"{report.shards} shards, {report.tensors} tensors, {size(report.bytes)}",
     }
     lines = [f"{key:14}{value}" for key, value in rows.items()]
-    for title, found in (("by dtype", report.bytes_by_dtype), ("by role", report.bytes_by_role)):
+    for title, sizes in (("by dtype", report.bytes_by_dtype), ("by role", report.bytes_by_role)):
         lines.append(f"\n{title}")
-        lines += [f"  {key:26}{size(nbytes):>12}" for key, nbytes in found.items()]
+        lines += [f"  {key:26}{size(nbytes):>12}" for key, nbytes in sizes.items()]
     kept = sum(report.quantized_kept.values())
     lines.append(
-        f"\nquantize would write tensors of {size(report.quantized_bytes)}; {size(kept)} stay as they are: "
+        f"\nquantize would write {size(report.quantized_bytes)}; {size(kept)} are copied: "
         + ", ".join(report.quantized_kept)
     )
     if report.unknown_tensors:
         shown = ", ".join(report.unknown_tensors[:5])
-        lines.append(f"{len(report.unknown_tensors)} tensors of no known role, e.g. {shown}")
+        lines.append(f"{len(report.unknown_tensors)} tensors of unknown role, e.g. {shown}")
     return "\n".join(lines)

@@ -1,32 +1,26 @@
-"""`dstools quantize`."""
+"""The command `dstools quantize`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from dstools.calibration import Options, read_calibration
-from dstools.convert import convert, require_new
+from dstools.calibration import CalibrationOptions, read_calibration
+from dstools.convert import RunOptions, convert, require_new, run_options
 from dstools.options import (
     Command,
-    data_options,
-    dry_run_option,
-    fsync_option,
-    hint_command,
-    json_option,
-    list_option,
     option,
     out_argument,
     source_argument,
-    workers_option,
 )
+from dstools.text import TextOptions, text_options
 
 if TYPE_CHECKING:
     from dstools_converters.checkpoint.scheme import Format
     from dstools_converters.plan.plan import Method
     from dstools_kernels.fp8 import ScaleFormat
 
-GIVEN = click.core.ParameterSource.COMMANDLINE  # an environment may have it for other runs
+GIVEN = click.core.ParameterSource.COMMANDLINE  # a variable may be set for other runs
 EXAMPLES = """\
 dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-run
 dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl"""
@@ -43,33 +37,33 @@ dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl""
     section="Quantization",
     type=click.Choice(["native", "compressed-tensors"]),
     show_default="the recipe's, else native",
-    help="Write DeepSeek's own FP8, or compressed-tensors' FP8_BLOCK.",
+    help="Write DeepSeek's FP8 format, or FP8_BLOCK of compressed-tensors.",
 )
 @option(
     "--scale-fmt",
     section="Quantization",
     type=click.Choice(["float32", "ue8m0"]),
     show_default="the recipe's, else that of FP8 in SOURCE or --base, else float32",
-    help="Scale blocks by any float32, or by powers of two as V3.1 does.",
+    help="Use any float32 as scale, or powers of two like V3.1.",
 )
 @option(
     "--recipe",
     section="Quantization",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Follow the rules of this TOML file before DeepSeek's own.",
+    help="Apply the rules of this TOML file before the default ones.",
 )
 @option(
     "--base",
     section="Quantization",
     metavar="ORIG_FP8",
-    help="Give weights that still equal this FP8 checkpoint, dequantized, its bytes back.",
+    help="Reuse the FP8 bytes of this checkpoint for weights that are unchanged.",
 )
 @option(
     "--lossless",
     section="Quantization",
     type=click.Choice(["auto", "off"]),
     default="off",
-    help="Turn BF16 that was FP8 once back into it: no value changes, or it is quantized as usual.",
+    help="Recover the exact FP8 of weights that were dequantized from FP8.",
 )
 @option(
     "--calibrate",
@@ -84,29 +78,25 @@ dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl""
     section="Calibration",
     type=click.Choice(["gptq", "mse", "amax"]),
     show_default="gptq with --calibrate, else amax",
-    help="Round by what weights are multiplied with, search scales by it, or do neither.",
+    help="Use activations to round (gptq) or to choose scales (mse), or neither (amax).",
 )
-@data_options("Calibration")
+@text_options("Calibration")
 @option(
     "--min-coverage",
     section="Calibration",
     metavar="TOKENS",
     type=click.IntRange(0),
     default=0,
-    help="Fail where a routed expert sees fewer tokens.",
+    help="Fail if a routed expert gets fewer tokens.",
 )
 @option(
     "--kv-cache",
     section="Calibration",
     type=click.Choice(["none", "fp8"]),
     default="none",
-    help="Write the scales of an FP8 KV cache, as seen in the data.",
+    help="Write scales for an FP8 KV cache, measured on the text.",
 )
-@dry_run_option
-@list_option
-@workers_option
-@fsync_option
-@json_option
+@run_options
 def quantize(
     source: str,
     out: str,
@@ -117,23 +107,15 @@ def quantize(
     lossless: str,
     data: Path | None,
     method: "Method | None",
-    samples: int,
-    seq_len: int,
-    seed: int,
-    ram_bytes: int,
-    device: str,
+    text: TextOptions,
     min_coverage: int,
     kv_cache: str,
-    dry_run: bool,
-    lists_tensors: bool,
-    workers: int,
-    is_synced: bool,
-    as_json: bool,
+    options: RunOptions,
 ) -> None:
-    """Turn a checkpoint into block FP8 the way DeepSeek ships it.
+    """Quantize a checkpoint to block FP8, as DeepSeek ships it.
 
-    Linear layers become E4M3 with one scale for 128 x 128 weights; embeddings, head, norms, router
-    and the extras of MTP layers stay as they are. Stopped at any moment, the same command goes on.
+    Linear layers become E4M3 with one scale for each 128 x 128 weights. Embeddings, head, norms,
+    router and the extra weights of MTP layers are copied. Interrupted, the same command resumes.
     """
     from dstools.hub.source import resolve
     from dstools_converters.checkpoint.folder import open_checkpoint
@@ -141,23 +123,21 @@ def quantize(
     from dstools_converters.plan.plan import plan_quantize
     from dstools_converters.plan.recipe import Recipe, read_recipe
 
-    options = None
-    if data is not None:
-        options = Options(
-            data, method or "gptq", samples, seq_len, seed, ram_bytes, device, min_coverage,
-            kv_cache == "fp8",
-        )  # fmt: skip
-    elif method in ("gptq", "mse"):
-        raise click.UsageError(f"--method {method} needs --calibrate")
-    else:
+    if data is None:
         _require_no_options_of_calibration()
+    elif not options.dry_run:
+        require_new(out)  # before the text is read, which may take minutes
     rules = read_recipe(recipe) if recipe else Recipe()
-    if data is not None and not dry_run:  # before the data are read, which may take minutes
-        require_new(out)
     with open_checkpoint(resolve(source)) as checkpoint:
         inventory = require_sound(checkpoint)
         original = require_sound(open_checkpoint(resolve(base))) if base else None
-        calibration = read_calibration(inventory, options, workers) if options else None
+        calibration = None
+        if data is not None:
+            calibration = read_calibration(
+                inventory,
+                CalibrationOptions(data, text, method or "gptq", min_coverage, kv_cache == "fp8"),
+                options.workers,
+            )
         plan = plan_quantize(
             inventory,
             rules,
@@ -167,23 +147,15 @@ def quantize(
             calibration.settings if calibration else None,
             is_lossless=lossless == "auto",
         )
-        convert(
-            plan,
-            out,
-            dry_run=dry_run,
-            lists_tensors=lists_tensors,
-            workers=workers,
-            is_synced=is_synced,
-            as_json=as_json,
-            calibrate=calibration.run if calibration else None,
-        )
-    if not dry_run:
-        hint_command("verify", out, "--source", source)
+        convert(plan, source, out, options, calibration.run if calibration else None)
 
 
 def _require_no_options_of_calibration() -> None:
-    """Raise UsageError where an option was given that only --calibrate would heed."""
+    """Raise UsageError for an option that only --calibrate uses."""
     context = click.get_current_context()
+    method = context.params["method"]
+    if method in ("gptq", "mse"):
+        raise click.UsageError(f"--method {method} needs --calibrate")
     for param in context.command.params:
         is_given = context.get_parameter_source(param.name or "") == GIVEN
         if getattr(param, "section", "") == "Calibration" and param.name != "method" and is_given:

@@ -1,4 +1,4 @@
-"""`dstools report`."""
+"""The command `dstools report`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,10 @@ class Written:
 @click.argument("out", metavar="OUT", help="The folder of a quantized checkpoint.")
 @json_option
 def report(out: str, as_json: bool) -> None:
-    """Write OUT/report.html, one page of plots and tables, and OUT/report.md for a model card.
+    """Write OUT/report.html, a page of plots and tables, and OUT/report.md for a model card.
 
-    They show what the folder holds: bytes from the shards, and, where they are there, calibration.json,
-    expert_load.json and eval.json. What was not measured is said to be missing.
+    They show the bytes of the shards and the figures of calibration.json, expert_load.json and
+    eval.json, if there. Both list what was not measured.
     """
     from dstools.report.card import card
     from dstools.report.figures import figures

@@ -1,4 +1,4 @@
-"""`dstools verify`."""
+"""The command `dstools verify`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,19 +29,19 @@ SHOWN = 20
     cls=Command, epilog=EXAMPLES, short_help="Check files, names, shapes, scales and values."
 )
 @click.argument("folder", help="A checkpoint folder, or org/name[@revision] in the Hub cache.")
-@option("--source", section="Checks", help="Hold every element to what it was made from.")
+@option("--source", section="Checks", help="Compare every element with this source checkpoint.")
 @option(
     "--engine",
     section="Checks",
     type=click.Choice(["vllm", "sglang", "trtllm", "transformers"]),
-    help="Check what this engine asks for, from headers alone.",
+    help="Check the requirements of this engine, from headers alone.",
 )
 @option(
     "--tp",
     section="Checks",
     type=click.IntRange(1, 1024),
     default=1,
-    help="Check for tensor parallelism over this many GPUs; goes with --engine.",
+    help="Check for tensor parallelism over this many GPUs; needs --engine.",
 )
 @workers_option
 @json_option
@@ -50,14 +50,13 @@ def verify(
 ) -> None:
     """Check a checkpoint: files, names, shapes, scales, and with --source every element.
 
-    Prints what it found, then what it has checked and what not. Exits with 3 where something falls
-    short.
+    Prints the findings, then what was checked and what was not. Exits with 3 on any error.
     """
     from dstools.hub.source import resolve
     from dstools_converters.verify.folder import verify as verify_folder
 
     if tp > 1 and engine is None:
-        raise click.UsageError("--tp goes with --engine")
+        raise click.UsageError("--tp needs --engine")
     original = resolve(source) if source else None
     total = 0
     if original is not None:
@@ -79,13 +78,13 @@ def verify(
 def _text(report: "Report") -> str:
     lines = []
     for level in ("error", "warning", "note"):
-        found = [finding for finding in report.findings if finding.level == level]
-        for finding in found[:SHOWN]:
+        findings = [finding for finding in report.findings if finding.level == level]
+        for finding in findings[:SHOWN]:
             lines.append(f"{level}: {finding.where}: {finding.message}")
             if finding.hint:
                 lines.append(f"  hint: {finding.hint}")
-        if len(found) > SHOWN:
-            lines.append(f"{level}: {len(found) - SHOWN} more; --json lists all")
+        if len(findings) > SHOWN:
+            lines.append(f"{level}: {len(findings) - SHOWN} more; --json lists all")
     compared = report.elements_compared
     lines.append(f"checked: {'; '.join(report.checked)}")
     if report.not_checked:

@@ -1,4 +1,4 @@
-"""Where a SOURCE lies: a folder, or a repository that the Hub's own client has already downloaded."""
+"""Resolving a SOURCE to a folder: a local one, or a repository in the Hub's cache."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ REPO = re.compile(r"[\w.-]+/[\w.-]+")
 def resolve(source: str) -> Path:
     """Return the folder of `source`; nothing is downloaded.
 
-    Raises DstoolsError where it is neither a folder nor org/name[@revision] in the Hub cache.
+    Raises DstoolsError if it is neither a folder nor org/name[@revision] in the Hub cache.
     """
     if source and Path(source).is_dir():
         return Path(source)

@@ -174,7 +174,7 @@ def test_a_dry_run_reads_the_data_and_writes_nothing(
 ) -> None:
     result = calibrate(checkpoint("tiny-v2-lite"), tmp_path / "out", data, "--dry-run")
     assert result.exit_code == 0
-    assert "(calibrate: " in result.stdout
+    assert "  calibrate (DeepSeek's own)" in result.stdout
     assert list(tmp_path.iterdir()) == [data]
 
 

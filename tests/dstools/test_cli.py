@@ -328,7 +328,7 @@ def test_ctrl_c_exits_130_and_the_same_command_goes_on(
     assert run.returncode == 130, (run.returncode, stdout, stderr)
     assert stdout == ""
     assert stderr.splitlines()[-1].startswith(
-        "interrupted; nothing is lost, the same command goes on"
+        "interrupted; nothing is lost, the same command resumes"
     )
     assert "Traceback" not in stderr
     assert not out.exists()

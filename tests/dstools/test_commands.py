@@ -135,7 +135,7 @@ def test_a_tensor_of_no_known_role_is_carried_and_named(
     index.write_text(json.dumps(listed))
     result = ok("quantize", source, tmp_path / "out", "--json")
     assert json.loads(result.stdout)["unknown_tensors"] == ["model.extra.weight"]
-    assert "warning: carried as they are, of no known role: model.extra.weight" in result.stderr
+    assert "warning: copied, but of unknown role: model.extra.weight" in result.stderr
     code = ok("verify", tmp_path / "out", "--source", source, "--json")
     assert [f["code"] for f in json.loads(code.stdout)["findings"]] == ["unknown-tensor"]
 
@@ -358,7 +358,7 @@ def test_an_output_inside_its_source_is_refused(tiny: Path, tmp_path: Path) -> N
     for out in (folder, folder / "out", tmp_path / "link" / "out"):
         result = dstools("quantize", folder, out)
         assert result.exit_code == 1
-        assert result.stderr.startswith(f"error: {out}: lies in {folder}\nhint: ")
+        assert result.stderr.startswith(f"error: {out}: is inside {folder}\nhint: ")
     assert digest(folder) == before
 
 
@@ -366,7 +366,7 @@ def test_inspect_warns_of_what_config_and_shards_do_not_share(tiny: Path, tmp_pa
     assert "warning" not in ok("inspect", tiny).stderr
     more = edited(tiny, tmp_path / "more", n_routed_experts=9, num_nextn_predict_layers=0)
     stderr = ok("inspect", more).stderr
-    assert "warning: against config.json, 2 routed_up.weight [160, 256] missing" in stderr
+    assert "warning: unlike config.json, 2 routed_up.weight [160, 256] missing" in stderr
     assert "1 eh_proj.weight [256, 512] of MTP layers too many" in stderr
     assert json.loads(ok("inspect", more, "--json").stdout)["disagreements"]
 
