@@ -206,7 +206,7 @@ GOOD = {"text": "good"}
 BROKEN = {
     '!{"text": "cut': "is no JSON",
     '!{"text": NaN}': "NaN is not JSON",
-    '!{"text": "a", "x": -Infinity}': "-Infinity is no JSON",
+    '!{"text": "a", "x": -Infinity}': "-Infinity is not JSON",
     '!{"text": "a", "text": "b"}': "text twice",
     '!{"text": "a"} {"text": "b"}': "is no JSON: Extra data",
     "!" + "[" * 100_000: "is no JSON",
