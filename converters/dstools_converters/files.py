@@ -38,6 +38,11 @@ def _no_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
+def to_json(value: dict[str, Any]) -> bytes:
+    """Return JSON as we write it for people and programs; NaN is a ValueError."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

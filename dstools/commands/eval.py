@@ -1,7 +1,5 @@
 """The command `dstools eval`."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +20,9 @@ from dstools.options import (
 from dstools.text import TextOptions, read_text, require_torch, text_options
 
 if TYPE_CHECKING:
-    from dstools_converters.layerwise.evaluate import OutputError, Report
+    from collections.abc import Iterable
+
+    from dstools_converters.sidefiles.evaluation import Evaluation, OutputError
 
 EXAMPLES = """\
 dstools eval ./DeepSeek-V3-fp8 --data held-out.jsonl --against ./DeepSeek-V3-bf16
@@ -121,25 +121,23 @@ def evaluate(
         click.get_current_context().exit(FELL_SHORT)
 
 
-def _keep(report: "Report", folder: Path) -> None:
+def _keep(report: "Evaluation", folder: Path) -> None:
     """Write eval.json into a folder that dstools made, a Hub cache's excepted, and say so."""
-    from dstools_converters.files import replace_file
-    from dstools_converters.write.metadata import EVAL, read_manifest
+    from dstools_converters.sidefiles.evaluation import write_evaluation
+    from dstools_converters.sidefiles.manifest import read_manifest
 
     is_cached = folder.resolve().parent.name == "snapshots"
     if is_cached or not read_manifest(folder):
         return
-    text = json.dumps(dataclasses.asdict(report), indent=2, allow_nan=False)
-    replace_file(folder / EVAL, f"{text}\n".encode())
-    click.echo(terminal(f"wrote {folder / EVAL}"), err=True)
+    click.echo(terminal(f"wrote {write_evaluation(report, folder)}"), err=True)
     hint_command("report", str(folder))
 
 
-def _text(report: "Report") -> str:
+def _text(report: "Evaluation") -> str:
     data = report.data
     lines = [
         f"model             {report.model}",
-        f"data              {data['name']}: {data['samples']} samples of {data['seq_len']}, "
+        f"data              {data.name}: {data.samples} samples of {data.seq_len}, "
         f"{report.tokens:,} tokens predicted",
         f"perplexity        {report.perplexity:.6g}",
     ]
@@ -159,7 +157,7 @@ def _text(report: "Report") -> str:
     return "\n".join([*lines, *_errors(report.output_error)])
 
 
-def _errors(errors: "list[OutputError]") -> list[str]:
+def _errors(errors: "Iterable[OutputError]") -> list[str]:
     """Return a line a role, its mean over the layers and its worst one, then the worst layers."""
     by_role: dict[str, list[OutputError]] = {}
     by_layer: dict[str, list[OutputError]] = {}

@@ -38,7 +38,7 @@ def report(out: str, as_json: bool) -> None:
     from dstools.report.page import page
     from dstools.report.sheet import read_sheet
     from dstools_converters.files import replace_file
-    from dstools_converters.write.metadata import REPORTS
+    from dstools_converters.sidefiles.carried import REPORTS
 
     folder = Path(out)
     sheet = read_sheet(folder)

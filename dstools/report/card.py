@@ -3,8 +3,9 @@
 from dstools.options import size
 from dstools.report.figures import Figures
 from dstools.report.numbers import fixed, percent_or_none
-from dstools.report.sheet import Data, Sheet
+from dstools.report.sheet import Sheet
 from dstools_converters.markdown import table, text
+from dstools_converters.sidefiles.data import Data
 
 
 def card(sheet: Sheet, found: Figures) -> str:
@@ -92,7 +93,7 @@ def _provenance(sheet: Sheet) -> list[tuple[str, str]]:
         versions = ", ".join(f"{name} {version}" for name, version in calibration.versions.items())
         rows += [
             ("Calibrated by", f"{calibration.tool}, {calibration.method}, {versions}"),
-            ("Scales", calibration.scale_format),
+            ("Scales", calibration.scale_fmt),
             ("Calibration data", _data(calibration.data)),
         ]
     if evaluation is not None:

@@ -12,8 +12,10 @@ from typing import NamedTuple, TypeVar
 
 from dstools.options import size
 from dstools.report.numbers import TIMES, number, percent
-from dstools.report.sheet import METHODS, Evaluation, Rounding, Sheet
+from dstools.report.sheet import Rounding, Sheet
 from dstools_converters.families.names import ROLES
+from dstools_converters.sidefiles.calibration import METHODS
+from dstools_converters.sidefiles.evaluation import Evaluation
 from dstools_kernels.fp8 import E4M3_MAX
 
 Key = TypeVar("Key", bound=Hashable)
@@ -100,19 +102,23 @@ class Figures:
 
 def figures(sheet: Sheet) -> Figures:
     """Return the figures of `sheet`; what it has no data for is empty or None."""
-    weights = sheet.calibration.weights if sheet.calibration else []
+    weights = sheet.weights
     outputs = sheet.evaluation.output_error if sheet.evaluation else ()
     reasons = _reasons(weights)
-    numel = sum(w.numel for w in weights)
+    numel = sum(w.note.numel for w in weights)
     return Figures(
         headlines=_headlines(sheet),
         by_role=_by_role(sheet),
-        cells=pool(((w.role, w.layer), w.error, w.numel) for w in weights if w.layer is not None),
+        cells=pool(
+            ((w.role, w.layer), w.note.error, w.note.numel) for w in weights if w.layer is not None
+        ),
         cells_held_out=pool(((o.role, o.layer), o.error, o.numel) for o in outputs),
-        worst=sorted((w for w in weights if w.error), key=lambda w: -(w.error or 0))[:MAX_WORST],
+        worst=sorted((w for w in weights if w.note.error), key=lambda w: -(w.note.error or 0))[
+            :MAX_WORST
+        ],
         methods=_methods(weights),
-        moved=sum(w.moved for w in weights) / numel if numel else None,
-        far=sum(w.far for w in weights) / numel if numel else None,
+        moved=sum(w.note.moved for w in weights) / numel if numel else None,
+        far=sum(w.note.far for w in weights) / numel if numel else None,
         reasons=reasons[:MAX_REASONS],
         other_reasons=sum(reason.weights for reason in reasons[MAX_REASONS:]),
         load=_load(sheet),
@@ -183,9 +189,9 @@ def _calibrated(sheet: Sheet) -> Headline:
     if sheet.calibration is None:
         return Headline(key, label, None, "", "no calibration.json")
     both = [
-        (w.error, w.error_nearest, w.numel)
-        for w in sheet.calibration.weights
-        if w.error is not None and w.error_nearest is not None
+        (w.note.error, w.note.error_nearest, w.note.numel)
+        for w in sheet.weights
+        if w.note.error is not None and w.note.error_nearest is not None
     ]
     chosen = pool(((), error, numel) for error, _, numel in both)
     nearest = pool(((), error, numel) for _, error, numel in both)
@@ -197,13 +203,13 @@ def _calibrated(sheet: Sheet) -> Headline:
 
 
 def _by_role(sheet: Sheet) -> list[ErrorByRole]:
-    weights = sheet.calibration.weights if sheet.calibration else []
+    weights = sheet.weights
     outputs = sheet.evaluation.output_error if sheet.evaluation else ()
     counts: dict[str, int] = {}
     for w in weights:
         counts[w.role] = counts.get(w.role, 0) + 1
-    nearest = pool((w.role, w.error_nearest, w.numel) for w in weights)
-    chosen = pool((w.role, w.error, w.numel) for w in weights)
+    nearest = pool((w.role, w.note.error_nearest, w.note.numel) for w in weights)
+    chosen = pool((w.role, w.note.error, w.note.numel) for w in weights)
     held_out = pool((str(o.role), o.error, o.numel) for o in outputs)
     return [
         ErrorByRole(
@@ -220,12 +226,12 @@ def by_model(roles: Iterable[str]) -> list[str]:
 
 
 def _methods(weights: list[Rounding]) -> list[Method]:
-    numel = sum(w.numel for w in weights)
+    numel = sum(w.note.numel for w in weights)
     found = []
     for name in METHODS:
-        chosen = [w for w in weights if w.method == name]
+        chosen = [w for w in weights if w.note.method == name]
         if chosen:
-            share_numel = sum(w.numel for w in chosen) / max(numel, 1)
+            share_numel = sum(w.note.numel for w in chosen) / max(numel, 1)
             found.append(Method(name, len(chosen), len(chosen) / len(weights), share_numel))
     return found
 
@@ -234,10 +240,15 @@ def _reasons(weights: list[Rounding]) -> list[Reason]:
     """Return the reasons, most frequent first; those that differ in numbers alone are one."""
     groups: dict[tuple[str, str], list[Rounding]] = {}
     for w in weights:
-        if w.why:
-            groups.setdefault((w.method, re.sub(r"\d+(\.\d+)?", "#", w.why)), []).append(w)
+        if w.note.why:
+            groups.setdefault((w.note.method, re.sub(r"\d+(\.\d+)?", "#", w.note.why)), []).append(
+                w
+            )
     ordered = sorted(groups.values(), key=lambda group: -len(group))
-    return [Reason(group[0].method, group[0].why, len(group), group[0].name) for group in ordered]
+    return [
+        Reason(group[0].note.method, group[0].note.why, len(group), group[0].name)
+        for group in ordered
+    ]
 
 
 def _load(sheet: Sheet) -> list[LayerLoad]:
@@ -253,7 +264,7 @@ def _load(sheet: Sheet) -> list[LayerLoad]:
 
 def _cache(sheet: Sheet) -> list[CacheAmax]:
     found = []
-    for part, amax in sheet.calibration.cache_amax.items() if sheet.calibration else ():
+    for part, amax in sheet.calibration.kv.items() if sheet.calibration else ():
         if amax:
             layer = max(amax, key=lambda layer: amax[layer])
             beyond = sum(value > E4M3_MAX for value in amax.values())

@@ -12,8 +12,9 @@ from dstools.report.sections import (
     load_section,
     methods_section,
 )
-from dstools.report.sheet import Data, Sheet
+from dstools.report.sheet import Sheet
 from dstools.report.tables import bar, section, swatches, table
+from dstools_converters.sidefiles.data import Data
 from dstools_converters.svg import STYLE, text
 
 SMALL_ROLE = 0.001  # of all bytes; what is smaller shares one line
@@ -129,7 +130,7 @@ def _provenance(sheet: Sheet, found: Figures) -> str:
         where = f"{calibration.device}, {calibration.threads} threads, {versions}"
         rows += [
             ("Calibrated by", f"{calibration.tool}, {calibration.method}, {where}"),
-            ("Scales", calibration.scale_format),
+            ("Scales", calibration.scale_fmt),
             *_data("Calibration", calibration.data),
         ]
     if evaluation is not None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from dstools.report.numbers import TIMES, number, percent
-from dstools.report.sheet import Histogram
+from dstools_converters.sidefiles.evaluation import Histogram
 from dstools_converters.svg import CHAR, PLOT, grid_line, image, label, text, ticks, vertical_label
 
 STEPS = 8  # classes of a sequential scale: s0 (least) to s7

@@ -5,8 +5,10 @@ from itertools import pairwise
 from dstools.report.figures import Figures, by_model
 from dstools.report.numbers import NONE, TIMES, fixed, number, percent, percent_or_none
 from dstools.report.plots import heat_map, histogram, layer_bars, load_map
-from dstools.report.sheet import Evaluation, ExpertLoad, Histogram, Sheet
+from dstools.report.sheet import Sheet
 from dstools.report.tables import bar, details, figure, section, table
+from dstools_converters.sidefiles.evaluation import Evaluation, Histogram
+from dstools_converters.sidefiles.expert_load import ExpertLoad
 from dstools_converters.svg import text
 
 POOLED = "Weights of one role are pooled: root mean square, weighted by their number of elements."
@@ -115,10 +117,10 @@ def errors_section(sheet: Sheet, found: Figures) -> str:
     worst = [
         (
             w.name,
-            w.method,
-            f"{w.tokens:,}",
-            percent_or_none(w.error_nearest),
-            percent_or_none(w.error),
+            w.note.method,
+            f"{w.note.tokens:,}",
+            percent_or_none(w.note.error_nearest),
+            percent_or_none(w.note.error),
         )
         for w in found.worst
     ]

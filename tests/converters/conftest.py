@@ -88,7 +88,8 @@ def calibrated(convert: Callable[..., Path]) -> Callable[..., Path]:
             calibrate(plan, sink, ids, ram_bytes=1 << 30, min_coverage=0, progress=lambda n: None)
             torch.set_num_threads(before)
 
-        data = {"samples": shape[0], "seq_len": shape[1]}
+        data = {"name": "random tokens", "sha256": "", "samples": shape[0], "seq_len": shape[1]}
+        data |= {"seed": 0, "documents": 0}
         settings = Calibration(method, data, "cpu", 1, {}, kv_cache)
         with open_checkpoint(source) as checkpoint:
             inventory = require_sound(checkpoint)

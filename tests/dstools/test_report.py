@@ -18,9 +18,9 @@ from dstools.cli import main
 from dstools.report.figures import pool
 from dstools.report.numbers import fixed, number, percent
 from dstools.report.plots import heat_map, histogram, layer_bars, load_map
-from dstools.report.sheet import Histogram
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import take_inventory
+from dstools_converters.sidefiles.evaluation import Histogram
 
 Edit = Callable[[dict[str, Any]], None]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -386,7 +386,7 @@ def test_a_calibration_of_another_output_is_refused(measured: Path) -> None:
         file.write("\n")
     result = report(measured)
     assert result.exit_code == 1
-    assert "calibration: is of another calibration.json" in result.stderr
+    assert "calibration.json: is not the file that manifest.json was written with" in result.stderr
 
 
 def test_a_folder_that_is_none_and_one_without_a_checkpoint_are_refused(tmp_path: Path) -> None:

@@ -71,6 +71,11 @@ class Model:
     mlp_bias: bool
     is_tied: bool
 
+    @property
+    def num_layers(self) -> int:
+        """Return the number of layers, those of MTP included."""
+        return self.num_hidden_layers + self.num_mtp_layers
+
     def is_moe(self, layer: int) -> bool:
         """Tell whether a layer has experts; MTP layers do wherever the model has any."""
         moe = self.moe
@@ -93,7 +98,7 @@ class Model:
         """Yield (name, shape, count): the experts of a layer as the first of them, and their number."""
         hidden, vocab = self.hidden_size, self.vocab_size
         yield TensorName("embed_tokens", "weight"), (vocab, hidden), 1
-        for layer in range(self.num_hidden_layers + self.num_mtp_layers):
+        for layer in range(self.num_layers):
             is_mtp = layer >= self.num_hidden_layers
             for role, part, shape in self._layer(layer):
                 is_routed = self.moe is not None and role.startswith("routed")
@@ -110,10 +115,10 @@ class Model:
         shape = (self.vocab_size, self.hidden_size)
         if self.is_tied:
             yield TensorName("lm_head", "weight"), shape
-        for layer in range(self.num_hidden_layers, self.num_hidden_layers + self.num_mtp_layers):
+        for layer in range(self.num_hidden_layers, self.num_layers):
             yield TensorName("mtp_embed_tokens", "weight", layer, None, True), shape
             yield TensorName("shared_head", "weight", layer, None, True), shape
-        for layer in range(self.num_hidden_layers + self.num_mtp_layers):
+        for layer in range(self.num_layers):
             for part in ("k_scale", "v_scale"):
                 yield (
                     TensorName("kv_cache", part, layer, None, layer >= self.num_hidden_layers),

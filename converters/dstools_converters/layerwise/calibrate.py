@@ -10,7 +10,7 @@ is done, and the same inputs give the same bytes.
 import logging
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,8 +33,8 @@ from dstools_converters.layerwise.runner import INPUTS, Runner
 from dstools_converters.model.architecture import read_architecture
 from dstools_converters.plan.layout import TensorPlan
 from dstools_converters.plan.plan import Plan
+from dstools_converters.sidefiles.calibration import CachePart, Hessian, LayerNote, WeightNote
 
-Note = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
@@ -42,15 +42,15 @@ class Sink(Protocol):
     """Where results go; see stream.Sink."""
 
     folder: Path
-    layers: dict[int, Note]
+    layers: dict[int, LayerNote]
 
     def is_done(self, name: str) -> bool:
         """Tell whether a tensor is in its place."""
 
-    def put(self, name: str, codes: memoryview, scale_inv: memoryview, note: Note) -> None:
+    def put(self, name: str, codes: memoryview, scale_inv: memoryview, note: WeightNote) -> None:
         """Write a tensor."""
 
-    def layer_done(self, layer: int, note: Note) -> None:
+    def layer_done(self, layer: int, note: LayerNote) -> None:
         """Note what was seen in a layer."""
 
 
@@ -87,7 +87,7 @@ def calibrate(
             assert parsed.layer is not None
             todo[parsed.layer].append(tensor)
     for layer, note in sink.layers.items():  # an earlier run may have asked for less
-        _check_coverage(layer, note["expert_load"], min_coverage)
+        _check_coverage(layer, note.expert_load, min_coverage)
     undone = [layer for layer in todo if todo[layer] or layer not in sink.layers]
     if not undone:
         return
@@ -182,16 +182,16 @@ class _Rounder:
         self.min_coverage = min_coverage
         self.progress = progress
         self.expert_load: list[int] = []
-        self.cache_amax: dict[str, float] = {}
+        self.cache_amax: dict[CachePart, float] = {}
         self.weights: dict[TensorName, Tensor] = {}
         self.wanted: set[str] = set()  # words of INPUTS that somebody needs the Hessian of
         self.seen: dict[str, Seen] = {}  # by word of INPUTS, in the stage that runs
         self.tokens = 0  # that pass through the stage
         self.shared: Seen | None = None  # by all tokens of the layer, for experts that saw few
 
-    def note(self) -> Note:
-        """Return what there is to say of the layer."""
-        return {"expert_load": self.expert_load, "cache_amax": self.cache_amax}
+    def note(self) -> LayerNote:
+        """Return what was seen in the layer."""
+        return LayerNote(self.expert_load, self.cache_amax)
 
     def begin(self, weights: dict[TensorName, Tensor], tokens: int) -> None:
         """Make ready for the inputs of these weights."""
@@ -234,7 +234,9 @@ class _Rounder:
     def cache(self, first: Tensor, second: Tensor) -> None:
         """Keep the largest magnitude of what a KV cache would hold."""
         is_latent = isinstance(self.plan.inventory.model.attention, MLA)
-        parts = ("latent_amax", "rope_amax") if is_latent else ("k_amax", "v_amax")
+        parts: tuple[CachePart, CachePart] = (
+            ("latent_amax", "rope_amax") if is_latent else ("k_amax", "v_amax")
+        )
         for part, values in zip(parts, (first, second), strict=True):
             amax = values.abs().amax().item()
             self.cache_amax[part] = max(self.cache_amax.get(part, 0.0), amax)
@@ -246,14 +248,14 @@ class _Rounder:
             if name.role in INPUTS and name.part == "weight"
         }
 
-    def _serving(self, source: str) -> tuple[Seen | None, str]:
+    def _serving(self, source: str) -> tuple[Seen | None, Hessian]:
         """Return what to round by, and whose it is."""
         seen = self.seen.get(source)
         if source == "expert" and seen is None:
             return self.shared, "shared"
         return seen, "own"
 
-    def _round(self, tensor: TensorPlan, weight: Tensor, seen: Seen | None, whose: str) -> None:
+    def _round(self, tensor: TensorPlan, weight: Tensor, seen: Seen | None, whose: Hessian) -> None:
         """Put one weight into the sink."""
         scheme = self.plan.scheme
         assert scheme is not None
@@ -262,9 +264,7 @@ class _Rounder:
         rounded = self._lossless(tensor, scheme) or round_weight(
             weight, seen, self.method, scheme.scale_format, block
         )
-        is_used = rounded.method in ("gptq", "mse")
-        note = rounded.note(weight.to(rounded.codes.device), block)
-        note |= {"hessian": whose if is_used else "none", "tokens": self.tokens}
+        note = rounded.note(weight.to(rounded.codes.device), block, whose, self.tokens)
         self.sink.put(tensor.source.name, raw(rounded.codes), raw(rounded.scale_inv), note)
         log.debug(
             "%s %s: %s, error %s -> %s, %.2f s",

@@ -10,9 +10,8 @@ T: tokens, D: width, K: experts a token is sent to.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,48 +27,12 @@ from dstools_converters.layerwise.runner import DAMAGED, INPUTS, Runner
 from dstools_converters.layerwise.scores import head, score
 from dstools_converters.layerwise.spill import Spill
 from dstools_converters.model.architecture import Architecture, read_architecture
+from dstools_converters.sidefiles.data import Data
+from dstools_converters.sidefiles.evaluation import Evaluation, Histogram, OutputError
 
 MAX_LOG = 700.0  # the exponential of more is no float
 TINY = 1e-100  # a sum of squares that is none
-KL_EDGES = [10 ** (step / 5 - 7) for step in range(46)]  # 1e-7 to 100 nats, five bins a decade
-
-
-@dataclass(frozen=True)
-class OutputError:
-    """How far the outputs of a role's weights in a layer are off, on the reference's inputs."""
-
-    layer: int
-    role: Role
-    error: float  # rms of x (W' - W)^T over rms of x W^T; experts on the tokens they were sent
-    numel: int  # of those weights
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """counts[i] tokens have a KL from edges[i] to edges[i + 1]; the end bins hold all beyond."""
-
-    edges: list[float]
-    counts: list[int]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What eval.json holds; None, and empty, is what takes a reference."""
-
-    tool: str
-    model: str
-    against: str | None
-    data: dict[str, Any]  # as corpus.provenance
-    tokens: int  # predicted: all but the first of each sample
-    perplexity: float
-    perplexity_against: float | None = None
-    kl_mean: float | None = None  # KL(against || model), nats a token
-    kl_p99: float | None = None
-    kl_max: float | None = None
-    top1_agreement: float | None = None  # share of tokens where both find the same one likeliest
-    kl_histogram: Histogram | None = None
-    router_flips: dict[str, float] = field(default_factory=dict)  # layer -> share; see `_flips`
-    output_error: list[OutputError] = field(default_factory=list)
+KL_EDGES = tuple(10 ** (step / 5 - 7) for step in range(46))  # 1e-7 to 100 nats, five bins a decade
 
 
 def evaluate(
@@ -82,7 +45,7 @@ def evaluate(
     ram_bytes: int,
     folder: Path,
     progress: Progress = lambda nbytes: None,
-) -> Report:
+) -> Evaluation:
     """Return the perplexity of `model` on the corpus, and what separates it from `against`.
 
     Hidden states beyond `ram_bytes` lie in `folder`, which must be empty and is again; what is kept
@@ -121,11 +84,11 @@ def evaluate(
     perplexities = [
         math.exp(min(one.surprise()[predicting_T].mean().item(), MAX_LOG)) for one in scores
     ]
-    report = Report(
+    report = Evaluation(
         tool=tool,
         model=_label(model.checkpoint.folder),
         against=None if against is None else _label(against.checkpoint.folder),
-        data=corpus.provenance,
+        data=Data(**corpus.provenance),
         tokens=int(predicting_T.sum()),
         perplexity=perplexities[-1],
     )
@@ -141,9 +104,9 @@ def evaluate(
         kl_p99=np.quantile(kl, 0.99).item(),
         kl_max=kl.max().item(),
         top1_agreement=is_same_T[predicting_T].double().mean().item(),
-        kl_histogram=Histogram(KL_EDGES, np.histogram(clipped, KL_EDGES)[0].tolist()),
+        kl_histogram=Histogram(KL_EDGES, tuple(np.histogram(clipped, KL_EDGES)[0].tolist())),
         router_flips=flips,
-        output_error=errors,
+        output_error=tuple(errors),
     )
 
 
@@ -201,10 +164,10 @@ def _without_ends(architecture: Architecture) -> Architecture:
 
 def _run_layers(
     runners: list[Runner], progress: Progress
-) -> tuple[list[Spill], dict[str, float], list[OutputError]]:
+) -> tuple[list[Spill], dict[int, float], list[OutputError]]:
     """Return the hidden states behind the last layer, router flips by layer, and output errors."""
     hidden = [runner.embed(runner.ids.flatten()) for runner in runners]
-    flips: dict[str, float] = {}
+    flips: dict[int, float] = {}
     errors: list[OutputError] = []
     for layer in range(runners[0].inventory.model.num_hidden_layers):
         watches = [_Watch(runner, progress) for runner in runners]
@@ -216,7 +179,7 @@ def _run_layers(
         errors += [sums.error(layer, role) for role, sums in watches[0].sums.items()]
         wanted, made = watches[0].experts_TK, watches[-1].experts_TK
         if wanted is not None and made is not None:
-            flips[str(layer)] = _flips(wanted, made)
+            flips[layer] = _flips(wanted, made)
     return hidden, flips, errors
 
 

@@ -10,14 +10,16 @@ and inflates the statistics of cold experts: NVIDIA/Model-Optimizer#1380.)
 import math
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from dstools_converters.plan.plan import Method
+from dstools_converters.sidefiles.calibration import Hessian, Method, WeightNote
 from dstools_kernels import gptq
 from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import ScaleFormat
+
+Searching = Literal["gptq", "mse"]  # methods that ask for what a weight saw
 
 
 @dataclass
@@ -45,37 +47,37 @@ class Rounded(NamedTuple):
 
     codes: Tensor  # uint8 [rows, cols]
     scale_inv: Tensor  # float32 [blocks, blocks]
-    method: Method | Literal["nearest", "lossless"]
+    method: Method
     why: str  # it is "nearest", where that was not asked for
     error_nearest: float | None  # rms of (W - Q) x over that of W x, where anything was seen
     error: float | None
 
-    def note(self, weight: Tensor, block: int) -> dict[str, Any]:
-        """Return what is worth keeping: figures, and a sha256 over codes, then scales."""
+    def note(self, weight: Tensor, block: int, hessian: Hessian, tokens: int) -> WeightNote:
+        """Return figures to keep, of the float32 weight that was rounded after seeing `tokens`."""
         plain = gptq.nearest(weight, self.scale_inv, block)
         steps = gptq.steps_apart(self.codes, plain)
-        found = block_fp8.difference(
+        sums = block_fp8.difference(
             raw(weight), raw(gptq.restore(self.codes, self.scale_inv, block))
         )
         digest = sha256(raw(self.codes))
         digest.update(raw(self.scale_inv))
-        return {
-            "method": self.method,
-            "why": self.why,
-            "error_nearest": self.error_nearest,
-            "error": self.error,
-            "weight_error": math.sqrt(found.sum_sq_diff / found.sum_sq_a)
-            if found.sum_sq_a
-            else 0.0,
-            "moved": int((steps > 0).sum()),
-            "far": int((steps > 1).sum()),
-            "numel": weight.numel(),
-            "sha256": digest.hexdigest(),
-        }
+        return WeightNote(
+            method=self.method,
+            why=self.why,
+            error_nearest=self.error_nearest,
+            error=self.error,
+            weight_error=math.sqrt(sums.sum_sq_diff / sums.sum_sq_a) if sums.sum_sq_a else 0.0,
+            moved=int((steps > 0).sum()),
+            far=int((steps > 1).sum()),
+            numel=weight.numel(),
+            sha256=digest.hexdigest(),
+            hessian=hessian if self.method in ("gptq", "mse") else "none",
+            tokens=tokens,
+        )
 
 
 def round_weight(
-    weight: Tensor, seen: Seen | None, method: Method, scale_format: ScaleFormat, block: int
+    weight: Tensor, seen: Seen | None, method: Searching, scale_format: ScaleFormat, block: int
 ) -> Rounded:
     """Return float32 `weight` [rows, cols] in FP8, by `method` "gptq" or "mse" if that helps."""
     scale_inv = gptq.scales(weight, scale_format, block)

@@ -6,12 +6,9 @@ that were written (their sha256), the scales are such as the method makes, and h
 from the source's weights is, to the last element, what the calibration said.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from hashlib import sha256
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +25,19 @@ from dstools_converters.checkpoint.rows import (
     unlike_dequantized,
 )
 from dstools_converters.errors import DstoolsError, Finding
-from dstools_converters.write.metadata import (
+from dstools_converters.sidefiles.calibration import (
     CALIBRATION,
-    EXPERT_LOAD,
-    KV_SCALES,
-    MANIFEST,
+    Calibration,
+    WeightNote,
+    is_kv_scale,
     kv_scales,
-    read_manifest,
+    read_calibration,
 )
+from dstools_converters.sidefiles.expert_load import EXPERT_LOAD
+from dstools_converters.sidefiles.manifest import MANIFEST, read_manifest, require_digest
 from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import SEARCHED, ScaleFormat
 
-Note = dict[str, Any]
 # What no calibration of real weights came near: GPTQ makes the error of a weight 1.1 to 1.5 times as
 # large, and 2 to 12 % of its codes move by more than a step.
 MOST_STRAY = 4.0
@@ -47,63 +45,20 @@ MOST_FAR = 0.5
 ERROR_TOLERANCE = 1e-9  # of sums of squares in double, added in another order
 
 
-def read_notes(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return calibration.json, {} where nothing was calibrated; "tensors" has a Note for each.
-
-    Raises DstoolsError where it is not the file that the manifest speaks of.
-    """
-    raw = read_side_file(folder, CALIBRATION, manifest.get("calibration"))
-    found: dict[str, Any] = json.loads(raw or "{}")
-    return found
-
-
-def read_side_file(folder: Path, name: str, digest: str | None) -> bytes:
-    """Return a file of which the manifest has the digest, nothing where it has none.
-
-    Raises DstoolsError where the file is another one.
-    """
-    if digest is None:
-        return b""
-    try:
-        raw = (folder / name).read_bytes()
-    except OSError as error:
-        raise DstoolsError(
-            f"{name}: {error.strerror}", "manifest.json speaks of it; restore it, or quantize again"
-        ) from error
-    if f"sha256:{sha256(raw).hexdigest()}" != digest:
-        raise DstoolsError(
-            f"{name}: is not the file that manifest.json was written with",
-            "restore both, or quantize again",
-        )
-    return raw
-
-
 def check_calibration(made: Inventory) -> Iterator[Finding]:
-    """Yield where the files that a calibration left are not those, which takes no source to tell."""
+    """Yield where the files that a calibration left are not those it wrote; needs no source."""
     folder = made.checkpoint.folder
-    manifest = read_manifest(folder)
-    if not manifest and (folder / CALIBRATION).exists():
-        yield Finding.error(
-            "calibration",
-            MANIFEST,
-            f"is missing or damaged, and without it {CALIBRATION} cannot be relied on; calibrated "
-            "weights are not compared",
-            "restore it, or quantize again",
-        )
-        return
     try:
-        calibration = read_notes(folder, manifest)
-        read_side_file(folder, EXPERT_LOAD, manifest.get("expert_load"))
+        calibration = read_proven(made)
+        manifest = read_manifest(folder)
+        require_digest(folder, EXPERT_LOAD, manifest.expert_load if manifest else None)
     except DstoolsError as error:
         where, _, message = str(error).partition(": ")
         yield Finding.error(
             "calibration", where, f"{message}; calibrated weights are not compared", error.hint
         )
         return
-    amax: dict[int, dict[str, float]] = {}
-    for part, by_layer in calibration.get("kv", {}).items():
-        for layer, value in by_layer.items():
-            amax.setdefault(int(layer), {})[part] = value
+    amax = calibration.layer_amax() if calibration else {}
     for spelled, name in made.names.items():
         info = made.tensors[spelled]
         if name is None or not is_kv_scale(made, info) or info.shape != (1,):
@@ -118,10 +73,21 @@ def check_calibration(made: Inventory) -> Iterator[Finding]:
             )
 
 
-def is_kv_scale(made: Inventory, info: TensorInfo) -> bool:
-    """Tell whether a calibration added the tensor."""
-    name = made.names[info.name]
-    return name is not None and name.role == "kv_cache" and info.shard == KV_SCALES
+def read_proven(made: Inventory) -> Calibration | None:
+    """Return calibration.json where the manifest has its digest, None where nothing was calibrated.
+
+    Raises DstoolsError where it is lost: where it is another file, or the manifest is missing.
+    """
+    folder = made.checkpoint.folder
+    manifest = read_manifest(folder)
+    if manifest is None and (folder / CALIBRATION).exists():
+        raise DstoolsError(
+            f"{MANIFEST}: is missing or damaged, and without it {CALIBRATION} cannot be relied on",
+            "restore it, or quantize again",
+        )
+    if require_digest(folder, CALIBRATION, manifest.calibration if manifest else None) is None:
+        return None
+    return read_calibration(folder, made)
 
 
 def compare_calibrated(
@@ -129,7 +95,7 @@ def compare_calibrated(
     mine: TensorInfo,
     source: Inventory,
     info: TensorInfo,
-    note: Note,
+    note: WeightNote,
     scale_format: ScaleFormat,
 ) -> Finding | None:
     """Return how a tensor is not what its note says. Raises DstoolsError for NaN in it.
@@ -139,14 +105,14 @@ def compare_calibrated(
     digest = sha256()
     digest.update(read_rows(made, mine, 0, mine.shape[0]))
     digest.update(read_scales(made, mine, 0, mine.shape[0]))
-    if digest.hexdigest() != note["sha256"]:
+    if digest.hexdigest() != note.sha256:
         return Finding.error(
             "bytes-differ",
             mine.where,
             f"codes or scales are not those that {CALIBRATION} was written with",
             "they are damaged; quantize again",
         )
-    if note["method"] == "lossless":
+    if note.method == "lossless":
         span = unlike_dequantized(made, mine, source, info)
         if span is None:
             return None
@@ -165,7 +131,7 @@ def _compare_error(
     mine: TensorInfo,
     source: Inventory,
     info: TensorInfo,
-    note: Note,
+    note: WeightNote,
     scale_format: ScaleFormat,
 ) -> Finding | None:
     block_size = made.storage[mine.name].block
@@ -178,7 +144,7 @@ def _compare_error(
         codes = np.frombuffer(read_rows(made, mine, first, last), np.uint8)
         scales = np.frombuffer(read_scales(made, mine, first, last), np.float32)
         nearest, amax_scales = _rounded(weight, cols, scale_format, block_size[0])
-        if note["method"] == "mse":
+        if note.method == "mse":
             if not _are_multiples(scales, amax_scales, scale_format):
                 return _stray(mine, "has a scale that no search of scales gives")
             outside, _ = block_fp8.outside_bound(weight, codes, cols, scales, block_size)
@@ -197,13 +163,13 @@ def _compare_error(
         block_fp8.dequantize_float32(nearest, cols, amax_scales, restored, block_size)
         plain += block_fp8.difference(weight, restored).sum_sq_diff
     error = math.sqrt(squares / reference) if reference > 0 else 0.0
-    if (moved, far) != (note["moved"], note["far"]):
+    if (moved, far) != (note.moved, note.far):
         return _stray(
             mine,
             f"{moved} codes are not the nearest and {far} more than a step from it, where "
-            f"{CALIBRATION} has {note['moved']} and {note['far']}",
+            f"{CALIBRATION} has {note.moved} and {note.far}",
         )
-    if note["method"] == "nearest" and moved:
+    if note.method == "nearest" and moved:
         return _stray(mine, f"{moved} codes are not the nearest, which {CALIBRATION} says they are")
     if squares > plain * MOST_STRAY**2 or far > rows * cols * MOST_FAR:
         times = math.sqrt(squares / plain) if plain > 0 else math.inf
@@ -212,14 +178,20 @@ def _compare_error(
             f"its error is {times:.2g} times that of plain rounding, "
             f"{far / (rows * cols):.0%} of its codes are more than a step from the nearest",
         )
-    is_known = note["error"] is not None  # of an expert that saw no token, nothing is
-    if note["method"] != "nearest" and not (is_known and note["error"] <= note["error_nearest"]):
+    if note.method != "nearest" and not _is_nearer(note):
         return _stray(mine, f"{CALIBRATION} has a larger error on the data than plain rounding's")
-    if not math.isclose(error, note["weight_error"], rel_tol=ERROR_TOLERANCE):
+    if not math.isclose(error, note.weight_error, rel_tol=ERROR_TOLERANCE):
         return _stray(
-            mine, f"its error is {error:.6g}, where {CALIBRATION} has {note['weight_error']:.6g}"
+            mine, f"its error is {error:.6g}, where {CALIBRATION} has {note.weight_error:.6g}"
         )
     return None
+
+
+def _is_nearer(note: WeightNote) -> bool:
+    """Return whether the method brought the weight nearer on the data; unknown is no."""
+    if note.error is None or note.error_nearest is None:
+        return False
+    return note.error <= note.error_nearest
 
 
 def _rounded(

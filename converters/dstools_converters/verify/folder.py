@@ -18,10 +18,10 @@ from dstools_converters.checkpoint.scheme import QUANTIZED_ROLES
 from dstools_converters.checkpoint.storage import CODE_DTYPES, FLOATS, SCALE_DTYPES
 from dstools_converters.errors import DstoolsError, Finding, Level, printable
 from dstools_converters.families.names import FUSED
+from dstools_converters.sidefiles.manifest import read_manifest
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
 from dstools_converters.verify.source import check_against
-from dstools_converters.write.metadata import read_manifest
 from dstools_kernels.fp8 import E4M3_MAX
 
 ABSURD_AMAX = 1e4  # no trained weight comes near; a block that does has a damaged scale
@@ -246,8 +246,8 @@ def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
     import numpy as np
 
     manifest = read_manifest(inventory.checkpoint.folder)
-    wants_powers = scheme.scale_format == "ue8m0" or manifest.get("scale_fmt") == "ue8m0"
-    is_ours = bool(manifest) and not manifest.get("has_foreign_scales")
+    wants_powers = "ue8m0" in (scheme.scale_format, manifest.scale_fmt if manifest else None)
+    is_ours = manifest is not None and not manifest.has_foreign_scales
     for storage in inventory.quantized().values():
         weight, info = storage.parts
         if len(weight.shape) != 2 or info.shape != scheme.grid(weight.shape):

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
@@ -20,22 +19,14 @@ from dstools_converters.checkpoint.rows import (
     unlike_dequantized,
     width,
 )
-from dstools_converters.checkpoint.scheme import SCALE_FORMATS
 from dstools_converters.checkpoint.storage import FLOATS
 from dstools_converters.errors import DstoolsError, Finding, printable
-from dstools_converters.verify.calibrated import (
-    Note,
-    compare_calibrated,
-    is_kv_scale,
-    read_notes,
-)
-from dstools_converters.write.metadata import (
-    CALIBRATION,
-    read_manifest,
-    travelling_files,
-)
+from dstools_converters.sidefiles.calibration import WeightNote, is_kv_scale
+from dstools_converters.sidefiles.carried import carried_files
+from dstools_converters.sidefiles.manifest import Manifest, read_manifest
+from dstools_converters.verify.calibrated import compare_calibrated, read_proven
 from dstools_kernels.formats import block_fp8
-from dstools_kernels.fp8 import AMAX_FLOOR, Dtype, ScaleFormat
+from dstools_kernels.fp8 import Dtype, ScaleFormat
 
 
 def check_against(
@@ -67,11 +58,10 @@ def check_against(
         for info in ours.values()
         if not is_kv_scale(made, info)
     ]
-    notes = _read_notes(made, manifest)
+    notes = _read_notes(made)
     if notes is None:  # which weights are calibrated is not known: nothing is said of any
         pairs = [(mine, info) for mine, info in pairs if not made.is_quantized(mine)]
         notes = {}
-    manifest["recovered"] = frozenset(manifest.get("recovered", ()))
     with ThreadPoolExecutor(workers, "verify") as pool:
         each = pool.map(
             lambda pair: _compare_tensor(
@@ -85,16 +75,13 @@ def check_against(
     return findings, sum(info.numel for _, info in pairs)
 
 
-def _read_notes(made: Inventory, manifest: dict[str, Any]) -> dict[str, Note] | None:
-    """Return what was noted of calibrated weights, None where that is lost; see check_calibration."""
-    folder = made.checkpoint.folder
-    if not manifest and (folder / CALIBRATION).exists():
-        return None
+def _read_notes(made: Inventory) -> dict[str, WeightNote] | None:
+    """Return the notes of calibrated weights, None where they are lost; see check_calibration."""
     try:
-        notes: dict[str, Note] = read_notes(folder, manifest).get("tensors", {})
+        calibration = read_proven(made)
     except DstoolsError:
         return None
-    return notes
+    return calibration.tensors if calibration else {}
 
 
 def _compare_tensor(
@@ -102,16 +89,16 @@ def _compare_tensor(
     mine: TensorInfo,
     source: Inventory,
     info: TensorInfo,
-    manifest: dict[str, Any],
-    note: Note | None,
+    manifest: Manifest | None,
+    note: WeightNote | None,
 ) -> Finding | None:
     """Return how a tensor differs from the source: in a byte, or by more than rounding explains."""
     is_mine_fp8, is_fp8 = made.is_quantized(mine), source.is_quantized(info)
     try:
         if note is not None and is_mine_fp8:
             assert made.scheme is not None
-            written = manifest.get("scale_fmt")
-            scale_format = written if written in SCALE_FORMATS else made.scheme.scale_format
+            written = manifest.scale_fmt if manifest else None
+            scale_format = written or made.scheme.scale_format
             return compare_calibrated(made, mine, source, info, note, scale_format)
         if is_mine_fp8 and (is_fp8 or info.dtype in FLOATS):
             found = _compare_codes(made, mine, source, info)
@@ -178,7 +165,7 @@ def _compare_scales(
     mine: TensorInfo,
     source: Inventory,
     info: TensorInfo,
-    manifest: dict[str, Any],
+    manifest: Manifest | None,
 ) -> Finding | None:
     """Compare to the bit the scales that we made: the bound of the codes leaves room in their last bits.
 
@@ -187,8 +174,8 @@ def _compare_scales(
     some are the base's, and nothing is said of them.
     """
     block = made.storage[mine.name].block[0]
-    scale_format = manifest.get("scale_fmt")
-    if mine.name in manifest["recovered"] and info.dtype == "BF16":
+    scale_format = manifest.scale_fmt if manifest else None
+    if manifest and mine.name in manifest.recovered_weights and info.dtype == "BF16":
         span = unlike_dequantized(made, mine, source, info)
         if span is not None:
             return Finding.error(
@@ -204,7 +191,7 @@ def _compare_scales(
         is_copied = (source.scheme.scale_format, scale_format) != ("float32", "ue8m0")
         scales = read_scales(source, info, 0, info.shape[0])
         wanted = bytes(scales) if manifest and is_copied else None
-    elif manifest.get("has_foreign_scales", True) or scale_format not in AMAX_FLOOR:
+    elif manifest is None or manifest.has_foreign_scales or scale_format is None:
         wanted = None
     else:
         wanted = _scales_of(source, info, scale_format, block)
@@ -269,7 +256,7 @@ def _check_config(made: Inventory, source: Inventory) -> Iterator[Finding]:
 
 
 def _check_side_files(made: Inventory, source: Inventory) -> Iterator[Finding]:
-    for name, path in travelling_files(source.checkpoint.folder).items():
+    for name, path in carried_files(source.checkpoint.folder).items():
         mine = made.checkpoint.folder / name
         if not mine.is_file():
             yield Finding.warning("file-missing", printable(name), "did not travel along")

@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import disk_errors
 from dstools_converters.plan.plan import Plan
+from dstools_converters.sidefiles.calibration import LayerNote, WeightNote
 from dstools_converters.write import jobs
 from dstools_converters.write.jobs import Job, jobs_of
 from dstools_converters.write.metadata import side_files
@@ -140,9 +141,7 @@ class Sink:
         number, job = self._places[name]
         return number in self._writer.finished or job.number in self._writer.jobs.get(number, ())
 
-    def put(
-        self, name: str, codes: memoryview, scale_inv: memoryview, note: dict[str, Any]
-    ) -> None:
+    def put(self, name: str, codes: memoryview, scale_inv: memoryview, note: WeightNote) -> None:
         """Write a tensor, `codes` uint8 and `scale_inv` float32, and note how it was made."""
         number, job = self._places[name]
         file = self._writer.open(number)
@@ -150,9 +149,9 @@ class Sink:
             for data, output in zip((codes, scale_inv), job.tensor.target.parts, strict=True):
                 assert data.nbytes == output.nbytes
                 jobs.write_at(file, data.cast("B"), output.offset)
-        self._writer.job_done(number, job.number, {"tensor": name} | note)
+        self._writer.job_done(number, job.number, {"tensor": name} | asdict(note))
 
-    def layer_done(self, layer: int, note: dict[str, Any]) -> None:
+    def layer_done(self, layer: int, note: LayerNote) -> None:
         """Note what was seen in a layer, and that all that was put until now outlives the machine."""
         self._writer.layer_done(layer, note)
 

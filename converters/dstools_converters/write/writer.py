@@ -35,6 +35,7 @@ from dstools_converters.checkpoint.folder import INDEX
 from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors
 from dstools_converters.files import append_record, recover_log, sync
 from dstools_converters.plan.plan import Plan
+from dstools_converters.sidefiles.calibration import LayerNote
 from dstools_converters.write.metadata import read_back
 
 Files = dict[str, Path | bytes]  # beside the shards, by path in the folder
@@ -68,7 +69,7 @@ class Writer:
         self.finished: set[int] = set()  # numbers of shards
         self.jobs: dict[int, set[int]] = {}  # shard -> numbers of jobs, of shards not finished
         self.notes: Notes = {}
-        self.layers: dict[int, dict[str, Any]] = {}  # what a calibration saw in each
+        self.layers: dict[int, LayerNote] = {}  # what a calibration saw in each
         self._files: dict[int, int] = {}  # shard -> descriptor, of shards being filled
         self._unsynced: set[int] = set()
         self._syncer = ThreadPoolExecutor(1, "fsync")
@@ -127,9 +128,9 @@ class Writer:
             )
         if os.path.lexists(self.out):
             self.notes = {tuple(r["job"]): r["note"] for r in records if "note" in r and "job" in r}
-            self.layers = {r["layer"]: r["note"] for r in records if "layer" in r}
+            self.layers = {r["layer"]: LayerNote(**r["note"]) for r in records if "layer" in r}
             if not records:  # killed between the journal's end and that of its folder
-                notes, self.layers = read_back(self.out)
+                notes, self.layers = read_back(self.out, self.plan)
                 self.notes = {(0, number): note for number, note in enumerate(notes)}
             if self.model.exists() or not self._is_published():
                 raise self._exists()
@@ -168,7 +169,7 @@ class Writer:
         """Take from the journal what still holds: nothing that a file does not look like."""
         synced: set[int] = set()
         before: dict[int, set[int]] = {}  # jobs of another run of the machine, not yet flushed
-        layers: dict[int, dict[str, Any]] = {}  # the same of layers
+        layers: dict[int, LayerNote] = {}  # the same of layers
         boot = None
         for record in records:
             if "boot" in record and record["boot"] != boot:
@@ -191,7 +192,7 @@ class Writer:
                 if "note" in record:
                     self.notes[number, job] = record["note"]
             elif "layer" in record:
-                layers[record["layer"]] = record["note"]
+                layers[record["layer"]] = LayerNote(**record["note"])
             elif "flushed" in record:
                 for number in record["flushed"]:
                     self.jobs.setdefault(number, set()).update(before.pop(number, set()))
@@ -269,9 +270,9 @@ class Writer:
         if note is not None:
             self.notes[number, job] = note
 
-    def layer_done(self, layer: int, note: dict[str, Any]) -> None:
+    def layer_done(self, layer: int, note: LayerNote) -> None:
         """Note what was seen in a layer, and that it and all jobs until now outlive the machine."""
-        self._record({"layer": layer, "note": note})
+        self._record({"layer": layer, "note": note._asdict()})
         self.layers[layer] = note
         if self.is_synced:
             for file in self._files.values():

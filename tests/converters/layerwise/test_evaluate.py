@@ -34,11 +34,12 @@ from dstools_converters.layerwise import evaluate as module
 from dstools_converters.layerwise import runner as layerwise
 from dstools_converters.layerwise import scores
 from dstools_converters.layerwise.corpus import Corpus, read_corpus
-from dstools_converters.layerwise.evaluate import KL_EDGES, Report, total_bytes
+from dstools_converters.layerwise.evaluate import KL_EDGES, total_bytes
 from dstools_converters.layerwise.spill import Spill
+from dstools_converters.sidefiles.evaluation import Evaluation
 
 Checkpoint = Callable[..., Path]
-Run = Callable[..., Report]
+Run = Callable[..., Evaluation]
 DELTA = 1e-5
 ROUTED = ("routed_gate", "routed_up", "routed_down")
 
@@ -72,7 +73,7 @@ def run(tmp_path: Path) -> Run:
         ram_bytes: int = 1 << 30,
         device: str = "cpu",
         **more: Any,
-    ) -> Report:
+    ) -> Evaluation:
         spills = tmp_path / "spills"
         spills.mkdir()
         with open_checkpoint(model) as opened, open_checkpoint(against or model) as reference:
@@ -152,7 +153,7 @@ def theirs(folder: Path, weights: dict[str, Tensor], ids: Tensor, place: Path) -
     return Seen(logits, inputs, experts)
 
 
-def check_scores(report: Report, reference: Seen, model: Seen, ids: Tensor) -> None:
+def check_scores(report: Evaluation, reference: Seen, model: Seen, ids: Tensor) -> None:
     """Every figure of the predictions, from whole logits."""
     samples, length = ids.shape
     is_last = torch.arange(samples * length) % length == length - 1
@@ -225,7 +226,7 @@ def test_the_figures_are_those_of_transformers_for_a_trained_model_and_text(
     ]
     report = run(model, source, data)
     check_scores(report, seen[0], seen[1], ids)
-    assert report.data == data.provenance
+    assert dataclasses.asdict(report.data) == data.provenance
     assert report.router_flips == {}
     layer, name = 7, "model.layers.7.mlp.down_proj"
     wanted = output_error(

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import take_inventory
 from dstools_converters.errors import Finding
-from dstools_converters.verify.calibrated import read_notes
+from dstools_converters.verify.calibrated import read_proven
 from dstools_converters.verify.folder import verify
 
 Make = Callable[..., Path]
@@ -271,7 +272,8 @@ def test_another_source_is_found_for_every_tensor(folder: Folder, checkpoint: Ma
 
 
 def test_a_folder_that_was_not_calibrated_has_no_notes(tiny: Path, quantized: Make) -> None:
-    assert read_notes(quantized(tiny), {}) == {}
+    with open_checkpoint(quantized(tiny)) as made:
+        assert read_proven(take_inventory(made)) is None
 
 
 def test_a_calibration_json_that_the_manifest_does_not_speak_of_is_not_believed(

@@ -11,7 +11,8 @@ from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.errors import DstoolsError
 from dstools_converters.plan.plan import Plan, plan_dequantize, plan_quantize
 from dstools_converters.plan.recipe import Recipe, Rule
-from dstools_converters.write.metadata import MAX_SIDE_BYTES, side_files, travelling_files
+from dstools_converters.sidefiles.carried import MAX_SIDE_BYTES, carried_files
+from dstools_converters.write.metadata import side_files
 
 INDEX = "model.safetensors.index.json"
 
@@ -48,7 +49,7 @@ def test_what_travels_along(tmp_path: Path, name: str, travels: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x")
     (tmp_path / "an empty folder").mkdir()
-    assert travelling_files(tmp_path) == ({name: path} if travels else {})
+    assert carried_files(tmp_path) == ({name: path} if travels else {})
 
 
 def test_linked_files_of_the_hub_cache_travel(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_linked_files_of_the_hub_cache_travel(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     link = snapshot / "tokenizer.json"
     link.symlink_to("../../blobs/1a2b")
-    assert travelling_files(snapshot) == {"tokenizer.json": link}
+    assert carried_files(snapshot) == {"tokenizer.json": link}
 
 
 def test_a_link_out_of_the_folder_is_refused_by_name(tmp_path: Path) -> None:
@@ -66,18 +67,18 @@ def test_a_link_out_of_the_folder_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").symlink_to("../secret")
     with pytest.raises(DstoolsError, match=r"^notes\.txt: is a link out of the folder"):
-        travelling_files(tmp_path / "model")
+        carried_files(tmp_path / "model")
 
 
 def test_a_file_too_large_to_be_a_side_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "weights\x1b.npz"
     with path.open("wb") as file:
         file.truncate(MAX_SIDE_BYTES)
-    assert list(travelling_files(tmp_path)) == ["weights\x1b.npz"]
+    assert list(carried_files(tmp_path)) == ["weights\x1b.npz"]
     with path.open("ab") as file:
         file.write(b"x")
     with pytest.raises(DstoolsError, match=r"^weights\\x1b\.npz: 67108865 bytes, too large"):
-        travelling_files(tmp_path)
+        carried_files(tmp_path)
 
 
 def planned(folder: Path, *rules: Rule) -> Plan:
