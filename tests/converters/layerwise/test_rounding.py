@@ -82,26 +82,26 @@ def test_gptq_by_hand() -> None:
     wanted = math.sqrt((2**2 + 4**2) / (34**2 + 68**2 + 448**2 + 896**2))
     assert rounded.error_nearest == pytest.approx(wanted, rel=1e-6)
     assert rounded.error == 0
-    note = rounded.note(weight, 2)
-    assert note["moved"] == 1
-    assert note["far"] == 0
-    assert note["numel"] == 4
+    note = rounded.note(weight, 2, "own", 4)
+    assert note.moved == 1
+    assert note.far == 0
+    assert note.numel == 4
     # both of the row are off by 1, of 17, 17 and 448
-    assert note["weight_error"] == pytest.approx(math.sqrt(2 / (2 * 17**2 + 448**2)), rel=1e-12)
+    assert note.weight_error == pytest.approx(math.sqrt(2 / (2 * 17**2 + 448**2)), rel=1e-12)
     raw = bytes(rounded.codes.flatten().tolist()) + rounded.scale_inv.numpy().tobytes()
-    assert note["sha256"] == sha256(raw).hexdigest()
+    assert note.sha256 == sha256(raw).hexdigest()
 
 
 def test_a_note_counts_codes_that_moved_and_those_that_moved_far() -> None:
     codes = torch.tensor([[0x7E, 0x80], [0x01, 0x5A]], dtype=torch.uint8)  # -0, 2^-9, 20
     rounded = Rounded(codes, torch.ones(1, 1), "gptq", "", 0.5, 0.25)
-    note = rounded.note(WEIGHT, 2)
+    note = rounded.note(WEIGHT, 2, "own", 4)
     # -0 is +0; 2^-9 is the code above 0; from 16 to 20 it is two steps
-    assert (note["moved"], note["far"]) == (2, 1)
-    assert note["weight_error"] == pytest.approx(
+    assert (note.moved, note.far) == (2, 1)
+    assert note.weight_error == pytest.approx(
         math.sqrt((2.0**-18 + 3**2) / (448**2 + 17**2)), rel=1e-12
     )
-    assert (note["method"], note["why"], note["error_nearest"], note["error"]) == (
+    assert (note.method, note.why, note.error_nearest, note.error) == (
         "gptq", "", 0.5, 0.25,
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_a_weight_of_zeros_has_no_error() -> None:
         rounded = round_weight(torch.zeros(3, 2), seen([1.0, 2.0], [0.0, 1.0]), method, "ue8m0", 2)
         assert rounded.error == rounded.error_nearest == 0
         assert rounded.method == "nearest"
-        assert rounded.note(torch.zeros(3, 2), 2)["weight_error"] == 0
+        assert rounded.note(torch.zeros(3, 2), 2, "own", 4).weight_error == 0
 
 
 def test_fewer_tokens_than_inputs_leave_it_nearest() -> None:
