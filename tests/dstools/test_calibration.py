@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from dstools.calibration import require_length
 from dstools.cli import main
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import require_sound
+from dstools_converters.errors import DstoolsError
 from dstools_converters.layerwise import corpus
 
 Checkpoint = Callable[..., Path]
@@ -132,43 +136,6 @@ def test_coverage_that_falls_short_exits_with_3_and_a_lower_one_goes_on(
     assert not journal.parent.exists()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [["--method", "gptq"], ["--method", "mse"], ["--min-coverage", "1"], ["--kv-cache", "fp8"]],
-    ids=" ".join,
-)
-def test_what_needs_data_is_refused_without(options: list[str], tiny: Path, tmp_path: Path) -> None:
-    result = quantize(tiny, tmp_path / "out", *options)
-    assert result.exit_code == 2
-    assert "--calibrate" in result.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_amax_needs_no_data(tiny: Path, tmp_path: Path) -> None:
-    assert quantize(tiny, tmp_path / "out", "--method", "amax").exit_code == 0
-    assert not (tmp_path / "out" / "calibration.json").exists()
-
-
-@pytest.mark.parametrize("missing", ["torch", "transformers"])
-def test_without_torch_it_says_what_to_install(missing: str, tiny: Path, data: Path) -> None:
-    code = (
-        "import sys\n"
-        "sys.modules[sys.argv[1]] = None\n"  # as if it were not installed
-        "from dstools.cli import main; main(sys.argv[2:])"
-    )
-    out = data.with_name("out")
-    words = ["quantize", str(tiny), str(out), "--calibrate", str(data)]
-    done = subprocess.run(
-        [sys.executable, "-c", code, missing, *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    error, hint = done.stderr.splitlines()
-    assert error == f"error: running a model needs {missing}"
-    assert hint == 'hint: pip install "dstools-llm[torch]"'
-    assert done.stdout == ""
-    assert not out.exists()
-
-
 def test_a_dry_run_reads_the_data_and_writes_nothing(
     checkpoint: Checkpoint, data: Path, tmp_path: Path
 ) -> None:
@@ -193,3 +160,24 @@ def test_verify_of_what_was_calibrated_imports_no_torch(
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "seq_len", "error"),
+    [
+        ("tiny-llama", 4097, "--seq-len 4097: config.json limits the model to 4096 tokens"),
+        ("tiny-v32", 17, "--seq-len 17: config.json limits the model to 16 tokens"),  # index_topk
+        ("tiny", 2, "--seq-len 2: is too short for 1 MTP layers"),
+    ],
+)
+def test_a_sample_that_the_model_cannot_run_on_is_refused(
+    kind: str, seq_len: int, error: str, checkpoint: Checkpoint
+) -> None:
+    with open_checkpoint(checkpoint(kind)) as opened:
+        inventory = require_sound(opened)
+        with pytest.raises(DstoolsError) as caught:
+            require_length(inventory, seq_len)
+        assert str(caught.value) == error
+        allowed = int(caught.value.hint.split()[1])
+        assert abs(allowed - seq_len) == 1
+        require_length(inventory, allowed)

@@ -295,6 +295,18 @@ def test_a_terminal_s_escapes_in_a_name_are_not_passed_on(tmp_path: Path) -> Non
     assert "red" in error
 
 
+def test_an_unknown_instruction_set_is_an_error_and_no_traceback(
+    tiny: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "dstools", "quantize", str(tiny), str(tmp_path / "out")]
+    env = os.environ | {"DSTOOLS_ISA": "foo"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: DSTOOLS_ISA must be one that runs here")
+    assert hint == "hint: unset DSTOOLS_ISA, or name one of these"
+
+
 @pytest.mark.parametrize("name", ["quantize", "dequantize"])
 def test_an_out_that_exists_is_refused_and_left_alone(
     name: str, tiny_fp8: Path, tmp_path: Path

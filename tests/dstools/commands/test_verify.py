@@ -1,0 +1,61 @@
+"""`dstools verify`: findings, hints and a verdict."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Checkpoint = Callable[..., Path]
+Run = Callable[..., Result]
+
+
+def test_verify_prints_findings_hints_and_a_verdict(
+    ok: Run, dstools: Run, tiny_fp8: Path, tmp_path: Path
+) -> None:
+    good = ok("verify", tiny_fp8)
+    *_, verdict = good.stdout.splitlines()
+    assert verdict.startswith(f"{tiny_fp8.name}: ok (")
+    assert good.stderr == ""
+
+    bad = tmp_path / "bad"
+    shutil.copytree(tiny_fp8, bad)
+    (bad / "config.json").chmod(0o644)
+    config = json.loads((bad / "config.json").read_text())
+    config["quantization_config"]["weight_block_size"] = [64, 64]
+    (bad / "config.json").write_text(json.dumps(config))
+    result = dstools("verify", bad)
+    assert result.exit_code == 3
+    lines = result.stdout.splitlines()
+    errors = [line for line in lines if line.startswith("error: model-")]
+    assert len(errors) == 20  # not hundreds, and the rest is counted
+    assert lines[lines.index(errors[0]) + 1].startswith("  hint: ")
+    (more,) = [line for line in lines if line.startswith("error: ") and line not in errors]
+    shown = json.loads(dstools("verify", bad, "--json").stdout)["findings"]
+    assert more == f"error: {len(shown) - 20} more; --json lists all"
+    assert lines[-1].startswith("bad: falls short (")
+
+
+@pytest.fixture(scope="module")
+def quantized_by_command(ok: Run, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ct") / "out"
+    ok("quantize", tiny, out, "--format", "compressed-tensors")
+    return out
+
+
+@pytest.mark.parametrize("pattern", ["(", "(a+)+$", ".*.*.*.*x"])
+def test_a_pattern_from_the_checkpoint_can_neither_break_nor_stall_verify(
+    edited: Callable[..., Path],
+    dstools: Run,
+    pattern: str,
+    tiny: Path,
+    quantized_by_command: Path,
+    tmp_path: Path,
+) -> None:
+    config = json.loads((quantized_by_command / "config.json").read_text())
+    quantization = config["quantization_config"] | {"ignore": [f"re:{pattern}", "lm_head"]}
+    folder = edited(quantized_by_command, tmp_path / "in", quantization_config=quantization)
+    result = dstools("verify", folder)
+    assert "warning: config.json: the pattern" in result.stdout
