@@ -1,5 +1,6 @@
-"""Load a causal language model that is not trained: all of its weights, none of them random."""
+"""Loading of causal language models for inference: all weights from the folder, none random."""
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,29 @@ from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.layerwise.runner import restored
 
-LOAD_HINT = "a model here is a folder of a causal language model that transformers has code for"
+LOAD_HINT = "name the folder of a causal language model that transformers supports"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
+LARGE = (1 << 31) - 1  # bytes: the largest int
 
 
-def load_model(model: Path, dtype: torch.dtype, **how: Any) -> Any:
-    """Return the model in a folder, in `dtype` but for what its code keeps in float32.
+def load_model(model: Path, dtype: torch.dtype, **options: Any) -> Any:
+    """Return the model in a folder, in `dtype` except for what its code keeps in float32.
 
-    FP8 blocks are widened by our own reader, in memory that holds the model twice for a while. transformers
-    5.23 takes the block from rows // rows of scales, and so reads 192 rows in two blocks of 128 as two of 96
-    (huggingface/transformers#36026); where a GPU knows FP8, it fetches kernels from the Hub instead.
-    how: more of from_pretrained's keywords. Raises DstoolsError where the folder does not hold all of a causal
-    language model, or FP8 that we do not read.
+    options: more keywords of from_pretrained. FP8 blocks are widened by our own reader, which holds
+    the model twice for a while: transformers 5.23 takes the block size from rows // rows of scales,
+    so that it reads 192 rows in two blocks of 128 as two of 96 (huggingface/transformers#36026),
+    and fetches kernels from the Hub if the GPU has FP8. Raises DstoolsError where the folder does
+    not hold a whole causal language model, or holds FP8 in a format that we do not read.
     """
-    said = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # it names what MTP layers have, and what we raise
+    verbosity = logging.get_verbosity()
+    # its warnings are of MTP layers and of errors that are raised here
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
         auto: Any = AutoModelForCausalLM
-        kinds: Any = MODEL_FOR_CAUSAL_LM_MAPPING
-        common: dict[str, Any] = how | {
-            "config": config,
-            "dtype": dtype,
-            "output_loading_info": True,
-        }
+        classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+        common = options | {"config": config, "dtype": dtype, "output_loading_info": True}
         if getattr(config, "quantization_config", None) is None:
             loaded, info = auto.from_pretrained(
                 model, trust_remote_code=False, local_files_only=True, **common
@@ -49,29 +49,42 @@ def load_model(model: Path, dtype: torch.dtype, **how: Any) -> Any:
         else:
             weights = _widened(model, dtype)
             del config.quantization_config
-            kind = kinds[type(config)]  # auto itself insists on a folder
-            loaded, info = kind.from_pretrained(None, state_dict=weights, **common)
+            model_class = classes[type(config)]  # auto itself requires a folder
+            loaded, info = model_class.from_pretrained(None, state_dict=weights, **common)
             if (model / "generation_config.json").exists():
                 loaded.generation_config = GenerationConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         reason = printable(str(error).strip().split("\n")[0])
         raise DstoolsError(f"{model}: cannot be loaded: {reason}", LOAD_HINT) from error
     finally:
-        logging.set_verbosity(said)
+        logging.set_verbosity(verbosity)
     if lost := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
         raise DstoolsError(
-            f"{model}: {len(lost)} weights are missing or of another shape, such as {lost[0]}",
-            "they would be random numbers; is the folder whole?",
+            f"{model}: {len(lost)} weights are missing or have another shape, such as {lost[0]}",
+            "they would be random numbers; is the folder complete?",
         )
     return loaded
 
 
 def _widened(model: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return all weights of a folder, those in FP8 as code times scale in `dtype`, the others as they are."""
-    found = {}
+    """Return all weights of a folder: FP8 as code times scale in `dtype`, others unchanged."""
+    weights = {}
     with open_checkpoint(model) as checkpoint:
         inventory = require_sound(checkpoint)
         for info, _ in inventory.weights():
             kept = dtype if inventory.is_quantized(info) else DTYPES[info.dtype]
-            found[info.name] = restored(inventory, info).to(kept)
-    return found
+            weights[info.name] = restored(inventory, info).to(kept)
+    return weights
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next tensor; elsewhere do nothing.
+
+    By default a tensor over some MiB is mapped when it is made and unmapped when it is freed, and
+    the system zeroes its pages again each time: a fifth to a quarter of the time that training and
+    sampling small models take on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
+        mallopt(M_TRIM_THRESHOLD, LARGE)

@@ -19,8 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
 from dstools_converters.errors import DstoolsError
-from dstools_distill.loading import load_model
-from dstools_distill.malloc import keep_freed_memory
+from dstools_distill.loading import keep_freed_memory, load_model
 from dstools_distill.teachers import latent
 from dstools_distill.tokens.templates import end_token_id
 

@@ -35,7 +35,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
-from dstools_distill.malloc import keep_freed_memory
+from dstools_distill.loading import keep_freed_memory
 from dstools_distill.recipe.settings import Training, check_settings
 from dstools_distill.store.ranks import world_size
 from dstools_distill.store.stage import Report, Work
