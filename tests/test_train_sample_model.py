@@ -92,7 +92,7 @@ def test_the_weights_are_those_of_a_release_and_fit_in_8_megabytes(script: Modul
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
     del header["__metadata__"]
     model = read_model(json.loads((SAMPLE / "config.json").read_text()))
-    wanted = {str(name): list(shape) for name, shape in model.weights()}
+    wanted = {model.spell(name): list(shape) for name, shape in model.weights()}
     copies = ("embed_tokens", "shared_head.head")  # a release repeats them in its MTP layer
     wanted |= {f"model.layers.4.{name}.weight": [320, 256] for name in copies}
     assert {name: entry["shape"] for name, entry in header.items()} == wanted

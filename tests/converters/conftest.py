@@ -123,7 +123,7 @@ def decoder_of() -> Callable[[Path], Any]:
         architecture = read_architecture(json.loads((folder / "config.json").read_text()))
         with torch.device("meta"):
             decoder = Decoder(architecture)
-        names = {str(name) for name, _ in architecture.model.weights()}
+        names = {architecture.model.spell(name) for name, _ in architecture.model.weights()}
         decoder.load_state_dict({n: t for n, t in state.items() if n in names}, assign=True)
         return decoder.requires_grad_(False).eval()
 

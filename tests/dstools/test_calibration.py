@@ -115,7 +115,7 @@ def test_coverage_that_falls_short_exits_with_3_and_a_lower_one_goes_on(
     source, out = checkpoint("tiny-v2-lite"), tmp_path / "out"
     result = calibrate(source, out, data, "--min-coverage", "321")
     error, hint = one_error(result, 3)
-    assert "model.layers.1.mlp.experts: 8 of 8 saw fewer than 321 tokens: expert 0 " in error
+    assert "layer 1: 8 of 8 experts saw fewer than 321 tokens: expert 0 " in error
     assert "--min-coverage" in hint
     assert not out.exists()
     journal = tmp_path / "out.incomplete" / "journal.jsonl"

@@ -18,7 +18,7 @@ from dstools_converters.checkpoint.storage import (
     scale_name,
 )
 from dstools_converters.errors import Finding, printable
-from dstools_converters.families.names import TensorName, parse
+from dstools_converters.families.names import TensorName
 from dstools_converters.families.shapes import Model, read_model
 
 
@@ -47,6 +47,10 @@ class Inventory:
         for name, storage in self.storage.items():
             yield storage.parts[0], self.names[name]
 
+    def info(self, name: TensorName) -> TensorInfo:
+        """Return the tensor of this name, which must be there."""
+        return self.tensors[self.model.spell(name)]
+
     def quantized(self) -> dict[str, Storage]:
         """Return the storage of every quantized weight, in order."""
         return {name: storage for name, storage in self.storage.items() if storage.is_quantized}
@@ -64,8 +68,7 @@ def take_inventory(checkpoint: Checkpoint) -> Inventory:
     """
     model = read_model(checkpoint.config)
     scheme = read_scheme(checkpoint.config)
-    layers = model.num_hidden_layers
-    names = {name: parse(name, layers) for name in checkpoint.tensors}
+    names = {name: model.parse(name) for name in checkpoint.tensors}
     storage = read_storage(checkpoint.tensors, scheme)
     return Inventory(checkpoint, model, scheme, names, storage)
 
@@ -117,7 +120,7 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
             "config and shards are not of the same model",
         )
         return
-    fused = [name for name in tensors if name.endswith("mlp.experts.gate_up_proj")]
+    fused = [name for name in tensors if name.endswith(model.spelling.fused_experts)]
     if fused:
         yield Finding.error(
             "experts-fused",
@@ -129,7 +132,7 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
     wanted = dict.fromkeys(tensors, False)
     layers = {parsed.layer for parsed in inventory.names.values() if parsed is not None}
     for name, shape in model.weights():
-        spelled = str(name)
+        spelled = model.spell(name)
         info = tensors.get(spelled)
         wanted[spelled] = True
         if info is None:
@@ -150,8 +153,9 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
                 "the header is damaged, or the quantization is one that is not read",
             )
     for name, shape in model.optional_weights():
-        info = tensors.get(str(name))
-        wanted[str(name)] = True
+        spelled = model.spell(name)
+        info = tensors.get(spelled)
+        wanted[spelled] = True
         if info is not None and info.shape != shape:
             yield _wrong_shape(info, shape)
     for spelled, parsed in inventory.names.items():
@@ -223,10 +227,11 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
         if parsed is None or parsed.part not in ("weight_scale_inv", "weight_scale"):
             continue
         if spelled not in belonging:
+            module = inventory.model.spelling.module(parsed)
             yield Finding.error(
                 "scale-orphaned",
                 tensors[spelled].where,
-                f"scales nothing: {printable(parsed.module)}.weight is no FP8 weight beside it",
+                f"scales nothing: {printable(module)}.weight is not an FP8 weight beside it",
                 "weights and scales are from different checkpoints, or the config names another "
                 "format",
             )

@@ -1,11 +1,13 @@
-"""A tensor's name as a structure, and back.
+"""Names of tensors: a structure that all families share, and the spellings of a family.
 
-One spelling serves the families we read, that of Hugging Face: `model.layers.L.` and a module path.
+A `Spelling` parses a name into a TensorName and spells it again. The families read so far share
+one, that of Hugging Face: `model.layers.L.` and a module path. `Model.spelling` chooses it.
 Source: DeepSeek-V3 and V3.2 releases, their model.safetensors.index.json; transformers'
 modeling_deepseek_v2.py, modeling_llama.py, modeling_qwen2.py, modeling_qwen3.py.
 """
 
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple, get_args
 
 Role = Literal[
@@ -23,51 +25,6 @@ Role = Literal[
 ]  # fmt: skip
 ROLES: tuple[Role, ...] = get_args(Role)
 
-# module path -> role; what stands behind `model.layers.L.`, with {} for the expert's number
-_OUTSIDE: dict[str, Role] = {
-    "model.embed_tokens": "embed_tokens",
-    "model.norm": "norm",
-    "lm_head": "lm_head",
-}
-_INSIDE: dict[str, Role] = {
-    "self_attn.q_proj": "q_proj",
-    "self_attn.k_proj": "k_proj",
-    "self_attn.v_proj": "v_proj",
-    "self_attn.o_proj": "o_proj",
-    "self_attn.q_norm": "q_norm",
-    "self_attn.k_norm": "k_norm",
-    "self_attn.q_a_proj": "q_a_proj",
-    "self_attn.q_a_layernorm": "q_a_layernorm",
-    "self_attn.q_b_proj": "q_b_proj",
-    "self_attn.kv_a_proj_with_mqa": "kv_a_proj_with_mqa",
-    "self_attn.kv_a_layernorm": "kv_a_layernorm",
-    "self_attn.kv_b_proj": "kv_b_proj",
-    "self_attn.indexer.wq_b": "indexer_wq_b",
-    "self_attn.indexer.wk": "indexer_wk",
-    "self_attn.indexer.k_norm": "indexer_k_norm",
-    "self_attn.indexer.weights_proj": "indexer_weights_proj",
-    "mlp.gate_proj": "dense_gate",
-    "mlp.up_proj": "dense_up",
-    "mlp.down_proj": "dense_down",
-    "mlp.gate": "router",
-    "mlp.experts.{}.gate_proj": "routed_gate",
-    "mlp.experts.{}.up_proj": "routed_up",
-    "mlp.experts.{}.down_proj": "routed_down",
-    "mlp.shared_experts.gate_proj": "shared_gate",
-    "mlp.shared_experts.up_proj": "shared_up",
-    "mlp.shared_experts.down_proj": "shared_down",
-    "input_layernorm": "input_layernorm",
-    "post_attention_layernorm": "post_attention_layernorm",
-    "eh_proj": "eh_proj",
-    "enorm": "enorm",
-    "hnorm": "hnorm",
-    "embed_tokens": "mtp_embed_tokens",
-    "shared_head.norm": "shared_head_norm",
-    "shared_head.head": "shared_head",
-    "self_attn": "kv_cache",
-}  # fmt: skip
-_PATHS = {role: path for path, role in (_OUTSIDE | _INSIDE).items()}
-_PATHS["e_score_correction_bias"] = "mlp.gate"
 # Engines run these as one matrix, so they are quantized together or not at all. Source: vLLM's
 # packed_modules_mapping of deepseek_v2.py, llama.py and qwen2.py.
 FUSED: tuple[tuple[Role, ...], ...] = (
@@ -78,54 +35,83 @@ FUSED: tuple[tuple[Role, ...], ...] = (
     ("shared_gate", "shared_up"),
 )
 PARTS = (
-    "weight", "bias", "weight_scale_inv", "weight_scale", "e_score_correction_bias", "k_scale", "v_scale",
-)  # fmt: skip
+    "weight",
+    "bias",
+    "weight_scale_inv",
+    "weight_scale",
+    "e_score_correction_bias",
+    "k_scale",
+    "v_scale",
+)
 
 
 class TensorName(NamedTuple):
-    """A parsed name. `str(parse(name)) == name` for every name that parses."""
+    """A parsed name."""
 
     role: Role
     part: str  # one of PARTS
     layer: int | None = None
     expert: int | None = None
-    is_mtp: bool = False  # a layer behind the last of `num_hidden_layers`
-
-    @property
-    def module(self) -> str:
-        """Spell the module: the name without its part."""
-        path = _PATHS[self.role].format(self.expert)
-        return path if self.layer is None else f"model.layers.{self.layer}.{path}"
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.part}"
+    is_mtp: bool = False  # of a layer after the last of `num_hidden_layers`
 
 
-def parse(name: str, num_hidden_layers: int) -> TensorName | None:
-    """Return the structure of a tensor's name, or None for a name that no family of ours has."""
-    if not name.startswith("model.layers."):
-        module, _, part = name.rpartition(".")
-        role = _OUTSIDE.get(module)
-        return TensorName(role, part) if role and part in PARTS[:4] else None
-    number, _, tail = name[13:].partition(".")
-    layer, inside = _natural(number), _parse_inside(tail)
-    if layer is None or inside is None:
-        return None
-    role, part, expert = inside
-    return TensorName(role, part, layer, expert, layer >= num_hidden_layers)
+@dataclass(frozen=True, eq=False)
+class Spelling:
+    """How a family spells names; `spell(parse(name)) == name` for every name that parses."""
+
+    outside: dict[str, Role]  # module path -> role
+    layers: str  # what precedes the number of a layer
+    inside: dict[str, Role]  # module path after the number -> role; {} is the expert's number
+    experts: str  # what precedes the number of an expert
+    fused_experts: str  # how the name of a tensor ends that holds all experts of a layer
+
+    @cached_property
+    def _paths(self) -> dict[Role, str]:
+        paths = {role: path for path, role in (self.outside | self.inside).items()}
+        return paths | {"e_score_correction_bias": paths["router"]}
+
+    def layer(self, layer: int) -> str:
+        """Return the path of a layer."""
+        return f"{self.layers}{layer}"
+
+    def path(self, name: TensorName) -> str:
+        """Return the path of a module inside its layer, or of one outside the layers."""
+        return self._paths[name.role].format(name.expert)
+
+    def module(self, name: TensorName) -> str:
+        """Return the path of a module: the name of the tensor without its part."""
+        path = self.path(name)
+        return path if name.layer is None else f"{self.layer(name.layer)}.{path}"
+
+    def spell(self, name: TensorName) -> str:
+        """Return the name of a tensor as text."""
+        return f"{self.module(name)}.{name.part}"
+
+    def parse(self, text: str, num_hidden_layers: int) -> TensorName | None:
+        """Return the structure of a tensor's name, or None for a name that the family lacks."""
+        if not text.startswith(self.layers):
+            module, _, part = text.rpartition(".")
+            role = self.outside.get(module)
+            return TensorName(role, part) if role and part in PARTS[:4] else None
+        number, _, tail = text[len(self.layers) :].partition(".")
+        layer, inside = _natural(number), _parse_inside(self, tail)
+        if layer is None or inside is None:
+            return None
+        role, part, expert = inside
+        return TensorName(role, part, layer, expert, layer >= num_hidden_layers)
 
 
-@lru_cache(1 << 14)  # the layers of a model repeat each other: V3's 91,991 names end in 1,600 ways
-def _parse_inside(tail: str) -> tuple[Role, str, int | None] | None:
-    """Return (role, part, expert) of what stands behind `model.layers.L.`."""
+@lru_cache(1 << 14)  # layers repeat each other: V3's 91,991 names have 1,600 different tails
+def _parse_inside(spelling: Spelling, tail: str) -> tuple[Role, str, int | None] | None:
+    """Return (role, part, expert) of `tail`, the name after the number of its layer."""
     module, _, part = tail.rpartition(".")
     expert = None
-    if module.startswith("mlp.experts."):
-        number, _, rest = module[12:].partition(".")
-        expert, module = _natural(number), f"mlp.experts.{{}}.{rest}"
+    if module.startswith(spelling.experts):
+        number, _, rest = module[len(spelling.experts) :].partition(".")
+        expert, module = _natural(number), f"{spelling.experts}{{}}.{rest}"
         if expert is None:
             return None
-    role = _INSIDE.get(module)
+    role = spelling.inside.get(module)
     if part == "e_score_correction_bias":
         role = "e_score_correction_bias" if role == "router" else None
     if (role == "kv_cache") != (part in ("k_scale", "v_scale")):
@@ -135,6 +121,55 @@ def _parse_inside(tail: str) -> tuple[Role, str, int | None] | None:
 
 @lru_cache(1 << 14)
 def _natural(text: str) -> int | None:
-    """Return the number that `text` spells the one canonical way: "7", and neither "07" nor "+7"."""
+    """Return the number that `text` spells in canonical form: "7", but not "07" or "+7"."""
     number = int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else None
     return number if number is not None and str(number) == text else None
+
+
+HUGGING_FACE = Spelling(
+    outside={
+        "model.embed_tokens": "embed_tokens",
+        "model.norm": "norm",
+        "lm_head": "lm_head",
+    },
+    layers="model.layers.",
+    inside={
+        "self_attn.q_proj": "q_proj",
+        "self_attn.k_proj": "k_proj",
+        "self_attn.v_proj": "v_proj",
+        "self_attn.o_proj": "o_proj",
+        "self_attn.q_norm": "q_norm",
+        "self_attn.k_norm": "k_norm",
+        "self_attn.q_a_proj": "q_a_proj",
+        "self_attn.q_a_layernorm": "q_a_layernorm",
+        "self_attn.q_b_proj": "q_b_proj",
+        "self_attn.kv_a_proj_with_mqa": "kv_a_proj_with_mqa",
+        "self_attn.kv_a_layernorm": "kv_a_layernorm",
+        "self_attn.kv_b_proj": "kv_b_proj",
+        "self_attn.indexer.wq_b": "indexer_wq_b",
+        "self_attn.indexer.wk": "indexer_wk",
+        "self_attn.indexer.k_norm": "indexer_k_norm",
+        "self_attn.indexer.weights_proj": "indexer_weights_proj",
+        "mlp.gate_proj": "dense_gate",
+        "mlp.up_proj": "dense_up",
+        "mlp.down_proj": "dense_down",
+        "mlp.gate": "router",
+        "mlp.experts.{}.gate_proj": "routed_gate",
+        "mlp.experts.{}.up_proj": "routed_up",
+        "mlp.experts.{}.down_proj": "routed_down",
+        "mlp.shared_experts.gate_proj": "shared_gate",
+        "mlp.shared_experts.up_proj": "shared_up",
+        "mlp.shared_experts.down_proj": "shared_down",
+        "input_layernorm": "input_layernorm",
+        "post_attention_layernorm": "post_attention_layernorm",
+        "eh_proj": "eh_proj",
+        "enorm": "enorm",
+        "hnorm": "hnorm",
+        "embed_tokens": "mtp_embed_tokens",
+        "shared_head.norm": "shared_head_norm",
+        "shared_head.head": "shared_head",
+        "self_attn": "kv_cache",
+    },
+    experts="mlp.experts.",
+    fused_experts="mlp.experts.gate_up_proj",
+)

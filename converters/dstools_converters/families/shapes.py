@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.families.names import Role, TensorName
+from dstools_converters.families.names import HUGGING_FACE, Role, Spelling, TensorName
 
 ModelType = Literal["deepseek_v2", "deepseek_v3", "deepseek_v32", "llama", "qwen2", "qwen3"]
 SUPPORTED: tuple[ModelType, ...] = get_args(ModelType)
@@ -76,8 +76,21 @@ class Model:
         """Return the number of layers, those of MTP included."""
         return self.num_hidden_layers + self.num_mtp_layers
 
+    @property
+    def spelling(self) -> Spelling:
+        """Return how the family spells the names of its tensors."""
+        return HUGGING_FACE  # of every ModelType
+
+    def parse(self, text: str) -> TensorName | None:
+        """Return the structure of a tensor's name, or None for a name that the family lacks."""
+        return self.spelling.parse(text, self.num_hidden_layers)
+
+    def spell(self, name: TensorName) -> str:
+        """Return the name of a tensor as text."""
+        return self.spelling.spell(name)
+
     def is_moe(self, layer: int) -> bool:
-        """Tell whether a layer has experts; MTP layers do wherever the model has any."""
+        """Return whether a layer has experts; MTP layers do wherever the model has any."""
         moe = self.moe
         if moe is None:
             return False

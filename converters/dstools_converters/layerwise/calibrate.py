@@ -144,7 +144,7 @@ def _check_coverage(layer: int, load: list[int], min_coverage: int) -> None:
     if cold:
         shown = ", ".join(f"expert {expert} {load[expert]}" for expert in cold[:8])
         raise ShortfallError(
-            f"model.layers.{layer}.mlp.experts: {len(cold)} of {len(load)} saw fewer than "
+            f"layer {layer}: {len(cold)} of {len(load)} experts saw fewer than "
             f"{min_coverage} tokens: {shown}{', ...' if len(cold) > 8 else ''}",
             "lower --min-coverage, and the same command goes on; or delete the unfinished folder, and "
             "calibrate with more --samples or other data",
@@ -157,7 +157,7 @@ def layer_bytes(plan: Plan) -> list[int]:
     found = [0] * (model.num_hidden_layers + model.num_mtp_layers)
     for name, _ in model.weights():
         if name.layer is not None and name.role in INPUTS:
-            found[name.layer] += plan.inventory.tensors[str(name)].nbytes
+            found[name.layer] += plan.inventory.info(name).nbytes
     return found
 
 
@@ -177,7 +177,8 @@ class _Rounder:
         self.plan = plan
         self.method = plan.calibration.method
         self.sink = sink
-        self.todo = {tensor.source.name: tensor for tensor in todo}
+        names = plan.inventory.names
+        self.todo = {names[tensor.source.name]: tensor for tensor in todo}
         self.layer = layer
         self.min_coverage = min_coverage
         self.progress = progress
@@ -196,8 +197,8 @@ class _Rounder:
     def begin(self, weights: dict[TensorName, Tensor], tokens: int) -> None:
         """Make ready for the inputs of these weights."""
         self.weights, self.tokens, self.seen = weights, tokens, {}
-        self.wanted = {INPUTS[name.role] for name in self._linears() if str(name) in self.todo}
-        if any(".experts." in name for name in self.todo):
+        self.wanted = {INPUTS[name.role] for name in self._linears() if name in self.todo}
+        if any(name is not None and name.expert is not None for name in self.todo):
             self.wanted.add("feed_forward")
         if tokens < self.plan.inventory.model.hidden_size:
             self.wanted.discard("expert")  # the layer's will do
@@ -215,15 +216,13 @@ class _Rounder:
         sources = dict.fromkeys(INPUTS[name.role] for name in self._linears())
         for source in sources:
             for name, weight in self._linears().items():
-                if INPUTS[name.role] == source and str(name) in self.todo:
-                    self._round(self.todo[str(name)], weight, *self._serving(source))
+                if INPUTS[name.role] == source and name in self.todo:
+                    self._round(self.todo[name], weight, *self._serving(source))
             if source != "feed_forward":
                 self.seen.pop(source, None)  # o_proj's takes a gigabyte
         self.shared = self.seen.pop("feed_forward", self.shared)
-        tensors = self.plan.inventory.tensors
-        self.progress(
-            sum(tensors[str(name)].nbytes for name in self.weights if name.role in INPUTS)
-        )
+        info = self.plan.inventory.info
+        self.progress(sum(info(name).nbytes for name in self.weights if name.role in INPUTS))
         self.weights = {}  # the next stage is loaded before it begins
 
     def route(self, experts_TK: Tensor, load: list[int]) -> None:

@@ -114,10 +114,8 @@ def total_bytes(*inventories: Inventory) -> int:
     """Return what `progress` is told in all."""
     total = 0
     for inventory in inventories:
-        inside = {
-            str(n) for n, _ in inventory.model.weights() if n.layer is not None and not n.is_mtp
-        }
-        total += sum(inventory.tensors[name].nbytes for name in inside | {head(inventory)})
+        inside = {n for n, _ in inventory.model.weights() if n.layer is not None and not n.is_mtp}
+        total += sum(inventory.info(name).nbytes for name in inside | {head(inventory)})
     return total
 
 
@@ -222,7 +220,7 @@ class _Watch:
             return
         for name, weight in weights.items():
             if name.role in INPUTS and name.part == "weight":
-                self._differences[name] = self.other.load(str(name)).sub_(weight)
+                self._differences[name] = self.other.load(name).sub_(weight)
                 self.sums.setdefault(name.role, _Sums()).numel += weight.numel()
 
     def see(self, source: str, values_TD: Tensor) -> None:
@@ -239,8 +237,8 @@ class _Watch:
 
     def end(self) -> None:
         """Let go of the weights, for the next ones take their place."""
-        tensors = self.runner.inventory.tensors
-        self.progress(sum(tensors[str(name)].nbytes for name in self._weights))
+        info = self.runner.inventory.info
+        self.progress(sum(info(name).nbytes for name in self._weights))
         self._weights, self._differences = {}, {}
 
     def route(self, experts_TK: Tensor, load: list[int]) -> None:
@@ -252,8 +250,10 @@ class _Watch:
 
     def _not_finite(self, name: TensorName, is_of_other: bool) -> DstoolsError:
         runner = self.other if is_of_other and self.other is not None else self.runner
+        inventory = runner.inventory
+        spelled = inventory.model.spell(name)
         return DstoolsError(
-            f"{runner.inventory.checkpoint.folder}: {name}: gives NaN or infinity", DAMAGED
+            f"{inventory.checkpoint.folder}: {spelled}: gives NaN or infinity", DAMAGED
         )
 
 

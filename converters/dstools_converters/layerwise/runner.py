@@ -20,7 +20,7 @@ from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import block_rows, columns, not_finite, restore, slabs
 from dstools_converters.errors import DstoolsError
-from dstools_converters.families.names import Role, TensorName
+from dstools_converters.families.names import HUGGING_FACE, Role, TensorName
 from dstools_converters.layerwise.spill import Spill
 from dstools_converters.model.architecture import Architecture
 from dstools_converters.model.decoder import DecoderLayer, MoE, MTPLayer, RMSNorm
@@ -120,7 +120,7 @@ class Runner:
 
     def embed(self, ids: Tensor) -> Spill:
         """Return the embeddings of `ids` int64 [T], reading the table once from front to back."""
-        info = self.inventory.tensors["model.embed_tokens.weight"]
+        info = self.inventory.info(TensorName("embed_tokens", "weight"))
         out = self.spill(len(ids))
         ordered, order = torch.sort(ids, stable=True)
         for first, last in slabs(0, info.shape[0], 1, info.shape[1] * 4):
@@ -149,10 +149,9 @@ class Runner:
         """Raise DstoolsError where what comes out of a layer holds NaN or infinity."""
         for begin, end in self._batches(hidden.rows):
             if not hidden.read(begin, end).isfinite().all():
+                where = self.inventory.model.spelling.layer(layer)
                 raise DstoolsError(
-                    f"{self.inventory.checkpoint.folder}: model.layers.{layer}: NaN or infinity comes "
-                    "out",
-                    DAMAGED,
+                    f"{self.inventory.checkpoint.folder}: {where}: gives NaN or infinity", DAMAGED
                 )
 
     def _attend(self, module: DecoderLayer, layer: int, hidden: Spill, watcher: Watcher) -> Spill:
@@ -228,7 +227,7 @@ class Runner:
         role: Role = "norm" if is_first else "shared_head_norm"
         name = TensorName(role, "weight", None if is_first else before, None, not is_first)
         norm = RMSNorm(hidden.width, self.architecture.rms_norm_eps)
-        norm.weight = nn.Parameter(self.load(str(name)))
+        norm.weight = nn.Parameter(self.load(name))
         samples, length = len(self.ids), hidden.rows // len(self.ids)
         shift = self.ids.shape[1] - length + 1
         embedded = self.embed(self.ids[:, shift:].flatten())
@@ -274,20 +273,20 @@ class Runner:
     ) -> Iterator[dict[TensorName, Tensor]]:
         """Have the weights of these roles in `module`, which else holds none."""
         names = [n for n in self._weights[layer] if n.role in roles and n.expert == expert]
-        weights = {name: self.load(str(name)) for name in names}
+        weights = {name: self.load(name) for name in names}
         state = {f"{_inside(name)}.{name.part}": weight for name, weight in weights.items()}
         module.load_state_dict(state, strict=False, assign=True)
         yield weights
         empty = {key: value.to("meta") for key, value in state.items()}
         module.load_state_dict(empty, strict=False, assign=True)
 
-    def load(self, name: str) -> Tensor:
+    def load(self, name: TensorName) -> Tensor:
         """Return a whole tensor as float32, FP8 as code times scale."""
-        return restored(self.inventory, self.inventory.tensors[name]).to(self.device)
+        return restored(self.inventory, self.inventory.info(name)).to(self.device)
 
-    def load_rows(self, name: str, first: int, last: int) -> Tensor:
+    def load_rows(self, name: TensorName, first: int, last: int) -> Tensor:
         """Return rows [first, last) as `load` does; FP8 from the first row of a block on."""
-        info = self.inventory.tensors[name]
+        info = self.inventory.info(name)
         return restored_rows(self.inventory, info, first, last).to(self.device)
 
     def _batches(self, rows: int) -> Iterator[tuple[int, int]]:
@@ -321,8 +320,8 @@ def restored_rows(inventory: Inventory, info: TensorInfo, first: int, last: int)
 
 
 def _inside(name: TensorName) -> str:
-    """Spell the module as its layer knows it; an expert's, as the expert does."""
-    inside = name.module.removeprefix(f"model.layers.{name.layer}.")
+    """Return the path of the module in our decoder layer; an expert's, in the expert."""
+    inside = HUGGING_FACE.path(name)
     return inside.rpartition(".")[2] if name.expert is not None else inside
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError
+from dstools_converters.families.names import TensorName
 from dstools_converters.layerwise.runner import DAMAGED, TOKENS_AT_A_TIME, Runner
 from dstools_converters.layerwise.spill import Spill
 from dstools_converters.model.decoder import RMSNorm
@@ -41,7 +42,7 @@ def score(
     ]
     for runner, states in zip(runners, hidden, strict=True):
         norm = RMSNorm(states.width, runner.architecture.rms_norm_eps)
-        norm.weight = nn.Parameter(runner.load("model.norm.weight"))
+        norm.weight = nn.Parameter(runner.load(TensorName("norm", "weight")))
         for begin, end in batches:
             states.write(begin, norm(states.read(begin, end).to(runner.device)))
     scores = [Scores(next_T.to(runner.device)) for runner in runners]
@@ -58,13 +59,14 @@ def score(
             gap_T[begin:end] *= shrink_T
             gap_T[begin:end] += (terms_TR * (logits[0] - logits[-1])).sum(1)
         for runner in runners:
-            info = runner.inventory.tensors[head(runner.inventory)]
+            info = runner.inventory.info(head(runner.inventory))
             progress(info.nbytes * (last - first) // info.shape[0])
     for runner, states, one in zip(runners, hidden, scores, strict=True):
         states.close()
         if not one.log_sum().isfinite().all():
+            name = runner.inventory.info(head(runner.inventory)).name
             raise DstoolsError(
-                f"{runner.inventory.checkpoint.folder}: {head(runner.inventory)}: gives NaN or infinity",
+                f"{runner.inventory.checkpoint.folder}: {name}: gives NaN or infinity",
                 DAMAGED,
             )
     kl_T = gap_T / scores[0].sum_T - scores[0].log_sum() + scores[-1].log_sum()
@@ -118,6 +120,6 @@ def _slabs(inventories: list[Inventory]) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, rows)
 
 
-def head(inventory: Inventory) -> str:
+def head(inventory: Inventory) -> TensorName:
     """Return the name of the head's weight."""
-    return "model.embed_tokens.weight" if inventory.model.is_tied else "lm_head.weight"
+    return TensorName("embed_tokens" if inventory.model.is_tied else "lm_head", "weight")

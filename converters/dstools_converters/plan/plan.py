@@ -342,14 +342,15 @@ def _kept_modules(
     """
     # each format has its own patterns
     named = existing.kept if existing and existing.format == format else ()
-    already = frozenset(named)
+    already, spelling = frozenset(named), inventory.model.spelling
     kept = []
     is_needed = format == "compressed-tensors"
     for tensor in draft:
         parsed = inventory.names[tensor.source.name]
         if parsed is None or parsed.part != "weight" or tensor.target.is_quantized:
             continue
-        if parsed.role in QUANTIZED_ROLES | KEPT_MATRICES and parsed.module not in already:
-            kept.append(parsed.module)
+        module = spelling.module(parsed)
+        if parsed.role in QUANTIZED_ROLES | KEPT_MATRICES and module not in already:
+            kept.append(module)
             is_needed |= parsed.role in QUANTIZED_ROLES
     return named + tuple(kept) if is_needed else named

@@ -1,6 +1,6 @@
 """calibration.json: how each weight was rounded, how well, and on which data; KV-cache scales."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -122,17 +122,18 @@ def read_calibration(folder: Path, inventory: Inventory) -> Calibration | None:
     return made
 
 
-def kv_names(plan: Plan) -> list[TensorName]:
-    """Return the names of the cache scales that a calibration adds.
+def kv_names(plan: Plan) -> dict[str, TensorName]:
+    """Return the names of the cache scales that a calibration adds, by their spelling.
 
     Not of MTP layers: vLLM's deepseek_mtp.py looks each name up as it is, and knows none of these.
     """
-    weights = plan.inventory.model.optional_weights()
-    return [name for name, _ in weights if name.role == "kv_cache" and not name.is_mtp]
+    model = plan.inventory.model
+    names = [name for name, _ in model.optional_weights() if name.role == "kv_cache"]
+    return {model.spell(name): name for name in names if not name.is_mtp}
 
 
 def kv_scales(
-    names: Iterable[TensorName], layer_amax: Mapping[int, Mapping[CachePart, float]]
+    names: Mapping[str, TensorName], layer_amax: Mapping[int, Mapping[CachePart, float]]
 ) -> dict[str, NDArray[np.float32]]:
     """Return for each name of role kv_cache an F32 [1] array: the largest cached value over 448.
 
@@ -140,13 +141,13 @@ def kv_scales(
     Source: the names that compressed-tensors writes and vLLM's maybe_remap_kv_scale_name reads.
     """
     scales = {}
-    for name in names:
+    for spelled, name in names.items():
         amax = layer_amax.get(name.layer or 0, {})
         is_v = name.part == "v_scale" and "v_amax" in amax
         of_keys = [value for part, value in amax.items() if part != "v_amax"]
         largest = amax["v_amax"] if is_v else max(of_keys, default=0.0)
         scale = np.float32(max(largest, AMAX_FLOOR["float32"])) / np.float32(E4M3_MAX)
-        scales[str(name)] = np.array([scale], np.float32)
+        scales[spelled] = np.array([scale], np.float32)
     return scales
 
 

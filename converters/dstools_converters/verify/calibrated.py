@@ -63,7 +63,7 @@ def check_calibration(made: Inventory) -> Iterator[Finding]:
         info = made.tensors[spelled]
         if name is None or not is_kv_scale(made, info) or info.shape != (1,):
             continue
-        wanted = kv_scales([name], amax)[spelled].tobytes()
+        wanted = kv_scales({spelled: name}, amax)[spelled].tobytes()
         if info.dtype != "F32" or bytes(made.checkpoint.read(info, 0, info.nbytes)) != wanted:
             yield Finding.error(
                 "bytes-differ",

@@ -194,8 +194,8 @@ def _check_roles(inventory: Inventory) -> Iterator[Finding]:
             )
         is_kept = parsed.part == "weight" and info.dtype in FLOATS
         if scheme is not None and is_kept and parsed.role in QUANTIZED_ROLES:
-            is_named = parsed.module in plain
-            if not is_named and not any(pattern.match(parsed.module) for pattern in patterns):
+            module = inventory.model.spelling.module(parsed)
+            if module not in plain and not any(pattern.match(module) for pattern in patterns):
                 yield Finding.error(
                     "role-kept",
                     info.where,

@@ -101,7 +101,7 @@ def _digest(content: Path | bytes) -> str:
 def _index(plan: Plan) -> dict[str, Any]:
     index = plan.index()
     if plan.calibration is not None and plan.calibration.kv_cache:
-        names = [str(name) for name in kv_names(plan)]
+        names = kv_names(plan)
         index["metadata"]["total_size"] += 4 * len(names)
         index["weight_map"] = dict(
             sorted((index["weight_map"] | dict.fromkeys(names, KV_SCALES)).items())

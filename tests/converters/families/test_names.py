@@ -1,4 +1,4 @@
-"""Names parse to a structure and spell back; whatever is not exactly a family's name does not parse."""
+"""Names parse to a structure and spell back; a name that is not exactly a family's does not parse."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstools_converters.checkpoint.folder import open_checkpoint
-from dstools_converters.families.names import PARTS, ROLES, TensorName, parse
+from dstools_converters.families.names import (
+    FUSED,
+    HUGGING_FACE,
+    PARTS,
+    ROLES,
+    Spelling,
+    TensorName,
+)
 
 TINY = ["tiny", "tiny-v2", "tiny-v2-lite", "tiny-v32", "tiny-llama", "tiny-qwen2", "tiny-qwen3"]
 KINDS = {  # the names of a checkpoint, by what they are; counted in the release, and by hand below
@@ -25,8 +32,8 @@ def test_every_name_of_every_family_parses_and_spells_back(
 ) -> None:
     found = open_checkpoint(checkpoint(kind))
     layers = found.config["num_hidden_layers"]
-    parsed = {name: parse(name, layers) for name in found.tensors}
-    assert [name for name, p in parsed.items() if p is None or str(p) != name] == []
+    parsed = {name: HUGGING_FACE.parse(name, layers) for name in found.tensors}
+    assert [name for name, p in parsed.items() if p is None or HUGGING_FACE.spell(p) != name] == []
     assert len(set(parsed.values())) == len(parsed)
     assert KINDS[kind] in (None, len(parsed))
     mtp = {name for name in parsed if name.startswith(f"model.layers.{layers}.")}
@@ -39,7 +46,7 @@ def test_the_families_together_have_every_role(checkpoint: Callable[..., Path]) 
     for kind in TINY:
         found = open_checkpoint(checkpoint(kind))
         for name in found.tensors:
-            parsed = parse(name, found.config["num_hidden_layers"])
+            parsed = HUGGING_FACE.parse(name, found.config["num_hidden_layers"])
             assert parsed is not None
             roles.add(parsed.role)
     # scales of a KV cache are in no release; quantize adds them where it is asked to
@@ -77,8 +84,8 @@ def test_the_families_together_have_every_role(checkpoint: Callable[..., Path]) 
     ],
 )  # fmt: skip
 def test_a_name_is_what_it_says(name: str, wanted: TensorName) -> None:
-    assert parse(name, 61) == wanted
-    assert str(wanted) == name
+    assert HUGGING_FACE.parse(name, 61) == wanted
+    assert HUGGING_FACE.spell(wanted) == name
 
 
 @pytest.mark.parametrize(
@@ -139,7 +146,7 @@ def test_a_name_is_what_it_says(name: str, wanted: TensorName) -> None:
     ],
 )
 def test_a_near_miss_does_not_parse(name: str) -> None:
-    assert parse(name, 61) is None
+    assert HUGGING_FACE.parse(name, 61) is None
 
 
 @given(st.from_regex(
@@ -148,21 +155,56 @@ def test_a_near_miss_does_not_parse(name: str) -> None:
     fullmatch=True,
 ))  # fmt: skip
 def test_what_parses_spells_back(name: str) -> None:
-    parsed = parse(name, 3)
-    assert parsed is None or str(parsed) == name
+    parsed = HUGGING_FACE.parse(name, 3)
+    assert parsed is None or HUGGING_FACE.spell(parsed) == name
 
 
 @pytest.mark.parametrize(
     ("layer", "layers", "is_mtp"), [(0, 1, False), (60, 61, False), (61, 61, True), (62, 61, True)]
 )
-def test_a_layer_behind_the_last_is_mtp(layer: int, layers: int, is_mtp: bool) -> None:
-    parsed = parse(f"model.layers.{layer}.input_layernorm.weight", layers)
+def test_a_layer_after_the_last_is_mtp(layer: int, layers: int, is_mtp: bool) -> None:
+    parsed = HUGGING_FACE.parse(f"model.layers.{layer}.input_layernorm.weight", layers)
     assert parsed is not None
     assert parsed.is_mtp == is_mtp
 
 
 def test_the_module_is_the_name_without_its_part() -> None:
     for part in PARTS[:4]:
-        parsed = parse(f"model.layers.2.mlp.experts.7.up_proj.{part}", 3)
+        parsed = HUGGING_FACE.parse(f"model.layers.2.mlp.experts.7.up_proj.{part}", 3)
         assert parsed is not None
-        assert parsed.module == "model.layers.2.mlp.experts.7.up_proj"
+        assert HUGGING_FACE.module(parsed) == "model.layers.2.mlp.experts.7.up_proj"
+
+
+def test_a_path_is_the_module_inside_its_layer() -> None:
+    expert = TensorName("routed_up", "weight", 2, 7)
+    assert HUGGING_FACE.path(expert) == "mlp.experts.7.up_proj"
+    assert HUGGING_FACE.layer(2) == "model.layers.2"
+    assert HUGGING_FACE.path(TensorName("norm", "weight")) == "model.norm"
+    bias = TensorName("e_score_correction_bias", "e_score_correction_bias", 3)
+    assert HUGGING_FACE.path(bias) == HUGGING_FACE.path(TensorName("router", "weight", 3))
+
+
+def test_another_spelling_gives_the_same_structures() -> None:
+    other = Spelling(
+        outside={"embed": "embed_tokens"},
+        layers="layers.",
+        inside={"ffn.gate": "router", "ffn.experts.{}.w2": "routed_down"},
+        experts="ffn.experts.",
+        fused_experts="ffn.experts.w13",
+    )
+    for name, wanted in {
+        "embed.weight": TensorName("embed_tokens", "weight"),
+        "layers.4.ffn.experts.31.w2.weight": TensorName("routed_down", "weight", 4, 31, True),
+    }.items():
+        assert other.parse(name, 4) == wanted
+        assert other.spell(wanted) == name
+        assert HUGGING_FACE.parse(name, 4) is None
+    # the same tail, read by one spelling, is not remembered for the other
+    assert other.parse("layers.0.mlp.gate.weight", 4) is None
+    assert HUGGING_FACE.parse("model.layers.0.mlp.gate.weight", 4) is not None
+    assert other.parse("layers.0.mlp.gate.weight", 4) is None
+
+
+def test_each_role_is_fused_with_one_group_at_most() -> None:
+    roles = [role for group in FUSED for role in group]
+    assert len(set(roles)) == len(roles)

@@ -35,8 +35,8 @@ def test_a_model_s_weights_are_those_on_disk(kind: str, checkpoint: Checkpoint) 
     found = open_checkpoint(checkpoint(kind))
     model = read_model(found.config)
     disk = {n: i.shape for n, i in found.tensors.items() if not n.endswith("_scale_inv")}
-    wanted = [(str(name), shape) for name, shape in model.weights()]
-    optional = {str(name): shape for name, shape in model.optional_weights()}
+    wanted = [(model.spell(name), shape) for name, shape in model.weights()]
+    optional = {model.spell(name): shape for name, shape in model.optional_weights()}
     assert len(dict(wanted)) == len(wanted)
     # the MTP layer's embedding and head are there as in the releases; a tied head is not, nor are the
     # scales of a KV cache
@@ -63,7 +63,8 @@ def test_biases_are_there_where_the_config_says_so(
     change: dict[str, Any], more: dict[str, int]
 ) -> None:
     def weights(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        return {str(name): shape for name, shape in read_model(config).weights()}
+        model = read_model(config)
+        return {model.spell(name): shape for name, shape in model.weights()}
 
     plain, biased = weights(LLAMA), weights(LLAMA | change)
     assert biased == plain | {f"model.layers.0.{k}.bias": (v,) for k, v in more.items()}
@@ -78,7 +79,8 @@ def test_mla_biases_are_those_of_transformers() -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    ours = {str(name): shape for name, shape in read_model(config).weights()}
+    model = read_model(config)
+    ours = {model.spell(name): shape for name, shape in model.weights()}
     assert {n: s for n, s in ours.items() if "self_attn" in n} == {
         n: s for n, s in shapes.items() if "self_attn" in n
     }

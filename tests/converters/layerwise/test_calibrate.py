@@ -431,7 +431,7 @@ def test_coverage_that_falls_short_names_layer_and_experts_and_keeps_what_is_don
     with pytest.raises(ShortfallError) as caught:
         quantize(plan, tmp_path / "out", min_coverage=200)  # layer 1 has two experts of 174
     assert str(caught.value) == (
-        "model.layers.1.mlp.experts: 2 of 8 saw fewer than 200 tokens: expert 6 174, expert 7 174"
+        "layer 1: 2 of 8 experts saw fewer than 200 tokens: expert 6 174, expert 7 174"
     )
     assert not (tmp_path / "out").exists()
     work = tmp_path / "out.incomplete"

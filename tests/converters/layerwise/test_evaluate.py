@@ -585,7 +585,7 @@ def test_without_a_reference_what_gives_infinity_is_named_by_its_layer(
     edited: Path, run: Run
 ) -> None:
     change(edited, "model.layers.2.mlp.shared_experts.up_proj.weight", huge)
-    with pytest.raises(DstoolsError, match=r"edited: model.layers.2: NaN or infinity comes out"):
+    with pytest.raises(DstoolsError, match=r"edited: model.layers.2: gives NaN or infinity"):
         run(edited, None, some_ids(1, 8))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import require_sound
-from dstools_converters.families.names import TensorName
+from dstools_converters.families.names import HUGGING_FACE, TensorName
 from dstools_converters.layerwise import runner as layerwise
 from dstools_converters.layerwise.runner import INPUTS, Runner
 from dstools_converters.model.architecture import read_architecture
@@ -64,7 +64,7 @@ class Recorder:
 
     def begin(self, weights: dict[TensorName, Tensor], tokens: int) -> None:
         self._weights, self._parts = weights, defaultdict(list)
-        self.stages.append(({str(name) for name in weights}, tokens))
+        self.stages.append(({HUGGING_FACE.spell(name) for name in weights}, tokens))
 
     def see(self, source: str, values_TD: Tensor) -> None:
         self._parts[source].append(values_TD.clone())
@@ -73,7 +73,7 @@ class Recorder:
         for name, weight in self._weights.items():
             assert weight.device.type == "cpu"  # it is still there
             if name.part == "weight" and name.role in INPUTS and INPUTS[name.role] in self._parts:
-                self.seen[str(name)] = torch.cat(self._parts[INPUTS[name.role]])
+                self.seen[HUGGING_FACE.spell(name)] = torch.cat(self._parts[INPUTS[name.role]])
 
     def route(self, experts_TK: Tensor, load: list[int]) -> None:
         self.experts, self.load = experts_TK, load

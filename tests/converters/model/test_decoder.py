@@ -70,7 +70,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 def loaded(architecture: Architecture, weights: dict[str, Tensor]) -> Decoder:
     with torch.device("meta"):
         decoder = Decoder(architecture)
-    names = [str(name) for name, _ in architecture.model.weights()]
+    names = [architecture.model.spell(name) for name, _ in architecture.model.weights()]
     decoder.load_state_dict({name: weights[name] for name in names}, assign=True)
     return decoder.requires_grad_(False).eval()
 
@@ -546,7 +546,9 @@ def test_every_weight_of_a_family_is_a_parameter_by_its_name(
     with torch.device("meta"):
         decoder = Decoder(architecture)
     found = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
-    assert found == {str(name): shape for name, shape in architecture.model.weights()}
+    assert found == {
+        architecture.model.spell(n): shape for n, shape in architecture.model.weights()
+    }
     assert list(decoder.buffers()) == []
 
 
@@ -555,7 +557,7 @@ def test_a_layer_of_the_releases_has_their_weights(
     kind: str, make_checkpoint: Any, checkpoint: Checkpoint
 ) -> None:
     architecture = read_architecture(dict(make_checkpoint.CONFIGS[kind]))
-    wanted = {str(name): shape for name, shape in architecture.model.weights()}
+    wanted = {architecture.model.spell(n): shape for n, shape in architecture.model.weights()}
     for layer, cls in [(0, DecoderLayer), (60, DecoderLayer), (61, MTPLayer)]:
         with torch.device("meta"):
             module = cls(architecture, layer)
@@ -581,7 +583,7 @@ def test_a_hook_sees_the_input_of_every_weight_but_the_indexer_s(kind: str, pair
             layer(decoder.model.embed_tokens(ids), hidden, angles)
     for hook in hooks:
         hook.remove()
-    weights = {str(name) for name, _ in model.weights() if name.part == "weight"}
+    weights = {model.spell(name) for name, _ in model.weights() if name.part == "weight"}
     assert {name for name in weights - seen if "indexer" not in name} == set()
 
 

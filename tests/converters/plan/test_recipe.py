@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.families.names import TensorName, parse
+from dstools_converters.families.names import HUGGING_FACE, TensorName
 from dstools_converters.plan.recipe import KEEP, QUANTIZE, Recipe, Rule, read_recipe
 
 NAMES = [
@@ -21,7 +21,7 @@ NAMES = [
     "lm_head.weight",
     "vision.tower.weight",
 ]
-THERE: list[tuple[str, TensorName | None]] = [(name, parse(name, 3)) for name in NAMES]
+THERE: list[tuple[str, TensorName | None]] = [(name, HUGGING_FACE.parse(name, 3)) for name in NAMES]
 
 
 def read(tmp_path: Path, text: str) -> Recipe:
@@ -70,7 +70,7 @@ def test_without_rules_deepseek_s_own_decide() -> None:
     ]
     assert decisions(Recipe()) == dict.fromkeys(NAMES, "DeepSeek's own")
     assert [n for n, parsed in THERE if Recipe().decide(n, parsed) is QUANTIZE] == quantized
-    assert Recipe().decide("model.layers.0.self_attn.q_proj.bias", parse(
+    assert Recipe().decide("model.layers.0.self_attn.q_proj.bias", HUGGING_FACE.parse(
         "model.layers.0.self_attn.q_proj.bias", 3)) is KEEP  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_a_role_is_its_weight_and_never_its_bias() -> None:
     of_role = Rule("r", "fp8-block", ("q_proj",))
     for part, wanted in (("weight", of_role), ("bias", KEEP)):
         name = f"model.layers.0.self_attn.q_proj.{part}"
-        assert Recipe((of_role,)).decide(name, parse(name, 1)) is wanted
+        assert Recipe((of_role,)).decide(name, HUGGING_FACE.parse(name, 1)) is wanted
 
 
 def test_the_first_rule_that_matches_decides(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_first_rule_that_matches_decides(tmp_path: Path) -> None:
         rule(role="o_proj", scheme="keep"),
     )
     name = "model.layers.1.self_attn.o_proj.weight"
-    parsed = parse(name, 3)
+    parsed = HUGGING_FACE.parse(name, 3)
     assert read(tmp_path, first + second).decide(name, parsed).scheme == "fp8-block"
     assert read(tmp_path, second + first).decide(name, parsed).scheme == "keep"
 

@@ -39,11 +39,12 @@ def fp8(sparse: Sparse) -> Callable[..., Inventory]:
 
     def make(config: dict[str, Any], scale_dtype: str = "F32", **quantization: Any) -> Inventory:
         tensors = {}
-        for name, shape in read_model(config).weights():
+        model = read_model(config)
+        for name, shape in model.weights():
             is_fp8 = name.role in QUANTIZED_ROLES and name.part == "weight"
-            tensors[str(name)] = ("F8_E4M3" if is_fp8 else "BF16", list(shape))
+            tensors[model.spell(name)] = ("F8_E4M3" if is_fp8 else "BF16", list(shape))
             if is_fp8:
-                tensors[f"{name.module}.weight_scale_inv"] = (
+                tensors[f"{model.spelling.module(name)}.weight_scale_inv"] = (
                     scale_dtype,
                     [-(-side // 128) for side in shape],
                 )
