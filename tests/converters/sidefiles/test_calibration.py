@@ -85,17 +85,20 @@ def test_a_damaged_file_is_named_with_its_key(
 
 
 def test_cache_scales_by_hand() -> None:
-    k, v = (TensorName("kv_cache", part, 2) for part in ("k_scale", "v_scale"))
-    mla = kv_scales([k, v], {2: {"latent_amax": 448.0, "rope_amax": 896.0}})
-    assert {name: scale.tolist() for name, scale in mla.items()} == {str(k): [2.0], str(v): [2.0]}
-    heads = kv_scales([k, v], {2: {"k_amax": 448.0, "v_amax": 224.0}})
+    names = {part: TensorName("kv_cache", part, 2) for part in ("k_scale", "v_scale")}
+    mla = kv_scales(names, {2: {"latent_amax": 448.0, "rope_amax": 896.0}})
+    assert {name: scale.tolist() for name, scale in mla.items()} == {
+        "k_scale": [2.0],
+        "v_scale": [2.0],
+    }
+    heads = kv_scales(names, {2: {"k_amax": 448.0, "v_amax": 224.0}})
     assert [scale.tolist() for scale in heads.values()] == [[1.0], [0.5]]
     assert all(scale.dtype == np.float32 for scale in heads.values())
 
 
 def test_a_cache_that_held_zeros_gets_the_smallest_scale() -> None:
     k = TensorName("kv_cache", "k_scale", 0)
-    (scale,) = kv_scales([k], {}).values()
+    (scale,) = kv_scales({"k": k}, {}).values()
     assert scale == np.float32(1e-12) / np.float32(448)
 
 
