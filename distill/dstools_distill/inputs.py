@@ -7,11 +7,11 @@ from typing import Any
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.data.contamination import EVAL_INDEX
-from dstools_distill.places import Places
+from dstools_distill.places import PendingError, Places
 from dstools_distill.recipe.presets import BUNDLED
 from dstools_distill.recipe.recipe import PHASE, Chain
 from dstools_distill.recipe.settings import Eval, Prompts
-from dstools_distill.recipe.stages import STAGES, TRAINED, Inputs
+from dstools_distill.recipe.stages import STAGES, TRAINED, Inputs, Read
 from dstools_distill.store.stage import Identity, Report, Work, identify
 
 # makes the folder of an identity by running the function, or finds it
@@ -22,43 +22,57 @@ def gather(places: Places, chain: Chain, stage: str, make: Make) -> Inputs:
     """Return what a stage of a chain reads.
 
     make: called for the problems of evaluations and their indexes, which belong to no chain.
-    Raises DstoolsError, naming the next command, where an earlier stage is not finished.
+    Raises DstoolsError, naming the next command, where an earlier stage is not finished. In a
+    preview, raises PendingError where one would run first and nothing else is wrong.
     """
-    settings, found = chain.stages[stage], dict[str, Any]()
+    found = dict[str, Any]()
+    pending = None
     for name in STAGES[stage].reads:
-        match name:
-            case "sources":
-                found[name] = tuple(places.sources(settings))
-            case "pass_rates":
-                found[name] = places.file(settings.pass_rates)
-            case "prompts":
-                found[name] = places.finished(chain, "prompts")
-            case "samples":
-                found[name] = places.before(chain, stage)
-            case "mixed":
-                found[name] = places.file(settings.non_reasoning)
-            case "rows":
-                found[name] = places.finished(chain, "render")
-            case "problems":
-                found[name] = _problems(places, settings, make)
-            case "indexes":
-                is_needed = found.get("mixed", chain) is not None
-                found[name] = _indexes(places, chain, make) if is_needed else ()
-            case "model":
-                found[name] = _model(places, chain, stage)
-            case "models":
-                found[name] = _models(places, chain, settings)
-            case "teacher":
-                found[name] = places.model(settings.teacher, f"{stage}.teacher")
-            case "tokenizer":
-                found[name] = places.tokenizer(chain)
-            case "template":
-                found[name] = chain.student.template
-            case "init":
-                found[name] = chain.student.init
-            case "judge":
-                found[name] = chain.judge
+        if name == "indexes" and found.get("mixed", chain) is None:
+            continue  # of conversations that are mixed in, and there are none
+        try:
+            found[name] = _read(places, chain, stage, name, make)
+        except PendingError as error:
+            pending = error
+    if pending is not None:
+        raise pending
     return Inputs(**found)
+
+
+def _read(places: Places, chain: Chain, stage: str, name: Read, make: Make) -> Any:
+    """Return one of the inputs."""
+    settings = chain.stages[stage]
+    match name:
+        case "sources":
+            return tuple(places.sources(settings))
+        case "pass_rates":
+            return places.file(settings.pass_rates)
+        case "prompts":
+            return places.finished(chain, "prompts")
+        case "samples":
+            return places.before(chain, stage)
+        case "mixed":
+            return places.file(settings.non_reasoning)
+        case "rows":
+            return places.finished(chain, "render")
+        case "problems":
+            return _problems(places, settings, make)
+        case "indexes":
+            return _indexes(places, chain, make)
+        case "model":
+            return _model(places, chain, stage)
+        case "models":
+            return _models(places, chain, settings)
+        case "teacher":
+            return places.model(settings.teacher, f"{stage}.teacher")
+        case "tokenizer":
+            return places.tokenizer(chain)
+        case "template":
+            return chain.student.template
+        case "init":
+            return chain.student.init
+        case "judge":
+            return chain.judge
 
 
 def identity_of(places: Places, stage: str, settings: Any, inputs: Inputs) -> Identity:

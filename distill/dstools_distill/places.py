@@ -1,7 +1,7 @@
-"""Where the things that a recipe names lie: models, files, the folders of finished stages."""
+"""The paths that a recipe names: models, files, and the folders of finished stages."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,10 @@ from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import MANIFEST
 
 
+class PendingError(Exception):
+    """A preview met the result of a stage that has yet to run."""
+
+
 @dataclass(frozen=True)
 class Places:
     """The paths of a recipe and of its results."""
@@ -20,63 +24,74 @@ class Places:
     recipe: Recipe
     out: Path
     resolve: Callable[[str], Path]  # org/name -> its folder in the Hub cache
+    # of a preview, by CHAIN/STAGE: the folders to which a run would have made links
+    links: dict[str, Path] | None = None
 
     def finished(self, chain: Chain, stage: str) -> Path:
-        """Return the folder of a stage that is done."""
+        """Return the folder of a stage, which must be finished."""
         place = self.place(chain.name, stage)
         if not (place / MANIFEST).exists():
-            named = ["--chain", chain.name] if chain.name else []
-            raise DstoolsError(f"{place}: {stage} is not done", self.command(stage, *named))
+            options = ["--chain", chain.name] if chain.name else []
+            raise DstoolsError(f"{place}: {stage} is not done", self.command(stage, *options))
         return place.resolve()
 
     def command(self, name: str, *options: str) -> str:
-        """Return a command of dstools that works on this recipe, in this folder."""
+        """Return the dstools command that works on this recipe in this folder."""
         is_usual = self.out == self.recipe.path.with_suffix("")
         words = [*options, *([] if is_usual else ["--out", os.fspath(self.out)])]
         return " ".join(["dstools", "distill", name, os.fspath(self.recipe.path), *words])
 
     def require(self) -> None:
-        """Raise DstoolsError where a file or folder that a chain names is not there, before anything is run."""
+        """Raise DstoolsError if a file or folder that the recipe names is missing."""
         for chain in self.recipe.chains:
-            stages, needed = chain.stages, [*chain.index]
-            if "prompts" in stages:
-                needed.append(stages["prompts"].pass_rates)
-            if "select" in stages:
-                needed.append(stages["select"].non_reasoning)
-            for stage in ("prompts", "eval"):
-                if stage in stages:
-                    needed += [os.fspath(path) for path in self.sources(stages[stage]) if path]
-            for name in filter(None, needed):
-                if not name.startswith(PHASE) and not self.path(name).exists():
+            for name in self._files(chain):
+                if name and not name.startswith(PHASE) and not self.path(name).exists():
                     raise DstoolsError(
                         f"{self.recipe.path}: {self.path(name)}: no such file or folder",
                         "paths of a recipe are relative to its folder",
                     )
-            models = [("student.model", chain.student.model)]
-            models.append(("student.tokenizer", chain.student.tokenizer))
-            if "generate" in stages and stages["generate"].backend == "hf":
-                models.append(("generate.model", stages["generate"].model))
-            if "kd" in stages:
-                models.append(("kd.teacher", stages["kd"].teacher))
-            for key, name in models:
-                if name and not name.startswith(PHASE):
+            for key, name in self._models(chain):
+                if not name.startswith(PHASE):
                     self.model(name, key)
 
+    def _files(self, chain: Chain) -> Iterator[str]:
+        stages = chain.stages
+        yield from chain.index
+        if "prompts" in stages:
+            yield stages["prompts"].pass_rates
+        if "generate" in stages and stages["generate"].backend == "replay":
+            yield stages["generate"].model
+        if "select" in stages:
+            yield stages["select"].non_reasoning
+        for stage in ("prompts", "eval"):
+            if stage in stages:
+                yield from (os.fspath(path) for path in self.sources(stages[stage]) if path)
+
+    def _models(self, chain: Chain) -> Iterator[tuple[str, str]]:
+        if chain.student.model:
+            yield "student.model", chain.student.model
+        if chain.student.tokenizer:
+            yield "student.tokenizer", chain.student.tokenizer
+        if "generate" in chain.stages and chain.stages["generate"].backend == "hf":
+            yield "generate.model", chain.stages["generate"].model
+        if "kd" in chain.stages:
+            yield "kd.teacher", chain.stages["kd"].teacher
+
     def unknown_licences(self) -> list[str]:
-        """Return whose licence a recipe does not say, where a teacher is going to be asked."""
-        found: dict[str, None] = {}
+        """Return the sources and teachers without a licence, where a teacher will be asked."""
+        unknown: dict[str, None] = {}
         for chain in self.recipe.chains:
             teacher = chain.stages.get("generate")
             if teacher and teacher.backend != "replay" and "prompts" in chain.stages:
                 sources = chain.stages["prompts"].source
-                said = [(source.path, source.licence) for source in sources]
-                for name, licence in [*said, (teacher.model, teacher.licence)]:
+                named = [(source.path, source.licence) for source in sources]
+                for name, licence in [*named, (teacher.model, teacher.licence)]:
                     if licence == "unknown":
-                        found[name] = None
-        return list(found)
+                        unknown[name] = None
+        return list(unknown)
 
     def before(self, chain: Chain, stage: str) -> Path:
-        """Return the folder of the last data stage before this one."""
+        """Return the folder of the last stage before this one that left samples or rows."""
         earlier = chain.data_before(stage)
         if earlier is None:
             raise DstoolsError(
@@ -85,20 +100,19 @@ class Places:
         return self.finished(chain, earlier)
 
     def trained(self, chain: Chain, *, before: str) -> Path:
-        """Return the model that the last training before a stage left, or the student's own."""
+        """Return the model of the last training before a stage, or else the student's own."""
         earlier = chain.trained_before(before)
         if earlier is not None:
             return self.finished(chain, earlier)
         model = self.student(chain)
         if model is None:
             raise DstoolsError(
-                f"{self.recipe.path}: {before} needs a model that was trained",
-                "add [sft] before it",
+                f"{self.recipe.path}: {before} needs a trained model", "add [sft] before it"
             )
         return model
 
     def student(self, chain: Chain) -> Path | None:
-        """Return the folder of the student before it is trained; None where it is a new one."""
+        """Return the folder of the untrained student; None for one of random weights."""
         name = chain.student.model
         return self.model(name, "student.model") if name else None
 
@@ -108,7 +122,7 @@ class Places:
         return self.model(name, "student.tokenizer")
 
     def model(self, name: str, key: str) -> Path:
-        """Return the folder of a model: of an earlier phase, beside the recipe, or in the Hub cache."""
+        """Return a model's folder: of an earlier phase, relative to the recipe, or in the cache."""
         if not name:
             raise DstoolsError(
                 f"{self.recipe.path}: {key}: is missing", "name a folder or org/name"
@@ -117,14 +131,14 @@ class Places:
         return path if path.is_dir() else self.resolve(name)
 
     def sources(self, settings: Prompts | Eval) -> list[Path | None]:
-        """Return the files that prompts come from; None for what is no file."""
+        """Return the files of the sources; None for those that are not a file."""
         names = [source.path for source in settings.source]
         return [
             None if name.startswith(("rg:", "datasets:")) else self.path(name) for name in names
         ]
 
     def file(self, name: str) -> Path | None:
-        """Return the path of a file, or None where the recipe names none."""
+        """Return the path of a file, or None if the recipe names none."""
         return self.path(name) if name else None
 
     def path(self, name: str) -> Path:
@@ -132,15 +146,26 @@ class Places:
         if name.startswith(BUNDLED):
             return bundled(name)
         if name.startswith(PHASE):
-            return (self.out / name.removeprefix(PHASE)).resolve()
+            chain, _, rest = name.removeprefix(PHASE).partition("/")
+            stage, _, rest = rest.partition("/")
+            return (self.place(chain, stage) / rest).resolve()
         return self.recipe.path.parent / Path(name).expanduser()
 
     def place(self, chain: str, stage: str) -> Path:
-        """Return the link to what a stage of a chain made last, whether it is there or not."""
-        return self.out / chain / stage if chain else self.out / stage
+        """Return the link to the last result of a stage, whether or not it exists.
+
+        Raises PendingError in a preview if a run would make another link first.
+        """
+        name = f"{chain}/{stage}" if chain else stage
+        if self.links is not None:
+            if name in self.links:
+                return self.links[name]
+            if any(chain == one.name and stage in one.stages for one in self.recipe.chains):
+                raise PendingError(name)
+        return self.out / name
 
     def link(self, chain: str, stage: str, folder: Path) -> None:
-        """Let OUT/CHAIN/STAGE point to what was made."""
+        """Make OUT/CHAIN/STAGE a link to the result."""
         if rank() > 0:
             return
         place = self.place(chain, stage)

@@ -1,4 +1,4 @@
-"""`dstools distill`: the stages of a recipe, one by one or in a row, and what surrounds them."""
+"""`dstools distill`: the stages of a recipe, all in a row or one at a time."""
 
 import os
 import warnings
@@ -11,11 +11,13 @@ from urllib.parse import quote
 
 import click
 
+from dstools.commands.distill_preview import show_checked, show_preview
+from dstools.commands.distill_tools import doctor, index
 from dstools.options import (
-    FELL_SHORT,
     SETTINGS,
     Command,
     count_bar,
+    dry_run_option,
     hint_command,
     json_option,
     option,
@@ -26,38 +28,37 @@ from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
     from dstools_distill.pipeline import Pipeline
+    from dstools_distill.places import Places
     from dstools_distill.store.stage import Done
 
 EXAMPLES = """\b
 Examples:
   dstools distill init --preset toy-cpu > toy.toml
   dstools distill run toy.toml"""
-STAGES = {
-    "prompts": "Import prompts, and drop those that are asked twice.",
-    "generate": "Let the teacher answer each prompt some times.",
-    "verify": "Judge each answer: correct, incorrect or unverifiable, and why.",
-    "decontaminate": "Drop what shares text with the benchmarks of an index.",
-    "select": "Keep the traces that are worth training on.",
-    "render": "Turn rows into tokens and labels, and prove that no trace is lost.",
-    "sft": "Fine-tune the student on rendered rows.",
-    "kd": "Distil the teacher's logits on the student's own answers.",
-    "grpo": "Train the student by rewards on groups of its own answers.",
-}
 
 recipe_argument = click.argument("recipe", metavar="RECIPE", help="A TOML file; see `init`.")
 out_option = option(
-    "--out", metavar="DIR", section="Output", help="Work there. By default beside the recipe, by its name."
-)  # fmt: skip
+    "--out", metavar="DIR", section="Output", help="Work there; default: RECIPE without .toml."
+)
 chain_option = option(
     "--chain",
     metavar="NAME",
-    help="Do that of this phase, or arm and seed: cold-start, verified-0.",
+    help="Run only this chain, e.g. cold-start or verified-0.",
+)
+tasks_option = option(
+    "--lm-eval",
+    "tasks",
+    metavar="TASKS",
+    help="Also evaluate the trained student on these tasks of lm-evaluation-harness.",
 )
 processes_option = option(
-    "--workers", section="Output", type=click.IntRange(1, 256),
-    default=lambda: len(os.sched_getaffinity(0)), show_default="the CPUs",
+    "--workers",
+    section="Output",
+    type=click.IntRange(1, 256),
+    default=lambda: len(os.sched_getaffinity(0)),
+    show_default="the CPUs",
     help="Work on rows in this many processes.",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -68,252 +69,215 @@ class Result:
     stages: list[dict[str, Any]]
 
 
-class InOrder(click.Group):
-    """A group whose --help lists commands in the order they were added."""
+class StageGroup(click.Group):
+    """A group with one command per stage, made when it is asked for.
+
+    The table of stages is not imported until then, which keeps `dstools --help` quick.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return their names."""
-        return list(self.commands)
+        """Return the names of all commands, the stages in the order data flows."""
+        from dstools_distill.recipe.stages import STAGES
+
+        return ["run", "check", *STAGES, "init", "index", "doctor"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of that name."""
+        from dstools_distill.recipe.stages import STAGES
+
+        if cmd_name in STAGES and cmd_name not in self.commands:
+            self.add_command(_stage_command(cmd_name, STAGES[cmd_name].help))
+        return super().get_command(ctx, cmd_name)
 
 
 @click.group(
-    cls=InOrder,
+    cls=StageGroup,
     context_settings=SETTINGS,
     epilog=EXAMPLES,
     short_help="Distill reasoning traces into a dense student.",
 )
 def distill() -> None:
-    """Turn a teacher's reasoning into a dense student, with no trace lost on the way.
+    """Turn a teacher's reasoning into a dense student without losing a trace.
 
-    A recipe has a table for every stage that is to run. A stage makes a folder from the folders of those
-    before it; what is finished is found again, what was interrupted goes on.
+    A recipe has a table for every stage that is to run. A stage makes a folder from the folders of
+    earlier stages; a finished one is reused, an interrupted one resumes.
     """
 
 
 @distill.command(
     cls=Command,
-    epilog="dstools distill run toy.toml\ndstools distill run toy.toml --from sft --json",
+    short_help="Run all stages of a recipe and write its card.",
+    epilog="dstools distill run toy.toml --dry-run\ndstools distill run toy.toml --from sft --json",
 )
 @recipe_argument
 @option(
-    "--from", "start", metavar="STAGE",
-    help="Take what comes before this stage as it lies there, whatever the recipe says now.",
-)  # fmt: skip
+    "--from",
+    "start",
+    metavar="STAGE",
+    help="Start here, and use earlier results as they are, whatever the recipe says now.",
+)
 @out_option
+@dry_run_option
 @processes_option
 @json_option
-def run(recipe: str, start: str | None, out: str | None, workers: int, as_json: bool) -> None:
+def run(
+    recipe: str, start: str | None, out: str | None, dry_run: bool, workers: int, as_json: bool
+) -> None:
     """Run every stage of a recipe that is not done yet, and write its card.
 
-    STAGE is a stage's name, or that of a phase or arm before it: cold-start/sft.
+    STAGE is the name of a stage, or that of a phase or arm before it: cold-start/sft.
     """
+    if dry_run:
+        from dstools_distill.preview import preview
+
+        show_preview(preview(_places(recipe, out), start or ""), as_json)
+        return
     with _pipeline(recipe, out, workers) as pipeline:
         done: list[tuple[str, str, Done]] = []
 
-        def tell(chain: str, stage: str, each: "Done") -> None:
-            done.append((chain, stage, each))
+        def report(chain: str, stage: str, one: "Done") -> None:
+            done.append((chain, stage, one))
             if not as_json:
-                click.echo(terminal(_line(chain, stage, each)))
+                click.echo(terminal(_line(chain, stage, one)))
 
-        pipeline.run(start or "", tell)
+        pipeline.run(start or "", report)
     _finish(pipeline, done, as_json, text="")
+
+
+@distill.command(
+    cls=Command,
+    short_help="Validate a recipe without running it.",
+    epilog="dstools distill check toy.toml\ndstools distill check toy.toml --json",
+)
+@recipe_argument
+@out_option
+@json_option
+def check(recipe: str, out: str | None, as_json: bool) -> None:
+    """Validate a recipe: keys, values, paths, and what each stage needs of earlier ones.
+
+    Nothing is run and nothing is written. Exits 1 with the first thing that a run would fail on.
+    """
+    from dstools_distill import preview
+
+    places = _places(recipe, out)
+    preview.check(places)
+    show_checked(places.recipe, as_json)
 
 
 def _stage_command(stage: str, summary: str) -> click.Command:
     """Return the command of one stage."""
+    examples = ["", "--lm-eval gpqa_diamond_cot_zeroshot" if stage == "eval" else "--json"]
+    options = [recipe_argument]
+    options += [] if stage == "card" else [chain_option]
+    options += [tasks_option] if stage == "eval" else []
 
-    @click.command(
+    def command(
+        recipe: str,
+        out: str | None,
+        workers: int,
+        as_json: bool,
+        chain: str | None = None,
+        tasks: str | None = None,
+    ) -> None:
+        with _pipeline(recipe, out, workers) as pipeline:
+            if stage == "card":
+                name, done = "", pipeline.run_card()
+            else:
+                chosen = pipeline.chain(chain or "", stage)
+                name, done = chosen.name, pipeline.run_one(chosen, stage)
+            text = _line(name, stage, done)
+            if tasks:
+                student = pipeline.places.trained(chosen, before="eval")
+                scores, table = _lm_eval(student, tasks, pipeline.places.out)
+                text, done = text + table, replace(done, report=done.report | {"lm_eval": scores})
+        _finish(pipeline, [(name, stage, done)], as_json, text)
+
+    for add in reversed([*options, out_option, processes_option, json_option]):
+        command = add(command)
+    return click.command(
         stage,
         cls=Command,
         help=summary,
-        epilog=f"dstools distill {stage} toy.toml\ndstools distill {stage} toy.toml --json",
-    )
-    @recipe_argument
-    @chain_option
-    @out_option
-    @processes_option
-    @json_option
-    def command(
-        recipe: str, chain: str | None, out: str | None, workers: int, as_json: bool
-    ) -> None:
-        with _pipeline(recipe, out, workers) as pipeline:
-            chosen = pipeline.chain(chain or "", stage)
-            done = pipeline.run_one(chosen, stage)
-        text = _line(chosen.name, stage, done)
-        _finish(pipeline, [(chosen.name, stage, done)], as_json, text)
-
-    return command
+        short_help=summary,
+        epilog="\n".join(f"dstools distill {stage} toy.toml {end}".rstrip() for end in examples),
+    )(command)
 
 
-@click.command(
-    "eval",
-    cls=Command,
-    epilog="dstools distill eval toy.toml\n"
-    "dstools distill eval qwen.toml --lm-eval gpqa_diamond_cot_zeroshot",
-)
-@recipe_argument
-@chain_option
-@option(
-    "--lm-eval", "tasks", metavar="TASKS",
-    help="Hand the trained student over to lm-evaluation-harness for these tasks, too.",
-)  # fmt: skip
-@out_option
-@processes_option
-@json_option
-def evaluate(
-    recipe: str,
-    chain: str | None,
-    tasks: str | None,
-    out: str | None,
-    workers: int,
-    as_json: bool,
-) -> None:
-    """Measure the student on problems that it has not seen."""
-    with _pipeline(recipe, out, workers) as pipeline:
-        chosen = pipeline.chain(chain or "", "eval")
-        done = pipeline.run_one(chosen, "eval")
-        text = _line(chosen.name, "eval", done)
-        if tasks:
-            from dstools_distill.evaluation.harness import lm_eval
-            from dstools_distill.store.stage import digest
+def _lm_eval(student: Path, tasks: str, out: Path) -> tuple[dict[str, Any], str]:
+    """Return the scores of lm-evaluation-harness, and their lines for a person."""
+    from dstools_distill.evaluation.harness import lm_eval
+    from dstools_distill.store.stage import digest
 
-            student = pipeline.places.trained(chosen, before="eval")
-            # other weights or other tasks are another folder: what lies there is found again
-            name = f"lm-eval-{digest(student)[:12]}-{quote(tasks, safe=',')}"
-            scores = lm_eval(student, tasks, pipeline.places.out / name)
-            text += "".join(f"\n{task:24} {found}" for task, found in scores["tasks"].items())
-            text += f"\n{'':24} in {pipeline.places.out / name}"
-            done = replace(done, report=done.report | {"lm_eval": scores})
-    _finish(pipeline, [(chosen.name, "eval", done)], as_json, text)
-
-
-@click.command(
-    "card",
-    cls=Command,
-    epilog="dstools distill card toy.toml\ndstools distill card toy.toml --json",
-)
-@recipe_argument
-@out_option
-@processes_option
-@json_option
-def write_card(recipe: str, out: str | None, workers: int, as_json: bool) -> None:
-    """Write the data card, the model card and their plots."""
-    with _pipeline(recipe, out, workers) as pipeline:
-        done = pipeline.run_card()
-    _finish(pipeline, [("", "card", done)], as_json, _line("", "card", done))
-
-
-for name, summary in STAGES.items():
-    distill.add_command(_stage_command(name, summary))
-distill.add_command(evaluate)
-distill.add_command(write_card)
+    # other weights or other tasks are another folder, so finished scores are found again
+    folder = out / f"lm-eval-{digest(student)[:12]}-{quote(tasks, safe=',')}"
+    scores = lm_eval(student, tasks, folder)
+    lines = [f"\n{task:24} {score}" for task, score in scores["tasks"].items()]
+    return scores, "".join([*lines, f"\n{'':24} in {folder}"])
 
 
 @distill.command(
     cls=Command,
+    short_help="Print a recipe to start from.",
     epilog="dstools distill init --preset toy-cpu\n"
     "dstools distill init --preset r1-distill-qwen-1.5b > qwen.toml",
 )
 @option(
-    "--preset", section="Output", metavar="NAME",
-    help="Print this one of the recipes; without, their names are listed.",
-)  # fmt: skip
+    "--preset", section="Output", metavar="NAME", help="Print this recipe; default: list all names."
+)
 def init(preset: str | None) -> None:
-    """Print a recipe with its comments, to be saved and changed."""
+    """Print a recipe with its comments, to be saved and edited."""
     from dstools_distill.recipe.presets import preset_text, presets
 
     click.echo(preset_text(preset) if preset else "\n".join(presets()), nl=not preset)
 
 
-@distill.command(
-    cls=Command,
-    epilog="dstools distill index benchmarks.ngrams aime24.jsonl math500.jsonl\n"
-    "dstools distill index benchmarks.ngrams gpqa.parquet --json",
-)
-@click.argument("out", metavar="OUT", help="The index to write; it must not exist.")
-@click.argument(
-    "files", metavar="FILE...", nargs=-1, required=True, help="Your copies of benchmarks."
-)
-@json_option
-def index(out: str, files: tuple[str, ...], as_json: bool) -> None:
-    """Hash your copies of benchmarks into an index for `decontaminate`.
-
-    It holds no text. A file is JSONL, Parquet or, a problem a line, plain text.
-    """
-    from dstools_distill.data.decontaminate import build_index
-
-    built = build_index([Path(file) for file in files], Path(out))
-    lines = [f"{name:24} {rows:8,} rows" for name, rows in built.benchmarks.items()]
-    show(built, as_json, "\n".join([*lines, f"wrote {out}"]))
+distill.add_command(index)
+distill.add_command(doctor)
 
 
-@distill.command(
-    cls=Command,
-    epilog="dstools distill doctor ./Qwen2.5-7B\n"
-    "dstools distill doctor ./Qwen2.5-7B --config trl.yaml --sample traces.jsonl",
-)
-@click.argument("tokenizer", metavar="TOKENIZER", help="A folder with a tokenizer, or org/name.")
-@option(
-    "--config", metavar="FILE", type=click.Path(path_type=Path),
-    help="The configuration of a trainer: of TRL, LLaMA-Factory or axolotl.",
-)  # fmt: skip
-@option(
-    "--sample", metavar="FILE", type=click.Path(path_type=Path),
-    help="Take the first row of this JSONL in place of a sample of our own.",
-)  # fmt: skip
-@json_option
-def doctor(tokenizer: str, config: Path | None, sample: Path | None, as_json: bool) -> None:
-    """Show what somebody's trainer would really train on, and what of a trace would be lost.
-
-    Exit code 3 where something would be.
-    """
+def _places(recipe: str, out: str | None) -> "Places":
+    """Return a recipe and the folder of its results."""
     from dstools.hub.source import resolve
-    from dstools_distill.tokens.doctor import diagnose, text
-
-    found = diagnose(resolve(tokenizer), config, sample)
-    show(found, as_json, text(found))
-    if any(finding.level == "error" for finding in found.findings):
-        click.get_current_context().exit(FELL_SHORT)
-
-
-@contextmanager
-def _pipeline(recipe: str, out: str | None, workers: int) -> "Iterator[Pipeline]":
-    """Hold the folder of a recipe's results."""
-    from dstools.hub.source import resolve
-    from dstools_distill.pipeline import Pipeline
     from dstools_distill.places import Places
     from dstools_distill.recipe.recipe import read_recipe
-    from dstools_distill.store.stage import locked
 
-    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
-        # DeepSpeed, where it is installed, otherwise says on stdout that it has guessed this
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # what libraries tell each other of their next versions
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     path = Path(recipe)
     read = read_recipe(path)
     place = Path(out) if out else path.with_suffix("")
     if place == path:
-        raise DstoolsError(
-            f"{path}: its name has no suffix to leave out", "name a folder: --out DIR"
-        )
-    with locked(place):
-        yield Pipeline(Places(read, place, resolve), workers, count_bar)
+        raise DstoolsError(f"{path}: its name has no suffix to remove", "name a folder: --out DIR")
+    return Places(read, place, resolve)
+
+
+@contextmanager
+def _pipeline(recipe: str, out: str | None, workers: int) -> "Iterator[Pipeline]":
+    """Hold the lock on the folder of a recipe's results."""
+    from dstools_distill.pipeline import Pipeline
+    from dstools_distill.store.stage import locked
+
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+        # without this, an installed DeepSpeed prints its guess of the device on stdout
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # warnings of these libraries about their own next versions
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+    places = _places(recipe, out)
+    with locked(places.out):
+        yield Pipeline(places, workers, count_bar)
 
 
 def _line(chain: str, stage: str, done: "Done") -> str:
-    """Return a line about a stage: what came of it."""
+    """Return a line about a stage and its result."""
     where = f"{chain}/{stage}" if chain else stage
-    return f"{where:24} {_said(done.report)}{'  (was done)' if done.is_reused else ''}"
+    return f"{where:24} {_summary(done.report)}{'  (was done)' if done.is_reused else ''}"
 
 
-def _said(report: dict[str, Any]) -> str:
-    """Return what is worth knowing of a report: scores, steps, or rows in and out with their losses."""
+def _summary(report: dict[str, Any]) -> str:
+    """Return the scores, the steps, or the rows in and out with their losses, of a report."""
     if "models" in report:
         return ", ".join(
-            f"{name} {found['pass@1']['value']:.1%} pass@1 ({found['pass@1']['low']:.1%} to "
-            f"{found['pass@1']['high']:.1%}) on {found['problems']} problems"
-            for name, found in report["models"].items()
+            f"{name} {model['pass@1']['value']:.1%} pass@1 ({model['pass@1']['low']:.1%} to "
+            f"{model['pass@1']['high']:.1%}) on {model['problems']} problems"
+            for name, model in report["models"].items()
         )
     if "steps" in report:
         return f"{report['steps']:,} steps, {report['parameters']:,} parameters"
@@ -326,15 +290,15 @@ def _said(report: dict[str, Any]) -> str:
 def _finish(
     pipeline: "Pipeline", done: "list[tuple[str, str, Done]]", as_json: bool, text: str
 ) -> None:
-    """Print what was done."""
+    """Print the result, and name the next command after a training."""
     stages = [
-        {"chain": chain, "stage": stage} | asdict(each) | {"folder": str(each.folder)}
-        for chain, stage, each in done
+        {"chain": chain, "stage": stage} | asdict(one) | {"folder": str(one.folder)}
+        for chain, stage, one in done
     ]
     if as_json or text:
         show(Result(str(pipeline.places.out), stages), as_json, text)
     from dstools_distill.recipe.stages import TRAINED
 
-    trained = [each.folder for _, stage, each in done if stage in TRAINED]
+    trained = [one.folder for _, stage, one in done if stage in TRAINED]
     if done[-1][1] == "card" and trained:
         hint_command("quantize", str(trained[-1]), "OUT")

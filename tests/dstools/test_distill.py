@@ -234,7 +234,7 @@ def test_an_unknown_licence_is_told_before_a_teacher_is_asked(
     path.write_text(recipe.read_text().replace('backend = "replay"', teacher))
     result = dstools("run", path, "--out", tmp_path / "out", "--workers", "1")
     assert result.exit_code == 1
-    assert "unknown licences: nobody. They stand in the samples" in caplog.text
+    assert "unknown licences: nobody. Samples carry them" in caplog.text
     caplog.clear()
     assert dstools("run", recipe, "--workers", "1").exit_code == 0
     assert "unknown" not in caplog.text
@@ -407,7 +407,7 @@ def test_a_card_of_stages_from_different_runs_is_refused(recipe: Path, ran: Resu
     assert dstools("select", other, "--out", out).exit_code == 0
     result = dstools("card", other, "--out", out)
     assert result.exit_code == 1
-    assert "render was made from another select than lies there now" in result.stderr
+    assert "render was made from another select than the one there now" in result.stderr
     assert f"hint: dstools distill run {other} --from render" in result.stderr
 
 

@@ -1,0 +1,64 @@
+"""`dstools distill index` and `doctor`: the tools beside the stages of a recipe."""
+
+from pathlib import Path
+
+import click
+
+from dstools.options import FELL_SHORT, Command, json_option, option, show
+
+
+@click.command(
+    cls=Command,
+    short_help="Hash benchmarks into an index for decontaminate.",
+    epilog="dstools distill index benchmarks.ngrams aime24.jsonl math500.jsonl\n"
+    "dstools distill index benchmarks.ngrams gpqa.parquet --json",
+)
+@click.argument("out", metavar="OUT", help="The index to write; it must not exist.")
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, help="Your copies of benchmarks."
+)
+@json_option
+def index(out: str, files: tuple[str, ...], as_json: bool) -> None:
+    """Hash your copies of benchmarks into an index for `decontaminate`.
+
+    The index holds no text. A file is JSONL, Parquet, or plain text with one problem per line.
+    """
+    from dstools_distill.data.decontaminate import build_index
+
+    built = build_index([Path(file) for file in files], Path(out))
+    lines = [f"{name:24} {rows:8,} rows" for name, rows in built.benchmarks.items()]
+    show(built, as_json, "\n".join([*lines, f"wrote {out}"]))
+
+
+@click.command(
+    cls=Command,
+    short_help="Show what a trainer would lose of a trace.",
+    epilog="dstools distill doctor ./Qwen2.5-7B\n"
+    "dstools distill doctor ./Qwen2.5-7B --config trl.yaml --sample traces.jsonl",
+)
+@click.argument("tokenizer", metavar="TOKENIZER", help="A folder with a tokenizer, or org/name.")
+@option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The configuration of a trainer: TRL, LLaMA-Factory or axolotl.",
+)
+@option(
+    "--sample",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Use the first row of this JSONL instead of the built-in sample.",
+)
+@json_option
+def doctor(tokenizer: str, config: Path | None, sample: Path | None, as_json: bool) -> None:
+    """Show what another trainer would train on, and what of a trace would be lost.
+
+    Exits 3 if anything would be lost.
+    """
+    from dstools.hub.source import resolve
+    from dstools_distill.tokens.doctor import diagnose, text
+
+    diagnosis = diagnose(resolve(tokenizer), config, sample)
+    show(diagnosis, as_json, text(diagnosis))
+    if any(finding.level == "error" for finding in diagnosis.findings):
+        click.get_current_context().exit(FELL_SHORT)
