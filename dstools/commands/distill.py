@@ -17,7 +17,6 @@ from dstools.options import (
     SETTINGS,
     Command,
     count_bar,
-    dry_run_option,
     hint_command,
     json_option,
     option,
@@ -117,7 +116,7 @@ def distill() -> None:
     help="Start here, and use earlier results as they are, whatever the recipe says now.",
 )
 @out_option
-@dry_run_option
+@option("--dry-run", section="Output", is_flag=True, help="Print what would run and write nothing.")
 @processes_option
 @json_option
 def run(

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from dstools.cli import main
 
-SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 RECIPE = f"""
 [[prompts.source]]
 path = "asked.jsonl"

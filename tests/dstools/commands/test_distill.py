@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from dstools.cli import main
 from dstools_distill.recipe.stages import STAGES
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 RECIPE = """
 [[prompts.source]]
 path = "solved.jsonl"
