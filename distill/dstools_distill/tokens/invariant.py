@@ -1,9 +1,9 @@
-"""What training on a row of ids and labels means, read back from the ids, and what is wrong with it.
+"""The check of a tokenized row: decode its labels and report what training would lose.
 
-A row is good where: what is before the first label is what serving shows for the prompt; the labels
-decode to trace, delimiters, answer and end token, byte for byte; one think block is open and closed; the
-end token is the last label, and the only one of its kind. Masking goes by position: that the end token
-is also the pad token changes nothing.
+A row is good if the ids before its first label are those that serving shows for the prompt; its
+labels decode to trace, delimiters, answer and end token, byte for byte; one think block is opened
+and closed; and the end token is the last label and the only one of its kind. Masking is by
+position, so a row stays good where the end token is also the pad token.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from dstools_distill.records import CLOSE, OPEN
 
-IGNORED = -100  # a label that is not trained on
-SHOWN = 60  # characters of a text in a message
-NEEDLE = 32  # characters of a trace that are searched for in what was cut
-CHECKS = (
+IGNORED = -100  # the label of a token that is not trained on
+SHOWN = 60  # characters of a text to quote in a message
+NEEDLE = 32  # characters of a trace or answer to search for in a decoded row
+CHECKS = (  # written to the manifest of `render`: another wording raises its revision
     "the prompt is what serving shows, and is not trained on",
     "the labels decode to trace, delimiters, answer and end token, byte for byte",
     "one think block is opened and closed",
@@ -24,16 +24,23 @@ CHECKS = (
 
 
 class Target(NamedTuple):
-    """What a row is to train on."""
+    """What a row should train on."""
 
-    prompt: Sequence[int]  # ids that serving shows
+    prompt: Sequence[int]  # the ids that serving shows
     text: str  # trace, delimiters and answer, without the end token
-    trace: str  # within `text`; "" where there is none
+    trace: str  # part of `text`; "" without one
     end: int  # the token that ends an answer
 
 
+class Trained(NamedTuple):
+    """A row as a trainer sees it."""
+
+    ids: list[int]  # [n]
+    labels: list[int]  # [n], IGNORED where the token is not trained on
+
+
 class Violation(NamedTuple):
-    """One way in which a row is not what it should be."""
+    """One fault of a row."""
 
     code: str  # stable
     message: str
@@ -42,11 +49,11 @@ class Violation(NamedTuple):
 def violations(
     decode: Callable[[list[int]], str], ids: list[int], labels: list[int], target: Target
 ) -> list[Violation]:
-    """Return all that is wrong with a row [n] and its labels [n], the worst first; [] for a good row.
+    """Return the faults of a row of `ids` [n] and `labels` [n], the worst first; [] for a good row.
 
-    `decode` keeps special tokens. Codes: no-labels, labels-differ, trace-lost, truncated, wrong-end,
-    end-missing, end-inside, trained-behind-end, doubled-think, broken-think, labels-gap, prompt-trained,
-    prompt-differs, text-changed.
+    `decode` must keep special tokens. Codes: no-labels, labels-differ, trace-lost, truncated,
+    wrong-end, end-missing, end-inside, trained-behind-end, doubled-think, broken-think, labels-gap,
+    prompt-trained, prompt-differs, text-changed.
     """
     first = next((n for n, label in enumerate(labels) if label != IGNORED), len(ids))
     wanted = target.text + decode([target.end])
@@ -60,86 +67,94 @@ def violations(
     ):
         block = _think_block(decode(ids[:first]) + wanted, is_wanted=bool(target.trace))
         return [block] if block else []
-    trained = [n for n, label in enumerate(labels) if label != IGNORED]
-    if not trained:
-        return [Violation("no-labels", "nothing of the row is trained on")]
-    if len(ids) != len(labels) or any(ids[n] != labels[n] for n in trained):
-        return [Violation("labels-differ", "the labels are not the ids in their places")]
-    behind = trained[-1] + 1
-    found = [ids[n] for n in trained]
-    said = decode(found)
-    wrong = [
-        *_of_text(said, target),
-        *_of_end(found, said, decode, target, whole=first < len(target.prompt)),
+    places = [n for n, label in enumerate(labels) if label != IGNORED]
+    if not places:
+        return [Violation("no-labels", "no token of the row is trained on")]
+    if len(ids) != len(labels) or any(ids[n] != labels[n] for n in places):
+        return [Violation("labels-differ", "a label differs from the id in its place")]
+    trained = [ids[n] for n in places]
+    text = decode(trained)
+    faults = [
+        *_of_text(text, target),
+        *_of_end(trained, text, decode, target, whole=first < len(target.prompt)),
     ]
     block = _think_block(decode(ids), is_wanted=bool(target.trace))
-    if block and not any(each.code in ("trace-lost", "truncated") for each in wrong):
-        wrong.append(block)
-    if behind - first != len(trained):
-        wrong.append(Violation("labels-gap", "some tokens within the target are not trained on"))
+    if block and not any(fault.code in ("trace-lost", "truncated") for fault in faults):
+        faults.append(block)
+    if places[-1] + 1 - first != len(trained):
+        faults.append(Violation("labels-gap", "some tokens within the target are not trained on"))
     if list(ids[:first]) != list(target.prompt):
-        wrong.append(_of_prompt(ids, first, decode, target))
-    if said != wanted and not wrong:
-        at = next((n for n, (a, b) in enumerate(zip(said, wanted, strict=False)) if a != b), 0)
+        faults.append(_of_prompt(ids, first, decode, target))
+    if text != wanted and not faults:
+        at = next((n for n, (a, b) in enumerate(zip(text, wanted, strict=False)) if a != b), 0)
         message = (
-            f"at character {at} the labels decode to {shown(said, at)}, not {shown(wanted, at)}"
+            f"at character {at} the labels decode to {shown(text, at)}, not {shown(wanted, at)}"
         )
-        wrong.append(Violation("text-changed", message))
-    assert wrong or said == wanted, "a row that is not right has nothing wrong with it"
-    return wrong
+        faults.append(Violation("text-changed", message))
+    assert faults or text == wanted, "a row that is not right has no fault"
+    return faults
 
 
-def _of_text(said: str, target: Target) -> list[Violation]:
-    """Return whether the target is cut, or lacks the trace."""
-    if target.text in said:
+# `render` can write the messages of the next three functions to dropped.jsonl: another wording
+# raises its revision.
+
+
+def _of_text(text: str, target: Target) -> list[Violation]:
+    """Return the fault of a decoded target that is cut or lacks the trace."""
+    if target.text in text:
         return []
     needle = (target.trace or target.text)[:NEEDLE]
-    at, place = target.text.find(needle), said.find(needle)
-    if target.text.startswith(said):
+    at, place = target.text.find(needle), text.find(needle)
+    if target.text.startswith(text):
         at = place = 0
     rest = target.text[at:]
-    if place >= 0 and rest.startswith(said[place:]):
-        kept = len(said) - place
+    if place >= 0 and rest.startswith(text[place:]):
+        kept = len(text) - place
         message = (
-            f"the target is cut after {kept} of {len(rest)} characters, {shown(said, len(said))}"
+            f"the target is cut after {kept} of {len(rest)} characters, {shown(text, len(text))}"
         )
         return [Violation("truncated", message)]
     trace = target.trace.strip()
-    if trace and trace[:NEEDLE] not in said and trace[-NEEDLE:] not in said:
-        message = f"the trace of {len(trace)} characters is not trained on, only {shown(said)}"
+    if trace and trace[:NEEDLE] not in text and trace[-NEEDLE:] not in text:
+        message = f"the trace of {len(trace)} characters is not trained on, only {shown(text)}"
         return [Violation("trace-lost", message)]
     return []
 
 
 def _of_end(
-    found: list[int], said: str, decode: Callable[[list[int]], str], target: Target, *, whole: bool
+    trained: list[int],
+    text: str,
+    decode: Callable[[list[int]], str],
+    target: Target,
+    *,
+    whole: bool,
 ) -> list[Violation]:
-    """Return whether the end token is missing behind the answer, or is not the last, or comes before.
+    """Return the fault of an end token that is missing after the answer, not last, or too early.
 
-    whole: the prompt is trained on too, where end tokens of other turns may stand.
+    whole: the prompt is trained on too, and may hold the end tokens of other turns.
     """
     end = decode([target.end])
-    at = len(found) - 1
-    while at >= 0 and found[at] != target.end:
+    at = len(trained) - 1
+    while at >= 0 and trained[at] != target.end:
         at -= 1
     answer = target.text.rpartition(CLOSE)[2].rstrip()[-NEEDLE:]
-    if at < 0 or not decode(found[:at]).rstrip().endswith(answer):
-        behind = said.rpartition(target.text)[2].strip() if target.text in said else ""
-        if behind:
-            message = f"the answer ends with {shown(behind)}, the template with {end}"
+    if at < 0 or not decode(trained[:at]).rstrip().endswith(answer):
+        after = text.rpartition(target.text)[2].strip() if target.text in text else ""
+        if after:
+            message = f"the answer ends with {shown(after)}, the template with {end}"
             return [Violation("wrong-end", message)]
         message = f"{end} is not trained on behind the answer: the student would not stop"
         return [Violation("end-missing", message)]
-    if at < len(found) - 1:
-        message = f"behind {end} something is trained on, {shown(decode(found[at + 1 :]))}"
+    if at < len(trained) - 1:
+        message = f"{shown(decode(trained[at + 1 :]))} is trained on after {end}"
         return [Violation("trained-behind-end", message)]
-    if target.end in found[:at] and not whole:
+    if target.end in trained[:at] and not whole:
         return [Violation("end-inside", f"{end} stands within trace or answer, too")]
     return []
 
 
 def _think_block(text: str, *, is_wanted: bool) -> Violation | None:
-    """Return what is wrong with the think blocks of a row: one, or where none is wanted at most one."""
+    """Return the fault of a row without exactly one think block; none is allowed if not wanted."""
     opened, closed = text.count(OPEN), text.count(CLOSE)
     if opened == closed and (opened == 1 or (opened == 0 and not is_wanted)):
         return None
@@ -150,17 +165,21 @@ def _think_block(text: str, *, is_wanted: bool) -> Violation | None:
 def _of_prompt(
     ids: list[int], first: int, decode: Callable[[list[int]], str], target: Target
 ) -> Violation:
+    """Return the fault of a row whose prompt is trained on, or is not what serving shows."""
     if first == 0 or list(ids[: len(target.prompt)]) == list(target.prompt):
         return Violation(
             "prompt-trained", f"the prompt is trained on, {shown(decode(ids[first:]))}"
         )
-    said, wanted = decode(ids[:first]), decode(list(target.prompt))
-    message = f"before the first label stands {shown(said, len(said))}, serving shows {shown(wanted, len(wanted))}"
+    text, wanted = decode(ids[:first]), decode(list(target.prompt))
+    message = (
+        f"before the first label is {shown(text, len(text))}, "
+        f"but serving shows {shown(wanted, len(wanted))}"
+    )
     return Violation("prompt-differs", message)
 
 
 def shown(text: str, at: int = 0) -> str:
-    """Return the part of a text around a character, escaped."""
+    """Return up to SHOWN characters of a text around character `at`, escaped."""
     start = max(0, min(at, len(text)) - SHOWN // 2)
     part = text[start : start + SHOWN]
     left, right = "..." if start else "", "..." if start + SHOWN < len(text) else ""

@@ -1,12 +1,12 @@
-"""Turns kept records into the ids and labels that are trained on, and nothing else ever is.
+"""The render stage: tokenize the kept records into the rows that are trained on.
 
 rows.arrow, an Arrow IPC stream: id: string, input_ids: list<int32>, labels: list<int32>
 
-The prompt is what serving shows, with the opener of the think block where the template prefills it; its
-labels are -100. Behind it come trace, delimiters, answer and end token, encoded apart and joined as ids,
-as generation makes them. What was made is decoded again and checked, every row: see invariant.py. A row
-that breaks the invariant stops the run. A row that could not be learned as it is, is dropped with its
-reason and counted; past `max_dropped` the stage refuses.
+A row starts with the prompt that serving shows, with labels of -100; it includes the opener of the
+think block if the template prefills it. Trace, delimiters, answer and end token follow, encoded
+apart from the prompt and joined as ids, as in generation. Every row is decoded again and checked,
+see invariant.py; a row that breaks the invariant stops the run. A row that cannot be learned as it
+is, is dropped with its reason and counted; above `max_dropped` the stage refuses.
 """
 
 import math
@@ -41,48 +41,51 @@ SCHEMA = pa.schema(
     {"id": pa.string(), "input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
 )
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow columnar format, "IPC Streaming Format"
-BATCH = 64  # rows encoded at once: 2M tokens of long ones
+BATCH = 64  # rows encoded at once: 2M tokens if they are long
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
-WHY = {  # a row is dropped; the rest of the world's faults stop the run
+WHY = {  # why rows are dropped; any other fault stops the run
     "over-long": "more tokens than render.max_length",
-    "unfinished": "the teacher did not come to an end",
-    "broken-think": "trace or answer hold a think tag",
-    "think-in-prompt": "the prompt holds a think tag: the row would have more than one block",
-    "control-token": "a text spells a token that the template writes",
-    "not-reversible": "the tokenizer does not give back the characters of trace or answer",
+    "unfinished": "the teacher did not finish",
+    "broken-think": "trace or answer contain a think tag",
+    "think-in-prompt": "the prompt contains a think tag: the row would have two blocks",
+    "control-token": "a message spells a token that the template writes",
+    "not-reversible": "the tokenizer changes characters of trace or answer",
 }
 
 
 def render(settings: Render, inputs: Inputs, work: Work) -> Report:
-    """Write rows.arrow and dropped.jsonl from the records.jsonl of the samples, and return the report.
+    """Write rows.arrow and dropped.jsonl from the records.jsonl of the samples; return the report.
 
-    Where a record has no trace, and everywhere with `settings.reasoning` False, the row trains on the
-    answer alone, as the template wants one. Raises DstoolsError for a template or tokenizer that cannot
-    be trained with, for a record that lacks a field, for a row that breaks the invariant, and where a
-    trace is wanted and no record has one; ShortfallError where more than `settings.max_dropped` of the
-    rows would be dropped.
+    A row trains on the answer alone, as the template writes one, if its record has no trace or
+    `settings.reasoning` is False. Raises DstoolsError for a template or tokenizer that cannot be
+    trained with, a record that lacks a field, a row that breaks the invariant, and records that
+    all lack a trace where traces are wanted; ShortfallError if more than `settings.max_dropped`
+    of the rows would be dropped.
     """
     tokenizer, template = inputs.tokenizer, inputs.template
     source = inputs.samples / "records.jsonl"
     files = (ROWS, DROPPED)
     counts = map_rows(
-        source, work, files, _Renderer, source, tokenizer, template, settings, what="rendering"
+        source, work, files, Renderer, source, tokenizer, template, settings, what="rendering"
     )
     total, out = counts["in"], counts["out"]
     if not total:
-        raise DstoolsError(f"{source}: holds no record", "what did the stage before it drop?")
+        raise DstoolsError(f"{source}: has no records", "see what the stage before dropped")
     dropped = {reason: counts[reason] for reason in WHY if counts[reason]}
     if sum(dropped.values()) > _allowed(settings, total):
         raise _shortfall(settings, work.folder / DROPPED, total, dropped)
     if not out:
-        told = ", ".join(f"{count} {reason} ({WHY[reason]})" for reason, count in dropped.items())
+        reasons = ", ".join(
+            f"{count} {reason} ({WHY[reason]})" for reason, count in dropped.items()
+        )
         raise DstoolsError(
-            f"{source}: none of {total} rows is left: {told}", f"{DROPPED} beside the rows has each"
+            f"{source}: none of {total} rows is left: {reasons}",
+            f"{work.folder / DROPPED} lists every row with its reason",
         )
     if settings.reasoning and not counts["reasoning"]:
         raise DstoolsError(
             f"{source}: none of {total} records has a trace: the student would learn answers alone",
-            "where was it lost? To train on answers alone: render.reasoning = false",
+            "find out where traces were lost, or train on answers: render.reasoning = false",
         )
     with (work.folder / ROWS).open("ab") as file:
         file.write(END_OF_STREAM)
@@ -110,12 +113,12 @@ ANSWER_ALONE = "the answer alone: render.reasoning is false, so traces were left
 
 
 def _allowed(settings: Render, total: int) -> int:
-    """Return how many of `total` rows may be dropped; 0.29 * 100 is 28.999999999999996."""
+    """Return how many of `total` rows may be dropped, as if 0.29 * 100 were 29."""
     return math.floor(settings.max_dropped * total + 1e-9)
 
 
 def _shortfall(settings: Render, file: Path, total: int, dropped: dict[str, int]) -> ShortfallError:
-    """Say what is dropped, with a row of each kind, and what would keep enough."""
+    """Return an error that counts the drops, names a row of each kind and says how to keep more."""
     first: dict[str, str] = {}
     lengths: list[int] = []
     for record in records.read(file):
@@ -130,7 +133,7 @@ def _shortfall(settings: Render, file: Path, total: int, dropped: dict[str, int]
     if lengths and spare >= 0:
         hint = f"render.max_length = {sorted(lengths, reverse=True)[spare]} keeps enough"
     else:
-        hint = "mend the prompts or the samples"
+        hint = "fix the prompts or the samples"
     return ShortfallError(
         f"{count} of {total} rows would be dropped, more than max_dropped = "
         f"{settings.max_dropped:g}: {reasons}",
@@ -139,18 +142,17 @@ def _shortfall(settings: Render, file: Path, total: int, dropped: dict[str, int]
 
 
 def _quantiles(path: Path) -> dict[str, int]:
-    """Return lengths of rows, in tokens: of the shortest that so large a share does not exceed."""
+    """Return the QUANTILES of the row lengths in an Arrow stream, in tokens."""
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
         lengths = [np.diff(batch.column("input_ids").offsets.to_numpy()) for batch in stream]
     if not lengths:
         return {}
-    found = np.concatenate(lengths)
-    values = np.quantile(found, QUANTILES, method="inverted_cdf")
+    values = np.quantile(np.concatenate(lengths), QUANTILES, method="inverted_cdf")
     return {f"{share:.0%}": int(value) for share, value in zip(QUANTILES, values, strict=True)}
 
 
 def row_id(record: Record) -> str:
-    """Return the prompt's id and the number of its sample."""
+    """Return the name of a row: the id of its prompt and the number of its sample."""
     return f"{record['id']}:{record.get('sample') or 0}"
 
 
@@ -158,16 +160,16 @@ def row_id(record: Record) -> str:
 
 
 class _Row(NamedTuple):
-    """A record on its way, with what it is to train on."""
+    """A record, with the texts of its row."""
 
     record: Record
-    prompt: str
-    text: str
-    trace: str
+    prompt: str  # as serving shows it
+    text: str  # trained on, without the end token
+    trace: str  # part of `text`; "" without one
 
 
-class _Renderer:
-    """Turns rows of records.jsonl into a record batch; made once in each worker."""
+class Renderer:
+    """Turns lines of records.jsonl into a record batch; made once in each worker."""
 
     def __init__(self, source: Path, tokenizer: Path, template: str, settings: Render) -> None:
         self.source = source
@@ -181,7 +183,7 @@ class _Renderer:
         check_tokenizer(self.tokenizer, self.form.end, tokenizer, reasoning=settings.reasoning)
 
     def __call__(self, rows: Rows) -> Chunk:
-        """Return the record batch and the dropped rows of some lines."""
+        """Return the record batch of some lines, their dropped rows and counts."""
         counts: Counter[str] = Counter()
         dropped = bytearray()
         names: list[str] = []
@@ -218,21 +220,21 @@ class _Renderer:
         return Chunk({ROWS: message, DROPPED: bytes(dropped)}, counts)
 
     def prepare(self, number: int, record: Record) -> _Row:
-        """Return the texts of a row: what serving shows, and what it is to say."""
+        """Return the texts of a row. Raises DstoolsError if the record lacks a field."""
         try:
             messages, answer, reasoning = record["messages"], record["answer"], record["reasoning"]
             name = row_id(record)
         except KeyError as error:
             raise DstoolsError(
                 f"{self.source}: line {number}: has no {error.args[0]}",
-                "render reads what the stage select wrote",
+                "render reads the records of the stage select",
             ) from None
         try:
             prompt = prompt_text(self.tokenizer, messages)
         except DstoolsError as error:
             raise DstoolsError(f"{self.source}: row {name}: {error}", error.hint) from error
         if not self.settings.reasoning or not (reasoning or "").strip():
-            # the line feeds behind </think> go with it
+            # the line feeds after </think> belong to the trace
             answer = answer if reasoning is None else answer.lstrip("\n")
             return _Row(record, prompt, self.form.plain + answer, "")
         trace = f"\n{reasoning}" if record.get("prefilled_think") else reasoning
@@ -242,7 +244,7 @@ class _Renderer:
         return _Row(record, prompt, f"{OPEN}{trace}{CLOSE}{answer}", trace)
 
     def fault(self, row: _Row) -> str:
-        """Return why a row cannot be learned as it is, or ""."""
+        """Return why a row cannot be learned as it is; "" if it can."""
         record, contents = row.record, [m["content"] for m in row.record["messages"]]
         if record.get("finish_reason") not in (None, "stop"):
             return "unfinished"
@@ -256,46 +258,52 @@ class _Renderer:
         return ""
 
     def encode(self, rows: list[_Row]) -> Iterator[tuple[_Row, list[int], list[int]]]:
-        """Yield rows with the ids of prompt and target, which are encoded apart."""
+        """Yield each row with the ids of its prompt and its target, encoded apart."""
         if not rows:
             return
         texts = [row.prompt for row in rows] + [row.text for row in rows]
-        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         for n, row in enumerate(rows):
-            yield row, found[n].ids, [*found[len(rows) + n].ids, self.form.end]
+            yield row, encodings[n].ids, [*encodings[len(rows) + n].ids, self.form.end]
 
     def drop_reason(self, row: _Row, prompt: list[int], target: list[int]) -> dict[str, Any]:
-        """Return the fields of a row that is dropped, {} for a good one; a bad one stops the run."""
+        """Return the fields to add to a row that is dropped; {} for a good one.
+
+        Raises DstoolsError for a row that breaks the invariant.
+        """
         ids = prompt + target
         if len(ids) > self.settings.max_length:
             return {"drop_reason": "over-long", "tokens": len(ids)}
         labels = [IGNORED] * len(prompt) + target
         wanted = Target(prompt, row.text, row.trace, self.form.end)
-        wrong = violations(self.decode, ids, labels, wanted)
-        if not wrong:
+        faults = violations(self.decode, ids, labels, wanted)
+        if not faults:
             return {}
         alone = self.backend.encode(row.text, add_special_tokens=False).ids
         if self.decode(alone) != row.text:
-            return {"drop_reason": "not-reversible", "difference": wrong[-1].message}
+            return {"drop_reason": "not-reversible", "difference": faults[-1].message}
         raise DstoolsError(
-            f"{self.source}: row {row_id(row.record)}: {wrong[0].code}: {wrong[0].message}",
-            "tokenizer and template do not fit together; is the folder as it was released?",
+            f"{self.source}: row {row_id(row.record)}: {faults[0].code}: {faults[0].message}",
+            "tokenizer and template do not match; restore the folder as it was released",
         )
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of ids, special tokens and blanks kept."""
+        """Return the text of ids, with special tokens and blanks kept."""
         text: str = self.backend.decode(ids, skip_special_tokens=False)
         return text
 
 
 def check_tokenizer(tokenizer: Any, end: int, folder: Path, *, reasoning: bool) -> None:
-    """Refuse what would harm every row: `end` is the token that the template writes behind an answer."""
+    """Raise DstoolsError for a tokenizer that would harm every row.
+
+    end: the token that the template writes after an answer.
+    """
     if tokenizer.eos_token_id != end:
         written = printable(tokenizer.convert_ids_to_tokens(end))
         raise DstoolsError(
             f"{folder}: the chat template ends an answer with {written}, but eos_token is "
-            f"{printable(str(tokenizer.eos_token))}: the student would be served past its end",
-            f'set "eos_token": "{written}" in tokenizer_config.json, or name student.template',
+            f"{printable(str(tokenizer.eos_token))}: serving would not stop at its end",
+            f'set "eos_token": "{written}" in tokenizer_config.json, or set student.template',
         )
     if not reasoning:
         return
@@ -303,19 +311,19 @@ def check_tokenizer(tokenizer: Any, end: int, folder: Path, *, reasoning: bool) 
     ids = tokenizer.encode(block, add_special_tokens=False)
     if tokenizer.decode(ids, skip_special_tokens=True) != block:
         raise DstoolsError(
-            f"{folder}: {OPEN} or {CLOSE} is a special token, which serving deletes from answers",
-            'set "special": false for both among the added_tokens of tokenizer.json',
+            f"{folder}: {OPEN} or {CLOSE} is a special token, which serving removes from answers",
+            'set "special": false for both in added_tokens of tokenizer.json',
         )
     if CLOSE in prompt_text(tokenizer, PROBE):
         raise DstoolsError(
             f"{folder}: the template's generation prompt closes the think block: "
-            "the student would be served without thinking",
-            "name another student.template, or set render.reasoning = false",
+            "the student would never think when served",
+            "set another student.template, or render.reasoning = false",
         )
 
 
 def _control_tokens(tokenizer: Any, end: int) -> list[str]:
-    """Return the added tokens that tell turns apart; a text that spells one would forge a turn."""
+    """Return the added tokens that separate turns; a text that spells one would forge a turn."""
     ids = {*tokenizer.encode(prompt_text(tokenizer, PROBE), add_special_tokens=False), end}
     ids |= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}

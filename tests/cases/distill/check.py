@@ -183,7 +183,7 @@ class Tokenizers:
 
 def render(path, tokenizers):
     from dstools_converters.errors import DstoolsError
-    from dstools_distill.tokens.render import _Renderer
+    from dstools_distill.tokens.render import Renderer
     from dstools_distill.recipe.settings import Render
 
     for row in rows(path):
@@ -192,7 +192,7 @@ def render(path, tokenizers):
         record |= {"id": "0", "sample": 0, "prefilled_think": False, "finish_reason": "stop"}
         labels, came = "", "row"
         try:
-            made = _Renderer(path, folder, "", Render(max_length=4096))
+            made = Renderer(path, folder, "", Render(max_length=4096))
             wanted = made.prepare(1, record)
             reason = made.fault(wanted)
             if reason:

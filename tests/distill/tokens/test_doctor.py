@@ -1,6 +1,6 @@
-"""The doctor finds what TRL, LLaMA-Factory and axolotl would lose, and nothing where nothing is lost.
+"""The doctor finds what TRL, LLaMA-Factory and axolotl would lose, and nothing else.
 
-TRL is the real one. Tokenizers are small, templates those of the releases.
+TRL is the real one. The tokenizers are small; the templates are those of the releases.
 """
 
 import json
@@ -13,7 +13,6 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.tokens.doctor import Diagnosis, diagnose, text
-from dstools_distill.tokens.stacks import _shares, axolotl_row
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 ANSWER = "\n\nThe answer is 41.<｜end▁of▁sentence｜>"
@@ -34,8 +33,8 @@ def ask(
         shutil.copytree(tokenizer_folder("sample-v3"), folder)
         if jinja:
             file = folder / "tokenizer_config.json"
-            said = json.loads(file.read_text()) | {"chat_template": trl_template(jinja)}
-            file.write_text(json.dumps(said))
+            changed = json.loads(file.read_text()) | {"chat_template": trl_template(jinja)}
+            file.write_text(json.dumps(changed))
         settings, row = tmp_path / "config.yaml", tmp_path / "row.jsonl"
         settings.write_text(json.dumps(config))
         row.write_text(json.dumps(sample))
@@ -44,35 +43,37 @@ def ask(
     return start
 
 
-def losses(found: Diagnosis) -> dict[str, list[str]]:
-    """Codes of what is lost, by case."""
+def losses(diagnosis: Diagnosis) -> dict[str, list[str]]:
+    """Return the codes of errors, by case."""
     cases: dict[str, list[str]] = {}
-    for each in found.findings:
-        if each.level == "error":
-            cases.setdefault(each.where, []).append(each.code)
+    for finding in diagnosis.findings:
+        if finding.level == "error":
+            cases.setdefault(finding.where, []).append(finding.code)
     return cases
 
 
-def warnings(found: Diagnosis) -> set[str]:
-    return {each.code for each in found.findings if each.level == "warning"}
+def warnings(diagnosis: Diagnosis) -> set[str]:
+    return {finding.code for finding in diagnosis.findings if finding.level == "warning"}
 
 
-def notes(found: Diagnosis) -> list[str]:
-    """Keys that were not taken into account."""
-    assert {each.code for each in found.findings if each.level == "note"} <= {"not-read"}
-    return [each.where for each in found.findings if each.level == "note"]
+def notes(diagnosis: Diagnosis) -> list[str]:
+    """Return the keys that were ignored."""
+    assert {finding.code for finding in diagnosis.findings if finding.level == "note"} <= {
+        "not-read"
+    }
+    return [finding.where for finding in diagnosis.findings if finding.level == "note"]
 
 
 # --------------------------------------- TRL 1.16: the table in section 3 of the design, row by row
 
 
 def test_trl_drops_the_trace_by_default_with_the_r1_template(ask: Any) -> None:
-    found = ask("deepseek_r1_distill")
-    said = [case.trained_on for case in found.cases]
-    assert (found.trainer, found.how) == ("TRL", "run, up to its batches")
-    assert said == [f"{PROMPT}<｜Assistant｜>{ANSWER}"] * 2 + [ANSWER] * 2
-    assert losses(found) == {case.name: ["trace-lost"] for case in found.cases}
-    assert [case.name for case in found.cases] == [
+    diagnosis = ask("deepseek_r1_distill")
+    texts = [case.trained_on for case in diagnosis.cases]
+    assert (diagnosis.trainer, diagnosis.how) == ("TRL", "run, up to its batches")
+    assert texts == [f"{PROMPT}<｜Assistant｜>{ANSWER}"] * 2 + [ANSWER] * 2
+    assert losses(diagnosis) == {case.name: ["trace-lost"] for case in diagnosis.cases}
+    assert [case.name for case in diagnosis.cases] == [
         "as messages, a short trace",
         "as messages, a long trace",
         "as prompt-completion, a short trace",
@@ -81,111 +82,113 @@ def test_trl_drops_the_trace_by_default_with_the_r1_template(ask: Any) -> None:
 
 
 def test_trl_keeps_the_trace_with_assistant_only_loss_and_the_r1_template(ask: Any) -> None:
-    found = ask("deepseek_r1_distill", assistant_only_loss=True, max_length=32768)
-    assert found.cases[0].trained_on == f"<｜Assistant｜>{TRACE}{ANSWER}"
-    assert losses(found) == {}
-    assert "nothing would be lost" in text(found)
+    diagnosis = ask("deepseek_r1_distill", assistant_only_loss=True, max_length=32768)
+    assert diagnosis.cases[0].trained_on == f"<｜Assistant｜>{TRACE}{ANSWER}"
+    assert losses(diagnosis) == {}
+    assert "nothing would be lost" in text(diagnosis)
 
 
 def test_trl_drops_the_trace_with_assistant_only_loss_and_the_v3_template(ask: Any) -> None:
-    found = ask("deepseekv3", assistant_only_loss=True, max_length=32768)
-    assert [case.trained_on for case in found.cases] == [f"<｜Assistant｜>{ANSWER}"] * 2
-    assert losses(found) == {case.name: ["trace-lost"] for case in found.cases}
+    diagnosis = ask("deepseekv3", assistant_only_loss=True, max_length=32768)
+    assert [case.trained_on for case in diagnosis.cases] == [f"<｜Assistant｜>{ANSWER}"] * 2
+    assert losses(diagnosis) == {case.name: ["trace-lost"] for case in diagnosis.cases}
 
 
 def test_trl_cuts_a_long_trace_by_default(ask: Any) -> None:
-    found = ask("deepseek_r1_distill", assistant_only_loss=True)
-    assert found.cases[1].tokens == 1024
-    assert losses(found) == {"as messages, a long trace": ["truncated", "end-missing"]}
+    diagnosis = ask("deepseek_r1_distill", assistant_only_loss=True)
+    assert diagnosis.cases[1].tokens == 1024
+    assert losses(diagnosis) == {"as messages, a long trace": ["truncated", "end-missing"]}
 
 
 @pytest.mark.parametrize("kind", ["inline", "file", "folder"])
 def test_the_template_that_a_config_puts_in_is_the_one_that_is_trained_on_and_served(
     ask: Any, trl_template: Any, tmp_path: Path, kind: str
 ) -> None:
-    """The sample's own template keeps the trace; R1's, put in its place, drops it and opens <think>."""
+    """The sample's own template keeps the trace; R1's in its place drops it and opens <think>."""
     template = trl_template("deepseek_r1_distill")
     file, folder = tmp_path / "r1.jinja", tmp_path / "r1"
     file.write_text(template)
     shutil.copytree(SAMPLE, folder)
-    said = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(said | {"chat_template": template}))
+    own = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(own | {"chat_template": template}))
     config = {
         "inline": {"chat_template": template},  # open-r1's key
         "file": {"chat_template_path": str(file)},
         "folder": {"chat_template_path": str(folder)},
     }[kind]
-    found = ask(max_length=32768, assistant_only_loss=False, **config)
-    said = [case.trained_on for case in found.cases]
-    assert said == [f"{PROMPT}<｜Assistant｜>{ANSWER}"] * 2 + [ANSWER] * 2
-    assert losses(found) == {case.name: ["trace-lost"] for case in found.cases}
-    assert notes(found) == []
+    diagnosis = ask(max_length=32768, assistant_only_loss=False, **config)
+    texts = [case.trained_on for case in diagnosis.cases]
+    assert texts == [f"{PROMPT}<｜Assistant｜>{ANSWER}"] * 2 + [ANSWER] * 2
+    assert losses(diagnosis) == {case.name: ["trace-lost"] for case in diagnosis.cases}
+    assert notes(diagnosis) == []
 
 
 def test_a_tokenizer_without_a_template_takes_that_of_the_config(
     tokenizer_folder: Any, trl_template: Any, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.json"
-    said = {"assistant_only_loss": True, "max_length": 32768}
     template = {"chat_template": trl_template("deepseek_r1_distill")}
-    config.write_text(json.dumps(said | template))
-    found = diagnose(tokenizer_folder("deepseek"), config, None)
-    assert losses(found) == {}
-    assert found.cases[0].trained_on == f"<｜Assistant｜>{TRACE}{ANSWER}"
+    options = {"assistant_only_loss": True, "max_length": 32768}
+    config.write_text(json.dumps(options | template))
+    diagnosis = diagnose(tokenizer_folder("deepseek"), config, None)
+    assert losses(diagnosis) == {}
+    assert diagnosis.cases[0].trained_on == f"<｜Assistant｜>{TRACE}{ANSWER}"
 
 
 def test_a_template_that_is_not_here_is_refused_and_not_downloaded(ask: Any) -> None:
-    found = ask(chat_template_path="org/name", max_length=32768)
-    assert losses(found) == {"as messages": ["refused"], "as prompt-completion": ["refused"]}
-    assert "chat_template_path: org/name: no such file or folder" in text(found)
+    diagnosis = ask(chat_template_path="org/name", max_length=32768)
+    assert losses(diagnosis) == {"as messages": ["refused"], "as prompt-completion": ["refused"]}
+    assert "chat_template_path: org/name: no such file or folder" in text(diagnosis)
 
 
-def test_a_mixture_of_data_sets_is_trls_and_keys_of_several_trainers_tell_nothing(ask: Any) -> None:
+def test_keys_that_several_trainers_share_do_not_decide_whose_config_it_is(ask: Any) -> None:
     mixture = [{"path": "org/a", "split": "train"}, {"path": "org/b"}]
-    found = ask(datasets=mixture, model_name_or_path="org/name", completion_only_loss=True)
-    assert found.trainer == "TRL"
-    assert losses(found) == {"as prompt-completion, a long trace": ["truncated", "end-missing"]}
+    diagnosis = ask(datasets=mixture, model_name_or_path="org/name", completion_only_loss=True)
+    assert diagnosis.trainer == "TRL"
+    assert losses(diagnosis) == {"as prompt-completion, a long trace": ["truncated", "end-missing"]}
 
 
-def test_keys_that_may_change_the_answer_and_were_not_read_are_noted(ask: Any) -> None:
+def test_keys_that_may_change_the_result_but_are_ignored_are_noted(ask: Any) -> None:
     config = {"max_length": 32768, "completion_only_loss": True, "learning_rate": 1e-5}
-    found = ask(**config, padding_free=True, dataset_kwargs={"skip_prepare_dataset": True})
-    assert notes(found) == ["dataset_kwargs", "padding_free"]
-    assert "note: padding_free: bears on ids, masks or length" in text(found)
-    assert losses(found) == {}
+    diagnosis = ask(**config, padding_free=True, dataset_kwargs={"skip_prepare_dataset": True})
+    assert notes(diagnosis) == ["dataset_kwargs", "padding_free"]
+    assert "note: padding_free: affects ids, masks or length, and is ignored here" in text(
+        diagnosis
+    )
+    assert losses(diagnosis) == {}
 
 
-def test_wrapped_packing_is_named(ask: Any) -> None:
+def test_wrapped_packing_is_an_error(ask: Any) -> None:
     config = {"packing": True, "packing_strategy": "wrapped", "max_length": 32768}
     assert losses(ask(**config)) == {"packing_strategy": ["packing"]}
 
 
-def test_what_trl_refuses_is_said(ask: Any) -> None:
-    found = ask(max_length=32768, eos_token="<|im_end|>")
-    assert losses(found) == {"as messages": ["refused"], "as prompt-completion": ["refused"]}
-    assert "The specified `eos_token` ('<|im_end|>') is not found" in text(found)
+def test_a_config_that_trl_refuses_is_an_error_with_its_words(ask: Any) -> None:
+    diagnosis = ask(max_length=32768, eos_token="<|im_end|>")
+    assert losses(diagnosis) == {"as messages": ["refused"], "as prompt-completion": ["refused"]}
+    assert "The specified `eos_token` ('<|im_end|>') is not found" in text(diagnosis)
 
 
-def test_a_row_of_the_users_is_taken(ask: Any) -> None:
-    said = {"role": "assistant", "content": "<think>\n3*7=21\n</think>\n\n21"}
-    row = {"messages": [{"role": "user", "content": "3*7?"}, said]}
-    found = ask(sample=row, max_length=4096, completion_only_loss=True)
-    [case] = found.cases
+def test_a_sample_of_the_user_replaces_ours(ask: Any) -> None:
+    reply = {"role": "assistant", "content": "<think>\n3*7=21\n</think>\n\n21"}
+    row = {"messages": [{"role": "user", "content": "3*7?"}, reply]}
+    diagnosis = ask(sample=row, max_length=4096, completion_only_loss=True)
+    [case] = diagnosis.cases
     assert case.name == "as prompt-completion, the first row"
-    assert case.trained_on == f"{said['content']}<｜end▁of▁sentence｜>"
-    assert losses(found) == {}
+    assert case.trained_on == f"{reply['content']}<｜end▁of▁sentence｜>"
+    assert losses(diagnosis) == {}
 
 
 # ------------------------------------------------------------------------------- LLaMA-Factory
 
 
 def test_llama_factory_cuts_at_2048_and_keeps_the_trace(ask: Any) -> None:
-    found = ask(template="deepseek3", stage="sft")
-    assert found.how == "derived from its source, not run"
-    assert found.cases[0].trained_on == TRACE + ANSWER
-    assert found.cases[1].tokens == 2048
-    assert losses(found) == {"a long trace": ["truncated", "end-missing"]}
-    assert warnings(found) == set()
+    diagnosis = ask(template="deepseek3", stage="sft")
+    assert diagnosis.how == "derived from its source, not run"
+    assert diagnosis.cases[0].trained_on == TRACE + ANSWER
+    assert diagnosis.cases[1].tokens == 2048
+    assert losses(diagnosis) == {"a long trace": ["truncated", "end-missing"]}
+    assert warnings(diagnosis) == set()
 
 
 @pytest.mark.parametrize(
@@ -201,40 +204,27 @@ def test_llama_factory_cuts_at_2048_and_keeps_the_trace(ask: Any) -> None:
 def test_settings_of_llama_factory(
     ask: Any, config: dict[str, Any], lost: list[str], warned: set[str]
 ) -> None:
-    found = ask(template="deepseekr1", cutoff_len=32768, **config)
-    assert sorted({code for codes in losses(found).values() for code in codes}) == lost
-    assert warnings(found) == warned
+    diagnosis = ask(template="deepseekr1", cutoff_len=32768, **config)
+    assert sorted({code for codes in losses(diagnosis).values() for code in codes}) == lost
+    assert warnings(diagnosis) == warned
 
 
 def test_llama_factory_trains_on_the_opener_that_serving_shows(ask: Any) -> None:
-    found = ask("deepseek_r1_distill", template="deepseekr1", cutoff_len=32768)
-    assert losses(found) == {}
-    assert warnings(found) == {"prompt-trained"}
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "left"),
-    [
-        (10, 5000, (10, 2038)),  # the prompt is short: the target is cut
-        (2000, 100, (1948, 100)),  # the target is short: the prompt is cut
-        (3000, 3000, (1024, 1024)),  # both, in proportion
-        (10, 10, (10, 10)),
-    ],
-)
-def test_shares_of_a_cutoff_of_2048(source: int, target: int, left: tuple[int, int]) -> None:
-    assert _shares(source, target, 2048) == left
+    diagnosis = ask("deepseek_r1_distill", template="deepseekr1", cutoff_len=32768)
+    assert losses(diagnosis) == {}
+    assert warnings(diagnosis) == {"prompt-trained"}
 
 
 # -------------------------------------------------------------------------------------- axolotl
 
 
 def test_axolotl_trains_on_trace_and_end_and_leaves_long_rows_out(ask: Any) -> None:
-    found = ask(base_model="org/name", sequence_len=2048)
-    assert found.trainer == "axolotl"
-    assert found.cases[0].trained_on == TRACE + ANSWER
-    assert found.cases[1].tokens == 0
-    assert losses(found) == {}
-    assert warnings(found) == {"left-out"}
+    diagnosis = ask(base_model="org/name", sequence_len=2048)
+    assert diagnosis.trainer == "axolotl"
+    assert diagnosis.cases[0].trained_on == TRACE + ANSWER
+    assert diagnosis.cases[1].tokens == 0
+    assert losses(diagnosis) == {}
+    assert warnings(diagnosis) == {"left-out"}
 
 
 @pytest.mark.parametrize(
@@ -259,24 +249,24 @@ def test_axolotl_trains_on_trace_and_end_and_leaves_long_rows_out(ask: Any) -> N
 def test_settings_of_axolotl(
     ask: Any, template: str, config: dict[str, Any], lost: set[str]
 ) -> None:
-    found = ask(template, base_model="org/name", **config)
-    assert {code for codes in losses(found).values() for code in codes} == lost
+    diagnosis = ask(template, base_model="org/name", **config)
+    assert {code for codes in losses(diagnosis).values() for code in codes} == lost
 
 
-def test_axolotl_takes_masks_from_entries_of_datasets_and_not_from_the_top(ask: Any) -> None:
-    """At the top they do nothing, and that is said; an entry of another type is not looked at."""
+def test_axolotl_reads_masks_from_entries_of_datasets_and_not_from_the_top(ask: Any) -> None:
+    """At the top they are ignored, with a warning; an entry of another type is left out."""
     entries = [{"type": "chat_template"}, {"type": "alpaca"}, {"train_on_eos": "none"}]
     top = {"train_on_eos": "none", "roles_to_train": ["user"]}
-    found = ask(base_model="org/name", sequence_len=32768, datasets=entries, **top)
-    assert {case.name: case.trained_on for case in found.cases if "short" in case.name} == {
+    diagnosis = ask(base_model="org/name", sequence_len=32768, datasets=entries, **top)
+    assert {case.name: case.trained_on for case in diagnosis.cases if "short" in case.name} == {
         "as datasets[0], a short trace": TRACE + ANSWER,
         "as datasets[2], a short trace": TRACE + ANSWER.removesuffix("<｜end▁of▁sentence｜>"),
     }
-    assert losses(found) == {
+    assert losses(diagnosis) == {
         f"as datasets[2], a {n} trace": ["end-missing"] for n in ("short", "long")
     }
-    assert notes(found) == ["datasets[1].type"]
-    moved = [each.where for each in found.findings if each.code == "misplaced"]
+    assert notes(diagnosis) == ["datasets[1].type"]
+    moved = [finding.where for finding in diagnosis.findings if finding.code == "misplaced"]
     assert moved == ["roles_to_train", "train_on_eos"]
 
 
@@ -287,53 +277,28 @@ def test_axolotl_trains_with_the_template_of_an_entry_and_serves_that_of_the_top
     file.write_text(trl_template("deepseek_r1_distill"))
     jinja = {"chat_template": "jinja", "chat_template_jinja": str(file)}
     entries = [{}, jinja, {"chat_template": "tokenizer_default"}]
-    found = ask(base_model="org/name", sequence_len=32768, datasets=entries)
-    said = {case.name: case.trained_on for case in found.cases if "short" in case.name}
-    assert said["as datasets[0], a short trace"] == TRACE + ANSWER
-    assert "trace-lost" in losses(found)["as datasets[1], a short trace"]
-    assert "as datasets[0], a short trace" not in losses(found)
-    assert all(case.tokens > 0 for case in found.cases)  # the length at the top holds for all
-
-
-@pytest.mark.parametrize(
-    ("settings", "trained"),
-    [
-        ({}, [True, True]),
-        ({"train_on_eos": "last"}, [False, True]),
-        ({"train_on_eos": "none"}, [False, False]),
-        ({"roles_to_train": ["user"]}, [False, False]),
-        ({"roles_to_train": ["user"], "train_on_eos": "all"}, [True, True]),
-        ({"train_on_eos": "none", "train_on_eot": "last"}, [False, True]),
-    ],
-)
-def test_which_ends_of_two_answers_axolotl_trains_on(
-    tokenizer_of: Any, settings: dict[str, Any], trained: list[bool]
-) -> None:
-    tokenizer = tokenizer_of("sample-v3")
-    said = "The answer is 7."  # an end within three tokens of a user's turn would count as its own
-    turns = [("user", "3+4?"), ("assistant", said), ("user", "4+3?"), ("assistant", said)]
-    row = axolotl_row(
-        tokenizer, settings, [{"role": role, "content": text} for role, text in turns]
-    )
-    assert row is not None
-    ends = [n for n, token in enumerate(row.ids) if token == tokenizer.eos_token_id]
-    assert [row.labels[n] == tokenizer.eos_token_id for n in ends] == trained
+    diagnosis = ask(base_model="org/name", sequence_len=32768, datasets=entries)
+    texts = {case.name: case.trained_on for case in diagnosis.cases if "short" in case.name}
+    assert texts["as datasets[0], a short trace"] == TRACE + ANSWER
+    assert "trace-lost" in losses(diagnosis)["as datasets[1], a short trace"]
+    assert "as datasets[0], a short trace" not in losses(diagnosis)
+    assert all(case.tokens > 0 for case in diagnosis.cases)  # the length at the top holds for all
 
 
 def test_a_template_written_into_the_config_is_axolotls_too(ask: Any, trl_template: Any) -> None:
-    found = ask(base_model="org/name", chat_template_jinja=trl_template("deepseek_r1_distill"))
-    assert "trace-lost" in losses(found)["a short trace"]
+    diagnosis = ask(base_model="org/name", chat_template_jinja=trl_template("deepseek_r1_distill"))
+    assert "trace-lost" in losses(diagnosis)["a short trace"]
 
 
-def test_axolotl_leaves_out_rows_over_512_tokens_where_no_length_is_said(ask: Any) -> None:
-    found = ask(base_model="org/name")
-    assert [case.tokens > 0 for case in found.cases] == [True, False]
+def test_axolotl_leaves_out_rows_over_512_tokens_unless_a_length_is_set(ask: Any) -> None:
+    diagnosis = ask(base_model="org/name")
+    assert [case.tokens > 0 for case in diagnosis.cases] == [True, False]
 
 
-def test_keys_of_axolotl_that_were_not_read_are_noted_with_their_entry(ask: Any) -> None:
+def test_ignored_keys_of_axolotl_are_noted_with_their_entry(ask: Any) -> None:
     entries = [{"path": "org/a", "split_thinking": True}]
-    found = ask(base_model="org/name", special_tokens={"pad_token": "a"}, datasets=entries)
-    assert notes(found) == ["special_tokens", "datasets[0].split_thinking"]
+    diagnosis = ask(base_model="org/name", special_tokens={"pad_token": "a"}, datasets=entries)
+    assert notes(diagnosis) == ["special_tokens", "datasets[0].split_thinking"]
 
 
 # ------------------------------------------------------------------------------------ bad input
@@ -342,9 +307,9 @@ def test_keys_of_axolotl_that_were_not_read_are_noted_with_their_entry(ask: Any)
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "is no YAML: "),
-        ("- 1", "holds no keys"),
-        ("colour: blue", "is of none of LLaMA-Factory, axolotl, TRL"),
+        ("{", "is not valid YAML: "),
+        ("- 1", "is not a mapping"),
+        ("colour: blue", "has no key of LLaMA-Factory, axolotl, TRL"),
         ("template: vicuna", "vicuna of LLaMA-Factory is not known here"),
         ("base_model: a\nchat_template: gemma", "gemma of axolotl is not known here"),
         (
@@ -355,12 +320,12 @@ def test_keys_of_axolotl_that_were_not_read_are_noted_with_their_entry(ask: Any)
             "base_model: a\ndatasets: [{type: alpaca}]",
             "datasets: type alpaca of axolotl is not known",
         ),
-        ("base_model: a\ndatasets: org/name", "datasets: is no list"),
-        ("base_model: a\ndatasets: [org/name]", "datasets: an entry holds no keys"),
-        ("micro_batch_size: 1\ndatasets: [{path: a}]", "is of none of LLaMA-Factory, axolotl, TRL"),
+        ("base_model: a\ndatasets: org/name", "datasets: is not a list"),
+        ("base_model: a\ndatasets: [org/name]", "datasets: an entry is not a mapping"),
+        ("micro_batch_size: 1\ndatasets: [{path: a}]", "has no key of LLaMA-Factory, axolotl, TRL"),
     ],
 )
-def test_a_config_that_is_none_is_refused(
+def test_a_file_that_is_not_the_config_of_a_known_trainer_is_refused(
     tokenizer_folder: Any, tmp_path: Path, content: str, reason: str
 ) -> None:
     config = tmp_path / "config.yaml"

@@ -1,4 +1,4 @@
-"""What rows train on: all of the trace and answer, and the end; or it is said why not."""
+"""Rows train on all of trace, answer and end token, or are dropped with a reason."""
 
 import json
 import random
@@ -17,8 +17,8 @@ from dstools_distill import records
 from dstools_distill.recipe.settings import Render
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
-from dstools_distill.tokens.invariant import IGNORED, Target, violations
-from dstools_distill.tokens.render import _Renderer, render, row_id
+from dstools_distill.tokens.invariant import IGNORED
+from dstools_distill.tokens.render import Renderer, render, row_id
 
 USED = [
     ("deepseek", "r1-distill"),
@@ -45,15 +45,15 @@ def plain(answer: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def renderer(tokenizer_folder: Callable[[str], Path]) -> Callable[..., _Renderer]:
-    """renderer(tokenizer, template="", **settings): what a worker has, made once."""
-    made: dict[str, _Renderer] = {}
+def renderer(tokenizer_folder: Callable[[str], Path]) -> Callable[..., Renderer]:
+    """renderer(tokenizer, template="", **settings): the renderer of a worker, made once."""
+    made: dict[str, Renderer] = {}
 
-    def get(name: str, template: str = "", **options: Any) -> _Renderer:
+    def get(name: str, template: str = "", **options: Any) -> Renderer:
         key = f"{name} {template} {options}"
         if key not in made:
             folder = tokenizer_folder(name)
-            made[key] = _Renderer(Path("records.jsonl"), folder, template, Render(**options))
+            made[key] = Renderer(Path("records.jsonl"), folder, template, Render(**options))
         return made[key]
 
     return get
@@ -71,18 +71,18 @@ def read(message: bytes) -> list[tuple[str, Row]]:
     return list(zip(table["id"], rows, strict=True))
 
 
-def rendered(made: _Renderer, *found: dict[str, Any]) -> tuple[list[Row], list[str]]:
-    """Return the rows made of records, and why the others are dropped."""
-    chunk = made([(n, records.dump(each)) for n, each in enumerate(found, start=1)])
+def rendered(made: Renderer, *given: dict[str, Any]) -> tuple[list[Row], list[str]]:
+    """Return the rows of records, and the reasons why the others are dropped."""
+    chunk = made([(n, records.dump(one)) for n, one in enumerate(given, start=1)])
     dropped = [
         json.loads(line)["drop_reason"] for line in chunk.files["dropped.jsonl"].splitlines()
     ]
-    assert chunk.counts["in"] == len(found) == chunk.counts["out"] + len(dropped)
+    assert chunk.counts["in"] == len(given) == chunk.counts["out"] + len(dropped)
     return [row for _, row in read(chunk.files["rows.arrow"])], dropped
 
 
-def texts(made: _Renderer, row: Row) -> tuple[str, str]:
-    """Return what a row shows and what it trains on."""
+def texts(made: Renderer, row: Row) -> tuple[str, str]:
+    """Return the text before the first label of a row, and the text after it."""
     ids, labels = row
     start = labels.count(IGNORED)
     assert labels == [IGNORED] * start + ids[start:]
@@ -101,7 +101,7 @@ def run(
     """run(records, **settings): the stage with the sample's tokenizer; report and folder."""
 
     def start(
-        found: list[dict[str, Any]],
+        given: list[dict[str, Any]],
         *,
         workers: int = 1,
         watch: Any = bar,
@@ -112,7 +112,7 @@ def run(
         if not resumed:
             shutil.rmtree(out, ignore_errors=True)
         source.mkdir(exist_ok=True)
-        records.write(source / "records.jsonl", found)
+        records.write(source / "records.jsonl", given)
         out.mkdir(exist_ok=True)
         work = Work(out, workers, watch)
         inputs = Inputs(samples=source, tokenizer=tokenizer_folder("sample-v3"))
@@ -123,8 +123,14 @@ def run(
 
 # ------------------------------------------------------------------------ golden, worked by hand
 
-QWEN = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-SMOL = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+QWEN = (
+    "<|im_start|>system\n"
+    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+)
+SMOL = (
+    "<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+)
 CHATML = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 DEEPSEEK = f"<｜begin▁of▁sentence｜><｜User｜>{QUESTION}<｜Assistant｜>"
 LLAMA = (
@@ -165,10 +171,10 @@ def test_golden_renderings(
 
 
 def test_golden_ids(renderer: Any) -> None:
-    """Of the Llama stand-in: bytes are tokens from 5 on in the order of GPT-2's alphabet, ! first."""
+    """In the Llama stand-in bytes are the tokens from 5 on, in the order of GPT-2's alphabet."""
     made = renderer("llama3")
-    asked = record(messages=[{"role": "user", "content": "#"}], reasoning="!", answer='"')
-    [(ids, labels)], _ = rendered(made, asked)
+    given = record(messages=[{"role": "user", "content": "#"}], reasoning="!", answer='"')
+    [(ids, labels)], _ = rendered(made, given)
     word = made.tokenizer.convert_tokens_to_ids
     spell = [word(letter) for letter in '<think>!</think>"']
     assert word(["!", '"', "#"]) == [5, 6, 7]
@@ -198,18 +204,18 @@ def test_every_row_trains_on_all_of_trace_and_answer_and_stops(
     made = renderer(name, template)
     end = made.decode([made.form.end])
     rng = random.Random(0)
-    found = [
+    given = [
         record(id=f"{n:032x}", reasoning=rng.choice("abc") + rng.choice(VARIED), answer=answer)
         for n, answer in enumerate(VARIED * 10)
     ]
-    rows, dropped = rendered(made, *found)
+    rows, dropped = rendered(made, *given)
     assert not dropped
-    for each, (ids, labels) in zip(found, rows, strict=True):
+    for one, (ids, labels) in zip(given, rows, strict=True):
         prompt, target = texts(made, (ids, labels))
-        serving = made.tokenizer.apply_chat_template(each["messages"], add_generation_prompt=True)
+        serving = made.tokenizer.apply_chat_template(one["messages"], add_generation_prompt=True)
         assert ids[: labels.count(IGNORED)] == serving["input_ids"]
-        said = target if template == "r1-distill" else target.removeprefix("<think>")
-        assert said == f"{each['reasoning']}</think>{each['answer']}{end}"
+        body = target if template == "r1-distill" else target.removeprefix("<think>")
+        assert body == f"{one['reasoning']}</think>{one['answer']}{end}"
         assert (prompt + target).count("<think>") == (prompt + target).count("</think>") == 1
         assert labels[-1] == made.form.end
         assert labels.count(made.form.end) == 1
@@ -237,116 +243,12 @@ def test_any_text_survives_byte_for_byte_or_is_refused_with_a_reason(
             "not-reversible": changed,
         }[dropped[0]]
     else:
-        said = made.tokenizer.decode(rows[0][1][rows[0][1].count(IGNORED) : -1])
+        target = made.tokenizer.decode(rows[0][1][rows[0][1].count(IGNORED) : -1])
         wanted = f"t{trace}</think>{answer}"
-        assert said.removeprefix("<think>") == wanted
+        assert target.removeprefix("<think>") == wanted
 
 
 # ------------------------------------------------------------------------------------- the traps
-
-
-@pytest.fixture(scope="session")
-def good(renderer: Any) -> tuple[Any, Row, Target]:
-    """A row of the R1 template, what it is to train on, and its renderer."""
-    made = renderer("deepseek", "r1-distill")
-    [row], _ = rendered(made, record())
-    prompt = row[0][: row[1].count(IGNORED)]
-    target = made.decode(row[0][len(prompt) : -1])
-    return made, row, Target(prompt, target, "2+9=11, carry 1\n", made.form.end)
-
-
-def codes(good: tuple[Any, Row, Target], ids: list[int], labels: list[int]) -> list[str]:
-    made, _, target = good
-    return [each.code for each in violations(made.decode, ids, labels, target)]
-
-
-def masked(good: tuple[Any, Row, Target], ids: list[int], start: int) -> list[str]:
-    return codes(good, ids, [IGNORED] * start + ids[start:])
-
-
-def test_a_good_row_has_nothing_wrong(good: Any) -> None:
-    assert codes(good, *good[1]) == []
-
-
-def test_padding_behind_a_good_row_with_the_end_token_is_not_trained_on(good: Any) -> None:
-    """pad = end token: the place decides, so the one that ends the answer is still trained."""
-    made, (ids, labels), target = good
-    assert made.tokenizer.pad_token_id == target.end
-    assert codes(good, ids + [target.end] * 3, labels + [IGNORED] * 3) == []
-
-
-def test_pad_tokens_masked_by_their_id_take_the_end_away(good: Any) -> None:
-    _, (ids, labels), target = good
-    assert codes(good, ids, [IGNORED if n == target.end else n for n in labels]) == ["end-missing"]
-
-
-def test_a_template_that_drops_the_trace_is_caught(good: Any, trl_template: Any) -> None:
-    made, _, target = good
-    said = {"role": "assistant", "content": f"<think>\n{target.text}"}
-    ids = made.tokenizer.apply_chat_template(
-        [*record()["messages"], said], chat_template=trl_template("deepseek_r1_distill")
-    )["input_ids"]
-    start = len(target.prompt) - 2  # <think> and the line feed are gone
-    assert masked(good, ids, start) == ["trace-lost", "prompt-differs"]
-
-
-def test_an_answer_alone_is_caught_where_a_trace_is_wanted(good: Any) -> None:
-    made, _, target = good
-    alone = [*made.tokenizer.encode("\n\nThe answer is 41."), target.end]
-    assert masked(good, [*target.prompt, *alone], len(target.prompt)) == ["trace-lost"]
-
-
-@pytest.mark.parametrize("kept", [2, 9, -2])
-def test_a_cut_row_is_caught(good: Any, kept: int) -> None:
-    _, (ids, _), target = good
-    cut = ids[: len(target.prompt) + kept] if kept > 0 else ids[:kept]
-    assert masked(good, cut, len(target.prompt)) == ["truncated", "end-missing"]
-
-
-def test_a_missing_end_token_is_caught(good: Any) -> None:
-    _, (ids, labels), _ = good
-    assert codes(good, ids[:-1], labels[:-1]) == ["end-missing"]
-
-
-def test_another_end_token_than_the_templates_is_caught(good: Any) -> None:
-    made, (ids, _), target = good
-    other = made.tokenizer.convert_tokens_to_ids("<|EOT|>")
-    assert masked(good, [*ids[:-1], other], len(target.prompt)) == ["wrong-end"]
-
-
-def test_an_opener_in_prompt_and_target_is_caught(good: Any) -> None:
-    made, (ids, _), target = good
-    start = len(target.prompt)
-    twice = [*ids[:start], *made.tokenizer.encode("<think>\n"), *ids[start:]]
-    assert masked(good, twice, start) == ["doubled-think"]
-
-
-def test_a_template_that_does_not_open_the_block_that_serving_opens_is_caught(good: Any) -> None:
-    _, (ids, _), target = good
-    start = len(target.prompt) - 2
-    assert masked(good, ids[:start] + ids[start + 2 :], start) == ["broken-think", "prompt-differs"]
-
-
-def test_a_line_feed_trained_behind_the_end_is_caught(good: Any) -> None:
-    made, (ids, _), target = good
-    longer = ids + made.tokenizer.encode("\n")
-    assert masked(good, longer, len(target.prompt)) == ["trained-behind-end"]
-
-
-def test_a_loss_on_the_prompt_is_caught(good: Any) -> None:
-    assert masked(good, good[1][0], 0) == ["prompt-trained"]
-
-
-def test_a_hole_in_the_labels_is_caught(good: Any) -> None:
-    _, (ids, labels), target = good
-    at = len(target.prompt) + 3
-    assert "labels-gap" in codes(good, ids, [*labels[:at], IGNORED, *labels[at + 1 :]])
-
-
-def test_labels_that_are_shifted_or_none_are_caught(good: Any) -> None:
-    _, (ids, labels), _ = good
-    assert codes(good, ids, [*labels[1:], IGNORED]) == ["labels-differ"]
-    assert codes(good, ids, [IGNORED] * len(ids)) == ["no-labels"]
 
 
 @pytest.mark.parametrize(
@@ -368,19 +270,19 @@ def test_a_row_that_cannot_be_learned_as_it_is_is_dropped_with_its_own_reason(
 
 
 @pytest.fixture
-def edited(tokenizer_folder: Callable[[str], Path], tmp_path: Path) -> Callable[..., _Renderer]:
-    """edited(change tokenizer.json, **tokenizer_config): a renderer of the sample's, changed."""
+def edited(tokenizer_folder: Callable[[str], Path], tmp_path: Path) -> Callable[..., Renderer]:
+    """edited(change, **config): the sample's renderer, with its two JSON files changed."""
 
-    def make(change: Callable[[dict[str, Any]], object] | None = None, **config: Any) -> _Renderer:
+    def make(change: Callable[[dict[str, Any]], object] | None = None, **config: Any) -> Renderer:
         folder = tmp_path / "edited"
         shutil.copytree(tokenizer_folder("sample-v3"), folder)
         for name, edit in (("tokenizer", change), ("tokenizer_config", lambda s: s.update(config))):
             file = folder / f"{name}.json"
-            said = json.loads(file.read_text())
+            content = json.loads(file.read_text())
             if edit:
-                edit(said)
-            file.write_text(json.dumps(said))
-        return _Renderer(Path("records.jsonl"), folder, "", Render())
+                edit(content)
+            file.write_text(json.dumps(content))
+        return Renderer(Path("records.jsonl"), folder, "", Render())
 
     return make
 
@@ -388,13 +290,13 @@ def edited(tokenizer_folder: Callable[[str], Path], tmp_path: Path) -> Callable[
 def test_a_tokenizer_that_normalises_drops_what_it_would_change_and_keeps_the_rest(
     edited: Any,
 ) -> None:
-    made = edited(lambda said: said.update(normalizer={"type": "Lowercase"}))
+    made = edited(lambda content: content.update(normalizer={"type": "Lowercase"}))
     rows, dropped = rendered(made, record(), record(answer="\n\n41"))
     assert (len(rows), dropped) == (1, ["not-reversible"])
 
 
-def test_a_byte_that_a_vocabulary_lacks_is_no_reason_to_train_on_less(renderer: Any) -> None:
-    """SmolLM2's has no token for the byte 0xf1, with which U+40000 begins."""
+def test_a_row_with_a_byte_that_the_vocabulary_lacks_is_dropped(renderer: Any) -> None:
+    """SmolLM2's has no token for the byte 0xf1, the first one of U+40000."""
     rows, dropped = rendered(renderer("smollm2"), record(), record(answer="\U00040000"))
     assert (len(rows), dropped) == (1, ["not-reversible"])
 
@@ -407,29 +309,25 @@ def test_a_row_whose_ids_say_something_else_stops_the_run(
     monkeypatch.setattr(made, "form", made.form._replace(end=one))
     with pytest.raises(DstoolsError, match=r"records\.jsonl: row f{32}:0: end-inside: ") as error:
         rendered(made, record())
-    assert "do not fit together" in error.value.hint
-
-
-def test_changed_characters_are_named_with_their_place(good: Any) -> None:
-    made, (ids, labels), target = good
-    other = target._replace(text=target.text.replace("2+9", "2+8"))
-    [wrong] = violations(made.decode, ids, labels, other)
-    assert wrong.code == "text-changed"
-    assert wrong.message.startswith("at character 2 the labels decode to")
+    assert "do not match" in error.value.hint
 
 
 def test_think_tags_that_serving_would_delete_are_refused(edited: Any) -> None:
-    def special(said: dict[str, Any]) -> None:
-        for token in said["added_tokens"]:
+    def special(content: dict[str, Any]) -> None:
+        for token in content["added_tokens"]:
             token["special"] = token["special"] or "think" in token["content"]
 
-    with pytest.raises(DstoolsError, match="a special token, which serving deletes") as error:
+    with pytest.raises(
+        DstoolsError, match="a special token, which serving removes from answers"
+    ) as error:
         edited(special)
     assert '"special": false' in error.value.hint
 
 
 def test_an_end_of_sequence_that_the_template_does_not_write_is_refused(edited: Any) -> None:
-    with pytest.raises(DstoolsError, match="eos_token is <｜▁pad▁｜>: the student would") as error:
+    with pytest.raises(
+        DstoolsError, match="eos_token is <｜▁pad▁｜>: serving would not stop"
+    ) as error:
         edited(eos_token="<｜▁pad▁｜>", chat_template=END_SPELLED)
     assert 'set "eos_token": "<｜end▁of▁sentence｜>"' in error.value.hint
 
@@ -441,13 +339,13 @@ END_SPELLED = (
 
 
 def test_a_template_whose_prompt_closes_the_block_is_refused(edited: Any) -> None:
-    with pytest.raises(DstoolsError, match="closes the think block: the student would be served"):
+    with pytest.raises(DstoolsError, match="closes the think block: the student would never think"):
         edited(chat_template=END_SPELLED + "<think></think>", eos_token="<｜end▁of▁sentence｜>")
 
 
-def test_a_truncation_that_tokenizer_json_asks_for_is_not_done(edited: Any) -> None:
+def test_a_truncation_in_tokenizer_json_is_ignored(edited: Any) -> None:
     cut = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
-    made = edited(lambda said: said.update(truncation=cut))
+    made = edited(lambda content: content.update(truncation=cut))
     [row], _ = rendered(made, record())
     assert texts(made, row)[1].endswith("The answer is 41.<｜end▁of▁sentence｜>")
 
@@ -458,12 +356,12 @@ def test_a_truncation_that_tokenizer_json_asks_for_is_not_done(edited: Any) -> N
 def test_the_report_counts_rows_tokens_and_checks(run: Any) -> None:
     from datasets import Dataset
 
-    found = [record(id=f"{n:032x}", sample=1, answer="\n\n" + "4" * n) for n in range(10)]
-    found += [plain("Paris.")]
-    report, out = run(found)
+    given = [record(id=f"{n:032x}", sample=1, answer="\n\n" + "4" * n) for n in range(10)]
+    given += [plain("Paris.")]
+    report, out = run(given)
     rows = Dataset.from_file(str(out / "rows.arrow"))
     lengths = sorted(map(len, rows["input_ids"]))
-    assert rows["id"][:2] == [row_id(found[0]), row_id(found[1])] == [f"{0:032x}:1", f"{1:032x}:1"]
+    assert rows["id"][:2] == [row_id(given[0]), row_id(given[1])] == [f"{0:032x}:1", f"{1:032x}:1"]
     assert (report["in"], report["out"], report["dropped"]) == (11, 11, {})
     assert (report["rows_with_a_trace"], report["rows_without_a_trace"]) == (10, 1)
     assert report["trains_on"] == "trace and answer"
@@ -504,25 +402,25 @@ def test_answers_alone_are_refused_where_traces_are_wanted(run: Any) -> None:
 
 
 def test_over_long_rows_are_dropped_whole_and_counted(run: Any) -> None:
-    found = [record(id=f"{n:032x}") for n in range(99)] + [record(reasoning="1" * 500)]
-    report, out = run(found, max_length=200)
+    given = [record(id=f"{n:032x}") for n in range(99)] + [record(reasoning="1" * 500)]
+    report, out = run(given, max_length=200)
     assert (report["in"], report["out"], report["dropped"]) == (100, 99, {"over-long": 1})
     [dropped] = records.read(out / "dropped.jsonl")
-    assert dropped == found[-1] | {"drop_reason": "over-long", "tokens": dropped["tokens"]}
+    assert dropped == given[-1] | {"drop_reason": "over-long", "tokens": dropped["tokens"]}
     assert dropped["tokens"] > 500
 
 
 def test_too_many_over_long_rows_are_refused_with_the_length_that_keeps_enough(run: Any) -> None:
-    found = [record(id=f"{n:032x}", reasoning="1" * (n + 100)) for n in range(40)]
-    shortest = run(found[:1])[0]["length"]["100%"]
+    given = [record(id=f"{n:032x}", reasoning="1" * (n + 100)) for n in range(40)]
+    shortest = run(given[:1])[0]["length"]["100%"]
     with pytest.raises(ShortfallError, match=r"30 of 40 rows would be dropped, more than") as error:
-        run(found, max_length=shortest + 9, max_dropped=0.1)
+        run(given, max_length=shortest + 9, max_dropped=0.1)
     assert "30 over-long (more tokens than render.max_length), as row 000" in str(error.value)
     # 4 of 40 may go, the longest ones: the 36th row is the longest that stays
     assert error.value.hint == (
         f"render.max_length = {shortest + 35} keeps enough; or render.max_dropped = 0.75"
     )
-    report, _ = run(found, max_length=shortest + 35, max_dropped=0.1)
+    report, _ = run(given, max_length=shortest + 35, max_dropped=0.1)
     assert (report["out"], report["dropped"]) == (36, {"over-long": 4})
 
 
@@ -531,8 +429,19 @@ def test_other_drops_count_towards_the_limit(run: Any) -> None:
         run([record(), record(finish_reason="length")])
 
 
+def test_a_run_that_drops_every_row_is_refused_with_the_reasons(run: Any, tmp_path: Path) -> None:
+    given = [record(finish_reason="length")] * 2 + [record(answer="</think>")]
+    with pytest.raises(DstoolsError, match=r"none of 3 rows is left: 2 unfinished \(") as error:
+        run(given, max_dropped=1.0)
+    assert (
+        "(the teacher did not finish), 1 broken-think (trace or answer contain a think tag)"
+        in str(error.value)
+    )
+    assert error.value.hint.startswith(str(tmp_path / "render" / "dropped.jsonl"))
+
+
 def test_no_records_are_refused(run: Any) -> None:
-    with pytest.raises(DstoolsError, match=r"records\.jsonl: holds no record"):
+    with pytest.raises(DstoolsError, match=r"records\.jsonl: has no records"):
         run([])
 
 
@@ -558,12 +467,12 @@ NO_SYSTEM = (
 
 
 class Killed(BaseException):
-    """What a signal would do."""
+    """Raised where a signal would end the process."""
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(run: Any, tmp_path: Path) -> None:
-    found = [record(id=f"{n:032x}", answer=f"\n\n{n}") for n in range(2100)]
-    _, whole = run(found)
+def test_a_killed_run_resumes_to_the_same_bytes(run: Any, tmp_path: Path) -> None:
+    given = [record(id=f"{n:032x}", answer=f"\n\n{n}") for n in range(2100)]
+    _, whole = run(given)
     wanted = {name: (whole / name).read_bytes() for name in ("rows.arrow", "dropped.jsonl")}
     whole.rename(tmp_path / "whole")
 
@@ -579,17 +488,17 @@ def test_a_killed_run_goes_on_to_the_same_bytes(run: Any, tmp_path: Path) -> Non
         yield progress
 
     with pytest.raises(Killed):
-        run(found, watch=killing)
+        run(given, watch=killing)
     with (tmp_path / "render" / "rows.arrow").open("ab") as file:
         file.write(b"half a message")
-    _, out = run(found, resumed=True)
+    _, out = run(given, resumed=True)
     assert {name: (out / name).read_bytes() for name in wanted} == wanted
 
 
 @pytest.mark.slow
 def test_two_workers_write_the_same_bytes(run: Any, tmp_path: Path) -> None:
-    found = [record(id=f"{n:032x}", answer=f"\n\n{n}") for n in range(2100)]
-    _, one = run(found)
+    given = [record(id=f"{n:032x}", answer=f"\n\n{n}") for n in range(2100)]
+    _, one = run(given)
     one.rename(tmp_path / "one")
-    _, two = run(found, workers=2)
+    _, two = run(given, workers=2)
     assert (two / "rows.arrow").read_bytes() == (tmp_path / "one" / "rows.arrow").read_bytes()

@@ -1,4 +1,4 @@
-"""Prompts are what serving shows; of a template and tokenizer that cannot be trained with, it is said why."""
+"""Prompts are what serving shows; templates that cannot be trained with are refused."""
 
 import json
 import shutil
@@ -22,14 +22,14 @@ from dstools_distill.tokens.templates import (
 
 SYSTEM = {"role": "system", "content": "Be brief.\n"}
 ASK = {"role": "user", "content": "  What is 12 + 29? \n"}
-SAID = {"role": "assistant", "content": "<think>\n12+29=41\n</think>\n\nIt is 41."}
+THOUGHT = {"role": "assistant", "content": "<think>\n12+29=41\n</think>\n\nIt is 41."}
 PLAIN = {"role": "assistant", "content": "It is 41."}
 CONVERSATIONS = [
     [ASK],
     [SYSTEM, ASK],
     [ASK, PLAIN, ASK],
-    [SYSTEM, ASK, SAID, ASK],
-    [ASK, SAID, ASK, PLAIN, {"role": "user", "content": "Why? {{ 7 * 7 }} 世界"}],
+    [SYSTEM, ASK, THOUGHT, ASK],
+    [ASK, THOUGHT, ASK, PLAIN, {"role": "user", "content": "Why? {{ 7 * 7 }} 世界"}],
 ]
 USED = [  # tokenizer, family, the release's own template
     ("qwen2.5", "qwen2.5", "qwen2_5"),
@@ -70,7 +70,7 @@ def test_a_family_asks_as_the_release_does(
 def test_deepseek_v3_asks_as_its_release_does(
     tokenizer_of: Any, trl_template: Callable[[str], str]
 ) -> None:
-    """TRL's deepseekv3.jinja is of R1-0528: it opens the think block, and cuts traces from history."""
+    """TRL's deepseekv3.jinja is R1-0528's: it opens the think block and cuts traces of history."""
     ours = tokenizer_of("deepseek", "deepseek-v3")
     for messages in (CONVERSATIONS[0], CONVERSATIONS[1], [SYSTEM, SYSTEM, ASK, PLAIN, ASK]):
         wanted = ours.apply_chat_template(
@@ -111,7 +111,7 @@ def test_qwen_prompts_have_the_ids_of_the_release(tokenizer_of: Any) -> None:
         ("sample-v3", "", "", 1),
     ],
 )
-def test_what_stands_around_an_answer_is_read_off_the_template(
+def test_what_surrounds_an_answer_is_found_by_rendering_the_template(
     name: str, family: str, plain: str, end: int, tokenizer_of: Any
 ) -> None:
     tokenizer = tokenizer_of(name, family)
@@ -145,10 +145,10 @@ def test_the_r1_family_keeps_the_trace_of_the_last_answer(
     tokenizer_of: Any, trl_template: Callable[[str], str]
 ) -> None:
     tokenizer = tokenizer_of("deepseek", "r1-distill")
-    text = tokenizer.apply_chat_template([ASK, SAID], tokenize=False)
-    assert text.endswith(f"<｜Assistant｜>{SAID['content']}<｜end▁of▁sentence｜>")
+    text = tokenizer.apply_chat_template([ASK, THOUGHT], tokenize=False)
+    assert text.endswith(f"<｜Assistant｜>{THOUGHT['content']}<｜end▁of▁sentence｜>")
     release = trl_template("deepseek_r1_distill")
-    cut = tokenizer.apply_chat_template([ASK, SAID], chat_template=release, tokenize=False)
+    cut = tokenizer.apply_chat_template([ASK, THOUGHT], chat_template=release, tokenize=False)
     assert cut.endswith("<｜Assistant｜>\n\nIt is 41.<｜end▁of▁sentence｜>")
 
 
@@ -169,9 +169,7 @@ def test_a_family_makes_its_end_token_the_end_of_sequence(small: Callable[..., P
 
 
 def test_a_tokenizer_without_a_token_of_the_family_is_refused(small: Callable[..., Path]) -> None:
-    with pytest.raises(
-        DstoolsError, match=r"<\|im_start\|> of the template qwen2.5 is not one"
-    ) as e:
+    with pytest.raises(DstoolsError, match=r"<\|im_start\|> of the template qwen2.5 is not a") as e:
         load_tokenizer(small(), "qwen2.5")
     assert "add the token" in e.value.hint
 
@@ -179,7 +177,7 @@ def test_a_tokenizer_without_a_token_of_the_family_is_refused(small: Callable[..
 def test_an_unknown_family_is_refused_with_the_known_ones(small: Callable[..., Path]) -> None:
     with pytest.raises(DstoolsError, match="template 'vicuna' is not known") as error:
         load_tokenizer(small(), "vicuna")
-    assert error.value.hint == "one of qwen2.5, qwen3, llama3, r1-distill, deepseek-v3, chatml"
+    assert error.value.hint == "use one of qwen2.5, qwen3, llama3, r1-distill, deepseek-v3, chatml"
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -191,10 +189,13 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     ("template", "reason"),
     [
         (None, "the tokenizer has no chat template"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "writes no end token behind"),
-        ("{% for m in messages %}{{ m.content }}</s>{% endfor %}", "</s>, which is not one token"),
-        ("{{ messages[0].content }}{{ eos_token }}", "does not write an answer just once"),
-        ("{% for m in messages %}{{ m.content * 2 }}{% endfor %}", "an answer just once"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "writes no end token after"),
+        (
+            "{% for m in messages %}{{ m.content }}</s>{% endfor %}",
+            "</s>, which is not a single token",
+        ),
+        ("{{ messages[0].content }}{{ eos_token }}", "does not write an answer exactly once"),
+        ("{% for m in messages %}{{ m.content * 2 }}{% endfor %}", "an answer exactly once"),
         ("{{ messages.__class__.__base__ }}", "refuses the messages: access to attribute"),
         ("{% for m in messages %}", "refuses the messages: Unexpected end of template"),
     ],

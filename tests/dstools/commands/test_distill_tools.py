@@ -117,8 +117,8 @@ def test_a_diagnosis_is_one_json_object_whatever_the_exit_code(
 @pytest.mark.parametrize(
     ("config", "sample", "message"),
     [
-        ("{", "", "trainer.yaml: is no YAML: "),
-        ("colour: blue", "", "trainer.yaml: is of none of "),
+        ("{", "", "trainer.yaml: is not valid YAML: "),
+        ("colour: blue", "", "trainer.yaml: has no key of "),
         ("stage: sft\ntemplate: vicuna", "", "vicuna of LLaMA-Factory is not known here"),
         ("stage: sft", "{", "row.jsonl: line 1: is no JSON"),
         ("stage: sft", '{"problem": "2+2?", "answer": "4"}', "row.jsonl: the first row has no answer"),
