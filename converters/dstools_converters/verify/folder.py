@@ -1,35 +1,35 @@
-"""Is this folder what it says it is? Every check reports what it finds and lets the others go on."""
+"""Check whether a folder is the checkpoint that its files say; one error does not end the checks."""
 
-import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dstools_converters.checkpoint.folder import INDEX, Checkpoint, scan
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory, check, take_inventory
-from dstools_converters.checkpoint.rows import (
-    Progress,
-    read_scales,
-    restore,
-)
+from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.checkpoint.scheme import QUANTIZED_ROLES
-from dstools_converters.checkpoint.storage import CODE_DTYPES, FLOATS, SCALE_DTYPES
-from dstools_converters.errors import DstoolsError, Finding, Level, printable
+from dstools_converters.checkpoint.storage import CODE_DTYPES, FLOATS
+from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.families.names import FUSED
-from dstools_converters.sidefiles.manifest import read_manifest
+from dstools_converters.sidefiles.calibration import WeightNote
+from dstools_converters.sidefiles.manifest import Manifest, read_manifest
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
+from dstools_converters.verify.scales import check_kv_scales, check_scales
 from dstools_converters.verify.source import check_against
-from dstools_kernels.fp8 import E4M3_MAX
 
-ABSURD_AMAX = 1e4  # no trained weight comes near; a block that does has a damaged scale
+# Errors after which the bytes may not be what the headers say.
+BREAKS_READING = {
+    *("shard-unreadable", "tensor-twice", "path-outside", "fp8-unknown"),
+    *("shape", "scale-missing", "scale-shape", "scale-dtype"),
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; `ok` is False where a finding is an error."""
+    """The result of all checks; `ok` is False where a finding is an error."""
 
     folder: str
     ok: bool
@@ -38,6 +38,23 @@ class Report:
     not_checked: list[str]
     tensors: int
     elements_compared: int  # with the source, each of them
+
+
+@dataclass
+class _Results:
+    """The results so far."""
+
+    findings: list[Finding]
+    checked: list[str] = field(default_factory=lambda: ["files, index and headers"])
+    not_checked: list[str] = field(default_factory=list)
+    elements_compared: int = 0
+
+    def has_error(self, codes: Container[str] | None = None) -> bool:
+        """Return whether a finding is an error, of one of `codes` if given."""
+        return any(
+            finding.level == "error" and (codes is None or finding.code in codes)
+            for finding in self.findings
+        )
 
 
 def verify(
@@ -51,72 +68,85 @@ def verify(
 ) -> Report:
     """Check `folder` by itself, for an engine, and element by element against `source`.
 
-    Raises DstoolsError only where there is nothing to check: no folder, no config.json, a source that
-    cannot be read.
+    Raises DstoolsError only where there is nothing to check: no folder, no config.json, a source
+    that cannot be read.
     """
-    checked = ["files, index and headers"]
-    not_checked = []
     checkpoint, findings = scan(folder)
-    compared = 0
+    results = _Results(findings)
     with checkpoint:
-        if not any(finding.level == "error" for finding in findings):
+        if not results.has_error():
             findings += _check_total(checkpoint)
         findings += _check_with_safetensors(checkpoint)
+        manifest = read_manifest(folder)
         try:
             inventory = take_inventory(checkpoint)
         except DstoolsError as error:
-            findings.append(
-                Finding.error(
-                    "config", "config.json", str(error).removeprefix("config.json: "), error.hint
-                )
-            )
-            not_checked.append("names, shapes and scales: the config cannot be read")
+            message = str(error).removeprefix("config.json: ")
+            findings.append(Finding.error("config", "config.json", message, error.hint))
+            results.not_checked.append("names, shapes and scales: the config cannot be read")
         else:
-            findings += check(inventory)
-            findings += _check_roles(inventory)
-            findings += _check_fused(inventory)
-            findings += _check_scale_values(inventory)
-            findings += _check_kv_scales(inventory)
-            findings += check_calibration(inventory)
-            checked += ["names, shapes and dtypes against the config", "MTP layers", "every scale"]
-            is_broken = any(
-                finding.level == "error" and finding.code in BREAKS_READING for finding in findings
-            )
-            if engine is None:
-                not_checked.append("what engines ask for: --engine")
-            elif is_broken:
-                not_checked.append(f"the rules of {engine}: first mend the errors above")
-            else:
-                findings += check_engine(inventory, engine, tp)
-                checked.append(f"the rules of {engine} at tensor parallelism {tp}")
-            if source is None:
-                not_checked.append("weights and codes: --source")
-            elif is_broken:
-                not_checked.append("weights and codes: first mend the errors above")
-            else:
-                with _open_source(source) as original:
-                    against = take_inventory(original)
-                    found, compared = check_against(inventory, against, workers, progress)
-                findings += found
-                checked.append("every element against the source")
-    if not read_manifest(folder):
-        not_checked.append("who made it: no manifest.json of dstools")
+            notes = _check_inside(inventory, manifest, results)
+            _check_engine(inventory, engine, tp, results)
+            _check_source(inventory, source, manifest, notes, results, workers, progress)
+    if manifest is None:
+        results.not_checked.append("who made it: no manifest.json of dstools")
     return Report(
         folder=str(folder),
-        ok=not any(finding.level == "error" for finding in findings),
+        ok=not results.has_error(),
         findings=findings,
-        checked=checked,
-        not_checked=not_checked,
+        checked=results.checked,
+        not_checked=results.not_checked,
         tensors=len(checkpoint.tensors),
-        elements_compared=compared,
+        elements_compared=results.elements_compared,
     )
 
 
-# Findings after which bytes cannot be taken for what the headers say.
-BREAKS_READING = {
-    "shard-unreadable", "tensor-twice", "path-outside", "scale-missing", "scale-shape", "scale-dtype",
-    "shape", "fp8-unknown",
-}  # fmt: skip
+def _check_inside(
+    inventory: Inventory, manifest: Manifest | None, results: _Results
+) -> dict[str, WeightNote] | None:
+    """Check the folder by itself; return the notes of calibrated weights, None where lost."""
+    findings = results.findings
+    findings += check(inventory)
+    findings += _check_roles(inventory)
+    findings += _check_fused(inventory)
+    findings += check_scales(inventory, manifest)
+    findings += check_kv_scales(inventory)
+    notes, wrong = check_calibration(inventory, manifest)
+    findings += wrong
+    results.checked += ["names, shapes and dtypes against the config", "MTP layers", "every scale"]
+    return notes
+
+
+def _check_engine(inventory: Inventory, engine: Engine | None, tp: int, results: _Results) -> None:
+    if engine is None:
+        results.not_checked.append("what engines ask for: --engine")
+    elif results.has_error(BREAKS_READING):
+        results.not_checked.append(f"the rules of {engine}: first mend the errors above")
+    else:
+        results.findings += check_engine(inventory, engine, tp)
+        results.checked.append(f"the rules of {engine} at tensor parallelism {tp}")
+
+
+def _check_source(
+    inventory: Inventory,
+    source: Path | None,
+    manifest: Manifest | None,
+    notes: dict[str, WeightNote] | None,
+    results: _Results,
+    workers: int,
+    progress: Progress,
+) -> None:
+    if source is None:
+        results.not_checked.append("weights and codes: --source")
+    elif results.has_error(BREAKS_READING):
+        results.not_checked.append("weights and codes: first mend the errors above")
+    else:
+        with _open_source(source) as original:
+            differences, results.elements_compared = check_against(
+                inventory, take_inventory(original), manifest, notes, workers, progress
+            )
+        results.findings += differences
+        results.checked.append("every element against the source")
 
 
 def _open_source(source: Path) -> Checkpoint:
@@ -236,80 +266,3 @@ def _check_fused(inventory: Inventory) -> Iterator[Finding]:
                 f"is {kept[0].dtype} beside FP8 in {', '.join(fp8)}; engines run them as one matrix",
                 "quantize again with one rule for them",
             )
-
-
-def _check_scale_values(inventory: Inventory) -> Iterator[Finding]:
-    """Yield scales not finite, not positive, absurd, or of another format than the folder's maker writes."""
-    scheme = inventory.scheme
-    if scheme is None or not inventory.quantized():
-        return
-    import numpy as np
-
-    manifest = read_manifest(inventory.checkpoint.folder)
-    wants_powers = "ue8m0" in (scheme.scale_format, manifest.scale_fmt if manifest else None)
-    is_ours = manifest is not None and not manifest.has_foreign_scales
-    for storage in inventory.quantized().values():
-        weight, info = storage.parts
-        if len(weight.shape) != 2 or info.shape != scheme.grid(weight.shape):
-            continue  # reported by its shape
-        if info.dtype not in SCALE_DTYPES:
-            continue  # reported by its dtype
-        if manifest and info.dtype != "F32":
-            yield Finding.error(
-                "scale-not-f32",
-                info.where,
-                f"is {info.dtype}; dstools writes F32",
-                "something else has been at this folder; quantize again",
-            )
-        elif scheme.format == "native" and info.dtype == "BF16":
-            yield Finding.warning(
-                "scale-not-f32",
-                info.where,
-                "is BF16, where this format has F32: each scale was rounded to 8 bits",
-            )
-        try:
-            raw = read_scales(inventory, weight, 0, weight.shape[0])
-        except DstoolsError as error:
-            yield Finding.error(
-                "scale-value", info.where, str(error).removeprefix(f"{info.where}: ")
-            )
-            continue
-        scales = np.frombuffer(raw, np.float32)
-        if scales.max() * E4M3_MAX > ABSURD_AMAX:
-            yield Finding.warning(
-                "scale-value",
-                info.where,
-                f"holds {scales.max():g} at {_at(info, int(scales.argmax()))}, a weight of up to "
-                f"{scales.max() * E4M3_MAX:g}",
-            )
-        if wants_powers and (np.frexp(scales)[0] != 0.5).any():
-            first = int((np.frexp(scales)[0] != 0.5).argmax())
-            level: Level = "error" if is_ours else "note"
-            yield Finding(
-                level, "scale-ue8m0", info.where,
-                f"holds {scales[first]:g} at {_at(info, first)}, no power of two, under ue8m0",
-                "engines that store exponents will round it" if level == "note" else "",
-            )  # fmt: skip
-
-
-def _check_kv_scales(inventory: Inventory) -> Iterator[Finding]:
-    """Yield scales of an FP8 KV cache that no cache could be multiplied by."""
-    for name, parsed in inventory.names.items():
-        info = inventory.tensors[name]
-        if parsed is None or parsed.role != "kv_cache" or info.shape != (1,):
-            continue  # of another shape: reported by it
-        if info.dtype not in FLOATS:
-            yield Finding.error("kv-scale", info.where, f"is {info.dtype}, no scale's dtype")
-            continue
-        value = restore(inventory, info, 0, 1).cast("f")[0]
-        if not 0 < value < math.inf:
-            yield Finding.error(
-                "kv-scale",
-                info.where,
-                f"is {value:g}; scales are positive",
-                "the scale is damaged; quantize again",
-            )
-
-
-def _at(info: TensorInfo, element: int) -> list[int]:
-    return list(divmod(element, info.shape[1]))

@@ -1,7 +1,7 @@
-"""Hold every element of a checkpoint to the source that it was made from."""
+"""Compare every element of a checkpoint with the source that it was made from."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from dstools_converters.checkpoint.header import TensorInfo
@@ -23,65 +23,67 @@ from dstools_converters.checkpoint.storage import FLOATS
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.sidefiles.calibration import WeightNote, is_kv_scale
 from dstools_converters.sidefiles.carried import carried_files
-from dstools_converters.sidefiles.manifest import Manifest, read_manifest
-from dstools_converters.verify.calibrated import compare_calibrated, read_proven
+from dstools_converters.sidefiles.manifest import MANIFEST, Manifest
+from dstools_converters.verify.calibrated import compare_calibrated
 from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import Dtype, ScaleFormat
 
 
 def check_against(
-    made: Inventory, source: Inventory, workers: int, progress: Progress
+    made: Inventory,
+    source: Inventory,
+    manifest: Manifest | None,
+    notes: Mapping[str, WeightNote] | None,
+    workers: int,
+    progress: Progress,
 ) -> tuple[list[Finding], int]:
-    """Return what differs from the source beyond rounding, and how many elements were compared."""
-    findings = [*_check_config(made, source), *_check_side_files(made, source)]
-    pairs = []
-    ours = {info.name: info for info, _ in made.weights()}
-    for info, parsed in source.weights():
-        mine = ours.pop(info.name, None)
-        if mine is None and made.scheme is None and parsed and parsed.role == "kv_cache":
-            continue  # it is of the FP8 that went
-        if mine is None:
-            findings.append(
-                Finding.error("lost", printable(info.name), "is in the source and not in here")
-            )
-        elif mine.shape != info.shape:
-            findings.append(
-                Finding.error(
-                    "shape", mine.where, f"is {list(mine.shape)}, source {list(info.shape)}"
-                )
-            )
-        else:
-            pairs.append((mine, info))
-    manifest = read_manifest(made.checkpoint.folder)
-    findings += [
-        Finding.error("added", info.where, "is not in the source")
-        for info in ours.values()
-        if not is_kv_scale(made, info)
-    ]
-    notes = _read_notes(made)
-    if notes is None:  # which weights are calibrated is not known: nothing is said of any
+    """Return what differs from the source beyond rounding, and how many elements were compared.
+
+    `notes` None: it is not known which weights are calibrated, so no quantized one is compared.
+    """
+    findings = [*_check_config(made, source), *_check_carried(made, source)]
+    unpaired, pairs = _pair_up(made, source)
+    findings += unpaired
+    if notes is None:
         pairs = [(mine, info) for mine, info in pairs if not made.is_quantized(mine)]
         notes = {}
     with ThreadPoolExecutor(workers, "verify") as pool:
-        each = pool.map(
+        compared = pool.map(
             lambda pair: _compare_tensor(
                 made, pair[0], source, pair[1], manifest, notes.get(pair[0].name)
             ),
             pairs,
         )
-        for finding, (_, info) in zip(each, pairs, strict=True):
+        for finding, (_, info) in zip(compared, pairs, strict=True):
             findings += [finding] if finding else []
             progress(info.nbytes)
     return findings, sum(info.numel for _, info in pairs)
 
 
-def _read_notes(made: Inventory) -> dict[str, WeightNote] | None:
-    """Return the notes of calibrated weights, None where they are lost; see check_calibration."""
-    try:
-        calibration = read_proven(made)
-    except DstoolsError:
-        return None
-    return calibration.tensors if calibration else {}
+def _pair_up(
+    made: Inventory, source: Inventory
+) -> tuple[list[Finding], list[tuple[TensorInfo, TensorInfo]]]:
+    """Return tensors that only one side has or that differ in shape, and pairs of the others."""
+    findings, pairs = [], []
+    ours = {info.name: info for info, _ in made.weights()}
+    for info, parsed in source.weights():
+        mine = ours.pop(info.name, None)
+        if mine is None and made.scheme is None and parsed and parsed.role == "kv_cache":
+            continue  # scales of an FP8 cache, which a dequantized checkpoint does not have
+        if mine is None:
+            where = printable(info.name)
+            findings.append(Finding.error("lost", where, "is in the source and not in here"))
+        elif mine.shape != info.shape:
+            message = f"is {list(mine.shape)}, source {list(info.shape)}"
+            findings.append(Finding.error("shape", mine.where, message))
+        else:
+            pairs.append((mine, info))
+    findings += [
+        Finding.error("added", info.where, "is not in the source")
+        for info in ours.values()
+        if not is_kv_scale(made, info)
+    ]
+    return findings, pairs
 
 
 def _compare_tensor(
@@ -101,8 +103,9 @@ def _compare_tensor(
             scale_format = written or made.scheme.scale_format
             return compare_calibrated(made, mine, source, info, note, scale_format)
         if is_mine_fp8 and (is_fp8 or info.dtype in FLOATS):
-            found = _compare_codes(made, mine, source, info)
-            return found or _compare_scales(made, mine, source, info, manifest)
+            return _compare_codes(made, mine, source, info) or _compare_scales(
+                made, mine, source, info, manifest
+            )
         if is_fp8 and mine.dtype == "BF16":
             return _compare_dequantized(made, mine, source, info)
         if mine.dtype != info.dtype:
@@ -167,14 +170,10 @@ def _compare_scales(
     info: TensorInfo,
     manifest: Manifest | None,
 ) -> Finding | None:
-    """Compare to the bit the scales that we made: the bound of the codes leaves room in their last bits.
+    """Compare the scales bit for bit: the bound of the codes leaves room in the scales' last bits.
 
-    Copied codes keep the source's scales; codes of our own have those that the source's amax gives.
-    What was recovered has the scales that recovering gives, and is the source to the bit. With --base
-    some are the base's, and nothing is said of them.
+    Recovered weights, too, are the source to the bit.
     """
-    block = made.storage[mine.name].block[0]
-    scale_format = manifest.scale_fmt if manifest else None
     if manifest and mine.name in manifest.recovered_weights and info.dtype == "BF16":
         span = unlike_dequantized(made, mine, source, info)
         if span is not None:
@@ -182,19 +181,10 @@ def _compare_scales(
                 "bytes-differ",
                 mine.where,
                 f"is not the source to the bit, within rows {span[0]} to {span[1] - 1}, "
-                "though manifest.json says that it was recovered",
+                f"though {MANIFEST} says that it was recovered",
                 "quantize again",
             )
-        is_ue8m0 = scale_format == "ue8m0"
-        wanted: bytes | None = _recovered_scales(source, info, block, is_ue8m0=is_ue8m0)
-    elif source.scheme is not None and source.is_quantized(info):
-        is_copied = (source.scheme.scale_format, scale_format) != ("float32", "ue8m0")
-        scales = read_scales(source, info, 0, info.shape[0])
-        wanted = bytes(scales) if manifest and is_copied else None
-    elif manifest is None or manifest.has_foreign_scales or scale_format is None:
-        wanted = None
-    else:
-        wanted = _scales_of(source, info, scale_format, block)
+    wanted = _wanted_scales(source, info, made.storage[mine.name].block[0], manifest)
     if wanted is None or wanted == bytes(read_scales(made, mine, 0, mine.shape[0])):
         return None
     return Finding.error(
@@ -205,32 +195,52 @@ def _compare_scales(
     )
 
 
+def _wanted_scales(
+    source: Inventory, info: TensorInfo, block: int, manifest: Manifest | None
+) -> bytes | None:
+    """Return the scales that dstools gives a weight of the source, None where they are not known.
+
+    Copied codes keep the source's scales, recovered ones have those that recovering gives, and all
+    others those of the source's amax. With --base some are the base's, which is not at hand.
+    """
+    if manifest is None:
+        return None
+    if info.name in manifest.recovered_weights and info.dtype == "BF16":
+        return _recovered_scales(source, info, block, is_ue8m0=manifest.scale_fmt == "ue8m0")
+    if source.scheme is not None and source.is_quantized(info):
+        is_copied = (source.scheme.scale_format, manifest.scale_fmt) != ("float32", "ue8m0")
+        return bytes(read_scales(source, info, 0, info.shape[0])) if is_copied else None
+    if manifest.has_foreign_scales or manifest.scale_fmt is None:
+        return None
+    return _scales_of(source, info, manifest.scale_fmt, block)
+
+
 def _scales_of(source: Inventory, info: TensorInfo, scale_format: ScaleFormat, block: int) -> bytes:
     """Return the scales that quantizing the source gives."""
     rows, cols = info.shape
     scale_row = -(-cols // block) * 4
-    found = b""
+    wanted = b""
     for first, last in slabs(0, rows, block, cols * width(info)):
         codes = memory.view("codes", (last - first) * cols)
         scales = memory.view("scales", -(-(last - first) // block) * scale_row)
         weight = read_rows(source, info, first, last)
         dtype: Dtype = info.dtype  # type: ignore[assignment]  # one of FLOATS
         block_fp8.quantize(weight, dtype, cols, codes, scales, scale_format, block)
-        found += bytes(scales)
-    return found
+        wanted += bytes(scales)
+    return wanted
 
 
 def _recovered_scales(source: Inventory, info: TensorInfo, block: int, *, is_ue8m0: bool) -> bytes:
-    """Return the scales that recovering the source gives; of nothing, where it cannot be."""
+    """Return the scales that recovering the source gives, b"" where it cannot be recovered."""
     rows, cols = info.shape
-    found: dict[int, bytes] = {}
+    pieces: dict[int, bytes] = {}
 
     def take(first: int, codes: memoryview, scales: memoryview) -> None:
-        found[first] = bytes(scales)
+        pieces[first] = bytes(scales)
 
     spans = list(slabs(0, rows, block, cols * width(info)))
     is_whole = recover_tensor(source, info, spans, block, take, powers_only=is_ue8m0)
-    return b"".join(found.values()) if is_whole else b""
+    return b"".join(pieces.values()) if is_whole else b""
 
 
 def _compare_dequantized(
@@ -255,10 +265,10 @@ def _check_config(made: Inventory, source: Inventory) -> Iterator[Finding]:
             yield Finding.warning("config-differs", "config.json", f"{key} is not the source's")
 
 
-def _check_side_files(made: Inventory, source: Inventory) -> Iterator[Finding]:
+def _check_carried(made: Inventory, source: Inventory) -> Iterator[Finding]:
     for name, path in carried_files(source.checkpoint.folder).items():
         mine = made.checkpoint.folder / name
         if not mine.is_file():
-            yield Finding.warning("file-missing", printable(name), "did not travel along")
+            yield Finding.warning("file-missing", printable(name), "was not copied from the source")
         elif mine.read_bytes() != path.read_bytes():
             yield Finding.warning("file-differs", printable(name), "is not the source's")

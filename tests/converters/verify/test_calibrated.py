@@ -13,7 +13,8 @@ import pytest
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import take_inventory
 from dstools_converters.errors import Finding
-from dstools_converters.verify.calibrated import read_proven
+from dstools_converters.sidefiles.manifest import read_manifest
+from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.folder import verify
 
 Make = Callable[..., Path]
@@ -273,7 +274,21 @@ def test_another_source_is_found_for_every_tensor(folder: Folder, checkpoint: Ma
 
 def test_a_folder_that_was_not_calibrated_has_no_notes(tiny: Path, quantized: Make) -> None:
     with open_checkpoint(quantized(tiny)) as made:
-        assert read_proven(take_inventory(made)) is None
+        manifest = read_manifest(made.folder)
+        assert manifest is not None
+        assert check_calibration(take_inventory(made), manifest) == ({}, [])
+
+
+def test_a_damaged_expert_load_json_is_found_and_the_weights_are_compared_all_the_same(
+    folder: Folder, tiny: Path
+) -> None:
+    with (folder.path / "expert_load.json").open("a") as file:
+        file.write("\n")
+    folder.flip(UP, 8)
+    damaged, weight = found_in(folder, tiny)
+    assert (damaged.code, damaged.where) == ("calibration", "expert_load.json")
+    assert "are not compared" not in damaged.message
+    assert weight.where.endswith(UP)
 
 
 def test_a_calibration_json_that_the_manifest_does_not_speak_of_is_not_believed(
