@@ -159,7 +159,7 @@ def count_bar(total: int, title: str, unit: str = "it") -> Iterator[Callable[[in
 
 
 def size(nbytes: float) -> str:
-    """Spell a number of bytes in powers of a thousand: "1.34 TB"."""
+    """Return a number of bytes in powers of a thousand: "1.34 TB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 1000:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.4g} {unit}"

@@ -14,11 +14,11 @@ dstools report ./DeepSeek-V3-fp8 --json"""
 
 @dataclass(frozen=True)
 class Written:
-    """What was written, and the figures at the top of it."""
+    """The files written, and the figures at the top of the report."""
 
     written: list[str]
-    figures: dict[str, float | None]  # null where not measured; shares and errors from 0 to 1
-    methods: dict[str, int]  # how many weights were rounded so
+    figures: dict[str, float | None]  # null if not measured; shares and errors from 0 to 1
+    methods: dict[str, int]  # how many weights each method rounded
     missing: list[str]
 
 
@@ -42,14 +42,14 @@ def report(out: str, as_json: bool) -> None:
 
     folder = Path(out)
     sheet = read_sheet(folder)
-    found = figures(sheet)
-    for name, content in zip(REPORTS, (page(sheet, found), card(sheet, found)), strict=True):
+    computed = figures(sheet)
+    for name, content in zip(REPORTS, (page(sheet, computed), card(sheet, computed)), strict=True):
         replace_file(folder / name, content.encode())
     written = Written(
         [str(folder / name) for name in REPORTS],
-        {headline.key: headline.figure for headline in found.headlines},
-        {method.name: method.weights for method in found.methods},
-        [what for what, _ in found.missing],
+        {headline.key: headline.figure for headline in computed.headlines},
+        {method.name: method.weights for method in computed.methods},
+        [what for what, _ in computed.missing],
     )
-    lines = [f"{h.label:26}{h.value or 'not measured':>14}  {h.note}" for h in found.headlines]
+    lines = [f"{h.label:26}{h.value or 'not measured':>14}  {h.note}" for h in computed.headlines]
     show(written, as_json, "\n".join([*lines, *written.written]))

@@ -1,4 +1,4 @@
-"""The sheet as Markdown, for a model card: tables of what was measured, and what was not."""
+"""The report as Markdown, for a model card: tables of the figures, and what was not measured."""
 
 from dstools.options import size
 from dstools.report.figures import Figures
@@ -8,82 +8,88 @@ from dstools_converters.markdown import table, text
 from dstools_converters.sidefiles.data import Data
 
 
-def card(sheet: Sheet, found: Figures) -> str:
+def card(sheet: Sheet, figures: Figures) -> str:
     """Return the Markdown, with headings of the second level and below."""
     model = sheet.model
+    headlines = [(h.label, h.value or "not measured", h.note) for h in figures.headlines]
+    missing = [
+        f"- {text(what)}" + (f": `{command}`" if command else "")
+        for what, command in figures.missing
+    ]
     parts = [
         f"## Quantization of {text(model.folder)}",
         f"{text(model.model_type)}, quantization: {text(model.quantization)}.",
-        table(
-            ("Figure", "Value", ""),
-            [(h.label, h.value or "not measured", h.note) for h in found.headlines],
-        ),
+        table(("Figure", "Value", ""), headlines),
+        *(["Not measured:", "\n".join(missing)] if missing else []),
+        *_errors(figures),
+        *_rounding(figures),
+        *_expert_load(figures),
+        "### Bytes",
+        _bytes(sheet),
+        "### How it was made",
+        table(("", ""), _provenance(sheet)),
     ]
-    if found.missing:
-        lines = [
-            f"- {text(what)}" + (f": `{command}`" if command else "")
-            for what, command in found.missing
-        ]
-        parts += ["Not measured:", "\n".join(lines)]
-    if found.by_role:
-        parts += [
-            "### Output error by role",
-            "Root mean square of (W - Q) x over that of W x, pooled over the weights of a role by their "
-            "number of elements.",
-            table(
-                (
-                    "Role",
-                    "Weights",
-                    "Nearest, calibration",
-                    "Stored, calibration",
-                    "Stored, evaluation",
-                ),
-                [
-                    (
-                        e.role,
-                        f"{e.weights:,}",
-                        percent_or_none(e.nearest),
-                        percent_or_none(e.chosen),
-                        percent_or_none(e.held_out),
-                    )
-                    for e in found.by_role
-                ],
-                numeric=4,
-            ),
-        ]
-    if found.methods:
-        parts += [
-            "### Rounding",
-            table(
-                ("Method", "Weights", "Of all weights", "Of all elements"),
-                [
-                    (m.name, f"{m.weights:,}", fixed(m.share), fixed(m.share_numel))
-                    for m in found.methods
-                ],
-                numeric=3,
-            ),
-        ]
-    if found.reasons:
-        reasons = [(r.method, r.why, f"{r.weights:,}") for r in found.reasons]
-        if found.other_reasons:
-            reasons.append(("", "other reasons", f"{found.other_reasons:,}"))
-        parts.append(table(("Method", "Reason (numbers: one example's)", "Weights"), reasons, 1))
-    if found.load:
-        uneven = max(found.load, key=lambda layer: layer.largest)
-        unused = sum(layer.unused for layer in found.load)
-        parts += [
-            "### Expert load",
-            f"Largest load over the layer's mean: {uneven.largest:.2f} (layer {uneven.layer}, expert "
-            f"{uneven.largest_expert}). Experts that no token chose: {unused:,}.",
-        ]
-    dtypes: dict[str, int] = {}
-    for by_dtype in sheet.bytes.values():
-        for dtype, nbytes in by_dtype.items():
-            dtypes[dtype] = dtypes.get(dtype, 0) + nbytes
-    rows = [(dtype, size(n)) for dtype, n in sorted(dtypes.items(), key=lambda pair: -pair[1])]
-    parts += ["### Bytes", table(("Dtype", "Size"), rows, numeric=1)]
-    parts += ["### How it was made", table(("", ""), _provenance(sheet))]
     return "\n\n".join(parts) + "\n"
+
+
+def _errors(figures: Figures) -> list[str]:
+    if not figures.by_role:
+        return []
+    head = ("Role", "Weights", "Nearest, calibration", "Stored, calibration", "Stored, evaluation")
+    rows = [
+        (
+            error.role,
+            f"{error.weights:,}",
+            percent_or_none(error.nearest),
+            percent_or_none(error.chosen),
+            percent_or_none(error.held_out),
+        )
+        for error in figures.by_role
+    ]
+    return [
+        "### Output error by role",
+        "Root mean square of (W - Q) x over that of W x, pooled over the weights of a role by "
+        "their number of elements.",
+        table(head, rows, numeric=4),
+    ]
+
+
+def _rounding(figures: Figures) -> list[str]:
+    parts = []
+    if figures.methods:
+        head = ("Method", "Weights", "Of all weights", "Of all elements")
+        rows = [
+            (m.name, f"{m.weights:,}", fixed(m.share), fixed(m.share_numel))
+            for m in figures.methods
+        ]
+        parts += ["### Rounding", table(head, rows, numeric=3)]
+    reasons = [(r.method, r.why, f"{r.weights:,}") for r in figures.reasons]
+    if figures.other_reasons:
+        reasons.append(("", "other reasons", f"{figures.other_reasons:,}"))
+    if reasons:
+        parts.append(table(("Method", "Reason (numbers: one example's)", "Weights"), reasons, 1))
+    return parts
+
+
+def _expert_load(figures: Figures) -> list[str]:
+    if not figures.load:
+        return []
+    uneven = max(figures.load, key=lambda layer: layer.largest)
+    unused = sum(layer.unused for layer in figures.load)
+    return [
+        "### Expert load",
+        f"Largest load over the layer's mean: {uneven.largest:.2f} (layer {uneven.layer}, expert "
+        f"{uneven.largest_expert}). Experts that no token chose: {unused:,}.",
+    ]
+
+
+def _bytes(sheet: Sheet) -> str:
+    by_dtype: dict[str, int] = {}
+    for dtypes in sheet.bytes.values():
+        for dtype, nbytes in dtypes.items():
+            by_dtype[dtype] = by_dtype.get(dtype, 0) + nbytes
+    ordered = sorted(by_dtype.items(), key=lambda pair: -pair[1])
+    return table(("Dtype", "Size"), [(dtype, size(nbytes)) for dtype, nbytes in ordered], numeric=1)
 
 
 def _provenance(sheet: Sheet) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""The figures of a sheet: pooled by role, layer and method, and what was not measured.
+"""The figures of a report: pooled by role, layer and method, and what was not measured.
 
-Page and Markdown show these; neither computes any. Pooled errors are root mean squares weighted by
-the number of weights, over those that were measured.
+Page and Markdown show these and compute none. Pooled errors are root mean squares over the weights
+that were measured, weighted by their number of elements.
 """
 
 import math
@@ -25,17 +25,17 @@ MAX_WORST = 10
 
 
 class Headline(NamedTuple):
-    """A figure that stands for the whole; `figure` is None and `value` empty where not measured."""
+    """A figure of the whole model; `figure` is None and `value` empty if not measured."""
 
     key: str  # for programs
     label: str
     figure: float | None
     value: str  # the same with its unit
-    note: str  # what it is compared to, or what would measure it
+    note: str  # what it is compared to, or why it is missing
 
 
 class ErrorByRole(NamedTuple):
-    """The pooled output errors of the weights of a role; None where none was measured."""
+    """The pooled output errors of the weights of a role; None if none was measured."""
 
     role: str
     weights: int  # in calibration.json
@@ -45,7 +45,7 @@ class ErrorByRole(NamedTuple):
 
 
 class Method(NamedTuple):
-    """How many weights were rounded so."""
+    """The weights that were rounded by one method."""
 
     name: str
     weights: int
@@ -54,16 +54,16 @@ class Method(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """Why weights were rounded by another method than the one asked for."""
+    """A reason why weights were rounded by another method than the one requested."""
 
     method: str
-    why: str  # of the first of them; numbers may differ
+    why: str  # of the first; the numbers of others may differ
     weights: int
     example: str
 
 
 class LayerLoad(NamedTuple):
-    """How evenly the router spread a layer's tokens: 1 would be the mean of its experts."""
+    """The load of a layer's experts, as multiples of their mean."""
 
     layer: int
     largest: float
@@ -78,12 +78,12 @@ class CacheAmax(NamedTuple):
     part: str
     largest: float
     layer: int
-    beyond: int  # layers whose amax is more than E4M3 holds unscaled
+    beyond: int  # layers whose amax exceeds the range of unscaled E4M3
 
 
 @dataclass(frozen=True)
 class Figures:
-    """All that page and Markdown show, beside the sheet itself."""
+    """The figures that page and Markdown show, besides the sheet itself."""
 
     headlines: list[Headline]
     by_role: list[ErrorByRole]
@@ -94,14 +94,14 @@ class Figures:
     moved: float | None  # share of codes that are not the nearest
     far: float | None
     reasons: list[Reason]
-    other_reasons: int  # weights whose reason is not among these
+    other_reasons: int  # weights with any other reason
     load: list[LayerLoad]
     cache: list[CacheAmax]
-    missing: list[tuple[str, str]]  # what was not measured, and the command that does
+    missing: list[tuple[str, str]]  # what was not measured, and the command that measures it
 
 
 def figures(sheet: Sheet) -> Figures:
-    """Return the figures of `sheet`; what it has no data for is empty or None."""
+    """Return the figures of `sheet`; empty or None if it has no data for them."""
     weights = sheet.weights
     outputs = sheet.evaluation.output_error if sheet.evaluation else ()
     reasons = _reasons(weights)
@@ -128,7 +128,7 @@ def figures(sheet: Sheet) -> Figures:
 
 
 def pool(errors: Iterable[tuple[Key, float | None, int]]) -> dict[Key, float]:
-    """Return sqrt(sum(numel error^2) / sum(numel)) by key, of (key, error, numel); None is left out."""
+    """Return sqrt(sum(numel error^2) / sum(numel)) by key, of (key, error or None, numel)."""
     squares: dict[Key, float] = {}
     numels: dict[Key, int] = {}
     for key, error, numel in errors:
@@ -143,14 +143,14 @@ def _headlines(sheet: Sheet) -> list[Headline]:
     total = sum(sum(dtypes.values()) for dtypes in sheet.bytes.values())
     bits = 8 * total / max(model.parameters + model.parameters_mtp, 1)
     note = f"{number(bits)} bits a parameter"
-    found = [Headline("bytes", "Size", total, size(total), note)]
-    return [*found, *_evaluated(sheet.evaluation), _calibrated(sheet)]
+    stored = Headline("bytes", "Size", total, size(total), note)
+    return [stored, *_evaluated(sheet.evaluation), _calibrated(sheet)]
 
 
 def _evaluated(evaluation: Evaluation | None) -> list[Headline]:
     """Return the headlines of eval.json."""
     why = "no eval.json" if evaluation is None else "needs --against"
-    found = {
+    headlines = {
         key: Headline(key, label, None, "", why)
         for key, label in (
             ("perplexity", "Perplexity"),
@@ -161,7 +161,7 @@ def _evaluated(evaluation: Evaluation | None) -> list[Headline]:
     }
 
     def measured(key: str, figure: float, value: str, note: str) -> None:
-        found[key] = Headline(key, found[key].label, figure, value, note)
+        headlines[key] = Headline(key, headlines[key].label, figure, value, note)
 
     if evaluation is not None:
         e, note = evaluation, "no reference: needs --against"
@@ -180,7 +180,7 @@ def _evaluated(evaluation: Evaluation | None) -> list[Headline]:
             layer, most = max(e.router_flips.items(), key=lambda item: item[1])
             note = f"mean of {len(e.router_flips)} layers, most in layer {layer}: {percent(most)}"
             measured("router_flips", mean, percent(mean), note)
-    return list(found.values())
+    return list(headlines.values())
 
 
 def _calibrated(sheet: Sheet) -> Headline:
@@ -220,24 +220,24 @@ def _by_role(sheet: Sheet) -> list[ErrorByRole]:
 
 
 def by_model(roles: Iterable[str]) -> list[str]:
-    """Return each role once, in the order in which a token meets them, unknown ones last."""
+    """Return each role once, in the order of `ROLES`, unknown ones last."""
     order: dict[str, int] = {role: n for n, role in enumerate(ROLES)}
     return sorted(set(roles), key=lambda role: (order.get(role, len(order)), role))
 
 
 def _methods(weights: list[Rounding]) -> list[Method]:
     numel = sum(w.note.numel for w in weights)
-    found = []
+    methods = []
     for name in METHODS:
         chosen = [w for w in weights if w.note.method == name]
         if chosen:
             share_numel = sum(w.note.numel for w in chosen) / max(numel, 1)
-            found.append(Method(name, len(chosen), len(chosen) / len(weights), share_numel))
-    return found
+            methods.append(Method(name, len(chosen), len(chosen) / len(weights), share_numel))
+    return methods
 
 
 def _reasons(weights: list[Rounding]) -> list[Reason]:
-    """Return the reasons, most frequent first; those that differ in numbers alone are one."""
+    """Return the reasons, most frequent first; those that differ only in numbers are merged."""
     groups: dict[tuple[str, str], list[Rounding]] = {}
     for w in weights:
         if w.note.why:
@@ -252,41 +252,41 @@ def _reasons(weights: list[Rounding]) -> list[Reason]:
 
 
 def _load(sheet: Sheet) -> list[LayerLoad]:
-    found = []
+    loads = []
     for layer, tokens in sheet.expert_load.layers.items() if sheet.expert_load else ():
         mean = sum(tokens) / len(tokens)
         most = max(tokens)
         if mean:
             extremes = most / mean, min(tokens) / mean
-            found.append(LayerLoad(layer, *extremes, tokens.index(most), tokens.count(0)))
-    return found
+            loads.append(LayerLoad(layer, *extremes, tokens.index(most), tokens.count(0)))
+    return loads
 
 
 def _cache(sheet: Sheet) -> list[CacheAmax]:
-    found = []
+    parts = []
     for part, amax in sheet.calibration.kv.items() if sheet.calibration else ():
         if amax:
             layer = max(amax, key=lambda layer: amax[layer])
             beyond = sum(value > E4M3_MAX for value in amax.values())
-            found.append(CacheAmax(part, amax[layer], layer, beyond))
-    return found
+            parts.append(CacheAmax(part, amax[layer], layer, beyond))
+    return parts
 
 
 def _missing(sheet: Sheet) -> list[tuple[str, str]]:
     calibrate = "dstools quantize SOURCE OUT --calibrate DATA --method gptq"
     evaluate = "dstools eval OUT --data DATA --against SOURCE"
-    found = []
+    missing = []
     if sheet.evaluation is None:
         what = (
             "perplexity, KL divergence, top-1 agreement, router flips, held-out error (eval.json)"
         )
-        found.append((what, evaluate))
+        missing.append((what, evaluate))
     elif sheet.evaluation.against is None:
-        found.append(("KL divergence, top-1 agreement, router flips: no reference", evaluate))
+        missing.append(("KL divergence, top-1 agreement, router flips: no reference", evaluate))
     if sheet.calibration is None:
-        found.append(("error of each weight on calibration data (calibration.json)", calibrate))
+        missing.append(("error of each weight on calibration data (calibration.json)", calibrate))
     if sheet.expert_load is None and sheet.model.experts:
-        found.append(("tokens of each expert (expert_load.json)", calibrate))
+        missing.append(("tokens of each expert (expert_load.json)", calibrate))
     if sheet.tool is None:
-        found.append(("what wrote the folder: it has no manifest.json of dstools", ""))
-    return found
+        missing.append(("what wrote the folder: it has no manifest.json of dstools", ""))
+    return missing

@@ -1,4 +1,4 @@
-"""Numbers as page and Markdown spell them."""
+"""The spelling of numbers in the page and in Markdown."""
 
 import math
 
@@ -6,7 +6,7 @@ TIMES, NONE = "\u00d7", "\u2013"  # a multiplication sign; a dash where nothing 
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Spell a number to so many significant digits: "0.00240", "12,345"."""
+    """Return a number with `digits` significant digits: "0.00240", "12,345"."""
     rounded = float(f"{value:.{digits - 1}e}")
     if rounded and not 1e-5 <= abs(rounded) < 1e9:
         return f"{value:.{digits - 1}e}"
@@ -15,15 +15,15 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def percent(share: float, digits: int = 3) -> str:
-    """Spell a share: "1.21 %"."""
+    """Return a share in per cent: "1.21 %"."""
     return f"{number(100 * share, digits)} %"
 
 
 def fixed(share: float) -> str:
-    """Spell a part of a whole to the same place as the other parts: "0.74 %"."""
+    """Return a share with two decimals, like the other parts of a whole: "0.74 %"."""
     return "< 0.01 %" if 0 < share < 5e-5 else f"{share:.2%}".replace("%", " %")
 
 
 def percent_or_none(share: float | None) -> str:
-    """Spell a share, or a dash where it was not measured."""
+    """Return a share in per cent, or a dash if it was not measured."""
     return NONE if share is None else percent(share)

@@ -1,4 +1,4 @@
-"""The sheet as one HTML page: no script, no network, and every text from a file escaped."""
+"""The report as one HTML page: no script, no network, and every text from a file escaped."""
 
 from importlib.resources import files
 
@@ -17,12 +17,12 @@ from dstools.report.tables import bar, section, swatches, table
 from dstools_converters.sidefiles.data import Data
 from dstools_converters.svg import STYLE, text
 
-SMALL_ROLE = 0.001  # of all bytes; what is smaller shares one line
+SMALL_ROLE = 0.001  # of all bytes; smaller roles share one line
 DTYPE_CLASSES = {"F8_E4M3": "fp8", "BF16": "bf16", "F32": "f32"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a browser fetches nothing, runs nothing
 
 
-def page(sheet: Sheet, found: Figures) -> str:
+def page(sheet: Sheet, figures: Figures) -> str:
     """Return the whole page."""
     model = sheet.model
     name = text(model.folder)
@@ -30,16 +30,16 @@ def page(sheet: Sheet, found: Figures) -> str:
         f"{model.parameters / 1e9:,.4g} B parameters, {model.tensors:,} tensors, "
         f"{model.shards} shard{'s' if model.shards > 1 else ''}."
     )
-    sections = [_tiles(found), _missing(found)]
+    sections = [_tiles(figures), _missing(figures)]
     if sheet.evaluation is not None:
         sections.append(evaluation_section(sheet.evaluation))
-    if found.by_role:
-        sections.append(errors_section(sheet, found))
-    if found.methods:
-        sections.append(methods_section(found))
-    if sheet.expert_load is not None and found.load:
-        sections.append(load_section(sheet.expert_load, found))
-    sections += [_bytes(sheet), _provenance(sheet, found)]
+    if figures.by_role:
+        sections.append(errors_section(sheet, figures))
+    if figures.methods:
+        sections.append(methods_section(figures))
+    if sheet.expert_load is not None and figures.load:
+        sections.append(load_section(sheet.expert_load, figures))
+    sections += [_bytes(sheet), _provenance(sheet, figures)]
     style = STYLE + files("dstools.report").joinpath("page.css").read_text()
     return f"""<!doctype html>
 <html lang="en">
@@ -59,15 +59,17 @@ def page(sheet: Sheet, found: Figures) -> str:
 </header>
 <main>
 {"".join(sections)}</main>
-<footer><p>Made by <code>dstools report</code> from the files in the folder. No figure is estimated.</p></footer>
+<footer>
+<p>Made by <code>dstools report</code> from the files in the folder. No figure is estimated.</p>
+</footer>
 </body>
 </html>
 """
 
 
-def _tiles(found: Figures) -> str:
+def _tiles(figures: Figures) -> str:
     tiles = []
-    for _, label, _, value, note in found.headlines:
+    for _, label, _, value, note in figures.headlines:
         css = "value" if value else "none"
         tiles.append(
             f'<div><dt>{text(label)}</dt><dd class="{css}">{text(value or "not measured")}</dd>'
@@ -76,16 +78,14 @@ def _tiles(found: Figures) -> str:
     return f'<dl class="tiles">{"".join(tiles)}</dl>\n'
 
 
-def _missing(found: Figures) -> str:
+def _missing(figures: Figures) -> str:
     items = []
-    for what, command in found.missing:
-        how = f". <code>{text(command)}</code> does it." if command else "."
+    for what, command in figures.missing:
+        how = f": <code>{text(command)}</code>" if command else ""
         items.append(f"<li>{text(what)}{how}</li>")
     if not items:
         return ""
-    return (
-        f'<div class="notice"><p>Not known of this checkpoint</p><ul>{"".join(items)}</ul></div>\n'
-    )
+    return f'<div class="notice"><p>Not measured</p><ul>{"".join(items)}</ul></div>\n'
 
 
 def _bytes(sheet: Sheet) -> str:
@@ -121,7 +121,7 @@ def _bytes(sheet: Sheet) -> str:
     return section("Bytes", table(("Role", "Size", "Share"), rows, (1, 2), caption, bars), legend)
 
 
-def _provenance(sheet: Sheet, found: Figures) -> str:
+def _provenance(sheet: Sheet, figures: Figures) -> str:
     calibration, evaluation = sheet.calibration, sheet.evaluation
     rows = [("Written by", sheet.tool or "unknown: there is no manifest.json of dstools")]
     rows += [(f"Tensors, {rule}", f"{count:,}") for rule, count in sheet.rules.items()]
@@ -136,10 +136,10 @@ def _provenance(sheet: Sheet, found: Figures) -> str:
     if evaluation is not None:
         rows += [("Evaluated by", evaluation.tool), *_data("Evaluation", evaluation.data)]
     parts = [table(("", ""), rows)]
-    if found.cache:
+    if figures.cache:
         lines = [
             (amax.part, number(amax.largest), str(amax.layer), str(amax.beyond))
-            for amax in found.cache
+            for amax in figures.cache
         ]
         caption = (
             "Largest absolute values that the KV cache held while calibrating; E4M3 ends at 448."

@@ -1,4 +1,4 @@
-"""The sections of the page that show what was measured."""
+"""The sections of the HTML page that show measured figures."""
 
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ TOGETHER = "Of the weights of one role in a layer together, each expert on the t
 
 
 def evaluation_section(evaluation: Evaluation) -> str:
-    """Show what eval.json says of the model as a whole."""
+    """Return the figures of eval.json about the whole model."""
     rows = [("Perplexity", number(evaluation.perplexity, 5), "exp of the mean cross-entropy")]
     if evaluation.perplexity_against is not None:
         reference = number(evaluation.perplexity_against, 5)
@@ -44,8 +44,8 @@ def evaluation_section(evaluation: Evaluation) -> str:
         flips = evaluation.router_flips
         svg = layer_bars("flips", "Router flips by layer", flips, "choices that changed")
         caption = (
-            "Share of the router's top-k choices that are other experts than those of the reference, "
-            "over all tokens."
+            "Share of the router's top-k choices that differ from those of the reference, over all "
+            "tokens."
         )
         rows_flips = [(str(layer), percent(share)) for layer, share in flips.items()]
         parts.append(figure("Router flips by layer", svg, caption))
@@ -53,48 +53,70 @@ def evaluation_section(evaluation: Evaluation) -> str:
     return section("Output against the reference", *parts)
 
 
-def _kl_histogram(found: Histogram, marks: dict[str, float]) -> str:
+def _kl_histogram(bins: Histogram, marks: dict[str, float]) -> str:
     caption = (
-        "KL(reference ‖ quantized) of the distribution of the next token, one value a token; bins of equal "
-        "width in the logarithm, the first and the last with all that lies beyond."
+        "KL(reference ‖ quantized) of the distribution of the next token, one value per token. "
+        "Bins are of equal width in the logarithm; the first and last hold all values beyond."
     )
-    svg = histogram("kl", "Histogram of the KL divergence by token", found, marks)
+    svg = histogram("kl", "Histogram of the KL divergence by token", bins, marks)
     rows = [
         (f"{low:.3g}", f"{high:.3g}", f"{count:,}")
-        for (low, high), count in zip(pairwise(found.edges), found.counts, strict=True)
+        for (low, high), count in zip(pairwise(bins.edges), bins.counts, strict=True)
     ]
     folded = details("As a table", table(("From, nats", "To, nats", "Tokens"), rows, (0, 1, 2)))
     return figure("KL divergence by token", svg, caption) + folded
 
 
-def errors_section(sheet: Sheet, found: Figures) -> str:
-    """Show the output errors: maps by role and layer, pooled by role, and the largest."""
-    parts = [
-        "<p>The relative output error of a weight is the root mean square of (W \u2212 Q) x over that of W x, "
-        "where x are the inputs it gets from the data named, and Q is what is stored.</p>"
+def errors_section(sheet: Sheet, figures: Figures) -> str:
+    """Return maps of the output errors by role and layer, their means by role, and the largest."""
+    definition = (
+        "<p>The relative output error of a weight is the root mean square of (W \u2212 Q) x over "
+        "that of W x, where x are the inputs it gets from the data named, and Q is what is stored."
+        "</p>"
+    )
+    parts = [definition, *_error_maps(sheet, figures), _errors_by_role(figures)]
+    worst = [
+        (
+            weight.name,
+            weight.note.method,
+            f"{weight.note.tokens:,}",
+            percent_or_none(weight.note.error_nearest),
+            percent_or_none(weight.note.error),
+        )
+        for weight in figures.worst
     ]
+    if worst:
+        head = ("Weight", "Method", "Tokens", "If nearest", "As stored")
+        summary = f"The {len(worst)} weights with the largest error on the calibration data"
+        parts.append(details(summary, table(head, worst, (2, 3, 4))))
+    return section("Where the error is", *parts)
+
+
+def _error_maps(sheet: Sheet, figures: Figures) -> list[str]:
+    """Return a heat map and a table for each kind of data that the errors were measured on."""
+    parts = []
     mtp = f" Layers from {sheet.layers} on are MTP." if sheet.model.layers_mtp else ""
-    both = (*found.cells, *found.cells_held_out)
+    both = (*figures.cells, *figures.cells_held_out)
     columns = 1 + max((layer for _, layer in both), default=0)
-    for name, where, cells, pooled in (
-        ("held-out", "evaluation data", found.cells_held_out, TOGETHER),
-        ("calibrated", "calibration data", found.cells, POOLED),
+    for name, data, cells, pooled in (
+        ("held-out", "evaluation data", figures.cells_held_out, TOGETHER),
+        ("calibrated", "calibration data", figures.cells, POOLED),
     ):
-        if cells:
-            heading = f"Output error by role and layer, {where}"
-            svg, legend = heat_map(
-                name, heading, cells, by_model(role for role, _ in cells), columns
-            )
-            caption = (
-                f"Per cent; colours on a logarithmic scale. {pooled}{mtp} Blank: not measured."
-            )
-            parts.append(figure(heading, svg, caption, legend))
-            rows_cells = [
-                (role, str(layer), percent(error)) for (role, layer), error in cells.items()
-            ]
-            parts.append(
-                details("As a table", table(("Role", "Layer", "Error"), rows_cells, (1, 2)))
-            )
+        if not cells:
+            continue
+        heading = f"Output error by role and layer, {data}"
+        roles = by_model(role for role, _ in cells)
+        svg, legend = heat_map(name, heading, cells, roles, columns)
+        caption = f"Per cent; colours on a logarithmic scale. {pooled}{mtp} Blank: not measured."
+        rows = [(role, str(layer), percent(error)) for (role, layer), error in cells.items()]
+        parts += [
+            figure(heading, svg, caption, legend),
+            details("As a table", table(("Role", "Layer", "Error"), rows, (1, 2))),
+        ]
+    return parts
+
+
+def _errors_by_role(figures: Figures) -> str:
     rows = [
         (
             error.role,
@@ -106,62 +128,53 @@ def errors_section(sheet: Sheet, found: Figures) -> str:
             else NONE,
             percent_or_none(error.held_out),
         )
-        for error in found.by_role
+        for error in figures.by_role
     ]
     head = ("Role", "Weights", "If nearest", "As stored", "Ratio", "Evaluation data")
     caption = (
-        "On the calibration data if rounded to nearest, and as stored; on the evaluation data, as stored. "
-        f"{POOLED} {NONE}: not measured."
+        "On the calibration data if rounded to nearest, and as stored; on the evaluation data, as "
+        f"stored. {POOLED} {NONE}: not measured."
     )
-    parts += ["<h3>Output error by role</h3>", table(head, rows, (1, 2, 3, 4, 5), caption)]
-    worst = [
-        (
-            w.name,
-            w.note.method,
-            f"{w.note.tokens:,}",
-            percent_or_none(w.note.error_nearest),
-            percent_or_none(w.note.error),
-        )
-        for w in found.worst
+    return "<h3>Output error by role</h3>" + table(head, rows, (1, 2, 3, 4, 5), caption)
+
+
+def methods_section(figures: Figures) -> str:
+    """Return the methods by which weights were rounded, and the reasons for fallbacks."""
+    rows = [
+        (m.name, f"{m.weights:,}", fixed(m.share), fixed(m.share_numel)) for m in figures.methods
     ]
-    if worst:
-        worst_head = ("Weight", "Method", "Tokens", "If nearest", "As stored")
-        summary = f"The {len(worst)} weights with the largest error on the calibration data"
-        parts.append(details(summary, table(worst_head, worst, (2, 3, 4))))
-    return section("Where the error is", *parts)
-
-
-def methods_section(found: Figures) -> str:
-    """Show which weights were rounded how, and why not as asked for."""
-    rows = [(m.name, f"{m.weights:,}", fixed(m.share), fixed(m.share_numel)) for m in found.methods]
-    bars = [bar([(m.name, m.share)]) for m in found.methods]
-    caption = "nearest is plain rounding; lossless gives a weight the codes and scales it once had."
+    bars = [bar([(m.name, m.share)]) for m in figures.methods]
+    caption = "nearest is plain rounding; lossless recovers the codes and scales a weight once had."
     head = ("Method", "Weights", "Of all weights", "Of all elements")
     parts = [table(head, rows, (1, 2, 3), caption, bars)]
-    if found.moved is not None and found.far is not None:
+    if figures.moved is not None and figures.far is not None:
         parts.append(
-            f"<p>{percent(found.moved)} of the codes are not the nearest to their weight, and "
-            f"{percent(found.far)} lie more than one step away from it.</p>"
+            f"<p>{percent(figures.moved)} of the codes are not the nearest to their weight, and "
+            f"{percent(figures.far)} are more than one step away from it.</p>"
         )
-    reasons = [(r.method, r.why, f"{r.weights:,}", r.example) for r in found.reasons]
-    if found.other_reasons:
-        reasons.append(("", "other reasons", f"{found.other_reasons:,}", ""))
+    reasons = [(r.method, r.why, f"{r.weights:,}", r.example) for r in figures.reasons]
+    if figures.other_reasons:
+        reasons.append(("", "other reasons", f"{figures.other_reasons:,}", ""))
     if reasons:
         head = ("Method", "Reason", "Weights", "For example")
-        caption = "Weights that another method was used for than the one asked for. A number in a reason is the example's."
+        caption = (
+            "Weights that were rounded by another method than the one requested. Numbers in a "
+            "reason are the example's."
+        )
         parts += ["<h3>Fallbacks</h3>", table(head, reasons, (2,), caption)]
     else:
-        parts.append("<p>No weight fell back to another method than the one asked for.</p>")
+        parts.append("<p>No weight fell back to another method than the one requested.</p>")
     return section("How the weights were rounded", *parts)
 
 
-def load_section(load: ExpertLoad, found: Figures) -> str:
-    """Show how evenly the router used the experts."""
+def load_section(load: ExpertLoad, figures: Figures) -> str:
+    """Return a map of the load of experts, and its extremes by layer."""
     heading = "Tokens of each expert, by layer"
     svg, legend = load_map("load", heading, load.layers)
     caption = (
-        "Tokens that the router sent to each expert, as a multiple of the mean of its layer's experts; at the "
-        f"right, the largest multiple. {load.tokens:,} tokens, each to {load.num_experts_per_tok} experts."
+        "Tokens that the router sent to each expert, as a multiple of the mean of its layer's "
+        f"experts; at the right, the largest multiple. {load.tokens:,} tokens, each to "
+        f"{load.num_experts_per_tok} experts."
     )
     rows = [
         (
@@ -171,7 +184,7 @@ def load_section(load: ExpertLoad, found: Figures) -> str:
             f"{layer.smallest:.2f} {TIMES}",
             str(layer.unused),
         )
-        for layer in found.load
+        for layer in figures.load
     ]
     head = ("Layer", "Largest", "Its expert", "Smallest", "Never chosen")
     folded = details("As a table", table(head, rows, range(5), "Largest and smallest over mean."))

@@ -1,7 +1,7 @@
-"""What a quantized folder says of itself: its headers, and what calibration and evaluation left there.
+"""The data of a report: headers of a quantized folder, its manifest, calibration and evaluation.
 
-Nothing is computed here but sums of bytes; every value is checked, against the headers too, for a
-sheet that shows the figures of another model is worse than none.
+Nothing is computed here but sums of bytes. The readers of `sidefiles` check each value against the
+headers: a report with figures of another model would be worse than none.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from dstools_converters.sidefiles.manifest import load_manifest, require_digest
 
 
 class Rounding(NamedTuple):
-    """How one weight was rounded; its errors are None where no token passed."""
+    """The rounding of one weight; its errors are None if it got no token."""
 
     name: str
     role: str
@@ -34,14 +34,14 @@ class Rounding(NamedTuple):
 
 @dataclass(frozen=True)
 class Sheet:
-    """All that is known of a folder; None is what it does not hold."""
+    """The data about a folder; None for a file that it does not have."""
 
     folder: Path
     model: Report
     layers: int  # without MTP
     bytes: dict[str, dict[str, int]]  # role -> dtype -> bytes; scales count for their weight's role
-    tool: str | None  # that wrote the folder, from its manifest
-    rules: dict[str, int]  # what was done by which rule, and to how many tensors
+    tool: str | None  # the writer of the folder, from its manifest
+    rules: dict[str, int]  # "action: rule" -> number of tensors
     calibration: Calibration | None
     weights: list[Rounding]  # of the calibration
     expert_load: ExpertLoad | None
@@ -49,7 +49,7 @@ class Sheet:
 
 
 def read_sheet(folder: Path) -> Sheet:
-    """Return what the folder's headers and JSON files say.
+    """Return the data of the folder's headers and JSON files.
 
     Raises DstoolsError for a folder without a quantized checkpoint, and for a file that is damaged,
     or names tensors, layers or experts that the checkpoint does not have.

@@ -1,4 +1,4 @@
-"""Pieces of the page: sections, figures, legends and tables; what they are given is escaped here."""
+"""Pieces of the HTML page: sections, figures, legends and tables. They escape their arguments."""
 
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
@@ -13,7 +13,7 @@ def section(heading: str, *parts: str) -> str:
 
 
 def figure(heading: str, svg: str, caption: str, legend: Iterable[Swatch] = ()) -> str:
-    """Return a plot that scrolls sideways where the screen is narrower."""
+    """Return a plot with a caption; it scrolls sideways on a narrow screen."""
     return (
         f"<figure><h3>{text(heading)}</h3>\n{scroll(heading, svg)}{swatches(legend)}"
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
@@ -21,7 +21,7 @@ def figure(heading: str, svg: str, caption: str, legend: Iterable[Swatch] = ()) 
 
 
 def scroll(label: str, content: str) -> str:
-    """Return `content` in a box that scrolls sideways, with the keyboard too."""
+    """Return `content` in a box that scrolls sideways, also by keyboard."""
     label = text(label)
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{content}</div>'
 
@@ -45,29 +45,29 @@ def table(
     caption: str = "",
     bars: Sequence[str] = (),
 ) -> str:
-    """Return a table; the columns `numeric` stand to the right, `bars` (HTML) behind the first."""
+    """Return a table, its columns `numeric` aligned right and `bars` (HTML) after the first."""
 
-    def cell(tag: str, n: int, said: str) -> str:
+    def cell(tag: str, n: int, value: str) -> str:
         css = ' class="n"' if n in numeric else ""
         scope = ' scope="col"' if tag == "th" else ""
-        return f"<{tag}{scope}{css}>{text(said)}</{tag}>"
+        return f"<{tag}{scope}{css}>{text(value)}</{tag}>"
 
     track = '<th scope="col" class="track"></th>' if bars else ""
-    heads = [cell("th", n, said) for n, said in enumerate(head)]
+    heads = [cell("th", n, title) for n, title in enumerate(head)]
     lines = []
     for n, row in enumerate(rows):
         first = f'<th scope="row"{" class=n" if 0 in numeric else ""}>{text(row[0])}</th>'
         between = f'<td class="track">{bars[n]}</td>' if bars else ""
-        rest = "".join(cell("td", k, said) for k, said in enumerate(row) if k)
+        rest = "".join(cell("td", k, value) for k, value in enumerate(row) if k)
         lines.append(f"<tr>{first}{between}{rest}</tr>\n")
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    above = f"<caption>{escape(caption)}</caption>" if caption else ""
     content = (
-        f"<table{' class=wide' if bars else ''}>{said}<thead><tr>{heads[0]}{track}"
+        f"<table{' class=wide' if bars else ''}>{above}<thead><tr>{heads[0]}{track}"
         f"{''.join(heads[1:])}</tr></thead>\n<tbody>{''.join(lines)}</tbody></table>"
     )
     return scroll(caption[:60] or head[0], content)
 
 
 def details(summary: str, content: str) -> str:
-    """Return `content` folded away behind a line that opens it."""
+    """Return `content` folded under the line `summary`, which opens it."""
     return f"<details><summary>{text(summary)}</summary>{content}</details>\n"
