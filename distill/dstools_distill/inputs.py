@@ -1,4 +1,4 @@
-"""The inputs of a stage, gathered from the places of a recipe, and the identity that they give it."""
+"""The inputs of a stage, gathered from the places of a recipe, and the identity they give it."""
 
 from collections.abc import Callable
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Tables become dataclasses, and what does not fit is named by file and key, with a hint that works."""
+"""Tables become dataclasses; what does not fit is named by file and key, with a useful hint."""
 
 import os
 from dataclasses import dataclass, field

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from dstools_distill.store.stage import outputs
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the Hub
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
@@ -159,3 +161,31 @@ def _llama3() -> Any:
     )
     made.chat_template = read_template("llama3")
     return made
+
+
+@pytest.fixture
+def finish(tmp_path: Path) -> Callable[..., Path]:
+    """finish("cold/verify", out=3): make tmp_path/out/cold/verify a link to a finished stage.
+
+    Further words go into its report; `content` is that of its records.jsonl, `inputs` what it read.
+    """
+
+    def make(
+        name: str, content: str = "{}\n", inputs: dict[str, str] | None = None, **report: Any
+    ) -> Path:
+        place = tmp_path / "out" / name
+        folder = tmp_path / "out" / "store" / name.replace("/", "-")
+        folder.mkdir(parents=True)
+        (folder / "records.jsonl").write_text(content)
+        manifest = {
+            "stage": place.name,
+            "inputs": inputs or {},
+            "outputs": outputs(folder),
+            "report": {"in": 1, "out": 1, "dropped": {}} | report,
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        place.parent.mkdir(exist_ok=True)
+        place.symlink_to(folder)
+        return folder
+
+    return make

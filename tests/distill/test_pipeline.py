@@ -1,6 +1,6 @@
-"""A recipe with every stage, killed again and again: what comes out is what comes of a run without a kill.
+"""A recipe with every stage, killed again and again: its bytes are those of a run without a kill.
 
-KILLS=20 pytest tests/distill/test_pipeline.py        # as often in each stage; 3 where nothing is said
+KILLS=20 pytest tests/distill/test_pipeline.py        # kills of each stage; default 3
 """
 
 import json
@@ -44,8 +44,16 @@ batch_size = 16
 non_reasoning = "{DATA / "toy-chat.jsonl"}"
 
 [student]
-init = {{ model_type = "qwen3", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 1, num_attention_heads = 2, num_key_value_heads = 2, head_dim = 16, max_position_embeddings = 256 }}
 tokenizer = "{DATA / "sample-v3"}"
+[student.init]
+model_type = "qwen3"
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+head_dim = 16
+max_position_embeddings = 256
 
 [render]
 max_length = 256
@@ -162,7 +170,7 @@ print(json.dumps(hits))
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    """The folders of a run without a kill and of one for each stage, beside a recipe; how often each was hit."""
+    """The folders of a run without a kill and of one for each stage; the kills of each."""
     recipe = tmp_path_factory.mktemp("killed") / "straight.toml"
     recipe.write_text(RECIPE)
     ran = subprocess.run(
@@ -268,8 +276,8 @@ def test_the_identity_of_every_stage_is_that_of_earlier_releases(
         folder = store / identity.name
         folder.mkdir(parents=True, exist_ok=True)
         report = {"models": {"after": {"pass@1": {"value": 1.0}}}}
-        said = identity.said | {"outputs": {"a": identity.name}, "report": report}
-        (folder / MANIFEST).write_text(json.dumps(said))
+        manifest = identity.parts | {"outputs": {"a": identity.name}, "report": report}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
         (folder / "eval.ngrams").write_text("of an index")
         return Done(identity.stage, folder, report, is_reused=False)
 

@@ -169,7 +169,7 @@ def _chain(reader: Reader, name: str, tables: dict[str, Any], shared: dict[str, 
 
 
 def _check_student(student: settings.Student, stages: dict[str, Any], where: str) -> None:
-    """Raise DstoolsError where a stage needs a student that is not described, or described twice."""
+    """Raise DstoolsError if a stage needs a student that is missing or described twice."""
     needs = [stage for stage in stages if "template" in STAGES[stage].reads]
     if needs and not student.model and student.init is None:
         raise DstoolsError(

@@ -1,4 +1,4 @@
-"""A stage that turns rows of JSONL into rows, one by one, in worker processes, and resumes after a kill."""
+"""Row-by-row stages: rows of JSONL through worker processes, resumed after a kill."""
 
 import os
 from collections import Counter
@@ -19,14 +19,14 @@ CHUNK_ROWS = 1024
 
 
 class Chunk(NamedTuple):
-    """What comes of some rows."""
+    """The result of some rows."""
 
     files: dict[str, bytes]  # to append, by file name
     counts: Counter[str]
 
 
 Rows = list[tuple[int, bytes]]  # line number and line
-_process: Callable[[Rows], Chunk]  # of a worker
+_process: Callable[[Rows], Chunk]  # in a worker
 
 
 def map_rows(
@@ -39,13 +39,13 @@ def map_rows(
 ) -> Counter[str]:
     """Run rows of a JSONL file through worker processes; return the sums of their counts.
 
-    `make(*args)`, called once in each worker, returns the function that turns rows into a Chunk; make and
-    args must pickle. What it returns depends on the rows alone, so the files come out the same whatever
-    the number of workers, and whenever the run was killed: each 1024 rows are noted in a journal, to
-    which the files are cut back before the run goes on. A DstoolsError of a worker is raised here.
+    `make(*args)`, called once in each worker, returns the function that turns rows into a Chunk;
+    make and args must pickle. A Chunk depends on the rows alone, so the files are the same for any
+    number of workers and after any kill: a journal has a line for every 1024 rows, and the files
+    are cut back to it before the run resumes. A DstoolsError of a worker is raised here.
     """
     journal = work.folder / JOURNAL
-    counts, start, rows_done = _go_on(journal, work.folder, files)
+    counts, start, rows_done = _recover(journal, work.folder, files)
     size = source.stat().st_size
     with source.open("rb") as file, work.bar(size, what) as progress, journal.open("ab") as notes:
         progress(start)
@@ -75,8 +75,8 @@ def map_rows(
     return counts
 
 
-def _go_on(journal: Path, folder: Path, files: tuple[str, ...]) -> tuple[Counter[str], int, int]:
-    """Cut files and journal back to where the journal is sure; return counts, offset and lines."""
+def _recover(journal: Path, folder: Path, files: tuple[str, ...]) -> tuple[Counter[str], int, int]:
+    """Cut the files back to the last note of the journal; return its counts, offset and lines."""
     start: dict[str, Any] = {"at": 0, "lines": 0, "sizes": dict.fromkeys(files, 0), "counts": {}}
     with journal.open("a+b") as notes:
         last = [start, *(note for _, note in recover_log(notes))][-1]
@@ -89,7 +89,7 @@ def _go_on(journal: Path, folder: Path, files: tuple[str, ...]) -> tuple[Counter
 def _chunks(
     file: Any, at: int, number: int, workers: int, make: Any, args: tuple[Any, ...]
 ) -> Iterator[tuple[int, int, Chunk | DstoolsError]]:
-    """Yield for each 1024 lines, in order, the offset behind them, their number, what came of them."""
+    """Yield for every 1024 lines, in order, the offset after them, their number, their result."""
 
     def batches() -> Iterator[tuple[int, Rows]]:
         nonlocal at, number
@@ -111,8 +111,8 @@ def _chunks(
             waiting.append((end, len(rows), pool.submit(_run, rows)))
             if len(waiting) > 2 * workers:
                 yield _wait(*waiting.pop(0))
-        for each in waiting:
-            yield _wait(*each)
+        for one in waiting:
+            yield _wait(*one)
 
 
 def _wait(
@@ -147,6 +147,6 @@ def _run(rows: Rows) -> Chunk | DstoolsError:
 
 
 def each_record(source: Path, rows: Rows) -> Iterator[records.Record]:
-    """Yield the records of some rows of `source`, which is named where one is bad."""
+    """Yield the records of some rows; an error names `source` and the line."""
     for number, line in rows:
         yield records.parse(line, source, number)

@@ -1,7 +1,8 @@
-"""Samples as they come, a line each, in a file that is only appended to: what is in there is not asked again.
+"""An append-only log of samples, one per line, so that none of them is asked for twice.
 
-{"number": 7, ...}: its place among all that are wanted, and what the writer says of it. What a kill cut off
-in the last line is removed; of a number that came twice the first line counts.
+    {"number": 7, ...}      its number among all that are wanted, then what the writer adds
+
+A torn last line is removed. If a number occurs twice, the first line counts.
 """
 
 import os
@@ -13,15 +14,15 @@ from dstools_converters.files import recover_log
 from dstools_distill import records
 from dstools_distill.records import Record
 
-SYNC_SECONDS = 2.0  # what a power cut may cost; a kill costs nothing that was logged
+SYNC_SECONDS = 2.0  # work that a power failure may lose; a kill loses nothing that was logged
 
 
 class SampleLog:
-    """The log of `total` samples, gone on with where there is one; to be closed."""
+    """The log of `total` samples, resumed if there is one; close it after use."""
 
     def __init__(self, path: Path, total: int) -> None:
         self.path, self.total = path, total
-        self._found = 0
+        self._count = 0
         self._offsets = array("q", [-1]) * total
         self._file = path.open("a+b")
         self._synced = time.monotonic()
@@ -31,18 +32,18 @@ class SampleLog:
     def _note(self, number: int, offset: int) -> None:
         if self._offsets[number] == -1:
             self._offsets[number] = offset
-            self._found += 1
+            self._count += 1
 
     def __contains__(self, number: object) -> bool:
         return isinstance(number, int) and self._offsets[number] != -1
 
     def __len__(self) -> int:
-        return self._found
+        return self._count
 
-    def add(self, number: int, said: Record) -> None:
-        """Append a sample; a kill does not undo it, and after SYNC_SECONDS neither does a power cut."""
+    def add(self, number: int, sample: Record) -> None:
+        """Append a sample; it survives a kill, and after SYNC_SECONDS a power failure, too."""
         self._note(number, self._file.seek(0, os.SEEK_END))
-        self._file.write(records.dump({"number": number} | said))
+        self._file.write(records.dump({"number": number} | sample))
         self._file.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fsync(self._file.fileno())
@@ -54,6 +55,6 @@ class SampleLog:
         return records.parse(self._file.readline(), self.path, 0)
 
     def close(self) -> None:
-        """Flush the file to the disk, and close it."""
+        """Flush the file to the disk and close it."""
         os.fsync(self._file.fileno())
         self._file.close()

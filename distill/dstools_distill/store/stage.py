@@ -1,10 +1,10 @@
-"""A stage is a pure function from folders to a folder; this is what makes it one.
+"""Stages as pure functions from folders to a folder, each named by what decides its bytes.
 
-    OUT/store/verify-1a2b3c4d/   records.jsonl ... manifest.json
+    OUT/store/verify-1a2b3c4d5e6f/   records.jsonl ... manifest.json
 
-The folder's name holds a digest of all that decides its bytes: the stage's settings, its inputs by
-content, versions of the code. A finished folder is never changed; the same recipe finds it again, another
-one makes another. Until it is whole it is called `.incomplete`, and what is in there is gone on with.
+The name of the folder holds a digest of the stage's settings, of its inputs by content, and of the
+versions of the code. A finished folder never changes: the same recipe finds it again, another one
+makes another folder. An unfinished folder is called `.incomplete`, and the next run resumes in it.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,12 @@ from dstools_converters.errors import DstoolsError, disk_errors
 from dstools_converters.files import sync, write_synced
 from dstools_distill.store.ranks import LOCKED, rank
 
-Report = dict[str, Any]  # what a stage says of itself: JSON, the same bytes for the same inputs
+Report = dict[str, Any]  # a stage's counts: JSON, the same bytes for the same inputs
 MANIFEST, TIMING, JOURNAL = "manifest.json", "timing.json", "journal.jsonl"
-WHOLE_BYTES = 64 << 20  # larger files of a model are told apart by size and pieces all over them:
+WHOLE_BYTES = 64 << 20  # larger files of a model are identified by size and pieces all over them:
 SPREAD, SPREAD_BYTES = 1024, 4096  # a weight that takes a hundredth of the file holds ten
-
-
-Bar = Callable[
-    [int, str], AbstractContextManager[Callable[[int], object]]
-]  # total, what -> more done
+# from a total and what is counted to a function that adds to the progress
+Bar = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
 
 
 def no_bar(_total: int, _what: str) -> AbstractContextManager[Callable[[int], object]]:
@@ -42,9 +39,9 @@ def no_bar(_total: int, _what: str) -> AbstractContextManager[Callable[[int], ob
 
 @dataclass(frozen=True)
 class Work:
-    """Where a stage writes, and what it works with; none of this may change a byte."""
+    """The folder that a stage writes, and how it works, which changes no byte."""
 
-    folder: Path  # files in it are what an earlier try left
+    folder: Path  # with the files of an interrupted run
     workers: int = 1
     bar: Bar = no_bar
 
@@ -64,12 +61,12 @@ class Identity:
     """All that decides the bytes of a stage's folder."""
 
     stage: str
-    said: dict[str, Any]  # JSON
+    parts: dict[str, Any]  # JSON
 
     @property
     def name(self) -> str:
         """Return the name of the folder."""
-        key = sha256(json.dumps(self.said, sort_keys=True).encode()).hexdigest()
+        key = sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
         return f"{self.stage}-{key[:12]}"
 
 
@@ -80,24 +77,24 @@ def identify(
     inputs: dict[str, Path],
     packages: tuple[str, ...],
 ) -> Identity:
-    """Return what tells a stage's result from any other.
+    """Return the identity of a stage's result.
 
-    revision: of the stage's code, one higher whenever it gives other bytes for the same; settings: JSON;
-    inputs: what it reads, by name, files or folders; packages: the distributions whose versions may change
-    the bytes.
+    revision: of the stage's code, raised when it gives other bytes for the same inputs;
+    settings: JSON; inputs: the files and folders that it reads, by name; packages: distributions
+    whose versions may change the bytes.
     """
-    said = {
+    parts = {
         "stage": stage,
         "revision": revision,
         "settings": settings,
         "inputs": {name: digest(path) for name, path in sorted(inputs.items())},
         "versions": {name: version(name) for name in packages},
     }
-    return Identity(stage, said)
+    return Identity(stage, parts)
 
 
 def find(store: Path, identity: Identity) -> Done | None:
-    """Return the finished stage, if it is there."""
+    """Return the finished stage, or None."""
     folder = store / identity.name
     if not (folder / MANIFEST).exists():
         return None
@@ -110,12 +107,12 @@ def run_stage(
     body: Callable[[Work], Report],
     work: Callable[[Path], Work],
 ) -> Done:
-    """Return the folder of a stage, made by `body` unless it is there already.
+    """Return a finished stage, made by `body` unless it is in the store.
 
-    In a process of a launcher with a rank other than 0 only `body` is run: folders are rank 0's.
+    In a launched process with a rank other than 0 only `body` runs: rank 0 alone makes folders.
     """
-    if found := find(store, identity):
-        return found
+    if finished := find(store, identity):
+        return finished
     done = store / identity.name
     partial = store / f"{identity.name}.incomplete"
     if rank() > 0:
@@ -125,9 +122,9 @@ def run_stage(
         started, cpu = time.monotonic(), cpu_seconds()
         report = body(work(partial))
         spent = {"seconds": time.monotonic() - started, "cpu_seconds": cpu_seconds() - cpu}
-        (partial / TIMING).write_text(json.dumps(spent) + "\n")  # of the last try alone
+        (partial / TIMING).write_text(json.dumps(spent) + "\n")  # of the last run only
         (partial / JOURNAL).unlink(missing_ok=True)
-        manifest = identity.said | {"dstools": version("dstools-llm")}
+        manifest = identity.parts | {"dstools": version("dstools-llm")}
         manifest |= {"outputs": outputs(partial), "report": report}
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         write_synced(partial / MANIFEST, text.encode())
@@ -137,18 +134,18 @@ def run_stage(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return what a finished stage says of itself."""
+    """Return the manifest of a finished stage."""
     try:
-        found: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
         raise DstoolsError(
             f"{folder / MANIFEST}: cannot be read: {error}", "name the folder of a finished stage"
         ) from None
-    return found
+    return manifest
 
 
 def outputs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size and sha256 of every file in a folder that belongs to its result, by name."""
+    """Return size and sha256 of every file of a stage's result, by its path in the folder."""
     return {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -157,47 +154,44 @@ def outputs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def digest(path: Path) -> str:
-    """Return what tells an input from any other: its content, wherever it lies.
+    """Return a digest of an input's content, wherever it is.
 
-    Of a finished stage, its outputs; of a file, its sha256; of another folder, the names of its files and
-    the content of each, where a file over 64 MiB counts by its size and 1024 pieces spread evenly over it.
+    Of a finished stage, its outputs; of a file, its sha256; of another folder, the names and
+    contents of its files; one over 64 MiB counts by its size and 1024 evenly spread pieces.
     """
     if path.is_file():
         return file_sha256(path)
     if not path.is_dir():
         raise DstoolsError(f"{path}: no such file or folder", "is the path right?")
     if (path / MANIFEST).exists() and "stage" in (manifest := read_manifest(path)):
-        said = json.dumps(manifest["outputs"], sort_keys=True)
+        content = json.dumps(manifest["outputs"], sort_keys=True)
     else:
         files = sorted(file for file in path.iterdir() if file.is_file() and file.name[0] != ".")
-        said = json.dumps([[file.name, _sampled_sha256(file)] for file in files])
-    return sha256(said.encode()).hexdigest()
+        content = json.dumps([[file.name, _sampled_sha256(file)] for file in files])
+    return sha256(content.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file."""
-    found = sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _sampled_sha256(path: Path) -> str:
     size = path.stat().st_size
     if size <= WHOLE_BYTES:
         return file_sha256(path)
-    found = sha256(str(size).encode())
+    content = sha256(str(size).encode())
     with path.open("rb") as file:
         for number in range(SPREAD):
             file.seek(number * (size - SPREAD_BYTES) // (SPREAD - 1))
-            found.update(file.read(SPREAD_BYTES))
-    return found.hexdigest()
+            content.update(file.read(SPREAD_BYTES))
+    return content.hexdigest()
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold a folder against a second run; a process of a launcher goes with its first."""
+    """Hold the lock of a folder; launched processes share that of the process that started them."""
     out.mkdir(parents=True, exist_ok=True)
     if LOCKED in os.environ or rank() > 0:
         yield
@@ -214,6 +208,6 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process and of those it has waited for, user and system."""
+    """Return the user and system time of this process and of those that it has waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)

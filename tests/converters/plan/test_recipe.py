@@ -24,6 +24,9 @@ NAMES = [
 THERE: list[tuple[str, TensorName | None]] = [(name, HUGGING_FACE.parse(name, 3)) for name in NAMES]
 
 
+NOT_LAYERS = ("", "a", "0-", "-3", "0-3-5", "0,,3", "0;3", "1.5", 1.5, -1, True, [1], "9" * 10)
+
+
 def read(tmp_path: Path, text: str) -> Recipe:
     path = tmp_path / "fp8.toml"
     path.write_text(text)
@@ -56,11 +59,17 @@ def test_a_whole_recipe_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, text) == Recipe(
         (
             Rule("fp8.toml, rule 1", "keep", ("routed_down", "shared_down"), ((0, 3), (60, 60))),
-            Rule("fp8.toml, rule 2", "fp8-block", ("o_proj",), ((2, 2),), "model.layers.*.self_attn.*"),
+            Rule(
+                "fp8.toml, rule 2",
+                "fp8-block",
+                ("o_proj",),
+                ((2, 2),),
+                "model.layers.*.self_attn.*",
+            ),
         ),
         "compressed-tensors",
         "ue8m0",
-    )  # fmt: skip
+    )
     assert read(tmp_path, "") == Recipe()
 
 
@@ -70,27 +79,52 @@ def test_without_rules_deepseek_s_own_decide() -> None:
     ]
     assert decisions(Recipe()) == dict.fromkeys(NAMES, "DeepSeek's own")
     assert [n for n, parsed in THERE if Recipe().decide(n, parsed) is QUANTIZE] == quantized
-    assert Recipe().decide("model.layers.0.self_attn.q_proj.bias", HUGGING_FACE.parse(
-        "model.layers.0.self_attn.q_proj.bias", 3)) is KEEP  # fmt: skip
+    assert (
+        Recipe().decide(
+            "model.layers.0.self_attn.q_proj.bias",
+            HUGGING_FACE.parse("model.layers.0.self_attn.q_proj.bias", 3),
+        )
+        is KEEP
+    )
 
 
 @pytest.mark.parametrize(
     ("found", "matched"),
     [
-        ({"role": "routed_down"}, [f"model.layers.1.mlp.experts.{i}.down_proj.weight" for i in range(3)]),
-        ({"role": ["router"]}, ["model.layers.1.mlp.gate.weight", "model.layers.2.mlp.gate.weight"]),
+        (
+            {"role": "routed_down"},
+            [f"model.layers.1.mlp.experts.{i}.down_proj.weight" for i in range(3)],
+        ),
+        (
+            {"role": ["router"]},
+            ["model.layers.1.mlp.gate.weight", "model.layers.2.mlp.gate.weight"],
+        ),
         ({"role": "router", "layers": 2}, ["model.layers.2.mlp.gate.weight"]),
-        ({"role": "o_proj", "layers": "0-1,3"}, [f"model.layers.{i}.self_attn.o_proj.weight" for i in (0, 1, 3)]),
-        ({"role": ["o_proj", "router"], "layers": "2"},
-         ["model.layers.2.self_attn.o_proj.weight", "model.layers.2.mlp.gate.weight"]),
-        ({"layers": "3"}, ["model.layers.3.self_attn.o_proj.weight", "model.layers.3.eh_proj.weight"]),
-        ({"name": "*.experts.[02].*"}, [f"model.layers.1.mlp.experts.{i}.down_proj.weight" for i in (0, 2)]),
+        (
+            {"role": "o_proj", "layers": "0-1,3"},
+            [f"model.layers.{i}.self_attn.o_proj.weight" for i in (0, 1, 3)],
+        ),
+        (
+            {"role": ["o_proj", "router"], "layers": "2"},
+            ["model.layers.2.self_attn.o_proj.weight", "model.layers.2.mlp.gate.weight"],
+        ),
+        (
+            {"layers": "3"},
+            ["model.layers.3.self_attn.o_proj.weight", "model.layers.3.eh_proj.weight"],
+        ),
+        (
+            {"name": "*.experts.[02].*"},
+            [f"model.layers.1.mlp.experts.{i}.down_proj.weight" for i in (0, 2)],
+        ),
         ({"name": "vision.*"}, ["vision.tower.weight"]),
         ({"name": "lm_head.weight"}, ["lm_head.weight"]),
-        ({"name": "model.layers.?.mlp.gate.weight"}, ["model.layers.1.mlp.gate.weight", "model.layers.2.mlp.gate.weight"]),
+        (
+            {"name": "model.layers.?.mlp.gate.weight"},
+            ["model.layers.1.mlp.gate.weight", "model.layers.2.mlp.gate.weight"],
+        ),
         ({"role": "e_score_correction_bias"}, ["model.layers.1.mlp.gate.e_score_correction_bias"]),
     ],
-)  # fmt: skip
+)
 def test_a_rule_speaks_of_what_it_names_and_of_nothing_else(
     tmp_path: Path, found: dict[str, Any], matched: list[str]
 ) -> None:
@@ -122,7 +156,7 @@ def test_the_first_rule_that_matches_decides(tmp_path: Path) -> None:
     [
         ("rule = [", "Invalid value", "a recipe is TOML"),
         ("\0", "Invalid statement", "a recipe is TOML"),
-        ('a = 1\na = 1', "Cannot overwrite a value", "a recipe is TOML"),
+        ("a = 1\na = 1", "Cannot overwrite a value", "a recipe is TOML"),
         ("formt = 'native'", "formt: no such key", "did you mean format"),
         ("rules = []", "rules: no such key", "did you mean rule"),
         ("[zzz]", "zzz: no such key", "known are format, scale_fmt, rule"),
@@ -135,24 +169,36 @@ def test_the_first_rule_that_matches_decides(tmp_path: Path) -> None:
         ("format = 1", "format: 1 is none of", "known are native, compressed-tensors"),
         ("scale_fmt = 'ue8m'", "scale_fmt: 'ue8m' is none of", "did you mean ue8m0"),
         (rule(roles="q_proj", scheme="keep"), "rule 1: roles: no such key", "did you mean role"),
-        (rule(role="routed_dwn", scheme="keep"), "role[0]: 'routed_dwn' is none of", "did you mean routed_down"),
-        (rule(role=["q_proj", "k_pro"], scheme="keep"), "role[1]: 'k_pro' is none of", "did you mean k_proj"),
+        (
+            rule(role="routed_dwn", scheme="keep"),
+            "role[0]: 'routed_dwn' is none of",
+            "did you mean routed_down",
+        ),
+        (
+            rule(role=["q_proj", "k_pro"], scheme="keep"),
+            "role[1]: 'k_pro' is none of",
+            "did you mean k_proj",
+        ),
         (rule(role=7, scheme="keep"), "role: is not a list", "[ ]"),
         (rule(role=[["q_proj"]], scheme="keep"), "role[0]: ['q_proj'] is none of", "did you mean"),
         (rule(role="q_proj"), "rule 1: scheme: is missing", "one of fp8-block, keep"),
         (rule(role="q_proj", scheme="kep"), "scheme: 'kep' is none of", "did you mean keep"),
         (rule(role="q_proj", scheme="fp8"), "scheme: 'fp8' is none of", "did you mean fp8-block"),
-        (rule(role="q_proj", scheme="int4"), "scheme: 'int4' is none of", "known are fp8-block, keep"),
+        (
+            rule(role="q_proj", scheme="int4"),
+            "scheme: 'int4' is none of",
+            "known are fp8-block, keep",
+        ),
         (rule(scheme="keep"), "rule 1: names no tensors", "add role, layers or name"),
         (rule(role=[], name="", scheme="keep"), "names no tensors", "add role, layers or name"),
         (rule(name=5, scheme="keep"), "name: 5 is not text", "give it text"),
         (rule(role="q_proj", scheme="keep") + rule(scheme="keep"), "rule 2: names no tensors", ""),
         *(
             (rule(layers=layers, scheme="keep"), "does not name layers", '"0-3,60"')
-            for layers in ("", "a", "0-", "-3", "0-3-5", "0,,3", "0;3", "1.5", 1.5, -1, True, [1], "9" * 10)
+            for layers in NOT_LAYERS
         ),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_understood_is_refused_with_the_nearest_that_is(
     tmp_path: Path, text: str, message: str, hint: str
 ) -> None:
@@ -175,20 +221,27 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ("found", "hint"),
     [
         ({"role": "routed_gate"}, "the nearest role in this checkpoint is routed_down"),
-        ({"role": "indexer_wq_b"}, "known are dense_gate, e_score_correction_bias, eh_proj, embed_tokens"),
+        (
+            {"role": "indexer_wq_b"},
+            "known are dense_gate, e_score_correction_bias, eh_proj, embed_tokens",
+        ),
         ({"role": ["q_a_proj", "shared_up"]}, "the nearest role in this checkpoint is o_proj"),
         ({"layers": "4-9"}, "the layers of this checkpoint are 0-3"),
         ({"role": "router", "layers": "0,3"}, "the layers of this checkpoint are 0-3"),
         ({"layers": "3-2"}, "the layers of this checkpoint are 0-3"),
         ({"role": "embed_tokens", "layers": 0}, "the layers of this checkpoint are 0-3"),
-        ({"name": "model.layers.*.mlp.gate_prj.weight"},
-         "the nearest tensor is model.layers.0.mlp.gate_proj.weight"),
-        ({"name": "model.layers.9.self_attn.o_proj.weight"},
-         "the nearest tensor is model.layers.3.self_attn.o_proj.weight"),
+        (
+            {"name": "model.layers.*.mlp.gate_prj.weight"},
+            "the nearest tensor is model.layers.0.mlp.gate_proj.weight",
+        ),
+        (
+            {"name": "model.layers.9.self_attn.o_proj.weight"},
+            "the nearest tensor is model.layers.3.self_attn.o_proj.weight",
+        ),
         ({"name": "lm_head"}, "the nearest tensor is lm_head.weight"),
         ({"name": "MODEL.EMBED_TOKENS.WEIGHT"}, "known are "),
     ],
-)  # fmt: skip
+)
 def test_a_rule_that_matches_nothing_is_refused_with_the_nearest(
     tmp_path: Path, found: dict[str, Any], hint: str
 ) -> None:

@@ -32,7 +32,10 @@ def test_stages_come_in_the_order_data_flows_whatever_the_order_of_the_tables(
 
 
 def test_a_table_keeps_its_defaults_and_takes_what_it_says(tmp_path: Path) -> None:
-    text = '[student]\nmodel = "m"\n[render]\n[sft]\nlearning_rate = 1\nlora = { rank = 4 }\nbetas = [0.5, 1.0]\n'
+    text = (
+        '[student]\nmodel = "m"\n[render]\n'
+        "[sft]\nlearning_rate = 1\nlora = { rank = 4 }\nbetas = [0.5, 1.0]\n"
+    )
     sft = read(tmp_path, text).chains[0].stages["sft"]
     assert (sft.learning_rate, sft.betas, sft.lora) == (1.0, (0.5, 1.0), Lora(rank=4))
     assert type(sft.learning_rate) is float
@@ -79,11 +82,31 @@ WRONG = [
     ("[verify]\ntimeout = 1\n", "verify.timeout: no such key", "timeout_seconds"),
     ("verify = 3\n", "verify: is not a table", "[verify]"),
     ("[generate]\n", "generate.backend: is missing", "one of hf"),
-    ('[generate]\nbackend = "vllm"\n', "generate.backend: 'vllm' is none of hf, openai", "known are hf"),
-    ('[generate]\nbackend = "hf"\nsamples = 0\n', "generate.samples: 0 is out of range", "1 or more"),
-    ('[generate]\nbackend = "hf"\nsamples = 1.5\n', "generate.samples: 1.5 is not a whole number", ""),
-    ('[generate]\nbackend = "hf"\nsamples = true\n', "generate.samples: True is not a whole number", ""),
-    ('[generate]\nbackend = "hf"\ntemperature = -1.0\n', "generate.temperature: -1.0 is out", "0 or"),
+    (
+        '[generate]\nbackend = "vllm"\n',
+        "generate.backend: 'vllm' is none of hf, openai",
+        "known are hf",
+    ),
+    (
+        '[generate]\nbackend = "hf"\nsamples = 0\n',
+        "generate.samples: 0 is out of range",
+        "1 or more",
+    ),
+    (
+        '[generate]\nbackend = "hf"\nsamples = 1.5\n',
+        "generate.samples: 1.5 is not a whole number",
+        "",
+    ),
+    (
+        '[generate]\nbackend = "hf"\nsamples = true\n',
+        "generate.samples: True is not a whole number",
+        "",
+    ),
+    (
+        '[generate]\nbackend = "hf"\ntemperature = -1.0\n',
+        "generate.temperature: -1.0 is out",
+        "0 or",
+    ),
     ('[generate]\nbackend = "hf"\ntemperature = inf\n', "generate.temperature: inf is out", ""),
     ('[generate]\nbackend = "hf"\ntemperature = nan\n', "generate.temperature: nan is out", ""),
     ("[select]\nmax_pass_rate = 1.5\n", "select.max_pass_rate: 1.5 is out of range", "between"),
@@ -96,9 +119,14 @@ WRONG = [
     ('[sft]\n[student]\nmodel = "m"\ninit = { a = 1 }\n', "has both model and init", ""),
     (
         '[sft]\nbatch_size = 6\nmicro_batch_size = 4\n[student]\nmodel = "m"\n',
-        "sft: batch_size = 6 is not a multiple of micro_batch_size x processes = 4", "multiple",
+        "sft: batch_size = 6 is not a multiple of micro_batch_size x processes = 4",
+        "multiple",
     ),
-    ('[sft]\nparallel = "ddp"\n[student]\nmodel = "m"\n', "sft: processes = 1 and parallel = 'ddp'", "trial"),
+    (
+        '[sft]\nparallel = "ddp"\n[student]\nmodel = "m"\n',
+        "sft: processes = 1 and parallel = 'ddp'",
+        "trial",
+    ),
     ('[sft]\nbetas = [0.9]\n[student]\nmodel = "m"\n', "sft.betas: must have 2 items, not 1", ""),
     ("seeds = [0, -1]\n[verify]\n", r"seeds\[1\]: -1 is out of range", ""),
     ("[verify]\n[arms]\nverify = {}\n", "verify is the name of a stage", ""),
@@ -109,7 +137,7 @@ WRONG = [
     ("[[phase]]\nname = 'b'\n[[phase]]\nname = 'b'\n", "two phases are called b", ""),
     ('preset = "none"\n', "none: no such preset", "toy-cpu"),
     ("preset = 3\n", "preset: 3 is not text", ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "message", "hint"), WRONG)

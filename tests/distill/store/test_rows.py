@@ -94,7 +94,8 @@ def test_a_run_killed_at_any_moment_gives_the_same_bytes(tmp_path: Path) -> None
     source = numbers(tmp_path / "source", 12_000)
     double(source, tmp_path / "whole")
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_rows as t; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[1]); import test_rows as t\n"
         "if __name__ == '__main__': t.double(Path(sys.argv[2]), Path(sys.argv[3]), 1, 0.04)"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(source)]

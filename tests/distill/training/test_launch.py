@@ -1,6 +1,6 @@
-"""Several processes: what was asked for is what runs, its losses are those of one, and kills lose nothing.
+"""Several processes: those asked for run, with the losses of one, and kills lose nothing.
 
-Each run starts interpreters that import torch, some seconds of CPU each; hence few runs that prove much.
+Each run starts interpreters that import torch, some seconds of CPU each; hence few runs.
 """
 
 import json
@@ -19,8 +19,8 @@ from dstools_distill.training.launch import launch_command, launch_config, requi
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 HERE = Path(__file__).parent
 
-# What the processes run: KIND FOLDER HERE PROCESSES. A first process makes the folder, late; the others must
-# wait.
+# What the processes run: KIND FOLDER HERE PROCESSES. The first process makes the folder, late; the
+# others must wait.
 CHILD = """
 import json, os, sys, time
 from dataclasses import replace
@@ -155,7 +155,7 @@ def test_two_processes_repeat_the_losses_of_one_and_resume_to_the_bit(
 
 
 def require_equal_runs(folder: Path) -> set[str]:
-    """Compare the run that was stopped with the other, byte by byte; return the names of the files."""
+    """Compare the stopped run with the other, byte by byte; return the names of the files."""
     names = {path.name for path in (folder / "straight").iterdir()}
     assert {path.name for path in (folder / "stopped").iterdir()} == names
     for name in names:
@@ -168,8 +168,8 @@ def require_equal_runs(folder: Path) -> set[str]:
 def test_a_gpu_repeats_the_losses_of_the_cpu_and_resumes_to_the_bit(
     single: Path, single_on_gpu: Path
 ) -> None:
-    # numbers near 5.8 lie 4.8e-7 apart; each of 6 steps goes on from the rounding of the last. A wrong batch
-    # or rate is off by 1e-2
+    # floats near 5.8 are 4.8e-7 apart; each of 6 steps starts from the rounding of the last.
+    # A wrong batch or rate is off by 1e-2
     assert losses(single_on_gpu / "straight") == pytest.approx(losses(single), abs=1e-5)
     require_equal_runs(single_on_gpu)
 

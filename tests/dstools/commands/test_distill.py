@@ -1,4 +1,4 @@
-"""`dstools distill` as a whole: a recipe from prompts to a card, found again, gone on with, refused."""
+"""`dstools distill` as a whole: a recipe from prompts to a card, reused, resumed, refused."""
 
 import json
 import os
@@ -31,8 +31,16 @@ backend = "replay"
 [select]
 
 [student]
-init = {{ model_type = "qwen3", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 1, num_attention_heads = 2, num_key_value_heads = 2, head_dim = 16, max_position_embeddings = 256 }}
 tokenizer = "{tokenizer}"
+[student.init]
+model_type = "qwen3"
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+head_dim = 16
+max_position_embeddings = 256
 
 [render]
 max_length = 200
@@ -76,7 +84,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe and its data: 40 solved sums, one asked twice, one wrong, one of the exam."""
+    """A recipe and its data: 40 solved sums, one asked twice, one wrong, one of the exam."""
     folder = tmp_path_factory.mktemp("recipe")
     solved, exam = conversations("calibration", 40), conversations("heldout", 60)
     wrong = conversations("calibration", 1, start=50)[0]
@@ -243,12 +251,27 @@ def test_an_unknown_licence_is_told_before_a_teacher_is_asked(
 @pytest.mark.parametrize(
     ("old", "new", "error", "hint"),
     [
-        ("num_hidden_layers", "num_hiden_layers", "num_hiden_layers: a qwen3 config has no such key", "num_hidden_layers"),
-        ("hidden_size = 32", 'hidden_size = "big"', "student.init: cannot be loaded", "transformers"),
-        ("[sft]", '[sft]\noptimizer = "adamw_torhc"', "optimizer: adamw_torhc is not known", "adamw_torch"),
+        (
+            "num_hidden_layers",
+            "num_hiden_layers",
+            "num_hiden_layers: a qwen3 config has no such key",
+            "num_hidden_layers",
+        ),
+        (
+            "hidden_size = 32",
+            'hidden_size = "big"',
+            "student.init: cannot be loaded",
+            "transformers",
+        ),
+        (
+            "[sft]",
+            '[sft]\noptimizer = "adamw_torhc"',
+            "optimizer: adamw_torhc is not known",
+            "adamw_torch",
+        ),
         ("[sft]", '[sft]\noptimizer = "lion_8bit"', "optimizer = 'lion_8bit'", "install it"),
     ],
-)  # fmt: skip
+)
 def test_a_student_that_cannot_be_trained_so_is_refused_in_a_line(
     recipe: Path, ran: Result, tmp_path: Path, old: str, new: str, error: str, hint: str
 ) -> None:
@@ -306,8 +329,16 @@ def test_init_lists_its_presets_and_prints_one_that_runs_as_a_recipe() -> None:
 
 PHASES = """
 [student]
-init = {{ model_type = "qwen3", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 1, num_attention_heads = 2, num_key_value_heads = 2, head_dim = 16, max_position_embeddings = 256 }}
 tokenizer = "{tokenizer}"
+[student.init]
+model_type = "qwen3"
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+head_dim = 16
+max_position_embeddings = 256
 
 [generate]
 backend = "replay"
@@ -462,7 +493,7 @@ def test_a_launched_run_prints_one_json_object_and_trains_what_one_process_does(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
 def test_launched_processes_end_with_the_one_that_started_them(recipe: Path, ran: Result) -> None:
-    """Killed without notice, as a scheduler may; the lock is free, and the same command ends what is left."""
+    """Killed without notice, as a scheduler may; then the lock is free."""
     path = recipe.with_name("killed.toml")
     text = recipe.read_text().replace("max_steps = 2", "max_steps = 100000")
     path.write_text(text.replace("[sft]", '[sft]\nparallel = "zero2"'))
@@ -474,8 +505,13 @@ def test_launched_processes_end_with_the_one_that_started_them(recipe: Path, ran
         command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_for(lambda: any(curve.stat().st_size for curve in out.glob("store/*/curve.jsonl")
-                             if curve.parent.name.endswith(".incomplete")))  # fmt: skip
+        wait_for(
+            lambda: any(
+                curve.stat().st_size
+                for curve in out.glob("store/*/curve.jsonl")
+                if curve.parent.name.endswith(".incomplete")
+            )
+        )
         assert len(running(path)) > 1
     finally:
         started.kill()

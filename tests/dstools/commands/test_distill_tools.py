@@ -1,4 +1,4 @@
-"""`dstools distill index`, `doctor` and `eval --lm-eval` at the command line: exit codes, streams, repeats."""
+"""`dstools distill index`, `doctor` and `eval --lm-eval`: exit codes, streams, repeats."""
 
 import json
 import subprocess
@@ -121,9 +121,13 @@ def test_a_diagnosis_is_one_json_object_whatever_the_exit_code(
         ("colour: blue", "", "trainer.yaml: has no key of "),
         ("stage: sft\ntemplate: vicuna", "", "vicuna of LLaMA-Factory is not known here"),
         ("stage: sft", "{", "row.jsonl: line 1: is no JSON"),
-        ("stage: sft", '{"problem": "2+2?", "answer": "4"}', "row.jsonl: the first row has no answer"),
+        (
+            "stage: sft",
+            '{"problem": "2+2?", "answer": "4"}',
+            "row.jsonl: the first row has no answer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_the_doctor_cannot_read_is_one_error_and_one_hint(
     tmp_path: Path, config: str, sample: str, message: str
 ) -> None:
@@ -177,8 +181,10 @@ class Harness:
             "n-samples": {"sums": {"effective": 8}},
             "configs": {"sums": {"generation_kwargs": {}}},
             "config": {"model_args": {}, "model_dtype": "torch.float32", "limit": None},
-            "versions": {"sums": 1}, "lm_eval_version": "0", "transformers_version": "0",
-        }  # fmt: skip
+            "versions": {"sums": 1},
+            "lm_eval_version": "0",
+            "transformers_version": "0",
+        }
         (out / "model" / "results_now.json").write_text(json.dumps(found))
         return subprocess.CompletedProcess(command, self.codes.pop(0))
 
