@@ -1,4 +1,4 @@
-"""How far apart two checkpoints are, tensor by tensor, both restored to float32."""
+"""The distance of two checkpoints, tensor by tensor, both restored to float32."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -15,18 +15,18 @@ WORST = 10
 
 @dataclass(frozen=True)
 class Error:
-    """What separates B from A in one tensor, or in all of a role."""
+    """The distance of B from A in one tensor, or in all of a role."""
 
     name: str
     numel: int
     relative: float  # rms of B - A over rms of A
     max_abs: float
-    bias: float  # mean of B - A over rms of A: rounding to nearest has none
+    bias: float  # mean of B - A over rms of A: about 0 for rounding to nearest
 
 
 @dataclass(frozen=True)
 class Report:
-    """All errors, the worst first."""
+    """All errors, largest first."""
 
     total: Error
     by_role: list[Error]
@@ -50,7 +50,7 @@ class _Sums:
         self.sq_diff += other.sq_diff
         self.sq_a += other.sq_a
         self.diff += other.diff
-        # NaN stays, from either side: max() would drop it or not by the order of its arguments
+        # NaN is kept from either side; whether max() keeps it depends on the order of arguments
         if not (other.max_abs <= self.max_abs or math.isnan(self.max_abs)):
             self.max_abs = other.max_abs
 
@@ -76,7 +76,9 @@ def compare(
     in_b = {info.name: info for info, _ in b.weights()}
     both = [name for name in in_a if name in in_b]
     if not both:
-        raise DstoolsError("the two checkpoints have no tensor in common", "are they of one model?")
+        raise DstoolsError(
+            "the two checkpoints have no tensor in common", "check that they are of one model"
+        )
     for name in both:
         if in_a[name].shape != in_b[name].shape:
             raise DstoolsError(
@@ -87,8 +89,8 @@ def compare(
     errors = []
     total = _Sums()
     with ThreadPoolExecutor(workers, "compare") as pool:
-        each = pool.map(lambda name: _compare_tensor(a, in_a[name], b, in_b[name]), both)
-        for name, sums in zip(both, each, strict=True):
+        results = pool.map(lambda name: _compare_tensor(a, in_a[name], b, in_b[name]), both)
+        for name, sums in zip(both, results, strict=True):
             parsed = a.names[name]
             by_role.setdefault(parsed.role if parsed else "unknown", _Sums()).add(sums)
             total.add(sums)
@@ -117,16 +119,15 @@ def _compare_tensor(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorIn
     block = math.lcm(block_rows(a, in_a), block_rows(b, in_b))
     sums = _Sums()
     for first, last in slabs(0, in_a.numel // cols, block, cols * 4):
-        found = block_fp8.difference(
+        difference = block_fp8.difference(
             restore(a, in_a, first, last, "a"), restore(b, in_b, first, last, "b")
         )
-        part = _Sums((last - first) * cols, *found)
-        sums.add(part)
+        sums.add(_Sums((last - first) * cols, *difference))
     return sums
 
 
 def _compare_bytes(a: Inventory, in_a: TensorInfo, b: Inventory, in_b: TensorInfo) -> _Sums:
-    """Return no difference where the bytes are equal, NaN where they are not: these are no numbers."""
+    """Return zeros where the bytes are equal, else NaN: these tensors do not hold floats."""
     step = 1 << 20
     is_equal = (in_a.dtype, in_a.nbytes) == (in_b.dtype, in_b.nbytes) and all(
         bytes(a.checkpoint.read(in_a, begin, min(begin + step, in_a.nbytes)))

@@ -1,1 +1,1 @@
-"""Tensor maths of the DeepSeek formats: buffers and arrays in, buffers and arrays out; no files, no models."""
+"""Tensor maths of the DeepSeek formats, from buffers to buffers; no files, no models."""

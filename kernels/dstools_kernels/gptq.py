@@ -1,6 +1,6 @@
-"""Choose FP8 codes for a weight from how its inputs are correlated, and measure what they cost.
+"""GPTQ: FP8 codes for a weight, chosen by the correlation of its inputs, and the error they cause.
 
-A weight W [R, C] works on inputs x [C]; H = sum of x x^T [C, C] over calibration tokens is its
+A weight W [R, C] is applied to inputs x [C]; H = sum of x x^T [C, C] over calibration tokens is its
 Hessian. Codes Q on a fixed block grid (`block_fp8`) change the outputs by tr((W-Q) H (W-Q)^T).
 
     scale_inv = scales(weight, "float32")
@@ -8,10 +8,10 @@ Hessian. Codes Q on a fixed block grid (`block_fp8`) change the outputs by tr((W
     codes = gptq(weight, factor, scale_inv)       instead of nearest(weight, scale_inv)
     output_power(weight - restore(codes, scale_inv), hessian)
 
-GPTQ (Frantar et al., arXiv 2210.17323) rounds one column at a time and moves what it got wrong onto
-the columns still to come. Here in the form of Babai's nearest plane (Chen et al., arXiv 2507.18553),
-which gives the same codes and needs no inverse: with H = L L^T, L lower triangular, the error is
-|(W-Q) L|^2; its column j holds only columns i >= j of W-Q, so from the last column down to the first
+GPTQ (Frantar et al., arXiv 2210.17323) rounds one column at a time and adds its error to the
+columns still to come. Here in the form of Babai's nearest plane (Chen et al., arXiv 2507.18553),
+which gives the same codes without an inverse: with H = L L^T, L lower triangular, the error is
+|(W-Q) L|^2; its column j holds only columns i >= j of W-Q, so from the last column to the first
 
     target_j = W_j + sum over i > j of (W-Q)_i L_ij / L_jj,    Q_j = the code nearest to target_j
 
@@ -31,20 +31,20 @@ from dstools_kernels.formats.block_fp8 import NonFiniteError
 from dstools_kernels.fp8 import AMAX_FLOOR, E4M3_MAX, SEARCHED, ScaleFormat
 
 LEAF_COLUMNS = 64  # rounded one by one before a matrix product
-SLAB_ROWS = 512  # of a large matrix at a time, where a second one need not exist
+SLAB_ROWS = 512  # of a large matrix at a time, so that no second one is made
 DAMPING = 0.01  # 0.1 left 1 % more error on held-out text, 0.001 as much: docs/log.md 2026-11-22
-DAMPING_LIMIT = 10.0  # above that the correlations are drowned: nothing is left of the Hessian
+DAMPING_LIMIT = 10.0  # above that the damping outweighs all correlations
 
 
 class Factor(NamedTuple):
-    """A damped Hessian, ready for `gptq`."""
+    """The factor of a damped Hessian, for `gptq`."""
 
     order: Tensor  # [C] int64: column order[j] of the weight is the j-th here; the last goes first
-    lower: Tensor  # [C, C] float32: below the diagonal L_ij / L_jj; the rest is of no use
+    lower: Tensor  # [C, C] float32: below the diagonal L_ij / L_jj; the rest is unused
 
 
 def scales(weight: Tensor, scale_format: ScaleFormat, block_size: int = 128) -> Tensor:
-    """Return scale_inv float32 [blocks of rows, blocks of cols]: each block's amax lands on 448.
+    """Return scale_inv float32 [blocks of rows, blocks of cols]: each block's amax becomes 448.
 
     `weight` is float32 [R, C]; the bits are those of block_fp8.quantize. Raises NonFiniteError
     where the weight holds infinity or NaN.
@@ -94,14 +94,14 @@ def restore(codes: Tensor, scale_inv: Tensor, block_size: int = 128) -> Tensor:
 def factorize(hessian: Tensor) -> Factor:
     """Return the Cholesky factor of `hessian` float32 [C, C], columns sorted, diagonal damped.
 
-    DAMPING times the mean of the diagonal is added to it; ten times as much, and so on up to
-    DAMPING_LIMIT, where that is not positive definite in float32. An input never seen (zero row and
-    column) stays apart from all others, and its weights are rounded to nearest: GPTQ makes them
-    zero, which would break the first token that does use it.
+    DAMPING times the mean of the diagonal is added to the diagonal; where that is not positive
+    definite in float32, ten times as much, and so on up to DAMPING_LIMIT. An input never seen (zero
+    row and column) is not correlated with others, and its weights are rounded to nearest; GPTQ
+    makes them zero, which would break the first token that does use it.
 
-    The hessian is left as it is and one more [C, C] is made; nothing else of that size exists on
-    the way: a process that also holds a weight [7168, 18432] peaks at 3.4 GiB here, 4.7 in `gptq`. Raises ValueError where it is all zero, not finite, or not positive definite even so:
-    fall back to `nearest`.
+    The hessian is not changed, and one more [C, C] is made, nothing else of that size: a process
+    that also holds a weight [7168, 18432] peaks at 3.4 GiB here, at 4.7 in `gptq`. Raises
+    ValueError where the hessian is zero, not finite, or not positive definite: use `nearest`.
     """
     diagonal = hessian.diagonal()
     mean = diagonal.mean()
@@ -127,11 +127,10 @@ def factorize(hessian: Tensor) -> Factor:
 
 
 def gptq(weight: Tensor, factor: Factor, scale_inv: Tensor, block_size: int = 128) -> Tensor:
-    """Return codes uint8 [R, C] that keep the outputs of `weight` float32 [R, C] near.
+    """Return codes uint8 [R, C] that nearly keep the outputs of `weight` float32 [R, C].
 
-    Every element keeps the scale of the block it lies in, whatever the order of columns. Never a NaN
-    code; a weight of -0 may get the code of +0. Holds two more float32 [R, C] beside the weight, and
-    the codes twice.
+    Every element has the scale of its block, for any order of columns. No code is NaN; a weight of
+    -0 may get the code of +0. Holds two more float32 [R, C] beside the weight, and the codes twice.
 
     Raises ValueError where shapes do not fit, and where the weight is so large that float32
     overflows on the way.
@@ -141,7 +140,7 @@ def gptq(weight: Tensor, factor: Factor, scale_inv: Tensor, block_size: int = 12
     if factor.lower.shape != (cols, cols):
         raise ValueError(f"the factor must be for {cols} inputs, got {len(factor.order)}")
     weight_CR = weight.T.contiguous()[factor.order]
-    carried_CR = weight_CR.clone()  # the target of a column, then what it got wrong
+    carried_CR = weight_CR.clone()  # the target of a column, then its error
     codes_CR = torch.empty_like(weight_CR, dtype=torch.uint8)
     scale_BR = _spread(scale_inv.T, block_size, rows)
     for done, stop in enumerate(range(cols, 0, -LEAF_COLUMNS), start=1):
@@ -154,8 +153,8 @@ def gptq(weight: Tensor, factor: Factor, scale_inv: Tensor, block_size: int = 12
                 factor.lower[start:stop, start:stop],
                 scale_BR[columns // block_size],
             )
-        # Halves of halves: after 1, 2, 3, 4, ... leaves the last 1, 2, 1, 4, ... pass their errors
-        # on to as many before them, so that most of the work is products of large matrices.
+        # Recursive halves: after leaf 1, 2, 3, 4, ... the last 1, 2, 1, 4, ... leaves pass their
+        # errors to as many before them, so that most of the work is products of large matrices.
         span = (done & -done) * LEAF_COLUMNS
         before, last = slice(max(start - span, 0), start), slice(start, start + span)
         carried_CR[before].addmm_(factor.lower[last, before].T, carried_CR[last])
@@ -166,8 +165,8 @@ def gptq(weight: Tensor, factor: Factor, scale_inv: Tensor, block_size: int = 12
 def _one_thread() -> Iterator[None]:
     """Run torch's CPU work on one thread: a column is too short to share.
 
-    On a busy machine each operation on two threads waits until the second gets its turn: [2048, 2048]
-    took 75 s in place of 8 s, docs/log.md 2026-11-22.
+    On a busy machine each operation on two threads waits for the second thread: [2048, 2048] took
+    75 s instead of 8 s, docs/log.md 2026-11-22.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -180,7 +179,7 @@ def _one_thread() -> Iterator[None]:
 def _round_columns(
     carried_NR: Tensor, weight_NR: Tensor, lower_NN: Tensor, scale_NR: Tensor
 ) -> Tensor:
-    """Return the codes [N, R] of N columns, the last first; errors take the place of targets."""
+    """Return the codes [N, R] of N columns, the last first; errors overwrite the targets."""
     quotient_NR = torch.empty_like(carried_NR)
     for j in reversed(range(len(carried_NR))):
         carried_R, quotient_R = carried_NR[j], quotient_NR[j]
@@ -188,16 +187,16 @@ def _round_columns(
         torch.div(carried_R, scale_NR[j], out=quotient_R).clamp_(-E4M3_MAX, E4M3_MAX)
         torch.sub(weight_NR[j], _round_e4m3(quotient_R).mul_(scale_NR[j]), out=carried_R)
     if quotient_NR.isnan().any():
-        raise ValueError("the weight overflows float32 when errors are added up")
+        raise ValueError("the weight overflows float32 when errors are added")
     return _codes(quotient_NR)
 
 
 def _round_e4m3(x: Tensor) -> Tensor:
-    """Return float32 |x| <= 448 rounded to E4M3, as the cast there and back would; -0 becomes +0.
+    """Return float32 |x| <= 448 rounded to E4M3, as casts there and back would; -0 becomes +0.
 
-    The cast back alone takes torch longer than all of this. Codes lie 2^-3 of x's power of two apart,
-    but not less than 2^-9; the last bit of 1.5 * 2^20 times that power is worth as much, so adding
-    and subtracting it rounds, nearest even.
+    In torch the cast back alone takes longer. Codes are 2^-3 of x's power of two apart, at least
+    2^-9; the last bit of 1.5 * 2^20 times that power has this value, so adding and subtracting that
+    rounds, nearest even.
     """
     power = (x.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=2.0**-6)
     anchor = power.mul_(1.5 * 2**20)
@@ -205,7 +204,7 @@ def _round_e4m3(x: Tensor) -> Tensor:
 
 
 def output_power(weight: Tensor, hessian: Tensor) -> float:
-    """Return tr(W H W^T), the sum of the squared outputs of W; of W - Q, the squared output error.
+    """Return tr(W H W^T), the sum of the squared outputs of W; for W - Q, the squared output error.
 
     `weight` is float32 [R, C], `hessian` float32 [C, C]. Products in float32, sums in float64; some
     rows at a time.
@@ -217,7 +216,7 @@ def output_power(weight: Tensor, hessian: Tensor) -> float:
 
 
 def _quadratic(x_RC: Tensor, hessian: Tensor) -> float:
-    """Return tr(X H X^T), what lies left of the diagonal counted twice in place of what lies right."""
+    """Return tr(X H X^T); H is symmetric, so blocks left of the diagonal count twice."""
     total = 0.0
     for start in range(0, x_RC.shape[1], SLAB_ROWS):
         part = slice(start, start + SLAB_ROWS)
@@ -230,11 +229,11 @@ def _quadratic(x_RC: Tensor, hessian: Tensor) -> float:
 def search_scales(
     weight: Tensor, input_power: Tensor | None, scale_format: ScaleFormat, block_size: int = 128
 ) -> Tensor:
-    """Return the scale_inv of least squared rounding error, each block for itself.
+    """Return the scale_inv of least squared rounding error, block by block.
 
     Tries multiples of the scale of `scales`: 0.7 to 1.3 in steps of 0.05, for ue8m0 1/2, 1 and 2.
-    `input_power` float32 [C], the mean square of each input, weights the columns. The
-    first best wins, the scale of `scales` before all.
+    `input_power` float32 [C], the mean square of each input, weights the columns. The first of
+    equals wins; the scale of `scales` is tried first.
     """
     start = scales(weight, scale_format, block_size)
     floor = scales(weight.new_zeros(1, 1), scale_format)  # a block of zeros keeps its scale
@@ -248,7 +247,7 @@ def search_scales(
 
 
 def steps_apart(a_codes: Tensor, b_codes: Tensor) -> Tensor:
-    """Return int16, of any shape: how many FP8 numbers lie from code a to code b, +0 being -0."""
+    """Return int16, of any shape: the number of FP8 steps from code a to code b; +0 equals -0."""
     return (_ordinal(a_codes) - _ordinal(b_codes)).abs()
 
 
@@ -258,7 +257,7 @@ def _ordinal(codes: Tensor) -> Tensor:
 
 
 def _codes(quotient: Tensor) -> Tensor:
-    """Return the codes uint8 nearest to float32; the clamp is not left to the cast."""
+    """Return the codes uint8 nearest to float32; the cast alone would not clamp."""
     return quotient.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8)
 
 

@@ -1,8 +1,8 @@
-"""A checkpoint folder as its headers describe it: every tensor's place, and bytes on demand.
+"""A checkpoint folder as its headers describe it: the offset of every tensor, and bytes on demand.
 
 Opening reads `config.json`, the index and the header of each shard, nothing else; no model code is
-imported and nothing in the folder is executed. Everything read here may come from a stranger, so each
-path is checked before it is used.
+imported and nothing in the folder is executed. Everything read here is untrusted, so each path is
+checked before it is used.
 """
 
 import errno
@@ -25,7 +25,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_JSON_BYTES = 1 << 30
 MAX_OPEN_FILES = 16  # of a checkpoint that may have thousands
-MADV_POPULATE_READ = 22  # Linux 5.14, mman-common.h; Python 3.11 has no name for it
+MADV_POPULATE_READ = 22  # Linux 5.14, mman-common.h; not named in Python 3.11
 
 
 class Checkpoint:
@@ -54,16 +54,16 @@ class Checkpoint:
         self.close()
 
     def close(self) -> None:
-        """Close the shards that reads have opened."""
+        """Close the shards that `read` has opened."""
         while self._files:
             os.close(self._files.popitem()[1])
 
     def _map(self, shard: str, start: int, length: int) -> mmap.mmap:
-        """Map a part of a shard; a mapping outlives the descriptor, of which a few are kept open."""
+        """Map a part of a shard; a mapping outlives its descriptor, few are kept open."""
         with self._lock:
             file = self._files.pop(shard, None)
             if file is None:
-                if len(self._files) >= MAX_OPEN_FILES:  # the one that was used longest ago
+                if len(self._files) >= MAX_OPEN_FILES:  # the least recently used
                     os.close(self._files.pop(next(iter(self._files))))
                 file = os.open(self.folder / shard, os.O_RDONLY)
             self._files[shard] = file
@@ -74,8 +74,8 @@ class Checkpoint:
     def read(self, info: TensorInfo, begin: int, end: int) -> memoryview:
         """Return bytes [begin, end) of a tensor: the page cache itself, while the view is held.
 
-        No copy is made, which reads a third faster than pread does. All pages are asked for at once,
-        so that a disk that cannot give one is an error here and not a signal later.
+        Without a copy, reading is a third faster than with pread. All pages are requested at once,
+        so that a disk error is an exception here, not a signal later.
         Raises DstoolsError where the file has become shorter or cannot be read.
         """
         if begin == end:
@@ -85,38 +85,38 @@ class Checkpoint:
         length = info.offset + end - start
         try:
             pages = self._map(info.shard, start, length)
-        except ValueError:  # from mmap: the file is not that long
+        except ValueError:  # from mmap: the file is shorter
             raise DstoolsError(
                 f"{info.shard}: ends before its header says", "download or copy the shard again"
             ) from None
         try:
             pages.madvise(MADV_POPULATE_READ)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # an older kernel, which reads them as they are touched
+            if error.errno != errno.EINVAL:  # an older kernel reads pages as they are touched
                 raise DstoolsError(
                     f"{info.where}: cannot be read ({error.strerror})",
-                    "is the disk or mount sound?",
+                    "check the disk or mount",
                 ) from error
         return memoryview(pages)[at - start :]
 
     def check_unmoved(self) -> None:
-        """Raise where a shard was written to since the folder was opened: the reads may be mixed."""
+        """Raise DstoolsError where a shard has changed since the folder was opened."""
         for shard in self.shards.values():
             try:
                 now = (self.folder / shard.name).stat()
-                found = (now.st_ino, now.st_size, now.st_mtime_ns)
-                is_same = found == (shard.inode, shard.nbytes, shard.mtime_ns)
+                identity = (now.st_ino, now.st_size, now.st_mtime_ns)
+                is_same = identity == (shard.inode, shard.nbytes, shard.mtime_ns)
             except OSError:
                 is_same = False
             if not is_same:
                 raise DstoolsError(
-                    f"{shard.name}: changed or went away while it was being read",
-                    "let whatever writes to the source finish, delete the output, and start again",
+                    f"{shard.name}: changed or was removed while it was being read",
+                    "wait until the source is complete, delete the output, and start again",
                 )
 
     @cached_property
     def digest(self) -> str:
-        """Return a sha256 over config, headers, sizes and times: another source has another one."""
+        """Return a sha256 over config, headers, sizes and times, which identifies the source."""
         parts = [json.dumps(self.config, sort_keys=True)]
         parts += [
             f"{s.name} {s.nbytes} {s.mtime_ns} {s.header_sha256}" for s in self.shards.values()
@@ -127,8 +127,8 @@ class Checkpoint:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Return the checkpoint in `folder`.
 
-    Raises DstoolsError at the first thing that is wrong with its files: a shard missing, cut short or
-    outside the folder, an index that disagrees with the shards, a header that lies.
+    Raises DstoolsError at the first fault of its files: a shard that is missing, cut short or
+    outside the folder, an index that disagrees with the shards, a header that is wrong.
     """
     checkpoint, findings = scan(folder)
     errors = [finding for finding in findings if finding.level == "error"]
@@ -141,13 +141,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
-    """Return what can be read of the checkpoint in `folder`, and everything found wrong with it.
+    """Return what can be read of the checkpoint in `folder`, and all faults of its files.
 
-    Raises DstoolsError only where there is no checkpoint to speak of: no folder, no config.json, no
-    shard.
+    Raises DstoolsError only where there is no checkpoint: no folder, no config.json or no shard.
     """
     if not folder.is_dir():
-        raise DstoolsError(f"{folder}: no such folder", "name a checkpoint folder or org/name")
+        raise DstoolsError(f"{folder}: no such folder", "give a checkpoint folder or org/name")
     config = _read_json(folder / "config.json")
     findings: list[Finding] = []
     weight_map, metadata = _read_index(folder, findings)
@@ -169,7 +168,7 @@ def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
         findings += _disagreements(weight_map, tensors, shards)
     unlisted = {path.name for path in folder.glob("*.safetensors")} - set(weight_map.values())
     findings += [
-        Finding.warning("shard-unlisted", printable(name), "is not in the index and is left alone")
+        Finding.warning("shard-unlisted", printable(name), "is not in the index; ignored")
         for name in sorted(unlisted)
     ]
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -177,13 +176,13 @@ def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
 
 
 def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], Any]:
-    """Return {tensor: shard} and the metadata of the index, or the one shard where there is none."""
+    """Return {tensor: shard} and the metadata of the index; without an index, the single shard."""
     if not (folder / INDEX).exists():
         if not os.path.lexists(folder / SINGLE):
             several = len(list(folder.glob("*.safetensors")))
             raise DstoolsError(
                 f"{folder}: {several} .safetensors files, but neither {SINGLE} nor {INDEX}",
-                "is the download complete? a sharded checkpoint needs its index",
+                "check that the download is complete; a sharded checkpoint needs its index",
             )
         return {"": SINGLE}, None
     index = _read_json(folder / INDEX)
@@ -193,17 +192,17 @@ def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], 
     for tensor, shard in weight_map.items():
         if type(shard) is not str:
             raise DstoolsError(
-                f"{INDEX}: {printable(tensor)} is in {shard!r}, which is no file name",
+                f"{INDEX}: {printable(tensor)} is in {shard!r}, which is not a file name",
                 "download the index again",
             )
     outside = {shard for shard in set(weight_map.values()) if not _is_plain(shard)}
     for shard in sorted(outside):
-        tensor = next(tensor for tensor, said in weight_map.items() if said == shard)
+        tensor = next(tensor for tensor, name in weight_map.items() if name == shard)
         findings.append(
             Finding.error(
                 "path-outside",
                 f"{INDEX}: {printable(tensor)}",
-                f"names {printable(shard)!r}, which is no plain file name in this folder",
+                f"names {printable(shard)!r}, which is not a plain file name in this folder",
                 "nothing outside the folder is read; download the index again",
             )
         )
@@ -225,18 +224,18 @@ def _is_plain(shard: str) -> bool:
 def _disagreements(
     weight_map: dict[str, str], tensors: dict[str, TensorInfo], shards: dict[str, Shard]
 ) -> Iterator[Finding]:
-    """Yield where index and shards do not say the same of a tensor."""
+    """Yield where index and shards disagree on the place of a tensor."""
     if weight_map == {info.name: info.shard for info in tensors.values()}:
         return
     for name, shard in weight_map.items():
         info = tensors.get(name)
         if shard not in shards or (info is not None and info.shard == shard):
             continue  # an unreadable shard has its own finding
-        found = "no shard holds it" if info is None else f"it lies in {info.shard}"
+        actual = "no shard holds it" if info is None else f"it is in {info.shard}"
         yield Finding.error(
             "index-disagrees",
             f"{INDEX}: {printable(name)}",
-            f"is said to be in {shard}, but {found}",
+            f"should be in {shard}, but {actual}",
             "a shard is missing, cut short or from another download; download again",
         )
     for info in tensors.values():
@@ -250,11 +249,11 @@ def _disagreements(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, with DstoolsError naming it where there is none."""
+    """Return the JSON object in a file; raises DstoolsError, naming the file, without one."""
     try:
         if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > MAX_JSON_BYTES:
-            raise DstoolsError(f"{path.name}: is no regular file of a sane size")
-        found = strict_json(path.read_bytes())
+            raise DstoolsError(f"{path.name}: is not a regular file, or is too large")
+        content = strict_json(path.read_bytes())
     except OSError as error:
         raise DstoolsError(
             f"{path}: {error.strerror}",
@@ -262,8 +261,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DstoolsError(
-            f"{path.name}: is no JSON: {error}", "download the file again"
+            f"{path.name}: is not valid JSON: {error}", "download the file again"
         ) from error
-    if not isinstance(found, dict):
-        raise DstoolsError(f"{path.name}: is no JSON object", "download the file again")
-    return found
+    if not isinstance(content, dict):
+        raise DstoolsError(f"{path.name}: is not a JSON object", "download the file again")
+    return content

@@ -1,9 +1,9 @@
-"""The header of one .safetensors file: its tensors and their places, each number checked before use.
+"""The header of one .safetensors file: its tensors and their offsets, each number checked.
 
-Everything read here may come from a stranger. What the safetensors library refuses is refused here too,
-and by name; it does not tell where a tensor's bytes lie, which is all that streaming needs.
-Source of the format: safetensors, README, "Format": 8 bytes little-endian header length, JSON header,
-data without holes; `data_offsets` count from the end of the header.
+Everything read here is untrusted. Whatever the safetensors library refuses is refused here too, by
+name; the library does not give the offset of a tensor's bytes, which streaming needs.
+Source of the format: safetensors, README, "Format": 8 bytes little-endian header length, JSON
+header, data without holes; `data_offsets` count from the end of the header.
 """
 
 import math
@@ -18,14 +18,14 @@ from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import strict_json
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-MAX_RANK = 64  # as torch has it; a shape of a million sizes would take minutes to multiply
+MAX_RANK = 64  # as in torch; a shape of a million sizes would take minutes to multiply
 ITEM_BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32,
     "F16": 16, "BF16": 16, "I16": 16, "U16": 16, "U8": 8, "I8": 8, "BOOL": 8,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
-LOOK_ALIKES = {  # what is met under a .safetensors name, by its first bytes
+LOOK_ALIKES = {  # other contents of files named .safetensors, by their first bytes
     b"version ": ("a Git LFS pointer, not the weights", "run `git lfs pull`"),
     b"<!DOCTYP": ("a web page, not the weights", "download the file again"),
     b"<!doctyp": ("a web page, not the weights", "download the file again"),
@@ -38,9 +38,9 @@ LOOK_ALIKES = {  # what is met under a .safetensors name, by its first bytes
 
 
 class TensorInfo(NamedTuple):
-    """What a header says of one tensor; `offset` counts bytes from the start of the shard's file.
+    """One tensor as its header describes it; `offset` counts bytes from the start of the file.
 
-    A NamedTuple, as are the other records of which a checkpoint has 90,000: they are made in half
+    A NamedTuple, as are the other records of which a checkpoint has 90,000: creating one takes half
     the time of a frozen dataclass.
     """
 
@@ -53,12 +53,12 @@ class TensorInfo(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Name file and tensor, for messages."""
+        """Return file and tensor, for messages."""
         return f"{self.shard}: {printable(self.name)}"
 
     @property
     def numel(self) -> int:
-        """Count the elements."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
 
@@ -76,13 +76,13 @@ class Shard:
 def read_header(folder: Path, name: str) -> tuple[Shard, list[TensorInfo]]:
     """Return one shard's identity and tensors in the order of their bytes.
 
-    Raises DstoolsError where the file is missing, is no regular file, or has a header that does not
-    describe exactly the bytes behind it.
+    Raises DstoolsError where the file is missing, is not a regular file, or has a header that does
+    not describe exactly the bytes after it.
     """
     path = folder / name
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would block forever
             raise DstoolsError("is not a regular file", "a shard must be a file")
         with path.open("rb", buffering=0) as file:
             start = file.read(8)
@@ -93,25 +93,29 @@ def read_header(folder: Path, name: str) -> tuple[Shard, list[TensorInfo]]:
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise DstoolsError("is missing", "download the shard") from error
-        raise DstoolsError(f"cannot be opened ({error.strerror})", "may you read it?") from error
+        raise DstoolsError(
+            f"cannot be opened ({error.strerror})", "check that you may read it"
+        ) from error
     try:
         header = strict_json(raw)
     except (ValueError, RecursionError) as error:
-        raise DstoolsError(f"its header is no JSON: {error}", "download the shard again") from error
+        raise DstoolsError(
+            f"header is not valid JSON: {error}", "download the shard again"
+        ) from error
     if not isinstance(header, dict):
-        raise DstoolsError("its header is no JSON object", "download the shard again")
+        raise DstoolsError("header is not a JSON object", "download the shard again")
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not (
         isinstance(metadata, dict) and all(type(value) is str for value in metadata.values())
     ):
-        raise DstoolsError("its __metadata__ is no table of texts", "download the shard again")
+        raise DstoolsError("__metadata__ is not an object of strings", "download the shard again")
     infos = [_tensor_info(name, tensor, entry, 8 + length) for tensor, entry in header.items()]
     infos.sort(key=lambda info: (info.offset, info.nbytes))
     end = 8 + length
     for info in infos:
         if info.offset != end:
             raise DstoolsError(
-                f"{printable(info.name)} leaves a hole or overlaps its neighbour",
+                f"{printable(info.name)} leaves a gap or overlaps its neighbour",
                 "download the shard again",
             )
         end += info.nbytes
@@ -135,12 +139,12 @@ def _tensor_info(shard: str, name: str, entry: Any, data_start: int) -> TensorIn
             f"known are {', '.join(ITEM_BITS)}",
         )
     if type(shape) is not list or len(shape) > MAX_RANK:
-        raise DstoolsError(f"{printable(name)} has a shape that is no list of sizes")
+        raise DstoolsError(f"{printable(name)} has a shape that is not a list of sizes")
     sizes = (*shape, begin, end)
     if set(map(type, sizes)) != {int} or min(sizes) < 0 or max(sizes) >= 1 << 63:
         size = next(size for size in sizes if type(size) is not int or not 0 <= size < 1 << 63)
         raise DstoolsError(
-            f"{printable(name)} has the size {size!r}, no natural number",
+            f"{printable(name)} has the size {size!r}, which is not a natural number",
             "download the shard again",
         )
     bits = math.prod(shape) * ITEM_BITS[dtype]
@@ -157,6 +161,6 @@ def _not_safetensors(start: bytes, nbytes: int, header_bytes: int) -> DstoolsErr
         if start.startswith(prefix):
             return DstoolsError(f"is {what}", hint)
     return DstoolsError(
-        f"is no safetensors file: {nbytes} bytes, header said to take {header_bytes}",
+        f"is not a safetensors file: {nbytes} bytes, of which the header would take {header_bytes}",
         "the shard was cut short or is something else; download it again",
     )

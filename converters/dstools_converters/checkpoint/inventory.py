@@ -1,6 +1,6 @@
-"""What each tensor of a checkpoint is, which scale belongs to which weight, and what does not add up.
+"""The inventory of a checkpoint: the name and storage of each tensor, and the inconsistencies.
 
-Everything here is known from config, index and headers; no weight is read.
+Everything here comes from config, index and headers; no weight is read.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ from dstools_converters.families.shapes import Model, read_model
 
 @dataclass(frozen=True)
 class Inventory:
-    """A checkpoint, understood: the parsed name of every tensor, and the storage of every weight."""
+    """A checkpoint with the parsed name of every tensor and the storage of every weight."""
 
     checkpoint: Checkpoint
     model: Model
-    scheme: QuantScheme | None  # how it is quantized, None where it is not
-    names: dict[str, TensorName | None]  # None: a name that no family of ours has
+    scheme: QuantScheme | None  # None: not quantized
+    names: dict[str, TensorName | None]  # None: a name that the family lacks
     storage: dict[str, Storage]  # of every tensor that is not the scale of another, in order
 
     @property
@@ -39,7 +39,7 @@ class Inventory:
 
     @property
     def unknown(self) -> list[TensorInfo]:
-        """List the tensors whose names no family has: carried along, never quantized."""
+        """Return the tensors with names that the family lacks: copied, never quantized."""
         return [self.tensors[name] for name, parsed in self.names.items() if parsed is None]
 
     def weights(self) -> Iterator[tuple[TensorInfo, TensorName | None]]:
@@ -62,9 +62,9 @@ class Inventory:
 
 
 def take_inventory(checkpoint: Checkpoint) -> Inventory:
-    """Return what the tensors are.
+    """Return the inventory of a checkpoint.
 
-    Raises DstoolsError for a model or a quantization that we do not read.
+    Raises DstoolsError for a model or a quantization that is not read.
     """
     model = read_model(checkpoint.config)
     scheme = read_scheme(checkpoint.config)
@@ -74,7 +74,7 @@ def take_inventory(checkpoint: Checkpoint) -> Inventory:
 
 
 def require_sound(checkpoint: Checkpoint) -> Inventory:
-    """Return the inventory; DstoolsError at the first thing in it that does not add up."""
+    """Return the inventory; raises DstoolsError at its first inconsistency."""
     inventory = take_inventory(checkpoint)
     for finding in check(inventory):
         if finding.level == "error":
@@ -83,52 +83,39 @@ def require_sound(checkpoint: Checkpoint) -> Inventory:
 
 
 def check(inventory: Inventory) -> Iterator[Finding]:
-    """Yield what does not add up between config and tensors, and what is merely unusual."""
+    """Yield inconsistencies between config and tensors, and notes of unusual tensors."""
     yield from _check_mtp(inventory)
     yield from _check_weights(inventory)
     yield from _check_scales(inventory)
     for info in inventory.unknown:
         if info.dtype.startswith("F8"):
-            yield Finding.error("fp8-unknown", info.where, "is FP8 under a name of no known role")
+            yield Finding.error(
+                "fp8-unknown", info.where, "is FP8 under a name without a known role"
+            )
         else:
-            yield Finding.note("unknown-tensor", info.where, "has no known role; carried as it is")
+            yield Finding.note("unknown-tensor", info.where, "has no known role; copied unchanged")
 
 
 def _check_mtp(inventory: Inventory) -> Iterator[Finding]:
-    found = {p.layer for p in inventory.names.values() if p is not None and p.is_mtp}
+    layers = {p.layer for p in inventory.names.values() if p is not None and p.is_mtp}
     wanted = inventory.model.num_mtp_layers
-    if len(found) != wanted:
+    if len(layers) != wanted:
         yield Finding.error(
             "mtp-mismatch",
             "config.json",
-            f"num_nextn_predict_layers is {wanted}, but the shards hold {len(found)} MTP layers",
+            f"num_nextn_predict_layers is {wanted}, but the shards hold {len(layers)} MTP layers",
             "restore the MTP layer's tensors from the original, or set num_nextn_predict_layers to "
-            f"{len(found)}",
+            f"{len(layers)}",
         )
 
 
 def _check_weights(inventory: Inventory) -> Iterator[Finding]:
-    """Compare the weights that are there, with those that the config asks for."""
+    """Compare the tensors with the weights that the config describes."""
+    finding = _check_comparable(inventory)
+    if finding is not None:
+        yield finding
+        return
     model, tensors = inventory.model, inventory.tensors
-    experts = model.moe.n_routed_experts if model.moe else 0
-    if (model.num_hidden_layers + model.num_mtp_layers) * max(experts, 1) > 4 * len(tensors) + 4096:
-        yield Finding.error(
-            "config-absurd",
-            "config.json",
-            f"asks for {model.num_hidden_layers} layers of {experts} experts; the shards hold "
-            f"{len(tensors)} tensors",
-            "config and shards are not of the same model",
-        )
-        return
-    fused = [name for name in tensors if name.endswith(model.spelling.fused_experts)]
-    if fused:
-        yield Finding.error(
-            "experts-fused",
-            tensors[fused[0]].where,
-            "holds all experts of a layer in one tensor",
-            "save the model with transformers' save_pretrained, which writes one tensor an expert",
-        )
-        return
     wanted = dict.fromkeys(tensors, False)
     layers = {parsed.layer for parsed in inventory.names.values() if parsed is not None}
     for name, shape in model.weights():
@@ -136,11 +123,11 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
         info = tensors.get(spelled)
         wanted[spelled] = True
         if info is None:
-            if not name.is_mtp or name.layer in layers:  # a whole MTP layer has its own finding
+            if not name.is_mtp or name.layer in layers:  # a missing MTP layer has its own finding
                 yield Finding.error(
                     "weight-missing",
                     printable(spelled),
-                    "the config asks for it, and no shard holds it",
+                    "the config requires it, but no shard holds it",
                     "the checkpoint is incomplete; download or save it again",
                 )
         elif info.shape != shape:
@@ -149,8 +136,8 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
             yield Finding.error(
                 "dtype",
                 info.where,
-                f"is {info.dtype}, which no weight of this model is",
-                "the header is damaged, or the quantization is one that is not read",
+                f"is {info.dtype}, which is not a dtype of weights",
+                "the header is damaged, or the quantization is not supported",
             )
     for name, shape in model.optional_weights():
         spelled = model.spell(name)
@@ -170,11 +157,34 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
             )
 
 
+def _check_comparable(inventory: Inventory) -> Finding | None:
+    """Return why tensors and weights cannot be compared one by one, if they cannot."""
+    model, tensors = inventory.model, inventory.tensors
+    experts = model.moe.n_routed_experts if model.moe else 0
+    if model.num_layers * max(experts, 1) > 4 * len(tensors) + 4096:
+        return Finding.error(
+            "config-absurd",
+            "config.json",
+            f"asks for {model.num_hidden_layers} layers of {experts} experts; the shards hold "
+            f"{len(tensors)} tensors",
+            "config and shards are not of the same model",
+        )
+    fused = [name for name in tensors if name.endswith(model.spelling.fused_experts)]
+    if fused:
+        return Finding.error(
+            "experts-fused",
+            tensors[fused[0]].where,
+            "holds all experts of a layer in one tensor",
+            "save the model with transformers' save_pretrained, which writes one tensor per expert",
+        )
+    return None
+
+
 def _wrong_shape(info: TensorInfo, wanted: tuple[int, ...]) -> Finding:
     return Finding.error(
         "shape",
         info.where,
-        f"is {list(info.shape)}, the config asks for {list(wanted)}",
+        f"is {list(info.shape)}, the config requires {list(wanted)}",
         "config and shards are not of the same model",
     )
 
@@ -197,7 +207,7 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
             "quantization-empty",
             "config.json",
             "has a quantization_config, but no weight is FP8",
-            "remove quantization_config, or fetch the quantized shards",
+            "remove quantization_config, or download the quantized shards",
         )
     for info in fp8:
         if inventory.names[info.name] is None:
@@ -221,7 +231,9 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
                 "the block size in config.json and the scales are not of the same quantization",
             )
         elif scale.dtype not in SCALE_DTYPES:
-            yield Finding.error("scale-dtype", scale.where, f"is {scale.dtype}, no scale's dtype")
+            yield Finding.error(
+                "scale-dtype", scale.where, f"is {scale.dtype}, not a dtype of scales"
+            )
     belonging = {info.name for info in scales.values()}
     for spelled, parsed in inventory.names.items():
         if parsed is None or parsed.part not in ("weight_scale_inv", "weight_scale"):

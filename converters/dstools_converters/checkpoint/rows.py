@@ -1,4 +1,4 @@
-"""Rows of a tensor, read without a copy, and restored to float32 in memory used again and again."""
+"""Rows of a tensor: read without a copy, and restored to float32 in memory that is reused."""
 
 import mmap
 import threading
@@ -11,28 +11,30 @@ from dstools_converters.checkpoint.storage import FLOATS
 from dstools_converters.errors import DstoolsError
 from dstools_kernels.formats import block_fp8, lattice
 
-Progress = Callable[[int], object]  # told of input bytes as they are done
-SLAB_BYTES = 1 << 20  # at a time, so that a slab and what is made of it stay in a level-2 cache
+Progress = Callable[[int], object]  # called with the number of input bytes just processed
+SLAB_BYTES = 1 << 20  # of a slab, so that it and its results stay in a level-2 cache
 
 
 class _Memory(threading.local):
-    """A worker's buffers for results. To touch a fresh page costs more than to quantize what is on it;
-    huge pages, where the machine gives them, make it cheaper to write from.
+    """A worker's buffers for results, reused.
+
+    Touching a fresh page costs more than quantizing what is on it; huge pages, where the machine
+    gives them, are cheaper to write from.
     """
 
     def __init__(self) -> None:
         self._maps: dict[str, mmap.mmap] = {}
 
     def view(self, use: str, nbytes: int) -> memoryview:
-        """Return `nbytes` for one use; the same memory each time."""
-        found = self._maps.get(use)
-        if found is None or len(found) < nbytes:
+        """Return `nbytes` for the purpose `use`, the same memory each time."""
+        pages = self._maps.get(use)
+        if pages is None or len(pages) < nbytes:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            found = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=flags)
+            pages = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=flags)
             if hasattr(mmap, "MADV_HUGEPAGE"):
-                found.madvise(mmap.MADV_HUGEPAGE)
-            self._maps[use] = found
-        return memoryview(found)[:nbytes]
+                pages.madvise(mmap.MADV_HUGEPAGE)
+            self._maps[use] = pages
+        return memoryview(pages)[:nbytes]
 
 
 memory = _Memory()
@@ -46,7 +48,7 @@ def slabs(begin: int, end: int, block: int, row_bytes: int) -> Iterator[tuple[in
 
 
 def width(info: TensorInfo) -> int:
-    """Return the bytes of an element; what we compute with has whole ones."""
+    """Return the bytes of an element; every dtype that is computed with has whole bytes."""
     return ITEM_BITS[info.dtype] // 8
 
 
@@ -57,9 +59,9 @@ def read_rows(inventory: Inventory, info: TensorInfo, first: int, last: int) -> 
 
 
 def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int) -> memoryview:
-    """Return as float32 the scales of the rows of blocks that hold rows [first, last) of `weight`.
+    """Return the float32 scales of the rows of blocks that hold rows [first, last) of `weight`.
 
-    Raises DstoolsError where one is not finite or not positive.
+    Raises DstoolsError where a scale is not finite or not positive.
     """
     storage = inventory.storage[weight.name]
     info, block = storage.scale, storage.block[0]
@@ -79,7 +81,7 @@ def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int)
         at = divmod(begin * info.shape[1] + values.index(least), info.shape[1])
         raise DstoolsError(
             f"{info.where}: holds {least:g} at {list(at)}; scales are positive",
-            "the scales are damaged; fetch them again",
+            "the scales are damaged; download them again",
         )
     return data
 
@@ -123,9 +125,9 @@ def dequantize_rows(
 def unlike_dequantized(
     fp8: Inventory, info: TensorInfo, bf16: Inventory, values: TensorInfo
 ) -> tuple[int, int] | None:
-    """Return the first span of rows in which `values` is not, to the bit, `info` dequantized to BF16.
+    """Return the first span of rows in which `values` differs from `info` dequantized to BF16.
 
-    None where all rows are. Raises DstoolsError where a code or scale is NaN.
+    Compares bits; None where all rows are equal. Raises DstoolsError where a code or scale is NaN.
     """
     rows, cols = info.shape
     for first, last in slabs(0, rows, block_rows(fp8, info), cols * 2):
@@ -146,11 +148,11 @@ def recover_tensor(
     *,
     powers_only: bool,
 ) -> bool:
-    """Tell whether all of a BF16 weight has FP8 that dequantizes to it bit for bit.
+    """Return whether all of a BF16 weight has FP8 that dequantizes to it bit for bit.
 
-    `take` is given (first row, codes, scales) of each of the `spans` of rows. Powers of two are tried
-    first, so that a weight has no mixture of scale formats: `take` may be given spans from the
-    beginning again, and all of them or some before it turns out that there is nothing to take.
+    Calls `take(first row, codes, scales)` for each of the `spans` of rows. Powers of two are tried
+    first, so that a weight does not mix scale formats: `take` may be called for the same spans
+    again, and for some spans even where the result is False.
     """
     cols = columns(info)
     for as_powers in (True,) if powers_only else (True, False):
@@ -161,7 +163,7 @@ def recover_tensor(
             )
             weight = read_rows(inventory, info, first, last)
             bad = lattice.recover(weight, cols, codes, scales, block_size, powers_only=as_powers)
-            del weight  # the next piece is not to lie beside it
+            del weight  # unmapped before the next piece is mapped
             if bad >= 0:
                 break
             take(first, codes, scales)
@@ -181,8 +183,8 @@ def columns(info: TensorInfo) -> int:
 
 
 def require_finite(info: TensorInfo, data: memoryview, first_element: int) -> None:
-    """Raise DstoolsError naming the first NaN or infinity in `data`, elements of `info`."""
-    bad = block_fp8.first_non_finite(data, info.dtype)  # type: ignore[arg-type]  # one of them
+    """Raise DstoolsError at the first NaN or infinity in `data`, a part of `info`."""
+    bad = block_fp8.first_non_finite(data, info.dtype)  # type: ignore[arg-type]  # a FiniteDtype
     if bad >= 0:
         raise not_finite(info, first_element + bad)
 
@@ -195,5 +197,5 @@ def not_finite(info: TensorInfo, element: int) -> DstoolsError:
         position.insert(0, at)
     return DstoolsError(
         f"{info.where}: NaN or infinity at {position}",
-        "the file is damaged, or the training that made it diverged; no output is made of it",
+        "the file is damaged, or the training that made it diverged; it cannot be converted",
     )

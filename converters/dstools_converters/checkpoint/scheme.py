@@ -1,8 +1,8 @@
-"""How a checkpoint stores its block-quantized weights, read from and written to `quantization_config`.
+"""The quantization scheme of a checkpoint, read from and written to `quantization_config`.
 
-Sources: DeepSeek-V3, README_WEIGHTS.md (native: `weight_scale_inv`, F32, despite its name what the code
-is multiplied by); V3.1's config.json (`scale_fmt`); compressed-tensors 0.20, FP8_BLOCK in
-quant_scheme.py.
+Sources: DeepSeek-V3, README_WEIGHTS.md (native: `weight_scale_inv`, F32, despite its name the
+factor that codes are multiplied by); V3.1's config.json (`scale_fmt`); compressed-tensors 0.20,
+FP8_BLOCK in quant_scheme.py.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,14 @@ from dstools_kernels.fp8 import ScaleFormat
 Format = Literal["native", "compressed-tensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 SCALE_FORMATS: tuple[ScaleFormat, ...] = get_args(ScaleFormat)
-# "float" is transformers' word for what DeepSeek leaves out
+# transformers writes "float" where DeepSeek has no scale_fmt
 SCALE_FMTS: dict[str, ScaleFormat] = {"None": "float32", "float": "float32", "ue8m0": "ue8m0"}
-KV_CACHE = {  # compressed-tensors: one static scale a layer for keys, one for values
-    "num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False,
-}  # fmt: skip
 BLOCK_SIZE = 128  # DeepSeek's; other sizes are read, and kept where codes are kept
 
-# What DeepSeek ships in FP8; everything else stays as it is. Source: README_WEIGHTS.md, convert.py.
+# The roles that DeepSeek ships in FP8. Source: README_WEIGHTS.md, convert.py.
 QUANTIZED_ROLES: frozenset[Role] = frozenset({
-    "q_proj", "k_proj", "v_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
+    "q_proj", "k_proj", "v_proj", "o_proj",
+    "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
     "indexer_wq_b", "indexer_wk",
     "dense_gate", "dense_up", "dense_down",
     "routed_gate", "routed_up", "routed_down", "shared_gate", "shared_up", "shared_down",
@@ -33,17 +31,17 @@ QUANTIZED_ROLES: frozenset[Role] = frozenset({
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """Block FP8: E4M3 codes, one scale a block."""
+    """Block FP8: E4M3 codes, one scale per block."""
 
     format: Format
     scale_format: ScaleFormat
     block_size: tuple[int, int]
     kept: tuple[str, ...] = ()  # modules the config names as not quantized; names or "re:" patterns
-    kv_cache: bool = False  # the scales of an FP8 KV cache lie beside the weights
+    kv_cache: bool = False  # there are scales of an FP8 KV cache too
 
     @property
     def scale_part(self) -> str:
-        """Name the part of a tensor's name that holds the scales."""
+        """Return the last part of the name of a scale tensor."""
         return "weight_scale_inv" if self.format == "native" else "weight_scale"
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -52,7 +50,7 @@ class QuantScheme:
         return -(-rows // self.block_size[0]), -(-cols // self.block_size[1])
 
     def to_config(self, base: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the `quantization_config` that tells an engine so; `base` keeps its other keys."""
+        """Return the `quantization_config` for engines; `base` keeps its other keys."""
         if self.format == "native":
             config = dict(base or {})
             config |= {
@@ -67,19 +65,14 @@ class QuantScheme:
             if self.kept:
                 config["modules_to_not_convert"] = list(self.kept)
             return config
-        cache = KV_CACHE if self.kv_cache else None
+        # per layer one static scale for keys, one for values
+        cache = _fp8("tensor", is_dynamic=False) if self.kv_cache else None
         if base is not None:
             return (
                 base | {"ignore": list(self.kept)} | ({"kv_cache_scheme": cache} if cache else {})
             )
-        weights = {
-            "num_bits": 8, "type": "float", "strategy": "block", "symmetric": True, "dynamic": False,
-            "block_structure": list(self.block_size),
-        }  # fmt: skip
-        inputs = {
-            "num_bits": 8, "type": "float", "strategy": "group", "symmetric": True, "dynamic": True,
-            "group_size": self.block_size[1],
-        }  # fmt: skip
+        weights = _fp8("block", is_dynamic=False) | {"block_structure": list(self.block_size)}
+        inputs = _fp8("group", is_dynamic=True) | {"group_size": self.block_size[1]}
         return {
             "quant_method": "compressed-tensors",
             "format": "float-quantized",
@@ -98,16 +91,27 @@ class QuantScheme:
         }
 
 
-def read_scheme(config: dict[str, Any]) -> QuantScheme | None:
-    """Return how the checkpoint is quantized, None where it says that it is not.
+def _fp8(strategy: str, *, is_dynamic: bool) -> dict[str, Any]:
+    """Return the arguments of a compressed-tensors quantization, in its order of keys."""
+    return {
+        "num_bits": 8,
+        "type": "float",
+        "strategy": strategy,
+        "symmetric": True,
+        "dynamic": is_dynamic,
+    }
 
-    Raises DstoolsError for a quantization we do not read, by its name.
+
+def read_scheme(config: dict[str, Any]) -> QuantScheme | None:
+    """Return the scheme that `config` names, None where it names none.
+
+    Raises DstoolsError for a quantization that is not read, by its name.
     """
     quantization = config.get("quantization_config")
     if quantization is None:
         return None
     if not isinstance(quantization, dict):
-        raise DstoolsError("config.json: quantization_config is no object", "download it again")
+        raise DstoolsError("config.json: quantization_config is not an object", "download it again")
     method = quantization.get("quant_method")
     if method == "fp8":
         block = quantization.get("weight_block_size")
@@ -135,15 +139,15 @@ def _read_compressed_tensors(quantization: dict[str, Any]) -> QuantScheme:
         if isinstance(group, dict)
     ]
     if len(weights) == 1 and isinstance(weights[0], dict):
-        found = weights[0]
+        given = weights[0]
         wanted = {"num_bits": 8, "type": "float", "strategy": "block"}
-        if all(found.get(key) == value for key, value in wanted.items()):
-            block = _block(found.get("block_structure"))
+        if all(given.get(key) == value for key, value in wanted.items()):
+            block = _block(given.get("block_structure"))
             kept = _strings(quantization.get("ignore"))
             return QuantScheme("compressed-tensors", "float32", block, kept)
     raise DstoolsError(
         "config.json: these compressed-tensors are not block FP8",
-        "one config group of 8-bit float weights with the block strategy is read",
+        "only one config group of 8-bit float weights with the block strategy is read",
     )
 
 

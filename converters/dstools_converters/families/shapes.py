@@ -1,8 +1,9 @@
-"""What config.json says a model is: its family, its dimensions, and so every weight it must have.
+"""Model dimensions read from config.json, and the names and shapes of the weights they require.
 
-Shapes are [out, in]. Source: transformers' configuration_deepseek_v2.py, configuration_deepseek_v3.py,
-configuration_llama.py, configuration_qwen2.py and configuration_qwen3.py; the V3.2 release's config.json
-and the MTP layer of the V3 release (README_WEIGHTS.md).
+Shapes are [out, in]. Source: transformers' configuration_deepseek_v2.py,
+configuration_deepseek_v3.py, configuration_llama.py, configuration_qwen2.py and
+configuration_qwen3.py; the V3.2 release's config.json and the MTP layer of the V3 release
+(README_WEIGHTS.md).
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from dstools_converters.families.names import HUGGING_FACE, Role, Spelling, Tens
 
 ModelType = Literal["deepseek_v2", "deepseek_v3", "deepseek_v32", "llama", "qwen2", "qwen3"]
 SUPPORTED: tuple[ModelType, ...] = get_args(ModelType)
-MAX_SIZE = 1 << 24  # no dimension of a language model comes near
+MAX_SIZE = 1 << 24  # far above any dimension of a language model
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class MoE:
 
 @dataclass(frozen=True)
 class Model:
-    """The dimensions of one model, checked to be whole numbers of a sane size."""
+    """The dimensions of one model, checked to be whole numbers below MAX_SIZE."""
 
     model_type: ModelType
     vocab_size: int
@@ -99,7 +100,7 @@ class Model:
         return layer >= moe.first_k_dense_replace and layer % moe.layer_freq == 0
 
     def weights(self) -> Iterator[tuple[TensorName, tuple[int, ...]]]:
-        """Yield every weight that the model must have, with its shape, in order of the layers."""
+        """Yield every weight that the model requires, with its shape, in order of the layers."""
         for name, shape, count in self.kinds():
             if name.expert is None:
                 yield name, shape
@@ -108,7 +109,7 @@ class Model:
                     yield TensorName(name.role, name.part, name.layer, expert, name.is_mtp), shape
 
     def kinds(self) -> Iterator[tuple[TensorName, tuple[int, ...], int]]:
-        """Yield (name, shape, count): the experts of a layer as the first of them, and their number."""
+        """Yield (name, shape, count); the experts of a layer are one item, named as the first."""
         hidden, vocab = self.hidden_size, self.vocab_size
         yield TensorName("embed_tokens", "weight"), (vocab, hidden), 1
         for layer in range(self.num_layers):
@@ -122,8 +123,9 @@ class Model:
             yield TensorName("lm_head", "weight"), (vocab, hidden), 1
 
     def optional_weights(self) -> Iterator[tuple[TensorName, tuple[int, ...]]]:
-        """Yield what a checkpoint may hold besides: tied heads, the MTP layer's shared weights, and the
-        scales of an FP8 KV cache.
+        """Yield weights that a checkpoint may hold besides `weights`, with their shapes.
+
+        These are tied heads, an MTP layer's shared weights, and the scales of an FP8 KV cache.
         """
         shape = (self.vocab_size, self.hidden_size)
         if self.is_tied:
@@ -223,8 +225,8 @@ def _mla(mla: MLA, hidden: int) -> Iterator[tuple[Role, str, tuple[int, ...]]]:
 def read_model(config: dict[str, Any]) -> Model:
     """Return the dimensions that `config` gives.
 
-    Raises DstoolsError for a model_type we do not read, and for a dimension that is missing or out of
-    any sane range.
+    Raises DstoolsError for a model_type that is not read, and for a dimension that is missing or
+    out of range.
     """
     model_type = config.get("model_type")
     if model_type not in SUPPORTED:
@@ -287,7 +289,7 @@ def _read_moe(size: "_Sizes", model_type: ModelType) -> MoE:
 
 
 class _Sizes:
-    """Reads whole numbers out of a config; only what may be left out may be 0."""
+    """Reads whole numbers from a config; only optional ones may be 0."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -299,8 +301,8 @@ class _Sizes:
         least = 0 if default == 0 else 1
         if type(value) is not int or not least <= value < MAX_SIZE:
             raise DstoolsError(
-                f"config.json: {key} is {printable(repr(value))}, not a whole number from {least} to "
-                f"{MAX_SIZE - 1}",
+                f"config.json: {key} is {printable(repr(value))}, not a whole number from {least} "
+                f"to {MAX_SIZE - 1}",
                 "download config.json again",
             )
         return value

@@ -1,6 +1,6 @@
-"""What config.json says about running a model: its dimensions, and all else that its numbers depend on.
+"""Model architecture read from config.json: dimensions, and all else that the results depend on.
 
-Whatever would change the numbers and is not implemented is refused here, by the name of its key.
+A setting that would change the results and is not implemented is refused here, by its key.
 Source: transformers' modeling_rope_utils.py, modeling_deepseek_v2.py, modeling_deepseek_v3.py and
 modeling_deepseek_v32.py, modeling_llama.py, modeling_qwen2.py, modeling_qwen3.py.
 """
@@ -15,6 +15,16 @@ from dstools_converters.families.shapes import MLA, Model, MoE, read_model
 TopkMethod = Literal["noaux_tc", "group_limited_greedy", "greedy"]
 Parameters = dict[str, Any]
 AGAIN = "download config.json again"
+YARN_KEYS = (
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "truncate",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Rope:
 
     theta: float
     dim: int
-    is_interleaved: bool  # pairs are neighbours (DeepSeek), not an element of each half (Llama)
+    is_interleaved: bool  # pairs are neighbours (DeepSeek), else one element from each half (Llama)
     scaling: Linear | Llama3 | Yarn | None
 
 
@@ -70,21 +80,21 @@ class Router:
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that running a model needs besides its weights. The activation is always SiLU."""
+    """Everything besides the weights that running a model needs. The activation is always SiLU."""
 
     model: Model
     rms_norm_eps: float
     rope: Rope
     softmax_scale: float
     router: Router | None  # as model.moe
-    index_topk: int | None  # V3.2: up to so many tokens its sparse attention is the dense one
+    index_topk: int | None  # V3.2: up to this many tokens sparse attention equals dense
 
 
 def read_architecture(config: Parameters) -> Architecture:
-    """Return what `config`, the content of a config.json, says about running its model.
+    """Return the architecture that `config`, the content of a config.json, describes.
 
-    Raises DstoolsError for what family.read_model refuses, for a value that is missing or not sane,
-    and for a feature that changes the numbers and is not implemented.
+    Raises DstoolsError where `read_model` does, for a value that is missing or out of range, and
+    for a setting that changes the results and is not implemented.
     """
     model = read_model(config)
     _refuse_unknown_layers(config, model)
@@ -94,7 +104,7 @@ def read_architecture(config: Parameters) -> Architecture:
     if isinstance(attention, MLA):
         dim, is_interleaved = attention.qk_rope_head_dim, config.get("rope_interleave") is not False
         softmax_scale = (attention.qk_nope_head_dim + dim) ** -0.5
-        if parameters.get("mscale_all_dim"):  # DeepSeek's own: YaRN's temperature on the logits
+        if parameters.get("mscale_all_dim"):  # DeepSeek only: YaRN's temperature on the logits
             mscale = _mscale(parameters["factor"], _number(parameters, "mscale_all_dim", where))
             softmax_scale = softmax_scale * mscale * mscale
     else:
@@ -102,7 +112,7 @@ def read_architecture(config: Parameters) -> Architecture:
         softmax_scale = dim**-0.5
     if dim % 2 or theta <= 1:
         raise DstoolsError(
-            f"config.json: {dim} rotary dimensions of rope_theta {theta:g} are not pairs of waves",
+            f"config.json: {dim} rotary dimensions of rope_theta {theta:g} do not form pairs",
             AGAIN,
         )
     return Architecture(
@@ -116,7 +126,7 @@ def read_architecture(config: Parameters) -> Architecture:
 
 
 def _refuse_unknown_layers(config: Parameters, model: Model) -> None:
-    """Raise for activations, windows and orders of layers other than those of model.py."""
+    """Raise for activations, windows and orders of layers that the decoder does not implement."""
     if config.get("hidden_act", "silu") != "silu":
         raise _not_implemented("hidden_act", config["hidden_act"], "silu")
     layers = range(model.num_hidden_layers)
@@ -132,7 +142,7 @@ def _refuse_unknown_layers(config: Parameters, model: Model) -> None:
 
 
 def _rope_parameters(config: Parameters) -> tuple[str, Parameters]:
-    """Return the key, of the releases or of transformers 5, and its values with rope_theta."""
+    """Return the key, that of releases or of transformers 5, and its values with rope_theta."""
     where = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     given = config.get(where) or {}
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
@@ -172,10 +182,7 @@ def _scaling(where: str, parameters: Parameters) -> Linear | Llama3 | Yarn | Non
             )
         return Llama3(number("factor"), low, high, number("original_max_position_embeddings"))
     if kind == "yarn":
-        only(
-            "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate",
-            "attention_factor", "mscale", "mscale_all_dim",
-        )  # fmt: skip
+        only(*YARN_KEYS)
         factor = number("factor")
         if "attention_factor" in parameters:
             attention_factor = number("attention_factor")
@@ -196,14 +203,14 @@ def _scaling(where: str, parameters: Parameters) -> Linear | Llama3 | Yarn | Non
 
 
 def _mscale(factor: float, mscale: float) -> float:
-    """YaRN's temperature. Source: yarn_get_mscale of DeepSeek-V3's modeling_deepseek.py."""
+    """Return YaRN's temperature. Source: yarn_get_mscale, DeepSeek-V3's modeling_deepseek.py."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _read_router(config: Parameters, moe: MoE) -> Router:
     scoring: Literal["sigmoid", "softmax"] = "sigmoid" if moe.has_correction_bias else "softmax"
     methods = ["noaux_tc"] if moe.has_correction_bias else ["greedy", "group_limited_greedy"]
-    method = config.get("topk_method", methods[0])  # transformers leaves out what a class implies
+    method = config.get("topk_method", methods[0])  # transformers omits what a class implies
     if method not in methods:
         raise _not_implemented("topk_method", method, " or ".join(methods))
     if config.get("scoring_func", scoring) != scoring:
@@ -223,7 +230,7 @@ def _read_router(config: Parameters, moe: MoE) -> Router:
         raise DstoolsError(
             f"config.json: {chosen} of {experts} experts cannot be chosen from {topk_group} of "
             f"{n_group} groups",
-            "compare num_experts_per_tok, n_routed_experts, topk_group and n_group with the model's card",
+            "compare num_experts_per_tok, n_routed_experts, topk_group, n_group with the release",
         )
     return Router(
         scoring=scoring,

@@ -1,19 +1,19 @@
-"""The decoder of DeepSeek V2, V3 and V3.2, Llama, Qwen2 and Qwen3 in plain torch, one layer at a time.
+"""The decoder of DeepSeek V2, V3 and V3.2, Llama, Qwen2 and Qwen3 in plain torch, layer by layer.
 
     with torch.device("meta"):
         layer = DecoderLayer(architecture, 3)          # no memory, no initialisation
-    layer.load_state_dict(tensors, assign=True)        # named as the checkpoint names them
+    layer.load_state_dict(tensors, assign=True)        # under Hugging Face's names
     hidden_BSD = layer(hidden_BSD, rotary(architecture, S, device))
 
-The names of the parameters below `model.layers.L.` are the checkpoint's. Every linear map is an
-nn.Linear or, the router's, a module of its own, so a forward pre-hook sees the input of every weight
-(not of a tied head, nor of V3.2's indexer, which does not run: see Indexer).
-In float32 the numbers are those of transformers' eager classes but for the order of sums in
-`attention`; tests/converters/model/test_decoder.py says how far.
+Parameters have Hugging Face's names: `HUGGING_FACE.path` gives that of a weight inside its layer.
+Every linear map is an nn.Linear or, for the router, a module of its own, so a forward pre-hook sees
+the input of every weight (except a tied head, and V3.2's indexer, which does not run: see Indexer).
+In float32 the results equal those of transformers' eager classes except for the order of sums in
+`attention`; tests/converters/model/test_decoder.py bounds the difference.
 
-Shapes end in these letters: B sequences, S tokens of one, T = B S tokens, V vocabulary, D hidden size,
-H heads, G key/value heads, N elements of a head without position, R rotary elements, Q = N + R, W
-elements of a value head, L latent, E experts, K experts of a token, X several of these in a row.
+Shape suffixes: B sequences, S tokens of one, T = B S tokens, V vocabulary, D hidden size, H heads,
+G key/value heads, N elements of a head without position, R rotary elements, Q = N + R, W elements
+of a value head, L latent, E experts, K experts of a token, X several of these in a row.
 Source: arXiv 2405.04434 (MLA), 2412.19437 (router, MTP); the modules of transformers 5.23.
 """
 
@@ -28,11 +28,11 @@ from dstools_converters.families import shapes as family
 from dstools_converters.model.architecture import Architecture
 from dstools_converters.model.rotary import Rotary, rotary, rotate
 
-LATENT_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps: DeepSeek's classes
+LATENT_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm for any rms_norm_eps, as in DeepSeek's
 
 
 class Decoder(nn.Module):
-    """A whole model in memory, its tensors named as in the checkpoint; MTP layers follow the others."""
+    """A whole model in memory; MTP layers follow the others."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -43,11 +43,11 @@ class Decoder(nn.Module):
         )
 
     def forward(self, ids_BS: Tensor) -> Tensor:
-        """Return the logits [B, S, V] of the token that follows each."""
+        """Return the logits [B, S, V] of the token after each."""
         return self.logits(self.model(ids_BS))
 
     def logits(self, hidden_BSD: Tensor) -> Tensor:
-        """Apply the head to normed hidden states: the trunk's, or an MTP layer's."""
+        """Return the head's logits for normed hidden states: the trunk's, or an MTP layer's."""
         if self.lm_head is None:
             return F.linear(hidden_BSD, self.model.embed_tokens.weight)
         logits_BSV: Tensor = self.lm_head(hidden_BSD)
@@ -72,7 +72,7 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(shape.hidden_size, architecture.rms_norm_eps)
 
     def forward(self, ids_BS: Tensor) -> Tensor:
-        """Return the hidden states [B, S, D] behind the final norm; MTP layers do not run."""
+        """Return the hidden states [B, S, D] after the final norm; MTP layers do not run."""
         hidden_BSD = self.embed_tokens(ids_BS)
         angles = rotary(self.architecture, ids_BS.shape[1], ids_BS.device)
         for layer in self.layers[: self.architecture.model.num_hidden_layers]:
@@ -102,7 +102,7 @@ class DecoderLayer(nn.Module):
             self.mlp = MLP(hidden, shape.intermediate_size, shape.mlp_bias)
 
     def attend(self, hidden_BSD: Tensor, angles: Rotary) -> Tensor:
-        """Return the hidden states after the attention half of the layer, before the other norm."""
+        """Return the hidden states after the attention half of the layer."""
         attended_BSD: Tensor = self.self_attn(self.input_layernorm(hidden_BSD), angles)
         return hidden_BSD + attended_BSD
 
@@ -114,10 +114,10 @@ class DecoderLayer(nn.Module):
 
 
 class MTPLayer(DecoderLayer):
-    """A multi-token prediction module: from a token's hidden state and the next token, the one after.
+    """A multi-token prediction module: predicts token i + 2 from hidden state i and token i + 1.
 
-    Its copies of the embedding and the head in a checkpoint (embed_tokens, shared_head.head) are the
-    main model's and no parameters here.
+    A checkpoint's copies of embedding and head (embed_tokens, shared_head.head) equal the main
+    model's, and are not parameters here.
     """
 
     def __init__(self, architecture: Architecture, layer: int) -> None:
@@ -129,7 +129,7 @@ class MTPLayer(DecoderLayer):
         self.shared_head = nn.ModuleDict({"norm": RMSNorm(hidden, eps)})
 
     def project(self, embedded_BSD: Tensor, hidden_BSD: Tensor) -> Tensor:
-        """Return what enters the decoder block."""
+        """Return the input of the decoder block."""
         both = torch.cat((self.enorm(embedded_BSD), self.hnorm(hidden_BSD)), dim=-1)
         projected_BSD: Tensor = self.eh_proj(both)
         return projected_BSD
@@ -137,7 +137,7 @@ class MTPLayer(DecoderLayer):
     def forward(self, embedded_BSD: Tensor, hidden_BSD: Tensor, angles: Rotary) -> Tensor:  # type: ignore[override]  # two inputs
         """Return normed hidden states [B, S, D], for the head and for a next MTP layer.
 
-        `hidden_BSD` are the trunk's (behind its final norm) or an MTP layer's at positions i, and
+        `hidden_BSD` are the trunk's (after its final norm) or an MTP layer's at positions i, and
         `embedded_BSD` the embeddings of the tokens at i + 1, as in transformers' MtpModel.
         """
         hidden_BSD = super().forward(self.project(embedded_BSD, hidden_BSD), angles)
@@ -163,7 +163,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(shape.head_dim, architecture.rms_norm_eps)
 
     def forward(self, x_BSD: Tensor, angles: Rotary) -> Tensor:
-        """Return [B, S, D]: each token's view of itself and those before it."""
+        """Return [B, S, D]: attention of each token to itself and those before it."""
         heads = (*x_BSD.shape[:-1], -1, self.head_dim)
         q_BSHR = self.q_proj(x_BSD).view(heads)
         k_BSGR = self.k_proj(x_BSD).view(heads)
@@ -215,13 +215,13 @@ class MLA(nn.Module):
         return q_BHSN, rotate(q_BHSR, angles, self.is_interleaved)
 
     def latent(self, x_BSD: Tensor, angles: Rotary) -> tuple[Tensor, Tensor]:
-        """Return the normed latents [B, S, L] and the rotated key part [B, S, R] all heads share."""
+        """Return the normed latents [B, S, L] and the rotated keys [B, S, R] of all heads."""
         sizes = [self.shape.kv_lora_rank, self.shape.qk_rope_head_dim]
         latent_BSL, k_BSR = self.kv_a_proj_with_mqa(x_BSD).split(sizes, dim=-1)
         return self.kv_a_layernorm(latent_BSL), rotate(k_BSR, angles, self.is_interleaved)
 
     def forward(self, x_BSD: Tensor, angles: Rotary) -> Tensor:
-        """Return [B, S, D]: each token's view of itself and those before it."""
+        """Return [B, S, D]: attention of each token to itself and those before it."""
         q_BHSN, q_BHSR = self.queries(x_BSD, angles)
         latent_BSL, k_BSR = self.cache(*self.latent(x_BSD, angles))
         sizes = [self.shape.qk_nope_head_dim, self.shape.v_head_dim]
@@ -235,21 +235,21 @@ class MLA(nn.Module):
 
 
 class Cache(nn.Module):
-    """Where a KV cache has its place: keys and values, or MLA's latents and key parts, pass by.
+    """The place of a KV cache: keys and values, or MLA's latents and key parts, pass through.
 
-    Here a hook sees what would be kept, and a real cache takes over.
+    A hook here sees what a cache would hold.
     """
 
     def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both as they came."""
+        """Return both unchanged."""
         return k, v
 
 
 class Indexer(nn.Module):
     """The weights of V3.2's sparse attention, which do not run.
 
-    Up to index_topk tokens it picks them all, and `rotary` allows no more. wq_b reads what q_b_proj
-    reads; wk and weights_proj read what q_a_proj reads.
+    For up to index_topk tokens it picks all, and `rotary` refuses more. The input of wq_b is that
+    of q_b_proj; the input of wk and weights_proj is that of q_a_proj.
     """
 
     def __init__(self, hidden: int, q_rank: int, num_heads: int, head_dim: int) -> None:
@@ -261,7 +261,7 @@ class Indexer(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts, each on the tokens that chose it, and shared ones on all."""
+    """Routed experts, each on the tokens that chose it, and shared experts on all tokens."""
 
     def __init__(self, architecture: Architecture, shape: family.MoE) -> None:
         super().__init__()
@@ -321,7 +321,7 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the experts [T, K] int64 of each token and their weights [T, K] float32.
 
-        The bias takes part in the choice and not in the weights.
+        The bias affects the choice, not the weights.
         """
         rule, count = self.rule, self.num_experts_per_tok
         logits_TE = F.linear(x_TD.float(), self.weight.float())
@@ -377,8 +377,9 @@ class RMSNorm(nn.Module):
 def attention(q_BHSQ: Tensor, k_BGSQ: Tensor, v_BGSW: Tensor, scale: float) -> Tensor:
     """Return softmax(q k' scale) v over each token and those before it, [B, H, S, W].
 
-    Narrow values are padded with zeros to the width of the keys: torch has a fused kernel, which never
-    holds the [S, S] scores of all heads, for equal widths alone. A zero column changes no other.
+    Narrow values are padded with zeros to the width of the keys: only for equal widths does torch
+    have a fused kernel, which never holds the [S, S] scores of all heads. A zero column does not
+    change the others.
     """
     width = v_BGSW.shape[-1]
     v_BGSQ = F.pad(v_BGSW, (0, max(0, q_BHSQ.shape[-1] - width)))

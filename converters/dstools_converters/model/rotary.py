@@ -1,4 +1,4 @@
-"""Rotary positions: the angles of each position, and the rotation. Letters of shapes: model.py."""
+"""Rotary positions: the angles of each position, and the rotation. Shape letters: decoder.py."""
 
 import math
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Rotary(NamedTuple):
 def rotary(architecture: Architecture, length: int, device: torch.device) -> Rotary:
     """Return the rotation of positions 0 to `length` - 1, the same for all layers.
 
-    Raises DstoolsError for more tokens than V3.2's indexer picks: then it would have to run.
+    Raises DstoolsError for more tokens than V3.2's indexer picks, as it does not run.
     """
     limit = architecture.index_topk
     if limit is not None and length > limit:
@@ -38,7 +38,7 @@ def rotary(architecture: Architecture, length: int, device: torch.device) -> Rot
 def rotate(x_SR: Tensor, angles: Rotary, is_interleaved: bool) -> Tensor:
     """Return x [..., S, R] with each pair of elements turned by its position's angle, in float32.
 
-    The first elements of all pairs come first in the result, whichever way they came.
+    The first elements of all pairs come first in the result, however the input is laid out.
     """
     a, b = (x_SR[..., 0::2], x_SR[..., 1::2]) if is_interleaved else x_SR.chunk(2, dim=-1)
     cos, sin = angles
@@ -46,7 +46,7 @@ def rotate(x_SR: Tensor, angles: Rotary, is_interleaved: bool) -> Tensor:
 
 
 def frequencies(rope: Rope) -> Tensor:
-    """Return the angle [R/2] float32 of one position. Source: transformers' modeling_rope_utils.py."""
+    """Return the angles [R/2] float32 of position 1. Source: transformers' modeling_rope_utils."""
     wavelengths = rope.theta ** (torch.arange(0, rope.dim, 2, dtype=torch.float32) / rope.dim)
     plain, scaling = 1.0 / wavelengths, rope.scaling
     if scaling is None:
@@ -71,6 +71,6 @@ def frequencies(rope: Rope) -> Tensor:
 
 
 def _yarn_dim(rope: Rope, scaling: Yarn, turns: float) -> float:
-    """Return the dimension whose angle goes round `turns` times within the original length."""
+    """Return the dimension whose angle makes `turns` turns within the original length."""
     length = scaling.original_length / (turns * 2 * math.pi)
     return rope.dim * math.log(length) / (2 * math.log(rope.theta))

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer and chat template: both come from a stranger, and neither runs its code."""
+"""A checkpoint's tokenizer and chat template: both are untrusted, and none of their code is run."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ from typing import Any
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import strict_json
 
-TEMPLATE_SECONDS = 10  # one of a release takes milliseconds
+TEMPLATE_SECONDS = 10  # those of releases take milliseconds
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the checkpoint's tokenizer; none of its code is run, and nothing is downloaded.
 
-    Raises DstoolsError where there is none, or transformers cannot read it.
+    Raises DstoolsError where it is missing, or transformers cannot read it.
     """
     try:
         from transformers import AutoTokenizer
@@ -30,13 +30,13 @@ def load_tokenizer(folder: Path) -> Any:
         raise DstoolsError(f"{folder}: has no tokenizer", hint)
     config = folder / "tokenizer_config.json"
     try:
-        said = strict_json(config.read_bytes()) if config.exists() else {}
-        # transformers 5 forgets this flag where tokenizer.json does not do what it says: DeepSeek's
-        bos = {"add_bos_token": True} if said.get("add_bos_token") is True else {}
+        settings = strict_json(config.read_bytes()) if config.exists() else {}
+        # transformers 5 ignores this flag where tokenizer.json does not add BOS, as in DeepSeek's
+        bos = {"add_bos_token": True} if settings.get("add_bos_token") is True else {}
         return AutoTokenizer.from_pretrained(
             os.fspath(folder.resolve()), local_files_only=True, trust_remote_code=False, **bos
         )
-    except Exception as error:  # a broken tokenizer.json raises just that: tokenizers is Rust
+    except Exception as error:  # tokenizers, in Rust, raises a bare Exception for a broken file
         reason = printable(str(error).strip().split("\n")[0])
         raise DstoolsError(f"{folder}: its tokenizer cannot be read: {reason}", hint) from error
 
@@ -44,7 +44,7 @@ def load_tokenizer(folder: Path) -> Any:
 def chat_text(
     tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = False
 ) -> str:
-    """Return what the chat template, in the sandbox of transformers, makes of the messages.
+    """Return the messages rendered by the chat template, in the sandbox of transformers.
 
     Raises DstoolsError, which names neither file nor line, where the template takes more than
     TEMPLATE_SECONDS or refuses the messages. The tokenizer must have a template.
@@ -59,21 +59,21 @@ def chat_text(
     except TimeoutError as error:
         raise DstoolsError(
             f"the chat template takes more than {TEMPLATE_SECONDS} s",
-            "a template comes from whoever made the checkpoint; look at chat_template.jinja",
+            "the template is part of the checkpoint; look at chat_template.jinja",
         ) from error
     except (TemplateError, TypeError, ValueError) as error:
         raise DstoolsError(
             f"the chat template refuses the messages: {printable(str(error))}",
-            "are the roles those that the model knows?",
+            "check that the model knows the roles",
         ) from error
     return text
 
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError after so many seconds: a template may loop for ever, and jinja lets it.
+    """Raise TimeoutError after `seconds`: a template may loop forever, and jinja does not stop it.
 
-    Only where signals arrive, in the main thread.
+    Works in the main thread alone, where signals arrive; does nothing elsewhere.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

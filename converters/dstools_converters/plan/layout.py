@@ -1,7 +1,7 @@
-"""Where each output byte goes, before a weight is read: tensors get their places in shards.
+"""Layout of the output: the offset of every tensor in its shard, before a weight is read.
 
-Within a shard, tensors of wider items come first, so that each begins at a multiple of its item size
-(safetensors' own writer does the same), and the data begins on a page.
+Within a shard, tensors of wider items come first, so that each begins at a multiple of its item
+size (as in safetensors' own writer), and the data begins on a page.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import Any, Literal
 from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo
 from dstools_converters.checkpoint.storage import Storage
 
-# copy        bytes as they are; an FP8 weight takes its scale along, as F32
+# copy        bytes unchanged; the scale of an FP8 weight is copied as F32
 # quantize    BF16, F16 or F32 -> codes and scale
 # requantize  codes and scale -> codes and scale of another scale format
-# restore     BF16 -> the base's codes and scale where it equals them dequantized, else quantize
-# recover     BF16 -> the codes and scale it was dequantized from where it has such, else quantize
+# restore     BF16 -> the base's codes and scale where they dequantize to it, else quantize
+# recover     BF16 -> the codes and scale it was dequantized from if there are any, else quantize
 # dequantize  codes and scale -> BF16
-# calibrate   as quantize or requantize, by `calibrate`, which has seen what the weight is multiplied with
+# calibrate   as quantize or requantize, by `calibrate`, from the inputs of the weight
 Action = Literal["copy", "quantize", "requantize", "restore", "recover", "dequantize", "calibrate"]
 DATA_ALIGNMENT = 4096
 
@@ -45,11 +45,11 @@ class ShardPlan:
 
 
 def lay_out(tensors: Iterable[TensorPlan], shards: Iterable[str]) -> tuple[ShardPlan, ...]:
-    """Give every output its place, in shards of the source's names and order."""
+    """Return shards of the source's names and order, with the offset of every part."""
     by_shard: dict[str, list[TensorPlan]] = {name: [] for name in shards}
     for tensor in tensors:
         by_shard[tensor.source.shard].append(tensor)
-    # a shard of nothing but scales, which now lie beside their weights, has nothing left to hold
+    # a shard of scales alone is left empty: scales go to the shard of their weights
     return tuple(_lay_out_shard(name, its) for name, its in by_shard.items() if its)
 
 

@@ -97,7 +97,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """Return a sha256 over sources, decisions and output headers: equal only for equal bytes."""
+        """Return a sha256 over sources, decisions and headers: equal only for equal bytes."""
         state = sha256()
         for inventory in (self.inventory, self.base):
             state.update((inventory.checkpoint.digest if inventory else "no base").encode())

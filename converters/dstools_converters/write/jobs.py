@@ -168,7 +168,7 @@ def _is_unchanged(plan: Plan, tensor: TensorPlan) -> bool:
 
 
 def _copy(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
-    """Copy bytes [begin, end); a float must be finite. The first piece copies the scales, as F32."""
+    """Copy bytes [begin, end); floats must be finite. The first piece copies scales, as F32."""
     info, target = tensor.source, tensor.target
     if begin == 0 and target.is_quantized:
         write_at(file, read_scales(inventory, info, 0, info.shape[0]), target.scale.offset)

@@ -1,7 +1,7 @@
-"""Buffers as the kernels take them: any object with the buffer protocol, at any address.
+"""Checks of kernel arguments: any object with the buffer protocol, at any address.
 
-Inputs may be read-only. Outputs may be longer than needed: their first part is written. What does not
-fit raises ValueError, naming the argument, the wanted size and the given one.
+Inputs may be read-only. Outputs may be longer than needed: their first part is written. An argument
+of the wrong size raises ValueError with its name, the wanted size and the given one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     import typing_extensions
     from numpy.typing import NDArray
 
-    # numpy says of its arrays that they are buffers only from Python 3.12 on
+    # numpy declares its arrays as buffers only from Python 3.12 on
     Buffer: TypeAlias = typing_extensions.Buffer | NDArray[Any]
-    WritableBuffer: TypeAlias = Buffer  # typing has no name for "not read-only"
+    WritableBuffer: TypeAlias = Buffer  # typing cannot express "not read-only"
 
 
 def input_bytes(buffer: Buffer, what: str) -> memoryview:
-    """Return `buffer` as bytes in a row; the view keeps the memory from going away."""
+    """Return `buffer` as contiguous bytes; the view keeps the memory alive."""
     view = _view(buffer)
     if not view.c_contiguous:
         raise ValueError(f"{what} must be contiguous, got strides {view.strides}")
@@ -28,7 +28,7 @@ def input_bytes(buffer: Buffer, what: str) -> memoryview:
 
 
 def output_bytes(buffer: WritableBuffer, what: str, nbytes: int) -> memoryview:
-    """Return the first `nbytes` of `buffer`, to be written."""
+    """Return the first `nbytes` of `buffer`, for writing."""
     view = _view(buffer)
     if view.readonly:
         raise ValueError(f"{what} must be writable, got a read-only buffer")
@@ -38,23 +38,24 @@ def output_bytes(buffer: WritableBuffer, what: str, nbytes: int) -> memoryview:
 
 
 def whole_rows(view: memoryview, what: str, cols: int, itemsize: int) -> int:
-    """Return how many rows of `cols` elements the bytes of `view` are."""
+    """Return the number of rows of `cols` elements in `view`."""
     rows, rest = divmod(view.nbytes, cols * itemsize)
     if rest:
         raise ValueError(
-            f"{what} must be a whole number of rows of {cols * itemsize} bytes, got {view.nbytes} bytes"
+            f"{what} must be a whole number of rows of {cols * itemsize} bytes, "
+            f"got {view.nbytes} bytes"
         )
     return rows
 
 
 def exactly(view: memoryview, what: str, nbytes: int) -> None:
-    """Raise where `view` has another size."""
+    """Raise ValueError where `view` has another size."""
     if view.nbytes != nbytes:
         raise ValueError(f"{what} must hold {nbytes} bytes, got {view.nbytes}")
 
 
 def at_least_one(**sizes: int) -> None:
-    """Raise where a size is not positive."""
+    """Raise ValueError where a size is not positive."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")

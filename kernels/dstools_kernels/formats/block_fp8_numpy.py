@@ -1,4 +1,4 @@
-"""Block FP8 in numpy: the definition that the compiled kernels are tested against, and the fallback.
+"""Block FP8 in numpy: the definition that compiled kernels are tested against, and the fallback.
 
 Called by `dispatch` with the arguments of the library's functions: memoryviews of bytes, their
 sizes already checked. One block row at a time, so that memory stays a few rows for any weight.
@@ -33,7 +33,7 @@ def quantize(
     all_scales = np.frombuffer(scale_inv, "<f4").reshape(-1, blocks_wide)
     for slab, start in enumerate(range(0, weight.nbytes, slab_bytes)):
         x = as_float32(weight[start : start + slab_bytes], dtype).reshape(-1, cols)
-        # zeros change no maximum, so a short block is one padded with them
+        # zeros do not change a maximum, so short blocks are padded with them
         padded = np.zeros((len(x), blocks_wide * block_size), np.float32)
         padded[:, :cols] = x
         blocks = padded.reshape(len(x), blocks_wide, block_size)
@@ -69,8 +69,8 @@ def e4m3_codes(x: Float32) -> NDArray[np.uint8]:
     # drop 20 mantissa bits, nearest even, and move the exponent's bias from 127 to 7
     normal = ((magnitude + 0x7FFFF + (magnitude >> 20 & 1)) >> 20) - (120 << 3)
     size = magnitude.view(np.float32)
-    # below the least normal number, 2^-6, codes are multiples of 2^-9; the minimum keeps the part
-    # that is not chosen from overflowing
+    # below the least normal number, 2^-6, codes are multiples of 2^-9; the minimum prevents an
+    # overflow in elements that `where` discards
     subnormal = np.rint(np.minimum(size, 1) * np.float32(512)).astype(np.uint32)
     code = np.where(size < 2**-6, subnormal, np.minimum(normal, 0x7E))
     signed: NDArray[np.uint8] = (code | (bits >> 24 & 0x80)).astype(np.uint8)
@@ -141,7 +141,7 @@ def outside_bound(
         stop = 4 * (start + coded.size)
         w = np.frombuffer(weight[4 * start : stop], "<f4").reshape(coded.shape).astype(np.float64)
         scale = scale32.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, and outside
+        with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which is outside
             along = np.where(coded & 0x80, -w, w)
             is_power = (coded & 7 == 0) & (coded & 0x78 > 8)
             narrow = is_power & (along < np.abs(values[coded]) * scale)

@@ -1,10 +1,11 @@
 """FP8 codes and scales recovered from the BF16 weight that they were dequantized to.
 
-A weight that once was block FP8 is on a lattice: within a block every element is bf16(code x scale).
-Quantizing it anew misses that lattice unless the scale comes out as it was; `recover` finds the
-lattice again, or reports a block that has none. It is exact both ways: a block is accepted only
-where its codes times its scale are the weight to the bit, negative zeros included; it is refused
-only where no float32 scale and no codes give it (or where its non-zeros are all below 2^-90).
+A weight that once was block FP8 is on a lattice: within a block every element is
+bf16(code x scale). Quantizing it anew misses that lattice unless the scale comes out as it was;
+`recover` finds the lattice again, or reports a block that has none. It is exact both ways: a block
+is accepted only where its codes times its scale are the weight to the bit, negative zeros included;
+it is refused only where no float32 scale and no codes give it (or where its non-zeros are all below
+2^-90).
 
 Why it is complete. The float32 scales that take a code to a given BF16 are an interval, its ends
 found by trying, so the scales of a block are an intersection of intervals as soon as codes are

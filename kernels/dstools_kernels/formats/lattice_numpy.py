@@ -1,4 +1,4 @@
-"""Lattice recovery in numpy: the definition that the compiled kernel is tested against, and the fallback.
+"""Lattice recovery in numpy: the definition of the compiled kernel, and the fallback.
 
 The proof of each step is in `lattice`.
 """
@@ -63,7 +63,7 @@ def _recover_block(block: Bf16, powers_only: bool) -> tuple[Codes, np.float32] |
 
 
 def _candidates(sizes: Bf16, powers_only: bool) -> Iterator[np.float32]:
-    """Yield the scales to try, best first; no other can be right where none of them is."""
+    """Yield the scales to try, best first; where none of them fits, no other does."""
     scale_format: ScaleFormat = "ue8m0" if powers_only else "float32"
     floor, top = np.float32(AMAX_FLOOR[scale_format]), sizes.max(keepdims=True).ravel()
     amax = _float32(top)
@@ -87,7 +87,7 @@ def _candidates(sizes: Bf16, powers_only: bool) -> Iterator[np.float32]:
 
 
 def _scales_under(code: int, top: Bf16, values: Bf16) -> tuple[np.uint32, np.uint32]:
-    """Return the bits of the least and greatest scale that give `top` this code and `values` any."""
+    """Return bits of the least and greatest scale that give `top` this code and `values` any."""
     low, high = scales_of(VALUES[[code]], top)
     codes = e4m3_codes(np.divide(_float32(values), low.view(np.float32), dtype=np.float32))
     lows, highs = scales_of(VALUES[codes], values)
@@ -102,12 +102,12 @@ def scales_of(codes: Float32, values: Bf16) -> tuple[NDArray[np.uint32], NDArray
     middle, reach = values.astype(np.uint32) << 16, np.where(values & 1, 0x7FFF, 0x8000)
     least = (middle - reach).astype(np.uint32).view(np.float32)
     greatest = (middle + reach).astype(np.uint32).view(np.float32)
-    # a quotient is two steps from the end at most: less than one for its own rounding, one for the
-    # product's
+    # a quotient is at most two steps from the end: less than one for its own rounding, one for
+    # that of the product
     low, high = (least / codes).view(np.uint32) - 2, (greatest / codes).view(np.uint32) + 2
     while (outside := low.view(np.float32) * codes < least).any():
         low += outside
-    with np.errstate(over="ignore"):  # beyond the largest number is infinity
+    with np.errstate(over="ignore"):  # above the largest number is infinity
         while (outside := high.view(np.float32) * codes > greatest).any():
             high -= outside
     return low, high

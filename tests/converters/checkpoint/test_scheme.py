@@ -105,8 +105,8 @@ def weights(**changes: Any) -> dict[str, Any]:
         ({}, "quant_method None is not supported"),
         ({"quant_method": ["fp8"]}, r"quant_method \['fp8'\] is not supported"),
         ({"quant_method": "\x1b[2J"}, r"quant_method '\\x1b\[2J' is not supported"),
-        ("fp8", "quantization_config is no object"),
-        ([V3], "quantization_config is no object"),
+        ("fp8", "quantization_config is not an object"),
+        ([V3], "quantization_config is not an object"),
         (V3 | {"scale_fmt": "e5m2"}, "scale_fmt 'e5m2' is not supported"),
         ({"quant_method": "fp8"}, "block size None is not two"),  # per tensor
         (V3 | {"weight_block_size": None}, "block size None is not two"),

@@ -122,7 +122,7 @@ def without(config: dict[str, Any], key: str) -> dict[str, Any]:
         (LLAMA | {"rope_theta": -1}, "rope_theta is -1"),
         (LLAMA | {"rope_theta": "1e4"}, "rope_theta is '1e4'"),
         (LLAMA | {"head_dim": 15}, "15 rotary dimensions"),
-        (LLAMA | {"rope_theta": 1}, "rope_theta 1 are not"),
+        (LLAMA | {"rope_theta": 1}, "rope_theta 1 do not form pairs"),
         (without(LLAMA, "rms_norm_eps"), "rms_norm_eps is None"),
         (LLAMA | {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         (LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window True"),

@@ -155,7 +155,7 @@ def test_a_shard_that_is_written_to_meanwhile_is_an_error(tiny: Path, tmp_path: 
     folder = writable_copy(tiny, tmp_path / "in")
     plan = plan_of(folder)
     os.utime(folder / plan.shards[0].name, ns=(1, 1))
-    with pytest.raises(DstoolsError, match="changed or went away while it was being read"):
+    with pytest.raises(DstoolsError, match="changed or was removed while it was being read"):
         run(plan, tmp_path / "out", tool="dstools test", workers=2)
     assert not (tmp_path / "out").exists()
 
