@@ -64,7 +64,66 @@ def dequantized(convert: Callable[[str, Plan], Path]) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def calibrated(convert: Callable[..., Path]) -> Callable[..., Path]:
+def plan_of() -> Callable[..., Plan]:
+    """plan_of(source, method="gptq", shape=(8, 64), format="native", scale_format=None, base=None)
+
+    To be calibrated with random tokens; other options are those of Calibration, and is_lossless.
+    """
+
+    def get(
+        source: Path,
+        method: Any = "gptq",
+        *,
+        shape: tuple[int, int] = (8, 64),
+        format: Any = "native",
+        scale_format: Any = None,
+        base: Path | None = None,
+        is_lossless: bool = False,
+        **changes: Any,
+    ) -> Plan:
+        inventory = require_sound(open_checkpoint(source))
+        original = require_sound(open_checkpoint(base)) if base else None
+        data = {"name": "random tokens", "sha256": "", "samples": shape[0], "seq_len": shape[1]}
+        settings = {"data": data | {"seed": 0, "documents": 0}, "device": "cpu", "threads": 1}
+        settings |= {"versions": {}, "kv_cache": False} | changes
+        calibration = Calibration(method, **settings)
+        return plan_quantize(
+            inventory,
+            Recipe(),
+            format,
+            scale_format,
+            original,
+            calibration,
+            is_lossless=is_lossless,
+        )
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def calibrate_random() -> Callable[..., None]:
+    """calibrate_random(plan, sink, **options): `calibrate` with the random tokens of the plan."""
+
+    def fill(plan: Plan, sink: Any, **options: Any) -> None:
+        import torch
+
+        from dstools_converters.layerwise.calibrate import calibrate
+
+        assert plan.calibration is not None
+        before = torch.get_num_threads()
+        shape = plan.calibration.data["samples"], plan.calibration.data["seq_len"]
+        ids = torch.randint(0, 1024, shape, generator=torch.Generator().manual_seed(0))
+        defaults = {"ram_bytes": 1 << 30, "min_coverage": 0, "progress": lambda nbytes: None}
+        calibrate(plan, sink, ids, **defaults | options)
+        torch.set_num_threads(before)
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def calibrated(
+    convert: Callable[..., Path], plan_of: Callable[..., Plan], calibrate_random: Any
+) -> Callable[..., Path]:
     """calibrated(source, "gptq", format="native", scale_format=None, kv_cache=False, shape=(8, 64))
 
     On random tokens of the tiny vocabulary, by one thread.
@@ -78,23 +137,16 @@ def calibrated(convert: Callable[..., Path]) -> Callable[..., Path]:
         kv_cache: bool = False,
         shape: tuple[int, int] = (8, 64),
     ) -> Path:
-        import torch
-
-        from dstools_converters.layerwise.calibrate import calibrate
-
-        def fill(plan: Plan, sink: Any) -> None:
-            before = torch.get_num_threads()
-            ids = torch.randint(0, 1024, shape, generator=torch.Generator().manual_seed(0))
-            calibrate(plan, sink, ids, ram_bytes=1 << 30, min_coverage=0, progress=lambda n: None)
-            torch.set_num_threads(before)
-
-        data = {"name": "random tokens", "sha256": "", "samples": shape[0], "seq_len": shape[1]}
-        data |= {"seed": 0, "documents": 0}
-        settings = Calibration(method, data, "cpu", 1, {}, kv_cache)
-        with open_checkpoint(source) as checkpoint:
-            inventory = require_sound(checkpoint)
-            plan = plan_quantize(inventory, Recipe(), format, scale_format, None, settings)
-            return convert(f"{source} {settings} {format} {scale_format}", plan, fill)
+        plan = plan_of(
+            source,
+            method,
+            shape=shape,
+            format=format,
+            scale_format=scale_format,
+            kv_cache=kv_cache,
+        )
+        key = f"{source} {method} {shape} {kv_cache} {format} {scale_format}"
+        return convert(key, plan, calibrate_random)
 
     return get
 

@@ -6,11 +6,10 @@ weights is measured elsewhere.
 """
 
 import functools
-import hashlib
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dstools_converters.checkpoint.folder import open_checkpoint
-from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.errors import DstoolsError, ShortfallError
-from dstools_converters.layerwise.calibrate import calibrate
 from dstools_converters.model.decoder import Decoder, MoE, MTPLayer
 from dstools_converters.model.rotary import rotary
-from dstools_converters.plan.plan import Calibration, Plan, plan_quantize
-from dstools_converters.plan.recipe import Recipe
+from dstools_converters.plan.plan import Plan
 from dstools_converters.verify.folder import verify
-from dstools_converters.write.stream import Report, Sink, run
+from dstools_converters.write.stream import Report
 
 Checkpoint = Callable[..., Path]
 Make = Callable[..., Path]
+PlanOf = Callable[..., Plan]
+Quantize = Callable[..., Report]
+Tree = Callable[[Path], dict[str, str]]
 DecoderOf = Callable[[Path], Decoder]
 CPU = torch.device("cpu")
 U = 2.0**-24  # unit roundoff of float32
@@ -49,57 +47,6 @@ CASES = {  # kind, its FP8, method, format, scale format
     "mse ue8m0": ("tiny-qwen3", None, "mse", "native", "ue8m0"),
     "mse, compressed-tensors ue8m0": ("tiny-llama", None, "mse", "compressed-tensors", "ue8m0"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def random_ids(samples: int = SAMPLES, length: int = LENGTH) -> Tensor:
-    """Those of the fixture `calibrated`, by default."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 1024, (samples, length), generator=generator)
-
-
-def settings(method: Any = "gptq", ids: Tensor | None = None, **changes: Any) -> Calibration:
-    shape = (SAMPLES, LENGTH) if ids is None else ids.shape
-    data = {"samples": shape[0], "seq_len": shape[1]}
-    given = {"method": method, "data": data, "device": "cpu", "threads": 1, "versions": {}}
-    return Calibration(**given | {"kv_cache": False} | changes)
-
-
-def plan_of(
-    source: Path, calibration: Calibration, base: Path | None = None, is_lossless: bool = False,
-    scale_format: Any = None,
-) -> Plan:  # fmt: skip
-    inventory = require_sound(open_checkpoint(source))
-    original = require_sound(open_checkpoint(base)) if base else None
-    return plan_quantize(
-        inventory, Recipe(), "native", scale_format, original, calibration, is_lossless=is_lossless
-    )
-
-
-def quantize(
-    plan: Plan, out: Path, ids: Tensor | None = None, *, ram_bytes: int = 1 << 30,
-    min_coverage: int = 0, is_synced: bool = False, progress: Any = lambda nbytes: None,
-) -> Report:  # fmt: skip
-    tokens = random_ids() if ids is None else ids
-
-    def fill(plan: Plan, sink: Sink) -> None:
-        calibrate(
-            plan, sink, tokens, ram_bytes=ram_bytes, min_coverage=min_coverage, progress=progress
-        )
-
-    return run(plan, out, tool="dstools 0", workers=1, is_synced=is_synced, calibrate=fill)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def read(folder: Path, name: str = "calibration.json") -> Any:
@@ -171,7 +118,9 @@ def of_all_tokens(name: str, inputs: Inputs) -> Tensor:
 def inputs_of(checkpoint: Checkpoint, decoder_of: DecoderOf) -> Callable[[Path], Inputs]:
     @functools.cache
     def get(source: Path) -> Inputs:
-        return Inputs(decoder_of(source), random_ids(*shape_of(source)))
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, 1024, shape_of(source), generator=generator)
+        return Inputs(decoder_of(source), ids)
 
     return get
 
@@ -261,12 +210,18 @@ def test_the_errors_that_are_noted_are_those_on_the_data_and_none_is_above_neare
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["tiny", "tiny-v2-lite", "tiny-qwen2"])
 def test_a_gpu_writes_what_verifies_the_same_bytes_twice_and_errors_of_the_cpu(
-    kind: str, checkpoint: Checkpoint, calibrated: Make, tmp_path: Path
+    kind: str,
+    checkpoint: Checkpoint,
+    calibrated: Make,
+    tmp_path: Path,
+    plan_of: PlanOf,
+    quantize: Quantize,
+    tree: Tree,
 ) -> None:
     source = checkpoint(kind)
     on_cpu = read(calibrated(source, "gptq", "native", None, shape=(SAMPLES, LENGTH)))["tensors"]
     for name in ("one", "two"):
-        quantize(plan_of(source, settings(device="cuda")), tmp_path / name)
+        quantize(plan_of(source, device="cuda"), tmp_path / name)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     assert verify(tmp_path / "one", source=source).findings == []
     notes = read(tmp_path / "one")["tensors"]
@@ -284,7 +239,7 @@ def bits(tensor: Tensor) -> bytes:
 
 @pytest.mark.parametrize("case", ["native", "compressed-tensors ue8m0", "FP8 to ue8m0", "Qwen2"])
 def test_all_else_is_what_quantize_writes_without_it(
-    case: str, checkpoint: Checkpoint, calibrated: Make, quantized: Make
+    case: str, checkpoint: Checkpoint, calibrated: Make, quantized: Make, tree: Tree
 ) -> None:
     source, out = made_of(case, checkpoint, calibrated)
     _, _, _, format, scale_format = CASES[case]
@@ -319,7 +274,7 @@ def test_expert_load_is_what_the_router_chose(
 
 
 def test_amax_with_data_writes_plain_rounding_s_bytes_and_the_load(
-    tiny: Path, calibrated: Make, quantized: Make
+    tiny: Path, calibrated: Make, quantized: Make, tree: Tree
 ) -> None:
     out, plain = tree(calibrated(tiny, "amax")), tree(quantized(tiny))
     assert out.pop("manifest.json") != plain.pop("manifest.json")
@@ -342,7 +297,9 @@ def test_a_model_of_true_shapes_and_another_dtype_is_calibrated(
 
 
 @pytest.fixture(scope="module")
-def skewed(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Path, Path]:
+def skewed(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Path, plan_of: PlanOf, quantize: Quantize
+) -> tuple[Path, Path]:
     """A router's bias sends all tokens to the first of four groups of two, and none to the last.
 
     Of the other two groups it makes the second win mostly: scores spread by some 0.1 around 0.5.
@@ -358,7 +315,7 @@ def skewed(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Path, 
                 found[name] = torch.tensor([5.0, 5.0, 0.0, 0.0, -0.1, -0.1, -5.0, -5.0])
         save_file(found, shard, {"format": "pt"})
     out = source.with_name("out")
-    quantize(plan_of(source, settings(ids=random_ids(5, 60))), out, random_ids(5, 60))
+    quantize(plan_of(source, shape=(5, 60)), out)
     return source, out
 
 
@@ -403,10 +360,9 @@ def test_what_few_tokens_rounded_verifies(skewed: tuple[Path, Path]) -> None:
 
 
 def test_with_fewer_tokens_than_inputs_all_stays_nearest_and_says_why(
-    tiny: Path, quantized: Make, tmp_path: Path
+    tiny: Path, quantized: Make, tmp_path: Path, plan_of: PlanOf, quantize: Quantize, tree: Tree
 ) -> None:
-    ids = random_ids(2, 20)
-    report = quantize(plan_of(tiny, settings(ids=ids)), tmp_path / "out", ids)
+    report = quantize(plan_of(tiny, shape=(2, 20)), tmp_path / "out")
     notes = read(tmp_path / "out")["tensors"]
     assert report.tensors["nearest"] == len(notes)
     shapes = {name: tensor.shape for name, tensor in tensors(tiny).items()}
@@ -425,9 +381,9 @@ def test_with_fewer_tokens_than_inputs_all_stays_nearest_and_says_why(
 
 
 def test_coverage_that_falls_short_names_layer_and_experts_and_keeps_what_is_done(
-    tiny: Path, tmp_path: Path
+    tiny: Path, tmp_path: Path, plan_of: PlanOf, quantize: Quantize
 ) -> None:
-    plan = plan_of(tiny, settings())
+    plan = plan_of(tiny)
     with pytest.raises(ShortfallError) as caught:
         quantize(plan, tmp_path / "out", min_coverage=200)  # layer 1 has two experts of 174
     assert str(caught.value) == (
@@ -468,10 +424,10 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_fp8: Path, dequantized:
 
 @pytest.mark.parametrize("option", ["base", "lossless"])
 def test_weights_that_were_fp8_get_that_back_and_others_are_calibrated(
-    option: str, tuned: Path, tiny_fp8: Path, tmp_path: Path
+    option: str, tuned: Path, tiny_fp8: Path, tmp_path: Path, plan_of: PlanOf, quantize: Quantize
 ) -> None:
     is_lossless = option == "lossless"
-    plan = plan_of(tuned, settings(), None if is_lossless else tiny_fp8, is_lossless)
+    plan = plan_of(tuned, base=None if is_lossless else tiny_fp8, is_lossless=is_lossless)
     out = tmp_path / "out"
     quantize(plan, out)
     notes, ours, original = read(out)["tensors"], tensors(out), tensors(tiny_fp8)
@@ -582,8 +538,8 @@ def test_a_folder_with_kv_scales_is_dequantized_without_them(
     assert [f for f in verify(back, source=out).findings if f.level == "error"] == []
 
 
-def test_kv_scales_that_are_there_are_not_written_anew(tiny: Path, calibrated: Make) -> None:
-    with open_checkpoint(calibrated(tiny, kv_cache=True)) as opened:
-        inventory = require_sound(opened)
-        with pytest.raises(DstoolsError, match="already has scales of a KV cache"):
-            plan_quantize(inventory, Recipe(), "native", "ue8m0", None, settings(kv_cache=True))
+def test_kv_scales_that_are_there_are_not_written_anew(
+    tiny: Path, calibrated: Make, plan_of: PlanOf
+) -> None:
+    with pytest.raises(DstoolsError, match="already has scales of a KV cache"):
+        plan_of(calibrated(tiny, kv_cache=True), scale_format="ue8m0", kv_cache=True)

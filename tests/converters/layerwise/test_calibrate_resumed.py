@@ -1,83 +1,30 @@
 """Whatever happens on the way, a calibration makes the same bytes: again, spilled, stopped, killed."""
 
-import hashlib
 import json
 import os
 import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from dstools_converters.checkpoint.folder import open_checkpoint
-from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.errors import DstoolsError, ShortfallError
-from dstools_converters.layerwise.calibrate import calibrate, layer_bytes
+from dstools_converters.layerwise.calibrate import layer_bytes
 from dstools_converters.layerwise.runner import Runner
-from dstools_converters.plan.plan import Calibration, Plan, plan_quantize
-from dstools_converters.plan.recipe import Recipe
-from dstools_converters.write.stream import Report, Sink, run
+from dstools_converters.plan.plan import Plan
+from dstools_converters.sidefiles.calibration import LayerNote
+from dstools_converters.write.stream import Report, Sink
 from dstools_converters.write.writer import Writer
 
 Make = Callable[..., Path]
-SAMPLES, LENGTH = 8, 64  # of the fixture `calibrated`
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def random_ids(samples: int = SAMPLES, length: int = LENGTH) -> Tensor:
-    """Those of the fixture `calibrated`, by default."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 1024, (samples, length), generator=generator)
-
-
-def settings(method: Any = "gptq", ids: Tensor | None = None, **changes: Any) -> Calibration:
-    shape = (SAMPLES, LENGTH) if ids is None else ids.shape
-    data = {"samples": shape[0], "seq_len": shape[1]}
-    given = {"method": method, "data": data, "device": "cpu", "threads": 1, "versions": {}}
-    return Calibration(**given | {"kv_cache": False} | changes)
-
-
-def plan_of(
-    source: Path, calibration: Calibration, base: Path | None = None, is_lossless: bool = False,
-    scale_format: Any = None,
-) -> Plan:  # fmt: skip
-    inventory = require_sound(open_checkpoint(source))
-    original = require_sound(open_checkpoint(base)) if base else None
-    return plan_quantize(
-        inventory, Recipe(), "native", scale_format, original, calibration, is_lossless=is_lossless
-    )
-
-
-def quantize(
-    plan: Plan, out: Path, ids: Tensor | None = None, *, ram_bytes: int = 1 << 30,
-    min_coverage: int = 0, is_synced: bool = False, progress: Any = lambda nbytes: None,
-) -> Report:  # fmt: skip
-    tokens = random_ids() if ids is None else ids
-
-    def fill(plan: Plan, sink: Sink) -> None:
-        calibrate(
-            plan, sink, tokens, ram_bytes=ram_bytes, min_coverage=min_coverage, progress=progress
-        )
-
-    return run(plan, out, tool="dstools 0", workers=1, is_synced=is_synced, calibrate=fill)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+PlanOf = Callable[..., Plan]
+Quantize = Callable[..., Report]
+Tree = Callable[[Path], dict[str, str]]
 
 
 def read(folder: Path, name: str = "calibration.json") -> Any:
@@ -85,19 +32,21 @@ def read(folder: Path, name: str = "calibration.json") -> Any:
 
 
 def test_the_same_bytes_come_out_again_and_with_hidden_states_on_the_disk(
-    tiny: Path, calibrated: Make, tmp_path: Path
+    tiny: Path, calibrated: Make, tmp_path: Path, plan_of: PlanOf, quantize: Quantize, tree: Tree
 ) -> None:
-    plan = plan_of(tiny, settings())
+    plan = plan_of(tiny)
     quantize(plan, tmp_path / "again")
     assert tree(tmp_path / "again") == tree(calibrated(tiny))
-    quantize(plan_of(tiny, settings()), tmp_path / "spilled", ram_bytes=1000, is_synced=True)
+    quantize(plan_of(tiny), tmp_path / "spilled", ram_bytes=1000, is_synced=True)
     assert tree(tmp_path / "spilled") == tree(calibrated(tiny))
 
 
-def test_progress_adds_up_to_the_total(tiny: Path, tiny_fp8: Path, tmp_path: Path) -> None:
+def test_progress_adds_up_to_the_total(
+    tiny: Path, tiny_fp8: Path, tmp_path: Path, plan_of: PlanOf, quantize: Quantize
+) -> None:
     for number, source in enumerate((tiny, tiny_fp8)):
         told: list[int] = []
-        plan = plan_of(source, settings("amax"))
+        plan = plan_of(source, method="amax")
         quantize(plan, tmp_path / str(number), progress=told.append)
         assert sum(told) == sum(layer_bytes(plan))
 
@@ -117,9 +66,9 @@ def test_progress_adds_up_to_the_total(tiny: Path, tiny_fp8: Path, tmp_path: Pat
     ids=str,
 )
 def test_other_data_and_settings_do_not_go_on_from_these(
-    changes: dict[str, Any], tiny: Path, begun: Path
+    changes: dict[str, Any], tiny: Path, begun: Path, plan_of: PlanOf, quantize: Quantize
 ) -> None:
-    plan = plan_of(tiny, settings(**changes))
+    plan = plan_of(tiny, **changes)
     with pytest.raises(DstoolsError, match="was begun from another source, with other options"):
         quantize(plan, begun)
 
@@ -154,18 +103,27 @@ def layers_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+def begun(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Path, plan_of: PlanOf, quantize: Quantize
+) -> Path:
     """An OUT whose run was interrupted in its second layer."""
     out = tmp_path_factory.mktemp("begun") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dstools_converters.layerwise.calibrate.round_weight", stopping(15))
         with pytest.raises(KeyboardInterrupt):
-            quantize(plan_of(tiny, settings()), out)
+            quantize(plan_of(tiny), out)
     return out
 
 
 def test_what_is_done_is_not_done_again(
-    tiny: Path, begun: Path, calibrated: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path,
+    begun: Path,
+    calibrated: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plan_of: PlanOf,
+    quantize: Quantize,
+    tree: Tree,
 ) -> None:
     """Fourteen weights are; the next run begins with the layer of the fifteenth, and rounds it first."""
     out = tmp_path / "out"
@@ -177,7 +135,7 @@ def test_what_is_done_is_not_done_again(
         "dstools_converters.layerwise.calibrate.round_weight",
         lambda *arguments: (rounded.append(1), round_weight(*arguments))[1],
     )
-    plan = plan_of(tiny, settings())
+    plan = plan_of(tiny)
     quantize(plan, out)
     assert layers == [1, 2, 3]
     assert len(rounded) == plan.counts["calibrate"] - 14
@@ -185,10 +143,16 @@ def test_what_is_done_is_not_done_again(
 
 
 def test_after_the_last_layer_nothing_is_calibrated_again(
-    tiny: Path, calibrated: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path,
+    calibrated: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plan_of: PlanOf,
+    quantize: Quantize,
+    tree: Tree,
 ) -> None:
-    plan = plan_of(tiny, settings())
-    stopped_before_publishing(plan, tmp_path / "out")
+    plan = plan_of(tiny)
+    stopped_before_publishing(quantize, plan, tmp_path / "out")
     monkeypatch.setattr("dstools_converters.layerwise.runner.Runner.run_layer", None)
     quantize(plan, tmp_path / "out")
     assert tree(tmp_path / "out") == tree(calibrated(tiny))
@@ -196,11 +160,18 @@ def test_after_the_last_layer_nothing_is_calibrated_again(
 
 @pytest.mark.parametrize("boot", ["this", "another"])
 def test_a_finished_shard_whose_line_was_lost_keeps_its_weights(
-    boot: str, tiny: Path, calibrated: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    boot: str,
+    tiny: Path,
+    calibrated: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plan_of: PlanOf,
+    quantize: Quantize,
+    tree: Tree,
 ) -> None:
     """Killed between rename and line, or without power before it was flushed as a whole."""
-    plan, wanted = plan_of(tiny, settings()), tree(calibrated(tiny))
-    stopped_before_publishing(plan, tmp_path / "out", is_synced=True)
+    plan, wanted = plan_of(tiny), tree(calibrated(tiny))
+    stopped_before_publishing(quantize, plan, tmp_path / "out", is_synced=True)
     journal = tmp_path / "out.incomplete" / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith(('{"written"', '{"synced"'))]
@@ -213,7 +184,9 @@ def test_a_finished_shard_whose_line_was_lost_keeps_its_weights(
     assert tree(tmp_path / "out") == wanted
 
 
-def stopped_before_publishing(plan: Plan, out: Path, is_synced: bool = False) -> None:
+def stopped_before_publishing(
+    quantize: Quantize, plan: Plan, out: Path, is_synced: bool = False
+) -> None:
     """All jobs are done and journaled; only the folder has not got its name."""
 
     def stop(self: Writer) -> None:
@@ -226,11 +199,17 @@ def stopped_before_publishing(plan: Plan, out: Path, is_synced: bool = False) ->
 
 
 def test_a_shard_that_was_lost_has_its_weights_calibrated_again(
-    tiny: Path, calibrated: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path,
+    calibrated: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plan_of: PlanOf,
+    quantize: Quantize,
+    tree: Tree,
 ) -> None:
     """All layers are done, and the hidden states between them are gone."""
-    plan = plan_of(tiny, settings())
-    stopped_before_publishing(plan, tmp_path / "out")
+    plan = plan_of(tiny)
+    stopped_before_publishing(quantize, plan, tmp_path / "out")
     with open_checkpoint(tiny) as opened:
         shard = opened.tensors["model.layers.1.self_attn.o_proj.weight"].shard
         lost = {i.name for i in opened.tensors.values() if i.shard == shard}
@@ -254,9 +233,9 @@ def test_a_shard_that_was_lost_has_its_weights_calibrated_again(
 @pytest.mark.parametrize(("is_synced", "wanted"), [(True, [1, 2, 3]), (False, [0, 1, 2, 3])])
 def test_after_a_power_failure_only_flushed_layers_are_trusted(
     is_synced: bool, wanted: list[int], tiny: Path, calibrated: Make, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, plan_of: PlanOf, quantize: Quantize, tree: Tree,
 ) -> None:  # fmt: skip
-    plan, out = plan_of(tiny, settings()), tmp_path / "out"
+    plan, out = plan_of(tiny), tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr("dstools_converters.layerwise.calibrate.round_weight", stopping(15))
         with pytest.raises(KeyboardInterrupt):
@@ -274,9 +253,15 @@ def test_after_a_power_failure_only_flushed_layers_are_trusted(
 
 
 def test_a_full_disk_leaves_no_spilled_states_and_can_be_gone_on_from(
-    tiny: Path, calibrated: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path,
+    calibrated: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plan_of: PlanOf,
+    quantize: Quantize,
+    tree: Tree,
 ) -> None:
-    plan, real, calls = plan_of(tiny, settings()), os.pwrite, 0
+    plan, real, calls = plan_of(tiny), os.pwrite, 0
     begun = tmp_path / "out.incomplete" / "calibration" / "hidden-1"
 
     def full(file: int, data: bytes, offset: int) -> int:
@@ -296,7 +281,9 @@ def test_a_full_disk_leaves_no_spilled_states_and_can_be_gone_on_from(
     assert tree(tmp_path / "out") == tree(calibrated(tiny))
 
 
-def test_a_nan_is_refused_by_file_tensor_and_place(tiny: Path, tmp_path: Path) -> None:
+def test_a_nan_is_refused_by_file_tensor_and_place(
+    tiny: Path, tmp_path: Path, plan_of: PlanOf, quantize: Quantize
+) -> None:
     for name in ("model.layers.1.mlp.experts.3.up_proj.weight", "model.embed_tokens.weight"):
         folder = tmp_path / name
         folder.mkdir()
@@ -309,40 +296,37 @@ def test_a_nan_is_refused_by_file_tensor_and_place(tiny: Path, tmp_path: Path) -
             file.write(struct.pack("<H", 0x7FC0))
         place = [size - 1 for size in info.shape]
         with pytest.raises(DstoolsError) as caught:
-            quantize(plan_of(folder, settings()), tmp_path / "out")
+            quantize(plan_of(folder), tmp_path / "out")
         assert str(caught.value) == f"{info.shard}: {name}: NaN or infinity at {place}"
         assert not (tmp_path / "out").exists()
         shutil.rmtree(tmp_path / "out.incomplete")
 
 
 def test_a_lower_coverage_goes_on_to_the_same_bytes_and_a_higher_one_counts_what_is_done(
-    tiny: Path, calibrated: Make, tmp_path: Path
+    tiny: Path,
+    calibrated: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plan_of: PlanOf,
+    quantize: Quantize,
+    tree: Tree,
 ) -> None:
-    plan, out = plan_of(tiny, settings()), tmp_path / "out"
-    with pytest.raises(ShortfallError, match=r"model\.layers\.3\."):
-        stop_at_layer(plan, out, 3)
-    with pytest.raises(ShortfallError, match=r"model\.layers\.1\..*: expert 6 174, expert 7 174"):
+    plan, out = plan_of(tiny), tmp_path / "out"
+    layer_done = Sink.layer_done
+
+    def stop_at_3(self: Sink, layer: int, note: LayerNote) -> None:
+        if layer == 3:
+            raise ShortfallError("as if the experts of layer 3 fell short")
+        layer_done(self, layer, note)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sink, "layer_done", stop_at_3)
+        with pytest.raises(ShortfallError, match="as if"):
+            quantize(plan, out)
+    with pytest.raises(ShortfallError, match=r"^layer 1: .*: expert 6 174, expert 7 174$"):
         quantize(plan, out, min_coverage=175)  # layer 1 is done, and still counts
     quantize(plan, out, min_coverage=100)
     assert tree(out) == tree(calibrated(tiny))
-
-
-def stop_at_layer(plan: Plan, out: Path, layer: int) -> None:
-    """Run, and stop where a layer is done, as if its experts fell short."""
-
-    class Stop(Sink):
-        def layer_done(self, number: int, note: dict[str, Any]) -> None:
-            if number == layer:
-                raise ShortfallError(f"model.layers.{number}.")
-            super().layer_done(number, note)
-
-    def fill(plan: Plan, sink: Any) -> None:
-        sink.__class__ = Stop
-        calibrate(
-            plan, sink, random_ids(), ram_bytes=1 << 30, min_coverage=0, progress=lambda n: None
-        )
-
-    run(plan, out, tool="dstools 0", workers=1, is_synced=False, calibrate=fill)
 
 
 # ------------------------------------------------------------------------------------------- killed

@@ -5,7 +5,6 @@ The small cases are worked by hand. On the grid of block FP8 the amax of a block
 """
 
 import math
-from collections.abc import Iterator
 from hashlib import sha256
 
 import pytest
@@ -17,14 +16,6 @@ from dstools_kernels import gptq
 
 # E4M3: 448 is 0x7E; 16 is 2^4, exponent 4 + 7 = 11 and mantissa 0: 0x58; a step there is 2: 18 is 0x59
 WEIGHT = torch.tensor([[448.0, 0.0], [0.0, 17.0]])  # 17 lies between 16 and 18; ties go to even, 16
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def seen(*tokens: list[float]) -> Seen:

@@ -38,14 +38,6 @@ SHAPES = {  # samples, length, tokens a forward pass takes
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tokens(samples: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 1024, (samples, length), generator=torch.Generator().manual_seed(seed))
 

@@ -1,0 +1,50 @@
+"""Calibration in one thread; `plan_of` and the random tokens are those of the folder above.
+
+quantize(plan, out, is_synced=False, **options)    follow a plan; options are those of `calibrate`
+tree(folder)                                       the sha256 of every file
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dstools_converters.plan.plan import Plan
+from dstools_converters.write.stream import Report, run
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def quantize(calibrate_random: Callable[..., None]) -> Callable[..., Report]:
+    """quantize(plan, out, is_synced=False, **options)"""
+
+    def get(plan: Plan, out: Path, is_synced: bool = False, **options: Any) -> Report:
+        fill = functools.partial(calibrate_random, **options)
+        return run(plan, out, tool="dstools 0", workers=1, is_synced=is_synced, calibrate=fill)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tree() -> Callable[[Path], dict[str, str]]:
+    """tree(folder): of every file its path and sha256"""
+
+    def get(folder: Path) -> dict[str, str]:
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return get
