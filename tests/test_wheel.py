@@ -1,6 +1,7 @@
 """The wheel: what it installs runs outside of the checkout, presets included."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -55,9 +56,9 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 def test_the_command_runs_from_the_wheel_and_not_from_the_checkout(
     installed: Path, tmp_path: Path
 ) -> None:
-    code = "import dstools, dstools_distill, dstools_converters, dstools_kernels as k; print(k, dstools)"
-    places = run(installed / "python", "-c", code, cwd=tmp_path)
-    assert places.count(str(installed.parent)) == 2
+    names = "dstools, dstools_distill, dstools_converters, dstools_kernels"
+    places = run(installed / "python", "-c", f"import {names}; print({names})", cwd=tmp_path)
+    assert places.count(str(installed.parent)) == 4
     assert str(ROOT) not in places
     assert run(installed / "dstools", "--version", cwd=tmp_path).startswith("dstools, version ")
 
@@ -68,14 +69,9 @@ def test_a_preset_printed_in_an_empty_folder_has_all_that_it_names(
 ) -> None:
     text = run(installed / "dstools", "distill", "init", "--preset", preset, cwd=tmp_path)
     (tmp_path / "toy.toml").write_text(text)
-    code = """
-from pathlib import Path
-from dstools.hub.source import resolve
-from dstools_distill.places import Places
-from dstools_distill.recipe.recipe import read_recipe
-Places(read_recipe(Path("toy.toml")), Path("toy"), resolve).require()
-"""
-    run(installed / "python", "-c", code, cwd=tmp_path)
+    shown = run(installed / "dstools", "distill", "run", "toy.toml", "--dry-run", cwd=tmp_path)
+    assert re.search(r"^(\S+/)?sft +would run ", shown, re.MULTILINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.toml"]
 
 
 def test_the_teacher_of_the_presets_is_in_the_wheel_whole(installed: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""quantize --calibrate on the command line: what data it takes, what it says, what is left behind."""
+"""`quantize --calibrate`: the text it takes, its messages, and what it leaves on failure."""
 
 import functools
 import json

@@ -30,11 +30,14 @@ SLOW = ("logging", "tempfile", "importlib.metadata", "asyncio", "multiprocessing
 FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "inspect": ["SOURCE", "--json"],
     "quantize": [
-        "SOURCE", "OUT", "--format", "--scale-fmt", "--recipe", "--base", "--lossless", "--calibrate",
-        "--method", "--samples", "--seq-len", "--seed", "--ram", "--device", "--min-coverage",
-        "--kv-cache", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync", "--json",
+        "SOURCE", "OUT", "--format", "--scale-fmt", "--recipe", "--base", "--lossless",
+        "--calibrate", "--method", "--samples", "--seq-len", "--seed", "--ram", "--device",
+        "--min-coverage", "--kv-cache", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync",
+        "--json",
     ],
-    "dequantize": ["SOURCE", "OUT", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync", "--json"],
+    "dequantize": [
+        "SOURCE", "OUT", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync", "--json",
+    ],
     "verify": ["FOLDER", "--source", "--engine", "--tp", "--workers", "--json"],
     "compare": ["A", "B", "--max-error", "--workers", "--json"],
     "eval": [

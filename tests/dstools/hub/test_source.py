@@ -1,4 +1,4 @@
-"""org/name[@revision] is found in the Hub cache as huggingface_hub lays it out; nothing is downloaded."""
+"""Repositories and revisions are found in the Hub cache; nothing is downloaded."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def lay_out(cache: Path, revisions: dict[str, Path], refs: dict[str, str]) -> No
 
 @pytest.fixture
 def cache(tiny: Path, tiny_aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache in which `main` is tiny, and the older commit, with a tag and a branch, tiny-aligned."""
+    """A cache: `main` is tiny; the older commit, with a tag and a branch, is tiny-aligned."""
     cache = tmp_path / "hub"
     refs = {"main": NEW, "v1.0": OLD, "refs/pr/1": OLD}
     lay_out(cache, {NEW: tiny, OLD: tiny_aligned}, refs)
