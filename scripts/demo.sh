@@ -1,5 +1,5 @@
 #!/bin/sh
-# A small DeepSeek-V3 from BF16 to FP8 and back, checked at each step; everything lands in demo/.
+# Quantize a small DeepSeek-V3 from BF16 to FP8 and check the result; all files go into demo/.
 set -e
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -18,8 +18,8 @@ step dstools compare demo/bf16 demo/fp8
 cat <<'EOF'
 
 Next, on a checkpoint of your own:
-  .venv/bin/dstools inspect SOURCE                     what it is, from its headers
-  .venv/bin/dstools quantize SOURCE OUT --dry-run      what would be written, byte for byte
-  .venv/bin/dstools quantize SOURCE OUT                do it; stopped, the same command goes on
+  .venv/bin/dstools inspect SOURCE                     what it holds, from its headers
+  .venv/bin/dstools quantize SOURCE OUT --dry-run      what would be written, by role and rule
+  .venv/bin/dstools quantize SOURCE OUT                do it; interrupted, the same command resumes
   .venv/bin/dstools verify OUT --source SOURCE --engine vllm --tp 8
 EOF

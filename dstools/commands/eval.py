@@ -170,7 +170,7 @@ def _errors(errors: "Iterable[OutputError]") -> list[str]:
         ("worst layers", by_layer, WORST),
     ):
         lines.append(f"  {'mean':>9} {'worst':>9}  {title}")
-        means = {what: sum(e.error for e in found) / len(found) for what, found in groups.items()}
+        means = {name: sum(e.error for e in group) / len(group) for name, group in groups.items()}
         for what in sorted(means, key=lambda what: -means[what])[:shown]:
             worst = max(groups[what], key=lambda error: error.error)
             where = worst.role if groups is by_layer else f"layer {worst.layer}"

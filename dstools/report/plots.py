@@ -26,7 +26,7 @@ LOAD_LABELS = (
 
 
 class Swatch(NamedTuple):
-    """An entry of a legend: a colour class, and what it stands for."""
+    """An entry of a legend: a colour class and its meaning."""
 
     css: str
     label: str
