@@ -1,10 +1,10 @@
-"""A teacher asked by files: requests in the format of OpenAI's Batch API, which vLLM and others read, too.
+"""A teacher that is asked through files in the format of OpenAI's Batch API, which vLLM reads too.
 
     {"custom_id": "7-0-1f3c...", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
     {"custom_id": "7-0-1f3c...", "response": {"status_code": 200, "body": {...}}, "error": null}
 
-The first run writes requests; the one after the answers were put beside them reads those, and writes
-requests for what is missing. Source: platform.openai.com, guides, batch.
+The first run writes requests. Once the answers are in the same folder, the next run reads them and
+writes requests for what is missing. Source: platform.openai.com, guides, batch.
 """
 
 from collections.abc import Iterator
@@ -18,22 +18,23 @@ from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.teachers.endpoint import PASSING, answer, request
 from dstools_distill.teachers.teacher import Ask, Failed, Outcome, Outcomes, Teacher
 
-REQUESTS, ANSWERS = "requests", "answers"  # NAME*.jsonl
-MAX_LINES, MAX_BYTES = 50_000, 200_000_000  # of a file: OpenAI's limits
+REQUESTS, ANSWERS = "requests", "answers"  # file names: NAME*.jsonl
+MAX_LINES, MAX_BYTES = 50_000, 200_000_000  # OpenAI's limits for a file
 
 
 def batch_files(settings: Generate, folder: Path, total: int) -> Teacher:
-    """Return a teacher that reads `folder`/answers*.jsonl, of `total` samples at most.
+    """Return a teacher that reads answers to `total` samples from `folder`/answers*.jsonl.
 
-    Raises DstoolsError, with what to do next, after it has written requests for samples without an answer.
+    The teacher raises DstoolsError, with what to do next, after it has written requests for the
+    samples without an answer.
     """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
-        found = _Answers(folder, total)
+        answered = _Answers(folder, total)
         requests = _Requests(folder)
         for ask in asks:
             if ask.number not in done:
-                outcome = found.outcome(ask, settings)
+                outcome = answered.outcome(ask, settings)
                 if outcome is None:
                     line = {"custom_id": _custom_id(ask), "method": "POST"}
                     body = request(settings, ask)
@@ -42,17 +43,17 @@ def batch_files(settings: Generate, folder: Path, total: int) -> Teacher:
                     yield ask.number, outcome
         if requests.count:
             raise DstoolsError(
-                f"{requests.count} of {total} samples have no answer yet; the requests are in {folder}: "
-                + ", ".join(requests.names),
-                f"send each as a batch, put what comes back into {folder / ANSWERS}-1.jsonl and so on; "
-                f"then {RESUME_HINT}",
+                f"{requests.count} of {total} samples have no answer yet; "
+                f"the requests are in {folder}: {', '.join(requests.names)}",
+                f"send each file as a batch and save its answers as {folder / ANSWERS}-1.jsonl "
+                f"and so on; then {RESUME_HINT}",
             )
 
     return answers
 
 
 def remove_batch_files(folder: Path) -> None:
-    """Remove requests and answers: all that is in them is in the records."""
+    """Remove requests and answers, once everything in them is in the records."""
     for name in (REQUESTS, ANSWERS):
         for path in folder.glob(f"{name}*.jsonl"):
             path.unlink()
@@ -63,10 +64,10 @@ def _custom_id(ask: Ask) -> str:
 
 
 class _Answers:
-    """The answers in a folder's files, by the number of their sample."""
+    """The answers in the files of a folder, by the numbers of their samples."""
 
     def __init__(self, folder: Path, total: int) -> None:
-        self.places: dict[int, tuple[Path, int, int]] = {}  # file, line number, offset
+        self.places: dict[int, tuple[Path, int, int]] = {}  # file, line number, byte offset
         for path in sorted(folder.glob(f"{ANSWERS}*.jsonl")):
             offset = 0
             with path.open("rb") as file:
@@ -80,11 +81,11 @@ class _Answers:
         digits = str(name).partition("-")[0]
         if not (digits.isdecimal() and digits.isascii() and int(digits) < total):
             raise _not_ours(path, number, name)
-        if int(digits) not in self.places or _is_answered(row):  # asked twice: what came counts
+        if int(digits) not in self.places or _is_answered(row):  # asked twice: an answer wins
             self.places[int(digits)] = (path, number, offset)
 
     def outcome(self, ask: Ask, settings: Generate) -> Outcome | None:
-        """Return the sample; None where it must be asked for, or asked for again."""
+        """Return the outcome of a sample; None if it must be asked for, or asked for again."""
         if ask.number not in self.places:
             return None
         path, number, offset = self.places[ask.number]
@@ -104,9 +105,9 @@ class _Answers:
                 raise DstoolsError(f"{path}: line {number}: {error}", BAD_ANSWERS) from None
         if not isinstance(status, int) or status in PASSING or status >= 500:
             return None
-        said = body.get("error") if isinstance(body, dict) else None
-        kind = (said.get("type") or said.get("code") or "") if isinstance(said, dict) else ""
-        return Failed(printable(f"{status} {kind}".strip()), printable(str(said)))
+        fault = body.get("error") if isinstance(body, dict) else None
+        kind = (fault.get("type") or fault.get("code") or "") if isinstance(fault, dict) else ""
+        return Failed(printable(f"{status} {kind}".strip()), printable(str(fault)))
 
 
 def _is_answered(row: dict[str, Any]) -> bool:
@@ -116,15 +117,16 @@ def _is_answered(row: dict[str, Any]) -> bool:
 
 def _not_ours(path: Path, number: int, name: Any) -> DstoolsError:
     return DstoolsError(
-        f"{path}: line {number}: custom_id {name!r:.80} is of no request of this run", BAD_ANSWERS
+        f"{path}: line {number}: custom_id {name!r:.80} is not of a request of this run",
+        BAD_ANSWERS,
     )
 
 
-BAD_ANSWERS = "put there what came back for the requests beside it, as it came, and nothing else"
+BAD_ANSWERS = "keep only unchanged answers to the requests in the same folder"
 
 
 class _Requests:
-    """Files of requests; those of an earlier run give way to them."""
+    """Files of requests, which replace those of an earlier run."""
 
     def __init__(self, folder: Path) -> None:
         for path in folder.glob(f"{REQUESTS}*.jsonl"):
@@ -135,7 +137,7 @@ class _Requests:
         self.lines, self.bytes = MAX_LINES, 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a request; to another file where the last one is full."""
+        """Append a request to the last file, or to a new one if that is full."""
         line = records.dump(row)
         if self.lines == MAX_LINES or self.bytes + len(line) > MAX_BYTES:
             self.names.append(f"{REQUESTS}-{len(self.names) + 1}.jsonl")

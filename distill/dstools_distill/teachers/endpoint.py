@@ -1,9 +1,9 @@
-"""A teacher behind an OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, DeepSeek's API and others.
+"""A teacher behind an OpenAI-compatible endpoint, such as vLLM, SGLang or DeepSeek's API.
 
-The openai client tries again by itself, with growing pauses or as Retry-After says, after time-outs, broken
-connections and the statuses 408, 409, 429 and 5xx. What is left is told apart here: a prompt that is
-refused fails; a sample that did not come, though the teacher answers others, is missed, and another run asks
-for it again; a teacher that is down ends the run, which can go on.
+The openai client itself retries time-outs, broken connections and the statuses 408, 409, 429 and
+5xx, with growing pauses or as Retry-After says. What still fails is sorted here: a prompt that is
+refused fails; a sample that did not come, though the teacher answers others, is missed, and the
+next run asks for it again; a teacher that is down stops the run, which can be resumed.
 """
 
 import asyncio
@@ -31,18 +31,19 @@ from dstools_distill.teachers.teacher import (
     tokens,
 )
 
-PROMPT_REFUSED = (400, 413, 422)  # it is the prompt that is too long, or not to the server's taste
-PASSING = (408, 409, 429)  # and 5xx: they may be gone later
-REFUSALS = 32  # so many before the first answer: it is not the prompts
+PROMPT_REFUSED = (400, 413, 422)  # the prompt is too long, or refused for another reason
+PASSING = (408, 409, 429)  # with 5xx: these may pass
+REFUSALS = 32  # this many before the first answer: the prompts are not to blame
 CONNECT_SECONDS = 10.0
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0  # as the client's own
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0  # as in the client
 
 
 def endpoint(settings: Generate) -> Teacher:
-    """Return a teacher that asks settings.base_url, settings.concurrency requests at once.
+    """Return a teacher that sends settings.concurrency requests at a time to settings.base_url.
 
-    The key is the value of the variable that settings.api_key_env names, and is never shown. Raises
-    DstoolsError naming the URL where the teacher is down, refuses the key, or refuses all that is asked.
+    The key is the value of the environment variable that settings.api_key_env names; it is never
+    shown. The teacher raises DstoolsError with the URL if the server is down, refuses the key, or
+    refuses every request.
     """
     if not settings.base_url:
         raise DstoolsError("generate.base_url is missing", 'such as "http://127.0.0.1:8000/v1"')
@@ -56,12 +57,13 @@ def endpoint(settings: Generate) -> Teacher:
 
 
 def request(settings: Generate, ask: Ask) -> dict[str, Any]:
-    """Return the body of a chat completion: samples of a prompt differ in their seed.
+    """Return the body of a chat completion; samples of a prompt differ only in the seed.
 
-    A prefilled <think> is the beginning of an assistant's message, to be continued. vLLM and SGLang want
-    continue_final_message, vLLM and llama.cpp no generation prompt beside it, and DeepSeek's API, at its
-    /beta address, wants prefix; each ignores the others' words. Sources: vLLM, OpenAI-compatible server;
-    SGLang, protocol.py; llama.cpp, tools/server/README.md; api-docs.deepseek.com, Chat Prefix Completion.
+    A prefilled <think> is the start of an assistant's message that the server must continue. vLLM
+    and SGLang need continue_final_message for that, vLLM and llama.cpp no generation prompt, and
+    DeepSeek's API prefix, at its /beta address; each ignores the keys of the others. Sources: vLLM,
+    OpenAI-compatible server; SGLang, protocol.py; llama.cpp, tools/server/README.md;
+    api-docs.deepseek.com, Chat Prefix Completion.
     """
     messages: list[dict[str, Any]] = list(ask.prompt["messages"])
     body = {
@@ -79,18 +81,18 @@ def request(settings: Generate, ask: Ask) -> dict[str, Any]:
 
 
 def answer(body: Any, settings: Generate) -> Answer:
-    """Return what a chat completion says. Raises ValueError where it is none.
+    """Return the sample in the body of a chat completion; ValueError if it is not one.
 
-    A trace that the server took out of the text, `reasoning_content` or `reasoning`, is put back. llama.cpp
-    repeats a prefilled opener, the others do not. A text that closes a trace it never opened continues an
-    opener that the server's template wrote.
+    A trace that the server moved into `reasoning_content` or `reasoning` is put back into the text.
+    A prefilled opener that the server repeats, as llama.cpp does, is removed. A text that closes a
+    trace without opening it continues an opener that the server's template wrote.
     """
     try:
         choice = body["choices"][0]
         message = choice["message"]
         content = message["content"] or ""
     except (KeyError, IndexError, TypeError):
-        raise ValueError("the answer is no chat completion") from None
+        raise ValueError("the answer is not a chat completion") from None
     prefilled = settings.prefill_think
     if prefilled:
         content = content.removeprefix(f"{OPEN}\n")
@@ -103,7 +105,7 @@ def answer(body: Any, settings: Generate) -> Answer:
 
 
 def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:
-    """Yield outcomes as requests end. The event loop stands still while the caller has one in hand."""
+    """Yield outcomes as requests end. The event loop is paused while the caller handles one."""
     running: set[asyncio.Task[tuple[int, Outcome]]] = set()
     with asyncio.Runner() as runner:
         client = AsyncOpenAI(
@@ -125,7 +127,7 @@ def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:
                     if task.exception() is None:
                         yield task.result()
                 for task in ended:
-                    task.result()  # raises, now that nothing is lost by it
+                    task.result()  # raises, after every outcome was yielded
         finally:
             runner.run(_close(client, running))
 
@@ -144,24 +146,24 @@ async def _close(client: AsyncOpenAI, tasks: set[asyncio.Task[tuple[int, Outcome
 
 
 async def _ask(client: AsyncOpenAI, settings: Generate, ask: Ask) -> tuple[int, Outcome]:
-    """Return one sample; where its retries are used up, tell whether it is the teacher that is down.
+    """Return one sample. If its retries are used up, raise DstoolsError if the teacher is down.
 
-    If that answers a trivial question meanwhile, the sample gets one more chance, and is then missed.
+    If the teacher answers a trivial question, the sample gets one more chance and is then missed.
     """
     outcome = await _attempt(client, settings, ask)
     if isinstance(outcome, Exception):
-        await _see_it_alive(client, settings)
+        await _require_answering(client, settings)
         outcome = await _attempt(client, settings, ask)
     if isinstance(outcome, Exception):
         outcome = Missed(*_failed(outcome, settings))
     return ask.number, outcome
 
 
-TROUBLE = (APIStatusError, APIConnectionError, ValueError)  # the last one: no JSON, or none we know
+TROUBLE = (APIStatusError, APIConnectionError, ValueError)  # ValueError: not a chat completion
 
 
 async def _attempt(client: AsyncOpenAI, settings: Generate, ask: Ask) -> Outcome | Exception:
-    """Return a sample, or the trouble that may pass. Raises DstoolsError for one that concerns all."""
+    """Return a sample, or an error that may pass. DstoolsError: no request can succeed."""
     try:
         return await _completion(client, settings, request(settings, ask))
     except TROUBLE as error:
@@ -169,16 +171,16 @@ async def _attempt(client: AsyncOpenAI, settings: Generate, ask: Ask) -> Outcome
         if status in PROMPT_REFUSED:
             return _failed(error, settings)
         if status < 500 and status not in PASSING:
-            said = _failed(error, settings)
+            refusal = _failed(error, settings)
             raise DstoolsError(
-                f"{_shown(settings.base_url)}: refuses: {said.reason}: {said.detail}",
-                f"are generate.base_url, generate.model and the key in ${settings.api_key_env} right?",
+                f"{_shown(settings.base_url)}: refuses: {refusal.reason}: {refusal.detail}",
+                f"check generate.base_url, generate.model and the key in ${settings.api_key_env}",
             ) from None
         return error
 
 
-async def _see_it_alive(client: AsyncOpenAI, settings: Generate) -> None:
-    """Raise DstoolsError unless the teacher answers something, if only that it does not like it."""
+async def _require_answering(client: AsyncOpenAI, settings: Generate) -> None:
+    """Raise DstoolsError unless the teacher answers a request, even by refusing the prompt."""
     hello = {"model": settings.model, "messages": [{"role": "user", "content": "1"}]}
     try:
         await _completion(client, settings, hello | {"max_tokens": 1})
@@ -187,28 +189,28 @@ async def _see_it_alive(client: AsyncOpenAI, settings: Generate) -> None:
             raise DstoolsError(
                 f"{_shown(settings.base_url)}: the teacher does not answer: "
                 f"{_failed(error, settings).reason}",
-                f"what has come is kept; when it is back, {RESUME_HINT}",
+                f"finished samples are kept; when it is back, {RESUME_HINT}",
             ) from None
 
 
 async def _completion(client: AsyncOpenAI, settings: Generate, body: dict[str, Any]) -> Answer:
-    """Return what the teacher says; a body that is cut short, which the client takes as it is, is asked for again.
+    """Return the answer to a request; retry one that is cut short, which the client does not.
 
-    The JSON is taken as it came, with the fields that OpenAI does not know.
+    The JSON is read as it came, including fields that OpenAI's API does not have.
     """
     for tried in range(settings.retries + 1):
         try:
-            said = await client.post("/chat/completions", body=body, cast_to=object)
-            return answer(said, settings)
+            reply = await client.post("/chat/completions", body=body, cast_to=object)
+            return answer(reply, settings)
         except ValueError:
             if tried == settings.retries:
                 raise
             await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2**tried, LONGEST_PAUSE_SECONDS))
-    raise AssertionError("retries are none or more")
+    raise AssertionError("retries is negative")
 
 
 def _failed(error: Exception, settings: Generate) -> Failed:
-    """Return a reason that is the same for the same trouble, and what the server says to it."""
+    """Return a reason, which is the same for every error of a kind, and the server's own words."""
     if isinstance(error, APIStatusError):
         body = error.body if isinstance(error.body, dict) else {}
         kind = body.get("type") or body.get("code") or ""
@@ -217,20 +219,20 @@ def _failed(error: Exception, settings: Generate) -> Failed:
         detail = detail.replace(key, "...") if key else detail
         return Failed(printable(f"{error.status_code} {kind}".strip()), printable(detail))
     if isinstance(error, APITimeoutError):
-        return Failed("time-out", f"none within {settings.timeout_seconds:g} s")
+        return Failed("time-out", f"no answer within {settings.timeout_seconds:g} s")
     if isinstance(error, APIConnectionError):
         return Failed("no connection", printable(str(error.__cause__ or error)))
     return Failed("no chat completion", printable(str(error)))
 
 
 def _unless_all_are_refused(outcomes: Outcomes, settings: Generate, *, is_first: bool) -> Outcomes:
-    """Yield outcomes; raise DstoolsError where the first REFUSALS all failed: then it is not the prompts.
+    """Yield outcomes; raise DstoolsError if the first REFUSALS of them all failed.
 
-    A run that goes on may have nothing left but samples that were missed, and is_first is False: those that
-    are missed again do not count.
+    Then the prompts are not to blame. A resumed run, with is_first False, may have only samples
+    left that were missed before, so samples that are missed again do not count.
     """
     held: list[tuple[int, Outcome]] = []
-    with closing(outcomes):  # a client left open would keep the process from ending
+    with closing(outcomes):  # an open client would keep the process from ending
         for number, outcome in outcomes:
             if isinstance(outcome, Missed) and not is_first:
                 yield number, outcome
@@ -242,8 +244,8 @@ def _unless_all_are_refused(outcomes: Outcomes, settings: Generate, *, is_first:
                 raise DstoolsError(
                     f"{_shown(settings.base_url)}: none of the first {REFUSALS} samples came: "
                     f"{outcome.reason}: {outcome.detail}",
-                    "does it take generate's max_tokens, temperature, top_p and prefill_think, and "
-                    "answer within timeout_seconds?",
+                    "check that the server accepts max_tokens, temperature, top_p and "
+                    "prefill_think of generate, and answers within timeout_seconds",
                 )
         yield from held
         yield from outcomes
@@ -254,6 +256,6 @@ def _key(settings: Generate) -> str:
 
 
 def _shown(url: str) -> str:
-    """Return a URL without what may be a password in it."""
+    """Return a URL without user and password."""
     parts = urlsplit(url)
     return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")

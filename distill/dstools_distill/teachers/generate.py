@@ -1,8 +1,8 @@
-"""Let a teacher answer every prompt some times, and lose no answer.
+"""The generate stage: let a teacher answer each prompt several times, and lose no answer.
 
-samples.jsonl    while it runs: a line a sample, as they come; what is in there is not asked again
-records.jsonl    in the end: prompt by prompt, sample by sample; see records.py
-dropped.jsonl    samples that could not be had, with the reason
+samples.jsonl    during the run: a line a sample, as they come; none of them is asked for again
+records.jsonl    at the end: prompt by prompt, sample by sample; see records.py
+dropped.jsonl    samples that failed, with the reason
 """
 
 import logging
@@ -37,13 +37,13 @@ RECORDS, DROPPED, LOG = "records.jsonl", "dropped.jsonl", "samples.jsonl"
 
 
 def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
-    """Write settings.samples answers to each prompt of a folder; return what came.
+    """Write settings.samples answers to each prompt of a folder; return the report.
 
-    Reads prompts and model: the teacher's folder (hf), or the file of samples (replay; None replays the
-    references that came with the prompts). The report counts prompts in, samples out, reasons of those dropped, how answers ended,
-    traces that are well formed, and tokens where the teacher counts them. Raises DstoolsError where the
-    teacher is down, where it missed more than settings.max_failed of the samples, which another run asks for
-    again, or where no sample can be had at all.
+    Reads inputs.prompts, and inputs.model: the teacher's folder (hf) or a file of samples (replay;
+    None replays the references that came with the prompts). The report counts prompts in, samples
+    out, reasons for drops, how answers ended, well-formed traces, and tokens if the teacher counts
+    them. Raises DstoolsError if the teacher is down, if more than settings.max_failed of the
+    samples are missed (another run asks for those again), or if every sample failed.
     """
     if settings.samples > 1 and settings.temperature == 0 and settings.backend != "replay":
         raise DstoolsError(
@@ -52,7 +52,7 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
         )
     asked, done = inputs.prompts / RECORDS, work.folder / RECORDS
     count = sum(1 for _ in records.lines(asked))
-    if not done.exists():  # it gets that name when it is whole
+    if not done.exists():  # it gets this name once it is complete
         with closing(SampleLog(work.folder / LOG, count * settings.samples)) as log:
             missed = _fill(log, settings, asked, inputs.model, work)
             _write(settings, asked, log, missed, _who(settings, inputs.model), work.folder)
@@ -67,7 +67,7 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
 def _fill(
     log: SampleLog, settings: Generate, asked: Path, model: Path | None, work: Work
 ) -> dict[int, str]:
-    """Ask for every sample that the log has not; return why some were missed, by their numbers."""
+    """Ask for every sample that is not in the log; return why some were missed, by number."""
     missed: dict[int, str] = {}
     if len(log) < log.total:
         teacher = _teacher(settings, model, work.folder, log.total)
@@ -91,22 +91,24 @@ def _fill(
         reasons = ", ".join(f"{n} x {why}" for why, n in sorted(Counter(missed.values()).items()))
         enough = -(-100 * len(missed) // log.total) / 100  # up to the next hundredth
         raise DstoolsError(
-            f"{len(missed)} of {log.total} samples could not be had: {reasons}",
-            "run it again: what came is kept; "
-            f"or accept their loss with generate.max_failed = {enough:g}",
+            f"{len(missed)} of {log.total} samples are missing: {reasons}",
+            "run it again, finished samples are kept; "
+            f"or accept the loss with generate.max_failed = {enough:g}",
         )
     if log.total and all(number in missed or _why(log, number) for number in range(log.total)):
-        given = {missed.get(number) or _why(log, number) for number in range(log.total)}
-        log.path.unlink()  # or the same failures would be found again
+        reasons = ", ".join(
+            sorted({missed.get(number) or _why(log, number) for number in range(log.total)})
+        )
+        log.path.unlink()  # or the next run would read the same failures
         raise DstoolsError(
-            f"no sample of {log.total} could be had: {', '.join(sorted(given))}",
-            "do the teacher and the prompts go together?",
+            f"all {log.total} samples failed: {reasons}",
+            "check that the teacher and the prompts match",
         )
     return missed
 
 
 def _why(log: SampleLog, number: int) -> str:
-    """Return why a sample that was logged failed, "" where it did not."""
+    """Return why a sample in the log failed; "" if it did not."""
     return str(log.read(number).get("failed", ""))
 
 
@@ -138,7 +140,7 @@ def _asks(asked: Path, samples: int) -> Iterator[Ask]:
 
 
 def _who(settings: Generate, model: Path | None) -> dict[str, str | None]:
-    """Return the teacher of the records; where its files lie is nobody's business."""
+    """Return the teacher as records name it: without the path of its files."""
     if settings.backend in ("openai", "openai-batch"):
         return {"name": settings.model, "revision": None}
     if model is None:
@@ -162,29 +164,29 @@ def _write(
     with replacing(folder / RECORDS) as kept, replacing(folder / DROPPED) as dropped:
         for ask in _asks(asked, settings.samples):
             number = ask.number
-            found = {"failed": missed[number]} if number in missed else log.read(number)
+            logged = {"failed": missed[number]} if number in missed else log.read(number)
             record = ask.prompt | {
                 "sample": ask.sample,
                 "teacher": teacher,
                 "sampling": _sampling(settings, ask.sample),
             }
-            if "failed" in found:
-                dropped.write(records.dump(record | {"drop_reason": found["failed"]}))
+            if "failed" in logged:
+                dropped.write(records.dump(record | {"drop_reason": logged["failed"]}))
             else:
-                kept.write(records.dump(record | _sample(found)))
+                kept.write(records.dump(record | _sample(logged)))
 
 
 def _sampling(settings: Generate, sample: int) -> dict[str, Any]:
-    """Return how a sample was drawn; of a replayed one only its index is known."""
+    """Return how a sample was drawn; only the index of a replayed one is known."""
     if settings.backend == "replay":
         return {"index": sample}
     names = ("temperature", "top_p", "max_tokens", "seed")
     return {name: getattr(settings, name) for name in names} | {"index": sample}
 
 
-def _sample(found: Record) -> Record:
-    """Return the fields of a record that one sample decides."""
-    answer = Answer(*(found[name] for name in Answer._fields))
+def _sample(logged: Record) -> Record:
+    """Return the fields of a record that depend on the sample."""
+    answer = Answer(*(logged[name] for name in Answer._fields))
     parts = records.split(answer.raw, answer.prefilled_think)
     return {
         "raw": answer.raw,

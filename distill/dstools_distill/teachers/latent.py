@@ -1,8 +1,9 @@
-"""Attention of DeepSeek-V3 to cached latents as they are, for one new token a row.
+"""Decoding attention of DeepSeek-V3 on the cached latents themselves, one new token a row.
 
-transformers expands every cached latent into keys and values again for each token drawn. Both maps are linear,
-so they can be moved to the other side: q · (W_k c) = (W_k^T q) · c, and sum p (W_v c) = W_v (sum p c).
-The same numbers but for rounding. Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.2 and appendix C.
+For each token drawn, transformers expands every cached latent into keys and values again. Both maps
+are linear and can be moved to the other side: q · (W_k c) = (W_k^T q) · c, and
+sum p (W_v c) = W_v (sum p c). The results are equal up to rounding.
+Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.2 and appendix C.
 """
 
 from functools import partial
@@ -16,9 +17,9 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 
 
 def absorb(model: nn.Module) -> None:
-    """Let the DeepSeek-V3 attentions of a model, if it has any, decode on latents; in place.
+    """Make the DeepSeek-V3 attentions of a model, if it has any, decode on latents; in place.
 
-    One whose kv_b_proj is no plain matrix, such as FP8 blocks, stays as it is.
+    One whose kv_b_proj is not a plain matrix, such as FP8 blocks, is left unchanged.
     """
     for module in model.modules():
         if isinstance(module, deepseek.DeepseekV3Attention) and type(module.kv_b_proj) is nn.Linear:
@@ -34,7 +35,7 @@ def _forward(
     past_key_values: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """As DeepseekV3Attention.forward, which `expanding` is: it takes all but single tokens."""
+    """Replace DeepseekV3Attention.forward; that, `expanding`, still handles longer inputs."""
     if hidden_states.shape[1] != 1 or past_key_values is None or self.training:
         result: tuple[Tensor, Tensor | None] = expanding(
             hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs

@@ -1,9 +1,9 @@
-"""Answers of a model in this process: token ids of prompts in, texts out, fast on a CPU, always the same.
+"""Sampling from a model in this process: ids of prompts in, texts out, fast on a CPU, reproducible.
 
-A loop of our own in place of transformers' `generate`: a row that has ended leaves the batch, the cache
-grows by half in place of a copy a token, and a row's random numbers are its own, so an answer hangs
-on its seed and its place alone (and, in the last bits of a logit, on what shares its batch). What that
-gains: docs/log.md.
+A loop of our own in place of transformers' `generate`: rows that have ended leave the batch, the
+cache grows by half instead of being copied for every token, and each row has its own random
+numbers, so that an answer depends only on its seed and place (and, in the last bits of a logit, on
+the rest of its batch). docs/log.md has what that gains.
 """
 
 import random
@@ -23,27 +23,27 @@ from dstools_distill.loading import keep_freed_memory, load_model
 from dstools_distill.teachers import latent
 from dstools_distill.tokens.templates import end_token_id
 
-logging.disable_progress_bar()  # type: ignore[no-untyped-call] # work.bar is the one there is
-FIRST_TOKENS = 1024  # nucleus sampling looks at so many before it sorts a whole vocabulary
-NOISE_STEPS = 64  # random numbers of a row are drawn so many at a time
-CROWD = 0.875  # ended rows are taken out when this share or less of the batch is left
+logging.disable_progress_bar()  # type: ignore[no-untyped-call] # work.bar shows the progress
+FIRST_TOKENS = 1024  # nucleus sampling looks at this many before it sorts the whole vocabulary
+NOISE_STEPS = 64  # this many random numbers of a row are drawn at a time
+CROWD = 0.875  # ended rows leave once this share of the batch or less is live
 
 
 class Sampled(NamedTuple):
     """One answer."""
 
-    ids: list[int]  # every token drawn; the last one is an end token where finish_reason is "stop"
-    text: str  # special tokens kept, the end token removed
+    ids: list[int]  # every token drawn; the last one is an end token if finish_reason is "stop"
+    text: str  # with special tokens, without the end token
     finish_reason: Literal["stop", "length"]
 
 
 class Sampler:
-    """A causal model, ready to answer.
+    """A causal model that answers prompts.
 
-    model: a folder that transformers loads, FP8 blocks included; its weights are widened or rounded to
-    `precision`. An answer ends with an end token of the model's generation config or with the one that
-    the tokenizer's template writes after an answer. Raises DstoolsError where the folder does not hold all
-    of a causal language model.
+    model: a folder that transformers can load, or one with FP8 blocks; its weights are widened or
+    rounded to `precision`. An answer ends with an end token of the model's generation config, or
+    with the one that the tokenizer's template writes after an answer. Raises DstoolsError if the
+    folder does not hold a complete causal language model.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Sampler:
         if device == "cpu":
             keep_freed_memory()
         elif not torch.cuda.is_available():
-            raise DstoolsError("device cuda: there is none here", 'device = "cpu"')
+            raise DstoolsError("device cuda: this machine has none", 'set device = "cpu"')
         loaded = load_model(model, getattr(torch, precision), device_map=device)
         if device == "cpu":
-            loaded.set_experts_implementation("eager")  # of a MoE; elsewhere it does nothing
+            loaded.set_experts_implementation("eager")  # does nothing without experts
         latent.absorb(loaded)
         self.model = loaded.eval()
         self.tokenizer = tokenizer
@@ -85,9 +85,9 @@ class Sampler:
     ) -> Iterator[dict[int, Sampled]]:
         """Yield answers by the places of their prompts, a batch at a time, shortest prompts first.
 
-        temperature 0 is greedy. An answer also ends, with "length", where the model has no position left for
-        it. Places count from `first`. A batch whose places are all `done` is passed over; every other one
-        comes out as if none were.
+        temperature 0 is greedy. An answer also ends, with "length", when the model runs out of
+        positions. Places count from `first`. A batch whose places are all `done` is skipped; the
+        others are the same as without `done`.
         """
         by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         for start in range(0, len(prompts), batch_size):
@@ -118,13 +118,13 @@ class Sampler:
         max_tokens: int,
         seed: int,
     ) -> list[list[int]]:
-        """Return the tokens drawn after each prompt. `places` tell the rows' random numbers apart."""
+        """Return the tokens drawn after each prompt. `places` decide the random numbers of rows."""
         answers: list[list[int]] = [[] for _ in prompts]
         limits = [
             max_tokens if self.positions is None else min(max_tokens, self.positions - len(prompt))
             for prompt in prompts
         ]
-        rows = [row for row, limit in enumerate(limits) if limit > 0]  # of the batch, by its lines
+        rows = [row for row, limit in enumerate(limits) if limit > 0]  # the prompt of each line
         if not rows:
             return answers
         ids, mask = _padded_left([prompts[row] for row in rows], self.end_ids.device)
@@ -133,17 +133,14 @@ class Sampler:
         live = [True] * len(rows)
         noise: list[list[float]] = []
         for step in count():
-            logits = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
-            ).logits[:, -1].float()  # fmt: skip
+            logits = self._logits(ids, mask, position, cache)
             if temperature == 0:
                 drawn = logits.argmax(-1)
             else:
                 if step % NOISE_STEPS == 0:
                     noise = [_noise(seed, places[row], step) for row in rows]
                 uniform = torch.tensor(
-                    [each[step % NOISE_STEPS] for each in noise], dtype=torch.float64
+                    [numbers[step % NOISE_STEPS] for numbers in noise], dtype=torch.float64
                 ).to(logits.device)
                 drawn = draw(logits / temperature, top_p, uniform)
             ended = torch.isin(drawn, self.end_ids).tolist()
@@ -163,15 +160,28 @@ class Sampler:
                 lines = torch.tensor(kept, device=ids.device)
                 cache.batch_select_indices(lines)
                 ids, mask, position = ids[lines], mask[lines], position[lines]
-        raise AssertionError("a count has no end")
+        raise AssertionError("count() ended")
+
+    def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, cache: DynamicCache) -> Tensor:
+        """Return the logits after the last token of each row: [rows, vocabulary] float32."""
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
 
 
 def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    """Return one token of each row: the one in whose share of the probability `uniform` falls.
+    """Return a token for each row [rows], int64: the one whose probability interval has `uniform`.
 
-    logits: [rows, vocabulary] float32, temperature applied; uniform: [rows] float64 in [0, 1). Only the
-    nucleus counts, the most probable tokens that reach `top_p` together, and at least one: Holtzman
-    et al., arXiv 1904.09751.
+    logits: [rows, vocabulary] float32, with the temperature applied; uniform: [rows] float64 in
+    [0, 1). Only the nucleus counts: the fewest most probable tokens that together reach `top_p`.
+    Source: Holtzman et al., arXiv 1904.09751.
     """
     shares = torch.softmax(logits, -1)
     tokens = None
@@ -182,19 +192,19 @@ def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
         before = first.cumsum(-1, dtype=torch.float64) - first
         shares = first.masked_fill(before >= top_p, 0)
         shares[:, 0] = first[:, 0]
-    reached = shares.cumsum(-1, dtype=torch.float64)  # so u < 1 stays below the sum of all
-    found = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
-    return (found if tokens is None else tokens.gather(1, found))[:, 0]
+    reached = shares.cumsum(-1, dtype=torch.float64)  # float64: uniform < 1 stays below the sum
+    rank = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
+    return (rank if tokens is None else tokens.gather(1, rank))[:, 0]
 
 
 def _noise(seed: int, place: int, step: int) -> list[float]:
-    """Return the next NOISE_STEPS random numbers of a row, whatever else is in its batch."""
+    """Return the next NOISE_STEPS random numbers in [0, 1) of a row."""
     source = random.Random(f"{seed} {place} {step}")
     return [source.random() for _ in range(NOISE_STEPS)]
 
 
 def _padded_left(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and mask [rows, tokens], int64; the mask keeps padding out, so any id will do for it."""
+    """Return ids and mask [rows, tokens], int64; masked ids are 0, but could be any."""
     longest = max(map(len, prompts))
     ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -202,14 +212,14 @@ def _padded_left(prompts: list[list[int]], device: torch.device) -> tuple[Tensor
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers' __init_subclass__
-    """Keys and values of a layer in buffers with room to grow: DynamicLayer copies all of them a token."""
+    """Keys and values of a layer in buffers that grow; DynamicLayer copies all for each token."""
 
-    room: list[Tensor] | None = None  # what keys and values are the beginnings of
+    room: list[Tensor] | None = None  # the buffers that keys and values are the beginning of
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append [rows, heads, tokens, size] each; return all that there is now."""
+        """Append keys and values [rows, heads, tokens, size]; return all of both."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
@@ -226,19 +236,20 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
         return keys, values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows alone."""
+        """Keep only these rows."""
         super().batch_select_indices(indices)
         self.room = None
 
 
 def _with_room(old: Tensor, length: int) -> Tensor:
+    """Return a copy of `old` in a buffer for `length` tokens and more."""
     room = old.new_empty(*old.shape[:-2], max(length + NOISE_STEPS, length * 3 // 2), old.shape[-1])
     room[..., : old.shape[-2], :] = old
     return room
 
 
 def _roomy_cache(config: Any) -> DynamicCache:
-    """Return an empty cache whose plain layers grow by half; layers of another kind stay as they are."""
+    """Return an empty cache whose plain layers grow by half; others are unchanged."""
     cache = DynamicCache(config=config)
     cache.layers = [
         _RoomyLayer() if type(layer) is DynamicLayer else layer  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""What answers prompts: a model in this process, or samples that somebody else has made.
+"""Teachers: a local model, imported samples and references.
 
-A teacher gets all samples that are wanted, in order, and what is there already; it yields what is missing,
-in any order, as it comes. `endpoint.py` and `batchfile.py` have two more.
+A teacher gets all samples that are wanted, in order, and the log of those that are done; it yields
+the missing ones as they come, in any order.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -16,14 +16,14 @@ from dstools_distill.recipe.settings import Generate
 from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
 
-WINDOW_BATCHES = 16  # prompts are sorted by length among so many batches
+WINDOW_BATCHES = 16  # prompts are sorted by length within this many batches
 
 
 class Ask(NamedTuple):
     """One sample that is wanted."""
 
-    number: int  # its place among all: prompt after prompt, sample after sample
-    sample: int  # of its prompt, from 0
+    number: int  # among all samples, by prompt and then by sample
+    sample: int  # among those of its prompt, from 0
     prompt: Record
 
 
@@ -32,33 +32,34 @@ class Answer(NamedTuple):
 
     raw: str  # verbatim, without a prefilled opener
     finish_reason: str
-    prefilled_think: bool  # the opener stands in the prompt
+    prefilled_think: bool  # the opener is in the prompt
     usage: dict[str, int] | None  # prompt_tokens and completion_tokens, where known
 
 
 class Failed(NamedTuple):
-    """A sample that cannot be had: asking again would not help."""
+    """A sample that failed for good: asking again would not help."""
 
-    reason: str  # the same for the same trouble: it is counted
-    detail: str = ""  # what a person reads once
+    reason: str  # the same for every failure of a kind: it is counted
+    detail: str = ""  # logged once for each reason
 
 
 class Missed(NamedTuple):
-    """A sample that did not come, though another time it may."""
+    """A sample that did not come but may come another time."""
 
-    reason: str  # as of Failed
+    reason: str  # as in Failed
     detail: str = ""
 
 
 Outcome = Answer | Failed | Missed
-Outcomes = Generator[tuple[int, Outcome], None, None]  # to be closed: it may hold connections
+Outcomes = Generator[tuple[int, Outcome], None, None]  # must be closed: it may hold connections
 Teacher = Callable[[Iterator[Ask], SampleLog], Outcomes]
 
 
 def in_process(settings: Generate, model: Path) -> Teacher:
     """Return a teacher that samples from the model in a folder; see `sampling.py`.
 
-    Batches are made from all samples, done or not, so a run that was killed draws what it would have drawn.
+    Batches are made from all samples, done or not, so that a resumed run draws the same samples as
+    one that was never stopped.
     """
     from dstools_distill.teachers.sampling import Sampler
     from dstools_distill.tokens.templates import (
@@ -77,17 +78,20 @@ def in_process(settings: Generate, model: Path) -> Teacher:
             sampler = sampler or Sampler(
                 model, tokenizer, precision=settings.precision, device=settings.device
             )
-            asked = [ask.prompt["messages"] for ask in window]
-            prompts = [
-                prompt_ids(tokenizer, messages, settings.prefill_think) for messages in asked
-            ]
-            prefilled = settings.prefill_think or opens_think(prompt_text(tokenizer, asked[0]))
+            chats = [ask.prompt["messages"] for ask in window]
+            prompts = [prompt_ids(tokenizer, chat, settings.prefill_think) for chat in chats]
+            prefilled = settings.prefill_think or opens_think(prompt_text(tokenizer, chats[0]))
             first = window[0].number
             for batch in sampler.batches(
-                prompts, temperature=settings.temperature, top_p=settings.top_p,
-                max_tokens=settings.max_tokens, seed=settings.seed, batch_size=settings.batch_size,
-                first=first, done=done,
-            ):  # fmt: skip
+                prompts,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                max_tokens=settings.max_tokens,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                first=first,
+                done=done,
+            ):
                 for number, sampled in batch.items():
                     if sampled.ids:
                         usage = {
@@ -103,7 +107,7 @@ def in_process(settings: Generate, model: Path) -> Teacher:
 
 
 def references() -> Teacher:
-    """Return a teacher that says the answers that came with the prompts; each has one at most."""
+    """Return a teacher that repeats the answer that came with a prompt, if one did."""
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         for ask in asks:
@@ -120,10 +124,11 @@ def references() -> Teacher:
 def replay(path: Path) -> Teacher:
     """Return a teacher that reads its samples from a JSONL file.
 
-    A line names its prompt, {"id"} of the prompts stage or {"prompt"}, the text of the last message, and
-    has the answer as {"raw"}, {"reasoning", "answer"} or {"reasoning_content", "content"}; {"finish_reason",
-    "prefilled_think", "usage"} may stand beside it. So records of an earlier `generate` will do. Lines of
-    one prompt are its samples, in their order. Raises DstoolsError, with the line, where one has neither.
+    A line names its prompt by {"id"} of the prompts stage, or by {"prompt"}, the text of its last
+    message. It has the answer as {"raw"}, {"reasoning", "answer"} or {"reasoning_content",
+    "content"}, and may have {"finish_reason", "prefilled_think", "usage"}; so records of an earlier
+    `generate` can be replayed. Lines of one prompt are its samples, in order. The teacher raises
+    DstoolsError with the line if a prompt or an answer is missing.
     """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
@@ -133,22 +138,21 @@ def replay(path: Path) -> Teacher:
                 if ask.number in done:
                     continue
                 text = ask.prompt["messages"][-1]["content"]
-                found = places.get(_key("id", ask.prompt["id"])) or places.get(_key("prompt", text))
-                if found is None or ask.sample >= len(found):
+                samples = places.get(_key("id", ask.prompt["id"]))
+                samples = samples or places.get(_key("prompt", text)) or []
+                if ask.sample >= len(samples):
                     yield ask.number, Failed("not in the file")
                     continue
-                number, offset = found[ask.sample]
+                number, offset = samples[ask.sample]
                 file.seek(offset)
-                yield (
-                    ask.number,
-                    _replayed(records.parse(file.readline(), path, number), path, number),
-                )
+                row = records.parse(file.readline(), path, number)
+                yield ask.number, replayed(row, path, number)
 
     return answers
 
 
 def _places(path: Path) -> dict[bytes, list[tuple[int, int]]]:
-    """Return line number and offset of each sample in a file, by what names its prompt."""
+    """Return line number and byte offset of each sample in a file, by the key of its prompt."""
     places: dict[bytes, list[tuple[int, int]]] = {}
     offset = 0
     with path.open("rb") as file:
@@ -158,9 +162,10 @@ def _places(path: Path) -> dict[bytes, list[tuple[int, int]]]:
                 kind = "id" if "id" in row else "prompt"
                 if not isinstance(row.get(kind), str):
                     raise DstoolsError(
-                        f"{path}: line {number}: names no prompt", 'give "id" or "prompt", a text'
+                        f"{path}: line {number}: does not name its prompt",
+                        'add "id" or "prompt", a string',
                     )
-                _replayed(row, path, number)  # whatever is wrong is told before anything is written
+                replayed(row, path, number)  # raises before anything is written
                 places.setdefault(_key(kind, row[kind]), []).append((number, offset))
             offset += len(line)
     return places
@@ -170,7 +175,8 @@ def _key(kind: str, text: str) -> bytes:
     return sha256(f"{kind} {' '.join(text.split())}".encode()).digest()[:16]
 
 
-def _replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
+def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
+    """Return the sample in a line of a file; DstoolsError with the line if it has no answer."""
     prefilled = row.get("prefilled_think", False) is True
     for reasoning, answer in (("reasoning", "answer"), ("reasoning_content", "content")):
         if isinstance(row.get("raw"), str):
@@ -182,13 +188,16 @@ def _replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
     else:
         raise DstoolsError(
             f"{path}: line {number}: has no answer",
-            'give "raw", or "reasoning" and "answer", or "reasoning_content" and "content"',
+            'add "raw", or "reasoning" and "answer", or "reasoning_content" and "content"',
         )
     return Answer(raw, str(row.get("finish_reason", "stop")), prefilled, tokens(row.get("usage")))
 
 
 def tokens(usage: Any) -> dict[str, int] | None:
-    """Return the two counts of a usage object; what is cached hangs on the order of requests."""
+    """Return the prompt and completion tokens of a usage object; None if it has neither.
+
+    Other counts, of cached tokens, depend on the order of requests.
+    """
     if not isinstance(usage, dict):
         return None
     names = ("prompt_tokens", "completion_tokens")

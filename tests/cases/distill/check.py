@@ -122,12 +122,12 @@ def responses(path):
 def samples(path):
     """Each sample is replayed, as `generate` and `verify` do it."""
     from dstools_distill.recipe.settings import Verify
-    from dstools_distill.teachers.teacher import _replayed
+    from dstools_distill.teachers.teacher import replayed
     from dstools_distill.judge.verify import Judge
 
     with closing(Judge(Verify())) as judge:
         for row in rows(path):
-            said = _replayed({"prompt": "?", "raw": row["raw"]}, path, 1)
+            said = replayed({"prompt": "?", "raw": row["raw"]}, path, 1)
             asked = {"raw": said.raw, "gold": row["gold"], "answer_type": "auto", "task": None}
             found = judge.judge(asked | {"prefilled_think": said.prefilled_think, "finish_reason": "stop"})
             tell("samples", row["kind"], found["verdict"] == row["verdict"],
