@@ -1,4 +1,4 @@
-"""Tokenizers of the model families, each made once in a session. Tests leave the folders as they are."""
+"""Tokenizers of the model families, made once in a session. Tests must not change the folders."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-QWEN3_ADDS = (  # the first 18 of them Qwen2.5 has, too
+QWEN3_ADDS = (  # Qwen2.5 has the first 18 of them too
     *(f"<|{name}|>" for name in ["object_ref_start", "object_ref_end", "box_start", "box_end"]),
     *(
         f"<|{name}|>"
@@ -32,7 +32,7 @@ QWEN3_ADDS = (  # the first 18 of them Qwen2.5 has, too
 
 
 def package(name: str) -> Path:
-    """The folder of an installed package, which is not imported."""
+    """Return the folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(name)
     assert spec is not None, f"pip install {name}"
     assert spec.origin is not None
@@ -53,7 +53,7 @@ def trl_template() -> Callable[[str], str]:
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """tokenizer_folder(name): sample-v3, deepseek (no template), smollm2, qwen2.5, qwen3, llama3.
 
-    Real ones, but llama3: its vocabulary cannot be had, so that is a small BPE with its special tokens.
+    All are real but llama3, whose vocabulary is not public: a small BPE with its special tokens.
     """
     made: dict[str, Path] = {"sample-v3": SAMPLE}
 
@@ -89,7 +89,7 @@ def sample_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer_of(tokenizer_folder: Callable[[str], Path]) -> Callable[..., Any]:
-    """tokenizer_of(name, template=""): as `load_tokenizer` gives it, loaded once; leave it as it is."""
+    """tokenizer_of(name, template=""): the result of `load_tokenizer`, shared; do not change it."""
     from dstools_distill.tokens.templates import load_tokenizer
 
     loaded: dict[tuple[str, str], Any] = {}
@@ -130,14 +130,14 @@ def _qwen() -> Any:
 
 
 def _qwen3(qwen: Path, folder: Path) -> None:
-    """Qwen3 adds tokens; <think> and </think> are plain ones."""
+    """Write the tokenizer of Qwen3: Qwen2.5's with more tokens; <think> and </think> are plain."""
     shutil.copytree(qwen, folder, dirs_exist_ok=True)
     file = folder / "tokenizer.json"
-    said = json.loads(file.read_text())
+    content = json.loads(file.read_text())
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    for number, content in enumerate(QWEN3_ADDS, start=151646):
-        said["added_tokens"].append({"id": number, "content": content} | plain)
-    file.write_text(json.dumps(said))
+    for number, token in enumerate(QWEN3_ADDS, start=151646):
+        content["added_tokens"].append({"id": number, "content": token} | plain)
+    file.write_text(json.dumps(content))
     (folder / "chat_template.jinja").write_text(read_template("qwen3"))
 
 

@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible endpoint, llama.cpp's server with SmolLM2-135M, behind a proxy that breaks things."""
+"""Samples come through a real endpoint: llama.cpp's server, behind a proxy that breaks things."""
 
 import json
 import socket
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import RESUME_HINT, DstoolsError
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.recipe.stages import Inputs
@@ -67,9 +67,10 @@ def llama() -> Iterator[str]:
 
 
 class Proxy(ThreadingHTTPServer):
-    """Hands requests on, but for those that meet a fault; each fault of `faults` strikes once.
+    """Passes requests on, except those that meet a fault; a fault of `faults` strikes once.
 
-    Faults: "hang", "reset" in the middle of the body, "cut" without a word, or a status with a body and headers.
+    Faults: "hang", "reset" in the middle of the body, "cut" with a clean end, or a reply of status,
+    body and headers.
     """
 
     daemon_threads = True
@@ -89,7 +90,7 @@ class Proxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: broken connections are what this is for."""
+        """Stay silent: broken connections are expected here."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,14 +120,14 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = HTTPConnection(self.server.target.hostname or "", self.server.target.port)
         upstream.request("POST", self.path, raw, {"Content-Type": "application/json"})
         response = upstream.getresponse()
-        said, status = response.read(), response.status
+        reply, status = response.read(), response.status
         upstream.close()
         if fault == "reset":
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(said)))
+            self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
-            self.wfile.write(said[: len(said) // 2])
+            self.wfile.write(reply[: len(reply) // 2])
             linger = struct.pack("ii", 1, 0)  # close() sends RST
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.close()
@@ -136,24 +137,27 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "application/json")
             self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write(said[: len(said) // 2])
+            self.wfile.write(reply[: len(reply) // 2])
             self.close_connection = True
         else:
             if status == 200:
                 with self.server.lock:
                     self.server.answered.setdefault(question, []).extend(
-                        json.loads(said)["choices"]
+                        json.loads(reply)["choices"]
                     )
-            self.reply(status, said, {})
+            self.reply(status, reply, {})
 
     def reply(self, status: int, body: bytes | dict[str, Any], headers: dict[str, str]) -> None:
-        said = body if isinstance(body, bytes) else json.dumps(body).encode()
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(said))} | headers
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(content)),
+        } | headers
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(said)
+        self.wfile.write(content)
 
 
 @pytest.fixture
@@ -169,7 +173,7 @@ def proxy(llama: str) -> Iterator[Proxy]:
 
 @pytest.fixture(autouse=True)
 def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses grow from 50 ms in place of 500."""
+    """Let pauses grow from 50 ms instead of 500."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.05)
     monkeypatch.setattr(endpoint, "FIRST_PAUSE_SECONDS", 0.05)
     monkeypatch.setenv("DSTOOLS_TEST_KEY", KEY)
@@ -178,9 +182,14 @@ def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings_for(proxy: Proxy, **more: Any) -> Generate:
     how: dict[str, Any] = {
-        "model": "smol", "temperature": 0.0, "max_tokens": 6, "concurrency": 4,
-        "timeout_seconds": 120.0, "retries": 3, "api_key_env": "DSTOOLS_TEST_KEY",
-    }  # fmt: skip
+        "model": "smol",
+        "temperature": 0.0,
+        "max_tokens": 6,
+        "concurrency": 4,
+        "timeout_seconds": 120.0,
+        "retries": 3,
+        "api_key_env": "DSTOOLS_TEST_KEY",
+    }
     return Generate(backend="openai", base_url=proxy.url, **how | more)
 
 
@@ -190,10 +199,10 @@ def run(
     prompts, out = tmp_path / "prompts", tmp_path / "out"
     prompts.mkdir(parents=True, exist_ok=True)
     out.mkdir(exist_ok=True)
-    asked = [[{"role": "user", "content": question}] for question in questions]
+    chats = [[{"role": "user", "content": question}] for question in questions]
     records.write(
         prompts / "records.jsonl",
-        ({"id": records.prompt_id(each, "here"), "messages": each} for each in asked),
+        ({"id": records.prompt_id(chat, "here"), "messages": chat} for chat in chats),
     )
     report = generate(settings, Inputs(prompts=prompts), Work(out))
     return report, list(records.read(out / "records.jsonl"))
@@ -212,29 +221,29 @@ def test_every_sample_arrives_once_through_all_that_can_break(proxy: Proxy, tmp_
         "cut",
         (200, {"error": "no choices"}, {}),
     ]
-    report, found = run(
+    report, written = run(
         settings_for(proxy, temperature=0.01, max_tokens=12, samples=2, retries=9), tmp_path
     )
     assert proxy.faults == []
-    assert [(each["messages"][0]["content"], each["sample"]) for each in found] == [
+    assert [(record["messages"][0]["content"], record["sample"]) for record in written] == [
         (question, sample) for question in QUESTIONS for sample in range(2)
     ]
     assert set(report["finish_reasons"]) == {"stop", "length"}  # both, at twelve tokens
-    for each in found:
-        (choice,) = proxy.answered[f"{each['messages'][0]['content']} {each['sample']}"]
-        assert each["raw"] == choice["message"]["content"]
-        assert each["finish_reason"] == choice["finish_reason"]
-        assert (each["finish_reason"] == "length") == (each["usage"]["completion_tokens"] == 12)
+    for record in written:
+        (choice,) = proxy.answered[f"{record['messages'][0]['content']} {record['sample']}"]
+        assert record["raw"] == choice["message"]["content"]
+        assert record["finish_reason"] == choice["finish_reason"]
+        assert (record["finish_reason"] == "length") == (record["usage"]["completion_tokens"] == 12)
     assert report["dropped"] == {}
     assert report["tokens"]["completion_tokens"] == sum(
-        each["usage"]["completion_tokens"] for each in found
+        record["usage"]["completion_tokens"] for record in written
     )
     assert proxy.headers[0]["authorization"] == f"Bearer {KEY}"
     for path in (tmp_path / "out").iterdir():
         assert KEY.encode() not in path.read_bytes()
 
 
-def test_a_request_that_hangs_is_asked_again(proxy: Proxy, tmp_path: Path) -> None:
+def test_a_request_that_hangs_is_sent_again(proxy: Proxy, tmp_path: Path) -> None:
     message = {"message": {"role": "assistant", "content": "four"}, "finish_reason": "stop"}
     hung = set()
 
@@ -246,12 +255,12 @@ def test_a_request_that_hangs_is_asked_again(proxy: Proxy, tmp_path: Path) -> No
         return (200, {"choices": [message]}, {})
 
     proxy.always = fault
-    report, found = run(settings_for(proxy, timeout_seconds=2.0), tmp_path)
+    report, written = run(settings_for(proxy, timeout_seconds=2.0), tmp_path)
     assert (report["out"], report["dropped"]) == (4, {})
     assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS[:3]} | {
         f"{QUESTIONS[3]} 0": 3
     }
-    assert [each["usage"] for each in found] == [None] * 4
+    assert [record["usage"] for record in written] == [None] * 4
 
 
 def test_retry_after_is_waited_for(proxy: Proxy, tmp_path: Path) -> None:
@@ -264,24 +273,24 @@ def test_retry_after_is_waited_for(proxy: Proxy, tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_is_too_long_fails_alone_and_is_counted(proxy: Proxy, tmp_path: Path) -> None:
-    report, found = run(settings_for(proxy), tmp_path, [QUESTIONS[0], "word " * 2000])
-    assert len(found) == 1
+    report, written = run(settings_for(proxy), tmp_path, [QUESTIONS[0], "word " * 2000])
+    assert len(written) == 1
     assert report["dropped"] == {"400 exceed_context_size_error": 1}
-    assert [each for each in proxy.asked.items() if each[1] > 1] == []  # not asked again
+    assert max(proxy.asked.values()) == 1  # not asked again
 
 
-def test_a_prompt_that_kills_its_request_is_lost_alone_where_that_is_accepted(
+def test_a_prompt_that_breaks_its_request_is_lost_alone_if_that_is_accepted(
     proxy: Proxy, tmp_path: Path
 ) -> None:
     error = (500, {"error": {"message": "boom", "type": "server_error"}}, {})
     proxy.always = lambda body: error if "color" in body["messages"][0]["content"] else None
-    report, found = run(settings_for(proxy, retries=1, max_failed=0.25), tmp_path)
-    assert [each["messages"][0]["content"] for each in found] == QUESTIONS[:3]
+    report, written = run(settings_for(proxy, retries=1, max_failed=0.25), tmp_path)
+    assert [record["messages"][0]["content"] for record in written] == QUESTIONS[:3]
     assert report["dropped"] == {"500 server_error": 1}
     assert proxy.asked[f"{QUESTIONS[3]} 0"] == 4  # two tries, then one more chance of two
 
 
-def test_what_may_pass_is_asked_for_again_by_the_next_run_and_nothing_else_is(
+def test_the_next_run_asks_again_for_errors_that_may_pass_and_for_nothing_else(
     proxy: Proxy, tmp_path: Path
 ) -> None:
     message = {"message": {"role": "assistant", "content": "red"}, "finish_reason": "stop"}
@@ -300,26 +309,26 @@ def test_what_may_pass_is_asked_for_again_by_the_next_run_and_nothing_else_is(
     proxy.always = fault
     questions = [*QUESTIONS, "word"]
     settings = settings_for(proxy, retries=0, timeout_seconds=2.0)
-    with pytest.raises(DstoolsError) as told:
+    with pytest.raises(DstoolsError) as error:
         run(settings, tmp_path, questions)
-    assert str(told.value) == (
-        "3 of 5 samples could not be had: 1 x 429 rate_limit, 1 x 503, 1 x time-out"
+    assert str(error.value) == (
+        "3 of 5 samples are missing: 1 x 429 rate_limit, 1 x 503, 1 x time-out"
     )
-    assert told.value.hint == (
-        "run it again: what came is kept; or accept their loss with generate.max_failed = 0.6"
+    assert error.value.hint == (
+        "run it again, finished samples are kept; or accept the loss with generate.max_failed = 0.6"
     )
     assert not (tmp_path / "out" / "records.jsonl").exists()
     assert (proxy.asked[f"{QUESTIONS[3]} 0"], proxy.asked["word 0"]) == (1, 1)
     proxy.always = lambda body: None
     proxy.asked.clear()
-    report, found = run(replace(settings, timeout_seconds=120.0), tmp_path, questions)
+    report, written = run(replace(settings, timeout_seconds=120.0), tmp_path, questions)
     assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS[:3]}
-    assert [each["messages"][0]["content"] for each in found] == QUESTIONS
-    assert found[3]["raw"] == "red"
+    assert [record["messages"][0]["content"] for record in written] == QUESTIONS
+    assert written[3]["raw"] == "red"
     assert report["dropped"] == {"400 too_long": 1}
 
 
-def test_a_run_that_goes_on_may_have_nothing_but_missed_samples_left(
+def test_a_resumed_run_may_have_only_missed_samples_left(
     proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "REFUSALS", 2)
@@ -330,13 +339,13 @@ def test_a_run_that_goes_on_may_have_nothing_but_missed_samples_left(
         run(settings, tmp_path)
     lost = QUESTIONS[2:]
     proxy.always = lambda body: error if body["messages"][0]["content"] in lost else None
-    with pytest.raises(DstoolsError, match="2 of 4 samples could not be had: 2 x 500"):
+    with pytest.raises(DstoolsError, match="2 of 4 samples are missing: 2 x 500"):
         run(settings, tmp_path)
     report, _ = run(replace(settings, max_failed=0.5), tmp_path)
     assert (report["out"], report["dropped"]) == (2, {"500": 2})
 
 
-def test_a_teacher_that_goes_down_stops_the_run_which_then_goes_on(
+def test_a_teacher_that_goes_down_stops_the_run_which_can_be_resumed(
     proxy: Proxy, tmp_path: Path
 ) -> None:
     down = (503, {"error": {"message": "loading"}}, {})
@@ -344,28 +353,28 @@ def test_a_teacher_that_goes_down_stops_the_run_which_then_goes_on(
     settings = settings_for(proxy, retries=1, concurrency=1)
     with pytest.raises(
         DstoolsError, match=f"^{proxy.url}: the teacher does not answer: 503"
-    ) as told:
+    ) as error:
         run(settings, tmp_path)
-    assert "goes on" in told.value.hint
-    assert KEY not in str(told.value) + told.value.hint
+    assert error.value.hint.endswith(RESUME_HINT)
+    assert KEY not in str(error.value) + error.value.hint
     log = (tmp_path / "out" / "samples.jsonl").read_bytes()
     assert log.count(b"\n") == 2
     proxy.always = lambda body: None
     proxy.asked.clear()
-    report, found = run(settings, tmp_path)
-    assert report["out"] == len(found) == 4
+    report, written = run(settings, tmp_path)
+    assert report["out"] == len(written) == 4
     assert sum(proxy.asked.values()) == 2
 
 
-def test_nobody_there_is_one_error_that_names_the_address(tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_is_one_error_with_its_address(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     settings = Generate(
         backend="openai", base_url=f"http://user:word@127.0.0.1:{port}/v1", model="m", retries=0
     )
-    with pytest.raises(DstoolsError) as told:
+    with pytest.raises(DstoolsError) as error:
         run(settings, tmp_path)
-    assert str(told.value) == (
+    assert str(error.value) == (
         f"http://127.0.0.1:{port}/v1: the teacher does not answer: no connection"
     )
     with pytest.raises(DstoolsError, match="base_url is missing"):
@@ -373,18 +382,20 @@ def test_nobody_there_is_one_error_that_names_the_address(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, "invalid_api_key"), (404, "not_found")])
-def test_a_refusal_of_all_stops_at_once_and_shows_no_key(
+def test_a_refusal_of_every_request_stops_at_once_and_hides_the_key(
     status: int, kind: str, proxy: Proxy, tmp_path: Path
 ) -> None:
-    said = {"error": {"message": f"{KEY} is unknown", "type": kind}}
-    proxy.always = lambda body: (status, said, {})
-    with pytest.raises(DstoolsError, match=rf"refuses: {status} {kind}: \.\.\. is unknown") as told:
+    refusal = {"error": {"message": f"{KEY} is unknown", "type": kind}}
+    proxy.always = lambda body: (status, refusal, {})
+    with pytest.raises(
+        DstoolsError, match=rf"refuses: {status} {kind}: \.\.\. is unknown"
+    ) as error:
         run(settings_for(proxy), tmp_path)
-    assert "$DSTOOLS_TEST_KEY" in told.value.hint
+    assert "$DSTOOLS_TEST_KEY" in error.value.hint
     assert max(proxy.asked.values()) == 1
 
 
-def test_a_server_that_likes_no_request_is_no_fault_of_the_prompts(
+def test_a_server_that_refuses_every_prompt_stops_the_run(
     proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "REFUSALS", 3)
@@ -393,13 +404,13 @@ def test_a_server_that_likes_no_request_is_no_fault_of_the_prompts(
         DstoolsError, match="none of the first 3 samples came: 400: max_tokens is too large"
     ):
         run(settings_for(proxy), tmp_path)
-    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == b""  # nothing that is remembered
+    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == b""  # no failure is remembered
     proxy.always = lambda body: None
     assert run(settings_for(proxy), tmp_path, QUESTIONS[:1])[0]["out"] == 1
 
 
 def test_a_run_that_stops_ends_its_process(proxy: Proxy, tmp_path: Path) -> None:
-    """A client that is left to the end of the interpreter waits for an event loop that is gone."""
+    """A client that is left open would wait for an event loop that has ended."""
     proxy.always = lambda body: (400, {"error": {"message": "never"}}, {})
     settings = settings_for(proxy)
     with pytest.raises(DstoolsError):
@@ -420,29 +431,33 @@ def test_a_run_that_stops_ends_its_process(proxy: Proxy, tmp_path: Path) -> None
 
 
 def test_a_prefilled_opener_is_continued_and_not_repeated(proxy: Proxy, tmp_path: Path) -> None:
-    report, found = run(settings_for(proxy, prefill_think=True), tmp_path, QUESTIONS[:2])
+    report, written = run(settings_for(proxy, prefill_think=True), tmp_path, QUESTIONS[:2])
     assert report["out"] == 2
-    for each in found:
-        assert each["prefilled_think"] is True
-        assert not each["raw"].startswith("<think>")  # which llama.cpp repeats
-        assert each["raw"]
+    for record in written:
+        assert record["prefilled_think"] is True
+        assert not record["raw"].startswith("<think>")  # which llama.cpp repeats
+        assert record["raw"]
     _, plain = run(settings_for(proxy), tmp_path / "plain", QUESTIONS[:1])
-    more = found[0]["usage"]["prompt_tokens"] - plain[0]["usage"]["prompt_tokens"]
+    more = written[0]["usage"]["prompt_tokens"] - plain[0]["usage"]["prompt_tokens"]
     assert more == 4  # "<think>" and a newline, for a model that has no such token
 
 
-# ------------------------------------------------------------------ what is sent, and what is made of it
+# --------------------------------------------------------------------------- requests and answers
 
 PLAIN = Generate(backend="openai", model="m", seed=5, max_tokens=9)
 
 
-def test_a_request_says_all_that_decides_a_sample() -> None:
+def test_a_request_holds_everything_that_decides_a_sample() -> None:
     messages = [{"role": "user", "content": "hi"}]
     body = request(PLAIN, Ask(13, 3, {"messages": messages}))
     assert body == {
-        "model": "m", "messages": messages, "temperature": 0.6, "top_p": 0.95, "max_tokens": 9,
+        "model": "m",
+        "messages": messages,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "max_tokens": 9,
         "seed": 8,
-    }  # fmt: skip
+    }
     body = request(replace(PLAIN, prefill_think=True), Ask(13, 3, {"messages": messages}))
     assert body["messages"] == [
         *messages,
@@ -474,16 +489,16 @@ def test_a_request_says_all_that_decides_a_sample() -> None:
         (None, "a</think>b</think>c", False, "a</think>b</think>c", False),
     ],
 )
-def test_a_trace_that_a_parser_took_out_is_put_back(
+def test_a_trace_that_the_servers_parser_moved_is_put_back(
     field: str, reasoning: str | None, content: str | None, prefill: bool, raw: str, prefilled: bool
 ) -> None:
     message = {"role": "assistant", "content": content, field: reasoning}
     body = {"choices": [{"message": message, "finish_reason": "length"}]}
-    found = answer(body, replace(PLAIN, prefill_think=prefill))
-    assert found == Answer(raw, "length", prefilled, None)
+    sample = answer(body, replace(PLAIN, prefill_think=prefill))
+    assert sample == Answer(raw, "length", prefilled, None)
 
 
 @pytest.mark.parametrize("body", ["text", None, {}, {"choices": []}, {"choices": [{"text": "x"}]}])
-def test_what_is_no_chat_completion_is_no_answer(body: Any) -> None:
-    with pytest.raises(ValueError, match="no chat completion"):
+def test_a_body_that_is_not_a_chat_completion_is_refused(body: Any) -> None:
+    with pytest.raises(ValueError, match="is not a chat completion"):
         answer(body, PLAIN)

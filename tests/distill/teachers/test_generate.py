@@ -1,4 +1,4 @@
-"""Every sample once, in order, whatever happened; and what other teachers than endpoints say."""
+"""Every sample is written once, in order, whatever happened to the runs before."""
 
 import random
 import subprocess
@@ -40,10 +40,16 @@ HF = Generate(
 def prompt(row: int, text: str, reference: str | None = None) -> records.Record:
     messages = [{"role": "user", "content": text}]
     return {
-        "id": records.prompt_id(messages, "here"), "source": "here", "licence": "mit",
-        "messages": messages, "gold": str(row), "answer_type": "integer", "task": None,
-        "difficulty": None, "reference": reference,
-    }  # fmt: skip
+        "id": records.prompt_id(messages, "here"),
+        "source": "here",
+        "licence": "mit",
+        "messages": messages,
+        "gold": str(row),
+        "answer_type": "integer",
+        "task": None,
+        "difficulty": None,
+        "reference": reference,
+    }
 
 
 PROMPTS = [
@@ -67,9 +73,13 @@ def prompts(tmp_path: Path) -> Path:
     return tmp_path / "prompts"
 
 
-def work_in(folder: Path, told: list[int] | None = None) -> Work:
+def work_in(folder: Path, progress: list[int] | None = None) -> Work:
     folder.mkdir(parents=True, exist_ok=True)
-    return Work(folder) if told is None else Work(folder, 1, lambda *_: nullcontext(told.append))
+    return (
+        Work(folder)
+        if progress is None
+        else Work(folder, 1, lambda *_: nullcontext(progress.append))
+    )
 
 
 def bytes_in(folder: Path) -> dict[str, bytes]:
@@ -82,11 +92,11 @@ def given_file(tmp_path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def all_given(tmp_path: Path) -> Path:
-    """Two samples of each prompt, in another order than theirs."""
+    """Return a file with two samples of each prompt, in another order than the prompts."""
     rows = [
-        {"id": each["id"], "raw": f"<think>{'é' * n}\n</think>\n{n}", "finish_reason": "stop"}
+        {"id": record["id"], "raw": f"<think>{'é' * n}\n</think>\n{n}", "finish_reason": "stop"}
         for n in range(2)
-        for each in reversed(PROMPTS)
+        for record in reversed(PROMPTS)
     ]
     return given_file(tmp_path, rows)
 
@@ -97,19 +107,19 @@ def all_given(tmp_path: Path) -> Path:
 def test_a_model_in_this_process_answers_each_prompt_and_the_records_say_how(
     prompts: Path, tmp_path: Path
 ) -> None:
-    told: list[int] = []
-    settings = replace(HF, temperature=0.01, max_tokens=100)  # greedy but for its name
+    progress: list[int] = []
+    settings = replace(HF, temperature=0.01, max_tokens=100)  # greedy in all but name
     report = generate(
-        settings, Inputs(prompts=prompts, model=SAMPLE), work_in(tmp_path / "out", told)
+        settings, Inputs(prompts=prompts, model=SAMPLE), work_in(tmp_path / "out", progress)
     )
-    assert sum(told) == 10
+    assert sum(progress) == 10
     assert sorted(bytes_in(tmp_path / "out")) == ["dropped.jsonl", "records.jsonl"]
     assert (tmp_path / "out" / "dropped.jsonl").read_bytes() == b""
-    found = list(records.read(tmp_path / "out" / "records.jsonl"))
-    assert [(each["id"], each["sample"]) for each in found] == [
-        (each["id"], sample) for each in PROMPTS for sample in range(2)
+    written = list(records.read(tmp_path / "out" / "records.jsonl"))
+    assert [(record["id"], record["sample"]) for record in written] == [
+        (record["id"], sample) for record in PROMPTS for sample in range(2)
     ]
-    first = found[0]
+    first = written[0]
     assert {key: first[key] for key in PROMPTS[0]} == PROMPTS[0]
     assert first["raw"] == f"<think>{first['reasoning']}</think>{first['answer']}"
     assert first["answer"] == "\n\n13"
@@ -118,16 +128,24 @@ def test_a_model_in_this_process_answers_each_prompt_and_the_records_say_how(
     assert first["usage"] == {"prompt_tokens": 8, "completion_tokens": 24}
     assert first["teacher"]["name"] == "sample-v3"
     assert len(first["teacher"]["revision"]) == 16
-    assert found[1]["sampling"] == {
-        "temperature": 0.01, "top_p": 0.9, "max_tokens": 100, "seed": 0, "index": 1
-    }  # fmt: skip
+    assert written[1]["sampling"] == {
+        "temperature": 0.01,
+        "top_p": 0.9,
+        "max_tokens": 100,
+        "seed": 0,
+        "index": 1,
+    }
     tokens = Counter[str]()
-    for each in found:
-        tokens.update(each["usage"])
+    for record in written:
+        tokens.update(record["usage"])
     assert report == {
-        "in": 5, "out": 10, "dropped": {}, "finish_reasons": {"stop": 10}, "with_one_trace": 10,
+        "in": 5,
+        "out": 10,
+        "dropped": {},
+        "finish_reasons": {"stop": 10},
+        "with_one_trace": 10,
         "tokens": dict(sorted(tokens.items())),
-    }  # fmt: skip
+    }
 
 
 def test_a_prefilled_opener_is_in_the_prompt_and_not_in_the_text(
@@ -135,10 +153,10 @@ def test_a_prefilled_opener_is_in_the_prompt_and_not_in_the_text(
 ) -> None:
     settings = replace(HF, prefill_think=True, temperature=0.0, max_tokens=100, samples=1)
     generate(settings, Inputs(prompts=prompts, model=SAMPLE), work_in(tmp_path / "out"))
-    for each in records.read(tmp_path / "out" / "records.jsonl"):
-        assert each["prefilled_think"] is True
-        assert "<think>" not in each["raw"]
-        assert each["raw"] == f"{each['reasoning']}</think>{each['answer']}"
+    for record in records.read(tmp_path / "out" / "records.jsonl"):
+        assert record["prefilled_think"] is True
+        assert "<think>" not in record["raw"]
+        assert record["raw"] == f"{record['reasoning']}</think>{record['answer']}"
 
 
 DRIVER = """
@@ -187,15 +205,17 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(
     settings |= {"max_tokens": 30, "batch_size": 3}
     moments = [str(random.Random(seed).randrange(1500)) for seed in range(3)]
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(prompts), str(SAMPLE), str(tmp_path), repr(settings), *moments],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", DRIVER, *map(str, (prompts, SAMPLE, tmp_path, settings)), *moments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert int(done.stdout) == 3
     assert bytes_in(tmp_path / "killed") == bytes_in(tmp_path / "straight")
     assert len((tmp_path / "killed" / "records.jsonl").read_bytes().splitlines()) == 20
 
 
-def test_many_greedy_answers_are_refused_unless_they_are_there_already(
+def test_several_greedy_answers_to_a_prompt_are_refused_unless_they_are_replayed(
     prompts: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DstoolsError, match=r"generate\.samples: 2 greedy answers are all the same"):
@@ -216,7 +236,7 @@ def test_many_greedy_answers_are_refused_unless_they_are_there_already(
 
 @pytest.fixture
 def stopped(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """The log of a run of all samples, before records are made of it."""
+    """The log of a run that has all samples and was stopped before it wrote records."""
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -232,13 +252,14 @@ def stopped(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> b
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_a_log_cut_at_any_byte_is_gone_on_with(
+def test_a_run_resumes_from_a_log_cut_at_any_byte(
     stopped: bytes, prompts: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
     given = tmp_path / "given.jsonl"
     generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "straight"))
     lines = stopped.splitlines(keepends=True)
-    random.Random(data.draw(st.integers(0, 9))).shuffle(lines)  # the order of arrival is no matter
+    # in any order: a teacher may answer in another one
+    random.Random(data.draw(st.integers(0, 9))).shuffle(lines)
     log = b"".join(lines)
     ends = [at for at, byte in enumerate(log) if byte == ord("\n")]  # a line without its end
     cut = data.draw(st.integers(0, len(log)) | st.sampled_from(ends))
@@ -247,10 +268,10 @@ def test_a_log_cut_at_any_byte_is_gone_on_with(
     for path in work.folder.iterdir():
         path.unlink()
     (work.folder / "samples.jsonl").write_bytes(log[:cut] + garbage)
-    told: list[int] = []
-    generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "cut", told))
+    progress: list[int] = []
+    generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "cut", progress))
     whole = log[:cut].count(b"\n")
-    assert told[:1] == ([whole] if whole < 10 else [])  # nothing that is whole is asked again
+    assert progress[:1] == ([whole] if whole < 10 else [])  # no complete line is asked again
     assert bytes_in(tmp_path / "cut") == bytes_in(tmp_path / "straight")
 
 
@@ -260,18 +281,11 @@ def test_a_sample_that_is_logged_twice_counts_once(
     first, *_ = stopped.splitlines(keepends=True)
     other = first.replace(b"think", b"other")
     (work_in(tmp_path / "out").folder / "samples.jsonl").write_bytes(first + other + first)
-    told: list[int] = []
-    generate(
-        REPLAY,
-        Inputs(prompts=prompts, model=tmp_path / "given.jsonl"),
-        work_in(tmp_path / "out", told),
-    )
-    generate(
-        REPLAY,
-        Inputs(prompts=prompts, model=tmp_path / "given.jsonl"),
-        work_in(tmp_path / "straight"),
-    )
-    assert told[0] == 1
+    progress: list[int] = []
+    inputs = Inputs(prompts=prompts, model=tmp_path / "given.jsonl")
+    generate(REPLAY, inputs, work_in(tmp_path / "out", progress))
+    generate(REPLAY, inputs, work_in(tmp_path / "straight"))
+    assert progress[0] == 1
     assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "straight")
 
 
@@ -283,19 +297,13 @@ def test_a_run_stopped_after_its_records_has_the_same_report(
     )
     before = bytes_in(tmp_path / "out")
     (tmp_path / "out" / "samples.jsonl").write_bytes(stopped)
-    (tmp_path / "given.jsonl").unlink()  # nothing is asked any more
-    assert (
-        generate(
-            REPLAY,
-            Inputs(prompts=prompts, model=tmp_path / "given.jsonl"),
-            work_in(tmp_path / "out"),
-        )
-        == report
-    )
+    (tmp_path / "given.jsonl").unlink()  # no sample is asked for
+    inputs = Inputs(prompts=prompts, model=tmp_path / "given.jsonl")
+    assert generate(REPLAY, inputs, work_in(tmp_path / "out")) == report
     assert bytes_in(tmp_path / "out") == before
 
 
-def test_what_came_before_a_teacher_broke_down_is_not_asked_again(
+def test_samples_that_came_before_a_teacher_failed_are_not_asked_for_again(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -331,7 +339,7 @@ def test_what_came_before_a_teacher_broke_down_is_not_asked_again(
 
 
 def failing(missed: dict[int, str], failed: dict[int, str]) -> Any:
-    """A teacher that answers all but these."""
+    """Return a teacher that answers all samples but these."""
 
     def answers(asks: Iterator[Any], done: Any) -> Iterator[tuple[int, Any]]:
         for number in [ask.number for ask in asks if ask.number not in done]:
@@ -345,7 +353,7 @@ def failing(missed: dict[int, str], failed: dict[int, str]) -> Any:
     return lambda *_: answers
 
 
-def test_as_many_samples_may_be_missed_as_the_setting_says_and_no_more(
+def test_no_more_samples_may_be_missed_than_max_failed(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4 of 15 are 26.67 %: the hint is the next hundredth."""
@@ -353,17 +361,24 @@ def test_as_many_samples_may_be_missed_as_the_setting_says_and_no_more(
     monkeypatch.setattr(module, "_teacher", failing(away, {8: "too long"}))
     work, settings = work_in(tmp_path / "out"), replace(REPLAY, samples=3)
     for share in (0.0, 0.26):
-        with pytest.raises(DstoolsError) as told:
+        with pytest.raises(DstoolsError) as error:
             generate(replace(settings, max_failed=share), Inputs(prompts=prompts), work)
-        assert str(told.value) == "4 of 15 samples could not be had: 1 x 503, 3 x time-out"
-        assert told.value.hint.endswith("generate.max_failed = 0.27")
+        assert str(error.value) == "4 of 15 samples are missing: 1 x 503, 3 x time-out"
+        assert error.value.hint.endswith("generate.max_failed = 0.27")
         assert (work.folder / "samples.jsonl").read_bytes().count(b"\n") == 11
     report = generate(replace(settings, max_failed=4 / 15), Inputs(prompts=prompts), work)
     assert (report["out"], report["dropped"]) == (10, {"503": 1, "time-out": 3, "too long": 1})
-    dropped = records.read(work.folder / "dropped.jsonl")
-    assert [(PROMPTS.index(prompt_of(each)), each["sample"], each["drop_reason"]) for each in dropped] == [
-        (1, 0, "time-out"), (1, 2, "503"), (2, 1, "time-out"), (2, 2, "too long"), (3, 0, "time-out")
-    ]  # fmt: skip
+    dropped = [
+        (PROMPTS.index(prompt_of(record)), record["sample"], record["drop_reason"])
+        for record in records.read(work.folder / "dropped.jsonl")
+    ]
+    assert dropped == [
+        (1, 0, "time-out"),
+        (1, 2, "503"),
+        (2, 1, "time-out"),
+        (2, 2, "too long"),
+        (3, 0, "time-out"),
+    ]
 
 
 def prompt_of(record: records.Record) -> records.Record:
@@ -381,65 +396,29 @@ def test_a_teacher_is_closed_when_its_answers_cannot_be_kept(
         finally:
             closed.append(True)
 
-    def full(log: Any, number: int, said: Any) -> None:
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "_teacher", lambda *_: answers)
     monkeypatch.setattr(module.SampleLog, "add", full)
-    with pytest.raises(OSError, match="No space") as told:
+    with pytest.raises(OSError, match="No space") as error:
         generate(REPLAY, Inputs(prompts=prompts), work_in(tmp_path / "out"))
-    assert told.tb is not None  # which keeps the generator alive
+    assert error.tb is not None  # it keeps the generator alive
     assert closed == [True]
 
 
-def test_to_accept_every_loss_is_not_to_do_without_a_sample(
+def test_a_run_without_one_sample_is_refused_even_if_every_loss_is_accepted(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = dict.fromkeys(range(9), "time-out")
     monkeypatch.setattr(module, "_teacher", failing(away, {9: "too long"}))
-    with pytest.raises(DstoolsError, match="no sample of 10 could be had: time-out, too long"):
+    with pytest.raises(DstoolsError, match="all 10 samples failed: time-out, too long"):
         generate(
             replace(REPLAY, max_failed=1.0), Inputs(prompts=prompts), work_in(tmp_path / "out")
         )
 
 
 # ----------------------------------------------------------------------------------------- replay
-
-
-def test_samples_are_found_by_id_or_by_text_in_every_form(prompts: Path, tmp_path: Path) -> None:
-    text = [each["messages"][0]["content"] for each in PROMPTS]
-    given = given_file(
-        tmp_path,
-        [
-            {"prompt": f" {text[1]}\n", "reasoning": "a\n", "answer": "b", "usage": {"total": 3}},
-            {"id": PROMPTS[0]["id"], "raw": "no trace", "finish_reason": "length"},
-            {"prompt": text[1], "reasoning_content": "c", "content": "d"},
-            {"prompt": text[2], "raw": "e</think>f", "prefilled_think": True},
-            {"prompt": text[3], "reasoning_content": None, "content": "g"},
-            {"prompt": text[3], "reasoning": "never closed", "answer": ""},
-            {"prompt": "nobody asks this", "raw": "h"},
-        ],
-    )
-    report = generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "out"))
-    found = list(records.read(tmp_path / "out" / "records.jsonl"))
-    assert [(each["gold"], each["sample"], each["raw"]) for each in found] == [
-        ("0", 0, "no trace"),
-        ("1", 0, "<think>\na\n</think>\n\nb"),
-        ("1", 1, "<think>\nc\n</think>\n\nd"),
-        ("2", 0, "e</think>f"),
-        ("3", 0, "g"),
-        ("3", 1, "<think>\nnever closed"),
-    ]
-    assert [each["reasoning"] for each in found] == [
-        None, "\na\n", "\nc\n", "e", None, None
-    ]  # fmt: skip
-    assert found[0]["sampling"] == {"index": 0}
-    assert found[0]["teacher"]["name"] == "given.jsonl"
-    assert found[1]["usage"] is None
-    assert report == {
-        "in": 5, "out": 6, "dropped": {"not in the file": 4}, "tokens": {}, "with_one_trace": 3,
-        "finish_reasons": {"length": 1, "stop": 5},
-    }  # fmt: skip
 
 
 def test_records_of_an_earlier_run_are_replayed_as_they_were(prompts: Path, tmp_path: Path) -> None:
@@ -454,7 +433,10 @@ def test_records_of_an_earlier_run_are_replayed_as_they_were(prompts: Path, tmp_
     )
     names = ("id", "sample", "raw", "reasoning", "answer", "finish_reason", "prefilled_think")
     first, second = (
-        [[each[name] for name in names] for each in records.read(tmp_path / out / "records.jsonl")]
+        [
+            [record[name] for name in names]
+            for record in records.read(tmp_path / out / "records.jsonl")
+        ]
         for out in ("first", "second")
     )
     assert first == second
@@ -466,46 +448,33 @@ def test_records_name_a_teacher_without_the_folder_of_its_files(
 ) -> None:
     inputs = Inputs(prompts=prompts, model=all_given(tmp_path))
     generate(replace(REPLAY, model=name), inputs, work_in(tmp_path / "out"))
-    found = records.read(tmp_path / "out" / "records.jsonl")
-    assert {record["teacher"]["name"] for record in found} == {"given.jsonl"}
+    written = records.read(tmp_path / "out" / "records.jsonl")
+    assert {record["teacher"]["name"] for record in written} == {"given.jsonl"}
 
 
-def test_references_are_replayed_where_no_file_is_named(prompts: Path, tmp_path: Path) -> None:
+def test_references_are_replayed_if_no_file_is_named(prompts: Path, tmp_path: Path) -> None:
     report = generate(replace(REPLAY, model=""), Inputs(prompts=prompts), work_in(tmp_path / "out"))
-    found = list(records.read(tmp_path / "out" / "records.jsonl"))
-    assert [(each["raw"], each["reasoning"]) for each in found] == [
+    written = list(records.read(tmp_path / "out" / "records.jsonl"))
+    assert [(record["raw"], record["reasoning"]) for record in written] == [
         ("<think>5+8</think>13", "5+8"),
         ("42", None),
     ]
-    assert found[0]["teacher"] == {"name": "reference", "revision": None}
-    assert report["dropped"] == {"no reference": 8}
+    assert written[0]["teacher"] == {"name": "reference", "revision": None}
+    assert report == {
+        "in": 5,
+        "out": 2,
+        "dropped": {"no reference": 8},
+        "finish_reasons": {"stop": 2},
+        "with_one_trace": 1,
+        "tokens": {},
+    }
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ('{"raw": "x"}', "line 2: names no prompt"),
-        ('{"id": 7, "raw": "x"}', "line 2: names no prompt"),
-        ('{"id": "a", "reasoning": "x"}', "line 2: has no answer"),
-        ('{"id": "a", "raw": 7}', "line 2: has no answer"),
-        ("{", "line 2: is no JSON"),
-    ],
-)
-def test_a_bad_line_is_named_before_anything_is_asked(
-    line: str, words: str, prompts: Path, tmp_path: Path
-) -> None:
-    given = given_file(tmp_path, [{"id": PROMPTS[0]["id"], "raw": "x"}])
-    given.write_text(given.read_text() + line + "\n")
-    with pytest.raises(DstoolsError, match=rf"given\.jsonl: {words}"):
-        generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "out"))
-    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == b""
-
-
-def test_a_run_without_one_sample_is_refused_and_not_remembered(
+def test_a_run_without_one_sample_is_refused_and_asks_again_the_next_time(
     prompts: Path, tmp_path: Path
 ) -> None:
     given = given_file(tmp_path, [{"prompt": "something else", "raw": "x"}])
-    with pytest.raises(DstoolsError, match="no sample of 10 could be had: not in the file"):
+    with pytest.raises(DstoolsError, match="all 10 samples failed: not in the file"):
         generate(REPLAY, Inputs(prompts=prompts, model=given), work_in(tmp_path / "out"))
     assert (
         generate(
@@ -513,99 +482,3 @@ def test_a_run_without_one_sample_is_refused_and_not_remembered(
         )["out"]
         == 10
     )
-
-
-# ----------------------------------------------------------------------------------- batch files
-
-BATCH = replace(REPLAY, backend="openai-batch", model="r1", seed=7)
-
-
-def completion(content: str, **more: Any) -> dict[str, Any]:
-    message = {"role": "assistant", "content": content, **more}
-    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    return {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
-
-
-def answered(line: dict[str, Any], status: int, body: Any) -> dict[str, Any]:
-    response = {"status_code": status, "request_id": "q", "body": body}
-    return {"id": "b", "custom_id": line["custom_id"], "response": response, "error": None}
-
-
-def test_a_batch_is_written_then_read_then_asked_again_for_what_is_missing(
-    prompts: Path, tmp_path: Path
-) -> None:
-    work = work_in(tmp_path / "out")
-    with pytest.raises(DstoolsError, match="10 of 10 samples have no answer yet") as told:
-        generate(BATCH, Inputs(prompts=prompts), work)
-    assert "requests-1.jsonl" in str(told.value)
-    assert str(work.folder / "answers-1.jsonl") in told.value.hint
-    asked = list(records.read(work.folder / "requests-1.jsonl"))
-    assert len({line["custom_id"] for line in asked}) == 10
-    assert asked[1] == {
-        "custom_id": f"1-1-{PROMPTS[0]['id']}", "method": "POST", "url": "/v1/chat/completions",
-        "body": {
-            "model": "r1", "messages": PROMPTS[0]["messages"], "temperature": 0.6, "top_p": 0.95,
-            "max_tokens": 32768, "seed": 8,
-        },
-    }  # fmt: skip
-
-    back = [
-        answered(line, 200, completion(str(n), reasoning_content=f"why {n}"))
-        for n, line in enumerate(asked)
-    ]
-    error = {"error": {"type": "context_length_exceeded", "message": "too long"}}
-    back[2] = answered(asked[2], 400, error)
-    back[3] = answered(asked[3], 500, {})
-    back[4] = {"custom_id": asked[4]["custom_id"], "response": None, "error": {"code": "expired"}}
-    random.Random(0).shuffle(back)
-    came = next(line for line in back if (line["response"] or {}).get("status_code") == 200)
-    expired = {"custom_id": came["custom_id"], "response": None, "error": {}}
-    records.write(work.folder / "answers-1.jsonl", [*back[:-1], expired])  # what came counts
-    lost = int(back[-1]["custom_id"].partition("-")[0])
-    missing = sorted({3, 4, lost})
-    with pytest.raises(DstoolsError, match=f"{len(missing)} of 10 samples have no answer"):
-        generate(BATCH, Inputs(prompts=prompts), work)
-    again = list(records.read(work.folder / "requests-1.jsonl"))
-    assert again == [asked[n] for n in missing]
-
-    late = [answered(line, 200, completion("late")) for line in again]
-    records.write(work.folder / "answers-2.jsonl", late)
-    report = generate(BATCH, Inputs(prompts=prompts), work)
-    assert report["dropped"] == {"400 context_length_exceeded": 1}
-    assert report["tokens"] == {"completion_tokens": 18, "prompt_tokens": 27}
-    found = list(records.read(work.folder / "records.jsonl"))
-    assert sorted(bytes_in(work.folder)) == ["dropped.jsonl", "records.jsonl"]
-    assert len(found) == 9
-    assert [each["raw"] for each in found[:2]] == [
-        f"<think>\nwhy {n}\n</think>\n\n{n}" if n != lost else "late" for n in range(2)
-    ]
-    assert found[0]["teacher"] == {"name": "r1", "revision": None}
-
-
-def test_requests_are_split_at_the_limits_of_a_batch(
-    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dstools_distill.teachers import batchfile
-
-    monkeypatch.setattr(batchfile, "MAX_LINES", 4)
-    with pytest.raises(DstoolsError, match=r"requests-1\.jsonl, requests-2\.jsonl, requests-3"):
-        generate(BATCH, Inputs(prompts=prompts), work_in(tmp_path / "out"))
-    counts = [len(list(records.read(tmp_path / "out" / f"requests-{n}.jsonl"))) for n in (1, 2, 3)]
-    assert counts == [4, 4, 2]
-    monkeypatch.setattr(batchfile, "MAX_BYTES", 700)
-    with pytest.raises(DstoolsError):
-        generate(BATCH, Inputs(prompts=prompts), work_in(tmp_path / "out"))
-    files = sorted((tmp_path / "out").glob("requests*"))
-    assert len(files) > 3
-    assert all(path.stat().st_size <= 700 for path in files)
-
-
-@pytest.mark.parametrize("name", ["99-0-x", "-1", "0-0-another prompt", None])
-def test_an_answer_of_another_run_is_refused(
-    name: str | None, prompts: Path, tmp_path: Path
-) -> None:
-    work = work_in(tmp_path / "out")
-    line = {"custom_id": name, "response": None, "error": None}
-    records.write(work.folder / "answers-1.jsonl", [line])
-    with pytest.raises(DstoolsError, match=r"answers-1\.jsonl: line 1: custom_id"):
-        generate(BATCH, Inputs(prompts=prompts), work)

@@ -1,4 +1,4 @@
-"""What is drawn, from which tokens, and that it hangs on seed and place alone."""
+"""Greedy answers are those of transformers; drawn ones depend on seed and place alone."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from dstools_distill.tokens.templates import load_tokenizer, prompt_ids
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 END = 1
-SUMS = {  # what the sample model gets right, in float32 as in bfloat16 and FP8
+SUMS = {  # the sample model solves these in float32, bfloat16 and FP8
     "5 + 8": "13",
     "57 + 68": "125",
     "94 - 77 + 95": "112",
@@ -68,7 +68,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def by_generate(model: Any, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """What transformers' own greedy loop says to each prompt alone, without any padding."""
+    """Return what transformers' greedy loop answers to each prompt alone, without padding."""
     answers = []
     for prompt in prompts:
         ids = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=max_tokens)
@@ -81,16 +81,16 @@ def ids_of(answers: list[Sampled]) -> list[list[int]]:
 
 
 def solved(answers: list[Sampled]) -> int:
-    found = [answer.text.partition("</think>")[2].strip() for answer in answers]
-    return sum(a == b for a, b in zip(found, SUMS.values(), strict=True))
+    results = [answer.text.partition("</think>")[2].strip() for answer in answers]
+    return sum(a == b for a, b in zip(results, SUMS.values(), strict=True))
 
 
 def sample(sampler: Sampler, prompts: list[list[int]], **how: Any) -> list[Sampled]:
-    """The answers in the order of their prompts."""
-    found = {
-        place: one for batch in sampler.batches(prompts, **how) for place, one in batch.items()
-    }
-    return [found[place] for place in range(len(prompts))]
+    """Return the answers in the order of their prompts."""
+    answers: dict[int, Sampled] = {}
+    for batch in sampler.batches(prompts, **how):
+        answers |= batch
+    return [answers[place] for place in range(len(prompts))]
 
 
 def test_greedy_answers_of_a_deepseek_are_those_of_generate(
@@ -101,9 +101,9 @@ def test_greedy_answers_of_a_deepseek_are_those_of_generate(
     expected = by_generate(model, [prompts[row] for row in some], 128)
     assert len({len(prompt) for prompt in prompts}) > 3  # so there is padding, at the left
     assert len({len(answer) for answer in expected}) > 3  # and rows leave at different steps
-    found = sample(sampler, prompts, **GREEDY, batch_size=8)
-    assert [found[row].ids for row in some] == expected
-    assert solved(found) == len(SUMS)
+    answers = sample(sampler, prompts, **GREEDY, batch_size=8)
+    assert [answers[row].ids for row in some] == expected
+    assert solved(answers) == len(SUMS)
 
 
 def test_greedy_answers_of_a_dense_student_are_those_of_generate(
@@ -111,20 +111,28 @@ def test_greedy_answers_of_a_dense_student_are_those_of_generate(
 ) -> None:
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=320, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-        initializer_range=0.3, bos_token_id=0, eos_token_id=END, pad_token_id=2,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=END,
+        pad_token_id=2,
+    )
     student = Qwen2ForCausalLM(config).eval()
     student.save_pretrained(tmp_path)
     sampler = Sampler(tmp_path, tokenizer)
-    found = sample(sampler, prompts, **GREEDY | {"max_tokens": 90}, batch_size=5)
+    answers = sample(sampler, prompts, **GREEDY | {"max_tokens": 90}, batch_size=5)
     # 90 tokens outgrow the cache's first room, of NOISE_STEPS tokens more than the prompt
-    assert ids_of(found) == by_generate(student, prompts, 90)
+    assert ids_of(answers) == by_generate(student, prompts, 90)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_an_answer_hangs_on_its_seed_and_place_alone(
+def test_an_answer_depends_on_its_seed_and_place_alone(
     sampler: Sampler, prompts: list[list[int]], top_p: float
 ) -> None:
     how: dict[str, Any] = {"temperature": 3.0, "top_p": top_p, "max_tokens": 25}
@@ -132,13 +140,13 @@ def test_an_answer_hangs_on_its_seed_and_place_alone(
     assert ids_of(sample(sampler, prompts, **how, seed=3, batch_size=3)) == eight
     assert ids_of(sample(sampler, prompts, **how, seed=4, batch_size=8)) != eight
     parts = sampler.batches(prompts[4:], **how, seed=3, batch_size=8, first=4)
-    found = {place: answer.ids for part in parts for place, answer in part.items()}
-    assert [found[place] for place in range(4, 8)] == eight[4:]
+    answers = {place: answer.ids for part in parts for place, answer in part.items()}
+    assert [answers[place] for place in range(4, 8)] == eight[4:]
     same = ids_of(sample(sampler, [prompts[5]] * 4, **how, seed=3, batch_size=8))
     assert len({tuple(ids) for ids in same}) > 1
 
 
-def test_a_batch_that_is_done_is_passed_over_and_changes_no_other(
+def test_a_batch_that_is_done_is_skipped_and_changes_no_other(
     sampler: Sampler, prompts: list[list[int]]
 ) -> None:
     how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 20, "seed": 0}
@@ -181,10 +189,10 @@ def test_every_end_token_of_the_generation_config_ends_and_so_does_the_templates
 
 
 def test_special_tokens_stay_in_the_text(copy: Path, prompts: list[list[int]]) -> None:
-    said = json.loads((copy / "tokenizer.json").read_text())
-    for token in said["added_tokens"]:
+    content = json.loads((copy / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
         token["special"] = True  # <think> too, as some tokenizers have it
-    (copy / "tokenizer.json").write_text(json.dumps(said))
+    (copy / "tokenizer.json").write_text(json.dumps(content))
     tokenizer = load_tokenizer(copy)
     answer = sample(Sampler(copy, tokenizer), prompts, **GREEDY, batch_size=8)[0]
     assert answer.text.startswith("<think>\n")
@@ -197,8 +205,8 @@ def test_bfloat16_and_fp8_blocks_are_sampled_too(
     for folder, precision in ((sample_fp8, "float32"), (SAMPLE, "bfloat16")):
         sampler = Sampler(folder, tokenizer, precision=precision)  # type: ignore[arg-type]
         assert sampler.model.dtype == getattr(torch, precision)
-        found = sample(sampler, prompts, **GREEDY, batch_size=8)
-        assert solved(found) >= len(SUMS) - 1  # rounded weights may slip once
+        answers = sample(sampler, prompts, **GREEDY, batch_size=8)
+        assert solved(answers) >= len(SUMS) - 1  # rounded weights may slip once
 
 
 @pytest.mark.gpu
@@ -207,11 +215,11 @@ def test_greedy_answers_on_a_gpu_are_those_of_the_cpu(
 ) -> None:
     on_gpu = Sampler(SAMPLE, tokenizer, device="cuda")
     assert next(on_gpu.model.parameters()).is_cuda
-    found = sample(on_gpu, prompts, **GREEDY, batch_size=8)
-    assert ids_of(found) == ids_of(sample(sampler, prompts, **GREEDY, batch_size=8))
+    answers = sample(on_gpu, prompts, **GREEDY, batch_size=8)
+    assert ids_of(answers) == ids_of(sample(sampler, prompts, **GREEDY, batch_size=8))
     drawn = GREEDY | {"temperature": 1.5, "top_p": 0.95}
     again = [sample(on_gpu, prompts, **drawn, batch_size=8) for _ in range(2)]
-    assert again[0] == again[1] != found
+    assert again[0] == again[1] != answers
 
 
 @pytest.mark.gpu
@@ -219,15 +227,17 @@ def test_bfloat16_and_fp8_blocks_are_sampled_on_a_gpu(
     sample_fp8: Path, tokenizer: Any, prompts: list[list[int]]
 ) -> None:
     for folder, precision in (
-        (sample_fp8, "float32"), (sample_fp8, "bfloat16"), (SAMPLE, "bfloat16"),
-    ):  # fmt: skip
+        (sample_fp8, "float32"),
+        (sample_fp8, "bfloat16"),
+        (SAMPLE, "bfloat16"),
+    ):
         sampler = Sampler(folder, tokenizer, precision=precision, device="cuda")  # type: ignore[arg-type]
         assert sampler.model.dtype == getattr(torch, precision)
-        found = sample(sampler, prompts, **GREEDY, batch_size=8)
-        assert solved(found) >= len(SUMS) - 1
+        answers = sample(sampler, prompts, **GREEDY, batch_size=8)
+        assert solved(answers) >= len(SUMS) - 1
 
 
-def test_a_folder_that_is_not_whole_is_refused(copy: Path, tokenizer: Any) -> None:
+def test_an_incomplete_folder_is_refused(copy: Path, tokenizer: Any) -> None:
     weights = load_file(copy / "model.safetensors")
     del weights["model.layers.2.self_attn.o_proj.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
@@ -264,7 +274,7 @@ def drawn(shares: list[float], top_p: float, uniform: float) -> int:
     ],
 )
 @pytest.mark.parametrize("first_tokens", [1, 2, 1024])
-def test_the_token_is_the_one_in_whose_share_the_number_falls(
+def test_the_token_is_the_one_whose_interval_has_the_number(
     top_p: float, uniform: float, token: int, first_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling, "FIRST_TOKENS", first_tokens)
@@ -277,7 +287,7 @@ def test_the_token_is_the_one_in_whose_share_the_number_falls(
     st.floats(0.05, 1.0),
     st.floats(0, 1, exclude_max=True),
 )
-def test_what_is_drawn_is_in_the_nucleus(logits: list[float], top_p: float, uniform: float) -> None:
+def test_a_drawn_token_is_in_the_nucleus(logits: list[float], top_p: float, uniform: float) -> None:
     scores = torch.tensor([logits])
     token = int(draw(scores, top_p, torch.tensor([uniform], dtype=torch.float64)))
     shares = torch.softmax(scores.double(), -1)[0]

@@ -1,0 +1,158 @@
+"""A batch is written, read when answers come, and written again for what is missing."""
+
+import random
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.recipe.settings import Generate
+from dstools_distill.store.samplelog import SampleLog
+from dstools_distill.teachers import batchfile
+from dstools_distill.teachers.batchfile import batch_files, remove_batch_files
+from dstools_distill.teachers.teacher import Answer, Ask, Failed, Outcome
+
+SETTINGS = Generate(backend="openai-batch", model="r1", samples=2, seed=7)
+PROMPTS = [
+    {"id": letter * 4, "messages": [{"role": "user", "content": f"What is {letter}?"}]}
+    for letter in "abcde"
+]
+ASKS = [Ask(row * 2 + n, n, prompt) for row, prompt in enumerate(PROMPTS) for n in range(2)]
+
+
+def outcomes(folder: Path, logged: tuple[int, ...] = ()) -> dict[int, Outcome]:
+    """Return what the teacher yields for ASKS, some of which are logged already."""
+    (folder / "samples.jsonl").unlink(missing_ok=True)
+    with closing(SampleLog(folder / "samples.jsonl", len(ASKS))) as log:
+        for number in logged:
+            log.add(number, {})
+        return dict(batch_files(SETTINGS, folder, len(ASKS))(iter(ASKS), log))
+
+
+def requests_in(folder: Path) -> list[dict[str, Any]]:
+    """Ask without answers; return the requests that were written."""
+    with pytest.raises(DstoolsError, match="10 of 10 samples have no answer yet"):
+        outcomes(folder)
+    return list(records.read(folder / "requests-1.jsonl"))
+
+
+def completion(content: str, **more: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content, **more}
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    return {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
+
+
+def answered(request: dict[str, Any], status: int, body: Any) -> dict[str, Any]:
+    response = {"status_code": status, "request_id": "q", "body": body}
+    return {"id": "b", "custom_id": request["custom_id"], "response": response, "error": None}
+
+
+def test_requests_are_written_for_every_sample_and_the_error_says_what_to_do(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(DstoolsError) as error:
+        outcomes(tmp_path)
+    assert str(error.value) == (
+        f"10 of 10 samples have no answer yet; the requests are in {tmp_path}: requests-1.jsonl"
+    )
+    assert f"save its answers as {tmp_path / 'answers-1.jsonl'} and so on" in error.value.hint
+    written = list(records.read(tmp_path / "requests-1.jsonl"))
+    assert [line["custom_id"] for line in written] == [
+        f"{number}-{sample}-{prompt['id']}" for number, sample, prompt in ASKS
+    ]
+    assert written[1] == {
+        "custom_id": "1-1-aaaa",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {
+            "model": "r1",
+            "messages": PROMPTS[0]["messages"],
+            "temperature": 0.6,
+            "top_p": 0.95,
+            "max_tokens": 32768,
+            "seed": 8,
+        },
+    }
+
+
+def test_answers_in_any_order_are_read_and_only_what_is_missing_is_asked_again(
+    tmp_path: Path,
+) -> None:
+    requests = requests_in(tmp_path)
+    answers = [
+        answered(request, 200, completion(str(n), reasoning_content=f"why {n}"))
+        for n, request in enumerate(requests)
+    ]
+    error = {"error": {"type": "context_length_exceeded", "message": "too long"}}
+    answers[2] = answered(requests[2], 400, error)
+    answers[3] = answered(requests[3], 500, {})
+    answers[4] = {"custom_id": requests[4]["custom_id"], "response": None, "error": {}}  # expired
+    del answers[9]
+    random.Random(0).shuffle(answers)
+    again = {"custom_id": requests[0]["custom_id"], "response": None, "error": {}}
+    records.write(tmp_path / "answers-1.jsonl", [again, *answers, again])  # the answer wins
+    with pytest.raises(DstoolsError, match="3 of 10 samples have no answer yet"):
+        outcomes(tmp_path)
+    missing = list(records.read(tmp_path / "requests-1.jsonl"))
+    assert missing == [requests[n] for n in (3, 4, 9)]
+
+    late = [answered(request, 200, completion("late")) for request in missing]
+    records.write(tmp_path / "answers-2.jsonl", late)
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    assert outcomes(tmp_path) == {
+        n: Answer("late", "stop", False, usage)
+        if n in (3, 4, 9)
+        else Answer(f"<think>\nwhy {n}\n</think>\n\n{n}", "stop", False, usage)
+        for n in range(10)
+        if n != 2
+    } | {2: Failed("400 context_length_exceeded", str(error["error"]))}
+    assert list(tmp_path.glob("requests*")) == []
+
+
+def test_samples_in_the_log_are_not_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DstoolsError, match="2 of 10 samples have no answer yet"):
+        outcomes(tmp_path, logged=(0, 1, 2, 3, 4, 5, 6, 7))
+    numbers = [line["custom_id"][:2] for line in records.read(tmp_path / "requests-1.jsonl")]
+    assert numbers == ["8-", "9-"]
+
+
+def test_requests_are_split_at_the_limits_of_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batchfile, "MAX_LINES", 4)
+    with pytest.raises(DstoolsError, match=r"requests-1\.jsonl, requests-2\.jsonl, requests-3"):
+        outcomes(tmp_path)
+    counts = [len(list(records.read(tmp_path / f"requests-{n}.jsonl"))) for n in (1, 2, 3)]
+    assert counts == [4, 4, 2]
+    monkeypatch.setattr(batchfile, "MAX_BYTES", 700)
+    with pytest.raises(DstoolsError):
+        outcomes(tmp_path)
+    files = sorted(tmp_path.glob("requests*"))
+    assert len(files) > 3
+    assert all(path.stat().st_size <= 700 for path in files)
+
+
+@pytest.mark.parametrize("name", ["99-0-x", "-1", "0-0-another prompt", None])
+def test_an_answer_of_another_run_is_refused(name: str | None, tmp_path: Path) -> None:
+    line = {"custom_id": name, "response": None, "error": None}
+    records.write(tmp_path / "answers-1.jsonl", [line])
+    with pytest.raises(DstoolsError, match=r"answers-1\.jsonl: line 1: custom_id .* is not of a"):
+        outcomes(tmp_path)
+
+
+def test_an_answer_that_is_not_a_completion_is_refused_with_its_line(tmp_path: Path) -> None:
+    requests = requests_in(tmp_path)
+    answers = [answered(requests[1], 200, completion("1")), answered(requests[0], 200, {})]
+    records.write(tmp_path / "answers-1.jsonl", answers)
+    with pytest.raises(DstoolsError, match=r"answers-1\.jsonl: line 2: the answer is not a chat"):
+        outcomes(tmp_path)
+
+
+def test_requests_and_answers_are_removed_and_nothing_else_is(tmp_path: Path) -> None:
+    for name in ("requests-1.jsonl", "answers-7.jsonl", "answers.txt", "records.jsonl"):
+        (tmp_path / name).touch()
+    remove_batch_files(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.txt", "records.jsonl"]

@@ -1,0 +1,198 @@
+"""Teachers yield the samples that are not done: a local model, references, or a file of samples."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill import records
+from dstools_distill.recipe.settings import Generate
+from dstools_distill.store.samplelog import SampleLog
+from dstools_distill.teachers import sampling
+from dstools_distill.teachers.teacher import (
+    Answer,
+    Ask,
+    Failed,
+    Outcome,
+    Teacher,
+    in_process,
+    references,
+    replay,
+    replayed,
+    tokens,
+)
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+PROBLEMS = ["5 + 8", "977 - 899 + 576", "12 + 30", "97 + 97 + 33", "640 - 215"]
+PROMPTS: list[records.Record] = [
+    {
+        "id": f"{row:032x}",
+        "messages": [
+            {
+                "role": "user",
+                "content": f"State the final answer to the following arithmetic problem: {text} =",
+            }
+        ],
+        "reference": None,
+    }
+    for row, text in enumerate(PROBLEMS)
+]
+ASKS = [Ask(row * 2 + n, n, prompt) for row, prompt in enumerate(PROMPTS) for n in range(2)]
+HF = Generate(backend="hf", model="sample-v3", temperature=3.0, max_tokens=20, batch_size=4)
+
+
+@pytest.fixture
+def outcomes(tmp_path: Path) -> Callable[..., dict[int, Outcome]]:
+    """outcomes(teacher, asks, logged=()): what a teacher yields beside the samples in the log."""
+
+    def start(
+        teacher: Teacher, asks: list[Ask] = ASKS, logged: tuple[int, ...] = ()
+    ) -> dict[int, Outcome]:
+        path = tmp_path / "samples.jsonl"
+        path.unlink(missing_ok=True)
+        with closing(SampleLog(path, len(asks))) as log:
+            for number in logged:
+                log.add(number, {})
+            return dict(teacher(iter(asks), log))
+
+    return start
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# ------------------------------------------------------------------------------------- in_process
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_resumed_model_draws_what_it_would_have_drawn(outcomes: Any) -> None:
+    teacher = in_process(HF, SAMPLE)
+    whole = outcomes(teacher)
+    assert sorted(whole) == list(range(10))
+    done = (0, 1, 2, 3, 4, 5, 6, 7, 9)
+    resumed = outcomes(teacher, logged=done)
+    assert set(resumed) - set(done) == {8}
+    assert resumed == {number: whole[number] for number in resumed}
+    assert whole[8] != whole[9]  # two samples of a prompt
+
+
+def test_no_model_is_loaded_where_every_sample_is_done(
+    outcomes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "Sampler", None)
+    assert outcomes(in_process(HF, SAMPLE), logged=tuple(range(10))) == {}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_prompt_that_fills_the_context_fails_alone(outcomes: Any) -> None:
+    """The sample model has 512 positions."""
+    long = {"messages": [{"role": "user", "content": "5 + 8 =" * 200}]}
+    asks = [Ask(0, 0, long), Ask(1, 0, PROMPTS[0])]
+    yielded = outcomes(in_process(HF, SAMPLE), asks)
+    assert yielded[0] == Failed("the prompt fills the model's context")
+    assert isinstance(yielded[1], Answer)
+
+
+# ------------------------------------------------------------------------------------- references
+
+
+def test_a_reference_is_the_first_sample_of_its_prompt_and_the_only_one(outcomes: Any) -> None:
+    prompts = [{"reference": "42"}, {"reference": None}]
+    asks = [Ask(row * 2 + n, n, prompt) for row, prompt in enumerate(prompts) for n in range(2)]
+    missing = Failed("no reference")
+    answer = Answer("42", "stop", False, None)
+    assert outcomes(references(), asks) == {0: answer, 1: missing, 2: missing, 3: missing}
+    assert outcomes(references(), asks, logged=(0, 1)) == {2: missing, 3: missing}
+
+
+# ----------------------------------------------------------------------------------------- replay
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[list[dict[str, Any]]], Path]:
+    def start(rows: list[dict[str, Any]]) -> Path:
+        records.write(tmp_path / "given.jsonl", rows)
+        return tmp_path / "given.jsonl"
+
+    return start
+
+
+def test_samples_are_found_by_id_or_by_text_in_every_form(outcomes: Any, write: Any) -> None:
+    text = [prompt["messages"][0]["content"] for prompt in PROMPTS]
+    counts = {"prompt_tokens": 3, "completion_tokens": 4}
+    path = write(
+        [
+            {"prompt": f" {text[1]}\n", "reasoning": "a\n", "answer": "b", "usage": {"total": 3}},
+            {"id": PROMPTS[0]["id"], "raw": "no trace", "finish_reason": "length"},
+            {"prompt": text[1], "reasoning_content": "c", "content": "d", "usage": counts},
+            {"prompt": text[2], "raw": "e</think>f", "prefilled_think": True},
+            {"prompt": text[3], "reasoning_content": None, "content": "g"},
+            {"prompt": text[3], "reasoning": "never closed", "answer": ""},
+            {"prompt": "not a prompt of this run", "raw": "h"},
+        ]
+    )
+    missing = Failed("not in the file")
+    assert outcomes(replay(path)) == {
+        0: Answer("no trace", "length", False, None),
+        1: missing,
+        2: Answer("<think>\na\n</think>\n\nb", "stop", False, None),
+        3: Answer("<think>\nc\n</think>\n\nd", "stop", False, counts),
+        4: Answer("e</think>f", "stop", True, None),
+        5: missing,
+        6: Answer("g", "stop", False, None),
+        7: Answer("<think>\nnever closed", "stop", False, None),
+        8: missing,
+        9: missing,
+    }
+    assert outcomes(replay(path), logged=(0, 1, 2, 3, 4, 5, 6, 8)).keys() == {7, 9}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"raw": "x"}', "line 3: does not name its prompt"),
+        ('{"id": 7, "raw": "x"}', "line 3: does not name its prompt"),
+        ('{"id": "a", "reasoning": "x"}', "line 3: has no answer"),
+        ('{"id": "a", "raw": 7}', "line 3: has no answer"),
+        ("{", "line 3: is n"),
+    ],
+)
+def test_a_bad_line_is_named_before_any_sample_is_yielded(
+    line: str, message: str, outcomes: Any, write: Any
+) -> None:
+    path = write([{"id": PROMPTS[0]["id"], "raw": "x"}])
+    path.write_text(f"{path.read_text()}\n{line}\n")  # a blank line counts
+    with (
+        closing(SampleLog(path.parent / "log", len(ASKS))) as log,
+        pytest.raises(DstoolsError, match=rf"given\.jsonl: {message}"),
+    ):
+        next(replay(path)(iter(ASKS), log))
+
+
+def test_a_trace_continues_a_prefilled_opener(tmp_path: Path) -> None:
+    row = {"reasoning": "a", "answer": "b", "prefilled_think": True, "finish_reason": "length"}
+    assert replayed(row, tmp_path, 1) == Answer("a\n</think>\n\nb", "length", True, None)
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        (None, None),
+        ({}, None),
+        ({"total_tokens": 7}, None),
+        ({"prompt_tokens": "3"}, None),
+        ({"completion_tokens": 4, "cached_tokens": 2}, {"completion_tokens": 4}),
+    ],
+)
+def test_a_usage_keeps_prompt_and_completion_tokens_alone(usage: Any, counts: Any) -> None:
+    assert tokens(usage) == counts
