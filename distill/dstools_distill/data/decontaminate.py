@@ -1,8 +1,8 @@
-"""Decontamination: no row goes into training that holds a problem of a benchmark.
+"""The decontaminate stage: drops rows that contain a problem of a benchmark.
 
-`build_index` makes an index of the user's own copies of benchmarks; the stage looks it up for prompts, traces
-and answers. A match is a run of ten words, numbers and operators, or a whole short question; what counts
-as the same is in ngrams.py. A problem that was reworded is not found.
+`build_index` makes an index of the user's own copies of benchmarks; the stage searches prompts,
+traces and answers for its entries. A match is a run of ten words, numbers and operators, or a whole
+short question; ngrams.py defines equality. Reworded problems are not found.
 """
 
 from collections import Counter
@@ -12,10 +12,16 @@ from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.data.contamination import EVAL_INDEX, Index, Kind, Text, save_index, tables
-from dstools_distill.data.forms import BadRowError, convert
+from dstools_distill.data.contamination import (
+    EVAL_INDEX,
+    Index,
+    Kind,
+    Text,
+    build_tables,
+    save_index,
+)
 from dstools_distill.data.ngrams import tokens
-from dstools_distill.data.sources import rows
+from dstools_distill.data.sources import questions
 from dstools_distill.recipe.settings import Decontaminate
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
@@ -25,17 +31,17 @@ NOTE = "Runs of words are compared: a problem that was paraphrased or translated
 
 
 def decontaminate(_settings: Decontaminate, inputs: Inputs, work: Work) -> Report:
-    """Write the rows without a window of a benchmark as records.jsonl, the others as dropped.jsonl.
+    """Write rows that share nothing with a benchmark to records.jsonl, the others to dropped.jsonl.
 
-    To each row `contamination` is added: [{"benchmark", "row", "where", "window"}], the first window of a
-    benchmark's row in the prompt, the reasoning or the answer; [] in what is kept.
+    Adds `contamination` to each row, the matches of `Index.search`: [] in rows that are kept.
+    Raises DstoolsError if there is no index.
     """
     if not inputs.indexes:
         raise DstoolsError(
             "decontaminate.index names no file, and the recipe has no [eval] to keep out",
-            "dstools distill index makes one",
+            "make an index with `dstools distill index`",
         )
-    known = Index(inputs.indexes)
+    index = Index(inputs.indexes)
     source = inputs.samples / "records.jsonl"
     files = ("records.jsonl", "dropped.jsonl")
     counts = map_rows(source, work, files, _worker, inputs.indexes, source, what="decontaminate")
@@ -46,7 +52,7 @@ def decontaminate(_settings: Decontaminate, inputs: Inputs, work: Work) -> Repor
         "where": {where: counts[f"in {where}"] for where in ("prompt", "reasoning", "answer")},
         "benchmarks": [
             asdict(benchmark) | {"rows_hit": counts[f"of {benchmark.name}"]}
-            for benchmark in known.benchmarks
+            for benchmark in index.benchmarks
         ],
         "indexes": [file_sha256(path) for path in inputs.indexes],
         "note": NOTE,
@@ -54,80 +60,80 @@ def decontaminate(_settings: Decontaminate, inputs: Inputs, work: Work) -> Repor
 
 
 def index_problems(problems: Path, folder: Path) -> Report:
-    """Write eval.ngrams, the index of a folder of prompts that the student will be measured on, as "eval"."""
+    """Write eval.ngrams, the index of a folder of evaluation prompts; return its description."""
     asked = problems / "records.jsonl"
-    benchmark, made = tables("eval", file_sha256(asked), _benchmark(asked))
-    save_index(folder / EVAL_INDEX, [(benchmark, made)])
+    benchmark, tables = build_tables("eval", file_sha256(asked), _texts(asked))
+    save_index(folder / EVAL_INDEX, [(benchmark, tables)])
     return asdict(benchmark)
 
 
-def _worker(index: Sequence[Path], source: Path) -> Callable[[Rows], Chunk]:
-    known = Index(index)
+def _worker(index_files: Sequence[Path], source: Path) -> Callable[[Rows], Chunk]:
+    index = Index(index_files)
 
-    def look(lines: Rows) -> Chunk:
-        found = list(each_record(source, lines))
-        counts, kept, gone = Counter[str](), [], []
-        for (_, line), named in zip(lines, known.look(found), strict=True):
+    def process(lines: Rows) -> Chunk:
+        counts, kept, dropped = Counter[str](), [], []
+        all_matches = index.search(list(each_record(source, lines)))
+        for (_, line), matches in zip(lines, all_matches, strict=True):
             counts["in"] += 1
-            if not named:
+            if not matches:
                 kept.append(records.extended(line, {"contamination": []}))
                 continue
             counts["contaminated"] += 1
-            counts.update({f"of {each['benchmark']}" for each in named})
-            counts.update({f"in {each['where']}" for each in named})
-            gone.append(
-                records.extended(line, {"contamination": named, "drop_reason": "contaminated"})
-            )
-        return Chunk({"records.jsonl": b"".join(kept), "dropped.jsonl": b"".join(gone)}, counts)
+            counts.update({f"of {match['benchmark']}" for match in matches})
+            counts.update({f"in {match['where']}" for match in matches})
+            fields = {"contamination": matches, "drop_reason": "contaminated"}
+            dropped.append(records.extended(line, fields))
+        return Chunk({"records.jsonl": b"".join(kept), "dropped.jsonl": b"".join(dropped)}, counts)
 
-    return look
+    return process
 
 
 @dataclass(frozen=True)
 class Built:
-    """An index that was made."""
+    """The description of a new index."""
 
     sha256: str  # of the file
-    benchmarks: dict[str, int]  # rows of each
+    benchmarks: dict[str, int]  # name -> rows
     windows: int
-    wholes: int  # questions that only all of their words tell from others
+    wholes: int  # questions indexed as a whole
     unknown: int  # questions without a word or a number, which cannot be found
 
 
 def build_index(files: list[Path], out: Path) -> Built:
-    """Write an index of benchmarks, each called as its file is; equal files give equal bytes.
+    """Write an index of benchmarks, named after their files; equal files give equal bytes.
 
-    files: JSONL or Parquet in any form that `prompts` reads, questions and answers; or .txt, a question a
-    line. Raises DstoolsError, naming file and line, for a row that is no question; where a file has none,
-    or two have one name; and where `out` is there already.
+    files: JSONL or Parquet in any form that `prompts` reads, with questions and answers; or .txt
+    with one question per line. Raises DstoolsError, naming file and line, for a row that is not a
+    question; for a file without questions; for two files of one name; and if `out` exists.
     """
     if out.exists():
-        raise DstoolsError(f"{out}: is there already", "remove it, or choose another name")
+        raise DstoolsError(f"{out}: already exists", "remove it, or choose another name")
     if not out.parent.is_dir():
         raise DstoolsError(f"{out}: there is no folder {out.parent}", "make it, or name another")
     names = [file.stem for file in files]
     if len(set(names)) < len(names):
         raise DstoolsError(
-            f"two of the files are called {max(names, key=names.count)}", "rename one"
+            f"two of the files are named {max(names, key=names.count)}", "rename one"
         )
     parts = []
     for file in files:
-        benchmark, made = tables(file.stem, file_sha256(file), _benchmark(file))
+        benchmark, tables = build_tables(file.stem, file_sha256(file), _texts(file))
         if not benchmark.windows + benchmark.wholes:
             raise DstoolsError(f"{file}: has no questions", "name a file with questions in it")
-        parts.append((benchmark, made))
+        parts.append((benchmark, tables))
     save_index(out, parts)
-    found = [benchmark for benchmark, _ in parts]
+    benchmarks = [benchmark for benchmark, _ in parts]
     return Built(
         file_sha256(out),
-        {benchmark.name: benchmark.rows for benchmark in found},
-        sum(benchmark.windows for benchmark in found),
-        sum(benchmark.wholes for benchmark in found),
-        sum(benchmark.unknown for benchmark in found),
+        {benchmark.name: benchmark.rows for benchmark in benchmarks},
+        sum(benchmark.windows for benchmark in benchmarks),
+        sum(benchmark.wholes for benchmark in benchmarks),
+        sum(benchmark.unknown for benchmark in benchmarks),
     )
 
 
-def _benchmark(file: Path) -> Iterator[Text]:
+def _texts(file: Path) -> Iterator[Text]:
+    """Yield the questions and answers in a file of a benchmark."""
     if file.suffix == ".txt":
         for number, line in records.lines(file):
             try:
@@ -139,17 +145,12 @@ def _benchmark(file: Path) -> Iterator[Text]:
                 ) from None
             yield Text(number, tokens(text), "question")
         return
-    for number, row in rows(file):
-        try:
-            question = convert(row)
-        except BadRowError as error:
-            where = f"{file}: {'row' if file.suffix == '.parquet' else 'line'} {number}"
-            raise DstoolsError(f"{where}: {error}", "mend or remove it") from None
+    for number, row, question in questions(file):
+        kind: Kind = "generated" if row.get("task") else "question"
         for message in question.messages:
             if message["role"] != "system":
-                kind: Kind = "generated" if row.get("task") else "question"
-                said = tokens(message["content"])
-                yield Text(number, said, kind if message["role"] == "user" else "answer")
+                of_user = message["role"] == "user"
+                yield Text(number, tokens(message["content"]), kind if of_user else "answer")
         for answer in (question.gold, question.reference):
             if answer is not None:
                 yield Text(number, tokens(answer), "answer")

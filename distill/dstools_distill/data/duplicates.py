@@ -1,9 +1,9 @@
-"""Prompts that say the same, to the word or nearly: which ones to drop, and for which others.
+"""Duplicate and near-duplicate prompts: which ones to drop, and which ones they repeat.
 
-Near ones are found by MinHash: of a set of word 5-grams the least value of each of 128 hash functions; two
-sets agree in one with the probability of their Jaccard similarity (Broder 1997). Bands of these are looked
-up, and what they find is measured exactly. Source of the banding: Leskovec, Rajaraman, Ullman, Mining of
-Massive Datasets, 3.4.
+Near duplicates are found by MinHash: the minimum of each of 128 hash functions over a set of word
+5-grams; two sets agree in one minimum with the probability of their Jaccard similarity (Broder
+1997). Candidates are pairs that share a band of these values; their similarity is then computed
+exactly. Source of the banding: Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4.
 """
 
 import math
@@ -18,37 +18,38 @@ from dstools_distill.data.ngrams import hashes, jaccard, shingles
 
 SHINGLE_WORDS = 5
 FUNCTIONS = 128
-MISSED = 1e-3  # at most so many of the pairs that are as similar as asked
-NEAREST = 16  # of the prompts in a bucket, those before one that it is compared with
-REMEMBERED = 1 << 14  # sets of 5-grams
+MISSED = 1e-3  # share of the pairs at the threshold that banding may miss
+NEAREST = 16  # earlier prompts in a bucket that each one is compared with
+CACHED_SETS = 1 << 14  # sets of 5-grams kept in memory
 _draw = np.random.Generator(np.random.PCG64(20260131))
 FACTORS = _draw.integers(0, 1 << 64, FUNCTIONS, np.uint64) | np.uint64(1)
 OFFSETS = _draw.integers(0, 1 << 64, FUNCTIONS, np.uint64)
 
 
 class Fates(NamedTuple):
-    """What becomes of prompts, each by its number: "" stays, anything else is why it goes."""
+    """The decision on each prompt, by its number."""
 
-    reasons: list[str]
-    others: list[int]  # the prompt that it repeats, -1 where there is none
+    reasons: list[str]  # why it is dropped, "" if it is kept
+    others: list[int]  # number of the prompt that it repeats, or -1
 
 
 def exact(
     digests: list[bytes], golds: NDArray[np.uint64], differ: Callable[[int, int], bool]
 ) -> Fates:
-    """Return which of the prompts with equal digests go; `golds` are digests too, 0 for none.
+    """Return which of the prompts with equal digests to drop.
 
-    The first with a gold answer stays, or the first. Where gold answers differ none of them can be trusted:
-    all go, "conflicting-gold". `differ` tells of two prompts whose golds' digests are not equal whether the
-    golds are more than two spellings of one.
+    golds: digests of the gold answers, [n], 0 for none. The first prompt with a gold answer is
+    kept, else the first. If gold answers differ none can be trusted: all are dropped,
+    "conflicting-gold". `differ(number, other)`, called for two prompts whose golds have different
+    digests, returns whether their values differ, not only their spelling.
     """
-    stays: dict[bytes, int] = {}
+    kept: dict[bytes, int] = {}
     conflicting: set[bytes] = set()
     answers = golds.tolist()
     for number, digest in enumerate(digests):
-        other = stays.setdefault(digest, number)
+        other = kept.setdefault(digest, number)
         if answers[number] and not answers[other]:
-            stays[digest] = number
+            kept[digest] = number
         elif (
             answers[number]
             and answers[number] != answers[other]
@@ -58,22 +59,22 @@ def exact(
             conflicting.add(digest)
     reasons, others = [], []
     for number, digest in enumerate(digests):
-        other = -1 if stays[digest] == number else stays[digest]
+        other = -1 if kept[digest] == number else kept[digest]
         reasons.append("conflicting-gold" * (digest in conflicting) or "duplicate" * (other >= 0))
         others.append(other)
     return Fates(reasons, others)
 
 
 def signature(text: str) -> NDArray[np.uint32]:
-    """Return the 128 least values of a text's 5-grams, [128] uint32."""
+    """Return the MinHash values of a text's 5-grams, [128] uint32; zeros if it has no words."""
     values = _five_grams(text)
     if not len(values):
         return np.zeros(FUNCTIONS, np.uint32)
-    found = np.full(FUNCTIONS, np.iinfo(np.uint64).max, np.uint64)
+    minima = np.full(FUNCTIONS, np.iinfo(np.uint64).max, np.uint64)
     for start in range(0, len(values), 1024):
         mixed = values[start : start + 1024, None] * FACTORS + OFFSETS
-        np.minimum(found, mixed.min(axis=0), out=found)
-    return (found >> np.uint64(32)).astype(np.uint32)
+        np.minimum(minima, mixed.min(axis=0), out=minima)
+    return (minima >> np.uint64(32)).astype(np.uint32)
 
 
 def near(
@@ -83,15 +84,15 @@ def near(
     text: Callable[[int], str],
     threshold: float,
 ) -> Fates:
-    """Return which of the prompts `alive` go because an earlier one that stays is as similar as `threshold`.
+    """Return which prompts to drop because a kept earlier one has at least `threshold` similarity.
 
-    signatures [n, 128]; `text(number)` returns what a signature was made of, for the exact similarity.
-    Prompts with other gold answers are other problems, however similar: the numbers differ. Where
-    a bucket of a band holds many prompts they share a template; each is compared with the 16 before it
-    and the first, so that the work grows with the number of prompts, not with its square.
+    signatures [n, 128]; golds as in `exact`; alive [n], False for prompts to ignore. `text(number)`
+    returns the text of a signature, for the exact similarity. Prompts with different gold answers
+    are different problems, however similar. Many prompts in one bucket of a band share a template;
+    each is compared with the 16 before it and the first, so that the work stays linear.
     """
     reasons, others = [""] * len(golds), [-1] * len(golds)
-    grams = lru_cache(REMEMBERED)(lambda number: _five_grams(text(number)))
+    grams = lru_cache(CACHED_SETS)(lambda number: _five_grams(text(number)))
     for later, earlier in _pairs(signatures, golds, alive, threshold):
         if reasons[later] or reasons[earlier]:
             continue
@@ -105,7 +106,7 @@ def _five_grams(text: str) -> NDArray[np.uint64]:
 
 
 def _rows_of_band(threshold: float) -> int:
-    """Return the most signature values a band can have and miss hardly a pair: (1 - t^r)^(128/r)."""
+    """Return the largest size r of a band that misses few pairs: (1 - t^r)^(128/r) <= MISSED."""
     rows = 1
     while rows < 32 and (1 - threshold ** (rows + 1)) ** (FUNCTIONS // (rows + 1)) <= MISSED:
         rows += 1
@@ -118,10 +119,10 @@ def _pairs(
     alive: NDArray[np.bool_],
     threshold: float,
 ) -> Iterator[tuple[int, int]]:
-    """Yield pairs (later, earlier) of prompts that may be as similar as that, in order."""
+    """Yield candidate pairs (later, earlier) of prompts, in order."""
     rows = _rows_of_band(threshold)
     numbers = np.flatnonzero(alive)
-    found = np.zeros(0, np.int64)  # later * 2^32 + earlier
+    pairs = np.zeros(0, np.int64)  # later * 2^32 + earlier
     for start in range(0, FUNCTIONS - rows + 1, rows):
         bucket = np.zeros(len(numbers), np.uint64)
         for column in range(start, start + rows):
@@ -136,8 +137,8 @@ def _pairs(
             later = np.flatnonzero(places - first >= back)
             earlier = later - back if back <= NEAREST else first[later]
             new = _likely(signatures, golds, members[later], members[earlier], threshold)
-            found = np.union1d(found, new)
-    for pair in found.tolist():
+            pairs = np.union1d(pairs, new)
+    for pair in pairs.tolist():
         yield pair >> 32, pair & 0xFFFFFFFF
 
 
@@ -148,13 +149,16 @@ def _likely(
     earlier: NDArray[np.int64],
     threshold: float,
 ) -> NDArray[np.int64]:
-    """Return the pairs whose golds do not differ and whose signatures agree in about as many values."""
+    """Return the pairs whose golds do not differ and whose signatures agree in enough values.
+
+    Enough is the threshold less four standard deviations of the share that agrees.
+    """
     is_other = (golds[later] != golds[earlier]) & (golds[later] != 0) & (golds[earlier] != 0)
     later, earlier = later[~is_other], earlier[~is_other]
-    spread = math.sqrt(threshold * (1 - threshold) / FUNCTIONS)  # of the share that agrees
-    found = [np.zeros(0, np.int64)]
+    enough = threshold - 4 * math.sqrt(threshold * (1 - threshold) / FUNCTIONS)
+    pairs = [np.zeros(0, np.int64)]
     for start in range(0, len(later), 1 << 16):
         one, other = later[start : start + (1 << 16)], earlier[start : start + (1 << 16)]
-        agree = (signatures[one] == signatures[other]).mean(axis=1) >= threshold - 4 * spread
-        found.append(one[agree] << 32 | other[agree])
-    return np.concatenate(found)
+        agree = (signatures[one] == signatures[other]).mean(axis=1) >= enough
+        pairs.append(one[agree] << 32 | other[agree])
+    return np.concatenate(pairs)

@@ -1,4 +1,4 @@
-"""The forms that questions come in, and the one they leave in.
+"""Row forms of question data sets, and their conversion to one form.
 
 | form | keys |
 |---|---|
@@ -8,12 +8,14 @@
 | alpaca | instruction, input, output |
 | prompt-completion | prompt, completion or response: each a text or messages |
 
-A gold answer stands beside, in any form. An assistant's reasoning may stand in its content, as <think>, or in
-a key of its own. "auto" takes the first form of this table whose first key a row has.
+All forms may have a gold answer in a key of GOLD_KEYS, and an assistant's reasoning in its content,
+as <think>, or in a key of THINKING_KEYS. "auto" takes the first form above whose first key a row
+has.
 """
 
 from typing import Any, NamedTuple, get_args
 
+from dstools_distill.judge.extract import last_boxed
 from dstools_distill.recipe.settings import AnswerType, Form
 from dstools_distill.records import CLOSE, OPEN, Record, thought
 
@@ -28,37 +30,35 @@ FIRST_KEYS: dict[str, Form] = {
 }
 GOLD_KEYS = ("gold", "expected", "expected_answer", "final_answer", "answer")
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-ROLES = {
-    "system": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
-}  # fmt: skip
+ROLES = {"system": "system", "user": "user", "human": "user"} | dict.fromkeys(
+    ("assistant", "gpt", "chatgpt", "model"), "assistant"
+)
 ANSWER_TYPES = get_args(AnswerType)
-GSM8K = "\n#### "  # openai/gsm8k: a worked solution, then this and the answer
+GSM8K = "\n#### "  # openai/gsm8k: between a worked solution and the answer
 
 
 class BadRowError(ValueError):
-    """Why a row is no question."""
+    """A row does not hold a question."""
 
 
 class Question(NamedTuple):
-    """A row, converted."""
+    """A converted row."""
 
-    form: Form  # as found
+    form: Form  # of the row; never "auto"
     messages: list[Message]  # the last one is a user's
     gold: str | None
-    answer_type: str  # "" where the row does not say
-    difficulty: float | None  # 0: everybody solves it, 1: nobody
-    reference: str | None  # the answer that came with it, reasoning in <think>
+    answer_type: str  # "" if the row does not name it
+    difficulty: float | None  # from 0, solved by all, to 1, solved by none
+    reference: str | None  # the answer in the row, with its reasoning in <think>
 
 
 def convert(row: Record, form: Form = "auto") -> Question:
-    """Return the question in a row; numbers among the gold answers are texts already.
+    """Return the question in a row, whose numeric gold answers must already be strings.
 
-    Raises BadRowError where the row has not that form, or a text is empty or none.
+    Raises BadRowError if the row does not have the form, or if a text is empty or not a string.
     """
     if form == "auto":
-        form = next((found for key, found in FIRST_KEYS.items() if key in row), form)
+        form = next((candidate for key, candidate in FIRST_KEYS.items() if key in row), form)
     gold, worked = _gold(row)
     match form:
         case "messages":
@@ -74,8 +74,8 @@ def convert(row: Record, form: Form = "auto") -> Question:
                 worked = gold
             messages, reference = [_user(_text(row, key))], _reference(row, worked)
         case "alpaca":
-            given = f"\n\n{_text(row, 'input')}" if row.get("input") else ""
-            messages = [_user(_text(row, "instruction") + given)]
+            context = f"\n\n{_text(row, 'input')}" if row.get("input") else ""
+            messages = [_user(_text(row, "instruction") + context)]
             reference = _reference(row, _optional(row, "output"))
         case "prompt-completion":
             messages, reference = _prompt_completion(row)
@@ -85,11 +85,10 @@ def convert(row: Record, form: Form = "auto") -> Question:
 
 
 def _prompt_completion(row: Record) -> tuple[list[Message], str | None]:
-    turns = (
-        _conversation(row, "prompt", "role", "content")
-        if isinstance(row.get("prompt"), list)
-        else [_user(_text(row, "prompt"))]
-    )
+    if isinstance(row.get("prompt"), list):
+        turns = _conversation(row, "prompt", "role", "content")
+    else:
+        turns = [_user(_text(row, "prompt"))]
     key = "completion" if "completion" in row else "response"
     if isinstance(row.get(key), list):
         return _asked(turns + _conversation(row, key, "role", "content"))
@@ -104,31 +103,29 @@ def _conversation(row: Record, key: str, role_key: str, text_key: str) -> list[M
     """Return the turns of a conversation, each with role and content."""
     turns = row.get(key)
     if not isinstance(turns, list) or not turns:
-        raise BadRowError(f"{key} is no list of turns")
-    found = []
+        raise BadRowError(f"{key} is not a list of turns")
+    messages = []
     for number, turn in enumerate(turns):
         where = f"{key}[{number}]"
         if not isinstance(turn, dict):
-            raise BadRowError(f"{where} is no object")
+            raise BadRowError(f"{where} is not an object")
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in ROLES:
-            raise BadRowError(
-                f"{where}.{role_key} is {role!r}, which is none of {', '.join(ROLES)}"
-            )
+            raise BadRowError(f"{where}.{role_key} is {role!r}, not one of {', '.join(ROLES)}")
         content = _text(turn, text_key, where)
         if ROLES[role] == "assistant":
             content = _with_thinking(content, turn, where)
-        found.append({"role": ROLES[role], "content": content})
-    return found
+        messages.append({"role": ROLES[role], "content": content})
+    return messages
 
 
 def _asked(turns: list[Message]) -> tuple[list[Message], str | None]:
-    """Return the turns up to the last one of a user, and the answer to it where there is one."""
+    """Return the turns up to the last one of a user, and the answer to it, if any."""
     last = max((n for n, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
     if last < 0:
-        raise BadRowError("nobody asks anything: no turn of a user")
+        raise BadRowError("has no turn of a user")
     if any(turn["role"] == "system" for turn in turns[1:]):
-        raise BadRowError("has a system message that is not its first one")
+        raise BadRowError("has a system message after its first message")
     answers = turns[last + 1 :]
     if len(answers) > 1:
         raise BadRowError(f"has {len(answers)} answers to its last question")
@@ -136,14 +133,14 @@ def _asked(turns: list[Message]) -> tuple[list[Message], str | None]:
 
 
 def _gold(row: Record) -> tuple[str | None, str | None]:
-    """Return the gold answer, and the worked solution around it where there is one."""
+    """Return the gold answer, and the worked solution that comes with it, if any."""
     solution = _optional(row, "solution")
     key = next((key for key in GOLD_KEYS if row.get(key) is not None), None)
     if key is not None:
         gold = _text(row, key)
         worked, mark, answer = gold.rpartition(GSM8K)
         if mark and not answer.strip():
-            raise BadRowError(f"{key} has nothing behind ####")
+            raise BadRowError(f"{key} has nothing after ####")
         return (answer.strip(), solution or worked) if mark else (gold, solution)
     if solution is None:
         return None, None
@@ -151,54 +148,40 @@ def _gold(row: Record) -> tuple[str | None, str | None]:
     return (solution, None) if boxed is None else (boxed, solution)
 
 
-def last_boxed(text: str) -> str | None:
-    r"""Return what stands in the last \boxed{...} or \fbox{...} of a text; braces may nest."""
-    start = max(text.rfind(r"\boxed{"), text.rfind(r"\fbox{"))
-    if start < 0:
-        return None
-    start = text.index("{", start) + 1
-    depth = 1
-    for at in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if not depth:
-            return text[start:at].strip() or None
-    return None
-
-
 def _reference(row: Record, answer: str | None) -> str | None:
     return None if answer is None else _with_thinking(answer, row, "")
 
 
-def _with_thinking(answer: str, said: dict[str, Any], where: str) -> str:
-    """Return an answer behind its reasoning, which may stand in a key of its own."""
-    key = _thinking_key(said)
+def _with_thinking(answer: str, holder: dict[str, Any], where: str) -> str:
+    """Return an answer after its reasoning, if the row or turn holds one in a key of its own."""
+    key = _thinking_key(holder)
     if key is None:
         return answer
-    thinking = _text(said, key, where)
+    thinking = _text(holder, key, where)
     if OPEN in answer or CLOSE in answer or OPEN in thinking or CLOSE in thinking:
-        raise BadRowError(f"{_name(key, where)} stands beside a think block, or holds one")
+        raise BadRowError(f"{_name(key, where)} holds a think block, or the answer does")
     return thought(thinking, answer, prefilled=False)
 
 
-def _thinking_key(said: dict[str, Any]) -> str | None:
-    return next((key for key in THINKING_KEYS if said.get(key)), None)
+def _thinking_key(holder: dict[str, Any]) -> str | None:
+    return next((key for key in THINKING_KEYS if holder.get(key)), None)
 
 
 def _answer_type(row: Record) -> str:
-    found = row.get("answer_type")
-    if found is None:
+    answer_type = row.get("answer_type")
+    if answer_type is None:
         return ""
-    if found not in ANSWER_TYPES:
-        raise BadRowError(f"answer_type is {found!r}, which is none of {', '.join(ANSWER_TYPES)}")
-    return str(found)
+    if answer_type not in ANSWER_TYPES:
+        raise BadRowError(f"answer_type is {answer_type!r}, not one of {', '.join(ANSWER_TYPES)}")
+    return str(answer_type)
 
 
 def _difficulty(row: Record) -> float | None:
-    """Return 1 - pass_rate, or difficulty where it is a share: others mean what they mean elsewhere."""
+    """Return 1 - pass_rate, or difficulty if it is from 0 to 1: other scales are unknown."""
     for key in ("pass_rate", "difficulty"):
-        found = row.get(key)
-        if isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found <= 1:
-            return 1 - float(found) if key == "pass_rate" else float(found)
+        share = row.get(key)
+        if isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1:
+            return 1 - float(share) if key == "pass_rate" else float(share)
     return None
 
 
@@ -210,14 +193,14 @@ def _optional(row: dict[str, Any], key: str) -> str | None:
     return _text(row, key) if row.get(key) not in (None, "") else None
 
 
-def _text(said: dict[str, Any], key: str, where: str = "") -> str:
-    found = said.get(key)
-    if not isinstance(found, str):
-        what = "is missing" if found is None else f"is no text: {type(found).__name__}"
-        raise BadRowError(f"{_name(key, where)} {what}")
-    if not found.strip():
+def _text(holder: dict[str, Any], key: str, where: str = "") -> str:
+    text = holder.get(key)
+    if not isinstance(text, str):
+        problem = "is missing" if text is None else f"is not a string: {type(text).__name__}"
+        raise BadRowError(f"{_name(key, where)} {problem}")
+    if not text.strip():
         raise BadRowError(f"{_name(key, where)} is empty")
-    return found
+    return text
 
 
 def _name(key: str, where: str) -> str:

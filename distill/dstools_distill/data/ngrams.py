@@ -1,8 +1,8 @@
-"""Texts as hashes of what they say, so that the same problem is found in another dress.
+"""Normalized tokens of texts, and their hashes; the same problem in other markup has the same.
 
-Words, numbers and operators are the tokens. Case, Unicode form, punctuation, markup and LaTeX's spacing,
-style and spelling variants are none: "What is $\\dfrac{1}{2}+ 1{,}000$?" and "what is \\frac12 + 1000" have
-the same. A window is a run of tokens; its hash is a polynomial of theirs, modulo 2^64.
+Tokens are words, numbers and operators. Case, Unicode form, punctuation, markup and variants of
+LaTeX do not count: "What is $\\dfrac{1}{2}+ 1{,}000$?" and "what is \\frac12 + 1000" have the same
+tokens. A window is a run of tokens; its hash is a polynomial of their hashes, modulo 2^64.
 """
 
 import re
@@ -13,13 +13,13 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-NORMALISATION = 1  # one up with every change of what a token is: hashes of before mean nothing then
-KEY = b"dstools n-grams 1"  # one key for all, so that any number of indexes is searched at once
-MEMO = 1 << 17  # words, and tokens; some 30 MiB each
-LONG_WORD = 64  # letters: not met twice, or Chinese, and not to be remembered
-BASE = np.uint64(0x94D049BB133111EB)  # odd, and BASE - 1 has but one factor of 2
+NORMALISATION = 1  # raised with every change of the tokens, which makes older hashes useless
+KEY = b"dstools n-grams 1"  # one key for all indexes, so that they can be searched together
+MEMO = 1 << 17  # words, and tokens, whose hashes are cached; about 30 MiB each
+LONG_WORD = 64  # characters; longer words are rarely seen twice, and are not cached
+BASE = np.uint64(0x94D049BB133111EB)  # odd, and BASE - 1 has only one factor of 2
 
-CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # no blanks: by letter
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # one token each
 TOKEN = re.compile(
     rf"""
       [a-z]+
@@ -30,41 +30,44 @@ TOKEN = re.compile(
     | \\?[^\W\d_{CJK}]+
     | [{CJK}]
     | [<>]=? | != | [+/=^]
-    | -(?=[\s{{}}$(]*(?:[\d\\.]|[b-hj-z](?![a-z])))  # a minus; any other is a hyphen or a dash
+    | -(?=[\s{{}}$(]*(?:[\d\\.]|[b-hj-z](?![a-z])))  # a minus; others are hyphens or dashes
     """,
     re.VERBOSE,
 )
-STYLE = frozenset(  # a product is often written without a sign, so the signs are none of its tokens
+STYLE = frozenset(  # ignored; also signs of multiplication, which are often left out
     r"""
-    \left \right \middle \big \bigl \bigr \bigg \biggl \biggr \displaystyle \textstyle \scriptstyle \limits
-    \nolimits \text \textbf \textit \textrm \texttt \textnormal \mathrm \mathbf \mathit \mathsf \mathtt
-    \mathbb \mathcal \boldsymbol \bf \it \rm \emph \underline \operatorname \mbox \hbox \boxed \quad \qquad
-    \hspace \vspace \enspace \thinspace \nonumber \notag \cdot \times \ast
+    \left \right \middle \big \bigl \bigr \bigg \biggl \biggr \displaystyle \textstyle \scriptstyle
+    \limits \nolimits \text \textbf \textit \textrm \texttt \textnormal \mathrm \mathbf \mathit
+    \mathsf \mathtt \mathbb \mathcal \boldsymbol \bf \it \rm \emph \underline \operatorname \mbox
+    \hbox \boxed \quad \qquad \hspace \vspace \enspace \thinspace \nonumber \notag \cdot \times \ast
     """.split()  # noqa: SIM905
 )
 SPELLINGS = {
-    r"\dfrac": "frac", r"\tfrac": "frac", r"\cfrac": "frac", r"\leq": "le", r"\leqslant": "le", "<=": "le",
-    r"\geq": "ge", r"\geqslant": "ge", ">=": "ge", r"\neq": "ne", "!=": "ne", r"\lt": "<", r"\gt": ">",
-    r"\div": "/", r"\varphi": "phi", r"\varepsilon": "epsilon", r"\vartheta": "theta",
+    r"\dfrac": "frac", r"\tfrac": "frac", r"\cfrac": "frac",
+    r"\leq": "le", r"\leqslant": "le", "<=": "le",
+    r"\geq": "ge", r"\geqslant": "ge", ">=": "ge",
+    r"\neq": "ne", "!=": "ne", r"\lt": "<", r"\gt": ">", r"\div": "/",
+    r"\varphi": "phi", r"\varepsilon": "epsilon", r"\vartheta": "theta",
 } | {
-    chr(code): unicodedata.name(chr(code)).rsplit(" ", 1)[1].lower()  # a Greek letter by itself
+    chr(code): unicodedata.name(chr(code)).rsplit(" ", 1)[1].lower()  # single Greek letters
     for code in range(0x3B1, 0x3CA)
 }  # fmt: skip
 SIGNS = str.maketrans(
     {
-        **dict.fromkeys("\u2212\u2013\u2010", "-"), "÷": "/", "\u2044": "/", "≤": " le ", "⩽": " le ",
-        "≥": " ge ", "⩾": " ge ", "≠": " ne ", "√": " sqrt ", "∞": " infty ", "°": "^circ ", "∈": " in ",
-        "∑": " sum ", "∏": " prod ", "∫": " int ", "∠": " angle ", "△": " triangle ", "π": " pi ",
+        **dict.fromkeys("\u2212\u2013\u2010", "-"), "÷": "/", "\u2044": "/",
+        "≤": " le ", "⩽": " le ", "≥": " ge ", "⩾": " ge ", "≠": " ne ", "√": " sqrt ",
+        "∞": " infty ", "°": "^circ ", "∈": " in ", "∑": " sum ", "∏": " prod ", "∫": " int ",
+        "∠": " angle ", "△": " triangle ", "π": " pi ",
         **dict.fromkeys((0xAD, *range(0x200B, 0x2010), 0x2060, 0xFEFF, *range(0xFE00, 0xFE10))),
     }
-)  # fmt: skip  # the last: characters that are not seen
+)  # fmt: skip  # the last: invisible characters
 MINUS = frozenset("-\u2212\u2013\u2010\ufe63\uff0d")
 RAISED = re.compile("[⁰¹²³⁴-⁹]+")
 
 
 def tokens(text: str) -> list[str]:
-    """Return what a text says: words, numbers (in groups of three digits) and operators."""
-    return [said for word in _split(text) for said in _said(word)]
+    """Return the tokens of a text: words, numbers (in groups of three digits) and operators."""
+    return [token for word in _split(text) for token in _tokens_of_word(word)]
 
 
 def hashes(text: str) -> NDArray[np.uint64]:
@@ -72,44 +75,44 @@ def hashes(text: str) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(map(_words.__getitem__, _split(text))), "<u8")
 
 
-def hashes_of(said: list[str]) -> NDArray[np.uint64]:
+def hashes_of(tokens: list[str]) -> NDArray[np.uint64]:
     """Return the hash of each of these tokens, [n] uint64."""
-    return np.frombuffer(b"".join(map(_hash, said)), "<u8")
+    return np.frombuffer(b"".join(map(_hash, tokens)), "<u8")
 
 
 def windows(hashed: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
-    """Return the hash of each window of `length` tokens, [n - length + 1] uint64; empty where n is less."""
+    """Return the hash of each window of `length` tokens, [max(n - length + 1, 0)] uint64."""
     count = len(hashed) - length + 1
     if count < 1:
         return hashed[:0]
-    found = hashed[:count].copy()
+    polynomials = hashed[:count].copy()
     for at in range(1, length):
-        found *= BASE
-        found += hashed[at : at + count]
-    return found
+        polynomials *= BASE
+        polynomials += hashed[at : at + count]
+    return polynomials
 
 
 def whole(hashed: NDArray[np.uint64]) -> int:
-    """Return the hash of the one window that is as long as the text; of a text without tokens 0."""
+    """Return the hash of the window that is the whole text; 0 for a text without tokens."""
     powers = np.full(len(hashed), BASE)
     powers[-1:] = 1
     return int(np.sum(hashed * np.multiply.accumulate(powers[::-1])[::-1]))
 
 
 def shingles(hashed: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
-    """Return the distinct windows, sorted; of a shorter text itself."""
+    """Return the distinct windows, sorted; for a shorter text the hash of the whole."""
     return np.unique(windows(hashed, max(min(length, len(hashed)), 1)))
 
 
 def jaccard(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
-    """Return the share that two sets of shingles have in common, |one & other| / |one | other|."""
+    """Return the similarity of two sets of shingles, |one & other| / |one | other|; 1 if empty."""
     common = len(np.intersect1d(one, other, assume_unique=True))
     union = len(one) + len(other) - common
     return common / union if union else 1.0
 
 
 def _split(text: str) -> list[str]:
-    """Return the words of a text; a minus by itself joins the number behind it."""
+    """Return the words of a text; a separate minus is joined to the word after it."""
     words = text.lower().split()
     if not MINUS.isdisjoint(words):
         for sign in sorted(MINUS.intersection(words)):
@@ -117,27 +120,27 @@ def _split(text: str) -> list[str]:
     return words
 
 
-def _said(word: str) -> list[str]:
+def _tokens_of_word(word: str) -> list[str]:
     """Return the tokens of a word, which is anything between blanks."""
     if not word.isascii():
         word = RAISED.sub(lambda raised: f"^{raised[0]}", word)
         word = unicodedata.normalize("NFKC", word).translate(SIGNS).lower()
-    found = TOKEN.findall(word)
+    parts = TOKEN.findall(word)
     if "\\" in word:
-        found = [token for token in found if token not in STYLE and "{" not in token]  # \begin{...}
-    return [SPELLINGS.get(token) or token.removeprefix("\\") for token in found]
+        parts = [part for part in parts if part not in STYLE and "{" not in part]  # \begin{...}
+    return [SPELLINGS.get(part) or part.removeprefix("\\") for part in parts]
 
 
 class _Words(dict[str, bytes]):
-    """The hashes of each word's tokens. A dict with a hook: a hit costs no call of a function."""
+    """A cache from words to the hashes of their tokens; a hit costs no Python call."""
 
     def __missing__(self, word: str) -> bytes:
-        found = b"".join(map(_hash, _said(word)))
+        hashed = b"".join(map(_hash, _tokens_of_word(word)))
         if len(word) <= LONG_WORD:
             if len(self) >= MEMO:
                 self.clear()
-            self[word] = found
-        return found
+            self[word] = hashed
+        return hashed
 
 
 _words = _Words()

@@ -1,13 +1,12 @@
-"""Prompts: what is asked, from other people's files and from tasks, each once.
+"""The prompts stage: gathers the questions of all sources and drops duplicates.
 
-Read once into a file of records, then each row's fate is decided from what little is remembered of it,
-some 200 bytes (700 where near duplicates are looked for), then the rows are written.
+All rows are first read into one file. Which ones are kept is decided from about 200 bytes of each
+in memory (700 with near duplicates); then the rows are written.
 """
 
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.duplicates import FUNCTIONS, exact, near, signature
-from dstools_distill.data.forms import BadRowError, Question, convert
-from dstools_distill.data.sources import dataset_rows, rows, task_rows
+from dstools_distill.data.forms import Question
+from dstools_distill.data.sources import Questions, converted, dataset_rows, questions, task_rows
 from dstools_distill.judge.answers import compare
 from dstools_distill.judge.referee import Referee
 from dstools_distill.recipe.settings import Prompts, Source, Verify
@@ -28,22 +27,22 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 
-READ, SIGNATURES = "read.jsonl", "signatures.bin"  # gone when the stage is done
+READ, SIGNATURES = "read.jsonl", "signatures.bin"  # temporary; removed at the end of the stage
 
 
 def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
-    """Write the prompts of all sources as records.jsonl, what was left out as dropped.jsonl.
+    """Write the prompts of all sources to records.jsonl, in order; dropped ones to dropped.jsonl.
 
-    Reads sources and pass_rates, whose ids are those of equal prompts from files of equal names. Kept in the
-    order of the sources. Dropped, the
-    first reason counts: "conflicting-gold", "duplicate" (but for white space), "near-duplicate", "difficulty",
-    "limit"; duplicates name the prompt they repeat as "duplicate_of".
+    Inputs: sources; pass_rates, a `verify` folder, whose ids match if prompts and file names do.
+    Reasons, the first that applies: "conflicting-gold", "duplicate" (apart from white space),
+    "near-duplicate", "difficulty", "limit". "duplicate_of" names the prompt that one repeats.
 
-    Raises DstoolsError, naming file, line and reason, for a row that is no question.
+    Raises DstoolsError, naming file, line and reason, for a row that is not a question.
     """
     if not 0 <= settings.near_duplicates <= 1:
         raise DstoolsError(
-            f"prompts.near_duplicates is {settings.near_duplicates}", "a similarity is from 0 to 1"
+            f"prompts.near_duplicates is {settings.near_duplicates}",
+            "give a similarity from 0 to 1",
         )
     rates = {} if inputs.pass_rates is None else share_right(inputs.pass_rates)
     read, counts = _Read(work.folder, near=settings.near_duplicates > 0), Counter[str]()
@@ -75,7 +74,7 @@ def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
 
 
 def share_right(folder: Path) -> dict[str, float]:
-    """Return of each prompt in a finished `verify` folder the share of its samples that are correct."""
+    """Return the share of correct samples of each prompt id in a finished `verify` folder."""
     right, total = Counter[str](), Counter[str]()
     path = folder / "records.jsonl"
     for number, line in records.lines(path):
@@ -91,7 +90,7 @@ def share_right(folder: Path) -> dict[str, float]:
 
 
 class _Read:
-    """The records read so far: in a file, and in memory what decides their fate."""
+    """The records read so far: in a file, and in memory what decides which are kept."""
 
     def __init__(self, folder: Path, *, near: bool) -> None:
         self.path = folder / READ
@@ -119,7 +118,7 @@ class _Read:
         self._difficulties.append(float("nan") if difficulty is None else difficulty)
         self.references += record["reference"] is not None
         if self.signature_file:
-            self.signature_file.write(signature(said(record)).tobytes())
+            self.signature_file.write(signature(prompt_text(record)).tobytes())
         line = records.dump(record)
         self.file.write(line)
         self.offsets.append(self.offsets[-1] + len(line))
@@ -146,20 +145,11 @@ def _import(
 ) -> int:
     """Read one source; return the number of its rows."""
     name, count = _name(source), 0
-    total = source.size if source.path.startswith("rg:") else 0
-    with work.bar(total, name) as progress:
-        for number, row in _rows(source, file):
-            try:
-                question = convert(row, source.form)
-            except BadRowError as error:
-                where = (
-                    f"{file or source.path}: {'row' if _is_numbered(source) else 'line'} {number}"
-                )
-                raise DstoolsError(
-                    f"{where}: {error}", "mend or remove it; nothing was written from this file"
-                ) from None
+    is_task = source.path.startswith("rg:")
+    with work.bar(source.size if is_task else 0, name) as progress:
+        for _, row, question in _questions(source, file):
             read.forms[question.form] += 1
-            task = row["task"] if source.path.startswith("rg:") else None
+            task = row["task"] if is_task else None
             read.add(_record(settings, source, name, question, task, rates))
             count += 1
             progress(1)
@@ -168,21 +158,19 @@ def _import(
     return count
 
 
-def _rows(source: Source, file: Path | None) -> Iterator[tuple[int, Record]]:
-    kind, _, name = source.path.partition(":")
+def _questions(source: Source, file: Path | None) -> Questions:
     if file is not None:
-        return rows(file)
+        return questions(file, source.form)
+    kind, _, name = source.path.partition(":")
     if kind == "rg":
-        return task_rows(name, source.size, source.seed, source.options)
-    return dataset_rows(name, source.split)
-
-
-def _is_numbered(source: Source) -> bool:
-    return source.path.startswith(("rg:", "datasets:")) or source.path.endswith(".parquet")
+        numbered = task_rows(name, source.size, source.seed, source.options)
+    else:
+        numbered = dataset_rows(name, source.split)
+    return converted(numbered, f"{source.path}: row", source.form)
 
 
 def _name(source: Source) -> str:
-    """Return a source's name, which does not depend on where a file lies."""
+    """Return a source's name, which does not depend on the folder of a file."""
     is_file = not source.path.startswith(("rg:", "datasets:"))
     return Path(source.path).name if is_file else source.path
 
@@ -213,7 +201,7 @@ def _record(
     }
 
 
-def said(record: Record) -> str:
+def prompt_text(record: Record) -> str:
     """Return the text of a prompt without its system message."""
     return "\n".join(
         message["content"] for message in record["messages"] if message["role"] != "system"
@@ -227,26 +215,29 @@ def _gold_digest(gold: str | None) -> int:
 
 
 def golds_differ(one: Record, other: Record, referee: Referee) -> bool:
-    """Tell whether the golds of two prompts are two answers: 1/2 and 3, but not 1/2 and 0.5.
+    """Return whether the golds of two prompts differ in value: 1/2 and 3 do, 1/2 and 0.5 do not.
 
-    Either may be the one that is easier to read, or spelled as its type wants it; what nobody can compare
-    is not called different.
+    Each is compared as an answer to the other, as either may be the one that can be parsed. Golds
+    that cannot be compared do not count as different.
     """
     verdicts = {
-        compare(text["gold"], gold["gold"], gold["answer_type"], referee).verdict
-        for text, gold in ((one, other), (other, one))
+        compare(answer["gold"], gold["gold"], gold["answer_type"], referee).verdict
+        for answer, gold in ((one, other), (other, one))
     }
     return "correct" not in verdicts and "incorrect" in verdicts
 
 
 def _fates(settings: Prompts, read: _Read) -> tuple[list[str], list[int]]:
-    """Return why each row goes, "" where it stays, and which one it repeats, -1 where none."""
+    """Return why each row is dropped, "" if kept, and the number of the row it repeats, or -1."""
     with read.path.open("rb") as file:
 
         def record(number: int) -> Record:
             file.seek(read.offsets[number])
-            found: Record = json.loads(file.readline())
-            return found
+            row: Record = json.loads(file.readline())
+            return row
+
+        def text(number: int) -> str:
+            return prompt_text(record(number))
 
         with closing(Referee(Verify.timeout_seconds)) as referee:
             reasons, others = exact(
@@ -254,12 +245,9 @@ def _fates(settings: Prompts, read: _Read) -> tuple[list[str], list[int]]:
             )
         if settings.near_duplicates:
             alive = np.array([not reason for reason in reasons])
-            found = near(
-                read.signatures(), read.golds, alive, lambda number: said(record(number)),
-                settings.near_duplicates,
-            )  # fmt: skip
+            fates = near(read.signatures(), read.golds, alive, text, settings.near_duplicates)
             for number in np.flatnonzero(alive).tolist():
-                reasons[number], others[number] = found.reasons[number], found.others[number]
+                reasons[number], others[number] = fates.reasons[number], fates.others[number]
     low, high = settings.min_difficulty, settings.max_difficulty
     difficulties = read.difficulties
     for number in np.flatnonzero((difficulties < low) | (difficulties > high)).tolist():
@@ -275,18 +263,18 @@ def _write(folder: Path, read: _Read, reasons: list[str], others: list[int]) -> 
     dropped = Counter[str]()
     with (
         read.path.open("rb") as file,
-        read.path.open("rb") as aside,
-        (folder / "records.jsonl").open("wb") as kept,
-        (folder / "dropped.jsonl").open("wb") as gone,
+        read.path.open("rb") as others_file,
+        (folder / "records.jsonl").open("wb") as kept_file,
+        (folder / "dropped.jsonl").open("wb") as dropped_file,
     ):
         for line, reason, other in zip(file, reasons, others, strict=True):
             if not reason:
-                kept.write(line)
+                kept_file.write(line)
                 continue
             dropped[reason] += 1
-            why: Record = {"drop_reason": reason}
+            fields: Record = {"drop_reason": reason}
             if other >= 0:
-                aside.seek(read.offsets[other])
-                why["duplicate_of"] = json.loads(aside.readline())["id"]
-            gone.write(records.extended(line, why))
+                others_file.seek(read.offsets[other])
+                fields["duplicate_of"] = json.loads(others_file.readline())["id"]
+            dropped_file.write(records.extended(line, fields))
     return dropped

@@ -1,7 +1,7 @@
-"""Selection: which traces of each prompt are kept, and what is mixed in.
+"""The select stage: keeps the best samples of each prompt and mixes in other conversations.
 
-Of each row only its place, prompt, verdict and length are remembered, 25 bytes, and of each prompt its id; the
-rows themselves are copied at the end, in an order drawn from the seed.
+Memory holds 25 bytes of each row (offset, prompt, length, verdict) and the id of each prompt. The
+rows are copied at the end, in an order drawn from the seed.
 """
 
 import json
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.contamination import Index
-from dstools_distill.data.forms import BadRowError, convert
 from dstools_distill.data.ngrams import hashes, jaccard, shingles
-from dstools_distill.data.sources import rows
+from dstools_distill.data.sources import questions
 from dstools_distill.recipe.settings import Select
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import CLOSE, OPEN, Record
@@ -30,26 +29,27 @@ from dstools_distill.store.stage import Report, Work
 log = logging.getLogger(__name__)
 VERDICTS = ("correct", "incorrect", "unverifiable", "none")
 CORRECT, NONE = 0, 3
-DIVERSE_WORDS = 3  # of the n-grams that samples are compared by
-MIXED = "mixed.jsonl"  # gone when the stage is done
+DIVERSE_WORDS = 3  # length of the n-grams by which samples are compared
+MIXED = "mixed.jsonl"  # temporary; removed at the end of the stage
 
 Ints = NDArray[np.int64]
 
 
 def select(settings: Select, inputs: Inputs, work: Work) -> Report:
-    """Write what is trained on as records.jsonl, in the order drawn, the rest as dropped.jsonl.
+    """Write training rows to records.jsonl, in a random order; the rest to dropped.jsonl.
 
-    Of each prompt, in the order of its samples, at most `per_prompt` are kept. "all": of all samples, whatever
-    their verdict; "all-correct": of the correct ones, and so in all that follow; "first", "shortest" (in
-    characters): one where per_prompt is 0; "diverse": those that resemble each other least by word
-    3-grams, the first one to begin with. The pass rate is that of all samples of a prompt in `samples`.
-    Inputs.mixed: conversations, as `prompts` reads them, each with an answer. So many are drawn that
-    reasoning rows are `reasoning_share` of all; where there are too few, all are taken. Nobody verifies them.
-    Inputs.indexes: files in which they are looked up, as `decontaminate` does it with the samples; what shares text
-    with a benchmark goes to dropped.jsonl, too, and is counted under non_reasoning.
+    Keeps at most `per_prompt` samples of a prompt. "all": of all samples, whatever their verdict;
+    the others choose among correct ones. "all-correct": in order; "first", "shortest" (in
+    characters): one if per_prompt is 0; "diverse": the first, then those that resemble the chosen
+    ones least by word 3-grams. The pass rate of a prompt counts all of its samples.
 
-    Dropped, the first reason counts: "incorrect", "unverifiable", "pass-rate", "per-prompt", "not-first",
-    "not-shortest", "not-diverse", "limit".
+    Inputs.mixed: conversations in any form that `prompts` reads, each with an answer; they are not
+    verified. As many are drawn as make reasoning rows `reasoning_share` of all, or all if there are
+    too few. Those that share text with a benchmark in Inputs.indexes go to dropped.jsonl and are
+    counted under non_reasoning.
+
+    Reasons, the first that applies: "incorrect", "unverifiable", "pass-rate", "per-prompt",
+    "not-first", "not-shortest", "not-diverse", "limit".
     """
     _check(settings)
     source = inputs.samples / "records.jsonl"
@@ -61,8 +61,8 @@ def select(settings: Select, inputs: Inputs, work: Work) -> Report:
         kept = rng.permutation(kept)
         mixed, contaminated = array("Q"), list[bytes]()
         if inputs.mixed is not None:
-            talks = _conversations(inputs.mixed, settings.licence)
-            mixed, contaminated = _import(talks, Index(inputs.indexes), work.folder / MIXED)
+            rows = _conversations(inputs.mixed, settings.licence)
+            mixed, contaminated = _import(rows, Index(inputs.indexes), work.folder / MIXED)
             if not mixed and not contaminated:
                 raise DstoolsError(f"{inputs.mixed}: is empty", "name a file of conversations")
         own, others = _shares(settings, len(kept), len(mixed))
@@ -94,15 +94,18 @@ def select(settings: Select, inputs: Inputs, work: Work) -> Report:
 
 def _check(settings: Select) -> None:
     if settings.keep == "diverse" and not settings.per_prompt:
-        raise DstoolsError('select.keep = "diverse" needs select.per_prompt', "how many of each?")
+        raise DstoolsError(
+            'select.keep = "diverse" needs select.per_prompt', "set it to at least 1"
+        )
     if settings.non_reasoning and not 0 < settings.reasoning_share <= 1:
         raise DstoolsError(
-            f"select.reasoning_share is {settings.reasoning_share}", "a share is over 0 and up to 1"
+            f"select.reasoning_share is {settings.reasoning_share}",
+            "give a share above 0 and up to 1",
         )
 
 
 class _Read:
-    """What is remembered of the rows of a file."""
+    """The rows of a file, reduced to what selection needs."""
 
     def __init__(self, source: Path, file: BinaryIO, progress: Callable[[int], object]) -> None:
         offsets, groups, lengths, verdicts = array("Q"), array("q"), array("q"), array("B")
@@ -117,7 +120,7 @@ class _Read:
                 verdicts.append(VERDICTS.index(row.get("verdict", "none")))
             except (KeyError, ValueError) as error:
                 raise DstoolsError(
-                    f"{source}: line {number}: is no sample: {error}", "name a folder of samples"
+                    f"{source}: line {number}: is not a sample: {error}", "name a folder of samples"
                 ) from None
             at += len(line)
             progress(len(line))
@@ -128,12 +131,12 @@ class _Read:
 
 
 def _fates(settings: Select, read: _Read, file: BinaryIO) -> list[str]:
-    """Return why each row goes, "" where it stays."""
+    """Return why each row is dropped, "" if it is kept."""
     reasons = np.full(len(read.offsets), "", object)
     band = settings.min_pass_rate > 0 or settings.max_pass_rate < 1
     if (settings.keep != "all" or band) and np.any(read.verdicts == NONE):
         raise DstoolsError(
-            "select goes by verdicts, and samples have none", 'add [verify], or keep = "all"'
+            "select needs verdicts, and the samples have none", 'add [verify], or keep = "all"'
         )
     if settings.keep != "all":
         for value in (1, 2):
@@ -148,7 +151,7 @@ def _fates(settings: Select, read: _Read, file: BinaryIO) -> list[str]:
 
 
 def _choose(settings: Select, read: _Read, file: BinaryIO, reasons: NDArray[np.object_]) -> None:
-    """Give a reason to the rows that are too many of a prompt."""
+    """Set the reason of rows beyond the number to keep of each prompt."""
     left = np.flatnonzero(reasons == "")
     group = read.groups[left]
     if settings.keep == "shortest":
@@ -181,7 +184,7 @@ def _grams(file: BinaryIO, offset: int) -> NDArray[np.uint64]:
 
 
 def _most_different(grams: list[NDArray[np.uint64]], count: int) -> list[int]:
-    """Return the first, then each time the one whose nearest of those chosen is the farthest."""
+    """Return the first, then repeatedly the one least similar to the most similar chosen one."""
     chosen, nearest = [0], np.array([jaccard(grams[0], other) for other in grams])
     while len(chosen) < count:
         nearest[chosen] = 2  # above any similarity
@@ -192,45 +195,44 @@ def _most_different(grams: list[NDArray[np.uint64]], count: int) -> list[int]:
 
 
 def _shares(settings: Select, kept: int, mixed: int) -> tuple[int, int]:
-    """Return the number of reasoning rows, and of others."""
+    """Return the number of reasoning rows and of other rows to write."""
     share = settings.reasoning_share if settings.non_reasoning else 1.0
     own = min(kept, round(settings.limit * share)) if settings.limit else kept
     others = min(mixed, round(own * (1 - share) / share))
     if settings.limit:
         others = min(others, settings.limit - own)
     if share < 1 and others < round(own * (1 - share) / share):
-        log.warning("%d rows without a trace are fewer than the mix asks for", mixed)
+        log.warning("mixing all %d rows without a trace, fewer than reasoning_share needs", mixed)
     return own, others
 
 
-def _import(talks: Iterator[Record], known: Index, into: Path) -> "tuple[array[int], list[bytes]]":
-    """Write conversations as records; return where each begins, and the contaminated ones that are left out."""
+def _import(rows: Iterator[Record], index: Index, path: Path) -> "tuple[array[int], list[bytes]]":
+    """Write clean rows to a file; return the offset of each, and the lines of contaminated ones."""
     offsets, contaminated = array("Q"), list[bytes]()
-    with into.open("wb") as written:
-        for talk, shared in known.each(talks):
+    with path.open("wb") as file:
+        for row, shared in index.annotate(rows):
             if shared:
-                why = {"contamination": shared, "drop_reason": "contaminated"}
-                contaminated.append(records.dump(talk | why))
+                fields = {"contamination": shared, "drop_reason": "contaminated"}
+                contaminated.append(records.dump(row | fields))
             else:
-                offsets.append(written.tell())
-                written.write(records.dump(talk))
+                offsets.append(file.tell())
+                file.write(records.dump(row))
     return offsets, contaminated
 
 
 def _conversations(file: Path, licence: str) -> Iterator[Record]:
-    """Yield the records of a file of conversations; fail where one has no answer."""
-    for number, row in rows(file):
-        where = f"{file}: line {number}"
-        try:
-            question = convert(row)
-        except BadRowError as error:
-            raise DstoolsError(f"{where}: {error}", "mend or remove it") from None
-        answer = question.reference
+    """Yield the records of a file of conversations.
+
+    Raises DstoolsError for one without an answer, or with a think tag in its answer.
+    """
+    for number, _, question in questions(file):
+        answer, where = question.reference, f"{file}: line {number}"
         if answer is None:
-            raise DstoolsError(f"{where}: has no answer", "an assistant's message ends it")
+            raise DstoolsError(f"{where}: has no answer", "end it with an assistant's message")
         if OPEN in answer or CLOSE in answer:
             raise DstoolsError(
-                f"{where}: its answer holds a think tag", "rows with a trace are samples: replay"
+                f"{where}: its answer holds a think tag",
+                "pass rows with a trace as samples: [generate] can replay them",
             )
         yield _without_trace(file.name, licence, question.messages, answer)
 
@@ -265,24 +267,23 @@ def _write_dropped(
 ) -> Counter[str]:
     """Write dropped.jsonl; return the number of samples for each reason."""
     file.seek(0)
-    with (folder / "dropped.jsonl").open("wb") as gone:
+    with (folder / "dropped.jsonl").open("wb") as dropped:
         for line, reason in zip(file, reasons, strict=True):
             if reason:
-                gone.write(records.extended(line, {"drop_reason": reason}))
-        gone.writelines(contaminated)
+                dropped.write(records.extended(line, {"drop_reason": reason}))
+        dropped.writelines(contaminated)
     return Counter(reason for reason in reasons if reason)
 
 
 def _write_kept(
     folder: Path, file: BinaryIO, offsets: list[int], mixed: list[int], order: list[int]
 ) -> None:
-    """Write records.jsonl in that order: numbers of offsets, behind them those of mixed rows."""
+    """Write records.jsonl in the given order: numbers of `offsets`, then of `mixed`."""
     with ExitStack() as stack:
         other = stack.enter_context((folder / MIXED).open("rb")) if mixed else file
         out = stack.enter_context((folder / "records.jsonl").open("wb"))
         for number in order:
             is_own = number < len(offsets)
-            place = offsets[number] if is_own else mixed[number - len(offsets)]
             lines = file if is_own else other
-            lines.seek(place)
+            lines.seek(offsets[number] if is_own else mixed[number - len(offsets)])
             out.write(records.extended(lines.readline(), {"split": "train"}))

@@ -1,4 +1,4 @@
-"""Rows of other people's files: JSONL, Parquet, a dataset of the Hub's cache, a reasoning-gym task."""
+"""Rows of data sets: JSONL, Parquet, the local cache of the Hub, reasoning-gym tasks."""
 
 import json
 from collections.abc import Iterator
@@ -7,24 +7,46 @@ from typing import Any
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_distill import records
-from dstools_distill.data.forms import GOLD_KEYS
+from dstools_distill.data.forms import GOLD_KEYS, BadRowError, Question, convert
+from dstools_distill.recipe.settings import Form
 from dstools_distill.records import Record
 
 BATCH_ROWS = 1024
 CHECKED = 8  # problems of a task that are drawn twice
+Rows = Iterator[tuple[int, Record]]
+Questions = Iterator[tuple[int, Record, Question]]
 
 
-def rows(path: Path) -> Iterator[tuple[int, Record]]:
+def questions(path: Path, form: Form = "auto") -> Questions:
+    """Yield line or row number, from 1, row, and question of a .jsonl or .parquet file.
+
+    Raises DstoolsError, naming file and line, for a row that is not a question.
+    """
+    unit = "row" if path.suffix == ".parquet" else "line"
+    return converted(rows(path), f"{path}: {unit}", form)
+
+
+def converted(numbered: Rows, where: str, form: Form) -> Questions:
+    """Yield numbered rows with the question of each; `where` and the number name a bad row."""
+    for number, row in numbered:
+        try:
+            question = convert(row, form)
+        except BadRowError as error:
+            raise DstoolsError(f"{where} {number}: {error}", records.BAD_LINE) from None
+        yield number, row, question
+
+
+def rows(path: Path) -> Rows:
     """Yield line or row number, from 1, and row of a .jsonl or .parquet file.
 
-    Numbers among the gold answers come as texts, spelled as the file spells them: 1.50 is no 1.5. Raises
-    DstoolsError, naming file and line, for what is no JSON object; and for any other kind of file.
+    Numeric gold answers become strings, spelled as in the file: 1.50 is not 1.5. Raises
+    DstoolsError, naming file and line, for anything but a JSON object, and for other file types.
     """
     if path.suffix == ".parquet":
         yield from parquet_rows(path)
         return
     if path.suffix not in (".jsonl", ".json"):
-        raise DstoolsError(f"{path}: is no .jsonl and no .parquet file", "convert it to JSONL")
+        raise DstoolsError(f"{path}: is not a .jsonl or .parquet file", "convert it to JSONL")
     for number, line in records.lines(path):
         row = records.parse(line, path, number)
         if any(type(row.get(key)) in (int, float) for key in GOLD_KEYS):
@@ -33,8 +55,8 @@ def rows(path: Path) -> Iterator[tuple[int, Record]]:
         yield number, row
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yield number, from 1, and row of a Parquet file, read in batches."""
+def parquet_rows(path: Path) -> Rows:
+    """Yield number, from 1, and row of a Parquet file, which is read in batches."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -44,16 +66,18 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, Record]]:
         with parquet.ParquetFile(path) as file:
             yield from _numbered(file.iter_batches(BATCH_ROWS))
     except FileNotFoundError:
-        raise DstoolsError(f"{path}: no such file", "is the path right?") from None
+        raise DstoolsError(f"{path}: no such file", "check the path") from None
     except (OSError, pa.ArrowException) as error:
         reason = printable(str(error).strip().split("\n")[0])
-        raise DstoolsError(f"{path}: is no Parquet: {reason}", "download it again") from error
+        raise DstoolsError(
+            f"{path}: is not a Parquet file: {reason}", "download it again"
+        ) from error
 
 
-def dataset_rows(name: str, split: str) -> Iterator[tuple[int, Record]]:
-    """Yield number, from 1, and row of a dataset that is in the local cache; nothing is downloaded.
+def dataset_rows(name: str, split: str) -> Rows:
+    """Yield number, from 1, and row of a dataset in the local cache; downloads nothing.
 
-    name: "org/name", or "org/name/config" where it has several.
+    name: "org/name", or "org/name/config" for a dataset with several configurations.
     """
     try:
         import datasets
@@ -61,8 +85,8 @@ def dataset_rows(name: str, split: str) -> Iterator[tuple[int, Record]]:
         raise DstoolsError(f"datasets:{name} needs datasets", INSTALL) from error
     repo, config = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
     hint = (
-        f"load it once where there is a network: datasets.load_dataset({repo!r}, {config!r}); or save it "
-        "as Parquet and name the file"
+        f"load it once online: datasets.load_dataset({repo!r}, {config!r}); or save it as Parquet "
+        "and name the file"
     )
     was_offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
     try:
@@ -70,7 +94,7 @@ def dataset_rows(name: str, split: str) -> Iterator[tuple[int, Record]]:
     except (OSError, ValueError) as error:
         reason = printable(str(error).strip().split("\n")[0])
         raise DstoolsError(
-            f"datasets:{name}: is not in the cache, or has no split {split}: {reason}", hint
+            f"datasets:{name}: is not in the local cache, or has no split {split}: {reason}", hint
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
@@ -78,28 +102,27 @@ def dataset_rows(name: str, split: str) -> Iterator[tuple[int, Record]]:
     yield from _numbered(arrow.iter(BATCH_ROWS))
 
 
-def task_rows(
-    name: str, size: int, seed: int, options: dict[str, Any] | None
-) -> Iterator[tuple[int, Record]]:
+def task_rows(name: str, size: int, seed: int, options: dict[str, Any] | None) -> Rows:
     """Yield number, from 1, and problem of a reasoning-gym task: question, answer and task.
 
-    `task` is {"name", "config", "entry"}: create_dataset(name, **config).score_answer(answer, entry) scores
-    an answer. Raises DstoolsError for tasks and options that do not exist, for tasks that draw other
-    problems each time, and for those whose scorer does not know its own answer after a way through JSON.
+    `task` is {"name", "config", "entry"}; to score an answer, call
+    create_dataset(name, **config).score_answer(answer, entry). Raises DstoolsError for tasks and
+    options that do not exist, for tasks that draw other problems each time, and for tasks whose
+    scorer refuses their own answer once an entry has been saved as JSON.
     """
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError as error:
         raise DstoolsError(f"rg:{name} needs reasoning-gym", INSTALL) from error
     if name not in DATASETS:
-        raise DstoolsError(f"rg:{name}: reasoning-gym has no such task", "is the name right?")
+        raise DstoolsError(f"rg:{name}: reasoning-gym has no such task", "check the name")
     config = {"size": size, "seed": seed, **(options or {})}
     try:
         problems, again = create_dataset(name, **config), create_dataset(name, **config)
     except (AssertionError, TypeError, ValueError) as error:
         raise DstoolsError(
-            f"rg:{name}: refuses its options: {printable(str(error))}",
-            f"they are those of reasoning_gym's {DATASETS[name][1].__name__}",
+            f"rg:{name}: has bad options: {printable(str(error))}",
+            f"see reasoning_gym's {DATASETS[name][1].__name__}",
         ) from error
     for number in range(size):
         entry = problems[number]
@@ -107,30 +130,29 @@ def task_rows(
             line = json.dumps(entry, allow_nan=False)
         except (TypeError, ValueError) as error:
             reason = printable(str(error))
-            raise DstoolsError(f"rg:{name}: a problem is no JSON: {reason}", OTHER_TASK) from error
-        kept = json.loads(line)
+            raise DstoolsError(
+                f"rg:{name}: a problem cannot be saved as JSON: {reason}", OTHER_TASK
+            ) from error
+        saved, gold = json.loads(line), entry["answer"]
         if number < CHECKED:
             if json.dumps(again[number]) != line:
                 raise DstoolsError(f"rg:{name}: draws other problems each time", OTHER_TASK)
-            gold = entry["answer"]
-            if gold is not None and problems.score_answer(gold, kept) != problems.score_answer(
-                gold, entry
-            ):
+            score = problems.score_answer
+            if gold is not None and score(gold, saved) != score(gold, entry):
                 raise DstoolsError(f"rg:{name}: its scorer cannot judge from JSON", OTHER_TASK)
-        task = {"name": name, "config": config, "entry": kept}
-        answer = entry["answer"] or None
-        yield number + 1, {"question": entry["question"], "answer": answer, "task": task}
+        task = {"name": name, "config": config, "entry": saved}
+        yield number + 1, {"question": entry["question"], "answer": gold or None, "task": task}
 
 
-def _numbered(batches: Any) -> Iterator[tuple[int, Record]]:
-    """Yield the rows of Arrow batches; numbers among the gold answers as texts."""
+def _numbered(batches: Any) -> Rows:
+    """Yield the rows of Arrow batches, with numeric gold answers as strings."""
     number = 0
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
             for key in GOLD_KEYS:
-                if type(found := row.get(key)) in (int, float):
-                    row[key] = repr(found)
+                if type(gold := row.get(key)) in (int, float):
+                    row[key] = repr(gold)
             yield number, row
 
 

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 from dstools_converters.errors import DstoolsError
 from dstools_converters.files import replacing
 from dstools_distill import records
-from dstools_distill.data.forms import last_boxed
 from dstools_distill.evaluation.statistics import paired_difference
 from dstools_distill.evaluation.tally import Scores, as_json, tally
-from dstools_distill.judge.extract import final_answer
+from dstools_distill.judge.extract import final_answer, last_boxed
 from dstools_distill.judge.verify import Judge
 from dstools_distill.recipe.settings import Eval, Verify
 from dstools_distill.recipe.stages import Inputs

@@ -1,16 +1,16 @@
-r"""Compares an answer with the gold, by the type of answer that was asked for.
+r"""Comparison of an answer with the gold answer, by the type of answer that was asked for.
 
-| type | right is |
+| type | correct is |
 |---|---|
-| integer | the same integer, written without needless zeros: 088 is another text than 88 |
-| number, math | the same value, formula, interval, matrix, list of solutions |
-| set, tuple | the same items, whatever the brackets; a tuple in its order |
+| integer | the same integer without leading zeros: 088 is not 88 |
+| number, math | the same value, formula, interval, matrix or list of solutions |
+| set, tuple | the same items, whatever the brackets; of a tuple in the same order |
 | choice | the same letter or letters: C, (C), C) 42 |
-| string | the same text, give or take white space and quotes; the same date or time |
-| auto | what the gold looks like |
+| string | the same text, apart from white space and quotes; the same date or time |
+| auto | as the type that the gold looks like |
 
-Text, then rational numbers, decide alone. For the rest two checkers must agree that know nothing of each
-other, `numeric` and math-verify; else nobody can tell.
+Equal texts and rational numbers decide alone. For the rest two independent checkers must agree,
+`numeric` and math-verify; otherwise the answer is unverifiable.
 """
 
 import re
@@ -18,7 +18,7 @@ import unicodedata
 from datetime import date
 from typing import NamedTuple
 
-from dstools_distill.judge.extract import TAKEN_BACK, Found, final_answer, stripped
+from dstools_distill.judge.extract import TAKEN_BACK, Extracted, final_answer, stripped
 from dstools_distill.judge.formula import Node, read
 from dstools_distill.judge.numeric import equal
 from dstools_distill.judge.referee import Referee
@@ -27,7 +27,7 @@ from dstools_distill.recipe.settings import AnswerType
 
 
 class Ruling(NamedTuple):
-    """What a comparison came to."""
+    """The result of a comparison."""
 
     verdict: str  # "correct", "incorrect" or "unverifiable"
     reason: str  # a stable word, or "word: detail"
@@ -37,16 +37,16 @@ class Ruling(NamedTuple):
 INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,3999})")
 DIGITS = re.compile(r"[+-]?[0-9]{1,4000}")
 EXACT = ("exact",)
-RIGHT, NO_GOLD = Ruling("correct", "equal", EXACT), Ruling("unverifiable", "no-gold")
+EQUAL, NO_GOLD = Ruling("correct", "equal", EXACT), Ruling("unverifiable", "no-gold")
 
 
 def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> Ruling:
-    """Rule on the answer that stands in `text`, what a model wrote after its reasoning."""
+    """Rule on the answer in `text`, which is what a model wrote after its reasoning."""
     if gold is None or kind == "none":
         return NO_GOLD
-    wanted, said = gold.strip(), text.strip()
-    if kind in ("integer", "auto") and INTEGER.fullmatch(wanted) and DIGITS.fullmatch(said):
-        return integers(said, wanted)
+    text, wanted = text.strip(), gold.strip()
+    if kind in ("integer", "auto") and INTEGER.fullmatch(wanted) and DIGITS.fullmatch(text):
+        return integers(text, wanted)
     if "\\boxed" in wanted or "####" in wanted:
         wanted = final_answer(wanted).text
     wanted = stripped(wanted) if kind != "string" else wanted
@@ -54,29 +54,29 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
         return Ruling("unverifiable", "gold-not-read")
     if kind == "auto":
         kind = looks_like(wanted)
-    if kind == "string" and same_text(said, wanted):
-        return RIGHT
-    if kind == "choice" and "\n" not in said and letters(said):
-        return choices(said, wanted)
-    found = final_answer(said)
-    if found.problem == "several-answers" and kind in ("set", "math"):
-        found = _joined(found, wanted, kind)
-    if found.problem == "no-answer" and said and "\\boxed{}" not in said:
+    if kind == "string" and same_text(text, wanted):
+        return EQUAL
+    if kind == "choice" and "\n" not in text and letters(text):
+        return choices(text, wanted)
+    answer = final_answer(text)
+    if answer.problem == "several-answers" and kind in ("set", "math"):
+        answer = _joined(answer, wanted, kind)
+    if answer.problem == "no-answer" and text and "\\boxed{}" not in text:
         return Ruling("unverifiable", "answer-not-found")
-    if found.problem:
-        return Ruling("incorrect", found.problem)
+    if answer.problem:
+        return Ruling("incorrect", answer.problem)
     match kind:
         case "choice":
-            return choices(found.text, wanted)
+            return choices(answer.text, wanted)
         case "string":
-            return strings(found.text, wanted)
-        case "integer" if INTEGER.fullmatch(wanted) and DIGITS.fullmatch(found.text):
-            return integers(found.text, wanted)
-    return formulas(found.text, wanted, kind, referee)
+            return strings(answer.text, wanted)
+        case "integer" if INTEGER.fullmatch(wanted) and DIGITS.fullmatch(answer.text):
+            return integers(answer.text, wanted)
+    return formulas(answer.text, wanted, kind, referee)
 
 
 def looks_like(gold: str) -> AnswerType:
-    """Return the type of a gold that does not say."""
+    """Return the answer type that a gold looks like."""
     inner = _without_text(gold)
     if INTEGER.fullmatch(inner):
         return "integer"
@@ -101,20 +101,20 @@ def _is_balanced(text: str) -> bool:
     return text.count("{") - text.count("\\{") == text.count("}") - text.count("\\}")
 
 
-def _joined(found: Found, gold: str, kind: AnswerType) -> Found:
-    """Return several boxed answers as a list, where a list is asked for."""
+def _joined(answer: Extracted, gold: str, kind: AnswerType) -> Extracted:
+    """Return several answers as one list if the gold is a list, else the answer unchanged."""
     wanted = read(gold)
     is_list = wanted is not None and wanted.op == "group" and wanted.name in ("", "{}")
-    return Found(", ".join(found.parts)) if kind == "set" or is_list else found
+    return Extracted(", ".join(answer.parts)) if kind == "set" or is_list else answer
 
 
 # --------------------------------------------------------------------------------------- integers
 
 
 def integers(answer: str, gold: str) -> Ruling:
-    """Compare two runs of digits, the gold without needless zeros."""
+    """Compare two runs of digits; the gold must have no leading zeros."""
     if answer == gold:
-        return RIGHT
+        return EQUAL
     value = re.sub(r"^(?:\+|(-))?0*(?=[0-9])", r"\1", answer)
     if value == gold or (value == "-0" and gold == "0"):
         return Ruling("incorrect", f"not-canonical: {answer[:40]}", EXACT)
@@ -125,27 +125,27 @@ def integers(answer: str, gold: str) -> Ruling:
 
 
 def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
-    """Compare two formulas by their text, exactly, or by two checkers that agree."""
+    """Compare two formulas by text, by rational arithmetic, or by two independent checkers."""
     if _squeezed(answer) == _squeezed(gold):
-        return RIGHT
+        return EQUAL
     wanted, given = read(gold), read(answer)
     if wanted is None or given is None:
         return Ruling("unverifiable", "gold-not-read" if wanted is None else "answer-not-read")
     ordered = {"set": False, "tuple": True}.get(kind)
     if ordered is not None:
         wanted, given = _as_group(wanted), _as_group(given)
-    found = equal(given, wanted, ordered)
-    if found is None:
+    first = equal(given, wanted, ordered)
+    if first is None:
         return Ruling("unverifiable", "not-comparable")
-    if found.is_exact:
-        return RIGHT if found.is_equal else Ruling("incorrect", f"differs: {answer[:40]}", EXACT)
+    if first.is_exact:
+        return EQUAL if first.is_equal else Ruling("incorrect", f"differs: {answer[:40]}", EXACT)
     second = referee.math(one_alphabet(answer), one_alphabet(gold))
     both = ("numeric", "math-verify")
     if second is None or isinstance(second, str):
         return Ruling("unverifiable", second or "math-verify-cannot-read", both)
-    if second != found.is_equal:
+    if second != first.is_equal:
         return Ruling("unverifiable", f"checkers-disagree: {both[second]} says equal", both)
-    if found.is_equal:
+    if second:
         return Ruling("correct", "equal", both)
     return Ruling("incorrect", f"differs: {answer[:40]}", both)
 
@@ -167,20 +167,23 @@ def choices(answer: str, gold: str) -> Ruling:
     if not wanted or not given:
         return Ruling("unverifiable", "answer-not-read" if wanted else "gold-not-read")
     if wanted == given:
-        return Ruling("correct", "equal", EXACT)
+        return EQUAL
     return Ruling("incorrect", f"differs: {''.join(sorted(given))}", EXACT)
 
 
 def letters(text: str) -> frozenset[str]:
-    """Return the letters that a text chooses; none where it is no choice: C, (c), Option C, C) 42, A and C."""
+    """Return the letters that a text chooses; an empty set if it is not a choice.
+
+    Choices: C, (c), Option C, C) 42, A and C.
+    """
     text = STYLED.sub(r"\1", text).replace("\\ ", " ")
     text = re.sub(r"^(?:option|choice|answer)s?\s+", "", text.strip("*_ "), flags=re.IGNORECASE)
     if named := re.match(r"\(?([A-Z])\s*[).:]\s*(.+)", text, re.DOTALL):
         is_alone = not re.search(r"\b[B-J]\b", named[2]) and not TAKEN_BACK.search(named[2])
         return frozenset(named[1] if is_alone else "")
     parts = re.split(r"\s*(?:,|;|&|\bor\b|\band\b)\s*", text)
-    found = [re.fullmatch(r"\(?([A-Za-z])[).]?", part.strip()) for part in parts if part.strip()]
-    return frozenset(each[1].upper() for each in found if each) if all(found) else frozenset()
+    matches = [re.fullmatch(r"\(?([A-Za-z])[).]?", part.strip()) for part in parts if part.strip()]
+    return frozenset(m[1].upper() for m in matches if m) if all(matches) else frozenset()
 
 
 STYLED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox)\s*\{([^{}]*)\}")
@@ -189,12 +192,15 @@ STYLED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox)\s*\{([^
 def strings(answer: str, gold: str) -> Ruling:
     """Compare two texts."""
     if same_text(answer, gold):
-        return RIGHT
+        return EQUAL
     return Ruling("incorrect", f"differs: {answer[:40]}", EXACT)
 
 
 def same_text(answer: str, gold: str) -> bool:
-    """Tell whether two texts say the same; case counts in words of one or two letters, such as CO and Co."""
+    """Return whether two texts say the same.
+
+    If the gold has words of one or two letters, case counts: CO is not Co.
+    """
     one, other = _text(answer), _text(gold)
     if one == other:
         return bool(one)
@@ -207,7 +213,7 @@ def same_text(answer: str, gold: str) -> bool:
 
 
 def _text(text: str) -> str:
-    """Return a text without what carries no meaning: style commands, quotes' forms, runs of white space."""
+    """Return a text without style commands, with one kind of quote and single blanks."""
     text = STYLED.sub(r"\1", stripped(_without_text(text)))
     text = unicodedata.normalize("NFC", text)
     text = re.sub(r"[’‘`\"“”]", "'", text)  # noqa: RUF001
@@ -216,10 +222,10 @@ def _text(text: str) -> str:
 
 
 def _without_text(text: str) -> str:
-    r"""Return what stands in \text{...}."""
+    r"""Return a text without the \text{...} around it."""
     text = text.strip()
-    while found := STYLED.fullmatch(text):
-        text = found[1].strip()
+    while match := STYLED.fullmatch(text):
+        text = match[1].strip()
     return text
 
 
@@ -231,17 +237,17 @@ ISO = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
 
 
 def _moment(text: str) -> date | tuple[int, int, int, str] | None:
-    """Return the date or the time of day that a text is; 03/04/2024 is none: nobody knows which."""
+    """Return the date or the time of day that a text is; None for an ambiguous one: 03/04/2024."""
     text = text.strip().lower()
     if clock := CLOCK.fullmatch(text):
         hour = int(clock[1])
         return (hour, int(clock[2]), int(clock[3] or 0), clock[4] or "") if hour < 24 else None
-    if found := ISO.fullmatch(text):
-        year, month, day = found[1], int(found[2]), found[3]
-    elif found := DAY_FIRST.fullmatch(text):
-        day, month, year = found[1], _month(found[2]), found[3]
-    elif found := MONTH_FIRST.fullmatch(text):
-        month, day, year = _month(found[1]), found[2], found[3]
+    if match := ISO.fullmatch(text):
+        year, month, day = match[1], int(match[2]), match[3]
+    elif match := DAY_FIRST.fullmatch(text):
+        day, month, year = match[1], _month(match[2]), match[3]
+    elif match := MONTH_FIRST.fullmatch(text):
+        month, day, year = _month(match[1]), match[2], match[3]
     else:
         return None
     try:
@@ -251,4 +257,5 @@ def _moment(text: str) -> date | tuple[int, int, int, str] | None:
 
 
 def _month(name: str) -> int:
+    """Return the number of a month, 0 for an unknown name."""
     return MONTHS.index(name[:3]) + 1 if name[:3] in MONTHS else 0

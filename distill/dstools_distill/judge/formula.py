@@ -1,10 +1,10 @@
-r"""Reads the mathematics of an answer, LaTeX or plain, into a small tree; our own reader, beside math-verify.
+r"""Parser of the mathematics of an answer, LaTeX or plain, into a tree; independent of math-verify.
 
     read(r"\left[0, \tfrac{\pi}{2}\right)")    ->  group "[)" of 0 and pi/2
     read("3 1/2 hours")                        ->  unit "hour" of 7/2
 
-What is not certain is not read: no sums or integrals, no 1/2x, no functions of no known name. A reader that
-guesses would make the second opinion worthless.
+Ambiguous input is refused: sums, integrals, 1/2x, unknown functions. A parser that guesses would
+make the second opinion worthless.
 """
 
 import re
@@ -16,7 +16,7 @@ from dstools_distill.judge.spelling import (
     FUNCTIONS,
     SHORT_UNITS,
     SYMBOLS,
-    NoUnit,
+    NoUnitError,
     plain,
     unit_name,
 )
@@ -37,12 +37,12 @@ class Node(NamedTuple):
     |---|---|---|
     | num, sym | | value; name |
     | + - * / ^ neg ! pm mp | operands | |
-    | call | arguments; of log and root the base comes first | log, root, abs, floor, sin, binom, ... |
+    | call | arguments; the base of log and root first | log, root, abs, floor, sin, binom, ... |
     | base | | digits_base |
     | unit | a scalar | the unit: "%", "°", "$", "cm", "hour" |
     | group | items | the brackets: "()", "[)", "{}", or "" for a bare list |
     | matrix | rows, which are groups | |
-    | relation | its sides | the signs between them, with blanks |
+    | relation | its sides | the signs between them, separated by blanks |
     | union | sets | |
     """
 
@@ -52,17 +52,17 @@ class Node(NamedTuple):
     value: Fraction | None = None
 
 
-class Unreadable(Exception):
-    """The text is no formula that we know."""
+class UnreadableError(Exception):
+    """The text is not a formula that the parser knows."""
 
 
 def read(text: str) -> Node | None:
-    """Return the formula in a text, all of which must belong to it; None where it is not certain."""
+    """Return the formula that the whole text is; None if it is ambiguous or not known."""
     if len(text) > MAX_CHARS:
         return None
     try:
         return _Reader(plain(text)).whole()
-    except (Unreadable, NoUnit, RecursionError):
+    except (UnreadableError, NoUnitError, RecursionError):
         return None
 
 
@@ -84,17 +84,17 @@ BRACKETS = {"(": "(", "[": "[", "⦃": "{", ")": ")", "]": "]", "⦄": "}"}
 
 
 class _Reader:
-    """Descends from lists to relations, unions, sums, products, powers and single things."""
+    """Recursive descent: lists, relations, unions, sums, products, powers, atoms."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
-        self.depth = 0  # of brackets, braces and operands
-        self.inside = 0  # brackets or a list, where a comma parts
+        self.depth = 0  # of nested brackets, braces and operands
+        self.inside = 0  # nested brackets and lists, in which a comma separates items
 
     # ------------------------------------------------------------------------------- small steps
 
     def fail(self) -> Never:
-        raise Unreadable(f"{self.at}: {self.text}")
+        raise UnreadableError(f"{self.at}: {self.text}")
 
     def peek(self) -> str:
         """Return the next character that is not blank, "" at the end."""
@@ -103,7 +103,7 @@ class _Reader:
         return self.text[self.at : self.at + 1]
 
     def take(self, what: str) -> bool:
-        """Step over `what` if it comes next; a command must end there."""
+        """Step over `what` if it comes next; return whether it did. A command must end there."""
         self.peek()
         end = self.at + len(what)
         is_next = self.text.startswith(what, self.at)
@@ -118,31 +118,31 @@ class _Reader:
             self.fail()
 
     def match(self, pattern: re.Pattern[str]) -> str:
-        """Step over what the pattern finds here; "" where it finds nothing."""
+        """Step over a match of the pattern and return its text; "" if there is none here."""
         self.peek()
-        found = pattern.match(self.text, self.at)
-        self.at = found.end() if found else self.at
-        return found[0] if found else ""
+        match = pattern.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+        return match[0] if match else ""
 
     def command(self) -> str:
         """Return the name of the command that comes next, without stepping over it."""
         self.peek()
-        found = COMMAND.match(self.text, self.at)
-        return found[1] if found else ""
+        match = COMMAND.match(self.text, self.at)
+        return match[1] if match else ""
 
     def letters(self) -> str:
         """Return the run of letters that comes next, without stepping over it."""
-        found = LETTERS.match(self.text, self.at)
-        return found[0] if found else ""
+        match = LETTERS.match(self.text, self.at)
+        return match[0] if match else ""
 
     def braced(self) -> str:
-        """Return the text in braces, where no other brace may be."""
+        """Return the text in braces, which may hold no other brace."""
         self.need("{")
         end = self.text.find("}", self.at)
         if end < 0 or "{" in self.text[self.at : end]:
             self.fail()
-        found, self.at = self.text[self.at : end], end + 1
-        return found.strip()
+        inner, self.at = self.text[self.at : end], end + 1
+        return inner.strip()
 
     def deeper(self) -> None:
         self.depth += 1
@@ -153,20 +153,20 @@ class _Reader:
 
     def whole(self) -> Node:
         """Read all of the text."""
-        found = self.items()
+        items = self.items()
         self.take(".")
         if self.peek():
             self.fail()
-        return found[0] if len(found) == 1 else Node("group", found)
+        return items[0] if len(items) == 1 else Node("group", items)
 
     def items(self) -> tuple[Node, ...]:
-        found = [self.relation()]
+        items = [self.relation()]
         self.inside += 1
         while self.take(",") or self.take(";") or self.match(CONJUNCTION):
             self.match(CONJUNCTION)
-            found.append(self.relation())
+            items.append(self.relation())
         self.inside -= 1
-        return tuple(found)
+        return tuple(items)
 
     def relation(self) -> Node:
         sides, signs = [self.union()], []
@@ -182,25 +182,25 @@ class _Reader:
         return ""
 
     def union(self) -> Node:
-        found = [self.quantity()]
+        sets = [self.quantity()]
         while self.take(r"\cup"):
-            found.append(self.quantity())
-        return Node("union", tuple(found)) if len(found) > 1 else found[0]
+            sets.append(self.quantity())
+        return Node("union", tuple(sets)) if len(sets) > 1 else sets[0]
 
     def quantity(self) -> Node:
-        """Read a sum with its unit, before or behind it."""
+        """Read a sum and the unit before or after it."""
         is_negative = bool(re.match(r"-\s*[$€£]", self.text[self.at :].lstrip())) and self.take("-")
         money = next((mark for mark in "$€£" if self.take(mark)), "")
-        found = self.sum()
+        amount = self.sum()
         if is_negative:
-            found = Node("neg", (found,))
+            amount = Node("neg", (amount,))
         unit = self.unit()
-        if (money and unit not in ("", money)) or (len(unit) > 2 and _has_variables(found)):
-            self.fail()  # "I cannot say" is no number of anything
-        return Node("unit", (found,), money or unit) if money or unit else found
+        if (money and unit not in ("", money)) or (len(unit) > 2 and _has_variables(amount)):
+            self.fail()  # "I cannot say" is not a quantity
+        return Node("unit", (amount,), money or unit) if money or unit else amount
 
     def unit(self) -> str:
-        """Read what stands behind a number; "" where that is no unit."""
+        """Read the unit after a number; return "" if there is none."""
         for mark in "%°$€£":
             if self.take(mark):
                 return mark
@@ -221,35 +221,35 @@ class _Reader:
     def sum(self) -> Node:
         self.deeper()
         if self.take("-"):
-            found = Node("neg", (self.product(),))
+            node = Node("neg", (self.product(),))
         elif self.take(r"\pm"):
-            found = Node("pm", (number(0), self.product()))
+            node = Node("pm", (number(0), self.product()))
         else:
             self.take("+")
-            found = self.product()
+            node = self.product()
         signs = {"+": "+", "-": "-", r"\pm": "pm", r"\mp": "mp"}
         while sign := next((signs[written] for written in signs if self.take(written)), ""):
-            found = Node(sign, (found, self.product()))
+            node = Node(sign, (node, self.product()))
         self.depth -= 1
-        return found
+        return node
 
     def product(self) -> Node:
-        found = self.power()
+        node = self.power()
         while True:
             if self.take("*"):
-                found = Node("*", (found, self.signed_power()))
+                node = Node("*", (node, self.signed_power()))
             elif self.take("/"):
-                found = Node("/", (found, self.signed_power()))
+                node = Node("/", (node, self.signed_power()))
                 if self.is_factor_next():
-                    self.fail()  # 1/2x: nobody knows
-            elif (mixed := self.mixed(found)) is not None:
-                found = mixed
+                    self.fail()  # 1/2x is ambiguous
+            elif (mixed := self.mixed(node)) is not None:
+                node = mixed
             elif self.is_factor_next():
                 if self.peek().isdigit() or self.peek() == ".":
                     self.fail()  # 3 4
-                found = Node("*", (found, self.power()))
+                node = Node("*", (node, self.power()))
             else:
-                return found
+                return node
 
     def signed_power(self) -> Node:
         return Node("neg", (self.power(),)) if self.take("-") else self.power()
@@ -259,15 +259,15 @@ class _Reader:
         if whole.op != "num" or whole.value is None or whole.value.denominator != 1:
             return None
         for pattern in MIXED:
-            if found := pattern.match(self.text, self.at):
-                above, below = found[1] or found[2], found[3] or found[4]
+            if match := pattern.match(self.text, self.at):
+                above, below = match[1] or match[2], match[3] or match[4]
                 if max(len(above), len(below)) < 10 and 0 < int(above) < int(below):
-                    self.at = found.end()
+                    self.at = match.end()
                     return number(whole.value + Fraction(int(above), int(below)))
         return None
 
     def is_factor_next(self) -> bool:
-        """Tell whether something comes that multiplies without a sign."""
+        """Return whether a factor without a multiplication sign comes next."""
         char = self.peek()
         is_apart = self.text[self.at - 1].isspace()
         if char == "\\":
@@ -282,38 +282,38 @@ class _Reader:
         return char == "(" or bool(is_number)
 
     def power(self) -> Node:
-        found = self.atom()
+        node = self.atom()
         if self.take("!"):
-            found = Node("!", (found,))
+            node = Node("!", (node,))
         if self.take("^"):
-            found = Node("^", (found, self.exponent()))
+            node = Node("^", (node, self.exponent()))
         if self.peek() and self.peek() in "^!":
             self.fail()  # 2^3^4, 5!!
-        return found
+        return node
 
     def exponent(self) -> Node:
         self.deeper()
         if self.peek() == "{":
-            found = self.group()
+            node = self.group()
         elif self.take("-"):
-            found = Node("neg", (self.exponent(),))
+            node = Node("neg", (self.exponent(),))
         elif digits := self.match(DIGITS):
-            found = number(value_of(digits))
+            node = number(value_of(digits))
         else:
-            found = self.atom()
+            node = self.atom()
         self.depth -= 1
-        return found
+        return node
 
     def group(self) -> Node:
         """Read a sum in braces."""
         self.need("{")
         self.inside += 1
-        found = self.sum()
+        node = self.sum()
         self.inside -= 1
         self.need("}")
-        return found
+        return node
 
-    # ------------------------------------------------------------------------------ single things
+    # -------------------------------------------------------------------------------------- atoms
 
     def atom(self) -> Node:
         char = self.peek()
@@ -327,9 +327,9 @@ class _Reader:
             return self.group()
         if char == "|":
             self.need("|")
-            found = self.sum()
+            operand = self.sum()
             self.need("|")
-            return Node("call", (found,), "abs")
+            return Node("call", (operand,), "abs")
         word = self.letters()
         if word in ("pi", "inf", "infinity"):
             self.at += len(word)
@@ -348,11 +348,11 @@ class _Reader:
         if self.text.startswith(("..", "…", "\\ldots", "\\dots", "\\cdots"), self.at):
             self.fail()
         if self.take(r"\overline") or self.take(r"\bar"):
-            again = self.braced() if self.peek() == "{" else self.match(DIGIT)
-            if "." not in text or not again.isdigit() or len(text + again) > 60:
+            period = self.braced() if self.peek() == "{" else self.match(DIGIT)
+            if "." not in text or not period.isdigit() or len(text + period) > 60:
                 self.fail()
             places = 10 ** len(text.partition(".")[2])
-            return number(value_of(text) + Fraction(int(again), places * (10 ** len(again) - 1)))
+            return number(value_of(text) + Fraction(int(period), places * (10 ** len(period) - 1)))
         if self.take("_"):
             base = self.braced() if self.peek() == "{" else self.match(DIGITS)
             if not base.isdigit() or not text.isdigit():
@@ -381,15 +381,15 @@ class _Reader:
             case "binom":
                 return Node("call", (self.argument(), self.argument()), "binom")
             case "lfloor" | "lceil":
-                found = self.sum()
+                operand = self.sum()
                 self.need(name.replace("l", r"\r", 1))
-                return Node("call", (found,), name[1:])
+                return Node("call", (operand,), name[1:])
             case "begin":
                 return self.matrix()
         self.fail()
 
     def argument(self) -> Node:
-        """Read what TeX takes: a group in braces, one digit, a letter or a command."""
+        """Read the argument of a command: a group in braces, one digit, a letter or a command."""
         if self.peek() == "{":
             return self.group()
         digit = self.match(DIGIT)
@@ -398,21 +398,21 @@ class _Reader:
     def call(self, name: str) -> Node:
         self.deeper()
         if name in ("sqrt", "cbrt"):
-            found = self.root(name)
+            node = self.root(name)
         else:
             base = self.argument() if name == "log" and self.take("_") else None
             exponent = self.exponent() if self.take("^") else None
             if exponent is not None and exponent.op == "neg":
-                self.fail()  # arcsin, or one over sine: nobody knows
+                self.fail()  # sin^{-1} may be arcsin or 1/sin
             operand = self.operand()
             if name == "lg":
                 base, name = number(10), "log"
             elif name == "log" and base is None:
-                name = "log?"  # to base 10 or e: nobody knows
-            found = Node("call", (operand,) if base is None else (base, operand), name)
-            found = found if exponent is None else Node("^", (found, exponent))
+                name = "log?"  # to base 10 or e
+            node = Node("call", (operand,) if base is None else (base, operand), name)
+            node = node if exponent is None else Node("^", (node, exponent))
         self.depth -= 1
-        return found
+        return node
 
     def root(self, name: str) -> Node:
         index = number(2 if name == "sqrt" else 3)
@@ -429,20 +429,20 @@ class _Reader:
         )
 
     def operand(self) -> Node:
-        """Read what a function is of: brackets, or factors up to the next function or sign."""
+        """Read the operand of a function: brackets, or factors up to the next function or sign."""
         if self.take("-"):
             return Node("neg", (self.operand(),))
         if self.peek() and self.peek() in "({|":
-            found = self.atom()
-            if found.op in ("group", "relation"):
+            node = self.atom()
+            if node.op in ("group", "relation"):
                 self.fail()
-            return Node("^", (found, self.exponent())) if self.take("^") else found
-        found = self.power()
+            return Node("^", (node, self.exponent())) if self.take("^") else node
+        node = self.power()
         while self.is_factor_next() and self.command() not in FUNCTIONS and self.peek() != "(":
             if self.letters() in FUNCTIONS:
                 break
-            found = Node("*", (found, self.power()))
-        return Node("unit", (found,), "°") if self.take("°") else found
+            node = Node("*", (node, self.power()))
+        return Node("unit", (node,), "°") if self.take("°") else node
 
     def bracketed(self) -> Node:
         opener = self.peek()
@@ -450,10 +450,10 @@ class _Reader:
         self.deeper()
         self.inside += 1
         if opener == "⦃" and self.take("⦄"):
-            found: tuple[Node, ...] = ()
+            items: tuple[Node, ...] = ()
             self.at -= 1
         else:
-            found = self.items()
+            items = self.items()
         self.inside -= 1
         self.depth -= 1
         closer = self.peek()
@@ -461,9 +461,9 @@ class _Reader:
             self.fail()
         self.need(closer)
         brackets = BRACKETS[opener] + BRACKETS[closer]
-        if len(found) == 1 and brackets == "()":
-            return found[0] if found[0].op != "relation" else self.fail()
-        return Node("group", found, brackets)
+        if len(items) == 1 and brackets == "()":
+            return items[0] if items[0].op != "relation" else self.fail()
+        return Node("group", items, brackets)
 
     def matrix(self) -> Node:
         kind = self.braced()
@@ -492,12 +492,12 @@ def _has_variables(node: Node) -> bool:
 
 
 def number(value: Fraction | int) -> Node:
-    """Return a number as a node."""
+    """Return the node of a number."""
     return Node("num", (), "", Fraction(value))
 
 
 def value_of(text: str) -> Fraction:
     """Return the value of a written number, exactly."""
     if len(text) > MAX_DIGITS:
-        raise Unreadable("too many digits")
+        raise UnreadableError("too many digits")
     return Fraction(text.replace(",", ""))

@@ -1,7 +1,7 @@
-"""Whether two formulas are equal: exactly where they are rational, else by values of 50 digits at random points.
+"""Equality of two formulas: exact if they are rational, else by 50 digits at four random points.
 
-The second opinion beside math-verify. It errs towards None: equal at four points, with symbols positive and
-negative, is taken for equal; a function that is not known, a division by zero, a huge power is not judged.
+A second opinion, independent of math-verify. When in doubt it returns None: unknown functions,
+divisions by zero and huge powers are not judged.
 """
 
 from collections.abc import Iterator
@@ -18,25 +18,24 @@ from dstools_distill.judge.values import (
     value,
 )
 
-TOLERANCE = 1e-30  # of 50 digits; 20 are for what cancels
-NOTHING = 1e-40  # what is left of a zero
+TOLERANCE = 1e-30  # relative, of 50 digits; the other 20 allow for cancellation
+NEARLY_ZERO = 1e-40  # may be zero after rounding
 POINTS = 4
 MAX_ITEMS = 40
-BARE = ("", "{}")  # a bare list is a set: nobody says in which order solutions come
+BARE = ("", "{}")  # a bare list is a set, as solutions have no order
 
 
 class Equality(NamedTuple):
-    """What a comparison found."""
+    """The result of a comparison."""
 
     is_equal: bool
-    is_exact: bool  # by rational numbers alone
+    is_exact: bool  # by rational arithmetic alone
 
 
 def equal(answer: Node, gold: Node, ordered: bool | None = None) -> Equality | None:
-    """Return whether an answer has the value of the gold; None where that cannot be told.
+    """Return whether an answer has the value of the gold; None: unknown.
 
-    ordered: True where brackets of any kind, or none, hold a tuple; False where they hold a set; None
-    where they say it themselves.
+    ordered: True to read any list as a tuple, False as a set, None to go by its brackets.
     """
     try:
         return _Comparison(ordered).same(settled(answer), settled(gold))
@@ -68,7 +67,7 @@ class _Comparison:
                 return self.groups(answer, gold)
             case "union":
                 return self.set_items(answer.args, gold.args)
-        return self.tuple_items(answer.args, gold.args)
+        return self.tuple_items(answer.args, gold.args)  # rows of a matrix
 
     def groups(self, answer: Node, gold: Node) -> Equality:
         ordered = self.ordered
@@ -91,9 +90,9 @@ class _Comparison:
             return Equality(False, is_exact=True)
         names = _names(answer)
         if names != sorted(names) and names != _names(gold):
-            raise NotComparableError("named in an order of their own")
-        found = [self.same(a, g) for a, g in zip(answer, gold, strict=True)]
-        return Equality(all(e.is_equal for e in found), all(e.is_exact for e in found))
+            raise NotComparableError("named items in another order")
+        results = [self.same(a, g) for a, g in zip(answer, gold, strict=True)]
+        return Equality(all(r.is_equal for r in results), all(r.is_exact for r in results))
 
     def set_items(self, answer: tuple[Node, ...], gold: tuple[Node, ...]) -> Equality:
         if max(len(answer), len(gold)) > MAX_ITEMS:
@@ -101,28 +100,31 @@ class _Comparison:
         if len(set(_names(answer))) > 1 and not _names(gold):
             raise NotComparableError("values of several names")
         table = [[self.same(a, g) for g in gold] for a in answer]
-        is_exact = all(each.is_exact for row in table for each in row)
-        rows = all(any(each.is_equal for each in row) for row in table)
+        is_exact = all(cell.is_exact for row in table for cell in row)
+        rows = all(any(cell.is_equal for cell in row) for row in table)
         columns = all(any(row[n].is_equal for row in table) for n in range(len(gold)))
         return Equality(rows and columns, is_exact)
 
     def quantities(self, answer: Node, gold: Node) -> Equality:
-        """Compare with units: one that is missing is no fault, two different ones cannot be told.
+        """Compare quantities; a unit may be missing, two different units are not comparable.
 
-        50% is 0.5, and 50 where the question asks for per cent. Whether 0.5% is meant by 0.5 nobody knows.
+        50% equals 0.5, and equals 50 if the question asks for a percentage. 0.5% and 0.5 are
+        ambiguous.
         """
-        (ours, unit), (theirs, wanted) = _parts(answer), _parts(gold)
-        found = self.same(ours, theirs)
-        if unit == wanted or ("%" not in (unit, wanted) and "" in (unit, wanted)):
-            return found
-        if {unit, wanted} != {"%", ""}:
-            raise NotComparableError(f"{unit} and {wanted}")
-        if found.is_equal:
-            if abs(as_float(value(theirs, 0))) <= 1:
-                raise NotComparableError("a share or per cent")
-            return found
-        hundredth = Node("/", (ours if unit else theirs, HUNDRED))
-        return self.same(hundredth, theirs) if unit else self.same(ours, hundredth)
+        (given, given_unit), (wanted, wanted_unit) = _parts(answer), _parts(gold)
+        units = {given_unit, wanted_unit}
+        result = self.same(given, wanted)
+        if len(units) == 1 or ("%" not in units and "" in units):
+            return result
+        if units != {"%", ""}:
+            raise NotComparableError(f"{given_unit} and {wanted_unit}")
+        if result.is_equal:
+            if abs(as_float(value(wanted, 0))) <= 1:
+                raise NotComparableError("a fraction or a percentage")
+            return result
+        if given_unit:
+            return self.same(Node("/", (given, HUNDRED)), wanted)
+        return self.same(given, Node("/", (wanted, HUNDRED)))
 
 
 STRUCTURES = {"group", "matrix", "union", "relation", "base"}
@@ -130,7 +132,7 @@ HUNDRED = Node("num", (), "", Fraction(100))
 
 
 def _alone(node: Node, other: Node) -> Node:
-    """Return the one element of a set that is compared with something else."""
+    """Return the only element of a set if the other side is not a group, else the node itself."""
     is_single = node.op == "group" and node.name == "{}" and len(node.args) == 1
     return node.args[0] if is_single and other.op != "group" else node
 
@@ -143,11 +145,11 @@ def _names(items: tuple[Node, ...]) -> list[str]:
     return [name for name in (_named(item)[1] for item in items) if name]
 
 
-# ------------------------------------------------------------------------------------ what is meant
+# -------------------------------------------------------------------------------------- normal form
 
 
 def settled(node: Node) -> Node:
-    """Return a formula with its ± written out, and conditions on one symbol as intervals."""
+    """Return a formula with ± as two values, and a condition on one symbol as an interval."""
     if node.op in ("group", "union", "matrix"):
         items = tuple(settled(item) for item in node.args)
         if node.op == "group" and node.name in BARE:
@@ -161,8 +163,7 @@ def settled(node: Node) -> Node:
         return node._replace(args=items)
     if node.op == "relation":
         return _interval(node)
-    signs = set(_operators(node)) & {"pm", "mp"}
-    if not signs:
+    if not {"pm", "mp"}.intersection(_operators(node)):
         return node
     return Node("group", (_with_sign(node, "+", "-"), _with_sign(node, "-", "+")))
 
@@ -173,17 +174,20 @@ def _is_range(node: Node) -> bool:
 
 def _operators(node: Node) -> Iterator[str]:
     yield node.op
-    for each in node.args:
-        yield from _operators(each)
+    for arg in node.args:
+        yield from _operators(arg)
 
 
 def _with_sign(node: Node, upper: str, lower: str) -> Node:
     op = {"pm": upper, "mp": lower}.get(node.op, node.op)
-    return node._replace(op=op, args=tuple(_with_sign(each, upper, lower) for each in node.args))
+    return node._replace(op=op, args=tuple(_with_sign(arg, upper, lower) for arg in node.args))
 
 
 def _interval(node: Node) -> Node:
-    """Return the interval of a condition such as 2 < x <= 5; other relations, with each side settled."""
+    """Return the interval of a condition such as 2 < x <= 5; the solutions of x = 2 ± 1.
+
+    Other relations come back as they are.
+    """
     signs, sides = node.name.split(), node.args
     symbols = [n for n, side in enumerate(sides) if side.op == "sym" and side.name not in CONSTANTS]
     if signs == ["in"] and symbols == [0]:
@@ -204,9 +208,9 @@ def _interval(node: Node) -> Node:
     if len(sides) == 2 and symbols == [0] and signs[0][0] in "<>":
         return _range(sides[1], signs[0], is_left=False)
     if signs[-1] == "=" and symbols[:1] == [0] and len(sides) == 2:
-        found = settled(sides[1])
-        if found.op == "group" and found.name == "":  # x = 2 ± 1
-            return found
+        solutions = settled(sides[1])
+        if solutions.op == "group" and solutions.name == "":  # x = 2 ± 1
+            return solutions
     return node
 
 
@@ -214,7 +218,7 @@ INFINITY = Node("sym", (), "inf")
 
 
 def _range(bound: Node, sign: str, is_left: bool) -> Node:
-    """Return the interval of bound < x, or of x < bound."""
+    """Return the interval of `bound < x` (is_left) or of `x < bound`."""
     is_lower = (sign[0] == "<") == is_left
     if is_lower:
         return Node("group", (bound, INFINITY), "[)" if "=" in sign else "()")
@@ -222,63 +226,67 @@ def _range(bound: Node, sign: str, is_left: bool) -> Node:
 
 
 def without_name(answer: Node, gold: Node) -> tuple[Node, Node]:
-    """Take x = from one side, or from both where it is the same; check a chain of equations."""
-    ours, ours_name = _named(answer)
-    theirs, theirs_name = _named(gold)
-    if ours_name and theirs_name and ours_name != theirs_name:
+    """Return both values without their "x ="; unchanged if names differ or one is not a value."""
+    given, given_name = _named(answer)
+    wanted, wanted_name = _named(gold)
+    if given_name and wanted_name and given_name != wanted_name:
         return answer, gold
-    if (ours_name or answer.op != "relation") and (theirs_name or gold.op != "relation"):
-        return ours, theirs
+    if (given_name or answer.op != "relation") and (wanted_name or gold.op != "relation"):
+        return given, wanted
     return answer, gold
 
 
 def _named(node: Node) -> tuple[Node, str]:
-    """Return the value of x = 5, f(x) = 2x, 2 + 3 = 5 or 1/3 ~ 0.333, and what it is called."""
+    """Return value and name of x = 5, f(x) = 2x, 2 + 3 = 5 or 1/3 ~ 0.333.
+
+    The name is "=" if there is none, and "" for a formula of another kind or a false equation.
+    """
     signs = node.name.split()
     if node.op != "relation" or set(signs) - {"=", "~"} or "~" in signs[:-1]:
         return node, ""
     name = _name(node.args[0])
     values = node.args[1:] if name else node.args
-    if any(name.split()[0] in symbols_of(each) for each in values if name):
+    if any(name.split()[0] in symbols_of(side) for side in values if name):
         return node, ""
     if signs[-1] == "~" and len(values) > 1:
         values = values[:-1]
-    last = _parts(values[-1])[0]
-    if any(each.op in STRUCTURES for each in values[:-1]):
+    *others, last = values
+    if any(other.op in STRUCTURES for other in others):
         return node, ""
-    if not all(same_scalars(_parts(each)[0], last).is_equal for each in values[:-1]):
+    amount = _parts(last)[0]
+    if not all(same_scalars(_parts(other)[0], amount).is_equal for other in others):
         return node, ""
-    return values[-1], name or "="
+    return last, name or "="
 
 
 def _name(node: Node) -> str:
-    """Return what a side is called that only names the other: x, f(x), AB, (x, y)."""
+    """Return the name that one side of an equation gives the other: x, f(x), AB, (x, y), or ""."""
     if node.op == "sym" and node.name not in CONSTANTS:
         return node.name
-    if node.op in ("*", "group") and node.args and all(each.op == "sym" for each in node.args):
-        names = [each.name for each in node.args]
+    if node.op in ("*", "group") and node.args and all(arg.op == "sym" for arg in node.args):
+        names = [arg.name for arg in node.args]
         if node.op == "group" or names[0] in "fgh" or all(name.isupper() for name in names):
             return " ".join(names)
     return ""
 
 
 def same_relations(answer: Node, gold: Node) -> Equality:
-    """Compare two equations: their differences of sides are in one ratio everywhere."""
+    """Compare two equations: left minus right side must have the same ratio at all points."""
     if answer.name != "=" or gold.name != "=":
         if answer.name == gold.name and len(answer.args) == len(gold.args):
-            found = [same_scalars(a, g) for a, g in zip(answer.args, gold.args, strict=True)]
-            if all(each.is_equal for each in found):
+            sides = zip(answer.args, gold.args, strict=True)
+            if all(same_scalars(given, wanted).is_equal for given, wanted in sides):
                 return Equality(True, is_exact=False)
         raise NotComparableError("relations")
-    ours, theirs = Node("-", answer.args), Node("-", gold.args)
-    if symbols_of(ours) != symbols_of(theirs) or not symbols_of(ours):
+    given, wanted = Node("-", answer.args), Node("-", gold.args)
+    if symbols_of(given) != symbols_of(wanted) or not symbols_of(given):
         return Equality(False, is_exact=False)
     ratios = []
     for point in range(POINTS):
-        below = value(theirs, point)
-        if not below:
+        divisor = value(wanted, point)
+        if not divisor:
             raise NotComparableError("zero at a random point")
-        ratios.append(as_float(value(ours, point)) / as_float(below))
+        ratios.append(as_float(value(given, point)) / as_float(divisor))
     is_one = all(_close(ratio, ratios[0]) for ratio in ratios) and abs(ratios[0]) > TOLERANCE
     return Equality(is_one, is_exact=False)
 
@@ -288,14 +296,11 @@ def same_scalars(answer: Node, gold: Node) -> Equality:
     limits = [_limit(answer), _limit(gold)]
     if any(limits):
         return Equality(limits[0] == limits[1], is_exact=True)
-    ours, theirs = value(answer, 0), value(gold, 0)
-    if (
-        isinstance(ours, Fraction)
-        and isinstance(theirs, Fraction)
-        and not (symbols_of(answer) or symbols_of(gold))
-    ):
-        return Equality(ours == theirs, is_exact=True)
-    points = POINTS if symbols_of(answer) or symbols_of(gold) else 1
+    given, wanted = value(answer, 0), value(gold, 0)
+    has_symbols = bool(symbols_of(answer) or symbols_of(gold))
+    if isinstance(given, Fraction) and isinstance(wanted, Fraction) and not has_symbols:
+        return Equality(given == wanted, is_exact=True)
+    points = POINTS if has_symbols else 1
     is_equal = all(
         _close(as_float(value(answer, point)), as_float(value(gold, point)))
         for point in range(points)
@@ -304,6 +309,7 @@ def same_scalars(answer: Node, gold: Node) -> Equality:
 
 
 def _limit(node: Node) -> str:
+    """Return "inf", "-inf", "empty" (the set) or "" for everything that has a value."""
     if node.op == "neg" and node.args[0] == INFINITY:
         return "-inf"
     if node.op == "sym" and node.name in ("inf", "empty", "varnothing"):
@@ -312,12 +318,12 @@ def _limit(node: Node) -> str:
 
 
 def _close(one: Float, other: Float) -> bool:
-    """Tell whether two values are equal; of two that are next to nothing that is not known."""
+    """Return whether two values are equal; raise NotComparableError if both are nearly zero."""
     difference, largest = abs(one - other), max(abs(one), abs(other))
     if difference <= TOLERANCE * largest:
         return True
-    if largest > NOTHING:
+    if largest > NEARLY_ZERO:
         return False
-    if one == 0 or other == 0:  # sin(pi) is nothing, too
+    if one == 0 or other == 0:  # such as sin(pi)
         return True
-    raise NotComparableError("next to nothing")
+    raise NotComparableError("nearly zero")

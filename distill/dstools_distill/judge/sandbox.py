@@ -1,12 +1,12 @@
-"""Runs programs of strangers, in bubblewrap or not at all, and compares what they print.
+"""Sandbox for untrusted programs: runs them in bubblewrap only, and compares their output.
 
-A gold is JSON: [{"stdin": "2 3\\n", "stdout": "5\\n"}, ...]. The program sees an input and never what is
-expected; this process compares the bytes, white space at ends of lines and of the text aside. What a program
-says of itself is never believed.
+A gold is JSON: [{"stdin": "2 3\\n", "stdout": "5\\n"}, ...]. The program sees the input but never
+the expected output. This process compares the bytes, apart from white space at the end of lines
+and of the output.
 
-Inside: no network, no environment, no files but Python's and the system's libraries, read-only; 16 MiB to
-write in /tmp; no second process; limits of CPU time, memory and output. The processes of a sandbox
-end with it, and it ends with this process.
+Inside there is no network, no environment and no second process; Python and the system libraries
+are the only files, read-only; /tmp holds 16 MiB. CPU time, memory and output are limited. All
+processes of a sandbox end with it, and the sandbox ends with this process.
 """
 
 import json
@@ -26,30 +26,30 @@ from dstools_converters.errors import DstoolsError
 
 MAX_OUTPUT_BYTES = 1 << 20
 TMP_BYTES = 16 << 20
-WALL_FACTOR = 3  # a program that sleeps is ended after so many times its CPU time
+WALL_FACTOR = 3  # limit of wall-clock time, as a multiple of the limit of CPU time
 MAX_CASES = 100
 LAUNCH = """
 import builtins, resource, runpy, sys
-builtins.exit = builtins.quit = sys.exit  # which site would do
+builtins.exit = builtins.quit = sys.exit  # as `site` would, which -S skips
 seconds, memory = int(sys.argv[1]), int(sys.argv[2])
-for what, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory),
+for kind, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory),
                     (resource.RLIMIT_FSIZE, 1 << 24), (resource.RLIMIT_NOFILE, 64),
                     (resource.RLIMIT_CORE, 0)):
-    resource.setrlimit(what, (limit, limit))
+    resource.setrlimit(kind, (limit, limit))
 sys.argv[:] = ["/job/main.py"]
 runpy.run_path("/job/main.py", run_name="__main__")
 """
 
 
-class Ran(NamedTuple):
-    """How a program ended."""
+class Result(NamedTuple):
+    """The output of a program, and how it ended."""
 
     stdout: bytes
     problem: str  # "", "failed", "timeout" or "output-flood"
 
 
 def read_cases(gold: str) -> list[dict[str, str]] | None:
-    """Return the cases of a gold; None where it is not a list of at most 100 of them."""
+    """Return the cases of a gold; None if it is not a list of 1 to 100 cases."""
     try:
         cases = json.loads(gold)
     except ValueError:
@@ -62,21 +62,21 @@ def _is_case(case: Any) -> bool:
     return (
         isinstance(case, dict)
         and set(case) == {"stdin", "stdout"}
-        and all(isinstance(each, str) for each in case.values())
+        and all(isinstance(text, str) for text in case.values())
     )
 
 
 def judge(program: str, cases: list[dict[str, str]], seconds: float, memory_mib: int) -> str:
-    """Return "" where a program prints what every case expects, else "word: detail" of the first that fails.
+    """Return "" if a program passes all cases, else "word: detail" of the first failure.
 
-    Raises DstoolsError where there is no bubblewrap that works.
+    Raises DstoolsError if bubblewrap is missing or does not work.
     """
     require()
     for number, case in enumerate(cases, start=1):
-        ran = run(program, case["stdin"].encode(), seconds, memory_mib)
-        if ran.problem:
-            return f"code-{ran.problem}: case {number}"
-        if _lines(ran.stdout) != _lines(case["stdout"].encode()):
+        result = run(program, case["stdin"].encode(), seconds, memory_mib)
+        if result.problem:
+            return f"code-{result.problem}: case {number}"
+        if _lines(result.stdout) != _lines(case["stdout"].encode()):
             return f"code-output: case {number}"
     return ""
 
@@ -87,21 +87,20 @@ def _lines(output: bytes) -> list[bytes]:
 
 @cache
 def require() -> None:
-    """Raise DstoolsError unless bubblewrap is there and works."""
+    """Raise DstoolsError unless bubblewrap is installed and works."""
     problem = "is not installed"
     if shutil.which("bwrap"):
-        ran = run("print(6 * 7)", b"", seconds=10, memory_mib=512)
-        if ran.stdout == b"42\n":
+        if run("print(6 * 7)", b"", seconds=10, memory_mib=512).stdout == b"42\n":
             return
         problem = "does not work here"
     raise DstoolsError(
-        f"code answers are judged in bubblewrap alone, which {problem}",
+        f"judging code answers needs bubblewrap, which {problem}",
         "apt install bubblewrap; the system must allow user namespaces",
     )
 
 
-def run(program: str, stdin: bytes, seconds: float, memory_mib: int) -> Ran:
-    """Run a Python program in a sandbox of its own, one CPU, its errors thrown away."""
+def run(program: str, stdin: bytes, seconds: float, memory_mib: int) -> Result:
+    """Run a Python program in a sandbox of its own; its stderr is discarded."""
     files = [_memory_file(content) for content in (program.encode(), _no_processes(), stdin)]
     try:
         process = subprocess.Popen(
@@ -120,32 +119,35 @@ def run(program: str, stdin: bytes, seconds: float, memory_mib: int) -> Ran:
         try:
             return _collect(process, time.monotonic() + WALL_FACTOR * seconds + 1)
         finally:
-            process.kill()  # and with it, by --die-with-parent, all that is inside
+            process.kill()  # --die-with-parent ends all processes inside
 
 
-def _collect(process: subprocess.Popen[bytes], deadline: float) -> Ran:
-    """Read what a process prints until it ends, floods or is late."""
+def _collect(process: subprocess.Popen[bytes], deadline: float) -> Result:
+    """Read the output of a process until it ends, prints too much or exceeds its time."""
     assert process.stdout is not None
-    found = b""
+    output = b""
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([process.stdout], [], [], left)[0]:
             break
         piece = os.read(process.stdout.fileno(), 1 << 16)
-        found += piece
-        if len(found) > MAX_OUTPUT_BYTES:
-            return Ran(found[:MAX_OUTPUT_BYTES], "output-flood")
+        output += piece
+        if len(output) > MAX_OUTPUT_BYTES:
+            return Result(output[:MAX_OUTPUT_BYTES], "output-flood")
         if not piece:
             try:
                 code = process.wait(max(deadline - time.monotonic(), 0.01))
             except subprocess.TimeoutExpired:
                 break
             # 128 + SIGXCPU or SIGKILL: the limit of CPU time
-            return Ran(found, "timeout" if code in (152, 137) else "failed" if code else "")
-    return Ran(found, "timeout")
+            return Result(output, "timeout" if code in (152, 137) else "failed" if code else "")
+    return Result(output, "timeout")
 
 
 def _command(program: int, rules: int, seconds: float, memory_mib: int) -> list[str]:
-    """Return the command line of bubblewrap."""
+    """Return the command line of bubblewrap.
+
+    program, rules: file descriptors of the program and of the seccomp filter.
+    """
     home = Path(sys.base_prefix).resolve()
     libraries = [
         name for name in ("/usr", "/lib", "/lib64", "/lib32", "/bin") if Path(name).exists()
@@ -156,25 +158,17 @@ def _command(program: int, rules: int, seconds: float, memory_mib: int) -> list[
     ]  # fmt: skip
     for name in libraries:
         path = Path(name)
-        words += (
-            ["--symlink", os.fspath(path.readlink()), name]
-            if path.is_symlink()
-            else ["--ro-bind", name, name]
-        )
+        if path.is_symlink():
+            words += ["--symlink", os.fspath(path.readlink()), name]
+        else:
+            words += ["--ro-bind", name, name]
     if not any(home.is_relative_to(name) for name in libraries):
         words += ["--ro-bind", str(home), str(home)]
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
         words += ["--dev-bind", device, device]
     words += ["--proc", "/proc", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
-    words += [
-        "--ro-bind-data",
-        str(program),
-        "/job/main.py",
-        "--remount-ro",
-        "/",
-        "--chdir",
-        "/tmp",
-    ]
+    words += ["--ro-bind-data", str(program), "/job/main.py"]
+    words += ["--remount-ro", "/", "--chdir", "/tmp"]
     python = home / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
     limits = [str(max(1, round(seconds))), str(memory_mib << 20)]
     return [*words, str(python), "-I", "-S", "-B", "-c", LAUNCH, *limits]
@@ -189,7 +183,7 @@ def _memory_file(content: bytes) -> int:
     return descriptor
 
 
-# Numbers of system calls and of the machine. Source: Linux, asm/unistd_64.h, asm-generic/unistd.h, audit.h.
+# Numbers of machines and system calls. Source: Linux, audit.h, unistd_64.h, asm-generic/unistd.h
 MACHINES = {
     "x86_64": (0xC000003E, {"clone": 56, "fork": 57, "vfork": 58, "unshare": 272, "clone3": 435}),
     "aarch64": (0xC00000B7, {"clone": 220, "unshare": 97, "clone3": 435}),
@@ -200,30 +194,30 @@ LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
 def _no_processes() -> bytes:
-    """Return the seccomp filter that allows threads, no other processes and no namespaces.
+    """Return the seccomp filter that allows threads but no other processes and no namespaces.
 
-    RLIMIT_NPROC would not do: it does not bind root, and counts what else a user runs. A program is a list of
-    struct sock_filter {u16 code; u8 jump if true, if false; u32 operand}; see Linux, seccomp_filter.rst.
+    RLIMIT_NPROC does not bind root, and counts the user's other processes. A filter is a list of
+    struct sock_filter {u16 code; u8 jump if true, if false; u32 operand}.
+    Source: Linux, Documentation/userspace-api/seccomp_filter.rst.
     """
     if platform.machine() not in MACHINES:
-        raise DstoolsError(
-            f"no sandbox for {platform.machine()}", "judge code on x86_64 or aarch64"
-        )
+        problem = f"no sandbox for {platform.machine()}"
+        raise DstoolsError(problem, "judge code on x86_64 or aarch64")
     machine, calls = MACHINES[platform.machine()]
     rules = [
-        (LOAD, 0, 0, 4),  # the machine, of struct seccomp_data
+        (LOAD, 0, 0, 4),  # the machine, from struct seccomp_data
         (EQUAL, 1, 0, machine),
         (RETURN, 0, 0, REFUSE),
-        (LOAD, 0, 0, 0),  # the number of the call
-        (AT_LEAST, 0, 1, 0x40000000),  # the x32 calls of x86_64
+        (LOAD, 0, 0, 0),  # the number of the system call
+        (AT_LEAST, 0, 1, 0x40000000),  # x32 calls of x86_64
         (RETURN, 0, 0, REFUSE),
     ]
     for name, number in calls.items():
         match name:
-            case "clone":  # a thread, or not: its flags are the first argument
+            case "clone":  # allowed for threads; its flags are the first argument
                 rules += [(EQUAL, 0, 4, number), (LOAD, 0, 0, 16), (ANY_BIT, 0, 1, CLONE_THREAD)]
                 rules += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)]
-            case "clone3":  # its flags cannot be seen; glibc then takes clone
+            case "clone3":  # flags not visible to a filter; glibc falls back to clone
                 rules += [(EQUAL, 0, 1, number), (RETURN, 0, 0, UNKNOWN)]
             case _:
                 rules += [(EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE)]

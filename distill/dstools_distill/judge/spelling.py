@@ -1,7 +1,8 @@
 # ruff: noqa: RUF001, RUF002, SIM905
-r"""One spelling for what mathematics is written in: − and -, \dfrac and \frac, 1{,}234, 10², metres and m.
+r"""Normal spelling of formulas and units: − and -, \dfrac and \frac, 1{,}234, 10², metres and m.
 
-Exact rules for single characters and commands; Unicode's own NFKC would make 102 of 10² and 31/2 of 3½.
+The rules name single characters and commands. Unicode's NFKC would turn 10² into 102 and 3½ into
+31/2.
 """
 
 import re
@@ -18,7 +19,7 @@ SPACING = re.compile(
     r"(?<!\\)\\(?:[,;:! ]|quad|qquad|displaystyle|textstyle|left(?![a-z])|right(?![a-z])|limits"
     r"|[bB]igg?[lr]?(?![a-z]))|~"
 )
-SAME = [  # what is written in several ways
+REPLACED = [  # commands and characters that have a simpler equivalent
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
     (re.compile(r"\\(?:mathrm|mathbf|mathit|bf|rm|boldsymbol|operatorname\*?)\s*\{(\w)\}"), r"\1"),
@@ -48,9 +49,8 @@ CHARACTERS = str.maketrans(
         "∈": r"\in ", "º": "°", "∅": r"\emptyset ", "θ": r"\theta ", "α": r"\alpha ",
         "β": r"\beta ", "λ": r"\lambda ", "％": "%", "ℓ": r"\ell ",
         **{char: rf" \frac{{{a}}}{{{b}}}" for char, a, b in (
-            ("½", 1, 2), ("⅓", 1, 3), ("⅔", 2, 3), ("¼", 1, 4), ("¾", 3, 4), ("⅕", 1, 5),
-            ("⅖", 2, 5), ("⅗", 3, 5), ("⅘", 4, 5), ("⅙", 1, 6), ("⅛", 1, 8), ("⅜", 3, 8),
-            ("⅝", 5, 8), ("⅞", 7, 8))},
+            "½12", "⅓13", "⅔23", "¼14", "¾34", "⅕15", "⅖25",
+            "⅗35", "⅘45", "⅙16", "⅛18", "⅜38", "⅝58", "⅞78")},
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF0D},
     }
 )  # fmt: skip
@@ -60,25 +60,22 @@ RAISED_RUN, LOWERED_RUN = re.compile(f"[{''.join(RAISED)}]+"), re.compile(f"[{''
 
 
 def one_alphabet(text: str) -> str:
-    r"""Return a formula in ASCII where it has another character for the same: −, ², √, １.
-
-    A superscript becomes ^{..}: Unicode's own NFKC would make 102 of 10².
-    """
+    r"""Return a formula with characters such as −, √, １ in ASCII or LaTeX; ² becomes ^{2}."""
     if text.isascii():
         return text
-    text = RAISED_RUN.sub(lambda m: "^{" + "".join(map(RAISED.__getitem__, m[0])) + "}", text)
-    text = LOWERED_RUN.sub(lambda m: "_{" + "".join(map(LOWERED.__getitem__, m[0])) + "}", text)
+    text = RAISED_RUN.sub(lambda run: "^{" + "".join(map(RAISED.__getitem__, run[0])) + "}", text)
+    text = LOWERED_RUN.sub(lambda run: "_{" + "".join(map(LOWERED.__getitem__, run[0])) + "}", text)
     return text.translate(CHARACTERS)
 
 
 def plain(text: str) -> str:
-    r"""Return a formula with one spelling for what has several: − and -, \dfrac and \frac, 1{,}234."""
+    r"""Return a formula in the normal spelling: - for −, \frac for \dfrac, 1,234 for 1{,}234."""
     text = one_alphabet(text)
     text = re.sub(r"(?<=\d)(?:\\,|,\\!|\\!,)(?=\d{3}(?!\d))", ",", text)
     text = SPACING.sub(" ", text)
     if not PLAIN.fullmatch(text):
-        for pattern, ours in SAME:
-            text = pattern.sub(ours, text)
+        for pattern, simpler in REPLACED:
+            text = pattern.sub(simpler, text)
     text = text.strip()
     for mark in ("$$", "$"):
         if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
@@ -89,7 +86,7 @@ def plain(text: str) -> str:
     return text
 
 
-UNITS = {  # other spellings -> ours; words that are not here stand for themselves, without plural s
+UNITS = {  # other spellings -> ours; a word that is not here keeps its name, without a plural s
     "dollar": "$", "usd": "$", "euro": "€", "eur": "€", "pound sterling": "£", "gbp": "£",
     "degree": "°", "deg": "°", "percent": "%", "per cent": "%", "percentage point": "%",
     "metre": "m", "meter": "m", "kilometer": "km", "kilometre": "km", "centimeter": "cm",
@@ -100,7 +97,7 @@ UNITS = {  # other spellings -> ours; words that are not here stand for themselv
 SHORT_UNITS = set(
     "m km cm mm kg g mg s ms h min l L ml mL ft N J W V A K Hz kHz Pa mph kph".split()
 )
-NO_UNITS = set(  # words that change a number, or take it back
+NOT_UNITS = set(  # words that change a number, or take it back
     "hundred thousand million billion trillion dozen score half third quarter fourth fifth tenth "
     "percent plus minus times divided over squared cubed root factorial mod power "
     "one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty "
@@ -110,25 +107,29 @@ NO_UNITS = set(  # words that change a number, or take it back
 )
 
 
-class NoUnit(Exception):
-    """A word behind a number is no unit."""
+class NoUnitError(Exception):
+    """The text after a number is not a unit."""
 
 
 DROP_BRACES = str.maketrans("", "", "{}")
 
 
 def unit_name(words: str) -> str:
-    """Return one name of a unit: no plural, spelled out; raises where a word changes the number."""
+    """Return the one name of a unit: "cm" for "centimetres", "€" for "euros".
+
+    Raises NoUnitError for text that is not a unit, such as words that change the number.
+    """
     words = " ".join(words.replace("per ", "/").replace("\\", "").split()).rstrip(".")
     raised = ""
     if "^" in words:
         words, _, raised = words.partition("^")
         raised = "^" + raised.translate(DROP_BRACES)
     lower = words.lower()
-    if lower not in ("percent", "per cent", "/cent") and NO_UNITS & set(re.split(r"[ /-]", lower)):
-        raise NoUnit(words)
+    is_percent = lower in ("percent", "per cent", "/cent")
+    if not is_percent and NOT_UNITS & set(re.split(r"[ /-]", lower)):
+        raise NoUnitError(words)
     if not words or len(words) > 40 or not re.fullmatch(r"[A-Za-zµ°€£$%/ ().-]+", words):
-        raise NoUnit(words)
+        raise NoUnitError(words)
     if lower == "/cent":
         return "%"
     single = lower[:-1] if lower.endswith("s") and len(lower) > 2 else lower

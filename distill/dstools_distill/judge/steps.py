@@ -1,14 +1,14 @@
-"""Checks every step of a trace that adds up digit by digit, as the sample model writes it.
+"""Check of every step of a trace that adds up digit by digit, in the sample model's own format.
 
     57+68|7+8+0=15,5+6+1=12|125
     5-12|12>5:2-5-0=17,1-0-1=00|-7
 
-A line a term: what is added, its columns from the right, the total. A column is digit, digit, carry and the
-two digits they make; where magnitudes are subtracted the larger one is named first, `large>small:`, and the
-first digit after each = is what is borrowed. Each column must follow from the numbers and the column before.
+One line per term: the sum, its columns from the right, the total. A column is digit, digit, carry
+and the two digits of the result. A subtraction of magnitudes first names the larger one,
+`large>small:`, and the first digit after each = is the borrow. Each column must follow from the
+numbers and the previous column.
 
-Only traces of this form are checked. One that differs from the reference is not wrong for that: every step
-is judged by itself.
+Traces in other formats are not checked. Every step is judged by itself, not against a reference.
 """
 
 import re
@@ -16,23 +16,23 @@ from typing import NamedTuple
 
 
 class Steps(NamedTuple):
-    """What a check of steps found."""
+    """The result of a check of steps."""
 
-    right: int  # columns and totals, up to the first fault
-    fault: str | None  # "word: detail" of the first one
+    right: int  # number of correct columns and totals before the first fault
+    fault: str | None  # the first fault, "word: detail"
 
 
-# what betrays the form: a column, or a sum with a bar behind
+# signs of the format: a column, or a sum followed by a bar
 FORM = re.compile(r"\d[+-]\d[+-]\d=\d|^\s*-?\d+[+-]\d+\|", re.MULTILINE)
 COLUMN = re.compile(r"(\d)([+-])(\d)([+-])(\d)=(\d)(\d)", re.ASCII)
 COMPARED = re.compile(r"(\d+)>(\d+)", re.ASCII)
 
 
 def check(expression: str, reasoning: str, answer: str) -> Steps | None:
-    """Return what is wrong first in a trace of `expression`, "57 + 68 - 3"; None: the trace has another form.
+    """Check a trace of an expression such as "57 + 68 - 3"; return None for another format.
 
-    Faults: lines (not one a term), shape, operand, order (of a comparison), digits (of a column), carry,
-    arithmetic, total, answer (it is not the last total).
+    Faults: lines (not one per term), shape, operand, order (of a comparison), digits (of a
+    column), carry, arithmetic, total, answer (it is not the last total).
     """
     if not FORM.search(reasoning):
         return None
@@ -54,7 +54,7 @@ def check(expression: str, reasoning: str, answer: str) -> Steps | None:
 
 
 def _line(line: str, total: int, sign: str, term: str) -> tuple[int, str]:
-    """Return how many columns and totals of a line are right, and its first fault or ""."""
+    """Return the number of correct columns and totals of a line, and its first fault or ""."""
     parts = line.split("|")
     if len(parts) != 3:
         return 0, "shape: not three fields"
@@ -79,21 +79,22 @@ def _line(line: str, total: int, sign: str, term: str) -> tuple[int, str]:
 
 
 def _columns(work: str, above: int, below: int, operator: str) -> tuple[int, str]:
-    """Check written columns of `above` and `below`, from the right; the carry of the last may be left over."""
+    """Return the number of correct columns of `above` and `below`, and the first fault or "".
+
+    Columns run from the right. The last one may leave a carry.
+    """
     uppers, lowers = str(above)[::-1], str(below)[::-1]
     columns = work.split(",")
     if len(columns) != max(len(uppers), len(lowers)):
         return 0, f"digits: {len(columns)} columns"
     carry = 0
     for place, column in enumerate(columns):
-        found = COLUMN.fullmatch(column)
-        if not found or found[2] != operator or found[4] != operator:
+        match = COLUMN.fullmatch(column)
+        if not match or match[2] != operator or match[4] != operator:
             return place, f"shape: {column[:40]}"
-        upper, lower, carried, out, digit = (int(found[n]) for n in (1, 3, 5, 6, 7))
-        if (upper, lower) != (
-            int(uppers[place : place + 1] or 0),
-            int(lowers[place : place + 1] or 0),
-        ):
+        upper, lower, carried, out, digit = (int(match[n]) for n in (1, 3, 5, 6, 7))
+        digits = (int(digits[place : place + 1] or 0) for digits in (uppers, lowers))
+        if (upper, lower) != tuple(digits):
             return place, f"digits: {column}"
         if carried != carry:
             return place, f"carry: {column}"

@@ -1,6 +1,6 @@
-"""What a formula is worth, exactly where it is rational, else to 50 digits, its symbols at random points.
+"""Values of formulas: exact if rational, else to 50 digits; symbols take random values.
 
-Nothing here takes long: a huge power, a factorial over 1000, a division by zero is not comparable.
+Nothing here takes long: huge powers and factorials over 1000 are not computed.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,17 @@ Number = Fraction | Float
 
 
 class NotComparableError(Exception):
-    """The value cannot be told."""
+    """The value of a formula is not defined, not unique or too large to compute."""
 
 
 CONSTANTS = ("pi", "e", "i", "inf", "empty", "varnothing")
 
 
 def value(node: Node, point: int) -> Number:
-    """Return the value of an expression with its symbols at a random point, exact where it is rational."""
+    """Return the value of an expression at random point number `point`, exact if rational.
+
+    Raises NotComparableError, or ArithmeticError for a division by zero.
+    """
     match node.op:
         case "num":
             assert node.value is not None
@@ -38,23 +41,23 @@ def value(node: Node, point: int) -> Number:
         case "sym":
             return _constant(node.name) if node.name in CONSTANTS else _at(node.name, point)
         case "call":
-            return _call(node.name, [value(each, point) for each in node.args], point)
+            return _call(node.name, [value(arg, point) for arg in node.args], point)
         case "unit" if node.name in ("°", "%"):
             inner = as_float(value(node.args[0], point))
             return inner * context.pi / 180 if node.name == "°" else inner / 100
         case "neg" | "!" | "+" | "-" | "*" | "/" | "^":
-            return _operate(node.op, [value(each, point) for each in node.args])
+            return _operate(node.op, [value(arg, point) for arg in node.args])
     raise NotComparableError(node.op)
 
 
 @lru_cache(maxsize=1024)
 def symbols_of(node: Node) -> frozenset[str]:
-    """Return the names of what may vary in a formula."""
+    """Return the names of the variables in a formula; "log?" is a logarithm to an unknown base."""
     if node.op == "sym":
         return frozenset() if node.name in CONSTANTS else frozenset((node.name,))
     if node.op == "call" and node.name == "log?":
-        return frozenset(("log?",)).union(*(symbols_of(each) for each in node.args))
-    return frozenset().union(*(symbols_of(each) for each in node.args))
+        return frozenset(("log?",)).union(*map(symbols_of, node.args))
+    return frozenset().union(*map(symbols_of, node.args))
 
 
 def as_float(number: Number) -> Float:
@@ -66,7 +69,7 @@ def as_float(number: Number) -> Float:
 
 @lru_cache(maxsize=256)
 def _at(name: str, point: int) -> Float:
-    """Return a symbol's value at a random point: positive at point 0, negative at 1, else either."""
+    """Return a symbol's value at a random point: positive at 0, negative at 1, else either."""
     drawn = int.from_bytes(sha256(f"{name} {point}".encode()).digest(), "big")
     size = context.mpf(drawn) / 2**256 * 2 + context.mpf("0.3")
     is_negative = point == 1 or (point > 1 and drawn % 2 == 1)
@@ -125,11 +128,9 @@ def _power(base: Number, exponent: Number) -> Number:
 def _call(name: str, args: list[Number], point: int) -> Number:
     if name in ("floor", "ceil", "abs") and isinstance(args[0], Fraction):
         number = args[0]
-        return {
-            "floor": Fraction(number // 1),
-            "ceil": Fraction(-(-number // 1)),
-            "abs": abs(number),
-        }[name]
+        if name == "abs":
+            return abs(number)
+        return Fraction(number // 1 if name == "floor" else -(-number // 1))
     if name == "binom":
         above, below = args
         if not all(isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= 1000 for n in args):
@@ -153,7 +154,8 @@ def _call(name: str, args: list[Number], point: int) -> Number:
 
 FUNCTIONS_OF: dict[str, Callable[[Float], Float]] = {
     "abs": context.fabs, "exp": context.exp, "ln": context.log,
-    "sin": context.sin, "cos": context.cos, "tan": context.tan, "cot": context.cot, "sec": context.sec, "csc": context.csc,
+    "sin": context.sin, "cos": context.cos, "tan": context.tan,
+    "cot": context.cot, "sec": context.sec, "csc": context.csc,
     "arcsin": context.asin, "arccos": context.acos, "arctan": context.atan,
     "sinh": context.sinh, "cosh": context.cosh, "tanh": context.tanh,
 }  # fmt: skip
@@ -161,7 +163,7 @@ FUNCTIONS_OF: dict[str, Callable[[Float], Float]] = {
 
 def _root(index: Number, radicand: Number) -> Number:
     if not isinstance(index, Fraction) or index.denominator != 1 or not 2 <= index <= 100:
-        raise NotComparableError("an odd kind of root")
+        raise NotComparableError("a root of this degree")
     degree = int(index)
     if isinstance(radicand, Fraction) and radicand >= 0:
         above, below = (_whole_root(part, degree) for part in radicand.as_integer_ratio())
@@ -174,7 +176,7 @@ def _root(index: Number, radicand: Number) -> Number:
 
 
 def _whole_root(number: int, degree: int) -> int | None:
-    """Return the integer whose power a number is."""
+    """Return the root of a number if it is an integer, else None."""
     if number.bit_length() > 1000:
         return None
     near = int(context.nint(context.root(number, degree)))

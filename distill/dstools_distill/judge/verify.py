@@ -1,12 +1,12 @@
-"""Which samples are right, and how that is known: a verdict of three values, with its reason.
+"""The verify stage: a verdict on each sample, with its reason.
 
 | verdict | means |
 |---|---|
-| correct | every check that was asked for passed |
-| incorrect | one did not: unfinished, no think block, another answer, a wrong step, language, repetition |
-| unverifiable | nobody can tell: no gold, gold or answer in a form that is not read, checkers that disagree |
+| correct | every check passed |
+| incorrect | one failed: finish, think block, answer, steps, language or repetition |
+| unverifiable | no gold, a gold or answer that cannot be parsed, or checkers that disagree |
 
-What is unverifiable never counts as right. All rows are kept, each with its verdict; `select` chooses.
+Unverifiable never counts as correct. All rows are kept, each with its verdict; `select` chooses.
 """
 
 import re
@@ -17,27 +17,29 @@ from typing import Any
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.judge import sandbox, steps
-from dstools_distill.judge.answers import DIGITS, INTEGER, RIGHT, Ruling, compare, integers
+from dstools_distill.judge.answers import DIGITS, EQUAL, INTEGER, Ruling, compare, integers
 from dstools_distill.judge.extract import final_answer
 from dstools_distill.judge.prose import LANGUAGES, language_share, repetition
 from dstools_distill.judge.referee import Referee
+from dstools_distill.judge.steps import Steps
 from dstools_distill.recipe.settings import Verify
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import CLOSE, OPEN, Record, dump, split
 from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
 from dstools_distill.store.stage import Report, Work
 
-RIGHT_SCORE = 0.99  # of reasoning-gym's 0 to 1; less is partly right, which is wrong
-PLACES = 4  # of shares
-ONE_VALUED = ("chain_sum",)  # tasks of which another integer is wrong, without asking the scorer
+RIGHT_SCORE = 0.99  # of reasoning-gym's 0 to 1; a partly correct answer is incorrect
+PLACES = 4  # decimals of shares
+ONE_VALUED = ("chain_sum",)  # tasks with one correct integer, which need no scorer
 
 
 def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
-    """Add the verdict to each row of samples/records.jsonl; return the counts of verdicts and reasons.
+    """Add a verdict to each row of samples/records.jsonl; count verdicts and reasons.
 
-    The report: in, out, dropped (none); verdicts {verdict: n}; reasons {verdict: {word: n}};
-    checkers {names: n}; steps_checked, rows; answers_right_steps_wrong, which of the incorrect have a right answer and a
-    wrong step. Raises DstoolsError where a row is bad, or code comes and bubblewrap is missing.
+    The report: in, out, dropped (empty); verdicts {verdict: n}; reasons {verdict: {word: n}};
+    checkers {names: n}; steps_checked, the number of rows with steps to check;
+    answers_right_steps_wrong, the number of incorrect rows with a correct answer and a wrong step.
+    Raises DstoolsError for a bad row, and for a code answer if bubblewrap is missing.
     """
     source = inputs.samples / "records.jsonl"
     counts = map_rows(source, work, ("records.jsonl",), _rows_of, settings, source, what="verify")
@@ -62,64 +64,64 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
 
 
 def _rows_of(settings: Verify, source: Path) -> Callable[[Rows], Chunk]:
-    """Return what a worker does with its rows."""
+    """Return the function by which a worker processes rows."""
     judge = Judge(settings)
 
     def process(rows: Rows) -> Chunk:
         lines, counts = [], Counter[str]()
         for record in each_record(source, rows):
-            found = judge.judge(record)
+            judgement = judge.judge(record)
+            word = judgement["verdict_reason"].partition(":")[0]
+            steps_found = judgement["steps"]
             counts["rows"] += 1
-            counts[f"reason {found['verdict']} {found['verdict_reason'].partition(':')[0]}"] += 1
-            counts["steps"] += bool(
-                found["steps"] and (found["steps"]["right"] or found["steps"]["fault"])
-            )
-            if found["checkers"]:
-                counts[f"checkers {' + '.join(found['checkers'])}"] += 1
-            lines.append(dump(record | found))
+            counts[f"reason {judgement['verdict']} {word}"] += 1
+            counts["steps"] += bool(steps_found and (steps_found["right"] or steps_found["fault"]))
+            if judgement["checkers"]:
+                counts[f"checkers {' + '.join(judgement['checkers'])}"] += 1
+            lines.append(dump(record | judgement))
         return Chunk({"records.jsonl": b"".join(lines)}, counts)
 
     return process
 
 
 class Judge:
-    """Judges samples one by one; `close` ends the process that it may have started.
+    """A judge of single samples; `close` ends the process that it may have started.
 
-    Without, the process ends when the judge is collected, or with this process.
-    Raises DstoolsError for a language that cannot be told.
+    Otherwise the process ends when the judge is garbage-collected, or with this process.
+    Raises DstoolsError for a language that it cannot recognize.
     """
 
     def __init__(self, settings: Verify) -> None:
         if settings.language and settings.language not in LANGUAGES:
             raise DstoolsError(
-                f"verify.language {settings.language} cannot be told from others",
-                f"one of {', '.join(sorted(LANGUAGES))}",
+                f"verify.language {settings.language} cannot be recognized",
+                f"use one of {', '.join(sorted(LANGUAGES))}",
             )
         self._settings = settings
         self._referee = Referee(settings.timeout_seconds)
 
     def close(self) -> None:
-        """End the process that was started; a later question starts another."""
+        """End the process, if it was started; a later question starts another."""
         self._referee.close()
 
     def judge(self, record: Record) -> dict[str, Any]:
-        """Return the fields that `verify` adds to a record which has its prompt and sample fields.
+        """Return the fields that `verify` adds to a sample.
 
-        Read: gold, answer_type, task, raw, prefilled_think, finish_reason. Returned:
+        Reads gold, answer_type, task, raw, prefilled_think and finish_reason. Returns
         verdict: "correct", "incorrect" or "unverifiable";
         verdict_reason: a stable word, or "word: detail";
-        checkers: names of what compared the answers, e.g. ["numeric", "math-verify"];
-        steps: null, or {"right": columns and totals that are, "fault": null or "word: detail"};
-        language: null, or the share of words in the language that was asked for;
-        repetition: the share of the text that repeats runs of 20 words.
+        checkers: names of those that compared the answers, e.g. ["numeric", "math-verify"];
+        steps: null, or {"right": number of correct ones, "fault": null or "word: detail"};
+        language: null, or the share of words in the language of the settings;
+        repetition: the share of words in repeated runs of 20.
 
-        Raises DstoolsError where a code answer comes and bubblewrap is missing.
+        Raises DstoolsError for a code answer if bubblewrap is missing.
         """
         settings, raw = self._settings, record["raw"]
         parts = split(raw, record["prefilled_think"])
         language = language_share(raw, settings.language) if settings.language else None
         repeated = repetition(raw)
-        checked: steps.Steps | None = None
+        checked: Steps | None = None
         if record["finish_reason"] != "stop":
             ruling = Ruling("incorrect", f"unfinished: {record['finish_reason']}")
         elif parts.reasoning is None and (settings.reasoning or OPEN in raw or CLOSE in raw):
@@ -130,8 +132,8 @@ class Judge:
                 checked = _check_steps(record["task"], parts.reasoning, parts.answer)
         if ruling.verdict == "incorrect" and checked and (checked.fault or "").startswith("answer"):
             ruling = ruling._replace(reason=f"miscopied: {checked.fault}")
-        if ruling.verdict == "correct":
-            ruling = _look_at_text(ruling, checked, language, repeated, settings)
+        if ruling.verdict == "correct" and (fault := _fault(checked, language, repeated, settings)):
+            ruling = ruling._replace(verdict="incorrect", reason=fault)
         return {
             "verdict": ruling.verdict,
             "verdict_reason": ruling.reason,
@@ -142,7 +144,7 @@ class Judge:
         }
 
     def _rule(self, record: Record, answer: str) -> Ruling:
-        """Compare the answer in the way of its task or type."""
+        """Rule on the answer by its task or its type."""
         gold, kind, task = record["gold"], record["answer_type"], record["task"]
         if task is not None:
             return _score(answer, task, self._referee)
@@ -151,51 +153,40 @@ class Judge:
         return compare(answer, gold, kind, self._referee)
 
 
-def _look_at_text(
-    ruling: Ruling,
-    checked: steps.Steps | None,
-    language: float | None,
-    repeated: float,
-    settings: Verify,
-) -> Ruling:
-    """Refuse a right answer for what stands before it."""
-    reason = ""
+def _fault(checked: Steps | None, language: float | None, repeated: float, settings: Verify) -> str:
+    """Return why a correct answer is refused for the text before it, or ""."""
     if checked and checked.fault:
-        reason = f"wrong-step: {checked.fault}"
-    elif language is not None and language < settings.min_language:
-        reason = f"language: {language:.2f} {settings.language}"
-    elif repeated > settings.max_repetition:
-        reason = f"repetition: {repeated:.2f}"
-    return Ruling("incorrect", reason, ruling.checkers) if reason else ruling
+        return f"wrong-step: {checked.fault}"
+    if language is not None and language < settings.min_language:
+        return f"language: {language:.2f} {settings.language}"
+    return f"repetition: {repeated:.2f}" if repeated > settings.max_repetition else ""
 
 
-def _check_steps(task: dict[str, Any] | None, reasoning: str, answer: str) -> steps.Steps | None:
-    """Check the steps where the task has a checker for them."""
+def _check_steps(task: dict[str, Any] | None, reasoning: str, answer: str) -> Steps | None:
+    """Check the steps if there is a checker for those of the task."""
     if task is None or task["name"] != "chain_sum":
         return None
-    said = final_answer(answer).text or answer
-    return steps.check(task["entry"]["metadata"]["expression"], reasoning, said)
+    final = final_answer(answer).text or answer
+    return steps.check(task["entry"]["metadata"]["expression"], reasoning, final)
 
 
 def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
-    """Rule by reasoning-gym's scorer; the oracle's own text needs none."""
-    oracle: str | None = task["entry"][
-        "answer"
-    ]  # some tasks have many right answers, and name none
-    said = answer.strip()
-    if said == oracle:
-        return RIGHT
-    found = final_answer(said)
-    if found.problem in ("several-answers", "taken-back"):
-        return Ruling("incorrect", found.problem)
-    said = found.text or said
-    if said == oracle:
-        return RIGHT
-    if oracle and INTEGER.fullmatch(oracle) and DIGITS.fullmatch(said):
-        ruling = integers(said, oracle)
+    """Rule by reasoning-gym's scorer, unless the answer is the task's own."""
+    oracle: str | None = task["entry"]["answer"]  # None for some tasks with many correct answers
+    answer = answer.strip()
+    if answer == oracle:
+        return EQUAL
+    final = final_answer(answer)
+    if final.problem in ("several-answers", "taken-back"):
+        return Ruling("incorrect", final.problem)
+    answer = final.text or answer
+    if answer == oracle:
+        return EQUAL
+    if oracle and INTEGER.fullmatch(oracle) and DIGITS.fullmatch(answer):
+        ruling = integers(answer, oracle)
         if ruling.reason.startswith("not-canonical") or task["name"] in ONE_VALUED:
             return ruling
-    score = referee.score(task["name"], said, task["entry"])
+    score = referee.score(task["name"], answer, task["entry"])
     if isinstance(score, str):
         return Ruling("unverifiable", score, ("reasoning-gym",))
     if score >= RIGHT_SCORE:
@@ -207,7 +198,7 @@ FENCED = re.compile(r"```(?:python|py|python3)?[ \t]*\r?\n(.*?)```", re.DOTALL |
 
 
 def _run_code(answer: str, gold: str, settings: Verify) -> Ruling:
-    """Rule by running the last fenced block of Python on every case."""
+    """Rule by running the last fenced block of Python on all cases."""
     cases = sandbox.read_cases(gold)
     if cases is None:
         return Ruling("unverifiable", "gold-not-read")

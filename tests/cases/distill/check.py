@@ -220,7 +220,7 @@ def decontaminate(path):
             bench.write_text("".join(json.dumps({"problem": text}) + "\n" for text in row["benchmark"]))
             os.system(f'"{Path(sys.executable).parent / "dstools"}" distill index "{index}" "{bench}" >/dev/null 2>&1')
             asked = {"messages": [{"role": "user", "content": row["row"]}], "raw": "", "reference": None, "gold": None}
-            ((_, shared),) = Index([index]).each(iter([asked]))
+            ((_, shared),) = Index([index]).annotate(iter([asked]))
             tell("decontaminate", row["kind"], bool(shared) == row["contaminated"],
                  f"{row['row'][:70]!r}: {'shares ' + repr(shared[0]['window']) if shared else 'not found'}")
 

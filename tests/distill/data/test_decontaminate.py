@@ -400,11 +400,11 @@ def test_an_index_is_built_of_several_files(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("a.jsonl", '{"question": ""}\n', r"a\.jsonl: line 1: question is empty"),
-        ("a.jsonl", "{\n", r"a\.jsonl: line 1: is no JSON"),
+        ("a.jsonl", "{\n", r"a\.jsonl: line 1: is not valid JSON"),
         ("a.jsonl", "\n", r"a\.jsonl: has no questions"),
         ("a.txt", "?!\n", r"a\.txt: has no questions"),
         ("a.txt", b"na\xefve\n", r"a\.txt: line 1: is not UTF-8"),
-        ("a.csv", "x\n", r"a\.csv: is no \.jsonl and no \.parquet file"),
+        ("a.csv", "x\n", r"a\.csv: is not a \.jsonl or \.parquet file"),
     ],
 )
 def test_a_benchmark_that_cannot_be_read_is_refused(
@@ -418,9 +418,9 @@ def test_a_benchmark_that_cannot_be_read_is_refused(
 
 def test_an_index_is_not_written_over_and_names_are_told_apart(tmp_path: Path) -> None:
     index = indexed(tmp_path / "ours.jsonl", ["What is 2 + 2?"])
-    with pytest.raises(DstoolsError, match=r"ours\.ngrams: is there already"):
+    with pytest.raises(DstoolsError, match=r"ours\.ngrams: already exists"):
         build_index([tmp_path / "ours.jsonl"], index)
-    with pytest.raises(DstoolsError, match="two of the files are called ours"):
+    with pytest.raises(DstoolsError, match="two of the files are named ours"):
         build_index([tmp_path / "ours.jsonl", tmp_path / "in" / "ours.txt"], tmp_path / "x")
 
 
@@ -441,9 +441,9 @@ def of_other_rules(index: Path) -> None:
     [
         (damaged, "is damaged: its sha256 is not"),
         (of_other_rules, "was made by another version of dstools"),
-        (lambda index: index.write_bytes(index.read_bytes()[:-9]), "is no contamination index"),
-        (lambda index: index.write_text("hello"), "is no contamination index"),
-        (lambda index: save_file({}, index), "is no contamination index"),
+        (lambda index: index.write_bytes(index.read_bytes()[:-9]), "is not a contamination index"),
+        (lambda index: index.write_text("hello"), "is not a contamination index"),
+        (lambda index: save_file({}, index), "is not a contamination index"),
         (lambda index: index.unlink(), "no such file"),
     ],
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dstools_distill.data.forms import BadRowError, Question, convert, last_boxed
+from dstools_distill.data.forms import BadRowError, Question, convert
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
 ASKED = [USER]
@@ -117,26 +117,26 @@ def test_difficulty_is_a_share_or_unknown(row: dict[str, Any], difficulty: float
         ({"text": "2+2"}, "has none of the keys messages, conversations, problem, question"),
         ({"problem": " \n"}, "problem is empty"),
         ({"problem": None}, "problem is missing"),
-        ({"problem": 5}, "problem is no text: int"),
-        ({"problem": "2+2", "answer": ["4"]}, "answer is no text: list"),
-        ({"problem": "2+2", "answer": True}, "answer is no text: bool"),
+        ({"problem": 5}, "problem is not a string: int"),
+        ({"problem": "2+2", "answer": ["4"]}, "answer is not a string: list"),
+        ({"problem": "2+2", "answer": True}, "answer is not a string: bool"),
         ({"problem": "2+2", "answer": ""}, "answer is empty"),
-        ({"problem": "2+2", "answer": "so\n#### "}, "answer has nothing behind ####"),
-        ({"problem": "2+2", "answer_type": "float"}, "answer_type is 'float', which is none of"),
-        ({"messages": []}, "messages is no list of turns"),
-        ({"messages": "2+2"}, "messages is no list of turns"),
-        ({"messages": ["2+2"]}, r"messages\[0\] is no object"),
+        ({"problem": "2+2", "answer": "so\n#### "}, "answer has nothing after ####"),
+        ({"problem": "2+2", "answer_type": "float"}, "answer_type is 'float', not one of"),
+        ({"messages": []}, "messages is not a list of turns"),
+        ({"messages": "2+2"}, "messages is not a list of turns"),
+        ({"messages": ["2+2"]}, r"messages\[0\] is not an object"),
         ({"messages": [{"role": "tool", "content": "4"}]}, r"messages\[0\].role is 'tool'"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\].content is missing"),
         ({"messages": [USER, said("")]}, r"messages\[1\].content is empty"),
-        ({"messages": [{**USER, "content": [{"type": "text"}]}]}, r"content is no text: list"),
-        ({"messages": [said("4")]}, "nobody asks anything"),
+        ({"messages": [{**USER, "content": [{"type": "text"}]}]}, r"content is not a string: list"),
+        ({"messages": [said("4")]}, "has no turn of a user"),
         ({"messages": [USER, said("4"), said("5")]}, "has 2 answers to its last question"),
-        ({"messages": [USER, {"role": "system", "content": "x"}]}, "system message that is not"),
-        ({"messages": [USER, said(ANSWER, reasoning="so")]}, r"reasoning stands beside a think block"),
+        ({"messages": [USER, {"role": "system", "content": "x"}]}, "system message after its first"),
+        ({"messages": [USER, said(ANSWER, reasoning="so")]}, r"reasoning holds a think block"),
         ({"prompt": [USER, said("4")], "completion": "4"}, "answer both in prompt and in completion"),
         ({"conversations": [{"from": "tool", "value": "4"}]}, r"conversations\[0\].from is 'tool'"),
-        ({"instruction": "Add.", "output": 4}, "output is no text: int"),
+        ({"instruction": "Add.", "output": 4}, "output is not a string: int"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_no_question_is_refused_with_the_reason(
@@ -150,12 +150,5 @@ def test_a_form_that_was_asked_for_is_not_guessed() -> None:
     row = {"messages": ASKED, "problem": "2+3"}
     assert convert(row).form == "messages"
     assert convert(row, "problem").messages[0]["content"] == "2+3"
-    with pytest.raises(BadRowError, match="conversations is no list of turns"):
+    with pytest.raises(BadRowError, match="conversations is not a list of turns"):
         convert(row, "sharegpt")
-
-
-def test_the_last_box_counts_and_braces_nest() -> None:
-    assert last_boxed(r"\boxed{1} then \boxed{\frac{1}{2}} so") == r"\frac{1}{2}"
-    assert last_boxed(r"\boxed{1") is None
-    assert last_boxed("none") is None
-    assert last_boxed(r"\boxed{ }") is None

@@ -128,8 +128,8 @@ def test_a_task_is_scored_by_what_stands_in_its_record(tmp_path: Path) -> None:
     ("source", "reason"),
     [
         (Source("rg:no_such"), "rg:no_such: reasoning-gym has no such task"),
-        (Source("rg:chain_sum", options={"min_term": 2}), "rg:chain_sum: refuses its options"),
-        (Source("rg:chain_sum", options={"min_terms": 9}), "rg:chain_sum: refuses its options"),
+        (Source("rg:chain_sum", options={"min_term": 2}), "rg:chain_sum: has bad options"),
+        (Source("rg:chain_sum", options={"min_terms": 9}), "rg:chain_sum: has bad options"),
         (Source("rg:rearc", size=2), "rg:rearc: its scorer cannot judge from JSON"),
         (Source("rg:list_functions", size=2), "rg:list_functions: draws other problems each time"),
     ],
@@ -162,7 +162,9 @@ def test_a_dataset_comes_from_the_cache_alone(
     made(tmp_path, Source("datasets:org/gsm"))
     assert [row["gold"] for row in kept(tmp_path)] == [str(n) for n in range(30)]
     assert kept(tmp_path)[0]["source"] == "datasets:org/gsm"
-    with pytest.raises(DstoolsError, match="datasets:org/other: is not in the cache") as caught:
+    with pytest.raises(
+        DstoolsError, match="datasets:org/other: is not in the local cache"
+    ) as caught:
         made(tmp_path, Source("datasets:org/other"))
     assert "datasets.load_dataset('org/other', None)" in caught.value.hint
 
@@ -170,12 +172,15 @@ def test_a_dataset_comes_from_the_cache_alone(
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (['{"problem": "1+1"}', '{"problem": "1+1"'], "line 2: is no JSON"),
+        (['{"problem": "1+1"}', '{"problem": "1+1"'], "line 2: is not valid JSON"),
         (["", '{"problem": ""}'], "line 2: problem is empty"),
-        (['{"problem": "a", "problem": "b"}'], "line 1: is no JSON: has the key problem twice"),
-        (['{"problem": "\\ud800"}'], "line 1: is no JSON"),
-        (['{"problem": "a", "answer": NaN}'], "line 1: is no JSON: NaN"),
-        (["[1]"], "line 1: is no JSON object"),
+        (
+            ['{"problem": "a", "problem": "b"}'],
+            "line 1: is not valid JSON: has the key problem twice",
+        ),
+        (['{"problem": "\\ud800"}'], "line 1: is not valid JSON"),
+        (['{"problem": "a", "answer": NaN}'], "line 1: is not valid JSON: NaN"),
+        (["[1]"], "line 1: is not a JSON object"),
         ([], "a.jsonl: is empty"),
     ],
 )
@@ -186,12 +191,12 @@ def test_a_bad_line_is_named_with_its_reason(tmp_path: Path, lines: list[str], r
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("no")
-    with pytest.raises(DstoolsError, match=r"a\.parquet: is no Parquet"):
+    with pytest.raises(DstoolsError, match=r"a\.parquet: is not a Parquet file"):
         made(tmp_path, tmp_path / "a.parquet")
     for name in ("b.parquet", "b.jsonl"):
         with pytest.raises(DstoolsError, match=f"{name}: no such file"):
             made(tmp_path, tmp_path / name)
-    with pytest.raises(DstoolsError, match=r"a\.csv: is no \.jsonl and no \.parquet file"):
+    with pytest.raises(DstoolsError, match=r"a\.csv: is not a \.jsonl or \.parquet file"):
         made(tmp_path, tmp_path / "a.csv")
 
 

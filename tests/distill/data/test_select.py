@@ -238,7 +238,7 @@ def test_a_benchmarks_problem_is_not_mixed_in_and_is_kept_with_its_reason(tmp_pa
         ('{"messages": [{"role": "user", "content": "Hi"}]}', "line 1: has no answer"),
         ('{"prompt": "Hi", "completion": "<think>a</think>b"}', "line 1: its answer holds a think"),
         ('{"text": "Hi"}', "line 1: has none of the keys"),
-        ("{", "line 1: is no JSON"),
+        ("{", "line 1: is not valid JSON"),
         ("", "talk.jsonl: is empty"),
     ],
 )
@@ -270,5 +270,5 @@ def test_settings_that_mean_nothing_are_refused(
 
 
 def test_rows_that_are_no_samples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DstoolsError, match="line 2: is no sample"):
+    with pytest.raises(DstoolsError, match="line 2: is not a sample"):
         selected(tmp_path, [ROWS[0], {"id": "b"}])

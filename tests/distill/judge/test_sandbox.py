@@ -14,24 +14,24 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.judge import sandbox
-from dstools_distill.judge.sandbox import Ran, judge, read_cases, run
+from dstools_distill.judge.sandbox import Result, judge, read_cases, run
 
 needs_bwrap = pytest.mark.skipif(not shutil.which("bwrap"), reason="needs apt install bubblewrap")
 
 
-def ran(program: str, stdin: bytes = b"", seconds: float = 1) -> Ran:
+def ran(program: str, stdin: bytes = b"", seconds: float = 1) -> Result:
     return run(program, stdin, seconds, memory_mib=256)
 
 
 @needs_bwrap
 def test_a_program_reads_its_input_and_prints() -> None:
-    assert ran("print(input()[::-1])", b"abc\n") == Ran(b"cba\n", "")
+    assert ran("print(input()[::-1])", b"abc\n") == Result(b"cba\n", "")
     assert ran("import sys; print(len(sys.stdin.read()))", b"x" * 1_000_000).stdout == b"1000000\n"
 
 
 @needs_bwrap
 def test_a_program_that_raises_has_failed() -> None:
-    assert ran("print(1); 1 / 0") == Ran(b"1\n", "failed")
+    assert ran("print(1); 1 / 0") == Result(b"1\n", "failed")
 
 
 @needs_bwrap
@@ -62,7 +62,7 @@ def test_no_file_outside_can_be_written(tmp_path: Path) -> None:
     ):
         assert ran(f"open({str(path)!r}, 'w').write('x')").problem == "failed"
         assert not (path.exists() and path.name == "x")
-    assert ran("open('/tmp/x', 'w').write('x'); print('ok')") == Ran(b"ok\n", "")
+    assert ran("open('/tmp/x', 'w').write('x'); print('ok')") == Result(b"ok\n", "")
     assert not Path("/tmp/x").exists()
 
 
@@ -87,13 +87,13 @@ def test_no_second_process_can_be_started(program: str) -> None:
 @needs_bwrap
 def test_threads_can() -> None:
     program = "import threading as t; x = t.Thread(target=print, args=(1,)); x.start(); x.join()"
-    assert ran(program) == Ran(b"1\n", "")
+    assert ran(program) == Result(b"1\n", "")
 
 
 @needs_bwrap
 def test_memory_is_bounded() -> None:
     program = "try: bytearray(3 << 30)\nexcept MemoryError: print('refused')"
-    assert ran(program) == Ran(b"refused\n", "")
+    assert ran(program) == Result(b"refused\n", "")
     fill = "for i in range(100): open(f'/tmp/{i}', 'wb').write(bytes(1 << 20))"
     assert ran(fill).problem == "failed"
 

@@ -121,7 +121,7 @@ def test_a_bad_row_is_named_by_file_and_line_and_what_was_done_stays(
     source = numbers(tmp_path / "source", 3000)
     lines = source.read_text().splitlines(keepends=True)
     source.write_text("".join([*lines[:2500], "{bad\n", *lines[2500:]]))
-    with pytest.raises(DstoolsError, match=r"source: line 2501: is no JSON") as caught:
+    with pytest.raises(DstoolsError, match=r"source: line 2501: is not valid JSON") as caught:
         double(source, tmp_path / "part", workers)
     assert caught.value.hint
     source.write_text("".join(lines))  # mended: the first 2048 lines are not done again

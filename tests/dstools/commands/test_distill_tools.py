@@ -61,7 +61,7 @@ def test_a_bad_line_is_named_and_no_index_is_written(exam: Path, tmp_path: Path)
     with exam.open("a") as file:
         file.write("{\n")
     error, _ = refused(dstools("index", tmp_path / "a.ngrams", exam, "--json"))
-    assert "exam.jsonl: line 3: is no JSON" in error
+    assert "exam.jsonl: line 3: is not valid JSON" in error
     assert not list(tmp_path.glob("*.ngrams*"))
 
 
@@ -120,7 +120,7 @@ def test_a_diagnosis_is_one_json_object_whatever_the_exit_code(
         ("{", "", "trainer.yaml: is not valid YAML: "),
         ("colour: blue", "", "trainer.yaml: has no key of "),
         ("stage: sft\ntemplate: vicuna", "", "vicuna of LLaMA-Factory is not known here"),
-        ("stage: sft", "{", "row.jsonl: line 1: is no JSON"),
+        ("stage: sft", "{", "row.jsonl: line 1: is not valid JSON"),
         (
             "stage: sft",
             '{"problem": "2+2?", "answer": "4"}',

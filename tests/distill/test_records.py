@@ -1,0 +1,127 @@
+"""Tests of records: lines of JSON, and a teacher's text in two parts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill.records import (
+    Parts,
+    dump,
+    extended,
+    join,
+    lines,
+    normalised,
+    parse,
+    prompt_id,
+    read,
+    split,
+    thought,
+    write,
+)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    rows = [{"id": "a", "raw": "ä\n\u2028"}, {"id": "b", "n": 1.5, "none": None}]
+    assert write(tmp_path / "r.jsonl", iter(rows)) == 2
+    assert list(read(tmp_path / "r.jsonl")) == rows
+    assert (tmp_path / "r.jsonl").read_bytes() == b"".join(map(dump, rows))
+
+
+def test_blank_lines_are_skipped_and_numbers_count_them(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_bytes(b"\n{}\n \t\r\n[]")
+    assert list(lines(tmp_path / "r.jsonl")) == [(2, b"{}\n"), (4, b"[]")]
+
+
+def test_a_byte_order_mark_is_ignored_in_the_first_line_only() -> None:
+    line = b'\xef\xbb\xbf{"a": 1}'
+    assert parse(line, Path("r"), 1) == {"a": 1}
+    with pytest.raises(DstoolsError, match=r"^r: line 2: is not valid JSON"):
+        parse(line, Path("r"), 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "is not valid JSON: Expecting property name"),
+        (b'{"a": NaN}', "is not valid JSON: NaN"),
+        (b'{"a": 1, "a": 2}', "is not valid JSON: has the key a twice"),
+        (b'{"a": "\\ud800"}', "is not valid JSON: .*surrogates not allowed"),
+        (b'{"a": "\xff"}', "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"[1]", "is not a JSON object"),
+    ],
+)
+def test_a_bad_line_is_refused_with_file_line_and_reason(line: bytes, reason: str) -> None:
+    with pytest.raises(DstoolsError, match=f"^r: line 7: {reason}"):
+        parse(line, Path("r"), 7)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DstoolsError, match="absent: no such file"):
+        list(read(tmp_path / "absent"))
+    with pytest.raises(DstoolsError, match="is a folder"):
+        list(read(tmp_path))
+
+
+@pytest.mark.parametrize("fields", [{"split": "train"}, {"a": None, "ö": [1, "}"]}])
+def test_a_line_is_extended_as_if_dumped_again(fields: dict[str, Any]) -> None:
+    row = {"id": "x", "raw": "so {}}"}
+    assert extended(dump(row), fields) == dump(row | fields)
+
+
+@pytest.mark.parametrize(
+    ("raw", "prefilled", "parts"),
+    [
+        ("<think>a</think>b", False, Parts("a", "b")),
+        ("<think>\n\n</think>\n\n4", False, Parts("\n\n", "\n\n4")),
+        ("a</think>b", True, Parts("a", "b")),
+        ("a</think>b", False, Parts(None, "a</think>b")),  # never opened
+        ("<think>a</think>b", True, Parts(None, "<think>a</think>b")),  # opened twice
+        ("<think>a", False, Parts(None, "<think>a")),
+        ("x<think>a</think>b", False, Parts(None, "x<think>a</think>b")),
+        ("<think>a</think>b</think>", False, Parts(None, "<think>a</think>b</think>")),
+        ("</think>a<think>", False, Parts(None, "</think>a<think>")),
+        ("<Think>a</Think>b", False, Parts(None, "<Think>a</Think>b")),
+    ],
+)
+def test_a_text_with_one_think_block_has_two_parts(raw: str, prefilled: bool, parts: Parts) -> None:
+    assert split(raw, prefilled) == parts
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "a", "\n", " "])), st.booleans())
+def test_join_restores_any_text_that_split_divided(pieces: list[str], prefilled: bool) -> None:
+    raw = "".join(pieces)
+    assert join(split(raw, prefilled), prefilled) == raw
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer", "prefilled", "text"),
+    [
+        ("a", "b", False, "<think>\na\n</think>\n\nb"),
+        ("\n\na \n", "\nb", False, "<think>\n\na \n</think>\nb"),  # existing line feeds stay
+        ("a", "b", True, "a\n</think>\n\nb"),
+        ("a", "", False, "<think>\na"),  # may be unfinished
+        ("", "b", False, "b"),
+        (None, "b", False, "b"),
+        (5, "b", False, "b"),
+    ],
+)
+def test_reasoning_and_answer_become_one_text(
+    reasoning: Any, answer: str, prefilled: bool, text: str
+) -> None:
+    assert thought(reasoning, answer, prefilled) == text
+
+
+def test_an_id_depends_on_source_role_and_text_but_not_on_white_space() -> None:
+    messages = [{"role": "user", "content": " What \n is 1+1?"}]
+    assert normalised(messages) == [["user", "What is 1+1?"]]
+    same = [{"role": "user", "content": "What is 1+1?"}]
+    others = [prompt_id(same, "b"), prompt_id([same[0] | {"role": "system"}], "a")]
+    assert prompt_id(messages, "a") == prompt_id(same, "a")
+    assert prompt_id(same, "a") not in others
+    # sha256 of ["a", [["user", "What is 1+1?"]]]
+    assert prompt_id(same, "a") == "3bc6adcc1fdd3d37360abf545ff03545"
