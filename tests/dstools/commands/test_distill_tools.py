@@ -68,7 +68,7 @@ def test_a_bad_line_is_named_and_no_index_is_written(exam: Path, tmp_path: Path)
 def test_an_index_that_is_there_is_not_written_over(exam: Path, tmp_path: Path) -> None:
     (tmp_path / "a.ngrams").write_text("mine")
     error, hint = refused(dstools("index", tmp_path / "a.ngrams", exam))
-    assert "is there already" in error
+    assert "already exists" in error
     assert "remove it" in hint
     assert (tmp_path / "a.ngrams").read_text() == "mine"
 
