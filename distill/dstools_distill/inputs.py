@@ -25,18 +25,18 @@ def gather(places: Places, chain: Chain, stage: str, make: Make) -> Inputs:
     Raises DstoolsError, naming the next command, where an earlier stage is not finished. In a
     preview, raises PendingError where one would run first and nothing else is wrong.
     """
-    found = dict[str, Any]()
+    values = dict[str, Any]()
     pending = None
     for name in STAGES[stage].reads:
-        if name == "indexes" and found.get("mixed", chain) is None:
+        if name == "indexes" and values.get("mixed", chain) is None:
             continue  # of conversations that are mixed in, and there are none
         try:
-            found[name] = _read(places, chain, stage, name, make)
+            values[name] = _read(places, chain, stage, name, make)
         except PendingError as error:
             pending = error
     if pending is not None:
         raise pending
-    return Inputs(**found)
+    return Inputs(**values)
 
 
 def _read(places: Places, chain: Chain, stage: str, name: Read, make: Make) -> Any:

@@ -97,8 +97,8 @@ def read_recipe(path: Path) -> Recipe:
     )
     if not any(chain.stages for chain in chains):
         raise DstoolsError(f"{path}: names no stage", INIT_HINT)
-    told = None if card is False else reader.read(settings.Card, card, "card")
-    return Recipe(path, chains, bool(file.phase), told)
+    of_card = None if card is False else reader.read(settings.Card, card, "card")
+    return Recipe(path, chains, bool(file.phase), of_card)
 
 
 def _expand(shared: dict[str, Any], file: _File, path: Path) -> list[tuple[str, dict[str, Any]]]:

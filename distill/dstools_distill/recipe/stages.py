@@ -58,7 +58,7 @@ class Inputs:
 
     def paths(self) -> dict[str, Path]:
         """Return the files and folders, by their names in a manifest."""
-        found = {
+        named: dict[str, Path | None] = {
             f"{name} {number}": path
             for name, paths in (("source", self.sources), ("index", self.indexes))
             for number, path in enumerate(paths)
@@ -67,14 +67,19 @@ class Inputs:
             *("pass_rates", "prompts", "samples", "mixed", "rows", "problems"),
             *("model", "teacher", "tokenizer"),
         ):
-            found[name] = getattr(self, name)
-        return {name: path for name, path in found.items() if path is not None} | self.models
+            named[name] = getattr(self, name)
+        return {name: path for name, path in named.items() if path is not None} | self.models
 
     def shared_settings(self, reads: tuple[Read, ...]) -> dict[str, Any]:
         """Return the settings of the chain that a stage reads, by their names in a manifest."""
-        every = {"template": self.template, "init": self.init}
-        found = {name: value for name, value in every.items() if name in reads}
-        return found | ({"verify": asdict(self.judge)} if "judge" in reads else {})
+        shared: dict[str, Any] = {}
+        if "template" in reads:
+            shared["template"] = self.template
+        if "init" in reads:
+            shared["init"] = self.init
+        if "judge" in reads:
+            shared["verify"] = asdict(self.judge)
+        return shared
 
 
 @dataclass(frozen=True)
