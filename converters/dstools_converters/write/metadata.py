@@ -28,8 +28,7 @@ from dstools_converters.sidefiles.expert_load import (
     read_expert_load,
 )
 from dstools_converters.sidefiles.manifest import MANIFEST, manifest_of, read_manifest
-
-Note = dict[str, Any]  # what a job reports of its tensor: {"tensor": NAME, ...}
+from dstools_converters.write.journal import Note
 
 
 def side_files(

@@ -178,7 +178,7 @@ def test_a_finished_shard_whose_line_was_lost_keeps_its_weights(
     assert len(kept) < len(lines)
     journal.write_text("".join(kept))
     if boot == "another":
-        monkeypatch.setattr("dstools_converters.write.writer._boot", lambda: "another boot")
+        monkeypatch.setattr("dstools_converters.write.journal.boot_id", lambda: "another boot")
     monkeypatch.setattr("dstools_converters.layerwise.runner.Runner.run_layer", None)
     quantize(plan, tmp_path / "out", is_synced=True)
     assert tree(tmp_path / "out") == wanted
@@ -245,7 +245,7 @@ def test_after_a_power_failure_only_flushed_layers_are_trusted(
             with path.open("r+b") as file:
                 file.seek(4096)
                 file.write(bytes(path.stat().st_size - 4096))
-    monkeypatch.setattr("dstools_converters.write.writer._boot", lambda: "another boot")
+    monkeypatch.setattr("dstools_converters.write.journal.boot_id", lambda: "another boot")
     layers = layers_run(monkeypatch)
     quantize(plan, out, is_synced=is_synced)
     assert layers == wanted

@@ -365,7 +365,7 @@ def test_after_a_power_failure_only_flushed_shards_are_trusted(
         with path.open("r+b") as file:
             file.truncate(4096)
             file.truncate(size)
-    monkeypatch.setattr("dstools_converters.write.writer._boot", lambda: "another boot")
+    monkeypatch.setattr("dstools_converters.write.journal.boot_id", lambda: "another boot")
     assert quantize(tiny, tmp_path / "out") == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "wanted")
 
@@ -374,7 +374,7 @@ def test_what_was_flushed_is_trusted_after_a_power_failure(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(tiny, tmp_path / "out", after=5_000_000, is_synced=True)
-    monkeypatch.setattr("dstools_converters.write.writer._boot", lambda: "another boot")
+    monkeypatch.setattr("dstools_converters.write.journal.boot_id", lambda: "another boot")
     assert quantize(tiny, tmp_path / "out") > 1_000_000
 
 
@@ -384,7 +384,7 @@ def test_a_shard_laid_out_anew_voids_what_the_journal_said_of_it(
     """Two kills, with a power failure between: jobs of the first run must not count in the third."""
     quantize(tiny, tmp_path / "wanted")
     interrupted(tiny, tmp_path / "out", after=1_500_000)
-    monkeypatch.setattr("dstools_converters.write.writer._boot", lambda: "another boot")
+    monkeypatch.setattr("dstools_converters.write.journal.boot_id", lambda: "another boot")
     interrupted(tiny, tmp_path / "out", after=100_000)
     monkeypatch.undo()  # as if the machine had come back under its first name
     quantize(tiny, tmp_path / "out")
@@ -510,7 +510,7 @@ def test_a_finished_folder_of_another_plan_is_not_taken_for_ours(
 def test_a_work_folder_that_holds_something_else_is_refused(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "out.incomplete").mkdir()
     (tmp_path / "out.incomplete" / "precious.txt").write_text("mine")
-    with pytest.raises(DstoolsError, match=r"precious\.txt: is not of dstools"):
+    with pytest.raises(DstoolsError, match=r"precious\.txt: dstools did not write it"):
         quantize(tiny, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -552,5 +552,5 @@ def test_another_version_does_not_go_on_from_this_one(
     if what == "piece":
         monkeypatch.setattr("dstools_converters.write.jobs.PIECE_BYTES", 1 << 20)
     tool = "dstools test" if what == "piece" else "dstools next"
-    with pytest.raises(DstoolsError, match="or another dstools"):
+    with pytest.raises(DstoolsError, match="or by another dstools"):
         run(plan_of(tiny), tmp_path / "out", tool=tool, workers=1)
