@@ -9,7 +9,6 @@ torch.cos's: `as_v2` puts both in place too.
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import MtpModel
 
-from dstools_converters.errors import DstoolsError
 from dstools_converters.model import decoder as definition
 from dstools_converters.model.architecture import Architecture, read_architecture
 from dstools_converters.model.decoder import (
@@ -642,31 +640,3 @@ def test_a_dense_layer_exports_with_any_length(kind: str, pair: Pair) -> None:
     graph = torch.export.export(Flat(), inputs(16), dynamic_shapes=shapes).module()
     x, cos, sin = inputs(40)
     assert torch.equal(graph(x, cos, sin), layer(x, Rotary(cos, sin)))
-
-
-def test_a_sequence_that_needs_sparse_attention_is_refused(checkpoint: Checkpoint) -> None:
-    config = json.loads((checkpoint("tiny-v32") / "config.json").read_text())
-    architecture = read_architecture(config)
-    assert len(rotary(architecture, 16, CPU).cos) == 16
-    with pytest.raises(DstoolsError, match="a sequence of 17 tokens") as error:
-        rotary(architecture, 17, CPU)
-    assert "at most 16" in error.value.hint
-
-
-def test_v3_s_yarn_is_the_published_one() -> None:
-    """Of 32 frequencies the first 10 are kept and from the 23rd on divided by 40 (V3's config)."""
-    config = V3_LAYER | {"n_routed_experts": 1, "num_experts_per_tok": 1, "n_group": 1}
-    yarn = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
-    yarn |= {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}
-    config |= {"topk_group": 1, "qk_rope_head_dim": 64, "rope_theta": 10000, "rope_scaling": yarn}
-    scaled, plain = (
-        rotary(read_architecture(c), 2, CPU).sin[1].asin()
-        for c in (config, config | {"rope_scaling": None})
-    )
-    ratio = plain / scaled
-    # 64 ln(4096 / (32 2 pi)) / (2 ln 10000) = 10.5 and, for one turn, 22.5
-    assert torch.allclose(ratio[:11], torch.ones(11), rtol=1e-5)
-    assert torch.allclose(ratio[23:], torch.full((9,), 40.0), rtol=1e-4)
-    assert 1 < ratio[12] < ratio[20] < 40
-    mscale = 0.1 * math.log(40) + 1
-    assert read_architecture(config).softmax_scale == pytest.approx(mscale**2 / math.sqrt(16 + 64))
