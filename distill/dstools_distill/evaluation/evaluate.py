@@ -1,10 +1,10 @@
-"""How good models are: answers sampled in this process, judged, counted, with what it hangs on.
+"""Evaluation of models: answers sampled in this process, judged and counted.
 
 answers-MODEL.jsonl   every answer with its verdict, problem by problem
-scores.json           of each model and problem: right answers and answers; what differences are made of
+scores.json           right answers and answers, by model and problem; differences come from these
 
-Special tokens stay in the text that is judged: decoded without them, a student whose <think> is a special
-token scores nothing. While it runs, answers lie in answers-MODEL.log, in the order they come.
+Special tokens stay in the judged text: decoded without them, a student whose <think> is a special
+token scores 0. While the stage runs, answers are in answers-MODEL.log in the order they come.
 """
 
 import json
@@ -42,35 +42,27 @@ SCORES = "scores.json"
 def evaluate(settings: Eval, inputs: Inputs, work: Work) -> Report:
     """Answer every problem with each model, judge the answers, and return figures with intervals.
 
-    An answer is right as `inputs.judge` says, but for its checks of steps, language and repetition: those choose
-    what to train on. Problems that nobody can judge are dropped and counted. With two models, the
-    difference of the second to the first is over the same problems.
+    Answers are judged by `inputs.judge` without its checks of steps, language and repetition, which
+    choose training data. Problems that cannot be judged are dropped and counted. With two models,
+    the difference of the second to the first is over the same problems.
 
-    Raises DstoolsError where no problem can be judged, for a k above samples or several greedy samples,
-    for a tokenizer without template or end token, and for a model that is none or has another vocabulary.
+    Raises DstoolsError where no problem can be judged, for a k above `samples`, for several greedy
+    samples, for a tokenizer without template or end token, and for a folder that is not a model or
+    has another vocabulary.
     """
-    if max(settings.k) > settings.samples or min(settings.k) < 1:
-        raise DstoolsError(
-            f"eval.k: {max(settings.k)} answers of {settings.samples} cannot be drawn",
-            "eval.samples must be as many as the largest k, or more",
-        )
-    if settings.samples > 1 and settings.temperature == 0:
-        raise DstoolsError(
-            f"eval.samples: {settings.samples} greedy answers are all the same",
-            "set eval.temperature above 0, or eval.samples = 1",
-        )
+    _check(settings)
     problems, dropped, sources = _problems(inputs.problems / "records.jsonl")
-    speech = load_tokenizer(inputs.tokenizer, inputs.template)
+    tokenizer = load_tokenizer(inputs.tokenizer, inputs.template)
     try:
-        opened = [opens_think(prompt_text(speech, problem["messages"])) for problem in problems]
-        asked = [prompt_ids(speech, problem["messages"]) for problem in problems]
-        end_token_id(speech)  # or answers would not end
+        opened = [opens_think(prompt_text(tokenizer, problem["messages"])) for problem in problems]
+        asked = [prompt_ids(tokenizer, problem["messages"]) for problem in problems]
+        end_token_id(tokenizer)  # raises where answers would not end
     except DstoolsError as error:
         raise DstoolsError(f"{inputs.tokenizer}: {error}", error.hint) from error
     judged_by = replace(
         inputs.judge, reasoning=settings.reasoning, steps=False, language="", max_repetition=1.0
     )
-    exam = _Exam(settings, problems, asked, opened, speech, judged_by)
+    exam = _Exam(settings, problems, asked, opened, tokenizer, judged_by)
     figures: dict[str, dict[str, Any]] = {}
     scores: dict[str, Scores] = {}
     for name, folder in inputs.models.items():
@@ -91,32 +83,45 @@ def evaluate(settings: Eval, inputs: Inputs, work: Work) -> Report:
     }
 
 
+def _check(settings: Eval) -> None:
+    if max(settings.k) > settings.samples or min(settings.k) < 1:
+        raise DstoolsError(
+            f"eval.k: cannot draw {max(settings.k)} answers from {settings.samples}",
+            "set eval.samples to the largest k or more",
+        )
+    if settings.samples > 1 and settings.temperature == 0:
+        raise DstoolsError(
+            f"eval.samples: {settings.samples} greedy answers are all the same",
+            "set eval.temperature above 0, or eval.samples = 1",
+        )
+
+
 def _context(model: Path) -> int | None:
-    """Return the number of positions of a model: an answer ends at the last one, too."""
+    """Return the number of positions of a model, where an answer ends at the latest."""
     config = json.loads((model / "config.json").read_bytes())
-    found: int | None = config.get("text_config", config).get("max_position_embeddings")
-    return found
+    positions: int | None = config.get("text_config", config).get("max_position_embeddings")
+    return positions
 
 
 def _problems(path: Path) -> tuple[list[Record], Counter[str], Counter[str]]:
-    """Return what can be judged, how much cannot, and how many problems each source has."""
-    found, dropped, sources = [], Counter[str](), Counter[str]()
+    """Return the problems that can be judged, the numbers of others, and those of each source."""
+    problems, dropped, sources = [], Counter[str](), Counter[str]()
     for record in records.read(path):
         if record["gold"] is None and record["task"] is None:
             dropped["no-gold"] += 1
         else:
-            found.append(record)
+            problems.append(record)
             sources[record["source"]] += 1
-    if not found:
+    if not problems:
         raise DstoolsError(
             f"{path}: none of {dropped.total()} problems has an answer to compare with",
             "give eval.source problems with a gold answer, or a task such as rg:chain_sum",
         )
-    return found, dropped, sources
+    return problems, dropped, sources
 
 
 def _difference(scores: dict[str, Scores]) -> dict[str, Any] | None:
-    """Return the difference of the last model's pass@1 to the first's."""
+    """Return the difference of the last model's pass@1 to the first's; None with one model."""
     if len(scores) < 2:
         return None
     names = list(scores)
@@ -127,22 +132,22 @@ def _difference(scores: dict[str, Scores]) -> dict[str, Any] | None:
     return {"from": names[0], "to": names[-1]} | as_json(paired_difference(first, last))
 
 
-# ------------------------------------------------------------------------------- a model's answers
+# ---------------------------------------------------------------------------- answers of a model
 
 
 class _Exam(NamedTuple):
-    """What every model is asked, and how its answers are judged."""
+    """The problems that every model gets, and how its answers are judged."""
 
     settings: Eval
     problems: list[Record]
-    asked: list[list[int]]  # their ids
+    asked: list[list[int]]  # token ids of their prompts
     opened: list[bool]  # whether the prompt opens the think block
     tokenizer: Any
     judged_by: Verify
 
 
 def _answer(exam: _Exam, name: str, model: Path, answers: Path, work: Work) -> None:
-    """Write a model's judged answers; what an earlier try logged is not asked again."""
+    """Write a model's judged answers; answers logged by an earlier try are kept."""
     total = len(exam.problems) * exam.settings.samples
     with closing(SampleLog(answers.with_suffix(".log"), total)) as log:
         if len(log) < total:
@@ -153,7 +158,7 @@ def _answer(exam: _Exam, name: str, model: Path, answers: Path, work: Work) -> N
 
 
 def _fill(log: SampleLog, exam: _Exam, name: str, model: Path, work: Work) -> None:
-    """Draw and judge the answers that the log has not; a batch is drawn as a whole."""
+    """Draw and judge the answers missing in the log; a batch is drawn as a whole."""
     settings = exam.settings
     sampler = _load(model, exam.tokenizer, settings, exam.asked)
     batches = sampler.batches(
@@ -180,7 +185,7 @@ def _fill(log: SampleLog, exam: _Exam, name: str, model: Path, work: Work) -> No
 
 
 def _load(model: Path, tokenizer: Any, settings: Eval, asked: list[list[int]]) -> Sampler:
-    """Load a model that understands the prompts."""
+    """Load a model, and check that its vocabulary covers the prompts."""
     if not (model / "config.json").is_file():
         raise DstoolsError(f"{model}: has no config.json", "name the folder of a model")
     try:
@@ -188,14 +193,14 @@ def _load(model: Path, tokenizer: Any, settings: Eval, asked: list[list[int]]) -
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DstoolsError(
-            f"{model}: cannot be loaded: {reason}", "is the folder whole?"
+            f"{model}: cannot be loaded: {reason}", "is the folder complete?"
         ) from error
     size = sampler.model.get_input_embeddings().weight.shape[0]
     highest = max(map(max, asked))
     if highest >= size:
         raise DstoolsError(
-            f"{model}: knows {size} tokens, and the prompts hold token {highest}",
-            "student.tokenizer is not this model's",
+            f"{model}: has {size} tokens, but the prompts contain token {highest}",
+            "student.tokenizer is of another model",
         )
     return sampler
 
@@ -203,7 +208,7 @@ def _load(model: Path, tokenizer: Any, settings: Eval, asked: list[list[int]]) -
 def _record(
     problem: Record, sample: int, sampled: Sampled, prefilled: bool, judge: Judge
 ) -> Record:
-    """Return a problem with an answer and all that is found about it."""
+    """Return a problem with an answer, its verdict and its vote."""
     parts = split(sampled.text, prefilled)
     record = problem | {
         "sample": sample,
@@ -215,17 +220,17 @@ def _record(
         "usage": {"completion_tokens": len(sampled.ids)},
     }
     record |= judge.judge(record)
-    record["lenient"] = record["verdict"] == "correct" or _is_right_somehow(record, judge)
+    record["lenient"] = record["verdict"] == "correct" or _is_leniently_right(record, judge)
     record["vote"] = _vote(record)
     return record
 
 
-def _is_right_somehow(record: Record, judge: Judge) -> bool:
-    """Tell whether the last answer in a text, finished or not, is right; of code, no."""
-    said = last_answer(record["raw"])
-    if record["answer_type"] == "code" or not said or OPEN in said or CLOSE in said:
+def _is_leniently_right(record: Record, judge: Judge) -> bool:
+    """Return whether the last answer in a text, finished or not, is right; False for code."""
+    answer = last_answer(record["raw"])
+    if record["answer_type"] == "code" or not answer or OPEN in answer or CLOSE in answer:
         return False
-    form = {"raw": f"{OPEN}{CLOSE}{said}", "prefilled_think": False, "finish_reason": "stop"}
+    form = {"raw": f"{OPEN}{CLOSE}{answer}", "prefilled_think": False, "finish_reason": "stop"}
     return bool(judge.judge(record | form)["verdict"] == "correct")
 
 
@@ -233,7 +238,7 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 def last_answer(text: str) -> str:
-    r"""Return what stands in the last \boxed{} or \fbox{}, or else the last number, or else the last line."""
+    r"""Return the content of the last \boxed{} or \fbox{}, else the last number or line."""
     if (boxed := last_boxed(text)) is not None:
         return boxed
     numbers = NUMBER.findall(text)
@@ -241,9 +246,8 @@ def last_answer(text: str) -> str:
 
 
 def _vote(record: Record) -> str | None:
-    """Return the answer that a sample votes for; one that is unfinished or out of form does not vote."""
-    is_formed = not record["verdict_reason"].startswith(("unfinished", "think-block"))
-    said = " ".join(final_answer(record["answer"]).text.split()) or " ".join(
-        record["answer"].split()
-    )
-    return said if is_formed and said else None
+    """Return the answer that a sample votes for; None for one that is unfinished or out of form."""
+    if record["verdict_reason"].startswith(("unfinished", "think-block")):
+        return None
+    final = " ".join(final_answer(record["answer"]).text.split())
+    return final or " ".join(record["answer"].split()) or None

@@ -1,11 +1,12 @@
-"""Hands a model over to EleutherAI's lm-evaluation-harness, and reads what it found.
+"""Run of EleutherAI's lm-evaluation-harness on a model, and a report of its results.
 
-Left to its defaults, the harness does not fit a model that thinks: it compares trace and answer together, or
-deletes a `</think>` that is a special token before anybody can cut there, stops at the blank line behind the
-trace, and after 256 tokens. So it is told the token that ends a trace, the token that ends an answer, and
-how long an answer may get.
+Its defaults do not fit a reasoning model: it compares trace and answer together, or deletes a
+`</think>` that is a special token before the trace is cut there, and stops at the blank line after
+the trace and after 256 tokens. So it is given the token that ends a trace, the token that ends an
+answer, and the length of an answer.
 
-Source: lm_eval 0.4.13, models/huggingface.py (think_end_token), models/utils.py (normalize_gen_kwargs).
+Source: lm_eval 0.4.13, models/huggingface.py (think_end_token), models/utils.py
+(normalize_gen_kwargs).
 """
 
 import importlib.util
@@ -23,23 +24,24 @@ from dstools_distill.records import CLOSE
 from dstools_distill.store.stage import Report
 from dstools_distill.tokens.templates import end_token_id, load_tokenizer
 
-MAX_TOKENS = 32768  # of an answer, as DeepSeek measured R1; or what half the context holds
+MAX_TOKENS = 32768  # of an answer, as DeepSeek measured R1; at most half the context
 RESULTS = "lm-eval.json"  # our report, beside the harness's own files
 
 
 def lm_eval(model: Path, tasks: str, out: Path) -> Report:
-    """Return what `lm_eval run --tasks TASKS` finds of a model folder; a report that `out` holds is found again.
+    """Return the report of `lm_eval run --tasks TASKS` on a model; if `out` holds one, read it.
 
-    tasks: names, or paths of task files, with commas between. out: a folder to make, with the harness's
-    files and lm-eval.json; until it is whole it is called `.incomplete`, and another try begins anew.
-    The report: tasks {name: {metric: value}}, answers {name: n}, generation, model_args, versions.
+    tasks: names, or paths of task files, separated by commas. out: a folder to make, with the
+    harness's files and lm-eval.json; while incomplete it is called `.incomplete`, and another try
+    starts anew. The report: tasks {name: {metric: value}}, answers {name: n}, generation,
+    model_args, versions.
 
-    Raises DstoolsError where lm_eval is not installed or fails, for a model without a chat template or end
-    token, and where `out` holds files without a report.
+    Raises DstoolsError where lm_eval is not installed or fails, for a model without a chat template
+    or end token, and where `out` holds files without a report.
     """
     if (out / RESULTS).exists():
-        found: Report = json.loads((out / RESULTS).read_bytes())
-        return found
+        finished: Report = json.loads((out / RESULTS).read_bytes())
+        return finished
     if importlib.util.find_spec("lm_eval") is None:
         raise DstoolsError("lm_eval is not installed", 'pip install "dstools-llm[lm-eval]"')
     if out.is_dir() and any(out.iterdir()):
@@ -56,7 +58,7 @@ def lm_eval(model: Path, tasks: str, out: Path) -> Report:
     if code:
         raise DstoolsError(
             f"lm_eval ended with code {code}",
-            "its own message stands above; are tasks and data here?",
+            "see its message above; are tasks and data on this machine?",
         )
     report = _read(partial)
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
@@ -67,7 +69,7 @@ def lm_eval(model: Path, tasks: str, out: Path) -> Report:
 
 
 def _settings(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the harness's model, and its generation, must be told of a model folder."""
+    """Return the harness's model_args and gen_kwargs for a model folder."""
     try:
         config = json.loads((model / "config.json").read_bytes())
     except (OSError, ValueError) as error:
@@ -79,7 +81,7 @@ def _settings(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         end = tokenizer.convert_ids_to_tokens(end_token_id(tokenizer))
     except DstoolsError as error:
         raise DstoolsError(f"{model}: {error}", error.hint) from error
-    # an id is looked for before decoding deletes special tokens; a text of several tokens is in no danger
+    # an id is searched before decoding deletes special tokens; several tokens are never special
     closer = tokenizer.encode(CLOSE, add_special_tokens=False)
     arguments = {
         "pretrained": os.fspath(model),
@@ -91,12 +93,12 @@ def _settings(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read(out: Path) -> Report:
-    """Return what stands in the one results file."""
+    """Return the content of the harness's only results file."""
     files = sorted(out.rglob("results_*.json"))
     if len(files) != 1:
         raise DstoolsError(f"{out}: lm_eval left {len(files)} files of results", "run it again")
-    found = json.loads(files[0].read_bytes())
-    config = found["config"]
+    results = json.loads(files[0].read_bytes())
+    config = results["config"]
     return {
         "tasks": {
             task: {
@@ -104,20 +106,21 @@ def _read(out: Path) -> Report:
                 for name, value in metrics.items()
                 if "," in name and isinstance(value, int | float)
             }
-            for task, metrics in sorted(found["results"].items())
+            for task, metrics in sorted(results["results"].items())
         },
         "answers": {
-            task: counts["effective"] for task, counts in sorted(found["n-samples"].items())
+            task: counts["effective"] for task, counts in sorted(results["n-samples"].items())
         },
         "generation": {
-            task: said.get("generation_kwargs") for task, said in sorted(found["configs"].items())
+            task: options.get("generation_kwargs")
+            for task, options in sorted(results["configs"].items())
         },
         "model_args": {k: v for k, v in config["model_args"].items() if k != "pretrained"},
         "dtype": config["model_dtype"].removeprefix("torch."),
         "limit": config["limit"],
         "versions": {
-            "lm_eval": found["lm_eval_version"],
-            "transformers": found["transformers_version"],
-            "tasks": dict(sorted(found["versions"].items())),
+            "lm_eval": results["lm_eval_version"],
+            "transformers": results["transformers_version"],
+            "tasks": dict(sorted(results["versions"].items())),
         },
     }

@@ -1,4 +1,4 @@
-"""The figures of one model in an evaluation, counted from its judged answers."""
+"""Figures of one model in an evaluation, counted from its judged answers."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,17 +12,18 @@ from dstools_distill.evaluation.statistics import Interval, maj_at_k, pass_at_k,
 from dstools_distill.judge.prose import LATIN, SCRIPTS, STOPS, UNSPOKEN, WORD
 from dstools_distill.records import Record, split
 
-PLACES = 6  # of what is written: more is noise, and the last bits differ between machines
-Scores = dict[str, tuple[int, int]]  # of each problem: answers that are right, answers
+PLACES = 6  # decimals written: more is noise, and the last bits differ between machines
+Scores = dict[str, tuple[int, int]]  # by problem: right answers, answers
 
 
 def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
-    """Return the figures of a model, as JSON, and how many answers to each problem are right.
+    """Return the figures of a model, as JSON, and the right answers to each problem.
 
-    answers: records with verdict, lenient and vote, those of a problem one after the other. Shares are of
-    all answers. "pass@1" is strict: ended, in the form that was asked for, and right; "lenient" also takes
-    what `evaluate.last_answer` finds in any text, and is no pass@1. "truncated" ran into max_tokens or
-    the context; "not_well_formed" ended without its one think block.
+    answers: records with verdict, lenient and vote, those of a problem one after the other. Shares
+    are of all answers. "pass@1" is strict: finished, in the requested form, and right; "lenient"
+    also counts what `evaluate.last_answer` returns for any text, and is not a pass@1. "truncated"
+    reached max_tokens or the end of the context; "not_well_formed" ended without its one think
+    block.
     """
     right: list[int] = []
     lenient, pass_at, maj_at = [], [list[float]() for _ in k], [list[float]() for _ in k]
@@ -36,9 +37,9 @@ def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
         right.append(correct)
         lenient.append(fmean(record["lenient"] for record in of_problem))
         votes = _votes(of_problem)
-        for n, each in enumerate(k):
-            pass_at[n].append(pass_at_k(samples, correct, each))
-            maj_at[n].append(maj_at_k(*votes, each))
+        for n, size in enumerate(k):
+            pass_at[n].append(pass_at_k(samples, correct, size))
+            maj_at[n].append(maj_at_k(*votes, size))
         for record in of_problem:
             word = record["verdict_reason"].partition(":")[0]
             counts[f"{record['verdict']}: {word}"] += 1
@@ -64,9 +65,9 @@ def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
     return figures, scores
 
 
-def as_json(found: Interval) -> dict[str, float]:
-    """Return a figure with its interval as it is written."""
-    return {name: round(value, PLACES) for name, value in found._asdict().items()}
+def as_json(interval: Interval) -> dict[str, float]:
+    """Return a figure with its interval, rounded, as JSON."""
+    return {name: round(value, PLACES) for name, value in interval._asdict().items()}
 
 
 def _by_problem(answers: Path) -> Iterator[tuple[str, list[Record]]]:
@@ -75,9 +76,9 @@ def _by_problem(answers: Path) -> Iterator[tuple[str, list[Record]]]:
 
 
 def _votes(of_problem: list[Record]) -> tuple[int, list[int], int]:
-    """Return votes for the right answer, for each other one, and answers that vote for none.
+    """Return the votes for the right answer and for each other one, and the number of abstentions.
 
-    An answer that is right is right however its text is spelled; others are told apart by their text.
+    A right answer is right however it is spelled; others are distinguished by their text.
     """
     is_right = {record["vote"] for record in of_problem if record["verdict"] == "correct"}
     cast = Counter(record["vote"] for record in of_problem)
@@ -87,18 +88,19 @@ def _votes(of_problem: list[Record]) -> tuple[int, list[int], int]:
 
 
 def _trace(record: Record) -> str:
-    """Return the reasoning, or all the text where there is no telling."""
+    """Return the reasoning, or the whole text if it cannot be split."""
     reasoning = split(record["raw"], record["prefilled_think"]).reasoning
     return record["raw"] if reasoning is None else reasoning
 
 
 def language_mix(text: str) -> Counter[str]:
-    """Return the number of words in each language; code, formulas and single letters are no words.
+    """Return the number of words by language, without code, formulas and single letters.
 
-    Scripts with a language of their own count for the first one that prose.py lists, a line in Latin
-    letters for the language with most frequent words in it, for "latin" where none has or two have as many.
+    A script counts for the first language that prose.py lists for it. A line in Latin letters
+    counts for the language with the most frequent words in it, for "latin" without any or with a
+    tie.
     """
-    found: Counter[str] = Counter()
+    mix: Counter[str] = Counter()
     for line in UNSPOKEN.sub(" ", text).split("\n"):
         words = WORD.findall(line.lower())
         latin = [word for word in words if LATIN.match(word)]
@@ -106,11 +108,11 @@ def language_mix(text: str) -> Counter[str]:
             spoken = Counter(name for word in latin for name in STOPS.get(word, ()))
             best = spoken.most_common(2)
             is_clear = len(best) == 1 or (len(best) == 2 and best[0][1] > best[1][1])
-            found[best[0][0] if is_clear else "latin"] += len(latin)
+            mix[best[0][0] if is_clear else "latin"] += len(latin)
         for word in words:
             if not LATIN.match(word):
-                found[_script(word[0])] += 1
-    return found
+                mix[_script(word[0])] += 1
+    return mix
 
 
 def _script(letter: str) -> str:

@@ -1,10 +1,10 @@
-"""What a training run keeps on the way: checkpoints that count only when whole, its curve, an average.
+"""Files that a training run writes as it goes: checkpoints, the loss curve, an average of weights.
 
-    FOLDER/checkpoints/checkpoint-40/   all that transformers' Trainer needs to go on, ema.safetensors, WHOLE
-    FOLDER/curve.jsonl                  {"step", "tokens", "loss", "learning_rate", "grad_norm"}, no times
+    FOLDER/checkpoints/checkpoint-40/   state of transformers' Trainer, ema.safetensors, WHOLE
+    FOLDER/curve.jsonl                  {"step", "tokens", "loss", "learning_rate", "grad_norm"}
 
-WHOLE is written last, when all the rest is on the disk; a checkpoint without it is removed. The curve is cut
-back to the checkpoint that a run goes on from, so that it comes out as if nothing had happened.
+WHOLE is written last, after the rest is on the disk; a checkpoint without it is removed. A resumed
+run cuts the curve back to its checkpoint, so that the result is that of an uninterrupted run.
 """
 
 import json
@@ -32,8 +32,8 @@ CHECKPOINTS, CURVE, EMA, WHOLE = "checkpoints", "curve.jsonl", "ema.safetensors"
 class Keeper(TrainerCallback):
     """Writes checkpoints, curve and average while a Trainer of transformers runs.
 
-    Checkpoints are made at multiples of `settings.log_steps` alone: the Trainer forgets the losses since it
-    last logged. All processes take part, the first one owns the files.
+    Checkpoints are made only at multiples of `settings.log_steps`: the Trainer forgets the losses
+    since it last logged. All processes take part; the first one writes the files.
     """
 
     def __init__(
@@ -47,15 +47,14 @@ class Keeper(TrainerCallback):
         self._bars, self._bar = ExitStack(), work.bar
 
     def resume(self) -> Path | None:
-        """Return the last whole checkpoint, with the curve cut back to it; all else is removed."""
-        found = whole_checkpoints(self.folder)
-        last = found[-1] if found else None
+        """Return the last whole checkpoint; remove all others, and cut the curve back to it."""
+        checkpoints = whole_checkpoints(self.folder)
+        last = checkpoints[-1] if checkpoints else None
         self.wait()
         if self.is_first:
-            places = (self.folder / CHECKPOINTS).glob("*")
-            for place in places:
-                if place != last:
-                    shutil.rmtree(place) if place.is_dir() else place.unlink()
+            for path in (self.folder / CHECKPOINTS).glob("*"):
+                if path != last:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             _cut_curve(self.folder / CURVE, _step(last) if last else 0)
         self.wait()
         if last is not None:
@@ -66,34 +65,34 @@ class Keeper(TrainerCallback):
         return last
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
     ) -> None:
-        """Decide when checkpoints are due."""
+        """Set the interval of checkpoints, and start the average and the progress bar."""
         every = self.settings.save_steps or max(1, state.max_steps // 10)
         self.every = ceil(every / self.settings.log_steps) * self.settings.log_steps
         if self.is_first:
             if self.ema and not self.ema.values:
-                self.ema.start(given["model"])
+                self.ema.start(context["model"])
             self._progress = self._bars.enter_context(self._bar(state.max_steps, "steps"))
             self._progress(state.global_step)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
     ) -> None:
-        """Average the weights, and ask for what is due."""
+        """Update the average, and request logs and checkpoints that are due."""
         step, is_last = state.global_step, state.global_step >= state.max_steps
         control.should_log = control.should_log or is_last
         control.should_save = step % self.every == 0 and not is_last
         if self.is_first:
             if self.ema:
-                self.ema.update(given["model"], step)
+                self.ema.update(context["model"], step)
             self._progress(1)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
     ) -> None:
         """Add a line to the curve."""
-        logs = given["logs"]
+        logs = context["logs"]
         if not self.is_first or "loss" not in logs:
             return
         line = {"step": state.global_step, "tokens": int(logs["num_tokens"])}
@@ -107,14 +106,14 @@ class Keeper(TrainerCallback):
         """Make a checkpoint whole, and remove those before it."""
         self.wait()  # each process has written its part
         if self.is_first:
-            place = self.folder / CHECKPOINTS / f"checkpoint-{state.global_step}"
+            checkpoint = self.folder / CHECKPOINTS / f"checkpoint-{state.global_step}"
             if self.ema:
-                save_file(self.ema.values, place / EMA)
-            for path in (*place.rglob("*"), place, self.folder / CURVE):
+                save_file(self.ema.values, checkpoint / EMA)
+            for path in (*checkpoint.rglob("*"), checkpoint, self.folder / CURVE):
                 sync(path)
-            write_synced(place / WHOLE, b"")
-            sync(place)
-            sync(place.parent)
+            write_synced(checkpoint / WHOLE, b"")
+            sync(checkpoint)
+            sync(checkpoint.parent)
             for older in whole_checkpoints(self.folder)[:-1]:
                 (older / WHOLE).unlink()
                 shutil.rmtree(older)
@@ -126,10 +125,11 @@ class Keeper(TrainerCallback):
 
 
 class Average:
-    """An exponential moving average of what is trained, float32, on the CPU.
+    """An exponential moving average of the trained weights, float32, on the CPU.
 
-    After step t it moves by 1 - min(decay, (1 + t) / (10 + t)), so that a short run is not an average of its
-    random beginning. Source: TensorFlow, tf.train.ExponentialMovingAverage, `num_updates`.
+    After step t it moves by 1 - min(decay, (1 + t) / (10 + t)), so that a short run is not an
+    average of its random beginning. Source: TensorFlow, tf.train.ExponentialMovingAverage,
+    `num_updates`.
     """
 
     def __init__(self, decay: float) -> None:
@@ -137,12 +137,12 @@ class Average:
         self.values: dict[str, Tensor] = {}
 
     def start(self, model: nn.Module) -> None:
-        """Begin with the weights as they are."""
+        """Start from the weights of a model."""
         self.values = {name: _copied(value) for name, value in _trained(model)}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the weights after a step, the first of which is 1."""
+        """Move towards the weights after a step; the first step is 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = [self.values[name] for name, _ in _trained(model)]
         weights = [value.detach().to("cpu", torch.float32) for _, value in _trained(model)]
@@ -156,7 +156,7 @@ class Average:
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints that count, the oldest first."""
+    """Return the complete checkpoints, the oldest first."""
     return sorted((mark.parent for mark in folder.glob(f"{CHECKPOINTS}/*/{WHOLE}")), key=_step)
 
 
@@ -165,7 +165,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _cut_curve(path: Path, step: int) -> None:
-    """Cut a curve after a step, and flush it; without one an empty file is made."""
+    """Cut a curve after a step and flush it; make an empty file if there is none."""
     with path.open("a+b") as file:
         later = [offset for offset, line in recover_log(file) if line["step"] > step]
         if later:

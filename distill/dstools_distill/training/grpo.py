@@ -3,8 +3,8 @@
     A_i = (r_i - mean(r)) / std(r)                           over the answers to one prompt
     J = 1/G sum_i min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i) - beta KL(policy, reference)
 
-Source: arXiv 2402.03300; settings of DeepSeek-R1, arXiv 2501.12948. TRL 1.16 divides by std + 1e-4, with
-n - 1 under the root; a group whose rewards are all equal teaches nothing, and is counted.
+Source: arXiv 2402.03300; settings of DeepSeek-R1, arXiv 2501.12948. TRL 1.16 divides by std + 1e-4,
+the std with n - 1. A group whose rewards are all equal teaches nothing and is counted.
 """
 
 import json
@@ -37,40 +37,20 @@ CURVE = (
 
 
 def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
-    """Train the policy in `model` on the prompts of a folder, and leave a model folder in `work.folder`.
+    """Train `inputs.model` on the prompts, and write a model folder to `work.folder`.
 
-    Problems of the indexes are not trained on. A step
-    takes `batch_size` answers: group_size of each of batch_size / group_size prompts. curve.jsonl has rewards,
-    their spread, the share of groups without any, KL in nats a token, and the share of clipped tokens. Raises DstoolsError where the batch is no whole number of groups, or nothing can be scored.
+    Problems of the indexes are not trained on. A step takes `batch_size` answers: group_size of
+    each of batch_size / group_size prompts. curve.jsonl has rewards, their spread, the share of
+    groups without spread, KL in nats per token, and the share of clipped tokens. Raises
+    DstoolsError if the batch is not a whole number of groups, or no prompt can be scored.
     """
-    if settings.batch_size % settings.group_size:
-        raise DstoolsError(
-            f"grpo.batch_size: {settings.batch_size} answers are no groups of {settings.group_size}",
-            "it must be a multiple of group_size",
-        )
-    if not settings.accuracy_weight + settings.format_weight + settings.language_weight:
-        raise DstoolsError("grpo: every reward has weight 0", "give accuracy_weight = 1.0")
+    _check(settings)
     tokens = load_tokenizer(inputs.tokenizer, inputs.template)
     tokens.eos_token = tokens.convert_ids_to_tokens(end_token_id(tokens))  # TRL cuts answers there
     source = inputs.prompts / "records.jsonl"
     clean, contaminated = clean_prompts(source, inputs.indexes)
     asked, without_gold = dataset(clean, source, tokens)
-    config = GRPOConfig(
-        **arguments(settings, work),
-        num_generations=settings.group_size,
-        max_completion_length=settings.max_completion_tokens,
-        generation_kwargs={"eos_token_id": tokens.eos_token_id},
-        temperature=settings.temperature,
-        beta=settings.beta,
-        epsilon=settings.clip,
-        loss_type="grpo",
-        scale_rewards="group",
-        num_iterations=1,
-        sync_ref_model=settings.beta > 0 and settings.replace_reference_steps > 0,
-        ref_model_mixup_alpha=1.0,  # replaced, not mixed
-        ref_model_sync_steps=settings.replace_reference_steps or 1,
-        shuffle_dataset=True,
-    )
+    config = _config(settings, work, tokens)
     student = load_student(settings, inputs.model, None, tokens)
     require_room(student, settings.max_completion_tokens, "grpo.max_completion_tokens")
     with closing(Judge(inputs.judge)) as judge:
@@ -95,8 +75,38 @@ def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
     }
 
 
+def _check(settings: Grpo) -> None:
+    if settings.batch_size % settings.group_size:
+        raise DstoolsError(
+            f"grpo.batch_size: {settings.batch_size} answers are not a whole number of groups of "
+            f"{settings.group_size}",
+            "choose a multiple of group_size",
+        )
+    if not settings.accuracy_weight + settings.format_weight + settings.language_weight:
+        raise DstoolsError("grpo: every reward has weight 0", "set accuracy_weight = 1.0")
+
+
+def _config(settings: Grpo, work: Work, tokenizer: Any) -> GRPOConfig:
+    return GRPOConfig(
+        **arguments(settings, work),
+        num_generations=settings.group_size,
+        max_completion_length=settings.max_completion_tokens,
+        generation_kwargs={"eos_token_id": tokenizer.eos_token_id},
+        temperature=settings.temperature,
+        beta=settings.beta,
+        epsilon=settings.clip,
+        loss_type="grpo",
+        scale_rewards="group",
+        num_iterations=1,
+        sync_ref_model=settings.beta > 0 and settings.replace_reference_steps > 0,
+        ref_model_mixup_alpha=1.0,  # replaced, not mixed
+        ref_model_sync_steps=settings.replace_reference_steps or 1,
+        shuffle_dataset=True,
+    )
+
+
 def dataset(prompts: list[Record], source: Path, tokenizer: Any) -> tuple[Dataset, int]:
-    """Return the prompts that can be scored, as TRL takes them, and the number of those that cannot."""
+    """Return the prompts that can be scored, in TRL's format, and how many cannot be scored."""
     rows: list[dict[str, Any]] = []
     without_gold = 0
     for record in prompts:
@@ -104,22 +114,22 @@ def dataset(prompts: list[Record], source: Path, tokenizer: Any) -> tuple[Datase
             without_gold += 1
             continue
         opened = opens_think(prompt_text(tokenizer, record["messages"]))
-        said = json.dumps(record | {"prefilled_think": opened}, ensure_ascii=False)
-        rows.append({"prompt": record["messages"], "record": said})
+        line = json.dumps(record | {"prefilled_think": opened}, ensure_ascii=False)
+        rows.append({"prompt": record["messages"], "record": line})
     if not rows:
         raise DstoolsError(
-            f"{source}: no prompt that may be trained on has a gold answer",
-            "accuracy can be rewarded only where it can be judged",
+            f"{source}: no prompt outside the benchmarks has a gold answer",
+            "accuracy can be rewarded only if it can be judged",
         )
     return Dataset.from_list(rows), without_gold
 
 
 def groups(curve: Path, settings: Grpo) -> dict[str, Any]:
-    """Return how many groups of the run had no spread of rewards, from what was logged."""
+    """Return the number of groups, and of those without spread of rewards, from the curve."""
     logged = [record for record in records.read(curve) if FLAT in record]
     shares = [record[FLAT] for record in logged]
     steps = [record["step"] for record in logged]
     weights = [after - before for before, after in zip([0, *steps], steps, strict=False)]
-    each = settings.batch_size // settings.group_size
-    flat = sum(share * weight for share, weight in zip(shares, weights, strict=True)) * each
-    return {"groups": steps[-1] * each if steps else 0, "groups_without_spread": round(flat)}
+    per_step = settings.batch_size // settings.group_size
+    flat = sum(share * weight for share, weight in zip(shares, weights, strict=True)) * per_step
+    return {"groups": steps[-1] * per_step if steps else 0, "groups_without_spread": round(flat)}

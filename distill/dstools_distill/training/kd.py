@@ -1,7 +1,8 @@
 """Distillation of the teacher's whole next-token distribution, on the student's own answers.
 
-TRL's DistillationTrainer does the training. It compares the two by `vocab_size` alone, which refuses twins
-that were padded to different sizes, and admits strangers of equal size; here the tokenizers are compared.
+TRL's DistillationTrainer does the training. It compares the models by `vocab_size` alone, which
+refuses one vocabulary padded to two sizes, and accepts two of equal size; here the tokenizers are
+compared.
 """
 
 from pathlib import Path
@@ -26,11 +27,12 @@ PROBED = 200  # prompts
 
 
 def kd(settings: Kd, inputs: Inputs, work: Work) -> Report:
-    """Train the student in `model` against the teacher, and leave a model folder in `work.folder`.
+    """Train `inputs.model` against the teacher, and write a model folder to `work.folder`.
 
-    The student answers each prompt; on its tokens the divergence of the two distributions is minimised:
-    beta 0 is KL(teacher || student), 1 is KL(student || teacher), between them Jensen-Shannon
-    (arXiv 2306.13649). Problems of the indexes are not trained on. Raises DstoolsError where the two do not share a tokenizer.
+    The student answers each prompt; on its tokens the divergence of the two distributions is
+    minimised: beta 0 is KL(teacher || student), 1 is KL(student || teacher), values between are
+    generalised Jensen-Shannon (arXiv 2306.13649). Problems of the indexes are not trained on.
+    Raises DstoolsError where the two do not share a tokenizer.
     """
     tokens = load_tokenizer(inputs.tokenizer, inputs.template)
     tokens.eos_token = tokens.convert_ids_to_tokens(end_token_id(tokens))  # TRL cuts answers there
@@ -39,8 +41,8 @@ def kd(settings: Kd, inputs: Inputs, work: Work) -> Report:
     conversations = [record["messages"] for record in clean]
     if not conversations:
         raise DstoolsError(
-            f"{asked}: holds no prompt that may be trained on",
-            "there is nothing to answer",
+            f"{asked}: holds no prompt outside the benchmarks",
+            "give [prompts] more sources",
         )
     probes = [prompt_text(tokens, messages) for messages in conversations[:PROBED]]
     check_identity(tokens, load_tokenizer(teacher), probes, teacher)
@@ -79,7 +81,7 @@ def kd(settings: Kd, inputs: Inputs, work: Work) -> Report:
 
 
 class Vocabulary(NamedTuple):
-    """Rows of the embeddings: as they came, and as they were trained."""
+    """Rows of the embeddings: of each model before, and of both in training."""
 
     student: int
     teacher: int
@@ -87,8 +89,8 @@ class Vocabulary(NamedTuple):
 
 
 def match_sizes(student: Any, teacher: Any) -> Vocabulary:
-    """Cut the larger of two embeddings that were padded beyond one tokenizer to different sizes."""
-    ours, theirs = (each.config.get_text_config().vocab_size for each in (student, teacher))
+    """Cut the larger embedding where one vocabulary was padded to two sizes."""
+    ours, theirs = (model.config.get_text_config().vocab_size for model in (student, teacher))
     used = min(ours, theirs)
     for model, size in ((student, ours), (teacher, theirs)):
         if size > used:
@@ -99,7 +101,7 @@ def match_sizes(student: Any, teacher: Any) -> Vocabulary:
 def check_identity(student: Any, teacher: Any, probes: list[str], folder: Path) -> None:
     """Raise DstoolsError unless both tokenizers give the same ids to the same text.
 
-    Every token of either must stand for the same id in both, and the probes must be cut alike: equal
+    Every token of either must have the same id in both, and the probes must be split alike: equal
     vocabularies with other merges or another pre-tokenizer differ there.
     """
     ours, theirs = student.get_vocab(), teacher.get_vocab()
@@ -109,8 +111,8 @@ def check_identity(student: Any, teacher: Any, probes: list[str], folder: Path) 
         token, number = differing[0]
         whose = "student" if ours.get(token) == number else "teacher"
         raise DstoolsError(
-            f"{folder}: teacher and student do not share a tokenizer: {len(differing)} tokens differ, "
-            f"first {printable(token)!r}, which is {number} to the {whose} alone",
+            f"{folder}: teacher and student do not share a tokenizer: {len(differing)} tokens "
+            f"differ, the first is {printable(token)!r}, id {number} of the {whose} only",
             hint,
         )
     for text in probes:
@@ -118,5 +120,5 @@ def check_identity(student: Any, teacher: Any, probes: list[str], folder: Path) 
             text, add_special_tokens=False
         ):
             raise DstoolsError(
-                f"{folder}: teacher and student cut text differently: {printable(text)!r}", hint
+                f"{folder}: teacher and student split text differently: {printable(text)!r}", hint
             )

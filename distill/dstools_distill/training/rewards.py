@@ -1,6 +1,7 @@
-"""What GRPO pays for: the right answer, the right form, the right language. Rules, no model.
+"""Rewards of GRPO: the right answer, the right form, the right language; rules without a model.
 
-A neural reward is hacked at scale; DeepSeek-R1 took rules for reasoning (arXiv 2501.12948, section 2.2.2).
+A neural reward is hacked at scale; DeepSeek-R1 used rules for reasoning (arXiv 2501.12948, section
+2.2.2).
 """
 
 import json
@@ -18,7 +19,7 @@ FLAT = "groups_without_spread"
 
 
 class Rewards(NamedTuple):
-    """What a trainer of TRL takes: functions and their weights."""
+    """Reward functions and their weights, as a trainer of TRL takes them."""
 
     functions: list[Reward]
     weights: list[float]
@@ -27,34 +28,34 @@ class Rewards(NamedTuple):
 def rewards(settings: Grpo, judge: Judge, tokenizer: Any) -> Rewards:
     """Return the rewards with a weight above 0.
 
-    Each is called with `completion_ids`, a list of token ids for every answer, and `record`, the prompt's
-    record and prefilled_think as JSON, and returns a number from 0 to 1 for each. An answer ends with the
-    tokenizer's eos; one without was cut at the length limit.
+    Each is called with `completion_ids`, the token ids of every answer, and `record`, the prompt's
+    record with prefilled_think as JSON; it returns a number from 0 to 1 per answer. An answer ends
+    with the tokenizer's eos; one without was cut at the length limit.
 
-    accuracy: 1 where the judge says correct. What is unverifiable earns nothing.
-    format: 1 where the answer ended, with one well-formed think block and something behind it.
+    accuracy: 1 if the judge's verdict is correct; 0 for an unverifiable answer.
+    format: 1 if the answer ended, with one well-formed think block and text after it.
     language: the share of the trace's words in `settings.language`; 0 without a trace.
     """
 
     def samples(completion_ids: list[list[int]], record: list[str]) -> list[Record]:
         return [
-            sample(json.loads(asked), ids, tokenizer)
-            for ids, asked in zip(completion_ids, record, strict=True)
+            sample(json.loads(prompt), ids, tokenizer)
+            for ids, prompt in zip(completion_ids, record, strict=True)
         ]
 
     def accuracy(
         completion_ids: list[list[int]], record: list[str], **_: Any
     ) -> list[float | None]:
-        said = [judge.judge(each)["verdict"] for each in samples(completion_ids, record)]
-        return [float(verdict == "correct") for verdict in said]
+        verdicts = [judge.judge(answer)["verdict"] for answer in samples(completion_ids, record)]
+        return [float(verdict == "correct") for verdict in verdicts]
 
     def format(completion_ids: list[list[int]], record: list[str], **_: Any) -> list[float | None]:
-        return [float(is_well_formed(each)) for each in samples(completion_ids, record)]
+        return [float(is_well_formed(answer)) for answer in samples(completion_ids, record)]
 
     def language(
         completion_ids: list[list[int]], record: list[str], **_: Any
     ) -> list[float | None]:
-        traces = [each["reasoning"] for each in samples(completion_ids, record)]
+        traces = [answer["reasoning"] for answer in samples(completion_ids, record)]
         return [language_share(trace or "", settings.language) or 0.0 for trace in traces]
 
     weighted = [
@@ -63,41 +64,44 @@ def rewards(settings: Grpo, judge: Judge, tokenizer: Any) -> Rewards:
         (language, settings.language_weight),
     ]
     used = [(function, weight) for function, weight in weighted if weight > 0]
-    functions = _noting_flat_groups([function for function, _ in used], settings.group_size)
+    functions = logging_flat_groups([function for function, _ in used], settings.group_size)
     return Rewards(functions, [weight for _, weight in used])
 
 
-def _noting_flat_groups(functions: list[Reward], group_size: int) -> list[Reward]:
-    """Return the same functions; the last one logs the share of groups whose answers all earned the same.
+def logging_flat_groups(functions: list[Reward], group_size: int) -> list[Reward]:
+    """Return the functions, the last of which also logs the share of groups with equal rewards.
 
-    TRL looks whether the spread of the weighted sums is 0, which float32 misses for a weight such as 0.2.
+    TRL checks whether the spread of the weighted sums is 0, which float32 misses for a weight such
+    as 0.2.
     """
     earned: list[list[float | None]] = []
 
-    def noting(function: Reward) -> Reward:
-        def note(*, log_metric: Callable[[str, float], None], **given: Any) -> list[float | None]:
-            found = function(**given)
-            earned.append(found)
+    def logging(function: Reward) -> Reward:
+        def logged(
+            *, log_metric: Callable[[str, float], None], **options: Any
+        ) -> list[float | None]:
+            values = function(**options)
+            earned.append(values)
             if len(earned) == len(functions):
                 answers = list(zip(*earned, strict=True))
                 starts = range(0, len(answers), group_size)
                 flat = [len(set(answers[start : start + group_size])) == 1 for start in starts]
                 log_metric(FLAT, sum(flat) / len(flat))
                 earned.clear()
-            return found
+            return values
 
-        note.__name__ = function.__name__
-        return note
+        logged.__name__ = function.__name__
+        return logged
 
-    return [noting(function) for function in functions]
+    return [logging(function) for function in functions]
 
 
-def sample(asked: Record, ids: list[int], tokenizer: Any) -> Record:
-    """Return a record that can be judged: the prompt's, and the answer up to its end token."""
+def sample(prompt: Record, ids: list[int], tokenizer: Any) -> Record:
+    """Return a record for the judge: the prompt's, with the answer up to its end token."""
     stop = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else None
     raw = tokenizer.decode(ids[:stop], skip_special_tokens=False)
-    parts = records.split(raw, asked["prefilled_think"])
-    return asked | {
+    parts = records.split(raw, prompt["prefilled_think"])
+    return prompt | {
         "raw": raw,
         "reasoning": parts.reasoning,
         "answer": parts.answer,
@@ -105,7 +109,7 @@ def sample(asked: Record, ids: list[int], tokenizer: Any) -> Record:
     }
 
 
-def is_well_formed(answered: Record) -> bool:
-    """Tell whether an answer ended, with one think block and something behind it."""
-    is_whole = answered["finish_reason"] == "stop" and answered["reasoning"] is not None
-    return is_whole and bool(answered["answer"].strip())
+def is_well_formed(answer: Record) -> bool:
+    """Return whether an answer ended, with one think block and text after it."""
+    is_whole = answer["finish_reason"] == "stop" and answer["reasoning"] is not None
+    return is_whole and bool(answer["answer"].strip())

@@ -1,8 +1,8 @@
 """Supervised fine-tuning on rendered rows, by TRL's SFTTrainer.
 
-The trainer is given ids and labels and told to prepare nothing, and then it is not believed: each row must
-have the length it was rendered with, and the first batch of the trainer's own data loader must hold rendered
-rows, token by token and label by label, or nothing is trained.
+The trainer gets ids and labels and must leave them unchanged. That is checked before training: each
+row must have the length it was rendered with, and the first batch of the trainer's own data loader
+must hold rendered rows, token by token and label by label.
 """
 
 from pathlib import Path
@@ -30,26 +30,27 @@ from dstools_distill.training.students import load_student, lora, optimizers
 from dstools_distill.training.trainer import arguments, run
 
 ROWS, PACKED = "rows.arrow", "packed.arrow"
-disable_progress_bars()  # work.bar is the one there is
+disable_progress_bars()  # work.bar shows progress
 
 
 def sft(settings: Sft, inputs: Inputs, work: Work) -> Report:
-    """Train a student, from the folder `model` or new from `init`, on the rows of a `render` folder.
+    """Train a student, from `inputs.model` or new from `inputs.init`, on rendered rows.
 
-    Writes a model folder, see training.py. Without packing, `batch_size` counts rows, with it, sequences as
-    long as the longest row. Where several processes train, some of the first rows fill up the last step.
-    Raises DstoolsError where there are no rows, the student cannot hold them, or the trainer would see others.
+    Writes a model folder, see trainer.py. `batch_size` counts rows or, with packing, sequences as
+    long as the longest row. With several processes, some of the first rows fill up the last step.
+    Raises DstoolsError where there are no rows, the student has too few positions for them, or the
+    trainer would see others.
     """
     student_tokenizer = load_tokenizer(inputs.tokenizer, inputs.template)
-    given: dict[str, Any] = {
-        "max_length": None,  # nothing is cut: render has dropped what is too long
+    overrides: dict[str, Any] = {
+        "max_length": None,  # nothing is cut: render has dropped rows that are too long
         "padding_free": settings.packing,
         "dataset_kwargs": {"skip_prepare_dataset": True},
-        "train_sampling_strategy": "sequential",  # `order` has all epochs
+        "train_sampling_strategy": "sequential",  # `order` lists all epochs
         "num_train_epochs": 1,
         "max_steps": -1,
     }
-    config = SFTConfig(**arguments(settings, work) | given)
+    config = SFTConfig(**arguments(settings, work) | overrides)
     rendered = _load(inputs.rows / ROWS)
     lengths = _lengths(rendered, "input_ids")
     student = load_student(settings, inputs.model, inputs.init, student_tokenizer)
@@ -85,13 +86,13 @@ def sft(settings: Sft, inputs: Inputs, work: Work) -> Report:
 
 
 def _load(path: Path) -> Dataset:
-    """Map the rows into memory; ids are not needed."""
+    """Map ids and labels of the rows into memory."""
     try:
         rendered = Dataset.from_file(str(path)).select_columns(["input_ids", "labels"])
     except (OSError, ValueError) as error:
         raise DstoolsError(f"{path}: cannot be read: {error}", "run render again") from error
     if not len(rendered):
-        raise DstoolsError(f"{path}: holds no row", "did select keep none?")
+        raise DstoolsError(f"{path}: holds no row", "did `select` keep any?")
     return rendered
 
 
@@ -122,39 +123,39 @@ def _packed(rendered: Dataset, longest: int, work: Work) -> Dataset:
 
 
 def order(lengths: NDArray[np.int64], settings: Sft) -> list[int]:
-    """Return the sequences of the whole run, in order; an epoch is a new permutation of all of them.
+    """Return the numbers of the sequences of the whole run; each epoch is a new permutation.
 
-    With `group_by_length` a step has sequences of like length: of each fifty steps drawn, the sequences are
-    sorted and the steps shuffled.
+    With `group_by_length` a step has sequences of similar length: of each fifty steps drawn, the
+    sequences are sorted and the steps shuffled.
     """
     total, size = len(lengths), settings.batch_size
-    wanted = settings.max_steps * size or max(1, round(settings.epochs * total))
-    found: list[int] = []
-    for epoch in range(-(-wanted // total)):
+    count = settings.max_steps * size or max(1, round(settings.epochs * total))
+    numbers: list[int] = []
+    for epoch in range(-(-count // total)):
         draw = torch.Generator().manual_seed(settings.seed + epoch)
         drawn = torch.randperm(total, generator=draw).numpy()
         if settings.group_by_length:
             steps = []
-            for some in np.split(drawn, range(50 * size, total, 50 * size)):
-                by_length = some[np.argsort(lengths[some], kind="stable")]
-                parts = np.split(by_length, range(size, len(some), size))
+            for part in np.split(drawn, range(50 * size, total, 50 * size)):
+                by_length = part[np.argsort(lengths[part], kind="stable")]
+                parts = np.split(by_length, range(size, len(part), size))
                 steps += [parts[n] for n in torch.randperm(len(parts), generator=draw).tolist()]
-            steps.sort(key=lambda step: len(step) < size)  # what is no whole step comes last
+            steps.sort(key=lambda step: len(step) < size)  # an incomplete step comes last
             drawn = np.concatenate(steps)
-        found += drawn.tolist()
-    return found[:wanted]
+        numbers += drawn.tolist()
+    return numbers[:count]
 
 
-# ------------------------------------------------------------------- what the trainer really sees
+# ---------------------------------------------------------------- checks of what the trainer sees
 
 
 def _check_dataset(
     trainer: Any, sequences: Dataset, chosen: list[int], lengths: NDArray[np.int64]
 ) -> None:
     """Raise DstoolsError unless the trainer's rows are as long as the rendered ones, row by row."""
-    found = trainer.train_dataset
-    raw = _lengths(found, "input_ids")
-    seen = raw if found._indices is None else raw[found._indices.column(0).to_numpy()]
+    dataset = trainer.train_dataset
+    raw = _lengths(dataset, "input_ids")
+    seen = raw if dataset._indices is None else raw[dataset._indices.column(0).to_numpy()]
     same = np.array_equal(seen, _lengths(sequences, "input_ids")[chosen])
     if "seq_lengths" in sequences.column_names:
         kept = [size for row in sequences["seq_lengths"] for size in row]
@@ -165,21 +166,23 @@ def _check_dataset(
         )
 
 
-CHANGED_HINT = "this version of TRL changes what it was told to leave; install trl==1.16.0"
+CHANGED_HINT = "this version of TRL changes prepared rows; install trl==1.16.0"
 
 
 def _check_first_batch(trainer: Any, rendered: Dataset, lengths: NDArray[np.int64]) -> None:
     """Raise DstoolsError unless each row of the first batch is a rendered one, ids and labels."""
-    with torch.random.fork_rng(devices=[]):  # a look must not change what is drawn later
+    with torch.random.fork_rng(devices=[]):  # the check must not change what is drawn later
         batch = next(iter(trainer.get_train_dataloader()))
     for ids, labels in documents(batch):
         candidates = np.flatnonzero(lengths == len(ids))
-        row_is_there = any(
+        is_rendered = any(
             row["input_ids"] == ids and row["labels"] == labels
             for row in (rendered[int(n)] for n in candidates)
         )
-        if not row_is_there:
-            raise DstoolsError("the trainer's first batch holds no rendered row", CHANGED_HINT)
+        if not is_rendered:
+            raise DstoolsError(
+                "the trainer's first batch has a row that was not rendered", CHANGED_HINT
+            )
 
 
 def documents(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
@@ -198,7 +201,7 @@ def documents(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
 
 
 class _Isolation(TrainerCallback):
-    """Refuses to train on packed rows that can see each other."""
+    """Callback that refuses to train if packed rows can see each other."""
 
     def __init__(self, trainer: Any, dtype: torch.dtype) -> None:
         self.trainer, self.dtype = trainer, dtype
@@ -211,11 +214,11 @@ class _Isolation(TrainerCallback):
 def check_isolation(model: nn.Module, config: Any, dtype: torch.dtype) -> None:
     """Raise DstoolsError unless a row in a packed sequence is computed as if it were alone.
 
-    Two proofs. Exact: the logits of the second of two rows must not change by a bit when the tokens of the
-    first one do, since a masked score weighs exactly 0. Numeric: they must be those of the row alone, to
-    rounding: each of the 2 x layers + 1 sums that a token runs through adds an error of about eps of its own
-    size, sqrt(2 x layers + 1) x eps in the root mean square; 8 times that for what a product adds up.
-    dtype: of the products.
+    dtype: of the matrix products. Two checks. Exact: the logits of the second of two rows must not
+    change in any bit when the tokens of the first change, since a masked score weighs exactly 0.
+    Numeric: they must equal those of the row alone up to rounding. Each of the 2 x layers + 1 sums
+    on a token's path adds a relative error of about eps, so sqrt(2 x layers + 1) x eps in the root
+    mean square; the bound is 8 times that, for the sums inside a product.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -233,8 +236,8 @@ def check_isolation(model: nn.Module, config: Any, dtype: torch.dtype) -> None:
     bound = 8 * torch.finfo(dtype).eps * (2 * text.num_hidden_layers + 1) ** 0.5
     if not torch.equal(packed, changed) or not error <= bound:
         raise DstoolsError(
-            f"packing: {text._attn_implementation} attention lets rows of a sequence see each other "
-            f"(relative error of the logits {error:.1e}, rounding explains {bound:.1e})",
+            f"packing: {text._attn_implementation} attention lets rows of a sequence see each "
+            f"other (relative error of the logits {error:.1e}, rounding explains {bound:.1e})",
             'set packing = false, or another attention, such as "sdpa" or "flash_attention_2"',
         )
 
@@ -246,7 +249,7 @@ def _logits(model: nn.Module, rows: list[Tensor]) -> Tensor:
     total = torch.tensor([positions.shape[1]], device=positions.device)
     cuts = torch.cat([starts, total]).to(torch.int32)
     longest = int(cuts.diff().max())
-    found: Tensor = model(
+    logits: Tensor = model(
         input_ids=torch.cat(rows, 1),
         position_ids=positions,
         cu_seq_lens_q=cuts,
@@ -255,4 +258,4 @@ def _logits(model: nn.Module, rows: list[Tensor]) -> Tensor:
         max_length_k=longest,
         use_cache=False,
     ).logits.float()
-    return found
+    return logits

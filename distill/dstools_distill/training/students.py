@@ -1,4 +1,4 @@
-"""The student before it is trained: its weights, what of them is trained, and by which optimizer."""
+"""Student before training: its weights, which of them are trained, and by which optimizer."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,13 +20,14 @@ def load_student(
 ) -> Any:
     """Return the model to train: from a folder, or random from the config keys of `init`.
 
-    float32, or bfloat16 where that is the precision. Random weights are a function of `settings.seed`, special
-    token ids come from the tokenizer, vocab_size is its length unless given. Raises DstoolsError where
-    the folder holds no causal language model that can be trained, or one too small for the tokenizer.
+    Weights are bfloat16 if that is the precision, else float32. Random ones are a function of
+    `settings.seed`; special token ids come from the tokenizer, and vocab_size unless given.
+    Raises DstoolsError where the folder does not hold a trainable causal language model, or one too
+    small for the tokenizer.
     """
     if (model is None) == (init is None):
         raise ValueError("exactly one of model and init must be given")
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "dtype": torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
         "attn_implementation": settings.attention,
     }
@@ -39,9 +40,9 @@ def load_student(
             config.max_position_embeddings = settings.context
         set_seed(settings.seed)
         student: Any = (
-            AutoModelForCausalLM.from_pretrained(model, config=config, **how)
+            AutoModelForCausalLM.from_pretrained(model, config=config, **options)
             if model
-            else _new_model(config, how)
+            else _new_model(config, options)
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
         reason = printable(" ".join(str(error).split())[:300])
@@ -50,41 +51,42 @@ def load_student(
     if rows < len(tokenizer):
         raise DstoolsError(
             f"{where}: vocab_size is {rows}, the tokenizer has {len(tokenizer)} tokens",
-            "give the student the tokenizer that it was made for",
+            "use the tokenizer that the student was made for",
         )
     _check_tokenizer(config, tokenizer)
     return student
 
 
 def require_room(student: Any, tokens: int, key: str) -> None:
-    """Raise DstoolsError where an answer of so many tokens leaves no position for its prompt."""
+    """Raise DstoolsError where an answer of `tokens` tokens leaves no position for its prompt."""
     positions = student.config.get_text_config().max_position_embeddings
     if tokens >= positions:
         raise DstoolsError(
-            f"{key}: {tokens} tokens leave no room for a prompt in the student's {positions} positions",
-            f"lower it, or give the student more: {key.partition('.')[0]}.context",
+            f"{key}: {tokens} tokens leave no room for a prompt in {positions} positions",
+            f"lower it, or raise the student's positions by {key.partition('.')[0]}.context",
         )
 
 
-LOAD_HINT = "a student is a causal language model that transformers has code for"
+LOAD_HINT = "a student is a causal language model that transformers supports"
 
 
 def _check_tokenizer(config: Any, tokenizer: Any) -> None:
-    """Raise DstoolsError unless the tokenizer is read back as it is beside this config.
+    """Raise DstoolsError unless AutoTokenizer reads the tokenizer back unchanged with this config.
 
-    AutoTokenizer, and all that serves a model with it, puts Qwen2's in the place of any other where the
-    config says qwen2: the words stay, the cuts between them change.
+    For a qwen2 config it loads Qwen2's tokenizer class whatever the files say, and so do servers:
+    the vocabulary stays, text is split differently.
     """
     with TemporaryDirectory() as name:
         config.save_pretrained(name)
         tokenizer.save_pretrained(name)
         other = AutoTokenizer.from_pretrained(name)
     for text in PROBES:
-        ids, read = (each.encode(text, add_special_tokens=False) for each in (tokenizer, other))
-        if ids != read:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        read_back = other.encode(text, add_special_tokens=False)
+        if ids != read_back:
             raise DstoolsError(
-                f"beside a {config.model_type} config, transformers reads this tokenizer as "
-                f"{type(other).__name__}: {text!r} becomes {len(read)} tokens, not {len(ids)}",
+                f"with a {config.model_type} config, transformers reads this tokenizer as "
+                f"{type(other).__name__}: {text!r} becomes {len(read_back)} tokens, not {len(ids)}",
                 'give student.init another model_type, such as "llama"',
             )
 
@@ -114,21 +116,21 @@ def _new_config(init: dict[str, Any], tokenizer: Any) -> Any:
     return config
 
 
-def _new_model(config: Any, how: dict[str, Any]) -> Any:
-    """Return a model with random weights, the same ones in every way of running.
+def _new_model(config: Any, options: dict[str, Any]) -> Any:
+    """Return a model with random weights, the same for every value of `parallel`.
 
-    ZeRO-3 would spread them while they are drawn, and draw others; here they are spread later.
+    ZeRO-3 would divide them while they are drawn, and draw others; here they are divided later.
     """
     kept = deepspeed_integration._hf_deepspeed_config_weak_ref
     deepspeed_integration.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     try:
-        return AutoModelForCausalLM.from_config(config, **how)  # type: ignore[no-untyped-call]
+        return AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
     finally:
         deepspeed_integration._hf_deepspeed_config_weak_ref = kept
 
 
 def optimizers(settings: Training, model: Any) -> tuple[Any, None]:
-    """Return the optimizer and scheduler to hand to a trainer; None where it makes its own."""
+    """Return the optimizer and scheduler for a trainer; None where it makes its own."""
     if settings.optimizer != "muon":
         return None, None
     muon = Muon(
@@ -141,17 +143,17 @@ def optimizers(settings: Training, model: Any) -> tuple[Any, None]:
 
 
 def lora(settings: Training) -> Any:
-    """Return peft's config of the low-rank updates that are asked for, or None."""
+    """Return peft's config of the low-rank updates, or None without any."""
     if settings.lora is None:
         return None
     from peft import LoraConfig
 
-    asked: Lora = settings.lora
-    targets: str | list[str] = list(asked.targets)
+    table: Lora = settings.lora
+    targets: str | list[str] = list(table.targets)
     return LoraConfig(
-        r=asked.rank,
-        lora_alpha=asked.alpha,
-        lora_dropout=asked.dropout,
+        r=table.rank,
+        lora_alpha=table.alpha,
+        lora_dropout=table.dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
     )

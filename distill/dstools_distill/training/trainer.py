@@ -1,14 +1,15 @@
-"""What sft, kd and grpo share around a trainer of TRL: its arguments, the run, the result, the launch.
+"""Run of a trainer of TRL, for sft, kd and grpo: arguments, checks, the run, the result.
 
     config = SFTConfig(**arguments(settings, work), ...)   # first: it starts the process group
     model = load_student(settings, folder, None, tokenizer)
     trainer = SFTTrainer(model, config, ..., peft_config=lora(settings))
     report = run(trainer, settings, work, tokenizer)
 
-A run that was killed goes on from its last whole checkpoint and ends in the same bytes. What is asked for in
-`settings.processes` and `settings.parallel` is what runs, or nothing runs: launchers are known to start
-something else without a word. The result is a model folder: weights (LoRA merged), config, tokenizer with the
-student's chat template, generation config, curve.jsonl, and with `ema` the same again, averaged, in `ema/`.
+A killed run resumes from its last whole checkpoint and ends in the same bytes. Before training,
+`settings.processes` and `settings.parallel` are compared with what runs: launchers may start
+something else without a warning. The result is a model folder: weights (LoRA merged), config,
+tokenizer with the student's chat template, generation config, curve.jsonl; with `ema` also `ema/`,
+the same with averaged weights.
 """
 
 import copy
@@ -47,20 +48,20 @@ log = logging.getLogger(__name__)
 LOSS_CURVE = ("loss", "learning_rate", "grad_norm")
 EMA_FOLDER = "ema"
 
-hub.HF_HUB_DISABLE_TELEMETRY = True  # TRL's trainers tell their makers of each run otherwise
-disable_progress_bar()  # type: ignore[no-untyped-call] # work.bar is the one there is
+hub.HF_HUB_DISABLE_TELEMETRY = True  # otherwise TRL's trainers report each run
+disable_progress_bar()  # type: ignore[no-untyped-call] # work.bar shows progress
 
 
 def arguments(settings: Training, work: Work) -> dict[str, Any]:
     """Return the keywords that SFTConfig, DistillationConfig and GRPOConfig have in common.
 
-    Raises DstoolsError where the settings contradict each other or the processes that run.
+    Raises DstoolsError where the settings contradict each other or the running processes.
     """
     require_machine(settings)
     running = world_size()
     if running != settings.processes:
         raise DstoolsError(
-            f"processes = {settings.processes} were asked for, and {running} run",
+            f"processes = {settings.processes}, but {running} run",
             launch_hint(settings),
         )
     on_gpu = torch.cuda.is_available()
@@ -69,7 +70,7 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
     if settings.parallel.startswith("zero") and not on_gpu:
         import deepspeed
 
-        # compiled for two minutes otherwise, for a sum that gloo does
+        # otherwise compiled for two minutes, for a sum that gloo can do
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return {
         "output_dir": os.fspath(work.folder / CHECKPOINTS),
@@ -91,19 +92,19 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
         "activation_checkpointing": settings.activation_checkpointing,
         "seed": settings.seed,
         "data_seed": settings.seed,
-        "ddp_find_unused_parameters": False,  # a search in every step, for what students have not
+        "ddp_find_unused_parameters": False,  # a search in every step; students have none
         "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu,
         "logging_steps": settings.log_steps,
-        "logging_nan_inf_filter": False,  # it would put a mean in the place of a NaN
-        "save_strategy": "no",  # Keeper asks for checkpoints
+        "logging_nan_inf_filter": False,  # it would replace a NaN by a mean
+        "save_strategy": "no",  # Keeper requests checkpoints
         "report_to": "none",
         "disable_tqdm": True,
     }
 
 
 def require_machine(settings: Training) -> None:
-    """Raise DstoolsError for settings that contradict each other, or what is installed here."""
+    """Raise DstoolsError for settings that contradict each other, or need what is missing here."""
     check_settings(settings)
     require_launcher()
     parallel = settings.parallel
@@ -111,12 +112,13 @@ def require_machine(settings: Training) -> None:
         near = get_close_matches(settings.optimizer, [o.value for o in OptimizerNames], 3)
         raise DstoolsError(
             f"optimizer: {printable(settings.optimizer)} is not known",
-            f"muon, or one of transformers', such as {', '.join(near) or 'adamw_torch_fused'}",
+            f"muon, or one of transformers: {', '.join(near) or 'adamw_torch_fused'}, ...",
         )
     if parallel == "fsdp2" and not torch.cuda.is_available():
+        whole = "single" if settings.processes == 1 else "ddp"
         raise DstoolsError(
-            "fsdp2 needs GPUs: on CPUs accelerate runs plain data parallelism in its place",
-            f'choose parallel = "{"single" if settings.processes == 1 else "ddp"}", "zero2" or "zero3"',
+            "fsdp2 needs GPUs: on CPUs accelerate runs plain data parallelism instead",
+            f'choose parallel = "{whole}", "zero2" or "zero3"',
         )
     if parallel.startswith("zero") and find_spec("deepspeed") is None:
         raise DstoolsError(f"{parallel} needs DeepSpeed", "pip install deepspeed")
@@ -132,10 +134,11 @@ def run(
     tokenizer: Any,
     curve: tuple[str, ...] = LOSS_CURVE,
 ) -> Report:
-    """Train to the end, from the last whole checkpoint where there is one, and save the result.
+    """Train to the end, from the last whole checkpoint if there is one, and save the result.
 
-    curve: the names in the trainer's log that curve.jsonl keeps. All processes call this and get the report;
-    the first one writes. Raises DstoolsError where something else runs than was asked for.
+    curve: the keys of the trainer's log to keep in curve.jsonl. All processes call this and get the
+    report; the first one writes. Raises DstoolsError where the trainer does not run as the settings
+    say.
     """
     wait = trainer.accelerator.wait_for_everyone
     wait()  # the folder is made by the first process
@@ -153,7 +156,7 @@ def run(
         trainer.train(resume_from_checkpoint=os.fspath(last) if last else None)
     except ImportError as error:  # of an optimizer that is not installed
         raise DstoolsError(
-            f"optimizer = {settings.optimizer!r}: {error}", "install it, or choose another"
+            f"optimizer = {settings.optimizer!r}: {error}", "install it or choose another"
         ) from error
     finally:
         keeper.close()
@@ -170,10 +173,10 @@ def run(
 
 
 def check_launch(trainer: Any, settings: Training) -> None:
-    """Raise DstoolsError unless the trainer runs the way that was asked for."""
+    """Raise DstoolsError unless the trainer runs as the settings say."""
     if trainer.args.n_gpu > 1:
         raise DstoolsError(
-            f"one process was asked for, and transformers would spread each batch over {trainer.args.n_gpu} GPUs",
+            f"processes = 1, but transformers would use {trainer.args.n_gpu} GPUs for each batch",
             "set CUDA_VISIBLE_DEVICES=0, or processes and parallel",
         )
     accelerator = trainer.accelerator
@@ -191,14 +194,14 @@ def check_launch(trainer: Any, settings: Training) -> None:
             same = kind == "DEEPSPEED" and state.deepspeed_plugin.zero_stage == stage
     if not same or processes != settings.processes:
         raise DstoolsError(
-            f"parallel = {settings.parallel!r} with {settings.processes} processes was asked for, "
-            f"and {kind} with {processes} runs",
+            f"parallel = {settings.parallel!r} with {settings.processes} processes, but {kind} "
+            f"with {processes} runs",
             launch_hint(settings),
         )
 
 
 class _Sharded(TrainerCallback):
-    """Refuses to train with FSDP2 or ZeRO-3 where parameters are whole in each process."""
+    """Callback that refuses to train with FSDP2 or ZeRO-3 if a parameter is not divided."""
 
     def __init__(self, trainer: Any, settings: Training) -> None:
         self.trainer, self.settings = trainer, settings
@@ -214,14 +217,14 @@ class _Sharded(TrainerCallback):
                 return
         if whole:
             raise DstoolsError(
-                f"{len(whole)} of {len(parameters)} parameters are whole in each process, "
-                f"and parallel = {self.settings.parallel!r} was asked for",
+                f"parallel = {self.settings.parallel!r}, but {len(whole)} of {len(parameters)} "
+                "parameters are whole in each process",
                 launch_hint(self.settings),
             )
 
 
 def count(model: nn.Module, trained: bool = False) -> int:
-    """Return the number of weights, over all processes; of those that are trained alone."""
+    """Return the number of weights over all processes; with `trained`, of the trained ones."""
     return sum(
         int(getattr(p, "ds_numel", p.numel()))  # ZeRO-3 leaves an empty tensor
         for p in model.parameters()
@@ -233,7 +236,7 @@ def count(model: nn.Module, trained: bool = False) -> int:
 
 
 def _save(trainer: Any, settings: Training, folder: Path, tokenizer: Any, keeper: Keeper) -> None:
-    """Write the model folder, the averaged one in `ema/`, and remove the checkpoints."""
+    """Write the model folder and the averaged one in `ema/`; remove the checkpoints."""
     sharded = settings.parallel in ("fsdp2", "zero3")
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if not keeper.is_first:
@@ -249,28 +252,29 @@ def _save(trainer: Any, settings: Training, folder: Path, tokenizer: Any, keeper
 
 
 def _merged(model: Any) -> Any:
-    """Return a plain model: a copy with the low-rank updates added, where there are any."""
+    """Return a plain model: a copy with the low-rank updates added, if there are any."""
     return copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def _write(model: Any, folder: Path, tokenizer: Any, state: dict[str, Any] | None) -> None:
-    """Write a model folder, and look whether all weights are in there."""
+    """Write a model folder, and raise DstoolsError unless it has all weights."""
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
     saved = 0
     for path in sorted(folder.glob("*.safetensors")):
-        path.chmod((folder / "config.json").stat().st_mode)  # it is made for its owner alone
+        path.chmod((folder / "config.json").stat().st_mode)  # save_pretrained makes it 0600
         with safe_open(path, framework="pt") as file:
-            saved += sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())  # noqa: SIM118
+            names = list(file.keys())
+            saved += sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in names)
     if saved < count(model):
         raise DstoolsError(
             f"{folder}: {saved} of {count(model)} weights were saved",
-            f"a fault of ours; {RESUME_HINT}",
+            f"this is a bug of dstools; {RESUME_HINT}",
         )
 
 
 def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
-    """Return the model's own, which stops at the template's end of a turn, too."""
+    """Return the model's own, which also stops at the template's end of a turn."""
     config: GenerationConfig = copy.deepcopy(model.generation_config)
     ends = [end_token_id(tokenizer), tokenizer.eos_token_id]
     config.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None))

@@ -1,4 +1,4 @@
-"""Models evaluated with the real sampler and judge: figures, errors, and what is left of a killed run."""
+"""Tests of evaluating models with the real sampler and judge: figures, errors, killed runs."""
 
 import json
 import os
@@ -257,7 +257,7 @@ def test_a_model_that_is_done_is_not_loaded_again(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"k": (1, 4)}, "eval.k: 4 answers of 1"),
+        ({"k": (1, 4)}, "eval.k: cannot draw 4 answers from 1"),
         ({"k": (0,)}, "eval.k"),
         ({"samples": 3}, "3 greedy answers are all the same"),
     ],
@@ -313,5 +313,5 @@ def test_a_tokenizer_of_another_model_is_refused(
         token = tokenizer["added_tokens"][0] | {"id": number, "content": content}
         tokenizer["added_tokens"].append(token)
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(DstoolsError, match="knows 320 tokens, and the prompts hold token 320"):
+    with pytest.raises(DstoolsError, match="has 320 tokens, but the prompts contain token 320"):
         run(GREEDY, sums(2), tmp_path / "out", tokenizer=tmp_path)

@@ -1,4 +1,4 @@
-"""Models handed over to lm-evaluation-harness: a real run on eight sums, offline."""
+"""Tests of lm-evaluation-harness on a model: a real run on eight sums, offline."""
 
 import importlib.util
 import json
@@ -64,7 +64,7 @@ def think_is_special(tokenizer: dict[str, Any]) -> None:
 def test_a_model_whose_think_tokens_are_special_scores_what_it_knows(
     task: Path, tmp_path: Path
 ) -> None:
-    """The trap: by its own defaults lm_eval 0.4.13 gives this model 0.0, and so it does with plain tokens.
+    """By its own defaults lm_eval 0.4.13 gives this model 0.0, even if its tokens are not special.
 
     The sample model solves 95 % of such sums; of these 8, by another measure, 7.
     """

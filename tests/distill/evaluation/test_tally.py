@@ -1,4 +1,4 @@
-"""Figures of one model from answers that are written down here."""
+"""Tests of the figures of one model, from answers written down here."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Groups, their advantages and rewards, and that what was logged is what happened."""
+"""Tests of GRPO: groups, their advantages, and what the curve logs of them."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 from dstools_distill.training import grpo as module
 from dstools_distill.training.grpo import groups, grpo
-from dstools_distill.training.rewards import Rewards, _noting_flat_groups
+from dstools_distill.training.rewards import Rewards
 
 TEACHER = Path(__file__).parents[2] / "data" / "sample-v3"
 SMALL = {
@@ -66,7 +66,7 @@ def ask(folder: Path, golds: list[str | None]) -> Path:
 def test_advantages_of_a_group_of_four_are_those_worked_by_hand(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rewards 1 0 0 1: mean 1/2, std sqrt(4 * 1/4 / 3) = 0.5773503, so +-0.5 / 0.5774503 = +-0.8658754.
+    """Rewards 1 0 0 1: mean 1/2, std sqrt(4 * 1/4 / 3) = 0.57735, so +-0.5 / 0.57745 = +-0.865875.
 
     Rewards 2 0 0 0: mean 1/2, std sqrt((9 + 3) / 4 / 3) = 1, so 1.5 / 1.0001 and -0.5 / 1.0001.
     """
@@ -74,9 +74,9 @@ def test_advantages_of_a_group_of_four_are_those_worked_by_hand(
 
     class Seen(module.GRPOTrainer):  # type: ignore[misc]
         def _generate_and_score_completions(self, inputs: Any) -> Any:
-            found = super()._generate_and_score_completions(inputs)
-            seen.append((found["advantages"], [each["record"] for each in inputs]))
-            return found
+            scored = super()._generate_and_score_completions(inputs)
+            seen.append((scored["advantages"], [row["record"] for row in inputs]))
+            return scored
 
     def fixed(completion_ids: list[Any], **_: Any) -> list[float]:
         return [1.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.0]
@@ -88,8 +88,8 @@ def test_advantages_of_a_group_of_four_are_those_worked_by_hand(
     grpo(settings, inputs(ask(tmp_path / "asked", ["1"] * 4), policy), out)
     ((advantages, asked),) = seen
     first = 0.5 / (math.sqrt(1 / 3) + 1e-4)
-    wanted = [first, -first, -first, first, 1.5 / 1.0001, *[-0.5 / 1.0001] * 3]
-    assert advantages.tolist() == pytest.approx(wanted, abs=1e-6)
+    expected = [first, -first, -first, first, 1.5 / 1.0001, *[-0.5 / 1.0001] * 3]
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-6)
     assert asked == [asked[0]] * 4 + [asked[4]] * 4  # a group is of one prompt
     assert asked[0] != asked[4]
 
@@ -97,7 +97,7 @@ def test_advantages_of_a_group_of_four_are_those_worked_by_hand(
 def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
     policy: Path, tmp_path: Path
 ) -> None:
-    """A random policy earns nothing in 8 tokens, so every group is flat; two steps have two groups each."""
+    """A random policy earns nothing in 8 tokens: every group is flat; two steps have two each."""
     out = work(tmp_path / "out")
     asked = ask(tmp_path / "asked", ["1", None, "3", "4", "5", "6"])
     exam = tmp_path / "exam.jsonl"
@@ -109,10 +109,10 @@ def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
     assert report["dropped"] == {"contaminated": 1, "no-gold": 1}
     assert (report["groups"], report["groups_without_spread"]) == (4, 4)
     curve = list(records.read(out.folder / "curve.jsonl"))
-    assert [each["step"] for each in curve] == [1, 2]
-    for each in curve:
-        assert {"reward", "reward_std", "kl", "clip_ratio/region_mean"} <= each.keys()
-        assert (each["reward"], each["groups_without_spread"]) == (0.0, 1.0)
+    assert [line["step"] for line in curve] == [1, 2]
+    for line in curve:
+        assert {"reward", "reward_std", "kl", "clip_ratio/region_mean"} <= line.keys()
+        assert (line["reward"], line["groups_without_spread"]) == (0.0, 1.0)
     assert json.loads((out.folder / "generation_config.json").read_text())["eos_token_id"] == [1]
 
 
@@ -124,24 +124,17 @@ def test_flat_groups_are_summed_over_steps_that_were_logged_together(tmp_path: P
     assert groups(curve, settings) == {"groups": 60, "groups_without_spread": 20}
 
 
-def test_a_group_is_flat_where_all_answers_earned_the_same_whatever_the_weights() -> None:
-    """Three groups of two: (1, 0.2) twice, 1 and 0, 0 twice with other formats: one is flat."""
-    logged: list[tuple[str, float]] = []
-    rewarded: list[list[float | None]] = [[1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [0.2] * 5 + [0.0]]
-    functions: list[Any] = [lambda n=n: rewarded[n] for n in range(2)]
-    for function in _noting_flat_groups(functions, 2):
-        function(log_metric=lambda name, value: logged.append((name, value)))
-    assert logged == [("groups_without_spread", 1 / 3)]
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 6, "micro_batch_size": 6}, "6 answers are no groups of 4"),
+        (
+            {"batch_size": 6, "micro_batch_size": 6},
+            "6 answers are not a whole number of groups of 4",
+        ),
         ({"accuracy_weight": 0.0, "format_weight": 0.0}, "every reward has weight 0"),
         (
             {"max_completion_tokens": 256},
-            "256 tokens leave no room for a prompt in the student's 256",
+            "256 tokens leave no room for a prompt in 256 positions",
         ),
     ],
 )
@@ -157,6 +150,6 @@ def test_prompts_without_any_gold_are_refused(policy: Path, tmp_path: Path) -> N
     asked = ask(tmp_path / "asked", [None, None])
     with pytest.raises(
         DstoolsError,
-        match=r"asked/records\.jsonl: no prompt that may be trained on has a gold answer",
+        match=r"asked/records\.jsonl: no prompt outside the benchmarks has a gold answer",
     ):
         grpo(Grpo(**SMALL), inputs(asked, policy), work(tmp_path / "out"))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Distillation of logits: who may teach whom, and that a student comes nearer to its teacher."""
+"""Tests of distilling logits: which teachers are accepted, and that the student gets nearer."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,8 @@ def tiny(rows: int, seed: int = 0) -> Any:
     config = LlamaConfig(
         vocab_size=rows, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
-        initializer_range=0.1, bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=True,
+        initializer_range=0.1, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -65,7 +66,7 @@ def test_equal_vocabularies_that_cut_text_differently_are_refused() -> None:
     spelled["model"]["merges"] = []
     other._tokenizer = other.backend_tokenizer.from_str(json.dumps(spelled))
     assert other.get_vocab() == tokenizer().get_vocab()
-    with pytest.raises(DstoolsError, match="cut text differently"):
+    with pytest.raises(DstoolsError, match="split text differently"):
         check_identity(tokenizer(), other, ["State the final answer"], TEACHER)
 
 
@@ -81,11 +82,12 @@ def test_twins_padded_to_different_sizes_are_cut_to_the_smaller(ours: int, their
 
 @pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher_on_its_own_answers(tmp_path: Path) -> None:
-    """Both are random models of one shape: no data, the teacher's distribution alone is there to learn."""
+    """Both are random models of one shape: only the teacher's distribution can be learned."""
     prompts = tmp_path / "prompts"
     prompts.mkdir()
     asked = [[{"role": "user", "content": f"{n} + {n + 1} ="}] for n in range(64)]
-    records.write(prompts / "records.jsonl", ({"messages": each, "gold": None} for each in asked))
+    rows = [{"messages": messages, "gold": None} for messages in asked]
+    records.write(prompts / "records.jsonl", rows)
     for name, rows, seed in (("student", 320, 1), ("teacher", 384, 2)):
         tiny(rows, seed).save_pretrained(tmp_path / name)
         tokenizer().save_pretrained(tmp_path / name)
@@ -96,7 +98,7 @@ def test_a_student_comes_nearer_to_its_teacher_on_its_own_answers(tmp_path: Path
     out = work(tmp_path / "out")
     report = kd(settings, inputs(prompts, tmp_path / "student", tmp_path / "teacher"), out)
     assert report["vocabulary"] == {"student": 320, "teacher": 384, "used": 320}
-    losses = [each["loss"] for each in records.read(out.folder / "curve.jsonl")]
+    losses = [line["loss"] for line in records.read(out.folder / "curve.jsonl")]
     assert len(losses) == report["steps"] == 30
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     ids = torch.randint(5, 320, (8, 16), generator=torch.Generator().manual_seed(0))
@@ -104,8 +106,8 @@ def test_a_student_comes_nearer_to_its_teacher_on_its_own_answers(tmp_path: Path
     def nats(folder: Path) -> float:
         with torch.inference_mode():
             ours, theirs = (
-                AutoModelForCausalLM.from_pretrained(each)(ids).logits[..., :320].log_softmax(-1)
-                for each in (folder, tmp_path / "teacher")
+                AutoModelForCausalLM.from_pretrained(model)(ids).logits[..., :320].log_softmax(-1)
+                for model in (folder, tmp_path / "teacher")
             )
         return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
 
@@ -135,5 +137,7 @@ def test_a_teacher_in_fp8_teaches_a_student_of_any_precision(
 
 def test_a_folder_without_prompts_is_named(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("")
-    with pytest.raises(DstoolsError, match=r"records\.jsonl: holds no prompt"):
+    with pytest.raises(
+        DstoolsError, match=r"records\.jsonl: holds no prompt outside the benchmarks"
+    ):
         kd(Kd(), inputs(tmp_path, TEACHER, TEACHER), work(tmp_path / "out"))

@@ -207,7 +207,7 @@ def test_one_process_where_two_were_asked_for_is_refused(tmp_path: Path) -> None
     make_rows(tmp_path)
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
     launch("alone", tmp_path, *accelerate, "--num_processes", "2", "--num_machines", "1")
-    assert "processes = 2 were asked for, and 1 run" in (tmp_path / "ddp.txt").read_text()
+    assert "processes = 2, but 1 run" in (tmp_path / "ddp.txt").read_text()
 
 
 def test_variables_left_by_an_earlier_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

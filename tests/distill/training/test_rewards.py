@@ -10,7 +10,7 @@ import pytest
 from dstools_distill import records
 from dstools_distill.judge.verify import Judge
 from dstools_distill.recipe.settings import Grpo, Verify
-from dstools_distill.training.rewards import rewards, sample
+from dstools_distill.training.rewards import logging_flat_groups, rewards, sample
 
 END = "<｜end▁of▁sentence｜>"
 TRACE = "\nThe sum is four.\n"  # four words, two of them English alone: share 1
@@ -108,3 +108,13 @@ def test_a_reward_of_weight_0_is_not_asked_for(tokenizer_of: Any, judge: Judge) 
         "accuracy",
         "format",
     ]
+
+
+def test_a_group_is_flat_where_all_answers_earned_the_same_whatever_the_weights() -> None:
+    """Three groups of two: (1, 0.2) twice, 1 and 0, 0 twice with other formats: one is flat."""
+    logged: list[tuple[str, float]] = []
+    rewarded: list[list[float | None]] = [[1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [0.2] * 5 + [0.0]]
+    functions: list[Any] = [lambda n=n: rewarded[n] for n in range(2)]
+    for function in logging_flat_groups(functions, 2):
+        function(log_metric=lambda name, value: logged.append((name, value)))
+    assert logged == [("groups_without_spread", 1 / 3)]

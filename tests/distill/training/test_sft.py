@@ -1,7 +1,6 @@
-"""Fine-tuning on rendered rows: the trainer sees what was rendered, and what comes out is a model folder."""
+"""Tests of fine-tuning: the trainer sees the rendered rows, and the result is a model folder."""
 
 import json
-import math
 import random
 import subprocess
 import sys
@@ -169,7 +168,7 @@ def test_the_loss_of_a_step_is_the_mean_over_all_targets_worked_by_hand(tmp_path
 
 
 def test_losses_are_those_of_plain_trl(rows: Path, tmp_path: Path) -> None:
-    """The checks, the checkpoints and the cheaper head change nothing: other sums, a few eps apart."""
+    """The checks, the checkpoints and the cheaper head change only the order of sums."""
     train(SHORT, rows, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
     given = arguments(SHORT, work(tmp_path / "plain")) | {"train_sampling_strategy": "sequential"}
@@ -213,16 +212,6 @@ def test_grouping_keeps_the_step_that_is_no_whole_one_for_the_end() -> None:
     assert all(np.ptp(found[n : n + 8]) == 7 for n in (0, 8))
 
 
-def test_a_random_student_is_a_function_of_the_seed() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
-    one, same, other = (
-        load_student(replace(SHORT, seed=seed), None, INIT, tokenizer).state_dict() for seed in (1, 1, 2)
-    )  # fmt: skip
-    name = "model.layers.0.mlp.up_proj.weight"
-    assert all(torch.equal(one[key], same[key]) for key in one)
-    assert not torch.equal(one[name], other[name])
-
-
 @pytest.mark.slow
 def test_a_result_goes_into_quantize(rows: Path, student: Path, tmp_path: Path) -> None:
     train(replace(SHORT, max_steps=1), rows, tmp_path / "out", student)
@@ -262,7 +251,7 @@ def test_a_trainer_that_changes_a_token_of_a_batch_is_refused(
         return batch
 
     monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", changed)
-    with pytest.raises(DstoolsError, match="first batch holds no rendered row"):
+    with pytest.raises(DstoolsError, match="first batch has a row that was not rendered"):
         train(SHORT, rows, tmp_path / "out")
 
 
@@ -276,14 +265,6 @@ def test_rows_that_a_student_has_no_positions_for_are_refused_unless_it_is_given
     train(replace(SHORT, context=256, max_steps=1), rendered, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_bytes())
     assert config["max_position_embeddings"] == 256
-
-
-def test_a_tokenizer_that_would_be_read_back_as_another_is_refused() -> None:
-    """AutoTokenizer puts Qwen2's in the place of any other beside a qwen2 config."""
-    tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
-    with pytest.raises(DstoolsError, match="reads this tokenizer as Qwen2Tokenizer") as caught:
-        load_student(SHORT, None, INIT | {"model_type": "qwen2"}, tokenizer)
-    assert '"llama"' in caught.value.hint
 
 
 def test_a_folder_without_usable_rows_is_named(tmp_path: Path) -> None:
@@ -430,21 +411,3 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
     assert seen == [5, 6, 7, 8, 9]
     assert report["steps"] == 9
     assert files(tmp_path / "stopped") == files(tmp_path / "straight")
-
-
-def test_the_average_moves_as_worked_by_hand() -> None:
-    """Weight 0, then 1, then 3; decay min(0.2, (1 + t) / (10 + t)): 2/11 and 0.2, not 3/12."""
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.zeros_(model.weight)
-    average = checkpoints.Average(0.2)
-    average.start(model)
-    nn.init.ones_(model.weight)
-    average.update(model, 1)
-    first = 1 - 2 / 11
-    assert average.values["weight"].item() == pytest.approx(first, rel=1e-6)
-    nn.init.constant_(model.weight, 3.0)
-    average.update(model, 2)
-    assert average.values["weight"].item() == pytest.approx(0.2 * first + 0.8 * 3, rel=1e-6)
-    average.put(model)
-    assert model.weight.item() == average.values["weight"].item()
-    assert math.isfinite(model.weight.item())

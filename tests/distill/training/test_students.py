@@ -1,0 +1,106 @@
+"""Tests of students before training: what is refused, random weights, optimizer and LoRA."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill.recipe.settings import Lora, Training
+from dstools_distill.training.muon import Muon
+from dstools_distill.training.students import load_student, lora, optimizers, require_room
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+TINY = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("init", "reason"),
+    [
+        ({"hidden_size": 16}, "has no model_type"),
+        ({"model_type": "no-such"}, "cannot be loaded"),
+        (TINY | {"vocab_size": 300}, "vocab_size is 300, the tokenizer has 319"),
+    ],
+)
+def test_a_student_that_cannot_be_made_is_refused(init: dict[str, Any], reason: str) -> None:
+    with pytest.raises(DstoolsError, match=reason):
+        load_student(Training(), None, init, AutoTokenizer.from_pretrained(SAMPLE))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DstoolsError, match=f"{tmp_path}: cannot be loaded"):
+        load_student(Training(), tmp_path, None, AutoTokenizer.from_pretrained(SAMPLE))
+
+
+def test_a_quantized_model_is_not_trained(tmp_path: Path) -> None:
+    config = TINY | {"vocab_size": 320, "quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DstoolsError, match="is quantized"):
+        load_student(Training(), tmp_path, None, AutoTokenizer.from_pretrained(SAMPLE))
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("float32", torch.float32),
+        ("bf16-autocast", torch.float32),
+        ("bfloat16", torch.bfloat16),
+    ],
+)
+def test_weights_have_the_precision_asked_for(precision: Any, dtype: torch.dtype) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
+    student = load_student(Training(precision=precision), None, TINY, tokenizer)
+    assert {p.dtype for p in student.parameters()} == {dtype}
+    assert student.config.eos_token_id == tokenizer.eos_token_id
+    assert student.config.vocab_size == len(tokenizer)
+
+
+def test_a_random_student_is_a_function_of_the_seed() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
+    one, same, other = (
+        load_student(Training(seed=seed), None, TINY, tokenizer).state_dict() for seed in (1, 1, 2)
+    )  # fmt: skip
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not torch.equal(one[name], other[name])
+
+
+def test_a_tokenizer_that_would_be_read_back_as_another_is_refused() -> None:
+    """AutoTokenizer loads Qwen2's class for a qwen2 config, whatever the files say."""
+    tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
+    with pytest.raises(DstoolsError, match="reads this tokenizer as Qwen2Tokenizer") as caught:
+        load_student(Training(), None, TINY | {"model_type": "qwen2"}, tokenizer)
+    assert '"llama"' in caught.value.hint
+
+
+def test_an_answer_must_leave_a_position_for_its_prompt() -> None:
+    student = load_student(Training(context=64), None, TINY, AutoTokenizer.from_pretrained(SAMPLE))
+    require_room(student, 63, "kd.max_completion_tokens")
+    with pytest.raises(
+        DstoolsError, match=r"kd\.max_completion_tokens: 64 tokens leave no"
+    ) as caught:
+        require_room(student, 64, "kd.max_completion_tokens")
+    assert "kd.context" in caught.value.hint
+
+
+def test_muon_is_our_optimizer_and_any_other_the_trainer_s() -> None:
+    student = load_student(Training(), None, TINY, AutoTokenizer.from_pretrained(SAMPLE))
+    assert optimizers(Training(), student) == (None, None)
+    muon, scheduler = optimizers(Training(optimizer="muon", learning_rate=0.5), student)
+    assert isinstance(muon, Muon)
+    assert {group["lr"] for group in muon.param_groups} == {0.5}
+    assert scheduler is None
+
+
+def test_lora_is_given_to_peft_as_the_recipe_has_it() -> None:
+    assert lora(Training()) is None
+    config = lora(Training(lora=Lora(rank=3, alpha=12, dropout=0.5, targets=("q_proj",))))
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 12, 0.5)
+    assert config.target_modules == {"q_proj"}
+    assert lora(Training(lora=Lora(targets=("all-linear",)))).target_modules == "all-linear"
