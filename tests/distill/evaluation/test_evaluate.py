@@ -40,10 +40,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def work(folder: Path, told: list[int] | None = None) -> Work:
-    """Where a stage works; `told` gets the counts of its progress."""
+def work(folder: Path, progress: list[int] | None = None) -> Work:
+    """Where a stage works; `progress` gets the counts of its progress."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Work(folder) if told is None else Work(folder, 1, lambda *_: nullcontext(told.append))
+    return (
+        Work(folder)
+        if progress is None
+        else Work(folder, 1, lambda *_: nullcontext(progress.append))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +81,16 @@ def test_the_sample_model_solves_what_it_was_trained_on(
     sums: Callable[[int], Path], tmp_path: Path
 ) -> None:
     report = run(GREEDY, sums(40), tmp_path)
-    found = report["models"]["after"]
+    figures = report["models"]["after"]
     assert (report["in"], report["out"], report["dropped"]) == (40, 40, {})
     assert report["sources"] == {"rg:chain_sum": 40}
-    assert found["pass@1"] == {"value": 0.95, "low": 0.834961, "high": 0.986179}  # Wilson, 38 of 40
-    assert sum(found["reasons"].values()) - found["reasons"]["correct: equal"] == 2
-    assert (found["truncated"], found["not_well_formed"], found["context"]) == (0, 0, 512)
+    assert figures["pass@1"] == {
+        "value": 0.95,
+        "low": 0.834961,
+        "high": 0.986179,
+    }  # Wilson, 38 of 40
+    assert sum(figures["reasons"].values()) - figures["reasons"]["correct: equal"] == 2
+    assert (figures["truncated"], figures["not_well_formed"], figures["context"]) == (0, 0, 512)
     assert report["difference"] is None
     rows = list(records.read(tmp_path / "answers-after.jsonl"))
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -94,8 +102,10 @@ def test_two_models_are_compared_problem_by_problem(
 ) -> None:
     report = run(GREEDY, sums(3), tmp_path, models={"before": SAMPLE, "after": SAMPLE})
     assert report["models"]["before"] == report["models"]["after"]
-    said = {"from": "before", "to": "after"} | as_json(paired_difference([1.0] * 3, [1.0] * 3))
-    assert report["difference"] == said
+    difference = {"from": "before", "to": "after"} | as_json(
+        paired_difference([1.0] * 3, [1.0] * 3)
+    )
+    assert report["difference"] == difference
     files = {"answers-before.jsonl", "answers-after.jsonl", "scores.json"}
     assert {file.name for file in tmp_path.iterdir()} == files
 
@@ -107,10 +117,10 @@ def test_samples_of_a_problem_differ_and_are_counted_together(
     rows = list(records.read(tmp_path / "answers-after.jsonl"))
     assert [row["sample"] for row in rows] == [0, 1, 2, 3] * 5
     assert len({row["raw"] for row in rows}) > 5
-    found = report["models"]["after"]
+    figures = report["models"]["after"]
     right = sum(row["verdict"] == "correct" for row in rows)
-    assert found["pass@1"]["value"] == pytest.approx(right / 20, abs=1e-6)
-    rates = [found["pass@k"][k]["value"] for k in ("1", "2", "4")]
+    assert figures["pass@1"]["value"] == pytest.approx(right / 20, abs=1e-6)
+    rates = [figures["pass@k"][k]["value"] for k in ("1", "2", "4")]
     assert rates == sorted(rates)
 
 
@@ -119,13 +129,13 @@ def test_an_unfinished_answer_is_wrong_and_counted_apart(
 ) -> None:
     """Both are right; the first has 56 tokens with its end, the second 41."""
     report = run(replace(GREEDY, max_tokens=55), sums(2), tmp_path)
-    found = report["models"]["after"]
-    assert (found["truncated"], found["pass@1"]["value"]) == (1 / 2, 1 / 2)
+    figures = report["models"]["after"]
+    assert (figures["truncated"], figures["pass@1"]["value"]) == (1 / 2, 1 / 2)
     rows = list(records.read(tmp_path / "answers-after.jsonl"))
     lucky = [row for row in rows if row["lenient"] and row["verdict"] != "correct"]
     assert [row["finish_reason"] for row in lucky] == ["length"]
     assert [row["vote"] for row in lucky] == [None]
-    assert found["lenient"]["value"] == 1.0
+    assert figures["lenient"]["value"] == 1.0
 
 
 @pytest.fixture
@@ -136,8 +146,8 @@ def answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Sampler._sampled
 
     def bare(self: Any, ids: list[int]) -> Any:
-        found = whole(self, ids)
-        return found._replace(text=found.text.rpartition("</think>")[2].strip())
+        sampled = whole(self, ids)
+        return sampled._replace(text=sampled.text.rpartition("</think>")[2].strip())
 
     monkeypatch.setattr(Sampler, "_sampled", bare)
 
@@ -165,7 +175,7 @@ def test_problems_without_a_gold_answer_are_dropped_and_counted(
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (r"so \boxed{12} or \boxed{\frac{1}{2}}, i.e. 0.5", r"\frac{1}{2}"),
         (r"<think>\boxed{7", "7"),  # no end: the last number
@@ -176,8 +186,8 @@ def test_problems_without_a_gold_answer_are_dropped_and_counted(
         ("", ""),
     ],
 )
-def test_the_last_answer_of_any_text(text: str, found: str) -> None:
-    assert last_answer(text) == found
+def test_the_last_answer_of_any_text(text: str, expected: str) -> None:
+    assert last_answer(text) == expected
 
 
 # ------------------------------------------------------------------------------ killed, resumed
@@ -216,10 +226,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
         file.write(b'{"number": 3, "rec')  # as a kill in the middle of a write leaves it
     known = log.read_bytes().count(b"\n")
     assert known > 0
-    told: list[int] = []
-    resumed = run(SAMPLED, problems, out, told=told)
-    assert told[0] == known
-    assert sum(told[1:]) <= 16 - known // 5 * 5, (
+    progress: list[int] = []
+    resumed = run(SAMPLED, problems, out, progress=progress)
+    assert progress[0] == known
+    assert sum(progress[1:]) <= 16 - known // 5 * 5, (
         "whole batches that were logged are not drawn again"
     )
     assert resumed == straight
@@ -255,7 +265,7 @@ def test_a_model_that_is_done_is_not_loaded_again(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
         ({"k": (1, 4)}, "eval.k: cannot draw 4 answers from 1"),
         ({"k": (0,)}, "eval.k"),
@@ -263,9 +273,9 @@ def test_a_model_that_is_done_is_not_loaded_again(
     ],
 )
 def test_settings_that_make_no_sense_are_refused(
-    tmp_path: Path, change: dict[str, Any], said: str
+    tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(DstoolsError, match=said):
+    with pytest.raises(DstoolsError, match=reason):
         run(replace(GREEDY, **change), tmp_path, tmp_path / "out")
 
 
@@ -283,13 +293,13 @@ def test_a_student_without_a_chat_template_is_refused_by_name(
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(SAMPLE, model)
-    said = json.loads((model / "tokenizer_config.json").read_text())
-    template = said.pop("chat_template")
-    (model / "tokenizer_config.json").write_text(json.dumps(said))
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    template = config.pop("chat_template")
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(DstoolsError, match="model: the tokenizer has no chat template"):
         run(GREEDY, sums(2), tmp_path / "out", model)
     endless = template.replace("{{ eos_token }}", "")
-    (model / "tokenizer_config.json").write_text(json.dumps(said | {"chat_template": endless}))
+    (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": endless}))
     with pytest.raises(DstoolsError, match="model: the chat template writes no end token"):
         run(GREEDY, sums(2), tmp_path / "out", model)
 
@@ -305,9 +315,9 @@ def test_a_folder_without_a_model_is_refused(sums: Callable[[int], Path], tmp_pa
 def test_a_tokenizer_of_another_model_is_refused(
     sums: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    said = json.loads((SAMPLE / "tokenizer_config.json").read_text())
-    said["chat_template"] = "<|new|>" + said["chat_template"]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    config = json.loads((SAMPLE / "tokenizer_config.json").read_text())
+    config["chat_template"] = "<|new|>" + config["chat_template"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = json.loads((SAMPLE / "tokenizer.json").read_text())
     for number, content in ((319, "<|last|>"), (320, "<|new|>")):
         token = tokenizer["added_tokens"][0] | {"id": number, "content": content}

@@ -47,9 +47,9 @@ def changed(tmp_path: Path, file: str, change: Any) -> Path:
     folder = tmp_path / "model"
     if not folder.exists():
         shutil.copytree(SAMPLE, folder)
-    said = json.loads((folder / file).read_text())
-    change(said)
-    (folder / file).write_text(json.dumps(said))
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
     return folder
 
 
@@ -69,7 +69,7 @@ def test_a_model_whose_think_tokens_are_special_scores_what_it_knows(
     The sample model solves 95 % of such sums; of these 8, by another measure, 7.
     """
     changed(tmp_path, "tokenizer.json", think_is_special)
-    model = changed(tmp_path, "config.json", lambda said: said.update(torch_dtype="float32"))
+    model = changed(tmp_path, "config.json", lambda config: config.update(torch_dtype="float32"))
     out = tmp_path / "out"
     report = lm_eval(model, str(task), out)
     assert report["tasks"] == {
@@ -90,7 +90,7 @@ def test_a_model_whose_think_tokens_are_special_scores_what_it_knows(
 def test_a_model_is_refused_before_the_harness_starts(tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match=r"config\.json: cannot be read"):
         lm_eval(tmp_path, "sums", tmp_path / "out")
-    silent = changed(tmp_path, "tokenizer_config.json", lambda said: said.pop("chat_template"))
+    silent = changed(tmp_path, "tokenizer_config.json", lambda config: config.pop("chat_template"))
     with pytest.raises(DstoolsError, match=r"model: the tokenizer has no chat template"):
         lm_eval(silent, "sums", tmp_path / "out")
 
@@ -110,22 +110,22 @@ def test_a_missing_harness_says_how_to_get_it(
     assert "lm-eval" in error.value.hint
 
 
-@pytest.mark.parametrize(("code", "said"), [(0, "left 0 files"), (1, "ended with code 1")])
+@pytest.mark.parametrize(("code", "reason"), [(0, "left 0 files"), (1, "ended with code 1")])
 def test_a_run_without_results_is_no_success(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
 ) -> None:
     class Ended:
         returncode = code
 
     monkeypatch.setattr("dstools_distill.evaluation.harness.subprocess.run", lambda *_, **__: Ended)
-    with pytest.raises(DstoolsError, match=said):
+    with pytest.raises(DstoolsError, match=reason):
         lm_eval(SAMPLE, "sums", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_answer_may_take_half_the_context_but_no_more_than_r1s(tmp_path: Path) -> None:
     long = changed(
-        tmp_path, "config.json", lambda said: said.update(max_position_embeddings=1 << 20)
+        tmp_path, "config.json", lambda config: config.update(max_position_embeddings=1 << 20)
     )
     _, generation = harness._settings(long)
     assert generation["max_gen_toks"] == 32768

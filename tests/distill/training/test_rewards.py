@@ -49,9 +49,9 @@ def record(gold: str | None, prefilled: bool) -> str:
     return records.dump(asked).decode()
 
 
-def pay(settings: Grpo, judge: Judge, tokenizer: Any, asked: list[str], said: list[str]) -> Any:
+def pay(settings: Grpo, judge: Judge, tokenizer: Any, asked: list[str], answers: list[str]) -> Any:
     """What each function pays for each answer, by name."""
-    ids = [tokenizer.encode(text, add_special_tokens=False) for text in said]
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in answers]
     paid = {}
     for function in rewards(settings, judge, tokenizer).functions:
         paid[function.__name__] = function(
@@ -71,8 +71,8 @@ def test_an_answer_earns_what_was_worked_by_hand(
 
 def test_each_answer_of_a_batch_is_paid_by_its_own_record(tokenizer_of: Any, judge: Judge) -> None:
     asked = [record(gold, False) for gold in ("4", "5", "4")]
-    said = [RIGHT, RIGHT, f"4{END}"]
-    paid = pay(ALL_THREE, judge, tokenizer_of("sample-v3"), asked, said)
+    answers = [RIGHT, RIGHT, f"4{END}"]
+    paid = pay(ALL_THREE, judge, tokenizer_of("sample-v3"), asked, answers)
     assert paid == {
         "accuracy": [1.0, 0.0, 0.0],
         "format": [1.0, 1.0, 0.0],

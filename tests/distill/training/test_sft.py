@@ -72,11 +72,11 @@ def write_rows(folder: Path, rows: list[tuple[list[int], list[int]]]) -> Path:
 
 def some_rows(count: int, longest: int = 40) -> list[tuple[list[int], list[int]]]:
     draw = random.Random(0)
-    found = []
+    rows = []
     for _ in range(count):
         ids = [draw.randrange(3, 300) for _ in range(draw.randrange(12, longest + 1))]
-        found.append((ids, [-100] * 5 + ids[5:]))
-    return found
+        rows.append((ids, [-100] * 5 + ids[5:]))
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +187,10 @@ def test_losses_are_those_of_plain_trl(rows: Path, tmp_path: Path) -> None:
 def test_an_epoch_has_every_row_once_and_epochs_differ() -> None:
     lengths = np.arange(1, 101)
     for grouped in (False, True):
-        found = order(lengths, replace(SHORT, max_steps=0, epochs=2.5, group_by_length=grouped))
-        assert len(found) == 250
-        assert sorted(found[:100]) == sorted(found[100:200]) == list(range(100))
-        assert found[:100] != found[100:200]
+        numbers = order(lengths, replace(SHORT, max_steps=0, epochs=2.5, group_by_length=grouped))
+        assert len(numbers) == 250
+        assert sorted(numbers[:100]) == sorted(numbers[100:200]) == list(range(100))
+        assert numbers[:100] != numbers[100:200]
     assert order(lengths, replace(SHORT, max_steps=3)) == order(lengths, SHORT)[:24]
     assert len(order(lengths, replace(SHORT, max_steps=30))) == 240
 
@@ -207,9 +207,9 @@ def test_rows_of_like_length_come_together_only_where_that_is_asked_for() -> Non
 
 
 def test_grouping_keeps_the_step_that_is_no_whole_one_for_the_end() -> None:
-    found = order(np.arange(21), replace(SHORT, max_steps=0, epochs=1, group_by_length=True))
-    assert sorted(found) == list(range(21))
-    assert all(np.ptp(found[n : n + 8]) == 7 for n in (0, 8))
+    numbers = order(np.arange(21), replace(SHORT, max_steps=0, epochs=1, group_by_length=True))
+    assert sorted(numbers) == list(range(21))
+    assert all(np.ptp(numbers[n : n + 8]) == 7 for n in (0, 8))
 
 
 @pytest.mark.slow
@@ -315,10 +315,10 @@ def leaky(
     layer: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
 ) -> tuple[Tensor, None]:
     """Causal, and blind to where a row begins."""
-    found = nn.functional.scaled_dot_product_attention(
+    mixed = nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=True
     )
-    return found.transpose(1, 2).contiguous(), None
+    return mixed.transpose(1, 2).contiguous(), None
 
 
 def test_attention_that_lets_packed_rows_see_each_other_is_refused(

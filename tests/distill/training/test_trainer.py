@@ -146,8 +146,8 @@ def test_the_shipped_configs_are_read_by_accelerate(
     config = load_config_from_file(str(launch_config(replace(TWO, parallel=kind))))
     assert config.distributed_type == type_
     assert config.mixed_precision == "no"
-    said = {"FSDP": "fsdp_config", "DEEPSPEED": "deepspeed_config"}.get(type_)
-    assert extra.items() <= (getattr(config, said) if said else {}).items()
+    name = {"FSDP": "fsdp_config", "DEEPSPEED": "deepspeed_config"}.get(type_)
+    assert extra.items() <= (getattr(config, name) if name else {}).items()
 
 
 def test_each_way_of_running_has_a_config_in_the_package() -> None:
@@ -165,8 +165,8 @@ def test_the_command_runs_the_stage_again_in_each_process() -> None:
 # ------------------------------------------------------------------------------------------ kills
 
 
-# Kills a run again and again. It forks, so that torch is imported once. Each child counts its fsync,
-# torch.save, save_pretrained, rmtree and lines of the curve, and dies at one of them.
+# Kills a run again and again. It forks, so that torch is imported once. Each child counts its
+# fsync, torch.save, save_pretrained, rmtree and lines of the curve, and dies at one of them.
 KILLED = """
 import os, random, shutil, signal, sys
 from pathlib import Path
