@@ -194,8 +194,8 @@ def check_launch(trainer: Any, settings: Training) -> None:
             same = kind == "DEEPSPEED" and state.deepspeed_plugin.zero_stage == stage
     if not same or processes != settings.processes:
         raise DstoolsError(
-            f"parallel = {settings.parallel!r} with {settings.processes} processes, but {kind} "
-            f"with {processes} runs",
+            f"parallel = {settings.parallel!r} and processes = {settings.processes}, but {kind} "
+            f"with {processes} processes is running",
             launch_hint(settings),
         )
 

@@ -197,8 +197,8 @@ def test_data_parallel_processes_are_not_taken_for_fsdp2_or_zero3(tmp_path: Path
     command = launcher("ddp")
     command[command.index("--config_file") + 1] = str(launch_config(Sft(parallel="fsdp2")))
     launch("refused", tmp_path, *command)
-    assert "and MULTI_CPU with 2 runs" in (tmp_path / "fsdp2.txt").read_text()
-    assert "and MULTI_CPU with 2 runs" in (tmp_path / "zero3.txt").read_text()
+    assert "but MULTI_CPU with 2 processes is running" in (tmp_path / "fsdp2.txt").read_text()
+    assert "but MULTI_CPU with 2 processes is running" in (tmp_path / "zero3.txt").read_text()
 
 
 @pytest.mark.slow
