@@ -11,7 +11,7 @@ from dstools_distill.places import PendingError, Places
 from dstools_distill.recipe.presets import BUNDLED
 from dstools_distill.recipe.recipe import PHASE, Chain
 from dstools_distill.recipe.settings import Eval, Prompts
-from dstools_distill.recipe.stages import STAGES, TRAINED, Inputs, Read
+from dstools_distill.recipe.stages import STAGES, TRAINED, Inputs
 from dstools_distill.store.stage import Identity, Report, Work, identify
 
 # makes the folder of an identity by running the function, or finds it
@@ -25,54 +25,36 @@ def gather(places: Places, chain: Chain, stage: str, make: Make) -> Inputs:
     Raises DstoolsError, naming the next command, where an earlier stage is not finished. In a
     preview, raises PendingError where one would run first and nothing else is wrong.
     """
+    settings, student = chain.stages[stage], chain.student
+    readers: dict[str, Callable[[], Any]] = {
+        "sources": lambda: tuple(places.sources(settings)),
+        "pass_rates": lambda: places.file(settings.pass_rates),
+        "prompts": lambda: places.finished(chain, "prompts"),
+        "samples": lambda: places.before(chain, stage),
+        "mixed": lambda: places.file(settings.non_reasoning),
+        "rows": lambda: places.finished(chain, "render"),
+        "problems": lambda: _problems(places, settings, make),
+        "indexes": lambda: _indexes(places, chain, make),
+        "model": lambda: _model(places, chain, stage),
+        "models": lambda: _models(places, chain, settings),
+        "teacher": lambda: places.model(settings.teacher, f"{stage}.teacher"),
+        "tokenizer": lambda: places.tokenizer(chain),
+        "template": lambda: student.template,
+        "init": lambda: student.init,
+        "judge": lambda: chain.judge,
+    }
     values = dict[str, Any]()
     pending = None
     for name in STAGES[stage].reads:
         if name == "indexes" and values.get("mixed", chain) is None:
             continue  # of conversations that are mixed in, and there are none
         try:
-            values[name] = _read(places, chain, stage, name, make)
+            values[name] = readers[name]()
         except PendingError as error:
             pending = error
     if pending is not None:
         raise pending
     return Inputs(**values)
-
-
-def _read(places: Places, chain: Chain, stage: str, name: Read, make: Make) -> Any:
-    """Return one of the inputs."""
-    settings = chain.stages[stage]
-    match name:
-        case "sources":
-            return tuple(places.sources(settings))
-        case "pass_rates":
-            return places.file(settings.pass_rates)
-        case "prompts":
-            return places.finished(chain, "prompts")
-        case "samples":
-            return places.before(chain, stage)
-        case "mixed":
-            return places.file(settings.non_reasoning)
-        case "rows":
-            return places.finished(chain, "render")
-        case "problems":
-            return _problems(places, settings, make)
-        case "indexes":
-            return _indexes(places, chain, make)
-        case "model":
-            return _model(places, chain, stage)
-        case "models":
-            return _models(places, chain, settings)
-        case "teacher":
-            return places.model(settings.teacher, f"{stage}.teacher")
-        case "tokenizer":
-            return places.tokenizer(chain)
-        case "template":
-            return chain.student.template
-        case "init":
-            return chain.student.init
-        case "judge":
-            return chain.judge
 
 
 def identity_of(places: Places, stage: str, settings: Any, inputs: Inputs) -> Identity:

@@ -1,4 +1,4 @@
-"""The paths of a recipe: relative to it, of the cache, of an earlier phase; in a preview, pending."""
+"""The paths of a recipe: beside it, in the cache, of an earlier phase; in a preview, pending."""
 
 from collections.abc import Callable
 from dataclasses import replace

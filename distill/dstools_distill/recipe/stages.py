@@ -8,28 +8,11 @@ a recipe needs neither torch nor transformers.
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dstools_distill.recipe import settings
 from dstools_distill.recipe.settings import Verify
 
-Read = Literal[
-    "sources",
-    "pass_rates",
-    "prompts",
-    "samples",
-    "mixed",
-    "rows",
-    "problems",
-    "indexes",
-    "model",
-    "models",
-    "teacher",
-    "tokenizer",
-    "template",
-    "init",
-    "judge",
-]
 UNREAD: Any = None  # the value of an input that a stage does not read
 
 
@@ -70,7 +53,7 @@ class Inputs:
             named[name] = getattr(self, name)
         return {name: path for name, path in named.items() if path is not None} | self.models
 
-    def shared_settings(self, reads: tuple[Read, ...]) -> dict[str, Any]:
+    def shared_settings(self, reads: tuple[str, ...]) -> dict[str, Any]:
         """Return the settings of the chain that a stage reads, by their names in a manifest."""
         shared: dict[str, Any] = {}
         if "template" in reads:
@@ -89,7 +72,7 @@ class Stage:
     settings: type[Any]
     run: str  # "module:function"
     help: str  # at most 50 characters
-    reads: tuple[Read, ...]
+    reads: tuple[str, ...]  # fields of Inputs
     packages: tuple[str, ...]  # distributions whose versions may change the bytes
     revision: int  # of the code, raised when it gives other bytes for the same inputs
     paths: tuple[str, ...] = ()  # settings that name an input, which counts by its content
