@@ -1,5 +1,8 @@
 """Data card: where the rows come from, and what each stage kept and dropped."""
 
+from collections.abc import Callable
+from typing import Any
+
 from dstools_converters.markdown import table, text
 from dstools_distill.cards.markdown import bullets, counts, flat, shown
 from dstools_distill.cards.runs import Runs, Stage
@@ -9,6 +12,11 @@ from dstools_distill.recipe.stages import TRAINED
 FLOW = ("prompts", "generate", "verify", "decontaminate", "select", "render")
 UNKNOWN = "unknown"
 SETTING = ("Setting", "Value")
+RESULTS = (  # keys of the reports of select and render
+    *("prompts", "non_reasoning", "reasoning_share", "trains_on", "rows_with_a_trace"),
+    *("rows_without_a_trace", "tokens", "target_tokens", "length", "template", "checks"),
+)
+CHECKED = "Every row passed every check counted here; otherwise nothing would have been written."
 
 
 def text_of(settings: Card, runs: Runs) -> str:
@@ -19,11 +27,11 @@ def text_of(settings: Card, runs: Runs) -> str:
         "## Rows",
         _flow(runs),
         *_sources(runs),
-        *_teacher(runs),
+        *_tables(runs, "generate", "Teacher", _teacher),
         *_verification(runs),
         *_decontamination(runs),
-        *_selection(runs),
-        *_rendering(runs),
+        *_tables(runs, "select", "Selection", _settings_and_results),
+        *_tables(runs, "render", "Rendering", _settings_and_results, CHECKED),
         "## Licences",
         licences(settings, runs),
         "## Not checked",
@@ -63,13 +71,19 @@ def _sources(runs: Runs) -> list[str]:
     return ["## Sources", table(("Source", "Runs", "Rows", "Licence"), rows)] if rows else []
 
 
-def _teacher(runs: Runs) -> list[str]:
+def _tables(
+    runs: Runs, name: str, title: str, rows_of: Callable[[Stage], dict[str, Any]], note: str = ""
+) -> list[str]:
+    """Return a section for each distinct result of a stage: a heading, a note, a table."""
     parts = []
-    for label, stage in runs.distinct("generate"):
-        local = ("device", "timeout_seconds")
-        settings = {key: value for key, value in stage.settings.items() if key not in local}
-        parts += [_heading("Teacher", label), table(SETTING, flat(settings))]
+    for label, stage in runs.distinct(name):
+        parts += [_heading(title, label), note, table(SETTING, flat(rows_of(stage)))]
     return parts
+
+
+def _teacher(stage: Stage) -> dict[str, Any]:
+    local = ("device", "timeout_seconds")
+    return {key: value for key, value in stage.settings.items() if key not in local}
 
 
 def _verification(runs: Runs) -> list[str]:
@@ -129,31 +143,9 @@ def _decontamination(runs: Runs) -> list[str]:
     return parts
 
 
-def _selection(runs: Runs) -> list[str]:
-    parts = []
-    for label, stage in runs.distinct("select"):
-        rows = _settings_and_results(stage, ("prompts", "non_reasoning", "reasoning_share"))
-        parts += [_heading("Selection", label), table(("", "Value"), rows)]
-    return parts
-
-
-def _rendering(runs: Runs) -> list[str]:
-    keys = ("trains_on", "rows_with_a_trace", "rows_without_a_trace", "tokens", "target_tokens",
-            "length", "template", "checks")  # fmt: skip
-    parts = []
-    for label, stage in runs.distinct("render"):
-        parts += [
-            _heading("Rendering", label),
-            "Every row passed every check counted here; otherwise nothing would have been written.",
-            table(("", "Value"), _settings_and_results(stage, keys)),
-        ]
-    return parts
-
-
-def _settings_and_results(stage: Stage, keys: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return rows of the settings of a stage, and of some keys of its report."""
-    results = {key: stage.report[key] for key in keys if key in stage.report}
-    return flat({"settings": stage.settings, "results": results})
+def _settings_and_results(stage: Stage) -> dict[str, Any]:
+    results = {key: stage.report[key] for key in RESULTS if key in stage.report}
+    return {"settings": stage.settings, "results": results}
 
 
 def _heading(title: str, label: str) -> str:
