@@ -99,9 +99,8 @@ def answer(body: Any, settings: Generate) -> Answer:
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     raw = thought(reasoning, content, prefilled)
     prefilled = prefilled or (OPEN not in raw and raw.count(CLOSE) == 1)
-    return Answer(
-        raw, choice.get("finish_reason") or "unknown", prefilled, tokens(body.get("usage"))
-    )
+    reason = choice.get("finish_reason") or "unknown"
+    return Answer(raw, reason, prefilled, tokens(body.get("usage")))
 
 
 def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:
@@ -122,7 +121,9 @@ def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:
                     running.add(runner.get_loop().create_task(_ask(client, settings, ask)))
                 if not running:
                     return
-                ended, running = runner.run(_first(running))
+                ended, running = runner.run(
+                    asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                )
                 for task in ended:
                     if task.exception() is None:
                         yield task.result()
@@ -130,12 +131,6 @@ def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:
                     task.result()  # raises, after every outcome was yielded
         finally:
             runner.run(_close(client, running))
-
-
-async def _first(
-    tasks: set[asyncio.Task[tuple[int, Outcome]]],
-) -> tuple[set[asyncio.Task[tuple[int, Outcome]]], set[asyncio.Task[tuple[int, Outcome]]]]:
-    return await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _close(client: AsyncOpenAI, tasks: set[asyncio.Task[tuple[int, Outcome]]]) -> None:
@@ -215,8 +210,8 @@ def _failed(error: Exception, settings: Generate) -> Failed:
         body = error.body if isinstance(error.body, dict) else {}
         kind = body.get("type") or body.get("code") or ""
         detail = str(body.get("message") or error.message)
-        key = _key(settings)
-        detail = detail.replace(key, "...") if key else detail
+        if key := _key(settings):
+            detail = detail.replace(key, "...")
         return Failed(printable(f"{error.status_code} {kind}".strip()), printable(detail))
     if isinstance(error, APITimeoutError):
         return Failed("time-out", f"no answer within {settings.timeout_seconds:g} s")

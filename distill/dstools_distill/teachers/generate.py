@@ -79,13 +79,12 @@ def _fill(
                 if isinstance(outcome, Missed):
                     missed[number] = outcome.reason
                 else:
-                    log.add(number, _logged(outcome))
+                    failed = {"failed": outcome.reason} if isinstance(outcome, Failed) else None
+                    log.add(number, failed or outcome._asdict())
                     progress(1)
                 if not isinstance(outcome, Answer) and outcome.reason not in warned:
                     warned.add(outcome.reason)
-                    logger.warning(
-                        "sample %d failed: %s %s", number, outcome.reason, outcome.detail
-                    )
+                    logger.warning("sample %d failed: %s %s", number, *outcome)
     assert len(log) + len(missed) == log.total, "a teacher left samples out"
     if missed and len(missed) / log.total > settings.max_failed:
         reasons = ", ".join(f"{n} x {why}" for why, n in sorted(Counter(missed.values()).items()))
@@ -96,12 +95,10 @@ def _fill(
             f"or accept the loss with generate.max_failed = {enough:g}",
         )
     if log.total and all(number in missed or _why(log, number) for number in range(log.total)):
-        reasons = ", ".join(
-            sorted({missed.get(number) or _why(log, number) for number in range(log.total)})
-        )
+        whys = {missed.get(number) or _why(log, number) for number in range(log.total)}
         log.path.unlink()  # or the next run would read the same failures
         raise DstoolsError(
-            f"all {log.total} samples failed: {reasons}",
+            f"all {log.total} samples failed: {', '.join(sorted(whys))}",
             "check that the teacher and the prompts match",
         )
     return missed
@@ -110,10 +107,6 @@ def _fill(
 def _why(log: SampleLog, number: int) -> str:
     """Return why a sample in the log failed; "" if it did not."""
     return str(log.read(number).get("failed", ""))
-
-
-def _logged(outcome: Answer | Failed) -> Record:
-    return {"failed": outcome.reason} if isinstance(outcome, Failed) else outcome._asdict()
 
 
 def _teacher(settings: Generate, model: Path | None, folder: Path, total: int) -> Teacher:

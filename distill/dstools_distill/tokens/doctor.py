@@ -26,12 +26,8 @@ TRAINERS = {  # in this order: TELLING has keys that no trainer after it shares
 }
 STEP = "Wait, 2+9=11, so I write 1 and carry 1. "
 ASK = {"role": "user", "content": "What is 12 + 29?"}
-MILD = (  # codes of faults that lose nothing
-    "prompt-trained",
-    "prompt-differs",
-    "trained-behind-end",
-    "text-changed",
-)
+# codes of faults that lose nothing
+MILD = ("prompt-trained", "prompt-differs", "trained-behind-end", "text-changed")
 HINTS = {
     "trace-lost": "`dstools distill render` joins prompt and trace without the template",
     "truncated": "raise the limit above your longest row, or drop long rows; never cut one",
