@@ -1,4 +1,4 @@
-"""What stands in a benchmark is found in whatever dress, and little else is."""
+"""Tests of decontamination: benchmark problems are found in any markup, and little else is."""
 # ruff: noqa: RUF001
 
 import random
@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.data.contamination import EVAL_INDEX, METADATA
+from dstools_distill.data.contamination import EVAL_INDEX
 from dstools_distill.data.decontaminate import build_index, decontaminate, index_problems
 from dstools_distill.data.ngrams import tokens
 from dstools_distill.recipe.settings import Decontaminate
@@ -21,7 +19,7 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 
-# ------------------------------------------------------------- two benchmarks of our own making
+# ------------------------------------------------------------------------------ two benchmarks
 
 NAMES = ["Ines", "Tomé", "Wanja", "Óskar", "Li", "Amara", "Jörg", "Nadia", "Piet", "Yuki"]
 THINGS = ["kayaks", "lanterns", "quinces", "bell-ropes", "maps", "kites", "barrels", "stamps"]
@@ -37,7 +35,7 @@ ASKS = [
 
 
 def story(rng: random.Random) -> str:
-    """A word problem of some 40 words; no two begin or go on alike."""
+    """A word problem of about 40 words, drawn at random."""
     t, u = rng.sample(THINGS, 2)
     parts = [
         f"{rng.choice(WHENS).capitalize()} {rng.choice(NAMES)} {rng.choice(DOINGS)} "
@@ -67,8 +65,10 @@ def long_formula(rng: random.Random) -> str:
     a, b, c, d = (rng.randrange(2, 99) for _ in range(4))
     x, y = rng.sample("xyzuvw", 2)
     return (
-        rf"Let ${x} = \dfrac{{{a}}}{{{b}}}$ and $\left({y} - {c}\right)^2 \leq {d}\pi$. {story(rng)[:60]}. "
-        rf"Which ${y} \in \mathbb{{R}}$ make $\sqrt{{{x}\cdot {y}}}$ the largest {rng.choice(THINGS)}?"
+        rf"Let ${x} = \dfrac{{{a}}}{{{b}}}$ and $\left({y} - {c}\right)^2 \leq {d}\pi$. "
+        rf"{story(rng)[:60]}. "
+        rf"Which ${y} \in \mathbb{{R}}$ make $\sqrt{{{x}\cdot {y}}}$ "
+        rf"the largest {rng.choice(THINGS)}?"
     )
 
 
@@ -79,13 +79,13 @@ def drill(rng: random.Random) -> str:
 
 
 def questions(kind: Callable[[random.Random], str], count: int, seed: int) -> list[str]:
-    """So many questions, no two with the same tokens."""
+    """Distinct questions, no two with the same tokens."""
     rng = random.Random(seed)
-    found: dict[tuple[str, ...], str] = {}
-    while len(found) < count:
+    distinct: dict[tuple[str, ...], str] = {}
+    while len(distinct) < count:
         text = kind(rng)
-        found.setdefault(tuple(tokens(text)), text)
-    return list(found.values())
+        distinct.setdefault(tuple(tokens(text)), text)
+    return list(distinct.values())
 
 
 BENCHMARK = [
@@ -94,7 +94,7 @@ BENCHMARK = [
     *questions(formula, 60, 3),
     *questions(drill, 40, 4),
 ]
-DRILLS = 220  # from here on, only all of a question tells it from others
+DRILLS = 220  # from here on, only a whole question identifies a problem
 
 # ----------------------------------------------------------------------------------- its variants
 
@@ -109,7 +109,9 @@ def bold(text: str) -> str:
 
 VARIANTS: dict[str, Callable[[str], str]] = {
     "verbatim": lambda text: text,
-    "upper case": lambda text: re.sub(r"\\[a-zA-Z]+|.", lambda m: m[0] if m[0][0] == "\\" else m[0].upper(), text),
+    "upper case": lambda text: re.sub(
+        r"\\[a-zA-Z]+|.", lambda m: m[0] if m[0][0] == "\\" else m[0].upper(), text
+    ),
     "no punctuation": lambda text: re.sub(r"[?.,:](?=\s|$)", "", text),
     "more punctuation": lambda text: re.sub(r"(?<=[a-z]) (?=[a-z])", ", ", text),
     "dashes": lambda text: re.sub(r", | (?=while)", " — ", text),
@@ -119,7 +121,9 @@ VARIANTS: dict[str, Callable[[str], str]] = {
     "mathematical bold": bold,
     "no-break blanks": lambda text: text.replace(" ", "\u00a0"),
     "wrapped lines": lambda text: re.sub(" (?=[a-z])", "\r\n\t ", text),
-    "soft hyphens": lambda text: re.sub("([a-z]{3})(?=[a-z]{2})(?<!frac)", "\\1\u00ad", text) if "\\" not in text else text,
+    "soft hyphens": lambda text: (
+        re.sub("([a-z]{3})(?=[a-z]{2})(?<!frac)", "\\1\u00ad", text) if "\\" not in text else text
+    ),
     "quotes": lambda text: f"“{text}”",
     "markdown": lambda text: f"> **{text}**",
     "emphasis": lambda text: re.sub(r"\b(many|share|final|last)\b", r"*\1*", text),
@@ -128,18 +132,30 @@ VARIANTS: dict[str, Callable[[str], str]] = {
     "tfrac": lambda text: text.replace(r"\dfrac", r"\tfrac"),
     "frac without braces": lambda text: re.sub(r"\\dfrac\{(\d)\}\{(\d)\}", r"\\frac\1\2", text),
     "no left and right": lambda text: text.replace(r"\left", "").replace(r"\right", ""),
-    "spaces in math": lambda text: re.sub(r"\$([^$]*)\$", lambda m: m[0].replace(" ", r" \, ").replace("+", r"\;+\;"), text),
-    "signs for commands": lambda text: text.replace(r"\leq", "≤").replace(r"^\circ", "°").replace(r"\pi", "π").replace(r"\cdot ", "·").replace(r"\in ", "∈ "),
+    "spaces in math": lambda text: re.sub(
+        r"\$([^$]*)\$", lambda m: m[0].replace(" ", r" \, ").replace("+", r"\;+\;"), text
+    ),
+    "signs for commands": lambda text: (
+        text.replace(r"\leq", "≤")
+        .replace(r"^\circ", "°")
+        .replace(r"\pi", "π")
+        .replace(r"\cdot ", "·")
+        .replace(r"\in ", "∈ ")
+    ),
     "words in math": lambda text: re.sub(r"\b(Let|Solve|Compute)\b", r"$\\text{\1}$", text),
     "minus sign": lambda text: text.replace("- ", "− "),
     "raised": lambda text: text.replace("^2", "²"),
     "numbers without commas": lambda text: re.sub(r"(?<=\d),(?=\d{3})", "", text),
     "numbers in LaTeX": lambda text: re.sub(r"(?<=\d),(?=\d{3})", "{,}", text),
     "numbers with blanks": lambda text: re.sub(r"(?<=\d),(?=\d{3})", "\u202f", text),
-    "instructions": lambda text: rf"Solve the problem step by step. {text} Put the answer in \boxed{{}}.",
+    "instructions": lambda text: (
+        rf"Solve the problem step by step. {text} Put the answer in \boxed{{}}."
+    ),
     "few shots": lambda text: f"Q: What is 2 + 2?\nA: 4\n\nQ: {text}\nA:",
-    "all at once": lambda text: wide(f"Question 7. {text.upper() if chr(92) not in text else text} Think!").replace(" ", "\u2003"),
-}  # fmt: skip
+    "all at once": lambda text: wide(
+        f"Question 7. {text.upper() if chr(92) not in text else text} Think!"
+    ).replace(" ", "\u2003"),
+}
 CUTS: dict[str, Callable[[str], str]] = {  # of long ones; more than a window is left
     "the beginning": lambda text: " ".join(text.split()[:14]),
     "the end": lambda text: " ".join(text.split()[-16:]),
@@ -149,7 +165,7 @@ TRACE = "Okay, so I have to look at this. {} Hmm, wait. Let me check that again,
 
 
 def planted() -> list[tuple[int, str, str]]:
-    """(number of the question, where it is planted, text) of every variant of every question."""
+    """Number of the question, part of the row and text of every variant of every question."""
     made = []
     for number, question in enumerate(BENCHMARK):
         for n, (name, change) in enumerate((VARIANTS | CUTS).items()):
@@ -212,12 +228,12 @@ def test_every_planted_variant_is_caught(tmp_path: Path) -> None:
     )
     missed = [variants[int(row["id"])] for row in read(tmp_path, "records.jsonl")]
     assert missed == []
-    said = [" ".join(tokens(question)) for question in BENCHMARK]
+    tokens_of = [" ".join(tokens(question)) for question in BENCHMARK]
     for row in read(tmp_path, "dropped.jsonl"):
         number, where, _ = variants[int(row["id"])]
-        found = [hit for hit in row["contamination"] if hit["where"] == where]
-        assert any(hit["window"] in said[number] for hit in found)
-        assert all(hit["window"] in said[hit["row"] - 1] for hit in found)
+        hits = [hit for hit in row["contamination"] if hit["where"] == where]
+        assert any(hit["window"] in tokens_of[number] for hit in hits)
+        assert all(hit["window"] in tokens_of[hit["row"] - 1] for hit in hits)
         assert row["drop_reason"] == "contaminated"
     assert report["dropped"] == {"contaminated": len(variants)}
     assert report["benchmarks"][0]["rows_hit"] == len(variants)
@@ -225,8 +241,18 @@ def test_every_planted_variant_is_caught(tmp_path: Path) -> None:
     assert "paraphrased" in report["note"]
 
 
-TASKS = ["chain_sum", "basic_arithmetic", "gcd", "lcm", "simple_equations", "spell_backward",
-         "fraction_simplification", "number_sorting", "decimal_chain_sum", "propositional_logic"]  # fmt: skip
+TASKS = [
+    "chain_sum",
+    "basic_arithmetic",
+    "gcd",
+    "lcm",
+    "simple_equations",
+    "spell_backward",
+    "fraction_simplification",
+    "number_sorting",
+    "decimal_chain_sum",
+    "propositional_logic",
+]
 STORIES = ["leg_counting", "time_intervals", "bitwise_arithmetic", "gsm_symbolic"]  # few sentences
 
 
@@ -250,7 +276,7 @@ def evaluated(folder: Path, texts: list[str]) -> Path:
 
 @pytest.mark.slow  # draws 28,000 problems
 def test_clean_rows_are_hit_less_than_once_in_a_thousand(tmp_path: Path) -> None:
-    """Other numbers make another problem, of a task that is a benchmark; as does another task."""
+    """Other numbers make another problem of a benchmark's task; so does another task."""
     index = [indexed(tmp_path / f"{task}.jsonl", drawn(task, 200, seed=1)) for task in TASKS]
     index.append(indexed(tmp_path / "ours.jsonl", BENCHMARK))
     problems = [text for task in STORIES for text in drawn(task, 200, seed=1)]
@@ -265,8 +291,8 @@ def test_clean_rows_are_hit_less_than_once_in_a_thousand(tmp_path: Path) -> None
     assert report["dropped"]["contaminated"] < len(clean) / 1000
 
 
-def test_problems_that_a_program_made_are_found_whole(tmp_path: Path) -> None:
-    """Their task has other problems with the same sentences, which may be trained on."""
+def test_generated_problems_are_found_as_a_whole(tmp_path: Path) -> None:
+    """Other problems of the task, with the same sentences, may be trained on."""
     problems = drawn("time_intervals", 50, seed=1)
     folder = evaluated(tmp_path / "eval", problems)
     others = [record("prompt", text) for text in drawn("time_intervals", 200, seed=100_000)]
@@ -278,7 +304,7 @@ def test_problems_that_a_program_made_are_found_whole(tmp_path: Path) -> None:
     assert report["benchmarks"][0]["name"] == "eval"
 
 
-# ------------------------------------------------------------------------------- what a hit says
+# ------------------------------------------------------------------------------------- matches
 
 
 def test_a_hit_names_benchmark_row_place_and_window(tmp_path: Path) -> None:
@@ -300,7 +326,7 @@ def test_a_hit_names_benchmark_row_place_and_window(tmp_path: Path) -> None:
     ]
     assert read(tmp_path, "records.jsonl") == [rows[1] | {"contamination": []}]
     assert (report["in"], report["out"], report["where"]["answer"]) == (2, 1, 1)
-    assert [each["rows_hit"] for each in report["benchmarks"]] == [1, 1]
+    assert [benchmark["rows_hit"] for benchmark in report["benchmarks"]] == [1, 1]
     assert len(set(report["indexes"])) == 2
 
 
@@ -315,9 +341,14 @@ def test_a_hit_names_benchmark_row_place_and_window(tmp_path: Path) -> None:
         ("What is 12 + 7?", "What is 12 + 7 = ?", "prompt", True),
         ("What is 12 + 7?", "What is 12 + 71?", "prompt", False),
         ("What is 12 + 7?", "What is 12 - 7?", "prompt", False),
-        ("one two three four five six seven eight nine ten", "zero one two three four five six seven eight nine", "prompt", False),
+        (
+            "one two three four five six seven eight nine ten",
+            "zero one two three four five six seven eight nine",
+            "prompt",
+            False,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_short_question_counts_as_a_whole(
     tmp_path: Path, question: str, text: str, where: str, is_hit: bool
 ) -> None:
@@ -328,12 +359,12 @@ def test_a_short_question_counts_as_a_whole(
     assert report["dropped"] == {"contaminated": int(is_hit)}
 
 
-def test_an_index_in_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_an_index_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match=r"x\.ngrams: there is no folder .*absent"):
         build_index([benchmark(tmp_path / "b.jsonl", ["Why?"])], tmp_path / "absent" / "x.ngrams")
 
 
-def test_long_answers_are_looked_for_and_short_ones_are_not(tmp_path: Path) -> None:
+def test_long_answers_are_found_and_short_ones_are_not(tmp_path: Path) -> None:
     worked = "Half of what is left after the third day is eleven more than twice the first."
     index = indexed(
         tmp_path / "ours.jsonl", ["What is it?"], solution=worked, answer="the answer is 5"
@@ -344,19 +375,13 @@ def test_long_answers_are_looked_for_and_short_ones_are_not(tmp_path: Path) -> N
         }
 
 
-def test_no_window_goes_over_the_end_of_a_text(tmp_path: Path) -> None:
-    index = indexed(tmp_path / "ours.jsonl", ["Ines rows home before the rain"])
-    row = record("prompt", "Who is it? Ines rows home") | {"reasoning": "before the rain"}
-    assert run(tmp_path, [row], index)["dropped"] == {"contaminated": 0}
-
-
-def test_a_row_without_a_trace_is_looked_at(tmp_path: Path) -> None:
+def test_a_row_without_a_trace_is_searched(tmp_path: Path) -> None:
     index = indexed(tmp_path / "ours.jsonl", ["Ines rows home before the rain"])
     row = record("answer", "Ines rows home before the rain") | {"reasoning": None}
     assert run(tmp_path, [row], index)["dropped"] == {"contaminated": 1}
 
 
-def test_the_files_are_the_same_whatever_the_number_of_workers(tmp_path: Path) -> None:
+def test_the_files_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     index = indexed(tmp_path / "ours.jsonl", BENCHMARK)
     rows = [record(where, text) for _, where, text in planted()[::4]]
     reports = [run(tmp_path / f"{n}", rows, index, workers=n) for n in (1, 2)]
@@ -416,7 +441,7 @@ def test_a_benchmark_that_cannot_be_read_is_refused(
     assert not (tmp_path / "x.ngrams").exists()
 
 
-def test_an_index_is_not_written_over_and_names_are_told_apart(tmp_path: Path) -> None:
+def test_an_existing_index_and_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     index = indexed(tmp_path / "ours.jsonl", ["What is 2 + 2?"])
     with pytest.raises(DstoolsError, match=r"ours\.ngrams: already exists"):
         build_index([tmp_path / "ours.jsonl"], index)
@@ -424,38 +449,6 @@ def test_an_index_is_not_written_over_and_names_are_told_apart(tmp_path: Path) -
         build_index([tmp_path / "ours.jsonl", tmp_path / "in" / "ours.txt"], tmp_path / "x")
 
 
-def damaged(index: Path) -> None:
-    content = bytearray(index.read_bytes())
-    content[-1] ^= 1
-    index.write_bytes(content)
-
-
-def of_other_rules(index: Path) -> None:
-    with safe_open(index, "numpy") as file:
-        said = file.metadata()[METADATA]
-    save_file(load_file(index), index, {METADATA: said.replace('"window": 10', '"window": 8')})
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (damaged, "is damaged: its sha256 is not"),
-        (of_other_rules, "was made by another version of dstools"),
-        (lambda index: index.write_bytes(index.read_bytes()[:-9]), "is not a contamination index"),
-        (lambda index: index.write_text("hello"), "is not a contamination index"),
-        (lambda index: save_file({}, index), "is not a contamination index"),
-        (lambda index: index.unlink(), "no such file"),
-    ],
-)
-def test_an_index_that_cannot_be_trusted_is_refused(
-    tmp_path: Path, change: Callable[[Path], object], reason: str
-) -> None:
-    index = indexed(tmp_path / "ours.jsonl", ["What is 2 + 2?"])
-    change(index)
-    with pytest.raises(DstoolsError, match=rf"ours\.ngrams: {reason}"):
-        run(tmp_path, [record("prompt", "x")], index)
-
-
-def test_nothing_to_keep_out_is_refused(tmp_path: Path) -> None:
+def test_a_stage_without_an_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match="names no file"):
         run(tmp_path, [record("prompt", "x")])

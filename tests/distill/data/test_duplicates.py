@@ -1,4 +1,4 @@
-"""Near duplicates are those that comparing all pairs finds."""
+"""Tests of duplicates: near ones are those that comparing all pairs finds."""
 
 import random
 from itertools import combinations
@@ -17,13 +17,13 @@ def texts(count: int, seed: int) -> list[str]:
     made: list[list[str]] = []
     for number in range(count):
         if number % 2 and made:
-            said = list(rng.choice(made))
+            words_of = list(rng.choice(made))
             for _ in range(rng.randrange(5)):
-                said[rng.randrange(len(said))] = rng.choice(words)
+                words_of[rng.randrange(len(words_of))] = rng.choice(words)
         else:
-            said = [rng.choice(words) for _ in range(rng.randrange(20, 60))]
-        made.append(said)
-    return [" ".join(said) for said in made]
+            words_of = [rng.choice(words) for _ in range(rng.randrange(20, 60))]
+        made.append(words_of)
+    return [" ".join(words_of) for words_of in made]
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
@@ -58,7 +58,7 @@ def test_signatures_agree_as_often_as_sets_are_alike() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.99])
-def test_bands_miss_hardly_a_pair(threshold: float) -> None:
+def test_bands_miss_at_most_one_pair_in_a_thousand(threshold: float) -> None:
     rows = _rows_of_band(threshold)
     assert (1 - threshold**rows) ** (FUNCTIONS // rows) <= MISSED
 
@@ -78,7 +78,7 @@ def test_a_template_with_many_problems_is_not_compared_in_all_pairs() -> None:
     assert len(calls) < 20 * count  # of 2 million pairs
 
 
-def test_prompts_with_other_golds_and_those_that_went_already_stay_out_of_it() -> None:
+def test_prompts_with_other_golds_and_dropped_ones_are_ignored() -> None:
     text = "the very same words in the very same order as before"
     signatures = np.repeat(signature(text)[None], 4, axis=0)
     golds = np.array([7, 9, 7, 7], np.uint64)
@@ -88,14 +88,14 @@ def test_prompts_with_other_golds_and_those_that_went_already_stay_out_of_it() -
     assert found.others == [-1, -1, -1, 0]
 
 
-def test_the_first_with_a_gold_answer_stays() -> None:
+def test_the_first_prompt_with_a_gold_answer_is_kept() -> None:
     digests, golds = [b"a", b"b", b"a", b"a", b"b"], np.array([0, 5, 7, 7, 6], np.uint64)
     found = exact(digests, golds, lambda one, other: True)
     assert found.reasons == ["duplicate", "conflicting-gold", "", "duplicate", "conflicting-gold"]
     assert found.others == [2, -1, -1, 2, 1]
 
 
-def test_a_gold_that_is_spelled_otherwise_is_compared_with_the_one_that_stays() -> None:
+def test_a_gold_of_another_spelling_is_compared_with_the_one_that_is_kept() -> None:
     asked = []
 
     def differ(one: int, other: int) -> bool:

@@ -1,4 +1,4 @@
-"""Each form that questions come in gives the question in it, or says what is wrong with the row."""
+"""Tests of row forms: each gives its question, or the reason why it has none."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ ASKED = [USER]
 ANSWER = "<think>\nTwo and two.\n</think>\n\n4"
 
 
-def said(content: str, **more: str) -> dict[str, str]:
+def reply(content: str, **more: str) -> dict[str, str]:
     return {"role": "assistant", "content": content, **more}
 
 
 @pytest.mark.parametrize(
     ("form", "row"),
     [
-        ("messages", {"messages": [USER, said(ANSWER)]}),
-        ("messages", {"messages": [USER, said("4", reasoning_content="Two and two.")]}),
-        ("messages", {"messages": [USER, said("4", reasoning="Two and two.\n")]}),
-        ("messages", {"messages": [USER, said("\n\n4", thinking="\nTwo and two.\n")]}),
-        ("messages", {"messages": [USER, said("\n\n4", thinking="Two and two.")]}),
+        ("messages", {"messages": [USER, reply(ANSWER)]}),
+        ("messages", {"messages": [USER, reply("4", reasoning_content="Two and two.")]}),
+        ("messages", {"messages": [USER, reply("4", reasoning="Two and two.\n")]}),
+        ("messages", {"messages": [USER, reply("\n\n4", thinking="\nTwo and two.\n")]}),
+        ("messages", {"messages": [USER, reply("\n\n4", thinking="Two and two.")]}),
         (
             "sharegpt",
             {
@@ -37,7 +37,7 @@ def said(content: str, **more: str) -> dict[str, str]:
         ("alpaca", {"instruction": "What is 2 + 2?", "input": "", "output": ANSWER}),
         ("prompt-completion", {"prompt": "What is 2 + 2?", "completion": ANSWER}),
         ("prompt-completion", {"prompt": "What is 2 + 2?", "response": ANSWER}),
-        ("prompt-completion", {"prompt": ASKED, "completion": [said(ANSWER)]}),
+        ("prompt-completion", {"prompt": ASKED, "completion": [reply(ANSWER)]}),
         ("prompt-completion", {"prompt": ASKED, "completion": ANSWER}),
         (
             "prompt-completion",
@@ -75,7 +75,7 @@ def test_gold_and_worked_solution_are_told_apart(
 
 def test_a_conversation_is_asked_up_to_its_last_question() -> None:
     system, more = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "And 3?"}
-    found = convert({"messages": [system, USER, said("4"), more, said("9", thinking="cubed?")]})
+    found = convert({"messages": [system, USER, reply("4"), more, reply("9", thinking="cubed?")]})
     assert found.messages == [system, USER, {"role": "assistant", "content": "4"}, more]
     assert found.reference == "<think>\ncubed?\n</think>\n\n9"
     assert convert({"messages": [system, USER]}).reference is None
@@ -84,12 +84,12 @@ def test_a_conversation_is_asked_up_to_its_last_question() -> None:
     ) == (Question("sharegpt", [system, {"role": "user", "content": "2+2"}], None, "", None, None))
 
 
-def test_line_feeds_at_the_tags_that_are_there_stay() -> None:
-    found = convert({"messages": [USER, said("\n4", thinking="\n\nTwo and two. \n")]})
+def test_existing_line_feeds_next_to_tags_are_kept() -> None:
+    found = convert({"messages": [USER, reply("\n4", thinking="\n\nTwo and two. \n")]})
     assert found.reference == "<think>\n\nTwo and two. \n</think>\n4"
 
 
-def test_an_instruction_stands_before_its_input() -> None:
+def test_an_instruction_comes_before_its_input() -> None:
     found = convert({"instruction": "Add.", "input": "2, 2", "output": "4"})
     assert found.messages[0]["content"] == "Add.\n\n2, 2"
 
@@ -128,18 +128,24 @@ def test_difficulty_is_a_share_or_unknown(row: dict[str, Any], difficulty: float
         ({"messages": ["2+2"]}, r"messages\[0\] is not an object"),
         ({"messages": [{"role": "tool", "content": "4"}]}, r"messages\[0\].role is 'tool'"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\].content is missing"),
-        ({"messages": [USER, said("")]}, r"messages\[1\].content is empty"),
+        ({"messages": [USER, reply("")]}, r"messages\[1\].content is empty"),
         ({"messages": [{**USER, "content": [{"type": "text"}]}]}, r"content is not a string: list"),
-        ({"messages": [said("4")]}, "has no turn of a user"),
-        ({"messages": [USER, said("4"), said("5")]}, "has 2 answers to its last question"),
-        ({"messages": [USER, {"role": "system", "content": "x"}]}, "system message after its first"),
-        ({"messages": [USER, said(ANSWER, reasoning="so")]}, r"reasoning holds a think block"),
-        ({"prompt": [USER, said("4")], "completion": "4"}, "answer both in prompt and in completion"),
+        ({"messages": [reply("4")]}, "has no turn of a user"),
+        ({"messages": [USER, reply("4"), reply("5")]}, "has 2 answers to its last question"),
+        (
+            {"messages": [USER, {"role": "system", "content": "x"}]},
+            "system message after its first",
+        ),
+        ({"messages": [USER, reply(ANSWER, reasoning="so")]}, r"reasoning holds a think block"),
+        (
+            {"prompt": [USER, reply("4")], "completion": "4"},
+            "answer both in prompt and in completion",
+        ),
         ({"conversations": [{"from": "tool", "value": "4"}]}, r"conversations\[0\].from is 'tool'"),
         ({"instruction": "Add.", "output": 4}, "output is not a string: int"),
     ],
-)  # fmt: skip
-def test_a_row_that_is_no_question_is_refused_with_the_reason(
+)
+def test_a_row_without_a_question_is_refused_with_the_reason(
     row: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(BadRowError, match=reason):

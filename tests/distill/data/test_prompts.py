@@ -1,7 +1,6 @@
-"""Prompts come from files, datasets and tasks, each once; a bad row is named."""
+"""Tests of the prompts stage: each prompt once, and a bad row is named."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ def work(folder: Path) -> Work:
 def made(
     folder: Path, *sources: Path | Source, rates: Path | None = None, **settings: Any
 ) -> Report:
-    """The stage's report; its files lie in folder / "out"."""
+    """The stage's report; its files are in folder / "out"."""
     given = tuple(s if isinstance(s, Source) else Source(s.name) for s in sources)
     files = tuple(None if isinstance(s, Source) else s for s in sources)
     inputs = Inputs(sources=files, pass_rates=rates)
@@ -75,42 +74,7 @@ def test_a_record_has_every_field_of_a_prompt(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("spelled", "gold"),
-    [
-        ("5", "5"),
-        ('"007"', "007"),
-        ("1.50", "1.50"),
-        ("1e3", "1e3"),
-        ("-0", "-0"),
-        ("0.1000000000000000055511151231257827", "0.1000000000000000055511151231257827"),
-        ("12345678901234567890123", "12345678901234567890123"),
-    ],
-)
-def test_a_gold_number_is_spelled_as_in_the_file(tmp_path: Path, spelled: str, gold: str) -> None:
-    made(tmp_path, jsonl(tmp_path / "a.jsonl", f'{{"problem": "?", "answer": {spelled}}}'))
-    assert kept(tmp_path)[0]["gold"] == gold
-
-
-def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    rows = [
-        {"messages": [{"role": "user", "content": f"What is {n}²?"}], "answer": n * n, "pass_rate": 0.5}
-        for n in range(2000)
-    ]  # fmt: skip
-    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=700)
-    made(tmp_path, tmp_path / "a.parquet")
-    from_parquet = kept(tmp_path)
-    made(tmp_path, jsonl(tmp_path / "a.jsonl", *rows))
-    assert [{**row, "id": "", "source": ""} for row in from_parquet] == [
-        {**row, "id": "", "source": ""} for row in kept(tmp_path)
-    ]
-    assert from_parquet[3]["gold"] == "9"
-
-
-def test_a_task_is_scored_by_what_stands_in_its_record(tmp_path: Path) -> None:
+def test_a_task_can_be_scored_from_its_record(tmp_path: Path) -> None:
     from reasoning_gym.factory import create_dataset
 
     options = {"min_terms": 2, "max_terms": 3}
@@ -122,51 +86,6 @@ def test_a_task_is_scored_by_what_stands_in_its_record(tmp_path: Path) -> None:
         assert again.score_answer(row["gold"], task["entry"]) == 1
         assert row["messages"] == [{"role": "user", "content": task["entry"]["question"]}]
     assert kept(tmp_path)[0]["licence"] == "apache-2.0"
-
-
-@pytest.mark.parametrize(
-    ("source", "reason"),
-    [
-        (Source("rg:no_such"), "rg:no_such: reasoning-gym has no such task"),
-        (Source("rg:chain_sum", options={"min_term": 2}), "rg:chain_sum: has bad options"),
-        (Source("rg:chain_sum", options={"min_terms": 9}), "rg:chain_sum: has bad options"),
-        (Source("rg:rearc", size=2), "rg:rearc: its scorer cannot judge from JSON"),
-        (Source("rg:list_functions", size=2), "rg:list_functions: draws other problems each time"),
-    ],
-)
-def test_a_task_that_cannot_be_used_is_refused(tmp_path: Path, source: Source, reason: str) -> None:
-    with pytest.raises(DstoolsError, match=reason):
-        made(tmp_path, source)
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # datasets leaves its maps open
-def test_a_dataset_comes_from_the_cache_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import datasets
-
-    caplog.set_level(logging.ERROR)  # it tells that it uses the cache
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = [{"question": f"What is {n}?", "answer": str(n)} for n in range(30)]
-    jsonl(tmp_path / "gsm.jsonl", *rows)
-    loaded = datasets.load_dataset(
-        "json", data_files={"train": str(tmp_path / "gsm.jsonl")}, cache_dir=str(tmp_path / "made")
-    )
-    (folder,) = (tmp_path / "made" / "json").glob("*/*/*/")
-    place = tmp_path / "cache" / "org___gsm" / "default" / "0.0.0" / ("0" * 40)
-    place.parent.mkdir(parents=True)
-    del loaded
-    folder.rename(place)
-    for file in place.glob("json-*"):
-        file.rename(place / file.name.replace("json-", "gsm-"))
-    made(tmp_path, Source("datasets:org/gsm"))
-    assert [row["gold"] for row in kept(tmp_path)] == [str(n) for n in range(30)]
-    assert kept(tmp_path)[0]["source"] == "datasets:org/gsm"
-    with pytest.raises(
-        DstoolsError, match="datasets:org/other: is not in the local cache"
-    ) as caught:
-        made(tmp_path, Source("datasets:org/other"))
-    assert "datasets.load_dataset('org/other', None)" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -189,24 +108,13 @@ def test_a_bad_line_is_named_with_its_reason(tmp_path: Path, lines: list[str], r
         made(tmp_path, jsonl(tmp_path / "a.jsonl", *lines))
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_text("no")
-    with pytest.raises(DstoolsError, match=r"a\.parquet: is not a Parquet file"):
-        made(tmp_path, tmp_path / "a.parquet")
-    for name in ("b.parquet", "b.jsonl"):
-        with pytest.raises(DstoolsError, match=f"{name}: no such file"):
-            made(tmp_path, tmp_path / name)
-    with pytest.raises(DstoolsError, match=r"a\.csv: is not a \.jsonl or \.parquet file"):
-        made(tmp_path, tmp_path / "a.csv")
+# --------------------------------------------------------------------------- kept and dropped
 
 
-# ------------------------------------------------------------------------------------------ fates
-
-
-def test_duplicates_go_and_name_what_they_repeat(tmp_path: Path) -> None:
+def test_duplicates_are_dropped_and_name_what_they_repeat(tmp_path: Path) -> None:
     rows = [
         {"problem": "What is  1+1?"},
-        {"problem": "What is 1+1?", "answer": "2"},  # the first with a gold answer stays
+        {"problem": "What is 1+1?", "answer": "2"},  # the first with a gold answer is kept
         {"problem": "What is 1+1?\n", "answer": " 2"},
         {"problem": "What is 2+2?", "answer": "4"},
     ]
@@ -225,7 +133,7 @@ def test_the_same_in_two_files_is_a_duplicate(tmp_path: Path) -> None:
     assert made(tmp_path, *files)["dropped"] == {"duplicate": 1}
 
 
-def test_where_gold_answers_differ_none_is_trusted(tmp_path: Path) -> None:
+def test_if_gold_answers_differ_all_are_dropped(tmp_path: Path) -> None:
     rows = [{"problem": "1+1", "answer": answer} for answer in ("2", "3", "2")]
     report = made(
         tmp_path, jsonl(tmp_path / "a.jsonl", *rows, {"problem": "1+1"}, {"problem": "x"})
@@ -242,7 +150,7 @@ def test_where_gold_answers_differ_none_is_trusted(tmp_path: Path) -> None:
         (("Paris", "paris"), "string"),
         (("7", "007"), "integer"),  # the one is a spelling of the other, if not of the type
         (("(A) 42", "A"), "choice"),
-        (("x +", "y +"), "math"),  # nobody can tell
+        (("x +", "y +"), "math"),  # not comparable
     ],
 )
 def test_golds_of_one_value_are_duplicates_in_either_order(
@@ -264,7 +172,7 @@ def test_golds_of_two_values_conflict_whatever_a_third_says(tmp_path: Path) -> N
 RIVER = "Ines rows six kilometres up the river and rests at a lock before she rows back home. "
 
 
-def test_near_duplicates_go_unless_their_gold_differs(tmp_path: Path) -> None:
+def test_near_duplicates_are_dropped_unless_their_gold_differs(tmp_path: Path) -> None:
     rows = [
         {"problem": RIVER * 3, "answer": "6"},
         {"problem": f"{RIVER * 3} Today.", "answer": "6"},  # one 5-gram more than the first has
@@ -309,7 +217,7 @@ def test_pass_rates_need_verdicts(tmp_path: Path) -> None:
         made(tmp_path, file, rates=tmp_path)
 
 
-def test_prompts_of_unknown_difficulty_stay(tmp_path: Path) -> None:
+def test_prompts_of_unknown_difficulty_are_kept(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", {"problem": "1"}, {"problem": "2", "difficulty": 0.2})
     assert made(tmp_path, file, min_difficulty=0.3)["out"] == 1
     assert kept(tmp_path)[0]["difficulty"] is None
@@ -328,7 +236,7 @@ def test_a_system_prompt_is_put_where_there_is_none(tmp_path: Path) -> None:
     assert all(row["id"] == records.prompt_id(row["messages"], "a.jsonl") for row in kept(tmp_path))
 
 
-def test_the_same_files_give_the_same_bytes_wherever_they_lie_and_whatever_was_left(
+def test_the_same_files_give_the_same_bytes_in_any_folder_after_any_killed_run(
     tmp_path: Path,
 ) -> None:
     found = []

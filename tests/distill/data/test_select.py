@@ -1,4 +1,4 @@
-"""Which samples of a prompt are kept, how many, and with what they are mixed."""
+"""Tests of the select stage: which samples are kept, how many, and what is mixed in."""
 
 import json
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_a_policy_keeps_these(tmp_path: Path, settings: dict[str, Any], wanted: 
     assert sum(report["dropped"].values()) == len(ROWS) - len(wanted) == len(dropped(tmp_path))
 
 
-def test_each_row_that_goes_has_its_reason(tmp_path: Path) -> None:
+def test_each_dropped_row_has_its_reason(tmp_path: Path) -> None:
     _, report = selected(tmp_path, ROWS, keep="first", min_pass_rate=0.6)
     assert dropped(tmp_path) == {
         ("a", 0): "incorrect",
@@ -100,7 +100,7 @@ def test_each_row_that_goes_has_its_reason(tmp_path: Path) -> None:
     assert report["prompts"] == {"in": 3, "out": 1}
 
 
-def test_a_kept_row_is_the_row_that_came_and_its_split(tmp_path: Path) -> None:
+def test_a_kept_row_is_the_input_row_and_its_split(tmp_path: Path) -> None:
     selected(tmp_path, ROWS, keep="all")
     came = {(row["id"], row["sample"]): row for row in ROWS}
     assert len(kept(tmp_path)) == len(ROWS)
@@ -108,7 +108,7 @@ def test_a_kept_row_is_the_row_that_came_and_its_split(tmp_path: Path) -> None:
         assert row == came[row["id"], row["sample"]] | {"split": "train"}
 
 
-def test_samples_of_a_prompt_need_not_stand_together(tmp_path: Path) -> None:
+def test_samples_of_a_prompt_need_not_be_adjacent(tmp_path: Path) -> None:
     rows = [ROWS[n] for n in (4, 1, 7, 5, 2, 0, 6, 3)]
     assert selected(tmp_path, rows, keep="first")[0] == [("a", 1), ("b", 0)]
 
@@ -149,7 +149,7 @@ def test_the_order_and_what_a_limit_keeps_are_drawn_from_the_seed(tmp_path: Path
     assert outputs(tmp_path / "one" / "out") == outputs(tmp_path / "again" / "out")
 
 
-def test_what_a_killed_try_left_changes_nothing(tmp_path: Path) -> None:
+def test_files_of_a_killed_run_change_nothing(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name / "out").mkdir(parents=True)
         if name == "other":
@@ -201,7 +201,7 @@ def test_reasoning_rows_have_their_share(
     assert not (tmp_path / "out" / "mixed.jsonl").exists()
 
 
-def test_mixed_rows_are_records_without_a_trace_and_stand_among_the_others(tmp_path: Path) -> None:
+def test_mixed_rows_are_records_without_a_trace_spread_among_the_others(tmp_path: Path) -> None:
     selected(tmp_path, [sample("a", n, "correct") for n in range(60)], talk(tmp_path, 20))
     found = kept(tmp_path)
     places = [n for n, row in enumerate(found) if row["reasoning"] is None]
@@ -262,13 +262,13 @@ def test_a_conversation_that_cannot_be_mixed_in_is_refused(
         ),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(
+def test_meaningless_settings_are_refused(
     tmp_path: Path, settings: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(DstoolsError, match=reason):
         selected(tmp_path, ROWS, **settings)
 
 
-def test_rows_that_are_no_samples_are_refused(tmp_path: Path) -> None:
+def test_rows_that_are_not_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match="line 2: is not a sample"):
         selected(tmp_path, [ROWS[0], {"id": "b"}])

@@ -1,4 +1,4 @@
-"""Answers are compared by type: hand-labelled pairs, and what must hold for all numbers."""
+"""Tests of comparison by answer type: hand-labelled pairs, and properties of all numbers."""
 
 import json
 from collections.abc import Iterator
@@ -39,17 +39,19 @@ def test_no_wrong_answer_of_the_labelled_pairs_is_accepted_and_99_of_100_verdict
     judge: Judge,
 ) -> None:
     rows = pairs()
-    found = [judged(judge, row)["verdict"] == "correct" for row in rows]
-    accepted = [row for row, is_right in zip(rows, found, strict=True) if is_right]
+    accepted_rows = [judged(judge, row)["verdict"] == "correct" for row in rows]
+    accepted = [row for row, is_right in zip(rows, accepted_rows, strict=True) if is_right]
     assert [row for row in accepted if not row["correct"]] == []
-    agreed = sum(row["correct"] == is_right for row, is_right in zip(rows, found, strict=True))
+    agreed = sum(
+        row["correct"] == is_right for row, is_right in zip(rows, accepted_rows, strict=True)
+    )
     assert len(rows) >= 600
     assert agreed >= 0.99 * len(rows)
 
 
 @pytest.mark.slow
 def test_no_answer_is_right_for_a_gold_with_another_digit(judge: Judge) -> None:
-    """Each digit of each gold, one up, except where formulas need math-verify: that takes a minute."""
+    """Raise each digit of each gold by one; not of formulas for math-verify, which is slow."""
     tried = 0
     for row in pairs():
         if not row["correct"] or judged(judge, row)["checkers"] != ["exact"]:
@@ -63,7 +65,7 @@ def test_no_answer_is_right_for_a_gold_with_another_digit(judge: Judge) -> None:
 
 
 def rational(value: Fraction) -> st.SearchStrategy[str]:
-    """Ways to write a number."""
+    """Spellings of a number."""
     above, below = value.numerator, value.denominator
     ways = [
         f"{above}/{below}",
@@ -83,47 +85,62 @@ numbers = st.fractions(min_value=-10_000, max_value=10_000, max_denominator=100)
 
 @settings(max_examples=200, deadline=None)
 @given(st.data(), numbers, numbers)
-def test_a_number_is_right_exactly_where_it_has_the_value_however_it_is_written(
+def test_a_number_is_correct_in_any_spelling_exactly_if_the_value_is_equal(
     data: st.DataObject, gold: Fraction, other: Fraction
 ) -> None:
     referee = Referee(1.0)  # never started: rational numbers decide alone
     for value in (gold, other):
-        said = data.draw(rational(value))
-        ruling = compare(said, str(gold), "number", referee)
+        text = data.draw(rational(value))
+        ruling = compare(text, str(gold), "number", referee)
         # 50% may be 50, too
-        is_percent = said.endswith("%") and value * 100 == gold
+        is_percent = text.endswith("%") and value * 100 == gold
         if not is_percent:
             is_right = ruling.verdict == "correct"
-            assert is_right == (value == gold) or ruling.reason == "not-comparable", said
+            assert is_right == (value == gold) or ruling.reason == "not-comparable", text
     assert referee._process is None
 
 
 @pytest.mark.parametrize(
     ("gold", "kind"),
     [
-        ("41", "integer"), ("-7", "integer"), ("041", "math"), ("4.1", "math"), ("C", "choice"), ("(C)", "choice"),
-        (r"\text{(C)}", "choice"), ("Paris", "string"), (r"\text{Paris}", "string"), ("x", "math"),
-        ("xy", "math"), ("no", "string"), ("infinity", "math"), ("2:30", "string"), ("0xff", "string"),
-        ("['a', 'b']", "string"), ("March 5, 2024", "string"), (r"\frac12", "math"), ("1,2", "math"),
+        ("41", "integer"),
+        ("-7", "integer"),
+        ("041", "math"),
+        ("4.1", "math"),
+        ("C", "choice"),
+        ("(C)", "choice"),
+        (r"\text{(C)}", "choice"),
+        ("Paris", "string"),
+        (r"\text{Paris}", "string"),
+        ("x", "math"),
+        ("xy", "math"),
+        ("no", "string"),
+        ("infinity", "math"),
+        ("2:30", "string"),
+        ("0xff", "string"),
+        ("['a', 'b']", "string"),
+        ("March 5, 2024", "string"),
+        (r"\frac12", "math"),
+        ("1,2", "math"),
     ],
-)  # fmt: skip
-def test_a_gold_without_a_type_shows_it(gold: str, kind: str) -> None:
+)
+def test_a_gold_without_a_type_is_judged_by_its_looks(gold: str, kind: str) -> None:
     assert looks_like(gold) == kind
 
 
-class Told(Referee):
-    """A referee that says what it is told to."""
+class FixedReferee(Referee):
+    """A referee with a fixed answer."""
 
-    def __init__(self, said: bool | str | None) -> None:
+    def __init__(self, verdict: bool | str | None) -> None:
         super().__init__(1.0)
-        self.said = said
+        self.verdict = verdict
 
     def math(self, answer: str, gold: str) -> bool | str | None:
-        return self.said
+        return self.verdict
 
 
 @pytest.mark.parametrize(
-    ("answer", "said", "verdict", "reason"),
+    ("answer", "second", "verdict", "reason"),
     [
         (r"2\sqrt3", True, "correct", "equal"),
         (r"2\sqrt3", False, "unverifiable", "checkers-disagree: numeric says equal"),
@@ -133,9 +150,9 @@ class Told(Referee):
         (r"2\sqrt3", None, "unverifiable", "math-verify-cannot-read"),
     ],
 )
-def test_a_formula_is_right_only_where_two_checkers_agree(
-    answer: str, said: bool | str | None, verdict: str, reason: str
+def test_a_formula_is_correct_only_if_two_checkers_agree(
+    answer: str, second: bool | str | None, verdict: str, reason: str
 ) -> None:
-    ruling = compare(answer, r"\sqrt{12}", "math", Told(said))
+    ruling = compare(answer, r"\sqrt{12}", "math", FixedReferee(second))
     assert (ruling.verdict, ruling.reason) == (verdict, reason)
     assert ruling.checkers == ("numeric", "math-verify")

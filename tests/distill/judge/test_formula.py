@@ -40,11 +40,17 @@ ONE, TWO, THREE = number(1), number(2), number(3)
         ("3, 1", Node("group", (THREE, ONE))),
         (r"\{1, 2\}", Node("group", (ONE, TWO), "{}")),
         (r"\left[1, \pi\right)", Node("group", (ONE, PI), "[)")),
-        (r"(1, 2) \cup (2, 3)", Node("union", (Node("group", (ONE, TWO), "()"), Node("group", (TWO, THREE), "()")))),
+        (
+            r"(1, 2) \cup (2, 3)",
+            Node("union", (Node("group", (ONE, TWO), "()"), Node("group", (TWO, THREE), "()"))),
+        ),
         ("1 < x <= 3", Node("relation", (ONE, X, THREE), "< <=")),
-        (r"\begin{pmatrix}1 & 2\\3 & x\end{pmatrix}", Node("matrix", (Node("group", (ONE, TWO)), Node("group", (THREE, X))))),
+        (
+            r"\begin{pmatrix}1 & 2\\3 & x\end{pmatrix}",
+            Node("matrix", (Node("group", (ONE, TWO)), Node("group", (THREE, X)))),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_formula_is_read_as_this_tree(text: str, tree: Node) -> None:
     assert read(text) == tree
 
@@ -52,11 +58,28 @@ def test_a_formula_is_read_as_this_tree(text: str, tree: Node) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "1/2x", "3 4", "2^3^4", "5!!", "3 million", "41 hours or so", "(1", "1)", r"\frac{1}", "f'(x)",
-        r"\sum_{k=1}^n k", "1..2", "x" * 3000, "(" * 60 + "1" + ")" * 60, "-" * 500 + "1", "{" * 500,
-        r"\begin{pmatrix} 1", r"\sin^{-1} x", "0.333...", "2 more than 3",
+        "1/2x",
+        "3 4",
+        "2^3^4",
+        "5!!",
+        "3 million",
+        "41 hours or so",
+        "(1",
+        "1)",
+        r"\frac{1}",
+        "f'(x)",
+        r"\sum_{k=1}^n k",
+        "1..2",
+        "x" * 3000,
+        "(" * 60 + "1" + ")" * 60,
+        "-" * 500 + "1",
+        "{" * 500,
+        r"\begin{pmatrix} 1",
+        r"\sin^{-1} x",
+        "0.333...",
+        "2 more than 3",
     ],
-)  # fmt: skip
+)
 def test_ambiguous_or_unknown_input_is_not_read(text: str) -> None:
     assert read(text) is None
 

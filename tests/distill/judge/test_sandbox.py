@@ -1,4 +1,4 @@
-"""Programs of strangers: each way out of a sandbox is tried, and closed."""
+"""Tests of the sandbox: each way out is tried, and closed."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def test_a_program_that_raises_has_failed() -> None:
 
 
 @needs_bwrap
-def test_nothing_of_the_environment_is_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_not_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert b"secret" not in ran("import os; print(dict(os.environ))").stdout
     # nor in the environment of any process that it can see
@@ -85,7 +85,7 @@ def test_no_second_process_can_be_started(program: str) -> None:
 
 
 @needs_bwrap
-def test_threads_can() -> None:
+def test_threads_can_be_started() -> None:
     program = "import threading as t; x = t.Thread(target=print, args=(1,)); x.start(); x.join()"
     assert ran(program) == Result(b"1\n", "")
 
@@ -162,7 +162,7 @@ CASES = [{"stdin": "2 3\n", "stdout": "5"}, {"stdin": "20 3\n", "stdout": "23\n"
     ("program", "problem"),
     [
         (ADDS, ""),
-        (ADDS + "; print('  ')", ""),  # white space at the end is nobody's fault
+        (ADDS + "; print('  ')", ""),  # white space at the end does not count
         ("print(5)", "code-output: case 2"),
         ("print('passed'); exit(0)", "code-output: case 1"),
         ("class Same(str):\n  __eq__ = lambda a, b: True\nprint(Same('x'))", "code-output: case 1"),
@@ -171,7 +171,7 @@ CASES = [{"stdin": "2 3\n", "stdout": "5"}, {"stdin": "20 3\n", "stdout": "23\n"
         ("while True: print('x' * 100_000)", "code-output-flood: case 1"),
     ],
 )
-def test_a_program_is_judged_by_what_it_prints_alone(program: str, problem: str) -> None:
+def test_a_program_is_judged_only_by_its_output(program: str, problem: str) -> None:
     assert judge(program, CASES, seconds=1, memory_mib=256) == problem
 
 
@@ -194,7 +194,7 @@ def test_without_bubblewrap_no_code_is_run(monkeypatch: pytest.MonkeyPatch, tmp_
     ["", "5", "[]", "{}", '[{"stdin": "1"}]', '[{"stdin": 1, "stdout": "1"}]',
      '[{"stdin": "1", "stdout": "1", "x": 1}]', json.dumps(CASES * 51)],
 )  # fmt: skip
-def test_a_gold_that_is_no_list_of_cases_is_not_read(gold: str) -> None:
+def test_a_gold_that_is_not_a_list_of_cases_is_not_read(gold: str) -> None:
     assert read_cases(gold) is None
 
 

@@ -1,4 +1,4 @@
-"""Every step of an arithmetic trace is checked: what is right passes, and no single change does."""
+"""Tests of the check of steps: correct traces pass, and no single change does."""
 
 import json
 import re
@@ -53,7 +53,12 @@ def test_no_trace_passes_with_one_character_changed_missing_or_added() -> None:
         ("5 - 12", "5-12|12>5:2-5-0=17,1-0-1=00|-7", "-7", Steps(3, None)),
         ("57 + 68", "57+68|7+8+0=15,5+6+1=12|126", "126", Steps(2, "total: 126 in line 1")),
         ("57 + 68", "57+68|7+8+0=15,5+6+0=11|115", "115", Steps(1, "carry: 5+6+0=11 in line 1")),
-        ("57 + 68", "57+68|7+8+0=16,5+6+1=12|125", "125", Steps(0, "arithmetic: 7+8+0=16 in line 1")),
+        (
+            "57 + 68",
+            "57+68|7+8+0=16,5+6+1=12|125",
+            "125",
+            Steps(0, "arithmetic: 7+8+0=16 in line 1"),
+        ),
         ("57 + 68", "57+68|7+9+0=16,5+6+1=12|125", "125", Steps(0, "digits: 7+9+0=16 in line 1")),
         ("57 + 68", "57+68|8+7+0=15,5+6+1=12|125", "125", Steps(0, "digits: 8+7+0=15 in line 1")),
         ("57 + 68", "57+68|7+8+0=15|125", "125", Steps(0, "digits: 1 columns in line 1")),
@@ -62,13 +67,18 @@ def test_no_trace_passes_with_one_character_changed_missing_or_added() -> None:
         ("5 - 12", "5-12|2-5-0=17,1-0-1=00|-7", "-7", Steps(0, "shape: no comparison in line 1")),
         ("5 - 12", "5-12|12>5:2+5+0=07,1+0+0=01|17", "17", Steps(0, "shape: 2+5+0=07 in line 1")),
         ("57 + 68", "57+68|7+8+0=15,5+6+1=12|125", "152", Steps(3, "answer: 152 after 125")),
-        ("57 + 68", "57+68|7+8+0=15,5+6+1=12|125\n125+0|5+0+0=05|125", "125", Steps(0, "lines: 2 for 1 terms")),
+        (
+            "57 + 68",
+            "57+68|7+8+0=15,5+6+1=12|125\n125+0|5+0+0=05|125",
+            "125",
+            Steps(0, "lines: 2 for 1 terms"),
+        ),
         ("1 + 1 + 1", "1+1|1+1+0=02|2\n1+1|1+1+0=02|2", "2", Steps(2, "operand: 1+1 in line 2")),
         ("57 + 68", "57 and 68 make 125.", "125", None),
         ("57 + 68", "| a | b |\n|---|---|\n| 57 | 68 |", "125", None),
         ("57 + 68", "", "125", None),
     ],
-)  # fmt: skip
+)
 def test_the_first_fault_is_named(
     expression: str, reasoning: str, answer: str, steps: Steps | None
 ) -> None:

@@ -1,4 +1,4 @@
-"""Samples are judged in one order of checks, and the stage keeps all rows with their verdicts."""
+"""Tests of the verify stage: the order of checks, and all rows kept with their verdicts."""
 
 import json
 import os
@@ -74,9 +74,7 @@ def test_checks_come_in_their_order_and_the_first_that_fails_is_the_reason(
     assert (found["verdict"], found["verdict_reason"]) == (verdict, reason)
 
 
-def test_without_a_trace_asked_for_a_text_without_tags_is_judged_and_a_broken_block_is_not() -> (
-    None
-):
+def test_without_reasoning_asked_for_plain_text_is_judged_and_a_broken_block_is_refused() -> None:
     with closing(Judge(Verify(reasoning=False))) as judge:
         assert judge.judge(record("125"))["verdict"] == "correct"
         assert judge.judge(thought("125"))["verdict"] == "correct"
@@ -108,24 +106,29 @@ def test_without_a_trace_asked_for_a_text_without_tags_is_judged_and_a_broken_bl
             {"right": 2, "fault": "total: 126 in line 1"},
         ),
         (thought("125", "I add them up.", task=SUM), "correct", "equal", None),
-        (thought("0125", task=SUM), "incorrect", "miscopied: answer: 0125 after 125", {"right": 3, "fault": "answer: 0125 after 125"}),
+        (
+            thought("0125", task=SUM),
+            "incorrect",
+            "miscopied: answer: 0125 after 125",
+            {"right": 3, "fault": "answer: 0125 after 125"},
+        ),
     ],
-)  # fmt: skip
-def test_a_right_answer_with_a_wrong_step_is_not_right_and_a_miscopied_one_says_so(
+)
+def test_a_correct_answer_with_a_wrong_step_is_incorrect_and_a_miscopied_one_says_so(
     judge: Judge, sample: records.Record, verdict: str, reason: str, steps: Any
 ) -> None:
     found = judge.judge(sample)
     assert (found["verdict"], found["verdict_reason"], found["steps"]) == (verdict, reason, steps)
 
 
-def test_steps_are_not_checked_where_the_recipe_says_so() -> None:
+def test_steps_are_not_checked_if_the_recipe_says_so() -> None:
     with closing(Judge(Verify(steps=False))) as judge:
         found = judge.judge(thought("125", TRACE.replace("=15", "=16"), task=SUM))
     assert (found["verdict"], found["steps"]) == ("correct", None)
 
 
-def test_a_task_that_names_no_answer_is_scored_all_the_same(judge: Judge) -> None:
-    """Many ways lead the red car out of a traffic jam; reasoning-gym gives 0.01 for one that does not."""
+def test_a_task_without_an_answer_is_scored(judge: Judge) -> None:
+    """rush_hour has many solutions; reasoning-gym scores a wrong one 0.01."""
     from reasoning_gym.factory import create_dataset
 
     entry = json.loads(json.dumps(create_dataset("rush_hour", size=1, seed=0)[0]))
@@ -148,7 +151,7 @@ def test_a_scorer_of_reasoning_gym_decides_where_answers_may_differ(judge: Judge
         assert (found["verdict_reason"], found["checkers"]) == (reason, checkers)
 
 
-def test_a_trace_in_another_language_or_going_in_circles_is_not_right() -> None:
+def test_a_trace_in_another_language_or_with_repetition_is_incorrect() -> None:
     with closing(Judge(Verify(language="en", max_repetition=0.3))) as judge:
         fine = judge.judge(thought("125", "We add both numbers and then carry the one."))
         mixed = judge.judge(thought("125", "We add 然后我们把两个数相加得到答案"))
@@ -159,7 +162,7 @@ def test_a_trace_in_another_language_or_going_in_circles_is_not_right() -> None:
     assert mixed["verdict_reason"].startswith("language: 0.")
     assert circles["verdict"] == "incorrect"
     assert circles["verdict_reason"].startswith("repetition: 0.")
-    assert (plain["verdict"], plain["language"]) == ("correct", None)  # digits are of no language
+    assert (plain["verdict"], plain["language"]) == ("correct", None)  # digits have no language
     with pytest.raises(DstoolsError, match=r"verify\.language xx"):
         Judge(Verify(language="xx"))
 
@@ -193,7 +196,7 @@ def test_code_is_judged_by_running_its_last_block(
     assert (found["verdict"], found["verdict_reason"]) == (verdict, reason)
 
 
-# ------------------------------------------------------------------------------------------ the stage
+# ----------------------------------------------------------------------------------------- stage
 
 
 ROWS = [

@@ -1,0 +1,135 @@
+"""Tests of sources: rows come from files, datasets and tasks; a bad row is named."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill.data.sources import dataset_rows, questions, rows, task_rows
+
+
+def jsonl(path: Path, *lines: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def parquet(path: Path, table: list[dict[str, Any]], **options: int) -> Path:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(table), path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("spelled", "gold"),
+    [
+        ("5", "5"),
+        ('"007"', "007"),
+        ("1.50", "1.50"),
+        ("1e3", "1e3"),
+        ("-0", "-0"),
+        ("0.1000000000000000055511151231257827", "0.1000000000000000055511151231257827"),
+        ("12345678901234567890123", "12345678901234567890123"),
+    ],
+)
+def test_a_gold_number_is_spelled_as_in_the_file(tmp_path: Path, spelled: str, gold: str) -> None:
+    file = jsonl(tmp_path / "a.jsonl", f'{{"problem": "?", "answer": {spelled}, "pass_rate": 0.5}}')
+    assert list(rows(file)) == [(1, {"problem": "?", "answer": gold, "pass_rate": 0.5})]
+
+
+def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path: Path) -> None:
+    table = [
+        {"messages": [{"role": "user", "content": f"What is {n}²?"}], "answer": n * n, "share": 0.5}
+        for n in range(2000)
+    ]
+    file = parquet(tmp_path / "a.parquet", table, row_group_size=700)
+    assert list(rows(file)) == list(rows(jsonl(tmp_path / "a.jsonl", *map(json.dumps, table))))
+
+
+def test_a_row_is_named_by_its_line_or_by_its_number_in_parquet(tmp_path: Path) -> None:
+    good, bad = {"problem": "1+1", "answer": "2"}, {"problem": " ", "answer": "2"}
+    file = jsonl(tmp_path / "a.jsonl", "", json.dumps(good), json.dumps(bad))
+    with pytest.raises(DstoolsError, match=r"a\.jsonl: line 3: problem is empty"):
+        list(questions(file))
+    with pytest.raises(DstoolsError, match=r"a\.parquet: row 2: problem is empty"):
+        list(questions(parquet(tmp_path / "a.parquet", [good, bad])))
+
+
+def test_a_row_comes_with_its_number_and_its_question(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", "", '{"problem": "1+1", "question": "2+2"}')
+    ((number, row, question),) = questions(file)
+    assert (number, row) == (2, {"problem": "1+1", "question": "2+2"})
+    assert (question.form, question.messages[0]["content"]) == ("problem", "1+1")
+    with pytest.raises(DstoolsError, match="line 2: messages is not a list of turns"):
+        list(questions(file, "messages"))
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("no")
+    with pytest.raises(DstoolsError, match=r"a\.parquet: is not a Parquet file"):
+        list(rows(tmp_path / "a.parquet"))
+    for name in ("b.parquet", "b.jsonl"):
+        with pytest.raises(DstoolsError, match=f"{name}: no such file"):
+            list(rows(tmp_path / name))
+    with pytest.raises(DstoolsError, match=r"a\.csv: is not a \.jsonl or \.parquet file"):
+        list(rows(tmp_path / "a.csv"))
+
+
+def test_a_task_gives_problems_that_its_own_scorer_scores() -> None:
+    from reasoning_gym.factory import create_dataset
+
+    options = {"min_terms": 2, "max_terms": 3}
+    drawn = list(task_rows("chain_sum", 20, 7, options))
+    assert [number for number, _ in drawn] == list(range(1, 21))
+    for _, row in drawn:
+        task = json.loads(json.dumps(row["task"]))
+        assert task["config"] == {"size": 20, "seed": 7, **options}
+        assert row["question"] == task["entry"]["question"]
+        again = create_dataset(task["name"], **task["config"])
+        assert again.score_answer(row["answer"], task["entry"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("no_such", None, "reasoning-gym has no such task"),
+        ("chain_sum", {"min_term": 2}, "has bad options"),
+        ("chain_sum", {"min_terms": 9}, "has bad options"),
+        ("rearc", None, "its scorer cannot judge from JSON"),
+        ("list_functions", None, "draws other problems each time"),
+    ],
+)
+def test_a_task_that_cannot_be_used_is_refused(name: str, options: Any, reason: str) -> None:
+    with pytest.raises(DstoolsError, match=f"rg:{name}: {reason}"):
+        list(task_rows(name, 2, 0, options))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # datasets leaves its maps open
+def test_a_dataset_comes_from_the_cache_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import datasets
+
+    caplog.set_level(logging.ERROR)  # it logs that it uses the cache
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    table = [{"question": f"What is {n}?", "answer": n} for n in range(30)]
+    jsonl(tmp_path / "gsm.jsonl", *map(json.dumps, table))
+    loaded = datasets.load_dataset(
+        "json", data_files={"train": str(tmp_path / "gsm.jsonl")}, cache_dir=str(tmp_path / "made")
+    )
+    (folder,) = (tmp_path / "made" / "json").glob("*/*/*/")
+    place = tmp_path / "cache" / "org___gsm" / "default" / "0.0.0" / ("0" * 40)
+    place.parent.mkdir(parents=True)
+    del loaded
+    folder.rename(place)
+    for file in place.glob("json-*"):
+        file.rename(place / file.name.replace("json-", "gsm-"))
+    expected = [(n + 1, row | {"answer": str(n)}) for n, row in enumerate(table)]
+    assert list(dataset_rows("org/gsm", "train")) == expected
+    with pytest.raises(DstoolsError, match="datasets:org/other: is not in the local") as caught:
+        list(dataset_rows("org/other", "train"))
+    assert "datasets.load_dataset('org/other', None)" in caught.value.hint
