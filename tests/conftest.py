@@ -1,12 +1,12 @@
-"""Checkpoints, each built once in a session. Tests share them and must leave them as they are.
+"""Checkpoints, each built once in a session. Tests share them and must not change them.
 
     def test_x(tiny): ...                                    # a Path
     def test_y(checkpoint): checkpoint("tiny-v2", fp8="ue8m0")
 
 scripts/make_checkpoint.py has the kinds and options. The folders and files are read-only, so that a
-stray write fails. Nothing here imports torch before a checkpoint is asked for.
+stray write fails. Nothing here imports torch before a checkpoint is requested.
 
-    config, shards = headers(tiny); ...; folder = sparse(config, shards)   # edited: headers, no data
+    config, shards = headers(tiny); ...; folder = sparse(config, shards)   # headers without data
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "make_checkpoint.py"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked `gpu` where there is none."""
+    """Skip tests marked `gpu` if there is no GPU."""
     if item.get_closest_marker("gpu"):
         import torch
 
@@ -94,7 +94,7 @@ ITEM_BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "F8_E5M2": 1, "U8": 1, "BF16": 2, "F16
 
 @pytest.fixture(scope="session")
 def headers() -> Callable[[Path], tuple[dict[str, Any], Shards]]:
-    """headers(folder): its config, and of every tensor the file, dtype and shape, to be edited."""
+    """headers(folder): the config, and the file, dtype and shape of every tensor, to be edited."""
 
     def get(folder: Path) -> tuple[dict[str, Any], Shards]:
         shards: Shards = {}
@@ -110,7 +110,7 @@ def headers() -> Callable[[Path], tuple[dict[str, Any], Shards]]:
 
 @pytest.fixture(scope="session")
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any], Shards], Path]:
-    """sparse(config, shards): a checkpoint with these headers and an index; its data are holes."""
+    """sparse(config, shards): a checkpoint with these headers, an index, and holes for data."""
 
     def make(config: dict[str, Any], shards: Shards) -> Path:
         folder = tmp_path_factory.mktemp("sparse")

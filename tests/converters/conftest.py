@@ -1,6 +1,6 @@
-"""Checkpoints converted once in a session; like those they are made of, tests leave them as they are.
+"""Checkpoints converted once in a session; tests must not change them, or their sources.
 
-quantized(source), dequantized(source), calibrated(source)    the folder that was made of it
+quantized(source), dequantized(source), calibrated(source)    the folder that was written
 decoder_of(source)                                             the model in memory
 """
 
@@ -153,7 +153,7 @@ def calibrated(
 
 @pytest.fixture(scope="session")
 def decoder_of() -> Callable[[Path], Any]:
-    """decoder_of(folder): a model.Decoder of float32, FP8 as code times scale."""
+    """decoder_of(folder): a float32 Decoder, FP8 as code times scale."""
 
     def get(folder: Path) -> Any:
         import torch
@@ -162,16 +162,16 @@ def decoder_of() -> Callable[[Path], Any]:
         from dstools_converters.model.architecture import read_architecture
         from dstools_converters.model.decoder import Decoder
 
-        found: dict[str, torch.Tensor] = {}
+        stored: dict[str, torch.Tensor] = {}
         for shard in sorted(folder.glob("*.safetensors")):
-            found |= load_file(shard)
+            stored |= load_file(shard)
         state = {}
-        for name, value in found.items():
+        for name, value in stored.items():
             state[name] = value.float()
-            scale = found.get(f"{name}_scale_inv", found.get(f"{name}_scale"))
+            scale = stored.get(f"{name}_scale_inv", stored.get(f"{name}_scale"))
             if scale is not None:
-                each = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
-                state[name] = value.float() * each[: value.shape[0], : value.shape[1]]
+                scales = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+                state[name] = value.float() * scales[: value.shape[0], : value.shape[1]]
         architecture = read_architecture(json.loads((folder / "config.json").read_text()))
         with torch.device("meta"):
             decoder = Decoder(architecture)

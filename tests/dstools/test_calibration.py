@@ -82,7 +82,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         LINE.encode() + b'{"text": "\xff"}\n',
         "line 2: byte 55 of the file is not UTF-8",
     ),
-    "a broken line": (LINE + '{"text": "a\n', "line 2: is no JSON"),
+    "a broken line": (LINE + '{"text": "a\n', "line 2: is not valid JSON"),
     "no text": (LINE + '{"words": "a"}\n', "line 2: has neither of the keys text and messages"),
     "beyond the vocabulary": (LINE + '{"text": "the cat"}\n', "line 2: token 1805 (the) is beyond"),
     "too few tokens": (LINE * 3, "holds 48 tokens; 8 samples of 40 take 320"),

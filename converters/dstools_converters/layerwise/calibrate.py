@@ -1,10 +1,10 @@
-"""Round weights by what they are multiplied with: GPTQ on the FP8 grid, or a search of scales.
+"""Calibrated rounding of a checkpoint: GPTQ on the FP8 grid, or a search of scales.
 
-The model runs on the data one decoder layer at a time, in its own weights: what a layer is given does
-not depend on how others were rounded. So layers are independent, a run goes on after the last one that
-is done, and the same inputs give the same bytes.
+The model runs on the data one decoder layer at a time with its original weights, so the input of a
+layer does not depend on how other layers were rounded. Layers are therefore independent, an
+interrupted run resumes after the last finished layer, and the same inputs give the same bytes.
 
-    OUT.incomplete/calibration/hidden-12    what layer 12 is given, for the next run to go on from
+    OUT.incomplete/calibration/hidden-12    the input of layer 12, from which the next run resumes
 """
 
 import logging
@@ -39,19 +39,19 @@ log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Where results go; see stream.Sink."""
+    """Destination of the results; see write.stream.Sink."""
 
     folder: Path
     layers: dict[int, LayerNote]
 
     def is_done(self, name: str) -> bool:
-        """Tell whether a tensor is in its place."""
+        """Return whether a tensor is already written."""
 
     def put(self, name: str, codes: memoryview, scale_inv: memoryview, note: WeightNote) -> None:
         """Write a tensor."""
 
     def layer_done(self, layer: int, note: LayerNote) -> None:
-        """Note what was seen in a layer."""
+        """Record the statistics of a layer."""
 
 
 def calibrate(
@@ -63,11 +63,11 @@ def calibrate(
     min_coverage: int,
     progress: Progress,
 ) -> None:
-    """Put into `sink` every tensor that the plan leaves to it, and what was seen in each layer.
+    """Write every tensor that is to be calibrated, and the statistics of each layer, to `sink`.
 
-    `ids` int64 [samples, length]. Raises ShortfallError where a routed expert saw fewer than
-    `min_coverage` tokens, once the layer is known to lack them, and DstoolsError for NaN or infinity
-    in a weight and for a full disk.
+    `ids` int64 [samples, length]. Raises ShortfallError as soon as a routed expert is known to see
+    fewer than `min_coverage` tokens, and DstoolsError for NaN or infinity in a weight and for a
+    full disk.
     """
     assert plan.calibration is not None
     torch.set_num_threads(plan.calibration.threads)
@@ -86,13 +86,13 @@ def calibrate(
             assert parsed is not None
             assert parsed.layer is not None
             todo[parsed.layer].append(tensor)
-    for layer, note in sink.layers.items():  # an earlier run may have asked for less
+    for layer, note in sink.layers.items():  # an earlier run may have had a lower minimum
         _check_coverage(layer, note.expert_load, min_coverage)
     undone = [layer for layer in todo if todo[layer] or layer not in sink.layers]
     if not undone:
         return
     sink.folder.mkdir(exist_ok=True)
-    _remove_spills(sink.folder)  # of a run that was killed
+    _remove_spills(sink.folder)  # left by a run that was killed
     try:
         _run(plan, sink, runner, todo, undone, min_coverage, progress)
     finally:
@@ -119,10 +119,8 @@ def _run(
         began = time.perf_counter()
         hidden = runner.run_layer(layer, hidden, watcher)
         runner.require_finite(layer, hidden)
-        log.info(
-            "layer %d: %d tensors rounded, %.1f s",
-            layer, len(todo[layer]), time.perf_counter() - began,
-        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        log.info("layer %d: %d tensors rounded, %.1f s", layer, len(todo[layer]), seconds)
         if layer + 1 < runner.num_layers:
             hidden.save(sink.folder / f"hidden-{layer + 1}")
         if layer not in sink.layers or todo[layer]:
@@ -139,30 +137,30 @@ def _remove_spills(folder: Path) -> None:
 
 
 def _check_coverage(layer: int, load: list[int], min_coverage: int) -> None:
-    """Raise ShortfallError where an expert of a layer got fewer tokens than were asked for."""
+    """Raise ShortfallError if an expert of a layer got fewer than `min_coverage` tokens."""
     cold = [expert for expert, tokens in enumerate(load) if tokens < min_coverage]
     if cold:
         shown = ", ".join(f"expert {expert} {load[expert]}" for expert in cold[:8])
         raise ShortfallError(
             f"layer {layer}: {len(cold)} of {len(load)} experts saw fewer than "
             f"{min_coverage} tokens: {shown}{', ...' if len(cold) > 8 else ''}",
-            "lower --min-coverage, and the same command goes on; or delete the unfinished folder, and "
-            "calibrate with more --samples or other data",
+            "lower --min-coverage and run the same command to resume; or delete the unfinished "
+            "folder and calibrate with more --samples or other data",
         )
 
 
 def layer_bytes(plan: Plan) -> list[int]:
-    """Return for each layer what `progress` is told of it."""
+    """Return the bytes that are reported to `progress` for each layer."""
     model = plan.inventory.model
-    found = [0] * (model.num_hidden_layers + model.num_mtp_layers)
+    nbytes = [0] * (model.num_hidden_layers + model.num_mtp_layers)
     for name, _ in model.weights():
         if name.layer is not None and name.role in INPUTS:
-            found[name.layer] += plan.inventory.info(name).nbytes
-    return found
+            nbytes[name.layer] += plan.inventory.info(name).nbytes
+    return nbytes
 
 
 class _Rounder:
-    """Watches one layer, and rounds its weights once their inputs are known."""
+    """Watcher of one layer that rounds its weights once their inputs are known."""
 
     def __init__(
         self,
@@ -185,26 +183,26 @@ class _Rounder:
         self.expert_load: list[int] = []
         self.cache_amax: dict[CachePart, float] = {}
         self.weights: dict[TensorName, Tensor] = {}
-        self.wanted: set[str] = set()  # words of INPUTS that somebody needs the Hessian of
-        self.seen: dict[str, Seen] = {}  # by word of INPUTS, in the stage that runs
-        self.tokens = 0  # that pass through the stage
-        self.shared: Seen | None = None  # by all tokens of the layer, for experts that saw few
+        self.wanted: set[str] = set()  # words of INPUTS whose Hessian is needed
+        self.seen: dict[str, Seen] = {}  # by word of INPUTS, in the current stage
+        self.tokens = 0  # in the current stage
+        self.shared: Seen | None = None  # all tokens of the layer, for experts that saw few
 
     def note(self) -> LayerNote:
-        """Return what was seen in the layer."""
+        """Return the statistics of the layer."""
         return LayerNote(self.expert_load, self.cache_amax)
 
     def begin(self, weights: dict[TensorName, Tensor], tokens: int) -> None:
-        """Make ready for the inputs of these weights."""
+        """Prepare for the inputs of these weights."""
         self.weights, self.tokens, self.seen = weights, tokens, {}
         self.wanted = {INPUTS[name.role] for name in self._linears() if name in self.todo}
         if any(name is not None and name.expert is not None for name in self.todo):
             self.wanted.add("feed_forward")
         if tokens < self.plan.inventory.model.hidden_size:
-            self.wanted.discard("expert")  # the layer's will do
+            self.wanted.discard("expert")  # the layer's is used
 
     def see(self, source: str, values_TD: Tensor) -> None:
-        """Add to the Hessian of the weights that these are the inputs of."""
+        """Add to the Hessian of the weights with this input."""
         width = values_TD.shape[1]
         if source in self.wanted:
             if source not in self.seen:
@@ -223,15 +221,15 @@ class _Rounder:
         self.shared = self.seen.pop("feed_forward", self.shared)
         info = self.plan.inventory.info
         self.progress(sum(info(name).nbytes for name in self.weights if name.role in INPUTS))
-        self.weights = {}  # the next stage is loaded before it begins
+        self.weights = {}  # freed: the next stage is loaded before `begin`
 
     def route(self, experts_TK: Tensor, load: list[int]) -> None:
-        """Keep the load; raise where a token count is under the least that was asked for."""
+        """Record the load; raise ShortfallError if an expert got too few tokens."""
         self.expert_load = load
         _check_coverage(self.layer, load, self.min_coverage)
 
     def cache(self, first: Tensor, second: Tensor) -> None:
-        """Keep the largest magnitude of what a KV cache would hold."""
+        """Record the largest magnitude of what a KV cache would hold."""
         is_latent = isinstance(self.plan.inventory.model.attention, MLA)
         parts: tuple[CachePart, CachePart] = (
             ("latent_amax", "rope_amax") if is_latent else ("k_amax", "v_amax")
@@ -248,14 +246,14 @@ class _Rounder:
         }
 
     def _serving(self, source: str) -> tuple[Seen | None, Hessian]:
-        """Return what to round by, and whose it is."""
+        """Return the activations to round by, and whose they are."""
         seen = self.seen.get(source)
         if source == "expert" and seen is None:
             return self.shared, "shared"
         return seen, "own"
 
     def _round(self, tensor: TensorPlan, weight: Tensor, seen: Seen | None, whose: Hessian) -> None:
-        """Put one weight into the sink."""
+        """Round one weight and write it."""
         scheme = self.plan.scheme
         assert scheme is not None
         assert self.method != "amax"  # rounds nothing here
@@ -268,12 +266,16 @@ class _Rounder:
         self.sink.put(tensor.source.name, raw(rounded.codes), raw(rounded.scale_inv), note)
         log.debug(
             "%s %s: %s, error %s -> %s, %.2f s",
-            tensor.source.name, list(weight.shape), rounded.method, rounded.error_nearest,
-            rounded.error, time.perf_counter() - began,
-        )  # fmt: skip
+            tensor.source.name,
+            list(weight.shape),
+            rounded.method,
+            rounded.error_nearest,
+            rounded.error,
+            time.perf_counter() - began,
+        )
 
     def _lossless(self, tensor: TensorPlan, scheme: QuantScheme) -> Rounded | None:
-        """Return the FP8 that the source was dequantized from, None where it is not known to be."""
+        """Return the FP8 that the source was dequantized from; None if it is not known."""
         info, base, block = tensor.source, self.plan.base, scheme.block_size[0]
         original = base.tensors.get(info.name) if base and base.is_quantized(info) else None
         if info.dtype != "BF16" or not (original or self.plan.is_lossless):

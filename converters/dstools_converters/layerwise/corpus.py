@@ -1,10 +1,10 @@
 """Text for calibration and evaluation: a file of documents, cut into samples of equal length.
 
-A file is read once from end to end, for its sha256 and the place of every document: 16 bytes of memory
-a document. Only as many documents as the samples need are then read again, in an order drawn from the
-seed, and only those are parsed, checked and tokenized: half a million tokens of a 10 GB file take
-little longer than its sha256. What is wrong with a document that was not drawn goes unseen, and changes
-nothing.
+A file is read once from end to end, for its sha256 and the offset of every document: with the
+shuffled order, 16 bytes of memory a document. Then only as many documents as the samples need are
+read again, in an order drawn from the seed, and only those are parsed, checked and tokenized: half
+a million tokens of a 10 GB file take little longer than its sha256. A faulty document that is not
+drawn goes unnoticed.
 """
 
 import stat
@@ -23,13 +23,13 @@ from dstools_converters.model.tokenizer import chat_text, load_tokenizer
 
 JSONL_SUFFIXES = (".jsonl", ".json")
 LINE_HINT = 'a line is {"text": "..."} or {"messages": [{"role": "...", "content": "..."}, ...]}'
-MAX_DOCUMENT_BYTES = 16 << 20  # its tokens take ten times as much memory, and some 10 s to make
+MAX_DOCUMENT_BYTES = 16 << 20  # tokenizing it takes ten times as much memory, and some 10 s
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Samples of tokens, and what they were made of, so that somebody else can make the same."""
+    """Samples of tokens and their provenance."""
 
     ids: NDArray[np.int32]  # [samples, seq_len]
     name: str  # of the file, without its folder
@@ -42,7 +42,7 @@ class Corpus:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Return what somebody else needs to make the same samples."""
+        """Return what is needed to make the same samples again."""
         return {
             "name": self.name,
             "sha256": self.sha256,
@@ -59,16 +59,16 @@ def read_corpus(
 ) -> Corpus:
     """Return `samples` x `seq_len` tokens of the documents in `path`, by the tokenizer in `folder`.
 
-    In a .jsonl or .json file a line that is not blank is a document, {"text": ...} or {"messages":
-    [{"role", "content"}, ...]}, which goes through the tokenizer's chat template; other keys are
-    ignored. Of any other file a paragraph is one: lines up to a blank line. Documents in the order of
-    numpy's PCG64(seed), each with the special tokens that the tokenizer puts around it (BOS, mostly),
-    are joined and cut every `seq_len` tokens, so that a sample may hold several or a part of one.
+    In a .jsonl or .json file every line that is not blank is a document: {"text": ...}, or
+    {"messages": [{"role", "content"}, ...]}, to which the tokenizer's chat template is applied;
+    other keys are ignored. In any other file every paragraph is a document: lines up to a blank
+    line. Documents are taken in the order of numpy's PCG64(seed), each with the special tokens that
+    the tokenizer adds (mostly BOS), joined, and cut every `seq_len` tokens, so a sample may hold
+    several documents or a part of one.
 
-    Raises DstoolsError, naming file and line, for a document that is none or is over 16 MiB, and for
-    a token that the `vocab_size` rows of the embedding do not have; also for a file that is missing,
-    empty or has too few tokens, and where there is no usable tokenizer. ValueError where a count is
-    not positive.
+    Raises DstoolsError, naming file and line, for a malformed document, one over 16 MiB, and a
+    token beyond the `vocab_size` rows of the embedding; also if the file is missing, empty or has
+    too few tokens, and if there is no usable tokenizer. ValueError if a count is not positive.
     """
     if samples < 1 or seq_len < 1:
         raise ValueError(f"samples and seq_len must be positive, got {samples} and {seq_len}")
@@ -95,29 +95,29 @@ def read_corpus(
 
 
 def _open(path: Path) -> BinaryIO:
-    """Open a regular file; anything else might never end."""
+    """Open `path` if it is a regular file: a pipe or device might never end."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise DstoolsError(f"{path}: is a folder", "name one file of it")
+            raise DstoolsError(f"{path}: is a folder", "name one of its files")
         if not stat.S_ISREG(mode):
-            raise DstoolsError(f"{path}: is not a regular file", "save what it gives as a file")
+            raise DstoolsError(f"{path}: is not a regular file", "save its content as a file")
         return path.open("rb")
     except FileNotFoundError:
-        raise DstoolsError(f"{path}: no such file", "is the path right?") from None
+        raise DstoolsError(f"{path}: no such file", "check the path") from None
     except OSError as error:
-        raise DstoolsError(f"{path}: {error.strerror}", "may you read it?") from error
+        raise DstoolsError(f"{path}: {error.strerror}", "check its permissions") from error
 
 
 def _scan(file: BinaryIO, *, is_jsonl: bool) -> "tuple[array[int], str]":
-    """Return where each document starts, with the end of the file behind the last, and the sha256.
+    """Return the offset of each document, then the size of the file; and the sha256.
 
-    Blank lines behind a document count as its bytes.
+    Blank lines after a document count as part of it.
     """
     digest, starts = sha256(), array("q")
     begins_line = begins_paragraph = True
     at = 0
-    while piece := file.readline(MAX_DOCUMENT_BYTES):  # of a longer line, a part
+    while piece := file.readline(MAX_DOCUMENT_BYTES):  # a longer line comes in parts
         digest.update(piece)
         is_blank = piece.isspace() or (at == 0 and piece.strip() == BYTE_ORDER_MARK)
         if not is_blank and (begins_line if is_jsonl else begins_paragraph):
@@ -130,7 +130,7 @@ def _scan(file: BinaryIO, *, is_jsonl: bool) -> "tuple[array[int], str]":
 
 
 class _Reader:
-    """Documents by number, as tokens; what is wrong with one is an error that names its line."""
+    """Documents by number, as tokens; an error in one names its line."""
 
     def __init__(
         self, path: Path, file: BinaryIO, starts: "array[int]", tokenizer: Any, vocab_size: int
@@ -170,38 +170,38 @@ class _Reader:
             raise self.error(
                 start,
                 f"token {beyond[0]} ({token}) is beyond the vocabulary of {self.vocab_size}",
-                "the tokenizer and the model's embedding do not belong together",
+                "the tokenizer does not match the model's embedding",
             )
         return ids.astype(np.int32)
 
     def parse(self, start: int, raw: bytes) -> str | list[dict[str, str]]:
         """Return the text or the messages in a line of JSONL."""
         try:
-            found = strict_json(raw)
+            parsed = strict_json(raw)
         except (ValueError, RecursionError) as error:
-            raise self.error(start, f"is no JSON: {error}", LINE_HINT) from None
-        if not isinstance(found, dict):
-            raise self.error(start, "is no JSON object", LINE_HINT)
-        if ("text" in found) == ("messages" in found):
-            has = "both" if "text" in found else "neither"
+            raise self.error(start, f"is not valid JSON: {error}", LINE_HINT) from None
+        if not isinstance(parsed, dict):
+            raise self.error(start, "is not a JSON object", LINE_HINT)
+        if ("text" in parsed) == ("messages" in parsed):
+            has = "both" if "text" in parsed else "neither"
             raise self.error(start, f"has {has} of the keys text and messages", LINE_HINT)
-        if "text" in found:
-            return self.text(start, "text", found["text"])
-        messages = found["messages"]
+        if "text" in parsed:
+            return self.text(start, "text", parsed["text"])
+        messages = parsed["messages"]
         if not isinstance(messages, list) or not messages:
-            raise self.error(start, "messages is no list of messages", LINE_HINT)
+            raise self.error(start, "messages must be a list of messages", LINE_HINT)
         for n, message in enumerate(messages):
             if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-                raise self.error(start, f"messages[{n}] has no role and content", LINE_HINT)
+                raise self.error(start, f"messages[{n}] must have role and content", LINE_HINT)
         return [
             {key: self.text(start, f"messages[{n}].{key}", m[key]) for key in ("role", "content")}
             for n, m in enumerate(messages)
         ]
 
     def text(self, start: int, key: str, value: Any) -> str:
-        """Return a text that has something in it and that UTF-8 can spell."""
+        """Return `value` if it is a text that is not blank and can be encoded as UTF-8."""
         if not isinstance(value, str):
-            raise self.error(start, f"{key} is no text", LINE_HINT)
+            raise self.error(start, f"{key} is not a string", LINE_HINT)
         if not value.strip():
             raise self.error(start, f"{key} is empty", "remove the line")
         try:
@@ -220,21 +220,21 @@ class _Reader:
         if not self.tokenizer.chat_template:
             raise self.error(
                 start,
-                "has messages, and the checkpoint's tokenizer has no chat template",
+                "has messages, but the checkpoint's tokenizer has no chat template",
                 'write {"text": ...} instead, or add the model\'s chat_template.jinja',
             )
         try:
             text = chat_text(self.tokenizer, document)
         except DstoolsError as error:
             raise self.error(start, str(error), error.hint) from error
-        # the template spells the special tokens itself
+        # the template writes the special tokens itself
         ids = self.tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
         return ids
 
     def error(self, at: int, message: str, hint: str) -> DstoolsError:
-        """Return an error that names the file and the line in which byte `at` lies."""
+        """Return an error that names the file and the line that holds byte `at`."""
         self.file.seek(0)
-        line, left = 1, at
+        line, left = 1, at  # bytes before it that are still to be read
         while left and (piece := self.file.read(min(left, 1 << 20))):
             line += piece.count(b"\n")
             left -= len(piece)

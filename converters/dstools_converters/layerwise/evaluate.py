@@ -1,10 +1,10 @@
-"""How well a checkpoint predicts a text, and how far it is from the one that it was made of.
+"""Perplexity of a checkpoint on a text, and its distance from the checkpoint it was made from.
 
-Both pass over the text together, a decoder layer at a time from disk. First the reference's layer runs
-on its own hidden states; as it does, the other's weights of that layer are multiplied with the same
-inputs, which gives the output error of each linear map by itself. Then the other's layer runs on its
-own hidden states, which carry the errors of all layers before. So routers are compared where it counts:
-on what a deployed model gives them. MTP layers do not run.
+Both models run over the text together, one decoder layer at a time from disk. First a layer of the
+reference runs on its own hidden states; meanwhile the same weights of the other model are
+multiplied with the same inputs, which gives the output error of each linear map in isolation. Then
+the layer of the other model runs on its own hidden states, which carry the errors of all layers
+before. So routers are compared on the inputs that they get in deployment. MTP layers do not run.
 
 T: tokens, D: width, K: experts a token is sent to.
 """
@@ -24,14 +24,14 @@ from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.layerwise.corpus import Corpus
 from dstools_converters.layerwise.runner import DAMAGED, INPUTS, Runner
-from dstools_converters.layerwise.scores import head, score
+from dstools_converters.layerwise.scores import Scores, head, score
 from dstools_converters.layerwise.spill import Spill
 from dstools_converters.model.architecture import Architecture, read_architecture
 from dstools_converters.sidefiles.data import Data
 from dstools_converters.sidefiles.evaluation import Evaluation, Histogram, OutputError
 
-MAX_LOG = 700.0  # the exponential of more is no float
-TINY = 1e-100  # a sum of squares that is none
+MAX_LOG = 700.0  # exp of more overflows a float
+TINY = 1e-100  # in place of a sum of squares that is 0
 KL_EDGES = tuple(10 ** (step / 5 - 7) for step in range(46))  # 1e-7 to 100 nats, five bins a decade
 
 
@@ -46,13 +46,13 @@ def evaluate(
     folder: Path,
     progress: Progress = lambda nbytes: None,
 ) -> Evaluation:
-    """Return the perplexity of `model` on the corpus, and what separates it from `against`.
+    """Return the perplexity of `model` on the corpus, and its distance from `against`.
 
-    Hidden states beyond `ram_bytes` lie in `folder`, which must be empty and is again; what is kept
-    beside them grows by some 100 bytes a token. The same inputs and threads give the same numbers.
+    Hidden states beyond `ram_bytes` are kept in `folder`, which must be empty and is left empty;
+    other memory grows by some 100 bytes a token. The same inputs and threads give the same numbers.
 
-    Raises DstoolsError where the two are not of one architecture, where it is none that can be run,
-    and, naming tensor or layer, where NaN or infinity comes up. ValueError for samples of one token.
+    Raises DstoolsError if the architectures differ or cannot be run and, naming tensor or layer,
+    for NaN or infinity. ValueError for samples of one token.
     """
     if corpus.seq_len < 2:
         raise ValueError(f"a sample must have at least 2 tokens, got {corpus.seq_len}")
@@ -81,37 +81,44 @@ def evaluate(
     is_predicting = torch.ones_like(ids, dtype=torch.bool)
     is_predicting[:, -1] = False  # the last token of a sample has no next one
     predicting_T = is_predicting.flatten()
-    perplexities = [
-        math.exp(min(one.surprise()[predicting_T].mean().item(), MAX_LOG)) for one in scores
-    ]
     report = Evaluation(
         tool=tool,
         model=_label(model.checkpoint.folder),
         against=None if against is None else _label(against.checkpoint.folder),
         data=Data(**corpus.provenance),
         tokens=int(predicting_T.sum()),
-        perplexity=perplexities[-1],
+        perplexity=_perplexity(scores[-1], predicting_T),
     )
     if against is None:
         return report
+    report = _with_distance(report, scores, kl_T, predicting_T)
+    return replace(report, router_flips=flips, output_error=tuple(errors))
+
+
+def _perplexity(scores: Scores, predicting_T: Tensor) -> float:
+    return math.exp(min(scores.surprise()[predicting_T].mean().item(), MAX_LOG))
+
+
+def _with_distance(
+    report: Evaluation, scores: list[Scores], kl_T: Tensor, predicting_T: Tensor
+) -> Evaluation:
+    """Return `report` with the distance of the second model's predictions from the first one's."""
     kl = kl_T[predicting_T].numpy()
     clipped = kl.clip(KL_EDGES[0], KL_EDGES[-1])
     is_same_T = scores[0].top_T == scores[1].top_T
     return replace(
         report,
-        perplexity_against=perplexities[0],
+        perplexity_against=_perplexity(scores[0], predicting_T),
         kl_mean=kl.mean().item(),
         kl_p99=np.quantile(kl, 0.99).item(),
         kl_max=kl.max().item(),
         top1_agreement=is_same_T[predicting_T].double().mean().item(),
         kl_histogram=Histogram(KL_EDGES, tuple(np.histogram(clipped, KL_EDGES)[0].tolist())),
-        router_flips=flips,
-        output_error=tuple(errors),
     )
 
 
 def total_bytes(*inventories: Inventory) -> int:
-    """Return what `progress` is told in all."""
+    """Return the sum of the bytes that are reported to `progress`."""
     total = 0
     for inventory in inventories:
         inside = {n for n, _ in inventory.model.weights() if n.layer is not None and not n.is_mtp}
@@ -120,7 +127,7 @@ def total_bytes(*inventories: Inventory) -> int:
 
 
 def _label(folder: Path) -> str:
-    """Return the folder's name, or org/name of a snapshot in a Hub cache."""
+    """Return the name of the folder; of a snapshot in a Hub cache, org/name."""
     folder = folder.resolve()
     owner = folder.parent.parent.name  # of models--org--name/snapshots/REVISION
     is_snapshot = folder.parent.name == "snapshots" and owner.startswith("models--")
@@ -128,30 +135,30 @@ def _label(folder: Path) -> str:
 
 
 def _require_same(against: Inventory, model: Inventory) -> None:
-    """Raise DstoolsError naming what in config.json makes them two architectures.
+    """Raise DstoolsError naming the key of config.json by which the architectures differ.
 
     They may differ in MTP layers, which do not run, and in whether the head is tied.
     """
     configs = [inventory.checkpoint.config for inventory in (against, model)]
-    wanted, found = (_without_ends(read_architecture(config)) for config in configs)
-    if wanted == found:
+    wanted, actual = (_without_ends(read_architecture(config)) for config in configs)
+    if wanted == actual:
         return
     for key in ("model_type", *sorted(configs[0].keys() | configs[1].keys())):
         mended = {name: value for name, value in configs[1].items() if name != key}
         mended |= {key: configs[0][key]} if key in configs[0] else {}
         try:
-            is_cause = _without_ends(read_architecture(mended)) != found
-        except DstoolsError:  # half of a difference, as heads without their size
+            is_cause = _without_ends(read_architecture(mended)) != actual
+        except DstoolsError:  # one of two keys that belong together
             is_cause = True
         if is_cause:
             was, now = (printable(repr(config.get(key))) for config in configs)
             raise DstoolsError(
-                f"{model.checkpoint.folder / 'config.json'}: {key} is {now}, in "
-                f"{against.checkpoint.folder / 'config.json'} {was}",
+                f"{model.checkpoint.folder / 'config.json'}: {key} is {now}, but in "
+                f"{against.checkpoint.folder / 'config.json'} it is {was}",
                 "only checkpoints of one architecture can be compared",
             )
     raise DstoolsError(
-        f"{model.checkpoint.folder} and {against.checkpoint.folder}: are not of one architecture",
+        f"{model.checkpoint.folder} and {against.checkpoint.folder}: the architectures differ",
         "only checkpoints of one architecture can be compared",
     )
 
@@ -163,7 +170,7 @@ def _without_ends(architecture: Architecture) -> Architecture:
 def _run_layers(
     runners: list[Runner], progress: Progress
 ) -> tuple[list[Spill], dict[int, float], list[OutputError]]:
-    """Return the hidden states behind the last layer, router flips by layer, and output errors."""
+    """Return the hidden states after the last layer, router flips by layer, and output errors."""
     hidden = [runner.embed(runner.ids.flatten()) for runner in runners]
     flips: dict[int, float] = {}
     errors: list[OutputError] = []
@@ -177,32 +184,32 @@ def _run_layers(
         errors += [sums.error(layer, role) for role, sums in watches[0].sums.items()]
         wanted, made = watches[0].experts_TK, watches[-1].experts_TK
         if wanted is not None and made is not None:
-            flips[layer] = _flips(wanted, made)
+            flips[layer] = router_flips(wanted, made)
     return hidden, flips, errors
 
 
-def _flips(wanted_TK: Tensor, made_TK: Tensor) -> float:
-    """Return the share of the choices in `wanted` that the same token does not make in `made`."""
+def router_flips(wanted_TK: Tensor, made_TK: Tensor) -> float:
+    """Return the share of choices in `wanted` that `made` lacks for the same token."""
     is_made_TK = (wanted_TK[:, :, None] == made_TK[:, None, :]).any(-1)
     return 1 - is_made_TK.double().mean().item()
 
 
 @dataclass
 class _Sums:
-    """Squares of outputs, summed over tokens and the weights of a role."""
+    """Sums of squared outputs over tokens and the weights of a role."""
 
     difference: float = 0.0
     reference: float = 0.0
     numel: int = 0
 
     def error(self, layer: int, role: Role) -> OutputError:
-        """Return rms over rms; absurdly much where the reference is all zeros and the other is not."""
+        """Return rms over rms; a huge number if only the reference is all zeros."""
         ratio = self.difference / max(self.reference, TINY)
         return OutputError(layer, role, math.sqrt(ratio), self.numel)
 
 
 class _Watch:
-    """Sees one layer run, and holds its weights against the ones of `other`."""
+    """Watcher of one layer that compares its weights with those of `other`."""
 
     def __init__(self, runner: Runner, progress: Progress) -> None:
         self.runner = runner
@@ -210,7 +217,7 @@ class _Watch:
         self.other: Runner | None = None
         self.sums: dict[Role, _Sums] = {}
         self.experts_TK: Tensor | None = None
-        self._weights: dict[TensorName, Tensor] = {}  # of the stage that runs
+        self._weights: dict[TensorName, Tensor] = {}  # of the current stage
         self._differences: dict[TensorName, Tensor] = {}
 
     def begin(self, weights: dict[TensorName, Tensor], tokens: int) -> None:
@@ -224,7 +231,7 @@ class _Watch:
                 self.sums.setdefault(name.role, _Sums()).numel += weight.numel()
 
     def see(self, source: str, values_TD: Tensor) -> None:
-        """Add to the errors of the weights that these are the inputs of."""
+        """Add to the errors of the weights with this input."""
         for name, difference in self._differences.items():
             if INPUTS[name.role] == source:
                 sums = self.sums[name.role]
@@ -236,17 +243,17 @@ class _Watch:
                 sums.difference += difference2
 
     def end(self) -> None:
-        """Let go of the weights, for the next ones take their place."""
+        """Free the weights before the next ones are loaded."""
         info = self.runner.inventory.info
         self.progress(sum(info(name).nbytes for name in self._weights))
         self._weights, self._differences = {}, {}
 
     def route(self, experts_TK: Tensor, load: list[int]) -> None:
-        """Keep the choices."""
+        """Record the choices."""
         self.experts_TK = experts_TK
 
     def cache(self, first: Tensor, second: Tensor) -> None:
-        """Do nothing; the cache is no part of this."""
+        """Do nothing: the cache is not evaluated."""
 
     def _not_finite(self, name: TensorName, is_of_other: bool) -> DstoolsError:
         runner = self.other if is_of_other and self.other is not None else self.runner

@@ -1,10 +1,10 @@
-"""Round one weight in the best of the ways that what it is multiplied with leaves open, and say which.
+"""Rounding of one weight by the best method that its activations allow, and a note of which.
 
-A weight is rounded by its own Hessian where it has seen at least as many tokens as it has inputs, for
-fewer leave directions unseen; gate and up of a routed expert that saw fewer, by that of all tokens of
-the layer; else to nearest. A weight that the method does not bring nearer on the data keeps the nearest
-codes, too. (The policy of ModelOpt and llm-compressor, all experts on all tokens, costs a forward pass
-and inflates the statistics of cold experts: NVIDIA/Model-Optimizer#1380.)
+A weight that saw at least as many tokens as it has inputs is rounded by its own Hessian: fewer
+leave directions unseen. Gate and up of a routed expert that saw fewer use the Hessian of all tokens
+of the layer; any other weight is rounded to nearest. So is one whose error on the data the method
+does not reduce. (The policy of ModelOpt and llm-compressor, all experts on all tokens, costs a
+forward pass and inflates the statistics of cold experts: NVIDIA/Model-Optimizer#1380.)
 """
 
 import math
@@ -19,41 +19,41 @@ from dstools_kernels import gptq
 from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import ScaleFormat
 
-Searching = Literal["gptq", "mse"]  # methods that ask for what a weight saw
+Searching = Literal["gptq", "mse"]  # methods that use activations
 
 
 @dataclass
 class Seen:
-    """What weights are multiplied with: X^T X of all tokens so far, float32 [D, D]."""
+    """Activations that weights are multiplied with: X^T X of all tokens so far, float32 [D, D]."""
 
     hessian: Tensor
     tokens: int = 0
     _factor: gptq.Factor | None = None
 
     def add(self, values_TD: Tensor) -> None:
-        """Take in more tokens."""
+        """Add the tokens of `values_TD`."""
         self.hessian.addmm_(values_TD.T, values_TD)
         self.tokens += len(values_TD)
 
     def factor(self) -> gptq.Factor:
-        """Return what `gptq` wants of it, made once for all weights that it serves."""
+        """Return the factor that `gptq` takes, computed once for all weights with this input."""
         if self._factor is None:
             self._factor = gptq.factorize(self.hessian)
         return self._factor
 
 
 class Rounded(NamedTuple):
-    """A weight in FP8, how it was made, and how near it is."""
+    """A weight in FP8, with the method and its errors."""
 
     codes: Tensor  # uint8 [rows, cols]
     scale_inv: Tensor  # float32 [blocks, blocks]
     method: Method
-    why: str  # it is "nearest", where that was not asked for
-    error_nearest: float | None  # rms of (W - Q) x over that of W x, where anything was seen
+    why: str  # the reason for "nearest" or "lossless", else empty
+    error_nearest: float | None  # rms of (W - Q) x / rms of W x; None if no token was seen
     error: float | None
 
     def note(self, weight: Tensor, block: int, hessian: Hessian, tokens: int) -> WeightNote:
-        """Return figures to keep, of the float32 weight that was rounded after seeing `tokens`."""
+        """Return the entry of calibration.json for the float32 `weight`, which saw `tokens`."""
         plain = gptq.nearest(weight, self.scale_inv, block)
         steps = gptq.steps_apart(self.codes, plain)
         sums = block_fp8.difference(
@@ -79,7 +79,7 @@ class Rounded(NamedTuple):
 def round_weight(
     weight: Tensor, seen: Seen | None, method: Searching, scale_format: ScaleFormat, block: int
 ) -> Rounded:
-    """Return float32 `weight` [rows, cols] in FP8, by `method` "gptq" or "mse" if that helps."""
+    """Return float32 `weight` [rows, cols] in FP8, by `method` if that lowers the error."""
     scale_inv = gptq.scales(weight, scale_format, block)
     codes = gptq.nearest(weight, scale_inv, block)
     plain = Rounded(codes, scale_inv, "nearest", "", None, None)
@@ -99,25 +99,25 @@ def round_weight(
             codes = gptq.nearest(weight, scale_inv, block)
         else:
             codes = gptq.gptq(weight, seen.factor(), scale_inv, block)
-    except ValueError as failure:  # the Hessian is of no use, and says why
+    except ValueError as failure:  # the Hessian cannot be used; the message says why
         return plain._replace(why=str(failure))
-    found = output_error(weight, codes, scale_inv, block, seen, reference2)
-    if not found < error:
+    tuned_error = output_error(weight, codes, scale_inv, block, seen, reference2)
+    if not tuned_error < error:
         return plain._replace(why=f"{method} brings it no nearer on the data")
-    return Rounded(codes, scale_inv, method, "", error, found)
+    return Rounded(codes, scale_inv, method, "", error, tuned_error)
 
 
 def too_few(tokens: int, weight: Tensor) -> str:
-    """Say why a weight stays nearest."""
+    """Return the reason for rounding to nearest after `tokens` tokens."""
     return f"it saw {tokens} tokens, fewer than its {weight.shape[1]} inputs"
 
 
 def output_error(
     weight: Tensor, codes: Tensor, scale_inv: Tensor, block: int, seen: Seen, reference2: float
 ) -> float:
-    """Return the rms of (W - Q) x over that of W x, on what was seen; 0 where W x is.
+    """Return rms of (W - Q) x over rms of W x on the tokens seen; 0 if W x is 0.
 
-    `reference2` is the output power of W. NaN where float32 overflows.
+    `reference2` is the output power of W. Returns NaN if float32 overflows.
     """
     difference = gptq.restore(codes, scale_inv, block).sub_(weight)
     error2 = gptq.output_power(difference, seen.hessian)
@@ -125,5 +125,5 @@ def output_error(
 
 
 def raw(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor, on whatever device it is."""
+    """Return the bytes of a tensor on any device."""
     return tensor.cpu().contiguous().numpy().data.cast("B")

@@ -1,8 +1,8 @@
-"""Run a checkpoint one decoder layer at a time from disk, watched: memory is a layer, or an expert.
+"""A runner of checkpoints from disk, one decoder layer at a time: memory is a layer, or an expert.
 
-Hidden states of all samples pass through a layer before the next one is read. Weights of a layer are
-in memory a stage at a time: attention, then the dense or shared feed-forward, then expert after expert.
-A watcher sees what each weight is multiplied with. Everything is float32.
+Hidden states of all samples pass through a layer before the next one is read. Weights of a layer
+are in memory a stage at a time: attention, then the dense or shared feed-forward, then one expert
+after the other. A watcher sees the inputs of every weight. Everything is float32.
 
 T: tokens, B: samples, S: length of a sample, D: width, K: experts a token is sent to.
 """
@@ -27,9 +27,9 @@ from dstools_converters.model.decoder import DecoderLayer, MoE, MTPLayer, RMSNor
 from dstools_converters.model.rotary import rotary
 from dstools_kernels.formats import block_fp8
 
-DAMAGED = "`dstools verify` finds a weight that is damaged; else the training that made it diverged"
-TOKENS_AT_A_TIME = 2048  # of a forward pass; sums of floats depend on it, so it is no option
-# Weights that share an input, by a word for it. Source: the decoder in model.py.
+DAMAGED = "`dstools verify` finds damaged weights; if there are none, training diverged"
+TOKENS_AT_A_TIME = 2048  # in a forward pass; float sums depend on it, so it is not an option
+# The input of each weight, named; weights that share an input have one name. See model/decoder.py.
 INPUTS: dict[Role, str] = {
     "q_proj": "hidden", "k_proj": "hidden", "v_proj": "hidden", "q_a_proj": "hidden",
     "kv_a_proj_with_mqa": "hidden", "indexer_wk": "hidden",
@@ -48,28 +48,28 @@ EXPERTS: frozenset[Role] = frozenset({"routed_gate", "routed_up", "routed_down"}
 
 
 class Watcher(Protocol):
-    """Whoever wants to know what a layer does; see `run_layer`."""
+    """Receiver of what happens in a layer; see `Runner.run_layer`."""
 
     def begin(self, weights: dict[TensorName, Tensor], tokens: int) -> None:
-        """Learn that these weights run next, on so many tokens."""
+        """Receive the weights of the next stage and the number of its tokens."""
 
     def see(self, source: str, values_TD: Tensor) -> None:
-        """Learn what the weights of one word of INPUTS are multiplied with."""
+        """Receive a batch of one input of INPUTS."""
 
     def end(self) -> None:
-        """Learn that these weights have seen all tokens; they are still there, and next are not."""
+        """End the stage: its weights have seen all tokens and are still in memory."""
 
     def route(self, experts_TK: Tensor, load: list[int]) -> None:
-        """Learn which experts each token is sent to, and how many tokens each of them gets."""
+        """Receive the experts of each token, and the number of tokens of each expert."""
 
     def cache(self, first: Tensor, second: Tensor) -> None:
-        """Learn what goes into the KV cache: latents and rotated keys, or keys and values."""
+        """Receive what goes into the KV cache: latents and rotated keys, or keys and values."""
 
 
 class Runner:
     """A checkpoint and the tokens that pass through it.
 
-    `ids` int64 [samples, length]; hidden states beyond `ram_bytes` lie in `folder`.
+    `ids` int64 [samples, length]; hidden states beyond `ram_bytes` are kept in `folder`.
     """
 
     def __init__(
@@ -96,20 +96,20 @@ class Runner:
                 self._weights.setdefault(name.layer, []).append(name)
 
     def rows(self, layer: int) -> int:
-        """Return how many tokens enter a layer: an MTP layer sees one a sample less than its input."""
+        """Return how many tokens pass a layer: an MTP layer drops one per sample of its input."""
         samples, length = self.ids.shape
         depth = max(layer + 1 - self.inventory.model.num_hidden_layers, 0)
         return samples * (length - depth)
 
     def spill(self, rows: int) -> Spill:
-        """Return room for `rows` hidden states, of which three are in use at a time."""
+        """Return room for `rows` hidden states; up to three such are in use at a time."""
         width = self.inventory.model.hidden_size
         fits = 3 * rows * width * 4 <= self.ram_bytes
         file = None if fits else self.folder / f"spill-{next(self._numbers)}"
         return Spill(rows, width, file)
 
     def load_states(self, layer: int, file: Path) -> Spill | None:
-        """Return what `layer` is given, from a file that Spill.save made; None where there is none."""
+        """Return the input of `layer` from a file that Spill.save wrote; None if there is none."""
         if layer == 0 or not file.exists():
             return None
         hidden = self.spill(self.rows(layer - 1))
@@ -119,7 +119,7 @@ class Runner:
         return None
 
     def embed(self, ids: Tensor) -> Spill:
-        """Return the embeddings of `ids` int64 [T], reading the table once from front to back."""
+        """Return the embeddings of `ids` int64 [T], reading the table once, in order."""
         info = self.inventory.info(TensorName("embed_tokens", "weight"))
         out = self.spill(len(ids))
         ordered, order = torch.sort(ids, stable=True)
@@ -133,9 +133,10 @@ class Runner:
 
     @torch.inference_mode()
     def run_layer(self, layer: int, hidden: Spill, watcher: Watcher) -> Spill:
-        """Return the hidden states after `layer`; `hidden` is given back.
+        """Return the hidden states after `layer`; `hidden` is closed.
 
-        The input of the first layer is `embed`'s, that of an MTP layer the output of the one before.
+        The input of the first layer is the result of `embed`, that of any other layer, MTP
+        included, the output of the layer before.
         """
         with torch.device("meta"):
             is_mtp = layer >= self.inventory.model.num_hidden_layers
@@ -146,7 +147,7 @@ class Runner:
         return self._feed_forward(module, layer, attended, watcher)
 
     def require_finite(self, layer: int, hidden: Spill) -> None:
-        """Raise DstoolsError where what comes out of a layer holds NaN or infinity."""
+        """Raise DstoolsError if the output of a layer holds NaN or infinity."""
         for begin, end in self._batches(hidden.rows):
             if not hidden.read(begin, end).isfinite().all():
                 where = self.inventory.model.spelling.layer(layer)
@@ -182,7 +183,7 @@ class Runner:
                 watcher.see("feed_forward", normed_TD)
                 if isinstance(mlp, MoE):
                     routes.append([part.cpu() for part in mlp.gate(normed_TD)])
-                    attended.write(begin, normed_TD)  # what the experts are given
+                    attended.write(begin, normed_TD)  # the input of the experts
                     if mlp.shared_experts is not None:
                         batch_TD = batch_TD + mlp.shared_experts(normed_TD)
                 else:
@@ -207,7 +208,7 @@ class Runner:
         out: Spill,
         watcher: Watcher,
     ) -> None:
-        """Add to `out` what the experts make of `normed`, one of them in memory at a time."""
+        """Add the outputs of the experts on `normed` to `out`, one expert in memory at a time."""
         by_expert = torch.argsort(experts_TK.flatten(), stable=True)
         load = torch.bincount(experts_TK.flatten(), minlength=len(moe.experts)).tolist()
         shares = shares_TK.flatten()
@@ -252,10 +253,10 @@ class Runner:
         tokens: int,
         expert: int | None = None,
     ) -> Iterator[None]:
-        """Have the weights of these roles in memory, and the watcher see what they are given."""
+        """Load the weights of these roles and show their inputs to the watcher."""
         with self._loaded(module, layer, roles, expert) as weights:
             watcher.begin(weights, tokens)
-            hooks, sources = [], {"feed_forward", "expert"}  # which `run_layer` shows by itself
+            hooks, sources = [], {"feed_forward", "expert"}  # shown elsewhere
             for name in weights:
                 source = INPUTS.get(name.role)
                 if name.part == "weight" and source is not None and source not in sources:
@@ -271,7 +272,7 @@ class Runner:
     def _loaded(
         self, module: nn.Module, layer: int, roles: frozenset[Role], expert: int | None = None
     ) -> Iterator[dict[TensorName, Tensor]]:
-        """Have the weights of these roles in `module`, which else holds none."""
+        """Load the weights of these roles into `module`, which holds no others."""
         names = [n for n in self._weights[layer] if n.role in roles and n.expert == expert]
         weights = {name: self.load(name) for name in names}
         state = {f"{_inside(name)}.{name.part}": weight for name, weight in weights.items()}
@@ -285,7 +286,7 @@ class Runner:
         return restored(self.inventory, self.inventory.info(name)).to(self.device)
 
     def load_rows(self, name: TensorName, first: int, last: int) -> Tensor:
-        """Return rows [first, last) as `load` does; FP8 from the first row of a block on."""
+        """Return rows [first, last) as `load` does; for FP8, `first` must start a block."""
         info = self.inventory.info(name)
         return restored_rows(self.inventory, info, first, last).to(self.device)
 
@@ -298,14 +299,14 @@ class Runner:
 
 
 def restored(inventory: Inventory, info: TensorInfo) -> Tensor:
-    """Return a whole tensor in memory of its own, float32, in its shape; raises as `restored_rows`."""
+    """Return a copy of a whole tensor as float32, in its shape; raises as `restored_rows` does."""
     return restored_rows(inventory, info, 0, info.numel // columns(info)).view(info.shape)
 
 
 def restored_rows(inventory: Inventory, info: TensorInfo, first: int, last: int) -> Tensor:
-    """Return rows [first, last) in memory of their own, float32 [rows, columns].
+    """Return a copy of rows [first, last) as float32 [rows, columns].
 
-    Raises DstoolsError for NaN or infinity, of which every later layer would be full.
+    Raises DstoolsError for NaN or infinity, which would spread to every later layer.
     """
     out = torch.empty(last - first, columns(info))
     block = block_rows(inventory, info)
@@ -320,7 +321,7 @@ def restored_rows(inventory: Inventory, info: TensorInfo, first: int, last: int)
 
 
 def _inside(name: TensorName) -> str:
-    """Return the path of the module in our decoder layer; an expert's, in the expert."""
+    """Return the path of the module within our decoder layer, or within the expert."""
     inside = HUGGING_FACE.path(name)
     return inside.rpartition(".")[2] if name.expert is not None else inside
 

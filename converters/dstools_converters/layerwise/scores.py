@@ -1,8 +1,8 @@
-"""Score the next token of every token, by a head that passes by in slabs of the vocabulary.
+"""Scores of every next token, computed from the head in slabs of the vocabulary.
 
-Its log-sum-exp is carried from slab to slab: neither a head [V, D] nor logits [T, V] are ever in
-memory. All behind the product is float64, for KL is a small difference of large numbers: in float32 it
-would be off by some 1e-7 nats.
+The log-sum-exp is carried from slab to slab: neither a head [V, D] nor logits [T, V] are ever in
+memory. Everything after the product is float64, because KL is a small difference of large numbers:
+float32 would be off by some 1e-7 nats.
 
 T: tokens, V: vocabulary, R: rows of a slab of it, D: width.
 Source: Milakov and Gimelshein, arXiv 1805.02867, for the sum that goes with a running maximum.
@@ -30,12 +30,12 @@ SLAB_ROWS = 1024  # of the vocabulary: with 2048 tokens, 16 MiB of logits
 def score(
     runners: list[Runner], hidden: list[Spill], progress: Progress
 ) -> "tuple[list[Scores], Tensor]":
-    """Return what each model makes of the next tokens, and the first one's KL to the last [T].
+    """Return each model's scores of the next tokens, and the KL of the first to the last [T], nats.
 
-    `hidden`, the states behind the last layers, are given back. What is said of the last token of a
-    sample means nothing. Raises DstoolsError where a head gives NaN or infinity.
+    `hidden` holds the states after the last layers; they are closed. Scores of the last token of a
+    sample mean nothing. Raises DstoolsError where a head gives NaN or infinity.
     """
-    next_T = runners[0].ids.roll(-1, 1).flatten()  # behind a sample's last token, whatever
+    next_T = runners[0].ids.roll(-1, 1).flatten()  # anything after a sample's last
     batches = [
         (begin, min(begin + TOKENS_AT_A_TIME, len(next_T)))
         for begin in range(0, len(next_T), TOKENS_AT_A_TIME)
@@ -74,7 +74,7 @@ def score(
 
 
 class Scores:
-    """What one model makes of the token behind each, while the vocabulary passes by. All float64 [T]."""
+    """One model's scores of the next tokens, updated slab by slab. float64 [T], tokens int64."""
 
     def __init__(self, next_T: Tensor) -> None:
         self.next_T = next_T
@@ -84,9 +84,9 @@ class Scores:
         self.top_T = torch.zeros_like(next_T)  # the likeliest token, the first of equals
 
     def add(self, begin: int, first: int, logits_TR: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in the logits of tokens `begin` and on for vocabulary rows `first` and on.
+        """Add the logits of the tokens from `begin` on for the vocabulary rows from `first` on.
 
-        Return exp(logits - peak), and the factor [T] that earlier sums of such terms have become.
+        Return exp(logits - peak) and the factor [T] by which earlier sums of such terms shrink.
         """
         rows = slice(begin, begin + len(logits_TR))
         slab_peak_T, slab_top_T = logits_TR.max(1)
@@ -112,7 +112,7 @@ class Scores:
 
 
 def _slabs(inventories: list[Inventory]) -> Iterator[tuple[int, int]]:
-    """Yield spans of the vocabulary, of whole blocks of both heads."""
+    """Yield spans of the vocabulary that are whole blocks of both heads."""
     sizes = (inventory.scheme.block_size[0] for inventory in inventories if inventory.scheme)
     block, rows = math.lcm(*sizes), inventories[0].model.vocab_size
     step = max(SLAB_ROWS // block, 1) * block

@@ -1,6 +1,7 @@
 """Rows of float32 that may outgrow memory: hidden states, in memory while they fit, else in a file.
 
-Both are a file descriptor, of anonymous memory or of a file, so that all else is the same.
+Either way the rows are behind a file descriptor, of anonymous memory or of a file, and are read and
+written the same way. Mapping them was measured and is not used: see docs/log.md, 2026-11-28.
 """
 
 import os
@@ -17,7 +18,7 @@ PIECE = 16 << 20  # bytes copied at a time
 
 
 class Spill:
-    """[rows, width] float32, zeros until written; in `file`, or in memory where that is None."""
+    """[rows, width] float32, zeros until written; in `file`, or in memory if that is None."""
 
     def __init__(self, rows: int, width: int, file: Path | None) -> None:
         self.rows = rows
@@ -34,7 +35,7 @@ class Spill:
                     os.posix_fallocate(self._descriptor, 0, max(rows * self._row, 1))
                 os.ftruncate(self._descriptor, rows * self._row)
             except OSError:
-                self.close()  # what it could get of a full disk
+                self.close()  # frees what a full disk gave
                 raise
 
     def read(self, begin: int, end: int) -> Tensor:
@@ -44,11 +45,11 @@ class Spill:
         return out
 
     def write(self, begin: int, values: Tensor) -> None:
-        """Set the rows from `begin` on, from a tensor on any device."""
+        """Write `values` [n, width], on any device, to the rows from `begin` on."""
         self._pwrite(_bytes(values), begin * self._row)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Return the rows of these numbers, int64."""
+        """Return the rows with these numbers, int64 [n]."""
         out = torch.empty(len(rows), self.width)
         view = _bytes(out)
         for at, row in enumerate(rows.tolist()):
@@ -56,18 +57,18 @@ class Spill:
         return out
 
     def scatter(self, rows: Tensor, values: Tensor) -> None:
-        """Set the rows of these numbers, int64, from a tensor on any device."""
+        """Write `values` [n, width], on any device, to the rows with these numbers, int64 [n]."""
         view = _bytes(values)
         for at, row in enumerate(rows.tolist()):
             self._pwrite(view[at * self._row : (at + 1) * self._row], row * self._row)
 
     def save(self, file: Path) -> None:
-        """Make `file` hold the rows, whole or not there, and safe from a power failure."""
+        """Write the rows to `file` atomically, flushed to the disk."""
         with disk_errors(file), replacing(file) as target:
             _copy(self._descriptor, target.fileno(), self.rows * self._row)
 
     def load(self, file: Path) -> bool:
-        """Take the rows from a file that `save` made; False where there is none of this size."""
+        """Read the rows from a file that `save` wrote; return False if none of this size exists."""
         if not file.is_file() or file.stat().st_size != self.rows * self._row:
             return False
         source = os.open(file, os.O_RDONLY)
@@ -78,7 +79,7 @@ class Spill:
         return True
 
     def close(self) -> None:
-        """Give the memory or the file back."""
+        """Free the memory or delete the file."""
         os.close(self._descriptor)
         if self.file is not None:
             self.file.unlink(missing_ok=True)

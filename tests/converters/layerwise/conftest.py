@@ -17,8 +17,9 @@ from dstools_converters.plan.plan import Plan
 from dstools_converters.write.stream import Report, run
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
+    """On a busy machine two threads take many times as long for such small matrices."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,8 +1,8 @@
-"""quantize --calibrate from end to end: what it writes, what it claims of it, kills, and bad data.
+"""quantize --calibrate from end to end: the weights, the side files, and options beside it.
 
-The tiny checkpoints are random: their inputs are hardly correlated, and there is little to win. Here it
-is shown that what is claimed is so, and never worse than plain rounding; how much is won by trained
-weights is measured elsewhere.
+The tiny checkpoints are random: their inputs are hardly correlated, so there is little to gain.
+These tests prove that the reported errors are true and never above plain rounding; gains on trained
+weights are measured by scripts/study_calibration.py.
 """
 
 import functools
@@ -54,24 +54,25 @@ def read(folder: Path, name: str = "calibration.json") -> Any:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
-        found |= load_file(shard)
-    return found
+        stored |= load_file(shard)
+    return stored
 
 
-def restored(found: dict[str, Tensor], name: str) -> Tensor:
+def restored(stored: dict[str, Tensor], name: str) -> Tensor:
     """A weight in float64, FP8 as code times scale."""
-    weight = found[name].double()
+    weight = stored[name].double()
     for part in ("_scale_inv", "_scale"):
-        if name + part in found:
-            each = found[name + part].double().repeat_interleave(128, 0).repeat_interleave(128, 1)
-            weight = weight * each[: weight.shape[0], : weight.shape[1]]
+        if name + part in stored:
+            scale = stored[name + part].double().repeat_interleave(128, 0)
+            scale = scale.repeat_interleave(128, 1)
+            weight = weight * scale[: weight.shape[0], : weight.shape[1]]
     return weight
 
 
 class Inputs:
-    """What hooks on a whole Decoder in memory see: of each weight its inputs, and the rest."""
+    """What hooks on a whole Decoder in memory see: inputs of each weight, expert load, cache."""
 
     def __init__(self, decoder: Decoder, ids: Tensor) -> None:
         self.of: dict[str, Tensor] = {}
@@ -103,13 +104,15 @@ class Inputs:
         self.of = {name: torch.cat(values) for name, values in parts.items()}
         for layer, block in enumerate(decoder.model.layers):
             path = f"model.layers.{layer}.self_attn"
-            if hasattr(block.self_attn, "indexer"):  # does not run; reads what those beside it read
+            if hasattr(
+                block.self_attn, "indexer"
+            ):  # does not run; has the inputs of its neighbours
                 self.of[f"{path}.indexer.wk"] = self.of[f"{path}.q_a_proj"]
                 self.of[f"{path}.indexer.wq_b"] = self.of[f"{path}.q_b_proj"]
 
 
 def of_all_tokens(name: str, inputs: Inputs) -> Tensor:
-    """What all tokens of the layer would bring to a routed expert: what its shared experts read."""
+    """The input of a routed expert if all tokens were sent to it: that of the shared experts."""
     layer = name.partition(".mlp.")[0]
     return inputs.of[f"{layer}.mlp.shared_experts.gate_proj"]
 
@@ -140,7 +143,7 @@ def shape_of(source: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_verify_has_nothing_to_say_of_what_it_writes(
+def test_verify_finds_nothing_wrong_with_the_output(
     case: str, checkpoint: Checkpoint, calibrated: Make
 ) -> None:
     source, out = made_of(case, checkpoint, calibrated)
@@ -150,23 +153,26 @@ def test_verify_has_nothing_to_say_of_what_it_writes(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_errors_that_are_noted_are_those_on_the_data_and_none_is_above_nearest_s(
-    case: str, checkpoint: Checkpoint, calibrated: Make, quantized: Make,
+def test_reported_errors_are_true_and_none_is_above_that_of_nearest(
+    case: str,
+    checkpoint: Checkpoint,
+    calibrated: Make,
+    quantized: Make,
     inputs_of: Callable[[Path], Inputs],
-) -> None:  # fmt: skip
-    """Recomputed in float64 from what hooks saw.
+) -> None:
+    """They are recomputed in float64 from the inputs that hooks saw.
 
-    The Hessian is added up in float32 over T tokens and multiplied by C inputs; each of its entries and
-    products is off by (T + C + 1) u at most of the sum of magnitudes, which gives the bound. The
-    inputs of experts differ in their last bits besides, as sums were made in another order: 64 u.
+    The Hessian is added up in float32 over T tokens and multiplied by C inputs; each of its entries
+    and products is off by (T + C + 1) u at most of the sum of magnitudes, which gives the bound.
+    The inputs of experts also differ in their last bits, from sums in another order: 64 u.
     """
     source, out = made_of(case, checkpoint, calibrated)
     _, _, method, format, scale_format = CASES[case]
     inputs = inputs_of(source)
-    exact, found = tensors(source), tensors(out)
+    exact, stored = tensors(source), tensors(out)
     plain = tensors(quantized(source, format, scale_format))
     notes = read(out)["tensors"]
-    scales = {name for name in found if name.endswith(("_scale_inv", "_scale"))}
+    scales = {name for name in stored if name.endswith(("_scale_inv", "_scale"))}
     assert {name.rpartition("_scale")[0] for name in scales} == set(notes)
     tuned = 0
     for name, note in notes.items():
@@ -179,14 +185,14 @@ def test_the_errors_that_are_noted_are_those_on_the_data_and_none_is_above_neare
         else:
             assert note["hessian"] == ("none" if note["method"] == "nearest" else "own")
         reference = (seen @ weight.T).square().sum()
-        for key, made in (("error", found), ("error_nearest", plain)):
+        for key, made in (("error", stored), ("error_nearest", plain)):
             diff = restored(made, name) - weight
             wanted = (seen @ diff.T).square().sum() / reference
             slack = (seen.abs() @ diff.abs().T).square().sum() / reference
             bound = 2 * (sum(diff.shape[1:] + seen.shape[:1]) + 64) * U * slack
             assert abs(note[key] ** 2 - wanted) <= bound, (name, key)
-        diff = restored(found, name) - weight
-        # code times scale is rounded to float32, u times the weight, which is 1 / error of the error
+        diff = restored(stored, name) - weight
+        # code times scale is rounded to float32: by u of the weight, u / error of the error
         slack_ratio = 2 * U / note["weight_error"]
         wanted = (diff.norm() / weight.norm()).item()
         assert note["weight_error"] == pytest.approx(wanted, rel=slack_ratio)
@@ -200,16 +206,16 @@ def test_the_errors_that_are_noted_are_those_on_the_data_and_none_is_above_neare
             assert note["method"] == "nearest"
             assert note["why"]
             for part in ("", "_scale_inv", "_scale"):
-                assert (name + part in found) == (name + part in plain)
-                if name + part in found:
-                    assert bits(found[name + part]) == bits(plain[name + part]), name
-    # multiples of a scale help little, and powers of two of it hardly ever
+                assert (name + part in stored) == (name + part in plain)
+                if name + part in stored:
+                    assert bits(stored[name + part]) == bits(plain[name + part]), name
+    # other multiples of a scale help little, powers of two hardly ever
     assert tuned > (len(notes) / 2 if method == "gptq" else 0 if scale_format == "float32" else -1)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["tiny", "tiny-v2-lite", "tiny-qwen2"])
-def test_a_gpu_writes_what_verifies_the_same_bytes_twice_and_errors_of_the_cpu(
+def test_a_gpu_writes_the_same_bytes_twice_that_verify_with_errors_of_the_cpu(
     kind: str,
     checkpoint: Checkpoint,
     calibrated: Make,
@@ -228,8 +234,8 @@ def test_a_gpu_writes_what_verifies_the_same_bytes_twice_and_errors_of_the_cpu(
     assert notes.keys() == on_cpu.keys()
     for name, note in notes.items():
         assert note["method"] == on_cpu[name]["method"]
-        # a sum in another order moves a target across the middle of two codes here and there, where either code
-        # is as good; on an H100 no error differed by as much as this
+        # a sum in another order moves a target across the middle of two codes here and there, where
+        # either code is as good; on an H100 no error differed by as much as this
         assert note["error"] == pytest.approx(on_cpu[name]["error"], rel=0.01)
 
 
@@ -238,7 +244,7 @@ def bits(tensor: Tensor) -> bytes:
 
 
 @pytest.mark.parametrize("case", ["native", "compressed-tensors ue8m0", "FP8 to ue8m0", "Qwen2"])
-def test_all_else_is_what_quantize_writes_without_it(
+def test_everything_else_is_what_quantize_writes_without_it(
     case: str, checkpoint: Checkpoint, calibrated: Make, quantized: Make, tree: Tree
 ) -> None:
     source, out = made_of(case, checkpoint, calibrated)
@@ -273,7 +279,7 @@ def test_expert_load_is_what_the_router_chose(
         assert sum(counts) == tokens * load["num_experts_per_tok"]
 
 
-def test_amax_with_data_writes_plain_rounding_s_bytes_and_the_load(
+def test_amax_with_data_writes_the_bytes_of_plain_rounding_and_the_load(
     tiny: Path, calibrated: Make, quantized: Make, tree: Tree
 ) -> None:
     out, plain = tree(calibrated(tiny, "amax")), tree(quantized(tiny))
@@ -285,9 +291,7 @@ def test_amax_with_data_writes_plain_rounding_s_bytes_and_the_load(
     assert verify(calibrated(tiny, "amax"), source=tiny).findings == []
 
 
-def test_a_model_of_true_shapes_and_another_dtype_is_calibrated(
-    checkpoint: Checkpoint, calibrated: Make
-) -> None:
+def test_a_model_in_fp16_or_fp32_is_calibrated(checkpoint: Checkpoint, calibrated: Make) -> None:
     for dtype in ("fp16", "fp32"):
         source = checkpoint("tiny-qwen3", dtype=dtype)
         assert verify(calibrated(source), source=source).findings == []
@@ -302,24 +306,24 @@ def skewed(
 ) -> tuple[Path, Path]:
     """A router's bias sends all tokens to the first of four groups of two, and none to the last.
 
-    Of the other two groups it makes the second win mostly: scores spread by some 0.1 around 0.5.
+    Of the other two groups mostly the second wins: scores spread by some 0.1 around 0.5.
     """
     source = tmp_path_factory.mktemp("skewed") / "in"
     source.mkdir()
     for path in tiny.iterdir():
         (source / path.name).write_bytes(path.read_bytes())
     for shard in source.glob("*.safetensors"):
-        found = load_file(shard)
-        for name in found:
+        stored = load_file(shard)
+        for name in stored:
             if name.endswith("e_score_correction_bias"):
-                found[name] = torch.tensor([5.0, 5.0, 0.0, 0.0, -0.1, -0.1, -5.0, -5.0])
-        save_file(found, shard, {"format": "pt"})
+                stored[name] = torch.tensor([5.0, 5.0, 0.0, 0.0, -0.1, -0.1, -5.0, -5.0])
+        save_file(stored, shard, {"format": "pt"})
     out = source.with_name("out")
     quantize(plan_of(source, shape=(5, 60)), out)
     return source, out
 
 
-def test_an_expert_is_rounded_by_its_own_tokens_or_by_the_layer_s_or_to_nearest(
+def test_an_expert_is_rounded_by_its_own_tokens_those_of_the_layer_or_to_nearest(
     skewed: tuple[Path, Path],
 ) -> None:
     """Gate and up have 256 inputs, down 160; 300 tokens pass, 295 of them through the MTP layer."""
@@ -354,12 +358,12 @@ def test_an_expert_is_rounded_by_its_own_tokens_or_by_the_layer_s_or_to_nearest(
             assert note["hessian"] == ("none" if is_wide else "own")
 
 
-def test_what_few_tokens_rounded_verifies(skewed: tuple[Path, Path]) -> None:
+def test_an_output_with_cold_experts_verifies(skewed: tuple[Path, Path]) -> None:
     source, out = skewed
     assert verify(out, source=source).findings == []
 
 
-def test_with_fewer_tokens_than_inputs_all_stays_nearest_and_says_why(
+def test_with_fewer_tokens_than_inputs_every_weight_is_rounded_to_nearest(
     tiny: Path, quantized: Make, tmp_path: Path, plan_of: PlanOf, quantize: Quantize, tree: Tree
 ) -> None:
     report = quantize(plan_of(tiny, shape=(2, 20)), tmp_path / "out")
@@ -380,7 +384,7 @@ def test_with_fewer_tokens_than_inputs_all_stays_nearest_and_says_why(
     assert verify(tmp_path / "out", source=tiny).findings == []
 
 
-def test_coverage_that_falls_short_names_layer_and_experts_and_keeps_what_is_done(
+def test_low_coverage_names_layer_and_experts_and_keeps_finished_work(
     tiny: Path, tmp_path: Path, plan_of: PlanOf, quantize: Quantize
 ) -> None:
     plan = plan_of(tiny)
@@ -415,15 +419,15 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_fp8: Path, dequantized:
     for path in dequantized(tiny_fp8).iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     for shard in folder.glob("*.safetensors"):
-        found = load_file(shard)
-        if TUNED in found:
-            found[TUNED] = (found[TUNED].float() * 1.01).bfloat16()
-            save_file(found, shard, {"format": "pt"})
+        stored = load_file(shard)
+        if TUNED in stored:
+            stored[TUNED] = (stored[TUNED].float() * 1.01).bfloat16()
+            save_file(stored, shard, {"format": "pt"})
     return folder
 
 
 @pytest.mark.parametrize("option", ["base", "lossless"])
-def test_weights_that_were_fp8_get_that_back_and_others_are_calibrated(
+def test_weights_that_were_fp8_get_it_back_and_others_are_calibrated(
     option: str, tuned: Path, tiny_fp8: Path, tmp_path: Path, plan_of: PlanOf, quantize: Quantize
 ) -> None:
     is_lossless = option == "lossless"
@@ -449,16 +453,21 @@ def test_weights_that_were_fp8_get_that_back_and_others_are_calibrated(
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny-qwen3"])
 @pytest.mark.parametrize("format", ["native", "compressed-tensors"])
-def test_kv_scales_are_what_the_cache_held_over_448(
-    kind: str, format: str, checkpoint: Checkpoint, calibrated: Make,
+def test_kv_scales_are_the_amax_of_the_cache_over_448(
+    kind: str,
+    format: str,
+    checkpoint: Checkpoint,
+    calibrated: Make,
     inputs_of: Callable[[Path], Inputs],
-) -> None:  # fmt: skip
-    """A rotated key is a sum of two products, and a latent one that is normed; inputs of later layers
-    differ in their last bits, as experts were added up in another order: 2^-14 is far more.
+) -> None:
+    """A rotated key is a sum of two products, a latent is normed.
+
+    Inputs of later layers differ in their last bits, as experts were summed in another order: 2^-14
+    is far more.
     """
     source = checkpoint(kind)
     out = calibrated(source, "gptq", format, kv_cache=True)
-    found = load_file(out / "kv_scales.safetensors")
+    stored = load_file(out / "kv_scales.safetensors")
     kept = inputs_of(source).kept
     wanted = {}
     layers = read(source, "config.json")["num_hidden_layers"]
@@ -466,8 +475,8 @@ def test_kv_scales_are_what_the_cache_held_over_448(
         k, v = (first, second) if kind == "tiny-qwen3" else (max(first, second),) * 2
         path = f"model.layers.{layer}.self_attn"
         wanted |= {f"{path}.k_scale": k / 448, f"{path}.v_scale": v / 448}
-    assert found.keys() == wanted.keys()
-    for name, scale in found.items():
+    assert stored.keys() == wanted.keys()
+    for name, scale in stored.items():
         assert (scale.dtype, scale.shape) == (torch.float32, (1,))
         assert scale.item() == pytest.approx(wanted[name], rel=2**-14)
     index = read(out, "model.safetensors.index.json")
@@ -483,22 +492,22 @@ def test_kv_scales_are_what_the_cache_held_over_448(
     if format == "compressed-tensors":
         assert config["kv_cache_scheme"]["num_bits"] == 8
     plain = tensors(calibrated(source, "gptq", format))
-    assert plain.keys() == everything.keys() - found.keys()
+    assert plain.keys() == everything.keys() - stored.keys()
     kv = read(out)["kv"]
     parts = {"latent_amax", "rope_amax"} if kind == "tiny" else {"k_amax", "v_amax"}
     assert kv.keys() == parts
 
 
-def test_a_kv_scale_that_is_damaged_is_found(tiny: Path, calibrated: Make, tmp_path: Path) -> None:
+def test_a_damaged_kv_scale_is_found(tiny: Path, calibrated: Make, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(calibrated(tiny, kv_cache=True), folder)
     folder.chmod(0o755)
     shard = folder / "kv_scales.safetensors"
     shard.chmod(0o644)
-    found = load_file(shard)
+    stored = load_file(shard)
     name = "model.layers.2.self_attn.v_scale"
-    found[name] = found[name] * 2
-    save_file(found, shard, {"format": "pt"})
+    stored[name] = stored[name] * 2
+    save_file(stored, shard, {"format": "pt"})
     (finding,) = verify(folder, source=tiny).findings
     assert (finding.level, finding.code) == ("error", "bytes-differ")
     assert finding.where == f"kv_scales.safetensors: {name}"
@@ -507,7 +516,7 @@ def test_a_kv_scale_that_is_damaged_is_found(tiny: Path, calibrated: Make, tmp_p
 def test_transformers_loads_a_folder_with_kv_scales(
     checkpoint: Checkpoint, calibrated: Make
 ) -> None:
-    """It has no place for them, and says so; all else has its place."""
+    """It reports them as unexpected, and nothing else."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -529,7 +538,7 @@ def test_transformers_loads_a_folder_with_kv_scales(
 def test_a_folder_with_kv_scales_is_dequantized_without_them(
     tiny: Path, calibrated: Make, dequantized: Make
 ) -> None:
-    """They are of the FP8 that goes."""
+    """They belong to the FP8 weights, which are removed."""
     out = calibrated(tiny, kv_cache=True)
     back = dequantized(out)
     assert tensors(back).keys() == tensors(tiny).keys()
@@ -538,8 +547,6 @@ def test_a_folder_with_kv_scales_is_dequantized_without_them(
     assert [f for f in verify(back, source=out).findings if f.level == "error"] == []
 
 
-def test_kv_scales_that_are_there_are_not_written_anew(
-    tiny: Path, calibrated: Make, plan_of: PlanOf
-) -> None:
+def test_existing_kv_scales_are_not_replaced(tiny: Path, calibrated: Make, plan_of: PlanOf) -> None:
     with pytest.raises(DstoolsError, match="already has scales of a KV cache"):
         plan_of(calibrated(tiny, kv_cache=True), scale_format="ue8m0", kv_cache=True)

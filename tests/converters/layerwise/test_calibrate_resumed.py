@@ -1,4 +1,4 @@
-"""Whatever happens on the way, a calibration makes the same bytes: again, spilled, stopped, killed."""
+"""A calibration writes the same bytes when repeated, spilled, stopped or killed."""
 
 import json
 import os
@@ -45,10 +45,10 @@ def test_progress_adds_up_to_the_total(
     tiny: Path, tiny_fp8: Path, tmp_path: Path, plan_of: PlanOf, quantize: Quantize
 ) -> None:
     for number, source in enumerate((tiny, tiny_fp8)):
-        told: list[int] = []
+        reported: list[int] = []
         plan = plan_of(source, method="amax")
-        quantize(plan, tmp_path / str(number), progress=told.append)
-        assert sum(told) == sum(layer_bytes(plan))
+        quantize(plan, tmp_path / str(number), progress=reported.append)
+        assert sum(reported) == sum(layer_bytes(plan))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_progress_adds_up_to_the_total(
     ],
     ids=str,
 )
-def test_other_data_and_settings_do_not_go_on_from_these(
+def test_other_data_or_settings_do_not_resume_this_run(
     changes: dict[str, Any], tiny: Path, begun: Path, plan_of: PlanOf, quantize: Quantize
 ) -> None:
     plan = plan_of(tiny, **changes)
@@ -74,7 +74,7 @@ def test_other_data_and_settings_do_not_go_on_from_these(
 
 
 def stopping(call: int) -> Any:
-    """A stand-in for round_weight that is interrupted at its n-th call."""
+    """round_weight, interrupted at its n-th call."""
     from dstools_converters.layerwise.calibrate import round_weight
 
     calls = 0
@@ -125,7 +125,7 @@ def test_what_is_done_is_not_done_again(
     quantize: Quantize,
     tree: Tree,
 ) -> None:
-    """Fourteen weights are; the next run begins with the layer of the fifteenth, and rounds it first."""
+    """Fourteen weights are done; the next run starts at the layer of the fifteenth."""
     out = tmp_path / "out"
     shutil.copytree(begun.with_name("out.incomplete"), tmp_path / "out.incomplete")
     layers = layers_run(monkeypatch)
@@ -169,7 +169,7 @@ def test_a_finished_shard_whose_line_was_lost_keeps_its_weights(
     quantize: Quantize,
     tree: Tree,
 ) -> None:
-    """Killed between rename and line, or without power before it was flushed as a whole."""
+    """As after a kill between rename and line, or a power failure before the line was flushed."""
     plan, wanted = plan_of(tiny), tree(calibrated(tiny))
     stopped_before_publishing(quantize, plan, tmp_path / "out", is_synced=True)
     journal = tmp_path / "out.incomplete" / "journal.jsonl"
@@ -187,7 +187,7 @@ def test_a_finished_shard_whose_line_was_lost_keeps_its_weights(
 def stopped_before_publishing(
     quantize: Quantize, plan: Plan, out: Path, is_synced: bool = False
 ) -> None:
-    """All jobs are done and journaled; only the folder has not got its name."""
+    """Stop with all jobs done and journaled, before the folder gets its final name."""
 
     def stop(self: Writer) -> None:
         raise KeyboardInterrupt
@@ -232,9 +232,16 @@ def test_a_shard_that_was_lost_has_its_weights_calibrated_again(
 
 @pytest.mark.parametrize(("is_synced", "wanted"), [(True, [1, 2, 3]), (False, [0, 1, 2, 3])])
 def test_after_a_power_failure_only_flushed_layers_are_trusted(
-    is_synced: bool, wanted: list[int], tiny: Path, calibrated: Make, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, plan_of: PlanOf, quantize: Quantize, tree: Tree,
-) -> None:  # fmt: skip
+    is_synced: bool,
+    wanted: list[int],
+    tiny: Path,
+    calibrated: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plan_of: PlanOf,
+    quantize: Quantize,
+    tree: Tree,
+) -> None:
     plan, out = plan_of(tiny), tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr("dstools_converters.layerwise.calibrate.round_weight", stopping(15))
@@ -252,7 +259,7 @@ def test_after_a_power_failure_only_flushed_layers_are_trusted(
     assert tree(out) == tree(calibrated(tiny))
 
 
-def test_a_full_disk_leaves_no_spilled_states_and_can_be_gone_on_from(
+def test_a_full_disk_leaves_no_spilled_states_and_the_run_can_be_resumed(
     tiny: Path,
     calibrated: Make,
     tmp_path: Path,
@@ -302,7 +309,7 @@ def test_a_nan_is_refused_by_file_tensor_and_place(
         shutil.rmtree(tmp_path / "out.incomplete")
 
 
-def test_a_lower_coverage_goes_on_to_the_same_bytes_and_a_higher_one_counts_what_is_done(
+def test_a_lower_coverage_resumes_to_the_same_bytes_and_a_higher_one_counts_finished_layers(
     tiny: Path,
     calibrated: Make,
     tmp_path: Path,
@@ -331,8 +338,8 @@ def test_a_lower_coverage_goes_on_to_the_same_bytes_and_a_higher_one_counts_what
 
 # ------------------------------------------------------------------------------------------- killed
 
-# One process has torch and the tokenizer in memory and forks a child a run, for to load them takes longer
-# than to calibrate. Nothing in it computes, so that no thread is lost in a fork.
+# One process loads torch and the tokenizer, which takes longer than to calibrate, and forks a child
+# for each run. The parent computes nothing, so no thread is lost in a fork.
 KILLED = """
 import functools, os, re, shutil, signal, sys
 from pathlib import Path
@@ -392,7 +399,8 @@ wanted = tree()
 shutil.rmtree(folder)
 journal = folder.with_name(folder.name + ".incomplete") / "journal.jsonl"
 # nine across the run, and those at which files are added, names given, and the work cleaned up
-at = [*range(calls // 10, calls - 50, calls // 10), *range(calls - 48, calls + 1, 6), calls - 1, calls]
+at = [*range(calls // 10, calls - 50, calls // 10), *range(calls - 48, calls + 1, 6)]
+at += [calls - 1, calls]
 within = 0
 for kill_at in at:
     status, _ = child(kill_at)
@@ -400,7 +408,7 @@ for kill_at in at:
     assert not folder.exists() or tree() == wanted, f"looks done after a kill at {kill_at}"
     if journal.exists() and not folder.exists():
         lines = journal.read_text()
-        # jobs behind the last layer that is done
+        # jobs after the last layer that is done
         within += '"job"' in lines[max(lines.rfind('"layer"'), 0):]
     status, _ = child(0)
     assert status == 0, f"the second run failed after a kill at {kill_at}"

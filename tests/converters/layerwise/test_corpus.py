@@ -1,4 +1,4 @@
-"""A file of text becomes samples: exactly cut, the same ones each time, and errors name the line."""
+"""Samples from a file of text: exactly cut, the same every time, with errors that name the line."""
 
 import builtins
 import functools
@@ -30,7 +30,7 @@ VOCABULARY = 129280
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded_once() -> Iterator[None]:
-    """Loading 128,000 tokens takes a second; each folder is edited before it is loaded, if at all."""
+    """Loading 128,000 tokens takes a second; a folder is edited before it is loaded, if at all."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "load_tokenizer", functools.cache(module.load_tokenizer))
         yield
@@ -59,7 +59,7 @@ def set_config(folder: Path, **values: object) -> None:
 
 
 def write(path: Path, *documents: object) -> Path:
-    """Write a line of JSON each; a text that begins with ! stands as it is."""
+    """Write a line of JSON each; a text that begins with ! is written as it is."""
     lines = [d[1:] if isinstance(d, str) else json.dumps(d) for d in documents]
     path.write_text("".join(f"{line}\n" for line in lines))
     return path
@@ -81,14 +81,14 @@ def failure(path: Path, folder: Path, **options: int) -> DstoolsError:
     return caught.value
 
 
-# ------------------------------------------------------------------------------------ what is right
+# ------------------------------------------------------------------------------------ valid files
 
 
 def test_samples_are_the_shuffled_documents_joined_and_cut(
     tiny: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "data.jsonl", *({"text": text, "id": 7} for text in DOCUMENTS))
-    found = read(path, tiny, samples=5, seq_len=33, seed=3)
+    samples = read(path, tiny, samples=5, seq_len=33, seed=3)
     # by hand: tokenize all of them, order them as PCG64(3) does, join, take the first 5 * 33
     order = np.random.Generator(np.random.PCG64(3)).permutation(len(DOCUMENTS))
     joined: list[int] = []
@@ -96,12 +96,12 @@ def test_samples_are_the_shuffled_documents_joined_and_cut(
     while len(joined) < 165:
         joined += tokenizer(DOCUMENTS[order[documents]])["input_ids"]
         documents += 1
-    assert found.ids.tolist() == [joined[33 * n : 33 * n + 33] for n in range(5)]
-    assert found.ids.dtype == np.int32
-    assert (found.documents, found.tokens_available) == (documents, len(joined))
+    assert samples.ids.tolist() == [joined[33 * n : 33 * n + 33] for n in range(5)]
+    assert samples.ids.dtype == np.int32
+    assert (samples.documents, samples.tokens_available) == (documents, len(joined))
     assert documents < len(DOCUMENTS)
-    assert (found.samples, found.seq_len, found.seed) == (5, 33, 3)
-    assert (found.name, found.sha256) == ("data.jsonl", sha256(path.read_bytes()).hexdigest())
+    assert (samples.samples, samples.seq_len, samples.seed) == (5, 33, 3)
+    assert (samples.name, samples.sha256) == ("data.jsonl", sha256(path.read_bytes()).hexdigest())
 
 
 def test_a_seed_gives_the_same_samples_and_another_gives_others(tiny: Path, tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_paragraphs_of_plain_text_are_its_documents(
     path.write_bytes(b"\xef\xbb\xbf" + end.join(text).encode())
     expected = {f"One line{end}and its second.", "  Indented.", "Last."}
     tokens = sorted(token for text in expected for token in tokenizer(text)["input_ids"])
-    found = read(path, tiny, samples=1, seq_len=len(tokens))
-    assert found.documents == 3
-    assert sorted(found.ids.flatten().tolist()) == tokens
+    samples = read(path, tiny, samples=1, seq_len=len(tokens))
+    assert samples.documents == 3
+    assert sorted(samples.ids.flatten().tolist()) == tokens
 
 
 def test_messages_go_through_the_chat_template(
@@ -157,20 +157,20 @@ def test_every_document_begins_with_bos_where_the_tokenizers_config_says_so(
     path = write(tmp_path / "data.jsonl", *({"text": text} for text in DOCUMENTS[:3]))
     plain = sum(len(tokenizer(text)["input_ids"]) for text in DOCUMENTS[:3])
     set_config(edited, add_bos_token=True)  # as DeepSeek-V3 has it, beside this tokenizer.json
-    found = read(path, edited, samples=1, seq_len=plain + 3)
-    assert found.ids[0, 0] == tokenizer.bos_token_id
-    assert np.count_nonzero(found.ids == tokenizer.bos_token_id) == 3
+    samples = read(path, edited, samples=1, seq_len=plain + 3)
+    assert samples.ids[0, 0] == tokenizer.bos_token_id
+    assert np.count_nonzero(samples.ids == tokenizer.bos_token_id) == 3
 
 
-def test_blank_lines_are_no_documents_and_a_byte_order_mark_is_no_text(
+def test_blank_lines_are_not_documents_and_a_byte_order_mark_is_not_text(
     tiny: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "One"}\r\n\r\n \n{"text": "One"}')
     one = tokenizer("One")["input_ids"]
-    found = read(path, tiny, samples=2, seq_len=len(one))
-    assert found.documents == 2
-    assert found.ids.tolist() == [one, one]
+    samples = read(path, tiny, samples=2, seq_len=len(one))
+    assert samples.documents == 2
+    assert samples.ids.tolist() == [one, one]
 
 
 def test_only_as_many_documents_are_tokenized_as_are_needed(
@@ -200,31 +200,31 @@ def test_a_count_that_is_not_positive_is_the_callers_mistake(tiny: Path, tmp_pat
             read(path, tiny, **options)
 
 
-# ------------------------------------------------------------------------------------ what is wrong
+# ---------------------------------------------------------------------------------- invalid files
 
 GOOD = {"text": "good"}
 BROKEN = {
-    '!{"text": "cut': "is no JSON",
+    '!{"text": "cut': "is not valid JSON",
     '!{"text": NaN}': "NaN is not JSON",
     '!{"text": "a", "x": -Infinity}': "-Infinity is not JSON",
     '!{"text": "a", "text": "b"}': "text twice",
-    '!{"text": "a"} {"text": "b"}': "is no JSON: Extra data",
-    "!" + "[" * 100_000: "is no JSON",
+    '!{"text": "a"} {"text": "b"}': "is not valid JSON: Extra data",
+    "!" + "[" * 100_000: "is not valid JSON",
     '!{"text": "\\ud800"}': "text holds half a surrogate pair",
-    '!["text"]': "is no JSON object",
-    '!"text"': "is no JSON object",
+    '!["text"]': "is not a JSON object",
+    '!"text"': "is not a JSON object",
     '!{"prompt": "a"}': "has neither of the keys",
     '!{"text": "a", "messages": []}': "has both of the keys",
-    '!{"text": null}': "text is no text",
-    '!{"text": ["a"]}': "text is no text",
+    '!{"text": null}': "text is not a string",
+    '!{"text": ["a"]}': "text is not a string",
     '!{"text": ""}': "text is empty",
     '!{"text": " \\n"}': "text is empty",
-    '!{"messages": []}': "messages is no list",
-    '!{"messages": {"role": "user"}}': "messages is no list",
-    '!{"messages": ["Hi"]}': "messages[0] has no role and content",
-    '!{"messages": [{"role": "user"}]}': "messages[0] has no role and content",
-    '!{"messages": [{"role": "user", "content": [{"type": "text"}]}]}': "[0].content is no text",
-    '!{"messages": [{"role": 1, "content": "a"}]}': "messages[0].role is no text",
+    '!{"messages": []}': "messages must be a list of messages",
+    '!{"messages": {"role": "user"}}': "messages must be a list of messages",
+    '!{"messages": ["Hi"]}': "messages[0] must have role and content",
+    '!{"messages": [{"role": "user"}]}': "messages[0] must have role and content",
+    '!{"messages": [{"role": "user", "content": [{}]}]}': "[0].content is not a string",
+    '!{"messages": [{"role": 1, "content": "a"}]}': "messages[0].role is not a string",
     '!{"messages": [{"role": "user", "content": ""}]}': "messages[0].content is empty",
     '!{"messages": [{"role": "user", "content": "a"}]}': "has no chat template",
 }
@@ -281,7 +281,7 @@ def test_a_file_without_a_document_is_empty(
     assert str(failure(path, tiny)) == f"{path}: is empty"
 
 
-def test_what_is_no_file_is_refused(tiny: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(tiny: Path, tmp_path: Path) -> None:
     assert str(failure(tmp_path / "none", tiny)).endswith("none: no such file")
     assert str(failure(tmp_path, tiny)).endswith(": is a folder")
     os.mkfifo(tmp_path / "fifo")

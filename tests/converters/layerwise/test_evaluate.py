@@ -1,11 +1,11 @@
 """`evaluate` against transformers: whole logits, log_softmax in float64, direct products.
 
-Where the tolerances come from. Both sides compute in float32 in other orders; a logit is then off by
-some unit roundoffs 2^-24 times the roots of the lengths of its sums: with the depths and widths here
-below DELTA = 1e-5 of the largest logit (measured: 2e-6). From logits a (reference) and b (model), both
-off by d at most: log-probabilities move by 2 d. The derivative of KL by b is q - p,
-by a it is p (log p/q - KL): it moves by d times the sums of their magnitudes, and by 4 d^2. A likeliest
-token changes only where the two best are within 2 d of each other.
+The tolerances. Both sides compute in float32 in different orders, so a logit is off by some unit
+roundoffs 2^-24 times the square roots of the lengths of its sums: for the depths and widths here
+less than DELTA = 1e-5 of the largest logit (measured: 2e-6). If logits a (reference) and b (model)
+are off by at most d, log-probabilities move by 2 d. The derivative of KL with respect to b is q -
+p, to a it is p (log p/q - KL): KL moves by d times the sums of their magnitudes, and by 4 d^2. The
+likeliest token changes only if the two best are within 2 d of each other.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,9 +34,13 @@ from dstools_converters.layerwise import evaluate as module
 from dstools_converters.layerwise import runner as layerwise
 from dstools_converters.layerwise import scores
 from dstools_converters.layerwise.corpus import Corpus, read_corpus
-from dstools_converters.layerwise.evaluate import KL_EDGES, total_bytes
+from dstools_converters.layerwise.evaluate import KL_EDGES, router_flips, total_bytes
 from dstools_converters.layerwise.spill import Spill
-from dstools_converters.sidefiles.evaluation import Evaluation
+from dstools_converters.sidefiles.evaluation import (
+    Evaluation,
+    read_evaluation,
+    write_evaluation,
+)
 
 Checkpoint = Callable[..., Path]
 Run = Callable[..., Evaluation]
@@ -51,15 +55,6 @@ def corpus(ids: Tensor) -> Corpus:
 
 def some_ids(samples: int, length: int, vocabulary: int = 1024) -> Tensor:
     return torch.randint(vocabulary, (samples, length), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two that wait for each other on a busy machine take many times as long for matrices so small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -87,7 +82,7 @@ def run(tmp_path: Path) -> Run:
                 folder=spills,
                 **more,
             )
-        spills.rmdir()  # which holds nothing any more
+        spills.rmdir()  # it must be empty
         return report
 
     return get
@@ -98,21 +93,21 @@ def run(tmp_path: Path) -> Run:
 
 def restored(folder: Path) -> dict[str, Tensor]:
     """Every weight in float32, FP8 as code times the scale of its block of 128 x 128."""
-    found: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        found |= load_file(path)
+        stored |= load_file(path)
     weights = {}
-    for name, tensor in found.items():
+    for name, tensor in stored.items():
         if not name.endswith("_scale_inv"):
             weights[name] = tensor.float()
         if tensor.dtype == torch.float8_e4m3fn:
-            scale = found[f"{name}_scale_inv"].repeat_interleave(128, 0).repeat_interleave(128, 1)
+            scale = stored[f"{name}_scale_inv"].repeat_interleave(128, 0).repeat_interleave(128, 1)
             weights[name] *= scale[: tensor.shape[0], : tensor.shape[1]]
     return weights
 
 
 class Seen(NamedTuple):
-    """What transformers' model makes of the ids."""
+    """The outputs and inputs of transformers' model."""
 
     logits: Tensor  # [T, V] float64
     inputs: dict[str, Tensor]  # of each linear map, and of each layer's mlp, [T, D]
@@ -161,9 +156,9 @@ def check_scores(report: Evaluation, reference: Seen, model: Seen, ids: Tensor) 
     targets = ids[:, 1:].flatten()
     log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
     off = DELTA * max(a.abs().max().item(), b.abs().max().item())
-    for found, log in ((report.perplexity_against, log_p), (report.perplexity, log_q)):
+    for perplexity, log in ((report.perplexity_against, log_p), (report.perplexity, log_q)):
         wanted = math.exp(-log.gather(1, targets[:, None]).mean().item())
-        assert found == pytest.approx(wanted, rel=2 * off)
+        assert perplexity == pytest.approx(wanted, rel=2 * off)
 
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
     kl_off = off * (log_q.exp() - log_p.exp()).abs().sum(-1)
@@ -194,7 +189,7 @@ def check_scores(report: Evaluation, reference: Seen, model: Seen, ids: Tensor) 
 def moe(
     checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, Tensor, Seen, Seen, list[dict[str, Tensor]]]:
-    """tiny-aligned and its FP8, ids, what transformers makes of both, and both's weights."""
+    """tiny-aligned and its FP8, ids, the outputs of transformers for both, and their weights."""
     folders = [checkpoint("tiny-aligned"), checkpoint("tiny-aligned", fp8="float32")]
     ids = some_ids(3, 96)
     weights = [restored(folder) for folder in folders]
@@ -215,7 +210,7 @@ def test_the_figures_are_those_of_whole_logits_in_transformers(moe: Any, run: Ru
 def test_the_figures_are_those_of_transformers_for_a_trained_model_and_text(
     checkpoint: Checkpoint, quantized: Callable[..., Path], run: Run, tmp_path: Path
 ) -> None:
-    """Its head is tied, and FP8 has 49,152 rows in 48 slabs."""
+    """The head is tied, and the 49,152 rows of FP8 are 48 slabs."""
     source = checkpoint("smollm2")
     model = quantized(source)
     text = Path(__file__).parents[3] / "README.md"
@@ -232,8 +227,8 @@ def test_the_figures_are_those_of_transformers_for_a_trained_model_and_text(
     wanted = output_error(
         seen[0].inputs[name], *(restored(f)[f"{name}.weight"] for f in (source, model))
     )
-    found = {(error.layer, error.role): error for error in report.output_error}
-    assert found[layer, "dense_down"].error == pytest.approx(wanted, rel=1e-4)
+    errors = {(error.layer, error.role): error for error in report.output_error}
+    assert errors[layer, "dense_down"].error == pytest.approx(wanted, rel=1e-4)
 
 
 def test_kl_is_from_the_reference_to_the_model_and_not_back(
@@ -256,7 +251,7 @@ def test_kl_is_from_the_reference_to_the_model_and_not_back(
 
 
 def output_error(inputs: Tensor, reference: Tensor, other: Tensor) -> float:
-    """By the formula, in float64."""
+    """Compute the formula in float64."""
     x, w, o = inputs.double(), reference.double(), other.double()
     return math.sqrt(float((x @ (o - w).T).square().sum() / (x @ w.T).square().sum()))
 
@@ -264,11 +259,11 @@ def output_error(inputs: Tensor, reference: Tensor, other: Tensor) -> float:
 def test_output_errors_are_those_of_direct_products_on_the_reference_s_inputs(
     moe: Any, run: Run
 ) -> None:
-    """Inputs and products are off by a few 1e-6 of themselves; 1e-4 is far from any other role's."""
+    """Inputs and products are off by a few 1e-6; errors of roles differ by more than 1e-4."""
     source, model, ids, reference, _, (before, after) = moe
     report = run(model, source, ids)
-    found = {(error.layer, error.role): error for error in report.output_error}
-    assert len(found) == len(report.output_error)
+    errors = {(error.layer, error.role): error for error in report.output_error}
+    assert len(errors) == len(report.output_error)
 
     checked = set()
     for name, inputs in reference.inputs.items():
@@ -282,7 +277,7 @@ def test_output_errors_are_those_of_direct_products_on_the_reference_s_inputs(
             role = f"shared_{role}"
         else:
             role = f"dense_{role}"
-        error = found[int(where[2]), role]
+        error = errors[int(where[2]), role]
         w, o = before[f"{name}.weight"], after[f"{name}.weight"]
         assert error.error == pytest.approx(output_error(inputs, w, o), rel=1e-4), name
         assert error.numel == w.numel()
@@ -304,11 +299,11 @@ def test_output_errors_are_those_of_direct_products_on_the_reference_s_inputs(
                 sums[role][1] += float((x @ w.T).square().sum())
                 sums[role][2] += w.numel()
         for role, (difference, total, numel) in sums.items():
-            error = found[layer, role]
+            error = errors[layer, role]
             assert error.error == pytest.approx(math.sqrt(difference / total), rel=1e-4), role
             assert error.numel == numel
             checked.add((layer, role))
-    assert checked == found.keys()
+    assert checked == errors.keys()
     assert len({error.role for error in report.output_error}) == 14  # none left out
     assert all(0.005 < error.error < 0.05 for error in report.output_error)
 
@@ -323,37 +318,17 @@ def test_router_flips_are_the_choices_that_the_model_does_not_make(moe: Any, run
             for token, row in enumerate(experts_TK.tolist())
             for expert in row
         ]
-        wanted[str(layer)] = sum(lost) / len(lost)
-    found = run(model, source, ids).router_flips
-    assert found == pytest.approx(wanted, abs=1e-12)
-    assert min(found.values()) > 0
-    assert max(found.values()) < 0.5
+        wanted[layer] = sum(lost) / len(lost)
+    flips = run(model, source, ids).router_flips
+    assert flips == pytest.approx(wanted, abs=1e-12)
+    assert min(flips.values()) > 0
+    assert max(flips.values()) < 0.5
 
 
 def test_a_flip_is_counted_by_token_and_expert_in_any_order() -> None:
     wanted = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7]])
     made = torch.tensor([[1, 0], [3, 9], [8, 9], [7, 6]])  # 0 + 1 + 2 + 0 of 8
-    assert module._flips(wanted, made) == 3 / 8
-
-
-def test_scores_carried_from_slab_to_slab_are_those_of_whole_logits() -> None:
-    """300 logits in slabs of 70: each slab holds some likeliest and some next tokens, at its edges too.
-
-    Sums of 300 terms in another order differ by 300 times 2^-53, some 1e-13 of themselves.
-    """
-    generator = torch.Generator().manual_seed(0)
-    logits_TV = 20 * torch.randn(400, 300, generator=generator, dtype=torch.float64)
-    next_T = torch.arange(400) % 300
-    found = scores.Scores(next_T)
-    for begin in (0, 100, 200, 300):
-        for first in range(0, 300, 70):
-            found.add(begin, first, logits_TV[begin : begin + 100, first : first + 70])
-    assert torch.equal(found.top_T, logits_TV.argmax(1))
-    assert torch.equal(found.peak_T, logits_TV.amax(1))
-    assert torch.equal(found.next_logit_T, logits_TV[torch.arange(400), next_T])
-    assert torch.allclose(found.log_sum(), logits_TV.logsumexp(1), rtol=1e-13, atol=1e-13)
-    wanted = torch.nn.functional.cross_entropy(logits_TV, next_T, reduction="none")
-    assert torch.allclose(found.surprise(), wanted, rtol=1e-12, atol=1e-12)
+    assert router_flips(wanted, made) == 3 / 8
 
 
 # --------------------------------------------------------------------------------------- invariants
@@ -368,7 +343,7 @@ def test_a_checkpoint_against_itself_differs_in_nothing(tiny_aligned: Path, run:
     assert set(report.router_flips.values()) == {0}
     assert {error.error for error in report.output_error} == {0}
     assert report.kl_histogram is not None
-    assert report.kl_histogram.counts == [126, *[0] * (len(KL_EDGES) - 2)]
+    assert report.kl_histogram.counts == (126, *[0] * (len(KL_EDGES) - 2))
 
 
 def test_without_a_reference_the_perplexity_is_the_same_and_the_rest_is_missing(
@@ -381,19 +356,16 @@ def test_without_a_reference_the_perplexity_is_the_same_and_the_rest_is_missing(
     missing = ["against", "perplexity_against", "kl_mean", "kl_p99", "kl_max", "top1_agreement"]
     for name in (*missing, "kl_histogram"):
         assert getattr(alone, name) is None
-    assert (alone.router_flips, alone.output_error) == ({}, [])
+    assert (alone.router_flips, alone.output_error) == ({}, ())
 
 
-def test_the_keys_are_those_that_report_reads(moe: Any, run: Run) -> None:
+def test_the_report_is_written_and_read_back_as_it_is(moe: Any, run: Run, tmp_path: Path) -> None:
     source, model, ids, *_ = moe
-    report = dataclasses.asdict(run(model, source, ids))
-    assert list(report) == [
-        "tool", "model", "against", "data", "tokens", "perplexity", "perplexity_against",
-        "kl_mean", "kl_p99", "kl_max", "top1_agreement", "kl_histogram", "router_flips",
-        "output_error",
-    ]  # fmt: skip
-    assert (report["model"], report["against"]) == (model.name, source.name)
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    report = run(model, source, ids)
+    assert (report.model, report.against) == (model.name, source.name)
+    write_evaluation(report, tmp_path)
+    with open_checkpoint(model) as opened:
+        assert read_evaluation(tmp_path, require_sound(opened)) == report
 
 
 def test_spilled_to_the_disk_the_numbers_are_the_same_to_the_bit(moe: Any, run: Run) -> None:
@@ -421,17 +393,17 @@ def test_batches_and_slabs_change_no_more_than_the_order_of_sums(
 
 def test_progress_ends_at_the_total(moe: Any, run: Run) -> None:
     source, model, ids, *_ = moe
-    told: list[int] = []
-    run(model, source, ids, progress=told.append)
+    reported: list[int] = []
+    run(model, source, ids, progress=reported.append)
     with open_checkpoint(source) as a, open_checkpoint(model) as b:
-        assert sum(told) == total_bytes(require_sound(a), require_sound(b))
+        assert sum(reported) == total_bytes(require_sound(a), require_sound(b))
 
 
 @pytest.mark.parametrize("fits", [2, 3])
 def test_hidden_states_in_memory_stay_below_ram(
     fits: int, moe: Any, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two are in use by the one that runs, one waits for the other: three fit, or all spill."""
+    """The running model uses two, and one belongs to the other: three fit, or all are spilled."""
     source, model, ids, *_ = moe
     size = ids.numel() * 256 * 4
     held, peak = 0, 0
@@ -454,8 +426,10 @@ def test_hidden_states_in_memory_stay_below_ram(
 
 
 def test_nothing_else_grows_with_the_samples(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """With 20,480 tokens more, in one process, hidden states spilled. One copy of these would be 21 MB;
-    what is kept by token is 100 bytes or so, 2 MB, and the allocator takes some MB more or less.
+    """Hidden states are spilled, and 20,480 tokens are added in the same process.
+
+    One copy of their states would be 21 MB. Some 100 bytes are kept per token, 2 MB in all, and the
+    allocator takes some MB more or less.
     """
     model = str(checkpoint("tiny-llama"))
     code = f"""
@@ -467,11 +441,12 @@ for n, samples in enumerate((32, 192)):
     folder = Path({str(tmp_path)!r}) / str(n)
     folder.mkdir()
     with open_checkpoint(Path({model!r})) as opened:
-        module.evaluate(require_sound(opened), require_sound(opened), corpus(some_ids(samples, 128)),
-                        tool="", device="cpu", ram_bytes=0, folder=folder)
+        inventory, ids = require_sound(opened), some_ids(samples, 128)
+        options = {{"tool": "", "device": "cpu", "ram_bytes": 0, "folder": folder}}
+        module.evaluate(inventory, inventory, corpus(ids), **options)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": ":".join([str(Path(__file__).parent), *sys.path])}
     ended = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
@@ -512,7 +487,7 @@ def test_another_architecture_is_refused_by_the_key_of_its_config(
     key: str, value: Any, edited: Path, tiny_aligned: Path, run: Run, tmp_path: Path
 ) -> None:
     set_config(edited, **{key: value})
-    with pytest.raises(DstoolsError, match=f"edited/config.json: {key} is {value}, in "):
+    with pytest.raises(DstoolsError, match=f"edited/config.json: {key} is {value}, but in "):
         run(edited, tiny_aligned, some_ids(1, 8))
     (tmp_path / "spills").rmdir()
     assert run(edited, None, some_ids(1, 8)).tokens == 7
@@ -522,12 +497,12 @@ def test_another_family_is_refused_by_its_model_type(
     checkpoint: Checkpoint, tiny_aligned: Path, run: Run
 ) -> None:
     with pytest.raises(
-        DstoolsError, match=r"config.json: model_type is 'llama', in .*'deepseek_v3'"
+        DstoolsError, match=r"config.json: model_type is 'llama', but in .* it is 'deepseek_v3'"
     ):
         run(checkpoint("tiny-llama"), tiny_aligned, some_ids(1, 8))
 
 
-def test_a_reference_that_has_no_mtp_layer_will_do(
+def test_a_reference_without_an_mtp_layer_can_be_compared(
     headers: Any, edited: Path, tiny_aligned: Path, run: Run
 ) -> None:
     ids = some_ids(1, 8)
@@ -545,10 +520,10 @@ def test_a_reference_that_has_no_mtp_layer_will_do(
 
 
 def change(folder: Path, name: str, how: Callable[[Tensor], Tensor]) -> None:
-    """Put another tensor in the place of one."""
+    """Replace a tensor."""
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            if name not in file.keys():  # noqa: SIM118  # it is no dict
+            if name not in file.keys():  # noqa: SIM118  # not a dict
                 continue
         tensors = load_file(path)
         tensors[name] = how(tensors[name])
@@ -558,7 +533,7 @@ def change(folder: Path, name: str, how: Callable[[Tensor], Tensor]) -> None:
 
 
 def huge(weight: Tensor) -> Tensor:
-    """As large as BF16 goes: a sum of a few is infinity."""
+    """Fill with nearly the largest BF16: a sum of a few is infinity."""
     return torch.full_like(weight, 3e38)
 
 
@@ -601,8 +576,12 @@ def test_a_sample_of_one_token_predicts_nothing(tiny_aligned: Path, run: Run) ->
         run(tiny_aligned, None, some_ids(4, 1))
 
 
-def test_a_snapshot_of_the_hub_has_the_repository_s_name(tmp_path: Path) -> None:
+def test_a_snapshot_of_the_hub_has_the_name_of_the_repository(
+    tiny_aligned: Path, run: Run, tmp_path: Path
+) -> None:
     snapshot = tmp_path / "models--deepseek-ai--DeepSeek-V3" / "snapshots" / "4c1f24cc"
     snapshot.mkdir(parents=True)
-    assert module._label(snapshot) == "deepseek-ai/DeepSeek-V3"
-    assert module._label(tmp_path / "V3-fp8") == "V3-fp8"
+    for path in tiny_aligned.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    assert run(snapshot, None, some_ids(1, 8)).model == "deepseek-ai/DeepSeek-V3"
+    assert run(tiny_aligned, None, some_ids(1, 8)).model == tiny_aligned.name

@@ -1,7 +1,7 @@
-"""One weight is rounded in the best of the ways its inputs leave open; what is noted of it is so.
+"""A weight is rounded by the best method that its inputs allow, and its note is true.
 
-The small cases are worked by hand. On the grid of block FP8 the amax of a block lands on 448, so with
-448 in it the scale is 1, and the codes around 17 are those of 16, 18 and 20: two apart.
+The small cases are worked by hand. On the grid of block FP8 the amax of a block lands on 448, so
+with 448 in it the scale is 1, and the codes around 17 are those of 16, 18 and 20: two apart.
 """
 
 import math
@@ -14,15 +14,16 @@ from torch import Tensor
 from dstools_converters.layerwise.rounding import Rounded, Seen, output_error, round_weight
 from dstools_kernels import gptq
 
-# E4M3: 448 is 0x7E; 16 is 2^4, exponent 4 + 7 = 11 and mantissa 0: 0x58; a step there is 2: 18 is 0x59
-WEIGHT = torch.tensor([[448.0, 0.0], [0.0, 17.0]])  # 17 lies between 16 and 18; ties go to even, 16
+# E4M3: 448 is 0x7E; 16 is 2^4, exponent 4 + 7 = 11 and mantissa 0: 0x58; steps there are 2, so 18
+# is 0x59. 17 is halfway between them, and ties go to even, 16.
+WEIGHT = torch.tensor([[448.0, 0.0], [0.0, 17.0]])
 
 
 def seen(*tokens: list[float]) -> Seen:
     values = torch.tensor(tokens)
-    found = Seen(torch.zeros(values.shape[1], values.shape[1]))
-    found.add(values)
-    return found
+    activations = Seen(torch.zeros(values.shape[1], values.shape[1]))
+    activations.add(values)
+    return activations
 
 
 def normal(rows: int, cols: int, seed: int = 0) -> Tensor:
@@ -30,24 +31,24 @@ def normal(rows: int, cols: int, seed: int = 0) -> Tensor:
 
 
 def correlated(tokens: int, width: int) -> Seen:
-    """Inputs that share what a few directions hold, as those of a trained model do."""
-    found = Seen(torch.zeros(width, width))
-    found.add(normal(tokens, width, 1) + 3 * normal(tokens, 4, 2) @ normal(4, width, 3))
-    return found
+    """Inputs with most of their power in a few directions, as in a trained model."""
+    activations = Seen(torch.zeros(width, width))
+    activations.add(normal(tokens, width, 1) + 3 * normal(tokens, 4, 2) @ normal(4, width, 3))
+    return activations
 
 
 def test_the_hessian_is_the_sum_over_tokens() -> None:
     # [1, 2] and [3, -1]: 1 + 9, 2 - 3, 4 + 1
-    found = seen([1.0, 2.0], [3.0, -1.0])
-    assert found.hessian.tolist() == [[10.0, -1.0], [-1.0, 5.0]]
-    assert found.tokens == 2
-    found.add(torch.tensor([[1.0, 0.0]]))
-    assert found.hessian.tolist() == [[11.0, -1.0], [-1.0, 5.0]]
-    assert found.tokens == 3
+    activations = seen([1.0, 2.0], [3.0, -1.0])
+    assert activations.hessian.tolist() == [[10.0, -1.0], [-1.0, 5.0]]
+    assert activations.tokens == 2
+    activations.add(torch.tensor([[1.0, 0.0]]))
+    assert activations.hessian.tolist() == [[11.0, -1.0], [-1.0, 5.0]]
+    assert activations.tokens == 3
 
 
 def test_nearest_by_hand() -> None:
-    """(W - Q) x is [0, x_2]; of x = [1, 2], [3, -1] that is 2 and -1, against W x of 448, 34, 1344, -17."""
+    """(W - Q) x is [0, x_2]: for x = [1, 2], [3, -1] 2 and -1; W x is [448, 34], [1344, -17]."""
     rounded = round_weight(WEIGHT, seen([1.0, 2.0], [3.0, -1.0]), "gptq", "float32", 2)
     assert rounded.codes.tolist() == [[0x7E, 0], [0, 0x58]]
     assert rounded.scale_inv.tolist() == [[1.0]]
@@ -59,7 +60,7 @@ def test_nearest_by_hand() -> None:
 
 
 def test_gptq_by_hand() -> None:
-    """Row [17, 17] on equal inputs: nearest is off by 2 a token; one of them up is right in the sum.
+    """Row [17, 17] on equal inputs: nearest is off by 2 a token; rounding one up is exact.
 
     448 in another row keeps the scale at 1. Equal inputs: (W - Q) x = 34 - (16 + 18) = 0.
     """
@@ -92,9 +93,8 @@ def test_a_note_counts_codes_that_moved_and_those_that_moved_far() -> None:
     assert note.weight_error == pytest.approx(
         math.sqrt((2.0**-18 + 3**2) / (448**2 + 17**2)), rel=1e-12
     )
-    assert (note.method, note.why, note.error_nearest, note.error) == (
-        "gptq", "", 0.5, 0.25,
-    )  # fmt: skip
+    assert (note.method, note.why) == ("gptq", "")
+    assert (note.error_nearest, note.error) == (0.5, 0.25)
 
 
 def test_a_weight_of_zeros_has_no_error() -> None:
@@ -113,13 +113,13 @@ def test_fewer_tokens_than_inputs_leave_it_nearest() -> None:
     rounded = round_weight(weight, few, "gptq", "float32", 128)
     assert rounded.method == "nearest"
     assert rounded.why == "it saw 4 tokens, fewer than its 5 inputs"
-    assert rounded.error == rounded.error_nearest == output_error(
-        weight, rounded.codes, rounded.scale_inv, 128, few, gptq.output_power(weight, few.hessian)
-    )  # fmt: skip
+    power = gptq.output_power(weight, few.hessian)
+    error = output_error(weight, rounded.codes, rounded.scale_inv, 128, few, power)
+    assert rounded.error == rounded.error_nearest == error
     assert "fewer than" not in round_weight(weight, enough, "gptq", "float32", 128).why
 
 
-def test_a_weight_that_nothing_was_seen_of_is_nearest_and_has_no_error() -> None:
+def test_a_weight_that_saw_no_tokens_is_nearest_and_has_no_error() -> None:
     rounded = round_weight(normal(8, 5), None, "mse", "float32", 128)
     assert rounded.method == "nearest"
     assert rounded.why == "it saw 0 tokens, fewer than its 5 inputs"
@@ -129,7 +129,9 @@ def test_a_weight_that_nothing_was_seen_of_is_nearest_and_has_no_error() -> None
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, 0.0])
 @pytest.mark.parametrize("method", ["gptq", "mse"])
-def test_a_hessian_of_no_use_leaves_it_nearest_and_says_so(method: str, value: float) -> None:
+def test_an_unusable_hessian_leaves_it_nearest_and_the_note_says_why(
+    method: str, value: float
+) -> None:
     bad = Seen(torch.full((5, 5), value), 10)
     rounded = round_weight(normal(8, 5), bad, method, "float32", 128)  # type: ignore[arg-type]
     assert rounded.method == "nearest"
@@ -143,15 +145,15 @@ def test_a_hessian_of_no_use_leaves_it_nearest_and_says_so(method: str, value: f
 @pytest.mark.parametrize("scale_format", ["float32", "ue8m0"])
 @pytest.mark.parametrize("method", ["gptq", "mse"])
 def test_it_is_never_worse_on_the_data_than_nearest(method: str, scale_format: str) -> None:
-    """Recomputed in float64; products of float32 may differ by their rounding, 1e-4 of the error."""
+    """Recomputed in float64; float32 products may differ by their rounding, 1e-4 of the error."""
     for seed in range(4):
         weight = normal(130, 140, seed)
-        found = correlated(300, 140) if seed % 2 else Seen(torch.eye(140), 200)
-        rounded = round_weight(weight, found, method, scale_format, 128)  # type: ignore[arg-type]
+        inputs = correlated(300, 140) if seed % 2 else Seen(torch.eye(140), 200)
+        rounded = round_weight(weight, inputs, method, scale_format, 128)  # type: ignore[arg-type]
         assert rounded.error is not None
         assert rounded.error_nearest is not None
         plain = round_weight(weight, None, "gptq", scale_format, 128)  # type: ignore[arg-type]
-        mine, nearest = (exact_error(weight, r, found) for r in (rounded, plain))
+        mine, nearest = (exact_error(weight, r, inputs) for r in (rounded, plain))
         assert rounded.error == pytest.approx(mine, rel=1e-4)
         assert rounded.error_nearest == pytest.approx(nearest, rel=1e-4)
         assert rounded.error <= rounded.error_nearest
@@ -161,14 +163,14 @@ def test_it_is_never_worse_on_the_data_than_nearest(method: str, scale_format: s
         else:
             assert rounded.error < rounded.error_nearest
         if method == "gptq":
-            assert torch.equal(rounded.scale_inv, plain.scale_inv)  # amax's, whatever the codes
-            # with inputs of one power and no correlation nearest is the best there is
+            assert torch.equal(rounded.scale_inv, plain.scale_inv)  # from amax, whatever the codes
+            # for inputs of equal power without correlation nearest is optimal
             assert rounded.method == ("gptq" if seed % 2 else "nearest")
 
 
-def exact_error(weight: Tensor, rounded: Rounded, found: Seen) -> float:
-    each = rounded.scale_inv.double().repeat_interleave(128, 0).repeat_interleave(128, 1)
+def exact_error(weight: Tensor, rounded: Rounded, inputs: Seen) -> float:
+    scale = rounded.scale_inv.double().repeat_interleave(128, 0).repeat_interleave(128, 1)
     codes = rounded.codes.view(torch.float8_e4m3fn).double()
-    diff = weight.double() - codes * each[: weight.shape[0], : weight.shape[1]]
-    hessian, exact = found.hessian.double(), weight.double()
+    diff = weight.double() - codes * scale[: weight.shape[0], : weight.shape[1]]
+    hessian, exact = inputs.hessian.double(), weight.double()
     return math.sqrt((diff @ hessian * diff).sum() / (exact @ hessian * exact).sum())

@@ -1,9 +1,10 @@
-"""Layer by layer from disk is what the whole model in memory does, and the watcher sees all of it.
+"""A run from disk gives the states of the whole model in memory, and the watcher sees all of it.
 
-In memory, each layer of a Decoder is given what the runner gave its own. Attention and dense layers
-are the same calls on the same batches, so their bits are equal. Of an MoE layer the runner adds the
-experts' outputs to the residual one by one, `MoE.combine` adds them up first: the K + 2 terms are the
-same numbers, and sums of n terms in two orders differ by 2 (n - 1) u times the sum of magnitudes.
+In memory, each layer of a Decoder gets the input that the runner's had. Attention and dense layers
+are the same calls on the same batches, so their bits are equal. In an MoE layer the runner adds the
+experts' outputs to the residual one by one, `MoE.combine` adds them up first: the K + 2 terms are
+the same numbers, and sums of n terms in two orders differ by 2 (n - 1) u times the sum of
+magnitudes.
 """
 
 import json
@@ -43,7 +44,7 @@ def tokens(samples: int, length: int, seed: int = 0) -> Tensor:
 
 
 class Recorder:
-    """A watcher that keeps all it is told."""
+    """A watcher that keeps everything."""
 
     def __init__(self) -> None:
         self.seen: dict[str, Tensor] = {}  # weight -> its inputs, of all tokens
@@ -63,7 +64,7 @@ class Recorder:
 
     def end(self) -> None:
         for name, weight in self._weights.items():
-            assert weight.device.type == "cpu"  # it is still there
+            assert weight.device.type == "cpu"  # still in memory
             if name.part == "weight" and name.role in INPUTS and INPUTS[name.role] in self._parts:
                 self.seen[HUGGING_FACE.spell(name)] = torch.cat(self._parts[INPUTS[name.role]])
 
@@ -81,15 +82,15 @@ def runner_of(folder: Path, ids: Tensor, spilled: Path, ram_bytes: int = 1 << 30
 
 
 def run(runner: Runner) -> list[tuple[Tensor, Tensor, Recorder]]:
-    """Return what enters and leaves each layer, and what was seen of it."""
-    hidden, found = runner.embed(runner.ids.flatten()), []
+    """Return the input and output of each layer, and what its watcher saw."""
+    hidden, layers = runner.embed(runner.ids.flatten()), []
     for layer in range(runner.num_layers):
         before, recorder = hidden.read(0, hidden.rows), Recorder()
         hidden = runner.run_layer(layer, hidden, recorder)
         assert hidden.rows == runner.rows(layer)
-        found.append((before, hidden.read(0, hidden.rows), recorder))
+        layers.append((before, hidden.read(0, hidden.rows), recorder))
     hidden.close()
-    return found
+    return layers
 
 
 class InMemory:
@@ -157,9 +158,13 @@ def passes_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.parametrize("kind", [*KINDS, "tiny, FP8"])
 @torch.inference_mode()
 def test_every_layer_gives_what_it_gives_in_memory_and_shows_what_hooks_show(
-    kind: str, shape: tuple[int, int, int], checkpoint: Checkpoint, decoder_of: DecoderOf, tmp_path: Path,
+    kind: str,
+    shape: tuple[int, int, int],
+    checkpoint: Checkpoint,
+    decoder_of: DecoderOf,
+    tmp_path: Path,
     passes_of: Callable[[int], None],
-) -> None:  # fmt: skip
+) -> None:
     samples, length, limit = shape
     folder = checkpoint("tiny", fp8="float32") if "FP8" in kind else checkpoint(kind)
     passes_of(limit)
@@ -176,9 +181,8 @@ def test_every_layer_gives_what_it_gives_in_memory_and_shows_what_hooks_show(
             count = memory.experts.shape[1] + 2
             assert ((after - wanted).abs() <= 2 * (count - 1) * U * 1.01 * memory.terms).all()
             assert torch.equal(recorder.experts, memory.experts)
-            assert recorder.load == memory.experts.flatten().bincount(
-                minlength=len(memory.module.mlp.experts)
-            ).tolist()  # fmt: skip
+            load = memory.experts.flatten().bincount(minlength=len(memory.module.mlp.experts))
+            assert recorder.load == load.tolist()
             assert sum(recorder.load) == memory.experts.numel()
         else:
             assert torch.equal(after, wanted)
@@ -199,7 +203,7 @@ def test_every_layer_gives_what_it_gives_in_memory_and_shows_what_hooks_show(
 
 
 def entering_mtp(decoder: Decoder, layer: int, before: Tensor, ids: Tensor) -> Tensor:
-    """What the block of the first MTP layer is given: its projection, on a sample at a time."""
+    """The input of the block of the first MTP layer: its projection, one sample at a time."""
     module = decoder.model.layers[layer]
     assert isinstance(module, MTPLayer)
     hidden = decoder.model.norm(before).view(*ids.shape, -1)
@@ -208,7 +212,7 @@ def entering_mtp(decoder: Decoder, layer: int, before: Tensor, ids: Tensor) -> T
 
 
 @torch.inference_mode()
-def test_a_dense_model_gives_the_decoder_s_own_states_to_the_bit(
+def test_a_dense_model_gives_the_states_of_the_decoder_to_the_bit(
     checkpoint: Checkpoint, decoder_of: DecoderOf, tmp_path: Path
 ) -> None:
     folder = checkpoint("tiny-qwen3")
@@ -219,10 +223,10 @@ def test_a_dense_model_gives_the_decoder_s_own_states_to_the_bit(
 
 
 @torch.inference_mode()
-def test_an_mtp_layer_gives_what_the_decoder_s_gives(
+def test_an_mtp_layer_gives_the_states_of_the_decoder(
     tiny: Path, decoder_of: DecoderOf, tmp_path: Path
 ) -> None:
-    """The module as a whole, as `use_mtp` of transformers calls it, but for the norm behind it."""
+    """The whole module, as `use_mtp` of transformers calls it, except for the norm after it."""
     ids = tokens(1, 30)
     trunk, after, _ = run(runner_of(tiny, ids, tmp_path))[-1]
     decoder = decoder_of(tiny)
@@ -231,27 +235,28 @@ def test_an_mtp_layer_gives_what_the_decoder_s_gives(
     states = decoder.model.norm(trunk)[None, :-1]
     angles = rotary(decoder.model.architecture, 29, CPU)
     wanted = mtp(decoder.model.embed_tokens(ids[:, 1:]), states, angles)[0]
-    found = mtp.shared_head["norm"](after)
+    normed = mtp.shared_head["norm"](after)
     # normed values are near 1; sums of six terms in another order move them in their last bits
-    assert (found - wanted).abs().max() <= 64 * U * wanted.abs().max()
+    assert (normed - wanted).abs().max() <= 64 * U * wanted.abs().max()
 
 
 @torch.inference_mode()
 def test_a_second_mtp_layer_reads_one_token_further(
     tiny: Path, decoder_of: DecoderOf, tmp_path: Path
 ) -> None:
-    """Its tensors are those of the first under another number; transformers has no such model."""
+    """Its tensors are copies of those of the first; transformers has no such model."""
     from safetensors.torch import save_file
 
     folder = tmp_path / "two"
     folder.mkdir()
     config = json.loads((tiny / "config.json").read_text()) | {"num_nextn_predict_layers": 2}
     (folder / "config.json").write_text(json.dumps(config))
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for shard in sorted(tiny.glob("*.safetensors")):
-        found |= load_file(shard)
-    again = {n.replace("layers.3.", "layers.4."): t for n, t in found.items() if "layers.3." in n}
-    save_file(found | {n: t.clone() for n, t in again.items()}, folder / "model.safetensors")
+        weights |= load_file(shard)
+    for name in [name for name in weights if "layers.3." in name]:
+        weights[name.replace("layers.3.", "layers.4.")] = weights[name].clone()
+    save_file(weights, folder / "model.safetensors")
     ids = tokens(2, 12)
     runner = runner_of(folder, ids, tmp_path)
     assert [runner.rows(layer) for layer in range(5)] == [24, 24, 24, 22, 20]
@@ -300,10 +305,13 @@ def test_a_stage_holds_its_own_weights_and_no_others(tiny: Path, tmp_path: Path)
     assert attention[1] == shared[1] == 16
     assert all("self_attn" in name or "input_layernorm" in name for name in attention[0])
     assert {name.removeprefix(f"{layer}.") for name in shared[0]} == {
-        "post_attention_layernorm.weight", "mlp.gate.weight", "mlp.gate.e_score_correction_bias",
-        "mlp.shared_experts.gate_proj.weight", "mlp.shared_experts.up_proj.weight",
+        "post_attention_layernorm.weight",
+        "mlp.gate.weight",
+        "mlp.gate.e_score_correction_bias",
+        "mlp.shared_experts.gate_proj.weight",
+        "mlp.shared_experts.up_proj.weight",
         "mlp.shared_experts.down_proj.weight",
-    }  # fmt: skip
+    }
     for expert, (names, count) in enumerate(experts):
         parts = ("gate_proj", "up_proj", "down_proj")
         assert names == {f"{layer}.mlp.experts.{expert}.{part}.weight" for part in parts}
@@ -324,7 +332,7 @@ def test_a_sample_longer_than_2048_tokens_is_one_pass(
     assert torch.equal(decoder.model.norm(after)[None], decoder.model(ids))
 
 
-def test_every_quantized_role_has_a_word_for_its_input() -> None:
+def test_every_quantized_role_has_a_named_input() -> None:
     from dstools_converters.checkpoint.scheme import QUANTIZED_ROLES
 
     assert INPUTS.keys() == QUANTIZED_ROLES

@@ -1,4 +1,4 @@
-"""Rows in memory and rows in a file are the same rows; what a disk refuses is an error by its name."""
+"""Rows in memory and in a file behave alike; a full disk is an error that names the file."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def made(kind: str, folder: Path, rows: int, width: int) -> Spill:
 
 
 def values(rows: int, width: int) -> torch.Tensor:
-    """Numbers of which no two are the same."""
+    """Numbers that are all different."""
     return torch.arange(rows * width, dtype=torch.float32).view(rows, width) + 0.5
 
 
@@ -48,9 +48,8 @@ def test_rows_go_to_their_numbers_and_come_from_them(kind: str, tmp_path: Path) 
     order = torch.tensor([8, 0, 3, 5])
     spill.scatter(order, values(4, 4))
     assert torch.equal(spill.gather(order), values(4, 4))
-    assert torch.equal(spill.gather(torch.tensor([3, 3, 1])), torch.stack(
-        [values(4, 4)[2], values(4, 4)[2], torch.zeros(4)]
-    ))  # fmt: skip
+    twice = torch.stack([values(4, 4)[2], values(4, 4)[2], torch.zeros(4)])
+    assert torch.equal(spill.gather(torch.tensor([3, 3, 1])), twice)
     assert spill.gather(torch.tensor([], dtype=torch.int64)).shape == (0, 4)
     spill.scatter(torch.tensor([], dtype=torch.int64), torch.zeros(0, 4))
     assert torch.equal(spill.read(8, 9), values(4, 4)[:1])
@@ -58,9 +57,7 @@ def test_rows_go_to_their_numbers_and_come_from_them(kind: str, tmp_path: Path) 
 
 
 @KINDS
-def test_a_tensor_that_is_no_block_of_memory_is_written_as_it_reads(
-    kind: str, tmp_path: Path
-) -> None:
+def test_a_tensor_that_is_not_contiguous_is_written_as_it_reads(kind: str, tmp_path: Path) -> None:
     spill = made(kind, tmp_path, 3, 4)
     spill.write(0, values(4, 3).T)
     assert torch.equal(spill.read(0, 3), values(4, 3).T)
@@ -70,9 +67,12 @@ def test_a_tensor_that_is_no_block_of_memory_is_written_as_it_reads(
 @pytest.mark.parametrize("piece", [module.PIECE, 24])
 @pytest.mark.parametrize(("first", "second"), [("memory", "file"), ("file", "memory")])
 def test_what_is_saved_is_loaded(
-    first: str, second: str, piece: int, tmp_path: Path,
+    first: str,
+    second: str,
+    piece: int,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(module, "PIECE", piece)
     spill, other = made(first, tmp_path, 7, 3), Spill(7, 3, None)
     if second == "file":
@@ -107,7 +107,7 @@ def test_closed_it_leaves_nothing(kind: str, tmp_path: Path) -> None:
 
 
 @KINDS
-def test_no_rows_are_rows(kind: str, tmp_path: Path) -> None:
+def test_a_spill_may_have_no_rows(kind: str, tmp_path: Path) -> None:
     spill = made(kind, tmp_path, 0, 3)
     assert spill.read(0, 0).shape == (0, 3)
     spill.write(0, torch.zeros(0, 3))
@@ -116,7 +116,7 @@ def test_no_rows_are_rows(kind: str, tmp_path: Path) -> None:
 
 @contextmanager
 def largest_file(nbytes: int) -> Iterator[None]:
-    """What `ulimit -f` does; Python ignores the signal, and the write fails."""
+    """As `ulimit -f`; Python ignores the signal, so the write fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
     try:
@@ -125,7 +125,7 @@ def largest_file(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_file_that_may_not_grow_is_named_and_nothing_of_it_stays(tmp_path: Path) -> None:
+def test_a_file_over_the_limit_is_named_and_removed(tmp_path: Path) -> None:
     before = descriptors()
     with largest_file(1000), pytest.raises(DstoolsError, match="spill-0: File too large") as caught:
         made("file", tmp_path, 100, 100)
@@ -134,7 +134,7 @@ def test_a_file_that_may_not_grow_is_named_and_nothing_of_it_stays(tmp_path: Pat
     assert descriptors() == before
 
 
-def test_a_full_disk_is_said_before_anything_is_computed(
+def test_a_full_disk_is_reported_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(file: int, offset: int, size: int) -> None:
