@@ -1,4 +1,4 @@
-"""Files: strict JSON, writes that are whole or not there, logs that survive a kill, and flushing."""
+"""Files: strict JSON, atomic replacement, logs that survive a kill, flushing to disk."""
 
 import errno
 import json
@@ -62,8 +62,8 @@ def write_synced(path: Path, data: bytes) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that becomes `path`, flushed, when the block ends without an error.
 
-    After an error or a kill `path` is what it was before. A link of that name is replaced, not
-    followed.
+    After an error or a kill, `path` is unchanged. If `path` is a link, the link is replaced and not
+    its target.
     """
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
@@ -78,17 +78,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write `data` as `path`, whole or not at all; see `replacing`."""
+    """Write `data` to `path` atomically; see `replacing`."""
     with replacing(path) as file:
         file.write(data)
 
 
 def recover_log(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield offset and record of each whole line of a log, then cut off what follows the last.
+    """Yield offset and record of each complete line of a log, then truncate it after the last.
 
-    `file` is open for reading and writing. A kill may tear the last line, and a power failure more
-    than that: everything from the first line that is not a JSON object and a newline is removed.
-    Were it left in, the records appended after it would never be read.
+    `file` is open for reading and writing. A kill may tear the last line, a power failure more than
+    that, so everything from the first line that is not a JSON object and a newline is removed.
+    Otherwise records appended after it would never be read.
     """
     offset = 0
     file.seek(0)
@@ -108,7 +108,7 @@ def recover_log(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
 def append_record(descriptor: int, record: dict[str, Any]) -> None:
     """Append a record to a log in one write; the file is open with O_APPEND.
 
-    Raises OSError where the disk takes only a part of it, which `recover_log` removes.
+    Raises OSError if the disk takes only a part of it, which `recover_log` will remove.
     """
     line = json.dumps(record).encode() + b"\n"
     if os.write(descriptor, line) != len(line):

@@ -1,1 +1,1 @@
-"""Side files: the JSON beside the shards, each written and read by one module, and what is copied along."""
+"""Side files: those beside the shards, each written and read by one module."""

@@ -1,4 +1,4 @@
-"""manifest.json: what made a folder out of what. It holds no time and no path: same run, same bytes."""
+"""manifest.json: what made a folder out of what. No time, no path: equal runs, equal bytes."""
 
 from collections import Counter
 from collections.abc import Iterable

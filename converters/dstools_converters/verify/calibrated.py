@@ -1,9 +1,9 @@
 """Check calibrated weights against calibration.json and their source.
 
-Plain rounding has a bound for each element; a calibrated weight exceeds it by design, here and there
-by more than one step of the FP8 grid. What can be proven instead: the bytes are those that were
-written (their sha256), the scales are such as the method makes, and the distance of the codes from
-the source's weights is, to the last element, what calibration.json has.
+Rounding to nearest has a bound for each element; a calibrated weight exceeds it by design,
+sometimes by more than a step of the FP8 grid. These checks take its place: the bytes are those that
+were written (their sha256), the method can make such scales, and the distance of the codes from the
+source's weights is what calibration.json says, to the last element.
 """
 
 import math
@@ -41,22 +41,22 @@ from dstools_converters.sidefiles.manifest import MANIFEST, Manifest, require_di
 from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import SEARCHED, ScaleFormat
 
-# Calibration of real weights comes nowhere near: GPTQ makes the error of a weight 1.1 to 1.5 times
-# as large, and 2 to 12 % of its codes move by more than a step.
-MOST_STRAY = 4.0
-MOST_FAR = 0.5
+# Limits far above real calibrations: GPTQ makes the error of a weight 1.1 to 1.5 times as large,
+# and moves 2 to 12 % of its codes by more than a step.
+MAX_ERROR_RATIO = 4.0  # over the error of rounding to nearest
+MAX_FAR = 0.5  # share of the codes
 ERROR_TOLERANCE = 1e-9  # of sums of squares in double, added in another order
 _MAGNITUDES = np.arange(128, dtype=np.int16)
-ORDINAL = np.concatenate([_MAGNITUDES, -_MAGNITUDES])  # of each code on the FP8 grid; -0 as +0
+ORDINAL = np.concatenate([_MAGNITUDES, -_MAGNITUDES])  # code -> position on the FP8 grid; -0 as +0
 
 
 def check_calibration(
     made: Inventory, manifest: Manifest | None
 ) -> tuple[dict[str, WeightNote] | None, list[Finding]]:
-    """Return the note of each calibrated weight, and what is wrong with the calibration's files.
+    """Return the notes of the calibrated weights, and findings about the calibration's files.
 
-    The notes are None where calibration.json is lost: then no one knows which weights are
-    calibrated. It counts only where the manifest has its digest.
+    The notes are None if calibration.json is lost: then it is unknown which weights are calibrated.
+    The file is used only if the manifest has its digest.
     """
     try:
         calibration = _read_proven(made, manifest)
@@ -76,7 +76,7 @@ def check_calibration(
 def _read_proven(made: Inventory, manifest: Manifest | None) -> Calibration | None:
     """Return calibration.json, None where nothing was calibrated.
 
-    Raises DstoolsError where it is lost: missing, another file, damaged, or without a manifest.
+    Raises DstoolsError if it is missing, replaced, damaged, or without a manifest.
     """
     folder = made.checkpoint.folder
     if manifest is None and (folder / CALIBRATION).exists():
@@ -119,9 +119,10 @@ def compare_calibrated(
     note: WeightNote,
     scale_format: ScaleFormat,
 ) -> Finding | None:
-    """Return how a weight differs from what `note` says. Raises DstoolsError for NaN in it.
+    """Return how a weight differs from its note, None if it does not.
 
-    `scale_format` is that of the scales as written: the config of compressed-tensors does not tell.
+    `scale_format` is from the manifest: the config of compressed-tensors does not have it. Raises
+    DstoolsError for NaN in the weight.
     """
     digest = sha256()
     digest.update(read_rows(made, mine, 0, mine.shape[0]))
@@ -177,7 +178,7 @@ class _Sums:
         note: WeightNote,
         scale_format: ScaleFormat,
     ) -> str | None:
-        """Sum over all rows; return what is wrong with a scale or code that the method never makes."""
+        """Sum over all rows; return why the method cannot have made a scale or code, else None."""
         rows, cols = mine.shape
         block_size = made.storage[mine.name].block
         step = math.lcm(block_rows(made, mine), block_rows(source, info))
@@ -209,22 +210,22 @@ class _Sums:
 
 
 def _contradiction(sums: _Sums, note: WeightNote, numel: int) -> str | None:
-    """Return how what was summed is not what calibration.json says, or is not believable."""
+    """Return how the sums differ from the note or exceed a limit, None if they do not."""
     if (sums.moved, sums.far) != (note.moved, note.far):
         return (
-            f"{sums.moved} codes are not the nearest and {sums.far} more than a step from it, where "
-            f"{CALIBRATION} has {note.moved} and {note.far}"
+            f"{sums.moved} codes are not the nearest and {sums.far} more than a step from it, "
+            f"where {CALIBRATION} has {note.moved} and {note.far}"
         )
     if note.method == "nearest" and sums.moved:
         return f"{sums.moved} codes are not the nearest, which {CALIBRATION} says they are"
-    if sums.difference > sums.nearest * MOST_STRAY**2 or sums.far > numel * MOST_FAR:
+    if sums.difference > sums.nearest * MAX_ERROR_RATIO**2 or sums.far > numel * MAX_FAR:
         times = math.sqrt(sums.difference / sums.nearest) if sums.nearest > 0 else math.inf
         return (
-            f"its error is {times:.2g} times that of plain note, "
+            f"its error is {times:.2g} times that of plain rounding, "
             f"{sums.far / numel:.0%} of its codes are more than a step from the nearest"
         )
     if note.method != "nearest" and (
-        note.error is None  # no token reached it, so no method can have been chosen
+        note.error is None  # no token reached it, so there was nothing to choose a method by
         or note.error_nearest is None
         or note.error > note.error_nearest
     ):
@@ -238,7 +239,7 @@ def _contradiction(sums: _Sums, note: WeightNote, numel: int) -> str | None:
 def _rounded(
     weight: memoryview, cols: int, scale_format: ScaleFormat, block: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return what plain rounding makes of float32 rows: codes and scales, each flat."""
+    """Return codes and scales, both flat, of float32 rows rounded to nearest."""
     numel = weight.nbytes // 4
     codes = np.empty(numel, np.uint8)
     scales = np.empty(-(-(numel // cols) // block) * -(-cols // block), np.float32)
@@ -251,7 +252,7 @@ def _are_multiples(
     amax_scales: NDArray[np.float32],
     scale_format: ScaleFormat,
 ) -> bool:
-    """Return whether every scale is one that the search may choose, or the floor."""
+    """Return whether the search of scales can choose every scale, the floor included."""
     one_of = [scales == amax_scales * np.float32(factor) for factor in SEARCHED[scale_format]]
     return bool(np.logical_or.reduce([*one_of, scales == _floor(scale_format)]).all())
 

@@ -1,4 +1,4 @@
-"""What inference engines ask of a block FP8 checkpoint, checked on headers before any GPU is rented.
+"""Rules of inference engines for block FP8 checkpoints, checked on headers, without a GPU.
 
 Each rule was read in the engine's source or in the named thread; none was run on a GPU.
 Sources: vLLM, fp8.py and fp8_utils.py (validate_fp8_block_shape), vllm-project/vllm#42384;
@@ -31,7 +31,7 @@ MERGED_BUT_LAST: frozenset[Role] = frozenset(
 
 
 def check_engine(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Finding]:
-    """Yield what `engine` would refuse or misread, on `tp` GPUs; one finding a role."""
+    """Yield what `engine` on `tp` GPUs would refuse or misread, one finding for each role."""
     if inventory.scheme is None:
         yield Finding.note("engine", "config.json", f"is not quantized; {engine} has no FP8 rules")
         yield from _check_heads(inventory, tp)
@@ -137,8 +137,8 @@ def _check_trtllm(inventory: Inventory) -> Iterator[Finding]:
             yield Finding.warning(
                 "engine-kv-b",
                 "config.json",
-                f"kv_b_proj has {per_head} rows a head, no multiple of 128: TensorRT-LLM splits it by "
-                "head and would cut blocks (NVIDIA/TensorRT-LLM#18659)",
+                f"kv_b_proj has {per_head} rows a head, not a multiple of 128: TensorRT-LLM splits "
+                "it by head and would cut blocks (NVIDIA/TensorRT-LLM#18659)",
                 'keep it: [[rule]] role = "kv_b_proj", scheme = "keep"',
             )
 
@@ -157,14 +157,14 @@ def _check_transformers(inventory: Inventory) -> Iterator[Finding]:
                 "engine-shape",
                 finding.where,
                 f"transformers takes rows // rows of scales for the block size, and so misreads "
-                f"{finding.message} without a word (5.23; huggingface/transformers#36026)",
+                f"{finding.message} silently (5.23; huggingface/transformers#36026)",
                 "load `dstools dequantize`'s output there; other engines read this one",
             )
     if scheme.format == "compressed-tensors" and inventory.model.moe is not None:
         yield Finding.error(
             "engine-format",
             "config.json",
-            "transformers 5.23 multiplies experts' codes by scales that it does not spread over blocks",
+            "transformers 5.23 multiplies codes of experts by scales not spread over blocks",
             "dstools quantize --format native, or load `dstools dequantize`'s output",
         )
     if inventory.model.num_mtp_layers:
@@ -174,12 +174,12 @@ def _check_transformers(inventory: Inventory) -> Iterator[Finding]:
 
 
 def _by_role(inventory: Inventory, fault: Callable[[Role, TensorInfo], str]) -> Iterator[Finding]:
-    """Yield the first tensor of each role and shape that has a fault, and how many have."""
-    found: dict[tuple[Role, str], list[TensorInfo]] = {}
+    """Yield a finding for the first tensor of each role and fault, with the number of others."""
+    faulty: dict[tuple[Role, str], list[TensorInfo]] = {}
     for name in inventory.quantized():
         parsed, info = inventory.names[name], inventory.tensors[name]
         if parsed is not None and (message := fault(parsed.role, info)):
-            found.setdefault((parsed.role, message), []).append(info)
-    for (_, message), infos in found.items():
+            faulty.setdefault((parsed.role, message), []).append(info)
+    for (_, message), infos in faulty.items():
         more = f" (and {len(infos) - 1} more like it)" if len(infos) > 1 else ""
         yield Finding.error("engine-shape", infos[0].where, message + more)

@@ -1,4 +1,4 @@
-"""Check whether a folder is the checkpoint that its files say; one error does not end the checks."""
+"""Check a checkpoint folder: by itself, for an engine, and against its source."""
 
 import re
 from collections.abc import Container, Iterator
@@ -160,7 +160,7 @@ def _open_source(source: Path) -> Checkpoint:
 def _check_total(checkpoint: Checkpoint) -> Iterator[Finding]:
     held = sum(info.nbytes for info in checkpoint.tensors.values())
     if not (checkpoint.folder / INDEX).exists():
-        yield Finding.note("index-missing", INDEX, "is not there; one shard does without")
+        yield Finding.note("index-missing", INDEX, "is missing; a single shard needs none")
         return
     total = checkpoint.index_metadata.get("total_size")
     if total != held:
@@ -173,7 +173,7 @@ def _check_total(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _check_with_safetensors(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Let the reference reader open each shard too."""
+    """Open each shard with the reference reader, too."""
     from safetensors import SafetensorError, safe_open
 
     for shard in checkpoint.shards.values():
@@ -185,7 +185,7 @@ def _check_with_safetensors(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _check_roles(inventory: Inventory) -> Iterator[Finding]:
-    """Yield weights that are FP8 though DeepSeek keeps them, and the reverse."""
+    """Yield FP8 weights that engines do not read as FP8, and weights missing from the kept ones."""
     scheme = inventory.scheme
     kept = scheme.kept if scheme else ()
     plain = {module for module in kept if not module.startswith("re:")}
@@ -196,7 +196,7 @@ def _check_roles(inventory: Inventory) -> Iterator[Finding]:
             yield Finding.warning(
                 "ignore-pattern",
                 "config.json",
-                f"the pattern {printable(text)!r} is broken or too involved to be tried",
+                f"the pattern {printable(text)!r} is broken, or too complex to be tried",
                 "name the modules, or write a simpler pattern",
             )
         else:
@@ -220,7 +220,7 @@ def _check_roles(inventory: Inventory) -> Iterator[Finding]:
             yield Finding.warning(
                 "router-bias",
                 info.where,
-                f"is {info.dtype}; DeepSeek ships F32, and less precision changes which experts win",
+                f"is {info.dtype}; DeepSeek ships F32; less precision changes the choice of experts",
             )
         is_kept = parsed.part == "weight" and info.dtype in FLOATS
         if scheme is not None and is_kept and parsed.role in QUANTIZED_ROLES:
@@ -235,7 +235,7 @@ def _check_roles(inventory: Inventory) -> Iterator[Finding]:
 
 
 def _safe_pattern(text: str) -> re.Pattern[str] | None:
-    """Return a `re:` pattern compiled, None for one that is broken or could take for ever.
+    """Return a `re:` pattern compiled, None for one that is broken or may be too slow.
 
     It comes from the checkpoint: a repeated group, or many repetitions, can take exponential time.
     """
@@ -263,6 +263,6 @@ def _check_fused(inventory: Inventory) -> Iterator[Finding]:
             yield Finding.error(
                 "fused-apart",
                 kept[0].where,
-                f"is {kept[0].dtype} beside FP8 in {', '.join(fp8)}; engines run them as one matrix",
+                f"is {kept[0].dtype}, {', '.join(fp8)} FP8; engines run them as one matrix",
                 "quantize again with one rule for them",
             )

@@ -17,7 +17,7 @@ ABSURD_AMAX = 1e4  # no trained weight comes near; a block that does has a damag
 
 
 def check_scales(inventory: Inventory, manifest: Manifest | None) -> Iterator[Finding]:
-    """Yield scales that are not finite, not positive, absurd, or not in the format of their maker."""
+    """Yield scales that are not finite, not positive, absurd, or not in the expected format."""
     scheme = inventory.scheme
     for storage in inventory.quantized().values():
         assert scheme is not None

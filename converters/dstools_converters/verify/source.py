@@ -72,7 +72,7 @@ def _pair_up(
             continue  # scales of an FP8 cache, which a dequantized checkpoint does not have
         if mine is None:
             where = printable(info.name)
-            findings.append(Finding.error("lost", where, "is in the source and not in here"))
+            findings.append(Finding.error("lost", where, "is in the source, but not here"))
         elif mine.shape != info.shape:
             message = f"is {list(mine.shape)}, source {list(info.shape)}"
             findings.append(Finding.error("shape", mine.where, message))
@@ -138,7 +138,7 @@ def _compare_bytes(
 def _compare_codes(
     made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
 ) -> Finding | None:
-    """Hold every code to its bound: half a step of the FP8 grid around the source's weight."""
+    """Check that every code is within half a step of the FP8 grid of the source's weight."""
     rows, cols = mine.shape
     block = math.lcm(block_rows(made, mine), block_rows(source, info))
     count, first_at = 0, -1
@@ -170,9 +170,9 @@ def _compare_scales(
     info: TensorInfo,
     manifest: Manifest | None,
 ) -> Finding | None:
-    """Compare the scales bit for bit: the bound of the codes leaves room in the scales' last bits.
+    """Compare scales bit for bit: with other last bits, codes would still be within bounds.
 
-    Recovered weights, too, are the source to the bit.
+    Weights that were recovered must restore the source bit for bit, too.
     """
     if manifest and mine.name in manifest.recovered_weights and info.dtype == "BF16":
         span = unlike_dequantized(made, mine, source, info)
@@ -190,7 +190,7 @@ def _compare_scales(
     return Finding.error(
         "bytes-differ",
         made.storage[mine.name].scale.where,
-        "is not what the source's weights or scales give",
+        "does not follow from the source's weights or scales",
         "the scales are damaged; convert again",
     )
 
@@ -198,10 +198,10 @@ def _compare_scales(
 def _wanted_scales(
     source: Inventory, info: TensorInfo, block: int, manifest: Manifest | None
 ) -> bytes | None:
-    """Return the scales that dstools gives a weight of the source, None where they are not known.
+    """Return the scales that dstools writes for a weight of the source, None if unknown.
 
-    Copied codes keep the source's scales, recovered ones have those that recovering gives, and all
-    others those of the source's amax. With --base some are the base's, which is not at hand.
+    Copied codes have the source's scales, recovered ones those that recovering gives, all others
+    those of the source's amax. With --base, scales may be the base's, which is not at hand.
     """
     if manifest is None:
         return None
@@ -216,7 +216,7 @@ def _wanted_scales(
 
 
 def _scales_of(source: Inventory, info: TensorInfo, scale_format: ScaleFormat, block: int) -> bytes:
-    """Return the scales that quantizing the source gives."""
+    """Return the scales that quantizing the source makes."""
     rows, cols = info.shape
     scale_row = -(-cols // block) * 4
     wanted = b""
@@ -246,7 +246,7 @@ def _recovered_scales(source: Inventory, info: TensorInfo, block: int, *, is_ue8
 def _compare_dequantized(
     made: Inventory, mine: TensorInfo, source: Inventory, info: TensorInfo
 ) -> Finding | None:
-    """Compare BF16 to the bit with what the source's codes and scales give."""
+    """Compare BF16 bit for bit with the dequantized source."""
     span = unlike_dequantized(source, info, made, mine)
     if span is None:
         return None

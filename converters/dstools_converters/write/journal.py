@@ -160,5 +160,5 @@ class Journal:
 
 
 def boot_id() -> str:
-    """Return the id of this boot of the machine, a new one at each call where it has none."""
+    """Return the id of this boot of the machine; a new one at each call if there is none."""
     return BOOT_ID.read_text().strip() if BOOT_ID.exists() else uuid4().hex

@@ -1,4 +1,4 @@
-"""The files beside the shards: config, index, manifest, calibration, and what is copied along."""
+"""The files beside the shards, made from a plan and the notes of its jobs."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict

@@ -1,8 +1,8 @@
-"""Run a plan: hand its jobs to workers, and have the writer note what is done.
+"""A run of a plan: jobs handed out to workers, and recorded by the writer when they are done.
 
-Memory is workers times one job, whatever the size of a tensor or shard; a very wide matrix (rows of w
-bytes) takes 128 x 3 w a worker. Workers fill different shards as long as there are several: a file takes
-one write at a time, and two files take them twice as fast. Which job runs when does not change a byte.
+Memory is that of one job for each worker, whatever the size of tensors and shards; a very wide
+matrix (rows of w bytes) takes 128 x 3 w. Workers fill different shards while there are several: a
+file takes one write at a time, so two files are twice as fast. The order of jobs changes no byte.
 """
 
 import time
@@ -26,15 +26,15 @@ from dstools_converters.write.writer import Writer
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did; `bytes_resumed` of the input an earlier run of the same plan had done."""
+    """The result of a run."""
 
     out: str
     bytes_in: int
     bytes_out: int
-    bytes_resumed: int
+    bytes_resumed: int  # of bytes_in, that earlier runs of the same plan had done
     seconds: float
     shards: int
-    tensors: dict[str, int]  # how many by what became of them
+    tensors: dict[str, int]  # action or method -> how many
     unknown_tensors: list[str]
 
 
@@ -58,15 +58,15 @@ def run(
     progress: Progress = lambda nbytes: None,
     calibrate: Callable[[Plan, "Sink"], None] | None = None,
 ) -> Report:
-    """Write the folder `out` as `plan` says; `progress` is told of input bytes as they are done.
+    """Write the folder `out` as `plan` says; `progress` gets the input bytes of each finished job.
 
-    What the plan leaves to a calibration, `calibrate` puts into the sink, before all else is written.
+    `calibrate` first puts into its sink the tensors that the plan leaves to a calibration.
 
-    Raises DstoolsError for NaN or infinity in a weight, an input that changes meanwhile, a full disk,
-    or an `out` that exists; what was done stays, and the next run with the same plan goes on there.
+    Raises DstoolsError for NaN or infinity in a weight, an input that changes meanwhile, a full
+    disk, or an `out` that exists. The next run of the same plan resumes where this one stopped.
     """
     start = time.perf_counter()
-    # jobs are known by their numbers: another version may number others
+    # the journal has numbers of jobs, which another version may give to other jobs
     fingerprint = f"{plan.digest} {tool} {jobs.PIECE_BYTES}"
     with Writer(
         plan,
@@ -109,7 +109,7 @@ def run(
 
 
 def _counts(plan: Plan, writer: Writer) -> dict[str, int]:
-    """Count the tensors by what became of them: not all that are tried can be recovered."""
+    """Count tensors by action or method: not all that were to be recovered could be."""
     counts = Counter({str(action): count for action, count in plan.counts.items()})
     recovered = sum("recovered" in note for note in writer.notes.values())
     if counts["recover"] > recovered:
@@ -123,12 +123,12 @@ def _counts(plan: Plan, writer: Writer) -> dict[str, int]:
 
 
 class Sink:
-    """Where a calibration puts its results; they are safe from a kill once they are in."""
+    """The output of a calibration; a tensor that is put into it survives a kill."""
 
     def __init__(self, plan: Plan, writer: Writer) -> None:
         self._writer = writer
-        self.folder = writer.calibration  # for whatever the next run is to go on from
-        self.layers = writer.layers  # what was noted of each layer that is done
+        self.folder = writer.calibration  # for files that the next run resumes from
+        self.layers = writer.layers  # those that are done
         self._places = {
             job.tensor.source.name: (number, job)
             for number, shard in enumerate(plan.shards)
@@ -137,12 +137,12 @@ class Sink:
         }
 
     def is_done(self, name: str) -> bool:
-        """Tell whether the tensor's codes and scales are in their place."""
+        """Return whether a tensor is written."""
         number, job = self._places[name]
         return number in self._writer.finished or job.number in self._writer.jobs.get(number, ())
 
     def put(self, name: str, codes: memoryview, scale_inv: memoryview, note: WeightNote) -> None:
-        """Write a tensor, `codes` uint8 and `scale_inv` float32, and note how it was made."""
+        """Write a tensor, `codes` uint8 and `scale_inv` float32, and record how it was made."""
         number, job = self._places[name]
         file = self._writer.open(number)
         with disk_errors(self._writer.model / self._writer.plan.shards[number].name):
@@ -152,12 +152,12 @@ class Sink:
         self._writer.job_done(number, job.number, {"tensor": name} | asdict(note))
 
     def layer_done(self, layer: int, note: LayerNote) -> None:
-        """Note what was seen in a layer, and that all that was put until now outlives the machine."""
+        """Record what was seen in a layer, and flush all tensors until now."""
         self._writer.layer_done(layer, note)
 
 
 class _Queue:
-    """Hands jobs to workers so that each has a shard of its own while there are enough."""
+    """The jobs to be done, handed out so that workers fill different shards while there are."""
 
     def __init__(
         self, plan: Plan, writer: Writer, resumed_jobs: dict[int, set[int]], progress: Progress
@@ -175,7 +175,7 @@ class _Queue:
                 self._skip(job, is_resumed=True)
 
     def work(self) -> None:
-        """Do jobs until there are none; the first error ends the work of all."""
+        """Do jobs until none is left; the first error stops all workers."""
         try:
             while (taken := self._take()) is not None:
                 shard, job = taken
@@ -187,7 +187,7 @@ class _Queue:
             raise
 
     def stop(self) -> None:
-        """Hand out no more jobs; those that run are finished."""
+        """Hand out no more jobs; running ones finish."""
         with self._lock:
             self._waiting.clear()
             for shard in self._open:
@@ -206,7 +206,7 @@ class _Queue:
             return shard, shard.jobs.popleft()
 
     def _open_next(self) -> _Open | None:
-        """Open the next shard; None where an earlier run has done all of its jobs."""
+        """Open the next shard; return None if all its jobs are done already."""
         number = self._waiting.popleft()
         done = self.writer.jobs.get(number, set())
         todo = list(jobs_of(self.plan, self.plan.shards[number]))

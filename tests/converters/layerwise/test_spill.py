@@ -129,7 +129,7 @@ def test_a_file_over_the_limit_is_named_and_removed(tmp_path: Path) -> None:
     before = descriptors()
     with largest_file(1000), pytest.raises(DstoolsError, match="spill-0: File too large") as caught:
         made("file", tmp_path, 100, 100)
-    assert "the same command goes on" in caught.value.hint
+    assert "the same command resumes" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
     assert descriptors() == before
 

@@ -192,17 +192,13 @@ def test_a_code_that_moved_is_found_by_the_figures_alone(
 
 
 def test_two_codes_that_changed_places_are_found_by_the_error(folder: Folder, tiny: Path) -> None:
-    """Neighbours of a row, each as far from the nearest as before: the counts stay, the sum does not."""
+    """As far from the nearest as before: the counts stay the same, the sum does not."""
     codes = bytearray(folder.data(UP))
     scale = np.frombuffer(folder.data(f"{UP}_scale_inv"), np.float32)
     assert scale.shape == (4,)
     note = folder.note(UP)
     # a code one step up, whose nearest is one below it, goes one step below its nearest instead
-    with open_checkpoint(tiny) as checkpoint:
-        info = checkpoint.tensors[UP]
-        raw = bytes(checkpoint.read(info, 0, info.nbytes))
-    weight = (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    nearest = nearest_codes(weight.reshape(160, 256), scale.reshape(2, 2)).reshape(-1)
+    nearest = nearest_codes(source_values(tiny).reshape(160, 256), scale.reshape(2, 2)).reshape(-1)
     for at, (code, plain) in enumerate(zip(codes, nearest.tolist(), strict=True)):
         if code == plain + 1 and 8 < plain & 0x7F < 100:
             codes[at] = plain - 1
@@ -213,6 +209,29 @@ def test_two_codes_that_changed_places_are_found_by_the_error(folder: Folder, ti
     finding = only(folder, tiny, UP)
     assert finding.message.startswith("its error is ")
     assert f"{note['weight_error']:.6g}" in finding.message
+
+
+def test_codes_that_no_calibration_would_choose_are_found_though_the_note_counts_them(
+    folder: Folder, tiny: Path
+) -> None:
+    """All zeros: the counts are those of the note, and so would be the sha256."""
+    scale = np.frombuffer(folder.data(f"{UP}_scale_inv"), np.float32).reshape(2, 2)
+    steps = nearest_codes(source_values(tiny).reshape(160, 256), scale) & 0x7F
+    folder.put(UP, bytes(160 * 256))
+    folder.note(UP).update(moved=int((steps > 0).sum()), far=int((steps > 1).sum()))
+    folder.sign(UP)
+    folder.lie()
+    message = only(folder, tiny, UP).message
+    share = f"{(steps > 1).mean():.0%} of its codes are more than a step from the nearest"
+    assert message.endswith(f" times that of plain rounding, {share}")
+
+
+def source_values(source: Path) -> np.ndarray:
+    """The values of UP in the source, which is BF16, in a row."""
+    with open_checkpoint(source) as checkpoint:
+        info = checkpoint.tensors[UP]
+        raw = bytes(checkpoint.read(info, 0, info.nbytes))
+    return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 def nearest_codes(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:

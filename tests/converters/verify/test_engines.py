@@ -1,4 +1,4 @@
-"""What engines refuse or misread is told from headers, as their source and threads have it."""
+"""Rules of engines: what they refuse or misread is found from headers alone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,8 @@ V2_LITE: dict[str, Any] = {  # deepseek-ai/DeepSeek-V2-Lite, config.json; layers
 }  # fmt: skip
 SMOLLM2: dict[str, Any] = {  # HuggingFaceTB/SmolLM2-135M-Instruct, config.json; layers cut
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "num_hidden_layers": 2, "vocab_size": 1024, "tie_word_embeddings": True,
+    "num_key_value_heads": 3, "num_hidden_layers": 2, "vocab_size": 1024,
+    "tie_word_embeddings": True,
 }  # fmt: skip
 QWEN3: dict[str, Any] = {  # Qwen/Qwen3-32B, config.json; layers cut
     "model_type": "qwen3", "hidden_size": 5120, "intermediate_size": 25600, "head_dim": 128,
@@ -80,7 +81,8 @@ def test_v3_on_32_gpus_is_refused_for_the_mlps(v3: Inventory, engine: Engine) ->
     # 18432 / 32 = 576 = 4.5 blocks: sgl-project/sglang#3345; 2048 / 32 = 64 = half a block
     rows, columns = "rows cut in 32 do not end", "columns cut in 32 do not end"
     found = shapes(v3, engine, 32)
-    assert {name: message.split("its ")[1].split(" on blocks")[0] for name, message in found.items()} == {
+    faults = {name: why.split("its ")[1].split(" on blocks")[0] for name, why in found.items()}
+    assert faults == {
         "model.layers.0.mlp.down_proj.weight": f"18432 {columns}",
         "model.layers.0.mlp.gate_proj.weight": f"18432 {rows}",
         "model.layers.0.mlp.up_proj.weight": f"18432 {rows}",
@@ -123,7 +125,7 @@ def test_a_query_that_runs_alone_may_be_ragged_on_one_gpu(fp8: Callable[..., Inv
 
 
 def test_smollm2_is_refused_for_its_query_and_key(fp8: Callable[..., Inventory]) -> None:
-    # q 576 = 4.5 blocks, k 192 = 1.5, each with another behind it; v 192 is the last, o [576, 576] alone
+    # q 576 = 4.5 blocks, k 192 = 1.5, each before another; v 192 is the last, o [576, 576] alone
     assert list(shapes(fp8(SMOLLM2), "vllm", 1)) == [
         "model.layers.0.self_attn.q_proj.weight",
         "model.layers.0.self_attn.k_proj.weight",
@@ -134,7 +136,7 @@ def test_smollm2_is_refused_for_its_query_and_key(fp8: Callable[..., Inventory])
     ("tp", "refused"),
     [
         (8, []),  # a key-value head each: 1024 / 8 = 128; 25600 / 8 = 3200 = 25 blocks
-        # 25600 / 16 = 1600 = 12.5; 8 heads over 16 GPUs: each holds one of 128 rows, and that is a block
+        # 25600 / 16 = 1600 = 12.5; 8 heads over 16 GPUs: each holds one of 128 rows, a block
         (16, ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]),
     ],
 )
@@ -156,7 +158,7 @@ def test_transformers_misreads_ragged_shapes(v3: Inventory, fp8: Callable[..., I
     found = list(check_engine(v3, "transformers", 1))
     assert [(f.level, f.code) for f in found] == [("error", "engine-shape"), ("note", "engine-mtp")]
     assert found[0].where.endswith(": model.layers.0.self_attn.kv_a_proj_with_mqa.weight")
-    assert "misreads [576, 7168] (and 61 more like it) without a word" in found[0].message
+    assert "misreads [576, 7168] (and 61 more like it) silently" in found[0].message
     assert list(check_engine(fp8(QWEN3), "transformers", 1)) == []
     # SmolLM2 is ragged in each: 576 rows or columns
     assert len(shapes(fp8(SMOLLM2), "transformers", 1)) == 7
@@ -212,3 +214,29 @@ def test_a_checkpoint_that_is_not_quantized_has_only_its_heads_checked(
         Finding.note("engine", "config.json", f"is not quantized; {engine} has no FP8 rules")
     ]
     assert [f.code for f in check_engine(inventory, engine, 3)] == ["engine", "engine-heads"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "tp", "where"),
+    [
+        ("vllm", 1, "kv_a_proj_with_mqa"),  # good: the last of its merged matrix may be ragged
+        ("vllm", 1, "q_a_proj"),  # 96 rows, and kv_a follows
+        ("vllm", 2, "o_proj"),  # 128 columns cut in two
+        ("sglang", 2, "q_b_proj"),  # 192 rows cut in two
+        ("transformers", 1, "q_b_proj"),  # read in blocks of 96
+    ],
+)
+def test_ragged_shapes_are_caught_by_the_engine_s_rules(
+    engine: str,
+    tp: int,
+    where: str,
+    tiny_fp8: Path,
+    checkpoint: Callable[..., Path],
+    ask: Callable[..., tuple[int, Any]],
+) -> None:
+    code, report = ask(tiny_fp8, "--engine", engine, "--tp", str(tp))
+    refused = [f["where"] for f in report["findings"] if f["code"] == "engine-shape"]
+    assert code == 3
+    assert any(f".{where}." in at for at in refused) == (where != "kv_a_proj_with_mqa")
+    aligned = checkpoint("tiny-aligned", fp8="float32")
+    assert ask(aligned, "--engine", engine)[0] == 0

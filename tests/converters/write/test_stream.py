@@ -176,7 +176,7 @@ def test_a_full_disk_is_said_in_one_line_and_can_be_gone_on_from(
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(DstoolsError, match="No space left on device") as caught:
         quantize(tiny, tmp_path / "out", workers=1)
-    assert "the same command goes on" in caught.value.hint
+    assert "the same command resumes" in caught.value.hint
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
     assert quantize(tiny, tmp_path / "out") > 0
