@@ -13,6 +13,7 @@ from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.teachers import sampling
+from dstools_distill.teachers import teacher as module
 from dstools_distill.teachers.teacher import (
     Answer,
     Ask,
@@ -75,7 +76,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_resumed_model_draws_what_it_would_have_drawn(outcomes: Any) -> None:
+def test_a_resumed_model_draws_what_it_would_have_drawn(
+    outcomes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_BATCHES", 1)  # windows of 4, 4 and 2 samples
     teacher = in_process(HF, SAMPLE)
     whole = outcomes(teacher)
     assert sorted(whole) == list(range(10))

@@ -55,13 +55,15 @@ def test_a_template_path_that_does_not_exist_is_refused(tokenizer: Any, path: st
     assert "nothing is downloaded here" in error.value.hint
 
 
-def test_a_refusal_has_the_words_of_trl_and_leaves_logs_and_bars_on(tokenizer: Any) -> None:
+def test_a_refusal_has_the_words_of_trl_and_leaves_logs_and_bars_on(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     import datasets
 
-    level = logging.getLogger("trl").level
+    caplog.set_level(17, "trl")
     with pytest.raises(DstoolsError, match=r"^TRL refuses: ValueError: .*'no such token'"):
         trl_rows(tokenizer, {"eos_token": "no such token"}, "messages", [CONVERSATION])
-    assert logging.getLogger("trl").level == level
+    assert logging.getLogger("trl").level == 17
     assert not datasets.are_progress_bars_disabled()
 
 
