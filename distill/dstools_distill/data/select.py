@@ -79,10 +79,7 @@ def select(settings: Select, inputs: Inputs, work: Work) -> Report:
         "out": own + others,
         "dropped": dict(sorted(dropped.items())),
         "verdicts": {name: int(np.sum(read.verdicts == n)) for n, name in enumerate(VERDICTS)},
-        "prompts": {
-            "in": len(read.prompts),
-            "out": len(np.unique(read.groups[kept[:own]])),
-        },
+        "prompts": {"in": len(read.prompts), "out": len(np.unique(read.groups[kept[:own]]))},
         "non_reasoning": {
             "in": len(mixed) + len(contaminated),
             "contaminated": len(contaminated),
@@ -94,13 +91,10 @@ def select(settings: Select, inputs: Inputs, work: Work) -> Report:
 
 def _check(settings: Select) -> None:
     if settings.keep == "diverse" and not settings.per_prompt:
-        raise DstoolsError(
-            'select.keep = "diverse" needs select.per_prompt', "set it to at least 1"
-        )
+        raise DstoolsError('select.keep = "diverse" needs select.per_prompt', "set it to 1 or more")
     if settings.non_reasoning and not 0 < settings.reasoning_share <= 1:
         raise DstoolsError(
-            f"select.reasoning_share is {settings.reasoning_share}",
-            "give a share above 0 and up to 1",
+            f"select.reasoning_share is {settings.reasoning_share}", "set it above 0, up to 1"
         )
 
 
@@ -234,32 +228,13 @@ def _conversations(file: Path, licence: str) -> Iterator[Record]:
                 f"{where}: its answer holds a think tag",
                 "pass rows with a trace as samples: [generate] can replay them",
             )
-        yield _without_trace(file.name, licence, question.messages, answer)
-
-
-def _without_trace(
-    source: str, licence: str, messages: list[dict[str, str]], answer: str
-) -> Record:
-    return {
-        "id": records.prompt_id(messages, source),
-        "source": source,
-        "licence": licence,
-        "messages": messages,
-        "gold": None,
-        "answer_type": "none",
-        "task": None,
-        "difficulty": None,
-        "reference": answer,
-        "sample": 0,
-        "teacher": None,
-        "sampling": None,
-        "raw": answer,
-        "reasoning": None,
-        "answer": answer,
-        "finish_reason": "stop",
-        "prefilled_think": False,
-        "usage": None,
-    }
+        messages = question.messages
+        source = {"id": records.prompt_id(messages, file.name), "source": file.name}
+        gold = {"gold": None, "answer_type": "none", "task": None, "difficulty": None}
+        sample = {"reference": answer, "sample": 0, "teacher": None, "sampling": None}
+        parts = {"raw": answer, "reasoning": None, "answer": answer}
+        end = {"finish_reason": "stop", "prefilled_think": False, "usage": None}
+        yield source | {"licence": licence, "messages": messages} | gold | sample | parts | end
 
 
 def _write_dropped(

@@ -54,8 +54,8 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
         "verdicts": {verdict: sum(words.values()) for verdict, words in reasons.items()},
         "reasons": reasons,
         "checkers": {
-            key.removeprefix("checkers "): counts[key]
-            for key in sorted(counts)
+            key.removeprefix("checkers "): count
+            for key, count in sorted(counts.items())
             if key.startswith("checkers ")
         },
         "steps_checked": counts["steps"],
