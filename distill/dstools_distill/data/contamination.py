@@ -274,18 +274,13 @@ class Index:
             [hashes(text) for _, _, text in texts], [where == "prompt" for _, where, _ in texts]
         )
         tokens_of = {number: tokens(texts[number][2]) for number in {hit.text for hit in hits}}
-        shared: list[dict[tuple[str, int, str], str]] = [{} for _ in rows]
+        shared: list[dict[tuple[str, int, str], dict[str, Any]]] = [{} for _ in rows]
         for hit in hits:
             n, where, _ = texts[hit.text]
             window = " ".join(tokens_of[hit.text][hit.start : hit.start + hit.length])
-            shared[n].setdefault((hit.benchmark, hit.row, where), window)
-        return [
-            [
-                {"benchmark": benchmark, "row": row, "where": where, "window": window}
-                for (benchmark, row, where), window in of_row.items()
-            ]
-            for of_row in shared
-        ]
+            match = {"benchmark": hit.benchmark, "row": hit.row, "where": where, "window": window}
+            shared[n].setdefault((hit.benchmark, hit.row, where), match)
+        return [list(matches.values()) for matches in shared]
 
     def hits(self, texts: Sequence[Hashes], are_prompts: Sequence[bool]) -> list[Hit]:
         """Return all hits in texts, given as hashes of their tokens; sorted by text and start."""

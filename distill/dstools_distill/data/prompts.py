@@ -38,11 +38,7 @@ def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
 
     Raises DstoolsError, naming file, line and reason, for a row that is not a question.
     """
-    if not 0 <= settings.near_duplicates <= 1:
-        raise DstoolsError(
-            f"prompts.near_duplicates is {settings.near_duplicates}",
-            "give a similarity from 0 to 1",
-        )
+
     rates = {} if inputs.pass_rates is None else share_right(inputs.pass_rates)
     read = _Read(work.folder, near=settings.near_duplicates > 0)
     rows, forms = Counter[str](), Counter[str]()

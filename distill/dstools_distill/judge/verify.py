@@ -93,10 +93,8 @@ class Judge:
 
     def __init__(self, settings: Verify) -> None:
         if settings.language and settings.language not in LANGUAGES:
-            raise DstoolsError(
-                f"verify.language {settings.language} cannot be recognized",
-                f"use one of {', '.join(sorted(LANGUAGES))}",
-            )
+            hint = f"use one of {', '.join(sorted(LANGUAGES))}"
+            raise DstoolsError(f"verify.language {settings.language} cannot be recognized", hint)
         self._settings = settings
         self._referee = Referee(settings.timeout_seconds)
 
