@@ -1,4 +1,4 @@
-"""The README is short, its links lead somewhere, and its `dstools` commands work in the order shown.
+"""The README is short, its links resolve, and its `dstools` commands work in the order shown.
 
 The names in them are of large models; here the sample model and small files have those names.
 """

@@ -1,4 +1,4 @@
-"""Files: JSON that is ambiguous is refused, a file is replaced whole, a torn log loses its tail only."""
+"""Files: ambiguous JSON is refused, a file is replaced whole, a torn log loses only its tail."""
 
 import json
 import os

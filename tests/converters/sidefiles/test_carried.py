@@ -1,4 +1,4 @@
-"""Files that are copied along: everything small that is not a weight, and nothing from elsewhere."""
+"""Files that are copied along: what is small and not a weight, and nothing from elsewhere."""
 
 from pathlib import Path
 
