@@ -1,5 +1,6 @@
 """The figures of a checkpoint: parameters, bytes, layers, cache, and the size after quantizing."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -45,13 +46,13 @@ class Report:
 class _Totals:
     """Sums over the weights of an inventory."""
 
-    bytes_by_dtype: dict[str, int] = field(default_factory=dict)
-    bytes_by_role: dict[str, int] = field(default_factory=dict)
+    bytes_by_dtype: Counter[str] = field(default_factory=Counter)
+    bytes_by_role: Counter[str] = field(default_factory=Counter)
     parameters: int = 0  # without the MTP layers
     parameters_routed: int = 0  # of these, those of routed experts
     parameters_mtp: int = 0
     quantized_bytes: int = 0
-    quantized_kept: dict[str, int] = field(default_factory=dict)
+    quantized_kept: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)  # what `dstools quantize` would not take
 
 
@@ -87,10 +88,10 @@ def inspect(inventory: Inventory) -> Report:
         attention=attention,
         cache_bytes_per_token=cache,
         cache_bytes_per_token_mha=cache_mha,
-        bytes_by_dtype=_largest_first(totals.bytes_by_dtype),
-        bytes_by_role=_largest_first(totals.bytes_by_role),
+        bytes_by_dtype=dict(totals.bytes_by_dtype.most_common()),
+        bytes_by_role=dict(totals.bytes_by_role.most_common()),
         quantized_bytes=totals.quantized_bytes,
-        quantized_kept=_largest_first(totals.quantized_kept),
+        quantized_kept=dict(totals.quantized_kept.most_common()),
         unknown_tensors=[info.name for info in inventory.unknown],
         disagreements=_disagreements(inventory, kinds) + totals.refused,
     )
@@ -103,8 +104,8 @@ def _total(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> _Totals
         parsed = inventory.names[info.name]
         role = parsed.role if parsed else "unknown"
         for part in inventory.storage[info.name].parts:
-            _add(totals.bytes_by_dtype, part.dtype, count * part.nbytes)
-            _add(totals.bytes_by_role, role, count * part.nbytes)
+            totals.bytes_by_dtype[part.dtype] += count * part.nbytes
+            totals.bytes_by_role[role] += count * part.nbytes
         if parsed is not None and parsed.is_mtp:
             totals.parameters_mtp += count * info.numel
         else:
@@ -118,12 +119,8 @@ def _total(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> _Totals
             continue
         totals.quantized_bytes += count * target.nbytes
         if not target.is_quantized:
-            _add(totals.quantized_kept, role, count * info.nbytes)
+            totals.quantized_kept[role] += count * info.nbytes
     return totals
-
-
-def _add(sums: dict[str, int], key: str, nbytes: int) -> None:
-    sums[key] = sums.get(key, 0) + nbytes
 
 
 def _disagreements(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> list[str]:
@@ -194,7 +191,3 @@ def _cache(model: Model) -> tuple[str, int, int]:
     )
     item = layers * 2 * attention.head_dim * CACHE_ITEM_BYTES
     return text, attention.num_kv_heads * item, attention.num_heads * item
-
-
-def _largest_first(sums: dict[str, int]) -> dict[str, int]:
-    return dict(sorted(sums.items(), key=lambda pair: -pair[1]))

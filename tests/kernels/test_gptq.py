@@ -82,8 +82,8 @@ def test_scales_and_nearest_are_the_bits_of_block_fp8(
     codes = gptq.nearest(weight, scale_inv, block)
     assert torch.equal(codes, wanted_codes)
     restored = torch.empty_like(weight)
-    block_fp8.dequantize_float32(
-        codes.numpy(), shape[1], scale_inv.numpy(), restored.numpy(), (block, block)
+    block_fp8.dequantize(
+        codes.numpy(), shape[1], scale_inv.numpy(), restored.numpy(), (block, block), "F32"
     )
     assert torch.equal(
         gptq.restore(codes, scale_inv, block).view(torch.int32), restored.view(torch.int32)

@@ -68,7 +68,8 @@ def take_inventory(checkpoint: Checkpoint) -> Inventory:
     """
     model = read_model(checkpoint.config)
     scheme = read_scheme(checkpoint.config)
-    names = {name: model.parse(name) for name in checkpoint.tensors}
+    parse, layers = model.spelling.parse, model.num_hidden_layers
+    names = {name: parse(name, layers) for name in checkpoint.tensors}
     storage = read_storage(checkpoint.tensors, scheme)
     return Inventory(checkpoint, model, scheme, names, storage)
 

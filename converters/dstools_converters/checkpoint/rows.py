@@ -102,7 +102,7 @@ def restore(
             block_fp8.widen(data, info.dtype, values)
         case "fp8-block":
             scales = read_scales(inventory, info, first, last)
-            block_fp8.dequantize_float32(data, cols, scales, values, storage.block)
+            block_fp8.dequantize(data, cols, scales, values, storage.block, "F32")
         case other:
             assert_never(other)
     return values

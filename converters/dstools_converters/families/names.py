@@ -34,15 +34,8 @@ FUSED: tuple[tuple[Role, ...], ...] = (
     ("routed_gate", "routed_up"),
     ("shared_gate", "shared_up"),
 )
-PARTS = (
-    "weight",
-    "bias",
-    "weight_scale_inv",
-    "weight_scale",
-    "e_score_correction_bias",
-    "k_scale",
-    "v_scale",
-)
+OUTSIDE_PARTS = ("weight", "bias", "weight_scale_inv", "weight_scale")  # of modules in no layer
+PARTS = (*OUTSIDE_PARTS, "e_score_correction_bias", "k_scale", "v_scale")
 
 
 class TensorName(NamedTuple):
@@ -92,7 +85,7 @@ class Spelling:
         if not text.startswith(self.layers):
             module, _, part = text.rpartition(".")
             role = self.outside.get(module)
-            return TensorName(role, part) if role and part in PARTS[:4] else None
+            return TensorName(role, part) if role and part in OUTSIDE_PARTS else None
         number, _, tail = text[len(self.layers) :].partition(".")
         layer, inside = _natural(number), _parse_inside(self, tail)
         if layer is None or inside is None:

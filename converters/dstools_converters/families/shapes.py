@@ -82,10 +82,6 @@ class Model:
         """Return how the family spells the names of its tensors."""
         return HUGGING_FACE  # of every ModelType
 
-    def parse(self, text: str) -> TensorName | None:
-        """Return the structure of a tensor's name, or None for a name that the family lacks."""
-        return self.spelling.parse(text, self.num_hidden_layers)
-
     def spell(self, name: TensorName) -> str:
         """Return the name of a tensor as text."""
         return self.spelling.spell(name)

@@ -15,16 +15,8 @@ from dstools_converters.families.shapes import MLA, Model, MoE, read_model
 TopkMethod = Literal["noaux_tc", "group_limited_greedy", "greedy"]
 Parameters = dict[str, Any]
 AGAIN = "download config.json again"
-YARN_KEYS = (
-    "factor",
-    "original_max_position_embeddings",
-    "beta_fast",
-    "beta_slow",
-    "truncate",
-    "attention_factor",
-    "mscale",
-    "mscale_all_dim",
-)
+YARN_KEYS: tuple[str, ...] = ("factor", "original_max_position_embeddings", "beta_fast")
+YARN_KEYS += ("beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim")
 
 
 @dataclass(frozen=True)

@@ -200,11 +200,11 @@ class _Sums:
                 self.moved += int(np.count_nonzero(steps))
                 self.far += int(np.count_nonzero(steps > 1))
             restored = memory.view("values", (last - first) * cols * 4)
-            block_fp8.dequantize_float32(codes, cols, scales, restored, block_size)
+            block_fp8.dequantize(codes, cols, scales, restored, block_size, "F32")
             squares = block_fp8.difference(weight, restored)
             self.difference += squares.sum_sq_diff
             self.reference += squares.sum_sq_a
-            block_fp8.dequantize_float32(nearest, cols, amax_scales, restored, block_size)
+            block_fp8.dequantize(nearest, cols, amax_scales, restored, block_size, "F32")
             self.nearest += block_fp8.difference(weight, restored).sum_sq_diff
         return None
 

@@ -94,27 +94,18 @@ def dequantize(
     scale_inv: Buffer,
     out: WritableBuffer,
     block_size: tuple[int, int] = (128, 128),
+    dtype: Literal["BF16", "F32"] = "BF16",
 ) -> None:
-    """Write the BF16 weight [rows, cols] of `codes` uint8 and `scale_inv` float32.
+    """Write the weight [rows, cols] of `codes` uint8 and `scale_inv` float32 in `dtype`.
 
-    `block_size` is (rows, cols) of a block. A NaN code gives NaN. Raises ValueError where a size
-    is wrong.
+    `block_size` is (rows, cols) of a block. F32 is float32(code) * scale_inv without the rounding
+    to BF16. A NaN code gives NaN. Raises ValueError where a size is wrong.
     """
-    _dequantize("dequantize", codes, cols, scale_inv, out, block_size, 2)
-
-
-def dequantize_float32(
-    codes: Buffer,
-    cols: int,
-    scale_inv: Buffer,
-    out_float32: WritableBuffer,
-    block_size: tuple[int, int] = (128, 128),
-) -> None:
-    """Write float32(code) * scale_inv [rows, cols], without the rounding to BF16.
-
-    Raises ValueError where a size is wrong.
-    """
-    _dequantize("dequantize_float32", codes, cols, scale_inv, out_float32, block_size, 4)
+    coded = input_bytes(codes, "codes")
+    rows, scales = _grid(coded, cols, scale_inv, block_size)
+    target = output_bytes(out, "out", ITEMSIZE[dtype] * rows * cols)
+    kernel = "dequantize" if dtype == "BF16" else "dequantize_float32"
+    run("block_fp8", kernel, coded, rows, cols, scales, *block_size, target)
 
 
 def widen(data: Buffer, dtype: WidenDtype, out_float32: WritableBuffer) -> None:
@@ -191,21 +182,6 @@ def first_non_finite(data: Buffer, dtype: FiniteDtype) -> int:
     source = input_bytes(data, "data")
     count = whole_rows(source, "data", 1, itemsize)
     return run("block_fp8", "first_with_all", source, itemsize, mask, count)
-
-
-def _dequantize(
-    kernel: Literal["dequantize", "dequantize_float32"],
-    codes: Buffer,
-    cols: int,
-    scale_inv: Buffer,
-    out: WritableBuffer,
-    block_size: tuple[int, int],
-    itemsize: int,
-) -> None:
-    coded = input_bytes(codes, "codes")
-    rows, scales = _grid(coded, cols, scale_inv, block_size)
-    target = output_bytes(out, "out", itemsize * rows * cols)
-    run("block_fp8", kernel, coded, rows, cols, scales, *block_size, target)
 
 
 def _grid(

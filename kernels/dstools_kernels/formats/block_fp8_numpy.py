@@ -13,6 +13,9 @@ from dstools_kernels.fp8 import AMAX_FLOOR, E4M3_MAX, ITEMSIZE, ScaleFormat
 
 Float32 = NDArray[np.float32]
 
+# codes, rows, cols, scale_inv, rows of a block, columns of a block
+Grid = tuple[memoryview, int, int, memoryview, int, int]
+
 CHUNK = 1 << 20  # elements at a time where there are no rows
 
 
@@ -104,7 +107,7 @@ def dequantize(
 ) -> None:
     """Write bf16(float32(code) * scale)."""
     target = np.frombuffer(out, "<u2")
-    for start, product in _products(codes, rows, cols, scale_inv, block_rows, block_cols):
+    for start, product in _products((codes, rows, cols, scale_inv, block_rows, block_cols)):
         target[start : start + product.size] = bf16_bits(product)
 
 
@@ -119,7 +122,7 @@ def dequantize_float32(
 ) -> None:
     """Write float32(code) * scale."""
     target = np.frombuffer(out, "<f4")
-    for start, product in _products(codes, rows, cols, scale_inv, block_rows, block_cols):
+    for start, product in _products((codes, rows, cols, scale_inv, block_rows, block_cols)):
         target[start : start + product.size] = product
 
 
@@ -136,8 +139,8 @@ def outside_bound(
     """Return how many codes are outside the bound; write the flat index of the first, or -1."""
     values, ulps = e4m3_values().astype(np.float64), e4m3_ulps()
     count, first = 0, -1
-    grid = _block_rows(codes, rows, cols, scale_inv, block_rows, block_cols)
-    for start, coded, scale32 in grid:
+    grid = (codes, rows, cols, scale_inv, block_rows, block_cols)
+    for start, coded, scale32 in _block_rows(grid):
         stop = 4 * (start + coded.size)
         w = np.frombuffer(weight[4 * start : stop], "<f4").reshape(coded.shape).astype(np.float64)
         scale = scale32.astype(np.float64)
@@ -212,31 +215,18 @@ def bf16_bits(x: Float32) -> NDArray[np.uint16]:
     return np.where(np.isnan(x), bits >> 16 | 0x40, rounded).astype(np.uint16)
 
 
-def _products(
-    codes: memoryview,
-    rows: int,
-    cols: int,
-    scale_inv: memoryview,
-    block_rows: int,
-    block_cols: int,
-) -> Iterator[tuple[int, Float32]]:
+def _products(grid: Grid) -> Iterator[tuple[int, Float32]]:
     """Yield (index of the first element, code * scale of all elements in a row) by block row."""
     values = e4m3_values()
-    for start, coded, scale in _block_rows(codes, rows, cols, scale_inv, block_rows, block_cols):
+    for start, coded, scale in _block_rows(grid):
         with np.errstate(over="ignore", invalid="ignore"):  # a scale may be anything
             product: Float32 = values[coded] * scale
         yield start, product.ravel()
 
 
-def _block_rows(
-    codes: memoryview,
-    rows: int,
-    cols: int,
-    scale_inv: memoryview,
-    block_rows: int,
-    block_cols: int,
-) -> Iterator[tuple[int, NDArray[np.uint8], Float32]]:
+def _block_rows(grid: Grid) -> Iterator[tuple[int, NDArray[np.uint8], Float32]]:
     """Yield (index of the first element, codes [rows, cols], scale of each column) by block row."""
+    codes, rows, cols, scale_inv, block_rows, block_cols = grid
     all_codes = np.frombuffer(codes, np.uint8).reshape(rows, cols)
     all_scales = np.frombuffer(scale_inv, "<f4").reshape(-1, -(-cols // block_cols))
     for block, scale in enumerate(all_scales):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
 from mmap import mmap
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -342,13 +343,11 @@ def assert_dequantizes_like_torch(
 ) -> None:
     count = codes.size
     bf16, float32 = bytearray(2 * count + 9), bytearray(4 * count + 9)
-    for out, function in [
-        (bf16, block_fp8.dequantize),
-        (float32, block_fp8.dequantize_float32),
-    ]:
+    outputs: list[tuple[bytearray, Literal["BF16", "F32"]]] = [(bf16, "BF16"), (float32, "F32")]
+    for out, dtype in outputs:
         out[:] = b"\xaa" * len(out)
         coded, scaled = codes.tobytes(), scale.tobytes()
-        function(coded, codes.shape[1], scaled, memoryview(out)[1:], block)
+        block_fp8.dequantize(coded, codes.shape[1], scaled, memoryview(out)[1:], block, dtype)
         assert bytes(out[:1] + out[-8:]) == b"\xaa" * 9
     product = dequantize_torch(codes, scale, block)
     nan = product.isnan().numpy().ravel()
@@ -554,7 +553,7 @@ def test_the_difference_of_nan_is_nan(level: str) -> None:
         (lambda: block_fp8.dequantize(bytes(12), 4, bytes(8), bytearray(24)), "scale_inv must hold 4"),
         (lambda: block_fp8.dequantize(bytes(12), 4, bytes(4), bytearray(23)), "out must hold at least 24"),
         (lambda: block_fp8.dequantize(bytes(12), 4, bytes(4), bytearray(24), (0, 128)), "block_rows"),
-        (lambda: block_fp8.dequantize_float32(bytes(12), 4, bytes(4), bytearray(47)), "out must hold at least 48"),
+        (lambda: block_fp8.dequantize(bytes(12), 4, bytes(4), bytearray(47), dtype="F32"), "out must hold at least 48"),
         (lambda: block_fp8.widen(bytes(3), "BF16", bytearray(8)), "data must be a whole"),
         (lambda: block_fp8.widen(bytes(4), "BF16", bytearray(7)), "out_float32 must hold at least 8"),
         (lambda: block_fp8.widen(bytes(4), "I8", bytearray(8)), "dtype"),  # type: ignore[arg-type]

@@ -33,51 +33,21 @@ struct Kernels {
     int64_t (*first_with_all)(const void*, int, uint32_t, int64_t);
 };
 
-// The plain bodies, compiled for one instruction set.
+// The plain bodies, compiled for one instruction set; the table of levels gives the argument types.
+#define BODY(target, name, body)                                                                   \
+    template <class... A>                                                                          \
+    target static auto name(A... arguments) { return body(arguments...); }
 #define LEVEL(Level, target)                                                                       \
     struct Level {                                                                                 \
-        target static int64_t quantize(const void* weight, int dtype, int64_t rows, int64_t cols,  \
-                                       uint8_t* codes, UnalignedFloat* scale_inv, bool ue8m0,      \
-                                       int64_t block_size) {                                       \
-            return quantize_plain(weight, dtype, rows, cols, codes, scale_inv, ue8m0, block_size); \
-        }                                                                                          \
-        target static void dequantize(const uint8_t* codes, int64_t rows, int64_t cols,            \
-                                      const UnalignedFloat* scale_inv, int64_t block_rows,         \
-                                      int64_t block_cols, Unaligned16* out) {                      \
-            dequantize_plain(codes, rows, cols, scale_inv, block_rows, block_cols, out);           \
-        }                                                                                          \
-        target static void dequantize_float32(const uint8_t* codes, int64_t rows, int64_t cols,    \
-                                              const UnalignedFloat* scale_inv, int64_t block_rows, \
-                                              int64_t block_cols, UnalignedFloat* out) {           \
-            dequantize_plain(codes, rows, cols, scale_inv, block_rows, block_cols, out);           \
-        }                                                                                          \
-        target static void widen(const void* data, int dtype, int64_t count,                       \
-                                 UnalignedFloat* out) {                                            \
-            widen_plain(data, dtype, count, out);                                                  \
-        }                                                                                          \
-        target static void narrow(const UnalignedFloat* data, int64_t count, Unaligned16* out) {   \
-            narrow_plain(data, count, out);                                                        \
-        }                                                                                          \
-        target static int64_t outside_bound(const UnalignedFloat* weight, const uint8_t* codes,    \
-                                            int64_t rows, int64_t cols,                            \
-                                            const UnalignedFloat* scale_inv, int64_t block_rows,   \
-                                            int64_t block_cols, int64_t* first) {                  \
-            return outside_bound_plain(weight, codes, rows, cols, scale_inv, block_rows,           \
-                                       block_cols, first);                                         \
-        }                                                                                          \
-        target static void difference(const UnalignedFloat* a, const UnalignedFloat* b,            \
-                                      int64_t count, double* out) {                                \
-            difference_plain(a, b, count, out);                                                    \
-        }                                                                                          \
-        target static int64_t first_with_all(const void* data, int itemsize, uint32_t mask,        \
-                                             int64_t count) {                                      \
-            return first_with_all_plain(data, itemsize, mask, count);                              \
-        }                                                                                          \
-        target static int64_t recover(const Unaligned16* weight, int64_t rows, int64_t cols,       \
-                                      uint8_t* codes, UnalignedFloat* scale_inv, bool powers_only, \
-                                      int64_t block_size) {                                        \
-            return recover_plain(weight, rows, cols, codes, scale_inv, powers_only, block_size);   \
-        }                                                                                          \
+        BODY(target, quantize, quantize_plain)                                                     \
+        BODY(target, dequantize, dequantize_plain)                                                 \
+        BODY(target, dequantize_float32, dequantize_plain)                                         \
+        BODY(target, widen, widen_plain)                                                           \
+        BODY(target, narrow, narrow_plain)                                                         \
+        BODY(target, outside_bound, outside_bound_plain)                                           \
+        BODY(target, difference, difference_plain)                                                 \
+        BODY(target, first_with_all, first_with_all_plain)                                         \
+        BODY(target, recover, recover_plain)                                                       \
     }
 #define REST(Level)                                                                                \
     Level::dequantize_float32, Level::widen, Level::narrow, Level::outside_bound,                  \
