@@ -105,7 +105,7 @@ def _five_grams(text: str) -> NDArray[np.uint64]:
     return shingles(hashes(text), SHINGLE_WORDS)
 
 
-def _rows_of_band(threshold: float) -> int:
+def rows_of_band(threshold: float) -> int:
     """Return the largest size r of a band that misses few pairs: (1 - t^r)^(128/r) <= MISSED."""
     rows = 1
     while rows < 32 and (1 - threshold ** (rows + 1)) ** (FUNCTIONS // (rows + 1)) <= MISSED:
@@ -120,7 +120,7 @@ def _pairs(
     threshold: float,
 ) -> Iterator[tuple[int, int]]:
     """Yield candidate pairs (later, earlier) of prompts, in order."""
-    rows = _rows_of_band(threshold)
+    rows = rows_of_band(threshold)
     numbers = np.flatnonzero(alive)
     pairs = np.zeros(0, np.int64)  # later * 2^32 + earlier
     for start in range(0, FUNCTIONS - rows + 1, rows):

@@ -337,7 +337,7 @@ def test_a_hit_names_benchmark_row_place_and_window(tmp_path: Path) -> None:
         ("7^2?", "What is 7^2?", "prompt", False),
         ("7^2?", "7^2", "reasoning", False),
         ("What is 7^2?", "Now, what is 7^2? Let me see", "reasoning", True),
-        ("What is 12 + 7?", "What is 12 + 7 + 9?", "prompt", False),  # goes on
+        ("What is 12 + 7?", "What is 12 + 7 + 9?", "prompt", False),  # part of a longer question
         ("What is 12 + 7?", "What is 12 + 7 = ?", "prompt", True),
         ("What is 12 + 7?", "What is 12 + 71?", "prompt", False),
         ("What is 12 + 7?", "What is 12 - 7?", "prompt", False),

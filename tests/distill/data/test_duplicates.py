@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dstools_distill.data.duplicates import FUNCTIONS, MISSED, _rows_of_band, exact, near, signature
+from dstools_distill.data.duplicates import FUNCTIONS, MISSED, exact, near, rows_of_band, signature
 from dstools_distill.data.ngrams import hashes, jaccard, shingles
 
 
@@ -37,7 +37,7 @@ def test_near_duplicates_are_those_of_all_pairs(threshold: float) -> None:
     for later in range(300):
         if any(similar[n, later] for n in range(later) if n not in gone):
             gone.add(later)
-    found = near(
+    fates = near(
         np.array([signature(text) for text in given]),
         np.zeros(300, np.uint64),
         np.ones(300, bool),
@@ -45,8 +45,8 @@ def test_near_duplicates_are_those_of_all_pairs(threshold: float) -> None:
         threshold,
     )
     assert len(gone) > 20
-    assert {n for n, reason in enumerate(found.reasons) if reason} == gone
-    assert all(similar[found.others[n], n] and not found.reasons[found.others[n]] for n in gone)
+    assert {n for n, reason in enumerate(fates.reasons) if reason} == gone
+    assert all(similar[fates.others[n], n] and not fates.reasons[fates.others[n]] for n in gone)
 
 
 def test_signatures_agree_as_often_as_sets_are_alike() -> None:
@@ -59,7 +59,7 @@ def test_signatures_agree_as_often_as_sets_are_alike() -> None:
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.99])
 def test_bands_miss_at_most_one_pair_in_a_thousand(threshold: float) -> None:
-    rows = _rows_of_band(threshold)
+    rows = rows_of_band(threshold)
     assert (1 - threshold**rows) ** (FUNCTIONS // rows) <= MISSED
 
 
@@ -73,8 +73,8 @@ def test_a_template_with_many_problems_is_not_compared_in_all_pairs() -> None:
 
     count = 2000
     signatures = np.repeat(signature(template)[None], count, axis=0)
-    found = near(signatures, np.zeros(count, np.uint64), np.ones(count, bool), text, threshold=0.99)
-    assert not any(found.reasons)  # 57 of 59
+    fates = near(signatures, np.zeros(count, np.uint64), np.ones(count, bool), text, threshold=0.99)
+    assert not any(fates.reasons)  # 57 of 59
     assert len(calls) < 20 * count  # of 2 million pairs
 
 
@@ -83,16 +83,16 @@ def test_prompts_with_other_golds_and_dropped_ones_are_ignored() -> None:
     signatures = np.repeat(signature(text)[None], 4, axis=0)
     golds = np.array([7, 9, 7, 7], np.uint64)
     alive = np.array([True, True, False, True])
-    found = near(signatures, golds, alive, lambda number: text, 0.8)
-    assert found.reasons == ["", "", "", "near-duplicate"]
-    assert found.others == [-1, -1, -1, 0]
+    fates = near(signatures, golds, alive, lambda number: text, 0.8)
+    assert fates.reasons == ["", "", "", "near-duplicate"]
+    assert fates.others == [-1, -1, -1, 0]
 
 
 def test_the_first_prompt_with_a_gold_answer_is_kept() -> None:
     digests, golds = [b"a", b"b", b"a", b"a", b"b"], np.array([0, 5, 7, 7, 6], np.uint64)
-    found = exact(digests, golds, lambda one, other: True)
-    assert found.reasons == ["duplicate", "conflicting-gold", "", "duplicate", "conflicting-gold"]
-    assert found.others == [2, -1, -1, 2, 1]
+    fates = exact(digests, golds, lambda one, other: True)
+    assert fates.reasons == ["duplicate", "conflicting-gold", "", "duplicate", "conflicting-gold"]
+    assert fates.others == [2, -1, -1, 2, 1]
 
 
 def test_a_gold_of_another_spelling_is_compared_with_the_one_that_is_kept() -> None:
@@ -103,7 +103,7 @@ def test_a_gold_of_another_spelling_is_compared_with_the_one_that_is_kept() -> N
         return one == 4
 
     digests = [b"a", b"a", b"a", b"b", b"b", b"b"]
-    found = exact(digests, np.array([0, 5, 6, 5, 6, 7], np.uint64), differ)
+    fates = exact(digests, np.array([0, 5, 6, 5, 6, 7], np.uint64), differ)
     assert asked == [(2, 1), (4, 3)]  # not where one is missing, nor where none is trusted already
-    assert found.reasons == ["duplicate", "", "duplicate", *["conflicting-gold"] * 3]
-    assert found.others == [1, -1, 1, -1, 3, 3]
+    assert fates.reasons == ["duplicate", "", "duplicate", *["conflicting-gold"] * 3]
+    assert fates.others == [1, -1, 1, -1, 3, 3]

@@ -46,9 +46,9 @@ def reply(content: str, **more: str) -> dict[str, str]:
     ],
 )
 def test_every_form_gives_the_same_question_and_answer(form: Any, row: dict[str, Any]) -> None:
-    found = convert(row)
-    assert (found.form, found.messages, found.reference) == (form, ASKED, ANSWER)
-    assert convert(row, form) == found
+    question = convert(row)
+    assert (question.form, question.messages, question.reference) == (form, ASKED, ANSWER)
+    assert convert(row, form) == question
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,17 @@ def test_every_form_gives_the_same_question_and_answer(form: Any, row: dict[str,
 def test_gold_and_worked_solution_are_told_apart(
     row: dict[str, Any], gold: str | None, reference: str | None
 ) -> None:
-    found = convert(row)
-    assert (found.gold, found.reference) == (gold, reference)
+    question = convert(row)
+    assert (question.gold, question.reference) == (gold, reference)
 
 
 def test_a_conversation_is_asked_up_to_its_last_question() -> None:
     system, more = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "And 3?"}
-    found = convert({"messages": [system, USER, reply("4"), more, reply("9", thinking="cubed?")]})
-    assert found.messages == [system, USER, {"role": "assistant", "content": "4"}, more]
-    assert found.reference == "<think>\ncubed?\n</think>\n\n9"
+    question = convert(
+        {"messages": [system, USER, reply("4"), more, reply("9", thinking="cubed?")]}
+    )
+    assert question.messages == [system, USER, {"role": "assistant", "content": "4"}, more]
+    assert question.reference == "<think>\ncubed?\n</think>\n\n9"
     assert convert({"messages": [system, USER]}).reference is None
     assert convert(
         {"conversations": [{"from": "human", "value": "2+2"}], "system": "Be brief."}
@@ -85,13 +87,13 @@ def test_a_conversation_is_asked_up_to_its_last_question() -> None:
 
 
 def test_existing_line_feeds_next_to_tags_are_kept() -> None:
-    found = convert({"messages": [USER, reply("\n4", thinking="\n\nTwo and two. \n")]})
-    assert found.reference == "<think>\n\nTwo and two. \n</think>\n4"
+    question = convert({"messages": [USER, reply("\n4", thinking="\n\nTwo and two. \n")]})
+    assert question.reference == "<think>\n\nTwo and two. \n</think>\n4"
 
 
 def test_an_instruction_comes_before_its_input() -> None:
-    found = convert({"instruction": "Add.", "input": "2, 2", "output": "4"})
-    assert found.messages[0]["content"] == "Add.\n\n2, 2"
+    question = convert({"instruction": "Add.", "input": "2, 2", "output": "4"})
+    assert question.messages[0]["content"] == "Add.\n\n2, 2"
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_a_system_prompt_is_put_where_there_is_none(tmp_path: Path) -> None:
 def test_the_same_files_give_the_same_bytes_in_any_folder_after_any_killed_run(
     tmp_path: Path,
 ) -> None:
-    found = []
+    files = []
     for name in ("one", "other"):
         folder = tmp_path / name
         (folder / "out").mkdir(parents=True)
@@ -247,6 +247,6 @@ def test_the_same_files_give_the_same_bytes_in_any_folder_after_any_killed_run(
             (folder / "out" / left).write_text("of a try that was killed\n" * (name == "other"))
         file = jsonl(folder / "a.jsonl", *({"problem": f"What is {n % 40}?"} for n in range(90)))
         made(folder, file, Source("rg:gcd", size=50), near_duplicates=0.7)
-        found.append(outputs(folder / "out"))
-    assert found[0] == found[1]
-    assert set(found[0]) == {"records.jsonl", "dropped.jsonl"}
+        files.append(outputs(folder / "out"))
+    assert files[0] == files[1]
+    assert set(files[0]) == {"records.jsonl", "dropped.jsonl"}

@@ -45,8 +45,8 @@ def kept(folder: Path) -> list[Record]:
 
 
 def dropped(folder: Path) -> dict[tuple[str, int], str]:
-    found = records.read(folder / "out" / "dropped.jsonl")
-    return {(row["id"], row["sample"]): row["drop_reason"] for row in found}
+    rows = records.read(folder / "out" / "dropped.jsonl")
+    return {(row["id"], row["sample"]): row["drop_reason"] for row in rows}
 
 
 ROWS = [
@@ -77,8 +77,8 @@ ROWS = [
     ],
 )
 def test_a_policy_keeps_these(tmp_path: Path, settings: dict[str, Any], wanted: list[str]) -> None:
-    found, report = selected(tmp_path, ROWS, **settings)
-    assert found == [(name[0], int(name[1])) for name in wanted]
+    chosen, report = selected(tmp_path, ROWS, **settings)
+    assert chosen == [(name[0], int(name[1])) for name in wanted]
     assert report["in"] == len(ROWS)
     assert report["out"] == len(wanted)
     assert sum(report["dropped"].values()) == len(ROWS) - len(wanted) == len(dropped(tmp_path))
@@ -156,9 +156,9 @@ def test_files_of_a_killed_run_change_nothing(tmp_path: Path) -> None:
             for left in ("records.jsonl", "dropped.jsonl", "mixed.jsonl"):
                 (tmp_path / name / "out" / left).write_text("half a row\n")
         selected(tmp_path / name, ROWS, talk(tmp_path / name, 3), keep="first")
-    found = [outputs(tmp_path / name / "out") for name in ("one", "other")]
-    assert found[0] == found[1]
-    assert set(found[0]) == {"records.jsonl", "dropped.jsonl"}
+    files = [outputs(tmp_path / name / "out") for name in ("one", "other")]
+    assert files[0] == files[1]
+    assert set(files[0]) == {"records.jsonl", "dropped.jsonl"}
 
 
 # ---------------------------------------------------------------------------------------- the mix
@@ -193,8 +193,8 @@ def test_reasoning_rows_have_their_share(
 ) -> None:
     given = [sample("a", n, "correct") for n in range(rows)]
     _, report = selected(tmp_path, given, talk(tmp_path, talks), **settings)
-    found = [row["reasoning"] is not None for row in kept(tmp_path)]
-    assert (sum(found), len(found) - sum(found)) == wanted
+    has_trace = [row["reasoning"] is not None for row in kept(tmp_path)]
+    assert (sum(has_trace), len(has_trace) - sum(has_trace)) == wanted
     assert report["out"] == sum(wanted)
     assert report["non_reasoning"] == {"in": talks, "contaminated": 0, "out": wanted[1]}
     assert report["reasoning_share"] == wanted[0] / sum(wanted)
@@ -203,15 +203,15 @@ def test_reasoning_rows_have_their_share(
 
 def test_mixed_rows_are_records_without_a_trace_spread_among_the_others(tmp_path: Path) -> None:
     selected(tmp_path, [sample("a", n, "correct") for n in range(60)], talk(tmp_path, 20))
-    found = kept(tmp_path)
-    places = [n for n, row in enumerate(found) if row["reasoning"] is None]
+    mix = kept(tmp_path)
+    places = [n for n, row in enumerate(mix) if row["reasoning"] is None]
     assert places[0] < 20
     assert places[-1] > 60
-    row = found[places[0]]
+    row = mix[places[0]]
     number = row["messages"][0]["content"].split()[-1].rstrip("!")
     assert (row["raw"], row["answer"]) == (f"Hello to you, {number}.",) * 2
     assert (row["finish_reason"], row["split"], row["source"]) == ("stop", "train", "talk.jsonl")
-    assert len({row["id"] for row in found}) == 21
+    assert len({row["id"] for row in mix}) == 21
 
 
 def test_a_benchmarks_problem_is_not_mixed_in_and_is_kept_with_its_reason(tmp_path: Path) -> None:
@@ -219,16 +219,16 @@ def test_a_benchmarks_problem_is_not_mixed_in_and_is_kept_with_its_reason(tmp_pa
     (tmp_path / "quiz.jsonl").write_text(json.dumps({"question": asked}) + "\n")
     build_index([tmp_path / "quiz.jsonl"], tmp_path / "quiz.ngrams")
     talks = talk(tmp_path, 30)
-    said = {"prompt": f"Please tell me: {asked.upper()}", "completion": "Many of them."}
+    leak = {"prompt": f"Please tell me: {asked.upper()}", "completion": "Many of them."}
     with talks.open("a") as file:
-        file.write(json.dumps(said) + "\n")
+        file.write(json.dumps(leak) + "\n")
     samples = [sample("a", n, "correct") for n in range(90)]
     for name, index, wanted in (("blind", (), 0), ("seeing", (tmp_path / "quiz.ngrams",), 1)):
         _, report = selected(tmp_path / name, samples, talks, index)
         assert report["non_reasoning"] == {"in": 31, "contaminated": wanted, "out": 30}
         rows = records.read(tmp_path / name / "out" / "dropped.jsonl")
         gone = [row for row in rows if row["drop_reason"] == "contaminated"]
-        assert [row["messages"][0]["content"] for row in gone] == [said["prompt"]] * wanted
+        assert [row["messages"][0]["content"] for row in gone] == [leak["prompt"]] * wanted
         assert all(row["contamination"][0]["benchmark"] == "quiz" for row in gone)
 
 

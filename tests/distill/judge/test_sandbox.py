@@ -123,12 +123,12 @@ def test_there_is_no_network() -> None:
 
 def processes(mark: int) -> list[str]:
     """The sandboxes whose limit of memory is `mark` MiB."""
-    found = []
+    numbers = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if str(mark << 20).encode() in path.read_bytes():
-                found.append(path.parent.name)
-    return found
+                numbers.append(path.parent.name)
+    return numbers
 
 
 @needs_bwrap

@@ -14,15 +14,15 @@ TRACES = Path(__file__).parents[2] / "data" / "sample-v3-heldout.jsonl"
 
 def traces(count: int) -> list[tuple[str, str, str]]:
     """Expression, reasoning and answer of conversations that the sample model learnt from."""
-    found = []
+    conversations = []
     for line in TRACES.read_text().splitlines()[:count]:
         question, answer = (message["content"] for message in json.loads(line)["messages"])
         asked = re.search(r": (\d.*\d) =", question)
         assert asked is not None
         parts = split(answer, prefilled=False)
         assert parts.reasoning is not None
-        found.append((asked[1], parts.reasoning, parts.answer))
-    return found
+        conversations.append((asked[1], parts.reasoning, parts.answer))
+    return conversations
 
 
 def test_the_traces_of_the_sample_model_pass() -> None:

@@ -70,8 +70,8 @@ def judge() -> Iterator[Judge]:
 def test_checks_come_in_their_order_and_the_first_that_fails_is_the_reason(
     judge: Judge, sample: records.Record, verdict: str, reason: str
 ) -> None:
-    found = judge.judge(sample)
-    assert (found["verdict"], found["verdict_reason"]) == (verdict, reason)
+    judgement = judge.judge(sample)
+    assert (judgement["verdict"], judgement["verdict_reason"]) == (verdict, reason)
 
 
 def test_without_reasoning_asked_for_plain_text_is_judged_and_a_broken_block_is_refused() -> None:
@@ -117,14 +117,18 @@ def test_without_reasoning_asked_for_plain_text_is_judged_and_a_broken_block_is_
 def test_a_correct_answer_with_a_wrong_step_is_incorrect_and_a_miscopied_one_says_so(
     judge: Judge, sample: records.Record, verdict: str, reason: str, steps: Any
 ) -> None:
-    found = judge.judge(sample)
-    assert (found["verdict"], found["verdict_reason"], found["steps"]) == (verdict, reason, steps)
+    judgement = judge.judge(sample)
+    assert (judgement["verdict"], judgement["verdict_reason"], judgement["steps"]) == (
+        verdict,
+        reason,
+        steps,
+    )
 
 
 def test_steps_are_not_checked_if_the_recipe_says_so() -> None:
     with closing(Judge(Verify(steps=False))) as judge:
-        found = judge.judge(thought("125", TRACE.replace("=15", "=16"), task=SUM))
-    assert (found["verdict"], found["steps"]) == ("correct", None)
+        judgement = judge.judge(thought("125", TRACE.replace("=15", "=16"), task=SUM))
+    assert (judgement["verdict"], judgement["steps"]) == ("correct", None)
 
 
 def test_a_task_without_an_answer_is_scored(judge: Judge) -> None:
@@ -133,8 +137,8 @@ def test_a_task_without_an_answer_is_scored(judge: Judge) -> None:
 
     entry = json.loads(json.dumps(create_dataset("rush_hour", size=1, seed=0)[0]))
     assert entry["answer"] is None
-    found = judge.judge(thought("K+1", gold=None, task={"name": "rush_hour", "entry": entry}))
-    assert (found["verdict"], found["verdict_reason"]) == ("incorrect", "scored: 0.01")
+    judgement = judge.judge(thought("K+1", gold=None, task={"name": "rush_hour", "entry": entry}))
+    assert (judgement["verdict"], judgement["verdict_reason"]) == ("incorrect", "scored: 0.01")
 
 
 def test_a_scorer_of_reasoning_gym_decides_where_answers_may_differ(judge: Judge) -> None:
@@ -146,9 +150,9 @@ def test_a_scorer_of_reasoning_gym_decides_where_answers_may_differ(judge: Judge
         ("9*9-9", "incorrect", "scored: 0.05", ["reasoning-gym"]),
         ("open('x')", "unverifiable", "looks-like-code", ["reasoning-gym"]),
     ]:
-        found = judge.judge(thought(answer, gold="9*9+9", task=task))
-        assert found["verdict"] == verdict
-        assert (found["verdict_reason"], found["checkers"]) == (reason, checkers)
+        judgement = judge.judge(thought(answer, gold="9*9+9", task=task))
+        assert judgement["verdict"] == verdict
+        assert (judgement["verdict_reason"], judgement["checkers"]) == (reason, checkers)
 
 
 def test_a_trace_in_another_language_or_with_repetition_is_incorrect() -> None:
@@ -192,8 +196,8 @@ def test_code_is_judged_by_running_its_last_block(
         sandbox.require()
     except DstoolsError as error:
         pytest.skip(f"needs {error.hint}")
-    found = judge.judge(thought(answer, gold=gold, answer_type="code"))
-    assert (found["verdict"], found["verdict_reason"]) == (verdict, reason)
+    judgement = judge.judge(thought(answer, gold=gold, answer_type="code"))
+    assert (judgement["verdict"], judgement["verdict_reason"]) == (verdict, reason)
 
 
 # ----------------------------------------------------------------------------------------- stage
