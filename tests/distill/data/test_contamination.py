@@ -110,11 +110,11 @@ def test_no_window_spans_two_texts(tmp_path: Path) -> None:
 
 def test_a_match_names_its_first_window_in_each_part_of_a_row(tmp_path: Path) -> None:
     index = Index([saved(tmp_path, "b", LONG)])
-    system = {"role": "system", "content": LONG}  # not searched
     row = prompt(f"{LONG.upper()}!") | {"reasoning": None, "answer": LONG.removeprefix("one ")}
-    row["messages"].insert(0, system)
+    clean = prompt("what?")
+    clean["messages"].insert(0, {"role": "system", "content": LONG})  # not searched
     match = {"benchmark": "b", "row": 1}
-    assert list(index.annotate(iter([row, prompt("what?")]))) == [
+    assert list(index.annotate(iter([row, clean]))) == [
         (
             row,
             [
@@ -122,7 +122,7 @@ def test_a_match_names_its_first_window_in_each_part_of_a_row(tmp_path: Path) ->
                 match | {"where": "answer", "window": " ".join(LONG.split()[1:11])},
             ],
         ),
-        (prompt("what?"), []),
+        (clean, []),
     ]
     assert Index([]).search([row]) == [[]]
 
