@@ -1,4 +1,4 @@
-"""What others make of our output, and we of theirs: transformers, compressed-tensors, plain torch."""
+"""Our output read by others, and theirs by us: transformers, compressed-tensors, plain torch."""
 
 import importlib.util
 import json
@@ -99,8 +99,8 @@ def test_transformers_reads_quantized_v32_weights_as_our_dequantized_ones(
 
     made = quantized(checkpoint("tiny-v32"), scale_format=scale_format)
     theirs, ours = load(made).state_dict(), load(dequantized(made)).state_dict()
-    # Of the indexer's F32 LayerNorm, 5.23 rounds the bias to the BF16 asked for, but beside FP8 leaves
-    # the weight as it is; forward() then raises on a CPU, so there are no logits to compare.
+    # Of the indexer's F32 LayerNorm, 5.23 rounds the bias to the requested BF16, but not the weight
+    # if there is FP8; forward() then raises on a CPU, so there are no logits to compare.
     norms = {name for name in ours if name.endswith("indexer.k_norm.weight")}
     assert set(differing(theirs, ours)) == norms
     assert all(theirs[name].to(torch.bfloat16).equal(ours[name]) for name in norms)
@@ -197,8 +197,8 @@ def test_transformers_loads_dense_compressed_tensors_as_our_dequantized_weights(
 
 
 @pytest.mark.xfail(
-    reason="transformers 5.23, integrations/compressed_tensors.py, multiplies an expert's codes by its "
-    "scales without spreading them over their blocks: it cannot load block FP8 of any MoE",
+    reason="transformers 5.23, integrations/compressed_tensors.py, multiplies an expert's codes by "
+    "its scales without spreading them over their blocks: it cannot load block FP8 of any MoE",
     strict=True,
     raises=RuntimeError,
 )
@@ -257,7 +257,7 @@ def test_dequantize_gives_the_weights_of_plain_torch(
     assert not differing(tensors(dequantized(source)), wanted)
 
 
-# ------------------------------------------------------------------------------------ there and back
+# ---- There and back ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale_format", SCALE_FORMATS)
@@ -301,7 +301,7 @@ def test_only_an_edited_weight_is_quantized_anew(
     assert made[f"{name}_scale_inv"].equal(scale_inv)
 
 
-# ----------------------------------------------------------------------------------- trained weights
+# ---- Trained weights -----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -330,8 +330,8 @@ def test_a_trained_model_survives_quantization(
     diff = torch.stack([(back[n].float() - given[n].float()).square().sum() for n in ours]).sum()
     size = torch.stack([given[n].float().square().sum() for n in ours]).sum()
     relative = float((diff / size).sqrt())
-    # Rounding to 3 bits errs by ulp / sqrt(12) = 3.6 % of the power of two below a weight, and weights
-    # are 1.3 (falling off within it) to 1.53 (uniform) times that in rms.
+    # Rounding to 3 bits errs by ulp / sqrt(12) = 3.6 % of the power of two below a weight, and
+    # weights are 1.3 (falling off within it) to 1.53 (uniform) times that in rms.
     assert 0.0236 < relative < 0.0278
 
     text = (
@@ -346,8 +346,8 @@ def test_a_trained_model_survives_quantization(
         )
     kl_nats = float((a.exp() * (a - b)).sum(-1).mean())
     # To second order KL is half the variance, under p, of the noise in the logits. 30 layers of two
-    # branches, each off by 2.65 %, add up to 2.65 % x sqrt(60) = 20 % of the residual stream at worst, and
-    # so of the logits, whose std under p is about 2.3 here: (0.2 x 2.3)^2 / 2 = 0.11. A scale that
-    # is off by two, or a lost block, gives nats.
+    # branches, each off by 2.65 %, add up to 2.65 % x sqrt(60) = 20 % of the residual stream at
+    # worst, and so of the logits, whose std under p is about 2.3 here: (0.2 x 2.3)^2 / 2 = 0.11.
+    # A scale that is off by two, or a lost block, gives nats.
     assert 0 < kl_nats < 0.11
     assert float((a.argmax(-1) == b.argmax(-1)).float().mean()) > 0.8

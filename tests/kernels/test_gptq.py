@@ -388,7 +388,7 @@ print((memory("VmHWM") - before) / hessian.nbytes)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the peak")
 def test_factorizing_makes_one_matrix_of_the_hessians_size() -> None:
     done = subprocess.run([sys.executable, "-c", FACTORIZE], capture_output=True, check=True)
-    # rows on their way are 1/8 of it at 4096, LAPACK's buffers some MB; a second one would make it 2
+    # rows being copied are 1/8 of it at 4096, LAPACK's buffers some MB; a second one makes it 2
     assert 0.9 < float(done.stdout) < 1.9
 
 

@@ -88,7 +88,8 @@ def test_a_good_folder_is_read_in_the_order_of_shards(tmp_path: Path) -> None:
         "../one.safetensors", "/etc/one.safetensors", "sub/one.safetensors", "./one.safetensors",
         "..\\one.safetensors", "sub\\one.safetensors", "C:\\one.safetensors", ".one.safetensors",
         "..", "", ".safetensors", "one.bin", "one.safetensors/", "one.safetensors\n",
-        "one\0.safetensors", "\x1b[2Jone.safetensors", "one\u202e.safetensors", "one\ud800.safetensors",
+        "one\0.safetensors", "\x1b[2Jone.safetensors", "one\u202e.safetensors",
+        "one\ud800.safetensors",
     ],
 )  # fmt: skip
 def test_a_path_that_is_not_a_plain_name_is_refused_and_not_opened(

@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[Callable[[Config, Shards], object], str, str]] = {
         "scale-orphaned", f"{ROUTER}_scale_inv",
     ),
     "a scale of another format": (
-        lambda c, s: first_shard(s).update({ROUTER.replace("weight", "weight_scale"): ("F32", [1])}),
+        lambda c, s: first_shard(s).update({f"{ROUTER}_scale": ("F32", [1])}),
         "scale-orphaned", ROUTER.replace("weight", "weight_scale"),
     ),
     "its weight is BF16": (
@@ -97,10 +97,12 @@ FAULTS: dict[str, tuple[Callable[[Config, Shards], object], str, str]] = {
     ),
     # gate [336, 256] has 3 x 2 blocks
     "a scale has a row too few": (
-        lambda c, s: change(s, f"{GATE}_scale_inv", shape=[2, 2]), "scale-shape", f"{GATE}_scale_inv",
+        lambda c, s: change(s, f"{GATE}_scale_inv", shape=[2, 2]),
+        "scale-shape", f"{GATE}_scale_inv",
     ),
     "a scale is transposed": (
-        lambda c, s: change(s, f"{GATE}_scale_inv", shape=[2, 3]), "scale-shape", f"{GATE}_scale_inv",
+        lambda c, s: change(s, f"{GATE}_scale_inv", shape=[2, 3]),
+        "scale-shape", f"{GATE}_scale_inv",
     ),
     "a scale is flat": (
         lambda c, s: change(s, f"{GATE}_scale_inv", shape=[6]), "scale-shape", f"{GATE}_scale_inv",
@@ -109,11 +111,12 @@ FAULTS: dict[str, tuple[Callable[[Config, Shards], object], str, str]] = {
         lambda c, s: change(s, f"{GATE}_scale_inv", "F16"), "scale-dtype", f"{GATE}_scale_inv",
     ),
     "another block size": (
-        lambda c, s: c["quantization_config"].update(weight_block_size=[64, 64]), "scale-shape", None,
+        lambda c, s: c["quantization_config"].update(weight_block_size=[64, 64]),
+        "scale-shape", None,
     ),
     "FP8 without a quantization_config": (
         lambda c, s: (c.pop("quantization_config"),
-                      [remove(s, n) for t in list(s.values()) for n in list(t) if "_scale_inv" in n]),
+                      [remove(s, n) for t in list(s.values()) for n in [*t] if "_scale_inv" in n]),
         "quantization-unnamed", None,
     ),
     "FP8 router": (lambda c, s: change(s, ROUTER, "F8_E4M3"), "scale-missing", ROUTER),
@@ -143,7 +146,8 @@ FAULTS: dict[str, tuple[Callable[[Config, Shards], object], str, str]] = {
         "weight-unasked", "model.layers.1.mlp.experts.8.up_proj.weight",
     ),
     "a bias that the config denies": (
-        lambda c, s: first_shard(s).update({"model.layers.0.self_attn.o_proj.bias": ("BF16", [256])}),
+        lambda c, s: first_shard(s).update({
+            "model.layers.0.self_attn.o_proj.bias": ("BF16", [256])}),
         "weight-unasked", "model.layers.0.self_attn.o_proj.bias",
     ),
     "a layer fewer in the config": (
@@ -174,7 +178,8 @@ FAULTS: dict[str, tuple[Callable[[Config, Shards], object], str, str]] = {
         "config-absurd", "config.json",
     ),
     "millions of MTP layers": (
-        lambda c, s: c.update(num_nextn_predict_layers=(1 << 24) - 1), "mtp-mismatch", "config.json",
+        lambda c, s: c.update(num_nextn_predict_layers=(1 << 24) - 1),
+        "mtp-mismatch", "config.json",
     ),
     "millions of experts": (
         lambda c, s: c.update(n_routed_experts=(1 << 24) - 1), "config-absurd", "config.json",

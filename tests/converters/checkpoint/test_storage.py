@@ -1,4 +1,4 @@
-"""How each weight is stored is read from names, dtypes and the scheme; outputs are planned alike."""
+"""The storage of a weight is read from names, dtypes and scheme; outputs are planned alike."""
 
 import pytest
 

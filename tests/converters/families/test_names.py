@@ -1,4 +1,4 @@
-"""Names parse to a structure and spell back; a name that is not exactly a family's does not parse."""
+"""Names parse to a structure and spell back; a name that is nearly a family's does not parse."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ TINY = ["tiny", "tiny-v2", "tiny-v2-lite", "tiny-v32", "tiny-llama", "tiny-qwen2
 KINDS = {  # the names of a checkpoint, by what they are; counted in the release, and by hand below
     **dict.fromkeys(TINY, None),
     "v3-headers": 91_991,
-    # V3's and, in each of 62 layers, wq_b and wk with their scales, weights_proj, k_norm weight, bias
+    # V3's and, in each of 62 layers, wq_b and wk with scales, weights_proj, k_norm weight and bias
     "v32-headers": 91_991 + 62 * 7,
 }
 
@@ -73,7 +73,10 @@ def test_the_families_together_have_every_role(checkpoint: Callable[..., Path]) 
             TensorName("shared_up", "weight", 61, None, True),
         ),
         ("model.layers.61.eh_proj.weight", TensorName("eh_proj", "weight", 61, None, True)),
-        ("model.layers.61.embed_tokens.weight", TensorName("mtp_embed_tokens", "weight", 61, None, True)),
+        (
+            "model.layers.61.embed_tokens.weight",
+            TensorName("mtp_embed_tokens", "weight", 61, None, True),
+        ),
         (
             "model.layers.5.self_attn.indexer.k_norm.bias",
             TensorName("indexer_k_norm", "bias", 5),

@@ -1,4 +1,4 @@
-"""A config gives exactly the weights that transformers' own classes have, and V3's published figures."""
+"""A config gives exactly the weights of transformers' own classes, and V3's published figures."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,8 @@ V3: dict[str, Any] = {  # deepseek-ai/DeepSeek-V3, config.json
     "intermediate_size": 18432, "moe_intermediate_size": 2048, "num_hidden_layers": 61,
     "num_nextn_predict_layers": 1, "first_k_dense_replace": 3, "moe_layer_freq": 1,
     "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8,
-    "num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
+    "num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
     "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "attention_bias": False, "tie_word_embeddings": False,
 }  # fmt: skip
@@ -38,8 +39,8 @@ def test_a_model_s_weights_are_those_on_disk(kind: str, checkpoint: Checkpoint) 
     wanted = [(model.spell(name), shape) for name, shape in model.weights()]
     optional = {model.spell(name): shape for name, shape in model.optional_weights()}
     assert len(dict(wanted)) == len(wanted)
-    # the MTP layer's embedding and head are there as in the releases; a tied head is not, nor are the
-    # scales of a KV cache
+    # the MTP layer's embedding and head are there as in the releases; a tied head and the scales
+    # of a KV cache are not
     caches = {
         name: shape for name, shape in optional.items() if name.endswith(("k_scale", "v_scale"))
     }

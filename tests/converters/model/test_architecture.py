@@ -1,4 +1,4 @@
-"""What a config.json says about running a model, in both spellings; what we do not run is refused."""
+"""Architectures are read from both spellings of config.json; what is not run is refused."""
 
 import subprocess
 import sys
@@ -128,7 +128,8 @@ def without(config: dict[str, Any], key: str) -> dict[str, Any]:
         (LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window True"),
         (LLAMA | {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
          "layer_types"),
-        (V3 | {"rope_scaling": V3["rope_scaling"] | {"mscale_all_dim": "1"}}, "mscale_all_dim is '1'"),
+        (V3 | {"rope_scaling": V3["rope_scaling"] | {"mscale_all_dim": "1"}},
+         "mscale_all_dim is '1'"),
         (LLAMA | {"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
         (V3 | {"scoring_func": "softmax"}, "scoring_func 'softmax' is not implemented"),
         (V3 | {"topk_method": "greedy"}, "topk_method 'greedy' is not implemented"),

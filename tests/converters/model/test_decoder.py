@@ -1,10 +1,10 @@
 """The decoder gives transformers' numbers: to the bit where only the order of sums may differ.
 
-What reorders sums is one function, `attention`: torch's fused kernel takes the keys in blocks, the
-eager classes all at once. So it is compared alone, against float64 and a bound; with the eager formula
-in its place (`as_eager`) all the rest is compared to the bit. DeepSeek-V2's class also leaves rotated
+One function reorders sums, `attention`: torch's fused kernel takes the keys in blocks, the eager
+classes all at once. So it is compared alone, against float64 and a bound; with the eager formula in
+its place (`as_eager`) all the rest is compared to the bit. DeepSeek-V2's class also leaves rotated
 pairs where they were, which reorders the sum over them, and torch.polar's cosines are not always
-torch.cos's: `as_v2` puts both in place too.
+torch.cos's: `as_v2` replaces both too.
 """
 
 import dataclasses

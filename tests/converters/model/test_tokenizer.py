@@ -1,4 +1,4 @@
-"""A tokenizer and its template are read from the folder alone, and a template is bounded in time."""
+"""A tokenizer is read from the folder alone, and its chat template is bounded in time."""
 
 import json
 import shutil

@@ -16,9 +16,13 @@ def info(name: str, dtype: str, *shape: int, shard: str = "one") -> TensorInfo:
     return TensorInfo(name, dtype, shape, shard, 0, 0)
 
 
-WEIGHT = TensorPlan("quantize", info("w.weight", "BF16", 3, 5), fp8_block(info("w.weight", "BF16", 3, 5), SCHEME), "r")  # fmt: skip
-ODD = TensorPlan("copy", info("odd", "U8", 3), plain(info("odd", "U8", 3), "U8"), "r")
-NORM = TensorPlan("copy", info("n", "BF16", 4), plain(info("n", "BF16", 4), "BF16"), "r")
+def copy(source: TensorInfo) -> TensorPlan:
+    return TensorPlan("copy", source, plain(source, source.dtype), "r")
+
+
+BF16 = info("w.weight", "BF16", 3, 5)
+WEIGHT = TensorPlan("quantize", BF16, fp8_block(BF16, SCHEME), "r")
+ODD, NORM = copy(info("odd", "U8", 3)), copy(info("n", "BF16", 4))
 
 
 def header(shard: ShardPlan) -> dict[str, Any]:
@@ -54,6 +58,5 @@ def test_tensors_keep_their_order_and_parts_get_their_offsets_in_the_file() -> N
 
 
 def test_shards_keep_names_and_order_and_an_empty_one_is_left_out() -> None:
-    other = TensorPlan("copy", info("x", "F32", 1, shard="a"), NORM.target, "r")
-    shards = lay_out([NORM, other], ["one", "empty", "a"])
+    shards = lay_out([NORM, copy(info("x", "F32", 1, shard="a"))], ["one", "empty", "a"])
     assert [shard.name for shard in shards] == ["one", "a"]

@@ -1,4 +1,4 @@
-"""The plan: every tensor has one action, every byte one place, and what cannot be done is refused."""
+"""The plan: every tensor has one action, every byte one place; the impossible is refused."""
 
 import json
 import math
@@ -355,7 +355,8 @@ def test_a_recipe_that_parts_what_engines_fuse_is_refused(
 @pytest.mark.parametrize(
     "roles",
     [
-        ("q_a_proj", "kv_a_proj_with_mqa"), ("routed_gate", "routed_up"), ("shared_gate", "shared_up"),
+        ("q_a_proj", "kv_a_proj_with_mqa"), ("routed_gate", "routed_up"),
+        ("shared_gate", "shared_up"),
         ("dense_gate", "dense_up"), ("q_b_proj",), ("kv_b_proj",), ("routed_down",), ("o_proj",),
     ],
 )  # fmt: skip

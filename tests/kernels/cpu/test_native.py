@@ -140,7 +140,8 @@ int main(int, char** words) {{
     dstools_dequantize(level, codes, rows, cols, scale, block, block, back);
     dstools_widen(level, weight, dtype, count, wide);
     int64_t first;
-    if (dstools_outside_bound(level, wide, codes, rows, cols, scale, block, block, &first)) return 4;
+    if (dstools_outside_bound(level, wide, codes, rows, cols, scale, block, block, &first))
+        return 4;
     double sums[4];
     dstools_difference(level, wide, wide, count, sums);
     if (sums[0] != 0 || sums[3] != 0) return 5;

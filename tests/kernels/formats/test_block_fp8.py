@@ -539,29 +539,81 @@ def test_the_difference_of_nan_is_nan(level: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: block_fp8.quantize(bytes(23), "BF16", 4, bytearray(12), bytearray(4)), "weight must be a whole"),
-        (lambda: block_fp8.quantize(bytes(24), "BF16", 5, bytearray(12), bytearray(4)), "weight must be a whole"),
-        (lambda: block_fp8.quantize(bytes(24), "BF16", 0, bytearray(12), bytearray(4)), "cols must be at least 1"),
-        (lambda: block_fp8.quantize(bytes(24), "BF16", 4, bytearray(11), bytearray(4)), "codes must hold at least 12"),
-        (lambda: block_fp8.quantize(bytes(24), "BF16", 4, bytearray(12), bytearray(3)), "scale_inv must hold at least 4"),
-        (lambda: block_fp8.quantize(bytes(24), "BF16", 4, bytes(12), bytearray(4)), "codes must be writable"),
-        (lambda: block_fp8.quantize(bytes(24), "BF16", 4, bytearray(12), bytearray(4), "float32", 0), "block_size"),
+        (
+            lambda: block_fp8.quantize(bytes(23), "BF16", 4, bytearray(12), bytearray(4)),
+            "weight must be a whole",
+        ),
+        (
+            lambda: block_fp8.quantize(bytes(24), "BF16", 5, bytearray(12), bytearray(4)),
+            "weight must be a whole",
+        ),
+        (
+            lambda: block_fp8.quantize(bytes(24), "BF16", 0, bytearray(12), bytearray(4)),
+            "cols must be at least 1",
+        ),
+        (
+            lambda: block_fp8.quantize(bytes(24), "BF16", 4, bytearray(11), bytearray(4)),
+            "codes must hold at least 12",
+        ),
+        (
+            lambda: block_fp8.quantize(bytes(24), "BF16", 4, bytearray(12), bytearray(3)),
+            "scale_inv must hold at least 4",
+        ),
+        (
+            lambda: block_fp8.quantize(bytes(24), "BF16", 4, bytes(12), bytearray(4)),
+            "codes must be writable",
+        ),
+        (
+            lambda: block_fp8.quantize(
+                bytes(24), "BF16", 4, bytearray(12), bytearray(4), "float32", 0
+            ),
+            "block_size",
+        ),
         (lambda: block_fp8.quantize(bytes(24), "F64", 4, bytearray(12), bytearray(4)), "dtype"),  # type: ignore[arg-type]
-        (lambda: block_fp8.quantize(bytes(24), "BF16", 4, bytearray(12), bytearray(4), "e8m0"), "scale_format"),  # type: ignore[arg-type]
-        (lambda: block_fp8.quantize(memoryview(bytes(48))[::2], "BF16", 4, bytearray(12), bytearray(4)), "contiguous"),
-        (lambda: block_fp8.dequantize(bytes(12), 5, bytes(4), bytearray(24)), "codes must be a whole"),
-        (lambda: block_fp8.dequantize(bytes(12), 4, bytes(8), bytearray(24)), "scale_inv must hold 4"),
-        (lambda: block_fp8.dequantize(bytes(12), 4, bytes(4), bytearray(23)), "out must hold at least 24"),
-        (lambda: block_fp8.dequantize(bytes(12), 4, bytes(4), bytearray(24), (0, 128)), "block_rows"),
-        (lambda: block_fp8.dequantize(bytes(12), 4, bytes(4), bytearray(47), dtype="F32"), "out must hold at least 48"),
+        (
+            lambda: block_fp8.quantize(bytes(24), "BF16", 4, bytearray(12), bytearray(4), "e8m0"),
+            "scale_format",
+        ),  # type: ignore[arg-type]
+        (
+            lambda: block_fp8.quantize(
+                memoryview(bytes(48))[::2], "BF16", 4, bytearray(12), bytearray(4)
+            ),
+            "contiguous",
+        ),
+        (
+            lambda: block_fp8.dequantize(bytes(12), 5, bytes(4), bytearray(24)),
+            "codes must be a whole",
+        ),
+        (
+            lambda: block_fp8.dequantize(bytes(12), 4, bytes(8), bytearray(24)),
+            "scale_inv must hold 4",
+        ),
+        (
+            lambda: block_fp8.dequantize(bytes(12), 4, bytes(4), bytearray(23)),
+            "out must hold at least 24",
+        ),
+        (
+            lambda: block_fp8.dequantize(bytes(12), 4, bytes(4), bytearray(24), (0, 128)),
+            "block_rows",
+        ),
+        (
+            lambda: block_fp8.dequantize(bytes(12), 4, bytes(4), bytearray(47), dtype="F32"),
+            "out must hold at least 48",
+        ),
         (lambda: block_fp8.widen(bytes(3), "BF16", bytearray(8)), "data must be a whole"),
-        (lambda: block_fp8.widen(bytes(4), "BF16", bytearray(7)), "out_float32 must hold at least 8"),
+        (
+            lambda: block_fp8.widen(bytes(4), "BF16", bytearray(7)),
+            "out_float32 must hold at least 8",
+        ),
         (lambda: block_fp8.widen(bytes(4), "I8", bytearray(8)), "dtype"),  # type: ignore[arg-type]
         (lambda: block_fp8.narrow(bytes(8), bytearray(3)), "out_bf16 must hold at least 4"),
-        (lambda: block_fp8.outside_bound(bytes(47), bytes(12), 4, bytes(4)), "weight_float32 must hold 48"),
+        (
+            lambda: block_fp8.outside_bound(bytes(47), bytes(12), 4, bytes(4)),
+            "weight_float32 must hold 48",
+        ),
         (lambda: block_fp8.difference(bytes(8), bytes(12)), "b_float32 must hold 8"),
     ],
-)  # fmt: skip
+)
 def test_buffers_that_do_not_fit_are_refused(level: str, call: object, message: str) -> None:
     assert callable(call)
     with pytest.raises(ValueError, match=message):
@@ -577,7 +629,8 @@ from dstools_kernels.formats import block_fp8
 weight = struct.pack("<30000H", *(i * 7919 % 0x7f80 | (i & 1) << 15 for i in range(30000)))
 digest = hashlib.sha256()
 for scale_format in ("float32", "ue8m0"):
-    codes, scale, back, wide = bytearray(30000), bytearray(4 * 4), bytearray(60000), bytearray(120000)
+    codes, scale = bytearray(30000), bytearray(4 * 4)
+    back, wide = bytearray(60000), bytearray(120000)
     block_fp8.quantize(weight, "BF16", 150, codes, scale, scale_format)
     block_fp8.dequantize(codes, 150, scale, back)
     block_fp8.widen(weight, "BF16", wide)

@@ -1,4 +1,4 @@
-"""Lattice recovery on every level that runs here: exact where a block was FP8, refused where not."""
+"""Lattice recovery on every level that runs here: exact where a block was FP8, else refused."""
 
 import itertools
 import math
@@ -296,14 +296,26 @@ def test_powers_only_refuses_what_needs_another_scale(level: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: lattice.recover(bytes(23), 4, bytearray(12), bytearray(4)), "weight_bf16 must be a whole"),
-        (lambda: lattice.recover(bytes(24), 0, bytearray(12), bytearray(4)), "cols must be at least 1"),
-        (lambda: lattice.recover(bytes(24), 4, bytearray(11), bytearray(4)), "codes must hold at least 12"),
-        (lambda: lattice.recover(bytes(24), 4, bytearray(12), bytearray(3)), "scale_inv must hold at least 4"),
+        (
+            lambda: lattice.recover(bytes(23), 4, bytearray(12), bytearray(4)),
+            "weight_bf16 must be a whole",
+        ),
+        (
+            lambda: lattice.recover(bytes(24), 0, bytearray(12), bytearray(4)),
+            "cols must be at least 1",
+        ),
+        (
+            lambda: lattice.recover(bytes(24), 4, bytearray(11), bytearray(4)),
+            "codes must hold at least 12",
+        ),
+        (
+            lambda: lattice.recover(bytes(24), 4, bytearray(12), bytearray(3)),
+            "scale_inv must hold at least 4",
+        ),
         (lambda: lattice.recover(bytes(24), 4, bytes(12), bytearray(4)), "codes must be writable"),
         (lambda: lattice.recover(bytes(24), 4, bytearray(12), bytearray(4), 0), "block_size"),
     ],
-)  # fmt: skip
+)
 def test_buffers_that_do_not_fit_are_refused(level: str, call: object, message: str) -> None:
     assert callable(call)
     with pytest.raises(ValueError, match=message):
