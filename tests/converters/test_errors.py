@@ -1,4 +1,4 @@
-"""Errors and findings: what a person reads, and that names of strangers cannot act on a terminal."""
+"""Errors and findings: what users read, and names that cannot control a terminal."""
 
 import errno
 from pathlib import Path

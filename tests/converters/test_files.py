@@ -79,7 +79,7 @@ def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
     assert not (tmp_path / ".a.partial").exists()
 
 
-def test_a_log_torn_at_any_byte_keeps_its_whole_records_and_goes_on_after_them(
+def test_a_log_torn_at_any_byte_keeps_its_complete_records_and_takes_more(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "journal"

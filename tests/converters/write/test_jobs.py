@@ -1,0 +1,148 @@
+"""Jobs: they cover every byte once, in whole blocks, and refuse what no engine can use."""
+
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
+from dstools_converters.checkpoint.inventory import require_sound
+from dstools_converters.errors import DstoolsError
+from dstools_converters.plan.plan import Plan, plan_dequantize
+from dstools_converters.write import jobs
+from dstools_converters.write.jobs import jobs_of, write_at
+from dstools_converters.write.stream import run
+
+PlanOf = Callable[[Path], Plan]
+Quantize = Callable[..., int]
+Interrupted = Callable[..., Checkpoint]
+Tree = Callable[[Path], dict[str, str]]
+Copy = Callable[[Path, Path], Path]
+
+
+def tensor_file(folder: Path, name: str) -> tuple[Path, int]:
+    with open_checkpoint(folder) as checkpoint:
+        info = checkpoint.tensors[name]
+    return folder / info.shard, info.offset
+
+
+@pytest.mark.parametrize("piece", [1, 40_000, 4 << 20])
+def test_the_jobs_of_a_shard_cover_each_tensor_once_in_whole_rows_of_blocks(
+    piece: int, tiny: Path, monkeypatch: pytest.MonkeyPatch, plain_plan: PlanOf
+) -> None:
+    monkeypatch.setattr(jobs, "PIECE_BYTES", piece)
+    plan = plain_plan(tiny)
+    assert {tensor.action for tensor in plan.decisions} == {"copy", "quantize"}
+    for shard in plan.shards:
+        made = list(jobs_of(plan, shard))
+        assert [job.number for job in made] == list(range(len(made)))
+        for tensor in shard.tensors:
+            spans = [(job.begin, job.end) for job in made if job.tensor is tensor]
+            is_copy = tensor.action == "copy"
+            end = tensor.source.nbytes if is_copy else tensor.source.shape[0]
+            assert [begin for begin, _ in spans] == [0, *(end for _, end in spans[:-1])]
+            assert spans[-1][1] == end
+            assert is_copy or all(begin % 128 == 0 for begin, _ in spans)
+
+
+def test_a_job_of_two_formats_begins_at_a_block_of_both(
+    tiny_fp8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "PIECE_BYTES", 1)
+    plan = plan_dequantize(require_sound(open_checkpoint(tiny_fp8)))
+    spans = [
+        (job.begin, job.end, job.tensor.source.shape[0])
+        for shard in plan.shards
+        for job in jobs_of(plan, shard)
+        if job.tensor.action == "dequantize"
+    ]
+    assert any(rows > 128 for _, _, rows in spans)
+    assert all(begin % 128 == 0 and end == min(begin + 128, rows) for begin, end, rows in spans)
+
+
+def test_progress_of_fp8_counts_the_scales_with_their_weights(tiny_fp8: Path) -> None:
+    plan = plan_dequantize(require_sound(open_checkpoint(tiny_fp8)))
+    scales = sum(s.scale.nbytes for s in plan.inventory.quantized().values())
+    told = sum(job.bytes_in for shard in plan.shards for job in jobs_of(plan, shard))
+    assert told + scales == plan.bytes_in
+
+
+def test_what_the_kernel_takes_a_part_of_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, data[:3], at))
+    with (tmp_path / "file").open("w+b") as file:
+        write_at(file.fileno(), memoryview(b"0123456789"), 2)
+    assert (tmp_path / "file").read_bytes() == b"\0\0" + b"0123456789"
+
+
+VALUES = {  # little-endian bit patterns of what no engine can use, in BF16
+    "inf": 0x7F80, "-inf": 0xFF80, "nan": 0x7FC0, "a signalling nan": 0x7F81,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.0.self_attn.q_b_proj.weight", "model.embed_tokens.weight", "model.norm.weight"],
+)
+def test_nan_and_infinity_are_refused_by_file_tensor_and_place(
+    tiny: Path, tmp_path: Path, name: str, value: int, quantize: Quantize, writable_copy: Copy
+) -> None:
+    folder = writable_copy(tiny, tmp_path / "in")
+    with open_checkpoint(folder) as checkpoint:
+        info = checkpoint.tensors[name]
+    element = info.numel - 1
+    with (folder / info.shard).open("r+b") as file:
+        file.seek(info.offset + 2 * element)
+        file.write(value.to_bytes(2, "little"))
+    place = [size - 1 for size in info.shape]
+    with pytest.raises(DstoolsError) as caught:
+        quantize(folder, tmp_path / "out")
+    assert str(caught.value) == f"{info.shard}: {name}: NaN or infinity at {place}"
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "make_plan", [plan_dequantize, "quantize"], ids=["dequantize", "pass through"]
+)
+def test_a_nan_code_is_refused(
+    tiny_fp8: Path,
+    tmp_path: Path,
+    make_plan: Callable[..., Plan] | str,
+    writable_copy: Copy,
+    plain_plan: PlanOf,
+) -> None:
+    folder = writable_copy(tiny_fp8, tmp_path / "in")
+    name = "model.layers.0.self_attn.o_proj.weight"
+    shard, offset = tensor_file(folder, name)
+    with shard.open("r+b") as file:
+        file.seek(offset + 5)
+        file.write(b"\xff")
+    inventory = require_sound(open_checkpoint(folder))
+    plan = plain_plan(folder) if isinstance(make_plan, str) else make_plan(inventory)
+    with pytest.raises(DstoolsError, match=rf"{name}: NaN or infinity at \[0, 5\]"):
+        run(plan, tmp_path / "out", tool="dstools test", workers=2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_scale_that_is_not_positive_is_refused(
+    tiny_fp8: Path, tmp_path: Path, value: float, writable_copy: Copy, plain_plan: PlanOf
+) -> None:
+    folder = writable_copy(tiny_fp8, tmp_path / "in")
+    name = "model.layers.0.self_attn.o_proj.weight_scale_inv"
+    shard, offset = tensor_file(folder, name)
+    with shard.open("r+b") as file:
+        file.seek(offset + 4)
+        file.write(struct.pack("<f", value))
+    inventory = require_sound(open_checkpoint(folder))
+    for plan in (plain_plan(folder), plan_dequantize(inventory)):
+        with pytest.raises(DstoolsError, match=rf"{name}: holds {value:g} at \[1, 0\]"):
+            run(plan, tmp_path / "out", tool="dstools test", workers=2)
+        shutil.rmtree(tmp_path / "out.incomplete")
