@@ -154,10 +154,8 @@ LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 
 def _columns(kind: str, entries: dict[tuple[int, ...], int]) -> Tables:
     keys = np.array(list(entries), np.uint64)
-    columns: Tables = {
-        f"hashes.{kind}": keys[:, 0],
-        f"places.{kind}": np.array(list(entries.values()), np.uint32),
-    }
+    places = np.array(list(entries.values()), np.uint32)
+    columns: Tables = {f"hashes.{kind}": keys[:, 0], f"places.{kind}": places}
     if kind == "whole":
         columns["offsets.whole"] = keys[:, 1].astype(np.uint32)
         columns["lengths.whole"] = keys[:, 2].astype(np.uint32)
@@ -170,9 +168,8 @@ def merged(parts: Sequence[Tables]) -> Tables:
     tables: Tables = {}
     for kind in sorted({key.partition(".")[2] for part in parts for key in part}):
         having = [part for part in parts if f"hashes.{kind}" in part]
-        order = np.argsort(
-            np.concatenate([part[f"hashes.{kind}"] for part in having]), kind="stable"
-        )
+        hashed = np.concatenate([part[f"hashes.{kind}"] for part in having])
+        order = np.argsort(hashed, kind="stable")
         for key in having[0]:
             if key.partition(".")[2] == kind:
                 tables[key] = np.concatenate([part[key] for part in having])[order]
@@ -277,18 +274,13 @@ class Index:
             [hashes(text) for _, _, text in texts], [where == "prompt" for _, where, _ in texts]
         )
         tokens_of = {number: tokens(texts[number][2]) for number in {hit.text for hit in hits}}
-        shared: list[dict[tuple[str, int, str], str]] = [{} for _ in rows]
+        shared: list[dict[tuple[str, int, str], dict[str, Any]]] = [{} for _ in rows]
         for hit in hits:
             n, where, _ = texts[hit.text]
             window = " ".join(tokens_of[hit.text][hit.start : hit.start + hit.length])
-            shared[n].setdefault((hit.benchmark, hit.row, where), window)
-        return [
-            [
-                {"benchmark": benchmark, "row": row, "where": where, "window": window}
-                for (benchmark, row, where), window in of_row.items()
-            ]
-            for of_row in shared
-        ]
+            match = {"benchmark": hit.benchmark, "row": hit.row, "where": where, "window": window}
+            shared[n].setdefault((hit.benchmark, hit.row, where), match)
+        return [list(matches.values()) for matches in shared]
 
     def hits(self, texts: Sequence[Hashes], are_prompts: Sequence[bool]) -> list[Hit]:
         """Return all hits in texts, given as hashes of their tokens; sorted by text and start."""
@@ -308,9 +300,8 @@ class Index:
                     number = int(np.searchsorted(starts, at, "right")) - 1
                     text, start = texts[number], at - int(starts[number])
                     hit = self._hit(kind, entry, text, number, start)
-                    if hit and (
-                        hit.length >= ANYWHERE or (are_prompts[number] and hit.length == len(text))
-                    ):
+                    is_all = hit is not None and are_prompts[number] and hit.length == len(text)
+                    if hit is not None and (is_all or hit.length >= ANYWHERE):
                         hits.append(hit)
         return sorted(hits)
 
@@ -343,14 +334,9 @@ def _texts(row: Record) -> Iterator[tuple[str, str]]:
 
 def clean_prompts(file: Path, index: Sequence[Path]) -> tuple[list[Record], int]:
     """Return the prompts of a JSONL file without benchmark text, and the number of the others."""
-    clean: list[Record] = []
-    contaminated = 0
-    for prompt, shared in Index(index).annotate(records.read(file)):
-        if shared:
-            contaminated += 1
-        else:
-            clean.append(prompt)
-    return clean, contaminated
+    prompts = list(Index(index).annotate(records.read(file)))
+    clean = [prompt for prompt, shared in prompts if not shared]
+    return clean, len(prompts) - len(clean)
 
 
 class _Table:

@@ -110,11 +110,9 @@ def build_index(files: list[Path], out: Path) -> Built:
         raise DstoolsError(f"{out}: already exists", "remove it, or choose another name")
     if not out.parent.is_dir():
         raise DstoolsError(f"{out}: there is no folder {out.parent}", "make it, or name another")
-    names = [file.stem for file in files]
-    if len(set(names)) < len(names):
-        raise DstoolsError(
-            f"two of the files are named {max(names, key=names.count)}", "rename one"
-        )
+    name, count = Counter(file.stem for file in files).most_common(1)[0]
+    if count > 1:
+        raise DstoolsError(f"two of the files are named {name}", "rename one")
     parts = []
     for file in files:
         benchmark, tables = build_tables(file.stem, file_sha256(file), _texts(file))
@@ -139,10 +137,8 @@ def _texts(file: Path) -> Iterator[Text]:
             try:
                 text = line.decode("utf-8-sig")
             except UnicodeDecodeError:
-                raise DstoolsError(
-                    f"{file}: line {number}: is not UTF-8",
-                    "save it as UTF-8: iconv -f OLD -t UTF-8",
-                ) from None
+                hint = "save it as UTF-8: iconv -f OLD -t UTF-8"
+                raise DstoolsError(f"{file}: line {number}: is not UTF-8", hint) from None
             yield Text(number, tokens(text), "question")
         return
     for number, row, question in questions(file):

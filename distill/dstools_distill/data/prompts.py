@@ -7,10 +7,10 @@ in memory (700 with near duplicates); then the rows are written.
 import json
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.duplicates import FUNCTIONS, exact, near, signature
-from dstools_distill.data.forms import Question
 from dstools_distill.data.sources import Questions, converted, dataset_rows, questions, task_rows
 from dstools_distill.judge.answers import compare
 from dstools_distill.judge.referee import Referee
@@ -39,37 +38,35 @@ def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
 
     Raises DstoolsError, naming file, line and reason, for a row that is not a question.
     """
-    if not 0 <= settings.near_duplicates <= 1:
-        raise DstoolsError(
-            f"prompts.near_duplicates is {settings.near_duplicates}",
-            "give a similarity from 0 to 1",
-        )
+
     rates = {} if inputs.pass_rates is None else share_right(inputs.pass_rates)
-    read, counts = _Read(work.folder, near=settings.near_duplicates > 0), Counter[str]()
+    read = _Read(work.folder, near=settings.near_duplicates > 0)
+    rows, forms = Counter[str](), Counter[str]()
     with closing(read):
         for source, file in zip(settings.source, inputs.sources, strict=True):
-            counts[f"source {_name(source)}"] += _import(settings, source, file, rates, read, work)
+            size = source.size if source.path.startswith("rg:") else 0
+            with work.bar(size, _name(source)) as progress:
+                for form, record in _records(settings, source, file, rates):
+                    read.add(record)
+                    forms[form] += 1
+                    rows[_name(source)] += 1
+                    progress(1)
     reasons, others = _fates(settings, read)
     dropped = _write(work.folder, read, reasons, others)
-    kept = len(reasons) - dropped.total()
     for name in (READ, SIGNATURES):
         (work.folder / name).unlink(missing_ok=True)
-    known = ~np.isnan(read.difficulties)
     return {
         "in": len(reasons),
-        "out": kept,
+        "out": len(reasons) - dropped.total(),
         "dropped": dict(sorted(dropped.items())),
         "sources": {
-            _name(source): {
-                "rows": counts[f"source {_name(source)}"],
-                "licence": source.licence,
-            }
+            _name(source): {"rows": rows[_name(source)], "licence": source.licence}
             for source in settings.source
         },
-        "forms": dict(sorted(read.forms.items())),
+        "forms": dict(sorted(forms.items())),
         "with_gold": int(np.count_nonzero(read.golds)),
         "with_reference": read.references,
-        "with_difficulty": int(np.count_nonzero(known)),
+        "with_difficulty": int(np.count_nonzero(~np.isnan(read.difficulties))),
     }
 
 
@@ -80,10 +77,8 @@ def share_right(folder: Path) -> dict[str, float]:
     for number, line in records.lines(path):
         row = records.parse(line, path, number)
         if "verdict" not in row:
-            raise DstoolsError(
-                f"{path}: line {number}: has no verdict",
-                "pass_rates names the folder of a finished `verify`",
-            )
+            problem = f"{path}: line {number}: has no verdict"
+            raise DstoolsError(problem, "set pass_rates to a finished `verify` folder")
         total[row["id"]] += 1
         right[row["id"]] += row["verdict"] == "correct"
     return {prompt: right[prompt] / count for prompt, count in total.items()}
@@ -101,7 +96,7 @@ class _Read:
         self._golds = array("Q")
         self._difficulties = array("d")
         self.offsets = array("Q", [0])
-        self.forms = Counter[str]()
+
         self.references = 0
 
     def close(self) -> None:
@@ -135,27 +130,35 @@ class _Read:
         return np.fromfile(self.signature_path, np.uint32).reshape(-1, FUNCTIONS)
 
 
-def _import(
-    settings: Prompts,
-    source: Source,
-    file: Path | None,
-    rates: dict[str, float],
-    read: _Read,
-    work: Work,
-) -> int:
-    """Read one source; return the number of its rows."""
-    name, count = _name(source), 0
-    is_task = source.path.startswith("rg:")
-    with work.bar(source.size if is_task else 0, name) as progress:
-        for _, row, question in _questions(source, file):
-            read.forms[question.form] += 1
-            task = row["task"] if is_task else None
-            read.add(_record(settings, source, name, question, task, rates))
-            count += 1
-            progress(1)
-    if not count:
+def _records(
+    settings: Prompts, source: Source, file: Path | None, rates: dict[str, float]
+) -> Iterator[tuple[str, Record]]:
+    """Yield form and record of each row of a source."""
+    is_empty = True
+    for _, row, question in _questions(source, file):
+        is_empty = False
+        messages = question.messages
+        if settings.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": settings.system}, *messages]
+        prompt = records.prompt_id(messages, _name(source))
+        answer_type = question.answer_type or source.answer_type
+        task = row["task"] if source.path.startswith("rg:") else None
+        yield (
+            question.form,
+            {
+                "id": prompt,
+                "source": _name(source),
+                "licence": source.licence,
+                "messages": messages,
+                "gold": question.gold,
+                "answer_type": "none" if question.gold is None and task is None else answer_type,
+                "task": task,
+                "difficulty": 1 - rates[prompt] if prompt in rates else question.difficulty,
+                "reference": question.reference,
+            },
+        )
+    if is_empty:
         raise DstoolsError(f"{file or source.path}: is empty", "name a source with prompts in it")
-    return count
 
 
 def _questions(source: Source, file: Path | None) -> Questions:
@@ -173,32 +176,6 @@ def _name(source: Source) -> str:
     """Return a source's name, which does not depend on the folder of a file."""
     is_file = not source.path.startswith(("rg:", "datasets:"))
     return Path(source.path).name if is_file else source.path
-
-
-def _record(
-    settings: Prompts,
-    source: Source,
-    name: str,
-    question: Question,
-    task: dict[str, Any] | None,
-    rates: dict[str, float],
-) -> Record:
-    messages = question.messages
-    if settings.system and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": settings.system}, *messages]
-    prompt = records.prompt_id(messages, name)
-    answer_type = question.answer_type or source.answer_type
-    return {
-        "id": prompt,
-        "source": name,
-        "licence": source.licence,
-        "messages": messages,
-        "gold": question.gold,
-        "answer_type": "none" if question.gold is None and task is None else answer_type,
-        "task": task,
-        "difficulty": 1 - rates[prompt] if prompt in rates else question.difficulty,
-        "reference": question.reference,
-    }
 
 
 def prompt_text(record: Record) -> str:

@@ -79,10 +79,7 @@ def select(settings: Select, inputs: Inputs, work: Work) -> Report:
         "out": own + others,
         "dropped": dict(sorted(dropped.items())),
         "verdicts": {name: int(np.sum(read.verdicts == n)) for n, name in enumerate(VERDICTS)},
-        "prompts": {
-            "in": len(read.prompts),
-            "out": len(np.unique(read.groups[kept[:own]])),
-        },
+        "prompts": {"in": len(read.prompts), "out": len(np.unique(read.groups[kept[:own]]))},
         "non_reasoning": {
             "in": len(mixed) + len(contaminated),
             "contaminated": len(contaminated),
@@ -94,14 +91,9 @@ def select(settings: Select, inputs: Inputs, work: Work) -> Report:
 
 def _check(settings: Select) -> None:
     if settings.keep == "diverse" and not settings.per_prompt:
-        raise DstoolsError(
-            'select.keep = "diverse" needs select.per_prompt', "set it to at least 1"
-        )
-    if settings.non_reasoning and not 0 < settings.reasoning_share <= 1:
-        raise DstoolsError(
-            f"select.reasoning_share is {settings.reasoning_share}",
-            "give a share above 0 and up to 1",
-        )
+        raise DstoolsError('select.keep = "diverse" needs select.per_prompt', "set it to 1 or more")
+    if settings.non_reasoning and not settings.reasoning_share:
+        raise DstoolsError("select.reasoning_share is 0", "set it above 0, or add no rows")
 
 
 class _Read:
@@ -119,9 +111,8 @@ class _Read:
                 lengths.append(len(row["raw"]))
                 verdicts.append(VERDICTS.index(row.get("verdict", "none")))
             except (KeyError, ValueError) as error:
-                raise DstoolsError(
-                    f"{source}: line {number}: is not a sample: {error}", "name a folder of samples"
-                ) from None
+                problem = f"{source}: line {number}: is not a sample: {error}"
+                raise DstoolsError(problem, "name a folder of samples") from None
             at += len(line)
             progress(len(line))
         self.offsets = np.frombuffer(offsets, np.uint64)
@@ -135,9 +126,8 @@ def _fates(settings: Select, read: _Read, file: BinaryIO) -> list[str]:
     reasons = np.full(len(read.offsets), "", object)
     band = settings.min_pass_rate > 0 or settings.max_pass_rate < 1
     if (settings.keep != "all" or band) and np.any(read.verdicts == NONE):
-        raise DstoolsError(
-            "select needs verdicts, and the samples have none", 'add [verify], or keep = "all"'
-        )
+        problem = "select needs verdicts, and the samples have none"
+        raise DstoolsError(problem, 'add [verify], or keep = "all"')
     if settings.keep != "all":
         for value in (1, 2):
             reasons[read.verdicts == value] = VERDICTS[value]
@@ -167,11 +157,9 @@ def _choose(settings: Select, read: _Read, file: BinaryIO, reasons: NDArray[np.o
         reasons[over] = "per-prompt" if plain else f"not-{settings.keep}"
         return
     crowded = np.unique(read.groups[over])
-    for low, high in zip(
-        np.searchsorted(group, crowded, "left").tolist(),
-        np.searchsorted(group, crowded, "right").tolist(),
-        strict=True,
-    ):
+    lows = np.searchsorted(group, crowded, "left").tolist()
+    highs = np.searchsorted(group, crowded, "right").tolist()
+    for low, high in zip(lows, highs, strict=True):
         members = left[low:high]
         grams = [_grams(file, int(read.offsets[number])) for number in members.tolist()]
         chosen = _most_different(grams, most)
@@ -230,36 +218,15 @@ def _conversations(file: Path, licence: str) -> Iterator[Record]:
         if answer is None:
             raise DstoolsError(f"{where}: has no answer", "end it with an assistant's message")
         if OPEN in answer or CLOSE in answer:
-            raise DstoolsError(
-                f"{where}: its answer holds a think tag",
-                "pass rows with a trace as samples: [generate] can replay them",
-            )
-        yield _without_trace(file.name, licence, question.messages, answer)
-
-
-def _without_trace(
-    source: str, licence: str, messages: list[dict[str, str]], answer: str
-) -> Record:
-    return {
-        "id": records.prompt_id(messages, source),
-        "source": source,
-        "licence": licence,
-        "messages": messages,
-        "gold": None,
-        "answer_type": "none",
-        "task": None,
-        "difficulty": None,
-        "reference": answer,
-        "sample": 0,
-        "teacher": None,
-        "sampling": None,
-        "raw": answer,
-        "reasoning": None,
-        "answer": answer,
-        "finish_reason": "stop",
-        "prefilled_think": False,
-        "usage": None,
-    }
+            hint = "pass rows with a trace as samples: [generate] can replay them"
+            raise DstoolsError(f"{where}: its answer holds a think tag", hint)
+        messages = question.messages
+        source = {"id": records.prompt_id(messages, file.name), "source": file.name}
+        gold = {"gold": None, "answer_type": "none", "task": None, "difficulty": None}
+        sample = {"reference": answer, "sample": 0, "teacher": None, "sampling": None}
+        parts = {"raw": answer, "reasoning": None, "answer": answer}
+        end = {"finish_reason": "stop", "prefilled_think": False, "usage": None}
+        yield source | {"licence": licence, "messages": messages} | gold | sample | parts | end
 
 
 def _write_dropped(

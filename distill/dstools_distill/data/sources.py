@@ -69,9 +69,8 @@ def parquet_rows(path: Path) -> Rows:
         raise DstoolsError(f"{path}: no such file", "check the path") from None
     except (OSError, pa.ArrowException) as error:
         reason = printable(str(error).strip().split("\n")[0])
-        raise DstoolsError(
-            f"{path}: is not a Parquet file: {reason}", "download it again"
-        ) from error
+        message = f"{path}: is not a Parquet file: {reason}"
+        raise DstoolsError(message, "download it again") from error
 
 
 def dataset_rows(name: str, split: str) -> Rows:
@@ -130,9 +129,8 @@ def task_rows(name: str, size: int, seed: int, options: dict[str, Any] | None) -
             line = json.dumps(entry, allow_nan=False)
         except (TypeError, ValueError) as error:
             reason = printable(str(error))
-            raise DstoolsError(
-                f"rg:{name}: a problem cannot be saved as JSON: {reason}", OTHER_TASK
-            ) from error
+            message = f"rg:{name}: a problem cannot be saved as JSON: {reason}"
+            raise DstoolsError(message, OTHER_TASK) from error
         saved, gold = json.loads(line), entry["answer"]
         if number < CHECKED:
             if json.dumps(again[number]) != line:

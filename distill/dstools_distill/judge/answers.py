@@ -37,6 +37,7 @@ class Ruling(NamedTuple):
 INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,3999})")
 DIGITS = re.compile(r"[+-]?[0-9]{1,4000}")
 EXACT = ("exact",)
+BOTH = ("numeric", "math-verify")
 EQUAL, NO_GOLD = Ruling("correct", "equal", EXACT), Ruling("unverifiable", "no-gold")
 
 
@@ -69,7 +70,8 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
         case "choice":
             return choices(answer.text, wanted)
         case "string":
-            return strings(answer.text, wanted)
+            same = same_text(answer.text, wanted)
+            return EQUAL if same else _differs(answer.text, EXACT)
         case "integer" if INTEGER.fullmatch(wanted) and DIGITS.fullmatch(answer.text):
             return integers(answer.text, wanted)
     return formulas(answer.text, wanted, kind, referee)
@@ -118,7 +120,11 @@ def integers(answer: str, gold: str) -> Ruling:
     value = re.sub(r"^(?:\+|(-))?0*(?=[0-9])", r"\1", answer)
     if value == gold or (value == "-0" and gold == "0"):
         return Ruling("incorrect", f"not-canonical: {answer[:40]}", EXACT)
-    return Ruling("incorrect", f"differs: {answer[:40]}", EXACT)
+    return _differs(answer, EXACT)
+
+
+def _differs(answer: str, checkers: tuple[str, ...]) -> Ruling:
+    return Ruling("incorrect", f"differs: {answer[:40]}", checkers)
 
 
 # --------------------------------------------------------------------------------------- formulas
@@ -138,16 +144,13 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
     if first is None:
         return Ruling("unverifiable", "not-comparable")
     if first.is_exact:
-        return EQUAL if first.is_equal else Ruling("incorrect", f"differs: {answer[:40]}", EXACT)
+        return EQUAL if first.is_equal else _differs(answer, EXACT)
     second = referee.math(one_alphabet(answer), one_alphabet(gold))
-    both = ("numeric", "math-verify")
     if second is None or isinstance(second, str):
-        return Ruling("unverifiable", second or "math-verify-cannot-read", both)
+        return Ruling("unverifiable", second or "math-verify-cannot-read", BOTH)
     if second != first.is_equal:
-        return Ruling("unverifiable", f"checkers-disagree: {both[second]} says equal", both)
-    if second:
-        return Ruling("correct", "equal", both)
-    return Ruling("incorrect", f"differs: {answer[:40]}", both)
+        return Ruling("unverifiable", f"checkers-disagree: {BOTH[second]} says equal", BOTH)
+    return Ruling("correct", "equal", BOTH) if second else _differs(answer, BOTH)
 
 
 def _squeezed(text: str) -> str:
@@ -166,9 +169,7 @@ def choices(answer: str, gold: str) -> Ruling:
     wanted, given = letters(gold), letters(answer)
     if not wanted or not given:
         return Ruling("unverifiable", "answer-not-read" if wanted else "gold-not-read")
-    if wanted == given:
-        return EQUAL
-    return Ruling("incorrect", f"differs: {''.join(sorted(given))}", EXACT)
+    return EQUAL if wanted == given else _differs("".join(sorted(given)), EXACT)
 
 
 def letters(text: str) -> frozenset[str]:
@@ -187,13 +188,6 @@ def letters(text: str) -> frozenset[str]:
 
 
 STYLED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox)\s*\{([^{}]*)\}")
-
-
-def strings(answer: str, gold: str) -> Ruling:
-    """Compare two texts."""
-    if same_text(answer, gold):
-        return EQUAL
-    return Ruling("incorrect", f"differs: {answer[:40]}", EXACT)
 
 
 def same_text(answer: str, gold: str) -> bool:

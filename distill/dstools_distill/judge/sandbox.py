@@ -59,11 +59,8 @@ def read_cases(gold: str) -> list[dict[str, str]] | None:
 
 
 def _is_case(case: Any) -> bool:
-    return (
-        isinstance(case, dict)
-        and set(case) == {"stdin", "stdout"}
-        and all(isinstance(text, str) for text in case.values())
-    )
+    has_keys = isinstance(case, dict) and set(case) == {"stdin", "stdout"}
+    return has_keys and all(isinstance(text, str) for text in case.values())
 
 
 def judge(program: str, cases: list[dict[str, str]], seconds: float, memory_mib: int) -> str:

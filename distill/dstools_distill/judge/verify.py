@@ -54,8 +54,8 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
         "verdicts": {verdict: sum(words.values()) for verdict, words in reasons.items()},
         "reasons": reasons,
         "checkers": {
-            key.removeprefix("checkers "): counts[key]
-            for key in sorted(counts)
+            key.removeprefix("checkers "): count
+            for key, count in sorted(counts.items())
             if key.startswith("checkers ")
         },
         "steps_checked": counts["steps"],
@@ -93,10 +93,8 @@ class Judge:
 
     def __init__(self, settings: Verify) -> None:
         if settings.language and settings.language not in LANGUAGES:
-            raise DstoolsError(
-                f"verify.language {settings.language} cannot be recognized",
-                f"use one of {', '.join(sorted(LANGUAGES))}",
-            )
+            hint = f"use one of {', '.join(sorted(LANGUAGES))}"
+            raise DstoolsError(f"verify.language {settings.language} cannot be recognized", hint)
         self._settings = settings
         self._referee = Referee(settings.timeout_seconds)
 
