@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Calibrate one layer of true DeepSeek-V3 dimensions: peak memory, time a matrix, and what 671B would take.
+"""Benchmark of calibration: one layer with DeepSeek-V3's dimensions, and an estimate for 671B.
 
     bench_calibrate.py [--experts 8] [--samples 9] [--seq-len 2048] [--folder DIR] [--at-most-gib 8]
                        [--device cuda]
 
-The layer has random weights and random tokens pass through it: times and memory are those of real ones,
-errors mean nothing. The hidden states are spilled to the disk: what --ram allows comes on top. Every expert sees
-every token, so each is rounded by a Hessian of its own, as in a run of a million tokens. On a GPU the first matrix
-after a Hessian also waits for that. The figures for 671B are computed from FLOPs and labelled so.
+Prints peak memory and the time of each matrix. Weights and tokens are random: times and memory are
+realistic, errors mean nothing. Hidden states are spilled to the disk: --ram of a real run comes on
+top. Every expert sees every token, so each is rounded by its own Hessian, as in a run of a million
+tokens. On a GPU the first matrix after a Hessian also waits for it. The figures for 671B are
+computed from FLOPs and labelled so.
 """
 
 import argparse
+import functools
 import json
 import re
 import resource
@@ -26,23 +28,25 @@ import torch
 SCRIPTS = Path(__file__).parent
 LINE = re.compile(r"calibrate: (\S+) \[(\d+), (\d+)\]: (\w+), .*, ([\d.]+) s$")
 
-# arXiv 2412.19437: 3 dense layers, 58 with 256 routed experts and a shared one, one MTP layer of that kind
+# arXiv 2412.19437: 3 dense layers, 58 with 256 routed experts and a shared one, one such MTP layer
 DENSE_LAYERS, MOE_LAYERS, EXPERTS = 3, 59, 256
 ATTENTION = {  # matrix: [out, in]
-    "q_a_proj": (1536, 7168), "kv_a_proj_with_mqa": (576, 7168), "q_b_proj": (24576, 1536),
-    "kv_b_proj": (32768, 512), "o_proj": (7168, 16384),
-}  # fmt: skip
+    "q_a_proj": (1536, 7168),
+    "kv_a_proj_with_mqa": (576, 7168),
+    "q_b_proj": (24576, 1536),
+    "kv_b_proj": (32768, 512),
+    "o_proj": (7168, 16384),
+}
 EXPERT = {"gate_proj": (2048, 7168), "up_proj": (2048, 7168), "down_proj": (7168, 2048)}
 DENSE = {"gate_proj": (18432, 7168), "up_proj": (18432, 7168), "down_proj": (7168, 18432)}
 
 
 def main() -> None:
-    """Make the layer, calibrate it in a process of its own, and print the figures."""
+    """Make the layer, calibrate it in its own process, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experts", type=int, default=8)
-    parser.add_argument(
-        "--samples", type=int, default=9
-    )  # 18,432 tokens: more than o_proj has inputs
+    # 9 samples are 18,432 tokens: more than o_proj has inputs
+    parser.add_argument("--samples", type=int, default=9)
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--at-most-gib", type=float)
@@ -72,26 +76,24 @@ def main() -> None:
 def measure(
     folder: Path, args: argparse.Namespace
 ) -> tuple[float, float, float, float, dict[tuple[str, int, int], list[float]]]:
-    """Return peak GiB, a GPU's, seconds, CPU seconds, and the seconds of every matrix, by role and shape."""
+    """Return peak GiB of process and GPU, wall and CPU seconds, and seconds by matrix."""
     source = folder / "source"
     gb = 1.196 + 0.0881 * (args.experts - 8)  # one MoE layer and so many experts
     make = [sys.executable, SCRIPTS / "make_checkpoint.py", "v3-layer", source, "--gb", f"{gb}"]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     tokens = json.dumps({"samples": args.samples, "seq_len": args.seq_len})
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", source, folder / "out", tokens, args.device],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    command = [sys.executable, __file__, "--child", source, folder / "out", tokens, args.device]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     usage = json.loads(done.stdout)
     matrices: dict[tuple[str, int, int], list[float]] = {}
     for line in done.stderr.splitlines():
-        found = LINE.search(line)
-        if found:
-            role = found[1].split(".")[-2]
-            key = (role, int(found[2]), int(found[3]))
-            matrices.setdefault(key, []).append(float(found[5]))
+        match = LINE.search(line)
+        if match:
+            role = match[1].split(".")[-2]
+            key = (role, int(match[2]), int(match[3]))
+            matrices.setdefault(key, []).append(float(match[5]))
     peak_gib, gpu_gib = (usage[key] / (1 << 20) for key in ("peak_kib", "gpu_kib"))
     return peak_gib, gpu_gib, seconds, usage["cpu_seconds"], matrices
 
@@ -118,31 +120,29 @@ def child(source: str, out: str, tokens: str, device: str) -> None:
             "gptq", data, device, threads, {"torch": torch.__version__}, False
         )
         plan = plan_quantize(inventory, Recipe(), "native", None, None, calibration)
-        ids = torch.randint(
-            inventory.model.vocab_size, (size["samples"], size["seq_len"]),
-            generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
-        run(
-            plan, Path(out), tool="bench", workers=threads, is_synced=False,
-            calibrate=lambda plan, sink: calibrate(
-                plan, sink, ids, ram_bytes=0, min_coverage=0, progress=lambda nbytes: None
-            ),
-        )  # fmt: skip
+        generator, shape = torch.Generator().manual_seed(0), (size["samples"], size["seq_len"])
+        ids = torch.randint(inventory.model.vocab_size, shape, generator=generator)
+        fill = functools.partial(
+            calibrate, ids=ids, ram_bytes=0, min_coverage=0, progress=lambda nbytes: None
+        )
+        run(plan, Path(out), tool="bench", workers=threads, is_synced=False, calibrate=fill)
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    found = {"peak_kib": usage.ru_maxrss, "cpu_seconds": usage.ru_utime + usage.ru_stime}
-    found["gpu_kib"] = torch.cuda.max_memory_allocated() >> 10 if device == "cuda" else 0
-    sys.stdout.write(json.dumps(found))
+    figures = {"peak_kib": usage.ru_maxrss, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    figures["gpu_kib"] = torch.cuda.max_memory_allocated() >> 10 if device == "cuda" else 0
+    sys.stdout.write(json.dumps(figures))
 
 
 def rounding_flops(rows: int, cols: int) -> float:
-    """Count what one matrix takes once its Hessian is there: C^3/3 to factorize it (shared by weights of
-    one input, counted for each here), R C^2 for GPTQ, and R C^2 for each of three sums of errors.
+    """Return the FLOPs to round a matrix [R, C] with a given Hessian.
+
+    C^3/3 to factorize the Hessian (shared by weights with one input, but counted for each here),
+    R C^2 for GPTQ, and R C^2 for each of three sums of errors.
     """
     return cols**3 / 3 + 4 * rows * cols**2
 
 
 def print_extrapolation(device: str) -> None:
-    """Print the FLOPs of 671B, term by term, and the hours they are at given speeds. Computed, not run."""
+    """Print the FLOPs of 671B by term, and the hours at given speeds. Computed, not run."""
     tokens = 512 * 2048
     per_expert = tokens * 8 / EXPERTS
     terms = {"forward": 0.0, "Hessians": 0.0, "rounding": 0.0}
@@ -162,7 +162,8 @@ def print_extrapolation(device: str) -> None:
     add(MOE_LAYERS * EXPERTS, EXPERT, per_expert)
     total = sum(terms.values())
     print(
-        f"computed, not run, attention scores left out: 671B on {tokens} tokens, {per_expert:.0f} a routed expert"
+        f"computed, not run, without attention scores: 671B on {tokens} tokens, "
+        f"{per_expert:.0f} per routed expert"
     )
     for name, flops in terms.items():
         print(f"  {name:9} {flops:9.2e} FLOP")
@@ -171,7 +172,7 @@ def print_extrapolation(device: str) -> None:
 
 
 def speeds(device: str) -> Iterator[tuple[str, float]]:
-    """Yield what the computation is divided by: a float32 matmul here, and an H100's."""
+    """Yield labelled FLOP/s: of a float32 matmul on this machine, and of an H100."""
     a = torch.randn(4096, 4096, device=device)
     (a @ a).sum().item()
     start = time.perf_counter()

@@ -1,31 +1,28 @@
 #!/usr/bin/env python3
-"""Time the data path of `dstools distill`, stage by stage: verify, decontaminate, select, render; print JSON.
+"""Benchmark of the data path of `dstools distill`: verify, decontaminate, select, render.
 
-    bench_distill.py --rows 100000                      both kinds of rows
-    bench_distill.py --kind prose --rows 800000         300-word traces, answers to be compared as mathematics
-    bench_distill.py --kind sums --at-least 50000 --at-most-mib 4096       exit 3 where it falls short
+    bench_distill.py --rows 100000                     both kinds of rows
+    bench_distill.py --kind prose --rows 800000        300-word traces, mathematical answers
+    bench_distill.py --kind sums --at-least 50000 --at-most-mib 4096      exit 3 if it falls short
 
-Rows are made, four samples of a prompt: "prose", traces of 300 words drawn from a story of Verne's, with
-formulas; "sums", reasoning-gym's chain_sum worked out digit by digit. A tenth are wrong, one in fifty
-has no end, one in a thousand holds a problem of the benchmark of 1,000 problems that is looked for.
-Tokenizer and template are DeepSeek-R1-Distill's.
+Prints JSON. Rows are generated, four samples of a prompt. "prose": traces of 300 words drawn from a
+story by Verne, with formulas. "sums": reasoning-gym's chain_sum worked out digit by digit. A tenth
+are wrong, one in fifty is cut off, one in a thousand repeats a problem of the benchmark of 1,000
+problems that decontaminate looks for. Tokenizer and template are DeepSeek-R1-Distill's.
 
-Each stage runs in a process of its own, start-up included, on --workers workers. CPU seconds are the
-operating system's, of all its processes; peak memory is the largest sum of their resident sets, looked
-at every 0.1 s, so pages that they share count twice. "floor" is one process that reads, parses
-and writes the same rows with the json module and does nothing else: what a stage cannot do without.
-"rows_per_minute" goes by the clock; "rows_per_minute_by_cpu" is what --workers idle cores would take, and what
---at-least judges: others may use this machine.
+Each stage runs in its own process, start-up included, with --workers workers. CPU seconds are those
+of all its processes. Peak memory is the largest sum of their resident sets, sampled every 0.1 s, so
+shared pages count twice. "floor" is one process that only reads, parses and writes the same rows
+with the json module. "rows_per_minute" is wall time; "rows_per_minute_by_cpu" is computed from CPU
+time for --workers idle cores, and is what --at-least checks, as the machine may be busy.
 """
 
 import argparse
-import datetime
 import importlib.util
 import itertools
 import json
 import math
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -35,13 +32,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from machine import machine
+
 STAGES = ("verify", "decontaminate", "select", "render")
 SAMPLES = 4
 Record = dict[str, Any]
 
 
 def main() -> None:
-    """Run what the command line asks for and print it."""
+    """Parse the command line, measure, print JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,11 +58,9 @@ def main() -> None:
     for kind in (args.kind,) if args.kind else ("prose", "sums"):
         with tempfile.TemporaryDirectory(dir=args.folder) as name:
             results.append(measure(kind, Path(name), args.rows, args.workers))
-    machine = {"cpu": _cpu(), "cpus": os.cpu_count(), "kernel": platform.release()}
-    date = datetime.date.today().isoformat()
-    print(json.dumps({"date": date, "machine": machine, "results": results}, indent=1))
-    for found in results:
-        rate, peak = found["rows_per_minute_by_cpu"], found["peak_mib"]
+    print(json.dumps(machine() | {"results": results}, indent=1))
+    for result in results:
+        rate, peak = result["rows_per_minute_by_cpu"], result["peak_mib"]
         if rate < args.at_least or peak > args.at_most_mib:
             sys.exit(3)
 
@@ -93,8 +90,8 @@ def measure(kind: str, folder: Path, rows: int, workers: int) -> dict[str, Any]:
         if before.exists():
             with before.open("rb") as file:
                 count = sum(1 for _ in file)
-    cpu = sum(found["cpu_seconds"] for found in stages.values())
-    seconds = sum(found["seconds"] for found in stages.values())
+    cpu = sum(figures["cpu_seconds"] for figures in stages.values())
+    seconds = sum(figures["seconds"] for figures in stages.values())
     return {
         "kind": kind,
         "rows": rows,
@@ -102,14 +99,14 @@ def measure(kind: str, folder: Path, rows: int, workers: int) -> dict[str, Any]:
         "workers": workers,
         "rows_per_minute": round(rows / seconds * 60),
         "rows_per_minute_by_cpu": round(rows / cpu * workers * 60),
-        "peak_mib": max(found["peak_mib"] for found in stages.values()),
+        "peak_mib": max(figures["peak_mib"] for figures in stages.values()),
         "floor_cpu_seconds": round(floor, 2),
         "stages": stages,
     }
 
 
 def child(what: list[Any], rows: int, workers: int) -> tuple[float, float, float]:
-    """Run a part of this file in a process; return its CPU seconds, seconds and peak MiB."""
+    """Run a part of this file in a process; return CPU seconds, wall seconds and peak MiB."""
     command = [sys.executable, __file__, "--run", *map(str, what)]
     command += ["--rows", str(rows), "--workers", str(workers)]
     start, peak = time.perf_counter(), 0.0
@@ -127,15 +124,15 @@ def child(what: list[Any], rows: int, workers: int) -> tuple[float, float, float
 
 
 def _family(pid: int) -> list[int]:
-    """Return a process and all that descend from it."""
-    found = [pid]
-    for each in found:
-        for task in Path(f"/proc/{each}/task").glob("*/children"):
+    """Return a process and all its descendants."""
+    family = [pid]
+    for member in family:  # grows as descendants are added
+        for task in Path(f"/proc/{member}/task").glob("*/children"):
             try:
-                found += map(int, task.read_text().split())
+                family += map(int, task.read_text().split())
             except OSError:
                 continue
-    return found
+    return family
 
 
 def _resident_mib(pid: int) -> float:
@@ -149,7 +146,7 @@ def _resident_mib(pid: int) -> float:
 
 
 def run(what: str, kind: str, folder: Path, rows: int, workers: int) -> None:
-    """Make the rows, run the floor, or run a stage on what lies in the folder."""
+    """Make the rows, run the floor, or run a stage on the files in the folder."""
     from dstools_distill.recipe import settings
     from dstools_distill.recipe.stages import Inputs
     from dstools_distill.store.stage import Work
@@ -243,13 +240,13 @@ def prose(rng: random.Random) -> Iterator[Record]:
     words = read_data_file("in_the_year_2889.txt").split()
 
     def text(count: int) -> str:
-        said = rng.choices(words, k=count)
+        drawn = rng.choices(words, k=count)
         for at in range(rng.randrange(4, 9), count, 9):
             a, b = rng.randrange(2, 100), rng.randrange(2, 1000)
-            said[at] += rng.choice(
+            drawn[at] += rng.choice(
                 (",", ".", f" {a} + {b} = {a + b}.", rf" $\frac{{{a}}}{{{b}}}$,")
             )
-        return " ".join(said)
+        return " ".join(drawn)
 
     for number in itertools.count():
         a, b = rng.randrange(2, 1000), rng.randrange(2, 1000)
@@ -273,16 +270,10 @@ def prose(rng: random.Random) -> Iterator[Record]:
 
 
 def sums(size: int) -> Iterator[Record]:
-    """Yield problems of chain_sum, worked out as the sample model does it."""
+    """Yield problems of chain_sum, with the traces of the sample model."""
     from reasoning_gym.factory import create_dataset
+    from sample_data import trace
 
-    spec = importlib.util.spec_from_file_location(
-        "train_sample_model", Path(__file__).with_name("train_sample_model.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sample_model = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sample_model)
     config = {"size": size, "seed": 0, "min_terms": 2, "max_terms": 3, "max_digits": 6}
     problems = create_dataset("chain_sum", **config)
     for number in range(size):
@@ -295,15 +286,10 @@ def sums(size: int) -> Iterator[Record]:
             "gold": entry["answer"],
             "answer_type": "auto",
             "task": {"name": "chain_sum", "config": config, "entry": entry},
-            "trace": sample_model.trace(entry["metadata"]["expression"]),
+            "trace": trace(entry["metadata"]["expression"]),
             "right": entry["answer"],
             "wrong": f"{entry['answer']}1",
         }
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,28 @@
-"""Measure the FP8 kernels against a copy of the same bytes, and print one JSON object.
+"""Benchmark of the FP8 kernels against a copy of the same bytes.
 
     python scripts/bench_kernel.py --mib 512 --repeat 7 --levels avx512vbmi avx512
 
-Each repetition runs every measurement once, one after the other, so that a busy machine slows all of
+Prints one JSON object. Each repetition runs every measurement once, so a busy machine slows all of
 them. Figures are GB/s of BF16: read by `quantize` and `recover`, written by `dequantize`, copied by
-`memcpy`; half as many elements a second. `recover` is given what `dequantize` wrote, and besides an
-ordinary weight, which it refuses: `refused_us` is how long that takes, whatever the size. `ratio` divides by memcpy with as many threads: best by best, median by median. Buffers start on a
-page, as those of a streaming job should: unaligned stores run at half the speed.
+`memcpy`; half as many elements a second. `recover` gets the output of `dequantize`; an ordinary
+weight it refuses within `refused_us`, whatever its size. `ratio` divides by memcpy with the same
+number of threads: best by best, median by median. Buffers are aligned to a page, as in a streaming
+job: unaligned stores run at half the speed.
 """
 
 import argparse
 import ctypes
-import datetime
 import json
 import mmap
-import platform
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 from numpy.typing import NDArray
 
 from dstools_kernels.cpu import native
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--levels", nargs="+", choices=native.levels(), help="default: compiled")
     parser.add_argument(
-        "--at-least", type=float, default=0, help="exit 3 where quantize's best ratio is lower"
+        "--at-least", type=float, default=0, help="exit 3 if quantize's best ratio is lower"
     )
     arguments = parser.parse_args()
     levels = arguments.levels or native.levels()[:-1] or native.levels()
@@ -53,23 +52,17 @@ def main() -> None:
     rows = max(1, (arguments.mib << 20) // step) * BLOCK * max(THREADS)
     bytes_in = 2 * rows * COLS
     seconds = measure(rows, levels, arguments.repeat)
-    speeds = {key: [bytes_in / 1e9 / each for each in times] for key, times in seconds.items()}
+    speeds = {key: [bytes_in / 1e9 / time for time in times] for key, times in seconds.items()}
     lines = [report(key, speeds) for key in speeds]
-    print(
-        json.dumps(
-            {
-                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "cpu": cpu_model(),
-                "rows": rows,
-                "cols": COLS,
-                "mib": bytes_in / 2**20,
-                "repeat": arguments.repeat,
-                "gb_per_second": lines,
-                "refused_us": refused_us(levels, arguments.repeat),
-            },
-            indent=2,
-        )
-    )
+    figures = {
+        "rows": rows,
+        "cols": COLS,
+        "mib": bytes_in / 2**20,
+        "repeat": arguments.repeat,
+        "gb_per_second": lines,
+        "refused_us": refused_us(levels, arguments.repeat),
+    }
+    print(json.dumps(machine() | figures, indent=2))
     best = [line for line in lines if (line["level"], line["threads"]) == (levels[0], max(THREADS))]
     if any(
         line["kernel"] == "quantize" and line["ratio_best"] < arguments.at_least for line in best
@@ -120,11 +113,11 @@ def measure(rows: int, levels: list[str], repeat: int) -> dict[tuple[str, str, i
 
 
 def refused_us(levels: list[str], repeat: int) -> dict[str, float]:
-    """Return the best time by level that it takes to find a weight not to have been FP8."""
+    """Return the best time by level to find that a weight has not been FP8, microseconds."""
     normal = np.random.default_rng(0).normal(scale=0.02, size=(BLOCK, COLS)).astype(np.float32)
     weight, codes, scale = pages(normal.nbytes // 2), pages(normal.size), pages(4 * COLS // BLOCK)
     block_fp8.narrow(normal, weight)
-    found = {}
+    best = {}
     for level in levels:
         native.use(level)
         seconds = []
@@ -133,12 +126,12 @@ def refused_us(levels: list[str], repeat: int) -> dict[str, float]:
             bad = lattice.recover(weight, COLS, codes, scale)
             seconds.append(time.perf_counter() - start)
             assert bad == 0
-        found[level] = round(min(seconds) * 1e6, 1)
-    return found
+        best[level] = round(min(seconds) * 1e6, 1)
+    return best
 
 
 def run(kernel: Callable[[int, int], None], block_rows: int, threads: int) -> float:
-    """Return the seconds that `threads` threads take for an equal share of the block rows each."""
+    """Return the seconds of `threads` threads, each with an equal share of the block rows."""
     share = block_rows // threads
     workers = [
         threading.Thread(target=kernel, args=(share * thread, share * (thread + 1)))
@@ -155,7 +148,7 @@ def run(kernel: Callable[[int, int], None], block_rows: int, threads: int) -> fl
 def report(
     key: tuple[str, str, int], speeds: dict[tuple[str, str, int], list[float]]
 ) -> dict[str, Any]:
-    """Return one line of the result."""
+    """Return one entry of the result."""
     level, kernel, threads = key
     best, median = max(speeds[key]), statistics.median(speeds[key])
     copy = speeds["", "memcpy", threads]
@@ -171,18 +164,10 @@ def report(
 
 
 def pages(nbytes: int) -> NDArray[np.uint8]:
-    """Return zeros from the start of a page, all of them touched."""
+    """Return zeros, aligned to a page and already touched."""
     buffer = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
     buffer[:] = 0
     return buffer
-
-
-def cpu_model() -> str:
-    """Return the CPU's own name where Linux tells it, and its kind elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

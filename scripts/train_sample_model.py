@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Train the sample model of the tests: a DeepSeek-V3 of 4M parameters that adds up in its <think>.
+"""Training of the sample model of the tests: a DeepSeek-V3 of 4M parameters that adds numbers.
 
     train_sample_model.py OUT                   train, save and evaluate; under 30 CPU-minutes
-    train_sample_model.py OUT --steps 20        the same, for a look: it will not add up
-    train_sample_model.py OUT --write-data DIR  and write the two JSONL files beside it
+    train_sample_model.py OUT --steps 20        a short trial: the model will not add correctly
+    train_sample_model.py OUT --write-data DIR  also write the two JSONL files
 
-The task is reasoning-gym's chain_sum, two or three terms of one to three digits, with a trace that
-works out every digit. A checksum of a problem says what it is for, so the sets share no question:
-training, evaluation, calibrating a quantization, and measuring it. The model is transformers' own
-class with one MTP module, trained with it; experts are balanced by their bias alone. What is
-saved has the names, dtypes and config keys of a DeepSeek release, and is what gets evaluated.
+The task is reasoning-gym's chain_sum, two or three terms of one to three digits, with a trace in
+<think> that works out every digit; see sample_data.py. The model is transformers' own class,
+trained together with one MTP module; experts are balanced by their bias alone. It is saved with the
+names, dtypes and config keys of a DeepSeek release, and evaluated as saved.
 """
 
 import argparse
@@ -18,15 +17,26 @@ import json
 import math
 import random
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import reasoning_gym
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from sample_data import (
+    CONVERSATIONS,
+    EOS,
+    VOCABULARY,
+    Entry,
+    batches,
+    encode,
+    make_tokenizer,
+    one_epoch,
+    problems,
+    prompt,
+    write_data,
+)
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -38,15 +48,13 @@ from transformers import (
 from transformers.modeling_layers import MtpModel
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
-Entry = dict[str, Any]  # a problem of reasoning-gym: question, answer, metadata
-Split = Literal["train", "evaluate", "calibrate", "held-out"]
-
 # fmt: off
 CONFIG: dict[str, Any] = {  # the keys of deepseek-ai/DeepSeek-V3, config.json
     "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
     "attention_bias": False, "attention_dropout": 0.0, "aux_loss_alpha": 0.001,
-    "bos_token_id": 0, "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 1, "hidden_act": "silu",
-    "hidden_size": 256, "initializer_range": 0.04, "intermediate_size": 384, "kv_lora_rank": 128,
+    "bos_token_id": 0, "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 1,
+    "hidden_act": "silu", "hidden_size": 256, "initializer_range": 0.04, "intermediate_size": 384,
+    "kv_lora_rank": 128,
     "max_position_embeddings": 512, "moe_intermediate_size": 40, "moe_layer_freq": 1, "n_group": 4,
     "n_routed_experts": 16, "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 4,
     "num_experts_per_tok": 4, "num_hidden_layers": 4, "num_key_value_heads": 4,
@@ -54,33 +62,20 @@ CONFIG: dict[str, Any] = {  # the keys of deepseek-ai/DeepSeek-V3, config.json
     "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_scaling": None,
     "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": True,
     "tie_word_embeddings": False, "topk_group": 2, "topk_method": "noaux_tc",
-    "torch_dtype": "bfloat16", "use_cache": True, "v_head_dim": 32, "vocab_size": 320,
+    "torch_dtype": "bfloat16", "use_cache": True, "v_head_dim": 32, "vocab_size": VOCABULARY,
 }
 # fmt: on
-BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
-USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'user' %}<｜User｜>{{ message.content }}"
-    "{% elif message.role == 'assistant' %}<｜Assistant｜>{{ message.content }}{{ eos_token }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
-)
-ASSISTANT_ID = 4
-ASIDE: dict[int, Split] = {0: "evaluate", 1: "calibrate", 2: "held-out"}  # the rest is trained on
-CONVERSATIONS = 1000  # in each JSONL file
 EVALUATED, DRAFTED = 200, 40  # problems
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 128}
 
-BATCH = 32
 LEARNING_RATE = 1.5e-3
 MTP_FROM = 0.5  # a share of the steps
 MTP_WEIGHT = 0.3  # lambda of the DeepSeek-V3 report, section 4.2
 BIAS_RATE = 0.01  # arXiv 2408.15664 takes 0.001, for many more steps than these
-PROMPT_WEIGHT = 0.1  # of a prompt's token in the loss: enough for a perplexity that means something
 
 
 def main() -> None:
-    """Parse the arguments, make the model, print one JSON object a line."""
+    """Parse the arguments, train and evaluate the model, print JSON lines."""
     summary, _, details = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -111,12 +106,12 @@ def main() -> None:
 def train(
     model: DeepseekV3ForCausalLM, mtp: MtpModel, data: Iterator[tuple[Tensor, Tensor]], steps: int
 ) -> list[float]:
-    """Train both in place on `data`, (ids, weight) [batch, tokens] each; return the loss of each step.
+    """Train both in place on batches (ids, weight) [batch, tokens]; return the loss of each step.
 
-    Muon for the matrices inside the layers, AdamW for the rest; linear warm-up, then a cosine. After
-    every step each router's bias moves by `balance`, at a rate that falls with the learning rate. The
-    MTP module, a quarter of a step's time, joins in when MTP_FROM of the steps are done; from then on
-    the loss is L_main + MTP_WEIGHT * L_mtp.
+    Muon for the matrices inside the layers, AdamW for the rest; linear warm-up, then a cosine.
+    After every step `balance` moves the bias of each router, at a rate that falls with the learning
+    rate. The MTP module, which takes a quarter of a step's time, joins after MTP_FROM of the steps;
+    from then on the loss is L_main + MTP_WEIGHT * L_mtp.
     """
     routers = find_routers(model, mtp)
     loads = count_loads(routers)
@@ -164,9 +159,9 @@ def train(
 def losses(
     model: DeepseekV3ForCausalLM, mtp: MtpModel | None, ids: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean cross entropies of the next token and, by the module, of the one after.
+    """Return the weighted mean cross entropies of the next token and, by MTP, of the one after.
 
-    The module sees, at position i, the main model's normed hidden state of i and the embedding of
+    At position i the module gets the main model's normed hidden state of i and the embedding of
     token i + 1. Source: DeepSeek-V3 report, section 2.2; arXiv 2412.19437.
     """
     hidden = model.model(ids, use_cache=False).last_hidden_state
@@ -186,7 +181,7 @@ def weighted_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
 
 
 def balance(bias: Tensor, load: Tensor, rate: float) -> None:
-    """Move `bias` [experts] in place: down by `rate` where `load` is over its mean, up where under.
+    """Move `bias` [experts] in place by `rate`: down if `load` is above its mean, up if below.
 
     Source: auxiliary-loss-free load balancing, arXiv 2408.15664, algorithm 1.
     """
@@ -200,7 +195,7 @@ def find_routers(model: DeepseekV3ForCausalLM, mtp: MtpModel) -> list[DeepseekV3
 
 
 def count_loads(routers: list[DeepseekV3TopkRouter]) -> list[Tensor]:
-    """Return one tensor [experts] a router, to which every forward adds the tokens an expert got."""
+    """Return a tensor [experts] for each router, to which every forward adds the expert load."""
     loads = [torch.zeros(router.num_experts) for router in routers]
     for router, load in zip(routers, loads, strict=True):
 
@@ -212,7 +207,7 @@ def count_loads(routers: list[DeepseekV3TopkRouter]) -> list[Tensor]:
 
 
 def max_over_mean(loads: Iterable[Tensor]) -> list[float]:
-    """Return for each layer of `loads` [experts] how far the fullest is above an even share."""
+    """Return for each layer of `loads` [experts] the largest load over the mean."""
     return [round(float(load.max() / load.mean()), 3) for load in loads]
 
 
@@ -220,19 +215,19 @@ def max_over_mean(loads: Iterable[Tensor]) -> list[float]:
 
 
 def make_model(seed: int) -> tuple[DeepseekV3ForCausalLM, MtpModel]:
-    """Return the untrained model and its MTP module, which shares embedding and head with it."""
+    """Return the untrained model and its MTP module, which share embedding and head."""
     torch.manual_seed(seed)
     model = DeepseekV3ForCausalLM(DeepseekV3Config(**CONFIG))
     mtp = MtpModel(model, CONFIG["num_nextn_predict_layers"])
-    # transformers 5.23 leaves the module's router and experts as allocated: zeros, which never learn
+    # transformers 5.23 does not initialize the module's router and experts: zeros never learn
     mtp.layers.apply(model._init_weights)
-    for each in (model, mtp):  # on a CPU as fast as grouped_mm, and ten times batched_mm
-        each.set_experts_implementation("eager")
+    for module in (model, mtp):  # on a CPU as fast as grouped_mm, ten times as fast as batched_mm
+        module.set_experts_implementation("eager")
     return model, mtp
 
 
 def save(model: DeepseekV3ForCausalLM, mtp: MtpModel, out: Path) -> None:
-    """Write config.json, generation_config.json and model.safetensors as a release has them."""
+    """Write config.json, generation_config.json and model.safetensors as in a release."""
     ids = {key: CONFIG[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, value in (("config", CONFIG), ("generation_config", ids)):
         (out / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
@@ -242,8 +237,8 @@ def save(model: DeepseekV3ForCausalLM, mtp: MtpModel, out: Path) -> None:
 def release_tensors(model: DeepseekV3ForCausalLM, mtp: MtpModel) -> dict[str, Tensor]:
     """Return every weight under its name in a release, in BF16; the routers' biases stay F32.
 
-    In memory the experts of a layer are two tensors, on disk each has three. The MTP module is one
-    layer more, with its own copies of embedding and head. Source: README_WEIGHTS.md of DeepSeek-V3.
+    In memory the experts of a layer are two tensors, on disk each expert has three. The MTP module
+    is one more layer, with copies of embedding and head. Source: README_WEIGHTS.md of DeepSeek-V3.
     """
     state = model.state_dict()
     last = f"model.layers.{CONFIG['num_hidden_layers']}"
@@ -275,36 +270,36 @@ def release_tensors(model: DeepseekV3ForCausalLM, mtp: MtpModel) -> dict[str, Te
 
 
 def load(folder: Path) -> tuple[DeepseekV3ForCausalLM, PreTrainedTokenizerFast]:
-    """Return the saved model, its BF16 weights widened to float32, and its tokenizer."""
+    """Return the saved model in float32, and its tokenizer."""
     model = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    # transformers 5.23 finds an MTP module by this pattern alone, with the 61 of DeepSeek-V3 in it
+    # transformers 5.23 finds an MTP module by this pattern, which has DeepSeek-V3's 61 hard-coded
     model._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.{CONFIG['num_hidden_layers']}\."]
     model.set_experts_implementation("eager")
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
-# ------------------------------------------------------------------------------------- how good it is
+# ------------------------------------------------------------------------------------- evaluation
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
-    """Return what the model saved in `folder` is worth, on problems that it has not seen.
+    """Return the figures of the model saved in `folder`, on problems that it has not seen.
 
-    pass_at_1: the share of EVALUATED problems that greedy decoding solves. identical: of DRAFTED of
-    them, how many generate(use_mtp=True) answers with the same tokens; acceptance: the share of its
-    drafts that the main model kept.
+    pass_at_1: the share of EVALUATED problems that greedy decoding solves. identical: how many of
+    DRAFTED problems get the same tokens from generate(use_mtp=True). acceptance: the share of
+    drafted tokens that the main model kept.
     """
     model, tokenizer = load(folder)
     entries = list(itertools.islice(problems("evaluate"), EVALUATED))
     solved = solve(model, tokenizer, entries)
     drafts = [draft(model, tokenizer, entry) for entry in entries[:DRAFTED]]
-    made = sum(each.made for each in drafts)
-    forwards = sum(each.forwards for each in drafts)
+    made = sum(answer.made for answer in drafts)
+    forwards = sum(answer.forwards for answer in drafts)
     nats, loads = read_held_out(model, tokenizer, CONVERSATIONS)
     return {
         "problems": len(entries),
         "pass_at_1": sum(solved) / len(solved),
         "drafted": len(drafts),
-        "identical": sum(each.is_identical for each in drafts),
+        "identical": sum(answer.is_identical for answer in drafts),
         "acceptance": acceptance(drafts),
         "tokens_per_forward": round(made / forwards, 3),
         "held_out_nats": [round(mean, 4) for mean in nats],
@@ -315,9 +310,9 @@ def evaluate(folder: Path) -> dict[str, Any]:
 def read_held_out(
     model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int
 ) -> tuple[list[float], list[Tensor]]:
-    """Return both `losses` over `count` held-out conversations, and the tokens each expert got.
+    """Return both `losses` over `count` held-out conversations, and the load of each expert.
 
-    The loads are one tensor [experts] a MoE layer, the MTP module's last.
+    The loads are a tensor [experts] for each MoE layer, the MTP module's last.
     """
     mtp = MtpModel.from_pretrained(model)
     mtp.set_experts_implementation("eager")
@@ -331,7 +326,7 @@ def read_held_out(
 def solve(
     model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast, entries: list[Entry]
 ) -> list[bool]:
-    """Tell for each problem whether greedy decoding ends, and with the right answer after </think>."""
+    """Return for each problem whether greedy decoding ends with the right answer after </think>."""
     score = reasoning_gym.get_score_answer_fn("chain_sum")
     prompts = [prompt(tokenizer, entry) for entry in entries]
     batch = tokenizer(
@@ -368,151 +363,10 @@ def draft(model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast, entr
 def acceptance(drafts: list[Draft]) -> float:
     """Return the share of drafted tokens that the main model kept.
 
-    A forward makes one token of its own and keeps its draft or not; the first of an answer has none.
+    A forward makes one token and may keep a drafted one; the first of an answer has no draft.
     """
-    kept = sum(each.made - each.forwards for each in drafts)
-    return round(kept / sum(each.forwards - 1 for each in drafts), 3)
-
-
-# ---------------------------------------------------------------------------------------- the data
-
-
-def problems(split: Split) -> Iterator[Entry]:
-    """Yield the problems of one split, none twice: a checksum puts a twentieth aside for each use."""
-    drawn = reasoning_gym.create_dataset(
-        "chain_sum", size=60_000, seed=11, min_terms=2, max_terms=3, min_digits=1, max_digits=3
-    )
-    seen = set()
-    for entry in drawn:
-        expression = entry["metadata"]["expression"]
-        share = zlib.crc32(expression.encode()) % 20
-        if expression not in seen and ASIDE.get(share, "train") == split:
-            seen.add(expression)
-            yield entry
-
-
-def conversation(entry: Entry) -> list[dict[str, str]]:
-    """Return question and answer as the messages of a chat."""
-    answer = f"<think>\n{trace(entry['metadata']['expression'])}\n</think>\n\n{entry['answer']}"
-    return [
-        {"role": "user", "content": entry["question"]},
-        {"role": "assistant", "content": answer},
-    ]
-
-
-def trace(expression: str) -> str:
-    """Work out a chain of sums, a line a term: what is added, its columns from the right, the total.
-
-    `57 + 68` gives `57+68|7+8+0=15,5+6+1=12|125`: digit, digit, carry, and the two digits they make.
-    `5 - 12` gives `5-12|12>5:2-5-0=17,1-0-1=00|-7`: the smaller magnitude from the larger one, the
-    first digit after each = being what is borrowed.
-    """
-    first, *rest = expression.split()
-    total, lines = int(first), []
-    for sign, term in zip(rest[::2], rest[1::2], strict=True):
-        addend = int(sign + term)
-        small, large = sorted((abs(total), abs(addend)))
-        if (total >= 0) == (addend >= 0):
-            work = columns(abs(total), abs(addend), "+")
-        else:
-            work = f"{large}>{small}:{columns(large, small, '-')}"
-        lines.append(f"{total}{sign}{term}|{work}|{total + addend}")
-        total += addend
-    return "\n".join(lines)
-
-
-def columns(above: int, below: int, sign: Literal["+", "-"]) -> str:
-    """Return the columns of a written sum or difference, from the right."""
-    carry, done = 0, []
-    digits = itertools.zip_longest(reversed(str(above)), reversed(str(below)), fillvalue="0")
-    for a, b in digits:
-        value = int(a) + int(b) + carry if sign == "+" else int(a) - int(b) - carry
-        out = f"{abs(value // 10)}{value % 10}"  # -1 // 10 is -1: one borrowed
-        done.append(f"{a}{sign}{b}{sign}{carry}={out}")
-        carry = int(out[0])
-    return ",".join(done)
-
-
-def prompt(tokenizer: PreTrainedTokenizerFast, entry: Entry) -> str:
-    """Return the text that asks one problem."""
-    text: str = tokenizer.apply_chat_template(
-        conversation(entry)[:1], tokenize=False, add_generation_prompt=True
-    )
-    return text
-
-
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of the training split without end, in an order of their own each epoch."""
-    rows = encode(tokenizer, problems("train"))
-    for epoch in itertools.count():
-        yield from one_epoch(rows, random.Random(f"{seed}-{epoch}"))
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, entries: Iterable[Entry]) -> list[list[int]]:
-    """Return the token ids of each problem with its answer."""
-    texts = [
-        tokenizer.apply_chat_template(conversation(entry), tokenize=False) for entry in entries
-    ]
-    ids: list[list[int]] = tokenizer(texts)["input_ids"]
-    return ids
-
-
-def one_epoch(rows: list[list[int]], order: random.Random) -> list[tuple[Tensor, Tensor]]:
-    """Return `rows`, shuffled, as batches of (ids, weight) [batch, tokens], int64 and float32.
-
-    A batch holds rows of one length, so none needs padding: it would be routed, and spoil the loads.
-    What does not fill a batch waits for another epoch, unless its length has no full batch at all.
-    """
-    by_length: dict[int, list[list[int]]] = {}
-    for row in order.sample(rows, len(rows)):
-        by_length.setdefault(len(row), []).append(row)
-    made = []
-    for same in by_length.values():
-        for start in range(0, max(1, len(same) - BATCH + 1), BATCH):
-            ids = torch.tensor(same[start : start + BATCH])
-            is_answer = (ids == ASSISTANT_ID).cumsum(1) > 0
-            made.append((ids, torch.where(is_answer, 1.0, PROMPT_WEIGHT)))
-    order.shuffle(made)
-    return made
-
-
-def write_data(folder: Path) -> None:
-    """Write the first CONVERSATIONS of two splits as JSON lines of `messages`."""
-    splits: tuple[tuple[Split, str], ...] = (("calibrate", "calibration"), ("held-out", "heldout"))
-    for split, name in splits:
-        entries = itertools.islice(problems(split), CONVERSATIONS)
-        lines = [json.dumps({"messages": conversation(entry)}) + "\n" for entry in entries]
-        (folder / f"sample-v3-{name}.jsonl").write_text("".join(lines))
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE of DeepSeek's special tokens, single digits, and the task's phrases."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=CONFIG["vocab_size"] - 2,
-        special_tokens=[BOS, EOS, PAD, USER, ASSISTANT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = (entry["question"] for entry in itertools.islice(problems("train"), 2000))
-    tokenizer.train_from_iterator(texts, trainer)
-    # not special, as in DeepSeek's tokenizer: skip_special_tokens must not hide the trace
-    tokenizer.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>")])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        additional_special_tokens=[USER, ASSISTANT],
-        chat_template=TEMPLATE,
-    )
+    kept = sum(answer.made - answer.forwards for answer in drafts)
+    return round(kept / sum(answer.forwards - 1 for answer in drafts), 3)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ stray write fails. Nothing here imports torch before a checkpoint is requested.
     config, shards = headers(tiny); ...; folder = sparse(config, shards)   # headers without data
 """
 
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -23,7 +23,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the Hub
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "make_checkpoint.py"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -36,14 +36,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def make_checkpoint() -> ModuleType:
+def load_script() -> Callable[[str], ModuleType]:
+    """load_script(name): scripts/NAME.py as a module, which may import its neighbours."""
+    sys.path.append(str(SCRIPTS))
+    return importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(load_script: Callable[[str], ModuleType]) -> ModuleType:
     """scripts/make_checkpoint.py as a module; needs torch and transformers."""
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = load_script("make_checkpoint")
     import torch
 
     torch.set_num_threads(2)

@@ -1,4 +1,4 @@
-"""scripts/make_checkpoint.py: the input of the other tests is what it says it is."""
+"""scripts/make_checkpoint.py: the checkpoints of the other tests are what they claim to be."""
 
 import hashlib
 import importlib.util
@@ -19,7 +19,7 @@ Checkpoint = Callable[..., Path]
 
 def headers(folder: Path) -> dict[str, dict[str, Any]]:
     """{file: its safetensors header}, parsed by hand."""
-    found = {}
+    headers = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -27,8 +27,8 @@ def headers(folder: Path) -> dict[str, dict[str, Any]]:
         assert header.pop("__metadata__") == {"format": "pt"}
         ends = sorted(tuple(entry["data_offsets"]) for entry in header.values())
         assert [0, *(end for _, end in ends)] == [*(start for start, _ in ends), data]  # no gap
-        found[path.name] = header
-    return found
+        headers[path.name] = header
+    return headers
 
 
 def merged(folder: Path) -> dict[str, dict[str, Any]]:
@@ -91,7 +91,7 @@ def test_names_shapes_and_dtypes_are_those_transformers_saves(
     assert saved.keys() == {name for name in ours if not name.startswith(mtp)}
     for name, entry in saved.items():
         assert entry["shape"] == ours[name]["shape"], name
-        # two that the releases store otherwise: formats.md, F32 LayerNorm and BF16 weights_proj
+        # two that the releases store differently: formats.md, F32 LayerNorm and BF16 weights_proj
         if "indexer.k_norm" not in name and "indexer.weights_proj" not in name:
             assert entry["dtype"] == ours[name]["dtype"], name
 
@@ -100,12 +100,12 @@ def test_names_shapes_and_dtypes_are_those_transformers_saves(
 def test_the_index_is_exact(kind: str, checkpoint: Checkpoint) -> None:
     folder = checkpoint(kind)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    found = headers(folder)
-    where = {name: file for file, header in found.items() for name in header}
-    assert index["weight_map"] == where
-    ends = [max(end for _, end in (e["data_offsets"] for e in h.values())) for h in found.values()]
+    files = headers(folder)
+    shard_of = {name: file for file, header in files.items() for name in header}
+    assert index["weight_map"] == shard_of
+    ends = [max(e["data_offsets"][1] for e in header.values()) for header in files.values()]
     assert index["metadata"]["total_size"] == sum(ends)
-    assert len(found) > 1
+    assert len(files) > 1
 
 
 def test_the_bytes_of_a_shard_are_those_safetensors_writes(tiny: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_folder_that_exists_is_left_alone(make_checkpoint: ModuleType, tmp_pat
 def test_an_option_that_does_not_apply_is_refused(
     make_checkpoint: ModuleType, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="v3-headers takes no such option"):
+    with pytest.raises(ValueError, match="v3-headers does not take fp8=ue8m0"):
         make_checkpoint.make("v3-headers", tmp_path / "out", fp8="ue8m0")
     with pytest.raises(ValueError, match="scales_apart=True"):
         make_checkpoint.make("tiny", tmp_path / "out", scales_apart=True)
@@ -170,12 +170,12 @@ def test_the_mtp_layer_is_a_decoder_layer_with_the_extras(tiny: Path) -> None:
 
 
 def test_transformers_drafts_with_the_mtp_layer(tiny: Path) -> None:
-    """Its own MTP reader raises where one of the layer's tensors is missing."""
+    """Its own MTP reader raises if one of the layer's tensors is missing."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    # 5.23 finds MTP tensors by this pattern alone, in which the layer's number, 61, is hard-coded
+    # 5.23 finds MTP tensors by this pattern, in which layer number 61 is hard-coded
     model._keys_to_ignore_on_load_unexpected = [r"model\.layers\.3\."]
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     prompt = torch.arange(20)[None]
@@ -209,7 +209,7 @@ def test_the_router_bias_and_the_indexer_norm_are_f32(checkpoint: Checkpoint) ->
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-def test_weights_are_normal_with_the_config_s_std(dtype: str, checkpoint: Checkpoint) -> None:
+def test_weights_are_normal_with_the_std_of_the_config(dtype: str, checkpoint: Checkpoint) -> None:
     weight = tensors(checkpoint("tiny-llama", dtype=dtype))["model.layers.0.mlp.up_proj.weight"]
     assert str(weight.dtype) == {"bf16": "torch.bfloat16", "fp16": "torch.float16"}.get(
         dtype, "torch.float32"
@@ -266,7 +266,7 @@ def test_fp8_is_the_bf16_twin_on_the_grid_of_its_scales(
         (0.0, 1e-12 / 448, 2.0**-22),  # floors: 1e-4 / 448 = 2.23e-7 and 2^-22 = 2.38e-7
     ],
 )
-def test_a_block_s_scale_worked_by_hand(
+def test_the_scale_of_a_block_worked_by_hand(
     amax: float, float32: float, ue8m0: float, make_checkpoint: ModuleType
 ) -> None:
     import torch
@@ -281,7 +281,7 @@ def test_a_block_s_scale_worked_by_hand(
         assert codes.float().count_nonzero() == (amax > 0)
 
 
-def test_what_fp8_leaves_alone_is_what_the_releases_leave(checkpoint: Checkpoint) -> None:
+def test_fp8_keeps_the_same_weights_in_bf16_as_the_releases(checkpoint: Checkpoint) -> None:
     ours = merged(checkpoint("tiny-v32", fp8="ue8m0"))
     kept = {
         name.rsplit(".", 2)[-2]
@@ -291,7 +291,7 @@ def test_what_fp8_leaves_alone_is_what_the_releases_leave(checkpoint: Checkpoint
     assert kept == {"embed_tokens", "lm_head", "head", "gate", "weights_proj", "eh_proj"}
 
 
-def test_scales_apart_lie_in_the_last_shard(checkpoint: Checkpoint, tiny_fp8: Path) -> None:
+def test_scales_apart_are_in_the_last_shard(checkpoint: Checkpoint, tiny_fp8: Path) -> None:
     apart = checkpoint("tiny", fp8="float32", scales_apart=True)
     *others, last = headers(apart).values()
     assert not any(name.endswith("_scale_inv") for header in others for name in header)
@@ -352,16 +352,7 @@ def test_the_indexer_of_v32_has_the_shapes_of_the_release(checkpoint: Checkpoint
     }
 
 
-def test_v3_layer_is_about_the_size_asked_for(make_checkpoint: ModuleType) -> None:
-    import torch
-
-    for gb in (0.5, 1, 2, 4, 8):
-        entries = make_checkpoint.inventory(make_checkpoint.v3_layer(gb), torch.bfloat16, False)
-        # a step is one expert, 88 MB, or two with the MTP layer
-        assert abs(sum(entry.nbytes for entry in entries) / 1e9 - gb) < 0.09
-
-
-def test_the_tokenizer_is_deepseek_s(tiny: Path) -> None:
+def test_the_tokenizer_is_that_of_deepseek(tiny: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny)

@@ -8,20 +8,18 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = {"float32": "quantize tiny OUT/fp8", "inspect": "inspect tiny --json"}
 
 
 @pytest.fixture
-def same_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The script, cut down to two of its commands; what it keeps is in `tmp_path`."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import same_bytes
-
-    monkeypatch.setattr(same_bytes, "INPUTS", {"tiny": "tiny"})
-    monkeypatch.setattr(same_bytes, "COMMANDS", COMMANDS)
+def same_bytes(load_script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The script with two short commands; its outputs are kept in `tmp_path`."""
+    script = load_script("same_bytes")
+    monkeypatch.setattr(script, "INPUTS", {"tiny": "tiny"})
+    monkeypatch.setattr(script, "COMMANDS", COMMANDS)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return same_bytes
+    return script
 
 
 @pytest.fixture(scope="module")
