@@ -220,7 +220,7 @@ def _check_roles(inventory: Inventory) -> Iterator[Finding]:
             yield Finding.warning(
                 "router-bias",
                 info.where,
-                f"is {info.dtype}; DeepSeek ships F32; less precision changes the choice of experts",
+                f"is {info.dtype}; DeepSeek ships F32, and less precision changes the experts",
             )
         is_kept = parsed.part == "weight" and info.dtype in FLOATS
         if scheme is not None and is_kept and parsed.role in QUANTIZED_ROLES:
