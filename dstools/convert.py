@@ -41,12 +41,7 @@ class RunOptions:
 run_options = gather(
     "options",
     RunOptions,
-    option(
-        "--dry-run",
-        section="Output",
-        is_flag=True,
-        help="Print the plan and write nothing.",
-    ),
+    option("--dry-run", section="Output", is_flag=True, help="Print the plan and write nothing."),
     option(
         "--list",
         "lists_tensors",

@@ -176,10 +176,7 @@ def _noun(kind: Any) -> str:
 
 
 def nearest(
-    word: str,
-    known: Iterable[str],
-    lead: str = "did you mean",
-    spell: Callable[[str], str] = str,
+    word: str, known: Iterable[str], lead: str = "did you mean", spell: Callable[[str], str] = str
 ) -> str:
     """Return a hint that names the known word most like `word`, or all where none is like it."""
     words = list(known)

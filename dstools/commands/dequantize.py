@@ -3,11 +3,7 @@
 import click
 
 from dstools.convert import RunOptions, convert, run_options
-from dstools.options import (
-    Command,
-    out_argument,
-    source_argument,
-)
+from dstools.options import Command, out_argument, source_argument
 
 EXAMPLES = """\
 dstools dequantize ./DeepSeek-V3 ./DeepSeek-V3-bf16
@@ -18,11 +14,7 @@ dstools dequantize ./DeepSeek-V3 ./DeepSeek-V3-bf16 --dry-run"""
 @source_argument
 @out_argument
 @run_options
-def dequantize(
-    source: str,
-    out: str,
-    options: RunOptions,
-) -> None:
+def dequantize(source: str, out: str, options: RunOptions) -> None:
     """Turn an FP8 checkpoint into BF16: code times scale in float32, rounded once.
 
     Other tensors are copied byte for byte. Interrupted, the same command resumes.

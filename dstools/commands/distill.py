@@ -40,9 +40,7 @@ out_option = option(
     "--out", metavar="DIR", section="Output", help="Work there; default: RECIPE without .toml."
 )
 chain_option = option(
-    "--chain",
-    metavar="NAME",
-    help="Run only this chain, e.g. cold-start or verified-0.",
+    "--chain", metavar="NAME", help="Run only this chain, e.g. cold-start or verified-0."
 )
 tasks_option = option(
     "--lm-eval",

@@ -7,12 +7,7 @@ import click
 
 from dstools.calibration import CalibrationOptions, read_calibration
 from dstools.convert import RunOptions, convert, require_new, run_options
-from dstools.options import (
-    Command,
-    option,
-    out_argument,
-    source_argument,
-)
+from dstools.options import Command, option, out_argument, source_argument
 from dstools.text import TextOptions, text_options
 
 if TYPE_CHECKING:

@@ -138,12 +138,7 @@ def calibrated(
         shape: tuple[int, int] = (8, 64),
     ) -> Path:
         plan = plan_of(
-            source,
-            method,
-            shape=shape,
-            format=format,
-            scale_format=scale_format,
-            kv_cache=kv_cache,
+            source, method, shape=shape, format=format, scale_format=scale_format, kv_cache=kv_cache
         )
         key = f"{source} {method} {shape} {kv_cache} {format} {scale_format}"
         return convert(key, plan, calibrate_random)

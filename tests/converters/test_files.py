@@ -79,9 +79,7 @@ def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
     assert not (tmp_path / ".a.partial").exists()
 
 
-def test_a_log_torn_at_any_byte_keeps_its_complete_records_and_takes_more(
-    tmp_path: Path,
-) -> None:
+def test_a_log_torn_at_any_byte_keeps_its_complete_records_and_takes_more(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     lines = [json.dumps(record).encode() + b"\n" for record in RECORDS]
     whole = b"".join(lines)

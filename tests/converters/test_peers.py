@@ -79,11 +79,7 @@ def logits(model: Any) -> Any:
 @pytest.mark.parametrize("scale_format", SCALE_FORMATS)
 @pytest.mark.parametrize("kind", ALIGNED)
 def test_transformers_reads_quantized_weights_as_our_dequantized_ones(
-    kind: str,
-    scale_format: str,
-    checkpoint: Checkpoint,
-    quantized: Convert,
-    dequantized: Convert,
+    kind: str, scale_format: str, checkpoint: Checkpoint, quantized: Convert, dequantized: Convert
 ) -> None:
     made = quantized(checkpoint(kind), scale_format=scale_format)
     theirs, ours = load(made), load(dequantized(made))

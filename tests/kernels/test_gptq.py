@@ -325,13 +325,7 @@ def test_what_saturation_cuts_off_is_carried_on_as_an_error() -> None:
     seed=st.integers(0, 2**31),
 )
 def test_no_code_is_ever_nan(
-    rows: int,
-    cols: int,
-    block: int,
-    size: float,
-    tokens: int,
-    scale_format: ScaleFormat,
-    seed: int,
+    rows: int, cols: int, block: int, size: float, tokens: int, scale_format: ScaleFormat, seed: int
 ) -> None:
     weight = normal(rows, cols, seed) * size
     inputs = correlated_inputs(tokens, cols, seed)

@@ -41,7 +41,7 @@ def test_v3_layer_is_about_the_size_asked_for(
 
 
 def test_only_the_tiny_kinds_without_aligned_in_the_name_are_ragged(script: ModuleType) -> None:
-    """tiny-aligned and the V2 and V3.2 kinds have whole blocks of 128 in every expert and latent."""
+    """tiny-aligned and the V2 and V3.2 kinds have whole blocks of 128 everywhere."""
     for kind, config in script.CONFIGS.items():
         if kind.startswith("tiny") and config["model_type"].startswith("deepseek"):
             sides = [config[key] for key in ("kv_lora_rank", "moe_intermediate_size")]

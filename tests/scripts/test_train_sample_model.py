@@ -1,7 +1,7 @@
 """scripts/train_sample_model.py, and the sample model in tests/data/sample-v3 that it trained.
 
-A model of 4M parameters can barely learn a short sum: as it solves nine of ten, every matrix matters,
-and its loss under quantization is meaningful.
+A model of 4M parameters can barely learn a short sum: as it solves nine of ten, every matrix
+matters, and its loss under quantization is meaningful.
 """
 
 import itertools

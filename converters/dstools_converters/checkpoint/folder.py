@@ -94,8 +94,7 @@ class Checkpoint:
         except OSError as error:
             if error.errno != errno.EINVAL:  # an older kernel reads pages as they are touched
                 raise DstoolsError(
-                    f"{info.where}: cannot be read ({error.strerror})",
-                    "check the disk or mount",
+                    f"{info.where}: cannot be read ({error.strerror})", "check the disk or mount"
                 ) from error
         return memoryview(pages)[at - start :]
 

@@ -120,11 +120,7 @@ def _natural(text: str) -> int | None:
 
 
 HUGGING_FACE = Spelling(
-    outside={
-        "model.embed_tokens": "embed_tokens",
-        "model.norm": "norm",
-        "lm_head": "lm_head",
-    },
+    outside={"model.embed_tokens": "embed_tokens", "model.norm": "norm", "lm_head": "lm_head"},
     layers="model.layers.",
     inside={
         "self_attn.q_proj": "q_proj",

@@ -55,13 +55,7 @@ class Sink(Protocol):
 
 
 def calibrate(
-    plan: Plan,
-    sink: Sink,
-    ids: Tensor,
-    *,
-    ram_bytes: int,
-    min_coverage: int,
-    progress: Progress,
+    plan: Plan, sink: Sink, ids: Tensor, *, ram_bytes: int, min_coverage: int, progress: Progress
 ) -> None:
     """Write every tensor that is to be calibrated, and the statistics of each layer, to `sink`.
 

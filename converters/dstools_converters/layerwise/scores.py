@@ -66,8 +66,7 @@ def score(
         if not one.log_sum().isfinite().all():
             name = runner.inventory.info(head(runner.inventory)).name
             raise DstoolsError(
-                f"{runner.inventory.checkpoint.folder}: {name}: gives NaN or infinity",
-                DAMAGED,
+                f"{runner.inventory.checkpoint.folder}: {name}: gives NaN or infinity", DAMAGED
             )
     kl_T = gap_T / scores[0].sum_T - scores[0].log_sum() + scores[-1].log_sum()
     return scores, kl_T.cpu()

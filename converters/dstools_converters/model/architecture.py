@@ -104,8 +104,7 @@ def read_architecture(config: Parameters) -> Architecture:
         softmax_scale = dim**-0.5
     if dim % 2 or theta <= 1:
         raise DstoolsError(
-            f"config.json: {dim} rotary dimensions of rope_theta {theta:g} do not form pairs",
-            AGAIN,
+            f"config.json: {dim} rotary dimensions of rope_theta {theta:g} do not form pairs", AGAIN
         )
     return Architecture(
         model=model,
@@ -240,8 +239,7 @@ def _number(config: Parameters, key: str, inside: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         where = f"{inside}.{key}" if inside else key
         raise DstoolsError(
-            f"config.json: {where} is {printable(repr(value))}, not a positive number",
-            AGAIN,
+            f"config.json: {where} is {printable(repr(value))}, not a positive number", AGAIN
         )
     return float(value)
 

@@ -248,9 +248,7 @@ def _rounded(
 
 
 def _are_multiples(
-    scales: NDArray[np.float32],
-    amax_scales: NDArray[np.float32],
-    scale_format: ScaleFormat,
+    scales: NDArray[np.float32], amax_scales: NDArray[np.float32], scale_format: ScaleFormat
 ) -> bool:
     """Return whether the search of scales can choose every scale, the floor included."""
     one_of = [scales == amax_scales * np.float32(factor) for factor in SEARCHED[scale_format]]

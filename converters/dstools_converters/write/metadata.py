@@ -22,11 +22,7 @@ from dstools_converters.sidefiles.calibration import (
     read_calibration,
 )
 from dstools_converters.sidefiles.carried import carried_files
-from dstools_converters.sidefiles.expert_load import (
-    EXPERT_LOAD,
-    expert_load_of,
-    read_expert_load,
-)
+from dstools_converters.sidefiles.expert_load import EXPERT_LOAD, expert_load_of, read_expert_load
 from dstools_converters.sidefiles.manifest import MANIFEST, manifest_of, read_manifest
 from dstools_converters.write.journal import Note
 

@@ -102,10 +102,7 @@ def find(store: Path, identity: Identity) -> Done | None:
 
 
 def run_stage(
-    store: Path,
-    identity: Identity,
-    body: Callable[[Work], Report],
-    work: Callable[[Path], Work],
+    store: Path, identity: Identity, body: Callable[[Work], Report], work: Callable[[Path], Work]
 ) -> Done:
     """Return a finished stage, made by `body` unless it is in the store.
 

@@ -41,8 +41,7 @@ def kd(settings: Kd, inputs: Inputs, work: Work) -> Report:
     conversations = [record["messages"] for record in clean]
     if not conversations:
         raise DstoolsError(
-            f"{asked}: holds no prompt outside the benchmarks",
-            "give [prompts] more sources",
+            f"{asked}: holds no prompt outside the benchmarks", "give [prompts] more sources"
         )
     probes = [prompt_text(tokens, messages) for messages in conversations[:PROBED]]
     check_identity(tokens, load_tokenizer(teacher), probes, teacher)

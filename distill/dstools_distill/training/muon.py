@@ -23,12 +23,7 @@ class Muon(Optimizer):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
+        self, model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
         ends = {id(layer.weight) for layer in _ends(model) if layer is not None}
         matrices: list[Tensor] = []

@@ -134,10 +134,7 @@ def optimizers(settings: Training, model: Any) -> tuple[Any, None]:
     if settings.optimizer != "muon":
         return None, None
     muon = Muon(
-        model,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
+        model, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
     )
     return muon, None
 

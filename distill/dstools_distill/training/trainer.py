@@ -26,12 +26,7 @@ from huggingface_hub import constants as hub
 from safetensors import safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import (
-    GenerationConfig,
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-)
+from transformers import GenerationConfig, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
@@ -61,8 +56,7 @@ def arguments(settings: Training, work: Work) -> dict[str, Any]:
     running = world_size()
     if running != settings.processes:
         raise DstoolsError(
-            f"processes = {settings.processes}, but {running} run",
-            launch_hint(settings),
+            f"processes = {settings.processes}, but {running} run", launch_hint(settings)
         )
     on_gpu = torch.cuda.is_available()
     if not on_gpu:

@@ -12,13 +12,7 @@ from typing import Any
 
 import pytest
 
-from dstools_converters.checkpoint.folder import (
-    INDEX,
-    SINGLE,
-    Checkpoint,
-    open_checkpoint,
-    scan,
-)
+from dstools_converters.checkpoint.folder import INDEX, SINGLE, Checkpoint, open_checkpoint, scan
 from dstools_converters.checkpoint.header import ITEM_BITS
 from dstools_converters.errors import DstoolsError
 

@@ -4,13 +4,7 @@ import pytest
 
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.scheme import QuantScheme
-from dstools_converters.checkpoint.storage import (
-    NO_BLOCKS,
-    Storage,
-    fp8_block,
-    plain,
-    read_storage,
-)
+from dstools_converters.checkpoint.storage import NO_BLOCKS, Storage, fp8_block, plain, read_storage
 
 NATIVE = QuantScheme("native", "float32", (64, 128))
 COMPRESSED = QuantScheme("compressed-tensors", "float32", (64, 128))

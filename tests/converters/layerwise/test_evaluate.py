@@ -36,11 +36,7 @@ from dstools_converters.layerwise import scores
 from dstools_converters.layerwise.corpus import Corpus, read_corpus
 from dstools_converters.layerwise.evaluate import KL_EDGES, router_flips, total_bytes
 from dstools_converters.layerwise.spill import Spill
-from dstools_converters.sidefiles.evaluation import (
-    Evaluation,
-    read_evaluation,
-    write_evaluation,
-)
+from dstools_converters.sidefiles.evaluation import Evaluation, read_evaluation, write_evaluation
 
 Checkpoint = Callable[..., Path]
 Run = Callable[..., Evaluation]
@@ -123,10 +119,7 @@ def theirs(folder: Path, weights: dict[str, Tensor], ids: Tensor, place: Path) -
     (place / "config.json").write_text(json.dumps(config))
     save_file(weights, place / "model.safetensors", {"format": "pt"})
     model = AutoModelForCausalLM.from_pretrained(
-        place,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        experts_implementation="eager",
+        place, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     ).eval()
     inputs: dict[str, Tensor] = {}
     experts: dict[int, Tensor] = {}

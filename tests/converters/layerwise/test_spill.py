@@ -67,11 +67,7 @@ def test_a_tensor_that_is_not_contiguous_is_written_as_it_reads(kind: str, tmp_p
 @pytest.mark.parametrize("piece", [module.PIECE, 24])
 @pytest.mark.parametrize(("first", "second"), [("memory", "file"), ("file", "memory")])
 def test_what_is_saved_is_loaded(
-    first: str,
-    second: str,
-    piece: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    first: str, second: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PIECE", piece)
     spill, other = made(first, tmp_path, 7, 3), Spill(7, 3, None)
@@ -150,10 +146,7 @@ def test_a_disk_too_full_to_save_on_is_an_error_and_the_old_file_stays(tmp_path:
     spill = made("memory", tmp_path, 100, 10)
     spill.save(tmp_path / "hidden-1")
     spill.write(0, values(100, 10))
-    with (
-        largest_file(1000),
-        pytest.raises(DstoolsError, match=r"hidden-1: File too large"),
-    ):
+    with largest_file(1000), pytest.raises(DstoolsError, match=r"hidden-1: File too large"):
         spill.save(tmp_path / "hidden-1")
     other = Spill(100, 10, None)
     assert other.load(tmp_path / "hidden-1")

@@ -10,13 +10,7 @@ import pytest
 import torch
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.model.architecture import (
-    Linear,
-    Llama3,
-    Rope,
-    Yarn,
-    read_architecture,
-)
+from dstools_converters.model.architecture import Linear, Llama3, Rope, Yarn, read_architecture
 from dstools_converters.model.rotary import Rotary, frequencies, rotary, rotate
 
 Checkpoint = Callable[..., Path]

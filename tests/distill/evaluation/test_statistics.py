@@ -102,10 +102,7 @@ def test_maj_at_k_by_hand() -> None:
 
 
 @given(
-    st.integers(0, 4),
-    st.lists(st.integers(1, 3), max_size=3),
-    st.integers(0, 2),
-    st.integers(1, 8),
+    st.integers(0, 4), st.lists(st.integers(1, 3), max_size=3), st.integers(0, 2), st.integers(1, 8)
 )
 def test_maj_at_k_is_the_mean_over_all_draws(
     right: int, wrong: list[int], silent: int, k: int

@@ -137,15 +137,7 @@ LLAMA = (
     f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{QUESTION}<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
-PROMPTS = [
-    f"{DEEPSEEK}<think>\n",
-    DEEPSEEK,
-    SMOL + CHATML,
-    DEEPSEEK,
-    QWEN + CHATML,
-    CHATML,
-    LLAMA,
-]
+PROMPTS = [f"{DEEPSEEK}<think>\n", DEEPSEEK, SMOL + CHATML, DEEPSEEK, QWEN + CHATML, CHATML, LLAMA]
 ENDS = ["<｜end▁of▁sentence｜>"] * 2 + ["<|im_end|>", "<｜end▁of▁sentence｜>"]
 ENDS += ["<|im_end|>"] * 2 + ["<|eot_id|>"]
 EMPTY = ["\n</think>\n\n", "", "", "", "", "<think>\n\n</think>\n\n", ""]

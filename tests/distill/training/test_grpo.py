@@ -132,10 +132,7 @@ def test_flat_groups_are_summed_over_steps_that_were_logged_together(tmp_path: P
             "6 answers are not a whole number of groups of 4",
         ),
         ({"accuracy_weight": 0.0, "format_weight": 0.0}, "every reward has weight 0"),
-        (
-            {"max_completion_tokens": 256},
-            "256 tokens leave no room for a prompt in 256 positions",
-        ),
+        ({"max_completion_tokens": 256}, "256 tokens leave no room for a prompt in 256 positions"),
     ],
 )
 def test_settings_that_cannot_teach_are_refused(

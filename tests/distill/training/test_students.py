@@ -47,11 +47,7 @@ def test_a_quantized_model_is_not_trained(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "dtype"),
-    [
-        ("float32", torch.float32),
-        ("bf16-autocast", torch.float32),
-        ("bfloat16", torch.bfloat16),
-    ],
+    [("float32", torch.float32), ("bf16-autocast", torch.float32), ("bfloat16", torch.bfloat16)],
 )
 def test_weights_have_the_precision_asked_for(precision: Any, dtype: torch.dtype) -> None:
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE)

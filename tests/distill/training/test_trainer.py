@@ -63,10 +63,7 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_is_laun
     settings: Training, reason: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for refuse in (
-        lambda: arguments(settings, work(tmp_path)),
-        lambda: require_machine(settings),
-    ):
+    for refuse in (lambda: arguments(settings, work(tmp_path)), lambda: require_machine(settings)):
         with pytest.raises(DstoolsError, match=reason) as caught:
             refuse()
         assert hint in caught.value.hint

@@ -6,13 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dstools_kernels.cpu.buffers import (
-    at_least_one,
-    exactly,
-    input_bytes,
-    output_bytes,
-    whole_rows,
-)
+from dstools_kernels.cpu.buffers import at_least_one, exactly, input_bytes, output_bytes, whole_rows
 
 
 @pytest.mark.parametrize(
