@@ -192,7 +192,7 @@ def make(kind: str, folder: Path, index: Path, rows: int) -> None:
     from dstools_distill.data.decontaminate import build_index
 
     rng = random.Random(0)
-    problems = prose(rng) if kind == "prose" else sums(2 * rows)
+    problems = prose(rng) if kind == "prose" else sums(max(2 * rows, 1000 + rows))
     benchmark = [next(problems) for _ in range(1000)]
     path = index.with_suffix(".jsonl")
     records.write(path, ({"question": problem["messages"][0]["content"]} for problem in benchmark))

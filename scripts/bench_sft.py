@@ -76,7 +76,7 @@ SIZES = {"cpu": TINY, "cuda": HALF_B}
 def main() -> None:
     """Time the three in turn; print tokens a second and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=40, help="at least 10: TRL logs every tenth")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=SIZES, default="cpu")
     parser.add_argument("--one", choices=("ours", "trl", "bare"), help=argparse.SUPPRESS)

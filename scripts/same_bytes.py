@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Comparison of two checkouts of dstools: do both write the same bytes?
 
-    same_bytes.py BEFORE AFTER      minutes on 2 cores; exits 1 where an output differs
+    same_bytes.py BEFORE AFTER      minutes on 2 cores; exits 1 if an output differs
 
 Each checkout runs every command below by its own code: child processes of this interpreter with
 PYTHONPATH set to that checkout. Both read the same inputs, made once by BEFORE's scripts, and write
 to folders of the same names, so that paths inside files are equal, too. Files are compared by
-sha256, all but timings and locks; folder names in the store of a distill run, the identities of its
+sha256, except timings and locks; folder names in the store of a distill run, the identities of its
 stages, count as well. Where something differs, the outputs are kept and their folder is printed.
 """
 

@@ -40,8 +40,8 @@ def test_v3_layer_is_about_the_size_asked_for(
         assert abs(sum(entry.nbytes for entry in entries) / 1e9 - gb) < 0.09
 
 
-def test_only_the_tiny_kinds_without_aligned_in_the_name_are_ragged(script: ModuleType) -> None:
-    """tiny-aligned and the V2 and V3.2 kinds have whole blocks of 128 everywhere."""
+def test_of_the_deepseek_kinds_only_tiny_is_ragged(script: ModuleType) -> None:
+    """The others have whole blocks of 128 in every expert and latent."""
     for kind, config in script.CONFIGS.items():
         if kind.startswith("tiny") and config["model_type"].startswith("deepseek"):
             sides = [config[key] for key in ("kv_lora_rank", "moe_intermediate_size")]

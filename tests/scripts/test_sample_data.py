@@ -46,7 +46,7 @@ def test_a_trace_worked_by_hand(expression: str, worked: str, script: ModuleType
 
 
 def test_every_trace_is_true_and_ends_in_the_answer(script: ModuleType) -> None:
-    """Read apart by other code than wrote it: each column, each line, and the chain of totals."""
+    """Parsed independently: every column, every line, and the chain of totals."""
     column = re.compile(r"(\d)([+-])(\d)[+-]([01])=([01])(\d)")
     for entry in itertools.islice(script.problems("held-out"), 500):
         total = int(entry["metadata"]["expression"].split()[0])

@@ -105,8 +105,8 @@ def test_dstools_quantizes_it_and_verify_finds_nothing(tmp_path: Path) -> None:
     out = str(tmp_path / "fp8")
     made = run(main, ["quantize", str(SAMPLE), out])
     assert made.exit_code == 0, made.output
-    found = run(main, ["verify", out, "--source", str(SAMPLE)])
-    assert found.exit_code == 0, found.output
+    checked = run(main, ["verify", out, "--source", str(SAMPLE)])
+    assert checked.exit_code == 0, checked.output
 
 
 def test_its_trace_is_read_and_kept_as_plain_text(shipped: tuple[Any, Any]) -> None:
