@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything a change must pass; the same line runs in CI and before a commit.
+# All checks that a change must pass, in CI and before a commit.
 set -e
 cd "$(dirname "$0")/.."
 run() {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Speed, memory and quality that may not be lost; the first two looser than the goals, and a busy machine
-# may have two more tries.
+# Lower bounds on speed, memory and quality. Speed and memory are looser than the goals, and get two
+# more attempts in case the machine is busy.
 set -e
 cd "$(dirname "$0")/.."
 attempt() {
@@ -11,12 +11,12 @@ if python -c 'from dstools_kernels.cpu import native; raise SystemExit(native.le
     attempt python scripts/bench_kernel.py --levels avx512vbmi --at-least 0.6
     attempt python scripts/bench_quantize.py --warm --at-least 1.5 --at-most-mib 128
 else
-    echo "speed is not gated: this CPU has no AVX-512 VBMI, which the figures are of"
+    echo "speed is not checked: the figures need a CPU with AVX-512 VBMI"
     attempt python scripts/bench_quantize.py --warm --at-most-mib 128
 fi
-echo "== what calibration gains on the trained sample model, on text that it has not seen"
+echo "== gain of calibration on the sample model, on held-out text"
 python scripts/study_calibration.py sample --seeds 0 --methods amax gptq --at-most-error 0.70 --at-most-kl 0.80
-echo "== from nothing to a student: half the rows and steps of the preset, so a lower bar"
+echo "== a whole distill run: half the rows and steps of the preset, so a lower bar"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cat > "$work/toy.toml" <<EOF
