@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Benchmark of calibration: one layer with DeepSeek-V3's dimensions, and an estimate for 671B.
 
-    bench_calibrate.py [--experts 8] [--samples 9] [--seq-len 2048] [--folder DIR] [--at-most-gib 8]
-                       [--device cuda]
+    bench_calibrate.py [--experts 8] [--samples 9] [--seq-len 2048] [--folder DIR] [--device cuda]
 
 Prints peak memory and the time of each matrix. Weights and tokens are random: times and memory are
 realistic, errors mean nothing. Hidden states are spilled to the disk: --ram of a real run comes on
@@ -49,7 +48,6 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=9)
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--at-most-gib", type=float)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -64,13 +62,9 @@ def main() -> None:
     for (role, rows, cols), times in sorted(matrices.items()):
         gflop = rounding_flops(rows, cols) / 1e9
         best = min(times)
-        print(
-            f"  {role:20} [{rows:5}, {cols:5}]  {best:7.2f} s  {gflop / best:6.0f} GFLOP/s"
-            f"  ({len(times)} of them)"
-        )
+        matrix, speed = f"{role:20} [{rows:5}, {cols:5}]", f"{gflop / best:6.0f} GFLOP/s"
+        print(f"  {matrix}  {best:7.2f} s  {speed}  ({len(times)} of them)")
     print_extrapolation(args.device)
-    if args.at_most_gib is not None and peak_gib > args.at_most_gib:
-        sys.exit(f"error: more than {args.at_most_gib} GiB")
 
 
 def measure(
@@ -89,10 +83,8 @@ def measure(
     usage = json.loads(done.stdout)
     matrices: dict[tuple[str, int, int], list[float]] = {}
     for line in done.stderr.splitlines():
-        match = LINE.search(line)
-        if match:
-            role = match[1].split(".")[-2]
-            key = (role, int(match[2]), int(match[3]))
+        if match := LINE.search(line):
+            key = (match[1].split(".")[-2], int(match[2]), int(match[3]))
             matrices.setdefault(key, []).append(float(match[5]))
     peak_gib, gpu_gib = (usage[key] / (1 << 20) for key in ("peak_kib", "gpu_kib"))
     return peak_gib, gpu_gib, seconds, usage["cpu_seconds"], matrices
@@ -116,9 +108,8 @@ def child(source: str, out: str, tokens: str, device: str) -> None:
     with open_checkpoint(Path(source)) as checkpoint:
         inventory = require_sound(checkpoint)
         data = size | {"name": "random", "sha256": "", "seed": 0, "documents": 0}
-        calibration = Calibration(
-            "gptq", data, device, threads, {"torch": torch.__version__}, False
-        )
+        versions = {"torch": torch.__version__}
+        calibration = Calibration("gptq", data, device, threads, versions, False)
         plan = plan_quantize(inventory, Recipe(), "native", None, None, calibration)
         generator, shape = torch.Generator().manual_seed(0), (size["samples"], size["seq_len"])
         ids = torch.randint(inventory.model.vocab_size, shape, generator=generator)

@@ -198,9 +198,8 @@ def make(kind: str, folder: Path, index: Path, rows: int) -> None:
     records.write(path, ({"question": problem["messages"][0]["content"]} for problem in benchmark))
     build_index([path], index)
     folder.mkdir()
-    records.write(
-        folder / "records.jsonl", itertools.islice(samples(problems, benchmark, rng), rows)
-    )
+    made = itertools.islice(samples(problems, benchmark, rng), rows)
+    records.write(folder / "records.jsonl", made)
 
 
 def samples(
@@ -211,8 +210,8 @@ def samples(
         if rng.random() < 0.001:
             problem = rng.choice(benchmark)
         reasoning, right, wrong = (problem[key] for key in ("trace", "right", "wrong"))
-        asked = {key: problem[key] for key in ("id", "source", "licence", "messages")}
-        asked |= {key: problem[key] for key in ("gold", "answer_type", "task")}
+        keys = ("id", "source", "licence", "messages", "gold", "answer_type", "task")
+        asked = {key: problem[key] for key in keys}
         for number in range(SAMPLES):
             fate = rng.random()
             trace = reasoning if fate > 0.02 else reasoning[: len(reasoning) // 2]
@@ -243,9 +242,8 @@ def prose(rng: random.Random) -> Iterator[Record]:
         drawn = rng.choices(words, k=count)
         for at in range(rng.randrange(4, 9), count, 9):
             a, b = rng.randrange(2, 100), rng.randrange(2, 1000)
-            drawn[at] += rng.choice(
-                (",", ".", f" {a} + {b} = {a + b}.", rf" $\frac{{{a}}}{{{b}}}$,")
-            )
+            formulas = (f" {a} + {b} = {a + b}.", rf" $\frac{{{a}}}{{{b}}}$,")
+            drawn[at] += rng.choice((",", ".", *formulas))
         return " ".join(drawn)
 
     for number in itertools.count():

@@ -17,6 +17,7 @@ each byte of the input once and writes half as many bytes from a cached buffer, 
 """
 
 import argparse
+import itertools
 import json
 import math
 import mmap
@@ -105,9 +106,9 @@ def floor(source: Path, out: Path, workers: int) -> None:
 
 
 def compare(
-    source: Path, out: Path, *, cold: bool, fsync: bool, repeats: int, workers: int
+    source: Path, out: Path, cold: bool, fsync: bool, runs: int, workers: int
 ) -> dict[str, Any]:
-    """Return the figures of both commands, run `repeats` times in turn."""
+    """Return the figures of both commands, run `runs` times in turn."""
     figures: dict[str, list[tuple[float, float, float]]] = {"cp": [], "quantize": []}
     floors = []
     copy = ["cp", "-r", str(source), str(out)]
@@ -115,7 +116,7 @@ def compare(
         copy = ["sh", "-c", f"cp -r '{source}' '{out}' && sync '{out}'/* '{out}'"]
     quantize = [*DSTOOLS, "quantize", str(source), str(out), "--workers", str(workers)]
     quantize.append("--fsync" if fsync else "--no-fsync")
-    for _ in range(repeats):
+    for _ in range(runs):
         for name, command in (("cp", copy), ("quantize", quantize)):
             remove(out)
             drop(source) if cold else warm(source)
@@ -126,8 +127,10 @@ def compare(
             floors.append(float(subprocess.check_output(command)))
     remove(out)
     nbytes = sum(path.stat().st_size for path in source.iterdir())
-    best = {name: min(f[0] for f in runs) for name, runs in figures.items()}
-    medians = {name: statistics.median(f[0] for f in runs) for name, runs in figures.items()}
+    seconds = {name: [spent[0] for spent in figures[name]] for name in figures}
+    best = {name: min(seconds[name]) for name in figures}
+    medians = {name: statistics.median(seconds[name]) for name in figures}
+    times_floor = round(medians["quantize"] / statistics.median(floors), 2) if floors else None
     return {
         "input_gb": round(nbytes / 1e9, 3),
         "cache": "cold" if cold else "warm",
@@ -135,19 +138,17 @@ def compare(
         "workers": workers,
         "times_faster_than_cp": round(medians["cp"] / medians["quantize"], 2),
         "times_faster_than_cp_best": round(best["cp"] / best["quantize"], 2),
-        "times_floor": round(medians["quantize"] / statistics.median(floors), 2)
-        if floors
-        else None,
+        "times_floor": times_floor,
         "quantize_gb_per_second": round(nbytes / medians["quantize"] / 1e9, 2),
         "peak_rss_mib": round(max(f[2] for f in figures["quantize"]), 1),
         **{
             f"{name}_seconds": {
                 "median": round(medians[name], 3),
                 "min": round(best[name], 3),
-                "max": round(max(f[0] for f in runs), 3),
-                "cpu": round(statistics.median(f[1] for f in runs), 3),
+                "max": round(max(seconds[name]), 3),
+                "cpu": round(statistics.median(spent[1] for spent in figures[name]), 3),
             }
-            for name, runs in figures.items()
+            for name in figures
         },
     }
 
@@ -178,20 +179,9 @@ def main() -> None:
             if args.checkpoint is None:
                 make = [sys.executable, MAKE, "v3-layer", source, "--gb", str(gb)]
                 subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
-            modes = (
-                [(False, False)]
-                if args.sweep or args.warm
-                else [(c, f) for c in (False, True) for f in (False, True)]
-            )
-            for cold, fsync in modes:
-                result = compare(
-                    source,
-                    folder / "out",
-                    cold=cold,
-                    fsync=fsync,
-                    repeats=args.runs,
-                    workers=args.workers,
-                )
+            choices = (False,) if args.sweep or args.warm else (False, True)
+            for cold, fsync in itertools.product(choices, repeat=2):
+                result = compare(source, folder / "out", cold, fsync, args.runs, args.workers)
                 results.append(result)
                 print(json.dumps(result), file=sys.stderr, flush=True)
             if args.checkpoint is None:

@@ -37,39 +37,24 @@ class Size(NamedTuple):
     init: dict[str, Any]
 
 
-TINY = Size(
-    batch=32,
-    tokens=(40, 120),
-    precision="float32",
-    learning_rate=1e-3,
-    init={
-        "model_type": "llama",
-        "hidden_size": 128,
-        "intermediate_size": 352,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-    },
-)
-HALF_B = Size(
-    batch=4,
-    tokens=(1000, 4000),
-    precision="bf16-autocast",
-    learning_rate=1e-5,
-    init={
-        "model_type": "llama",
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": True,
-    },
-)
+LLAMA = {"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True}
+TINY_INIT = LLAMA | {
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+HALF_B_INIT = LLAMA | {
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "max_position_embeddings": 4096,
+}
+TINY = Size(32, (40, 120), "float32", 1e-3, TINY_INIT)
+HALF_B = Size(4, (1000, 4000), "bf16-autocast", 1e-5, HALF_B_INIT)
 SIZES = {"cpu": TINY, "cuda": HALF_B}
 
 
@@ -148,17 +133,9 @@ def write_rows(folder: Path, size: Size, steps: int) -> None:
     ]
     labels = [[-100] * (len(row) // 3) + row[len(row) // 3 :] for row in ids]
     kind = pa.list_(pa.int32())
-    table = pa.table(
-        {
-            "id": [str(n) for n in range(count)],
-            "input_ids": pa.array(ids, kind),
-            "labels": pa.array(labels, kind),
-        }
-    )
-    with (
-        pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
-        pa.ipc.new_stream(file, table.schema) as stream,
-    ):
+    columns = [[str(n) for n in range(count)], pa.array(ids, kind), pa.array(labels, kind)]
+    table = pa.table(columns, names=["id", "input_ids", "labels"])
+    with pa.ipc.new_stream(str(folder / "rows.arrow"), table.schema) as stream:
         stream.write_table(table)
 
 
@@ -217,8 +194,7 @@ def ours(folder: Path, steps: int, size: Size) -> dict[str, float]:
     from dstools_distill.store.stage import Work
     from dstools_distill.training.sft import sft
 
-    out = Path(tempfile.mkdtemp(dir=folder))
-    work = Work(out)
+    work = Work(Path(tempfile.mkdtemp(dir=folder)))
     with timed_training() as figures:
         inputs = Inputs(rows=folder / "rows", init=size.init, tokenizer=SAMPLE)
         sft(settings(steps, size), inputs, work)

@@ -87,15 +87,9 @@ def main() -> None:
 def prepare(kind: str, folder: Path) -> Case:
     """Return the model and its two texts, written to `folder` unless they exist."""
     if kind == "sample":
-        data = ROOT / "tests" / "data"
-        return Case(
-            data / "sample-v3",
-            data / "sample-v3-calibration.jsonl",
-            data / "sample-v3-heldout.jsonl",
-            samples=200,
-            heldout_samples=100,
-            seq_len=256,
-        )
+        sample = ROOT / "tests" / "data" / "sample-v3"
+        files = [sample.with_name(f"sample-v3-{name}.jsonl") for name in ("calibration", "heldout")]
+        return Case(sample, *files, samples=200, heldout_samples=100, seq_len=256)
     source = folder / "smollm2"
     make = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "smollm2", source]
     subprocess.run(make, check=True, capture_output=True)
