@@ -84,8 +84,5 @@ def _over_problems(first: Stage, second: Stage) -> Interval | None:
     """Return the difference over the same problems; None where the problems differ."""
     if set(first.scores) != set(second.scores):
         return None
-    problems = list(first.scores)
-    return paired_difference(
-        [first.scores[problem] for problem in problems],
-        [second.scores[problem] for problem in problems],
-    )
+    others = [second.scores[problem] for problem in first.scores]
+    return paired_difference(list(first.scores.values()), others)

@@ -104,10 +104,8 @@ def _verification(runs: Runs) -> list[str]:
             table(("Verdict", "Reason", "Samples"), rows, numeric=1),
             f"Samples whose steps were checked: {report['steps_checked']:,} of {report['in']:,}.",
         ]
-        if miscalculated := report.get("answers_right_steps_wrong"):
-            parts.append(
-                f"Right answers after a wrong step: {miscalculated:,}; they count as incorrect."
-            )
+        if wrong := report.get("answers_right_steps_wrong"):
+            parts.append(f"Right answers after a wrong step: {wrong:,}; they count as incorrect.")
         checkers = report.get("checkers") or {}
         counted = [(name, f"{count:,}") for name, count in checkers.items()]
         parts.append(table(("Compared by", "Samples"), counted, numeric=1))
@@ -190,9 +188,8 @@ def not_checked(runs: Runs) -> list[str]:
     if any(not stage.settings["near_duplicates"] for _, stage in runs.distinct("prompts")):
         lines.append("Near duplicates among the prompts; equal ones were dropped.")
     if not verified:
-        lines.append(
-            "Whether answers are right, finished and well formed: there is no `verify` stage."
-        )
+        without = "there is no `verify` stage."
+        lines.append(f"Whether answers are right, finished and well formed: {without}")
     if any(not settings["steps"] for settings in verified):
         lines.append("Steps of traces: `verify.steps` is off.")
     if verified:

@@ -50,11 +50,8 @@ def text_of(settings: Card, runs: Runs, plots: list[str]) -> str:
 def _metadata(settings: Card, runs: Runs) -> str:
     """Return the YAML header, its values in JSON, which is YAML."""
     bases = sorted({run.student.model for run in runs.all if HUB_NAME.fullmatch(run.student.model)})
-    datasets = sorted(
-        name.removeprefix("datasets:")
-        for name in runs.sources(["prompts"])
-        if name.startswith("datasets:")
-    )
+    prefix, sources = "datasets:", runs.sources(["prompts"])
+    datasets = sorted(name.removeprefix(prefix) for name in sources if name.startswith(prefix))
     metadata: dict[str, Any] = {"license": settings.licence}
     if bases:
         metadata |= {"base_model": bases, "base_model_relation": "finetune"}
@@ -196,22 +193,16 @@ def _training(runs: Runs, plots: list[str]) -> list[str]:
             parts += [f"### {stage}{label}", table(SETTING, [*rows, seeded])]
     if not parts:
         return []
-    parts += [
-        f"![{name.capitalize()} by step]({name}.svg)"
-        for name in ("loss", "reward")
-        if f"{name}.svg" in plots
-    ]
+    drawn = [name for name in ("loss", "reward") if f"{name}.svg" in plots]
+    parts += [f"![{name.capitalize()} by step]({name}.svg)" for name in drawn]
     return ["## Training", *parts]
 
 
 def _settings_and_results(stage: Stage) -> list[tuple[str, str]]:
     """Return rows of the settings and the report of a training, without its seed."""
     settings = {key: value for key, value in stage.settings.items() if key != "seed"}
-    results = {
-        key: value
-        for key, value in stage.report.items()
-        if key not in stage.settings and key != "dropped"
-    }
+    known = {*stage.settings, "dropped"}
+    results = {key: value for key, value in stage.report.items() if key not in known}
     return flat(settings | {"results": results})
 
 

@@ -1,7 +1,6 @@
 """Figures of one model in an evaluation, counted from its judged answers."""
 
 from collections import Counter
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -30,7 +29,8 @@ def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
     counts, tokens, languages = Counter[str](), 0, Counter[str]()
     scores: Scores = {}
     samples = 0
-    for problem, of_problem in _by_problem(answers):
+    for problem, group in groupby(records.read(answers), lambda record: record["id"]):
+        of_problem = list(group)
         samples = len(of_problem)
         correct = sum(record["verdict"] == "correct" for record in of_problem)
         scores[problem] = (correct, samples)
@@ -58,9 +58,7 @@ def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
         "not_well_formed": round(counts["incorrect: think-block"] / total, PLACES),
         "reasons": dict(sorted(counts.items())),
         "mean_tokens": round(tokens / total, 1),
-        "language_mix": {
-            name: round(count / words, PLACES) for name, count in sorted(languages.items())
-        },
+        "language_mix": {k: round(n / words, PLACES) for k, n in sorted(languages.items())},
     }
     return figures, scores
 
@@ -68,11 +66,6 @@ def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
 def as_json(interval: Interval) -> dict[str, float]:
     """Return a figure with its interval, rounded, as JSON."""
     return {name: round(value, PLACES) for name, value in interval._asdict().items()}
-
-
-def _by_problem(answers: Path) -> Iterator[tuple[str, list[Record]]]:
-    for problem, of_problem in groupby(records.read(answers), lambda record: record["id"]):
-        yield problem, list(of_problem)
 
 
 def _votes(of_problem: list[Record]) -> tuple[int, list[int], int]:
