@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,41 +31,32 @@ class TextOptions:
 
 def text_options(section: str) -> Callable[[Any], Any]:
     """Declare the options of a text; the command gets them as one argument, `text`."""
+    add = partial(option, section=section)
     return gather(
         "text",
         TextOptions,
-        option(
+        add(
             "--samples",
-            section=section,
             type=click.IntRange(1),
             default=512,
             help="Take this many samples of the text.",
         ),
-        option(
+        add(
             "--seq-len",
-            section=section,
             type=click.IntRange(2),
             default=2048,
             help="Make each sample this many tokens long.",
         ),
-        option(
-            "--seed",
-            section=section,
-            type=click.IntRange(0),
-            default=0,
-            help="Draw the samples with this seed.",
-        ),
-        option(
+        add("--seed", type=click.IntRange(0), default=0, help="Draw the samples with this seed."),
+        add(
             "--ram",
             "ram_bytes",
-            section=section,
             type=SIZE,
             default="4GB",
             help="Spill hidden states beyond this size to disk; a layer's weights come on top.",
         ),
-        option(
+        add(
             "--device",
-            section=section,
             type=click.Choice(["cpu", "cuda"]),
             default="cpu",
             help="Run the model on this device.",

@@ -1,5 +1,6 @@
 """The command `dstools quantize`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from dstools_converters.plan.plan import Method
     from dstools_kernels.fp8 import ScaleFormat
 
+of_quantization = partial(option, section="Quantization")
+of_calibration = partial(option, section="Calibration")
 GIVEN = click.core.ParameterSource.COMMANDLINE  # a variable may be set for other runs
 EXAMPLES = """\
 dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-run
@@ -26,67 +29,58 @@ dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl""
 )
 @source_argument
 @out_argument
-@option(
+@of_quantization(
     "--format",
     "format_",
-    section="Quantization",
     type=click.Choice(["native", "compressed-tensors"]),
     show_default="the recipe's, else native",
     help="Write DeepSeek's FP8 format, or FP8_BLOCK of compressed-tensors.",
 )
-@option(
+@of_quantization(
     "--scale-fmt",
-    section="Quantization",
     type=click.Choice(["float32", "ue8m0"]),
     show_default="the recipe's, else that of FP8 in SOURCE or --base, else float32",
     help="Use any float32 as scale, or powers of two like V3.1.",
 )
-@option(
+@of_quantization(
     "--recipe",
-    section="Quantization",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Apply the rules of this TOML file before the default ones.",
 )
-@option(
+@of_quantization(
     "--base",
-    section="Quantization",
     metavar="ORIG_FP8",
     help="Reuse the FP8 bytes of this checkpoint for weights that are unchanged.",
 )
-@option(
+@of_quantization(
     "--lossless",
-    section="Quantization",
     type=click.Choice(["auto", "off"]),
     default="off",
     help="Recover the exact FP8 of weights that were dequantized from FP8.",
 )
-@option(
+@of_calibration(
     "--calibrate",
     "data",
-    section="Calibration",
     metavar="DATA",
     type=click.Path(path_type=Path),
     help='Run the model on this text first: JSONL with "text" or "messages", or plain text.',
 )
-@option(
+@of_calibration(
     "--method",
-    section="Calibration",
     type=click.Choice(["gptq", "mse", "amax"]),
     show_default="gptq with --calibrate, else amax",
     help="Use activations to round (gptq) or to choose scales (mse), or neither (amax).",
 )
 @text_options("Calibration")
-@option(
+@of_calibration(
     "--min-coverage",
-    section="Calibration",
     metavar="TOKENS",
     type=click.IntRange(0),
     default=0,
     help="Fail if a routed expert gets fewer tokens.",
 )
-@option(
+@of_calibration(
     "--kv-cache",
-    section="Calibration",
     type=click.Choice(["none", "fp8"]),
     default="none",
     help="Write scales for an FP8 KV cache, measured on the text.",

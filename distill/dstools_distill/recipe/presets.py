@@ -1,10 +1,8 @@
 """The recipes that come with dstools: the files of `presets/`, one of them a template for six."""
 
-import tomllib
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from dstools_converters.errors import DstoolsError, printable
 
@@ -51,8 +49,3 @@ def bundled(name: str) -> Path:
     if not folder.is_dir():
         folder = package.parents[1] / "tests" / "data"
     return folder / name.removeprefix(BUNDLED)
-
-
-def preset_table(name: str) -> dict[str, Any]:
-    """Return the tables of a preset."""
-    return tomllib.loads(preset_text(name))

@@ -15,6 +15,7 @@ a path to the result of an earlier one. Tables outside of phases hold their defa
 card, of all chains.
 """
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 from dstools_converters.errors import DstoolsError
 from dstools_converters.tables import Reader, toml_table
 from dstools_distill.recipe import settings
-from dstools_distill.recipe.presets import preset_table
+from dstools_distill.recipe.presets import preset_text
 from dstools_distill.recipe.settings import check_settings
 from dstools_distill.recipe.stages import STAGES, TRAINED
 
@@ -85,7 +86,7 @@ def read_recipe(path: Path) -> Recipe:
     table, reader = toml_table(path, INIT_HINT), Reader(str(path))
     if "preset" in table:
         preset = reader.convert(table.pop("preset"), str, "preset")
-        table = _merge(preset_table(preset), table)
+        table = _merge(tomllib.loads(preset_text(preset)), table)
     own = ("seeds", "arms", "phase")
     reader.refuse_unknown(table, ("preset", *OF_CHAINS, "card", *own))
     if isinstance(table.get("seeds"), int):
