@@ -70,7 +70,7 @@ def convert(
 ) -> None:
     """Run the plan with a progress bar, or print it if `dry_run`.
 
-    Raises DstoolsError if OUT exists or is inside a source.
+    Raises DstoolsError if OUT exists or is inside a source; a dry run prints that.
     """
     from dstools_converters.write.stream import run
 
@@ -79,14 +79,15 @@ def convert(
     if options.dry_run:
         from dstools.dryrun import show_plan
 
-        show_plan(plan, Path(out), lists_tensors=options.lists_tensors, as_json=options.as_json)
+        try:
+            _require_place(plan, out)
+            refusal = ""
+        except DstoolsError as error:
+            refusal = f"{error}; {error.hint}"
+        lists = options.lists_tensors
+        show_plan(plan, Path(out), refusal, lists_tensors=lists, as_json=options.as_json)
         return
-    for inventory in (plan.inventory, plan.base):
-        if inventory is not None:
-            folder = inventory.checkpoint.folder.resolve()
-            if Path(out).resolve().is_relative_to(folder):
-                raise DstoolsError(f"{out}: is inside {folder}", "name a folder outside the source")
-    require_new(out)
+    _require_place(plan, out)
     with progress_bar(plan.bytes_in, "convert") as progress:
         report = run(
             plan,
@@ -99,6 +100,16 @@ def convert(
         )
     _show_report(report, out, options.as_json)
     hint_command("verify", out, "--source", source)
+
+
+def _require_place(plan: "Plan", out: str) -> None:
+    """Raise DstoolsError if OUT exists or is inside a source."""
+    for inventory in (plan.inventory, plan.base):
+        if inventory is not None:
+            folder = inventory.checkpoint.folder.resolve()
+            if Path(out).resolve().is_relative_to(folder):
+                raise DstoolsError(f"{out}: is inside {folder}", "name a folder outside the source")
+    require_new(out)
 
 
 def require_new(out: str) -> None:

@@ -27,14 +27,18 @@ class Group:
     bytes_out: int
 
 
-def show_plan(plan: "Plan", out: Path, *, lists_tensors: bool, as_json: bool) -> None:
+def show_plan(plan: "Plan", out: Path, refusal: str, *, lists_tensors: bool, as_json: bool) -> None:
     """Print the plan: tables, with `lists_tensors` a line for each tensor first, or JSON.
 
-    Then say on stderr whether the same command would run without --dry-run.
+    Then say on stderr whether the same command would run without --dry-run; `refusal` is why it
+    would not, "" if nothing is in its way but perhaps the disk.
     """
+    from dstools_converters.sidefiles.carried import carried_files
+
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
-    needed = plan.bytes_out + plan.scratch_bytes
+    carried = carried_files(plan.inventory.checkpoint.folder).values()
+    needed = plan.bytes_out + plan.scratch_bytes + sum(file.stat().st_size for file in carried)
     if as_json:
         click.echo(json.dumps(_as_dict(plan) | {"disk_needed": needed, "disk_free": free}))
     else:
@@ -44,8 +48,8 @@ def show_plan(plan: "Plan", out: Path, *, lists_tensors: bool, as_json: bool) ->
         for line in _table(plan):
             click.echo(terminal(line))
         click.echo(f"disk: {size(needed)} needed, {size(free)} free in {terminal(str(parent))}")
-    if out.exists():
-        hint(f"nothing was written; {out} exists, so name another folder to write to")
+    if refusal:
+        hint(f"nothing was written, and the command without --dry-run would fail: {refusal}")
     elif free < needed:
         hint(f"nothing was written; the disk has {size(free)} free, which is too little")
     else:

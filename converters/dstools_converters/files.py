@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,12 @@ def strict_json(raw: bytes) -> Any:
     Raises ValueError for what json.loads alone accepts: UTF-16, NaN, half a surrogate pair, and two
     equal keys, of which it keeps the last.
     """
-    value = json.loads(raw.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    value = json.loads(
+        raw.decode(),
+        object_pairs_hook=_no_duplicates,
+        parse_float=_finite,
+        parse_constant=_no_constant,
+    )
     if isinstance(value, dict) and b"\\u" in raw:
         "".join(value).encode()  # UnicodeEncodeError, a ValueError, for half a pair
     return value
@@ -32,6 +38,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"has the key {printable(name)} twice")
             seen.add(name)
     return table
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
 
 
 def _no_constant(constant: str) -> NoReturn:
@@ -95,7 +108,7 @@ def recover_log(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
     for line in file:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(record, dict) or not line.endswith(b"\n"):
             break

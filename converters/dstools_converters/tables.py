@@ -143,7 +143,7 @@ class Reader:
             raise self.error(key, f"{short(value)} is not {NOUNS[kind]}", f"give it {NOUNS[kind]}")
         if kind not in (int, float):
             return value
-        high = MAX_COUNT if kind is int else allowed.high
+        high = min(MAX_COUNT, allowed.high) if kind is int else allowed.high
         if not allowed.low <= value <= high:  # False of NaN, too
             is_open = allowed.high == sys.float_info.max
             bounds = (
@@ -209,6 +209,8 @@ def json_table(path: Path) -> dict[str, Any] | None:
         table = strict_json(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise DstoolsError(f"{path}: {error.strerror}", "check its permissions") from error
     except (ValueError, RecursionError) as error:
         raise DstoolsError(f"{path}: is not valid JSON: {error}", hint) from error
     if not isinstance(table, dict):

@@ -64,8 +64,8 @@ def preview(places: Places, start: str) -> Preview:
         else:
             links[_name(chain.name, stage)] = folder
             earlier[stage] = measured(folder)
-        is_kept: State = "done" if is_run else "kept"
-        steps.append(_step(chain.name, stage, is_kept, folder, earlier[stage]))
+        state: State = "done" if is_run else "kept"
+        steps.append(_step(chain.name, stage, state, folder, earlier[stage]))
     if places.recipe.card:
         folder = _card(seen, make)
         steps.append(_step("", "card", "done", folder, Size(nbytes=CARD_BYTES)))

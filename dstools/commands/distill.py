@@ -152,7 +152,8 @@ def run(
 def check(recipe: str, out: str | None, as_json: bool) -> None:
     """Validate a recipe: keys, values, paths, and what each stage needs of earlier ones.
 
-    Nothing is run and nothing is written. Exits 1 with the first thing that a run would fail on.
+    Nothing is run and nothing is written. Exits 1 with the first fault. Faults that only running
+    can show, such as a bad row of a source, are not found.
     """
     from dstools_distill import preview
 

@@ -29,6 +29,7 @@ def log(path: Path) -> list[dict[str, object]]:
         b'{"a": {"b": 1, "b": 1}}',
         b'{"a": NaN}',
         b'{"a": -Infinity}',
+        b'{"a": 1e999}',
         b'{"\\ud800": 1}',
         '{"a": 1}'.encode("utf-16"),
         b"\xff",

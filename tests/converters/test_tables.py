@@ -41,6 +41,7 @@ class Tree:
     by_kind: dict[Literal["oak", "ash"], int] = field(default_factory=dict)
     options: dict[str, Any] | None = None
     anything: Any = None
+    rings: Annotated[int, Range(1, 10)] = 1
 
 
 TOML, JSON = Reader("a.toml"), Reader("a.json", "json")
@@ -106,6 +107,7 @@ def test_a_field_takes_its_value_and_the_others_keep_their_defaults() -> None:
         ({"height": 10**400}, "height: 1000000000", "it must be 0 or more"),
         ({"share": 1.5}, "share: 1.5 is out of range", "it must be between 0 and 1"),
         ({"tilt": -1.5}, "tilt: -1.5 is out of range", "it must be between -1 and 1"),
+        ({"rings": 11}, "rings: 11 is out of range", "it must be between 1 and 10"),
         ({"is_old": 1}, "is_old: 1 is not true or false", "give it true or false"),
         ({"leaf": {"name": 3}}, "leaf.name: 3 is not text", "give it text"),
         ({"leaf": {"name": "", "size": 0}}, "leaf.size: 0 is out of range", "1 or more"),

@@ -240,7 +240,7 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-c0b4d221b21b",
+    "card-4cc6cb286a7b",
     "decontaminate-8b8a8729f71b",
     "eval-ec495408771e",
     "generate-a6e588b39c85",

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from dstools.cli import main
 from dstools.options import size
+from dstools_converters.sidefiles.carried import carried_files
 
 
 def dstools(*args: str | Path) -> Result:
@@ -72,7 +73,8 @@ def test_a_dry_run_writes_nothing_and_its_json_is_what_a_run_writes(
     }
     assert plan["bytes_out"] == report["bytes_out"] == sum(s["bytes"] for s in plan["shards"])
     assert plan["bytes_in"] == report["bytes_in"]
-    assert plan["disk_needed"] == report["bytes_out"]
+    carried = sum(path.stat().st_size for path in carried_files(folders[source]).values())
+    assert plan["disk_needed"] == report["bytes_out"] + carried
     actions = [tensor["action"] for tensor in plan["tensors"]]
     assert report["tensors"] == {action: actions.count(action) for action in set(actions)}
     sources = {name for tensors in headers(folders[source])[1].values() for name in tensors}
@@ -168,8 +170,9 @@ def test_a_calibrated_run_needs_room_for_hidden_states(tiny: Path, tmp_path: Pat
     data = ["--calibrate", text, "--samples", "2", "--seq-len", "8"]
     plan = dry_run("quantize", tiny, tmp_path / "o", *data)
     hidden_size = json.loads((tiny / "config.json").read_text())["hidden_size"]
+    carried = sum(path.stat().st_size for path in carried_files(tiny).values())
     # two saved and three spilled, of 16 tokens in float32
-    assert plan["disk_needed"] - plan["bytes_out"] == 5 * 16 * hidden_size * 4
+    assert plan["disk_needed"] - plan["bytes_out"] - carried == 5 * 16 * hidden_size * 4
 
 
 def test_the_hint_says_whether_the_same_command_would_run(
@@ -183,8 +186,20 @@ def test_the_hint_says_whether_the_same_command_would_run(
         result = ok("quantize", tiny, out, "--dry-run")
         assert text in result.stderr
         assert f"disk: {size(needed)} needed, {size(free)} free" in result.stdout
-    out.mkdir()
-    assert f"{out} exists" in ok("quantize", tiny, out, "--dry-run").stderr
+
+
+def test_the_hint_says_why_the_same_command_would_not_run(tiny: Path, tmp_path: Path) -> None:
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "nothing")
+    (tmp_path / "out").mkdir()
+    for out, why in (
+        (tmp_path / "out", f"{tmp_path / 'out'}: exists"),
+        (dangling, f"{dangling}: exists"),
+        (tiny / "out", f"{tiny / 'out'}: is inside"),
+    ):
+        assert f"would fail: {why}" in ok("quantize", tiny, out, "--dry-run").stderr
+    (tmp_path / "out.incomplete").mkdir()  # an interrupted run, which may resume
+    assert "--dry-run does it" in ok("quantize", tiny, tmp_path / "out", "--dry-run").stderr
 
 
 def test_one_shard_is_named_with_its_size(checkpoint: Callable[..., Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dstools_converters.checkpoint.storage import CODE_DTYPES, FLOATS
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.families.names import FUSED
 from dstools_converters.sidefiles.calibration import WeightNote
-from dstools_converters.sidefiles.manifest import Manifest, read_manifest
+from dstools_converters.sidefiles.manifest import MANIFEST, Manifest, load_manifest
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
 from dstools_converters.verify.scales import check_kv_scales, check_scales
@@ -77,7 +77,7 @@ def verify(
         if not results.has_error():
             findings += _check_total(checkpoint)
         findings += _check_with_safetensors(checkpoint)
-        manifest = read_manifest(folder)
+        manifest = _read_manifest(folder, findings)
         try:
             inventory = take_inventory(checkpoint)
         except DstoolsError as error:
@@ -99,6 +99,16 @@ def verify(
         tensors=len(checkpoint.tensors),
         elements_compared=results.elements_compared,
     )
+
+
+def _read_manifest(folder: Path, findings: list[Finding]) -> Manifest | None:
+    """Return our manifest; add a finding if it is damaged."""
+    try:
+        return load_manifest(folder)
+    except DstoolsError as error:
+        message = str(error).removeprefix(f"{folder / MANIFEST}: ")
+        findings.append(Finding.error("manifest", MANIFEST, message, error.hint))
+        return None
 
 
 def _check_inside(

@@ -186,7 +186,7 @@ STAGES = {
         run="dstools_distill.cards.card:card",
         help="Write the data card, the model card and plots.",
         reads=(),
-        packages=(),
+        packages=("scipy",),
         revision=3,
     ),
 }

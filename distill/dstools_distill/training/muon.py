@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from dstools_converters.errors import DstoolsError
+
 NS_STEPS = 3  # of Newton-Schulz; five make singular values a little more even, for more time
 
 
@@ -63,6 +65,11 @@ class Muon(Optimizer):
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+        if "optimizers" not in state_dict:
+            raise DstoolsError(
+                "the interrupted training is of an earlier version of dstools",
+                "remove its folder, which ends in .incomplete, from OUT/store, and run again",
+            )
         super().load_state_dict(state_dict)
         if not state_dict["optimizers"]:
             return

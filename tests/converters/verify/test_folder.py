@@ -417,3 +417,16 @@ def test_threads_do_not_change_the_report(tiny: Path, quantized: Convert, edited
     reports: list[Report] = [verify(path, source=tiny, workers=n) for n in (1, 4)]
     assert reports[0] == reports[1]
     assert len(reports[0].findings) == 7
+
+
+def test_a_damaged_manifest_is_an_error_and_does_not_hide_a_damaged_scale(
+    tiny: Path, quantized: Convert, edited: Edited
+) -> None:
+    path = edited(quantized(tiny)).write()
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"unknown_tensors": None}))
+    report = verify(path, source=tiny)
+    (finding,) = report.findings
+    assert not report.ok
+    assert (finding.code, finding.where) == ("manifest", "manifest.json")
+    assert "unknown_tensors" in finding.message

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from dstools_converters.errors import DstoolsError
 from dstools_distill.training.muon import Muon
 
 
@@ -177,3 +178,12 @@ def test_a_schedule_sets_the_learning_rate_of_both_optimizers() -> None:
     before = [weight.detach().clone() for weight in model.parameters()]
     after = train(model, muon, range(2, 3))
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_state_of_an_earlier_version_is_refused_with_a_way_out() -> None:
+    muon = Muon(Small(), **HOW)
+    state = muon.state_dict()
+    del state["optimizers"]
+    with pytest.raises(DstoolsError, match="of an earlier version of dstools") as error:
+        muon.load_state_dict(state)
+    assert "OUT/store" in error.value.hint
