@@ -7,8 +7,8 @@ size (as in safetensors' own writer), and the data begins on a page.
 import json
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo
 from dstools_converters.checkpoint.storage import Storage
@@ -24,8 +24,7 @@ Action = Literal["copy", "quantize", "requantize", "restore", "recover", "dequan
 DATA_ALIGNMENT = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
+class TensorPlan(NamedTuple):
     """What becomes of one tensor: the source, how it is stored in the output, and why."""
 
     action: Action
@@ -70,8 +69,13 @@ def _lay_out_shard(name: str, tensors: list[TensorPlan]) -> ShardPlan:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
     header = struct.pack("<Q", len(text)) + text
+    base = len(header)
     placed = []
-    for tensor in tensors:
-        parts = [p._replace(offset=len(header) + starts[p.name]) for p in tensor.target.parts]
-        placed.append(replace(tensor, target=tensor.target._replace(parts=tuple(parts))))
-    return ShardPlan(name, header, tuple(placed), len(header) + end)
+    for action, source, target, rule in tensors:  # `_replace` would take twice the time
+        parts = [
+            TensorInfo(p.name, p.dtype, p.shape, p.shard, base + starts[p.name], p.nbytes)
+            for p in target.parts
+        ]
+        storage = Storage(target.format, tuple(parts), target.block)
+        placed.append(TensorPlan(action, source, storage, rule))
+    return ShardPlan(name, header, tuple(placed), base + end)

@@ -141,7 +141,7 @@ def plan_quantize(
         draft = _calibrated(draft, calibration.method)
     if is_lossless:
         draft = [
-            replace(tensor, action="recover")
+            tensor._replace(action="recover")
             if tensor.action == "quantize" and tensor.source.dtype == "BF16"
             else tensor
             for tensor in draft
@@ -269,7 +269,7 @@ def _calibrated(draft: list[TensorPlan], method: Method) -> list[TensorPlan]:
             "dstools dequantize first, or ask for the other --scale-fmt",
         )
     return [
-        replace(tensor, action="calibrate") if tensor.action in ROUNDED else tensor
+        tensor._replace(action="calibrate") if tensor.action in ROUNDED else tensor
         for tensor in draft
     ]
 

@@ -8,7 +8,7 @@ written in pieces.
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -88,7 +88,7 @@ def do(plan: Plan, job: Job, file: int) -> dict[str, Any] | None:
         _dequantize(plan.inventory, tensor, begin, end, file)
     elif tensor.action == "restore" and _is_unchanged(plan, tensor):
         assert plan.base is not None
-        original = replace(tensor, source=plan.base.tensors[tensor.source.name])
+        original = tensor._replace(source=plan.base.tensors[tensor.source.name])
         for start in range(0, original.source.nbytes, PIECE_BYTES):
             stop = min(start + PIECE_BYTES, original.source.nbytes)
             _copy(plan.base, original, start, stop, file)
