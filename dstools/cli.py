@@ -92,7 +92,7 @@ class App(click.Group):
 @click.version_option(__version__, prog_name="dstools")
 @click.option("--debug", is_flag=True, help="Log each step, and show the traceback of an error.")
 def main(debug: bool) -> None:
-    """Quantize, distill and export DeepSeek MoE checkpoints."""
+    """Quantize, verify and distill DeepSeek MoE checkpoints."""
     if debug:
         import logging
 

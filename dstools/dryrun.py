@@ -35,7 +35,8 @@ def show_plan(plan: "Plan", out: Path, refusal: str, *, lists_tensors: bool, as_
     """
     from dstools_converters.sidefiles.carried import carried_files
 
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    place = out.absolute()
+    parent = next(folder for folder in (*place.parents, place) if folder.is_dir())
     free = shutil.disk_usage(parent).free
     carried = carried_files(plan.inventory.checkpoint.folder).values()
     needed = plan.bytes_out + plan.scratch_bytes + sum(file.stat().st_size for file in carried)

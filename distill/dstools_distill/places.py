@@ -1,6 +1,7 @@
 """The paths that a recipe names: models, files, and the folders of finished stages."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Places:
         """Return the dstools command that works on this recipe in this folder."""
         is_usual = self.out == self.recipe.path.with_suffix("")
         words = [*options, *([] if is_usual else ["--out", os.fspath(self.out)])]
-        return " ".join(["dstools", "distill", name, os.fspath(self.recipe.path), *words])
+        return shlex.join(["dstools", "distill", name, os.fspath(self.recipe.path), *words])
 
     def require(self) -> None:
         """Raise DstoolsError if a file or folder that the recipe names is missing."""

@@ -124,10 +124,10 @@ def run(
 
     STAGE is the name of a stage, or that of a phase or arm before it: cold-start/sft.
     """
-    if dry_run:
-        from dstools_distill.preview import preview
+    from dstools_distill import preview
 
-        show_preview(preview(_places(recipe, out), start or ""), as_json)
+    if dry_run:
+        show_preview(preview.preview(_places(recipe, out), start or ""), as_json)
         return
     with _pipeline(recipe, out, workers) as pipeline:
         done: list[tuple[str, str, Done]] = []
@@ -137,6 +137,8 @@ def run(
             if not as_json:
                 click.echo(terminal(_line(chain, stage, one)))
 
+        if not start:
+            preview.check(pipeline.places)  # before the first stage costs anything
         pipeline.run(start or "", report)
     _finish(pipeline, done, as_json, text="")
 

@@ -7,9 +7,9 @@ from dstools_converters.markdown import table, text
 from dstools_distill.cards.markdown import bullets, counts, flat, shown
 from dstools_distill.cards.runs import Runs, Stage
 from dstools_distill.recipe.settings import Card
-from dstools_distill.recipe.stages import TRAINED
+from dstools_distill.recipe.stages import STAGES, TRAINED
 
-FLOW = ("prompts", "generate", "verify", "decontaminate", "select", "render")
+FLOW = tuple(name for name in STAGES if name not in (*TRAINED, "eval", "card"))
 UNKNOWN = "unknown"
 SETTING = ("Setting", "Value")
 RESULTS = (  # keys of the reports of select and render

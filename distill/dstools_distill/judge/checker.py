@@ -33,16 +33,13 @@ def serve(seconds: float) -> None:
 def answer(question: dict[str, Any], seconds: float) -> bool | float | str | None:
     """Return the answer to a question, or the name of the error of one that is too large.
 
-    {"import": library} returns True once the library is imported. {"answer", "gold"} returns
-    whether math-verify finds both equal, None where it cannot read one. {"task", "answer", "entry"}
-    returns the score of reasoning-gym.
+    {"answer", "gold"} returns whether math-verify finds both equal, None where it cannot read one.
+    {"task", "answer", "entry"} returns the score of reasoning-gym. With "is_probe" there is no
+    limit: the first question of a library loads more of it than its import does.
     """
-    if "import" in question:
-        import_module(question["import"])
-        return True
     check = score if "task" in question else are_equal
     import_module("reasoning_gym" if check is score else "math_verify")  # before the clock starts
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_PROF, 0 if "is_probe" in question else seconds)
     try:
         return check(question)
     except (MemoryError, RecursionError) as error:

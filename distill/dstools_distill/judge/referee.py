@@ -25,20 +25,25 @@ STDERR_BYTES = 4096  # kept, to report why a process ended
 # a call is a name or a bracket before a bracket; calls of these names are harmless
 CALL = re.compile(r"__|\blambda\b|[\])\"']\s*\(|([A-Za-z_]\w*)\s*\(")
 HARMLESS = {"sin", "cos", "tan", "exp", "log", "ln", "sqrt", "abs", "pi", "x", "y", "z"}
+PROBES: dict[str, tuple[dict[str, Any], bool | float]] = {  # first questions, and their answers
+    "math_verify": ({"answer": "0.5", "gold": r"\frac{1}{2}"}, True),
+    "reasoning_gym": ({"task": "chain_sum", "answer": "3", "entry": {"answer": "3"}}, 1.0),
+}
 
 
 class Referee:
     """One process, started with the first question. See `checker.py` for its side.
 
-    A question raises DstoolsError where the process cannot start, or cannot import the library
-    that it needs. A process that ends later costs one answer: "timeout" or "checker-failed".
+    A question raises DstoolsError if the process cannot start, or cannot answer a first question
+    by the library that it needs. A process that ends later costs one answer: "timeout" or
+    "checker-failed".
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr = b""  # the end of what the process wrote there
-        self._imported: set[str] = set()  # libraries that a process has imported
+        self._proven: set[str] = set()  # libraries by which a process has answered
 
     def math(self, answer: str, gold: str) -> bool | str | None:
         """Return whether math-verify finds both equal; None: it cannot read one; or why unknown."""
@@ -69,18 +74,24 @@ class Referee:
         self.close()
 
     def _require(self, library: str) -> None:
-        """Raise DstoolsError unless a process can import `library`; asked once, first of all."""
-        if library in self._imported:
+        """Raise DstoolsError unless a process can answer by `library`; asked once, first of all."""
+        if library in self._proven:
             return
-        if self._ask({"import": library}) is not True:
+        question, expected = PROBES[library]
+        answer = self._ask(question | {"is_probe": True})
+        if answer != expected:
             lines = self._stderr.decode(errors="replace").split("\n")
-            reason = next((line for line in reversed(lines) if line.strip()), "it left no message")
+            last_words = next((line for line in reversed(lines) if line.strip()), "")
+            reason = {
+                "timeout": "it did not answer in time",
+                "checker-failed": last_words or "it left no message",
+            }.get(str(answer), f"it answered {answer} where {expected} is right")
             raise DstoolsError(
                 f"the process that compares answers by {library} failed: {printable(reason)}",
                 f'`{sys.executable} -c "import {library}"` must work; '
-                'pip install "dstools-llm[distill]" installs it',
+                'pip install "dstools-llm[distill]" installs the right version',
             )
-        self._imported.add(library)
+        self._proven.add(library)
 
     def _ask(self, question: dict[str, Any]) -> Any:
         """Return the answer of the process; "timeout" or "checker-failed" where it has ended."""

@@ -5,7 +5,7 @@ names: `run(settings, inputs, work) -> Report`. It is imported when the stage ru
 a recipe needs neither torch nor transformers.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,13 @@ class Inputs:
 
     def paths(self) -> dict[str, Path]:
         """Return the files and folders, by their names in a manifest."""
-        named: dict[str, Path | None] = {
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = {
             f"{name} {number}": path
             for name, paths in (("source", self.sources), ("index", self.indexes))
             for number, path in enumerate(paths)
         }
-        for name in (
-            *("pass_rates", "prompts", "samples", "mixed", "rows", "problems"),
-            *("model", "teacher", "tokenizer"),
-        ):
-            named[name] = getattr(self, name)
+        named |= {name: value for name, value in values.items() if isinstance(value, Path)}
         return {name: path for name, path in named.items() if path is not None} | self.models
 
     def shared_settings(self, reads: tuple[str, ...]) -> dict[str, Any]:

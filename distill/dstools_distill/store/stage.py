@@ -98,7 +98,13 @@ def find(store: Path, identity: Identity) -> Done | None:
     folder = store / identity.name
     if not (folder / MANIFEST).exists():
         return None
-    return Done(identity.stage, folder, read_manifest(folder)["report"], is_reused=True)
+    manifest = read_manifest(folder)
+    if "report" not in manifest:
+        raise DstoolsError(
+            f"{folder / MANIFEST}: is not the manifest of a finished stage",
+            f"delete {folder}; the next run makes it again",
+        )
+    return Done(identity.stage, folder, manifest["report"], is_reused=True)
 
 
 def run_stage(

@@ -96,6 +96,25 @@ def test_a_process_that_cannot_import_stops_the_run_with_its_last_words(
     assert checkers() == others
 
 
+def test_a_library_that_is_imported_but_cannot_answer_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "math_verify.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    always_unequal = """
+LatexExtractionConfig = dict
+def parse(*_, **__): return ["1"]
+def verify(*_, **__): return False
+"""
+    for text, reason in (
+        ("", "cannot import name 'LatexExtractionConfig'"),
+        (always_unequal, "it answered False where True is right"),
+    ):
+        broken.write_text(text)
+        with pytest.raises(DstoolsError, match=f"by math_verify failed: .*{reason}"):
+            Referee(2.0).math("1", "1")
+
+
 def test_a_process_that_cannot_start_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(DstoolsError, match="by math_verify failed: it left no message"):
