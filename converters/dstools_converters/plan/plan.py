@@ -353,4 +353,7 @@ def _kept_modules(
         if parsed.role in QUANTIZED_ROLES | KEPT_MATRICES and module not in already:
             kept.append(module)
             is_needed |= parsed.role in QUANTIZED_ROLES
+    if format == "compressed-tensors" and inventory.model.is_tied and "lm_head" not in already:
+        # no tensor, but a module: "Linear" would match it (transformers 5.23 makes it up anew)
+        kept += ["lm_head"] if "lm_head" not in kept else []
     return named + tuple(kept) if is_needed else named

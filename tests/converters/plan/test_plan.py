@@ -383,6 +383,18 @@ def test_one_expert_may_be_kept(tiny: Path) -> None:
     assert sorted(kept) == [f"{name[:-1]}{side}_proj.weight" for side in ("down", "gate", "up")]
 
 
+def test_compressed_tensors_name_the_tied_head_which_is_a_module_without_a_tensor(
+    checkpoint: Checkpoint,
+) -> None:
+    tied = opened(checkpoint("tiny-qwen2"))
+    plan = plan_quantize(tied, OWN, "compressed-tensors", None)
+    assert plan.config["quantization_config"]["ignore"] == ["lm_head"]
+    assert (
+        "modules_to_not_convert"
+        not in native(checkpoint("tiny-qwen2")).config["quantization_config"]
+    )
+
+
 def test_compressed_tensors_name_every_matrix_that_is_kept(tiny: Path) -> None:
     plan = plan_quantize(opened(tiny), OWN, "compressed-tensors", None)
     matrices = {"lm_head"} | {f"model.layers.{i}.mlp.gate" for i in (1, 2, 3)}
