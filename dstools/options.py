@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from dstools_converters.errors import Finding
+
 SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "show_default": True,
@@ -129,6 +131,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def warn(finding: Finding) -> None:
+    """Print a finding on stderr as a warning, and its hint."""
+    click.echo(terminal(f"warning: {finding.where}: {finding.message}"), err=True)
+    if finding.hint:
+        hint(finding.hint)
 
 
 def hint(text: str) -> None:

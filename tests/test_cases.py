@@ -17,7 +17,6 @@ OPEN = {
     "b1_readme_recipe_moe",
     "b2_hints_lead_to_half_kept_experts",
     "c1_kept_by_prefix_or_fused_name",
-    "d1_shards_and_newer_single_file",
     "e1_adapter_beside",
     "f1_modelopt_fp8_without_quantization_config",
     "f2_pertensor_without_quant_method",

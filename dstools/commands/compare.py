@@ -36,12 +36,11 @@ dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --max-error 0.03"""
 @json_option
 def compare(a: str, b: str, max_error: float | None, workers: int, as_json: bool) -> None:
     """Show the errors of B against A: relative, maximum and bias, by role and worst first."""
-    from dstools.hub.source import resolve
-    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools.hub.source import open_source
     from dstools_converters.checkpoint.inventory import require_sound
     from dstools_converters.compare import compare as compare_inventories
 
-    with open_checkpoint(resolve(a)) as in_a, open_checkpoint(resolve(b)) as in_b:
+    with open_source(a) as in_a, open_source(b) as in_b:
         total = sum(info.nbytes for info in in_a.tensors.values())
         with progress_bar(total, "compare") as progress:
             report = compare_inventories(

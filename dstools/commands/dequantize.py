@@ -19,11 +19,10 @@ def dequantize(source: str, out: str, options: RunOptions) -> None:
 
     Other tensors are copied byte for byte. Interrupted, the same command resumes.
     """
-    from dstools.hub.source import resolve
-    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools.hub.source import open_source
     from dstools_converters.checkpoint.inventory import require_sound
     from dstools_converters.plan.plan import plan_dequantize
 
-    with open_checkpoint(resolve(source)) as checkpoint:
+    with open_source(source) as checkpoint:
         plan = plan_dequantize(require_sound(checkpoint))
         convert(plan, source, out, options)

@@ -80,8 +80,7 @@ def evaluate(
     from contextlib import ExitStack
     from tempfile import TemporaryDirectory
 
-    from dstools.hub.source import resolve
-    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools.hub.source import open_source
     from dstools_converters.checkpoint.inventory import require_sound
 
     if max_kl is not None and against is None:
@@ -92,11 +91,10 @@ def evaluate(
     from dstools_converters.layerwise import evaluate as evaluation
 
     torch.set_num_threads(workers)
-    folder = resolve(model)
     with ExitStack() as stack:
         inventories = [
-            require_sound(stack.enter_context(open_checkpoint(place)))
-            for place in (folder, *([resolve(against)] if against else []))
+            require_sound(stack.enter_context(open_source(place)))
+            for place in (model, *([against] if against else []))
         ]
         corpus = read_text(data, inventories[0], text)
         spills = stack.enter_context(TemporaryDirectory(prefix="dstools-eval-"))
@@ -114,7 +112,7 @@ def evaluate(
             progress=progress,
         )
     show(report, as_json, _text(report))
-    _keep(report, folder)
+    _keep(report, inventories[0].checkpoint.folder)
     if max_kl is not None and not (report.kl_mean or 0.0) <= max_kl:
         mean = f"{report.kl_mean:.3g} nats a token"
         click.echo(f"error: the mean KL is {mean}, more than {max_kl:g}", err=True)

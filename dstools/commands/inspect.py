@@ -23,14 +23,13 @@ def inspect(source: str, as_json: bool) -> None:
     """Show what a checkpoint holds: parameters, bytes, cache, quantization. Reads headers alone."""
     import gc
 
-    from dstools.hub.source import resolve
-    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools.hub.source import open_source
     from dstools_converters.checkpoint.inventory import take_inventory
     from dstools_converters.inspect import inspect as inspect_inventory
 
     gc.disable()  # no cycles in 90,000 tensors; collecting would take a fifth of the time
     try:
-        with open_checkpoint(resolve(source)) as checkpoint:
+        with open_source(source) as checkpoint:
             report = inspect_inventory(take_inventory(checkpoint))
     finally:
         gc.enable()

@@ -106,8 +106,7 @@ def quantize(
     Linear layers become E4M3 with one scale for each 128 x 128 weights. Embeddings, head, norms,
     router and the extra weights of MTP layers are copied. Interrupted, the same command resumes.
     """
-    from dstools.hub.source import resolve
-    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools.hub.source import open_source
     from dstools_converters.checkpoint.inventory import require_sound
     from dstools_converters.plan.plan import plan_quantize
     from dstools_converters.plan.recipe import Recipe, read_recipe
@@ -117,9 +116,9 @@ def quantize(
     elif not options.dry_run:
         require_new(out)  # before the text is read, which may take minutes
     rules = read_recipe(recipe) if recipe else Recipe()
-    with open_checkpoint(resolve(source)) as checkpoint:
+    with open_source(source) as checkpoint:
         inventory = require_sound(checkpoint)
-        original = require_sound(open_checkpoint(resolve(base))) if base else None
+        original = require_sound(open_source(base)) if base else None
         calibration = None
         if data is not None:
             calibration = read_calibration(

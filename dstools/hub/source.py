@@ -1,9 +1,14 @@
-"""Resolving a SOURCE to a folder: a local one, or a repository in the Hub's cache."""
+"""Resolving a SOURCE to a folder, local or in the Hub's cache, and opening its checkpoint."""
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dstools.options import warn
 from dstools_converters.errors import DstoolsError
+
+if TYPE_CHECKING:
+    from dstools_converters.checkpoint.folder import Checkpoint
 
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -28,3 +33,16 @@ def resolve(source: str) -> Path:
         raise DstoolsError(
             f"{source}: no such folder, and not in the Hub cache", f"download it first: {download}"
         ) from error
+
+
+def open_source(source: str) -> "Checkpoint":
+    """Return the checkpoint of `source`, opened; prints the warnings about its files.
+
+    Raises DstoolsError at the first fault of its files.
+    """
+    from dstools_converters.checkpoint.folder import open_checkpoint
+
+    checkpoint = open_checkpoint(resolve(source))
+    for finding in checkpoint.warnings:
+        warn(finding)
+    return checkpoint

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools.hub.source import open_source
 from dstools_converters.checkpoint.inventory import Inventory, take_inventory
 from dstools_converters.errors import DstoolsError
 from dstools_converters.inspect import Report, inspect
@@ -56,7 +56,7 @@ def read_sheet(folder: Path) -> Sheet:
     """
     if not folder.is_dir():
         raise DstoolsError(f"{folder}: no such folder", "name a quantized checkpoint's folder")
-    with open_checkpoint(folder) as checkpoint:
+    with open_source(str(folder)) as checkpoint:
         inventory = take_inventory(checkpoint)
     if inventory.scheme is None:
         raise DstoolsError(

@@ -38,12 +38,14 @@ class Checkpoint:
         tensors: dict[str, TensorInfo],
         shards: dict[str, Shard],
         index_metadata: dict[str, Any],
+        warnings: tuple[Finding, ...] = (),
     ) -> None:
         self.folder = folder
         self.config = config
         self.tensors = tensors
         self.shards = shards
         self.index_metadata = index_metadata
+        self.warnings = warnings  # of its files: what is beside the checkpoint and not read
         self._files: dict[str, int] = {}
         self._lock = Lock()
 
@@ -165,13 +167,32 @@ def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
             tensors[info.name] = info
     if (folder / INDEX).exists():
         findings += _disagreements(weight_map, tensors, shards)
-    unlisted = {path.name for path in folder.glob("*.safetensors")} - set(weight_map.values())
-    findings += [
-        Finding.warning("shard-unlisted", printable(name), "is not in the index; ignored")
-        for name in sorted(unlisted)
-    ]
+    findings += _unlisted(folder, set(weight_map.values()))
     metadata = metadata if isinstance(metadata, dict) else {}
-    return Checkpoint(folder, config, tensors, shards, metadata), findings
+    warnings = tuple(finding for finding in findings if finding.level == "warning")
+    return Checkpoint(folder, config, tensors, shards, metadata, warnings), findings
+
+
+def _unlisted(folder: Path, listed: set[str]) -> Iterator[Finding]:
+    """Yield the files of weights that no index lists.
+
+    Of an index and a model.safetensors beside it, readers take different ones: transformers the
+    single file, others the shards of the index. Source: modeling_utils.py,
+    _get_resolved_checkpoint_files; Blaizzy/mlx-vlm#1464.
+    """
+    for name in sorted({path.name for path in folder.glob("*.safetensors")} - listed):
+        if name == SINGLE:
+            yield Finding.error(
+                "weights-twice",
+                f"{SINGLE} and {INDEX}",
+                f"are two sets of weights: transformers loads {SINGLE}, other tools the shards of "
+                "the index",
+                f"delete the older one: {SINGLE}, or {INDEX} with its shards",
+            )
+        else:
+            yield Finding.warning(
+                "shard-unlisted", printable(name), "is not part of the checkpoint; not read"
+            )
 
 
 def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], Any]:

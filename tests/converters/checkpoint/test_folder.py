@@ -205,7 +205,43 @@ def test_a_shard_that_the_index_does_not_name_is_a_warning_and_ignored(tmp_path:
     assert [(f.level, f.code, f.where) for f in findings] == [
         ("warning", "shard-unlisted", "a\\x1b.safetensors")
     ]
+    assert list(found.warnings) == findings
     assert list(open_checkpoint(folder).tensors) == list(found.tensors) == ["a", "b"]
+
+
+@pytest.mark.parametrize("newer", [SINGLE, INDEX])
+@pytest.mark.parametrize("kept", ["shards", "the index alone"])
+def test_an_index_beside_a_single_file_is_refused_whichever_is_newer(
+    tmp_path: Path, newer: str, kept: str
+) -> None:
+    folder = folder_of(tmp_path, TWO_SHARDS | {SINGLE: ONE}, GOOD_MAP)
+    if kept == "the index alone":
+        (folder / "one.safetensors").unlink()
+        (folder / "two.safetensors").unlink()
+    os.utime(folder / newer, (2e9, 2e9))
+    checkpoint, findings = scan(folder)
+    twice = next(finding for finding in findings if finding.code == "weights-twice")
+    assert twice.level == "error"
+    assert twice.where == f"{SINGLE} and {INDEX}"
+    assert checkpoint.warnings == ()
+    with pytest.raises(DstoolsError):
+        open_checkpoint(folder)
+
+
+def test_an_index_that_lists_the_single_file_is_one_set_of_weights(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, {SINGLE: ONE}, {"a": SINGLE})
+    assert scan(folder)[1] == []
+
+
+@pytest.mark.parametrize("deleted", ["single", "index and shards"])
+def test_two_sets_of_weights_are_read_after_what_the_hint_says(
+    tmp_path: Path, deleted: str
+) -> None:
+    folder = folder_of(tmp_path, TWO_SHARDS | {SINGLE: ONE}, GOOD_MAP)
+    names = [SINGLE] if deleted == "single" else [INDEX, *TWO_SHARDS]
+    for name in names:
+        (folder / name).unlink()
+    assert list(contents(folder)) == (["a", "b"] if deleted == "single" else ["a"])
 
 
 def not_a_file(path: Path, kind: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -175,3 +176,22 @@ def test_nothing_reaches_for_the_network(offline: str, cache: Path, tiny: Path) 
     assert missing.returncode == 1
     assert missing.stderr.startswith("error: deep-org/Other: no such folder")
     assert "Traceback" not in missing.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "quantize", "dequantize", "compare", "report"])
+def test_every_command_warns_of_weights_that_it_does_not_read(
+    command: str, tiny: Path, tiny_fp8: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    is_fp8_needed = command in ("dequantize", "report")
+    shutil.copytree(tiny_fp8 if is_fp8_needed else tiny, folder)
+    folder.chmod(0o755)
+    (folder / "stray.safetensors").write_bytes(b"")
+    words = {
+        "quantize": [folder, tmp_path / "out"],
+        "dequantize": [folder, tmp_path / "out"],
+        "compare": [folder, folder],
+    }
+    result = CliRunner().invoke(main, [command, *map(str, words.get(command, [folder]))])
+    assert result.exit_code == 0, result.output
+    assert "warning: stray.safetensors: is not part of the checkpoint" in result.stderr
