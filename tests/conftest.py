@@ -90,6 +90,19 @@ def tiny_fp8(checkpoint: Callable[..., Path]) -> Path:
     return checkpoint("tiny", fp8="float32")
 
 
+@pytest.fixture(scope="session")
+def padded_sample(
+    load_script: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The trained sample model in sizes that engines serve, by scripts/pad_sample_model.py."""
+    folder = tmp_path_factory.mktemp("padded") / "sample"
+    load_script("pad_sample_model").pad(SCRIPTS.parent / "tests" / "data" / "sample-v3", folder)
+    for file in folder.iterdir():
+        file.chmod(0o444)
+    folder.chmod(0o555)
+    return folder
+
+
 Shards = dict[str, dict[str, tuple[str, list[int]]]]  # file -> tensor -> dtype, shape
 ITEM_BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "F8_E5M2": 1, "U8": 1, "BF16": 2, "F16": 2, "F32": 4}
 

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from dstools.cli import main
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -19,3 +22,16 @@ def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True)
 
     return run
+
+
+@pytest.fixture
+def make_fp8(tmp_path: Path) -> Callable[[Path], Path]:
+    """make_fp8(source): what `dstools quantize` makes of it."""
+
+    def make(source: Path) -> Path:
+        out = tmp_path / f"{source.name}-fp8"
+        result = CliRunner().invoke(main, ["quantize", str(source), str(out)])
+        assert result.exit_code == 0, result.output
+        return out
+
+    return make
