@@ -23,6 +23,10 @@ from dstools_converters.files import strict_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+WEIGHT_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl",
+)  # fmt: skip
+TRAINER_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")  # not weights
 MAX_JSON_BYTES = 1 << 30
 MAX_OPEN_FILES = 16  # of a checkpoint that may have thousands
 MADV_POPULATE_READ = 22  # Linux 5.14, mman-common.h; not named in Python 3.11
@@ -166,7 +170,8 @@ def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
                 findings.append(Finding.error("tensor-twice", info.where, f"also in {other}"))
             tensors[info.name] = info
     if (folder / INDEX).exists():
-        findings += _disagreements(weight_map, tensors, shards)
+        tied = "lm_head.weight" if config.get("tie_word_embeddings") is True else ""
+        findings += _disagreements(weight_map, tensors, shards, tied)
     findings += _unlisted(folder, set(weight_map.values()))
     metadata = metadata if isinstance(metadata, dict) else {}
     warnings = tuple(finding for finding in findings if finding.level == "warning")
@@ -200,6 +205,8 @@ def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], 
     if not (folder / INDEX).exists():
         if not os.path.lexists(folder / SINGLE):
             several = len(list(folder.glob("*.safetensors")))
+            if not several:
+                _refuse_other_weights(folder)
             raise DstoolsError(
                 f"{folder}: {several} .safetensors files, but neither {SINGLE} nor {INDEX}",
                 "check that the download is complete; a sharded checkpoint needs its index",
@@ -231,6 +238,24 @@ def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], 
     return weight_map, index.get("metadata")
 
 
+def _refuse_other_weights(folder: Path) -> None:
+    """Raise DstoolsError where the folder holds weights in a form that is not read."""
+    names = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in WEIGHT_SUFFIXES and not path.name.startswith(TRAINER_STATE)
+    )
+    if names:
+        command = f"from_pretrained({str(folder)!r}, dtype='auto').save_pretrained('NEW')"
+        raise DstoolsError(
+            f"{folder}: holds {printable(names[0])}, but no .safetensors file",
+            f"convert it in Python: transformers.AutoModelForCausalLM.{command}; then copy the "
+            "tokenizer's files to NEW"
+            if names[0].startswith("pytorch_model")
+            else "only .safetensors files are read; download the model in that form",
+        )
+
+
 def _is_plain(shard: str) -> bool:
     return (
         shard.endswith(".safetensors")
@@ -242,15 +267,25 @@ def _is_plain(shard: str) -> bool:
 
 
 def _disagreements(
-    weight_map: dict[str, str], tensors: dict[str, TensorInfo], shards: dict[str, Shard]
+    weight_map: dict[str, str], tensors: dict[str, TensorInfo], shards: dict[str, Shard], tied: str
 ) -> Iterator[Finding]:
-    """Yield where index and shards disagree on the place of a tensor."""
+    """Yield where index and shards disagree on the place of a tensor.
+
+    `tied` is the head of a model that uses its embeddings as head: no shard needs to hold it.
+    """
     if weight_map == {info.name: info.shard for info in tensors.values()}:
         return
     for name, shard in weight_map.items():
         info = tensors.get(name)
         if shard not in shards or (info is not None and info.shard == shard):
             continue  # an unreadable shard has its own finding
+        if name == tied and info is None:
+            yield Finding.warning(
+                "index-disagrees",
+                f"{INDEX}: {name}",
+                f"should be in {shard}, but no shard holds it; it is tied to the embeddings",
+            )
+            continue
         actual = "no shard holds it" if info is None else f"it is in {info.shard}"
         yield Finding.error(
             "index-disagrees",

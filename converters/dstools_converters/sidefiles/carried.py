@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dstools_converters.checkpoint.folder import INDEX
+from dstools_converters.checkpoint.folder import INDEX, WEIGHT_SUFFIXES
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.sidefiles.calibration import CALIBRATION
 from dstools_converters.sidefiles.evaluation import EVAL
@@ -10,9 +10,6 @@ from dstools_converters.sidefiles.expert_load import EXPERT_LOAD
 from dstools_converters.sidefiles.manifest import MANIFEST
 
 MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; larger files are other forms of weights
-WEIGHT_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl",
-)  # fmt: skip
 # describe the source, and the output has its own
 WRITTEN = ("config.json", INDEX, MANIFEST, "SHA256SUMS", CALIBRATION, EXPERT_LOAD, EVAL)
 REPORTS = ("report.html", "report.md")

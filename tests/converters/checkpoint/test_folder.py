@@ -244,6 +244,73 @@ def test_two_sets_of_weights_are_read_after_what_the_hint_says(
     assert list(contents(folder)) == (["a", "b"] if deleted == "single" else ["a"])
 
 
+HEAD = {"lm_head.weight": "one.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("config", "index", "level"),
+    [
+        ({"tie_word_embeddings": True}, HEAD, "warning"),  # as older transformers wrote
+        ({"tie_word_embeddings": False}, HEAD, "error"),
+        ({}, HEAD, "error"),
+        ({"tie_word_embeddings": True}, {"model.norm.weight": "one.safetensors"}, "error"),
+        ({"tie_word_embeddings": True}, {"lm_head.bias": "one.safetensors"}, "error"),
+    ],
+)
+def test_a_tied_head_in_the_index_alone_is_a_warning(
+    tmp_path: Path, config: dict[str, Any], index: dict[str, str], level: str
+) -> None:
+    folder = folder_of(tmp_path, TWO_SHARDS, GOOD_MAP | index)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+    (finding,) = scan(folder)[1]
+    assert (finding.level, finding.code) == (level, "index-disagrees")
+    assert finding.where == f"{INDEX}: {next(iter(index))}"
+    assert ("tied" in finding.message) == (level == "warning")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["pytorch_model.bin"],
+        ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"],
+        ["consolidated.00.pth"],
+        ["model-Q4_K_M.gguf"],
+        ["tf_model.h5"],
+    ],
+)
+def test_weights_in_another_form_are_named(tmp_path: Path, names: list[str]) -> None:
+    folder = folder_of(tmp_path, dict.fromkeys([*names, "training_args.bin"], b"x"))
+    with pytest.raises(DstoolsError) as error:
+        open_checkpoint(folder)
+    assert str(error.value) == f"{folder}: holds {names[0]}, but no .safetensors file"
+    assert ("from_pretrained" in error.value.hint) == names[0].startswith("pytorch_model")
+
+
+def test_the_hint_converts_pytorch_model_bin(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    source, folder = checkpoint("tiny-llama"), tmp_path / "it's a model"
+    folder.mkdir()
+    shutil.copy(source / "config.json", folder)
+    stored = {}
+    for shard in source.glob("*.safetensors"):
+        stored |= load_file(shard)
+    torch.save(stored, folder / "pytorch_model.bin")
+    with pytest.raises(DstoolsError) as error:
+        open_checkpoint(folder)
+    statement = error.value.hint.removeprefix("convert it in Python: ").partition("; ")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(statement, {"transformers": transformers})
+    with open_checkpoint(tmp_path / "NEW") as converted:
+        assert {name: info.shape for name, info in converted.tensors.items()} == {
+            name: tuple(tensor.shape) for name, tensor in stored.items()
+        }
+
+
 def not_a_file(path: Path, kind: str) -> None:
     path.unlink(missing_ok=True)
     if kind == "FIFO":

@@ -381,6 +381,34 @@ def test_the_zoo_s_folder_is_good_before_it_is_damaged(
     assert (code, report["findings"]) == (0, [])
 
 
+@pytest.mark.parametrize("metadata", [None, {}, {"total_size": 123}, {"format": "pt"}, "none"])
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_total_size_that_is_wrong_or_missing_is_an_error_in_our_outputs_alone(
+    metadata: object, is_ours: bool, tiny: Path, quantized: Convert, edited: Edited, ask: Ask
+) -> None:
+    """DeepSeek's fp8_cast_bf16.py writes "metadata": {}; no engine reads the number."""
+    path = edited(quantized(tiny)).write()
+    index = json.loads((path / INDEX).read_text()) | {"metadata": metadata}
+    if metadata is None:
+        del index["metadata"]
+    (path / INDEX).write_text(json.dumps(index))
+    if not is_ours:
+        (path / "manifest.json").unlink()
+    code, report = ask(path)
+    (finding,) = report["findings"]
+    assert (finding["code"], finding["where"]) == ("total-size", INDEX)
+    assert (finding["level"], code) == (("error", 3) if is_ours else ("warning", 0))
+    assert "None" not in finding["message"]
+
+
+def test_a_total_size_that_is_a_float_is_no_fault(tiny: Path, edited: Edited, ask: Ask) -> None:
+    path = edited(tiny).write()
+    index = json.loads((path / INDEX).read_text())
+    index["metadata"]["total_size"] = float(index["metadata"]["total_size"])
+    (path / INDEX).write_text(json.dumps(index))
+    assert ask(path)[1]["findings"] == []
+
+
 def test_what_safetensors_itself_refuses_is_an_error(
     tiny_fp8: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:
