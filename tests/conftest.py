@@ -104,7 +104,16 @@ def padded_sample(
 
 
 Shards = dict[str, dict[str, tuple[str, list[int]]]]  # file -> tensor -> dtype, shape
-ITEM_BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "F8_E5M2": 1, "U8": 1, "BF16": 2, "F16": 2, "F32": 4}
+ITEM_BYTES = {
+    "F8_E4M3": 1,
+    "F8_E8M0": 1,
+    "F8_E5M2": 1,
+    "U8": 1,
+    "BF16": 2,
+    "F16": 2,
+    "I32": 4,
+    "F32": 4,
+}
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dstools.options import Command, hint_command, json_option, show, size, source_argument
+from dstools.options import Command, hint_command, json_option, show, size, source_argument, warn
 
 if TYPE_CHECKING:
     from dstools_converters.inspect import Report
@@ -24,19 +24,25 @@ def inspect(source: str, as_json: bool) -> None:
     import gc
 
     from dstools.hub.source import open_source
-    from dstools_converters.checkpoint.inventory import take_inventory
+    from dstools_converters.checkpoint.inventory import check, take_inventory
     from dstools_converters.inspect import inspect as inspect_inventory
 
     gc.disable()  # no cycles in 90,000 tensors; collecting would take a fifth of the time
     try:
         with open_source(source) as checkpoint:
-            report = inspect_inventory(take_inventory(checkpoint))
+            inventory = take_inventory(checkpoint)
+            report = inspect_inventory(inventory)
+            errors = []
+            if inventory.scheme is None:  # which `quantize` may take, if nothing is wrong with it
+                errors = [finding for finding in check(inventory) if finding.level == "error"]
     finally:
         gc.enable()
     for line in report.disagreements:
         click.echo(f"warning: unlike config.json, {line}", err=True)
+    for finding in errors[:1]:
+        warn(finding)
     show(report, as_json, _text(report))
-    if report.quantization == "none":
+    if report.quantization == "none" and not errors:
         hint_command("quantize", source, "OUT", "--dry-run")
     else:
         hint_command("verify", source)

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dstools_converters.checkpoint.folder import Checkpoint
+from dstools_converters.checkpoint.foreign import quantization_name, refuse_quantization_file
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.scheme import QuantScheme, read_scheme
 from dstools_converters.checkpoint.storage import (
     CODE_DTYPES,
     FLOATS,
+    NEVER_CODES,
     SCALE_DTYPES,
     Storage,
     read_storage,
@@ -64,10 +66,14 @@ class Inventory:
 def take_inventory(checkpoint: Checkpoint) -> Inventory:
     """Return the inventory of a checkpoint.
 
-    Raises DstoolsError for a model or a quantization that is not read.
+    Raises DstoolsError for a model or a quantization that is not read. A `quantization_config`
+    without any quantized tensor is not read: `check` reports it.
     """
     model = read_model(checkpoint.config)
-    scheme = read_scheme(checkpoint.config)
+    is_quantized = any(info.dtype not in NEVER_CODES for info in checkpoint.tensors.values())
+    scheme = read_scheme(checkpoint.config) if is_quantized else None
+    if is_quantized and scheme is None:
+        refuse_quantization_file(checkpoint.folder)
     parse, layers = model.spelling.parse, model.num_hidden_layers
     names = {name: parse(name, layers) for name in checkpoint.tensors}
     storage = read_storage(checkpoint.tensors, scheme)
@@ -193,23 +199,33 @@ def _wrong_shape(info: TensorInfo, wanted: tuple[int, ...]) -> Finding:
 def _check_scales(inventory: Inventory) -> Iterator[Finding]:
     tensors, scheme = inventory.tensors, inventory.scheme
     fp8 = [info for info in tensors.values() if info.dtype in CODE_DTYPES]
-    scales = {name: storage.scale for name, storage in inventory.quantized().items()}
-    if scheme is None:
-        for info in fp8[:1]:
-            yield Finding.error(
-                "quantization-unnamed",
-                info.where,
-                "is FP8, but config.json has no quantization_config",
-                "without it an engine reads the codes as weights; restore the original config.json",
-            )
-        return
-    if not fp8:
+    block = inventory.checkpoint.config.get("quantization_config")
+    if block is not None and not fp8:
+        name = quantization_name(block)
         yield Finding.error(
             "quantization-empty",
             "config.json",
-            "has a quantization_config, but no weight is FP8",
-            "remove quantization_config, or download the quantized shards",
+            f"has a quantization_config{f', {name},' if name else ''} but no weight is quantized",
+            "remove quantization_config from config.json, or download the quantized shards",
         )
+    if scheme is not None:
+        yield from _check_codes(inventory, scheme, fp8)
+    elif fp8:
+        yield Finding.error(
+            "quantization-unnamed",
+            fp8[0].where,
+            "is FP8, but config.json has no quantization_config",
+            "without it an engine reads the codes as weights; restore the original config.json",
+        )
+        return
+    yield from _check_orphans(inventory)
+
+
+def _check_codes(
+    inventory: Inventory, scheme: QuantScheme, fp8: list[TensorInfo]
+) -> Iterator[Finding]:
+    """Yield FP8 weights without a scale, or with one of a wrong shape or dtype."""
+    scales = {name: storage.scale for name, storage in inventory.quantized().items()}
     for info in fp8:
         if inventory.names[info.name] is None:
             continue  # reported as an unknown tensor
@@ -235,7 +251,11 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
             yield Finding.error(
                 "scale-dtype", scale.where, f"is {scale.dtype}, not a dtype of scales"
             )
-    belonging = {info.name for info in scales.values()}
+
+
+def _check_orphans(inventory: Inventory) -> Iterator[Finding]:
+    """Yield scales of weights that are not quantized."""
+    belonging = {storage.scale.name for storage in inventory.quantized().values()}
     for spelled, parsed in inventory.names.items():
         if parsed is None or parsed.part not in ("weight_scale_inv", "weight_scale"):
             continue
@@ -243,7 +263,7 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
             module = inventory.model.spelling.module(parsed)
             yield Finding.error(
                 "scale-orphaned",
-                tensors[spelled].where,
+                inventory.tensors[spelled].where,
                 f"scales nothing: {printable(module)}.weight is not an FP8 weight beside it",
                 "weights and scales are from different checkpoints, or the config names another "
                 "format",

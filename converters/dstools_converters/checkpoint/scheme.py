@@ -8,6 +8,7 @@ FP8_BLOCK in quant_scheme.py.
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from dstools_converters.checkpoint.foreign import HINT, quantization_name
 from dstools_converters.errors import DstoolsError
 from dstools_converters.families.names import Role
 from dstools_kernels.fp8 import ScaleFormat
@@ -115,6 +116,11 @@ def read_scheme(config: dict[str, Any]) -> QuantScheme | None:
     method = quantization.get("quant_method")
     if method == "fp8":
         block = quantization.get("weight_block_size")
+        if block is None:
+            raise DstoolsError(
+                "config.json: per-tensor FP8 is not supported",
+                f"{HINT}; block FP8 names weight_block_size",
+            )
         kept = quantization.get("modules_to_not_convert") or quantization.get("ignored_layers")
         scale_format = SCALE_FMTS.get(str(quantization.get("scale_fmt")))
         if scale_format is None:
@@ -125,9 +131,16 @@ def read_scheme(config: dict[str, Any]) -> QuantScheme | None:
         return QuantScheme("native", scale_format, _block(block), _strings(kept))
     if method == "compressed-tensors":
         return _read_compressed_tensors(quantization)
+    name = quantization_name(quantization)
+    if name:
+        raise DstoolsError(
+            f"config.json: {name} is not supported",
+            f'{HINT}; supported are "fp8" with weight_block_size, and "compressed-tensors" with '
+            "block FP8",
+        )
+    fault = "has no quant_method" if quantization else "is empty"
     raise DstoolsError(
-        f"config.json: quant_method {method!r} is not supported",
-        'supported are "fp8" with weight_block_size, and "compressed-tensors" with block FP8',
+        f"config.json: quantization_config {fault}, so the quantization is unknown", HINT
     )
 
 
@@ -159,7 +172,7 @@ def _block(value: Any) -> tuple[int, int]:
     ):
         raise DstoolsError(
             f"config.json: the block size {value!r} is not two natural numbers",
-            "per-tensor FP8 is not read; block FP8 names weight_block_size",
+            "weight_block_size or block_structure holds the rows and columns of a block",
         )
     return value[0], value[1]
 

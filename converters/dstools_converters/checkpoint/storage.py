@@ -19,6 +19,7 @@ from dstools_kernels.fp8 import Dtype
 StorageFormat = Literal["plain", "fp8-block"]
 FLOATS: tuple[Dtype, ...] = get_args(Dtype)  # of weights that are not quantized
 CODE_DTYPES = ("F8_E4M3",)
+NEVER_CODES = (*FLOATS, "F64", "I64", "BOOL")  # dtypes in which no quantization stores weights
 SCALE_DTYPES = ("F32", "BF16", "F8_E8M0")
 NO_BLOCKS = (1, 1)
 

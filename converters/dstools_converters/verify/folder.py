@@ -82,8 +82,8 @@ def verify(
         try:
             inventory = take_inventory(checkpoint)
         except DstoolsError as error:
-            message = str(error).removeprefix("config.json: ")
-            findings.append(Finding.error("config", "config.json", message, error.hint))
+            where, _, message = str(error).partition(": ")
+            findings.append(Finding.error("config", where, message, error.hint))
             results.not_checked.append("names, shapes and scales: the config cannot be read")
         else:
             notes = _check_inside(inventory, manifest, results)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import Result
 
 Checkpoint = Callable[..., Path]
@@ -46,3 +47,51 @@ def test_inspect_warns_of_what_config_and_shards_do_not_share(
     assert "warning: unlike config.json, 2 routed_up.weight [160, 256] missing" in stderr
     assert "1 eh_proj.weight [256, 512] of MTP layers too many" in stderr
     assert json.loads(ok("inspect", more, "--json").stdout)["disagreements"]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "gptq", "bits": 4},
+        {"producer": {"name": "modelopt"}, "quant_algo": "FP8"},
+        {},
+    ],
+)
+def test_inspect_shows_a_merged_model_and_warns_of_the_block_of_its_training(
+    block: dict[str, Any], edited: Callable[..., Path], ok: Run, tiny: Path, tmp_path: Path
+) -> None:
+    result = ok("inspect", edited(tiny, tmp_path / "merged", quantization_config=block))
+    assert result.stdout == ok("inspect", tiny).stdout
+    assert "warning: config.json: " in result.stderr
+    assert "hint: remove quantization_config from config.json" in result.stderr
+    assert "None" not in result.stderr
+
+
+def test_inspect_hints_at_quantize_only_where_quantize_would_take_it(
+    edited: Callable[..., Path], ok: Run, dstools: Run, tiny: Path, tmp_path: Path
+) -> None:
+    for number, (folder, is_taken) in enumerate({
+        tiny: True,
+        edited(tiny, tmp_path / "block", quantization_config={}): False,
+        edited(tiny, tmp_path / "expert", n_routed_experts=9): False,
+        edited(tiny, tmp_path / "layers", num_hidden_layers=2): False,
+    }.items()):  # fmt: skip
+        hints = [line for line in ok("inspect", folder).stderr.splitlines() if "dstools" in line]
+        command = "quantize" if is_taken else "verify"
+        assert hints[-1].startswith(f"hint: dstools {command} {folder}")
+        result = dstools("quantize", folder, tmp_path / f"out{number}", "--dry-run")
+        assert (result.exit_code == 0) == is_taken
+
+
+def test_inspect_refuses_modelopt_by_name(
+    headers: Callable[..., Any], sparse: Callable[..., Path], dstools: Run, tiny_fp8: Path
+) -> None:
+    config, shards = headers(tiny_fp8)
+    del config["quantization_config"]
+    folder = sparse(config, shards)
+    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    result = dstools("inspect", folder)
+    assert result.exit_code == 1
+    assert "hf_quant_config.json: ModelOpt FP8 is not supported" in result.stderr
+    assert "dstools quantize" not in result.output
