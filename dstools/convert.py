@@ -18,9 +18,10 @@ from dstools.options import (
     show,
     size,
     terminal,
+    warn,
     workers_option,
 )
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, Finding
 
 if TYPE_CHECKING:
     from dstools_converters.plan.plan import Plan
@@ -76,6 +77,7 @@ def convert(
 
     if options.lists_tensors and not options.dry_run:
         raise click.UsageError("--list needs --dry-run")
+    _warn_of_what_is_left_out(plan)
     if options.dry_run:
         from dstools.dryrun import show_plan
 
@@ -100,6 +102,20 @@ def convert(
         )
     _show_report(report, out, options.as_json)
     hint_command("verify", out, "--source", source)
+
+
+def _warn_of_what_is_left_out(plan: "Plan") -> None:
+    """Name on stderr the scales that the output will lack."""
+    scales = plan.left_out
+    if scales:
+        warn(
+            Finding.warning(
+                "scales-left-out",
+                scales[0].where,
+                f"is one of {len(scales)} scales of activations that are left out: the output has "
+                "no use for them",
+            )
+        )
 
 
 def _require_place(plan: "Plan", out: str) -> None:

@@ -23,7 +23,6 @@ OPEN = {
     "g3_layers_reduced_in_config",
     "g5_dense_layers_reduced",
     "g6_language_model_prefix",
-    "i1_scalar_kv_scales",
     "j1_all_zero_weight",
     "k1_qwen2_with_foreign_tokenizer",
     "l1_lfs_pointer_tokenizer",

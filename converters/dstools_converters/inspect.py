@@ -106,6 +106,8 @@ def _total(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> _Totals
         for part in inventory.storage[info.name].parts:
             totals.bytes_by_dtype[part.dtype] += count * part.nbytes
             totals.bytes_by_role[role] += count * part.nbytes
+        if parsed is not None and parsed.is_activation_scale:
+            continue
         if parsed is not None and parsed.is_mtp:
             totals.parameters_mtp += count * info.numel
         else:
@@ -135,7 +137,9 @@ def _disagreements(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) ->
     optional = {(n.role, shape) for n, shape in inventory.model.optional_weights()}
     for info, count in kinds:
         parsed = inventory.names[info.name]
-        if parsed is not None and (parsed.role, info.shape) not in optional:
+        if parsed is None or parsed.is_activation_scale:
+            continue
+        if (parsed.role, info.shape) not in optional:
             kind = (f"{parsed.role}.{parsed.part}", info.shape, parsed.is_mtp)
             wanted[kind] = wanted.get(kind, 0) - count
     return [

@@ -94,6 +94,7 @@ def check(inventory: Inventory) -> Iterator[Finding]:
     yield from _check_mtp(inventory)
     yield from _check_weights(inventory)
     yield from _check_scales(inventory)
+    yield from _check_activation_scales(inventory)
     for info in inventory.unknown:
         if info.dtype.startswith("F8"):
             yield Finding.error(
@@ -153,7 +154,9 @@ def _check_weights(inventory: Inventory) -> Iterator[Finding]:
         if info is not None and info.shape != shape:
             yield _wrong_shape(info, shape)
     for spelled, parsed in inventory.names.items():
-        if parsed is None or wanted[spelled] or parsed.part in ("weight_scale", "weight_scale_inv"):
+        if parsed is None or wanted[spelled] or parsed.is_activation_scale:
+            continue
+        if parsed.part in ("weight_scale", "weight_scale_inv"):
             continue
         if not parsed.is_mtp or inventory.model.num_mtp_layers:
             yield Finding.error(
@@ -268,3 +271,30 @@ def _check_orphans(inventory: Inventory) -> Iterator[Finding]:
                 "weights and scales are from different checkpoints, or the config names another "
                 "format",
             )
+
+
+def _check_activation_scales(inventory: Inventory) -> Iterator[Finding]:
+    """Yield scales of a KV cache that are not one number, and any scales of inputs."""
+    of_inputs = []
+    for spelled, parsed in inventory.names.items():
+        if parsed is None or not parsed.is_activation_scale:
+            continue
+        info = inventory.tensors[spelled]
+        if parsed.role != "kv_cache":
+            of_inputs.append(info)
+        elif info.numel != 1:
+            yield Finding.error(
+                "shape",
+                info.where,
+                f"is {list(info.shape)}; a scale of a KV cache is one number",
+                "only one scale for each layer is read; save the cache's scales that way, or "
+                "remove them",
+            )
+    if of_inputs:
+        yield Finding.warning(
+            "input-scale",
+            of_inputs[0].where,
+            f"is one of {len(of_inputs)} static scales of inputs; the inputs of block FP8 are "
+            "scaled as they come",
+            "dstools quantize and dequantize leave them out",
+        )

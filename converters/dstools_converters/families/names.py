@@ -34,8 +34,19 @@ FUSED: tuple[tuple[Role, ...], ...] = (
     ("routed_gate", "routed_up"),
     ("shared_gate", "shared_up"),
 )
-OUTSIDE_PARTS = ("weight", "bias", "weight_scale_inv", "weight_scale")  # of modules in no layer
-PARTS = (*OUTSIDE_PARTS, "e_score_correction_bias", "k_scale", "v_scale")
+INPUT_SCALES = ("input_scale", "activation_scale")  # static, of the inputs of a module
+# of attention, for an FP8 KV cache. Source: vLLM's maybe_remap_kv_scale_name and
+# get_cache_scale_mapper, which read the spellings of AutoFP8, ModelOpt, compressed-tensors, Quark
+CACHE_SCALES = (
+    "k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "k_zero_point", "v_zero_point",
+    "attn.k_scale", "attn.v_scale", "attn.q_scale", "attn.prob_scale",
+    "k_proj.k_scale", "v_proj.v_scale", "qkv_proj.k_scale", "qkv_proj.v_scale",
+    "q_proj.output_scale", "k_proj.output_scale", "v_proj.output_scale", "prob_output_scale",
+)  # fmt: skip
+# of modules in no layer
+OUTSIDE_PARTS = ("weight", "bias", "weight_scale_inv", "weight_scale", *INPUT_SCALES)
+INSIDE_PARTS = (*OUTSIDE_PARTS, "e_score_correction_bias")
+PARTS = (*INSIDE_PARTS, *CACHE_SCALES)
 
 
 class TensorName(NamedTuple):
@@ -46,6 +57,11 @@ class TensorName(NamedTuple):
     layer: int | None = None
     expert: int | None = None
     is_mtp: bool = False  # of a layer after the last of `num_hidden_layers`
+
+    @property
+    def is_activation_scale(self) -> bool:
+        """Return whether it scales activations: the inputs of a module, or a KV cache."""
+        return self.role == "kv_cache" or self.part in INPUT_SCALES
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +113,9 @@ class Spelling:
 @lru_cache(1 << 14)  # layers repeat each other: V3's 91,991 names have 1,600 different tails
 def _parse_inside(spelling: Spelling, tail: str) -> tuple[Role, str, int | None] | None:
     """Return (role, part, expert) of `tail`, the name after the number of its layer."""
+    module, _, part = tail.partition(".")
+    if spelling.inside.get(module) == "kv_cache" and part in CACHE_SCALES:
+        return "kv_cache", part, None
     module, _, part = tail.rpartition(".")
     expert = None
     if module.startswith(spelling.experts):
@@ -107,9 +126,9 @@ def _parse_inside(spelling: Spelling, tail: str) -> tuple[Role, str, int | None]
     role = spelling.inside.get(module)
     if part == "e_score_correction_bias":
         role = "e_score_correction_bias" if role == "router" else None
-    if (role == "kv_cache") != (part in ("k_scale", "v_scale")):
-        role = None
-    return None if role is None or part not in PARTS else (role, part, expert)
+    if role is None or role == "kv_cache" or part not in INSIDE_PARTS:
+        return None
+    return role, part, expert
 
 
 @lru_cache(1 << 14)

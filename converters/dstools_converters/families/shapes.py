@@ -121,7 +121,7 @@ class Model:
     def optional_weights(self) -> Iterator[tuple[TensorName, tuple[int, ...]]]:
         """Yield weights that a checkpoint may hold besides `weights`, with their shapes.
 
-        These are tied heads, an MTP layer's shared weights, and the scales of an FP8 KV cache.
+        These are tied heads and an MTP layer's shared weights.
         """
         shape = (self.vocab_size, self.hidden_size)
         if self.is_tied:
@@ -129,12 +129,6 @@ class Model:
         for layer in range(self.num_hidden_layers, self.num_layers):
             yield TensorName("mtp_embed_tokens", "weight", layer, None, True), shape
             yield TensorName("shared_head", "weight", layer, None, True), shape
-        for layer in range(self.num_layers):
-            for part in ("k_scale", "v_scale"):
-                yield (
-                    TensorName("kv_cache", part, layer, None, layer >= self.num_hidden_layers),
-                    (1,),
-                )
 
     def _layer(self, layer: int) -> Iterator[tuple[Role, str, tuple[int, ...]]]:
         hidden, attention = self.hidden_size, self.attention

@@ -78,6 +78,12 @@ class Plan:
         return 5 * tokens * self.inventory.model.hidden_size * 4
 
     @property
+    def left_out(self) -> list[TensorInfo]:
+        """Return the tensors of the source that the output lacks; see `is_left_out`."""
+        planned = {tensor.source.name for tensor in self.decisions}
+        return [info for info, _ in self.inventory.weights() if info.name not in planned]
+
+    @property
     def counts(self) -> dict[Action, int]:
         """Count the tensors by what becomes of them."""
         return dict(Counter(tensor.action for tensor in self.decisions))
@@ -136,6 +142,7 @@ def plan_quantize(
     draft = [
         plan_tensor(info, parsed, inventory, base, recipe, scheme)
         for info, parsed in inventory.weights()
+        if parsed is None or not is_left_out(parsed, scheme)
     ]
     if calibration is not None and calibration.method != "amax":
         draft = _calibrated(draft, calibration.method)
@@ -188,8 +195,8 @@ def plan_dequantize(inventory: Inventory) -> Plan:
         )
     draft = []
     for info, parsed in inventory.weights():
-        if parsed is not None and parsed.role == "kv_cache":
-            continue  # the scales of an FP8 cache are of no use without FP8 weights
+        if parsed is not None and is_left_out(parsed, None):
+            continue
         if inventory.is_quantized(info):
             target = plain(info, "BF16")
             draft.append(TensorPlan("dequantize", info, target, "FP8 in the source"))
@@ -198,6 +205,15 @@ def plan_dequantize(inventory: Inventory) -> Plan:
     config = dict(inventory.checkpoint.config)
     del config["quantization_config"]
     return Plan(inventory, None, None, config, tuple(draft))
+
+
+def is_left_out(name: TensorName, scheme: QuantScheme | None) -> bool:
+    """Return whether an output of this scheme lacks a tensor of the source by design.
+
+    Block FP8 scales the inputs of a weight as they come, and engines that look each name up fail
+    at a static scale. Without FP8 weights, the scales of an FP8 cache are of no use either.
+    """
+    return name.is_activation_scale and (scheme is None or name.role != "kv_cache")
 
 
 def plan_tensor(

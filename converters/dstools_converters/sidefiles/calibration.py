@@ -128,8 +128,12 @@ def kv_names(plan: Plan) -> dict[str, TensorName]:
     Not of MTP layers: vLLM's deepseek_mtp.py looks each name up as it is, and knows none of these.
     """
     model = plan.inventory.model
-    names = [name for name, _ in model.optional_weights() if name.role == "kv_cache"]
-    return {model.spell(name): name for name in names if not name.is_mtp}
+    names = [
+        TensorName("kv_cache", part, layer)
+        for layer in range(model.num_hidden_layers)
+        for part in ("k_scale", "v_scale")
+    ]
+    return {model.spell(name): name for name in names}
 
 
 def kv_scales(

@@ -78,12 +78,14 @@ def check_kv_scales(inventory: Inventory) -> Iterator[Finding]:
     """Yield scales of an FP8 KV cache that are not positive, finite floats."""
     for name, parsed in inventory.names.items():
         info = inventory.tensors[name]
-        if parsed is None or parsed.role != "kv_cache" or info.shape != (1,):
-            continue  # of another shape: reported by it
+        if parsed is None or parsed.role != "kv_cache" or info.numel != 1:
+            continue  # reported by its shape
         if info.dtype not in FLOATS:
             yield Finding.error("kv-scale", info.where, f"is {info.dtype}, not a scale's dtype")
             continue
         value = restore(inventory, info, 0, 1).cast("f")[0]
+        if parsed.part.endswith("zero_point"):
+            continue
         if not 0 < value < math.inf:
             yield Finding.error(
                 "kv-scale",

@@ -21,6 +21,7 @@ from dstools_converters.checkpoint.rows import (
 )
 from dstools_converters.checkpoint.storage import FLOATS
 from dstools_converters.errors import DstoolsError, Finding, printable
+from dstools_converters.plan.plan import is_left_out
 from dstools_converters.sidefiles.calibration import WeightNote, is_kv_scale
 from dstools_converters.sidefiles.carried import carried_files
 from dstools_converters.sidefiles.manifest import MANIFEST, Manifest
@@ -68,8 +69,8 @@ def _pair_up(
     ours = {info.name: info for info, _ in made.weights()}
     for info, parsed in source.weights():
         mine = ours.pop(info.name, None)
-        if mine is None and made.scheme is None and parsed and parsed.role == "kv_cache":
-            continue  # scales of an FP8 cache, which a dequantized checkpoint does not have
+        if mine is None and parsed is not None and is_left_out(parsed, made.scheme):
+            continue
         if mine is None:
             where = printable(info.name)
             findings.append(Finding.error("lost", where, "is in the source, but not here"))

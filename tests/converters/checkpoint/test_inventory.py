@@ -263,3 +263,51 @@ def test_a_tied_head_may_be_stored_again(
     assert findings(sparse(config, shards)) == []
     first_shard(shards)["lm_head.weight"] = ("BF16", [1023, 256])
     assert [f.code for f in findings(sparse(config, shards))] == ["shape"]
+
+
+@pytest.mark.parametrize("shape", [[], [1]])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["self_attn.k_scale", "self_attn.v_scale"],
+        ["self_attn.k_proj.k_scale", "self_attn.v_proj.v_scale"],
+        ["self_attn.k_proj.output_scale", "self_attn.v_proj.output_scale"],
+        ["self_attn.kv_scale"],
+        ["self_attn.q_scale", "self_attn.k_scale", "self_attn.v_scale", "self_attn.prob_scale"],
+    ],
+)
+def test_scales_of_a_kv_cache_may_have_any_spelling_and_be_a_scalar(
+    parts: list[str], shape: list[int],
+    checkpoint: Checkpoint, headers: Headers, sparse: Sparse,
+) -> None:  # fmt: skip
+    config, shards = headers(checkpoint("tiny-qwen3", fp8="float32"))
+    for layer in range(3):
+        for part in parts:
+            first_shard(shards)[f"model.layers.{layer}.{part}"] = ("F32", shape)
+    folder = sparse(config, shards)
+    assert findings(folder) == []
+    assert require_sound(open_checkpoint(folder)).unknown == []
+
+
+@pytest.mark.parametrize("shape", [[2], [1, 1, 3], [0]])
+def test_a_scale_of_a_kv_cache_that_is_not_one_number_is_refused(
+    shape: list[int], tiny_fp8: Path, headers: Headers, sparse: Sparse
+) -> None:
+    config, shards = headers(tiny_fp8)
+    first_shard(shards)["model.layers.0.self_attn.k_scale"] = ("F32", shape)
+    (finding,) = findings(sparse(config, shards))
+    assert (finding.level, finding.code) == ("error", "shape")
+    assert "KV cache" in finding.message
+    assert "same model" not in finding.hint
+
+
+def test_static_scales_of_inputs_are_one_warning(
+    tiny_fp8: Path, headers: Headers, sparse: Sparse
+) -> None:
+    config, shards = headers(tiny_fp8)
+    for tensors in list(shards.values()):
+        for name in [name for name in tensors if name.endswith("weight_scale_inv")]:
+            tensors[name.replace("weight_scale_inv", "input_scale")] = ("F32", [])
+    (finding,) = findings(sparse(config, shards))
+    assert (finding.level, finding.code) == ("warning", "input-scale")
+    assert "input_scale" in finding.where

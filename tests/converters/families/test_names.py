@@ -84,6 +84,21 @@ def test_the_families_together_have_every_role(checkpoint: Callable[..., Path]) 
         ("model.layers.5.self_attn.q_proj.weight_scale", TensorName("q_proj", "weight_scale", 5)),
         ("model.layers.5.self_attn.k_scale", TensorName("kv_cache", "k_scale", 5)),
         ("model.layers.61.self_attn.v_scale", TensorName("kv_cache", "v_scale", 61, None, True)),
+        ("model.layers.5.self_attn.kv_scale", TensorName("kv_cache", "kv_scale", 5)),  # AutoFP8
+        # ModelOpt; compressed-tensors and Quark; vLLM's own module
+        ("model.layers.5.self_attn.k_proj.k_scale", TensorName("kv_cache", "k_proj.k_scale", 5)),
+        (
+            "model.layers.5.self_attn.v_proj.output_scale",
+            TensorName("kv_cache", "v_proj.output_scale", 5),
+        ),
+        ("model.layers.5.self_attn.attn.q_scale", TensorName("kv_cache", "attn.q_scale", 5)),
+        ("model.layers.5.self_attn.prob_scale", TensorName("kv_cache", "prob_scale", 5)),
+        ("model.layers.5.self_attn.q_proj.input_scale", TensorName("q_proj", "input_scale", 5)),
+        (
+            "model.layers.5.mlp.experts.7.up_proj.input_scale",
+            TensorName("routed_up", "input_scale", 5, 7),
+        ),
+        ("lm_head.input_scale", TensorName("lm_head", "input_scale")),
     ],
 )  # fmt: skip
 def test_a_name_is_what_it_says(name: str, wanted: TensorName) -> None:
@@ -137,6 +152,11 @@ def test_a_name_is_what_it_says(name: str, wanted: TensorName) -> None:
         "model.norm.k_scale",
         "model.layers.0.self_attn.weight",
         "model.layers.0.self_attn.q_proj.k_scale",
+        "model.layers.0.self_attn.k_proj.v_scale",
+        "model.layers.0.self_attn.o_proj.output_scale",
+        "model.layers.0.self_attn.input_scale",
+        "model.layers.0.mlp.k_scale",
+        "model.layers.0.mlp.gate_proj.kv_scale",
         # DeepSeek-V4's own spelling
         "layers.0.attn.wq_a.weight",
         "layers.0.attn.wq_a.scale",

@@ -119,3 +119,15 @@ def test_a_scale_of_a_kv_cache_is_a_float(tiny: Path, quantized: Make, edited: E
     folder.put(K_SCALE, "I32", [1], bytes(4))
     (finding,) = kv_scales_of(folder.write())
     assert finding.message == "is I32, not a scale's dtype"
+
+
+@pytest.mark.parametrize("name", ["k_scale", "k_proj.k_scale", "kv_scale", "prob_scale"])
+def test_a_scalar_of_any_spelling_is_held_to_the_same(
+    name: str, tiny: Path, quantized: Make, edited: Edited
+) -> None:
+    folder = edited(quantized(tiny))
+    folder.put(f"model.layers.0.self_attn.{name}", "F32", [], struct.pack("<f", -1.0))
+    folder.put(f"model.layers.1.self_attn.{name}", "BF16", [], b"\x80\x3f")
+    (finding,) = kv_scales_of(folder.write())
+    assert finding.message == "is -1; scales are positive"
+    assert finding.where.endswith(f"model.layers.0.self_attn.{name}")
