@@ -1,33 +1,30 @@
 """Rules of inference engines for block FP8 checkpoints, checked on headers, without a GPU.
 
-Each rule was read in the engine's source or in the named thread; none was run on a GPU.
-Sources: vLLM, fp8.py and fp8_utils.py (validate_fp8_block_shape), vllm-project/vllm#42384;
-SGLang, fp8.py, sgl-project/sglang#3345; TensorRT-LLM, modeling_utils and NVIDIA/TensorRT-LLM#18659;
-transformers 5.23, integrations/finegrained_fp8.py, huggingface/transformers#36026.
+"Seen" in a message: vLLM 0.32, SGLang 0.5.23 or transformers 5.23 was run on a CPU with a tiny
+model of that kind; docs/status.md has the table. All else was read in the engine's source or in the
+named thread. Nothing was run on a GPU, and TensorRT-LLM not at all.
+Sources: vLLM, fp8.py, vllm-project/vllm#42384; SGLang, fp8.py and llama.py; TensorRT-LLM,
+modeling_utils and NVIDIA/TensorRT-LLM#18659.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, get_args
 
-from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.errors import Finding
 from dstools_converters.families.names import Role
 from dstools_converters.families.shapes import MLA
+from dstools_converters.plan.merged import keeping
+from dstools_converters.verify.engine_shapes import check_shapes
+from dstools_converters.verify.engine_transformers import check_transformers
 
 Engine = Literal["vllm", "sglang", "trtllm", "transformers"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
-# How tensor parallelism cuts a weight [out, in]: its rows, its columns, or not at all.
-CUT_ROWS: frozenset[Role] = frozenset({
-    "q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj", "dense_gate", "dense_up",
-    "routed_gate", "routed_up", "shared_gate", "shared_up",
-})  # fmt: skip
-CUT_COLUMNS: frozenset[Role] = frozenset({"o_proj", "dense_down", "routed_down", "shared_down"})
-# Of weights that run as one matrix, all but the last part must end on a block.
-MERGED_BUT_LAST: frozenset[Role] = frozenset(
-    {"q_proj", "k_proj", "q_a_proj", "dense_gate", "routed_gate", "shared_gate"}
-)
+
+MLA_WIDTHS = (320, 512, 576)  # vLLM 0.32, of its MLA backends
+# SGLang's DeepSeek model merges these in one module, whose name it looks for in `ignore`.
+GATE_UP: frozenset[Role] = frozenset({"dense_gate", "dense_up", "shared_gate", "shared_up"})
 
 
 def check_engine(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Finding]:
@@ -35,16 +32,19 @@ def check_engine(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Find
     if inventory.scheme is None:
         yield Finding.note("engine", "config.json", f"is not quantized; {engine} has no FP8 rules")
         yield from _check_heads(inventory, tp)
+        if engine == "vllm":
+            yield from _check_mla(inventory)
         return
     if engine == "transformers":
-        yield from _check_transformers(inventory)
+        yield from check_transformers(inventory)
         return
     if engine == "trtllm":
         yield from _check_trtllm(inventory)
     else:
         yield from _check_config(inventory, engine)
+        yield from _check_mla(inventory) if engine == "vllm" else _check_sglang(inventory)
     yield from _check_heads(inventory, tp)
-    yield from _check_cuts(inventory, engine, tp)
+    yield from check_shapes(inventory, engine, tp)
 
 
 def _check_config(inventory: Inventory, engine: Engine) -> Iterator[Finding]:
@@ -91,34 +91,55 @@ def _check_heads(inventory: Inventory, tp: int) -> Iterator[Finding]:
         )
 
 
-def _check_cuts(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Finding]:
-    scheme = inventory.scheme
-    assert scheme is not None
-    rows, cols = scheme.block_size
-
-    def fault(role: Role, info: TensorInfo) -> str:
-        out, inputs = info.shape
-        kv_heads = 0
-        if role in ("k_proj", "v_proj") and not isinstance(inventory.model.attention, MLA):
-            kv_heads = inventory.model.attention.num_kv_heads
-        parts = min(tp, kv_heads) if kv_heads else tp  # fewer heads than GPUs: they are repeated
-        if role in CUT_COLUMNS and tp > 1 and inputs % (tp * cols):
-            return f"its {inputs} columns cut in {tp} do not end on blocks of {cols}"
-        if role in CUT_ROWS and tp > 1 and out % (parts * rows):
-            return f"its {out} rows cut in {parts} do not end on blocks of {rows}"
-        is_alone = role == "q_proj" and isinstance(inventory.model.attention, MLA)
-        if role in MERGED_BUT_LAST and not is_alone and out % rows:
-            return f"its {out} rows do not end on a block of {rows}, and another weight follows it"
-        return ""
-
-    for finding in _by_role(inventory, fault):
-        keep = "quantize from BF16 with a recipe that keeps this role"
-        yield Finding.error(
-            "engine-shape",
-            finding.where,
-            f"{engine} refuses it: {finding.message}",
-            f"choose a --tp that divides the blocks, or {keep}" if tp > 1 else keep,
+def _check_mla(inventory: Inventory) -> Iterator[Finding]:
+    attention = inventory.model.attention
+    if not isinstance(attention, MLA):
+        return
+    width = attention.kv_lora_rank + attention.qk_rope_head_dim
+    if width not in MLA_WIDTHS:
+        yield Finding.warning(
+            "engine-mla",
+            "config.json",
+            f"kv_lora_rank + qk_rope_head_dim is {width}; vLLM's MLA takes "
+            f"{', '.join(map(str, MLA_WIDTHS))} and stops at the first request (seen in 0.32)",
+            "set VLLM_MLA_DISABLE=1 for the server",
         )
+
+
+def _check_sglang(inventory: Inventory) -> Iterator[Finding]:
+    scheme, model = inventory.scheme, inventory.model
+    assert scheme is not None
+    if scheme.format == "native" and model.model_type == "llama":
+        yield Finding.error(
+            "engine-scales",
+            "config.json",
+            "SGLang does not load the scales of a native FP8 Llama, and answers NaN, silently "
+            "(seen in 0.5.23; sgl-project/sglang#30234)",
+            "dstools quantize --format compressed-tensors, of this folder or of its SOURCE",
+        )
+    if scheme.format == "compressed-tensors" and isinstance(model.attention, MLA):
+        yield from _check_gate_up(inventory)
+
+
+def _check_gate_up(inventory: Inventory) -> Iterator[Finding]:
+    ignored = inventory.checkpoint.config["quantization_config"].get("ignore") or ()
+    if any(str(module).startswith("re:") for module in ignored):
+        return  # a pattern may match the merged name, too
+    for name, parsed in inventory.names.items():
+        if parsed is None or parsed.role not in GATE_UP or parsed.part != "weight":
+            continue
+        module = inventory.model.spelling.module(parsed)
+        merged = f"{module.rpartition('.')[0]}.gate_up_proj"
+        info = inventory.tensors[name]
+        if not (inventory.is_quantized(info) or parsed.is_mtp or merged in ignored):
+            yield Finding.error(
+                "engine-kept",
+                info.where,
+                "is not quantized; SGLang looks for gate_up_proj in `ignore`, and runs it as FP8: "
+                "NaN of a dense layer, an AttributeError of shared experts (seen in 0.5.23)",
+                "dstools quantize --format native, of this folder or of its SOURCE",
+            )
+            return
 
 
 def _check_trtllm(inventory: Inventory) -> Iterator[Finding]:
@@ -139,47 +160,5 @@ def _check_trtllm(inventory: Inventory) -> Iterator[Finding]:
                 "config.json",
                 f"kv_b_proj has {per_head} rows a head, not a multiple of 128: TensorRT-LLM splits "
                 "it by head and would cut blocks (NVIDIA/TensorRT-LLM#18659)",
-                'keep it: [[rule]] role = "kv_b_proj", scheme = "keep"',
+                f"quantize from BF16 with a recipe that keeps it: {keeping('kv_b_proj')}",
             )
-
-
-def _check_transformers(inventory: Inventory) -> Iterator[Finding]:
-    scheme = inventory.scheme
-    assert scheme is not None
-    rows, cols = scheme.block_size
-
-    def fault(role: Role, info: TensorInfo) -> str:
-        return f"{list(info.shape)}" if info.shape[0] % rows or info.shape[1] % cols else ""
-
-    if scheme.format == "native":
-        for finding in _by_role(inventory, fault):
-            yield Finding.error(
-                "engine-shape",
-                finding.where,
-                f"transformers takes rows // rows of scales for the block size, and so misreads "
-                f"{finding.message} silently (5.23; huggingface/transformers#36026)",
-                "load `dstools dequantize`'s output there; other engines read this one",
-            )
-    if scheme.format == "compressed-tensors" and inventory.model.moe is not None:
-        yield Finding.error(
-            "engine-format",
-            "config.json",
-            "transformers 5.23 multiplies codes of experts by scales not spread over blocks",
-            "dstools quantize --format native, or load `dstools dequantize`'s output",
-        )
-    if inventory.model.num_mtp_layers:
-        yield Finding.note(
-            "engine-mtp", "config.json", "transformers leaves the MTP layers out when it loads"
-        )
-
-
-def _by_role(inventory: Inventory, fault: Callable[[Role, TensorInfo], str]) -> Iterator[Finding]:
-    """Yield a finding for the first tensor of each role and fault, with the number of others."""
-    faulty: dict[tuple[Role, str], list[TensorInfo]] = {}
-    for name in inventory.quantized():
-        parsed, info = inventory.names[name], inventory.tensors[name]
-        if parsed is not None and (message := fault(parsed.role, info)):
-            faulty.setdefault((parsed.role, message), []).append(info)
-    for (_, message), infos in faulty.items():
-        more = f" (and {len(infos) - 1} more like it)" if len(infos) > 1 else ""
-        yield Finding.error("engine-shape", infos[0].where, message + more)

@@ -1,7 +1,8 @@
-"""Checkpoints to be damaged, and what `dstools verify` says of them.
+"""Checkpoints to be damaged or to be served, and what `dstools verify` says of them.
 
 edited(source)             a copy in memory: change `.tensors`, `.config`, `.index`, then `.write()`
 ask(folder, *options)      exit code and JSON of the command
+fp8(config)                headers of a model in block FP8
 """
 
 import json
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,11 @@ import pytest
 from click.testing import CliRunner
 
 from dstools.cli import main
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import Inventory, require_sound
+from dstools_converters.checkpoint.scheme import QUANTIZED_ROLES, QuantScheme
+from dstools_converters.families.names import TensorName
+from dstools_converters.families.shapes import read_model
 
 INDEX = "model.safetensors.index.json"
 
@@ -120,3 +127,44 @@ def ask() -> Callable[..., tuple[int, Any]]:
         return result.exit_code, json.loads(result.stdout)
 
     return get
+
+
+@pytest.fixture
+def configs(load_script: Callable[[str], ModuleType]) -> dict[str, dict[str, Any]]:
+    """The config.json of every kind of checkpoint that make_checkpoint.py writes."""
+    kinds: dict[str, dict[str, Any]] = load_script("checkpoint_configs").CONFIGS
+    return kinds
+
+
+@pytest.fixture
+def fp8(sparse: Callable[..., Path]) -> Callable[..., Inventory]:
+    """fp8(config, scale_dtype="F32", *, format="native", keep=..., **quantization)
+
+    The headers of a model of those dimensions in block FP8, but for the weights that `keep` names.
+    """
+
+    def make(
+        config: dict[str, Any],
+        scale_dtype: str = "F32",
+        *,
+        format: Any = "native",
+        keep: Callable[[TensorName], bool] = lambda name: False,
+        **quantization: Any,
+    ) -> Inventory:
+        tensors, kept, model = {}, [], read_model(config)
+        part = "weight_scale_inv" if format == "native" else "weight_scale"
+        for name, shape in model.weights():
+            module = model.spelling.module(name)
+            is_matrix = name.role in QUANTIZED_ROLES and name.part == "weight"
+            is_fp8 = is_matrix and not keep(name)
+            tensors[model.spell(name)] = ("F8_E4M3" if is_fp8 else "BF16", list(shape))
+            if is_fp8:
+                grid = [-(-side // 128) for side in shape]
+                tensors[f"{module}.{part}"] = (scale_dtype, grid)
+            elif is_matrix:
+                kept.append(module)
+        scheme = QuantScheme(format, "float32", (128, 128), tuple(kept))
+        config = config | {"quantization_config": scheme.to_config() | quantization}
+        return require_sound(open_checkpoint(sparse(config, {"model.safetensors": tensors})))
+
+    return make
