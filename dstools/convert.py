@@ -77,7 +77,6 @@ def convert(
 
     if options.lists_tensors and not options.dry_run:
         raise click.UsageError("--list needs --dry-run")
-    _warn_of_what_is_left_out(plan)
     if options.dry_run:
         from dstools.dryrun import show_plan
 
@@ -86,10 +85,12 @@ def convert(
             refusal = ""
         except DstoolsError as error:
             refusal = f"{error}; {error.hint}"
+        _warn(plan)
         lists = options.lists_tensors
         show_plan(plan, Path(out), refusal, lists_tensors=lists, as_json=options.as_json)
         return
     _require_place(plan, out)
+    _warn(plan)
     with progress_bar(plan.bytes_in, "convert") as progress:
         report = run(
             plan,
@@ -104,8 +105,13 @@ def convert(
     hint_command("verify", out, "--source", source)
 
 
-def _warn_of_what_is_left_out(plan: "Plan") -> None:
-    """Name on stderr the scales that the output will lack."""
+def _warn(plan: "Plan") -> None:
+    """Print what the output will lack, and what engines will not run of it."""
+    from dstools_converters.plan.merged import check_merged
+    from dstools_converters.sidefiles.carried import check_side_files
+
+    for finding in (*check_side_files(plan.inventory.checkpoint), *check_merged(plan)):
+        warn(finding)
     scales = plan.left_out
     if scales:
         warn(

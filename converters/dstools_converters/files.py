@@ -11,6 +11,10 @@ from typing import Any, BinaryIO, NoReturn
 
 from dstools_converters.errors import printable
 
+POINTER_START = b"version https://git-lfs.github.com/spec/"
+MAX_POINTER_BYTES = 1024
+LFS_HINT = "run `git lfs pull` in the folder"
+
 
 def strict_json(raw: bytes) -> Any:
     """Parse JSON as strictly as safetensors does.
@@ -49,6 +53,17 @@ def _finite(text: str) -> float:
 
 def _no_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is a Git LFS pointer, left by a clone without `git lfs pull`.
+
+    Source: git-lfs, docs/spec.md: less than 1024 bytes, and "version" comes first.
+    """
+    if path.stat().st_size >= MAX_POINTER_BYTES:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(POINTER_START)) == POINTER_START
 
 
 def to_json(value: dict[str, Any]) -> bytes:

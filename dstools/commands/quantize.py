@@ -8,7 +8,7 @@ import click
 
 from dstools.calibration import CalibrationOptions, read_calibration
 from dstools.convert import RunOptions, convert, require_new, run_options
-from dstools.options import Command, option, out_argument, source_argument, warn
+from dstools.options import Command, option, out_argument, source_argument
 from dstools.text import TextOptions, text_options
 
 if TYPE_CHECKING:
@@ -108,7 +108,6 @@ def quantize(
     """
     from dstools.hub.source import open_source
     from dstools_converters.checkpoint.inventory import require_sound
-    from dstools_converters.plan.merged import check_merged
     from dstools_converters.plan.plan import plan_quantize
     from dstools_converters.plan.recipe import Recipe, read_recipe
 
@@ -136,8 +135,6 @@ def quantize(
             calibration.settings if calibration else None,
             is_lossless=lossless == "auto",
         )
-        for finding in check_merged(plan):
-            warn(finding)
         convert(plan, source, out, options, calibration.run if calibration else None)
 
 

@@ -10,6 +10,7 @@ from click.testing import Result
 
 Checkpoint = Callable[..., Path]
 Run = Callable[..., Result]
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 7847602\n"
 
 
 def test_a_tensor_of_no_known_role_is_carried_and_named(
@@ -63,3 +64,39 @@ def test_an_output_inside_its_source_is_refused(
         assert result.exit_code == 1
         assert result.stderr.startswith(f"error: {out}: is inside {folder}\nhint: ")
     assert digest(folder) == before
+
+
+def test_what_cannot_work_is_named_left_out_and_no_difference_for_verify(
+    ok: Run, edited: Callable[..., Path], tiny: Path, tiny_fp8: Path, tmp_path: Path
+) -> None:
+    for source, command in ((tiny, "quantize"), (tiny_fp8, "dequantize")):
+        folder = edited(
+            source,
+            tmp_path / command,
+            auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+            torch_dtype="float8_e4m3fn",
+        )
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "chat_template.jinja").write_text(POINTER)
+        (folder / "hf_quant_config.json").write_text("{}")
+        (folder / "vocab.json").symlink_to("gone")
+        (folder / "checkpoint-5").mkdir()
+        (folder / "checkpoint-5" / "config.json").write_text("{}")
+        names = ["adapter_config.json", "chat_template.jinja", "hf_quant_config.json", "vocab.json"]
+        names += ["checkpoint-5/", "config.json: auto_map", "config.json: torch_dtype"]
+        out = tmp_path / f"{command}-out"
+        for options in (["--dry-run"], []):
+            stderr = ok(command, folder, out, *options).stderr
+            for name in names:
+                assert f"warning: {name}" in stderr
+        assert not {"adapter_config.json", "chat_template.jinja", "hf_quant_config.json"} & {
+            path.name for path in out.iterdir()
+        }
+        assert not (out / "checkpoint-5").exists()
+        config = json.loads((out / "config.json").read_text())
+        assert "auto_map" not in config
+        assert config["torch_dtype"] == "bfloat16"
+        assert json.loads(ok("verify", out, "--source", folder, "--json").stdout)["findings"] == []
+        found = json.loads(ok("verify", folder, "--json").stdout)["findings"]
+        assert {f["where"] for f in found} >= {"config.json", *names[:5]}
+        assert "error" not in {f["level"] for f in found}

@@ -19,7 +19,7 @@ from typing import Any
 
 from dstools_converters.checkpoint.header import Shard, TensorInfo, read_header
 from dstools_converters.errors import DstoolsError, Finding, printable
-from dstools_converters.files import strict_json
+from dstools_converters.files import LFS_HINT, is_lfs_pointer, strict_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -315,6 +315,10 @@ def _read_json(path: Path) -> dict[str, Any]:
             "a checkpoint folder holds config.json and .safetensors files",
         ) from error
     except (ValueError, RecursionError) as error:
+        if is_lfs_pointer(path):
+            raise DstoolsError(
+                f"{path.name}: is a Git LFS pointer, not the file", LFS_HINT
+            ) from error
         raise DstoolsError(
             f"{path.name}: is not valid JSON: {error}", "download the file again"
         ) from error

@@ -10,6 +10,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal
 
+from dstools_converters.checkpoint.config import sound_config
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.scheme import BLOCK_SIZE, QUANTIZED_ROLES, Format, QuantScheme
@@ -163,7 +164,7 @@ def plan_quantize(
         )
     kept = _kept_modules(draft, inventory, format, existing)
     scheme = replace(scheme, kept=kept, kv_cache=has_cache or writes_cache)
-    config = dict(inventory.checkpoint.config)
+    config = sound_config(inventory.checkpoint)
     configs = [
         i.checkpoint.config["quantization_config"] for i in (inventory, base) if i and i.scheme
     ]
@@ -202,7 +203,7 @@ def plan_dequantize(inventory: Inventory) -> Plan:
             draft.append(TensorPlan("dequantize", info, target, "FP8 in the source"))
         else:
             draft.append(_copy(info, "not FP8 in the source"))
-    config = dict(inventory.checkpoint.config)
+    config = sound_config(inventory.checkpoint)
     del config["quantization_config"]
     return Plan(inventory, None, None, config, tuple(draft))
 

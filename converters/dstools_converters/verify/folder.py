@@ -14,6 +14,7 @@ from dstools_converters.checkpoint.storage import CODE_DTYPES, FLOATS
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.families.names import FUSED
 from dstools_converters.sidefiles.calibration import WeightNote
+from dstools_converters.sidefiles.carried import check_side_files
 from dstools_converters.sidefiles.manifest import MANIFEST, Manifest, load_manifest
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
@@ -79,6 +80,7 @@ def verify(
         if is_readable:
             findings += _check_total(checkpoint, manifest)
         findings += _check_with_safetensors(checkpoint)
+        findings += check_side_files(checkpoint)
         try:
             inventory = take_inventory(checkpoint)
         except DstoolsError as error:

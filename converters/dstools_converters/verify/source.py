@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from dstools_converters.checkpoint.config import sound_config
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import (
@@ -260,7 +261,7 @@ def _compare_dequantized(
 
 
 def _check_config(made: Inventory, source: Inventory) -> Iterator[Finding]:
-    config, wanted = made.checkpoint.config, source.checkpoint.config
+    config, wanted = made.checkpoint.config, sound_config(source.checkpoint)
     for key in sorted((config.keys() | wanted.keys()) - {"quantization_config"}):
         if config.get(key) != wanted.get(key):
             yield Finding.warning("config-differs", "config.json", f"{key} is not the source's")

@@ -460,3 +460,12 @@ def test_a_header_that_says_otherwise_has_another_digest(tmp_path: Path) -> None
         os.utime(folder / SINGLE, ns=(0, 0))
         digests.add(open_checkpoint(folder).digest)
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize("name", [INDEX, "config.json"])
+def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
+    folder = folder_of(tmp_path, TWO_SHARDS, GOOD_MAP)
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    with pytest.raises(DstoolsError, match=rf"^{name}: is a Git LFS pointer, not") as error:
+        open_checkpoint(folder)
+    assert error.value.hint == "run `git lfs pull` in the folder"

@@ -1,11 +1,14 @@
-"""Files that are copied along: what is small and not a weight, and nothing from elsewhere."""
+"""Files that are copied along: what is small, works in the output, and is not from elsewhere."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dstools_converters.errors import DstoolsError
-from dstools_converters.sidefiles.carried import MAX_SIDE_BYTES, carried_files
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.errors import DstoolsError, Finding
+from dstools_converters.sidefiles.carried import MAX_SIDE_BYTES, carried_files, check_side_files
 
 INDEX = "model.safetensors.index.json"
 
@@ -72,3 +75,149 @@ def test_a_file_too_large_to_be_a_side_file_is_refused_by_name(tmp_path: Path) -
         file.write(b"x")
     with pytest.raises(DstoolsError, match=r"^weights\\x1b\.npz: 67108865 bytes, too large"):
         carried_files(tmp_path)
+
+
+# ------------------------------------------------------------------- what would not work in OUT
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 7847602\n"
+ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 8}
+
+
+@pytest.fixture
+def folder(checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    """A small Llama that a test may add files to."""
+    source, path = checkpoint("tiny-llama"), tmp_path / "model"
+    path.mkdir()
+    for file in source.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+def warned(folder: Path) -> list[Finding]:
+    with open_checkpoint(folder) as checkpoint:
+        return list(check_side_files(checkpoint))
+
+
+def put(folder: Path, name: str, content: str | bytes = "x") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json", "tokenizer.model", "modeling_deepseek.py", "chat_template.jinja",
+        "generation_config.json", "figures/benchmark.png", "LICENSE",
+    ],
+)  # fmt: skip
+def test_a_git_lfs_pointer_is_named_and_not_copied(folder: Path, name: str) -> None:
+    put(folder, name, POINTER)
+    assert name not in carried_files(folder)
+    (finding,) = warned(folder)
+    assert (finding.level, finding.code, finding.where) == ("warning", "lfs-pointer", name)
+    assert "git lfs pull" in finding.hint
+    put(folder, name, POINTER + "x" * 1024)  # a text that speaks of pointers
+    assert name in carried_files(folder)
+    assert warned(folder) == []
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin", ""])
+@pytest.mark.parametrize("inside", ["", "lora/"])
+def test_an_adapter_s_config_is_never_copied(folder: Path, weights: str, inside: str) -> None:
+    put(folder, f"{inside}adapter_config.json", json.dumps(ADAPTER))
+    if weights:
+        put(folder, f"{inside}{weights}")
+    assert not [name for name in carried_files(folder) if "adapter" in name]
+    findings = [f for f in warned(folder) if f.code in ("adapter", "subfolder")]
+    assert [f.where for f in findings] == (
+        ["lora/"] if weights and inside else [f"{inside}adapter_config.json"]
+    )
+    if not inside:
+        assert ("not merged" in findings[0].message) == bool(weights)
+
+
+def test_links_that_lead_nowhere_are_named_and_not_copied(folder: Path) -> None:
+    (folder / "tokenizer.model").symlink_to("../blobs/gone")
+    (folder / "loop.txt").symlink_to("loop.txt")
+    (folder / "extra").symlink_to("..")
+    assert not {"tokenizer.model", "loop.txt", "extra"} & carried_files(folder).keys()
+    assert [(f.code, f.where, f.level) for f in warned(folder)] == [
+        ("link", "extra", "warning"),
+        ("link", "loop.txt", "warning"),
+        ("link", "tokenizer.model", "warning"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "where"),
+    [
+        (["checkpoint-500/config.json"], "checkpoint-500/"),
+        (["checkpoint-500/trainer_state.json", "checkpoint-500/optimizer.pt"], "checkpoint-500/"),
+        (["global_step500/zero_pp_rank_0_mp_rank_00_model_states.pt"], "global_step500/"),
+        (["checkpoint-9/global_step9/x.pt", "checkpoint-9/global_step9/y.txt"], "checkpoint-9/"),
+        (["epoch_3/config.json", "epoch_3/model.safetensors"], "epoch_3/"),
+        (["original/params.json", "original/consolidated.00.pth"], "original/"),
+        (["onnx/model.onnx", "onnx/config.json"], "onnx/"),
+        (["out/last/config.json", "out/last/pytorch_model.bin"], "out/last/"),
+        (["trainer_state.json", "optimizer.pt", "rng_state_0.pth"], "trainer_state.json"),
+        (["zero_to_fp32.py"], "zero_to_fp32.py"),
+    ],
+)
+def test_what_a_training_left_is_a_note_and_not_copied(
+    folder: Path, names: list[str], where: str
+) -> None:
+    before = carried_files(folder).keys()
+    for name in names:
+        put(folder, name)
+    assert carried_files(folder).keys() == before
+    assert [(f.level, f.where) for f in warned(folder)] == [("note", where)]
+
+
+@pytest.mark.parametrize(
+    "name", ["inference/config_671B.json", "figures/a.png", "docs/checkpoint-500.md", "runs/x.json"]
+)
+def test_folders_without_weights_are_copied(folder: Path, name: str) -> None:
+    put(folder, name)
+    assert name in carried_files(folder)
+    assert warned(folder) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_quant_config.json", "quantize_config.json", "quant_config.json"]
+)
+def test_a_file_of_another_quantization_is_named_and_not_copied(folder: Path, name: str) -> None:
+    put(folder, name, "{}")
+    assert name not in carried_files(folder)
+    (finding,) = warned(folder)
+    assert (finding.level, finding.where) == ("warning", name)
+
+
+@pytest.mark.parametrize(
+    ("auto_map", "file"),
+    [
+        ({"AutoTokenizer": ["tokenization_x.Tok", None]}, "tokenization_x.py"),
+        ({"AutoTokenizer": [None, "tokenization_x.TokFast"]}, "tokenization_x.py"),
+        ({"AutoTokenizer": "tokenization_x.Tok"}, "tokenization_x.py"),
+        ({"AutoTokenizer": ["org/repo--tokenization_x.Tok", None]}, ""),
+        ({}, ""),
+        ("x", ""),
+    ],
+)
+def test_code_that_the_tokenizer_s_config_names_is_looked_for(
+    folder: Path, auto_map: object, file: str
+) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({"auto_map": auto_map}))
+    findings = warned(folder)
+    assert [(f.level, f.where) for f in findings] == (
+        [("warning", "tokenizer_config.json")] if file else []
+    )
+    assert all(file in f.message for f in findings)
+    if file:
+        put(folder, file)
+        assert warned(folder) == []
+    path.write_bytes(b"\xff")  # a tokenizer's loader will say more
+    assert warned(folder) == []

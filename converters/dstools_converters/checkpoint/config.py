@@ -1,0 +1,77 @@
+"""What of a config.json does not hold of the folder, or of any output made from it.
+
+Source: transformers, dynamic_module_utils.py: an entry of `auto_map` is "module.Class" for
+module.py in the folder, or "org/repo--module.Class" for one in that repository.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dstools_converters.checkpoint.folder import Checkpoint
+from dstools_converters.errors import Finding, printable
+from dstools_converters.files import is_lfs_pointer
+
+REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+MODULE = re.compile(r"\w+")
+DTYPE_KEYS = ("torch_dtype", "dtype")  # until transformers 5, and since
+
+
+def sound_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return a copy of the config for an output: without `auto_map` if its code is missing.
+
+    Loaders would ask to trust remote code, and then fail. The dtype is one to compute in: FP8 is
+    one to store.
+    """
+    config = dict(checkpoint.config)
+    if missing_code(checkpoint.folder, config.get("auto_map")):
+        del config["auto_map"]
+    return config | dict.fromkeys(_fp8_dtypes(config), "bfloat16")
+
+
+def check_config(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Yield what `sound_config` leaves out or changes."""
+    config = checkpoint.config
+    missing = missing_code(checkpoint.folder, config.get("auto_map"))
+    if missing:
+        yield Finding.warning(
+            "auto-map",
+            "config.json",
+            f"auto_map names {printable(missing[0])}, which is not in the folder",
+            "copy it from the original model, or remove auto_map; an output of dstools has none",
+        )
+    for key in _fp8_dtypes(config):
+        yield Finding.warning(
+            "dtype",
+            "config.json",
+            f"{key} is {printable(config[key])}, a dtype to store weights in, not to compute in",
+            f"set it to bfloat16, as dstools does in its outputs; {key} is not the quantization",
+        )
+
+
+def missing_code(folder: Path, auto_map: Any) -> list[str]:
+    """Return the files and unknown repositories that an `auto_map` names and `folder` lacks."""
+    values = auto_map.values() if isinstance(auto_map, dict) else ()
+    entries = [
+        entry
+        for value in values
+        for entry in (value if isinstance(value, list) else [value])
+        if isinstance(entry, str)
+    ]
+    missing = []
+    for entry in entries:
+        repository, separator, name = entry.rpartition("--")
+        module = name.rpartition(".")[0]
+        path = folder / f"{module}.py"
+        if separator:
+            if not REPOSITORY.fullmatch(repository):  # a path on the machine that wrote it
+                missing.append(repository)
+        elif not MODULE.fullmatch(module) or not path.is_file() or is_lfs_pointer(path):
+            missing.append(f"{module}.py")
+    return missing
+
+
+def _fp8_dtypes(config: dict[str, Any]) -> list[str]:
+    """Return the keys of `config` that give an FP8 dtype."""
+    return [key for key in DTYPE_KEYS if "float8" in str(config.get(key))]
