@@ -1,6 +1,7 @@
 """Checkpoints converted once in a session; tests must not change them, or their sources.
 
 quantized(source), dequantized(source), calibrated(source)    the folder that was written
+fp8_keeping("model.layers.1.mlp.down_proj")                    block FP8, but for these modules
 decoder_of(source)                                             the model in memory
 """
 
@@ -61,6 +62,46 @@ def dequantized(convert: Callable[[str, Plan], Path]) -> Callable[[Path], Path]:
             return convert(f"{source} BF16", plan_dequantize(require_sound(checkpoint)))
 
     return get
+
+
+@pytest.fixture
+def fp8_keeping(
+    checkpoint: Callable[..., Path], headers: Callable[[Path], Any], sparse: Callable[..., Path]
+) -> Callable[..., Path]:
+    """fp8_keeping(*modules, kind="tiny-aligned", format="native", **quantization)
+
+    Headers alone: a block FP8 checkpoint whose modules are BF16, and its quantization_config.
+    """
+
+    def make(
+        *modules: str, kind: str = "tiny-aligned", format: str = "native", **quantization: Any
+    ) -> Path:
+        config, shards = headers(checkpoint(kind, fp8="float32"))
+        dropped = {f"{module}.weight_scale_inv" for module in modules}
+        suffix = "weight_scale_inv" if format == "native" else "weight_scale"
+        for tensors in shards.values():
+            for module in modules:
+                if f"{module}.weight" in tensors:
+                    tensors[f"{module}.weight"] = ("BF16", tensors[f"{module}.weight"][1])
+            for name in [name for name in tensors if name.endswith("weight_scale_inv")]:
+                entry = tensors.pop(name)
+                if name not in dropped:
+                    tensors[name.removesuffix("weight_scale_inv") + suffix] = entry
+        if format == "native":
+            config["quantization_config"] |= quantization
+        else:
+            weights = {"num_bits": 8, "type": "float", "strategy": "block"}
+            group = {
+                "targets": quantization.pop("targets", ["Linear"]),
+                "weights": weights | {"block_structure": [128, 128]},
+            }
+            config["quantization_config"] = quantization | {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": group},
+            }
+        return sparse(config, shards)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,9 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 SCALE_FORMATS: tuple[ScaleFormat, ...] = get_args(ScaleFormat)
 # transformers writes "float" where DeepSeek has no scale_fmt
 SCALE_FMTS: dict[str, ScaleFormat] = {"None": "float32", "float": "float32", "ue8m0": "ue8m0"}
+# Of kept modules in a native config. vLLM and SGLang read the first one that is there and not
+# empty; transformers, TensorRT-LLM and this writer know the second only.
+KEPT_LISTS = ("ignored_layers", "modules_to_not_convert")
 BLOCK_SIZE = 128  # DeepSeek's; other sizes are read, and kept where codes are kept
 
 # The roles that DeepSeek ships in FP8. Source: README_WEIGHTS.md, convert.py.
@@ -37,7 +40,6 @@ class QuantScheme:
     format: Format
     scale_format: ScaleFormat
     block_size: tuple[int, int]
-    kept: tuple[str, ...] = ()  # modules the config names as not quantized; names or "re:" patterns
     kv_cache: bool = False  # there are scales of an FP8 KV cache too
 
     @property
@@ -50,10 +52,15 @@ class QuantScheme:
         rows, cols = shape
         return -(-rows // self.block_size[0]), -(-cols // self.block_size[1])
 
-    def to_config(self, base: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the `quantization_config` for engines; `base` keeps its other keys."""
+    def to_config(
+        self, kept: tuple[str, ...] = (), base: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the `quantization_config` for engines; `base` keeps its other keys.
+
+        `kept` names the modules that are not quantized; verify/readings.py reads such lists.
+        """
         if self.format == "native":
-            config = dict(base or {})
+            config = {key: value for key, value in (base or {}).items() if key not in KEPT_LISTS}
             config |= {
                 "activation_scheme": "dynamic",
                 "fmt": "e4m3",
@@ -63,15 +70,18 @@ class QuantScheme:
             config.pop("scale_fmt", None)
             if self.scale_format == "ue8m0":
                 config["scale_fmt"] = "ue8m0"
-            if self.kept:
-                config["modules_to_not_convert"] = list(self.kept)
+            if kept:
+                config["modules_to_not_convert"] = list(kept)
             return config
         # per layer one static scale for keys, one for values
         cache = _fp8("tensor", is_dynamic=False) if self.kv_cache else None
         if base is not None:
-            return (
-                base | {"ignore": list(self.kept)} | ({"kv_cache_scheme": cache} if cache else {})
-            )
+            groups = {
+                name: group | {"targets": ["Linear"]}
+                for name, group in base["config_groups"].items()
+            }
+            named = {"config_groups": groups, "ignore": list(kept)}
+            return base | named | ({"kv_cache_scheme": cache} if cache else {})
         weights = _fp8("block", is_dynamic=False) | {"block_structure": list(self.block_size)}
         inputs = _fp8("group", is_dynamic=True) | {"group_size": self.block_size[1]}
         return {
@@ -87,7 +97,7 @@ class QuantScheme:
                     "format": "float-quantized",
                 }
             },
-            "ignore": list(self.kept),
+            "ignore": list(kept),
             "kv_cache_scheme": cache,
         }
 
@@ -121,14 +131,13 @@ def read_scheme(config: dict[str, Any]) -> QuantScheme | None:
                 "config.json: per-tensor FP8 is not supported",
                 f"{HINT}; block FP8 names weight_block_size",
             )
-        kept = quantization.get("modules_to_not_convert") or quantization.get("ignored_layers")
         scale_format = SCALE_FMTS.get(str(quantization.get("scale_fmt")))
         if scale_format is None:
             raise DstoolsError(
                 f"config.json: scale_fmt {quantization['scale_fmt']!r} is not supported",
                 'supported are "ue8m0", "float" and none',
             )
-        return QuantScheme("native", scale_format, _block(block), _strings(kept))
+        return QuantScheme("native", scale_format, _block(block))
     if method == "compressed-tensors":
         return _read_compressed_tensors(quantization)
     name = quantization_name(quantization)
@@ -156,8 +165,7 @@ def _read_compressed_tensors(quantization: dict[str, Any]) -> QuantScheme:
         wanted = {"num_bits": 8, "type": "float", "strategy": "block"}
         if all(given.get(key) == value for key, value in wanted.items()):
             block = _block(given.get("block_structure"))
-            kept = _strings(quantization.get("ignore"))
-            return QuantScheme("compressed-tensors", "float32", block, kept)
+            return QuantScheme("compressed-tensors", "float32", block)
     raise DstoolsError(
         "config.json: these compressed-tensors are not block FP8",
         "only one config group of 8-bit float weights with the block strategy is read",
@@ -175,7 +183,3 @@ def _block(value: Any) -> tuple[int, int]:
             "weight_block_size or block_structure holds the rows and columns of a block",
         )
     return value[0], value[1]
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    return tuple(map(str, value)) if isinstance(value, list) else ()

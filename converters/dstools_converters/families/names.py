@@ -34,6 +34,13 @@ FUSED: tuple[tuple[Role, ...], ...] = (
     ("routed_gate", "routed_up"),
     ("shared_gate", "shared_up"),
 )
+# Engines run all experts of a layer as one module, so this holds for all weights of these roles in
+# a layer: one kept expert and the module is unquantized. Source: vLLM 0.32, RoutedExperts; SGLang
+# 0.5.23, FusedMoE, and its DeepseekV2MLP of the shared experts.
+EXPERTS: tuple[tuple[Role, ...], ...] = (
+    ("routed_gate", "routed_up", "routed_down"),
+    ("shared_gate", "shared_up", "shared_down"),
+)
 INPUT_SCALES = ("input_scale", "activation_scale")  # static, of the inputs of a module
 # of attention, for an FP8 KV cache. Source: vLLM's maybe_remap_kv_scale_name and
 # get_cache_scale_mapper, which read the spellings of AutoFP8, ModelOpt, compressed-tensors, Quark
@@ -82,6 +89,10 @@ class Spelling:
     def layer(self, layer: int) -> str:
         """Return the path of a layer."""
         return f"{self.layers}{layer}"
+
+    def experts_of(self, layer: int) -> str:
+        """Return the path of the module that holds all routed experts of a layer."""
+        return f"{self.layer(layer)}.{self.experts.removesuffix('.')}"
 
     def path(self, name: TensorName) -> str:
         """Return the path of a module inside its layer, or of one outside the layers."""

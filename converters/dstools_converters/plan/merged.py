@@ -5,14 +5,10 @@ from collections.abc import Iterator
 
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.errors import Finding, printable
-from dstools_converters.families.names import FUSED, Role
+from dstools_converters.families.names import EXPERTS, FUSED, Role
 from dstools_converters.families.shapes import MLA, Model
 from dstools_converters.plan.plan import Plan
 
-EXPERTS: tuple[tuple[Role, ...], ...] = (  # engines run these as one module
-    ("routed_gate", "routed_up", "routed_down"),
-    ("shared_gate", "shared_up", "shared_down"),
-)
 BUT_LAST: frozenset[Role] = frozenset(role for roles in FUSED for role in roles[:-1])
 
 

@@ -16,15 +16,19 @@ from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.scheme import BLOCK_SIZE, QUANTIZED_ROLES, Format, QuantScheme
 from dstools_converters.checkpoint.storage import FLOATS, fp8_block, plain
 from dstools_converters.errors import DstoolsError
-from dstools_converters.families.names import FUSED, Role, TensorName
+from dstools_converters.families.names import TensorName
+from dstools_converters.plan.kept import (
+    FROM_BASE,
+    FROM_SOURCE,
+    KEPT_IN_BASE,
+    KEPT_IN_SOURCE,
+    check_together,
+    kept_modules,
+)
 from dstools_converters.plan.layout import Action, ShardPlan, TensorPlan, lay_out
 from dstools_converters.plan.recipe import Recipe, Rule
 from dstools_kernels.fp8 import ScaleFormat
 
-# Matrices that are kept by default, and that an engine may take for a linear layer to quantize.
-KEPT_MATRICES: frozenset[Role] = frozenset(
-    {"lm_head", "router", "eh_proj", "shared_head", "indexer_weights_proj"}
-)
 ROUNDED: frozenset[Action] = frozenset({"quantize", "requantize", "restore"})  # may make new codes
 
 Method = Literal["gptq", "mse", "amax"]
@@ -154,7 +158,7 @@ def plan_quantize(
             else tensor
             for tensor in draft
         ]
-    _check_fused(draft, inventory)
+    check_together(draft, inventory)
     _check_blocks(draft, scheme)
     has_cache = any(p is not None and p.role == "kv_cache" for p in inventory.names.values())
     writes_cache = calibration is not None and calibration.kv_cache
@@ -162,15 +166,14 @@ def plan_quantize(
         raise DstoolsError(
             "the source already has scales of a KV cache", "leave out --kv-cache; they are kept"
         )
-    kept = _kept_modules(draft, inventory, format, existing)
-    scheme = replace(scheme, kept=kept, kv_cache=has_cache or writes_cache)
+    scheme = replace(scheme, kv_cache=has_cache or writes_cache)
     config = sound_config(inventory.checkpoint)
     configs = [
         i.checkpoint.config["quantization_config"] for i in (inventory, base) if i and i.scheme
     ]
     is_same_format = existing is not None and existing.format == format
     config["quantization_config"] = scheme.to_config(
-        configs[0] if configs and is_same_format else None
+        kept_modules(draft, inventory, format), configs[0] if configs and is_same_format else None
     )
     return Plan(inventory, base, scheme, config, tuple(draft), calibration, is_lossless)
 
@@ -200,9 +203,9 @@ def plan_dequantize(inventory: Inventory) -> Plan:
             continue
         if inventory.is_quantized(info):
             target = plain(info, "BF16")
-            draft.append(TensorPlan("dequantize", info, target, "FP8 in the source"))
+            draft.append(TensorPlan("dequantize", info, target, FROM_SOURCE))
         else:
-            draft.append(_copy(info, "not FP8 in the source"))
+            draft.append(_copy(info, KEPT_IN_SOURCE))
     config = sound_config(inventory.checkpoint)
     del config["quantization_config"]
     return Plan(inventory, None, None, config, tuple(draft))
@@ -233,12 +236,14 @@ def plan_tensor(
     is_own = rule in recipe.rules
     if inventory.is_quantized(info):
         return _plan_quantized(info, inventory, rule, is_own, scheme)
+    if inventory.scheme is not None and not is_own:
+        return _copy(info, KEPT_IN_SOURCE)
     if base and not is_own and info.name in base.tensors:
         if not base.is_quantized(info):
-            return _copy(info, "not FP8 in the base")
+            return _copy(info, KEPT_IN_BASE)
         if info.dtype == "BF16":
-            return TensorPlan("restore", info, fp8_block(info, scheme), "FP8 in the base")
-        rule = Rule("FP8 in the base", "fp8-block")
+            return TensorPlan("restore", info, fp8_block(info, scheme), FROM_BASE)
+        rule = Rule(FROM_BASE, "fp8-block")
     if rule.scheme == "keep":
         return _copy(info, rule.label)
     if info.dtype not in FLOATS or len(info.shape) != 2:
@@ -270,7 +275,7 @@ def _plan_quantized(
         )
     formats = (inventory.scheme.scale_format, scheme.scale_format)
     action: Action = "requantize" if formats == ("float32", "ue8m0") else "copy"
-    label = rule.label if is_own else "FP8 in the source"
+    label = rule.label if is_own else FROM_SOURCE
     return TensorPlan(action, info, fp8_block(info, scheme), label)
 
 
@@ -316,27 +321,6 @@ def _check_base(inventory: Inventory, base: Inventory, scale_format: ScaleFormat
             )
 
 
-def _check_fused(draft: list[TensorPlan], inventory: Inventory) -> None:
-    """Raise DstoolsError where some of the weights that engines fuse are quantized, others kept."""
-    siblings = {role: roles for roles in FUSED for role in roles}
-    seen: dict[tuple[int | None, int | None, tuple[Role, ...]], TensorPlan] = {}
-    for tensor in draft:
-        parsed = inventory.names[tensor.source.name]
-        if parsed is None or parsed.part != "weight":
-            continue
-        roles = siblings.get(parsed.role)
-        if roles is None:
-            continue
-        first = seen.setdefault((parsed.layer, parsed.expert, roles), tensor)
-        if first.target.format != tensor.target.format:
-            kept, quantized = sorted((first, tensor), key=lambda t: t.target.is_quantized)
-            raise DstoolsError(
-                f"{kept.source.where}: kept by {kept.rule}, but {quantized.source.name} is "
-                f"quantized by {quantized.rule}",
-                f"engines run {', '.join(roles)} as one matrix; give them one rule",
-            )
-
-
 def _check_blocks(draft: list[TensorPlan], scheme: QuantScheme) -> None:
     """Raise DstoolsError where codes are to be made in blocks that are not square."""
     rows, cols = scheme.block_size
@@ -346,31 +330,3 @@ def _check_blocks(draft: list[TensorPlan], scheme: QuantScheme) -> None:
             f"config.json: the existing FP8 has blocks of {rows} x {cols}; new ones are square",
             "dstools dequantize first, and quantize its output",
         )
-
-
-def _kept_modules(
-    draft: list[TensorPlan], inventory: Inventory, format: Format, existing: QuantScheme | None
-) -> tuple[str, ...]:
-    """Return the matrices that an engine must not take for quantized.
-
-    DeepSeek's own config.json has no such list: its engines know the roles. A native output has
-    none either as long as it keeps only what DeepSeek keeps; some engines match the names of the
-    list as substrings, so a needless one does harm.
-    """
-    # each format has its own patterns
-    named = existing.kept if existing and existing.format == format else ()
-    already, spelling = frozenset(named), inventory.model.spelling
-    kept = []
-    is_needed = format == "compressed-tensors"
-    for tensor in draft:
-        parsed = inventory.names[tensor.source.name]
-        if parsed is None or parsed.part != "weight" or tensor.target.is_quantized:
-            continue
-        module = spelling.module(parsed)
-        if parsed.role in QUANTIZED_ROLES | KEPT_MATRICES and module not in already:
-            kept.append(module)
-            is_needed |= parsed.role in QUANTIZED_ROLES
-    if format == "compressed-tensors" and inventory.model.is_tied and "lm_head" not in already:
-        # no tensor, but a module: "Linear" would match it (transformers 5.23 makes it up anew)
-        kept += ["lm_head"] if "lm_head" not in kept else []
-    return named + tuple(kept) if is_needed else named

@@ -6,7 +6,7 @@ A recipe file is TOML:
     scale_fmt = "ue8m0"                    # or "float32"
 
     [[rule]]
-    role = ["routed_down", "shared_down"]  # any of these roles
+    role = ["o_proj", "dense_down"]        # any of these roles
     layers = "0-3"                         # and in these layers: "7", "0-3", "0-3,60"
     scheme = "keep"                        # or "fp8-block"
 

@@ -17,6 +17,8 @@ from dstools_converters.families.shapes import MLA
 from dstools_converters.plan.merged import keeping
 from dstools_converters.verify.engine_shapes import check_shapes
 from dstools_converters.verify.engine_transformers import check_transformers
+from dstools_converters.verify.kept import check_kept_by
+from dstools_converters.verify.roles import check_experts
 
 Engine = Literal["vllm", "sglang", "trtllm", "transformers"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -35,9 +37,11 @@ def check_engine(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Find
         if engine == "vllm":
             yield from _check_mla(inventory)
         return
+    yield from check_kept_by(inventory, engine)
     if engine == "transformers":
         yield from check_transformers(inventory)
         return
+    yield from check_experts(inventory, engine)
     if engine == "trtllm":
         yield from _check_trtllm(inventory)
     else:

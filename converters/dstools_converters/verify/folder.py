@@ -1,23 +1,20 @@
 """Check a checkpoint folder: by itself, for an engine, and against its source."""
 
-import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dstools_converters.checkpoint.folder import INDEX, Checkpoint, scan
-from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory, check, take_inventory
 from dstools_converters.checkpoint.rows import Progress
-from dstools_converters.checkpoint.scheme import QUANTIZED_ROLES
-from dstools_converters.checkpoint.storage import CODE_DTYPES, FLOATS
 from dstools_converters.errors import DstoolsError, Finding, printable
-from dstools_converters.families.names import FUSED
 from dstools_converters.sidefiles.calibration import WeightNote
 from dstools_converters.sidefiles.carried import check_side_files
 from dstools_converters.sidefiles.manifest import MANIFEST, Manifest, load_manifest
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
+from dstools_converters.verify.kept import check_kept
+from dstools_converters.verify.roles import check_fused, check_roles
 from dstools_converters.verify.scales import check_kv_scales, check_scales
 from dstools_converters.verify.source import check_against
 
@@ -120,8 +117,9 @@ def _check_inside(
     """Check the folder by itself; return the notes of calibrated weights, None where lost."""
     findings = results.findings
     findings += check(inventory)
-    findings += _check_roles(inventory)
-    findings += _check_fused(inventory)
+    findings += check_roles(inventory)
+    findings += check_fused(inventory)
+    findings += check_kept(inventory)
     findings += check_scales(inventory, manifest)
     findings += check_kv_scales(inventory)
     notes, wrong = check_calibration(inventory, manifest)
@@ -201,87 +199,3 @@ def _check_with_safetensors(checkpoint: Checkpoint) -> Iterator[Finding]:
                 pass
         except SafetensorError as error:
             yield Finding.error("safetensors", shard.name, f"safetensors refuses it: {error}")
-
-
-def _check_roles(inventory: Inventory) -> Iterator[Finding]:
-    """Yield FP8 weights that engines do not read as FP8, and weights missing from the kept ones."""
-    scheme = inventory.scheme
-    kept = scheme.kept if scheme else ()
-    plain = {module for module in kept if not module.startswith("re:")}
-    patterns = []
-    for text in (module.removeprefix("re:") for module in kept if module.startswith("re:")):
-        pattern = _safe_pattern(text)
-        if pattern is None:
-            yield Finding.warning(
-                "ignore-pattern",
-                "config.json",
-                f"the pattern {printable(text)!r} is broken, or too complex to be tried",
-                "name the modules, or write a simpler pattern",
-            )
-        else:
-            patterns.append(pattern)
-    for name, parsed in inventory.names.items():
-        info = inventory.tensors[name]
-        if parsed is None:
-            continue
-        if (
-            parsed.part == "weight"
-            and parsed.role not in QUANTIZED_ROLES
-            and info.dtype not in FLOATS
-        ):
-            yield Finding.error(
-                "role-quantized",
-                info.where,
-                f"is {info.dtype}; engines read {parsed.role} in high precision only",
-                "quantize again without a rule for it",
-            )
-        if parsed.role == "e_score_correction_bias" and info.dtype != "F32":
-            yield Finding.warning(
-                "router-bias",
-                info.where,
-                f"is {info.dtype}; DeepSeek ships F32, and less precision changes the experts",
-            )
-        is_kept = parsed.part == "weight" and info.dtype in FLOATS
-        if scheme is not None and is_kept and parsed.role in QUANTIZED_ROLES:
-            module = inventory.model.spelling.module(parsed)
-            if module not in plain and not any(pattern.match(module) for pattern in patterns):
-                yield Finding.error(
-                    "role-kept",
-                    info.where,
-                    f"is {info.dtype}, but config.json does not say that it is not quantized",
-                    "an engine would look for its scale; list it in modules_to_not_convert",
-                )
-
-
-def _safe_pattern(text: str) -> re.Pattern[str] | None:
-    """Return a `re:` pattern compiled, None for one that is broken or may be too slow.
-
-    It comes from the checkpoint: a repeated group, or many repetitions, can take exponential time.
-    """
-    if re.search(r"\)[*+?{]", text) or sum(text.count(sign) for sign in "*+{") > 3:
-        return None
-    try:
-        return re.compile(text)
-    except re.error:
-        return None
-
-
-def _check_fused(inventory: Inventory) -> Iterator[Finding]:
-    groups: dict[tuple[int | None, int | None, int], list[TensorInfo]] = {}
-    for name, parsed in inventory.names.items():
-        if parsed is None or parsed.part != "weight":
-            continue
-        for number, roles in enumerate(FUSED):
-            if parsed.role in roles:
-                info = inventory.tensors[name]
-                groups.setdefault((parsed.layer, parsed.expert, number), []).append(info)
-    for infos in groups.values():
-        fp8 = [printable(info.name) for info in infos if info.dtype in CODE_DTYPES]
-        kept = [info for info in infos if info.dtype not in CODE_DTYPES]
-        if fp8 and kept:
-            yield Finding.error(
-                "fused-apart",
-                kept[0].where,
-                f"is {kept[0].dtype}, {', '.join(fp8)} FP8; engines run them as one matrix",
-                "quantize again with one rule for them",
-            )

@@ -35,16 +35,8 @@ def compressed(*weights: object, **changes: Any) -> dict[str, Any]:
         (V31, QuantScheme("native", "ue8m0", (128, 128))),
         (V3 | {"weight_block_size": [32, 64]}, QuantScheme("native", "float32", (32, 64))),
         (
-            V3 | {"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.gate"]},
-            QuantScheme("native", "float32", (128, 128), ("lm_head", "model.layers.0.mlp.gate")),
-        ),
-        (  # vLLM's older word for it
-            V3 | {"ignored_layers": ["lm_head"]},
-            QuantScheme("native", "float32", (128, 128), ("lm_head",)),
-        ),
-        (
             compressed(FP8_WEIGHTS, ignore=["re:.*mlp.gate$"]),
-            QuantScheme("compressed-tensors", "float32", (128, 128), ("re:.*mlp.gate$",)),
+            QuantScheme("compressed-tensors", "float32", (128, 128)),
         ),
     ],
 )
@@ -58,14 +50,12 @@ def test_what_a_config_says_is_read(quantization: dict[str, Any], wanted: QuantS
         st.just("native"),
         st.sampled_from(["float32", "ue8m0"]),
         st.tuples(st.integers(1, 1 << 20), st.integers(1, 1 << 20)),
-        st.lists(st.text(min_size=1), max_size=3).map(tuple),
     )
     | st.builds(
         QuantScheme,
         st.just("compressed-tensors"),
         st.just("float32"),
         st.tuples(st.integers(1, 1 << 20), st.integers(1, 1 << 20)),
-        st.lists(st.text(min_size=1), max_size=3).map(tuple),
     )
 )
 def test_what_is_written_is_read_back(scheme: QuantScheme) -> None:
@@ -78,13 +68,32 @@ def test_a_release_s_config_is_written_as_it_was(quantization: dict[str, Any]) -
     assert scheme is not None
     assert scheme.to_config() == quantization
     more = quantization | {"kv_cache_scheme": {"num_bits": 8}, "x": 1}
-    assert scheme.to_config(more) == more
+    assert scheme.to_config(base=more) == more
     assert "x" not in quantization  # and the caller's is left alone
 
 
 def test_a_change_of_scale_format_changes_the_label() -> None:
-    assert QuantScheme("native", "float32", (128, 128)).to_config(V31) == V3
-    assert QuantScheme("native", "ue8m0", (128, 128)).to_config(V3) == V31
+    assert QuantScheme("native", "float32", (128, 128)).to_config(base=V31) == V3
+    assert QuantScheme("native", "ue8m0", (128, 128)).to_config(base=V3) == V31
+
+
+@pytest.mark.parametrize("key", ["ignored_layers", "modules_to_not_convert"])
+@pytest.mark.parametrize("kept", [(), ("lm_head",)])
+def test_a_native_config_has_one_list_whatever_the_base_had(
+    key: str, kept: tuple[str, ...]
+) -> None:
+    written = QuantScheme("native", "float32", (128, 128)).to_config(kept, V3 | {key: ["old"]})
+    assert written == V3 | ({"modules_to_not_convert": ["lm_head"]} if kept else {})
+
+
+def test_what_is_ignored_replaces_narrower_targets() -> None:
+    base = compressed(FP8_WEIGHTS, ignore=["old"], version="0.9")
+    base["config_groups"]["group_0"]["targets"] = ["re:.*mlp.*"]
+    scheme = QuantScheme("compressed-tensors", "float32", (128, 128))
+    assert scheme.to_config(("lm_head",), base) == compressed(
+        FP8_WEIGHTS, ignore=["lm_head"], version="0.9"
+    )
+    assert base["config_groups"]["group_0"]["targets"] == ["re:.*mlp.*"]
 
 
 def test_no_quantization_config_is_no_scheme() -> None:
@@ -159,7 +168,7 @@ def test_our_compressed_tensors_are_the_preset_fp8_block() -> None:
     from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
 
     kept = ("lm_head", "model.layers.0.mlp.gate")
-    written = QuantScheme("compressed-tensors", "float32", (128, 128), kept).to_config()
+    written = QuantScheme("compressed-tensors", "float32", (128, 128)).to_config(kept)
     parsed = QuantizationConfig.model_validate(written)
     assert parsed.format == "float-quantized"
     assert parsed.quantization_status == "compressed"
