@@ -18,8 +18,8 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 SCALE_FORMATS: tuple[ScaleFormat, ...] = get_args(ScaleFormat)
 # transformers writes "float" where DeepSeek has no scale_fmt
 SCALE_FMTS: dict[str, ScaleFormat] = {"None": "float32", "float": "float32", "ue8m0": "ue8m0"}
-# Of kept modules in a native config. vLLM and SGLang read the first one that is there and not
-# empty; transformers, TensorRT-LLM and this writer know the second only.
+# Of kept modules in a native config. vLLM and SGLang look for them in this order; transformers,
+# TensorRT-LLM and this writer know the second alone.
 KEPT_LISTS = ("ignored_layers", "modules_to_not_convert")
 BLOCK_SIZE = 128  # DeepSeek's; other sizes are read, and kept where codes are kept
 

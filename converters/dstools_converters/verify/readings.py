@@ -43,8 +43,10 @@ def reading_of(engine: str, quantization: dict[str, Any]) -> Reading:
     if quantization.get("quant_method") == "compressed-tensors":
         return _compressed_tensors(quantization, engine)
     lists = kept_lists(quantization)
-    if engine == "transformers" or engine == "trtllm":
+    if engine in ("transformers", "trtllm"):
         lists.pop("ignored_layers", None)
+    if engine == "sglang" and "ignored_layers" in quantization:  # even if it is empty
+        lists.pop("modules_to_not_convert", None)
     for key, entries in lists.items():  # the first that is not empty
         match engine:
             case "vllm":

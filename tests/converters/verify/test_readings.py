@@ -126,8 +126,9 @@ def test_of_two_lists_an_engine_reads_one(
     both = native(Q.name, key="ignored_layers") | native(O.name)
     reading = reading_of(engine, both)
     assert (reading(Q) is not None, reading(O) is not None) == (reads_first, reads_second)
-    only_empty = reading_of(engine, native(key="ignored_layers") | native(O.name))
-    assert only_empty(O) == f"modules_to_not_convert has {O.name!r}"
+    beside_an_empty_one = reading_of(engine, native(key="ignored_layers") | native(O.name))
+    named = f"modules_to_not_convert has {O.name!r}"
+    assert beside_an_empty_one(O) == (None if engine == "sglang" else named)
 
 
 NAMES = st.sampled_from(["model", "layers", "2", "12", "self_attn", "mlp", "gate", "gate_proj",
