@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dstools_converters.checkpoint.header import TensorInfo
-from dstools_converters.checkpoint.inventory import Inventory
-from dstools_converters.errors import DstoolsError
+from dstools_converters.checkpoint.inventory import Inventory, check
+from dstools_converters.errors import DstoolsError, Finding
 from dstools_converters.families.shapes import MLA, Model
 from dstools_converters.plan.plan import plan_tensor, scheme_after
 from dstools_converters.plan.recipe import Recipe
@@ -39,7 +39,7 @@ class Report:
     quantized_bytes: int  # of the tensors that `dstools quantize` would write
     quantized_kept: dict[str, int]  # bytes that it would not quantize, by role
     unknown_tensors: list[str]
-    disagreements: list[str]  # between config and shards; `dstools verify` says more
+    disagreements: list[Finding]  # for which quantize refuses it; `dstools verify` says more
 
 
 @dataclass
@@ -53,7 +53,7 @@ class _Totals:
     parameters_mtp: int = 0
     quantized_bytes: int = 0
     quantized_kept: Counter[str] = field(default_factory=Counter)
-    refused: list[str] = field(default_factory=list)  # what `dstools quantize` would not take
+    refused: list[Finding] = field(default_factory=list)  # what `quantize` would not take
 
 
 def inspect(inventory: Inventory) -> Report:
@@ -117,7 +117,8 @@ def _total(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> _Totals
         try:
             target = plan_tensor(info, parsed, inventory, None, Recipe(), scheme).target
         except DstoolsError as error:
-            totals.refused.append(str(error))
+            message = str(error).removeprefix(f"{info.where}: ")
+            totals.refused.append(Finding.error("refused", info.where, message, error.hint))
             continue
         totals.quantized_bytes += count * target.nbytes
         if not target.is_quantized:
@@ -125,11 +126,18 @@ def _total(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> _Totals
     return totals
 
 
-def _disagreements(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> list[str]:
-    """Return where config and shards do not have the same weights, by kind: cheap to find.
+def _disagreements(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> list[Finding]:
+    """Return why `dstools quantize` refuses the folder.
 
-    `dstools verify` names each; this says that the figures are not those of a whole model.
+    Of an FP8 release only where counts of tensors by kind say so, which is cheap to find.
     """
+    if inventory.scheme is not None and not _counts_differ(inventory, kinds):
+        return []
+    return [finding for finding in check(inventory) if finding.level == "error"]
+
+
+def _counts_differ(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) -> bool:
+    """Return whether config and shards have other numbers of weights of some role and shape."""
     wanted: dict[tuple[str, tuple[int, ...], bool], int] = {}
     for name, shape, count in inventory.model.kinds():
         kind = (f"{name.role}.{name.part}", shape, name.is_mtp)
@@ -142,12 +150,7 @@ def _disagreements(inventory: Inventory, kinds: list[tuple[TensorInfo, int]]) ->
         if (parsed.role, info.shape) not in optional:
             kind = (f"{parsed.role}.{parsed.part}", info.shape, parsed.is_mtp)
             wanted[kind] = wanted.get(kind, 0) - count
-    return [
-        f"{abs(count)} {role} {list(shape)}{' of MTP layers' if is_mtp else ''} "
-        f"{'missing' if count > 0 else 'too many'}"
-        for (role, shape, is_mtp), count in wanted.items()
-        if count
-    ]
+    return any(wanted.values())
 
 
 def _kinds(inventory: Inventory) -> Iterator[tuple[TensorInfo, int]]:

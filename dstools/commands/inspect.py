@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 dstools inspect ./DeepSeek-V3
 dstools inspect deepseek-ai/DeepSeek-V3 --json"""
+MAX_WARNINGS = 3  # `dstools verify` prints more
 
 
 @click.command(
@@ -24,25 +25,19 @@ def inspect(source: str, as_json: bool) -> None:
     import gc
 
     from dstools.hub.source import open_source
-    from dstools_converters.checkpoint.inventory import check, take_inventory
+    from dstools_converters.checkpoint.inventory import take_inventory
     from dstools_converters.inspect import inspect as inspect_inventory
 
     gc.disable()  # no cycles in 90,000 tensors; collecting would take a fifth of the time
     try:
         with open_source(source) as checkpoint:
-            inventory = take_inventory(checkpoint)
-            report = inspect_inventory(inventory)
-            errors = []
-            if inventory.scheme is None:  # which `quantize` may take, if nothing is wrong with it
-                errors = [finding for finding in check(inventory) if finding.level == "error"]
+            report = inspect_inventory(take_inventory(checkpoint))
     finally:
         gc.enable()
-    for line in report.disagreements:
-        click.echo(f"warning: unlike config.json, {line}", err=True)
-    for finding in errors[:1]:
+    for finding in report.disagreements[:MAX_WARNINGS]:
         warn(finding)
     show(report, as_json, _text(report))
-    if report.quantization == "none" and not errors:
+    if report.quantization == "none" and not report.disagreements:
         hint_command("quantize", source, "OUT", "--dry-run")
     else:
         hint_command("verify", source)

@@ -1,5 +1,6 @@
 """The command `dstools verify`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ EXAMPLES = """\
 dstools verify ./DeepSeek-V3-fp8 --source ./DeepSeek-V3-bf16
 dstools verify ./DeepSeek-V3-fp8 --engine vllm --tp 8"""
 SHOWN = 20
+SHOWN_ALIKE = 5  # of one code
 
 
 @click.command(
@@ -79,12 +81,16 @@ def _text(report: "Report") -> str:
     lines = []
     for level in ("error", "warning", "note"):
         findings = [finding for finding in report.findings if finding.level == level]
-        for finding in findings[:SHOWN]:
+        shown: Counter[str] = Counter()
+        for finding in findings:
+            if shown[finding.code] == SHOWN_ALIKE or shown.total() == SHOWN:
+                continue
+            shown[finding.code] += 1
             lines.append(f"{level}: {finding.where}: {finding.message}")
             if finding.hint:
                 lines.append(f"  hint: {finding.hint}")
-        if len(findings) > SHOWN:
-            lines.append(f"{level}: {len(findings) - SHOWN} more; --json lists all")
+        if len(findings) > shown.total():
+            lines.append(f"{level}: {len(findings) - shown.total()} more; --json lists all")
     compared = report.elements_compared
     lines.append(f"checked: {'; '.join(report.checked)}")
     if report.not_checked:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dstools_converters.errors import DstoolsError, Finding, disk_errors, printable
+from dstools_converters.errors import DstoolsError, Finding, disk_errors, merged, printable
 
 
 def test_the_constructors_of_a_finding_set_its_level() -> None:
@@ -22,6 +22,18 @@ def test_a_finding_without_a_hint_has_an_empty_one() -> None:
 def test_a_raised_finding_names_the_place_and_keeps_the_hint() -> None:
     error = Finding.error("shape", "config.json", "is [1]", "save it again").raised()
     assert (str(error), error.hint) == ("config.json: is [1]", "save it again")
+
+
+def test_many_findings_of_a_kind_are_one_that_counts_them() -> None:
+    few = [Finding.error("shape", f"a: {n}", f"is [{n}]", "save it again") for n in range(8)]
+    note = Finding.note("unknown-tensor", "a: x", "has no known role")
+    assert merged([*few, note]) == [*few, note]
+    many = [*few, note, Finding.error("shape", "b: 8", "is [8]", "save it again")]
+    assert merged(many) == [
+        Finding.error("shape", "a: 0", "is [0] (and 8 more, e.g. a: 1, a: 2)", "save it again"),
+        note,
+    ]
+    assert merged([*many[:-1], Finding.error("shape", "b", "is [8]", "another hint")])[:8] == few
 
 
 @pytest.mark.parametrize(

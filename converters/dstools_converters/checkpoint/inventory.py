@@ -6,20 +6,20 @@ Everything here comes from config, index and headers; no weight is read.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dstools_converters.checkpoint.diagnosis import MISNAMED, explain
 from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.foreign import quantization_name, refuse_quantization_file
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.scheme import QuantScheme, read_scheme
 from dstools_converters.checkpoint.storage import (
     CODE_DTYPES,
-    FLOATS,
     NEVER_CODES,
     SCALE_DTYPES,
     Storage,
     read_storage,
     scale_name,
 )
-from dstools_converters.errors import Finding, printable
+from dstools_converters.errors import Finding, merged, printable
 from dstools_converters.families.names import TensorName
 from dstools_converters.families.shapes import Model, read_model
 
@@ -89,114 +89,31 @@ def require_sound(checkpoint: Checkpoint) -> Inventory:
     return inventory
 
 
-def check(inventory: Inventory) -> Iterator[Finding]:
-    """Yield inconsistencies between config and tensors, and notes of unusual tensors."""
-    yield from _check_mtp(inventory)
-    yield from _check_weights(inventory)
-    yield from _check_scales(inventory)
-    yield from _check_activation_scales(inventory)
+def check(inventory: Inventory) -> list[Finding]:
+    """Return inconsistencies between config and tensors, and notes of unusual tensors.
+
+    Many of one kind are one finding. Where names or config are those of another model, the rest is
+    not checked.
+    """
+    checkpoint = inventory.checkpoint
+    files = [path.name for path in checkpoint.folder.glob("*.safetensors")]
+    findings = list(
+        explain(checkpoint.config, inventory.model, checkpoint.tensors, inventory.names, files)
+    )
+    findings += _check_scales(inventory)
+    findings += _check_activation_scales(inventory)
+    if any(finding.code in MISNAMED for finding in findings):
+        return merged(findings)
     for info in inventory.unknown:
         if info.dtype.startswith("F8"):
-            yield Finding.error(
-                "fp8-unknown", info.where, "is FP8 under a name without a known role"
+            findings.append(
+                Finding.error("fp8-unknown", info.where, "is FP8 under a name without a known role")
             )
         else:
-            yield Finding.note("unknown-tensor", info.where, "has no known role; copied unchanged")
-
-
-def _check_mtp(inventory: Inventory) -> Iterator[Finding]:
-    layers = {p.layer for p in inventory.names.values() if p is not None and p.is_mtp}
-    wanted = inventory.model.num_mtp_layers
-    if len(layers) != wanted:
-        yield Finding.error(
-            "mtp-mismatch",
-            "config.json",
-            f"num_nextn_predict_layers is {wanted}, but the shards hold {len(layers)} MTP layers",
-            "restore the MTP layer's tensors from the original, or set num_nextn_predict_layers to "
-            f"{len(layers)}",
-        )
-
-
-def _check_weights(inventory: Inventory) -> Iterator[Finding]:
-    """Compare the tensors with the weights that the config describes."""
-    finding = _check_comparable(inventory)
-    if finding is not None:
-        yield finding
-        return
-    model, tensors = inventory.model, inventory.tensors
-    wanted = dict.fromkeys(tensors, False)
-    layers = {parsed.layer for parsed in inventory.names.values() if parsed is not None}
-    for name, shape in model.weights():
-        spelled = model.spell(name)
-        info = tensors.get(spelled)
-        wanted[spelled] = True
-        if info is None:
-            if not name.is_mtp or name.layer in layers:  # a missing MTP layer has its own finding
-                yield Finding.error(
-                    "weight-missing",
-                    printable(spelled),
-                    "the config requires it, but no shard holds it",
-                    "the checkpoint is incomplete; download or save it again",
-                )
-        elif info.shape != shape:
-            yield _wrong_shape(info, shape)
-        elif info.dtype not in (*FLOATS, *CODE_DTYPES):
-            yield Finding.error(
-                "dtype",
-                info.where,
-                f"is {info.dtype}, which is not a dtype of weights",
-                "the header is damaged, or the quantization is not supported",
+            findings.append(
+                Finding.note("unknown-tensor", info.where, "has no known role; copied unchanged")
             )
-    for name, shape in model.optional_weights():
-        spelled = model.spell(name)
-        info = tensors.get(spelled)
-        wanted[spelled] = True
-        if info is not None and info.shape != shape:
-            yield _wrong_shape(info, shape)
-    for spelled, parsed in inventory.names.items():
-        if parsed is None or wanted[spelled] or parsed.is_activation_scale:
-            continue
-        if parsed.part in ("weight_scale", "weight_scale_inv"):
-            continue
-        if not parsed.is_mtp or inventory.model.num_mtp_layers:
-            yield Finding.error(
-                "weight-unasked",
-                tensors[spelled].where,
-                "is in the shards, but not in the model that the config describes",
-                "config and shards are not of the same model",
-            )
-
-
-def _check_comparable(inventory: Inventory) -> Finding | None:
-    """Return why tensors and weights cannot be compared one by one, if they cannot."""
-    model, tensors = inventory.model, inventory.tensors
-    experts = model.moe.n_routed_experts if model.moe else 0
-    if model.num_layers * max(experts, 1) > 4 * len(tensors) + 4096:
-        return Finding.error(
-            "config-absurd",
-            "config.json",
-            f"asks for {model.num_hidden_layers} layers of {experts} experts; the shards hold "
-            f"{len(tensors)} tensors",
-            "config and shards are not of the same model",
-        )
-    fused = [name for name in tensors if name.endswith(model.spelling.fused_experts)]
-    if fused:
-        return Finding.error(
-            "experts-fused",
-            tensors[fused[0]].where,
-            "holds all experts of a layer in one tensor",
-            "save the model with transformers' save_pretrained, which writes one tensor per expert",
-        )
-    return None
-
-
-def _wrong_shape(info: TensorInfo, wanted: tuple[int, ...]) -> Finding:
-    return Finding.error(
-        "shape",
-        info.where,
-        f"is {list(info.shape)}, the config requires {list(wanted)}",
-        "config and shards are not of the same model",
-    )
+    return merged(findings)
 
 
 def _check_scales(inventory: Inventory) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dstools_converters.checkpoint.diagnosis import MISNAMED
 from dstools_converters.checkpoint.folder import INDEX, Checkpoint, scan
 from dstools_converters.checkpoint.inventory import Inventory, check, take_inventory
 from dstools_converters.checkpoint.rows import Progress
@@ -19,8 +20,8 @@ from dstools_converters.verify.scales import check_kv_scales, check_scales
 from dstools_converters.verify.source import check_against
 
 # Errors after which the bytes may not be what the headers say.
-BREAKS_READING = {
-    *("shard-unreadable", "tensor-twice", "path-outside", "fp8-unknown"),
+BREAKS_READING = MISNAMED | {
+    *("shard-unreadable", "tensor-twice", "path-outside", "fp8-unknown", "config-mismatch"),
     *("shape", "scale-missing", "scale-shape", "scale-dtype"),
 }
 
@@ -116,6 +117,9 @@ def _check_inside(
 ) -> dict[str, WeightNote] | None:
     """Check the folder by itself; return the notes of calibrated weights, None where lost."""
     findings = results.findings
+    if results.has_error({"shard-unreadable"}):  # whatever it holds would be missing
+        results.not_checked.append("names, shapes and scales: first mend the errors above")
+        return None
     findings += check(inventory)
     findings += check_roles(inventory)
     findings += check_fused(inventory)

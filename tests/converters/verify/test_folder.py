@@ -265,7 +265,7 @@ ZOO = [
          needs_source=True),
     Case("ue8m0 as a label only", configure(scale_fmt="ue8m0"), "scale-ue8m0", ("*", O_SCALE)),
     Case("another block size", configure(weight_block_size=[64, 64]),
-         "scale-shape", ("*", O_SCALE)),
+         "scale-shape", ("*", "model.layers.0.mlp.down_proj.weight_scale_inv")),
     Case("a scale beside no FP8", keep_quantized(Q_A, named=True, leave_scale=True),
          "scale-orphaned", ("*", f"{Q_A}_scale_inv")),
     # roles

@@ -44,8 +44,10 @@ def test_inspect_warns_of_what_config_and_shards_do_not_share(
     assert "warning" not in ok("inspect", tiny).stderr
     more = edited(tiny, tmp_path / "more", n_routed_experts=9, num_nextn_predict_layers=0)
     stderr = ok("inspect", more).stderr
-    assert "warning: unlike config.json, 2 routed_up.weight [160, 256] missing" in stderr
-    assert "1 eh_proj.weight [256, 512] of MTP layers too many" in stderr
+    assert "warning: config.json: num_nextn_predict_layers is 0, but the shards hold 1" in stderr
+    assert "n_routed_experts is 9, but the layers in the shards have experts 0-7" in stderr
+    assert "dstools verify" in stderr
+    assert "dstools quantize" not in stderr
     assert json.loads(ok("inspect", more, "--json").stdout)["disagreements"]
 
 
