@@ -143,6 +143,8 @@ def require_new(out: str) -> None:
 
 
 def _show_report(report: "Report", out: str, as_json: bool) -> None:
+    from dstools_converters.checkpoint.zeros import all_zero
+
     counts = ", ".join(f"{count} {action}" for action, count in report.tensors.items())
     text = (
         f"{out}: {size(report.bytes_in)} -> {size(report.bytes_out)} in {report.seconds:.1f} s"
@@ -151,6 +153,8 @@ def _show_report(report: "Report", out: str, as_json: bool) -> None:
     if report.bytes_resumed:
         text += f"; {size(report.bytes_resumed)} of it written by an earlier run"
     show(report, as_json, text)
+    for finding in all_zero(report.zero_weights):
+        warn(finding)
     if report.unknown_tensors:
         names = ", ".join(report.unknown_tensors[:3])
         click.echo(terminal(f"warning: copied, but of unknown role: {names}"), err=True)

@@ -100,3 +100,64 @@ def test_what_cannot_work_is_named_left_out_and_no_difference_for_verify(
         found = json.loads(ok("verify", folder, "--json").stdout)["findings"]
         assert {f["where"] for f in found} >= {"config.json", *names[:5]}
         assert "error" not in {f["level"] for f in found}
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def zeroed(source: Path, folder: Path, *names: str) -> Path:
+    """A copy in which these tensors hold zeros."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)
+    for shard in folder.glob("*.safetensors"):
+        tensors = load_file(shard)
+        for name in tensors.keys() & set(names):
+            tensors[name] = tensors[name] * 0
+        save_file(tensors, shard, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--lossless", "auto"], ["--format", "compressed-tensors"], ["--workers", "1"]]
+)
+def test_weights_that_are_all_zeros_are_named(
+    ok: Run, checkpoint: Checkpoint, tmp_path: Path, options: list[str]
+) -> None:
+    names = [UP, "model.embed_tokens.weight", "model.layers.2.input_layernorm.weight"]
+    bias = "model.layers.0.self_attn.q_proj.bias"  # as a new layer has them
+    source = zeroed(checkpoint("tiny-qwen2"), tmp_path / "source", *names, bias)
+    result = ok("quantize", source, tmp_path / "out", *options, "--json")
+    assert sorted(json.loads(result.stdout)["zero_weights"]) == sorted(names)
+    warnings = [line for line in result.stderr.splitlines() if "all zeros" in line]
+    assert sorted(warnings) == [f"warning: {name}: is all zeros" for name in sorted(names)]
+    checked = json.loads(ok("verify", tmp_path / "out", "--source", source, "--json").stdout)
+    assert sorted(f["where"] for f in checked["findings"] if f["code"] == "all-zero") == sorted(
+        names
+    )
+    back = ok("dequantize", tmp_path / "out", tmp_path / "back", "--json")
+    assert sorted(json.loads(back.stdout)["zero_weights"]) == sorted(names)
+
+
+def test_nothing_is_said_of_zeros_where_there_are_none(ok: Run, tiny: Path, tmp_path: Path) -> None:
+    result = ok("quantize", tiny, tmp_path / "out", "--json")
+    assert json.loads(result.stdout)["zero_weights"] == []
+    assert "all zeros" not in result.stderr
+
+
+def test_a_resumed_run_names_the_zeros_of_the_run_before(
+    ok: Run, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dstools_converters.write import jobs
+    from dstools_converters.write.writer import Writer
+
+    source = zeroed(checkpoint("tiny-llama"), tmp_path / "source", UP)
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "publish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises((KeyboardInterrupt, SystemExit, AssertionError)):
+            ok("quantize", source, tmp_path / "out")
+    monkeypatch.setattr(jobs, "do", None)  # nothing is done again
+    result = ok("quantize", source, tmp_path / "out", "--json")
+    assert json.loads(result.stdout)["zero_weights"] == [UP]

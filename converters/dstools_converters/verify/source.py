@@ -21,6 +21,7 @@ from dstools_converters.checkpoint.rows import (
     width,
 )
 from dstools_converters.checkpoint.storage import FLOATS
+from dstools_converters.checkpoint.zeros import all_zero, is_zero_weight
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.plan.plan import is_left_out
 from dstools_converters.sidefiles.calibration import WeightNote, is_kv_scale
@@ -50,15 +51,13 @@ def check_against(
         pairs = [(mine, info) for mine, info in pairs if not made.is_quantized(mine)]
         notes = {}
     with ThreadPoolExecutor(workers, "verify") as pool:
-        compared = pool.map(
-            lambda pair: _compare_tensor(
-                made, pair[0], source, pair[1], manifest, notes.get(pair[0].name)
-            ),
-            pairs,
-        )
-        for finding, (_, info) in zip(compared, pairs, strict=True):
+        compared = pool.map(lambda pair: _compare_pair(made, pair, source, manifest, notes), pairs)
+        zeros = []
+        for (finding, is_zero), (_, info) in zip(compared, pairs, strict=True):
             findings += [finding] if finding else []
+            zeros += [info.name] if is_zero else []
             progress(info.nbytes)
+    findings += all_zero(zeros)
     return findings, sum(info.numel for _, info in pairs)
 
 
@@ -86,6 +85,19 @@ def _pair_up(
         if not is_kv_scale(made, info)
     ]
     return findings, pairs
+
+
+def _compare_pair(
+    made: Inventory,
+    pair: tuple[TensorInfo, TensorInfo],
+    source: Inventory,
+    manifest: Manifest | None,
+    notes: Mapping[str, WeightNote],
+) -> tuple[Finding | None, bool]:
+    """Return how a tensor differs from the source; and of one that does not, if it is all zeros."""
+    mine, info = pair
+    finding = _compare_tensor(made, mine, source, info, manifest, notes.get(mine.name))
+    return finding, finding is None and is_zero_weight(source, info)
 
 
 def _compare_tensor(

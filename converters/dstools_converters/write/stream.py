@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any
 
 from dstools_converters.checkpoint.rows import Progress
+from dstools_converters.checkpoint.zeros import is_zero_weight
 from dstools_converters.errors import disk_errors
 from dstools_converters.plan.plan import Plan
 from dstools_converters.sidefiles.calibration import LayerNote, WeightNote
@@ -36,6 +37,7 @@ class Report:
     shards: int
     tensors: dict[str, int]  # action or method -> how many
     unknown_tensors: list[str]
+    zero_weights: list[str]  # of the source: all of their elements are zero
 
 
 @dataclass
@@ -75,6 +77,7 @@ def run(
         fingerprint,
         is_synced=is_synced,
     ) as writer:
+        zeros: set[str] = set()
         if writer.is_published:
             resumed = plan.bytes_in
         else:
@@ -94,7 +97,7 @@ def run(
                 if inventory is not None:
                     inventory.checkpoint.check_unmoved()
             writer.publish()
-            resumed = queue.bytes_resumed
+            resumed, zeros = queue.bytes_resumed, queue.zeros
         writer.clean_up()
     return Report(
         out=str(out),
@@ -105,6 +108,7 @@ def run(
         shards=len(plan.shards),
         tensors=_counts(plan, writer),
         unknown_tensors=[info.name for info in plan.inventory.unknown],
+        zero_weights=[name for name in plan.inventory.storage if name in zeros],
     )
 
 
@@ -166,6 +170,7 @@ class _Queue:
         self.writer = writer
         self.progress = progress
         self.bytes_resumed = 0
+        self.zeros: set[str] = set()  # names of weights that are all zeros
         self._waiting = deque(n for n in range(len(plan.shards)) if n not in writer.finished)
         self._open: list[_Open] = []
         self._lock = Lock()
@@ -181,6 +186,7 @@ class _Queue:
                 shard, job = taken
                 with disk_errors(self.writer.model / self.plan.shards[shard.number].name):
                     note = jobs.do(self.plan, job, shard.file)
+                self._look_for_zeros(job)
                 self._done(shard, job, note)
         except BaseException:
             self.stop()
@@ -222,7 +228,14 @@ class _Queue:
         self._open.append(shard)
         return shard
 
+    def _look_for_zeros(self, job: Job) -> None:
+        """Look at the whole weight in its first job; a few bytes of nearly all are enough."""
+        info = job.tensor.source
+        if job.begin == 0 and is_zero_weight(self.plan.inventory, info):
+            self.zeros.add(info.name)
+
     def _skip(self, job: Job, *, is_resumed: bool) -> None:
+        self._look_for_zeros(job)
         self.bytes_resumed += job.bytes_in if is_resumed else 0
         self.progress(job.bytes_in)
 
