@@ -10,6 +10,7 @@ from dstools.calibration import CalibrationOptions, read_calibration
 from dstools.convert import RunOptions, convert, require_new, run_options
 from dstools.options import Command, option, out_argument, source_argument
 from dstools.text import TextOptions, text_options
+from dstools_converters.errors import Finding
 
 if TYPE_CHECKING:
     from dstools_converters.checkpoint.scheme import Format
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 of_quantization = partial(option, section="Quantization")
 of_calibration = partial(option, section="Calibration")
 GIVEN = click.core.ParameterSource.COMMANDLINE  # a variable may be set for other runs
+NO_MLA_SCALES = Finding.warning(
+    "kv-cache",
+    "--kv-cache fp8",
+    "vLLM 0.32 and SGLang 0.5.23 load no scales for a cache of MLA, and run it with 1.0",
+    "leave it out; calibration.json has the magnitudes in any case",
+)
 EXAMPLES = """\
 dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --scale-fmt ue8m0 --dry-run
 dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl"""
@@ -108,6 +115,7 @@ def quantize(
     """
     from dstools.hub.source import open_source
     from dstools_converters.checkpoint.inventory import require_sound
+    from dstools_converters.families.shapes import MLA
     from dstools_converters.plan.plan import plan_quantize
     from dstools_converters.plan.recipe import Recipe, read_recipe
 
@@ -120,6 +128,8 @@ def quantize(
         inventory = require_sound(checkpoint)
         original = require_sound(open_source(base)) if base else None
         calibration = None
+        if kv_cache == "fp8" and isinstance(inventory.model.attention, MLA):
+            warn(NO_MLA_SCALES)
         if data is not None:
             calibration = read_calibration(
                 inventory,

@@ -240,18 +240,18 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-4cc6cb286a7b",
+    "card-8625499e20b7",
     "decontaminate-8b8a8729f71b",
-    "eval-ec495408771e",
+    "eval-513f56425c49",
     "generate-a6e588b39c85",
-    "grpo-45f3e6db6406",
+    "grpo-3c51a897a299",
     "index-0a85636f76e5",
-    "kd-2f45e42cd186",
+    "kd-142b49022bc9",
     "prompts-32a5dc92ccc8",
     "prompts-f642d9167a7e",
     "render-fc926f18ebfe",
     "select-39280eaf0cf7",
-    "sft-5a3c00812f88",
+    "sft-9724336f1267",
     "verify-91150503363c",
 ]
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -74,6 +75,22 @@ def test_it_calibrates_and_names_the_next_command(
     assert (calibration["device"], calibration["threads"]) == ("cpu", 1)
     checked = CliRunner().invoke(main, ["verify", str(out), "--source", str(source)])
     assert checked.exit_code == 0, checked.output
+
+
+@pytest.mark.parametrize("kind", ["tiny-aligned", "tiny-v2-lite", "tiny-llama", "tiny-qwen3"])
+def test_scales_for_a_cache_of_mla_are_a_warning_as_no_engine_loads_them(
+    kind: str, checkpoint: Checkpoint, data: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / kind
+    shutil.copytree(checkpoint(kind), source)
+    source.chmod(0o755)
+    has_mla = (source / "tokenizer.json").exists()
+    if not has_mla:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(checkpoint("tiny-aligned") / name, source / name)
+    result = calibrate(source, tmp_path / "out", data, "--kv-cache", "fp8", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert ("warning: --kv-cache fp8: vLLM 0.32" in result.stderr) == has_mla
 
 
 BAD: dict[str, tuple[str | bytes, str]] = {

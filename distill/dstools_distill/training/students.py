@@ -1,5 +1,6 @@
 """Student before training: its weights, which of them are trained, and by which optimizer."""
 
+import json
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -127,6 +128,21 @@ def _new_model(config: Any, options: dict[str, Any]) -> Any:
         return AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
     finally:
         deepspeed_integration._hf_deepspeed_config_weak_ref = kept
+
+
+def add_older_rope_keys(path: Path) -> None:
+    """Write `rope_theta`, and `rope_scaling` if any, beside `rope_parameters` in a config.json.
+
+    transformers 5 writes the last alone. Older versions, and mistral.rs 0.9.5, look for the former.
+    """
+    config = json.loads(path.read_text())
+    parameters = config.get("rope_parameters") or {}
+    if "rope_theta" not in parameters:
+        return  # no rotary embedding, or one for each kind of layer, which older keys cannot say
+    config["rope_theta"] = parameters["rope_theta"]
+    if parameters.get("rope_type", "default") != "default":
+        config["rope_scaling"] = {k: v for k, v in parameters.items() if k != "rope_theta"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def optimizers(settings: Training, model: Any) -> tuple[Any, None]:

@@ -38,6 +38,7 @@ from dstools_distill.store.stage import Report, Work
 from dstools_distill.tokens.templates import end_token_id
 from dstools_distill.training.checkpoints import CHECKPOINTS, Keeper
 from dstools_distill.training.launch import launch_hint, require_launcher
+from dstools_distill.training.students import add_older_rope_keys
 
 log = logging.getLogger(__name__)
 LOSS_CURVE = ("loss", "learning_rate", "grad_norm")
@@ -253,6 +254,7 @@ def _merged(model: Any) -> Any:
 def _write(model: Any, folder: Path, tokenizer: Any, state: dict[str, Any] | None) -> None:
     """Write a model folder, and raise DstoolsError unless it has all weights."""
     model.save_pretrained(folder, state_dict=state)
+    add_older_rope_keys(folder / "config.json")
     tokenizer.save_pretrained(folder)
     saved = 0
     for path in sorted(folder.glob("*.safetensors")):

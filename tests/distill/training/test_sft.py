@@ -125,6 +125,8 @@ def test_the_result_is_a_model_folder_and_nothing_else(rows: Path, tmp_path: Pat
         assert model.generation_config.eos_token_id == [1]
         assert model.generation_config.pad_token_id == 2
         assert model.config.use_cache
+        config = json.loads((folder / "config.json").read_bytes())
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000
         assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(folder)) == 319
     tokenizer = json.loads((tmp_path / "out" / "tokenizer_config.json").read_bytes())
     assert "extra_special_tokens" in tokenizer

@@ -1,17 +1,24 @@
 """Tests of students before training: what is refused, random weights, optimizer and LoRA."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.recipe.settings import Lora, Training
 from dstools_distill.training.muon import Muon
-from dstools_distill.training.students import load_student, lora, optimizers, require_room
+from dstools_distill.training.students import (
+    add_older_rope_keys,
+    load_student,
+    lora,
+    optimizers,
+    require_room,
+)
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 TINY = {
@@ -100,3 +107,34 @@ def test_lora_is_given_to_peft_as_the_recipe_has_it() -> None:
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 12, 0.5)
     assert config.target_modules == {"q_proj"}
     assert lora(Training(lora=Lora(targets=("all-linear",)))).target_modules == "all-linear"
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("init", "older"),
+    [
+        (TINY, {"rope_theta": 10000.0}),
+        (TINY | {"rope_theta": 5e5}, {"rope_theta": 5e5}),
+        (TINY | {"model_type": "qwen2", "rope_theta": 1e6}, {"rope_theta": 1e6}),
+        (TINY | {"rope_theta": 5e5, "rope_scaling": LLAMA3, "max_position_embeddings": 1 << 17},
+         {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
+        ({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 1}, {}),  # no rotary
+        ({"model_type": "gemma3_text", "hidden_size": 16, "num_hidden_layers": 1}, {}),  # by layer
+    ],
+)  # fmt: skip
+def test_older_readers_find_the_base_of_the_rotary_embedding_and_new_ones_the_same(
+    init: dict[str, Any], older: dict[str, Any], tmp_path: Path
+) -> None:
+    AutoConfig.for_model(**deepcopy(init)).save_pretrained(tmp_path)  # which adds to `init`
+    before = AutoConfig.from_pretrained(tmp_path).to_dict()
+    add_older_rope_keys(tmp_path / "config.json")
+    config = json.loads((tmp_path / "config.json").read_text())
+    keys = ("rope_theta", "rope_scaling")
+    assert {key: config[key] for key in keys if key in config} == older
+    after = AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert {k: v for k, v in after.items() if k not in keys} == before
