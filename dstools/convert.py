@@ -73,7 +73,6 @@ def convert(
 
     Raises DstoolsError if OUT exists or is inside a source; a dry run prints that.
     """
-    from dstools_converters.plan.merged import check_merged
     from dstools_converters.write.stream import run
 
     if options.lists_tensors and not options.dry_run:
@@ -87,8 +86,6 @@ def convert(
         except DstoolsError as error:
             refusal = f"{error}; {error.hint}"
         _warn(plan)
-        for finding in check_merged(plan):
-            warn(finding)
         lists = options.lists_tensors
         show_plan(plan, Path(out), refusal, lists_tensors=lists, as_json=options.as_json)
         return
@@ -105,8 +102,6 @@ def convert(
             calibrate=calibrate,
         )
     _show_report(report, out, options.as_json)
-    for finding in check_merged(plan):
-        warn(finding)
     hint_command("verify", out, "--source", source)
 
 

@@ -8,7 +8,7 @@ import click
 
 from dstools.calibration import CalibrationOptions, read_calibration
 from dstools.convert import RunOptions, convert, require_new, run_options
-from dstools.options import Command, option, out_argument, source_argument
+from dstools.options import Command, option, out_argument, source_argument, warn
 from dstools.text import TextOptions, text_options
 from dstools_converters.errors import Finding
 

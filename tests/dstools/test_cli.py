@@ -267,13 +267,13 @@ def test_what_is_misused_exits_2(args: list[str]) -> None:
     assert dstools(*args).exit_code == 2
 
 
-def test_an_operating_system_s_error_is_no_traceback(tiny: Path, tmp_path: Path) -> None:
+def test_an_operating_system_s_error_is_no_traceback(tiny_aligned: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    error, hint = one_error(dstools("quantize", tiny, tmp_path / "file" / "out"))
+    error, hint = one_error(dstools("quantize", tiny_aligned, tmp_path / "file" / "out"))
     assert str(tmp_path / "file") in error
     assert hint == "name a folder, not a file"
     assert isinstance(
-        dstools("--debug", "quantize", tiny, tmp_path / "file" / "o").exception, OSError
+        dstools("--debug", "quantize", tiny_aligned, tmp_path / "file" / "o").exception, OSError
     )
 
 
@@ -286,9 +286,16 @@ def test_a_terminal_s_escapes_in_a_name_are_not_passed_on(tmp_path: Path) -> Non
 
 
 def test_an_unknown_instruction_set_is_an_error_and_no_traceback(
-    tiny: Path, tmp_path: Path
+    tiny_aligned: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "dstools", "quantize", str(tiny), str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "dstools",
+        "quantize",
+        str(tiny_aligned),
+        str(tmp_path / "out"),
+    ]
     env = os.environ | {"DSTOOLS_ISA": "foo"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1

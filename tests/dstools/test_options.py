@@ -20,8 +20,10 @@ from dstools.options import SETTINGS, SIZE, Command, gather, hint_command, optio
 Run = Callable[..., Result]
 
 
-def test_the_progress_bar_is_in_bytes_and_only_for_a_terminal(tiny: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dstools", "quantize", str(tiny)]
+def test_the_progress_bar_is_in_bytes_and_only_for_a_terminal(
+    tiny_aligned: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "dstools", "quantize", str(tiny_aligned)]
     piped = subprocess.run(
         [*command, str(tmp_path / "a")], capture_output=True, text=True, check=True
     )
