@@ -30,6 +30,7 @@ FORMATS = {  # of the fields of Row
     "kl_p99": "{:.4f}",
     "top1": "{:.2%}",
     "flips": "{:.2%}",
+    "kl_fp8": "{:.5f}",
 }
 
 
@@ -45,13 +46,17 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Figures of `eval`: mean output error over layers and roles, KL in nats, shares."""
+    """Figures of `eval`: mean output error over layers and roles, KL in nats, shares.
+
+    All are of weights alone, except `kl_fp8`, the KL with FP8 activations.
+    """
 
     output_error: float
     kl_mean: float
     kl_p99: float
     top1: float
     flips: float | None
+    kl_fp8: float
 
 
 def main() -> None:
@@ -124,7 +129,7 @@ def measure(case: Case, folder: Path, scale_fmt: str, method: str, seed: int) ->
             options += ["--calibrate", case.calibration, "--samples", case.samples]
             options += ["--seq-len", case.seq_len, "--seed", seed]
         dstools("quantize", case.source, out, *options)
-        options = ["--data", case.heldout, "--against", case.source]
+        options = ["--data", case.heldout, "--against", case.source, "--activations", "none"]
         options += ["--samples", case.heldout_samples, "--seq-len", case.seq_len]
         report = dstools("eval", out, *options)
     flips = list(report["router_flips"].values())
@@ -134,6 +139,7 @@ def measure(case: Case, folder: Path, scale_fmt: str, method: str, seed: int) ->
         kl_p99=report["kl_p99"],
         top1=report["top1_agreement"],
         flips=statistics.mean(flips) if flips else None,
+        kl_fp8=report["other_activations"]["kl_mean"],
     )
 
 
@@ -147,8 +153,9 @@ def dstools(*words: object) -> dict[str, Any]:
 
 def print_table(rows: dict[tuple[str, str], list[Row]]) -> None:
     """Print mean and range over the seeds, as a Markdown table."""
-    print("| scales | method | output error | KL, nats a token | 99th percentile | top-1 | flips |")
-    print("|---|---|---|---|---|---|---|")
+    head = "| scales | method | output error | KL, nats a token | 99th percentile | top-1 | flips |"
+    print(f"{head} KL, FP8 activations |")
+    print("|---|---|---|---|---|---|---|---|")
     for (scale_fmt, method), results in rows.items():
         cells = [scale_fmt, method]
         for name, spell in FORMATS.items():

@@ -22,12 +22,21 @@ from dstools.text import TextOptions, read_text, require_torch, text_options
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dstools_converters.sidefiles.evaluation import Evaluation, OutputError
+    from dstools_converters.sidefiles.evaluation import (
+        Activations,
+        Evaluation,
+        Figures,
+        OutputError,
+    )
 
 EXAMPLES = """\
 dstools eval ./DeepSeek-V3-fp8 --data held-out.jsonl --against ./DeepSeek-V3-bf16
 dstools eval ./DeepSeek-V3-fp8 --data held-out.jsonl --against ./DeepSeek-V3-bf16 --max-kl 0.05"""
 WORST = 5  # layers
+_ACTIVATIONS = {
+    "fp8": "fp8: the inputs of FP8 weights are rounded, as engines do",
+    "none": "none: weights alone, no input is rounded",
+}
 
 
 @click.command(
@@ -52,13 +61,20 @@ WORST = 5  # layers
     metavar="SRC",
     help="Compare MODEL with this checkpoint, the source it was made from.",
 )
+@option(
+    "--activations",
+    section="Evaluation",
+    type=click.Choice(["fp8", "none"]),
+    help="Put first, and judge, the figures with the inputs of FP8 weights rounded as engines do "
+    "them (fp8, the default for FP8), or with none rounded (none: weights alone).",
+)
 @text_options("Evaluation")
 @option(
     "--max-kl",
     section="Checks",
     metavar="NATS",
     type=click.FloatRange(min=0),
-    help="Exit with 3 if the mean KL divergence is larger; needs --against.",
+    help="Exit with 3 if the mean KL divergence with --activations is larger; needs --against.",
 )
 @workers_option
 @json_option
@@ -66,6 +82,7 @@ def evaluate(
     model: str,
     data: Path,
     against: str | None,
+    activations: "Activations | None",
     text: TextOptions,
     max_kl: float | None,
     workers: int,
@@ -73,9 +90,10 @@ def evaluate(
 ) -> None:
     """Measure perplexity of MODEL on a text, and KL divergence and expert choices against SRC.
 
-    Both run one layer at a time from disk in float32, so any size fits. Activations are not
-    quantized, and MTP layers do not run. Hidden states beyond --ram are spilled to TMPDIR. The
-    result is saved as MODEL/eval.json if dstools made the folder.
+    Both run one layer at a time from disk in float32, so any size fits. With FP8 weights, MODEL
+    runs with and without FP8 activations, and both figures are printed; SRC runs without. MTP
+    layers do not run. Hidden states beyond --ram are spilled to TMPDIR. The result is saved as
+    MODEL/eval.json if dstools made the folder.
     """
     from contextlib import ExitStack
     from tempfile import TemporaryDirectory
@@ -96,6 +114,7 @@ def evaluate(
             require_sound(stack.enter_context(open_source(place)))
             for place in (model, *([against] if against else []))
         ]
+        evaluation.activations_of(inventories[0], activations)  # before any text is read
         corpus = read_text(data, inventories[0], text)
         spills = stack.enter_context(TemporaryDirectory(prefix="dstools-eval-"))
         progress = stack.enter_context(
@@ -105,6 +124,7 @@ def evaluate(
             inventories[0],
             inventories[1] if against else None,
             corpus,
+            activations=activations,
             tool=f"dstools {__version__}",
             device=text.device,
             ram_bytes=text.ram_bytes,
@@ -113,9 +133,15 @@ def evaluate(
         )
     show(report, as_json, _text(report))
     _keep(report, inventories[0].checkpoint.folder)
-    if max_kl is not None and not (report.kl_mean or 0.0) <= max_kl:
-        mean = f"{report.kl_mean:.3g} nats a token"
-        click.echo(f"error: the mean KL is {mean}, more than {max_kl:g}", err=True)
+    if max_kl is not None:
+        _judge(report, max_kl)
+
+
+def _judge(report: "Evaluation", max_kl: float) -> None:
+    """Exit with 3 if the mean KL is larger, and say which one it is."""
+    if not (report.kl_mean or 0.0) <= max_kl:
+        mean = f"the mean KL{_which(report)} is {report.kl_mean:.3g} nats a token"
+        click.echo(f"error: {mean}, more than {max_kl:g}", err=True)
         click.get_current_context().exit(FELL_SHORT)
 
 
@@ -131,28 +157,49 @@ def _keep(report: "Evaluation", folder: Path) -> None:
     hint_command("report", str(folder))
 
 
+def _which(report: "Evaluation") -> str:
+    """Return which of two figures the main ones of `report` are; "" where there is one."""
+    if report.other_activations is None:
+        return ""
+    return " with FP8 activations" if report.activations == "fp8" else " of the weights alone"
+
+
 def _text(report: "Evaluation") -> str:
     data = report.data
+    is_compared = report.against is not None
+    against = f" against {report.against}" if is_compared else ""
+    reference = f", of the reference {report.perplexity_against:.6g}" if is_compared else ""
     lines = [
-        f"model             {report.model}",
+        f"model             {report.model}{against}",
         f"data              {data.name}: {data.samples} samples of {data.seq_len}, "
         f"{report.tokens:,} tokens predicted",
-        f"perplexity        {report.perplexity:.6g}",
+        *([f"activations       {_ACTIVATIONS[report.activations]}"] if _which(report) else []),
+        f"perplexity        {report.perplexity:.6g}{reference}",
     ]
-    if report.against is None:
-        return "\n".join(lines)
-    lines[0] += f" against {report.against}"
-    lines[2] += f", of the reference {report.perplexity_against:.6g}"
-    lines += [
-        f"KL                {report.kl_mean:.4g} nats a token; 99 % below {report.kl_p99:.4g}, "
-        f"largest {report.kl_max:.4g}",
-        f"top-1 agreement   {report.top1_agreement:.3%}",
-    ]
+    if is_compared:
+        lines += [
+            f"KL                {_kl(report)}",
+            f"top-1 agreement   {report.top1_agreement:.3%}",
+        ]
     if report.router_flips:
         layer, worst = max(report.router_flips.items(), key=lambda item: item[1])
         mean = sum(report.router_flips.values()) / len(report.router_flips)
         lines.append(f"router flips      {mean:.3%} of choices; {worst:.3%} in layer {layer}")
-    return "\n".join([*lines, *_errors(report.output_error)])
+    other = report.other_activations
+    if other is not None:
+        lines.append(f"activations       {_ACTIVATIONS[other.activations]}")
+        lines.append(f"  perplexity      {other.perplexity:.6g}")
+        if is_compared:
+            lines.append(f"  KL              {_kl(other)}")
+            lines.append(f"  top-1 agreement {other.top1_agreement:.3%}")
+    return "\n".join([*lines, *(_errors(report.output_error) if is_compared else [])])
+
+
+def _kl(figures: "Figures") -> str:
+    return (
+        f"{figures.kl_mean:.4g} nats a token; 99 % below {figures.kl_p99:.4g}, "
+        f"largest {figures.kl_max:.4g}"
+    )
 
 
 def _errors(errors: "Iterable[OutputError]") -> list[str]:

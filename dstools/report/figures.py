@@ -15,7 +15,7 @@ from dstools.report.numbers import TIMES, number, percent
 from dstools.report.sheet import Rounding, Sheet
 from dstools_converters.families.names import ROLES
 from dstools_converters.sidefiles.calibration import METHODS
-from dstools_converters.sidefiles.evaluation import Evaluation
+from dstools_converters.sidefiles.evaluation import LABELS, Evaluation
 from dstools_kernels.fp8 import E4M3_MAX
 
 Key = TypeVar("Key", bound=Hashable)
@@ -171,7 +171,11 @@ def _evaluated(evaluation: Evaluation | None) -> list[Headline]:
         measured("perplexity", e.perplexity, number(e.perplexity, 5), note)
         if e.kl_mean is not None:
             worst = f"; 99th percentile {number(e.kl_p99)}" if e.kl_p99 is not None else ""
-            measured("kl_mean", e.kl_mean, number(e.kl_mean), f"mean, nats a token{worst}")
+            note = f"{LABELS[e.activations]}: mean, nats a token{worst}"
+            other = e.other_activations
+            if other is not None and other.kl_mean is not None:
+                note += f". {LABELS[other.activations].capitalize()}: {number(other.kl_mean)}"
+            measured("kl_mean", e.kl_mean, number(e.kl_mean), note)
         if e.top1_agreement is not None:
             share = percent(e.top1_agreement, 4)
             measured("top1_agreement", e.top1_agreement, share, f"of {e.tokens:,} tokens")

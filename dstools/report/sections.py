@@ -7,7 +7,8 @@ from dstools.report.numbers import NONE, TIMES, fixed, number, percent, percent_
 from dstools.report.plots import heat_map, histogram, layer_bars, load_map
 from dstools.report.sheet import Sheet
 from dstools.report.tables import bar, details, figure, section, table
-from dstools_converters.sidefiles.evaluation import Evaluation, Histogram
+from dstools_converters.sidefiles.evaluation import LABELS, Evaluation, Histogram
+from dstools_converters.sidefiles.evaluation import Figures as PredictionFigures
 from dstools_converters.sidefiles.expert_load import ExpertLoad
 from dstools_converters.svg import text
 
@@ -17,28 +18,26 @@ TOGETHER = "Of the weights of one role in a layer together, each expert on the t
 
 def evaluation_section(evaluation: Evaluation) -> str:
     """Return the figures of eval.json about the whole model."""
-    rows = [("Perplexity", number(evaluation.perplexity, 5), "exp of the mean cross-entropy")]
+    other = evaluation.other_activations
+    rows = _predictions(evaluation, f", {LABELS[evaluation.activations]}" if other else "")
     if evaluation.perplexity_against is not None:
         reference = number(evaluation.perplexity_against, 5)
-        rows.append(("Perplexity of the reference", reference, "on the same tokens"))
-    kl = {
-        "mean": evaluation.kl_mean,
-        "99th percentile": evaluation.kl_p99,
-        "largest": evaluation.kl_max,
-    }
-    for name, value in kl.items():
-        if value is not None:
-            rows.append((f"KL divergence, {name}", number(value), "nats a token"))
-    if evaluation.top1_agreement is not None:
-        share = percent(evaluation.top1_agreement, 4)
-        rows.append(("Top-1 agreement", share, "of positions where both rank the same token first"))
+        rows.insert(1, ("Perplexity of the reference", reference, "on the same tokens"))
+    if other is not None:
+        rows += _predictions(other, f", {LABELS[other.activations]}")
+    rounding = (
+        "FP8 activations: the inputs of FP8 weights are rounded, as engines do. Charts show: "
+        f"{LABELS[evaluation.activations]}."
+        if other is not None
+        else "No activations are rounded."
+    )
     parts = [
         f"<p>{text(evaluation.model)} against {text(evaluation.against or 'no reference')}, "
-        f"{evaluation.tokens:,} tokens of {text(evaluation.data.name)}.</p>",
+        f"{evaluation.tokens:,} tokens of {text(evaluation.data.name)}. {rounding}</p>",
         table(("Figure", "Value", ""), rows, numeric=(1,)),
     ]
     if evaluation.kl_histogram is not None:
-        marks = {name: kl[name] or 0.0 for name in ("mean", "99th percentile")}
+        marks = {"mean": evaluation.kl_mean or 0.0, "99th percentile": evaluation.kl_p99 or 0.0}
         parts.append(_kl_histogram(evaluation.kl_histogram, marks))
     if evaluation.router_flips:
         flips = evaluation.router_flips
@@ -51,6 +50,20 @@ def evaluation_section(evaluation: Evaluation) -> str:
         parts.append(figure("Router flips by layer", svg, caption))
         parts.append(details("As a table", table(("Layer", "Flips"), rows_flips, (0, 1))))
     return section("Output against the reference", *parts)
+
+
+def _predictions(figures: PredictionFigures, which: str) -> list[tuple[str, str, str]]:
+    """Return the rows of one choice of activations, which their labels name."""
+    rows = [(f"Perplexity{which}", number(figures.perplexity, 5), "exp of the mean cross-entropy")]
+    kl = {"mean": figures.kl_mean, "99th percentile": figures.kl_p99, "largest": figures.kl_max}
+    for name, value in kl.items():
+        if value is not None:
+            rows.append((f"KL divergence{which}, {name}", number(value), "nats a token"))
+    if figures.top1_agreement is not None:
+        share = percent(figures.top1_agreement, 4)
+        what = "of positions where both rank the same token first"
+        rows.append((f"Top-1 agreement{which}", share, what))
+    return rows
 
 
 def _kl_histogram(bins: Histogram, marks: dict[str, float]) -> str:

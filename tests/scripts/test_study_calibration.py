@@ -21,6 +21,7 @@ def test_gptq_beats_amax_on_held_out_text_of_the_sample_model(script: Any, tmp_p
     assert 0 < gptq.output_error < 0.9 * amax.output_error
     assert 0 < gptq.kl_mean < amax.kl_mean
     assert gptq.kl_mean < gptq.kl_p99
+    assert gptq.kl_mean < gptq.kl_fp8 < amax.kl_fp8
     assert 0.9 < gptq.top1 <= 1
     assert gptq.flips is not None
     assert 0 < gptq.flips < 0.2
@@ -29,17 +30,18 @@ def test_gptq_beats_amax_on_held_out_text_of_the_sample_model(script: Any, tmp_p
 
 def test_the_table_has_means_and_ranges(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {
-        ("float32", "amax"): [script.Row(0.02, 0.004, 0.05, 0.99, None)],
+        ("float32", "amax"): [script.Row(0.02, 0.004, 0.05, 0.99, None, 0.006)],
         ("ue8m0", "gptq"): [
-            script.Row(0.01, 0.001, 0.01, 0.98, 0.01),
-            script.Row(0.02, 0.003, 0.03, 1.0, 0.03),
+            script.Row(0.01, 0.001, 0.01, 0.98, 0.01, 0.002),
+            script.Row(0.02, 0.003, 0.03, 1.0, 0.03, 0.004),
         ],
     }
     script.print_table(rows)
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| float32 | amax | 2.000% | 0.00400 | 0.0500 | 99.00% | - |",
+        "| float32 | amax | 2.000% | 0.00400 | 0.0500 | 99.00% | - | 0.00600 |",
         "| ue8m0 | gptq | 1.500% (1.000% to 2.000%) | 0.00200 (0.00100 to 0.00300)"
-        " | 0.0200 (0.0100 to 0.0300) | 99.00% (98.00% to 100.00%) | 2.00% (1.00% to 3.00%) |",
+        " | 0.0200 (0.0100 to 0.0300) | 99.00% (98.00% to 100.00%) | 2.00% (1.00% to 3.00%)"
+        " | 0.00300 (0.00200 to 0.00400) |",
     ]
 
 
@@ -59,8 +61,8 @@ def test_the_worst_seed_is_held_to_the_bars(
 
     def measure(case: Any, folder: Path, scale_fmt: str, method: str, seed: int) -> Any:
         if method == "amax":
-            return script.Row(0.04, 0.4, 1.0, 1.0, None)
-        return script.Row((0.01, 0.02)[seed], (0.05, 0.1)[seed], 1.0, 1.0, None)
+            return script.Row(0.04, 0.4, 1.0, 1.0, None, 0.5)
+        return script.Row((0.01, 0.02)[seed], (0.05, 0.1)[seed], 1.0, 1.0, None, 0.5)
 
     monkeypatch.setattr(script, "measure", measure)
     words = ["study", "sample", "--methods", "amax", "gptq", "--seeds", "0", "1", *bars]

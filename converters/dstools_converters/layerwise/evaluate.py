@@ -6,6 +6,10 @@ multiplied with the same inputs, which gives the output error of each linear map
 the layer of the other model runs on its own hidden states, which carry the errors of all layers
 before. So routers are compared on the inputs that they get in deployment. MTP layers do not run.
 
+A model with FP8 weights runs twice on the same weights, which are read once: with their inputs
+rounded as engines do it, and with no input rounded, which leaves the errors of the weights. The
+reference runs with no input rounded, whatever its format.
+
 T: tokens, D: width, K: experts a token is sent to.
 """
 
@@ -23,12 +27,18 @@ from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.layerwise.corpus import Corpus
-from dstools_converters.layerwise.runner import DAMAGED, INPUTS, Runner
+from dstools_converters.layerwise.runner import DAMAGED, INPUTS, Runner, Stream
 from dstools_converters.layerwise.scores import Scores, head, score
 from dstools_converters.layerwise.spill import Spill
 from dstools_converters.model.architecture import Architecture, read_architecture
 from dstools_converters.sidefiles.data import Data
-from dstools_converters.sidefiles.evaluation import Evaluation, Histogram, OutputError
+from dstools_converters.sidefiles.evaluation import (
+    Activations,
+    Evaluation,
+    Figures,
+    Histogram,
+    OutputError,
+)
 
 MAX_LOG = 700.0  # exp of more overflows a float
 TINY = 1e-100  # in place of a sum of squares that is 0
@@ -40,6 +50,7 @@ def evaluate(
     against: Inventory | None,
     corpus: Corpus,
     *,
+    activations: Activations | None = None,
     tool: str,
     device: str,
     ram_bytes: int,
@@ -48,51 +59,101 @@ def evaluate(
 ) -> Evaluation:
     """Return the perplexity of `model` on the corpus, and its distance from `against`.
 
-    Hidden states beyond `ram_bytes` are kept in `folder`, which must be empty and is left empty;
-    other memory grows by some 100 bytes a token. The same inputs and threads give the same numbers.
+    `activations` are those of the main figures, None for "fp8" where the model has FP8 weights and
+    "none" where it has not. With FP8 weights the other figures are in `other_activations`. Hidden
+    states beyond `ram_bytes` are kept in `folder`, which must be empty and is left empty; other
+    memory grows by some 100 bytes a token. The same inputs and threads give the same numbers.
 
-    Raises DstoolsError if the architectures differ or cannot be run and, naming tensor or layer,
-    for NaN or infinity. ValueError for samples of one token.
+    Raises DstoolsError if the architectures differ or cannot be run, if activations are to be
+    rounded for a model without FP8 weights and, naming tensor or layer, for NaN or infinity.
+    ValueError for samples of one token.
     """
     if corpus.seq_len < 2:
         raise ValueError(f"a sample must have at least 2 tokens, got {corpus.seq_len}")
+    choices = activations_of(model, activations)
     inventories = [model] if against is None else [against, model]
     if against is not None:
         _require_same(against, model)
     ids = torch.from_numpy(corpus.ids).long()
+    at_once = 2 * len(choices) + (against is not None)  # hidden states before and after a layer
     runners = [
-        Runner(
-            inventory,
-            read_architecture(inventory.checkpoint.config),
-            ids,
-            device=device,
-            folder=folder / str(number),
-            ram_bytes=ram_bytes,
-        )
+        _runner(inventory, ids, device, folder / str(number), ram_bytes, at_once)
         for number, inventory in enumerate(inventories)
     ]
     for runner in runners:
         runner.folder.mkdir()
-    hidden, flips, errors = _run_layers(runners, progress)
-    scores, kl_T = score(runners, hidden, progress)
+    reference: list[tuple[Activations, ...]] = [] if against is None else [("none",)]
+    hidden, flips, errors = _run_layers(runners, [*reference, choices], progress)
+    scores, kl = score(runners, hidden, progress)
     for runner in runners:
         runner.folder.rmdir()
 
     is_predicting = torch.ones_like(ids, dtype=torch.bool)
     is_predicting[:, -1] = False  # the last token of a sample has no next one
     predicting_T = is_predicting.flatten()
-    report = Evaluation(
+    figures = _figures(choices, scores, kl, flips, predicting_T)
+    return Evaluation(
         tool=tool,
         model=_label(model.checkpoint.folder),
         against=None if against is None else _label(against.checkpoint.folder),
         data=Data(**corpus.provenance),
         tokens=int(predicting_T.sum()),
-        perplexity=_perplexity(scores[-1], predicting_T),
+        perplexity_against=None if against is None else _perplexity(scores[0], predicting_T),
+        output_error=tuple(errors),
+        other_activations=figures[1] if len(figures) == 2 else None,
+        **vars(figures[0]),
     )
-    if against is None:
-        return report
-    report = _with_distance(report, scores, kl_T, predicting_T)
-    return replace(report, router_flips=flips, output_error=tuple(errors))
+
+
+def _runner(
+    inventory: Inventory, ids: Tensor, device: str, folder: Path, ram_bytes: int, at_once: int
+) -> Runner:
+    architecture = read_architecture(inventory.checkpoint.config)
+    return Runner(
+        inventory,
+        architecture,
+        ids,
+        device=device,
+        folder=folder,
+        ram_bytes=ram_bytes,
+        at_once=at_once,
+    )
+
+
+def activations_of(model: Inventory, first: Activations | None) -> tuple[Activations, ...]:
+    """Return the activations to evaluate `model` with, `first` first; None is the default.
+
+    Raises DstoolsError where the model has no FP8 weight whose input could be rounded.
+    """
+    if model.quantized():
+        return ("none", "fp8") if first == "none" else ("fp8", "none")
+    if first == "fp8":
+        raise DstoolsError(
+            f"{model.checkpoint.folder}: has no FP8 weights, so no engine rounds its activations",
+            "leave out --activations, or evaluate what `dstools quantize` makes of it",
+        )
+    return ("none",)
+
+
+def _figures(
+    choices: tuple[Activations, ...],
+    scores: list[Scores],
+    kl: list[Tensor],
+    flips: list[dict[int, float]],
+    predicting_T: Tensor,
+) -> list[Figures]:
+    """Return the figures of each choice; the first of more `scores` are those of a reference."""
+    made = len(choices)
+    figures = [
+        Figures(activations=choice, perplexity=_perplexity(one, predicting_T))
+        for choice, one in zip(choices, scores[-made:], strict=True)
+    ]
+    if len(scores) == made:
+        return figures
+    return [
+        replace(_with_distance(one, scores[0], other, kl_T, predicting_T), router_flips=flip)
+        for one, other, kl_T, flip in zip(figures, scores[1:], kl[1:], flips, strict=True)
+    ]
 
 
 def _perplexity(scores: Scores, predicting_T: Tensor) -> float:
@@ -100,15 +161,14 @@ def _perplexity(scores: Scores, predicting_T: Tensor) -> float:
 
 
 def _with_distance(
-    report: Evaluation, scores: list[Scores], kl_T: Tensor, predicting_T: Tensor
-) -> Evaluation:
-    """Return `report` with the distance of the second model's predictions from the first one's."""
+    figures: Figures, reference: Scores, scores: Scores, kl_T: Tensor, predicting_T: Tensor
+) -> Figures:
+    """Return `figures` with the distance of the predictions from those of the reference."""
     kl = kl_T[predicting_T].numpy()
     clipped = kl.clip(KL_EDGES[0], KL_EDGES[-1])
-    is_same_T = scores[0].top_T == scores[1].top_T
+    is_same_T = reference.top_T == scores.top_T
     return replace(
-        report,
-        perplexity_against=_perplexity(scores[0], predicting_T),
+        figures,
         kl_mean=kl.mean().item(),
         kl_p99=np.quantile(kl, 0.99).item(),
         kl_max=kl.max().item(),
@@ -168,24 +228,41 @@ def _without_ends(architecture: Architecture) -> Architecture:
 
 
 def _run_layers(
-    runners: list[Runner], progress: Progress
-) -> tuple[list[Spill], dict[int, float], list[OutputError]]:
-    """Return the hidden states after the last layer, router flips by layer, and output errors."""
-    hidden = [runner.embed(runner.ids.flatten()) for runner in runners]
-    flips: dict[int, float] = {}
+    runners: list[Runner], activations: list[tuple[Activations, ...]], progress: Progress
+) -> tuple[list[list[Spill]], list[dict[int, float]], list[OutputError]]:
+    """Run each model once for each of its `activations`, reading weights once.
+
+    Return by model and activations the hidden states after the last layer; for each of the last
+    model's activations the router flips by layer; and the output errors.
+    """
+    hidden = [
+        [runner.embed(runner.ids.flatten()) for _ in choices]
+        for runner, choices in zip(runners, activations, strict=True)
+    ]
+    flips: list[dict[int, float]] = [{} for _ in activations[-1]]
     errors: list[OutputError] = []
     for layer in range(runners[0].inventory.model.num_hidden_layers):
-        watches = [_Watch(runner, progress) for runner in runners]
+        watches = [
+            [_Watch(runner, _silent if second else progress) for second, _ in enumerate(choices)]
+            for runner, choices in zip(runners, activations, strict=True)
+        ]
         if len(runners) == 2:
-            watches[0].other = runners[1]
+            watches[0][0].other = runners[1]
         for number, runner in enumerate(runners):
-            hidden[number] = runner.run_layer(layer, hidden[number], watches[number])
-            runner.require_finite(layer, hidden[number])
-        errors += [sums.error(layer, role) for role, sums in watches[0].sums.items()]
-        wanted, made = watches[0].experts_TK, watches[-1].experts_TK
-        if wanted is not None and made is not None:
-            flips[layer] = router_flips(wanted, made)
+            parts = zip(hidden[number], watches[number], activations[number], strict=True)
+            streams = [Stream(states, watch, choice == "fp8") for states, watch, choice in parts]
+            hidden[number] = runner.run_streams(layer, streams)
+            for states in hidden[number]:
+                runner.require_finite(layer, states)
+        errors += [sums.error(layer, role) for role, sums in watches[0][0].sums.items()]
+        for flip, watch in zip(flips, watches[-1], strict=True):
+            if watches[0][0].experts_TK is not None and watch.experts_TK is not None:
+                flip[layer] = router_flips(watches[0][0].experts_TK, watch.experts_TK)
     return hidden, flips, errors
+
+
+def _silent(nbytes: int) -> None:
+    """Report no progress: the first stream has reported it."""
 
 
 def router_flips(wanted_TK: Tensor, made_TK: Tensor) -> float:

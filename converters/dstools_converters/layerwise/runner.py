@@ -2,7 +2,9 @@
 
 Hidden states of all samples pass through a layer before the next one is read. Weights of a layer
 are in memory a stage at a time: attention, then the dense or shared feed-forward, then one expert
-after the other. A watcher sees the inputs of every weight. Everything is float32.
+after the other. A watcher sees the inputs of every weight. Everything is float32. Several streams
+of hidden states can pass through a layer while its weights are read once; each can have the inputs
+of FP8 weights rounded as engines do it, see layerwise/activations.py.
 
 T: tokens, B: samples, S: length of a sample, D: width, K: experts a token is sent to.
 """
@@ -11,16 +13,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import block_rows, columns, not_finite, restore, slabs
 from dstools_converters.errors import DstoolsError
 from dstools_converters.families.names import HUGGING_FACE, Role, TensorName
+from dstools_converters.layerwise.activations import InputRounding, has_rounded_input
 from dstools_converters.layerwise.spill import Spill
 from dstools_converters.model.architecture import Architecture
 from dstools_converters.model.decoder import DecoderLayer, MoE, MTPLayer, RMSNorm
@@ -66,10 +70,19 @@ class Watcher(Protocol):
         """Receive what goes into the KV cache: latents and rotated keys, or keys and values."""
 
 
+class Stream(NamedTuple):
+    """Hidden states of all tokens on their way through the layers."""
+
+    hidden: Spill
+    watcher: Watcher  # sees inputs before they are rounded
+    is_rounded: bool  # whether FP8 weights get their inputs as engines round them
+
+
 class Runner:
     """A checkpoint and the tokens that pass through it.
 
-    `ids` int64 [samples, length]; hidden states beyond `ram_bytes` are kept in `folder`.
+    `ids` int64 [samples, length]. Hidden states are kept in `folder` if `at_once` of them, which
+    are in use at a time, take more than `ram_bytes`.
     """
 
     def __init__(
@@ -81,6 +94,7 @@ class Runner:
         device: str,
         folder: Path,
         ram_bytes: int,
+        at_once: int = 3,
     ) -> None:
         self.inventory = inventory
         self.architecture = architecture
@@ -88,6 +102,7 @@ class Runner:
         self.device = device
         self.folder = folder
         self.ram_bytes = ram_bytes
+        self.at_once = at_once
         self.num_layers = inventory.model.num_hidden_layers + inventory.model.num_mtp_layers
         self._numbers = count()
         self._weights: dict[int, list[TensorName]] = {}
@@ -102,9 +117,9 @@ class Runner:
         return samples * (length - depth)
 
     def spill(self, rows: int) -> Spill:
-        """Return room for `rows` hidden states; up to three such are in use at a time."""
+        """Return room for `rows` hidden states."""
         width = self.inventory.model.hidden_size
-        fits = 3 * rows * width * 4 <= self.ram_bytes
+        fits = self.at_once * rows * width * 4 <= self.ram_bytes
         file = None if fits else self.folder / f"spill-{next(self._numbers)}"
         return Spill(rows, width, file)
 
@@ -131,20 +146,29 @@ class Runner:
                     out.scatter(part, table[ids[part] - first])
         return out
 
-    @torch.inference_mode()
     def run_layer(self, layer: int, hidden: Spill, watcher: Watcher) -> Spill:
         """Return the hidden states after `layer`; `hidden` is closed.
 
         The input of the first layer is the result of `embed`, that of any other layer, MTP
         included, the output of the layer before.
         """
+        (after,) = self.run_streams(layer, [Stream(hidden, watcher, is_rounded=False)])
+        return after
+
+    @torch.inference_mode()
+    def run_streams(self, layer: int, streams: list[Stream]) -> list[Spill]:
+        """Return the hidden states of each stream after `layer`, as `run_layer` does."""
         with torch.device("meta"):
             is_mtp = layer >= self.inventory.model.num_hidden_layers
             module = (MTPLayer if is_mtp else DecoderLayer)(self.architecture, layer).eval()
         if isinstance(module, MTPLayer):
-            hidden = self._enter_mtp(module, layer, hidden)
-        attended = self._attend(module, layer, hidden, watcher)
-        return self._feed_forward(module, layer, attended, watcher)
+            streams = [
+                stream._replace(hidden=self._enter_mtp(module, layer, stream.hidden))
+                for stream in streams
+            ]
+        attended = self._attend(module, layer, streams)
+        streams = [s._replace(hidden=h) for s, h in zip(streams, attended, strict=True)]
+        return self._feed_forward(module, layer, streams)
 
     def require_finite(self, layer: int, hidden: Spill) -> None:
         """Raise DstoolsError if the output of a layer holds NaN or infinity."""
@@ -155,70 +179,72 @@ class Runner:
                     f"{self.inventory.checkpoint.folder}: {where}: gives NaN or infinity", DAMAGED
                 )
 
-    def _attend(self, module: DecoderLayer, layer: int, hidden: Spill, watcher: Watcher) -> Spill:
-        length = hidden.rows // len(self.ids)
-        angles = rotary(self.architecture, length, torch.device(self.device))
-        out = self.spill(hidden.rows)
-        cache = module.self_attn.cache.register_forward_pre_hook(lambda _, kv: watcher.cache(*kv))
-        with self._stage(module, layer, ATTENTION, watcher, hidden.rows):
+    def _attend(self, module: DecoderLayer, layer: int, streams: list[Stream]) -> list[Spill]:
+        outs = []
+        tokens = [stream.hidden.rows for stream in streams]
+        for number in self._stage(module, layer, ATTENTION, streams, tokens):
+            hidden, watcher, _ = streams[number]
+            length = hidden.rows // len(self.ids)
+            angles = rotary(self.architecture, length, torch.device(self.device))
+            cache = module.self_attn.cache.register_forward_pre_hook(_shows_cache(watcher))
+            out = self.spill(hidden.rows)
             for begin, end in self._batches(hidden.rows):
                 batch_BSD = hidden.read(begin, end).to(self.device).view(-1, length, hidden.width)
                 out.write(begin, module.attend(batch_BSD, angles).flatten(0, 1))
-        cache.remove()
-        hidden.close()
-        return out
+            cache.remove()
+            hidden.close()
+            outs.append(out)
+        return outs
 
-    def _feed_forward(
-        self, module: DecoderLayer, layer: int, attended: Spill, watcher: Watcher
-    ) -> Spill:
-        out, mlp = self.spill(attended.rows), module.mlp
+    def _feed_forward(self, module: DecoderLayer, layer: int, streams: list[Stream]) -> list[Spill]:
+        outs, routes, mlp = [], [], module.mlp
         roles = {name.role for name in self._weights[layer]} - ATTENTION - ENTRANCE
         if isinstance(mlp, MoE):
             roles -= EXPERTS
-        routes = []
-        with self._stage(module, layer, frozenset(roles), watcher, attended.rows):
+        tokens = [stream.hidden.rows for stream in streams]
+        for number in self._stage(module, layer, frozenset(roles), streams, tokens):
+            attended, watcher, _ = streams[number]
+            out, parts = self.spill(attended.rows), []
             for begin, end in self._batches(attended.rows):
                 batch_TD = attended.read(begin, end).to(self.device)
                 normed_TD = module.post_attention_layernorm(batch_TD)
                 watcher.see("feed_forward", normed_TD)
                 if isinstance(mlp, MoE):
-                    routes.append([part.cpu() for part in mlp.gate(normed_TD)])
+                    parts.append([part.cpu() for part in mlp.gate(normed_TD)])
                     attended.write(begin, normed_TD)  # the input of the experts
                     if mlp.shared_experts is not None:
                         batch_TD = batch_TD + mlp.shared_experts(normed_TD)
                 else:
                     batch_TD = batch_TD + mlp(normed_TD)
                 out.write(begin, batch_TD)
+            outs.append(out)
             if isinstance(mlp, MoE):
-                experts_TK, shares_TK = (torch.cat(parts) for parts in zip(*routes, strict=True))
-                load = torch.bincount(experts_TK.flatten(), minlength=len(mlp.experts))
-                watcher.route(experts_TK, load.tolist())
+                routes.append(_Route.of(parts, len(mlp.experts)))
+                watcher.route(routes[-1].experts_TK, routes[-1].load)
         if isinstance(mlp, MoE):
-            self._run_experts(mlp, layer, experts_TK, shares_TK, attended, out, watcher)
-        attended.close()
-        return out
+            self._run_experts(mlp, layer, routes, streams, outs)
+        for stream in streams:
+            stream.hidden.close()
+        return outs
 
     def _run_experts(
-        self,
-        moe: MoE,
-        layer: int,
-        experts_TK: Tensor,
-        shares_TK: Tensor,
-        normed: Spill,
-        out: Spill,
-        watcher: Watcher,
+        self, moe: MoE, layer: int, routes: "list[_Route]", streams: list[Stream], outs: list[Spill]
     ) -> None:
-        """Add the outputs of the experts on `normed` to `out`, one expert in memory at a time."""
-        by_expert = torch.argsort(experts_TK.flatten(), stable=True)
-        load = torch.bincount(experts_TK.flatten(), minlength=len(moe.experts)).tolist()
-        shares = shares_TK.flatten()
-        for expert, chosen in enumerate(torch.split(by_expert, load)):
-            with self._stage(moe.experts[expert], layer, EXPERTS, watcher, len(chosen), expert):
+        """Add the outputs of the experts to `outs`, one expert in memory at a time.
+
+        The hidden states of the streams are the normed inputs of the experts.
+        """
+        for expert, module in enumerate(moe.experts):
+            tokens = [route.load[expert] for route in routes]
+            for number in self._stage(module, layer, EXPERTS, streams, tokens, expert):
+                normed, watcher, _ = streams[number]
+                route, out = routes[number], outs[number]
+                chosen = route.by_expert[expert]
                 for part in torch.split(chosen, TOKENS_AT_A_TIME) if len(chosen) else ():
-                    rows = part // experts_TK.shape[1]
+                    rows = part // route.experts_TK.shape[1]
                     batch_TD = normed.gather(rows).to(self.device)
                     watcher.see("expert", batch_TD)
-                    made_TD = moe.experts[expert](batch_TD) * shares[part, None].to(self.device)
+                    made_TD = module(batch_TD) * route.shares[part, None].to(self.device)
                     out.scatter(rows, out.gather(rows) + made_TD.cpu())
 
     def _enter_mtp(self, module: MTPLayer, layer: int, hidden: Spill) -> Spill:
@@ -243,30 +269,43 @@ class Runner:
         hidden.close()
         return out
 
-    @contextmanager
     def _stage(
         self,
         module: nn.Module,
         layer: int,
         roles: frozenset[Role],
-        watcher: Watcher,
-        tokens: int,
+        streams: list[Stream],
+        tokens: list[int],
         expert: int | None = None,
-    ) -> Iterator[None]:
-        """Load the weights of these roles and show their inputs to the watcher."""
+    ) -> Iterator[int]:
+        """Load the weights of these roles and yield the number of each stream that is to run."""
         with self._loaded(module, layer, roles, expert) as weights:
-            watcher.begin(weights, tokens)
-            hooks, sources = [], {"feed_forward", "expert"}  # shown elsewhere
+            for number, (stream, count) in enumerate(zip(streams, tokens, strict=True)):
+                stream.watcher.begin(weights, count)
+                hooks = self._hooks(module, weights, stream)
+                yield number
+                for hook in hooks:
+                    hook.remove()
+                stream.watcher.end()
+
+    def _hooks(
+        self, module: nn.Module, weights: dict[TensorName, Tensor], stream: Stream
+    ) -> list[RemovableHandle]:
+        """Show the inputs of these weights to the watcher, then round them."""
+        hooks, sources = [], {"feed_forward", "expert"}  # shown elsewhere
+        for name in weights:
+            source = INPUTS.get(name.role)
+            if name.part == "weight" and source is not None and source not in sources:
+                sources.add(source)
+                linear = module.get_submodule(_inside(name))
+                hooks.append(linear.register_forward_pre_hook(_shows(stream.watcher, source)))
+        if stream.is_rounded and self.inventory.scheme is not None:
+            rounding = InputRounding(self.inventory.scheme)
             for name in weights:
-                source = INPUTS.get(name.role)
-                if name.part == "weight" and source is not None and source not in sources:
-                    sources.add(source)
+                if has_rounded_input(self.inventory, name):
                     linear = module.get_submodule(_inside(name))
-                    hooks.append(linear.register_forward_pre_hook(_shows(watcher, source)))
-            yield
-            for hook in hooks:
-                hook.remove()
-            watcher.end()
+                    hooks.append(linear.register_forward_pre_hook(rounding))
+        return hooks
 
     @contextmanager
     def _loaded(
@@ -296,6 +335,22 @@ class Runner:
         step = max(TOKENS_AT_A_TIME // length, 1) * length
         for begin in range(0, rows, step):
             yield begin, min(begin + step, rows)
+
+
+class _Route(NamedTuple):
+    """The experts of the tokens of one stream."""
+
+    experts_TK: Tensor
+    shares: Tensor  # [T K]
+    load: list[int]  # tokens of each expert
+    by_expert: tuple[Tensor, ...]  # places of each expert in `experts_TK`, flat, in order
+
+    @classmethod
+    def of(cls, parts: list[list[Tensor]], experts: int) -> "_Route":
+        experts_TK, shares_TK = (torch.cat(each) for each in zip(*parts, strict=True))
+        load = torch.bincount(experts_TK.flatten(), minlength=experts).tolist()
+        places = torch.argsort(experts_TK.flatten(), stable=True)
+        return cls(experts_TK, shares_TK.flatten(), load, torch.split(places, load))
 
 
 def restored(inventory: Inventory, info: TensorInfo) -> Tensor:
@@ -329,5 +384,12 @@ def _inside(name: TensorName) -> str:
 def _shows(watcher: Watcher, source: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def show(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         watcher.see(source, args[0].flatten(0, -2))
+
+    return show
+
+
+def _shows_cache(watcher: Watcher) -> Callable[[nn.Module, tuple[Tensor, Tensor]], None]:
+    def show(_: nn.Module, args: tuple[Tensor, Tensor]) -> None:
+        watcher.cache(*args)
 
     return show

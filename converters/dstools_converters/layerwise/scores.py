@@ -28,48 +28,54 @@ SLAB_ROWS = 1024  # of the vocabulary: with 2048 tokens, 16 MiB of logits
 
 @torch.inference_mode()
 def score(
-    runners: list[Runner], hidden: list[Spill], progress: Progress
-) -> "tuple[list[Scores], Tensor]":
-    """Return each model's scores of the next tokens, and the KL of the first to the last [T], nats.
+    runners: list[Runner], hidden: list[list[Spill]], progress: Progress
+) -> "tuple[list[Scores], list[Tensor]]":
+    """Return each stream's scores of the next tokens, and the KL of the first to it [T], nats.
 
-    `hidden` holds the states after the last layers; they are closed. Scores of the last token of a
-    sample mean nothing. Raises DstoolsError where a head gives NaN or infinity.
+    `hidden` holds the states after the last layer, of each stream of a model; they are closed. A
+    head is read once. Scores of the last token of a sample mean nothing. Raises DstoolsError where
+    a head gives NaN or infinity.
     """
     next_T = runners[0].ids.roll(-1, 1).flatten()  # anything after a sample's last
     batches = [
         (begin, min(begin + TOKENS_AT_A_TIME, len(next_T)))
         for begin in range(0, len(next_T), TOKENS_AT_A_TIME)
     ]
-    for runner, states in zip(runners, hidden, strict=True):
-        norm = RMSNorm(states.width, runner.architecture.rms_norm_eps)
+    for runner, streams in zip(runners, hidden, strict=True):
+        norm = RMSNorm(streams[0].width, runner.architecture.rms_norm_eps)
         norm.weight = nn.Parameter(runner.load(TensorName("norm", "weight")))
-        for begin, end in batches:
-            states.write(begin, norm(states.read(begin, end).to(runner.device)))
-    scores = [Scores(next_T.to(runner.device)) for runner in runners]
-    gap_T = torch.zeros_like(scores[0].sum_T)  # sum of exp(logit - peak) (logit - other's logit)
+        for states in streams:
+            for begin, end in batches:
+                states.write(begin, norm(states.read(begin, end).to(runner.device)))
+    owners = [(number, states) for number, streams in enumerate(hidden) for states in streams]
+    scores = [Scores(next_T.to(runners[number].device)) for number, _ in owners]
+    gaps = [torch.zeros_like(one.sum_T) for one in scores]  # exp(logit - peak) (logit - other's)
     for first, last in _slabs([runner.inventory for runner in runners]):
         slabs = [runner.load_rows(head(runner.inventory), first, last) for runner in runners]
         for begin, end in batches:
             logits = [
-                F.linear(states.read(begin, end).to(slab_RD.device), slab_RD).double()
-                for states, slab_RD in zip(hidden, slabs, strict=True)
+                F.linear(states.read(begin, end).to(slabs[number].device), slabs[number]).double()
+                for number, states in owners
             ]
             added = [one.add(begin, first, x_TR) for one, x_TR in zip(scores, logits, strict=True)]
             terms_TR, shrink_T = added[0]
-            gap_T[begin:end] *= shrink_T
-            gap_T[begin:end] += (terms_TR * (logits[0] - logits[-1])).sum(1)
+            for gap_T, x_TR in zip(gaps[1:], logits[1:], strict=True):
+                gap_T[begin:end] *= shrink_T
+                gap_T[begin:end] += (terms_TR * (logits[0] - x_TR)).sum(1)
         for runner in runners:
             info = runner.inventory.info(head(runner.inventory))
             progress(info.nbytes * (last - first) // info.shape[0])
-    for runner, states, one in zip(runners, hidden, scores, strict=True):
+    for (number, states), one in zip(owners, scores, strict=True):
         states.close()
         if not one.log_sum().isfinite().all():
-            name = runner.inventory.info(head(runner.inventory)).name
+            inventory = runners[number].inventory
+            name = inventory.info(head(inventory)).name
             raise DstoolsError(
-                f"{runner.inventory.checkpoint.folder}: {name}: gives NaN or infinity", DAMAGED
+                f"{inventory.checkpoint.folder}: {name}: gives NaN or infinity", DAMAGED
             )
-    kl_T = gap_T / scores[0].sum_T - scores[0].log_sum() + scores[-1].log_sum()
-    return scores, kl_T.cpu()
+    log_sums = [one.log_sum() for one in scores]
+    kl = [g / scores[0].sum_T - log_sums[0] + s for g, s in zip(gaps, log_sums, strict=True)]
+    return scores, [kl_T.cpu() for kl_T in kl]
 
 
 class Scores:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.families.names import Role
@@ -13,8 +13,13 @@ from dstools_converters.tables import Amount, Range, Reader, Share, json_table
 
 EVAL = "eval.json"
 MAX_BINS = 1000
+SomeFigures = TypeVar("SomeFigures", bound="Figures")
 Divergence = Annotated[float, Range(-1e100, 1e100)]  # rounding may leave a KL of 0 below it
 Perplexity = Annotated[float, Range()]  # of a broken model, near the largest float
+# fp8   each input of an FP8 weight is rounded as engines do it, see layerwise/activations.py
+# none  no input is: what the rounding of weights alone changes
+Activations = Literal["fp8", "none"]
+LABELS: dict[Activations, str] = {"fp8": "FP8 activations", "none": "weights alone"}
 
 
 @dataclass(frozen=True)
@@ -35,24 +40,40 @@ class Histogram:
     counts: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The content of eval.json, in its order; None or empty is what takes a reference."""
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How a model predicts a text; None or empty is what takes a reference."""
 
-    tool: str
-    model: str
-    against: str | None
-    data: Data
-    tokens: int  # predicted: all but the first of each sample
+    activations: Activations = "none"  # older files do not say so
     perplexity: Perplexity
-    perplexity_against: Perplexity | None = None
     kl_mean: Divergence | None = None  # KL(against || model), nats a token
     kl_p99: Divergence | None = None
     kl_max: Divergence | None = None
     top1_agreement: Share | None = None  # share of tokens where both find the same one likeliest
     kl_histogram: Histogram | None = None
     router_flips: dict[int, Share] = field(default_factory=dict)  # layer -> share of the choices
+
+
+@dataclass(frozen=True)
+class Evaluation(Figures):
+    """The content of eval.json: the figures that were asked for, and what they are of.
+
+    Activations of the reference are never rounded, nor are those of the output errors.
+    """
+
+    tool: str
+    model: str
+    against: str | None
+    data: Data
+    tokens: int  # predicted: all but the first of each sample
+    perplexity_against: Perplexity | None = None
     output_error: tuple[OutputError, ...] = ()
+    other_activations: Figures | None = None  # the same for the other choice; None: nothing is FP8
+
+    def by_activations(self) -> dict[Activations, Figures]:
+        """Return the figures for each choice that was measured, the one asked for first."""
+        both = (self, self.other_activations)
+        return {figures.activations: figures for figures in both if figures is not None}
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
@@ -75,20 +96,33 @@ def read_evaluation(folder: Path, inventory: Inventory) -> Evaluation | None:
         measured = {layer: share for layer, share in flips.items() if share is not None}
         table = table | {"router_flips": measured}
     evaluation = reader.read(Evaluation, table)
-    require_layers(evaluation.router_flips, "router_flips", inventory, reader)
     for number, entry in enumerate(evaluation.output_error):
         require_layers([entry.layer], f"output_error[{number}].layer", inventory, reader)
-    if evaluation.kl_histogram is not None:
-        _check_histogram(evaluation.kl_histogram, evaluation.tokens, reader)
-    return replace(evaluation, router_flips=dict(sorted(evaluation.router_flips.items())))
+    other = evaluation.other_activations
+    if other is not None:
+        if other.activations == evaluation.activations:
+            raise reader.error("other_activations.activations", f"are {other.activations}, too")
+        other = _checked(other, "other_activations.", evaluation.tokens, inventory, reader)
+    checked = _checked(evaluation, "", evaluation.tokens, inventory, reader)
+    return replace(checked, other_activations=other)
 
 
-def _check_histogram(histogram: Histogram, tokens: int, reader: Reader) -> None:
+def _checked(
+    figures: SomeFigures, key: str, tokens: int, inventory: Inventory, reader: Reader
+) -> SomeFigures:
+    """Return `figures` with their layers in order; raise DstoolsError where they cannot be."""
+    require_layers(figures.router_flips, f"{key}router_flips", inventory, reader)
+    if figures.kl_histogram is not None:
+        _check_histogram(figures.kl_histogram, f"{key}kl_histogram", tokens, reader)
+    return replace(figures, router_flips=dict(sorted(figures.router_flips.items())))
+
+
+def _check_histogram(histogram: Histogram, key: str, tokens: int, reader: Reader) -> None:
     edges, counts = histogram.edges, histogram.counts
     if any(low * 1.001 >= high for low, high in pairwise(edges)):
-        raise reader.error("kl_histogram.edges", "do not rise")
+        raise reader.error(f"{key}.edges", "do not rise")
     if not 2 <= len(edges) <= MAX_BINS or len(edges) != len(counts) + 1:
-        raise reader.error("kl_histogram.counts", f"are {len(counts)} for {len(edges)} edges")
+        raise reader.error(f"{key}.counts", f"are {len(counts)} for {len(edges)} edges")
     if sum(counts) != tokens:
         message = f"are of {sum(counts)} tokens, not of the {tokens} evaluated"
-        raise reader.error("kl_histogram.counts", message)
+        raise reader.error(f"{key}.counts", message)

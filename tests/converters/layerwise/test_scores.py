@@ -72,18 +72,22 @@ def test_a_norm_and_the_head_give_the_scores_of_the_last_states(
                 inventory, architecture, ids, device="cpu", folder=tmp_path, ram_bytes=1 << 30
             )
             runners.append(runner)
-            hidden.append(runner.spill(60))
-            hidden[-1].write(0, part)
-        scores, kl_T = score(runners, hidden, reported.append)
+            hidden.append([runner.spill(60)])
+            hidden[-1][0].write(0, part)
+        hidden[1].append(runners[1].spill(60))  # a second stream, of the states of the first model
+        hidden[1][1].write(0, states[0])
+        scores, kl = score(runners, hidden, reported.append)
         assert sum(reported) == 2 * inventory.info(head(inventory)).nbytes
     next_T = ids.roll(-1, 1).flatten()
-    for one, log_TV in zip(scores, log_probs, strict=True):
+    for one, log_TV in zip(scores, [*log_probs, log_probs[0]], strict=True):
         wanted = -log_TV.gather(1, next_T[:, None])[:, 0]
         assert torch.allclose(one.surprise(), wanted, atol=1e-5, rtol=0)
         assert torch.equal(one.top_T, log_TV.argmax(1))
     wanted = (log_probs[0].exp() * (log_probs[0] - log_probs[1])).sum(1)
     assert wanted.min() > 1e-3
-    assert torch.allclose(kl_T, wanted, atol=1e-5, rtol=0)
+    assert torch.allclose(kl[1], wanted, atol=1e-5, rtol=0)
+    assert kl[0].count_nonzero() == 0
+    assert kl[2].abs().max() < 1e-12
 
 
 def test_the_head_of_a_tied_model_is_its_embedding(checkpoint: Callable[..., Path]) -> None:

@@ -14,6 +14,7 @@ from dstools_converters.sidefiles.data import Data
 from dstools_converters.sidefiles.evaluation import (
     EVAL,
     Evaluation,
+    Figures,
     Histogram,
     OutputError,
     read_evaluation,
@@ -38,6 +39,21 @@ EVALUATION = Evaluation(
 )
 
 
+BOTH = replace(
+    EVALUATION,
+    activations="fp8",
+    other_activations=Figures(
+        perplexity=12.25,
+        kl_mean=0.01,
+        kl_p99=0.25,
+        kl_max=0.5,
+        top1_agreement=0.95,
+        kl_histogram=Histogram((1e-3, 1e-2, 1e-1), (5, 5)),
+        router_flips={1: 0.125},
+    ),
+)
+
+
 @pytest.fixture
 def inventory(tiny: Path) -> Inventory:
     with open_checkpoint(tiny) as checkpoint:
@@ -45,7 +61,8 @@ def inventory(tiny: Path) -> Inventory:
 
 
 @pytest.mark.parametrize(
-    "evaluation", [EVALUATION, Evaluation("dstools 0", "out", None, EVALUATION.data, 10, 1e300)]
+    "evaluation",
+    [EVALUATION, Evaluation("dstools 0", "out", None, EVALUATION.data, 10, perplexity=1e300)],
 )
 def test_an_evaluation_is_read_back(
     evaluation: Evaluation, tmp_path: Path, inventory: Inventory
@@ -94,3 +111,38 @@ def test_flips_that_were_not_measured_are_left_out(tmp_path: Path, inventory: In
     evaluation = read_evaluation(tmp_path, inventory)
     assert evaluation is not None
     assert evaluation.router_flips == {2: 0.5}
+
+
+def test_a_file_from_before_there_were_fp8_activations_is_of_the_weights_alone(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    table = asdict(EVALUATION)
+    del table["activations"], table["other_activations"]
+    (tmp_path / EVAL).write_text(json.dumps(table))
+    evaluation = read_evaluation(tmp_path, inventory)
+    assert evaluation == EVALUATION
+    assert evaluation is not None
+    assert evaluation.by_activations() == {"none": EVALUATION}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activations": "fp8"}, "other_activations.activations: are fp8, too"),
+        ({"activations": "int8"}, "other_activations.activations: 'int8' is none of fp8, none"),
+        ({"router_flips": {"4": 0.5}}, "other_activations.router_flips: 4 is none of the model's"),
+        (
+            {"kl_histogram": {"edges": [1, 2, 3], "counts": [4, 5]}},
+            "other_activations.kl_histogram.counts: are of 9 tokens, not of the 10",
+        ),
+        ({"perplexity": -1}, "other_activations.perplexity"),
+    ],
+)
+def test_the_other_figures_are_checked_alike(
+    changes: dict[str, Any], message: str, tmp_path: Path, inventory: Inventory
+) -> None:
+    table = asdict(BOTH)
+    table["other_activations"] |= changes
+    (tmp_path / EVAL).write_text(json.dumps(table))
+    with pytest.raises(DstoolsError, match=message):
+        read_evaluation(tmp_path, inventory)

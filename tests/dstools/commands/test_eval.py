@@ -131,6 +131,9 @@ def test_without_a_reference_there_is_a_perplexity_and_no_more(model: Path, data
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
         "model",
         "data",
+        "activations",
+        "perplexity",
+        "activations",
         "perplexity",
     ]
 
@@ -175,16 +178,53 @@ def test_hidden_states_spill_into_tmpdir_and_leave_nothing_there(
     assert list(spills.iterdir()) == []
 
 
-@pytest.mark.parametrize(("bound", "code"), [("10", 0), ("1e-9", 3)])
+@pytest.mark.parametrize(
+    ("activations", "which"), [("fp8", "with FP8 activations"), ("none", "of the weights alone")]
+)
 def test_max_kl_exits_3_past_the_bound_and_keeps_the_result(
-    bound: str, code: int, model: Path, tiny_aligned: Path, data: Path
+    activations: str, which: str, model: Path, tiny_aligned: Path, data: Path
 ) -> None:
-    args = ["--data", data, "--against", tiny_aligned, *SHORT, "--max-kl", bound]
-    result = dstools("eval", model, *args)
-    assert result.exit_code == code
+    args = ["--data", data, "--against", tiny_aligned, *SHORT, "--activations", activations]
+    assert dstools("eval", model, *args, "--max-kl", 10).exit_code == 0
+    result = dstools("eval", model, *args, "--max-kl", 1e-9)
+    assert result.exit_code == 3
     kl = json.loads((model / "eval.json").read_text())["kl_mean"]
-    error = f"error: the mean KL is {kl:.3g} nats a token, more than 1e-09"
-    assert (result.stderr.splitlines()[-1] == error) == (code == 3)
+    error = f"error: the mean KL {which} is {kl:.3g} nats a token, more than 1e-09"
+    assert result.stderr.splitlines()[-1] == error
+
+
+def test_max_kl_judges_the_figure_that_activations_names(
+    model: Path, tiny_aligned: Path, data: Path
+) -> None:
+    """The bound is between the two; FP8 activations are the default."""
+    args = ["--data", data, "--against", tiny_aligned, *SHORT]
+    report = json.loads(dstools("eval", model, *args, "--json").stdout)
+    other = report["other_activations"]
+    assert (report["activations"], other["activations"]) == ("fp8", "none")
+    assert report["kl_mean"] > other["kl_mean"]
+    args += ["--max-kl", (report["kl_mean"] + other["kl_mean"]) / 2]
+    for more, code in (([], 3), (["--activations", "fp8"], 3), (["--activations", "none"], 0)):
+        result = dstools("eval", model, *args, *more)
+        assert result.exit_code == code
+        for figures in (report, other):
+            assert f"{figures['kl_mean']:.4g} nats a token; 99 % below" in result.stdout
+            assert f"{figures['perplexity']:.6g}" in result.stdout
+        first = next(x for x in result.stdout.splitlines() if x.startswith("activations"))
+        assert first.split()[1] == ("fp8:" if code else "none:")
+
+
+def test_a_bf16_model_has_one_figure_and_no_activations_to_round(
+    tiny_aligned: Path, data: Path
+) -> None:
+    args = ["eval", tiny_aligned, "--data", data, "--against", tiny_aligned, *SHORT]
+    for more in ([], ["--activations", "none"]):
+        result = dstools(*args, *more, "--max-kl", 0)
+        assert result.exit_code == 0, result.output
+        assert "activations" not in result.stdout
+        assert "KL                0 nats a token" in result.stdout
+    error, hint = one_error(dstools(*args, "--activations", "fp8"))
+    assert error == f"{tiny_aligned}: has no FP8 weights, so no engine rounds its activations"
+    assert hint.startswith("leave out --activations")
 
 
 @pytest.mark.parametrize(

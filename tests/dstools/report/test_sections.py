@@ -107,3 +107,28 @@ def test_the_perplexity_of_the_reference_and_the_divergence_are_rows(measured: P
         ("KL divergence, largest", "0.789"),
         ("Top-1 agreement", "97.75 %"),
     ]
+
+
+def test_both_activations_have_their_rows_and_the_first_is_the_headline(
+    pages: Pages, measured: Path
+) -> None:
+    found = json.loads((measured / "eval.json").read_text())
+    other = {"activations": "none", "perplexity": 12.1, "kl_mean": 0.000456, "kl_max": 0.3}
+    write(measured, "eval.json", found | {"activations": "fp8", "other_activations": other})
+    html, markdown = pages(measured)
+    for label, value in (
+        ("Perplexity, FP8 activations", "12.346"),
+        ("Perplexity, weights alone", "12.100"),
+        ("KL divergence, FP8 activations, mean", "0.00123"),
+        ("KL divergence, weights alone, mean", "0.000456"),
+    ):
+        assert re.search(rf"{label}</t[hd]>.*?{value}", html), label
+    assert "Charts show: FP8 activations." in html
+    note = "FP8 activations: mean, nats a token; 99th percentile 0.0456. Weights alone: 0.000456"
+    assert f"| KL divergence | 0.00123 | {note} |" in markdown
+
+
+def test_an_older_evaluation_is_of_the_weights_alone(pages: Pages, measured: Path) -> None:
+    html, markdown = pages(measured)
+    assert "No activations are rounded." in html
+    assert "| KL divergence | 0.00123 | weights alone: mean, nats a token" in markdown
