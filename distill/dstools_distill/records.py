@@ -12,21 +12,20 @@
 `messages` end with a user's message. `gold` is a string or null; `answer_type` is how to compare
 it. `task` is null or {"name", "config", "entry"} of reasoning-gym. `reference` is null or the
 answer that came with the prompt, which `generate` can replay. `raw` is the teacher's text,
-verbatim, without a prefilled opening tag; `split` divides it into reasoning and answer, and `join`
-restores it exactly.
+verbatim, without a prefilled opening tag; `reasoning.split` divides it into reasoning and answer,
+and `join` restores it exactly.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import strict_json
 
 Record = dict[str, Any]
-OPEN, CLOSE = "<think>", "</think>"
 
 
 def read(path: Path) -> Iterator[Record]:
@@ -94,53 +93,6 @@ def write(path: Path, records: Iterable[Record]) -> int:
             file.write(dump(record))
             count += 1
     return count
-
-
-class Parts(NamedTuple):
-    """The two parts of a teacher's text: raw == join(parts, prefilled)."""
-
-    reasoning: str | None  # between the tags, verbatim; None: not one well-formed think block
-    answer: str  # all after the closing tag, verbatim; the whole text if reasoning is None
-
-
-def split(raw: str, prefilled: bool) -> Parts:
-    """Divide a text at its one think block; `prefilled`: the opening tag is part of the prompt.
-
-    A block is well formed if the text begins with the opening tag, a closing tag follows, and both
-    occur once. Other spellings of the tags do not count.
-    """
-    opens, closes = raw.count(OPEN), raw.count(CLOSE)
-    head, _, rest = ("", "", raw) if prefilled else raw.partition(OPEN)
-    if opens != (0 if prefilled else 1) or closes != 1 or head:
-        return Parts(None, raw)
-    reasoning, closer, answer = rest.partition(CLOSE)
-    return Parts(reasoning, answer) if closer else Parts(None, raw)
-
-
-def join(parts: Parts, prefilled: bool) -> str:
-    """Return the text that `split` divided."""
-    if parts.reasoning is None:
-        return parts.answer
-    return f"{'' if prefilled else OPEN}{parts.reasoning}{CLOSE}{parts.answer}"
-
-
-def thought(reasoning: Any, answer: str, prefilled: bool) -> str:
-    """Return one text for reasoning and answer that a parser or a data set keeps separately.
-
-    Many of them drop the line feeds next to the tags. Missing ones are added as in DeepSeek-R1,
-    "<think>\\n...\\n</think>\\n\\n...", so that a trace is the same text wherever it comes from;
-    existing ones are kept. `prefilled`: the opening tag and its line feed are part of the prompt.
-    Without an answer the trace may be unfinished, so it is not closed. `reasoning` is a JSON value;
-    anything but a non-empty string counts as no reasoning.
-    """
-    if not isinstance(reasoning, str) or not reasoning:
-        return answer
-    before = reasoning.removesuffix(reasoning.lstrip())
-    after = reasoning.removeprefix(reasoning.rstrip())
-    between = answer.removesuffix(answer.lstrip())
-    opener = "" if prefilled else OPEN + "\n" * ("\n" not in before)
-    closer = "\n" * ("\n" not in after) + CLOSE + "\n\n" * ("\n" not in between)
-    return f"{opener}{reasoning}{closer if answer else ''}{answer}"
 
 
 def prompt_id(messages: list[dict[str, str]], source: str) -> str:

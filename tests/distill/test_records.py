@@ -1,27 +1,12 @@
-"""Tests of records: lines of JSON, and a teacher's text in two parts."""
+"""Tests of records: lines of JSON."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dstools_converters.errors import DstoolsError
-from dstools_distill.records import (
-    Parts,
-    dump,
-    extended,
-    join,
-    lines,
-    normalised,
-    parse,
-    prompt_id,
-    read,
-    split,
-    thought,
-    write,
-)
+from dstools_distill.records import dump, extended, lines, normalised, parse, prompt_id, read, write
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -71,49 +56,6 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 def test_a_line_is_extended_as_if_dumped_again(fields: dict[str, Any]) -> None:
     row = {"id": "x", "raw": "so {}}"}
     assert extended(dump(row), fields) == dump(row | fields)
-
-
-@pytest.mark.parametrize(
-    ("raw", "prefilled", "parts"),
-    [
-        ("<think>a</think>b", False, Parts("a", "b")),
-        ("<think>\n\n</think>\n\n4", False, Parts("\n\n", "\n\n4")),
-        ("a</think>b", True, Parts("a", "b")),
-        ("a</think>b", False, Parts(None, "a</think>b")),  # never opened
-        ("<think>a</think>b", True, Parts(None, "<think>a</think>b")),  # opened twice
-        ("<think>a", False, Parts(None, "<think>a")),
-        ("x<think>a</think>b", False, Parts(None, "x<think>a</think>b")),
-        ("<think>a</think>b</think>", False, Parts(None, "<think>a</think>b</think>")),
-        ("</think>a<think>", False, Parts(None, "</think>a<think>")),
-        ("<Think>a</Think>b", False, Parts(None, "<Think>a</Think>b")),
-    ],
-)
-def test_a_text_with_one_think_block_has_two_parts(raw: str, prefilled: bool, parts: Parts) -> None:
-    assert split(raw, prefilled) == parts
-
-
-@given(st.lists(st.sampled_from(["<think>", "</think>", "a", "\n", " "])), st.booleans())
-def test_join_restores_any_text_that_split_divided(pieces: list[str], prefilled: bool) -> None:
-    raw = "".join(pieces)
-    assert join(split(raw, prefilled), prefilled) == raw
-
-
-@pytest.mark.parametrize(
-    ("reasoning", "answer", "prefilled", "text"),
-    [
-        ("a", "b", False, "<think>\na\n</think>\n\nb"),
-        ("\n\na \n", "\nb", False, "<think>\n\na \n</think>\nb"),  # existing line feeds stay
-        ("a", "b", True, "a\n</think>\n\nb"),
-        ("a", "", False, "<think>\na"),  # may be unfinished
-        ("", "b", False, "b"),
-        (None, "b", False, "b"),
-        (5, "b", False, "b"),
-    ],
-)
-def test_reasoning_and_answer_become_one_text(
-    reasoning: Any, answer: str, prefilled: bool, text: str
-) -> None:
-    assert thought(reasoning, answer, prefilled) == text
 
 
 def test_an_id_depends_on_source_role_and_text_but_not_on_white_space() -> None:

@@ -15,9 +15,10 @@ has.
 
 from typing import Any, NamedTuple, get_args
 
+from dstools_converters.model.reasoning import CLOSE, OPEN, thought
 from dstools_distill.judge.extract import last_boxed
 from dstools_distill.recipe.settings import AnswerType, Form
-from dstools_distill.records import CLOSE, OPEN, Record, thought
+from dstools_distill.records import Record
 
 Message = dict[str, str]
 FIRST_KEYS: dict[str, Form] = {

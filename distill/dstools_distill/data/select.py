@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.model.reasoning import CLOSE, OPEN
 from dstools_distill import records
 from dstools_distill.data.contamination import Index
 from dstools_distill.data.ngrams import hashes, jaccard, shingles
 from dstools_distill.data.sources import questions
 from dstools_distill.recipe.settings import Select
 from dstools_distill.recipe.stages import Inputs
-from dstools_distill.records import CLOSE, OPEN, Record
+from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 
 log = logging.getLogger(__name__)

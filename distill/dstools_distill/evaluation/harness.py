@@ -20,7 +20,7 @@ from typing import Any
 
 from dstools_converters.errors import DstoolsError, disk_errors
 from dstools_converters.files import write_synced
-from dstools_distill.records import CLOSE
+from dstools_converters.model.reasoning import CLOSE
 from dstools_distill.store.stage import Report
 from dstools_distill.tokens.templates import end_token_id, load_tokenizer
 

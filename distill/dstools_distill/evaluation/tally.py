@@ -6,10 +6,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dstools_converters.model.reasoning import split
 from dstools_distill import records
 from dstools_distill.evaluation.statistics import Interval, maj_at_k, pass_at_k, share
 from dstools_distill.judge.prose import LATIN, SCRIPTS, STOPS, UNSPOKEN, WORD
-from dstools_distill.records import Record, split
+from dstools_distill.records import Record
 
 PLACES = 6  # decimals written: more is noise, and the last bits differ between machines
 Scores = dict[str, tuple[int, int]]  # by problem: right answers, answers

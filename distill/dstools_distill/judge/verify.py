@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.model.reasoning import CLOSE, OPEN, split
 from dstools_distill.judge import sandbox, steps
 from dstools_distill.judge.answers import DIGITS, EQUAL, INTEGER, Ruling, compare, integers
 from dstools_distill.judge.extract import final_answer
@@ -24,7 +25,7 @@ from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.steps import Steps
 from dstools_distill.recipe.settings import Verify
 from dstools_distill.recipe.stages import Inputs
-from dstools_distill.records import CLOSE, OPEN, Record, dump, split
+from dstools_distill.records import Record, dump
 from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
 from dstools_distill.store.stage import Report, Work
 

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, Timeout
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
+from dstools_converters.model.reasoning import CLOSE, OPEN, thought
 from dstools_distill.recipe.settings import Generate
-from dstools_distill.records import CLOSE, OPEN, thought
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.teachers.teacher import (
     Answer,

@@ -14,6 +14,7 @@ from typing import Any
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.files import replacing
+from dstools_converters.model.reasoning import split
 from dstools_distill import records
 from dstools_distill.recipe.presets import BUNDLED
 from dstools_distill.recipe.settings import Generate
@@ -180,7 +181,7 @@ def _sampling(settings: Generate, sample: int) -> dict[str, Any]:
 def _sample(logged: Record) -> Record:
     """Return the fields of a record that depend on the sample."""
     answer = Answer(*(logged[name] for name in Answer._fields))
-    parts = records.split(answer.raw, answer.prefilled_think)
+    parts = split(answer.raw, answer.prefilled_think)
     return {
         "raw": answer.raw,
         "reasoning": parts.reasoning,

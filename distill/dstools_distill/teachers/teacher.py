@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.model.reasoning import opens_think, thought
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.records import Record
@@ -62,12 +63,7 @@ def in_process(settings: Generate, model: Path) -> Teacher:
     one that was never stopped.
     """
     from dstools_distill.teachers.sampling import Sampler
-    from dstools_distill.tokens.templates import (
-        load_tokenizer,
-        opens_think,
-        prompt_ids,
-        prompt_text,
-    )
+    from dstools_distill.tokens.templates import load_tokenizer, prompt_ids, prompt_text
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         tokenizer = load_tokenizer(model)
@@ -183,7 +179,7 @@ def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
             raw = row["raw"]
             break
         if isinstance(row.get(answer), str):
-            raw = records.thought(row.get(reasoning), row[answer], prefilled)
+            raw = thought(row.get(reasoning), row[answer], prefilled)
             break
     else:
         raise DstoolsError(

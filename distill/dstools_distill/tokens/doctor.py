@@ -5,19 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, Finding, Level, printable
+from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, split
 from dstools_distill import records
 from dstools_distill.data.forms import BadRowError, convert
-from dstools_distill.records import CLOSE, OPEN, Record
+from dstools_distill.records import Record
 from dstools_distill.tokens import axolotl_rows, llama_factory_rows, trl_rows
 from dstools_distill.tokens.invariant import IGNORED, Target, Trained, shown, violations
 from dstools_distill.tokens.render import check_tokenizer
-from dstools_distill.tokens.templates import (
-    Messages,
-    answer_form,
-    load_tokenizer,
-    opens_think,
-    prompt_ids,
-)
+from dstools_distill.tokens.templates import Messages, answer_form, load_tokenizer, prompt_ids
 
 TRAINERS = {  # in this order: TELLING has keys that no trainer after it shares
     "LLaMA-Factory": llama_factory_rows,
@@ -173,7 +168,7 @@ def _read_sample(path: Path) -> Sample:
         except BadRowError as error:
             raise DstoolsError(f"{path}: the first row: {error}", SAMPLE_HINT) from None
         answer = _answer(row) or prompt.reference
-        if not answer or records.split(answer, prefilled=False).reasoning is None:
+        if not answer or split(answer, prefilled=False).reasoning is None:
             raise DstoolsError(
                 f"{path}: the first row has no answer with one think block", SAMPLE_HINT
             )
@@ -247,7 +242,7 @@ def _target(tokenizer: Any, end: int, sample: Sample) -> Target:
     """Return what a sample should train on."""
     prompt = prompt_ids(tokenizer, sample.messages[:-1])
     whole = sample.messages[-1]["content"]
-    trace = records.split(whole, prefilled=False).reasoning or ""
+    trace = split(whole, prefilled=False).reasoning or ""
     if opens_think(prompt_text := tokenizer.decode(prompt)):
         opened = prompt_text[prompt_text.rindex(OPEN) + len(OPEN) :]
         whole = whole.removeprefix(OPEN).removeprefix(opened)

@@ -9,7 +9,7 @@ position, so a row stays good where the end token is also the pad token.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dstools_distill.records import CLOSE, OPEN
+from dstools_converters.model.reasoning import CLOSE, OPEN
 
 IGNORED = -100  # the label of a token that is not trained on
 SHOWN = 60  # characters of a text to quote in a message

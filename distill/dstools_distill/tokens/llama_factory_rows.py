@@ -7,7 +7,7 @@ processor/processor_utils}.py, as of 2026.
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_distill.records import CLOSE, OPEN
+from dstools_converters.model.reasoning import CLOSE, OPEN
 from dstools_distill.tokens.invariant import IGNORED, Trained
 from dstools_distill.tokens.templates import Messages
 

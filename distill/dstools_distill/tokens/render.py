@@ -21,20 +21,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dstools_converters.errors import DstoolsError, ShortfallError, printable
+from dstools_converters.model.reasoning import CLOSE, OPEN, Parts, answer_after
 from dstools_distill import records
 from dstools_distill.recipe.settings import Render
 from dstools_distill.recipe.stages import Inputs
-from dstools_distill.records import CLOSE, OPEN, Record
+from dstools_distill.records import Record
 from dstools_distill.store.rows import CHUNK_ROWS, Chunk, Rows, map_rows
 from dstools_distill.store.stage import Report, Work, file_sha256
 from dstools_distill.tokens.invariant import CHECKS, IGNORED, Target, violations
-from dstools_distill.tokens.templates import (
-    PROBE,
-    answer_form,
-    load_tokenizer,
-    opens_think,
-    prompt_text,
-)
+from dstools_distill.tokens.templates import PROBE, answer_form, load_tokenizer, prompt_text
 
 ROWS, DROPPED = "rows.arrow", "dropped.jsonl"
 SCHEMA = pa.schema(
@@ -233,15 +228,12 @@ class Renderer:
             prompt = prompt_text(self.tokenizer, messages)
         except DstoolsError as error:
             raise DstoolsError(f"{self.source}: row {name}: {error}", error.hint) from error
-        if not self.settings.reasoning or not (reasoning or "").strip():
-            # the line feeds after </think> belong to the trace
-            answer = answer if reasoning is None else answer.lstrip("\n")
-            return _Row(record, prompt, self.form.plain + answer, "")
-        trace = f"\n{reasoning}" if record.get("prefilled_think") else reasoning
-        if opens_think(prompt):
-            trace = trace.removeprefix(prompt[prompt.rindex(OPEN) + len(OPEN) :])
-            return _Row(record, prompt, f"{trace}{CLOSE}{answer}", trace)
-        return _Row(record, prompt, f"{OPEN}{trace}{CLOSE}{answer}", trace)
+        if reasoning is not None and not self.settings.reasoning:
+            reasoning = ""
+        elif reasoning is not None and record.get("prefilled_think"):
+            reasoning = f"\n{reasoning}"
+        text, trace = answer_after(prompt, Parts(reasoning, answer), self.form.plain)
+        return _Row(record, prompt, text, trace)
 
     def fault(self, row: _Row) -> str:
         """Return why a row cannot be learned as it is; "" if it can."""

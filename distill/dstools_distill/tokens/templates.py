@@ -1,16 +1,16 @@
 """The chat template of a student: its prompts, and what it writes around an answer.
 
 A prompt is what serving renders: the template with its generation prompt. Answers are never put
-through a template, because many templates cut the trace out of them.
+through a template, see dstools_converters.model.reasoning.
 """
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.model.reasoning import OPEN, opens_think, plain_opening
 from dstools_converters.model.tokenizer import chat_text
 from dstools_converters.model.tokenizer import load_tokenizer as read_tokenizer
-from dstools_distill.records import OPEN
 
 Messages = list[dict[str, str]]
 CHATML = ("<|im_start|>", "<|im_end|>")
@@ -92,11 +92,6 @@ def prompt_ids(tokenizer: Any, messages: Messages, prefill: bool = False) -> lis
     return ids
 
 
-def opens_think(text: str) -> bool:
-    """Return whether a prompt ends with an open think block."""
-    return text.rstrip().endswith(OPEN)
-
-
 def end_token_id(tokenizer: Any) -> int:
     """Return the id of the token that the chat template writes after an answer."""
     return answer_form(tokenizer).end
@@ -112,8 +107,7 @@ class Form(NamedTuple):
 def answer_form(tokenizer: Any) -> Form:
     """Return what belongs around an answer, found by rendering a probe.
 
-    `plain` closes the think block if the generation prompt opens it, is an empty block if the
-    template writes one (Qwen3), and is empty otherwise. Raises DstoolsError unless the template
+    `plain` is its `plain_opening`. Raises DstoolsError unless the template
     writes the answer exactly once and one added token after it.
     """
     prompt = prompt_text(tokenizer, PROBE)
@@ -133,11 +127,7 @@ def answer_form(tokenizer: Any) -> Form:
             f"the chat template ends an answer with {shown}, which is not a single token here",
             TEMPLATE_HINT,
         )
-    if opens_think(prompt):
-        plain = "\n</think>\n\n" if prompt.endswith("\n") else "\n\n</think>\n\n"
-    else:
-        plain = before.removeprefix(prompt) if before.startswith(prompt) else ""
-    return Form(plain, ids[0])
+    return Form(plain_opening(prompt, before), ids[0])
 
 
 TEMPLATE_HINT = f"fix chat_template.jinja, or set student.template = {' | '.join(FAMILIES)}"

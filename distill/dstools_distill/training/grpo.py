@@ -17,6 +17,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.model.reasoning import opens_think
 from dstools_distill import records
 from dstools_distill.data.contamination import clean_prompts
 from dstools_distill.judge.verify import Judge
@@ -24,7 +25,7 @@ from dstools_distill.recipe.settings import Grpo
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
-from dstools_distill.tokens.templates import end_token_id, load_tokenizer, opens_think, prompt_text
+from dstools_distill.tokens.templates import end_token_id, load_tokenizer, prompt_text
 from dstools_distill.training.rewards import FLAT, rewards
 from dstools_distill.training.students import load_student, lora, optimizers, require_room
 from dstools_distill.training.trainer import LOSS_CURVE, arguments, run

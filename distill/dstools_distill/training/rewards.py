@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dstools_distill import records
+from dstools_converters.model.reasoning import split
 from dstools_distill.judge.prose import language_share
 from dstools_distill.judge.verify import Judge
 from dstools_distill.recipe.settings import Grpo
@@ -100,7 +100,7 @@ def sample(prompt: Record, ids: list[int], tokenizer: Any) -> Record:
     """Return a record for the judge: the prompt's, with the answer up to its end token."""
     stop = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else None
     raw = tokenizer.decode(ids[:stop], skip_special_tokens=False)
-    parts = records.split(raw, prompt["prefilled_think"])
+    parts = split(raw, prompt["prefilled_think"])
     return prompt | {
         "raw": raw,
         "reasoning": parts.reasoning,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dstools_converters.model.reasoning import split
 from dstools_distill.judge.steps import Steps, check
-from dstools_distill.records import split
 
 TRACES = Path(__file__).parents[2] / "data" / "sample-v3-heldout.jsonl"
 

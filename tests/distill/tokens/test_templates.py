@@ -15,7 +15,6 @@ from dstools_distill.tokens.templates import (
     answer_form,
     end_token_id,
     load_tokenizer,
-    opens_think,
     prompt_ids,
     prompt_text,
 )
@@ -125,20 +124,6 @@ def test_the_opener_is_put_in_the_prompt_once(tokenizer_of: Any) -> None:
     messages = [{"role": "user", "content": "7"}]
     assert prompt_ids(plain, messages, prefill=True) == wanted
     assert prompt_ids(opening, messages, prefill=True) == wanted == prompt_ids(opening, messages)
-
-
-@pytest.mark.parametrize(
-    ("text", "opens"),
-    [
-        ("<｜Assistant｜><think>\n", True),
-        ("<think>", True),
-        ("<｜Assistant｜>", False),
-        ("<think>\n\n</think>\n\n", False),
-        ("<think>\nOkay", False),
-    ],
-)
-def test_a_prompt_opens_the_think_block_where_it_ends_in_the_opener(text: str, opens: bool) -> None:
-    assert opens_think(text) is opens
 
 
 def test_the_r1_family_keeps_the_trace_of_the_last_answer(

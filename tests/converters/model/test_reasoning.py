@@ -1,0 +1,108 @@
+"""Reasoning and answer of a text are divided, joined and put after a prompt without a loss."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstools_converters.model.reasoning import (
+    Answer,
+    Parts,
+    answer_after,
+    join,
+    opens_think,
+    plain_opening,
+    split,
+    thought,
+)
+
+
+@pytest.mark.parametrize(
+    ("raw", "prefilled", "parts"),
+    [
+        ("<think>a</think>b", False, Parts("a", "b")),
+        ("<think>\n\n</think>\n\n4", False, Parts("\n\n", "\n\n4")),
+        ("a</think>b", True, Parts("a", "b")),
+        ("a</think>b", False, Parts(None, "a</think>b")),  # never opened
+        ("<think>a</think>b", True, Parts(None, "<think>a</think>b")),  # opened twice
+        ("<think>a", False, Parts(None, "<think>a")),
+        ("x<think>a</think>b", False, Parts(None, "x<think>a</think>b")),
+        ("<think>a</think>b</think>", False, Parts(None, "<think>a</think>b</think>")),
+        ("</think>a<think>", False, Parts(None, "</think>a<think>")),
+        ("<Think>a</Think>b", False, Parts(None, "<Think>a</Think>b")),
+    ],
+)
+def test_a_text_with_one_think_block_has_two_parts(raw: str, prefilled: bool, parts: Parts) -> None:
+    assert split(raw, prefilled) == parts
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "a", "\n", " "])), st.booleans())
+def test_join_restores_any_text_that_split_divided(pieces: list[str], prefilled: bool) -> None:
+    raw = "".join(pieces)
+    assert join(split(raw, prefilled), prefilled) == raw
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer", "prefilled", "text"),
+    [
+        ("a", "b", False, "<think>\na\n</think>\n\nb"),
+        ("\n\na \n", "\nb", False, "<think>\n\na \n</think>\nb"),  # existing line feeds stay
+        ("a", "b", True, "a\n</think>\n\nb"),
+        ("a", "", False, "<think>\na"),  # may be unfinished
+        ("", "b", False, "b"),
+        (None, "b", False, "b"),
+        (5, "b", False, "b"),
+    ],
+)
+def test_reasoning_and_answer_become_one_text(
+    reasoning: Any, answer: str, prefilled: bool, text: str
+) -> None:
+    assert thought(reasoning, answer, prefilled) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "opens"),
+    [
+        ("<｜Assistant｜><think>\n", True),
+        ("<think>", True),
+        ("<｜Assistant｜>", False),
+        ("<think>\n\n</think>\n\n", False),
+        ("<think>\nOkay", False),
+    ],
+)
+def test_a_prompt_opens_the_think_block_where_it_ends_in_the_opener(text: str, opens: bool) -> None:
+    assert opens_think(text) is opens
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before", "plain"),
+    [
+        ("<A>", "<A>", ""),
+        ("<A><think>\n", "<A>", "\n</think>\n\n"),
+        ("<A><think>", "<A>", "\n\n</think>\n\n"),
+        ("<A>", "<A><think>\n\n</think>\n\n", "<think>\n\n</think>\n\n"),  # Qwen3
+        ("<A>", "<B>", ""),  # the template does not begin as the prompt does
+    ],
+)
+def test_an_answer_without_reasoning_closes_the_block_or_gets_the_templates_empty_one(
+    prompt: str, before: str, plain: str
+) -> None:
+    assert plain_opening(prompt, before) == plain
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts", "answer"),
+    [
+        ("<A>", Parts("\na\n", "\n\nb"), Answer("<think>\na\n</think>\n\nb", "\na\n")),
+        ("<A><think>\n", Parts("\na\n", "\n\nb"), Answer("a\n</think>\n\nb", "a\n")),
+        ("<A><think>", Parts("\na\n", "\n\nb"), Answer("\na\n</think>\n\nb", "\na\n")),
+        ("<A><think>\n", Parts("a", "b"), Answer("a</think>b", "a")),
+        ("<A>", Parts(None, "\nb"), Answer("(plain)\nb", "")),
+        ("<A>", Parts("\n \n", "\n\nb"), Answer("(plain)b", "")),  # an empty block
+    ],
+)
+def test_a_trace_follows_the_prompt_with_one_opening_tag(
+    prompt: str, parts: Parts, answer: Answer
+) -> None:
+    assert answer_after(prompt, parts, "(plain)") == answer
