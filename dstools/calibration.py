@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dstools.options import progress_bar
-from dstools.text import TextOptions, read_text, require_torch
+from dstools.text import TextOptions, read_text, require_torch, sample_length
 from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def read_calibration(
 
     from dstools_converters.plan.plan import Calibration
 
-    require_length(inventory, options.text.seq_len)
+    require_length(inventory, options.text)
     corpus = read_text(options.data, inventory, options.text)
     settings = Calibration(
         method=options.method,
@@ -76,19 +76,9 @@ def read_calibration(
     return Calibrator(settings, options, corpus)
 
 
-def require_length(inventory: "Inventory", seq_len: int) -> None:
+def require_length(inventory: "Inventory", options: TextOptions) -> None:
     """Raise DstoolsError if the model cannot run, or not on samples of this length."""
-    from dstools_converters.model.architecture import read_architecture
-
-    architecture = read_architecture(inventory.checkpoint.config)
-    mtp, config = inventory.model.num_mtp_layers, inventory.checkpoint.config
-    lengths = [config.get("max_position_embeddings"), architecture.index_topk]
-    limit = min((length for length in lengths if isinstance(length, int)), default=None)
-    if limit is not None and seq_len > limit:
-        raise DstoolsError(
-            f"--seq-len {seq_len}: config.json limits the model to {limit} tokens",
-            f"--seq-len {limit} or less",
-        )
+    seq_len, mtp = sample_length(inventory, options), inventory.model.num_mtp_layers
     if seq_len < mtp + 2:
         raise DstoolsError(
             f"--seq-len {seq_len}: is too short for {mtp} MTP layers",

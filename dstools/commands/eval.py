@@ -52,8 +52,8 @@ _ACTIVATIONS = {
     metavar="DATA",
     type=click.Path(path_type=Path),
     required=True,
-    help='Predict this text, held out from calibration: JSONL with "text" or "messages", or '
-    "plain text.",
+    help='Predict this text, held out from calibration: JSONL or Parquet with "text" or '
+    '"messages", or plain text; .gz too.',
 )
 @option(
     "--against",

@@ -70,7 +70,8 @@ dstools quantize ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --calibrate traces.jsonl""
     "data",
     metavar="DATA",
     type=click.Path(path_type=Path),
-    help='Run the model on this text first: JSONL with "text" or "messages", or plain text.',
+    help='Run the model on this text first: JSONL or Parquet with "text" or "messages", or plain '
+    "text; .gz too.",
 )
 @of_calibration(
     "--method",

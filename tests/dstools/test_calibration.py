@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from dstools.calibration import require_length
 from dstools.cli import main
+from dstools.text import TextOptions
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.errors import DstoolsError
@@ -193,8 +194,8 @@ def test_a_sample_that_the_model_cannot_run_on_is_refused(
     with open_checkpoint(checkpoint(kind)) as opened:
         inventory = require_sound(opened)
         with pytest.raises(DstoolsError) as caught:
-            require_length(inventory, seq_len)
+            require_length(inventory, TextOptions(None, seq_len, 0, 0, "cpu"))
         assert str(caught.value) == error
         allowed = int(caught.value.hint.split()[1])
         assert abs(allowed - seq_len) == 1
-        require_length(inventory, allowed)
+        require_length(inventory, TextOptions(None, allowed, 0, 0, "cpu"))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -35,7 +36,7 @@ def test_a_command_gets_the_options_of_a_text_as_one_record() -> None:
         result = CliRunner().invoke(command, words)
         assert result.exit_code == 0, result.output
     assert records == [
-        TextOptions(samples=512, seq_len=2048, seed=0, ram_bytes=4 * 10**9, device="cpu"),
+        TextOptions(samples=None, seq_len=None, seed=0, ram_bytes=4 * 10**9, device="cpu"),
         TextOptions(samples=3, seq_len=5, seed=7, ram_bytes=10**6, device="cpu"),
     ]
 
@@ -48,6 +49,47 @@ def test_a_text_is_read_with_the_tokenizer_of_the_checkpoint(
     assert corpus.ids.shape == (2, 8)
     assert (corpus.name, corpus.seed) == ("data.jsonl", 1)
     assert corpus.ids.max() < 1024  # rows of its embedding
+
+
+@pytest.mark.parametrize(
+    ("kind", "seq_len"),
+    [("tiny-v2-lite", 2048), ("tiny-v32", 16)],  # index_topk
+)
+def test_without_options_the_text_gives_as_many_samples_of_the_models_length_as_it_has(
+    kind: str, seq_len: int, data: Path, checkpoint: Callable[..., Path], capsys: Any
+) -> None:
+    data.write_text('{"text": " the of in to and for is be on that"}\n' * 500)  # 5000 tokens
+    with open_checkpoint(checkpoint(kind)) as opened:
+        corpus = read_text(data, require_sound(opened), TextOptions(None, None, 1, 0, "cpu"))
+    assert corpus.ids.shape == (5000 // seq_len, seq_len)
+    assert capsys.readouterr().err == (
+        f"note: {data} holds 5,000 tokens: {5000 // seq_len} samples of {seq_len} are taken, "
+        "fewer than 512\n"
+    )
+
+
+def test_less_than_one_sample_is_refused_with_a_length_that_would_do(
+    data: Path, checkpoint: Callable[..., Path]
+) -> None:
+    with open_checkpoint(checkpoint("tiny-v2-lite")) as opened:
+        inventory = require_sound(opened)
+        with pytest.raises(DstoolsError, match="holds 90 tokens; 1 samples of 2048") as caught:
+            read_text(data, inventory, TextOptions(None, None, 1, 0, "cpu"))
+        option, length = caught.value.hint.split()[:2]
+        assert option == "--seq-len"
+        corpus = read_text(data, inventory, TextOptions(None, int(length), 1, 0, "cpu"))
+    assert corpus.ids.shape == (1, 90)
+
+
+def test_an_explicit_number_of_samples_is_a_demand(
+    data: Path, checkpoint: Callable[..., Path]
+) -> None:
+    with open_checkpoint(checkpoint("tiny-v2-lite")) as opened:
+        inventory = require_sound(opened)
+        with pytest.raises(DstoolsError, match="holds 90 tokens; 10 samples of 10 take 100") as e:
+            read_text(data, inventory, TextOptions(10, 10, 1, 0, "cpu"))
+        assert e.value.hint == "--samples 9 would do, or add text"
+        read_text(data, inventory, TextOptions(9, 10, 1, 0, "cpu"))
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

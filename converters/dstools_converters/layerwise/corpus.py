@@ -7,8 +7,8 @@ a million tokens of a 10 GB file take little longer than its sha256. A faulty do
 drawn goes unnoticed.
 """
 
-import stat
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,11 +19,38 @@ from numpy.typing import NDArray
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import strict_json
-from dstools_converters.model.tokenizer import chat_text, load_tokenizer
+from dstools_converters.layerwise.datafile import DataFile, open_data
+from dstools_converters.model.messages import (
+    ROW_HINT,
+    Conversation,
+    Rendered,
+    plain_text,
+    read_conversation,
+    render,
+)
+from dstools_converters.model.tokenizer import load_tokenizer
 
-JSONL_SUFFIXES = (".jsonl", ".json")
-LINE_HINT = 'a line is {"text": "..."} or {"messages": [{"role": "...", "content": "..."}, ...]}'
 MAX_DOCUMENT_BYTES = 16 << 20  # tokenizing it takes ten times as much memory, and some 10 s
+MIN_SEQ_LEN = 16  # that a hint recommends
+MAX_LOST = 0.1  # of the conversations without an answer, and of the characters of answers
+LOSSES = {  # what is said of each, and what to do where it is over MAX_LOST
+    "unanswered": (
+        "the conversation ends without an answer, as do {} of those read: without answers, the "
+        "text is not what the model will write",
+        'add the answers to messages, or as "raw"; or write {"text": ...}, which is taken as it is',
+    ),
+    "dropped": (
+        "the chat template drops or changes answers: {} of the characters of the assistant's "
+        "turns in all that was read",
+        'write {"text": ...} with the whole text, special tokens included, or give the checkpoint '
+        "a chat_template.jinja that writes every turn",
+    ),
+    "earlier reasoning": (
+        "the chat template leaves out the reasoning of earlier turns, as in serving: {} of the "
+        "characters of the assistant's turns in all that was read",
+        "",
+    ),
+}
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -39,6 +66,7 @@ class Corpus:
     seed: int
     documents: int  # drawn and read; the file may hold more
     tokens_available: int  # in those; the samples are the first samples * seq_len of them
+    warnings: tuple[str, ...] = ()  # what the conversations have and the samples do not
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -55,28 +83,39 @@ class Corpus:
 
 
 def read_corpus(
-    path: Path, folder: Path, *, samples: int, seq_len: int, seed: int, vocab_size: int
+    path: Path,
+    folder: Path,
+    *,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    vocab_size: int,
+    at_least: int | None = None,
 ) -> Corpus:
     """Return `samples` x `seq_len` tokens of the documents in `path`, by the tokenizer in `folder`.
 
-    In a .jsonl or .json file every line that is not blank is a document: {"text": ...}, or
-    {"messages": [{"role", "content"}, ...]}, to which the tokenizer's chat template is applied;
-    other keys are ignored. In any other file every paragraph is a document: lines up to a blank
-    line. Documents are taken in the order of numpy's PCG64(seed), each with the special tokens that
-    the tokenizer adds (mostly BOS), joined, and cut every `seq_len` tokens, so a sample may hold
-    several documents or a part of one.
+    In a .jsonl, .ndjson or .json file every line that is not blank is a document: {"text": ...}, or
+    {"messages": [{"role", "content"}, ...]}, rendered with its reasoning, see model.messages; other
+    keys are ignored. In any other file every paragraph is a document: lines up to a blank line.
+    Both may be compressed by gzip. In Parquet, columns take the place of the keys. Documents are
+    taken in the order of numpy's PCG64(seed), each with the special tokens that the tokenizer adds
+    (mostly BOS), joined, and cut every `seq_len` tokens, so a sample may hold several documents or
+    a part of one. at_least: accept a file with this many samples, fewer than `samples`, and take
+    what it has.
 
-    Raises DstoolsError, naming file and line, for a malformed document, one over 16 MiB, and a
-    token beyond the `vocab_size` rows of the embedding; also if the file is missing, empty or has
-    too few tokens, and if there is no usable tokenizer. ValueError if a count is not positive.
+    Raises DstoolsError, naming file and line, for a malformed document, one over 16 MiB, a token
+    beyond the `vocab_size` rows of the embedding, and conversations of which more than MAX_LOST
+    would be missing; also if the file is missing, empty or has too few tokens, and if there is no
+    usable tokenizer. ValueError if a count is not positive.
     """
-    if samples < 1 or seq_len < 1:
-        raise ValueError(f"samples and seq_len must be positive, got {samples} and {seq_len}")
-    with _open(path) as file:
-        starts, digest = _scan(file, is_jsonl=path.suffix in JSONL_SUFFIXES)
+    at_least = samples if at_least is None else at_least
+    if min(samples, seq_len, at_least) < 1:
+        raise ValueError(f"counts must be positive, got {samples}, {seq_len} and {at_least}")
+    with open_data(path) as data:
+        starts, digest = _scan(data.file, is_jsonl=data.is_jsonl)
         if len(starts) == 1:
             raise DstoolsError(f"{path}: is empty", "name a file with text in it")
-        reader = _Reader(path, file, starts, load_tokenizer(folder), vocab_size)
+        reader = _Reader(path, data, starts, load_tokenizer(folder), vocab_size)
         parts: list[NDArray[np.int32]] = []
         tokens, wanted = 0, samples * seq_len
         for number in np.random.default_rng(seed).permutation(len(starts) - 1):
@@ -84,29 +123,22 @@ def read_corpus(
             tokens += len(parts[-1])
             if tokens >= wanted:
                 break
-    if tokens < wanted:
-        enough = tokens // seq_len
+        warnings = reader.losses.warnings(reader.place)
+    samples = min(samples, tokens // seq_len)
+    if samples < at_least:
+        shorter = tokens // at_least
         raise DstoolsError(
-            f"{path}: holds {tokens} tokens; {samples} samples of {seq_len} take {wanted}",
-            f"--samples {enough} would do, or add text" if enough else "add text",
+            f"{path}: holds {tokens} tokens; {at_least} samples of {seq_len} take "
+            f"{at_least * seq_len}",
+            f"--samples {samples} would do, or add text"
+            if samples
+            else f"--seq-len {shorter} would do, or add text"
+            if shorter >= MIN_SEQ_LEN
+            else "add text",
         )
-    ids = np.concatenate(parts)[:wanted].reshape(samples, seq_len)
-    return Corpus(ids, path.name, digest, samples, seq_len, seed, len(parts), tokens)
-
-
-def _open(path: Path) -> BinaryIO:
-    """Open `path` if it is a regular file: a pipe or device might never end."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise DstoolsError(f"{path}: is a folder", "name one of its files")
-        if not stat.S_ISREG(mode):
-            raise DstoolsError(f"{path}: is not a regular file", "save its content as a file")
-        return path.open("rb")
-    except FileNotFoundError:
-        raise DstoolsError(f"{path}: no such file", "check the path") from None
-    except OSError as error:
-        raise DstoolsError(f"{path}: {error.strerror}", "check its permissions") from error
+    ids = np.concatenate(parts)[: samples * seq_len].reshape(samples, seq_len)
+    digest = data.sha256 or digest
+    return Corpus(ids, path.name, digest, samples, seq_len, seed, len(parts), tokens, warnings)
 
 
 def _scan(file: BinaryIO, *, is_jsonl: bool) -> "tuple[array[int], str]":
@@ -133,13 +165,15 @@ class _Reader:
     """Documents by number, as tokens; an error in one names its line."""
 
     def __init__(
-        self, path: Path, file: BinaryIO, starts: "array[int]", tokenizer: Any, vocab_size: int
+        self, path: Path, data: DataFile, starts: "array[int]", tokenizer: Any, vocab_size: int
     ) -> None:
         self.path = path
-        self.file = file
+        self.data = data
+        self.file = data.file
         self.starts = starts
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
+        self.losses = _Losses()
 
     def tokens(self, number: int) -> NDArray[np.int32]:
         """Return the tokens of a document [n]."""
@@ -161,8 +195,7 @@ class _Reader:
                 "save the file as UTF-8: iconv -f OLD -t UTF-8",
             ) from None
         raw = raw.removeprefix(BYTE_ORDER_MARK).rstrip()
-        is_jsonl = self.path.suffix in JSONL_SUFFIXES
-        document = self.parse(start, raw) if is_jsonl else raw.decode()
+        document = self.parse(start, raw) if self.data.is_jsonl else raw.decode()
         ids = np.asarray(self.encode(start, document), dtype=np.int64)
         beyond = ids[ids >= self.vocab_size]
         if len(beyond):
@@ -174,45 +207,25 @@ class _Reader:
             )
         return ids.astype(np.int32)
 
-    def parse(self, start: int, raw: bytes) -> str | list[dict[str, str]]:
-        """Return the text or the messages in a line of JSONL."""
+    def parse(self, start: int, raw: bytes) -> str | Conversation:
+        """Return the text or the conversation in a line of JSONL."""
         try:
             parsed = strict_json(raw)
         except (ValueError, RecursionError) as error:
-            raise self.error(start, f"is not valid JSON: {error}", LINE_HINT) from None
+            raise self.error(start, f"is not valid JSON: {error}", ROW_HINT) from None
         if not isinstance(parsed, dict):
-            raise self.error(start, "is not a JSON object", LINE_HINT)
+            raise self.error(start, "is not a JSON object", ROW_HINT)
         if ("text" in parsed) == ("messages" in parsed):
             has = "both" if "text" in parsed else "neither"
-            raise self.error(start, f"has {has} of the keys text and messages", LINE_HINT)
-        if "text" in parsed:
-            return self.text(start, "text", parsed["text"])
-        messages = parsed["messages"]
-        if not isinstance(messages, list) or not messages:
-            raise self.error(start, "messages must be a list of messages", LINE_HINT)
-        for n, message in enumerate(messages):
-            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-                raise self.error(start, f"messages[{n}] must have role and content", LINE_HINT)
-        return [
-            {key: self.text(start, f"messages[{n}].{key}", m[key]) for key in ("role", "content")}
-            for n, m in enumerate(messages)
-        ]
-
-    def text(self, start: int, key: str, value: Any) -> str:
-        """Return `value` if it is a text that is not blank and can be encoded as UTF-8."""
-        if not isinstance(value, str):
-            raise self.error(start, f"{key} is not a string", LINE_HINT)
-        if not value.strip():
-            raise self.error(start, f"{key} is empty", "remove the line")
+            raise self.error(start, f"has {has} of the keys text and messages", ROW_HINT)
         try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise self.error(
-                start, f"{key} holds half a surrogate pair", "write the character as UTF-8"
-            ) from None
-        return value
+            if "text" in parsed:
+                return plain_text("text", parsed["text"])
+            return read_conversation(parsed)
+        except DstoolsError as error:
+            raise self.error(start, str(error), error.hint) from error
 
-    def encode(self, start: int, document: str | list[dict[str, str]]) -> list[int]:
+    def encode(self, start: int, document: str | Conversation) -> list[int]:
         """Return the ids of a document."""
         if isinstance(document, str):
             ids: list[int] = self.tokenizer(document, verbose=False)["input_ids"]
@@ -224,18 +237,57 @@ class _Reader:
                 'write {"text": ...} instead, or add the model\'s chat_template.jinja',
             )
         try:
-            text = chat_text(self.tokenizer, document)
+            rendered = render(self.tokenizer, document.turns)
+            plain_text("the rendered text", rendered.text)
         except DstoolsError as error:
             raise self.error(start, str(error), error.hint) from error
+        self.losses.count(start, document, rendered)
         # the template writes the special tokens itself
-        ids = self.tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(rendered.text, verbose=False, add_special_tokens=False)["input_ids"]
         return ids
 
     def error(self, at: int, message: str, hint: str) -> DstoolsError:
         """Return an error that names the file and the line that holds byte `at`."""
+        return DstoolsError(f"{self.place(at)}: {message}", hint)
+
+    def place(self, at: int) -> str:
+        """Return the file and the line, or row, that holds byte `at`."""
         self.file.seek(0)
         line, left = 1, at  # bytes before it that are still to be read
         while left and (piece := self.file.read(min(left, 1 << 20))):
             line += piece.count(b"\n")
             left -= len(piece)
-        return DstoolsError(f"{self.path}: line {line}: {message}", hint)
+        return f"{self.path}: {self.data.unit} {line}"
+
+
+class _Losses:
+    """What the conversations have and their text does not, with the first place of each kind."""
+
+    def __init__(self) -> None:
+        self.conversations = self.characters = 0
+        self.lost = dict.fromkeys(LOSSES, 0)
+        self.first: dict[str, int] = {}  # the byte at which the document starts
+
+    def count(self, start: int, conversation: Conversation, rendered: Rendered) -> None:
+        """Add the conversation at byte `start`."""
+        self.conversations += 1
+        self.characters += rendered.characters
+        unanswered = 0 if conversation.is_answered else 1
+        counts = (unanswered, rendered.dropped, rendered.earlier_reasoning)
+        for what, count in zip(LOSSES, counts, strict=True):
+            self.lost[what] += count
+            if count:
+                self.first.setdefault(what, start)
+
+    def warnings(self, place: Callable[[int], str]) -> tuple[str, ...]:
+        """Return a warning for each kind of loss. Raises DstoolsError if one is too large."""
+        written = []
+        for what, start in self.first.items():
+            message, hint = LOSSES[what]
+            total = self.conversations if what == "unanswered" else self.characters
+            share = self.lost[what] / total
+            text = f"{place(start)}: {message.format(f'{share:.1%}')}"
+            if hint and share > MAX_LOST:
+                raise DstoolsError(text, hint)
+            written.append(text)
+        return tuple(written)

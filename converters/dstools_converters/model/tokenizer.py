@@ -1,26 +1,41 @@
 """A checkpoint's tokenizer and chat template: both are untrusted, and none of their code is run."""
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import strict_json
 
+log = logging.getLogger(__name__)
 TEMPLATE_SECONDS = 10  # those of releases take milliseconds
+PROBE = (  # whatever splits, normalizes or merges in its own way
+    "Hello world, how are you?  12 + 34 = 46; 1234567.\n\n    indented\tx\r\n\n\n"
+    "don't WON'T 你好\uff0c世界。「日本語」カタカナ한국어 Ärger e\u0301 naïve ﬁ ½ Привет "
+    "العربية हिन्दी "
+    "👩\u200d💻🎉 ... --- ### $%&@ foo_bar(baz[0])->x != y;  \n </s> <unk> "
+)
+PROBED_TOKENS = 64  # of the added ones; releases have some 1000 placeholders
+CONFIG_HINT = "the settings of tokenizer_config.json contradict it; restore both from the release"
+THINKING_SWITCHES = ("enable_thinking", "thinking")  # of Qwen3's template, of DeepSeek-V3.1's
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the checkpoint's tokenizer; none of its code is run, and nothing is downloaded.
 
-    Raises DstoolsError where it is missing, or transformers cannot read it.
+    AutoTokenizer may choose a class by model_type that builds other rules than those of
+    tokenizer.json, as for qwen2 (huggingface/transformers#45488). Where its ids of a probe text
+    are not those of tokenizer.json, the tokenizer is loaded from that file, with a warning. Raises
+    DstoolsError where it is missing, transformers cannot read it, or the ids differ even then.
     """
     try:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
     except ImportError as error:
         raise DstoolsError(
             f"a tokenizer needs transformers: {error}", 'pip install "dstools-llm[torch]"'
@@ -33,28 +48,86 @@ def load_tokenizer(folder: Path) -> Any:
         settings = strict_json(config.read_bytes()) if config.exists() else {}
         # transformers 5 ignores this flag where tokenizer.json does not add BOS, as in DeepSeek's
         bos = {"add_bos_token": True} if settings.get("add_bos_token") is True else {}
-        return AutoTokenizer.from_pretrained(
-            os.fspath(folder.resolve()), local_files_only=True, trust_remote_code=False, **bos
-        )
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, **bos}
+        name = os.fspath(folder.resolve())
+        loaded = AutoTokenizer.from_pretrained(name, **options)
+        wanted = _probed(folder)
+        if wanted is None or _ids(loaded, wanted.text) == wanted.ids:
+            return loaded
+        _warn(folder, type(loaded).__name__)
+        loaded = PreTrainedTokenizerFast.from_pretrained(name, **options)
+        differs = _ids(loaded, wanted.text) != wanted.ids
     except Exception as error:  # tokenizers, in Rust, raises a bare Exception for a broken file
         reason = printable(str(error).strip().split("\n")[0])
         raise DstoolsError(f"{folder}: its tokenizer cannot be read: {reason}", hint) from error
+    if differs:
+        raise DstoolsError(
+            f"{folder}: transformers gives other ids than tokenizer.json says", CONFIG_HINT
+        )
+    return loaded
+
+
+@cache
+def _warn(folder: Path, name: str) -> None:
+    """Warn once that transformers chooses a class `name` that contradicts tokenizer.json."""
+    log.warning(
+        "warning: %s: %s, which transformers chooses, gives other ids than tokenizer.json, which "
+        "is used here; compare the ids of an engine that loads the folder by AutoTokenizer",
+        folder,
+        name,
+    )
+
+
+class _Probed(NamedTuple):
+    """The probe text with the added tokens of a tokenizer.json, and its ids by that file alone."""
+
+    text: str
+    ids: list[int]
+
+
+def _probed(folder: Path) -> _Probed | None:
+    """Return the ids that tokenizer.json gives a probe text; None if there is no such file."""
+    path = folder / "tokenizer.json"
+    return _probed_file(path, path.stat().st_mtime_ns) if path.exists() else None
+
+
+@lru_cache(maxsize=8)  # parsing the file takes half as long as transformers' loading
+def _probed_file(path: Path, _mtime_ns: int) -> _Probed:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(os.fspath(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    text = PROBE + "".join(f" {token}a {token}" for token in added[:PROBED_TOKENS])
+    return _Probed(text, tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
 
 
 def chat_text(
-    tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = False
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    *,
+    add_generation_prompt: bool = False,
+    thinks: bool = False,
 ) -> str:
     """Return the messages rendered by the chat template, in the sandbox of transformers.
 
+    thinks: turn the reasoning on, in templates of models that answer with and without it.
     Raises DstoolsError, which names neither file nor line, where the template takes more than
     TEMPLATE_SECONDS or refuses the messages. The tokenizer must have a template.
     """
     from jinja2 import TemplateError
 
+    switches = dict.fromkeys(THINKING_SWITCHES, True) if thinks else {}
     try:
         with time_limit(TEMPLATE_SECONDS):
             text: str = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **switches
             )
     except TimeoutError as error:
         raise DstoolsError(

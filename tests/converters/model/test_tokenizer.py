@@ -50,6 +50,79 @@ def test_code_of_a_checkpoint_is_not_run(folder: Path) -> None:
     assert tokenizer("Hi")["input_ids"]  # by transformers' own class
 
 
+TEXT = "Hello world, how are you? 12 + 34 = 46\n    indented, 你好 👩\u200d💻"
+
+
+def of_file(folder: Path, text: str) -> list[int]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tokenizer_class"),
+    [
+        ("qwen2", "PreTrainedTokenizerFast"),
+        ("qwen2", "LlamaTokenizerFast"),
+        ("deepseek_v3", "Qwen2Tokenizer"),
+    ],
+)
+def test_a_class_with_other_ids_than_tokenizer_json_gives_way_to_it_with_one_warning(
+    model_type: str, tokenizer_class: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    settings = {"tokenizer_class": tokenizer_class, "add_bos_token": True, "chat_template": None}
+    for _ in range(2):
+        tokenizer = loaded(folder, **settings)
+        wanted = of_file(folder, TEXT)
+        assert tokenizer(TEXT, add_special_tokens=False)["input_ids"] == wanted
+        assert tokenizer(TEXT)["input_ids"] == [tokenizer.bos_token_id, *wanted]
+        assert tokenizer.eos_token == "<｜end▁of▁sentence｜>"
+        assert tokenizer.chat_template == template
+    (record,) = caplog.records
+    assert f"{folder}: Qwen2Tokenizer, which transformers chooses, gives other ids" in (
+        record.getMessage()
+    )
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "llama", "qwen3"])
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
+def test_a_tokenizer_that_agrees_with_its_file_is_loaded_without_a_word(
+    model_type: str, tokenizer_class: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    tokenizer = loaded(folder, tokenizer_class=tokenizer_class)
+    assert tokenizer(TEXT, add_special_tokens=False)["input_ids"] == of_file(folder, TEXT)
+    assert [r for r in caplog.records if r.name == module.__name__] == []
+
+
+def test_truncation_and_padding_of_the_file_and_tokens_of_the_config_are_no_difference(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["truncation"] = {
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    tokenizer = loaded(folder, extra_special_tokens=["<|more|>"])
+    assert len(tokenizer("<|more|>", add_special_tokens=False)["input_ids"]) == 1
+    assert [r for r in caplog.records if r.name == module.__name__] == []
+
+
+def test_ids_that_differ_even_by_the_file_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ids", lambda tokenizer, text: [7])
+    with pytest.raises(DstoolsError, match=r"gives other ids than tokenizer\.json says") as error:
+        load_tokenizer(folder)
+    assert "tokenizer_config.json" in error.value.hint
+
+
 def test_messages_are_rendered_by_the_template(folder: Path) -> None:
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     template += "{% if add_generation_prompt %}<assistant>{% endif %}"
