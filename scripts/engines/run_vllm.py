@@ -21,6 +21,8 @@ os.environ |= {
 def main() -> None:
     """Answer the request."""
     request = json.loads(Path(sys.argv[1]).read_text())
+    if request["torch_kernels"]:
+        os.environ["DSTOOLS_VLLM_FP8"] = "torch"  # for the plugin vllm_without_amx
     from matrices import compare, load_folder
     from vllm import LLM, SamplingParams
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -44,6 +46,7 @@ def main() -> None:
         seed=0,
         enable_prefix_caching=False,  # else logprobs of cached prompts are missing
         disable_log_stats=False,  # else get_metrics raises
+        skip_tokenizer_init=not request["prompts"],  # random models have none
         speculative_config=draft,
     )
     prompts = [{"prompt_token_ids": ids} for ids in request["sequences"]]

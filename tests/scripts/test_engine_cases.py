@@ -24,10 +24,12 @@ def test_a_kept_role_stays_bf16_in_its_layer_alone(script: Any, tmp_path: Path) 
     assert script.make_source("sample", tmp_path) == source  # once
     case = script.Case("sample", "native", ("kv_b_proj",))
     assert script.quantize(case, source, tmp_path / "out") == ""
-    names = script.fp8_weights(tmp_path / "out")
+    names = script.fp8_weights(tmp_path / "out", mtp=True)
     kv_b = {name for name in names if "kv_b_proj" in name}
     assert {name.split(".")[2] for name in kv_b} == {"0", "2", "3", "4"}
     assert len(names) == 231
+    without = script.fp8_weights(tmp_path / "out", mtp=False)
+    assert without == {name for name in names if not name.startswith("model.layers.4.")}
 
 
 def test_the_error_of_quantize_is_returned(script: Any, tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ def test_requirements_of_other_machines_extras_and_what_is_left_out_are_not_inst
 ) -> None:
     wanted = ["torch==2.13.0", "torchvision", 'pandas; extra == "bench"', 'a>1; python_version>"3"']
     wanted += ['b; platform_machine == "s390x"', "c[d]<2,>=1"]
-    assert script.needed(wanted) == ["torch==2.13.0", "a>1", "c[d]<2,>=1"]
+    assert script.needed("vllm", wanted) == ["torch==2.13.0", "a>1", "c[d]<2,>=1"]
+    assert script.needed("sglang", wanted) == ["torch==2.13.0+cpu", "a>1", "c[d]<2,>=1"]
 
 
 def test_each_engine_has_its_runner_and_its_package(script: Any) -> None:
@@ -143,3 +144,9 @@ def test_without_an_engine_the_command_is_misused(
     assert run_script("engine_check").returncode == 2
     done = run_script("engine_check", "--engine", "vllm", "--venv", "x", "--model", "gpt")
     assert (done.returncode, "invalid choice: 'gpt'" in done.stderr) == (2, True)
+
+
+def test_mistral_rs_is_asked_of_models_that_answer(script: Any) -> None:
+    models = ["sample", "tiny-llama"]
+    assert {case.model for case in script.chosen("mistralrs", models)} == {"sample"}
+    assert {case.model for case in script.chosen("sglang", models)} == set(models)
