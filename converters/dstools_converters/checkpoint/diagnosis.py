@@ -31,7 +31,7 @@ from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.families.names import TensorName
 from dstools_converters.families.shapes import Model, read_model
 
-NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.safetensors")  # as transformers names shards
+NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d+)\.safetensors")  # DeepSeek: 00001-of-000163
 HEADS = ("score.", "classifier.", "qa_outputs.", "v_head.", "value_head.", "rm_head.")
 FOREIGN = {  # a part of a name -> whose names these are, and what to do
     ".attention.wq.": (
