@@ -10,7 +10,7 @@ step() {
 rm -rf demo
 mkdir demo
 echo "a DeepSeek-V3 of 5 million parameters, with MTP layer, in BF16"
-step python scripts/make_checkpoint.py tiny demo/bf16
+step python scripts/make_checkpoint.py tiny-aligned demo/bf16
 step dstools inspect demo/bf16
 step dstools quantize demo/bf16 demo/fp8
 step dstools verify demo/fp8 --source demo/bf16
