@@ -70,9 +70,9 @@ def take_inventory(checkpoint: Checkpoint) -> Inventory:
     without any quantized tensor is not read: `check` reports it.
     """
     model = read_model(checkpoint.config)
-    is_quantized = any(info.dtype not in NEVER_CODES for info in checkpoint.tensors.values())
-    scheme = read_scheme(checkpoint.config) if is_quantized else None
-    if is_quantized and scheme is None:
+    codes = {info.dtype for info in checkpoint.tensors.values()}.difference(NEVER_CODES)
+    scheme = read_scheme(checkpoint.config) if codes else None
+    if codes and (scheme is None or not codes <= {*CODE_DTYPES, *SCALE_DTYPES}):
         refuse_quantization_file(checkpoint.folder)
     parse, layers = model.spelling.parse, model.num_hidden_layers
     names = {name: parse(name, layers) for name in checkpoint.tensors}

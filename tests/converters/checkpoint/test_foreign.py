@@ -74,6 +74,7 @@ def bytes_of_4_bits(shards: Shards) -> None:
 
 
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+V3 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
 MODELOPT = {"producer": {"name": "modelopt"}, "quant_algo": "FP8", "ignore": ["lm_head"]}
 
 
@@ -82,6 +83,8 @@ MODELOPT = {"producer": {"name": "modelopt"}, "quant_algo": "FP8", "ignore": ["l
     [
         (per_tensor, "hf_quant_config.json", FP8, None, "hf_quant_config.json: ModelOpt FP8 is"),
         (nvfp4, "hf_quant_config.json", NVFP4, None, "hf_quant_config.json: ModelOpt NVFP4 is"),
+        # the block of the FP8 release that it was made from, left in config.json
+        (nvfp4, "hf_quant_config.json", NVFP4, V3, "hf_quant_config.json: ModelOpt NVFP4 is not"),
         (per_tensor, "hf_quant_config.json", FP8, MODELOPT, "config.json: ModelOpt FP8 is"),
         (per_tensor, "", None, MODELOPT, "config.json: ModelOpt FP8 is not supported"),
         (per_tensor, "hf_quant_config.json", [], None, "hf_quant_config.json: this quantization"),
@@ -151,6 +154,15 @@ def test_a_block_without_quantized_tensors_is_one_error_and_the_tensors_are_read
     assert finding.hint.startswith("remove quantization_config")
     with pytest.raises(DstoolsError):
         require_sound(opened)
+
+
+def test_block_fp8_with_a_file_of_modelopt_beside_is_read(
+    tiny_fp8: Path, headers: Headers, sparse: Sparse
+) -> None:
+    folder = sparse(*headers(tiny_fp8))
+    content = {"quantization": {"quant_algo": "FP8_BLOCK_SCALES"}}  # as TensorRT-LLM wants it
+    (folder / "hf_quant_config.json").write_text(json.dumps(content))
+    assert require_sound(open_checkpoint(folder)).scheme is not None
 
 
 def test_scales_that_a_conversion_to_bf16_left_are_refused(

@@ -63,11 +63,16 @@ def test_inspect_warns_of_what_config_and_shards_do_not_share(
 def test_inspect_shows_a_merged_model_and_warns_of_the_block_of_its_training(
     block: dict[str, Any], edited: Callable[..., Path], ok: Run, tiny: Path, tmp_path: Path
 ) -> None:
-    result = ok("inspect", edited(tiny, tmp_path / "merged", quantization_config=block))
+    folder = edited(tiny, tmp_path / "merged", quantization_config=block)
+    result = ok("inspect", folder)
     assert result.stdout == ok("inspect", tiny).stdout
     assert "warning: config.json: " in result.stderr
     assert "hint: remove quantization_config from config.json" in result.stderr
     assert "None" not in result.stderr
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]  # as the hint says
+    (folder / "config.json").write_text(json.dumps(config))
+    ok("quantize", folder, tmp_path / "out", "--dry-run")
 
 
 def test_inspect_hints_at_quantize_only_where_quantize_would_take_it(
