@@ -188,3 +188,27 @@ def test_single_bit_flips_are_caught(
     # A flipped code is another value of the grid, and at best as near as the right one: only ties,
     # and the sign of a zero, go by. Scales are recomputed, and kept weights compared bit for bit.
     assert share >= {"codes": 0.97, "scales": 1.0, "kept": 1.0}[part]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "others", "is_other"),
+    [
+        ("auto_map", {"AutoModel": "modeling_x.X"}, {"AutoModel": "modeling_x.X"}, False),
+        ("auto_map", {"AutoModel": "modeling_x.X"}, None, False),  # left out with its code
+        ("auto_map", {"AutoModel": "modeling_x.X"}, {"AutoModel": "modeling_y.Y"}, True),
+        ("torch_dtype", "float8_e4m3fn", "bfloat16", False),
+        ("torch_dtype", "float8_e4m3fn", "float16", True),
+    ],
+)
+def test_a_config_may_lack_what_does_not_hold_of_the_source(
+    key: str, value: object, others: object, is_other: bool, tiny: Path, edited: Edited
+) -> None:
+    source, made = edited(tiny), edited(tiny)
+    source.config[key] = value
+    if others is None:
+        made.config.pop(key, None)
+    else:
+        made.config[key] = others
+    findings = verify(made.write(), source=source.write()).findings
+    differs = [f.message for f in findings if f.code == "config-differs"]
+    assert differs == ([f"{key} is not the source's"] if is_other else [])
