@@ -41,6 +41,7 @@ def act_quant(x: Tensor, scale_format: ScaleFormat = "float32", group_size: int 
     if not x.is_floating_point():
         raise ValueError(f"x must be of a floating type, got {x.dtype}")
     wide = x.float()
+    group_size = min(group_size, max(x.shape[-1], 1))  # a larger group is not padded with zeros
     groups = -(-x.shape[-1] // group_size)
     padded = torch.nn.functional.pad(wide, (0, groups * group_size - x.shape[-1]))
     amax = padded.view(*x.shape[:-1], groups, group_size).abs().amax(-1)
@@ -81,4 +82,4 @@ def _power_of_two(scales: Tensor) -> Tensor:
 
 def _spread(scales: Tensor, count: int, group_size: int) -> Tensor:
     """Repeat each scale to one number for each of `count` inputs."""
-    return scales.repeat_interleave(group_size, -1)[..., :count]
+    return scales.repeat_interleave(min(group_size, count), -1)[..., :count]

@@ -119,6 +119,15 @@ def test_groups_of_another_size(group_size: int) -> None:
         assert torch.allclose(rounded(x, group_size=1), x, rtol=2**-22, atol=0)
 
 
+def test_a_group_wider_than_the_inputs_is_one_group_and_no_more_memory() -> None:
+    x = normal(4, 200)
+    for ours, theirs in zip(
+        act_quant(x, group_size=1 << 40), act_quant(x, group_size=200), strict=True
+    ):
+        assert bits(ours) == bits(theirs)
+    assert torch.equal(rounded(x, group_size=1 << 40), rounded(x, group_size=200))
+
+
 def test_a_transposed_view_is_read_by_its_elements() -> None:
     x = normal(256, 7)
     assert torch.equal(rounded(x.T), rounded(x.T.contiguous()))
