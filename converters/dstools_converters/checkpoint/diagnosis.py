@@ -223,8 +223,11 @@ def _packed(parts: Split) -> Finding:
 
 
 def _is_stack(info: TensorInfo) -> bool:
-    """Return whether a tensor holds all experts of a layer."""
-    return len(info.shape) == 3 and any(f".{stack}." in info.name for stack in STACKS)
+    """Return whether a tensor holds a matrix of all experts of a layer."""
+    is_scale = info.name.endswith(("_scale", "_scale_inv"))
+    return (
+        len(info.shape) == 3 and not is_scale and any(f".{stack}." in info.name for stack in STACKS)
+    )
 
 
 def _with_gate(packed: list[TensorInfo]) -> TensorInfo:

@@ -4,7 +4,7 @@ Everything here comes from config, index and headers; no weight is read.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dstools_converters.checkpoint.diagnosis import MISNAMED, explain
 from dstools_converters.checkpoint.folder import Checkpoint
@@ -22,6 +22,8 @@ from dstools_converters.checkpoint.storage import (
 from dstools_converters.errors import Finding, merged, printable
 from dstools_converters.families.names import TensorName
 from dstools_converters.families.shapes import Model, read_model
+
+BLOCK_SIDES = (128, 64, 32, 16, 256, 512)  # of square blocks, in the order of trying
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,12 @@ def check(inventory: Inventory) -> list[Finding]:
     for info in inventory.unknown:
         if info.dtype.startswith("F8"):
             findings.append(
-                Finding.error("fp8-unknown", info.where, "is FP8 under a name without a known role")
+                Finding.error(
+                    "fp8-unknown",
+                    info.where,
+                    "is FP8 under a name without a known role",
+                    "remove it, in shards and index, or save it in BF16",
+                )
             )
         else:
             findings.append(
@@ -129,6 +136,10 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
             "remove quantization_config from config.json, or download the quantized shards",
         )
     if scheme is not None:
+        misnamed = _misnamed_scales(inventory, scheme, fp8)
+        if misnamed is not None:
+            yield misnamed
+            return
         yield from _check_codes(inventory, scheme, fp8)
     elif fp8:
         yield Finding.error(
@@ -141,11 +152,33 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
     yield from _check_orphans(inventory)
 
 
+def _misnamed_scales(
+    inventory: Inventory, scheme: QuantScheme, fp8: list[TensorInfo]
+) -> Finding | None:
+    """Return that all scales have the name of the other format, None where they do not."""
+    other = {"native": "weight_scale", "compressed-tensors": "weight_scale_inv"}[scheme.format]
+    stems = [info.name.removesuffix("weight") for info in fp8]
+    if any(f"{stem}{scheme.scale_part}" in inventory.tensors for stem in stems):
+        return None
+    scales = [inventory.tensors.get(f"{stem}{other}") for stem in stems]
+    if not scales or scales[0] is None or None in scales:
+        return None
+    return Finding.error(
+        "scale-names",
+        scales[0].where,
+        f"and all other scales are called {other}; those of the format in config.json, "
+        f"{scheme.format}, are called {scheme.scale_part}",
+        f"restore the quantization_config that they were saved with, or rename them to "
+        f"{scheme.scale_part} in shards and index",
+    )
+
+
 def _check_codes(
     inventory: Inventory, scheme: QuantScheme, fp8: list[TensorInfo]
 ) -> Iterator[Finding]:
     """Yield FP8 weights without a scale, or with one of a wrong shape or dtype."""
     scales = {name: storage.scale for name, storage in inventory.quantized().items()}
+    told = _block_told(scales, inventory)
     for info in fp8:
         if inventory.names[info.name] is None:
             continue  # reported as an unknown tensor
@@ -158,19 +191,40 @@ def _check_codes(
                 "its codes mean nothing without it; download the shard that the scale belongs to",
             )
         elif len(info.shape) != 2:
-            yield Finding.error("shape", info.where, f"is FP8 and {len(info.shape)}-dimensional")
+            yield Finding.error(
+                "shape",
+                info.where,
+                f"is FP8 and {len(info.shape)}-dimensional",
+                "block FP8 is of matrices; save it in BF16, without its scale",
+            )
         elif scale.shape != scheme.grid(info.shape):
             yield Finding.error(
                 "scale-shape",
                 scale.where,
                 f"is {list(scale.shape)}; a weight {list(info.shape)} in blocks of "
                 f"{list(scheme.block_size)} has scales {list(scheme.grid(info.shape))}",
-                "the block size in config.json and the scales are not of the same quantization",
+                f"set the block size in quantization_config to [{told}, {told}]"
+                if told
+                else "restore the scales that belong to these weights",
             )
         elif scale.dtype not in SCALE_DTYPES:
             yield Finding.error(
-                "scale-dtype", scale.where, f"is {scale.dtype}, not a dtype of scales"
+                "scale-dtype",
+                scale.where,
+                f"is {scale.dtype}, not a dtype of scales",
+                f"save it in {SCALE_DTYPES[0]}",
             )
+
+
+def _block_told(scales: dict[str, TensorInfo], inventory: Inventory) -> int | None:
+    """Return the side of the blocks that all shapes of weights and scales imply."""
+    assert inventory.scheme is not None
+    pairs = {(inventory.tensors[name].shape, scale.shape) for name, scale in scales.items()}
+    for side in BLOCK_SIDES:
+        scheme = replace(inventory.scheme, block_size=(side, side))
+        if all(len(shape) == 2 and scheme.grid(shape) == scale for shape, scale in pairs):
+            return side
+    return None
 
 
 def _check_orphans(inventory: Inventory) -> Iterator[Finding]:
@@ -185,8 +239,7 @@ def _check_orphans(inventory: Inventory) -> Iterator[Finding]:
                 "scale-orphaned",
                 inventory.tensors[spelled].where,
                 f"scales nothing: {printable(module)}.weight is not an FP8 weight beside it",
-                "weights and scales are from different checkpoints, or the config names another "
-                "format",
+                "remove it, in shards and index, or restore the FP8 weight that it belongs to",
             )
 
 

@@ -79,7 +79,6 @@ class Spelling:
     layers: str  # what precedes the number of a layer
     inside: dict[str, Role]  # module path after the number -> role; {} is the expert's number
     experts: str  # what precedes the number of an expert
-    fused_experts: str  # how the name of a tensor ends that holds all experts of a layer
 
     @cached_property
     def _paths(self) -> dict[Role, str]:
@@ -190,5 +189,4 @@ HUGGING_FACE = Spelling(
         "self_attn": "kv_cache",
     },
     experts="mlp.experts.",
-    fused_experts="mlp.experts.gate_up_proj",
 )

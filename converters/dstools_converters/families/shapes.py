@@ -243,10 +243,11 @@ def read_model(config: dict[str, Any]) -> Model:
         )
     else:
         given = config.get("head_dim") is not None
+        usual = 128 if model_type == "qwen3" else size("hidden_size") // heads  # of transformers
         attention = Attention(
             num_heads=heads,
             num_kv_heads=size("num_key_value_heads", heads),
-            head_dim=size("head_dim") if given else size("hidden_size") // heads,
+            head_dim=size("head_dim") if given else usual,
             qkv_bias=is_biased or model_type == "qwen2",
             o_bias=is_biased and model_type != "qwen2",
             has_qk_norm=model_type == "qwen3",

@@ -478,6 +478,23 @@ def test_several_causes_are_one_finding_each_in_the_order_of_mending(
     assert [code for code, _ in errors(sparse(config, shards))] == codes
 
 
+def test_fused_experts_in_fp8_are_one_finding_with_their_scales(
+    tiny: Path, headers: Headers, sparse: Sparse
+) -> None:
+    """As transformers 5 keeps FP8 experts in memory."""
+    config, shards = headers(tiny)
+    both(drop(r"layers\.3\."), stack(), put(num_nextn_predict_layers=0))(config, shards)
+    for tensors, name in entries(shards):
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            _, (experts, rows, cols) = tensors[name]
+            tensors[name] = "F8_E4M3", [experts, rows, cols]
+            scales = [experts, -(-rows // 128), -(-cols // 128)]
+            tensors[f"{name}_scale_inv"] = "F32", scales
+    native = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    put(quantization_config=native)(config, shards)
+    assert [code for code, _ in errors(sparse(config, shards))] == ["experts-fused"]
+
+
 LORA = {  # of two projections; rank 4
     f"layers.{n}.self_attn.q_proj.lora_{side}": shape
     for n in range(3)

@@ -210,6 +210,83 @@ def test_a_fault_is_refused_by_file_and_tensor(
     assert error.value.hint == found[0].hint
 
 
+def rename_scales(c: Config, s: Shards) -> None:
+    for shard, tensors in s.items():
+        s[shard] = {n.replace("weight_scale_inv", "weight_scale"): e for n, e in tensors.items()}
+
+
+def restore_names(c: Config, s: Shards) -> None:
+    for shard, tensors in s.items():
+        s[shard] = {
+            n if n.endswith("_inv") else n.replace("weight_scale", "weight_scale_inv"): e
+            for n, e in tensors.items()
+        }
+
+
+SCALE = f"{GATE}_scale_inv"
+FOLLOWED: dict[str, tuple[Callable[[Config, Shards], object], str, str,
+                          Callable[[Config, Shards], object]]] = {
+    # what is done to `tiny` in FP8: (how, code, a part of the hint, what the hint says)
+    "a scale is missing": (
+        lambda c, s: remove(s, SCALE), "scale-missing", "download the shard",
+        lambda c, s: first_shard(s).update({SCALE: ("F32", [3, 2])}),
+    ),
+    "another block size": (
+        lambda c, s: c["quantization_config"].update(weight_block_size=[64, 64]),
+        "scale-shape", "to [128, 128]",
+        lambda c, s: c["quantization_config"].update(weight_block_size=[128, 128]),
+    ),
+    "one scale of another shape": (
+        lambda c, s: change(s, SCALE, shape=[2, 3]), "scale-shape", "restore the scales",
+        lambda c, s: change(s, SCALE, shape=[3, 2]),
+    ),
+    "a scale in F16": (
+        lambda c, s: change(s, SCALE, "F16"), "scale-dtype", "save it in F32",
+        lambda c, s: change(s, SCALE, "F32"),
+    ),
+    "a scale beside BF16": (
+        lambda c, s: change(s, GATE, "BF16"), "scale-orphaned", "remove it",
+        lambda c, s: remove(s, SCALE),
+    ),
+    "scales named as compressed-tensors does": (
+        rename_scales, "scale-names", "rename them to weight_scale_inv", restore_names,
+    ),
+    "an FP8 norm": (
+        lambda c, s: (change(s, "model.norm.weight", "F8_E4M3"),
+                      first_shard(s).update({"model.norm.weight_scale_inv": ("F32", [2])})),
+        "shape", "save it in BF16, without its scale",
+        lambda c, s: (remove(s, "model.norm.weight_scale_inv"),
+                      change(s, "model.norm.weight", "BF16")),
+    ),
+    "FP8 of no known role": (
+        lambda c, s: first_shard(s).update({"model.layers.0.x.weight": ("F8_E4M3", [2, 2])}),
+        "fp8-unknown", "save it in BF16",
+        lambda c, s: change(s, "model.layers.0.x.weight", "BF16"),
+    ),
+    "a block that quantizes nothing": (
+        lambda c, s: ([remove(s, n) for t in list(s.values()) for n in [*t] if "_scale_inv" in n],
+                      [change(s, n, "BF16") for t in s.values() for n in t
+                       if t[n][0] == "F8_E4M3"]),
+        "quantization-empty", "remove quantization_config",
+        lambda c, s: c.pop("quantization_config"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FOLLOWED)
+def test_a_hint_that_is_followed_leaves_nothing_to_remark(
+    fault: str, tiny_fp8: Path, headers: Headers, sparse: Sparse
+) -> None:
+    how, code, hint, mend = FOLLOWED[fault]
+    config, shards = headers(tiny_fp8)
+    how(config, shards)
+    (finding,) = (f for f in findings(sparse(config, shards)) if f.level == "error")
+    assert finding.code == code
+    assert hint in finding.hint
+    mend(config, shards)
+    assert [f for f in findings(sparse(config, shards)) if f.level == "error"] == []
+
+
 def test_a_whole_missing_mtp_layer_is_one_finding(
     tiny_fp8: Path, headers: Headers, sparse: Sparse
 ) -> None:

@@ -213,7 +213,6 @@ def test_another_spelling_gives_the_same_structures() -> None:
         layers="layers.",
         inside={"ffn.gate": "router", "ffn.experts.{}.w2": "routed_down"},
         experts="ffn.experts.",
-        fused_experts="ffn.experts.w13",
     )
     for name, wanted in {
         "embed.weight": TensorName("embed_tokens", "weight"),

@@ -123,8 +123,9 @@ def test_the_config_s_dimensions_are_read_into_their_places() -> None:
     )
     qwen2 = {"model_type": "qwen2", "num_key_value_heads": 2}
     assert read_model(LLAMA | qwen2).attention == Attention(4, 2, 16, True, False, False)
+    # Qwen3Config has heads of 128 unless told otherwise
     assert read_model(LLAMA | {"model_type": "qwen3"}).attention == Attention(
-        4, 4, 16, False, False, True
+        4, 4, 128, False, False, True
     )
     assert not read_model(LLAMA | {"num_nextn_predict_layers": 1}).num_mtp_layers
 
