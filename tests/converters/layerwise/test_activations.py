@@ -171,7 +171,7 @@ def test_compressed_tensors_are_rounded_alike(
     [
         (Rule("1", "keep", roles=("o_proj", "q_b_proj")), {"kv_a_proj_with_mqa", "q_a_proj"}),
         (Rule("1", "keep", roles=("q_a_proj", "kv_a_proj_with_mqa")), {"q_b_proj", "o_proj"}),
-        (Rule("1", "keep", roles=("dense_down", "shared_down")), {"gate_proj", "up_proj"}),
+        (Rule("1", "keep", roles=("dense_down",)), {"gate_proj", "up_proj"}),
         (Rule("1", "keep", layers=((0, 1),)), {"o_proj"}),
         (Rule("1", "keep", roles=("routed_gate", "routed_up", "routed_down")), {"gate_proj"}),
     ],
