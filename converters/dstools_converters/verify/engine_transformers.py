@@ -11,6 +11,7 @@ from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.errors import Finding
 from dstools_converters.families.names import Role
 from dstools_converters.verify.engine_shapes import Fault, and_more, by_role
+from dstools_converters.verify.readings import Module, reading_of
 
 LOAD_BF16 = "load `dstools dequantize`'s output there; llama.cpp's converter reads this one"
 
@@ -29,6 +30,7 @@ def check_transformers(inventory: Inventory) -> Iterator[Finding]:
             "dstools quantize --format native, or load `dstools dequantize`'s output",
         )
     else:
+        yield from _check_tied_head(inventory)
         yield from _check_groups(inventory, scheme.block_size[1])
     if inventory.model.num_mtp_layers:
         yield Finding.note(
@@ -59,6 +61,18 @@ def _check_native(inventory: Inventory, block_size: tuple[int, int]) -> Iterator
             f"without a GPU transformers {shape.message}{and_more(infos)} (seen in 5.23; "
             "huggingface/transformers#36026)",
             LOAD_BF16,
+        )
+
+
+def _check_tied_head(inventory: Inventory) -> Iterator[Finding]:
+    read = reading_of("transformers", inventory.checkpoint.config["quantization_config"])
+    if inventory.model.is_tied and read(Module("lm_head", (), "")) is None:
+        yield Finding.error(
+            "engine-tied-head",
+            "config.json",
+            "the embeddings are tied, but `ignore` lacks lm_head: transformers gives that module "
+            "scales drawn at random, silently (seen in 5.23)",
+            'add "lm_head" to quantization_config.ignore, or quantize this folder into another',
         )
 
 

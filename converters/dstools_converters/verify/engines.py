@@ -18,6 +18,7 @@ from dstools_converters.plan.merged import keeping
 from dstools_converters.verify.engine_shapes import check_shapes
 from dstools_converters.verify.engine_transformers import check_transformers
 from dstools_converters.verify.kept import check_kept_by
+from dstools_converters.verify.readings import Module, reading_of
 from dstools_converters.verify.roles import check_experts
 
 Engine = Literal["vllm", "sglang", "trtllm", "transformers"]
@@ -126,16 +127,14 @@ def _check_sglang(inventory: Inventory) -> Iterator[Finding]:
 
 
 def _check_gate_up(inventory: Inventory) -> Iterator[Finding]:
-    ignored = inventory.checkpoint.config["quantization_config"].get("ignore") or ()
-    if any(str(module).startswith("re:") for module in ignored):
-        return  # a pattern may match the merged name, too
+    read = reading_of("sglang", inventory.checkpoint.config["quantization_config"])
     for name, parsed in inventory.names.items():
         if parsed is None or parsed.role not in GATE_UP or parsed.part != "weight":
             continue
         module = inventory.model.spelling.module(parsed)
-        merged = f"{module.rpartition('.')[0]}.gate_up_proj"
+        merged = Module(f"{module.rpartition('.')[0]}.gate_up_proj", (), "")
         info = inventory.tensors[name]
-        if not (inventory.is_quantized(info) or parsed.is_mtp or merged in ignored):
+        if not (inventory.is_quantized(info) or parsed.is_mtp or read(merged)):
             yield Finding.error(
                 "engine-kept",
                 info.where,

@@ -137,3 +137,19 @@ def test_experts_of_compressed_tensors_are_refused(
         check_engine(fp8(configs["tiny-v2"], format="compressed-tensors"), "transformers", 1)
     )
     assert [f.code for f in found] == ["engine-format"]
+
+
+@pytest.mark.parametrize(
+    ("ignore", "is_right"),
+    [([], False), (["lm_head"], True), (["re:.*lm_head"], True), (["re:.*mlp.*"], False)],
+)
+def test_a_tied_head_must_be_ignored(
+    ignore: list[str],
+    is_right: bool,
+    fp8: Callable[..., Inventory],
+    configs: dict[str, dict[str, Any]],
+) -> None:
+    for kind, is_tied in (("tiny-qwen2", True), ("tiny-llama", False)):
+        inventory = fp8(configs[kind], format="compressed-tensors", ignore=ignore)
+        found = [f for f in check_engine(inventory, "transformers", 1) if "tied" in f.code]
+        assert [f.code for f in found] == ["engine-tied-head"] * (is_tied and not is_right)
