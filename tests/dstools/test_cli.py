@@ -40,8 +40,8 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "verify": ["FOLDER", "--source", "--engine", "--tp", "--workers", "--json"],
     "compare": ["A", "B", "--max-error", "--workers", "--json"],
     "eval": [
-        "MODEL", "--data", "--against", "--samples", "--seq-len", "--seed", "--ram", "--device",
-        "--max-kl", "--workers", "--json",
+        "MODEL", "--data", "--against", "--activations", "--samples", "--seq-len", "--seed",
+        "--ram", "--device", "--max-kl", "--workers", "--json",
     ],
     "report": ["OUT", "--json"],
     "env": ["--json"],
