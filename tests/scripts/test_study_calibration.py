@@ -45,7 +45,9 @@ def test_a_spelling_may_cost_a_tenth(
     last: float, is_good: bool, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(case: Any, folder: Path, scale_fmt: str, method: str, seed: int) -> Any:
-        return script.Row(0.1, last if case.calibration.name == "records.jsonl" else 0.003, 1, 1, 0)
+        return script.Row(
+            0.1, last if case.calibration.name == "records.jsonl" else 0.003, 1, 1, 0, 1
+        )
 
     monkeypatch.setattr(script, "measure", measure)
     assert script.compare_forms(tmp_path, [0, 1]) is is_good
