@@ -143,7 +143,10 @@ def plan_of() -> Callable[..., Plan]:
 
 @pytest.fixture(scope="session")
 def calibrate_random() -> Callable[..., None]:
-    """calibrate_random(plan, sink, **options): `calibrate` with the random tokens of the plan."""
+    """calibrate_random(plan, sink, **options): `calibrate` with the random tokens of the plan.
+
+    Products are in float32 on every CPU, for comparisons with a float32 model.
+    """
 
     def fill(plan: Plan, sink: Any, **options: Any) -> None:
         import torch
@@ -155,7 +158,9 @@ def calibrate_random() -> Callable[..., None]:
         shape = plan.calibration.data["samples"], plan.calibration.data["seq_len"]
         ids = torch.randint(0, 1024, shape, generator=torch.Generator().manual_seed(0))
         defaults = {"ram_bytes": 1 << 30, "min_coverage": 0, "progress": lambda nbytes: None}
-        calibrate(plan, sink, ids, **defaults | options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("dstools_converters.layerwise.calibrate.PRODUCTS", "ieee")
+            calibrate(plan, sink, ids, **defaults | options)
         torch.set_num_threads(before)
 
     return fill

@@ -8,6 +8,7 @@ forward pass and inflates the statistics of cold experts: NVIDIA/Model-Optimizer
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal, NamedTuple
@@ -20,26 +21,42 @@ from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import ScaleFormat
 
 Searching = Literal["gptq", "mse"]  # methods that use activations
+BLOCK = 512  # rows of a Hessian at a time, at most
 
 
 @dataclass
 class Seen:
     """Activations that weights are multiplied with: X^T X of all tokens so far, float32 [D, D]."""
 
-    hessian: Tensor
+    total: Tensor  # of X^T X; right of the diagonal blocks it is written when it is asked for
     tokens: int = 0
     _factor: gptq.Factor | None = None
 
     def add(self, values_TD: Tensor) -> None:
-        """Add the tokens of `values_TD`."""
-        self.hessian.addmm_(values_TD.T, values_TD)
+        """Add the tokens of `values_TD`: the blocks up to the diagonal, half of the work."""
+        for rows, left, _ in self._blocks():
+            self.total[rows, left].addmm_(values_TD[:, rows].T, values_TD[:, left])
         self.tokens += len(values_TD)
+
+    def hessian(self) -> Tensor:
+        """Return the sum, float32 [D, D]."""
+        for rows, _, right in self._blocks():
+            self.total[rows, right] = self.total[right, rows].T
+        return self.total
 
     def factor(self) -> gptq.Factor:
         """Return the factor that `gptq` takes, computed once for all weights with this input."""
         if self._factor is None:
-            self._factor = gptq.factorize(self.hessian)
+            self._factor = gptq.factorize(self.hessian())
         return self._factor
+
+    def _blocks(self) -> Iterator[tuple[slice, slice, slice]]:
+        """Yield the rows of each block, the columns up to its diagonal, and those right of it."""
+        width = len(self.total)
+        step = -(-width // -(-width // BLOCK))
+        for start in range(0, width, step):
+            stop = min(start + step, width)
+            yield slice(start, stop), slice(0, stop), slice(stop, width)
 
 
 class Rounded(NamedTuple):
@@ -85,8 +102,9 @@ def round_weight(
     plain = Rounded(codes, scale_inv, "nearest", "", None, None)
     if seen is None:
         return plain._replace(why=too_few(0, weight))
-    reference2 = gptq.output_power(weight, seen.hessian)
-    error = output_error(weight, codes, scale_inv, block, seen, reference2)
+    hessian = seen.hessian()
+    reference2 = gptq.output_power(weight, hessian)
+    error = output_error(weight, codes, scale_inv, block, hessian, reference2)
     if not math.isfinite(error):
         return plain._replace(why="what it is multiplied with overflows float32")
     plain = plain._replace(error_nearest=error, error=error)
@@ -94,14 +112,14 @@ def round_weight(
         return plain._replace(why=too_few(seen.tokens, weight))
     try:
         if method == "mse":
-            input_power = seen.hessian.diagonal() / seen.tokens
+            input_power = hessian.diagonal() / seen.tokens
             scale_inv = gptq.search_scales(weight, input_power, scale_format, block)
             codes = gptq.nearest(weight, scale_inv, block)
         else:
             codes = gptq.gptq(weight, seen.factor(), scale_inv, block)
     except ValueError as failure:  # the Hessian cannot be used; the message says why
         return plain._replace(why=str(failure))
-    tuned_error = output_error(weight, codes, scale_inv, block, seen, reference2)
+    tuned_error = output_error(weight, codes, scale_inv, block, hessian, reference2)
     if not tuned_error < error:
         return plain._replace(why=f"{method} brings it no nearer on the data")
     return Rounded(codes, scale_inv, method, "", error, tuned_error)
@@ -113,14 +131,14 @@ def too_few(tokens: int, weight: Tensor) -> str:
 
 
 def output_error(
-    weight: Tensor, codes: Tensor, scale_inv: Tensor, block: int, seen: Seen, reference2: float
+    weight: Tensor, codes: Tensor, scale_inv: Tensor, block: int, hessian: Tensor, reference2: float
 ) -> float:
     """Return rms of (W - Q) x over rms of W x on the tokens seen; 0 if W x is 0.
 
     `reference2` is the output power of W. Returns NaN if float32 overflows.
     """
     difference = gptq.restore(codes, scale_inv, block).sub_(weight)
-    error2 = gptq.output_power(difference, seen.hessian)
+    error2 = gptq.output_power(difference, hessian)
     return 0.0 if reference2 <= 0 else math.sqrt(max(error2, 0) / reference2)
 
 

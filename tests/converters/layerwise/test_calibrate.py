@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dstools_converters.errors import DstoolsError, ShortfallError
+from dstools_converters.layerwise.calibrate import calibrate
+from dstools_converters.layerwise.rounding import Seen, round_weight
 from dstools_converters.model.decoder import Decoder, MoE, MTPLayer
 from dstools_converters.model.rotary import rotary
 from dstools_converters.plan.plan import Plan
 from dstools_converters.verify.folder import verify
-from dstools_converters.write.stream import Report
+from dstools_converters.write.stream import Report, run
 
 Checkpoint = Callable[..., Path]
 Make = Callable[..., Path]
@@ -241,6 +243,33 @@ def test_a_gpu_writes_the_same_bytes_twice_that_verify_with_errors_of_the_cpu(
 
 def bits(tensor: Tensor) -> bytes:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def test_the_model_may_multiply_in_bf16_and_rounding_may_not(
+    tiny: Path, plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The permission that oneDNN has while a Hessian is added to, while a weight is rounded."""
+    matmul = torch.backends.mkldnn.matmul
+    permissions: dict[str, set[str]] = defaultdict(set)
+
+    def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            permissions[name].add(matmul.fp32_precision)
+            return call(*arguments)
+
+        return noted
+
+    def fill(plan: Plan, sink: Any) -> None:
+        ids = torch.randint(0, 1024, (8, 64), generator=torch.Generator().manual_seed(0))
+        calibrate(plan, sink, ids, ram_bytes=1 << 30, min_coverage=0, progress=lambda nbytes: None)
+
+    rounds = "dstools_converters.layerwise.calibrate.round_weight"
+    monkeypatch.setattr(rounds, noting("round", round_weight))
+    monkeypatch.setattr(Seen, "add", noting("add", Seen.add))
+    before = matmul.fp32_precision
+    run(plan_of(tiny), tmp_path / "out", tool="test", workers=1, calibrate=fill)
+    assert permissions == {"add": {"bf16"}, "round": {"ieee"}}
+    assert matmul.fp32_precision == before
 
 
 @pytest.mark.parametrize("case", ["native", "compressed-tensors ue8m0", "FP8 to ue8m0", "Qwen2"])

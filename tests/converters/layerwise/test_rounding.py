@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dstools_converters.layerwise.rounding import Rounded, Seen, output_error, round_weight
+from dstools_converters.layerwise.rounding import BLOCK, Rounded, Seen, output_error, round_weight
 from dstools_kernels import gptq
 
 # E4M3: 448 is 0x7E; 16 is 2^4, exponent 4 + 7 = 11 and mantissa 0: 0x58; steps there are 2, so 18
@@ -40,11 +40,22 @@ def correlated(tokens: int, width: int) -> Seen:
 def test_the_hessian_is_the_sum_over_tokens() -> None:
     # [1, 2] and [3, -1]: 1 + 9, 2 - 3, 4 + 1
     activations = seen([1.0, 2.0], [3.0, -1.0])
-    assert activations.hessian.tolist() == [[10.0, -1.0], [-1.0, 5.0]]
+    assert activations.hessian().tolist() == [[10.0, -1.0], [-1.0, 5.0]]
     assert activations.tokens == 2
     activations.add(torch.tensor([[1.0, 0.0]]))
-    assert activations.hessian.tolist() == [[11.0, -1.0], [-1.0, 5.0]]
+    assert activations.hessian().tolist() == [[11.0, -1.0], [-1.0, 5.0]]
     assert activations.tokens == 3
+
+
+@pytest.mark.parametrize("width", [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 70])
+def test_the_hessian_is_symmetric_and_whole_whatever_the_width(width: int) -> None:
+    """Small whole numbers, whose sums are exact; tokens may come after it was asked for."""
+    values = normal(9, width).mul(3).round()
+    activations = Seen(torch.zeros(width, width))
+    activations.add(values[:4])
+    assert torch.equal(activations.hessian(), values[:4].T @ values[:4])
+    activations.add(values[4:])
+    assert torch.equal(activations.hessian(), values.T @ values)
 
 
 def test_nearest_by_hand() -> None:
@@ -113,8 +124,8 @@ def test_fewer_tokens_than_inputs_leave_it_nearest() -> None:
     rounded = round_weight(weight, few, "gptq", "float32", 128)
     assert rounded.method == "nearest"
     assert rounded.why == "it saw 4 tokens, fewer than its 5 inputs"
-    power = gptq.output_power(weight, few.hessian)
-    error = output_error(weight, rounded.codes, rounded.scale_inv, 128, few, power)
+    power = gptq.output_power(weight, few.hessian())
+    error = output_error(weight, rounded.codes, rounded.scale_inv, 128, few.hessian(), power)
     assert rounded.error == rounded.error_nearest == error
     assert "fewer than" not in round_weight(weight, enough, "gptq", "float32", 128).why
 
@@ -172,5 +183,5 @@ def exact_error(weight: Tensor, rounded: Rounded, inputs: Seen) -> float:
     scale = rounded.scale_inv.double().repeat_interleave(128, 0).repeat_interleave(128, 1)
     codes = rounded.codes.view(torch.float8_e4m3fn).double()
     diff = weight.double() - codes * scale[: weight.shape[0], : weight.shape[1]]
-    hessian, exact = inputs.hessian.double(), weight.double()
+    hessian, exact = inputs.hessian().double(), weight.double()
     return math.sqrt((diff @ hessian * diff).sum() / (exact @ hessian * exact).sum())
