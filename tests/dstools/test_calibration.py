@@ -52,10 +52,11 @@ def calibrate(source: Path, out: Path, data: Path, *more: str | Path) -> Result:
 
 
 def one_error(result: Result, code: int = 1) -> tuple[str, str]:
-    """The error and the hint, which must be all there is."""
+    """The error and the hint, which must be all there is beside warnings."""
     assert result.exit_code == code, result.output
     assert result.stdout == ""
-    error, hint = result.stderr.splitlines()
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    error, hint = lines
     assert error.startswith("error: ")
     assert hint.startswith("hint: ")
     return error[7:], hint[6:]
