@@ -70,10 +70,19 @@ def read_calibration(
         data=corpus.provenance,
         device=options.text.device,
         threads=threads,
-        versions={name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        versions={name: version(name) for name in ("torch", "transformers", "tokenizers")}
+        | {"CPU": instructions()},
         kv_cache=options.kv_cache,
     )
     return Calibrator(settings, options, corpus)
+
+
+def instructions() -> str:
+    """Return the instructions that torch multiplies with on this CPU: sums depend on them."""
+    import torch
+
+    has_amx = torch.cpu._is_amx_tile_supported()
+    return torch.backends.cpu.get_cpu_capability() + (" AMX" if has_amx else "")
 
 
 def require_length(inventory: "Inventory", options: TextOptions) -> None:

@@ -200,3 +200,13 @@ def test_a_sample_that_the_model_cannot_run_on_is_refused(
         allowed = int(caught.value.hint.split()[1])
         assert abs(allowed - seq_len) == 1
         require_length(inventory, TextOptions(None, allowed, 0, 0, "cpu"))
+
+
+def test_a_calibration_records_the_cpu_that_its_sums_depend_on(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    assert calibrate(tiny, tmp_path / "out", data).exit_code == 0
+    recorded = json.loads((tmp_path / "out" / "calibration.json").read_text())["versions"]
+    assert recorded["CPU"].split(" ")[0] == torch.backends.cpu.get_cpu_capability()
