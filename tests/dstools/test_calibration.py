@@ -52,11 +52,12 @@ def calibrate(source: Path, out: Path, data: Path, *more: str | Path) -> Result:
 
 
 def one_error(result: Result, code: int = 1) -> tuple[str, str]:
-    """The error and the hint, which must be all there is beside warnings."""
+    """The error and the hint, which must be all there is after warnings and their hints."""
     assert result.exit_code == code, result.output
     assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
-    error, hint = lines
+    *before, error, hint = result.stderr.splitlines()
+    assert all(line.startswith(("warning: ", "hint: ")) for line in before)
+    assert not before or before[0].startswith("warning: ")
     assert error.startswith("error: ")
     assert hint.startswith("hint: ")
     return error[7:], hint[6:]

@@ -124,11 +124,11 @@ def test_the_plan_of_deepseek_v3_is_a_table_of_one_line_a_role(
 
 def test_a_rule_of_a_recipe_gets_a_line_of_its_own(tiny: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "keep.toml"
-    recipe.write_text('[[rule]]\nrole = "routed_down"\nlayers = "1"\nscheme = "keep"\n')
+    recipe.write_text('[[rule]]\nrole = "o_proj"\nlayers = "1"\nscheme = "keep"\n')
     groups = dry_run("quantize", tiny, tmp_path / "o", "--recipe", recipe)["groups"]
-    found = {(g["action"], g["rule"]): g["tensors"] for g in groups if g["role"] == "routed_down"}
-    # 2 MoE layers and the MTP layer of 8 experts
-    assert found == {("copy", "keep.toml, rule 1"): 8, ("quantize", "DeepSeek's own"): 16}
+    found = {(g["action"], g["rule"]): g["tensors"] for g in groups if g["role"] == "o_proj"}
+    # 3 layers and the MTP layer
+    assert found == {("copy", "keep.toml, rule 1"): 1, ("quantize", "DeepSeek's own"): 3}
 
 
 def test_biases_and_unknown_tensors_are_told_apart_from_weights(

@@ -120,18 +120,20 @@ class Referee:
         """Return a line of stdout, cut short where the process ended; None where none comes."""
         assert process.stdout is not None
         assert process.stderr is not None
-        stdout, pipes = process.stdout.fileno(), {process.stdout.fileno(), process.stderr.fileno()}
+        stdout, pipes = process.stdout.fileno(), select.poll()  # select() takes none over 1023
+        for file in (process.stdout, process.stderr):
+            pipes.register(file, select.POLLIN)
         line = b""
         while not line.endswith(b"\n"):
-            readable = select.select(pipes, [], [], WALL_FACTOR * (self._seconds + 10))[0]
+            readable = pipes.poll(1000 * WALL_FACTOR * (self._seconds + 10))
             if not readable:
                 return None
-            for pipe in readable:
+            for pipe, _ in readable:
                 data = os.read(pipe, 4096)
                 if pipe != stdout:  # read lest the pipe fills up
                     self._stderr = (self._stderr + data)[-STDERR_BYTES:]
                     if not data:
-                        pipes.discard(pipe)
+                        pipes.unregister(pipe)
                 elif not data:
                     return line
                 else:

@@ -123,8 +123,10 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> Result:
     """Read the output of a process until it ends, prints too much or exceeds its time."""
     assert process.stdout is not None
     output = b""
+    ready = select.poll()  # select() takes no descriptor over 1023
+    ready.register(process.stdout, select.POLLIN)
     while (left := deadline - time.monotonic()) > 0:
-        if not select.select([process.stdout], [], [], left)[0]:
+        if not ready.poll(1000 * left):
             break
         piece = os.read(process.stdout.fileno(), 1 << 16)
         output += piece
