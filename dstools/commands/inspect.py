@@ -36,6 +36,9 @@ def inspect(source: str, as_json: bool) -> None:
         gc.enable()
     for finding in report.disagreements[:MAX_WARNINGS]:
         warn(finding)
+    if len(report.disagreements) > MAX_WARNINGS:
+        more = len(report.disagreements) - MAX_WARNINGS
+        click.echo(f"note: {more} more; dstools verify lists them", err=True)
     show(report, as_json, _text(report))
     if report.quantization == "none" and not report.disagreements:
         hint_command("quantize", source, "OUT", "--dry-run")

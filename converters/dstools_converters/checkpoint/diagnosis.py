@@ -336,13 +336,11 @@ def _contradicted(
         stated = f"is {printable(json.dumps(config[key]))}" if key in config else "is not set"
         told.append(f"{key} {stated}, but {_says(key, value, evidence)}")
     if list(change) == ["num_nextn_predict_layers"]:
-        return Finding.error(
-            "mtp-mismatch",
-            "config.json",
-            told[0],
-            f"set num_nextn_predict_layers to {change['num_nextn_predict_layers']}, or restore the "
-            "tensors of the MTP layers from the original",
-        )
+        number = change["num_nextn_predict_layers"]
+        hint = f"set num_nextn_predict_layers to {number}"
+        if number < model.num_mtp_layers:
+            hint += ", or restore the tensors of the MTP layers from the original"
+        return Finding.error("mtp-mismatch", "config.json", told[0], hint)
     if len(change) > MAX_KEYS:
         del told[MAX_KEYS:]
         told.append(f"{len(change) - MAX_KEYS} more keys")
@@ -367,7 +365,7 @@ def _says(key: str, value: Any, evidence: Evidence) -> str:
             mtp = f", and MTP layer {min(evidence.mtp)}" if evidence.mtp else ""
             return f"the shards hold layers 0-{value - 1}{mtp}"
         case "num_nextn_predict_layers":
-            return f"the shards hold {value} MTP layers"
+            return f"the shards hold {value} MTP layer{'' if value == 1 else 's'}"
         case "n_routed_experts":
             return f"the layers in the shards have experts 0-{value - 1}"
         case "first_k_dense_replace":

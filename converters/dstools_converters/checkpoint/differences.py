@@ -68,7 +68,10 @@ def differences_found(model: Model, differences: Differences) -> list[Finding]:
             "weight-missing",
             printable(model.spell(name)),
             "the config requires it, but no shard holds it",
-            "the checkpoint is incomplete; download or save it again",
+            "restore it from the original, as some conversions drop it; or restore config.json, "
+            "if the tensors are of deepseek_v2"
+            if name.role == "e_score_correction_bias"
+            else "the checkpoint is incomplete; download or save it again",
         )
         for name in differences.missing
     ]

@@ -23,6 +23,7 @@ from dstools_converters.files import LFS_HINT, is_lfs_pointer, strict_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"  # of peft
 WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl",
 )  # fmt: skip
@@ -57,6 +58,9 @@ class Checkpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:
@@ -152,9 +156,12 @@ def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
     """
     if not folder.is_dir():
         raise DstoolsError(f"{folder}: no such folder", "give a checkpoint folder or org/name")
+    if (folder / ADAPTER).exists() and not any((folder / n).exists() for n in (SINGLE, INDEX)):
+        raise _adapter_alone(folder)
     config = _read_json(folder / "config.json")
     findings: list[Finding] = []
     weight_map, metadata = _read_index(folder, findings)
+    findings += _unlisted(folder, set(weight_map.values()))
     tensors: dict[str, TensorInfo] = {}
     shards: dict[str, Shard] = {}
     for name in sorted(set(weight_map.values())):
@@ -172,7 +179,6 @@ def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
     if (folder / INDEX).exists():
         tied = "lm_head.weight" if config.get("tie_word_embeddings") is True else ""
         findings += _disagreements(weight_map, tensors, shards, tied)
-    findings += _unlisted(folder, set(weight_map.values()))
     metadata = metadata if isinstance(metadata, dict) else {}
     warnings = tuple(finding for finding in findings if finding.level == "warning")
     return Checkpoint(folder, config, tensors, shards, metadata, warnings), findings
@@ -225,17 +231,37 @@ def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], 
     outside = {shard for shard in set(weight_map.values()) if not _is_plain(shard)}
     for shard in sorted(outside):
         tensor = next(tensor for tensor, name in weight_map.items() if name == shard)
-        findings.append(
-            Finding.error(
-                "path-outside",
-                f"{INDEX}: {printable(tensor)}",
-                f"names {printable(shard)!r}, which is not a plain file name in this folder",
-                "nothing outside the folder is read; download the index again",
-            )
-        )
+        findings.append(_unreadable(tensor, shard))
     if outside:
         weight_map = {tensor: s for tensor, s in weight_map.items() if s not in outside}
     return weight_map, index.get("metadata")
+
+
+def _adapter_alone(folder: Path) -> DstoolsError:
+    """Return the refusal of a folder that holds an adapter's weights and no model's."""
+    merge = f"PeftModel.from_pretrained(BASE, {str(folder)!r}).merge_and_unload()"
+    return DstoolsError(
+        f"{folder}: holds an adapter (LoRA), not a model",
+        f"merge it with its base model, {merge}, and save_pretrained the result",
+    )
+
+
+def _unreadable(tensor: str, shard: str) -> Finding:
+    """Return why a file that the index names is not read."""
+    where, named = f"{INDEX}: {printable(tensor)}", f"names {printable(shard)!r}, which is not a"
+    if shard.isprintable() and _is_plain(f"{shard}.safetensors"):  # but for its ending
+        return Finding.error(
+            "shard-format",
+            where,
+            f"{named} .safetensors file",
+            f"delete the index if {SINGLE} holds all weights; if not, convert the other files",
+        )
+    return Finding.error(
+        "path-outside",
+        where,
+        f"{named} plain file name in this folder",
+        "nothing outside the folder is read; download the index again",
+    )
 
 
 def _refuse_other_weights(folder: Path) -> None:

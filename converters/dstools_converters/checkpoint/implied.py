@@ -83,7 +83,9 @@ def _model_type(model: Model, evidence: Evidence) -> str | None:
             return "deepseek_v32"
         if "e_score_correction_bias" in has:
             return "deepseek_v3"
-        return "deepseek_v2" if "router" in has else None
+        # a router without a bias is V2's, or one of V3 that lost it
+        is_v3 = model.model_type in ("deepseek_v3", "deepseek_v32")
+        return "deepseek_v2" if "router" in has and not is_v3 else None
     if "k_proj" not in has:
         return None
     if "q_norm" in has:

@@ -142,12 +142,12 @@ def _check_scales(inventory: Inventory) -> Iterator[Finding]:
             return
         yield from _check_codes(inventory, scheme, fp8)
     elif fp8:
-        yield Finding.error(
-            "quantization-unnamed",
-            fp8[0].where,
-            "is FP8, but config.json has no quantization_config",
-            "without it an engine reads the codes as weights; restore the original config.json",
-        )
+        if "compression_config" in inventory.checkpoint.config:  # llm-compressor's first name
+            hint = "rename compression_config to quantization_config in config.json"
+        else:
+            hint = "without it an engine reads codes as weights; restore the original config.json"
+        message = "is FP8, but config.json has no quantization_config"
+        yield Finding.error("quantization-unnamed", fp8[0].where, message, hint)
         return
     yield from _check_orphans(inventory)
 

@@ -161,7 +161,6 @@ def render(tokenizer: Any, turns: list[Turn]) -> Rendered:
     where the template refuses the messages. The tokenizer must have a template.
     """
     text = _text(tokenizer, turns)
-    text = _text(tokenizer, turns)
     before = _squeeze(text)  # what is not yet accounted for, from its end
     characters = dropped = earlier = 0
     for turn in filter(_is_assistants, reversed(turns)):

@@ -158,6 +158,11 @@ def plan_quantize(
             else tensor
             for tensor in draft
         ]
+    if not any(tensor.target.is_quantized for tensor in draft):
+        raise DstoolsError(
+            f"{inventory.checkpoint.folder}: every weight is kept, so nothing would be quantized",
+            "let the recipe leave some weights out, or copy the folder",
+        )
     check_together(draft, inventory)
     _check_blocks(draft, scheme)
     has_cache = any(p is not None and p.role == "kv_cache" for p in inventory.names.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.checkpoint.config import check_config, missing_code
-from dstools_converters.checkpoint.folder import INDEX, WEIGHT_SUFFIXES, Checkpoint
+from dstools_converters.checkpoint.folder import ADAPTER, INDEX, WEIGHT_SUFFIXES, Checkpoint
 from dstools_converters.checkpoint.foreign import QUANTIZATION_FILES
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.files import LFS_HINT, is_lfs_pointer
@@ -20,7 +20,6 @@ MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; larger files are other form
 # describe the source, and the output has its own
 WRITTEN = ("config.json", INDEX, MANIFEST, "SHA256SUMS", CALIBRATION, EXPERT_LOAD, EVAL)
 REPORTS = ("report.html", "report.md")
-ADAPTER_CONFIG = "adapter_config.json"  # of peft; its adapter is never copied
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 OF_TRAINING = re.compile(r"checkpoint-\d+|global_step\d+")  # folders of transformers, DeepSpeed
@@ -115,17 +114,15 @@ def _fault(path: Path, name: str) -> Finding | None:
         return Finding.note(
             "trainer-file", where, "is of a training, not of the model", "dstools does not copy it"
         )
-    if path.name == ADAPTER_CONFIG:
+    if path.name == ADAPTER:
         has_adapter = any(path.with_name(weights).exists() for weights in ADAPTER_WEIGHTS)
-        fault = "that is not merged into the weights" if has_adapter else "that is not there"
-        return Finding.warning(
-            "adapter",
-            where,
-            f"belongs to an adapter {fault}",
-            ("to have it in the model, merge it first (peft: merge_and_unload)" if has_adapter
-             else "remove it: loaders that find it look for the adapter")
-            + "; dstools does not copy it",
-        )  # fmt: skip
+        if has_adapter:
+            message = "belongs to an adapter; whether it is merged into the weights is not known"
+            hint = "if it is, remove it; if not, merge it first (peft: merge_and_unload)"
+        else:
+            message = "belongs to an adapter that is not there"
+            hint = "remove it: loaders that find it look for the adapter"
+        return Finding.warning("adapter", where, message, f"{hint}; dstools does not copy it")
     if name in QUANTIZATION_FILES:
         return Finding.warning(
             "quantization-file",

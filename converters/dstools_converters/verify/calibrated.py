@@ -69,8 +69,10 @@ def check_calibration(
         )
     except DstoolsError as error:
         findings.append(_damaged(error))
-    findings += _check_kv_scales(made, calibration.layer_amax() if calibration else {})
-    return calibration.tensors if calibration else {}, findings
+    if calibration is None:  # scales of a cache, if any, are those of the source
+        return {}, findings
+    findings += _check_kv_scales(made, calibration.layer_amax())
+    return calibration.tensors, findings
 
 
 def _read_proven(made: Inventory, manifest: Manifest | None) -> Calibration | None:

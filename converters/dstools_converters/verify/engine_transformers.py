@@ -30,7 +30,7 @@ def check_transformers(inventory: Inventory) -> Iterator[Finding]:
             "dstools quantize --format native, or load `dstools dequantize`'s output",
         )
     else:
-        yield from _check_tied_head(inventory)
+        yield from _check_head(inventory)
         yield from _check_groups(inventory, scheme.block_size[1])
     if inventory.model.num_mtp_layers:
         yield Finding.note(
@@ -64,14 +64,14 @@ def _check_native(inventory: Inventory, block_size: tuple[int, int]) -> Iterator
         )
 
 
-def _check_tied_head(inventory: Inventory) -> Iterator[Finding]:
+def _check_head(inventory: Inventory) -> Iterator[Finding]:
     read = reading_of("transformers", inventory.checkpoint.config["quantization_config"])
-    if inventory.model.is_tied and read(Module("lm_head", (), "")) is None:
+    if read(Module("lm_head", (), "")) is None:
         yield Finding.error(
-            "engine-tied-head",
+            "engine-head",
             "config.json",
-            "the embeddings are tied, but `ignore` lacks lm_head: transformers gives that module "
-            "scales drawn at random, silently (seen in 5.23)",
+            "`ignore` lacks lm_head, tied or not: transformers gives that module scales drawn at "
+            "random, silently (seen in 5.23)",
             'add "lm_head" to quantization_config.ignore, or quantize this folder into another',
         )
 

@@ -33,7 +33,7 @@ GATE_UP: frozenset[Role] = frozenset({"dense_gate", "dense_up", "shared_gate", "
 def check_engine(inventory: Inventory, engine: Engine, tp: int) -> Iterator[Finding]:
     """Yield what `engine` on `tp` GPUs would refuse or misread, one finding for each role."""
     if inventory.scheme is None:
-        yield Finding.note("engine", "config.json", f"is not quantized; {engine} has no FP8 rules")
+        yield Finding.note("engine", "config.json", "is not quantized: no FP8 rules apply")
         yield from _check_heads(inventory, tp)
         if engine == "vllm":
             yield from _check_mla(inventory)
@@ -69,7 +69,7 @@ def _check_config(inventory: Inventory, engine: Engine) -> Iterator[Finding]:
                 "engine-scale-dtype",
                 info.where,
                 f"is {info.dtype}; {engine} allocates float32 scales",
-                "dstools quantize with the same SOURCE writes float32 scales, codes unchanged",
+                "quantize this folder into another: codes are copied, scales become float32",
             )
             return
 
@@ -120,7 +120,7 @@ def _check_sglang(inventory: Inventory) -> Iterator[Finding]:
             "config.json",
             "SGLang does not load the scales of a native FP8 Llama, and answers NaN, silently "
             "(seen in 0.5.23; sgl-project/sglang#30234)",
-            "dstools quantize --format compressed-tensors, of this folder or of its SOURCE",
+            "run dstools quantize --format compressed-tensors on this folder, or on its source",
         )
     if scheme.format == "compressed-tensors" and isinstance(model.attention, MLA):
         yield from _check_gate_up(inventory)
@@ -140,7 +140,7 @@ def _check_gate_up(inventory: Inventory) -> Iterator[Finding]:
                 info.where,
                 "is not quantized; SGLang looks for gate_up_proj in `ignore`, and runs it as FP8: "
                 "NaN of a dense layer, an AttributeError of shared experts (seen in 0.5.23)",
-                "dstools quantize --format native, of this folder or of its SOURCE",
+                "run dstools quantize --format native on this folder, or on its source",
             )
             return
 

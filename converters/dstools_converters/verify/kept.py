@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
@@ -18,6 +19,7 @@ from dstools_converters.verify.readings import (
     loose_reading,
     reading_of,
 )
+from dstools_converters.verify.roles import layers_apart
 
 # The modules as which engines run weights that are stored apart. Source: packed_modules_mapping of
 # vLLM's and SGLang's models.
@@ -44,11 +46,9 @@ def check_kept(inventory: Inventory) -> Iterator[Finding]:
     if inventory.scheme is None:
         return
     quantization = inventory.checkpoint.config["quantization_config"]
-    lists = kept_lists(quantization)
-    if len({frozenset(entries) for entries in lists.values()}) > 1:
-        message = f"{' and '.join(lists)} differ; an engine reads the one or the other"
-        yield Finding.error("kept-lists", "config.json", message, HINT)
-    for text in broken_patterns(quantization):
+    yield from _check_lists(inventory, quantization)
+    untried = broken_patterns(quantization)
+    for text in untried:
         yield Finding.warning(
             "ignore-pattern",
             "config.json",
@@ -70,13 +70,13 @@ def check_kept(inventory: Inventory) -> Iterator[Finding]:
         elif not is_fp8:
             unnamed[role].append(info)
     for infos in unnamed.values():
-        yield Finding.error(
-            "role-kept",
-            infos[0].where,
-            f"is {infos[0].dtype}{_more(infos)}, but config.json does not say that it is not "
-            "quantized",
-            f"an engine would look for its scale; {HINT}",
-        )
+        where, message = infos[0].where, f"is {infos[0].dtype}{_more(infos)}"
+        if untried:
+            message += f"; whether {printable(untried[0])!r} names it was not tried"
+            yield Finding.warning("role-kept", where, message, HINT)
+        else:
+            message += ", but config.json does not say that it is not quantized"
+            yield Finding.error("role-kept", where, message, f"an engine looks for scales; {HINT}")
     for (_, is_fp8, is_exact), alike in named.items():
         reason, infos = alike[0][0], [info for _, info in alike]
         if is_fp8:
@@ -93,16 +93,37 @@ def check_kept(inventory: Inventory) -> Iterator[Finding]:
             )
 
 
+def _check_lists(inventory: Inventory, quantization: dict[str, Any]) -> Iterator[Finding]:
+    """Yield an error where two lists name different weights."""
+    lists = kept_lists(quantization)
+    if len(lists) < 2:
+        return
+    method = quantization.get("quant_method")
+    readings = [
+        loose_reading({"quant_method": method, key: list(entries)})
+        for key, entries in lists.items()
+    ]
+    for module, _, info in _modules(inventory):
+        if len({reading(module) is None for reading in readings}) > 1:
+            message = f"is named by one of {' and '.join(lists)}; an engine reads only one of them"
+            yield Finding.error("kept-lists", info.where, message, HINT)
+            return
+
+
 def check_kept_by(inventory: Inventory, engine: str) -> Iterator[Finding]:
     """Yield weights of which `engine`, by its reading of the list, expects another storage.
 
-    What is wrong for every engine is not repeated: `check_kept` has it.
+    What is wrong for every engine is not repeated: `check_kept` has it, and `check_experts` the
+    layers whose experts are not alike.
     """
     quantization = inventory.checkpoint.config["quantization_config"]
     reading, loose = reading_of(engine, quantization), loose_reading(quantization)
-    exact = exact_reading(quantization)
+    exact, apart = exact_reading(quantization), layers_apart(inventory, EXPERTS[0])
     wrong: defaultdict[tuple[str, bool], list[tuple[str, TensorInfo]]] = defaultdict(list)
     for module, _, info in _modules(inventory):
+        parsed = inventory.names[info.name]
+        if module.experts and parsed is not None and parsed.layer in apart:
+            continue
         reason, is_fp8 = reading(module), info.dtype in CODE_DTYPES
         if is_fp8 and reason is not None and exact(module) is None:
             wrong[_kind(reason), is_fp8].append((reason, info))

@@ -34,7 +34,9 @@ Reading = Callable[[Module], str | None]
 
 def kept_lists(quantization: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     """Return the lists that are not empty, by their keys, in the order in which vLLM looks."""
-    lists = {key: _strings(quantization.get(key)) for key in (*KEPT_LISTS, "ignore")}
+    is_native = quantization.get("quant_method") != "compressed-tensors"
+    keys = KEPT_LISTS if is_native else ("ignore",)
+    lists = {key: _strings(quantization.get(key)) for key in keys}
     return {key: entries for key, entries in lists.items() if entries}
 
 
@@ -152,7 +154,7 @@ def _transformers(key: str, entries: tuple[str, ...]) -> Reading:
     plain = {entry: _reason(key, entry) for entry in entries if PLAIN.fullmatch(entry)}
     lengths = {len(entry) for entry in plain}
     patterns = [
-        (_pattern(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", MAX_PATTERN), _reason(key, entry))
+        (_pattern(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))"), _reason(key, entry))
         for entry in entries
         if not PLAIN.fullmatch(entry)
     ]
@@ -237,16 +239,17 @@ class _Names:
 
 # ------------------------------------------------------------------------------------------ parts
 
-MAX_PATTERN = 4  # repetitions: more of them may take exponential time
+MAX_REPEATED = 3  # repetitions of a pattern
 
 
 @cache
-def _pattern(text: str, most: int = 3) -> re.Pattern[str] | None:
+def _pattern(text: str) -> re.Pattern[str] | None:
     """Return a pattern compiled, None for one that is broken or may be too slow.
 
     It comes from the checkpoint: a repeated group, or many repetitions, can take exponential time.
     """
-    if re.search(r"\)[*+?{]", text) or sum(text.count(sign) for sign in "*+{") > most:
+    text = text.removesuffix(".*")  # which only ends what has matched
+    if re.search(r"\)[*+?{]", text) or sum(map(text.count, "*+{")) > MAX_REPEATED:
         return None
     try:
         return re.compile(text)

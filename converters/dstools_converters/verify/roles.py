@@ -8,7 +8,7 @@ from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.scheme import QUANTIZED_ROLES
 from dstools_converters.checkpoint.storage import CODE_DTYPES, FLOATS
 from dstools_converters.errors import Finding, printable
-from dstools_converters.families.names import EXPERTS, FUSED, TensorName
+from dstools_converters.families.names import EXPERTS, FUSED, Role, TensorName
 
 
 def check_roles(inventory: Inventory) -> Iterator[Finding]:
@@ -20,7 +20,7 @@ def check_roles(inventory: Inventory) -> Iterator[Finding]:
                 "role-quantized",
                 info.where,
                 f"is {info.dtype}; engines read {parsed.role} in high precision only",
-                "quantize again without a rule for it",
+                "take it in BF16 from the model that this one was made from",
             )
         if parsed.role == "e_score_correction_bias" and info.dtype != "F32":
             yield Finding.warning(
@@ -38,7 +38,7 @@ def check_fused(inventory: Inventory) -> Iterator[Finding]:
         number = number_of.get(parsed.role)
         if parsed.part == "weight" and number is not None:
             groups[parsed.layer, parsed.expert, number].append(info)
-    for infos in groups.values():
+    for (_, _, number), infos in groups.items():
         fp8 = [printable(info.name) for info in infos if info.dtype in CODE_DTYPES]
         kept = [info for info in infos if info.dtype not in CODE_DTYPES]
         if fp8 and kept:
@@ -46,7 +46,8 @@ def check_fused(inventory: Inventory) -> Iterator[Finding]:
                 "fused-apart",
                 kept[0].where,
                 f"is {kept[0].dtype}, {', '.join(fp8)} FP8; engines run them as one matrix",
-                "quantize again with one rule for them",
+                'quantize this folder with a recipe whose rule is scheme = "fp8-block" for '
+                f"{', '.join(FUSED[number])}",
             )
 
 
@@ -58,11 +59,7 @@ def check_experts(inventory: Inventory, engine: str) -> Iterator[Finding]:
     seen); TensorRT-LLM: NVIDIA/Model-Optimizer#1979 (read). Shared experts: SGLang alone (seen).
     """
     for roles in EXPERTS if engine == "sglang" else EXPERTS[:1]:
-        layers: defaultdict[int | None, dict[bool, TensorInfo]] = defaultdict(dict)
-        for info, parsed in _known(inventory):
-            if parsed.part == "weight" and parsed.role in roles:
-                layers[parsed.layer].setdefault(info.dtype in CODE_DTYPES, info)
-        apart = [infos for infos in layers.values() if len(infos) == 2]
+        apart = list(layers_apart(inventory, roles).values())
         if apart:
             kept, fp8 = apart[0][False], apart[0][True]
             more = f" (and in {len(apart) - 1} more layers)" if len(apart) > 1 else ""
@@ -73,6 +70,20 @@ def check_experts(inventory: Inventory, engine: str) -> Iterator[Finding]:
                 f"{roles[0].removesuffix('_gate')} experts of a layer as one module",
                 f"quantize again from BF16 with one rule for {', '.join(roles)}",
             )
+
+
+def layers_apart(
+    inventory: Inventory, roles: tuple[Role, ...]
+) -> dict[int | None, dict[bool, TensorInfo]]:
+    """Return a kept and an FP8 weight of each layer that has both among these roles.
+
+    The inner keys say whether the weight is FP8.
+    """
+    layers: defaultdict[int | None, dict[bool, TensorInfo]] = defaultdict(dict)
+    for info, parsed in _known(inventory):
+        if parsed.part == "weight" and parsed.role in roles:
+            layers[parsed.layer].setdefault(info.dtype in CODE_DTYPES, info)
+    return {layer: infos for layer, infos in layers.items() if len(infos) == 2}
 
 
 def _known(inventory: Inventory) -> Iterator[tuple[TensorInfo, TensorName]]:

@@ -81,7 +81,7 @@ def test_a_good_folder_is_read_in_the_order_of_shards(tmp_path: Path) -> None:
     [
         "../one.safetensors", "/etc/one.safetensors", "sub/one.safetensors", "./one.safetensors",
         "..\\one.safetensors", "sub\\one.safetensors", "C:\\one.safetensors", ".one.safetensors",
-        "..", "", ".safetensors", "one.bin", "one.safetensors/", "one.safetensors\n",
+        "..", "", ".safetensors", "../one.bin", "one.safetensors/", "one.safetensors\n",
         "one\0.safetensors", "\x1b[2Jone.safetensors", "one\u202e.safetensors",
         "one\ud800.safetensors",
     ],
@@ -225,6 +225,30 @@ def test_an_index_beside_a_single_file_is_refused_whichever_is_newer(
     assert twice.where == f"{SINGLE} and {INDEX}"
     assert checkpoint.warnings == ()
     with pytest.raises(DstoolsError):
+        open_checkpoint(folder)
+
+
+def test_an_index_of_other_files_than_safetensors_is_named(tmp_path: Path) -> None:
+    name = "pytorch_model-00001-of-00002.bin"
+    _, findings = scan(folder_of(tmp_path, TWO_SHARDS, GOOD_MAP | {"c": name}))
+    assert [(f.code, f.where) for f in findings] == [("shard-format", f"{INDEX}: c")]
+    assert name in findings[0].message
+
+
+@pytest.mark.parametrize("config", ["{}", None])
+def test_a_folder_of_an_adapter_alone_is_no_model(tmp_path: Path, config: str | None) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(ONE)
+    if config:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(DstoolsError, match="holds an adapter") as error:
+        open_checkpoint(tmp_path)
+    assert "merge_and_unload" in error.value.hint
+
+
+def test_two_sets_of_weights_are_said_before_the_shards_that_one_lacks(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, {SINGLE: ONE}, GOOD_MAP)
+    with pytest.raises(DstoolsError, match="two sets of weights"):
         open_checkpoint(folder)
 
 

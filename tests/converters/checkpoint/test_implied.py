@@ -71,6 +71,8 @@ def test_the_family_is_that_of_the_tensors(kind: str, checkpoint: Checkpoint) ->
     own = config["model_type"]
     others = ("deepseek_v2", "deepseek_v3") if "kv_lora_rank" in config else ("llama", "qwen3")
     for other in set(others) - {own}:
+        if (own, other) == ("deepseek_v2", "deepseek_v3"):
+            continue  # it may be V3's, without the bias of its routers
         assert told(checkpoint(kind), model_type=other)[1]["model_type"] == own
 
 

@@ -121,6 +121,11 @@ def test_a_source_s_kept_weights_stay_and_its_list_is_written_anew(
     assert "ignored_layers" not in plan.config["quantization_config"]
 
 
+def test_a_recipe_that_keeps_everything_is_refused(tiny: Path) -> None:
+    with pytest.raises(DstoolsError, match="every weight is kept"):
+        quantize(tiny, Rule("r", "keep", name="*"))
+
+
 def test_a_rule_may_quantize_what_the_source_keeps(fp8_keeping: Keeping) -> None:
     module = "model.layers.0.self_attn.o_proj"
     source = fp8_keeping(module, modules_to_not_convert=[module])

@@ -163,8 +163,9 @@ def fp8(sparse: Callable[..., Path]) -> Callable[..., Inventory]:
                 tensors[f"{module}.{part}"] = (scale_dtype, grid)
             elif is_matrix:
                 kept.append(module)
-        scheme = QuantScheme(format, "float32", (128, 128), tuple(kept))
-        config = config | {"quantization_config": scheme.to_config() | quantization}
+        named = ("lm_head", *kept) if kept or format == "compressed-tensors" else ()
+        scheme = QuantScheme(format, "float32", (128, 128)).to_config(named)
+        config = config | {"quantization_config": scheme | quantization}
         return require_sound(open_checkpoint(sparse(config, {"model.safetensors": tensors})))
 
     return make

@@ -12,6 +12,7 @@ from dstools_converters.errors import Finding
 from dstools_converters.plan.plan import plan_quantize
 from dstools_converters.plan.recipe import Recipe
 from dstools_converters.verify.kept import check_kept, check_kept_by
+from dstools_converters.verify.roles import check_experts
 
 Keeping = Callable[..., Path]
 ATTENTION = "model.layers.0.self_attn"
@@ -157,18 +158,46 @@ def test_a_layer_s_kept_experts_may_be_named_once_or_each(
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_one_expert_s_name_makes_its_layer_unquantized(engine: str, fp8_keeping: Keeping) -> None:
-    inventory = opened(fp8_keeping(EXPERTS_1[0], modules_to_not_convert=[EXPERTS_1[0]]))
-    findings = list(check_kept_by(inventory, engine))
-    assert {f.code for f in findings} == {"engine-kept"}
-    assert any("is FP8 (and 22 more)" in f.message for f in findings)
+    """Where the expert is kept, check_experts says what is wrong, and that a list cannot mend."""
+    named = opened(fp8_keeping(modules_to_not_convert=[EXPERTS_1[0]]))
+    assert "is FP8 (and 22 more)" in only(check_kept_by(named, engine)).message
+    kept = opened(fp8_keeping(EXPERTS_1[0], modules_to_not_convert=[EXPERTS_1[0]]))
+    assert list(check_kept_by(kept, engine)) == []
+    assert only(check_experts(kept, engine)).code == "experts-apart"
 
 
 def test_two_lists_that_differ_are_an_error(fp8_keeping: Keeping) -> None:
     lists = {"ignored_layers": ["lm_head"], "modules_to_not_convert": ["lm_head", O_PROJ]}
     findings = list(check_kept(opened(fp8_keeping(O_PROJ, **lists))))
-    assert summary(findings) == [("error", "kept-lists", "config.json")]
+    assert summary(findings) == [("error", "kept-lists", f"{O_PROJ}.weight")]
     same = {"ignored_layers": ["lm_head", O_PROJ], "modules_to_not_convert": [O_PROJ, "lm_head"]}
     assert list(check_kept(opened(fp8_keeping(O_PROJ, **same)))) == []
+
+
+def test_two_lists_that_differ_about_no_weight_are_right(fp8_keeping: Keeping) -> None:
+    lists = {"ignored_layers": ["lm_head"], "modules_to_not_convert": ["lm_head", "model.norm"]}
+    assert list(check_kept(opened(fp8_keeping(**lists)))) == []
+
+
+def test_a_key_that_the_format_lacks_names_nothing(fp8_keeping: Keeping) -> None:
+    native = opened(fp8_keeping(O_PROJ, ignore=[O_PROJ]))
+    assert only(check_kept(native)).code == "role-kept"
+    compressed = fp8_keeping(
+        O_PROJ, format="compressed-tensors", ignore=[], modules_to_not_convert=[O_PROJ]
+    )
+    assert only(check_kept(opened(compressed))).code == "role-kept"
+
+
+def test_whether_a_pattern_that_is_too_slow_names_a_weight_is_not_known(
+    fp8_keeping: Keeping,
+) -> None:
+    slow = "re:.*layers.*self.*attn.*o_proj"
+    inventory = opened(fp8_keeping(O_PROJ, format="compressed-tensors", ignore=[slow]))
+    levels = {(finding.level, finding.code) for finding in check_kept(inventory)}
+    assert levels == {("warning", "ignore-pattern"), ("warning", "role-kept")}
+    tried = "re:.*layers.*self_attn.*_proj.*"  # what ends with .* ends anywhere
+    inventory = opened(fp8_keeping(*ATTENTION_0, format="compressed-tensors", ignore=[tried]))
+    assert "ignore-pattern" not in {finding.code for finding in check_kept(inventory)}
 
 
 def test_a_list_that_only_vllm_and_sglang_read_leaves_the_others_without(
