@@ -71,13 +71,13 @@ def read_calibration(
         device=options.text.device,
         threads=threads,
         versions={name: version(name) for name in ("torch", "transformers", "tokenizers")}
-        | {"CPU": instructions()},
+        | {"CPU": cpu_instructions()},
         kv_cache=options.kv_cache,
     )
     return Calibrator(settings, options, corpus)
 
 
-def instructions() -> str:
+def cpu_instructions() -> str:
     """Return the instructions that torch multiplies with on this CPU: sums depend on them."""
     import torch
 

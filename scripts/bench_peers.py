@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--heldout-samples", type=int, default=24)
     parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of calibration samples")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where to put models (a temporary one)")
     parser.add_argument("--at-most-time", type=float, help="CPU time, times that of the peer")
@@ -100,6 +101,7 @@ def ours(args: argparse.Namespace, out: Path) -> list[str]:
     command = [sys.executable, "-m", "dstools", "quantize", str(args.source), str(out)]
     command += ["--format", "compressed-tensors", "--method", "gptq", "--no-fsync"]
     command += ["--calibrate", str(args.calibration), "--samples", str(args.samples)]
+    command += ["--seed", str(args.seed)]
     return [*command, "--seq-len", str(args.seq_len), "--workers", THREADS]
 
 
@@ -118,7 +120,7 @@ def peer(args: argparse.Namespace, folder: Path, out: Path) -> list[str]:
         args.source,
         samples=args.samples,
         seq_len=args.seq_len,
-        seed=0,
+        seed=args.seed,
         vocab_size=vocab_size,
     )
     ids = folder / "ids.json"

@@ -17,8 +17,8 @@ process of its own (engines/run_ENGINE.py), and compares:
   MTP layer;
 - what was seen with what `verify --engine` said: right is exit 0, all else is exit 3.
 
-Prints a Markdown table; exits with 1 if a case did not go as the list below says, or verify was of
-another opinion. "answers": of a trained model, equal token by token (mistral.rs: as text). They may
+Prints a Markdown table; exits with 1 if a case did not go as the list below says, or verify
+disagreed. "answers": of a trained model, equal token by token (mistral.rs: as text). They may
 differ in few: a near tie is decided by the order of additions. Random models are only scored.
 """
 
@@ -159,8 +159,8 @@ def read_answer(answer: dict[str, Any], reference: Reference, fp8: set[str], ver
     weights = answers = difference = accepted = None
     if "equal" in answer:
         weights = sum(answer["equal"].get(name, False) for name in fp8), len(fp8)
-    spoken = "texts" if "texts" in answer else "tokens"
-    given, wanted = answer[spoken], getattr(reference, spoken)
+    field = "texts" if "texts" in answer else "tokens"
+    given, wanted = answer[field], getattr(reference, field)
     if wanted:
         answers = sum(a == b for a, b in zip(given, wanted, strict=True)), len(wanted)
     if "logprobs" in answer:
@@ -243,9 +243,9 @@ def ask_engine(
     engine: Engine, python: Path, request: dict[str, Any], log: Path
 ) -> tuple[dict[str, Any] | None, str]:
     """Return an engine's answer, or None and the last error in its log; at most ten minutes."""
-    ask, tell = log.with_suffix(".request.json"), log.with_suffix(".answer.json")
-    ask.write_text(json.dumps(request))
-    command = [python, RUNNERS / f"run_{engine}.py", ask, tell]
+    request_file, answer_file = log.with_suffix(".request.json"), log.with_suffix(".answer.json")
+    request_file.write_text(json.dumps(request))
+    command = [python, RUNNERS / f"run_{engine}.py", request_file, answer_file]
     variables = os.environ | {"PYTHONPATH": str(RUNNERS)}  # also a plugin's folder
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -259,8 +259,8 @@ def ask_engine(
             with contextlib.suppress(ProcessLookupError):  # it and its workers
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    if tell.exists():
-        answer: dict[str, Any] = json.loads(tell.read_text())
+    if answer_file.exists():
+        answer: dict[str, Any] = json.loads(answer_file.read_text())
         return answer, ""
     return None, last_error(log.read_text(errors="replace"))
 

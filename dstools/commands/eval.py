@@ -65,8 +65,8 @@ _ACTIVATIONS = {
     "--activations",
     section="Evaluation",
     type=click.Choice(["fp8", "none"]),
-    help="Put first, and judge, the figures with the inputs of FP8 weights rounded as engines do "
-    "them (fp8, the default for FP8), or with none rounded (none: weights alone).",
+    help="Choose the figures that come first and that --max-kl judges: fp8, with the inputs of FP8 "
+    "weights rounded as engines do (the default for FP8), or none, of the weights alone.",
 )
 @text_options("Evaluation")
 @option(

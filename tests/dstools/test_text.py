@@ -73,7 +73,9 @@ def test_less_than_one_sample_is_refused_with_a_length_that_would_do(
 ) -> None:
     with open_checkpoint(checkpoint("tiny-v2-lite")) as opened:
         inventory = require_sound(opened)
-        with pytest.raises(DstoolsError, match="holds 90 tokens; 1 samples of 2048") as caught:
+        with pytest.raises(
+            DstoolsError, match="holds 90 tokens; 1 of --samples and 2048"
+        ) as caught:
             read_text(data, inventory, TextOptions(None, None, 1, 0, "cpu"))
         option, length = caught.value.hint.split()[:2]
         assert option == "--seq-len"
@@ -86,7 +88,9 @@ def test_an_explicit_number_of_samples_is_a_demand(
 ) -> None:
     with open_checkpoint(checkpoint("tiny-v2-lite")) as opened:
         inventory = require_sound(opened)
-        with pytest.raises(DstoolsError, match="holds 90 tokens; 10 samples of 10 take 100") as e:
+        with pytest.raises(
+            DstoolsError, match="holds 90 tokens; 10 of --samples and 10 of --seq-len take 100"
+        ) as e:
             read_text(data, inventory, TextOptions(10, 10, 1, 0, "cpu"))
         assert e.value.hint == "--samples 9 would do, or add text"
         read_text(data, inventory, TextOptions(9, 10, 1, 0, "cpu"))

@@ -1,4 +1,4 @@
-"""Why config and tensors disagree: as few causes as explain all of it, each with a tried hint.
+"""Diagnosis of a config and tensors that disagree: few causes, each with a hint that was tried.
 
 A cause is a change of names, of shapes or of the config. It is applied to the headers in memory,
 and reported only where config and tensors then differ less; the differences left are explained in
@@ -104,8 +104,8 @@ def _explain_config(
         yield from _explain_again(config, {**tensors, spelled: embedding._replace(name=spelled)})
         return
     evidence = Evidence(tensors, names)
-    told = implied(model, evidence)
-    for change in (told, *({key: value} for key, value in told.items())):
+    contradicted = implied(model, evidence)
+    for change in (contradicted, *({key: value} for key, value in contradicted.items())):
         edited = config | change
         if _helps(edited, tensors, differences):
             yield _contradicted(config, model, change, evidence)
@@ -164,32 +164,31 @@ def _unmerged(tensors: Tensors, adapter: list[str]) -> Finding:
         return Finding.error(
             "adapter-unmerged",
             where,
-            f"this and {count - 1} more are all of a LoRA; the model that it changes is not here",
+            f"all {count} tensors belong to a LoRA; its base model is not here",
             "merge it: PeftModel.from_pretrained(base, ADAPTER).merge_and_unload(), then "
             "save_pretrained",
         )
     return Finding.error(
         "adapter-unmerged",
         where,
-        f"this and {count - 1} more are of a LoRA that has not been merged into the weights",
-        "load the tensors into the PEFT model that they are of, and save what its "
-        "merge_and_unload() returns",
+        f"this and {count - 1} more tensors belong to a LoRA that is not merged into the weights",
+        "load them into their PEFT model, and save what its merge_and_unload() returns",
     )
 
 
 def _misnamed(model: Model, tensors: Tensors, respelled: Respelled) -> Finding:
     first, new = next(iter(respelled.renamed.items()))
     more = f", as {count} more names do" if (count := len(respelled.renamed) - 1) else ""
-    steps = "; ".join(map(_step, respelled.changes))
+    steps = "; ".join(map(_instruction, respelled.changes))
     hint = f"rename in shards and index ({steps}), this one to {printable(new)}"
     lm_head = model.spell(TensorName("lm_head", "weight"))
     if all(not old for old, _ in respelled.changes) and (model.is_tied or lm_head in tensors):
         hint += "; AutoModelForCausalLM.from_pretrained and save_pretrained do it"
-    told = " and ".join(_tell(change, first) for change in respelled.changes)
-    return Finding.error("tensor-names", tensors[first].where, f"{told}{more}", hint)
+    message = " and ".join(_difference(change, first) for change in respelled.changes)
+    return Finding.error("tensor-names", tensors[first].where, f"{message}{more}", hint)
 
 
-def _tell(change: Change, name: str) -> str:
+def _difference(change: Change, name: str) -> str:
     """Return how a name is unlike those of the family."""
     old, new = map(printable, change)
     if not old:
@@ -199,7 +198,7 @@ def _tell(change: Change, name: str) -> str:
     return f"has the prefix {old}" if name.startswith(old) else f"has {old} in it"
 
 
-def _step(change: Change) -> str:
+def _instruction(change: Change) -> str:
     """Return what to do with all names that a change concerns."""
     old, new = map(printable, change)
     if not old:
@@ -217,8 +216,8 @@ def _packed(parts: Split) -> Finding:
         "experts-fused" if len(info.shape) == 3 else "weights-fused",
         info.where,
         f"holds {held} in one tensor {list(info.shape)}{more}",
-        f"split them, in shards and index: {slices}, and so on; saving with transformers 5 what it "
-        "has loaded does not",
+        f"split them in shards and index: {slices}, and so on; loading and saving with "
+        "transformers 5 keeps them fused",
     )
 
 
@@ -267,13 +266,13 @@ def _foreign(model: Model, tensors: Tensors, names: Names) -> Finding:
     """Return that most names belong to another layout."""
     unknown = [name for name, parsed in names.items() if parsed is None]
     wanted = model.spell(TensorName("input_layernorm", "weight", 0))
-    name, whose = unknown[0], f"is no name that {model.model_type} has in transformers"
+    name, whose = unknown[0], f"is not a name of transformers' {model.model_type}"
     hint = f"convert the checkpoint to Hugging Face's names, e.g. {wanted}"
     for part, (source, advice) in FOREIGN.items():
         named = [name for name in unknown if part in f".{name}"]
         if named:
             name, whose, hint = named[0], f"is a name of {source}", advice
-    more = f", as {len(unknown) - 1} more of {len(names)}"
+    more = f", as {len(unknown) - 1} more of {len(names)} names"
     return Finding.error("tensor-names", tensors[name].where, f"{whose}{more}", hint)
 
 
@@ -296,11 +295,11 @@ def _lost_shards(files: list[str]) -> list[str]:
 
 
 def _shards_missing(lost: list[str], weights: int) -> Finding:
-    more = f", nor are {len(lost) - 1} more" if len(lost) > 1 else ""
+    more = f", as {len(lost) - 1} more are" if len(lost) > 1 else ""
     return Finding.error(
         "shard-missing",
         printable(lost[0]),
-        f"is not here{more}; the names of the others tell of it, and {weights} weights are missing",
+        f"is missing{more}, by the numbers of the other files, and with it {weights} weights",
         "copy the missing files here, and the index of the whole checkpoint",
     )
 
@@ -315,8 +314,8 @@ def _headless(config: dict[str, Any], tensors: Tensors, names: Names) -> Finding
             "head-missing",
             tensors[other[0]].where,
             f"is the head of a classifier or reward model ({kind}); there is no lm_head.weight",
-            "language models are supported; with lm_head.weight of the model that it was trained "
-            "from it is one, and this head is copied along",
+            "dstools takes language models: add lm_head.weight of the model that it was trained "
+            "from; the other head is then copied along",
         )
     return Finding.error(
         "head-missing",
@@ -331,19 +330,19 @@ def _contradicted(
     config: dict[str, Any], model: Model, change: dict[str, Any], evidence: Evidence
 ) -> Finding:
     """Return that tensors contradict some keys of the config."""
-    told = []
+    messages = []
     for key, value in change.items():
         stated = f"is {printable(json.dumps(config[key]))}" if key in config else "is not set"
-        told.append(f"{key} {stated}, but {_says(key, value, evidence)}")
+        messages.append(f"{key} {stated}, but {_evidence_for(key, value, evidence)}")
     if list(change) == ["num_nextn_predict_layers"]:
         number = change["num_nextn_predict_layers"]
         hint = f"set num_nextn_predict_layers to {number}"
         if number < model.num_mtp_layers:
             hint += ", or restore the tensors of the MTP layers from the original"
-        return Finding.error("mtp-mismatch", "config.json", told[0], hint)
+        return Finding.error("mtp-mismatch", "config.json", messages[0], hint)
     if len(change) > MAX_KEYS:
-        del told[MAX_KEYS:]
-        told.append(f"{len(change) - MAX_KEYS} more keys")
+        del messages[MAX_KEYS:]
+        messages.append(f"{len(change) - MAX_KEYS} more keys")
     if len(change) > MAX_KEYS or "model_type" in change:
         hint = "restore the config.json that the tensors were saved with"
     else:
@@ -355,10 +354,10 @@ def _contradicted(
             else:
                 mtp = " and of MTP, and the key num_nextn_predict_layers" if evidence.mtp else ""
                 hint += f"; to keep fewer layers, remove the tensors of all others{mtp}"
-    return Finding.error("config-mismatch", "config.json", "; ".join(told), hint)
+    return Finding.error("config-mismatch", "config.json", "; ".join(messages), hint)
 
 
-def _says(key: str, value: Any, evidence: Evidence) -> str:
+def _evidence_for(key: str, value: Any, evidence: Evidence) -> str:
     """Return what the tensors say of a key."""
     match key:
         case "num_hidden_layers":

@@ -71,8 +71,10 @@ def implied(model: Model, evidence: Evidence) -> dict[str, Any]:
     values |= _attention(model.attention, evidence)
     values |= _experts(model, evidence)
     values |= _biases(model, evidence)
-    told = {key: told for key, (stated, told) in values.items() if told not in (None, stated)}
-    return told | ({"q_lora_rank": None} if _drops_q_lora(model, evidence) else {})
+    contradicted = {
+        key: actual for key, (stated, actual) in values.items() if actual not in (None, stated)
+    }
+    return contradicted | ({"q_lora_rank": None} if _drops_q_lora(model, evidence) else {})
 
 
 def _model_type(model: Model, evidence: Evidence) -> str | None:
@@ -111,7 +113,7 @@ def _attention(
     joined, values = evidence.size("kv_a_proj_with_mqa", 0), evidence.size("o_proj", 1)
     unrolled = evidence.size("kv_b_proj", 0)
     value = values and values // heads
-    found = {
+    dimensions = {
         "q_lora_rank": (attention.q_lora_rank, evidence.size("q_a_proj", 0)),
         "kv_lora_rank": (attention.kv_lora_rank, latent),
         "v_head_dim": (attention.v_head_dim, value),
@@ -122,9 +124,9 @@ def _attention(
         ),
     }
     if attention.indexer is not None:
-        found["index_n_heads"] = attention.indexer[0], evidence.size("indexer_weights_proj", 0)
-        found["index_head_dim"] = attention.indexer[1], evidence.size("indexer_wk", 0)
-    return found
+        dimensions["index_n_heads"] = attention.indexer[0], evidence.size("indexer_weights_proj", 0)
+        dimensions["index_head_dim"] = attention.indexer[1], evidence.size("indexer_wk", 0)
+    return dimensions
 
 
 def _drops_q_lora(model: Model, evidence: Evidence) -> bool:

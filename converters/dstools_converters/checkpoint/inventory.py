@@ -178,7 +178,7 @@ def _check_codes(
 ) -> Iterator[Finding]:
     """Yield FP8 weights without a scale, or with one of a wrong shape or dtype."""
     scales = {name: storage.scale for name, storage in inventory.quantized().items()}
-    told = _block_told(scales, inventory)
+    implied_side = _implied_block_side(scales, inventory)
     for info in fp8:
         if inventory.names[info.name] is None:
             continue  # reported as an unknown tensor
@@ -203,8 +203,8 @@ def _check_codes(
                 scale.where,
                 f"is {list(scale.shape)}; a weight {list(info.shape)} in blocks of "
                 f"{list(scheme.block_size)} has scales {list(scheme.grid(info.shape))}",
-                f"set the block size in quantization_config to [{told}, {told}]"
-                if told
+                f"set the block size in quantization_config to [{implied_side}, {implied_side}]"
+                if implied_side
                 else "restore the scales that belong to these weights",
             )
         elif scale.dtype not in SCALE_DTYPES:
@@ -216,7 +216,7 @@ def _check_codes(
             )
 
 
-def _block_told(scales: dict[str, TensorInfo], inventory: Inventory) -> int | None:
+def _implied_block_side(scales: dict[str, TensorInfo], inventory: Inventory) -> int | None:
     """Return the side of the blocks that all shapes of weights and scales imply."""
     assert inventory.scheme is not None
     pairs = {(inventory.tensors[name].shape, scale.shape) for name, scale in scales.items()}

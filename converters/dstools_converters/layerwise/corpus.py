@@ -128,8 +128,8 @@ def read_corpus(
     if samples < at_least:
         shorter = tokens // at_least
         raise DstoolsError(
-            f"{path}: holds {tokens} tokens; {at_least} samples of {seq_len} take "
-            f"{at_least * seq_len}",
+            f"{path}: holds {tokens:,} tokens; {at_least} of --samples and {seq_len} of --seq-len "
+            f"take {at_least * seq_len:,}",
             f"--samples {samples} would do, or add text"
             if samples
             else f"--seq-len {shorter} would do, or add text"

@@ -2,9 +2,10 @@
 
 Hidden states of all samples pass through a layer before the next one is read. Weights of a layer
 are in memory a stage at a time: attention, then the dense or shared feed-forward, then one expert
-after the other. A watcher sees the inputs of every weight. Everything is float32. Several streams
-of hidden states can pass through a layer while its weights are read once; each can have the inputs
-of FP8 weights rounded as engines do it, see layerwise/activations.py.
+after the other. A watcher sees the inputs of every weight. Tensors are float32; calibration lets
+products round their inputs to BF16. Several streams of hidden states can pass through a layer while
+its weights are read once; each can have the inputs of FP8 weights rounded as engines do it, see
+layerwise/activations.py.
 
 T: tokens, B: samples, S: length of a sample, D: width, K: experts a token is sent to.
 """
@@ -347,7 +348,7 @@ class _Route(NamedTuple):
 
     @classmethod
     def of(cls, parts: list[list[Tensor]], experts: int) -> "_Route":
-        experts_TK, shares_TK = (torch.cat(each) for each in zip(*parts, strict=True))
+        experts_TK, shares_TK = (torch.cat(part) for part in zip(*parts, strict=True))
         load = torch.bincount(experts_TK.flatten(), minlength=experts).tolist()
         places = torch.argsort(experts_TK.flatten(), stable=True)
         return cls(experts_TK, shares_TK.flatten(), load, torch.split(places, load))

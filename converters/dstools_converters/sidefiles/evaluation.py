@@ -70,11 +70,6 @@ class Evaluation(Figures):
     output_error: tuple[OutputError, ...] = ()
     other_activations: Figures | None = None  # the same for the other choice; None: nothing is FP8
 
-    def by_activations(self) -> dict[Activations, Figures]:
-        """Return the figures for each choice that was measured, the one asked for first."""
-        both = (self, self.other_activations)
-        return {figures.activations: figures for figures in both if figures is not None}
-
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     """Write eval.json into `folder`, whole or not at all, and return its path."""

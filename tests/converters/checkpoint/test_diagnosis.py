@@ -381,7 +381,7 @@ VARIANTS = {
              replace("attention_norm", "input_layernorm"), replace("^(?!lm_head)", "model."))),
     "names of nobody": Variant(
         "tiny-llama", replace(r"^model\.layers\.(\d+)\.(\w+)\.", r"net.\1.\2_x."),
-        ("is no name that llama has in transformers", "e.g. model.layers.0.input_layernorm.weight"),
+        ("is not a name of transformers' llama", "e.g. model.layers.0.input_layernorm.weight"),
         replace(r"^net\.(\d+)\.(\w+)_x\.", r"model.layers.\1.\2.")),
     # single tensors
     "a tensor missing": Variant(
@@ -516,7 +516,7 @@ def test_a_lora_is_named_whether_or_not_its_base_is_whole(
     )
     ((code, told),) = errors(sparse(config, shards))
     assert code == "adapter-unmerged"
-    assert "this and 5 more are of a LoRA that has not been merged" in told
+    assert "this and 5 more tensors belong to a LoRA that is not merged" in told
 
 
 def test_a_lora_alone_is_told_from_one_with_its_base(
@@ -526,7 +526,7 @@ def test_a_lora_alone_is_told_from_one_with_its_base(
     names = {f"base_model.model.model.{name}.weight": ("F32", s) for name, s in LORA.items()}
     ((code, told),) = errors(sparse(config, {"model.safetensors": names}))
     assert code == "adapter-unmerged"
-    assert "this and 5 more are all of a LoRA; the model that it changes is not here" in told
+    assert "all 6 tensors belong to a LoRA; its base model is not here" in told
 
 
 def test_shards_that_the_index_has_forgotten_are_named(
@@ -539,8 +539,8 @@ def test_shards_that_the_index_has_forgotten_are_named(
     ((code, told),) = errors(folder)
     missing = sum(len(shards[name]) for name in lost)
     assert (code, told.partition(":")[0]) == ("shard-missing", lost[0])
-    assert "is not here, nor are 1 more" in told
-    assert f"{missing} weights are missing" in told
+    assert "is missing, as 1 more are, by the numbers of the other files" in told
+    assert f"and with it {missing} weights" in told
     assert run("verify", folder, exit_code=3).count("\n") < 15
     folder = sparse(config, shards)  # copied, with the index of the whole
     run("quantize", folder, f"{folder}-out", "--dry-run")
@@ -671,7 +671,7 @@ def test_a_lora_is_merged_by_peft(checkpoint: Checkpoint, tmp_path: Path) -> Non
     trained = adapted()
     unmerged = save(tmp_path / "unmerged", trained.state_dict(), config)
     told = run("verify", unmerged, exit_code=3)
-    assert "not been merged" in told
+    assert "not merged" in told
     assert "merge_and_unload() returns" in told
     again = adapted()
     again.load_state_dict(load(unmerged))

@@ -118,7 +118,10 @@ def test_the_very_last_token_may_be_needed_and_not_one_more(
     total = sum(len(tokenizer(text)["input_ids"]) for text in DOCUMENTS[1:3])
     assert read(path, tiny, samples=1, seq_len=total).tokens_available == total
     error = failure(path, tiny, samples=1, seq_len=total + 1)
-    assert str(error) == f"{path}: holds {total} tokens; 1 samples of {total + 1} take {total + 1}"
+    assert str(error) == (
+        f"{path}: holds {total:,} tokens; 1 of --samples and {total + 1} of --seq-len take "
+        f"{total + 1:,}"
+    )
     assert error.hint == f"--seq-len {total} would do, or add text"
     assert failure(path, tiny, samples=total, seq_len=total + 1).hint == "add text"
     error = failure(path, tiny, samples=total, seq_len=7)

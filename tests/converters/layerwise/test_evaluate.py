@@ -382,7 +382,6 @@ def test_both_figures_are_the_same_whichever_is_asked_for(moe: Any, run: Run) ->
     assert default == fp8
     assert (fp8.activations, none.activations) == ("fp8", "none")
     for one, other in ((fp8, none), (none, fp8)):
-        assert one.by_activations().keys() == {"fp8", "none"}
         assert other.other_activations is not None
         for name, value in vars(other.other_activations).items():
             assert getattr(one, name) == value, name

@@ -121,8 +121,8 @@ def test_a_file_from_before_there_were_fp8_activations_is_of_the_weights_alone(
     (tmp_path / EVAL).write_text(json.dumps(table))
     evaluation = read_evaluation(tmp_path, inventory)
     assert evaluation == EVALUATION
-    assert evaluation is not None
-    assert evaluation.by_activations() == {"none": EVALUATION}
+    assert evaluation.activations == "none"
+    assert evaluation.other_activations is None
 
 
 @pytest.mark.parametrize(

@@ -317,3 +317,12 @@ def test_a_calibration_json_that_the_manifest_does_not_speak_of_is_not_believed(
     del manifest["calibration"]
     (folder.path / "manifest.json").write_text(json.dumps(manifest))
     assert {finding.code for finding in found_in(folder, tiny)} == {"outside-bound"}
+
+
+def test_cache_scales_of_a_calibrated_source_are_copied_and_held_to_the_source(
+    tiny: Path, calibrated: Make, quantized: Make
+) -> None:
+    source = calibrated(tiny, kv_cache=True)
+    for folder in (quantized(source), quantized(source, scale_format="ue8m0")):
+        assert not (folder / "calibration.json").exists()
+        assert verify(folder, source=source).findings == []
