@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import strict_json
-from dstools_converters.layerwise.datafile import DataFile, open_data
+from dstools_converters.layerwise.datafile import DataFile, listed, open_data
 from dstools_converters.model.messages import (
     ROW_HINT,
     Conversation,
@@ -216,8 +216,10 @@ class _Reader:
         if not isinstance(parsed, dict):
             raise self.error(start, "is not a JSON object", ROW_HINT)
         if ("text" in parsed) == ("messages" in parsed):
-            has = "both" if "text" in parsed else "neither"
-            raise self.error(start, f"has {has} of the keys text and messages", ROW_HINT)
+            keys = listed([*parsed]) or "no keys"
+            neither = f"neither text nor messages, but {keys}"
+            has = "both text and messages" if "text" in parsed else neither
+            raise self.error(start, f"has {has}", ROW_HINT)
         try:
             if "text" in parsed:
                 return plain_text("text", parsed["text"])

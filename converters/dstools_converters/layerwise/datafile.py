@@ -20,8 +20,12 @@ JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PARQUET_COLUMNS = ("text", "messages", "raw", "reasoning", "answer")
 CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 64
+MAX_NAMES = 8  # of keys or columns in an error
 FOREIGN = {  # the first bytes of files that are not text: what they are, and what to do
-    b"version https://git-lfs": ("a Git LFS pointer, without the data", "git lfs pull"),
+    b"version https://git-lfs": (
+        "a Git LFS pointer, not the data",
+        "run `git lfs pull` in its folder",
+    ),
     b"ARROW1": ("an Arrow file", "save it as Parquet or JSONL: Dataset.to_parquet, to_json"),
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it: zstd -d"),
     b"BZh": ("compressed by bzip2", "unpack it: bunzip2"),
@@ -56,6 +60,8 @@ def open_data(path: Path) -> Iterator[DataFile]:
                 raise DstoolsError(f"{path}: is {kind}", hint)
         is_parquet = head.startswith(PARQUET)
         suffixes = [suffix.lower() for suffix in path.suffixes]
+        if not head and suffixes[-1:] in ([".parquet"], [".gz"]):
+            raise DstoolsError(f"{path}: is empty", "download it again")
         if suffixes[-1:] == [".parquet"] and not is_parquet:
             raise DstoolsError(f"{path}: is not a Parquet file", BROKEN_HINT)
         if suffixes[-1:] == [".gz"]:
@@ -143,9 +149,8 @@ def _parquet_rows(path: Path, file: BinaryIO) -> Iterator[dict[str, Any]]:
         opened = parquet.ParquetFile(file)
         names = opened.schema_arrow.names
         if not {"text", "messages"} & set(names):
-            shown = printable(", ".join(names[:8]) + (", ..." if names[8:] else ""))
             raise DstoolsError(
-                f"{path}: has neither of the columns text and messages, but {shown}",
+                f"{path}: has neither of the columns text and messages, but {listed(names)}",
                 "rename the column with the text, or with lists of role and content",
             )
         columns = [name for name in PARQUET_COLUMNS if name in names]
@@ -154,6 +159,11 @@ def _parquet_rows(path: Path, file: BinaryIO) -> Iterator[dict[str, Any]]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = printable(str(error).strip().split("\n")[0])
         raise DstoolsError(f"{path}: cannot be read as Parquet: {reason}", BROKEN_HINT) from None
+
+
+def listed(names: list[str]) -> str:
+    """Return the names of keys or columns for an error, the first of many."""
+    return printable(", ".join(names[:MAX_NAMES]) + (", ..." if names[MAX_NAMES:] else ""))
 
 
 def _json_value(value: Any) -> str | None:

@@ -95,7 +95,7 @@ def _turn(where: str, message: Any) -> Turn:
         return _assistants(rest, "", reasoning)
     if content is None:
         raise DstoolsError(f"{where} must have role and content", ROW_HINT)
-    if rest["role"] != "system":  # an empty system prompt is as good as none
+    if rest["role"] in ("user", "assistant"):  # a system prompt or a tool's result may be empty
         content = plain_text(f"{where}.content", content)
     elif not isinstance(content, str):
         raise DstoolsError(f"{where}.content is not a string", ROW_HINT)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.files import strict_json
+from dstools_converters.files import LFS_HINT, is_lfs_pointer
+from dstools_converters.tables import json_table
 
 log = logging.getLogger(__name__)
 TEMPLATE_SECONDS = 10  # those of releases take milliseconds
@@ -22,6 +23,8 @@ PROBE = (  # whatever splits, normalizes or merges in its own way
     "👩\u200d💻🎉 ... --- ### $%&@ foo_bar(baz[0])->x != y;  \n </s> <unk> "
 )
 PROBED_TOKENS = 64  # of the added ones; releases have some 1000 placeholders
+FILES = ("tokenizer*", "vocab.*", "merges.txt", "chat_template*", "special_tokens_map.json")
+RELEASE_HINT = "copy tokenizer.json and tokenizer_config.json from the model's release"
 CONFIG_HINT = "the settings of tokenizer_config.json contradict it; restore both from the release"
 THINKING_SWITCHES = ("enable_thinking", "thinking")  # of Qwen3's template, of DeepSeek-V3.1's
 
@@ -32,7 +35,8 @@ def load_tokenizer(folder: Path) -> Any:
     AutoTokenizer may choose a class by model_type that builds other rules than those of
     tokenizer.json, as for qwen2 (huggingface/transformers#45488). Where its ids of a probe text
     are not those of tokenizer.json, the tokenizer is loaded from that file, with a warning. Raises
-    DstoolsError where it is missing, transformers cannot read it, or the ids differ even then.
+    DstoolsError where it is missing or a Git LFS pointer, transformers cannot read it, or the ids
+    differ even then.
     """
     try:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -40,12 +44,11 @@ def load_tokenizer(folder: Path) -> Any:
         raise DstoolsError(
             f"a tokenizer needs transformers: {error}", 'pip install "dstools-llm[torch]"'
         ) from error
-    hint = "copy tokenizer.json and tokenizer_config.json from the model's release"
     if not any(folder.glob("tokenizer*")) and not (folder / "vocab.json").exists():
-        raise DstoolsError(f"{folder}: has no tokenizer", hint)
-    config = folder / "tokenizer_config.json"
+        raise DstoolsError(f"{folder}: has no tokenizer", RELEASE_HINT)
+    _require_content(folder)
+    settings = json_table(folder / "tokenizer_config.json") or {}
     try:
-        settings = strict_json(config.read_bytes()) if config.exists() else {}
         # transformers 5 ignores this flag where tokenizer.json does not add BOS, as in DeepSeek's
         bos = {"add_bos_token": True} if settings.get("add_bos_token") is True else {}
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, **bos}
@@ -59,12 +62,23 @@ def load_tokenizer(folder: Path) -> Any:
         differs = _ids(loaded, wanted.text) != wanted.ids
     except Exception as error:  # tokenizers, in Rust, raises a bare Exception for a broken file
         reason = printable(str(error).strip().split("\n")[0])
-        raise DstoolsError(f"{folder}: its tokenizer cannot be read: {reason}", hint) from error
+        raise DstoolsError(
+            f"{folder}: its tokenizer cannot be read: {reason}", RELEASE_HINT
+        ) from error
     if differs:
         raise DstoolsError(
             f"{folder}: transformers gives other ids than tokenizer.json says", CONFIG_HINT
         )
     return loaded
+
+
+def _require_content(folder: Path) -> None:
+    """Raise DstoolsError for a file of the tokenizer that is empty or a Git LFS pointer."""
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+        if path.is_file() and is_lfs_pointer(path):
+            raise DstoolsError(f"{path}: is a Git LFS pointer, not the file", LFS_HINT)
+        if path.is_file() and path.stat().st_size == 0:
+            raise DstoolsError(f"{path}: is empty", "copy it from the model's release")
 
 
 @cache

@@ -22,6 +22,9 @@ WRITTEN = ("config.json", INDEX, MANIFEST, "SHA256SUMS", CALIBRATION, EXPERT_LOA
 REPORTS = ("report.html", "report.md")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# read by transformers and engines when they load the folder
+LOADED = (TOKENIZER_CONFIG, "tokenizer.json", "generation_config.json", "special_tokens_map.json")
+MAX_PARSED_BYTES = 1 << 20  # a tokenizer.json takes 0.1 s, which its loader takes anyway
 OF_TRAINING = re.compile(r"checkpoint-\d+|global_step\d+")  # folders of transformers, DeepSpeed
 TRAINER_FILES = ("trainer_state.json", "zero_to_fp32.py")
 
@@ -137,7 +140,22 @@ def _fault(path: Path, name: str) -> Finding | None:
             "is a Git LFS pointer, not the file",
             f"{LFS_HINT}; dstools does not copy a pointer",
         )
+    broken = _broken_json(path) if name in LOADED and path.is_file() else ""
+    if broken:
+        hint = "copy it from the original model; dstools does not copy a broken one"
+        return Finding.warning("broken-json", where, broken, hint)
     return None
+
+
+def _broken_json(path: Path) -> str:
+    """Return why a JSON file that is not large cannot be read, "" if it can."""
+    if path.stat().st_size > MAX_PARSED_BYTES:
+        return ""
+    raw = path.read_bytes()
+    try:
+        return "" if isinstance(json.loads(raw), dict) else "is not a JSON object"
+    except (ValueError, RecursionError) as error:
+        return f"is not valid JSON: {error}" if raw else "is empty"
 
 
 def _auto_map(path: Path) -> Any:

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.layerwise.corpus import Corpus, read_corpus
+from dstools_converters.model.tokenizer import load_tokenizer
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 DOCUMENTS = [f"Sample {n}: the tensor of layer {n} has {n * 7} rows." for n in range(40)]
@@ -119,7 +120,7 @@ def test_gzip_and_parquet_give_the_samples_of_the_same_jsonl(folder: Path, tmp_p
         assert np.array_equal(samples.ids, wanted.ids)
         assert samples.provenance["sha256"] == sha256(path.read_bytes()).hexdigest()
     parquet.write_table(pa.table({"text": ["a", "", "b"], "messages": [None, None, [ASK]]}), table)
-    assert "row 3: has both of the keys" in str(failure(table, folder, samples=9))
+    assert "row 3: has both text and messages" in str(failure(table, folder, samples=9))
 
 
 def test_a_file_of_one_line_and_of_a_byte_order_mark_inside_gzip_are_read(
@@ -130,3 +131,19 @@ def test_a_file_of_one_line_and_of_a_byte_order_mark_inside_gzip_are_read(
     assert read(path, folder, samples=1, seq_len=1).documents == 1
     path.write_bytes(gzip.compress(b""))
     assert str(failure(path, folder)) == f"{path}: is empty"
+
+
+@pytest.mark.parametrize("role", ["tool", "function"])
+def test_results_of_tools_are_text_where_the_template_takes_the_role(
+    role: str, folder: Path, tmp_path: Path
+) -> None:
+    set_config(folder, chat_template=TEMPLATE)
+    path = tmp_path / "data.jsonl"
+    for content in ("56", ""):  # a tool may have nothing to say
+        write(
+            path, {"messages": [ASK, SAY, {"role": role, "name": "times", "content": content}, SAY]}
+        )
+        corpus = lines_of(path, folder, 1)
+        text = load_tokenizer(folder).decode(corpus.ids.flatten())
+        assert text.endswith(f"<user>Ask<assistant>Say<{role}>{content}<assistant>Say")
+        assert corpus.warnings == ()

@@ -92,7 +92,7 @@ PACKED = gzip.compress(LINES * 99, mtime=0)
         (PACKED[:-8] + b"\0" * 8, "damaged gzip file: CRC check failed"),
         (PACKED[:5], "damaged gzip file"),
         (LINES, "is not compressed by gzip"),
-        (b"", "is not compressed by gzip"),
+        (b"", "is empty"),
     ],
 )
 def test_a_damaged_gzip_file_is_named(broken: bytes, error: str, tmp_path: Path) -> None:

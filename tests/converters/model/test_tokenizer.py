@@ -172,3 +172,23 @@ def test_a_thread_has_no_time_limit() -> None:
     thread.start()
     thread.join()
     assert done == [True]
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 7847602\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"],
+)
+def test_a_git_lfs_pointer_or_an_empty_file_is_named(name: str, folder: Path) -> None:
+    (folder / name).write_text(POINTER)
+    with pytest.raises(DstoolsError) as caught:
+        load_tokenizer(folder)
+    assert str(caught.value) == f"{folder / name}: is a Git LFS pointer, not the file"
+    assert "git lfs pull" in caught.value.hint
+    (folder / name).write_bytes(b"")
+    with pytest.raises(DstoolsError) as caught:
+        load_tokenizer(folder)
+    assert str(caught.value) == f"{folder / name}: is empty"
+    assert caught.value.hint

@@ -43,14 +43,14 @@ INDEX = "model.safetensors.index.json"
 def test_what_is_copied_along(tmp_path: Path, name: str, is_carried: bool) -> None:
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"x")
+    path.write_bytes(b"{}")
     (tmp_path / "an empty folder").mkdir()
     assert carried_files(tmp_path) == ({name: path} if is_carried else {})
 
 
 def test_linked_files_of_the_hub_cache_are_copied(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
-    (tmp_path / "blobs" / "1a2b").write_bytes(b"x")
+    (tmp_path / "blobs" / "1a2b").write_bytes(b"{}")
     snapshot = tmp_path / "snapshots" / "main"
     snapshot.mkdir(parents=True)
     link = snapshot / "tokenizer.json"
@@ -119,7 +119,38 @@ def test_a_git_lfs_pointer_is_named_and_not_copied(folder: Path, name: str) -> N
     (finding,) = warned(folder)
     assert (finding.level, finding.code, finding.where) == ("warning", "lfs-pointer", name)
     assert "git lfs pull" in finding.hint
-    put(folder, name, POINTER + "x" * 1024)  # a text that speaks of pointers
+    put(folder, name, "{}" if name.endswith(".json") else POINTER + "x" * 1024)
+    assert name in carried_files(folder)
+    assert warned(folder) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generation_config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "special_tokens_map.json",
+    ],
+)
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is empty"),
+        (b'{"a": ', "is not valid JSON: Expecting value: line 1 column 7 (char 6)"),
+        (b"\xff", "is not valid JSON: 'utf-8' codec can't decode byte 0xff in position 0"),
+        (b"[]", "is not a JSON object"),
+    ],
+)
+def test_json_that_loaders_cannot_read_is_named_and_not_copied(
+    name: str, content: bytes, why: str, folder: Path
+) -> None:
+    put(folder, name, content)
+    assert name not in carried_files(folder)
+    (finding,) = warned(folder)
+    assert (finding.level, finding.code, finding.where) == ("warning", "broken-json", name)
+    assert finding.message.startswith(why)
+    put(folder, name, b"{}")
     assert name in carried_files(folder)
     assert warned(folder) == []
 
@@ -219,5 +250,3 @@ def test_code_that_the_tokenizer_s_config_names_is_looked_for(
     if file:
         put(folder, file)
         assert warned(folder) == []
-    path.write_bytes(b"\xff")  # a tokenizer's loader will say more
-    assert warned(folder) == []
