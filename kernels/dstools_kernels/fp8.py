@@ -4,12 +4,14 @@ E4M3 has 4 exponent bits of bias 7 and 3 mantissa bits, no infinity and one NaN 
 Source: OCP 8-bit Floating Point Specification (OFP8), 1.0.
 """
 
+import sys
 from typing import Literal
 
 # dtypes as safetensors spells them
 Dtype = Literal["BF16", "F16", "F32"]  # what is quantized
 WidenDtype = Literal["BF16", "F16", "F32", "F8_E8M0"]  # what is widened to float32
-FiniteDtype = Literal["BF16", "F16", "F32", "F8_E4M3"]  # what is searched for NaN and infinity
+# what is searched for NaN and infinity
+FiniteDtype = Literal["BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"]
 ScaleFormat = Literal["float32", "ue8m0"]  # ue8m0: powers of two
 
 E4M3_MAX = 448.0
@@ -24,11 +26,23 @@ SEARCHED: dict[ScaleFormat, tuple[float, ...]] = {
     "ue8m0": (1.0, 0.5, 2.0),
 }
 
-ITEMSIZE: dict[str, int] = {"BF16": 2, "F16": 2, "F32": 4, "F8_E8M0": 1, "F8_E4M3": 1}
+ITEMSIZE: dict[str, int] = {
+    "BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+}  # fmt: skip
 # An element in which all of these bits are set is infinity or NaN.
 NON_FINITE_BITS: dict[FiniteDtype, int] = {
     "BF16": 0x7F80,
     "F16": 0x7C00,
     "F32": 0x7F800000,
+    "F64": 0x7FF0000000000000,
     "F8_E4M3": 0x7F,
+    "F8_E5M2": 0x7C,
+}
+# The largest finite number, where reaching it is the mark of an overflow that was clamped; codes of
+# FP8 reach theirs in every block.
+FINITE_MAX: dict[FiniteDtype, float] = {
+    "BF16": (2 - 2**-7) * 2.0**127,
+    "F16": 65504.0,
+    "F32": (2 - 2**-23) * 2.0**127,
+    "F64": sys.float_info.max,
 }

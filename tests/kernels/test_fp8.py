@@ -13,13 +13,19 @@ TORCH = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,
+    "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "F8_E8M0": torch.float8_e8m0fnu,
 }
 
 
 def test_the_largest_code_is_torchs() -> None:
     assert torch.finfo(torch.float8_e4m3fn).max == fp8.E4M3_MAX
+
+
+def test_the_largest_finite_numbers_are_torchs() -> None:
+    assert {name: torch.finfo(TORCH[name]).max for name in fp8.FINITE_MAX} == fp8.FINITE_MAX
 
 
 def test_every_dtype_has_torchs_size() -> None:
@@ -29,7 +35,8 @@ def test_every_dtype_has_torchs_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "bits"), [("BF16", np.int16), ("F16", np.int16), ("F8_E4M3", np.int8)]
+    ("name", "bits"),
+    [("BF16", np.int16), ("F16", np.int16), ("F8_E4M3", np.int8), ("F8_E5M2", np.int8)],
 )
 def test_the_mask_is_set_in_infinities_and_nans_alone(name: Any, bits: Any) -> None:
     every = np.arange(1 << 8 * np.dtype(bits).itemsize).astype(bits)
@@ -38,8 +45,9 @@ def test_the_mask_is_set_in_infinities_and_nans_alone(name: Any, bits: Any) -> N
     assert (((every & mask) != mask) == is_finite).all()
 
 
-def test_the_mask_of_float32_is_its_exponent() -> None:
+def test_the_mask_of_wide_floats_is_their_exponent() -> None:
     assert np.float32(math.inf).view(np.uint32) == fp8.NON_FINITE_BITS["F32"]
+    assert np.float64(math.inf).view(np.uint64) == fp8.NON_FINITE_BITS["F64"]
 
 
 def test_a_search_tries_the_scale_of_amax_first_and_none_twice() -> None:

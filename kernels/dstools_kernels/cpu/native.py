@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-ABI = 3  # the number that dstools_cpu_abi() returns; raise both when a signature changes
+ABI = 4  # the number that dstools_cpu_abi() returns; raise both when a signature changes
 LIBRARY = Path(__file__).with_name("libdstools_cpu.so")
 LEVELS = ("avx512vbmi", "avx512", "avx2", "baseline")  # of the library, best first
 NUMPY = "numpy"  # the level that needs no library
@@ -34,7 +34,8 @@ _SIGNATURES: dict[str, tuple[Sequence[type], type | None]] = {
     "outside_bound": (_OUTSIDE, _COUNT),
     "difference": ([_INT, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS], None),
     "recover": (_RECOVER, _COUNT),
-    "first_with_all": ([_INT, _ADDRESS, _INT, ctypes.c_uint32, _COUNT], _COUNT),
+    "first_with_all": ([_INT, _ADDRESS, _INT, ctypes.c_uint64, _COUNT], _COUNT),
+    "largest": ([_INT, _ADDRESS, _INT, _COUNT], _COUNT),
     "cpu_abi": ([], _INT),
     "cpu_level": ([ctypes.c_char_p], _INT),
 }

@@ -19,6 +19,8 @@ may be longer than needed: their first part is written. An output must not overl
 from __future__ import annotations
 
 import ctypes
+import math
+import struct
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from dstools_kernels.cpu.buffers import at_least_one, exactly, input_bytes, output_bytes, whole_rows
@@ -37,6 +39,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from dstools_kernels.cpu.buffers import Buffer, WritableBuffer
+
+
+# the format of `struct` that holds a dtype's bits, shifted left
+_LAYOUT = {
+    "BF16": ("f", 16),
+    "F16": ("e", 0),
+    "F32": ("f", 0),
+    "F64": ("d", 0),
+    "F8_E5M2": ("e", 8),
+}
 
 
 class NonFiniteError(ValueError):
@@ -182,6 +194,31 @@ def first_non_finite(data: Buffer, dtype: FiniteDtype) -> int:
     source = input_bytes(data, "data")
     count = whole_rows(source, "data", 1, itemsize)
     return run("block_fp8", "first_with_all", source, itemsize, mask, count)
+
+
+def largest_magnitude(data: Buffer, dtype: FiniteDtype) -> float:
+    """Return the largest |x| in `data`: infinity or NaN where it holds one, 0.0 if it is empty.
+
+    Costs one reading of the data and nothing else. Raises ValueError where a size is wrong.
+    """
+    itemsize = ITEMSIZE[dtype]
+    source = input_bytes(data, "data")
+    count = whole_rows(source, "data", 1, itemsize)
+    return _number(run("block_fp8", "largest", source, itemsize, count), dtype)
+
+
+def _number(bits: int, dtype: FiniteDtype) -> float:
+    """Return the number that `bits`, without a sign, are in `dtype`."""
+    if dtype == "F8_E4M3":
+        exponent, mantissa = bits >> 3, bits & 7
+        significand = mantissa + 8 if exponent else mantissa  # in eighths
+        is_nan = bits == NON_FINITE_BITS[dtype]
+        return math.nan if is_nan else math.ldexp(significand, max(exponent, 1) - 10)
+    # BF16 is the upper half of a float32, E5M2 of a float16
+    letter, shift = _LAYOUT[dtype]
+    raw = (bits << shift).to_bytes(struct.calcsize(letter), "little")
+    number: float = struct.unpack(f"<{letter}", raw)[0]
+    return number
 
 
 def _grid(

@@ -236,5 +236,16 @@ def _block_rows(grid: Grid) -> Iterator[tuple[int, NDArray[np.uint8], Float32]]:
 
 def first_with_all(data: memoryview, itemsize: int, mask: int, count: int) -> int:
     """Return the index of the first of `count` elements with all bits of `mask` set, or -1."""
-    has_all = (np.frombuffer(data, f"<u{itemsize}", count) & mask) == mask
+    bits = np.frombuffer(data, f"<u{itemsize}", count)
+    has_all = (bits & bits.dtype.type(mask)) == mask
     return int(has_all.argmax()) if has_all.any() else -1
+
+
+def largest(data: memoryview, itemsize: int, count: int) -> int:
+    """Return the bits, without the sign, of the element of largest magnitude; 0 without any."""
+    bits = np.frombuffer(data, f"<u{itemsize}", count)
+    no_sign = bits.dtype.type(2 ** (8 * itemsize - 1) - 1)
+    most = 0
+    for start in range(0, count, CHUNK):
+        most = max(most, int((bits[start : start + CHUNK] & no_sign).max()))
+    return most

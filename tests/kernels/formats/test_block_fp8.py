@@ -24,7 +24,7 @@ from torch import Tensor
 from dstools_kernels.cpu import native
 from dstools_kernels.formats import block_fp8
 from dstools_kernels.formats.block_fp8 import NonFiniteError
-from dstools_kernels.fp8 import Dtype, FiniteDtype, ScaleFormat
+from dstools_kernels.fp8 import NON_FINITE_BITS, Dtype, FiniteDtype, ScaleFormat
 
 TORCH_DTYPE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 DTYPES: list[Dtype] = ["BF16", "F16", "F32"]
@@ -666,7 +666,9 @@ def test_the_library_needs_no_numpy_and_numpy_gives_the_same_bytes() -> None:
         ("BF16", "<u2", [0x7F80, 0xFF80, 0x7F81, 0xFFFF]),
         ("F16", "<u2", [0x7C00, 0xFC00, 0x7C01, 0xFFFF]),
         ("F32", "<u4", [0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF]),
+        ("F64", "<u8", [0x7FF << 52, 0xFFF << 52, (0x7FF << 52) + 1, 2**64 - 1]),
         ("F8_E4M3", "u1", [0x7F, 0xFF]),
+        ("F8_E5M2", "u1", [0x7C, 0xFC, 0x7D, 0xFF]),
     ],
 )
 def test_the_first_infinity_or_nan_is_found_wherever_it_is(
@@ -675,7 +677,7 @@ def test_the_first_infinity_or_nan_is_found_wherever_it_is(
     greatest = min(bad) - 1  # the largest finite magnitude: every other bit may be set
     for size in (0, 1, 31, 1024, 1025, 5000):
         data = np.full(size, greatest, bits)
-        data[::3] |= 1 << (8 * data.itemsize - 1)
+        data[::3] |= data.dtype.type(1 << (8 * data.itemsize - 1))
         assert block_fp8.first_non_finite(data, dtype) == -1
         for at in {0, 1, size // 2, size - 1} & set(range(size)):
             for value in bad:
@@ -687,3 +689,36 @@ def test_the_first_infinity_or_nan_is_found_wherever_it_is(
                     assert block_fp8.first_non_finite(spoilt, dtype) == at
                 odd = np.concatenate([[0], spoilt.view(np.uint8)]).astype(np.uint8)[1:]
                 assert block_fp8.first_non_finite(odd.data, dtype) == at  # at any address
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "numbers"),
+    [
+        ("BF16", "<u2", {0x0001: 2.0**-133, 0x3F80: 1.0, 0x7F7F: (2 - 2**-7) * 2.0**127}),
+        ("F16", "<u2", {0x0001: 2.0**-24, 0x3C00: 1.0, 0x7BFF: 65504.0}),
+        ("F32", "<u4", {0x00000001: 2.0**-149, 0x7F7FFFFF: (2 - 2**-23) * 2.0**127}),
+        ("F64", "<u8", {1: 2.0**-1074, 0x7FEFFFFFFFFFFFFF: sys.float_info.max}),
+        ("F8_E4M3", "u1", {0x01: 2.0**-9, 0x08: 2.0**-6, 0x39: 1.125, 0x7E: 448.0}),
+        ("F8_E5M2", "u1", {0x01: 2.0**-16, 0x3C: 1.0, 0x7B: 57344.0}),
+    ],
+)
+def test_the_largest_magnitude_is_found_wherever_it_is_under_either_sign(
+    level: str, dtype: FiniteDtype, bits: str, numbers: dict[int, float]
+) -> None:
+    sign = 1 << (8 * np.dtype(bits).itemsize - 1)
+    assert block_fp8.largest_magnitude(b"", dtype) == 0.0
+    for size in (1, 31, 1024, 1025, 5000):
+        data = np.zeros(size, bits)
+        data[::3] = sign  # -0
+        assert block_fp8.largest_magnitude(data, dtype) == 0.0
+        for at in {0, 1, size // 2, size - 1} & set(range(size)):
+            spoilt = data.copy()
+            for magnitude, number in numbers.items():  # each larger than the one before
+                for element in (magnitude, magnitude | sign):
+                    spoilt[at] = element
+                    assert block_fp8.largest_magnitude(spoilt, dtype) == number
+                odd = np.concatenate([[0], spoilt.view(np.uint8)]).astype(np.uint8)[1:]
+                assert block_fp8.largest_magnitude(odd.data, dtype) == number  # at any address
+            for magnitude in (NON_FINITE_BITS[dtype], sign - 1):
+                spoilt[at] = magnitude
+                assert not math.isfinite(block_fp8.largest_magnitude(spoilt, dtype))

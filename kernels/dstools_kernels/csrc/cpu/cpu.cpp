@@ -30,7 +30,8 @@ struct Kernels {
     int64_t (*outside_bound)(const UnalignedFloat*, const uint8_t*, int64_t, int64_t,
                              const UnalignedFloat*, int64_t, int64_t, int64_t*);
     void (*difference)(const UnalignedFloat*, const UnalignedFloat*, int64_t, double*);
-    int64_t (*first_with_all)(const void*, int, uint32_t, int64_t);
+    int64_t (*first_with_all)(const void*, int, uint64_t, int64_t);
+    int64_t (*largest)(const void*, int, int64_t);
 };
 
 // The plain bodies, compiled for one instruction set; the table of levels gives the argument types.
@@ -47,11 +48,12 @@ struct Kernels {
         BODY(target, outside_bound, outside_bound_plain)                                           \
         BODY(target, difference, difference_plain)                                                 \
         BODY(target, first_with_all, first_with_all_plain)                                         \
+        BODY(target, largest, largest_plain)                                                       \
         BODY(target, recover, recover_plain)                                                       \
     }
 #define REST(Level)                                                                                \
     Level::dequantize_float32, Level::widen, Level::narrow, Level::outside_bound,                  \
-        Level::difference, Level::first_with_all
+        Level::difference, Level::first_with_all, Level::largest
 
 LEVEL(Baseline, );
 #if defined(__x86_64__)
@@ -110,7 +112,7 @@ static bool cpu_runs(int) { return true; }
 
 // ---- The C interface, see native.py -------------------------------------------------------------
 
-API int dstools_cpu_abi() { return 3; }
+API int dstools_cpu_abi() { return 4; }
 
 // The number of a level in the calls below; -1 where this library or CPU lacks the level.
 API int dstools_cpu_level(const char* name) {
@@ -158,9 +160,13 @@ API void dstools_difference(int level, const UnalignedFloat* a, const UnalignedF
     LEVELS[level].difference(a, b, count, out);
 }
 
-API int64_t dstools_first_with_all(int level, const void* data, int itemsize, uint32_t mask,
+API int64_t dstools_first_with_all(int level, const void* data, int itemsize, uint64_t mask,
                                    int64_t count) {
     return LEVELS[level].first_with_all(data, itemsize, mask, count);
+}
+
+API int64_t dstools_largest(int level, const void* data, int itemsize, int64_t count) {
+    return LEVELS[level].largest(data, itemsize, count);
 }
 
 API int64_t dstools_recover(int level, const Unaligned16* weight, int64_t rows, int64_t cols,

@@ -15,6 +15,7 @@
 // file's header ends.
 typedef uint16_t Unaligned16 __attribute__((aligned(1), may_alias));
 typedef uint32_t Unaligned32 __attribute__((aligned(1), may_alias));
+typedef uint64_t Unaligned64 __attribute__((aligned(1), may_alias));
 typedef float UnalignedFloat __attribute__((aligned(1), may_alias));
 
 static const int64_t BLOCK = 128;  // of every DeepSeek checkpoint up to V4; other sizes run slower

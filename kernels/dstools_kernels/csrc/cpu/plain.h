@@ -234,8 +234,31 @@ INLINE int64_t first_with_all(const void* data, Element mask, int64_t count) {
     return -1;
 }
 
-INLINE int64_t first_with_all_plain(const void* data, int itemsize, uint32_t mask, int64_t count) {
+INLINE int64_t first_with_all_plain(const void* data, int itemsize, uint64_t mask, int64_t count) {
     if (itemsize == 1) return first_with_all<uint8_t>(data, (uint8_t)mask, count);
     if (itemsize == 2) return first_with_all<Unaligned16>(data, (Unaligned16)mask, count);
-    return first_with_all<Unaligned32>(data, mask, count);
+    if (itemsize == 4) return first_with_all<Unaligned32>(data, (Unaligned32)mask, count);
+    return first_with_all<Unaligned64>(data, mask, count);
+}
+
+// The largest magnitude of `count` elements, as bits: what is left without the sign is ordered like
+// the numbers, see Bf16.
+template <class Element, class Magnitude>
+INLINE int64_t largest(const void* data, int64_t count) {
+    const Element* element = (const Element*)data;
+    const Element no_sign = (Element)((Element)~(Element)0 >> 1);
+    Magnitude most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const Magnitude magnitude = (Magnitude)(element[i] & no_sign);
+        most = magnitude > most ? magnitude : most;
+    }
+    return (int64_t)most;
+}
+
+INLINE int64_t largest_plain(const void* data, int itemsize, int64_t count) {
+    // of one byte, SSE2 has an unsigned maximum; of two, a signed one
+    if (itemsize == 1) return largest<uint8_t, uint8_t>(data, count);
+    if (itemsize == 2) return largest<Unaligned16, int16_t>(data, count);
+    if (itemsize == 4) return largest<Unaligned32, int32_t>(data, count);
+    return largest<Unaligned64, int64_t>(data, count);
 }
