@@ -36,7 +36,7 @@ dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --max-error 0.03"""
 @json_option
 def compare(a: str, b: str, max_error: float | None, workers: int, as_json: bool) -> None:
     """Show the errors of B against A: relative, maximum and bias, by role and worst first."""
-    from dstools.hub.source import open_source
+    from dstools.source import open_source
     from dstools_converters.checkpoint.inventory import require_sound
     from dstools_converters.compare import compare as compare_inventories
 

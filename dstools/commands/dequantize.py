@@ -19,7 +19,7 @@ def dequantize(source: str, out: str, options: RunOptions) -> None:
 
     Other tensors are copied byte for byte. Interrupted, the same command resumes.
     """
-    from dstools.hub.source import open_source
+    from dstools.source import open_source
     from dstools_converters.checkpoint.inventory import require_sound
     from dstools_converters.plan.plan import plan_dequantize
 

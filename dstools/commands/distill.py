@@ -237,7 +237,7 @@ distill.add_command(doctor)
 
 def _places(recipe: str, out: str | None) -> "Places":
     """Return a recipe and the folder of its results."""
-    from dstools.hub.source import resolve
+    from dstools.source import resolve
     from dstools_distill.places import Places
     from dstools_distill.recipe.recipe import read_recipe
 

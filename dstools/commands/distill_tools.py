@@ -55,7 +55,7 @@ def doctor(tokenizer: str, config: Path | None, sample: Path | None, as_json: bo
 
     Exits 3 if anything would be lost.
     """
-    from dstools.hub.source import resolve
+    from dstools.source import resolve
     from dstools_distill.tokens.doctor import diagnose, text
 
     diagnosis = diagnose(resolve(tokenizer), config, sample)

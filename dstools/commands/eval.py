@@ -98,7 +98,7 @@ def evaluate(
     from contextlib import ExitStack
     from tempfile import TemporaryDirectory
 
-    from dstools.hub.source import open_source
+    from dstools.source import open_source
     from dstools_converters.checkpoint.inventory import require_sound
 
     if max_kl is not None and against is None:

@@ -24,7 +24,7 @@ def inspect(source: str, as_json: bool) -> None:
     """Show what a checkpoint holds: parameters, bytes, cache, quantization. Reads headers alone."""
     import gc
 
-    from dstools.hub.source import open_source
+    from dstools.source import open_source
     from dstools_converters.checkpoint.inventory import take_inventory
     from dstools_converters.inspect import inspect as inspect_inventory
 

@@ -114,7 +114,7 @@ def quantize(
     Linear layers become E4M3 with one scale for each 128 x 128 weights. Embeddings, head, norms,
     router and the extra weights of MTP layers are copied. Interrupted, the same command resumes.
     """
-    from dstools.hub.source import open_source
+    from dstools.source import open_source
     from dstools_converters.checkpoint.inventory import require_sound
     from dstools_converters.families.shapes import MLA
     from dstools_converters.plan.plan import plan_quantize

@@ -54,7 +54,7 @@ def verify(
 
     Prints the findings, then what was checked and what was not. Exits with 3 on any error.
     """
-    from dstools.hub.source import resolve
+    from dstools.source import resolve
     from dstools_converters.verify.folder import verify as verify_folder
 
     if tp > 1 and engine is None:

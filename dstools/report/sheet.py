@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from dstools.hub.source import open_source
+from dstools.source import open_source
 from dstools_converters.checkpoint.inventory import Inventory, take_inventory
 from dstools_converters.errors import DstoolsError
 from dstools_converters.inspect import Report, inspect

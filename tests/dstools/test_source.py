@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from huggingface_hub import constants
 
 from dstools.cli import main
-from dstools.hub.source import resolve
+from dstools.source import resolve
 from dstools_converters.errors import DstoolsError
 
 OLD, NEW = "a" * 40, "b" * 40  # commits
