@@ -70,8 +70,8 @@ def read_calibration(
         data=corpus.provenance,
         device=options.text.device,
         threads=threads,
-        versions={name: version(name) for name in ("torch", "transformers", "tokenizers")}
-        | {"CPU": cpu_instructions()},
+        versions={name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        cpu=cpu_instructions(),
         kv_cache=options.kv_cache,
     )
     return Calibrator(settings, options, corpus)

@@ -109,7 +109,7 @@ def child(source: str, out: str, tokens: str, device: str) -> None:
         inventory = require_sound(checkpoint)
         data = size | {"name": "random", "sha256": "", "seed": 0, "documents": 0}
         versions = {"torch": torch.__version__}
-        calibration = Calibration("gptq", data, device, threads, versions, False)
+        calibration = Calibration("gptq", data, device, threads, versions, "", False)
         plan = plan_quantize(inventory, Recipe(), "native", None, None, calibration)
         generator, shape = torch.Generator().manual_seed(0), (size["samples"], size["seq_len"])
         ids = torch.randint(inventory.model.vocab_size, shape, generator=generator)

@@ -127,7 +127,8 @@ def _provenance(sheet: Sheet, figures: Figures) -> str:
     rows += [(f"Tensors, {rule}", f"{count:,}") for rule, count in sheet.rules.items()]
     if calibration is not None:
         versions = ", ".join(f"{name} {version}" for name, version in calibration.versions.items())
-        where = f"{calibration.device}, {calibration.threads} threads, {versions}"
+        device = " ".join(filter(None, (calibration.device, calibration.cpu)))
+        where = f"{device}, {calibration.threads} threads, {versions}"
         rows += [
             ("Calibrated by", f"{calibration.tool}, {calibration.method}, {where}"),
             ("Scales", calibration.scale_fmt),

@@ -126,7 +126,7 @@ def plan_of() -> Callable[..., Plan]:
         original = require_sound(open_checkpoint(base)) if base else None
         data = {"name": "random tokens", "sha256": "", "samples": shape[0], "seq_len": shape[1]}
         settings = {"data": data | {"seed": 0, "documents": 0}, "device": "cpu", "threads": 1}
-        settings |= {"versions": {}, "kv_cache": False} | changes
+        settings |= {"versions": {}, "cpu": "", "kv_cache": False} | changes
         calibration = Calibration(method, **settings)
         return plan_quantize(
             inventory,

@@ -209,5 +209,6 @@ def test_a_calibration_records_the_cpu_that_its_sums_depend_on(
     import torch
 
     assert calibrate(tiny, tmp_path / "out", data).exit_code == 0
-    recorded = json.loads((tmp_path / "out" / "calibration.json").read_text())["versions"]
-    assert recorded["CPU"].split(" ")[0] == torch.backends.cpu.get_cpu_capability()
+    recorded = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert recorded["cpu"].split(" ")[0] == torch.backends.cpu.get_cpu_capability()
+    assert recorded["versions"].keys() == {"torch", "transformers", "tokenizers"}

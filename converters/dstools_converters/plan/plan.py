@@ -43,6 +43,7 @@ class Calibration:
     device: str
     threads: int  # sums of floats depend on their order
     versions: dict[str, str]
+    cpu: str  # the instructions of its products, "" where unknown: sums depend on them, too
     kv_cache: bool  # write the scales of an FP8 KV cache
 
 

@@ -6,7 +6,7 @@ numpy is imported only for the scales: that takes as long as quantizing 0.3 GB.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -68,6 +68,7 @@ class Calibration:
     tokens: int
     device: str
     threads: int
+    cpu: str = field(default="", kw_only=True)  # its instructions; older files have none
     versions: dict[str, str]
     tensors: dict[str, WeightNote]
     kv: dict[CachePart, dict[int, Amount]]  # part of the KV cache -> layer -> largest magnitude
@@ -100,6 +101,7 @@ def calibration_of(
         tokens=settings.data["samples"] * settings.data["seq_len"],
         device=settings.device,
         threads=settings.threads,
+        cpu=settings.cpu,
         versions=settings.versions,
         tensors={name: weights[name] for name in sorted(weights)},
         kv=cache,

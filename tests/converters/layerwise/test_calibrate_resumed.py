@@ -61,6 +61,7 @@ def test_progress_adds_up_to_the_total(
         {"threads": 2},
         {"device": "cuda"},
         {"versions": {"torch": "3"}},
+        {"cpu": "AVX2"},
         {"kv_cache": True},
     ],
     ids=str,

@@ -53,6 +53,13 @@ def test_what_is_read_is_written_again_to_the_byte(folder: Path) -> None:
     assert list(json.loads(text)) == list(written)
 
 
+def test_a_file_without_the_cpu_s_instructions_is_read(folder: Path) -> None:
+    change(folder, lambda table: table.pop("cpu"))
+    calibration = read_calibration(folder, inventory(folder))
+    assert calibration is not None
+    assert calibration.cpu == ""
+
+
 def test_a_folder_without_the_file_was_not_calibrated(tiny: Path) -> None:
     assert read_calibration(tiny, inventory(tiny)) is None
 

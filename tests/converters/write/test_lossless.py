@@ -200,11 +200,11 @@ def test_the_command_reports_what_was_recovered(tuned: Path, tmp_path: Path) -> 
 
 def test_a_calibration_looks_for_it_itself(tiny: Path) -> None:
     inventory = require_sound(open_checkpoint(tiny))
-    gptq = Calibration("gptq", {}, "cpu", 1, {}, False)
+    gptq = Calibration("gptq", {}, "cpu", 1, {}, "", False)
     plan = plan_quantize(inventory, Recipe(), "native", None, None, gptq, is_lossless=True)
     assert "recover" not in plan.counts
     assert "calibrate" in plan.counts
-    amax = Calibration("amax", {}, "cpu", 1, {}, False)
+    amax = Calibration("amax", {}, "cpu", 1, {}, "", False)
     plan = plan_quantize(inventory, Recipe(), "native", None, None, amax, is_lossless=True)
     assert "recover" in plan.counts
 

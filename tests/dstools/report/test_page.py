@@ -101,13 +101,23 @@ def test_without_any_measurement_no_figure_is_shown(pages: Pages, bare: Path) ->
     assert "<svg" not in html
 
 
+def test_the_page_names_the_cpu_of_a_calibration_where_it_is_recorded(
+    pages: Pages, measured: Path
+) -> None:
+    assert "cpu, 2 threads, torch 2.13.0" in pages(measured)[0]
+    found = json.loads((measured / "calibration.json").read_text())
+    write(measured, "calibration.json", found | {"cpu": "AVX512 AMX"})
+    assert "cpu AVX512 AMX, 2 threads, torch 2.13.0" in pages(measured)[0]
+
+
 def test_names_from_files_are_escaped(pages: Pages, measured: Path, tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>'
     found = json.loads((measured / "eval.json").read_text())
     found |= {"model": evil, "against": evil, "tool": evil, "data": found["data"] | {"name": evil}}
     write(measured, "eval.json", found)
     found = json.loads((measured / "calibration.json").read_text())
-    found |= {"device": evil, "versions": {evil: evil}, "data": found["data"] | {"name": evil}}
+    found |= {"device": evil, "cpu": evil, "versions": {evil: evil}}
+    found["data"]["name"] = evil
     for tensor in found["tensors"].values():
         tensor["why"] = f"{evil} | a `b`\n\u202e"
     write(measured, "calibration.json", found)
