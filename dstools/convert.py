@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,10 +108,13 @@ def convert(
 
 def _warn(plan: "Plan") -> None:
     """Print what the output will lack, and what engines will not run of it."""
+    from dstools_converters.checkpoint.tied import check_tied
+    from dstools_converters.plan.cache import check_cache
     from dstools_converters.plan.merged import check_merged
     from dstools_converters.sidefiles.carried import check_side_files
 
-    for finding in (*check_side_files(plan.inventory.checkpoint), *check_merged(plan)):
+    checks = (check_tied(plan.inventory), check_merged(plan), check_cache(plan))
+    for finding in (*check_side_files(plan.inventory.checkpoint), *chain(*checks)):
         warn(finding)
     scales = plan.left_out
     if scales:

@@ -125,7 +125,7 @@ def headers() -> Callable[[Path], tuple[dict[str, Any], Shards]]:
         for path in sorted(folder.glob("*.safetensors")):
             with path.open("rb") as file:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            del header["__metadata__"]
+            header.pop("__metadata__", None)
             shards[path.name] = {name: (e["dtype"], e["shape"]) for name, e in header.items()}
         return json.loads((folder / "config.json").read_text()), shards
 

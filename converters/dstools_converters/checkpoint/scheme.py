@@ -80,8 +80,10 @@ class QuantScheme:
                 name: group | {"targets": ["Linear"]}
                 for name, group in base["config_groups"].items()
             }
-            named = {"config_groups": groups, "ignore": list(kept)}
-            return base | named | ({"kv_cache_scheme": cache} if cache else {})
+            named: dict[str, Any] = {"config_groups": groups, "ignore": list(kept)}
+            if cache and not base.get("kv_cache_scheme"):
+                named["kv_cache_scheme"] = cache
+            return base | named
         weights = _fp8("block", is_dynamic=False) | {"block_structure": list(self.block_size)}
         inputs = _fp8("group", is_dynamic=True) | {"group_size": self.block_size[1]}
         return {

@@ -174,14 +174,27 @@ def plan_quantize(
         )
     scheme = replace(scheme, kv_cache=has_cache or writes_cache)
     config = sound_config(inventory.checkpoint)
-    configs = [
-        i.checkpoint.config["quantization_config"] for i in (inventory, base) if i and i.scheme
-    ]
-    is_same_format = existing is not None and existing.format == format
     config["quantization_config"] = scheme.to_config(
-        kept_modules(draft, inventory, format), configs[0] if configs and is_same_format else None
+        kept_modules(draft, inventory, format),
+        _existing_config(inventory, base, format, keeps_cache=not writes_cache),
     )
     return Plan(inventory, base, scheme, config, tuple(draft), calibration, is_lossless)
+
+
+def _existing_config(
+    inventory: Inventory, base: Inventory | None, format: Format, *, keeps_cache: bool
+) -> dict[str, Any] | None:
+    """Return the `quantization_config` of the source or base, None where it is of another format.
+
+    A `kv_cache_scheme` belongs to scales: those of the base are not in the output.
+    """
+    original = inventory if inventory.scheme else base
+    if original is None or original.scheme is None or original.scheme.format != format:
+        return None
+    config = dict(original.checkpoint.config["quantization_config"])
+    if original is base or not keeps_cache:
+        config.pop("kv_cache_scheme", None)
+    return config
 
 
 def scheme_after(

@@ -8,6 +8,7 @@ from dstools_converters.checkpoint.diagnosis import MISNAMED
 from dstools_converters.checkpoint.folder import INDEX, Checkpoint, scan
 from dstools_converters.checkpoint.inventory import Inventory, check, take_inventory
 from dstools_converters.checkpoint.rows import Progress
+from dstools_converters.checkpoint.tied import check_tied
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.sidefiles.calibration import WeightNote
 from dstools_converters.sidefiles.carried import check_side_files
@@ -83,6 +84,8 @@ def verify(
             inventory = take_inventory(checkpoint)
         except DstoolsError as error:
             where, _, message = str(error).partition(": ")
+            # the file that this error is about is not one to remove
+            findings[:] = [f for f in findings if (f.code, f.where) != ("quantization-file", where)]
             findings.append(Finding.error("config", where, message, error.hint))
             results.not_checked.append("names, shapes and scales: the config cannot be read")
         else:
@@ -126,6 +129,8 @@ def _check_inside(
     findings += check_kept(inventory)
     findings += check_scales(inventory, manifest)
     findings += check_kv_scales(inventory)
+    if not results.has_error(BREAKS_READING):
+        findings += check_tied(inventory)
     notes, wrong = check_calibration(inventory, manifest)
     findings += wrong
     results.checked += ["names, shapes and dtypes against the config", "MTP layers", "every scale"]

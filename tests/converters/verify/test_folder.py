@@ -458,3 +458,20 @@ def test_a_damaged_manifest_is_an_error_and_does_not_hide_a_damaged_scale(
     assert not report.ok
     assert (finding.code, finding.where) == ("manifest", "manifest.json")
     assert "unknown_tensors" in finding.message
+
+
+def test_the_only_description_of_a_quantization_is_not_one_to_remove(
+    checkpoint: Callable[..., Path], headers: Callable[..., Any], sparse: Callable[..., Path]
+) -> None:
+    config, shards = headers(checkpoint("tiny-llama"))
+    for tensors in shards.values():
+        for name in [name for name in tensors if name.endswith("_proj.weight")]:
+            tensors[name] = ("F8_E4M3", tensors[name][1])
+            tensors[f"{name}_scale"] = ("F32", [])
+    folder = sparse(config, shards)
+    content = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(content))
+    findings = [f for f in verify(folder).findings if f.where == "hf_quant_config.json"]
+    assert [(f.level, f.message) for f in findings] == [("error", "ModelOpt FP8 is not supported")]
+    (folder / "quantize_config.json").write_text("{}")  # of another: still one to remove
+    assert "quantization-file" in {f.code for f in verify(folder).findings}
