@@ -92,7 +92,9 @@ def check_together(draft: list[TensorPlan], inventory: Inventory) -> None:
             if is_layer and {first.rule, tensor.rule} <= GIVEN:
                 continue
             kept, quantized = sorted((first, tensor), key=lambda t: t.target.is_quantized)
-            what = "all experts of a layer as one module" if is_layer else "them as one matrix"
+            kind = "routed" if parsed.role in EXPERTS[0] else "shared"
+            module = f"the {kind} experts of a layer as one module"
+            what = module if is_layer else "them as one matrix"
             raise DstoolsError(
                 f"{kept.source.where}: is kept ({kept.rule}), but {quantized.source.name} is "
                 f"quantized ({quantized.rule})",

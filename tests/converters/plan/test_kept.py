@@ -95,6 +95,8 @@ def test_a_recipe_that_keeps_some_experts_of_a_layer_is_refused(rule: Rule, tiny
         quantize(tiny, rule)
     roles = SHARED if rule.roles == ("shared_down",) else ROUTED
     assert ", ".join(roles) in error.value.hint
+    kind = roles[0].removesuffix("_gate")
+    assert f"the {kind} experts of a layer as one module" in error.value.hint
 
 
 def test_a_recipe_refused_for_its_experts_works_as_the_hint_says(tiny: Path) -> None:
