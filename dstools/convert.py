@@ -37,6 +37,7 @@ class RunOptions:
     lists_tensors: bool
     workers: int
     is_synced: bool
+    has_sums: bool
     as_json: bool
 
 
@@ -58,6 +59,13 @@ run_options = gather(
         section="Output",
         default=True,
         help="Flush each shard to disk, so that a power failure loses no finished one.",
+    ),
+    option(
+        "--sums/--no-sums",
+        "has_sums",
+        section="Output",
+        default=True,
+        help="Write SHA256SUMS, the hash of every file.",
     ),
     json_option,
 )
@@ -99,6 +107,7 @@ def convert(
             tool=f"dstools {__version__}",
             workers=options.workers,
             is_synced=options.is_synced,
+            has_sums=options.has_sums,
             progress=progress,
             calibrate=calibrate,
         )

@@ -32,10 +32,11 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "SOURCE", "OUT", "--format", "--scale-fmt", "--recipe", "--base", "--lossless",
         "--calibrate", "--method", "--samples", "--seq-len", "--seed", "--ram", "--device",
         "--min-coverage", "--kv-cache", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync",
-        "--json",
+        "--sums", "--no-sums", "--json",
     ],
     "dequantize": [
-        "SOURCE", "OUT", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync", "--json",
+        "SOURCE", "OUT", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync",
+        "--sums", "--no-sums", "--json",
     ],
     "verify": ["FOLDER", "--source", "--engine", "--tp", "--workers", "--json"],
     "compare": ["A", "B", "--max-error", "--workers", "--json"],

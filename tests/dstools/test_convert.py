@@ -155,7 +155,9 @@ def test_a_resumed_run_names_the_zeros_of_the_run_before(
 
     source = zeroed(checkpoint("tiny-llama"), tmp_path / "source", UP)
     with monkeypatch.context() as patched:
-        patched.setattr(Writer, "publish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(
+            Writer, "publish", lambda self, workers: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises((KeyboardInterrupt, SystemExit, AssertionError)):
             ok("quantize", source, tmp_path / "out")
     monkeypatch.setattr(jobs, "do", None)  # nothing is done again

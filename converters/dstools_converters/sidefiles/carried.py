@@ -15,10 +15,11 @@ from dstools_converters.sidefiles.calibration import CALIBRATION
 from dstools_converters.sidefiles.evaluation import EVAL
 from dstools_converters.sidefiles.expert_load import EXPERT_LOAD
 from dstools_converters.sidefiles.manifest import MANIFEST
+from dstools_converters.sidefiles.sums import SIGNATURE, SUMS
 
 MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; larger files are other forms of weights
 # describe the source, and the output has its own
-WRITTEN = ("config.json", INDEX, MANIFEST, "SHA256SUMS", CALIBRATION, EXPERT_LOAD, EVAL)
+WRITTEN = ("config.json", INDEX, MANIFEST, SUMS, SIGNATURE, CALIBRATION, EXPERT_LOAD, EVAL)
 REPORTS = ("report.html", "report.md")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -11,6 +11,7 @@ the machine, so most records count only until the machine restarts:
     {"layer": number, "note": …}  a calibration is past this layer       a restart
     {"flushed": [shards]}         all layers above, and the jobs above of these shards, are on disk
     {"written": shard}            all its jobs, and it has its name      a restart, or "opened"
+        with "sha256": hex        of its bytes, if SHA256SUMS is written
     {"synced": shard}             it is on disk                          "opened"
     {"opened": shard}             it begins anew; records above of it do not count
 """
@@ -39,6 +40,7 @@ class Done:
 
     finished: set[int] = field(default_factory=set)  # shards
     synced: set[int] = field(default_factory=set)  # those of them that are on disk
+    sha256: dict[int, str] = field(default_factory=dict)  # of shards, those not finished too
     jobs: dict[int, set[int]] = field(default_factory=dict)  # by shard
     notes: Notes = field(default_factory=dict)  # of jobs that may not count, too
     layers: dict[int, LayerNote] = field(default_factory=dict)
@@ -94,9 +96,9 @@ class Journal:
         """Record that the jobs of these shards until now are on disk."""
         self._append({"flushed": sorted(shards)})
 
-    def written(self, shard: int) -> None:
-        """Record that a shard is complete and has its name."""
-        self._append({"written": shard})
+    def written(self, shard: int, sha256: str | None) -> None:
+        """Record that a shard is complete and has its name, and its sha256 if that is known."""
+        self._append({"written": shard} | ({"sha256": sha256} if sha256 else {}))
 
     def synced(self, shard: int) -> None:
         """Record that a complete shard is on disk."""
@@ -136,11 +138,16 @@ class Journal:
                     shards.pop(shard, None)
                 done.finished.discard(shard)
                 done.synced.discard(shard)
+                done.sha256.pop(shard, None)
             elif "synced" in record:
                 done.synced.add(record["synced"])
                 done.finished.add(record["synced"])
-            elif "written" in record and boot == self.boot:
-                done.finished.add(record["written"])
+            elif "written" in record:
+                shard = record["written"]
+                if "sha256" in record:
+                    done.sha256[shard] = record["sha256"]
+                if boot == self.boot:
+                    done.finished.add(shard)
             elif "job" in record:
                 shard, job = record["job"]
                 jobs.setdefault(shard, set()).add(job)

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.checkpoint.zeros import is_zero_weight
@@ -57,10 +56,12 @@ def run(
     tool: str,
     workers: int,
     is_synced: bool = True,
+    has_sums: bool = True,
     progress: Progress = lambda nbytes: None,
     calibrate: Callable[[Plan, "Sink"], None] | None = None,
 ) -> Report:
     """Write the folder `out` as `plan` says; `progress` gets the input bytes of each finished job.
+    `has_sums`: write SHA256SUMS, too.
 
     `calibrate` first puts into its sink the tensors that the plan leaves to a calibration.
 
@@ -76,27 +77,14 @@ def run(
         lambda w: side_files(plan, tool, w.notes.values(), w.layers),
         fingerprint,
         is_synced=is_synced,
+        has_sums=has_sums,
     ) as writer:
         zeros: set[str] = set()
         if writer.is_published:
             resumed = plan.bytes_in
         else:
-            resumed_jobs = {number: set(jobs) for number, jobs in writer.jobs.items()}
-            if calibrate is not None:
-                calibrate(plan, Sink(plan, writer))
-            queue = _Queue(plan, writer, resumed_jobs, progress)
-            with ThreadPoolExecutor(workers, "convert") as pool:
-                crew = [pool.submit(queue.work) for _ in range(workers)]
-                try:
-                    for worker in crew:
-                        worker.result()
-                except BaseException:
-                    queue.stop()
-                    raise
-            for inventory in (plan.inventory, plan.base):
-                if inventory is not None:
-                    inventory.checkpoint.check_unmoved()
-            writer.publish()
+            queue = _do_jobs(plan, writer, workers, progress, calibrate)
+            writer.publish(workers)
             resumed, zeros = queue.bytes_resumed, queue.zeros
         writer.clean_up()
     return Report(
@@ -110,6 +98,32 @@ def run(
         unknown_tensors=[info.name for info in plan.inventory.unknown],
         zero_weights=[name for name in plan.inventory.storage if name in zeros],
     )
+
+
+def _do_jobs(
+    plan: Plan,
+    writer: Writer,
+    workers: int,
+    progress: Progress,
+    calibrate: Callable[[Plan, "Sink"], None] | None,
+) -> "_Queue":
+    """Fill all shards; return the queue, which knows what was resumed."""
+    resumed_jobs = {number: set(jobs) for number, jobs in writer.jobs.items()}
+    if calibrate is not None:
+        calibrate(plan, Sink(plan, writer))
+    queue = _Queue(plan, writer, resumed_jobs, progress)
+    with ThreadPoolExecutor(workers, "convert") as pool:
+        crew = [pool.submit(queue.work) for _ in range(workers)]
+        try:
+            for worker in crew:
+                worker.result()
+        except BaseException:
+            queue.stop()
+            raise
+    for inventory in (plan.inventory, plan.base):
+        if inventory is not None:
+            inventory.checkpoint.check_unmoved()
+    return queue
 
 
 def _counts(plan: Plan, writer: Writer) -> dict[str, int]:
@@ -184,10 +198,13 @@ class _Queue:
         try:
             while (taken := self._take()) is not None:
                 shard, job = taken
-                with disk_errors(self.writer.model / self.plan.shards[shard.number].name):
-                    note = jobs.do(self.plan, job, shard.file)
-                self._look_for_zeros(job)
-                self._done(shard, job, note)
+                if job is not None:
+                    with disk_errors(self.writer.model / self.plan.shards[shard.number].name):
+                        note = jobs.do(self.plan, job, shard.file)
+                    self._look_for_zeros(job)
+                    self.writer.job_done(shard.number, job.number, note)
+                if self._is_complete(shard, job):
+                    self.writer.shard_done(shard.number)  # others work on while it is hashed
         except BaseException:
             self.stop()
             raise
@@ -200,19 +217,20 @@ class _Queue:
                 shard.jobs.clear()
             self._open.clear()
 
-    def _take(self) -> tuple[_Open, Job] | None:
+    def _take(self) -> tuple[_Open, Job | None] | None:
+        """Return a shard and a job of it, None for a shard whose jobs are all done already."""
         with self._lock:
             shard = next((shard for shard in self._open if shard.jobs and not shard.running), None)
-            while shard is None and self._waiting:
+            if shard is None and self._waiting:
                 shard = self._open_next()
             shard = shard or next((shard for shard in self._open if shard.jobs), None)
             if shard is None:
                 return None
             shard.running += 1
-            return shard, shard.jobs.popleft()
+            return shard, shard.jobs.popleft() if shard.jobs else None
 
-    def _open_next(self) -> _Open | None:
-        """Open the next shard; return None if all its jobs are done already."""
+    def _open_next(self) -> _Open:
+        """Open the next shard, with the jobs that are not done."""
         number = self._waiting.popleft()
         done = self.writer.jobs.get(number, set())
         todo = list(jobs_of(self.plan, self.plan.shards[number]))
@@ -222,9 +240,6 @@ class _Queue:
         shard = _Open(
             number, self.writer.open(number), deque(j for j in todo if j.number not in done)
         )
-        if not shard.jobs:
-            self.writer.shard_done(number)
-            return None
         self._open.append(shard)
         return shard
 
@@ -239,11 +254,12 @@ class _Queue:
         self.bytes_resumed += job.bytes_in if is_resumed else 0
         self.progress(job.bytes_in)
 
-    def _done(self, shard: _Open, job: Job, note: dict[str, Any] | None) -> None:
-        self.writer.job_done(shard.number, job.number, note)
+    def _is_complete(self, shard: _Open, job: Job | None) -> bool:
+        """Return whether no job of a shard is left, after this one; once in its life."""
         with self._lock:
             shard.running -= 1
-            self.progress(job.bytes_in)
-            if shard in self._open and not shard.jobs and not shard.running:
+            self.progress(job.bytes_in if job else 0)
+            is_complete = shard in self._open and not shard.jobs and not shard.running
+            if is_complete:
                 self._open.remove(shard)
-                self.writer.shard_done(shard.number)
+            return is_complete

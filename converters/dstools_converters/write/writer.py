@@ -22,6 +22,7 @@ from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors
 from dstools_converters.files import sync
 from dstools_converters.plan.plan import Plan
 from dstools_converters.sidefiles.calibration import LayerNote
+from dstools_converters.sidefiles.sums import SUMS, format_sums, sha256_of, sums_of
 from dstools_converters.write.journal import JOURNAL, Journal, Note, Notes
 from dstools_converters.write.metadata import read_back
 
@@ -39,6 +40,7 @@ class Writer:
         fingerprint: str,
         *,
         is_synced: bool,
+        has_sums: bool,
     ) -> None:
         self.plan = plan
         self.fingerprint = fingerprint  # of all that decides which job writes which bytes
@@ -48,8 +50,10 @@ class Writer:
         self.model = self.work / "model"
         self.calibration = self.work / "calibration"
         self.is_synced = is_synced
+        self.has_sums = has_sums  # SHA256SUMS is written
         self.is_published = False  # by an earlier run that was killed before it had cleaned up
         self.finished: set[int] = set()  # numbers of shards
+        self.sha256: dict[int, str] = {}  # of finished shards; an earlier run may have left it out
         self.jobs: dict[int, set[int]] = {}  # shard -> numbers of jobs, of shards not finished
         self.notes: Notes = {}
         self.layers: dict[int, LayerNote] = {}  # what a calibration saw in each
@@ -148,7 +152,8 @@ class Writer:
             is_same = all((self.out / name).read_bytes() == written[name] for name in written)
         except OSError:
             is_same = False
-        if self.model.exists() or not is_same:
+        has_sums = (self.out / SUMS).exists()
+        if self.model.exists() or not is_same or has_sums != self.has_sums:
             raise self._exists()
         self.is_published = True
 
@@ -161,6 +166,7 @@ class Writer:
             if number in done.finished or not self._is_laid_out(number, f"{shard.name}.partial"):
                 done.jobs.pop(number, None)
         self.finished, self.jobs, self.layers = done.finished, done.jobs, done.layers
+        self.sha256 = {number: done.sha256[number] for number in done.finished & done.sha256.keys()}
         self.notes = {
             (number, job): note
             for (number, job), note in done.notes.items()
@@ -229,16 +235,20 @@ class Writer:
             os.close(self._files.popitem()[1])
 
     def shard_done(self, number: int) -> None:
-        """Record that all jobs of a shard are done, and flush it in the background.
+        """Hash a shard whose jobs are all done, record it, and flush it in the background.
 
-        Raises DstoolsError where an earlier flush has failed.
+        The hash is of the file as it is in the page cache. Raises DstoolsError where an earlier
+        flush has failed.
         """
         for flush in self._syncs:
             if flush.done():
                 flush.result()
         name = self.plan.shards[number].name
-        (self.model / f"{name}.partial").rename(self.model / name)
-        self._journal.written(number)
+        partial = self.model / f"{name}.partial"
+        if self.has_sums:
+            self.sha256[number] = sha256_of(partial)
+        partial.rename(self.model / name)
+        self._journal.written(number, self.sha256.get(number))
         os.close(self._files.pop(number))
         self._sync_later(number)
 
@@ -261,8 +271,8 @@ class Writer:
         self._journal.synced(number)
         self._journal.sync()
 
-    def publish(self) -> None:
-        """Write the side files, the index last, and rename the folder to OUT."""
+    def publish(self, workers: int) -> None:
+        """Write the side files, the index last, then SHA256SUMS; rename the folder to OUT."""
         for flush in self._syncs:
             flush.result()
         folders = {self.model}
@@ -279,12 +289,26 @@ class Writer:
                     shutil.copyfile(content, target)
                 if self.is_synced:
                     sync(target)
+        if self.has_sums:
+            self._write_sums(files, workers)
         if self.is_synced:
             for folder in folders:
                 sync(folder)
         self.model.rename(self.out)
         if self.is_synced:
             sync(self.out.parent)
+
+    def _write_sums(self, files: Files, workers: int) -> None:
+        """Write SHA256SUMS; `workers` threads read the shards that an earlier run did not hash."""
+        digests = {name: sha256_of(self.model / name) for name in files}
+        shards = dict(enumerate(shard.name for shard in self.plan.shards))
+        unhashed = [self.model / shards[number] for number in shards.keys() - self.sha256.keys()]
+        digests |= {path.name: digest for path, digest in sums_of(unhashed, workers).items()}
+        digests |= {shards[number]: digest for number, digest in self.sha256.items()}
+        with disk_errors(self.model / SUMS):
+            (self.model / SUMS).write_bytes(format_sums(digests))
+            if self.is_synced:
+                sync(self.model / SUMS)
 
     def clean_up(self) -> None:
         """Delete the work folder, once OUT has its name."""

@@ -15,6 +15,7 @@ from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.errors import DstoolsError
 from dstools_converters.plan.plan import Plan, plan_quantize
 from dstools_converters.plan.recipe import Recipe
+from dstools_converters.sidefiles.sums import read_sums, sha256_of
 from dstools_converters.write.stream import run
 from dstools_converters.write.writer import Writer
 
@@ -102,7 +103,7 @@ def test_a_second_run_at_the_same_time_is_refused(
 ) -> None:
     plan = plain_plan(tiny)
     with (
-        Writer(plan, tmp_path / "out", lambda writer: {}, "", is_synced=False),
+        Writer(plan, tmp_path / "out", lambda writer: {}, "", is_synced=False, has_sums=True),
         pytest.raises(DstoolsError, match="another run is writing it"),
     ):
         quantize(tiny, tmp_path / "out")
@@ -214,6 +215,96 @@ def test_a_work_folder_that_holds_something_else_is_refused(
     with pytest.raises(DstoolsError, match=r"precious\.txt: dstools did not write it"):
         quantize(tiny, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that a writer hashes from now on."""
+    names: list[str] = []
+
+    def note(path: Path) -> str:
+        names.append(path.name.removesuffix(".partial"))
+        return sha256_of(path)
+
+    monkeypatch.setattr("dstools_converters.write.writer.sha256_of", note)
+    monkeypatch.setattr("dstools_converters.sidefiles.sums.sha256_of", note)
+    return names
+
+
+def test_sha256sum_finds_every_file_but_its_own_list_as_it_was_written(
+    tiny: Path, tmp_path: Path, quantize: Quantize, tree: Tree
+) -> None:
+    out = tmp_path / "out"
+    quantize(tiny, out)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=out, check=True)
+    assert read_sums(out) == {n: digest for n, digest in tree(out).items() if n != "SHA256SUMS"}
+
+
+def test_a_shard_is_hashed_once_whatever_interrupts_the_run(
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quantize: Quantize,
+    tree: Tree,
+    plain_plan: PlanOf,
+    interrupted: Interrupted,
+) -> None:
+    source = checkpoint("tiny", shard_bytes=1e6)
+    shards = {shard.name for shard in plain_plan(source).shards}
+    quantize(source, tmp_path / "wanted")
+    names = hashed(monkeypatch)
+    interrupted(source, tmp_path / "out", after=5_000_000)
+    first = list(names)
+    assert first
+    assert set(first) < shards
+    quantize(source, tmp_path / "out")
+    again = set(names[len(first) :]) & set(first)
+    assert not again
+    assert shards < set(names)
+    assert tree(tmp_path / "out") == tree(tmp_path / "wanted")
+
+
+def test_a_shard_that_an_earlier_run_did_not_hash_is_read(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tree: Tree,
+    quantize: Quantize,
+    plain_plan: PlanOf,
+) -> None:
+    quantize(tiny, tmp_path / "wanted")
+    names = hashed(monkeypatch)
+
+    def stop(writer: Writer, workers: int) -> None:
+        raise KeyboardInterrupt
+
+    plan = plain_plan(tiny)
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(plan, tmp_path / "out", tool="dstools test", workers=2, has_sums=False)
+    assert not names
+    quantize(tiny, tmp_path / "out")
+    assert {shard.name for shard in plan.shards} < set(names)
+    assert tree(tmp_path / "out") == tree(tmp_path / "wanted")
+
+
+def test_a_run_without_sums_hashes_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_plan: PlanOf
+) -> None:
+    names = hashed(monkeypatch)
+    run(plain_plan(tiny), tmp_path / "out", tool="dstools test", workers=2, has_sums=False)
+    assert not names
+    assert not (tmp_path / "out" / "SHA256SUMS").exists()
+
+
+def test_a_finished_folder_without_the_sums_asked_for_is_not_taken_for_ours(
+    tiny: Path, tmp_path: Path, quantize: Quantize
+) -> None:
+    quantize(tiny, tmp_path / "out")
+    (tmp_path / "out.incomplete").mkdir()
+    (tmp_path / "out" / "SHA256SUMS").unlink()
+    with pytest.raises(DstoolsError, match="exists"):
+        quantize(tiny, tmp_path / "out")
 
 
 def test_a_checkpoint_of_more_shards_than_files_may_be_open_is_converted(
