@@ -35,22 +35,33 @@ MIN_SEQ_LEN = 16  # that a hint recommends
 MAX_LOST = 0.1  # of the conversations without an answer, and of the characters of answers
 LOSSES = {  # what is said of each, and what to do where it is over MAX_LOST
     "unanswered": (
-        "the conversation ends without an answer, as do {} of those read: without answers, the "
-        "text is not what the model will write",
+        "the conversation ends without an answer, as do {share} of those read: without answers, "
+        "the text is not what the model will write",
         'add the answers to messages, or as "raw"; or write {"text": ...}, which is taken as it is',
     ),
     "dropped": (
-        "the chat template drops or changes answers: {} of the characters of the assistant's "
+        "the chat template drops or changes answers: {share} of the characters of the assistant's "
         "turns in all that was read",
         'write {"text": ...} with the whole text, special tokens included, or give the checkpoint '
         "a chat_template.jinja that writes every turn",
     ),
     "earlier reasoning": (
-        "the chat template leaves out the reasoning of earlier turns, as in serving: {} of the "
-        "characters of the assistant's turns in all that was read",
+        "the chat template leaves out the reasoning of earlier turns, as in serving: {share} of "
+        "the characters of the assistant's turns in all that was read",
         "",
     ),
+    "unread": (
+        "text of the assistant is under {name}, which neither dstools nor the chat template reads: "
+        "{share} of the characters of the assistant's turns in all that was read",
+        "rename the key to reasoning_content if it is the reasoning; else remove it",
+    ),
+    "doubled": (
+        "a message begins or ends with {name}, which the chat template writes as well, and so do "
+        "messages in {share} of the conversations read: they went through a template before",
+        'write {"text": ...}, which is taken as it is, or remove what the template writes',
+    ),
 }
+PER_CONVERSATION = ("unanswered", "doubled")  # others are counted in characters
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -99,9 +110,9 @@ def read_corpus(
     keys are ignored. In any other file every paragraph is a document: lines up to a blank line.
     Both may be compressed by gzip. In Parquet, columns take the place of the keys. Documents are
     taken in the order of numpy's PCG64(seed), each with the special tokens that the tokenizer adds
-    (mostly BOS), joined, and cut every `seq_len` tokens, so a sample may hold several documents or
-    a part of one. at_least: accept a file with this many samples, fewer than `samples`, and take
-    what it has.
+    (mostly BOS; none if the text begins with BOS), joined, and cut every `seq_len` tokens, so a
+    sample may hold several documents or a part of one. at_least: accept a file with this many
+    samples, fewer than `samples`, and take what it has.
 
     Raises DstoolsError, naming file and line, for a malformed document, one over 16 MiB, a token
     beyond the `vocab_size` rows of the embedding, and conversations of which more than MAX_LOST
@@ -230,7 +241,11 @@ class _Reader:
     def encode(self, start: int, document: str | Conversation) -> list[int]:
         """Return the ids of a document."""
         if isinstance(document, str):
-            ids: list[int] = self.tokenizer(document, verbose=False)["input_ids"]
+            bos = self.tokenizer.bos_token  # a text that begins with it has its special tokens
+            is_rendered = bool(bos) and document.startswith(bos)
+            ids: list[int] = self.tokenizer(
+                document, verbose=False, add_special_tokens=not is_rendered
+            )["input_ids"]
             return ids
         if not self.tokenizer.chat_template:
             raise self.error(
@@ -268,27 +283,33 @@ class _Losses:
     def __init__(self) -> None:
         self.conversations = self.characters = 0
         self.lost = dict.fromkeys(LOSSES, 0)
-        self.first: dict[str, int] = {}  # the byte at which the document starts
+        self.first: dict[str, tuple[int, str]] = {}  # the byte it starts at; a key, a token
 
     def count(self, start: int, conversation: Conversation, rendered: Rendered) -> None:
         """Add the conversation at byte `start`."""
         self.conversations += 1
         self.characters += rendered.characters
-        unanswered = 0 if conversation.is_answered else 1
-        counts = (unanswered, rendered.dropped, rendered.earlier_reasoning)
-        for what, count in zip(LOSSES, counts, strict=True):
+        found = (
+            (not conversation.is_answered, ""),
+            (rendered.dropped, ""),
+            (rendered.earlier_reasoning, ""),
+            (rendered.unread, rendered.unread_key),
+            (bool(rendered.doubled), rendered.doubled),
+        )
+        for what, (count, name) in zip(LOSSES, found, strict=True):
             self.lost[what] += count
             if count:
-                self.first.setdefault(what, start)
+                self.first.setdefault(what, (start, name))
 
     def warnings(self, place: Callable[[int], str]) -> tuple[str, ...]:
         """Return a warning for each kind of loss. Raises DstoolsError if one is too large."""
         written = []
-        for what, start in self.first.items():
+        for what, (start, name) in self.first.items():
             message, hint = LOSSES[what]
-            total = self.conversations if what == "unanswered" else self.characters
+            total = self.conversations if what in PER_CONVERSATION else self.characters
             share = self.lost[what] / total
-            text = f"{place(start)}: {message.format(f'{share:.1%}')}"
+            message = message.format(share=f"{share:.1%}", name=printable(name))
+            text = f"{place(start)}: {message}"
             if hint and share > MAX_LOST:
                 raise DstoolsError(text, hint)
             written.append(text)

@@ -10,6 +10,7 @@ Earlier turns are what the template makes of them, as in serving.
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.model.beside import CALL_KEYS, missing_calls, squeeze, unknown_texts
 from dstools_converters.model.reasoning import (
     CLOSE,
     OPEN,
@@ -21,7 +22,7 @@ from dstools_converters.model.reasoning import (
 )
 from dstools_converters.model.tokenizer import chat_text
 
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 ANSWER = "the answer of the probe"  # not part of any template
 ROW_HINT = 'a line is {"text": "..."} or {"messages": [{"role": "...", "content": "..."}, ...]}'
 
@@ -32,6 +33,7 @@ class Turn(NamedTuple):
     message: dict[str, Any]  # role, tool calls and the like, without content and reasoning
     parts: Parts  # of the content
     text: str  # the content, with the reasoning in
+    original: dict[str, Any] | None = None  # as the row has it; None: from a record
 
 
 class Conversation(NamedTuple):
@@ -48,6 +50,9 @@ class Rendered(NamedTuple):
     characters: int
     dropped: int  # not in `text`
     earlier_reasoning: int  # not in `text` either: the reasoning of turns before the last
+    unread: int = 0  # nor these, the text of keys that are not known
+    unread_key: str = ""  # the first of those
+    doubled: str = ""  # a token of the template's own at the beginning or end of a content
 
 
 # -------------------------------------------------------------------------------------- reading
@@ -59,22 +64,45 @@ def read_conversation(row: dict[str, Any]) -> Conversation:
     A content is a text, or a list of {"type": "text", "text": ...}. The reasoning of an assistant's
     turn is in its content, between <think> and </think> (the opening tag may be missing, where the
     prompt held it), or in one of REASONING_KEYS. Keys with null are ignored: Parquet has every key
-    in every row. Raises DstoolsError, which names neither file nor line, for anything else.
+    in every row. Raises DstoolsError, which names neither file nor line, for anything else, and
+    where the record has another answer than the messages.
     """
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         raise DstoolsError("messages must be a list of messages", ROW_HINT)
-    turns = [_turn(f"messages[{n}]", message) for n, message in enumerate(messages)]
+    turns = [
+        _turn(f"messages[{n}]", message)._replace(original=message)
+        for n, message in enumerate(messages)
+    ]
+    keys, recorded = _recorded(row)
     if not _is_assistants(turns[-1]):
-        raw, answer = row.get("raw"), row.get("answer")
-        if isinstance(raw, str) and raw.strip():
-            turns.append(_assistants({"role": "assistant"}, raw, None))
-        elif isinstance(answer, str) and "reasoning" in row:
-            turns.append(_assistants({"role": "assistant"}, answer, row["reasoning"]))
+        turns += recorded
+    elif (
+        recorded and (keys == "raw" or row["reasoning"]) and _said(recorded[0]) != _said(turns[-1])
+    ):
+        raise DstoolsError(
+            f"the last of messages is another answer than {keys}",
+            f"keep one of them: remove {keys}, or remove the last of messages",
+        )
     last = max((n for n, turn in enumerate(turns) if _is_assistants(turn)), default=None)
     if last is None:
         return Conversation(turns, False)
     return Conversation(turns[: last + 1], last + 1 == len(turns))
+
+
+def _recorded(row: dict[str, Any]) -> tuple[str, list[Turn]]:
+    """Return the keys in which a record has its answer, and the answer, if there is one."""
+    raw, reasoning, answer = (row.get(key) for key in ("raw", "reasoning", "answer"))
+    if isinstance(raw, str) and raw.strip():
+        return "raw", [_assistants({"role": "assistant"}, raw, None)]
+    if isinstance(answer, str) and "reasoning" in row:
+        return "reasoning and answer", [_assistants({"role": "assistant"}, answer, reasoning)]
+    return "", []
+
+
+def _said(turn: Turn) -> tuple[str, str]:
+    """Return reasoning and answer of a turn without the white space that spellings differ in."""
+    return squeeze(turn.parts.reasoning or ""), squeeze(turn.parts.answer)
 
 
 def _turn(where: str, message: Any) -> Turn:
@@ -91,7 +119,8 @@ def _turn(where: str, message: Any) -> Turn:
         value = rest.pop(key, None)
         if isinstance(value, str) and value.strip() and reasoning is None:
             reasoning = plain_text(f"{where}.{key}", value)
-    if rest["role"] == "assistant" and (reasoning or rest.get("tool_calls")) and not content:
+    speaks = reasoning or any(rest.get(key) for key in CALL_KEYS)
+    if rest["role"] == "assistant" and speaks and not content:
         return _assistants(rest, "", reasoning)
     if content is None:
         raise DstoolsError(f"{where} must have role and content", ROW_HINT)
@@ -161,11 +190,11 @@ def render(tokenizer: Any, turns: list[Turn]) -> Rendered:
     where the template refuses the messages. The tokenizer must have a template.
     """
     text = _text(tokenizer, turns)
-    before = _squeeze(text)  # what is not yet accounted for, from its end
+    squeezed = before = squeeze(text)  # `before`: not yet accounted for, from its end
     characters = dropped = earlier = 0
     for turn in filter(_is_assistants, reversed(turns)):
         for field in ("answer", "reasoning"):
-            wanted = _squeeze(getattr(turn.parts, field) or "")
+            wanted = squeeze(getattr(turn.parts, field) or "")
             characters += len(wanted)
             place = before.rfind(wanted)
             if place >= 0:
@@ -174,7 +203,41 @@ def render(tokenizer: Any, turns: list[Turn]) -> Rendered:
                 earlier += len(wanted)
             else:
                 dropped += len(wanted)
-    return Rendered(text, characters, dropped, earlier)
+    answers = [turn for turn in turns if _is_assistants(turn) and turn.original]
+    contents = [squeeze(part or "") for turn in turns for part in turn.parts]
+    others = [content for content in contents if content and content in squeezed]
+    calls = missing_calls([turn.original or {} for turn in answers], squeezed, others)
+    unread = [
+        (key, len(words))
+        for turn in answers
+        for key, words in unknown_texts(turn.original or {})
+        if words not in squeezed and words not in squeeze(turn.text)
+    ]
+    unread_characters = sum(count for _, count in unread)
+    return Rendered(
+        text,
+        characters + calls[0] + unread_characters,
+        dropped + calls[1],
+        earlier,
+        unread_characters,
+        unread[0][0] if unread else "",
+        _doubled(tokenizer, turns, text),
+    )
+
+
+def _doubled(tokenizer: Any, turns: list[Turn], rendered: str) -> str:
+    """Return a token at the beginning or end of a content that the template writes as well.
+
+    Such a content went through a template before. "" without one.
+    """
+    contents = [turn.text.strip() for turn in turns]
+    for token in map(str, tokenizer.get_added_vocab()):
+        if not token.strip() or token in (OPEN, CLOSE):
+            continue
+        at_an_end = any(text.startswith(token) or text.endswith(token) for text in contents)
+        if at_an_end and rendered.count(token) > sum(text.count(token) for text in contents):
+            return token
+    return ""
 
 
 def _text(tokenizer: Any, turns: list[Turn]) -> str:
@@ -210,13 +273,13 @@ def _has_last_answer(text: str, head: str, turns: list[Turn]) -> bool:
 
     head: the text of the turns before it
     """
-    reasoning, answer = (_squeeze(part or "") for part in turns[-1].parts)
+    reasoning, answer = (squeeze(part or "") for part in turns[-1].parts)
     blocks = 1 + reasoning.count(CLOSE) + answer.count(CLOSE)
     if text.startswith(head):
         text = text.removeprefix(head)
     else:
         blocks += sum(turn.text.count(CLOSE) for turn in turns[:-1])
-    squeezed = _squeeze(text)
+    squeezed = squeeze(text)
     start = squeezed.find(reasoning)
     is_whole = start >= 0 and squeezed.find(answer, start + len(reasoning)) >= 0
     return is_whole and text.count(CLOSE) <= blocks
@@ -238,8 +301,3 @@ def _spliced(tokenizer: Any, turns: list[Turn], thinks: bool) -> str:
         return prompt.rstrip().removesuffix(OPEN) + last.text + after
     plain = plain_opening(prompt, before)
     return prompt + answer_after(prompt, last.parts, plain).text + after
-
-
-def _squeeze(text: str) -> str:
-    """Return `text` with single blanks for white space, which templates trim."""
-    return " ".join(text.split())

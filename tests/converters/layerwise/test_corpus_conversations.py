@@ -109,6 +109,79 @@ def test_reasoning_of_earlier_turns_is_left_out_with_a_warning(
     )
 
 
+def test_text_under_a_key_that_nobody_reads_is_refused_where_it_is_much(
+    folder: Path, tmp_path: Path
+) -> None:
+    set_config(folder, chat_template=TEMPLATE)
+    trace = "I think of it."
+    row = {"messages": [ASK, SAY | {"cot": trace}]}
+    path = write(tmp_path / "data.jsonl", {"text": "a"}, row)
+    error = failure(path, folder, samples=100, seq_len=9)
+    assert str(error).startswith(
+        f"{path}: line 2: text of the assistant is under cot, which neither"
+    )
+    assert "82.4%" in str(error)  # 14 of 3 + 14
+    # the hint works
+    assert "rename the key to reasoning_content" in error.hint
+    write(path, {"text": "a"}, {"messages": [ASK, SAY | {"reasoning_content": trace}]})
+    assert lines_of(path, folder, 2).warnings == ()
+    (warning,) = lines_of(write(path, row, *[{"messages": [ASK, SAY]}] * 50), folder, 51).warnings
+    assert "under cot" in warning
+
+
+def test_calls_of_tools_that_the_template_leaves_out_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    set_config(folder, chat_template=TEMPLATE)
+    call = {"function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    turns = [ASK, {"role": "assistant", "content": "", "tool_calls": [call]}, ASK, SAY]
+    path = write(tmp_path / "data.jsonl", {"messages": turns})
+    error = failure(path, folder, samples=100, seq_len=9)
+    assert "line 1: the chat template drops or changes answers: 84.2%" in str(error)  # 16 of 19
+
+
+def test_a_record_that_contradicts_its_messages_is_named_by_its_line(
+    folder: Path, tmp_path: Path
+) -> None:
+    set_config(folder, chat_template=TEMPLATE)
+    path = write(tmp_path / "data.jsonl", {"text": "a"}, {"messages": [ASK, SAY], "raw": "No"})
+    error = failure(path, folder, samples=100, seq_len=9)
+    assert str(error) == f"{path}: line 2: the last of messages is another answer than raw"
+
+
+def test_a_text_that_begins_with_bos_has_one(folder: Path, tmp_path: Path) -> None:
+    set_config(folder, chat_template=TEMPLATE, add_bos_token=True)
+    tokenizer = load_tokenizer(folder)
+    once = tokenizer.apply_chat_template([ASK, SAY], tokenize=False)
+    assert once.startswith(tokenizer.bos_token)
+    path = tmp_path / "data.jsonl"
+    rows = {"messages": [ASK, SAY]}, {"text": once}
+    first, again = (lines_of(write(path, row), folder, 1).ids.flatten().tolist() for row in rows)
+    assert first == again
+    assert first.count(tokenizer.bos_token_id) == 1
+    (plain,) = (lines_of(write(path, {"text": "Ask"}), folder, 1).ids.flatten().tolist(),)
+    assert plain[0] == tokenizer.bos_token_id  # others get theirs
+
+
+def test_messages_that_went_through_the_template_are_refused_where_they_are_many(
+    folder: Path, tmp_path: Path
+) -> None:
+    set_config(folder, chat_template=TEMPLATE)
+    bos = load_tokenizer(folder).bos_token
+    good, bad = (
+        {"messages": [ASK, SAY]},
+        {"messages": [{"role": "user", "content": f"{bos}A"}, SAY]},
+    )
+    path = write(tmp_path / "data.jsonl", good, bad)
+    error = failure(path, folder, samples=100, seq_len=9)
+    assert str(error).startswith(f"{path}: line 2: a message begins or ends with {bos}, which the")
+    assert "in 50.0% of the conversations" in str(error)
+    (warning,) = lines_of(write(path, bad, *[good] * 9), folder, 10).warnings
+    assert f"{path}: line 1: a message begins or ends with" in warning
+    # the hint works
+    assert lines_of(write(path, good, {"text": f"{bos}A"}), folder, 2).warnings == ()
+
+
 def test_gzip_and_parquet_give_the_samples_of_the_same_jsonl(folder: Path, tmp_path: Path) -> None:
     plain = write(tmp_path / "data.jsonl", *({"text": text} for text in DOCUMENTS))
     packed, table = tmp_path / "data.jsonl.gz", tmp_path / "data.parquet"

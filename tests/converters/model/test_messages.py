@@ -1,6 +1,7 @@
 """Conversations become text with the reasoning of the last answer in, by any template."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ SPELLINGS = {
     "in reasoning": [{"role": "assistant", "content": "It is 56.", "reasoning": TRACE}],
     "in thinking": [{"role": "assistant", "content": "It is 56.", "thinking": TRACE}],
     "without the opening tag": [{"role": "assistant", "content": WHOLE.removeprefix("<think>\n")}],
+    "in thought": [{"role": "assistant", "content": "It is 56.", "thought": TRACE}],
+    "in thoughts": [{"role": "assistant", "content": "It is 56.", "thoughts": TRACE}],
     "in parts": [{"role": "assistant", "content": [{"type": "text", "text": WHOLE}]}],
     "in both": [BESIDE | {"content": WHOLE}],
     "beside nulls": [INLINE | {"reasoning_content": None, "tool_calls": None, "name": None}],
@@ -274,3 +277,148 @@ def test_a_message_that_is_not_one_is_named(message: dict[str, Any], error: str)
         read_conversation({"messages": [ASK, message]})
     assert error in str(caught.value)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"raw": WHOLE + " No."},
+        {"raw": "It is 56."},
+        {"reasoning": "I know.", "answer": "It is 56."},
+    ],
+)
+@pytest.mark.parametrize("last", [INLINE, BESIDE])
+def test_a_record_with_another_answer_than_the_messages_is_refused(
+    record: dict[str, Any], last: dict[str, Any]
+) -> None:
+    with pytest.raises(DstoolsError, match="another answer than") as caught:
+        read_conversation({"messages": [ASK, last], **record})
+    assert str(caught.value).endswith(" and ".join(record))
+    assert f"remove {' and '.join(record)}, or remove the last" in caught.value.hint
+    # each half of the hint works
+    for row in ({"messages": [ASK, last]}, {"messages": [ASK], **record}):
+        assert read_conversation(row).is_answered
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"raw": WHOLE},
+        {"raw": WHOLE.removeprefix("<think>\n")},
+        RECORD,
+        {"raw": ""},
+        {"answer": "56"},
+        {"reasoning": None, "answer": None},
+        {"reasoning": None, "answer": "56"},
+    ],
+)
+def test_a_record_that_says_the_same_as_the_messages_is_read_once(record: dict[str, Any]) -> None:
+    rows = [{"messages": [ASK, BESIDE]}, {"messages": [ASK, BESIDE], **record}]
+    first, second = (read_conversation(row) for row in rows)
+    assert first == second
+
+
+def test_text_under_an_unknown_key_is_counted_unless_it_is_said_elsewhere(
+    rendered: Callable[..., Rendered],
+) -> None:
+    plain = {"role": "assistant", "content": "It is 56."}
+    words = squeezed(TRACE)
+    for key, value in {
+        "reasoning_details": [{"type": "reasoning.text", "text": TRACE, "id": "rs_1"}],
+        "cot": TRACE,
+        "reasoning": {"text": TRACE},  # a known key that holds no text
+    }.items():
+        for template in (VERBATIM, "qwen3", "deepseek_r1_distill"):
+            result = rendered(template, ASK, plain | {key: value})
+            assert (result.unread, result.unread_key) == (len(words), key)
+            assert result.characters == len("It is 56.") + len(words)
+            assert result.dropped == 0
+            assert rendered(template, ASK, BESIDE | {"x": value}).unread == 0  # a copy
+    # another trace than the one that is read
+    result = rendered("qwen3", ASK, BESIDE | {"thinking": "Eight times seven is known to me."})
+    assert (result.unread, result.unread_key) == (
+        len("Eight times seven is known to me."),
+        "thinking",
+    )
+    # Chinese has no blanks
+    assert rendered("qwen3", ASK, plain | {"cot": "\u4e03\u516b\u4e94\u5341\u516d"}).unread == 5
+
+
+def test_labels_and_what_the_template_reads_are_not_unread(
+    rendered: Callable[..., Rendered],
+) -> None:
+    labels = {"id": "msg_1", "model": "x y", "weight": 1, "time": "2026-01-01 10:00", "tags": []}
+    assert rendered("qwen3", ASK, INLINE | labels).unread == 0
+    template = "{% for m in messages %}{{ m.cot }}{{ m.content }}{% endfor %}"
+    assert rendered(template, ASK, INLINE | {"cot": "Seven and eight make it."}).unread == 0
+    asked = ASK | {"cot": "Nobody generates what is here."}
+    assert rendered("qwen3", asked, INLINE).unread == 0
+
+
+WITHOUT_CALLS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+QUOTED = {"query": 'say "What is 7 x 8?"\nand \u00e9', "top": 5, "lang": None}
+
+
+@pytest.mark.parametrize("content", [None, "", "I look it up.", "I ask search for it."])
+@pytest.mark.parametrize("arguments", [QUOTED, json.dumps(QUOTED), "{broken"])
+def test_calls_that_the_template_does_not_write_are_dropped(
+    content: str | None, arguments: Any, rendered: Callable[..., Rendered]
+) -> None:
+    function = {"name": "search", "arguments": arguments}
+    for calls in ({"tool_calls": [{"id": "c", "function": function}]}, {"function_call": function}):
+        messages = [ASK, {"role": "assistant", "content": content} | calls, INLINE]
+        result = rendered(WITHOUT_CALLS, *messages)
+        words = ["search", "{broken"]
+        if "broken" not in str(arguments):
+            words = ["search", "query", "top", 'say "What is 7 x 8?" and \u00e9']
+        assert result.dropped == sum(map(len, words))
+        answers = (content or "", "Seven times eight, is 56.", "It is 56.")
+        assert result.characters == result.dropped + sum(map(len, answers))
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments"),
+    [
+        ("qwen3", QUOTED),
+        ("qwen3", json.dumps(QUOTED)),
+        ("deepseekv3", json.dumps(QUOTED)),
+        ("deepseekv3", json.dumps(QUOTED, ensure_ascii=False)),
+        ("glm4moe", QUOTED),
+        ("qwen3_5_think", QUOTED),
+    ],
+)
+def test_calls_are_found_as_json_and_as_xml(
+    template: str, arguments: Any, rendered: Callable[..., Rendered]
+) -> None:
+    call = {"type": "function", "function": {"name": "search", "arguments": arguments}}
+    calls = {"role": "assistant", "content": "Let me search.", "tool_calls": [call, call]}
+    result = rendered(template, ASK, calls, {"role": "tool", "content": "56"}, INLINE)
+    assert result.text.count("search") == 3
+    assert (result.dropped, result.unread) == (0, 0)
+
+
+def test_the_words_of_a_dropped_call_elsewhere_do_not_hide_it(
+    rendered: Callable[..., Rendered],
+) -> None:
+    ask = {"role": "user", "content": "times 7 8"}
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    asked = [ask, call, {"role": "tool", "content": "times"}, INLINE]
+    assert rendered(WITHOUT_CALLS, *asked).dropped == len("times") + len("b")  # an a is everywhere
+    assert rendered("qwen3", *asked).dropped == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "token"),
+    [
+        ({"role": "assistant", "content": f"{WHOLE}<｜end▁of▁sentence｜>"}, "end"),
+        ({"role": "user", "content": "<｜User｜>7?<｜Assistant｜>"}, "User"),
+        ({"role": "user", "content": "<｜begin▁of▁sentence｜>7?"}, "begin"),
+    ],
+)
+def test_a_content_that_went_through_a_template_is_noticed(
+    message: dict[str, Any], token: str, rendered: Callable[..., Rendered]
+) -> None:
+    assert token in rendered(VERBATIM, ASK, INLINE, message, INLINE).doubled
+    # <think> is a token, too, and a text may speak of tokens
+    speaks = {"role": "user", "content": "What is <｜User｜> for?"}
+    assert rendered(VERBATIM, speaks, INLINE, ASK, INLINE).doubled == ""
