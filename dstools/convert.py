@@ -17,12 +17,11 @@ from dstools.options import (
     option,
     progress_bar,
     show,
-    size,
     terminal,
     warn,
     workers_option,
 )
-from dstools_converters.errors import DstoolsError, Finding
+from dstools_converters.errors import DstoolsError, Finding, size
 
 if TYPE_CHECKING:
     from dstools_converters.plan.plan import Plan

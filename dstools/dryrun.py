@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dstools.options import hint, size, terminal
+from dstools.options import hint, terminal
+from dstools_converters.errors import size
 
 if TYPE_CHECKING:
     from dstools_converters.plan.plan import Plan

@@ -165,12 +165,3 @@ def count_bar(total: int, title: str, unit: str = "it") -> Iterator[Callable[[in
 
     with tqdm(total=total, desc=title, unit=unit, unit_scale=True, smoothing=0.1) as bar:
         yield bar.update
-
-
-def size(nbytes: float) -> str:
-    """Return a number of bytes in powers of a thousand: "1.34 TB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.4g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.4g} TB"

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dstools.options import hint, hint_command, show, size
+from dstools.options import hint, hint_command, show
+from dstools_converters.errors import size
 
 if TYPE_CHECKING:
     from dstools_distill.preview import Preview, Step

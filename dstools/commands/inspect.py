@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dstools.options import Command, hint_command, json_option, show, size, source_argument, warn
+from dstools.options import Command, hint_command, json_option, show, source_argument, warn
+from dstools_converters.errors import size
 
 if TYPE_CHECKING:
     from dstools_converters.inspect import Report

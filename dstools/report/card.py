@@ -1,9 +1,9 @@
 """The report as Markdown, for a model card: tables of the figures, and what was not measured."""
 
-from dstools.options import size
 from dstools.report.figures import Figures
 from dstools.report.numbers import fixed, percent_or_none
 from dstools.report.sheet import Sheet
+from dstools_converters.errors import size
 from dstools_converters.markdown import table, text
 from dstools_converters.sidefiles.data import Data
 

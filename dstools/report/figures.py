@@ -10,9 +10,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from dstools.options import size
 from dstools.report.numbers import TIMES, number, percent
 from dstools.report.sheet import Rounding, Sheet
+from dstools_converters.errors import size
 from dstools_converters.families.names import ROLES
 from dstools_converters.sidefiles.calibration import METHODS
 from dstools_converters.sidefiles.evaluation import LABELS, Evaluation

@@ -2,7 +2,6 @@
 
 from importlib.resources import files
 
-from dstools.options import size
 from dstools.report.figures import Figures
 from dstools.report.numbers import fixed, number, percent
 from dstools.report.plots import Swatch
@@ -14,6 +13,7 @@ from dstools.report.sections import (
 )
 from dstools.report.sheet import Sheet
 from dstools.report.tables import bar, section, swatches, table
+from dstools_converters.errors import size
 from dstools_converters.sidefiles.data import Data
 from dstools_converters.svg import STYLE, text
 

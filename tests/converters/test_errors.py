@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dstools_converters.errors import DstoolsError, Finding, disk_errors, merged, printable
+from dstools_converters.errors import DstoolsError, Finding, disk_errors, merged, printable, size
 
 
 def test_the_constructors_of_a_finding_set_its_level() -> None:
@@ -62,3 +62,12 @@ def test_a_full_disk_is_an_error_that_names_the_file(code: int) -> None:
 def test_any_other_failure_of_the_disk_passes_through() -> None:
     with pytest.raises(PermissionError), disk_errors(Path("out/a")):
         raise PermissionError(errno.EACCES, "denied")
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (5e9, "5 GB"), (1.3421e12, "1.342 TB"),
+     (5e15, "5000 TB")],
+)  # fmt: skip
+def test_a_size_is_spelled_in_powers_of_a_thousand(nbytes: float, text: str) -> None:
+    assert size(nbytes) == text

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dstools.cli import main
-from dstools.options import size
+from dstools_converters.errors import size
 from dstools_converters.sidefiles.carried import carried_files
 
 

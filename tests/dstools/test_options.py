@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from dstools.options import SETTINGS, SIZE, Command, gather, hint_command, option, show, size
+from dstools.options import SETTINGS, SIZE, Command, gather, hint_command, option, show
 
 Run = Callable[..., Result]
 
@@ -48,15 +48,6 @@ def test_the_progress_bar_is_in_bytes_and_only_for_a_terminal(
     assert "convert: 100%" in shown.decode()
     assert "B/s" in shown.decode()
     assert len(ended.stdout.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (5e9, "5 GB"), (1.3421e12, "1.342 TB"),
-     (5e15, "5000 TB")],
-)  # fmt: skip
-def test_a_size_is_spelled_in_powers_of_a_thousand(nbytes: float, text: str) -> None:
-    assert size(nbytes) == text
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dstools_converters.checkpoint.folder import INDEX
-from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors
+from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors, size
 from dstools_converters.files import sync
 from dstools_converters.plan.plan import Plan
 from dstools_converters.sidefiles.calibration import LayerNote
@@ -195,7 +195,7 @@ class Writer:
             if not any(self.work.iterdir()):
                 self.work.rmdir()
             raise DstoolsError(
-                f"{self.out}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free",
+                f"{self.out}: needs {size(needed)}, the disk has {size(free)} free",
                 "free some space, or name a folder on another disk",
             )
 

@@ -1,0 +1,98 @@
+"""`dstools` in a process whose system calls can be made to kill it or to fail.
+
+run = commands(below)                  below: count and act on calls on paths that begin so
+run(args)                              an Outcome: exit code or -9, calls counted, output
+run(args, at=k, mode="kill-before")    see faults.c for the modes
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+HERE = Path(__file__).parent
+MODES = {"count": 0, "kill-before": 1, "kill-after": 2, "kill-torn": 3, "fail": 4}
+
+
+class Outcome(NamedTuple):
+    """What became of a command."""
+
+    code: int  # exit code, or the negative number of the signal
+    calls: int  # that change what is below the path; 0 if it was killed
+    output: str  # stdout and stderr
+
+
+@pytest.fixture(scope="session")
+def faults_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """faults.c, compiled."""
+    library = tmp_path_factory.mktemp("faults") / "faults.so"
+    compiler = os.environ.get("CC", "cc")
+    source = str(HERE / "faults.c")
+    built = subprocess.run(
+        [compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", source, "-o", library, "-ldl"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    return library
+
+
+@pytest.fixture
+def commands(faults_library: Path) -> Iterator[Callable[[Path], Callable[..., Outcome]]]:
+    """Start a runner; it ends with the test."""
+    runner = subprocess.Popen(
+        [sys.executable, str(HERE / "runner.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"LD_PRELOAD": str(faults_library)},
+    )
+
+    def bind(below: Path) -> Callable[..., Outcome]:
+        def run(args: list[str], at: int = 0, mode: str = "count") -> Outcome:
+            request = {"args": args, "below": str(below), "at": at, "mode": MODES[mode]}
+            assert runner.stdin
+            assert runner.stdout
+            runner.stdin.write(json.dumps(request) + "\n")
+            runner.stdin.flush()
+            answer = json.loads(runner.stdout.readline())
+            code = os.waitstatus_to_exitcode(answer["status"])
+            return Outcome(code, answer["calls"], answer["output"])
+
+        return run
+
+    yield bind
+    runner.communicate()
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Iterator[Path]:
+    """Yield an empty folder, in memory where there is a place: thousands of fsyncs take minutes."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="dstools-faults-", dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def digests() -> Callable[[Path], dict[str, str]]:
+    """Return a function that gives the sha256 of every file below a folder."""
+
+    def get(folder: Path) -> dict[str, str]:
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return get
