@@ -18,10 +18,13 @@ from dstools.options import (
     workers_option,
 )
 from dstools.text import TextOptions, read_text, require_torch, text_options
+from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from dstools_converters.checkpoint.inventory import Inventory
+    from dstools_converters.layerwise.corpus import Corpus
     from dstools_converters.sidefiles.evaluation import (
         Activations,
         Evaluation,
@@ -93,7 +96,8 @@ def evaluate(
     Both run one layer at a time from disk in float32, so any size fits. With FP8 weights, MODEL
     runs with and without FP8 activations, and both figures are printed; SRC runs without. MTP
     layers do not run. Hidden states beyond --ram are spilled to TMPDIR. The result is saved as
-    MODEL/eval.json if dstools made the folder.
+    MODEL/eval.json if dstools made the folder; a result of other data or another SRC that it
+    replaces is named first.
     """
     from contextlib import ExitStack
     from tempfile import TemporaryDirectory
@@ -116,6 +120,7 @@ def evaluate(
         ]
         evaluation.activations_of(inventories[0], activations)  # before any text is read
         corpus = read_text(data, inventories[0], text)
+        _announce(inventories, corpus)
         spills = stack.enter_context(TemporaryDirectory(prefix="dstools-eval-"))
         progress = stack.enter_context(
             progress_bar(evaluation.total_bytes(*inventories), "evaluate")
@@ -145,13 +150,43 @@ def _judge(report: "Evaluation", max_kl: float) -> None:
         click.get_current_context().exit(FELL_SHORT)
 
 
+def _announce(inventories: "list[Inventory]", corpus: "Corpus") -> None:
+    """Say before the run which result of other inputs eval.json has, which the new one replaces."""
+    from dstools_converters.layerwise.evaluate import label
+    from dstools_converters.sidefiles.data import Data
+    from dstools_converters.sidefiles.evaluation import EVAL, read_evaluation
+
+    folder = inventories[0].checkpoint.folder
+    if not (folder / EVAL).exists() or not _is_kept(folder):
+        return
+    against = label(inventories[1].checkpoint.folder) if inventories[1:] else None
+    try:
+        former = read_evaluation(folder, inventories[0])
+    except DstoolsError:
+        what = "which cannot be read"
+    else:
+        assert former is not None
+        if (former.data, former.against) == (Data(**corpus.provenance), against):
+            return
+        reference = f" against {former.against}" if former.against else " without --against"
+        of = f"{former.data.samples} samples of {former.data.seq_len}"
+        what = f"of {former.data.name}, {of},{reference}"
+    text = f"note: {folder / EVAL}, {what}, will be replaced; copy it now to keep it"
+    click.echo(terminal(text), err=True)
+
+
+def _is_kept(folder: Path) -> bool:
+    """Return whether eval.json is written: dstools made the folder, outside of a Hub cache."""
+    from dstools_converters.sidefiles.manifest import read_manifest
+
+    return folder.resolve().parent.name != "snapshots" and bool(read_manifest(folder))
+
+
 def _keep(report: "Evaluation", folder: Path) -> None:
     """Write eval.json into a folder that dstools made, a Hub cache's excepted, and say so."""
     from dstools_converters.sidefiles.evaluation import write_evaluation
-    from dstools_converters.sidefiles.manifest import read_manifest
 
-    is_cached = folder.resolve().parent.name == "snapshots"
-    if is_cached or not read_manifest(folder):
+    if not _is_kept(folder):
         return
     click.echo(terminal(f"wrote {write_evaluation(report, folder)}"), err=True)
     hint_command("report", str(folder))

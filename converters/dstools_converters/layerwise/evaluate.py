@@ -94,8 +94,8 @@ def evaluate(
     figures = _figures(choices, scores, kl, flips, predicting_T)
     return Evaluation(
         tool=tool,
-        model=_label(model.checkpoint.folder),
-        against=None if against is None else _label(against.checkpoint.folder),
+        model=label(model.checkpoint.folder),
+        against=None if against is None else label(against.checkpoint.folder),
         data=Data(**corpus.provenance),
         tokens=int(predicting_T.sum()),
         perplexity_against=None if against is None else _perplexity(scores[0], predicting_T),
@@ -186,7 +186,7 @@ def total_bytes(*inventories: Inventory) -> int:
     return total
 
 
-def _label(folder: Path) -> str:
+def label(folder: Path) -> str:
     """Return the name of the folder; of a snapshot in a Hub cache, org/name."""
     folder = folder.resolve()
     owner = folder.parent.parent.name  # of models--org--name/snapshots/REVISION

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dstools.cli import main
+from dstools_converters.errors import DstoolsError
 from dstools_converters.layerwise import corpus
 
 Checkpoint = Callable[..., Path]
@@ -154,6 +155,41 @@ def test_nothing_is_written_into_a_folder_that_dstools_did_not_make(
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
         assert result.stderr == ""
     assert json.loads(result.stdout)["model"] == "me/tiny"
+
+
+def test_a_result_of_other_inputs_is_named_before_it_is_replaced(
+    model: Path, tiny_aligned: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = ["eval", model, "--data", data, "--against", tiny_aligned, *SHORT]
+    kept = model / "eval.json"
+
+    def notes(*args: str | Path) -> list[str]:
+        result = dstools(*args)
+        assert result.exit_code == 0, result.output
+        return [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+
+    assert notes(*compared) == notes(*compared) == []  # the same again
+    of = f"of {data.name}, 4 samples of 24"
+    (note,) = notes("eval", model, "--data", data, *SHORT)
+    end = "will be replaced; copy it now to keep it"
+    assert note == f"note: {kept}, {of}, against {tiny_aligned.name}, {end}"
+    (note,) = notes("eval", model, "--data", data, *SHORT, "--seed", "1")
+    assert note == f"note: {kept}, {of}, without --against, {end}"
+    kept.write_text("{")
+    (note,) = notes(*compared)
+    assert note == f"note: {kept}, which cannot be read, {end}"
+    # it is there until the run ends, so that it can be copied
+    before = kept.read_bytes()
+
+    def stopped(*args: Any, **options: Any) -> None:
+        assert kept.read_bytes() == before
+        raise DstoolsError("stopped")
+
+    monkeypatch.setattr("dstools_converters.layerwise.evaluate.evaluate", stopped)
+    result = dstools("eval", model, "--data", data, *SHORT)
+    assert result.exit_code == 1
+    assert end in result.stderr
+    assert kept.read_bytes() == before
 
 
 def test_hidden_states_spill_into_tmpdir_and_leave_nothing_there(
