@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from dstools_converters.write.stream import Report, Sink
 
 
+TOOL = f"dstools {__version__}"
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """The options of the section Output."""
@@ -81,7 +84,7 @@ def convert(
 
     Raises DstoolsError if OUT exists or is inside a source; a dry run prints that.
     """
-    from dstools_converters.write.stream import run
+    from dstools_converters.write.stream import require_resumable, run
 
     if options.lists_tensors and not options.dry_run:
         raise click.UsageError("--list needs --dry-run")
@@ -90,6 +93,7 @@ def convert(
 
         try:
             _require_place(plan, out)
+            require_resumable(plan, Path(out), TOOL)
             refusal = ""
         except DstoolsError as error:
             refusal = f"{error}; {error.hint}"
@@ -103,7 +107,7 @@ def convert(
         report = run(
             plan,
             Path(out),
-            tool=f"dstools {__version__}",
+            tool=TOOL,
             workers=options.workers,
             is_synced=options.is_synced,
             has_sums=options.has_sums,

@@ -1,6 +1,8 @@
 """The output of --dry-run: equal to what a run then writes, and short for any model."""
 
+import fcntl
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dstools.cli import main
-from dstools_converters.errors import size
+from dstools_converters.errors import DstoolsError, size
 from dstools_converters.sidefiles.carried import carried_files
+from dstools_converters.write.writer import Writer
 
 
 def dstools(*args: str | Path) -> Result:
@@ -198,8 +201,67 @@ def test_the_hint_says_why_the_same_command_would_not_run(tiny: Path, tmp_path: 
         (tiny / "out", f"{tiny / 'out'}: is inside"),
     ):
         assert f"would fail: {why}" in ok("quantize", tiny, out, "--dry-run").stderr
-    (tmp_path / "out.incomplete").mkdir()  # an interrupted run, which may resume
-    assert "--dry-run does it" in ok("quantize", tiny, tmp_path / "out", "--dry-run").stderr
+    (tmp_path / "out.incomplete").mkdir()
+    out = tmp_path / "out"
+    assert f"would fail: {out}: exists" in ok("quantize", tiny, out, "--dry-run").stderr
+    out.rmdir()  # an interrupted run, which may resume
+    assert "--dry-run does it" in ok("quantize", tiny, out, "--dry-run").stderr
+
+
+@pytest.fixture
+def interrupted(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """OUT of a run with ue8m0 scales that stopped before its last rename."""
+    out = tmp_path / "out"
+
+    def stop(writer: Writer, workers: int) -> None:
+        raise DstoolsError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "publish", stop)
+        assert dstools("quantize", tiny, out, "--scale-fmt", "ue8m0").exit_code == 1
+    return out
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("options", "file", "why"),
+    [
+        (["--scale-fmt", "ue8m0"], "", ""),
+        ([], "", "out.incomplete: was begun from another source, with other options"),
+        (["--scale-fmt", "ue8m0"], "notes.txt", "notes.txt: dstools did not write it"),
+    ],
+)
+def test_an_interrupted_run_is_refused_by_both_or_by_neither(
+    options: list[str], file: str, why: str, tiny: Path, interrupted: Path
+) -> None:
+    work = interrupted.with_name("out.incomplete")
+    if file:
+        (work / file).touch()
+    before = content(work)
+    stderr = ok("quantize", tiny, interrupted, *options, "--dry-run").stderr
+    assert content(work) == before
+    result = dstools("quantize", tiny, interrupted, *options)
+    if why:
+        assert "would fail: " in stderr
+        assert why in stderr
+        assert (result.exit_code, why in result.stderr) == (1, True)
+    else:
+        assert "without --dry-run does it" in stderr
+        assert result.exit_code == 0
+
+
+def test_a_run_at_work_is_named_by_a_dry_run(tiny: Path, interrupted: Path) -> None:
+    descriptor = os.open(interrupted.with_name("out.incomplete"), os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        stderr = ok("quantize", tiny, interrupted, "--scale-fmt", "ue8m0", "--dry-run").stderr
+    finally:
+        os.close(descriptor)
+    assert "would fail: " in stderr
+    assert "another run is writing it" in stderr
 
 
 def test_one_shard_is_named_with_its_size(checkpoint: Callable[..., Path], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ the machine, so most records count only until the machine restarts:
     {"opened": shard}             it begins anew; records above of it do not count
 """
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,11 +60,6 @@ class Journal:
         if path.exists():
             with path.open("r+b") as file:
                 self.records = [record for _, record in recover_log(file)]
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Return the fingerprint of the plan that was begun, None where none is recorded."""
-        return self.records[0].get("plan") if self.records else None
 
     def begin(self, fingerprint: str) -> None:
         """Open the journal for the records of this run."""
@@ -164,6 +160,22 @@ class Journal:
             for shard, numbers in jobs.items():
                 done.jobs.setdefault(shard, set()).update(numbers)
         return done
+
+
+def begun_by(path: Path) -> str | None:
+    """Return the fingerprint of the plan that a journal was begun for, None where it was not.
+
+    It is only read: a run may be writing it.
+    """
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        line = file.readline()
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return str(record.get("plan")) if isinstance(record, dict) else None
 
 
 def boot_id() -> str:

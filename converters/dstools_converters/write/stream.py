@@ -21,7 +21,7 @@ from dstools_converters.sidefiles.calibration import LayerNote, WeightNote
 from dstools_converters.write import jobs
 from dstools_converters.write.jobs import Job, jobs_of
 from dstools_converters.write.metadata import side_files
-from dstools_converters.write.writer import Writer
+from dstools_converters.write.writer import Writer, require_own_work
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,11 @@ def run(
     disk, or an `out` that exists. The next run of the same plan resumes where this one stopped.
     """
     start = time.perf_counter()
-    # the journal has numbers of jobs, which another version may give to other jobs
-    fingerprint = f"{plan.digest} {tool} {jobs.PIECE_BYTES}"
     with Writer(
         plan,
         out,
         lambda w: side_files(plan, tool, w.notes.values(), w.layers),
-        fingerprint,
+        _fingerprint(plan, tool),
         is_synced=is_synced,
         has_sums=has_sums,
     ) as writer:
@@ -124,6 +122,16 @@ def _do_jobs(
         if inventory is not None:
             inventory.checkpoint.check_unmoved()
     return queue
+
+
+def require_resumable(plan: Plan, out: Path, tool: str) -> None:
+    """Raise DstoolsError where `run` would refuse what an earlier run has left; write nothing."""
+    require_own_work(out, _fingerprint(plan, tool))
+
+
+def _fingerprint(plan: Plan, tool: str) -> str:
+    # the journal has numbers of jobs, which another version may give to other jobs
+    return f"{plan.digest} {tool} {jobs.PIECE_BYTES}"
 
 
 def _counts(plan: Plan, writer: Writer) -> dict[str, int]:

@@ -23,9 +23,10 @@ from dstools_converters.files import sync
 from dstools_converters.plan.plan import Plan
 from dstools_converters.sidefiles.calibration import LayerNote
 from dstools_converters.sidefiles.sums import SUMS, format_sums, sha256_of, sums_of
-from dstools_converters.write.journal import JOURNAL, Journal, Note, Notes
+from dstools_converters.write.journal import JOURNAL, Journal, Note, Notes, begun_by
 from dstools_converters.write.metadata import read_back
 
+MODEL, CALIBRATION = "model", "calibration"  # folders in OUT.incomplete
 Files = dict[str, Path | bytes]  # beside the shards, by path in the folder
 
 
@@ -46,9 +47,9 @@ class Writer:
         self.fingerprint = fingerprint  # of all that decides which job writes which bytes
         self.files = files  # called when all jobs, and so their notes, are done
         self.out = out
-        self.work = out.with_name(out.name + ".incomplete")
-        self.model = self.work / "model"
-        self.calibration = self.work / "calibration"
+        self.work = work_folder(out)
+        self.model = self.work / MODEL
+        self.calibration = self.work / CALIBRATION
         self.is_synced = is_synced
         self.has_sums = has_sums  # SHA256SUMS is written
         self.is_published = False  # by an earlier run that was killed before it had cleaned up
@@ -68,11 +69,11 @@ class Writer:
         plan, or the disk is too small.
         """
         if os.path.lexists(self.out) and not self.work.is_dir():
-            raise self._exists()
+            raise _exists(self.out)
         self.work.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            self._take_lock()
+            _require_own(self.work, self._lock, self.fingerprint, fcntl.LOCK_EX)
             self._journal = Journal(self.work / JOURNAL)
             unsynced = self._resume()
             self._journal.begin(self.fingerprint)
@@ -95,33 +96,9 @@ class Writer:
         self._journal.close()
         os.close(self._lock)
 
-    def _exists(self) -> DstoolsError:
-        return DstoolsError(f"{self.out}: exists", "name a new folder, or delete this one")
-
-    def _take_lock(self) -> None:
-        """Raise DstoolsError where another run holds the folder, or it has files of others."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DstoolsError(
-                f"{self.work}: another run is writing it", "wait for it, or stop it"
-            ) from error
-        for path in self.work.iterdir():
-            if path.name not in (JOURNAL, self.model.name, self.calibration.name):
-                raise DstoolsError(
-                    f"{path}: dstools did not write it",
-                    "move it; the output is worked on in this folder",
-                )
-
     def _resume(self) -> set[int]:
         """Take over what earlier runs did; return the finished shards that are not flushed."""
         journal = self._journal
-        if journal.records and journal.fingerprint != self.fingerprint:
-            raise DstoolsError(
-                f"{self.work}: was begun from another source, with other options or by another "
-                "dstools",
-                "finish that run with its own command, or delete the folder",
-            )
         if os.path.lexists(self.out):
             self._recognize_published()
             return set()
@@ -154,7 +131,7 @@ class Writer:
             is_same = False
         has_sums = (self.out / SUMS).exists()
         if self.model.exists() or not is_same or has_sums != self.has_sums:
-            raise self._exists()
+            raise _exists(self.out)
         self.is_published = True
 
     def _read_progress(self) -> set[int]:
@@ -315,3 +292,50 @@ class Writer:
         shutil.rmtree(self.calibration, ignore_errors=True)
         (self.work / JOURNAL).unlink(missing_ok=True)
         self.work.rmdir()
+
+
+def work_folder(out: Path) -> Path:
+    """Return the folder in which OUT is worked on."""
+    return out.with_name(f"{out.name}.incomplete")
+
+
+def require_own_work(out: Path, fingerprint: str) -> None:
+    """Raise DstoolsError where a run of this fingerprint would refuse OUT.incomplete as it is now.
+
+    Nothing is written.
+    """
+    work = work_folder(out)
+    if not work.is_dir():
+        return
+    descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _require_own(work, descriptor, fingerprint, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+    if os.path.lexists(out) and ((work / MODEL).exists() or not (work / JOURNAL).exists()):
+        raise _exists(out)
+
+
+def _require_own(work: Path, descriptor: int, fingerprint: str, lock: int) -> None:
+    """Lock a work folder; raise DstoolsError where it is another run's or has files of others."""
+    try:
+        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
+    except OSError as error:
+        raise DstoolsError(
+            f"{work}: another run is writing it", "wait for it, or stop it"
+        ) from error
+    for path in work.iterdir():
+        if path.name not in (JOURNAL, MODEL, CALIBRATION):
+            raise DstoolsError(
+                f"{path}: dstools did not write it",
+                "move it; the output is worked on in this folder",
+            )
+    if begun_by(work / JOURNAL) not in (None, fingerprint):
+        raise DstoolsError(
+            f"{work}: was begun from another source, with other options or by another dstools",
+            "finish that run with its own command, or delete the folder",
+        )
+
+
+def _exists(out: Path) -> DstoolsError:
+    return DstoolsError(f"{out}: exists", "name a new folder, or delete this one")

@@ -9,7 +9,7 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.sidefiles.calibration import LayerNote
-from dstools_converters.write.journal import Done, Journal
+from dstools_converters.write.journal import Done, Journal, begun_by
 
 SEEN = LayerNote([3, 5], {"latent_amax": 2.5})
 
@@ -58,14 +58,33 @@ def test_the_records_are_as_the_module_describes_them(path: Path) -> None:
 
 def test_a_new_journal_has_no_plan_and_nothing_done(path: Path) -> None:
     journal = Journal(path)
-    assert (journal.fingerprint, journal.records, journal.done()) == (None, [], Done())
+    assert (begun_by(path), journal.records, journal.done()) == (None, [], Done())
     assert journal.named() == set()
+
+
+@pytest.mark.parametrize(
+    ("content", "plan"),
+    [
+        (b"", None),
+        (b'{"plan": "a pl', None),  # torn by a kill, so nothing was begun
+        (b'{"plan": "a plan"}', None),
+        (b"\xff\n", None),
+        (b'{"boot": "first"}\n', "None"),  # of no plan that there is
+        (b'{"plan": "a plan"}\n{"boot"', "a plan"),
+    ],
+)
+def test_the_plan_is_read_without_a_change_to_the_file(
+    path: Path, content: bytes, plan: str | None
+) -> None:
+    path.write_bytes(content)
+    assert begun_by(path) == plan
+    assert path.read_bytes() == content
 
 
 def test_a_second_run_appends_its_boot_and_no_second_plan(path: Path) -> None:
     begun(path).close()
     begun(path, "second").close()
-    assert read(path).fingerprint == "a plan"
+    assert begun_by(path) == "a plan"
     assert path.read_text().splitlines() == [
         '{"plan": "a plan"}',
         '{"boot": "first"}',
