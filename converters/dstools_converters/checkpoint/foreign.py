@@ -4,6 +4,7 @@ Sources: ModelOpt, export/convert_hf_config.py (`hf_quant_config.json`, and `qua
 `quantization_config` without quant_method); vLLM, `get_config_filenames` of its quantizations.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,17 @@ def quantization_name(block: Any) -> str:
     return "" if method is None else f"quant_method {printable(repr(method))}"
 
 
-def refuse_quantization_file(folder: Path) -> None:
-    """Raise DstoolsError where a file beside config.json describes the quantization."""
+def kept_beside(folder: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (file, key, entries) of the lists of kept modules in files beside config.json."""
+    for name, block in _blocks(folder):
+        for key in ("exclude_modules", "modules_to_not_convert"):  # of ModelOpt, AutoAWQ
+            entries = block.get(key) if isinstance(block, dict) else None
+            if isinstance(entries, list):
+                yield name, key, [str(entry) for entry in entries]
+
+
+def _blocks(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the files beside config.json that describe a quantization, and what they hold."""
     for name in QUANTIZATION_FILES:
         path = folder / name
         if not path.is_file():
@@ -38,6 +48,11 @@ def refuse_quantization_file(folder: Path) -> None:
             table = strict_json(content)
         except (OSError, ValueError, RecursionError):
             table = None
-        block = table.get("quantization", table) if isinstance(table, dict) else None
+        yield name, table.get("quantization", table) if isinstance(table, dict) else None
+
+
+def refuse_quantization_file(folder: Path) -> None:
+    """Raise DstoolsError where a file beside config.json describes the quantization."""
+    for name, block in _blocks(folder):
         quantization = quantization_name(block) or "this quantization"
         raise DstoolsError(f"{name}: {quantization} is not supported", HINT)

@@ -5,14 +5,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from dstools_converters.checkpoint.foreign import kept_beside
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
-from dstools_converters.checkpoint.scheme import QUANTIZED_ROLES
+from dstools_converters.checkpoint.scheme import KEPT_LISTS, QUANTIZED_ROLES
 from dstools_converters.checkpoint.storage import CODE_DTYPES
 from dstools_converters.errors import Finding, printable
 from dstools_converters.families.names import EXPERTS, Role
 from dstools_converters.verify.readings import (
     Module,
+    Reading,
     broken_patterns,
     exact_reading,
     kept_lists,
@@ -94,20 +96,38 @@ def check_kept(inventory: Inventory) -> Iterator[Finding]:
 
 
 def _check_lists(inventory: Inventory, quantization: dict[str, Any]) -> Iterator[Finding]:
-    """Yield an error where two lists name different weights."""
+    """Yield where two lists differ: an error in config.json, a warning in a file beside it."""
     lists = kept_lists(quantization)
-    if len(lists) < 2:
-        return
     method = quantization.get("quant_method")
-    readings = [
-        loose_reading({"quant_method": method, key: list(entries)})
-        for key, entries in lists.items()
-    ]
-    for module, _, info in _modules(inventory):
-        if len({reading(module) is None for reading in readings}) > 1:
-            message = f"is named by one of {' and '.join(lists)}; an engine reads only one of them"
-            yield Finding.error("kept-lists", info.where, message, HINT)
-            return
+    if len(lists) > 1:
+        one, other = (
+            loose_reading({"quant_method": method, key: list(entries)})
+            for key, entries in lists.items()
+        )
+        message = _difference(inventory, one, other, *lists)
+        if message:
+            message += "; an engine reads only one of them"
+            yield Finding.error("kept-lists", "config.json", message, HINT)
+    exact, loose = exact_reading(quantization), loose_reading(quantization)
+    for file, key, entries in kept_beside(inventory.checkpoint.folder):
+        beside = loose_reading({"quant_method": "fp8", KEPT_LISTS[1]: entries})
+        message = _difference(inventory, beside, lambda m: exact(m) or loose(m), key, "config.json")
+        if message:
+            hint = f"remove {file}; dstools quantize into another folder does not copy it"
+            yield Finding.warning(
+                "kept-lists", file, f"{message}; some engines read this file first", hint
+            )
+
+
+def _difference(inventory: Inventory, one: Reading, other: Reading, *keys: str) -> str:
+    """Return which of two lists, by their keys, alone names a module; "" where they agree."""
+    first, second = keys
+    for module, _, _ in _modules(inventory):
+        is_named = one(module) is not None
+        if is_named != (other(module) is not None):
+            has, lacks = (first, second) if is_named else (second, first)
+            return f"{has} names {printable(module.name)} as not quantized, {lacks} does not"
+    return ""
 
 
 def check_kept_by(inventory: Inventory, engine: str) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """The list of kept modules is held against the tensors, in both directions."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,12 @@ def test_one_expert_s_name_makes_its_layer_unquantized(engine: str, fp8_keeping:
 def test_two_lists_that_differ_are_an_error(fp8_keeping: Keeping) -> None:
     lists = {"ignored_layers": ["lm_head"], "modules_to_not_convert": ["lm_head", O_PROJ]}
     findings = list(check_kept(opened(fp8_keeping(O_PROJ, **lists))))
-    assert summary(findings) == [("error", "kept-lists", f"{O_PROJ}.weight")]
+    assert [(f.level, f.code, f.where) for f in findings] == [
+        ("error", "kept-lists", "config.json")
+    ]
+    assert f"names {O_PROJ} as not quantized" in findings[0].message
+    assert "ignored_layers" in findings[0].message
+    assert "modules_to_not_convert" in findings[0].message
     same = {"ignored_layers": ["lm_head", O_PROJ], "modules_to_not_convert": [O_PROJ, "lm_head"]}
     assert list(check_kept(opened(fp8_keeping(O_PROJ, **same)))) == []
 
@@ -267,3 +273,44 @@ def test_what_the_hint_says_mends_every_disagreement(
 
 def test_a_checkpoint_that_is_not_quantized_has_no_list(tiny: Path) -> None:
     assert list(check_kept(opened(tiny))) == []
+
+
+NO_LIST = {"quantization": {"quant_algo": "FP8_BLOCK_SCALES"}}
+ATTENTION_1 = {"quantization": {"exclude_modules": ["lm_head", "model.layers.1.self_attn*"]}}
+
+
+@pytest.mark.parametrize(
+    ("kept", "file", "content", "has"),
+    [
+        ([], "hf_quant_config.json", ATTENTION_1, "exclude_modules"),
+        (
+            [O_PROJ],
+            "hf_quant_config.json",
+            {"quantization": {"exclude_modules": []}},
+            "config.json",
+        ),
+        ([O_PROJ], "quant_config.json", {"modules_to_not_convert": ["lm_head"]}, "config.json"),
+        ([O_PROJ], "quant_config.json", {"modules_to_not_convert": [O_PROJ]}, ""),
+        ([], "quant_config.json", {"modules_to_not_convert": ["lm_head"]}, ""),
+        ([O_PROJ], "quant_config.json", {"modules_to_not_convert": None}, ""),
+        ([O_PROJ], "hf_quant_config.json", NO_LIST, ""),
+        ([O_PROJ], "hf_quant_config.json", [], ""),
+    ],
+)
+def test_a_file_beside_with_another_list_is_named_with_both_places_and_a_module(
+    kept: list[str], file: str, content: Any, has: str, fp8_keeping: Keeping
+) -> None:
+    folder = fp8_keeping(*kept, modules_to_not_convert=kept)
+    (folder / file).write_text(json.dumps(content))
+    findings = list(check_kept(opened(folder)))
+    if not has:
+        assert findings == []
+        return
+    (finding,) = findings
+    assert (finding.level, finding.code, finding.where) == ("warning", "kept-lists", file)
+    assert f"{has} names model.layers." in finding.message
+    assert {"exclude_modules", "modules_to_not_convert"} & set(finding.message.split())
+    assert "config.json" in finding.message
+    assert f"remove {file}" in finding.hint
+    (folder / file).unlink()
+    assert list(check_kept(opened(folder))) == []
