@@ -23,7 +23,8 @@ from dstools_converters.files import LFS_HINT, is_lfs_pointer, strict_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-ADAPTER = "adapter_config.json"  # of peft
+ADAPTER = "adapter_config.json"  # of peft, as are its weights
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl",
 )  # fmt: skip
@@ -156,7 +157,7 @@ def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
     """
     if not folder.is_dir():
         raise DstoolsError(f"{folder}: no such folder", "give a checkpoint folder or org/name")
-    if (folder / ADAPTER).exists() and not any((folder / n).exists() for n in (SINGLE, INDEX)):
+    if _is_adapter(folder):
         raise _adapter_alone(folder)
     config = _read_json(folder / "config.json")
     findings: list[Finding] = []
@@ -191,7 +192,17 @@ def _unlisted(folder: Path, listed: set[str]) -> Iterator[Finding]:
     single file, others the shards of the index. Source: modeling_utils.py,
     _get_resolved_checkpoint_files; Blaizzy/mlx-vlm#1464.
     """
-    for name in sorted({path.name for path in folder.glob("*.safetensors")} - listed):
+    for name in ADAPTER_WEIGHTS:
+        if (folder / name).exists():
+            yield Finding.warning(
+                "adapter",
+                name,
+                "is an adapter (LoRA), which is not applied to the weights",
+                "if they do not contain it, merge it first (peft: merge_and_unload); if they do, "
+                "remove it; dstools does not copy it",
+            )
+    others = {path.name for path in folder.glob("*.safetensors")} - listed
+    for name in sorted(others.difference(ADAPTER_WEIGHTS)):
         if name == SINGLE:
             yield Finding.error(
                 "weights-twice",
@@ -210,7 +221,7 @@ def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], 
     """Return {tensor: shard} and the metadata of the index; without an index, the single shard."""
     if not (folder / INDEX).exists():
         if not os.path.lexists(folder / SINGLE):
-            several = len(list(folder.glob("*.safetensors")))
+            several = sum(name.endswith(".safetensors") for name in _weights_of_models(folder))
             if not several:
                 _refuse_other_weights(folder)
             raise DstoolsError(
@@ -240,9 +251,28 @@ def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], 
 def _adapter_alone(folder: Path) -> DstoolsError:
     """Return the refusal of a folder that holds an adapter's weights and no model's."""
     merge = f"PeftModel.from_pretrained(BASE, {str(folder)!r}).merge_and_unload()"
+    has_config = (folder / ADAPTER).exists()
     return DstoolsError(
         f"{folder}: holds an adapter (LoRA), not a model",
-        f"merge it with its base model, {merge}, and save_pretrained the result",
+        f"{'' if has_config else f'restore its {ADAPTER}, then '}merge it with its base model, "
+        f"{merge}, and save_pretrained the result",
+    )
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Return whether a folder has an adapter's files, and no weights of a model in any form."""
+    has_adapter = any((folder / name).exists() for name in (ADAPTER, *ADAPTER_WEIGHTS))
+    return has_adapter and not (folder / INDEX).exists() and not _weights_of_models(folder)
+
+
+def _weights_of_models(folder: Path) -> list[str]:
+    """Return the names of the files of weights, but those of an adapter or of a trainer's state."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in WEIGHT_SUFFIXES
+        and path.name not in ADAPTER_WEIGHTS
+        and not path.name.startswith(TRAINER_STATE)
     )
 
 
@@ -266,11 +296,7 @@ def _unreadable(tensor: str, shard: str) -> Finding:
 
 def _refuse_other_weights(folder: Path) -> None:
     """Raise DstoolsError where the folder holds weights in a form that is not read."""
-    names = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix in WEIGHT_SUFFIXES and not path.name.startswith(TRAINER_STATE)
-    )
+    names = _weights_of_models(folder)
     if names:
         command = f"from_pretrained({str(folder)!r}, dtype='auto').save_pretrained('NEW')"
         raise DstoolsError(

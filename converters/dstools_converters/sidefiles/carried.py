@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.checkpoint.config import check_config, missing_code
-from dstools_converters.checkpoint.folder import ADAPTER, INDEX, WEIGHT_SUFFIXES, Checkpoint
+from dstools_converters.checkpoint.folder import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    INDEX,
+    WEIGHT_SUFFIXES,
+    Checkpoint,
+)
 from dstools_converters.checkpoint.foreign import QUANTIZATION_FILES
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.files import LFS_HINT, is_lfs_pointer
@@ -21,13 +27,17 @@ MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; larger files are other form
 # describe the source, and the output has its own
 WRITTEN = ("config.json", INDEX, MANIFEST, SUMS, SIGNATURE, CALIBRATION, EXPERT_LOAD, EVAL)
 REPORTS = ("report.html", "report.md")
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # read by transformers and engines when they load the folder
 LOADED = (TOKENIZER_CONFIG, "tokenizer.json", "generation_config.json", "special_tokens_map.json")
 MAX_PARSED_BYTES = 1 << 20  # a tokenizer.json takes 0.1 s, which its loader takes anyway
-OF_TRAINING = re.compile(r"checkpoint-\d+|global_step\d+")  # folders of transformers, DeepSpeed
-TRAINER_FILES = ("trainer_state.json", "zero_to_fp32.py")
+# what transformers, DeepSpeed, TensorBoard and W&B leave beside the model that they train
+TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|global_step\d+|runs|wandb")
+TRAINING_FILES = re.compile(
+    r"events\.out\.tfevents.*|trainer_state\.json|latest|zero_to_fp32\.py"
+    r"|(training_args|optimizer|scheduler|rng_state|scaler)[\w.-]*\.(bin|pt|pth)"
+)
+MAX_NAMED = 4  # files that a finding names besides its own
 
 
 def carried_files(folder: Path) -> dict[str, Path]:
@@ -68,21 +78,46 @@ def _survey(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
     files: dict[str, Path] = {}
     findings: list[Finding] = []
     others: set[Path] = set()  # folders of weights or of a training run
+    training: list[str] = []
+    weights: list[str] = []  # in other forms than .safetensors
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if any(part.startswith(".") for part in inside.parts) or others & set(inside.parents):
             continue
         if path.is_dir() and not path.is_symlink():
-            if OF_TRAINING.fullmatch(path.name) or any(map(_is_weights, path.iterdir())):
+            if TRAINING_FOLDERS.fullmatch(path.name):
+                others.add(inside)
+                training.append(f"{inside}/")
+            elif any(map(_is_weights, path.iterdir())):
                 others.add(inside)
                 findings.append(_other_folder(str(inside)))
-        elif not _is_written(str(inside)) and not _is_weights(path):
+        elif TRAINING_FILES.fullmatch(path.name):
+            training.append(str(inside))
+        elif _is_weights(path):
+            if path.suffix != ".safetensors" and path.name not in ADAPTER_WEIGHTS:
+                weights.append(str(inside))
+        elif not _is_written(str(inside)) and not _is_adapter_config(path):
             finding = _fault(path, str(inside))
             if finding is not None:
                 findings.append(finding)
             elif path.is_file():
                 files[str(inside)] = path
+    findings += _left_out("training", training, "is of a training, not of the model")
+    findings += _left_out(
+        "other-weights", weights, "holds weights in another form or by another name"
+    )
     return files, findings
+
+
+def _left_out(code: str, names: list[str], message: str) -> Iterator[Finding]:
+    """Yield one note for all of these files, which the output does not need."""
+    if names:
+        first, *rest = map(printable, names)
+        more = ", ".join(rest[:MAX_NAMED])
+        if len(rest) > MAX_NAMED:
+            more += f" and {len(rest) - MAX_NAMED} more"
+        message = f"{message} (also: {more})" if rest else message
+        yield Finding.note(code, first, message, "dstools does not copy such files")
 
 
 def _is_written(name: str) -> bool:
@@ -91,15 +126,20 @@ def _is_written(name: str) -> bool:
 
 
 def _is_weights(path: Path) -> bool:
-    return path.suffix in WEIGHT_SUFFIXES
+    """Return whether a file is weights, or a link to them under another name."""
+    return path.suffix in WEIGHT_SUFFIXES or (
+        path.is_symlink() and path.readlink().suffix in WEIGHT_SUFFIXES
+    )
+
+
+def _is_adapter_config(path: Path) -> bool:
+    """Return whether it is the config of an adapter beside it, of which `scan` warns."""
+    return path.name == ADAPTER and any(path.with_name(w).exists() for w in ADAPTER_WEIGHTS)
 
 
 def _other_folder(name: str) -> Finding:
     return Finding.note(
-        "subfolder",
-        f"{printable(name)}/",
-        "holds weights of its own, or the state of a training",
-        "dstools does not copy it",
+        "subfolder", f"{printable(name)}/", "holds weights of its own", "dstools does not copy it"
     )
 
 
@@ -114,19 +154,13 @@ def _fault(path: Path, name: str) -> Finding | None:
             f"is a link to {target}",
             "put the file itself there, or remove the link; dstools does not copy it",
         )
-    if path.name in TRAINER_FILES:
-        return Finding.note(
-            "trainer-file", where, "is of a training, not of the model", "dstools does not copy it"
-        )
     if path.name == ADAPTER:
-        has_adapter = any(path.with_name(weights).exists() for weights in ADAPTER_WEIGHTS)
-        if has_adapter:
-            message = "belongs to an adapter; whether it is merged into the weights is not known"
-            hint = "if it is, remove it; if not, merge it first (peft: merge_and_unload)"
-        else:
-            message = "belongs to an adapter that is not there"
-            hint = "remove it: loaders that find it look for the adapter"
-        return Finding.warning("adapter", where, message, f"{hint}; dstools does not copy it")
+        return Finding.warning(
+            "adapter",
+            where,
+            "belongs to an adapter that is not there",
+            "remove it: loaders that find it look for the adapter; dstools does not copy it",
+        )
     if name in QUANTIZATION_FILES:
         return Finding.warning(
             "quantization-file",

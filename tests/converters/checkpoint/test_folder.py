@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from dstools_converters.checkpoint.folder import INDEX, SINGLE, Checkpoint, open_checkpoint, scan
+from dstools_converters.checkpoint.folder import (
+    ADAPTER_WEIGHTS,
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    open_checkpoint,
+    scan,
+)
 from dstools_converters.checkpoint.header import ITEM_BITS
 from dstools_converters.errors import DstoolsError
 
@@ -244,6 +251,37 @@ def test_a_folder_of_an_adapter_alone_is_no_model(tmp_path: Path, config: str | 
     with pytest.raises(DstoolsError, match="holds an adapter") as error:
         open_checkpoint(tmp_path)
     assert "merge_and_unload" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ADAPTER_WEIGHTS)
+def test_an_adapter_is_told_by_its_weights(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(ONE)
+    (tmp_path / "optimizer.pt").write_bytes(b"x")
+    with pytest.raises(DstoolsError, match="holds an adapter") as error:
+        open_checkpoint(tmp_path)
+    assert error.value.hint.startswith("restore its adapter_config.json, then merge it")
+    assert "merge_and_unload" in error.value.hint
+
+
+@pytest.mark.parametrize("adapter", [(), ADAPTER_WEIGHTS])
+def test_a_model_in_another_form_is_not_an_adapter_whatever_config_is_beside(
+    tmp_path: Path, adapter: tuple[str, ...]
+) -> None:
+    for name in ("config.json", "adapter_config.json", "pytorch_model.bin", *adapter):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(DstoolsError, match=r"holds pytorch_model\.bin, but no .safetensors"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ADAPTER_WEIGHTS)
+def test_an_adapter_beside_a_model_is_one_warning_that_it_is_not_applied(
+    tmp_path: Path, name: str
+) -> None:
+    folder = folder_of(tmp_path, TWO_SHARDS, GOOD_MAP)
+    (folder / name).write_bytes(ONE)
+    (finding,) = open_checkpoint(folder).warnings
+    assert (finding.level, finding.code, finding.where) == ("warning", "adapter", name)
+    assert "is not applied" in finding.message
 
 
 def test_two_sets_of_weights_are_said_before_the_shards_that_one_lacks(tmp_path: Path) -> None:

@@ -163,11 +163,11 @@ def test_an_adapter_s_config_is_never_copied(folder: Path, weights: str, inside:
         put(folder, f"{inside}{weights}")
     assert not [name for name in carried_files(folder) if "adapter" in name]
     findings = [f for f in warned(folder) if f.code in ("adapter", "subfolder")]
-    assert [f.where for f in findings] == (
-        ["lora/"] if weights and inside else [f"{inside}adapter_config.json"]
-    )
-    if not inside:
-        assert ("is not known" in findings[0].message) == bool(weights)
+    if weights:  # beside a model they are named when the folder is opened
+        assert [f.where for f in findings] == (["lora/"] if inside else [])
+    else:
+        assert [f.where for f in findings] == [f"{inside}adapter_config.json"]
+        assert "adapter that is not there" in findings[0].message
 
 
 def test_links_that_lead_nowhere_are_named_and_not_copied(folder: Path) -> None:
@@ -193,7 +193,12 @@ def test_links_that_lead_nowhere_are_named_and_not_copied(folder: Path) -> None:
         (["original/params.json", "original/consolidated.00.pth"], "original/"),
         (["onnx/model.onnx", "onnx/config.json"], "onnx/"),
         (["out/last/config.json", "out/last/pytorch_model.bin"], "out/last/"),
-        (["trainer_state.json", "optimizer.pt", "rng_state_0.pth"], "trainer_state.json"),
+        (["trainer_state.json", "optimizer.pt", "rng_state_0.pth"], "optimizer.pt"),
+        (["runs/Nov29/events.out.tfevents.17.host.1.0", "runs/a.json"], "runs/"),
+        (["events.out.tfevents.17.host.1.0"], "events.out.tfevents.17.host.1.0"),
+        (["wandb/run-1/files/config.yaml"], "wandb/"),
+        (["latest", "global_step9/x.pt"], "global_step9/"),
+        (["training_args.bin", "scheduler.pt", "scaler.pt"], "scaler.pt"),
         (["zero_to_fp32.py"], "zero_to_fp32.py"),
     ],
 )
@@ -207,8 +212,38 @@ def test_what_a_training_left_is_a_note_and_not_copied(
     assert [(f.level, f.where) for f in warned(folder)] == [("note", where)]
 
 
+def test_all_that_a_training_left_is_one_line(folder: Path) -> None:
+    names = ["checkpoint-5/config.json", "latest", "optimizer.pt", "rng_state.pth", "scheduler.pt"]
+    for name in [*names, "trainer_state.json", "training_args.bin"]:
+        put(folder, name)
+    (finding,) = warned(folder)
+    assert finding.where == "checkpoint-5/"
+    assert finding.message == (
+        "is of a training, not of the model (also: latest, optimizer.pt, rng_state.pth, "
+        "scheduler.pt and 2 more)"
+    )
+
+
+def test_weights_in_another_form_or_by_another_name_are_one_note(folder: Path) -> None:
+    before = carried_files(folder).keys()
+    put(folder, "pytorch_model.bin")
+    shard = next(folder.glob("*.safetensors"))
+    (folder / "weights").symlink_to(shard.name)
+    assert carried_files(folder).keys() == before
+    (finding,) = warned(folder)
+    assert (finding.level, finding.where) == ("note", "pytorch_model.bin")
+    assert finding.message.endswith("(also: weights)")
+
+
+def test_a_file_under_two_names_is_copied_under_both(folder: Path) -> None:
+    put(folder, "LICENSE")
+    (folder / "NOTICE").symlink_to("LICENSE")
+    assert {"LICENSE", "NOTICE"} <= carried_files(folder).keys()
+    assert warned(folder) == []
+
+
 @pytest.mark.parametrize(
-    "name", ["inference/config_671B.json", "figures/a.png", "docs/checkpoint-500.md", "runs/x.json"]
+    "name", ["inference/config_671B.json", "figures/a.png", "docs/checkpoint-500.md", "latest.md"]
 )
 def test_folders_without_weights_are_copied(folder: Path, name: str) -> None:
     put(folder, name)
