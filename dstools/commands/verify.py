@@ -45,10 +45,23 @@ SHOWN_ALIKE = 5  # of one code
     default=1,
     help="Check for tensor parallelism over this many GPUs; needs --engine.",
 )
+@option(
+    "--sums",
+    "has_sums",
+    section="Checks",
+    is_flag=True,
+    help="Hash the files: against SHA256SUMS, and what the Hub's client left.",
+)
 @workers_option
 @json_option
 def verify(
-    folder: str, source: str | None, engine: "Engine | None", tp: int, workers: int, as_json: bool
+    folder: str,
+    source: str | None,
+    engine: "Engine | None",
+    tp: int,
+    has_sums: bool,
+    workers: int,
+    as_json: bool,
 ) -> None:
     """Check a checkpoint: files, names, shapes, scales, and with --source every element.
 
@@ -56,19 +69,22 @@ def verify(
     """
     from dstools.source import resolve
     from dstools_converters.verify.folder import verify as verify_folder
+    from dstools_converters.verify.hashes import hashed_bytes
 
     if tp > 1 and engine is None:
         raise click.UsageError("--tp needs --engine")
     original = resolve(source) if source else None
-    total = 0
+    place = resolve(folder)
+    total = hashed_bytes(place) if has_sums else 0
     if original is not None:
-        total = sum(path.stat().st_size for path in original.glob("*.safetensors"))
+        total += sum(path.stat().st_size for path in original.glob("*.safetensors"))
     with progress_bar(total, "verify") as progress:
         report = verify_folder(
-            resolve(folder),
+            place,
             source=original,
             engine=engine,
             tp=tp,
+            has_sums=has_sums,
             workers=workers,
             progress=progress,
         )

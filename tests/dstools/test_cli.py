@@ -38,7 +38,7 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "SOURCE", "OUT", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync",
         "--sums", "--no-sums", "--json",
     ],
-    "verify": ["FOLDER", "--source", "--engine", "--tp", "--workers", "--json"],
+    "verify": ["FOLDER", "--source", "--engine", "--tp", "--sums", "--workers", "--json"],
     "compare": ["A", "B", "--max-error", "--workers", "--json"],
     "eval": [
         "MODEL", "--data", "--against", "--activations", "--samples", "--seq-len", "--seed",

@@ -47,7 +47,7 @@ def carried_files(folder: Path) -> dict[str, Path]:
     """
     files, _ = _survey(folder)
     for name, path in files.items():
-        _require_inside(path, folder)
+        require_inside(path, folder)
         if path.stat().st_size > MAX_SIDE_BYTES:
             raise DstoolsError(
                 f"{printable(name)}: {path.stat().st_size} bytes, too large for a side file",
@@ -204,7 +204,7 @@ def _auto_map(path: Path) -> Any:
     return table.get("auto_map") if isinstance(table, dict) else None
 
 
-def _require_inside(path: Path, folder: Path) -> None:
+def require_inside(path: Path, folder: Path) -> None:
     """Raise DstoolsError for a link out of the folder, unless into the blobs of its Hub cache.
 
     The author of a checkpoint may have pointed it at a file of yours, which a push would publish.

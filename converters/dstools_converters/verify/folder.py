@@ -15,6 +15,7 @@ from dstools_converters.sidefiles.carried import check_side_files
 from dstools_converters.sidefiles.manifest import MANIFEST, Manifest, load_manifest
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
+from dstools_converters.verify.hashes import check_hashes
 from dstools_converters.verify.kept import check_kept
 from dstools_converters.verify.roles import check_fused, check_roles
 from dstools_converters.verify.scales import check_kv_scales, check_scales
@@ -49,6 +50,13 @@ class _Results:
     not_checked: list[str] = field(default_factory=list)
     elements_compared: int = 0
 
+    def add_hashes(self, folder: Path, is_asked: bool, workers: int, progress: Progress) -> None:
+        """Check the hashes of files, or say that there are some."""
+        hashes = check_hashes(folder, is_asked=is_asked, workers=workers, progress=progress)
+        self.findings += hashes.findings
+        self.checked += hashes.checked
+        self.not_checked += hashes.not_checked
+
     def has_error(self, codes: Container[str] | None = None) -> bool:
         """Return whether a finding is an error, of one of `codes` if given."""
         return any(
@@ -63,10 +71,13 @@ def verify(
     source: Path | None = None,
     engine: Engine | None = None,
     tp: int = 1,
+    has_sums: bool = False,
     workers: int = 1,
     progress: Progress = lambda nbytes: None,
 ) -> Report:
     """Check `folder` by itself, for an engine, and element by element against `source`.
+
+    `has_sums`: hash its files, too, and compare with SHA256SUMS and what the Hub's client left.
 
     Raises DstoolsError only where there is nothing to check: no folder, no config.json, a source
     that cannot be read.
@@ -75,6 +86,7 @@ def verify(
     results = _Results(findings)
     with checkpoint:
         is_readable = not results.has_error()
+        results.add_hashes(folder, has_sums, workers, progress)
         manifest = _read_manifest(folder, findings)
         if is_readable:
             findings += _check_total(checkpoint, manifest)

@@ -70,3 +70,18 @@ def test_a_pattern_from_the_checkpoint_can_neither_break_nor_stall_verify(
     folder = edited(quantized_by_command, tmp_path / "in", quantization_config=quantization)
     result = dstools("verify", folder)
     assert "warning: config.json: the pattern" in result.stdout
+
+
+def test_sums_names_the_file_that_changed_and_exits_with_3(
+    ok: Run, dstools: Run, tiny: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ok("quantize", tiny, out)
+    assert "not checked: file hashes of SHA256SUMS: --sums; what" in ok("verify", out).stdout
+    assert "hashes of 12 files from SHA256SUMS" in ok("verify", out, "--sums").stdout
+    with (out / "tokenizer.json").open("ab") as file:
+        file.write(b" ")
+    assert "error" not in ok("verify", out).stdout
+    result = dstools("verify", out, "--sums")
+    assert result.exit_code == 3
+    assert "error: tokenizer.json: is not the file that SHA256SUMS lists" in result.stdout

@@ -1,0 +1,158 @@
+"""File hashes: what differs, is missing or was added is named; without --sums a line says so."""
+
+import os
+import subprocess
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from huggingface_hub._local_folder import write_download_metadata
+
+from dstools_converters.sidefiles.sums import SUMS, format_sums
+from dstools_converters.verify.hashes import Checked, check_hashes, hashed_bytes
+
+FILES = {"config.json": b"{}\n", "model.safetensors": bytes(5_000_000), "sub/code.py": b"pass\n"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with SHA256SUMS of all its files."""
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    sums = format_sums({name: sha256(content).hexdigest() for name, content in FILES.items()})
+    (folder / SUMS).write_bytes(sums)
+    return folder
+
+
+@pytest.fixture
+def download(folder: Path) -> Path:
+    """The same, with what the Hub's client leaves in place of SHA256SUMS."""
+    (folder / SUMS).unlink()
+    for name, content in FILES.items():
+        etag = sha256(content).hexdigest()
+        if name != "model.safetensors":
+            command = ["git", "hash-object", folder / name]
+            etag = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        write_download_metadata(folder, name, "c" * 40, etag)
+    return folder
+
+
+def check(folder: Path) -> Checked:
+    return check_hashes(folder, is_asked=True, workers=2)
+
+
+def named(result: Checked) -> list[tuple[str, str, str]]:
+    return [(finding.level, finding.code, finding.where) for finding in result.findings]
+
+
+def flip(path: Path) -> None:
+    """Flip one bit in the middle of a file, and leave its size and times."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_folder_as_it_was_written_has_no_finding(folder: Path) -> None:
+    told: list[int] = []
+    result = check_hashes(folder, is_asked=True, workers=2, progress=told.append)
+    assert result == Checked(checked=["hashes of 3 files from SHA256SUMS"])
+    assert sum(told) == hashed_bytes(folder) == sum(map(len, FILES.values()))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit_is_named_by_its_file(folder: Path, name: str) -> None:
+    flip(folder / name)
+    assert named(check(folder)) == [("error", "sum-differs", name)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit_of_a_download_is_named_by_its_file(download: Path, name: str) -> None:
+    assert check(download).findings == []
+    flip(download / name)
+    (finding,) = check(download).findings
+    assert (finding.level, finding.code, finding.where) == ("error", "sum-differs", name)
+    assert "hf download --force-download" in finding.hint
+
+
+def test_a_damaged_blob_of_the_hub_cache_is_named_by_the_file(tmp_path: Path) -> None:
+    repo = tmp_path / "models--org--name"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "snapshots" / "rev").mkdir(parents=True)
+    for name, content in (("config.json", b"{}"), ("model.safetensors", bytes(1000))):
+        blob = repo / "blobs" / sha256(content).hexdigest()
+        blob.write_bytes(content)
+        (repo / "snapshots" / "rev" / name).symlink_to(
+            os.path.relpath(blob, repo / "snapshots/rev")
+        )
+    snapshot = repo / "snapshots" / "rev"
+    assert check(snapshot) == Checked(checked=["hashes of 2 files from the Hub's client"])
+    flip(snapshot / "model.safetensors")
+    assert named(check(snapshot)) == [("error", "sum-differs", "model.safetensors")]
+
+
+def test_a_missing_file_is_an_error_and_an_added_one_a_warning(folder: Path) -> None:
+    (folder / "sub" / "code.py").unlink()
+    (folder / "sub" / "evil.py").write_text("")
+    for name in ("eval.json", "report.html", "model.sig", ".gitattributes"):  # come later
+        (folder / name).write_text("")
+    assert named(check(folder)) == [
+        ("error", "sum-missing", "sub/code.py"),
+        ("warning", "sum-unlisted", "sub/evil.py"),
+    ]
+
+
+def test_a_file_of_a_download_without_a_hash_is_counted_as_not_checked(download: Path) -> None:
+    (download / "mine.txt").write_text("")
+    assert check(download).not_checked == ["hashes of 1 files: the Hub's client left none"]
+
+
+def test_both_kinds_of_hashes_are_compared(download: Path) -> None:
+    (download / SUMS).write_text(f"{'0' * 64}  config.json\n")
+    result = check(download)
+    assert named(result) == [("error", "sum-differs", "config.json")]
+    assert "SHA256SUMS lists" in result.findings[0].message
+    assert result.checked == [
+        "hashes of 1 files from SHA256SUMS",
+        "hashes of 3 files from the Hub's client",
+    ]
+
+
+def test_a_link_out_of_the_folder_is_not_read(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/etc/passwd")
+    (finding,) = check(folder).findings
+    assert (finding.code, finding.where) == ("sum-unread", "config.json")
+    assert finding.message == "is a link out of the folder"
+
+
+def test_a_pipe_that_the_list_names_does_not_hang(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    assert named(check(folder)) == [("error", "sum-missing", "config.json")]
+
+
+def test_a_list_that_cannot_be_read_is_an_error_with_or_without_the_option(folder: Path) -> None:
+    (folder / SUMS).write_text("nonsense\n")
+    for is_asked in (False, True):
+        (finding,) = check_hashes(folder, is_asked=is_asked, workers=1).findings
+        assert (finding.level, finding.where) == ("error", SUMS)
+        assert finding.message == "line 1 is not a sha256 and a file name"
+    assert hashed_bytes(folder) == 0
+
+
+def test_asking_where_there_are_no_hashes_is_an_error(folder: Path) -> None:
+    (folder / SUMS).unlink()
+    assert named(check(folder)) == [("error", "sums", SUMS)]
+    assert check_hashes(folder, is_asked=False, workers=1) == Checked()
+
+
+def test_hashes_that_were_not_asked_for_are_said_not_to_be_checked(download: Path) -> None:
+    result = check_hashes(download, is_asked=False, workers=1)
+    assert result == Checked(not_checked=["file hashes of the Hub's client: --sums"])
+    (download / SUMS).write_text("")
+    result = check_hashes(download, is_asked=False, workers=1)
+    assert result.not_checked == ["file hashes of SHA256SUMS and the Hub's client: --sums"]
