@@ -40,6 +40,7 @@ class RunOptions:
     workers: int
     is_synced: bool
     has_sums: bool
+    key: Path | None
     as_json: bool
 
 
@@ -69,6 +70,14 @@ run_options = gather(
         default=True,
         help="Write SHA256SUMS, the hash of every file.",
     ),
+    option(
+        "--sign",
+        "key",
+        metavar="KEY.pem",
+        section="Output",
+        type=click.Path(path_type=Path),
+        help="Write model.sig, a signature of the folder, with this elliptic curve key.",
+    ),
     json_option,
 )
 
@@ -86,6 +95,11 @@ def convert(
     """
     from dstools_converters.write.stream import require_resumable, run
 
+    signer = None
+    if options.key is not None:
+        from dstools_converters.sidefiles.signature import load_signer
+
+        signer = load_signer(options.key)  # before hours of work
     if options.lists_tensors and not options.dry_run:
         raise click.UsageError("--list needs --dry-run")
     if options.dry_run:
@@ -111,6 +125,7 @@ def convert(
             workers=options.workers,
             is_synced=options.is_synced,
             has_sums=options.has_sums,
+            sign=signer,
             progress=progress,
             calibrate=calibrate,
         )

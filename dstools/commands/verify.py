@@ -52,6 +52,14 @@ SHOWN_ALIKE = 5  # of one code
     is_flag=True,
     help="Hash the files: against SHA256SUMS, and what the Hub's client left.",
 )
+@option(
+    "--signed-by",
+    "key",
+    metavar="PUB.pem",
+    section="Checks",
+    type=click.Path(path_type=Path),
+    help="Check model.sig, and each file, with this elliptic curve key.",
+)
 @workers_option
 @json_option
 def verify(
@@ -60,6 +68,7 @@ def verify(
     engine: "Engine | None",
     tp: int,
     has_sums: bool,
+    key: Path | None,
     workers: int,
     as_json: bool,
 ) -> None:
@@ -74,6 +83,11 @@ def verify(
     if tp > 1 and engine is None:
         raise click.UsageError("--tp needs --engine")
     original = resolve(source) if source else None
+    signed_by = None
+    if key is not None:
+        from dstools_converters.sidefiles.signature import load_verifier
+
+        signed_by = load_verifier(key)
     place = resolve(folder)
     total = hashed_bytes(place) if has_sums else 0
     if original is not None:
@@ -85,6 +99,7 @@ def verify(
             engine=engine,
             tp=tp,
             has_sums=has_sums,
+            signed_by=signed_by,
             workers=workers,
             progress=progress,
         )

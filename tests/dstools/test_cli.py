@@ -32,13 +32,15 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "SOURCE", "OUT", "--format", "--scale-fmt", "--recipe", "--base", "--lossless",
         "--calibrate", "--method", "--samples", "--seq-len", "--seed", "--ram", "--device",
         "--min-coverage", "--kv-cache", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync",
-        "--sums", "--no-sums", "--json",
+        "--sums", "--no-sums", "--sign", "--json",
     ],
     "dequantize": [
         "SOURCE", "OUT", "--dry-run", "--list", "--workers", "--fsync", "--no-fsync",
-        "--sums", "--no-sums", "--json",
+        "--sums", "--no-sums", "--sign", "--json",
     ],
-    "verify": ["FOLDER", "--source", "--engine", "--tp", "--sums", "--workers", "--json"],
+    "verify": [
+        "FOLDER", "--source", "--engine", "--tp", "--sums", "--signed-by", "--workers", "--json",
+    ],
     "compare": ["A", "B", "--max-error", "--workers", "--json"],
     "eval": [
         "MODEL", "--data", "--against", "--activations", "--samples", "--seq-len", "--seed",

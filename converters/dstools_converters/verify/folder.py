@@ -1,6 +1,6 @@
 """Check a checkpoint folder: by itself, for an engine, and against its source."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.sidefiles.calibration import WeightNote
 from dstools_converters.sidefiles.carried import check_side_files
 from dstools_converters.sidefiles.manifest import MANIFEST, Manifest, load_manifest
+from dstools_converters.sidefiles.sums import SIGNATURE
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
 from dstools_converters.verify.hashes import check_hashes
@@ -21,6 +22,7 @@ from dstools_converters.verify.roles import check_fused, check_roles
 from dstools_converters.verify.scales import check_kv_scales, check_scales
 from dstools_converters.verify.source import check_against
 
+Verifier = Callable[[Path], Finding | None]  # of sidefiles/signature.py
 # Errors after which the bytes may not be what the headers say.
 BREAKS_READING = MISNAMED | {
     *("shard-unreadable", "tensor-twice", "path-outside", "fp8-unknown", "config-mismatch"),
@@ -57,6 +59,15 @@ class _Results:
         self.checked += hashes.checked
         self.not_checked += hashes.not_checked
 
+    def add_signature(self, folder: Path, signed_by: Verifier | None) -> None:
+        """Check the signature, or say that there is one."""
+        if signed_by is not None:
+            finding = signed_by(folder)
+            self.findings += [finding] if finding else []
+            self.checked += [] if finding else ["the signature of every file"]
+        elif (folder / SIGNATURE).exists():
+            self.not_checked.append("the signature: --signed-by")
+
     def has_error(self, codes: Container[str] | None = None) -> bool:
         """Return whether a finding is an error, of one of `codes` if given."""
         return any(
@@ -72,12 +83,14 @@ def verify(
     engine: Engine | None = None,
     tp: int = 1,
     has_sums: bool = False,
+    signed_by: Verifier | None = None,
     workers: int = 1,
     progress: Progress = lambda nbytes: None,
 ) -> Report:
     """Check `folder` by itself, for an engine, and element by element against `source`.
 
     `has_sums`: hash its files, too, and compare with SHA256SUMS and what the Hub's client left.
+    `signed_by`: check the signature of the folder with this.
 
     Raises DstoolsError only where there is nothing to check: no folder, no config.json, a source
     that cannot be read.
@@ -87,6 +100,7 @@ def verify(
     with checkpoint:
         is_readable = not results.has_error()
         results.add_hashes(folder, has_sums, workers, progress)
+        results.add_signature(folder, signed_by)
         manifest = _read_manifest(folder, findings)
         if is_readable:
             findings += _check_total(checkpoint, manifest)

@@ -21,7 +21,7 @@ from dstools_converters.sidefiles.calibration import LayerNote, WeightNote
 from dstools_converters.write import jobs
 from dstools_converters.write.jobs import Job, jobs_of
 from dstools_converters.write.metadata import side_files
-from dstools_converters.write.writer import Writer, require_own_work
+from dstools_converters.write.writer import Sign, Writer, require_own_work
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ def run(
     workers: int,
     is_synced: bool = True,
     has_sums: bool = True,
+    sign: Sign | None = None,
     progress: Progress = lambda nbytes: None,
     calibrate: Callable[[Plan, "Sink"], None] | None = None,
 ) -> Report:
     """Write the folder `out` as `plan` says; `progress` gets the input bytes of each finished job.
-    `has_sums`: write SHA256SUMS, too.
+    `has_sums`: write SHA256SUMS, too; `sign`: and with this the signature of the folder.
 
     `calibrate` first puts into its sink the tensors that the plan leaves to a calibration.
 
@@ -76,6 +77,7 @@ def run(
         _fingerprint(plan, tool),
         is_synced=is_synced,
         has_sums=has_sums,
+        sign=sign,
     ) as writer:
         zeros: set[str] = set()
         if writer.is_published:

@@ -22,12 +22,13 @@ from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors, si
 from dstools_converters.files import sync
 from dstools_converters.plan.plan import Plan
 from dstools_converters.sidefiles.calibration import LayerNote
-from dstools_converters.sidefiles.sums import SUMS, format_sums, sha256_of, sums_of
+from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, format_sums, sha256_of, sums_of
 from dstools_converters.write.journal import JOURNAL, Journal, Note, Notes, begun_by
 from dstools_converters.write.metadata import read_back
 
 MODEL, CALIBRATION = "model", "calibration"  # folders in OUT.incomplete
 Files = dict[str, Path | bytes]  # beside the shards, by path in the folder
+Sign = Callable[[Path], None]  # of sidefiles/signature.py
 
 
 class Writer:
@@ -42,6 +43,7 @@ class Writer:
         *,
         is_synced: bool,
         has_sums: bool,
+        sign: Sign | None,
     ) -> None:
         self.plan = plan
         self.fingerprint = fingerprint  # of all that decides which job writes which bytes
@@ -52,6 +54,7 @@ class Writer:
         self.calibration = self.work / CALIBRATION
         self.is_synced = is_synced
         self.has_sums = has_sums  # SHA256SUMS is written
+        self.sign = sign  # called when the folder it gets has all other files
         self.is_published = False  # by an earlier run that was killed before it had cleaned up
         self.finished: set[int] = set()  # numbers of shards
         self.sha256: dict[int, str] = {}  # of finished shards; an earlier run may have left it out
@@ -129,8 +132,9 @@ class Writer:
             is_same = all((self.out / name).read_bytes() == written[name] for name in written)
         except OSError:
             is_same = False
-        has_sums = (self.out / SUMS).exists()
-        if self.model.exists() or not is_same or has_sums != self.has_sums:
+        is_same &= (self.out / SUMS).exists() == self.has_sums
+        is_same &= (self.out / SIGNATURE).exists() == (self.sign is not None)
+        if self.model.exists() or not is_same:
             raise _exists(self.out)
         self.is_published = True
 
@@ -249,7 +253,7 @@ class Writer:
         self._journal.sync()
 
     def publish(self, workers: int) -> None:
-        """Write the side files, the index last, then SHA256SUMS; rename the folder to OUT."""
+        """Write the side files, the index last, sums and signature; rename the folder to OUT."""
         for flush in self._syncs:
             flush.result()
         folders = {self.model}
@@ -268,6 +272,11 @@ class Writer:
                     sync(target)
         if self.has_sums:
             self._write_sums(files, workers)
+        if self.sign is not None:
+            with disk_errors(self.model / SIGNATURE):
+                self.sign(self.model)
+                if self.is_synced:
+                    sync(self.model / SIGNATURE)
         if self.is_synced:
             for folder in folders:
                 sync(folder)

@@ -103,7 +103,9 @@ def test_a_second_run_at_the_same_time_is_refused(
 ) -> None:
     plan = plain_plan(tiny)
     with (
-        Writer(plan, tmp_path / "out", lambda writer: {}, "", is_synced=False, has_sums=True),
+        Writer(
+            plan, tmp_path / "out", lambda writer: {}, "", is_synced=False, has_sums=True, sign=None
+        ),
         pytest.raises(DstoolsError, match="another run is writing it"),
     ):
         quantize(tiny, tmp_path / "out")

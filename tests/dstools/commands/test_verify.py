@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,3 +86,25 @@ def test_sums_names_the_file_that_changed_and_exits_with_3(
     result = dstools("verify", out, "--sums")
     assert result.exit_code == 3
     assert "error: tokenizer.json: is not the file that SHA256SUMS lists" in result.stdout
+
+
+def test_a_folder_is_signed_and_the_signature_checked(
+    ok: Run, dstools: Run, tiny_fp8: Path, tmp_path: Path
+) -> None:
+    key, public, out = tmp_path / "key.pem", tmp_path / "public.pem", tmp_path / "out"
+    openssl = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key]
+    subprocess.run(openssl, check=True)
+    subprocess.run(["openssl", "ec", "-in", key, "-pubout", "-out", public], check=True)
+    ok("dequantize", tiny_fp8, out, "--sign", key)
+    assert "the signature: --signed-by" in ok("verify", out).stdout
+    good = ok("verify", out, "--signed-by", public, "--sums").stdout
+    assert "the signature of every file" in good
+    with (out / "tokenizer.json").open("ab") as file:
+        file.write(b" ")
+    result = dstools("verify", out, "--signed-by", public)
+    assert result.exit_code == 3
+    assert "error: model.sig: does not hold" in result.stdout
+    assert "tokenizer.json" in result.stdout
+    result = dstools("quantize", tiny_fp8, tmp_path / "new", "--sign", tmp_path / "gone.pem")
+    assert result.exit_code == 1
+    assert not (tmp_path / "new.incomplete").exists()
