@@ -36,7 +36,7 @@ SHOWN_ALIKE = 5  # of one code
     "--engine",
     section="Checks",
     type=click.Choice(["vllm", "sglang", "trtllm", "transformers"]),
-    help="Check the requirements of this engine, from headers alone.",
+    help="Check the requirements of this engine, too.",
 )
 @option(
     "--tp",
@@ -60,6 +60,12 @@ SHOWN_ALIKE = 5  # of one code
     type=click.Path(path_type=Path),
     help="Check model.sig, and each file, with this elliptic curve key.",
 )
+@option(
+    "--headers-only",
+    section="Checks",
+    is_flag=True,
+    help="Read headers and scales, not the weights.",
+)
 @workers_option
 @json_option
 def verify(
@@ -69,10 +75,11 @@ def verify(
     tp: int,
     has_sums: bool,
     key: Path | None,
+    headers_only: bool,
     workers: int,
     as_json: bool,
 ) -> None:
-    """Check a checkpoint: files, names, shapes, scales, and with --source every element.
+    """Check a checkpoint: files, names, shapes and every value, with --source against that.
 
     Prints the findings, then what was checked and what was not. Exits with 3 on any error.
     """
@@ -82,6 +89,8 @@ def verify(
 
     if tp > 1 and engine is None:
         raise click.UsageError("--tp needs --engine")
+    if headers_only and source is not None:
+        raise click.UsageError("--source reads the weights: leave out --headers-only")
     original = resolve(source) if source else None
     signed_by = None
     if key is not None:
@@ -90,8 +99,8 @@ def verify(
         signed_by = load_verifier(key)
     place = resolve(folder)
     total = hashed_bytes(place) if has_sums else 0
-    if original is not None:
-        total += sum(path.stat().st_size for path in original.glob("*.safetensors"))
+    if not headers_only:
+        total += sum(path.stat().st_size for path in place.glob("*.safetensors"))
     with progress_bar(total, "verify") as progress:
         report = verify_folder(
             place,
@@ -100,6 +109,7 @@ def verify(
             tp=tp,
             has_sums=has_sums,
             signed_by=signed_by,
+            headers_only=headers_only,
             workers=workers,
             progress=progress,
         )

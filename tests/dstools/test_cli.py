@@ -39,7 +39,8 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "--sums", "--no-sums", "--sign", "--json",
     ],
     "verify": [
-        "FOLDER", "--source", "--engine", "--tp", "--sums", "--signed-by", "--workers", "--json",
+        "FOLDER", "--source", "--engine", "--tp", "--sums", "--signed-by", "--headers-only",
+        "--workers", "--json",
     ],
     "compare": ["A", "B", "--max-error", "--workers", "--json"],
     "eval": [

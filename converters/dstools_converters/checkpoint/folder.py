@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -34,8 +34,14 @@ MAX_OPEN_FILES = 16  # of a checkpoint that may have thousands
 MADV_POPULATE_READ = 22  # Linux 5.14, mman-common.h; not named in Python 3.11
 
 
+Watch = Callable[[TensorInfo, int, memoryview], object]  # shown a tensor's bytes from an offset on
+
+
 class Checkpoint:
-    """The tensors of a folder, by name, in the order of the shards and of the bytes within them."""
+    """The tensors of a folder, by name, in the order of the shards and of the bytes within them.
+
+    `watch`, where one is set, is shown everything that `read` returns.
+    """
 
     def __init__(
         self,
@@ -52,6 +58,7 @@ class Checkpoint:
         self.shards = shards
         self.index_metadata = index_metadata
         self.warnings = warnings  # of its files: what is beside the checkpoint and not read
+        self.watch: Watch | None = None
         self._files: dict[str, int] = {}
         self._lock = Lock()
 
@@ -107,7 +114,10 @@ class Checkpoint:
                 raise DstoolsError(
                     f"{info.where}: cannot be read ({error.strerror})", "check the disk or mount"
                 ) from error
-        return memoryview(pages)[at - start :]
+        data = memoryview(pages)[at - start :]
+        if self.watch is not None:
+            self.watch(info, begin, data)
+        return data
 
     def check_unmoved(self) -> None:
         """Raise DstoolsError where a shard has changed since the folder was opened."""

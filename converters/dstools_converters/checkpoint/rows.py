@@ -1,5 +1,6 @@
 """Rows of a tensor: read without a copy, and restored to float32 in memory that is reused."""
 
+import math
 import mmap
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.storage import FLOATS
 from dstools_converters.errors import DstoolsError
 from dstools_kernels.formats import block_fp8, lattice
+from dstools_kernels.fp8 import FiniteDtype
 
 Progress = Callable[[int], object]  # called with the number of input bytes just processed
 SLAB_BYTES = 1 << 20  # of a slab, so that it and its results stay in a level-2 cache
@@ -110,8 +112,8 @@ def restore(
 
 def dequantize_rows(
     inventory: Inventory, info: TensorInfo, first: int, last: int, values: memoryview
-) -> None:
-    """Write rows [first, last) of an FP8 weight as BF16 into `values`.
+) -> memoryview:
+    """Write rows [first, last) of an FP8 weight as BF16 into `values`; return their scales.
 
     Raises DstoolsError where a code or scale is NaN.
     """
@@ -120,6 +122,7 @@ def dequantize_rows(
     scales = read_scales(inventory, info, first, last)
     block = inventory.storage[info.name].block
     block_fp8.dequantize(codes, info.shape[1], scales, values, block)
+    return scales
 
 
 def unlike_dequantized(
@@ -182,11 +185,16 @@ def columns(info: TensorInfo) -> int:
     return max(info.shape[-1] if info.shape else 1, 1)
 
 
-def require_finite(info: TensorInfo, data: memoryview, first_element: int) -> None:
-    """Raise DstoolsError at the first NaN or infinity in `data`, a part of `info`."""
-    bad = block_fp8.first_non_finite(data, info.dtype)  # type: ignore[arg-type]  # a FiniteDtype
-    if bad >= 0:
-        raise not_finite(info, first_element + bad)
+def require_finite(info: TensorInfo, data: memoryview, first_element: int) -> float:
+    """Return the largest magnitude in `data`, a part of `info`; its dtype is a FiniteDtype.
+
+    Raises DstoolsError at the first NaN or infinity.
+    """
+    dtype: FiniteDtype = info.dtype  # type: ignore[assignment]
+    largest = block_fp8.largest_magnitude(data, dtype)
+    if math.isfinite(largest):
+        return largest
+    raise not_finite(info, first_element + block_fp8.first_non_finite(data, dtype))
 
 
 def not_finite(info: TensorInfo, element: int) -> DstoolsError:

@@ -1,6 +1,8 @@
-"""Weights that are all zeros: of a shard that was never written, or a merge that failed."""
+"""Zeros where numbers should be: of a download cut short, or a merge that failed."""
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo
@@ -8,6 +10,7 @@ from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.storage import CODE_DTYPES, FLOATS
 from dstools_converters.errors import Finding, printable
 
+TAIL_BYTES = 4096  # a shard that ends in so many zeros is reported
 HEAD_BYTES = 64  # most weights have another number in these
 STEP_BYTES = 1 << 20
 SHOWN = 8
@@ -15,10 +18,14 @@ SHOWN = 8
 
 def is_zero_weight(inventory: Inventory, info: TensorInfo) -> bool:
     """Return whether a tensor is a weight, not a bias, and all of its elements are zero."""
+    return is_weight(inventory, info) and is_all_zero(inventory.checkpoint, info)
+
+
+def is_weight(inventory: Inventory, info: TensorInfo) -> bool:
+    """Return whether a tensor is a weight, not a bias, of floats or of codes."""
     parsed = inventory.names[info.name]
-    if parsed is None or parsed.part != "weight" or info.dtype not in (*FLOATS, *CODE_DTYPES):
-        return False
-    return is_all_zero(inventory.checkpoint, info)
+    has_numbers = info.dtype in (*FLOATS, *CODE_DTYPES)
+    return has_numbers and parsed is not None and parsed.part == "weight"
 
 
 def is_all_zero(checkpoint: Checkpoint, info: TensorInfo) -> bool:
@@ -44,3 +51,39 @@ def all_zero(names: Sequence[str]) -> Iterator[Finding]:
     if len(names) > SHOWN:
         more = len(names) - SHOWN
         yield Finding.warning("all-zero", f"{more} more weights", "are all zeros")
+
+
+def zero_tails(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Yield a warning for each shard that holds only zeros from some byte on.
+
+    Of a shard that is whole, only its end is read. A last tensor that is all zeros is no reason.
+    """
+    spans: dict[str, tuple[int, int]] = {}  # shard -> offsets of its first and last tensor
+    for info in checkpoint.tensors.values():
+        if info.nbytes:
+            first, _ = spans.get(info.shard, (info.offset, 0))
+            spans[info.shard] = (first, info.offset)
+    for name, (first, last) in spans.items():
+        size = checkpoint.shards[name].nbytes
+        start = _last_byte(checkpoint.folder / name, first, size) + 1
+        if size - start >= TAIL_BYTES and (start > last or last - start >= TAIL_BYTES):
+            yield Finding.warning(
+                "zero-tail",
+                printable(name),
+                f"holds only zeros from byte {start} to its end at {size}, as after a download "
+                "that was interrupted",
+                "compare its hash with the publisher's, or download it again",
+            )
+
+
+def _last_byte(path: Path, first: int, size: int) -> int:
+    """Return the offset of the last byte that is not zero, `first` - 1 without one."""
+    end, step = size, TAIL_BYTES
+    with path.open("rb", buffering=0) as file:
+        while end > first:
+            begin = max(end - step, first)
+            kept = os.pread(file.fileno(), end - begin, begin).rstrip(b"\0")
+            if kept:
+                return begin + len(kept) - 1
+            end, step = begin, STEP_BYTES
+    return first - 1

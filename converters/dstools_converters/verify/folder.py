@@ -9,7 +9,7 @@ from dstools_converters.checkpoint.folder import INDEX, Checkpoint, scan
 from dstools_converters.checkpoint.inventory import Inventory, check, take_inventory
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.checkpoint.tied import check_tied
-from dstools_converters.errors import DstoolsError, Finding, printable
+from dstools_converters.errors import DstoolsError, Finding, merged, printable
 from dstools_converters.sidefiles.calibration import WeightNote
 from dstools_converters.sidefiles.carried import check_side_files
 from dstools_converters.sidefiles.manifest import MANIFEST, Manifest, load_manifest
@@ -21,6 +21,7 @@ from dstools_converters.verify.kept import check_kept
 from dstools_converters.verify.roles import check_fused, check_roles
 from dstools_converters.verify.scales import check_kv_scales, check_scales
 from dstools_converters.verify.source import check_against
+from dstools_converters.verify.values import Values
 
 Verifier = Callable[[Path], Finding | None]  # of sidefiles/signature.py
 # Errors after which the bytes may not be what the headers say.
@@ -75,6 +76,15 @@ class _Results:
             for finding in self.findings
         )
 
+    def add_config(self, error: DstoolsError) -> None:
+        """Add that the config cannot be read."""
+        where, _, message = str(error).partition(": ")
+        # the file that this error is about is not one to remove
+        known = ("quantization-file", where)
+        self.findings[:] = [f for f in self.findings if (f.code, f.where) != known]
+        self.findings.append(Finding.error("config", where, message, error.hint))
+        self.not_checked.append("names, shapes, scales and values: the config cannot be read")
+
 
 def verify(
     folder: Path,
@@ -84,11 +94,14 @@ def verify(
     tp: int = 1,
     has_sums: bool = False,
     signed_by: Verifier | None = None,
+    headers_only: bool = False,
     workers: int = 1,
     progress: Progress = lambda nbytes: None,
 ) -> Report:
     """Check `folder` by itself, for an engine, and element by element against `source`.
 
+    Reads every byte of the weights once, but for `headers_only`, which goes without `source`.
+    `progress` gets the bytes of `folder` that were just read.
     `has_sums`: hash its files, too, and compare with SHA256SUMS and what the Hub's client left.
     `signed_by`: check the signature of the folder with this.
 
@@ -109,15 +122,14 @@ def verify(
         try:
             inventory = take_inventory(checkpoint)
         except DstoolsError as error:
-            where, _, message = str(error).partition(": ")
-            # the file that this error is about is not one to remove
-            findings[:] = [f for f in findings if (f.code, f.where) != ("quantization-file", where)]
-            findings.append(Finding.error("config", where, message, error.hint))
-            results.not_checked.append("names, shapes and scales: the config cannot be read")
+            results.add_config(error)
         else:
             notes = _check_inside(inventory, manifest, results)
             _check_engine(inventory, engine, tp, results)
-            _check_source(inventory, source, manifest, notes, results, workers, progress)
+            values = Values(inventory, progress)
+            checkpoint.watch = values.look
+            _check_source(inventory, source, manifest, notes, results, workers)
+            _check_values(values, headers_only, results, workers)
     if manifest is None:
         results.not_checked.append("who made it: no manifest.json of dstools")
     return Report(
@@ -155,8 +167,6 @@ def _check_inside(
     findings += check_kept(inventory)
     findings += check_scales(inventory, manifest)
     findings += check_kv_scales(inventory)
-    if not results.has_error(BREAKS_READING):
-        findings += check_tied(inventory)
     notes, wrong = check_calibration(inventory, manifest)
     findings += wrong
     results.checked += ["names, shapes and dtypes against the config", "MTP layers", "every scale"]
@@ -180,19 +190,33 @@ def _check_source(
     notes: dict[str, WeightNote] | None,
     results: _Results,
     workers: int,
-    progress: Progress,
 ) -> None:
     if source is None:
-        results.not_checked.append("weights and codes: --source")
+        results.not_checked.append("weights against their source: --source")
     elif results.has_error(BREAKS_READING):
-        results.not_checked.append("weights and codes: first mend the errors above")
+        results.not_checked.append("weights against their source: first mend the errors above")
     else:
         with _open_source(source) as original:
             differences, results.elements_compared = check_against(
-                inventory, take_inventory(original), manifest, notes, workers, progress
+                inventory, take_inventory(original), manifest, notes, workers
             )
         results.findings += differences
         results.checked.append("every element against the source")
+
+
+def _check_values(values: Values, headers_only: bool, results: _Results, workers: int) -> None:
+    if headers_only:
+        results.not_checked.append("values: leave out --headers-only")
+        return
+    if results.has_error(BREAKS_READING):
+        results.not_checked.append("values: first mend the errors above")
+        return
+    results.findings += check_tied(values.inventory)
+    values.inventory.checkpoint.watch = None
+    values.read_rest(workers)
+    known = {finding.where for finding in results.findings if finding.level == "error"}
+    results.findings += merged(values.findings(known))
+    results.checked.append("every value")
 
 
 def _open_source(source: Path) -> Checkpoint:

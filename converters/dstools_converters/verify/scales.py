@@ -7,13 +7,11 @@ import numpy as np
 
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.oddities import absurd_scales
 from dstools_converters.checkpoint.rows import read_scales, restore
 from dstools_converters.checkpoint.storage import FLOATS, SCALE_DTYPES, Storage
 from dstools_converters.errors import DstoolsError, Finding, Level
 from dstools_converters.sidefiles.manifest import Manifest
-from dstools_kernels.fp8 import E4M3_MAX
-
-ABSURD_AMAX = 1e4  # no trained weight comes near; a block that does has a damaged scale
 
 
 def check_scales(inventory: Inventory, manifest: Manifest | None) -> Iterator[Finding]:
@@ -58,13 +56,7 @@ def _check_values(
         yield Finding.error("scale-value", info.where, message)
         return
     scales = np.frombuffer(raw, np.float32)
-    if scales.max() * E4M3_MAX > ABSURD_AMAX:
-        yield Finding.warning(
-            "scale-value",
-            info.where,
-            f"holds {scales.max():g} at {_at(info, int(scales.argmax()))}, a weight of up to "
-            f"{scales.max() * E4M3_MAX:g}",
-        )
+    yield from absurd_scales(info, raw)
     is_power = np.frexp(scales)[0] == 0.5
     if needs_powers and not is_power.all():
         first = int(is_power.argmin())

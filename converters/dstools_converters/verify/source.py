@@ -8,7 +8,6 @@ from dstools_converters.checkpoint.config import sound_config
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import (
-    Progress,
     block_rows,
     columns,
     memory,
@@ -21,7 +20,6 @@ from dstools_converters.checkpoint.rows import (
     width,
 )
 from dstools_converters.checkpoint.storage import FLOATS
-from dstools_converters.checkpoint.zeros import all_zero, is_zero_weight
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.plan.plan import is_left_out
 from dstools_converters.sidefiles.calibration import WeightNote, is_kv_scale
@@ -38,7 +36,6 @@ def check_against(
     manifest: Manifest | None,
     notes: Mapping[str, WeightNote] | None,
     workers: int,
-    progress: Progress,
 ) -> tuple[list[Finding], int]:
     """Return what differs from the source beyond rounding, and how many elements were compared.
 
@@ -51,13 +48,10 @@ def check_against(
         pairs = [(mine, info) for mine, info in pairs if not made.is_quantized(mine)]
         notes = {}
     with ThreadPoolExecutor(workers, "verify") as pool:
-        compared = pool.map(lambda pair: _compare_pair(made, pair, source, manifest, notes), pairs)
-        zeros = []
-        for (finding, is_zero), (_, info) in zip(compared, pairs, strict=True):
-            findings += [finding] if finding else []
-            zeros += [info.name] if is_zero else []
-            progress(info.nbytes)
-    findings += all_zero(zeros)
+        compared = pool.map(
+            lambda pair: _compare_tensor(made, pair[0], source, pair[1], manifest, notes), pairs
+        )
+        findings += [finding for finding in compared if finding is not None]
     return findings, sum(info.numel for _, info in pairs)
 
 
@@ -87,28 +81,16 @@ def _pair_up(
     return findings, pairs
 
 
-def _compare_pair(
-    made: Inventory,
-    pair: tuple[TensorInfo, TensorInfo],
-    source: Inventory,
-    manifest: Manifest | None,
-    notes: Mapping[str, WeightNote],
-) -> tuple[Finding | None, bool]:
-    """Return how a tensor differs from the source; and of one that does not, if it is all zeros."""
-    mine, info = pair
-    finding = _compare_tensor(made, mine, source, info, manifest, notes.get(mine.name))
-    return finding, finding is None and is_zero_weight(source, info)
-
-
 def _compare_tensor(
     made: Inventory,
     mine: TensorInfo,
     source: Inventory,
     info: TensorInfo,
     manifest: Manifest | None,
-    note: WeightNote | None,
+    notes: Mapping[str, WeightNote],
 ) -> Finding | None:
     """Return how a tensor differs from the source: in a byte, or by more than rounding explains."""
+    note = notes.get(mine.name)
     is_mine_fp8, is_fp8 = made.is_quantized(mine), source.is_quantized(info)
     try:
         if note is not None and is_mine_fp8:

@@ -1,12 +1,13 @@
 """Weights that are all zeros are found from a few bytes, exactly, in every dtype."""
 
+import re
 import struct
 from pathlib import Path
 
 import pytest
 
 from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
-from dstools_converters.checkpoint.zeros import all_zero, is_all_zero
+from dstools_converters.checkpoint.zeros import all_zero, is_all_zero, zero_tails
 
 ITEM = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -63,3 +64,47 @@ def test_eight_are_named_and_the_others_counted() -> None:
     assert {f.level for f in findings} == {"warning"}
     assert len(list(all_zero(names[:8]))) == 8
     assert list(all_zero([])) == []
+
+
+def tail_of(folder: Path, *tensors: bytes) -> int | None:
+    """From which byte of the data a shard of these BF16 tensors is reported to be zeros."""
+    entries, end = [], 0
+    for number, data in enumerate(tensors):
+        span = f'"data_offsets": [{end}, {end + len(data)}]'
+        entries.append(f'"t{number}": {{"dtype": "BF16", "shape": [{len(data) // 2}], {span}}}')
+        end += len(data)
+    header = ("{" + ", ".join(entries) + "}").encode()
+    start = 8 + len(header)
+    (folder / "config.json").write_text("{}")
+    shard = folder / "model.safetensors"
+    shard.write_bytes(struct.pack("<Q", len(header)) + header + b"".join(tensors))
+    with open_checkpoint(folder) as checkpoint:
+        findings = list(zero_tails(checkpoint))
+    if not findings:
+        return None
+    (finding,) = findings
+    assert (finding.level, finding.where) == ("warning", shard.name)
+    found = re.fullmatch(
+        rf"holds only zeros from byte (\d+) to its end at {start + end}, .*", finding.message
+    )
+    assert found
+    return int(found[1]) - start
+
+
+FULL = b"\x3f" * 10000
+
+
+def test_zeros_from_within_a_tensor_to_the_end_are_a_tail(tmp_path: Path) -> None:
+    assert tail_of(tmp_path, FULL + bytes(4096)) == 10000
+    assert tail_of(tmp_path, FULL, b"", FULL + bytes(4096)) == 20000
+    assert tail_of(tmp_path, FULL + bytes(4096), bytes(2)) == 10000  # the last tensor is short
+    assert tail_of(tmp_path, FULL + bytes(3 << 20), bytes(64)) == 10000
+    assert tail_of(tmp_path, FULL, bytes(5000), bytes(5000)) == 10000  # two whole tensors
+    assert tail_of(tmp_path, bytes(9000), bytes(9000)) == 0
+
+
+def test_a_few_zeros_and_a_last_tensor_of_zeros_are_no_tail(tmp_path: Path) -> None:
+    assert tail_of(tmp_path, FULL + bytes(4094)) is None
+    assert tail_of(tmp_path, FULL + b"\0\0", bytes(9000)) is None
+    assert tail_of(tmp_path, bytes(9000) + FULL) is None
+    assert tail_of(tmp_path, b"") is None

@@ -96,7 +96,7 @@ def test_a_report_says_what_was_not_checked(tiny_fp8: Path, ask: Ask) -> None:
     assert code == 0
     assert [text.split(":")[0] for text in report["not_checked"]] == [
         "what engines ask for",
-        "weights and codes",
+        "weights against their source",
         "who made it",
     ]
     assert report["elements_compared"] == 0

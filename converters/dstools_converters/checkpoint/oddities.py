@@ -1,0 +1,51 @@
+"""Values that a file may hold and a sound checkpoint does not: warned of by name.
+
+`verify` looks at every byte for them, `quantize` and `dequantize` at what passes through them.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.errors import Finding
+from dstools_kernels.formats import block_fp8
+from dstools_kernels.fp8 import E4M3_MAX, FINITE_MAX
+
+# The largest weight of a block is between these: no trained weight comes near the upper, and the
+# lower is under the floor that quantizers have for a block of zeros.
+SANE_AMAX = (1e-13, 1e4)
+
+
+def clamped(info: TensorInfo, largest: float) -> Iterator[Finding]:
+    """Yield a warning where the largest magnitude of a tensor is the last number of its dtype."""
+    if largest == FINITE_MAX.get(info.dtype):  # type: ignore[call-overload]  # any dtype
+        yield Finding.warning(
+            "clamped",
+            info.where,
+            f"holds {largest:g}, the largest {info.dtype}: it overflowed and was clamped",
+        )
+
+
+def large_weight(info: TensorInfo, scales: memoryview) -> Iterator[Finding]:
+    """Yield a warning where the scales that a weight gets, float32, are of absurd numbers."""
+    amax = block_fp8.largest_magnitude(scales, "F32") * E4M3_MAX
+    if amax > SANE_AMAX[1]:
+        yield Finding.warning(
+            "large-weight", info.where, f"holds {amax:g}; no trained weight comes near"
+        )
+
+
+def absurd_scales(info: TensorInfo, scales: memoryview, first_row: int = 0) -> Iterator[Finding]:
+    """Yield a warning for the largest and for the least of `scales`, if it is out of range.
+
+    `scales`: positive float32, whole rows of `info` from `first_row` on.
+    """
+    values: Sequence[float] = scales.cast("f").tolist()
+    for scale in (max(values, default=1.0), min(values, default=1.0)):
+        amax = scale * E4M3_MAX
+        if not SANE_AMAX[0] < amax < SANE_AMAX[1]:
+            row, col = divmod(values.index(scale), info.shape[1])
+            yield Finding.warning(
+                "scale-value",
+                info.where,
+                f"holds {scale:g} at {[first_row + row, col]}, a weight of up to {amax:g}",
+            )

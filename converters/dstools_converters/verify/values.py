@@ -1,0 +1,102 @@
+"""Check the values of all tensors: NaN and infinity, zeros, and numbers that were clamped.
+
+Every byte is read once: what a comparison with the source reads is looked at on the way.
+"""
+
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
+
+from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.oddities import clamped
+from dstools_converters.checkpoint.rows import Progress, require_finite, width
+from dstools_converters.checkpoint.zeros import all_zero, is_weight, zero_tails
+from dstools_converters.errors import DstoolsError, Finding
+from dstools_kernels.fp8 import NON_FINITE_BITS
+
+PIECE_BYTES = 8 << 20  # mapped at a time; of 4 MiB, mapping costs more than the look
+
+
+@dataclass
+class _Seen:
+    """What has been seen of a tensor."""
+
+    info: TensorInfo
+    until: int = 0  # bytes from its first on that `look` was shown
+    largest: float = 0.0  # magnitude
+    faults: dict[int, Finding] = field(default_factory=dict)  # by the first byte of their piece
+
+
+class Values:
+    """The values of a checkpoint, as far as they have been seen; scales are checked elsewhere.
+
+    `progress` is called with the number of bytes that were not seen before.
+    """
+
+    def __init__(self, inventory: Inventory, progress: Progress) -> None:
+        self.inventory = inventory
+        self.progress = progress
+        self._lock = Lock()
+        self._seen = {
+            info.name: _Seen(info)
+            for info, _ in inventory.weights()
+            if info.dtype in NON_FINITE_BITS
+        }
+
+    def look(self, info: TensorInfo, begin: int, data: memoryview) -> None:
+        """Look at bytes of a tensor from `begin` on, as far as they follow those seen before."""
+        seen = self._seen.get(info.name)
+        if seen is not None and begin <= seen.until < begin + len(data):
+            data = data[seen.until - begin :]
+            at, seen.until = seen.until, seen.until + len(data)
+            self._add(seen, at, data)
+
+    def read_rest(self, workers: int) -> None:
+        """Read all bytes that were not seen, and look at them."""
+        pieces = [
+            (seen, begin, min(begin + PIECE_BYTES, seen.info.nbytes))
+            for seen in self._seen.values()
+            for begin in range(seen.until, seen.info.nbytes, PIECE_BYTES)
+        ]
+        with ThreadPoolExecutor(workers, "verify") as pool:
+            for _ in pool.map(lambda piece: self._read(*piece), pieces):
+                pass
+
+    def findings(self, known: Container[str] = ()) -> Iterator[Finding]:
+        """Yield what is wrong with the values, and what looks so, but of tensors in `known`."""
+        zeros = []
+        for seen in self._seen.values():
+            if seen.info.where in known:
+                continue
+            if seen.faults:
+                yield seen.faults[min(seen.faults)]
+            elif seen.largest == 0 and seen.info.numel and is_weight(self.inventory, seen.info):
+                zeros.append(seen.info.name)
+            else:
+                yield from clamped(seen.info, seen.largest)
+        yield from zero_tails(self.inventory.checkpoint)
+        yield from all_zero(zeros)
+
+    def _read(self, seen: _Seen, begin: int, end: int) -> None:
+        try:
+            data = self.inventory.checkpoint.read(seen.info, begin, end)
+        except DstoolsError as error:
+            seen.faults[begin] = _finding("unreadable", seen.info, error)
+        else:
+            self._add(seen, begin, data)
+
+    def _add(self, seen: _Seen, begin: int, data: memoryview) -> None:
+        largest, info = 0.0, seen.info
+        try:
+            largest = require_finite(info, data, begin // width(info))
+        except DstoolsError as error:
+            seen.faults[begin] = _finding("not-finite", info, error)
+        with self._lock:
+            seen.largest = max(seen.largest, largest)
+            self.progress(len(data))
+
+
+def _finding(code: str, info: TensorInfo, error: DstoolsError) -> Finding:
+    return Finding.error(code, info.where, str(error).removeprefix(f"{info.where}: "), error.hint)

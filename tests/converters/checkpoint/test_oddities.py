@@ -1,0 +1,57 @@
+"""Odd values: the last number of a dtype, and scales of weights that no training makes."""
+
+import struct
+
+import pytest
+
+from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.oddities import absurd_scales, clamped, large_weight
+
+SCALE = TensorInfo("w_scale_inv", "F32", (2, 2), "s.safetensors", 0, 16)
+
+
+def scales(*values: float) -> memoryview:
+    return memoryview(struct.pack(f"<{len(values)}f", *values))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "last", "below"),
+    [
+        ("BF16", (2 - 2**-7) * 2.0**127, (2 - 2**-6) * 2.0**127),
+        ("F16", 65504.0, 65472.0),
+        ("F32", (2 - 2**-23) * 2.0**127, (2 - 2**-22) * 2.0**127),
+    ],
+)
+def test_only_the_last_number_of_a_dtype_is_clamped(dtype: str, last: float, below: float) -> None:
+    info = SCALE._replace(dtype=dtype)
+    (finding,) = clamped(info, last)
+    assert (finding.level, finding.where) == ("warning", info.where)
+    assert list(clamped(info, below)) == []
+    assert list(clamped(info, 0.0)) == []
+
+
+def test_codes_reach_their_last_number_in_every_block() -> None:
+    assert list(clamped(SCALE._replace(dtype="F8_E4M3"), 448.0)) == []
+
+
+def test_scales_are_named_at_both_ends_with_their_position() -> None:
+    high, low = absurd_scales(SCALE, scales(1e-4, 1e-30, 1e30, 1e-3), 6)
+    assert high.message == "holds 1e+30 at [7, 0], a weight of up to 4.48e+32"
+    assert low.message == "holds 1e-30 at [6, 1], a weight of up to 4.48e-28"
+    assert {high.level, low.level} == {"warning"}
+
+
+@pytest.mark.parametrize("scale", [1e4 / 449, 1e-12 / 448, 2.0**-22])
+def test_scales_of_trained_weights_and_of_blocks_of_zeros_are_sane(scale: float) -> None:
+    assert list(absurd_scales(SCALE, scales(scale, scale))) == []
+    assert list(large_weight(SCALE, scales(scale))) == []
+
+
+def test_no_scale_is_not_absurd() -> None:
+    assert list(absurd_scales(SCALE._replace(shape=(0, 2)), scales())) == []
+
+
+def test_a_weight_is_large_by_the_largest_of_its_scales() -> None:
+    (finding,) = large_weight(SCALE._replace(name="w"), scales(1e-4, 100.0, 1e-3))
+    assert finding.where == "s.safetensors: w"
+    assert finding.message.startswith("holds 44800;")
