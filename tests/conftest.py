@@ -13,8 +13,10 @@ import importlib
 import json
 import math
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,6 +103,35 @@ def padded_sample(
         file.chmod(0o444)
     folder.chmod(0o555)
     return folder
+
+
+@pytest.fixture
+def fork_server() -> Iterator[Callable[..., Callable[..., dict[str, Any]]]]:
+    """fork_server(**environment): runner.py, asked by `ask(args=[...])`; ends with the test."""
+    with ExitStack() as stack:
+
+        def start(**environment: str) -> Callable[..., dict[str, Any]]:
+            runner = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(Path(__file__).with_name("runner.py"))],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | environment,
+                )
+            )
+            assert runner.stdin
+            assert runner.stdout
+            requests, answers = runner.stdin, runner.stdout
+
+            def ask(**request: Any) -> dict[str, Any]:
+                requests.write(json.dumps(request) + "\n")
+                requests.flush()
+                return json.loads(answers.readline())  # type: ignore[no-any-return]
+
+            return ask
+
+        yield start
 
 
 Shards = dict[str, dict[str, tuple[str, list[int]]]]  # file -> tensor -> dtype, shape

@@ -6,14 +6,12 @@ run(args, at=k, mode="kill-before")    see faults.c for the modes
 """
 
 import hashlib
-import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -46,31 +44,19 @@ def faults_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def commands(faults_library: Path) -> Iterator[Callable[[Path], Callable[..., Outcome]]]:
+def commands(faults_library: Path, fork_server: Any) -> Callable[[Path], Callable[..., Outcome]]:
     """Start a runner; it ends with the test."""
-    runner = subprocess.Popen(
-        [sys.executable, str(HERE / "runner.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"LD_PRELOAD": str(faults_library)},
-    )
+    ask = fork_server(LD_PRELOAD=str(faults_library))
 
     def bind(below: Path) -> Callable[..., Outcome]:
         def run(args: list[str], at: int = 0, mode: str = "count") -> Outcome:
-            request = {"args": args, "below": str(below), "at": at, "mode": MODES[mode]}
-            assert runner.stdin
-            assert runner.stdout
-            runner.stdin.write(json.dumps(request) + "\n")
-            runner.stdin.flush()
-            answer = json.loads(runner.stdout.readline())
+            answer = ask(args=args, below=str(below), at=at, mode=MODES[mode])
             code = os.waitstatus_to_exitcode(answer["status"])
             return Outcome(code, answer["calls"], answer["output"])
 
         return run
 
-    yield bind
-    runner.communicate()
+    return bind
 
 
 @pytest.fixture

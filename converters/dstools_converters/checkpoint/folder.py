@@ -29,7 +29,9 @@ WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl",
 )  # fmt: skip
 TRAINER_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")  # not weights
-MAX_JSON_BYTES = 1 << 30
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # of WEIGHT_SUFFIXES
+MAX_CONFIG_BYTES = 8 << 20  # a list of kept modules takes 3 MB; parsed, 20 times as much
+MAX_INDEX_BYTES = 64 << 20  # that of DeepSeek-V3 takes 9 MB
 MAX_OPEN_FILES = 16  # of a checkpoint that may have thousands
 MADV_POPULATE_READ = 22  # Linux 5.14, mman-common.h; not named in Python 3.11
 
@@ -169,7 +171,7 @@ def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
         raise DstoolsError(f"{folder}: no such folder", "give a checkpoint folder or org/name")
     if _is_adapter(folder):
         raise _adapter_alone(folder)
-    config = _read_json(folder / "config.json")
+    config = _read_json(folder / "config.json", MAX_CONFIG_BYTES)
     findings: list[Finding] = []
     weight_map, metadata = _read_index(folder, findings)
     findings += _unlisted(folder, set(weight_map.values()))
@@ -239,7 +241,7 @@ def _read_index(folder: Path, findings: list[Finding]) -> tuple[dict[str, str], 
                 "check that the download is complete; a sharded checkpoint needs its index",
             )
         return {"": SINGLE}, None
-    index = _read_json(folder / INDEX)
+    index = _read_json(folder / INDEX, MAX_INDEX_BYTES)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DstoolsError(f"{INDEX}: has no weight_map", "download the index again")
@@ -306,14 +308,17 @@ def _unreadable(tensor: str, shard: str) -> Finding:
 
 def _refuse_other_weights(folder: Path) -> None:
     """Raise DstoolsError where the folder holds weights in a form that is not read."""
-    names = _weights_of_models(folder)
+    indexes = sorted(path.name for path in folder.glob("*.index.json"))  # of other forms
+    names = _weights_of_models(folder) or indexes
     if names:
+        first = names[0]
+        reason = "; pickles are not read" if Path(first).suffix in PICKLES else ""
         command = f"from_pretrained({str(folder)!r}, dtype='auto').save_pretrained('NEW')"
         raise DstoolsError(
-            f"{folder}: holds {printable(names[0])}, but no .safetensors file",
+            f"{folder}: holds {printable(first)}, but no .safetensors file{reason}",
             f"convert it in Python: transformers.AutoModelForCausalLM.{command}; then copy the "
             "tokenizer's files to NEW"
-            if names[0].startswith("pytorch_model")
+            if first.startswith("pytorch_model") and first.endswith(".bin")
             else "only .safetensors files are read; download the model in that form",
         )
 
@@ -365,11 +370,15 @@ def _disagreements(
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
     """Return the JSON object in a file; raises DstoolsError, naming the file, without one."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > MAX_JSON_BYTES:
-            raise DstoolsError(f"{path.name}: is not a regular file, or is too large")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+            raise DstoolsError(
+                f"{path.name}: is not a regular file of {max_bytes >> 20} MiB or less",
+                "download the file again",
+            )
         content = strict_json(path.read_bytes())
     except OSError as error:
         raise DstoolsError(
