@@ -115,6 +115,7 @@ def compare(
     if fsync:
         copy = ["sh", "-c", f"cp -r '{source}' '{out}' && sync '{out}'/* '{out}'"]
     quantize = [*DSTOOLS, "quantize", str(source), str(out), "--workers", str(workers)]
+    quantize.append("--no-sums")  # bench_sums.py has what they cost
     quantize.append("--fsync" if fsync else "--no-fsync")
     for _ in range(runs):
         for name, command in (("cp", copy), ("quantize", quantize)):
