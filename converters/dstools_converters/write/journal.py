@@ -11,8 +11,8 @@ the machine, so most records count only until the machine restarts:
     {"layer": number, "note": …}  a calibration is past this layer       a restart
     {"flushed": [shards]}         all layers above, and the jobs above of these shards, are on disk
     {"written": shard}            all its jobs, and it has its name      a restart, or "opened"
-        with "sha256": hex        of its bytes, if SHA256SUMS is written
     {"synced": shard}             it is on disk                          "opened"
+    {"hashed": [shard, sha256]}   of its bytes, in hexadecimal           "opened"
     {"opened": shard}             it begins anew; records above of it do not count
 """
 
@@ -92,9 +92,13 @@ class Journal:
         """Record that the jobs of these shards until now are on disk."""
         self._append({"flushed": sorted(shards)})
 
-    def written(self, shard: int, sha256: str | None) -> None:
-        """Record that a shard is complete and has its name, and its sha256 if that is known."""
-        self._append({"written": shard} | ({"sha256": sha256} if sha256 else {}))
+    def written(self, shard: int) -> None:
+        """Record that a shard is complete and has its name."""
+        self._append({"written": shard})
+
+    def hashed(self, shard: int, sha256: str) -> None:
+        """Record the sha256 of a complete shard."""
+        self._append({"hashed": [shard, sha256]})
 
     def synced(self, shard: int) -> None:
         """Record that a complete shard is on disk."""
@@ -138,12 +142,10 @@ class Journal:
             elif "synced" in record:
                 done.synced.add(record["synced"])
                 done.finished.add(record["synced"])
-            elif "written" in record:
-                shard = record["written"]
-                if "sha256" in record:
-                    done.sha256[shard] = record["sha256"]
-                if boot == self.boot:
-                    done.finished.add(shard)
+            elif "written" in record and boot == self.boot:
+                done.finished.add(record["written"])
+            elif "hashed" in record:
+                shard, done.sha256[shard] = record["hashed"]
             elif "job" in record:
                 shard, job = record["job"]
                 jobs.setdefault(shard, set()).add(job)

@@ -216,22 +216,22 @@ class Writer:
             os.close(self._files.popitem()[1])
 
     def shard_done(self, number: int) -> None:
-        """Hash a shard whose jobs are all done, record it, and flush it in the background.
+        """Record that all jobs of a shard are done, hash it, and flush it in the background.
 
-        The hash is of the file as it is in the page cache. Raises DstoolsError where an earlier
-        flush has failed.
+        The hash is of the file as it is in the page cache, while the disk takes it. Raises
+        DstoolsError where an earlier flush has failed.
         """
         for flush in self._syncs:
             if flush.done():
                 flush.result()
         name = self.plan.shards[number].name
-        partial = self.model / f"{name}.partial"
-        if self.has_sums:
-            self.sha256[number] = sha256_of(partial)
-        partial.rename(self.model / name)
-        self._journal.written(number, self.sha256.get(number))
+        (self.model / f"{name}.partial").rename(self.model / name)
+        self._journal.written(number)
         os.close(self._files.pop(number))
         self._sync_later(number)
+        if self.has_sums:
+            self.sha256[number] = sha256_of(self.model / name)
+            self._journal.hashed(number, self.sha256[number])
 
     def _sync_later(self, number: int) -> None:
         if self.is_synced:

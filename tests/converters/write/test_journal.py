@@ -40,8 +40,9 @@ def test_the_records_are_as_the_module_describes_them(path: Path) -> None:
     journal.job(1, 2, {"tensor": "w", "recovered": True})
     journal.layer(0, SEEN)
     journal.flushed({4, 1})
-    journal.written(1, "ab")
+    journal.written(1)
     journal.synced(1)
+    journal.hashed(1, "ab")
     journal.close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"plan": "a plan"},
@@ -51,8 +52,9 @@ def test_the_records_are_as_the_module_describes_them(path: Path) -> None:
         {"job": [1, 2], "note": {"tensor": "w", "recovered": True}},
         {"layer": 0, "note": {"expert_load": [3, 5], "cache_amax": {"latent_amax": 2.5}}},
         {"flushed": [1, 4]},
-        {"written": 1, "sha256": "ab"},
+        {"written": 1},
         {"synced": 1},
+        {"hashed": [1, "ab"]},
     ]
 
 
@@ -129,8 +131,8 @@ def test_a_shard_that_is_written_is_finished_until_a_restart_and_a_synced_one_af
     path: Path,
 ) -> None:
     journal = begun(path)
-    journal.written(0, "ab")
-    journal.written(1, None)
+    journal.written(0)
+    journal.written(1)
     journal.synced(1)
     journal.close()
     done = read(path).done()
@@ -144,7 +146,8 @@ def test_a_shard_that_is_written_is_finished_until_a_restart_and_a_synced_one_af
 def test_the_sha256_of_a_shard_outlives_a_restart_but_not_a_new_beginning(path: Path) -> None:
     journal = begun(path)
     for shard in (0, 1):
-        journal.written(shard, f"a{shard}")
+        journal.written(shard)
+        journal.hashed(shard, f"a{shard}")
         journal.synced(shard)
     journal.opened(0)
     journal.close()
@@ -157,7 +160,7 @@ def test_opening_a_shard_voids_all_that_was_recorded_of_it(path: Path) -> None:
         journal.job(shard, 0, None)
         journal.flushed([shard])
         journal.job(shard, 1, None)
-        journal.written(shard, None)
+        journal.written(shard)
         journal.synced(shard)
     journal.opened(0)
     journal.job(0, 5, None)
@@ -217,5 +220,5 @@ def test_a_full_disk_is_an_error_that_names_the_journal(
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(DstoolsError, match=r"journal\.jsonl: No space left on device"):
-        journal.written(0, None)
+        journal.written(0)
     journal.close()
