@@ -1,8 +1,8 @@
 """`dstools` in a process whose system calls can be made to kill it or to fail.
 
-run = commands(below)                  below: count and act on calls on paths that begin so
-run(args)                              an Outcome: exit code or -9, calls counted, output
-run(args, at=k, mode="kill-before")    see faults.c for the modes
+run = commands(below)            below: count and act on calls on paths that begin so
+run(args)                        an Outcome: exit code or -9, calls counted, output
+run(args, at=k, mode="kill")     see faults.c for the modes
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 HERE = Path(__file__).parent
-MODES = {"count": 0, "kill-before": 1, "kill-after": 2, "kill-torn": 3, "fail": 4}
+MODES = {"count": 0, "kill": 1, "tear": 2, "fail": 3}  # of faults.c
 
 
 class Outcome(NamedTuple):

@@ -3,11 +3,10 @@
    Preloaded into a process (LD_PRELOAD), it stands before the C library's calls that write, name,
    remove or flush files. Calls on paths that begin with the armed one are counted over all threads:
 
-       faults_arm(path, k, KILL_BEFORE)    the k-th call is never made
-       faults_arm(path, k, KILL_AFTER)     the process dies right after it
-       faults_arm(path, k, KILL_TORN)      a write of n bytes writes n / 2 and dies; others: before
-       faults_arm(path, k, FAIL)           it and all later ones fail with ENOSPC, flushes with EIO
-       faults_arm(path, 0, 0)              counts only
+       faults_arm(path, k, KILL)    the k-th call is not made; the process dies
+       faults_arm(path, k, TEAR)    the k-th write writes half of its bytes; the process dies
+       faults_arm(path, k, FAIL)    it and all later ones fail with ENOSPC, flushes with EIO
+       faults_arm(path, 0, 0)       counts only
 
    faults_count() returns the calls counted. Built by the tests with `cc -shared -fPIC -ldl`. */
 #define _GNU_SOURCE
@@ -18,11 +17,12 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { KILL_BEFORE = 1, KILL_AFTER, KILL_TORN, FAIL };
+enum { KILL = 1, TEAR, FAIL };
 
 static char folder[4096];
 static long at;
@@ -52,38 +52,36 @@ static int is_file_below(int file) {
     return is_below(path);
 }
 
-/* What to do with a call: 0 make it, else one of the modes. */
-static int begin(int is_ours) {
-    if (!is_ours) return 0;
+/* What to do with a call: 0 make it, TEAR or FAIL. */
+static int begin(int is_ours, int is_write) {
+    if (!is_ours || (what == TEAR && !is_write)) return 0;
     long number = ++count;
     if (what == FAIL) return at && number >= at ? FAIL : 0;
     if (number != at) return 0;
-    if (what == KILL_BEFORE) die();
+    if (what == KILL) die();
     return what;
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
-#define GUARD(ours, fault, call)                                    \
-    int mode = begin(ours);                                         \
-    if (mode == FAIL) return errno = (fault), -1;                   \
-    if (mode == KILL_TORN) die();                                   \
-    __typeof__(call) result = (call);                               \
-    if (mode == KILL_AFTER) die();                                  \
-    return result
+#define GUARD(ours, fault, call)                                     \
+    do {                                                             \
+        if (begin(ours, 0) == FAIL) return errno = (fault), -1;      \
+        return (call);                                               \
+    } while (0)
 
 ssize_t write(int file, const void *data, size_t size) {
-    int mode = begin(is_file_below(file));
+    int mode = begin(is_file_below(file), 1);
     if (mode == FAIL) return errno = ENOSPC, -1;
-    ssize_t written = REAL(write)(file, data, mode == KILL_TORN ? size / 2 : size);
-    if (mode) die();
+    ssize_t written = REAL(write)(file, data, mode == TEAR ? size / 2 : size);
+    if (mode == TEAR) die();
     return written;
 }
 
 ssize_t pwrite64(int file, const void *data, size_t size, off64_t offset) {
-    int mode = begin(is_file_below(file));
+    int mode = begin(is_file_below(file), 1);
     if (mode == FAIL) return errno = ENOSPC, -1;
-    ssize_t written = REAL(pwrite64)(file, data, mode == KILL_TORN ? size / 2 : size, offset);
-    if (mode) die();
+    ssize_t written = REAL(pwrite64)(file, data, mode == TEAR ? size / 2 : size, offset);
+    if (mode == TEAR) die();
     return written;
 }
 
@@ -96,12 +94,7 @@ ssize_t writev(int file, const struct iovec *parts, int n) {
 }
 
 ssize_t sendfile64(int to, int from, off64_t *offset, size_t size) {
-    extern ssize_t sendfile64(int, int, off64_t *, size_t);
     GUARD(is_file_below(to), ENOSPC, REAL(sendfile64)(to, from, offset, size));
-}
-
-ssize_t sendfile(int to, int from, off_t *offset, size_t size) {
-    return sendfile64(to, from, offset, size);
 }
 
 ssize_t copy_file_range(int from, off64_t *at_from, int to, off64_t *at_to, size_t size,
@@ -117,12 +110,8 @@ int ftruncate64(int file, off64_t size) {
 int ftruncate(int file, off_t size) { return ftruncate64(file, size); }
 
 int posix_fallocate64(int file, off64_t offset, off64_t size) { /* returns the error */
-    int mode = begin(is_file_below(file));
-    if (mode == FAIL) return ENOSPC;
-    if (mode == KILL_TORN) die();
-    int error = REAL(posix_fallocate64)(file, offset, size);
-    if (mode == KILL_AFTER) die();
-    return error;
+    if (begin(is_file_below(file), 0) == FAIL) return ENOSPC;
+    return REAL(posix_fallocate64)(file, offset, size);
 }
 
 int posix_fallocate(int file, off_t offset, off_t size) {

@@ -1,9 +1,9 @@
 """Conversions killed, or out of disk space, at every call that writes, names or removes a file.
 
-Each such call of a run is once its last: not made, made by half, or made with nothing after it.
-What is left never looks like a model, unless it is the finished one; the same command completes it,
-with the bytes of a run that was left alone; the source is as it was. The same for a disk that is
-full from that call on, which must be said in one line.
+Each such call of a run is once not made, and each write once made by half. What is left never looks
+like a model, unless it is the finished one; the same command completes it, with the bytes of a run
+that was left alone; the source is as it was. The same for a disk that is full from that call on,
+which must be said in one line.
 """
 
 import json
@@ -20,16 +20,16 @@ Commands = Callable[[Path], Callable[..., Any]]
 Digests = Callable[[Path], dict[str, str]]
 
 
-@pytest.fixture(params=["quantize", "dequantize"])
+@pytest.fixture(params=["quantize", "quantize to one file", "dequantize"])
 def command(
     request: pytest.FixtureRequest, checkpoint: Callable[..., Path], workplace: Path
 ) -> list[str]:
-    """A conversion of 25 weights in several shards, into `out`."""
-    if request.param == "quantize":
-        source = checkpoint("tiny-qwen3", shard_bytes=4e5)
-    else:
-        source = checkpoint("tiny-qwen3", shard_bytes=4e5, fp8="float32")
-    return [request.param, str(source), str(workplace / "out"), "--workers", "1"]
+    """A conversion of 35 weights into `out`; in several shards, but for one."""
+    name = request.param.split()[0]
+    size = {} if "one file" in request.param else {"shard_bytes": 4e5}
+    fp8 = {"fp8": "float32"} if name == "dequantize" else {}
+    source = checkpoint("tiny-qwen3", **size, **fp8)
+    return [name, str(source), str(workplace / "out"), "--workers", "1"]
 
 
 def models(folder: Path) -> list[Path]:
@@ -58,7 +58,7 @@ def calls_of(run: Callable[..., Any], command: list[str], out: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["kill-before", "kill-after", "kill-torn"])
+@pytest.mark.parametrize("mode", ["kill", "tear"])
 def test_killed_at_any_call_the_same_command_makes_the_same_bytes(
     commands: Commands, command: list[str], mode: str, workplace: Path, digests: Digests
 ) -> None:
@@ -69,6 +69,9 @@ def test_killed_at_any_call_the_same_command_makes_the_same_bytes(
     wanted = digests(workplace / "wanted")
     for at in range(1, calls + 1):
         killed = run(command, at=at, mode=mode)
+        if mode == "tear" and killed.code == 0:  # fewer of the calls are writes
+            assert at > calls / 2
+            break
         assert killed.code == -9, f"{mode} at call {at}: {killed}"
         for folder in models(workplace):
             assert digests(folder) == wanted, f"{folder} looks like a model; {mode} at call {at}"

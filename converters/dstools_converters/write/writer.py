@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
@@ -29,6 +30,7 @@ from dstools_converters.write.metadata import read_back
 MODEL, CALIBRATION = "model", "calibration"  # folders in OUT.incomplete
 Files = dict[str, Path | bytes]  # beside the shards, by path in the folder
 Sign = Callable[[Path], None]  # of sidefiles/signature.py
+LAST = (INDEX, "config.json")  # written last: no folder loads as a model without them
 
 
 class Writer:
@@ -253,12 +255,14 @@ class Writer:
         self._journal.sync()
 
     def publish(self, workers: int) -> None:
-        """Write the side files, the index last, sums and signature; rename the folder to OUT."""
+        """Write the side files, those of LAST at the end; sign; rename the folder to OUT."""
         for flush in self._syncs:
             flush.result()
         folders = {self.model}
         files = self.files(self)
-        for name in sorted(files, key=lambda name: (name == INDEX, name)):
+        if self.has_sums:
+            files[SUMS] = self._sums(files, workers)
+        for name in sorted(files, key=lambda name: (*(name == last for last in LAST), name)):
             target = self.model / name
             target.parent.mkdir(parents=True, exist_ok=True)
             folders |= {parent for parent in target.parents if self.model in parent.parents}
@@ -270,8 +274,6 @@ class Writer:
                     shutil.copyfile(content, target)
                 if self.is_synced:
                     sync(target)
-        if self.has_sums:
-            self._write_sums(files, workers)
         if self.sign is not None:
             with disk_errors(self.model / SIGNATURE):
                 self.sign(self.model)
@@ -284,17 +286,18 @@ class Writer:
         if self.is_synced:
             sync(self.out.parent)
 
-    def _write_sums(self, files: Files, workers: int) -> None:
-        """Write SHA256SUMS; `workers` threads read the shards that an earlier run did not hash."""
-        digests = {name: sha256_of(self.model / name) for name in files}
-        shards = dict(enumerate(shard.name for shard in self.plan.shards))
-        unhashed = [self.model / shards[number] for number in shards.keys() - self.sha256.keys()]
-        digests |= {path.name: digest for path, digest in sums_of(unhashed, workers).items()}
-        digests |= {shards[number]: digest for number, digest in self.sha256.items()}
-        with disk_errors(self.model / SUMS):
-            (self.model / SUMS).write_bytes(format_sums(digests))
-            if self.is_synced:
-                sync(self.model / SUMS)
+    def _sums(self, files: Files, workers: int) -> bytes:
+        """Return SHA256SUMS; `workers` threads read the shards that an earlier run did not hash."""
+        names = [shard.name for shard in self.plan.shards]
+        unhashed = [self.model / name for n, name in enumerate(names) if n not in self.sha256]
+        digests = {path.name: digest for path, digest in sums_of(unhashed, workers).items()}
+        digests |= {names[number]: digest for number, digest in self.sha256.items()}
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                digests[name] = sha256(content).hexdigest()
+            else:
+                digests[name] = sha256_of(content)
+        return format_sums(digests)
 
     def clean_up(self) -> None:
         """Delete the work folder, once OUT has its name."""
