@@ -184,7 +184,7 @@ def _show_report(report: "Report", out: str, as_json: bool) -> None:
     if report.bytes_resumed:
         text += f"; {size(report.bytes_resumed)} of it written by an earlier run"
     show(report, as_json, text)
-    for finding in all_zero(report.zero_weights):
+    for finding in (*all_zero(report.zero_weights), *report.warnings):
         warn(finding)
     if report.unknown_tensors:
         names = ", ".join(report.unknown_tensors[:3])

@@ -163,3 +163,26 @@ def test_a_resumed_run_names_the_zeros_of_the_run_before(
     monkeypatch.setattr(jobs, "do", None)  # nothing is done again
     result = ok("quantize", source, tmp_path / "out", "--json")
     assert json.loads(result.stdout)["zero_weights"] == [UP]
+
+
+@pytest.mark.parametrize("command", ["quantize", "dequantize"])
+def test_odd_values_are_warned_of_on_stderr_and_in_json(
+    ok: Run, tiny_fp8: Path, tmp_path: Path, command: str
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_fp8, source)
+    for path in (source, *source.iterdir()):
+        path.chmod(0o755)
+    for shard in source.glob("*.safetensors"):
+        content = bytearray(shard.read_bytes())
+        start = 8 + int.from_bytes(content[:8], "little")
+        entry = json.loads(content[8:start]).get("model.norm.weight")
+        if entry is not None:
+            begin = start + entry["data_offsets"][0]
+            content[begin : begin + 2] = b"\x7f\x7f"
+            shard.write_bytes(content)
+            where = f"{shard.name}: model.norm.weight"
+    result = ok(command, source, tmp_path / "out", "--json")
+    (warning,) = json.loads(result.stdout)["warnings"]
+    assert (warning["code"], warning["where"]) == ("clamped", where)
+    assert f"warning: {where}: {warning['message']}\n" in result.stderr

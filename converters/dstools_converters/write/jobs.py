@@ -7,12 +7,12 @@ written in pieces.
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.oddities import absurd_scales, clamped, large_weight
 from dstools_converters.checkpoint.rows import (
     dequantize_rows,
     memory,
@@ -25,8 +25,10 @@ from dstools_converters.checkpoint.rows import (
     unlike_dequantized,
     width,
 )
+from dstools_converters.errors import Finding, merged
 from dstools_converters.plan.layout import ShardPlan, TensorPlan
 from dstools_converters.plan.plan import Plan
+from dstools_converters.write.journal import Note
 from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import NON_FINITE_BITS
 
@@ -79,29 +81,52 @@ def _rows_a_piece(plan: Plan, tensor: TensorPlan) -> int:
     return max(PIECE_BYTES // max(row_bytes, 1) // block, 1) * block
 
 
-def do(plan: Plan, job: Job, file: int) -> dict[str, Any] | None:
+def do(plan: Plan, job: Job, file: int) -> Note | None:
     """Write the output of a job; return a note for the journal, if any."""
+    note, found = _do(plan, job, file)
+    return note_of(job.tensor.source.name, note, found)
+
+
+def note_of(tensor: str, note: Note, found: Iterable[Finding]) -> Note | None:
+    """Return a note with what was found in a tensor, None where there is nothing to note."""
+    warnings = [[finding.code, finding.where, finding.message] for finding in found]
+    note = note | ({"warnings": warnings} if warnings else {})
+    return {"tensor": tensor} | note if note else None
+
+
+def warnings_of(notes: Iterable[Note]) -> list[Finding]:
+    """Return what notes have of warnings, the first of a kind for a tensor."""
+    first: dict[tuple[str, str], Finding] = {}
+    for note in notes:
+        for code, where, message in note.get("warnings", ()):
+            first.setdefault((code, where), Finding.warning(code, where, message))
+    return merged(first.values())
+
+
+def _do(plan: Plan, job: Job, file: int) -> tuple[Note, list[Finding]]:
+    """Write the output of a job; return what to note, and the odd values that passed through."""
     tensor, begin, end = job.tensor, job.begin, job.end
     if tensor.action == "copy":
-        _copy(plan.inventory, tensor, begin, end, file)
-    elif tensor.action == "dequantize":
-        _dequantize(plan.inventory, tensor, begin, end, file)
-    elif tensor.action == "restore" and _is_unchanged(plan, tensor):
+        return {}, _copy(plan.inventory, tensor, begin, end, file)
+    if tensor.action == "dequantize":
+        return {}, _dequantize(plan.inventory, tensor, begin, end, file)
+    found: list[Finding] = []
+    if tensor.action == "restore" and _is_unchanged(plan, tensor):
         assert plan.base is not None
         original = tensor._replace(source=plan.base.tensors[tensor.source.name])
         for start in range(0, original.source.nbytes, PIECE_BYTES):
             stop = min(start + PIECE_BYTES, original.source.nbytes)
-            _copy(plan.base, original, start, stop, file)
-    elif tensor.action == "recover" and _recover(plan, tensor, file):
-        return {"tensor": tensor.source.name, "recovered": True}
-    else:
-        step = _rows_a_piece(plan, tensor)
-        for first in range(begin, end, step):
-            _quantize(plan, tensor, first, min(first + step, end), file)
-    return None
+            found += _copy(plan.base, original, start, stop, file)
+        return {}, found
+    if tensor.action == "recover" and _recover(plan, tensor, file, found):
+        return {"recovered": True}, found
+    step = _rows_a_piece(plan, tensor)
+    for first in range(begin, end, step):
+        found += _quantize(plan, tensor, first, min(first + step, end), file)
+    return {}, found
 
 
-def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
+def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -> Iterator[Finding]:
     """Write codes and scales of rows [begin, end); FP8 in is restored to float32 first."""
     assert plan.scheme is not None
     info, cols = tensor.source, tensor.source.shape[1]
@@ -128,12 +153,13 @@ def _quantize(plan: Plan, tensor: TensorPlan, begin: int, end: int, file: int) -
     to_codes, to_scales = tensor.target.parts
     write_at(file, codes, to_codes.offset + begin * cols)
     write_at(file, scales, to_scales.offset + begin // block * scale_row)
+    return large_weight(info, scales)
 
 
-def _recover(plan: Plan, tensor: TensorPlan, file: int) -> bool:
+def _recover(plan: Plan, tensor: TensorPlan, file: int, found: list[Finding]) -> bool:
     """Write the codes and scales that the source was made from; return False where it has none.
 
-    In that case some may have been written; the caller overwrites them.
+    Without, some may have been written; the caller overwrites them. `found` gets odd values.
     """
     assert plan.scheme is not None
     rows, cols = tensor.source.shape
@@ -144,6 +170,7 @@ def _recover(plan: Plan, tensor: TensorPlan, file: int) -> bool:
     def write(first: int, codes: memoryview, scales: memoryview) -> None:
         write_at(file, codes, to_codes.offset + first * cols)
         write_at(file, scales, to_scales.offset + first // block * scale_row)
+        found.extend(large_weight(tensor.source, scales))
 
     spans = [(first, min(first + step, rows)) for first in range(0, rows, step)]
     powers_only = plan.scheme.scale_format == "ue8m0"
@@ -152,12 +179,16 @@ def _recover(plan: Plan, tensor: TensorPlan, file: int) -> bool:
     )
 
 
-def _dequantize(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
+def _dequantize(
+    inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int
+) -> list[Finding]:
     """Write rows [begin, end) in BF16."""
-    row_bytes = tensor.source.shape[1] * 2
+    info, row_bytes = tensor.source, tensor.source.shape[1] * 2
     values = memory.view("values", (end - begin) * row_bytes)
-    dequantize_rows(inventory, tensor.source, begin, end, values)
+    scales = dequantize_rows(inventory, info, begin, end, values)
     write_at(file, values, tensor.target.parts[0].offset + begin * row_bytes)
+    storage = inventory.storage[info.name]
+    return list(absurd_scales(storage.scale, scales, begin // storage.block[0]))
 
 
 def _is_unchanged(plan: Plan, tensor: TensorPlan) -> bool:
@@ -167,15 +198,21 @@ def _is_unchanged(plan: Plan, tensor: TensorPlan) -> bool:
     return unlike_dequantized(plan.base, original, plan.inventory, tensor.source) is None
 
 
-def _copy(inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int) -> None:
+def _copy(
+    inventory: Inventory, tensor: TensorPlan, begin: int, end: int, file: int
+) -> list[Finding]:
     """Copy bytes [begin, end); floats must be finite. The first piece copies scales, as F32."""
     info, target = tensor.source, tensor.target
+    found: list[Finding] = []
     if begin == 0 and target.is_quantized:
-        write_at(file, read_scales(inventory, info, 0, info.shape[0]), target.scale.offset)
+        scales = read_scales(inventory, info, 0, info.shape[0])
+        write_at(file, scales, target.scale.offset)
+        found += absurd_scales(inventory.storage[info.name].scale, scales)
     data = inventory.checkpoint.read(info, begin, end)
     if info.dtype in NON_FINITE_BITS:
-        require_finite(info, data, begin // width(info))
+        found += clamped(info, require_finite(info, data, begin // width(info)))
     write_at(file, data, target.parts[0].offset + begin)
+    return found
 
 
 def write_at(file: int, data: memoryview, offset: int) -> None:

@@ -35,8 +35,8 @@ def side_files(
 ) -> dict[str, Path | bytes]:
     """Return the files beside the shards, by their path in the folder; `tool` names who made it.
 
-    `notes`: {"tensor": NAME} with "recovered", or with the fields of a WeightNote. `layers`: what a
-    calibration saw in each layer.
+    `notes`: {"tensor": NAME} with "recovered" or the fields of a WeightNote, and "warnings".
+    `layers`: what a calibration saw in each layer.
     """
     files: dict[str, Path | bytes] = {}
     files.update(carried_files(plan.inventory.checkpoint.folder))
@@ -85,7 +85,8 @@ def read_back(folder: Path, plan: Plan) -> tuple[list[Note], dict[int, LayerNote
 
 
 def _weight(note: Note) -> WeightNote:
-    return WeightNote(**{key: value for key, value in note.items() if key != "tensor"})
+    fields = {key: note[key] for key in note.keys() - {"tensor", "warnings"}}
+    return WeightNote(**fields)
 
 
 def _digest(content: Path | bytes) -> str:

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 
+from dstools_converters.checkpoint.oddities import large_weight
 from dstools_converters.checkpoint.rows import Progress
-from dstools_converters.checkpoint.zeros import is_zero_weight
-from dstools_converters.errors import disk_errors
+from dstools_converters.checkpoint.zeros import is_zero_weight, zero_tails
+from dstools_converters.errors import Finding, disk_errors
 from dstools_converters.plan.plan import Plan
 from dstools_converters.sidefiles.calibration import LayerNote, WeightNote
 from dstools_converters.write import jobs
@@ -37,6 +38,7 @@ class Report:
     tensors: dict[str, int]  # action or method -> how many
     unknown_tensors: list[str]
     zero_weights: list[str]  # of the source: all of their elements are zero
+    warnings: list[Finding]  # of other values in the source
 
 
 @dataclass
@@ -97,6 +99,10 @@ def run(
         tensors=_counts(plan, writer),
         unknown_tensors=[info.name for info in plan.inventory.unknown],
         zero_weights=[name for name in plan.inventory.storage if name in zeros],
+        warnings=[
+            *zero_tails(plan.inventory.checkpoint),
+            *jobs.warnings_of(writer.notes[key] for key in sorted(writer.notes)),
+        ],
     )
 
 
@@ -177,7 +183,8 @@ class Sink:
             for data, output in zip((codes, scale_inv), job.tensor.target.parts, strict=True):
                 assert data.nbytes == output.nbytes
                 jobs.write_at(file, data.cast("B"), output.offset)
-        self._writer.job_done(number, job.number, {"tensor": name} | asdict(note))
+        found = large_weight(job.tensor.source, scale_inv.cast("B"))
+        self._writer.job_done(number, job.number, jobs.note_of(name, asdict(note), found))
 
     def layer_done(self, layer: int, note: LayerNote) -> None:
         """Record what was seen in a layer, and flush all tensors until now."""

@@ -146,3 +146,79 @@ def test_a_scale_that_is_not_positive_is_refused(
         with pytest.raises(DstoolsError, match=rf"{name}: holds {value:g} at \[1, 0\]"):
             run(plan, tmp_path / "out", tool="dstools test", workers=2)
         shutil.rmtree(tmp_path / "out.incomplete")
+
+
+# ------------------------------------------------------------------------------------- odd values
+
+
+O_PROJ = "model.layers.0.self_attn.o_proj.weight"
+
+
+def put(folder: Path, name: str, at: int, data: bytes) -> str:
+    """Write over bytes of a tensor; return where findings place it."""
+    shard, offset = tensor_file(folder, name)
+    with shard.open("r+b") as file:
+        file.seek(offset + at)
+        file.write(data)
+    return f"{shard.name}: {name}"
+
+
+def warned(plan: Plan, out: Path, workers: int = 2) -> list[tuple[str, str]]:
+    report = run(plan, out, tool="dstools test", workers=workers, is_synced=False)
+    assert {finding.level for finding in report.warnings} <= {"warning"}
+    return sorted((finding.code, finding.where) for finding in report.warnings)
+
+
+def test_a_sound_source_gives_no_warning(tiny: Path, plain_plan: PlanOf, tmp_path: Path) -> None:
+    assert warned(plain_plan(tiny), tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("piece", [40_000, 4 << 20])
+def test_clamped_and_large_numbers_are_warned_of_once_for_a_tensor(
+    piece: int, tiny: Path, monkeypatch: pytest.MonkeyPatch, writable_copy: Copy,
+    plain_plan: PlanOf, tmp_path: Path
+) -> None:  # fmt: skip
+    monkeypatch.setattr(jobs, "PIECE_BYTES", piece)
+    folder = writable_copy(tiny, tmp_path / "in")
+    copied = put(folder, "model.embed_tokens.weight", 0, b"\x7f\x7f")
+    put(folder, "model.embed_tokens.weight", 100_000, b"\x7f\xff")
+    quantized = put(folder, O_PROJ, 0, b"\x00\x47")  # 32768
+    put(folder, O_PROJ, 200 * 256, b"\x00\x47")  # in another block
+    wanted = [("clamped", copied), ("large-weight", quantized)]
+    assert warned(plain_plan(folder), tmp_path / "out") == wanted
+
+
+def test_absurd_scales_are_warned_of_wherever_they_pass_through(
+    tiny_fp8: Path, writable_copy: Copy, plain_plan: PlanOf, tmp_path: Path
+) -> None:
+    folder = writable_copy(tiny_fp8, tmp_path / "in")
+    scale = f"{O_PROJ}_scale_inv"
+    high = put(folder, scale, 4, struct.pack("<f", 1e30))
+    low = put(folder, scale.replace("layers.0", "layers.1"), 0, struct.pack("<f", 1e-30))
+    wanted = [("scale-value", high), ("scale-value", low)]
+    assert warned(plain_plan(folder), tmp_path / "fp8") == wanted
+    back = plan_dequantize(require_sound(open_checkpoint(folder)))
+    assert warned(back, tmp_path / "bf16") == wanted
+
+
+def test_a_source_shard_that_ends_in_zeros_is_warned_of(
+    tiny: Path, writable_copy: Copy, plain_plan: PlanOf, tmp_path: Path
+) -> None:
+    folder = writable_copy(tiny, tmp_path / "in")
+    shard = sorted(folder.glob("*.safetensors"))[-1]
+    with shard.open("r+b") as file:
+        file.seek(-9000, os.SEEK_END)
+        file.write(bytes(9000))
+    assert ("zero-tail", shard.name) in warned(plain_plan(folder), tmp_path / "out")
+
+
+def test_a_resumed_run_has_the_warnings_of_the_run_before(
+    tiny: Path, writable_copy: Copy, plain_plan: PlanOf, interrupted: Interrupted, tmp_path: Path
+) -> None:
+    folder = writable_copy(tiny, tmp_path / "in")
+    copied = put(folder, "model.embed_tokens.weight", 0, b"\x7f\x7f")
+    bytes_in = plain_plan(folder).bytes_in
+    interrupted(folder, tmp_path / "out", bytes_in - 1)
+    journal = (tmp_path / "out.incomplete" / "journal.jsonl").read_text()
+    assert journal.count('"clamped"') == 1
+    assert warned(plain_plan(folder), tmp_path / "out") == [("clamped", copied)]
