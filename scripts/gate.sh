@@ -14,6 +14,7 @@ else
     echo "speed is not checked: the figures need a CPU with AVX-512 VBMI"
     attempt python scripts/bench_quantize.py --warm --at-most-mib 128
 fi
+attempt python scripts/bench_verify.py --at-least 0.6
 echo "== gain of calibration on the sample model, on held-out text"
 python scripts/study_calibration.py sample --seeds 0 --methods amax gptq --at-most-error 0.70 --at-most-kl 0.80
 echo "== a whole distill run: half the rows and steps of the preset, so a lower bar"
