@@ -138,22 +138,22 @@ def no_heads(model: Model) -> None:
     model.config["num_attention_heads"] = 0
 
 
-@case("config", names="num_experts_per_tok")
+@case("config", names="num_experts_per_tok", inspect="warned")
 def more_active_experts_than_there_are(model: Model) -> None:
     model.config["num_experts_per_tok"] = 1000
 
 
-@case("config", names="n_group")
+@case("config", names="n_group", inspect="warned")
 def groups_that_do_not_divide_the_experts(model: Model) -> None:
     model.config["n_group"] = 3
 
 
-@case("config", names="max_position_embeddings")
+@case("config", names="max_position_embeddings", inspect="warned")
 def a_negative_number_of_positions(model: Model) -> None:
     model.config["max_position_embeddings"] = -1
 
 
-@case("config", names="eos_token_id")
+@case("config", names="eos_token_id", inspect="warned")
 def an_end_token_that_the_vocabulary_lacks(model: Model) -> None:
     model.config["eos_token_id"] = 1 << 40
 
@@ -179,6 +179,19 @@ def fewer_layers_than_the_tensors_have(model: Model) -> None:
 @case("config", names="model.layers.7.mlp.up_proj.weight", inspect="warned")
 def a_weight_of_a_layer_that_the_config_lacks(model: Model) -> None:
     model.put("model.layers.7.mlp.up_proj.weight", "BF16", [192, 128], bytes(192 * 128 * 2))
+
+
+@case("config", names="model.layers.3.", inspect="warned")
+def an_mtp_layer_that_the_config_lacks(model: Model) -> None:
+    for name, tensor in list(model.tensors.items()):
+        if name.startswith("model.layers.2."):
+            name = name.replace("layers.2.", "layers.3.")
+            model.put(name, tensor.dtype, tensor.shape, tensor.data)
+
+
+@case("config", names="model.layers.2.", inspect="warned")
+def an_mtp_layer_that_the_config_does_not_know(model: Model) -> None:
+    del model.config["num_nextn_predict_layers"]
 
 
 @case("config", names="model.layers.3.", inspect="warned")

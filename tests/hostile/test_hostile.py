@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cases_files  # noqa: F401  each adds its cases to CASES
+import cases_config  # noqa: F401  each adds its cases to CASES
+import cases_files  # noqa: F401
 import cases_headers  # noqa: F401
 import cases_valid  # noqa: F401
 import pytest

@@ -11,10 +11,12 @@ from typing import Any
 
 from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.errors import Finding, printable
+from dstools_converters.families.shapes import MAX_SIZE, Model
 from dstools_converters.files import is_lfs_pointer
 
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MODULE = re.compile(r"\w+")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 DTYPE_KEYS = ("torch_dtype", "dtype")  # until transformers 5, and since
 
 
@@ -75,3 +77,39 @@ def missing_code(folder: Path, auto_map: Any) -> list[str]:
 def _fp8_dtypes(config: dict[str, Any]) -> list[str]:
     """Return the keys of `config` that give an FP8 dtype."""
     return [key for key in DTYPE_KEYS if "float8" in str(config.get(key))]
+
+
+def check_numbers(config: dict[str, Any], model: Model) -> Iterator[Finding]:
+    """Yield whole numbers, other than the sizes of weights, with which no model runs.
+
+    Engines allocate by some of them, and index the embedding by others.
+    """
+    moe = model.moe
+    experts = moe.n_routed_experts if moe else 1
+    ranges = {  # key -> least and greatest
+        "max_position_embeddings": (1, MAX_SIZE - 1),
+        "sliding_window": (0, MAX_SIZE - 1),
+        "index_topk": (1, MAX_SIZE - 1),
+    } | dict.fromkeys(TOKEN_IDS, (-1, model.vocab_size - 1))  # -1 of early Llama: none
+    if moe is not None:
+        ranges |= {"num_experts_per_tok": (1, experts), "n_group": (1, experts)}
+        groups = config.get("n_group")
+        if type(groups) is int and 1 <= groups <= experts:
+            ranges["topk_group"] = 1, groups
+            if experts % groups:
+                yield _out_of_range("n_group", groups, f"a divisor of {experts}, the experts")
+    for key, (least, greatest) in ranges.items():
+        value = config.get(key)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not (type(number) is int and least <= number <= greatest):
+                yield _out_of_range(key, number, f"a whole number from {least} to {greatest}")
+                break
+
+
+def _out_of_range(key: str, value: Any, wanted: str) -> Finding:
+    return Finding.error(
+        "config-range",
+        "config.json",
+        f"{key} is {printable(repr(value))}, not {wanted}",
+        "restore the config.json that the tensors were saved with",
+    )

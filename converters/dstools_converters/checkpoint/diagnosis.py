@@ -362,9 +362,10 @@ def _evidence_for(key: str, value: Any, evidence: Evidence) -> str:
     match key:
         case "num_hidden_layers":
             mtp = f", and MTP layer {min(evidence.mtp)}" if evidence.mtp else ""
-            return f"the shards hold layers 0-{value - 1}{mtp}"
+            return f"the shards hold layers 0-{value - 1}{mtp}{_example(value - 1, evidence)}"
         case "num_nextn_predict_layers":
-            return f"the shards hold {value} MTP layer{'' if value == 1 else 's'}"
+            example = _example(max(evidence.mtp, default=-1), evidence)
+            return f"the shards hold {value} MTP layer{'' if value == 1 else 's'}{example}"
         case "n_routed_experts":
             return f"the layers in the shards have experts 0-{value - 1}"
         case "first_k_dense_replace":
@@ -376,3 +377,8 @@ def _evidence_for(key: str, value: Any, evidence: Evidence) -> str:
         case "q_lora_rank" if value is None:
             return "the shards hold q_proj, not q_a_proj and q_b_proj"
     return f"the tensors have {value}"
+
+
+def _example(layer: int, evidence: Evidence) -> str:
+    """Return a tensor of a layer, for messages; "" of a layer without any."""
+    return f" ({evidence.first[layer]})" if layer in evidence.first else ""

@@ -19,7 +19,7 @@ class Evidence:
         self.biased: set[Role] = set()
         self.sparse: set[int] = set()  # layers with a router or routed experts
         self.experts: dict[int, set[int]] = defaultdict(set)  # layer -> numbers of its experts
-        layers: set[int] = set()
+        self.first: dict[int, str] = {}  # layer -> file and name of a tensor of it
         self.mtp: set[int] = set()  # layers with tensors that only an MTP layer has
         for name, parsed in names.items():
             if parsed is None:
@@ -32,14 +32,14 @@ class Evidence:
                 self.shapes[parsed.role].add(tensors[name].shape)
             if parsed.layer is None:
                 continue
-            layers.add(parsed.layer)
+            self.first.setdefault(parsed.layer, tensors[name].where)
             if parsed.role in MTP_ROLES:
                 self.mtp.add(parsed.layer)
             if parsed.role == "router" or parsed.expert is not None:
                 self.sparse.add(parsed.layer)
             if parsed.expert is not None:
                 self.experts[parsed.layer].add(parsed.expert)
-        self.decoders = sorted(layers - self.mtp)
+        self.decoders = sorted(self.first.keys() - self.mtp)
 
     @property
     def is_contiguous(self) -> bool:

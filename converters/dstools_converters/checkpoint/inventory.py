@@ -6,6 +6,7 @@ Everything here comes from config, index and headers; no weight is read.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from dstools_converters.checkpoint.config import check_numbers
 from dstools_converters.checkpoint.diagnosis import MISNAMED, explain
 from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.foreign import quantization_name, refuse_quantization_file
@@ -102,6 +103,8 @@ def check(inventory: Inventory) -> list[Finding]:
     findings = list(
         explain(checkpoint.config, inventory.model, checkpoint.tensors, inventory.names, files)
     )
+    if not findings:  # a number that the tensors contradict is no measure for others
+        findings += check_numbers(checkpoint.config, inventory.model)
     findings += _check_scales(inventory)
     findings += _check_activation_scales(inventory)
     if any(finding.code in MISNAMED for finding in findings):

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from dstools_converters.checkpoint.config import check_config, sound_config
+from dstools_converters.checkpoint.config import check_config, check_numbers, sound_config
 from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
+from dstools_converters.families.shapes import read_model
 
 # deepseek-ai/DeepSeek-V3, config.json
 V3 = {
@@ -101,3 +102,39 @@ def test_other_dtypes_are_carried(opened: Callable[..., Checkpoint], value: obje
     checkpoint = opened(torch_dtype=value)
     assert sound_config(checkpoint) == checkpoint.config
     assert list(check_config(checkpoint)) == []
+
+
+MOE = {
+    "model_type": "deepseek_v3", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 8,
+    "num_hidden_layers": 1, "num_attention_heads": 1, "q_lora_rank": None, "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 8,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_group": 4, "topk_group": 2,
+    "max_position_embeddings": 10, "eos_token_id": [1, 99], "pad_token_id": -1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("num_experts_per_tok", 9, "9, not a whole number from 1 to 8"),
+        ("n_group", 3, "3, not a divisor of 8, the experts"),
+        ("n_group", 0, "0, not a whole number from 1 to 8"),
+        ("n_group", "\x1b", "'\\x1b', not a whole number from 1 to 8"),
+        ("topk_group", 5, "5, not a whole number from 1 to 4"),
+        ("max_position_embeddings", 1 << 24, "16777216, not a whole number from 1 to 16777215"),
+        ("sliding_window", -1, "-1, not a whole number from 0 to 16777215"),
+        ("eos_token_id", [1, 100], "100, not a whole number from -1 to 99"),
+        ("pad_token_id", True, "True, not a whole number from -1 to 99"),
+    ],
+)
+def test_a_number_with_which_no_model_runs_is_named(key: str, value: Any, wanted: str) -> None:
+    assert not list(check_numbers(MOE, read_model(MOE)))
+    config = MOE | {key: value}
+    (finding,) = check_numbers(config, read_model(config))
+    assert (finding.level, finding.where) == ("error", "config.json")
+    assert finding.message == f"{key} is {wanted}"
+
+
+def test_numbers_may_be_left_out() -> None:
+    config = MOE | dict.fromkeys(("n_group", "topk_group", "eos_token_id", "pad_token_id"))
+    assert not list(check_numbers(config, read_model(config)))

@@ -421,7 +421,7 @@ def test_the_cause_is_one_finding_and_its_hint_works(
     (finding,) = (f for f in check(take_inventory(open_checkpoint(folder))) if f.level == "error")
     told = f"{finding.where}: {finding.message}\n{finding.hint}"
     assert all(word in told for word in variant.words), told
-    assert run("verify", folder, exit_code=3).count("\n") < 15
+    assert run("verify", folder, "--headers-only", exit_code=3).count("\n") < 15
     assert finding.message in run("quantize", folder, f"{folder}-out", "--dry-run", exit_code=1)
     assert "dstools quantize" not in run("inspect", folder)
     variant.mend(config, shards)
@@ -541,7 +541,7 @@ def test_shards_that_the_index_has_forgotten_are_named(
     assert (code, told.partition(":")[0]) == ("shard-missing", lost[0])
     assert "is missing, as 1 more are, by the numbers of the other files" in told
     assert f"and with it {missing} weights" in told
-    assert run("verify", folder, exit_code=3).count("\n") < 15
+    assert run("verify", folder, "--headers-only", exit_code=3).count("\n") < 15
     folder = sparse(config, shards)  # copied, with the index of the whole
     run("quantize", folder, f"{folder}-out", "--dry-run")
 
@@ -553,7 +553,7 @@ def test_a_shard_that_is_gone_is_one_finding(
     folder = sparse(*headers(checkpoint(kind)))
     lost = sorted(folder.glob("*.safetensors"))[0]
     lost.unlink()
-    output = run("verify", folder, exit_code=3)
+    output = run("verify", folder, "--headers-only", exit_code=3)
     assert [line for line in output.splitlines() if line.startswith("error: ")] == [
         line for line in output.splitlines() if lost.name in line
     ]
@@ -569,7 +569,7 @@ def test_an_index_of_tensors_that_no_shard_holds_is_told_in_a_few_lines(
     (cut / "model.safetensors.index.json").write_text(
         (folder / "model.safetensors.index.json").read_text()
     )
-    assert run("verify", cut, exit_code=3).count("\n") < 20
+    assert run("verify", cut, "--headers-only", exit_code=3).count("\n") < 20
     assert "download again" in run("quantize", cut, f"{cut}-out", "--dry-run", exit_code=1)
 
 
@@ -636,7 +636,7 @@ def test_experts_fused_by_transformers_are_those_of_the_slices(
     config, whole = json.loads((source / "config.json").read_text()), load(source)
     state = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).state_dict()
     fused = save(tmp_path / "fused", state, config)
-    hint = run("verify", fused, exit_code=3)
+    hint = run("verify", fused, "--headers-only", exit_code=3)
     place = re.search(r"mlp\.experts\.0\.up_proj\.weight is gate_up_proj\[0, (\d+):(\d+)\]", hint)
     assert place, hint
     size, rows = map(int, place.groups())
@@ -670,7 +670,7 @@ def test_a_lora_is_merged_by_peft(checkpoint: Checkpoint, tmp_path: Path) -> Non
 
     trained = adapted()
     unmerged = save(tmp_path / "unmerged", trained.state_dict(), config)
-    told = run("verify", unmerged, exit_code=3)
+    told = run("verify", unmerged, "--headers-only", exit_code=3)
     assert "not merged" in told
     assert "merge_and_unload() returns" in told
     again = adapted()
