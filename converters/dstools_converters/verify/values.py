@@ -65,7 +65,10 @@ class Values:
                 pass
 
     def findings(self, known: Container[str] = ()) -> Iterator[Finding]:
-        """Yield what is wrong with the values, and what looks so, but of tensors in `known`."""
+        """Yield what is wrong with the values, and what looks so, but of tensors at `known` places.
+
+        What was not read counts as zeros: `read_rest` comes first.
+        """
         zeros = []
         for seen in self._seen.values():
             if seen.info.where in known:

@@ -101,6 +101,7 @@ def test_zeros_and_clamped_numbers_are_warnings_that_name_the_tensor(
     found = {finding["code"]: finding for finding in report["findings"]}
     assert {finding["level"] for finding in report["findings"]} == {"warning"}
     assert found.keys() == {"all-zero", "clamped"}
+    assert len(report["findings"]) == 2
     assert found["all-zero"]["where"] == O_PROJ
     assert found["clamped"]["where"].endswith(EMBED)
     assert found["clamped"]["message"].startswith("holds 3.38953e+38, the largest BF16")
@@ -218,3 +219,18 @@ def found_in(folder: Path, dtype: str, data: bytes) -> list[str]:
         seen.read_rest(1)
         findings: list[Finding] = list(seen.findings())
     return [finding.code for finding in findings]
+
+
+def test_bytes_that_are_shown_twice_count_once_and_gaps_are_left_for_later(tiny: Path) -> None:
+    steps: list[int] = []
+    with open_checkpoint(tiny) as checkpoint:
+        info = checkpoint.tensors[EMBED]
+        seen = Values(take_inventory(checkpoint), steps.append)
+        for begin, end in [(0, 64), (0, 1000), (10, 500), (1100, 2000), (1000, 1100)]:
+            seen.look(info, begin, checkpoint.read(info, begin, end))
+        assert steps == [64, 936, 100]
+        element = struct.pack("<H", 0x7FC0)
+        seen.look(info, 1000, memoryview(bytes(200) + element))  # 100 bytes of it are known
+        (finding,) = (f for f in seen.findings() if f.level == "error")
+    cols = info.shape[1]
+    assert finding.message == f"NaN or infinity at {[600 // cols, 600 % cols]}"
