@@ -134,14 +134,21 @@ def convert(
 
 
 def _warn(plan: "Plan") -> None:
-    """Print what the output will lack, and what engines will not run of it."""
+    """Print what the output will lack, and what engines will not run of it.
+
+    Raises DstoolsError for a tokenizer that no output can be used with.
+    """
     from dstools_converters.checkpoint.tied import check_tied
     from dstools_converters.plan.cache import check_cache
     from dstools_converters.plan.merged import check_merged
     from dstools_converters.sidefiles.carried import check_side_files
 
+    side_files = list(check_side_files(plan.inventory.checkpoint))
+    for finding in side_files:
+        if finding.level == "error":
+            raise finding.raised()
     checks = (check_tied(plan.inventory), check_merged(plan), check_cache(plan))
-    for finding in (*check_side_files(plan.inventory.checkpoint), *chain(*checks)):
+    for finding in chain(side_files, *checks):
         warn(finding)
     scales = plan.left_out
     if scales:

@@ -40,7 +40,7 @@ V2 = {key: value for key, value in V3.items() if key != "num_nextn_predict_layer
     "routed_scaling_factor": 16.0, "scoring_func": "softmax", "topk_method": "group_limited_greedy",
 }
 # The tiny kinds have 1024 rows of vocabulary: 129280 would be 132 MB of embedding and head. Their
-# tokenizer is DeepSeek's whole one, as a file to carry along: most of its ids have no row.
+# tokenizer is DeepSeek's, of the first 1024 tokens.
 TINY = {
     "first_k_dense_replace": 1, "hidden_size": 256, "max_position_embeddings": 4096, "n_group": 4,
     "n_routed_experts": 8, "num_attention_heads": 2, "num_experts_per_tok": 4,

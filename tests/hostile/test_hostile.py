@@ -15,6 +15,7 @@ import cases_config  # noqa: F401  each adds its cases to CASES
 import cases_files  # noqa: F401
 import cases_headers  # noqa: F401
 import cases_valid  # noqa: F401
+import cases_values  # noqa: F401
 import pytest
 from model import CANARY, CASES, Case, build
 

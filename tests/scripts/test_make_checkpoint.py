@@ -358,7 +358,8 @@ def test_the_tokenizer_is_that_of_deepseek(tiny: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     text = "FP8 is 8 bits; 深度求索."
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
-    assert len(tokenizer) > 128000
+    assert len(tokenizer) == 1024  # as the embedding has rows
+    assert tokenizer.get_vocab()["Ġthe"] == 270  # as in DeepSeek's whole one
 
 
 @pytest.mark.slow

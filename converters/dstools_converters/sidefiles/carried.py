@@ -22,14 +22,14 @@ from dstools_converters.sidefiles.evaluation import EVAL
 from dstools_converters.sidefiles.expert_load import EXPERT_LOAD
 from dstools_converters.sidefiles.manifest import MANIFEST
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS
+from dstools_converters.sidefiles.tokenizer import TOKENIZER, TOKENIZER_CONFIG, check_tokenizer
 
 MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; larger files are other forms of weights
 # describe the source, and the output has its own
 WRITTEN = ("config.json", INDEX, MANIFEST, SUMS, SIGNATURE, CALIBRATION, EXPERT_LOAD, EVAL)
 REPORTS = ("report.html", "report.md")
-TOKENIZER_CONFIG = "tokenizer_config.json"
 # read by transformers and engines when they load the folder
-LOADED = (TOKENIZER_CONFIG, "tokenizer.json", "generation_config.json", "special_tokens_map.json")
+LOADED = ("generation_config.json", "special_tokens_map.json")
 MAX_PARSED_BYTES = 1 << 20  # a tokenizer.json takes 0.1 s, which its loader takes anyway
 # what transformers, DeepSpeed, TensorBoard and W&B leave beside the model that they train
 TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|global_step\d+|runs|wandb")
@@ -57,10 +57,14 @@ def carried_files(folder: Path) -> dict[str, Path]:
 
 
 def check_side_files(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Yield what beside the shards does not work, and what is not copied: a warning or a note."""
+    """Yield what beside the shards does not work, and what is not copied.
+
+    An error is of the tokenizer: no output can be used with it.
+    """
     folder = checkpoint.folder
     files, findings = _survey(folder)
     yield from findings
+    yield from check_tokenizer(folder, checkpoint.config.get("vocab_size"))
     yield from check_config(checkpoint)
     path = files.get(TOKENIZER_CONFIG)
     missing = missing_code(folder, _auto_map(path)) if path else []
@@ -168,6 +172,8 @@ def _fault(path: Path, name: str) -> Finding | None:
             "describes a quantization, too; some engines read it before config.json",
             "remove it; dstools does not copy it",
         )
+    if name in (TOKENIZER, TOKENIZER_CONFIG):
+        return None  # `check_tokenizer` reads them
     if path.is_file() and is_lfs_pointer(path):
         return Finding.warning(
             "lfs-pointer",

@@ -254,12 +254,11 @@ def test_a_role_that_the_template_refuses_is_named(edited: Path, tmp_path: Path)
 
 
 def test_a_token_without_a_row_in_the_embedding_is_named(tiny: Path, tmp_path: Path) -> None:
-    # `tiny` has 1024 rows, and DeepSeek's tokenizer 128,000 tokens: "Hello" is number 19923
-    path = write(tmp_path / "data.jsonl", {"text": "a"}, {"text": "Hello"})
-    error = failure(path, tiny, samples=100, vocab_size=1024)
-    assert str(error) == f"{path}: line 2: token 19923 (Hello) is beyond the vocabulary of 1024"
-    assert failure(path, tiny, samples=100, vocab_size=19923).hint == error.hint
-    assert "holds 2 tokens" in str(failure(path, tiny, samples=100, vocab_size=19924))
+    path = write(tmp_path / "data.jsonl", {"text": "a"}, {"text": " the"})  # number 270
+    error = failure(path, tiny, samples=100, vocab_size=200)
+    assert str(error) == f"{path}: line 2: token 270 (Ġthe) is beyond the vocabulary of 200"
+    assert failure(path, tiny, samples=100, vocab_size=270).hint == error.hint
+    assert "holds 2 tokens" in str(failure(path, tiny, samples=100, vocab_size=271))
 
 
 @pytest.mark.parametrize("name", ["data.txt", "data.jsonl"])
