@@ -36,7 +36,7 @@ SHOWN_ALIKE = 5  # of one code
     "--engine",
     section="Checks",
     type=click.Choice(["vllm", "sglang", "trtllm", "transformers"]),
-    help="Check the requirements of this engine, too.",
+    help="Check this engine's requirements.",
 )
 @option(
     "--tp",
@@ -50,7 +50,7 @@ SHOWN_ALIKE = 5  # of one code
     "has_sums",
     section="Checks",
     is_flag=True,
-    help="Hash the files: against SHA256SUMS, and what the Hub's client left.",
+    help="Hash every file and compare with SHA256SUMS and the Hub's download metadata.",
 )
 @option(
     "--signed-by",
@@ -100,7 +100,8 @@ def verify(
     place = resolve(folder)
     total = hashed_bytes(place) if has_sums else 0
     if not headers_only:
-        total += sum(path.stat().st_size for path in place.glob("*.safetensors"))
+        shards = [path for path in place.glob("*.safetensors") if path.is_file()]
+        total += sum(path.stat().st_size for path in shards)
     with progress_bar(total, "verify") as progress:
         report = verify_folder(
             place,

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 SUMS = "SHA256SUMS"
 SIGNATURE = "model.sig"  # over all files, SHA256SUMS too
-MAX_SUMS_BYTES = 64 << 20
+MAX_SUMS_BYTES = 8 << 20  # that of DeepSeek-V3's 163 shards takes 20 KB
 PIECE_BYTES = 1 << 20  # hashed at a time
-LINE = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")  # "*": read as binary, which makes no odds
+LINE = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")  # "*": read as binary, no difference
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 UNESCAPED = {escaped: plain for plain, escaped in ESCAPES.items()}
 HINT = "download or write it again"
@@ -86,6 +86,7 @@ def read_sums(folder: Path) -> dict[str, str] | None:
         raise DstoolsError(f"{SUMS}: has over {MAX_SUMS_BYTES >> 20} MiB", HINT)
     digests: dict[str, str] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        line = line.removesuffix(b"\r")  # of Windows; one of a name is escaped
         if not line:
             continue
         match = LINE.fullmatch(line)

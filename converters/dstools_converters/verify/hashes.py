@@ -1,6 +1,7 @@
 """File hashes against SHA256SUMS and against what the Hub's client left, each file read once."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 UNSUMMED = (SUMS, SIGNATURE, EVAL, *REPORTS)  # written after the sums
+HUB = "the Hub's client"
 SHA256_DIGITS = 64
 LOST_HINT = f"copy or download it again; {SUMS} is of the folder as it was written"
 HUB_HINT = (
@@ -32,11 +34,6 @@ class Hashes:
 
     sums: dict[str, str] | None
     hub: dict[str, str]  # sha256, or git's sha1
-
-    @property
-    def origins(self) -> list[str]:
-        """Return where they are from, for a person."""
-        return [SUMS] * (self.sums is not None) + ["the Hub's client"] * bool(self.hub)
 
     @property
     def names(self) -> list[str]:
@@ -58,20 +55,23 @@ def check_hashes(
 ) -> Checked:
     """Hash every file that SHA256SUMS or the Hub's client has a hash of, and name those unlike it.
 
-    Unless `is_asked`, only say where there are hashes. `progress` gets the bytes that are read.
+    Unless `is_asked`, only say where there are hashes, and do not read SHA256SUMS.
+    `progress` gets the bytes that are read.
     """
     result = Checked()
+    if not is_asked:
+        origins = [SUMS] * os.path.lexists(folder / SUMS)
+        origins += [HUB] * bool(hub_hashes(folder))
+        if origins:
+            result.not_checked.append(f"file hashes of {' and '.join(origins)}: --sums")
+        return result
     try:
         hashes = Hashes(read_sums(folder), hub_hashes(folder))
     except DstoolsError as error:
         message = str(error).removeprefix(f"{SUMS}: ")
         result.findings.append(Finding.error("sums", SUMS, message, error.hint))
         return result
-    if not is_asked:
-        if hashes.origins:
-            result.not_checked.append(f"file hashes of {' and '.join(hashes.origins)}: --sums")
-        return result
-    if not hashes.origins:
+    if hashes.sums is None and not hashes.hub:
         hint = f"`sha256sum * > {SUMS}` in a copy that you trust"
         message = "is missing, and the Hub's client left no hashes: no file can be checked"
         result.findings.append(Finding.error("sums", SUMS, message, hint))
@@ -80,7 +80,7 @@ def check_hashes(
         for findings in pool.map(lambda n: _check_file(folder, n, hashes, progress), hashes.names):
             result.findings += findings
     _look_for_unlisted(folder, hashes, result)
-    for digests, origin in ((hashes.sums, SUMS), (hashes.hub, "the Hub's client")):
+    for digests, origin in ((hashes.sums, SUMS), (hashes.hub, HUB)):
         if digests:
             result.checked.append(f"hashes of {len(digests)} files from {origin}")
     return result
@@ -123,7 +123,7 @@ def _hasher(digest: str, nbytes: int) -> "_Hash":
 def _compare(name: str, found: set[str], hashes: Hashes) -> Iterator[Finding]:
     where = printable(name)
     if hashes.sums and name in hashes.sums and hashes.sums[name] not in found:
-        message = f"is not the file that {SUMS} lists: its sha256 is another one"
+        message = f"is not the file that {SUMS} lists: its sha256 differs"
         yield Finding.error("sum-differs", where, message, LOST_HINT)
     if name in hashes.hub and hashes.hub[name] not in found:
         message = "is not the file on the Hub: its hash is not the one that the Hub's client left"

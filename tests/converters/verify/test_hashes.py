@@ -135,13 +135,14 @@ def test_a_pipe_that_the_list_names_does_not_hang(folder: Path) -> None:
     assert named(check(folder)) == [("error", "sum-missing", "config.json")]
 
 
-def test_a_list_that_cannot_be_read_is_an_error_with_or_without_the_option(folder: Path) -> None:
-    (folder / SUMS).write_text("nonsense\n")
-    for is_asked in (False, True):
-        (finding,) = check_hashes(folder, is_asked=is_asked, workers=1).findings
-        assert (finding.level, finding.where) == ("error", SUMS)
-        assert finding.message == "line 1 is not a sha256 and a file name"
+def test_a_list_of_another_format_is_an_error_only_where_hashes_are_asked_for(folder: Path) -> None:
+    (folder / SUMS).write_text(f"SHA256 (config.json) = {'0' * 64}\n")  # of BSD
+    (finding,) = check(folder).findings
+    assert (finding.level, finding.where) == ("error", SUMS)
+    assert finding.message == "line 1 is not a sha256 and a file name"
     assert hashed_bytes(folder) == 0
+    result = check_hashes(folder, is_asked=False, workers=1)
+    assert result == Checked(not_checked=["file hashes of SHA256SUMS: --sums"])
 
 
 def test_asking_where_there_are_no_hashes_is_an_error(folder: Path) -> None:

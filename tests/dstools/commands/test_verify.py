@@ -88,6 +88,14 @@ def test_sums_names_the_file_that_changed_and_exits_with_3(
     assert "error: tokenizer.json: is not the file that SHA256SUMS lists" in result.stdout
 
 
+def test_a_link_to_nothing_beside_the_shards_is_only_a_warning(
+    ok: Run, edited: Callable[..., Path], tiny: Path, tmp_path: Path
+) -> None:
+    folder = edited(tiny, tmp_path / "in")
+    (folder / "extra.safetensors").symlink_to("gone")
+    assert "warning: extra.safetensors: " in ok("verify", folder).stdout
+
+
 def test_a_folder_is_signed_and_the_signature_checked(
     ok: Run, dstools: Run, tiny_fp8: Path, tmp_path: Path
 ) -> None:
