@@ -15,7 +15,7 @@ from dstools.commands.inspect import inspect
 from dstools.commands.quantize import quantize
 from dstools.commands.report import report
 from dstools.commands.verify import verify
-from dstools.options import FELL_SHORT, SETTINGS
+from dstools.options import FELL_SHORT, SETTINGS, hint, one_line
 from dstools_converters.errors import DstoolsError, ShortfallError
 
 EXIT_CODES = """\b
@@ -48,9 +48,9 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print to stderr."""
-        click.echo(f"error: {self.message}", err=True)
+        click.echo(one_line(f"error: {self.message}"), err=True)
         if self.hint:
-            click.echo(f"hint: {self.hint}", err=True)
+            hint(self.hint)
 
 
 class Shortfall(Failure):

@@ -21,7 +21,7 @@ from dstools.options import (
     warn,
     workers_option,
 )
-from dstools_converters.errors import DstoolsError, Finding, size
+from dstools_converters.errors import DstoolsError, Finding, printable, size
 
 if TYPE_CHECKING:
     from dstools_converters.plan.plan import Plan
@@ -194,5 +194,5 @@ def _show_report(report: "Report", out: str, as_json: bool) -> None:
     for finding in (*all_zero(report.zero_weights), *report.warnings):
         warn(finding)
     if report.unknown_tensors:
-        names = ", ".join(report.unknown_tensors[:3])
+        names = ", ".join(map(printable, report.unknown_tensors[:3]))
         click.echo(terminal(f"warning: copied, but of unknown role: {names}"), err=True)

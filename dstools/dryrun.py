@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dstools.options import hint, terminal
+from dstools.options import hint, one_line, terminal
 from dstools_converters.errors import size
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def show_plan(plan: "Plan", out: Path, refusal: str, *, lists_tensors: bool, as_
     else:
         if lists_tensors:
             for line in _tensor_lines(plan):
-                click.echo(terminal(line))
+                click.echo(one_line(line))
         for line in _table(plan):
             click.echo(terminal(line))
         click.echo(f"disk: {size(needed)} needed, {size(free)} free in {terminal(str(parent))}")

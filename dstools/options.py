@@ -119,6 +119,11 @@ def terminal(text: str) -> str:
     return "\n".join(line if line.isprintable() else ascii(line)[1:-1] for line in text.split("\n"))
 
 
+def one_line(text: str) -> str:
+    """Return `text` with control characters and ends of lines escaped."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def show(result: Any, as_json: bool, text: str) -> None:
     """Print the result on stdout: `text` for a person, the dataclass as JSON for a program."""
     click.echo(json.dumps(_finite(dataclasses.asdict(result))) if as_json else terminal(text))
@@ -135,14 +140,14 @@ def _finite(value: Any) -> Any:
 
 def warn(finding: Finding) -> None:
     """Print a finding on stderr as a warning, and its hint."""
-    click.echo(terminal(f"warning: {finding.where}: {finding.message}"), err=True)
+    click.echo(one_line(f"warning: {finding.where}: {finding.message}"), err=True)
     if finding.hint:
         hint(finding.hint)
 
 
 def hint(text: str) -> None:
     """Print on stderr what to do next."""
-    click.echo(f"hint: {text}", err=True)
+    click.echo(one_line(f"hint: {text}"), err=True)
 
 
 def hint_command(*words: str) -> None:

@@ -70,7 +70,7 @@ def compare(
 ) -> Report:
     """Return the errors of `b` against `a`, paired by name; scales belong to their weights.
 
-    Raises DstoolsError where no name is in both, or a tensor has two shapes.
+    Raises DstoolsError where no name is in both, a tensor has two shapes, or a file changes.
     """
     in_a = {info.name: info for info, _ in a.weights()}
     in_b = {info.name: info for info, _ in b.weights()}
@@ -96,6 +96,8 @@ def compare(
             total.add(sums)
             errors.append(sums.error(name))
             progress(in_a[name].nbytes)
+    a.checkpoint.check_unmoved()
+    b.checkpoint.check_unmoved()
     errors.sort(key=_badness)
     return Report(
         total=total.error("all"),

@@ -11,9 +11,9 @@ from dstools.options import (
     option,
     progress_bar,
     show,
-    terminal,
     workers_option,
 )
+from dstools_converters.errors import printable
 
 if TYPE_CHECKING:
     from dstools_converters.compare import Error, Report
@@ -51,10 +51,10 @@ def compare(a: str, b: str, max_error: float | None, workers: int, as_json: bool
         return
     worst = report.worst[0].relative if report.worst else 0.0
     if not worst <= max_error:
-        name = terminal(report.worst[0].name)
+        name = printable(report.worst[0].name)
         click.echo(f"error: {name} is off by {worst:.3%}", err=True)
     elif report.only_in_a:
-        name = terminal(report.only_in_a[0])
+        name = printable(report.only_in_a[0])
         click.echo(f"error: {len(report.only_in_a)} tensors are not in B, e.g. {name}", err=True)
     else:
         return
@@ -63,7 +63,8 @@ def compare(a: str, b: str, max_error: float | None, workers: int, as_json: bool
 
 def _text(report: "Report") -> str:
     def row(error: "Error") -> str:
-        return f"  {error.relative:>9.4%} {error.max_abs:>11.3g} {error.bias:>+10.1e}  {error.name}"
+        name = printable(error.name)
+        return f"  {error.relative:>9.4%} {error.max_abs:>11.3g} {error.bias:>+10.1e}  {name}"
 
     lines = [f"  {'relative':>9} {'max':>11} {'bias':>10}  by role"]
     lines += [row(error) for error in (*report.by_role, report.total)]
@@ -72,5 +73,5 @@ def _text(report: "Report") -> str:
     lines.append(f"{report.compared} tensors compared, {report.identical} identical")
     for where, names in (("A", report.only_in_a), ("B", report.only_in_b)):
         if names:
-            lines.append(f"{len(names)} only in {where}, e.g. {names[0]}")
+            lines.append(f"{len(names)} only in {where}, e.g. {printable(names[0])}")
     return "\n".join(lines)

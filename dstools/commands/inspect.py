@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dstools.options import Command, hint_command, json_option, show, source_argument, warn
-from dstools_converters.errors import size
+from dstools_converters.errors import printable, size
 
 if TYPE_CHECKING:
     from dstools_converters.inspect import Report
@@ -76,6 +76,6 @@ def _text(report: "Report") -> str:
         + ", ".join(report.quantized_kept)
     )
     if report.unknown_tensors:
-        shown = ", ".join(report.unknown_tensors[:5])
+        shown = ", ".join(map(printable, report.unknown_tensors[:5]))
         lines.append(f"{len(report.unknown_tensors)} tensors of unknown role, e.g. {shown}")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from dstools.options import (
     FELL_SHORT,
     Command,
     json_option,
+    one_line,
     option,
     progress_bar,
     show,
@@ -128,9 +129,9 @@ def _text(report: "Report") -> str:
             if shown[finding.code] == SHOWN_ALIKE or shown.total() == SHOWN:
                 continue
             shown[finding.code] += 1
-            lines.append(f"{level}: {finding.where}: {finding.message}")
+            lines.append(one_line(f"{level}: {finding.where}: {finding.message}"))
             if finding.hint:
-                lines.append(f"  hint: {finding.hint}")
+                lines.append(one_line(f"  hint: {finding.hint}"))
         if len(findings) > shown.total():
             lines.append(f"{level}: {len(findings) - shown.total()} more; --json lists all")
     compared = report.elements_compared

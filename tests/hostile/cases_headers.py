@@ -254,6 +254,11 @@ def a_name_that_steers_a_terminal(model: Model) -> None:
     model.put("\x1b[2J\x1b]0;owned\x07", "BF16", [2], b"\x80?\x80?")
 
 
+@case("header", names="x\\nerror: forged", inspect="ok", verify="ok", convert="ok")
+def a_name_that_ends_the_line(model: Model) -> None:
+    model.put("x\nerror: forged\n", "BF16", [2], b"\x80?\x80?")
+
+
 @case("header", names="\\x1b[2J", inspect="warned")
 def a_scale_whose_name_steers_a_terminal(model: Model) -> None:
     model.put("\x1b[2J.weight", "F8_E4M3", [2, 2], b"\x38\x38\x38\x38")

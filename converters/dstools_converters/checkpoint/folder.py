@@ -133,7 +133,7 @@ class Checkpoint:
             if not is_same:
                 raise DstoolsError(
                     f"{shard.name}: changed or was removed while it was being read",
-                    "wait until the source is complete, delete the output, and start again",
+                    "wait until the checkpoint is complete, delete any output, and start again",
                 )
 
     @cached_property

@@ -87,6 +87,8 @@ def evaluate(
     scores, kl = score(runners, hidden, progress)
     for runner in runners:
         runner.folder.rmdir()
+    for inventory in (model, *([against] if against else [])):
+        inventory.checkpoint.check_unmoved()
 
     is_predicting = torch.ones_like(ids, dtype=torch.bool)
     is_predicting[:, -1] = False  # the last token of a sample has no next one

@@ -106,7 +106,7 @@ def verify(
     `signed_by`: check the signature of the folder with this.
 
     Raises DstoolsError only where there is nothing to check: no folder, no config.json, a source
-    that cannot be read.
+    that cannot be read, a file that changes meanwhile.
     """
     checkpoint, findings = scan(folder)
     results = _Results(findings)
@@ -130,6 +130,7 @@ def verify(
             checkpoint.watch = values.look
             _check_source(inventory, source, manifest, notes, results, workers)
             _check_values(values, headers_only, results, workers)
+        checkpoint.check_unmoved()
     if manifest is None:
         results.not_checked.append("who made it: no manifest.json of dstools")
     return Report(
@@ -200,6 +201,7 @@ def _check_source(
             differences, results.elements_compared = check_against(
                 inventory, take_inventory(original), manifest, notes, workers
             )
+            original.check_unmoved()
         results.findings += differences
         results.checked.append("every element against the source")
 
