@@ -39,7 +39,7 @@ class RunOptions:
     lists_tensors: bool
     workers: int
     is_synced: bool
-    has_sums: bool
+    writes_sums: bool
     key: Path | None
     as_json: bool
 
@@ -65,7 +65,7 @@ run_options = gather(
     ),
     option(
         "--sums/--no-sums",
-        "has_sums",
+        "writes_sums",
         section="Output",
         default=True,
         help="Write SHA256SUMS, the hash of every file.",
@@ -124,7 +124,7 @@ def convert(
             tool=TOOL,
             workers=options.workers,
             is_synced=options.is_synced,
-            has_sums=options.has_sums,
+            writes_sums=options.writes_sums,
             sign=signer,
             progress=progress,
             calibrate=calibrate,

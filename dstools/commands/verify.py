@@ -48,7 +48,7 @@ SHOWN_ALIKE = 5  # of one code
 )
 @option(
     "--sums",
-    "has_sums",
+    "checks_sums",
     section="Checks",
     is_flag=True,
     help="Hash every file and compare with SHA256SUMS and the Hub's download metadata.",
@@ -74,7 +74,7 @@ def verify(
     source: str | None,
     engine: "Engine | None",
     tp: int,
-    has_sums: bool,
+    checks_sums: bool,
     key: Path | None,
     headers_only: bool,
     workers: int,
@@ -99,7 +99,7 @@ def verify(
 
         signed_by = load_verifier(key)
     place = resolve(folder)
-    total = hashed_bytes(place) if has_sums else 0
+    total = hashed_bytes(place) if checks_sums else 0
     if not headers_only:
         shards = [path for path in place.glob("*.safetensors") if path.is_file()]
         total += sum(path.stat().st_size for path in shards)
@@ -109,7 +109,7 @@ def verify(
             source=original,
             engine=engine,
             tp=tp,
-            has_sums=has_sums,
+            checks_sums=checks_sums,
             signed_by=signed_by,
             headers_only=headers_only,
             workers=workers,

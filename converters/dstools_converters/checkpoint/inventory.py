@@ -103,7 +103,7 @@ def check(inventory: Inventory) -> list[Finding]:
     findings = list(
         explain(checkpoint.config, inventory.model, checkpoint.tensors, inventory.names, files)
     )
-    if not findings:  # a number that the tensors contradict is no measure for others
+    if not findings:  # a number that the tensors contradict cannot be used to check others
         findings += check_numbers(checkpoint.config, inventory.model)
     findings += _check_scales(inventory)
     findings += _check_activation_scales(inventory)

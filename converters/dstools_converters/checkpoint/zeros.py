@@ -56,7 +56,7 @@ def all_zero(names: Sequence[str]) -> Iterator[Finding]:
 def zero_tails(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Yield a warning for each shard that holds only zeros from some byte on.
 
-    Of a shard that is whole, only its end is read. A last tensor that is all zeros is no reason.
+    Of a shard that is whole, only its end is read. A last tensor that is all zeros does not count.
     """
     spans: dict[str, tuple[int, int]] = {}  # shard -> offsets of its first and last tensor
     for info in checkpoint.tensors.values():

@@ -28,6 +28,8 @@ MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; larger files are other form
 # describe the source, and the output has its own
 WRITTEN = ("config.json", INDEX, MANIFEST, SUMS, SIGNATURE, CALIBRATION, EXPERT_LOAD, EVAL)
 REPORTS = ("report.html", "report.md")
+# written into a finished folder: neither signed nor hashed
+LATER = (SIGNATURE, EVAL, *REPORTS)
 # read by transformers and engines when they load the folder
 LOADED = ("generation_config.json", "special_tokens_map.json")
 MAX_PARSED_BYTES = 1 << 20  # a tokenizer.json takes 0.1 s, which its loader takes anyway
@@ -106,7 +108,7 @@ def _survey(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
                 findings.append(finding)
             elif path.is_file():
                 files[str(inside)] = path
-    findings += _left_out("training", training, "is of a training, not of the model")
+    findings += _left_out("training", training, "is training state, not part of the model")
     findings += _left_out(
         "other-weights", weights, "holds weights in another form or by another name"
     )
@@ -222,3 +224,12 @@ def require_inside(path: Path, folder: Path) -> None:
             f"{printable(str(path.relative_to(folder)))}: is a link out of the folder",
             "put the file itself there, or remove the link",
         )
+
+
+def require_own(path: Path, folder: Path) -> None:
+    """Raise DstoolsError for a link out of the folder, unless of a shard, which you linked there.
+
+    Such a shard is only hashed, which does not publish its content.
+    """
+    if path.parent != folder or path.suffix != ".safetensors":
+        require_inside(path, folder)

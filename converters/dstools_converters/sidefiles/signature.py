@@ -12,16 +12,18 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from dstools_converters.errors import DstoolsError, Finding, printable
-from dstools_converters.sidefiles.carried import REPORTS, require_inside
-from dstools_converters.sidefiles.evaluation import EVAL
+from dstools_converters.sidefiles.carried import LATER, require_own
 from dstools_converters.sidefiles.sums import SIGNATURE
 
-NOT_SIGNED = (SIGNATURE, ".cache", EVAL, *REPORTS)  # written into a finished folder later
+Sign = Callable[[Path], None]  # writes the signature of a folder
+Verifier = Callable[[Path], Finding | None]  # returns what is wrong with that of a folder
+
+NOT_SIGNED = (".cache", *LATER)
 CURVES = "an elliptic curve key: openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem"
 DIGESTS = re.compile(r": Expected 'Digest\(.*?\)', Actual 'Digest\(.*?\)'(?=['\"])")
 
 
-def load_signer(key: Path) -> Callable[[Path], None]:
+def load_signer(key: Path) -> Sign:
     """Return a function that signs a folder with a private key, given in PEM without a password.
 
     Raises DstoolsError where the key cannot be used, or model-signing is not installed.
@@ -34,7 +36,7 @@ def load_signer(key: Path) -> Callable[[Path], None]:
     return lambda folder: config.sign(folder, folder / SIGNATURE)
 
 
-def load_verifier(key: Path) -> Callable[[Path], Finding | None]:
+def load_verifier(key: Path) -> Verifier:
     """Return a function that checks the signature of a folder with a public key, given in PEM.
 
     It reads every file of the folder, and returns None where all are as they were signed.
@@ -52,8 +54,8 @@ def load_verifier(key: Path) -> Callable[[Path], Finding | None]:
         links = [path for path in folder.rglob("*") if path.is_symlink()]
         try:
             for path in links:
-                require_inside(path, folder)
-            if links:  # of a Hub cache
+                require_own(path, folder)
+            if links:  # of a Hub cache, or shards on another disk
                 config.set_hashing_config(hashing.Config().set_allow_symlinks(True))
             with redirect_stdout(sys.stderr):  # of warnings
                 config.verify(folder, folder / SIGNATURE)
@@ -62,7 +64,7 @@ def load_verifier(key: Path) -> Callable[[Path], Finding | None]:
             return Finding.error("signature", SIGNATURE, message)
         except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             text = DIGESTS.sub("", str(error)).removeprefix("Signature mismatch: ")
-            message = f"does not hold: {printable(text)}"
+            message = f"is invalid: {printable(text)}"
             return Finding.error("signature", SIGNATURE, message)
         except DstoolsError as error:
             return Finding.error("signature", SIGNATURE, f"is not checked: {error}", error.hint)

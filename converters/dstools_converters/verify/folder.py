@@ -1,6 +1,6 @@
 """Check a checkpoint folder: by itself, for an engine, and against its source."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from dstools_converters.errors import DstoolsError, Finding, merged, printable
 from dstools_converters.sidefiles.calibration import WeightNote
 from dstools_converters.sidefiles.carried import check_side_files
 from dstools_converters.sidefiles.manifest import MANIFEST, Manifest, load_manifest
+from dstools_converters.sidefiles.signature import Verifier
 from dstools_converters.sidefiles.sums import SIGNATURE
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
@@ -23,7 +24,6 @@ from dstools_converters.verify.scales import check_kv_scales, check_scales
 from dstools_converters.verify.source import check_against
 from dstools_converters.verify.values import Values
 
-Verifier = Callable[[Path], Finding | None]  # of sidefiles/signature.py
 # Errors after which the bytes may not be what the headers say.
 BREAKS_READING = MISNAMED | {
     *("shard-unreadable", "tensor-twice", "path-outside", "fp8-unknown", "config-mismatch"),
@@ -48,10 +48,22 @@ class Report:
 class _Results:
     """The results so far."""
 
-    findings: list[Finding]
-    checked: list[str] = field(default_factory=lambda: ["files, index and headers"])
+    findings: list[Finding] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     elements_compared: int = 0
+
+    def report(self, folder: Path, tensors: int) -> Report:
+        """Return the report of `folder`, which holds so many tensors."""
+        return Report(
+            folder=str(folder),
+            ok=not self.has_error(),
+            findings=self.findings,
+            checked=self.checked,
+            not_checked=self.not_checked,
+            tensors=tensors,
+            elements_compared=self.elements_compared,
+        )
 
     def add_hashes(self, folder: Path, is_asked: bool, workers: int, progress: Progress) -> None:
         """Check the hashes of files, or say that there are some."""
@@ -76,6 +88,12 @@ class _Results:
             for finding in self.findings
         )
 
+    def add_refusal(self, error: DstoolsError) -> None:
+        """Add why the folder cannot be read as a checkpoint."""
+        where, _, message = str(error).partition(": ")
+        self.findings.append(Finding.error("unreadable", where, message, error.hint))
+        self.not_checked.append("everything else: first mend the errors above")
+
     def add_config(self, error: DstoolsError) -> None:
         """Add that the config cannot be read."""
         where, _, message = str(error).partition(": ")
@@ -92,7 +110,7 @@ def verify(
     source: Path | None = None,
     engine: Engine | None = None,
     tp: int = 1,
-    has_sums: bool = False,
+    checks_sums: bool = False,
     signed_by: Verifier | None = None,
     headers_only: bool = False,
     workers: int = 1,
@@ -100,20 +118,30 @@ def verify(
 ) -> Report:
     """Check `folder` by itself, for an engine, and element by element against `source`.
 
-    Reads every byte of the weights once, but for `headers_only`, which goes without `source`.
+    Reads every byte of the weights once, unless `headers_only`, which excludes `source`.
     `progress` gets the bytes of `folder` that were just read.
-    `has_sums`: hash its files, too, and compare with SHA256SUMS and what the Hub's client left.
+    `checks_sums`: hash its files, too, and compare with SHA256SUMS and what the Hub's client left.
     `signed_by`: check the signature of the folder with this.
 
-    Raises DstoolsError only where there is nothing to check: no folder, no config.json, a source
-    that cannot be read, a file that changes meanwhile.
+    Raises DstoolsError only where there is nothing to check: no folder, no config.json (a finding
+    where hashes or a signature are checked), a source that cannot be read, a file that changes
+    meanwhile.
     """
-    checkpoint, findings = scan(folder)
-    results = _Results(findings)
+    results = _Results()
+    findings = results.findings
+    results.add_hashes(folder, checks_sums, workers, progress)  # of files that `scan` refuses, too
+    results.add_signature(folder, signed_by)
+    try:
+        checkpoint, faults = scan(folder)
+    except DstoolsError as error:
+        if not folder.is_dir() or not (checks_sums or signed_by):
+            raise
+        results.add_refusal(error)
+        return results.report(folder, tensors=0)
+    findings += faults
+    results.checked.insert(0, "files, index and headers")
     with checkpoint:
-        is_readable = not results.has_error()
-        results.add_hashes(folder, has_sums, workers, progress)
-        results.add_signature(folder, signed_by)
+        is_readable = not any(fault.level == "error" for fault in faults)
         manifest = _read_manifest(folder, findings)
         if is_readable:
             findings += _check_total(checkpoint, manifest)
@@ -133,15 +161,7 @@ def verify(
         checkpoint.check_unmoved()
     if manifest is None:
         results.not_checked.append("who made it: no manifest.json of dstools")
-    return Report(
-        folder=str(folder),
-        ok=not results.has_error(),
-        findings=findings,
-        checked=results.checked,
-        not_checked=results.not_checked,
-        tensors=len(checkpoint.tensors),
-        elements_compared=results.elements_compared,
-    )
+    return results.report(folder, len(checkpoint.tensors))
 
 
 def _read_manifest(folder: Path, findings: list[Finding]) -> Manifest | None:

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING
 
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, Finding, printable
-from dstools_converters.sidefiles.carried import REPORTS, require_inside
-from dstools_converters.sidefiles.evaluation import EVAL
+from dstools_converters.sidefiles.carried import LATER, require_own
 from dstools_converters.sidefiles.hub_sums import METADATA, hub_hashes
-from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, hash_file, read_sums
+from dstools_converters.sidefiles.sums import SUMS, hash_file, read_sums
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-UNSUMMED = (SUMS, SIGNATURE, EVAL, *REPORTS)  # written after the sums
 HUB = "the Hub's client"
 SHA256_DIGITS = 64
 LOST_HINT = f"copy or download it again; {SUMS} is of the folder as it was written"
@@ -105,7 +103,7 @@ def _check_file(folder: Path, name: str, hashes: Hashes, progress: Progress) -> 
     digests = [d for d in ((hashes.sums or {}).get(name), hashes.hub.get(name)) if d]
     hashers = {len(digest): _hasher(digest, path.stat().st_size) for digest in digests}
     try:
-        require_inside(path, folder)
+        require_own(path, folder)
         hash_file(path, hashers.values(), progress)
     except DstoolsError as error:
         message = str(error).removeprefix(f"{path}: ").removeprefix(f"{where}: ")
@@ -132,7 +130,7 @@ def _compare(name: str, found: set[str], hashes: Hashes) -> Iterator[Finding]:
 
 def _look_for_unlisted(folder: Path, hashes: Hashes, result: Checked) -> None:
     """Add the files without a hash: a warning each, if the folder has SHA256SUMS."""
-    hashed = {*UNSUMMED, *hashes.names}
+    hashed = {SUMS, *LATER, *hashes.names}
     names = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)

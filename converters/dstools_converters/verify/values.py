@@ -21,7 +21,7 @@ PIECE_BYTES = 8 << 20  # mapped at a time; of 4 MiB, mapping costs more than the
 
 @dataclass
 class _Seen:
-    """What has been seen of a tensor."""
+    """The state of one tensor's scan."""
 
     info: TensorInfo
     until: int = 0  # bytes from its first on that `look` was shown

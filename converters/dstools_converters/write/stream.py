@@ -19,10 +19,11 @@ from dstools_converters.checkpoint.zeros import is_zero_weight, zero_tails
 from dstools_converters.errors import Finding, disk_errors
 from dstools_converters.plan.plan import Plan
 from dstools_converters.sidefiles.calibration import LayerNote, WeightNote
+from dstools_converters.sidefiles.signature import Sign
 from dstools_converters.write import jobs
 from dstools_converters.write.jobs import Job, jobs_of
 from dstools_converters.write.metadata import side_files
-from dstools_converters.write.writer import Sign, Writer, require_own_work
+from dstools_converters.write.writer import Writer, require_own_work
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,13 @@ def run(
     tool: str,
     workers: int,
     is_synced: bool = True,
-    has_sums: bool = True,
+    writes_sums: bool = True,
     sign: Sign | None = None,
     progress: Progress = lambda nbytes: None,
     calibrate: Callable[[Plan, "Sink"], None] | None = None,
 ) -> Report:
     """Write the folder `out` as `plan` says; `progress` gets the input bytes of each finished job.
-    `has_sums`: write SHA256SUMS, too; `sign`: and with this the signature of the folder.
+    `writes_sums`: write SHA256SUMS, too; `sign`: and with this the signature of the folder.
 
     `calibrate` first puts into its sink the tensors that the plan leaves to a calibration.
 
@@ -78,7 +79,7 @@ def run(
         lambda w: side_files(plan, tool, w.notes.values(), w.layers),
         _fingerprint(plan, tool),
         is_synced=is_synced,
-        has_sums=has_sums,
+        writes_sums=writes_sums,
         sign=sign,
     ) as writer:
         zeros: set[str] = set()

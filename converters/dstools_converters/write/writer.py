@@ -23,13 +23,13 @@ from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors, si
 from dstools_converters.files import sync
 from dstools_converters.plan.plan import Plan
 from dstools_converters.sidefiles.calibration import LayerNote
+from dstools_converters.sidefiles.signature import Sign
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, format_sums, sha256_of, sums_of
 from dstools_converters.write.journal import JOURNAL, Journal, Note, Notes, begun_by
 from dstools_converters.write.metadata import read_back
 
 MODEL, CALIBRATION = "model", "calibration"  # folders in OUT.incomplete
 Files = dict[str, Path | bytes]  # beside the shards, by path in the folder
-Sign = Callable[[Path], None]  # of sidefiles/signature.py
 LAST = (INDEX, "config.json")  # written last: no folder loads as a model without them
 
 
@@ -44,7 +44,7 @@ class Writer:
         fingerprint: str,
         *,
         is_synced: bool,
-        has_sums: bool,
+        writes_sums: bool,
         sign: Sign | None,
     ) -> None:
         self.plan = plan
@@ -55,7 +55,7 @@ class Writer:
         self.model = self.work / MODEL
         self.calibration = self.work / CALIBRATION
         self.is_synced = is_synced
-        self.has_sums = has_sums  # SHA256SUMS is written
+        self.writes_sums = writes_sums  # SHA256SUMS is written
         self.sign = sign  # called when the folder it gets has all other files
         self.is_published = False  # by an earlier run that was killed before it had cleaned up
         self.finished: set[int] = set()  # numbers of shards
@@ -134,7 +134,7 @@ class Writer:
             is_same = all((self.out / name).read_bytes() == written[name] for name in written)
         except OSError:
             is_same = False
-        is_same &= (self.out / SUMS).exists() == self.has_sums
+        is_same &= (self.out / SUMS).exists() == self.writes_sums
         is_same &= (self.out / SIGNATURE).exists() == (self.sign is not None)
         if self.model.exists() or not is_same:
             raise _exists(self.out)
@@ -231,7 +231,7 @@ class Writer:
         self._journal.written(number)
         os.close(self._files.pop(number))
         self._sync_later(number)
-        if self.has_sums:
+        if self.writes_sums:
             self.sha256[number] = sha256_of(self.model / name)
             self._journal.hashed(number, self.sha256[number])
 
@@ -260,7 +260,7 @@ class Writer:
             flush.result()
         folders = {self.model}
         files = self.files(self)
-        if self.has_sums:
+        if self.writes_sums:
             files[SUMS] = self._sums(files, workers)
         for name in sorted(files, key=lambda name: (*(name == last for last in LAST), name)):
             target = self.model / name

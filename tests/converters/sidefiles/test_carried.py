@@ -211,7 +211,7 @@ def test_all_that_a_training_left_is_one_line(folder: Path) -> None:
     (finding,) = warned(folder)
     assert finding.where == "checkpoint-5/"
     assert finding.message == (
-        "is of a training, not of the model (also: latest, optimizer.pt, rng_state.pth, "
+        "is training state, not part of the model (also: latest, optimizer.pt, rng_state.pth, "
         "scheduler.pt and 2 more)"
     )
 

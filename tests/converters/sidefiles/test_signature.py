@@ -125,6 +125,24 @@ def test_a_signed_folder_in_a_hub_cache_is_checked_through_its_links(
     assert finding.message == "is not checked: passwd: is a link out of the folder"
 
 
+def test_a_shard_that_was_linked_from_another_disk_is_checked(
+    tmp_path: Path, keys: Callable[..., tuple[Path, Path]]
+) -> None:
+    private, public = keys("linked")
+    folder, moved = tmp_path / "folder", tmp_path / "elsewhere.bin"
+    folder.mkdir()
+    shard = folder / "model.safetensors"
+    shard.write_bytes(bytes(1000))
+    load_signer(private)(folder)
+    shard.rename(moved)
+    shard.symlink_to(moved)
+    assert check((folder, public)) is None
+    moved.write_bytes(bytes(999) + b"1")
+    finding = check((folder, public))
+    assert finding is not None
+    assert "model.safetensors" in finding.message
+
+
 def test_a_key_of_another_kind_is_refused_by_name(
     tmp_path: Path, keys: Callable[..., tuple[Path, Path]]
 ) -> None:

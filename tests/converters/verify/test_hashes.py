@@ -129,6 +129,15 @@ def test_a_link_out_of_the_folder_is_not_read(folder: Path) -> None:
     assert finding.message == "is a link out of the folder"
 
 
+def test_a_shard_that_was_linked_from_another_disk_is_hashed(folder: Path, tmp_path: Path) -> None:
+    shard, moved = folder / "model.safetensors", tmp_path / "elsewhere.bin"
+    shard.rename(moved)
+    shard.symlink_to(moved)
+    assert check(folder).findings == []
+    flip(moved)
+    assert named(check(folder)) == [("error", "sum-differs", "model.safetensors")]
+
+
 def test_a_pipe_that_the_list_names_does_not_hang(folder: Path) -> None:
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")

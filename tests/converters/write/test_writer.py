@@ -104,7 +104,13 @@ def test_a_second_run_at_the_same_time_is_refused(
     plan = plain_plan(tiny)
     with (
         Writer(
-            plan, tmp_path / "out", lambda writer: {}, "", is_synced=False, has_sums=True, sign=None
+            plan,
+            tmp_path / "out",
+            lambda writer: {},
+            "",
+            is_synced=False,
+            writes_sums=True,
+            sign=None,
         ),
         pytest.raises(DstoolsError, match="another run is writing it"),
     ):
@@ -283,7 +289,7 @@ def test_a_shard_that_an_earlier_run_did_not_hash_is_read(
     with monkeypatch.context() as patched:
         patched.setattr(Writer, "publish", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(plan, tmp_path / "out", tool="dstools test", workers=2, has_sums=False)
+            run(plan, tmp_path / "out", tool="dstools test", workers=2, writes_sums=False)
     assert not names
     quantize(tiny, tmp_path / "out")
     assert {shard.name for shard in plan.shards} < set(names)
@@ -294,7 +300,7 @@ def test_a_run_without_sums_hashes_nothing(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_plan: PlanOf
 ) -> None:
     names = hashed(monkeypatch)
-    run(plain_plan(tiny), tmp_path / "out", tool="dstools test", workers=2, has_sums=False)
+    run(plain_plan(tiny), tmp_path / "out", tool="dstools test", workers=2, writes_sums=False)
     assert not names
     assert not (tmp_path / "out" / "SHA256SUMS").exists()
 

@@ -88,6 +88,26 @@ def test_sums_names_the_file_that_changed_and_exits_with_3(
     assert "error: tokenizer.json: is not the file that SHA256SUMS lists" in result.stdout
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_sums_names_the_damaged_file_where_nothing_can_be_read_as_a_checkpoint(
+    ok: Run, dstools: Run, tiny: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    ok("quantize", tiny, out)
+    content = (out / name).read_bytes()
+    (out / name).write_bytes(b"}" + content[1:])
+    assert dstools("verify", out).exit_code == 1
+    result = dstools("verify", out, "--sums")
+    assert result.exit_code == 3
+    assert f"error: {name}: is not the file that SHA256SUMS lists: its sha256 differs" in (
+        result.stdout
+    )
+    assert f"error: {name}: is not valid JSON" in result.stdout
+    assert "checked: hashes of 12 files" in result.stdout
+    assert "not checked: " in result.stdout
+    assert dstools("verify", tmp_path / "gone", "--sums").exit_code == 1
+
+
 def test_a_link_to_nothing_beside_the_shards_is_only_a_warning(
     ok: Run, edited: Callable[..., Path], tiny: Path, tmp_path: Path
 ) -> None:
@@ -111,7 +131,7 @@ def test_a_folder_is_signed_and_the_signature_checked(
         file.write(b" ")
     result = dstools("verify", out, "--signed-by", public)
     assert result.exit_code == 3
-    assert "error: model.sig: does not hold" in result.stdout
+    assert "error: model.sig: is invalid" in result.stdout
     assert "tokenizer.json" in result.stdout
     result = dstools("quantize", tiny_fp8, tmp_path / "new", "--sign", tmp_path / "gone.pem")
     assert result.exit_code == 1
