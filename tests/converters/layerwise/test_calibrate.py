@@ -289,7 +289,7 @@ def test_everything_else_is_what_quantize_writes_without_it(
             assert bits(ours[name]) == bits(theirs[name])
     added = {"calibration.json", "expert_load.json"} if case != "Qwen2" else {"calibration.json"}
     assert tree(out).keys() - tree(plain).keys() == added
-    for name in tree(plain).keys() - {"manifest.json"}:
+    for name in tree(plain).keys() - {"manifest.json", "SHA256SUMS"}:
         if not name.endswith(".safetensors"):
             assert (out / name).read_bytes() == (plain / name).read_bytes()
 
@@ -312,7 +312,8 @@ def test_amax_with_data_writes_the_bytes_of_plain_rounding_and_the_load(
     tiny: Path, calibrated: Make, quantized: Make, tree: Tree
 ) -> None:
     out, plain = tree(calibrated(tiny, "amax")), tree(quantized(tiny))
-    assert out.pop("manifest.json") != plain.pop("manifest.json")
+    for name in ("manifest.json", "SHA256SUMS"):
+        assert out.pop(name) != plain.pop(name)
     assert out.pop("calibration.json")
     assert out.pop("expert_load.json") == tree(calibrated(tiny))["expert_load.json"]
     assert out == plain

@@ -190,7 +190,7 @@ def stopped_before_publishing(
 ) -> None:
     """Stop with all jobs done and journaled, before the folder gets its final name."""
 
-    def stop(self: Writer) -> None:
+    def stop(self: Writer, workers: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
