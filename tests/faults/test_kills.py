@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from dstools_converters.checkpoint.folder import INDEX, SINGLE
 
@@ -26,10 +27,11 @@ def command(
 ) -> list[str]:
     """A conversion of 35 weights into `out`; in several shards, but for one."""
     name = request.param.split()[0]
+    workers = "2" if request.param == "quantize" else "1"
     size = {} if "one file" in request.param else {"shard_bytes": 4e5}
     fp8 = {"fp8": "float32"} if name == "dequantize" else {}
     source = checkpoint("tiny-qwen3", **size, **fp8)
-    return [name, str(source), str(workplace / "out"), "--workers", "1"]
+    return [name, str(source), str(workplace / "out"), "--workers", workers]
 
 
 def models(folder: Path) -> list[Path]:
@@ -55,6 +57,26 @@ def calls_of(run: Callable[..., Any], command: list[str], out: Path) -> int:
     assert done.code == 0, done.output
     out.rename(out.with_name("wanted"))
     return int(done.calls)
+
+
+@pytest.mark.parametrize(
+    "missing", ["nothing", "config.json", INDEX, "model-00002-of-00015.safetensors"]
+)
+def test_a_folder_is_whole_if_transformers_loads_it(
+    checkpoint: Callable[..., Path], tmp_path: Path, missing: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("tiny-qwen3", shard_bytes=4e5), folder)
+    assert models(tmp_path) == [folder]
+    if missing != "nothing":
+        folder.chmod(0o755)
+        (folder / missing).unlink()
+    try:
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
+        is_loaded = True
+    except (OSError, ValueError):
+        is_loaded = False
+    assert is_loaded == (missing == "nothing") == bool(models(tmp_path))
 
 
 @pytest.mark.slow

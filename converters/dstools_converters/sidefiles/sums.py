@@ -27,13 +27,13 @@ UNESCAPED = {escaped: plain for plain, escaped in ESCAPES.items()}
 HINT = "download or write it again"
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal.
+def sha256_of(path: Path, progress: Callable[[int], object] = lambda nbytes: None) -> str:
+    """Return the sha256 of a file, in hexadecimal; `progress` gets the bytes of each piece.
 
     Raises DstoolsError where the file cannot be read.
     """
     digest = hashlib.sha256()
-    hash_file(path, [digest])
+    hash_file(path, [digest], progress)
     return digest.hexdigest()
 
 

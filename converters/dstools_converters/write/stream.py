@@ -228,7 +228,8 @@ class _Queue:
             raise
 
     def stop(self) -> None:
-        """Hand out no more jobs; running ones finish."""
+        """Hand out no more jobs; running ones finish, hashing ends."""
+        self.writer.is_stopped = True
         with self._lock:
             self._waiting.clear()
             for shard in self._open:

@@ -33,6 +33,10 @@ Files = dict[str, Path | bytes]  # beside the shards, by path in the folder
 LAST = (INDEX, "config.json")  # written last: no folder loads as a model without them
 
 
+class _StoppedError(Exception):
+    """A run is being stopped."""
+
+
 class Writer:
     """The folder of one plan, from its lock to its last rename."""
 
@@ -57,6 +61,7 @@ class Writer:
         self.is_synced = is_synced
         self.writes_sums = writes_sums  # SHA256SUMS is written
         self.sign = sign  # called when the folder it gets has all other files
+        self.is_stopped = False  # set to end what takes long
         self.is_published = False  # by an earlier run that was killed before it had cleaned up
         self.finished: set[int] = set()  # numbers of shards
         self.sha256: dict[int, str] = {}  # of finished shards; an earlier run may have left it out
@@ -232,8 +237,21 @@ class Writer:
         os.close(self._files.pop(number))
         self._sync_later(number)
         if self.writes_sums:
-            self.sha256[number] = sha256_of(self.model / name)
-            self._journal.hashed(number, self.sha256[number])
+            self._hash(number)
+
+    def _hash(self, number: int) -> None:
+        """Hash a shard and record it; leave it to `publish` if the run is being stopped."""
+
+        def go_on(nbytes: int) -> None:
+            if self.is_stopped:
+                raise _StoppedError
+
+        try:
+            digest = sha256_of(self.model / self.plan.shards[number].name, go_on)
+        except _StoppedError:
+            return
+        self.sha256[number] = digest
+        self._journal.hashed(number, self.sha256[number])
 
     def _sync_later(self, number: int) -> None:
         if self.is_synced:

@@ -12,6 +12,7 @@ import pytest
 
 from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
 from dstools_converters.checkpoint.inventory import require_sound
+from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError
 from dstools_converters.plan.plan import Plan, plan_quantize
 from dstools_converters.plan.recipe import Recipe
@@ -133,7 +134,7 @@ def test_too_small_a_disk_is_an_error_before_anything_is_written(
         "dstools_converters.write.writer.shutil.disk_usage",
         lambda path: SimpleNamespace(free=1_000_000),
     )
-    with pytest.raises(DstoolsError, match=r"needs 13\.\d+ MB, the disk has 1 MB free"):
+    with pytest.raises(DstoolsError, match=r"needs 6\.\d+ MB, the disk has 1 MB free"):
         quantize(tiny, tmp_path / "out")
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -229,9 +230,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that a writer hashes from now on."""
     names: list[str] = []
 
-    def note(path: Path) -> str:
-        names.append(path.name.removesuffix(".partial"))
-        return sha256_of(path)
+    def note(path: Path, *progress: Progress) -> str:
+        names.append(path.name)
+        return sha256_of(path, *progress)
 
     monkeypatch.setattr("dstools_converters.write.writer.sha256_of", note)
     monkeypatch.setattr("dstools_converters.sidefiles.sums.sha256_of", note)
@@ -293,6 +294,26 @@ def test_a_shard_that_an_earlier_run_did_not_hash_is_read(
     assert not names
     quantize(tiny, tmp_path / "out")
     assert {shard.name for shard in plan.shards} < set(names)
+    assert tree(tmp_path / "out") == tree(tmp_path / "wanted")
+
+
+def test_hashing_ends_when_the_run_is_stopped_and_the_next_one_hashes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Tree, quantize: Quantize
+) -> None:
+    quantize(tiny, tmp_path / "wanted")
+    real = Writer.shard_done
+
+    def stopped(self: Writer, number: int) -> None:
+        self.is_stopped = True  # as after Ctrl-C in another thread
+        real(self, number)
+        assert number not in self.sha256
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "shard_done", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(tiny, tmp_path / "out", workers=1)
+    quantize(tiny, tmp_path / "out")
     assert tree(tmp_path / "out") == tree(tmp_path / "wanted")
 
 
