@@ -105,6 +105,11 @@ def test_every_case_of_a_group_has_its_verdict(
     assert not wrong, f"{len(wrong)} verdicts are wrong\n" + "\n".join(wrong)
 
 
+def test_there_are_broken_and_sound_cases_of_each_subject() -> None:
+    assert sum(case.is_broken for case in CASES) >= 190
+    assert sum(case.group == "valid" for case in CASES) >= 28
+
+
 def test_titles_are_not_used_twice() -> None:
     counts = Counter(case.title for case in CASES)
     assert [title for title, count in counts.items() if count > 1] == []
