@@ -4,7 +4,6 @@ E4M3 has 4 exponent bits of bias 7 and 3 mantissa bits, no infinity and one NaN 
 Source: OCP 8-bit Floating Point Specification (OFP8), 1.0.
 """
 
-import sys
 from typing import Literal
 
 # dtypes as safetensors spells them
@@ -37,12 +36,4 @@ NON_FINITE_BITS: dict[FiniteDtype, int] = {
     "F64": 0x7FF0000000000000,
     "F8_E4M3": 0x7F,
     "F8_E5M2": 0x7C,
-}
-# The largest finite number, where reaching it is the mark of an overflow that was clamped; codes of
-# FP8 reach theirs in every block.
-FINITE_MAX: dict[FiniteDtype, float] = {
-    "BF16": (2 - 2**-7) * 2.0**127,
-    "F16": 65504.0,
-    "F32": (2 - 2**-23) * 2.0**127,
-    "F64": sys.float_info.max,
 }

@@ -8,30 +8,42 @@ from collections.abc import Iterator, Sequence
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.errors import Finding
 from dstools_kernels.formats import block_fp8
-from dstools_kernels.fp8 import E4M3_MAX, FINITE_MAX
+from dstools_kernels.fp8 import E4M3_MAX, FiniteDtype
 
-# The largest weight of a block is between these: no trained weight comes near the upper, and the
-# lower is under the floor that quantizers have for a block of zeros.
+# The largest weight of a block is between these: the upper is far above any trained weight, and
+# the lower is under the floor that quantizers have for a block of zeros.
 SANE_AMAX = (1e-13, 1e4)
 
 
-def clamped(info: TensorInfo, largest: float) -> Iterator[Finding]:
-    """Yield a warning where the largest magnitude of a tensor is the last number of its dtype."""
-    if largest == FINITE_MAX.get(info.dtype):  # type: ignore[call-overload]  # any dtype
+def odd_magnitude(info: TensorInfo, largest: float, *, is_weight: bool) -> Iterator[Finding]:
+    """Yield a warning where the largest magnitude of a tensor, of a FiniteDtype, is not sound.
+
+    That is the last number of its dtype, and for a weight one that no training makes. Codes of FP8
+    reach their last number in every block.
+    """
+    if info.dtype.startswith("F8"):
+        return
+    dtype: FiniteDtype = info.dtype  # type: ignore[assignment]
+    if largest == block_fp8.largest_finite(dtype):
         yield Finding.warning(
             "clamped",
             info.where,
             f"holds {largest:g}, the largest {info.dtype}: it overflowed and was clamped",
         )
 
+    elif is_weight:
+        yield from _large(info, largest)
+
 
 def large_weight(info: TensorInfo, scales: memoryview) -> Iterator[Finding]:
     """Yield a warning where the scales that a weight gets, float32, are of absurd numbers."""
-    amax = block_fp8.largest_magnitude(scales, "F32") * E4M3_MAX
+    yield from _large(info, block_fp8.largest_magnitude(scales, "F32") * E4M3_MAX)
+
+
+def _large(info: TensorInfo, amax: float) -> Iterator[Finding]:
     if amax > SANE_AMAX[1]:
-        yield Finding.warning(
-            "large-weight", info.where, f"holds {amax:g}; no trained weight comes near"
-        )
+        message = f"holds a weight of up to about {amax:g}, far above any trained weight"
+        yield Finding.warning("large-weight", info.where, message)
 
 
 def absurd_scales(info: TensorInfo, scales: memoryview, first_row: int = 0) -> Iterator[Finding]:
@@ -47,5 +59,5 @@ def absurd_scales(info: TensorInfo, scales: memoryview, first_row: int = 0) -> I
             yield Finding.warning(
                 "scale-value",
                 info.where,
-                f"holds {scale:g} at {[first_row + row, col]}, a weight of up to {amax:g}",
+                f"holds {scale:g} at {[first_row + row, col]}, a weight of up to about {amax:g}",
             )

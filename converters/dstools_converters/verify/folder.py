@@ -239,6 +239,8 @@ def _check_values(values: Values, headers_only: bool, results: _Results, workers
     known = {finding.where for finding in results.findings if finding.level == "error"}
     results.findings += merged(values.findings(known))
     results.checked.append("every value")
+    if values.unjudged():
+        results.not_checked.append(f"numbers in {', '.join(values.unjudged())}: only read")
 
 
 def _open_source(source: Path) -> Checkpoint:

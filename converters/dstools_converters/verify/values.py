@@ -10,7 +10,7 @@ from threading import Lock
 
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
-from dstools_converters.checkpoint.oddities import clamped
+from dstools_converters.checkpoint.oddities import odd_magnitude
 from dstools_converters.checkpoint.rows import Progress, require_finite, width
 from dstools_converters.checkpoint.zeros import all_zero, is_weight, zero_tails
 from dstools_converters.errors import DstoolsError, Finding
@@ -39,11 +39,11 @@ class Values:
         self.inventory = inventory
         self.progress = progress
         self._lock = Lock()
-        self._seen = {
-            info.name: _Seen(info)
-            for info, _ in inventory.weights()
-            if info.dtype in NON_FINITE_BITS
-        }
+        self._seen = {info.name: _Seen(info) for info, _ in inventory.weights()}
+
+    def unjudged(self) -> list[str]:
+        """Return the dtypes whose bytes are read, and whose numbers are not judged, sorted."""
+        return sorted({seen.info.dtype for seen in self._seen.values()}.difference(NON_FINITE_BITS))
 
     def look(self, info: TensorInfo, begin: int, data: memoryview) -> None:
         """Look at bytes of a tensor from `begin` on, as far as they follow those seen before."""
@@ -75,10 +75,12 @@ class Values:
                 continue
             if seen.faults:
                 yield seen.faults[min(seen.faults)]
-            elif seen.largest == 0 and seen.info.numel and is_weight(self.inventory, seen.info):
+                continue
+            is_one = is_weight(self.inventory, seen.info)
+            if seen.largest == 0 and seen.info.numel and is_one:
                 zeros.append(seen.info.name)
-            else:
-                yield from clamped(seen.info, seen.largest)
+            elif seen.info.dtype in NON_FINITE_BITS:
+                yield from odd_magnitude(seen.info, seen.largest, is_weight=is_one)
         yield from zero_tails(self.inventory.checkpoint)
         yield from all_zero(zeros)
 
@@ -93,7 +95,8 @@ class Values:
     def _add(self, seen: _Seen, begin: int, data: memoryview) -> None:
         largest, info = 0.0, seen.info
         try:
-            largest = require_finite(info, data, begin // width(info))
+            if info.dtype in NON_FINITE_BITS:
+                largest = require_finite(info, data, begin // width(info))
         except DstoolsError as error:
             seen.faults[begin] = _finding("not-finite", info, error)
         with self._lock:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from dstools_converters.checkpoint.inventory import Inventory
-from dstools_converters.checkpoint.oddities import absurd_scales, clamped, large_weight
+from dstools_converters.checkpoint.oddities import absurd_scales, large_weight, odd_magnitude
 from dstools_converters.checkpoint.rows import (
     dequantize_rows,
     memory,
@@ -25,6 +25,7 @@ from dstools_converters.checkpoint.rows import (
     unlike_dequantized,
     width,
 )
+from dstools_converters.checkpoint.zeros import is_weight
 from dstools_converters.errors import Finding, merged
 from dstools_converters.plan.layout import ShardPlan, TensorPlan
 from dstools_converters.plan.plan import Plan
@@ -210,7 +211,8 @@ def _copy(
         found += absurd_scales(inventory.storage[info.name].scale, scales)
     data = inventory.checkpoint.read(info, begin, end)
     if info.dtype in NON_FINITE_BITS:
-        found += clamped(info, require_finite(info, data, begin // width(info)))
+        largest = require_finite(info, data, begin // width(info))
+        found += odd_magnitude(info, largest, is_weight=is_weight(inventory, info))
     write_at(file, data, target.parts[0].offset + begin)
     return found
 

@@ -82,6 +82,7 @@ def run(
         writes_sums=writes_sums,
         sign=sign,
     ) as writer:
+        tails = list(zero_tails(plan.inventory.checkpoint))
         zeros: set[str] = set()
         if writer.is_published:
             resumed = plan.bytes_in
@@ -100,10 +101,7 @@ def run(
         tensors=_counts(plan, writer),
         unknown_tensors=[info.name for info in plan.inventory.unknown],
         zero_weights=[name for name in plan.inventory.storage if name in zeros],
-        warnings=[
-            *zero_tails(plan.inventory.checkpoint),
-            *jobs.warnings_of(writer.notes[key] for key in sorted(writer.notes)),
-        ],
+        warnings=[*tails, *jobs.warnings_of(writer.notes[key] for key in sorted(writer.notes))],
     )
 
 

@@ -207,6 +207,11 @@ def largest_magnitude(data: Buffer, dtype: FiniteDtype) -> float:
     return _number(run("block_fp8", "largest", source, itemsize, count), dtype)
 
 
+def largest_finite(dtype: FiniteDtype) -> float:
+    """Return the largest finite number of `dtype`."""
+    return _number(NON_FINITE_BITS[dtype] - 1, dtype)
+
+
 def _number(bits: int, dtype: FiniteDtype) -> float:
     """Return the number that `bits`, without a sign, are in `dtype`."""
     if dtype == "F8_E4M3":

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from dstools_converters.checkpoint.header import TensorInfo
-from dstools_converters.checkpoint.oddities import absurd_scales, clamped, large_weight
+from dstools_converters.checkpoint.oddities import absurd_scales, large_weight, odd_magnitude
 
 SCALE = TensorInfo("w_scale_inv", "F32", (2, 2), "s.safetensors", 0, 16)
 
@@ -24,20 +24,29 @@ def scales(*values: float) -> memoryview:
 )
 def test_only_the_last_number_of_a_dtype_is_clamped(dtype: str, last: float, below: float) -> None:
     info = SCALE._replace(dtype=dtype)
-    (finding,) = clamped(info, last)
-    assert (finding.level, finding.where) == ("warning", info.where)
-    assert list(clamped(info, below)) == []
-    assert list(clamped(info, 0.0)) == []
+    (finding,) = odd_magnitude(info, last, is_weight=True)
+    assert (finding.level, finding.code, finding.where) == ("warning", "clamped", info.where)
+    assert list(odd_magnitude(info, below, is_weight=False)) == []
+    assert list(odd_magnitude(info, 0.0, is_weight=True)) == []
+
+
+def test_a_large_number_is_odd_in_a_weight_alone() -> None:
+    info = SCALE._replace(dtype="BF16")
+    (finding,) = odd_magnitude(info, 1e30, is_weight=True)
+    assert (finding.level, finding.code) == ("warning", "large-weight")
+    assert finding.message.startswith("holds a weight of up to about 1e+30, far above")
+    assert list(odd_magnitude(info, 1e30, is_weight=False)) == []
+    assert list(odd_magnitude(info, 1e4, is_weight=True)) == []
 
 
 def test_codes_reach_their_last_number_in_every_block() -> None:
-    assert list(clamped(SCALE._replace(dtype="F8_E4M3"), 448.0)) == []
+    assert list(odd_magnitude(SCALE._replace(dtype="F8_E4M3"), 448.0, is_weight=True)) == []
 
 
 def test_scales_are_named_at_both_ends_with_their_position() -> None:
     high, low = absurd_scales(SCALE, scales(1e-4, 1e-30, 1e30, 1e-3), 6)
-    assert high.message == "holds 1e+30 at [7, 0], a weight of up to 4.48e+32"
-    assert low.message == "holds 1e-30 at [6, 1], a weight of up to 4.48e-28"
+    assert high.message == "holds 1e+30 at [7, 0], a weight of up to about 4.48e+32"
+    assert low.message == "holds 1e-30 at [6, 1], a weight of up to about 4.48e-28"
     assert {high.level, low.level} == {"warning"}
 
 
@@ -54,4 +63,4 @@ def test_no_scale_is_not_absurd() -> None:
 def test_a_weight_is_large_by_the_largest_of_its_scales() -> None:
     (finding,) = large_weight(SCALE._replace(name="w"), scales(1e-4, 100.0, 1e-3))
     assert finding.where == "s.safetensors: w"
-    assert finding.message.startswith("holds 44800;")
+    assert finding.message.startswith("holds a weight of up to about 44800,")

@@ -107,6 +107,31 @@ def test_zeros_and_clamped_numbers_are_warnings_that_name_the_tensor(
     assert found["clamped"]["message"].startswith("holds 3.38953e+38, the largest BF16")
 
 
+def test_a_weight_that_no_training_makes_is_a_warning_as_in_quantize(
+    tiny: Path, edited: Edited, ask: Ask
+) -> None:
+    folder = edited(tiny)
+    put(folder[EMBED], 3, b"\x4a\x71")  # 1e30
+    put(folder[BIAS], 3, struct.pack("<f", 1e30))
+    code, report = ask(folder.write())
+    (finding,) = report["findings"]
+    assert (code, finding["level"], finding["code"]) == (0, "warning", "large-weight")
+    assert finding["where"].endswith(EMBED)
+
+
+def test_dtypes_whose_numbers_are_not_judged_are_read_and_named(tiny: Path, edited: Edited) -> None:
+    folder = edited(tiny)
+    for name, dtype, size in (("odd", "I64", 8), ("odder", "C64", 8), ("oddest", "BOOL", 1)):
+        folder.tensors[name] = type(folder[NORM])(
+            dtype, [1000], bytearray(size * 1000), folder[NORM].shard
+        )
+    steps: list[int] = []
+    report = verify(folder.write(), progress=steps.append)
+    with open_checkpoint(folder.path) as checkpoint:
+        assert sum(steps) == sum(info.nbytes for info in checkpoint.tensors.values())
+    assert "numbers in BOOL, C64, I64: only read" in report.not_checked
+
+
 def test_a_shard_that_ends_in_zeros_is_a_warning_with_the_byte(
     tiny: Path, edited: Edited, ask: Ask
 ) -> None:

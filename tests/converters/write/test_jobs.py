@@ -10,9 +10,9 @@ import pytest
 
 from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
 from dstools_converters.checkpoint.inventory import require_sound
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, Finding
 from dstools_converters.plan.plan import Plan, plan_dequantize
-from dstools_converters.write import jobs
+from dstools_converters.write import jobs, stream
 from dstools_converters.write.jobs import jobs_of, write_at
 from dstools_converters.write.stream import run
 
@@ -210,6 +210,21 @@ def test_a_source_shard_that_ends_in_zeros_is_warned_of(
         file.seek(-9000, os.SEEK_END)
         file.write(bytes(9000))
     assert ("zero-tail", shard.name) in warned(plain_plan(folder), tmp_path / "out")
+
+
+def test_the_source_is_not_read_after_the_output_has_its_name(
+    tiny: Path, plain_plan: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails to read it must not fail a run that is done."""
+    out, was_done = tmp_path / "out", []
+
+    def look(checkpoint: Checkpoint) -> list[Finding]:
+        was_done.append(out.exists())
+        return []
+
+    monkeypatch.setattr(stream, "zero_tails", look)
+    assert warned(plain_plan(tiny), out) == []
+    assert was_done == [False]
 
 
 def test_a_resumed_run_has_the_warnings_of_the_run_before(
