@@ -3,9 +3,10 @@
 `verify` looks at every byte for them, `quantize` and `dequantize` at what passes through them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.rows import scale_position
 from dstools_converters.errors import Finding
 from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import E4M3_MAX, FiniteDtype
@@ -51,13 +52,14 @@ def absurd_scales(info: TensorInfo, scales: memoryview, first_row: int = 0) -> I
 
     `scales`: positive float32, whole rows of `info` from `first_row` on.
     """
-    values: Sequence[float] = scales.cast("f").tolist()
-    for scale in (max(values, default=1.0), min(values, default=1.0)):
+    if not scales:
+        return
+    for scale in (block_fp8.largest_magnitude(scales, "F32"), block_fp8.smallest(scales)):
         amax = scale * E4M3_MAX
         if not SANE_AMAX[0] < amax < SANE_AMAX[1]:
-            row, col = divmod(values.index(scale), info.shape[1])
+            at = scale_position(info, scales, scale, first_row)
             yield Finding.warning(
                 "scale-value",
                 info.where,
-                f"holds {scale:g} at {[first_row + row, col]}, a weight of up to about {amax:g}",
+                f"holds {scale:g} at {at}, a weight of up to about {amax:g}",
             )

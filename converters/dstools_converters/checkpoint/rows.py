@@ -77,15 +77,24 @@ def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int)
     bad = block_fp8.first_non_finite(data, "F32")
     if bad >= 0:
         raise not_finite(info, begin * info.shape[1] + bad)
-    values: Sequence[float] = data.cast("f").tolist()
-    least = min(values, default=1.0)
+    least = block_fp8.smallest(data)
     if least <= 0:
-        at = divmod(begin * info.shape[1] + values.index(least), info.shape[1])
         raise DstoolsError(
-            f"{info.where}: holds {least:g} at {list(at)}; scales are positive",
+            f"{info.where}: holds {least:g} at {scale_position(info, data, least, begin)}; "
+            "scales are positive",
             "the scales are damaged; download them again",
         )
     return data
+
+
+def scale_position(info: TensorInfo, scales: memoryview, scale: float, first_row: int) -> list[int]:
+    """Return [row, col] of the first `scale` in float32 `scales`, rows of `info` from `first_row`.
+
+    Makes no list of the scales: of small blocks, they may be many.
+    """
+    at = next(at for at, value in enumerate(scales.cast("f")) if value == scale)
+    row, col = divmod(at, info.shape[1])
+    return [first_row + row, col]
 
 
 def restore(

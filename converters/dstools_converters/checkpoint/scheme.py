@@ -21,6 +21,7 @@ SCALE_FMTS: dict[str, ScaleFormat] = {"None": "float32", "float": "float32", "ue
 # Of kept modules in a native config. vLLM and SGLang look for them in this order; transformers,
 # TensorRT-LLM and this writer know the second alone.
 KEPT_LISTS = ("ignored_layers", "modules_to_not_convert")
+MIN_BLOCK = 32  # elements; of fewer, scales are not small beside the weights
 BLOCK_SIZE = 128  # DeepSeek's; other sizes are read, and kept where codes are kept
 
 # The roles that DeepSeek ships in FP8. Source: README_WEIGHTS.md, convert.py.
@@ -183,5 +184,11 @@ def _block(value: Any) -> tuple[int, int]:
         raise DstoolsError(
             f"config.json: the block size {value!r} is not two natural numbers",
             "weight_block_size or block_structure holds the rows and columns of a block",
+        )
+    if value[0] * value[1] < MIN_BLOCK:
+        raise DstoolsError(
+            f"config.json: the block size {value!r} is of fewer than {MIN_BLOCK} elements",
+            "its scales would be about as large as the weights, and no engine runs such blocks; "
+            "download config.json again",
         )
     return value[0], value[1]

@@ -55,10 +55,12 @@ def _check_values(
         message = str(error).removeprefix(f"{info.where}: ")
         yield Finding.error("scale-value", info.where, message)
         return
-    scales = np.frombuffer(raw, np.float32)
     yield from absurd_scales(info, raw)
+    if not needs_powers:
+        return
+    scales = np.frombuffer(raw, np.float32)
     is_power = np.frexp(scales)[0] == 0.5
-    if needs_powers and not is_power.all():
+    if not is_power.all():
         first = int(is_power.argmin())
         message = f"holds {scales[first]:g} at {_at(info, first)}, not a power of two, under ue8m0"
         level: Level = "note" if is_foreign else "error"

@@ -36,6 +36,7 @@ _SIGNATURES: dict[str, tuple[Sequence[type], type | None]] = {
     "recover": (_RECOVER, _COUNT),
     "first_with_all": ([_INT, _ADDRESS, _INT, ctypes.c_uint64, _COUNT], _COUNT),
     "largest": ([_INT, _ADDRESS, _INT, _COUNT], _COUNT),
+    "smallest": ([_INT, _ADDRESS, _COUNT], _COUNT),
     "cpu_abi": ([], _INT),
     "cpu_level": ([ctypes.c_char_p], _INT),
 }

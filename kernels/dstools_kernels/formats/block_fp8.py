@@ -207,6 +207,19 @@ def largest_magnitude(data: Buffer, dtype: FiniteDtype) -> float:
     return _number(run("block_fp8", "largest", source, itemsize, count), dtype)
 
 
+def smallest(data_float32: Buffer) -> float:
+    """Return the least x in float32 without NaN: infinity if it is empty.
+
+    Where some have a sign, -0 too, it is the least magnitude of these. Raises ValueError where a
+    size is wrong.
+    """
+    source = input_bytes(data_float32, "data_float32")
+    count = whole_rows(source, "data_float32", 1, 4)
+    bits = run("block_fp8", "smallest", source, count)
+    number: float = struct.unpack("<f", struct.pack("<i", bits))[0]
+    return number
+
+
 def largest_finite(dtype: FiniteDtype) -> float:
     """Return the largest finite number of `dtype`."""
     return _number(NON_FINITE_BITS[dtype] - 1, dtype)

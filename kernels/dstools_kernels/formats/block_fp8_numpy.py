@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dstools_kernels.fp8 import AMAX_FLOOR, E4M3_MAX, ITEMSIZE, ScaleFormat
+from dstools_kernels.fp8 import AMAX_FLOOR, E4M3_MAX, ITEMSIZE, NON_FINITE_BITS, ScaleFormat
 
 Float32 = NDArray[np.float32]
 
@@ -249,3 +249,9 @@ def largest(data: memoryview, itemsize: int, count: int) -> int:
     for start in range(0, count, CHUNK):
         most = max(most, int((bits[start : start + CHUNK] & no_sign).max()))
     return most
+
+
+def smallest(data: memoryview, count: int) -> int:
+    """Return the least of the bits of `count` float32 as signed integers, at most infinity's."""
+    infinity = NON_FINITE_BITS["F32"]
+    return int(np.frombuffer(data, "<i4", count).min(initial=infinity))

@@ -1,6 +1,7 @@
 """Odd values: the last number of a dtype, and scales of weights that no training makes."""
 
 import struct
+import tracemalloc
 
 import pytest
 
@@ -54,6 +55,15 @@ def test_scales_are_named_at_both_ends_with_their_position() -> None:
 def test_scales_of_trained_weights_and_of_blocks_of_zeros_are_sane(scale: float) -> None:
     assert list(absurd_scales(SCALE, scales(scale, scale))) == []
     assert list(large_weight(SCALE, scales(scale))) == []
+
+
+def test_many_scales_are_looked_at_without_a_list_of_them() -> None:
+    many = scales(*[1e-3] * 99_999, 1e30)
+    tracemalloc.start()
+    (finding,) = absurd_scales(SCALE._replace(shape=(50_000, 2)), many)
+    assert tracemalloc.get_traced_memory()[1] < len(many) / 2  # a list takes 6 times as much
+    tracemalloc.stop()
+    assert "at [49999, 1]" in finding.message
 
 
 def test_no_scale_is_not_absurd() -> None:

@@ -44,19 +44,14 @@ def test_what_a_config_says_is_read(quantization: dict[str, Any], wanted: QuantS
     assert read(quantization) == wanted
 
 
+BLOCKS = st.tuples(st.integers(1, 1 << 20), st.integers(32, 1 << 20)) | st.tuples(
+    st.integers(32, 1 << 20), st.integers(1, 1 << 20)
+)
+
+
 @given(
-    st.builds(
-        QuantScheme,
-        st.just("native"),
-        st.sampled_from(["float32", "ue8m0"]),
-        st.tuples(st.integers(1, 1 << 20), st.integers(1, 1 << 20)),
-    )
-    | st.builds(
-        QuantScheme,
-        st.just("compressed-tensors"),
-        st.just("float32"),
-        st.tuples(st.integers(1, 1 << 20), st.integers(1, 1 << 20)),
-    )
+    st.builds(QuantScheme, st.just("native"), st.sampled_from(["float32", "ue8m0"]), BLOCKS)
+    | st.builds(QuantScheme, st.just("compressed-tensors"), st.just("float32"), BLOCKS)
 )
 def test_what_is_written_is_read_back(scheme: QuantScheme) -> None:
     assert read(scheme.to_config()) == scheme
@@ -136,6 +131,8 @@ def weights(**changes: Any) -> dict[str, Any]:
         (V3 | {"weight_block_size": [True, 128]}, r"block size \[True, 128\] is not two"),
         (V3 | {"weight_block_size": [128.0, 128]}, r"block size \[128.0, 128\] is not two"),
         (V3 | {"weight_block_size": [1 << 21, 128]}, r"block size \[2097152, 128\] is not two"),
+        (V3 | {"weight_block_size": [1, 1]}, r"block size \[1, 1\] is of fewer than 32 elements"),
+        (V3 | {"weight_block_size": [1, 31]}, r"block size \[1, 31\] is of fewer than 32"),
         (compressed(), "are not block FP8"),
         (compressed(None), "are not block FP8"),
         (compressed(FP8_WEIGHTS, FP8_WEIGHTS), "are not block FP8"),

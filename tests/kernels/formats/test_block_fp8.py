@@ -722,3 +722,18 @@ def test_the_largest_magnitude_is_found_wherever_it_is_under_either_sign(
             for magnitude in (NON_FINITE_BITS[dtype], sign - 1):
                 spoilt[at] = magnitude
                 assert not math.isfinite(block_fp8.largest_magnitude(spoilt, dtype))
+
+
+def test_the_smallest_number_is_found_wherever_it_is_and_any_sign_is_below(level: str) -> None:
+    assert block_fp8.smallest(b"") == math.inf
+    for size in (1, 31, 1024, 1025, 5000):
+        data = np.full(size, 3.0, np.float32)
+        assert block_fp8.smallest(data) == 3.0
+        for at in {0, 1, size // 2, size - 1} & set(range(size)):
+            spoilt = data.copy()
+            for number in (1.0, 2.0**-149, 0.0, -1.0, -0.0):  # each below the one before
+                spoilt[at] = number
+                found = block_fp8.smallest(spoilt)
+                assert (found, math.copysign(1, found)) == (number, math.copysign(1, number))
+            odd = np.concatenate([[0], spoilt.view(np.uint8)]).astype(np.uint8)[1:]
+            assert block_fp8.smallest(odd.data) == 0.0  # at any address

@@ -13,7 +13,7 @@ from dstools_kernels.cpu import native
 from dstools_kernels.formats import block_fp8_numpy, dispatch, lattice_numpy
 
 KERNELS = ("quantize", "dequantize", "dequantize_float32", "widen", "narrow", "outside_bound")
-KERNELS += ("difference", "first_with_all", "largest")
+KERNELS += ("difference", "first_with_all", "largest", "smallest")
 SOURCE = Path(__file__).parents[3] / "kernels/dstools_kernels/csrc/cpu/cpu.cpp"
 needs_library = pytest.mark.skipif(
     native.levels() == [native.NUMPY], reason="needs libdstools_cpu.so"

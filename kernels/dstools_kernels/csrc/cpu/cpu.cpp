@@ -32,6 +32,7 @@ struct Kernels {
     void (*difference)(const UnalignedFloat*, const UnalignedFloat*, int64_t, double*);
     int64_t (*first_with_all)(const void*, int, uint64_t, int64_t);
     int64_t (*largest)(const void*, int, int64_t);
+    int64_t (*smallest)(const void*, int64_t);
 };
 
 // The plain bodies, compiled for one instruction set; the table of levels gives the argument types.
@@ -49,11 +50,12 @@ struct Kernels {
         BODY(target, difference, difference_plain)                                                 \
         BODY(target, first_with_all, first_with_all_plain)                                         \
         BODY(target, largest, largest_plain)                                                       \
+        BODY(target, smallest, smallest_plain)                                                     \
         BODY(target, recover, recover_plain)                                                       \
     }
 #define REST(Level)                                                                                \
     Level::dequantize_float32, Level::widen, Level::narrow, Level::outside_bound,                  \
-        Level::difference, Level::first_with_all, Level::largest
+        Level::difference, Level::first_with_all, Level::largest, Level::smallest
 
 LEVEL(Baseline, );
 #if defined(__x86_64__)
@@ -167,6 +169,10 @@ API int64_t dstools_first_with_all(int level, const void* data, int itemsize, ui
 
 API int64_t dstools_largest(int level, const void* data, int itemsize, int64_t count) {
     return LEVELS[level].largest(data, itemsize, count);
+}
+
+API int64_t dstools_smallest(int level, const void* data, int64_t count) {
+    return LEVELS[level].smallest(data, count);
 }
 
 API int64_t dstools_recover(int level, const Unaligned16* weight, int64_t rows, int64_t cols,

@@ -262,3 +262,15 @@ INLINE int64_t largest_plain(const void* data, int itemsize, int64_t count) {
     if (itemsize == 4) return largest<Unaligned32, int32_t>(data, count);
     return largest<Unaligned64, int64_t>(data, count);
 }
+
+// The least of `count` float32 without NaN, as bits, infinity's for none: those of positive numbers
+// are ordered like the numbers, and as signed integers those with a sign are below them.
+INLINE int64_t smallest_plain(const void* data, int64_t count) {
+    const Unaligned32* element = (const Unaligned32*)data;
+    int32_t least = 0x7f800000;
+    for (int64_t i = 0; i < count; i++) {
+        const int32_t bits = (int32_t)element[i];
+        least = bits < least ? bits : least;
+    }
+    return least;
+}
