@@ -136,7 +136,8 @@ def convert(
 def _warn(plan: "Plan") -> None:
     """Print what the output will lack, and what engines will not run of it.
 
-    Raises DstoolsError for a tokenizer that no output can be used with.
+    Raises DstoolsError for a tokenizer that cannot be read. Token ids without an embedding are a
+    warning here: a padding token that no prompt has is often one.
     """
     from dstools_converters.checkpoint.tied import check_tied
     from dstools_converters.plan.cache import check_cache
@@ -145,7 +146,7 @@ def _warn(plan: "Plan") -> None:
 
     side_files = list(check_side_files(plan.inventory.checkpoint))
     for finding in side_files:
-        if finding.level == "error":
+        if finding.level == "error" and finding.code != "token-ids":
             raise finding.raised()
     checks = (check_tied(plan.inventory), check_merged(plan), check_cache(plan))
     for finding in chain(side_files, *checks):

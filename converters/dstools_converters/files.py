@@ -13,15 +13,19 @@ from dstools_converters.errors import printable
 
 POINTER_START = b"version https://git-lfs.github.com/spec/"
 MAX_POINTER_BYTES = 1024
+MAX_TABLE_VALUES = 1_500_000  # of a header or an index; that of V3 has 0.1 million
 LFS_HINT = "run `git lfs pull` in the folder"
 
 
-def strict_json(raw: bytes) -> Any:
+def strict_json(raw: bytes, max_values: int | None = None) -> Any:
     """Parse JSON as strictly as safetensors does.
 
     Raises ValueError for what json.loads alone accepts: UTF-16, NaN, half a surrogate pair, and two
-    equal keys, of which it keeps the last.
+    equal keys, of which it keeps the last; and for more than about `max_values` values, which take
+    some 200 bytes of memory each.
     """
+    if max_values is not None and sum(raw.count(mark) for mark in (b",", b"[", b"{")) > max_values:
+        raise ValueError(f"holds more than {max_values} values")
     value = json.loads(
         raw.decode(),
         object_pairs_hook=_no_duplicates,

@@ -118,3 +118,9 @@ def test_a_record_that_the_disk_takes_half_of_is_an_error(
     monkeypatch.setattr(os, "write", lambda descriptor, line: len(line) // 2)
     with (tmp_path / "journal").open("ab") as file, pytest.raises(OSError, match="No space left"):
         append_record(file.fileno(), {"a": 1})
+
+
+def test_more_values_than_a_table_may_have_are_refused_before_they_take_memory() -> None:
+    assert strict_json(b'{"a": [1, 2, {"b": 3}]}', max_values=5) == {"a": [1, 2, {"b": 3}]}
+    with pytest.raises(ValueError, match="holds more than 4 values"):
+        strict_json(b'{"a": [1, 2, {"b": 3}]}', max_values=4)

@@ -67,6 +67,12 @@ def an_index_nested_too_deep(model: Model) -> None:
 
 
 @case("index", names=INDEX)
+def an_index_of_millions_of_lists(model: Model) -> None:
+    lists = b"[]," * 6_000_000  # 400 MB as Python lists
+    model.edit(INDEX, lambda raw: b'{"a": [' + lists + b"1], " + raw.lstrip()[1:])
+
+
+@case("index", names=INDEX)
 def an_index_without_a_weight_map(model: Model) -> None:
     model.edit(INDEX, lambda raw: b'{"metadata": {"total_size": 1}}')
 

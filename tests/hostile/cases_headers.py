@@ -51,6 +51,12 @@ def a_header_whose_length_overflows(model: Model) -> None:
 
 
 @case("header", names=ONE)
+def a_header_of_millions_of_lists(model: Model) -> None:
+    lists = b'{"__metadata__": {}, "a": [' + b"[]," * 6_000_000 + b"1]}"
+    model.edit(ONE, lambda raw: struct.pack("<Q", len(lists)) + lists + raw)
+
+
+@case("header", names=ONE)
 def a_header_of_99_megabytes_that_are_not_there(model: Model) -> None:
     model.edit(ONE, length(99_000_000))
     model.after(lambda folder: os.truncate(folder / ONE, 100_000_000))

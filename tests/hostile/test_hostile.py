@@ -77,9 +77,10 @@ def run(case: Case, folder: Path, ask: Callable[..., dict[str, Any]]) -> list[st
         answer = ask(args=args, seconds=SECONDS)
         wrong = faults(case, command, answer)
         is_refused = case.convert == "refused" and command in converters
-        if is_refused and (target.exists() or list(folder.glob(f"{target.name}*/config.json"))):
+        if is_refused and (target.exists() or list(folder.glob(f"{target.name}*/**/config.json"))):
             wrong.append("leaves a folder that looks finished")
-        if command in converters and not is_refused and not wrong:
+        is_sound = case.verify != "refused"  # else the output has the same fault
+        if command in converters and not is_refused and is_sound and not wrong:
             again = ask(args=["verify", str(target)], seconds=SECONDS)
             if again["status"]:
                 wrong.append(f"writes a folder that is not sound: {again['output']}")

@@ -19,7 +19,7 @@ from typing import Any
 
 from dstools_converters.checkpoint.header import Shard, TensorInfo, read_header
 from dstools_converters.errors import DstoolsError, Finding, printable
-from dstools_converters.files import LFS_HINT, is_lfs_pointer, strict_json
+from dstools_converters.files import LFS_HINT, MAX_TABLE_VALUES, is_lfs_pointer, strict_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -379,7 +379,7 @@ def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
                 f"{path.name}: is not a regular file of {max_bytes >> 20} MiB or less",
                 "download the file again",
             )
-        content = strict_json(path.read_bytes())
+        content = strict_json(path.read_bytes(), MAX_TABLE_VALUES)
     except OSError as error:
         raise DstoolsError(
             f"{path}: {error.strerror}",

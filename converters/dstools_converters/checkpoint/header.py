@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.files import strict_json
+from dstools_converters.files import MAX_TABLE_VALUES, strict_json
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_RANK = 64  # as in torch; a shape of a million sizes would take minutes to multiply
@@ -97,7 +97,7 @@ def read_header(folder: Path, name: str) -> tuple[Shard, list[TensorInfo]]:
             f"cannot be opened ({error.strerror})", "check that you may read it"
         ) from error
     try:
-        header = strict_json(raw)
+        header = strict_json(raw, MAX_TABLE_VALUES)
     except (ValueError, RecursionError) as error:
         raise DstoolsError(
             f"header is not valid JSON: {error}", "download the shard again"

@@ -1,5 +1,7 @@
 """Zeros where numbers should be: of a download cut short, or a merge that failed."""
 
+import errno
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,6 +46,22 @@ def is_all_zero(checkpoint: Checkpoint, info: TensorInfo) -> bool:
     return info.nbytes > 0
 
 
+def is_hole(checkpoint: Checkpoint, info: TensorInfo) -> bool:
+    """Return whether the disk holds no byte of a tensor: in a sparse file, it reads as zeros."""
+    with (checkpoint.folder / info.shard).open("rb") as file:
+        return _next_data(file.fileno(), info.offset) >= info.offset + info.nbytes
+
+
+def _next_data(file: int, offset: int) -> float:
+    """Return the first offset from `offset` on that the disk holds, infinity without one."""
+    try:
+        return os.lseek(file, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return math.inf
+        raise
+
+
 def all_zero(names: Sequence[str]) -> Iterator[Finding]:
     """Yield a warning for each of these weights, those beyond the first 8 counted in one."""
     for name in names[:SHOWN]:
@@ -82,8 +100,9 @@ def _last_byte(path: Path, first: int, size: int) -> int:
     with path.open("rb", buffering=0) as file:
         while end > first:
             begin = max(end - step, first)
-            kept = os.pread(file.fileno(), end - begin, begin).rstrip(b"\0")
-            if kept:
-                return begin + len(kept) - 1
+            if _next_data(file.fileno(), begin) < end:
+                kept = os.pread(file.fileno(), end - begin, begin).rstrip(b"\0")
+                if kept:
+                    return begin + len(kept) - 1
             end, step = begin, STEP_BYTES
     return first - 1

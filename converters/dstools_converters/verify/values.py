@@ -12,7 +12,7 @@ from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.oddities import odd_magnitude
 from dstools_converters.checkpoint.rows import Progress, require_finite, width
-from dstools_converters.checkpoint.zeros import all_zero, is_weight, zero_tails
+from dstools_converters.checkpoint.zeros import all_zero, is_hole, is_weight, zero_tails
 from dstools_converters.errors import DstoolsError, Finding
 from dstools_kernels.fp8 import NON_FINITE_BITS
 
@@ -54,12 +54,17 @@ class Values:
             self._add(seen, at, data)
 
     def read_rest(self, workers: int) -> None:
-        """Read all bytes that were not seen, and look at them."""
-        pieces = [
-            (seen, begin, min(begin + PIECE_BYTES, seen.info.nbytes))
-            for seen in self._seen.values()
-            for begin in range(seen.until, seen.info.nbytes, PIECE_BYTES)
-        ]
+        """Read all bytes that were not seen, and look at them; holes are zeros without a look."""
+        pieces = []
+        for seen in self._seen.values():
+            nbytes = seen.info.nbytes
+            if not seen.until and is_hole(self.inventory.checkpoint, seen.info):
+                self.progress(nbytes)
+                continue
+            pieces += [
+                (seen, begin, min(begin + PIECE_BYTES, nbytes))
+                for begin in range(seen.until, nbytes, PIECE_BYTES)
+            ]
         with ThreadPoolExecutor(workers, "verify") as pool:
             for _ in pool.map(lambda piece: self._read(*piece), pieces):
                 pass

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
-from dstools_converters.checkpoint.zeros import all_zero, is_all_zero, zero_tails
+from dstools_converters.checkpoint.zeros import all_zero, is_all_zero, is_hole, zero_tails
 
 ITEM = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -108,3 +108,22 @@ def test_a_few_zeros_and_a_last_tensor_of_zeros_are_no_tail(tmp_path: Path) -> N
     assert tail_of(tmp_path, FULL + b"\0\0", bytes(9000)) is None
     assert tail_of(tmp_path, bytes(9000) + FULL) is None
     assert tail_of(tmp_path, b"") is None
+
+
+def test_the_holes_of_a_sparse_file_are_zeros_that_are_not_read(tmp_path: Path) -> None:
+    """Of a terabyte; reading it would take minutes."""
+    nbytes = 1 << 40
+    entry = f'{{"dtype": "BF16", "shape": [{nbytes // 2}, 1], "data_offsets": [0, {nbytes}]}}'
+    header = f'{{"{NAME}": {entry}}}'.encode()
+    (tmp_path / "config.json").write_text("{}")
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + nbytes)
+        file.seek(1 << 39)
+        file.write(b"\1")
+    checkpoint = open_checkpoint(tmp_path)
+    assert not is_hole(checkpoint, checkpoint.tensors[NAME])
+    (finding,) = zero_tails(checkpoint)
+    assert f"from byte {(1 << 39) + 1} to its end" in finding.message
+    info = checkpoint.tensors[NAME]
+    assert is_hole(checkpoint, info._replace(offset=info.offset + (1 << 20), nbytes=1 << 30))
