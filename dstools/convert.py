@@ -22,6 +22,7 @@ from dstools.options import (
     workers_option,
 )
 from dstools_converters.errors import DstoolsError, Finding, printable, size
+from dstools_converters.files import real
 
 if TYPE_CHECKING:
     from dstools_converters.plan.plan import Plan
@@ -167,8 +168,8 @@ def _require_place(plan: "Plan", out: str) -> None:
     """Raise DstoolsError if OUT exists or is inside a source."""
     for inventory in (plan.inventory, plan.base):
         if inventory is not None:
-            folder = inventory.checkpoint.folder.resolve()
-            if Path(out).resolve().is_relative_to(folder):
+            folder = real(inventory.checkpoint.folder)
+            if real(Path(out)).is_relative_to(folder):
                 raise DstoolsError(f"{out}: is inside {folder}", "name a folder outside the source")
     require_new(out)
 

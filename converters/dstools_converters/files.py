@@ -59,6 +59,14 @@ def _no_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
+def real(path: Path) -> Path:
+    """Return a path without its links; of a link that leads to itself, the link.
+
+    `Path.resolve` raises RuntimeError for that.
+    """
+    return Path(os.path.realpath(path))
+
+
 def is_lfs_pointer(path: Path) -> bool:
     """Return whether a file is a Git LFS pointer, left by a clone without `git lfs pull`.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.files import real
 from dstools_distill.recipe.presets import BUNDLED, bundled
 from dstools_distill.recipe.recipe import PHASE, Chain, Recipe
 from dstools_distill.recipe.settings import Eval, Prompts
@@ -34,7 +35,7 @@ class Places:
         if not (place / MANIFEST).exists():
             options = ["--chain", chain.name] if chain.name else []
             raise DstoolsError(f"{place}: {stage} is not done", self.command(stage, *options))
-        return place.resolve()
+        return real(place)
 
     def command(self, name: str, *options: str) -> str:
         """Return the dstools command that works on this recipe in this folder."""
@@ -149,7 +150,7 @@ class Places:
         if name.startswith(PHASE):
             chain, _, rest = name.removeprefix(PHASE).partition("/")
             stage, _, rest = rest.partition("/")
-            return (self.place(chain, stage) / rest).resolve()
+            return real(self.place(chain, stage) / rest)
         return self.recipe.path.parent / Path(name).expanduser()
 
     def place(self, chain: str, stage: str) -> Path:

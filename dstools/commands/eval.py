@@ -19,6 +19,7 @@ from dstools.options import (
 )
 from dstools.text import TextOptions, read_text, require_torch, text_options
 from dstools_converters.errors import DstoolsError
+from dstools_converters.files import real
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -179,7 +180,7 @@ def _is_kept(folder: Path) -> bool:
     """Return whether eval.json is written: dstools made the folder, outside of a Hub cache."""
     from dstools_converters.sidefiles.manifest import read_manifest
 
-    return folder.resolve().parent.name != "snapshots" and bool(read_manifest(folder))
+    return real(folder).parent.name != "snapshots" and bool(read_manifest(folder))
 
 
 def _keep(report: "Evaluation", folder: Path) -> None:

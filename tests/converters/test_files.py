@@ -8,6 +8,7 @@ import pytest
 
 from dstools_converters.files import (
     append_record,
+    real,
     recover_log,
     replace_file,
     replacing,
@@ -124,3 +125,11 @@ def test_more_values_than_a_table_may_have_are_refused_before_they_take_memory()
     assert strict_json(b'{"a": [1, 2, {"b": 3}]}', max_values=5) == {"a": [1, 2, {"b": 3}]}
     with pytest.raises(ValueError, match="holds more than 4 values"):
         strict_json(b'{"a": [1, 2, {"b": 3}]}', max_values=4)
+
+
+def test_links_are_followed_and_one_to_itself_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "loop").symlink_to("loop")
+    assert real(tmp_path / "link") == tmp_path.resolve() / "file"
+    assert real(tmp_path / "loop" / "x") == tmp_path.resolve() / "loop" / "x"

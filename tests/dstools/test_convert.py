@@ -49,6 +49,15 @@ def test_a_folder_that_is_always_there_is_no_out(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_output_that_is_a_link_to_itself_is_refused(
+    dstools: Run, tiny: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.symlink_to("out")
+    result = dstools("quantize", tiny, out)
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (1, f"error: {out}: exists")
+
+
 def test_an_output_inside_its_source_is_refused(
     digest: Callable[[Path], dict[str, str]],
     edited: Callable[..., Path],

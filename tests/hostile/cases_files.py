@@ -269,6 +269,11 @@ def a_shard_that_is_a_folder(model: Model) -> None:
     model.after(lambda folder: ((folder / ONE).unlink(), (folder / ONE).mkdir()))
 
 
+@case("paths", names="loop.txt", inspect="ok", verify="warned", convert="warned")
+def a_file_that_links_to_itself(model: Model) -> None:
+    model.after(link("loop.txt", "loop.txt"))
+
+
 @case("paths", names="notes.txt", inspect="ok", verify="ok")
 def a_side_file_that_is_a_link_out_of_the_folder(model: Model) -> None:
     model.after(link("notes.txt", "/etc/passwd"))

@@ -26,6 +26,7 @@ from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.families.names import Role, TensorName
+from dstools_converters.files import real
 from dstools_converters.layerwise.corpus import Corpus
 from dstools_converters.layerwise.runner import DAMAGED, INPUTS, Runner, Stream
 from dstools_converters.layerwise.scores import Scores, head, score
@@ -190,7 +191,7 @@ def total_bytes(*inventories: Inventory) -> int:
 
 def label(folder: Path) -> str:
     """Return the name of the folder; of a snapshot in a Hub cache, org/name."""
-    folder = folder.resolve()
+    folder = real(folder)
     owner = folder.parent.parent.name  # of models--org--name/snapshots/REVISION
     is_snapshot = folder.parent.name == "snapshots" and owner.startswith("models--")
     return owner.removeprefix("models--").replace("--", "/") if is_snapshot else folder.name

@@ -52,7 +52,7 @@ def load_tokenizer(folder: Path) -> Any:
         # transformers 5 ignores this flag where tokenizer.json does not add BOS, as in DeepSeek's
         bos = {"add_bos_token": True} if settings.get("add_bos_token") is True else {}
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, **bos}
-        name = os.fspath(folder.resolve())
+        name = os.path.realpath(folder)
         loaded = AutoTokenizer.from_pretrained(name, **options)
         wanted = _probed(folder)
         if wanted is None or _ids(loaded, wanted.text) == wanted.ids:

@@ -16,7 +16,7 @@ from dstools_converters.checkpoint.folder import (
 )
 from dstools_converters.checkpoint.foreign import QUANTIZATION_FILES
 from dstools_converters.errors import DstoolsError, Finding, printable
-from dstools_converters.files import LFS_HINT, is_lfs_pointer
+from dstools_converters.files import LFS_HINT, is_lfs_pointer, real
 from dstools_converters.sidefiles.calibration import CALIBRATION
 from dstools_converters.sidefiles.evaluation import EVAL
 from dstools_converters.sidefiles.expert_load import EXPERT_LOAD
@@ -213,15 +213,17 @@ def _auto_map(path: Path) -> Any:
 
 
 def require_inside(path: Path, folder: Path) -> None:
-    """Raise DstoolsError for a link out of the folder, unless into the blobs of its Hub cache.
+    """Raise DstoolsError for a link to nothing, or out of the folder but to its Hub cache's blobs.
 
     The author of a checkpoint may have pointed it at a file of yours, which a push would publish.
     """
-    home, target = folder.resolve(), path.resolve()
+    home, target = real(folder), real(path)
     blobs = home.parent.parent / "blobs"  # of models--org--name/snapshots/REVISION
-    if not target.is_relative_to(home) and target.parent != blobs:
+    is_inside = target.is_relative_to(home) or target.parent == blobs
+    if not is_inside or not path.exists():
+        problem = "to nothing" if is_inside else "out of the folder"
         raise DstoolsError(
-            f"{printable(str(path.relative_to(folder)))}: is a link out of the folder",
+            f"{printable(str(path.relative_to(folder)))}: is a link {problem}",
             "put the file itself there, or remove the link",
         )
 

@@ -8,6 +8,8 @@ Source: huggingface_hub 2.4, _local_folder.py (read_download_metadata) and file_
 import re
 from pathlib import Path
 
+from dstools_converters.files import real
+
 METADATA = Path(".cache/huggingface/download")  # of `hf download --local-dir`
 ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 MAX_METADATA_BYTES = 4096  # of three lines: commit, etag, time
@@ -28,10 +30,10 @@ def hub_hashes(folder: Path) -> dict[str, str]:
         lines = path.read_bytes().decode(errors="replace").splitlines()
         if len(lines) > ETAG_LINE and ETAG.fullmatch(lines[ETAG_LINE].strip()):
             hashes[name] = lines[ETAG_LINE].strip()
-    blobs = folder.resolve().parent.parent / "blobs"  # of models--org--name/snapshots/REVISION
+    blobs = real(folder).parent.parent / "blobs"  # of models--org--name/snapshots/REVISION
     if blobs.is_dir():
         for path in sorted(folder.rglob("*")):
-            blob = path.resolve()
+            blob = real(path)
             if path.is_symlink() and blob.parent == blobs and ETAG.fullmatch(blob.name):
                 hashes[str(path.relative_to(folder))] = blob.name
     return {name: digest for name, digest in hashes.items() if (folder / name).is_file()}

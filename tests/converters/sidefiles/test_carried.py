@@ -8,7 +8,12 @@ import pytest
 
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.errors import DstoolsError, Finding
-from dstools_converters.sidefiles.carried import MAX_SIDE_BYTES, carried_files, check_side_files
+from dstools_converters.sidefiles.carried import (
+    MAX_SIDE_BYTES,
+    carried_files,
+    check_side_files,
+    require_inside,
+)
 
 INDEX = "model.safetensors.index.json"
 
@@ -64,6 +69,12 @@ def test_a_link_out_of_the_folder_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model" / "notes.txt").symlink_to("../secret")
     with pytest.raises(DstoolsError, match=r"^notes\.txt: is a link out of the folder"):
         carried_files(tmp_path / "model")
+
+
+def test_a_link_to_itself_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DstoolsError, match=r"^loop: is a link to nothing"):
+        require_inside(tmp_path / "loop", tmp_path)
 
 
 def test_a_file_too_large_to_be_a_side_file_is_refused_by_name(tmp_path: Path) -> None:

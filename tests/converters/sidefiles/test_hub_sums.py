@@ -31,7 +31,9 @@ def test_damaged_metadata_give_none(tmp_path: Path, content: bytes) -> None:
     assert hub_hashes(tmp_path) == {}
 
 
-def test_the_names_of_blobs_in_a_hub_cache_are_hashes(tmp_path: Path) -> None:
+def test_the_names_of_blobs_in_a_hub_cache_are_hashes_and_links_to_themselves_have_none(
+    tmp_path: Path,
+) -> None:
     repo = tmp_path / "models--org--name"
     snapshot = repo / "snapshots" / "rev"
     (snapshot / "sub").mkdir(parents=True)
@@ -40,4 +42,5 @@ def test_the_names_of_blobs_in_a_hub_cache_are_hashes(tmp_path: Path) -> None:
         (repo / "blobs" / blob).write_text("")
         (snapshot / name).symlink_to(repo / "blobs" / blob)
     (snapshot / "d.json").write_text("")
+    (snapshot / "loop.json").symlink_to("loop.json")
     assert hub_hashes(snapshot) == {"a.json": GIT, "sub/b.json": SHA256}
