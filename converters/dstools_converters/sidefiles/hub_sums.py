@@ -17,9 +17,10 @@ ETAG_LINE = 1  # from 0
 
 
 def hub_hashes(folder: Path) -> dict[str, str]:
-    """Return {path in the folder: sha256, or git's sha1} of the files that are there.
+    """Return {path in the folder: sha256, or git's sha1} of what was downloaded.
 
-    Files of another kind of hash, and metadata that is damaged, are left out.
+    Such a file may have been deleted since. Files of another kind of hash, and metadata that is
+    damaged, are left out.
     """
     hashes: dict[str, str] = {}
     suffix = ".metadata"
@@ -28,12 +29,14 @@ def hub_hashes(folder: Path) -> dict[str, str]:
         if not path.is_file() or path.is_symlink() or path.stat().st_size > MAX_METADATA_BYTES:
             continue
         lines = path.read_bytes().decode(errors="replace").splitlines()
-        if len(lines) > ETAG_LINE and ETAG.fullmatch(lines[ETAG_LINE].strip()):
-            hashes[name] = lines[ETAG_LINE].strip()
+        etag = lines[ETAG_LINE].strip().strip('"').lower() if len(lines) > ETAG_LINE else ""
+        if ETAG.fullmatch(etag):
+            hashes[name] = etag
     blobs = real(folder).parent.parent / "blobs"  # of models--org--name/snapshots/REVISION
     if blobs.is_dir():
         for path in sorted(folder.rglob("*")):
             blob = real(path)
-            if path.is_symlink() and blob.parent == blobs and ETAG.fullmatch(blob.name):
+            is_blob = blob.parent == blobs and blob.is_file()
+            if path.is_symlink() and is_blob and ETAG.fullmatch(blob.name):
                 hashes[str(path.relative_to(folder))] = blob.name
-    return {name: digest for name, digest in hashes.items() if (folder / name).is_file()}
+    return hashes

@@ -21,10 +21,14 @@ SUMS = "SHA256SUMS"
 SIGNATURE = "model.sig"  # over all files, SHA256SUMS too
 MAX_SUMS_BYTES = 8 << 20  # that of DeepSeek-V3's 163 shards takes 20 KB
 PIECE_BYTES = 1 << 20  # hashed at a time
-LINE = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")  # "*": read as binary, no difference
+LINE = re.compile(  # "*": read as binary, no difference; the second form is of BSD and `--tag`
+    rb"(\\?)(?:(?P<gnu>[0-9a-fA-F]{64}) [ *](.+)|SHA256 \((.+)\) = (?P<bsd>[0-9a-fA-F]{64}))"
+)
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 UNESCAPED = {escaped: plain for plain, escaped in ESCAPES.items()}
-HINT = "download or write it again"
+# a `find` that follows the links of a Hub cache, and leaves out what is hidden
+MAKE = f"find -L . -type f ! -path '*/.*' ! -name {SUMS} -exec sha256sum {{}} + > {SUMS}"
+HINT = "download it again, or write it in a copy that you trust: " + f"`{MAKE}`"
 
 
 def sha256_of(path: Path, progress: Callable[[int], object] = lambda nbytes: None) -> str:
@@ -76,28 +80,34 @@ def format_sums(digests: Mapping[str, str]) -> bytes:
 def read_sums(folder: Path) -> dict[str, str] | None:
     """Return {path in the folder: hexadecimal sha256} of SHA256SUMS, None without that file.
 
+    Reads what `sha256sum -c` does: comments and lines of BSD, too. What it says of itself and of
+    the signature, which are written after it, is left out.
     Raises DstoolsError, naming the line, where it is not of the format, names a file twice, or one
-    outside the folder.
+    outside the folder; and where it is not a file.
     """
     path = folder / SUMS
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    if not path.is_file():
+        raise DstoolsError(f"{SUMS}: is not a regular file", HINT)
     if path.stat().st_size > MAX_SUMS_BYTES:
         raise DstoolsError(f"{SUMS}: has over {MAX_SUMS_BYTES >> 20} MiB", HINT)
     digests: dict[str, str] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         line = line.removesuffix(b"\r")  # of Windows; one of a name is escaped
-        if not line:
+        if not line or line.startswith(b"#"):
             continue
         match = LINE.fullmatch(line)
         if match is None:
             raise DstoolsError(f"{SUMS}: line {number} is not a sha256 and a file name", HINT)
-        name = os.fsdecode(match[3]).removeprefix("./")
+        name = os.fsdecode(match[3] or match[4])
         if match[1]:
             name = re.sub(r"\\[\\nr]", lambda escape: UNESCAPED[escape[0]], name)
         inside = Path(name)
         if inside.is_absolute() or ".." in inside.parts or "\0" in name:
             raise DstoolsError(f"{SUMS}: line {number} names a file outside the folder", HINT)
-        if digests.setdefault(name, digest := match[2].decode().lower()) != digest:
+        name = os.path.normpath(name)
+        digest = (match["gnu"] or match["bsd"]).decode().lower()
+        if name not in (SUMS, SIGNATURE) and digests.setdefault(name, digest) != digest:
             raise DstoolsError(f"{SUMS}: line {number} names a file a second time", HINT)
     return digests

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dstools_converters.checkpoint.folder import INDEX
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.sidefiles.carried import LATER, require_own
 from dstools_converters.sidefiles.hub_sums import METADATA, hub_hashes
-from dstools_converters.sidefiles.sums import SUMS, hash_file, read_sums
+from dstools_converters.sidefiles.sums import HINT, SUMS, hash_file, read_sums
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -21,7 +22,7 @@ HUB = "the Hub's client"
 SHA256_DIGITS = 64
 LOST_HINT = f"copy or download it again; {SUMS} is of the folder as it was written"
 HUB_HINT = (
-    "download it again with `hf download --force-download`; if you changed it yourself, "
+    "download it again with `hf download --force-download`; if you changed or deleted it, "
     f"delete its .metadata in {METADATA}"
 )
 
@@ -53,6 +54,8 @@ def check_hashes(
 ) -> Checked:
     """Hash every file that SHA256SUMS or the Hub's client has a hash of, and name those unlike it.
 
+    An error is also a shard, index or config without a hash in SHA256SUMS; of other files without
+    one, and of files that were downloaded and are gone, a warning tells.
     Unless `is_asked`, only say where there are hashes, and do not read SHA256SUMS.
     `progress` gets the bytes that are read.
     """
@@ -69,18 +72,19 @@ def check_hashes(
         message = str(error).removeprefix(f"{SUMS}: ")
         result.findings.append(Finding.error("sums", SUMS, message, error.hint))
         return result
-    if hashes.sums is None and not hashes.hub:
-        hint = f"`sha256sum * > {SUMS}` in a copy that you trust"
-        message = "is missing, and the Hub's client left no hashes: no file can be checked"
-        result.findings.append(Finding.error("sums", SUMS, message, hint))
+    present = {name for name in hashes.names if (folder / name).is_file()}
+    if not present:
+        fault = "is missing" if hashes.sums is None else "lists no file of this folder"
+        message = f"{fault}, and the Hub's client left no hashes of files here: nothing is checked"
+        result.findings.append(Finding.error("sums", SUMS, message, HINT))
         return result
     with ThreadPoolExecutor(workers, "sums") as pool:
         for findings in pool.map(lambda n: _check_file(folder, n, hashes, progress), hashes.names):
             result.findings += findings
     _look_for_unlisted(folder, hashes, result)
     for digests, origin in ((hashes.sums, SUMS), (hashes.hub, HUB)):
-        if digests:
-            result.checked.append(f"hashes of {len(digests)} files from {origin}")
+        if names := sorted(present & (digests or {}).keys()):
+            result.checked.append(f"{_hashes_of(names)} from {origin}")
     return result
 
 
@@ -98,8 +102,11 @@ def _check_file(folder: Path, name: str, hashes: Hashes, progress: Progress) -> 
     """Return what is wrong with a file that has a hash."""
     path, where = folder / name, printable(name)
     if not path.is_file():
-        message = f"is not a file of this folder, but {SUMS} lists it"
-        return [Finding.error("sum-missing", where, message, LOST_HINT)]
+        if name in (hashes.sums or {}):
+            message = f"is not a file of this folder, but {SUMS} lists it"
+            return [Finding.error("sum-missing", where, message, LOST_HINT)]
+        message = "was downloaded from the Hub, and is not a file of this folder any more"
+        return [Finding.warning("sum-missing", where, message, HUB_HINT)]
     digests = [d for d in ((hashes.sums or {}).get(name), hashes.hub.get(name)) if d]
     hashers = {len(digest): _hasher(digest, path.stat().st_size) for digest in digests}
     try:
@@ -129,17 +136,30 @@ def _compare(name: str, found: set[str], hashes: Hashes) -> Iterator[Finding]:
 
 
 def _look_for_unlisted(folder: Path, hashes: Hashes, result: Checked) -> None:
-    """Add the files without a hash: a warning each, if the folder has SHA256SUMS."""
+    """Add the files without a hash: a finding each, if the folder has SHA256SUMS.
+
+    It is an error for what every loader reads: someone may have put that there.
+    """
     hashed = {SUMS, *LATER, *hashes.names}
     names = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in inside.parts)
         if not path.is_dir() and not is_hidden and str(inside) not in hashed:
-            names.append(printable(str(inside)))
+            names.append(str(inside))
     if hashes.sums is None and names:
-        result.not_checked.append(f"hashes of {len(names)} files: the Hub's client left none")
-    elif hashes.sums is not None:
-        message = f"is not in {SUMS}: it was added later, or the list is of another folder"
-        hint = "remove it if you do not know it"
-        result.findings += [Finding.warning("sum-unlisted", n, message, hint) for n in names]
+        result.not_checked.append(f"{_hashes_of(names)}: the Hub's client left none")
+        return
+    message = f"is not in {SUMS}: it was added later, or the list is of another folder"
+    for name in names if hashes.sums is not None else ():
+        is_loaded = name in ("config.json", INDEX) or name.endswith(".safetensors")
+        if is_loaded and "/" not in name:
+            finding = Finding.error("sum-unlisted", printable(name), message, HINT)
+        else:
+            hint = "remove it if you do not know it"
+            finding = Finding.warning("sum-unlisted", printable(name), message, hint)
+        result.findings.append(finding)
+
+
+def _hashes_of(names: list[str]) -> str:
+    return f"hashes of {len(names)} files" if names[1:] else f"the hash of {printable(names[0])}"

@@ -18,9 +18,15 @@ def test_the_metadata_of_a_download_into_a_folder_are_read(tmp_path: Path) -> No
     assert hub_hashes(tmp_path) == {"model.safetensors": SHA256, "sub/config.json": GIT}
 
 
-def test_a_file_that_is_gone_has_no_hash(tmp_path: Path) -> None:
+def test_a_file_that_is_gone_still_has_its_hash(tmp_path: Path) -> None:
     write_download_metadata(tmp_path, "original.pth", "c" * 40, SHA256)
-    assert hub_hashes(tmp_path) == {}
+    assert hub_hashes(tmp_path) == {"original.pth": SHA256}
+
+
+def test_a_hash_in_quotes_or_capitals_is_read(tmp_path: Path) -> None:
+    write_download_metadata(tmp_path, "a", "c" * 40, f'"{SHA256}"')
+    write_download_metadata(tmp_path, "b", "c" * 40, GIT.upper())
+    assert hub_hashes(tmp_path) == {"a": SHA256, "b": GIT}
 
 
 @pytest.mark.parametrize("content", [b"", b"c\n", b"\xff\n\xff\n", b"c\n" + b"5" * 63 + b"\n"])

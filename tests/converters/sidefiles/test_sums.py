@@ -48,6 +48,25 @@ def test_the_binary_mark_capitals_and_a_leading_dot_are_read(tmp_path: Path) -> 
     assert read_sums(tmp_path) == {"one": A, "two": B}
 
 
+def test_what_sha256sum_checks_is_read(tmp_path: Path) -> None:
+    for name in ("back\\slash", "plain", "two) = words"):
+        (tmp_path / name).write_text(name)
+    tagged = subprocess.run(
+        ["sha256sum", "--tag", "back\\slash", "plain", "two) = words"],
+        cwd=tmp_path, capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    (tmp_path / SUMS).write_bytes(b"# of BSD\n\n" + tagged)
+    subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=tmp_path, check=True)
+    names = ["back\\slash", "plain", "two) = words"]
+    assert read_sums(tmp_path) == {name: sha256_of(tmp_path / name) for name in names}
+
+
+def test_what_the_list_says_of_itself_and_of_the_signature_is_left_out(tmp_path: Path) -> None:
+    lines = [f"{A}  ././sub//one", f"{A}  {SUMS}", f"{B}  ./{SUMS}", f"{A}  model.sig"]
+    (tmp_path / SUMS).write_text("\n".join(lines))
+    assert read_sums(tmp_path) == {"sub/one": A}
+
+
 def test_lines_that_windows_ended_are_read(tmp_path: Path) -> None:
     (tmp_path / SUMS).write_bytes(f"{A}  one\r\n{B} *two\r\n\r\n".encode())
     assert read_sums(tmp_path) == {"one": A, "two": B}

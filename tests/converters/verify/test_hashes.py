@@ -105,9 +105,56 @@ def test_a_missing_file_is_an_error_and_an_added_one_a_warning(folder: Path) -> 
     ]
 
 
-def test_a_file_of_a_download_without_a_hash_is_counted_as_not_checked(download: Path) -> None:
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_what_loaders_read_must_be_in_the_list(folder: Path, name: str) -> None:
+    lines = (folder / SUMS).read_text().splitlines(keepends=True)
+    (folder / SUMS).write_text("".join(line for line in lines if name not in line))
+    (folder / "notes.txt").write_text("")
+    assert named(check(folder)) == [
+        ("error", "sum-unlisted", name),
+        ("warning", "sum-unlisted", "notes.txt"),
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", f"{'0' * 64}  gone\n"])
+def test_a_list_of_no_file_of_the_folder_is_an_error(folder: Path, content: str) -> None:
+    (folder / SUMS).write_text(content)
+    (finding,) = check(folder).findings
+    assert (finding.level, finding.code, finding.where) == ("error", "sums", SUMS)
+    assert finding.message.startswith("lists no file of this folder")
+
+
+def test_the_hint_of_a_missing_list_makes_one_that_holds(folder: Path) -> None:
+    (folder / SUMS).unlink()
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("")
+    (finding,) = check(folder).findings
+    _, command, _ = finding.hint.split("`")
+    for _ in range(2):  # the list is there already
+        subprocess.run(["bash", "-c", command], cwd=folder, check=True)
+        assert check(folder) == Checked(checked=["hashes of 3 files from SHA256SUMS"])
+    assert ".git" not in (folder / SUMS).read_text()
+
+
+def test_a_list_that_is_a_pipe_or_a_folder_is_an_error(folder: Path) -> None:
+    (folder / SUMS).unlink()
+    os.mkfifo(folder / SUMS)
+    (finding,) = check(folder).findings
+    assert finding.message == "is not a regular file"
+
+
+def test_a_file_of_a_download_without_a_hash_is_said_not_to_be_checked(download: Path) -> None:
     (download / "mine.txt").write_text("")
-    assert check(download).not_checked == ["hashes of 1 files: the Hub's client left none"]
+    assert check(download).not_checked == ["the hash of mine.txt: the Hub's client left none"]
+    (download / "yours.txt").write_text("")
+    assert check(download).not_checked == ["hashes of 2 files: the Hub's client left none"]
+
+
+def test_a_downloaded_file_that_is_gone_is_a_warning(download: Path) -> None:
+    (download / "sub" / "code.py").unlink()
+    result = check(download)
+    assert named(result) == [("warning", "sum-missing", "sub/code.py")]
+    assert result.checked == ["hashes of 2 files from the Hub's client"]
 
 
 def test_both_kinds_of_hashes_are_compared(download: Path) -> None:
@@ -116,7 +163,7 @@ def test_both_kinds_of_hashes_are_compared(download: Path) -> None:
     assert named(result) == [("error", "sum-differs", "config.json")]
     assert "SHA256SUMS lists" in result.findings[0].message
     assert result.checked == [
-        "hashes of 1 files from SHA256SUMS",
+        "the hash of config.json from SHA256SUMS",
         "hashes of 3 files from the Hub's client",
     ]
 
@@ -145,7 +192,7 @@ def test_a_pipe_that_the_list_names_does_not_hang(folder: Path) -> None:
 
 
 def test_a_list_of_another_format_is_an_error_only_where_hashes_are_asked_for(folder: Path) -> None:
-    (folder / SUMS).write_text(f"SHA256 (config.json) = {'0' * 64}\n")  # of BSD
+    (folder / SUMS).write_text(f"{'0' * 32}  config.json\n")  # of md5sum
     (finding,) = check(folder).findings
     assert (finding.level, finding.where) == ("error", SUMS)
     assert finding.message == "line 1 is not a sha256 and a file name"
