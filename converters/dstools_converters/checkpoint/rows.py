@@ -11,7 +11,7 @@ from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.storage import FLOATS
 from dstools_converters.errors import DstoolsError
 from dstools_kernels.formats import block_fp8, lattice
-from dstools_kernels.fp8 import FiniteDtype
+from dstools_kernels.fp8 import E4M3_MAX, FiniteDtype
 
 Progress = Callable[[int], object]  # called with the number of input bytes just processed
 SLAB_BYTES = 1 << 20  # of a slab, so that it and its results stay in a level-2 cache
@@ -124,14 +124,32 @@ def dequantize_rows(
 ) -> memoryview:
     """Write rows [first, last) of an FP8 weight as BF16 into `values`; return their scales.
 
-    Raises DstoolsError where a code or scale is NaN.
+    Raises DstoolsError where a code or scale is NaN, or their product is beyond BF16.
     """
     codes = read_rows(inventory, info, first, last)
     require_finite(info, codes, first * info.shape[1])
     scales = read_scales(inventory, info, first, last)
     block = inventory.storage[info.name].block
     block_fp8.dequantize(codes, info.shape[1], scales, values, block)
+    if _may_overflow(scales):
+        require_finite(info._replace(dtype="BF16"), values, first * info.shape[1])
     return scales
+
+
+def _may_overflow(scales: memoryview) -> bool:
+    largest = block_fp8.largest_magnitude(scales, "F32") * E4M3_MAX
+    return largest > block_fp8.largest_finite("BF16")
+
+
+def require_no_overflow(inventory: Inventory, info: TensorInfo, scales: memoryview) -> None:
+    """Raise DstoolsError where a number of an FP8 weight is beyond BF16.
+
+    scales: float32, those of all its rows; only if one is large enough are the codes read.
+    """
+    if _may_overflow(scales):
+        for first, last in slabs(0, info.shape[0], block_rows(inventory, info), info.shape[1] * 2):
+            values = memory.view("values", (last - first) * info.shape[1] * 2)
+            dequantize_rows(inventory, info, first, last, values)
 
 
 def unlike_dequantized(

@@ -8,7 +8,7 @@ import numpy as np
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.oddities import absurd_scales
-from dstools_converters.checkpoint.rows import read_scales, restore
+from dstools_converters.checkpoint.rows import read_scales, require_no_overflow, restore
 from dstools_converters.checkpoint.storage import FLOATS, SCALE_DTYPES, Storage
 from dstools_converters.errors import DstoolsError, Finding, Level
 from dstools_converters.sidefiles.manifest import Manifest
@@ -51,9 +51,11 @@ def _check_values(
     weight, info = storage.parts
     try:
         raw = read_scales(inventory, weight, 0, weight.shape[0])
+        require_no_overflow(inventory, weight, raw)
     except DstoolsError as error:
-        message = str(error).removeprefix(f"{info.where}: ")
-        yield Finding.error("scale-value", info.where, message)
+        place = next(i.where for i in (weight, info) if str(error).startswith(f"{i.where}: "))
+        message = str(error).removeprefix(f"{place}: ")
+        yield Finding.error("scale-value", place, message)
         return
     yield from absurd_scales(info, raw)
     if not needs_powers:

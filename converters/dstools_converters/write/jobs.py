@@ -21,6 +21,7 @@ from dstools_converters.checkpoint.rows import (
     read_scales,
     recover_tensor,
     require_finite,
+    require_no_overflow,
     restore,
     unlike_dequantized,
     width,
@@ -207,6 +208,7 @@ def _copy(
     found: list[Finding] = []
     if begin == 0 and target.is_quantized:
         scales = read_scales(inventory, info, 0, info.shape[0])
+        require_no_overflow(inventory, info, scales)
         write_at(file, scales, target.scale.offset)
         found += absurd_scales(inventory.storage[info.name].scale, scales)
     data = inventory.checkpoint.read(info, begin, end)

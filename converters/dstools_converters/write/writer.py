@@ -64,7 +64,8 @@ class Writer:
         self.is_stopped = False  # set to end what takes long
         self.is_published = False  # by an earlier run that was killed before it had cleaned up
         self.finished: set[int] = set()  # numbers of shards
-        self.sha256: dict[int, str] = {}  # of finished shards; an earlier run may have left it out
+        self.sha256: dict[int, str] = {}  # of the shards that this run has hashed
+        self.earlier_sha256: dict[int, str] = {}  # of finished shards, by earlier runs
         self.jobs: dict[int, set[int]] = {}  # shard -> numbers of jobs, of shards not finished
         self.notes: Notes = {}
         self.layers: dict[int, LayerNote] = {}  # what a calibration saw in each
@@ -154,7 +155,7 @@ class Writer:
             if number in done.finished or not self._is_laid_out(number, f"{shard.name}.partial"):
                 done.jobs.pop(number, None)
         self.finished, self.jobs, self.layers = done.finished, done.jobs, done.layers
-        self.sha256 = {number: done.sha256[number] for number in done.finished & done.sha256.keys()}
+        self.earlier_sha256 = {n: done.sha256[n] for n in done.finished & done.sha256.keys()}
         self.notes = {
             (number, job): note
             for (number, job), note in done.notes.items()
@@ -276,6 +277,7 @@ class Writer:
         """Write the side files, those of LAST at the end; sign; rename the folder to OUT."""
         for flush in self._syncs:
             flush.result()
+        self._remove_side_files()
         folders = {self.model}
         files = self.files(self)
         if self.writes_sums:
@@ -304,12 +306,31 @@ class Writer:
         if self.is_synced:
             sync(self.out.parent)
 
+    def _remove_side_files(self) -> None:
+        """Remove all but shards: side files of an earlier run, with other options or inputs."""
+        shards = {shard.name for shard in self.plan.shards}
+        for path in self.model.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in shards:
+                path.unlink()
+
     def _sums(self, files: Files, workers: int) -> bytes:
-        """Return SHA256SUMS; `workers` threads read the shards that an earlier run did not hash."""
+        """Return SHA256SUMS; `workers` threads read the shards of earlier runs.
+
+        Raises DstoolsError where one has changed since; the next run makes it again.
+        """
         names = [shard.name for shard in self.plan.shards]
-        unhashed = [self.model / name for n, name in enumerate(names) if n not in self.sha256]
-        digests = {path.name: digest for path, digest in sums_of(unhashed, workers).items()}
-        digests |= {names[number]: digest for number, digest in self.sha256.items()}
+        digests = {names[number]: digest for number, digest in self.sha256.items()}
+        unread = [self.model / name for name in names if name not in digests]
+        digests |= {path.name: digest for path, digest in sums_of(unread, workers).items()}
+        for number, digest in self.earlier_sha256.items():
+            if digests[names[number]] != digest:
+                self._journal.opened(number)
+                raise DstoolsError(
+                    f"{self.model / names[number]}: has changed since an earlier run wrote it",
+                    f"check the disk; then {RESUME_HINT}",
+                )
         for name, content in files.items():
             if isinstance(content, bytes):
                 digests[name] = sha256(content).hexdigest()

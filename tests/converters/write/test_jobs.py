@@ -12,6 +12,7 @@ from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
 from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.errors import DstoolsError, Finding
 from dstools_converters.plan.plan import Plan, plan_dequantize
+from dstools_converters.verify.folder import verify
 from dstools_converters.write import jobs, stream
 from dstools_converters.write.jobs import jobs_of, write_at
 from dstools_converters.write.stream import run
@@ -199,6 +200,22 @@ def test_absurd_scales_are_warned_of_wherever_they_pass_through(
     assert warned(plain_plan(folder), tmp_path / "fp8") == wanted
     back = plan_dequantize(require_sound(open_checkpoint(folder)))
     assert warned(back, tmp_path / "bf16") == wanted
+
+
+def test_codes_that_dequantize_to_infinity_stop_both_conversions_and_verify_names_them(
+    tiny_fp8: Path, writable_copy: Copy, plain_plan: PlanOf, tmp_path: Path
+) -> None:
+    """Each code and each scale is a number; the product of some is beyond BF16."""
+    folder = writable_copy(tiny_fp8, tmp_path / "in")
+    put(folder, f"{O_PROJ}_scale_inv", 4, struct.pack("<f", 3e38))
+    back = plan_dequantize(require_sound(open_checkpoint(folder)))
+    for plan in (back, plain_plan(folder)):
+        with pytest.raises(DstoolsError, match=rf"{O_PROJ}: NaN or infinity at \[128, 0\]"):
+            run(plan, tmp_path / "out", tool="dstools test", workers=1)
+        assert not (tmp_path / "out").exists()
+        shutil.rmtree(tmp_path / "out.incomplete")
+    errors = [f for f in verify(folder).findings if f.level == "error"]
+    assert [(error.code, O_PROJ in error.where) for error in errors] == [("scale-value", True)]
 
 
 def test_a_source_shard_that_ends_in_zeros_is_warned_of(

@@ -248,27 +248,48 @@ def test_sha256sum_finds_every_file_but_its_own_list_as_it_was_written(
     assert read_sums(out) == {n: digest for n, digest in tree(out).items() if n != "SHA256SUMS"}
 
 
-def test_a_shard_is_hashed_once_whatever_interrupts_the_run(
+def test_a_shard_of_an_earlier_run_is_read_again_and_made_again_if_it_has_changed(
     checkpoint: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     quantize: Quantize,
     tree: Tree,
-    plain_plan: PlanOf,
     interrupted: Interrupted,
 ) -> None:
-    source = checkpoint("tiny", shard_bytes=1e6)
-    shards = {shard.name for shard in plain_plan(source).shards}
+    source, out = checkpoint("tiny", shard_bytes=1e6), tmp_path / "out"
     quantize(source, tmp_path / "wanted")
     names = hashed(monkeypatch)
-    interrupted(source, tmp_path / "out", after=5_000_000)
+    interrupted(source, out, after=5_000_000)
     first = list(names)
     assert first
-    assert set(first) < shards
-    quantize(source, tmp_path / "out")
-    again = set(names[len(first) :]) & set(first)
-    assert not again
-    assert shards < set(names)
+    shard = tmp_path / "out.incomplete" / "model" / first[0]
+    damaged = bytearray(shard.read_bytes())
+    damaged[-1] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(DstoolsError, match=f"{first[0]}: has changed since an earlier run"):
+        quantize(source, out)
+    assert not out.exists()
+    quantize(source, out)
+    assert tree(out) == tree(tmp_path / "wanted")
+
+
+@pytest.mark.parametrize("name", ["model.sig", "SHA256SUMS", "notes.txt", "figures/a.svg"])
+def test_no_side_file_of_an_earlier_run_is_left(
+    tiny: Path,
+    tmp_path: Path,
+    quantize: Quantize,
+    tree: Tree,
+    interrupted: Interrupted,
+    plain_plan: PlanOf,
+    name: str,
+) -> None:
+    """That run had other options, or a source with other files."""
+    run(plain_plan(tiny), tmp_path / "wanted", tool="dstools test", workers=2, writes_sums=False)
+    interrupted(tiny, tmp_path / "out", after=5_000_000)
+    stale = tmp_path / "out.incomplete" / "model" / name
+    stale.parent.mkdir(exist_ok=True)
+    stale.write_text("stale")
+    run(plain_plan(tiny), tmp_path / "out", tool="dstools test", workers=2, writes_sums=False)
     assert tree(tmp_path / "out") == tree(tmp_path / "wanted")
 
 
