@@ -75,9 +75,9 @@ class _Results:
     def add_signature(self, folder: Path, signed_by: Verifier | None) -> None:
         """Check the signature, or say that there is one."""
         if signed_by is not None:
-            finding = signed_by(folder)
-            self.findings += [finding] if finding else []
-            self.checked += [] if finding else ["the signature of every file"]
+            findings = signed_by(folder)
+            self.findings += findings
+            self.checked += [] if findings else ["the signature of every file"]
         elif (folder / SIGNATURE).exists():
             self.not_checked.append("the signature: --signed-by")
 

@@ -1,5 +1,6 @@
 """model.sig: it holds for the folder and the key that it was made of, and names what differs."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,8 +47,11 @@ def signed(tmp_path: Path, keys: Callable[..., tuple[Path, Path]]) -> tuple[Path
 
 
 def check(signed: tuple[Path, Path]) -> Finding | None:
+    """Return the one finding, None without any."""
     folder, public = signed
-    return load_verifier(public)(folder)
+    findings = load_verifier(public)(folder)
+    assert len(findings) <= 1
+    return findings[0] if findings else None
 
 
 def test_a_signature_holds_for_what_was_signed_and_files_that_come_later(
@@ -82,9 +86,41 @@ def test_a_file_that_changed_is_missing_or_was_added_is_named(
     damage(signed[0])
     finding = check(signed)
     assert finding is not None
-    assert (finding.level, finding.code, finding.where) == ("error", "signature", "model.sig")
-    assert named in finding.message
+    assert (finding.level, finding.code, finding.where) == ("error", "signature", named)
     assert "digest" not in finding.message.lower()
+
+
+def test_of_many_changes_each_is_a_finding(signed: tuple[Path, Path]) -> None:
+    folder, public = signed
+    (folder / "config.json").write_text("{ }")
+    (folder / "sub" / "model.safetensors").write_bytes(b"")
+    for name in ("evil's.py", "\x1b[31m\n.py"):
+        (folder / name).write_text("")
+    findings = load_verifier(public)(folder)
+    assert {(f.where, f.message) for f in findings} == {
+        ("config.json", "is not the file that was signed: its content differs"),
+        ("sub/model.safetensors", "is not the file that was signed: its content differs"),
+        ("evil's.py", "was not signed: it was added later"),
+        ("\\x1b[31m\\n.py", "was not signed: it was added later"),
+    }
+    assert all(f.hint for f in findings)
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (lambda folder: os.mkfifo(folder / "pipe"), "pipe: is not a regular file"),
+        (lambda folder: (folder / "loop").symlink_to("loop"), "loop: is a link to nothing"),
+        (lambda folder: (Path(f"{folder}/\udcff")).touch(), "\\udcff: its name is not UTF-8"),
+    ],
+)
+def test_what_no_signature_can_hold_is_named(
+    signed: tuple[Path, Path], add: Callable[[Path], object], message: str
+) -> None:
+    add(signed[0])
+    finding = check(signed)
+    assert finding is not None
+    assert finding.message == f"is not checked: {message}"
 
 
 def test_another_key_a_changed_signature_and_none_are_errors(
@@ -94,12 +130,14 @@ def test_another_key_a_changed_signature_and_none_are_errors(
     _, other = keys("other")
     finding = check((folder, other))
     assert finding is not None
-    assert "Key mismatch" in finding.message
+    assert finding.message == f"was made with another key than the one that belongs to {other}"
     signature = (folder / "model.sig").read_text()
     for damaged in ("", "{}", signature[:100], signature.replace('payload":"', 'payload":"AA')):
         (folder / "model.sig").write_text(damaged)
         assert damaged != signature
-        assert check(signed) is not None
+        finding = check(signed)
+        assert finding is not None
+        assert "'" not in finding.message
     (folder / "model.sig").unlink()
     finding = check(signed)
     assert finding is not None
@@ -140,25 +178,43 @@ def test_a_shard_that_was_linked_from_another_disk_is_checked(
     moved.write_bytes(bytes(999) + b"1")
     finding = check((folder, public))
     assert finding is not None
-    assert "model.safetensors" in finding.message
+    assert finding.where == "model.safetensors"
 
 
 def test_a_key_of_another_kind_is_refused_by_name(
     tmp_path: Path, keys: Callable[..., tuple[Path, Path]]
 ) -> None:
     private, public = keys("rsa", rsa.generate_private_key(65537, 2048))
-    gone = tmp_path / "gone.pem"
+    gone, garbage, pipe = (tmp_path / name for name in ("gone.pem", "garbage.pem", "pipe.pem"))
+    garbage.write_bytes(b"\xff\0")
+    os.mkfifo(pipe)
     for load, key, message in (
         (load_signer, private, f"--sign {private}: is not an elliptic curve key"),
-        (load_signer, public, f"--sign {public}: "),
+        (load_signer, public, f"--sign {public}: is a public key, not a private one"),
         (load_signer, gone, f"--sign {gone}: No such file or directory"),
         (load_verifier, public, f"--signed-by {public}: is not an elliptic curve key"),
-        (load_verifier, private, f"--signed-by {private}: "),
+        (load_verifier, private, f"--signed-by {private}: is a private key, not a public one"),
+        (load_verifier, garbage, f"--signed-by {garbage}: is not a public key in PEM"),
+        (load_verifier, pipe, f"--signed-by {pipe}: is not a file of a key"),
+        (load_signer, tmp_path, f"--sign {tmp_path}: is not a file of a key"),
     ):
         with pytest.raises(DstoolsError, match="--sign") as error:
             load(key)
         assert str(error.value).startswith(message)
-        assert "openssl ecparam" in error.value.hint
+        command = "openssl ecparam" if load is load_signer else "openssl ec -in"
+        assert command in error.value.hint
+
+
+def test_the_hint_for_a_private_key_makes_the_public_one(
+    signed: tuple[Path, Path], keys: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    folder, public = signed
+    private = public.with_name("ours.pem")
+    with pytest.raises(DstoolsError) as error:
+        load_verifier(private)
+    command = error.value.hint.removeprefix("name an elliptic curve key: ")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert load_verifier(tmp_path / "PUB.pem")(folder) == []
 
 
 def test_without_the_package_the_hint_says_how_to_install_it(
