@@ -137,14 +137,16 @@ def convert(
 def _warn(plan: "Plan") -> None:
     """Print what the output will lack, and what engines will not run of it.
 
-    Raises DstoolsError for a tokenizer that cannot be read. Token ids without an embedding are a
-    warning here: a padding token that no prompt has is often one.
+    Raises DstoolsError for a tokenizer that cannot be read, and for files that are not copied: a
+    link out of the folder, a file that is too large. Token ids without an embedding are a warning
+    here: a padding token that no prompt has is often one.
     """
     from dstools_converters.checkpoint.tied import check_tied
     from dstools_converters.plan.cache import check_cache
     from dstools_converters.plan.merged import check_merged
-    from dstools_converters.sidefiles.carried import check_side_files
+    from dstools_converters.sidefiles.carried import carried_files, check_side_files
 
+    carried_files(plan.inventory.checkpoint.folder)
     side_files = list(check_side_files(plan.inventory.checkpoint))
     for finding in side_files:
         if finding.level == "error" and finding.code != "token-ids":

@@ -49,6 +49,17 @@ def test_a_folder_that_is_always_there_is_no_out(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_link_out_of_the_source_leaves_nothing_behind(
+    dstools: Run, edited: Callable[..., Path], tiny: Path, tmp_path: Path
+) -> None:
+    folder = edited(tiny, tmp_path / "in")
+    (folder / "notes.txt").symlink_to("/etc/passwd")
+    result = dstools("quantize", folder, tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: notes.txt: is a link out of the folder\nhint: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_an_output_that_is_a_link_to_itself_is_refused(
     dstools: Run, tiny: Path, tmp_path: Path
 ) -> None:

@@ -269,12 +269,18 @@ def a_shard_that_is_a_folder(model: Model) -> None:
     model.after(lambda folder: ((folder / ONE).unlink(), (folder / ONE).mkdir()))
 
 
+@case("paths", names="tokenizer.json", inspect="ok")
+def a_tokenizer_that_is_a_folder(model: Model) -> None:
+    model.after(lambda folder: (folder / "tokenizer.json").unlink(missing_ok=True))
+    model.after(lambda folder: (folder / "tokenizer.json").mkdir())
+
+
 @case("paths", names="loop.txt", inspect="ok", verify="warned", convert="warned")
 def a_file_that_links_to_itself(model: Model) -> None:
     model.after(link("loop.txt", "loop.txt"))
 
 
-@case("paths", names="notes.txt", inspect="ok", verify="ok")
+@case("paths", names="notes.txt", inspect="ok", verify="warned")
 def a_side_file_that_is_a_link_out_of_the_folder(model: Model) -> None:
     model.after(link("notes.txt", "/etc/passwd"))
 

@@ -22,7 +22,12 @@ from dstools_converters.sidefiles.evaluation import EVAL
 from dstools_converters.sidefiles.expert_load import EXPERT_LOAD
 from dstools_converters.sidefiles.manifest import MANIFEST
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS
-from dstools_converters.sidefiles.tokenizer import TOKENIZER, TOKENIZER_CONFIG, check_tokenizer
+from dstools_converters.sidefiles.tokenizer import (
+    ADDED_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    check_tokenizer,
+)
 
 MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; larger files are other forms of weights
 # describe the source, and the output has its own
@@ -31,7 +36,7 @@ REPORTS = ("report.html", "report.md")
 # written into a finished folder: neither signed nor hashed
 LATER = (SIGNATURE, EVAL, *REPORTS)
 # read by transformers and engines when they load the folder
-LOADED = ("generation_config.json", "special_tokens_map.json")
+LOADED = ("generation_config.json", "special_tokens_map.json", ADDED_TOKENS)
 MAX_PARSED_BYTES = 1 << 20  # a tokenizer.json takes 0.1 s, which its loader takes anyway
 # what transformers, DeepSpeed, TensorBoard and W&B leave beside the model that they train
 TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|global_step\d+|runs|wandb")
@@ -66,6 +71,12 @@ def check_side_files(checkpoint: Checkpoint) -> Iterator[Finding]:
     folder = checkpoint.folder
     files, findings = _survey(folder)
     yield from findings
+    for name, file in files.items():
+        try:
+            require_inside(file, folder)
+        except DstoolsError as error:
+            hint = f"{error.hint}; quantize and dequantize refuse it"
+            yield Finding.warning("link", printable(name), "is a link out of the folder", hint)
     yield from check_tokenizer(folder, checkpoint.config.get("vocab_size"))
     yield from check_config(checkpoint)
     path = files.get(TOKENIZER_CONFIG)

@@ -135,7 +135,9 @@ def test_a_git_lfs_pointer_is_named_and_not_copied(folder: Path, name: str) -> N
     assert warned(folder) == []
 
 
-@pytest.mark.parametrize("name", ["generation_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    "name", ["generation_config.json", "special_tokens_map.json", "added_tokens.json"]
+)
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -183,6 +185,14 @@ def test_links_that_lead_nowhere_are_named_and_not_copied(folder: Path) -> None:
         ("link", "loop.txt", "warning"),
         ("link", "tokenizer.model", "warning"),
     ]
+
+
+def test_a_link_out_of_the_folder_is_a_warning_by_name(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"x")
+    (folder / "notes.txt").symlink_to("../secret")
+    (finding,) = warned(folder)
+    assert (finding.level, finding.code, finding.where) == ("warning", "link", "notes.txt")
+    assert finding.message == "is a link out of the folder"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,18 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dstools_converters.sidefiles.tokenizer import TOKENIZER, TOKENIZER_CONFIG, check_tokenizer
+from dstools_converters.sidefiles.tokenizer import (
+    ADDED_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    check_tokenizer,
+)
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 
@@ -42,8 +48,9 @@ def test_a_file_that_loaders_cannot_read_is_an_error(
     assert finding.hint
 
 
-def test_what_is_not_a_file_is_not_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / TOKENIZER)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_not_a_file_is_not_opened(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / TOKENIZER)
     (finding,) = check_tokenizer(tmp_path, 10)
     assert finding.message == "is not a regular file of 64 MiB or less"
 
@@ -73,7 +80,43 @@ def test_ids_that_the_model_has_no_row_for_are_an_error(
     assert finding.message.isprintable()
 
 
-@pytest.mark.parametrize("rows", [10, 1000, None, "10"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (ADDED_TOKENS, {"<a>": 9, "<x\x1b>": 10}),
+        (TOKENIZER_CONFIG, {"added_tokens_decoder": {"10": token(0, "<x\x1b>"), "9": {}, "8": 5}}),
+    ],
+)
+def test_added_tokens_that_the_model_has_no_row_for_are_an_error_once(
+    name: str, content: object, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(json.dumps(content))
+    (finding,) = check_tokenizer(tmp_path, 10)
+    assert (finding.level, finding.code, finding.where) == ("error", "token-ids", name)
+    assert finding.message == "the id 10 of '<x\\x1b>' is beyond the 10 rows of the embedding"
+    (tmp_path / TOKENIZER).write_text(json.dumps(bpe(token(10, "<x\x1b>"), a=0)))
+    (finding,) = check_tokenizer(tmp_path, 10)
+    assert finding.where == TOKENIZER
+    assert not list(check_tokenizer(tmp_path, 11))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (ADDED_TOKENS, {"a": "5"}),
+        (TOKENIZER_CONFIG, {"added_tokens_decoder": {"x": token(0, "a")}}),
+    ],
+)
+def test_an_added_token_s_id_that_is_not_a_number_is_an_error(
+    name: str, content: object, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(json.dumps(content))
+    (finding,) = check_tokenizer(tmp_path, 10)
+    assert (finding.level, finding.where) == ("error", name)
+    assert finding.message.startswith("the id of 'a' is ")
+
+
+@pytest.mark.parametrize("rows", [10, 1000, None, "10", -1, 0])
 def test_a_sound_tokenizer_has_no_finding(rows: object, tmp_path: Path) -> None:
     assert not list(check_tokenizer(tmp_path, rows))
     (tmp_path / TOKENIZER).write_text(json.dumps(bpe(token(9, "<end>"), a=0, b=8)))
