@@ -158,6 +158,26 @@ def an_end_token_that_the_vocabulary_lacks(model: Model) -> None:
     model.config["eos_token_id"] = 1 << 40
 
 
+@case("config", names="num_key_value_heads", inspect="warned")
+def a_negative_number_of_heads(model: Model) -> None:
+    model.config["num_key_value_heads"] = -1
+
+
+@case("config", names="rope_theta", inspect="warned")
+def positions_that_turn_backwards(model: Model) -> None:
+    model.config["rope_theta"] = -5
+
+
+@case("config", names="rope_scaling", inspect="warned")
+def a_rope_scaling_that_is_a_string(model: Model) -> None:
+    model.config["rope_scaling"] = "\x1b[2J"
+
+
+@case("config", base="fp8", names="fmt", inspect="ok", verify="warned", convert="warned")
+def a_format_that_the_codes_are_not_of(model: Model) -> None:
+    model.config["quantization_config"]["fmt"] = "e5m2"
+
+
 @case("config", base="llama", names="num_key_value_heads", inspect="warned")
 def heads_that_are_not_whole_groups(model: Model) -> None:
     model.config["num_key_value_heads"] = 3

@@ -84,6 +84,11 @@ def a_weight_at_the_maximum_of_its_dtype(model: Model) -> None:
     model[DENSE].bits[9] = BF16_MAX
 
 
+@case("weights", names=BIAS, inspect="ok", verify="warned", convert="warned")
+def a_bias_of_1e38(model: Model) -> None:
+    model[BIAS].floats[2] = 1e38
+
+
 # -------------------------------------------------------------------------------------- scales
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.checkpoint.folder import Checkpoint
+from dstools_converters.checkpoint.storage import CODE_DTYPES
 from dstools_converters.errors import Finding, printable
 from dstools_converters.families.shapes import MAX_SIZE, Model
 from dstools_converters.files import is_lfs_pointer
@@ -33,7 +34,7 @@ def sound_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def check_config(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Yield what `sound_config` leaves out or changes."""
+    """Yield what `sound_config` leaves out or changes, and a `fmt` that the weights are not of."""
     config = checkpoint.config
     missing = missing_code(checkpoint.folder, config.get("auto_map"))
     if missing:
@@ -49,6 +50,16 @@ def check_config(checkpoint: Checkpoint) -> Iterator[Finding]:
             "config.json",
             f"{key} is {printable(config[key])}, a dtype to store weights in, not to compute in",
             f"set it to bfloat16, as dstools does in its outputs; {key} is not the quantization",
+        )
+    quantization = config.get("quantization_config")
+    fmt = quantization.get("fmt") if isinstance(quantization, dict) else None
+    has_codes = any(info.dtype in CODE_DTYPES for info in checkpoint.tensors.values())
+    if fmt is not None and has_codes and "e4m3" not in str(fmt).lower():
+        yield Finding.warning(
+            "fmt",
+            "config.json",
+            f"fmt of quantization_config is {printable(repr(fmt))}, but the weights are F8_E4M3",
+            'set it to "e4m3"',
         )
 
 
@@ -90,6 +101,8 @@ def check_numbers(config: dict[str, Any], model: Model) -> Iterator[Finding]:
         "max_position_embeddings": (1, MAX_SIZE - 1),
         "sliding_window": (0, MAX_SIZE - 1),
         "index_topk": (1, MAX_SIZE - 1),
+        "num_key_value_heads": (1, MAX_SIZE - 1),
+        "head_dim": (1, MAX_SIZE - 1),
     } | dict.fromkeys(TOKEN_IDS, (-1, model.vocab_size - 1))  # -1 of early Llama: none
     if moe is not None:
         ranges |= {"num_experts_per_tok": (1, experts), "n_group": (1, experts)}
@@ -104,6 +117,24 @@ def check_numbers(config: dict[str, Any], model: Model) -> Iterator[Finding]:
             if number is not None and not (type(number) is int and least <= number <= greatest):
                 yield _out_of_range(key, number, f"a whole number from {least} to {greatest}")
                 break
+    yield from _check_rope(config)
+
+
+def _check_rope(config: dict[str, Any]) -> Iterator[Finding]:
+    """Yield numbers of the rotary embedding, by their path in the config, that are not above 0.
+
+    transformers 5 has them all in `rope_parameters`.
+    """
+    numbers = {"rope_theta": config.get("rope_theta")}
+    for key in ("rope_scaling", "rope_parameters"):
+        table = config.get(key)
+        if isinstance(table, dict):
+            numbers |= {f"{key}.{name}": table.get(name) for name in ("rope_theta", "factor")}
+        elif table is not None:
+            yield _out_of_range(key, table, "an object")
+    for name, value in numbers.items():
+        if value is not None and not (type(value) in (int, float) and value > 0):
+            yield _out_of_range(name, value, "a number above 0")
 
 
 def _out_of_range(key: str, value: Any, wanted: str) -> Finding:

@@ -14,13 +14,14 @@ from dstools_kernels.fp8 import E4M3_MAX, FiniteDtype
 # The largest weight of a block is between these: the upper is far above any trained weight, and
 # the lower is under the floor that quantizers have for a block of zeros.
 SANE_AMAX = (1e-13, 1e4)
+SANE_MAX = 1e10  # of what is not a weight: norms, biases; masks of older models hold -1e9
 
 
 def odd_magnitude(info: TensorInfo, largest: float, *, is_weight: bool) -> Iterator[Finding]:
     """Yield a warning where the largest magnitude of a tensor, of a FiniteDtype, is not sound.
 
-    That is the last number of its dtype, and for a weight one that no training makes. Codes of FP8
-    reach their last number in every block.
+    That is the last number of its dtype, and one that no training makes, of which weights have a
+    lower bound than other tensors. Codes of FP8 reach their last number in every block.
     """
     if info.dtype.startswith("F8"):
         return
@@ -31,9 +32,11 @@ def odd_magnitude(info: TensorInfo, largest: float, *, is_weight: bool) -> Itera
             info.where,
             f"holds {largest:g}, the largest {info.dtype}: it overflowed and was clamped",
         )
-
     elif is_weight:
         yield from _large(info, largest)
+    elif largest > SANE_MAX:
+        message = f"holds a number of magnitude {largest:g}, far above those of a trained model"
+        yield Finding.warning("large-value", info.where, message)
 
 
 def large_weight(info: TensorInfo, scales: memoryview) -> Iterator[Finding]:

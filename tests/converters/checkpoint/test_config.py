@@ -104,6 +104,21 @@ def test_other_dtypes_are_carried(opened: Callable[..., Checkpoint], value: obje
     assert list(check_config(checkpoint)) == []
 
 
+@pytest.mark.parametrize("fmt", ["e5m2", "\x1b", 5])
+def test_a_format_that_the_weights_are_not_of_is_named(
+    opened: Callable[..., Checkpoint], fmt: object
+) -> None:
+    checkpoint = opened(quantization_config={"fmt": fmt})
+    assert list(check_config(checkpoint)) == []  # of no codes
+    name, info = next(iter(checkpoint.tensors.items()))
+    checkpoint.tensors[name] = info._replace(dtype="F8_E4M3")
+    (finding,) = check_config(checkpoint)
+    assert (finding.level, finding.code, finding.where) == ("warning", "fmt", "config.json")
+    assert finding.message.startswith(f"fmt of quantization_config is {fmt!r}, but")
+    checkpoint.config["quantization_config"] = {"fmt": "e4m3"}
+    assert list(check_config(checkpoint)) == []
+
+
 MOE = {
     "model_type": "deepseek_v3", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 8,
     "num_hidden_layers": 1, "num_attention_heads": 1, "q_lora_rank": None, "kv_lora_rank": 8,
@@ -125,6 +140,12 @@ MOE = {
         ("sliding_window", -1, "-1, not a whole number from 0 to 16777215"),
         ("eos_token_id", [1, 100], "100, not a whole number from -1 to 99"),
         ("pad_token_id", True, "True, not a whole number from -1 to 99"),
+        ("num_key_value_heads", -1, "-1, not a whole number from 1 to 16777215"),
+        ("head_dim", 0, "0, not a whole number from 1 to 16777215"),
+        ("rope_theta", -5, "-5, not a number above 0"),
+        ("rope_theta", "1e4", "'1e4', not a number above 0"),
+        ("rope_scaling", "x", "'x', not an object"),
+        ("rope_parameters", [1], "[1], not an object"),
     ],
 )
 def test_a_number_with_which_no_model_runs_is_named(key: str, value: Any, wanted: str) -> None:
@@ -133,6 +154,15 @@ def test_a_number_with_which_no_model_runs_is_named(key: str, value: Any, wanted
     (finding,) = check_numbers(config, read_model(config))
     assert (finding.level, finding.where) == ("error", "config.json")
     assert finding.message == f"{key} is {wanted}"
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_numbers_of_the_rotary_embedding_are_named_with_their_object(key: str) -> None:
+    config = MOE | {key: {"rope_type": "yarn", "factor": 0, "rope_theta": 1e4}}
+    (finding,) = check_numbers(config, read_model(config))
+    assert finding.message == f"{key}.factor is 0, not a number above 0"
+    config = MOE | {key: {"rope_type": "yarn", "factor": 40}, "rope_theta": 10000}
+    assert not list(check_numbers(config, read_model(config)))
 
 
 def test_numbers_may_be_left_out() -> None:
