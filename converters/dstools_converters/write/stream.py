@@ -220,7 +220,7 @@ class _Queue:
                     self._look_for_zeros(job)
                     self.writer.job_done(shard.number, job.number, note)
                 if self._is_complete(shard, job):
-                    self.writer.shard_done(shard.number)  # others work on while it is hashed
+                    self.writer.shard_done(shard.number)
         except BaseException:
             self.stop()
             raise

@@ -30,6 +30,7 @@ from dstools_converters.write.metadata import read_back
 
 MODEL, CALIBRATION = "model", "calibration"  # folders in OUT.incomplete
 Files = dict[str, Path | bytes]  # beside the shards, by path in the folder
+HASHERS = 2  # threads; one hashes about as fast as a disk writes
 LAST = (INDEX, "config.json")  # written last: no folder loads as a model without them
 
 
@@ -72,6 +73,8 @@ class Writer:
         self._files: dict[int, int] = {}  # shard -> descriptor, of shards being filled
         self._syncer = ThreadPoolExecutor(1, "fsync")
         self._syncs: list[Future[None]] = []
+        self._hasher = ThreadPoolExecutor(HASHERS, "sha256")
+        self._hashes: list[Future[None]] = []
 
     def __enter__(self) -> "Writer":
         """Take the lock and read the journal.
@@ -101,7 +104,9 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._syncer.shutdown(cancel_futures=kind is not None)
+        self.is_stopped = self.is_stopped or kind is not None
+        for pool in (self._hasher, self._syncer):
+            pool.shutdown(cancel_futures=kind is not None)
         for file in self._files.values():
             os.close(file)
         self._journal.close()
@@ -224,7 +229,7 @@ class Writer:
             os.close(self._files.popitem()[1])
 
     def shard_done(self, number: int) -> None:
-        """Record that all jobs of a shard are done, hash it, and flush it in the background.
+        """Record that all jobs of a shard are done; flush and hash it in the background.
 
         The hash is of the file as it is in the page cache, while the disk takes it. Raises
         DstoolsError where an earlier flush has failed.
@@ -237,8 +242,8 @@ class Writer:
         self._journal.written(number)
         os.close(self._files.pop(number))
         self._sync_later(number)
-        if self.writes_sums:
-            self._hash(number)
+        if self.writes_sums:  # workers that hashed would leave the disk idle
+            self._hashes.append(self._hasher.submit(self._hash, number))
 
     def _hash(self, number: int) -> None:
         """Hash a shard and record it; leave it to `publish` if the run is being stopped."""
@@ -275,8 +280,8 @@ class Writer:
 
     def publish(self, workers: int) -> None:
         """Write the side files, those of LAST at the end; sign; rename the folder to OUT."""
-        for flush in self._syncs:
-            flush.result()
+        for done in (*self._syncs, *self._hashes):
+            done.result()
         self._remove_side_files()
         folders = {self.model}
         files = self.files(self)
