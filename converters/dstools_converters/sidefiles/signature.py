@@ -58,7 +58,8 @@ def load_verifier(key: Path) -> Verifier:
     def check(folder: Path) -> list[Finding]:
         if not (folder / SIGNATURE).is_file():
             hint = "ask who made it; without --signed-by it is not looked for"
-            return _wrong("is missing: the folder is not signed", hint)
+            fault = "is not a file" if (folder / SIGNATURE).exists() else "is missing"
+            return _wrong(f"{fault}: the folder is not signed", hint)
         paths = list(folder.rglob("*"))
         links = [path for path in paths if path.is_symlink()]
         try:
@@ -122,6 +123,20 @@ def _explain(text: str, key: Path) -> list[Finding]:
     return [Finding.error("signature", printable(name), *rest) for name, *rest in findings]
 
 
+def _may_be_elliptic(content: bytes) -> bool:
+    """Return whether PEM is a private elliptic curve key, or a key behind a password."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        key = serialization.load_pem_private_key(content, None)
+    except TypeError:  # a password
+        return True
+    except ValueError:
+        return False
+    return isinstance(key, ec.EllipticCurvePrivateKey)
+
+
 @contextmanager
 def _of_the_key(key: Path, option: str) -> Iterator[None]:
     """Raise DstoolsError, naming the option, where a package is missing or the key is not one."""
@@ -134,7 +149,8 @@ def _of_the_key(key: Path, option: str) -> Iterator[None]:
         hint += "openssl ec -in KEY.pem -pubout -out PUB.pem"
     try:
         if key.exists() and not (key.is_file() and key.stat().st_size <= MAX_KEY_BYTES):
-            raise DstoolsError(f"{option} {key}: is not a file of a key", hint)
+            reason = f"is not a regular file of {MAX_KEY_BYTES >> 10} KiB or less"
+            raise DstoolsError(f"{option} {key}: {reason}", hint)
         yield
     except ImportError as error:
         raise DstoolsError(
@@ -153,7 +169,8 @@ def _of_the_key(key: Path, option: str) -> Iterator[None]:
             reason = "is a key of another curve than P-256, P-384 and P-521"
         elif f"{other} key-----".upper().encode() in content:
             reason = f"is a {other} key, not a {wanted} one"
-            hint = hint.replace("KEY.pem -pubout", f"{shlex.quote(str(key))} -pubout")
+            if _may_be_elliptic(content):
+                hint = hint.replace("KEY.pem -pubout", f"{shlex.quote(str(key))} -pubout")
         else:
             reason = f"is not a {wanted} key in PEM"
         raise DstoolsError(f"{option} {key}: {reason}", hint) from error

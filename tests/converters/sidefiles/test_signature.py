@@ -142,6 +142,10 @@ def test_another_key_a_changed_signature_and_none_are_errors(
     finding = check(signed)
     assert finding is not None
     assert finding.message == "is missing: the folder is not signed"
+    os.mkfifo(folder / "model.sig")
+    finding = check(signed)
+    assert finding is not None
+    assert finding.message == "is not a file: the folder is not signed"
 
 
 def test_a_signed_folder_in_a_hub_cache_is_checked_through_its_links(
@@ -185,6 +189,8 @@ def test_a_key_of_another_kind_is_refused_by_name(
     tmp_path: Path, keys: Callable[..., tuple[Path, Path]]
 ) -> None:
     private, public = keys("rsa", rsa.generate_private_key(65537, 2048))
+    _, koblitz = keys("koblitz", ec.generate_private_key(ec.SECP256K1()))
+    curve = "is a key of another curve than P-256, P-384 and P-521"
     gone, garbage, pipe = (tmp_path / name for name in ("gone.pem", "garbage.pem", "pipe.pem"))
     garbage.write_bytes(b"\xff\0")
     os.mkfifo(pipe)
@@ -194,15 +200,28 @@ def test_a_key_of_another_kind_is_refused_by_name(
         (load_signer, gone, f"--sign {gone}: No such file or directory"),
         (load_verifier, public, f"--signed-by {public}: is not an elliptic curve key"),
         (load_verifier, private, f"--signed-by {private}: is a private key, not a public one"),
+        (load_verifier, koblitz, f"--signed-by {koblitz}: {curve}"),
         (load_verifier, garbage, f"--signed-by {garbage}: is not a public key in PEM"),
-        (load_verifier, pipe, f"--signed-by {pipe}: is not a file of a key"),
-        (load_signer, tmp_path, f"--sign {tmp_path}: is not a file of a key"),
+        (load_verifier, pipe, f"--signed-by {pipe}: is not a regular file of 64 KiB or less"),
+        (load_signer, tmp_path, f"--sign {tmp_path}: is not a regular file of 64 KiB or less"),
     ):
         with pytest.raises(DstoolsError, match="--sign") as error:
             load(key)
         assert str(error.value).startswith(message)
         command = "openssl ecparam" if load is load_signer else "openssl ec -in"
         assert command in error.value.hint
+        assert str(private) not in error.value.hint  # openssl ec reads no RSA
+
+
+def test_a_private_key_with_a_password_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    locked = serialization.BestAvailableEncryption(b"secret")
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path.write_bytes(ec.generate_private_key(ec.SECP256R1()).private_bytes(pem, form, locked))
+    with pytest.raises(DstoolsError) as error:
+        load_signer(path)
+    assert str(error.value) == f"--sign {path}: has a password"
+    assert error.value.hint == f"name one without: openssl ec -in {path} -out PLAIN.pem"
 
 
 def test_the_hint_for_a_private_key_makes_the_public_one(
