@@ -141,6 +141,7 @@ def _warn(plan: "Plan") -> None:
     link out of the folder, a file that is too large. Token ids without an embedding are a warning
     here: a padding token that no prompt has is often one.
     """
+    from dstools_converters.checkpoint.config import check_numbers
     from dstools_converters.checkpoint.tied import check_tied
     from dstools_converters.plan.cache import check_cache
     from dstools_converters.plan.merged import check_merged
@@ -151,7 +152,9 @@ def _warn(plan: "Plan") -> None:
     for finding in side_files:
         if finding.level == "error" and finding.code != "token-ids":
             raise finding.raised()
-    checks = (check_tied(plan.inventory), check_merged(plan), check_cache(plan))
+    inventory = plan.inventory
+    numbers = check_numbers(inventory.checkpoint.config, inventory.model)
+    checks = (numbers, check_tied(inventory), check_merged(plan), check_cache(plan))
     for finding in chain(side_files, *checks):
         warn(finding)
     scales = plan.left_out

@@ -11,13 +11,14 @@ from typing import Any
 
 from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.storage import CODE_DTYPES
-from dstools_converters.errors import Finding, printable
+from dstools_converters.errors import Finding, Level, printable
 from dstools_converters.families.shapes import MAX_SIZE, Model
 from dstools_converters.files import is_lfs_pointer
 
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MODULE = re.compile(r"\w+")
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+EOS = "eos_token_id"
+TOKEN_IDS = ("bos_token_id", EOS, "pad_token_id")
 DTYPE_KEYS = ("torch_dtype", "dtype")  # until transformers 5, and since
 
 
@@ -91,9 +92,10 @@ def _fp8_dtypes(config: dict[str, Any]) -> list[str]:
 
 
 def check_numbers(config: dict[str, Any], model: Model) -> Iterator[Finding]:
-    """Yield whole numbers, other than the sizes of weights, with which no model runs.
+    """Yield numbers, other than the sizes of weights, that no model can run with.
 
-    Engines allocate by some of them, and index the embedding by others.
+    Engines allocate by some of them, and index the embedding by others. An end token without an
+    embedding is a warning: the model runs, and never ends.
     """
     moe = model.moe
     experts = moe.n_routed_experts if moe else 1
@@ -115,7 +117,8 @@ def check_numbers(config: dict[str, Any], model: Model) -> Iterator[Finding]:
         value = config.get(key)
         for number in value if isinstance(value, list) else [value]:
             if number is not None and not (type(number) is int and least <= number <= greatest):
-                yield _out_of_range(key, number, f"a whole number from {least} to {greatest}")
+                wanted = f"a whole number from {least} to {greatest}"
+                yield _out_of_range(key, number, wanted, "warning" if key == EOS else "error")
                 break
     yield from _check_rope(config)
 
@@ -137,8 +140,9 @@ def _check_rope(config: dict[str, Any]) -> Iterator[Finding]:
             yield _out_of_range(name, value, "a number above 0")
 
 
-def _out_of_range(key: str, value: Any, wanted: str) -> Finding:
-    return Finding.error(
+def _out_of_range(key: str, value: Any, wanted: str, level: Level = "error") -> Finding:
+    return Finding(
+        level,
         "config-range",
         "config.json",
         f"{key} is {printable(repr(value))}, not {wanted}",
