@@ -103,7 +103,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         "line 2: byte 55 of the file is not UTF-8",
     ),
     "a broken line": (LINE + '{"text": "a\n', "line 2: is not valid JSON"),
-    "no text": (LINE + '{"words": "a"}\n', "line 2: has neither of the keys text and messages"),
+    "no text": (LINE + '{"words": "a"}\n', "line 2: has neither text nor messages, but words"),
     "too few tokens": (LINE * 3, "holds 48 tokens; 8 of --samples and 40 of --seq-len take 320"),
 }
 
