@@ -37,6 +37,14 @@ def test_a_missed_bar_exits_with_3(
     assert run_script("bench_quantize", *words).returncode == 3
 
 
+def test_a_run_near_the_floor_need_not_beat_cp(
+    tiny_aligned: Path, run_script: Any, tmp_path: Path
+) -> None:
+    words = ("--checkpoint", tiny_aligned, "--runs", 1, "--warm", "--folder", tmp_path)
+    bars = ("--at-least", 1000, "--or-floor", 1000)
+    assert run_script("bench_quantize", *words, *bars).returncode == 0
+
+
 def test_a_checkpoint_that_cannot_be_quantized_stops_it_with_the_command(
     run_script: Any, tmp_path: Path
 ) -> None:
