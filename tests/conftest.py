@@ -9,6 +9,7 @@ stray write fails. Nothing here imports torch before a checkpoint is requested.
     config, shards = headers(tiny); ...; folder = sparse(config, shards)   # headers without data
 """
 
+import hashlib
 import importlib
 import json
 import math
@@ -35,6 +36,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("not run: needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def tree() -> Callable[[Path], dict[str, str]]:
+    """tree(folder): the sha256 of every file, by its path in the folder"""
+
+    def get(folder: Path) -> dict[str, str]:
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return get
 
 
 @pytest.fixture(scope="session")

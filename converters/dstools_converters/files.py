@@ -67,6 +67,16 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def json_object(path: Path) -> dict[str, Any] | str:
+    """Return the object in a JSON file of a library, or why there is none."""
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return f"is not valid JSON: {error}" if raw else "is empty"
+    return content if isinstance(content, dict) else "is not a JSON object"
+
+
 def is_lfs_pointer(path: Path) -> bool:
     """Return whether a file is a Git LFS pointer, left by a clone without `git lfs pull`.
 

@@ -8,6 +8,7 @@ import pytest
 
 from dstools_converters.files import (
     append_record,
+    json_object,
     real,
     recover_log,
     replace_file,
@@ -133,3 +134,17 @@ def test_links_are_followed_and_one_to_itself_is_left_as_it_is(tmp_path: Path) -
     (tmp_path / "loop").symlink_to("loop")
     assert real(tmp_path / "link") == tmp_path.resolve() / "file"
     assert real(tmp_path / "loop" / "x") == tmp_path.resolve() / "loop" / "x"
+
+
+@pytest.mark.parametrize(
+    ("raw", "answer"),
+    [(b'{"a": 1}', {"a": 1}), (b"", "is empty"), (b"[1]", "is not a JSON object")],
+)
+def test_an_object_is_returned_or_why_there_is_none(
+    raw: bytes, answer: object, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(raw)
+    assert json_object(path) == answer
+    path.write_bytes(b"[" * 200_000)
+    assert str(json_object(path)).startswith("is not valid JSON: ")

@@ -5,7 +5,6 @@ run(args)                        an Outcome: exit code or -9, calls counted, out
 run(args, at=k, mode="kill")     see faults.c for the modes
 """
 
-import hashlib
 import os
 import subprocess
 import tempfile
@@ -68,17 +67,3 @@ def workplace(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="dstools-faults-", dir=memory) as folder:
         yield Path(folder)
-
-
-@pytest.fixture(scope="session")
-def digests() -> Callable[[Path], dict[str, str]]:
-    """Return a function that gives the sha256 of every file below a folder."""
-
-    def get(folder: Path) -> dict[str, str]:
-        return {
-            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-
-    return get

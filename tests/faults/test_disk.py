@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-Digests = Callable[[Path], dict[str, str]]
+Tree = Callable[[Path], dict[str, str]]
 Done = subprocess.CompletedProcess[str]
 FILE_LIMIT = 300_000  # bytes; less than a shard
 
@@ -50,7 +50,7 @@ def test_a_disk_too_small_is_said_before_a_byte_is_written(
 
 @pytest.mark.parametrize("command", ["quantize", "dequantize"])
 def test_a_file_that_may_not_grow_leaves_a_run_that_resumes(
-    command: str, checkpoint: Callable[..., Path], tmp_path: Path, digests: Digests
+    command: str, checkpoint: Callable[..., Path], tmp_path: Path, tree: Tree
 ) -> None:
     fp8 = {"fp8": "float32"} if command == "dequantize" else {}
     source, out = checkpoint("tiny-qwen3", shard_bytes=4e5, **fp8), tmp_path / "out"
@@ -62,4 +62,4 @@ def test_a_file_that_may_not_grow_leaves_a_run_that_resumes(
     assert "the same command resumes" in failed.stderr
     assert not out.exists()
     assert dstools(command, source, out).returncode == 0
-    assert digests(out) == digests(tmp_path / "wanted")
+    assert tree(out) == tree(tmp_path / "wanted")

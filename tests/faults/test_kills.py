@@ -18,7 +18,7 @@ import transformers
 from dstools_converters.checkpoint.folder import INDEX, SINGLE
 
 Commands = Callable[[Path], Callable[..., Any]]
-Digests = Callable[[Path], dict[str, str]]
+Tree = Callable[[Path], dict[str, str]]
 
 
 @pytest.fixture(params=["quantize", "quantize to one file", "dequantize"])
@@ -82,13 +82,13 @@ def test_a_folder_is_whole_if_transformers_loads_it(
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["kill", "tear"])
 def test_killed_at_any_call_the_same_command_makes_the_same_bytes(
-    commands: Commands, command: list[str], mode: str, workplace: Path, digests: Digests
+    commands: Commands, command: list[str], mode: str, workplace: Path, tree: Tree
 ) -> None:
     source, out = Path(command[1]), workplace / "out"
-    before, run = digests(source), commands(out)
+    before, run = tree(source), commands(out)
     calls = calls_of(run, command, out)
     assert calls > 80
-    wanted = digests(workplace / "wanted")
+    wanted = tree(workplace / "wanted")
     for at in range(1, calls + 1):
         killed = run(command, at=at, mode=mode)
         if mode == "tear" and killed.code == 0:  # fewer of the calls are writes
@@ -96,37 +96,37 @@ def test_killed_at_any_call_the_same_command_makes_the_same_bytes(
             break
         assert killed.code == -9, f"{mode} at call {at}: {killed}"
         for folder in models(workplace):
-            assert digests(folder) == wanted, f"{folder} looks like a model; {mode} at call {at}"
+            assert tree(folder) == wanted, f"{folder} looks like a model; {mode} at call {at}"
         resumed = run(command)
         if resumed.code:  # killed after it had published and cleaned up
             assert "exists" in resumed.output, f"{mode} at call {at}: {resumed.output}"
-        assert digests(out) == wanted, f"other bytes; {mode} at call {at}"
+        assert tree(out) == wanted, f"other bytes; {mode} at call {at}"
         assert not out.with_name("out.incomplete").exists(), f"left over; {mode} at call {at}"
         shutil.rmtree(out)
-    assert digests(source) == before
+    assert tree(source) == before
 
 
 @pytest.mark.slow
 def test_a_disk_full_from_any_call_on_is_one_line_and_the_same_command_resumes(
-    commands: Commands, command: list[str], workplace: Path, digests: Digests
+    commands: Commands, command: list[str], workplace: Path, tree: Tree
 ) -> None:
     out = workplace / "out"
     run = commands(out)
     calls = calls_of(run, command, out)
-    wanted = digests(workplace / "wanted")
+    wanted = tree(workplace / "wanted")
     for at in range(1, calls + 1):
         failed = run(command, at=at, mode="fail")
         lines = [line for line in failed.output.splitlines() if line.startswith("error: ")]
         if failed.code == 0:  # only the cleaning up after publishing failed
-            assert digests(out) == wanted, f"fail at call {at}"
+            assert tree(out) == wanted, f"fail at call {at}"
         else:
             assert failed.code == 1, f"fail at call {at}: {failed.output}"
             assert len(lines) == 1, f"fail at call {at}: {failed.output}"
             assert "Traceback" not in failed.output
         for folder in models(workplace):
-            assert digests(folder) == wanted, f"{folder} looks like a model; fail at call {at}"
+            assert tree(folder) == wanted, f"{folder} looks like a model; fail at call {at}"
         resumed = run(command)
         if resumed.code:
             assert "exists" in resumed.output, f"fail at call {at}: {resumed.output}"
-        assert digests(out) == wanted, f"other bytes; fail at call {at}"
+        assert tree(out) == wanted, f"other bytes; fail at call {at}"
         shutil.rmtree(out)

@@ -74,9 +74,7 @@ def read_scales(inventory: Inventory, weight: TensorInfo, first: int, last: int)
         wide = memory.view("scales in", (end - begin) * info.shape[1] * 4)
         block_fp8.widen(data, info.dtype, wide)  # type: ignore[arg-type]  # one of SCALE_DTYPES
         data = wide
-    bad = block_fp8.first_non_finite(data, "F32")
-    if bad >= 0:
-        raise not_finite(info, begin * info.shape[1] + bad)
+    require_finite(info._replace(dtype="F32"), data, begin * info.shape[1])
     least = block_fp8.smallest(data)
     if least <= 0:
         raise DstoolsError(

@@ -25,7 +25,7 @@ def check_tied(inventory: Inventory) -> Iterator[Finding]:
     for begin in range(0, head.nbytes if is_same else 0, STEP_BYTES):
         end = min(begin + STEP_BYTES, head.nbytes)
         one, other = (inventory.checkpoint.read(info, begin, end) for info in (head, embeddings))
-        if one != other:
+        if bytes(one) != bytes(other):  # memoryviews are compared element by element
             is_same = False
             break
     if not is_same:

@@ -11,12 +11,13 @@ from dstools_converters.checkpoint.folder import (
     ADAPTER,
     ADAPTER_WEIGHTS,
     INDEX,
+    TRAINER_STATE,
     WEIGHT_SUFFIXES,
     Checkpoint,
 )
 from dstools_converters.checkpoint.foreign import QUANTIZATION_FILES
 from dstools_converters.errors import DstoolsError, Finding, printable
-from dstools_converters.files import LFS_HINT, is_lfs_pointer, real
+from dstools_converters.files import LFS_HINT, is_lfs_pointer, json_object, real
 from dstools_converters.sidefiles.calibration import CALIBRATION
 from dstools_converters.sidefiles.evaluation import EVAL
 from dstools_converters.sidefiles.expert_load import EXPERT_LOAD
@@ -42,7 +43,7 @@ MAX_PARSED_BYTES = 1 << 20  # a tokenizer.json takes 0.1 s, which its loader tak
 TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|global_step\d+|runs|wandb")
 TRAINING_FILES = re.compile(
     r"events\.out\.tfevents.*|trainer_state\.json|latest|zero_to_fp32\.py"
-    r"|(training_args|optimizer|scheduler|rng_state|scaler)[\w.-]*\.(bin|pt|pth)"
+    rf"|({'|'.join(TRAINER_STATE)})[\w.-]*\.(bin|pt|pth)"
 )
 MAX_NAMED = 4  # files that a finding names besides its own
 
@@ -205,11 +206,8 @@ def _broken_json(path: Path) -> str:
     """Return why a JSON file that is not large cannot be read, "" if it can."""
     if path.stat().st_size > MAX_PARSED_BYTES:
         return ""
-    raw = path.read_bytes()
-    try:
-        return "" if isinstance(json.loads(raw), dict) else "is not a JSON object"
-    except (ValueError, RecursionError) as error:
-        return f"is not valid JSON: {error}" if raw else "is empty"
+    content = json_object(path)
+    return content if isinstance(content, str) else ""
 
 
 def _auto_map(path: Path) -> Any:

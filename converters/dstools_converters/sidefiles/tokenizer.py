@@ -6,14 +6,13 @@ tokenization_utils_base.py: added_tokens.json is {token: id}, and `added_tokens_
 tokenizer_config.json is {"id": {"content": token, ...}}.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import Finding, printable
-from dstools_converters.files import LFS_HINT, is_lfs_pointer
+from dstools_converters.files import LFS_HINT, is_lfs_pointer, json_object
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 ADDED_TOKENS = "added_tokens.json"
@@ -56,14 +55,9 @@ def _read(path: Path) -> dict[str, Any] | Finding:
     if is_lfs_pointer(path):
         message = "is a Git LFS pointer, not the file"
         return Finding.error("lfs-pointer", path.name, message, LFS_HINT)
-    raw = path.read_bytes()
-    try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        message = f"is not valid JSON: {error}" if raw else "is empty"
-        return Finding.error("broken-json", path.name, message, HINT)
-    if not isinstance(content, dict):
-        return Finding.error("broken-json", path.name, "is not a JSON object", HINT)
+    content = json_object(path)
+    if isinstance(content, str):
+        return Finding.error("broken-json", path.name, content, HINT)
     return content
 
 

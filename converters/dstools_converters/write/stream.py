@@ -22,6 +22,7 @@ from dstools_converters.sidefiles.calibration import LayerNote, WeightNote
 from dstools_converters.sidefiles.signature import Sign
 from dstools_converters.write import jobs
 from dstools_converters.write.jobs import Job, jobs_of
+from dstools_converters.write.journal import Note
 from dstools_converters.write.metadata import side_files
 from dstools_converters.write.writer import Writer, require_own_work
 
@@ -214,13 +215,10 @@ class _Queue:
         try:
             while (taken := self._take()) is not None:
                 shard, job = taken
-                if job is not None:
-                    with disk_errors(self.writer.model / self.plan.shards[shard.number].name):
-                        note = jobs.do(self.plan, job, shard.file)
-                    self._look_for_zeros(job)
-                    self.writer.job_done(shard.number, job.number, note)
-                if self._is_complete(shard, job):
-                    self.writer.shard_done(shard.number)
+                with disk_errors(self.writer.model / self.plan.shards[shard.number].name):
+                    note = jobs.do(self.plan, job, shard.file)
+                self._look_for_zeros(job)
+                self._done(shard, job, note)
         except BaseException:
             self.stop()
             raise
@@ -234,20 +232,19 @@ class _Queue:
                 shard.jobs.clear()
             self._open.clear()
 
-    def _take(self) -> tuple[_Open, Job | None] | None:
-        """Return a shard and a job of it, None for a shard whose jobs are all done already."""
+    def _take(self) -> tuple[_Open, Job] | None:
         with self._lock:
             shard = next((shard for shard in self._open if shard.jobs and not shard.running), None)
-            if shard is None and self._waiting:
+            while shard is None and self._waiting:
                 shard = self._open_next()
             shard = shard or next((shard for shard in self._open if shard.jobs), None)
             if shard is None:
                 return None
             shard.running += 1
-            return shard, shard.jobs.popleft() if shard.jobs else None
+            return shard, shard.jobs.popleft()
 
-    def _open_next(self) -> _Open:
-        """Open the next shard, with the jobs that are not done."""
+    def _open_next(self) -> _Open | None:
+        """Open the next shard; return None if all its jobs are done already."""
         number = self._waiting.popleft()
         done = self.writer.jobs.get(number, set())
         todo = list(jobs_of(self.plan, self.plan.shards[number]))
@@ -257,6 +254,9 @@ class _Queue:
         shard = _Open(
             number, self.writer.open(number), deque(j for j in todo if j.number not in done)
         )
+        if not shard.jobs:
+            self.writer.shard_done(number)
+            return None
         self._open.append(shard)
         return shard
 
@@ -271,12 +271,11 @@ class _Queue:
         self.bytes_resumed += job.bytes_in if is_resumed else 0
         self.progress(job.bytes_in)
 
-    def _is_complete(self, shard: _Open, job: Job | None) -> bool:
-        """Return whether no job of a shard is left, after this one; once in its life."""
+    def _done(self, shard: _Open, job: Job, note: Note | None) -> None:
+        self.writer.job_done(shard.number, job.number, note)
         with self._lock:
             shard.running -= 1
-            self.progress(job.bytes_in if job else 0)
-            is_complete = shard in self._open and not shard.jobs and not shard.running
-            if is_complete:
+            self.progress(job.bytes_in)
+            if shard in self._open and not shard.jobs and not shard.running:
                 self._open.remove(shard)
-            return is_complete
+                self.writer.shard_done(shard.number)

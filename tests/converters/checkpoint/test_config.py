@@ -46,7 +46,7 @@ def opened(checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Che
         (V3, {}, CODE),
         (V3, {CODE[0]: b""}, (CODE[1],)),
         (V3, {CODE[0]: b"", CODE[1]: POINTER}, (CODE[1],)),
-        ({"AutoModel": "/root/ckpt/base--modeling_x.X"}, {}, ("/root/ckpt/base",)),
+        ({"AutoModel": "/data/ckpt/base--modeling_x.X"}, {}, ("/data/ckpt/base",)),
         ({"AutoModel": "a/b/c--modeling_x.X"}, {}, ("a/b/c",)),
         ({"AutoModel": "../modeling_x.X"}, {}, ("../modeling_x.py",)),
     ],

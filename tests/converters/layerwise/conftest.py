@@ -5,7 +5,6 @@ tree(folder)                                       the sha256 of every file
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,19 +32,5 @@ def quantize(calibrate_random: Callable[..., None]) -> Callable[..., Report]:
     def get(plan: Plan, out: Path, is_synced: bool = False, **options: Any) -> Report:
         fill = functools.partial(calibrate_random, **options)
         return run(plan, out, tool="dstools 0", workers=1, is_synced=is_synced, calibrate=fill)
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def tree() -> Callable[[Path], dict[str, str]]:
-    """tree(folder): of every file its path and sha256"""
-
-    def get(folder: Path) -> dict[str, str]:
-        return {
-            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
 
     return get

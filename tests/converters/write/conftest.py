@@ -3,11 +3,9 @@
 plain_plan(folder)                                 the plan of `dstools quantize`, no options
 quantize(folder, out, workers=2, is_synced=False)  run it; return the input bytes resumed
 interrupted(folder, out, after, is_synced=False)   stop it after so many input bytes
-tree(folder)                                       the sha256 of every file
 writable_copy(source, folder)                      a copy that may be damaged
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,18 +52,6 @@ def interrupted(plain_plan: Callable[[Path], Plan]) -> Callable[..., Checkpoint]
         with pytest.raises(KeyboardInterrupt):
             run(plan, out, tool="dstools test", workers=1, is_synced=is_synced, progress=stop)
         return plan.inventory.checkpoint
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def tree() -> Callable[[Path], dict[str, str]]:
-    def get(folder: Path) -> dict[str, str]:
-        return {
-            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
 
     return get
 
