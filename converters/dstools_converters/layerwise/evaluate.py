@@ -40,6 +40,7 @@ from dstools_converters.sidefiles.evaluation import (
     Histogram,
     OutputError,
 )
+from dstools_converters.sidefiles.hub_cache import snapshot_of
 
 MAX_LOG = 700.0  # exp of more overflows a float
 TINY = 1e-100  # in place of a sum of squares that is 0
@@ -191,10 +192,8 @@ def total_bytes(*inventories: Inventory) -> int:
 
 def label(folder: Path) -> str:
     """Return the name of the folder; of a snapshot in a Hub cache, org/name."""
-    folder = real(folder)
-    owner = folder.parent.parent.name  # of models--org--name/snapshots/REVISION
-    is_snapshot = folder.parent.name == "snapshots" and owner.startswith("models--")
-    return owner.removeprefix("models--").replace("--", "/") if is_snapshot else folder.name
+    snapshot = snapshot_of(folder)
+    return snapshot.repository if snapshot else real(folder).name
 
 
 def _require_same(against: Inventory, model: Inventory) -> None:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from dstools_converters.files import real
+from dstools_converters.sidefiles.hub_cache import blobs_of
 
 METADATA = Path(".cache/huggingface/download")  # of `hf download --local-dir`
 ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
@@ -32,7 +33,7 @@ def hub_hashes(folder: Path) -> dict[str, str]:
         etag = lines[ETAG_LINE].strip().strip('"').lower() if len(lines) > ETAG_LINE else ""
         if ETAG.fullmatch(etag):
             hashes[name] = etag
-    blobs = real(folder).parent.parent / "blobs"  # of models--org--name/snapshots/REVISION
+    blobs = blobs_of(folder)
     if blobs.is_dir():
         for path in sorted(folder.rglob("*")):
             blob = real(path)

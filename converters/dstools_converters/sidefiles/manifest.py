@@ -1,4 +1,8 @@
-"""manifest.json: what made a folder out of what. No time, no path: equal runs, equal bytes."""
+"""manifest.json: what made a folder out of what. No time, no path: equal runs, equal bytes.
+
+The same source gives the same bytes wherever it is, except that a snapshot of the Hub's cache is
+named by repository and commit.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +15,7 @@ from typing import Any
 from dstools_converters.errors import DstoolsError
 from dstools_converters.files import to_json
 from dstools_converters.plan.plan import Plan
+from dstools_converters.sidefiles.hub_cache import snapshot_of
 from dstools_converters.tables import Reader, json_table
 from dstools_kernels.fp8 import ScaleFormat
 
@@ -30,6 +35,8 @@ class Manifest:
     recovered: tuple[str, ...] | None = None  # weights that --lossless turned back into FP8
     calibration: str | None = None  # "sha256:..." of calibration.json
     expert_load: str | None = None
+    source_card: str | None = None  # "sha256:..." of the README.md that was copied from the source
+    source: str | None = None  # "org/name@commit" of a source in the Hub's cache
 
     @cached_property
     def recovered_weights(self) -> frozenset[str]:
@@ -40,7 +47,7 @@ class Manifest:
 def manifest_of(plan: Plan, tool: str, recovered: Iterable[str], digests: dict[str, str]) -> bytes:
     """Return the bytes of the manifest of a plan that is done.
 
-    `digests` are of the side files that a calibration left: "calibration", "expert_load".
+    `digests`: "sha256:..." of side files, as "calibration", "expert_load" and "source_card".
     """
     rules = Counter(
         f"{tensor.action}: {tensor.rule}" for shard in plan.shards for tensor in shard.tensors
@@ -57,7 +64,11 @@ def manifest_of(plan: Plan, tool: str, recovered: Iterable[str], digests: dict[s
         content["has_foreign_scales"] = bool(plan.inventory.scheme or plan.base)
     if "recover" in plan.counts:
         content["recovered"] = sorted(recovered)
-    return to_json(content | digests)
+    content |= digests
+    snapshot = snapshot_of(plan.inventory.checkpoint.folder)
+    if snapshot is not None:
+        content["source"] = f"{snapshot.repository}@{snapshot.commit}"
+    return to_json(content)
 
 
 def load_manifest(folder: Path) -> Manifest | None:

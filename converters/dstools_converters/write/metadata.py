@@ -26,6 +26,8 @@ from dstools_converters.sidefiles.expert_load import EXPERT_LOAD, expert_load_of
 from dstools_converters.sidefiles.manifest import MANIFEST, manifest_of, read_manifest
 from dstools_converters.write.journal import Note
 
+CARD = "README.md"  # of a model on the Hub
+
 
 def side_files(
     plan: Plan,
@@ -55,6 +57,8 @@ def side_files(
 
             amax = {number: layer.cache_amax for number, layer in layers.items()}
             files[KV_SCALES] = save(kv_scales(kv_names(plan), amax), {"format": "pt"})
+    if CARD in files:
+        digests["source_card"] = _digest(files[CARD])
     recovered = [note["tensor"] for note in notes if "recovered" in note]
     files[MANIFEST] = manifest_of(plan, tool, recovered, digests)
     files[INDEX] = to_json(_index(plan))
@@ -89,8 +93,8 @@ def _weight(note: Note) -> WeightNote:
     return WeightNote(**fields)
 
 
-def _digest(content: Path | bytes) -> str:
-    assert isinstance(content, bytes)
+def _digest(file: Path | bytes) -> str:
+    content = file if isinstance(file, bytes) else file.read_bytes()
     return f"sha256:{sha256(content).hexdigest()}"
 
 

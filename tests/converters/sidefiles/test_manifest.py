@@ -44,6 +44,36 @@ def test_a_dequantized_folder_has_no_scale_format(tiny_fp8: Path, dequantized: M
     assert manifest.scale_fmt is None
 
 
+def test_a_source_in_the_hub_s_cache_is_named_by_repository_and_commit(
+    tiny: Path, tiny_fp8: Path, quantized: Make, dequantized: Make, tmp_path: Path
+) -> None:
+    commit = "0123abcd" * 5
+    for name, source, make in (("V3", tiny, quantized), ("V3-FP8", tiny_fp8, dequantized)):
+        folder = tmp_path / f"models--deep-org--{name}" / "snapshots" / commit
+        shutil.copytree(source, folder)
+        manifest = load_manifest(make(folder))
+        assert manifest is not None
+        assert manifest.source == f"deep-org/{name}@{commit}"
+
+
+def test_a_source_elsewhere_is_not_named(tiny: Path, quantized: Make) -> None:
+    written = json.loads((quantized(tiny) / MANIFEST).read_text())
+    assert "source" not in written
+    assert "source_card" not in written  # it has none
+
+
+def test_the_card_of_the_source_has_its_sha256(tiny: Path, quantized: Make, tmp_path: Path) -> None:
+    """So that a card which was only copied is not taken for one that a person wrote."""
+    source = Path(shutil.copytree(tiny, tmp_path / "source"))
+    source.chmod(0o755)
+    (source / "README.md").write_text("hello")
+    out = quantized(source)
+    manifest = load_manifest(out)
+    assert manifest is not None
+    assert manifest.source_card == HELLO
+    assert (out / "README.md").read_text() == "hello"
+
+
 @pytest.mark.parametrize("content", ['{"tool": "modelopt 1"}', "{}", '{"name": "an app"}'])
 def test_the_manifest_of_another_tool_is_not_ours(content: str, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(content)
@@ -59,6 +89,13 @@ def test_a_damaged_manifest_is_an_error_by_file_or_none(damaged: str, tmp_path: 
     with pytest.raises(DstoolsError, match=r"manifest\.json"):
         load_manifest(tmp_path)
     assert read_manifest(tmp_path) is None
+
+
+def test_a_manifest_of_before_sources_were_named_is_read(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(MINIMAL))
+    manifest = load_manifest(tmp_path)
+    assert manifest is not None
+    assert (manifest.source, manifest.source_card) == (None, None)
 
 
 def test_a_manifest_without_a_word_on_scales_takes_them_for_foreign(tmp_path: Path) -> None:

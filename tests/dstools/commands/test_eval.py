@@ -146,7 +146,7 @@ def test_nothing_is_written_into_a_folder_that_dstools_did_not_make(
     theirs = Path(shutil.copytree(tiny_aligned, tmp_path / "theirs"))
     theirs.chmod(0o755)
     (theirs / "manifest.json").write_text('{"tool": "another 1.0"}')
-    snapshot = tmp_path / "models--me--tiny" / "snapshots" / "0123abcd"
+    snapshot = tmp_path / "models--me--tiny" / "snapshots" / ("0123abcd" * 5)
     shutil.copytree(made, snapshot)
     for folder in (tiny_aligned, theirs, snapshot):
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
