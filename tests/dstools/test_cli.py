@@ -24,7 +24,7 @@ from dstools_converters.verify.engines import ENGINES
 from dstools_distill.recipe.stages import STAGES
 
 Checkpoint = Callable[..., Path]
-HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tqdm")
+HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tqdm", "yaml")
 SLOW = ("logging", "tempfile", "importlib.metadata", "asyncio", "multiprocessing")  # to import
 FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "inspect": ["SOURCE", "--json"],

@@ -1,0 +1,28 @@
+"""The words of the Hub: each in one place, and spelled as it spells them."""
+
+from dstools.hub.vocabulary import (
+    BENCHMARKS,
+    EITHER,
+    KEYS,
+    MISSPELLED,
+    RELATIONS,
+    TABLES,
+    TASKS,
+    TEXT,
+    TEXTS,
+)
+
+
+def test_each_key_has_one_type() -> None:
+    assert len(set(KEYS)) == len(KEYS) == len(TEXT) + len(TEXTS) + len(EITHER) + len(TABLES)
+
+
+def test_a_misspelled_key_stands_for_a_known_one_and_is_none_itself() -> None:
+    assert set(MISSPELLED.values()) <= set(KEYS)
+    assert not set(MISSPELLED) & set(KEYS)
+
+
+def test_the_words_are_in_lower_case_and_data_sets_have_an_owner() -> None:
+    assert all(word == word.lower() for word in (*TASKS, *RELATIONS, *KEYS))
+    assert len(TASKS) == 57
+    assert all(name.count("/") == 1 for name in BENCHMARKS)
