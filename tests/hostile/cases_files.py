@@ -160,6 +160,16 @@ def a_total_size_that_is_wrong(model: Model) -> None:
     model.index["metadata"] = {"total_size": 12}
 
 
+@case("index", names="total_parameters", inspect="ok", verify="warned", convert="ok")
+def a_number_of_parameters_that_is_wrong(model: Model) -> None:
+    model.index["metadata"] = {"total_size": 12, "total_parameters": 333312}
+
+
+@case("index", names="total_parameters", inspect="ok", verify="warned", convert="ok")
+def a_number_of_parameters_that_steers_a_terminal(model: Model) -> None:
+    model.index["metadata"] = {"total_size": 12, "total_parameters": ["\x1b[2J" * 99]}
+
+
 @case("index", names="total_size", inspect="ok", verify="warned", convert="ok")
 def a_total_size_that_steers_a_terminal(model: Model) -> None:
     model.index["metadata"] = {"total_size": "\x1b[2J"}

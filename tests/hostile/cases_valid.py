@@ -1,6 +1,7 @@
 """Odd checkpoints that are sound: every command takes them."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -168,7 +169,8 @@ def a_folder_of_the_hub_cache(model: Model) -> None:
 @valid()
 def an_index_with_more_keys(model: Model) -> None:
     total = sum(len(tensor.data) for tensor in model.tensors.values())
-    model.index["metadata"] = {"total_size": total, "total_parameters": 1}
+    count = sum(math.prod(tensor.shape) for tensor in model.tensors.values())
+    model.index["metadata"] = {"total_size": total, "total_parameters": count}
     model.index["comment"] = ["\x1b[2J"]
 
 

@@ -4,12 +4,14 @@ Source: transformers, dynamic_module_utils.py: an entry of `auto_map` is "module
 module.py in the folder, or "org/repo--module.Class" for one in that repository.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dstools_converters.checkpoint.folder import Checkpoint
+from dstools_converters.checkpoint.local_paths import without_local_paths
 from dstools_converters.checkpoint.storage import CODE_DTYPES
 from dstools_converters.errors import Finding, Level, printable
 from dstools_converters.families.shapes import MAX_SIZE, Model
@@ -26,9 +28,10 @@ def sound_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return a copy of the config for an output: without `auto_map` if its code is missing.
 
     Loaders would ask to trust remote code, and then fail. The dtype is one to compute in: FP8 is
-    one to store.
+    one to store. Local paths are left out.
     """
-    config = dict(checkpoint.config)
+    config: dict[str, Any]
+    config, _ = without_local_paths(json.dumps(checkpoint.config))
     if missing_code(checkpoint.folder, config.get("auto_map")):
         del config["auto_map"]
     return config | dict.fromkeys(_fp8_dtypes(config), "bfloat16")
@@ -45,6 +48,8 @@ def check_config(checkpoint: Checkpoint) -> Iterator[Finding]:
             f"auto_map names {printable(missing[0])}, which is not in the folder",
             "copy it from the original model, or remove auto_map; an output of dstools has none",
         )
+    for key in without_local_paths(json.dumps(config))[1]:
+        yield local_path("config.json", key)
     for key in _fp8_dtypes(config):
         yield Finding.warning(
             "dtype",
@@ -62,6 +67,16 @@ def check_config(checkpoint: Checkpoint) -> Iterator[Finding]:
             f"fmt of quantization_config is {printable(repr(fmt))}, but the weights are F8_E4M3",
             'set it to "e4m3"',
         )
+
+
+def local_path(file: str, key: str) -> Finding:
+    """Return a note of a key that `without_local_paths` leaves out."""
+    return Finding.note(
+        "local-path",
+        file,
+        f"{printable(key)} is a path on the machine that wrote it",
+        "remove it before you publish the folder; an output of dstools does not have it",
+    )
 
 
 def missing_code(folder: Path, auto_map: Any) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from dstools_converters.checkpoint.config import sound_config
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.parameters import TOTAL_PARAMETERS, is_count
 from dstools_converters.checkpoint.scheme import BLOCK_SIZE, QUANTIZED_ROLES, Format, QuantScheme
 from dstools_converters.checkpoint.storage import FLOATS, fp8_block, plain
 from dstools_converters.errors import DstoolsError
@@ -95,7 +96,7 @@ class Plan:
         return dict(Counter(tensor.action for tensor in self.decisions))
 
     def index(self) -> dict[str, Any]:
-        """Return the content of model.safetensors.index.json."""
+        """Return the content of model.safetensors.index.json; a wrong count is left out."""
         parts = [
             (shard.name, part)
             for shard in self.shards
@@ -105,6 +106,8 @@ class Plan:
         total = sum(part.nbytes for _, part in parts)
         weight_map = {part.name: shard for shard, part in parts}
         metadata = self.inventory.checkpoint.index_metadata | {"total_size": total}
+        if not is_count(self.inventory, metadata.get(TOTAL_PARAMETERS)):
+            metadata.pop(TOTAL_PARAMETERS, None)
         return {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
 
     @cached_property

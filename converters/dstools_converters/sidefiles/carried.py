@@ -1,12 +1,16 @@
-"""Files copied along unchanged: tokenizer, generation config, licence, custom code and the like."""
+"""Files copied along: tokenizer, generation config, licence, custom code and the like.
+
+All are copied unchanged, except that JSON loses the paths of the machine that wrote it.
+"""
 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.checkpoint.config import check_config, missing_code
+from dstools_converters.checkpoint.config import check_config, local_path, missing_code
 from dstools_converters.checkpoint.folder import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -16,6 +20,7 @@ from dstools_converters.checkpoint.folder import (
     Checkpoint,
 )
 from dstools_converters.checkpoint.foreign import QUANTIZATION_FILES
+from dstools_converters.checkpoint.local_paths import FILES, SUFFIX, without_local_paths
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.files import LFS_HINT, is_lfs_pointer, json_object, real
 from dstools_converters.sidefiles.calibration import CALIBRATION
@@ -46,6 +51,7 @@ TRAINING_FILES = re.compile(
     r"events\.out\.tfevents.*|trainer_state\.json|latest|zero_to_fp32\.py"
     rf"|({'|'.join(TRAINER_STATE)})[\w.-]*\.(bin|pt|pth)"
 )
+MAX_JSON_BYTES = 4 << 20  # a tokenizer_config.json with many added tokens takes 1.2 MB
 MAX_NAMED = 4  # files that a finding names besides its own
 
 
@@ -65,6 +71,23 @@ def carried_files(folder: Path) -> dict[str, Path]:
     return files
 
 
+def carried(path: Path) -> Path | bytes:
+    """Return what is written in place of a file: itself, or JSON without local paths."""
+    content, left_out = _without_paths(path)
+    return content if left_out else path
+
+
+def _without_paths(path: Path) -> tuple[bytes, list[str]]:
+    """Return the content of a JSON file without local paths, and their keys; else nothing."""
+    if path.suffix == ".json" and path.name != TOKENIZER and path.stat().st_size <= MAX_JSON_BYTES:
+        raw = path.read_bytes()
+        if any(key.encode() in raw for key in (SUFFIX, *FILES)):
+            with suppress(ValueError, RecursionError):
+                content, left_out = without_local_paths(raw)
+                return (json.dumps(content, indent=2) + "\n").encode(), left_out  # NaN, too
+    return b"", []
+
+
 def check_side_files(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Yield what beside the shards does not work, and what is not copied.
 
@@ -79,6 +102,9 @@ def check_side_files(checkpoint: Checkpoint) -> Iterator[Finding]:
         except DstoolsError as error:
             hint = f"{error.hint}; quantize and dequantize refuse it"
             yield Finding.warning("link", printable(name), "is a link out of the folder", hint)
+            continue
+        for key in _without_paths(file)[1]:
+            yield local_path(printable(name), key)
     yield from check_tokenizer(folder, checkpoint.config.get("vocab_size"))
     yield from check_config(checkpoint)
     path = files.get(TOKENIZER_CONFIG)

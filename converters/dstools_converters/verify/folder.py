@@ -1,5 +1,6 @@
 """Check a checkpoint folder: by itself, for an engine, and against its source."""
 
+import json
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from dstools_converters.checkpoint.diagnosis import MISNAMED
 from dstools_converters.checkpoint.folder import INDEX, Checkpoint, scan
 from dstools_converters.checkpoint.inventory import Inventory, check, take_inventory
+from dstools_converters.checkpoint.parameters import TOTAL_PARAMETERS, is_count, parameters
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.checkpoint.tied import check_tied
 from dstools_converters.errors import DstoolsError, Finding, merged, printable
@@ -183,6 +185,8 @@ def _check_inside(
         results.not_checked.append("names, shapes and scales: first mend the errors above")
         return None
     findings += check(inventory)
+    if not results.has_error(BREAKS_READING):
+        findings += _check_parameters(inventory, manifest)
     findings += check_roles(inventory)
     findings += check_fused(inventory)
     findings += check_kept(inventory)
@@ -269,6 +273,21 @@ def _check_total(checkpoint: Checkpoint, manifest: Manifest | None) -> Iterator[
             INDEX,
             f"total_size {given}; the tensors take {held} bytes",
             f"set metadata.total_size to {held}",
+        )
+
+
+def _check_parameters(inventory: Inventory, manifest: Manifest | None) -> Iterator[Finding]:
+    """Yield a total_parameters that is not the model's: an error where dstools wrote it."""
+    metadata = inventory.checkpoint.index_metadata
+    if TOTAL_PARAMETERS in metadata and not is_count(inventory, metadata[TOTAL_PARAMETERS]):
+        count = parameters(inventory)
+        yield Finding(
+            "error" if manifest else "warning",
+            "total-parameters",
+            INDEX,
+            f"total_parameters is {printable(json.dumps(metadata[TOTAL_PARAMETERS])[:80])}; the "
+            f"model has {count} parameters",
+            f"set metadata.total_parameters to {count}, or remove it",
         )
 
 

@@ -21,7 +21,7 @@ from dstools_converters.sidefiles.calibration import (
     kv_scales,
     read_calibration,
 )
-from dstools_converters.sidefiles.carried import carried_files
+from dstools_converters.sidefiles.carried import carried, carried_files
 from dstools_converters.sidefiles.expert_load import EXPERT_LOAD, expert_load_of, read_expert_load
 from dstools_converters.sidefiles.manifest import MANIFEST, manifest_of, read_manifest
 from dstools_converters.write.journal import Note
@@ -41,7 +41,8 @@ def side_files(
     `layers`: what a calibration saw in each layer.
     """
     files: dict[str, Path | bytes] = {}
-    files.update(carried_files(plan.inventory.checkpoint.folder))
+    for name, path in carried_files(plan.inventory.checkpoint.folder).items():
+        files[name] = carried(path)
     files["config.json"] = to_json(plan.config)
     digests: dict[str, str] = {}
     if plan.calibration is not None:

@@ -13,6 +13,7 @@ the same with averaged weights.
 """
 
 import copy
+import json
 import logging
 import os
 import shutil
@@ -30,7 +31,10 @@ from transformers import GenerationConfig, PrinterCallback, ProgressCallback, Tr
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
+from dstools_converters.checkpoint.folder import INDEX
+from dstools_converters.checkpoint.parameters import TOTAL_PARAMETERS
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
+from dstools_converters.sidefiles.carried import carried
 from dstools_distill.loading import keep_freed_memory
 from dstools_distill.recipe.settings import Training, check_settings
 from dstools_distill.store.ranks import world_size
@@ -256,6 +260,7 @@ def _write(model: Any, folder: Path, tokenizer: Any, state: dict[str, Any] | Non
     model.save_pretrained(folder, state_dict=state)
     add_older_rope_keys(folder / "config.json")
     tokenizer.save_pretrained(folder)
+    _mend(folder, count(model))
     saved = 0
     for path in sorted(folder.glob("*.safetensors")):
         path.chmod((folder / "config.json").stat().st_mode)  # save_pretrained makes it 0600
@@ -267,6 +272,22 @@ def _write(model: Any, folder: Path, tokenizer: Any, state: dict[str, Any] | Non
             f"{folder}: {saved} of {count(model)} weights were saved",
             f"this is a bug of dstools; {RESUME_HINT}",
         )
+
+
+def _mend(folder: Path, parameters: int) -> None:
+    """Take local paths out of the JSON in a folder, and correct the count in its index.
+
+    With ZeRO-3, transformers counts the empty tensors that the weights leave in each process.
+    """
+    for path in folder.glob("*.json"):
+        content = carried(path)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+    index = folder / INDEX
+    if index.exists():
+        table = json.loads(index.read_text())
+        table["metadata"][TOTAL_PARAMETERS] = parameters
+        index.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
 
 
 def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:

@@ -85,6 +85,15 @@ def test_auto_map_is_kept_where_its_code_is_there_or_in_another_repository(
     assert list(check_config(checkpoint)) == []
 
 
+def test_a_local_path_is_left_out_of_nested_configs_too(opened: Callable[..., Checkpoint]) -> None:
+    checkpoint = opened(_name_or_path="/home/jane/ckpt-9000", text_config={"_name_or_path": "./x"})
+    wanted = {key: value for key, value in checkpoint.config.items() if key != "_name_or_path"}
+    assert sound_config(checkpoint) == wanted | {"text_config": {}}
+    (finding,) = check_config(checkpoint)
+    assert (finding.level, finding.code, finding.where) == ("note", "local-path", "config.json")
+    assert finding.message.startswith("_name_or_path ")
+
+
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
 @pytest.mark.parametrize("value", ["float8_e4m3fn", "torch.float8_e5m2"])
 def test_a_dtype_of_codes_becomes_one_to_compute_in(

@@ -14,6 +14,7 @@ import pytest
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.header import ITEM_BITS
 from dstools_converters.checkpoint.inventory import Inventory, require_sound
+from dstools_converters.checkpoint.parameters import parameters
 from dstools_converters.errors import DstoolsError
 from dstools_converters.plan.plan import Plan, plan_dequantize, plan_quantize
 from dstools_converters.plan.recipe import Recipe, Rule
@@ -144,11 +145,26 @@ def test_the_index_keeps_what_else_its_metadata_said(
 ) -> None:
     folder = sparse(*headers(tiny))
     index = folder / "model.safetensors.index.json"
-    found = json.loads(index.read_text()) | {"metadata": {"total_size": 1, "total_parameters": 5}}
+    found = json.loads(index.read_text()) | {"metadata": {"total_size": 1, "format": "pt"}}
     index.write_text(json.dumps(found))
     plan = native(folder)
     total = sum(o.nbytes for s in plan.shards for t in s.tensors for o in t.target.parts)
-    assert plan.index()["metadata"] == {"total_size": total, "total_parameters": 5}
+    assert plan.index()["metadata"] == {"total_size": total, "format": "pt"}
+
+
+@pytest.mark.parametrize("wrong", [333312, 1, 0, -1, "8", 0.5, None, True, [1], 10**30])
+def test_a_number_of_parameters_is_kept_where_it_is_right(
+    wrong: object, tiny: Path, headers: Headers, sparse: Sparse
+) -> None:
+    folder = sparse(*headers(tiny))
+    index = folder / "model.safetensors.index.json"
+    right = parameters(require_sound(open_checkpoint(folder)))
+    for given, kept in ((right, {"total_parameters": right}), (wrong, {})):
+        found = json.loads(index.read_text()) | {"metadata": {"total_parameters": given}}
+        index.write_text(json.dumps(found))
+        metadata = native(folder).index()["metadata"]
+        del metadata["total_size"]
+        assert metadata == kept
 
 
 # ------------------------------------------------------------------------------ FP8 in

@@ -10,6 +10,7 @@ from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.errors import DstoolsError, Finding
 from dstools_converters.sidefiles.carried import (
     MAX_SIDE_BYTES,
+    carried,
     carried_files,
     check_side_files,
     require_inside,
@@ -298,3 +299,35 @@ def test_code_that_the_tokenizer_s_config_names_is_looked_for(
     if file:
         put(folder, file)
         assert warned(folder) == []
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "sub/tokenizer_config.json"])
+def test_json_is_carried_without_local_paths_and_named(folder: Path, name: str) -> None:
+    path = folder / name
+    put(folder, name, '{"a": NaN, "name_or_path": "/home/jane/x", "b": "\\ud83d"}')
+    assert carried(path) == b'{\n  "a": NaN,\n  "b": "\\ud83d"\n}\n'
+    (finding,) = warned(folder)
+    assert (finding.level, finding.code, finding.where) == ("note", "local-path", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("generation_config.json", '{"_name_or_path": "deepseek-ai/DeepSeek-V3"}'),
+        ("generation_config.json", '{"top_k":  5}'),
+        ("a.json", '{"_name_or_path": "/home/jane", '),
+        ("a.json", '{"_name_or_path": "/home/jane", "a":' + "[" * 9999 + "]" * 9999 + "}"),
+        ("a.json", '{"_name_or_path": "/home/jane"}' + " " * (4 << 20)),
+        ("a.txt", '{"_name_or_path": "/home/jane"}'),
+        ("sub/tokenizer.json", '{"name_or_path": "/home/jane"}'),  # a token may be called that
+    ],
+)
+def test_any_other_file_is_carried_as_it_is(folder: Path, name: str, text: str) -> None:
+    put(folder, name, text)
+    assert carried(folder / name) == folder / name
+
+
+def test_json_out_of_the_folder_is_not_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('{"_name_or_path": "/home/jane"}')
+    (folder / "a.json").symlink_to(tmp_path / "mine.json")
+    assert [finding.code for finding in warned(folder)] == ["link"]

@@ -413,6 +413,24 @@ def test_a_total_size_that_is_a_float_is_no_fault(tiny: Path, edited: Edited, as
     assert ask(path)[1]["findings"] == []
 
 
+@pytest.mark.parametrize("wrong", [333312, -1, "8", None, 2.5])
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_wrong_number_of_parameters_is_an_error_in_our_outputs_and_the_hint_has_the_right_one(
+    wrong: object, is_ours: bool, tiny: Path, quantized: Convert, edited: Edited, ask: Ask
+) -> None:
+    folder = edited(quantized(tiny))
+    folder.index["metadata"]["total_parameters"] = wrong
+    path = folder.write()
+    if not is_ours:
+        (path / "manifest.json").unlink()
+    code, report = ask(path)
+    (finding,) = report["findings"]
+    assert (finding["code"], finding["where"]) == ("total-parameters", INDEX)
+    assert (finding["level"], code) == (("error", 3) if is_ours else ("warning", 0))
+    folder.index["metadata"]["total_parameters"] = int(finding["hint"].split()[3].strip(","))
+    assert ask(folder.write())[1]["findings"] == []
+
+
 def test_what_safetensors_itself_refuses_is_an_error(
     tiny_fp8: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:

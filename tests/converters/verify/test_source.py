@@ -1,5 +1,6 @@
 """Every element is compared with the source: damage of a single bit is found where it is."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -208,3 +209,25 @@ def test_a_config_may_lack_what_does_not_hold_of_the_source(
     findings = verify(made.write(), source=source.write()).findings
     differs = [f.message for f in findings if f.code == "config-differs"]
     assert differs == ([f"{key} is not the source's"] if is_other else [])
+
+
+def test_local_paths_of_the_source_are_in_no_file_of_the_output(
+    tiny: Path, quantized: Make, edited: Edited
+) -> None:
+    """And that the output lacks them is not a difference; any other change is."""
+    source = edited(tiny)
+    source.config["_name_or_path"] = "/home/jane/ckpt-9000"
+    source.index["metadata"]["total_parameters"] = 333312
+    folder = source.write()
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        table = json.loads((folder / name).read_text()) | {"name_or_path": "/home/jane/ckpt-9000"}
+        (folder / name).write_text(json.dumps(table))
+    made = quantized(folder)
+    for path in made.iterdir():
+        assert b"/home/jane" not in path.read_bytes(), path.name
+    assert b"total_parameters" not in (made / "model.safetensors.index.json").read_bytes()
+    assert verify(made, source=folder).findings == []
+    changed = shutil.copytree(made, folder.with_name("changed"), copy_function=shutil.copyfile)
+    changed.chmod(0o755)
+    (changed / "generation_config.json").write_text("{}")
+    assert "file-differs" in {finding.code for finding in verify(changed, source=folder).findings}

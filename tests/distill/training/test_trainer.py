@@ -1,5 +1,6 @@
 """Tests of a run of TRL's trainer: refused settings, launch commands, kills."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from huggingface_hub import constants
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.recipe.settings import Lora, Training
 from dstools_distill.store.stage import Work
+from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.training import trainer as training
 from dstools_distill.training.launch import launch_command, launch_config
 from dstools_distill.training.trainer import arguments, check_launch, require_machine
@@ -157,6 +160,32 @@ def test_the_command_runs_the_stage_again_in_each_process() -> None:
     assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
     assert command[command.index("--num_processes") + 1] == "2"
     assert command[-7:] == ["-m", "dstools", "distill", "sft", "toy.toml", "--out", "a b"]
+
+
+# ----------------------------------------------------------------------------------------- result
+
+
+class Sharded(LlamaForCausalLM):
+    """A model that transformers writes in several shards, and counts wrongly, as with ZeRO-3."""
+
+    def save_pretrained(self, *args: Any, **options: Any) -> None:
+        super().save_pretrained(*args, max_shard_size="4KB", **options)
+
+    def num_parameters(self, *_args: Any, **_: Any) -> int:
+        return 0
+
+
+def test_the_result_has_no_local_path_and_the_right_number_of_parameters(tmp_path: Path) -> None:
+    shape = {key: value for key, value in TINY.items() if key != "model_type"}
+    model = Sharded(LlamaConfig(vocab_size=64, tie_word_embeddings=True, **shape))
+    model.generation_config = GenerationConfig(_name_or_path="/home/jane/run-3", max_length=5)
+    training._write(model, tmp_path, load_tokenizer(SAMPLE, None), None)
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    assert generation["max_length"] == 5
+    assert "_name_or_path" not in generation
+    metadata = json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"]
+    # embedding 64 x 16, tied to the head; q, k, v, o, gate, up, down 16 x 16; three norms of 16
+    assert metadata["total_parameters"] == 64 * 16 + 7 * 16 * 16 + 3 * 16
 
 
 # ------------------------------------------------------------------------------------------ kills
