@@ -7,6 +7,12 @@ scripts/make_checkpoint.py has the kinds and options. The folders and files are 
 stray write fails. Nothing here imports torch before a checkpoint is requested.
 
     config, shards = headers(tiny); ...; folder = sparse(config, shards)   # headers without data
+
+And a Hub on 127.0.0.1 (tests/hub), once over Xet and once over LFS:
+
+    def test_z(hub, push):
+        code, stdout, stderr = push(tiny, "alice/model", "--yes", HF_TOKEN="hf_other")
+        assert hub.content("alice/model", "config.json") == ...
 """
 
 import hashlib
@@ -20,9 +26,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    from fakehub import FakeHub
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the Hub
 
@@ -147,6 +156,58 @@ def fork_server() -> Iterator[Callable[..., Callable[..., dict[str, Any]]]]:
             return ask
 
         yield start
+
+
+@pytest.fixture(params=["xet", "lfs"])
+def leg(request: pytest.FixtureRequest) -> str:
+    """How large files travel: `xet`, in chunks through hf_xet, or `lfs`, in plain HTTP."""
+    return str(request.param)
+
+
+@pytest.fixture
+def hub(leg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
+    """An empty Hub, and the environment in which commands find it; alice is logged in."""
+    monkeypatch.syspath_prepend(str(Path(__file__).with_name("hub")))
+    import fakehub
+
+    hub = fakehub.FakeHub(tmp_path / "hub")
+    for name, value in {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf-home"),
+        "HF_HUB_DISABLE_XET": str(int(leg == "lfs")),
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_good",
+        "NO_COLOR": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield hub
+    hub.close()
+
+
+class Run(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def push(hub: "FakeHub") -> Callable[..., Run]:
+    """push(*arguments, **environment): `dstools push` against the Hub, in a process of its own."""
+
+    def run(*arguments: object, **environment: str) -> Run:
+        done = subprocess.run(
+            [sys.executable, "-m", "dstools", "push", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
+        return Run(done.returncode, done.stdout, done.stderr)
+
+    return run
 
 
 Shards = dict[str, dict[str, tuple[str, list[int]]]]  # file -> tensor -> dtype, shape
