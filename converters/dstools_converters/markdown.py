@@ -5,6 +5,10 @@ from collections.abc import Iterable, Sequence
 
 from dstools_converters.errors import printable
 
+# around the part of a card that is generated; what people write outside of it is kept
+BEGIN = "<!-- dstools: generated from here on; write above or below, a push replaces this part -->"
+END = "<!-- dstools: generated up to here -->"
+
 
 def text(value: str) -> str:
     """Return `value` escaped, so that Markdown shows it as it is: names come from unknown files."""
@@ -24,3 +28,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: int = 0) 
     rule = ["---" if n < left else "---:" for n in range(len(head))]
     lines = [head, rule, *cells] if cells else []
     return "\n".join(f"| {' | '.join(line[n] for n in kept)} |" for line in lines)
+
+
+def generated(content: str) -> str:
+    """Return Markdown as the part of a card that a push may replace."""
+    return f"{BEGIN}\n\n{content.strip()}\n\n{END}\n"

@@ -160,8 +160,9 @@ def _check_keys(metadata: dict[Any, Any]) -> Iterator[Finding]:
             continue
         plain = re.sub(r"[- ]", "_", key.lower())
         wanted = by_plain.get(plain, key)
-        if wanted != key and wanted not in metadata:
-            yield _fault(key, "is not the Hub's name of this key", f"write {wanted}:")
+        if wanted != key:
+            hint = f"remove it: there is {wanted}" if wanted in metadata else f"write {wanted}:"
+            yield _fault(key, "is not the Hub's name of this key", hint)
 
 
 def _check_types(metadata: dict[str, Any]) -> Iterator[Finding]:

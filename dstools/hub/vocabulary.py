@@ -47,10 +47,8 @@ MISSPELLED = {
     "base_models": "base_model",
     "dataset": "datasets",
     "languages": "language",
-    "library": "library_name",
     "metric": "metrics",
     "tag": "tags",
-    "task": "pipeline_tag",
 }
 
 # Benchmarks that the Hub's own documentation names: huggingface/hub-docs,

@@ -12,24 +12,32 @@ def card(sheet: Sheet, figures: Figures) -> str:
     """Return the Markdown, with headings of the second level and below."""
     model = sheet.model
     headlines = [(h.label, h.value or "not measured", h.note) for h in figures.headlines]
-    missing = [
-        f"- {text(what)}" + (f": `{command}`" if command else "")
-        for what, command in figures.missing
-    ]
     parts = [
         f"## Quantization of {text(model.folder)}",
         f"{text(model.model_type)}, quantization: {text(model.quantization)}.",
         table(("Figure", "Value", ""), headlines),
-        *(["Not measured:", "\n".join(missing)] if missing else []),
-        *_errors(figures),
-        *_rounding(figures),
-        *_expert_load(figures),
+        *not_measured(figures),
+        *measured(figures),
         "### Bytes",
         _bytes(sheet),
         "### How it was made",
-        table(("", ""), _provenance(sheet)),
+        provenance(sheet),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def not_measured(figures: Figures) -> list[str]:
+    """Return what was not measured, with the command that measures it."""
+    lines = [
+        f"- {text(what)}" + (f": `{command}`" if command else "")
+        for what, command in figures.missing
+    ]
+    return ["Not measured:", "\n".join(lines)] if lines else []
+
+
+def measured(figures: Figures) -> list[str]:
+    """Return a section of the third level for each kind of figure that there is."""
+    return [*_errors(figures), *_rounding(figures), *_expert_load(figures)]
 
 
 def _errors(figures: Figures) -> list[str]:
@@ -76,10 +84,11 @@ def _expert_load(figures: Figures) -> list[str]:
         return []
     uneven = max(figures.load, key=lambda layer: layer.largest)
     unused = sum(layer.unused for layer in figures.load)
+    experts = sum(layer.experts for layer in figures.load)
     return [
         "### Expert load",
         f"Largest load over the layer's mean: {uneven.largest:.2f} (layer {uneven.layer}, expert "
-        f"{uneven.largest_expert}). Experts that no token chose: {unused:,}.",
+        f"{uneven.largest_expert}). Experts that no token chose: {unused:,} of {experts:,}.",
     ]
 
 
@@ -92,7 +101,8 @@ def _bytes(sheet: Sheet) -> str:
     return table(("Dtype", "Size"), [(dtype, size(nbytes)) for dtype, nbytes in ordered], numeric=1)
 
 
-def _provenance(sheet: Sheet) -> list[tuple[str, str]]:
+def provenance(sheet: Sheet) -> str:
+    """Return a table of what wrote, calibrated and evaluated the folder, on which data."""
     calibration, evaluation = sheet.calibration, sheet.evaluation
     rows = [("Written by", sheet.tool or "unknown: there is no manifest.json of dstools")]
     if calibration is not None:
@@ -108,7 +118,7 @@ def _provenance(sheet: Sheet) -> list[tuple[str, str]]:
             ("Evaluated against", evaluation.against or "no reference"),
             ("Evaluation data", _data(evaluation.data)),
         ]
-    return rows
+    return table(("What", "With"), rows)
 
 
 def _data(data: Data) -> str:

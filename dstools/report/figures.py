@@ -70,6 +70,7 @@ class LayerLoad(NamedTuple):
     smallest: float
     largest_expert: int
     unused: int  # experts that no token chose
+    experts: int
 
 
 class CacheAmax(NamedTuple):
@@ -262,7 +263,9 @@ def _load(sheet: Sheet) -> list[LayerLoad]:
         most = max(tokens)
         if mean:
             extremes = most / mean, min(tokens) / mean
-            loads.append(LayerLoad(layer, *extremes, tokens.index(most), tokens.count(0)))
+            loads.append(
+                LayerLoad(layer, *extremes, tokens.index(most), tokens.count(0), len(tokens))
+            )
     return loads
 
 

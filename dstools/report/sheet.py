@@ -63,6 +63,14 @@ def read_sheet(folder: Path) -> Sheet:
             f"{folder}: is not quantized, so there is nothing to report",
             "name a folder that dstools quantize wrote",
         )
+    return sheet_of(folder, inventory)
+
+
+def sheet_of(folder: Path, inventory: Inventory) -> Sheet:
+    """Return the data of a folder whose headers are read, quantized or not.
+
+    Raises DstoolsError as `read_sheet` does for the JSON files.
+    """
     manifest = load_manifest(folder)
     calibration = read_calibration(folder, inventory)
     if manifest is not None and calibration is not None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dstools_converters.markdown import table, text
+from dstools_converters.markdown import BEGIN, END, generated, table, text
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,11 @@ def test_a_column_without_a_cell_is_left_out() -> None:
 
 def test_a_table_without_rows_is_empty() -> None:
     assert table(("a", "b"), []) == ""
+
+
+def test_a_generated_part_is_between_comments_that_no_page_shows() -> None:
+    assert generated("\n# x\n\n") == f"{BEGIN}\n\n# x\n\n{END}\n"
+    for marker in (BEGIN, END):
+        assert marker.startswith("<!-- ")
+        assert marker.endswith(" -->")
+        assert "--" not in marker[4:-3]

@@ -23,7 +23,8 @@ from dstools_converters.verify.roles import check_experts
 
 Engine = Literal["vllm", "sglang", "trtllm", "transformers"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-
+# that were run with tiny models, on a CPU; of others the rules were only read
+SEEN: dict[Engine, str] = {"vllm": "0.32", "sglang": "0.5.23", "transformers": "5.23"}
 
 MLA_WIDTHS = (320, 512, 576)  # vLLM 0.32, of its MLA backends
 # SGLang's DeepSeek model merges these in one module, whose name it looks for in `ignore`.

@@ -4,9 +4,10 @@ import json
 import re
 from typing import Any
 
-from dstools_converters.markdown import table, text
+from dstools_converters.markdown import generated, table, text
+from dstools_converters.sidefiles.licences import identifier, licence_name
 from dstools_distill.cards.ablation import comparison, points_between
-from dstools_distill.cards.datacard import SETTING, licences, not_checked, versions
+from dstools_distill.cards.datacard import SETTING, UNKNOWN, licences, not_checked, versions
 from dstools_distill.cards.markdown import between, bullets, counts, flat, percent, points
 from dstools_distill.cards.runs import Run, Runs, Stage
 from dstools_distill.evaluation.statistics import Interval
@@ -27,9 +28,11 @@ STRICT = (
 
 
 def text_of(settings: Card, runs: Runs, plots: list[str]) -> str:
-    """Return the model card as Markdown. plots: names of the files there are."""
+    """Return the model card as Markdown, its text marked as generated.
+
+    plots: names of the files there are.
+    """
     parts = [
-        _metadata(settings, runs),
         f"# {text(settings.name)}",
         _summary(runs),
         *_results(runs, plots),
@@ -44,15 +47,17 @@ def text_of(settings: Card, runs: Runs, plots: list[str]) -> str:
         "## How it was made",
         versions(runs, (*TRAINED, "eval")) or "Nothing was trained or evaluated.",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    content = "\n\n".join(part for part in parts if part)
+    return f"{_metadata(settings, runs)}\n\n{generated(content)}"
 
 
 def _metadata(settings: Card, runs: Runs) -> str:
     """Return the YAML header, its values in JSON, which is YAML."""
     bases = sorted({run.student.model for run in runs.all if HUB_NAME.fullmatch(run.student.model)})
     prefix, sources = "datasets:", runs.sources(["prompts"])
-    datasets = sorted(name.removeprefix(prefix) for name in sources if name.startswith(prefix))
-    metadata: dict[str, Any] = {"license": settings.licence}
+    names = [name.removeprefix(prefix).split("/") for name in sources if name.startswith(prefix)]
+    datasets = sorted({"/".join(parts[:2]) for parts in names})  # without a configuration
+    metadata: dict[str, Any] = _licence(settings)
     if bases:
         metadata |= {"base_model": bases, "base_model_relation": "finetune"}
     if datasets:
@@ -63,6 +68,15 @@ def _metadata(settings: Card, runs: Runs) -> str:
     metadata["tags"] = ["reasoning", "distillation", "dstools", *trained]
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items()]
     return "\n".join(["---", *lines, "---"])
+
+
+def _licence(settings: Card) -> dict[str, Any]:
+    """Return the licence as the Hub spells it: one of its list, or other with name and link."""
+    known = identifier(settings.licence or UNKNOWN)
+    if known and known != "other":
+        return {"license": known}
+    link = {"license_link": settings.licence_link} if settings.licence_link else {}
+    return {"license": "other", "license_name": licence_name(settings.licence)} | link
 
 
 def _summary(runs: Runs) -> str:

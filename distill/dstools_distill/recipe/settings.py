@@ -226,6 +226,7 @@ class Card:
 
     name: str = "student"
     licence: str = "unknown"  # of the trained student
+    licence_link: str = ""  # of a licence outside the Hub's list: an address, or a file, "LICENSE"
 
 
 def check_settings(settings: Training, where: str = "") -> None:

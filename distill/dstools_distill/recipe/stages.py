@@ -184,7 +184,7 @@ STAGES = {
         help="Write the data card, the model card and plots.",
         reads=(),
         packages=("scipy",),
-        revision=3,
+        revision=4,
     ),
 }
 TRAINED = tuple(name for name, stage in STAGES.items() if stage.trains)

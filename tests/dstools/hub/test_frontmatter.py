@@ -251,6 +251,8 @@ def test_a_key_that_the_hub_spells_otherwise_is_refused(key: str, wanted: str) -
     metadata = {name: value for name, value in GOOD.items() if name != wanted}
     found = [f for f in check_card(metadata | {key: "x"}, []) if key in f.where]
     assert [f.hint for f in found] == [f"write {wanted}:"]
+    found = [f for f in check_card(metadata | {key: "x", wanted: "x"}, []) if key in f.where]
+    assert f"remove it: there is {wanted}" in [f.hint for f in found]
 
 
 def test_a_key_that_is_not_text_is_refused() -> None:

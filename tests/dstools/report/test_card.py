@@ -58,7 +58,7 @@ def test_errors_and_methods_are_tables(measured: Path) -> None:
 def test_the_most_uneven_layer_of_experts_is_named(measured: Path) -> None:
     # layer 2: 2048 tokens over the mean of (2048 + 6 * 341) / 8
     line = f"Largest load over the layer's mean: {2048 / 511.75:.2f} (layer 2, expert 1). "
-    assert line + "Experts that no token chose: 1.\n" in made(read_sheet(measured))
+    assert line + "Experts that no token chose: 1 of 16.\n" in made(read_sheet(measured))
 
 
 def test_bytes_by_dtype_are_those_of_the_shards_largest_first(bare: Path) -> None:

@@ -57,8 +57,8 @@ def test_load_and_cache_have_their_extremes(measured: Path) -> None:
     computed = figures(read_sheet(measured))
     mean = (2048 + 6 * 341) / 8
     assert computed.load == [
-        LayerLoad(1, 1.0, 1.0, largest_expert=0, unused=0),
-        LayerLoad(2, 2048 / mean, 0.0, largest_expert=1, unused=1),
+        LayerLoad(1, 1.0, 1.0, largest_expert=0, unused=0, experts=8),
+        LayerLoad(2, 2048 / mean, 0.0, largest_expert=1, unused=1, experts=8),
     ]
     assert computed.cache == [
         CacheAmax("latent_amax", 449.5, layer=2, beyond=1),  # E4M3 ends at 448

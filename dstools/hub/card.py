@@ -1,0 +1,259 @@
+"""The model card that goes with a folder: its front matter, and whose text it keeps.
+
+A README.md is one of three.
+- The base model's own, which `quantize` copied: manifest.json has its hash, or, beside weights that
+  `quantize` wrote, it names no base_model and has no generated part. A new card replaces it,
+  inherits its licence and links to the base.
+- A person's. Its text and its keys stay; the generated part goes between two markers.
+- A whole card of ours, as `distill card` writes it: all of it is between the markers.
+"""
+
+import re
+from collections.abc import Collection
+from hashlib import sha256
+from pathlib import Path
+from posixpath import normpath
+from typing import Any
+
+from dstools.hub.card_text import HUB, Subject, card_text
+from dstools.hub.frontmatter import (
+    README,
+    Card,
+    check_card,
+    is_hub_name,
+    is_url,
+    read_card,
+    rewrite_card,
+    texts,
+    write_card,
+)
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import Inventory, take_inventory
+from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.markdown import BEGIN, END, generated
+from dstools_converters.sidefiles.calibration import read_calibration
+from dstools_converters.sidefiles.licences import identifier, licence_name
+from dstools_converters.sidefiles.manifest import Manifest, load_manifest
+
+NO_BASE = "none"
+ON_HUB = f"{README} of the repository"
+OURS = re.compile(f"{re.escape(BEGIN)}(?:(?!{re.escape(BEGIN)}).)*?{re.escape(END)}", re.DOTALL)
+INHERITED = ("language", "pipeline_tag", "library_name")  # of the base, where they are right
+LICENCE_HINT = (
+    f"put license: mit, or what it is, between two lines of --- at the top of the folder's {README}"
+)
+
+
+def model_card(
+    folder: Path,
+    *,
+    base: str | None,
+    local: bytes | None,
+    remote: bytes | None,
+    files: Collection[str],
+    repo: str | None = None,
+) -> bytes:
+    """Return the README.md to publish; the same inputs give the same bytes.
+
+    base: the model that this one was made from, "org/name"; "none" where it has none on the Hub;
+    None where it was not given. It counts before what a README.md says: who gives it, knows.
+    local, remote: README.md of the folder and of the repository, None where there is none. Keys and
+    text of the remote one count before those of the local one.
+    files: names of the files that will be in the repository. repo: its own name, "org/name".
+
+    Raises DstoolsError where the base of a quantized folder or the licence is not known, where a
+    README.md cannot be read, and where the front matter breaks the Hub's rules, naming the key.
+    """
+    with open_checkpoint(folder) as checkpoint:
+        inventory = take_inventory(checkpoint)
+    manifest = load_manifest(folder)
+    is_made_here = manifest is not None and inventory.scheme is not None
+    own = None if _is_of_base(local, manifest, is_made_here) else local
+    theirs = None if remote in (None, local) or _has_hash(remote, manifest) else remote
+    cards = [
+        (raw, read_card(raw, where))
+        for raw, where in ((theirs, ON_HUB), (own, README))
+        if raw is not None and raw.strip()
+    ]
+    metadata: dict[str, Any] = {}
+    for _, card in cards:
+        metadata |= {key: value for key, value in card.metadata.items() if key not in metadata}
+    metadata = _with_base(metadata, base, manifest, inventory, is_made_here=is_made_here)
+    named = [name for name in texts(metadata.get("base_model")) if is_hub_name(name)]
+    known_base = next(iter(named), None)
+    original = read_card(local).metadata if local is not None and own is None else {}
+    metadata = _with_inherited(metadata, original, known_base, files)
+    metadata |= _missing(metadata, _facts(folder, inventory, manifest))
+    subject = Subject(folder, inventory, manifest, known_base, repo, files)
+    body = _body([card.body for _, card in cards], subject)
+    _require_right(metadata, files, theirs)
+    if not cards:
+        return write_card(Card(metadata, body))
+    raw, _ = cards[0]
+    return rewrite_card(raw, Card(metadata, body))
+
+
+# ------------------------------------------------------------------------------------ whose card
+
+
+def _has_hash(readme: bytes | None, manifest: Manifest | None) -> bool:
+    """Return whether a README.md is the one that was copied from the source."""
+    if readme is None or manifest is None or manifest.source_card is None:
+        return False
+    return manifest.source_card == f"sha256:{sha256(readme).hexdigest()}"
+
+
+def _is_of_base(readme: bytes | None, manifest: Manifest | None, is_made_here: bool) -> bool:
+    if readme is None or _has_hash(readme, manifest):
+        return readme is not None
+    if not is_made_here:
+        return False
+    card = read_card(readme)
+    return "base_model" not in card.metadata and not OURS.search(card.body)
+
+
+def _body(bodies: list[str], subject: Subject) -> str:
+    """Return the text of the card: what people wrote, with the generated part in its place.
+
+    The first of `bodies` with a text outside of that part counts. A model that is not quantized and
+    not of dstools gets a generated part only where it has no text, or has such a part already.
+    """
+    outsides = [OURS.sub("", body) for body in bodies]
+    kept = next((n for n, outside in enumerate(outsides) if outside.strip()), None)
+    whole = [match for body in bodies if (match := OURS.search(body))]
+    body = bodies[kept] if kept is not None else ""
+    if (
+        subject.inventory.scheme is None
+        and subject.manifest is None
+        and (whole or kept is not None)
+    ):
+        if not whole:
+            return body
+        part = whole[-1].group() + "\n"  # of the folder, where `distill card` wrote it
+    else:
+        part = generated(card_text(subject, has_title=kept is None))
+    newline = "\r\n" if "\r\n" in body else "\n"
+    part = re.sub(r"\r?\n", newline, part)
+    first = OURS.search(body)
+    if first is None:
+        text = body.rstrip()
+        return f"{text}{newline * 2}{part}" if text else f"{newline}{part}"
+    rest = OURS.sub("", body[first.end() :])
+    return body[: first.start()] + part.rstrip("\r\n") + rest
+
+
+# ----------------------------------------------------------------------------------- front matter
+
+
+def _with_base(
+    metadata: dict[str, Any],
+    base: str | None,
+    manifest: Manifest | None,
+    inventory: Inventory,
+    *,
+    is_made_here: bool,
+) -> dict[str, Any]:
+    """Return the metadata with base_model and its relation.
+
+    Raises DstoolsError for a `base` that is not org/name, and where a base is wanted and not known.
+    """
+    if base == NO_BASE:
+        return {k: v for k, v in metadata.items() if k not in ("base_model", "base_model_relation")}
+    if base is not None and not ("/" in base and is_hub_name(base)):
+        raise DstoolsError(
+            f"--base {printable(base)}: is not a name on the Hub", "name it as org/name, or none"
+        )
+    source = manifest.source.partition("@")[0] if manifest and manifest.source else None
+    if base is not None:
+        metadata = metadata | {"base_model": base}
+    elif "base_model" not in metadata and source is not None and is_hub_name(source):
+        metadata = metadata | {"base_model": source}
+    if "base_model" in metadata:
+        if inventory.scheme is not None:
+            return metadata | _missing(metadata, {"base_model_relation": "quantized"})
+        if manifest is None:
+            return metadata | _missing(metadata, {"base_model_relation": "finetune"})
+        return metadata
+    if is_made_here:
+        raise DstoolsError(
+            f"{README}: the model that this one was quantized from is not known",
+            "add --base ORG/NAME, its name on the Hub, or --base none where it has none",
+        )
+    return metadata
+
+
+def _facts(folder: Path, inventory: Inventory, manifest: Manifest | None) -> dict[str, Any]:
+    """Return what the folder itself says."""
+    scheme = inventory.scheme
+    tags = ["fp8"] if scheme else []
+    tags += ["compressed-tensors"] if scheme and scheme.format == "compressed-tensors" else []
+    tags += ["dstools"] if manifest else []
+    facts: dict[str, Any] = {"tags": tags} if tags else {}
+    calibration = read_calibration(folder, inventory)
+    if calibration and "/" in calibration.data.name and is_hub_name(calibration.data.name):
+        facts["datasets"] = [calibration.data.name]
+    return facts
+
+
+def _with_inherited(
+    metadata: dict[str, Any], original: dict[str, Any], base: str | None, files: Collection[str]
+) -> dict[str, Any]:
+    """Return the metadata with licence, library and task, the base's where it says them."""
+    right = {
+        key: original[key]
+        for key in INHERITED
+        if key in original
+        and not [f for f in check_card({key: original[key]}, ()) if key in f.where]
+    }
+    right |= _missing(right, {"library_name": "transformers", "pipeline_tag": "text-generation"})
+    licence: dict[str, Any] = {}
+    if "license" not in metadata:
+        licence = _licence(original | metadata, base, files)
+    elif metadata["license"] == "other" and "LICENSE" in files:
+        licence = {"license_link": "LICENSE"}
+    return {**_missing(metadata, licence), **metadata, **_missing(metadata, right)}
+
+
+def _licence(original: dict[str, Any], base: str | None, files: Collection[str]) -> dict[str, Any]:
+    """Return the licence that the base's card names, as the Hub spells it; {} without one.
+
+    A link to a file of the base becomes its address there, unless the file is here as well.
+    """
+    licence, name = original.get("license"), original.get("license_name")
+    if isinstance(licence, list) and len(licence) == 1:
+        licence = licence[0]
+    known = identifier(licence) if isinstance(licence, str) else None
+    if known and known != "other":
+        return {"license": known}
+    if not isinstance(name, str):
+        if known or not isinstance(licence, str) or not licence.strip():
+            return {}
+        name = licence_name(licence)
+    link = original.get("license_link")
+    if not isinstance(link, str) or not link.strip():
+        link = "LICENSE" if "LICENSE" in files or base is None else f"{HUB}/{base}"
+    elif not is_url(link) and normpath(link) not in files:
+        link = f"{HUB}/{base}/blob/main/{normpath(link)}" if base else "LICENSE"
+    return {"license": "other", "license_name": name, "license_link": link}
+
+
+def _missing(metadata: dict[str, Any], further: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in further.items() if key not in metadata}
+
+
+def _require_right(metadata: dict[str, Any], files: Collection[str], remote: bytes | None) -> None:
+    """Raise DstoolsError for the first key that breaks the Hub's rules, and whose file it is in."""
+    findings = check_card(metadata, files)
+    if not findings:
+        return
+    first, more = findings[0], len(findings) - 1
+    key = first.where.removeprefix(f"{README}: ").partition("[")[0]
+    if key == "license" and "license" not in metadata:
+        base = next(iter(texts(metadata.get("base_model"))), "")
+        of_base = f", and that of {printable(base)} is not known here" if base else ""
+        raise DstoolsError(f"{README}: names no license{of_base}", LICENCE_HINT)
+    theirs = read_card(remote, ON_HUB).metadata if remote is not None else {}
+    is_remote = key in theirs or key.partition("_")[0] in theirs  # license_name: of that license
+    where = first.where.replace(README, ON_HUB, 1) if is_remote else first.where
+    also = f" (and {more} more)" if more else ""
+    raise DstoolsError(f"{where}: {first.message}{also}", first.hint)

@@ -1,0 +1,72 @@
+"""Folders of models that a card is written for."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from dstools.hub.card import model_card
+
+BASE = "deepseek-ai/DeepSeek-V3"
+BASE_CARD = b"""---
+license: mit
+library_name: transformers
+---
+# The base model
+
+Scores 91.2 in BF16.
+"""
+
+
+@pytest.fixture(scope="session")
+def compressed(
+    ok: Callable[..., Result], tiny_aligned: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The aligned tiny DeepSeek in compressed-tensors, with power-of-two scales."""
+    out = tmp_path_factory.mktemp("hub") / "tiny-ct"
+    ok("quantize", tiny_aligned, out, "--format", "compressed-tensors", "--scale-fmt", "ue8m0")
+    return out
+
+
+@pytest.fixture
+def with_card(bare: Path) -> Path:
+    """A folder that quantize wrote, with the README.md of the base in it."""
+    (bare / "README.md").write_bytes(BASE_CARD)
+    return bare
+
+
+@pytest.fixture
+def student(checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    """A dense model that is not quantized."""
+    folder = Path(shutil.copytree(checkpoint("tiny-qwen2"), tmp_path / "student"))
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def card() -> Callable[..., str]:
+    """card(folder, base="org/name", local=..., remote=..., also=[...]): the text of model_card."""
+
+    def make(
+        folder: Path,
+        base: str | None = BASE,
+        *,
+        local: bytes | None = None,
+        remote: bytes | None = None,
+        also: tuple[str, ...] = (),
+        repo: str | None = "me/model",
+    ) -> str:
+        readme = folder / "README.md"
+        if local is None and readme.exists():
+            local = readme.read_bytes()
+        files = {path.name for path in folder.iterdir()} | {"README.md", "SHA256SUMS", *also}
+        made = [
+            model_card(folder, base=base, local=local, remote=remote, files=names, repo=repo)
+            for names in (files, sorted(files, reverse=True))
+        ]
+        assert made[0] == made[1], "the same inputs, the same bytes"
+        return made[0].decode()
+
+    return make
