@@ -12,6 +12,7 @@ from dstools.commands.distill import distill
 from dstools.commands.env import env
 from dstools.commands.eval import evaluate
 from dstools.commands.inspect import inspect
+from dstools.commands.push import push
 from dstools.commands.quantize import quantize
 from dstools.commands.report import report
 from dstools.commands.verify import verify
@@ -101,5 +102,8 @@ def main(debug: bool) -> None:
             logging.getLogger(package).setLevel(logging.DEBUG)
 
 
-for command in (inspect, quantize, dequantize, verify, compare, evaluate, report, distill, env):
+COMMANDS = (
+    *(inspect, quantize, dequantize, verify, compare, evaluate, report, distill, push, env),
+)
+for command in COMMANDS:
     main.add_command(command)

@@ -170,3 +170,10 @@ def count_bar(total: int, title: str, unit: str = "it") -> Iterator[Callable[[in
 
     with tqdm(total=total, desc=title, unit=unit, unit_scale=True, smoothing=0.1) as bar:
         yield bar.update
+
+
+def progress_line(text: str) -> None:
+    """Print a line on stderr, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(one_line(text), file=sys.stderr)

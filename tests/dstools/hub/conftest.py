@@ -1,14 +1,23 @@
-"""Folders of models that a card is written for."""
+"""Folders that a card is written for, and the Hub's client in this process."""
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import Result
+from huggingface_hub import HfApi, constants
 
+from dstools.hub import client
 from dstools.hub.card import model_card
+from dstools.hub.client import Hub
 
+if TYPE_CHECKING:
+    from fakehub import FakeHub
+
+REPO = "alice/model"
 BASE = "deepseek-ai/DeepSeek-V3"
 BASE_CARD = b"""---
 license: mit
@@ -70,3 +79,52 @@ def card() -> Callable[..., str]:
         return made[0].decode()
 
     return make
+
+
+# ---------------------------------------------------------- the client, against the local Hub
+
+
+class Clock:
+    """A clock that only pauses move."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.pauses: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.seconds += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(client, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def connect(hub: "FakeHub", leg: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
+    """connect(token="hf_good"): a connection; the client's module read the environment before."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", leg == "lfs")
+    monkeypatch.setattr(client, "HfApi", partial(HfApi, endpoint=hub.url))
+
+    def connect(token: str = "hf_good", repo: str = REPO) -> Hub:
+        monkeypatch.setenv("HF_TOKEN", token)
+        return Hub(repo)
+
+    return connect
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder of files that are sent in both ways: a large one and small ones."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 100)
+    (folder / "config.json").write_text("{}\n")
+    return folder

@@ -1,0 +1,168 @@
+"""The plan of a push: what would be published where, and what stands in the way.
+
+It is made from names and sizes, small files, and what the Hub says, before a weight is read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from dstools.hub import pull_request
+from dstools.hub.card import model_card
+from dstools.hub.client import Account, Hub
+from dstools.hub.eval_results import check_eval_results
+from dstools.hub.frontmatter import read_card
+from dstools.hub.remote import Tree, contradictions, read_tree, some
+from dstools.hub.selection import EVAL_RESULTS, README, Selection, leaks, select
+from dstools.hub.student import card_of
+from dstools_converters.errors import DstoolsError, Finding, size
+from dstools_converters.files import real
+from dstools_converters.sidefiles.manifest import MANIFEST
+from dstools_converters.sidefiles.sums import SUMS
+
+MAIN = constants.DEFAULT_REVISION
+FREE_PRIVATE_BYTES = 100 * 10**9  # docs/hub/storage-limits, August 2026
+
+
+@dataclass(frozen=True)
+class Target:
+    """A repository, and how a push changes it."""
+
+    repo: str
+    revision: str = MAIN
+    private: bool | None = None  # None: not said; a new repository is private then
+    replaces: bool = False  # remove weights that the new files do not name
+    base: str | None = None  # org/name, or "none"
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The branch of a repository that a push changes, as it is."""
+
+    private: bool
+    commit: str = ""  # of a new branch, the one that it begins at; "" in a new repository
+    files: Tree | None = None  # None: in a new repository, which holds nothing of interest
+    is_new: bool = False
+    has_requests: bool = True  # pull requests are not switched off
+
+    @property
+    def is_new_repository(self) -> bool:
+        """Return whether the repository has to be created."""
+        return self.files is None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a push will do."""
+
+    target: Target
+    folder: Path
+    selection: Selection
+    account: Account
+    branch: Branch
+    card: bytes  # b"" where it cannot be written
+    contradictions: list[str]  # weights on the branch that the new files do not name
+    refusals: list[Finding]  # why it cannot be carried out
+
+    @property
+    def names(self) -> set[str]:
+        """Return the files that will be published."""
+        return {*self.selection.files, README, SUMS}
+
+    @property
+    def uses_pull_request(self) -> bool:
+        """Return whether the files go into a pull request, which can only be of `main`."""
+        return self.branch.has_requests and self.target.revision == MAIN
+
+    @property
+    def has_base(self) -> bool:
+        """Return whether the card names the model that this one was made from."""
+        return bool(self.card) and "base_model" in read_card(self.card).metadata
+
+
+def plan(hub: Hub, folder: Path, target: Target) -> Plan:
+    """Return what a push of `folder` will do; no weights are read, nothing is changed.
+
+    Raises DstoolsError where there is no folder, the account may not write, or the visibility is
+    not the one that was asked for.
+    """
+    folder = real(folder)
+    selection = select(folder)
+    if selection.listed_by == MANIFEST:
+        selection.files.update(card_of(folder) | selection.files)
+    account = hub.account()
+    branch = _look(hub, target, account, selection)
+    files = branch.files or {}
+    names = {*selection.files, README, SUMS}
+    refusals = list(selection.faults)
+    card = b""
+    try:
+        card = model_card(
+            folder,
+            base=target.base,
+            local=selection.files[README].read_bytes() if README in selection.files else None,
+            remote=hub.read_file(README, branch.commit) if README in files else None,
+            files=names,
+            repo=target.repo,
+        )
+    except DstoolsError as error:
+        where, _, message = str(error).partition(": ")
+        refusals.append(Finding.error("card", where, message, error.hint))
+    old = contradictions(files, names)
+    refusals += _faults(hub, folder, selection, card)
+    if old and not target.replaces:
+        message = f"holds weights that the new files do not name: {some(old)}"
+        hint = "--replace removes them in the same step; or push to a new repository"
+        refusals.append(Finding.error("contradiction", target.repo, message, hint))
+    return Plan(target, folder, selection, account, branch, card, old, refusals)
+
+
+def _look(hub: Hub, target: Target, account: Account, selection: Selection) -> Branch:
+    """Return the branch that a push changes, after checking that the account may."""
+    info = hub.repository()
+    if info is None:
+        _require_room(account, target, selection)
+        return Branch(private=target.private is not False, is_new=target.revision != MAIN)
+    _require_visibility(target, bool(info.private))
+    doing = f"check that you may write to {target.repo}"
+    hub.call(doing, hub.api.auth_check, target.repo, write=True)
+    head = hub.head(target.revision)
+    commit = head or info.sha
+    assert commit
+    return Branch(
+        private=bool(info.private),
+        commit=commit,
+        files=read_tree(hub, commit),
+        is_new=head is None,
+        has_requests=pull_request.open_ones(hub, account.name) is not None,
+    )
+
+
+def _faults(hub: Hub, folder: Path, selection: Selection, card: bytes) -> Iterator[Finding]:
+    """Yield what is wrong inside the small files that would be published."""
+    for name, path in selection.files.items():
+        if name.startswith(f"{EVAL_RESULTS}/"):
+            yield from check_eval_results(path.read_bytes(), name)
+    yield from leaks(selection.files, card, folder, hub.token)
+
+
+def _require_room(account: Account, target: Target, selection: Selection) -> None:
+    """Raise DstoolsError where a free account cannot hold a new private repository."""
+    nbytes = selection.nbytes
+    if target.private is None and account.pays is False and nbytes > FREE_PRIVATE_BYTES:
+        raise DstoolsError(
+            f"{size(nbytes)} in a private repository: a free account holds "
+            f"{size(FREE_PRIVATE_BYTES)} of them",
+            "--public publishes it; --private tries all the same",
+        )
+
+
+def _require_visibility(target: Target, private: bool) -> None:
+    if target.private is not None and target.private is not private:
+        have, wanted = ("private", "public") if private else ("public", "private")
+        raise DstoolsError(
+            f"{target.repo} is {have}, not {wanted}; push does not change that",
+            f"change it in the repository's settings, or leave out --{wanted}",
+        )

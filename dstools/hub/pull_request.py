@@ -1,0 +1,137 @@
+"""Our pull request of a repository: found or opened, filled elsewhere, merged.
+
+A pull request of the API is opened as a draft, and drafts cannot be merged.
+Source: docs/hub/repositories-pull-requests-discussions; huggingface_hub 2.4, create_discussion.
+"""
+
+from collections.abc import Mapping
+
+from huggingface_hub import Discussion
+from huggingface_hub.errors import HfHubHTTPError
+
+from dstools.hub.client import ERRORS, Hub, Pauses
+from dstools.hub.remote import Blob, Tree, read_tree
+
+TITLE = "Upload with dstools"
+DESCRIPTION = "`dstools push` fills this pull request, compares every file, and merges it."
+OFF = (403, 404, 410)  # which of them the Hub answers where discussions are off was not seen
+
+
+def open_ones(hub: Hub, author: str) -> list[Discussion] | None:
+    """Return the open pull requests that `author` made with dstools, the latest first.
+
+    None where pull requests are switched off. A title alone proves nothing: anybody may open one.
+    """
+
+    def read() -> list[Discussion] | None:
+        try:
+            found = list(
+                hub.api.get_repo_discussions(
+                    hub.repo,
+                    author=author,
+                    discussion_type="pull_request",
+                    discussion_status="open",
+                )
+            )
+        except HfHubHTTPError as error:
+            if error.response.status_code in OFF:
+                return None
+            raise
+        ours = [pr for pr in found if pr.author == author and pr.title == TITLE]
+        return sorted((pr for pr in ours if pr.is_pull_request), key=lambda pr: -pr.num)
+
+    return hub.call(f"list the pull requests of {hub.repo}", read)
+
+
+def revision_of(number: int) -> str:
+    """Return the revision that holds the files of a pull request."""
+    return f"refs/pr/{number}"
+
+
+def begin(hub: Hub, author: str, main: Tree, wanted: Mapping[str, Blob]) -> int | None:
+    """Return the number of a pull request to fill: our last one, or a new one; not a draft.
+
+    One of ours is continued only if it was opened on `main` as it is, and holds nothing but files
+    of `main` and of `wanted`; others of ours are closed. None where pull requests are switched off.
+    """
+    number = None
+    for request in open_ones(hub, author) or ():
+        tree = read_tree(hub, revision_of(request.num))
+        if number is None and _continues(tree, main, wanted):
+            number = request.num
+        else:
+            _close(hub, request.num)
+    if number is None:
+        number = _create(hub, author)
+    if number is not None:
+        _set_status(hub, number, "open")
+    return number
+
+
+def _continues(tree: Tree, main: Tree, wanted: Mapping[str, Blob]) -> bool:
+    for name, blob in tree.items():
+        is_ours = name in wanted and wanted[name].equals(blob)
+        if not is_ours and not (name in main and main[name].equals(blob)):
+            return False
+    return all(name in tree for name in wanted if name in main)
+
+
+def _create(hub: Hub, author: str) -> int | None:
+    """Open a pull request; None where they are switched off."""
+    before = {request.num for request in open_ones(hub, author) or ()}
+    pauses = Pauses(f"open a pull request on {hub.repo}")
+    while True:
+        try:
+            return hub.api.create_pull_request(hub.repo, TITLE, description=DESCRIPTION).num
+        except ERRORS as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code in OFF:
+                return None
+            opened = [r.num for r in open_ones(hub, author) or () if r.num not in before]
+            if opened:  # the answer was lost
+                return opened[0]
+            pauses.take(error)
+
+
+def merge(hub: Hub, number: int) -> None:
+    """Merge a pull request; a lost answer is asked for again.
+
+    Raises DstoolsError where the Hub refuses: `main` has moved, and both changed a file.
+    """
+    pauses = Pauses(f"merge pull request {number} of {hub.repo}")
+    while True:
+        try:
+            hub.api.merge_pull_request(hub.repo, number, comment="")
+        except ERRORS as error:
+            if _status(hub, number) == "merged":
+                return
+            pauses.take(error)
+        else:
+            return
+
+
+def _set_status(hub: Hub, number: int, wanted: str) -> None:
+    pauses = Pauses(f"set pull request {number} of {hub.repo} to {wanted}")
+    while _status(hub, number) != wanted:
+        try:
+            if wanted == "open":
+                hub.api.change_discussion_status(hub.repo, number, "open")
+            else:
+                comment = "Replaced: the repository or the folder has changed since."
+                hub.api.change_discussion_status(hub.repo, number, "closed", comment=comment)
+        except ERRORS as error:
+            if _status(hub, number) != wanted:
+                pauses.take(error)
+
+
+def _close(hub: Hub, number: int) -> None:
+    _set_status(hub, number, "closed")
+
+
+def _status(hub: Hub, number: int) -> str:
+    details = hub.call(
+        f"read pull request {number} of {hub.repo}",
+        hub.api.get_discussion_details,
+        hub.repo,
+        number,
+    )
+    return details.status

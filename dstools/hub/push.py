@@ -1,0 +1,210 @@
+"""A push: the plan carried out, with a comparison both ways before anything is public.
+
+Nothing of a model is on the repository's branch until everything of it is: files go into a pull
+request that is merged once it holds exactly what it should, or, where there can be none, into one
+commit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha1, sha256
+from pathlib import Path
+
+from dstools.hub import pull_request
+from dstools.hub.client import AGAIN, Hub
+from dstools.hub.plan import Plan
+from dstools.hub.remote import Blob, Tree, differences, read_tree, some
+from dstools.hub.selection import README
+from dstools.hub.upload import Addition, upload
+from dstools.hub.verified import verified
+from dstools.options import progress_bar, warn
+from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, format_sums
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Published:
+    """The result of a push."""
+
+    repo: str
+    url: str
+    revision: str
+    commit: str
+    state: str  # "published" or "up to date"
+    files: int
+    bytes: int
+    removed: list[str]
+    verified: list[str]  # what was checked of the folder before
+    not_checked: list[str]
+
+
+def publish(hub: Hub, plan: Plan, workers: int) -> Published:
+    """Carry out a plan: check the folder, upload, compare both ways, merge.
+
+    Raises DstoolsError where the folder falls short, the Hub refuses, or the repository is not what
+    it should be; its branch is as before then.
+    """
+    target = plan.target
+    with progress_bar(plan.selection.nbytes, "verify") as count:
+        checked = verified(plan.folder, plan.selection, workers, count)
+    for finding in checked.report.findings:
+        if finding.level == "warning":
+            warn(finding)
+    additions = _additions(plan, checked.blobs)
+    main, commit = _prepare(hub, plan)
+    removed = plan.contradictions
+    wanted = {name: blob for name, blob in main.items() if name not in removed}
+    wanted |= {name: addition.blob for name, addition in additions.items()}
+    state = "up to date"
+    if differences(main, wanted):
+        state = "published"
+        total = sum(addition.blob.size for addition in additions.values())
+        with progress_bar(total, "upload") as count:
+            commit = _change(hub, plan, _Change(main, commit, wanted, additions), count)
+    return Published(
+        repo=target.repo,
+        url=f"{hub.api.endpoint}/{target.repo}",
+        revision=target.revision,
+        commit=commit,
+        state=state,
+        files=len(additions),
+        bytes=sum(addition.blob.size for addition in additions.values()),
+        removed=removed,
+        verified=checked.report.checked,
+        not_checked=checked.report.not_checked,
+    )
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A branch as it is, and as it should be."""
+
+    main: Tree
+    commit: str
+    wanted: Tree
+    additions: dict[str, Addition]
+
+    def upload(
+        self, hub: Hub, revision: str, held: Tree, parent: str | None, count: Progress
+    ) -> None:
+        """Upload to a revision that holds `held` what it lacks."""
+        lacking = {
+            name: addition
+            for name, addition in self.additions.items()
+            if name not in held or not addition.blob.equals(held[name])
+        }
+        count(sum(a.blob.size for name, a in self.additions.items() if name not in lacking))
+        surplus = sorted(held.keys() - self.wanted.keys())
+        if lacking or surplus:
+            upload(
+                hub,
+                lacking,
+                surplus,
+                revision=revision,
+                message=pull_request.TITLE,
+                parent=parent,
+                progress=count,
+            )
+
+
+def _change(hub: Hub, plan: Plan, change: _Change, count: Progress) -> str:
+    """Bring a branch to what it should be, at once; return its commit."""
+    target = plan.target
+    number = None
+    if plan.uses_pull_request:
+        number = pull_request.begin(hub, plan.account.name, change.main, change.wanted)
+    if number is not None:
+        request = pull_request.revision_of(number)
+        change.upload(hub, request, read_tree(hub, request), None, count)
+        _require_whole(hub, request, change)
+        _require_unmoved(hub, target.revision, change)
+        pull_request.merge(hub, number)
+    else:
+        change.upload(hub, target.revision, change.main, change.commit, count)
+    _require_whole(hub, target.revision, change)
+    head = hub.head(target.revision)
+    assert head
+    return head
+
+
+def _require_whole(hub: Hub, revision: str, change: _Change) -> None:
+    """Raise DstoolsError unless a revision holds exactly what it should."""
+    wrong = differences(read_tree(hub, revision), change.wanted)
+    if wrong:
+        hint = f"{AGAIN}, in a new pull request"
+        if ".gitignore" in change.main:
+            hint = f"remove .gitignore from {hub.repo}: it makes the Hub skip files"
+        raise DstoolsError(f"{hub.repo} at {revision}: {some(wrong)}", hint)
+
+
+def _require_unmoved(hub: Hub, revision: str, change: _Change) -> None:
+    """Raise DstoolsError where a branch moved while files were uploaded."""
+    if hub.head(revision) != change.commit:
+        moved = differences(read_tree(hub, revision), change.main)
+        raise DstoolsError(
+            f"{revision} of {hub.repo} has moved meanwhile: {some(moved) or 'the same files'}",
+            "the same command starts from it as it is now; what is uploaded is not sent again",
+        )
+
+
+def _prepare(hub: Hub, plan: Plan) -> tuple[Tree, str]:
+    """Make the repository and the branch if they are new; return the branch's files and commit."""
+    target = plan.target
+    branch = plan.branch
+    if branch.is_new_repository:
+        hub.call(
+            f"create {target.repo}",
+            hub.api.create_repo,
+            target.repo,
+            private=branch.private,
+            exist_ok=True,
+        )
+    if branch.is_new:
+        hub.call(
+            f"create the branch {target.revision} of {target.repo}",
+            hub.api.create_branch,
+            target.repo,
+            branch=target.revision,
+            exist_ok=True,
+        )
+    commit = hub.head(target.revision)
+    assert commit
+    if branch.files is not None and not branch.is_new:
+        _require_unmoved(hub, target.revision, _Change(branch.files, branch.commit, {}, {}))
+    return read_tree(hub, commit), commit
+
+
+def _additions(plan: Plan, blobs: dict[str, Blob]) -> dict[str, Addition]:
+    """Return everything that is uploaded: files as they are, the card and the sums as made here.
+
+    Raises DstoolsError, naming the file, where one is not as its list says.
+    """
+    selection = plan.selection
+    for name, digest in selection.sums.items():
+        if blobs[name].sha256 != digest:
+            raise DstoolsError(
+                f"{printable(name)}: is not the file that {selection.listed_by} lists",
+                "restore it, or make the folder again; push nothing that you cannot explain",
+            )
+    additions = {name: Addition(selection.files[name], blobs[name]) for name in blobs}
+    additions[README] = _made(plan.card)
+    digests = {name: addition.blob.sha256 or "" for name, addition in additions.items()}
+    additions[SUMS] = _made(format_sums(digests))
+    signature = plan.folder / SIGNATURE
+    is_signed = signature.is_file() and all(
+        _read(plan.folder / name) == additions[name].content for name in (README, SUMS)
+    )
+    if is_signed:  # of a folder that is published as it was signed
+        additions[SIGNATURE] = _made(signature.read_bytes())
+    return additions
+
+
+def _made(content: bytes) -> Addition:
+    git = sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    return Addition(content, Blob(len(content), sha256(content).hexdigest(), git.hexdigest()))
+
+
+def _read(path: Path | None) -> bytes | None:
+    return path.read_bytes() if path is not None and path.is_file() else None

@@ -1,0 +1,161 @@
+"""Uploading files to a branch or a pull request: contents first, then commits of them."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.utils import disable_progress_bars
+
+from dstools.hub.client import ERRORS, Hub, Pauses
+from dstools.hub.remote import Blob, read_tree
+from dstools.options import progress_line
+
+COMMIT_FILES = 100  # the Hub's advice; docs/hub/storage-limits
+IO = Path("/proc/self/io")
+LOOK_SECONDS = 0.5
+STALLED_SECONDS = 180
+STALLED = (
+    "no byte was read for 3 minutes: the network or the Hub is slow. Ctrl-C and the same command "
+    "continue with what is already there; HF_HUB_DISABLE_XET=1 uploads over plain HTTPS"
+)
+
+
+class Addition(NamedTuple):
+    """A file to upload."""
+
+    content: Path | bytes
+    blob: Blob
+
+    def operation(self, name: str) -> CommitOperationAdd:
+        """Return the client's record of it, with the hash that is already known."""
+        operation = CommitOperationAdd(name, self.content)
+        assert self.blob.sha256
+        operation.upload_info.sha256 = bytes.fromhex(self.blob.sha256)
+        return operation
+
+
+def upload(
+    hub: Hub,
+    additions: Mapping[str, Addition],
+    deletions: Sequence[str],
+    *,
+    revision: str,
+    message: str,
+    parent: str | None,
+    progress: Callable[[int], object],
+) -> None:
+    """Upload files and delete others, in commits of COMMIT_FILES files.
+
+    With `parent`, in one commit, which the Hub refuses unless the revision is still at that commit.
+    `progress` gets the bytes that were read. What the Hub has of them is not sent again.
+    Raises DstoolsError where the Hub refuses something, or does not answer for long.
+    """
+    disable_progress_bars()
+    names = sorted(additions)
+    step = len(names) if parent else COMMIT_FILES
+    batches = [names[start : start + step] for start in range(0, len(names), step or 1)] or [[]]
+    for number, batch in enumerate(batches):
+        chosen = {name: additions[name] for name in batch}
+        operations = [addition.operation(name) for name, addition in chosen.items()]
+        nbytes = sum(addition.blob.size for addition in chosen.values())
+        with _meter(nbytes, progress):
+            for start in range(0, len(operations), COMMIT_FILES):
+                hub.call(
+                    f"upload to {hub.repo}",
+                    hub.api.preupload_lfs_files,
+                    hub.repo,
+                    operations[start : start + COMMIT_FILES],
+                    revision=revision,
+                    free_memory=False,
+                    gitignore_content="",  # otherwise that of the repository makes it skip files
+                )
+        deleted = list(deletions) if number == len(batches) - 1 else []
+        numbered = f"{message} ({number + 1} of {len(batches)})" if batches[1:] else message
+        _commit(hub, operations, chosen, deleted, revision, numbered, parent)
+
+
+def _commit(
+    hub: Hub,
+    additions: list[CommitOperationAdd],
+    blobs: Mapping[str, Addition],
+    deletions: list[str],
+    revision: str,
+    message: str,
+    parent: str | None,
+) -> None:
+    """Make one commit, and read the repository before it is tried again.
+
+    An error may come after the commit was made: the answer was lost.
+    """
+    pauses = Pauses(f"commit to {hub.repo}")
+    while True:
+        operations: list[CommitOperationAdd | CommitOperationDelete]
+        operations = [*additions, *(CommitOperationDelete(name) for name in deletions)]
+        try:
+            hub.api.create_commit(
+                hub.repo,
+                operations,
+                commit_message=message,
+                revision=revision,
+                parent_commit=parent,
+            )
+        except ERRORS as error:
+            tree = read_tree(hub, revision)
+            is_there = all(
+                name in tree and addition.blob.equals(tree[name])
+                for name, addition in blobs.items()
+            )
+            if is_there and not tree.keys() & set(deletions):
+                return
+            pauses.take(error)
+        else:
+            return
+
+
+@contextmanager
+def _meter(nbytes: int, progress: Callable[[int], object]) -> Iterator[None]:
+    """Report the bytes that this process reads as progress, `nbytes` in all.
+
+    The client reports none of its own that is common to LFS and Xet. Files that the Hub has already
+    are not read; they count at the end.
+    """
+    done = 0
+    ended = threading.Event()
+
+    def advance(until: int) -> bool:
+        nonlocal done
+        step = min(until, nbytes) - done
+        if step > 0:
+            progress(step)
+            done += step
+        return step > 0
+
+    def look() -> None:
+        start, moved_at, is_said = _bytes_read(), time.monotonic(), False
+        while not ended.wait(LOOK_SECONDS):
+            if advance(_bytes_read() - start):
+                moved_at, is_said = time.monotonic(), False
+            elif time.monotonic() - moved_at > STALLED_SECONDS and not is_said:
+                progress_line(STALLED)
+                is_said = True
+
+    thread = threading.Thread(target=look, name="meter", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    advance(nbytes)
+
+
+def _bytes_read() -> int:
+    """Return how many bytes this process has read; 0 where the system does not say."""
+    try:
+        return int(IO.read_text().split("rchar:")[1].split()[0])
+    except (OSError, IndexError):
+        return 0

@@ -1,0 +1,57 @@
+"""The card of a student is found beside its stage."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from dstools.hub.student import card_of
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    """The folder of a finished stage in a store."""
+    folder = tmp_path / "store/sft-1"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"stage": "sft", "outputs": {}}))
+    return folder
+
+
+def add_card(stage: Path, name: str, inputs: dict[str, str]) -> Path:
+    folder = stage.parent / name
+    folder.mkdir()
+    outputs = {file: {"bytes": 1, "sha256": ""} for file in ("README.md", "DATA.md", "loss.svg")}
+    manifest = {"stage": "card", "inputs": inputs, "outputs": outputs}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def digest(stage: Path) -> str:
+    return sha256((stage / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_the_card_is_the_one_that_was_made_of_the_stage(stage: Path) -> None:
+    add_card(stage, "card-of-another", {"sft": "0" * 64})
+    card = add_card(stage, "card-1", {"sft": digest(stage)})
+    names = ("README.md", "DATA.md", "loss.svg")
+    assert card_of(stage) == {name: card / name for name in names}
+
+
+def test_it_is_found_through_a_link_to_the_stage(stage: Path, tmp_path: Path) -> None:
+    card = add_card(stage, "card-1", {"sft": digest(stage)})
+    (tmp_path / "sft").symlink_to(stage)
+    assert card_of(tmp_path / "sft")["README.md"].parent == card.resolve()
+
+
+def test_of_several_it_is_the_one_of_most_stages(stage: Path) -> None:
+    card = add_card(stage, "card-1", {"sft": digest(stage), "eval": "0" * 64})
+    add_card(stage, "card-2", {"sft": digest(stage)})
+    assert card_of(stage)["README.md"].parent == card
+
+
+def test_without_a_card_and_beside_damaged_ones_there_is_none(stage: Path) -> None:
+    assert card_of(stage) == {}
+    (stage.parent / "card-x").mkdir()
+    (add_card(stage, "card-y", {}) / "manifest.json").write_text("{")
+    assert card_of(stage) == {}
