@@ -22,6 +22,7 @@ from dstools_converters.plan.recipe import KEEP
 from dstools_converters.sidefiles.data import Data
 from dstools_converters.sidefiles.evaluation import Evaluation
 from dstools_converters.sidefiles.manifest import Manifest
+from dstools_converters.sidefiles.sums import SUMS
 from dstools_converters.verify.engines import ENGINES, SEEN, Engine, check_engine
 
 HUB = "https://huggingface.co"
@@ -56,13 +57,13 @@ class Subject:
 
 
 def card_text(subject: Subject, *, has_title: bool) -> str:
-    """Return the generated part of a card as Markdown, with a heading of the first level or not.
+    """Return the generated part of a card as Markdown; without a title it follows other text.
 
     Raises DstoolsError where a side file is damaged or is of another checkpoint.
     """
     sheet = sheet_of(subject.folder, subject.inventory)
     parts = [
-        *([f"# {text(_title(subject))}"] if has_title else []),
+        f"# {text(_title(subject))}" if has_title else "## About this checkpoint",
         _summary(subject),
         _model(sheet),
         "## How to run it",
@@ -172,7 +173,7 @@ def _made(subject: Subject, sheet: Sheet) -> list[str]:
     words = " ".join(_command(sheet, subject.inventory))
     notes = []
     if recipes := _recipes(manifest):
-        notes.append(f"Rules of the recipe: {text(', '.join(recipes))}.")
+        notes.append(f"Rules of the recipe: {', '.join(map(text, recipes))}.")
     if manifest.recovered is not None:
         notes.append(
             f"{len(manifest.recovered):,} weights were restored to the FP8 they came from."
@@ -238,24 +239,37 @@ def _engines(subject: Subject) -> Iterator[str]:
         command = START[engine].format(subject.repo or PLACEHOLDER)
         runs.append(f"- {ENGINE_NAMES[engine]}: `{command}`")
         if subject.inventory.scheme is not None:
-            runs += [f"  - {_said(f)}" + (f" ({text(f.hint)})" if f.hint else "") for f in findings]
+            runs += [
+                f"  - {_said(f)}" + (f": {_escaped(f.hint)}" if f.hint else "") for f in findings
+            ]
     if runs:
         yield "\n".join(runs)
     if refused:
-        yield "Not in these engines, or not without harm:"
+        yield "Refused or misread by:"
         yield "\n".join(refused)
     seen = ", ".join(f"{ENGINE_NAMES[engine]} {version}" for engine, version in SEEN.items())
     others = " and ".join(ENGINE_NAMES[engine] for engine in ENGINES if engine not in SEEN)
     yield (
-        "So say the rules of `dstools verify --engine`, for one GPU. **This checkpoint itself was "
-        f"not run.** The rules were tried with small models on a CPU in {seen}; those of {others} "
-        "were only read."
+        "This follows from the rules of `dstools verify --engine`, for one GPU. **This checkpoint "
+        f"itself was not run.** The rules were tried with small models on a CPU in {seen}; those "
+        f"of {others} were only read."
     )
+    if SUMS in subject.files:
+        repo = subject.repo or PLACEHOLDER
+        yield (
+            f"To check a copy: `hf download {repo} --local-dir DIR`, then "
+            f"`dstools verify DIR --sums` compares every file with {SUMS}."
+        )
 
 
 def _said(finding: Finding) -> str:
-    where = "" if finding.where == "config.json" else f"{finding.where} "
-    return text(f"{where}{finding.message}")
+    where = "" if finding.where == "config.json" else f"{finding.where}: "
+    return _escaped(f"{where}{finding.message}")
+
+
+def _escaped(sentence: str) -> str:
+    """Return a sentence escaped whole; `text` cuts what is longer than a name."""
+    return " ".join(map(text, sentence.split(" ")))
 
 
 # ---------------------------------------------------------------------------------------- quality

@@ -118,7 +118,7 @@ def provenance(sheet: Sheet) -> str:
             ("Evaluated against", evaluation.against or "no reference"),
             ("Evaluation data", _data(evaluation.data)),
         ]
-    return table(("What", "With"), rows)
+    return table(("Provenance", ""), rows)
 
 
 def _data(data: Data) -> str:

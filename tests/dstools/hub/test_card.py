@@ -81,7 +81,8 @@ def test_compressed_tensors_are_tagged_and_not_for_every_engine(
     assert metadata(text)["tags"] == ["fp8", "compressed-tensors", "dstools"]
     assert metadata(text)["license"] == "mit"
     assert "dstools quantize SOURCE OUT --format compressed-tensors" in text
-    assert "- TensorRT-LLM: reads FP8\\_BLOCK" in text or "Not in these engines" in text
+    refused = text.partition("Refused or misread by:")[2]
+    assert "- TensorRT-LLM: TensorRT-LLM reads FP8_BLOCK_SCALES from" in refused
 
 
 def test_the_card_of_distill_stays_as_it_is(card: Cards, student: Path) -> None:
@@ -168,6 +169,8 @@ def test_a_dequantized_model_has_a_base_and_no_relation(
     assert found["base_model"] == BASE
     assert "base_model_relation" not in found
     assert found["tags"] == ["dstools"]
+    without = metadata(card(tmp_path / "out", None, local=b"---\nlicense: mit\n---\n"))
+    assert "base_model" not in without
 
 
 # ------------------------------------------------------------------------------------ the licence
@@ -262,6 +265,12 @@ def test_a_persons_card_keeps_text_keys_and_comments(card: Cards, bare: Path) ->
     assert outside(text).strip() == "# By hand\n\nMy notes."
     generated = text.partition(BEGIN)[2]
     assert not re.search("^# ", generated, re.MULTILINE), "one title"
+
+
+def test_a_card_with_a_generated_part_is_not_of_the_base(card: Cards, bare: Path) -> None:
+    first = card(bare, "none", local=PERSON.encode())
+    assert "base_model" not in metadata(first)
+    assert card(bare, "none", local=first.encode()) == first
 
 
 def test_the_next_push_replaces_the_generated_part_alone(card: Cards, bare: Path) -> None:
@@ -420,7 +429,10 @@ def page(card: str) -> str:
     """The card as the Hub shows it, but for its style."""
     markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     body = markdown.render(read_card(card.encode()).body)
-    style = "body{max-width:800px;margin:auto;font-family:sans-serif}td,th{padding:.3em}"
+    style = (
+        "body{max-width:50em;margin:2em auto;font:16px/1.5 sans-serif}code{background:#eee}"
+        "table{border-collapse:collapse}td,th{border:1px solid #ddd;padding:.2em .6em}"
+    )
     return f"<!doctype html><meta charset=utf-8><style>{style}</style>{body}"
 
 
