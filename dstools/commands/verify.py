@@ -86,7 +86,7 @@ def verify(
     """
     from dstools.source import resolve
     from dstools_converters.verify.folder import verify as verify_folder
-    from dstools_converters.verify.hashes import hashed_bytes
+    from dstools_converters.verify.hashes import bytes_to_read
 
     if tp > 1 and engine is None:
         raise click.UsageError("--tp needs --engine")
@@ -99,10 +99,7 @@ def verify(
 
         signed_by = load_verifier(key)
     place = resolve(folder)
-    total = hashed_bytes(place) if checks_sums else 0
-    if not headers_only:
-        shards = [path for path in place.glob("*.safetensors") if path.is_file()]
-        total += sum(path.stat().st_size for path in shards)
+    total = bytes_to_read(place, checks_sums=checks_sums, headers_only=headers_only)
     with progress_bar(total, "verify") as progress:
         report = verify_folder(
             place,

@@ -19,7 +19,7 @@ from dstools_converters.sidefiles.signature import Verifier
 from dstools_converters.sidefiles.sums import SIGNATURE
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
-from dstools_converters.verify.hashes import check_hashes
+from dstools_converters.verify.hashes import Digests, Hashing
 from dstools_converters.verify.kept import check_kept
 from dstools_converters.verify.roles import check_fused, check_roles
 from dstools_converters.verify.scales import check_kv_scales, check_scales
@@ -50,29 +50,25 @@ class Report:
 class _Results:
     """The results so far."""
 
+    hashing: Hashing
     findings: list[Finding] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     elements_compared: int = 0
 
     def report(self, folder: Path, tensors: int) -> Report:
-        """Return the report of `folder`, which holds so many tensors."""
+        """Return the report of `folder`, which holds so many tensors; hashes come first."""
+        hashes = self.hashing.result()
+        self.findings[:0] = hashes.findings
         return Report(
             folder=str(folder),
             ok=not self.has_error(),
             findings=self.findings,
-            checked=self.checked,
-            not_checked=self.not_checked,
+            checked=hashes.checked + self.checked,
+            not_checked=hashes.not_checked + self.not_checked,
             tensors=tensors,
             elements_compared=self.elements_compared,
         )
-
-    def add_hashes(self, folder: Path, is_asked: bool, workers: int, progress: Progress) -> None:
-        """Check the hashes of files, or say that there are some."""
-        hashes = check_hashes(folder, is_asked=is_asked, workers=workers, progress=progress)
-        self.findings += hashes.findings
-        self.checked += hashes.checked
-        self.not_checked += hashes.not_checked
 
     def add_signature(self, folder: Path, signed_by: Verifier | None) -> None:
         """Check the signature, or say that there is one."""
@@ -113,6 +109,7 @@ def verify(
     engine: Engine | None = None,
     tp: int = 1,
     checks_sums: bool = False,
+    digests: Digests | None = None,
     signed_by: Verifier | None = None,
     headers_only: bool = False,
     workers: int = 1,
@@ -121,34 +118,31 @@ def verify(
     """Check `folder` by itself, for an engine, and element by element against `source`.
 
     Reads every byte of the weights once, unless `headers_only`, which excludes `source`.
-    `progress` gets the bytes of `folder` that were just read.
+    `progress` gets the bytes of `folder` that were just read; `bytes_to_read` is their sum, nearly.
     `checks_sums`: hash its files, too, and compare with SHA256SUMS and what the Hub's client left.
+    `digests`: hash these files, too, and put what they are known by on the Hub into its `found`.
+    Shards are hashed by the same read as their values; other files first, before they are parsed.
     `signed_by`: check the signature of the folder with this.
 
     Raises DstoolsError only where there is nothing to check: no folder, no config.json (a finding
     where hashes or a signature are checked), a source that cannot be read, a file that changes
     meanwhile.
     """
-    results = _Results()
-    findings = results.findings
-    results.add_hashes(folder, checks_sums, workers, progress)  # of files that `scan` refuses, too
+    hashing = Hashing(folder, is_asked=checks_sums, digests=digests, progress=progress)
+    results = _Results(hashing)
+    hashing.hash_files(workers)
     results.add_signature(folder, signed_by)
     try:
         checkpoint, faults = scan(folder)
     except DstoolsError as error:
         if not folder.is_dir() or not (checks_sums or signed_by):
             raise
+        hashing.hash_rest(workers)  # of a folder that `scan` refuses, too
         results.add_refusal(error)
         return results.report(folder, tensors=0)
-    findings += faults
     results.checked.insert(0, "files, index and headers")
     with checkpoint:
-        is_readable = not any(fault.level == "error" for fault in faults)
-        manifest = _read_manifest(folder, findings)
-        if is_readable:
-            findings += _check_total(checkpoint, manifest)
-        findings += _check_with_safetensors(checkpoint)
-        findings += check_side_files(checkpoint)
+        manifest = _check_files(checkpoint, faults, results.findings)
         try:
             inventory = take_inventory(checkpoint)
         except DstoolsError as error:
@@ -160,10 +154,24 @@ def verify(
             checkpoint.watch = values.look
             _check_source(inventory, source, manifest, notes, results, workers)
             _check_values(values, headers_only, results, workers)
+        hashing.hash_rest(workers)
         checkpoint.check_unmoved()
     if manifest is None:
         results.not_checked.append("who made it: no manifest.json of dstools")
     return results.report(folder, len(checkpoint.tensors))
+
+
+def _check_files(
+    checkpoint: Checkpoint, faults: list[Finding], findings: list[Finding]
+) -> Manifest | None:
+    """Add what is wrong with the files; return our manifest."""
+    findings += faults
+    manifest = _read_manifest(checkpoint.folder, findings)
+    if not any(fault.level == "error" for fault in faults):
+        findings += _check_total(checkpoint, manifest)
+    findings += _check_with_safetensors(checkpoint)
+    findings += check_side_files(checkpoint)
+    return manifest
 
 
 def _read_manifest(folder: Path, findings: list[Finding]) -> Manifest | None:
@@ -223,7 +231,7 @@ def _check_source(
     else:
         with _open_source(source) as original:
             differences, results.elements_compared = check_against(
-                inventory, take_inventory(original), manifest, notes, workers
+                inventory, take_inventory(original), manifest, notes, workers, results.hashing
             )
             original.check_unmoved()
         results.findings += differences
@@ -239,7 +247,7 @@ def _check_values(values: Values, headers_only: bool, results: _Results, workers
         return
     results.findings += check_tied(values.inventory)
     values.inventory.checkpoint.watch = None
-    values.read_rest(workers)
+    values.read_rest(workers, results.hashing)
     known = {finding.where for finding in results.findings if finding.level == "error"}
     results.findings += merged(values.findings(known))
     results.checked.append("every value")

@@ -1,12 +1,12 @@
-"""File hashes against SHA256SUMS and against what the Hub's client left, each file read once."""
+"""File hashes: against SHA256SUMS and what the Hub's client left, and for a push to the Hub."""
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dstools_converters.checkpoint.folder import INDEX
 from dstools_converters.checkpoint.rows import Progress
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 HUB = "the Hub's client"
 SHA256_DIGITS = 64
+MAX_GIT_BYTES = 64 << 20  # the Hub keeps files over 10 MB in LFS or Xet, by their sha256
+Kind = Literal["sha256", "git"]
 LOST_HINT = f"copy or download it again; {SUMS} is of the folder as it was written"
 HUB_HINT = (
     "download it again with `hf download --force-download`; if you changed or deleted it, "
@@ -28,99 +30,223 @@ HUB_HINT = (
 
 
 @dataclass(frozen=True)
+class Digest:
+    """What a file is known by on the Hub."""
+
+    nbytes: int
+    sha256: str
+    git_sha1: str | None  # of git's blob; None from MAX_GIT_BYTES on, where the Hub has the other
+
+
+@dataclass
+class Digests:
+    """Files that the caller of `verify` wants the hashes of, and those that could be read."""
+
+    names: Collection[str]  # paths in the folder
+    found: dict[str, Digest] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Hashes:
     """The hashes that a folder comes with, by path in it; `sums` is None without SHA256SUMS."""
 
-    sums: dict[str, str] | None
-    hub: dict[str, str]  # sha256, or git's sha1
+    sums: dict[str, str] | None = None
+    hub: dict[str, str] = field(default_factory=dict)  # sha256, or git's sha1
 
     @property
-    def names(self) -> list[str]:
-        """Return every file that has one, sorted."""
-        return sorted((self.sums or {}).keys() | self.hub.keys())
+    def names(self) -> set[str]:
+        """Return every file that has one."""
+        return (self.sums or {}).keys() | self.hub.keys()
+
+    def of(self, name: str) -> list[str]:
+        """Return the hashes of a file."""
+        return [d for d in ((self.sums or {}).get(name), self.hub.get(name)) if d]
 
 
 @dataclass
 class Checked:
-    """The result of `check_hashes`."""
+    """The result of hashing."""
 
     findings: list[Finding] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
 
 
-def check_hashes(
-    folder: Path, *, is_asked: bool, workers: int, progress: Progress = lambda nbytes: None
-) -> Checked:
-    """Hash every file that SHA256SUMS or the Hub's client has a hash of, and name those unlike it.
+class FileHash:
+    """The hashes of one file, to be updated with all its bytes in order, or to fail."""
 
-    An error is also a shard, index or config without a hash in SHA256SUMS; of other files without
-    one, and of files that were downloaded and are gone, a warning tells.
-    Unless `is_asked`, only say where there are hashes, and do not read SHA256SUMS.
-    `progress` gets the bytes that are read.
+    def __init__(self, name: str, nbytes: int, kinds: Iterable[Kind]) -> None:
+        self.name = name
+        self.nbytes = nbytes
+        self.hashers = {kind: _hasher(kind, nbytes) for kind in kinds}
+        self.error: DstoolsError | None = None
+
+    def update(self, data: memoryview) -> None:
+        """Hash the next bytes, without the interpreter's lock."""
+        for hasher in self.hashers.values():
+            hasher.update(data)
+
+
+class Hashing:
+    """The hashing of a folder: every file that has a hash, and those in `digests`, each read once.
+
+    Shards wait until they are read for their values, which `begin` and `end` take part in; whoever
+    reads nothing else calls `hash_rest`.
+
+    An error is a file unlike its hash, and a shard, index or config without one in SHA256SUMS; of
+    other files without one, and of files that were downloaded and are gone, a warning tells.
+    Unless `is_asked`, it is only said where there are hashes, and SHA256SUMS is not read.
+    `progress` gets the bytes that are read here.
     """
-    result = Checked()
-    if not is_asked:
-        origins = [SUMS] * os.path.lexists(folder / SUMS)
-        origins += [HUB] * bool(hub_hashes(folder))
-        if origins:
-            result.not_checked.append(f"file hashes of {' and '.join(origins)}: --sums")
-        return result
-    try:
-        hashes = Hashes(read_sums(folder), hub_hashes(folder))
-    except DstoolsError as error:
-        message = str(error).removeprefix(f"{SUMS}: ")
-        result.findings.append(Finding.error("sums", SUMS, message, error.hint))
-        return result
-    present = {name for name in hashes.names if (folder / name).is_file()}
-    if not present:
-        fault = "is missing" if hashes.sums is None else "lists no file of this folder"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        is_asked: bool = False,
+        digests: Digests | None = None,
+        progress: Progress = lambda nbytes: None,
+    ) -> None:
+        self.folder = folder
+        self.digests = digests or Digests(())
+        self.progress = progress
+        self._is_asked = is_asked
+        self._known = Hashes()
+        self._result = Checked()
+        if is_asked:
+            self._read_known()
+        names = sorted(self._known.names | {*self.digests.names})
+        self.waiting = dict.fromkeys(name for name in names if (folder / name).is_file())
+        self._faults = {  # by the name of the file
+            name: [self._missing(name)] for name in names if name not in self.waiting
+        }
+
+    def _read_known(self) -> None:
+        """Take over the hashes that the folder has, if any is of a file in it."""
+        try:
+            known = Hashes(read_sums(self.folder), hub_hashes(self.folder))
+        except DstoolsError as error:
+            message = str(error).removeprefix(f"{SUMS}: ")
+            self._result.findings.append(Finding.error("sums", SUMS, message, error.hint))
+            return
+        if any((self.folder / name).is_file() for name in known.names):
+            self._known = known
+            return
+        fault = "is missing" if known.sums is None else "lists no file of this folder"
         message = f"{fault}, and the Hub's client left no hashes of files here: nothing is checked"
-        result.findings.append(Finding.error("sums", SUMS, message, HINT))
-        return result
-    with ThreadPoolExecutor(workers, "sums") as pool:
-        for findings in pool.map(lambda n: _check_file(folder, n, hashes, progress), hashes.names):
-            result.findings += findings
-    _look_for_unlisted(folder, hashes, result)
-    for digests, origin in ((hashes.sums, SUMS), (hashes.hub, HUB)):
-        if names := sorted(present & (digests or {}).keys()):
-            result.checked.append(f"{_hashes_of(names)} from {origin}")
-    return result
+        self._result.findings.append(Finding.error("sums", SUMS, message, HINT))
 
-
-def hashed_bytes(folder: Path) -> int:
-    """Return how many bytes `check_hashes` reads; 0 where it reads none."""
-    try:
-        names = Hashes(read_sums(folder), hub_hashes(folder)).names
-    except DstoolsError:
-        return 0
-    paths = [folder / name for name in names]
-    return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-def _check_file(folder: Path, name: str, hashes: Hashes, progress: Progress) -> list[Finding]:
-    """Return what is wrong with a file that has a hash."""
-    path, where = folder / name, printable(name)
-    if not path.is_file():
-        if name in (hashes.sums or {}):
+    def _missing(self, name: str) -> Finding:
+        where = printable(name)
+        if name in (self._known.sums or {}):
             message = f"is not a file of this folder, but {SUMS} lists it"
-            return [Finding.error("sum-missing", where, message, LOST_HINT)]
-        message = "was downloaded from the Hub, and is not a file of this folder any more"
-        return [Finding.warning("sum-missing", where, message, HUB_HINT)]
-    digests = [d for d in ((hashes.sums or {}).get(name), hashes.hub.get(name)) if d]
-    hashers = {len(digest): _hasher(digest, path.stat().st_size) for digest in digests}
-    try:
-        require_own(path, folder)
-        hash_file(path, hashers.values(), progress)
-    except DstoolsError as error:
-        message = str(error).removeprefix(f"{path}: ").removeprefix(f"{where}: ")
-        return [Finding.error("sum-unread", where, message, error.hint)]
-    return list(_compare(name, {hasher.hexdigest() for hasher in hashers.values()}, hashes))
+            return Finding.error("sum-missing", where, message, LOST_HINT)
+        if name in self._known.hub:
+            message = "was downloaded from the Hub, and is not a file of this folder any more"
+            return Finding.warning("sum-missing", where, message, HUB_HINT)
+        return Finding.error("sum-missing", where, "is not a file of this folder", "restore it")
+
+    # ------------------------------------------------------------------------------- one file
+
+    def begin(self, name: str) -> FileHash:
+        """Return the hash of a file that waits, to be updated by whoever reads it."""
+        del self.waiting[name]
+        nbytes = (self.folder / name).stat().st_size
+        kinds = {_kind(digest) for digest in self._known.of(name)}
+        if name in self.digests.names:
+            kinds |= {"sha256", "git"} if nbytes < MAX_GIT_BYTES else {"sha256"}
+        file = FileHash(name, nbytes, kinds)
+        try:
+            require_own(self.folder / name, self.folder)
+        except DstoolsError as error:
+            file.error = error
+        return file
+
+    def end(self, file: FileHash) -> None:
+        """Compare the hashes of a file that was read, or report why it was not."""
+        name, where = file.name, printable(file.name)
+        if file.error is not None:
+            message = str(file.error).removeprefix(f"{self.folder / name}: ")
+            message = message.removeprefix(f"{where}: ")
+            fault = Finding.error("sum-unread", where, message, file.error.hint)
+            self._faults[name] = [fault]
+            return
+        made = {kind: hasher.hexdigest() for kind, hasher in file.hashers.items()}
+        self._faults[name] = list(_compare(name, {*made.values()}, self._known))
+        if name in self.digests.names:
+            self.digests.found[name] = Digest(file.nbytes, made["sha256"], made.get("git"))
+
+    def hash(self, name: str, progress: Progress) -> None:
+        """Hash a file; nothing if it does not wait."""
+        if name not in self.waiting:
+            return
+        file = self.begin(name)
+        if file.error is None:
+            try:
+                hash_file(self.folder / name, file.hashers.values(), progress)
+            except DstoolsError as error:
+                file.error = error
+        self.end(file)
+
+    # ------------------------------------------------------------------------------ all files
+
+    def hash_files(self, workers: int) -> None:
+        """Hash everything but the shards."""
+        self._hash([name for name in self.waiting if not _is_shard(name)], workers)
+
+    def hash_rest(self, workers: int) -> None:
+        """Hash whatever still waits."""
+        self._hash([*self.waiting], workers)
+
+    def _hash(self, names: list[str], workers: int) -> None:
+        with ThreadPoolExecutor(workers, "sums") as pool:
+            for _ in pool.map(lambda name: self.hash(name, self.progress), names):
+                pass
+
+    def result(self) -> Checked:
+        """Return what hashing found, once nothing waits."""
+        result, known = self._result, self._known
+        if not self._is_asked:
+            origins = [SUMS] * os.path.lexists(self.folder / SUMS)
+            origins += [HUB] * bool(hub_hashes(self.folder))
+            if origins:
+                result.not_checked.append(f"file hashes of {' and '.join(origins)}: --sums")
+        for name in sorted(self._faults):
+            result.findings += self._faults[name]
+        if known.names:
+            _look_for_unlisted(self.folder, known, result)
+        for digests, origin in ((known.sums, SUMS), (known.hub, HUB)):
+            if names := sorted(name for name in digests or {} if (self.folder / name).is_file()):
+                result.checked.append(f"{_hashes_of(names)} from {origin}")
+        return result
 
 
-def _hasher(digest: str, nbytes: int) -> "_Hash":
-    """Return the hash that `digest` is of: sha256, or git's sha1 of a file of `nbytes`."""
-    if len(digest) == SHA256_DIGITS:
+def bytes_to_read(
+    folder: Path,
+    *,
+    checks_sums: bool = False,
+    digests: Digests | None = None,
+    headers_only: bool = False,
+) -> int:
+    """Return how many bytes `verify` reads with these options; each file counts once."""
+    hashing = Hashing(folder, is_asked=checks_sums, digests=digests)
+    paths = {folder / name for name in hashing.waiting}
+    if not headers_only:
+        paths |= {path for path in folder.glob("*.safetensors") if path.is_file()}
+    return sum(path.stat().st_size for path in paths)
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith(".safetensors") and "/" not in name
+
+
+def _kind(digest: str) -> Kind:
+    return "sha256" if len(digest) == SHA256_DIGITS else "git"
+
+
+def _hasher(kind: Kind, nbytes: int) -> "_Hash":
+    """Return a sha256, or git's sha1 of a file of `nbytes`."""
+    if kind == "sha256":
         return hashlib.sha256()
     return hashlib.sha1(b"blob %d\0" % nbytes, usedforsecurity=False)
 

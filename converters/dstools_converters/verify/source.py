@@ -26,6 +26,7 @@ from dstools_converters.sidefiles.calibration import WeightNote, is_kv_scale
 from dstools_converters.sidefiles.carried import carried, carried_files
 from dstools_converters.sidefiles.manifest import MANIFEST, Manifest
 from dstools_converters.verify.calibrated import compare_calibrated
+from dstools_converters.verify.hashes import Hashing
 from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import Dtype, ScaleFormat
 
@@ -36,10 +37,13 @@ def check_against(
     manifest: Manifest | None,
     notes: Mapping[str, WeightNote] | None,
     workers: int,
+    hashing: Hashing,
 ) -> tuple[list[Finding], int]:
     """Return what differs from the source beyond rounding, and how many elements were compared.
 
     `notes` None: it is not known which weights are calibrated, so no quantized one is compared.
+    A shard that waits to be hashed is hashed while its tensors are compared, then comes the next:
+    with room for a shard in the page cache, the disk is read once.
     """
     findings = [*_check_config(made, source), *_check_carried(made, source)]
     unpaired, pairs = _pair_up(made, source)
@@ -47,11 +51,18 @@ def check_against(
     if notes is None:
         pairs = [(mine, info) for mine, info in pairs if not made.is_quantized(mine)]
         notes = {}
+    groups: dict[str, list[tuple[TensorInfo, TensorInfo]]] = {}
+    for mine, info in pairs:
+        shard = mine.shard if mine.shard in hashing.waiting else ""
+        groups.setdefault(shard, []).append((mine, info))
     with ThreadPoolExecutor(workers, "verify") as pool:
-        compared = pool.map(
-            lambda pair: _compare_tensor(made, pair[0], source, pair[1], manifest, notes), pairs
-        )
-        findings += [finding for finding in compared if finding is not None]
+        for shard, group in groups.items():
+            hashed = pool.submit(hashing.hash, shard, lambda nbytes: None)  # a look counts them
+            compared = pool.map(
+                lambda pair: _compare_tensor(made, pair[0], source, pair[1], manifest, notes), group
+            )
+            findings += [finding for finding in compared if finding is not None]
+            hashed.result()
     return findings, sum(info.numel for _, info in pairs)
 
 

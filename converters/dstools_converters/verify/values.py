@@ -1,10 +1,12 @@
 """Check the values of all tensors: NaN and infinity, zeros, and numbers that were clamped.
 
-Every byte is read once: what a comparison with the source reads is looked at on the way.
+Every byte is read once: what a comparison with the source reads is looked at on the way, and a
+shard that is to be hashed is hashed piece by piece, by one thread, while others look at its values.
 """
 
-from collections.abc import Container, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Container, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -14,9 +16,11 @@ from dstools_converters.checkpoint.oddities import odd_magnitude
 from dstools_converters.checkpoint.rows import Progress, require_finite, width
 from dstools_converters.checkpoint.zeros import all_zero, is_hole, is_weight, zero_tails
 from dstools_converters.errors import DstoolsError, Finding
+from dstools_converters.verify.hashes import Hashing
 from dstools_kernels.fp8 import NON_FINITE_BITS
 
 PIECE_BYTES = 8 << 20  # mapped at a time; of 4 MiB, mapping costs more than the look
+AHEAD = 2  # pieces of a shard that are looked at; the last of them is hashed meanwhile
 
 
 @dataclass
@@ -53,10 +57,25 @@ class Values:
             at, seen.until = seen.until, seen.until + len(data)
             self._add(seen, at, data)
 
-    def read_rest(self, workers: int) -> None:
-        """Read all bytes that were not seen, and look at them; holes are zeros without a look."""
+    def read_rest(self, workers: int, hashing: Hashing) -> None:
+        """Read all bytes that were not seen, and look at them; holes are zeros without a look.
+
+        Shards that wait to be hashed are read whole.
+        """
+        shards: dict[str, list[TensorInfo]] = {}
+        for info in self.inventory.tensors.values():
+            if info.shard in hashing.waiting:
+                shards.setdefault(info.shard, []).append(info)
+        with (
+            ThreadPoolExecutor(workers, "verify") as pool,
+            ThreadPoolExecutor(workers, "sums") as hashers,
+        ):
+            for _ in hashers.map(lambda infos: self._hash(infos, hashing, pool), shards.values()):
+                pass
         pieces = []
         for seen in self._seen.values():
+            if seen.info.shard in shards:
+                continue
             nbytes = seen.info.nbytes
             if not seen.until and is_hole(self.inventory.checkpoint, seen.info):
                 self.progress(nbytes)
@@ -89,11 +108,52 @@ class Values:
         yield from zero_tails(self.inventory.checkpoint)
         yield from all_zero(zeros)
 
+    def _hash(
+        self, infos: Sequence[TensorInfo], hashing: Hashing, pool: ThreadPoolExecutor
+    ) -> None:
+        """Hash a shard, all of its tensors in order; `pool` looks at what was not seen."""
+        folder, (first, *_) = self.inventory.checkpoint.folder, infos
+        file = hashing.begin(first.shard)
+        with (folder / first.shard).open("rb") as shard:
+            header = memoryview(shard.read(first.offset))
+        file.update(header)
+        self._count(len(header))
+        looks: deque[Future[None]] = deque()
+        for info in infos:
+            for begin in range(0, info.nbytes, PIECE_BYTES):
+                end = min(begin + PIECE_BYTES, info.nbytes)
+                try:
+                    data = self.inventory.checkpoint.read(info, begin, end)
+                except DstoolsError as error:
+                    file.error = error
+                    self._unreadable(info, begin, error)
+                    continue
+                while len(looks) >= AHEAD:
+                    looks.popleft().result()
+                looks.append(pool.submit(self._look_once, info, begin, data))
+                file.update(data)
+        for look in looks:
+            look.result()
+        hashing.end(file)
+
+    def _look_once(self, info: TensorInfo, begin: int, data: memoryview) -> None:
+        """Look at bytes of a tensor as far as they were not seen; those of scales only count."""
+        seen = self._seen.get(info.name)
+        if seen is None:
+            self._count(len(data))
+        elif begin + len(data) > seen.until:
+            skipped = max(seen.until - begin, 0)
+            self._add(seen, begin + skipped, data[skipped:])
+
+    def _unreadable(self, info: TensorInfo, begin: int, error: DstoolsError) -> None:
+        if info.name in self._seen:
+            self._seen[info.name].faults[begin] = _finding("unreadable", info, error)
+
     def _read(self, seen: _Seen, begin: int, end: int) -> None:
         try:
             data = self.inventory.checkpoint.read(seen.info, begin, end)
         except DstoolsError as error:
-            seen.faults[begin] = _finding("unreadable", seen.info, error)
+            self._unreadable(seen.info, begin, error)
         else:
             self._add(seen, begin, data)
 
@@ -106,7 +166,11 @@ class Values:
             seen.faults[begin] = _finding("not-finite", info, error)
         with self._lock:
             seen.largest = max(seen.largest, largest)
-            self.progress(len(data))
+        self._count(len(data))
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self.progress(nbytes)
 
 
 def _finding(code: str, info: TensorInfo, error: DstoolsError) -> Finding:

@@ -4,12 +4,14 @@ import os
 import subprocess
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub._local_folder import write_download_metadata
 
 from dstools_converters.sidefiles.sums import SUMS, format_sums
-from dstools_converters.verify.hashes import Checked, check_hashes, hashed_bytes
+from dstools_converters.verify import hashes
+from dstools_converters.verify.hashes import Checked, Digest, Digests, Hashing, bytes_to_read
 
 FILES = {"config.json": b"{}\n", "model.safetensors": bytes(5_000_000), "sub/code.py": b"pass\n"}
 
@@ -39,8 +41,10 @@ def download(folder: Path) -> Path:
     return folder
 
 
-def check(folder: Path) -> Checked:
-    return check_hashes(folder, is_asked=True, workers=2)
+def check(folder: Path, *, is_asked: bool = True, **options: Any) -> Checked:
+    hashing = Hashing(folder, is_asked=is_asked, **options)
+    hashing.hash_rest(workers=2)
+    return hashing.result()
 
 
 def named(result: Checked) -> list[tuple[str, str, str]]:
@@ -58,9 +62,9 @@ def flip(path: Path) -> None:
 
 def test_a_folder_as_it_was_written_has_no_finding(folder: Path) -> None:
     told: list[int] = []
-    result = check_hashes(folder, is_asked=True, workers=2, progress=told.append)
+    result = check(folder, progress=told.append)
     assert result == Checked(checked=["hashes of 3 files from SHA256SUMS"])
-    assert sum(told) == hashed_bytes(folder) == sum(map(len, FILES.values()))
+    assert sum(told) == bytes_to_read(folder, checks_sums=True) == sum(map(len, FILES.values()))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -196,20 +200,87 @@ def test_a_list_of_another_format_is_an_error_only_where_hashes_are_asked_for(fo
     (finding,) = check(folder).findings
     assert (finding.level, finding.where) == ("error", SUMS)
     assert finding.message == "line 1 is not a sha256 and a file name"
-    assert hashed_bytes(folder) == 0
-    result = check_hashes(folder, is_asked=False, workers=1)
+    assert bytes_to_read(folder, checks_sums=True, headers_only=True) == 0
+    result = check(folder, is_asked=False)
     assert result == Checked(not_checked=["file hashes of SHA256SUMS: --sums"])
 
 
 def test_asking_where_there_are_no_hashes_is_an_error(folder: Path) -> None:
     (folder / SUMS).unlink()
     assert named(check(folder)) == [("error", "sums", SUMS)]
-    assert check_hashes(folder, is_asked=False, workers=1) == Checked()
+    assert check(folder, is_asked=False) == Checked()
 
 
 def test_hashes_that_were_not_asked_for_are_said_not_to_be_checked(download: Path) -> None:
-    result = check_hashes(download, is_asked=False, workers=1)
+    result = check(download, is_asked=False)
     assert result == Checked(not_checked=["file hashes of the Hub's client: --sums"])
     (download / SUMS).write_text("")
-    result = check_hashes(download, is_asked=False, workers=1)
+    result = check(download, is_asked=False)
     assert result.not_checked == ["file hashes of SHA256SUMS and the Hub's client: --sums"]
+
+
+# ------------------------------------------------------------------------------------ for a push
+
+
+def test_a_file_is_known_by_size_sha256_and_git_s_sha1(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last only of what the Hub may keep in git."""
+    monkeypatch.setattr(hashes, "MAX_GIT_BYTES", 5_000_000)
+    (folder / "notes [1].txt").write_text("")  # no list has it
+    digests = Digests(["config.json", "model.safetensors", "notes [1].txt"])
+    assert check(folder, is_asked=False, digests=digests).findings == []
+    assert digests.found.keys() == {*digests.names}
+    for name, digest in digests.found.items():
+        content = (folder / name).read_bytes()
+        command = ["git", "hash-object", folder / name]
+        sha1 = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        is_large = name == "model.safetensors"
+        assert digest == Digest(
+            len(content), sha256(content).hexdigest(), None if is_large else sha1
+        )
+
+
+def test_only_the_files_that_were_named_are_hashed_and_each_once(download: Path) -> None:
+    (download / SUMS).write_text("")
+    told: list[int] = []
+    digests = Digests(["config.json"])
+    check(download, is_asked=False, digests=digests, progress=told.append)
+    assert told == [len(FILES["config.json"])]
+    told.clear()
+    result = check(download, digests=Digests(list(FILES)), progress=told.append)
+    assert sum(told) == sum(map(len, FILES.values()))
+    assert result.checked == ["hashes of 3 files from the Hub's client"]
+
+
+def test_files_that_cannot_be_read_have_no_digest_but_an_error(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/etc/passwd")
+    digests = Digests(["config.json", "gone.txt"])
+    assert named(check(folder, is_asked=False, digests=digests)) == [
+        ("error", "sum-unread", "config.json"),
+        ("error", "sum-missing", "gone.txt"),
+    ]
+    assert digests.found == {}
+
+
+def test_shards_wait_for_whoever_reads_them(folder: Path) -> None:
+    hashing = Hashing(folder, is_asked=True)
+    hashing.hash_files(workers=1)
+    assert [*hashing.waiting] == ["model.safetensors"]
+    file = hashing.begin("model.safetensors")
+    assert [*hashing.waiting] == []
+    content = memoryview(FILES["model.safetensors"])
+    file.update(content[:999])
+    file.update(content[999:])
+    hashing.end(file)
+    assert hashing.result() == Checked(checked=["hashes of 3 files from SHA256SUMS"])
+
+
+def test_a_shard_that_lacks_a_byte_when_it_is_read_is_named(folder: Path) -> None:
+    hashing = Hashing(folder, is_asked=True)
+    hashing.hash_files(workers=1)
+    file = hashing.begin("model.safetensors")
+    file.update(memoryview(FILES["model.safetensors"])[1:])
+    hashing.end(file)
+    assert named(hashing.result()) == [("error", "sum-differs", "model.safetensors")]

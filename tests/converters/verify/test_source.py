@@ -14,6 +14,7 @@ from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import take_inventory
 from dstools_converters.sidefiles.manifest import read_manifest
 from dstools_converters.verify.folder import verify
+from dstools_converters.verify.hashes import Hashing
 from dstools_converters.verify.source import check_against
 
 Make = Callable[..., Path]
@@ -22,6 +23,7 @@ Ask = Callable[..., tuple[int, Any]]
 O_PROJ = "model.layers.1.self_attn.o_proj.weight"  # [256, 128], scales [2, 1]
 KV_B = "model.layers.1.self_attn.kv_b_proj.weight"  # [256, 192], scales [2, 2]
 KV_SCALE = f"{KV_B}_scale_inv"
+HASHING = Hashing(Path())  # of nothing
 
 
 @pytest.mark.parametrize("slab_bytes", [1 << 20, 1])
@@ -80,7 +82,7 @@ def test_the_number_compared_is_that_of_all_elements(tiny: Path, quantized: Make
     with open_checkpoint(quantized(tiny)) as opened, open_checkpoint(tiny) as original:
         made, source = take_inventory(opened), take_inventory(original)
         manifest = read_manifest(made.checkpoint.folder)
-        findings, compared = check_against(made, source, manifest, {}, 1)
+        findings, compared = check_against(made, source, manifest, {}, 1, HASHING)
     assert findings == []
     assert compared == sum(info.numel for info in source.tensors.values())
 
@@ -95,8 +97,8 @@ def test_without_notes_no_quantized_weight_is_compared(
     with open_checkpoint(folder.write()) as opened, open_checkpoint(tiny) as original:
         made, source = take_inventory(opened), take_inventory(original)
         manifest = read_manifest(folder.path)
-        lost, compared = check_against(made, source, manifest, None, 1)
-        found, _ = check_against(made, source, manifest, {}, 1)
+        lost, compared = check_against(made, source, manifest, None, 1, HASHING)
+        found, _ = check_against(made, source, manifest, {}, 1, HASHING)
     assert [finding.where.split(": ")[1] for finding in lost] == ["lm_head.weight"]
     kept = sum(info.numel for info, _ in made.weights() if info.dtype != "F8_E4M3")
     assert compared == kept

@@ -1,8 +1,10 @@
 """Values: every tensor is read whole, once, and what no sound checkpoint holds is named."""
 
+import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from dstools_converters.checkpoint.inventory import take_inventory
 from dstools_converters.errors import DstoolsError, Finding
 from dstools_converters.verify import values
 from dstools_converters.verify.folder import verify
+from dstools_converters.verify.hashes import Digests, Hashing, bytes_to_read
 from dstools_converters.verify.values import Values
 
 Make = Callable[..., Path]
@@ -174,6 +177,88 @@ def test_every_byte_is_read_once(
     assert sum(steps) == weights
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("has_source", [False, True])
+def test_a_shard_is_hashed_by_the_read_that_looks_at_its_values(
+    has_source: bool, workers: int, tiny: Path, quantized: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No byte of a tensor is read twice; with a source, once more, from the page cache."""
+    made, read, seen = quantized(tiny), Checkpoint.read, Counter[str]()
+    scales = {"F32"}  # are read to check them, too
+
+    def count(self: Checkpoint, info: Any, begin: int, end: int) -> memoryview:
+        if self.folder == made and info.dtype not in scales:
+            seen[info.name] += end - begin
+        return read(self, info, begin, end)
+
+    monkeypatch.setattr(Checkpoint, "read", count)
+    steps: list[int] = []
+    digests = Digests([path.name for path in made.iterdir()])
+    report = verify(
+        made,
+        source=tiny if has_source else None,
+        checks_sums=True,
+        digests=digests,
+        workers=workers,
+        progress=steps.append,
+    )
+    assert report.findings == []
+    for name, digest in digests.found.items():
+        assert digest.sha256 == sha256((made / name).read_bytes()).hexdigest()
+    assert digests.found.keys() == {*digests.names}
+    with open_checkpoint(made) as checkpoint:
+        tensors = list(checkpoint.tensors.values())
+        weights = {info.name for info, _ in take_inventory(checkpoint).weights()}
+    assert seen == {info.name: info.nbytes for info in tensors if info.dtype not in scales}
+    total = bytes_to_read(made, checks_sums=True, digests=digests)
+    assert total == sum(path.stat().st_size for path in made.iterdir())
+    others = sum(info.nbytes for info in tensors if info.name not in weights)
+    headers = sum(
+        path.stat().st_size - sum(info.nbytes for info in tensors if info.shard == path.name)
+        for path in made.glob("*.safetensors")
+    )
+    assert sum(steps) == total - (others + headers if has_source else 0)
+
+
+def test_a_byte_that_changed_is_found_by_hash_and_value_wherever_it_is(
+    tiny: Path, quantized: Make, tmp_path: Path
+) -> None:
+    """In each tensor's first and last piece, and in the header."""
+    made = Path(shutil.copytree(quantized(tiny), tmp_path / "made", copy_function=shutil.copyfile))
+    made.chmod(0o755)
+    with open_checkpoint(made) as checkpoint:
+        tensors = [info for info in checkpoint.tensors.values() if info.dtype == "F8_E4M3"]
+    for info in (tensors[0], tensors[-1]):
+        for at in (info.offset, info.offset + info.nbytes - 1):
+            content = bytearray((made / info.shard).read_bytes())
+            before, content[at] = content[at], NAN["F8_E4M3"][0]
+            (made / info.shard).write_bytes(content)
+            found = [(f.code, f.where) for f in verify(made, checks_sums=True).findings]
+            assert found == [("sum-differs", info.shard), ("not-finite", info.where)]
+            content[at] = before
+            (made / info.shard).write_bytes(content)
+    content[8:] = content[8:].replace(b'"pt"', b'"np"', 1)
+    (made / info.shard).write_bytes(content)
+    codes = [finding.code for finding in verify(made, checks_sums=True).findings]
+    assert codes == ["sum-differs"]
+
+
+def test_values_that_are_not_looked_at_are_hashed_all_the_same(
+    tiny: Path, quantized: Make, tmp_path: Path
+) -> None:
+    made = Path(shutil.copytree(quantized(tiny), tmp_path / "made", copy_function=shutil.copyfile))
+    made.chmod(0o755)
+    first, *_, last = sorted(made.glob("*.safetensors"))
+    last.write_bytes(last.read_bytes()[:-1])
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.write_bytes(content)
+    for options in ({}, {"headers_only": True}, {"source": tiny}):
+        report = verify(made, checks_sums=True, **options)
+        found = [f.where for f in report.findings if f.code == "sum-differs"]
+        assert found == [first.name, last.name]
+
+
 def test_what_a_comparison_leaves_unread_is_read(
     tiny: Path, quantized: Make, edited: Edited
 ) -> None:
@@ -222,6 +307,11 @@ def test_a_disk_error_is_a_finding_and_the_rest_is_read(
     (finding,) = report.findings
     assert (finding.level, finding.code, finding.hint) == ("error", "unreadable", "the hint")
     assert finding.message == "cannot be read (Input/output error)"
+    with_sums = verify(tiny, digests=Digests([path.name for path in tiny.iterdir()]))
+    assert [(f.level, f.code) for f in with_sums.findings] == [
+        ("error", "sum-unread"),
+        ("error", "unreadable"),
+    ]
     with open_checkpoint(tiny) as checkpoint:
         assert sum(steps) == sum(i.nbytes for i in checkpoint.tensors.values()) - (1 << 12)
 
@@ -243,7 +333,7 @@ def found_in(folder: Path, dtype: str, data: bytes) -> list[str]:
     (folder / "config.json").write_text(str(config).replace("'", '"'))
     with open_checkpoint(folder) as checkpoint:
         seen = Values(take_inventory(checkpoint), lambda nbytes: None)
-        seen.read_rest(1)
+        seen.read_rest(1, Hashing(folder))
         findings: list[Finding] = list(seen.findings())
     return [finding.code for finding in findings]
 
