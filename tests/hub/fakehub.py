@@ -12,6 +12,7 @@ over LFS (HF_HUB_DISABLE_XET=1) and over Xet (the released hf_xet, which stores 
     python fakehub.py STATE --port 8123     then HF_ENDPOINT=http://127.0.0.1:8123 HF_TOKEN=hf_good
 
 Large files are on disk, under STATE; repositories and small files are in memory.
+Over Xet one client process at a time: hf_xet 1.8 locks the database of its folder while it uploads.
 """
 
 import argparse
