@@ -1,61 +1,181 @@
 """The command `dstools env`."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from dstools.options import Command, json_option, show
+from dstools_converters.errors import size
+
+if TYPE_CHECKING:
+    from dstools.machine import Cuda, Disk, Hub, Memory
 
 EXAMPLES = """\
 dstools env
 dstools env --json"""
+# command -> the extra that it needs; "" for none
+NEEDS = {
+    "inspect": "",
+    "quantize": "",
+    "quantize --calibrate": "torch",
+    "dequantize": "",
+    "verify": "",
+    "compare": "",
+    "eval": "torch",
+    "report": "",
+    "distill": "distill",
+    "push": "",
+    "env": "",
+}
+WIDTH = 21  # of names in the text
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The processor."""
+
+    cores: int  # that this process may use
+    kernels: str  # the level in use; "numpy" where no library was built
+    levels: list[str]  # all that this CPU runs, best first
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Whether a command can run here."""
+
+    runs: bool
+    note: str  # how, if that is not as well as it could; if not at all, why
+    install: str  # the command that helps; "" if none is needed
 
 
 @dataclass(frozen=True)
 class Report:
-    """The versions and hardware of this machine; "not installed" for a missing package."""
+    """The object that --json prints. Keys stay; more may come.
+
+    dstools, python: versions
+    packages: name -> version, null where it is not installed
+    cpu: cores, kernels ("avx512vbmi", ... or "numpy"), levels
+    memory: total, available, limit (bytes; limit null or that of the container)
+    disk: here, temporary (free bytes)
+    cuda: available, reason, driver, runtime, devices [{name, capability, memory_bytes}]
+    hub: login (null, or the origin of the token), endpoint, is_default_endpoint, is_offline,
+        uses_xet
+    commands: command -> {runs, note, install}
+    """
 
     dstools: str
     python: str
-    cpu_kernels: str  # the level in use; "numpy" where no library was built
-    cpu_levels: str  # all that this CPU runs
-    numpy: str
-    torch: str
-    transformers: str
-    huggingface_hub: str
-    cpus: int
-    memory_gb: float
+    packages: dict[str, str | None]
+    cpu: Cpu
+    memory: "Memory"
+    disk: "Disk"
+    cuda: "Cuda"
+    hub: "Hub"
+    commands: dict[str, Ability]
 
 
 @click.command(
-    cls=Command, epilog=EXAMPLES, short_help="Show versions and CPU kernels for a bug report."
+    cls=Command, epilog=EXAMPLES, short_help="Show what this machine has, and what runs on it."
 )
 @json_option
 def env(as_json: bool) -> None:
-    """Show versions, CPU kernels and memory of this machine; paste it into a bug report."""
+    """Show versions, CPU kernels, GPU, memory and the Hub's login, and which commands run here.
+
+    Paste it into a bug report: it has no token.
+    """
     import os
     import platform
-    from importlib.metadata import PackageNotFoundError, version
 
-    from dstools import __version__
+    from dstools import __version__, machine
     from dstools_kernels.cpu import native
 
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
-
+    cpu = Cpu(len(os.sched_getaffinity(0)), native.instruction_set(), native.levels())
+    packages, hub = machine.installed(), machine.hub()
+    memory, disk = machine.memory(), machine.disk()
+    cuda = machine.cuda()  # last, as it may import torch
     report = Report(
         dstools=__version__,
         python=platform.python_version(),
-        cpu_kernels=native.instruction_set(),
-        cpu_levels=", ".join(native.levels()),
-        numpy=installed("numpy"),
-        torch=installed("torch"),
-        transformers=installed("transformers"),
-        huggingface_hub=installed("huggingface_hub"),
-        cpus=len(os.sched_getaffinity(0)),
-        memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        packages=packages,
+        cpu=cpu,
+        memory=memory,
+        disk=disk,
+        cuda=cuda,
+        hub=hub,
+        commands={name: _ability(name, extra, cpu, cuda, hub) for name, extra in NEEDS.items()},
     )
-    show(report, as_json, "\n".join(f"{key:17}{value}" for key, value in vars(report).items()))
+    show(report, as_json, _text(report))
+
+
+def _ability(name: str, extra: str, cpu: Cpu, cuda: "Cuda", hub: "Hub") -> Ability:
+    """Return whether a command can run, from what it needs."""
+    import shutil
+
+    from dstools.machine import DISTRIBUTION, missing
+
+    if extra and (wanted := missing(extra)):
+        install = f'pip install "{DISTRIBUTION}[{extra}]"'
+        more = f" and {len(wanted) - 1} more packages" if wanted[1:] else ""
+        return Ability(False, f"needs {wanted[0]}{more}", install)
+    if name == "push" and hub.is_offline:
+        return Ability(False, "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
+    if name == "push" and hub.login is None:
+        return Ability(False, "needs a login to the Hub", "hf auth login")
+    notes = []
+    if extra and not cuda.available:
+        notes.append("on the CPU")
+    if name in ("quantize", "dequantize", "verify", "compare") and cpu.kernels == "numpy":
+        notes.append("slowly: without the compiled kernels")
+    if name == "distill" and shutil.which("bwrap") is None:
+        notes.append("judges no code: bubblewrap is not installed")
+    return Ability(True, "; ".join(notes), "")
+
+
+def _text(report: Report) -> str:
+    """Return the report in groups, for a person."""
+    packages = {name: found for name, found in report.packages.items() if found}
+    groups = {
+        "Versions": {"dstools": report.dstools, "python": report.python} | packages,
+        "Machine": _machine(report),
+        "Hub": _hub(report.hub),
+        "Commands": {name: _line(ability) for name, ability in report.commands.items()},
+    }
+    absent = [name for name, found in report.packages.items() if not found]
+    if absent:
+        groups["Versions"]["not installed"] = ", ".join(absent)
+    return "\n\n".join(
+        "\n".join([title, *(f"  {name:{WIDTH}} {value}" for name, value in lines.items())])
+        for title, lines in groups.items()
+    )
+
+
+def _machine(report: Report) -> dict[str, str]:
+    cpu, memory, cuda = report.cpu, report.memory, report.cuda
+    limit = "" if memory.limit is None else f", limited to {size(memory.limit)}"
+    text = {
+        "CPU": f"{cpu.cores} cores, kernels {cpu.kernels} (of {', '.join(cpu.levels)})",
+        "memory": f"{size(memory.total)}, {size(memory.available)} available{limit}",
+        "disk": f"{size(report.disk.here)} free here, {size(report.disk.temporary)} for temporary "
+        "files",
+        "CUDA": f"{cuda.runtime}" if cuda.available else f"not available: {cuda.reason}",
+        "driver": cuda.driver or "not available",
+    }
+    for number, gpu in enumerate(cuda.devices):
+        text[f"GPU {number}"] = f"{gpu.name}, {size(gpu.memory_bytes)}, capability {gpu.capability}"
+    return text
+
+
+def _hub(hub: "Hub") -> dict[str, str]:
+    text = {"login": f"from {hub.login}" if hub.login else "none: hf auth login"}
+    if not hub.is_default_endpoint:
+        text["endpoint"] = hub.endpoint
+    if hub.is_offline:
+        text["offline"] = "HF_HUB_OFFLINE is set"
+    return text | {"Xet": "used" if hub.uses_xet else "not used: large files are sent by LFS"}
+
+
+def _line(ability: Ability) -> str:
+    if not ability.runs:
+        return f"does not run: {ability.note}; {ability.install}"
+    return f"runs, {ability.note}" if ability.note else "runs"
