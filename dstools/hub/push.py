@@ -7,16 +7,15 @@ commit.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha1, sha256
 from pathlib import Path
 
 from dstools.hub import pull_request
 from dstools.hub.client import AGAIN, Hub
 from dstools.hub.plan import Plan
-from dstools.hub.remote import Blob, Tree, differences, read_tree, some
+from dstools.hub.remote import Blob, Tree, blob_of, differences, read_tree, some
 from dstools.hub.selection import README
 from dstools.hub.upload import Addition, upload
-from dstools.hub.verified import verified
+from dstools.hub.verified import bytes_read, verified
 from dstools.options import progress_bar, warn
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, format_sums
@@ -47,7 +46,7 @@ def publish(hub: Hub, plan: Plan, workers: int) -> Published:
     it should be; its branch is as before then.
     """
     target = plan.target
-    with progress_bar(plan.selection.nbytes, "verify") as count:
+    with progress_bar(bytes_read(plan.folder, plan.selection), "verify") as count:
         checked = verified(plan.folder, plan.selection, workers, count)
     for finding in checked.report.findings:
         if finding.level == "warning":
@@ -202,8 +201,7 @@ def _additions(plan: Plan, blobs: dict[str, Blob]) -> dict[str, Addition]:
 
 
 def _made(content: bytes) -> Addition:
-    git = sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-    return Addition(content, Blob(len(content), sha256(content).hexdigest(), git.hexdigest()))
+    return Addition(content, blob_of(content))
 
 
 def _read(path: Path | None) -> bytes | None:

@@ -1,6 +1,7 @@
 """What a repository of the Hub holds, compared file by file with what it should hold."""
 
 from collections.abc import Iterable, Mapping
+from hashlib import sha1, sha256
 from typing import NamedTuple
 
 from huggingface_hub import RepoFile
@@ -28,6 +29,12 @@ class Blob(NamedTuple):
         if self.sha256 and other.sha256:
             return self.sha256 == other.sha256
         return bool(self.git_sha1) and self.git_sha1 == other.git_sha1
+
+
+def blob_of(content: bytes) -> Blob:
+    """Return the hashes of the content of a small file."""
+    git = sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    return Blob(len(content), sha256(content).hexdigest(), git.hexdigest())
 
 
 Tree = dict[str, Blob]  # by the path in the repository

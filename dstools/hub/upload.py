@@ -4,15 +4,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
 from huggingface_hub.utils import disable_progress_bars
 
-from dstools.hub.client import ERRORS, Hub, Pauses
+from dstools.hub.client import AGAIN, ERRORS, Hub, Pauses
 from dstools.hub.remote import Blob, read_tree
 from dstools.options import progress_line
+from dstools_converters.errors import DstoolsError, printable
 
 COMMIT_FILES = 100  # the Hub's advice; docs/hub/storage-limits
 IO = Path("/proc/self/io")
@@ -31,11 +33,23 @@ class Addition(NamedTuple):
     blob: Blob
 
     def operation(self, name: str) -> CommitOperationAdd:
-        """Return the client's record of it, with the hash that is already known."""
+        """Return the client's record of it.
+
+        Over LFS with the hash that is known, which the Hub holds the content to. Xet takes a hash
+        on trust, so there the client makes one of what it reads, and `require_same` compares.
+        """
         operation = CommitOperationAdd(name, self.content)
-        assert self.blob.sha256
-        operation.upload_info.sha256 = bytes.fromhex(self.blob.sha256)
+        if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
+            operation.upload_info.sha256 = bytes.fromhex(self.blob.sha256 or "")
         return operation
+
+    def require_same(self, operation: CommitOperationAdd) -> None:
+        """Raise DstoolsError unless what was uploaded is what was checked before."""
+        if operation.upload_info.sha256.hex() != self.blob.sha256:
+            raise DstoolsError(
+                f"{printable(operation.path_in_repo)}: changed while it was uploaded",
+                f"let nothing write into the folder; {AGAIN}",
+            )
 
 
 def upload(
@@ -73,6 +87,8 @@ def upload(
                     free_memory=False,
                     gitignore_content="",  # otherwise that of the repository makes it skip files
                 )
+        for operation in operations:
+            chosen[operation.path_in_repo].require_same(operation)
         deleted = list(deletions) if number == len(batches) - 1 else []
         numbered = f"{message} ({number + 1} of {len(batches)})" if batches[1:] else message
         _commit(hub, operations, chosen, deleted, revision, numbered, parent)

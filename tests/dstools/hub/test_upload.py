@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from hashlib import sha1, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from dstools.hub import upload as module
 from dstools.hub.client import Hub
-from dstools.hub.remote import Blob
+from dstools.hub.remote import blob_of
 from dstools.hub.upload import Addition, upload
 from dstools_converters.errors import DstoolsError
 
@@ -22,9 +21,9 @@ Connect = Callable[..., Hub]
 
 
 def addition(content: Path | bytes) -> Addition:
-    raw = content if isinstance(content, bytes) else content.read_bytes()
-    git = sha1(b"blob %d\0" % len(raw) + raw).hexdigest()
-    return Addition(content, Blob(len(raw), sha256(raw).hexdigest(), git))
+    return Addition(
+        content, blob_of(content if isinstance(content, bytes) else content.read_bytes())
+    )
 
 
 @pytest.fixture
@@ -88,6 +87,22 @@ def test_files_are_deleted_in_the_last_commit(
     assert set(hub.head(REPO)[1]) == {".gitattributes", "kept", "new.bin"}
     send({}, deletions=("kept",))
     assert set(hub.head(REPO)[1]) == {".gitattributes", "new.bin"}
+
+
+def test_a_file_that_changes_after_it_was_checked_is_not_committed(
+    hub: "FakeHub", connect: Connect, clock: Any, model: Path, leg: str
+) -> None:
+    connected = connect()
+    connected.api.create_repo(REPO)
+    path = model / "model.safetensors"
+    checked = addition(path)
+    path.write_bytes(b"y" + path.read_bytes()[1:])
+    options: Any = {"revision": "main", "message": "x", "parent": None}
+    options["progress"] = lambda nbytes: None
+    with pytest.raises(DstoolsError, match=r"model\.safetensors") as error:
+        upload(connected, {path.name: checked}, (), **options)
+    assert ("changed while" in str(error.value)) == (leg == "xet")  # LFS: the Hub refuses it
+    assert commits(hub) == 0
 
 
 def test_a_gitignore_of_the_repository_makes_nothing_be_skipped(
