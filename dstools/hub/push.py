@@ -5,6 +5,7 @@ request that is merged once it holds exactly what it should, or, where there can
 commit.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Published:
     files: int
     bytes: int
     removed: list[str]
+    seconds_verify: float  # of checking and hashing the folder
     verified: list[str]  # what was checked of the folder before
     not_checked: list[str]
 
@@ -46,8 +48,10 @@ def publish(hub: Hub, plan: Plan, workers: int) -> Published:
     it should be; its branch is as before then.
     """
     target = plan.target
+    start = time.monotonic()
     with progress_bar(bytes_read(plan.folder, plan.selection), "verify") as count:
         checked = verified(plan.folder, plan.selection, workers, count)
+    seconds = time.monotonic() - start
     for finding in checked.report.findings:
         if finding.level == "warning":
             warn(finding)
@@ -71,6 +75,7 @@ def publish(hub: Hub, plan: Plan, workers: int) -> Published:
         files=len(additions),
         bytes=sum(addition.blob.size for addition in additions.values()),
         removed=removed,
+        seconds_verify=round(seconds, 3),
         verified=checked.report.checked,
         not_checked=checked.report.not_checked,
     )
