@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from dstools.cli import main
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 # kind, format, scales; `tiny` is ragged in every role, and so is the sample model's latent
 PAIRS = [
     ("tiny", "native", "float32"), ("tiny", "native", "ue8m0"),
@@ -31,7 +31,7 @@ def converted(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A folder with N-fp8.gguf and N-bf16.gguf of the N-th pair, made by one process."""
-    if not load_script("to_gguf").is_installed():
+    if not load_script("engines.to_gguf").is_installed():
         pytest.skip("needs llama.cpp's converter, which `make test` installs into .venv")
     out = tmp_path_factory.mktemp("gguf")
     arguments: list[Path] = []
@@ -44,7 +44,7 @@ def converted(
         ):
             assert CliRunner().invoke(main, command).exit_code == 0
         arguments += [fp8, out / f"{fp8.name}.gguf", bf16, out / f"{bf16.name}.gguf"]
-    done = run_script("to_gguf", *arguments)
+    done = run_script("engines/to_gguf", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
