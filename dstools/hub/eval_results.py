@@ -56,7 +56,7 @@ def _check_entry(entry: Any) -> Iterator[Fault]:
     value = entry.get("value")
     if isinstance(value, bool) or not isinstance(value, int | float):
         yield "value", f"{short(value)} is not a number", "write the measured number, unquoted"
-    elif not isfinite(value):
+    elif isinstance(value, float) and not isfinite(value):
         yield "value", f"{value} is not finite", "leave out what has no score"
     yield from _check_texts(entry, "", ("verifyToken", "notes", "evaluation_framework"))
     if "date" in entry:

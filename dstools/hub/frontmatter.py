@@ -199,7 +199,8 @@ def _check_text(key: str, value: Any) -> Iterator[Finding]:
         hint = f'put the word in quotes, such as "{"yes" if value else "no"}"'
         yield _fault(key, f"YAML reads it as {str(value).lower()}, not as text", hint)
     else:
-        yield _fault(key, f"{value} is not text", f'put it in quotes: "{value}"')
+        shown = printable(str(value))
+        yield _fault(key, f"{shown} is not text", f'put it in quotes: "{shown}"')
 
 
 def _check_numbers(key: str, value: Any) -> Iterator[Finding]:

@@ -240,7 +240,7 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-8625499e20b7",
+    "card-b974fb9aa4d5",
     "decontaminate-8b8a8729f71b",
     "eval-513f56425c49",
     "generate-a6e588b39c85",
