@@ -122,7 +122,7 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises DstoolsError by file and key for what is not known, naming the nearest that is.
     """
-    table = toml_table(path, "a recipe is TOML; see README, Quantize a checkpoint")
+    table = toml_table(path, "a recipe is TOML; see docs/quantization.md")
     file = Reader(str(path)).read(_File, table)
     rules = (_read_rule(rule, f"{path.name}, rule {n}") for n, rule in enumerate(file.rule, 1))
     return Recipe(tuple(rules), file.format, file.scale_fmt)
