@@ -56,8 +56,21 @@ class Command(click.Command):
 
 
 def option(*decls: str, section: str = "Options", **attrs: Any) -> Callable[[Any], Any]:
-    """Declare an option in a section."""
+    """Declare an option in a section; without a type, shells complete files."""
+    if "type" not in attrs:
+        attrs["shell_complete"] = _files
     return click.option(*decls, cls=Option, section=section, **attrs)
+
+
+def path_argument(*decls: str, **attrs: Any) -> Callable[[Any], Any]:
+    """Declare an argument that may be a file or folder, which shells complete."""
+    return click.argument(*decls, shell_complete=_files, **attrs)
+
+
+def _files(_: click.Context, __: click.Parameter, incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 def gather(name: str, record: type[Any], *declared: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -76,10 +89,10 @@ def gather(name: str, record: type[Any], *declared: Callable[[Any], Any]) -> Cal
     return decorate
 
 
-source_argument = click.argument(
+source_argument = path_argument(
     "source", metavar="SOURCE", help="A checkpoint folder, or org/name[@revision] in the Hub cache."
 )
-out_argument = click.argument("out", metavar="OUT", help="The folder to create; it must not exist.")
+out_argument = path_argument("out", metavar="OUT", help="The folder to create; it must not exist.")
 json_option = option(
     "--json", "as_json", section="Output", is_flag=True, help="Print the result as one JSON object."
 )

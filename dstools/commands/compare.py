@@ -9,6 +9,7 @@ from dstools.options import (
     Command,
     json_option,
     option,
+    path_argument,
     progress_bar,
     show,
     workers_option,
@@ -24,8 +25,8 @@ dstools compare ./DeepSeek-V3-bf16 ./DeepSeek-V3-fp8 --max-error 0.03"""
 
 
 @click.command(cls=Command, epilog=EXAMPLES, short_help="Show the relative errors of B against A.")
-@click.argument("a", help="The reference: a folder, or org/name[@revision] in the Hub cache.")
-@click.argument("b", help="The checkpoint to compare, named the same way.")
+@path_argument("a", help="The reference: a folder, or org/name[@revision] in the Hub cache.")
+@path_argument("b", help="The checkpoint to compare, named the same way.")
 @option(
     "--max-error",
     section="Checks",

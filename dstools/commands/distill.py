@@ -20,6 +20,7 @@ from dstools.options import (
     hint_command,
     json_option,
     option,
+    path_argument,
     show,
     terminal,
 )
@@ -35,7 +36,7 @@ Examples:
   dstools distill init --preset toy-cpu > toy.toml
   dstools distill run toy.toml"""
 
-recipe_argument = click.argument("recipe", metavar="RECIPE", help="A TOML file; see `init`.")
+recipe_argument = path_argument("recipe", metavar="RECIPE", help="A TOML file; see `init`.")
 out_option = option(
     "--out", metavar="DIR", section="Output", help="Work there; default: RECIPE without .toml."
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dstools.options import FELL_SHORT, Command, json_option, option, show
+from dstools.options import FELL_SHORT, Command, json_option, option, path_argument, show
 
 
 @click.command(
@@ -13,8 +13,8 @@ from dstools.options import FELL_SHORT, Command, json_option, option, show
     epilog="dstools distill index benchmarks.ngrams aime24.jsonl math500.jsonl\n"
     "dstools distill index benchmarks.ngrams gpqa.parquet --json",
 )
-@click.argument("out", metavar="OUT", help="The index to write; it must not exist.")
-@click.argument(
+@path_argument("out", metavar="OUT", help="The index to write; it must not exist.")
+@path_argument(
     "files", metavar="FILE...", nargs=-1, required=True, help="Your copies of benchmarks."
 )
 @json_option
@@ -36,7 +36,7 @@ def index(out: str, files: tuple[str, ...], as_json: bool) -> None:
     epilog="dstools distill doctor ./Qwen2.5-7B\n"
     "dstools distill doctor ./Qwen2.5-7B --config trl.yaml --sample traces.jsonl",
 )
-@click.argument("tokenizer", metavar="TOKENIZER", help="A folder with a tokenizer, or org/name.")
+@path_argument("tokenizer", metavar="TOKENIZER", help="A folder with a tokenizer, or org/name.")
 @option(
     "--config",
     metavar="FILE",

@@ -12,6 +12,7 @@ from dstools.options import (
     hint_command,
     json_option,
     option,
+    path_argument,
     progress_bar,
     show,
     terminal,
@@ -49,7 +50,7 @@ _ACTIVATIONS = {
     epilog=EXAMPLES,
     short_help="Measure perplexity, and KL against the source.",
 )
-@click.argument("model", metavar="MODEL", help="A folder, or org/name[@revision] in the Hub cache.")
+@path_argument("model", metavar="MODEL", help="A folder, or org/name[@revision] in the Hub cache.")
 @option(
     "--data",
     section="Evaluation",

@@ -13,6 +13,7 @@ from dstools.options import (
     json_option,
     one_line,
     option,
+    path_argument,
     show,
     terminal,
     warn,
@@ -52,7 +53,7 @@ class Planned:
 @click.command(
     cls=Command, epilog=EXAMPLES, short_help="Publish a model folder on the Hub, whole or not."
 )
-@click.argument("folder", metavar="DIR", help="The folder of a model, or of a student's stage.")
+@path_argument("folder", metavar="DIR", help="The folder of a model, or of a student's stage.")
 @click.argument("repo", metavar="ORG/NAME", help="The repository on the Hub; created if missing.")
 @option(
     "--private/--public",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from dstools.options import Command, json_option, show
+from dstools.options import Command, json_option, path_argument, show
 
 EXAMPLES = """\
 dstools report ./DeepSeek-V3-fp8
@@ -25,7 +25,7 @@ class Written:
 @click.command(
     cls=Command, epilog=EXAMPLES, short_help="Write plots and tables about a quantized folder."
 )
-@click.argument("out", metavar="OUT", help="The folder of a quantized checkpoint.")
+@path_argument("out", metavar="OUT", help="The folder of a quantized checkpoint.")
 @json_option
 def report(out: str, as_json: bool) -> None:
     """Write OUT/report.html, a page of plots and tables, and OUT/report.md for a model card.

@@ -12,6 +12,7 @@ from dstools.options import (
     json_option,
     one_line,
     option,
+    path_argument,
     progress_bar,
     show,
     workers_option,
@@ -31,7 +32,7 @@ SHOWN_ALIKE = 5  # of one code
 @click.command(
     cls=Command, epilog=EXAMPLES, short_help="Check files, names, shapes, scales and values."
 )
-@click.argument("folder", help="A checkpoint folder, or org/name[@revision] in the Hub cache.")
+@path_argument("folder", help="A checkpoint folder, or org/name[@revision] in the Hub cache.")
 @option("--source", section="Checks", help="Compare every element with this source checkpoint.")
 @option(
     "--engine",

@@ -1,12 +1,20 @@
 """The card of a student is found beside its stage."""
 
 import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from dstools.hub.student import card_of
+
+if TYPE_CHECKING:
+    from fakehub import FakeHub
 
 
 @pytest.fixture
@@ -55,3 +63,31 @@ def test_without_a_card_and_beside_damaged_ones_there_is_none(stage: Path) -> No
     (stage.parent / "card-x").mkdir()
     (add_card(stage, "card-y", {}) / "manifest.json").write_text("{")
     assert card_of(stage) == {}
+
+
+def test_a_student_is_published_with_its_card_and_loaded_by_name(
+    checkpoint: Callable[..., Path], stage: Path, push: Callable[..., Any], hub: "FakeHub"
+) -> None:
+    for path in checkpoint("tiny-qwen2").iterdir():
+        shutil.copy(path, stage / path.name)
+    (stage / "timing.json").write_text("{}")
+    outputs = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path.read_bytes()).hexdigest()}
+        for path in stage.iterdir()
+        if path.name not in ("manifest.json", "timing.json")
+    }
+    (stage / "manifest.json").write_text(json.dumps({"stage": "sft", "outputs": outputs}))
+    card = add_card(stage, "card-1", {"sft": digest(stage)})
+    (card / "README.md").write_text("---\nlicense: mit\nbase_model: a/b\n---\n# Student\n")
+    (card / "DATA.md").write_text("# Data\n")
+    (card / "loss.svg").write_text("<svg/>")
+    run = push(stage, "alice/student", "--yes")
+    assert run.code == 0, run.stderr
+    published = set(hub.head("alice/student")[1]) - {".gitattributes"}
+    assert published == {*outputs, "README.md", "DATA.md", "loss.svg", "SHA256SUMS"}
+    assert b"# Student" in hub.content("alice/student", "README.md")
+    code = "import sys, transformers as t; m = t.AutoModelForCausalLM.from_pretrained(sys.argv[1]);"
+    code += "print(type(m).__name__, len(t.AutoTokenizer.from_pretrained(sys.argv[1])))"
+    command = [sys.executable, "-c", code, "alice/student"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Qwen2ForCausalLM")
