@@ -6,7 +6,6 @@ Source: huggingface_hub 2.4, hf_api.py and _commit_api.py.
 """
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from huggingface_hub import HfApi, ModelInfo, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 
+from dstools.machine import hub
 from dstools.options import progress_line
 from dstools_converters.errors import DstoolsError
 
@@ -88,7 +88,7 @@ class Hub:
         name, namespace = str(answer["name"]), self.repo.split("/")[0]
         token = answer.get("auth", {}).get("accessToken", {})
         if token.get("role") == "read":
-            message = f"the token from {token_from()} of {name} may only read"
+            message = f"the token from {_login()} of {name} may only read"
             raise DstoolsError(message, LOGIN_HINT)
         orgs = {org.get("name") for org in answer.get("orgs", ())}
         if namespace != name and namespace not in orgs:
@@ -97,7 +97,7 @@ class Hub:
                 f"push to {name}/{self.repo.split('/')[1]}, or log in with another account",
             )
         pays = answer.get("isPro") if namespace == name else None
-        return Account(name, token_from(), self.api.endpoint, pays)
+        return Account(name, _login(), hub().endpoint, pays)
 
     def repository(self) -> ModelInfo | None:
         """Return what the Hub knows of the repository, None where there is none."""
@@ -237,7 +237,7 @@ def _of_status(error: HfHubHTTPError, doing: str) -> Fault:
         hint = "check the name, and that the token may see the repository"
         return Fault(said, hint, passes=False)
     if status == HTTPStatus.UNAUTHORIZED:
-        return Fault(f"{said} (the token from {token_from()})", LOGIN_HINT, passes=False)
+        return Fault(f"{said} (the token from {_login()})", LOGIN_HINT, passes=False)
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return Fault(said, "store the weights in smaller or fewer files", passes=False)
     return Fault(said, _HINTS.get(status, AGAIN), passes=False)
@@ -260,8 +260,6 @@ def _retry_after(headers: Any) -> float | None:
     return float(value) if re.fullmatch(r"\d+", value) else None
 
 
-def token_from() -> str:
-    """Return where the token comes from, in the order of `huggingface_hub.get_token`."""
-    if any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")):
-        return "HF_TOKEN"
-    return "hf auth login"
+def _login() -> str:
+    """Return where the token comes from."""
+    return hub().login or "the client"

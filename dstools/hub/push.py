@@ -68,7 +68,7 @@ def publish(hub: Hub, plan: Plan, workers: int) -> Published:
             commit = _change(hub, plan, _Change(main, commit, wanted, additions), count)
     return Published(
         repo=target.repo,
-        url=f"{hub.api.endpoint}/{target.repo}",
+        url=f"{plan.account.host}/{target.repo}",
         revision=target.revision,
         commit=commit,
         state=state,
@@ -175,9 +175,21 @@ def _prepare(hub: Hub, plan: Plan) -> tuple[Tree, str]:
         )
     commit = hub.head(target.revision)
     assert commit
-    if branch.files is not None and not branch.is_new:
+    files = read_tree(hub, commit)
+    if branch.files is None:
+        _require_new(hub, files, branch.private)
+    elif not branch.is_new:
         _require_unmoved(hub, target.revision, _Change(branch.files, branch.commit, {}, {}))
-    return read_tree(hub, commit), commit
+    return files, commit
+
+
+def _require_new(hub: Hub, files: Tree, private: bool) -> None:
+    """Raise DstoolsError unless a repository is the empty one that was just created."""
+    info = hub.repository()
+    if info is None or bool(info.private) is not private or set(files) - {".gitattributes"}:
+        raise DstoolsError(
+            f"{hub.repo}: somebody else created it meanwhile", "run the same command again"
+        )
 
 
 def _additions(plan: Plan, blobs: dict[str, Blob]) -> dict[str, Addition]:
@@ -187,7 +199,7 @@ def _additions(plan: Plan, blobs: dict[str, Blob]) -> dict[str, Addition]:
     """
     selection = plan.selection
     for name, digest in selection.sums.items():
-        if blobs[name].sha256 != digest:
+        if name != README and blobs[name].sha256 != digest:  # people edit a card
             raise DstoolsError(
                 f"{printable(name)}: is not the file that {selection.listed_by} lists",
                 "restore it, or make the folder again; push nothing that you cannot explain",

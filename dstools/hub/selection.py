@@ -164,6 +164,10 @@ def _faults(
             yield refusal("code", name, message, hint)
         elif name in files:
             yield from _of_file(folder, name, path)
+        elif listed_by == SUMS and _is_known(name):
+            message = f"belongs to a model, and {SUMS} does not list it"
+            hint = f"remove it, or delete {SUMS} if it is of other files: push writes it anew"
+            yield refusal("unlisted", name, message, hint)
         elif path.is_symlink() and path.is_dir():
             hint = "put the folder itself there, or remove the link"
             yield refusal("link", name, "is a link to a folder", hint)

@@ -111,6 +111,7 @@ def connect(hub: "FakeHub", leg: str, monkeypatch: pytest.MonkeyPatch) -> Callab
     """connect(token="hf_good"): a connection; the client's module read the environment before."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", leg == "lfs")
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(client, "HfApi", partial(HfApi, endpoint=hub.url))
 
     def connect(token: str = "hf_good", repo: str = REPO) -> Hub:

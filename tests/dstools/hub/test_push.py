@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dstools.hub.client import Hub
+from dstools.hub.plan import Target, plan
+from dstools.hub.push import publish
+from dstools_converters.errors import DstoolsError
 from dstools_converters.sidefiles.sums import SUMS, format_sums, read_sums
 
 if TYPE_CHECKING:
@@ -130,6 +134,34 @@ def test_a_file_that_is_not_as_listed_stops_the_push_before_anything_is_made(
     assert run.code == 1
     assert f"error: generation_config.json: is not the file that {SUMS} lists" in run.stderr
     assert not hub.repos
+
+
+@one_leg
+def test_a_card_that_was_edited_since_is_published(
+    push: Push, folder: Path, hub: "FakeHub"
+) -> None:
+    relist(folder)
+    digests = (read_sums(folder) or {}) | {"README.md": "0" * 64}
+    (folder / SUMS).write_bytes(format_sums(digests))
+    card = "---\nlicense: mit\nbase_model: deepseek-ai/DeepSeek-V3\n---\n# Mine\n"
+    (folder / "README.md").write_text(card)
+    run = push(folder, REPO, *BASE)
+    assert run.code == 0, run.stderr
+    assert b"# Mine" in hub.content(REPO, "README.md")
+
+
+@one_leg
+def test_a_repository_that_somebody_creates_meanwhile_is_left_alone(
+    folder: Path, hub: "FakeHub", connect: Callable[..., Hub]
+) -> None:
+    connected = connect()
+    planned = plan(connected, folder, Target(REPO, base="none"))
+    assert planned.branch.is_new_repository
+    hub.repos[REPO] = {"type": "model", "private": False, "refs": {}, "prs": {}}
+    hub.commit(REPO, "main", {}, "by somebody", None)
+    with pytest.raises(DstoolsError, match="somebody else created it meanwhile"):
+        publish(connected, planned, workers=1)
+    assert set(hub.head(REPO)[1]) == set()
 
 
 @one_leg

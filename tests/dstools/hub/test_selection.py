@@ -61,13 +61,25 @@ def test_with_sums_what_they_list_is_published_and_what_was_added_since(tmp_path
     listed = ["config.json", "notes.txt", "modeling_x.py", "sub/a.bin"]
     with_sums(tmp_path, *listed)
     added = ["README.md", "eval.json", "report.html", "LICENSE", "plots/a.png"]
-    fill(tmp_path, *added, "tokenizer.json", "n1.txt")
+    fill(tmp_path, *added, "n1.txt")
     chosen = select(tmp_path)
     assert sorted(chosen.files) == sorted([*listed, *added])
     assert chosen.listed_by == SUMS
     assert chosen.sums.keys() == set(listed)
-    assert chosen.left_out == ["n1.txt", "tokenizer.json"]
+    assert chosen.left_out == ["n1.txt"]
     assert not chosen.faults
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model.safetensors.index.json", "b.safetensors"]
+)
+def test_a_file_of_the_model_that_sums_do_not_list_stops_the_push(
+    name: str, tmp_path: Path
+) -> None:
+    """As sums of the weights alone, which would publish a model that nobody can load."""
+    with_sums(tmp_path, "a.safetensors")
+    fill(tmp_path, name)
+    assert faults(select(tmp_path)) == {name: "unlisted"}
 
 
 def test_of_a_stage_its_outputs_are_published(tmp_path: Path) -> None:
