@@ -112,6 +112,8 @@ def connect(hub: "FakeHub", leg: str, monkeypatch: pytest.MonkeyPatch) -> Callab
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", leg == "lfs")
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(client, "HfApi", partial(HfApi, endpoint=hub.url))
 
     def connect(token: str = "hf_good", repo: str = REPO) -> Hub:
