@@ -50,6 +50,7 @@ EXIT_CODES = {"distill doctor": 3}  # max_length = 1024 cuts the doctor's long t
 # commands of the pages that cannot run here, and why
 NOT_RUN = {
     "hf auth login": "asks for a token; here HF_TOKEN has one",
+    "vllm serve": "needs vLLM and GPUs; scripts/engine_check.py runs it on a CPU by hand",
     "ms-hub": "is not installed, and ModelScope has no twin on this machine",
 }
 SHELL = "\n".join(
