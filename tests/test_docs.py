@@ -70,7 +70,7 @@ class Step(NamedTuple):
 def pages() -> list[Path]:
     """Return every page that tells people what to do."""
     docs = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in RECORDS]
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *docs]
+    return [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *docs]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
