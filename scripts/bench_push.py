@@ -76,6 +76,7 @@ def compare(folder: Path, place: Path, is_lfs: bool, runs: int) -> dict[str, Any
     verify = []
     for number in range(runs):
         for name in sorted(upload, reverse=bool(number % 2)):
+            os.sync()  # what earlier runs wrote
             warm(folder)
             command = ours if name == "dstools" else theirs
             run = send(command, place / f"hub-{name}", is_lfs)
