@@ -4,7 +4,8 @@
     FOLDER/curve.jsonl                  {"step", "tokens", "loss", "learning_rate", "grad_norm"}
 
 WHOLE is written last, after the rest is on the disk; a checkpoint without it is removed. A resumed
-run cuts the curve back to its checkpoint, so that the result is that of an uninterrupted run.
+run cuts the curve back to its checkpoint, and draws the order of its epoch as an uninterrupted run
+does, so that the result is the same.
 """
 
 import json
@@ -19,7 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.utils import RepeatSampler
 
 from dstools_converters.files import append_record, recover_log, sync, write_synced
 from dstools_distill.recipe.settings import Training
@@ -67,9 +70,10 @@ class Keeper(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any
     ) -> None:
-        """Set the interval of checkpoints, and start the average and the progress bar."""
+        """Set the interval of checkpoints and the order of rows; start average and progress bar."""
         every = self.settings.save_steps or max(1, state.max_steps // 10)
         self.every = ceil(every / self.settings.log_steps) * self.settings.log_steps
+        _pass_epochs(context["train_dataloader"], int(state.epoch or 0))
         if self.is_first:
             if self.ema and not self.ema.values:
                 self.ema.start(context["model"])
@@ -158,6 +162,20 @@ class Average:
 def whole_checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints, the oldest first."""
     return sorted((mark.parent for mark in folder.glob(f"{CHECKPOINTS}/*/{WHOLE}")), key=_step)
+
+
+def _pass_epochs(loader: "DataLoader[Any]", epochs: int) -> None:
+    """Draw the orders of epochs that were trained before the checkpoint.
+
+    TRL's sampler, of kd and grpo, draws the order of each epoch from one generator. It starts anew
+    in a resumed run, which would see the rows of the first epoch again.
+    """
+    batches: Any = loader.batch_sampler
+    while hasattr(batches, "batch_sampler"):  # divided among processes
+        batches = batches.batch_sampler
+    if isinstance(batches.sampler, RepeatSampler):
+        for _ in range(epochs):
+            next(iter(batches.sampler))
 
 
 def _step(checkpoint: Path) -> int:

@@ -8,11 +8,16 @@ the std with n - 1. A group whose rewards are all equal teaches nothing and is c
 """
 
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -24,6 +29,7 @@ from dstools_distill.judge.verify import Judge
 from dstools_distill.recipe.settings import Grpo
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
+from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.tokens.templates import end_token_id, load_tokenizer, prompt_text
 from dstools_distill.training.rewards import FLAT, rewards
@@ -66,6 +72,8 @@ def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
             peft_config=lora(settings),
             optimizers=optimizers(settings, student),
         )
+        if config.sync_ref_model:
+            trainer.add_callback(Reference(trainer.ref_model, settings.replace_reference_steps))
         report = run(trainer, settings, work, tokens, CURVE)
     return {
         "in": len(clean) + contaminated,
@@ -104,6 +112,43 @@ def _config(settings: Grpo, work: Work, tokenizer: Any) -> GRPOConfig:
         ref_model_sync_steps=settings.replace_reference_steps or 1,
         shuffle_dataset=True,
     )
+
+
+class Reference(TrainerCallback):
+    """Callback that keeps a replaced reference in checkpoints: TRL resumes with the first one.
+
+    Each process keeps the part of the weights that it holds.
+    """
+
+    def __init__(self, model: nn.Module, replace_steps: int) -> None:
+        self.model, self.replace_steps = model, replace_steps
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Add the reference to a checkpoint."""
+        if state.global_step >= self.replace_steps:
+            parts = {name: part.contiguous() for name, part in self._parts()}
+            save_file(parts, _reference(args, state))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Take the reference out of the checkpoint that a run resumes from."""
+        if state.global_step >= self.replace_steps:
+            kept = load_file(_reference(args, state))
+            for name, part in self._parts():
+                part.copy_(kept[name])
+
+    def _parts(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.model.named_parameters():
+            local = value.to_local() if isinstance(value, DTensor) else value
+            yield name, getattr(local, "ds_tensor", local).detach()  # ZeRO-3
+
+
+def _reference(args: TrainingArguments, state: TrainerState) -> Path:
+    checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+    return checkpoint / f"reference-{rank()}.safetensors"
 
 
 def dataset(prompts: list[Record], source: Path, tokenizer: Any) -> tuple[Dataset, int]:

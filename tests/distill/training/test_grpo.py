@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 from dstools_distill.training import grpo as module
 from dstools_distill.training.grpo import groups, grpo
-from dstools_distill.training.rewards import Rewards
+from dstools_distill.training.rewards import Rewards, logging_flat_groups
 
 TEACHER = Path(__file__).parents[2] / "data" / "sample-v3"
 SMALL = {
@@ -114,6 +115,27 @@ def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
         assert {"reward", "reward_std", "kl", "clip_ratio/region_mean"} <= line.keys()
         assert (line["reward"], line["groups_without_spread"]) == (0.0, 1.0)
     assert json.loads((out.folder / "generation_config.json").read_text())["eos_token_id"] == [1]
+
+
+@pytest.mark.slow
+def test_a_run_resumed_after_its_reference_was_replaced_ends_in_the_same_bytes(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: Callable[..., int]
+) -> None:
+    """Three prompts, two a step, so that each step is an epoch; the reference is of step 2 or 4."""
+
+    def spread(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        return [float(sum(ids) % 5) for ids in completion_ids]
+
+    paid = Rewards(logging_flat_groups([spread], 4), [1.0])
+    monkeypatch.setattr(module, "rewards", lambda *_: paid)
+    changes = {"max_steps": 6, "save_steps": 1, "beta": 1.0, "replace_reference_steps": 2}
+    settings = Grpo(**SMALL | changes)  # type: ignore[arg-type]
+    read = inputs(ask(tmp_path / "asked", ["1"] * 3), policy)
+    assert resumed(lambda folder: grpo(settings, read, work(folder))) == 5
+    curve = list(records.read(tmp_path / "straight" / "curve.jsonl"))
+    assert all(line["kl"] > 0 for line in curve if line["step"] in (2, 4, 6))
+    assert [line["kl"] for line in curve if line["step"] in (1, 3, 5)] == [0.0] * 3
+    assert any(line["reward_std"] for line in curve)
 
 
 def test_flat_groups_are_summed_over_steps_that_were_logged_together(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tests of distilling logits: which teachers are accepted, and that the student gets nearer."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,26 @@ def test_a_teacher_in_fp8_teaches_a_student_of_any_precision(
     assert report["steps"] == 1
     (line,) = records.read(tmp_path / "out" / "curve.jsonl")
     assert line["loss"] > 0
+
+
+@pytest.mark.slow
+def test_a_run_resumed_in_later_epochs_asks_the_prompts_that_a_straight_run_asks(
+    resumed: Callable[..., int], tmp_path: Path
+) -> None:
+    """Five prompts, two a step: an epoch has two steps, and draws its own order."""
+    (tmp_path / "prompts").mkdir()
+    asked = [[{"role": "user", "content": f"{n} + {n + 1} ="}] for n in range(5)]
+    rows = [{"messages": messages, "gold": None} for messages in asked]
+    records.write(tmp_path / "prompts" / "records.jsonl", rows)
+    for name, seed in (("student", 1), ("teacher", 2)):
+        tiny(320, seed).save_pretrained(tmp_path / name)
+        tokenizer().save_pretrained(tmp_path / name)
+    read = inputs(tmp_path / "prompts", tmp_path / "student", tmp_path / "teacher")
+    settings = Kd(
+        learning_rate=1e-2, max_steps=6, batch_size=2, micro_batch_size=2, precision="float32",
+        max_completion_tokens=4, log_steps=1, save_steps=1,
+    )  # fmt: skip
+    assert resumed(lambda folder: kd(settings, read, work(folder))) == 5
 
 
 def test_a_folder_without_prompts_is_named(tmp_path: Path) -> None:
