@@ -20,8 +20,10 @@ from dstools.hub.frontmatter import (
     README,
     Card,
     check_card,
+    check_keys,
     is_hub_name,
     is_url,
+    known_key,
     read_card,
     rewrite_card,
     texts,
@@ -71,7 +73,7 @@ def model_card(
     own = None if _is_of_base(local, manifest, is_made_here) else local
     theirs = None if remote in (None, local) or _has_hash(remote, manifest) else remote
     cards = [
-        (raw, read_card(raw, where))
+        (raw, _read_written(raw, where))
         for raw, where in ((theirs, ON_HUB), (own, README))
         if raw is not None and raw.strip()
     ]
@@ -109,7 +111,20 @@ def _is_of_base(readme: bytes | None, manifest: Manifest | None, is_made_here: b
     if not is_made_here:
         return False
     card = read_card(readme)
-    return "base_model" not in card.metadata and not OURS.search(card.body)
+    keys = {known_key(str(key)) for key in card.metadata}
+    return "base_model" not in keys and not OURS.search(card.body)
+
+
+def _read_written(raw: bytes, where: str) -> Card:
+    """Return a card that a person or dstools wrote.
+
+    Raises DstoolsError as `read_card` does, and for a key that is not spelled as on the Hub.
+    """
+    card = read_card(raw, where)
+    for finding in check_keys(card.metadata):
+        key = finding.where.removeprefix(README)
+        raise DstoolsError(f"{where}{key}: {finding.message}", finding.hint)
+    return card
 
 
 def _body(bodies: list[str], subject: Subject) -> str:

@@ -116,13 +116,30 @@ def check_card(metadata: dict[str, Any], files: Collection[str]) -> list[Finding
     files: names of the files that will be in the repository.
     """
     return [
-        *_check_keys(metadata),
+        *check_keys(metadata),
         *_check_types(metadata),
         *_check_licence(metadata, files),
         *_check_base(metadata),
         *_check_words(metadata),
         *_check_model_index(metadata),
     ]
+
+
+def check_keys(metadata: dict[Any, Any]) -> Iterator[Finding]:
+    """Yield an error for each key that is not text, or not spelled as on the Hub."""
+    for key in metadata:
+        if not isinstance(key, str):
+            yield _fault(str(key), f"the key {short(key)} is not text", "put it in quotes")
+        elif (known := known_key(key)) != key:
+            hint = f"remove it: there is {known}" if known in metadata else f"write {known}:"
+            yield _fault(key, "is not the Hub's name of this key", hint)
+
+
+def known_key(key: str) -> str:
+    """Return the Hub's spelling of a key, the key itself where the Hub has none."""
+    known = {name.replace("-", "_"): name for name in KEYS} | MISSPELLED
+    known |= {name.replace("_", ""): name for name in KEYS}
+    return known.get(re.sub(r"[- ]", "_", key.lower()), key)
 
 
 def is_hub_name(name: str) -> bool:
@@ -149,20 +166,6 @@ def texts(value: Any) -> list[str]:
 
 def _fault(key: str, message: str, hint: str) -> Finding:
     return Finding.error("card", f"{README}: {printable(key)}", message, hint)
-
-
-def _check_keys(metadata: dict[Any, Any]) -> Iterator[Finding]:
-    by_plain = {key.replace("-", "_"): key for key in KEYS} | MISSPELLED
-    by_plain |= {key.replace("_", ""): key for key in KEYS}
-    for key in metadata:
-        if not isinstance(key, str):
-            yield _fault(str(key), f"the key {short(key)} is not text", "put it in quotes")
-            continue
-        plain = re.sub(r"[- ]", "_", key.lower())
-        wanted = by_plain.get(plain, key)
-        if wanted != key:
-            hint = f"remove it: there is {wanted}" if wanted in metadata else f"write {wanted}:"
-            yield _fault(key, "is not the Hub's name of this key", hint)
 
 
 def _check_types(metadata: dict[str, Any]) -> Iterator[Finding]:

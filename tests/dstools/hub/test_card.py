@@ -377,7 +377,8 @@ def test_a_new_card_of_distill_replaces_the_old_one_on_the_hub(card: Cards, stud
     [
         ("license: Mit", "license: 'Mit' is not in the Hub's list", "write license: mit"),
         ("license: mit\ntags: [on]", "tags[0]: YAML reads it as true", "quotes"),
-        ("license: mit\nTags: x", "Tags: is not the Hub's name", "remove it: there is tags"),
+        ("license: mit\ntags: [x]\nTags: x", "Tags: is not the Hub's name", "there is tags"),
+        ("license: mit\nTags: x", "Tags: is not the Hub's name", "write tags:"),
         ("license: other", "license_name: is missing, with license: other (and 1 more)", "write"),
         ("license: mit\nlicense: mit", "line 4: license is given twice", "correct"),
         ("license: mit\nlanguage: {a: b}", "language: is a table, not text", "language: a"),
@@ -404,6 +405,23 @@ def test_a_misspelled_key_of_the_licence_is_named_before_it_is_missed(
     with pytest.raises(DstoolsError, match=r"README\.md: License: is not the Hub's name") as error:
         card(bare, None, local=PERSON.replace("license", "License").encode())
     assert error.value.hint == "write license:"
+
+
+@pytest.mark.parametrize("key", ["Base_Model", "base-model", "basemodel", "base_models"])
+def test_a_misspelled_base_is_named_and_its_card_not_taken_for_that_of_the_base(
+    card: Cards, bare: Path, key: str
+) -> None:
+    text = PERSON.replace("base_model", key).encode()
+    for base in (None, "org/base", "none"):
+        for given, where in (
+            ({"local": text}, "README.md"),
+            ({"remote": text}, "README.md of the repository"),
+        ):
+            with pytest.raises(DstoolsError) as error:
+                card(bare, base, **given)
+            assert str(error.value) == f"{where}: {key}: is not the Hub's name of this key"
+            assert error.value.hint == "write base_model:"
+    assert "My notes." in card(bare, None, local=text.replace(key.encode(), b"base_model"))
 
 
 def test_a_licence_of_other_is_linked_to_the_file_that_is_there(card: Cards, bare: Path) -> None:
