@@ -39,7 +39,8 @@ from dstools_converters.sidefiles.manifest import Manifest, load_manifest
 
 NO_BASE = "none"
 ON_HUB = f"{README} of the repository"
-OURS = re.compile(f"{re.escape(BEGIN)}(?:(?!{re.escape(BEGIN)}).)*?{re.escape(END)}", re.DOTALL)
+OURS = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+MARKER = re.compile(f"{re.escape(BEGIN)}|{re.escape(END)}")
 INHERITED = ("language", "pipeline_tag", "library_name")  # of the base, where they are right
 LICENCE_HINT = (
     f"put license: mit, or what it is, between two lines of --- at the top of the folder's {README}"
@@ -64,7 +65,8 @@ def model_card(
     files: names of the files that will be in the repository. repo: its own name, "org/name".
 
     Raises DstoolsError where the base of a quantized folder or the licence is not known, where a
-    README.md cannot be read, and where the front matter breaks the Hub's rules, naming the key.
+    README.md cannot be read or has one marker of a generated part without the other, and where the
+    front matter breaks the Hub's rules, naming the key.
     """
     with open_checkpoint(folder) as checkpoint:
         inventory = take_inventory(checkpoint)
@@ -112,19 +114,37 @@ def _is_of_base(readme: bytes | None, manifest: Manifest | None, is_made_here: b
         return False
     card = read_card(readme)
     keys = {known_key(str(key)) for key in card.metadata}
-    return "base_model" not in keys and not OURS.search(card.body)
+    return "base_model" not in keys and not MARKER.search(card.body)
 
 
 def _read_written(raw: bytes, where: str) -> Card:
     """Return a card that a person or dstools wrote.
 
-    Raises DstoolsError as `read_card` does, and for a key that is not spelled as on the Hub.
+    Raises DstoolsError as `read_card` does, for a key that is not spelled as on the Hub, and for a
+    generated part that does not begin or end: what follows it could be anyone's.
     """
     card = read_card(raw, where)
     for finding in check_keys(card.metadata):
         key = finding.where.removeprefix(README)
         raise DstoolsError(f"{where}{key}: {finding.message}", finding.hint)
+    text = raw.decode()
+    begun: re.Match[str] | None = None
+    for marker in MARKER.finditer(text):
+        if (marker.group() == BEGIN) == (begun is not None):
+            raise _unpaired(begun or marker, where)
+        begun = marker if begun is None else None
+    if begun is not None:
+        raise _unpaired(begun, where)
     return card
+
+
+def _unpaired(marker: re.Match[str], where: str) -> DstoolsError:
+    line = marker.string.count("\n", 0, marker.start()) + 1
+    if marker.group() == BEGIN:
+        message, hint = "begins here does not end", f"write {END} in a line of its own below it"
+    else:
+        message, hint = "ends here does not begin", f"write {BEGIN} in a line of its own above it"
+    return DstoolsError(f"{where}: line {line}: the generated part that {message}", hint)
 
 
 def _body(bodies: list[str], subject: Subject) -> str:

@@ -322,21 +322,41 @@ def test_lines_end_as_in_the_persons_card(card: Cards, bare: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "remains",
+    ("remains", "line", "which"),
     [
-        f"{BEGIN}\nold\n",
-        f"old\n{END}\n",
-        f"{END}\n{BEGIN}\n",
-        f"{BEGIN}\nold\n{BEGIN}\nold\n{END}\n",
+        (f"{BEGIN}\nold\n", 1, "begins here does not end"),
+        (f"old\n{END}\n", 2, "ends here does not begin"),
+        (f"{END}\nmine\n{BEGIN}\nold\n", 1, "ends here does not begin"),
+        (f"{BEGIN}\nold\n{BEGIN}\nold\n{END}\n", 1, "begins here does not end"),
+        (f"{BEGIN}\nold\n{END}\nold\n{END}\n", 5, "ends here does not begin"),
+        (f"{BEGIN}\nold\n{BEGIN}\nold\n{END}\nold\n{END}\n", 1, "begins here does not end"),
     ],
 )
-def test_halves_of_markers_swallow_no_text(card: Cards, bare: Path, remains: str) -> None:
-    local = f"{PERSON}\n{remains}\nAfter.\n".encode()
-    first = card(bare, None, local=local)
-    for text in (first, card(bare, None, remote=first.encode())):
-        assert "My notes." in text
-        assert "After." in text
-        assert text.count("## How to run it") == 1
+def test_one_marker_without_the_other_is_refused_by_its_line(
+    card: Cards, bare: Path, remains: str, line: int, which: str
+) -> None:
+    without_base = PERSON.replace(f"base_model: {BASE}\n", "")
+    for text, key, where in (
+        (PERSON, "local", "README.md"),
+        (PERSON, "remote", "README.md of the repository"),
+        (without_base, "local", "README.md"),
+    ):
+        with pytest.raises(DstoolsError) as error:
+            card(bare, None, **{key: f"{text}{remains}\nAfter.\n".encode()})
+        above = text.count("\n")
+        message = f"{where}: line {above + line}: the generated part that {which}"
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("lost", [BEGIN, END])
+def test_the_marker_that_the_hint_says_makes_the_card_whole(
+    card: Cards, bare: Path, lost: str
+) -> None:
+    first = card(bare, None, local=PERSON.encode()) + "\nBelow.\n"
+    with pytest.raises(DstoolsError) as error:
+        card(bare, None, remote=first.replace(lost, "").encode())
+    assert error.value.hint.partition(" in a line of its own ")[0] == f"write {lost}"
+    assert card(bare, None, remote=first.encode()) == first
 
 
 def test_a_second_generated_part_is_dropped(card: Cards, bare: Path) -> None:
