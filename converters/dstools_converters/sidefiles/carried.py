@@ -26,7 +26,7 @@ from dstools_converters.files import LFS_HINT, is_lfs_pointer, json_object, real
 from dstools_converters.sidefiles.calibration import CALIBRATION
 from dstools_converters.sidefiles.evaluation import EVAL
 from dstools_converters.sidefiles.expert_load import EXPERT_LOAD
-from dstools_converters.sidefiles.hub_cache import blobs_of
+from dstools_converters.sidefiles.hub_cache import blob_of
 from dstools_converters.sidefiles.manifest import MANIFEST
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS
 from dstools_converters.sidefiles.tokenizer import (
@@ -254,7 +254,7 @@ def require_inside(path: Path, folder: Path) -> None:
     The author of a checkpoint may have pointed it at a file of yours, which a push would publish.
     """
     home, target = real(folder), real(path)
-    is_inside = target.is_relative_to(home) or target.parent == blobs_of(folder)
+    is_inside = target.is_relative_to(home) or blob_of(path, folder) is not None
     if not is_inside or not path.exists():
         problem = "to nothing" if is_inside else "out of the folder"
         raise DstoolsError(

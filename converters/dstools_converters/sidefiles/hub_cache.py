@@ -1,6 +1,8 @@
 """The folders of the Hub's cache: models--ORG--NAME/snapshots/COMMIT, of links into blobs/.
 
-Source: huggingface_hub 2.4, file_download.py (repo_folder_name); a name on the Hub has no "--".
+What came over Xet is a link in blobs/, too, into a store that all repositories share.
+Source: huggingface_hub 2.4, file_download.py (repo_folder_name) and utils/_shared_blobs.py; a name
+on the Hub has no "--".
 """
 
 import re
@@ -11,6 +13,7 @@ from dstools_converters.files import real
 
 REPOSITORY = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+XET_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class Snapshot(NamedTuple):
@@ -29,6 +32,19 @@ def snapshot_of(folder: Path) -> Snapshot | None:
     return Snapshot("/".join(repository.groups()), folder.name)
 
 
-def blobs_of(folder: Path) -> Path:
-    """Return where the links of `folder` lead to if it is a snapshot; it may not exist."""
-    return real(folder).parent.parent / "blobs"
+def blob_of(path: Path, folder: Path) -> Path | None:
+    """Return the entry of blobs/ that a link of a snapshot leads to, None for any other path.
+
+    Its name is the file's hash. It is the file, or a link to it in the shared store.
+    """
+    if not path.is_symlink():
+        return None
+    first = path.parent / path.readlink()
+    blob = real(first.parent) / first.name
+    repository = real(folder).parent.parent
+    if blob.parent != repository / "blobs":
+        return None
+    target = real(blob)
+    shared = repository.parent / "blobs" / target.name[:2]
+    is_shared = target.parent == shared and XET_HASH.fullmatch(target.name)
+    return blob if target == blob or is_shared else None

@@ -8,8 +8,7 @@ Source: huggingface_hub 2.4, _local_folder.py (read_download_metadata) and file_
 import re
 from pathlib import Path
 
-from dstools_converters.files import real
-from dstools_converters.sidefiles.hub_cache import blobs_of
+from dstools_converters.sidefiles.hub_cache import blob_of
 
 METADATA = Path(".cache/huggingface/download")  # of `hf download --local-dir`
 ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
@@ -33,11 +32,8 @@ def hub_hashes(folder: Path) -> dict[str, str]:
         etag = lines[ETAG_LINE].strip().strip('"').lower() if len(lines) > ETAG_LINE else ""
         if ETAG.fullmatch(etag):
             hashes[name] = etag
-    blobs = blobs_of(folder)
-    if blobs.is_dir():
-        for path in sorted(folder.rglob("*")):
-            blob = real(path)
-            is_blob = blob.parent == blobs and blob.is_file()
-            if path.is_symlink() and is_blob and ETAG.fullmatch(blob.name):
-                hashes[str(path.relative_to(folder))] = blob.name
+    for path in sorted(folder.rglob("*")):
+        blob = blob_of(path, folder)
+        if blob is not None and blob.is_file() and ETAG.fullmatch(blob.name):
+            hashes[str(path.relative_to(folder))] = blob.name
     return hashes

@@ -64,6 +64,19 @@ def test_linked_files_of_the_hub_cache_are_copied(tmp_path: Path) -> None:
     assert carried_files(snapshot) == {"tokenizer.json": link}
 
 
+def test_files_of_the_store_that_repositories_share_are_copied(tmp_path: Path) -> None:
+    entry = tmp_path / "blobs" / "ab" / f"ab{'0' * 62}"
+    blob = tmp_path / "models--org--name" / "blobs" / ("5" * 64)
+    snapshot = blob.parent.parent / "snapshots" / "main"
+    for folder in (entry.parent, blob.parent, snapshot):
+        folder.mkdir(parents=True)
+    entry.write_bytes(b"{}")
+    blob.symlink_to(f"../../blobs/ab/{entry.name}")
+    link = snapshot / "tokenizer.json"
+    link.symlink_to(f"../../blobs/{blob.name}")
+    assert carried_files(snapshot) == {"tokenizer.json": link}
+
+
 def test_a_link_out_of_the_folder_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x")
     (tmp_path / "model").mkdir()
