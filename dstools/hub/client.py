@@ -8,16 +8,16 @@ Source: huggingface_hub 2.4, hf_api.py and _commit_api.py.
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from http.client import responses
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, ModelInfo, constants, get_token
+from huggingface_hub import HfApi, ModelInfo, constants, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils import logging as hub_logging
 
 from dstools.machine import hub
@@ -31,6 +31,7 @@ MAX_FAILURES = 5  # answers of 500, which may come each time; 503 says that it w
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 SAID_FROM_SECONDS = 5.0  # shorter pauses are not worth a line
 DEFAULT_HOST = "https://huggingface.co"
+LIBRARY = "dstools"  # as which the Hub knows this client
 AGAIN = "nothing is lost: the same command continues"
 # `"api";r=0;t=55`; source: IETF draft-ietf-httpapi-ratelimit-headers, as the Hub uses it
 RATE_LIMIT = re.compile(r'"(?P<name>[^"]+)"\s*;\s*r=(?P<remaining>\d+)\s*;\s*t=(?P<seconds>\d+)')
@@ -76,7 +77,7 @@ class Hub:
             hub_logging.set_verbosity_error()  # what is tried again is said here, in one line
         self.repo = repo
         self.token = token
-        self.api = HfApi(token=token, library_name="dstools")
+        self.api = HfApi(token=token, library_name=LIBRARY)
 
     def account(self) -> Account:
         """Return who publishes.
@@ -84,7 +85,10 @@ class Hub:
         Raises DstoolsError for a token that may only read, and one of an account that does not
         belong to the organization of the repository.
         """
-        answer = self.call("ask the Hub who you are", self.api.whoami)
+        doing = "ask the Hub who you are"
+        answer = self.call(doing, self.api.whoami)
+        if "name" not in answer:
+            raise _not_a_hub(doing, "no name")
         name, namespace = str(answer["name"]), self.repo.split("/")[0]
         token = answer.get("auth", {}).get("accessToken", {})
         if token.get("role") == "read":
@@ -100,7 +104,10 @@ class Hub:
         return Account(name, _login(), hub().endpoint, pays)
 
     def repository(self) -> ModelInfo | None:
-        """Return what the Hub knows of the repository, None where there is none."""
+        """Return what the Hub knows of the repository, None where there is none.
+
+        Raises DstoolsError for one that was renamed, to whose new name the Hub redirects.
+        """
 
         def look() -> ModelInfo | None:
             try:
@@ -110,7 +117,13 @@ class Hub:
                     return None
                 raise
 
-        return self.call(f"look at {self.repo}", look)
+        doing = f"look at {self.repo}"
+        info = self.call(doing, look)
+        if info is not None and info.id != self.repo:
+            raise DstoolsError(f"{self.repo} is {info.id} now", f"push to {info.id}")
+        if info is not None and info.sha is None:
+            raise _not_a_hub(doing, "no commit")
+        return info
 
     def head(self, revision: str) -> str | None:
         """Return the commit of a branch, None where there is no such branch."""
@@ -125,16 +138,15 @@ class Hub:
 
     def read_file(self, name: str, revision: str) -> bytes:
         """Return the content of a small file of the repository."""
-        with TemporaryDirectory() as folder:
-            path = self.call(
-                f"read {name} of {self.repo}",
-                self.api.hf_hub_download,
-                self.repo,
-                name,
-                revision=revision,
-                local_dir=folder,
-            )
-            return Path(path).read_bytes()
+        url = hf_hub_url(self.repo, name, revision=revision, endpoint=self.api.endpoint)
+        headers = build_hf_headers(token=self.token, library_name=LIBRARY)
+
+        def read() -> bytes:
+            response = get_session().get(url, headers=headers)
+            hf_raise_for_status(response)
+            return response.content
+
+        return self.call(f"read {name} of {self.repo}", read)
 
     def call(
         self, doing: str, function: Callable[..., Result], *args: Any, **kwargs: Any
@@ -178,15 +190,19 @@ class Pauses:
         time.sleep(pause)
 
 
-# of the client and of hf_xet, whose error of a token is a PermissionError
+# of the client and of hf_xet; KeyError, TypeError and ValueError are of answers it cannot read
 ERRORS = (
-    *(httpx2.HTTPError, RuntimeError, ValueError),
+    *(httpx2.HTTPError, httpx2.InvalidURL, RuntimeError, ValueError, KeyError, TypeError),
     *(ConnectionError, TimeoutError, PermissionError),
 )
+# of hf_xet 1.8, whose errors have the status in their text: "HTTP status client error (401 ..."
+XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b")
+FOR_GOOD = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
+NOT_A_HUB = "check HF_ENDPOINT, and that no proxy answers in place of the Hub"
 
 
 def explain(error: Exception, doing: str) -> Fault:
-    """Return an error of the client in plain words.
+    """Return an error of the client in plain words; raise one of a local file.
 
     The client wraps: an LFS upload raises RuntimeError from the error of the server, and hf_xet
     raises errors whose text alone has the status.
@@ -194,19 +210,25 @@ def explain(error: Exception, doing: str) -> Fault:
     if match := re.match("Error while uploading '(.*)' to the Hub", str(error)):
         doing = f"upload {match[1]}"
     for cause in _causes(error):
+        text = " ".join(str(cause).split())
         if isinstance(cause, HfHubHTTPError):
-            return _of_status(cause, doing)
+            response = cause.response
+            return _of_status(response.status_code, cause.server_message, response.headers, doing)
+        if match := XET_STATUS.search(text):
+            return _of_status(int(match[1]), None, {}, doing)
+        if "XetAuthentication" in type(cause).__name__:
+            return _of_status(HTTPStatus.UNAUTHORIZED, None, {}, doing)
         if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
-            message = f"cannot {doing}: the Hub does not answer ({type(cause).__name__})"
-            return Fault(message, f"check the network; {AGAIN}", passes=True)
+            return _of_network(cause, text, doing)
+        if isinstance(cause, OSError) and cause.filename is not None:
+            raise cause
     text = " ".join(str(error).split())
-    if re.search(r"\b401\b|XetAuthentication", f"{type(error).__name__} {text}"):
-        return Fault(f"cannot {doing}: the Hub refuses the token", LOGIN_HINT, passes=False)
-    if isinstance(error, PermissionError) or not text.startswith("LFS batch"):
-        is_ours = isinstance(error, PermissionError | ValueError)
-        if is_ours:
-            raise error
-    return Fault(f"cannot {doing}: {text}", AGAIN, passes="etwork error" in text)
+    if isinstance(error, PermissionError):
+        raise error
+    if isinstance(error, RuntimeError) or text.startswith("LFS batch"):
+        return Fault(f"cannot {doing}: {text}", AGAIN, passes="etwork error" in text)
+    fault = _not_a_hub(doing, f"{type(error).__name__}: {text}")
+    return Fault(str(fault), fault.hint, passes=False)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -215,31 +237,41 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _of_status(error: HfHubHTTPError, doing: str) -> Fault:
-    response = error.response
-    status = response.status_code
-    words = error.server_message or HTTPStatus(status).phrase
-    said = f"cannot {doing}: the Hub says {status}: {' '.join(words.split())}"
+def _not_a_hub(doing: str, why: str) -> DstoolsError:
+    return DstoolsError(f"cannot {doing}: the answer is not one of the Hub ({why})", NOT_A_HUB)
+
+
+def _of_network(error: BaseException, text: str, doing: str) -> Fault:
+    said = f"cannot {doing}: the Hub does not answer ({type(error).__name__}: {text})"
+    if "Content-Length" in text and isinstance(error, httpx2.LocalProtocolError):
+        said = f"cannot {doing}: it changed while it was uploaded"
+        return Fault(said, f"let nothing write into the folder; {AGAIN}", passes=False)
+    if isinstance(error, FOR_GOOD) or "CERTIFICATE_VERIFY_FAILED" in text:
+        hint = "check HF_ENDPOINT; SSL_CERT_FILE names the certificates of a proxy"
+        return Fault(said, hint, passes=False)
+    return Fault(said, f"check the network; {AGAIN}", passes=True)
+
+
+def _of_status(status: int, message: str | None, headers: Mapping[str, str], doing: str) -> Fault:
+    words = " ".join((message or responses.get(status, "an error")).split())
+    said = f"cannot {doing}: the Hub says {status}: {words}"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        limit = RATE_LIMIT.search(response.headers.get("RateLimit", ""))
+        limit = RATE_LIMIT.search(headers.get("RateLimit", ""))
         if limit is not None and limit["remaining"] == "0":
             which = f"its limit of {limit['name']} requests"
             message = f"cannot {doing}: {which} is reached for {limit['seconds']} s"
             return Fault(message, AGAIN, passes=True, pause_seconds=float(limit["seconds"]) + 1)
-        return Fault(said, AGAIN, passes=True, pause_seconds=_retry_after(response.headers))
+        return Fault(said, AGAIN, passes=True, pause_seconds=_retry_after(headers))
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT:
         is_failure = status == HTTPStatus.INTERNAL_SERVER_ERROR
-        pause = _retry_after(response.headers)
+        pause = _retry_after(headers)
         return Fault(said, f"{AGAIN}; see https://status.huggingface.co", True, pause, is_failure)
+    if "request has expired" in words.lower():  # of S3: the next attempt asks for a new address
+        return Fault(said, AGAIN, passes=True, is_failure=True)
     if "storage" in words.lower() or "quota" in words.lower():
         return Fault(said, STORAGE_HINT, passes=False)
-    if isinstance(error, RepositoryNotFoundError) and status == HTTPStatus.NOT_FOUND:
-        hint = "check the name, and that the token may see the repository"
-        return Fault(said, hint, passes=False)
     if status == HTTPStatus.UNAUTHORIZED:
         return Fault(f"{said} (the token from {_login()})", LOGIN_HINT, passes=False)
-    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return Fault(said, "store the weights in smaller or fewer files", passes=False)
     return Fault(said, _HINTS.get(status, AGAIN), passes=False)
 
 
@@ -248,13 +280,15 @@ STORAGE_HINT = (
     "ORG/NAME --public` for this one), or get a plan with more private storage"
 )
 _HINTS: dict[int, str] = {
+    HTTPStatus.NOT_FOUND: f"check the name, and that the token may see the repository; {AGAIN}",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "store the weights in smaller or fewer files",
     HTTPStatus.FORBIDDEN: "use a token that may write there, and ask the owner of the repository",
     HTTPStatus.CONFLICT: "somebody else changed the repository; run the same command again",
     HTTPStatus.PRECONDITION_FAILED: "somebody else changed it; run the same command again",
 }
 
 
-def _retry_after(headers: Any) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds of a Retry-After header, None where it is missing or a date."""
     value = headers.get("Retry-After", "")
     return float(value) if re.fullmatch(r"\d+", value) else None

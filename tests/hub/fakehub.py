@@ -6,6 +6,7 @@ over LFS (HF_HUB_DISABLE_XET=1) and over Xet (the released hf_xet, which stores 
     hub = FakeHub(tmp_path)
     hub.faults.append({"match": "POST /api/models/.*/commit/", "status": 500})     hub_http.py
     hub.rules["no_prs"] = True         also no_public, quota (bytes), on_open
+    hub.rules["renamed"] = {"alice/old": "alice/new"}       requests for the one are redirected
     hub.tokens["hf_x"] = {"name": "bob", "role": "read"}                           hub_accounts.py
     HfApi(endpoint=hub.url, token="hf_good")
 
@@ -72,6 +73,9 @@ class _Handler(Handler):
     def route(self, path: str) -> Reply:
         """Call the function for this method and path, with the parts of the path."""
         self.token = accounts.authenticate(self)
+        for old, new in self.hub.rules.get("renamed", {}).items():
+            if re.search(f"/{old}(/|[.]git/|$)", path):
+                return Reply(status=307, headers={"Location": self.path.replace(old, new, 1)})
         for pattern, function in ROUTES:
             if match := re.fullmatch(pattern, f"{self.command} {path}"):
                 return function(self, *(part and unquote(part) for part in match.groups()))

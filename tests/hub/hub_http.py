@@ -9,6 +9,8 @@ matches the pattern `match`, after the first `skip` (0):
     {"match": "/merge", "drop": "after"}       ... after the work, in place of the answer
     {"match": "GET /api/", "delay": 3.0}       wait this many seconds first
     {"match": "PUT /lfs/", "corrupt": True}    flip a bit of the first byte that is stored
+    {"match": "/merge", "call": function}      call it first: somebody else acts just then
+    {"match": "GET /api/", "answer": {...}}    answer 200 with this, as JSON, or bytes as HTML
 """
 
 import json
@@ -17,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -104,8 +107,10 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
     def failure(self) -> Reply | None:
-        """Wait, drop the connection or return an error, as the fault says."""
+        """Wait, act, drop the connection or return an error, as the fault says."""
         time.sleep(self.fault.get("delay", 0))
+        if "call" in self.fault:
+            self.fault["call"]()
         if self.fault.get("drop") == "before":
             raise Dropped
         if self.fault.get("drop") == "body":
@@ -113,6 +118,12 @@ class Handler(BaseHTTPRequestHandler):
             while self.entry["bytes"] < half and next(self.body, b""):
                 pass
             raise Dropped
+        if "answer" in self.fault:
+            page = self.fault["answer"]
+            if isinstance(page, bytes):
+                html = {"Content-Type": "text/html"}
+                return Reply(headers=html, file=BytesIO(page), size=len(page))
+            return Reply(page)
         if "status" in self.fault:
             error = {"error": self.fault.get("error", "injected")}
             return Reply(error, self.fault["status"], self.fault.get("headers", {}))

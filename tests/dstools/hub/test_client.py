@@ -1,11 +1,13 @@
 """Calls of the Hub's client that are made again, and errors in plain words."""
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import CommitOperationAdd, constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from dstools.hub import client
 from dstools.hub.client import PATIENCE_SECONDS, Hub, Pauses, explain
@@ -80,6 +82,40 @@ def test_a_token_that_the_hub_refuses_is_called_that_and_not_shown(
     assert token not in f"{error.value} {error.value.hint}"
     assert "hf auth login" in error.value.hint
     assert not clock.pauses
+
+
+def test_a_repository_that_was_renamed_is_told_by_its_new_name(
+    hub: "FakeHub", connect: Connect
+) -> None:
+    connect(repo="alice/new").api.create_repo("alice/new")
+    hub.rules["renamed"] = {"alice/old": "alice/new"}
+    with pytest.raises(DstoolsError, match="alice/old is alice/new now") as error:
+        connect(repo="alice/old").repository()
+    assert error.value.hint == "push to alice/new"
+
+
+@pytest.mark.parametrize("answer", [b"<html>Welcome to our proxy</html>", {}, [], {"orgs": []}])
+def test_a_host_that_is_not_a_hub_is_told_at_once(
+    answer: Any, hub: "FakeHub", connect: Connect, clock: Any
+) -> None:
+    hub.faults.append({"match": WHOAMI, "answer": answer, "times": 9})
+    with pytest.raises(DstoolsError, match="is not one of the Hub") as error:
+        connect().account()
+    assert "HF_ENDPOINT" in error.value.hint
+    assert not clock.pauses
+
+
+def test_a_small_file_is_read_again_where_the_hub_is_away(
+    hub: "FakeHub", connect: Connect, clock: Any
+) -> None:
+    connected = connect()
+    connected.api.create_repo("alice/model")
+    name = "a b#%?.md"
+    add = CommitOperationAdd(name, b"card")
+    connected.api.create_commit("alice/model", [add], commit_message="x")
+    hub.faults += [{"match": "/resolve/", "status": 500}, {"match": "/resolve/", "drop": "before"}]
+    assert connected.read_file(name, "main") == b"card"
+    assert clock.pauses == [1, 2]
 
 
 def test_pauses_double_and_a_call_that_always_fails_inside_the_hub_is_given_up(
@@ -188,21 +224,67 @@ def test_a_file_that_could_not_be_sent_is_named() -> None:
             raise RuntimeError("Error while uploading 'a b.safetensors' to the Hub.") from error
     except RuntimeError as error:
         fault = explain(error, "upload to alice/model")
-    assert fault.message == "cannot upload a b.safetensors: the Hub does not answer (ReadTimeout)"
+    said = "cannot upload a b.safetensors: the Hub does not answer (ReadTimeout: late)"
+    assert fault.message == said
     assert fault.passes
 
 
-def test_an_expired_token_of_xet_is_called_a_token() -> None:
-    fault = explain(RuntimeError("Network error: status 401 Unauthorized"), "upload")
-    assert "refuses the token" in fault.message
+@pytest.mark.parametrize(
+    ("status", "words", "passes"),
+    [
+        ("client error (401 Unauthorized)", "401: Unauthorized (the token from HF_TOKEN)", False),
+        ("client error (403 Forbidden)", "403: Forbidden", False),
+        ("client error (429 Too Many Requests)", "429: Too Many Requests", True),
+        ("server error (500 Internal Server Error)", "500: Internal Server Error", True),
+        ("server error (520 <unknown status code>)", "520: an error", True),
+    ],
+)
+def test_the_status_in_an_error_of_xet_is_what_counts_not_its_type(
+    status: str, words: str, passes: bool, connect: Connect
+) -> None:
+    connect()
+    text = (
+        f"Network error: Request error: HTTP status {status}, domain: http://host/xet-write-token"
+    )
+    fault = explain(ConnectionError(text), "upload")
+    assert fault.message == f"cannot upload: the Hub says {words}"
+    assert fault.passes == passes
+
+
+def test_an_expired_address_of_an_upload_is_asked_for_anew() -> None:
+    response = httpx2.Response(403, request=httpx2.Request("PUT", "https://host/lfs"))
+    words = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+    fault = explain(HfHubHTTPError("403", response=response, server_message=words), "upload")
+    assert fault.passes
+    assert fault.is_failure  # a few times
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (httpx2.UnsupportedProtocol("no scheme"), "HF_ENDPOINT"),
+        (httpx2.InvalidURL("no host"), "HF_ENDPOINT"),
+        (httpx2.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), "SSL_CERT_FILE"),
+        (httpx2.LocalProtocolError("Too little data for declared Content-Length"), "nothing write"),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), "HF_ENDPOINT"),
+        (KeyError("num"), "HF_ENDPOINT"),
+        (ValueError("preupload_info is improperly formatted"), "HF_ENDPOINT"),
+    ],
+)
+def test_what_does_not_pass_is_not_tried_again(error: Exception, hint: str) -> None:
+    fault = explain(error, "upload")
+    assert fault.message.startswith("cannot upload: ")
+    assert hint in fault.hint
     assert not fault.passes
 
 
-def test_an_error_that_is_ours_is_not_dressed_up() -> None:
-    with pytest.raises(ValueError, match="ours"):
-        explain(ValueError("ours"), "upload")
+def test_an_error_of_a_local_file_is_not_dressed_up() -> None:
     with pytest.raises(PermissionError):
         explain(PermissionError("a local file"), "upload")
+    error = RuntimeError("Error while uploading 'a' to the Hub.")
+    error.__cause__ = FileNotFoundError(2, "No such file or directory", "/model/a")
+    with pytest.raises(FileNotFoundError, match="/model/a"):
+        explain(error, "upload")
 
 
 def test_every_call_has_its_own_patience(clock: Any) -> None:
