@@ -190,10 +190,10 @@ class Pauses:
         time.sleep(pause)
 
 
-# of the client and of hf_xet; KeyError, TypeError and ValueError are of answers it cannot read
+# of the client and of hf_xet; the plain ones are of answers that it cannot read
 ERRORS = (
-    *(httpx2.HTTPError, httpx2.InvalidURL, RuntimeError, ValueError, KeyError, TypeError),
-    *(ConnectionError, TimeoutError, PermissionError),
+    *(httpx2.HTTPError, httpx2.InvalidURL, RuntimeError, ValueError, LookupError),
+    *(AttributeError, TypeError, ConnectionError, TimeoutError, PermissionError),
 )
 # of hf_xet 1.8, whose errors have the status in their text: "HTTP status client error (401 ..."
 XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b")

@@ -84,11 +84,11 @@ def _create(hub: Hub, author: str) -> int | None:
         try:
             return hub.api.create_pull_request(hub.repo, TITLE, description=DESCRIPTION).num
         except ERRORS as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code in OFF:
-                return None
             opened = [r.num for r in open_ones(hub, author) or () if r.num not in before]
             if opened:  # the answer was lost
                 return opened[0]
+            if isinstance(error, HfHubHTTPError) and error.response.status_code in OFF:
+                return None
             pauses.take(error)
 
 

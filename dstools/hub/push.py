@@ -122,22 +122,28 @@ def _change(hub: Hub, plan: Plan, change: _Change, count: Progress) -> str:
     if number is not None:
         request = pull_request.revision_of(number)
         change.upload(hub, request, read_tree(hub, request), None, count)
-        _require_whole(hub, request, change)
         _require_unmoved(hub, target.revision, change)
+        _require_whole(hub, request, change)  # last: of main, the Hub itself finds conflicts
         pull_request.merge(hub, number)
     else:
         change.upload(hub, target.revision, change.main, change.commit, count)
     _require_whole(hub, target.revision, change)
-    head = hub.head(target.revision)
-    assert head
-    return head
+    return _head(hub, target.revision)
+
+
+def _head(hub: Hub, revision: str) -> str:
+    """Return the commit of a branch; raise DstoolsError where somebody has deleted it."""
+    commit = hub.head(revision)
+    if commit is None:
+        raise DstoolsError(f"{hub.repo} has no branch {revision} any more", AGAIN)
+    return commit
 
 
 def _require_whole(hub: Hub, revision: str, change: _Change) -> None:
     """Raise DstoolsError unless a revision holds exactly what it should."""
     wrong = differences(read_tree(hub, revision), change.wanted)
     if wrong:
-        hint = f"{AGAIN}, in a new pull request"
+        hint = f"{AGAIN}, in a new pull request" if revision.startswith("refs/") else AGAIN
         if ".gitignore" in change.main:
             hint = f"remove .gitignore from {hub.repo}: it makes the Hub skip files"
         raise DstoolsError(f"{hub.repo} at {revision}: {some(wrong)}", hint)
@@ -145,7 +151,7 @@ def _require_whole(hub: Hub, revision: str, change: _Change) -> None:
 
 def _require_unmoved(hub: Hub, revision: str, change: _Change) -> None:
     """Raise DstoolsError where a branch moved while files were uploaded."""
-    if hub.head(revision) != change.commit:
+    if _head(hub, revision) != change.commit:
         moved = differences(read_tree(hub, revision), change.main)
         raise DstoolsError(
             f"{revision} of {hub.repo} has moved meanwhile: {some(moved) or 'the same files'}",
@@ -173,8 +179,7 @@ def _prepare(hub: Hub, plan: Plan) -> tuple[Tree, str]:
             branch=target.revision,
             exist_ok=True,
         )
-    commit = hub.head(target.revision)
-    assert commit
+    commit = _head(hub, target.revision)
     files = read_tree(hub, commit)
     if branch.files is None:
         _require_new(hub, files, branch.private)

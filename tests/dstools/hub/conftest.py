@@ -1,15 +1,20 @@
 """Folders that a card is written for, and the Hub's client in this process."""
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import _http, _xet
+from safetensors.numpy import save_file
 
+from dstools.cli import main
 from dstools.hub import client
 from dstools.hub.card import model_card
 from dstools.hub.client import Hub
@@ -130,4 +135,74 @@ def model(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(bytes(range(256)) * 100)
     (folder / "config.json").write_text("{}\n")
+    return folder
+
+
+# ------------------------------------------------------------------ whole pushes, in this process
+
+
+class Run(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def errors(self) -> list[str]:
+        """Return the lines that say what went wrong."""
+        return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+
+
+@pytest.fixture
+def here(
+    connect: Callable[..., Hub], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """here(folder, *options): `dstools push` to REPO in this process, and no pause takes time.
+
+    An exception that is not turned into a message is raised. hf_xet waits by its own clock.
+    """
+    connect()
+    monkeypatch.setattr(_http, "time", clock)  # the client's own pauses
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "1ms")
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
+
+    def push(folder: Path, *options: str) -> Run:
+        arguments = ["push", str(folder), REPO, "--base", "none", "--yes", *options]
+        done = CliRunner().invoke(main, arguments)
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Run(done.exit_code, done.stdout, done.stderr)
+
+    _xet.abort_xet_session()  # another reads these settings
+    yield push
+    _xet.abort_xet_session()
+
+
+def tensors() -> dict[str, Any]:
+    """Return the weights of a Llama of one layer."""
+    dice = np.random.default_rng(15)
+    square, layer = (32, 32), "model.layers.0"
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (64, 32), "model.norm": (32,)}
+    shapes |= {f"{layer}.self_attn.{name}_proj": square for name in "qkvo"}
+    shapes |= {f"{layer}.mlp.{name}_proj": square for name in ("gate", "up", "down")}
+    shapes |= {f"{layer}.{name}_layernorm": (32,) for name in ("input", "post_attention")}
+    return {
+        f"{name}.weight": dice.standard_normal(shape).astype("float32")
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A model that is checked in no time: two files for LFS or Xet, and small ones."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32}
+    config |= {"intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}))
+    save_file(tensors(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (folder / "loss.png").write_bytes(np.random.default_rng(16).bytes(12_000))
     return folder
