@@ -14,8 +14,9 @@ from dstools.hub.card import model_card
 from dstools.hub.client import Account, Hub
 from dstools.hub.eval_results import check_eval_results
 from dstools.hub.frontmatter import read_card
+from dstools.hub.leaks import leaks
 from dstools.hub.remote import Tree, contradictions, read_tree, some
-from dstools.hub.selection import EVAL_RESULTS, README, Selection, leaks, select
+from dstools.hub.selection import EVAL_RESULTS, README, Selection, select
 from dstools.hub.student import card_of
 from dstools_converters.errors import DstoolsError, Finding, size
 from dstools_converters.files import real

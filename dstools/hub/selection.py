@@ -5,7 +5,6 @@ its manifest, both with the card, licence, evaluation, report and plots that wer
 other folder publishes the kinds of files below, never whatever it holds.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -25,33 +24,36 @@ MAX_FILE_BYTES = 500 * 10**9  # docs/hub/storage-limits: a hard limit, and below
 ADVISED_FILE_BYTES = 200 * 10**9
 # card, licence, evaluation, report and plots: made after the weights, in any folder
 ADDED = re.compile(
-    r"(readme|data|citation)\.md|(licen[cs]e|notice|copying|use_policy)([\w.-]*)"
-    r"|eval\.json|report\.(html|md)|\.eval_results/[\w.-]+\.ya?ml"
+    r"(readme|data|citation)\.md|eval\.json|report\.(html|md)"
+    r"|(licen[cs]e|notice|copying|use_policy)([_-][\w-]+)?(\.(md|txt|rst|html))?"
+    r"|\.eval_results/[\w.-]+\.ya?ml"
     r"|((plots|figures|images|assets)/)*[^/]+\.(png|svg|jpe?g|gif|webp)",
     re.IGNORECASE,
 )
+_CONFIGS = "generation|tokenizer|preprocessor|processor|image_processor|video_preprocessor"
+_CONFIGS += "|feature_extractor|quantize|quantization|hf_quant"
+_TOKENIZER = "tokenizer|vocab|special_tokens_map|added_tokens|chat_template|spiece|sentencepiece"
 KINDS = re.compile(
-    r"[\w.-]*config[\w.-]*\.json|params\.json"
+    rf"(({_CONFIGS})_)?config\.json|params\.json"
     r"|[^/]+\.safetensors|[^/]+\.safetensors\.index\.json"
-    r"|(tokenizer|vocab|special_tokens|added_tokens|chat_template|spiece|sentencepiece)[^/]*"
-    r"|merges\.txt|[^/]+\.tiktoken|(additional_chat_templates/)?[\w.-]+\.jinja"
+    rf"|({_TOKENIZER})([._-][\w.-]+)?\.(json|model|txt|bpe|spm|jinja)"
+    r"|tokenizer\.model\.v\d+|tekken\.json|merges\.txt|[^/]+\.tiktoken"
+    r"|(additional_chat_templates/)?[\w.-]+\.jinja"
     r"|manifest\.json|calibration\.json|expert_load\.json|recipe\.(ya?ml|toml)"
 )
 SECRETS = re.compile(
-    r"\.env(\..*)?|.*\.env|\.netrc|_netrc|\.git-credentials|\.pypirc|id_(rsa|dsa|ecdsa|ed25519)(\.\w+)?"
-    r"|.*\.(key|pem|p12|pfx|ppk)|\.?token|(.*[_-])?credentials(\.\w+)?|secrets?(\.\w+)?",
+    r"\.env([.-].*|rc)?|.*\.env|[._]netrc|\.npmrc|\.pypirc|\.git-credentials"
+    r"|id_(rsa|dsa|ecdsa|ed25519)(\.\w+)?|.*\.(key|pem|p12|pfx|ppk)"
+    r"|\.?(.*[_.-])?(token|password|passwd|secrets?|credentials?)"
+    r"(\.(txt|json|ya?ml|toml|ini|cfg))?",
     re.IGNORECASE,
 )
-TEMPORARY = re.compile(
-    r".*(\.(tmp|temp|partial|part|incomplete|swp|swo|crdownload)|~)|\.~lock.*|tmp[\w]{8}",
+TEMPORARY = re.compile(  # the last: of Python's tempfile, which draws digits, too
+    r".*(\.(tmp|temp|partial|part|incomplete|swp|swo|crdownload)|~)|\.~lock.*"
+    r"|tmp(?=[a-z_]*\d)[a-z0-9_]{8}",
     re.IGNORECASE,
 )
-TOOLS = (
-    ".git",
-    ".cache",
-    "__pycache__",
-    ".ipynb_checkpoints",
-)  # folders that are never looked into
+TOOLS = (".git", ".cache", "__pycache__", ".ipynb_checkpoints")  # are never looked into
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,14 @@ def _faults(
     """Yield what must not be in a folder that is published, or in the way it is."""
     for name in sorted(sums.keys() - present.keys()):
         message = f"is listed in {listed_by} and is not in the folder"
-        yield refusal("missing", name, message, "restore it; a folder is published whole")
+        hint = "restore it; a folder is published whole"
+        if os.path.lexists(folder / name):
+            message = f"is listed in {listed_by}, in a folder that is never published"
+            hint = f"move it, or remove its line from {listed_by}"
+        yield refusal("missing", name, message, hint)
     for name, path in present.items():
         base = name.rpartition("/")[2]
-        if SECRETS.fullmatch(base):
+        if SECRETS.fullmatch(base) and not _is_known(name):
             yield refusal("secret", name, "may hold a secret", "move it out of the folder")
         elif TEMPORARY.fullmatch(base):
             hint = "remove it, unless a program is still writing it"
@@ -224,64 +230,3 @@ def is_weights(name: str) -> bool:
     if TRAINING_FILES.fullmatch(base):
         return False
     return base.endswith((*WEIGHT_SUFFIXES, ".index.json"))
-
-
-# ------------------------------------------------------------------------ what text files give away
-
-TEXT = (*(".json", ".md", ".txt", ".jinja", ".yaml", ".yml", ".toml", ".html", ".svg", ".py"), "")
-MAX_TEXT_BYTES = 64 << 20
-_PATH = rb"(?:\\?/|~|\.{1,2}\\?/|[A-Za-z]:[\\/]|file:)[^\"]*"
-LOCAL_NAME = re.compile(
-    rb'"(_name_or_path|name_or_path|base_model|base_model_name_or_path)"\s*:\s*"(' + _PATH + rb')"'
-)
-PRIVATE = re.compile(
-    rb"hf_[A-Za-z0-9]{34}\b|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b"
-)
-
-
-def leaks(files: dict[str, Path], card: bytes, folder: Path, token: str) -> Iterator[Finding]:
-    """Yield, by file and line, texts that give away a folder of this machine or a secret.
-
-    Looks at text files and at the headers of weights, for the home, the working folder and the
-    folder itself, for `token` and what looks like one, and for private keys. `card` is the README.
-    """
-    places = _places(Path.home(), Path.cwd(), real(folder))
-    for name, path in (files | {README: folder / README}).items():
-        if name == README:
-            raw = card
-        elif path.suffix == ".safetensors" and path.is_file():
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                raw = file.read(min(length, MAX_TEXT_BYTES))
-        elif path.suffix.lower() in TEXT and path.is_file():
-            raw = path.read_bytes() if path.stat().st_size <= MAX_TEXT_BYTES else b""
-        else:
-            continue
-        for code, pattern, message, hint in (
-            ("secret", re.compile(re.escape(token.encode())), "holds your token", TOKEN_HINT),
-            ("secret", PRIVATE, "holds what looks like a token or a private key", TOKEN_HINT),
-            ("local-path", LOCAL_NAME, "names a local path", NAME_HINT),
-            ("local-path", places, "names a folder of this machine", "remove it from the file"),
-        ):
-            if match := pattern.search(raw):
-                line = raw.count(b"\n", 0, match.start()) + 1
-                where = f" in {match[1].decode()}" if pattern is LOCAL_NAME else ""
-                yield refusal(code, f"{name}, line {line}", message + where, hint)
-
-
-NAME_HINT = "remove that key, or name the model as org/name"
-TOKEN_HINT = "remove it; a token that was in a shared file should be revoked"
-
-
-def _places(*folders: Path) -> re.Pattern[bytes]:
-    """Return a pattern of folders of this machine, as a whole path or the start of one."""
-    patterns = {rb"(?!)"}
-    for folder in folders:
-        for spelled in {str(folder), json.dumps(str(folder))[1:-1]}:
-            depth = len(folder.parts) - 1
-            if depth == 0:
-                continue  # the root
-            # "/root" alone may be a token of a vocabulary
-            rest = rb"(?![\w.-])" if depth > 1 else rb"/[\w.-]"
-            patterns.add(rb"(?<![\w.~-])" + re.escape(os.fsencode(spelled)) + rest)
-    return re.compile(b"|".join(sorted(patterns)))

@@ -31,7 +31,12 @@ def without_local_paths(raw: str | bytes) -> tuple[Any, list[str]]:
     return json.loads(raw, object_pairs_hook=kept), list(left_out)
 
 
+def is_local(value: str) -> bool:
+    """Return whether the name of a model or file is a path, or that of something that is here."""
+    return HUB_NAME.fullmatch(value) is None or os.path.lexists(value)
+
+
 def _is_local(key: str, value: Any) -> bool:
     if not (key.endswith(SUFFIX) or key in FILES) or not isinstance(value, str) or not value:
         return False
-    return HUB_NAME.fullmatch(value) is None or os.path.lexists(value)
+    return is_local(value)
