@@ -31,22 +31,17 @@ def report(out: str, as_json: bool) -> None:
     """Write OUT/report.html, a page of plots and tables, and OUT/report.md for a model card.
 
     They show the bytes of the shards and the figures of calibration.json, expert_load.json and
-    eval.json, if there. Both list what was not measured.
+    eval.json, if there, and list what was not measured. Each plot is also a file in OUT/plots,
+    which report.md and the model card show.
     """
-    from dstools.report.card import card
     from dstools.report.figures import figures
-    from dstools.report.page import page
     from dstools.report.sheet import read_sheet
-    from dstools_converters.files import replace_file
-    from dstools_converters.sidefiles.carried import REPORTS
+    from dstools.report.written import write_report
 
-    folder = Path(out)
-    sheet = read_sheet(folder)
+    sheet = read_sheet(Path(out))
     computed = figures(sheet)
-    for name, content in zip(REPORTS, (page(sheet, computed), card(sheet, computed)), strict=True):
-        replace_file(folder / name, content.encode())
     written = Written(
-        [str(folder / name) for name in REPORTS],
+        [str(path) for path in write_report(sheet, computed)],
         {headline.key: headline.figure for headline in computed.headlines},
         {method.name: method.weights for method in computed.methods},
         [what for what, _ in computed.missing],

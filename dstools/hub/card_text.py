@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dstools.report.card import measured, not_measured, provenance
+from dstools.report.drawings import plots
 from dstools.report.figures import by_model, figures
 from dstools.report.numbers import number
 from dstools.report.sheet import Sheet, sheet_of
@@ -286,7 +287,8 @@ def _quality(subject: Subject, sheet: Sheet) -> list[str]:
     if sheet.evaluation is not None:
         parts.append(f"```sh\n{_eval_command(sheet.evaluation)}\n```")
     if subject.inventory.scheme is not None:
-        parts += [*not_measured(shown), *measured(shown)]
+        drawn = {name: plot for name, plot in plots(sheet, shown).items() if name in subject.files}
+        parts += [*not_measured(shown), *measured(shown, drawn)]
     elif not rows:
         parts.append("Not measured.")
     reports = [name for name in ("report.html", "report.md") if name in subject.files]

@@ -1,5 +1,8 @@
-"""The report as Markdown, for a model card: tables of the figures, and what was not measured."""
+"""The report as Markdown, for a model card: tables, plots, and what was not measured."""
 
+from collections.abc import Iterator, Mapping
+
+from dstools.report.drawings import ERROR, ERROR_CALIBRATION, FLIPS, KL, LOAD, Plot
 from dstools.report.figures import Figures
 from dstools.report.numbers import fixed, percent_or_none
 from dstools.report.sheet import Sheet
@@ -7,9 +10,11 @@ from dstools_converters.errors import size
 from dstools_converters.markdown import table, text
 from dstools_converters.sidefiles.data import Data
 
+Plots = Mapping[str, Plot]
 
-def card(sheet: Sheet, figures: Figures) -> str:
-    """Return the Markdown, with headings of the second level and below."""
+
+def card(sheet: Sheet, figures: Figures, plots: Plots) -> str:
+    """Return the Markdown, with headings of the second level and below, showing files `plots`."""
     model = sheet.model
     headlines = [(h.label, h.value or "not measured", h.note) for h in figures.headlines]
     parts = [
@@ -17,7 +22,7 @@ def card(sheet: Sheet, figures: Figures) -> str:
         f"{text(model.model_type)}, quantization: {text(model.quantization)}.",
         table(("Figure", "Value", ""), headlines),
         *not_measured(figures),
-        *measured(figures),
+        *measured(figures, plots),
         "### Bytes",
         _bytes(sheet),
         "### How it was made",
@@ -35,9 +40,27 @@ def not_measured(figures: Figures) -> list[str]:
     return ["Not measured:", "\n".join(lines)] if lines else []
 
 
-def measured(figures: Figures) -> list[str]:
-    """Return a section of the third level for each kind of figure that there is."""
-    return [*_errors(figures), *_rounding(figures), *_expert_load(figures)]
+def measured(figures: Figures, plots: Plots) -> list[str]:
+    """Return a section of the third level for each kind of figure that there is, with its plots.
+
+    plots: by the name of their file, those that a reader of the Markdown has.
+    """
+    against = [*_images(plots, KL, FLIPS)]
+    return [
+        *(["### Output against the reference", *against] if against else []),
+        *_errors(figures),
+        *_images(plots, ERROR, ERROR_CALIBRATION),
+        *_rounding(figures),
+        *_expert_load(figures),
+        *_images(plots, LOAD),
+    ]
+
+
+def _images(plots: Plots, *names: str) -> Iterator[str]:
+    for name in names:
+        if name in plots:
+            yield f"![{plots[name].title}]({name})"
+            yield plots[name].caption
 
 
 def _errors(figures: Figures) -> list[str]:

@@ -1,7 +1,9 @@
 """The report as one HTML page: no script, no network, and every text from a file escaped."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 
+from dstools.report.drawings import LOAD, PLOT_STYLE, Plot
 from dstools.report.figures import Figures
 from dstools.report.numbers import fixed, number, percent
 from dstools.report.plots import Swatch
@@ -15,14 +17,14 @@ from dstools.report.sheet import Sheet
 from dstools.report.tables import bar, section, swatches, table
 from dstools_converters.errors import size
 from dstools_converters.sidefiles.data import Data
-from dstools_converters.svg import STYLE, text
+from dstools_converters.svg import text
 
 SMALL_ROLE = 0.001  # of all bytes; smaller roles share one line
 DTYPE_CLASSES = {"F8_E4M3": "fp8", "BF16": "bf16", "F32": "f32"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a browser fetches nothing, runs nothing
 
 
-def page(sheet: Sheet, figures: Figures) -> str:
+def page(sheet: Sheet, figures: Figures, plots: Mapping[str, Plot]) -> str:
     """Return the whole page."""
     model = sheet.model
     name = text(model.folder)
@@ -32,15 +34,15 @@ def page(sheet: Sheet, figures: Figures) -> str:
     )
     sections = [_tiles(figures), _missing(figures)]
     if sheet.evaluation is not None:
-        sections.append(evaluation_section(sheet.evaluation))
+        sections.append(evaluation_section(sheet.evaluation, plots))
     if figures.by_role:
-        sections.append(errors_section(sheet, figures))
+        sections.append(errors_section(figures, plots))
     if figures.methods:
         sections.append(methods_section(figures))
-    if sheet.expert_load is not None and figures.load:
-        sections.append(load_section(sheet.expert_load, figures))
+    if LOAD in plots:
+        sections.append(load_section(figures, plots))
     sections += [_bytes(sheet), _provenance(sheet, figures)]
-    style = STYLE + files("dstools.report").joinpath("page.css").read_text()
+    style = PLOT_STYLE + files("dstools.report").joinpath("page.css").read_text()
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -1,6 +1,6 @@
-"""Plots of the page as SVG. Colours are classes that svg.css and page.css give values to.
+"""The kinds of plots as SVG. Colours are classes that svg.css and plots.css give values to.
 
-Every plot has a title, and values as tooltips; the page shows the same numbers in a table.
+Values are tooltips, too; the page shows the same numbers in a table.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dstools.report.numbers import TIMES, number, percent
 from dstools_converters.sidefiles.evaluation import Histogram
-from dstools_converters.svg import CHAR, PLOT, grid_line, image, label, text, ticks, vertical_label
+from dstools_converters.svg import CHAR, PLOT, grid_line, label, text, ticks, vertical_label
 
 STEPS = 8  # classes of a sequential scale: s0 (least) to s7
 LOAD_EDGES = (1 / 4, 1 / 2, 4 / 5, 5 / 4, 2, 4)  # over the mean: d0 to d6
@@ -32,10 +32,17 @@ class Swatch(NamedTuple):
     label: str
 
 
-def heat_map(
-    name: str, title: str, cells: Mapping[tuple[str, int], float], rows: Sequence[str], columns: int
-) -> tuple[str, list[Swatch]]:
-    """Return a map of cells[row, layer] >= 0 on a logarithmic scale, and its legend.
+class Drawing(NamedTuple):
+    """The elements of a plot, without title and legend."""
+
+    width: float  # pixels, as all coordinates
+    height: float
+    parts: list[str]
+    legend: list[Swatch]
+
+
+def heat_map(cells: Mapping[tuple[str, int], float], rows: Sequence[str], columns: int) -> Drawing:
+    """Return a map of cells[row, layer] >= 0 on a logarithmic scale.
 
     0 has a class of its own; a missing cell stays blank.
     """
@@ -71,13 +78,11 @@ def heat_map(
         Swatch(f"s{n}", f"{number(100 * low)} to {percent(high)}")
         for n, (low, high) in enumerate(pairwise(edges))
     ]
-    return image(name, title, right + 8, bottom + 38, parts), legend
+    return Drawing(right + 8, bottom + 38, parts, legend)
 
 
-def load_map(
-    name: str, title: str, layers: Mapping[int, Sequence[int]]
-) -> tuple[str, list[Swatch]]:
-    """Return a map of tokens per expert, one row per layer, over the layer's mean; and its legend.
+def load_map(layers: Mapping[int, Sequence[int]]) -> Drawing:
+    """Return a map of tokens per expert, one row per layer, over the layer's mean.
 
     One path per class: 58 x 256 cells take 150 kB; as many rects would take a megabyte.
     """
@@ -115,10 +120,10 @@ def load_map(
     legend = [Swatch(f"d{n}", multiple) for n, multiple in enumerate(LOAD_LABELS)]
     if "never" in paths:
         legend.append(Swatch("never", "never chosen"))
-    return image(name, title, right + 96, bottom + 38, cells + parts), legend
+    return Drawing(right + 96, bottom + 38, cells + parts, legend)
 
 
-def histogram(name: str, title: str, tokens: Histogram, marks: Mapping[str, float]) -> str:
+def histogram(tokens: Histogram, marks: Mapping[str, float]) -> Drawing:
     """Return bars of the share of tokens between log-spaced edges, with lines at `marks`."""
     edges, counts = list(tokens.edges), tokens.counts
     if edges[0] == 0:  # has no logarithm: the first bar gets the second's width
@@ -156,10 +161,10 @@ def histogram(name: str, title: str, tokens: Histogram, marks: Mapping[str, floa
             parts.append(label(at + shift, level, f"{mark} {number(value)}", side, "strong"))
     parts.append(label((left + right) / 2, bottom + 38, "KL, nats", "middle", "axis"))
     parts.append(vertical_label(10, (top + bottom) / 2, "share of tokens"))
-    return image(name, title, PLOT, bottom + 46, parts)
+    return Drawing(PLOT, bottom + 46, parts, [])
 
 
-def layer_bars(name: str, title: str, shares: Mapping[int, float], axis: str) -> str:
+def layer_bars(shares: Mapping[int, float], axis: str) -> Drawing:
     """Return one bar per layer, of its share."""
     layers = range(max(shares) + 1)
     grid = ticks(0, max([*shares.values(), 1e-3]))
@@ -181,7 +186,7 @@ def layer_bars(name: str, title: str, shares: Mapping[int, float], axis: str) ->
             parts.append(label(middle, bottom + 16, layer, "middle"))
     parts.append(label((left + right) / 2, bottom + 34, "layer", "middle", "axis"))
     parts.append(vertical_label(10, (top + bottom) / 2, axis))
-    return image(name, title, PLOT, bottom + 40, parts)
+    return Drawing(PLOT, bottom + 40, parts, [])
 
 
 def _scale(values: Iterable[float]) -> list[float]:

@@ -1,22 +1,21 @@
 """The sections of the HTML page that show measured figures."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 
-from dstools.report.figures import Figures, by_model
+from dstools.report.drawings import ERROR, ERROR_CALIBRATION, FLIPS, KL, LOAD, POOLED, Plot, inline
+from dstools.report.figures import Figures
 from dstools.report.numbers import NONE, TIMES, fixed, number, percent, percent_or_none
-from dstools.report.plots import heat_map, histogram, layer_bars, load_map
-from dstools.report.sheet import Sheet
 from dstools.report.tables import bar, details, figure, section, table
-from dstools_converters.sidefiles.evaluation import LABELS, Evaluation, Histogram
+from dstools_converters.sidefiles.evaluation import LABELS, Evaluation
 from dstools_converters.sidefiles.evaluation import Figures as PredictionFigures
-from dstools_converters.sidefiles.expert_load import ExpertLoad
 from dstools_converters.svg import text
 
-POOLED = "Weights of one role are pooled: root mean square, weighted by their number of elements."
-TOGETHER = "Of the weights of one role in a layer together, each expert on the tokens it was sent."
+Plots = Mapping[str, Plot]
+TABLE = "As a table"
 
 
-def evaluation_section(evaluation: Evaluation) -> str:
+def evaluation_section(evaluation: Evaluation, plots: Plots) -> str:
     """Return the figures of eval.json about the whole model."""
     other = evaluation.other_activations
     rows = _predictions(evaluation, f", {LABELS[evaluation.activations]}" if other else "")
@@ -36,19 +35,19 @@ def evaluation_section(evaluation: Evaluation) -> str:
         f"{evaluation.tokens:,} tokens of {text(evaluation.data.name)}. {rounding}</p>",
         table(("Figure", "Value", ""), rows, numeric=(1,)),
     ]
-    if evaluation.kl_histogram is not None:
-        marks = {"mean": evaluation.kl_mean or 0.0, "99th percentile": evaluation.kl_p99 or 0.0}
-        parts.append(_kl_histogram(evaluation.kl_histogram, marks))
-    if evaluation.router_flips:
+    if KL in plots and evaluation.kl_histogram is not None:
+        bins = evaluation.kl_histogram
+        rows_kl = [
+            (f"{low:.3g}", f"{high:.3g}", f"{count:,}")
+            for (low, high), count in zip(pairwise(bins.edges), bins.counts, strict=True)
+        ]
+        head = ("From, nats", "To, nats", "Tokens")
+        parts += [_shown(KL, plots), details(TABLE, table(head, rows_kl, (0, 1, 2)))]
+    if FLIPS in plots:
         flips = evaluation.router_flips
-        svg = layer_bars("flips", "Router flips by layer", flips, "choices that changed")
-        caption = (
-            "Share of the router's top-k choices that differ from those of the reference, over all "
-            "tokens."
-        )
         rows_flips = [(str(layer), percent(share)) for layer, share in flips.items()]
-        parts.append(figure("Router flips by layer", svg, caption))
-        parts.append(details("As a table", table(("Layer", "Flips"), rows_flips, (0, 1))))
+        folded = details(TABLE, table(("Layer", "Flips"), rows_flips, (0, 1)))
+        parts += [_shown(FLIPS, plots), folded]
     return section("Output against the reference", *parts)
 
 
@@ -66,28 +65,19 @@ def _predictions(figures: PredictionFigures, which: str) -> list[tuple[str, str,
     return rows
 
 
-def _kl_histogram(bins: Histogram, marks: dict[str, float]) -> str:
-    caption = (
-        "KL(reference ‖ quantized) of the distribution of the next token, one value per token. "
-        "Bins are of equal width in the logarithm; the first and last hold all values beyond."
-    )
-    svg = histogram("kl", "Histogram of the KL divergence by token", bins, marks)
-    rows = [
-        (f"{low:.3g}", f"{high:.3g}", f"{count:,}")
-        for (low, high), count in zip(pairwise(bins.edges), bins.counts, strict=True)
-    ]
-    folded = details("As a table", table(("From, nats", "To, nats", "Tokens"), rows, (0, 1, 2)))
-    return figure("KL divergence by token", svg, caption) + folded
+def _shown(name: str, plots: Plots) -> str:
+    plot = plots[name]
+    return figure(plot.title, inline(name, plot), plot.caption, plot.drawing.legend)
 
 
-def errors_section(sheet: Sheet, figures: Figures) -> str:
+def errors_section(figures: Figures, plots: Plots) -> str:
     """Return maps of the output errors by role and layer, their means by role, and the largest."""
     definition = (
         "<p>The relative output error of a weight is the root mean square of (W \u2212 Q) x over "
         "that of W x, where x are the inputs it gets from the data named, and Q is what is stored."
         "</p>"
     )
-    parts = [definition, *_error_maps(sheet, figures), _errors_by_role(figures)]
+    parts = [definition, *_error_maps(figures, plots), _errors_by_role(figures)]
     worst = [
         (
             weight.name,
@@ -105,27 +95,14 @@ def errors_section(sheet: Sheet, figures: Figures) -> str:
     return section("Where the error is", *parts)
 
 
-def _error_maps(sheet: Sheet, figures: Figures) -> list[str]:
+def _error_maps(figures: Figures, plots: Plots) -> list[str]:
     """Return a heat map and a table for each kind of data that the errors were measured on."""
     parts = []
-    mtp = f" Layers from {sheet.layers} on are MTP." if sheet.model.layers_mtp else ""
-    both = (*figures.cells, *figures.cells_held_out)
-    columns = 1 + max((layer for _, layer in both), default=0)
-    for name, data, cells, pooled in (
-        ("held-out", "evaluation data", figures.cells_held_out, TOGETHER),
-        ("calibrated", "calibration data", figures.cells, POOLED),
-    ):
-        if not cells:
-            continue
-        heading = f"Output error by role and layer, {data}"
-        roles = by_model(role for role, _ in cells)
-        svg, legend = heat_map(name, heading, cells, roles, columns)
-        caption = f"Per cent; colours on a logarithmic scale. {pooled}{mtp} Blank: not measured."
-        rows = [(role, str(layer), percent(error)) for (role, layer), error in cells.items()]
-        parts += [
-            figure(heading, svg, caption, legend),
-            details("As a table", table(("Role", "Layer", "Error"), rows, (1, 2))),
-        ]
+    for name, cells in ((ERROR, figures.cells_held_out), (ERROR_CALIBRATION, figures.cells)):
+        if name in plots:
+            rows = [(role, str(layer), percent(error)) for (role, layer), error in cells.items()]
+            folded = details(TABLE, table(("Role", "Layer", "Error"), rows, (1, 2)))
+            parts += [_shown(name, plots), folded]
     return parts
 
 
@@ -180,15 +157,8 @@ def methods_section(figures: Figures) -> str:
     return section("How the weights were rounded", *parts)
 
 
-def load_section(load: ExpertLoad, figures: Figures) -> str:
+def load_section(figures: Figures, plots: Plots) -> str:
     """Return a map of the load of experts, and its extremes by layer."""
-    heading = "Tokens of each expert, by layer"
-    svg, legend = load_map("load", heading, load.layers)
-    caption = (
-        "Tokens that the router sent to each expert, as a multiple of the mean of its layer's "
-        f"experts; at the right, the largest multiple. {load.tokens:,} tokens, each to "
-        f"{load.num_experts_per_tok} experts."
-    )
     rows = [
         (
             str(layer.layer),
@@ -200,5 +170,5 @@ def load_section(load: ExpertLoad, figures: Figures) -> str:
         for layer in figures.load
     ]
     head = ("Layer", "Largest", "Its expert", "Smallest", "Never chosen")
-    folded = details("As a table", table(head, rows, range(5), "Largest and smallest over mean."))
-    return section("Expert load", figure(heading, svg, caption, legend), folded)
+    folded = details(TABLE, table(head, rows, range(5), "Largest and smallest over mean."))
+    return section("Expert load", _shown(LOAD, plots), folded)

@@ -39,7 +39,14 @@ from dstools_converters.sidefiles.tokenizer import (
 MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; larger files are other forms of weights
 # describe the source, and the output has its own
 WRITTEN = ("config.json", INDEX, MANIFEST, SUMS, SIGNATURE, CALIBRATION, EXPERT_LOAD, EVAL)
-REPORTS = ("report.html", "report.md")
+PLOTS = (
+    "plots/kl.svg",
+    "plots/router_flips.svg",
+    "plots/output_error.svg",
+    "plots/output_error_calibration.svg",
+    "plots/expert_load.svg",
+)
+REPORTS = ("report.html", "report.md", *PLOTS)
 # written into a finished folder: neither signed nor hashed
 LATER = (SIGNATURE, EVAL, *REPORTS)
 # read by transformers and engines when they load the folder

@@ -32,6 +32,9 @@ INDEX = "model.safetensors.index.json"
         ("config.json", False),
         ("manifest.json", False),
         ("SHA256SUMS", False),
+        ("report.html", False),
+        ("plots/kl.svg", False),
+        ("plots/loss.svg", True),  # of someone else
         (INDEX, False),
         ("consolidated.safetensors.index.json", False),
         ("model-00001-of-00002.safetensors", False),

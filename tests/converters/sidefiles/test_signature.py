@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from dstools_converters.errors import DstoolsError, Finding
+from dstools_converters.sidefiles.carried import REPORTS
 from dstools_converters.sidefiles.signature import load_signer, load_verifier
 
 
@@ -58,11 +59,14 @@ def test_a_signature_holds_for_what_was_signed_and_files_that_come_later(
     signed: tuple[Path, Path],
 ) -> None:
     assert check(signed) is None
-    for name in ("eval.json", "report.html", ".gitattributes"):
+    (signed[0] / "plots").mkdir()
+    for name in ("eval.json", *REPORTS, ".gitattributes"):
         (signed[0] / name).write_text("")
     (signed[0] / ".cache").mkdir()
     (signed[0] / ".cache" / "x.metadata").write_text("")
     assert check(signed) is None
+    (signed[0] / "plots" / "mine.svg").write_text("")
+    assert check(signed) is not None
 
 
 def test_model_signing_s_own_command_accepts_it(signed: tuple[Path, Path]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub._local_folder import write_download_metadata
 
+from dstools_converters.sidefiles.carried import REPORTS
 from dstools_converters.sidefiles.sums import SUMS, format_sums
 from dstools_converters.verify import hashes
 from dstools_converters.verify.hashes import Checked, Digest, Digests, Hashing, bytes_to_read
@@ -101,10 +102,13 @@ def test_a_damaged_blob_of_the_hub_cache_is_named_by_the_file(tmp_path: Path) ->
 def test_a_missing_file_is_an_error_and_an_added_one_a_warning(folder: Path) -> None:
     (folder / "sub" / "code.py").unlink()
     (folder / "sub" / "evil.py").write_text("")
-    for name in ("eval.json", "report.html", "model.sig", ".gitattributes"):  # come later
+    (folder / "plots").mkdir()
+    later = ("eval.json", *REPORTS, "model.sig", ".gitattributes")
+    for name in (*later, "plots/mine.svg"):
         (folder / name).write_text("")
     assert named(check(folder)) == [
         ("error", "sum-missing", "sub/code.py"),
+        ("warning", "sum-unlisted", "plots/mine.svg"),
         ("warning", "sum-unlisted", "sub/evil.py"),
     ]
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import Result
 
 from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.sidefiles.carried import REPORTS
 
 Pages = Callable[[Path], tuple[str, str]]
 Report = Callable[..., Result]
@@ -18,7 +19,7 @@ def test_json_has_the_headline_figures_and_what_was_written(report: Report, meas
     found = json.loads(report(measured, "--json").stdout)
     with open_checkpoint(measured) as opened:
         nbytes = sum(info.nbytes for info in opened.tensors.values())
-    assert found["written"] == [str(measured / "report.html"), str(measured / "report.md")]
+    assert found["written"] == [str(measured / name) for name in REPORTS]
     assert found["figures"].pop("output_error") == pytest.approx(0.0123, abs=0.003)
     assert found["figures"] == {
         "bytes": nbytes, "perplexity": 12.3456, "kl_mean": 0.00123, "top1_agreement": 0.9775,
@@ -29,8 +30,8 @@ def test_json_has_the_headline_figures_and_what_was_written(report: Report, meas
 
 
 def test_the_same_files_give_the_same_bytes(pages: Pages, measured: Path) -> None:
-    first = pages(measured)
-    assert pages(measured) == first
+    first = [pages(measured), *((measured / name).read_bytes() for name in REPORTS)]
+    assert [pages(measured), *((measured / name).read_bytes() for name in REPORTS)] == first
     assert not [path.name for path in measured.iterdir() if path.name.startswith(".")]
 
 

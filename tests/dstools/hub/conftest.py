@@ -75,7 +75,8 @@ def card() -> Callable[..., str]:
         readme = folder / "README.md"
         if local is None and readme.exists():
             local = readme.read_bytes()
-        files = {path.name for path in folder.iterdir()} | {"README.md", "SHA256SUMS", *also}
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        files |= {"README.md", "SHA256SUMS", *also}
         made = [
             model_card(folder, base=base, local=local, remote=remote, files=names, repo=repo)
             for names in (files, sorted(files, reverse=True))

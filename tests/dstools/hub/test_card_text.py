@@ -13,6 +13,7 @@ from dstools.hub.card_text import Subject, card_text
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import take_inventory
 from dstools_converters.errors import DstoolsError, size
+from dstools_converters.sidefiles.carried import PLOTS
 from dstools_converters.sidefiles.manifest import load_manifest
 from dstools_converters.verify.engines import ENGINES, check_engine
 
@@ -189,6 +190,18 @@ def test_scales_of_a_cache_and_the_report_are_named(measured: Path, bare: Path) 
         measured, files=("report.html",)
     )
     assert "report.html" not in made(measured)
+
+
+def test_the_plots_that_are_among_the_files_are_shown(measured: Path, bare: Path) -> None:
+    text = made(measured, files=PLOTS)
+    quality = section(text, "Quality")
+    assert re.findall(r"\n!\[[^\]]+\]\(([^)]+)\)\n", quality) == [*PLOTS]
+    assert made(measured, files=PLOTS[:1]).count("![") == 1
+    assert "![" not in made(measured)
+
+
+def test_a_plot_without_its_figures_is_not_shown(bare: Path) -> None:
+    assert "![" not in made(bare, files=PLOTS)
 
 
 def test_names_from_files_stay_text(measured: Path) -> None:

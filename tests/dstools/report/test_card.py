@@ -7,13 +7,17 @@ from pathlib import Path
 from click.testing import Result
 
 from dstools.report.card import card
+from dstools.report.drawings import plots
 from dstools.report.figures import figures
 from dstools.report.sheet import Sheet, read_sheet
 from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.sidefiles.carried import PLOTS
+
+HEADINGS = ("Output against the reference",) * 2 + ("Output error by role",) * 2 + ("Expert load",)
 
 
 def made(sheet: Sheet) -> str:
-    return card(sheet, figures(sheet))
+    return card(sheet, figures(sheet), plots(sheet, figures(sheet)))
 
 
 def table(markdown: str, heading: str) -> list[list[str]]:
@@ -27,6 +31,7 @@ def test_the_card_has_a_section_for_each_kind_of_figure(measured: Path) -> None:
     markdown = made(read_sheet(measured))
     assert [line for line in markdown.splitlines() if line.startswith("#")] == [
         "## Quantization of tiny-fp8",
+        "### Output against the reference",
         "### Output error by role",
         "### Rounding",
         "### Expert load",
@@ -59,6 +64,22 @@ def test_the_most_uneven_layer_of_experts_is_named(measured: Path) -> None:
     # layer 2: 2048 tokens over the mean of (2048 + 6 * 341) / 8
     line = f"Largest load over the layer's mean: {2048 / 511.75:.2f} (layer 2, expert 1). "
     assert line + "Experts that no token chose: 1 of 16.\n" in made(read_sheet(measured))
+
+
+def test_plots_are_shown_where_their_figures_are_and_only_those_that_are_given(
+    measured: Path,
+) -> None:
+    sheet = read_sheet(measured)
+    computed = figures(sheet)
+    drawn = plots(sheet, computed)
+    markdown = card(sheet, computed, drawn)
+    for name, heading in zip(PLOTS, HEADINGS, strict=True):
+        section = markdown.partition(f"### {heading}\n")[2].partition("\n### ")[0]
+        assert f"\n![{drawn[name].title}]({name})\n\n{drawn[name].caption}\n" in section
+        others = {key: plot for key, plot in drawn.items() if key != name}
+        assert name not in card(sheet, computed, others)
+    assert "![" not in card(sheet, computed, {})
+    assert "### Output against" not in card(sheet, computed, {})
 
 
 def test_bytes_by_dtype_are_those_of_the_shards_largest_first(bare: Path) -> None:

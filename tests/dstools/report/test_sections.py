@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from dstools.report.drawings import plots
 from dstools.report.figures import figures
 from dstools.report.numbers import percent
 from dstools.report.sections import (
@@ -59,7 +60,7 @@ def test_an_evaluation_without_a_reference_says_so(pages: Pages, measured: Path)
 
 def test_errors_by_role_have_their_ratio_and_a_dash_where_not_measured(measured: Path) -> None:
     sheet = read_sheet(measured)
-    html = errors_section(sheet, figures(sheet))
+    html = errors_section(figures(sheet), plots(sheet, figures(sheet)))
     rows = dict(re.findall(r'<th scope="row">(\w+)</th>((?:<td class="n">[^<]*</td>){5})', html))
     cells = {role: re.findall(r">([^<]*)</td>", row) for role, row in rows.items()}
     # 2 % to nearest; 1 % as stored, but of the experts' down; o_proj in 3 layers: 1, 2 and 3 %
@@ -71,7 +72,7 @@ def test_errors_by_role_have_their_ratio_and_a_dash_where_not_measured(measured:
 
 def test_without_held_out_errors_there_is_one_map(measured: Path) -> None:
     sheet = replace(read_sheet(measured), evaluation=None)
-    html = errors_section(sheet, figures(sheet))
+    html = errors_section(figures(sheet), plots(sheet, figures(sheet)))
     assert html.count("<svg") == 1
     assert "evaluation data</h3>" not in html
 
@@ -79,7 +80,7 @@ def test_without_held_out_errors_there_is_one_map(measured: Path) -> None:
 def test_the_load_of_experts_is_a_map_and_a_table_of_extremes(measured: Path) -> None:
     sheet = read_sheet(measured)
     assert sheet.expert_load is not None
-    html = load_section(sheet.expert_load, figures(sheet))
+    html = load_section(figures(sheet), plots(sheet, figures(sheet)))
     # layer 2: 2048 tokens over the mean of (2048 + 6 * 341) / 8
     cells = [f"{2048 / 511.75:.2f} \u00d7", "1", "0.00 \u00d7", "1"]
     assert "".join(f'<td class="n">{cell}</td>' for cell in cells) in html
@@ -97,7 +98,7 @@ def test_codes_that_were_moved_are_counted(measured: Path) -> None:
 def test_the_perplexity_of_the_reference_and_the_divergence_are_rows(measured: Path) -> None:
     sheet = read_sheet(measured)
     assert sheet.evaluation is not None
-    html = evaluation_section(sheet.evaluation)
+    html = evaluation_section(sheet.evaluation, {})
     rows = re.findall(r'<tr><th scope="row">([^<]+)</th><td class="n">([^<]*)</td>', html)
     assert rows[:6] == [
         ("Perplexity", "12.346"),
