@@ -1,8 +1,10 @@
 """The text of a card: every fact is the folder's, and no number was not measured."""
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from dstools.hub.card_text import Subject, card_text
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import take_inventory
 from dstools_converters.errors import DstoolsError, size
-from dstools_converters.sidefiles.carried import PLOTS
+from dstools_converters.sidefiles.carried import PLOTS, REPORTS
 from dstools_converters.sidefiles.manifest import load_manifest
 from dstools_converters.verify.engines import ENGINES, check_engine
 
 Made = Callable[..., Result]
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 
 
 def subject(folder: Path, base: str | None = "org/base", **changes: Any) -> Subject:
@@ -226,3 +229,103 @@ def test_a_damaged_side_file_is_an_error_by_name(measured: Path) -> None:
     (measured / "eval.json").write_text("{}")
     with pytest.raises(DstoolsError, match=r"eval\.json"):
         made(measured)
+
+
+# ---------------------------------------------------------------------- a model that was measured
+
+
+@pytest.fixture(scope="module")
+def sample(ok: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model: calibrated, evaluated and reported by the commands."""
+    out = tmp_path_factory.mktemp("sample") / "out"
+    cut = ("--samples", "4", "--seq-len", "64")
+    ok("quantize", SAMPLE, out, "--calibrate", f"{SAMPLE}-calibration.jsonl", *cut)
+    ok("eval", out, "--data", f"{SAMPLE}-heldout.jsonl", "--against", SAMPLE, *cut)
+    ok("report", out)
+    return out
+
+
+def numbers(text: str) -> list[str]:
+    """Every number of a text; a digit inside a word, as in top-1, is not one."""
+    return re.findall(r"(?<![\w.-])[+-]?\d[\d,]*(?:\.\d+)?(?![\w-])", text)
+
+
+def is_rounded(shown: str, value: float) -> bool:
+    """Return whether a number is `value`, rounded to the decimals it is shown with."""
+    decimals = len(shown.partition(".")[2])
+    return abs(float(shown.replace(",", "")) - value) <= 0.5001 * 10.0**-decimals
+
+
+def pooled(notes: list[dict[str, Any]], key: str) -> float:
+    numel = sum(note["numel"] for note in notes)
+    return 100 * math.sqrt(sum(note["numel"] * note[key] ** 2 for note in notes) / numel)
+
+
+def headline_figures(found: dict[str, Any], notes: list[dict[str, Any]]) -> Iterator[float]:
+    """Yield the numbers of the first table and of the command of eval, in their order."""
+    yield found["perplexity"]
+    yield 100 * (found["perplexity"] / found["perplexity_against"] - 1)
+    yield found["perplexity_against"]
+    yield from (found["kl_mean"], found["kl_p99"], found["other_activations"]["kl_mean"])
+    yield from (100 * found["top1_agreement"], found["tokens"])
+    flips = found["router_flips"]
+    worst = max(flips, key=flips.__getitem__)
+    yield from (100 * sum(flips.values()) / len(flips), len(flips), int(worst), 100 * flips[worst])
+    stored, nearest = pooled(notes, "error"), pooled(notes, "error_nearest")
+    yield from (stored, nearest, stored / nearest)
+    yield from (found["data"][key] for key in ("samples", "seq_len", "seed"))
+
+
+def load_figures(load: dict[str, Any]) -> Iterator[float]:
+    """Yield the numbers of the sentence on the load of experts, in their order."""
+    layers = {int(layer): tokens for layer, tokens in load["layers"].items()}
+    layer = max(layers, key=lambda n: max(layers[n]) / sum(layers[n]))
+    most, experts = max(layers[layer]), len(layers[layer])
+    yield from (most / (sum(layers[layer]) / experts), layer, layers[layer].index(most))
+    yield sum(tokens.count(0) for tokens in layers.values())
+    yield experts * len(layers)
+    yield from (load["tokens"], load["num_experts_per_tok"])
+
+
+@pytest.mark.slow
+def test_every_number_of_quality_is_one_of_the_files_rounded(sample: Path) -> None:
+    found, calibrated, load = (
+        json.loads((sample / name).read_text())
+        for name in ("eval.json", "calibration.json", "expert_load.json")
+    )
+    text = made(sample, files=(*REPORTS, "SHA256SUMS"))
+    names = subject(sample).inventory.names
+    notes: dict[str, list[dict[str, Any]]] = {}
+    for name, note in calibrated["tensors"].items():
+        assert note["tokens"] > 0
+        notes.setdefault(names[name].role, []).append(note)
+    held_out: dict[str, list[dict[str, Any]]] = {}
+    for error in found["output_error"]:
+        held_out.setdefault(error["role"], []).append(error)
+    all_notes = [note for of_role in notes.values() for note in of_role]
+    expected = [*headline_figures(found, all_notes)]
+    quality = section(text, "Quality")
+    order = [row[0] for row in rows(quality.partition("### Output error by role")[2])[1:]]
+    order = order[: len(notes)]
+    assert {*order} == notes.keys() == held_out.keys()
+    for role in order:
+        errors = [pooled(notes[role], key) for key in ("error_nearest", "error")]
+        expected += [len(notes[role]), *errors, pooled(held_out[role], "error")]
+    mtp = subject(sample).inventory.model.num_hidden_layers
+    expected += [mtp, mtp]  # below each map of errors
+    methods = Counter(note["method"] for note in all_notes)
+    numel = sum(note["numel"] for note in all_notes)
+    for method, weights in sorted(methods.items()):
+        of_these = sum(note["numel"] for note in all_notes if note["method"] == method)
+        expected += [weights, 100 * weights / len(all_notes), 100 * of_these / numel]
+    why = next(note["why"] for note in calibrated["tensors"].values() if note["why"])
+    expected += [*map(float, numbers(why)), methods["nearest"], *load_figures(load)]
+    assert len(expected) > 90
+    shown = numbers(re.sub(r"\]\([^)]*\)", "", quality))
+    wrong = [(s, e) for s, e in zip(shown, expected, strict=True) if not is_rounded(s, e)]
+    assert wrong == []
+    for data in (found["data"], calibrated["data"]):
+        cut = f"{data['samples']} samples of {data['seq_len']} tokens, seed {data['seed']}"
+        assert f"{data['name']}, {cut}, SHA-256 {data['sha256']}" in text
+    report = (sample / "report.md").read_text().splitlines()
+    assert {line for line in quality.splitlines() if line.startswith(("| ", "!["))} <= {*report}
