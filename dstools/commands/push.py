@@ -51,7 +51,7 @@ class Planned:
 
 
 @click.command(
-    cls=Command, epilog=EXAMPLES, short_help="Publish a model folder on the Hub, whole or not."
+    cls=Command, epilog=EXAMPLES, short_help="Publish a model on the Hub, all of it or nothing."
 )
 @path_argument("folder", metavar="DIR", help="The folder of a model, or of a student's stage.")
 @click.argument("repo", metavar="ORG/NAME", help="The repository on the Hub; created if missing.")
@@ -105,14 +105,14 @@ def push(
     any moment, the same command continues. The token is that of `hf auth login` or HF_TOKEN.
     """
     from dstools.hub.client import Hub
-    from dstools.hub.plan import MAIN, Target, plan
+    from dstools.hub.plan import Target, plan
     from dstools.hub.push import publish
 
     _check_names(repo, revision, base)
     if not (is_agreed or dry_run or sys.stdin.isatty()):
         raise click.UsageError("there is nobody to ask here: --yes agrees to the plan")
     hub = Hub(repo)
-    planned = plan(hub, Path(folder), Target(repo, revision or MAIN, private, replaces, base))
+    planned = plan(hub, Path(folder), Target(repo, revision, private, replaces, base))
     for finding in planned.selection.warnings:
         warn(finding)
     if dry_run:
@@ -129,7 +129,8 @@ def push(
     published = publish(hub, planned, workers)
     what = f"{published.repo}: {published.state}, {published.files} files, {size(published.bytes)}"
     show(published, as_json, f"{what}\n{published.url}/tree/{published.commit}")
-    hint(f"check a copy: hf download {repo} --local-dir COPY; dstools verify COPY --sums")
+    copy = f"{repo} --revision {revision}" if revision else repo
+    hint(f"check a copy: hf download {copy} --local-dir COPY; dstools verify COPY --sums")
 
 
 def _check_names(repo: str, revision: str | None, base: str | None) -> None:
@@ -153,7 +154,7 @@ def _check_names(repo: str, revision: str | None, base: str | None) -> None:
 def _planned(plan: "Plan") -> Planned:
     return Planned(
         repo=plan.target.repo,
-        revision=plan.target.revision,
+        revision=plan.target.branch,
         folder=plan.folder.name,
         account=plan.account.name,
         token_from=plan.account.token_from,
@@ -180,7 +181,7 @@ def _text(plan: "Plan") -> str:
     lines = [
         f"account    {account.name} (token from {account.token_from}){host}",
         f"repository {target.repo}, {kind}, {visibility}",
-        f"branch     {target.revision}, by {by}",
+        f"branch     {target.branch}, by {by}",
         f"files      {len(plan.names)}, {size(plan.selection.nbytes)}",
     ]
     if plan.card and not plan.has_base:

@@ -256,8 +256,10 @@ def _of_status(status: int, message: str | None, headers: Mapping[str, str], doi
     words = " ".join((message or responses.get(status, "an error")).split())
     said = f"cannot {doing}: the Hub says {status}: {words}"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        limit = RATE_LIMIT.search(headers.get("RateLimit", ""))
-        if limit is not None and limit["remaining"] == "0":
+        limits = list(RATE_LIMIT.finditer(headers.get("RateLimit", "")))
+        reached = [limit for limit in limits if limit["remaining"] == "0"]
+        if reached:
+            limit = max(reached, key=lambda limit: int(limit["seconds"]))
             which = f"its limit of {limit['name']} requests"
             message = f"cannot {doing}: {which} is reached for {limit['seconds']} s"
             return Fault(message, AGAIN, passes=True, pause_seconds=float(limit["seconds"]) + 1)
@@ -276,10 +278,14 @@ def _of_status(status: int, message: str | None, headers: Mapping[str, str], doi
 
 
 STORAGE_HINT = (
-    "nothing was published: make it public (--public for a new repository, `hf repos settings "
-    "ORG/NAME --public` for this one), or get a plan with more private storage"
+    "nothing was published: make the repository public (`hf repos settings ORG/NAME --public`; it "
+    "exists now, and push does not change that), or get a plan with more private storage"
 )
+CHANGE_HINT = "change what the Hub names, then run the same command again"
 _HINTS: dict[int, str] = {
+    HTTPStatus.BAD_REQUEST: CHANGE_HINT,
+    HTTPStatus.UNPROCESSABLE_ENTITY: CHANGE_HINT,
+    HTTPStatus.GONE: "look at the repository on the Hub: it is not what it was",
     HTTPStatus.NOT_FOUND: f"check the name, and that the token may see the repository; {AGAIN}",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "store the weights in smaller or fewer files",
     HTTPStatus.FORBIDDEN: "use a token that may write there, and ask the owner of the repository",

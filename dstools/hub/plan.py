@@ -17,10 +17,8 @@ from dstools.hub.frontmatter import read_card
 from dstools.hub.leaks import leaks
 from dstools.hub.remote import Tree, contradictions, read_tree, some
 from dstools.hub.selection import EVAL_RESULTS, README, Selection, select
-from dstools.hub.student import card_of
 from dstools_converters.errors import DstoolsError, Finding, size
 from dstools_converters.files import real
-from dstools_converters.sidefiles.manifest import MANIFEST
 from dstools_converters.sidefiles.sums import SUMS
 
 MAIN = constants.DEFAULT_REVISION
@@ -32,10 +30,15 @@ class Target:
     """A repository, and how a push changes it."""
 
     repo: str
-    revision: str = MAIN
+    revision: str | None = None  # a branch, to be changed in one commit, without a pull request
     private: bool | None = None  # None: not said; a new repository is private then
     replaces: bool = False  # remove weights that the new files do not name
     base: str | None = None  # org/name, or "none"
+
+    @property
+    def branch(self) -> str:
+        """Return the branch that is changed."""
+        return self.revision or MAIN
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Plan:
 
     @property
     def uses_pull_request(self) -> bool:
-        """Return whether the files go into a pull request, which can only be of `main`."""
-        return self.branch.has_requests and self.target.revision == MAIN
+        """Return whether the files go into a pull request."""
+        return self.branch.has_requests and self.target.revision is None
 
     @property
     def has_base(self) -> bool:
@@ -91,8 +94,6 @@ def plan(hub: Hub, folder: Path, target: Target) -> Plan:
     """
     folder = real(folder)
     selection = select(folder)
-    if selection.listed_by == MANIFEST:
-        selection.files.update(card_of(folder) | selection.files)
     account = hub.account()
     branch = _look(hub, target, account, selection)
     files = branch.files or {}
@@ -124,12 +125,14 @@ def _look(hub: Hub, target: Target, account: Account, selection: Selection) -> B
     """Return the branch that a push changes, after checking that the account may."""
     info = hub.repository()
     if info is None:
-        _require_room(account, target, selection)
-        return Branch(private=target.private is not False, is_new=target.revision != MAIN)
+        private = target.private is not False
+        _require_room(account, target, private, selection)
+        return Branch(private=private, is_new=target.branch != MAIN)
     _require_visibility(target, bool(info.private))
+    _require_room(account, target, bool(info.private), selection)
     doing = f"check that you may write to {target.repo}"
     hub.call(doing, hub.api.auth_check, target.repo, write=True)
-    head = hub.head(target.revision)
+    head = hub.head(target.branch)
     commit = head or info.sha
     assert commit
     return Branch(
@@ -149,10 +152,11 @@ def _faults(hub: Hub, folder: Path, selection: Selection, card: bytes) -> Iterat
     yield from leaks(selection.files, card, folder, hub.token)
 
 
-def _require_room(account: Account, target: Target, selection: Selection) -> None:
-    """Raise DstoolsError where a free account cannot hold a new private repository."""
+def _require_room(account: Account, target: Target, private: bool, selection: Selection) -> None:
+    """Raise DstoolsError where a free account cannot hold a private repository of this size."""
     nbytes = selection.nbytes
-    if target.private is None and account.pays is False and nbytes > FREE_PRIVATE_BYTES:
+    is_free = account.pays is False
+    if private and target.private is None and is_free and nbytes > FREE_PRIVATE_BYTES:
         raise DstoolsError(
             f"{size(nbytes)} in a private repository: a free account holds "
             f"{size(FREE_PRIVATE_BYTES)} of them",

@@ -5,15 +5,22 @@ Source: docs/hub/repositories-pull-requests-discussions; huggingface_hub 2.4, cr
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 from huggingface_hub import Discussion
 from huggingface_hub.errors import HfHubHTTPError
 
-from dstools.hub.client import ERRORS, Hub, Pauses
+from dstools.hub.client import ERRORS, Hub, Pauses, explain
 from dstools.hub.remote import Blob, Tree, read_tree
+from dstools_converters.errors import DstoolsError
 
 TITLE = "Upload with dstools"
 DESCRIPTION = "`dstools push` fills this pull request, compares every file, and merges it."
+REPLACED = "Replaced: the repository or the folder has changed since."
+OFF_HINT = (
+    "switch pull requests on in the repository's settings, or give the token the right to open "
+    "one; --revision main publishes in one commit instead"
+)
 OFF = (403, 404, 410)  # which of them the Hub answers where discussions are off was not seen
 
 
@@ -48,11 +55,13 @@ def revision_of(number: int) -> str:
     return f"refs/pr/{number}"
 
 
-def begin(hub: Hub, author: str, main: Tree, wanted: Mapping[str, Blob]) -> int | None:
+def begin(hub: Hub, author: str, main: Tree, wanted: Mapping[str, Blob]) -> int:
     """Return the number of a pull request to fill: our last one, or a new one; not a draft.
 
     One of ours is continued only if it was opened on `main` as it is, and holds nothing but files
-    of `main` and of `wanted`; others of ours are closed. None where pull requests are switched off.
+    of `main` and of `wanted`; others of ours are closed.
+
+    Raises DstoolsError where the Hub lets us open none.
     """
     number = None
     for request in open_ones(hub, author) or ():
@@ -60,11 +69,10 @@ def begin(hub: Hub, author: str, main: Tree, wanted: Mapping[str, Blob]) -> int 
         if number is None and _continues(tree, main, wanted):
             number = request.num
         else:
-            _close(hub, request.num)
+            _set_status(hub, request.num, "closed")
     if number is None:
         number = _create(hub, author)
-    if number is not None:
-        _set_status(hub, number, "open")
+    _set_status(hub, number, "open")
     return number
 
 
@@ -76,8 +84,8 @@ def _continues(tree: Tree, main: Tree, wanted: Mapping[str, Blob]) -> bool:
     return all(name in tree for name in wanted if name in main)
 
 
-def _create(hub: Hub, author: str) -> int | None:
-    """Open a pull request; None where they are switched off."""
+def _create(hub: Hub, author: str) -> int:
+    """Open a pull request, and return its number."""
     before = {request.num for request in open_ones(hub, author) or ()}
     pauses = Pauses(f"open a pull request on {hub.repo}")
     while True:
@@ -88,7 +96,8 @@ def _create(hub: Hub, author: str) -> int | None:
             if opened:  # the answer was lost
                 return opened[0]
             if isinstance(error, HfHubHTTPError) and error.response.status_code in OFF:
-                return None
+                fault = explain(error, pauses.doing)
+                raise DstoolsError(fault.message, OFF_HINT) from error
             pauses.take(error)
 
 
@@ -109,22 +118,17 @@ def merge(hub: Hub, number: int) -> None:
             return
 
 
-def _set_status(hub: Hub, number: int, wanted: str) -> None:
+def _set_status(hub: Hub, number: int, wanted: Literal["open", "closed"]) -> None:
     pauses = Pauses(f"set pull request {number} of {hub.repo} to {wanted}")
+    comment = REPLACED if wanted == "closed" else None
     while _status(hub, number) != wanted:
         try:
-            if wanted == "open":
-                hub.api.change_discussion_status(hub.repo, number, "open")
-            else:
-                comment = "Replaced: the repository or the folder has changed since."
-                hub.api.change_discussion_status(hub.repo, number, "closed", comment=comment)
+            hub.api.change_discussion_status(hub.repo, number, wanted, comment=comment)
         except ERRORS as error:
             if _status(hub, number) != wanted:
                 pauses.take(error)
-
-
-def _close(hub: Hub, number: int) -> None:
-    _set_status(hub, number, "closed")
+        else:
+            return  # what the Hub makes of it shows at the merge
 
 
 def _status(hub: Hub, number: int) -> str:

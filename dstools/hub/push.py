@@ -18,10 +18,11 @@ from dstools.hub.selection import README
 from dstools.hub.upload import Addition, upload
 from dstools.hub.verified import bytes_read, verified
 from dstools.options import progress_bar, warn
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, format_sums
 
 Progress = Callable[[int], object]
+SIGN_HINT = "remove it there, or sign a copy of what was published and push that"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def publish(hub: Hub, plan: Plan, workers: int) -> Published:
             warn(finding)
     additions = _additions(plan, checked.blobs)
     main, commit = _prepare(hub, plan)
+    if SIGNATURE in main and SIGNATURE not in additions:
+        message = "is of other files: `dstools verify --signed-by` of a copy will fail"
+        warn(Finding.warning("signature", f"{SIGNATURE} of {target.repo}", message, SIGN_HINT))
     removed = plan.contradictions
     wanted = {name: blob for name, blob in main.items() if name not in removed}
     wanted |= {name: addition.blob for name, addition in additions.items()}
@@ -69,7 +73,7 @@ def publish(hub: Hub, plan: Plan, workers: int) -> Published:
     return Published(
         repo=target.repo,
         url=f"{plan.account.host}/{target.repo}",
-        revision=target.revision,
+        revision=target.branch,
         commit=commit,
         state=state,
         files=len(additions),
@@ -116,19 +120,22 @@ class _Change:
 def _change(hub: Hub, plan: Plan, change: _Change, count: Progress) -> str:
     """Bring a branch to what it should be, at once; return its commit."""
     target = plan.target
-    number = None
     if plan.uses_pull_request:
         number = pull_request.begin(hub, plan.account.name, change.main, change.wanted)
-    if number is not None:
         request = pull_request.revision_of(number)
         change.upload(hub, request, read_tree(hub, request), None, count)
-        _require_unmoved(hub, target.revision, change)
+        _require_unmoved(hub, target.branch, change.commit, change.main)
         _require_whole(hub, request, change)  # last: of main, the Hub itself finds conflicts
         pull_request.merge(hub, number)
+        if wrong := differences(read_tree(hub, target.branch), change.wanted):
+            raise DstoolsError(
+                f"{target.branch} of {hub.repo} was changed at the same moment: {some(wrong)}",
+                "the files are published; look at the others, then run the same command again",
+            )
     else:
-        change.upload(hub, target.revision, change.main, change.commit, count)
-    _require_whole(hub, target.revision, change)
-    return _head(hub, target.revision)
+        change.upload(hub, target.branch, change.main, change.commit, count)
+        _require_whole(hub, target.branch, change)
+    return _head(hub, target.branch)
 
 
 def _head(hub: Hub, revision: str) -> str:
@@ -149,12 +156,12 @@ def _require_whole(hub: Hub, revision: str, change: _Change) -> None:
         raise DstoolsError(f"{hub.repo} at {revision}: {some(wrong)}", hint)
 
 
-def _require_unmoved(hub: Hub, revision: str, change: _Change) -> None:
-    """Raise DstoolsError where a branch moved while files were uploaded."""
-    if _head(hub, revision) != change.commit:
-        moved = differences(read_tree(hub, revision), change.main)
+def _require_unmoved(hub: Hub, revision: str, commit: str, files: Tree) -> None:
+    """Raise DstoolsError where a branch is not at a commit, which holds `files`, any more."""
+    if _head(hub, revision) != commit:
+        moved = differences(read_tree(hub, revision), files)
         raise DstoolsError(
-            f"{revision} of {hub.repo} has moved meanwhile: {some(moved) or 'the same files'}",
+            f"{revision} of {hub.repo} has changed meanwhile: {some(moved) or 'the same files'}",
             "the same command starts from it as it is now; what is uploaded is not sent again",
         )
 
@@ -173,25 +180,26 @@ def _prepare(hub: Hub, plan: Plan) -> tuple[Tree, str]:
         )
     if branch.is_new:
         hub.call(
-            f"create the branch {target.revision} of {target.repo}",
+            f"create the branch {target.branch} of {target.repo}",
             hub.api.create_branch,
             target.repo,
-            branch=target.revision,
+            branch=target.branch,
+            revision=branch.commit or None,
             exist_ok=True,
         )
-    commit = _head(hub, target.revision)
+    commit = _head(hub, target.branch)
     files = read_tree(hub, commit)
     if branch.files is None:
         _require_new(hub, files, branch.private)
-    elif not branch.is_new:
-        _require_unmoved(hub, target.revision, _Change(branch.files, branch.commit, {}, {}))
+    else:
+        _require_unmoved(hub, target.branch, branch.commit, branch.files)
     return files, commit
 
 
 def _require_new(hub: Hub, files: Tree, private: bool) -> None:
     """Raise DstoolsError unless a repository is the empty one that was just created."""
     info = hub.repository()
-    if info is None or bool(info.private) is not private or set(files) - {".gitattributes"}:
+    if info is None or bool(info.private) is not private or files:
         raise DstoolsError(
             f"{hub.repo}: somebody else created it meanwhile", "run the same command again"
         )

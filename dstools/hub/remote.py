@@ -7,7 +7,7 @@ from typing import NamedTuple
 from huggingface_hub import RepoFile
 
 from dstools.hub.client import Hub
-from dstools.hub.selection import is_weights
+from dstools.hub.selection import GITATTRIBUTES, is_weights
 from dstools_converters.errors import printable
 
 SHOWN = 5
@@ -41,7 +41,11 @@ Tree = dict[str, Blob]  # by the path in the repository
 
 
 def read_tree(hub: Hub, revision: str) -> Tree:
-    """Return the files of a revision: a branch, a commit or refs/pr/N."""
+    """Return the files of a revision: a branch, a commit or refs/pr/N.
+
+    Without .gitattributes: the Hub adds a line to it in the commit of a large file that none of its
+    patterns match.
+    """
 
     def read() -> Tree:
         entries = hub.api.list_repo_tree(hub.repo, recursive=True, revision=revision)
@@ -52,7 +56,7 @@ def read_tree(hub: Hub, revision: str) -> Tree:
                 None if entry.lfs else entry.blob_id,  # of an LFS file, that of its pointer
             )
             for entry in entries
-            if isinstance(entry, RepoFile)
+            if isinstance(entry, RepoFile) and entry.path != GITATTRIBUTES
         }
 
     return hub.call(f"list the files of {hub.repo}", read)
@@ -73,9 +77,9 @@ def differences(found: Tree, wanted: Mapping[str, Blob]) -> list[str]:
         if name not in found:
             lines.append(f"{printable(name)} is missing")
         elif name not in wanted:
-            lines.append(f"{printable(name)} is of somebody else")
+            lines.append(f"{printable(name)} should not be there")
         elif not wanted[name].equals(found[name]):
-            lines.append(f"{printable(name)} is another file")
+            lines.append(f"{printable(name)} differs")
     return lines
 
 

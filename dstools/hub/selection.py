@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dstools.hub.student import card_of
 from dstools_converters.checkpoint.folder import WEIGHT_SUFFIXES
 from dstools_converters.errors import DstoolsError, Finding, printable, size
 from dstools_converters.files import is_lfs_pointer, json_object, real
@@ -19,6 +20,7 @@ from dstools_converters.sidefiles.manifest import MANIFEST
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, read_sums
 
 README = "README.md"
+GITATTRIBUTES = ".gitattributes"  # the Hub writes its own
 EVAL_RESULTS = ".eval_results"
 MAX_FILE_BYTES = 500 * 10**9  # docs/hub/storage-limits: a hard limit, and below it an advice
 ADVISED_FILE_BYTES = 200 * 10**9
@@ -86,10 +88,19 @@ def select(folder: Path) -> Selection:
     for name, path in present.items():
         if name in (SUMS, SIGNATURE):
             continue  # written anew; the signature is decided on later
+        if name == GITATTRIBUTES:
+            sums.pop(name, None)
+            left_out.append(name)
+            continue
         if name in sums or ADDED.fullmatch(name) or (not listed_by and _is_known(name)):
             files[name] = path
         elif not _is_stage_record(name, listed_by):
             left_out.append(name)
+    if listed_by == MANIFEST:
+        for name, (path, digest) in card_of(folder).items():
+            if name not in files:
+                present[name] = files[name] = path
+                sums[name] = digest
     faults = list(_faults(folder, present, files, sums, listed_by))
     return Selection(files, sums, listed_by, sorted(left_out), faults, list(_large(files)))
 

@@ -7,8 +7,8 @@ from dstools_converters.files import real
 from dstools_distill.store.stage import MANIFEST, file_sha256, read_manifest
 
 
-def card_of(folder: Path) -> dict[str, Path]:
-    """Return the files of the card that describes the stage in `folder`, none without a card.
+def card_of(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Return the files, and their sha256, of the card of the stage in `folder`; none without one.
 
     Of several, it is the one of most stages, then the latest. They are found by the
     sha256 of the stage's manifest.
@@ -26,4 +26,4 @@ def card_of(folder: Path) -> dict[str, Path]:
         return {}
     _, _, latest = max(cards)
     outputs = read_manifest(latest)["outputs"]
-    return {name: latest / name for name in outputs}
+    return {name: (latest / name, str(out["sha256"])) for name, out in outputs.items()}

@@ -89,6 +89,11 @@ def upload(
                 )
         for operation in operations:
             chosen[operation.path_in_repo].require_same(operation)
+            if operation._should_ignore:  # as the Hub answered, whatever it was asked
+                raise DstoolsError(
+                    f"{printable(operation.path_in_repo)}: .gitignore of {hub.repo} excludes it",
+                    f"remove .gitignore from {hub.repo}; {AGAIN}",
+                )
         deleted = list(deletions) if number == len(batches) - 1 else []
         numbered = f"{message} ({number + 1} of {len(batches)})" if batches[1:] else message
         _commit(hub, operations, chosen, deleted, revision, numbered, parent)
@@ -142,19 +147,21 @@ def _meter(nbytes: int, progress: Callable[[int], object]) -> Iterator[None]:
     done = 0
     ended = threading.Event()
 
-    def advance(until: int) -> bool:
+    def advance(until: int) -> None:
         nonlocal done
         step = min(until, nbytes) - done
         if step > 0:
             progress(step)
             done += step
-        return step > 0
 
     def look() -> None:
-        start, moved_at, is_said = _bytes_read(), time.monotonic(), False
+        start = last = _bytes_read()
+        moved_at, is_said = time.monotonic(), False
         while not ended.wait(LOOK_SECONDS):
-            if advance(_bytes_read() - start):
-                moved_at, is_said = time.monotonic(), False
+            read = _bytes_read()
+            advance(read - start)
+            if read > last:  # a second attempt reads, too, and is no progress
+                last, moved_at, is_said = read, time.monotonic(), False
             elif time.monotonic() - moved_at > STALLED_SECONDS and not is_said:
                 progress_line(STALLED)
                 is_said = True

@@ -248,6 +248,7 @@ def apply(call: "_Handler", files: dict[str, File], operation: str, value: dict[
             message = f"an LFS pointer pointed to a file that does not exist: {path}"
             raise Refusal(400, f"Your push was rejected because {message}")
         files[path] = large_file(value["oid"], value["size"])
+        _track(files, path)
     elif operation == "deletedFile":
         if files.pop(path, None) is None:
             raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
@@ -257,3 +258,13 @@ def apply(call: "_Handler", files: dict[str, File], operation: str, value: dict[
             del files[name]
     else:
         raise Refusal(400, f"Unknown operation: {operation}")
+
+
+def _track(files: dict[str, File], path: str) -> None:
+    """Add a line to .gitattributes for a large file that no pattern in it matches."""
+    file = files.get(".gitattributes", small_file(b""))
+    lines = (file["data"] or b"").decode().splitlines()
+    patterns = [line.split()[0] for line in lines if "filter=lfs" in line]
+    if not any(fnmatch.fnmatch(path, pattern) for pattern in patterns):
+        line = f"{path.replace(' ', '[[:space:]]')} filter=lfs diff=lfs merge=lfs -text"
+        files[".gitattributes"] = small_file("\n".join([*lines, line, ""]).encode())

@@ -75,6 +75,17 @@ def test_one_whose_status_was_not_yet_changed_is_continued(repository: Repositor
     assert repository.status(1) == "open"
 
 
+def test_a_status_that_the_hub_does_not_change_is_asked_for_once(
+    repository: Repository, hub: "FakeHub"
+) -> None:
+    repository.hub.api.create_pull_request(REPO, TITLE)
+    hub.faults.append({"match": "/status", "status": 200})
+    hub.log.clear()
+    with pytest.raises(DstoolsError):  # an answer without fields
+        repository.begin()
+    assert len([entry for entry in hub.log if entry["p"].endswith("/status")]) == 1
+
+
 def test_that_of_a_stranger_is_left_alone_whatever_its_title(
     repository: Repository, hub: "FakeHub"
 ) -> None:
@@ -126,7 +137,9 @@ def test_pull_requests_that_are_off_are_told_from_none(
     assert open_ones(repository.hub, "alice") == []
     hub.rules["no_prs"] = True
     assert open_ones(repository.hub, "alice") is None
-    assert repository.begin() is None
+    with pytest.raises(DstoolsError, match="says 403") as error:
+        repository.begin()
+    assert "--revision main" in error.value.hint
 
 
 def test_one_whose_answer_was_lost_is_not_opened_twice(

@@ -268,7 +268,7 @@ def test_a_rotted_byte_of_a_small_file_is_found_before_the_merge(
     hub.faults.append({"match": "/commit/", "corrupt": True})
     done = scene.push()
     assert done.code == 1
-    assert "refs/pr/1: README.md is another file" in done.errors[0]
+    assert "refs/pr/1: README.md differs" in done.errors[0]
     scene.complete()
     assert {number: pr["status"] for number, pr in hub.repos[REPO]["prs"].items()} == {
         1: "closed",
@@ -300,7 +300,7 @@ def test_a_branch_that_got_a_rotted_byte_is_told_and_the_same_command_mends_it(
     hub.faults.append({"match": "/commit/", "corrupt": True})
     done = here(small, *BRANCH)
     assert done.code == 1
-    assert "alice/model at fp8: NOTICE is another file" in done.errors[0]
+    assert "alice/model at fp8: NOTICE differs" in done.errors[0]
     assert "pull request" not in done.stderr.splitlines()[-1]
     assert here(small, *BRANCH).code == 0
     assert scene.tree("fp8") == scene.after

@@ -16,6 +16,12 @@ from dstools.hub.student import card_of
 if TYPE_CHECKING:
     from fakehub import FakeHub
 
+CARD = {
+    "README.md": b"---\nlicense: mit\nbase_model: a/b\n---\n# Student\n",
+    "DATA.md": b"# Data\n",
+    "loss.svg": b"<svg/>",
+}
+
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
@@ -29,7 +35,12 @@ def stage(tmp_path: Path) -> Path:
 def add_card(stage: Path, name: str, inputs: dict[str, str]) -> Path:
     folder = stage.parent / name
     folder.mkdir()
-    outputs = {file: {"bytes": 1, "sha256": ""} for file in ("README.md", "DATA.md", "loss.svg")}
+    for file in CARD:
+        (folder / file).write_bytes(CARD[file])
+    outputs = {
+        file: {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+        for file, content in CARD.items()
+    }
     manifest = {"stage": "card", "inputs": inputs, "outputs": outputs}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -42,20 +53,21 @@ def digest(stage: Path) -> str:
 def test_the_card_is_the_one_that_was_made_of_the_stage(stage: Path) -> None:
     add_card(stage, "card-of-another", {"sft": "0" * 64})
     card = add_card(stage, "card-1", {"sft": digest(stage)})
-    names = ("README.md", "DATA.md", "loss.svg")
-    assert card_of(stage) == {name: card / name for name in names}
+    assert card_of(stage) == {
+        name: (card / name, sha256(content).hexdigest()) for name, content in CARD.items()
+    }
 
 
 def test_it_is_found_through_a_link_to_the_stage(stage: Path, tmp_path: Path) -> None:
     card = add_card(stage, "card-1", {"sft": digest(stage)})
     (tmp_path / "sft").symlink_to(stage)
-    assert card_of(tmp_path / "sft")["README.md"].parent == card.resolve()
+    assert card_of(tmp_path / "sft")["README.md"][0].parent == card.resolve()
 
 
 def test_of_several_it_is_the_one_of_most_stages(stage: Path) -> None:
     card = add_card(stage, "card-1", {"sft": digest(stage), "eval": "0" * 64})
     add_card(stage, "card-2", {"sft": digest(stage)})
-    assert card_of(stage)["README.md"].parent == card
+    assert card_of(stage)["README.md"][0].parent == card
 
 
 def test_without_a_card_and_beside_damaged_ones_there_is_none(stage: Path) -> None:
@@ -78,9 +90,10 @@ def test_a_student_is_published_with_its_card_and_loaded_by_name(
     }
     (stage / "manifest.json").write_text(json.dumps({"stage": "sft", "outputs": outputs}))
     card = add_card(stage, "card-1", {"sft": digest(stage)})
-    (card / "README.md").write_text("---\nlicense: mit\nbase_model: a/b\n---\n# Student\n")
-    (card / "DATA.md").write_text("# Data\n")
-    (card / "loss.svg").write_text("<svg/>")
+    (card / "DATA.md").write_text("changed since")
+    run = push(stage, "alice/student", "--yes")
+    assert "DATA.md: is not the file that manifest.json lists" in run.stderr
+    (card / "DATA.md").write_bytes(CARD["DATA.md"])
     run = push(stage, "alice/student", "--yes")
     assert run.code == 0, run.stderr
     published = set(hub.head("alice/student")[1]) - {".gitattributes"}

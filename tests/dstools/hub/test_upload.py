@@ -128,7 +128,7 @@ def test_a_commit_that_was_not_made_is_made_again(
     fault: dict[str, Any], hub: "FakeHub", send: Callable[..., list[int]], clock: Any, model: Path
 ) -> None:
     hub.faults.append({"match": "/commit/"} | fault)
-    send({"model.safetensors": model / "model.safetensors", "a.json": b"{}"}, ("gone",) * 0)
+    send({"model.safetensors": model / "model.safetensors", "a.json": b"{}"})
     assert clock.pauses == [1]
     assert {"a.json", "model.safetensors"} <= set(hub.head(REPO)[1])
 
