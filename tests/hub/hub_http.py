@@ -107,10 +107,10 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
     def failure(self) -> Reply | None:
-        """Wait, act, drop the connection or return an error, as the fault says."""
-        time.sleep(self.fault.get("delay", 0))
+        """Act, wait, drop the connection or return an error, as the fault says."""
         if "call" in self.fault:
             self.fault["call"]()
+        time.sleep(self.fault.get("delay", 0))
         if self.fault.get("drop") == "before":
             raise Dropped
         if self.fault.get("drop") == "body":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import HfApi, constants
-from huggingface_hub.utils import _http, _xet
+from huggingface_hub.utils import _detect_agent, _http, _xet
 from safetensors.numpy import save_file
 
 from dstools.cli import main
@@ -165,6 +165,7 @@ def here(
     """
     connect()
     monkeypatch.setattr(_http, "time", clock)  # the client's own pauses
+    monkeypatch.setattr(_detect_agent, "_registry", {})  # asked for once in a process
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "1ms")
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
 

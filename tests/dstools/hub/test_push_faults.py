@@ -226,6 +226,18 @@ def test_every_request_of_a_push_is_among_these_calls(
         assert any(re.fullmatch(pattern, request) for pattern in patterns), request
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("leg", ["lfs"], indirect=True)
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 401}, {"answer": b"<html>"}])
+def test_what_the_client_asks_once_in_a_process_may_fail(
+    fault: dict[str, Any], hub: "FakeHub", push: Callable[..., Any], small: Path
+) -> None:
+    hub.faults.append({"match": "GET /api/agent-harnesses", "times": 10**6} | fault)
+    done = push(small, REPO, "--base", "none", "--yes")
+    assert done.code == 0, done.stderr
+    assert hub.faults[0]["times"] < 10**6
+
+
 @pytest.mark.parametrize("kind", ["new", "branch"])
 def test_a_token_that_expires_at_any_moment_is_called_that_and_another_one_completes(
     kind: str, hub: "FakeHub", here: Here, small: Path
