@@ -33,9 +33,22 @@ def work(folder: Path) -> Work:
     return Work(folder)
 
 
+def spread_rewards() -> Rewards:
+    """Rewards of 0 to 4 by the tokens of an answer, so that a random policy learns."""
+
+    def spread(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        return [float(sum(ids) % 5) for ids in completion_ids]
+
+    return Rewards(logging_flat_groups([spread], 4), [1.0])
+
+
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
+    return save_policy(tmp_path_factory.mktemp("policy"))
+
+
+def save_policy(folder: Path) -> Path:
+    """Write a random model of one layer."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
@@ -123,11 +136,7 @@ def test_a_run_resumed_after_its_reference_was_replaced_ends_in_the_same_bytes(
 ) -> None:
     """Three prompts, two a step, so that each step is an epoch; the reference is of step 2 or 4."""
 
-    def spread(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
-        return [float(sum(ids) % 5) for ids in completion_ids]
-
-    paid = Rewards(logging_flat_groups([spread], 4), [1.0])
-    monkeypatch.setattr(module, "rewards", lambda *_: paid)
+    monkeypatch.setattr(module, "rewards", lambda *_: spread_rewards())
     changes = {"max_steps": 6, "save_steps": 1, "beta": 1.0, "replace_reference_steps": 2}
     settings = Grpo(**SMALL | changes)  # type: ignore[arg-type]
     read = inputs(ask(tmp_path / "asked", ["1"] * 3), policy)

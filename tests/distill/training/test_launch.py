@@ -3,6 +3,7 @@
 Each run starts interpreters that import torch, some seconds of CPU each; hence few runs.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -84,13 +85,60 @@ if is_first:
     (folder / "report.json").write_text(json.dumps(report))
 """
 
+# The same of grpo, with rewards that differ and a reference of step 2: KIND FOLDER HERE PROCESSES.
+GRPO = """
+import os, sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[3])
+from test_grpo import SMALL, inputs, spread_rewards
+from test_sft import Stopped
+from dstools_distill.recipe.settings import Grpo
+from dstools_distill.store.stage import Work
+from dstools_distill.training import checkpoints, grpo as module
+
+kind, folder = sys.argv[1], Path(sys.argv[2])
+changes = {"max_steps": 5, "save_steps": 1, "beta": 1.0, "replace_reference_steps": 2}
+changes |= {"micro_batch_size": 4, "processes": int(sys.argv[4]), "parallel": kind}
+module.rewards = lambda *_: spread_rewards()
+
+def train(name):
+    if os.environ["RANK"] == "0":
+        (folder / name).mkdir(exist_ok=True)
+    read = inputs(folder / "asked", folder / "policy")
+    module.grpo(Grpo(**SMALL | changes), read, Work(folder / name))
+
+def stop(self, args, state, control, **given):
+    on_save(self, args, state, control, **given)
+    if state.global_step == 3:
+        raise Stopped
+
+train("straight")
+on_save = checkpoints.Keeper.on_save
+checkpoints.Keeper.on_save = stop
+try:
+    train("stopped")
+except Stopped:
+    pass
+checkpoints.Keeper.on_save = on_save
+train("stopped")
+"""
+
 
 def launch(
-    kind: str, folder: Path, *launcher: str, processes: int = 2, on_gpu: bool = False
+    kind: str,
+    folder: Path,
+    *launcher: str,
+    processes: int = 2,
+    on_gpu: bool = False,
+    code: str = CHILD,
 ) -> None:
-    """Run CHILD by a launcher, in a session of its own."""
+    """Run `code` by a launcher, in a session of its own."""
     child = folder / "child.py"
-    child.write_text(CHILD)
+    child.write_text(code)
     command = [*launcher, child, kind, folder, HERE, str(processes)]
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     if not on_gpu:
@@ -127,15 +175,19 @@ def single_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_rows(folder: Path) -> None:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("sft_rows", HERE / "test_sft.py")
+def load(name: str) -> Any:
+    """Return another module of tests."""
+    spec = importlib.util.spec_from_file_location(f"launched_{name}", HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.write_rows(folder / "rows", module.some_rows(48))
+    return module
+
+
+def make_rows(folder: Path) -> None:
+    tests = load("test_sft")
+    tests.write_rows(folder / "rows", tests.some_rows(48))
 
 
 @pytest.mark.slow
@@ -152,6 +204,17 @@ def test_two_processes_repeat_the_losses_of_one_and_resume_to_the_bit(
     names = {path.name for path in single.iterdir()}
     assert names >= {"model.safetensors", "config.json", "curve.jsonl", "tokenizer.json"}
     assert names == require_equal_runs(tmp_path)
+
+
+@pytest.mark.slow
+def test_each_process_resumes_with_its_part_of_a_replaced_reference(tmp_path: Path) -> None:
+    tests = load("test_grpo")
+    tests.ask(tmp_path / "asked", ["1"] * 3)
+    tests.save_policy(tmp_path / "policy")
+    launch("zero3", tmp_path, *launcher("zero3"), code=GRPO)
+    require_equal_runs(tmp_path)
+    curve = (tmp_path / "straight" / "curve.jsonl").read_bytes().splitlines()
+    assert json.loads(curve[3])["kl"] > 0
 
 
 def require_equal_runs(folder: Path) -> set[str]:
