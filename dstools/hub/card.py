@@ -6,6 +6,11 @@ A README.md is one of three.
   inherits its licence and links to the base.
 - A person's. Its text and its keys stay; the generated part goes between two markers.
 - A whole card of ours, as `distill card` writes it: all of it is between the markers.
+
+The generated part records, in a comment, the front matter that was generated with it. A key with
+the recorded value is ours, any other a person's. A person's keys count first, those of the
+repository before those of the folder; then what the folder says now; then our keys of the folder's
+card. Our keys of the repository's card are those of an earlier push, and are made anew.
 """
 
 import re
@@ -13,7 +18,7 @@ from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
 from posixpath import normpath
-from typing import Any
+from typing import Any, NamedTuple
 
 from dstools.hub.card_text import HUB, Subject, card_text
 from dstools.hub.frontmatter import (
@@ -31,8 +36,8 @@ from dstools.hub.frontmatter import (
 )
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import Inventory, take_inventory
-from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.markdown import BEGIN, END, generated
+from dstools_converters.errors import DstoolsError, Finding, printable
+from dstools_converters.markdown import BEGIN, END, generated, recorded, with_record
 from dstools_converters.sidefiles.calibration import read_calibration
 from dstools_converters.sidefiles.licences import identifier, licence_name
 from dstools_converters.sidefiles.manifest import Manifest, load_manifest
@@ -41,10 +46,18 @@ NO_BASE = "none"
 ON_HUB = f"{README} of the repository"
 OURS = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 MARKER = re.compile(f"{re.escape(BEGIN)}|{re.escape(END)}")
+LICENCE = ("license", "license_name", "license_link")  # one statement: whose one is, all are
 INHERITED = ("language", "pipeline_tag", "library_name")  # of the base, where they are right
 LICENCE_HINT = (
     f"put license: mit, or what it is, between two lines of --- at the top of the folder's {README}"
 )
+
+
+class ModelCard(NamedTuple):
+    """The README.md to publish, and what a person should know of it."""
+
+    text: bytes
+    warnings: list[Finding]
 
 
 def model_card(
@@ -55,18 +68,21 @@ def model_card(
     remote: bytes | None,
     files: Collection[str],
     repo: str | None = None,
-) -> bytes:
+) -> ModelCard:
     """Return the README.md to publish; the same inputs give the same bytes.
+
+    A text that is not published, because it is taken for the base's, is a warning.
 
     base: the model that this one was made from, "org/name"; "none" where it has none on the Hub;
     None where it was not given. It counts before what a README.md says: who gives it, knows.
-    local, remote: README.md of the folder and of the repository, None where there is none. Keys and
-    text of the remote one count before those of the local one.
+    local, remote: README.md of the folder and of the repository, None where there is none. A
+    person's keys and text in the remote one count before those in the local one.
     files: names of the files that will be in the repository. repo: its own name, "org/name".
 
     Raises DstoolsError where the base of a quantized folder or the licence is not known, where a
-    README.md cannot be read or has one marker of a generated part without the other, and where the
-    front matter breaks the Hub's rules, naming the key.
+    README.md cannot be read or has one marker of a generated part without the other, where a person
+    named another base than the source of the weights, and where the front matter breaks the Hub's
+    rules, naming the key.
     """
     with open_checkpoint(folder) as checkpoint:
         inventory = take_inventory(checkpoint)
@@ -79,22 +95,27 @@ def model_card(
         for raw, where in ((theirs, ON_HUB), (own, README))
         if raw is not None and raw.strip()
     ]
-    metadata: dict[str, Any] = {}
-    for _, card in cards:
-        metadata |= {key: value for key, value in card.metadata.items() if key not in metadata}
-    metadata = _with_base(metadata, base, manifest, inventory, is_made_here=is_made_here)
+    people = _by_people([card for _, card in cards])
+    if base is None:
+        of_remote = [card for raw, card in cards if raw is theirs]
+        where = ON_HUB if "base_model" in _by_people(of_remote) else README
+        _require_source(texts(people.get("base_model")), _source(manifest), where)
+    is_kept = _is_foreign(inventory, manifest)
+    ours = _of_folder([card for raw, card in cards if raw is own or is_kept])
+    metadata = _with_base(people, ours, base, manifest, inventory, is_made_here=is_made_here)
     named = [name for name in texts(metadata.get("base_model")) if is_hub_name(name)]
     known_base = next(iter(named), None)
+    metadata |= _missing(metadata, _facts(folder, inventory, manifest))
+    metadata |= _further(metadata, _still_right(ours, known_base) if is_made_here else ours)
     original = read_card(local).metadata if local is not None and own is None else {}
     metadata = _with_inherited(metadata, original, known_base, files)
-    metadata |= _missing(metadata, _facts(folder, inventory, manifest))
     subject = Subject(folder, inventory, manifest, known_base, repo, files)
-    body = _body([card.body for _, card in cards], subject)
-    _require_right(metadata, files, theirs)
-    if not cards:
-        return write_card(Card(metadata, body))
-    raw, _ = cards[0]
-    return rewrite_card(raw, Card(metadata, body))
+    anew = {key: value for key, value in metadata.items() if people.get(key) != value}
+    card = Card(metadata, _body([card.body for _, card in cards], subject, anew))
+    _require_right(metadata, files, theirs, anew)
+    is_dropped = local is not None and own is None and not _has_hash(local, manifest)
+    warnings = _dropped(local, known_base) if local and is_dropped else []
+    return ModelCard(_written(card, cards), warnings)
 
 
 # ------------------------------------------------------------------------------------ whose card
@@ -115,6 +136,66 @@ def _is_of_base(readme: bytes | None, manifest: Manifest | None, is_made_here: b
     card = read_card(readme)
     keys = {known_key(str(key)) for key in card.metadata}
     return "base_model" not in keys and not MARKER.search(card.body)
+
+
+def _is_foreign(inventory: Inventory, manifest: Manifest | None) -> bool:
+    """Return whether a model is neither quantized nor of dstools: its generated part is kept."""
+    return inventory.scheme is None and manifest is None
+
+
+def _dropped(readme: bytes, base: str | None) -> list[Finding]:
+    """Return a warning where a README.md has a text that a new card replaces."""
+    if not read_card(readme).body.strip():
+        return []
+    message = "is taken for the base's: its text is not published"
+    hint = f"to publish it, write base_model: {base or 'org/name'} in its front matter"
+    return [Finding.warning("card-replaced", README, message, hint)]
+
+
+def _ours(card: Card) -> dict[str, Any]:
+    """Return the keys that were generated, with values that no one has changed since."""
+    parts = OURS.findall(card.body)
+    record = recorded(parts[0]) if parts else {}
+    ours = {k: v for k, v in card.metadata.items() if k in record and record[k] == v}
+    if any(key in card.metadata and key not in ours for key in LICENCE):
+        return {key: value for key, value in ours.items() if key not in LICENCE}
+    return ours
+
+
+def _by_people(cards: list[Card]) -> dict[str, Any]:
+    """Return the keys that people wrote; the first card counts."""
+    people: dict[str, Any] = {}
+    for card in cards:
+        ours = _ours(card)
+        people |= _further(people, {k: v for k, v in card.metadata.items() if k not in ours})
+    return people
+
+
+def _further(metadata: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys that a card adds; none of its licence where there is one."""
+    has_licence = any(key in metadata for key in LICENCE)
+    added = _missing(metadata, card)
+    return {k: v for k, v in added.items() if not (has_licence and k in LICENCE)}
+
+
+def _of_folder(cards: list[Card]) -> dict[str, Any]:
+    """Return the generated keys of the last card with a generated part."""
+    return next((_ours(card) for card in reversed(cards) if OURS.search(card.body)), {})
+
+
+def _still_right(ours: dict[str, Any], base: str | None) -> dict[str, Any]:
+    """Return which generated keys of its card a folder that quantize wrote does not say itself."""
+    if base is not None and base not in texts(ours.get("base_model")):
+        return {}  # they are of another model
+    return {key: ours[key] for key in (*LICENCE, *INHERITED) if key in ours}
+
+
+def _written(card: Card, cards: list[tuple[bytes, Card]]) -> bytes:
+    """Return the bytes of a card, in the form of the first one with a person's keys."""
+    if not cards:
+        return write_card(card)
+    raw = next((raw for raw, old in cards if _by_people([old])), cards[-1][0])
+    return rewrite_card(raw, card)
 
 
 def _read_written(raw: bytes, where: str) -> Card:
@@ -147,26 +228,24 @@ def _unpaired(marker: re.Match[str], where: str) -> DstoolsError:
     return DstoolsError(f"{where}: line {line}: the generated part that {message}", hint)
 
 
-def _body(bodies: list[str], subject: Subject) -> str:
+def _body(bodies: list[str], subject: Subject, keys: dict[str, Any]) -> str:
     """Return the text of the card: what people wrote, with the generated part in its place.
 
     The first of `bodies` with a text outside of that part counts. A model that is not quantized and
     not of dstools gets a generated part only where it has no text, or has such a part already.
+    keys: the front matter that is generated with it.
     """
     outsides = [OURS.sub("", body) for body in bodies]
     kept = next((n for n, outside in enumerate(outsides) if outside.strip()), None)
     whole = [match for body in bodies if (match := OURS.search(body))]
     body = bodies[kept] if kept is not None else ""
-    if (
-        subject.inventory.scheme is None
-        and subject.manifest is None
-        and (whole or kept is not None)
-    ):
+    if _is_foreign(subject.inventory, subject.manifest) and (whole or kept is not None):
         if not whole:
             return body
-        part = whole[-1].group() + "\n"  # of the folder, where `distill card` wrote it
+        # of the folder, where `distill card` wrote it
+        part = with_record(whole[-1].group() + "\n", keys)
     else:
-        part = generated(card_text(subject, has_title=kept is None))
+        part = generated(card_text(subject, has_title=kept is None), keys)
     newline = "\r\n" if "\r\n" in body else "\n"
     part = re.sub(r"\r?\n", newline, part)
     first = OURS.search(body)
@@ -181,28 +260,33 @@ def _body(bodies: list[str], subject: Subject) -> str:
 
 
 def _with_base(
-    metadata: dict[str, Any],
+    people: dict[str, Any],
+    ours: dict[str, Any],
     base: str | None,
     manifest: Manifest | None,
     inventory: Inventory,
     *,
     is_made_here: bool,
 ) -> dict[str, Any]:
-    """Return the metadata with base_model and its relation.
+    """Return the keys that people wrote, with base_model and its relation.
 
     Raises DstoolsError for a `base` that is not org/name, and where a base is wanted and not known.
     """
+    pair = ("base_model", "base_model_relation")
     if base == NO_BASE:
-        return {k: v for k, v in metadata.items() if k not in ("base_model", "base_model_relation")}
+        return {key: value for key, value in people.items() if key not in pair}
     if base is not None and not ("/" in base and is_hub_name(base)):
         raise DstoolsError(
             f"--base {printable(base)}: is not a name on the Hub", "name it as org/name, or none"
         )
-    source = manifest.source.partition("@")[0] if manifest and manifest.source else None
+    source = _source(manifest)
+    metadata = dict(people)
     if base is not None:
-        metadata = metadata | {"base_model": base}
-    elif "base_model" not in metadata and source is not None and is_hub_name(source):
-        metadata = metadata | {"base_model": source}
+        metadata["base_model"] = base
+    elif "base_model" not in people and source is not None:
+        metadata["base_model"] = source
+    elif "base_model" not in people:
+        metadata |= {key: ours[key] for key in pair if key in ours}
     if "base_model" in metadata:
         if inventory.scheme is not None:
             return metadata | _missing(metadata, {"base_model_relation": "quantized"})
@@ -215,6 +299,22 @@ def _with_base(
             "add --base ORG/NAME, its name on the Hub, or --base none where it has none",
         )
     return metadata
+
+
+def _source(manifest: Manifest | None) -> str | None:
+    """Return the Hub's name of the checkpoint that the weights were made from."""
+    source = manifest.source.partition("@")[0] if manifest and manifest.source else ""
+    return source if is_hub_name(source) else None
+
+
+def _require_source(named: list[str], source: str | None, where: str) -> None:
+    """Raise DstoolsError where a person named another base than the source of the weights."""
+    if source is not None and named and source not in named:
+        first = printable(named[0])
+        raise DstoolsError(
+            f"{where}: base_model: {first} is not {source}, which the weights were made from",
+            f"add --base {source}, or --base {first} if that is right",
+        )
 
 
 def _facts(folder: Path, inventory: Inventory, manifest: Manifest | None) -> dict[str, Any]:
@@ -276,7 +376,9 @@ def _missing(metadata: dict[str, Any], further: dict[str, Any]) -> dict[str, Any
     return {key: value for key, value in further.items() if key not in metadata}
 
 
-def _require_right(metadata: dict[str, Any], files: Collection[str], remote: bytes | None) -> None:
+def _require_right(
+    metadata: dict[str, Any], files: Collection[str], remote: bytes | None, anew: Collection[str]
+) -> None:
     """Raise DstoolsError for the first key that breaks the Hub's rules, and whose file it is in."""
     findings = check_card(metadata, files)
     if not findings:
@@ -288,7 +390,7 @@ def _require_right(metadata: dict[str, Any], files: Collection[str], remote: byt
         of_base = f", and that of {printable(base)} is not known here" if base else ""
         raise DstoolsError(f"{README}: names no license{of_base}", LICENCE_HINT)
     theirs = read_card(remote, ON_HUB).metadata if remote is not None else {}
-    is_remote = key in theirs or key.partition("_")[0] in theirs  # license_name: of that license
+    is_remote = any(k in theirs and k not in anew for k in (key, key.partition("_")[0]))
     where = first.where.replace(README, ON_HUB, 1) if is_remote else first.where
     also = f" (and {more} more)" if more else ""
     raise DstoolsError(f"{where}: {first.message}{also}", first.hint)

@@ -23,6 +23,7 @@ from dstools_converters.tables import nearest
 README = "README.md"
 BEGIN = re.compile(r"\s*---[ \t]*\r?\n")
 END = re.compile(r"^---[ \t]*(\r?\n|\Z)", re.MULTILINE)
+TOP_KEY = re.compile(r"""["']?([^\s#"'-][^"':]*)["']?\s*:""")
 NAME = re.compile(r"[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 FILES = re.compile(r".*\.(jsonl?|parquet|csv|tsv|txt|gz|zst|arrow|safetensors|bin|pt|gguf|git)")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")  # ISO 639, BCP 47
@@ -63,13 +64,15 @@ def write_card(card: Card) -> bytes:
 def rewrite_card(raw: bytes, card: Card, where: str = README) -> bytes:
     """Return `card`, with the front matter of `raw` as it is written there where it says the same.
 
-    Keys that `card` adds to those of `raw` follow its lines, so that comments and order stay.
+    Keys that `card` adds or changes follow the other lines, so that comments and order stay.
     """
     text = _decoded(raw, where)
     yaml, _ = _split(text, where)
     newline = "\r\n" if "\r\n" in text else "\n"
     known = read_card(raw, where).metadata
-    added = {key: value for key, value in card.metadata.items() if key not in known}
+    same = {key for key in known.keys() & card.metadata if known[key] == card.metadata[key]}
+    added = {key: value for key, value in card.metadata.items() if key not in same}
+    yaml = _without(yaml, known.keys() - same)
     lines = yaml.rstrip("\r\n") + newline if yaml.strip() else ""
     lines += dump(added).replace("\n", newline) if added else ""
     kept = f"---{newline}{lines}---{newline}{card.body}".encode()
@@ -78,6 +81,19 @@ def rewrite_card(raw: bytes, card: Card, where: str = README) -> bytes:
     except DstoolsError:
         is_same = False  # in braces, for instance
     return kept if is_same else write_card(card)
+
+
+def _without(yaml: str, keys: Collection[str]) -> str:
+    """Return the lines of YAML without those of some keys of the top level."""
+    kept, is_dropped = [], False
+    for line in yaml.splitlines(keepends=True):
+        if key := TOP_KEY.match(line):
+            is_dropped = key.group(1) in keys
+        elif line.startswith("#"):
+            is_dropped = False
+        if not is_dropped:
+            kept.append(line)
+    return "".join(kept)
 
 
 def _decoded(raw: bytes, where: str) -> str:

@@ -101,7 +101,7 @@ def plan(hub: Hub, folder: Path, target: Target) -> Plan:
     refusals = list(selection.faults)
     card = b""
     try:
-        card = model_card(
+        made = model_card(
             folder,
             base=target.base,
             local=selection.files[README].read_bytes() if README in selection.files else None,
@@ -109,6 +109,8 @@ def plan(hub: Hub, folder: Path, target: Target) -> Plan:
             files=names,
             repo=target.repo,
         )
+        card = made.text
+        selection.warnings.extend(made.warnings)
     except DstoolsError as error:
         where, _, message = str(error).partition(": ")
         refusals.append(Finding.error("card", where, message, error.hint))

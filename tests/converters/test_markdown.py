@@ -2,7 +2,16 @@
 
 import pytest
 
-from dstools_converters.markdown import BEGIN, END, generated, table, text
+from dstools_converters.markdown import (
+    BEGIN,
+    END,
+    RECORD,
+    generated,
+    recorded,
+    table,
+    text,
+    with_record,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,3 +49,24 @@ def test_a_generated_part_is_between_comments_that_no_page_shows() -> None:
         assert marker.startswith("<!-- ")
         assert marker.endswith(" -->")
         assert "--" not in marker[4:-3]
+
+
+def test_a_generated_part_records_its_front_matter_in_a_comment() -> None:
+    keys = {"tags": ["a--b", "-->", "--!>", "ü\u2028"], "license": "mit", "n": [1, 1.5, True, None]}
+    part = generated("# x", keys)
+    assert recorded(part) == keys
+    begin, record, *rest = part.split("\n")
+    assert begin == BEGIN
+    assert "--" not in record[4:-3]
+    assert "\n".join(rest) == f"\n# x\n\n{END}\n"
+    assert generated("# x", dict(reversed(keys.items()))) == part, "whatever the order of keys"
+    assert recorded(with_record(part, {"license": "other"})) == {"license": "other"}
+    assert len(RECORD.findall(with_record(part, {"license": "other"}))) == 1
+    assert with_record(part, {}) == generated("# x")
+    assert with_record(part.replace("\n", "\r\n"), keys).count(BEGIN) == 1
+
+
+@pytest.mark.parametrize("record", ["", "{}", "{a}", "[1]", '{"a": 1', "{" * 100_000 + "}"])
+def test_a_record_that_cannot_be_read_names_no_key(record: str) -> None:
+    part = f"{BEGIN}\n<!-- dstools: front matter {record} -->\n\n# x\n\n{END}\n"
+    assert recorded(part) == {}

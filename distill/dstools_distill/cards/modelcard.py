@@ -48,11 +48,15 @@ def text_of(settings: Card, runs: Runs, plots: list[str]) -> str:
         versions(runs, (*TRAINED, "eval")) or "Nothing was trained or evaluated.",
     ]
     content = "\n\n".join(part for part in parts if part)
-    return f"{_metadata(settings, runs)}\n\n{generated(content)}"
+    metadata = _metadata(settings, runs)
+    # JSON is YAML
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items()]
+    header = "\n".join(["---", *lines, "---"])
+    return f"{header}\n\n{generated(content, metadata)}"
 
 
-def _metadata(settings: Card, runs: Runs) -> str:
-    """Return the YAML header, its values in JSON, which is YAML."""
+def _metadata(settings: Card, runs: Runs) -> dict[str, Any]:
+    """Return the front matter."""
     bases = sorted({run.student.model for run in runs.all if HUB_NAME.fullmatch(run.student.model)})
     prefix, sources = "datasets:", runs.sources(["prompts"])
     names = [name.removeprefix(prefix).split("/") for name in sources if name.startswith(prefix)]
@@ -66,8 +70,7 @@ def _metadata(settings: Card, runs: Runs) -> str:
     metadata["pipeline_tag"] = "text-generation"
     trained = [stage for stage in TRAINED if runs.distinct(stage)]
     metadata["tags"] = ["reasoning", "distillation", "dstools", *trained]
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items()]
-    return "\n".join(["---", *lines, "---"])
+    return metadata
 
 
 def _licence(settings: Card) -> dict[str, Any]:

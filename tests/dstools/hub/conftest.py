@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from dstools.hub.client import Hub
 if TYPE_CHECKING:
     from fakehub import FakeHub
 
+sys.path.append(str(Path(__file__).parent))  # cards.py
 REPO = "alice/model"
 BASE = "deepseek-ai/DeepSeek-V3"
 BASE_CARD = b"""---
@@ -78,7 +80,7 @@ def card() -> Callable[..., str]:
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         files |= {"README.md", "SHA256SUMS", *also}
         made = [
-            model_card(folder, base=base, local=local, remote=remote, files=names, repo=repo)
+            model_card(folder, base=base, local=local, remote=remote, files=names, repo=repo).text
             for names in (files, sorted(files, reverse=True))
         ]
         assert made[0] == made[1], "the same inputs, the same bytes"

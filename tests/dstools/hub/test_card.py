@@ -1,50 +1,15 @@
-"""The card that is published: whose text it keeps, what it inherits, and what is refused."""
+"""The card that is published: its keys, what it inherits, and what is refused."""
 
-import html
 import json
-import re
-import shutil
-import subprocess
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cards import BASE, DISTILL, PERSON, Cards, edit_manifest, metadata, outside
 from click.testing import Result
-from huggingface_hub import ModelCard
-from markdown_it import MarkdownIt
 
-from dstools.hub.frontmatter import check_card, read_card
+from dstools.hub.frontmatter import read_card
 from dstools_converters.errors import DstoolsError
-from dstools_converters.markdown import BEGIN, END
-
-Cards = Callable[..., str]
-BASE = "deepseek-ai/DeepSeek-V3"
-PERSON = f"---\nlicense: mit\nbase_model: {BASE}\n---\n# By hand\n\nMy notes.\n"
-DISTILL = Path(__file__).parents[2] / "distill" / "cards" / "golden" / "README.md"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-def metadata(card: str) -> dict[str, Any]:
-    """The front matter, which must be right, and the same for the Hub's client."""
-    found = read_card(card.encode()).metadata
-    assert ModelCard(card).data.to_dict() == found
-    files = [*re.findall(r"license_link: (\S+)", card), "README.md"]
-    assert check_card(found, files) == []
-    return found
-
-
-def outside(card: str) -> str:
-    """The text outside of the generated part."""
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", "", read_card(card.encode()).body,
-                  flags=re.DOTALL)  # fmt: skip
-
-
-def edit_manifest(folder: Path, **changes: Any) -> None:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
 
 # ----------------------------------------------------------------------------------- golden cases
 
@@ -131,12 +96,31 @@ def test_the_base_is_the_source_in_the_cache_where_nothing_else_says_it(
 ) -> None:
     edit_manifest(with_card, source=f"org/source@{'c' * 40}")
     assert metadata(card(with_card, None))["base_model"] == "org/source"
-    assert metadata(card(with_card, None, local=PERSON.encode()))["base_model"] == BASE
     assert metadata(card(with_card, "org/given"))["base_model"] == "org/given"
     assert "base_model" not in metadata(card(with_card, "none"))
     edit_manifest(with_card, source="../x@main")
     with pytest.raises(DstoolsError, match="is not known"):
         card(with_card, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "where"), [("local", "README.md"), ("remote", "README.md of the repository")]
+)
+def test_a_persons_base_that_is_not_the_source_is_refused_and_both_hints_work(
+    card: Cards, with_card: Path, key: str, where: str
+) -> None:
+    edit_manifest(with_card, source=f"org/source@{'c' * 40}")
+    given = {key: PERSON.encode()}
+    with pytest.raises(DstoolsError) as error:
+        card(with_card, None, **given)
+    assert str(error.value) == (
+        f"{where}: base_model: {BASE} is not org/source, which the weights were made from"
+    )
+    assert error.value.hint == f"add --base org/source, or --base {BASE} if that is right"
+    for base in ("org/source", BASE):
+        assert metadata(card(with_card, base, **given))["base_model"] == base
+    both = PERSON.replace(f"base_model: {BASE}", f"base_model: [{BASE}, org/source]").encode()
+    assert metadata(card(with_card, None, local=both))["base_model"] == [BASE, "org/source"]
 
 
 def test_what_is_given_counts_before_what_a_card_says(card: Cards, bare: Path) -> None:
@@ -241,154 +225,6 @@ def test_calibration_data_are_named_where_they_are_a_data_set_of_the_hub(
     assert metadata(card(measured, local=local))["datasets"] == ["org/traces"]
 
 
-# --------------------------------------------------------------------------------------- whose card
-
-
-def test_a_card_of_the_base_is_known_by_its_hash_whatever_it_names(card: Cards, bare: Path) -> None:
-    local = b"---\nlicense: mit\nbase_model: org/older\n---\n# Base\nScores 91.2\n"
-    edit_manifest(bare, source_card=f"sha256:{sha256(local).hexdigest()}")
-    for remote in (None, local):
-        text = card(bare, local=local, remote=remote)
-        assert metadata(text)["base_model"] == BASE
-        assert "91.2" not in text
-    assert "91.2" in card(bare, local=local + b"\n"), "a person edited it"
-
-
-def test_a_persons_card_keeps_text_keys_and_comments(card: Cards, bare: Path) -> None:
-    local = PERSON.replace("license: mit", "# ours\nlicense:   mit # yes\ntags: [mine]")
-    text = card(bare, None, local=local.encode())
-    assert text.startswith("---\n# ours\nlicense:   mit # yes\ntags: [mine]\n")
-    found = metadata(text)
-    assert found["tags"] == ["mine"]
-    assert found["base_model_relation"] == "quantized"
-    assert found["library_name"] == "transformers"
-    assert outside(text).strip() == "# By hand\n\nMy notes."
-    generated = text.partition(BEGIN)[2]
-    assert not re.search("^# ", generated, re.MULTILINE), "one title"
-
-
-def test_a_card_with_a_generated_part_is_not_of_the_base(card: Cards, bare: Path) -> None:
-    first = card(bare, "none", local=PERSON.encode())
-    assert "base_model" not in metadata(first)
-    assert card(bare, "none", local=first.encode()) == first
-
-
-def test_the_next_push_replaces_the_generated_part_alone(card: Cards, bare: Path) -> None:
-    first = card(bare, None, local=PERSON.encode())
-    assert card(bare, None, local=PERSON.encode(), remote=first.encode()) == first
-    assert card(bare, None, remote=first.encode()) == first
-    edited = first.replace("# By hand", "# By another hand").replace("SOURCE", "STALE")
-    edited = edited.replace(END, f"{END}\n\nBelow.")
-    second = card(bare, None, local=PERSON.encode(), remote=edited.encode())
-    assert second == edited.replace("STALE", "SOURCE")
-    assert second.index("# By another hand") < second.index(BEGIN) < second.index("Below.")
-    assert "STALE" not in second
-
-
-def test_the_text_on_the_hub_counts_before_that_of_the_folder(card: Cards, bare: Path) -> None:
-    remote = PERSON.replace("My notes", "Notes on the Hub").replace("mit", "apache-2.0")
-    local = PERSON.replace("license", "thumbnail: x.png\nlicense")
-    text = card(bare, None, local=local.encode(), remote=remote.encode())
-    assert "Notes on the Hub" in text
-    assert "My notes" not in text
-    assert metadata(text)["license"] == "apache-2.0"
-    assert metadata(text)["thumbnail"] == "x.png", "what only the folder says is added"
-
-
-@pytest.mark.parametrize("remote", [b"", b"\n", b"---\nlicense: mit\n---\n"])
-def test_a_remote_card_without_text_leaves_that_of_the_folder(
-    card: Cards, bare: Path, remote: bytes
-) -> None:
-    assert "My notes." in card(bare, None, local=PERSON.encode(), remote=remote)
-
-
-def test_a_remote_text_without_front_matter_is_kept(card: Cards, with_card: Path) -> None:
-    text = card(with_card, remote=b"Written on the Hub.")
-    assert outside(text).strip() == "Written on the Hub."
-    assert metadata(text)["license"] == "mit"
-
-
-def test_a_copy_of_the_base_on_the_hub_is_not_a_persons(card: Cards, with_card: Path) -> None:
-    local = (with_card / "README.md").read_bytes()
-    assert card(with_card, remote=local) == card(with_card)
-
-
-def test_lines_end_as_in_the_persons_card(card: Cards, bare: Path) -> None:
-    windows = PERSON.replace("\n", "\r\n").encode()
-    text = card(bare, None, local=windows)
-    assert text.replace("\r\n", "\n") == card(bare, None, local=PERSON.encode())
-    assert "\n" not in text.replace("\r\n", "")
-    assert card(bare, None, remote=text.encode()) == text
-
-
-@pytest.mark.parametrize(
-    ("remains", "line", "which"),
-    [
-        (f"{BEGIN}\nold\n", 1, "begins here does not end"),
-        (f"old\n{END}\n", 2, "ends here does not begin"),
-        (f"{END}\nmine\n{BEGIN}\nold\n", 1, "ends here does not begin"),
-        (f"{BEGIN}\nold\n{BEGIN}\nold\n{END}\n", 1, "begins here does not end"),
-        (f"{BEGIN}\nold\n{END}\nold\n{END}\n", 5, "ends here does not begin"),
-        (f"{BEGIN}\nold\n{BEGIN}\nold\n{END}\nold\n{END}\n", 1, "begins here does not end"),
-    ],
-)
-def test_one_marker_without_the_other_is_refused_by_its_line(
-    card: Cards, bare: Path, remains: str, line: int, which: str
-) -> None:
-    without_base = PERSON.replace(f"base_model: {BASE}\n", "")
-    for text, key, where in (
-        (PERSON, "local", "README.md"),
-        (PERSON, "remote", "README.md of the repository"),
-        (without_base, "local", "README.md"),
-    ):
-        with pytest.raises(DstoolsError) as error:
-            card(bare, None, **{key: f"{text}{remains}\nAfter.\n".encode()})
-        above = text.count("\n")
-        message = f"{where}: line {above + line}: the generated part that {which}"
-        assert str(error.value) == message
-
-
-@pytest.mark.parametrize("lost", [BEGIN, END])
-def test_the_marker_that_the_hint_says_makes_the_card_whole(
-    card: Cards, bare: Path, lost: str
-) -> None:
-    first = card(bare, None, local=PERSON.encode()) + "\nBelow.\n"
-    with pytest.raises(DstoolsError) as error:
-        card(bare, None, remote=first.replace(lost, "").encode())
-    assert error.value.hint.partition(" in a line of its own ")[0] == f"write {lost}"
-    assert card(bare, None, remote=first.encode()) == first
-
-
-def test_a_second_generated_part_is_dropped(card: Cards, bare: Path) -> None:
-    first = card(bare, None, local=PERSON.encode())
-    twice = first + first.partition(BEGIN)[2].join([BEGIN, ""]) + "End.\n"
-    assert card(bare, None, remote=twice.encode()).count("## How to run it") == 1
-    assert "End." in card(bare, None, remote=twice.encode())
-
-
-def test_a_card_of_ones_own_model_gets_keys_and_no_text(card: Cards, student: Path) -> None:
-    text = card(student, None, local=b"---\nlicense: mit\n---\n# Mine\n\nText.\n")
-    assert read_card(text.encode()).body == "# Mine\n\nText.\n"
-    assert metadata(text) == {
-        "license": "mit",
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-    }
-    assert "## How to run it" in card(student, None, local=b"---\nlicense: mit\n---\n")
-    relation = metadata(card(student, "org/base", local=b"---\nlicense: mit\n---\n# Mine\n"))
-    assert relation["base_model_relation"] == "finetune"
-
-
-def test_a_new_card_of_distill_replaces_the_old_one_on_the_hub(card: Cards, student: Path) -> None:
-    written = DISTILL.read_text()
-    old = written.replace("A student trained", "An older student trained")
-    assert card(student, None, local=written.encode(), remote=old.encode()) == written
-    edited = old.replace(BEGIN, f"Mine.\n\n{BEGIN}")
-    text = card(student, None, local=written.encode(), remote=edited.encode())
-    assert outside(text).strip() == "Mine."
-    assert "An older student" not in text
-
-
 # ----------------------------------------------------------------------------------------- refusals
 
 
@@ -458,41 +294,3 @@ def test_no_folder_of_this_machine_is_in_a_card(card: Cards, measured: Path) -> 
     ):
         assert str(Path.home()) + "/" not in text
         assert str(measured.parent) not in text
-
-
-# ---------------------------------------------------------------------------------------- the page
-
-
-def page(card: str) -> str:
-    """The card as the Hub shows it, but for its style."""
-    markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    body = markdown.render(read_card(card.encode()).body)
-    style = (
-        "body{max-width:50em;margin:2em auto;font:16px/1.5 sans-serif}code{background:#eee}"
-        "table{border-collapse:collapse}td,th{border:1px solid #ddd;padding:.2em .6em}"
-    )
-    return f"<!doctype html><meta charset=utf-8><style>{style}</style>{body}"
-
-
-def test_every_table_list_and_command_is_rendered_as_one(card: Cards, measured: Path) -> None:
-    shown = page(card(measured, local=b"---\nlicense: mit\n---\n", also=("report.html",)))
-    text = re.sub("<code.*?</code>|<!--.*?-->", "", shown, flags=re.DOTALL)
-    plain = html.unescape(re.sub("<[^>]+>", "", text))
-    assert not re.search(r"^\s*\||\*\*|^#|```|\]\(|&lt;|\\", plain, re.MULTILINE)
-    assert shown.count("<table>") == 8
-    assert shown.count('<code class="language-sh">') == 2
-    assert shown.count("<h1>") == 1
-    assert BEGIN not in html.unescape(plain)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
-def test_a_browser_shows_the_card(card: Cards, measured: Path, tmp_path: Path) -> None:
-    path = tmp_path / "card.html"
-    path.write_text(page(card(measured, local=b"---\nlicense: mit\n---\n")))
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu",
-        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.count("<table>") == 8
-    assert "97.75 %" in done.stdout

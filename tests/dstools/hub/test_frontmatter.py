@@ -115,10 +115,18 @@ def test_new_keys_follow_the_lines_that_a_person_wrote() -> None:
     )
 
 
-def test_a_changed_key_or_another_form_is_written_anew() -> None:
-    raw = b"---\n# ours\nlicense: mit\n---\n"
-    changed = Card({"license": "apache-2.0"}, "# x\n")
-    assert rewrite_card(raw, changed) == b"---\nlicense: apache-2.0\n---\n# x\n"
+def test_a_changed_key_is_written_anew_below_the_others() -> None:
+    raw = b"---\n# mine\ntags:\n- a\n- b\n# of it\nlicense: mit # yes\n'language':\n  - en\n---\n"
+    for kept, lines in (
+        ({"license": "mit", "tags": ["c"]}, b"# of it\nlicense: mit # yes\ntags:\n- c\n"),
+        ({"license": "mit"}, b"# of it\nlicense: mit # yes\n"),
+    ):
+        assert rewrite_card(raw, Card(kept, "# x\n")) == b"---\n# mine\n" + lines + b"---\n# x\n"
+    flow = b"---\ntags: [a,\nlicense: mit]\n---\n"
+    assert rewrite_card(flow, Card({"license": "mit"}, "")) == b"---\nlicense: mit\n---\n"
+
+
+def test_another_form_is_written_anew() -> None:
     in_braces = Card({"license": "mit", "tags": ["a"]}, "")
     assert read_card(rewrite_card(b"---\n{license: mit}\n---\n", in_braces)) == in_braces
     assert rewrite_card(b"# x\n", Card({"license": "mit"}, "# x\n")) == (

@@ -162,3 +162,15 @@ def test_the_text_of_the_remote_card_is_kept(
 def test_a_folder_that_is_missing_is_named(connect: Callable[..., Hub], tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match="nowhere: no such folder"):
         plan(connect(), tmp_path / "nowhere", Target(REPO))
+
+
+def test_a_text_that_is_not_published_is_warned_of_once(
+    make: Callable[..., Plan], folder: Path
+) -> None:
+    assert not make().selection.warnings
+    (folder / "README.md").write_bytes(LICENCE + b"# Mine\n")
+    planned = make()
+    assert [f"{f.where} {f.message}" for f in planned.selection.warnings] == [
+        "README.md is taken for the base's: its text is not published"
+    ]
+    assert b"# Mine" not in planned.card
