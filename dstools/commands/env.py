@@ -19,12 +19,15 @@ NEEDS = {
     "inspect": "",
     "quantize": "",
     "quantize --calibrate": "torch",
+    "quantize --sign": "sign",
     "dequantize": "",
     "verify": "",
+    "verify --signed-by": "sign",
     "compare": "",
     "eval": "torch",
     "report": "",
     "distill": "distill",
+    "distill --lm-eval": "lm-eval",
     "push": "",
     "env": "",
 }
@@ -123,7 +126,7 @@ def _ability(name: str, extra: str, cpu: Cpu, cuda: "Cuda", hub: "Hub") -> Abili
     if name == "push" and hub.login is None:
         return Ability(False, "needs a login to the Hub", "hf auth login")
     notes = []
-    if extra and not cuda.available:
+    if extra not in ("", "sign") and not cuda.available:
         notes.append("on the CPU")
     if name in ("quantize", "dequantize", "verify", "compare") and cpu.kernels == "numpy":
         notes.append("slowly: without the compiled kernels")

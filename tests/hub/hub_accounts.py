@@ -32,7 +32,7 @@ def authenticate(call: "_Handler") -> Token | None:
 
 
 def whoami(call: "_Handler") -> Reply:
-    """GET /api/whoami-v2"""
+    """Answer GET /api/whoami-v2"""
     if call.token is None:
         raise Refusal(401, "Invalid username or password.")
     name, orgs = call.token["name"], call.token.get("orgs", {})
@@ -117,7 +117,7 @@ def check_write(call: "_Handler", repo: str, ref: str = "main") -> None:
 
 
 def auth_check(call: "_Handler", repo: str, write: str | None) -> Reply:
-    """GET /api/models/REPO/auth-check[/write]"""
+    """Answer GET /api/models/REPO/auth-check[/write]"""
     check_read(call, repo)
     if write and not may(call.token, repo, "repo.write"):
         raise Refusal(403, "You don't have write access to this repository")

@@ -43,7 +43,7 @@ def summary(repo: str, number: int, pull: dict[str, Any]) -> dict[str, Any]:
 
 
 def listing(call: "_Handler", repo: str) -> Reply:
-    """GET /api/models/REPO/discussions, newest first; by `status`, `author` and `type`"""
+    """Answer GET /api/models/REPO/discussions, newest first; by `status`, `author` and `type`"""
     check_enabled(call, repo)
     status, author, kind = (call.query.get(name) for name in ("status", "author", "type"))
     found = [
@@ -74,7 +74,7 @@ def open_pull(call: "_Handler", repo: str, title: str, status: str) -> int:
 
 
 def create(call: "_Handler", repo: str) -> Reply:
-    """POST /api/models/REPO/discussions"""
+    """Answer POST /api/models/REPO/discussions"""
     asked = call.read_json()
     is_pull = asked.get("pullRequest", False)
     number = open_pull(call, repo, asked["title"], "draft" if is_pull else "open")
@@ -93,7 +93,7 @@ def find(call: "_Handler", repo: str, number: str) -> dict[str, Any]:
 
 
 def details(call: "_Handler", repo: str, number: str) -> Reply:
-    """GET /api/models/REPO/discussions/N"""
+    """Answer GET /api/models/REPO/discussions/N"""
     pull = find(call, repo, number)
     data = summary(repo, int(number), pull) | {"events": [], "diff": ""}
     if data["isPullRequest"]:
@@ -106,7 +106,7 @@ def details(call: "_Handler", repo: str, number: str) -> Reply:
 
 
 def change_status(call: "_Handler", repo: str, number: str) -> Reply:
-    """POST /api/models/REPO/discussions/N/status: open (from draft or closed), or closed"""
+    """Answer POST /api/models/REPO/discussions/N/status: open (from draft or closed), or closed"""
     pull = find(call, repo, number)
     check_write(call, repo, f"refs/pr/{number}")
     status = call.read_json()["status"]
@@ -120,7 +120,7 @@ def change_status(call: "_Handler", repo: str, number: str) -> Reply:
 
 
 def merge(call: "_Handler", repo: str, number: str) -> Reply:
-    """POST /api/models/REPO/discussions/N/merge"""
+    """Answer POST /api/models/REPO/discussions/N/merge"""
     pull = find(call, repo, number)
     check_write(call, repo)
     with call.hub.lock:

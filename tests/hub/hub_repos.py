@@ -34,7 +34,7 @@ GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for s
 
 
 def create(call: "_Handler") -> Reply:
-    """POST /api/repos/create"""
+    """Answer POST /api/repos/create"""
     asked = call.read_json()
     if call.token is None:
         raise Refusal(401, "Invalid username or password.")
@@ -58,7 +58,7 @@ def create(call: "_Handler") -> Reply:
 
 
 def validate_yaml(call: "_Handler") -> Reply:
-    """POST /api/validate-yaml: only whether it is YAML at all"""
+    """Answer POST /api/validate-yaml: only whether it is YAML at all"""
     text = call.read_json()["content"]
     front = text.split("---\n")[1] if text.startswith("---\n") and text.count("---\n") > 1 else ""
     try:
@@ -73,7 +73,7 @@ def validate_yaml(call: "_Handler") -> Reply:
 
 
 def info(call: "_Handler", repo: str, ref: str | None) -> Reply:
-    """GET /api/models/REPO[/revision/REF]"""
+    """Answer GET /api/models/REPO[/revision/REF]"""
     commit, files = call.hub.find_commit(call, repo, ref or "main")
     siblings = []
     for path, file in sorted(files.items()):
@@ -112,7 +112,7 @@ def entries(hub: "FakeHub", files: dict[str, File]) -> list[dict[str, Any]]:
 
 
 def tree(call: "_Handler", repo: str, ref: str, folder: str | None) -> Reply:
-    """GET /api/models/REPO/tree/REF[/FOLDER], 1000 entries a page, 50 with `expand`"""
+    """Answer GET /api/models/REPO/tree/REF[/FOLDER], 1000 entries a page, 50 with `expand`"""
     _, files = call.hub.find_commit(call, repo, ref)
     prefix = f"{folder}/" if folder else ""
     found = [e for e in entries(call.hub, files) if e["path"].startswith(prefix)]
@@ -130,7 +130,7 @@ def tree(call: "_Handler", repo: str, ref: str, folder: str | None) -> Reply:
 
 
 def paths_info(call: "_Handler", repo: str, ref: str) -> Reply:
-    """POST /api/models/REPO/paths-info/REF, as a form or as JSON"""
+    """Answer POST /api/models/REPO/paths-info/REF, as a form or as JSON"""
     _, files = call.hub.find_commit(call, repo, ref)
     body = b"".join(call.body).decode()
     asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
@@ -138,7 +138,7 @@ def paths_info(call: "_Handler", repo: str, ref: str) -> Reply:
 
 
 def commits(call: "_Handler", repo: str, ref: str) -> Reply:
-    """GET /api/models/REPO/commits/REF, newest first"""
+    """Answer GET /api/models/REPO/commits/REF, newest first"""
     oid, _ = call.hub.find_commit(call, repo, ref)
     found = []
     while oid:
@@ -152,7 +152,7 @@ def commits(call: "_Handler", repo: str, ref: str) -> Reply:
 
 
 def refs(call: "_Handler", repo: str) -> Reply:
-    """GET /api/models/REPO/refs"""
+    """Answer GET /api/models/REPO/refs"""
     check_read(call, repo)
     branches, pulls = [], []
     for name, oid in sorted(call.hub.repos[repo]["refs"].items()):
@@ -165,7 +165,7 @@ def refs(call: "_Handler", repo: str) -> Reply:
 
 
 def create_branch(call: "_Handler", repo: str, branch: str) -> Reply:
-    """POST /api/models/REPO/branch/BRANCH"""
+    """Answer POST /api/models/REPO/branch/BRANCH"""
     check_write(call, repo)
     oid, _ = call.hub.find_commit(call, repo, call.read_json().get("startingPoint", "main"))
     with call.hub.lock:
@@ -176,7 +176,7 @@ def create_branch(call: "_Handler", repo: str, branch: str) -> Reply:
 
 
 def delete_branch(call: "_Handler", repo: str, branch: str) -> Reply:
-    """DELETE /api/models/REPO/branch/BRANCH"""
+    """Answer DELETE /api/models/REPO/branch/BRANCH"""
     check_write(call, repo)
     if branch == "main":
         raise Refusal(403, "Cannot delete the default branch")
@@ -189,7 +189,7 @@ def delete_branch(call: "_Handler", repo: str, branch: str) -> Reply:
 
 
 def preupload(call: "_Handler", repo: str, ref: str) -> Reply:
-    """POST /api/models/REPO/preupload/REF: how to send each file, and whether it is ignored"""
+    """Answer POST /api/models/REPO/preupload/REF: how to send each file, or that it is ignored"""
     check_write(call, repo, ref)
     _, held = call.hub.find_commit(call, repo, ref)
     asked = call.read_json()
@@ -214,7 +214,7 @@ def preupload(call: "_Handler", repo: str, ref: str) -> Reply:
 
 
 def commit(call: "_Handler", repo: str, ref: str) -> Reply:
-    """POST /api/models/REPO/commit/REF: one JSON object a line, a header and then operations"""
+    """Answer POST /api/models/REPO/commit/REF: JSON lines, a header and then operations"""
     check_write(call, repo, ref)
     lines = [json.loads(line) for line in b"".join(call.body).splitlines()]
     header = next(line["value"] for line in lines if line["key"] == "header")

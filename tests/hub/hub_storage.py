@@ -69,7 +69,7 @@ def restore(hub: "FakeHub", file: File, path: Path) -> None:
 
 
 def batch(call: "_Handler", repo: str) -> Reply:
-    """POST /REPO.git/info/lfs/objects/batch"""
+    """Answer POST /REPO.git/info/lfs/objects/batch"""
     asked = call.read_json()
     check_write(call, repo, asked.get("ref", {}).get("name", "main"))
     check_quota(call.hub, repo, sum(wanted["size"] for wanted in asked["objects"]))
@@ -97,7 +97,7 @@ def upload_actions(hub: "FakeHub", repo: str, wanted: dict[str, Any]) -> dict[st
 
 
 def put(call: "_Handler", oid: str, part: str | None) -> Reply:
-    """PUT /lfs/OID[/PART]: pre-signed, no token. The parts of a file are written in place."""
+    """Answer PUT /lfs/OID[/PART]: pre-signed, no token; parts are written in place."""
     folder = call.hub.root / "lfs"
     path = folder / (f"{oid}.parts" if part else f"{oid}.{threading.get_ident()}")
     offset = (int(part) - 1) * call.hub.part_size if part else 0
@@ -116,7 +116,7 @@ def put(call: "_Handler", oid: str, part: str | None) -> Reply:
 
 
 def complete(call: "_Handler", oid: str) -> Reply:
-    """POST /lfs/OID: all parts are here"""
+    """Answer POST /lfs/OID: all parts are here"""
     path = call.hub.root / "lfs" / f"{oid}.parts"
     if path.with_name(oid).exists():  # the answer to the first call was lost
         return Reply()
@@ -135,7 +135,7 @@ def keep(path: Path, found: str, oid: str) -> None:
 
 
 def verify(call: "_Handler", repo: str) -> Reply:
-    """POST /REPO.git/info/lfs/objects/verify"""
+    """Answer POST /REPO.git/info/lfs/objects/verify"""
     check_read(call, repo)
     wanted = call.read_json()
     path = call.hub.root / "lfs" / wanted["oid"]
@@ -159,7 +159,7 @@ def expiry() -> int:
 
 
 def xet_token(call: "_Handler", repo: str, kind: str, ref: str) -> Reply:
-    """GET /api/models/REPO/xet-{read,write}-token/REF"""
+    """Answer GET /api/models/REPO/xet-{read,write}-token/REF"""
     if kind == "write":
         check_write(call, repo, ref)
     check_read(call, repo)
@@ -209,7 +209,7 @@ def hash_text(raw: bytes) -> str:
 
 
 def resolve(call: "_Handler", repo: str, ref: str, path: str) -> Reply:
-    """GET or HEAD /REPO/resolve/REF/PATH"""
+    """Answer GET or HEAD /REPO/resolve/REF/PATH"""
     commit, files = call.hub.find_commit(call, repo, ref)
     if path not in files:
         refusal = Refusal(404, "Entry not found", "EntryNotFound")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,11 @@ def test_every_command_of_the_help_is_in_the_list() -> None:
     assert set(main.commands) <= {name.partition(" ")[0] for name in NEEDS}
 
 
+def test_every_extra_of_the_package_has_a_command() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert set(NEEDS.values()) - {""} == project["optional-dependencies"].keys() - {"dev"}
+
+
 def test_the_text_has_every_package_and_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cuda", lambda: GPU)
     report, text = shown()
@@ -98,7 +104,8 @@ def test_without_a_gpu_it_says_so_and_what_runs_on_the_cpu(monkeypatch: pytest.M
     assert "not available: this machine has no GPU" in text
     notes = {name: ability["note"] for name, ability in report["commands"].items()}
     assert notes["eval"] == notes["quantize --calibrate"] == "on the CPU"
-    assert notes["verify"] == ""
+    assert notes["distill --lm-eval"] == "on the CPU"
+    assert notes["verify"] == notes["quantize --sign"] == notes["verify --signed-by"] == ""
 
 
 @pytest.mark.parametrize(
