@@ -15,18 +15,19 @@ from http.client import responses
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, ModelInfo, constants, get_token, hf_hub_url
+from huggingface_hub import HfApi, ModelInfo, constants, get_token, hf_hub_url, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils import logging as hub_logging
 
+from dstools.hub import transport
 from dstools.machine import hub
 from dstools.options import progress_line
 from dstools_converters.errors import DstoolsError
 
 Result = TypeVar("Result")
 
-PATIENCE_SECONDS = 15 * 60  # for one call
+PATIENCE_SECONDS = 15 * 60  # for one call, from the beginning of an attempt that lasted longer
 MAX_FAILURES = 5  # answers of 500, which may come each time; 503 says that it will pass
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 SAID_FROM_SECONDS = 5.0  # shorter pauses are not worth a line
@@ -77,6 +78,7 @@ class Hub:
             hub_logging.set_verbosity_error()  # what is tried again is said here, in one line
         self.repo = repo
         self.token = token
+        set_client_factory(transport.client)
         self.api = HfApi(token=token, library_name=LIBRARY)
 
     def account(self) -> Account:
@@ -169,12 +171,18 @@ class Pauses:
 
     def __init__(self, doing: str) -> None:
         self.doing = doing
+        self.began = time.monotonic()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         self.deadline = time.monotonic() + PATIENCE_SECONDS
         self.pause_seconds = FIRST_PAUSE_SECONDS
         self.failures = 0  # inside the Hub
 
     def take(self, error: Exception) -> None:
         """Wait until the call may be made again after `error`; raise DstoolsError if it may not."""
+        if time.monotonic() - self.began > PATIENCE_SECONDS:  # an upload that got somewhere
+            self._start_anew()
         fault = explain(error, self.doing)
         self.failures += fault.is_failure
         if not fault.passes or self.failures > MAX_FAILURES:
@@ -188,6 +196,7 @@ class Pauses:
         if pause >= SAID_FROM_SECONDS:
             progress_line(f"{fault.message}; trying again in {pause:.0f} s")
         time.sleep(pause)
+        self.began = time.monotonic()
 
 
 # of the client and of hf_xet; the plain ones are of answers that it cannot read

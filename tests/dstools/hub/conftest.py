@@ -115,7 +115,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def connect(hub: "FakeHub", leg: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
+def connect(
+    hub: "FakeHub", leg: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Hub]]:
     """connect(token="hf_good"): a connection; the client's module read the environment before."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", leg == "lfs")
@@ -123,12 +125,15 @@ def connect(hub: "FakeHub", leg: str, monkeypatch: pytest.MonkeyPatch) -> Callab
     template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(client, "HfApi", partial(HfApi, endpoint=hub.url))
+    for name in ("_GLOBAL_CLIENT_FACTORY", "_GLOBAL_CLIENT"):  # which a connection sets
+        monkeypatch.setattr(_http, name, getattr(_http, name))
 
     def connect(token: str = "hf_good", repo: str = REPO) -> Hub:
         monkeypatch.setenv("HF_TOKEN", token)
         return Hub(repo)
 
-    return connect
+    yield connect
+    _http.close_session()
 
 
 @pytest.fixture
@@ -159,13 +164,17 @@ class Run(NamedTuple):
 
 @pytest.fixture
 def here(
-    connect: Callable[..., Hub], clock: Clock, monkeypatch: pytest.MonkeyPatch
+    connect: Callable[..., Hub],
+    clock: Clock,
+    without_token: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Any]:
     """here(folder, *options): `dstools push` to REPO in this process, and no pause takes time.
 
     An exception that is not turned into a message is raised. hf_xet waits by its own clock.
     """
     connect()
+    monkeypatch.setattr(client, "set_client_factory", id)  # to make one anew takes 20 ms
     monkeypatch.setattr(_http, "time", clock)  # the client's own pauses
     monkeypatch.setattr(_detect_agent, "_registry", {})  # asked for once in a process
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "1ms")
@@ -176,7 +185,7 @@ def here(
         done = CliRunner().invoke(main, arguments)
         if done.exception and not isinstance(done.exception, SystemExit):
             raise done.exception
-        return Run(done.exit_code, done.stdout, done.stderr)
+        return Run(done.exit_code, without_token(done.stdout), without_token(done.stderr))
 
     _xet.abort_xet_session()  # another reads these settings
     yield push

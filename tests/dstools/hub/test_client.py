@@ -287,6 +287,21 @@ def test_an_error_of_a_local_file_is_not_dressed_up() -> None:
         explain(error, "upload")
 
 
+def test_hours_of_an_upload_that_got_somewhere_are_not_counted(clock: Any) -> None:
+    pauses = Pauses("upload")
+
+    def fail(times: int, seconds: float) -> None:
+        for _ in range(times):
+            clock.seconds += seconds
+            pauses.take(httpx2.ConnectError("away"))
+
+    fail(3, 7200)
+    assert clock.pauses == [1, 1, 1]
+    with pytest.raises(DstoolsError):
+        fail(99, 0)
+    assert sum(clock.pauses[3:]) <= PATIENCE_SECONDS
+
+
 def test_every_call_has_its_own_patience(clock: Any) -> None:
     first = Pauses("x")
     clock.sleep(PATIENCE_SECONDS)

@@ -76,14 +76,12 @@ PASSING: dict[str, dict[str, Any]] = {
 }
 LASTING: dict[str, tuple[dict[str, Any], str]] = {
     "500": ({"status": 500}, "the Hub says 500"),
-    "503": ({"status": 503}, "the Hub says 503"),
     "429": ({"status": 429, "headers": LONG}, "limit of api requests is reached for 3000 s"),
     "dropped": ({"drop": "before"}, "the Hub does not answer"),
 }
 REFUSED = {
     401: "(the token from HF_TOKEN)",
     403: "the Hub says 403",
-    412: "the Hub says 412",
     413: "the Hub says 413",
 }
 
