@@ -182,6 +182,23 @@ def hub(leg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["
         monkeypatch.setenv(name, value)
     yield hub
     hub.close()
+    stored = [file["data"] for commit in hub.commits.values() for file in commit["files"].values()]
+    for place in (hub.root, tmp_path / "hf-home"):
+        files = [path for path in place.rglob("*") if path.is_file() and path.name != "token"]
+        stored += [path.read_bytes() for path in files]
+    for content in filter(None, stored):
+        assert not any(token.encode() in content for token in hub.tokens), content[:1000]
+
+
+@pytest.fixture
+def without_token(hub: "FakeHub") -> Callable[[str], str]:
+    """without_token(text): the same text; fails if a token of this Hub is in it"""
+
+    def check(text: str) -> str:
+        assert not any(token in text for token in hub.tokens), text
+        return text
+
+    return check
 
 
 class Run(NamedTuple):
@@ -193,7 +210,7 @@ class Run(NamedTuple):
 
 
 @pytest.fixture
-def push(hub: "FakeHub") -> Callable[..., Run]:
+def push(without_token: Callable[[str], str]) -> Callable[..., Run]:
     """push(*arguments, **environment): `dstools push` against the Hub, in a process of its own."""
 
     def run(*arguments: object, **environment: str) -> Run:
@@ -205,7 +222,7 @@ def push(hub: "FakeHub") -> Callable[..., Run]:
             stdin=subprocess.DEVNULL,
             timeout=300,
         )
-        return Run(done.returncode, done.stdout, done.stderr)
+        return Run(done.returncode, without_token(done.stdout), without_token(done.stderr))
 
     return run
 

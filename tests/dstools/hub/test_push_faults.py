@@ -79,11 +79,7 @@ LASTING: dict[str, tuple[dict[str, Any], str]] = {
     "429": ({"status": 429, "headers": LONG}, "limit of api requests is reached for 3000 s"),
     "dropped": ({"drop": "before"}, "the Hub does not answer"),
 }
-REFUSED = {
-    401: "(the token from HF_TOKEN)",
-    403: "the Hub says 403",
-    413: "the Hub says 413",
-}
+REFUSED = {401: "(the token from HF_TOKEN)", 403: "the Hub says 403", 413: "the Hub says 413"}
 
 
 class Scene:
