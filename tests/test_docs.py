@@ -138,11 +138,11 @@ def shelf(
 ) -> Path:
     """A folder with everything that the commands read, under the names that the pages use."""
     shelf = tmp_path_factory.mktemp("shelf")
-    tuned = Path(shutil.copytree(padded_sample, shelf / "V3-tuned"))
-    tuned.chmod(0o755)
-    (tuned / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
-    others = {"bf16": tiny_aligned, "V3-next": tiny_aligned}
-    for name, path in (INPUTS | others).items():
+    for name, checkpoint in {"V3-tuned": padded_sample, "V3-next": tiny_aligned}.items():
+        copy = Path(shutil.copytree(checkpoint, shelf / name))
+        copy.chmod(0o755)
+        (copy / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    for name, path in (INPUTS | {"bf16": tiny_aligned}).items():
         (shelf / name).symlink_to(path)
     (shelf / "trl.yaml").write_text("max_length: 1024\n")
     (shelf / "toy").mkdir()  # pages that run the same recipe find its results there
@@ -151,7 +151,7 @@ def shelf(
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("a" * 40)
     made = CliRunner().invoke(
-        main, ["quantize", str(tuned), str(cached / "snapshots" / ("a" * 40))]
+        main, ["quantize", str(shelf / "V3-tuned"), str(cached / "snapshots" / ("a" * 40))]
     )
     assert made.exit_code == 0, made.output
     return shelf
