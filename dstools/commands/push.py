@@ -128,7 +128,12 @@ def push(
 
     published = publish(hub, planned, workers)
     what = f"{published.repo}: {published.state}, {published.files} files, {size(published.bytes)}"
-    show(published, as_json, f"{what}\n{published.url}/tree/{published.commit}")
+    checks = [
+        f"checked: {'; '.join(published.verified)}; every file on the Hub",
+        f"not checked: {'; '.join(published.not_checked)}",
+    ]
+    where = f"{published.url}/tree/{published.commit}"
+    show(published, as_json, "\n".join([*checks, what, where]))
     copy = f"{repo} --revision {revision}" if revision else repo
     hint(f"check a copy: hf download {copy} --local-dir COPY; dstools verify COPY --sums")
 

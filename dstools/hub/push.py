@@ -46,7 +46,7 @@ def publish(hub: Hub, plan: Plan, workers: int) -> Published:
     """Carry out a plan: check the folder, upload, compare both ways, merge.
 
     Raises DstoolsError where the folder falls short, the Hub refuses, or the repository is not what
-    it should be; its branch is as before then.
+    it should be. Its branch is as before then, unless the message says that files are published.
     """
     target = plan.target
     start = time.monotonic()

@@ -36,7 +36,10 @@ def test_a_push_prints_what_it_did_and_how_to_check_a_copy(
     run = push(folder, REPO, *BASE, "--yes")
     assert run.code == 0, run.stderr
     commit = hub.head(REPO)[0]
-    first, url = run.stdout.splitlines()
+    checked, not_checked, first, url = run.stdout.splitlines()
+    assert "every value; " in checked
+    assert checked.endswith("; every file on the Hub")
+    assert "--engine" in not_checked
     assert first.startswith("alice/model: published, ")
     assert url == f"{hub.url}/alice/model/tree/{commit}"
     plan = run.stderr.splitlines()
