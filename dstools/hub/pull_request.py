@@ -10,7 +10,7 @@ from typing import Literal
 from huggingface_hub import Discussion
 from huggingface_hub.errors import HfHubHTTPError
 
-from dstools.hub.client import ERRORS, Hub, Pauses, explain
+from dstools.hub.client import AGAIN, ERRORS, Hub, Pauses, explain
 from dstools.hub.remote import Blob, Tree, read_tree
 from dstools_converters.errors import DstoolsError
 
@@ -69,7 +69,7 @@ def begin(hub: Hub, author: str, main: Tree, wanted: Mapping[str, Blob]) -> int:
         if number is None and _continues(tree, main, wanted):
             number = request.num
         else:
-            _set_status(hub, request.num, "closed")
+            close(hub, request.num)
     if number is None:
         number = _create(hub, author)
     _set_status(hub, number, "open")
@@ -101,6 +101,11 @@ def _create(hub: Hub, author: str) -> int:
             pauses.take(error)
 
 
+def close(hub: Hub, number: int) -> None:
+    """Close a pull request that cannot be merged any more."""
+    _set_status(hub, number, "closed")
+
+
 def merge(hub: Hub, number: int) -> None:
     """Merge a pull request; a lost answer is asked for again.
 
@@ -121,7 +126,11 @@ def merge(hub: Hub, number: int) -> None:
 def _set_status(hub: Hub, number: int, wanted: Literal["open", "closed"]) -> None:
     pauses = Pauses(f"set pull request {number} of {hub.repo} to {wanted}")
     comment = REPLACED if wanted == "closed" else None
-    while _status(hub, number) != wanted:
+    while (status := _status(hub, number)) != wanted:
+        if status == "merged":
+            if wanted == "closed":
+                return
+            raise DstoolsError(f"pull request {number} of {hub.repo} was merged meanwhile", AGAIN)
         try:
             hub.api.change_discussion_status(hub.repo, number, wanted, comment=comment)
         except ERRORS as error:

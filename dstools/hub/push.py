@@ -124,8 +124,12 @@ def _change(hub: Hub, plan: Plan, change: _Change, count: Progress) -> str:
         number = pull_request.begin(hub, plan.account.name, change.main, change.wanted)
         request = pull_request.revision_of(number)
         change.upload(hub, request, read_tree(hub, request), None, count)
-        _require_unmoved(hub, target.branch, change.commit, change.main)
-        _require_whole(hub, request, change)  # last: of main, the Hub itself finds conflicts
+        try:
+            _require_unmoved(hub, target.branch, change.commit, change.main)
+            _require_whole(hub, request, change)  # last: of main, the Hub itself finds conflicts
+        except OtherContentError:
+            pull_request.close(hub, number)
+            raise
         pull_request.merge(hub, number)
         if wrong := differences(read_tree(hub, target.branch), change.wanted):
             raise DstoolsError(
@@ -138,6 +142,10 @@ def _change(hub: Hub, plan: Plan, change: _Change, count: Progress) -> str:
     return _head(hub, target.branch)
 
 
+class OtherContentError(DstoolsError):
+    """A branch or pull request that does not hold what it should."""
+
+
 def _head(hub: Hub, revision: str) -> str:
     """Return the commit of a branch; raise DstoolsError where somebody has deleted it."""
     commit = hub.head(revision)
@@ -147,20 +155,20 @@ def _head(hub: Hub, revision: str) -> str:
 
 
 def _require_whole(hub: Hub, revision: str, change: _Change) -> None:
-    """Raise DstoolsError unless a revision holds exactly what it should."""
+    """Raise OtherContentError unless a revision holds exactly what it should."""
     wrong = differences(read_tree(hub, revision), change.wanted)
     if wrong:
         hint = f"{AGAIN}, in a new pull request" if revision.startswith("refs/") else AGAIN
         if ".gitignore" in change.main:
             hint = f"remove .gitignore from {hub.repo}: it makes the Hub skip files"
-        raise DstoolsError(f"{hub.repo} at {revision}: {some(wrong)}", hint)
+        raise OtherContentError(f"{hub.repo} at {revision}: {some(wrong)}", hint)
 
 
 def _require_unmoved(hub: Hub, revision: str, commit: str, files: Tree) -> None:
-    """Raise DstoolsError where a branch is not at a commit, which holds `files`, any more."""
+    """Raise OtherContentError where a branch is not at a commit, that of `files`, any more."""
     if _head(hub, revision) != commit:
         moved = differences(read_tree(hub, revision), files)
-        raise DstoolsError(
+        raise OtherContentError(
             f"{revision} of {hub.repo} has changed meanwhile: {some(moved) or 'the same files'}",
             "the same command starts from it as it is now; what is uploaded is not sent again",
         )
