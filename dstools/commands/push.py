@@ -1,5 +1,6 @@
 """The command `dstools push`."""
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from dstools.hub.plan import Plan
 
 EXAMPLES = """\
-dstools push ./DeepSeek-V3-fp8 org/DeepSeek-V3-fp8 --base deepseek-ai/DeepSeek-V3
-dstools push ./DeepSeek-V3-fp8 org/DeepSeek-V3-fp8 --dry-run"""
+dstools push ./DeepSeek-V3-fp8 org/DeepSeek-V3-fp8 --base deepseek-ai/DeepSeek-V3 --dry-run
+dstools push ./DeepSeek-V3-fp8 org/DeepSeek-V3-fp8 --base deepseek-ai/DeepSeek-V3"""
 SHOWN = 20
+BRANCH = re.compile(r"(?!refs/|HEAD$)\w[\w/-]*(\.[\w/-]+)*")  # of git-check-ref-format, less
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Planned:
     bytes: int
     left_out: list[str]
     contradictions: list[str]  # weights of the repository that the new files do not name
+    stays: list[str]  # other files of the repository
     refusals: list[Finding]  # why it cannot be carried out
 
 
@@ -117,12 +120,14 @@ def push(
         warn(finding)
     if dry_run:
         show(_planned(planned), as_json, _text(planned))
-        return
-    click.echo(terminal(_text(planned)), err=True)
+    else:
+        click.echo(terminal(_text(planned)), err=True)
     if planned.refusals:
         first, *rest = planned.refusals
         more = f" (and {len(rest)} more, above)" if rest else ""
         raise DstoolsError(f"{first.where}: {first.message}{more}", first.hint)
+    if dry_run:
+        return
     if not is_agreed:
         click.confirm("Publish this?", abort=True, err=True)
 
@@ -152,7 +157,9 @@ def _check_names(repo: str, revision: str | None, base: str | None) -> None:
             raise click.UsageError(f"{name}: {error}") from error
         if "/" not in name:
             raise click.UsageError(f"{name}: is not of the form ORG/NAME")
-    if revision is not None and revision.startswith("refs/"):
+    if base == repo:
+        raise click.UsageError(f"--base {base}: is the repository itself")
+    if revision is not None and not BRANCH.fullmatch(revision):
         raise click.UsageError(f"{revision}: is not the name of a branch")
 
 
@@ -171,6 +178,7 @@ def _planned(plan: "Plan") -> Planned:
         bytes=plan.selection.nbytes,
         left_out=plan.selection.left_out,
         contradictions=plan.contradictions,
+        stays=plan.stays,
         refusals=plan.refusals,
     )
 
@@ -192,7 +200,8 @@ def _text(plan: "Plan") -> str:
     if plan.card and not plan.has_base:
         lines.append("base       none: the card names no model that this one was made from")
     lines += _listed("left out", plan.selection.left_out)
-    lines += _listed("removed" if target.replaces else "in the way", plan.contradictions)
+    lines += _listed("to remove" if target.replaces else "in the way", plan.contradictions)
+    lines += _listed("stays", plan.stays)
     lines += _listed("refused", [f"{f.where}: {f.message}; {f.hint}" for f in plan.refusals])
     return "\n".join(lines)
 

@@ -88,7 +88,7 @@ def model_card(
         inventory = take_inventory(checkpoint)
     manifest = load_manifest(folder)
     is_made_here = manifest is not None and inventory.scheme is not None
-    own = None if _is_of_base(local, manifest, is_made_here) else local
+    own = None if _is_of_base(local, manifest, is_made_here and base != NO_BASE) else local
     theirs = None if remote in (None, local) or _has_hash(remote, manifest) else remote
     cards = [
         (raw, _read_written(raw, where))

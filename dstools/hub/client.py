@@ -96,7 +96,12 @@ class Hub:
         if token.get("role") == "read":
             message = f"the token from {_login()} of {name} may only read"
             raise DstoolsError(message, LOGIN_HINT)
-        orgs = {org.get("name") for org in answer.get("orgs", ())}
+        orgs = {org.get("name"): org.get("roleInOrg") for org in answer.get("orgs", ())}
+        if orgs.get(namespace) == "read":
+            message = f"{self.repo}: the account {name} may only read in {namespace}"
+            raise DstoolsError(
+                message, f"ask an administrator of {namespace} for the right to write"
+            )
         if namespace != name and namespace not in orgs:
             raise DstoolsError(
                 f"{self.repo}: the account {name} does not belong to {namespace}",

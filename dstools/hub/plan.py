@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from dstools.hub import pull_request
-from dstools.hub.card import model_card
+from dstools.hub.card import OURS, model_card
 from dstools.hub.client import Account, Hub
 from dstools.hub.eval_results import check_eval_results
 from dstools.hub.frontmatter import read_card
@@ -76,6 +76,11 @@ class Plan:
         return {*self.selection.files, README, SUMS}
 
     @property
+    def stays(self) -> list[str]:
+        """Return the files on the branch that are neither replaced nor removed."""
+        return sorted((self.branch.files or {}).keys() - self.names - {*self.contradictions})
+
+    @property
     def uses_pull_request(self) -> bool:
         """Return whether the files go into a pull request."""
         return self.branch.has_requests and self.target.revision is None
@@ -100,17 +105,16 @@ def plan(hub: Hub, folder: Path, target: Target) -> Plan:
     names = {*selection.files, README, SUMS}
     refusals = list(selection.faults)
     card = b""
+    local = selection.files[README].read_bytes() if README in selection.files else None
+    remote = hub.read_file(README, branch.commit) if README in files else None
     try:
         made = model_card(
-            folder,
-            base=target.base,
-            local=selection.files[README].read_bytes() if README in selection.files else None,
-            remote=hub.read_file(README, branch.commit) if README in files else None,
-            files=names,
-            repo=target.repo,
+            folder, base=target.base, local=local, remote=remote, files=names, repo=target.repo
         )
         card = made.text
         selection.warnings.extend(made.warnings)
+        if local is not None and remote not in (None, local) and not made.warnings:
+            selection.warnings.extend(_overruled(local, card))
     except DstoolsError as error:
         where, _, message = str(error).partition(": ")
         refusals.append(Finding.error("card", where, message, error.hint))
@@ -121,6 +125,18 @@ def plan(hub: Hub, folder: Path, target: Target) -> Plan:
         hint = "--replace removes them in the same step; or push to a new repository"
         refusals.append(Finding.error("contradiction", target.repo, message, hint))
     return Plan(target, folder, selection, account, branch, card, old, refusals)
+
+
+def _overruled(local: bytes, published: bytes) -> Iterator[Finding]:
+    """Yield a warning for keys and text of the folder's card that the repository's overrules."""
+    card, other = read_card(local), read_card(published)
+    lost = [str(key) for key, value in card.metadata.items() if other.metadata.get(key) != value]
+    if any(text.strip() not in other.body for text in OURS.split(card.body)):
+        lost.append("the text")
+    if lost:
+        message = f"that of the repository counts: {', '.join(lost)} of this one is not published"
+        hint = "change it on the Hub, or delete it there"
+        yield Finding.warning("card", README, message, hint)
 
 
 def _look(hub: Hub, target: Target, account: Account, selection: Selection) -> Branch:

@@ -223,7 +223,8 @@ def _additions(plan: Plan, blobs: dict[str, Blob]) -> dict[str, Addition]:
         if name != README and blobs[name].sha256 != digest:  # people edit a card
             raise DstoolsError(
                 f"{printable(name)}: is not the file that {selection.listed_by} lists",
-                "restore it, or make the folder again; push nothing that you cannot explain",
+                f"restore it; or, if you changed it, delete {selection.listed_by}: its hashes are "
+                "of other files, and push writes new ones",
             )
     additions = {name: Addition(selection.files[name], blobs[name]) for name in blobs}
     additions[README] = _made(plan.card)
@@ -235,6 +236,10 @@ def _additions(plan: Plan, blobs: dict[str, Blob]) -> dict[str, Addition]:
     )
     if is_signed:  # of a folder that is published as it was signed
         additions[SIGNATURE] = _made(signature.read_bytes())
+    elif signature.is_file():
+        message = f"is left out: it is not of the {README} and {SUMS} that are published"
+        hint = "download what was published, sign that, and push it again"
+        warn(Finding.warning("signature", SIGNATURE, message, hint))
     return additions
 
 

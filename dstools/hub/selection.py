@@ -17,7 +17,7 @@ from dstools_converters.errors import DstoolsError, Finding, printable, size
 from dstools_converters.files import is_lfs_pointer, json_object, real
 from dstools_converters.sidefiles.carried import TRAINING_FILES, TRAINING_FOLDERS
 from dstools_converters.sidefiles.manifest import MANIFEST
-from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, read_sums
+from dstools_converters.sidefiles.sums import MAKE, SIGNATURE, SUMS, read_sums
 
 README = "README.md"
 GITATTRIBUTES = ".gitattributes"  # the Hub writes its own
@@ -177,16 +177,18 @@ def _faults(
             yield refusal("gitignore", name, "makes the Hub skip files in silence", "remove it")
         elif path.suffix == ".py" and name not in sums:
             message = f"is code that {SUMS} does not list"
-            hint = f"remove it, or add it to {SUMS} if the model needs it and you have read it"
+            hint = f"remove it; or read it, and list it with all other files: {MAKE}"
             yield refusal("code", name, message, hint)
         elif name in files:
             yield from _of_file(folder, name, path)
         elif listed_by == SUMS and _is_known(name):
             message = f"belongs to a model, and {SUMS} does not list it"
-            hint = f"remove it, or delete {SUMS} if it is of other files: push writes it anew"
+            hint = f"delete {SUMS} if it is of other files, push writes it anew; or remove the file"
             yield refusal("unlisted", name, message, hint)
         elif path.is_symlink() and path.is_dir():
             hint = "put the folder itself there, or remove the link"
+            if (path / MANIFEST).exists():  # in the folder of a distill run
+                hint = f"push one stage: {name}"
             yield refusal("link", name, "is a link to a folder", hint)
     yield from _auto_map(files)
 

@@ -83,7 +83,7 @@ def test_the_json_of_a_push_names_commit_files_and_checks(
 def test_the_json_of_a_plan_has_the_refusals(push: Push, folder: Path, hub: "FakeHub") -> None:
     (folder / ".env").write_text("x")
     run = push(folder, REPO, *BASE, "--dry-run", "--json")
-    assert run.code == 0
+    assert run.code == 1  # as without --dry-run
     plan = json.loads(run.stdout)
     assert plan["repo"] == REPO
     assert plan["by"] == "pull request"
@@ -127,7 +127,8 @@ def test_without_a_terminal_yes_is_asked_for_before_anything_is_sent(
         ("alice/" + "x" * 100, ()),
         (REPO, ("--base", "/data/ckpt")),
         (REPO, ("--base", "base")),
-        (REPO, ("--revision", "refs/pr/1")),
+        (REPO, ("--base", REPO)),
+        *((REPO, ("--revision", name)) for name in ("refs/pr/1", "", "a..b", "-x", "a b", "HEAD")),
     ],
 )
 def test_names_that_cannot_be_are_misuse(

@@ -94,10 +94,18 @@ def test_a_free_account_has_no_room_for_a_large_private_repository(
 def test_one_who_may_not_write_there_is_refused(
     connect: Callable[..., Hub], folder: Path, hub: "FakeHub"
 ) -> None:
-    hub.tokens["hf_boss"] = {"name": "carol", "role": "write", "orgs": {"acme": "admin"}}
+    connect().api.create_repo(REPO, private=False)
+    scopes = {REPO: ["repo.content.read"]}
+    hub.tokens["hf_fine"] = {"name": "alice", "role": "fineGrained", "scopes": scopes}
+    with pytest.raises(DstoolsError, match=f"check that you may write to {REPO}"):
+        plan(connect("hf_fine"), folder, Target(REPO, base=BASE))
+
+
+def test_a_reader_of_an_organization_is_refused_before_its_repository_exists(
+    connect: Callable[..., Hub], folder: Path, hub: "FakeHub"
+) -> None:
     hub.tokens["hf_good"]["orgs"] = {"acme": "read"}
-    connect("hf_boss", repo="acme/model").api.create_repo("acme/model", private=False)
-    with pytest.raises(DstoolsError, match="check that you may write to acme/model"):
+    with pytest.raises(DstoolsError, match="alice may only read in acme"):
         plan(connect(repo="acme/model"), folder, Target("acme/model", base=BASE))
 
 
@@ -174,3 +182,36 @@ def test_a_text_that_is_not_published_is_warned_of_once(
         "README.md is taken for the base's: its text is not published"
     ]
     assert b"# Mine" not in planned.card
+
+
+def test_what_the_folder_s_card_says_differently_from_the_repository_s_is_a_warning(
+    make: Callable[..., Plan], connect: Callable[..., Hub], folder: Path
+) -> None:
+    api = connect().api
+    api.create_repo(REPO)
+    remote = f"---\nlicense: llama3\nbase_model: {BASE}\n---\n# There\n".encode()
+    api.upload_file(path_or_fileobj=remote, path_in_repo="README.md", repo_id=REPO)
+    (folder / "README.md").write_bytes(remote)
+    assert not make().selection.warnings
+    local = f"---\nlicense: mit\nbase_model: {BASE}\n---\n# Here\n"
+    (folder / "README.md").write_text(local)
+    (warning,) = make().selection.warnings
+    assert "license, the text of this one is not published" in warning.message
+
+
+def test_files_of_the_repository_that_stay_are_listed(
+    make: Callable[..., Plan], connect: Callable[..., Hub]
+) -> None:
+    api = connect().api
+    api.create_repo(REPO)
+    for name in ("chat_template.jinja", "old.safetensors", "config.json"):
+        api.upload_file(path_or_fileobj=b"x" * 9, path_in_repo=name, repo_id=REPO)
+    assert make().stays == ["chat_template.jinja"]
+
+
+def test_without_a_base_a_card_cannot_be_the_base_s(
+    make: Callable[..., Plan], folder: Path
+) -> None:
+    (folder / "README.md").write_bytes(LICENCE + b"# My text\n")
+    assert b"My text" not in make().card
+    assert b"My text" in make(base="none").card

@@ -259,7 +259,9 @@ def test_a_signature_goes_along_only_with_what_it_signs(
     push: Push, folder: Path, hub: "FakeHub", tmp_path: Path
 ) -> None:
     (folder / "model.sig").write_text("{}")
-    assert push(folder, REPO, *BASE).code == 0
+    run = push(folder, REPO, *BASE)
+    assert run.code == 0
+    assert "warning: model.sig: is left out" in run.stderr
     assert "model.sig" not in published(hub)
     hub.commit(REPO, "main", hub.head(REPO)[1] | {"model.sig": hub.head(REPO)[1][SUMS]}, "x", None)
     (folder / "NOTICE").write_text("new")
