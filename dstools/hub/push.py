@@ -226,7 +226,7 @@ def _additions(plan: Plan, blobs: dict[str, Blob]) -> dict[str, Addition]:
                 f"restore it; or, if you changed it, delete {selection.listed_by}: its hashes are "
                 "of other files, and push writes new ones",
             )
-    additions = {name: Addition(selection.files[name], blobs[name]) for name in blobs}
+    additions = {name: Addition.of(selection.files[name], blobs[name]) for name in blobs}
     additions[README] = _made(plan.card)
     digests = {name: addition.blob.sha256 or "" for name, addition in additions.items()}
     additions[SUMS] = _made(format_sums(digests))

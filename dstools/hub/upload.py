@@ -31,6 +31,17 @@ class Addition(NamedTuple):
 
     content: Path | bytes
     blob: Blob
+    stamp: tuple[int, int, int] | None = None  # of a file, when it had been checked
+
+    @classmethod
+    def of(cls, path: Path, blob: Blob) -> "Addition":
+        """Return the addition of a file that was checked just now."""
+        return cls(path, blob, _stamp(path))
+
+    def require_unchanged(self, name: str) -> None:
+        """Raise DstoolsError if somebody has written to the file, or removed it."""
+        if isinstance(self.content, Path) and self.stamp != _stamp(self.content):
+            raise _changed(name)
 
     def operation(self, name: str) -> CommitOperationAdd:
         """Return the client's record of it.
@@ -46,10 +57,21 @@ class Addition(NamedTuple):
     def require_same(self, operation: CommitOperationAdd) -> None:
         """Raise DstoolsError unless what was uploaded is what was checked before."""
         if operation.upload_info.sha256.hex() != self.blob.sha256:
-            raise DstoolsError(
-                f"{printable(operation.path_in_repo)}: changed while it was uploaded",
-                f"let nothing write into the folder; {AGAIN}",
-            )
+            raise _changed(operation.path_in_repo)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes with a file: size, time, inode; None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _changed(name: str) -> DstoolsError:
+    message = f"{printable(name)}: changed while it was uploaded"
+    return DstoolsError(message, f"let nothing write into the folder; {AGAIN}")
 
 
 def upload(
@@ -74,29 +96,36 @@ def upload(
     batches = [names[start : start + step] for start in range(0, len(names), step or 1)] or [[]]
     for number, batch in enumerate(batches):
         chosen = {name: additions[name] for name in batch}
-        operations = [addition.operation(name) for name, addition in chosen.items()]
-        nbytes = sum(addition.blob.size for addition in chosen.values())
-        with _meter(nbytes, progress):
-            for start in range(0, len(operations), COMMIT_FILES):
-                hub.call(
-                    f"upload to {hub.repo}",
-                    hub.api.preupload_lfs_files,
-                    hub.repo,
-                    operations[start : start + COMMIT_FILES],
-                    revision=revision,
-                    free_memory=False,
-                    gitignore_content="",  # otherwise that of the repository makes it skip files
-                )
-        for operation in operations:
-            chosen[operation.path_in_repo].require_same(operation)
-            if operation._should_ignore:  # as the Hub answered, whatever it was asked
-                raise DstoolsError(
-                    f"{printable(operation.path_in_repo)}: .gitignore of {hub.repo} excludes it",
-                    f"remove .gitignore from {hub.repo}; {AGAIN}",
-                )
         deleted = list(deletions) if number == len(batches) - 1 else []
         numbered = f"{message} ({number + 1} of {len(batches)})" if batches[1:] else message
-        _commit(hub, operations, chosen, deleted, revision, numbered, parent)
+        try:
+            operations = _send(hub, chosen, revision, progress)
+            _commit(hub, operations, chosen, deleted, revision, numbered, parent)
+        except (DstoolsError, OSError, ValueError):
+            for name, addition in chosen.items():
+                addition.require_unchanged(name)
+            raise
+
+
+def _send(
+    hub: Hub, chosen: Mapping[str, Addition], revision: str, progress: Callable[[int], object]
+) -> list[CommitOperationAdd]:
+    """Send the contents of the files of a commit; return what it is to add."""
+    operations = [addition.operation(name) for name, addition in chosen.items()]
+    with _meter(sum(addition.blob.size for addition in chosen.values()), progress):
+        for start in range(0, len(operations), COMMIT_FILES):
+            hub.call(
+                f"upload to {hub.repo}",
+                hub.api.preupload_lfs_files,
+                hub.repo,
+                operations[start : start + COMMIT_FILES],
+                revision=revision,
+                free_memory=False,
+                gitignore_content="",  # otherwise that of the repository makes it skip files
+            )
+    for operation in operations:
+        chosen[operation.path_in_repo].require_same(operation)
+    return operations
 
 
 def _commit(

@@ -1,5 +1,6 @@
 """A push while others act: another push, people on the Hub, somebody who writes into the folder."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,3 +91,65 @@ def test_of_two_pushes_at_once_none_is_ever_published_in_part(
             assert here(second).code == 0
         assert tree(hub) in allowed, moment
         assert not {"open", "draft"} & set(states(hub)), moment
+
+
+# ------------------------------------------------------- somebody who writes into the folder
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(b"\0" + path.read_bytes()[1:])
+
+
+def shorten(path: Path) -> None:
+    os.truncate(path, 30)
+
+
+def lengthen(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b" " * 5000)
+
+
+def turn_into_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("moment", ["/repos/create", "/preupload/", "(PUT|xet-write)"])
+@pytest.mark.parametrize("change", [rewrite, shorten, lengthen, Path.unlink, turn_into_a_folder])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_changes_during_a_push_is_named_and_not_published(
+    name: str,
+    change: Callable[[Path], None],
+    moment: str,
+    hub: "FakeHub",
+    here: Here,
+    small: Path,
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(small, tmp_path / "kept")
+    hub.multipart_at, hub.part_size = 30_000, 20_000
+    meet(hub, moment, lambda: change(small / name))
+    done = here(small)
+    if done.code == 0:  # it had been opened before
+        assert moment == "(PUT|xet-write)"
+        assert tree(hub)
+    else:
+        assert done.code == 1
+        [error] = done.errors
+        assert error.startswith("error: ")
+        assert f"{name}: changed while it was uploaded" in error or f"{name} differs" in error
+        assert set(tree(hub)) == {".gitattributes"}
+    shutil.rmtree(small)
+    shutil.copytree(tmp_path / "kept", small)
+    assert here(small).code == 0
+    assert hub.content(REPO, name) == (small / name).read_bytes()
+    assert states(hub)[-1] == "merged"
+
+
+def test_what_is_written_after_the_upload_is_not_part_of_it(
+    hub: "FakeHub", here: Here, small: Path
+) -> None:
+    checked = (small / "model.safetensors").read_bytes()
+    meet(hub, "/validate-yaml", lambda: rewrite(small / "model.safetensors"))
+    assert here(small).code == 0
+    assert hub.content(REPO, "model.safetensors") == checked
