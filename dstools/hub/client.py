@@ -88,8 +88,8 @@ class Hub:
         belong to the organization of the repository.
         """
         doing = "ask the Hub who you are"
-        answer = self.call(doing, self.api.whoami)
-        if "name" not in answer:
+        answer: Any = self.call(doing, self.api.whoami)
+        if not isinstance(answer, dict) or "name" not in answer:
             raise _not_a_hub(doing, "no name")
         name, namespace = str(answer["name"]), self.repo.split("/")[0]
         token = answer.get("auth", {}).get("accessToken", {})
@@ -236,7 +236,7 @@ def explain(error: Exception, doing: str) -> Fault:
             return _of_network(cause, text, doing)
         if isinstance(cause, OSError) and cause.filename is not None:
             raise cause
-    text = " ".join(str(error).split())
+    text = " ".join(str(list(_causes(error))[-1]).split())  # the client's own says only what failed
     if isinstance(error, PermissionError):
         raise error
     if isinstance(error, RuntimeError) or text.startswith("LFS batch"):

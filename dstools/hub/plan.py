@@ -11,11 +11,11 @@ from huggingface_hub import constants
 
 from dstools.hub import pull_request
 from dstools.hub.card import OURS, model_card
-from dstools.hub.client import Account, Hub
+from dstools.hub.client import AGAIN, Account, Hub
 from dstools.hub.eval_results import check_eval_results
 from dstools.hub.frontmatter import read_card
 from dstools.hub.leaks import leaks
-from dstools.hub.remote import Tree, contradictions, read_tree, some
+from dstools.hub.remote import Blob, Tree, blob_of, contradictions, read_tree, some
 from dstools.hub.selection import EVAL_RESULTS, README, Selection, select
 from dstools_converters.errors import DstoolsError, Finding, size
 from dstools_converters.files import real
@@ -106,7 +106,7 @@ def plan(hub: Hub, folder: Path, target: Target) -> Plan:
     refusals = list(selection.faults)
     card = b""
     local = selection.files[README].read_bytes() if README in selection.files else None
-    remote = hub.read_file(README, branch.commit) if README in files else None
+    remote = _read_card(hub, branch.commit, files[README]) if README in files else None
     try:
         made = model_card(
             folder, base=target.base, local=local, remote=remote, files=names, repo=target.repo
@@ -160,6 +160,15 @@ def _look(hub: Hub, target: Target, account: Account, selection: Selection) -> B
         is_new=head is None,
         has_requests=pull_request.open_ones(hub, account.name) is not None,
     )
+
+
+def _read_card(hub: Hub, commit: str, listed: Blob) -> bytes:
+    """Return the README.md of the repository; DstoolsError where it is not the one listed."""
+    card = hub.read_file(README, commit)
+    if not blob_of(card).equals(listed):
+        message = f"README.md of {hub.repo}: what the Hub sends is not what it lists"
+        raise DstoolsError(message, f"check that no proxy answers in place of the Hub; {AGAIN}")
+    return card
 
 
 def _faults(hub: Hub, folder: Path, selection: Selection, card: bytes) -> Iterator[Finding]:

@@ -131,11 +131,7 @@ def _change(hub: Hub, plan: Plan, change: _Change, count: Progress) -> str:
             pull_request.close(hub, number)
             raise
         pull_request.merge(hub, number)
-        if wrong := differences(read_tree(hub, target.branch), change.wanted):
-            raise DstoolsError(
-                f"{target.branch} of {hub.repo} was changed at the same moment: {some(wrong)}",
-                "the files are published; look at the others, then run the same command again",
-            )
+        _require_merged(hub, target.branch, change)
     else:
         change.upload(hub, target.branch, change.main, change.commit, count)
         _require_whole(hub, target.branch, change)
@@ -162,6 +158,19 @@ def _require_whole(hub: Hub, revision: str, change: _Change) -> None:
         if ".gitignore" in change.main:
             hint = f"remove .gitignore from {hub.repo}: it makes the Hub skip files"
         raise OtherContentError(f"{hub.repo} at {revision}: {some(wrong)}", hint)
+
+
+def _require_merged(hub: Hub, branch: str, change: _Change) -> None:
+    """Raise DstoolsError unless a branch holds what was merged into it, and nothing else."""
+    found = read_tree(hub, branch)
+    wrong = differences(found, change.wanted)
+    if wrong and not differences(found, change.main):
+        raise DstoolsError(f"the Hub did not merge into {branch} of {hub.repo}", AGAIN)
+    if wrong:
+        raise DstoolsError(
+            f"{branch} of {hub.repo} was changed at the same moment: {some(wrong)}",
+            "the files are published; look at the others, then run the same command again",
+        )
 
 
 def _require_unmoved(hub: Hub, revision: str, commit: str, files: Tree) -> None:
