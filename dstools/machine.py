@@ -12,6 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from dstools_converters.errors import DstoolsError
 
 DISTRIBUTION = "dstools-llm"
 PACKAGES = {  # name -> distributions that provide it
@@ -161,11 +164,31 @@ def disk() -> Disk:
     return Disk(*free)
 
 
+def require_endpoint() -> None:
+    """Raise DstoolsError where HF_ENDPOINT is no address; huggingface_hub then cannot be imported.
+
+    Its value is not repeated: it may hold a password.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT")
+    if endpoint is None:
+        return
+    try:
+        parts = urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        message = "HF_ENDPOINT is not the address of a Hub"
+        raise DstoolsError(message, "unset it, or name one, such as https://huggingface.co")
+
+
 def hub() -> Hub:
     """Return the settings of the Hub's client, in its order of looking for a token.
 
+    Raises DstoolsError where HF_ENDPOINT is no address.
     Source: huggingface_hub 2.4, utils/_auth.py (get_token) and constants.py.
     """
+    require_endpoint()
     from huggingface_hub import constants
 
     login = None

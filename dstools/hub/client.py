@@ -63,7 +63,7 @@ class Fault:
 class Hub:
     """A connection to the Hub for one repository.
 
-    Raises DstoolsError without a token, or where HF_HUB_OFFLINE is set.
+    Raises DstoolsError without a token that can be one, or where HF_HUB_OFFLINE is set.
     """
 
     def __init__(self, repo: str) -> None:
@@ -74,6 +74,8 @@ class Hub:
         token = get_token()
         if token is None:
             raise DstoolsError("there is no token for the Hub", LOGIN_HINT)
+        if not token.isascii():
+            raise DstoolsError(f"the token from {_login()} is not one of the Hub", LOGIN_HINT)
         if not logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
             hub_logging.set_verbosity_error()  # what is tried again is said here, in one line
         self.repo = repo
@@ -212,6 +214,7 @@ ERRORS = (
 # of hf_xet 1.8, whose errors have the status in their text: "HTTP status client error (401 ..."
 XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b")
 FOR_GOOD = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
+TLS_FOR_GOOD = re.compile("CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER")
 NOT_A_HUB = "check HF_ENDPOINT, and that no proxy answers in place of the Hub"
 
 
@@ -260,7 +263,7 @@ def _of_network(error: BaseException, text: str, doing: str) -> Fault:
     if "Content-Length" in text and isinstance(error, httpx2.LocalProtocolError):
         said = f"cannot {doing}: it changed while it was uploaded"
         return Fault(said, f"let nothing write into the folder; {AGAIN}", passes=False)
-    if isinstance(error, FOR_GOOD) or "CERTIFICATE_VERIFY_FAILED" in text:
+    if isinstance(error, FOR_GOOD) or TLS_FOR_GOOD.search(text):
         hint = "check HF_ENDPOINT; SSL_CERT_FILE names the certificates of a proxy"
         return Fault(said, hint, passes=False)
     return Fault(said, f"check the network; {AGAIN}", passes=True)

@@ -1,5 +1,6 @@
 """Uploading files to a branch or a pull request: contents first, then commits of them."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,6 +92,7 @@ def upload(
     Raises DstoolsError where the Hub refuses something, or does not answer for long.
     """
     disable_progress_bars()
+    keep_stdout_clean()
     names = sorted(additions)
     step = len(names) if parent else COMMIT_FILES
     batches = [names[start : start + step] for start in range(0, len(names), step or 1)] or [[]]
@@ -105,6 +107,18 @@ def upload(
             for name, addition in chosen.items():
                 addition.require_unchanged(name)
             raise
+
+
+def keep_stdout_clean() -> None:
+    """Give up hf_xet's log where its folder cannot be written to: it would go to stdout."""
+    folder = Path(constants.HF_HOME) / "xet" / "logs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(folder, os.W_OK)
+    except OSError:
+        is_writable = False
+    if not is_writable:
+        os.environ.setdefault("HF_XET_LOG_DEST", os.devnull)
 
 
 def _send(

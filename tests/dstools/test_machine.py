@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from dstools import machine
+from dstools_converters.errors import DstoolsError
 
 TOKEN = "hf_MARKEDxxx"
 UNLIMITED = 0x7FFFFFFFFFFFF000  # what version 1 says where there is no limit
@@ -245,3 +246,25 @@ def test_torch_that_is_broken_or_not_there_is_said_to_be_so(
     )
     monkeypatch.setattr(machine, "_version", lambda name: None)
     assert machine.cuda().reason == "torch is not installed"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "huggingface.co", "ftp://x", "http://", "http://[x", "http://x:99999", "http://u:p@"],
+)
+def test_an_endpoint_that_is_no_address_is_told_without_repeating_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    for ask in (machine.require_endpoint, machine.hub):
+        with pytest.raises(DstoolsError, match="HF_ENDPOINT is not the address") as error:
+            ask()
+        assert "u:p" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8080", "https://hub.example/hf/"])
+def test_an_endpoint_that_is_an_address_is_taken(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    machine.require_endpoint()
