@@ -260,6 +260,18 @@ def test_a_file_that_somebody_adds_at_the_moment_of_the_merge_stays_and_is_told(
 
 
 @one_leg
+def test_a_merge_that_the_hub_only_claims_to_have_made_is_not_told_as_published(
+    hub: "FakeHub", here: Here, small: Path
+) -> None:
+    hub.faults.append({"match": "/merge", "answer": {}})
+    done = here(small)
+    assert done.errors == ["error: the Hub did not merge into main of alice/model"]
+    assert "published" not in done.stderr.splitlines()[-1]
+    assert here(small).code == 0
+    assert states(hub) == ["merged"]
+
+
+@one_leg
 @pytest.mark.parametrize("options", [(), ("--revision", "fp8")])
 def test_a_branch_that_is_protected_is_told_and_nothing_is_published(
     options: tuple[str, ...], hub: "FakeHub", here: Here, small: Path
