@@ -4,6 +4,7 @@ A fault is a dict in `hub.faults`, applied to the first `times` (1) requests of 
 matches the pattern `match`, after the first `skip` (0):
 
     {"match": "POST /api/models/.*/commit/", "status": 500, "error": "text", "headers": {...}}
+    {"match": "/merge", "status": 504, "late": True}    ... after the work: what was asked is done
     {"match": "PUT /lfs/", "drop": "before"}   close the connection before the body is read
     {"match": "PUT /lfs/", "drop": "body"}     ... after half of the body
     {"match": "/merge", "drop": "after"}       ... after the work, in place of the answer
@@ -92,6 +93,8 @@ class Handler(BaseHTTPRequestHandler):
             reply = self.failure() or self.route(url.path)
             for _ in self.body:
                 pass  # what is left of it would be taken for the next request
+            if "late" in self.fault:
+                reply = self.error()
             if self.fault.get("drop") == "after":
                 raise Dropped
             self.send(reply)
@@ -124,10 +127,12 @@ class Handler(BaseHTTPRequestHandler):
                 html = {"Content-Type": "text/html"}
                 return Reply(headers=html, file=BytesIO(page), size=len(page))
             return Reply(page)
-        if "status" in self.fault:
-            error = {"error": self.fault.get("error", "injected")}
-            return Reply(error, self.fault["status"], self.fault.get("headers", {}))
-        return None
+        return self.error() if "status" in self.fault and "late" not in self.fault else None
+
+    def error(self) -> Reply:
+        """Return the error that the fault names."""
+        text = {"error": self.fault.get("error", "injected")}
+        return Reply(text, self.fault["status"], self.fault.get("headers", {}))
 
     def read_body(self) -> Iterator[bytes]:
         """Yield the body in chunks; ConnectionError if it ends early."""

@@ -73,6 +73,7 @@ PASSING: dict[str, dict[str, Any]] = {
     "dropped before": {"drop": "before"},
     "dropped in the body": {"drop": "body"},
     "answer lost": {"drop": "after"},
+    "504 after the work": {"status": 504, "late": True},
 }
 LASTING: dict[str, tuple[dict[str, Any], str]] = {
     "500": ({"status": 500}, "the Hub says 500"),
