@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dstools import machine
 from dstools.options import (
     Command,
     hint,
@@ -108,7 +107,9 @@ def push(
     Checks the folder, uploads it, compares every file, and only then changes the branch. Killed at
     any moment, the same command continues. The token is that of `hf auth login` or HF_TOKEN.
     """
-    machine.require_endpoint()
+    from dstools.machine import require_endpoint
+
+    require_endpoint()  # before the Hub's client reads it
     from dstools.hub.client import Hub
     from dstools.hub.plan import Target, plan
     from dstools.hub.push import publish
