@@ -15,11 +15,12 @@ from dstools.hub.client import AGAIN, Account, Hub
 from dstools.hub.eval_results import check_eval_results
 from dstools.hub.frontmatter import read_card
 from dstools.hub.leaks import leaks
-from dstools.hub.remote import Blob, Tree, blob_of, contradictions, read_tree, some
+from dstools.hub.remote import Tree, contradictions, read_tree, some
 from dstools.hub.selection import EVAL_RESULTS, README, Selection, select
 from dstools_converters.errors import DstoolsError, Finding, size
 from dstools_converters.files import real
 from dstools_converters.sidefiles.sums import SUMS
+from dstools_converters.verify.hashes import Blob
 
 MAIN = constants.DEFAULT_REVISION
 FREE_PRIVATE_BYTES = 100 * 10**9  # docs/hub/storage-limits, August 2026
@@ -165,7 +166,7 @@ def _look(hub: Hub, target: Target, account: Account, selection: Selection) -> B
 def _read_card(hub: Hub, commit: str, listed: Blob) -> bytes:
     """Return the README.md of the repository; DstoolsError where it is not the one listed."""
     card = hub.read_file(README, commit)
-    if not blob_of(card).equals(listed):
+    if not Blob.of(card).equals(listed):
         message = f"README.md of {hub.repo}: what the Hub sends is not what it lists"
         raise DstoolsError(message, f"check that no proxy answers in place of the Hub; {AGAIN}")
     return card

@@ -11,8 +11,9 @@ from huggingface_hub import Discussion
 from huggingface_hub.errors import HfHubHTTPError
 
 from dstools.hub.client import AGAIN, ERRORS, Hub, Pauses, explain
-from dstools.hub.remote import Blob, Tree, read_tree
+from dstools.hub.remote import Tree, read_tree
 from dstools_converters.errors import DstoolsError
+from dstools_converters.verify.hashes import Blob
 
 TITLE = "Upload with dstools"
 DESCRIPTION = "`dstools push` fills this pull request, compares every file, and merges it."

@@ -13,13 +13,14 @@ from pathlib import Path
 from dstools.hub import pull_request
 from dstools.hub.client import AGAIN, Hub
 from dstools.hub.plan import Plan
-from dstools.hub.remote import Blob, Tree, blob_of, differences, read_tree, some
+from dstools.hub.remote import Tree, differences, read_tree, some
 from dstools.hub.selection import README
 from dstools.hub.upload import Addition, upload
 from dstools.hub.verified import bytes_read, verified
 from dstools.options import progress_bar, warn
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, format_sums
+from dstools_converters.verify.hashes import Blob
 
 Progress = Callable[[int], object]
 SIGN_HINT = "remove it there, or sign a copy of what was published and push that"
@@ -67,7 +68,7 @@ def publish(hub: Hub, plan: Plan, workers: int) -> Published:
     state = "up to date"
     if differences(main, wanted):
         state = "published"
-        total = sum(addition.blob.size for addition in additions.values())
+        total = sum(addition.blob.nbytes for addition in additions.values())
         with progress_bar(total, "upload") as count:
             commit = _change(hub, plan, _Change(main, commit, wanted, additions), count)
     return Published(
@@ -77,7 +78,7 @@ def publish(hub: Hub, plan: Plan, workers: int) -> Published:
         commit=commit,
         state=state,
         files=len(additions),
-        bytes=sum(addition.blob.size for addition in additions.values()),
+        bytes=sum(addition.blob.nbytes for addition in additions.values()),
         removed=removed,
         seconds_verify=round(seconds, 3),
         verified=checked.report.checked,
@@ -103,7 +104,7 @@ class _Change:
             for name, addition in self.additions.items()
             if name not in held or not addition.blob.equals(held[name])
         }
-        count(sum(a.blob.size for name, a in self.additions.items() if name not in lacking))
+        count(sum(a.blob.nbytes for name, a in self.additions.items() if name not in lacking))
         surplus = sorted(held.keys() - self.wanted.keys())
         if lacking or surplus:
             upload(
@@ -253,7 +254,7 @@ def _additions(plan: Plan, blobs: dict[str, Blob]) -> dict[str, Addition]:
 
 
 def _made(content: bytes) -> Addition:
-    return Addition(content, blob_of(content))
+    return Addition(content, Blob.of(content))
 
 
 def _read(path: Path | None) -> bytes | None:

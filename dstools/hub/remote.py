@@ -1,40 +1,15 @@
 """What a repository of the Hub holds, compared file by file with what it should hold."""
 
 from collections.abc import Iterable, Mapping
-from hashlib import sha1, sha256
-from typing import NamedTuple
 
 from huggingface_hub import RepoFile
 
 from dstools.hub.client import Hub
 from dstools.hub.selection import GITATTRIBUTES, is_weights
 from dstools_converters.errors import printable
+from dstools_converters.verify.hashes import Blob
 
 SHOWN = 5
-
-
-class Blob(NamedTuple):
-    """The content of a file: the hashes that the Hub knows of it, or those of a local file.
-
-    The Hub has the sha256 of files in LFS or Xet, and of others git's sha1 of "blob SIZE", a zero
-    byte, and the content.
-    """
-
-    size: int
-    sha256: str | None
-    git_sha1: str | None
-
-    def equals(self, other: "Blob") -> bool:
-        """Return whether a local and a remote file are the same."""
-        if self.sha256 and other.sha256:
-            return self.sha256 == other.sha256
-        return bool(self.git_sha1) and self.git_sha1 == other.git_sha1
-
-
-def blob_of(content: bytes) -> Blob:
-    """Return the hashes of the content of a small file."""
-    git = sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-    return Blob(len(content), sha256(content).hexdigest(), git.hexdigest())
 
 
 Tree = dict[str, Blob]  # by the path in the repository

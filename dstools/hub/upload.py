@@ -13,9 +13,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
 from huggingface_hub.utils import disable_progress_bars
 
 from dstools.hub.client import AGAIN, ERRORS, Hub, Pauses
-from dstools.hub.remote import Blob, read_tree
+from dstools.hub.remote import read_tree
 from dstools.options import progress_line
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.verify.hashes import Blob
 
 COMMIT_FILES = 100  # the Hub's advice; docs/hub/storage-limits
 IO = Path("/proc/self/io")
@@ -126,7 +127,7 @@ def _send(
 ) -> list[CommitOperationAdd]:
     """Send the contents of the files of a commit; return what it is to add."""
     operations = [addition.operation(name) for name, addition in chosen.items()]
-    with _meter(sum(addition.blob.size for addition in chosen.values()), progress):
+    with _meter(sum(addition.blob.nbytes for addition in chosen.values()), progress):
         for start in range(0, len(operations), COMMIT_FILES):
             hub.call(
                 f"upload to {hub.repo}",

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dstools.hub.remote import Blob, blob_of
 from dstools.hub.selection import Selection
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError
 from dstools_converters.verify.folder import Report
 from dstools_converters.verify.folder import verify as verify_folder
-from dstools_converters.verify.hashes import Digests, bytes_to_read
+from dstools_converters.verify.hashes import Blob, Digests, bytes_to_read
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,10 @@ def verified(folder: Path, selection: Selection, workers: int, progress: Progres
             f"{errors[0].where}: {errors[0].message}{more}",
             errors[0].hint or f"dstools verify {folder}",
         )
-    blobs = {
-        name: Blob(digest.nbytes, digest.sha256, digest.git_sha1)
-        for name, digest in digests.found.items()
-    }
+    blobs = dict(digests.found)
     for name, path in selection.files.items():
         if name not in digests.names:
-            blobs[name] = blob_of(path.read_bytes())  # the card of a student
+            blobs[name] = Blob.of(path.read_bytes())  # the card of a student
     return Verified(blobs, report)
 
 

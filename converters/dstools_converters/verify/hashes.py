@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dstools_converters.checkpoint.folder import INDEX
 from dstools_converters.checkpoint.rows import Progress
@@ -29,13 +29,30 @@ HUB_HINT = (
 )
 
 
-@dataclass(frozen=True)
-class Digest:
-    """What a file is known by on the Hub."""
+class Blob(NamedTuple):
+    """The content of a file, here or on the Hub, known by its size and hashes.
+
+    The Hub has the sha256 of files in LFS or Xet, and of others git's sha1 of "blob SIZE", a zero
+    byte, and the content. Of a file here both are known, from MAX_GIT_BYTES on only the sha256.
+    """
 
     nbytes: int
-    sha256: str
-    git_sha1: str | None  # of git's blob; None from MAX_GIT_BYTES on, where the Hub has the other
+    sha256: str | None
+    git_sha1: str | None
+
+    @classmethod
+    def of(cls, content: bytes) -> "Blob":
+        """Return the hashes of the content of a small file."""
+        sha256, git = _hasher("sha256", len(content)), _hasher("git", len(content))
+        sha256.update(content)
+        git.update(content)
+        return cls(len(content), sha256.hexdigest(), git.hexdigest())
+
+    def equals(self, other: "Blob") -> bool:
+        """Return whether a file here and one on the Hub are the same."""
+        if self.sha256 and other.sha256:
+            return self.sha256 == other.sha256
+        return bool(self.git_sha1) and self.git_sha1 == other.git_sha1
 
 
 @dataclass
@@ -43,7 +60,7 @@ class Digests:
     """Files that the caller of `verify` wants the hashes of, and those that could be read."""
 
     names: Collection[str]  # paths in the folder
-    found: dict[str, Digest] = field(default_factory=dict)
+    found: dict[str, Blob] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,7 +191,7 @@ class Hashing:
         made = {kind: hasher.hexdigest() for kind, hasher in file.hashers.items()}
         self._faults[name] = list(_compare(name, {*made.values()}, self._known))
         if name in self.digests.names:
-            self.digests.found[name] = Digest(file.nbytes, made["sha256"], made.get("git"))
+            self.digests.found[name] = Blob(file.nbytes, made["sha256"], made.get("git"))
 
     def hash(self, name: str, progress: Progress) -> None:
         """Hash a file; nothing if it does not wait."""

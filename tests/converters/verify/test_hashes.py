@@ -12,7 +12,7 @@ from huggingface_hub._local_folder import write_download_metadata
 from dstools_converters.sidefiles.carried import REPORTS
 from dstools_converters.sidefiles.sums import SUMS, format_sums
 from dstools_converters.verify import hashes
-from dstools_converters.verify.hashes import Checked, Digest, Digests, Hashing, bytes_to_read
+from dstools_converters.verify.hashes import Blob, Checked, Digests, Hashing, bytes_to_read
 
 FILES = {"config.json": b"{}\n", "model.safetensors": bytes(5_000_000), "sub/code.py": b"pass\n"}
 
@@ -235,14 +235,19 @@ def test_a_file_is_known_by_size_sha256_and_git_s_sha1(
     digests = Digests(["config.json", "model.safetensors", "notes [1].txt"])
     assert check(folder, is_asked=False, digests=digests).findings == []
     assert digests.found.keys() == {*digests.names}
-    for name, digest in digests.found.items():
+    for name, blob in digests.found.items():
         content = (folder / name).read_bytes()
         command = ["git", "hash-object", folder / name]
         sha1 = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         is_large = name == "model.safetensors"
-        assert digest == Digest(
-            len(content), sha256(content).hexdigest(), None if is_large else sha1
-        )
+        sha = sha256(content).hexdigest()
+        assert blob == Blob(len(content), sha, None if is_large else sha1)
+        assert Blob.of(content) == Blob(len(content), sha, sha1)
+
+
+def test_files_without_a_hash_in_common_are_not_the_same() -> None:
+    assert not Blob(1, "a", None).equals(Blob(1, None, "b"))
+    assert not Blob(1, None, None).equals(Blob(1, None, None))
 
 
 def test_only_the_files_that_were_named_are_hashed_and_each_once(download: Path) -> None:

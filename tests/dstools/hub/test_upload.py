@@ -9,9 +9,9 @@ import pytest
 
 from dstools.hub import upload as module
 from dstools.hub.client import Hub
-from dstools.hub.remote import blob_of
 from dstools.hub.upload import Addition, upload
 from dstools_converters.errors import DstoolsError
+from dstools_converters.verify.hashes import Blob
 
 if TYPE_CHECKING:
     from fakehub import FakeHub
@@ -22,8 +22,8 @@ Connect = Callable[..., Hub]
 
 def addition(content: Path | bytes) -> Addition:
     if isinstance(content, bytes):
-        return Addition(content, blob_of(content))
-    return Addition.of(content, blob_of(content.read_bytes()))
+        return Addition(content, Blob.of(content))
+    return Addition.of(content, Blob.of(content.read_bytes()))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def test_every_file_has_both_hashes_of_the_hub(bare: Path) -> None:
     assert result.blobs.keys() == selection.files.keys()
     for name, blob in result.blobs.items():
         content = (bare / name).read_bytes()
-        assert blob.size == len(content)
+        assert blob.nbytes == len(content)
         assert blob.sha256 == sha256(content).hexdigest()
         assert blob.git_sha1 == sha1(b"blob %d\0" % len(content) + content).hexdigest()
     assert result.report.ok
