@@ -186,7 +186,7 @@ class Runner:
         for number in self._stage(module, layer, ATTENTION, streams, tokens):
             hidden, watcher, _ = streams[number]
             length = hidden.rows // len(self.ids)
-            angles = rotary(self.architecture, length, torch.device(self.device))
+            angles = rotary(self.architecture, torch.arange(length, device=self.device))
             cache = module.self_attn.cache.register_forward_pre_hook(_shows_cache(watcher))
             out = self.spill(hidden.rows)
             for begin, end in self._batches(hidden.rows):

@@ -3,7 +3,7 @@
     with torch.device("meta"):
         layer = DecoderLayer(architecture, 3)          # no memory, no initialisation
     layer.load_state_dict(tensors, assign=True)        # under Hugging Face's names
-    hidden_BSD = layer(hidden_BSD, rotary(architecture, S, device))
+    hidden_BSD = layer(hidden_BSD, rotary(architecture, torch.arange(S)))
 
 Parameters have Hugging Face's names: `HUGGING_FACE.path` gives that of a weight inside its layer.
 Every linear map is an nn.Linear or, for the router, a module of its own, so a forward pre-hook sees
@@ -74,7 +74,7 @@ class Trunk(nn.Module):
     def forward(self, ids_BS: Tensor) -> Tensor:
         """Return the hidden states [B, S, D] after the final norm; MTP layers do not run."""
         hidden_BSD = self.embed_tokens(ids_BS)
-        angles = rotary(self.architecture, ids_BS.shape[1], ids_BS.device)
+        angles = rotary(self.architecture, torch.arange(ids_BS.shape[1], device=ids_BS.device))
         for layer in self.layers[: self.architecture.model.num_hidden_layers]:
             hidden_BSD = layer(hidden_BSD, angles)
         normed_BSD: Tensor = self.norm(hidden_BSD)

@@ -17,21 +17,25 @@ class Rotary(NamedTuple):
     sin: Tensor
 
 
-def rotary(architecture: Architecture, length: int, device: torch.device) -> Rotary:
-    """Return the rotation of positions 0 to `length` - 1, the same for all layers.
+def rotary(architecture: Architecture, positions_S: Tensor) -> Rotary:
+    """Return the rotation of integer positions [S], on their device, the same for all layers.
 
-    Raises DstoolsError for more tokens than V3.2's indexer picks, as it does not run.
+    Angles are computed on the CPU in float32, whatever dtype the model or torch's default has: in
+    bfloat16 the cosine of position 500 is off by 1. Raises DstoolsError for more tokens than V3.2's
+    indexer picks, as it does not run.
     """
+    places = positions_S.cpu()
     limit = architecture.index_topk
+    length = int(places.max()) + 1 if limit is not None and len(places) else 0
     if limit is not None and length > limit:
         raise DstoolsError(
             f"a sequence of {length} tokens needs sparse attention, which is not implemented",
             f"use at most {limit} tokens (index_topk in config.json), where it is dense",
         )
-    positions_S = torch.arange(length, dtype=torch.float32)
-    angles = positions_S[:, None] * frequencies(architecture.rope)
+    angles = places[:, None].float() * frequencies(architecture.rope)
     scaling = architecture.rope.scaling
     factor = scaling.attention_factor if isinstance(scaling, Yarn) else 1.0
+    device = positions_S.device
     return Rotary((angles.cos() * factor).to(device), (angles.sin() * factor).to(device))
 
 
@@ -65,7 +69,9 @@ def frequencies(rope: Rope) -> Tensor:
     if scaling.is_truncated:
         fast, slow = math.floor(fast), math.ceil(slow)
     first, last = max(fast, 0), min(slow, rope.dim - 1)
-    ramp = (torch.arange(rope.dim // 2) - first) / (last - first if last != first else 0.001)
+    ramp = (torch.arange(rope.dim // 2, dtype=torch.float32) - first) / (
+        last - first if last != first else 0.001
+    )
     kept = 1 - ramp.clamp(0, 1)
     return 1.0 / (scaling.factor * wavelengths) * (1 - kept) + plain * kept
 

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import LFS_HINT, is_lfs_pointer
+from dstools_converters.model.reasoning import OPEN, opens_think, plain_opening
 from dstools_converters.tables import json_table
+
+Messages = list[dict[str, str]]
 
 log = logging.getLogger(__name__)
 TEMPLATE_SECONDS = 10  # those of releases take milliseconds
@@ -26,6 +29,11 @@ PROBED_TOKENS = 64  # of the added ones; releases have some 1000 placeholders
 FILES = ("tokenizer*", "vocab.*", "merges.txt", "chat_template*", "special_tokens_map.json")
 RELEASE_HINT = "copy tokenizer.json and tokenizer_config.json from the model's release"
 CONFIG_HINT = "the settings of tokenizer_config.json contradict it; restore both from the release"
+TEMPLATE_HINT = (
+    "fix chat_template.jinja; for a student, student.template in the recipe names another one"
+)
+ANSWER = "the answer of the probe"  # not part of any template
+QUESTION = [{"role": "user", "content": "7"}]
 THINKING_SWITCHES = ("enable_thinking", "thinking")  # of Qwen3's template, of DeepSeek-V3.1's
 
 
@@ -154,6 +162,98 @@ def chat_text(
             "check that the model knows the roles",
         ) from error
     return text
+
+
+def prompt_text(tokenizer: Any, messages: Messages) -> str:
+    """Return the text that serving shows the model: the template with its generation prompt.
+
+    Raises DstoolsError if the tokenizer has no template, or if the template refuses the messages or
+    takes more than TEMPLATE_SECONDS.
+    """
+    if not tokenizer.chat_template:
+        raise DstoolsError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template",
+            "add one to tokenizer_config.json; for a student, student.template in the recipe names "
+            "one",
+        )
+    return chat_text(tokenizer, messages, add_generation_prompt=True)
+
+
+def prompt_ids(tokenizer: Any, messages: Messages, prefill: bool = False) -> list[int]:
+    """Return the ids of `prompt_text`; the template itself writes all special tokens, BOS too.
+
+    prefill: open the answer with <think> and a newline, unless the template does.
+    """
+    text = prompt_text(tokenizer, messages)
+    if prefill and not opens_think(text):
+        text += f"{OPEN}\n"
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
+class Form(NamedTuple):
+    """What a template writes around an answer that has no trace."""
+
+    plain: str  # between the generation prompt and the answer
+    end: int  # the token after the answer
+
+
+def answer_form(tokenizer: Any) -> Form:
+    """Return what belongs around an answer, found by rendering a probe.
+
+    `plain` is its `plain_opening`. Raises DstoolsError unless the template writes the answer
+    exactly once and one added token after it.
+    """
+    prompt = prompt_text(tokenizer, QUESTION)
+    text = chat_text(tokenizer, [*QUESTION, {"role": "assistant", "content": ANSWER}])
+    before, answer, after = text.partition(ANSWER)
+    if not answer or ANSWER in after:
+        raise DstoolsError("the chat template does not write an answer exactly once", TEMPLATE_HINT)
+    ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)
+    if not after.strip():
+        raise DstoolsError(
+            "the chat template writes no end token after an answer, which would never end",
+            TEMPLATE_HINT,
+        )
+    if ids[:1] not in added_ids(tokenizer):
+        shown = printable(after.strip())
+        raise DstoolsError(
+            f"the chat template ends an answer with {shown}, which is not a single token here",
+            TEMPLATE_HINT,
+        )
+    return Form(plain_opening(prompt, before), ids[0])
+
+
+def added_ids(tokenizer: Any) -> list[list[int]]:
+    """Return the id of each added token, such as <|im_end|>, as `encode` returns it: [n][1]."""
+    return [[number] for number in tokenizer.added_tokens_decoder]
+
+
+def end_token_id(tokenizer: Any) -> int:
+    """Return the id of the token that the chat template writes after an answer."""
+    return answer_form(tokenizer).end
+
+
+def end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end an answer of a checkpoint, none where nothing names any.
+
+    They are those of generation_config.json and of config.json, and the token that the tokenizer's
+    template, if it has one, writes after an answer. Raises DstoolsError for an end that is not a
+    token id, and for a template without an end.
+    """
+    ends = {end_token_id(tokenizer)} if tokenizer.chat_template else set()
+    for name in ("generation_config.json", "config.json"):
+        listed = (json_table(folder / name) or {}).get("eos_token_id")
+        for end in listed if isinstance(listed, list) else [listed]:
+            if end is None or end == -1:  # -1 of early Llama: none
+                continue
+            if type(end) is not int or end < 0:
+                raise DstoolsError(
+                    f"{folder / name}: eos_token_id is {printable(repr(listed))}, not token ids",
+                    "restore the file from the release",
+                )
+            ends.add(end)
+    return frozenset(ends)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from dstools_converters.errors import DstoolsError
 from dstools_converters.files import replacing
 from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, split
+from dstools_converters.model.tokenizer import end_token_id, prompt_ids, prompt_text
 from dstools_distill import records
 from dstools_distill.evaluation.statistics import paired_difference
 from dstools_distill.evaluation.tally import Scores, as_json, tally
@@ -29,7 +30,7 @@ from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.teachers.sampling import Sampled, Sampler
-from dstools_distill.tokens.templates import end_token_id, load_tokenizer, prompt_ids, prompt_text
+from dstools_distill.tokens.templates import load_tokenizer
 
 SCORES = "scores.json"
 

@@ -21,8 +21,9 @@ from typing import Any
 from dstools_converters.errors import DstoolsError, disk_errors
 from dstools_converters.files import write_synced
 from dstools_converters.model.reasoning import CLOSE
+from dstools_converters.model.tokenizer import end_token_id
 from dstools_distill.store.stage import Report
-from dstools_distill.tokens.templates import end_token_id, load_tokenizer
+from dstools_distill.tokens.templates import load_tokenizer
 
 MAX_TOKENS = 32768  # of an answer, as DeepSeek measured R1; at most half the context
 RESULTS = "lm-eval.json"  # our report, beside the harness's own files

@@ -19,9 +19,9 @@ from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.model.tokenizer import end_token_id
 from dstools_distill.loading import keep_freed_memory, load_model
 from dstools_distill.teachers import latent
-from dstools_distill.tokens.templates import end_token_id
 
 logging.disable_progress_bar()  # type: ignore[no-untyped-call] # work.bar shows the progress
 FIRST_TOKENS = 1024  # nucleus sampling looks at this many before it sorts the whole vocabulary

@@ -62,8 +62,9 @@ def in_process(settings: Generate, model: Path) -> Teacher:
     Batches are made from all samples, done or not, so that a resumed run draws the same samples as
     one that was never stopped.
     """
+    from dstools_converters.model.tokenizer import prompt_ids, prompt_text
     from dstools_distill.teachers.sampling import Sampler
-    from dstools_distill.tokens.templates import load_tokenizer, prompt_ids, prompt_text
+    from dstools_distill.tokens.templates import load_tokenizer
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         tokenizer = load_tokenizer(model)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.model.tokenizer import chat_text
+from dstools_converters.model.tokenizer import Messages, chat_text
 from dstools_distill.tokens.invariant import IGNORED, Trained
-from dstools_distill.tokens.templates import Messages
 
 SEQUENCE_LEN = 512  # where a config has no sequence_len
 ROLES = {"human": "user", "gpt": "assistant"}  # other names of roles

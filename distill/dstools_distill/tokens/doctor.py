@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, Finding, Level, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, split
+from dstools_converters.model.tokenizer import Messages, answer_form, prompt_ids
 from dstools_distill import records
 from dstools_distill.data.forms import BadRowError, convert
 from dstools_distill.records import Record
 from dstools_distill.tokens import axolotl_rows, llama_factory_rows, trl_rows
 from dstools_distill.tokens.invariant import IGNORED, Target, Trained, shown, violations
 from dstools_distill.tokens.render import check_tokenizer
-from dstools_distill.tokens.templates import Messages, answer_form, load_tokenizer, prompt_ids
+from dstools_distill.tokens.templates import load_tokenizer
 
 TRAINERS = {  # in this order: TELLING has keys that no trainer after it shares
     "LLaMA-Factory": llama_factory_rows,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN
+from dstools_converters.model.tokenizer import Messages
 from dstools_distill.tokens.invariant import IGNORED, Trained
-from dstools_distill.tokens.templates import Messages
 
 CUTOFF_LEN = 2048  # where a config has no cutoff_len
 TELLING = ("cutoff_len", "template", "stage", "finetuning_type", "dataset_dir")

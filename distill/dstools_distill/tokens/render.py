@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dstools_converters.errors import DstoolsError, ShortfallError, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN, Parts, answer_after
+from dstools_converters.model.tokenizer import QUESTION, answer_form, prompt_text
 from dstools_distill import records
 from dstools_distill.recipe.settings import Render
 from dstools_distill.recipe.stages import Inputs
@@ -29,7 +30,7 @@ from dstools_distill.records import Record
 from dstools_distill.store.rows import CHUNK_ROWS, Chunk, Rows, map_rows
 from dstools_distill.store.stage import Report, Work, file_sha256
 from dstools_distill.tokens.invariant import CHECKS, IGNORED, Target, violations
-from dstools_distill.tokens.templates import PROBE, answer_form, load_tokenizer, prompt_text
+from dstools_distill.tokens.templates import load_tokenizer
 
 ROWS, DROPPED = "rows.arrow", "dropped.jsonl"
 SCHEMA = pa.schema(
@@ -306,7 +307,7 @@ def check_tokenizer(tokenizer: Any, end: int, folder: Path, *, reasoning: bool) 
             f"{folder}: {OPEN} or {CLOSE} is a special token, which serving removes from answers",
             'set "special": false for both in added_tokens of tokenizer.json',
         )
-    if CLOSE in prompt_text(tokenizer, PROBE):
+    if CLOSE in prompt_text(tokenizer, QUESTION):
         raise DstoolsError(
             f"{folder}: the template's generation prompt closes the think block: "
             "the student would never think when served",
@@ -316,7 +317,7 @@ def check_tokenizer(tokenizer: Any, end: int, folder: Path, *, reasoning: bool) 
 
 def _control_tokens(tokenizer: Any, end: int) -> list[str]:
     """Return the added tokens that separate turns; a text that spells one would forge a turn."""
-    ids = {*tokenizer.encode(prompt_text(tokenizer, PROBE), add_special_tokens=False), end}
+    ids = {*tokenizer.encode(prompt_text(tokenizer, QUESTION), add_special_tokens=False), end}
     ids |= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
     return sorted({added[n] for n in ids if added.get(n, "").strip()} - {OPEN, CLOSE})

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.model.tokenizer import time_limit
+from dstools_converters.model.tokenizer import Messages, time_limit
 from dstools_distill.tokens.invariant import Trained
-from dstools_distill.tokens.templates import Messages
 
 Form = Literal["messages", "prompt-completion"]
 TELLING = (

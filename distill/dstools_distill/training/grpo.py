@@ -23,6 +23,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import opens_think
+from dstools_converters.model.tokenizer import end_token_id, prompt_text
 from dstools_distill import records
 from dstools_distill.data.contamination import clean_prompts
 from dstools_distill.judge.verify import Judge
@@ -31,7 +32,7 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import Report, Work
-from dstools_distill.tokens.templates import end_token_id, load_tokenizer, prompt_text
+from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.training.rewards import FLAT, rewards
 from dstools_distill.training.students import load_student, lora, optimizers, require_room
 from dstools_distill.training.trainer import LOSS_CURVE, arguments, run

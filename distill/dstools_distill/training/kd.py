@@ -13,12 +13,13 @@ from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer
 
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.model.tokenizer import end_token_id, prompt_text
 from dstools_distill.data.contamination import clean_prompts
 from dstools_distill.loading import load_model
 from dstools_distill.recipe.settings import Kd
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Report, Work
-from dstools_distill.tokens.templates import end_token_id, load_tokenizer, prompt_text
+from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.training.students import load_student, lora, optimizers, require_room
 from dstools_distill.training.trainer import LOSS_CURVE, arguments, run
 

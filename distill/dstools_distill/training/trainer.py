@@ -34,12 +34,12 @@ from transformers.utils.logging import disable_progress_bar
 from dstools_converters.checkpoint.folder import INDEX
 from dstools_converters.checkpoint.parameters import TOTAL_PARAMETERS
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
+from dstools_converters.model.tokenizer import end_token_id
 from dstools_converters.sidefiles.carried import carried
 from dstools_distill.loading import keep_freed_memory
 from dstools_distill.recipe.settings import Training, check_settings
 from dstools_distill.store.ranks import world_size
 from dstools_distill.store.stage import Report, Work
-from dstools_distill.tokens.templates import end_token_id
 from dstools_distill.training.checkpoints import CHECKPOINTS, Keeper
 from dstools_distill.training.launch import launch_hint, require_launcher
 from dstools_distill.training.students import add_older_rope_keys

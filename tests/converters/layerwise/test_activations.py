@@ -29,7 +29,6 @@ from dstools_converters.plan.plan import plan_quantize
 from dstools_converters.plan.recipe import Recipe, Rule
 
 Checkpoint = Callable[..., Path]
-CPU = torch.device("cpu")
 IDS = torch.randint(0, 1024, (3, 16), generator=torch.Generator().manual_seed(0))
 
 
@@ -103,7 +102,7 @@ def check_layers(
         unrounded, after = (states.read(0, states.rows) for states in hidden)
         assert torch.equal(unrounded, plain.read(0, plain.rows))
         module = decoder.model.layers[layer]
-        angles = rotary(decoder.model.architecture, IDS.shape[1], CPU)
+        angles = rotary(decoder.model.architecture, torch.arange(IDS.shape[1]))
         without = module(before[1], angles).flatten(0, 1)
         hooks = [
             part.register_forward_pre_hook(lambda m, a, name=name: hook(m, a, name))

@@ -33,7 +33,6 @@ PlanOf = Callable[..., Plan]
 Quantize = Callable[..., Report]
 Tree = Callable[[Path], dict[str, str]]
 DecoderOf = Callable[[Path], Decoder]
-CPU = torch.device("cpu")
 U = 2.0**-24  # unit roundoff of float32
 SAMPLES, LENGTH = 8, 64  # of the fixture `calibrated`
 CASES = {  # kind, its FP8, method, format, scale format
@@ -101,7 +100,7 @@ class Inputs:
         with torch.inference_mode():
             hidden = decoder.model(ids)
             if isinstance(last := decoder.model.layers[-1], MTPLayer):
-                angles = rotary(decoder.model.architecture, ids.shape[1] - 1, CPU)
+                angles = rotary(decoder.model.architecture, torch.arange(ids.shape[1] - 1))
                 last(decoder.model.embed_tokens(ids[:, 1:]), hidden[:, :-1], angles)
         self.of = {name: torch.cat(values) for name, values in parts.items()}
         for layer, block in enumerate(decoder.model.layers):

@@ -30,7 +30,6 @@ from dstools_converters.model.rotary import rotary
 Checkpoint = Callable[..., Path]
 DecoderOf = Callable[[Path], Decoder]
 U = 2.0**-24  # unit roundoff of float32
-CPU = torch.device("cpu")
 KINDS = ["tiny", "tiny-v2", "tiny-v2-lite", "tiny-v32", "tiny-llama", "tiny-qwen2", "tiny-qwen3"]
 SHAPES = {  # samples, length, tokens a forward pass takes
     "one batch": (6, 16, 2048),
@@ -115,7 +114,7 @@ class InMemory:
 
     def run(self, hidden_TD: Tensor) -> Tensor:
         length = len(hidden_TD) // self.samples
-        angles = rotary(self.architecture, length, CPU)
+        angles = rotary(self.architecture, torch.arange(length))
         batches = hidden_TD.split(max(self.limit // length, 1) * length)
         attended = [
             self.module.attend(batch.view(-1, length, batch.shape[1]), angles).flatten(0, 1)
@@ -233,7 +232,7 @@ def test_an_mtp_layer_gives_the_states_of_the_decoder(
     mtp = decoder.model.layers[-1]
     assert isinstance(mtp, MTPLayer)
     states = decoder.model.norm(trunk)[None, :-1]
-    angles = rotary(decoder.model.architecture, 29, CPU)
+    angles = rotary(decoder.model.architecture, torch.arange(29))
     wanted = mtp(decoder.model.embed_tokens(ids[:, 1:]), states, angles)[0]
     normed = mtp.shared_head["norm"](after)
     # normed values are near 1; sums of six terms in another order move them in their last bits

@@ -36,7 +36,6 @@ from dstools_converters.model.rotary import Rotary, frequencies, rotary
 
 Checkpoint = Callable[..., Path]
 Pair = Callable[..., tuple[Decoder, Any]]
-CPU = torch.device("cpu")
 V3 = ["tiny", "tiny-aligned", "tiny-v32"]
 V2 = ["tiny-v2", "tiny-v2-lite"]
 DENSE = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"]
@@ -133,11 +132,11 @@ def complex_rotate(x: Tensor, angles: Rotary, is_interleaved: bool) -> Tensor:
     return torch.view_as_real(turned).flatten(-2)
 
 
-def polar_rotary(architecture: Architecture, length: int, device: torch.device) -> Rotary:
+def polar_rotary(architecture: Architecture, positions: Tensor) -> Rotary:
     """Source: transformers' modeling_deepseek_v2.py, DeepseekV2RotaryEmbedding."""
-    angles = torch.arange(length).float()[:, None] * frequencies(architecture.rope)
+    angles = positions.float()[:, None] * frequencies(architecture.rope)
     turns = torch.polar(torch.ones_like(angles), angles)
-    plain = rotary(architecture, length, device)
+    plain = rotary(architecture, positions)
     assert torch.allclose(turns.real, plain.cos, rtol=0, atol=2 * U)  # V2's mscales cancel out
     assert torch.allclose(turns.imag, plain.sin, rtol=0, atol=2 * U)
     return Rotary(turns.real, turns.imag)
@@ -257,7 +256,7 @@ def test_every_kind_of_rope_is_transformers_to_the_bit(kind: str, rope: str, pai
     decoder, theirs = pair(kind, **changes, max_position_embeddings=256)
     ids = some_ids(decoder, batch=1, length=100)
     assert unequal(run(decoder, theirs, ids)) == []
-    angles = rotary(decoder.model.architecture, 100, CPU)
+    angles = rotary(decoder.model.architecture, torch.arange(100))
     cos, sin = theirs.model.rotary_emb(torch.zeros(1), torch.arange(100)[None])
     half = cos.shape[-1] // 2  # theirs are repeated for the other elements of the pairs
     assert torch.equal(angles.cos, cos[0, :, :half])
@@ -479,7 +478,7 @@ def test_a_layer_without_shared_experts_or_groups_runs() -> None:
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.05)
     x = torch.randn(1, 5, 64)
-    assert layer(x, rotary(architecture, 5, CPU)).isfinite().all()
+    assert layer(x, rotary(architecture, torch.arange(5))).isfinite().all()
 
 
 # ---------------------------------------------------------------------------------------- the MTP
@@ -498,7 +497,7 @@ def test_the_mtp_layer_is_transformers_to_the_bit(kind: str, pair: Pair) -> None
     with torch.inference_mode():
         hidden = decoder.model(ids)
         embedded = decoder.model.embed_tokens(ids[:, 1:])
-        angles = rotary(decoder.model.architecture, ids.shape[1] - 1, CPU)
+        angles = rotary(decoder.model.architecture, torch.arange(ids.shape[1] - 1))
         drafted = ours(embedded, hidden[:, :-1], angles)
         wanted = mtp.forward_layer(
             0, hidden[:, :-1], torch.arange(ids.shape[1] - 1)[None], None, input_ids=ids[:, 1:]
@@ -575,7 +574,10 @@ def test_a_hook_sees_the_input_of_every_weight_but_the_indexer_s(kind: str, pair
     ]
     with torch.inference_mode():
         ids = some_ids(decoder, batch=8)  # so many that every expert has tokens
-        hidden, angles = decoder.model(ids), rotary(decoder.model.architecture, ids.shape[1], CPU)
+        hidden, angles = (
+            decoder.model(ids),
+            rotary(decoder.model.architecture, torch.arange(ids.shape[1])),
+        )
         decoder(ids)
         for layer in decoder.model.layers[model.num_hidden_layers :]:
             layer(decoder.model.embed_tokens(ids), hidden, angles)
@@ -591,7 +593,7 @@ def test_what_a_kv_cache_would_keep_passes_by_a_module(pair: Pair) -> None:
     assert isinstance(layer.self_attn, MLA)
     kept: list[Tensor] = []
     hook = layer.self_attn.cache.register_forward_pre_hook(lambda _, kv: kept.extend(kv))
-    x, angles = torch.randn(2, 7, 256), rotary(decoder.model.architecture, 7, CPU)
+    x, angles = torch.randn(2, 7, 256), rotary(decoder.model.architecture, torch.arange(7))
     layer(x, angles)
     hook.remove()
     assert [tuple(tensor.shape) for tensor in kept] == [(2, 7, 192), (2, 7, 32)]
@@ -608,7 +610,7 @@ def test_a_layer_keeps_bfloat16(kind: str, pair: Pair) -> None:
     state = decoder.model.layers[1].state_dict()
     layer.load_state_dict({key: value.bfloat16() for key, value in state.items()}, assign=True)
     torch.manual_seed(0)
-    x, angles = torch.randn(1, 9, 256), rotary(architecture, 9, CPU)
+    x, angles = torch.randn(1, 9, 256), rotary(architecture, torch.arange(9))
     with torch.inference_mode():
         out = layer(x.bfloat16(), angles)
         wanted = decoder.model.layers[1](x, angles)
@@ -633,7 +635,7 @@ def test_a_dense_layer_exports_with_any_length(kind: str, pair: Pair) -> None:
 
     def inputs(length: int) -> tuple[Tensor, ...]:
         torch.manual_seed(0)
-        return torch.randn(1, length, 256), *rotary(architecture, length, CPU)
+        return torch.randn(1, length, 256), *rotary(architecture, torch.arange(length))
 
     length = torch.export.Dim("length", min=2, max=4096)
     shapes = ({1: length}, {0: length}, {0: length})

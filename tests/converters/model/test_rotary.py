@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RotaryEmbedding
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.architecture import Linear, Llama3, Rope, Yarn, read_architecture
 from dstools_converters.model.rotary import Rotary, frequencies, rotary, rotate
 
 Checkpoint = Callable[..., Path]
-CPU = torch.device("cpu")
 V3_LAYER: dict[str, Any] = {
     "model_type": "deepseek_v3", "vocab_size": 8, "hidden_size": 64, "intermediate_size": 64,
     "moe_intermediate_size": 32, "num_hidden_layers": 1, "first_k_dense_replace": 0,
@@ -64,27 +65,55 @@ def test_a_rotation_keeps_the_dtype() -> None:
 def test_yarns_attention_factor_multiplies_both_parts() -> None:
     config = V3_LAYER | {"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 0.75}}
     config["rope_scaling"]["original_max_position_embeddings"] = 64
-    angles = rotary(read_architecture(config), 3, CPU)
+    angles = rotary(read_architecture(config), torch.arange(3))
     assert angles.cos[0].tolist() == [0.75] * 32
     assert (angles.cos**2 + angles.sin**2).flatten().tolist() == pytest.approx([0.75**2] * 96)
+
+
+V3_YARN: dict[str, Any] = {  # of V3's config.json
+    "type": "yarn", "factor": 40, "original_max_position_embeddings": 4096,
+    "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
+
+
+def test_positions_far_apart_and_out_of_order_have_transformers_angles() -> None:
+    """A row that begins at 160,000, near the end of V3's positions, and one token of another."""
+    config = V3_LAYER | {"rope_theta": 10000, "rope_scaling": V3_YARN}
+    positions = torch.tensor([160_000, 160_001, 7])
+    angles = rotary(read_architecture(config), positions)
+    theirs = DeepseekV3RotaryEmbedding(DeepseekV3Config(**config, max_position_embeddings=163_840))
+    cos, sin = theirs(torch.zeros(1), positions[None])
+    assert torch.equal(angles.cos, cos[0, :, :32])  # repeated for the other elements of the pairs
+    assert torch.equal(angles.sin, sin[0, :, :32])
+
+
+def test_angles_are_float32_whatever_the_default_dtype_is() -> None:
+    architecture = read_architecture(V3_LAYER | {"rope_theta": 10000, "rope_scaling": V3_YARN})
+    wanted = rotary(architecture, torch.tensor([500]))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = rotary(architecture, torch.tensor([500]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.cos.dtype == found.sin.dtype == torch.float32
+    assert torch.equal(found.cos, wanted.cos)
+    assert torch.equal(found.sin, wanted.sin)
 
 
 def test_a_sequence_that_needs_sparse_attention_is_refused(checkpoint: Checkpoint) -> None:
     config = json.loads((checkpoint("tiny-v32") / "config.json").read_text())
     architecture = read_architecture(config)
-    assert len(rotary(architecture, 16, CPU).cos) == 16
+    assert len(rotary(architecture, torch.arange(16)).cos) == 16
     with pytest.raises(DstoolsError, match="a sequence of 17 tokens") as error:
-        rotary(architecture, 17, CPU)
+        rotary(architecture, torch.arange(17))
     assert "at most 16" in error.value.hint
 
 
 def test_v3_s_yarn_is_the_published_one() -> None:
     """Of 32 frequencies the first 10 are kept and from the 23rd on divided by 40 (V3's config)."""
-    yarn = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
-    yarn |= {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}
-    config = V3_LAYER | {"rope_theta": 10000, "rope_scaling": yarn}
+    config = V3_LAYER | {"rope_theta": 10000, "rope_scaling": V3_YARN}
     scaled, plain = (
-        rotary(read_architecture(c), 2, CPU).sin[1].asin()
+        rotary(read_architecture(c), torch.arange(2)).sin[1].asin()
         for c in (config, config | {"rope_scaling": None})
     )
     ratio = plain / scaled

@@ -11,7 +11,16 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model import tokenizer as module
-from dstools_converters.model.tokenizer import chat_text, load_tokenizer, time_limit
+from dstools_converters.model.tokenizer import (
+    answer_form,
+    chat_text,
+    end_ids,
+    end_token_id,
+    load_tokenizer,
+    prompt_ids,
+    prompt_text,
+    time_limit,
+)
 
 ASKED = [{"role": "user", "content": "Hi"}]
 
@@ -192,3 +201,57 @@ def test_a_git_lfs_pointer_or_an_empty_file_is_named(name: str, folder: Path) ->
         load_tokenizer(folder)
     assert str(caught.value) == f"{folder / name}: is empty"
     assert caught.value.hint
+
+
+# ------------------------------------------------------------------------------------ the template
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+
+
+def test_a_prompt_has_one_bos_and_opens_the_answer() -> None:
+    tokenizer = load_tokenizer(SAMPLE)
+    ids = prompt_ids(tokenizer, ASKED)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    text = tokenizer.decode(ids)
+    assert (
+        text
+        == prompt_text(tokenizer, ASKED)
+        == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜>"
+    )
+    assert tokenizer.decode(prompt_ids(tokenizer, ASKED, prefill=True)) == f"{text}<think>\n"
+    assert answer_form(tokenizer) == ("", end_token_id(tokenizer)) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        (None, None, {1}),  # the template's alone
+        (2, None, {1, 2}),
+        (None, [3, 4], {1, 3, 4}),
+        ([2, 5], 3, {1, 2, 3, 5}),
+        (-1, [-1, 3], {1, 3}),
+    ],
+)
+def test_ends_are_those_of_both_configs_and_of_the_template(
+    generation: Any, config: Any, ends: set[int], tmp_path: Path
+) -> None:
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": config}))
+    assert end_ids(tmp_path, load_tokenizer(SAMPLE)) == ends
+
+
+def test_without_a_template_only_the_configs_name_ends(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = None
+    (folder / "config.json").write_text('{"eos_token_id": 7}')
+    assert end_ids(folder, tokenizer) == {7}
+    (folder / "config.json").write_text("{}")
+    assert end_ids(folder, tokenizer) == frozenset()
+
+
+@pytest.mark.parametrize("wrong", ["</s>", [1, True], -2, 1.0])
+def test_an_end_that_is_not_a_token_id_is_refused(wrong: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(DstoolsError, match=r"config.json: eos_token_id is .*, not token ids"):
+        end_ids(tmp_path, load_tokenizer(SAMPLE))

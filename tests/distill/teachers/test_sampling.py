@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.model.tokenizer import prompt_ids
 from dstools_distill.teachers import sampling
 from dstools_distill.teachers.sampling import Sampled, Sampler, draw
-from dstools_distill.tokens.templates import load_tokenizer, prompt_ids
+from dstools_distill.tokens.templates import load_tokenizer
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 END = 1

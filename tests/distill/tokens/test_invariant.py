@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from dstools_converters.model.tokenizer import end_token_id, prompt_ids
 from dstools_distill.tokens.invariant import IGNORED, Target, shown, violations
-from dstools_distill.tokens.templates import end_token_id, prompt_ids
 
 MESSAGES = [{"role": "user", "content": "What is 12 + 29?"}]
 TRACE = "2+9=11, carry 1\n"

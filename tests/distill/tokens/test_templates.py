@@ -10,14 +10,8 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model import tokenizer as tokenizer_module
-from dstools_distill.tokens.templates import (
-    FAMILIES,
-    answer_form,
-    end_token_id,
-    load_tokenizer,
-    prompt_ids,
-    prompt_text,
-)
+from dstools_converters.model.tokenizer import answer_form, end_token_id, prompt_ids, prompt_text
+from dstools_distill.tokens.templates import FAMILIES, load_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief.\n"}
 ASK = {"role": "user", "content": "  What is 12 + 29? \n"}
