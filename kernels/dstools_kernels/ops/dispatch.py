@@ -1,0 +1,58 @@
+"""The choice between the forms of an op: its torch definition, its Triton twin, a vendor's kernel.
+
+The environment variable DSTOOLS_KERNELS chooses for a whole process:
+
+    auto       the default: the Triton twin on a Hopper GPU or later, elsewhere the definition
+    triton     the Triton twin everywhere; on a CPU it runs in Triton's interpreter
+    vendor     as auto, but an op that has a vendor's kernel runs that where it can be imported
+    reference  the torch definition everywhere
+
+The twins are statically verified for sm_90a and have never run on a GPU.
+"""
+
+import os
+from importlib.util import find_spec
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+Kernels = Literal["auto", "triton", "vendor", "reference"]
+VARIABLE = "DSTOOLS_KERNELS"
+HOPPER = (9, 0)  # compute capability; below it there are no FP8 products and no TMA
+
+
+def kernels() -> Kernels:
+    """Return the choice that the environment makes.
+
+    Raises ValueError where it is none of the four.
+    """
+    value = os.environ.get(VARIABLE, "auto")
+    if value not in get_args(Kernels):
+        raise ValueError(f"{VARIABLE} must be one of {list(get_args(Kernels))}, got {value!r}")
+    return cast("Kernels", value)
+
+
+def is_interpreted() -> bool:
+    """Return whether Triton kernels run in its interpreter, as TRITON_INTERPRET=1 asks for."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def uses_triton(x: Tensor) -> bool:
+    """Return whether the Triton twin of an op runs on `x`, as opposed to its torch definition.
+
+    Raises ValueError where twins are asked for and `x` is on a CPU without the interpreter.
+    """
+    choice = kernels()
+    if choice == "reference":
+        return False
+    if choice == "triton":
+        if x.device.type == "cpu" and not is_interpreted():
+            raise ValueError(
+                f"{VARIABLE}=triton runs tensors on a CPU only with TRITON_INTERPRET=1, "
+                "which has to be set before Triton is imported"
+            )
+        return True
+    if x.device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(x.device) >= HOPPER

@@ -1,0 +1,1 @@
+"""Proofs about the Triton twins that need no GPU: interpretation, memory safety, compilation."""

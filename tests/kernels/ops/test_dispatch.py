@@ -1,0 +1,70 @@
+"""The environment chooses the form of an op; what it cannot mean is refused."""
+
+import pytest
+import torch
+
+from dstools_kernels.ops import dispatch
+
+CPU = torch.zeros(1)
+
+
+def test_without_a_choice_a_cpu_runs_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DSTOOLS_KERNELS", raising=False)
+    assert dispatch.kernels() == "auto"
+    assert not dispatch.uses_triton(CPU)
+
+
+@pytest.mark.parametrize("choice", ["auto", "vendor", "reference"])
+def test_these_choices_run_the_definition_on_a_cpu(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSTOOLS_KERNELS", choice)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.kernels() == choice
+    assert not dispatch.uses_triton(CPU)
+
+
+def test_triton_on_a_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSTOOLS_KERNELS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.is_interpreted()
+    assert dispatch.uses_triton(CPU)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert not dispatch.is_interpreted()
+    with pytest.raises(ValueError, match="only with TRITON_INTERPRET=1"):
+        dispatch.uses_triton(CPU)
+
+
+@pytest.mark.parametrize(
+    ("choice", "capability", "is_twin"),
+    [
+        ("auto", (9, 0), True),
+        ("auto", (10, 0), True),
+        ("auto", (8, 9), False),
+        ("vendor", (9, 0), True),
+        ("reference", (9, 0), False),
+        ("triton", (8, 0), True),
+    ],
+)
+def test_a_gpu_runs_twins_from_hopper_on(
+    choice: str, capability: tuple[int, int], is_twin: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is needed: of the tensor only its device is read."""
+
+    class OnGPU:
+        device = torch.device("cuda", 0)
+
+    monkeypatch.setenv("DSTOOLS_KERNELS", choice)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: name)
+    assert dispatch.uses_triton(OnGPU()) is is_twin  # type: ignore[arg-type]
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)  # without Triton
+    assert dispatch.uses_triton(OnGPU()) is (choice == "triton")  # type: ignore[arg-type]
+
+
+def test_a_wrong_choice_names_the_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSTOOLS_KERNELS", "cuda")
+    with pytest.raises(
+        ValueError, match=r"one of \['auto', 'triton', 'vendor', 'reference'\], got"
+    ):
+        dispatch.uses_triton(CPU)
