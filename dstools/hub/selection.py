@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dstools.hub.student import card_of
+from dstools_converters.checkpoint.config import named_code
 from dstools_converters.checkpoint.folder import WEIGHT_SUFFIXES
 from dstools_converters.errors import DstoolsError, Finding, printable, size
 from dstools_converters.files import is_lfs_pointer, json_object, real
@@ -214,15 +215,13 @@ def _auto_map(files: dict[str, Path]) -> Iterator[Finding]:
     """Yield configs whose `auto_map` names code that is not published."""
     for name in ("config.json", "tokenizer_config.json"):
         table = json_object(files[name]) if name in files and files[name].is_file() else {}
-        code = table.get("auto_map") if isinstance(table, dict) else None
-        for value in code.values() if isinstance(code, dict) else ():
-            for reference in value if isinstance(value, list) else [value]:
-                if isinstance(reference, str) and "--" not in reference:  # of another repository
-                    module = f"{reference.rpartition('.')[0].replace('.', '/')}.py"
-                    if module not in files:
-                        message = f"auto_map names {printable(module)}, which is not published"
-                        hint = f"remove auto_map, or put {module} there and list it in {SUMS}"
-                        yield refusal("auto-map", name, message, hint)
+        auto_map = table.get("auto_map") if isinstance(table, dict) else None
+        for repository, module in named_code(auto_map):
+            path = f"{module.replace('.', '/')}.py"
+            if repository is None and path not in files:
+                message = f"auto_map names {printable(path)}, which is not published"
+                hint = f"remove auto_map, or put {path} there and list it in {SUMS}"
+                yield refusal("auto-map", name, message, hint)
 
 
 def refusal(code: str, name: str, message: str, hint: str) -> Finding:

@@ -81,24 +81,24 @@ def local_path(file: str, key: str) -> Finding:
 
 def missing_code(folder: Path, auto_map: Any) -> list[str]:
     """Return the files and unknown repositories that an `auto_map` names and `folder` lacks."""
-    values = auto_map.values() if isinstance(auto_map, dict) else ()
-    entries = [
-        entry
-        for value in values
-        for entry in (value if isinstance(value, list) else [value])
-        if isinstance(entry, str)
-    ]
     missing = []
-    for entry in entries:
-        repository, separator, name = entry.rpartition("--")
-        module = name.rpartition(".")[0]
+    for repository, module in named_code(auto_map):
         path = folder / f"{module}.py"
-        if separator:
+        if repository is not None:
             if not REPOSITORY.fullmatch(repository):  # a path on the machine that wrote it
                 missing.append(repository)
         elif not MODULE.fullmatch(module) or not path.is_file() or is_lfs_pointer(path):
             missing.append(f"{module}.py")
     return missing
+
+
+def named_code(auto_map: Any) -> Iterator[tuple[str | None, str]]:
+    """Yield the repository, None for the folder itself, and the module of each class it names."""
+    for value in auto_map.values() if isinstance(auto_map, dict) else ():
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, str):
+                repository, separator, name = entry.rpartition("--")
+                yield repository if separator else None, name.rpartition(".")[0]
 
 
 def _fp8_dtypes(config: dict[str, Any]) -> list[str]:
