@@ -107,7 +107,7 @@ def test_tensors_of_one_storage_are_of_one_storage_in_the_kernel() -> None:
         double[(1,)](whole[:32], whole[32:], 32, 32, 32, 0)
     assert torch.equal(whole, torch.cat([torch.arange(32.0), torch.arange(32.0) * 2]))
     with pytest.raises(Race), sanitized():
-        double[(2,)](whole[:32], whole, 64, 48, 16, 0)
+        double[(2,)](whole[:32], whole, 64, 16, 8, 0)
 
 
 def test_outside_of_the_context_nothing_is_checked() -> None:
