@@ -177,7 +177,7 @@ def _planned(plan: "Plan") -> Planned:
         is_new=plan.branch.is_new_repository,
         private=plan.branch.private,
         by="pull request" if plan.uses_pull_request else "one commit",
-        files=sorted(plan.names),
+        files=sorted(plan.selection.names),
         bytes=plan.selection.nbytes,
         left_out=plan.selection.left_out,
         contradictions=plan.contradictions,
@@ -198,7 +198,7 @@ def _text(plan: "Plan") -> str:
         f"account    {account.name} (token from {account.token_from}){host}",
         f"repository {target.repo}, {kind}, {visibility}",
         f"branch     {target.branch}, by {by}",
-        f"files      {len(plan.names)}, {size(plan.selection.nbytes)}",
+        f"files      {len(plan.selection.names)}, {size(plan.selection.nbytes)}",
     ]
     if plan.card and not plan.has_base:
         lines.append("base       none: the card names no model that this one was made from")

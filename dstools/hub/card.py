@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 from dstools.hub.card_text import HUB, Subject, card_text
 from dstools.hub.frontmatter import (
-    README,
     Card,
     check_card,
     check_keys,
@@ -39,6 +38,7 @@ from dstools_converters.checkpoint.inventory import Inventory, take_inventory
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.markdown import BEGIN, END, generated, recorded, with_record
 from dstools_converters.sidefiles.calibration import read_calibration
+from dstools_converters.sidefiles.carried import README
 from dstools_converters.sidefiles.licences import identifier, licence_name
 from dstools_converters.sidefiles.manifest import Manifest, load_manifest
 

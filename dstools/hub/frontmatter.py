@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 from dstools.hub.vocabulary import EITHER, KEYS, MISSPELLED, RELATIONS, TABLES, TASKS, TEXT, TEXTS
 from dstools.hub.yamltext import dump, load
 from dstools_converters.errors import DstoolsError, Finding, printable
+from dstools_converters.sidefiles.carried import README
 from dstools_converters.sidefiles.licences import LICENCES, identifier, licence_name
 from dstools_converters.tables import nearest
 
-README = "README.md"
 BEGIN = re.compile(r"\s*---[ \t]*\r?\n")
 END = re.compile(r"^---[ \t]*(\r?\n|\Z)", re.MULTILINE)
 TOP_KEY = re.compile(r"""["']?([^\s#"'-][^"':]*)["']?\s*:""")

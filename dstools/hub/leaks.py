@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dstools.hub.selection import README, refusal
+from dstools.hub.selection import refusal
 from dstools_converters.checkpoint.folder import WEIGHT_SUFFIXES
 from dstools_converters.checkpoint.local_paths import is_local
 from dstools_converters.errors import Finding
 from dstools_converters.files import real
+from dstools_converters.sidefiles.carried import README
 
 # a JSON string that names a model or a file of a tokenizer
 NAMED = re.compile(

@@ -16,10 +16,10 @@ from dstools.hub.eval_results import check_eval_results
 from dstools.hub.frontmatter import read_card
 from dstools.hub.leaks import leaks
 from dstools.hub.remote import Tree, contradictions, read_tree, some
-from dstools.hub.selection import EVAL_RESULTS, README, Selection, select
+from dstools.hub.selection import EVAL_RESULTS, Selection, select
 from dstools_converters.errors import DstoolsError, Finding, size
 from dstools_converters.files import real
-from dstools_converters.sidefiles.sums import SUMS
+from dstools_converters.sidefiles.carried import README
 from dstools_converters.verify.hashes import Blob
 
 MAIN = constants.DEFAULT_REVISION
@@ -72,14 +72,11 @@ class Plan:
     refusals: list[Finding]  # why it cannot be carried out
 
     @property
-    def names(self) -> set[str]:
-        """Return the files that will be published."""
-        return {*self.selection.files, README, SUMS}
-
-    @property
     def stays(self) -> list[str]:
         """Return the files on the branch that are neither replaced nor removed."""
-        return sorted((self.branch.files or {}).keys() - self.names - {*self.contradictions})
+        return sorted(
+            (self.branch.files or {}).keys() - self.selection.names - {*self.contradictions}
+        )
 
     @property
     def uses_pull_request(self) -> bool:
@@ -103,7 +100,7 @@ def plan(hub: Hub, folder: Path, target: Target) -> Plan:
     account = hub.account()
     branch = _look(hub, target, account, selection)
     files = branch.files or {}
-    names = {*selection.files, README, SUMS}
+    names = selection.names
     refusals = list(selection.faults)
     card = b""
     local = selection.files[README].read_bytes() if README in selection.files else None
@@ -167,7 +164,7 @@ def _read_card(hub: Hub, commit: str, listed: Blob) -> bytes:
     """Return the README.md of the repository; DstoolsError where it is not the one listed."""
     card = hub.read_file(README, commit)
     if not Blob.of(card).equals(listed):
-        message = f"README.md of {hub.repo}: what the Hub sends is not what it lists"
+        message = f"{README} of {hub.repo}: what the Hub sends is not what it lists"
         raise DstoolsError(message, f"check that no proxy answers in place of the Hub; {AGAIN}")
     return card
 

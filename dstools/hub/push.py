@@ -14,11 +14,11 @@ from dstools.hub import pull_request
 from dstools.hub.client import AGAIN, Hub
 from dstools.hub.plan import Plan
 from dstools.hub.remote import Tree, differences, read_tree, some
-from dstools.hub.selection import README
 from dstools.hub.upload import Addition, upload
 from dstools.hub.verified import bytes_read, verified
 from dstools.options import progress_bar, warn
 from dstools_converters.errors import DstoolsError, Finding, printable
+from dstools_converters.sidefiles.carried import README
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, format_sums
 from dstools_converters.verify.hashes import Blob
 

@@ -16,11 +16,10 @@ from dstools_converters.checkpoint.config import named_code
 from dstools_converters.checkpoint.folder import WEIGHT_SUFFIXES
 from dstools_converters.errors import DstoolsError, Finding, printable, size
 from dstools_converters.files import is_lfs_pointer, json_object, real
-from dstools_converters.sidefiles.carried import TRAINING_FILES, TRAINING_FOLDERS
+from dstools_converters.sidefiles.carried import README, TRAINING_FILES, TRAINING_FOLDERS
 from dstools_converters.sidefiles.manifest import MANIFEST
 from dstools_converters.sidefiles.sums import MAKE, SIGNATURE, SUMS, read_sums
 
-README = "README.md"
 GITATTRIBUTES = ".gitattributes"  # the Hub writes its own
 EVAL_RESULTS = ".eval_results"
 MAX_FILE_BYTES = 500 * 10**9  # docs/hub/storage-limits: a hard limit, and below it an advice
@@ -69,6 +68,11 @@ class Selection:
     left_out: list[str]
     faults: list[Finding]  # why it must not or cannot be published
     warnings: list[Finding]
+
+    @property
+    def names(self) -> set[str]:
+        """Return the files that will be published: these, a card and SHA256SUMS."""
+        return {*self.files, README, SUMS}
 
     @property
     def nbytes(self) -> int:

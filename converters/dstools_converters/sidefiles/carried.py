@@ -36,6 +36,7 @@ from dstools_converters.sidefiles.tokenizer import (
     check_tokenizer,
 )
 
+README = "README.md"  # the card of a model on the Hub
 MAX_SIDE_BYTES = 64 << 20  # a tokenizer takes 7 MB; larger files are other forms of weights
 # describe the source, and the output has its own
 WRITTEN = ("config.json", INDEX, MANIFEST, SUMS, SIGNATURE, CALIBRATION, EXPERT_LOAD, EVAL)

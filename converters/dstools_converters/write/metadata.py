@@ -21,12 +21,10 @@ from dstools_converters.sidefiles.calibration import (
     kv_scales,
     read_calibration,
 )
-from dstools_converters.sidefiles.carried import carried, carried_files
+from dstools_converters.sidefiles.carried import README, carried, carried_files
 from dstools_converters.sidefiles.expert_load import EXPERT_LOAD, expert_load_of, read_expert_load
 from dstools_converters.sidefiles.manifest import MANIFEST, manifest_of, read_manifest
 from dstools_converters.write.journal import Note
-
-CARD = "README.md"  # of a model on the Hub
 
 
 def side_files(
@@ -58,8 +56,8 @@ def side_files(
 
             amax = {number: layer.cache_amax for number, layer in layers.items()}
             files[KV_SCALES] = save(kv_scales(kv_names(plan), amax), {"format": "pt"})
-    if CARD in files:
-        digests["source_card"] = _digest(files[CARD])
+    if README in files:
+        digests["source_card"] = _digest(files[README])
     recovered = [note["tensor"] for note in notes if "recovered" in note]
     files[MANIFEST] = manifest_of(plan, tool, recovered, digests)
     files[INDEX] = to_json(_index(plan))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dstools.hub.leaks import leaks
-from dstools.hub.selection import README
+from dstools_converters.sidefiles.carried import README
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_a_new_repository_is_private_and_filled_by_a_pull_request(
     assert planned.uses_pull_request
     assert planned.has_base
     assert not planned.refusals
-    assert {"README.md", "SHA256SUMS", "config.json"} < planned.names
+    assert {"README.md", "SHA256SUMS", "config.json"} < planned.selection.names
     assert not hub.repos
     assert not [entry for entry in hub.log if entry["m"] != "GET"]
 
