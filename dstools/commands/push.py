@@ -187,10 +187,8 @@ def _planned(plan: "Plan") -> Planned:
 
 
 def _text(plan: "Plan") -> str:
-    from dstools.hub.client import DEFAULT_HOST
-
     account, target = plan.account, plan.target
-    host = "" if account.host == DEFAULT_HOST else f" at {account.host}, which HF_ENDPOINT names"
+    host = "" if account.is_default_host else f" at {account.host}, which HF_ENDPOINT names"
     visibility = "private" if plan.branch.private else "public"
     kind = "a new repository" if plan.branch.is_new_repository else "exists"
     by = "a pull request" if plan.uses_pull_request else "one commit"

@@ -48,6 +48,11 @@ class Account:
     host: str
     pays: bool | None  # None: the Hub does not say
 
+    @property
+    def is_default_host(self) -> bool:
+        """Return whether it is one of the Hub itself, not of a mirror or a private one."""
+        return self.host == DEFAULT_HOST
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -80,6 +85,7 @@ class Hub:
             hub_logging.set_verbosity_error()  # what is tried again is said here, in one line
         self.repo = repo
         self.token = token
+        self.uses_xet = hub().uses_xet
         set_client_factory(transport.client)
         self.api = HfApi(token=token, library_name=LIBRARY)
 

@@ -6,7 +6,6 @@ commit.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from dstools.hub.remote import Tree, differences, read_tree, some
 from dstools.hub.upload import Addition, upload
 from dstools.hub.verified import bytes_read, verified
 from dstools.options import progress_bar, warn
+from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.sidefiles.carried import README
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, format_sums
 from dstools_converters.verify.hashes import Blob
 
-Progress = Callable[[int], object]
 SIGN_HINT = "remove it there, or sign a copy of what was published and push that"
 
 

@@ -3,9 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from huggingface_hub.utils import disable_progress_bars
 from dstools.hub.client import AGAIN, ERRORS, Hub, Pauses
 from dstools.hub.remote import read_tree
 from dstools.options import progress_line
+from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.verify.hashes import Blob
 
@@ -45,14 +45,14 @@ class Addition(NamedTuple):
         if isinstance(self.content, Path) and self.stamp != _stamp(self.content):
             raise _changed(name)
 
-    def operation(self, name: str) -> CommitOperationAdd:
+    def operation(self, name: str, uses_xet: bool) -> CommitOperationAdd:
         """Return the client's record of it.
 
         Over LFS with the hash that is known, which the Hub holds the content to. Xet takes a hash
         on trust, so there the client makes one of what it reads, and `require_same` compares.
         """
         operation = CommitOperationAdd(name, self.content)
-        if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
+        if not uses_xet:
             operation.upload_info.sha256 = bytes.fromhex(self.blob.sha256 or "")
         return operation
 
@@ -84,7 +84,7 @@ def upload(
     revision: str,
     message: str,
     parent: str | None,
-    progress: Callable[[int], object],
+    progress: Progress,
 ) -> None:
     """Upload files and delete others, in commits of COMMIT_FILES files.
 
@@ -123,10 +123,10 @@ def keep_stdout_clean() -> None:
 
 
 def _send(
-    hub: Hub, chosen: Mapping[str, Addition], revision: str, progress: Callable[[int], object]
+    hub: Hub, chosen: Mapping[str, Addition], revision: str, progress: Progress
 ) -> list[CommitOperationAdd]:
     """Send the contents of the files of a commit; return what it is to add."""
-    operations = [addition.operation(name) for name, addition in chosen.items()]
+    operations = [addition.operation(name, hub.uses_xet) for name, addition in chosen.items()]
     with _meter(sum(addition.blob.nbytes for addition in chosen.values()), progress):
         for start in range(0, len(operations), COMMIT_FILES):
             hub.call(
@@ -182,7 +182,7 @@ def _commit(
 
 
 @contextmanager
-def _meter(nbytes: int, progress: Callable[[int], object]) -> Iterator[None]:
+def _meter(nbytes: int, progress: Progress) -> Iterator[None]:
     """Report the bytes that this process reads as progress, `nbytes` in all.
 
     The client reports none of its own that is common to LFS and Xet. Files that the Hub has already
