@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent
 
@@ -28,3 +29,16 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("DSTOOLS_KERNELS", "triton")
     with np.errstate(all="ignore"):  # a GPU does not warn of NaN and overflow
         yield
+
+
+@pytest.fixture
+def watched() -> Iterator[None]:
+    """Check every access of kernels, and fill new tensors with NaN, so that gaps are seen."""
+    from dstools_kernels.proof.sanitizer import sanitized
+
+    torch.use_deterministic_algorithms(True)  # which fills what is allocated
+    try:
+        with sanitized():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,0 +1,132 @@
+"""Grouped GEMM over ragged groups for sm_90a, in block FP8 and in BF16: nothing is padded.
+
+A tile begins at its group's row, wherever that is. Its last rows may be those of the next group:
+loading them is harmless, and they are not stored, so stores are masked and not by TMA.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dstools_kernels.ops.act_quant import Quantized
+from dstools_kernels.ops.triton.tiles import give_workspace, loadable, programs, tile
+
+BLOCK_K = 64  # of BF16
+
+
+def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> Tensor:
+    """Return y [R, N]: the twin of `ops.moe_gemm`, for BF16 and FP8."""
+    rows, weight = (v.codes if isinstance(v, Quantized) else v for v in (x, w))
+    rows, weight = (loadable(part.contiguous()) for part in (rows, weight))
+    experts, columns, depth = weight.shape
+    y = rows.new_empty(len(rows), columns, dtype=torch.bfloat16)
+    shape = tile(len(rows) // experts)
+    most = len(rows) // shape.rows + min(len(rows), experts)  # rows of tiles, whatever the offsets
+    tiles = most * triton.cdiv(columns, shape.columns)
+    if not tiles:
+        return y
+    give_workspace(rows)
+    grid = (min(tiles, programs(rows)),)
+    sizes = (offsets, len(rows), experts, columns, depth)
+    tiling = {
+        "EXPERTS": triton.next_power_of_2(experts), "BLOCK_M": shape.rows,
+        "BLOCK_N": shape.columns, "num_warps": shape.warps, "num_stages": shape.stages,
+    }  # fmt: skip
+    if isinstance(x, Quantized) and isinstance(w, Quantized):
+        strides = x.scales.stride()
+        fp8_kernel[grid](
+            rows, x.scales, weight, w.scales.contiguous(), y, *sizes, *strides, **tiling
+        )
+    else:
+        bf16_kernel[grid](rows, weight, y, *sizes, BLOCK_K=BLOCK_K, **tiling)
+    return y
+
+
+@triton.jit
+def groups(offsets_ptr, G, tiles_n, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Return first row, end, first tile and end of tiles of each group, all [EXPERTS] int32."""
+    expert = tl.arange(0, EXPERTS)
+    first = tl.load(offsets_ptr + expert, mask=expert < G, other=0)
+    end = tl.load(offsets_ptr + expert + 1, mask=expert < G, other=0)
+    tiles = tl.cdiv(end - first, BLOCK_M) * tiles_n
+    ends = tl.cumsum(tiles, 0)
+    return first, end, ends - tiles, ends
+
+
+@triton.jit
+def place(
+    at, first, end, tile_first, tile_end, tiles_n,
+    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Return expert, first row, first column and the row after the group of tile number `at`."""
+    expert = tl.sum((tile_end <= at).to(tl.int32), 0)  # groups before it, those without rows too
+    is_it = tl.arange(0, EXPERTS) == expert
+    within = at - tl.sum(tl.where(is_it, tile_first, 0), 0)
+    m = tl.sum(tl.where(is_it, first, 0), 0) + within // tiles_n * BLOCK_M
+    return expert, m, within % tiles_n * BLOCK_N, tl.sum(tl.where(is_it, end, 0), 0)
+
+
+@triton.jit
+def store(y_ptr, total, m, n, end, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Store those rows of a tile that are before `end`."""
+    rows, columns = m + tl.arange(0, BLOCK_M), n + tl.arange(0, BLOCK_N)
+    at = y_ptr + rows[:, None].to(tl.int64) * N + columns[None, :]
+    mask = (rows < end)[:, None] & (columns < N)[None, :]
+    tl.store(at, total.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def fp8_kernel(
+    x_ptr, x_scales_ptr, w_ptr, w_scales_ptr, y_ptr, offsets_ptr, R, G, N, K,
+    scales_row, scales_group,
+    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Write rows offsets[g] to offsets[g + 1] of y [R, N] = x [R, K] w[g]' for all g.
+
+    `w` is [G, N, K], its scales [G, ceil(N / 128), ceil(K / 128)]. EXPERTS is the power of two not
+    below G.
+    """
+    BLOCK_K: tl.constexpr = 128  # of one scale: the product is promoted to float32 after each
+    w_expert = N.to(tl.int64) * K
+    x = tl.make_tensor_descriptor(x_ptr, [R, K], [K, 1], [BLOCK_M, BLOCK_K])
+    w = tl.make_tensor_descriptor(w_ptr, [G, N, K], [w_expert, K, 1], [1, BLOCK_N, BLOCK_K])
+    tiles_n, depth = tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K)
+    first, end, tile_first, tile_end = groups(offsets_ptr, G, tiles_n, EXPERTS, BLOCK_M)
+    for at in tl.range(tl.program_id(0), tl.max(tile_end, 0), tl.num_programs(0)):
+        expert, m, n, after = place(
+            at, first, end, tile_first, tile_end, tiles_n, EXPERTS, BLOCK_M, BLOCK_N
+        )
+        rows = m + tl.arange(0, BLOCK_M)
+        x_scales = x_scales_ptr + rows.to(tl.int64) * scales_row
+        w_scales = w_scales_ptr + (expert * tl.cdiv(N, 128) + n // 128) * depth
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for group in range(depth):
+            k = group * BLOCK_K
+            scale = tl.load(x_scales, mask=rows < after, other=0.0) * tl.load(w_scales + group)
+            w_tile = w.load([expert, n, k]).reshape(BLOCK_N, BLOCK_K)
+            total += tl.dot(x.load([m, k]), w_tile.T) * scale[:, None]
+            x_scales += scales_group
+        store(y_ptr, total, m, n, after, N, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def bf16_kernel(
+    x_ptr, w_ptr, y_ptr, offsets_ptr, R, G, N, K,
+    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Write what `fp8_kernel` does, of BF16 `x` and `w`."""
+    w_expert = N.to(tl.int64) * K
+    x = tl.make_tensor_descriptor(x_ptr, [R, K], [K, 1], [BLOCK_M, BLOCK_K])
+    w = tl.make_tensor_descriptor(w_ptr, [G, N, K], [w_expert, K, 1], [1, BLOCK_N, BLOCK_K])
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    first, end, tile_first, tile_end = groups(offsets_ptr, G, tiles_n, EXPERTS, BLOCK_M)
+    for at in tl.range(tl.program_id(0), tl.max(tile_end, 0), tl.num_programs(0)):
+        expert, m, n, after = place(
+            at, first, end, tile_first, tile_end, tiles_n, EXPERTS, BLOCK_M, BLOCK_N
+        )
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in range(0, K, BLOCK_K):
+            w_tile = w.load([expert, n, k]).reshape(BLOCK_N, BLOCK_K)
+            total = tl.dot(x.load([m, k]), w_tile.T, total)
+        store(y_ptr, total, m, n, after, N, BLOCK_M, BLOCK_N)

@@ -1,0 +1,93 @@
+"""Stable counting sort of token copies by expert, in three launches: count, add up, place."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 64  # copies of a program
+BLOCKS = 16  # of counts that are added up at a time
+
+
+def permute(ids: Tensor, expert_map: Tensor, num_local: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens, destination and offsets: the twin of `ops.permute`."""
+    ids, count = ids.contiguous(), ids.numel()
+    tokens, destination = ids.new_zeros(count), torch.empty_like(ids)
+    offsets = ids.new_zeros(num_local + 1)
+    blocks, padded = triton.cdiv(count, BLOCK), triton.next_power_of_2(num_local)
+    if not blocks:
+        return tokens, destination, offsets
+    local, counts = torch.empty_like(ids), ids.new_empty(blocks, num_local)
+    first = torch.empty_like(counts)
+    grid = (blocks,)
+    count_kernel[grid](
+        ids, expert_map, local, counts, count, len(expert_map), num_local, padded, BLOCK
+    )
+    offsets_kernel[(1,)](counts, first, offsets, blocks, num_local, padded, BLOCKS, num_warps=8)
+    place_kernel[grid](
+        local, first, destination, tokens, count, ids.shape[-1], num_local, padded, BLOCK
+    )
+    return tokens, destination, offsets
+
+
+@triton.jit
+def count_kernel(
+    ids_ptr, map_ptr, local_ptr, counts_ptr, count, E, G,
+    EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write local [count], the local expert of each copy or -1, and counts [blocks, G]."""
+    block = tl.program_id(0)
+    at, expert = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, EXPERTS)
+    ids = tl.load(ids_ptr + at, mask=at < count, other=-1)
+    is_known = (ids >= 0) & (ids < E)
+    local = tl.load(map_ptr + ids, mask=is_known, other=-1)
+    local = tl.where((local >= 0) & (local < G), local, -1)
+    tl.store(local_ptr + at, local, mask=at < count)
+    is_of = (local[:, None] == expert[None, :]).to(tl.int32)
+    tl.store(counts_ptr + block * G + expert, tl.sum(is_of, 0), mask=expert < G)
+
+
+@triton.jit
+def offsets_kernel(
+    counts_ptr, first_ptr, offsets_ptr, blocks, G, EXPERTS: tl.constexpr, BLOCKS: tl.constexpr
+):
+    """Write offsets [G + 1] and first [blocks, G], the row of an expert's first copy in a block.
+
+    One program: it reads the counts twice, once for all experts' totals.
+    """
+    expert = tl.arange(0, EXPERTS)
+    total = tl.zeros((EXPERTS,), tl.int32)
+    for start in range(0, blocks, BLOCKS):
+        block = start + tl.arange(0, BLOCKS)
+        mask = (block < blocks)[:, None] & (expert < G)[None, :]
+        at = block[:, None] * G + expert[None, :]
+        total += tl.sum(tl.load(counts_ptr + at, mask=mask, other=0), 0)
+    ends = tl.cumsum(total, 0)
+    tl.store(offsets_ptr + expert, ends - total, mask=expert < G)
+    tl.store(offsets_ptr + G + expert * 0, tl.sum(total, 0), mask=expert == 0)
+    row = ends - total
+    for start in range(0, blocks, BLOCKS):
+        block = start + tl.arange(0, BLOCKS)
+        mask = (block < blocks)[:, None] & (expert < G)[None, :]
+        at = block[:, None] * G + expert[None, :]
+        counts = tl.load(counts_ptr + at, mask=mask, other=0)
+        before = tl.cumsum(counts, 0) - counts
+        tl.store(first_ptr + at, row[None, :] + before, mask=mask)
+        row += tl.sum(counts, 0)
+
+
+@triton.jit
+def place_kernel(
+    local_ptr, first_ptr, destination_ptr, tokens_ptr, count, K, G,
+    EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write destination [count], the row of each copy or -1, and tokens, the token of each row."""
+    block = tl.program_id(0)
+    at, expert = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, EXPERTS)
+    local = tl.load(local_ptr + at, mask=at < count, other=-1)
+    is_of = (local[:, None] == expert[None, :]).to(tl.int32)
+    first = tl.load(first_ptr + block * G + expert, mask=expert < G, other=0)
+    row = tl.sum(is_of * (tl.cumsum(is_of, 0) - 1 + first[None, :]), 1)
+    is_kept = local >= 0
+    tl.store(destination_ptr + at, tl.where(is_kept, row, -1), mask=at < count)
+    tl.store(tokens_ptr + row, at // K, mask=is_kept & (at < count))

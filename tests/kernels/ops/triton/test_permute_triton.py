@@ -1,0 +1,60 @@
+"""Steps L2 and L3 for the counting sort: equal to the definition, which is a stable argsort."""
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="needs triton, a development extra")
+
+from dstools_kernels.ops.permute import Permuted, permute
+from dstools_kernels.ops.triton import permute_triton
+
+pytestmark = pytest.mark.usefixtures("watched")
+
+
+def case(tokens: int, count: int, experts: int, local: int) -> tuple[Tensor, Tensor]:
+    """Return ids [tokens, count] and a map that has `local` experts in some order."""
+    generator = torch.Generator().manual_seed(tokens)
+    ids = torch.stack([torch.randperm(experts, generator=generator)[:count] for _ in range(tokens)])
+    places = torch.full((experts,), -1, dtype=torch.int32)
+    places[torch.randperm(experts, generator=generator)[:local]] = torch.arange(local).int()
+    return ids.int(), places
+
+
+def assert_equal(permuted: Permuted, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setenv("DSTOOLS_KERNELS", "reference")
+    for part, wanted in zip(permuted, permute(*arguments), strict=True):  # type: ignore[arg-type]
+        assert torch.equal(part, wanted)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count", "experts", "local"),
+    [(37, 8, 256, 32), (1, 8, 256, 256), (300, 4, 16, 12), (64, 1, 5, 1)],
+)
+def test_rows_are_those_of_the_definition(
+    tokens: int, count: int, experts: int, local: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, places = case(tokens, count, experts, local)
+    assert_equal(permute(ids, places, local), monkeypatch, ids, places, local)
+
+
+def test_what_is_out_of_range_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may time a layer on arbitrary ids; a load of the map beyond its end is an error."""
+    ids, places = case(40, 4, 16, 12)
+    ids[3, 1], ids[4], ids[5, 0] = 2**31 - 1, -5, 16
+    places[places == 3] = 12
+    places[places == 7] = -(2**31)
+    assert_equal(permute(ids, places, 12), monkeypatch, ids, places, 12)
+
+
+def test_more_blocks_than_are_added_up_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(permute_triton, "BLOCK", 16)
+    monkeypatch.setattr(permute_triton, "BLOCKS", 4)
+    ids, places = case(45, 4, 16, 12)
+    assert_equal(permute(ids, places, 12), monkeypatch, ids, places, 12)
+
+
+def test_no_token_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(permute_triton, "count_kernel")
+    ids, places = torch.empty(0, 4, dtype=torch.int32), case(1, 4, 16, 12)[1]
+    assert permute(ids, places, 12).offsets.tolist() == [0] * 13
