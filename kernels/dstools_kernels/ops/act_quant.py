@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from dstools_kernels.fp8 import E4M3_MAX, ScaleFormat
+from dstools_kernels.ops.dispatch import uses_triton
 
+GROUP_SIZE = 128  # of the Triton twin
 AMAX_FLOOR = 1e-4  # for both formats of scales; weights in float32 have a smaller one
 TOKENS_AT_A_TIME = 32  # the steps on some tokens stay in the cache; on 2048 they took 3x as long
 
@@ -31,15 +33,50 @@ class Quantized(NamedTuple):
     scales: Tensor  # [..., groups] float32; a short last group has its own
 
 
-def act_quant(x: Tensor, scale_format: ScaleFormat = "float32", group_size: int = 128) -> Quantized:
+def act_quant(
+    x: Tensor,
+    scale_format: ScaleFormat = "float32",
+    group_size: int = 128,
+    rows: Tensor | None = None,
+    is_transposed: bool = False,
+) -> Quantized:
     """Cast activations `x` [..., K], BF16, F16 or F32, to E4M3, each group of inputs scaled.
 
-    Raises ValueError where `group_size` is below 1 or `x` is not of a floating type.
+    With `rows` int32 [R], row r of the result is that of x[rows[r]], x [T, K]; one that is not in x
+    is taken for zeros. With `is_transposed` the scales of x [T, K] have the shape [R, groups] and
+    lie in memory as [groups, R], so that a GEMM reads those of a tile in one piece.
+
+    Raises ValueError where `group_size` is below 1, `x` is not of a floating type, or `rows` or
+    `is_transposed` meet an `x` that is not two-dimensional.
     """
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1, got {group_size}")
     if not x.is_floating_point():
         raise ValueError(f"x must be of a floating type, got {x.dtype}")
+    if x.ndim != 2 and (rows is not None or is_transposed):
+        raise ValueError(f"x must be two-dimensional, got {list(x.shape)}")
+    if group_size == GROUP_SIZE and uses_triton(x):
+        from dstools_kernels.ops.triton import act_quant_triton
+
+        flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        codes, scales = act_quant_triton.act_quant(flat, scale_format, rows, is_transposed)
+        if x.ndim == 2:
+            return Quantized(codes, scales)
+        return Quantized(codes.view(x.shape), scales.view(*x.shape[:-1], scales.shape[-1]))
+    quantized = _act_quant(x if rows is None else _gather(x, rows), scale_format, group_size)
+    if not is_transposed:
+        return quantized
+    return Quantized(quantized.codes, quantized.scales.T.contiguous().T)
+
+
+def _gather(x: Tensor, rows: Tensor) -> Tensor:
+    """Return x[rows], zeros where there is no such row."""
+    is_known = (rows >= 0) & (rows < len(x))
+    padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
+    return padded[torch.where(is_known, rows, len(x)).long()]
+
+
+def _act_quant(x: Tensor, scale_format: ScaleFormat, group_size: int) -> Quantized:
     wide = x.float()
     group_size = min(group_size, max(x.shape[-1], 1))  # a larger group is not padded with zeros
     groups = -(-x.shape[-1] // group_size)

@@ -133,6 +133,29 @@ def test_a_transposed_view_is_read_by_its_elements() -> None:
     assert torch.equal(rounded(x.T), rounded(x.T.contiguous()))
 
 
+# ------------------------------------------------------------------------------ rows, transposition
+
+
+@pytest.mark.parametrize("scale_format", FORMATS)
+def test_rows_are_gathered_and_one_that_is_not_there_is_zeros(scale_format: ScaleFormat) -> None:
+    x = normal(5, 300)
+    rows = torch.tensor([4, 0, 0, -1, 5, 2**31 - 1, 3], dtype=torch.int32)
+    zeros = torch.zeros(1, 300)
+    wanted = act_quant(torch.cat([x[[4, 0, 0]], zeros, zeros, zeros, x[[3]]]), scale_format)
+    for ours, theirs in zip(act_quant(x, scale_format, rows=rows), wanted, strict=True):
+        assert bits(ours) == bits(theirs)
+    assert act_quant(x, rows=rows[:0]).codes.shape == (0, 300)
+    assert act_quant(x[:0], rows=rows[:2]).codes.float().tolist() == [[0] * 300] * 2
+
+
+def test_transposed_scales_are_the_same_numbers_in_another_order_in_memory() -> None:
+    x = normal(5, 300)
+    plain, transposed = act_quant(x), act_quant(x, is_transposed=True)
+    assert bits(plain.codes) == bits(transposed.codes)
+    assert torch.equal(plain.scales, transposed.scales)
+    assert (plain.scales.stride(), transposed.scales.stride()) == ((3, 1), (1, 5))
+
+
 # --------------------------------------------------------------------------------- exact properties
 
 
@@ -250,4 +273,8 @@ def test_misuse_is_refused() -> None:
         act_quant(torch.zeros(1, 8), group_size=0)
     with pytest.raises(ValueError, match=r"floating type, got torch\.int64"):
         act_quant(torch.zeros(1, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"two-dimensional, got \[1, 2, 8\]"):
+        act_quant(torch.zeros(1, 2, 8), rows=torch.zeros(1, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"two-dimensional, got \[8\]"):
+        act_quant(torch.zeros(8), is_transposed=True)
     assert AMAX_FLOOR == 1e-4

@@ -1,0 +1,38 @@
+"""The record of a kernel in a form that is shipped: its launch, and its compilation ahead of time.
+
+Each twin has a table CONFIGS of these by name. The launcher of the twin and the compilation in
+`proof/compile.py` read the same record, so that what is compiled and gated is what runs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Config:
+    """A Triton kernel with its constants, warps and stages."""
+
+    kernel: Any  # the function under @triton.jit
+    signature: dict[str, str]  # its arguments in order, e.g. {"x_ptr": "*bf16", "rows": "i32"}
+    constants: dict[str, Any]  # its tl.constexpr arguments
+    num_warps: int
+    num_stages: int = 1
+    unaligned: tuple[str, ...] = ()  # arguments that are not always divisible by 16
+    fp_fusion: bool = True  # one rounding for a multiplication with an addition
+    # Instructions that the compiled kernel has and must not have. Capitals: SASS, by parts, so
+    # that LDG.128 is also LDG.E.128.CONSTANT. Small letters: a part of the PTX.
+    needs: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+
+    def launch(self, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        """Run the kernel over `grid`, with `arguments` as in the signature.
+
+        `constants` replace those of the record, as tests of other sizes do.
+        """
+        self.kernel[grid](
+            *arguments,
+            **{**self.constants, **constants},
+            num_warps=self.num_warps,
+            num_stages=self.num_stages,
+            enable_fp_fusion=self.fp_fusion,
+        )

@@ -1,0 +1,20 @@
+#!/bin/sh
+# The proofs about the Triton kernels that need no GPU, step by step, each with its time.
+set -e
+cd "$(dirname "$0")/.."
+step() {
+    name=$1
+    shift
+    start=$(date +%s)
+    "$@"
+    echo "== ladder: $name: $(($(date +%s) - start)) s"
+}
+interpret() {
+    TRITON_INTERPRET=1 pytest -q "$@"
+}
+step "L0, L1: interpreter and casts" interpret tests/kernels/proof/test_interpreter.py
+step "L2, L3, L6: float64 references, sanitizer, mutants" \
+    interpret tests/kernels/ops/triton tests/kernels/proof/test_sanitizer.py
+step "L4: emulated accumulator" interpret tests/kernels/proof/test_accumulate.py
+step "L5, L6: compilation for sm_90a, golden figures, mutants" \
+    pytest -q tests/kernels/proof/test_compile.py
