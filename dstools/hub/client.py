@@ -26,6 +26,7 @@ from dstools.options import progress_line
 from dstools_converters.errors import DstoolsError
 
 Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 PATIENCE_SECONDS = 15 * 60  # for one call, from the beginning of an attempt that lasted longer
 MAX_FAILURES = 5  # answers of 500, which may come each time; 503 says that it will pass
@@ -176,6 +177,25 @@ class Hub:
             try:
                 return function(*args, **kwargs)
             except ERRORS as error:
+                pauses.take(error)
+
+    def change(
+        self, doing: str, function: Callable[[], Result], find: Callable[[], Found | None]
+    ) -> Result | Found:
+        """Return what a call that changes something returns, or what `find` returns of it.
+
+        An error may come after the change was made: the answer was lost. So before the call is made
+        again, `find` looks whether the change is there; None or False where it is not. Otherwise as
+        `call`.
+        """
+        pauses = Pauses(doing)
+        while True:
+            try:
+                return function()
+            except ERRORS as error:
+                found = find()
+                if found:
+                    return found
                 pauses.take(error)
 
 

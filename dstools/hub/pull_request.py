@@ -10,7 +10,7 @@ from typing import Literal
 from huggingface_hub import Discussion
 from huggingface_hub.errors import HfHubHTTPError
 
-from dstools.hub.client import AGAIN, ERRORS, Hub, Pauses, explain
+from dstools.hub.client import AGAIN, Hub
 from dstools.hub.remote import Tree, read_tree
 from dstools_converters.errors import DstoolsError
 from dstools_converters.verify.hashes import Blob
@@ -88,18 +88,21 @@ def _continues(tree: Tree, main: Tree, wanted: Mapping[str, Blob]) -> bool:
 def _create(hub: Hub, author: str) -> int:
     """Open a pull request, and return its number."""
     before = {request.num for request in open_ones(hub, author) or ()}
-    pauses = Pauses(f"open a pull request on {hub.repo}")
-    while True:
-        try:
-            return hub.api.create_pull_request(hub.repo, TITLE, description=DESCRIPTION).num
-        except ERRORS as error:
-            opened = [r.num for r in open_ones(hub, author) or () if r.num not in before]
-            if opened:  # the answer was lost
-                return opened[0]
-            if isinstance(error, HfHubHTTPError) and error.response.status_code in OFF:
-                fault = explain(error, pauses.doing)
-                raise DstoolsError(fault.message, OFF_HINT) from error
-            pauses.take(error)
+
+    def create() -> int:
+        return hub.api.create_pull_request(hub.repo, TITLE, description=DESCRIPTION).num
+
+    def opened() -> int | None:
+        numbers = (request.num for request in open_ones(hub, author) or ())
+        return next((number for number in numbers if number not in before), None)
+
+    try:
+        return hub.change(f"open a pull request on {hub.repo}", create, opened)
+    except DstoolsError as error:
+        cause = error.__cause__
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in OFF:
+            raise DstoolsError(str(error), OFF_HINT) from cause
+        raise
 
 
 def close(hub: Hub, number: int) -> None:
@@ -112,33 +115,29 @@ def merge(hub: Hub, number: int) -> None:
 
     Raises DstoolsError where the Hub refuses: `main` has moved, and both changed a file.
     """
-    pauses = Pauses(f"merge pull request {number} of {hub.repo}")
-    while True:
-        try:
-            hub.api.merge_pull_request(hub.repo, number, comment="")
-        except ERRORS as error:
-            if _status(hub, number) == "merged":
-                return
-            pauses.take(error)
-        else:
-            return
+    hub.change(
+        f"merge pull request {number} of {hub.repo}",
+        lambda: hub.api.merge_pull_request(hub.repo, number, comment=""),
+        lambda: _status(hub, number) == "merged",
+    )
 
 
 def _set_status(hub: Hub, number: int, wanted: Literal["open", "closed"]) -> None:
-    pauses = Pauses(f"set pull request {number} of {hub.repo} to {wanted}")
+    """Open or close a pull request that is not merged; what the Hub makes of it shows later."""
     comment = REPLACED if wanted == "closed" else None
-    while (status := _status(hub, number)) != wanted:
-        if status == "merged":
-            if wanted == "closed":
-                return
+
+    def is_done() -> bool:
+        status = _status(hub, number)
+        if status == "merged" and wanted == "open":
             raise DstoolsError(f"pull request {number} of {hub.repo} was merged meanwhile", AGAIN)
-        try:
-            hub.api.change_discussion_status(hub.repo, number, wanted, comment=comment)
-        except ERRORS as error:
-            if _status(hub, number) != wanted:
-                pauses.take(error)
-        else:
-            return  # what the Hub makes of it shows at the merge
+        return status in (wanted, "merged")
+
+    if not is_done():
+        hub.change(
+            f"set pull request {number} of {hub.repo} to {wanted}",
+            lambda: hub.api.change_discussion_status(hub.repo, number, wanted, comment=comment),
+            is_done,
+        )
 
 
 def _status(hub: Hub, number: int) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
 from huggingface_hub.utils import disable_progress_bars
 
-from dstools.hub.client import AGAIN, ERRORS, Hub, Pauses
+from dstools.hub.client import AGAIN, Hub
 from dstools.hub.remote import read_tree
 from dstools.options import progress_line
 from dstools_converters.checkpoint.rows import Progress
@@ -152,33 +152,24 @@ def _commit(
     message: str,
     parent: str | None,
 ) -> None:
-    """Make one commit, and read the repository before it is tried again.
+    """Make one commit, and read the repository before it is tried again."""
 
-    An error may come after the commit was made: the answer was lost.
-    """
-    pauses = Pauses(f"commit to {hub.repo}")
-    while True:
-        operations: list[CommitOperationAdd | CommitOperationDelete]
-        operations = [*additions, *(CommitOperationDelete(name) for name in deletions)]
-        try:
-            hub.api.create_commit(
-                hub.repo,
-                operations,
-                commit_message=message,
-                revision=revision,
-                parent_commit=parent,
-            )
-        except ERRORS as error:
-            tree = read_tree(hub, revision)
-            is_there = all(
-                name in tree and addition.blob.equals(tree[name])
-                for name, addition in blobs.items()
-            )
-            if is_there and not tree.keys() & set(deletions):
-                return
-            pauses.take(error)
-        else:
-            return
+    def commit() -> None:
+        hub.api.create_commit(
+            hub.repo,
+            [*additions, *map(CommitOperationDelete, deletions)],
+            commit_message=message,
+            revision=revision,
+            parent_commit=parent,
+        )
+
+    def is_there() -> bool:
+        tree = read_tree(hub, revision)
+        return not tree.keys() & set(deletions) and all(
+            name in tree and addition.blob.equals(tree[name]) for name, addition in blobs.items()
+        )
+
+    hub.change(f"commit to {hub.repo}", commit, is_there)
 
 
 @contextmanager

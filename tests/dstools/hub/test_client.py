@@ -175,6 +175,41 @@ def test_a_date_as_retry_after_is_not_understood_and_the_pause_is_ours(
     assert clock.pauses == [1]
 
 
+@pytest.mark.parametrize(
+    ("found", "result", "calls"), [(None, "answered", 2), (False, "answered", 2), (7, 7, 1)]
+)
+def test_a_change_is_looked_for_after_an_error_before_it_is_made_again(
+    found: object, result: object, calls: int, connect: Connect, clock: Any
+) -> None:
+    errors = [httpx2.ReadTimeout("late")]
+
+    def change() -> str:
+        made.append("change")
+        if errors:
+            raise errors.pop()
+        return "answered"
+
+    def find() -> object:
+        made.append("find")
+        return found
+
+    made: list[str] = []
+    assert connect().change("change it", change, find) == result
+    assert made == ["change", "find", "change"][: calls + 1]
+    assert clock.pauses == [1] * (calls - 1)
+
+
+def test_a_change_that_is_refused_and_is_not_there_is_an_error(
+    connect: Connect, clock: Any
+) -> None:
+    def refuse() -> None:
+        raise KeyError("num")
+
+    with pytest.raises(DstoolsError, match="cannot change it"):
+        connect().change("change it", refuse, lambda: False)
+    assert not clock.pauses
+
+
 @pytest.mark.parametrize("drop", ["before", "after"])
 def test_a_connection_that_breaks_is_tried_again(
     drop: str, hub: "FakeHub", connect: Connect, clock: Any
