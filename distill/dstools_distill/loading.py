@@ -16,8 +16,8 @@ from transformers.utils import logging
 
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import require_sound
+from dstools_converters.checkpoint.tensors import restored
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.layerwise.runner import restored
 
 LOAD_HINT = "name the folder of a causal language model that transformers supports"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

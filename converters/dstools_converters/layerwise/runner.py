@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
-from dstools_converters.checkpoint.rows import block_rows, columns, not_finite, restore, slabs
+from dstools_converters.checkpoint.rows import slabs
+from dstools_converters.checkpoint.tensors import restored, restored_rows
 from dstools_converters.errors import DstoolsError
 from dstools_converters.families.names import HUGGING_FACE, Role, TensorName
 from dstools_converters.layerwise.activations import InputRounding, has_rounded_input
@@ -30,7 +30,6 @@ from dstools_converters.layerwise.spill import Spill
 from dstools_converters.model.architecture import Architecture
 from dstools_converters.model.decoder import DecoderLayer, MoE, MTPLayer, RMSNorm
 from dstools_converters.model.rotary import rotary
-from dstools_kernels.formats import block_fp8
 
 DAMAGED = "`dstools verify` finds damaged weights; if there are none, training diverged"
 TOKENS_AT_A_TIME = 2048  # in a forward pass; float sums depend on it, so it is not an option
@@ -352,28 +351,6 @@ class _Route(NamedTuple):
         load = torch.bincount(experts_TK.flatten(), minlength=experts).tolist()
         places = torch.argsort(experts_TK.flatten(), stable=True)
         return cls(experts_TK, shares_TK.flatten(), load, torch.split(places, load))
-
-
-def restored(inventory: Inventory, info: TensorInfo) -> Tensor:
-    """Return a copy of a whole tensor as float32, in its shape; raises as `restored_rows` does."""
-    return restored_rows(inventory, info, 0, info.numel // columns(info)).view(info.shape)
-
-
-def restored_rows(inventory: Inventory, info: TensorInfo, first: int, last: int) -> Tensor:
-    """Return a copy of rows [first, last) as float32 [rows, columns].
-
-    Raises DstoolsError for NaN or infinity, which would spread to every later layer.
-    """
-    out = torch.empty(last - first, columns(info))
-    block = block_rows(inventory, info)
-    for begin, end in slabs(first, last, block, columns(info) * 4):
-        data = restore(inventory, info, begin, end)
-        bad = block_fp8.first_non_finite(data, "F32")
-        if bad >= 0:
-            raise not_finite(info, begin * columns(info) + bad)
-        values = torch.frombuffer(data, dtype=torch.float32)
-        out[begin - first : end - first] = values.view(end - begin, -1)
-    return out
 
 
 def _inside(name: TensorName) -> str:

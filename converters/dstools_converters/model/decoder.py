@@ -162,16 +162,19 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(shape.head_dim, architecture.rms_norm_eps)
             self.k_norm = RMSNorm(shape.head_dim, architecture.rms_norm_eps)
 
-    def forward(self, x_BSD: Tensor, angles: Rotary) -> Tensor:
-        """Return [B, S, D]: attention of each token to itself and those before it."""
+    def project(self, x_BSD: Tensor, angles: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries [B, H, S, R] and keys [B, G, S, R], and values [B, G, S, W]."""
         heads = (*x_BSD.shape[:-1], -1, self.head_dim)
-        q_BSHR = self.q_proj(x_BSD).view(heads)
-        k_BSGR = self.k_proj(x_BSD).view(heads)
+        q_BSHR, k_BSGR = self.q_proj(x_BSD).view(heads), self.k_proj(x_BSD).view(heads)
         v_BGSW = self.v_proj(x_BSD).view(heads).transpose(1, 2)
         if self.q_norm is not None and self.k_norm is not None:
             q_BSHR, k_BSGR = self.q_norm(q_BSHR), self.k_norm(k_BSGR)
         q_BHSR = rotate(q_BSHR.transpose(1, 2), angles, is_interleaved=False)
-        k_BGSR = rotate(k_BSGR.transpose(1, 2), angles, is_interleaved=False)
+        return q_BHSR, rotate(k_BSGR.transpose(1, 2), angles, is_interleaved=False), v_BGSW
+
+    def forward(self, x_BSD: Tensor, angles: Rotary) -> Tensor:
+        """Return [B, S, D]: attention of each token to itself and those before it."""
+        q_BHSR, k_BGSR, v_BGSW = self.project(x_BSD, angles)
         k_BGSR, v_BGSW = self.cache(k_BGSR, v_BGSW)
         mixed_BHSW = attention(q_BHSR, k_BGSR, v_BGSW, self.scale)
         out_BSD: Tensor = self.o_proj(mixed_BHSW.transpose(1, 2).flatten(2))

@@ -1,0 +1,1 @@
+"""Generating: the decoder on paged caches, and the loop that draws tokens with it."""

@@ -1,0 +1,52 @@
+"""Pages of a cache: a pool that rows take them from, and a batch of new tokens that names them."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dstools_converters.errors import DstoolsError
+
+PAGE = 64  # tokens; what the kernels of MLA read
+
+
+class Batch(NamedTuple):
+    """The new tokens of all rows, end to end. The names are those of onnxruntime-genai."""
+
+    input_ids: Tensor  # [T] int64
+    block_table: Tensor  # [B, N] int32, the pages of each row
+    cumulative_sequence_lengths: Tensor  # [B + 1] int32, where the new tokens of each row begin
+    past_sequence_lengths: Tensor  # [B] int32, tokens that the cache has
+
+
+class Pool:
+    """The free pages of a cache of `count` pages with `size` tokens each.
+
+    order: in which pages are handed out; by number if not given.
+    """
+
+    def __init__(self, count: int, size: int = PAGE, order: Iterable[int] | None = None) -> None:
+        if count < 1 or size < 1:
+            raise DstoolsError(
+                f"a pool of {count} pages of {size} tokens holds nothing", "make it larger"
+            )
+        self.count, self.size = count, size
+        self._free = list(range(count) if order is None else order)[::-1]
+
+    @property
+    def free(self) -> int:
+        """Return how many pages are free."""
+        return len(self._free)
+
+    def needed(self, tokens: int) -> int:
+        """Return the pages that hold `tokens`."""
+        return -(-tokens // self.size)
+
+    def take(self, count: int) -> list[int]:
+        """Return `count` pages, which are no longer free; there must be as many."""
+        assert count <= self.free
+        return [self._free.pop() for _ in range(count)]
+
+    def give(self, pages: list[int]) -> None:
+        """Take pages back."""
+        self._free += reversed(pages)

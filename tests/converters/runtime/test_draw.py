@@ -1,0 +1,128 @@
+"""A token is the one whose interval has the random number; logits without one are an error."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dstools_converters.errors import DstoolsError
+from dstools_converters.runtime import draw as module
+from dstools_converters.runtime.draw import NOT_FINITE, Noise, Sampling, draw, pick
+
+INF, NAN = float("inf"), float("nan")
+
+
+def drawn(shares: list[float], top_p: float, uniform: float) -> int:
+    logits = torch.tensor([shares]).log()
+    return int(draw(logits, top_p, torch.tensor([uniform], dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(
+    ("top_p", "uniform", "token"),
+    [
+        (1.0, 0.0, 1),  # token 0 has no share at all
+        (1.0, 0.19, 1),
+        (1.0, 0.21, 2),
+        (1.0, 0.69, 2),
+        (1.0, 0.71, 3),
+        (1.0, 1 - 2**-53, 3),
+        (0.7, 0.624, 2),  # the nucleus is 0.5 and 0.3; their sum 0.8: 0.5 / 0.8 = 0.625
+        (0.7, 0.626, 3),
+        (0.7, 1 - 2**-53, 3),
+        (0.49, 0.99, 2),  # one token is enough
+        (0.0, 0.99, 2),  # and there always is one
+        (0.81, 0.99, 1),  # 0.8 is not
+    ],
+)
+@pytest.mark.parametrize("first_tokens", [1, 2, 1024])
+def test_the_token_is_the_one_whose_interval_has_the_number(
+    top_p: float, uniform: float, token: int, first_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_TOKENS", first_tokens)
+    assert drawn([0.0, 0.2, 0.5, 0.3], top_p, uniform) == token
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.floats(-20, 20), min_size=1, max_size=30),
+    st.floats(0.05, 1.0),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_a_drawn_token_is_in_the_nucleus(logits: list[float], top_p: float, uniform: float) -> None:
+    scores = torch.tensor([logits])
+    token = int(draw(scores, top_p, torch.tensor([uniform], dtype=torch.float64)))
+    shares = torch.softmax(scores.double(), -1)[0]
+    above = float(
+        shares[shares > shares[token] * (1 + 1e-5)].sum()
+    )  # float32 orders near ties as it likes
+    assert above < top_p + 1e-5
+    assert shares[token] > 0
+
+
+# ------------------------------------------------------------------------------- what is not finite
+
+
+@pytest.fixture
+def plain() -> Tensor:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    logits[:, 7] = 20.0
+    return logits
+
+
+BAD = {"NaN": [NAN], "+inf": [INF], "both": [INF, NAN], "-inf and NaN": [-INF, NAN]}
+
+
+@pytest.mark.parametrize("top_p", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("values", [*BAD.values(), [-INF] * 50], ids=[*BAD, "only -inf"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_only_the_row_that_is_not_finite_has_no_token(
+    values: list[float], top_p: float, temperature: float, plain: Tensor
+) -> None:
+    plain[1, : len(values)] = torch.tensor(values)
+    uniform = [0.1, 0.5, 0.9]
+    assert pick(plain, Sampling(temperature, top_p), uniform) == [7, NOT_FINITE, 7]
+    with pytest.raises(ValueError, match="finite"):
+        draw(plain, top_p, torch.tensor(uniform, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1.0])
+def test_ids_masked_with_minus_infinity_are_never_drawn(temperature: float, plain: Tensor) -> None:
+    plain[:, 8:] = -INF
+    plain[2, 7] = -INF
+    tokens = pick(plain, Sampling(temperature, 0.9), [0.0, 0.5, 1 - 2**-53])
+    assert tokens[:2] == [7, 7]
+    assert tokens[2] < 7
+
+
+def test_the_least_temperature_is_greedy_and_does_not_overflow(plain: Tensor) -> None:
+    big = plain * 1e30  # logits no model has
+    assert pick(big, Sampling(1e-6), [0.0, 0.5, 0.9]) == [7, 7, 7]
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-30, 1e-320, -0.5, INF, NAN])
+def test_a_temperature_that_logits_cannot_be_divided_by_is_refused(temperature: float) -> None:
+    with pytest.raises(DstoolsError, match=r"temperature .* is neither 0 nor at least 1e-06"):
+        Sampling(temperature)
+
+
+@pytest.mark.parametrize("top_p", [-0.1, 1.1, NAN])
+def test_a_top_p_that_is_no_share_is_refused(top_p: float) -> None:
+    with pytest.raises(DstoolsError, match=r"top_p .* is not between 0 and 1"):
+        Sampling(1.0, top_p)
+
+
+# --------------------------------------------------------------------------------- random numbers
+
+
+def test_a_number_hangs_on_seed_place_and_step_alone() -> None:
+    """In any order; those of 64 steps are drawn at a time, as answers before this loop were."""
+    source = random.Random("5 3 64")
+    wanted = [source.random() for _ in range(64)]
+    noise = Noise(5, 3)
+    assert [noise.number(step) for step in range(64, 128)] == wanted
+    assert noise.number(0) == random.Random("5 3 0").random()
+    assert noise.number(70) == wanted[6]
+    assert len({Noise(seed, place).number(0) for seed in (1, 2) for place in (1, 2)}) == 4

@@ -1,0 +1,31 @@
+"""A pool hands out each page once, and takes it back."""
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_converters.runtime.pages import PAGE, Pool
+
+
+def test_a_page_has_one_owner_until_it_is_given_back() -> None:
+    pool = Pool(5, 16, order=[3, 0, 4, 1, 2])
+    first, second = pool.take(2), pool.take(3)
+    assert (first, second) == ([3, 0], [4, 1, 2])
+    assert pool.free == 0
+    pool.give(first)
+    assert pool.free == 2
+    assert pool.take(2) == first
+
+
+@pytest.mark.parametrize(("tokens", "pages"), [(0, 0), (1, 1), (16, 1), (17, 2), (160, 10)])
+def test_a_page_is_needed_for_each_16_tokens_begun(tokens: int, pages: int) -> None:
+    assert Pool(1, 16).needed(tokens) == pages
+
+
+def test_a_page_has_the_64_tokens_that_the_kernels_read() -> None:
+    assert Pool(1).size == PAGE == 64
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 64), (-1, 64), (4, 0)])
+def test_a_pool_that_holds_nothing_is_refused(count: int, size: int) -> None:
+    with pytest.raises(DstoolsError, match=f"a pool of {count} pages of {size} tokens"):
+        Pool(count, size)
