@@ -3,6 +3,8 @@
     python -m dstools_kernels.proof.compile            print the static table, compare, gate
     python -m dstools_kernels.proof.compile --write    and write tests/golden/sm90.json anew
 
+With names of twins, e.g. act_quant, only those are compiled, compared and written.
+
 Every record of every CONFIGS is compiled. Its figures have to pass the gates (no spills, no local
 memory, the limits of the machine, the instructions that the record asks for) and to be those of the
 golden file: what is zero and the matrix and TMA instructions exactly, registers at most 4 more,
@@ -27,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dstools_kernels.ops import triton as twins
+from dstools_kernels.ops import triton as triton_twins
 from dstools_kernels.ops.dispatch import is_interpreted
 from dstools_kernels.ops.triton.config import Config
 
@@ -70,10 +72,15 @@ class Compiled(NamedTuple):
     ptx: str
 
 
-def configs() -> dict[str, Config]:
-    """Return the records of all twins, named as in the golden file."""
-    names = [module.name for module in pkgutil.iter_modules(twins.__path__)]
-    modules = [import_module(f"{twins.__name__}.{n}") for n in names if n.endswith("_triton")]
+def all_twins() -> list[str]:
+    """Return the names of the ops that have a twin."""
+    names = (module.name for module in pkgutil.iter_modules(triton_twins.__path__))
+    return [name.removesuffix("_triton") for name in names if name.endswith("_triton")]
+
+
+def configs(twins: list[str]) -> dict[str, Config]:
+    """Return the records of these twins, named as in the golden file."""
+    modules = [import_module(f"{triton_twins.__name__}.{name}_triton") for name in twins]
     return {name: config for module in modules for name, config in module.CONFIGS.items()}
 
 
@@ -229,25 +236,33 @@ def _has(pattern: str, opcodes: list[str], ptx: str) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Compile all configurations; return 1 where a gate or the golden file fails, else 0."""
     parser = argparse.ArgumentParser(description="Compile the Triton twins for sm_90a.")
+    parser.add_argument("twins", nargs="*", choices=[*all_twins(), []], metavar="TWIN")
     parser.add_argument("--write", action="store_true", help="write the golden file anew")
-    write = parser.parse_args(arguments).write
-    golden = {} if write else json.loads(GOLDEN.read_text())["kernels"]
+    options = parser.parse_args(arguments)
+    twins: list[str] = options.twins or all_twins()
+    recorded: dict[str, Figures] = json.loads(GOLDEN.read_text())["kernels"]
+    golden = {name: fs for name, fs in recorded.items() if name.partition("/")[0] in twins}
     kernels: dict[str, Figures] = {}
     wrong = []
-    for name, config in configs().items():
+    for name, config in configs(twins).items():
         compiled = compile_config(config)
         kernels[name] = compiled.figures
         lines = gate(config, compiled)
-        if not write:
-            known = golden.pop(name, None)
+        if not options.write:
+            known = golden.get(name)
             lines += differences(compiled.figures, known) if known else ["not in the golden file"]
         wrong += [f"{name}: {line}\n" for line in lines]
-    wrong += [f"{name}: in the golden file alone\n" for name in golden]
+    if not options.write:
+        extra = golden.keys() - kernels.keys()
+        wrong += [f"{name}: in the golden file alone\n" for name in sorted(extra)]
     sys.stdout.write(table(kernels) + "\n")
     sys.stderr.writelines(wrong)
-    if write:
-        whole = {"triton": triton.__version__, "kernels": dict(sorted(kernels.items()))}
-        GOLDEN.parent.mkdir(exist_ok=True)
+    if options.write:
+        others = {name: fs for name, fs in recorded.items() if name not in golden}
+        whole = {
+            "triton": triton.__version__,
+            "kernels": dict(sorted({**others, **kernels}.items())),
+        }
         GOLDEN.write_text(json.dumps(whole, indent=1) + "\n")
     return int(bool(wrong))
 

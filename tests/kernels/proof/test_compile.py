@@ -20,7 +20,7 @@ import triton
 from dstools_kernels.proof import compile as proof
 from dstools_kernels.proof.mutate import mutate
 
-CONFIGS = proof.configs()
+CONFIGS = proof.configs(proof.all_twins())
 GOLDEN = json.loads(proof.GOLDEN.read_text())
 TWINS = "dstools_kernels.ops.triton"
 
@@ -155,19 +155,21 @@ def test_the_table_has_a_row_for_each_kernel_and_no_zeros() -> None:
 def test_the_command_writes_compares_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = "act_quant/bf16.float32"
-    monkeypatch.setattr(proof, "GOLDEN", tmp_path / "golden/sm90.json")
-    monkeypatch.setattr(proof, "configs", lambda: {name: CONFIGS[name]})
-    assert proof.main(["--write"]) == 0
+    name, other = "act_quant/bf16.float32", "other/bf16"
+    monkeypatch.setattr(proof, "GOLDEN", tmp_path / "sm90.json")
+    proof.GOLDEN.write_text(json.dumps({"kernels": {other: figures(), "act_quant/old": figures()}}))
+    monkeypatch.setattr(proof, "configs", lambda twins: {name: CONFIGS[name]})
+    assert proof.main(["act_quant", "--write"]) == 0
     assert capsys.readouterr().out.splitlines()[2].startswith(f"| {name} | ")
-    assert proof.main([]) == 0
+    assert json.loads(proof.GOLDEN.read_text())["kernels"].keys() == {name, other}
+    assert proof.main(["act_quant"]) == 0
     text = proof.GOLDEN.read_text()
-    proof.GOLDEN.write_text(text.replace('"LDG": ', '"LDG": 9').replace(name, f"{name}.other"))
-    assert proof.main([]) == 1
+    proof.GOLDEN.write_text(text.replace(name, f"{name}.other"))
+    assert proof.main(["act_quant"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"{name}: not in the golden file",
         f"{name}.other: in the golden file alone",
     ]
-    proof.GOLDEN.write_text(text.replace('"LDG": ', '"LDG": 9'))
-    assert proof.main([]) == 1
-    assert capsys.readouterr().err == f"{name}: 2 LDG, were 92\n"
+    proof.GOLDEN.write_text(text.replace('"STG": ', '"STG": 9'))
+    assert proof.main(["act_quant"]) == 1
+    assert capsys.readouterr().err == f"{name}: 2 STG, were 92\n"

@@ -1,7 +1,9 @@
 """The twin of `act_quant`, interpreted: its definition's bytes, and no access out of bounds."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,79 +26,84 @@ def normal(*shape: int) -> Tensor:
     return x * torch.logspace(-8, 8, x[..., :1].numel()).view(*shape[:-1], 1)
 
 
-def definition(x: Tensor, scale_format: ScaleFormat = "float32", **options: object) -> Quantized:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DSTOOLS_KERNELS", "reference")
-        return act_quant(x, scale_format, **options)  # type: ignore[arg-type]
-
-
-def assert_same_bytes(ours: Quantized, wanted: Quantized) -> None:
-    """Compare bits, where one NaN is as good as another: x86 has a negative one, GPUs do not."""
-    for a, b in zip(ours, wanted, strict=True):
-        assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
-        assert torch.equal(a.isnan(), b.isnan())
-        whole = torch.uint8 if a.element_size() == 1 else torch.int32
-        kept = ~a.isnan()
-        assert torch.equal(a.view(whole)[kept], b.view(whole)[kept])
-
-
 @pytest.mark.parametrize("scale_format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_all_sizes_of_numbers_give_the_same_bytes(
-    scale_format: ScaleFormat, dtype: torch.dtype
+    scale_format: ScaleFormat,
+    dtype: torch.dtype,
+    by_definition: Callable[..., Any],
+    assert_same_bits: Callable[..., Any],
 ) -> None:
     x = normal(64, 512).to(dtype)
-    assert_same_bytes(act_quant(x, scale_format), definition(x, scale_format))
+    assert_same_bits(act_quant(x, scale_format), by_definition(act_quant, x, scale_format))
 
 
-def test_every_bf16_number_gives_the_same_bytes() -> None:
+def test_every_bf16_number_gives_the_same_bytes(
+    by_definition: Callable[..., Any], assert_same_bits: Callable[..., Any]
+) -> None:
     """All 65,536, those that are not finite too, in groups of 128 of about one size."""
     x = torch.arange(1 << 16).to(torch.int16).view(torch.bfloat16).view(512, 128)
-    assert_same_bytes(act_quant(x), definition(x))
+    assert_same_bits(act_quant(x), by_definition(act_quant, x))
 
 
 @pytest.mark.parametrize("scale_format", FORMATS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 127), (17, 128), (3, 129), (16, 300), (2, 3, 576)])
-def test_ragged_shapes_stay_in_bounds(shape: tuple[int, ...], scale_format: ScaleFormat) -> None:
+def test_ragged_shapes_stay_in_bounds(
+    shape: tuple[int, ...],
+    scale_format: ScaleFormat,
+    by_definition: Callable[..., Any],
+    assert_same_bits: Callable[..., Any],
+) -> None:
     x = normal(*shape)
     with sanitized():
         ours = act_quant(x, scale_format)
-    assert_same_bytes(ours, definition(x, scale_format))
+    assert_same_bits(ours, by_definition(act_quant, x, scale_format))
 
 
 @pytest.mark.parametrize("shape", [(0, 128), (5, 0), (0, 0)])
-def test_nothing_to_do_launches_nothing(shape: tuple[int, int]) -> None:
+def test_nothing_to_do_launches_nothing(
+    shape: tuple[int, int], by_definition: Callable[..., Any], assert_same_bits: Callable[..., Any]
+) -> None:
     x = torch.zeros(shape)
-    assert_same_bytes(act_quant(x), definition(x))
+    assert_same_bits(act_quant(x), by_definition(act_quant, x))
 
 
 @pytest.mark.parametrize("is_transposed", [False, True])
-def test_gathered_rows_and_transposed_scales(is_transposed: bool) -> None:
+def test_gathered_rows_and_transposed_scales(
+    is_transposed: bool, by_definition: Callable[..., Any], assert_same_bits: Callable[..., Any]
+) -> None:
     x = normal(9, 300).bfloat16()
     rows = torch.tensor([8, 0, 0, -1, 9, 2**31 - 1, *range(14)], dtype=torch.int32)
     with sanitized():
         ours = act_quant(x, rows=rows, is_transposed=is_transposed)
-    assert_same_bytes(ours, definition(x, rows=rows, is_transposed=is_transposed))
+    assert_same_bits(ours, by_definition(act_quant, x, rows=rows, is_transposed=is_transposed))
+    groups = 3
+    assert ours.scales.stride() == ((1, len(rows)) if is_transposed else (groups, 1))
 
 
 @pytest.mark.parametrize("scale_format", FORMATS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_fills_its_group_and_no_other(
-    scale_format: ScaleFormat, bad: float
+    scale_format: ScaleFormat,
+    bad: float,
+    by_definition: Callable[..., Any],
+    assert_same_bits: Callable[..., Any],
 ) -> None:
     x = torch.ones(3, 384)
     x[1, 130] = bad
     ours = act_quant(x, scale_format)
-    assert_same_bytes(ours, definition(x, scale_format))
+    assert_same_bits(ours, by_definition(act_quant, x, scale_format))
     assert torch.equal(ours.scales.isfinite(), torch.tensor([[1, 1, 1], [1, 0, 1], [1, 1, 1]]) > 0)
 
 
-def test_a_row_has_the_same_bytes_alone_and_among_others() -> None:
+def test_a_row_has_the_same_bytes_alone_and_among_others(
+    assert_same_bits: Callable[..., Any],
+) -> None:
     x = normal(40, 256)
     whole = act_quant(x)
     for row in (0, 15, 16, 39):
         alone = act_quant(x[row : row + 1])
-        assert_same_bytes(alone, Quantized(whole.codes[row : row + 1], whole.scales[row : row + 1]))
+        assert_same_bits(alone, Quantized(whole.codes[row : row + 1], whole.scales[row : row + 1]))
 
 
 @pytest.mark.parametrize(
@@ -109,14 +116,20 @@ def test_a_row_has_the_same_bytes_alone_and_among_others() -> None:
         ("group * 128 + tl.arange(0, 128)", "group * 127 + tl.arange(0, 128)"),
     ],
 )
-def test_a_mutant_has_other_bytes(old: str, new: str, tmp_path: Path) -> None:
+def test_a_mutant_has_other_bytes(
+    old: str,
+    new: str,
+    tmp_path: Path,
+    by_definition: Callable[..., Any],
+    assert_same_bits: Callable[..., Any],
+) -> None:
     mutant = mutate(act_quant_triton, old, new, tmp_path)
     x = normal(32, 256)
     x[20, 3] = math.nan
     ours = [Quantized(*mutant.act_quant(x, scale_format, None, False)) for scale_format in FORMATS]
     with pytest.raises(AssertionError):  # noqa: PT012
         for quantized, scale_format in zip(ours, FORMATS, strict=True):
-            assert_same_bytes(quantized, definition(x, scale_format))
+            assert_same_bits(quantized, by_definition(act_quant, x, scale_format))
 
 
 @pytest.mark.parametrize(

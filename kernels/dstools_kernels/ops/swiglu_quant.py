@@ -1,0 +1,30 @@
+"""SwiGLU between the projections of an FP8 MLP, and its quantization for the down projection.
+
+    h = dtype(silu(float32(gate)) * float32(up))    rounded once, to the dtype of the two
+    codes, scales = act_quant(h)
+
+Source: deepseek-ai/DeepSeek-V3, inference/model.py, MLP, which rounds silu(gate), too.
+"""
+
+from torch import Tensor
+from torch.nn.functional import silu
+
+from dstools_kernels.ops.act_quant import Quantized, act_quant
+from dstools_kernels.ops.dispatch import uses_triton
+
+
+def swiglu_quant(gate: Tensor, up: Tensor) -> Quantized:
+    """Return E4M3 codes [R, I] and float32 scales [R, I / 128], ceil, of silu(gate) x up [R, I].
+
+    Raises ValueError where `gate` and `up` are not two matrices of one shape and dtype.
+    """
+    if gate.ndim != 2 or gate.shape != up.shape or gate.dtype != up.dtype:
+        raise ValueError(
+            "gate and up must be matrices of one shape and dtype, got "
+            f"{gate.dtype} {list(gate.shape)} and {up.dtype} {list(up.shape)}"
+        )
+    if uses_triton(gate):
+        from dstools_kernels.ops.triton import swiglu_quant_triton
+
+        return Quantized(*swiglu_quant_triton.swiglu_quant(gate, up))
+    return act_quant((silu(gate.float()) * up.float()).to(gate.dtype))

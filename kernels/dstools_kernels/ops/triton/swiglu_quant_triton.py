@@ -1,0 +1,78 @@
+"""Triton twin of `swiglu_quant`. Never run on a GPU.
+
+Its exponential is not that of torch: where silu(gate) x up is within an ulp of the middle between
+two BF16 numbers, the two may round apart, and a code may be its neighbour.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dstools_kernels.ops.triton.act_quant_triton import encode
+from dstools_kernels.ops.triton.config import Config
+
+ROWS = 16  # of a program
+
+
+@triton.jit
+def swiglu_quant_kernel(
+    gate_ptr,  # [rows, columns]
+    up_ptr,  # [rows, columns]
+    codes_ptr,  # [rows, columns]
+    scales_ptr,  # [groups, rows]
+    rows,
+    columns,
+    ROWS: tl.constexpr,
+):
+    """Compute and quantize ROWS rows of one group of 128 columns; grid (row tiles, groups)."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * 128 + tl.arange(0, 128)
+    at = row[:, None] * columns + column[None, :]
+    is_row = row < rows
+    is_inside = is_row[:, None] & (column < columns)[None, :]
+    gate = tl.load(gate_ptr + at, mask=is_inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + at, mask=is_inside, other=0.0).to(tl.float32)
+    hidden = tl.div_rn(gate, 1.0 + tl.exp(-gate)) * up
+    hidden = hidden.to(gate_ptr.dtype.element_ty).to(tl.float32)
+    codes, scale = encode(hidden, False)
+    tl.store(codes_ptr + at, codes, mask=is_inside)
+    tl.store(scales_ptr + tl.program_id(1).to(tl.int64) * rows + row, scale, mask=is_row)
+
+
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+CONFIGS = {
+    f"swiglu_quant/{dtype}": Config(
+        swiglu_quant_kernel,
+        {
+            "gate_ptr": f"*{dtype}",
+            "up_ptr": f"*{dtype}",
+            "codes_ptr": "*fp8e4nv",
+            "scales_ptr": "*fp32",
+            "rows": "i32",
+            "columns": "i32",
+        },
+        {"ROWS": ROWS},
+        num_warps=4,
+        unaligned=("rows",),
+        needs=("LDG.128", "STG.128", "div.rn.f32", "cvt.rn.satfinite.e4m3x2.f32"),
+        lacks=("div.full", "div.approx"),
+    )
+    for dtype in DTYPES.values()
+}
+
+
+def swiglu_quant(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Return codes [R, I] and scales [R, ceil(I / 128)] of silu(gate) x up.
+
+    In memory the scales are transposed, so that a GEMM reads those of a tile in one piece.
+    """
+    rows, columns = gate.shape
+    groups = -(-columns // 128)
+    codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=gate.device)
+    scales = torch.empty(groups, rows, dtype=torch.float32, device=gate.device)
+    if codes.numel():
+        tensors = (gate.contiguous(), up.contiguous(), codes, scales)
+        config = CONFIGS[f"swiglu_quant/{DTYPES[gate.dtype]}"]
+        config.launch((-(-rows // ROWS), groups), *tensors, rows, columns)
+    return codes, scales.T
