@@ -81,7 +81,8 @@ def all_twins() -> list[str]:
 def configs(twins: list[str]) -> dict[str, Config]:
     """Return the records of these twins, named as in the golden file."""
     modules = [import_module(f"{triton_twins.__name__}.{name}_triton") for name in twins]
-    return {name: config for module in modules for name, config in module.CONFIGS.items()}
+    tables = [getattr(module, "CONFIGS", {}) for module in modules]
+    return {name: config for table in tables for name, config in table.items()}
 
 
 def compile_config(config: Config) -> Compiled:

@@ -56,6 +56,13 @@ def figures(**changed: Any) -> proof.Figures:
 # --------------------------------------------------------------------------------- what is shipped
 
 
+@pytest.mark.parametrize("twin", proof.all_twins())
+def test_every_twin_has_configurations_named_after_it(twin: str) -> None:
+    names = list(proof.configs([twin]))
+    assert names
+    assert {name.partition("/")[0] for name in names} == {twin}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_shipped_configuration_passes_its_gates_and_is_as_recorded(name: str) -> None:
     compiled = proof.compile_config(CONFIGS[name])
