@@ -1,0 +1,201 @@
+"""The decoder in serving form: new tokens of all rows end to end, caches in pages.
+
+The weights and nearly all of the maths are the modules of model/decoder.py, which is the definition
+and runs whole sequences. Three things differ: attention reads what it needs from pages, for MLA on
+the latents themselves with kv_b_proj absorbed (q . (W_k c) = (W_k' q) . c and sum p (W_v c) =
+W_v sum p c; arXiv 2405.04434, section 2.1.2); a layer's experts are stacked, and run on rows sorted
+by expert; and only the tokens that are asked for go through the head.
+
+Shape suffixes as in decoder.py, and: T new tokens, C = L + R elements of a cached latent, P pages
+of the pool, S tokens of a page, I width of an expert.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dstools_converters.model.decoder import MLA, Attention, Decoder, DecoderLayer, MoE, MTPLayer
+from dstools_converters.model.rotary import Rotary, rotary
+from dstools_converters.runtime.attention import paged_attention
+from dstools_converters.runtime.pages import Batch
+from dstools_kernels.ops.combine import combine
+from dstools_kernels.ops.gemm import gemm
+from dstools_kernels.ops.latent_pages import token_slots, write_latents
+from dstools_kernels.ops.mla_decode import mla_decode
+from dstools_kernels.ops.moe_gemm import moe_gemm
+from dstools_kernels.ops.permute import permute
+
+
+class Places(NamedTuple):
+    """Where the new tokens of a batch stand, the same for all layers."""
+
+    angles: Rotary  # of each
+    slots: Tensor  # [T] int64, rows of the flat pool
+    table: Tensor  # [B, N] int32
+    lengths: Tensor  # [B] int32, with the new tokens
+    cumulative: Tensor  # [B + 1] int32
+
+
+class Experts(nn.Module):
+    """The routed and shared experts of a layer, all routed ones in three tensors."""
+
+    def __init__(self, moe: MoE) -> None:
+        super().__init__()
+        self.gate, self.shared_experts = moe.gate, moe.shared_experts
+        self.gate_proj, self.up_proj, self.down_proj = (  # [E, I, D] twice, [E, D, I]
+            nn.Parameter(torch.stack([getattr(e, side).weight for e in moe.experts]), False)
+            for side in ("gate_proj", "up_proj", "down_proj")
+        )
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Return [T, D]."""
+        count = len(self.gate_proj)
+        experts_TK, weights_TK = self.gate(x_TD)
+        everyone = torch.arange(count, dtype=torch.int32, device=x_TD.device)
+        tokens, destination, offsets = permute(experts_TK.int(), everyone, count)
+        rows = x_TD[tokens.long()]
+        inner = F.silu(moe_gemm(rows, self.gate_proj, offsets))
+        inner = inner * moe_gemm(rows, self.up_proj, offsets)
+        y = moe_gemm(inner, self.down_proj, offsets)
+        shared_TD = None if self.shared_experts is None else self.shared_experts(x_TD)
+        return combine(y, destination, weights_TK, shared_TD)
+
+
+class Latents(nn.Module):
+    """MLA on paged latents."""
+
+    def __init__(self, mla: MLA) -> None:
+        super().__init__()
+        self.mla, shape = mla, mla.shape
+        w_HXL = mla.kv_b_proj.weight.view(shape.num_heads, -1, shape.kv_lora_rank)
+        w_HNL, w_HWL = torch.split(w_HXL, [shape.qk_nope_head_dim, shape.v_head_dim], 1)
+        self.w_k_HLN, self.w_v_HWL = w_HNL.transpose(1, 2).contiguous(), w_HWL.contiguous()
+
+    def forward(self, x_TD: Tensor, places: Places, cache_PSC: Tensor) -> Tensor:
+        """Return [T, D], and write the latents of the new tokens into the cache."""
+        mla, rank = self.mla, self.mla.shape.kv_lora_rank
+        q_HTN, q_HTR = (part[0] for part in mla.queries(x_TD[None], places.angles))
+        latent = torch.cat(mla.latent(x_TD[None], places.angles), -1)
+        write_latents(latent[0], cache_PSC, places.slots, rank)
+        q_THC = torch.cat((gemm(q_HTN, self.w_k_HLN), q_HTR), -1).transpose(0, 1)
+        table, lengths, cumulative = places.table, places.lengths, places.cumulative
+        o_THL = mla_decode(q_THC, cache_PSC, table, lengths, cumulative, mla.scale, rank)
+        v_HTW = gemm(o_THL.transpose(0, 1), self.w_v_HWL)
+        out_TD: Tensor = mla.o_proj(v_HTW.transpose(0, 1).flatten(1))
+        return out_TD
+
+
+class KeysAndValues(nn.Module):
+    """Grouped multi-head attention on paged keys and values."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x_TD: Tensor, places: Places, cache: Tensor) -> Tensor:
+        """Return [T, D], and write the new keys and values into `cache` [P, S, 2, G, W]."""
+        q_HTR, k_GTR, v_GTW = (p[0] for p in self.attention.project(x_TD[None], places.angles))
+        cache.flatten(0, 1)[places.slots] = torch.stack((k_GTR, v_GTW)).permute(2, 0, 1, 3)
+        mixed_THW = paged_attention(
+            q_HTR.transpose(0, 1),
+            cache,
+            places.table,
+            places.lengths,
+            places.cumulative,
+            self.attention.scale,
+        )
+        out_TD: Tensor = self.attention.o_proj(mixed_THW.flatten(1))
+        return out_TD
+
+
+class Serving(nn.Module):
+    """A decoder that generates: `forward` is a step of the model, `draft` one of its MTP layer.
+
+    `positions` is how many the model has. The weights of `decoder` are not copied, but for experts
+    and kv_b_proj; it cannot run whole sequences any more.
+    """
+
+    def __init__(self, decoder: Decoder, positions: int) -> None:
+        super().__init__()
+        trunk = decoder.model
+        self.decoder, self.positions = decoder, positions
+        architecture = trunk.architecture
+        self.model = architecture.model
+        device = trunk.embed_tokens.weight.device
+        self.angles = rotary(architecture, torch.arange(positions, device=device))
+        stack_experts(decoder)
+        layers = [layer for layer in trunk.layers if isinstance(layer, DecoderLayer)]
+        self.attentions = nn.ModuleList(_paged(layer.self_attn) for layer in layers)
+        self.entries = [_entry(layer.self_attn) for layer in layers]
+
+    def new_caches(self, pages: int, size: int) -> list[Tensor]:
+        """Return a cache [P, S, ...] for each layer, MTP included, whose content is arbitrary."""
+        weight = self.decoder.model.embed_tokens.weight
+        return [weight.new_empty(pages, size, *entry) for entry in self.entries]
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, rows: Tensor, caches: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the logits [R, V] after the new tokens at `rows`, and the normed states [T, D]."""
+        trunk, places = self.decoder.model, self._places(batch, caches[0])
+        x_TD = trunk.embed_tokens(batch.input_ids)
+        for layer in range(self.model.num_hidden_layers):
+            x_TD = self._layer(layer, x_TD, places, caches[layer])
+        hidden_TD = trunk.norm(x_TD)
+        return self.decoder.logits(hidden_TD[rows]), hidden_TD
+
+    @torch.inference_mode()
+    def draft(
+        self, batch: Batch, hidden_TD: Tensor, rows: Tensor, caches: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits [R, V] of the token after next at `rows`, and the states [T, D].
+
+        `hidden_TD` are the states before the new tokens: those that `forward` returned or, for a
+        further draft, those returned here, before the layer's last norm, as vLLM has it.
+        """
+        number = self.model.num_hidden_layers
+        layer = self.decoder.model.layers[number]
+        assert isinstance(layer, MTPLayer)
+        places = self._places(batch, caches[number])
+        x_TD = layer.project(self.decoder.model.embed_tokens(batch.input_ids), hidden_TD)
+        x_TD = self._layer(number, x_TD, places, caches[number])
+        return self.decoder.logits(layer.shared_head["norm"](x_TD[rows])), x_TD
+
+    def _layer(self, number: int, x_TD: Tensor, places: Places, cache: Tensor) -> Tensor:
+        layer = self.decoder.model.layers[number]
+        assert isinstance(layer, DecoderLayer)
+        x_TD = x_TD + self.attentions[number](layer.input_layernorm(x_TD), places, cache)
+        fed_TD: Tensor = layer.mlp(layer.post_attention_layernorm(x_TD))
+        return x_TD + fed_TD
+
+    def _places(self, batch: Batch, cache: Tensor) -> Places:
+        _, table, cumulative, past = batch
+        counts = cumulative.diff()
+        lengths = past + counts
+        row = torch.repeat_interleave(counts.long())
+        token = torch.arange(len(row), device=row.device)
+        positions = token + (past - cumulative[:-1]).long()[row]
+        slots = token_slots(table, lengths, cumulative, *cache.shape[:2])
+        angles = Rotary(self.angles.cos[positions], self.angles.sin[positions])
+        return Places(angles, slots, table, lengths, cumulative)
+
+
+def _paged(attention: MLA | Attention) -> Latents | KeysAndValues:
+    """Return the form of a layer's attention that reads pages."""
+    return Latents(attention) if isinstance(attention, MLA) else KeysAndValues(attention)
+
+
+def _entry(attention: MLA | Attention) -> tuple[int, ...]:
+    """Return the shape of what the cache holds of a token."""
+    if isinstance(attention, MLA):
+        return (attention.shape.kv_lora_rank + attention.shape.qk_rope_head_dim,)
+    width = attention.head_dim
+    return 2, attention.k_proj.out_features // width, width
+
+
+def stack_experts(decoder: Decoder) -> None:
+    """Replace the experts of all layers by `Experts`, where they are not yet."""
+    for layer in decoder.model.layers:
+        if isinstance(layer.mlp, MoE):
+            layer.mlp = Experts(layer.mlp)

@@ -1,0 +1,282 @@
+"""Served in pages, models say what transformers says, and what model/decoder.py says."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from dstools_converters.model.decoder import DecoderLayer, MTPLayer
+from dstools_converters.model.rotary import rotary
+from dstools_converters.model.tokenizer import load_tokenizer, prompt_ids
+from dstools_converters.runtime.decode import Counts, Loop, Request
+from dstools_converters.runtime.draw import Sampling
+from dstools_converters.runtime.pages import Batch, Pool
+from dstools_converters.runtime.serving import Serving
+from dstools_converters.runtime.session import Session
+from dstools_converters.runtime.weights import load
+
+CPU = torch.device("cpu")
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+HELDOUT = SAMPLE.with_name("sample-v3-heldout.jsonl")
+KINDS = ["sample-v3", "tiny", "tiny-aligned", "tiny-v32", "tiny-v2", "tiny-v2-lite"]
+KINDS += ["tiny-llama", "tiny-qwen2", "tiny-qwen3"]
+TRAINED = pytest.param("smollm2", marks=pytest.mark.slow)  # its weights are unpacked first
+LENGTHS = (5, 17, 33, 1, 48, 64)  # of prompts; a page has 16 tokens here
+BOUND = 1e-4  # of a logit, up to 22 of sample-v3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def folder_of(checkpoint: Callable[..., Path]) -> Callable[[str], Path]:
+    return lambda kind: SAMPLE if kind == "sample-v3" else checkpoint(kind)
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Callable[[Path], Any]:
+    """theirs(folder): transformers' model, float32."""
+    loaded: dict[Path, Any] = {}
+
+    def get(folder: Path) -> Any:
+        if folder not in loaded:
+            loaded[folder] = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                experts_implementation="eager",
+            ).eval()
+        return loaded[folder]
+
+    return get
+
+
+def session_of(serving: Serving, pages: int = 60, size: int = 16) -> tuple[Session, Pool]:
+    """Return a session whose pages are handed out in any order and hold NaN."""
+    order = torch.randperm(pages, generator=torch.Generator().manual_seed(0))
+    pool = Pool(pages, size, order.tolist())
+    session = Session(serving, pool)
+    for cache in session.caches:
+        cache.fill_(torch.nan)
+    return session, pool
+
+
+def some_prompts(folder: Path, positions: int) -> list[list[int]]:
+    """Return prompts of many lengths, those of sample-v3 from its data."""
+    if folder == SAMPLE:
+        return sums(len(LENGTHS))
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    generator = torch.Generator().manual_seed(0)
+    lengths = [min(length, positions - 6) for length in LENGTHS]
+    return [torch.randint(3, vocabulary, (n,), generator=generator).tolist() for n in lengths]
+
+
+def sums(count: int) -> list[list[int]]:
+    tokenizer = load_tokenizer(SAMPLE)
+    lines = HELDOUT.read_text().splitlines()[:count]
+    return [prompt_ids(tokenizer, json.loads(line)["messages"][:-1]) for line in lines]
+
+
+def in_parts(session: Session, pool: Pool, rows: list[list[int]], news: list[int]) -> list[Tensor]:
+    """Return the logits of each row, whose tokens come in parts: all but sum(news), then `news`."""
+    pages = [pool.take(pool.needed(len(row))) for row in rows]
+    table = torch.zeros(len(rows), max(map(len, pages)), dtype=torch.int32)
+    for at, taken in enumerate(pages):
+        table[at, : len(taken)] = torch.tensor(taken)
+    logits: list[list[Tensor]] = [[] for _ in rows]
+    past = [0] * len(rows)
+    for new in [None, *news]:
+        count = [len(row) - sum(news) if new is None else new for row in rows]
+        cumulative = torch.tensor([0, *torch.tensor(count).cumsum(0)], dtype=torch.int32)
+        ids = [
+            token for row, p, n in zip(rows, past, count, strict=True) for token in row[p : p + n]
+        ]
+        batch = Batch(torch.tensor(ids), table, cumulative, torch.tensor(past, dtype=torch.int32))
+        said, _ = session.step(batch, torch.arange(len(ids)))
+        for at, part in enumerate(said.split(count)):
+            logits[at].append(part)
+        past = [p + n for p, n in zip(past, count, strict=True)]
+    return [torch.cat(parts) for parts in logits]
+
+
+@pytest.mark.parametrize("news", [[1, 1, 1], [2, 1, 2]])
+@pytest.mark.parametrize("kind", [*KINDS, TRAINED])
+def test_prefill_and_decoding_give_the_logits_of_transformers(
+    kind: str, news: list[int], folder_of: Any, theirs: Any
+) -> None:
+    folder = folder_of(kind)
+    session, pool = session_of(load(folder, torch.float32, CPU))
+    rows = [
+        [*row, 5, 6, 7, 8, 9][: len(row) + sum(news)]
+        for row in some_prompts(folder, session.positions)
+    ]
+    for row, logits in zip(rows, in_parts(session, pool, rows, news), strict=True):
+        with torch.inference_mode():
+            wanted = theirs(folder)(torch.tensor([row])).logits[0]
+        assert (logits - wanted).abs().max() <= BOUND
+
+
+@pytest.mark.parametrize("kind", [*KINDS, TRAINED])
+def test_64_greedy_tokens_are_those_of_transformers(kind: str, folder_of: Any, theirs: Any) -> None:
+    folder = folder_of(kind)
+    session, pool = session_of(load(folder, torch.float32, CPU))
+    prompts = some_prompts(folder, session.positions)
+    end = 1 if kind == "sample-v3" else 10**6  # after its end it never learned what to say
+    found, _ = answers(session, pool, prompts, Sampling(), limit=64, ends=frozenset({end}))
+    for prompt, ids in zip(prompts, found, strict=True):
+        count = min(64, session.positions - len(prompt))
+        options = {"max_new_tokens": count, "do_sample": False, "eos_token_id": end}
+        ids_BS = torch.tensor([prompt])
+        mask = torch.ones_like(ids_BS)  # else the prompt's own tokens of id 0 are masked
+        wanted = theirs(folder).generate(ids_BS, attention_mask=mask, pad_token_id=0, **options)
+        assert ids == wanted[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, TRAINED])
+def test_both_forms_of_a_decoder_say_the_same(kind: str, folder_of: Any, decoder_of: Any) -> None:
+    """Absorbed products are sums in another order, over at most 192 elements more."""
+    folder = folder_of(kind)
+    decoder = decoder_of(folder)
+    session, pool = session_of(load(folder, torch.float32, CPU))
+    rows = some_prompts(folder, session.positions)
+    with torch.inference_mode():
+        for row, logits in zip(rows, in_parts(session, pool, rows, [1]), strict=True):
+            assert (logits - decoder(torch.tensor([row]))[0]).abs().max() <= BOUND
+
+
+def answers(
+    session: Session,
+    pool: Pool,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    *,
+    limit: int,
+    ends: frozenset[int],
+    **options: Any,
+) -> tuple[list[list[int]], Counts]:
+    loop = Loop(session, pool, sampling, ends, **{"rows": len(prompts)} | options)
+    found: list[list[int]] = [[] for _ in prompts]
+    for piece in loop.run([Request(i, prompt, limit) for i, prompt in enumerate(prompts)]):
+        assert piece.reason != "error"
+        found[piece.place] += piece.ids
+    return found, loop.counts
+
+
+# -------------------------------------------------------------------------------------------- MTP
+
+
+@pytest.fixture(scope="module")
+def sample() -> Serving:
+    return load(SAMPLE, torch.float32, CPU)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "least"),
+    [
+        (Sampling(), 0.97),
+        (Sampling(0.7, 0.95, 5), 0.97),
+        (Sampling(1.0, 1.0, 6), 0.97),
+        (Sampling(1.5, 1.0, 7), 0.9),  # here the model itself is unsure more often
+    ],
+)
+def test_drafts_change_no_answer_of_the_trained_model(
+    sampling: Sampling, least: float, sample: Serving
+) -> None:
+    prompts = sums(48)
+    session, pool = session_of(sample, 1000)
+    plain, one = answers(session, pool, prompts, sampling, limit=96, ends=frozenset({1}))
+    drafted, two = answers(
+        session, pool, prompts, sampling, limit=96, ends=frozenset({1}), drafts=1
+    )
+    assert drafted == plain
+    assert two.kept[0] >= least * two.drafted[0]
+    assert two.tokens == one.tokens > 2000
+    assert two.steps < 0.6 * one.steps
+
+
+@pytest.mark.parametrize("drafts", [1, 2])
+def test_the_chunks_of_prompts_change_neither_answers_nor_drafts(
+    drafts: int, sample: Serving
+) -> None:
+    prompts = sums(6)
+    runs = []
+    for chunk in (1, 7, 16, 4096):
+        session, pool = session_of(sample, 100)
+        how = {"limit": 60, "ends": frozenset({1}), "drafts": drafts, "chunk": chunk}
+        found, counts = answers(session, pool, prompts, Sampling(), **how)
+        runs.append((found, counts.drafted, counts.kept))
+    assert runs[0] == runs[1] == runs[2] == runs[3]
+
+
+@pytest.mark.parametrize("kind", ["sample-v3", "tiny"])
+def test_a_further_draft_takes_the_state_before_the_last_norm(
+    kind: str, folder_of: Any, decoder_of: Any
+) -> None:
+    """The norm's weight is scaled by 0.25 and 4 in turn: a norm that follows cannot undo that."""
+    folder = folder_of(kind)
+    session, _ = session_of(load(folder, torch.float32, CPU))
+    decoder = decoder_of(folder)
+    number = session.serving.model.num_hidden_layers
+    row = some_prompts(folder, session.positions)[0]
+    uneven = torch.tensor([0.25, 4.0]).repeat(session.serving.model.hidden_size // 2)
+    for model in (decoder, session.serving.decoder):
+        model.model.layers[number].shared_head["norm"].weight.mul_(uneven)
+    layer, count = decoder.model.layers[number], len(row) - 1
+    assert isinstance(layer, MTPLayer)
+    angles = rotary(decoder.model.architecture, torch.arange(len(row)))
+    with torch.inference_mode():
+        hidden = decoder.model(torch.tensor([row]))[:, :-1]
+        embedded = decoder.model.embed_tokens(torch.tensor([row[1:]]))
+
+        def block(embedded: Tensor, hidden: Tensor) -> Tensor:
+            turns = type(angles)(*(part[: hidden.shape[1]] for part in angles))
+            out: Tensor = DecoderLayer.forward(layer, layer.project(embedded, hidden), turns)
+            return out
+
+        first = block(embedded, hidden)
+        drafted = int(decoder.logits(layer.shared_head["norm"](first))[0, -1].argmax())
+        both = torch.cat((embedded, decoder.model.embed_tokens(torch.tensor([[drafted]]))), 1)
+        second = block(both, torch.cat((hidden, first[:, -1:]), 1))[:, -1:]
+        wanted = decoder.logits(layer.shared_head["norm"](second))[0, 0]
+        normed = layer.shared_head["norm"](first)[:, -1:]
+        other = block(both, torch.cat((hidden, normed), 1))[:, -1:]
+        wrong = decoder.logits(layer.shared_head["norm"](other))[0, 0]
+    assert (wanted - wrong).abs().max() > 0.01  # so the test can tell
+    table = torch.arange(8, dtype=torch.int32)[None]
+    batch = Batch(
+        torch.tensor(row[1:]), table, torch.tensor([0, count]).int(), torch.zeros(1).int()
+    )
+    logits, state = session.draft(batch, hidden[0], torch.tensor([count - 1]))
+    assert int(logits.argmax()) == drafted
+    one = torch.tensor([0, 1]).int()
+    batch = Batch(torch.tensor([drafted]), table, one, torch.tensor([count]).int())
+    logits, _ = session.draft(batch, state[-1:], torch.tensor([0]))
+    assert (logits[0] - wanted).abs().max() <= BOUND
+
+
+# ------------------------------------------------------------------------------------ other dtypes
+
+
+def test_in_bfloat16_the_angles_stay_float32_and_sums_come_out_right() -> None:
+    serving = load(SAMPLE, torch.bfloat16, CPU)
+    assert serving.angles.cos.dtype == serving.angles.sin.dtype == torch.float32
+    session, pool = session_of(serving, 200)
+    assert {cache.dtype for cache in session.caches} == {torch.bfloat16}
+    tokenizer = load_tokenizer(SAMPLE)
+    lines = [json.loads(line) for line in HELDOUT.read_text().splitlines()[:16]]
+    how = {"limit": 128, "ends": frozenset({1}), "drafts": 1}
+    found, _ = answers(session, pool, sums(16), Sampling(), **how)
+    texts = [tokenizer.decode(ids[:-1]) for ids in found]
+    right = [t == line["messages"][-1]["content"] for t, line in zip(texts, lines, strict=True)]
+    assert sum(right) >= 15  # rounded weights may slip once

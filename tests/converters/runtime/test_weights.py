@@ -1,0 +1,70 @@
+"""Weights come from the project's own reader: FP8 as code times scale, faults refused in a line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dstools_converters.errors import DstoolsError
+from dstools_converters.model.architecture import read_architecture
+from dstools_converters.runtime.weights import load, read_positions
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny-v2-lite", "tiny-qwen3"])
+@pytest.mark.parametrize("fp8", ["float32", "ue8m0"])
+def test_fp8_is_widened_and_each_weight_is_in_its_place(
+    kind: str, fp8: str, checkpoint: Callable[..., Path], decoder_of: Any
+) -> None:
+    folder = checkpoint(kind, fp8=fp8)
+    wanted = dict(decoder_of(folder).named_parameters())
+    serving = load(folder, torch.float32, CPU)
+    found = dict(serving.decoder.named_parameters())
+    for name in [name for name in found if ".mlp." in name and name.endswith("_proj")]:
+        module, side = name.rsplit(".", 1)
+        for expert, weight in enumerate(found.pop(name)):
+            found[f"{module}.experts.{expert}.{side}.weight"] = weight
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert not any(weight.requires_grad for weight in serving.parameters())
+
+
+def test_the_bias_of_the_router_stays_float32(tiny: Path) -> None:
+    serving = load(tiny, torch.bfloat16, CPU)
+    dtypes = {name: weight.dtype for name, weight in serving.decoder.named_parameters()}
+    biases = {name for name in dtypes if name.endswith("e_score_correction_bias")}
+    assert biases
+    assert {name for name in dtypes if dtypes[name] == torch.float32} == biases
+
+
+def test_scales_that_do_not_fit_their_weight_are_refused(tiny_fp8: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_fp8, folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    name = "model.layers.1.self_attn.o_proj.weight_scale_inv"
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        if name in tensors:
+            tensors[name] = tensors[name][:-1].contiguous()
+            path.unlink()
+            save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(DstoolsError, match=r"o_proj\.weight_scale_inv.*; a weight .* has scales"):
+        load(folder, torch.float32, CPU)
+
+
+def test_positions_are_those_of_the_config_and_of_dense_attention(
+    tiny: Path, checkpoint: Callable[..., Path]
+) -> None:
+    for folder, positions in ((tiny, None), (checkpoint("tiny-v32"), 16)):
+        config = json.loads((folder / "config.json").read_text())
+        wanted = positions or config["max_position_embeddings"]
+        assert read_positions(config, read_architecture(config)) == wanted
+    del config["max_position_embeddings"]
+    with pytest.raises(DstoolsError, match="has no max_position_embeddings"):
+        read_positions(config, read_architecture(config))
