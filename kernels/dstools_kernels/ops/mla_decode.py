@@ -14,6 +14,7 @@ Source: arXiv 2405.04434, section 2.1; the absorbed form is that of DeepSeek-V3,
 import torch
 from torch import Tensor
 
+from dstools_kernels.ops.dispatch import uses_triton
 from dstools_kernels.ops.latent_pages import check_pool, unpack_fp8
 
 
@@ -34,6 +35,10 @@ def mla_decode(
     0. `rank` is L. Raises ValueError where shapes do not fit one another.
     """
     _check(q, cache, table, lengths, cumulative, rank)
+    if uses_triton(q) and has_twin(q, cache, rank):
+        from dstools_kernels.ops.triton import mla_decode_triton
+
+        return mla_decode_triton.mla_decode(q, cache, table, lengths, cumulative, scale)
     out = q.new_zeros(*q.shape[:2], rank)
     counts = cumulative.diff().long()
     first = lengths.long() - counts  # tokens of a row before its new ones
@@ -46,6 +51,13 @@ def mla_decode(
         seen = torch.where(is_new, first[rows, None] + token + 1, 0)
         out[at] = _attend(queries, cache, table[rows], seen, scale, rank)[is_new]
     return out
+
+
+def has_twin(q: Tensor, cache: Tensor, rank: int) -> bool:
+    """Return whether the Triton twin takes such latents: 512 + 64, BF16 or FP8, pages of 64."""
+    dtypes = (torch.bfloat16, torch.uint8)
+    sizes = (rank, q.shape[-1], cache.shape[1]) == (512, 576, 64)
+    return sizes and q.dtype == torch.bfloat16 and cache.dtype in dtypes
 
 
 def _check(
@@ -77,8 +89,8 @@ def _attend(
 ) -> Tensor:
     """Return the attention of `q_GWHC` to the first `seen` [G, W] tokens of each row, [G, W, H, L].
 
-    Page by page, the sums put together after: no row is padded to the longest, and no scores of one
-    are multiplied with pages of another.
+    Page by page in float32, the sums put together after: no row is padded to the longest, and no
+    scores of one are multiplied with pages of another.
     """
     pages, size = cache.shape[:2]
     width = min(table.shape[1], -(-int(seen.max()) // size))
@@ -90,7 +102,7 @@ def _attend(
     latents_USC = cache.index_select(0, ids[row, column])  # half the time of cache[...]
     if cache.dtype == torch.uint8:
         latents_USC = unpack_fp8(latents_USC, rank)
-    latents_USC = latents_USC.to(q_GWHC.dtype)
+    latents_USC = latents_USC.float()
     position = place[column, None] + torch.arange(size, device=table.device)  # [U, S]
     is_hidden = position[..., None] >= seen[row, None]  # [U, S, W]
 
@@ -119,7 +131,7 @@ def _page_sums(
     """Return the softmax of scores over all pages of a row, times latents, [G, W, H, L]."""
     rows, new, heads, _ = q_GWHC.shape
     q_UMC = q_GWHC.flatten(1, 2).index_select(0, row)
-    scores = torch.bmm(latents_USC, q_UMC.transpose(1, 2)).float().mul_(scale)  # [U, S, M]
+    scores = torch.bmm(latents_USC, q_UMC.float().transpose(1, 2)).mul_(scale)  # [U, S, M]
     scores.view(*scores.shape[:2], new, heads).masked_fill_(is_hidden[..., None], -torch.inf)
     width = int(column.max()) + 1 if len(column) else 1
     top = scores.new_full((rows, width, new * heads), -torch.inf)
@@ -128,8 +140,7 @@ def _page_sums(
     top = torch.where(top == -torch.inf, 0, top)  # a token that sees nothing
     shares = scores.sub_(top[row, None]).exp_()
     total = torch.zeros_like(top).index_add_(0, row, shares.sum(1))[..., None]
-    shares = shares.transpose(1, 2).to(latents_USC.dtype)
-    mixed = torch.bmm(shares, latents_USC[..., :rank]).float()
+    mixed = torch.bmm(shares.transpose(1, 2), latents_USC[..., :rank])
     out = mixed.new_zeros(rows, new * heads, rank).index_add_(0, row, mixed)
     out = torch.where(total == 0, 0, out / total)
     return out.to(q_GWHC.dtype).view(rows, new, heads, rank)

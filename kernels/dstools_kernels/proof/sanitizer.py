@@ -147,8 +147,11 @@ def sanitized() -> Iterator[None]:
     try:
         yield
     except InterpreterError as error:
-        if isinstance(error.__cause__, OutOfBounds | Race):
-            raise error.__cause__ from None
+        cause: BaseException | None = error
+        while isinstance(cause, InterpreterError):  # one for each kernel that calls another
+            cause = cause.__cause__
+        if isinstance(cause, OutOfBounds | Race):
+            raise cause from None
         raise
     finally:
         builder.create_masked_load, builder.create_masked_store = load, store

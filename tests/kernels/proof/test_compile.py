@@ -40,6 +40,20 @@ MUTATIONS = [
         "act_quant/bf16.float32",
         "no LDG.128",
     ),
+    (
+        "mla_decode_triton",
+        "num_warps=8",
+        "num_warps=4",
+        "mla_decode/bf16.64x64",
+        "LDL: registers spill",
+    ),
+    (
+        "mla_decode_triton",
+        "tl.where(half == 0, heads, 0)",
+        "heads * (1 - half)",
+        "mla_decode/bf16.64x64",
+        "STL: registers spill",
+    ),
 ]
 
 
