@@ -120,7 +120,7 @@ def _outside(address: int, bounds: Range) -> int:
 def sanitized() -> Iterator[None]:
     """Check every access of the kernels that are interpreted in this context.
 
-    Raises OutOfBounds or Race in place of the interpreter's own error.
+    Raises OutOfBounds or Race in place of the interpreter's own error. Contexts do not nest.
     """
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store = builder.create_masked_load, builder.create_masked_store
@@ -145,17 +145,25 @@ def sanitized() -> Iterator[None]:
     builder.create_masked_load = checked(load, "load", 0)
     builder.create_masked_store = checked(store, "store", 1)
     try:
+        with reported():
+            yield
+    finally:
+        builder.create_masked_load, builder.create_masked_store = load, store
+        executor.__call__ = execute
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Raise OutOfBounds or Race in place of the interpreter's error that it caused."""
+    try:
         yield
     except InterpreterError as error:
         cause: BaseException | None = error
-        while isinstance(cause, InterpreterError):  # one for each kernel that calls another
+        while isinstance(cause, InterpreterError):  # one more for each function that calls another
             cause = cause.__cause__
         if isinstance(cause, OutOfBounds | Race):
             raise cause from None
         raise
-    finally:
-        builder.create_masked_load, builder.create_masked_store = load, store
-        executor.__call__ = execute
 
 
 def _program(builder: Any) -> int:

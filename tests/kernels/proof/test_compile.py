@@ -54,6 +54,35 @@ MUTATIONS = [
         "mla_decode/bf16.64x64",
         "STL: registers spill",
     ),
+    (
+        "fp8_gemm_triton",
+        "num_warps=shape.warps",
+        "num_warps=4",
+        "fp8_gemm/128x128x128.w8.s4.bf16",
+        "LDL: registers spill",
+    ),
+    (
+        "fp8_gemm_triton",
+        "total += tl.dot(x.load([m, k]), w.load([n, k]).T) * scale[:, None]",
+        "total = tl.dot(x.load([m, k]), w.load([n, k]).T, total)",
+        "fp8_gemm/128x128x128.w8.s4.bf16",
+        "0 FFMA, were 64",
+    ),
+    (
+        "fp8_gemm_triton",
+        '"group_step": "i32"',
+        '"group_step": "i64"',
+        "fp8_gemm/128x128x128.w8.s4.bf16",
+        "params is p5 i3 l1 p2, was p5 i4 p2",
+    ),
+    (
+        "moe_gemm_triton",
+        "group_step\n        store(y_ptr, total, m, n, after, N, BLOCK_M, BLOCK_N)",
+        "group_step\n        tl.make_tensor_descriptor("
+        "y_ptr, [R, N], [N, 1], [BLOCK_M, BLOCK_N]).store([m, n], total.to(tl.bfloat16))",
+        "moe_gemm/fp8.128x128x128.w8.s4",
+        "has UTMASTG",
+    ),
 ]
 
 

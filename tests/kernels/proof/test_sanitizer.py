@@ -29,6 +29,11 @@ def tile(x_ptr, y_ptr, rows, columns, EXTRA: tl.constexpr, SHIFT: tl.constexpr):
 
 
 @triton.jit
+def double_by_another(x_ptr, y_ptr, count, BLOCK: tl.constexpr):
+    double(x_ptr, y_ptr, count, BLOCK, BLOCK, 0)
+
+
+@triton.jit
 def chain(x_ptr):
     at = tl.program_id(0)
     tl.store(x_ptr + at + 1, tl.load(x_ptr + at) + 1)
@@ -49,6 +54,12 @@ def test_a_missing_mask_is_out_of_bounds() -> None:
     with pytest.raises(OutOfBounds, match=r"load: 28 addresses .* 0 bytes after a tensor of 400"):  # noqa: SIM117
         with sanitized():
             run_double(mask=1000)
+
+
+def test_a_fault_of_a_function_that_a_kernel_calls_is_reported_as_such() -> None:
+    x, y = torch.zeros(3), torch.zeros(4)
+    with pytest.raises(OutOfBounds, match="load: 1 addresses"), sanitized():
+        double_by_another[(1,)](x, y, 4, 4)
 
 
 def test_overlapping_tiles_are_a_race() -> None:

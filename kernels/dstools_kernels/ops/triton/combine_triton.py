@@ -1,36 +1,33 @@
-"""Weighted sum of the rows of a token's experts: float32, in the order of slots, no atomics."""
+"""Triton twin of `combine`: float32, in the order of slots, no atomics. Never run on a GPU."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dstools_kernels.ops.triton.config import Config
+
 BLOCK = 1024  # columns of a program
-
-
-def combine(y: Tensor, destination: Tensor, weights: Tensor, shared: Tensor | None) -> Tensor:
-    """Return the sums [T, D]: the twin of `ops.combine`."""
-    y, columns = y.contiguous(), y.shape[-1]
-    tokens, slots = destination.shape
-    out = y.new_empty(tokens, columns)
-    if out.numel():
-        kernel[(tokens, triton.cdiv(columns, BLOCK))](
-            y, destination.contiguous(), weights.contiguous(),
-            out if shared is None else shared.contiguous(), out, columns,
-            slots, shared is not None, BLOCK,
-        )  # fmt: skip
-    return out
+SLOTS = 8  # of a token, of what is compiled ahead of time
+DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 @triton.jit
-def kernel(
-    y_ptr, destination_ptr, weights_ptr, shared_ptr, out_ptr, D,
-    SLOTS: tl.constexpr, HAS_SHARED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Write some columns of a token; `shared` is read only with HAS_SHARED."""
+def combine_kernel(
+    y_ptr,  # [R, D]
+    destination_ptr,  # [T, SLOTS] int32
+    weights_ptr,  # [T, SLOTS] float32
+    out_ptr,  # [T, D]
+    D,
+    shared_ptr,  # [T, D] or None
+    SLOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write BLOCK columns of a token; grid (T, ceil(D / BLOCK))."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
-    if HAS_SHARED:
+    if shared_ptr is not None:
         total = tl.load(shared_ptr + token * D + column, mask=column < D, other=0.0).to(tl.float32)
     for slot in tl.static_range(SLOTS):
         row = tl.load(destination_ptr + token * SLOTS + slot).to(tl.int64)
@@ -38,3 +35,42 @@ def kernel(
         mask = column < tl.where(row >= 0, D, 0)  # no column of a slot that is left out
         total += weight * tl.load(y_ptr + row * D + column, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + token * D + column, total.to(out_ptr.dtype.element_ty), mask=column < D)
+
+
+def _config(dtype: str, has_shared: bool) -> Config:
+    pointers = {"y_ptr": f"*{dtype}", "destination_ptr": "*i32", "weights_ptr": "*fp32"}
+    shared = {"shared_ptr": f"*{dtype}"} if has_shared else {}
+    return Config(
+        combine_kernel,
+        {**pointers, "out_ptr": f"*{dtype}", "D": "i32", **shared},
+        {"SLOTS": SLOTS, "BLOCK": BLOCK, **({} if has_shared else {"shared_ptr": None})},
+        num_warps=4,
+        needs=("LDG.128", "STG.128"),
+    )
+
+
+def _name(dtype: str, has_shared: bool) -> str:
+    return f"combine/{dtype}{'.shared' if has_shared else ''}"
+
+
+CONFIGS = {
+    _name(dtype, has_shared): _config(dtype, has_shared)
+    for dtype in DTYPES.values()
+    for has_shared in (False, True)
+}
+
+
+def combine(y: Tensor, destination: Tensor, weights: Tensor, shared: Tensor | None) -> Tensor:
+    """Return the sums [T, D] as the definition does."""
+    y, columns = y.contiguous(), y.shape[-1]
+    tokens, slots = destination.shape
+    out = y.new_empty(tokens, columns)
+    if out.numel():
+        tables = destination.contiguous(), weights.contiguous()
+        CONFIGS[_name(DTYPES[y.dtype], shared is not None)].launch(
+            (tokens, -(-columns // BLOCK)),
+            *(y, *tables, out, columns, *(() if shared is None else (shared.contiguous(),))),
+            SLOTS=slots,
+            BLOCK=BLOCK,
+        )
+    return out

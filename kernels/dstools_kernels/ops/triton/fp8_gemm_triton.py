@@ -1,4 +1,4 @@
-"""Block FP8 GEMM for sm_90a: persistent, tiles by TMA in and out, two-level accumulation."""
+"""Triton twin of `fp8_gemm`: persistent, TMA in and out, two-level sums. Never run on a GPU."""
 
 import torch
 import triton
@@ -6,36 +6,38 @@ import triton.language as tl
 from torch import Tensor
 
 from dstools_kernels.ops.act_quant import Quantized
-from dstools_kernels.ops.triton.tiles import GROUP, give_workspace, loadable, place, programs, tile
+from dstools_kernels.ops.triton.config import Config
+from dstools_kernels.ops.triton.tiles import (
+    GROUP,
+    TILES,
+    Tile,
+    give_workspace,
+    loadable,
+    place,
+    programs,
+    tile,
+)
 
-
-def fp8_gemm(x: Quantized, w: Quantized, dtype: torch.dtype) -> Tensor:
-    """Return x w' [T, N]: the twin of `ops.fp8_gemm`."""
-    codes, weight = (loadable(part.codes.contiguous()) for part in (x, w))
-    (rows, depth), columns = codes.shape, len(weight)
-    y = x.scales.new_empty(rows, columns, dtype=dtype)
-    shape = tile(rows)
-    tiles = triton.cdiv(rows, shape.rows) * triton.cdiv(columns, shape.columns)
-    if tiles:
-        give_workspace(codes)
-        kernel[(min(tiles, programs(codes)),)](
-            codes, x.scales, weight, w.scales.contiguous(), y, rows, columns, depth,
-            x.scales.stride(0), x.scales.stride(1),
-            shape.rows, shape.columns, GROUP, num_warps=shape.warps, num_stages=shape.stages,
-        )  # fmt: skip
-    return y
+DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}  # of the result
 
 
 @triton.jit
-def kernel(
-    x_ptr, x_scales_ptr, w_ptr, w_scales_ptr, y_ptr, M, N, K, scales_row, scales_group,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """Write y [M, N] = x [M, K] w' of w [N, K], scales by 1 x 128 tiles and 128 x 128 blocks.
-
-    A program takes every tile of as many as there are programs. The scale of row m and group g is
-    at m * scales_row + g * scales_group.
-    """
+def fp8_gemm_kernel(
+    x_ptr,  # [M, K]
+    x_scales_ptr,  # [M, groups], its elements at row * row_step + group * group_step
+    w_ptr,  # [N, K]
+    w_scales_ptr,  # [ceil(N / 128), groups]
+    y_ptr,  # [M, N]
+    M,
+    N,
+    K,
+    group_step,
+    row_step,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Write y = x w'; a program takes every tile of as many as there are programs."""
     BLOCK_K: tl.constexpr = 128  # of one scale: the product is promoted to float32 after each
     x = tl.make_tensor_descriptor(x_ptr, [M, K], [K, 1], [BLOCK_M, BLOCK_K])
     w = tl.make_tensor_descriptor(w_ptr, [N, K], [K, 1], [BLOCK_N, BLOCK_K])
@@ -45,12 +47,55 @@ def kernel(
         row, column = place(at, tiles_m, tiles_n, GROUP)
         m, n = row * BLOCK_M, column * BLOCK_N
         rows = m + tl.arange(0, BLOCK_M)
-        x_scales = x_scales_ptr + rows.to(tl.int64) * scales_row
+        x_scales = x_scales_ptr + rows.to(tl.int64) * row_step
         w_scales = w_scales_ptr + n // 128 * groups
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for group in range(groups):
             k = group * BLOCK_K
             scale = tl.load(x_scales, mask=rows < M, other=0.0) * tl.load(w_scales + group)
             total += tl.dot(x.load([m, k]), w.load([n, k]).T) * scale[:, None]
-            x_scales += scales_group
+            x_scales += group_step
         y.store([m, n], total.to(y_ptr.dtype.element_ty))
+
+
+def _config(shape: Tile, dtype: str) -> Config:
+    pointers = {"x_ptr": "*fp8e4nv", "x_scales_ptr": "*fp32", "w_ptr": "*fp8e4nv"}
+    pointers |= {"w_scales_ptr": "*fp32", "y_ptr": f"*{dtype}"}
+    return Config(
+        fp8_gemm_kernel,
+        {**pointers, "M": "i32", "N": "i32", "K": "i32", "group_step": "i32"},
+        # row_step: scales are stored by groups, as act_quant can write them
+        {"row_step": 1, "BLOCK_M": shape.rows, "BLOCK_N": shape.columns, "GROUP": GROUP},
+        num_warps=shape.warps,
+        num_stages=shape.stages,
+        unaligned=("M", "group_step"),
+        needs=("QGMMA.64x128x32.F32.E4M3.E4M3", "UTMALDG", "UTMASTG"),
+        lacks=("LDGSTS",),
+    )
+
+
+def _name(shape: Tile, dtype: str) -> str:
+    return f"fp8_gemm/{shape.name(128)}.{dtype}"
+
+
+CONFIGS = {
+    _name(shape, dtype): _config(shape, dtype) for shape in TILES for dtype in DTYPES.values()
+}
+
+
+def fp8_gemm(x: Quantized, w: Quantized, dtype: torch.dtype) -> Tensor:
+    """Return x w' [T, N] as the definition does."""
+    codes, weight = (loadable(part.codes.contiguous()) for part in (x, w))
+    (rows, depth), columns = codes.shape, len(weight)
+    y = x.scales.new_empty(rows, columns, dtype=dtype)
+    shape = tile(rows)
+    tiles = -(-rows // shape.rows) * -(-columns // shape.columns)
+    if tiles:
+        give_workspace(codes)
+        row_step, group_step = x.scales.stride()
+        CONFIGS[_name(shape, DTYPES[dtype])].launch(
+            (min(tiles, programs(codes)),),
+            *(codes, x.scales, weight, w.scales.contiguous(), y, rows, columns, depth, group_step),
+            row_step=row_step,
+        )
+    return y

@@ -1,4 +1,4 @@
-"""Grouped GEMM over ragged groups for sm_90a, in block FP8 and in BF16: nothing is padded.
+"""Triton twin of `moe_gemm`, in block FP8 and in BF16: nothing is padded. Never run on a GPU.
 
 A tile begins at its group's row, wherever that is. Its last rows may be those of the next group:
 loading them is harmless, and they are not stored, so stores are masked and not by TMA.
@@ -10,37 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dstools_kernels.ops.act_quant import Quantized
-from dstools_kernels.ops.triton.tiles import give_workspace, loadable, programs, tile
+from dstools_kernels.ops.triton.config import Config
+from dstools_kernels.ops.triton.tiles import TILES, Tile, give_workspace, loadable, programs, tile
 
-BLOCK_K = 64  # of BF16
-
-
-def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> Tensor:
-    """Return y [R, N]: the twin of `ops.moe_gemm`, for BF16 and FP8."""
-    rows, weight = (v.codes if isinstance(v, Quantized) else v for v in (x, w))
-    rows, weight = (loadable(part.contiguous()) for part in (rows, weight))
-    experts, columns, depth = weight.shape
-    y = rows.new_empty(len(rows), columns, dtype=torch.bfloat16)
-    shape = tile(len(rows) // experts)
-    most = len(rows) // shape.rows + min(len(rows), experts)  # rows of tiles, whatever the offsets
-    tiles = most * triton.cdiv(columns, shape.columns)
-    if not tiles:
-        return y
-    give_workspace(rows)
-    grid = (min(tiles, programs(rows)),)
-    sizes = (offsets, len(rows), experts, columns, depth)
-    tiling = {
-        "EXPERTS": triton.next_power_of_2(experts), "BLOCK_M": shape.rows,
-        "BLOCK_N": shape.columns, "num_warps": shape.warps, "num_stages": shape.stages,
-    }  # fmt: skip
-    if isinstance(x, Quantized) and isinstance(w, Quantized):
-        strides = x.scales.stride()
-        fp8_kernel[grid](
-            rows, x.scales, weight, w.scales.contiguous(), y, *sizes, *strides, **tiling
-        )
-    else:
-        bf16_kernel[grid](rows, weight, y, *sizes, BLOCK_K=BLOCK_K, **tiling)
-    return y
+EXPERTS = 256  # on a rank, of what is compiled ahead of time
+BLOCK_K = 64  # of BF16, in every form, so that the sums of a row do not depend on the tile
 
 
 @triton.jit
@@ -78,17 +52,25 @@ def store(y_ptr, total, m, n, end, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constex
 
 @triton.jit
 def fp8_kernel(
-    x_ptr, x_scales_ptr, w_ptr, w_scales_ptr, y_ptr, offsets_ptr, R, G, N, K,
-    scales_row, scales_group,
-    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Write rows offsets[g] to offsets[g + 1] of y [R, N] = x [R, K] w[g]' for all g.
-
-    `w` is [G, N, K], its scales [G, ceil(N / 128), ceil(K / 128)]. EXPERTS is the power of two not
-    below G.
-    """
+    x_ptr,  # [R, K]
+    x_scales_ptr,  # [R, groups], its elements at row * row_step + group * group_step
+    w_ptr,  # [G, N, K]
+    w_scales_ptr,  # [G, ceil(N / 128), groups]
+    y_ptr,  # [R, N]
+    offsets_ptr,  # [G + 1] int32
+    R,
+    G,
+    N,
+    K,
+    w_expert,  # elements from an expert's weight to the next
+    group_step,
+    row_step,
+    EXPERTS: tl.constexpr,  # the power of two that is not below G
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Write the rows offsets[g] to offsets[g + 1] of y = x w[g]' for all g."""
     BLOCK_K: tl.constexpr = 128  # of one scale: the product is promoted to float32 after each
-    w_expert = N.to(tl.int64) * K
     x = tl.make_tensor_descriptor(x_ptr, [R, K], [K, 1], [BLOCK_M, BLOCK_K])
     w = tl.make_tensor_descriptor(w_ptr, [G, N, K], [w_expert, K, 1], [1, BLOCK_N, BLOCK_K])
     tiles_n, depth = tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K)
@@ -98,7 +80,7 @@ def fp8_kernel(
             at, first, end, tile_first, tile_end, tiles_n, EXPERTS, BLOCK_M, BLOCK_N
         )
         rows = m + tl.arange(0, BLOCK_M)
-        x_scales = x_scales_ptr + rows.to(tl.int64) * scales_row
+        x_scales = x_scales_ptr + rows.to(tl.int64) * row_step
         w_scales = w_scales_ptr + (expert * tl.cdiv(N, 128) + n // 128) * depth
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for group in range(depth):
@@ -106,17 +88,27 @@ def fp8_kernel(
             scale = tl.load(x_scales, mask=rows < after, other=0.0) * tl.load(w_scales + group)
             w_tile = w.load([expert, n, k]).reshape(BLOCK_N, BLOCK_K)
             total += tl.dot(x.load([m, k]), w_tile.T) * scale[:, None]
-            x_scales += scales_group
+            x_scales += group_step
         store(y_ptr, total, m, n, after, N, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
 def bf16_kernel(
-    x_ptr, w_ptr, y_ptr, offsets_ptr, R, G, N, K,
-    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Write what `fp8_kernel` does, of BF16 `x` and `w`."""
-    w_expert = N.to(tl.int64) * K
+    x_ptr,  # [R, K]
+    w_ptr,  # [G, N, K]
+    y_ptr,  # [R, N]
+    offsets_ptr,  # [G + 1] int32
+    R,
+    G,
+    N,
+    K,
+    w_expert,
+    EXPERTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Write what `fp8_kernel` does."""
     x = tl.make_tensor_descriptor(x_ptr, [R, K], [K, 1], [BLOCK_M, BLOCK_K])
     w = tl.make_tensor_descriptor(w_ptr, [G, N, K], [w_expert, K, 1], [1, BLOCK_N, BLOCK_K])
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -130,3 +122,68 @@ def bf16_kernel(
             w_tile = w.load([expert, n, k]).reshape(BLOCK_N, BLOCK_K)
             total = tl.dot(x.load([m, k]), w_tile.T, total)
         store(y_ptr, total, m, n, after, N, BLOCK_M, BLOCK_N)
+
+
+def _config(shape: Tile, is_fp8: bool) -> Config:
+    sizes = {**dict.fromkeys(("R", "G", "N", "K"), "i32"), "w_expert": "i64"}
+    tiling = {"EXPERTS": EXPERTS, "BLOCK_M": shape.rows, "BLOCK_N": shape.columns}
+    ends = {"y_ptr": "*bf16", "offsets_ptr": "*i32"}
+    if is_fp8:
+        pointers = {"x_ptr": "*fp8e4nv", "x_scales_ptr": "*fp32"}
+        pointers |= {"w_ptr": "*fp8e4nv", "w_scales_ptr": "*fp32", **ends}
+        # row_step: scales are stored by groups, as act_quant can write them
+        signature, constants = {**pointers, **sizes, "group_step": "i32"}, {"row_step": 1, **tiling}
+    else:
+        signature = {"x_ptr": "*bf16", "w_ptr": "*bf16", **ends, **sizes}
+        constants = {**tiling, "BLOCK_K": BLOCK_K}
+    return Config(
+        fp8_kernel if is_fp8 else bf16_kernel,
+        signature,
+        constants,
+        num_warps=shape.warps,
+        num_stages=shape.stages,
+        unaligned=("R", "group_step"),
+        needs=(
+            "QGMMA.64x128x32.F32.E4M3.E4M3" if is_fp8 else "HGMMA.64x128x16.F32.BF16",
+            "UTMALDG",
+            "STG.128",
+        ),
+        lacks=("LDGSTS", "UTMASTG"),
+    )
+
+
+def _name(shape: Tile, is_fp8: bool) -> str:
+    return f"moe_gemm/{'fp8' if is_fp8 else 'bf16'}.{shape.name(128 if is_fp8 else BLOCK_K)}"
+
+
+CONFIGS = {
+    _name(shape, is_fp8): _config(shape, is_fp8) for shape in TILES for is_fp8 in (True, False)
+}
+
+
+def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> Tensor:
+    """Return y [R, N] as the definition does, for BF16 and FP8."""
+    rows, weight = (v.codes if isinstance(v, Quantized) else v for v in (x, w))
+    rows, weight = (loadable(part.contiguous()) for part in (rows, weight))
+    experts, columns, depth = weight.shape
+    y = rows.new_empty(len(rows), columns, dtype=torch.bfloat16)
+    shape = tile(len(rows) // experts)
+    most = len(rows) // shape.rows + min(len(rows), experts)  # rows of tiles, whatever the offsets
+    tiles = most * -(-columns // shape.columns)
+    if not tiles:
+        return y
+    give_workspace(rows)
+    grid = (min(tiles, programs(rows)),)
+    sizes = (offsets, len(rows), experts, columns, depth, columns * depth)
+    padded = triton.next_power_of_2(experts)
+    if isinstance(x, Quantized) and isinstance(w, Quantized):
+        row_step, group_step = x.scales.stride()
+        CONFIGS[_name(shape, True)].launch(
+            grid,
+            *(rows, x.scales, weight, w.scales.contiguous(), y, *sizes, group_step),
+            row_step=row_step,
+            EXPERTS=padded,
+        )
+    else:
+        CONFIGS[_name(shape, False)].launch(grid, rows, weight, y, *sizes, EXPERTS=padded)
+    return y

@@ -1,47 +1,36 @@
-"""Stable counting sort of token copies by expert, in three launches: count, add up, place."""
+"""Triton twin of `permute`, in three launches: count, add up, place. Never run on a GPU."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dstools_kernels.ops.triton.config import Config
+
+EXPERTS = 256  # on a rank, of what is compiled ahead of time
 BLOCK = 64  # copies of a program
 BLOCKS = 16  # of counts that are added up at a time
 
 
-def permute(ids: Tensor, expert_map: Tensor, num_local: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens, destination and offsets: the twin of `ops.permute`."""
-    ids, count = ids.contiguous(), ids.numel()
-    tokens, destination = ids.new_zeros(count), torch.empty_like(ids)
-    offsets = ids.new_zeros(num_local + 1)
-    blocks, padded = triton.cdiv(count, BLOCK), triton.next_power_of_2(num_local)
-    if not blocks:
-        return tokens, destination, offsets
-    local, counts = torch.empty_like(ids), ids.new_empty(blocks, num_local)
-    first = torch.empty_like(counts)
-    grid = (blocks,)
-    count_kernel[grid](
-        ids, expert_map, local, counts, count, len(expert_map), num_local, padded, BLOCK
-    )
-    offsets_kernel[(1,)](counts, first, offsets, blocks, num_local, padded, BLOCKS, num_warps=8)
-    place_kernel[grid](
-        local, first, destination, tokens, count, ids.shape[-1], num_local, padded, BLOCK
-    )
-    return tokens, destination, offsets
-
-
 @triton.jit
 def count_kernel(
-    ids_ptr, map_ptr, local_ptr, counts_ptr, count, E, G,
-    EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Write local [count], the local expert of each copy or -1, and counts [blocks, G]."""
+    ids_ptr,  # [count] int32
+    map_ptr,  # [E] int32
+    local_ptr,  # [count] int32
+    counts_ptr,  # [blocks, G] int32
+    count,
+    E,
+    G,
+    EXPERTS: tl.constexpr,  # the power of two that is not below G
+    BLOCK: tl.constexpr,
+):
+    """Write the local expert of each copy of a block, below 0 for none, and their counts."""
     block = tl.program_id(0)
     at, expert = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, EXPERTS)
     ids = tl.load(ids_ptr + at, mask=at < count, other=-1)
     is_known = (ids >= 0) & (ids < E)
     local = tl.load(map_ptr + ids, mask=is_known, other=-1)
-    local = tl.where((local >= 0) & (local < G), local, -1)
+    local = tl.where(local < G, local, -1)
     tl.store(local_ptr + at, local, mask=at < count)
     is_of = (local[:, None] == expert[None, :]).to(tl.int32)
     tl.store(counts_ptr + block * G + expert, tl.sum(is_of, 0), mask=expert < G)
@@ -49,9 +38,15 @@ def count_kernel(
 
 @triton.jit
 def offsets_kernel(
-    counts_ptr, first_ptr, offsets_ptr, blocks, G, EXPERTS: tl.constexpr, BLOCKS: tl.constexpr
+    counts_ptr,  # [blocks, G] int32
+    first_ptr,  # [blocks, G] int32
+    offsets_ptr,  # [G + 1] int32, the first 0
+    blocks,
+    G,
+    EXPERTS: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
-    """Write offsets [G + 1] and first [blocks, G], the row of an expert's first copy in a block.
+    """Write the offsets, and the row of an expert's first copy in each block.
 
     One program: it reads the counts twice, once for all experts' totals.
     """
@@ -63,8 +58,7 @@ def offsets_kernel(
         at = block[:, None] * G + expert[None, :]
         total += tl.sum(tl.load(counts_ptr + at, mask=mask, other=0), 0)
     ends = tl.cumsum(total, 0)
-    tl.store(offsets_ptr + expert, ends - total, mask=expert < G)
-    tl.store(offsets_ptr + G + expert * 0, tl.sum(total, 0), mask=expert == 0)
+    tl.store(offsets_ptr + 1 + expert, ends, mask=expert < G)
     row = ends - total
     for start in range(0, blocks, BLOCKS):
         block = start + tl.arange(0, BLOCKS)
@@ -78,10 +72,17 @@ def offsets_kernel(
 
 @triton.jit
 def place_kernel(
-    local_ptr, first_ptr, destination_ptr, tokens_ptr, count, K, G,
-    EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Write destination [count], the row of each copy or -1, and tokens, the token of each row."""
+    local_ptr,  # [count] int32
+    first_ptr,  # [blocks, G] int32
+    destination_ptr,  # [count] int32
+    tokens_ptr,  # [count] int32
+    count,
+    K,
+    G,
+    EXPERTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write the row of each copy of a block, or -1, and the token of each row."""
     block = tl.program_id(0)
     at, expert = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, EXPERTS)
     local = tl.load(local_ptr + at, mask=at < count, other=-1)
@@ -91,3 +92,50 @@ def place_kernel(
     is_kept = local >= 0
     tl.store(destination_ptr + at, tl.where(is_kept, row, -1), mask=at < count)
     tl.store(tokens_ptr + row, at // K, mask=is_kept & (at < count))
+
+
+def _config(kernel: object, pointers: str, sizes: str, num_warps: int, **constants: int) -> Config:
+    return Config(
+        kernel,
+        {**dict.fromkeys(pointers.split(), "*i32"), **dict.fromkeys(sizes.split(), "i32")},
+        {"EXPERTS": EXPERTS, **constants},
+        num_warps,
+        unaligned=("count", "blocks", "K"),
+    )
+
+
+CONFIGS = {
+    "permute/count": _config(
+        count_kernel, "ids_ptr map_ptr local_ptr counts_ptr", "count E G", 4, BLOCK=BLOCK
+    ),
+    "permute/offsets": _config(
+        offsets_kernel, "counts_ptr first_ptr offsets_ptr", "blocks G", 8, BLOCKS=BLOCKS
+    ),
+    "permute/place": _config(
+        place_kernel, "local_ptr first_ptr destination_ptr tokens_ptr", "count K G", 4, BLOCK=BLOCK
+    ),
+}
+
+
+def permute(ids: Tensor, expert_map: Tensor, num_local: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens, destination and offsets as the definition does."""
+    ids, count = ids.contiguous(), ids.numel()
+    tokens, destination = ids.new_zeros(count), torch.empty_like(ids)
+    offsets = ids.new_zeros(num_local + 1)
+    blocks, padded = -(-count // BLOCK), triton.next_power_of_2(num_local)
+    if not blocks:
+        return tokens, destination, offsets
+    local, counts = torch.empty_like(ids), ids.new_empty(blocks, num_local)
+    first = torch.empty_like(counts)
+    CONFIGS["permute/count"].launch(
+        (blocks,), ids, expert_map, local, counts, count, len(expert_map), num_local,
+        EXPERTS=padded, BLOCK=BLOCK,
+    )  # fmt: skip
+    CONFIGS["permute/offsets"].launch(
+        (1,), counts, first, offsets, blocks, num_local, EXPERTS=padded, BLOCKS=BLOCKS
+    )
+    CONFIGS["permute/place"].launch(
+        (blocks,), local, first, destination, tokens, count, ids.shape[-1], num_local,
+        EXPERTS=padded, BLOCK=BLOCK,
+    )  # fmt: skip
+    return tokens, destination, offsets

@@ -1,35 +1,17 @@
-"""The choice of experts, a few tokens a program: the best expert is taken k times."""
+"""Triton twin of `router`: the best expert is taken k times. Never run on a GPU."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from dstools_kernels.ops.router import Rule
+from dstools_kernels.ops.router import Rule
+from dstools_kernels.ops.triton.config import Config
 
 TOKENS = 1  # of a program
 WARPS = 1  # which exchange nothing through shared memory
-
-
-def router(logits: Tensor, bias: Tensor | None, rule: "Rule") -> tuple[Tensor, Tensor]:
-    """Return ids and weights [T, k]: the twin of `ops.router`."""
-    logits = logits.contiguous()
-    tokens, experts = logits.shape
-    ids = logits.new_empty(tokens, rule.count, dtype=torch.int32)
-    weights = logits.new_empty(tokens, rule.count)
-    if tokens:
-        members = experts // rule.n_group
-        kernel[(triton.cdiv(tokens, TOKENS),)](
-            logits, logits if bias is None else bias, ids, weights, tokens, rule.scale,
-            rule.scoring == "sigmoid", rule.group_score == "top2", bias is not None, rule.is_normed,
-            rule.n_group, triton.next_power_of_2(rule.n_group), rule.topk_group,
-            members, triton.next_power_of_2(members),
-            rule.count, triton.next_power_of_2(rule.count), TOKENS, num_warps=WARPS,
-        )  # fmt: skip
-    return ids, weights
 
 
 @triton.jit
@@ -68,17 +50,26 @@ def keep(choice, group, member, IS_V3: tl.constexpr, KEPT: tl.constexpr):
 
 
 @triton.jit
-def kernel(
-    logits_ptr, bias_ptr, ids_ptr, weights_ptr, T, scale,
-    IS_SIGMOID: tl.constexpr, IS_V3: tl.constexpr, HAS_BIAS: tl.constexpr, IS_NORMED: tl.constexpr,
-    N_GROUP: tl.constexpr, GROUPS: tl.constexpr, KEPT: tl.constexpr,
-    N_MEMBER: tl.constexpr, MEMBERS: tl.constexpr,
-    COUNT: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
-    """Write ids and weights [T, COUNT] for N_GROUP groups of N_MEMBER experts, KEPT groups kept.
-
-    GROUPS, MEMBERS and SLOTS are the powers of two not below N_GROUP, N_MEMBER and COUNT.
-    """
+def router_kernel(
+    logits_ptr,  # [T, E]
+    ids_ptr,  # [T, COUNT] int32
+    weights_ptr,  # [T, COUNT]
+    T,
+    scale,
+    bias_ptr,  # [E] or None
+    IS_SIGMOID: tl.constexpr,
+    IS_V3: tl.constexpr,  # the score of a group is that of its best two, else of its best
+    IS_NORMED: tl.constexpr,
+    N_GROUP: tl.constexpr,
+    N_MEMBER: tl.constexpr,  # experts of a group
+    KEPT: tl.constexpr,  # groups of a token
+    COUNT: tl.constexpr,  # experts of a token
+    GROUPS: tl.constexpr,  # the powers of two that are not below N_GROUP, N_MEMBER and COUNT
+    MEMBERS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Write ids and weights of TOKENS tokens; grid (ceil(T / TOKENS),)."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     group, member, slot = tl.arange(0, GROUPS), tl.arange(0, MEMBERS), tl.arange(0, SLOTS)
     expert = (group[:, None] * N_MEMBER + member[None, :])[None]  # [1, GROUPS, MEMBERS]
@@ -88,7 +79,7 @@ def kernel(
     logits = tl.load(logits_ptr + at, mask=is_token[:, None, None] & is_expert, other=0.0)
     scores, is_bad = score(logits, is_expert, IS_SIGMOID)
     choice = scores
-    if HAS_BIAS:
+    if bias_ptr is not None:
         choice += tl.load(bias_ptr + expert, mask=is_expert, other=0.0)
     choice = tl.where(is_expert, choice, float("-inf"))
     if KEPT < N_GROUP:
@@ -117,3 +108,56 @@ def kernel(
     mask = is_token[:, None] & (slot < COUNT)[None, :]
     tl.store(ids_ptr + out, ids, mask=mask)
     tl.store(weights_ptr + out, weights, mask=mask)
+
+
+def _constants(rule: Rule, experts: int) -> dict[str, Any]:
+    members = experts // rule.n_group
+    return {
+        "IS_SIGMOID": rule.scoring == "sigmoid",
+        "IS_V3": rule.group_score == "top2",
+        "IS_NORMED": rule.is_normed,
+        "N_GROUP": rule.n_group,
+        "N_MEMBER": members,
+        "KEPT": rule.topk_group,
+        "COUNT": rule.count,
+        "GROUPS": triton.next_power_of_2(rule.n_group),
+        "MEMBERS": triton.next_power_of_2(members),
+        "SLOTS": triton.next_power_of_2(rule.count),
+        "TOKENS": TOKENS,
+    }
+
+
+def _config(rule: Rule, experts: int, has_bias: bool) -> Config:
+    pointers = {"logits_ptr": "*fp32", "ids_ptr": "*i32", "weights_ptr": "*fp32"}
+    bias = {"bias_ptr": "*fp32"} if has_bias else {}
+    return Config(
+        router_kernel,
+        {**pointers, "T": "i32", "scale": "fp32", **bias},
+        {**_constants(rule, experts), **({} if has_bias else {"bias_ptr": None})},
+        num_warps=WARPS,
+        unaligned=("T",),
+        needs=("div.rn.f32",),
+        lacks=("BAR",),
+    )
+
+
+CONFIGS = {
+    "router/v3": _config(Rule("sigmoid", "top2", 8, 4, 8, True, 2.5), 256, has_bias=True),
+    "router/v2": _config(Rule("softmax", "max", 8, 3, 6, False, 16.0), 160, has_bias=False),
+    "router/v2-lite": _config(Rule("softmax", "max", 1, 1, 6, False, 1.0), 64, has_bias=False),
+}
+
+
+def router(logits: Tensor, bias: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Return ids and weights [T, k] as the definition does, except for ties."""
+    logits = logits.contiguous()
+    tokens, experts = logits.shape
+    ids = logits.new_empty(tokens, rule.count, dtype=torch.int32)
+    weights = logits.new_empty(tokens, rule.count)
+    if tokens:
+        config = _config(rule, experts, bias is not None)
+        grid = (-(-tokens // TOKENS),)
+        config.launch(
+            grid, logits, ids, weights, tokens, rule.scale, *(() if bias is None else (bias,))
+        )
+    return ids, weights

@@ -18,11 +18,15 @@ class Tile(NamedTuple):
     warps: int
     stages: int  # tiles of K in flight
 
+    def name(self, depth: int) -> str:
+        """Return its name in the tables CONFIGS, where a step is `depth` of K."""
+        return f"{self.rows}x{self.columns}x{depth}.w{self.warps}.s{self.stages}"
+
 
 # With 4 warps the accumulator of 128 x 128 spills; a 64 x 128 tile fills the tensor cores of 4.
 SMALL = Tile(64, 128, warps=4, stages=5)
 LARGE = Tile(128, 128, warps=8, stages=4)
-BYTES_DEEP = 128  # of a row of a tile: 128 FP8 codes, or 64 numbers in BF16
+TILES = (SMALL, LARGE)
 MOST_SMALL_ROWS = 128
 GROUP = 8  # rows of tiles that are walked together, so that tiles of weights stay in L2
 

@@ -35,7 +35,10 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def watched() -> Iterator[None]:
-    """Check every access of kernels, and fill new tensors with NaN, so that gaps are seen."""
+    """Check every access of kernels, and fill new tensors with NaN, so that gaps are seen.
+
+    A test that expects a fault catches it within `reported()`.
+    """
     from dstools_kernels.proof.sanitizer import sanitized
 
     torch.use_deterministic_algorithms(True)  # which fills what is allocated

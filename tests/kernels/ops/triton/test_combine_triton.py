@@ -1,6 +1,7 @@
 """Steps L2 and L3 for the sum over experts: float64, dropped slots, the order of slots."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ pytest.importorskip("triton", reason="needs triton, a development extra")
 
 from dstools_kernels.ops.combine import combine
 from dstools_kernels.ops.triton import combine_triton
+from dstools_kernels.proof.mutate import mutate
+from dstools_kernels.proof.sanitizer import OutOfBounds, reported
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +61,28 @@ def test_a_dropped_slot_does_not_matter_nan_or_not() -> None:
 
 
 def test_no_token_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(combine_triton, "kernel")
+    monkeypatch.delattr(combine_triton, "CONFIGS")
     y, destination, weights, _ = case(torch.bfloat16)
     assert combine(y, destination[:0], weights[:0], None).shape == (0, 300)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("tl.where(row >= 0, D, 0)", "D"), ("+ slot).to(tl.int64)", "+ slot).to(tl.int64) + 1")],
+    ids=["a dropped slot is read", "the next row"],
+)
+def test_the_sanitizer_catches_a_mutant(old: str, new: str, tmp_path: Path) -> None:
+    y, destination, weights, _ = case(torch.bfloat16)
+    destination[0], destination[3, 0] = -1, 79
+    mutant = mutate(combine_triton, old, new, tmp_path)
+    with pytest.raises(OutOfBounds), reported():
+        mutant.combine(y, destination, weights, None)
+
+
+def test_a_dropped_slot_that_is_weighed_is_caught(tmp_path: Path) -> None:
+    old = "tl.where(row >= 0, tl.load(weights_ptr + token * SLOTS + slot), 0.0)"
+    mutant = mutate(combine_triton, old, "tl.load(weights_ptr + token * SLOTS + slot)", tmp_path)
+    destination, weights = torch.tensor([[0, -1]]).int(), torch.tensor([[1.0, math.nan]])
+    y = torch.ones(1, 2)
+    assert combine(y, destination, weights, None).tolist() == [[1.0, 1.0]]
+    assert mutant.combine(y, destination, weights, None).isnan().all()

@@ -1,6 +1,8 @@
 """Steps L2 to L4 for the FP8 GEMM: float64, ragged sizes, rows alone, two-level accumulation."""
 
 import math
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from dstools_kernels.ops.act_quant import Quantized
 from dstools_kernels.ops.fp8_gemm import fp8_gemm
 from dstools_kernels.ops.triton import fp8_gemm_triton, tiles
 from dstools_kernels.proof.accumulate import hopper_accumulator
+from dstools_kernels.proof.mutate import mutate
+from dstools_kernels.proof.sanitizer import OutOfBounds, Race, reported
 
 
 @pytest.fixture(autouse=True)
@@ -112,10 +116,63 @@ def positive(rows: int, columns: int, depth: int) -> tuple[Quantized, Quantized]
     return x, w
 
 
-def test_two_level_accumulation_is_within_two_thousandths_on_hoppers_accumulator() -> None:
-    """Seen at K = 2048: 5.6e-4; without promotion 3.5e-2, see test_mutations."""
-    x, w = positive(8, 16, 2048)
+def on_hoppers_accumulator(module: ModuleType, x: Quantized, w: Quantized) -> Tensor:
+    """Return x w' [8, 16] in a tile that is no larger: the emulation is slow."""
+    y = torch.full((8, 16), math.nan)
+    row_step, group_step = x.scales.stride()
     with hopper_accumulator():
-        y = fp8_gemm(x, w, torch.float32).double()
+        module.CONFIGS["fp8_gemm/64x128x128.w4.s5.fp32"].launch(
+            (1,), *x, *w, y, 8, 16, 2048, group_step, row_step=row_step, BLOCK_M=16, BLOCK_N=16
+        )
+    return y.double()
+
+
+def test_two_level_accumulation_stays_within_bounds_and_its_mutant_does_not(tmp_path: Path) -> None:
+    """Seen at K = 2048: 5.6e-4, and 3.5e-2 without promotion; the bounds are between them."""
+    x, w = positive(8, 16, 2048)
     wanted = exact(x, w)
+    mutant = mutate(
+        fp8_gemm_triton,
+        "total += tl.dot(x.load([m, k]), w.load([n, k]).T) * scale[:, None]",
+        "total = tl.dot(x.load([m, k]), w.load([n, k]).T, total)",
+        tmp_path,
+    )
+    y = on_hoppers_accumulator(fp8_gemm_triton, x, w)
+    unpromoted = on_hoppers_accumulator(mutant, x, w) / 448**2
     assert (y - wanted).norm() / wanted.norm() <= 2e-3
+    assert (unpromoted - wanted).norm() / wanted.norm() > 1e-2
+
+
+# -------------------------------------------------------------------------------------- mutants
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("n // 128 * groups", "(n // 128 ^ 1) * groups"),
+        ("tl.load(w_scales + group)", "tl.load(w_scales + (group ^ 1))"),
+        ("            x_scales += group_step\n", ""),
+    ],
+)
+def test_float64_catches_a_mutant(old: str, new: str, tmp_path: Path) -> None:
+    x, w = operands(130, 256, 256)
+    mutant = mutate(fp8_gemm_triton, old, new, tmp_path)
+    assert is_right(fp8_gemm(x, w), exact(x, w))
+    assert not is_right(mutant.fp8_gemm(x, w, torch.bfloat16), exact(x, w))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("mask=rows < M", "mask=rows < M + 1", OutOfBounds),
+        ("y_ptr, [M, N]", "y_ptr, [M + 1, N]", OutOfBounds),
+        ("m, n = row * BLOCK_M", "m, n = row * (BLOCK_M - 16)", Race),
+    ],
+)
+def test_the_sanitizer_catches_a_mutant(
+    old: str, new: str, fault: type[Exception], tmp_path: Path
+) -> None:
+    x, w = operands(130, 256, 256)
+    mutant = mutate(fp8_gemm_triton, old, new, tmp_path)
+    with pytest.raises(fault), reported():
+        mutant.fp8_gemm(x, w, torch.bfloat16)

@@ -1,6 +1,8 @@
 """Steps L2 and L3 for the BF16 GEMM: float64, ragged sizes, heads, layouts, and row invariance."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ pytest.importorskip("triton", reason="needs triton, a development extra")
 from dstools_kernels.ops.gemm import gemm
 from dstools_kernels.ops.triton import gemm_triton, tiles
 from dstools_kernels.ops.triton.tiles import is_loadable
+from dstools_kernels.proof.mutate import mutate
+from dstools_kernels.proof.sanitizer import Race, reported
 
 
 @pytest.fixture(autouse=True)
@@ -74,12 +78,45 @@ def test_no_rows_launch_nothing() -> None:
     assert gemm(normal(3, 0, 8), normal(3, 16, 8)).shape == (3, 0, 16)
 
 
-def test_a_row_is_the_same_alone_among_8_and_as_the_first_of_2_tokens() -> None:
+def is_row_invariant(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Return whether a row is the same alone, among 8 and 300, and as the first of 2 tokens."""
     w, rows = normal(136, 576), normal(300, 576)
-    alone = gemm(rows[3:4], w)
-    assert torch.equal(gemm(rows[:8], w)[3:4], alone)
-    assert torch.equal(gemm(rows[3:5], w)[:1], alone)
-    assert torch.equal(gemm(rows, w)[3:4], alone), "among 300 the tile is another one"
+    alone = multiply(rows[3:4], w)
+    others = multiply(rows[:8], w)[3:4], multiply(rows[3:5], w)[:1], multiply(rows, w)[3:4]
+    return all(torch.equal(other, alone) for other in others)
+
+
+def test_a_row_is_the_same_alone_among_others_and_as_the_first_of_2_tokens() -> None:
+    assert is_row_invariant(gemm)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"BLOCK_K": BLOCK_K,', '"BLOCK_K": shape.rows,'),
+        ("columns, depth, *strides\n", "columns, depth, *strides, BLOCK_K=16 * (1 + (rows > 1))\n"),
+    ],
+    ids=["steps of K by the tile", "steps of K by the number of rows"],
+)
+def test_a_mutant_is_right_but_not_row_invariant(old: str, new: str, tmp_path: Path) -> None:
+    mutant = mutate(gemm_triton, old, new, tmp_path)
+    x, w = normal(300, 576), normal(136, 576)
+    assert is_right(mutant.gemm(x, w, torch.bfloat16), x, w)
+    assert not is_row_invariant(lambda x, w: mutant.gemm(x, w, torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("m, n = row * BLOCK_M", "m, n = row * (BLOCK_M - 8)"),
+        ("for at in tl.range(tl.program_id(0),", "for at in tl.range(0,"),
+    ],
+    ids=["overlapping tiles", "every program takes all tiles"],
+)
+def test_the_sanitizer_catches_a_mutant(old: str, new: str, tmp_path: Path) -> None:
+    mutant = mutate(gemm_triton, old, new, tmp_path)
+    with pytest.raises(Race), reported():
+        mutant.gemm(normal(130, 72), normal(136, 72), torch.bfloat16)
 
 
 def test_nan_and_infinity_reach_their_row_and_no_other() -> None:

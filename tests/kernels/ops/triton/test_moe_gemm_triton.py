@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ pytest.importorskip("triton", reason="needs triton, a development extra")
 from dstools_kernels.ops.act_quant import Quantized
 from dstools_kernels.ops.moe_gemm import moe_gemm
 from dstools_kernels.ops.triton import moe_gemm_triton, tiles
+from dstools_kernels.proof.mutate import mutate
+from dstools_kernels.proof.sanitizer import OutOfBounds, Race, reported
 
 EMPTY = torch.tensor([0, 0, 5, 5, 135, 168, 168], dtype=torch.int32)
 
@@ -93,7 +96,7 @@ def test_experts_that_all_tokens_avoid_write_nothing() -> None:
 
 
 def test_a_rank_without_rows_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(moe_gemm_triton, "fp8_kernel")
+    monkeypatch.delattr(moe_gemm_triton, "CONFIGS")
     x, w = operands(0, 2, 136, 128)
     assert moe_gemm(x, w, torch.zeros(3, dtype=torch.int32)).shape == (0, 136)
 
@@ -130,3 +133,49 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
     assert y[5].isnan().all()
     is_other = torch.arange(168) != 5
     assert torch.equal(y[is_other], wanted[is_other])
+
+
+# -------------------------------------------------------------------------------------- mutants
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("tl.cdiv(N, 128)", "(N // 128)"),
+        ("(tile_end <= at)", "(tile_end < at)"),
+        ("within % tiles_n * BLOCK_N,", "within // tiles_n * BLOCK_N,"),
+        ("tl.load(w_scales + group)", "tl.load(w_scales + group * 0)"),
+    ],
+    ids=["scale grid by floor", "off by one tile", "column of another tile", "scale of group 0"],
+)
+def test_float64_or_the_sanitizer_catches_a_mutant(old: str, new: str, tmp_path: Path) -> None:
+    x, w = operands(168, 6, 192, 320)
+    mutant = mutate(moe_gemm_triton, old, new, tmp_path)
+    try:
+        with reported():
+            y = mutant.moe_gemm(x, w, EMPTY)
+    except (OutOfBounds, Race):
+        return
+    assert not is_right(y, exact(x, w, EMPTY))
+
+
+BY_TMA = """tl.make_tensor_descriptor(y_ptr, [R, N], [N, 1], [BLOCK_M, BLOCK_N]).store(
+            [m, n], total.to(tl.bfloat16)
+        )"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("group_step\n        store(y_ptr, total, m, n, after, N, BLOCK_M, BLOCK_N)", BY_TMA),
+        ("(rows < end)[:, None]", "(rows < end + 1)[:, None]"),
+    ],
+    ids=["a store by TMA", "a row of the next group"],
+)
+def test_writing_rows_of_the_next_group_is_a_race(old: str, new: str, tmp_path: Path) -> None:
+    """Group 1 ends at row 5, in the middle of a tile."""
+    x, w = operands(168, 6, 192, 128)
+    new = new if new != BY_TMA else f"group_step\n        {BY_TMA}"
+    mutant = mutate(moe_gemm_triton, old, new, tmp_path)
+    with pytest.raises((OutOfBounds, Race)), reported():
+        mutant.moe_gemm(x, w, EMPTY)

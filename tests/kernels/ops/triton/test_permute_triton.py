@@ -1,5 +1,7 @@
 """Steps L2 and L3 for the counting sort: equal to the definition, which is a stable argsort."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,8 @@ pytest.importorskip("triton", reason="needs triton, a development extra")
 
 from dstools_kernels.ops.permute import Permuted, permute
 from dstools_kernels.ops.triton import permute_triton
+from dstools_kernels.proof.mutate import mutate
+from dstools_kernels.proof.sanitizer import OutOfBounds, Race, reported
 
 pytestmark = pytest.mark.usefixtures("watched")
 
@@ -55,6 +59,36 @@ def test_more_blocks_than_are_added_up_at_a_time(monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_token_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(permute_triton, "count_kernel")
+    monkeypatch.delattr(permute_triton, "CONFIGS")
     ids, places = torch.empty(0, 4, dtype=torch.int32), case(1, 4, 16, 12)[1]
     assert permute(ids, places, 12).offsets.tolist() == [0] * 13
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("tl.where(local < G, local, -1)", "local"),
+        ("mask=is_known, other=-1", "mask=at < count, other=-1"),
+        ("(ids >= 0) & (ids < E)", "(ids >= 0) & (ids <= E)"),
+        ("tl.cumsum(counts, 0) - counts", "tl.cumsum(counts, 0)"),
+        ("row += tl.sum(counts, 0)", "row += 0"),
+        ("is_kept & (at < count)", "at < count"),
+    ],
+)
+def test_a_mutant_is_caught(
+    old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropped ids and entries of the map are not followed; the rest is a matter of order."""
+    monkeypatch.setattr(permute_triton, "BLOCKS", 4)
+    ids, places = case(400, 4, 16, 12)
+    ids[3, 1], ids[4] = 16, -5
+    places[places == 3] = 12
+    places[places == 7] = -2
+    mutant = mutate(permute_triton, old, new, tmp_path)
+    try:
+        with reported():
+            permuted = Permuted(*mutant.permute(ids, places, 12))
+    except (OutOfBounds, Race):
+        return
+    with pytest.raises(AssertionError):
+        assert_equal(permuted, monkeypatch, ids, places, 12)

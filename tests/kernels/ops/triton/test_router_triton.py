@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ pytest.importorskip("triton", reason="needs triton, a development extra")
 
 from dstools_kernels.ops.router import Routed, Rule, router
 from dstools_kernels.ops.triton import router_triton
+from dstools_kernels.proof.mutate import mutate
 
 V3 = Rule("sigmoid", "top2", n_group=8, topk_group=4, count=8, is_normed=True, scale=2.5)
 V2 = Rule("softmax", "max", n_group=8, topk_group=3, count=6, is_normed=False, scale=16.0)
@@ -109,3 +111,32 @@ def test_sizes_need_not_be_powers_of_two(tokens: int, monkeypatch: pytest.Monkey
     routed, wanted = router(logits, None, rule), defined(logits, replace(rule), monkeypatch)
     assert torch.equal(routed.ids, wanted.ids)
     assert routed.weights.shape == (tokens, 7)
+
+
+@pytest.mark.parametrize(
+    ("rule", "old", "new"),
+    [
+        (V3, "choice += tl.load(bias_ptr", "scores += tl.load(bias_ptr"),
+        (V3, "best += tl.max(tl.where(is_best", "best = tl.max(tl.where(is_best"),
+        (V3, "is_kept = is_kept | is_next", "is_kept = is_next"),
+        (V2, "scores = tl.where(is_kept, scores, 0.0)", "scores = scores"),
+        (V2, "logits - largest", "logits - 2 * largest"),
+        (V3, "N_MEMBER + chosen % MEMBERS", "N_MEMBER + chosen % COUNT"),
+        (V3, "tl.sum(weights, 1)[:, None] + 1e-20", "tl.sum(scores, 1)[:, None] + 1e-20"),
+    ],
+    ids=[
+        "bias in the weights", "second best alone", "last group alone", "no groups",
+        "softmax overflows", "member", "sum over all",
+    ],
+)  # fmt: skip
+def test_a_mutant_is_caught(
+    rule: Rule, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = 256 if rule is V3 else 160
+    logits = normal(512, experts) * (50 if "largest" in old else 1)
+    wanted = defined(logits, rule, monkeypatch)
+    mutant = mutate(router_triton, old, new, tmp_path)
+    monkeypatch.setattr(mutant, "TOKENS", 512)
+    ids, weights = mutant.router(logits, bias_of(rule, experts), rule)
+    is_same = torch.equal(ids, wanted.ids)
+    assert not (is_same and torch.allclose(weights, wanted.weights, rtol=1e-6, atol=0))

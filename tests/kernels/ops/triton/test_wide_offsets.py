@@ -1,4 +1,9 @@
-"""Offsets past 2^31 elements, on virtual memory: what is not touched costs nothing."""
+"""Offsets past 2^31 elements, on virtual memory: what is not touched costs nothing.
+
+A mutant with 32-bit offsets would read or write anywhere, so that it runs under the sanitizer.
+"""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +13,9 @@ pytest.importorskip("triton", reason="needs triton, a development extra")
 from dstools_kernels.ops.act_quant import Quantized
 from dstools_kernels.ops.combine import combine
 from dstools_kernels.ops.moe_gemm import moe_gemm
+from dstools_kernels.ops.triton import combine_triton, moe_gemm_triton
+from dstools_kernels.proof.mutate import mutate
+from dstools_kernels.proof.sanitizer import OutOfBounds, sanitized
 
 
 def test_the_rows_of_a_far_expert_are_multiplied_by_its_weight() -> None:
@@ -26,19 +34,41 @@ def test_the_rows_of_a_far_expert_are_multiplied_by_its_weight() -> None:
     assert (y != wanted).sum() <= 1
 
 
-def test_far_rows_of_experts_are_written() -> None:
-    """The result has more than 2^31 elements, of which only the last rows belong to an expert."""
+def far_rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return operands of a result of more than 2^31 elements, whose last 3 rows have an expert."""
     rows, columns = 2**31 // 512 + 5, 512
     x = torch.empty(rows, 16, dtype=torch.bfloat16)
     x[-3:] = torch.arange(3)[:, None]
     w = torch.ones(1, columns, 16, dtype=torch.bfloat16)
-    y = moe_gemm(x, w, torch.tensor([rows - 3, rows], dtype=torch.int32))
-    assert torch.equal(y[-3:], x[-3:, :1].expand(3, columns) * 16)
+    return x, w, torch.tensor([rows - 3, rows], dtype=torch.int32)
 
 
-def test_a_far_row_is_combined() -> None:
+def test_far_rows_of_experts_are_written() -> None:
+    x, w, offsets = far_rows()
+    assert torch.equal(moe_gemm(x, w, offsets)[-3:], x[-3:, :1].expand(3, 512) * 16)
+
+
+def test_a_32_bit_offset_of_a_row_of_an_expert_is_caught(tmp_path: Path) -> None:
+    mutant = mutate(
+        moe_gemm_triton, "rows[:, None].to(tl.int64) * N", "rows[:, None] * N", tmp_path
+    )
+    with pytest.raises(OutOfBounds), sanitized():
+        mutant.moe_gemm(*far_rows())
+
+
+def far_row() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = 2**31 // 512 + 5
     y = torch.empty(rows, 512, dtype=torch.bfloat16)
     y[-1] = torch.arange(512)
-    destination = torch.tensor([[rows - 1]], dtype=torch.int32)
-    assert torch.equal(combine(y, destination, torch.full((1, 1), 2.0), None)[0], y[-1] * 2)
+    return y, torch.tensor([[rows - 1]], dtype=torch.int32), torch.full((1, 1), 2.0)
+
+
+def test_a_far_row_is_combined() -> None:
+    y, destination, weights = far_row()
+    assert torch.equal(combine(y, destination, weights, None)[0], y[-1] * 2)
+
+
+def test_a_32_bit_offset_of_a_row_to_combine_is_caught(tmp_path: Path) -> None:
+    mutant = mutate(combine_triton, "slot).to(tl.int64)", "slot)", tmp_path)
+    with pytest.raises(OutOfBounds), sanitized():
+        mutant.combine(*far_row(), None)
