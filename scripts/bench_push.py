@@ -19,11 +19,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from bench_quantize import MAKE, warm
+from bench_quantize import MAKE, run, warm
 from machine import machine
 
 HUB = Path(__file__).parents[1] / "tests" / "hub" / "fakehub.py"
@@ -49,21 +48,16 @@ def send(command: list[str], hub: Path, is_lfs: bool) -> dict[str, Any]:
         "HF_HUB_OFFLINE": "0",
         "HF_TOKEN": "hf_good",
     }
-    with tempfile.TemporaryFile("w+") as out:
-        start = time.perf_counter()
-        child = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - start
-        child.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        stdout = out.read()
-    process.kill()
-    process.wait()
+    try:
+        with tempfile.TemporaryFile("w+") as out:
+            seconds, _, mib = run(command, out, environment)
+            out.seek(0)
+            stdout = out.read()
+    finally:
+        process.kill()
+        process.wait()
     shutil.rmtree(hub)
-    if child.returncode:
-        sys.exit(f"error: {' '.join(command)} exited with {child.returncode}")
-    peak = usage.ru_maxrss / 1024
-    return {"seconds": seconds, "mib": peak, "stdout": stdout}
+    return {"seconds": seconds, "mib": mib, "stdout": stdout}
 
 
 def compare(folder: Path, place: Path, is_lfs: bool, runs: int) -> dict[str, Any]:
@@ -79,12 +73,12 @@ def compare(folder: Path, place: Path, is_lfs: bool, runs: int) -> dict[str, Any
             os.sync()  # what earlier runs wrote
             warm(folder)
             command = ours if name == "dstools" else theirs
-            run = send(command, place / f"hub-{name}", is_lfs)
+            sent = send(command, place / f"hub-{name}", is_lfs)
             if name == "dstools":
-                verify.append(json.loads(run["stdout"])["seconds_verify"])
-                run["seconds"] -= verify[-1]
-            upload[name].append(run["seconds"])
-            memory[name].append(run["mib"])
+                verify.append(json.loads(sent["stdout"])["seconds_verify"])
+                sent["seconds"] -= verify[-1]
+            upload[name].append(sent["seconds"])
+            memory[name].append(sent["mib"])
     ratios = [a / b for a, b in zip(upload["dstools"], upload["hf"], strict=True)]
     nbytes = sum(path.stat().st_size for path in folder.iterdir())
     return {

@@ -31,7 +31,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from machine import machine
 
@@ -40,10 +40,14 @@ MAKE = Path(__file__).with_name("make_checkpoint.py")
 DSTOOLS = [sys.executable, "-m", "dstools"]
 
 
-def run(command: list[str]) -> tuple[float, float, float]:
-    """Return (wall seconds, CPU seconds, peak RSS in MiB) of a command; its output is dropped."""
+def run(
+    command: list[str],
+    stdout: int | IO[str] = subprocess.DEVNULL,
+    environment: dict[str, str] | None = None,
+) -> tuple[float, float, float]:
+    """Return (wall seconds, CPU seconds, peak RSS in MiB) of a command; its stderr is dropped."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
