@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +16,6 @@ if TYPE_CHECKING:
 
 Push = Callable[..., Any]
 REPO = "alice/model"
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """Yield a file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not run: needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def require_published(done: Any, hub: "FakeHub") -> None:
@@ -54,24 +40,24 @@ def test_a_push_needs_no_home_and_no_temporary_folder(
 
 @pytest.mark.parametrize("state", ["full", "read-only"])
 def test_a_push_needs_no_space_on_any_disk(
-    state: str, hub: "FakeHub", push: Push, small: Path, disk: Path
+    state: str, hub: "FakeHub", push: Push, small: Path, small_disk: Path
 ) -> None:
     if state == "full":
-        (disk / "all of it").write_bytes(bytes(os.statvfs(disk).f_bavail * 4096))
+        (small_disk / "all of it").write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
     else:
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    places = {"HF_HOME": str(disk / "hf"), "TMPDIR": str(disk), "HOME": str(disk)}
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    places = {"HF_HOME": str(small_disk / "hf"), "TMPDIR": str(small_disk), "HOME": str(small_disk)}
     require_published(push(small, REPO, "--base", "none", "--yes", "--json", **places), hub)
 
 
 def test_a_folder_that_cannot_be_written_to_is_published(
-    hub: "FakeHub", push: Push, small: Path, disk: Path
+    hub: "FakeHub", push: Push, small: Path, small_disk: Path
 ) -> None:
-    folder = disk / "model"
+    folder = small_disk / "model"
     folder.mkdir()
     for path in small.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     require_published(push(folder, REPO, "--base", "none", "--yes", "--json"), hub)
 
 
