@@ -66,9 +66,9 @@ def test_the_home_and_the_working_folder_are_told(
 def test_a_home_of_one_name_counts_with_what_follows(
     leaked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "home", lambda: Path("/root"))
-    assert leaked("tokenizer.json", b'{"/root": 1, "/root/": 2}') == []
-    assert leaked("tokenizer.json", b'"/root/x"') == ["local-path tokenizer.json, line 1"]
+    monkeypatch.setattr(Path, "home", lambda: Path("/jane"))
+    assert leaked("tokenizer.json", b'{"/jane": 1, "/jane/": 2}') == []
+    assert leaked("tokenizer.json", b'"/jane/x"') == ["local-path tokenizer.json, line 1"]
 
 
 def test_the_root_as_working_folder_is_in_every_text_and_does_not_count(
