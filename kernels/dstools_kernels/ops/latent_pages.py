@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dstools_kernels.fp8 import E4M3_MAX
+from dstools_kernels.ops.dispatch import uses_triton
 
 GROUP = 128  # latents that share a scale
 SCALE_FLOOR = torch.finfo(torch.float32).tiny  # FLT_MIN
@@ -57,6 +58,11 @@ def write_latents(latents: Tensor, cache: Tensor, slots: Tensor, rank: int = 512
     Slots outside the pool are dropped. Raises ValueError where a row of the pool does not fit.
     """
     check_pool(cache, rank, latents.shape[-1] - rank)
+    is_v3 = (rank, latents.shape[-1]) == (512, 576) and latents.dtype == torch.bfloat16
+    if uses_triton(cache) and is_v3 and cache.dtype in (torch.bfloat16, torch.uint8):
+        from dstools_kernels.ops.triton import latent_pages_triton
+
+        return latent_pages_triton.write_latents(latents, cache, slots)
     rows = cache.view(-1, cache.shape[-1])
     kept = (slots >= 0) & (slots < len(rows))
     if not kept.all():
