@@ -5,6 +5,7 @@ The mutants of MUTATIONS are compiled, too, and a gate has to name what is wrong
 
 import json
 import os
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,16 @@ MUTATIONS = [
         "moe_gemm/fp8.128x128x128.w8.s4",
         "has UTMASTG",
     ),
+    ("weight_quant_triton", "num_warps=8", "num_warps=1", "weight_quant/bf16", "registers spill"),
+    ("weight_quant_triton", "tl.div_rn(w, ", "tl.fdiv(w, ", "weight_quant/bf16", "has div.full"),
+    ("swiglu_quant_triton", ".div_rn(gate, ", ".fdiv(gate, ", "swiglu_quant/bf16", "has div.full"),
+    (
+        "weight_dequant_triton",
+        "(column < columns)[None, :]",
+        "(column < columns - 1)[None, :]",
+        "weight_dequant/bf16",
+        "no STG.128",
+    ),
 ]
 
 
@@ -128,6 +139,18 @@ def test_a_gate_names_what_is_wrong_with_a_mutant(
     wrong = proof.gate(config, compiled)
     wrong += proof.differences(compiled.figures, GOLDEN["kernels"][name])
     assert any(message in line for line in wrong), wrong
+
+
+def test_an_extra_argument_is_another_launch_contract(tmp_path: Path) -> None:
+    """It would shift the two hidden pointers under a launcher that was built for the old one."""
+    name = "weight_dequant/bf16"
+    old = "out_ptr, rows, columns):"
+    twin = import_module(f"{TWINS}.weight_dequant_triton")
+    mutant = mutate(twin, old, old.replace(")", ", extra)"), tmp_path)
+    signature = {**CONFIGS[name].signature, "extra": "i32"}
+    config = replace(CONFIGS[name], kernel=mutant.weight_dequant_kernel, signature=signature)
+    wrong = proof.differences(proof.compile_config(config).figures, GOLDEN["kernels"][name])
+    assert wrong == ["params is p3 i3 p2, was p3 i2 p2"]
 
 
 # ------------------------------------------------------------------------------------------- gates
