@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of the twins for sm_90a, without a GPU, and what the compiler emitted.
 
     python -m dstools_kernels.proof.compile            print the static table, compare, gate
-    python -m dstools_kernels.proof.compile --write    and write tests/golden/sm90.json anew
+    python -m dstools_kernels.proof.compile --write    write golden file and docs/kernels.md anew
 
 With names of twins, e.g. act_quant, only those are compiled, compared and written.
 
@@ -33,7 +33,10 @@ from dstools_kernels.ops import triton as triton_twins
 from dstools_kernels.ops.dispatch import is_interpreted
 from dstools_kernels.ops.triton.config import Config
 
-GOLDEN = Path(__file__).parents[3] / "tests/golden/sm90.json"
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests/golden/sm90.json"
+PAGE = ROOT / "docs/kernels.md"
+TABLE = re.compile(r"(?<=<!-- static table -->\n).*?(?=<!-- end -->)", re.DOTALL)  # of the page
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TARGET = GPUTarget("cuda", 90, 32)  # Triton compiles for sm_90a
 
@@ -260,11 +263,10 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stderr.writelines(wrong)
     if options.write:
         others = {name: fs for name, fs in recorded.items() if name not in golden}
-        whole = {
-            "triton": triton.__version__,
-            "kernels": dict(sorted({**others, **kernels}.items())),
-        }
-        GOLDEN.write_text(json.dumps(whole, indent=1) + "\n")
+        everything = dict(sorted({**others, **kernels}.items()))
+        golden_file = {"triton": triton.__version__, "kernels": everything}
+        GOLDEN.write_text(json.dumps(golden_file, indent=1) + "\n")
+        PAGE.write_text(TABLE.sub(f"{table(everything)}\n", PAGE.read_text(), count=1))
     return int(bool(wrong))
 
 

@@ -153,6 +153,12 @@ def test_an_extra_argument_is_another_launch_contract(tmp_path: Path) -> None:
     assert wrong == ["params is p3 i3 p2, was p3 i2 p2"]
 
 
+def test_the_page_has_the_golden_figures() -> None:
+    table = proof.TABLE.search(proof.PAGE.read_text())
+    assert table is not None
+    assert table[0] == proof.table(GOLDEN["kernels"]) + "\n"
+
+
 # ------------------------------------------------------------------------------------------- gates
 
 
@@ -231,10 +237,15 @@ def test_the_command_writes_compares_and_fails(
     name, other = "act_quant/bf16.float32", "other/bf16"
     monkeypatch.setattr(proof, "GOLDEN", tmp_path / "sm90.json")
     proof.GOLDEN.write_text(json.dumps({"kernels": {other: figures(), "act_quant/old": figures()}}))
+    page = "a\n<!-- static table -->\n{}<!-- end -->\n<!-- x -->\nb\n<!-- end -->\n"
+    monkeypatch.setattr(proof, "PAGE", tmp_path / "kernels.md")
+    proof.PAGE.write_text(page.format(""))
     monkeypatch.setattr(proof, "configs", lambda twins: {name: CONFIGS[name]})
     assert proof.main(["act_quant", "--write"]) == 0
     assert capsys.readouterr().out.splitlines()[2].startswith(f"| {name} | ")
-    assert json.loads(proof.GOLDEN.read_text())["kernels"].keys() == {name, other}
+    recorded = json.loads(proof.GOLDEN.read_text())["kernels"]
+    assert recorded.keys() == {name, other}
+    assert proof.PAGE.read_text() == page.format(proof.table(recorded) + "\n")
     assert proof.main(["act_quant"]) == 0
     text = proof.GOLDEN.read_text()
     proof.GOLDEN.write_text(text.replace(name, f"{name}.other"))

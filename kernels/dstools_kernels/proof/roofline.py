@@ -1,0 +1,181 @@
+"""Bytes and FLOPs of the ops at shapes of DeepSeek-V3, and the least time that they take.
+
+    python -m dstools_kernels.proof.roofline    print the table of docs/kernels.md
+
+Every input is read once and every output written once, at the full bandwidth of the memory, or all
+products run at the full rate of the tensor cores, whichever takes longer. These are bounds to
+measure against, not measurements: the twins have never run on a GPU.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+BF16, F32, INT32 = 2, 4, 4  # bytes
+TENSOR_FLOPS = {"bf16": 990e12, "fp8": 1979e12}  # H100 SXM and H200, dense (NVIDIA's data sheets)
+BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second
+BLOCK = 128
+
+# DeepSeek-V3: hidden size, heads, ranks of the latents, an expert's width, experts
+HIDDEN, HEADS, LATENT, ROPE, EXPERT, EXPERTS, CHOSEN = 7168, 128, 512, 64, 2048, 256, 8
+LOCAL = 32  # experts of a rank of 8
+DENSE, VOCABULARY = 18_432, 129_280
+Q_RANK, NOPE, VALUE = 1536, 128, 128
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an op moves and multiplies at one shape."""
+
+    op: str
+    shape: str
+    bytes_moved: int
+    flops: int = 0  # on tensor cores
+    unit: Literal["bf16", "fp8"] = "bf16"
+
+    def seconds(self, card: str) -> float:
+        """Return the least time on a card."""
+        return max(self.bytes_moved / BANDWIDTH[card], self.flops / TENSOR_FLOPS[self.unit])
+
+    def is_bound_by_memory(self, card: str) -> bool:
+        """Return whether the memory takes longer than the tensor cores."""
+        return self.bytes_moved / BANDWIDTH[card] >= self.flops / TENSOR_FLOPS[self.unit]
+
+
+def quantized(rows: int, columns: int) -> int:
+    """Return the bytes of codes and of scales for each 128 columns."""
+    return rows * columns + F32 * rows * -(-columns // BLOCK)
+
+
+def blocks(rows: int, columns: int) -> int:
+    """Return the bytes of codes and of scales for each 128 x 128 block."""
+    return rows * columns + F32 * -(-rows // BLOCK) * -(-columns // BLOCK)
+
+
+def act_quant(tokens: int, columns: int, rows: int | None = None) -> Work:
+    """Return the work of quantizing BF16 activations, gathered as `rows` where given."""
+    count = tokens if rows is None else rows
+    shape = f"[{tokens}, {columns}]" + ("" if rows is None else f", {rows} rows")
+    return Work("act_quant", shape, BF16 * tokens * columns + quantized(count, columns))
+
+
+def swiglu_quant(rows: int, columns: int) -> Work:
+    """Return the work of SwiGLU on BF16 and its quantization."""
+    moved = 2 * BF16 * rows * columns + quantized(rows, columns)
+    return Work("swiglu_quant", f"2 x [{rows}, {columns}]", moved)
+
+
+def weight_quant(rows: int, columns: int, op: str = "weight_quant") -> Work:
+    """Return the work of quantizing a BF16 weight, or of the way back."""
+    return Work(op, f"[{rows}, {columns}]", BF16 * rows * columns + blocks(rows, columns))
+
+
+def fp8_gemm(m: int, n: int, k: int) -> Work:
+    """Return the work of an FP8 product with BF16 output."""
+    moved = quantized(m, k) + blocks(n, k) + BF16 * m * n
+    return Work("fp8_gemm", f"{m} x {n} x {k}", moved, 2 * m * n * k, "fp8")
+
+
+def moe_gemm(rows: int, experts: int, n: int, k: int) -> Work:
+    """Return the work of an FP8 product of rows sorted by expert."""
+    moved = quantized(rows, k) + experts * blocks(n, k) + BF16 * rows * n
+    shape = f"{rows} x {n} x {k}, {experts} experts"
+    return Work("moe_gemm", shape, moved, 2 * rows * n * k, "fp8")
+
+
+def gemm(m: int, n: int, k: int, heads: int = 1) -> Work:
+    """Return the work of BF16 products, one for each head."""
+    shape = f"{m} x {n} x {k}" + (f", {heads} heads" if heads > 1 else "")
+    moved = BF16 * heads * (m * k + n * k + m * n)
+    return Work("gemm", shape, moved, 2 * heads * m * n * k)
+
+
+def router(tokens: int) -> Work:
+    """Return the work of choosing experts by float32 logits."""
+    moved = F32 * tokens * EXPERTS + (INT32 + F32) * tokens * CHOSEN
+    return Work("router", f"[{tokens}, {EXPERTS}]", moved)
+
+
+def permute(tokens: int) -> Work:
+    """Return the work of sorting the copies of tokens: ids in, tokens and destinations out."""
+    moved = 3 * INT32 * tokens * CHOSEN + INT32 * (EXPERTS + LOCAL + 1)
+    return Work("permute", f"[{tokens}, {CHOSEN}]", moved)
+
+
+def combine(tokens: int) -> Work:
+    """Return the work of adding up the experts' BF16 rows and the shared expert's."""
+    moved = BF16 * HIDDEN * tokens * (CHOSEN + 2) + (INT32 + F32) * tokens * CHOSEN
+    return Work("combine", f"[{tokens * CHOSEN}, {HIDDEN}]", moved)
+
+
+def mla_decode(sequences: int, length: int, token_bytes: int = BF16 * (LATENT + ROPE)) -> Work:
+    """Return the work of one new token a sequence; 656 bytes a token are FP8 latents."""
+    queries = sequences * HEADS
+    moved = sequences * length * token_bytes + BF16 * queries * (2 * LATENT + ROPE)
+    shape = f"{sequences} x {length} tokens of {token_bytes} B, {HEADS} heads"
+    return Work("mla_decode", shape, moved, 2 * queries * length * (2 * LATENT + ROPE))
+
+
+def mla_merge(sequences: int, splits: int) -> Work:
+    """Return the work of merging the float32 partials of splits."""
+    queries = sequences * HEADS
+    moved = F32 * queries * splits * (LATENT + 1) + BF16 * queries * LATENT
+    return Work("mla_merge", f"{sequences} x {splits} splits, {HEADS} heads", moved)
+
+
+def mla_prefill(tokens: int) -> Work:
+    """Return the work of causal attention over one prompt, keys 128 + 64 wide and values 128."""
+    each = HEADS * (NOPE + ROPE) + HEADS * NOPE + ROPE + 2 * HEADS * VALUE
+    pairs = tokens * (tokens + 1) // 2
+    flops = 2 * HEADS * pairs * (NOPE + ROPE + VALUE)
+    return Work("mla_prefill", f"{tokens} tokens, {HEADS} heads", BF16 * tokens * each, flops)
+
+
+V3 = (
+    act_quant(128, HIDDEN),
+    act_quant(4096, HIDDEN),
+    act_quant(4096, HIDDEN, 4096 * CHOSEN),
+    swiglu_quant(4096 * CHOSEN, EXPERT),
+    weight_quant(DENSE, HIDDEN),
+    weight_quant(DENSE, HIDDEN, "weight_dequant"),
+    fp8_gemm(64, Q_RANK + LATENT + ROPE, HIDDEN),
+    fp8_gemm(128, HIDDEN, HEADS * VALUE),
+    fp8_gemm(4096, HIDDEN, HEADS * VALUE),
+    fp8_gemm(4096, DENSE, HIDDEN),
+    moe_gemm(128 * CHOSEN, LOCAL, EXPERT, HIDDEN),
+    moe_gemm(4096 * CHOSEN, LOCAL, EXPERT, HIDDEN),
+    moe_gemm(4096 * CHOSEN, LOCAL, HIDDEN, EXPERT),
+    gemm(128, LATENT, NOPE, HEADS),
+    gemm(128, EXPERTS, HIDDEN),
+    gemm(128, VOCABULARY, HIDDEN),
+    router(4096),
+    permute(4096),
+    combine(4096),
+    mla_decode(1, 65_536),
+    mla_decode(128, 4096),
+    mla_decode(128, 4096, 656),
+    mla_merge(128, 4),
+    mla_prefill(4096),
+)
+
+
+def table(works: tuple[Work, ...] = V3) -> str:
+    """Return the works in Markdown, a row each."""
+    lines = [
+        "| op | shape | MB | GFLOP | least time, H100 / H200 | bound by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for work in works:
+        times = " / ".join(f"{1e6 * work.seconds(card):.3g}" for card in BANDWIDTH)
+        bounds = dict.fromkeys(
+            "memory" if work.is_bound_by_memory(card) else f"{work.unit} products"
+            for card in BANDWIDTH
+        )
+        flops = f"{work.flops / 1e9:.4g}" if work.flops else ""
+        cells = (work.op, work.shape, f"{work.bytes_moved / 1e6:.4g}", flops, f"{times} us")
+        lines.append("| " + " | ".join((*cells, " / ".join(bounds))) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")
