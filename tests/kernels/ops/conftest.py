@@ -93,3 +93,58 @@ def _attend(q: Tensor, latents: Tensor, rank: int) -> Tensor:
 def decode_case() -> Callable[..., DecodeCase]:
     """Make a case of MLA decode: `decode_case(lengths, counts, heads=4, rank=128, ...)`."""
     return _decode_case
+
+
+class PrefillCase(NamedTuple):
+    """Arguments of `mla_prefill`, and what it is to return, in float64."""
+
+    q: Tensor
+    k_nope: Tensor
+    k_rope: Tensor
+    v: Tensor
+    cumulative_q: Tensor
+    cumulative_k: Tensor
+    scale: float
+    expected: Tensor
+
+    def error(self, out: Tensor) -> float:
+        """Return the distance of `out` to what is expected, as a part of its norm."""
+        return float((out.double() - self.expected).norm() / self.expected.norm())
+
+
+def _prefill_case(
+    queries: list[int],
+    keys: list[int],
+    *,
+    heads: int = 2,
+    nope: int = 128,
+    rope: int = 64,
+    value: int = 128,
+    dtype: torch.dtype = torch.bfloat16,
+) -> PrefillCase:
+    """Return rows whose last `queries` of `keys` tokens are new."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw).to(dtype)
+
+    q, k_rope = normal(sum(queries), heads, nope + rope), normal(sum(keys), rope)
+    k_nope, v = normal(sum(keys), heads, nope), normal(sum(keys), heads, value)
+    expected = torch.zeros(sum(queries), heads, value, dtype=torch.float64)
+    cumulative_q, cumulative_k = (
+        torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0).int() for sizes in (queries, keys)
+    )
+    for row, count in enumerate(queries):
+        for i in range(count):
+            at, begin = int(cumulative_q[row]) + i, int(cumulative_k[row])
+            seen = slice(begin, max(begin, begin + keys[row] - (count - 1 - i)))
+            k = torch.cat((k_nope[seen], k_rope[seen, None].expand(-1, heads, -1)), -1).double()
+            shares = torch.softmax(torch.einsum("hd,khd->hk", q[at].double(), k) * SCALE, -1)
+            expected[at] = torch.einsum("hk,khw->hw", shares, v[seen].double())
+    return PrefillCase(q, k_nope, k_rope, v, cumulative_q, cumulative_k, SCALE, expected)
+
+
+@pytest.fixture
+def prefill_case() -> Callable[..., PrefillCase]:
+    """Make a case of MLA prefill: `prefill_case(queries, keys, heads=2, ...)`."""
+    return _prefill_case

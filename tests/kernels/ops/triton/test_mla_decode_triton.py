@@ -74,6 +74,14 @@ def test_shapes_that_the_twin_lacks_take_the_definition(
     assert case.error(mla_decode(*case.arguments())) < BOUND
 
 
+def test_more_than_two_new_tokens_a_row_take_the_definition(
+    decode_case: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twin, "mla_decode", None)
+    case = decode_case([70, 9], [3, 2], **V3)
+    assert case.error(mla_decode(*case.arguments())) < BOUND
+
+
 def test_nothing_to_do_launches_nothing(decode_case: Make) -> None:
     case = decode_case([0, 0], [0, 0], **V3)
     assert mla_decode(*case.arguments()).shape == (0, 4, 512)
