@@ -21,6 +21,7 @@ HIDDEN, HEADS, LATENT, ROPE, EXPERT, EXPERTS, CHOSEN = 7168, 128, 512, 64, 2048,
 LOCAL = 32  # experts of a rank of 8
 DENSE, VOCABULARY = 18_432, 129_280
 Q_RANK, NOPE, VALUE = 1536, 128, 128
+FP8_LATENT = 656  # bytes of a token: codes, 4 scales, the rotated key in BF16
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,12 @@ def combine(tokens: int) -> Work:
     return Work("combine", f"[{tokens * CHOSEN}, {HIDDEN}]", moved)
 
 
+def latent_pages(tokens: int, token_bytes: int = BF16 * (LATENT + ROPE)) -> Work:
+    """Return the work of writing new BF16 latents into pages, as `token_bytes` a token."""
+    moved = tokens * (BF16 * (LATENT + ROPE) + token_bytes + 2 * INT32)
+    return Work("latent_pages", f"{tokens} tokens of {token_bytes} B", moved)
+
+
 def mla_decode(sequences: int, length: int, token_bytes: int = BF16 * (LATENT + ROPE)) -> Work:
     """Return the work of one new token a sequence; 656 bytes a token are FP8 latents."""
     queries = sequences * HEADS
@@ -151,9 +158,11 @@ V3 = (
     router(4096),
     permute(4096),
     combine(4096),
+    latent_pages(4096),
+    latent_pages(4096, FP8_LATENT),
     mla_decode(1, 65_536),
     mla_decode(128, 4096),
-    mla_decode(128, 4096, 656),
+    mla_decode(128, 4096, FP8_LATENT),
     mla_merge(128, 4),
     mla_prefill(4096),
 )

@@ -36,6 +36,7 @@ def test_bytes_and_flops_of_attention_by_hand() -> None:
     assert work.flops == 2 * 128 * 10 * 1088
     assert roofline.mla_decode(1, 10, 656).bytes_moved == work.bytes_moved - 10 * (1152 - 656)
     assert roofline.mla_merge(1, 2).bytes_moved == 128 * (2 * 513 * 4 + 512 * 2)
+    assert roofline.latent_pages(3).bytes_moved == 3 * (1152 + 1152 + 8)
     prefill = roofline.mla_prefill(2)  # 3 pairs; q 192, k 128 and 64 shared, v and o 128
     assert prefill.flops == 2 * 128 * 3 * 320
     assert prefill.bytes_moved == 2 * 2 * (128 * (192 + 128 + 128 + 128) + 64)
