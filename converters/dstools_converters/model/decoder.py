@@ -17,7 +17,6 @@ of a value head, L latent, E experts, K experts of a token, X several of these i
 Source: arXiv 2405.04434 (MLA), 2412.19437 (router, MTP); the modules of transformers 5.23.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -27,6 +26,9 @@ from torch import Tensor, nn
 from dstools_converters.families import shapes as family
 from dstools_converters.model.architecture import Architecture
 from dstools_converters.model.rotary import Rotary, rotary, rotate
+from dstools_kernels.ops.gemm import gemm
+from dstools_kernels.ops.router import Rule
+from dstools_kernels.ops.router import router as route
 
 LATENT_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm for any rms_norm_eps, as in DeepSeek's
 
@@ -313,7 +315,16 @@ class Router(nn.Module):
     def __init__(self, architecture: Architecture, shape: family.MoE) -> None:
         super().__init__()
         assert architecture.router is not None
-        self.rule, self.num_experts_per_tok = architecture.router, shape.num_experts_per_tok
+        router = architecture.router
+        self.rule = Rule(
+            scoring=router.scoring,
+            group_score="top2" if router.topk_method == "noaux_tc" else "max",
+            n_group=router.n_group,
+            topk_group=router.topk_group,
+            count=shape.num_experts_per_tok,
+            is_normed=router.norm_topk_prob,
+            scale=router.routed_scaling_factor,
+        )
         self.weight = nn.Parameter(
             torch.empty(shape.n_routed_experts, architecture.model.hidden_size)
         )
@@ -322,29 +333,10 @@ class Router(nn.Module):
             self.e_score_correction_bias = nn.Parameter(torch.empty(shape.n_routed_experts))
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the experts [T, K] int64 of each token and their weights [T, K] float32.
-
-        The bias affects the choice, not the weights.
-        """
-        rule, count = self.rule, self.num_experts_per_tok
-        logits_TE = F.linear(x_TD.float(), self.weight.float())
-        scores_TE = logits_TE.sigmoid() if rule.scoring == "sigmoid" else logits_TE.softmax(-1)
-        choice_TE = scores_TE
-        if self.e_score_correction_bias is not None:
-            choice_TE = scores_TE + self.e_score_correction_bias
-        if rule.topk_group < rule.n_group:
-            members = len(self.weight) // rule.n_group
-            grouped = choice_TE.view(-1, rule.n_group, members)
-            is_v3 = rule.topk_method == "noaux_tc"
-            group_scores = grouped.topk(2)[0].sum(-1) if is_v3 else grouped.amax(-1)
-            kept = group_scores.topk(rule.topk_group, sorted=False)[1]
-            is_out = torch.ones_like(group_scores, dtype=torch.bool).scatter(-1, kept, False)
-            choice_TE = grouped.masked_fill(is_out[..., None], -math.inf).flatten(-2)
-        experts_TK = choice_TE.topk(count, sorted=False)[1]
-        weights_TK = scores_TE.gather(-1, experts_TK)
-        if rule.norm_topk_prob:
-            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-        return experts_TK, weights_TK * rule.routed_scaling_factor
+        """Return the experts [T, K] int32 of each token and their weights [T, K] float32."""
+        x_TD = x_TD if x_TD.dtype == self.weight.dtype else x_TD.float()
+        logits_TE = gemm(x_TD, self.weight.to(x_TD.dtype), torch.float32)
+        return route(logits_TE, self.e_score_correction_bias, self.rule)
 
 
 class MLP(nn.Module):

@@ -54,7 +54,7 @@ class Experts(nn.Module):
         count = len(self.gate_proj)
         experts_TK, weights_TK = self.gate(x_TD)
         everyone = torch.arange(count, dtype=torch.int32, device=x_TD.device)
-        tokens, destination, offsets = permute(experts_TK.int(), everyone, count)
+        tokens, destination, offsets = permute(experts_TK, everyone, count)
         rows = x_TD[tokens.long()]
         inner = F.silu(moe_gemm(rows, self.gate_proj, offsets))
         inner = inner * moe_gemm(rows, self.up_proj, offsets)

@@ -6,8 +6,10 @@
 Only experts of the best `topk_group` of `n_group` groups can be chosen: others have -inf in V3, and
 the score 0 in V2. The bias affects the choice and never the weights.
 
-Experts come in the order of their choice, the best first. Of equal scores the definition takes
-those that `torch.topk` takes, as transformers does, and the Triton twin those of the smallest ids.
+Of equal scores the definition takes those that `torch.topk` takes, and lists experts in its order,
+so that ids and weights are transformers' to the bit. The Triton twin takes the smallest ids, and
+lists the best expert first.
+
 Where a score of a token is NaN, all of its weights are, so that NaN reaches the output; its ids are
 valid and distinct, and otherwise undefined.
 Source: arXiv 2412.19437, section 2.1.2; 2405.04434, 2.2.2; transformers 5.23, DeepseekV3TopkRouter
@@ -57,7 +59,8 @@ def router(logits: Tensor, bias: Tensor | None, rule: Rule) -> Routed:
     if logits.dtype != torch.float32:
         raise ValueError(f"logits must be float32, got {logits.dtype}")
     members, rest = divmod(experts, rule.n_group)
-    if rest or not 0 < rule.count <= members * rule.topk_group <= experts:
+    ranked = 2 if rule.group_score == "top2" and rule.topk_group < rule.n_group else 1
+    if rest or members < ranked or not 0 < rule.count <= members * rule.topk_group <= experts:
         raise ValueError(
             f"{rule.count} of {experts} experts cannot be chosen from {rule.topk_group} of "
             f"{rule.n_group} groups"
@@ -77,7 +80,7 @@ def router(logits: Tensor, bias: Tensor | None, rule: Rule) -> Routed:
             choice = choice.masked_fill(is_out, -math.inf)
         else:  # chosen only where all that is left is 0 as well, and then of weight 0
             choice = scores = scores.masked_fill(is_out, 0)
-    ids = choice.topk(rule.count)[1]
+    ids = choice.topk(rule.count, sorted=False)[1]
     weights = scores.gather(-1, ids)
     if rule.is_normed:
         weights = weights / (weights.sum(-1, keepdim=True) + EPSILON)
