@@ -148,30 +148,8 @@ class Loop:
             live = [row for row in live if row.pages]
 
     def _row(self, request: Request) -> _Row:
-        place, prompt, max_tokens = request
-        limit = min(len(prompt) + max_tokens, self.model.positions)
-        what = f"prompt {place}"
-        if not prompt or max_tokens < 1:
-            raise DstoolsError(f"{what} of {len(prompt)} tokens, answered by {max_tokens}, is none")
-        wrong = [token for token in prompt if not 0 <= token < self.model.vocab_size]
-        if wrong:
-            raise DstoolsError(
-                f"{what} has the token {wrong[0]}; the model has {self.model.vocab_size}",
-                "the tokenizer is that of another model",
-            )
-        if limit <= len(prompt):
-            raise DstoolsError(
-                f"{what} has {len(prompt)} tokens; the model has {self.model.positions} positions",
-                "shorten it, to leave room for an answer",
-            )
-        # the last token of an answer is never cached, nor are drafts that would follow it
-        pages = self.pool.needed(limit - 1)
-        if pages > self.pool.count:
-            raise DstoolsError(
-                f"{what} of {len(prompt)} tokens and its answer need {pages} pages of "
-                f"{self.pool.size} tokens; the pool has {self.pool.count}",
-                "make the pool larger, or allow fewer tokens",
-            )
+        place, prompt, _ = request
+        limit = length_limit(request, self.pool, self.model.vocab_size, self.model.positions)
         return _Row(place, [*prompt], len(prompt), limit, Noise(self.sampling.seed, place))
 
     def _enters(self, row: _Row) -> bool:
@@ -317,3 +295,36 @@ class Loop:
             past = [row.cached + ahead - 1 for row in rows]
             batch, starts = self._batch(rows, [[row.drafts[-1]] for row in rows], past)
             asks = list(zip(rows, starts, strict=True))
+
+
+def length_limit(request: Request, pool: Pool, vocab_size: int, positions: int) -> int:
+    """Return how many tokens a prompt and its answer have at most.
+
+    Raises DstoolsError for a prompt that is empty, has an id outside of the vocabulary, or does not
+    fit the positions of the model or the empty pool.
+    """
+    place, prompt, max_tokens = request
+    limit = min(len(prompt) + max_tokens, positions)
+    what = f"prompt {place}"
+    if not prompt or max_tokens < 1:
+        raise DstoolsError(f"{what} of {len(prompt)} tokens, answered by {max_tokens}, is none")
+    wrong = [token for token in prompt if not 0 <= token < vocab_size]
+    if wrong:
+        raise DstoolsError(
+            f"{what} has the token {wrong[0]}; the model has {vocab_size}",
+            "the tokenizer is that of another model",
+        )
+    if limit <= len(prompt):
+        raise DstoolsError(
+            f"{what} has {len(prompt)} tokens; the model has {positions} positions",
+            "shorten it, to leave room for an answer",
+        )
+    # the last token of an answer is never cached, nor are drafts that would follow it
+    pages = pool.needed(limit - 1)
+    if pages > pool.count:
+        raise DstoolsError(
+            f"{what} of {len(prompt)} tokens and its answer need {pages} pages of {pool.size} "
+            f"tokens; the pool has {pool.count}",
+            "make the pool larger, or allow fewer tokens",
+        )
+    return limit

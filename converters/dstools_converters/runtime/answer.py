@@ -1,0 +1,101 @@
+"""The answer to one prompt: its text as it comes, its tokens, why it ended, how fast it was."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from dstools_converters.model.reasoning import OPEN, opens_think
+from dstools_converters.model.stream import TextStream
+from dstools_converters.model.tokenizer import prompt_ids, prompt_text
+from dstools_converters.runtime.decode import Loop, Request
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast an answer came."""
+
+    seconds: float  # from the prompt to the end
+    first_seconds: float  # from the prompt to the first token
+    tokens_per_second: float | None  # after the first one; None if there are none
+    tokens_per_step: float | None
+    drafted: list[int]  # drafts that were checked, by their position; [] without speculation
+    kept: list[int]  # and were right
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prompt and its answer. As JSON, keys stay; more may come."""
+
+    prompt_ids: list[int]
+    ids: list[int]  # with the end token, if one was drawn
+    text: str  # without it; begins with the <think> that the prompt opened, if it did
+    reason: str  # "stop": an end token; "length": a limit; "error": logits were not finite
+    prompt_tokens: int
+    tokens: int
+    sampling: dict[str, float]  # temperature, top_p, seed
+    speed: Speed
+
+
+class Prompt(NamedTuple):
+    """A prompt as the model sees it."""
+
+    ids: list[int]
+    opening: str  # the <think> at its end and what follows it; "" if there is none
+
+
+def read_prompt(tokenizer: Any, text: str, chat: bool) -> Prompt:
+    """Return the prompt of a text, with one BOS if the tokenizer or the template has one.
+
+    chat: the text is the message of a user, rendered with the chat template. Raises DstoolsError
+    where the template does not render it.
+    """
+    if chat:
+        messages = [{"role": "user", "content": text}]
+        text, ids = prompt_text(tokenizer, messages), prompt_ids(tokenizer, messages)
+    else:
+        has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        ids = tokenizer(text, add_special_tokens=not has_bos, verbose=False)["input_ids"]
+    return Prompt(ids, text[text.rindex(OPEN) :] if opens_think(text) else "")
+
+
+def answer_prompt(
+    loop: Loop, request: Request, opening: str, tokenizer: Any, write: Callable[[str], object]
+) -> Answer:
+    """Return the answer to a prompt, and `write` its text in whole characters as it comes.
+
+    opening: what the text begins with. Raises DstoolsError where the loop does.
+    """
+    stream, text, new = TextStream(tokenizer), "", opening
+    ids: list[int] = []
+    reason = ""
+    first, filled = 0.0, 0  # seconds and steps up to the first token
+    begin = time.perf_counter()
+    for piece in loop.run([request]):
+        if not ids:
+            first, filled = time.perf_counter() - begin, loop.counts.steps
+        ids += piece.ids
+        new += stream.add(piece.ids[:-1] if piece.reason == "stop" else piece.ids)
+        if piece.reason:
+            new, reason = new + stream.end(), piece.reason
+        write(new)
+        text, new = text + new, ""
+    seconds, counts = time.perf_counter() - begin, loop.counts
+    steps = counts.steps - filled
+    return Answer(
+        prompt_ids=request.prompt,
+        ids=ids,
+        text=text,
+        reason=reason,
+        prompt_tokens=len(request.prompt),
+        tokens=len(ids),
+        sampling=asdict(loop.sampling),
+        speed=Speed(
+            seconds=seconds,
+            first_seconds=first,
+            tokens_per_second=(len(ids) - 1) / (seconds - first) if steps else None,
+            tokens_per_step=(len(ids) - 1) / steps if steps else None,
+            drafted=counts.drafted,
+            kept=counts.kept,
+        ),
+    )

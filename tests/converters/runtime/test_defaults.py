@@ -1,0 +1,66 @@
+"""Sampling that generation_config.json asks for, and what of it is not applied."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_converters.runtime.defaults import Defaults, read_defaults
+from dstools_converters.runtime.draw import Sampling
+
+
+def read(folder: Path, **config: Any) -> Defaults:
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    return read_defaults(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "temperature", "top_p"),
+    [
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.95}, 0.6, 0.95),  # DeepSeek-R1
+        ({"temperature": 0.6, "top_p": 0.95}, 0.6, 0.95),
+        ({"do_sample": False, "temperature": 0.6}, 0.0, 1.0),
+        ({"do_sample": True}, 1.0, 1.0),
+        ({"do_sample": True, "temperature": 0}, 0.0, 1.0),
+        ({"do_sample": None, "temperature": None, "top_p": 0.5}, 0.0, 0.5),
+    ],
+)
+def test_a_file_that_says_something_is_the_source(
+    config: dict[str, Any], temperature: float, top_p: float, tmp_path: Path
+) -> None:
+    wanted = Defaults(Sampling(temperature, top_p), "generation_config.json", {})
+    assert read(tmp_path, **config) == wanted
+
+
+def test_without_a_word_it_is_greedy(tmp_path: Path) -> None:
+    wanted = Defaults(Sampling(0.0, 1.0), "default", {})
+    assert read_defaults(tmp_path) == wanted
+    assert read(tmp_path, eos_token_id=1) == wanted
+
+
+def test_settings_that_are_not_applied_are_named_where_they_change_something(
+    tmp_path: Path,
+) -> None:
+    qwen = {"do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05}
+    assert read(tmp_path, **qwen).not_applied == {"top_k": 20, "repetition_penalty": 1.05}
+    neutral = {"top_k": 0, "repetition_penalty": 1.0, "min_p": None, "typical_p": 1.0}
+    assert read(tmp_path, **neutral).not_applied == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"temperature": "hot"}, "temperature is 'hot', not a number"),
+        ({"temperature": True}, "temperature is True, not a number"),
+        ({"temperature": 1e-9}, "temperature 1e-09 is neither 0 nor at least 1e-06"),
+        ({"top_p": 2}, "top_p 2 is not between 0 and 1"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_file(
+    config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DstoolsError, match=rf"generation_config\.json: {message}") as error:
+        read(tmp_path, **config)
+    assert error.value.hint == "restore the file from the release"
