@@ -25,11 +25,17 @@ NEEDS = {
     "verify --signed-by": "sign",
     "compare": "",
     "eval": "torch",
+    "generate": "torch",
     "report": "",
     "distill": "distill",
     "distill --lm-eval": "lm-eval",
     "push": "",
     "env": "",
+}
+OPS = {
+    "triton": "Triton kernels, which have not been run on a GPU yet",
+    "reference": "torch",
+    "none": "do not run",
 }
 WIDTH = 21  # of names in the text
 
@@ -41,6 +47,14 @@ class Cpu:
     cores: int  # that this process may use
     kernels: str  # the level in use; "numpy" where no library was built
     levels: list[str]  # all that this CPU runs, best first
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The form of the operations of a model when it generates."""
+
+    form: str  # "triton"; "reference": torch; "none" where DSTOOLS_KERNELS asks for what is not
+    why: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ class Report:
     memory: total, available, limit (bytes; limit null or that of the container)
     disk: here, temporary (free bytes)
     cuda: available, reason, driver, runtime, devices [{name, capability, memory_bytes}]
+    ops: form ("triton", "reference" or "none"), why
     hub: login (null, or the origin of the token), endpoint, is_default_endpoint, is_offline,
         uses_xet
     commands: command -> {runs, note, install}
@@ -74,6 +89,7 @@ class Report:
     memory: "Memory"
     disk: "Disk"
     cuda: "Cuda"
+    ops: Ops
     hub: "Hub"
     commands: dict[str, Ability]
 
@@ -83,7 +99,7 @@ class Report:
 )
 @json_option
 def env(as_json: bool) -> None:
-    """Show versions, CPU kernels, GPU, memory and the Hub's login, and which commands run here.
+    """Show versions, kernels, GPU, memory and the Hub's login, and which commands run here.
 
     Paste it into a bug report: it has no token.
     """
@@ -105,10 +121,24 @@ def env(as_json: bool) -> None:
         memory=memory,
         disk=disk,
         cuda=cuda,
+        ops=_ops(cuda),
         hub=hub,
         commands={name: _ability(name, extra, cpu, cuda, hub) for name, extra in NEEDS.items()},
     )
     show(report, as_json, _text(report))
+
+
+def _ops(cuda: "Cuda") -> Ops:
+    """Return the form of ops on the first GPU, or on the CPU where there is none."""
+    from dstools_kernels.ops.dispatch import form
+
+    try:
+        if not cuda.available:
+            return Ops(*form("cpu"))
+        major, _, minor = cuda.devices[0].capability.partition(".")
+        return Ops(*form("cuda", (int(major), int(minor)) if minor else None))
+    except ValueError as error:
+        return Ops("none", str(error))
 
 
 def _ability(name: str, extra: str, cpu: Cpu, cuda: "Cuda", hub: "Hub") -> Ability:
@@ -163,6 +193,7 @@ def _machine(report: Report) -> dict[str, str]:
         "files",
         "CUDA": f"{cuda.runtime}" if cuda.available else f"not available: {cuda.reason}",
         "driver": cuda.driver or "not available",
+        "ops of a model": f"{OPS[report.ops.form]}: {report.ops.why}",
     }
     for number, gpu in enumerate(cuda.devices):
         text[f"GPU {number}"] = f"{gpu.name}, {size(gpu.memory_bytes)}, capability {gpu.capability}"

@@ -12,10 +12,10 @@ The twins are statically verified for sm_90a and have never run on a GPU.
 
 import os
 from importlib.util import find_spec
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kernels = Literal["auto", "triton", "vendor", "reference"]
 VARIABLE = "DSTOOLS_KERNELS"
@@ -38,21 +38,46 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def uses_triton(x: Tensor) -> bool:
-    """Return whether the Triton twin of an op runs on `x`, as opposed to its torch definition.
+class Form(NamedTuple):
+    """The form of all ops that have one of that kind for their shapes."""
 
-    Raises ValueError where twins are asked for and `x` is on a CPU without the interpreter.
+    name: Literal["triton", "reference"]
+    why: str
+
+
+def form(device: str, capability: tuple[int, int] | None = None) -> Form:
+    """Return the form that runs on a kind of device, "cpu" or "cuda", and why; imports no torch.
+
+    capability: that of the GPU. Raises ValueError where twins are asked for on a CPU without the
+    interpreter.
     """
     choice = kernels()
     if choice == "reference":
-        return False
+        return Form("reference", f"{VARIABLE}=reference")
     if choice == "triton":
-        if x.device.type == "cpu" and not is_interpreted():
+        if device == "cpu" and not is_interpreted():
             raise ValueError(
                 f"{VARIABLE}=triton runs tensors on a CPU only with TRITON_INTERPRET=1, "
                 "which has to be set before Triton is imported"
             )
-        return True
-    if x.device.type != "cuda" or find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(x.device) >= HOPPER
+        return Form("triton", f"{VARIABLE}=triton")
+    if device != "cuda":
+        return Form("reference", "there are kernels for GPUs alone")
+    if find_spec("triton") is None:
+        return Form("reference", "Triton is not installed")
+    if capability is None or capability < HOPPER:
+        return Form("reference", "the kernels need a Hopper GPU or a later one")
+    return Form("triton", "the GPU is of Hopper or later")
+
+
+def uses_triton(x: "Tensor") -> bool:
+    """Return whether the Triton twin of an op runs on `x`, as opposed to its torch definition.
+
+    Raises ValueError where `form` does.
+    """
+    capability = None
+    if x.device.type == "cuda":
+        import torch
+
+        capability = torch.cuda.get_device_capability(x.device)
+    return form(x.device.type, capability).name == "triton"

@@ -64,6 +64,7 @@ def test_the_keys_are_those_that_the_docstring_promises(monkeypatch: pytest.Monk
         "memory": ["total", "available", "limit"],
         "disk": ["here", "temporary"],
         "cuda": ["available", "reason", "driver", "runtime", "devices"],
+        "ops": ["form", "why"],
         "hub": ["login", "endpoint", "is_default_endpoint", "is_offline", "uses_xet"],
         "commands": list(NEEDS),
     }
@@ -106,6 +107,41 @@ def test_without_a_gpu_it_says_so_and_what_runs_on_the_cpu(monkeypatch: pytest.M
     assert notes["eval"] == notes["quantize --calibrate"] == "on the CPU"
     assert notes["distill --lm-eval"] == "on the CPU"
     assert notes["verify"] == notes["quantize --sign"] == notes["verify --signed-by"] == ""
+
+
+@pytest.mark.parametrize(
+    ("choice", "gpu", "ops"),
+    [
+        ("auto", True, {"form": "triton", "why": "the GPU is of Hopper or later"}),
+        ("auto", False, {"form": "reference", "why": "there are kernels for GPUs alone"}),
+        ("reference", True, {"form": "reference", "why": "DSTOOLS_KERNELS=reference"}),
+    ],
+)
+def test_it_says_which_form_of_the_ops_of_a_model_runs_and_why(
+    choice: str, gpu: bool, ops: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = machine.Cuda(False, "this machine has no GPU", None, None, [])
+    monkeypatch.setattr(machine, "cuda", lambda: GPU if gpu else none)
+    monkeypatch.setattr("dstools_kernels.ops.dispatch.find_spec", lambda name: name)
+    monkeypatch.setenv("DSTOOLS_KERNELS", choice)
+    report, text = shown()
+    assert report["ops"] == ops
+    shown_form = {"triton": "Triton kernels, which have not been run on a GPU yet"}
+    assert f"{shown_form.get(ops['form'], 'torch')}: {ops['why']}" in text
+
+
+@pytest.mark.parametrize("choice", ["triton", "cutlass"])
+def test_a_choice_of_ops_that_cannot_run_is_shown_and_no_failure(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = machine.Cuda(False, "this machine has no GPU", None, None, [])
+    monkeypatch.setattr(machine, "cuda", lambda: none)
+    monkeypatch.setenv("DSTOOLS_KERNELS", choice)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    report, text = shown()
+    assert report["ops"]["form"] == "none"
+    assert f"do not run: {report['ops']['why']}" in text
+    assert "DSTOOLS_KERNELS" in report["ops"]["why"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """The environment chooses the form of an op; what it cannot mean is refused."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -68,3 +71,22 @@ def test_a_wrong_choice_names_the_four(monkeypatch: pytest.MonkeyPatch) -> None:
         ValueError, match=r"one of \['auto', 'triton', 'vendor', 'reference'\], got"
     ):
         dispatch.uses_triton(CPU)
+
+
+def test_a_form_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DSTOOLS_KERNELS", raising=False)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: name)
+    reasons = [dispatch.form("cpu"), dispatch.form("cuda", (8, 9)), dispatch.form("cuda", (9, 0))]
+    assert [form.name for form in reasons] == ["reference", "reference", "triton"]
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    reasons.append(dispatch.form("cuda", (9, 0)))
+    monkeypatch.setenv("DSTOOLS_KERNELS", "reference")
+    reasons.append(dispatch.form("cuda", (9, 0)))
+    assert len({form.why for form in reasons}) == 5
+    assert dispatch.form("cpu") == ("reference", "DSTOOLS_KERNELS=reference")
+
+
+def test_the_form_is_known_without_torch() -> None:
+    code = "import sys; from dstools_kernels.ops.dispatch import form; form('cpu');"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
