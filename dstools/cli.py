@@ -11,6 +11,7 @@ from dstools.commands.dequantize import dequantize
 from dstools.commands.distill import distill
 from dstools.commands.env import env
 from dstools.commands.eval import evaluate
+from dstools.commands.generate import generate
 from dstools.commands.inspect import inspect
 from dstools.commands.push import push
 from dstools.commands.quantize import quantize
@@ -28,6 +29,7 @@ Exit codes:
   130  stopped with Ctrl-C"""
 
 
+CHOICES = ("DSTOOLS_ISA", "DSTOOLS_KERNELS")  # environment variables that kernels read
 OS_HINTS = {
     errno.EACCES: "check the permissions of the folder",
     errno.EROFS: "name a folder on a writable disk",
@@ -79,9 +81,10 @@ class App(click.Group):
             advice = OS_HINTS.get(error.errno or 0, "`dstools --debug COMMAND` shows where")
             raise Failure(f"{where}{error.strerror or error}", advice) from error
         except ValueError as error:
-            if ctx.params["debug"] or not str(error).startswith("DSTOOLS_ISA"):
+            name = str(error).partition(" ")[0].partition("=")[0]
+            if ctx.params["debug"] or name not in CHOICES:
                 raise
-            raise Failure(str(error), "unset DSTOOLS_ISA, or name one of these") from error
+            raise Failure(str(error), f"unset {name}, or name one of these") from error
         except KeyboardInterrupt:
             click.echo(
                 "\ninterrupted; nothing is lost, the same command resumes or starts again", err=True
@@ -103,7 +106,8 @@ def main(debug: bool) -> None:
 
 
 COMMANDS = (
-    *(inspect, quantize, dequantize, verify, compare, evaluate, report, distill, push, env),
+    *(inspect, quantize, dequantize, verify, compare, evaluate, report, generate, distill, push),
+    env,
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -24,6 +24,7 @@ from dstools_converters.verify.engines import ENGINES
 from dstools_distill.recipe.stages import STAGES
 
 Checkpoint = Callable[..., Path]
+SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
 HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tqdm", "yaml")
 SLOW = ("logging", "tempfile", "importlib.metadata", "asyncio", "multiprocessing")  # to import
 FLAGS = {  # frozen: a change here is a change for everybody's scripts
@@ -48,6 +49,10 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "--ram", "--device", "--max-kl", "--workers", "--json",
     ],
     "report": ["OUT", "--json"],
+    "generate": [
+        "CKPT", "--prompt", "--chat", "--temperature", "--top-p", "--seed", "--max-tokens", "--mtp",
+        "--pool", "--precision", "--device", "--json",
+    ],
     "push": [
         "DIR", "ORG/NAME", "--private", "--public", "--revision", "--replace", "--base", "--yes",
         "--dry-run", "--workers", "--json",
@@ -165,6 +170,7 @@ def test_the_examples_run_as_written(
     for command in ("EVAL", "QUANTIZE"):
         monkeypatch.setenv(f"DSTOOLS_{command}_SAMPLES", "2")
         monkeypatch.setenv(f"DSTOOLS_{command}_SEQ_LEN", "8")
+    monkeypatch.setenv("DSTOOLS_GENERATE_MAX_TOKENS", "4")
     text = tmp_path / "held-out.jsonl"
     text.write_text('{"text": " the of in to and for is be on that as with it"}\n' * 9)
     epilog = main.commands[name].epilog
@@ -175,6 +181,8 @@ def test_the_examples_run_as_written(
         places = {"./DeepSeek-V3-bf16": tiny_aligned, "./DeepSeek-V3-fp8": fp8}
         places |= {"./DeepSeek-V3": fp8, "deepseek-ai/DeepSeek-V3": fp8}
         places["held-out.jsonl"] = places["traces.jsonl"] = text
+        if name == "generate":
+            places["./DeepSeek-V3"] = SAMPLE  # which has a chat template
         if name == "quantize":
             places["./DeepSeek-V3-fp8"] = out
         if name == "dequantize":
@@ -314,6 +322,17 @@ def test_an_unknown_instruction_set_is_an_error_and_no_traceback(
     error, hint = done.stderr.splitlines()
     assert error.startswith("error: DSTOOLS_ISA must be one that runs here")
     assert hint == "hint: unset DSTOOLS_ISA, or name one of these"
+
+
+def test_an_unknown_form_of_kernels_is_an_error_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DSTOOLS_KERNELS", "cutlass")
+    result = dstools("generate", SAMPLE, "--prompt", "1 + 1 =")
+    assert result.exit_code == 1
+    error, hint = result.stderr.splitlines()[-2:]
+    assert error.startswith("error: DSTOOLS_KERNELS must be one of ['auto', ")
+    assert hint == "hint: unset DSTOOLS_KERNELS, or name one of these"
 
 
 @pytest.mark.parametrize("name", ["quantize", "dequantize"])

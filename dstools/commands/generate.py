@@ -1,0 +1,317 @@
+"""The command `dstools generate`."""
+
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import click
+
+from dstools.options import Command, json_option, option, path_argument, show, terminal
+from dstools.source import open_source
+from dstools.text import require_torch
+from dstools_converters.errors import DstoolsError, printable, size
+
+if TYPE_CHECKING:
+    from dstools_converters.model.architecture import Architecture
+    from dstools_converters.runtime.answer import Answer
+    from dstools_converters.runtime.decode import Request
+    from dstools_converters.runtime.draw import Sampling
+    from dstools_converters.runtime.pages import Pool
+    from dstools_converters.runtime.session import Session
+
+EXAMPLES = """\
+dstools generate ./DeepSeek-V3 --prompt 'What is 17 + 25?' --chat
+dstools generate ./DeepSeek-V3 --prompt '17 + 25 =' --temperature 0 --max-tokens 32 --json"""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
+ENDPOINT = "serve it with an engine that has the family, such as vLLM, and ask that endpoint"
+OPS = {"triton": "Triton, which have not been run on a GPU yet", "reference": "torch"}
+Precision = Literal["float32", "bfloat16"]
+
+
+class _Model(NamedTuple):
+    """What is known of a checkpoint before its weights are read."""
+
+    folder: Path
+    architecture: "Architecture"
+    positions: int
+    numbers: int  # elements of all weights
+
+
+@click.command(cls=Command, epilog=EXAMPLES, short_help="Answer a prompt, on a CPU or a GPU.")
+@path_argument("model", metavar="CKPT", help="A folder, or org/name[@revision] in the Hub cache.")
+@option(
+    "--prompt",
+    section="Prompt",
+    metavar="TEXT",
+    type=str,
+    required=True,
+    help="Continue this text; - reads it from stdin, without the line feed at its end.",
+)
+@option(
+    "--chat",
+    section="Prompt",
+    is_flag=True,
+    help="Take the text for the message of a user, and render it with the chat template.",
+)
+@option(
+    "--temperature",
+    section="Sampling",
+    type=float,
+    show_default="that of generation_config.json, else 0",
+    help="Draw tokens at this temperature; 0 takes the most probable one.",
+)
+@option(
+    "--top-p",
+    section="Sampling",
+    type=float,
+    show_default="that of generation_config.json, else 1",
+    help="Draw from the most probable tokens that together reach this share.",
+)
+@option(
+    "--seed",
+    section="Sampling",
+    type=click.IntRange(0),
+    default=0,
+    help="Draw with this seed; the same one gives the same text.",
+)
+@option(
+    "--max-tokens",
+    section="Sampling",
+    type=click.IntRange(1),
+    default=1024,
+    help="End after this many tokens, or where the model's positions end.",
+)
+@option(
+    "--mtp",
+    section="Running",
+    is_flag=True,
+    help="Draft a token a step with the MTP layer; the text is the same.",
+)
+@option(
+    "--pool",
+    "pool_tokens",
+    section="Running",
+    metavar="TOKENS",
+    type=click.IntRange(1),
+    show_default="prompt and answer",
+    help="Keep a cache of this many tokens, in pages of 64.",
+)
+@option(
+    "--precision",
+    section="Running",
+    type=click.Choice(["float32", "bfloat16"]),
+    show_default="float32 on the CPU, bfloat16 on a GPU",
+    help="Hold weights and cache in this precision; bfloat16 takes half the memory.",
+)
+@option(
+    "--device",
+    section="Running",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    help="Run the model on this device.",
+)
+@json_option
+def generate(
+    model: str,
+    prompt: str,
+    chat: bool,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int,
+    max_tokens: int,
+    mtp: bool,
+    pool_tokens: int | None,
+    precision: "Precision | None",
+    device: str,
+    as_json: bool,
+) -> None:
+    """Answer one prompt with CKPT, and print the text as it comes.
+
+    FP8 weights are widened. The whole model has to fit into memory. How it is sampled, the size of
+    the cache, and the speed at the end are printed on stderr. On a GPU of Hopper or later the
+    project's own Triton kernels run: they are checked on a CPU, and have not been run on a GPU yet.
+    """
+    text = _read(prompt)
+    require_torch(device)
+    known = _look(model, mtp)
+    sampling = _sampling(known.folder, temperature, top_p, seed)
+
+    from dstools_converters.model.tokenizer import end_ids, load_tokenizer
+    from dstools_converters.runtime.answer import answer_prompt, read_prompt
+    from dstools_converters.runtime.decode import Loop, Request
+
+    tokenizer = load_tokenizer(known.folder)
+    ends = end_ids(known.folder, tokenizer)
+    if not ends:
+        click.echo("warning: nothing names a token that ends an answer", err=True)
+    asked = read_prompt(tokenizer, text, chat)
+    request = Request(0, asked.ids, max_tokens)
+    pool = _pool(request, known, pool_tokens)
+    session = _session(known, pool, precision or _usual_precision(device), device)
+    loop = Loop(session, pool, sampling, ends, rows=1, drafts=int(mtp))
+    write = _hide if as_json else _write
+    answer = answer_prompt(loop, request, asked.opening, tokenizer, write)
+    show(answer, as_json, "")  # after the text, the end of its line
+    if answer.reason == "error":
+        raise DstoolsError(
+            f"the logits after {len(answer.ids)} tokens of the answer are not finite",
+            "its weights are damaged: dstools verify compares them with the source",
+        )
+    _line("answer", _speed(answer))
+
+
+def _line(name: str, text: str) -> None:
+    click.echo(terminal(f"{name:9} {text}"), err=True)
+
+
+def _read(prompt: str) -> str:
+    """Return the text of --prompt. Raises DstoolsError where it is empty or not UTF-8."""
+    try:
+        if prompt == "-":
+            prompt = sys.stdin.buffer.read().decode().removesuffix("\n")
+        prompt.encode()
+    except UnicodeError as error:
+        raise DstoolsError("the prompt is not UTF-8", "convert it with iconv") from error
+    if not prompt:
+        raise DstoolsError("the prompt is empty", "give --prompt a text")
+    return prompt
+
+
+def _look(model: str, mtp: bool) -> _Model:
+    """Return what generating needs to know of a checkpoint. Raises DstoolsError if it cannot."""
+    from dstools_converters.families.shapes import SUPPORTED
+    from dstools_converters.model.architecture import read_architecture
+    from dstools_converters.runtime.weights import read_positions
+
+    with open_source(model) as checkpoint:
+        config, folder = checkpoint.config, checkpoint.folder
+    if config.get("model_type") not in SUPPORTED:
+        kind = printable(str(config.get("model_type")))
+        raise DstoolsError(f"{folder}: model_type {kind!r} does not run here", ENDPOINT)
+    architecture = read_architecture(config)
+    if mtp and not architecture.model.num_mtp_layers:
+        raise DstoolsError(f"{folder}: has no MTP layer", "leave --mtp out; the text is the same")
+    numbers = sum(math.prod(shape) * count for _, shape, count in architecture.model.kinds())
+    return _Model(folder, architecture, read_positions(config, architecture), numbers)
+
+
+def _sampling(
+    folder: Path, temperature: float | None, top_p: float | None, seed: int
+) -> "Sampling":
+    """Return how tokens are drawn, and print it with its sources."""
+    from dstools_converters.runtime.defaults import FILE, read_defaults
+    from dstools_converters.runtime.draw import Sampling
+
+    defaults = read_defaults(folder)
+    usual = defaults.sampling
+    sampling = Sampling(
+        usual.temperature if temperature is None else temperature,
+        usual.top_p if top_p is None else top_p,
+        seed,
+    )
+    source = defaults.source if temperature is None else "--temperature"
+    text = f"temperature {sampling.temperature:g} ({source})"
+    if sampling.temperature:
+        source = defaults.source if top_p is None else "--top-p"
+        text += f", top_p {sampling.top_p:g} ({source}), seed {seed}"
+    _line("sampling", text)
+    if defaults.not_applied:
+        others = ", ".join(f"{key} {value!r}" for key, value in defaults.not_applied.items())
+        click.echo(terminal(f"warning: {folder / FILE}: not applied: {others}"), err=True)
+    return sampling
+
+
+def _pool(request: "Request", known: _Model, tokens: int | None) -> "Pool":
+    """Return a pool of at least `tokens`, or what prompt and answer need.
+
+    Raises DstoolsError where they do not fit the pool or the model's positions, before any weight
+    is read.
+    """
+    from dstools_converters.runtime.decode import length_limit
+    from dstools_converters.runtime.pages import PAGE, Pool
+
+    count, positions = len(request.prompt), known.positions
+    is_sparse = positions == known.architecture.index_topk
+    if is_sparse and count >= positions:
+        raise DstoolsError(
+            f"the prompt has {count} tokens; beyond index_topk, {positions}, the attention of "
+            "DeepSeek-V3.2 is sparse, which does not run here",
+            f"shorten it; or {ENDPOINT}",
+        )
+    needed = min(count + request.max_tokens, positions) - 1  # the last token is not cached
+    pool = Pool(math.ceil(max(tokens or needed, 1) / PAGE))
+    limit = length_limit(request, pool, known.architecture.model.vocab_size, positions)
+    end = f" to index_topk, {positions}" if is_sparse else f" to the model's {positions} positions"
+    where = end if limit == positions else ""
+    _line("prompt", f"{count} tokens, and room for {limit - count}{where}")
+    return pool
+
+
+def _usual_precision(device: str) -> "Precision":
+    return "bfloat16" if device == "cuda" else "float32"
+
+
+def _session(known: _Model, pool: "Pool", precision: "Precision", device: str) -> "Session":
+    """Return the model with its caches. Raises DstoolsError where memory is short."""
+    import torch
+
+    from dstools_converters.runtime.session import Session
+    from dstools_converters.runtime.weights import load
+    from dstools_kernels.ops.dispatch import form
+
+    dtype: torch.dtype = getattr(torch, precision)
+    capability = torch.cuda.get_device_capability() if device == "cuda" else None
+    ops = form(device, capability).name
+    held = known.numbers * dtype.itemsize
+    _require_memory("the weights", held, device, f"{precision} on {device}")
+    name = known.folder.resolve().name
+    _line("model", f"{name}, {size(held)} in {precision} on {device}, ops of {OPS[ops]}")
+    serving = load(known.folder, dtype, torch.device(device))
+    tokens = pool.count * pool.size
+    held = tokens * sum(map(math.prod, serving.entries)) * dtype.itemsize
+    _require_memory("the pool", held, device, f"{tokens:,} tokens")
+    _line("pool", f"{pool.count} pages of {pool.size} tokens, {tokens:,} tokens, {size(held)}")
+    return Session(serving, pool)
+
+
+def _require_memory(what: str, held: int, device: str, of: str) -> None:
+    """Raise DstoolsError where a device has less free memory than `held` bytes."""
+    if device == "cuda":
+        import torch
+
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        from dstools.machine import memory
+
+        now = memory()
+        free = min(now.available, now.limit or now.available)
+    if held > free:
+        raise DstoolsError(
+            f"{what}, {of}, take {size(held)}; {size(free)} of memory is free",
+            "--precision bfloat16 halves them, --pool makes the pool smaller",
+        )
+
+
+def _hide(text: str) -> None:
+    """Print nothing: --json prints the whole."""
+
+
+def _write(text: str) -> None:
+    """Print text at once; on a terminal, without control characters, which could steer it."""
+    if sys.stdout.isatty():
+        text = CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+    click.echo(text, nl=False, color=True)  # else click cuts escapes out of what goes to a file
+
+
+def _speed(answer: "Answer") -> str:
+    speed = answer.speed
+    text = f"{answer.tokens} tokens ({answer.reason}) in {speed.seconds:.1f} s"
+    text += f", the first after {speed.first_seconds:.1f} s"
+    if speed.tokens_per_second is not None:
+        text += f"; {speed.tokens_per_second:.1f} tokens/s, {speed.tokens_per_step:.2f} a step"
+    for position, (drafted, kept) in enumerate(zip(speed.drafted, speed.kept, strict=True), 1):
+        share = f" ({kept / drafted:.1%})" if drafted else ""
+        text += f"; draft {position}: {kept} of {drafted} kept{share}"
+    return text
