@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, TypedDict
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from dstools_kernels.ops import triton as triton_twins
 from dstools_kernels.ops.dispatch import is_interpreted
@@ -99,7 +100,7 @@ def compile_config(config: Config) -> Compiled:
     aligned = [
         n for n in config.signature if n not in config.unaligned and _can_be_aligned(n, config)
     ]
-    source = ASTSource(
+    source = (GluonASTSource if isinstance(config.kernel, GluonJITFunction) else ASTSource)(
         fn=config.kernel,
         signature={**config.signature, **dict.fromkeys(config.constants, "constexpr")},
         constexprs=config.constants,

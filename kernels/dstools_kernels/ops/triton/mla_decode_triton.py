@@ -11,13 +11,17 @@ well, and registers would spill.
 Statically verified for sm_90a, never run on a GPU.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dstools_kernels.ops.triton import mla_decode_gluon
 from dstools_kernels.ops.triton.config import Config
 from dstools_kernels.ops.triton.mla_merge_triton import mla_merge
+from dstools_kernels.ops.triton.tiles import give_workspace
 
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # a hidden score; -inf - -inf is NaN
 NEW_TOKENS = 2  # of a row, at most: one, and one that was drafted
@@ -30,6 +34,10 @@ PAGE = 64  # tokens
 #   traffic, 128 heads                       1.78  0.89  0.44  0.22
 #   programs for each 4096 tokens            32    16    8     4
 SPLIT_TOKENS = {16: 256, 64: 1024, 128: 1024}
+
+# torch.cuda.get_device_name() of the cards on which scripts/hopper_check.py has passed the Gluon
+# form, with a line of figures in docs/kernels.md: it runs on no other. It has run on none.
+GLUON_CARDS: tuple[str, ...] = ()
 
 
 @triton.jit
@@ -177,10 +185,12 @@ def decode_kernel(
         tl.store(lse_ptr + at, lse, mask=is_first)
 
 
-def _config(dtype: str, heads: int, tokens: int, needs: tuple[str, ...]) -> Config:
+def _config(
+    kernel: Any, dtype: str, constants: dict[str, int | bool], needs: tuple[str, ...]
+) -> Config:
     integers = dict.fromkeys(("heads", "pages", "width", "split_tokens", "capacity"), "i32")
     return Config(
-        decode_kernel,
+        kernel,
         {
             "q_ptr": "*bf16",
             "cache_ptr": "*bf16" if dtype == "bf16" else "*u8",
@@ -190,11 +200,11 @@ def _config(dtype: str, heads: int, tokens: int, needs: tuple[str, ...]) -> Conf
             "scale": "fp32",
             **integers,
         },
-        {"BH": heads, "BN": tokens, "IS_FP8": dtype == "fp8"},
+        constants,
         num_warps=8,
         num_stages=2,
         unaligned=("heads", "pages", "width", "capacity"),
-        needs=(*needs, "LDGSTS", "STG.128"),
+        needs=needs,
     )
 
 
@@ -206,11 +216,17 @@ TILES = {
 }
 CONFIGS = {
     f"mla_decode/{dtype}.{heads}x{tokens}": _config(
-        dtype, heads, tokens, ("HGMMA",) if heads >= 64 else ("HMMA",)
+        decode_kernel,
+        dtype,
+        {"BH": heads, "BN": tokens, "IS_FP8": dtype == "fp8"},
+        ("LDGSTS", "STG.128", "HGMMA" if heads >= 64 else "HMMA"),
     )
     for dtype, tiles in TILES.items()
     for heads, tokens in tiles.values()
 } | {
+    "mla_decode/bf16.gluon": _config(
+        mla_decode_gluon.decode_kernel, "bf16", {}, ("HGMMA", "UTMALDG")
+    ),
     "mla_decode/plan": Config(
         plan_kernel,
         {
@@ -222,7 +238,7 @@ CONFIGS = {
         {"BLOCK": 64},
         num_warps=4,
         unaligned=("rows", "tokens"),
-    )
+    ),
 }
 
 
@@ -234,8 +250,19 @@ def mla_decode(
     Rows have up to two new tokens, and no two rows have a page in common: there is room for as many
     splits as that makes. Where there is not, the output of a token is NaN.
     """
-    split_tokens = SPLIT_TOKENS[_up_to(q.shape[1])]
-    return decode(q, cache, table, lengths, cumulative, scale, split_tokens)
+    heads, is_fp8 = q.shape[1], cache.dtype == torch.uint8
+    form = form_of(heads, is_fp8)
+    if not is_fp8 and heads % 64 == 0 and q.is_cuda:
+        form = "bf16.gluon" if torch.cuda.get_device_name(q.device) in GLUON_CARDS else form
+    split_tokens = SPLIT_TOKENS[_up_to(heads)]
+    return decode(q, cache, table, lengths, cumulative, scale, split_tokens, form)
+
+
+def form_of(heads: int, is_fp8: bool) -> str:
+    """Return the name of the form in Triton that takes so many heads, as in CONFIGS."""
+    dtype = "fp8" if is_fp8 else "bf16"
+    block, step = TILES[dtype][_up_to(heads)]
+    return f"{dtype}.{block}x{step}"
 
 
 def _up_to(heads: int) -> int:
@@ -250,8 +277,9 @@ def decode(
     cumulative: Tensor,
     scale: float,
     split_tokens: int,
+    form: str,
 ) -> Tensor:
-    """Return what `mla_decode` does, in splits of `split_tokens`, a multiple of 64."""
+    """Return what `mla_decode` does, in splits of `split_tokens`, a multiple of 64, by a form."""
     tokens, heads = q.shape[:2]
     (rows, width), pages = table.shape, len(cache)
     if not (tokens and rows and width and pages):
@@ -265,10 +293,14 @@ def decode(
     capacity = min(splits * tokens, tokens + NEW_TOKENS * pages * PAGE // split_tokens)
     partial = q.new_empty(capacity, heads, 512, dtype=torch.float32)
     lse = q.new_empty(capacity, heads, dtype=torch.float32)
-    dtype = "fp8" if cache.dtype == torch.uint8 else "bf16"
-    block, step = TILES[dtype][_up_to(heads)]
-    CONFIGS[f"mla_decode/{dtype}.{block}x{step}"].launch(
-        (tokens * 2 * triton.cdiv(heads, block), splits),
+    config = CONFIGS[f"mla_decode/{form}"]
+    programs = heads // 64  # of a token
+    if form == "bf16.gluon":
+        give_workspace(q)
+    else:
+        programs = 2 * triton.cdiv(heads, config.constants["BH"])
+    config.launch(
+        (tokens * programs, splits),
         *(q.contiguous(), cache, table.contiguous(), row, seen, offsets, partial, lse),
         *(scale, heads, pages, width, split_tokens, capacity),
     )

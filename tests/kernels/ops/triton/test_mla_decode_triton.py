@@ -32,7 +32,8 @@ def decode(
     case: Any, module: ModuleType = twin, split_tokens: int = SPLIT, **changed: Any
 ) -> Tensor:
     """Run the twin with splits of few tokens."""
-    out: Tensor = module.decode(*case.arguments(**changed)[:6], split_tokens)
+    form = twin.form_of(case.q.shape[1], case.cache.dtype == torch.uint8)
+    out: Tensor = module.decode(*case.arguments(**changed)[:6], split_tokens, form)
     return out
 
 
