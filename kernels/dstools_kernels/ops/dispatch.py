@@ -4,7 +4,7 @@ The environment variable DSTOOLS_KERNELS chooses for a whole process:
 
     auto       the default: the Triton twin on a Hopper GPU or later, elsewhere the definition
     triton     the Triton twin everywhere; on a CPU it runs in Triton's interpreter
-    vendor     as auto, but an op that has a vendor's kernel runs that where it can be imported
+    vendor     a vendor's kernel where an op has one, elsewhere as auto; none has one yet
     reference  the torch definition everywhere
 
 The twins are statically verified for sm_90a and have never run on a GPU.
