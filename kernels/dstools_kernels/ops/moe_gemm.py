@@ -37,7 +37,7 @@ def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> T
         from dstools_kernels.ops.triton import moe_gemm_triton
 
         return moe_gemm_triton.moe_gemm(x, w, offsets)
-    y = rows.new_zeros(len(rows), weight.shape[1], dtype=dtype)
+    y = rows.new_empty(len(rows), weight.shape[1], dtype=dtype)
     for expert, (first, end) in enumerate(pairwise(offsets.tolist())):
         if first == end:
             continue

@@ -3,6 +3,7 @@
 The mutants of MUTATIONS are compiled, too, and a gate has to name what is wrong with each.
 """
 
+import dataclasses
 import json
 import os
 from dataclasses import replace
@@ -97,6 +98,10 @@ MUTATIONS = [
 ]
 
 
+def name_of(config: proof.Config) -> str:
+    return str(config.kernel.fn.__name__)
+
+
 def figures(**changed: Any) -> proof.Figures:
     """Return figures of a small GEMM that passes every gate, but for what is changed."""
     counts = dict.fromkeys((*proof.EXACT, *proof.CLOSE), 0)
@@ -122,6 +127,17 @@ def test_a_shipped_configuration_passes_its_gates_and_is_as_recorded(name: str) 
     compiled = proof.compile_config(CONFIGS[name])
     assert proof.gate(CONFIGS[name], compiled) == []
     assert proof.differences(compiled.figures, GOLDEN["kernels"][name]) == []
+
+
+@pytest.mark.parametrize("config", {c.kernel: c for c in CONFIGS.values()}.values(), ids=name_of)
+def test_sizes_of_1_compile(config: proof.Config) -> None:
+    """At a launch, Triton makes a constant of an integer that is 1, as M is for a single token."""
+    integers = {name for name, kind in config.signature.items() if kind in ("i32", "i64")}
+    ones = integers & set(config.unaligned)
+    signature = {name: kind for name, kind in config.signature.items() if name not in ones}
+    constants = config.constants | dict.fromkeys(ones, 1)
+    single = dataclasses.replace(config, signature=signature, constants=constants)
+    assert proof.gate(single, proof.compile_config(single)) == []
 
 
 def test_the_golden_file_is_of_this_triton_and_has_nothing_else() -> None:
