@@ -115,27 +115,29 @@ def latent_pages(tokens: int, token_bytes: int = BF16 * (LATENT + ROPE)) -> Work
     return Work("latent_pages", f"{tokens} tokens of {token_bytes} B", moved)
 
 
-def mla_decode(sequences: int, length: int, token_bytes: int = BF16 * (LATENT + ROPE)) -> Work:
+def mla_decode(
+    sequences: int, length: int, token_bytes: int = BF16 * (LATENT + ROPE), heads: int = HEADS
+) -> Work:
     """Return the work of one new token a sequence; 656 bytes a token are FP8 latents."""
-    queries = sequences * HEADS
+    queries = sequences * heads
     moved = sequences * length * token_bytes + BF16 * queries * (2 * LATENT + ROPE)
-    shape = f"{sequences} x {length} tokens of {token_bytes} B, {HEADS} heads"
+    shape = f"{sequences} x {length} tokens of {token_bytes} B, {heads} heads"
     return Work("mla_decode", shape, moved, 2 * queries * length * (2 * LATENT + ROPE))
 
 
-def mla_merge(sequences: int, splits: int) -> Work:
+def mla_merge(sequences: int, splits: int, heads: int = HEADS) -> Work:
     """Return the work of merging the float32 partials of splits."""
-    queries = sequences * HEADS
+    queries = sequences * heads
     moved = F32 * queries * splits * (LATENT + 1) + BF16 * queries * LATENT
-    return Work("mla_merge", f"{sequences} x {splits} splits, {HEADS} heads", moved)
+    return Work("mla_merge", f"{sequences} x {splits} splits, {heads} heads", moved)
 
 
-def mla_prefill(tokens: int) -> Work:
+def mla_prefill(tokens: int, heads: int = HEADS) -> Work:
     """Return the work of causal attention over one prompt, keys 128 + 64 wide and values 128."""
-    each = HEADS * (NOPE + ROPE) + HEADS * NOPE + ROPE + 2 * HEADS * VALUE
+    each = heads * (NOPE + ROPE) + heads * NOPE + ROPE + 2 * heads * VALUE
     pairs = tokens * (tokens + 1) // 2
-    flops = 2 * HEADS * pairs * (NOPE + ROPE + VALUE)
-    return Work("mla_prefill", f"{tokens} tokens, {HEADS} heads", BF16 * tokens * each, flops)
+    flops = 2 * heads * pairs * (NOPE + ROPE + VALUE)
+    return Work("mla_prefill", f"{tokens} tokens, {heads} heads", BF16 * tokens * each, flops)
 
 
 V3 = (

@@ -1,0 +1,382 @@
+"""The ops at shapes to try on a card: inputs, the call, what the result may differ by, its cost.
+
+A case is checked against the op's torch definition on the same device and timed by the same call.
+`SMALL` has ragged, short and empty shapes, `V3` those of DeepSeek-V3. Bytes, ids and orders have to
+be equal and weights of the router within 1e-6. The norm of the difference has to be within 2.5e-3
+of the definition's for sums and products (rounding both to BF16 makes 1.7e-3 of it, Hopper's FP8
+accumulator up to 0.6e-3 more), and within 2^-8 for attention, whose probabilities are rounded, too.
+The share of equal results is reported: tensor cores do not add as the definition does.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dstools_kernels.ops.act_quant import act_quant
+from dstools_kernels.ops.combine import combine
+from dstools_kernels.ops.fp8_gemm import fp8_gemm
+from dstools_kernels.ops.gemm import gemm
+from dstools_kernels.ops.latent_pages import pack_fp8, write_latents
+from dstools_kernels.ops.mla_decode import mla_decode
+from dstools_kernels.ops.mla_merge import mla_merge
+from dstools_kernels.ops.mla_prefill import mla_prefill
+from dstools_kernels.ops.moe_gemm import moe_gemm
+from dstools_kernels.ops.permute import permute
+from dstools_kernels.ops.router import Rule, router
+from dstools_kernels.ops.swiglu_quant import swiglu_quant
+from dstools_kernels.ops.weight_dequant import weight_dequant
+from dstools_kernels.ops.weight_quant import weight_quant
+from dstools_kernels.proof import roofline
+from dstools_kernels.proof.roofline import Work
+
+PAGE = 64  # tokens
+LATENT, ROPE, FP8_BYTES = 512, 64, 656
+SUM_NORM, ATTENTION_NORM = 2.5e-3, 2.0**-8
+WEIGHT = 1e-6
+V3_RULE = Rule("sigmoid", "top2", 8, 4, 8, True, 2.5)
+
+
+class Case(NamedTuple):
+    """An op at one shape."""
+
+    work: Work
+    make: Callable[[torch.device], Callable[[], Any]]  # the call, its inputs on a device
+    compare: Callable[[Any, Any], tuple[bool, str]]  # with the definition's: is right, how far off
+
+    @property
+    def name(self) -> str:
+        """Return the op and its shape."""
+        return f"{self.work.op} {self.work.shape}"
+
+
+# ------------------------------------------------------------------------------------- comparisons
+
+
+def equal(result: Any, wanted: Any) -> tuple[bool, str]:
+    """Compare bit by bit, NaN included."""
+    pairs = list(zip(_parts(result), _parts(wanted), strict=True))
+    wrong = sum(int((_bits(a) != _bits(b)).sum()) for a, b in pairs)
+    return not wrong, f"{wrong} of {sum(a.numel() for a, _ in pairs)} values differ"
+
+
+def near_sum(result: Tensor, wanted: Tensor) -> tuple[bool, str]:
+    """Compare sums or products by the norm of the difference."""
+    return _near(result, wanted, SUM_NORM)
+
+
+def near_attention(result: Tensor, wanted: Tensor) -> tuple[bool, str]:
+    """Compare attention by the norm of the difference."""
+    return _near(result, wanted, ATTENTION_NORM)
+
+
+def _near(result: Tensor, wanted: Tensor, most: float) -> tuple[bool, str]:
+    a, b = result.double(), wanted.double()
+    same = (result == wanted).double().mean().item() if a.numel() else 1.0
+    error = ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
+    return error <= most, f"{error:.1e} of the norm, {100 * same:.2f} % equal"
+
+
+def one_step(result: Any, wanted: Any) -> tuple[bool, str]:
+    """Compare codes of SwiGLU: exp differs, so that one in a thousand may be a step off."""
+    codes = result.codes.view(torch.uint8).int(), wanted.codes.view(torch.uint8).int()
+    steps = (codes[0] - codes[1]).abs()
+    steps = torch.where((codes[0] | codes[1]) & 0x7F <= 1, 0, steps)  # 0 and -0, or the smallest
+    off = (steps > 0).double().mean().item() if steps.numel() else 0.0
+    close = torch.allclose(result.scales, wanted.scales, rtol=2.0**-8)
+    most = int(steps.max()) if steps.numel() else 0
+    return (
+        close and most <= 1 and off <= 1e-3,
+        f"{100 * off:.3f} % of codes differ, by {most} at most",
+    )
+
+
+def routed(result: Any, wanted: Any) -> tuple[bool, str]:
+    """Compare ids exactly and weights within WEIGHT."""
+    wrong = int((result.ids != wanted.ids).any(-1).sum())
+    off = (result.weights - wanted.weights).abs().max().item() if wanted.weights.numel() else 0.0
+    return not wrong and off <= WEIGHT, f"{wrong} tokens differ, weights by {off:.0e}"
+
+
+def _parts(value: Any) -> tuple[Tensor, ...]:
+    return tuple(value) if isinstance(value, tuple) else (value,)
+
+
+def _bits(x: Tensor) -> Tensor:
+    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+    return x.contiguous().view(sizes[x.itemsize])
+
+
+# --------------------------------------------------------------------------------------- the inputs
+
+
+def _random(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, device=device).to(dtype)
+
+
+def with_ties(device: torch.device, rows: int, columns: int) -> Tensor:
+    """Return activations whose first group has scale 1 and every point between two codes."""
+    x = _random(device, rows, columns)
+    codes = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    ties = (codes[1:] + codes[:-1]) / 2  # all are BF16 numbers; the last code is 448
+    if rows and columns >= 128:
+        x[0, :128] = torch.cat([ties, torch.tensor([448.0, -448.0])]).to(x)
+    return x
+
+
+def _offsets(device: torch.device, rows: int, experts: int) -> Tensor:
+    """Return ragged offsets [experts + 1]; the first expert has no rows where there are several."""
+    cuts = torch.linspace(0, 1, experts) ** 1.5 if experts > 1 else torch.tensor([1.0])
+    ends = (cuts * rows).round().int()
+    return torch.cat([ends.new_zeros(1), ends]).to(device)
+
+
+def quantize(rows: int, columns: int, gathered: int | None = None) -> Case:
+    """Return activations to quantize, gathered by a list of rows or not."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        x = with_ties(device, rows, columns)
+        index = None
+        if gathered is not None:
+            index = torch.randint(rows, (gathered,), device=device, dtype=torch.int32)
+        return lambda: act_quant(x, rows=index, is_transposed=True)
+
+    return Case(roofline.act_quant(rows, columns, gathered), make, equal)
+
+
+def swiglu(rows: int, columns: int) -> Case:
+    """Return gate and up to multiply and quantize."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        gate, up = _random(device, rows, columns), _random(device, rows, columns)
+        return lambda: swiglu_quant(gate, up)
+
+    return Case(roofline.swiglu_quant(rows, columns), make, one_step)
+
+
+def quantize_weight(rows: int, columns: int) -> Case:
+    """Return a weight to quantize."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        weight = _random(device, rows, columns)
+        return lambda: weight_quant(weight)
+
+    return Case(roofline.weight_quant(rows, columns), make, equal)
+
+
+def dequantize_weight(rows: int, columns: int) -> Case:
+    """Return a weight to dequantize."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        codes, scales = weight_quant(_random(device, rows, columns))
+        return lambda: weight_dequant(codes, scales)
+
+    return Case(roofline.weight_quant(rows, columns, "weight_dequant"), make, equal)
+
+
+def product(m: int, n: int, k: int) -> Case:
+    """Return an FP8 product of positive numbers, whose sums lose most where they are narrow."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        x, w = torch.rand(m, k, device=device), torch.rand(n, k, device=device)
+        a, b = act_quant(x, is_transposed=True), weight_quant(w)
+        return lambda: fp8_gemm(a, b)
+
+    return Case(roofline.fp8_gemm(m, n, k), make, near_sum)
+
+
+def experts(rows: int, count: int, n: int, k: int) -> Case:
+    """Return FP8 products of ragged groups."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        x = act_quant(_random(device, rows, k), is_transposed=True)
+        each = [weight_quant(_random(device, n, k)) for _ in range(count)]
+        w = type(x)(*(torch.stack(parts) for parts in zip(*each, strict=True)))
+        offsets = _offsets(device, rows, count)
+        return lambda: moe_gemm(x, w, offsets)
+
+    return Case(roofline.moe_gemm(rows, count, n, k), make, near_sum)
+
+
+def bf16_product(m: int, n: int, k: int, heads: int = 1) -> Case:
+    """Return a BF16 product, of heads or plain."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        batch = (heads,) if heads > 1 else ()
+        x, w = _random(device, *batch, m, k), _random(device, *batch, n, k)
+        return lambda: gemm(x, w)
+
+    return Case(roofline.gemm(m, n, k, heads), make, near_sum)
+
+
+def route(tokens: int) -> Case:
+    """Return logits of V3 to choose experts by."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        logits = _random(device, tokens, roofline.EXPERTS, dtype=torch.float32)
+        bias = _random(device, roofline.EXPERTS, dtype=torch.float32) / 10
+        return lambda: router(logits, bias, V3_RULE)
+
+    return Case(roofline.router(tokens), make, routed)
+
+
+def sort(tokens: int) -> Case:
+    """Return ids to sort by local expert, some of them on other ranks."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        chosen, count, local = roofline.CHOSEN, roofline.EXPERTS, roofline.LOCAL
+        ids = torch.rand(tokens, count, device=device).topk(chosen)[1].int()
+        there = torch.arange(count, device=device, dtype=torch.int32)
+        expert_map = torch.where(there < local, there, -1)
+        return lambda: permute(ids, expert_map, local)
+
+    return Case(roofline.permute(tokens), make, equal)
+
+
+def add_up(tokens: int) -> Case:
+    """Return rows of experts to add up."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        chosen, hidden = roofline.CHOSEN, roofline.HIDDEN
+        y, shared = _random(device, tokens * chosen, hidden), _random(device, tokens, hidden)
+        order = torch.randperm(tokens * chosen, device=device).int().view(tokens, chosen)
+        destination = torch.where(order % 8 == 0, -1, order)
+        weights = torch.rand(tokens, chosen, device=device)
+        return lambda: combine(y, destination, weights, shared)
+
+    return Case(roofline.combine(tokens), make, near_sum)
+
+
+def _pool(device: torch.device, lengths: Tensor, is_fp8: bool) -> tuple[Tensor, Tensor]:
+    """Return a pool and a table for rows of `lengths`, shuffled; what no row wrote is NaN."""
+    width = max(1, -(-int(lengths.max()) // PAGE)) if len(lengths) else 1
+    pages = len(lengths) * width + 1
+    table = torch.randperm(pages - 1, device=device).int().view(len(lengths), width)
+    pool = torch.full((pages, PAGE, LATENT + ROPE), torch.nan, device=device, dtype=torch.bfloat16)
+    at = torch.arange(width * PAGE, device=device)
+    is_used = at < lengths[:, None]
+    rows = table.long().repeat_interleave(PAGE, 1) * PAGE + at % PAGE
+    used = rows[is_used]
+    pool.view(-1, LATENT + ROPE)[used] = _random(device, len(used), LATENT + ROPE)
+    return (pack_fp8(pool) if is_fp8 else pool), table
+
+
+def decode(lengths: list[int], heads: int, new: int = 1, is_fp8: bool = False) -> Case:
+    """Return the attention of `new` tokens of each row to its latents."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        held = torch.tensor(lengths, dtype=torch.int32, device=device)
+        pool, table = _pool(device, held, is_fp8)
+        q = _random(device, len(lengths) * new, heads, LATENT + ROPE)
+        starts = new * torch.arange(len(lengths) + 1, device=device, dtype=torch.int32)
+        return lambda: mla_decode(q, pool, table, held, starts, 192**-0.5)
+
+    token_bytes = FP8_BYTES if is_fp8 else 2 * (LATENT + ROPE)
+    longest = max(lengths, default=0)
+    work = roofline.mla_decode(len(lengths) * new, longest, token_bytes, heads)
+    return Case(work, make, near_attention)
+
+
+def merge(tokens: int, splits: int, heads: int) -> Case:
+    """Return partial outputs to merge."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        partial = _random(device, tokens * splits, heads, LATENT, dtype=torch.float32)
+        lse = _random(device, tokens * splits, heads, dtype=torch.float32)
+        offsets = splits * torch.arange(tokens + 1, device=device, dtype=torch.int32)
+        return lambda: mla_merge(partial, lse, offsets)
+
+    return Case(roofline.mla_merge(tokens, splits, heads), make, near_attention)
+
+
+def write(tokens: int, is_fp8: bool = False) -> Case:
+    """Return latents to write into shuffled pages."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        pages = tokens // PAGE + 2
+        pool = torch.zeros(pages, PAGE, LATENT + ROPE, device=device, dtype=torch.bfloat16)
+        pool = pack_fp8(pool) if is_fp8 else pool
+        latents = with_ties(device, tokens, LATENT + ROPE)
+        slots = torch.randperm(pages * PAGE, device=device)[:tokens]
+
+        def call() -> Tensor:
+            write_latents(latents, pool, slots)
+            return pool
+
+        return call
+
+    token_bytes = FP8_BYTES if is_fp8 else 2 * (LATENT + ROPE)
+    return Case(roofline.latent_pages(tokens, token_bytes), make, equal)
+
+
+def prefill(new: list[int], cached: list[int], heads: int) -> Case:
+    """Return the attention of `new` tokens of each row to themselves and `cached` before them."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        nope, value = roofline.NOPE, roofline.VALUE
+        counts = torch.tensor([[0, *new], [0, *cached]], device=device)
+        starts_q, starts_k = (c.cumsum(-1).int() for c in (counts[0], counts.sum(0)))
+        keys = sum(new) + sum(cached)
+        q, k_rope = _random(device, sum(new), heads, nope + ROPE), _random(device, keys, ROPE)
+        k_nope, v = _random(device, keys, heads, nope), _random(device, keys, heads, value)
+        return lambda: mla_prefill(q, k_nope, k_rope, v, starts_q, starts_k, 192**-0.5)
+
+    return Case(roofline.mla_prefill(sum(new), heads), make, near_attention)
+
+
+SMALL = (
+    *(quantize(rows, 256) for rows in (0, 1, 127)),
+    quantize(9, 384, 7),
+    swiglu(0, 128),
+    swiglu(33, 256),
+    quantize_weight(576, 192),
+    dequantize_weight(576, 192),
+    *(product(m, 192, 384) for m in (0, 1, 129)),
+    product(1, 576, 2048),
+    experts(0, 4, 192, 128),
+    experts(1, 4, 192, 256),
+    experts(130, 4, 576, 256),
+    *(bf16_product(m, 192, 128) for m in (1, 129)),
+    bf16_product(3, 64, 128, 16),
+    route(33),
+    sort(33),
+    add_up(3),
+    *(decode([0, 1, 64, 65, 200], heads) for heads in (16, 64, 128)),
+    decode([2, 65], 16, new=2),
+    decode([0, 1, 64, 65, 200], 16, is_fp8=True),
+    merge(3, 2, 16),
+    prefill([70, 0, 1, 130], [0, 5, 64, 33], 2),
+    write(70),
+    write(70, is_fp8=True),
+)
+_BATCH = [4096] * 128
+V3 = (
+    quantize(128, roofline.HIDDEN),
+    quantize(4096, roofline.HIDDEN),
+    quantize(4096, roofline.HIDDEN, 4096 * roofline.CHOSEN),
+    swiglu(4096 * roofline.CHOSEN, roofline.EXPERT),
+    quantize_weight(roofline.DENSE, roofline.HIDDEN),
+    dequantize_weight(roofline.DENSE, roofline.HIDDEN),
+    product(64, roofline.Q_RANK + LATENT + ROPE, roofline.HIDDEN),
+    product(128, roofline.HIDDEN, roofline.HEADS * roofline.VALUE),
+    product(4096, roofline.HIDDEN, roofline.HEADS * roofline.VALUE),
+    product(4096, roofline.DENSE, roofline.HIDDEN),
+    experts(128 * roofline.CHOSEN, roofline.LOCAL, roofline.EXPERT, roofline.HIDDEN),
+    experts(4096 * roofline.CHOSEN, roofline.LOCAL, roofline.EXPERT, roofline.HIDDEN),
+    experts(4096 * roofline.CHOSEN, roofline.LOCAL, roofline.HIDDEN, roofline.EXPERT),
+    bf16_product(128, LATENT, roofline.NOPE, roofline.HEADS),
+    bf16_product(128, roofline.EXPERTS, roofline.HIDDEN),
+    bf16_product(128, roofline.VOCABULARY, roofline.HIDDEN),
+    route(4096),
+    sort(4096),
+    add_up(4096),
+    decode([65_536], roofline.HEADS),
+    decode(_BATCH, roofline.HEADS),
+    decode(_BATCH, 16),
+    decode(_BATCH, roofline.HEADS, is_fp8=True),
+    merge(128, 4, roofline.HEADS),
+    prefill([4096], [0], roofline.HEADS),
+    write(4096),
+    write(4096, is_fp8=True),
+)
