@@ -122,7 +122,7 @@ def clock(call: Callable[[], Any], device: torch.device) -> float:
         after.record()
         events.append((before, after))
     torch.cuda.synchronize(device)
-    return statistics.median(before.elapsed_time(after) for before, after in events) / 1e3
+    return float(statistics.median(a.elapsed_time(b) for a, b in events)) / 1e3
 
 
 def _event() -> Any:
