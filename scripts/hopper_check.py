@@ -38,6 +38,7 @@ from dstools_converters.runtime.session import Session
 from dstools_converters.runtime.weights import load
 from dstools_kernels.ops.dispatch import is_interpreted
 from dstools_kernels.proof import card, cases
+from dstools_kernels.proof.forms import forms
 
 ROOT = Path(__file__).parents[1]
 SAMPLE, CHATS = ROOT / "tests/data/sample-v3", ROOT / "tests/data/toy-chat.jsonl"
@@ -128,6 +129,10 @@ def kernels(out: Path, seconds: float) -> None:
     wrong = [name for case in checks if (name := check(record, case, device))]
     for case in cases.V3 if is_card else cases.SMALL[-1:]:
         measure(record, case, device)
+    for case in forms(cases.BATCH) if is_card else forms([65])[:1]:
+        wrong_form = check(record, case, device)  # one that fails stays off, and is not shipped
+        if not wrong_form:
+            measure(record, case, device)
     if record.has_time("answers of the sample model"):
         wrong += answers(record, device)
     if wrong:

@@ -262,15 +262,23 @@ def _pool(device: torch.device, lengths: Tensor, is_fp8: bool) -> tuple[Tensor, 
     return (pack_fp8(pool) if is_fp8 else pool), table
 
 
+def decode_inputs(
+    device: torch.device, lengths: list[int], heads: int, new: int = 1, is_fp8: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]:
+    """Return the arguments of `mla_decode` for `new` tokens of each row."""
+    held = torch.tensor(lengths, dtype=torch.int32, device=device)
+    pool, table = _pool(device, held, is_fp8)
+    q = _random(device, len(lengths) * new, heads, LATENT + ROPE)
+    starts = new * torch.arange(len(lengths) + 1, device=device, dtype=torch.int32)
+    return q, pool, table, held, starts, 192**-0.5
+
+
 def decode(lengths: list[int], heads: int, new: int = 1, is_fp8: bool = False) -> Case:
     """Return the attention of `new` tokens of each row to its latents."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        held = torch.tensor(lengths, dtype=torch.int32, device=device)
-        pool, table = _pool(device, held, is_fp8)
-        q = _random(device, len(lengths) * new, heads, LATENT + ROPE)
-        starts = new * torch.arange(len(lengths) + 1, device=device, dtype=torch.int32)
-        return lambda: mla_decode(q, pool, table, held, starts, 192**-0.5)
+        inputs = decode_inputs(device, lengths, heads, new, is_fp8)
+        return lambda: mla_decode(*inputs)
 
     token_bytes = FP8_BYTES if is_fp8 else 2 * (LATENT + ROPE)
     longest = max(lengths, default=0)
@@ -350,7 +358,7 @@ SMALL = (
     write(70),
     write(70, is_fp8=True),
 )
-_BATCH = [4096] * 128
+BATCH = [4096] * 128
 V3 = (
     quantize(128, roofline.HIDDEN),
     quantize(4096, roofline.HIDDEN),
@@ -372,9 +380,9 @@ V3 = (
     sort(4096),
     add_up(4096),
     decode([65_536], roofline.HEADS),
-    decode(_BATCH, roofline.HEADS),
-    decode(_BATCH, 16),
-    decode(_BATCH, roofline.HEADS, is_fp8=True),
+    decode(BATCH, roofline.HEADS),
+    decode(BATCH, 16),
+    decode(BATCH, roofline.HEADS, is_fp8=True),
     merge(128, 4, roofline.HEADS),
     prefill([4096], [0], roofline.HEADS),
     write(4096),
