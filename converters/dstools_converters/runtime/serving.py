@@ -55,7 +55,7 @@ class Experts(nn.Module):
         experts_TK, weights_TK = self.gate(x_TD)
         everyone = torch.arange(count, dtype=torch.int32, device=x_TD.device)
         tokens, destination, offsets = permute(experts_TK, everyone, count)
-        rows = x_TD[tokens.long()]
+        rows = x_TD.index_select(0, tokens)
         inner = F.silu(moe_gemm(rows, self.gate_proj, offsets))
         inner = inner * moe_gemm(rows, self.up_proj, offsets)
         y = moe_gemm(inner, self.down_proj, offsets)

@@ -2,7 +2,7 @@
 
 Letters: T new tokens of all rows end to end, B rows, H heads, L latent, R rotated key, C = L + R,
 N pages of a row, P pages of the pool, S tokens of a page; of rows that are computed together: G
-rows of W new tokens, M = W x H, U pages.
+rows of W new tokens and X = N x S tokens.
 
 A row's last new token sees all of its `lengths` tokens, the one before it one fewer. Rows of the
 pool that no one wrote may hold NaN, and 0 x NaN is NaN: they do not reach the output. A page id out
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from dstools_kernels.ops.dispatch import uses_triton
 from dstools_kernels.ops.latent_pages import check_pool, unpack_fp8
+
+MAX_ELEMENTS = 1 << 20  # of latents that are gathered at a time on a CPU
 
 
 def mla_decode(
@@ -44,22 +46,14 @@ def mla_decode(
     out = q.new_zeros(*q.shape[:2], rank)
     counts = cumulative.diff().long()
     first = lengths.long() - counts  # tokens of a row before its new ones
-    for rows in _of_like_count(counts):
+    for rows in _of_like_count(counts, lengths):
         token = torch.arange(int(counts[rows].max()), device=q.device)
         is_new = token < counts[rows, None]
-        at = (cumulative[rows, None].long() + token)[is_new]
-        queries = q.new_zeros(*is_new.shape, *q.shape[1:])
-        queries[is_new] = q[at]
+        at = torch.where(is_new, cumulative[rows, None].long() + token, 0)
         seen = torch.where(is_new, first[rows, None] + token + 1, 0)
-        out[at] = _attend(queries, cache, table[rows], seen, scale, rank)[is_new]
+        attended = _attend(q[at], cache, table[rows], seen, scale, rank)
+        out[at[is_new]] = attended[is_new]
     return out
-
-
-def has_twin(q: Tensor, cache: Tensor, rank: int) -> bool:
-    """Return whether the Triton twin takes such latents: 512 + 64, BF16 or FP8, pages of 64."""
-    dtypes = (torch.bfloat16, torch.uint8)
-    sizes = (rank, q.shape[-1], cache.shape[1]) == (512, 576, 64)
-    return sizes and q.dtype == torch.bfloat16 and cache.dtype in dtypes
 
 
 def _check(
@@ -76,73 +70,76 @@ def _check(
         )
 
 
-def _of_like_count(counts: Tensor) -> list[Tensor]:
+def has_twin(q: Tensor, cache: Tensor, rank: int) -> bool:
+    """Return whether the Triton twin takes such latents: 512 + 64, BF16 or FP8, pages of 64."""
+    dtypes = (torch.bfloat16, torch.uint8)
+    sizes = (rank, q.shape[-1], cache.shape[1]) == (512, 576, 64)
+    return sizes and q.dtype == torch.bfloat16 and cache.dtype in dtypes
+
+
+def _of_like_count(counts: Tensor, lengths: Tensor) -> list[Tensor]:
     """Divide rows into groups whose counts of new tokens differ by less than a factor of two.
 
-    Rows of a group are padded to its longest, so that at most half of a product is padding. Rows
-    without new tokens are in no group.
+    Rows of a group are padded to its longest, so that at most half of a product is padding; they
+    are in the order of their lengths. Rows without new tokens are in no group.
     """
-    size = torch.frexp(counts.float()).exponent  # 1, 2-3, 4-7, ...
-    return [(size == s).nonzero()[:, 0] for s in sorted(set(size.tolist())) if s > 0]
+    order = lengths.argsort(stable=True)
+    size = torch.frexp(counts[order].float()).exponent  # 1, 2-3, 4-7, ...
+    return [order[size == s] for s in sorted(set(size.tolist())) if s > 0]
 
 
 def _attend(
-    q_GWHC: Tensor, cache: Tensor, table: Tensor, seen: Tensor, scale: float, rank: int
+    q_GWHC: Tensor,
+    cache: Tensor,
+    table: Tensor,
+    seen: Tensor,
+    scale: float,
+    rank: int,
+    is_masked: bool = False,
 ) -> Tensor:
     """Return the attention of `q_GWHC` to the first `seen` [G, W] tokens of each row, [G, W, H, L].
 
-    Page by page in float32, the sums put together after: no row is padded to the longest, and no
-    scores of one are multiplied with pages of another.
+    Rows are in the order of their lengths. So many at a time are padded to the longest of them
+    that their latents stay in a cache of the processor. is_masked: latents that a token does not
+    see are 0 for it, which takes longer, and matters only where they are not finite.
     """
-    pages, size = cache.shape[:2]
-    width = min(table.shape[1], -(-int(seen.max()) // size))
-    place = torch.arange(width, device=table.device) * size  # of a page's first token
-    ids = table[:, :width].long()
-    row, column = ((place < seen.amax(1, keepdim=True)) & (ids >= 0) & (ids < pages)).nonzero(
-        as_tuple=True
-    )
-    latents_USC = cache.index_select(0, ids[row, column])  # half the time of cache[...]
-    if cache.dtype == torch.uint8:
-        latents_USC = unpack_fp8(latents_USC, rank)
-    latents_USC = latents_USC.float()
-    position = place[column, None] + torch.arange(size, device=table.device)  # [U, S]
-    is_hidden = position[..., None] >= seen[row, None]  # [U, S, W]
-
-    def page_sums(latents: Tensor) -> Tensor:
-        return _page_sums(q_GWHC, latents, row, column, is_hidden, scale, rank)
-
-    out = page_sums(latents_USC)
-    if not out.isfinite().all() and q_GWHC.shape[1] == 1:
-        out = page_sums(latents_USC.masked_fill(is_hidden, 0))
-    elif not out.isfinite().all():  # each token a row of its own
-        alone = q_GWHC.flatten(0, 1)[:, None]
-        table = table.repeat_interleave(q_GWHC.shape[1], 0)
-        out = _attend(alone, cache, table, seen.flatten()[:, None], scale, rank).view_as(out)
+    size, width = cache.shape[1], q_GWHC.shape[-1]
+    lengths = seen.amax(1).clamp(0, table.shape[1] * size).tolist()
+    is_page = (table >= 0) & (table < len(cache))
+    is_plain = bool(is_page.all()) and bool((seen > 0).all())
+    ids = table.long() if is_plain else torch.where(is_page, table.long(), 0)
+    place = torch.arange(-(-lengths[-1] // size) * size, device=table.device)
+    out = q_GWHC.new_empty(*q_GWHC.shape[:3], rank)
+    first = 0
+    for end, length in enumerate(lengths, start=1):
+        if end < len(lengths) and (end + 1 - first) * lengths[end] * width <= MAX_ELEMENTS:
+            continue
+        rows, pages = slice(first, end), -(-length // size)
+        is_hidden = place[: pages * size] >= seen[rows, :, None]  # [G, W, X]
+        if not is_plain:
+            is_hidden |= ~is_page[rows, :pages].repeat_interleave(size, 1)[:, None]
+        latents_GXC = _latents(cache, ids[rows, :pages], width, rank)
+        scores = torch.bmm(q_GWHC[rows].flatten(1, 2).float(), latents_GXC.mT).mul_(scale)
+        scores = scores.view(*q_GWHC[rows].shape[:3], -1)
+        shares = scores.masked_fill_(is_hidden[:, :, None], -torch.inf).softmax(-1)
+        if not is_plain:
+            shares.masked_fill_(is_hidden.all(-1)[..., None, None], 0)
+        if is_masked:
+            for token, hidden_GX in enumerate(is_hidden.unbind(1)):
+                kept = latents_GXC.masked_fill(hidden_GX[..., None], 0)
+                out[rows, token] = torch.bmm(shares[:, token], kept[..., :rank]).to(out.dtype)
+        else:
+            mixed = torch.bmm(shares.flatten(1, 2), latents_GXC[..., :rank])
+            out[rows] = mixed.view_as(out[rows])
+        first = end
+    if not is_masked and not out.isfinite().all():
+        return _attend(q_GWHC, cache, table, seen, scale, rank, is_masked=True)
     return out
 
 
-def _page_sums(
-    q_GWHC: Tensor,
-    latents_USC: Tensor,
-    row: Tensor,
-    column: Tensor,
-    is_hidden: Tensor,
-    scale: float,
-    rank: int,
-) -> Tensor:
-    """Return the softmax of scores over all pages of a row, times latents, [G, W, H, L]."""
-    rows, new, heads, _ = q_GWHC.shape
-    q_UMC = q_GWHC.flatten(1, 2).index_select(0, row)
-    scores = torch.bmm(latents_USC, q_UMC.float().transpose(1, 2)).mul_(scale)  # [U, S, M]
-    scores.view(*scores.shape[:2], new, heads).masked_fill_(is_hidden[..., None], -torch.inf)
-    width = int(column.max()) + 1 if len(column) else 1
-    top = scores.new_full((rows, width, new * heads), -torch.inf)
-    top[row, column] = scores.amax(1)
-    top = top.amax(1)  # [G, M]
-    top = torch.where(top == -torch.inf, 0, top)  # a token that sees nothing
-    shares = scores.sub_(top[row, None]).exp_()
-    total = torch.zeros_like(top).index_add_(0, row, shares.sum(1))[..., None]
-    mixed = torch.bmm(shares.transpose(1, 2), latents_USC[..., :rank])
-    out = mixed.new_zeros(rows, new * heads, rank).index_add_(0, row, mixed)
-    out = torch.where(total == 0, 0, out / total)
-    return out.to(q_GWHC.dtype).view(rows, new, heads, rank)
+def _latents(cache: Tensor, ids: Tensor, width: int, rank: int) -> Tensor:
+    """Return the latents [G, X, C] float32 of rows from their pages `ids` [G, N]."""
+    latents = cache.index_select(0, ids.flatten())
+    if cache.dtype == torch.uint8:
+        latents = unpack_fp8(latents, rank)
+    return latents.float().view(len(ids), -1, width)

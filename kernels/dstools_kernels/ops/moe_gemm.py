@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dstools_kernels.ops.act_quant import Quantized
@@ -37,6 +38,8 @@ def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> T
         from dstools_kernels.ops.triton import moe_gemm_triton
 
         return moe_gemm_triton.moe_gemm(x, w, offsets)
+    if isinstance(x, Tensor) and x.device.type == "cpu":  # elsewhere strides must be aligned
+        return F.grouped_mm(rows, weight.mT, offs=offsets[1:])
     y = rows.new_empty(len(rows), weight.shape[1], dtype=dtype)
     for expert, (first, end) in enumerate(pairwise(offsets.tolist())):
         if first == end:
