@@ -1,9 +1,15 @@
 """A serving form with caches for a pool of pages: the model that a loop runs."""
 
+import math
+import os
+
+import torch
 from torch import Tensor
 
-from dstools_converters.runtime.pages import Batch, Pool
+from dstools_converters.runtime.pages import PAGE, Batch, Pool
 from dstools_converters.runtime.serving import Serving
+
+SHARE = 0.5  # of a machine's memory, or of what is free on a GPU, that caches may take
 
 
 class Session:
@@ -26,3 +32,20 @@ class Session:
 
     def _moved(self, batch: Batch) -> Batch:
         return Batch(*(part.to(self.device) for part in batch))
+
+
+def pool_for(serving: Serving, lengths: list[int], rows: int) -> Pool:
+    """Return a pool for sequences of `lengths`, of which `rows` run at a time.
+
+    It has room for the longest ones at once, or as much as SHARE of the memory holds. On a CPU
+    pages take memory only when they are written.
+    """
+    needs = sorted((-(-length // PAGE) for length in lengths), reverse=True)
+    weight = serving.decoder.model.embed_tokens.weight
+    of_token = sum(math.prod(entry) for entry in serving.entries) * weight.itemsize
+    if weight.is_cuda:
+        free = torch.cuda.mem_get_info(weight.device)[0]
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = int(SHARE * free) // (of_token * PAGE)
+    return Pool(max(1, min(sum(needs[:rows]), most)))

@@ -19,6 +19,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.files import replacing
 from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, split
 from dstools_converters.model.tokenizer import end_token_id, prompt_ids, prompt_text
+from dstools_converters.runtime.draw import Sampling
 from dstools_distill import records
 from dstools_distill.evaluation.statistics import paired_difference
 from dstools_distill.evaluation.tally import Scores, as_json, tally
@@ -154,15 +155,13 @@ def _answer(exam: _Exam, name: str, model: Path, answers: Path, work: Work) -> N
 
 
 def _fill(log: SampleLog, exam: _Exam, name: str, model: Path, work: Work) -> None:
-    """Draw and judge the answers missing in the log; a batch is drawn as a whole."""
+    """Draw and judge the answers missing in the log; windows of them are drawn as a whole."""
     settings = exam.settings
     sampler = _load(model, exam.tokenizer, settings, exam.asked)
-    batches = sampler.batches(
+    answers = sampler.answers(
         [ids for ids in exam.asked for _ in range(settings.samples)],
-        temperature=settings.temperature,
-        top_p=settings.top_p,
+        Sampling(settings.temperature, settings.top_p, settings.seed),
         max_tokens=settings.max_tokens,
-        seed=settings.seed,
         batch_size=settings.batch_size,
         done=log,
     )
@@ -171,27 +170,20 @@ def _fill(log: SampleLog, exam: _Exam, name: str, model: Path, work: Work) -> No
         work.bar(log.total, f"evaluate {name}") as progress,
     ):
         progress(len(log))
-        for batch in batches:
-            for place, sampled in batch.items():
-                number, sample = divmod(place, settings.samples)
-                record = _record(exam.problems[number], sample, sampled, exam.opened[number], judge)
-                record["usage"]["prompt_tokens"] = len(exam.asked[number])
-                log.add(place, {"record": record})
-            progress(len(batch))
+        for place, sampled in answers:
+            number, sample = divmod(place, settings.samples)
+            record = _record(exam.problems[number], sample, sampled, exam.opened[number], judge)
+            record["usage"]["prompt_tokens"] = len(exam.asked[number])
+            log.add(place, {"record": record})
+            progress(1)
 
 
 def _load(model: Path, tokenizer: Any, settings: Eval, asked: list[list[int]]) -> Sampler:
     """Load a model, and check that its vocabulary covers the prompts."""
     if not (model / "config.json").is_file():
         raise DstoolsError(f"{model}: has no config.json", "name the folder of a model")
-    try:
-        sampler = Sampler(model, tokenizer, precision=settings.precision, device=settings.device)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DstoolsError(
-            f"{model}: cannot be loaded: {reason}", "is the folder complete?"
-        ) from error
-    size = sampler.model.get_input_embeddings().weight.shape[0]
+    sampler = Sampler(model, tokenizer, precision=settings.precision, device=settings.device)
+    size = sampler.serving.model.vocab_size
     highest = max(map(max, asked))
     if highest >= size:
         raise DstoolsError(

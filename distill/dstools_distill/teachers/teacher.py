@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import opens_think, thought
@@ -17,7 +17,10 @@ from dstools_distill.recipe.settings import Generate
 from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
 
-WINDOW_BATCHES = 16  # prompts are sorted by length within this many batches
+if TYPE_CHECKING:
+    from dstools_distill.teachers.sampling import Sampled
+
+WINDOW_BATCHES = 16  # this many batches are sorted by length, and drawn again as a whole
 
 
 class Ask(NamedTuple):
@@ -59,10 +62,11 @@ Teacher = Callable[[Iterator[Ask], SampleLog], Outcomes]
 def in_process(settings: Generate, model: Path) -> Teacher:
     """Return a teacher that samples from the model in a folder; see `sampling.py`.
 
-    Batches are made from all samples, done or not, so that a resumed run draws the same samples as
-    one that was never stopped.
+    A window of samples is drawn as a whole if any of it is missing, so that a resumed run draws the
+    same samples as one that was never stopped.
     """
     from dstools_converters.model.tokenizer import prompt_ids, prompt_text
+    from dstools_converters.runtime.draw import Sampling
     from dstools_distill.teachers.sampling import Sampler
     from dstools_distill.tokens.templates import load_tokenizer
 
@@ -79,28 +83,28 @@ def in_process(settings: Generate, model: Path) -> Teacher:
             prompts = [prompt_ids(tokenizer, chat, settings.prefill_think) for chat in chats]
             prefilled = settings.prefill_think or opens_think(prompt_text(tokenizer, chats[0]))
             first = window[0].number
-            for batch in sampler.batches(
+            for number, sampled in sampler.answers(
                 prompts,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
+                Sampling(settings.temperature, settings.top_p, settings.seed),
                 max_tokens=settings.max_tokens,
-                seed=settings.seed,
                 batch_size=settings.batch_size,
                 first=first,
                 done=done,
             ):
-                for number, sampled in batch.items():
-                    if sampled.ids:
-                        usage = {
-                            "prompt_tokens": len(prompts[number - first]),
-                            "completion_tokens": len(sampled.ids),
-                        }
-                        text, reason = sampled.text, sampled.finish_reason
-                        yield number, Answer(text, reason, prefilled, usage)
-                    else:
-                        yield number, Failed("the prompt fills the model's context")
+                yield number, _outcome(sampled, len(prompts[number - first]), prefilled)
 
     return answers
+
+
+def _outcome(sampled: "Sampled", prompt_tokens: int, prefilled: bool) -> Outcome:
+    """Return what a drawn answer is to a teacher."""
+    ids, text, reason = sampled
+    if reason == "error":
+        return Failed("the model's logits are not finite", f"after {len(ids)} tokens of an answer")
+    if not ids:
+        return Failed("the prompt fills the model's context")
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": len(ids)}
+    return Answer(text, reason, prefilled, usage)
 
 
 def references() -> Teacher:

@@ -1,12 +1,14 @@
 """A session is a model for the loop, with caches as large as the pool."""
 
+import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from dstools_converters.runtime.decode import Model
 from dstools_converters.runtime.pages import Batch, Pool
-from dstools_converters.runtime.session import Session
+from dstools_converters.runtime.session import Session, pool_for
 from dstools_converters.runtime.weights import load
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
@@ -35,3 +37,19 @@ def test_steps_write_the_pages_of_their_rows_and_no_other() -> None:
         assert written[4].all()
         assert written[2].tolist() == [True] * 4 + [False] * 12
         assert not written[[0, 1, 3, 5]].any()
+
+
+def test_a_pool_holds_the_longest_rows_that_run_at_once() -> None:
+    serving = load(SAMPLE, torch.float32, torch.device("cpu"))
+    # 1, 2, 3 and 8 pages of 64 tokens
+    assert pool_for(serving, [10, 65, 192, 512], rows=2).count == 8 + 3
+    assert pool_for(serving, [10, 65, 192, 512], rows=9).count == 14
+    assert pool_for(serving, [], rows=9).count == 1
+
+
+def test_a_pool_takes_no_more_than_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = load(SAMPLE, torch.float32, torch.device("cpu"))
+    page = 5 * 192 * 4 * 64  # layers, elements of a latent, bytes, tokens
+    sizes = {"SC_PHYS_PAGES": 6 * page, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    assert pool_for(serving, [512] * 9, rows=9).count == 3

@@ -145,8 +145,8 @@ def answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = Sampler._sampled
 
-    def bare(self: Any, ids: list[int]) -> Any:
-        sampled = whole(self, ids)
+    def bare(self: Any, ids: list[int], reason: Any) -> Any:
+        sampled = whole(self, ids, reason)
         return sampled._replace(text=sampled.text.rpartition("</think>")[2].strip())
 
     monkeypatch.setattr(Sampler, "_sampled", bare)
@@ -229,21 +229,18 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
     progress: list[int] = []
     resumed = run(SAMPLED, problems, out, progress=progress)
     assert progress[0] == known
-    assert sum(progress[1:]) <= 16 - known // 5 * 5, (
-        "whole batches that were logged are not drawn again"
-    )
+    assert sum(progress[1:]) == 16 - known
     assert resumed == straight
     assert bytes_of(out) == bytes_of(tmp_path / "straight")
 
 
-def test_a_batch_that_is_half_logged_is_drawn_again(
+def test_a_window_that_is_half_logged_is_drawn_again(
     sums: Callable[[int], Path], tmp_path: Path
 ) -> None:
     problems, out = sums(2), tmp_path / "out"
     straight = run(SAMPLED, problems, tmp_path / "straight")
     rows = list(records.read(tmp_path / "straight" / "answers-after.jsonl"))
     out.mkdir()
-    # of eight answers in batches of five, by the length of their prompts, these two fill none
     logged = [{"number": place, "record": rows[place]} for place in (0, 4)]
     records.write(out / "answers-after.log", logged)
     assert run(SAMPLED, problems, out) == straight

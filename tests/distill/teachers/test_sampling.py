@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.tokenizer import prompt_ids
+from dstools_converters.runtime.decode import Loop
+from dstools_converters.runtime.draw import Sampling
 from dstools_distill.teachers import sampling
-from dstools_distill.teachers.sampling import Sampled, Sampler, draw
+from dstools_distill.teachers.sampling import Sampled, Sampler
 from dstools_distill.tokens.templates import load_tokenizer
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
@@ -31,7 +31,7 @@ SUMS = {  # the sample model solves these in float32, bfloat16 and FP8
     "640 - 215": "425",
     "9 + 4 + 7": "20",
 }
-GREEDY: dict[str, Any] = {"temperature": 0, "top_p": 1.0, "max_tokens": 128, "seed": 0}
+GREEDY: dict[str, Any] = {"sampling": Sampling(), "max_tokens": 128}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,9 +88,7 @@ def solved(answers: list[Sampled]) -> int:
 
 def sample(sampler: Sampler, prompts: list[list[int]], **how: Any) -> list[Sampled]:
     """Return the answers in the order of their prompts."""
-    answers: dict[int, Sampled] = {}
-    for batch in sampler.batches(prompts, **how):
-        answers |= batch
+    answers = dict(sampler.answers(prompts, **how))
     return [answers[place] for place in range(len(prompts))]
 
 
@@ -128,7 +126,6 @@ def test_greedy_answers_of_a_dense_student_are_those_of_generate(
     student.save_pretrained(tmp_path)
     sampler = Sampler(tmp_path, tokenizer)
     answers = sample(sampler, prompts, **GREEDY | {"max_tokens": 90}, batch_size=5)
-    # 90 tokens outgrow the cache's first room, of NOISE_STEPS tokens more than the prompt
     assert ids_of(answers) == by_generate(student, prompts, 90)
 
 
@@ -136,25 +133,38 @@ def test_greedy_answers_of_a_dense_student_are_those_of_generate(
 def test_an_answer_depends_on_its_seed_and_place_alone(
     sampler: Sampler, prompts: list[list[int]], top_p: float
 ) -> None:
-    how: dict[str, Any] = {"temperature": 3.0, "top_p": top_p, "max_tokens": 25}
-    eight = ids_of(sample(sampler, prompts, **how, seed=3, batch_size=8))
-    assert ids_of(sample(sampler, prompts, **how, seed=3, batch_size=3)) == eight
-    assert ids_of(sample(sampler, prompts, **how, seed=4, batch_size=8)) != eight
-    parts = sampler.batches(prompts[4:], **how, seed=3, batch_size=8, first=4)
-    answers = {place: answer.ids for part in parts for place, answer in part.items()}
-    assert [answers[place] for place in range(4, 8)] == eight[4:]
-    same = ids_of(sample(sampler, [prompts[5]] * 4, **how, seed=3, batch_size=8))
+    three, four = (
+        {"sampling": Sampling(3.0, top_p, seed), "max_tokens": 25, "batch_size": 8}
+        for seed in (3, 4)
+    )
+    eight = ids_of(sample(sampler, prompts, **three))
+    assert ids_of(sample(sampler, prompts, **three | {"batch_size": 3})) == eight
+    assert ids_of(sample(sampler, prompts, **four)) != eight
+    answers = dict(sampler.answers(prompts[4:], **three, first=4))
+    assert [answers[place].ids for place in range(4, 8)] == eight[4:]
+    same = ids_of(sample(sampler, [prompts[5]] * 4, **three))
     assert len({tuple(ids) for ids in same}) > 1
 
 
-def test_a_batch_that_is_done_is_skipped_and_changes_no_other(
-    sampler: Sampler, prompts: list[list[int]]
+def test_a_window_that_is_done_is_skipped_and_another_runs_whole(
+    sampler: Sampler, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 20, "seed": 0}
-    every = list(sampler.batches(prompts, **how, batch_size=3))
-    assert [len(batch) for batch in every] == [3, 3, 2]
-    done = {*every[1], next(iter(every[0]))}
-    assert list(sampler.batches(prompts, **how, batch_size=3, done=done)) == [every[0], every[2]]
+    monkeypatch.setattr(sampling, "WINDOW_BATCHES", 1)  # places 0 to 2, 3 to 5, 6 and 7
+    ran: list[list[int]] = []
+
+    class Watched(Loop):
+        def run(self, requests: Any) -> Any:
+            ran.append([request.place for request in requests])
+            return super().run(requests)
+
+    monkeypatch.setattr(sampling, "Loop", Watched)
+    how: dict[str, Any] = {"sampling": Sampling(1.0), "max_tokens": 20, "batch_size": 3}
+    whole = dict(sampler.answers(prompts, **how))
+    assert [sorted(places) for places in ran] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    order, ran[:] = list(ran), []
+    missing = {place: whole[place] for place in (1, 6, 7)}
+    assert dict(sampler.answers(prompts, **how, done=whole.keys() - missing.keys())) == missing
+    assert ran == [order[0], order[2]]
 
 
 def test_an_answer_ends_at_the_limit_or_where_positions_do(
@@ -205,7 +215,8 @@ def test_bfloat16_and_fp8_blocks_are_sampled_too(
 ) -> None:
     for folder, precision in ((sample_fp8, "float32"), (SAMPLE, "bfloat16")):
         sampler = Sampler(folder, tokenizer, precision=precision)  # type: ignore[arg-type]
-        assert sampler.model.dtype == getattr(torch, precision)
+        weight = sampler.serving.decoder.model.embed_tokens.weight
+        assert weight.dtype == getattr(torch, precision)
         answers = sample(sampler, prompts, **GREEDY, batch_size=8)
         assert solved(answers) >= len(SUMS) - 1  # rounded weights may slip once
 
@@ -215,10 +226,10 @@ def test_greedy_answers_on_a_gpu_are_those_of_the_cpu(
     sampler: Sampler, tokenizer: Any, prompts: list[list[int]]
 ) -> None:
     on_gpu = Sampler(SAMPLE, tokenizer, device="cuda")
-    assert next(on_gpu.model.parameters()).is_cuda
+    assert next(on_gpu.serving.parameters()).is_cuda
     answers = sample(on_gpu, prompts, **GREEDY, batch_size=8)
     assert ids_of(answers) == ids_of(sample(sampler, prompts, **GREEDY, batch_size=8))
-    drawn = GREEDY | {"temperature": 1.5, "top_p": 0.95}
+    drawn = GREEDY | {"sampling": Sampling(1.5, 0.95)}
     again = [sample(on_gpu, prompts, **drawn, batch_size=8) for _ in range(2)]
     assert again[0] == again[1] != answers
 
@@ -233,7 +244,8 @@ def test_bfloat16_and_fp8_blocks_are_sampled_on_a_gpu(
         (SAMPLE, "bfloat16"),
     ):
         sampler = Sampler(folder, tokenizer, precision=precision, device="cuda")  # type: ignore[arg-type]
-        assert sampler.model.dtype == getattr(torch, precision)
+        weight = sampler.serving.decoder.model.embed_tokens.weight
+        assert weight.dtype == getattr(torch, precision)
         answers = sample(sampler, prompts, **GREEDY, batch_size=8)
         assert solved(answers) >= len(SUMS) - 1
 
@@ -242,58 +254,33 @@ def test_an_incomplete_folder_is_refused(copy: Path, tokenizer: Any) -> None:
     weights = load_file(copy / "model.safetensors")
     del weights["model.layers.2.self_attn.o_proj.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DstoolsError, match=r"1 weights are missing.*layers\.2\.self_attn\.o_proj"):
+    with pytest.raises(DstoolsError, match=r"cannot be loaded: .*layers\.2\.self_attn\.o_proj"):
         Sampler(copy, tokenizer)
     (copy / "config.json").unlink()
     with pytest.raises(DstoolsError, match="cannot be loaded"):
         Sampler(copy, tokenizer)
 
 
-# ------------------------------------------------------------------------------------------- draw
-
-
-def drawn(shares: list[float], top_p: float, uniform: float) -> int:
-    logits = torch.tensor([shares]).log()
-    return int(draw(logits, top_p, torch.tensor([uniform], dtype=torch.float64)))
-
-
-@pytest.mark.parametrize(
-    ("top_p", "uniform", "token"),
-    [
-        (1.0, 0.0, 1),  # token 0 has no share at all
-        (1.0, 0.19, 1),
-        (1.0, 0.21, 2),
-        (1.0, 0.69, 2),
-        (1.0, 0.71, 3),
-        (1.0, 1 - 2**-53, 3),
-        (0.7, 0.624, 2),  # the nucleus is 0.5 and 0.3; their sum 0.8: 0.5 / 0.8 = 0.625
-        (0.7, 0.626, 3),
-        (0.7, 1 - 2**-53, 3),
-        (0.49, 0.99, 2),  # one token is enough
-        (0.0, 0.99, 2),  # and there always is one
-        (0.81, 0.99, 1),  # 0.8 is not
-    ],
-)
-@pytest.mark.parametrize("first_tokens", [1, 2, 1024])
-def test_the_token_is_the_one_whose_interval_has_the_number(
-    top_p: float, uniform: float, token: int, first_tokens: int, monkeypatch: pytest.MonkeyPatch
+def test_a_family_that_the_decoder_lacks_is_refused_with_the_way_round(
+    copy: Path, tokenizer: Any
 ) -> None:
-    monkeypatch.setattr(sampling, "FIRST_TOKENS", first_tokens)
-    assert drawn([0.0, 0.2, 0.5, 0.3], top_p, uniform) == token
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "gemma3"}))
+    with pytest.raises(DstoolsError, match="model_type 'gemma3' is not supported") as error:
+        Sampler(copy, tokenizer)
+    assert "from an endpoint that serves it" in error.value.hint
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    st.lists(st.floats(-20, 20), min_size=1, max_size=30),
-    st.floats(0.05, 1.0),
-    st.floats(0, 1, exclude_max=True),
-)
-def test_a_drawn_token_is_in_the_nucleus(logits: list[float], top_p: float, uniform: float) -> None:
-    scores = torch.tensor([logits])
-    token = int(draw(scores, top_p, torch.tensor([uniform], dtype=torch.float64)))
-    shares = torch.softmax(scores.double(), -1)[0]
-    above = float(
-        shares[shares > shares[token] * (1 + 1e-5)].sum()
-    )  # float32 orders near ties as it likes
-    assert above < top_p + 1e-5
-    assert shares[token] > 0
+def test_an_answer_whose_logits_are_not_finite_ends_alone(
+    tokenizer: Any, prompts: list[list[int]]
+) -> None:
+    sampler = Sampler(SAMPLE, tokenizer)
+    embedding = sampler.serving.decoder.model.embed_tokens.weight
+    whole = sample(sampler, prompts, **GREEDY, batch_size=8)
+    known = {token for ids in [*prompts, *ids_of(whole)] for token in ids}
+    rare = next(token for token in range(320) if token not in known)
+    broken = [*prompts[0][:-1], rare, prompts[0][-1]]
+    embedding[rare] = torch.nan
+    first, *others = sample(sampler, [broken, *prompts[1:]], **GREEDY, batch_size=8)
+    assert first == Sampled([], "", "error")
+    assert others == whole[1:]
