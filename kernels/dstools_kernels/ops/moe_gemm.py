@@ -10,6 +10,8 @@ from dstools_kernels.ops.act_quant import Quantized
 from dstools_kernels.ops.dispatch import uses_triton
 from dstools_kernels.ops.fp8_gemm import check_scales, fp8_gemm
 
+TWIN_DTYPES = (torch.bfloat16, torch.float8_e4m3fn)
+
 
 def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> Tensor:
     """Return y [R, N], where y[r] = x[r] w[g]' for the rows offsets[g] <= r < offsets[g + 1].
@@ -17,7 +19,8 @@ def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> T
     Either `x` [R, K] and `w` [G, N, K] are BF16 or float32, and so is y; or both are FP8 (scales as
     `fp8_gemm` has them, [G, ceil(N / 128), ceil(K / 128)] for the weights) and y is BF16. `offsets`
     [G + 1] int32 does not decrease. Experts may have no rows. Rows that belong to no expert are not
-    computed: their y is undefined.
+    computed: their y is undefined. The Triton twin takes FP8 with K divisible by 16 and BF16 with K
+    divisible by 8, as TMA needs; all else is left to torch on a GPU, too.
 
     Raises ValueError where shapes or dtypes do not match.
     """
@@ -33,8 +36,8 @@ def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> T
             f"x {list(rows.shape)}, w {list(weight.shape)} and offsets {list(offsets.shape)} "
             "do not match"
         )
-    is_loadable = rows.dtype != torch.float32 and not rows.shape[-1] * rows.itemsize % 16
-    if is_loadable and uses_triton(rows):
+    has_twin = rows.dtype in TWIN_DTYPES and not rows.shape[-1] * rows.itemsize % 16  # for TMA
+    if has_twin and uses_triton(rows):
         from dstools_kernels.ops.triton import moe_gemm_triton
 
         return moe_gemm_triton.moe_gemm(x, w, offsets)

@@ -101,6 +101,14 @@ def test_a_rank_without_rows_launches_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert moe_gemm(x, w, torch.zeros(3, dtype=torch.int32)).shape == (0, 136)
 
 
+def test_float32_and_odd_depths_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(moe_gemm_triton, "moe_gemm")
+    offsets = torch.tensor([0, 3], dtype=torch.int32)
+    assert moe_gemm(normal(3, 16), normal(1, 8, 16), offsets).dtype == torch.float32
+    bf16 = normal(3, 12).bfloat16(), normal(1, 8, 12).bfloat16()
+    assert moe_gemm(*bf16, offsets).isfinite().all()
+
+
 def test_scales_may_be_stored_by_groups() -> None:
     x, w = operands(168, 6, 136, 320)
     by_groups = Quantized(x.codes, x.scales.T.contiguous().T)
