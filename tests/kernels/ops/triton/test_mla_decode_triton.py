@@ -194,6 +194,11 @@ def wrong(case: Any, mutant: ModuleType) -> bool:
     return not case.error(decode(case, mutant, split_tokens=128)) < BOUND
 
 
+@pytest.mark.parametrize("is_fp8", [False, True])
+def test_without_a_mutation_the_same_case_is_right(decode_case: Make, is_fp8: bool) -> None:
+    assert not wrong(decode_case([190, 70], [2, 1], heads=16, is_fp8=is_fp8, **V3), twin)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -217,9 +222,7 @@ def test_a_mutant_is_away_from_float64(
     decode_case: Make, old: str, new: str, tmp_path: Path
 ) -> None:
     mutant = mutate(twin, old, new, tmp_path)
-    case = decode_case([190, 70], [2, 1], heads=16, **V3)
-    assert not wrong(case, twin)
-    assert wrong(case, mutant)
+    assert wrong(decode_case([190, 70], [2, 1], heads=16, **V3), mutant)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +242,7 @@ def test_a_mutant_of_fp8_latents_is_away_from_float64(
     decode_case: Make, old: str, new: str, tmp_path: Path
 ) -> None:
     mutant = mutate(twin, old, new, tmp_path)
-    case = decode_case([190, 70], [2, 1], heads=16, is_fp8=True, **V3)
-    assert not wrong(case, twin)
-    assert wrong(case, mutant)
+    assert wrong(decode_case([190, 70], [2, 1], heads=16, is_fp8=True, **V3), mutant)
 
 
 def test_splits_by_the_number_of_rows_are_not_row_invariant(

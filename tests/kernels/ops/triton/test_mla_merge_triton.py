@@ -68,6 +68,23 @@ def test_nan_and_splits_past_the_end_reach_their_token_alone() -> None:
     assert not out[[0, 2]].isnan().any()
 
 
+def far() -> tuple[Tensor, Tensor, Tensor, torch.dtype]:
+    """Return a split past element 2^31 of BF16 outputs; what is not touched costs no memory."""
+    split, heads = 2**31 // (128 * 512) + 1, 128
+    partial = torch.empty(split + 1, heads, 512, dtype=torch.bfloat16)
+    lse = torch.zeros(split + 1, heads)
+    partial[split] = 3
+    return partial, lse, ints(split, split + 1), torch.float32
+
+
+def test_splits_past_2_to_the_31_elements_are_read(tmp_path: Path) -> None:
+    with sanitized():
+        assert (twin.mla_merge(*far()) == 3).all()
+    mutant = mutate(twin, "first.to(tl.int64)", "first", tmp_path)
+    with pytest.raises(OutOfBounds), sanitized():
+        mutant.mla_merge(*far())
+
+
 def test_nothing_to_do_launches_nothing() -> None:
     assert mla_merge(*splits(3), ints(0)).shape == (0, 3, 512)
 

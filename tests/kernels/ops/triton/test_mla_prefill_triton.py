@@ -27,7 +27,7 @@ BOUND = 2**-8  # shares and output are rounded to BF16, by 2^-9 of each at most
         ([128, 129], [128, 200], 1),  # a tile, and one token more
         ([3], [65], 5),
         ([0, 0, 2], [5, 0, 2], 2),
-        ([1] * 66, [2] * 66, 1),  # more rows than are looked up at a time
+        ([1, *[0] * 64, 2], [2] * 66, 1),  # more rows than are looked up at a time
     ],
 )
 def test_ragged_rows_over_a_prefix_equal_float64_without_stray_accesses(
