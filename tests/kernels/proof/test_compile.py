@@ -169,6 +169,18 @@ def test_an_extra_argument_is_another_launch_contract(tmp_path: Path) -> None:
     assert wrong == ["params is p3 i3 p2, was p3 i2 p2"]
 
 
+def test_warp_specialization_that_the_compiler_ignores_is_named(tmp_path: Path) -> None:
+    """With 8 warps it changes nothing and says nothing; a record that relies on it asks for it."""
+    name = "fp8_gemm/128x128x128.w8.s4.bf16"
+    old = "tiles_m * tiles_n, tl.num_programs(0)"
+    twin = import_module(f"{TWINS}.fp8_gemm_triton")
+    mutant = mutate(twin, old, f"{old}, warp_specialize=True", tmp_path)
+    config = replace(mutant.CONFIGS[name], needs=("QGMMA", "setmaxnreg"))
+    compiled = proof.compile_config(config)
+    assert compiled.figures == GOLDEN["kernels"][name]
+    assert proof.gate(config, compiled) == ["no setmaxnreg"]
+
+
 def test_the_page_has_the_golden_figures() -> None:
     table = proof.TABLE.search(proof.PAGE.read_text())
     assert table is not None
