@@ -87,7 +87,7 @@ class _Model(NamedTuple):
     "--mtp",
     section="Running",
     is_flag=True,
-    help="Draft a token a step with the MTP layer; the text is the same.",
+    help="Draft a token a step with the MTP layer, which is faster.",
 )
 @option(
     "--pool",
@@ -192,7 +192,9 @@ def _look(model: str, mtp: bool) -> _Model:
         raise DstoolsError(f"{folder}: model_type {kind!r} does not run here", ENDPOINT)
     architecture = read_architecture(config)
     if mtp and not architecture.model.num_mtp_layers:
-        raise DstoolsError(f"{folder}: has no MTP layer", "leave --mtp out; the text is the same")
+        raise DstoolsError(
+            f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"
+        )
     numbers = sum(math.prod(shape) * count for _, shape, count in architecture.model.kinds())
     return _Model(folder, architecture, read_positions(config, architecture), numbers)
 

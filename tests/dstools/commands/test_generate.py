@@ -269,7 +269,7 @@ def test_mtp_without_an_mtp_layer_is_one_error(
     for kind in ("tiny-v2", "tiny-qwen3"):
         error, hint = one_error(dstools, checkpoint(kind), "--prompt", "1", "--mtp")
         assert error == f"{checkpoint(kind)}: has no MTP layer"
-        assert hint == "leave --mtp out; the text is the same"
+        assert hint == "leave --mtp out: it changes the speed alone"
 
 
 def test_a_family_that_is_not_implemented_names_an_endpoint_as_the_way(
