@@ -18,8 +18,8 @@ class TextStream:
 
     Held back are bytes that are no whole character yet: signs of BROKEN at the end, and byte
     tokens, as a decoder writes signs for all of a run of them if any one of its bytes is wrong.
-    Only a window of the last tokens is decoded again. It begins with a token that has a text, which
-    has been returned, as decoders strip a blank before the first one.
+    Only a window of the last tokens is decoded again. It begins with a token whose text has been
+    returned, as decoders strip a blank before the first one.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -38,9 +38,8 @@ class TextStream:
         new = settled[self._returned :]
         self._returned += len(new)
         if whole == len(self._window) and settled == text:
-            last = decoded(self._tokenizer, self._window[-1:])
-            if last:
-                self._window, self._returned = self._window[-1:], len(last)
+            self._window = self._window[-1:]
+            self._returned = len(decoded(self._tokenizer, self._window))
         return new
 
     def end(self) -> str:

@@ -117,6 +117,8 @@ def test_only_a_window_of_the_last_tokens_is_decoded_again(
 def test_special_tokens_and_blanks_before_punctuation_are_text() -> None:
     tokenizer = load_tokenizer(SAMPLE)
     tokenizer.clean_up_tokenization_spaces = True
+    # a tokenizer_config.json may set this, too
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
     text = "<think> 1 . 2\n</think>"
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert decoded(tokenizer, [*ids, 1]) == text + "<｜end▁of▁sentence｜>"

@@ -59,11 +59,12 @@ def answered(ok: Run, *words: str | Path) -> dict[str, Any]:
 
 
 def one_error(dstools: Run, *words: str | Path) -> tuple[str, str]:
-    """Return the error and the hint that a command ends with, exit code 1, and no text."""
+    """Return the error and the hint that a command ends with, before any cache is made."""
     result = dstools("generate", *words)
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     *_, error, hint = result.stderr.splitlines()
+    assert "\npool " not in result.stderr
     assert result.stderr.count("error: ") == result.stderr.count("hint: ") == 1
     return error.removeprefix("error: "), hint.removeprefix("hint: ")
 
