@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Benchmark of the data path of `dstools distill`: verify, decontaminate, select, render.
+"""Benchmark of the data path of `dstools distill`: verify, decontaminate, select, render; sampling.
 
     bench_distill.py --rows 100000                     both kinds of rows
     bench_distill.py --kind prose --rows 800000        300-word traces, mathematical answers
     bench_distill.py --kind sums --at-least 50000 --at-most-mib 4096      exit 3 if it falls short
+    bench_distill.py --sample 200                      tokens a CPU-second of the sample model
 
 Prints JSON. Rows are generated, four samples of a prompt. "prose": traces of 300 words drawn from a
 story by Verne, with formulas. "sums": reasoning-gym's chain_sum worked out digit by digit. A tenth
@@ -15,6 +16,10 @@ of all its processes. Peak memory is the largest sum of their resident sets, sam
 shared pages count twice. "floor" is one process that only reads, parses and writes the same rows
 with the json module. "rows_per_minute" is wall time; "rows_per_minute_by_cpu" is computed from CPU
 time for --workers idle cores, and is what --at-least checks, as the machine may be busy.
+
+--sample answers so many problems greedily, 128 rows at a time, in one thread: by transformers'
+generate, and by the loop without and with a draft of the MTP layer, which take turns; of each the
+best of three runs counts.
 """
 
 import argparse
@@ -36,6 +41,8 @@ from machine import machine
 
 STAGES = ("verify", "decontaminate", "select", "render")
 SAMPLES = 4
+SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "sample-v3"
+ROWS, LIMIT = 128, 128  # at a time; tokens of an answer
 Record = dict[str, Any]
 
 
@@ -50,10 +57,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to put inputs and outputs")
     parser.add_argument("--at-least", type=float, default=0, help="rows a minute, all stages")
     parser.add_argument("--at-most-mib", type=float, default=math.inf, help="peak memory")
+    parser.add_argument("--sample", type=int, metavar="PROBLEMS", help="measure sampling instead")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)  # what, kind, folder
     args = parser.parse_args()
     if args.run:
         return run(args.run[0], args.run[1], Path(args.run[2]), args.rows, args.workers)
+    if args.sample:
+        return print(json.dumps(machine() | {"sampling": sampling(args.sample)}, indent=1))
     results = []
     for kind in (args.kind,) if args.kind else ("prose", "sums"):
         with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -140,6 +150,57 @@ def _resident_mib(pid: int) -> float:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
     except (OSError, IndexError):
         return 0.0
+
+
+def sampling(problems: int) -> dict[str, float]:
+    """Return the tokens a CPU-second of the sample model, by what draws them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from dstools_converters.model.tokenizer import load_tokenizer, prompt_ids
+    from dstools_converters.runtime.decode import Loop, Request
+    from dstools_converters.runtime.draw import Sampling
+    from dstools_converters.runtime.session import Session, pool_for
+    from dstools_converters.runtime.weights import load
+
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(SAMPLE)
+    lines = SAMPLE.with_name("sample-v3-heldout.jsonl").read_text().splitlines()[:problems]
+    prompts = [prompt_ids(tokenizer, json.loads(line)["messages"][:-1]) for line in lines]
+    prompts.sort(key=len)
+    theirs = AutoModelForCausalLM.from_pretrained(SAMPLE, dtype=torch.float32).eval()
+    serving = load(SAMPLE, torch.float32, torch.device("cpu"))
+    ends = frozenset({1})
+
+    def generate() -> int:
+        """Answer padded batches, each until its last row ends."""
+        tokens = 0
+        for begin in range(0, len(prompts), ROWS):
+            rows = prompts[begin : begin + ROWS]
+            longest = max(map(len, rows))
+            ids = torch.tensor([[2] * (longest - len(row)) + row for row in rows])
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+            out = theirs.generate(
+                ids, attention_mask=mask, max_new_tokens=LIMIT, do_sample=False, pad_token_id=2
+            )
+            for row in out[:, longest:].tolist():
+                tokens += row.index(1) + 1 if 1 in row else len(row)
+        return tokens
+
+    def loop(drafts: int) -> int:
+        pool = pool_for(serving, [len(prompt) + LIMIT for prompt in prompts], ROWS)
+        made = Loop(Session(serving, pool), pool, Sampling(), ends, rows=ROWS, drafts=drafts)
+        requests = [Request(i, prompt, LIMIT) for i, prompt in enumerate(prompts)]
+        return sum(len(piece.ids) for piece in made.run(requests))
+
+    ways = {"generate": generate, "loop": lambda: loop(0), "loop with MTP": lambda: loop(1)}
+    rates = dict.fromkeys(ways, 0.0)
+    for _ in range(3):
+        for name, run in ways.items():
+            begin = time.process_time()
+            tokens = run()
+            rates[name] = max(rates[name], round(tokens / (time.process_time() - begin)))
+    return rates
 
 
 # ----------------------------------------------------------------------------- in a child process

@@ -36,6 +36,14 @@ def test_every_stage_is_measured(kind: str, run_script: Any, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sampling_is_measured_three_ways(run_script: Any) -> None:
+    done = run_script("bench_distill", "--sample", 4)
+    assert done.returncode == 0, done.stderr
+    rates = json.loads(done.stdout)["sampling"]
+    assert list(rates) == ["generate", "loop", "loop with MTP"]
+    assert min(rates.values()) > 0
+
+
 @pytest.mark.parametrize("bar", [("--at-least", 10**9), ("--at-most-mib", 1)])
 def test_a_missed_bar_exits_with_3(bar: tuple[str, int], run_script: Any, tmp_path: Path) -> None:
     words = ("--kind", "sums", "--rows", 8, "--workers", 1, "--folder", tmp_path)

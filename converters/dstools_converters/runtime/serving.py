@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dstools_converters.families import shapes as family
 from dstools_converters.model.decoder import MLA, Attention, Decoder, DecoderLayer, MoE, MTPLayer
 from dstools_converters.model.rotary import Rotary, rotary
 from dstools_converters.runtime.attention import paged_attention
@@ -24,8 +25,18 @@ from dstools_kernels.ops.combine import combine
 from dstools_kernels.ops.gemm import gemm
 from dstools_kernels.ops.latent_pages import token_slots, write_latents
 from dstools_kernels.ops.mla_decode import mla_decode
+from dstools_kernels.ops.mla_prefill import mla_prefill
 from dstools_kernels.ops.moe_gemm import moe_gemm
 from dstools_kernels.ops.permute import permute
+
+MAX_ABSORBED = 2  # new tokens of a row; with more, keys and values are expanded
+
+
+class Whole(NamedTuple):
+    """All tokens of all rows, those that the cache had too, end to end."""
+
+    slots: Tensor  # [X] int64, rows of the flat pool
+    cumulative: Tensor  # [B + 1] int32
 
 
 class Places(NamedTuple):
@@ -36,6 +47,7 @@ class Places(NamedTuple):
     table: Tensor  # [B, N] int32
     lengths: Tensor  # [B] int32, with the new tokens
     cumulative: Tensor  # [B + 1] int32
+    whole: Whole | None  # None: no row has more than MAX_ABSORBED new tokens
 
 
 class Experts(nn.Module):
@@ -75,16 +87,37 @@ class Latents(nn.Module):
 
     def forward(self, x_TD: Tensor, places: Places, cache_PSC: Tensor) -> Tensor:
         """Return [T, D], and write the latents of the new tokens into the cache."""
-        mla, rank = self.mla, self.mla.shape.kv_lora_rank
+        mla = self.mla
         q_HTN, q_HTR = (part[0] for part in mla.queries(x_TD[None], places.angles))
         latent = torch.cat(mla.latent(x_TD[None], places.angles), -1)
-        write_latents(latent[0], cache_PSC, places.slots, rank)
+        write_latents(latent[0], cache_PSC, places.slots, mla.shape.kv_lora_rank)
+        if places.whole is None:
+            mixed_HTW = self._absorbed(q_HTN, q_HTR, places, cache_PSC)
+        else:
+            mixed_HTW = self._expanded(q_HTN, q_HTR, places, places.whole, cache_PSC)
+        out_TD: Tensor = mla.o_proj(mixed_HTW.transpose(0, 1).flatten(1))
+        return out_TD
+
+    def _absorbed(self, q_HTN: Tensor, q_HTR: Tensor, places: Places, cache_PSC: Tensor) -> Tensor:
+        """Return the attention [H, T, W] of rows with one or two new tokens, on the latents."""
         q_THC = torch.cat((gemm(q_HTN, self.w_k_HLN), q_HTR), -1).transpose(0, 1)
         table, lengths, cumulative = places.table, places.lengths, places.cumulative
-        o_THL = mla_decode(q_THC, cache_PSC, table, lengths, cumulative, mla.scale, rank)
-        v_HTW = gemm(o_THL.transpose(0, 1), self.w_v_HWL)
-        out_TD: Tensor = mla.o_proj(v_HTW.transpose(0, 1).flatten(1))
-        return out_TD
+        scale, rank = self.mla.scale, self.mla.shape.kv_lora_rank
+        o_THL = mla_decode(q_THC, cache_PSC, table, lengths, cumulative, scale, rank)
+        return gemm(o_THL.transpose(0, 1), self.w_v_HWL)
+
+    def _expanded(
+        self, q_HTN: Tensor, q_HTR: Tensor, places: Places, whole: Whole, cache_PSC: Tensor
+    ) -> Tensor:
+        """Return the attention [H, T, W] of rows with more, on keys and values of all tokens."""
+        shape = self.mla.shape
+        latents_XC = cache_PSC.flatten(0, 1).index_select(0, whole.slots)
+        latent_XL, k_XR = torch.split(latents_XC, [shape.kv_lora_rank, shape.qk_rope_head_dim], -1)
+        kv_XHY = self.mla.kv_b_proj(latent_XL).unflatten(-1, (shape.num_heads, -1))
+        k_XHN, v_XHW = torch.split(kv_XHY, [shape.qk_nope_head_dim, shape.v_head_dim], -1)
+        q_THQ = torch.cat((q_HTN, q_HTR), -1).transpose(0, 1)
+        ends = places.cumulative, whole.cumulative
+        return mla_prefill(q_THQ, k_XHN, k_XR, v_XHW, *ends, self.mla.scale).transpose(0, 1)
 
 
 class KeysAndValues(nn.Module):
@@ -178,7 +211,11 @@ class Serving(nn.Module):
         positions = token + (past - cumulative[:-1]).long()[row]
         slots = token_slots(table, lengths, cumulative, *cache.shape[:2])
         angles = Rotary(self.angles.cos[positions], self.angles.sin[positions])
-        return Places(angles, slots, table, lengths, cumulative)
+        whole = None
+        if int(counts.max()) > MAX_ABSORBED and isinstance(self.model.attention, family.MLA):
+            ends = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+            whole = Whole(token_slots(table, lengths, ends, *cache.shape[:2]), ends)
+        return Places(angles, slots, table, lengths, cumulative, whole)
 
 
 def _paged(attention: MLA | Attention) -> Latents | KeysAndValues:
