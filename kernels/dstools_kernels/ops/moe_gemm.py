@@ -36,13 +36,13 @@ def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> T
             f"x {list(rows.shape)}, w {list(weight.shape)} and offsets {list(offsets.shape)} "
             "do not match"
         )
-    has_twin = rows.dtype in TWIN_DTYPES and not rows.shape[-1] * rows.itemsize % 16  # for TMA
-    if has_twin and uses_triton(rows):
+    is_aligned = not rows.shape[-1] * rows.itemsize % 16  # TMA and torch ask for it
+    if is_aligned and rows.dtype in TWIN_DTYPES and uses_triton(rows):
         from dstools_kernels.ops.triton import moe_gemm_triton
 
         return moe_gemm_triton.moe_gemm(x, w, offsets)
-    if isinstance(x, Tensor) and x.device.type == "cpu":  # elsewhere strides must be aligned
-        return F.grouped_mm(rows, weight.mT, offs=offsets[1:])
+    if is_aligned and isinstance(x, Tensor) and x.device.type == "cpu":
+        return F.grouped_mm(rows.contiguous(), weight.contiguous().mT, offs=offsets[1:])
     y = rows.new_empty(len(rows), weight.shape[1], dtype=dtype)
     for expert, (first, end) in enumerate(pairwise(offsets.tolist())):
         if first == end:

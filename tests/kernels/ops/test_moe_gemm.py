@@ -46,6 +46,19 @@ def test_fp8_equals_a_product_for_each_expert(columns: int) -> None:
         assert torch.equal(y[rows], wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("columns", "depth"), [(9, 16), (8, 7), (3, 1)])
+def test_any_size_and_layout_will_do(columns: int, depth: int, dtype: torch.dtype) -> None:
+    """torch's grouped product asks for rows 16 bytes apart; others are multiplied one by one."""
+    x, w = normal(9, depth + 1)[:, :depth].to(dtype), normal(6, columns, depth).to(dtype)
+    assert x.shape == (9, depth)
+    y = moe_gemm(x, w, OFFSETS)
+    for expert, rows in ((1, slice(0, 5)), (3, slice(5, 8)), (4, slice(8, 9))):
+        wanted = x[rows].double() @ w[expert].double().T
+        # two roundings of at most 16 products, whose sums stay below 16
+        assert (y[rows] - wanted).abs().max() <= 16 * 2 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("rows", [0, 4])
 def test_experts_without_rows_give_none(rows: int) -> None:
     y = moe_gemm(normal(rows, 96), normal(2, 40, 96), torch.zeros(3, dtype=torch.int32))
