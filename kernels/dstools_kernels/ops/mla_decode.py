@@ -34,12 +34,11 @@ def mla_decode(
     `q` [T, H, C] are absorbed queries, `cache` the pool that `latent_pages` describes, already with
     the new tokens; `table` int32 [B, N] the pages of a row, `lengths` int32 [B] its tokens with the
     new ones, `cumulative` int32 [B + 1] where its new tokens begin. A token that sees nothing gives
-    0. `rank` is L. The Triton twin is for decoding, up to two new tokens a row; `mla_prefill` is
-    for more. Raises ValueError where shapes do not fit one another.
+    0. `rank` is L. Rows with many new tokens are better served by `mla_prefill`.
+    Raises ValueError where shapes do not fit one another.
     """
     _check(q, cache, table, lengths, cumulative, rank)
-    is_decoding = len(q) <= 2 * len(lengths)  # one new token a row, and one that was drafted
-    if uses_triton(q) and is_decoding and has_twin(q, cache, rank):
+    if uses_triton(q) and has_twin(q, cache, rank):
         from dstools_kernels.ops.triton import mla_decode_triton
 
         return mla_decode_triton.mla_decode(q, cache, table, lengths, cumulative, scale)

@@ -10,7 +10,8 @@ from dstools_kernels.ops.mla_decode import mla_decode
 from dstools_kernels.proof import roofline
 from dstools_kernels.proof.cases import FP8_BYTES, Case, decode_inputs, near_attention
 
-FORMS = ("bf16.64x64", "bf16.128x32", "bf16.gluon", "fp8.32x32", "fp8.128x16")
+# Gluon last: its barriers were never executed, and what waits for ever takes the rest with it
+FORMS = ("bf16.64x64", "bf16.128x32", "fp8.32x32", "fp8.128x16", "bf16.gluon")
 
 
 def forms(lengths: list[int], heads: int = roofline.HEADS) -> list[Case]:

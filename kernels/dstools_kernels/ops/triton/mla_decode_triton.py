@@ -24,7 +24,7 @@ from dstools_kernels.ops.triton.mla_merge_triton import mla_merge
 from dstools_kernels.ops.triton.tiles import give_workspace
 
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # a hidden score; -inf - -inf is NaN
-NEW_TOKENS = 2  # of a row, at most: one, and one that was drafted
+MAX_PARTIAL_BYTES = 1 << 30  # of the outputs of splits at a time
 PAGE = 64  # tokens
 
 # Tokens of a split, by number of heads. Its output is written and read once, 4 KiB a head:
@@ -247,15 +247,25 @@ def mla_decode(
 ) -> Tensor:
     """Return what the definition does, for BF16 `q` [T, H, 576] and pages of 64 tokens.
 
-    Rows have up to two new tokens, and no two rows have a page in common: there is room for as many
-    splits as that makes. Where there is not, the output of a token is NaN.
+    Tokens are taken so many at a time that the outputs of their splits stay below a GiB: 4096
+    splits of 128 heads. What is taken together does not change a token's bits.
     """
     heads, is_fp8 = q.shape[1], cache.dtype == torch.uint8
     form = form_of(heads, is_fp8)
     if not is_fp8 and heads % 64 == 0 and q.is_cuda:
         form = "bf16.gluon" if torch.cuda.get_device_name(q.device) in GLUON_CARDS else form
     split_tokens = SPLIT_TOKENS[_up_to(heads)]
-    return decode(q, cache, table, lengths, cumulative, scale, split_tokens, form)
+    splits = max(1, -(-table.shape[1] * PAGE // split_tokens))  # of a token, at most
+    count = max(1, MAX_PARTIAL_BYTES // (4 * 512 * heads * splits))
+    if len(q) <= count:
+        return decode(q, cache, table, lengths, cumulative, scale, split_tokens, form)
+    parts = []
+    for first in range(0, len(q), count):
+        some = q[first : first + count]
+        starts = cumulative.clamp(first, first + len(some))
+        ends = lengths - (cumulative - starts)[1:]  # tokens that come later are not there yet
+        parts.append(decode(some, cache, table, ends, starts - first, scale, split_tokens, form))
+    return torch.cat(parts)
 
 
 def form_of(heads: int, is_fp8: bool) -> str:
@@ -290,7 +300,7 @@ def decode(
         (1,), *(lengths, cumulative, row, seen, offsets, rows, tokens, width * PAGE, split_tokens)
     )
     splits = -(-width * PAGE // split_tokens)  # of a token, at most
-    capacity = min(splits * tokens, tokens + NEW_TOKENS * pages * PAGE // split_tokens)
+    capacity = splits * tokens
     partial = q.new_empty(capacity, heads, 512, dtype=torch.float32)
     lse = q.new_empty(capacity, heads, dtype=torch.float32)
     config = CONFIGS[f"mla_decode/{form}"]

@@ -75,12 +75,16 @@ def test_shapes_that_the_twin_lacks_take_the_definition(
     assert case.error(mla_decode(*case.arguments())) < BOUND
 
 
-def test_more_than_two_new_tokens_a_row_take_the_definition(
+def test_tokens_that_are_taken_in_parts_have_the_same_bits(
     decode_case: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(twin, "mla_decode", None)
-    case = decode_case([70, 9], [3, 2], **V3)
-    assert case.error(mla_decode(*case.arguments())) < BOUND
+    """Five tokens of row 0, none of row 1, two of row 2; four at a time, which divides row 0."""
+    case = decode_case([70, 9, 300], [5, 0, 2], heads=16, **V3)
+    whole = mla_decode(*case.arguments())
+    splits = -(-case.table.shape[1] * 64 // twin.SPLIT_TOKENS[16])
+    monkeypatch.setattr(twin, "MAX_PARTIAL_BYTES", 4 * 4 * 512 * 16 * splits)
+    assert torch.equal(mla_decode(*case.arguments()), whole)
+    assert case.error(whole) < BOUND
 
 
 def test_nothing_to_do_launches_nothing(decode_case: Make) -> None:
@@ -154,21 +158,6 @@ def test_nan_in_the_query_and_in_a_written_latent_reach_their_tokens_alone(
     out = decode(case, cache=cache, q=q)
     assert out.isnan().flatten(1).all(1).tolist() == [False, True, True, False]
     assert torch.equal(out[[0, 3]], decode(case)[[0, 3]])
-
-
-def test_splits_that_do_not_fit_give_nan(decode_case: Make) -> None:
-    """Eight tokens of 3 splits each. The pool of a page makes room for 8 + 2, which is 3 tokens."""
-    case = decode_case([64], [1], heads=16, **V3)
-    table = case.table[:, :1].repeat(8, 3)
-    out = decode(
-        case,
-        cache=case.cache[:1],
-        table=torch.zeros_like(table),
-        q=case.q.repeat(8, 1, 1),
-        lengths=torch.full((8,), 192, dtype=torch.int32),
-        cumulative=torch.arange(9, dtype=torch.int32),
-    )
-    assert out.isnan().flatten(1).all(1).tolist() == [False] * 3 + [True] * 5
 
 
 def far(decode_case: Make) -> Any:
