@@ -33,6 +33,7 @@ Precision = Literal["float32", "bfloat16"]
 class _Model(NamedTuple):
     """What is known of a checkpoint before its weights are read."""
 
+    name: str  # as the user gave it: the folder of a Hub cache has the name of a commit
     folder: Path
     architecture: "Architecture"
     positions: int
@@ -196,7 +197,7 @@ def _look(model: str, mtp: bool) -> _Model:
             f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"
         )
     numbers = sum(math.prod(shape) * count for _, shape, count in architecture.model.kinds())
-    return _Model(folder, architecture, read_positions(config, architecture), numbers)
+    return _Model(model, folder, architecture, read_positions(config, architecture), numbers)
 
 
 def _sampling(
@@ -268,8 +269,7 @@ def _session(known: _Model, pool: "Pool", precision: "Precision", device: str) -
     ops = form(device, capability).name
     held = known.numbers * dtype.itemsize
     _require_memory("the weights", held, device, f"{precision} on {device}")
-    name = known.folder.resolve().name
-    _line("model", f"{name}, {size(held)} in {precision} on {device}, ops of {OPS[ops]}")
+    _line("model", f"{known.name}, {size(held)} in {precision} on {device}, ops of {OPS[ops]}")
     serving = load(known.folder, dtype, torch.device(device))
     tokens = pool.count * pool.size
     held = tokens * sum(map(math.prod, serving.entries)) * dtype.itemsize

@@ -104,7 +104,7 @@ def test_without_a_gpu_it_says_so_and_what_runs_on_the_cpu(monkeypatch: pytest.M
     report, text = shown()
     assert "not available: this machine has no GPU" in text
     notes = {name: ability["note"] for name, ability in report["commands"].items()}
-    assert notes["eval"] == notes["quantize --calibrate"] == "on the CPU"
+    assert notes["eval"] == notes["quantize --calibrate"] == notes["generate"] == "on the CPU"
     assert notes["distill --lm-eval"] == "on the CPU"
     assert notes["verify"] == notes["quantize --sign"] == notes["verify --signed-by"] == ""
 

@@ -168,7 +168,7 @@ def test_stderr_has_sampling_prompt_model_pool_and_speed(ok: Run) -> None:
     sampling, prompt, model, pool, answer = lines
     assert sampling == "sampling  temperature 0 (default)"
     assert prompt == "prompt    10 tokens, and room for 502 to the model's 512 positions"
-    assert model == "model     sample-v3, 14.73 MB in float32 on cpu, ops of torch"
+    assert model == f"model     {SAMPLE}, 14.73 MB in float32 on cpu, ops of torch"
     # 512 tokens x 5 layers x (128 + 64) x 4 bytes
     assert pool == "pool      8 pages of 64 tokens, 512 tokens, 1.966 MB"
     pattern = r"answer    35 tokens \(stop\) in [\d.]+ s, the first after [\d.]+ s; "
