@@ -5,7 +5,16 @@ from torch import Tensor
 
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
-from dstools_converters.checkpoint.rows import block_rows, columns, not_finite, restore, slabs
+from dstools_converters.checkpoint.rows import (
+    block_rows,
+    columns,
+    not_finite,
+    read_rows,
+    read_scales,
+    require_finite,
+    restore,
+    slabs,
+)
 from dstools_kernels.formats import block_fp8
 
 
@@ -29,3 +38,19 @@ def restored_rows(inventory: Inventory, info: TensorInfo, first: int, last: int)
         values = torch.frombuffer(data, dtype=torch.float32)
         out[begin - first : end - first] = values.view(end - begin, -1)
     return out
+
+
+def stored(inventory: Inventory, info: TensorInfo) -> tuple[Tensor, Tensor]:
+    """Return copies of the codes [N, K] float8_e4m3fn of an FP8 weight and of its scales, float32.
+
+    Raises DstoolsError for NaN among the codes, and for scales that are not finite or positive.
+    """
+    rows = info.shape[0]
+    codes = read_rows(inventory, info, 0, rows)
+    require_finite(info, codes, 0)
+    scales = read_scales(inventory, info, 0, rows)
+    grid = inventory.storage[info.name].scale.shape
+    return (
+        torch.frombuffer(bytearray(codes), dtype=torch.float8_e4m3fn).view(info.shape),
+        torch.frombuffer(bytearray(scales), dtype=torch.float32).view(grid),
+    )

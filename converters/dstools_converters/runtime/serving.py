@@ -21,12 +21,12 @@ from dstools_converters.model.decoder import MLA, Attention, Decoder, DecoderLay
 from dstools_converters.model.rotary import Rotary, rotary
 from dstools_converters.runtime.attention import paged_attention
 from dstools_converters.runtime.pages import Batch
+from dstools_converters.runtime.products import Stack, swiglu, use_ops
 from dstools_kernels.ops.combine import combine
 from dstools_kernels.ops.gemm import gemm
 from dstools_kernels.ops.latent_pages import token_slots, write_latents
 from dstools_kernels.ops.mla_decode import mla_decode
 from dstools_kernels.ops.mla_prefill import mla_prefill
-from dstools_kernels.ops.moe_gemm import moe_gemm
 from dstools_kernels.ops.permute import permute
 
 MAX_ABSORBED = 2  # new tokens of a row; with more, keys and values are expanded
@@ -57,20 +57,17 @@ class Experts(nn.Module):
         super().__init__()
         self.gate, self.shared_experts = moe.gate, moe.shared_experts
         self.gate_proj, self.up_proj, self.down_proj = (  # [E, I, D] twice, [E, D, I]
-            nn.Parameter(torch.stack([getattr(e, side).weight for e in moe.experts]), False)
+            Stack(torch.stack([getattr(e, side).weight for e in moe.experts]))
             for side in ("gate_proj", "up_proj", "down_proj")
         )
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Return [T, D]."""
-        count = len(self.gate_proj)
+        count = len(self.gate_proj.weight)
         experts_TK, weights_TK = self.gate(x_TD)
         everyone = torch.arange(count, dtype=torch.int32, device=x_TD.device)
         tokens, destination, offsets = permute(experts_TK, everyone, count)
-        rows = x_TD.index_select(0, tokens)
-        inner = F.silu(moe_gemm(rows, self.gate_proj, offsets))
-        inner = inner * moe_gemm(rows, self.up_proj, offsets)
-        y = moe_gemm(inner, self.down_proj, offsets)
+        y = swiglu(x_TD, tokens, offsets, self.gate_proj, self.up_proj, self.down_proj)
         shared_TD = None if self.shared_experts is None else self.shared_experts(x_TD)
         return combine(y, destination, weights_TK, shared_TD)
 
@@ -158,7 +155,7 @@ class Serving(nn.Module):
         self.model = architecture.model
         device = trunk.embed_tokens.weight.device
         self.angles = rotary(architecture, torch.arange(positions, device=device))
-        stack_experts(decoder)
+        prepare(decoder)
         layers = [layer for layer in trunk.layers if isinstance(layer, DecoderLayer)]
         self.attentions = nn.ModuleList(_paged(layer.self_attn) for layer in layers)
         self.entries = [_entry(layer.self_attn) for layer in layers]
@@ -228,11 +225,12 @@ def _entry(attention: MLA | Attention) -> tuple[int, ...]:
     if isinstance(attention, MLA):
         return (attention.shape.kv_lora_rank + attention.shape.qk_rope_head_dim,)
     width = attention.head_dim
-    return 2, attention.k_proj.out_features // width, width
+    return 2, len(attention.k_proj.weight) // width, width
 
 
-def stack_experts(decoder: Decoder) -> None:
-    """Replace the experts of all layers by `Experts`, where they are not yet."""
+def prepare(decoder: Decoder) -> None:
+    """Stack the experts of all layers and let ops multiply all weights, where that is not done."""
     for layer in decoder.model.layers:
         if isinstance(layer.mlp, MoE):
             layer.mlp = Experts(layer.mlp)
+    use_ops(decoder)

@@ -7,20 +7,25 @@ from torch import nn
 
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import require_sound
-from dstools_converters.checkpoint.tensors import restored
+from dstools_converters.checkpoint.tensors import restored, stored
 from dstools_converters.errors import DstoolsError
-from dstools_converters.families.names import HUGGING_FACE, TensorName
+from dstools_converters.families.names import TensorName
 from dstools_converters.families.shapes import Model
 from dstools_converters.model.architecture import Architecture, Parameters, read_architecture
 from dstools_converters.model.decoder import Decoder
-from dstools_converters.runtime.serving import Experts, Serving, stack_experts
+from dstools_converters.runtime.products import Stack
+from dstools_converters.runtime.serving import Experts, Serving, prepare
 
 
-def load(folder: Path, dtype: torch.dtype, device: torch.device) -> Serving:
+def load(
+    folder: Path, dtype: torch.dtype, device: torch.device, *, keeps_codes: bool = False
+) -> Serving:
     """Return the serving form of a checkpoint, native block FP8 widened to `dtype`.
 
-    The router's bias stays float32, as it is in the releases. Raises DstoolsError for a folder that
-    is not a sound checkpoint of a family that the decoder implements.
+    keeps_codes: leave FP8 in blocks of 128 x 128 as it is, for products in FP8, but for kv_b_proj,
+    which is absorbed; `dtype` is then bfloat16. The router's bias stays float32, as it is in the
+    releases. Raises DstoolsError for a folder that is not a sound checkpoint of a family that the
+    decoder implements.
     """
     with open_checkpoint(folder) as checkpoint:
         inventory = require_sound(checkpoint)
@@ -28,16 +33,21 @@ def load(folder: Path, dtype: torch.dtype, device: torch.device) -> Serving:
         positions = read_positions(checkpoint.config, architecture)
         with torch.device("meta"):
             decoder = Decoder(architecture)
-            stack_experts(decoder)
+            prepare(decoder)
+        scheme = inventory.scheme
+        takes_codes = keeps_codes and scheme is not None and scheme.block_size == (128, 128)
         for name, _ in inventory.model.weights():
-            is_bias = name.role == "e_score_correction_bias"
-            weight = restored(inventory, inventory.info(name))
-            weight = weight.to(device, torch.float32 if is_bias else dtype)
-            if name.expert is None:
-                path, _, part = inventory.model.spell(name).rpartition(".")
-                setattr(decoder.get_submodule(path), part, _fixed(weight))
+            info = inventory.info(name)
+            if takes_codes and inventory.is_quantized(info) and name.role != "kv_b_proj":
+                weight, scales = stored(inventory, info)
+                _put(decoder, inventory.model, name, weight.to(device), scales.to(device))
             else:
-                _set_expert(decoder, inventory.model, name, weight)
+                kept = torch.float32 if name.role == "e_score_correction_bias" else dtype
+                weight = restored(inventory, info).to(device, kept)
+                _put(decoder, inventory.model, name, weight, None)
+        for module in decoder.modules():
+            if isinstance(module, Stack) and scheme is not None:
+                module.scale_format = scheme.scale_format
     return Serving(decoder.eval(), positions)
 
 
@@ -54,19 +64,29 @@ def read_positions(config: Parameters, architecture: Architecture) -> int:
     return min(positions, architecture.index_topk or positions)
 
 
-def _set_expert(decoder: Decoder, model: Model, name: TensorName, weight: torch.Tensor) -> None:
-    """Put the weight of one expert into the tensor of all."""
+def _put(
+    decoder: Decoder,
+    model: Model,
+    name: TensorName,
+    weight: torch.Tensor,
+    scales: torch.Tensor | None,
+) -> None:
+    """Put a weight into its module; that of one expert into the tensor of all."""
+    path, _, part = model.spell(name).rpartition(".")
+    if name.expert is None:
+        module = decoder.get_submodule(path)
+        setattr(module, part, nn.Parameter(weight, requires_grad=False))
+        if scales is not None:
+            setattr(module, "scales", scales)  # noqa: B010
+        return
     experts = decoder.model.layers[name.layer or 0].mlp
     assert isinstance(experts, Experts)
     assert model.moe is not None
-    assert name.expert is not None
-    side = HUGGING_FACE.path(name).rpartition(".")[2]
-    stacked = getattr(experts, side)
-    if stacked.is_meta:
-        stacked = _fixed(weight.new_empty(model.moe.n_routed_experts, *weight.shape))
-        setattr(experts, side, stacked)
-    stacked.data[name.expert] = weight
-
-
-def _fixed(weight: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(weight, requires_grad=False)
+    stack = getattr(experts, path.rpartition(".")[2])
+    count = model.moe.n_routed_experts
+    if stack.weight.is_meta:
+        stack.weight = nn.Parameter(weight.new_empty(count, *weight.shape), requires_grad=False)
+        stack.scales = None if scales is None else scales.new_empty(count, *scales.shape)
+    stack.weight.data[name.expert] = weight
+    if scales is not None:
+        stack.scales[name.expert] = scales

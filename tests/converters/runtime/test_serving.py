@@ -268,8 +268,12 @@ def test_a_further_draft_takes_the_state_before_the_last_norm(
 # ------------------------------------------------------------------------------------ other dtypes
 
 
-def test_in_bfloat16_the_angles_stay_float32_and_sums_come_out_right() -> None:
-    serving = load(SAMPLE, torch.bfloat16, CPU)
+@pytest.mark.parametrize("is_fp8", [False, True])
+def test_in_bfloat16_and_fp8_the_angles_stay_float32_and_sums_come_out_right(
+    is_fp8: bool, quantized: Callable[[Path], Path]
+) -> None:
+    folder = quantized(SAMPLE) if is_fp8 else SAMPLE
+    serving = load(folder, torch.bfloat16, CPU, keeps_codes=is_fp8)
     assert serving.angles.cos.dtype == serving.angles.sin.dtype == torch.float32
     session, pool = session_of(serving, 200)
     assert {cache.dtype for cache in session.caches} == {torch.bfloat16}

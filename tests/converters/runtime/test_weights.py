@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.architecture import read_architecture
+from dstools_converters.runtime.products import Stack
 from dstools_converters.runtime.weights import load, read_positions
 
 CPU = torch.device("cpu")
@@ -26,13 +27,43 @@ def test_fp8_is_widened_and_each_weight_is_in_its_place(
     wanted = dict(decoder_of(folder).named_parameters())
     serving = load(folder, torch.float32, CPU)
     found = dict(serving.decoder.named_parameters())
-    for name in [name for name in found if ".mlp." in name and name.endswith("_proj")]:
-        module, side = name.rsplit(".", 1)
+    stacked = [name for name, weight in found.items() if weight.dim() == 3]
+    for name in stacked:
+        module, side, _ = name.rsplit(".", 2)
         for expert, weight in enumerate(found.pop(name)):
             found[f"{module}.experts.{expert}.{side}.weight"] = weight
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert not any(weight.requires_grad for weight in serving.parameters())
+
+
+def test_codes_are_kept_where_asked_but_for_kv_b_proj(tiny_fp8: Path) -> None:
+    """Ragged sides; the stacked codes and scales of experts are those of each."""
+    held: dict[str, torch.Tensor] = {}
+    for path in tiny_fp8.glob("*.safetensors"):
+        held |= load_file(path)
+    decoder = load(tiny_fp8, torch.bfloat16, CPU, keeps_codes=True).decoder
+    products = {n: m for n, m in decoder.named_modules() if isinstance(m, Stack)}
+    kept = 0
+    for name, module in products.items():
+        parts = [name]
+        if module.weight.dim() == 3:
+            layer, side = name.rsplit(".", 1)
+            parts = [f"{layer}.experts.{expert}.{side}" for expert in range(len(module.weight))]
+        if f"{parts[0]}.weight_scale_inv" not in held or name.endswith("kv_b_proj"):
+            assert module.scales is None
+            assert module.weight.dtype == torch.bfloat16
+            continue
+        kept += 1
+        for part, codes, scales in zip(
+            parts,
+            module.weight.view(len(parts), *module.weight.shape[-2:]),
+            module.scales.view(len(parts), *module.scales.shape[-2:]),
+            strict=True,
+        ):
+            assert torch.equal(codes.view(torch.uint8), held[f"{part}.weight"].view(torch.uint8))
+            assert torch.equal(scales, held[f"{part}.weight_scale_inv"])
+    assert kept > 20
 
 
 def test_the_bias_of_the_router_stays_float32(tiny: Path) -> None:
