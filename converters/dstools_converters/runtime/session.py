@@ -9,6 +9,7 @@ from torch import Tensor
 from dstools_converters.runtime.pages import PAGE, Batch, Pool
 from dstools_converters.runtime.serving import Serving
 
+CPU_PAGE = 16  # tokens; less of a row's last page is padding than in one of 64
 SHARE = 0.5  # of a machine's memory, or of what is free on a GPU, that caches may take
 
 
@@ -40,12 +41,13 @@ def pool_for(serving: Serving, lengths: list[int], rows: int) -> Pool:
     It has room for the longest ones at once, or as much as SHARE of the memory holds. On a CPU
     pages take memory only when they are written.
     """
-    needs = sorted((-(-length // PAGE) for length in lengths), reverse=True)
     weight = serving.decoder.model.embed_tokens.weight
+    size = PAGE if weight.is_cuda else CPU_PAGE
+    needs = sorted((-(-length // size) for length in lengths), reverse=True)
     of_token = sum(math.prod(entry) for entry in serving.entries) * weight.itemsize
     if weight.is_cuda:
         free = torch.cuda.mem_get_info(weight.device)[0]
     else:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    most = int(SHARE * free) // (of_token * PAGE)
-    return Pool(max(1, min(sum(needs[:rows]), most)))
+    most = int(SHARE * free) // (of_token * size)
+    return Pool(max(1, min(sum(needs[:rows]), most)), size)
