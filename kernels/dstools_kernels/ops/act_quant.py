@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dstools_kernels.fp8 import E4M3_MAX, ScaleFormat
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import runs_twin
 
 GROUP_SIZE = 128  # of the Triton twin
 AMAX_FLOOR = 1e-4  # for both formats of scales; weights in float32 have a smaller one
@@ -46,8 +46,8 @@ def act_quant(
     is taken for zeros. With `is_transposed` the scales of x [T, K] have the shape [R, groups] and
     lie in memory as [groups, R], so that a GEMM reads those of a tile in one piece.
 
-    Raises ValueError where `group_size` is below 1, `x` is not of a floating type, or `rows` or
-    `is_transposed` meet an `x` that is not two-dimensional.
+    Raises ValueError where `group_size` is below 1, `x` is not of a floating type, `rows` is not
+    int32, or `rows` or `is_transposed` meet an `x` that is not two-dimensional.
     """
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1, got {group_size}")
@@ -55,7 +55,9 @@ def act_quant(
         raise ValueError(f"x must be of a floating type, got {x.dtype}")
     if x.ndim != 2 and (rows is not None or is_transposed):
         raise ValueError(f"x must be two-dimensional, got {list(x.shape)}")
-    if group_size == GROUP_SIZE and uses_triton(x):
+    if rows is not None and rows.dtype != torch.int32:
+        raise ValueError(f"rows must be int32, got {rows.dtype}")
+    if runs_twin("act_quant", x, group_size == GROUP_SIZE, f"groups of {GROUP_SIZE}"):
         from dstools_kernels.ops.triton import act_quant_triton
 
         flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])

@@ -10,7 +10,9 @@ The environment variable DSTOOLS_KERNELS chooses for a whole process:
 The twins are statically verified for sm_90a and have never run on a GPU.
 """
 
+import logging
 import os
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 Kernels = Literal["auto", "triton", "vendor", "reference"]
 VARIABLE = "DSTOOLS_KERNELS"
+log = logging.getLogger(__name__)
+NAMES = {"triton": "Triton twin", "reference": "torch definition"}
 HOPPER = (9, 0)  # compute capability; below it there are no FP8 products and no TMA
 
 
@@ -71,13 +75,40 @@ def form(device: str, capability: tuple[int, int] | None = None) -> Form:
 
 
 def uses_triton(x: "Tensor") -> bool:
-    """Return whether the Triton twin of an op runs on `x`, as opposed to its torch definition.
+    """Return whether Triton twins run where `x` is, as opposed to torch definitions.
 
     Raises ValueError where `form` does.
     """
+    return _form(x).name == "triton"
+
+
+def runs_twin(op: str, x: "Tensor", fits: bool = True, needs: str = "") -> bool:
+    """Return whether `op` runs its Triton twin on `x`, and log its form, once for each reason.
+
+    fits: whether the twin takes these inputs; needs: what it takes, for the log. Raises ValueError
+    where `form` does.
+    """
+    chosen = _form(x)
+    if chosen.name == "triton" and not fits:
+        chosen = Form("reference", f"the twin needs {needs}")
+    _log_once(op, chosen)
+    return chosen.name == "triton"
+
+
+def is_aligned(*row_bytes: int) -> bool:
+    """Return whether rows of these lengths all are multiples of 16 bytes, as TMA needs them."""
+    return not any(size % 16 for size in row_bytes)
+
+
+def _form(x: "Tensor") -> Form:
     capability = None
     if x.device.type == "cuda":
         import torch
 
         capability = torch.cuda.get_device_capability(x.device)
-    return form(x.device.type, capability).name == "triton"
+    return form(x.device.type, capability)
+
+
+@cache
+def _log_once(op: str, chosen: Form) -> None:
+    log.info("%s runs as its %s: %s", op, NAMES[chosen.name], chosen.why)

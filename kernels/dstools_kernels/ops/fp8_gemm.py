@@ -3,8 +3,8 @@
     y[t, n] = sum over g of (sum over k in g of x[t, k] w[n, k]) x_scale[t, g] w_scale[n // 128, g]
 
 A Hopper tensor core does not add FP8 products in full float32, so the Triton twin takes the sum out
-of it after each group of 128 and goes on in float32 (two-level accumulation). The definition scales
-the codes first, which is the same but for float32's rounding.
+of it after each group of 128 and continues in float32 (two-level accumulation). The definition
+scales the codes first, which is the same but for float32's rounding.
 Source: arXiv 2412.19437, section 3.3.2; deepseek-ai/DeepSeek-V3, inference/kernel.py, fp8_gemm.
 """
 
@@ -12,23 +12,26 @@ import torch
 from torch import Tensor
 
 from dstools_kernels.ops.act_quant import Quantized, restore
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import is_aligned, runs_twin
 
 BLOCK = 128
+TWIN_DTYPES = (torch.bfloat16, torch.float32)  # of the result
 
 
 def fp8_gemm(x: Quantized, w: Quantized, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return x w' [T, N] in `dtype`, float32 or BF16.
+    """Return x w' [T, N] in `dtype`.
 
     `x` holds codes [T, K] and scales [T, ceil(K / 128)], of any strides (the twin loads those of
     neighbouring rows together where they are neighbours), `w` codes [N, K] and scales
     [ceil(N / 128), ceil(K / 128)]. The Triton twin takes K divisible by 16 and N by 8, as TMA
-    needs; all else is left to torch on a GPU, too.
+    needs, and writes BF16 or float32; all else is left to torch on a GPU, too.
 
     Raises ValueError where shapes do not match.
     """
     check_scales(x, w)
-    if uses_triton(x.codes) and not w.codes.shape[-1] % 16 | w.codes.shape[-2] % 8:
+    columns, depth = w.codes.shape[-2:]
+    fits = is_aligned(depth, 2 * columns) and dtype in TWIN_DTYPES
+    if runs_twin("fp8_gemm", x.codes, fits, "K divisible by 16, N by 8, BF16 or float32 out"):
         from dstools_kernels.ops.triton import fp8_gemm_triton
 
         return fp8_gemm_triton.fp8_gemm(x, w, dtype)

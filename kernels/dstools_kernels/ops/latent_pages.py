@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dstools_kernels.fp8 import E4M3_MAX
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import runs_twin
 
 GROUP = 128  # latents that share a scale
 SCALE_FLOOR = torch.finfo(torch.float32).tiny  # FLT_MIN
@@ -59,7 +59,8 @@ def write_latents(latents: Tensor, cache: Tensor, slots: Tensor, rank: int = 512
     """
     check_pool(cache, rank, latents.shape[-1] - rank)
     is_v3 = (rank, latents.shape[-1]) == (512, 576) and latents.dtype == torch.bfloat16
-    if uses_triton(cache) and is_v3 and cache.dtype in (torch.bfloat16, torch.uint8):
+    fits = is_v3 and cache.dtype in (torch.bfloat16, torch.uint8)
+    if runs_twin("latent_pages", cache, fits, "BF16 of 512 + 64, in a pool of BF16 or FP8"):
         from dstools_kernels.ops.triton import latent_pages_triton
 
         return latent_pages_triton.write_latents(latents, cache, slots)

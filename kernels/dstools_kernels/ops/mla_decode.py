@@ -14,10 +14,11 @@ Source: arXiv 2405.04434, section 2.1; the absorbed form is that of DeepSeek-V3,
 import torch
 from torch import Tensor
 
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import runs_twin
 from dstools_kernels.ops.latent_pages import check_pool, unpack_fp8
 
 MAX_ELEMENTS = 1 << 20  # of latents that are gathered at a time on a CPU
+TWIN_NEEDS = "BF16 queries, latents of 512 + 64 in BF16 or FP8, pages of 64 tokens"
 
 
 def mla_decode(
@@ -38,7 +39,7 @@ def mla_decode(
     Raises ValueError where shapes do not fit one another.
     """
     _check(q, cache, table, lengths, cumulative, rank)
-    if uses_triton(q) and has_twin(q, cache, rank):
+    if runs_twin("mla_decode", q, _fits(q, cache, rank), TWIN_NEEDS):
         from dstools_kernels.ops.triton import mla_decode_triton
 
         return mla_decode_triton.mla_decode(q, cache, table, lengths, cumulative, scale)
@@ -69,8 +70,7 @@ def _check(
         )
 
 
-def has_twin(q: Tensor, cache: Tensor, rank: int) -> bool:
-    """Return whether the Triton twin takes such latents: 512 + 64, BF16 or FP8, pages of 64."""
+def _fits(q: Tensor, cache: Tensor, rank: int) -> bool:
     dtypes = (torch.bfloat16, torch.uint8)
     sizes = (rank, q.shape[-1], cache.shape[1]) == (512, 576, 64)
     return sizes and q.dtype == torch.bfloat16 and cache.dtype in dtypes

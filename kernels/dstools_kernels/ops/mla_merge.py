@@ -6,7 +6,7 @@ Letters: T tokens, H heads, L latent, S splits of all tokens end to end.
 import torch
 from torch import Tensor
 
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import runs_twin
 
 
 def mla_merge(
@@ -25,7 +25,9 @@ def mla_merge(
             "partial, lse and offsets must be [splits, heads, latent], [splits, heads] and "
             f"[tokens + 1], got {list(partial.shape)}, {list(lse.shape)}, {list(offsets.shape)}"
         )
-    if uses_triton(partial):
+    rank = partial.shape[-1]
+    is_power_of_two = rank & (rank - 1) == 0
+    if runs_twin("mla_merge", partial, is_power_of_two, "a latent of a power of two"):
         from dstools_kernels.ops.triton import mla_merge_triton
 
         return mla_merge_triton.mla_merge(partial, lse, offsets, dtype)

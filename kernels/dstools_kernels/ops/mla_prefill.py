@@ -8,7 +8,7 @@ multiplications for each pair of tokens, 320 and not 1088 in DeepSeek V3.
 import torch
 from torch import Tensor
 
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import runs_twin
 
 
 def mla_prefill(
@@ -38,7 +38,8 @@ def mla_prefill(
             f"{list(k_rope.shape)}, {list(v.shape)}"
         )
     sizes = (nope, rope, v.shape[-1])
-    if uses_triton(q) and sizes == (128, 64, 128) and q.dtype == torch.bfloat16:
+    fits = sizes == (128, 64, 128) and q.dtype == torch.bfloat16
+    if runs_twin("mla_prefill", q, fits, "BF16 heads of 128 + 64 and 128"):
         from dstools_kernels.ops.triton import mla_prefill_triton
 
         return mla_prefill_triton.mla_prefill(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dstools_kernels.ops.act_quant import Quantized
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import is_aligned, runs_twin
 from dstools_kernels.ops.fp8_gemm import check_scales, fp8_gemm
 
 TWIN_DTYPES = (torch.bfloat16, torch.float8_e4m3fn)
@@ -36,12 +36,15 @@ def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> T
             f"x {list(rows.shape)}, w {list(weight.shape)} and offsets {list(offsets.shape)} "
             "do not match"
         )
-    is_aligned = not rows.shape[-1] * rows.itemsize % 16  # TMA and torch ask for it
-    if is_aligned and rows.dtype in TWIN_DTYPES and uses_triton(rows):
+    if not len(weight):
+        return rows.new_empty(len(rows), weight.shape[1], dtype=dtype)
+    is_loadable = is_aligned(rows.shape[-1] * rows.itemsize)  # torch asks for it, too
+    fits = is_loadable and rows.dtype in TWIN_DTYPES
+    if runs_twin("moe_gemm", rows, fits, "FP8 with K divisible by 16 or BF16 with K by 8"):
         from dstools_kernels.ops.triton import moe_gemm_triton
 
         return moe_gemm_triton.moe_gemm(x, w, offsets)
-    if is_aligned and isinstance(x, Tensor) and x.device.type == "cpu":
+    if is_loadable and isinstance(x, Tensor) and x.device.type == "cpu":
         return F.grouped_mm(rows.contiguous(), weight.contiguous().mT, offs=offsets[1:])
     y = rows.new_empty(len(rows), weight.shape[1], dtype=dtype)
     for expert, (first, end) in enumerate(pairwise(offsets.tolist())):

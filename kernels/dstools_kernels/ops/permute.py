@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import runs_twin
 
 
 class Permuted(NamedTuple):
@@ -34,7 +34,7 @@ def permute(ids: Tensor, expert_map: Tensor, num_local: int) -> Permuted:
         )
     if num_local < 1:
         raise ValueError(f"num_local must be at least 1, got {num_local}")
-    if uses_triton(ids):
+    if runs_twin("permute", ids):
         from dstools_kernels.ops.triton import permute_triton
 
         return Permuted(*permute_triton.permute(ids, expert_map, num_local))

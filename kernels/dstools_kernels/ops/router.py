@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import runs_twin
 
 EPSILON = 1e-20  # added to the sum that weights are divided by
 
@@ -67,7 +67,7 @@ def router(logits: Tensor, bias: Tensor | None, rule: Rule) -> Routed:
         )
     if bias is not None and rule.group_score == "max":
         raise ValueError("a bias belongs to the rule of V3, with group_score 'top2'")
-    if uses_triton(logits):
+    if runs_twin("router", logits):
         from dstools_kernels.ops.triton import router_triton
 
         return Routed(*router_triton.router(logits, bias, rule))

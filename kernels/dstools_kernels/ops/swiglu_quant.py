@@ -6,11 +6,14 @@
 Source: deepseek-ai/DeepSeek-V3, inference/model.py, MLP, which rounds silu(gate), too.
 """
 
+import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
 from dstools_kernels.ops.act_quant import Quantized, act_quant
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import runs_twin
+
+TWIN_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def swiglu_quant(gate: Tensor, up: Tensor) -> Quantized:
@@ -23,7 +26,7 @@ def swiglu_quant(gate: Tensor, up: Tensor) -> Quantized:
             "gate and up must be matrices of one shape and dtype, got "
             f"{gate.dtype} {list(gate.shape)} and {up.dtype} {list(up.shape)}"
         )
-    if uses_triton(gate):
+    if runs_twin("swiglu_quant", gate, gate.dtype in TWIN_DTYPES, "BF16, F16 or float32"):
         from dstools_kernels.ops.triton import swiglu_quant_triton
 
         return Quantized(*swiglu_quant_triton.swiglu_quant(gate, up))

@@ -8,7 +8,7 @@ Source: deepseek-ai/DeepSeek-V3, inference/kernel.py, weight_dequant.
 import torch
 from torch import Tensor
 
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import runs_twin
 
 BLOCK = 128
 
@@ -25,7 +25,7 @@ def weight_dequant(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfl
         raise ValueError(f"scales must be {grid}, got {list(scales.shape)}")
     if dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"dtype must be bfloat16 or float32, got {dtype}")
-    if uses_triton(codes):
+    if runs_twin("weight_dequant", codes):
         from dstools_kernels.ops.triton import weight_dequant_triton
 
         return weight_dequant_triton.weight_dequant(codes, scales, dtype)

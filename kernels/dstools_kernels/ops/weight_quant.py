@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from dstools_kernels.fp8 import AMAX_FLOOR, E4M3_MAX
 from dstools_kernels.ops.act_quant import Quantized
-from dstools_kernels.ops.dispatch import uses_triton
+from dstools_kernels.ops.dispatch import runs_twin
 
 BLOCK = 128
 
@@ -28,7 +28,7 @@ def weight_quant(weight: Tensor) -> Quantized:
         raise ValueError(
             f"weight must be a matrix of a floating type, got {weight.dtype} {list(weight.shape)}"
         )
-    if uses_triton(weight):
+    if runs_twin("weight_quant", weight):
         from dstools_kernels.ops.triton import weight_quant_triton
 
         return Quantized(*weight_quant_triton.weight_quant(weight))

@@ -275,6 +275,8 @@ def test_misuse_is_refused() -> None:
         act_quant(torch.zeros(1, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"two-dimensional, got \[1, 2, 8\]"):
         act_quant(torch.zeros(1, 2, 8), rows=torch.zeros(1, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"rows must be int32, got torch\.int64"):
+        act_quant(torch.zeros(1, 8), rows=torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"two-dimensional, got \[8\]"):
         act_quant(torch.zeros(8), is_transposed=True)
     assert AMAX_FLOOR == 1e-4

@@ -65,6 +65,14 @@ def test_experts_without_rows_give_none(rows: int) -> None:
     assert y.shape == (rows, 40)
 
 
+def test_without_experts_no_row_is_computed() -> None:
+    no_expert = torch.zeros(1, dtype=torch.int32)
+    assert moe_gemm(normal(3, 96).bfloat16(), normal(0, 40, 96).bfloat16(), no_expert).shape == (
+        3,
+        40,
+    )
+
+
 def test_misuse_is_refused() -> None:
     x, w, offsets = normal(4, 128), normal(2, 40, 128), torch.zeros(3, dtype=torch.int32)
     quantized = stack(2, 40, 128)

@@ -64,6 +64,7 @@ CONFIGS = {
 
 def mla_merge(partial: Tensor, lse: Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what the definition does; the output is NaN where `offsets` pass the splits."""
+    partial, lse = partial.contiguous(), lse.contiguous()
     capacity, heads, rank = partial.shape
     tokens = len(offsets) - 1
     out = partial.new_empty(tokens, heads, rank, dtype=dtype)

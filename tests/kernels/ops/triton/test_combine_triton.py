@@ -66,6 +66,11 @@ def test_no_token_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert combine(y, destination[:0], weights[:0], None).shape == (0, 300)
 
 
+def test_f16_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(combine_triton, "combine")
+    assert combine(*case(torch.float16)).dtype == torch.float16
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [("tl.where(row >= 0, D, 0)", "D"), ("+ slot).to(tl.int64)", "+ slot).to(tl.int64) + 1")],

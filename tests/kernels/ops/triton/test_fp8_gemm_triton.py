@@ -77,6 +77,7 @@ def test_sizes_that_the_kernel_lacks_are_left_to_torch(monkeypatch: pytest.Monke
     monkeypatch.delattr(fp8_gemm_triton, "fp8_gemm")
     assert fp8_gemm(*operands(2, 8, 120)).shape == (2, 8)
     assert fp8_gemm(*operands(2, 9, 128)).shape == (2, 9)
+    assert fp8_gemm(*operands(2, 8, 128), torch.float16).dtype == torch.float16
 
 
 def test_no_rows_launch_nothing() -> None:

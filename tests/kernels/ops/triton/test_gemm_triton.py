@@ -72,6 +72,7 @@ def test_sizes_that_the_kernel_lacks_and_float32_are_left_to_torch(
     assert gemm(normal(2, 9), normal(8, 9)).shape == (2, 8)
     assert gemm(normal(2, 8), normal(9, 8)).shape == (2, 9)
     assert gemm(normal(2, 8).float(), normal(8, 8).float()).dtype == torch.float32
+    assert gemm(normal(2, 8), normal(8, 8), torch.float16).dtype == torch.float16
 
 
 def test_no_rows_launch_nothing() -> None:

@@ -85,6 +85,18 @@ def test_splits_past_2_to_the_31_elements_are_read(tmp_path: Path) -> None:
         mutant.mla_merge(*far())
 
 
+def test_a_latent_that_is_no_power_of_two_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(twin, "mla_merge")
+    partial, lse = splits(8)
+    assert mla_merge(partial[..., :96], lse, ints(0, 8)).shape == (1, 3, 96)
+
+
+def test_partial_outputs_may_be_views() -> None:
+    partial, lse = splits(8)
+    wanted = mla_merge(partial[..., :256].contiguous(), lse, ints(0, 8))
+    assert torch.equal(mla_merge(partial[..., :256], lse.T.contiguous().T, ints(0, 8)), wanted)
+
+
 def test_nothing_to_do_launches_nothing() -> None:
     assert mla_merge(*splits(3), ints(0)).shape == (0, 3, 512)
 

@@ -187,3 +187,9 @@ def test_writing_rows_of_the_next_group_is_a_race(old: str, new: str, tmp_path: 
     mutant = mutate(moe_gemm_triton, old, new, tmp_path)
     with pytest.raises((OutOfBounds, Race)), reported():
         mutant.moe_gemm(x, w, EMPTY)
+
+
+def test_without_experts_nothing_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(moe_gemm_triton, "moe_gemm")
+    x = normal(3, 96).bfloat16()
+    assert moe_gemm(x, normal(0, 40, 96).bfloat16(), EMPTY[:1]).shape == (3, 40)

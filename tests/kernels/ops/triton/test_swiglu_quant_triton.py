@@ -69,6 +69,13 @@ def test_what_is_not_finite_fills_its_group_and_large_gates_do_not(
     assert torch.equal(ours.scales.isfinite(), torch.tensor([[False, True], [True, False]]))
 
 
+def test_float64_is_left_to_the_definition() -> None:
+    gate, up = operands(3, 128, torch.float64)
+    assert wrong_bytes(swiglu_quant(gate, up), swiglu_quant(gate.float(), up.float())) == 0
+    with pytest.raises(ValueError, match=r"floating type, got torch\.int32"):
+        swiglu_quant(gate.int(), up.int())
+
+
 def test_no_rows_launch_nothing() -> None:
     codes, scales = swiglu_quant(torch.zeros(0, 256), torch.zeros(0, 256))
     assert (codes.shape, scales.shape) == ((0, 256), (0, 2))
