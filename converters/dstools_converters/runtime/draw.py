@@ -1,4 +1,4 @@
-"""Drawing of tokens: from logits and random numbers that hang on seed, place and step alone.
+"""Drawing of tokens: from logits and random numbers of seed, index and step alone.
 
 A row's token at a step is the same whatever else is in its batch, and however many tokens a step
 of the loop checks at once: a draft, drawn with the number of its own step, is right exactly where
@@ -60,18 +60,18 @@ class Noise:
 def pick(logits: Tensor, sampling: Sampling, uniform: list[float]) -> list[int]:
     """Return a token for each row of `logits` [rows, vocabulary], NOT_FINITE where none can be.
 
-    uniform: a number for each row; greedy rows need none. A row is NOT_FINITE where it holds NaN or
-    +infinity, or nothing but -infinity; a mask of -infinity is right.
+    uniform: a number for each row; greedy rows need none. A row is NOT_FINITE where, divided by the
+    temperature, it holds NaN or +infinity, or nothing but -infinity; a mask of -infinity is right.
     """
-    best, tokens = logits.max(-1)
+    if sampling.temperature:
+        logits = logits.float() / sampling.temperature
+    best, tokens = logits.max(-1)  # the smallest id of equal ones
     is_finite = best.isfinite()  # NaN is the maximum of a row that has one
     if sampling.temperature:
-        wanted = torch.tensor(uniform, dtype=torch.float64, device=logits.device)
         if not is_finite.all():
-            safe = torch.where(is_finite[:, None], logits, 0.0)
-            tokens = draw(safe.float() / sampling.temperature, sampling.top_p, wanted)
-        else:
-            tokens = draw(logits.float() / sampling.temperature, sampling.top_p, wanted)
+            logits = torch.where(is_finite[:, None], logits, 0.0)
+        wanted = torch.tensor(uniform, dtype=torch.float64, device=logits.device)
+        tokens = draw(logits, sampling.top_p, wanted)
     picked: list[int] = torch.where(is_finite, tokens, NOT_FINITE).tolist()
     return picked
 
@@ -80,21 +80,44 @@ def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
     """Return a token for each row [rows], int64: the one whose probability interval has `uniform`.
 
     logits: [rows, vocabulary] float32, with the temperature applied; uniform: [rows] float64 in
-    [0, 1). Only the nucleus counts: the fewest most probable tokens that together reach `top_p`.
-    Raises ValueError where a row has NaN, +infinity, or nothing but -infinity.
+    [0, 1). Only the nucleus counts: the fewest most probable tokens that together reach `top_p`, of
+    equal ones those with the smallest ids. Raises ValueError where a row has NaN, +infinity, or
+    nothing but -infinity.
     Source: Holtzman et al., arXiv 1904.09751.
     """
     if not logits.amax(-1).isfinite().all():
         raise ValueError("logits must be finite, or -infinity for some tokens of a row")
     shares = torch.softmax(logits, -1)
-    tokens = None
-    if top_p < 1:
-        first, tokens = shares.topk(min(FIRST_TOKENS, shares.shape[1]))
-        if bool((first.sum(-1) < top_p).any()):
-            first, tokens = shares.sort(stable=True, dim=-1, descending=True)
-        before = first.cumsum(-1, dtype=torch.float64) - first
-        shares = first.masked_fill(before >= top_p, 0)
-        shares[:, 0] = first[:, 0]
+    if top_p == 1:
+        return _ranks(shares, uniform)
+    first = shares.topk(min(FIRST_TOKENS, shares.shape[1])).indices.sort().values
+    tokens, is_whole = _from_nucleus(shares, first, top_p, uniform)
+    rest = (~is_whole).nonzero()[:, 0]
+    if len(rest) and first.shape != shares.shape:
+        every = torch.arange(shares.shape[1], device=shares.device).expand(len(rest), -1)
+        tokens[rest], _ = _from_nucleus(shares[rest], every, top_p, uniform[rest])
+    return tokens
+
+
+def _from_nucleus(
+    shares: Tensor, ids: Tensor, top_p: float, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the tokens drawn from the nuclei [rows], and whether `ids` hold the whole nucleus.
+
+    `ids` [rows, count] are the most probable tokens of each row of `shares`, in ascending order.
+    Which of several equal ones are the last of them is arbitrary, so none of these may be needed.
+    """
+    largest, order = shares.gather(1, ids).sort(dim=-1, stable=True, descending=True)
+    before = largest.cumsum(-1, dtype=torch.float64) - largest
+    is_in = before < top_p
+    is_in[:, 0] = True
+    is_whole = ~(is_in & (largest == largest[:, -1:])).any(-1)
+    rank = _ranks(largest.masked_fill(~is_in, 0), uniform)
+    return ids.gather(1, order.gather(1, rank[:, None]))[:, 0], is_whole
+
+
+def _ranks(shares: Tensor, uniform: Tensor) -> Tensor:
+    """Return of each row where the sum of its shares passes `uniform` of their total [rows]."""
     reached = shares.cumsum(-1, dtype=torch.float64)  # float64: uniform < 1 stays below the sum
-    rank = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)
-    return (rank if tokens is None else tokens.gather(1, rank))[:, 0]
+    wanted = uniform[:, None] * reached[:, -1:]
+    return torch.searchsorted(reached, wanted, right=True)[:, 0]

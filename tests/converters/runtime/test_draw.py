@@ -62,6 +62,29 @@ def test_a_drawn_token_is_in_the_nucleus(logits: list[float], top_p: float, unif
     assert shares[token] > 0
 
 
+@pytest.mark.parametrize(
+    ("top_p", "uniform", "token"),
+    [(0.0, 0.99, 0), (0.5, 0.0, 0), (0.5, 0.74, 2), (0.5, 0.76, 3), (1.0, 0.99, 7)],
+)
+@pytest.mark.parametrize("first_tokens", [1, 3, 4, 5, 8])
+def test_of_equal_tokens_the_smallest_ids_come_first(
+    top_p: float, uniform: float, token: int, first_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_TOKENS", first_tokens)
+    assert drawn([1 / 8] * 8, top_p, uniform) == token
+
+
+def test_a_token_does_not_depend_on_the_rows_beside_it() -> None:
+    """A flat row, whose nucleus is nearly the whole vocabulary, beside rows with many ties."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (8 * torch.randn(200, 4000, generator=generator)).bfloat16().float()
+    uniform = torch.rand(201, generator=generator, dtype=torch.float64)
+    together = draw(torch.cat((logits, torch.zeros(1, 4000))), 0.9, uniform)
+    assert torch.equal(draw(logits, 0.9, uniform[:200]), together[:200])
+    alone = [draw(row[None], 0.9, u[None]) for row, u in zip(logits, uniform, strict=False)]
+    assert torch.equal(torch.cat(alone), together[:200])
+
+
 # ------------------------------------------------------------------------------- what is not finite
 
 
@@ -100,6 +123,17 @@ def test_ids_masked_with_minus_infinity_are_never_drawn(temperature: float, plai
 def test_the_least_temperature_is_greedy_and_does_not_overflow(plain: Tensor) -> None:
     big = plain * 1e30  # logits no model has
     assert pick(big, Sampling(1e-6), [0.0, 0.5, 0.9]) == [7, 7, 7]
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_logit_that_overflows_at_a_temperature_ends_its_row_alone(
+    top_p: float, plain: Tensor
+) -> None:
+    plain[1, 3] = 1e33
+    uniform = [0.0, 0.5, 0.9]
+    assert pick(plain, Sampling(1e-6, top_p), uniform) == [7, NOT_FINITE, 7]
+    assert pick(plain, Sampling(1e-3, top_p), uniform) == [7, 3, 7]
+    assert pick(plain, Sampling(), uniform) == [7, 3, 7]
 
 
 @pytest.mark.parametrize("temperature", [1e-7, 1e-30, 1e-320, -0.5, INF, NAN])
