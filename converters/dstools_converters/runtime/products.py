@@ -43,7 +43,7 @@ class Product(Stack):
         if weight is None:
             y = gemm(flat, self.weight)
         else:
-            y = fp8_gemm(act_quant(flat, self.scale_format), weight, x.dtype)
+            y = fp8_gemm(_coded(flat, self.scale_format), weight, x.dtype)
         y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], len(self.weight))
 
@@ -59,12 +59,22 @@ def use_ops(decoder: nn.Module) -> None:
 def swiglu(x: Tensor, rows: Tensor, offsets: Tensor, gate: Stack, up: Stack, down: Stack) -> Tensor:
     """Return what each expert gives for its rows of x [T, D], [R, D], as `permute` sorts them.
 
-    Weights are all of x's dtype, or all FP8; then the result is BF16.
+    Weights are all of x's dtype, or all FP8; then the results of all products are BF16.
     """
     if gate.quantized is None or up.quantized is None or down.quantized is None:
         picked = x.index_select(0, rows)
         inner = F.silu(moe_gemm(picked, gate.weight, offsets))
         return moe_gemm(inner * moe_gemm(picked, up.weight, offsets), down.weight, offsets)
-    codes = act_quant(x, gate.scale_format, rows=rows)
-    sides = (moe_gemm(codes, weight, offsets) for weight in (gate.quantized, up.quantized))
-    return moe_gemm(swiglu_quant(*sides), down.quantized, offsets)
+    codes = _coded(x, gate.scale_format, rows)
+    sides = [moe_gemm(codes, weight, offsets) for weight in (gate.quantized, up.quantized)]
+    if down.scale_format == "float32":
+        codes = swiglu_quant(*sides)
+    else:
+        wide = F.silu(sides[0].float()) * sides[1].float()
+        codes = _coded(wide.to(sides[0].dtype), down.scale_format)
+    return moe_gemm(codes, down.quantized, offsets).to(x.dtype)
+
+
+def _coded(x: Tensor, scale_format: ScaleFormat, rows: Tensor | None = None) -> Quantized:
+    """Return act_quant(x), its scales in the order of memory in which the products read them."""
+    return act_quant(x, scale_format, rows=rows, is_transposed=True)

@@ -1,12 +1,14 @@
 """Weights of a checkpoint, loaded into the serving form by the project's own reader."""
 
+import logging
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from dstools_converters.checkpoint.folder import open_checkpoint
-from dstools_converters.checkpoint.inventory import require_sound
+from dstools_converters.checkpoint.inventory import Inventory, require_sound
+from dstools_converters.checkpoint.scheme import BLOCK_SIZE, QUANTIZED_ROLES
 from dstools_converters.checkpoint.tensors import restored, stored
 from dstools_converters.errors import DstoolsError
 from dstools_converters.families.names import TensorName
@@ -16,15 +18,19 @@ from dstools_converters.model.decoder import Decoder
 from dstools_converters.runtime.products import Stack
 from dstools_converters.runtime.serving import Experts, Serving, prepare
 
+log = logging.getLogger(__name__)
+
+CODED_ROLES = QUANTIZED_ROLES - {"kv_b_proj"}  # which is absorbed, in its dequantized form
+
 
 def load(
     folder: Path, dtype: torch.dtype, device: torch.device, *, keeps_codes: bool = False
 ) -> Serving:
     """Return the serving form of a checkpoint, native block FP8 widened to `dtype`.
 
-    keeps_codes: leave FP8 in blocks of 128 x 128 as it is, for products in FP8, but for kv_b_proj,
-    which is absorbed; `dtype` is then bfloat16. The router's bias stays float32, as it is in the
-    releases. Raises DstoolsError for a folder that is not a sound checkpoint of a family that the
+    keeps_codes: leave FP8 weights as they are, where FP8 products take them; their inputs are then
+    rounded, too, and experts give BF16. The router's bias stays float32, as it is in the releases.
+    Raises DstoolsError for a folder that is not a sound checkpoint of a family that the
     decoder implements.
     """
     with open_checkpoint(folder) as checkpoint:
@@ -35,10 +41,10 @@ def load(
             decoder = Decoder(architecture)
             prepare(decoder)
         scheme = inventory.scheme
-        takes_codes = keeps_codes and scheme is not None and scheme.block_size == (128, 128)
+        names = coded_names(inventory) if keeps_codes else frozenset()
         for name, _ in inventory.model.weights():
             info = inventory.info(name)
-            if takes_codes and inventory.is_quantized(info) and name.role != "kv_b_proj":
+            if name in names:
                 weight, scales = stored(inventory, info)
                 _put(decoder, inventory.model, name, weight.to(device), scales.to(device))
             else:
@@ -49,6 +55,27 @@ def load(
             if isinstance(module, Stack) and scheme is not None:
                 module.scale_format = scheme.scale_format
     return Serving(decoder.eval(), positions)
+
+
+def coded_names(inventory: Inventory) -> frozenset[TensorName]:
+    """Return the names of the weights that FP8 products take; log what is widened instead."""
+    scheme = inventory.scheme
+    if scheme is None:
+        return frozenset()
+    if scheme.block_size != (BLOCK_SIZE, BLOCK_SIZE):
+        log.info("FP8 is widened: its blocks are %d x %d, not 128 x 128", *scheme.block_size)
+        return frozenset()
+    weights = {name for name, _ in inventory.model.weights()}
+    coded = {
+        name
+        for name in weights
+        if name.role in CODED_ROLES and inventory.is_quantized(inventory.info(name))
+    }
+    plain = {name.layer for name in weights - coded if name.expert is not None}
+    mixed = {name.layer for name in coded if name.expert is not None and name.layer in plain}
+    if mixed:
+        log.info("the experts of %d layers are widened: not all are FP8", len(mixed))
+    return frozenset(name for name in coded if name.expert is None or name.layer not in mixed)
 
 
 def read_positions(config: Parameters, architecture: Architecture) -> int:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dstools_converters.runtime.products import Product, Stack, swiglu, use_ops
+from dstools_kernels.fp8 import ScaleFormat
 from dstools_kernels.ops.act_quant import rounded
 from dstools_kernels.ops.fp8_gemm import restore_weight
 from dstools_kernels.ops.weight_quant import weight_quant
@@ -43,6 +44,30 @@ def test_an_fp8_product_is_of_rounded_inputs_and_code_times_scale() -> None:
     wanted = F.linear(rounded(x), weight, product.bias)
     assert (product(x) - wanted).abs().max() < 1e-5  # sums of 200 in another order
     assert (product(x) - F.linear(x, weight, product.bias)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scale_format", ["float32", "ue8m0"])
+def test_experts_round_their_inputs_and_what_is_between_their_products(
+    scale_format: ScaleFormat,
+) -> None:
+    """Sums in another order move few BF16 numbers by 2^-8, and few codes by a step.
+
+    Both are far below 2^-8 of the norm; scales of the other format are 2^-6 off.
+    """
+    torch.manual_seed(0)
+    gate, up, down = (
+        Stack(torch.randn(shape) / 8) for shape in [(1, 40, 200)] * 2 + [(1, 200, 40)]
+    )
+    weights = [in_fp8(stack)[0] for stack in (gate, up, down)]
+    for stack in (gate, up, down):
+        stack.scale_format = scale_format
+    x, rows = torch.randn(6, 200), torch.tensor([5, 0, 0, 3]).int()
+    found = swiglu(x, rows, torch.tensor([0, 4]).int(), gate, up, down)
+    g, u = ((rounded(x[rows], scale_format) @ w.T).bfloat16().float() for w in weights[:2])
+    inner = rounded((F.silu(g) * u).bfloat16(), scale_format)
+    wanted = (inner @ weights[2].T).bfloat16()
+    assert found.dtype == torch.float32
+    assert (found - wanted).norm() <= 2**-8 * wanted.norm()
 
 
 @pytest.mark.parametrize("is_fp8", [False, True])

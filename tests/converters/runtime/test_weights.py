@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.inventory import Inventory, take_inventory
+from dstools_converters.checkpoint.tensors import restored
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.architecture import read_architecture
+from dstools_converters.runtime import weights
 from dstools_converters.runtime.products import Stack
-from dstools_converters.runtime.weights import load, read_positions
+from dstools_converters.runtime.weights import coded_names, load, read_positions
 
 CPU = torch.device("cpu")
 
@@ -66,6 +72,49 @@ def test_codes_are_kept_where_asked_but_for_kv_b_proj(tiny_fp8: Path) -> None:
     assert kept > 20
 
 
+def test_no_copy_of_kept_codes_is_widened(tiny_fp8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    widened = []
+
+    def noted(inventory: Inventory, info: TensorInfo) -> torch.Tensor:
+        widened.append(info.name)
+        return restored(inventory, info)
+
+    monkeypatch.setattr(weights, "restored", noted)
+    load(tiny_fp8, torch.bfloat16, CPU, keeps_codes=True)
+    with open_checkpoint(tiny_fp8) as checkpoint:
+        fp8 = take_inventory(checkpoint).quantized()
+    assert {name for name in widened if name in fp8} == {n for n in fp8 if "kv_b_proj" in n}
+
+
+@pytest.mark.parametrize("side", ["gate_proj", "up_proj", "down_proj"])
+@pytest.mark.parametrize("expert", [0, 3])
+def test_experts_that_are_not_all_fp8_are_widened_with_a_line(
+    expert: int, side: str, fp8_keeping: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = fp8_keeping(f"model.layers.1.mlp.experts.{expert}.{side}")
+    with open_checkpoint(folder) as checkpoint, caplog.at_level("INFO"):
+        names = coded_names(take_inventory(checkpoint))
+    assert {name.layer for name in names if name.expert is not None} == {2, 3}
+    roles = {name.role for name in names if name.layer == 1}
+    assert roles == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"} | {
+        f"shared_{part}" for part in ("gate", "up", "down")
+    }
+    assert caplog.messages == ["the experts of 1 layers are widened: not all are FP8"]
+
+
+def test_fp8_in_other_blocks_is_widened_with_a_line(
+    tiny_fp8: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_checkpoint(tiny_fp8) as checkpoint, caplog.at_level("INFO"):
+        inventory = take_inventory(checkpoint)
+        assert inventory.scheme is not None
+        other = replace(inventory, scheme=replace(inventory.scheme, block_size=(64, 128)))
+        assert coded_names(inventory)
+        assert caplog.messages == []
+        assert not coded_names(other)
+    assert caplog.messages == ["FP8 is widened: its blocks are 64 x 128, not 128 x 128"]
+
+
 def test_the_bias_of_the_router_stays_float32(tiny: Path) -> None:
     serving = load(tiny, torch.bfloat16, CPU)
     dtypes = {name: weight.dtype for name, weight in serving.decoder.named_parameters()}
@@ -74,7 +123,10 @@ def test_the_bias_of_the_router_stays_float32(tiny: Path) -> None:
     assert {name for name in dtypes if dtypes[name] == torch.float32} == biases
 
 
-def test_scales_that_do_not_fit_their_weight_are_refused(tiny_fp8: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeps_codes", [False, True])
+def test_scales_that_do_not_fit_their_weight_are_refused(
+    keeps_codes: bool, tiny_fp8: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_fp8, folder, copy_function=shutil.copyfile)
     folder.chmod(0o755)
@@ -86,7 +138,7 @@ def test_scales_that_do_not_fit_their_weight_are_refused(tiny_fp8: Path, tmp_pat
             path.unlink()
             save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(DstoolsError, match=r"o_proj\.weight_scale_inv.*; a weight .* has scales"):
-        load(folder, torch.float32, CPU)
+        load(folder, torch.float32, CPU, keeps_codes=keeps_codes)
 
 
 def test_positions_are_those_of_the_config_and_of_dense_attention(
