@@ -270,7 +270,7 @@ def _session(known: _Model, pool: "Pool", precision: "Precision", device: str) -
     held = known.numbers * dtype.itemsize
     _require_memory("the weights", held, device, f"{precision} on {device}")
     _line("model", f"{known.name}, {size(held)} in {precision} on {device}, ops of {OPS[ops]}")
-    keeps_codes = device == "cuda" and precision == "bfloat16"  # FP8 products, where ops take them
+    keeps_codes = ops == "triton" and precision == "bfloat16"  # torch would widen at every step
     serving = load(known.folder, dtype, torch.device(device), keeps_codes=keeps_codes)
     tokens = pool.count * pool.size
     held = tokens * sum(map(math.prod, serving.entries)) * dtype.itemsize
