@@ -52,6 +52,8 @@ def mla_decode(
         at = torch.where(is_new, cumulative[rows, None].long() + token, 0)
         seen = torch.where(is_new, first[rows, None] + token + 1, 0)
         attended = _attend(q[at], cache, table[rows], seen, scale, rank)
+        if not attended.isfinite().all():  # perhaps by 0 x NaN
+            attended = _attend(q[at], cache, table[rows], seen, scale, rank, is_masked=True)
         out[at[is_new]] = attended[is_new]
     return out
 
@@ -131,8 +133,6 @@ def _attend(
             mixed = torch.bmm(shares.flatten(1, 2), latents_GXC[..., :rank])
             out[rows] = mixed.view_as(out[rows])
         first = end
-    if not is_masked and not out.isfinite().all():
-        return _attend(q_GWHC, cache, table, seen, scale, rank, is_masked=True)
     return out
 
 

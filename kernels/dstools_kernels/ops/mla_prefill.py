@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dstools_kernels.ops.dispatch import runs_twin
 
+MAX_SCORES = 1 << 24  # numbers at a time in the definition, which holds three arrays of them
+
 
 def mla_prefill(
     q: Tensor,
@@ -54,13 +56,23 @@ def mla_prefill(
 
 
 def _attend(q: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Return the attention of the last tokens of one row to all of them, float32."""
-    queries, keys, nope = len(q), len(k_nope), k_nope.shape[-1]
-    wide = q.float().transpose(0, 1)
-    scores = torch.matmul(wide[..., :nope], k_nope.float().permute(1, 2, 0))  # [H, queries, keys]
-    scores = scores.add_(torch.matmul(wide[..., nope:], k_rope.float().T)).mul_(scale)
-    last = torch.arange(keys - queries, keys, device=q.device)
-    is_hidden = torch.arange(keys, device=q.device) > last[:, None]
-    shares = scores.masked_fill_(is_hidden, -torch.inf).softmax(-1)
-    shares = shares.masked_fill_((last < 0)[:, None], 0)
-    return torch.matmul(shares, v.float().transpose(0, 1)).transpose(0, 1)
+    """Return the attention of the last tokens of one row to all of them, float32 [queries, H, W].
+
+    Queries are taken so many at a time that their scores are at most MAX_SCORES.
+    """
+    queries, heads = q.shape[:2]
+    keys, _, nope = k_nope.shape
+    k_nope, k_rope = k_nope.float().permute(1, 2, 0), k_rope.float().T  # [H, N, keys], [R, keys]
+    v = v.float().transpose(0, 1)  # [H, keys, W]
+    last = torch.arange(keys - queries, keys, device=q.device)  # the last key that a query sees
+    key = torch.arange(keys, device=q.device)
+    count = max(1, MAX_SCORES // (heads * max(keys, 1)))
+    parts = []
+    for some, seen in zip(torch.split(q, count), torch.split(last, count), strict=True):
+        some = some.float().transpose(0, 1)
+        scores = torch.matmul(some[..., :nope], k_nope)  # [H, queries, keys]
+        scores.add_(torch.matmul(some[..., nope:], k_rope)).mul_(scale)
+        shares = scores.masked_fill_(key > seen[:, None], -torch.inf).softmax(-1)
+        shares.masked_fill_((seen < 0)[:, None], 0)
+        parts.append(torch.matmul(shares, v).transpose(0, 1))
+    return torch.cat(parts)

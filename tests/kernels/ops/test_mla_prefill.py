@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from dstools_kernels.ops import mla_prefill as module
 from dstools_kernels.ops.mla_prefill import mla_prefill
 
 Make = Callable[..., Any]
@@ -22,6 +23,27 @@ def test_ragged_rows_over_a_prefix_equal_float64(
         **dict(zip(("nope", "rope", "value"), sizes, strict=True)),
     )  # fmt: skip
     assert case.error(mla_prefill(*case[:-1])) < 2e-6
+
+
+def test_queries_are_taken_in_slices_so_that_scores_stay_small(
+    prefill_case: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 3 heads and 90 keys 1,000 scores are those of 3 queries; 30 queries are ten slices."""
+    case = prefill_case([5, 30, 0], [5, 90, 8], dtype=torch.float32, heads=3)
+    whole = mla_prefill(*case[:-1])
+    monkeypatch.setattr(module, "MAX_SCORES", 1000)
+    sizes: list[int] = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(
+        torch.Tensor, "softmax", lambda x, d: [sizes.append(x.numel()), softmax(x, d)][1]
+    )
+    sliced = mla_prefill(*case[:-1])
+    # sums of 192 products and of 90 shares that are 1 together, in another order
+    assert torch.allclose(sliced, whole, rtol=0, atol=1e-5)
+    assert case.error(sliced) < 2e-6
+    assert (len(sizes), max(sizes)) == (1 + 10 + 1, 3 * 90 * 3)
+    monkeypatch.setattr(module, "MAX_SCORES", 1)  # of one query, there are more
+    assert torch.allclose(mla_prefill(*case[:-1]), whole, rtol=0, atol=1e-5)
 
 
 def test_bfloat16_is_rounded_once(prefill_case: Make) -> None:
