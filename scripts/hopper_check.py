@@ -21,29 +21,32 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from queue import Empty, Queue
+from tempfile import TemporaryDirectory, TemporaryFile
+from threading import Thread
+from typing import IO, Any
 
 import torch
 from pad_sample_model import pad
 
-from dstools_converters.model.tokenizer import load_tokenizer, prompt_ids
+from dstools_converters.model.tokenizer import end_ids, load_tokenizer, prompt_ids
 from dstools_converters.runtime.decode import Loop, Request
 from dstools_converters.runtime.draw import Sampling
 from dstools_converters.runtime.pages import Pool
 from dstools_converters.runtime.session import Session
 from dstools_converters.runtime.weights import load
-from dstools_kernels.ops.dispatch import is_interpreted
-from dstools_kernels.proof import card, cases
-from dstools_kernels.proof.forms import forms
+from dstools_kernels.proof import worker
+from dstools_kernels.proof.card import prepare, using
+from dstools_kernels.proof.worker import Job
 
 ROOT = Path(__file__).parents[1]
 SAMPLE, CHATS = ROOT / "tests/data/sample-v3", ROOT / "tests/data/toy-chat.jsonl"
 PROMPTS, TOKENS, PAGES = 8, 48, 32  # of the sample model
+WORKER = [sys.executable, "-m", "dstools_kernels.proof.worker"]
 SECONDS = 300  # of `kernels`
+CASE_SECONDS = 60  # of one case, compilation included; the interpreter takes seconds
 PACKAGES = ("torch", "triton", "transformers", "trl", "accelerate")
 MODULES = [
     *(f"training/test_{name}.py" for name in ("sft", "kd", "grpo", "trainer", "muon")),
@@ -83,10 +86,14 @@ class Record:
         self.out, self.deadline = out, time.monotonic() + seconds
         self.results: dict[str, Any] = {"left_out": []}
 
-    def add(self, part: str, result: Any, text: str) -> None:
+    @property
+    def seconds_left(self) -> float:
+        """Return how many seconds are left, 0 at the end."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def add(self, part: str, result: dict[str, Any], text: str) -> None:
         """Keep one result of a part, and print it as `text`."""
-        value = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
-        self.results.setdefault(part, []).append(value)
+        self.results.setdefault(part, []).append(result)
         print(text, flush=True)
         self.write()
 
@@ -104,9 +111,9 @@ class Record:
 
     def has_time(self, what: str) -> bool:
         """Return whether there is time left; note `what` where there is none."""
-        if time.monotonic() < self.deadline:
+        if self.seconds_left:
             return True
-        self.leave_out(what, "the time is over")
+        self.leave_out(what, "out of time")
         return False
 
 
@@ -114,52 +121,105 @@ def kernels(out: Path, seconds: float) -> None:
     """Check and time the kernels; exit with 1 if a result is wrong."""
     record = Record(out, seconds)
     is_card = torch.cuda.is_available()
-    device = torch.device("cuda" if is_card else "cpu")
-    record.results |= facts()
-    print(json.dumps(facts()))
+    known = facts()
+    record.results |= known
+    print(json.dumps(known))
     if not is_card:
         record.leave_out("everything on a card", "torch finds no CUDA device")
-    if is_interpreted():
-        from dstools_kernels.proof.interpreter import mend  # needs Triton
-
-        mend()
-    for name, figure in card.ceilings(device, 8192 if is_card else 256).items():
-        record.add("ceilings", {name: figure}, f"ceiling   {name} {figure:.4g}")
-    checks = (*cases.SMALL, *(cases.V3 if is_card else ()))
-    wrong = [name for case in checks if (name := check(record, case, device))]
-    for case in cases.V3 if is_card else cases.SMALL[-1:]:
-        measure(record, case, device)
-    for case in forms(cases.BATCH) if is_card else forms([65])[:1]:
-        wrong_form = check(record, case, device)  # one that fails stays off, and is not shipped
-        if not wrong_form:
-            measure(record, case, device)
+    wrong: list[str] = []
+    jobs, first = worker.jobs(is_card), 0
+    while first < len(jobs) and record.has_time(f"cases from {jobs[first].case.name} on"):
+        first = follow(record, first, jobs, wrong)
     if record.has_time("answers of the sample model"):
-        wrong += answers(record, device)
+        wrong += answers(record, prepare())
     if wrong:
         sys.exit(f"error: wrong: {'; '.join(wrong)}\nhint: {out} has how far off")
     print(f"all right, but for what was left out ({len(record.results['left_out'])}); see {out}")
 
 
+def follow(record: Record, first: int, jobs: list[Job], wrong: list[str]) -> int:
+    """Record what a worker finds from job `first` on; return the job to continue with.
+
+    A worker ends early where a kernel takes it along, or hangs and is killed.
+    """
+    command, lines = [*WORKER, str(first)], Queue[str]()
+    now, why = first, ""
+    with (
+        TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        Thread(target=read, args=(process.stdout, lines), daemon=True).start()
+        try:
+            while line := lines.get(timeout=min(CASE_SECONDS, record.seconds_left)):
+                result = json.loads(line)
+                now = result.get("job", now)
+                keep(record, result, wrong)
+        except Empty:
+            process.kill()
+            why = f"no result within {CASE_SECONDS} s"
+        if not process.wait():
+            return len(jobs)
+        errors.seek(0)
+        why = why or (errors.read().strip() or f"exit {process.returncode}").splitlines()[-1]
+    part, name = jobs[now].part, jobs[now].case.name
+    if record.has_time(name):
+        lost = {"part": part, "name": name, "form": "unknown", "is_right": False, "how": why}
+        keep(record, lost, wrong)
+    return now + 1
+
+
+def read(stream: IO[str], lines: "Queue[str]") -> None:
+    """Put the lines of a stream into a queue, "" at its end."""
+    for line in stream:
+        lines.put(line)
+    lines.put("")
+
+
+def keep(record: Record, result: dict[str, Any], wrong: list[str]) -> None:
+    """Record and print a line of a worker; note the name of a case that is wrong."""
+    match result.pop("part", None):
+        case "ceilings":
+            text = ", ".join(f"{name} {figure:.4g}" for name, figure in result.items())
+            record.add("ceilings", result, f"ceiling   {text}")
+        case "checks" | "forms" as part:
+            is_right = result["is_right"]
+            verdict = "ok" if is_right else "WRONG" if part == "checks" else "off"
+            text = f"{verdict:9} {result['name']} ({result['form']}): {result['how']}"
+            record.add(part, result, text)
+            if not is_right and part == "checks":
+                wrong.append(result["name"])
+        case "times":
+            best = record.results["ceilings"][0]
+            share = result["bytes_a_second"] / best["copy_bytes_a_second"]
+            text = f"{1e6 * result['seconds']:.4g} us, {share:.0%} of a copy"
+            if result["flops"]:
+                text += f", {result['flops'] / 1e12:.4g} TFLOPS"
+            record.add("times", result, f"time      {result['name']}: {text}")
+
+
 def facts() -> dict[str, Any]:
     """Return date, commit, card, driver, clocks and versions."""
-    found: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": said("git", "rev-parse", "HEAD"),
-    }
-    found |= {"python": platform.python_version(), "cuda": torch.version.cuda}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
+            versions[name] = None
+    known: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": output_of("git", "rev-parse", "HEAD"),
+        "versions": versions,
+        "cuda": torch.version.cuda,
+    }
     if torch.cuda.is_available():
-        wanted = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit"
-        found["card"] = torch.cuda.get_device_name()
-        found[wanted] = said("nvidia-smi", f"--query-gpu={wanted}", "--format=csv,noheader")
-    return found
+        known["card"] = torch.cuda.get_device_name()
+        query = "driver_version,clocks.max.sm,clocks.max.mem,power.limit"
+        values = output_of("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader") or ""
+        known |= dict(zip(query.split(","), values.split(", "), strict=False))
+    return known
 
 
-def said(*command: str) -> str | None:
+def output_of(*command: str) -> str | None:
     """Return what a command prints, None where it fails."""
     try:
         return subprocess.run(
@@ -169,66 +229,31 @@ def said(*command: str) -> str | None:
         return None
 
 
-def check(record: Record, case: Any, device: torch.device) -> str:
-    """Compare a case with its definition; return its name where it is wrong."""
-    if not record.has_time(f"check of {case.name}"):
-        return ""
-    result = card.check(case, device)
-    verdict = "ok" if result.is_right else "WRONG"
-    record.add("checks", result, f"{verdict:9} {result.name} ({result.form}): {result.how}")
-    return "" if result.is_right else result.name
-
-
-def measure(record: Record, case: Any, device: torch.device) -> None:
-    """Time a case; name what it reaches of the card's own copy and products."""
-    if not record.has_time(f"time of {case.name}"):
-        return
-    best = {name: value for part in record.results["ceilings"] for name, value in part.items()}
-    try:
-        result = card.timed(case, device)
-    except RuntimeError as error:
-        record.leave_out(f"time of {case.name}", str(error).split("\n")[0])
-        return
-    shares = [f"{result.bytes_a_second / best['copy_bytes_a_second']:.0%} of a copy"]
-    ceiling = best.get(f"{case.work.unit}_flops")
-    if case.work.flops and ceiling:
-        shares.append(f"{result.flops / ceiling:.0%} of a {case.work.unit} product")
-    text = f"time      {result.name} ({result.form}): {1e6 * result.seconds:.4g} us, "
-    record.add("times", result, text + ", ".join(shares))
-
-
 def answers(record: Record, device: torch.device) -> list[str]:
-    """Compare what the padded sample model answers on `device` with the CPU's definitions."""
+    """Compare what the padded sample model answers on `device` with the CPU's definitions.
+
+    Both compute in BF16. After an answer's end the model is unsure, so that rounding decides.
+    """
     with TemporaryDirectory() as folder:
         model = Path(folder) / "padded"
         pad(SAMPLE, model)
-        prompts = sample_prompts(model)
-        with card.form("reference"):
-            wanted = greedy(model, prompts, torch.float32, torch.device("cpu"))
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        given = greedy(model, prompts, dtype, device)
+        with using("reference"):
+            wanted = greedy(model, torch.device("cpu"))
+        given = greedy(model, device)
     same = sum(a == b for a, b in zip(given, wanted, strict=True))
-    text = f"padded sample model: {same} of {len(prompts)} greedy answers as on the CPU"
-    record.add("answers", {"same": same, "of": len(prompts)}, f"answers   {text}")
-    return [] if same == len(prompts) else [text]
+    text = f"padded sample model: {same} of {len(wanted)} greedy answers as on the CPU"
+    record.add("answers", {"same": same, "of": len(wanted)}, f"answers   {text}")
+    return [] if same == len(wanted) else [text]
 
 
-def sample_prompts(model: Path) -> list[list[int]]:
-    """Return the token ids of some prompts of the sample model."""
+def greedy(model: Path, device: torch.device) -> list[list[int]]:
+    """Return the ids of greedy answers to some prompts of the sample model."""
     tokenizer = load_tokenizer(model)
     rows = [json.loads(line) for line in CHATS.read_text().splitlines()[:PROMPTS]]
-    return [prompt_ids(tokenizer, row["messages"][:1]) for row in rows]
-
-
-def greedy(
-    model: Path, prompts: list[list[int]], dtype: torch.dtype, device: torch.device
-) -> list[list[int]]:
-    """Return the ids of greedy answers."""
-    serving = load(model, dtype, device)
-    pool = Pool(PAGES, 64)
-    loop = Loop(
-        Session(serving, pool), pool, Sampling(temperature=0.0), frozenset(), rows=len(prompts)
-    )
+    prompts = [prompt_ids(tokenizer, row["messages"][:1]) for row in rows]
+    pool = Pool(PAGES)
+    session = Session(load(model, torch.bfloat16, device), pool)
+    loop = Loop(session, pool, Sampling(), frozenset(end_ids(model, tokenizer)), rows=PROMPTS)
     ids: list[list[int]] = [[] for _ in prompts]
     for piece in loop.run([Request(i, prompt, TOKENS) for i, prompt in enumerate(prompts)]):
         ids[piece.place] += piece.ids

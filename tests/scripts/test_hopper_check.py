@@ -1,6 +1,8 @@
 """scripts/hopper_check.py: what it would run exists, and a failure is named."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,14 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
+WORKER = """
+import json, sys, time
+first = int(sys.argv[1])
+def say(**line): print(json.dumps(line), flush=True)
+def say_job(i): say(job=i, name=f"case {i}")
+def say_check(i, is_right, part="checks"):
+    say(part=part, name=f"case {i}", form="triton", is_right=is_right, how="how")
+"""
 
 
 @pytest.fixture
@@ -17,12 +27,26 @@ def script(load_script: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def short(script: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the script with two cases and without a model."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(script.cases, "SMALL", script.cases.SMALL[:2])
-    monkeypatch.setattr(script, "answers", lambda record, device: [])
-    return script
+def kernels(
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs `kernels` with workers that do what `code` does to two cases."""
+
+    def run(code: str, seconds: float = 60) -> dict[str, Any]:
+        worker = tmp_path / "worker.py"
+        worker.write_text(WORKER + code)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(script, "WORKER", [sys.executable, str(worker)])
+        monkeypatch.setattr(script.worker.cases, "SMALL", script.worker.cases.SMALL[:2])
+        monkeypatch.setattr(script, "answers", lambda record, device: [])
+        out = tmp_path / "hopper.json"
+        try:
+            script.kernels(out, seconds)
+        finally:
+            results = json.loads(out.read_text())
+        return results
+
+    return run
 
 
 def test_the_tests_and_scripts_that_it_names_exist(script: Any) -> None:
@@ -67,51 +91,102 @@ def test_a_command_runs_at_the_root_of_the_repository(script: Any) -> None:
 
 
 def test_without_a_gpu_the_definitions_run_and_what_is_left_out_is_said(
-    short: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kernels: Any, script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "hopper.json"
-    short.kernels(out, 60)
-    printed = capsys.readouterr().out
-    assert "left out: everything on a card: torch finds no CUDA device" in printed
-    results = json.loads(out.read_text())
-    assert [check["is_right"] for check in results["checks"]] == [True, True, True]
-    assert [len(results[part]) for part in ("ceilings", "times")] == [3, 2]
+    code = "import dstools_kernels.proof.cases as c\n"
+    code += "c.SMALL = c.SMALL[:2]\nfrom dstools_kernels.proof.worker import main\nmain()"
+    results = kernels(code)
+    assert "left out: everything on a card: torch finds no CUDA device" in capsys.readouterr().out
+    assert [check["is_right"] for check in results["checks"]] == [True, True]
+    assert [len(results[part]) for part in ("ceilings", "times")] == [1, 1]
     assert results["left_out"] == ["everything on a card: torch finds no CUDA device"]
-    assert results["torch"] == torch.__version__
+    assert results["versions"]["torch"] == torch.__version__
 
 
 def test_a_wrong_kernel_is_named_and_the_rest_still_runs(
-    short: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernels: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    first, second = short.cases.SMALL
-    wrong = first._replace(compare=lambda result, wanted: (False, "off by one"))
-    monkeypatch.setattr(short.cases, "SMALL", (wrong, second))
-    out = tmp_path / "hopper.json"
-    with pytest.raises(SystemExit, match=r"error: wrong: act_quant \[0, 256\]\nhint: .*how far"):
-        short.kernels(out, 60)
-    assert json.loads(out.read_text())["checks"][0]["how"] == "off by one"
+    with pytest.raises(SystemExit, match=r"error: wrong: case 0\nhint: .*how far off"):
+        kernels("for i in range(first, 2):\n say_job(i)\n say_check(i, i == 1)")
+    printed = capsys.readouterr().out
+    assert "WRONG     case 0 (triton): how" in printed
+    assert "ok        case 1 (triton): how" in printed
+
+
+@pytest.mark.parametrize(
+    ("death", "why"),
+    [
+        (
+            "raise RuntimeError('an illegal memory access')",
+            "RuntimeError: an illegal memory access",
+        ),
+        ("import os; os.kill(os.getpid(), 9)", "exit -9"),
+    ],
+)
+def test_a_kernel_that_takes_its_process_along_is_wrong_and_a_new_one_continues(
+    kernels: Any, capsys: pytest.CaptureFixture[str], death: str, why: str
+) -> None:
+    with pytest.raises(SystemExit, match=r"error: wrong: act_quant .0, 256."):
+        kernels(f"say_job(first)\nif first == 0: {death}\nsay_check(first, True)")
+    printed = capsys.readouterr().out
+    assert f"WRONG     act_quant [0, 256] (unknown): {why}" in printed
+    assert "ok        case 1" in printed
+
+
+def test_a_kernel_that_hangs_is_killed_and_a_new_one_continues(
+    kernels: Any, script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "CASE_SECONDS", 2)
+    with pytest.raises(SystemExit, match=r"error: wrong: act_quant .0, 256."):
+        kernels("say_job(first)\nif first == 0: time.sleep(600)\nsay_check(first, True)")
+    printed = capsys.readouterr().out
+    assert "WRONG     act_quant [0, 256] (unknown): no result within 2 s" in printed
+    assert "ok        case 1" in printed
+
+
+def test_another_form_that_is_wrong_is_off_and_no_error(
+    kernels: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = kernels("say_check(0, False, 'forms')")
+    assert [form["is_right"] for form in results["forms"]] == [False]
+    assert "off       case 0 (triton): how" in capsys.readouterr().out
+
+
+def test_times_are_shown_beside_the_cards_own_copy(
+    kernels: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels(
+        "say(part='ceilings', copy_bytes_a_second=4e12)\n"
+        "say(part='times', name='x', form='triton', seconds=2e-6, bytes_a_second=3e12, flops=5e14)"
+    )
+    printed = capsys.readouterr().out
+    assert "ceiling   copy_bytes_a_second 4e+12" in printed
+    assert "time      x: 2 us, 75% of a copy, 500 TFLOPS" in printed
 
 
 def test_a_run_that_is_cut_off_leaves_what_it_had(
-    short: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernels: Any, script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def cut(record: Any, case: Any, device: torch.device) -> None:
+    keep = script.keep
+
+    def cut(record: Any, result: Any, wrong: Any) -> None:
+        keep(record, result, wrong)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(short, "measure", cut)
-    out = tmp_path / "hopper.json"
+    monkeypatch.setattr(script, "keep", cut)
     with pytest.raises(KeyboardInterrupt):
-        short.kernels(out, 60)
-    assert len(json.loads(out.read_text())["checks"]) == 2
+        kernels("say_check(0, True)\ntime.sleep(5)")
+    assert len(json.loads((tmp_path / "hopper.json").read_text())["checks"]) == 1
 
 
-def test_what_there_is_no_time_for_is_left_out_by_name(short: Any, tmp_path: Path) -> None:
-    out = tmp_path / "hopper.json"
-    short.kernels(out, 0)
-    results = json.loads(out.read_text())
+def test_what_there_is_no_time_for_is_left_out_by_name(kernels: Any) -> None:
+    results = kernels("say_job(first)\ntime.sleep(600)", seconds=1)
+    assert results["left_out"][1:] == [
+        "act_quant [0, 256]: out of time",
+        "cases from act_quant [1, 256] on: out of time",
+        "answers of the sample model: out of time",
+    ]
     assert "checks" not in results
-    assert "check of act_quant [0, 256]: the time is over" in results["left_out"]
-    assert "answers of the sample model: the time is over" in results["left_out"]
 
 
 def test_the_padded_sample_model_answers_as_on_the_cpu(script: Any, tmp_path: Path) -> None:

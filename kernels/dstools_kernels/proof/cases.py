@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dstools_kernels.ops.act_quant import act_quant
+from dstools_kernels.ops.act_quant import Quantized, act_quant
 from dstools_kernels.ops.combine import combine
 from dstools_kernels.ops.fp8_gemm import fp8_gemm
 from dstools_kernels.ops.gemm import gemm
@@ -93,10 +93,16 @@ def one_step(result: Any, wanted: Any) -> tuple[bool, str]:
 
 
 def routed(result: Any, wanted: Any) -> tuple[bool, str]:
-    """Compare ids exactly and weights within WEIGHT."""
-    wrong = int((result.ids != wanted.ids).any(-1).sum())
-    off = (result.weights - wanted.weights).abs().max().item() if wanted.weights.numel() else 0.0
+    """Compare the experts of each token, in any order, and their weights within WEIGHT."""
+    (ids, weights), (wanted_ids, wanted_weights) = _by_id(*result), _by_id(*wanted)
+    wrong = int((ids != wanted_ids).any(-1).sum())
+    off = (weights - wanted_weights).abs().max().item() if weights.numel() else 0.0
     return not wrong and off <= WEIGHT, f"{wrong} tokens differ, weights by {off:.0e}"
+
+
+def _by_id(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    ids, order = ids.sort(-1)
+    return ids, weights.gather(-1, order)
 
 
 def _parts(value: Any) -> tuple[Tensor, ...]:
@@ -175,13 +181,18 @@ def dequantize_weight(rows: int, columns: int) -> Case:
     return Case(roofline.weight_quant(rows, columns, "weight_dequant"), make, equal)
 
 
+def product_inputs(device: torch.device, m: int, n: int, k: int) -> tuple[Quantized, Quantized]:
+    """Return FP8 codes of positive numbers, whose sums lose most where they are narrow."""
+    x, w = torch.rand(m, k, device=device), torch.rand(n, k, device=device)
+    return act_quant(x, is_transposed=True), weight_quant(w)
+
+
 def product(m: int, n: int, k: int) -> Case:
-    """Return an FP8 product of positive numbers, whose sums lose most where they are narrow."""
+    """Return an FP8 product."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        x, w = torch.rand(m, k, device=device), torch.rand(n, k, device=device)
-        a, b = act_quant(x, is_transposed=True), weight_quant(w)
-        return lambda: fp8_gemm(a, b)
+        x, w = product_inputs(device, m, n, k)
+        return lambda: fp8_gemm(x, w)
 
     return Case(roofline.fp8_gemm(m, n, k), make, near_sum)
 

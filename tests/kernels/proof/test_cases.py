@@ -100,5 +100,7 @@ def test_experts_are_compared_by_id_and_their_weights_within_a_millionth() -> No
     wanted = Routed(ids, weights)
     assert cases.routed(Routed(ids, weights + 5e-7), wanted)[0]
     assert not cases.routed(Routed(ids, weights + 2e-6), wanted)[0]
+    assert cases.routed(Routed(ids.flip(-1), weights.flip(-1)), wanted)[0]
     assert not cases.routed(Routed(ids.flip(-1), weights), wanted)[0]
+    assert not cases.routed(Routed(ids + 1, weights), wanted)[0]
     assert not cases.routed(Routed(ids, weights * float("nan")), wanted)[0]
