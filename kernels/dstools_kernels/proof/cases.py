@@ -1,11 +1,7 @@
-"""The ops at shapes to try on a card: inputs, the call, what the result may differ by, its cost.
+"""The ops at shapes to try on a card: inputs, the call, what it is compared by, its cost.
 
 A case is checked against the op's torch definition on the same device and timed by the same call.
-`SMALL` has ragged, short and empty shapes, `V3` those of DeepSeek-V3. Bytes, ids and orders have to
-be equal and weights of the router within 1e-6. The norm of the difference has to be within 2.5e-3
-of the definition's for sums and products (rounding both to BF16 makes 1.7e-3 of it, Hopper's FP8
-accumulator up to 0.6e-3 more), and within 2^-8 for attention, whose probabilities are rounded, too.
-The share of equal results is reported: tensor cores do not add as the definition does.
+`SMALL` has ragged, short and empty shapes, `V3` those of DeepSeek-V3.
 """
 
 from collections.abc import Callable
@@ -29,12 +25,11 @@ from dstools_kernels.ops.swiglu_quant import swiglu_quant
 from dstools_kernels.ops.weight_dequant import weight_dequant
 from dstools_kernels.ops.weight_quant import weight_quant
 from dstools_kernels.proof import roofline
+from dstools_kernels.proof.comparisons import equal, near_attention, near_sum, one_step, routed
 from dstools_kernels.proof.roofline import Work
 
 PAGE = 64  # tokens
 LATENT, ROPE, FP8_BYTES = 512, 64, 656
-SUM_NORM, ATTENTION_NORM = 2.5e-3, 2.0**-8
-WEIGHT = 1e-6
 V3_RULE = Rule("sigmoid", "top2", 8, 4, 8, True, 2.5)
 
 
@@ -49,69 +44,6 @@ class Case(NamedTuple):
     def name(self) -> str:
         """Return the op and its shape."""
         return f"{self.work.op} {self.work.shape}"
-
-
-# ------------------------------------------------------------------------------------- comparisons
-
-
-def equal(result: Any, wanted: Any) -> tuple[bool, str]:
-    """Compare bit by bit, NaN included."""
-    pairs = list(zip(_parts(result), _parts(wanted), strict=True))
-    wrong = sum(int((_bits(a) != _bits(b)).sum()) for a, b in pairs)
-    return not wrong, f"{wrong} of {sum(a.numel() for a, _ in pairs)} values differ"
-
-
-def near_sum(result: Tensor, wanted: Tensor) -> tuple[bool, str]:
-    """Compare sums or products by the norm of the difference."""
-    return _near(result, wanted, SUM_NORM)
-
-
-def near_attention(result: Tensor, wanted: Tensor) -> tuple[bool, str]:
-    """Compare attention by the norm of the difference."""
-    return _near(result, wanted, ATTENTION_NORM)
-
-
-def _near(result: Tensor, wanted: Tensor, most: float) -> tuple[bool, str]:
-    a, b = result.double(), wanted.double()
-    same = (result == wanted).double().mean().item() if a.numel() else 1.0
-    error = ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
-    return error <= most, f"{error:.1e} of the norm, {100 * same:.2f} % equal"
-
-
-def one_step(result: Any, wanted: Any) -> tuple[bool, str]:
-    """Compare codes of SwiGLU: exp differs, so that one in a thousand may be a step off."""
-    codes = result.codes.view(torch.uint8).int(), wanted.codes.view(torch.uint8).int()
-    steps = (codes[0] - codes[1]).abs()
-    steps = torch.where((codes[0] | codes[1]) & 0x7F <= 1, 0, steps)  # 0 and -0, or the smallest
-    off = (steps > 0).double().mean().item() if steps.numel() else 0.0
-    close = torch.allclose(result.scales, wanted.scales, rtol=2.0**-8)
-    most = int(steps.max()) if steps.numel() else 0
-    return (
-        close and most <= 1 and off <= 1e-3,
-        f"{100 * off:.3f} % of codes differ, by {most} at most",
-    )
-
-
-def routed(result: Any, wanted: Any) -> tuple[bool, str]:
-    """Compare the experts of each token, in any order, and their weights within WEIGHT."""
-    (ids, weights), (wanted_ids, wanted_weights) = _by_id(*result), _by_id(*wanted)
-    wrong = int((ids != wanted_ids).any(-1).sum())
-    off = (weights - wanted_weights).abs().max().item() if weights.numel() else 0.0
-    return not wrong and off <= WEIGHT, f"{wrong} tokens differ, weights by {off:.0e}"
-
-
-def _by_id(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    ids, order = ids.sort(-1)
-    return ids, weights.gather(-1, order)
-
-
-def _parts(value: Any) -> tuple[Tensor, ...]:
-    return tuple(value) if isinstance(value, tuple) else (value,)
-
-
-def _bits(x: Tensor) -> Tensor:
-    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-    return x.contiguous().view(sizes[x.itemsize])
 
 
 # --------------------------------------------------------------------------------------- the inputs

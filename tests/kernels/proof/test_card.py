@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dstools_kernels.ops.dispatch import VARIABLE
 from dstools_kernels.proof import card, cases
+from dstools_kernels.proof.comparisons import equal
 from dstools_kernels.proof.roofline import Work
 
 CPU = torch.device("cpu")
@@ -21,7 +22,7 @@ def doubled(device: torch.device, factor: float = 2.0) -> cases.Case:
         is_reference = os.environ.get(VARIABLE) == "reference"
         return torch.ones(3, device=device) * (2.0 if is_reference else factor)
 
-    return cases.Case(WORK, lambda _: call, cases.equal)
+    return cases.Case(WORK, lambda _: call, equal)
 
 
 def test_a_case_is_compared_with_the_definition() -> None:
@@ -38,7 +39,7 @@ def test_a_result_is_kept_from_a_call_that_writes_in_place() -> None:
         pool.add_(1)
         return pool
 
-    checked = card.check(cases.Case(WORK, lambda _: call, cases.equal), CPU)
+    checked = card.check(cases.Case(WORK, lambda _: call, equal), CPU)
     assert checked.how == "3 of 3 values differ"
 
 
