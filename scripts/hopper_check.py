@@ -259,7 +259,7 @@ def greedy(model: Path, device: torch.device) -> list[list[int]]:
     loop = Loop(session, pool, Sampling(), frozenset(end_ids(model, tokenizer)), rows=PROMPTS)
     ids: list[list[int]] = [[] for _ in prompts]
     for piece in loop.run([Request(i, prompt, TOKENS) for i, prompt in enumerate(prompts)]):
-        ids[piece.place] += piece.ids
+        ids[piece.prompt_index] += piece.ids
     return ids
 
 

@@ -54,7 +54,7 @@ class _Model(NamedTuple):
     "--chat",
     section="Prompt",
     is_flag=True,
-    help="Take the text for the message of a user, and render it with the chat template.",
+    help="Treat the text as a user message, and render it with the chat template.",
 )
 @option(
     "--temperature",
@@ -245,7 +245,8 @@ def _pool(request: "Request", known: _Model, tokens: int | None) -> "Pool":
         )
     needed = min(count + request.max_tokens, positions) - 1  # the last token is not cached
     pool = Pool(math.ceil(max(tokens or needed, 1) / PAGE))
-    limit = length_limit(request, pool, known.architecture.model.vocab_size, positions)
+    vocab_size = known.architecture.model.vocab_size
+    limit = length_limit(request, "the prompt", pool, vocab_size, positions)
     end = f" to index_topk, {positions}" if is_sparse else f" to the model's {positions} positions"
     where = end if limit == positions else ""
     _line("prompt", f"{count} tokens, and room for {limit - count}{where}")

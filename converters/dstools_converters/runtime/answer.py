@@ -47,8 +47,8 @@ class Prompt(NamedTuple):
 def read_prompt(tokenizer: Any, text: str, chat: bool) -> Prompt:
     """Return the prompt of a text, with one BOS if the tokenizer or the template has one.
 
-    chat: the text is the message of a user, rendered with the chat template. Raises DstoolsError
-    where the template does not render it.
+    chat: the text is a user message, rendered with the chat template. Raises DstoolsError where the
+    template does not render it.
     """
     if chat:
         messages = [{"role": "user", "content": text}]

@@ -56,7 +56,7 @@ class Model(Protocol):
 class Request(NamedTuple):
     """A prompt to answer."""
 
-    place: int  # names the answer, and decides its random numbers
+    prompt_index: int  # names the answer, and decides its random numbers
     prompt: list[int]
     max_tokens: int  # the answer also ends where the model's positions do
 
@@ -64,7 +64,7 @@ class Request(NamedTuple):
 class Piece(NamedTuple):
     """The next tokens of an answer."""
 
-    place: int
+    prompt_index: int
     ids: list[int]  # none where the reason is "error" and the first of them failed
     reason: Reason | None  # None: more will come; an end token is the last of the ids
 
@@ -83,7 +83,7 @@ class Counts:
 class _Row:
     """A prompt and its answer so far."""
 
-    place: int
+    prompt_index: int
     tokens: list[int]
     prompt: int  # how many tokens it has
     limit: int  # of prompt and answer
@@ -134,7 +134,11 @@ class Loop:
         Raises DstoolsError before the first token for a prompt that is empty, has an id outside of
         the vocabulary, or does not fit the positions of the model or the empty pool.
         """
-        waiting = deque([self._row(request) for request in requests])
+        alone = len(requests) == 1
+        waiting = deque(
+            self._row(request, "the prompt" if alone else f"prompt {request.prompt_index}")
+            for request in requests
+        )
         live: list[_Row] = []
         while waiting or live:
             if len(live) <= CROWD * self.rows:
@@ -147,10 +151,11 @@ class Loop:
                 yield piece
             live = [row for row in live if row.pages]
 
-    def _row(self, request: Request) -> _Row:
-        place, prompt, _ = request
-        limit = length_limit(request, self.pool, self.model.vocab_size, self.model.positions)
-        return _Row(place, [*prompt], len(prompt), limit, Noise(self.sampling.seed, place))
+    def _row(self, request: Request, name: str) -> _Row:
+        index, prompt, _ = request
+        model = self.model
+        limit = length_limit(request, name, self.pool, model.vocab_size, model.positions)
+        return _Row(index, [*prompt], len(prompt), limit, Noise(self.sampling.seed, index))
 
     def _enters(self, row: _Row) -> bool:
         """Give a row all the pages it may need, and return whether they were free."""
@@ -224,7 +229,7 @@ class Loop:
             self.pool.give(row.pages)
             row.pages = []
         row.drafts = []
-        return Piece(row.place, ids, reason)
+        return Piece(row.prompt_index, ids, reason)
 
     def _step(self, batch: Batch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         self.counts.steps += 1
@@ -297,33 +302,34 @@ class Loop:
             asks = list(zip(rows, starts, strict=True))
 
 
-def length_limit(request: Request, pool: Pool, vocab_size: int, positions: int) -> int:
-    """Return how many tokens a prompt and its answer have at most.
+def length_limit(request: Request, name: str, pool: Pool, vocab_size: int, positions: int) -> int:
+    """Return how many tokens a prompt and its answer have at most; errors call it `name`.
 
     Raises DstoolsError for a prompt that is empty, has an id outside of the vocabulary, or does not
     fit the positions of the model or the empty pool.
     """
-    place, prompt, max_tokens = request
+    _, prompt, max_tokens = request
     limit = min(len(prompt) + max_tokens, positions)
-    what = f"prompt {place}"
-    if not prompt or max_tokens < 1:
-        raise DstoolsError(f"{what} of {len(prompt)} tokens, answered by {max_tokens}, is none")
+    if not prompt:
+        raise DstoolsError(f"{name} is empty", "give it at least one token")
+    if max_tokens < 1:
+        raise DstoolsError(f"max_tokens must be at least 1, got {max_tokens} for {name}")
     wrong = [token for token in prompt if not 0 <= token < vocab_size]
     if wrong:
         raise DstoolsError(
-            f"{what} has the token {wrong[0]}; the model has {vocab_size}",
+            f"{name} has the token {wrong[0]}; the model has {vocab_size}",
             "the tokenizer is that of another model",
         )
     if limit <= len(prompt):
         raise DstoolsError(
-            f"{what} has {len(prompt)} tokens; the model has {positions} positions",
+            f"{name} has {len(prompt)} tokens; the model has {positions} positions",
             "shorten it, to leave room for an answer",
         )
     # the last token of an answer is never cached, nor are drafts that would follow it
     pages = pool.needed(limit - 1)
     if pages > pool.count:
         raise DstoolsError(
-            f"{what} of {len(prompt)} tokens and its answer need {pages} pages of {pool.size} "
+            f"{name} of {len(prompt)} tokens and its answer need {pages} pages of {pool.size} "
             f"tokens; the pool has {pool.count}",
             "make the pool larger, or allow fewer tokens",
         )

@@ -42,17 +42,17 @@ class Sampling:
 
 
 class Noise:
-    """The random numbers of the answer to the prompt at `place`."""
+    """The random numbers of the answer to the prompt with an index."""
 
-    def __init__(self, seed: int, place: int) -> None:
-        self.seed, self.place = seed, place
+    def __init__(self, seed: int, index: int) -> None:
+        self.seed, self.index = seed, index
         self._begin, self._numbers = -1, [0.0]
 
     def number(self, step: int) -> float:
         """Return the number in [0, 1) of a step, which counts the tokens of the answer from 0."""
         begin = step // NOISE_STEPS * NOISE_STEPS
         if begin != self._begin:
-            source = random.Random(f"{self.seed} {self.place} {begin}")
+            source = random.Random(f"{self.seed} {self.index} {begin}")
             self._begin, self._numbers = begin, [source.random() for _ in range(NOISE_STEPS)]
         return self._numbers[step - begin]
 

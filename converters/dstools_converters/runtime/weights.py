@@ -106,7 +106,8 @@ def _put(
         if scales is not None:
             setattr(module, "scales", scales)  # noqa: B010
         return
-    experts = decoder.model.layers[name.layer or 0].mlp
+    assert name.layer is not None
+    experts = decoder.model.layers[name.layer].mlp
     assert isinstance(experts, Experts)
     assert model.moe is not None
     stack = getattr(experts, path.rpartition(".")[2])

@@ -97,7 +97,7 @@ class Sampler:
         """Yield the answers to all requests; those without room for a token are empty."""
         for request in requests:
             if request.max_tokens < 1:
-                yield request.place, Sampled([], "", "length")
+                yield request.prompt_index, Sampled([], "", "length")
         requests = [request for request in requests if request.max_tokens > 0]
         lengths = [len(request.prompt) + request.max_tokens for request in requests]
         pool = pool_for(self.serving, lengths, batch_size)

@@ -38,5 +38,5 @@ def answers(
     loop = Loop(model, pool, Sampling(), frozenset(), rows=len(prompts), drafts=drafts)
     found: list[list[int]] = [[] for _ in prompts]
     for piece in loop.run([Request(i, p, max_tokens) for i, p in enumerate(prompts)]):
-        found[piece.place] += piece.ids
+        found[piece.prompt_index] += piece.ids
     return found

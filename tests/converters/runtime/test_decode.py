@@ -18,7 +18,7 @@ Answers = dict[int, tuple[list[int], str]]
 
 
 def next_token(ids: list[int]) -> int:
-    return (31 * sum(ids) + 7 * len(ids)) % 997 + 2  # hangs on every token before it
+    return (31 * sum(ids) + 7 * len(ids)) % 997 + 2  # depends on every token before it
 
 
 def alone(prompt: list[int], count: int, ends: frozenset[int] = NO_END) -> tuple[list[int], str]:
@@ -34,10 +34,10 @@ def joined(pieces: list[Piece]) -> Answers:
     ids: dict[int, list[int]] = defaultdict(list)
     reasons: dict[int, str] = {}
     for piece in pieces:
-        assert piece.place not in reasons  # nothing comes after the end
-        ids[piece.place] += piece.ids
+        assert piece.prompt_index not in reasons  # nothing comes after the end
+        ids[piece.prompt_index] += piece.ids
         if piece.reason:
-            reasons[piece.place] = piece.reason
+            reasons[piece.prompt_index] = piece.reason
     assert ids.keys() == reasons.keys()
     return {place: (ids[place], reasons[place]) for place in ids}
 
@@ -153,7 +153,7 @@ def test_rows_that_end_leave_and_waiting_ones_enter(drafts: int, toy: Any) -> No
     lengths = [40, 3, 5, 30, 1]
     pieces = list(loop.run([Request(i, PROMPTS[i], n) for i, n in enumerate(lengths)]))
     assert joined(pieces) == {i: alone(PROMPTS[i], n) for i, n in enumerate(lengths)}
-    assert [piece.place for piece in pieces if piece.reason][:2] == [1, 2]
+    assert [piece.prompt_index for piece in pieces if piece.reason][:2] == [1, 2]
     assert max(len(batch.past_sequence_lengths) for batch in model.steps) == 2
 
 
@@ -171,7 +171,7 @@ def test_tokens_come_as_they_are_drawn(toy: Any) -> None:
 
 
 class Mixed:
-    """Logits that hang on all tokens before, and a drafter whose logits are near them."""
+    """Logits that depend on all tokens before, and a drafter whose logits are near them."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.vocab_size, self.positions = model, 40, model.positions
@@ -249,8 +249,8 @@ def test_a_drafter_without_finite_logits_drafts_nothing(toy: Any) -> None:
 @pytest.mark.parametrize(
     ("prompt", "tokens", "message"),
     [
-        ([], 5, "prompt 1 of 0 tokens"),
-        ([4], 0, "prompt 1 of 1 tokens, answered by 0"),
+        ([], 5, "prompt 1 is empty"),
+        ([4], 0, "max_tokens must be at least 1, got 0 for prompt 1"),
         ([4, 1000], 5, "prompt 1 has the token 1000; the model has 1000"),
         ([4, -1], 5, "prompt 1 has the token -1"),
         ([4] * 100, 5, "prompt 1 has 100 tokens; the model has 100 positions"),
@@ -266,6 +266,13 @@ def test_a_prompt_that_cannot_be_answered_is_refused_before_the_first_token(
     with pytest.raises(DstoolsError, match=message):
         next(loop.run([Request(0, PROMPTS[0], 5), Request(1, prompt, tokens)]))
     assert model.steps == []
+
+
+def test_errors_do_not_number_a_prompt_that_is_alone(toy: Any) -> None:
+    pool = Pool(5, 16)
+    loop = Loop(toy(pool, next_token), pool, GREEDY, NO_END, rows=2)
+    with pytest.raises(DstoolsError, match=r"^the prompt is empty$"):
+        next(loop.run([Request(0, [], 5)]))
 
 
 @pytest.mark.parametrize("drafts", [0, 1])

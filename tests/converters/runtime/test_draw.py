@@ -151,7 +151,7 @@ def test_a_top_p_that_is_no_share_is_refused(top_p: float) -> None:
 # --------------------------------------------------------------------------------- random numbers
 
 
-def test_a_number_hangs_on_seed_place_and_step_alone() -> None:
+def test_a_number_depends_on_seed_index_and_step_alone() -> None:
     """In any order; those of 64 steps are drawn at a time, as answers before this loop were."""
     source = random.Random("5 3 64")
     wanted = [source.random() for _ in range(64)]
@@ -159,4 +159,4 @@ def test_a_number_hangs_on_seed_place_and_step_alone() -> None:
     assert [noise.number(step) for step in range(64, 128)] == wanted
     assert noise.number(0) == random.Random("5 3 0").random()
     assert noise.number(70) == wanted[6]
-    assert len({Noise(seed, place).number(0) for seed in (1, 2) for place in (1, 2)}) == 4
+    assert len({Noise(seed, index).number(0) for seed in (1, 2) for index in (1, 2)}) == 4

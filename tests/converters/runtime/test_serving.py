@@ -172,7 +172,7 @@ def answers(
     found: list[list[int]] = [[] for _ in prompts]
     for piece in loop.run([Request(i, prompt, limit) for i, prompt in enumerate(prompts)]):
         assert piece.reason != "error"
-        found[piece.place] += piece.ids
+        found[piece.prompt_index] += piece.ids
     return found, loop.counts
 
 

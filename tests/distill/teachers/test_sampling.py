@@ -154,7 +154,7 @@ def test_a_window_that_is_done_is_skipped_and_another_runs_whole(
 
     class Watched(Loop):
         def run(self, requests: Any) -> Any:
-            ran.append([request.place for request in requests])
+            ran.append([request.prompt_index for request in requests])
             return super().run(requests)
 
     monkeypatch.setattr(sampling, "Loop", Watched)

@@ -232,8 +232,8 @@ def test_a_terminal_gets_no_control_characters(
         (("--temperature", "1e-7"), "temperature 1e-07 is neither 0 nor at least 1e-06"),
         (("--temperature", "nan"), "temperature nan is neither 0 nor at least 1e-06"),
         (("--top-p", "1.5"), "top_p 1.5 is not between 0 and 1"),
-        (("--prompt", "1 + " * 512), "prompt 0 has 1024 tokens; the model has 512 positions"),
-        (("--pool", "64"), "prompt 0 of 4 tokens and its answer need 8 pages of 64 tokens; the "),
+        (("--prompt", "1 + " * 512), "the prompt has 1024 tokens; the model has 512 positions"),
+        (("--pool", "64"), "the prompt of 4 tokens and its answer need 8 pages of 64 tokens; the "),
     ],
 )
 def test_what_cannot_be_asked_is_one_error(
@@ -300,7 +300,7 @@ def test_a_tokenizer_with_ids_outside_of_the_vocabulary_is_one_error(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tiny / name, folder / name)
     error, hint = one_error(dstools, folder, "--prompt", "the and for with that have")
-    assert re.fullmatch(r"prompt 0 has the token \d+; the model has 320", error)
+    assert re.fullmatch(r"the prompt has the token \d+; the model has 320", error)
     assert hint == "the tokenizer is that of another model"
 
 
