@@ -5,9 +5,10 @@
         ...
 
 A model is whatever has the `step` of a `Model`; nothing here knows how it computes. A step takes
-the next tokens of some rows: chunks of prompts while any row has tokens of its prompt left, else
-the last token of every row and the drafts after it. A row enters when all the pages that it may
-need are free, so that none ever waits for a page while it runs.
+the next tokens of some rows: a chunk of prompts, or the last token of every row whose prompt is
+whole and the drafts after it. The two take turns while there are both, so that a long prompt costs
+the other rows every second step and no more. A row enters when all the pages that it may need are
+free, so that none ever waits for a page while it runs.
 
 Speculation (arXiv 2412.19437, section 2.2): a multi-token prediction module drafts the tokens that
 follow, and the next step checks them all at once. Tokens are drawn as draw.py says, so drafts
@@ -140,12 +141,15 @@ class Loop:
             for request in requests
         )
         live: list[_Row] = []
+        fills = False
         while waiting or live:
             if len(live) <= CROWD * self.rows:
                 while waiting and len(live) < self.rows and self._enters(waiting[0]):
                     live.append(waiting.popleft())
             filling = [row for row in live if not row.drawn]
-            pieces = self._fill(filling) if filling else self._advance(live)
+            drawing = [row for row in live if row.drawn]
+            fills = bool(filling) and not (fills and drawing)
+            pieces = self._fill(filling) if fills else self._advance(drawing)
             for piece in pieces:
                 self.counts.tokens += len(piece.ids)
                 yield piece

@@ -1,6 +1,7 @@
 """The loop gives every row what it gets alone, whatever the pool, the chunks and the drafts are."""
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -81,6 +82,27 @@ def test_the_chunks_of_prompts_change_neither_answers_nor_drafts(
     found = run(chunk)
     assert found == run(10_000)
     assert found[0] == {i: alone(p * 3, 20) for i, p in enumerate(PROMPTS)}
+
+
+@pytest.mark.parametrize("drafts", [0, 1])
+@pytest.mark.parametrize("chunk", [5, 16])
+def test_a_row_gets_tokens_every_second_step_while_prompts_are_read(
+    chunk: int, drafts: int, toy: Any
+) -> None:
+    pool = Pool(100, 16)
+    loop = Loop(toy(pool, next_token), pool, GREEDY, NO_END, rows=3, drafts=drafts, chunk=chunk)
+    prompts = [PROMPTS[0], PROMPTS[1] * 20, PROMPTS[2], PROMPTS[3] * 9, PROMPTS[4]]
+    counts = [80, 20, 6, 30, 50]
+    steps: dict[int, list[int]] = defaultdict(list)
+    pieces = []
+    requests = [Request(i, p, n) for i, (p, n) in enumerate(zip(prompts, counts, strict=True))]
+    for piece in loop.run(requests):
+        pieces.append(piece)
+        steps[piece.prompt_index].append(loop.counts.steps)
+    wanted = {i: alone(p, n) for i, (p, n) in enumerate(zip(prompts, counts, strict=True))}
+    assert joined(pieces) == wanted
+    gaps = [b - a for at in steps.values() for a, b in pairwise(at)]
+    assert max(gaps) == 2  # and prompts are read meanwhile
 
 
 @pytest.mark.parametrize("drafts", [1, 2, 3])
