@@ -14,6 +14,9 @@ FiniteDtype = Literal["BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"]
 ScaleFormat = Literal["float32", "ue8m0"]  # ue8m0: powers of two
 
 E4M3_MAX = 448.0
+# Rows and columns of a weight that share a scale, and columns of an activation; of DeepSeek's
+# checkpoints, and of all kernels for GPUs.
+BLOCK = 128
 # Smallest amax that a scale is made of, so that a block of zeros does not divide zero by zero.
 # For ue8m0 it is the floor of engines that quantize again at load time (DeepGEMM,
 # per_block_cast_to_fp8): with the same floor they change nothing.

@@ -18,10 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dstools_kernels.fp8 import E4M3_MAX, ScaleFormat
+from dstools_kernels.fp8 import BLOCK, E4M3_MAX, ScaleFormat
 from dstools_kernels.ops.dispatch import runs_twin
 
-GROUP_SIZE = 128  # of the Triton twin
 AMAX_FLOOR = 1e-4  # for both formats of scales; weights in float32 have a smaller one
 TOKENS_AT_A_TIME = 32  # the steps on some tokens stay in the cache; on 2048 they took 3x as long
 
@@ -57,7 +56,7 @@ def act_quant(
         raise ValueError(f"x must be two-dimensional, got {list(x.shape)}")
     if rows is not None and rows.dtype != torch.int32:
         raise ValueError(f"rows must be int32, got {rows.dtype}")
-    if runs_twin("act_quant", x, group_size == GROUP_SIZE, f"groups of {GROUP_SIZE}"):
+    if runs_twin("act_quant", x, group_size == BLOCK, f"groups of {BLOCK}"):
         from dstools_kernels.ops.triton import act_quant_triton
 
         flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])

@@ -11,10 +11,11 @@ Source: arXiv 2412.19437, section 3.3.2; deepseek-ai/DeepSeek-V3, inference/kern
 import torch
 from torch import Tensor
 
+from dstools_kernels.fp8 import BLOCK
 from dstools_kernels.ops.act_quant import Quantized, restore
 from dstools_kernels.ops.dispatch import is_aligned, runs_twin
+from dstools_kernels.ops.weight_dequant import weight_dequant
 
-BLOCK = 128
 TWIN_DTYPES = (torch.bfloat16, torch.float32)  # of the result
 
 
@@ -35,14 +36,7 @@ def fp8_gemm(x: Quantized, w: Quantized, dtype: torch.dtype = torch.bfloat16) ->
         from dstools_kernels.ops.triton import fp8_gemm_triton
 
         return fp8_gemm_triton.fp8_gemm(x, w, dtype)
-    return (restore(x) @ restore_weight(w).mT).to(dtype)
-
-
-def restore_weight(w: Quantized) -> Tensor:
-    """Return float32(code) x scale [..., N, K] of codes [..., N, K] in blocks of 128 x 128."""
-    rows, cols = w.codes.shape[-2:]
-    scales = w.scales.repeat_interleave(BLOCK, -2)[..., :rows, :]
-    return w.codes.float() * scales.repeat_interleave(BLOCK, -1)[..., :cols]
+    return (restore(x) @ weight_dequant(*w, torch.float32).mT).to(dtype)
 
 
 def check_scales(x: Quantized, w: Quantized) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 from dstools_kernels.fp8 import E4M3_MAX
 from dstools_kernels.ops.dispatch import runs_twin
 
-GROUP = 128  # latents that share a scale
+GROUP_SIZE = 128  # latents that share a scale
+PAGE_SIZE = 64  # tokens of a page that the twin of mla_decode takes
 SCALE_FLOOR = torch.finfo(torch.float32).tiny  # FLT_MIN
 
 
@@ -27,9 +28,9 @@ def fp8_row_bytes(rank: int, rope: int) -> int:
 
     Raises ValueError where `rank` is not a multiple of 128.
     """
-    if rank % GROUP:
-        raise ValueError(f"FP8 latents need a rank that is a multiple of {GROUP}, got {rank}")
-    return rank + 4 * (rank // GROUP) + 2 * rope
+    if rank % GROUP_SIZE:
+        raise ValueError(f"FP8 latents need a rank that is a multiple of {GROUP_SIZE}, got {rank}")
+    return rank + 4 * (rank // GROUP_SIZE) + 2 * rope
 
 
 def token_slots(
@@ -84,7 +85,9 @@ def check_pool(cache: Tensor, rank: int, rope: int) -> None:
 
 def pack_fp8(latents: Tensor, rank: int = 512) -> Tensor:
     """Cast latents [..., L + R] to rows of bytes, uint8 [..., L + 4 L/128 + 2 R]."""
-    groups = latents[..., :rank].float().reshape(*latents.shape[:-1], rank // GROUP, GROUP)
+    groups = (
+        latents[..., :rank].float().reshape(*latents.shape[:-1], rank // GROUP_SIZE, GROUP_SIZE)
+    )
     amax = groups.abs().amax(-1)
     scales = (amax / torch.full_like(amax, E4M3_MAX)).clamp(min=SCALE_FLOOR)  # NaN stays NaN
     codes = (groups / scales[..., None]).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
@@ -95,9 +98,9 @@ def pack_fp8(latents: Tensor, rank: int = 512) -> Tensor:
 
 def unpack_fp8(rows: Tensor, rank: int = 512) -> Tensor:
     """Return float32(code) x scale and the BF16 values of rows of bytes, float32 [..., L + R]."""
-    scales_end = rank + 4 * (rank // GROUP)
+    scales_end = rank + 4 * (rank // GROUP_SIZE)
     codes = rows[..., :rank].contiguous().view(torch.float8_e4m3fn).float()
     scales = rows[..., rank:scales_end].contiguous().view(torch.float32)
     rope = rows[..., scales_end:].contiguous().view(torch.bfloat16).float()
-    wide = codes.view(*scales.shape, GROUP) * scales[..., None]
+    wide = codes.view(*scales.shape, GROUP_SIZE) * scales[..., None]
     return torch.cat((wide.flatten(-2), rope), -1)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from dstools_kernels.ops.dispatch import runs_twin
-from dstools_kernels.ops.latent_pages import check_pool, unpack_fp8
+from dstools_kernels.ops.latent_pages import PAGE_SIZE, check_pool, unpack_fp8
 
 MAX_ELEMENTS = 1 << 20  # of latents that are gathered at a time on a CPU
-TWIN_NEEDS = "BF16 queries, latents of 512 + 64 in BF16 or FP8, pages of 64 tokens"
+TWIN_NEEDS = f"BF16 queries, latents of 512 + 64 in BF16 or FP8, pages of {PAGE_SIZE} tokens"
 
 
 def mla_decode(
@@ -74,7 +74,7 @@ def _check(
 
 def _fits(q: Tensor, cache: Tensor, rank: int) -> bool:
     dtypes = (torch.bfloat16, torch.uint8)
-    sizes = (rank, q.shape[-1], cache.shape[1]) == (512, 576, 64)
+    sizes = (rank, q.shape[-1], cache.shape[1]) == (512, 576, PAGE_SIZE)
     return sizes and q.dtype == torch.bfloat16 and cache.dtype in dtypes
 
 

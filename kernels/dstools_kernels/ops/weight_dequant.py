@@ -8,9 +8,8 @@ Source: deepseek-ai/DeepSeek-V3, inference/kernel.py, weight_dequant.
 import torch
 from torch import Tensor
 
+from dstools_kernels.fp8 import BLOCK
 from dstools_kernels.ops.dispatch import runs_twin
-
-BLOCK = 128
 
 
 def weight_dequant(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dstools_kernels.fp8 import AMAX_FLOOR, E4M3_MAX
+from dstools_kernels.fp8 import AMAX_FLOOR, BLOCK, E4M3_MAX
 from dstools_kernels.ops.act_quant import Quantized
 from dstools_kernels.ops.dispatch import runs_twin
-
-BLOCK = 128
 
 
 def weight_quant(weight: Tensor) -> Quantized:

@@ -106,14 +106,9 @@ def compile_config(config: Config) -> Compiled:
         constexprs=config.constants,
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "enable_fp_fusion": config.fp_fusion,
-    }
     with TemporaryDirectory() as folder, triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder
-        kernel = triton.compile(source, target=TARGET, options=options)
+        kernel = triton.compile(source, target=TARGET, options=config.options)
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
         opcodes = _opcodes(_tool("nvdisasm", "-c", cubin))

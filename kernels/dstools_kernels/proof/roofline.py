@@ -11,10 +11,11 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from dstools_kernels.fp8 import BLOCK
+
 BF16, F32, INT32 = 2, 4, 4  # bytes
 TENSOR_FLOPS = {"bf16": 990e12, "fp8": 1979e12}  # H100 SXM and H200, dense (NVIDIA's data sheets)
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second
-BLOCK = 128
 
 # DeepSeek-V3: hidden size, heads, ranks of the latents, an expert's width, experts
 HIDDEN, HEADS, LATENT, ROPE, EXPERT, EXPERTS, CHOSEN = 7168, 128, 512, 64, 2048, 256, 8
@@ -134,10 +135,10 @@ def mla_merge(sequences: int, splits: int, heads: int = HEADS) -> Work:
 
 def mla_prefill(tokens: int, heads: int = HEADS) -> Work:
     """Return the work of causal attention over one prompt, keys 128 + 64 wide and values 128."""
-    each = heads * (NOPE + ROPE) + heads * NOPE + ROPE + 2 * heads * VALUE
+    token = heads * (NOPE + ROPE) + heads * NOPE + ROPE + 2 * heads * VALUE
     pairs = tokens * (tokens + 1) // 2
     flops = 2 * heads * pairs * (NOPE + ROPE + VALUE)
-    return Work("mla_prefill", f"{tokens} tokens, {heads} heads", BF16 * tokens * each, flops)
+    return Work("mla_prefill", f"{tokens} tokens, {heads} heads", BF16 * tokens * token, flops)
 
 
 V3 = (

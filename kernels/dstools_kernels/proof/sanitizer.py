@@ -4,7 +4,7 @@ Within `sanitized()` every lane of every load and store that its mask lets throu
 included, has to lie in a tensor of the launch; and what one program of a grid stores, no other may
 store or load afterwards, since on a GPU they run in any order. Tensors are moved apart for a
 launch, so that a stray access does not hit a neighbour. Not seen: atomics, a program that loads
-what a later one stores, and values that nobody wrote (fill outputs with NaN to see those).
+what a later one stores, and values that no one wrote (fill outputs with NaN to see those).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
 Range = tuple[int, int]  # of addresses: first, end
-NOBODY = -1
+NO_ONE = -1
 GUARD_BYTES = 1 << 20  # before and after each storage; pages that nothing touches cost nothing
 MAX_MOVED_BYTES = 1 << 26  # larger storages stay where they are
 
@@ -97,9 +97,9 @@ class _Memory:
         if bounds not in self.owners:
             if what == "load":
                 return
-            self.owners[bounds] = np.full(bounds[1] - bounds[0], NOBODY)
+            self.owners[bounds] = np.full(bounds[1] - bounds[0], NO_ONE)
         owners = self.owners[bounds]
-        others = owners[offsets][~np.isin(owners[offsets], (NOBODY, program))]
+        others = owners[offsets][~np.isin(owners[offsets], (NO_ONE, program))]
         if others.size:
             raise Race(f"program {program}: {what} of what program {others[0]} stored")
         if what == "store":

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dstools_kernels.ops.act_quant import Quantized, act_quant
-from dstools_kernels.ops.fp8_gemm import fp8_gemm, restore_weight
+from dstools_kernels.ops.fp8_gemm import fp8_gemm
 
 
 def activations(rows: int, depth: int) -> Quantized:
@@ -49,15 +49,6 @@ def test_scales_may_have_any_strides() -> None:
     x, w = activations(5, 256), weight(40, 256)
     transposed = Quantized(x.codes, x.scales.T.contiguous().T)
     assert torch.equal(fp8_gemm(transposed, w), fp8_gemm(x, w))
-
-
-def test_a_stack_of_weights_is_restored_at_once() -> None:
-    one, two = weight(192, 320), weight(192, 320)
-    stack = Quantized(
-        torch.stack([part.codes.float() for part in (one, two)]).to(torch.float8_e4m3fn),
-        torch.stack([one.scales, two.scales]),
-    )
-    assert torch.equal(restore_weight(stack)[1], restore_weight(two))
 
 
 def test_scales_that_do_not_fit_are_refused() -> None:

@@ -6,9 +6,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dstools_kernels.fp8 import ScaleFormat
+from dstools_kernels.ops.act_quant import AMAX_FLOOR
 from dstools_kernels.ops.triton.config import Config
 
 ROWS = 16  # of a program
+FLOOR = tl.constexpr(AMAX_FLOOR)
 
 
 @triton.jit
@@ -29,7 +31,7 @@ def scale_of(amax, has_nan, FLOOR: tl.constexpr, POWERS: tl.constexpr):
 @triton.jit
 def encode(x, POWERS: tl.constexpr):
     """Return E4M3 codes and float32 scales of `x` float32 [rows, 128], a scale a row."""
-    scale = scale_of(tl.max(tl.abs(x), 1), tl.max((x != x).to(tl.int32), 1) > 0, 1e-4, POWERS)
+    scale = scale_of(tl.max(tl.abs(x), 1), tl.max((x != x).to(tl.int32), 1) > 0, FLOOR, POWERS)
     return tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape)).to(tl.float8e4nv), scale
 
 

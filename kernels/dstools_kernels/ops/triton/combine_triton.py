@@ -66,11 +66,9 @@ def combine(y: Tensor, destination: Tensor, weights: Tensor, shared: Tensor | No
     tokens, slots = destination.shape
     out = y.new_empty(tokens, columns)
     if out.numel():
-        tables = destination.contiguous(), weights.contiguous()
-        CONFIGS[_name(DTYPES[y.dtype], shared is not None)].launch(
-            (tokens, -(-columns // BLOCK)),
-            *(y, *tables, out, columns, *(() if shared is None else (shared.contiguous(),))),
-            SLOTS=slots,
-            BLOCK=BLOCK,
-        )
+        config = CONFIGS[_name(DTYPES[y.dtype], shared is not None)]
+        tensors = (y, destination.contiguous(), weights.contiguous(), out)
+        more = () if shared is None else (shared.contiguous(),)
+        grid = (tokens, -(-columns // BLOCK))
+        config.launch(grid, *tensors, columns, *more, SLOTS=slots)
     return out

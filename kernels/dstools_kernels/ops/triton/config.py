@@ -18,7 +18,6 @@ class Config:
     num_warps: int
     num_stages: int = 1
     unaligned: tuple[str, ...] = ()  # arguments that are not always divisible by 16
-    fp_fusion: bool = True  # one rounding for a multiplication with an addition
     # Instructions that the compiled kernel has and must not have. Capitals: SASS, by parts, so
     # that LDG.128 is also LDG.E.128.CONSTANT. Small letters: a part of the PTX.
     needs: tuple[str, ...] = ()
@@ -27,12 +26,19 @@ class Config:
     def launch(self, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         """Run the kernel over `grid`, with `arguments` as in the signature.
 
-        `constants` replace those of the record, as tests of other sizes do.
+        `constants` replace those of the record, as other sizes of its arguments ask for.
         """
-        self.kernel[grid](
-            *arguments,
-            **{**self.constants, **constants},
-            num_warps=self.num_warps,
-            num_stages=self.num_stages,
-            enable_fp_fusion=self.fp_fusion,
-        )
+        self.kernel[grid](*arguments, **{**self.constants, **constants}, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the options of Triton's compiler.
+
+        A multiplication and an addition are fused, with one rounding. No quantizer has such a pair:
+        the instructions of all whose bits are compared are the same without.
+        """
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+        }

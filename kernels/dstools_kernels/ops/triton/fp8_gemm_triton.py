@@ -8,14 +8,14 @@ from torch import Tensor
 from dstools_kernels.ops.act_quant import Quantized
 from dstools_kernels.ops.triton.config import Config
 from dstools_kernels.ops.triton.tiles import (
-    GROUP,
+    GROUP_M,
     TILES,
     Tile,
     give_workspace,
     loadable,
-    place,
     programs,
     tile,
+    tile_at,
 )
 
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}  # of the result
@@ -35,7 +35,7 @@ def fp8_gemm_kernel(
     row_step,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
     """Write y = x w'; a program takes every tile of as many as there are programs."""
     BLOCK_K: tl.constexpr = 128  # of one scale: the product is promoted to float32 after each
@@ -44,7 +44,7 @@ def fp8_gemm_kernel(
     y = tl.make_tensor_descriptor(y_ptr, [M, N], [N, 1], [BLOCK_M, BLOCK_N])
     tiles_m, tiles_n, groups = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K)
     for at in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
-        row, column = place(at, tiles_m, tiles_n, GROUP)
+        row, column = tile_at(at, tiles_m, tiles_n, GROUP_M)
         m, n = row * BLOCK_M, column * BLOCK_N
         rows = m + tl.arange(0, BLOCK_M)
         x_scales = x_scales_ptr + rows.to(tl.int64) * row_step
@@ -65,7 +65,7 @@ def _config(shape: Tile, dtype: str) -> Config:
         fp8_gemm_kernel,
         {**pointers, "M": "i32", "N": "i32", "K": "i32", "group_step": "i32"},
         # row_step: scales are stored by groups, as act_quant can write them
-        {"row_step": 1, "BLOCK_M": shape.rows, "BLOCK_N": shape.columns, "GROUP": GROUP},
+        {"row_step": 1, "BLOCK_M": shape.rows, "BLOCK_N": shape.columns, "GROUP_M": GROUP_M},
         num_warps=shape.warps,
         num_stages=shape.stages,
         unaligned=("M", "group_step"),
@@ -93,9 +93,8 @@ def fp8_gemm(x: Quantized, w: Quantized, dtype: torch.dtype) -> Tensor:
     if tiles:
         give_workspace(codes)
         row_step, group_step = x.scales.stride()
-        CONFIGS[_name(shape, DTYPES[dtype])].launch(
-            (min(tiles, programs(codes)),),
-            *(codes, x.scales, weight, w.scales.contiguous(), y, rows, columns, depth, group_step),
-            row_step=row_step,
-        )
+        tensors = (codes, x.scales, weight, w.scales.contiguous(), y)
+        sizes = (rows, columns, depth, group_step)
+        grid = (min(tiles, programs(codes)),)
+        CONFIGS[_name(shape, DTYPES[dtype])].launch(grid, *tensors, *sizes, row_step=row_step)
     return y

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from dstools_kernels.ops.triton.config import Config
 from dstools_kernels.ops.triton.tiles import (
-    GROUP,
+    GROUP_M,
     TILES,
     Tile,
     give_workspace,
     is_loadable,
     loadable,
-    place,
     programs,
     tile,
+    tile_at,
 )
 
 BLOCK_K = 64  # in every form, so that the sums of a row do not depend on the tile
@@ -42,7 +42,7 @@ def gemm_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
     """Write y = x w'; a program takes every tile of as many as there are programs."""
     x = tl.make_tensor_descriptor(x_ptr, [B, M, K], [x_batch, x_row, 1], [1, BLOCK_M, BLOCK_K])
@@ -55,7 +55,7 @@ def gemm_kernel(
     tiles = tiles_m * tiles_n
     for at in tl.range(tl.program_id(0), B * tiles, tl.num_programs(0)):
         batch = at // tiles
-        row, column = place(at % tiles, tiles_m, tiles_n, GROUP)
+        row, column = tile_at(at % tiles, tiles_m, tiles_n, GROUP_M)
         m, n = row * BLOCK_M, column * BLOCK_N
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
@@ -79,7 +79,7 @@ def _config(shape: Tile, is_transposed: bool, dtype: str) -> Config:
             "BLOCK_M": shape.rows,
             "BLOCK_N": shape.columns,
             "BLOCK_K": BLOCK_K,
-            "GROUP": GROUP,
+            "GROUP_M": GROUP_M,
         },
         num_warps=shape.warps,
         num_stages=shape.stages,

@@ -11,7 +11,6 @@ Nothing executes Gluon on a CPU. `mla_decode_triton` takes this form on no card 
 `scripts/hopper_check.py` has passed on it.
 """
 
-import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -22,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-LOWEST = gl.constexpr(torch.finfo(torch.float32).min)  # a hidden score; -inf - -inf is NaN
+from dstools_kernels.ops.triton.softmax import LOG2_E, LOWEST
 
 # layouts: scores [64, 64] and output [64, 512] over 2 warpgroups by columns; tiles in shared memory
 SCORES = gl.constexpr(
@@ -165,7 +164,7 @@ def decode_kernel(
             table_ptr + gl.load(row_ptr + token).to(gl.int64) * width,
             partial_ptr + at * 512,
             lse_ptr + at,
-            scale * 1.4426950408889634,
+            scale * LOG2_E,
             heads,
             pages,
             first,

@@ -18,14 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dstools_kernels.ops.latent_pages import PAGE_SIZE
 from dstools_kernels.ops.triton import mla_decode_gluon
 from dstools_kernels.ops.triton.config import Config
 from dstools_kernels.ops.triton.mla_merge_triton import mla_merge
+from dstools_kernels.ops.triton.softmax import LOG2_E, LOWEST, add
 from dstools_kernels.ops.triton.tiles import give_workspace
 
-LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # a hidden score; -inf - -inf is NaN
 MAX_PARTIAL_BYTES = 1 << 30  # of the outputs of splits at a time
-PAGE = 64  # tokens
 
 # Tokens of a split, by number of heads. Its output is written and read once, 4 KiB a head:
 #   tokens of a split                        256   512  1024  2048
@@ -113,17 +113,6 @@ def _rope(k_row, is_seen, IS_FP8: tl.constexpr):
 
 
 @triton.jit
-def _add(scores, values, top, total, out):
-    """Return the largest score, the sum of exp2 and of its products, with one more step."""
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    shrink = tl.exp2(top - new_top)
-    shares = tl.exp2(scores - new_top[:, None])
-    total = total * shrink + tl.sum(shares, 1)
-    out = tl.dot(shares.to(tl.bfloat16), values, out * shrink[:, None])
-    return new_top, total, out
-
-
-@triton.jit
 def decode_kernel(
     q_ptr,  # [T, H, 576] BF16
     cache_ptr,  # [P, 64, 576] BF16 or [P, 64, 656] bytes
@@ -164,7 +153,7 @@ def decode_kernel(
         top = tl.full((BH,), LOWEST, tl.float32)
         total = tl.zeros((BH,), tl.float32)
         out = tl.zeros((BH, 256), tl.float32)
-        scale_log2 = scale * 1.4426950408889634
+        scale_log2 = scale * LOG2_E
         table_row = table_ptr + tl.load(row_ptr + token).to(tl.int64) * width
         for i in range(first, end, BN):
             k_row, is_seen = _rows(cache_ptr, table_row, i, seen, pages, BN, IS_FP8)
@@ -175,7 +164,7 @@ def decode_kernel(
             scores = tl.dot(q1, k1.T, scores)
             scores = tl.dot(qr, kr.T, scores) * scale_log2
             scores = tl.where(is_seen[None, :], scores, LOWEST)
-            top, total, out = _add(scores, k0, top, total, out)
+            top, total, out = add(scores, k0, top, total, out)
         at = slot.to(tl.int64) * heads + h
         has_keys = (top > LOWEST) | (total != total)  # a maximum ignores NaN
         lse = tl.where(has_keys, top + tl.log2(total), float("-inf"))
@@ -255,7 +244,7 @@ def mla_decode(
     if not is_fp8 and heads % 64 == 0 and q.is_cuda:
         form = "bf16.gluon" if torch.cuda.get_device_name(q.device) in GLUON_CARDS else form
     split_tokens = SPLIT_TOKENS[_up_to(heads)]
-    splits = max(1, -(-table.shape[1] * PAGE // split_tokens))  # of a token, at most
+    splits = max(1, -(-table.shape[1] * PAGE_SIZE // split_tokens))  # of a token, at most
     count = max(1, MAX_PARTIAL_BYTES // (4 * 512 * heads * splits))
     if len(q) <= count:
         return decode(q, cache, table, lengths, cumulative, scale, split_tokens, form)
@@ -296,10 +285,11 @@ def decode(
         return q.new_zeros(tokens, heads, 512)
     row, seen = (table.new_empty(tokens, dtype=torch.int32) for _ in range(2))
     offsets = table.new_empty(tokens + 1, dtype=torch.int32)
+    limit, plan = width * PAGE_SIZE, (row, seen, offsets)
     CONFIGS["mla_decode/plan"].launch(
-        (1,), *(lengths, cumulative, row, seen, offsets, rows, tokens, width * PAGE, split_tokens)
+        (1,), lengths, cumulative, *plan, rows, tokens, limit, split_tokens
     )
-    splits = -(-width * PAGE // split_tokens)  # of a token, at most
+    splits = -(-limit // split_tokens)  # of a token, at most
     capacity = splits * tokens
     partial = q.new_empty(capacity, heads, 512, dtype=torch.float32)
     lse = q.new_empty(capacity, heads, dtype=torch.float32)
@@ -309,9 +299,7 @@ def decode(
         give_workspace(q)
     else:
         programs = 2 * triton.cdiv(heads, config.constants["BH"])
-    config.launch(
-        (tokens * programs, splits),
-        *(q.contiguous(), cache, table.contiguous(), row, seen, offsets, partial, lse),
-        *(scale, heads, pages, width, split_tokens, capacity),
-    )
+    tensors = (q.contiguous(), cache, table.contiguous(), *plan, partial, lse)
+    grid = (tokens * programs, splits)
+    config.launch(grid, *tensors, scale, heads, pages, width, split_tokens, capacity)
     return mla_merge(partial, lse, offsets, q.dtype)

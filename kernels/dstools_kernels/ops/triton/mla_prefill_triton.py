@@ -4,15 +4,13 @@ A program takes one head and BLOCK_M new tokens of one row. Its descriptors end 
 the row do, so that what it loads of the next row is zeros, whatever is there.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dstools_kernels.ops.triton.config import Config
+from dstools_kernels.ops.triton.softmax import LOG2_E, LOWEST, add
 from dstools_kernels.ops.triton.tiles import give_workspace, loadable
-
-LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # a hidden score; -inf - -inf is NaN
 
 
 @triton.jit
@@ -77,7 +75,7 @@ def prefill_kernel(
         top = tl.full((BLOCK_M,), LOWEST, tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
         out = tl.zeros((BLOCK_M, 128), tl.float32)
-        scale_log2 = scale * 1.4426950408889634
+        scale_log2 = scale * LOG2_E
         for n in range(0, tl.minimum(k_end - k_begin, tl.max(last, 0) + 1), BLOCK_N):
             nope = k_nope.load([k_begin + n, head * 128])
             rope = k_rope.load([k_begin + n, 0])
@@ -86,12 +84,7 @@ def prefill_kernel(
             scores = tl.dot(q_rope, rope.T, scores) * scale_log2
             is_seen = (n + tl.arange(0, BLOCK_N))[None, :] <= last[:, None]
             scores = tl.where(is_seen, scores, LOWEST)
-            new_top = tl.maximum(top, tl.max(scores, 1))
-            shrink = tl.exp2(top - new_top)
-            shares = tl.exp2(scores - new_top[:, None])
-            total = total * shrink + tl.sum(shares, 1)
-            out = tl.dot(shares.to(tl.bfloat16), values, out * shrink[:, None])
-            top = new_top
+            top, total, out = add(scores, values, top, total, out)
         has_keys = (top > LOWEST) | (total != total)  # a maximum ignores NaN
         out = tl.where(has_keys[:, None], out * (1.0 / total)[:, None], 0.0)
         pointer = out_ptr + at * 128 + tl.arange(0, 128)[None, :]
@@ -135,9 +128,7 @@ def mla_prefill(
         give_workspace(q)
         config = CONFIGS["mla_prefill/128x64"]
         tiles = tokens // config.constants["BLOCK_M"] + rows  # at most
-        config.launch(
-            (tiles, heads),
-            *(loadable(x.contiguous()) for x in (q, k_nope, k_rope, v)),
-            *(cumulative_q, cumulative_k, out, scale, tokens, keys, rows, heads),
-        )
+        q, k_nope, k_rope, v = (loadable(x.contiguous()) for x in (q, k_nope, k_rope, v))
+        tensors = (q, k_nope, k_rope, v, cumulative_q, cumulative_k, out)
+        config.launch((tiles, heads), *tensors, scale, tokens, keys, rows, heads)
     return out

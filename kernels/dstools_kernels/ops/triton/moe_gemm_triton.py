@@ -18,7 +18,7 @@ BLOCK_K = 64  # of BF16, in every form, so that the sums of a row do not depend 
 
 
 @triton.jit
-def groups(offsets_ptr, G, tiles_n, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr):
+def tiles_of_experts(offsets_ptr, G, tiles_n, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr):
     """Return first row, end, first tile and end of tiles of each group, all [EXPERTS] int32."""
     expert = tl.arange(0, EXPERTS)
     first = tl.load(offsets_ptr + expert, mask=expert < G, other=0)
@@ -29,7 +29,7 @@ def groups(offsets_ptr, G, tiles_n, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr
 
 
 @triton.jit
-def place(
+def tile_at(
     at, first, end, tile_first, tile_end, tiles_n,
     EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -74,9 +74,9 @@ def fp8_kernel(
     x = tl.make_tensor_descriptor(x_ptr, [R, K], [K, 1], [BLOCK_M, BLOCK_K])
     w = tl.make_tensor_descriptor(w_ptr, [G, N, K], [w_expert, K, 1], [1, BLOCK_N, BLOCK_K])
     tiles_n, depth = tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K)
-    first, end, tile_first, tile_end = groups(offsets_ptr, G, tiles_n, EXPERTS, BLOCK_M)
+    first, end, tile_first, tile_end = tiles_of_experts(offsets_ptr, G, tiles_n, EXPERTS, BLOCK_M)
     for at in tl.range(tl.program_id(0), tl.max(tile_end, 0), tl.num_programs(0)):
-        expert, m, n, after = place(
+        expert, m, n, after = tile_at(
             at, first, end, tile_first, tile_end, tiles_n, EXPERTS, BLOCK_M, BLOCK_N
         )
         rows = m + tl.arange(0, BLOCK_M)
@@ -112,9 +112,9 @@ def bf16_kernel(
     x = tl.make_tensor_descriptor(x_ptr, [R, K], [K, 1], [BLOCK_M, BLOCK_K])
     w = tl.make_tensor_descriptor(w_ptr, [G, N, K], [w_expert, K, 1], [1, BLOCK_N, BLOCK_K])
     tiles_n = tl.cdiv(N, BLOCK_N)
-    first, end, tile_first, tile_end = groups(offsets_ptr, G, tiles_n, EXPERTS, BLOCK_M)
+    first, end, tile_first, tile_end = tiles_of_experts(offsets_ptr, G, tiles_n, EXPERTS, BLOCK_M)
     for at in tl.range(tl.program_id(0), tl.max(tile_end, 0), tl.num_programs(0)):
-        expert, m, n, after = place(
+        expert, m, n, after = tile_at(
             at, first, end, tile_first, tile_end, tiles_n, EXPERTS, BLOCK_M, BLOCK_N
         )
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -174,16 +174,14 @@ def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> T
         return y
     give_workspace(rows)
     grid = (min(tiles, programs(rows)),)
-    sizes = (offsets, len(rows), experts, columns, depth, columns * depth)
+    sizes = (len(rows), experts, columns, depth, columns * depth)
     padded = triton.next_power_of_2(experts)
     if isinstance(x, Quantized) and isinstance(w, Quantized):
         row_step, group_step = x.scales.stride()
+        tensors = (rows, x.scales, weight, w.scales.contiguous(), y, offsets)
         CONFIGS[_name(shape, True)].launch(
-            grid,
-            *(rows, x.scales, weight, w.scales.contiguous(), y, *sizes, group_step),
-            row_step=row_step,
-            EXPERTS=padded,
+            grid, *tensors, *sizes, group_step, row_step=row_step, EXPERTS=padded
         )
     else:
-        CONFIGS[_name(shape, False)].launch(grid, rows, weight, y, *sizes, EXPERTS=padded)
+        CONFIGS[_name(shape, False)].launch(grid, rows, weight, y, offsets, *sizes, EXPERTS=padded)
     return y

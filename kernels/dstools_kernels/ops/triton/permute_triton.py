@@ -127,15 +127,11 @@ def permute(ids: Tensor, expert_map: Tensor, num_local: int) -> tuple[Tensor, Te
         return tokens, destination, offsets
     local, counts = torch.empty_like(ids), ids.new_empty(blocks, num_local)
     first = torch.empty_like(counts)
-    CONFIGS["permute/count"].launch(
-        (blocks,), ids, expert_map, local, counts, count, len(expert_map), num_local,
-        EXPERTS=padded, BLOCK=BLOCK,
-    )  # fmt: skip
+    grid, sizes = (blocks,), (count, len(expert_map), num_local)
+    CONFIGS["permute/count"].launch(grid, ids, expert_map, local, counts, *sizes, EXPERTS=padded)
     CONFIGS["permute/offsets"].launch(
-        (1,), counts, first, offsets, blocks, num_local, EXPERTS=padded, BLOCKS=BLOCKS
+        (1,), counts, first, offsets, blocks, num_local, EXPERTS=padded
     )
-    CONFIGS["permute/place"].launch(
-        (blocks,), local, first, destination, tokens, count, ids.shape[-1], num_local,
-        EXPERTS=padded, BLOCK=BLOCK,
-    )  # fmt: skip
+    sizes = (count, ids.shape[-1], num_local)
+    CONFIGS["permute/place"].launch(grid, local, first, destination, tokens, *sizes, EXPERTS=padded)
     return tokens, destination, offsets

@@ -7,11 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dstools_kernels.ops.router import Rule
+from dstools_kernels.ops.router import EPSILON, Rule
 from dstools_kernels.ops.triton.config import Config
 
 TOKENS = 1  # of a program
 WARPS = 1  # which exchange nothing through shared memory
+ADDED = tl.constexpr(EPSILON)  # to the sum of weights
 
 
 @triton.jit
@@ -101,7 +102,7 @@ def router_kernel(
         weights = tl.where(slot[None, :] == i, weight, weights)
         choice = tl.where(is_chosen, float("-inf"), choice)
     if IS_NORMED:
-        total = tl.sum(weights, 1)[:, None] + 1e-20
+        total = tl.sum(weights, 1)[:, None] + ADDED
         weights = tl.div_rn(weights, tl.broadcast_to(total, weights.shape))
     weights = tl.where(tl.reshape(is_bad, (TOKENS, 1)), float("nan"), weights * scale)
     out = token[:, None] * COUNT + slot[None, :]
@@ -156,8 +157,6 @@ def router(logits: Tensor, bias: Tensor | None, rule: Rule) -> tuple[Tensor, Ten
     weights = logits.new_empty(tokens, rule.count)
     if tokens:
         config = _config(rule, experts, bias is not None)
-        grid = (-(-tokens // TOKENS),)
-        config.launch(
-            grid, logits, ids, weights, tokens, rule.scale, *(() if bias is None else (bias,))
-        )
+        grid, more = (-(-tokens // TOKENS),), () if bias is None else (bias,)
+        config.launch(grid, logits, ids, weights, tokens, rule.scale, *more)
     return ids, weights

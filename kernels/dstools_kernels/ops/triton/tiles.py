@@ -28,7 +28,7 @@ SMALL = Tile(64, 128, warps=4, stages=5)
 LARGE = Tile(128, 128, warps=8, stages=4)
 TILES = (SMALL, LARGE)
 MOST_SMALL_ROWS = 128
-GROUP = 8  # rows of tiles that are walked together, so that tiles of weights stay in L2
+GROUP_M = 8  # rows of tiles that are walked together, so that tiles of weights stay in L2
 
 
 def tile(rows: int) -> Tile:
@@ -68,10 +68,10 @@ def give_workspace(x: Tensor) -> None:
 
 
 @triton.jit
-def place(at, tiles_m, tiles_n, GROUP: tl.constexpr):
-    """Return the row and the column of tile number `at`, GROUP rows of tiles walked together."""
-    group = at // (GROUP * tiles_n)
-    first = group * GROUP
-    height = min(tiles_m - first, GROUP)
-    within = at % (GROUP * tiles_n)
+def tile_at(at, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """Return the row and the column of tile number `at`, GROUP_M rows of tiles walked together."""
+    group = at // (GROUP_M * tiles_n)
+    first = group * GROUP_M
+    height = min(tiles_m - first, GROUP_M)
+    within = at % (GROUP_M * tiles_n)
     return first + within % height, within // height

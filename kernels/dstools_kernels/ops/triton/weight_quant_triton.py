@@ -5,8 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dstools_kernels.fp8 import AMAX_FLOOR
 from dstools_kernels.ops.triton.act_quant_triton import scale_of
 from dstools_kernels.ops.triton.config import Config
+
+FLOOR = tl.constexpr(AMAX_FLOOR["float32"])
 
 
 @triton.jit
@@ -18,7 +21,7 @@ def weight_quant_kernel(w_ptr, codes_ptr, scales_ptr, rows, columns):
     is_inside = (row < rows)[:, None] & (column < columns)[None, :]
     w = tl.load(w_ptr + at, mask=is_inside, other=0.0).to(tl.float32)
     has_nan = tl.max(tl.max((w != w).to(tl.int32), 1), 0) > 0
-    scale = scale_of(tl.max(tl.max(tl.abs(w), 1), 0), has_nan, 1e-12, False)
+    scale = scale_of(tl.max(tl.max(tl.abs(w), 1), 0), has_nan, FLOOR, False)
     codes = tl.div_rn(w, tl.broadcast_to(scale, w.shape)).to(tl.float8e4nv)
     tl.store(codes_ptr + at, codes, mask=is_inside)
     wide = tl.num_programs(1)

@@ -110,7 +110,7 @@ def test_a_row_has_the_same_bytes_alone_and_among_others(
     ("old", "new"),
     [
         ("448.0)", "240.0)"),
-        ("1e-4, POWERS", "1e-6, POWERS"),
+        ("FLOOR, POWERS)", "1e-6, POWERS)"),
         ("tl.max((x != x).to(tl.int32), 1) > 0", "tl.max(x, 1) != tl.max(x, 1)"),
         ("+ ((bits & 0x7FFFFF) != 0).to(tl.int32) * 0x800000", ""),
         ("group * 128 + tl.arange(0, 128)", "group * 127 + tl.arange(0, 128)"),

@@ -14,15 +14,13 @@ from dstools_kernels.ops.triton import combine_triton
 from dstools_kernels.proof.mutate import mutate
 from dstools_kernels.proof.sanitizer import OutOfBounds, reported
 
-
-@pytest.fixture(autouse=True)
-def narrow_programs(watched: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(combine_triton, "BLOCK", 128)
+pytestmark = pytest.mark.usefixtures("watched")
 
 
 def case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return 10 tokens of 8 slots, of more columns than one program has."""
     generator = torch.Generator().manual_seed(0)
-    y, shared = torch.randn(80, 300, generator=generator), torch.randn(10, 300, generator=generator)
+    y, shared = (torch.randn(rows, 1100, generator=generator) for rows in (80, 10))
     destination = torch.randperm(80, generator=generator).int().view(10, 8)
     destination[1], destination[2, 3] = -1, -1
     weights = torch.rand(10, 8, generator=generator)
@@ -63,7 +61,7 @@ def test_a_dropped_slot_does_not_matter_nan_or_not() -> None:
 def test_no_token_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(combine_triton, "CONFIGS")
     y, destination, weights, _ = case(torch.bfloat16)
-    assert combine(y, destination[:0], weights[:0], None).shape == (0, 300)
+    assert combine(y, destination[:0], weights[:0], None).shape == (0, 1100)
 
 
 def test_f16_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

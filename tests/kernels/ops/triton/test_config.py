@@ -20,9 +20,9 @@ class Kernel:
 
 def test_a_launch_is_that_of_the_record() -> None:
     kernel = Kernel()
-    config = Config(kernel, {"x_ptr": "*bf16"}, {"BLOCK": 64}, 8, num_stages=3, fp_fusion=False)
+    config = Config(kernel, {"x_ptr": "*bf16"}, {"BLOCK": 64}, 8, num_stages=3)
     config.launch((2, 1), "x", 5)
-    options = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": False}
+    options = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
     assert vars(kernel) == {
         "grid": (2, 1),
         "arguments": ("x", 5),

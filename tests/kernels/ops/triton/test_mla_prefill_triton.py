@@ -94,7 +94,6 @@ def test_no_tokens_or_keys_launch_nothing(prefill_case: Make) -> None:
         ("k_end - k_begin - (end - begin) + m", "k_end - k_begin - (end - begin) + m - 1"),
         ("<= last[:, None]", "<= last[:, None] + 1"),
         ("v_ptr, [k_end, width]", "v_ptr, [keys, width]"),
-        ("out * shrink[:, None]", "out"),
         ("q_row + 128", "q_row + 120"),
         ("k_rope.load([k_begin + n, 0])", "k_rope.load([n, 0])"),
     ],

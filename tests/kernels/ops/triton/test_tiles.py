@@ -14,16 +14,16 @@ from dstools_kernels.ops.triton.tiles import (
     PROGRAMS,
     SMALL,
     give_workspace,
-    place,
     programs,
     tile,
+    tile_at,
 )
 
 
 @triton.jit
-def take(counts_ptr, tiles_m, tiles_n, GROUP: tl.constexpr):
+def take(counts_ptr, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     for at in range(tiles_m * tiles_n):
-        row, column = place(at, tiles_m, tiles_n, GROUP)
+        row, column = tile_at(at, tiles_m, tiles_n, GROUP_M)
         where = counts_ptr + row * tiles_n + column
         tl.store(where, tl.load(where) + 1)
 

@@ -55,7 +55,7 @@ def test_a_nan_or_infinity_fills_its_block_and_nothing_to_do_launches_nothing(
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("1e-12, False", "1e-4, False"),
+        ("FLOOR, False", "1e-4, False"),
         ("0) > 0", "0) > 1"),
         ("tl.div_rn(w, tl.broadcast_to(scale, w.shape))", "w * (1.0 / scale)"),
     ],
