@@ -7,8 +7,8 @@ Only experts of the best `topk_group` of `n_group` groups can be chosen: others 
 the score 0 in V2. The bias affects the choice and never the weights.
 
 Of equal scores the definition takes those that `torch.topk` takes, and lists experts in its order,
-so that ids and weights are transformers' to the bit. The Triton twin takes the smallest ids, and
-lists the best expert first.
+so that ids and weights are transformers' to the bit. That order is defined nowhere. The Triton twin
+takes the smallest ids, and lists the best expert first; docs/kernels.md has the shares of tokens.
 
 Where a score of a token is NaN, all of its weights are, so that NaN reaches the output; its ids are
 valid and distinct, and otherwise undefined.

@@ -117,12 +117,20 @@ def latent_pages(tokens: int, token_bytes: int = BF16 * (LATENT + ROPE)) -> Work
 
 
 def mla_decode(
-    sequences: int, length: int, token_bytes: int = BF16 * (LATENT + ROPE), heads: int = HEADS
+    sequences: int,
+    length: int,
+    token_bytes: int = BF16 * (LATENT + ROPE),
+    heads: int = HEADS,
+    new: int = 1,
 ) -> Work:
-    """Return the work of one new token a sequence; 656 bytes a token are FP8 latents."""
-    queries = sequences * heads
+    """Return the work of `new` tokens a sequence, which share what is read of its latents.
+
+    656 bytes a token are FP8 latents.
+    """
+    queries = sequences * new * heads
     moved = sequences * length * token_bytes + BF16 * queries * (2 * LATENT + ROPE)
     shape = f"{sequences} x {length} tokens of {token_bytes} B, {heads} heads"
+    shape += f", {new} new" if new > 1 else ""
     return Work("mla_decode", shape, moved, 2 * queries * length * (2 * LATENT + ROPE))
 
 
@@ -166,6 +174,8 @@ V3 = (
     mla_decode(1, 65_536),
     mla_decode(128, 4096),
     mla_decode(128, 4096, FP8_LATENT),
+    mla_decode(128, 4096, heads=16),
+    mla_decode(128, 4096, heads=16, new=2),
     mla_merge(128, 4),
     mla_prefill(4096),
 )

@@ -34,6 +34,8 @@ def test_bytes_and_flops_of_attention_by_hand() -> None:
     work = roofline.mla_decode(1, 10)
     assert work.bytes_moved == 10 * 1152 + 2 * 128 * 1088
     assert work.flops == 2 * 128 * 10 * 1088
+    two = roofline.mla_decode(1, 10, new=2)
+    assert (two.bytes_moved, two.flops) == (10 * 1152 + 2 * 2 * 128 * 1088, 2 * work.flops)
     assert roofline.mla_decode(1, 10, 656).bytes_moved == work.bytes_moved - 10 * (1152 - 656)
     assert roofline.mla_merge(1, 2).bytes_moved == 128 * (2 * 513 * 4 + 512 * 2)
     assert roofline.latent_pages(3).bytes_moved == 3 * (1152 + 1152 + 8)
