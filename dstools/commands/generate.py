@@ -4,10 +4,11 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
+from dstools.commands.generate_memory import Form, make_pool, require_memory
 from dstools.options import Command, json_option, option, path_argument, show, terminal
 from dstools.source import open_source
 from dstools.text import require_torch
@@ -25,6 +26,7 @@ EXAMPLES = """\
 dstools generate ./DeepSeek-V3 --prompt 'What is 17 + 25?' --chat
 dstools generate ./DeepSeek-V3 --prompt '17 + 25 =' --temperature 0 --max-tokens 32 --json"""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
+MIN_TEMPERATURE = 1e-6  # that of draw.py, which needs torch
 ENDPOINT = "serve it with an engine that has the family, such as vLLM, and ask that endpoint"
 OPS = {"triton": "Triton, which have not been run on a GPU yet", "reference": "torch"}
 Precision = Literal["float32", "bfloat16"]
@@ -37,7 +39,22 @@ class _Model(NamedTuple):
     folder: Path
     architecture: "Architecture"
     positions: int
-    numbers: int  # elements of all weights
+    mtp: bool
+    form: Form
+    ops: str
+    keeps_codes: bool
+
+
+def _temperature(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is None or value == 0 or MIN_TEMPERATURE <= value < math.inf:
+        return value
+    raise click.BadParameter(f"{value:g} is not 0, nor finite and at least {MIN_TEMPERATURE:g}.")
+
+
+def _share(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is None or 0 <= value <= 1:
+        return value
+    raise click.BadParameter(f"{value:g} is not in the range 0<=x<=1.")
 
 
 @click.command(cls=Command, epilog=EXAMPLES, short_help="Answer a prompt, on a CPU or a GPU.")
@@ -60,6 +77,7 @@ class _Model(NamedTuple):
     "--temperature",
     section="Sampling",
     type=float,
+    callback=_temperature,
     show_default="that of generation_config.json, else 0",
     help="Draw tokens at this temperature; 0 takes the most probable one.",
 )
@@ -67,6 +85,7 @@ class _Model(NamedTuple):
     "--top-p",
     section="Sampling",
     type=float,
+    callback=_share,
     show_default="that of generation_config.json, else 1",
     help="Draw from the most probable tokens that together reach this share.",
 )
@@ -134,9 +153,11 @@ def generate(
     the cache, and the speed at the end are printed on stderr. On a GPU of Hopper or later the
     project's own Triton kernels run: they are checked on a CPU, and have not been run on a GPU yet.
     """
+    if sys.stdout is None:
+        raise DstoolsError("stdout is closed, so that no answer could be printed", "leave it open")
     text = _read(prompt)
     require_torch(device)
-    known = _look(model, mtp)
+    known = _look(model, mtp, precision or _usual_precision(device), device)
     sampling = _sampling(known.folder, temperature, top_p, seed)
 
     from dstools_converters.model.tokenizer import end_ids, load_tokenizer
@@ -149,12 +170,14 @@ def generate(
         click.echo("warning: nothing names a token that ends an answer", err=True)
     asked = read_prompt(tokenizer, text, chat)
     request = Request(0, asked.ids, max_tokens)
-    pool = _pool(request, known, pool_tokens)
-    session = _session(known, pool, precision or _usual_precision(device), device)
+    session, pool = _session(known, request, pool_tokens)
     loop = Loop(session, pool, sampling, ends, rows=1, drafts=int(mtp))
     write = _hide if as_json else _write
     answer = answer_prompt(loop, request, asked.opening, tokenizer, write)
     show(answer, as_json, "")  # after the text, the end of its line
+    if answer.reason == "interrupted":
+        _line("answer", _speed(answer))
+        click.get_current_context().exit(130)
     if answer.reason == "error":
         raise DstoolsError(
             f"the logits after {len(answer.ids)} tokens of the answer are not finite",
@@ -169,6 +192,8 @@ def _line(name: str, text: str) -> None:
 
 def _read(prompt: str) -> str:
     """Return the text of --prompt. Raises DstoolsError where it is empty or not UTF-8."""
+    if prompt == "-" and sys.stdin is None:
+        raise DstoolsError("stdin is closed", "leave it open, or give --prompt the text")
     try:
         if prompt == "-":
             prompt = sys.stdin.buffer.read().decode().removesuffix("\n")
@@ -180,24 +205,52 @@ def _read(prompt: str) -> str:
     return prompt
 
 
-def _look(model: str, mtp: bool) -> _Model:
+def _look(model: str, mtp: bool, precision: "Precision", device: str) -> _Model:
     """Return what generating needs to know of a checkpoint. Raises DstoolsError if it cannot."""
-    from dstools_converters.families.shapes import SUPPORTED
+    import torch
+
     from dstools_converters.model.architecture import read_architecture
-    from dstools_converters.runtime.weights import read_positions
+    from dstools_converters.runtime.serving import entry_shape
+    from dstools_converters.runtime.weights import (
+        held_bytes,
+        holds_mtp,
+        read_positions,
+        sound_inventory,
+    )
+    from dstools_kernels.ops.dispatch import form
 
     with open_source(model) as checkpoint:
         config, folder = checkpoint.config, checkpoint.folder
-    if config.get("model_type") not in SUPPORTED:
-        kind = printable(str(config.get("model_type")))
-        raise DstoolsError(f"{folder}: model_type {kind!r} does not run here", ENDPOINT)
-    architecture = read_architecture(config)
-    if mtp and not architecture.model.num_mtp_layers:
+        _require_family(folder, config)
+        architecture = read_architecture(config)
+        if mtp and not holds_mtp(checkpoint):
+            raise DstoolsError(
+                f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"
+            )
+        inventory = sound_inventory(checkpoint, mtp)
+    dtype: torch.dtype = getattr(torch, precision)
+    capability = torch.cuda.get_device_capability() if device == "cuda" else None
+    ops = form(device, capability).name
+    keeps_codes = ops == "triton" and precision == "bfloat16"  # torch would widen at every step
+    used = inventory.model
+    token = used.num_layers * math.prod(entry_shape(used.attention)) * dtype.itemsize
+    held = Form(precision, device, held_bytes(inventory, dtype, keeps_codes), token)
+    positions = read_positions(config, architecture)
+    return _Model(model, folder, architecture, positions, mtp, held, ops, keeps_codes)
+
+
+def _require_family(folder: Path, config: dict[str, Any]) -> None:
+    """Raise DstoolsError for a model_type that the decoder does not implement."""
+    from dstools_converters.families.shapes import SUPPORTED
+
+    kind = config.get("model_type")
+    if kind is None:
         raise DstoolsError(
-            f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"
+            f"{folder}: config.json has no model_type", "restore config.json from the release"
         )
-    numbers = sum(math.prod(shape) * count for _, shape, count in architecture.model.kinds())
-    return _Model(model, folder, architecture, read_positions(config, architecture), numbers)
+    if kind not in SUPPORTED:
+        shown = printable(str(kind))
+        raise DstoolsError(f"{folder}: model_type {shown!r} does not run here", ENDPOINT)
 
 
 def _sampling(
@@ -226,14 +279,48 @@ def _sampling(
     return sampling
 
 
-def _pool(request: "Request", known: _Model, tokens: int | None) -> "Pool":
-    """Return a pool of at least `tokens`, or what prompt and answer need.
+def _usual_precision(device: str) -> "Precision":
+    return "bfloat16" if device == "cuda" else "float32"
 
-    Raises DstoolsError where they do not fit the pool or the model's positions, before any weight
-    is read.
+
+def _session(
+    known: _Model, request: "Request", pool_tokens: int | None
+) -> tuple["Session", "Pool"]:
+    """Return the model with its caches, and their pool.
+
+    Raises DstoolsError where prompt and answer do not fit the pool or the model's positions, or
+    memory is short, before any weight is read.
+    """
+    import torch
+
+    from dstools_converters.runtime.session import Session
+    from dstools_converters.runtime.weights import load
+
+    limit = _limit(request, known)
+    pool = make_pool(request, limit, pool_tokens)
+    require_memory(known.form, pool, request, limit)
+    precision, device, weights, token = known.form
+    where = f"{precision} on {device}, ops of {OPS[known.ops]}"
+    _line("model", f"{known.name}, {size(weights)} in {where}")
+    serving = load(
+        known.folder,
+        getattr(torch, precision),
+        torch.device(device),
+        mtp=known.mtp,
+        keeps_codes=known.keeps_codes,
+    )
+    tokens, pages = pool.count * pool.size, f"{pool.count} page{'s' if pool.count > 1 else ''}"
+    _line("pool", f"{pages} of {pool.size} tokens, {tokens:,} tokens, {size(tokens * token)}")
+    return Session(serving, pool), pool
+
+
+def _limit(request: "Request", known: _Model) -> int:
+    """Return how many tokens prompt and answer have at most, and print it.
+
+    Raises DstoolsError where the prompt does not fit the model's positions.
     """
     from dstools_converters.runtime.decode import length_limit
-    from dstools_converters.runtime.pages import PAGE, Pool
+    from dstools_converters.runtime.pages import Pool
 
     count, positions = len(request.prompt), known.positions
     is_sparse = positions == known.architecture.index_topk
@@ -243,59 +330,12 @@ def _pool(request: "Request", known: _Model, tokens: int | None) -> "Pool":
             "DeepSeek-V3.2 is sparse, which does not run here",
             f"shorten it; or {ENDPOINT}",
         )
-    needed = min(count + request.max_tokens, positions) - 1  # the last token is not cached
-    pool = Pool(math.ceil(max(tokens or needed, 1) / PAGE))
     vocab_size = known.architecture.model.vocab_size
-    limit = length_limit(request, "the prompt", pool, vocab_size, positions)
+    limit = length_limit(request, "the prompt", Pool(positions), vocab_size, positions)
     end = f" to index_topk, {positions}" if is_sparse else f" to the model's {positions} positions"
     where = end if limit == positions else ""
     _line("prompt", f"{count} tokens, and room for {limit - count}{where}")
-    return pool
-
-
-def _usual_precision(device: str) -> "Precision":
-    return "bfloat16" if device == "cuda" else "float32"
-
-
-def _session(known: _Model, pool: "Pool", precision: "Precision", device: str) -> "Session":
-    """Return the model with its caches. Raises DstoolsError where memory is short."""
-    import torch
-
-    from dstools_converters.runtime.session import Session
-    from dstools_converters.runtime.weights import load
-    from dstools_kernels.ops.dispatch import form
-
-    dtype: torch.dtype = getattr(torch, precision)
-    capability = torch.cuda.get_device_capability() if device == "cuda" else None
-    ops = form(device, capability).name
-    held = known.numbers * dtype.itemsize
-    _require_memory("the weights", held, device, f"{precision} on {device}")
-    _line("model", f"{known.name}, {size(held)} in {precision} on {device}, ops of {OPS[ops]}")
-    keeps_codes = ops == "triton" and precision == "bfloat16"  # torch would widen at every step
-    serving = load(known.folder, dtype, torch.device(device), keeps_codes=keeps_codes)
-    tokens = pool.count * pool.size
-    held = tokens * sum(map(math.prod, serving.entries)) * dtype.itemsize
-    _require_memory("the pool", held, device, f"{tokens:,} tokens")
-    _line("pool", f"{pool.count} pages of {pool.size} tokens, {tokens:,} tokens, {size(held)}")
-    return Session(serving, pool)
-
-
-def _require_memory(what: str, held: int, device: str, of: str) -> None:
-    """Raise DstoolsError where a device has less free memory than `held` bytes."""
-    if device == "cuda":
-        import torch
-
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        from dstools.machine import memory
-
-        now = memory()
-        free = min(now.available, now.limit or now.available)
-    if held > free:
-        raise DstoolsError(
-            f"{what}, {of}, take {size(held)}; {size(free)} of memory is free",
-            "--precision bfloat16 halves them, --pool makes the pool smaller",
-        )
+    return limit
 
 
 def _hide(text: str) -> None:

@@ -30,7 +30,7 @@ class Answer:
     prompt_ids: list[int]
     ids: list[int]  # with the end token, if one was drawn
     text: str  # without it; begins with the <think> that the prompt opened, if it did
-    reason: str  # "stop": an end token; "length": a limit; "error": logits were not finite
+    reason: str  # see `answer_prompt`
     prompt_tokens: int
     tokens: int
     sampling: dict[str, float]  # temperature, top_p, seed
@@ -64,24 +64,32 @@ def answer_prompt(
 ) -> Answer:
     """Return the answer to a prompt, and `write` its text in whole characters as it comes.
 
-    opening: what the text begins with. Raises DstoolsError where the loop does.
+    opening: what the text begins with. The answer's reason is "stop" after an end token, "length"
+    at a limit, "error" where logits were not finite, and "interrupted" after Ctrl-C, which ends it
+    with what there is. Raises DstoolsError where the loop does.
     """
     stream, text, new = TextStream(tokenizer), "", opening
     ids: list[int] = []
     reason = ""
-    first, filled = 0.0, 0  # seconds and steps up to the first token
+    first, filled, steps = 0.0, 0, 0  # seconds and steps up to the first token; steps to the last
     begin = time.perf_counter()
-    for piece in loop.run([request]):
-        if not ids:
-            first, filled = time.perf_counter() - begin, loop.counts.steps
-        ids += piece.ids
-        new += stream.add(piece.ids[:-1] if piece.reason == "stop" else piece.ids)
-        if piece.reason:
-            new, reason = new + stream.end(), piece.reason
+    try:
+        for piece in loop.run([request]):
+            if not ids:
+                first, filled = time.perf_counter() - begin, loop.counts.steps
+            steps = loop.counts.steps - filled
+            ids += piece.ids
+            new += stream.add(piece.ids[:-1] if piece.reason == "stop" else piece.ids)
+            if piece.reason:
+                new, reason = new + stream.end(), piece.reason
+            text += new
+            write(new)
+            new = ""
+    except KeyboardInterrupt:
+        reason, new = "interrupted", stream.end()
+        text += new
         write(new)
-        text, new = text + new, ""
     seconds, counts = time.perf_counter() - begin, loop.counts
-    steps = counts.steps - filled
     return Answer(
         prompt_ids=request.prompt,
         ids=ids,

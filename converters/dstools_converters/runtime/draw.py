@@ -34,7 +34,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < float("inf")):
             raise DstoolsError(
-                f"temperature {self.temperature:g} is neither 0 nor at least {MIN_TEMPERATURE:g}",
+                f"temperature {self.temperature:g} is not 0, nor finite and at least "
+                f"{MIN_TEMPERATURE:g}",
                 "use 0 for the most probable token",
             )
         if not 0 <= self.top_p <= 1:

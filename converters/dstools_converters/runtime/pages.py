@@ -1,6 +1,7 @@
 """Pages of a cache: a pool that rows take them from, and a batch of new tokens that names them."""
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from torch import Tensor
@@ -22,7 +23,8 @@ class Batch(NamedTuple):
 class Pool:
     """The free pages of a cache of `count` pages with `size` tokens each.
 
-    order: in which pages are handed out; by number if not given.
+    order: in which pages are handed out; by number if not given. Pages that were never taken are
+    only counted, so that a pool of any size costs nothing.
     """
 
     def __init__(self, count: int, size: int = PAGE, order: Iterable[int] | None = None) -> None:
@@ -31,12 +33,13 @@ class Pool:
                 f"a pool of {count} pages of {size} tokens holds nothing", "make it larger"
             )
         self.count, self.size = count, size
-        self._free = list(range(count) if order is None else order)[::-1]
+        self._new, self._new_count = iter(range(count) if order is None else order), count
+        self._returned: list[int] = []
 
     @property
     def free(self) -> int:
         """Return how many pages are free."""
-        return len(self._free)
+        return self._new_count + len(self._returned)
 
     def needed(self, tokens: int) -> int:
         """Return the pages that hold `tokens`."""
@@ -45,8 +48,10 @@ class Pool:
     def take(self, count: int) -> list[int]:
         """Return `count` pages, which are no longer free; there must be as many."""
         assert count <= self.free
-        return [self._free.pop() for _ in range(count)]
+        again = [self._returned.pop() for _ in range(min(count, len(self._returned)))]
+        self._new_count -= count - len(again)
+        return again + list(islice(self._new, count - len(again)))
 
     def give(self, pages: list[int]) -> None:
         """Take pages back."""
-        self._free += reversed(pages)
+        self._returned += reversed(pages)

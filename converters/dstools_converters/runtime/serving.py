@@ -158,7 +158,7 @@ class Serving(nn.Module):
         prepare(decoder)
         layers = [layer for layer in trunk.layers if isinstance(layer, DecoderLayer)]
         self.attentions = nn.ModuleList(_paged(layer.self_attn) for layer in layers)
-        self.entries = [_entry(layer.self_attn) for layer in layers]
+        self.entries = [entry_shape(self.model.attention) for _ in layers]
 
     def new_caches(self, pages: int, size: int) -> list[Tensor]:
         """Return a cache [P, S, ...] for each layer, MTP included, whose content is arbitrary."""
@@ -220,12 +220,11 @@ def _paged(attention: MLA | Attention) -> Latents | KeysAndValues:
     return Latents(attention) if isinstance(attention, MLA) else KeysAndValues(attention)
 
 
-def _entry(attention: MLA | Attention) -> tuple[int, ...]:
-    """Return the shape of what the cache holds of a token."""
-    if isinstance(attention, MLA):
-        return (attention.shape.kv_lora_rank + attention.shape.qk_rope_head_dim,)
-    width = attention.head_dim
-    return 2, len(attention.k_proj.weight) // width, width
+def entry_shape(attention: family.MLA | family.Attention) -> tuple[int, ...]:
+    """Return the shape of what a layer's cache holds of a token."""
+    if isinstance(attention, family.MLA):
+        return (attention.kv_lora_rank + attention.qk_rope_head_dim,)
+    return 2, attention.num_kv_heads, attention.head_dim
 
 
 def prepare(decoder: Decoder) -> None:

@@ -1,18 +1,20 @@
 """Weights of a checkpoint, loaded into the serving form by the project's own reader."""
 
 import logging
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
 from dstools_converters.checkpoint.inventory import Inventory, require_sound
 from dstools_converters.checkpoint.scheme import BLOCK_SIZE, QUANTIZED_ROLES
 from dstools_converters.checkpoint.tensors import restored, stored
 from dstools_converters.errors import DstoolsError
 from dstools_converters.families.names import TensorName
-from dstools_converters.families.shapes import Model
+from dstools_converters.families.shapes import Model, read_model
 from dstools_converters.model.architecture import Architecture, Parameters, read_architecture
 from dstools_converters.model.decoder import Decoder
 from dstools_converters.runtime.products import Stack
@@ -24,18 +26,25 @@ CODED_ROLES = QUANTIZED_ROLES - {"kv_b_proj"}  # which is absorbed, in its dequa
 
 
 def load(
-    folder: Path, dtype: torch.dtype, device: torch.device, *, keeps_codes: bool = False
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    mtp: bool = True,
+    keeps_codes: bool = False,
 ) -> Serving:
     """Return the serving form of a checkpoint, native block FP8 widened to `dtype`.
 
+    mtp: with its MTP layers; without, their tensors are not read, and need not be there.
     keeps_codes: leave FP8 weights as they are, where FP8 products take them; their inputs are then
     rounded, too, and experts give BF16. The router's bias stays float32, as it is in the releases.
     Raises DstoolsError for a folder that is not a sound checkpoint of a family that the
     decoder implements.
     """
     with open_checkpoint(folder) as checkpoint:
-        inventory = require_sound(checkpoint)
+        inventory = sound_inventory(checkpoint, mtp)
         architecture = read_architecture(checkpoint.config)
+        architecture = replace(architecture, model=inventory.model)
         positions = read_positions(checkpoint.config, architecture)
         with torch.device("meta"):
             decoder = Decoder(architecture)
@@ -48,13 +57,53 @@ def load(
                 weight, scales = stored(inventory, info)
                 _put(decoder, inventory.model, name, weight.to(device), scales.to(device))
             else:
-                kept = torch.float32 if name.role == "e_score_correction_bias" else dtype
-                weight = restored(inventory, info).to(device, kept)
+                weight = restored(inventory, info).to(device, _dtype(name, dtype))
                 _put(decoder, inventory.model, name, weight, None)
         for module in decoder.modules():
             if isinstance(module, Stack) and scheme is not None:
                 module.scale_format = scheme.scale_format
     return Serving(decoder.eval(), positions)
+
+
+def sound_inventory(checkpoint: Checkpoint, mtp: bool) -> Inventory:
+    """Return the inventory of a checkpoint, its model without MTP layers unless `mtp`.
+
+    Without, a config may promise MTP layers of which no shard holds a tensor: transformers saves
+    such folders. Raises DstoolsError at the first inconsistency.
+    """
+    if not mtp and not holds_mtp(checkpoint):
+        checkpoint.config = checkpoint.config | {"num_nextn_predict_layers": 0}
+    inventory = require_sound(checkpoint)
+    return (
+        inventory if mtp else replace(inventory, model=replace(inventory.model, num_mtp_layers=0))
+    )
+
+
+def holds_mtp(checkpoint: Checkpoint) -> bool:
+    """Return whether shards hold a tensor of a layer after the hidden ones."""
+    model = read_model(checkpoint.config)
+    parse, layers = model.spelling.parse, model.num_hidden_layers
+    return any(
+        name is not None and name.is_mtp for name in (parse(n, layers) for n in checkpoint.tensors)
+    )
+
+
+def held_bytes(inventory: Inventory, dtype: torch.dtype, keeps_codes: bool) -> int:
+    """Return the bytes that `load` holds: FP8 codes and float32 scales where it keeps them."""
+    names = coded_names(inventory) if keeps_codes else frozenset()
+    total = 0
+    for name, shape in inventory.model.weights():
+        numbers = math.prod(shape)
+        if name in names:
+            scale = inventory.storage[inventory.model.spell(name)].scale
+            total += numbers + scale.numel * torch.float32.itemsize
+        else:
+            total += numbers * _dtype(name, dtype).itemsize
+    return total
+
+
+def _dtype(name: TensorName, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if name.role == "e_score_correction_bias" else dtype
 
 
 def coded_names(inventory: Inventory) -> frozenset[TensorName]:
@@ -74,7 +123,7 @@ def coded_names(inventory: Inventory) -> frozenset[TensorName]:
     plain = {name.layer for name in weights - coded if name.expert is not None}
     mixed = {name.layer for name in coded if name.expert is not None and name.layer in plain}
     if mixed:
-        log.info("the experts of %d layers are widened: not all are FP8", len(mixed))
+        log.info("experts are widened in layers where not all are FP8: %d", len(mixed))
     return frozenset(name for name in coded if name.expert is None or name.layer not in mixed)
 
 

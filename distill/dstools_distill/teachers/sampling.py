@@ -52,7 +52,8 @@ class Sampler:
         elif not torch.cuda.is_available():
             raise DstoolsError("device cuda: this machine has none", 'set device = "cpu"')
         try:
-            self.serving = load(model, getattr(torch, precision), torch.device(device))
+            dtype = getattr(torch, precision)
+            self.serving = load(model, dtype, torch.device(device), mtp=False)
         except DstoolsError as error:
             raise DstoolsError(
                 f"{model}: cannot be loaded: {error}",

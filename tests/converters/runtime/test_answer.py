@@ -84,6 +84,24 @@ def test_logits_that_are_not_finite_end_it_with_what_was_said_before(
     assert answer.text == "".join(written) == decoded(tokenizer, ids)
 
 
+@pytest.mark.parametrize("good", [0, 3])
+def test_ctrl_c_ends_it_with_what_there_is(good: int, toy: Any, tokenizer: Any) -> None:
+    ids = tokenizer.encode("a👩!", add_special_tokens=False)
+    written = list[str]()
+
+    def interrupted(tokens: list[int]) -> int:
+        if len(tokens) - 1 == good:
+            raise KeyboardInterrupt
+        return int(ids[len(tokens) - 1])
+
+    pool = Pool(4, 64)
+    loop = Loop(toy(pool, interrupted), pool, Sampling(), frozenset({END}), rows=1)
+    answer = answer_prompt(loop, Request(0, [BOS], 100), "", tokenizer, written.append)
+    assert (answer.reason, answer.ids) == ("interrupted", ids[:good])
+    assert answer.text == "".join(written) == decoded(tokenizer, ids[:good])
+    assert answer.speed.tokens_per_step == (1.0 if good else None)
+
+
 def test_steps_and_drafts_are_counted_after_the_first_token(
     says: Callable[..., tuple[Answer, list[str]]],
 ) -> None:

@@ -54,7 +54,7 @@ def test_settings_that_are_not_applied_are_named_where_they_change_something(
     [
         ({"temperature": "hot"}, "temperature is 'hot', not a number"),
         ({"temperature": True}, "temperature is True, not a number"),
-        ({"temperature": 1e-9}, "temperature 1e-09 is neither 0 nor at least 1e-06"),
+        ({"temperature": 1e-9}, "temperature 1e-09 is not 0, nor finite and at least 1e-06"),
         ({"top_p": 2}, "top_p 2 is not between 0 and 1"),
     ],
 )

@@ -138,7 +138,9 @@ def test_a_logit_that_overflows_at_a_temperature_ends_its_row_alone(
 
 @pytest.mark.parametrize("temperature", [1e-7, 1e-30, 1e-320, -0.5, INF, NAN])
 def test_a_temperature_that_logits_cannot_be_divided_by_is_refused(temperature: float) -> None:
-    with pytest.raises(DstoolsError, match=r"temperature .* is neither 0 nor at least 1e-06"):
+    with pytest.raises(
+        DstoolsError, match=r"temperature .* is not 0, nor finite and at least 1e-06"
+    ):
         Sampling(temperature)
 
 

@@ -16,6 +16,14 @@ def test_a_page_has_one_owner_until_it_is_given_back() -> None:
     assert pool.take(2) == first
 
 
+def test_a_pool_of_any_size_costs_nothing_until_pages_are_taken() -> None:
+    pool = Pool(10**25)
+    assert pool.take(2) == [0, 1]
+    pool.give([0, 1])
+    assert pool.take(3) == [0, 1, 2]
+    assert pool.free == 10**25 - 3
+
+
 @pytest.mark.parametrize(("tokens", "pages"), [(0, 0), (1, 1), (16, 1), (17, 2), (160, 10)])
 def test_a_page_is_needed_for_each_16_tokens_begun(tokens: int, pages: int) -> None:
     assert Pool(1, 16).needed(tokens) == pages

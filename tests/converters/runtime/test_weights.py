@@ -19,7 +19,13 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.model.architecture import read_architecture
 from dstools_converters.runtime import weights
 from dstools_converters.runtime.products import Stack
-from dstools_converters.runtime.weights import coded_names, load, read_positions
+from dstools_converters.runtime.weights import (
+    coded_names,
+    held_bytes,
+    load,
+    read_positions,
+    sound_inventory,
+)
 
 CPU = torch.device("cpu")
 
@@ -99,7 +105,7 @@ def test_experts_that_are_not_all_fp8_are_widened_with_a_line(
     assert roles == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"} | {
         f"shared_{part}" for part in ("gate", "up", "down")
     }
-    assert caplog.messages == ["the experts of 1 layers are widened: not all are FP8"]
+    assert caplog.messages == ["experts are widened in layers where not all are FP8: 1"]
 
 
 def test_fp8_in_other_blocks_is_widened_with_a_line(
@@ -113,6 +119,19 @@ def test_fp8_in_other_blocks_is_widened_with_a_line(
         assert caplog.messages == []
         assert not coded_names(other)
     assert caplog.messages == ["FP8 is widened: its blocks are 64 x 128, not 128 x 128"]
+
+
+@pytest.mark.parametrize("keeps_codes", [False, True])
+@pytest.mark.parametrize("mtp", [False, True])
+def test_held_bytes_are_those_of_the_loaded_weights(
+    keeps_codes: bool, mtp: bool, tiny_fp8: Path
+) -> None:
+    with open_checkpoint(tiny_fp8) as checkpoint:
+        held = held_bytes(sound_inventory(checkpoint, mtp), torch.bfloat16, keeps_codes)
+    decoder = load(tiny_fp8, torch.bfloat16, CPU, mtp=mtp, keeps_codes=keeps_codes).decoder
+    weights = [*decoder.parameters()]
+    weights += [m.scales for m in decoder.modules() if getattr(m, "scales", None) is not None]
+    assert held == sum(weight.nbytes for weight in weights)
 
 
 def test_the_bias_of_the_router_stays_float32(tiny: Path) -> None:

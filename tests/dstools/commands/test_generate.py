@@ -22,6 +22,7 @@ from dstools.cli import main
 from dstools.commands import generate as module
 from dstools_converters.model.stream import decoded
 from dstools_converters.model.tokenizer import load_tokenizer, prompt_ids
+from dstools_converters.runtime import draw
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 SUM = "State the final answer to the following arithmetic problem: 13 + 27 ="
@@ -229,11 +230,11 @@ def test_a_terminal_gets_no_control_characters(
     [
         (("--prompt", ""), "the prompt is empty"),
         (("--prompt", "\udcff"), "the prompt is not UTF-8"),
-        (("--temperature", "1e-7"), "temperature 1e-07 is neither 0 nor at least 1e-06"),
-        (("--temperature", "nan"), "temperature nan is neither 0 nor at least 1e-06"),
-        (("--top-p", "1.5"), "top_p 1.5 is not between 0 and 1"),
         (("--prompt", "1 + " * 512), "the prompt has 1024 tokens; the model has 512 positions"),
-        (("--pool", "64"), "the prompt of 4 tokens and its answer need 8 pages of 64 tokens; the "),
+        (
+            ("--pool", "64"),
+            "the prompt of 4 tokens and an answer of 508 need a cache of 511 tokens",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_one_error(
@@ -243,6 +244,44 @@ def test_what_cannot_be_asked_is_one_error(
     error, hint = one_error(dstools, SAMPLE, *prompt, *words)
     assert error.startswith(message)
     assert hint
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--temperature", "1e-7", "1e-07 is not 0, nor finite and at least 1e-06."),
+        ("--temperature", "nan", "nan is not 0, nor finite and at least 1e-06."),
+        ("--temperature", "inf", "inf is not 0, nor finite and at least 1e-06."),
+        ("--temperature", "-1", "-1 is not 0, nor finite and at least 1e-06."),
+        ("--top-p", "1.5", "1.5 is not in the range 0<=x<=1."),
+        ("--top-p", "nan", "nan is not in the range 0<=x<=1."),
+        ("--seed", "-1", "-1 is not in the range x>=0."),
+        ("--max-tokens", "0", "0 is not in the range x>=1."),
+        ("--pool", "0", "0 is not in the range x>=1."),
+    ],
+)
+def test_a_value_out_of_range_is_misuse(
+    option: str, value: str, message: str, dstools: Run
+) -> None:
+    result = dstools("generate", SAMPLE, "--prompt", "1", option, value)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '{option}': {message}"
+
+
+def test_the_least_temperature_is_that_of_the_sampler() -> None:
+    assert module.MIN_TEMPERATURE == draw.MIN_TEMPERATURE
+
+
+def test_a_closed_stdout_or_stdin_is_one_error() -> None:
+    command = f"{sys.executable} -m dstools generate {SAMPLE} --max-tokens 1 --prompt "
+    for words, stream in (("1 >&-", "stdout"), ("- <&-", "stdin")):
+        done = subprocess.run(
+            command + words, shell=True, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 1
+        error, hint = done.stderr.splitlines()
+        assert error.startswith(f"error: {stream} is closed")
+        assert hint.startswith("hint: leave it open")
 
 
 def test_a_prompt_of_other_bytes_than_utf_8_is_one_error() -> None:
@@ -273,10 +312,41 @@ def test_mtp_without_an_mtp_layer_is_one_error(
         assert hint == "leave --mtp out: it changes the speed alone"
 
 
+@pytest.mark.parametrize("words", [(), ("--mtp",)])
+def test_mtp_tensors_that_the_config_denies_are_one_error_with_a_hint_that_works(
+    words: tuple[str, ...], dstools: Run, copied: Callable[..., Path]
+) -> None:
+    folder = copied(SAMPLE, num_nextn_predict_layers=0)
+    error, hint = one_error(dstools, folder, "--prompt", "1", *words)
+    assert error.startswith("config.json: num_nextn_predict_layers is 0, but the shards hold 1 MTP")
+    assert hint == "set num_nextn_predict_layers to 1"
+
+
+def test_without_mtp_no_tensor_of_the_mtp_layer_is_needed(
+    dstools: Run, ok: Run, copied: Callable[..., Path]
+) -> None:
+    words = ("--prompt", SUM, "--chat", "--max-tokens", "9")
+    wanted = answered(ok, SAMPLE, *words)
+    folder = copied(SAMPLE)
+    path = folder / "model.safetensors"
+    last = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+    held = load_file(path).items()
+    path.unlink()
+    kept = {name: weight for name, weight in held if not name.startswith(f"model.layers.{last}.")}
+    save_file(kept, path, metadata={"format": "pt"})
+    assert answered(ok, folder, *words)["ids"] == wanted["ids"]
+    error, hint = one_error(dstools, folder, *words, "--mtp")
+    assert error == f"{folder}: has no MTP layer"
+    assert hint == "leave --mtp out: it changes the speed alone"
+
+
 def test_a_family_that_is_not_implemented_names_an_endpoint_as_the_way(
     dstools: Run, copied: Callable[..., Path]
 ) -> None:
-    folder = copied(SAMPLE, model_type="mixtral")
+    folder = copied(SAMPLE, model_type=None)
+    error, _ = one_error(dstools, folder, "--prompt", "1")
+    assert error == f"{folder}: config.json has no model_type"
+    (folder / "config.json").write_text('{"model_type": "mixtral"}')
     error, hint = one_error(dstools, folder, "--prompt", "1")
     assert error == f"{folder}: model_type 'mixtral' does not run here"
     assert "endpoint" in hint
@@ -321,8 +391,8 @@ def test_scales_that_do_not_fit_are_one_error(
 @pytest.mark.parametrize(
     ("free", "words", "message"),
     [
-        (14 << 20, (), "the weights, float32 on cpu, take 14.73 MB; 14.68 MB of memory is free"),
-        (15 << 20, ("--pool", "1000000"), "the pool, 1,000,000 tokens, take 3.84 GB; 15.73 MB of"),
+        (10 << 20, (), "the weights in float32 on cpu take 11.31 MB and a cache of 512 tokens "),
+        (1 << 40, ("--pool", "9" * 25), "the weights in float32 on cpu take 11.31 MB and a cache "),
     ],
 )
 def test_a_model_that_does_not_fit_into_memory_is_one_error(
@@ -331,7 +401,8 @@ def test_a_model_that_does_not_fit_into_memory_is_one_error(
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(1 << 40, free, None))
     error, hint = one_error(dstools, SAMPLE, "--prompt", "1", *words)
     assert error.startswith(message)
-    assert "--precision bfloat16" in hint
+    assert ("--precision bfloat16" in hint) == (not words)
+    assert ("--pool" in hint) == bool(words)
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -384,8 +455,9 @@ def test_ctrl_c_ends_it_with_130_and_keeps_the_text(endless: Path) -> None:
     assert run.returncode == 130, stderr
     assert begun + stdout
     last = stderr.decode().splitlines()[-1]
-    assert last.startswith("interrupted; nothing is lost")
+    assert re.match(r"answer    \d+ tokens \(interrupted\) in ", last)
     assert b"Traceback" not in stderr
+    assert b"resumes" not in stderr
 
 
 def test_a_reader_that_goes_away_is_no_error(endless: Path) -> None:

@@ -1,0 +1,87 @@
+"""Whether the weights and the cache of `dstools generate` fit into memory, and what would."""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from dstools_converters.errors import DstoolsError, size
+
+if TYPE_CHECKING:
+    from dstools_converters.runtime.decode import Request
+    from dstools_converters.runtime.pages import Pool
+
+
+SHARE = 0.95  # of the free memory, for a hint: a little of it is taken until it is followed
+
+
+class Form(NamedTuple):
+    """The form in which a model is held."""
+
+    precision: str
+    device: str
+    weights: int  # bytes
+    token: int  # bytes of the cache for a token
+
+
+def make_pool(request: "Request", limit: int, asked: int | None) -> "Pool":
+    """Return a pool of at least `asked` tokens, or of what prompt and answer need.
+
+    limit: how many tokens prompt and answer have at most. Raises DstoolsError where the pool that
+    was asked for is too small for them.
+    """
+    from dstools_converters.runtime.pages import PAGE, Pool
+
+    needed = max(limit - 1, 1)  # the last token is not cached
+    pool = Pool(-(-(asked or needed) // PAGE))
+    room = pool.count * PAGE
+    if room < needed:
+        count = len(request.prompt)
+        shorter = f", or --max-tokens {room + 1 - count}" if room >= count else ""
+        raise DstoolsError(
+            f"the prompt of {count:,} tokens and an answer of {limit - count:,} need a cache of "
+            f"{needed:,} tokens; --pool {asked} has room for {room:,}",
+            f"--pool {needed}{shorter}",
+        )
+    return pool
+
+
+def require_memory(form: Form, pool: "Pool", request: "Request", limit: int) -> None:
+    """Raise DstoolsError where a model and its pool need more memory than the device has free."""
+    free, tokens = _free(form.device), pool.count * pool.size
+    cache = tokens * form.token
+    if form.weights + cache <= free:
+        return
+    raise DstoolsError(
+        f"the weights in {form.precision} on {form.device} take {size(form.weights)} and a cache "
+        f"of {tokens:,} tokens {size(cache)}; {size(free)} of memory is free",
+        _advice(form, free, pool, request, limit),
+    )
+
+
+def _advice(form: Form, free: int, pool: "Pool", request: "Request", limit: int) -> str:
+    """Return what would fit: a smaller pool, a shorter answer, half the precision; or nothing."""
+    count, ways = len(request.prompt), []
+    spared = int(SHARE * free) - form.weights
+    room = max(spared, 0) // (form.token * pool.size) * pool.size
+    if room >= limit - 1:
+        ways.append(f"--pool {room}")
+    elif room >= count:
+        smaller = f"--pool {room} " if pool.count > pool.needed(limit - 1) else ""
+        ways.append(f"{smaller}--max-tokens {room + 1 - count}")
+    whole = form.weights + pool.count * pool.size * form.token
+    if form.precision == "float32" and math.ceil(whole / 2) <= free:
+        ways.append("--precision bfloat16")
+    if ways:
+        return ", or ".join(ways)
+    return "free memory or take a larger machine; an engine can divide it among several GPUs"
+
+
+def _free(device: str) -> int:
+    """Return the bytes of memory that are free."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    from dstools.machine import memory
+
+    now = memory()
+    return min(now.available, now.limit or now.available)
