@@ -5,9 +5,13 @@ N pages of a row, P pages of the pool, S tokens of a page, U tokens of a row tha
 longest.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MOST = 2**26  # elements of copied keys and values, or of scores, at a time
 
 
 def paged_attention(
@@ -17,27 +21,47 @@ def paged_attention(
 
     `cache` [P, S, 2, G, W] holds keys and values, those of the new tokens too; `table` int32
     [B, N] the pages of each row, `lengths` int32 [B] its tokens with the new ones, `cumulative`
-    int32 [B + 1] where its new tokens begin. Places that no one wrote may hold NaN.
+    int32 [B + 1] where its new tokens begin. Places that no one wrote may hold NaN. Memory is
+    bounded by MOST, or by the keys and values of the longest row.
     """
-    counts = cumulative.diff().long()
-    rows, size = len(counts), cache.shape[1]
-    longest, width = int(counts.max()), int(lengths.max())
-    token = torch.arange(longest, device=q_THW.device)
-    is_new_BU = token < counts[:, None]
-    q_BUHW = q_THW.new_zeros(rows, longest, *q_THW.shape[1:])
-    q_BUHW[is_new_BU] = q_THW
-    seen_BU = (lengths.long() - counts)[:, None] + token + 1
-    kept = cache[table[:, : -(-width // size)].long()].flatten(1, 2)  # [B, N * S, 2, G, W]
-    place = torch.arange(kept.shape[1], device=q_THW.device)
-    is_written = place < lengths[:, None]
-    kept = kept.masked_fill(~is_written[..., None, None, None], 0)
-    k_BGXW, v_BGXW = kept.permute(2, 0, 3, 1, 4)
-    mixed_BHUW = F.scaled_dot_product_attention(
-        q_BUHW.transpose(1, 2),
-        k_BGXW,
-        v_BGXW,
-        attn_mask=(place < seen_BU[..., None])[:, None],
-        scale=scale,
-        enable_gqa=q_THW.shape[1] != k_BGXW.shape[1],
-    )
-    return mixed_BHUW.transpose(1, 2)[is_new_BU]
+    mixed_THW = torch.empty_like(q_THW)
+    begins, counts = cumulative[:-1].long(), cumulative.diff().long()
+    for rows, width in _groups(-(-lengths // cache.shape[1]), MOST // cache[0].numel()):
+        news, ends = counts[rows, None], lengths[rows, None].long()
+        kept = cache[table[rows, :width].long()].flatten(1, 2)  # [B, N * S, 2, G, W]
+        place = torch.arange(kept.shape[1], device=kept.device)
+        kept.masked_fill_((place >= ends)[..., None, None, None], 0)
+        k_BGXW, v_BGXW = kept.permute(2, 0, 3, 1, 4)
+        step = max(1, MOST // (q_THW.shape[1] * kept[..., 0, 0, 0].numel()))
+        longest = int(news.max())
+        for first in range(0, longest, step):
+            token = torch.arange(first, min(first + step, longest), device=kept.device)
+            is_new_BU = token < news
+            new = (begins[rows, None] + token)[is_new_BU]
+            q_BUHW = q_THW.new_zeros(*is_new_BU.shape, *q_THW.shape[1:])
+            q_BUHW[is_new_BU] = q_THW[new]
+            seen_BU = ends - news + token + 1
+            mixed_BHUW = F.scaled_dot_product_attention(
+                q_BUHW.transpose(1, 2),
+                k_BGXW,
+                v_BGXW,
+                attn_mask=(place < seen_BU[..., None])[:, None],
+                scale=scale,
+                enable_gqa=q_THW.shape[1] != k_BGXW.shape[1],
+            )
+            mixed_THW[new] = mixed_BHUW.transpose(1, 2)[is_new_BU]
+    return mixed_THW
+
+
+def _groups(pages: Tensor, most: int) -> Iterator[tuple[Tensor, int]]:
+    """Yield rows of like length and the pages of the longest, by the pages [B] of each.
+
+    Padded to the longest, they have at most `most` pages, unless it is a single row.
+    """
+    order = pages.argsort()
+    widths = pages[order].tolist()
+    begin = 0
+    for end in range(1, len(widths) + 1):
+        if end == len(widths) or (end + 1 - begin) * widths[end] > most:
+            yield order[begin:end], widths[end - 1]
+            begin = end

@@ -200,6 +200,7 @@ class Serving(nn.Module):
         return x_TD + fed_TD
 
     def _places(self, batch: Batch, cache: Tensor) -> Places:
+        """Return the places of new tokens; raise ValueError where one has no page of the pool."""
         _, table, cumulative, past = batch
         counts = cumulative.diff()
         lengths = past + counts
@@ -212,6 +213,8 @@ class Serving(nn.Module):
         if int(counts.max()) > MAX_ABSORBED and isinstance(self.model.attention, family.MLA):
             ends = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
             whole = Whole(token_slots(table, lengths, ends, *cache.shape[:2]), ends)
+        if bool(((slots if whole is None else whole.slots) < 0).any()):
+            raise ValueError("block_table must name a page of the pool for every token of a row")
         return Places(angles, slots, table, lengths, cumulative, whole)
 
 

@@ -1,9 +1,12 @@
 """Attention to pages is softmax over a row's own tokens, whatever else the pages hold."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from dstools_converters.runtime import attention as module
 from dstools_converters.runtime.attention import paged_attention
 
 HEADS, GROUPS, SIZE, PAGE = 6, 2, 8, 4
@@ -16,9 +19,13 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return torch.einsum("hx,xhw->hw", shares, v)
 
 
-@pytest.mark.parametrize("news", [[1, 1, 1, 1], [2, 1, 2, 2], [5, 1, 9, 3]])
-def test_each_new_token_sees_its_row_up_to_itself(news: list[int]) -> None:
+@pytest.mark.parametrize("most", [module.MOST, 200, 1])
+@pytest.mark.parametrize("news", [[1, 1, 1, 1], [2, 1, 2, 2], [5, 1, 9, 3], [0, 1, 0, 4]])
+def test_each_new_token_sees_its_row_up_to_itself(
+    news: list[int], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows of 1, a page, a page and one, and 11 tokens; pages that no one wrote hold NaN."""
+    monkeypatch.setattr(module, "MOST", most)
     torch.manual_seed(0)
     lengths = [max(n, length) for n, length in zip(news, [1, 4, 5, 11], strict=True)]
     cache = torch.full((20, PAGE, 2, GROUPS, SIZE), torch.nan)
@@ -37,6 +44,29 @@ def test_each_new_token_sees_its_row_up_to_itself(news: list[int]) -> None:
             # a few units in the last place of float32, of values up to 4
             assert (found[at] - wanted).abs().max() < 1e-6
             at += 1
+
+
+def test_no_more_is_copied_at_a_time_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of 64 tokens and 60 of one, which all padded to 64 would be 61 * 64 tokens."""
+    most = 100 * 2 * GROUPS * SIZE
+    monkeypatch.setattr(module, "MOST", most)
+    copied, scores = [], []
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        copied.append(k.numel() + v.numel())
+        scores.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
+        return torch.zeros(*q.shape[:-1], SIZE)
+
+    monkeypatch.setattr(module.F, "scaled_dot_product_attention", watched)
+    lengths = torch.tensor([1] * 30 + [64] + [1] * 30).int()
+    counts = torch.tensor([1] * 30 + [40] + [1] * 30)
+    cumulative = torch.cat((torch.zeros(1), counts.cumsum(0))).int()
+    cache = torch.zeros(16, PAGE, 2, GROUPS, SIZE)
+    table = torch.zeros(61, 16).int()
+    paged_attention(torch.zeros(100, HEADS, SIZE), cache, table, lengths, cumulative, 0.3)
+    assert max(copied) <= most
+    assert max(scores) <= most
+    assert len(copied) < 10
 
 
 def test_bfloat16_stays_bfloat16() -> None:

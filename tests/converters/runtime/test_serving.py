@@ -158,6 +158,21 @@ def test_both_forms_of_a_decoder_say_the_same(kind: str, folder_of: Any, decoder
             assert (logits - decoder(torch.tensor([row]))[0]).abs().max() <= BOUND
 
 
+@pytest.mark.parametrize("pages", [[0, 60], [0, -1], [0]])
+@pytest.mark.parametrize(("past", "new"), [(16, 1), (16, 5), (15, 2)])
+@pytest.mark.parametrize("kind", ["sample-v3", "tiny-llama"])
+def test_a_token_without_a_page_is_refused_and_writes_nothing(
+    kind: str, past: int, new: int, pages: list[int], folder_of: Any
+) -> None:
+    """It would be written to the last page, or read from there."""
+    session, _ = session_of(load(folder_of(kind), torch.float32, CPU))
+    table, lengths = torch.tensor([pages]).int(), torch.tensor([0, new]).int()
+    batch = Batch(torch.full((new,), 5), table, lengths, torch.tensor([past]).int())
+    with pytest.raises(ValueError, match="block_table must name a page"):
+        session.step(batch, torch.tensor([0]))
+    assert all(cache.isnan().all() for cache in session.caches)
+
+
 def answers(
     session: Session,
     pool: Pool,
