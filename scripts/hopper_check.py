@@ -128,6 +128,7 @@ def kernels(out: Path, seconds: float) -> None:
     if not is_card:
         record.leave_out("everything on a card", "torch finds no CUDA device")
     wrong: list[str] = []
+    worker.listen(lambda text: keep(record, {"part": "notes", "text": text}, wrong))
     jobs, first = worker.jobs(is_card), 0
     while first < len(jobs) and record.has_time(f"cases from {jobs[first].case.name} on"):
         first = follow(record, first, jobs, wrong)
@@ -166,7 +167,7 @@ def follow(record: Record, first: int, jobs: list[Job], wrong: list[str]) -> int
         why = why or (errors.read().strip() or f"exit {process.returncode}").splitlines()[-1]
     part, name = jobs[now].part, jobs[now].case.name
     if record.has_time(name):
-        lost = {"part": part, "name": name, "form": "unknown", "is_right": False, "how": why}
+        lost = {"part": part, "name": name, "is_right": False, "how": why}
         keep(record, lost, wrong)
     return now + 1
 
@@ -187,10 +188,12 @@ def keep(record: Record, result: dict[str, Any], wrong: list[str]) -> None:
         case "checks" | "forms" as part:
             is_right = result["is_right"]
             verdict = "ok" if is_right else "WRONG" if part == "checks" else "off"
-            text = f"{verdict:9} {result['name']} ({result['form']}): {result['how']}"
+            text = f"{verdict:9} {result['name']}: {result['how']}"
             record.add(part, result, text)
             if not is_right and part == "checks":
                 wrong.append(result["name"])
+        case "notes":
+            record.add("notes", result, f"note      {result['text']}")
         case "times":
             best = record.results["ceilings"][0]
             share = result["bytes_a_second"] / best["copy_bytes_a_second"]

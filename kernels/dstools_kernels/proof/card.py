@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ScalingType, scaled_mm
 
-from dstools_kernels.ops.dispatch import VARIABLE, Kernels, is_interpreted, uses_triton
+from dstools_kernels.ops.dispatch import VARIABLE, Kernels, is_interpreted
 from dstools_kernels.proof.cases import Case
 
 REPEATS = 20  # of a timed call
@@ -28,7 +28,6 @@ class Checked:
     """A case and whether its op gave what the definition gives."""
 
     name: str
-    form: str  # "triton", or "reference" where the twin does not run on this device
     is_right: bool
     how: str  # how far off
 
@@ -38,7 +37,6 @@ class Timed:
     """A case and its time."""
 
     name: str
-    form: str
     seconds: float
     bytes_a_second: float
     flops: float  # a second; 0 where the op has no products
@@ -70,20 +68,18 @@ def using(value: Kernels) -> Iterator[None]:
 def check(case: Case, device: torch.device) -> Checked:
     """Run a case in the form that `device` has, and compare it with the definition there."""
     torch.manual_seed(0)
-    name = "triton" if uses_triton(torch.empty(0, device=device)) else "reference"
     call = case.make(device)
     result = _kept(call())
     with using("reference"):
         is_right, how = case.compare(result, call())
-    return Checked(case.name, name, is_right, how)
+    return Checked(case.name, is_right, how)
 
 
 def timed(case: Case, device: torch.device) -> Timed:
     """Return how long a case takes."""
     torch.manual_seed(0)
-    name = "triton" if uses_triton(torch.empty(0, device=device)) else "reference"
     seconds, work = clock(case.make(device), device), case.work
-    return Timed(case.name, name, seconds, work.bytes_moved / seconds, work.flops / seconds)
+    return Timed(case.name, seconds, work.bytes_moved / seconds, work.flops / seconds)
 
 
 def ceilings(device: torch.device, size: int) -> dict[str, float]:
@@ -93,9 +89,9 @@ def ceilings(device: torch.device, size: int) -> dict[str, float]:
     """
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     b = torch.empty_like(a)
-    found = {"copy_bytes_a_second": 2 * a.nbytes / clock(lambda: b.copy_(a), device)}
+    measured = {"copy_bytes_a_second": 2 * a.nbytes / clock(lambda: b.copy_(a), device)}
     flops = 2 * size**3
-    found["bf16_flops"] = flops / clock(lambda: a @ b, device)
+    measured["bf16_flops"] = flops / clock(lambda: a @ b, device)
     codes, scale = a.to(torch.float8_e4m3fn), torch.ones(1, device=device)
     whole = ScalingType.TensorWise
 
@@ -103,8 +99,8 @@ def ceilings(device: torch.device, size: int) -> dict[str, float]:
         return scaled_mm(codes, codes.T, scale, whole, scale, whole, output_dtype=torch.bfloat16)
 
     with suppress(RuntimeError, ValueError, NotImplementedError):
-        found["fp8_flops"] = flops / clock(fp8_product, device)
-    return found
+        measured["fp8_flops"] = flops / clock(fp8_product, device)
+    return measured
 
 
 def clock(call: Callable[[], Any], device: torch.device) -> float:

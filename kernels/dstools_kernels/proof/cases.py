@@ -14,7 +14,7 @@ from dstools_kernels.ops.act_quant import Quantized, act_quant
 from dstools_kernels.ops.combine import combine
 from dstools_kernels.ops.fp8_gemm import fp8_gemm
 from dstools_kernels.ops.gemm import gemm
-from dstools_kernels.ops.latent_pages import pack_fp8, write_latents
+from dstools_kernels.ops.latent_pages import PAGE_SIZE, pack_fp8, write_latents
 from dstools_kernels.ops.mla_decode import mla_decode
 from dstools_kernels.ops.mla_merge import mla_merge
 from dstools_kernels.ops.mla_prefill import mla_prefill
@@ -28,7 +28,6 @@ from dstools_kernels.proof import roofline
 from dstools_kernels.proof.comparisons import equal, near_attention, near_sum, one_step, routed
 from dstools_kernels.proof.roofline import Work
 
-PAGE = 64  # tokens
 LATENT, ROPE, FP8_BYTES = 512, 64, 656
 V3_RULE = Rule("sigmoid", "top2", 8, 4, 8, True, 2.5)
 
@@ -193,13 +192,15 @@ def add_up(tokens: int) -> Case:
 
 def _pool(device: torch.device, lengths: Tensor, is_fp8: bool) -> tuple[Tensor, Tensor]:
     """Return a pool and a table for rows of `lengths`, shuffled; what no row wrote is NaN."""
-    width = max(1, -(-int(lengths.max()) // PAGE)) if len(lengths) else 1
+    width = max(1, -(-int(lengths.max()) // PAGE_SIZE)) if len(lengths) else 1
     pages = len(lengths) * width + 1
     table = torch.randperm(pages - 1, device=device).int().view(len(lengths), width)
-    pool = torch.full((pages, PAGE, LATENT + ROPE), torch.nan, device=device, dtype=torch.bfloat16)
-    at = torch.arange(width * PAGE, device=device)
+    pool = torch.full(
+        (pages, PAGE_SIZE, LATENT + ROPE), torch.nan, device=device, dtype=torch.bfloat16
+    )
+    at = torch.arange(width * PAGE_SIZE, device=device)
     is_used = at < lengths[:, None]
-    rows = table.long().repeat_interleave(PAGE, 1) * PAGE + at % PAGE
+    rows = table.long().repeat_interleave(PAGE_SIZE, 1) * PAGE_SIZE + at % PAGE_SIZE
     used = rows[is_used]
     pool.view(-1, LATENT + ROPE)[used] = _random(device, len(used), LATENT + ROPE)
     return (pack_fp8(pool) if is_fp8 else pool), table
@@ -225,7 +226,7 @@ def decode(lengths: list[int], heads: int, new: int = 1, is_fp8: bool = False) -
 
     token_bytes = FP8_BYTES if is_fp8 else 2 * (LATENT + ROPE)
     longest = max(lengths, default=0)
-    work = roofline.mla_decode(len(lengths) * new, longest, token_bytes, heads)
+    work = roofline.mla_decode(len(lengths), longest, token_bytes, heads, new)
     return Case(work, make, near_attention)
 
 
@@ -245,11 +246,11 @@ def write(tokens: int, is_fp8: bool = False) -> Case:
     """Return latents to write into shuffled pages."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        pages = tokens // PAGE + 2
-        pool = torch.zeros(pages, PAGE, LATENT + ROPE, device=device, dtype=torch.bfloat16)
+        pages = tokens // PAGE_SIZE + 2
+        pool = torch.zeros(pages, PAGE_SIZE, LATENT + ROPE, device=device, dtype=torch.bfloat16)
         pool = pack_fp8(pool) if is_fp8 else pool
         latents = with_ties(device, tokens, LATENT + ROPE)
-        slots = torch.randperm(pages * PAGE, device=device)[:tokens]
+        slots = torch.randperm(pages * PAGE_SIZE, device=device)[:tokens]
 
         def call() -> Tensor:
             write_latents(latents, pool, slots)
@@ -325,6 +326,7 @@ V3 = (
     decode([65_536], roofline.HEADS),
     decode(BATCH, roofline.HEADS),
     decode(BATCH, 16),
+    decode(BATCH, 16, new=2),
     decode(BATCH, roofline.HEADS, is_fp8=True),
     merge(128, 4, roofline.HEADS),
     prefill([4096], [0], roofline.HEADS),

@@ -5,17 +5,20 @@
 A kernel that hangs or touches foreign memory takes its process along. So a worker prints a line of
 JSON before each job and after it, and whoever started it continues with the next job in a new one.
 What the card can do at best comes before the first job. Lines are {"job": number, "name"},
-{"part": "ceilings", ...}, {"part": "checks" | "forms", ...} and {"part": "times", ...}.
+{"part": "ceilings", ...}, {"part": "checks" | "forms", ...}, {"part": "times", ...} and, the first
+time that an op runs in a form, {"part": "notes", "text"}.
 """
 
 import json
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
 
+from dstools_kernels.ops import dispatch
 from dstools_kernels.proof import card, cases
 from dstools_kernels.proof.cases import Case
 from dstools_kernels.proof.forms import decode_forms, vendor_forms
@@ -55,11 +58,36 @@ def work(first: int, device: torch.device) -> Iterator[dict[str, Any]]:
             yield {"part": "times"} | asdict(card.timed(job.case, device))
 
 
+class Notes(logging.Handler):
+    """Passes on what the ops log: in which form each runs, and why."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self.note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass on one line, unless definitions were asked for, to compare with."""
+        if dispatch.kernels() != "reference":
+            self.note(record.getMessage())
+
+
+def listen(note: Callable[[str], None]) -> None:
+    """Call `note` with each line that the ops log from now on."""
+    dispatch.log.setLevel(logging.INFO)
+    dispatch.log.addHandler(Notes(note))
+
+
 def main() -> None:
     """Print the lines."""
+    listen(lambda text: say({"part": "notes", "text": text}))
     for line in work(int(sys.argv[1]), card.prepare()):
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
+        say(line)
+
+
+def say(line: dict[str, Any]) -> None:
+    """Print one line at once."""
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

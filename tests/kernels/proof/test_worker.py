@@ -1,8 +1,11 @@
 """The process that works through the cases on a card."""
 
+import logging
+
 import pytest
 import torch
 
+from dstools_kernels.ops import dispatch
 from dstools_kernels.proof import card, cases, worker
 
 CPU = torch.device("cpu")
@@ -37,3 +40,17 @@ def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "SMALL", (wrong,))
     monkeypatch.setattr(card, "ceilings", lambda device, size: {})
     assert [line.get("part") for line in worker.work(0, CPU)] == ["ceilings", None, "checks"]
+
+
+def test_what_ops_log_about_their_forms_is_passed_on(caplog: pytest.LogCaptureFixture) -> None:
+    notes: list[str] = []
+    worker.listen(notes.append)
+    handler = dispatch.log.handlers[-1]
+    try:
+        dispatch.log.info("%s runs as its %s", "gemm", "Triton twin")
+        with card.using("reference"):
+            dispatch.log.info("%s runs as its %s", "gemm", "torch definition")
+    finally:
+        dispatch.log.removeHandler(handler)
+        dispatch.log.setLevel(logging.NOTSET)
+    assert notes == ["gemm runs as its Triton twin"]
