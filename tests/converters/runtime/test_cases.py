@@ -1,4 +1,4 @@
-"""The cases of tests/cases/runtime that need neither a folder nor a kernel, on draw and loop."""
+"""The cases of tests/cases/runtime that need no exported folder."""
 
 import os
 import subprocess
@@ -20,9 +20,18 @@ CASES = HERE.parents[1] / "cases" / "runtime"
     ],
 )
 def test_a_case_passes(case: str, function: str) -> None:
+    assert_passes(case, function)
+
+
+def test_offsets_past_2_to_the_31_are_read_in_64_bits() -> None:
+    pytest.importorskip("triton", reason="needs triton, a development extra")
+    assert_passes("wide_offsets")
+
+
+def assert_passes(case: str, *arguments: str) -> None:
     path = os.pathsep.join([str(HERE), *sys.path])
     run = subprocess.run(
-        [sys.executable, CASES / f"{case}.py", function],
+        [sys.executable, CASES / f"{case}.py", *arguments],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
