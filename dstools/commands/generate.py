@@ -166,7 +166,11 @@ def generate(
 
     tokenizer = load_tokenizer(known.folder)
     ends = end_ids(known.folder, tokenizer)
-    if not ends:
+    vocab_size = known.architecture.model.vocab_size
+    lost = ", ".join(str(end) for end in sorted(ends) if end >= vocab_size)
+    if lost:
+        click.echo(f"warning: eos_token_id {lost}: the model has {vocab_size} tokens", err=True)
+    if all(end >= vocab_size for end in ends):
         click.echo("warning: nothing names a token that ends an answer", err=True)
     asked = read_prompt(tokenizer, text, chat)
     request = Request(0, asked.ids, max_tokens)
@@ -274,7 +278,9 @@ def _sampling(
         text += f", top_p {sampling.top_p:g} ({source}), seed {seed}"
     _line("sampling", text)
     if defaults.not_applied:
-        others = ", ".join(f"{key} {value!r}" for key, value in defaults.not_applied.items())
+        others = ", ".join(
+            f"{key} {printable(repr(value))}" for key, value in defaults.not_applied.items()
+        )
         click.echo(terminal(f"warning: {folder / FILE}: not applied: {others}"), err=True)
     return sampling
 

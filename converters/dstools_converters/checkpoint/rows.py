@@ -230,5 +230,5 @@ def not_finite(info: TensorInfo, element: int) -> DstoolsError:
         position.insert(0, at)
     return DstoolsError(
         f"{info.where}: NaN or infinity at {position}",
-        "the file is damaged, or the training that made it diverged; it cannot be converted",
+        "the file is damaged, or the training that made it diverged; take it from another copy",
     )

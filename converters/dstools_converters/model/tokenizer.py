@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ Messages = list[dict[str, str]]
 
 log = logging.getLogger(__name__)
 TEMPLATE_SECONDS = 10  # those of releases take milliseconds
+MAX_ADDED, MAX_COPIES = 1 << 20, 8  # characters besides the messages; times that these are written
 PROBE = (  # whatever splits, normalizes or merges in its own way
     "Hello world, how are you?  12 + 34 = 46; 1234567.\n\n    indented\tx\r\n\n\n"
     "don't WON'T 你好\uff0c世界。「日本語」カタカナ한국어 Ärger e\u0301 naïve ﬁ ½ Привет "
@@ -31,6 +32,11 @@ RELEASE_HINT = "copy tokenizer.json and tokenizer_config.json from the model's r
 CONFIG_HINT = "the settings of tokenizer_config.json contradict it; restore both from the release"
 TEMPLATE_HINT = (
     "fix chat_template.jinja; for a student, student.template in the recipe names another one"
+)
+RESTORE = "restore chat_template.jinja or tokenizer_config.json from the model's release"
+TEMPLATE_ERRORS = (  # what expressions of a template raise, besides jinja's own
+    *(ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError),
+    *(TypeError, ValueError),
 )
 ANSWER = "the answer of the probe"  # not part of any template
 QUESTION = [{"role": "user", "content": "7"}]
@@ -141,10 +147,15 @@ def chat_text(
 
     thinks: turn the reasoning on, in templates of models that answer with and without it.
     Raises DstoolsError, which names neither file nor line, where the template takes more than
-    TEMPLATE_SECONDS or refuses the messages. The tokenizer must have a template.
+    TEMPLATE_SECONDS, writes far more than the messages, fails or refuses them. The tokenizer must
+    have a template.
     """
     from jinja2 import TemplateError
 
+    if not isinstance(tokenizer.chat_template, str | dict):
+        raise DstoolsError(
+            f"chat_template is {printable(repr(tokenizer.chat_template))}, not a template", RESTORE
+        )
     switches = dict.fromkeys(THINKING_SWITCHES, True) if thinks else {}
     try:
         with time_limit(TEMPLATE_SECONDS):
@@ -153,18 +164,22 @@ def chat_text(
             )
     except TimeoutError as error:
         raise DstoolsError(
-            f"the chat template takes more than {TEMPLATE_SECONDS} s",
-            "the template is part of the checkpoint; look at chat_template.jinja",
+            f"the chat template takes more than {TEMPLATE_SECONDS} s", RESTORE
         ) from error
-    except (TemplateError, TypeError, ValueError) as error:
-        raise DstoolsError(
-            f"the chat template refuses the messages: {printable(str(error))}",
-            "check that the model knows the roles",
-        ) from error
+    except (TemplateError, *TEMPLATE_ERRORS) as error:
+        reason = printable(str(error) or type(error).__name__)
+        if type(error) is TemplateError:  # of its raise_exception, not of jinja
+            raise DstoolsError(
+                f"the chat template refuses the messages: {reason}",
+                "check that the model knows the roles, and their order",
+            ) from error
+        raise DstoolsError(f"the chat template fails: {reason}", RESTORE) from error
+    if len(text) > MAX_ADDED + MAX_COPIES * len(str(messages)):
+        raise DstoolsError(f"the chat template writes {len(text):,} characters", RESTORE)
     return text
 
 
-def prompt_text(tokenizer: Any, messages: Messages) -> str:
+def prompt_text(tokenizer: Any, messages: list[dict[str, Any]] | Messages) -> str:
     """Return the text that serving shows the model: the template with its generation prompt.
 
     Raises DstoolsError if the tokenizer has no template, or if the template refuses the messages or
@@ -189,6 +204,29 @@ def prompt_ids(tokenizer: Any, messages: Messages, prefill: bool = False) -> lis
         text += f"{OPEN}\n"
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     return ids
+
+
+def question_text(tokenizer: Any, text: str) -> str:
+    """Return the text that serving shows the model for one message of a user.
+
+    Its content is a list of parts where the template does not write a string. Raises DstoolsError
+    as `prompt_text`, and where it writes neither.
+    """
+
+    def messages(text: str, in_parts: bool) -> list[dict[str, Any]]:
+        content = [{"type": "text", "text": text}] if in_parts else text
+        return [{"role": "user", "content": content}]
+
+    failed: DstoolsError | None = None
+    for in_parts in (False, True):
+        try:
+            probe = prompt_text(tokenizer, messages(ANSWER, in_parts))
+        except DstoolsError as error:
+            failed = failed or error
+            continue
+        if ANSWER in probe:
+            return prompt_text(tokenizer, messages(text, in_parts))
+    raise failed or DstoolsError("the chat template does not write the message of a user", RESTORE)
 
 
 class Form(NamedTuple):
@@ -238,10 +276,13 @@ def end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     """Return the ids that end an answer of a checkpoint, none where nothing names any.
 
     They are those of generation_config.json and of config.json, and the token that the tokenizer's
-    template, if it has one, writes after an answer. Raises DstoolsError for an end that is not a
-    token id, and for a template without an end.
+    template writes after an answer, if it writes one. Raises DstoolsError for an end that is not a
+    token id.
     """
-    ends = {end_token_id(tokenizer)} if tokenizer.chat_template else set()
+    ends: set[int] = set()
+    if tokenizer.chat_template:
+        with suppress(DstoolsError):  # it is not needed to ask: only answers have an end
+            ends.add(end_token_id(tokenizer))
     for name in ("generation_config.json", "config.json"):
         listed = (json_table(folder / name) or {}).get("eos_token_id")
         for end in listed if isinstance(listed, list) else [listed]:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import OPEN, opens_think
 from dstools_converters.model.stream import TextStream
-from dstools_converters.model.tokenizer import prompt_ids, prompt_text
+from dstools_converters.model.tokenizer import question_text
 from dstools_converters.runtime.decode import Loop, Request
 
 
@@ -47,12 +48,17 @@ class Prompt(NamedTuple):
 def read_prompt(tokenizer: Any, text: str, chat: bool) -> Prompt:
     """Return the prompt of a text, with one BOS if the tokenizer or the template has one.
 
-    chat: the text is a user message, rendered with the chat template. Raises DstoolsError where the
-    template does not render it.
+    chat: the text is a user message, rendered with the chat template. Raises DstoolsError where
+    there is none, or it does not render the text.
     """
     if chat:
-        messages = [{"role": "user", "content": text}]
-        text, ids = prompt_text(tokenizer, messages), prompt_ids(tokenizer, messages)
+        if not tokenizer.chat_template:
+            raise DstoolsError(
+                f"{tokenizer.name_or_path}: has no chat template",
+                "leave --chat out: the text is then continued as it is",
+            )
+        text = question_text(tokenizer, text)
+        ids = tokenizer.encode(text, add_special_tokens=False)  # the template writes BOS itself
     else:
         has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
         ids = tokenizer(text, add_special_tokens=not has_bos, verbose=False)["input_ids"]

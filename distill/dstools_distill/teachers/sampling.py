@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.model.tokenizer import end_ids
+from dstools_converters.model.tokenizer import end_ids, end_token_id
 from dstools_converters.runtime.decode import Loop, Reason, Request
 from dstools_converters.runtime.draw import Sampling
 from dstools_converters.runtime.session import Session, pool_for
@@ -61,6 +61,8 @@ class Sampler:
             ) from error
         self.tokenizer = tokenizer
         self.end_ids = end_ids(model, tokenizer)
+        if not self.end_ids and tokenizer.chat_template:
+            end_token_id(tokenizer)  # raises, as answers would never end
 
     def answers(
         self,

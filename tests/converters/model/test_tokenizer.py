@@ -19,6 +19,7 @@ from dstools_converters.model.tokenizer import (
     load_tokenizer,
     prompt_ids,
     prompt_text,
+    question_text,
     time_limit,
 )
 
@@ -143,15 +144,63 @@ def test_messages_are_rendered_by_the_template(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{{ raise_exception('only system') }}", "only system"),
         ("{{ messages[7].content.x }}", ".*"),
         ("{{ messages.__class__.__mro__ }}", ".*"),  # the sandbox
+        ("{% for a in range(100000000) %}x{% endfor %}", "Range too big"),
+        ("{{ nothing.of_it }}", "'nothing' is undefined"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+        ("{{ 1 // 0 }}", ".*zero"),
+        ("{{ {}.pop('x') }}", ".*"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "maximum recursion"),
     ],
 )
-def test_a_template_that_refuses_is_an_error(template: str, reason: str, folder: Path) -> None:
+def test_a_template_that_fails_is_an_error(template: str, reason: str, folder: Path) -> None:
     tokenizer = loaded(folder, chat_template=template)
-    with pytest.raises(DstoolsError, match=f"^the chat template refuses the messages: {reason}"):
+    with pytest.raises(DstoolsError, match=f"^the chat template fails: {reason}") as error:
         chat_text(tokenizer, ASKED)
+    assert error.value.hint == module.RESTORE
+
+
+def test_a_template_that_refuses_is_an_error_about_the_roles(folder: Path) -> None:
+    tokenizer = loaded(folder, chat_template="{{ raise_exception('only system') }}")
+    message = "^the chat template refuses the messages: only system$"
+    with pytest.raises(DstoolsError, match=message) as error:
+        chat_text(tokenizer, ASKED)
+    assert "knows the roles" in error.value.hint
+
+
+def test_a_template_that_writes_far_more_than_the_messages_is_an_error(folder: Path) -> None:
+    tokenizer = loaded(folder, chat_template="{{ messages[0].content }}{{ 'a' * 100000000 }}")
+    with pytest.raises(DstoolsError, match="the chat template writes 100,000,002 characters"):
+        chat_text(tokenizer, ASKED)
+    tokenizer = loaded(folder, chat_template="{{ messages[0].content * 2 }}{{ 'a' * 9999 }}")
+    long = "a" * (1 << 20)
+    assert len(chat_text(tokenizer, [{"role": "user", "content": long}])) == (2 << 20) + 9999
+
+
+def test_a_template_that_is_a_number_is_an_error(folder: Path) -> None:
+    tokenizer = loaded(folder)
+    tokenizer.chat_template = 3
+    with pytest.raises(DstoolsError, match=r"^chat_template is 3, not a template$"):
+        chat_text(tokenizer, ASKED)
+
+
+STRING = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+PARTS = "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{{ p.text }}{% endfor %}"
+PARTS += "{% endfor %}"
+PICKY = PARTS.replace("{{ p.text }}", "{{ p['text'] + '' }}")  # fails for the letters of a string
+
+
+@pytest.mark.parametrize("template", [STRING, PARTS, PICKY])
+def test_a_question_is_written_as_a_string_or_in_parts(template: str, folder: Path) -> None:
+    assert question_text(loaded(folder, chat_template=template), " Hi ") == "<user> Hi "
+
+
+def test_a_template_that_does_not_write_the_question_is_an_error(folder: Path) -> None:
+    with pytest.raises(DstoolsError, match="does not write the message of a user"):
+        question_text(loaded(folder, chat_template="7"), "7")
+    with pytest.raises(DstoolsError, match="refuses the messages: no users"):
+        question_text(loaded(folder, chat_template="{{ raise_exception('no users') }}"), "7")
 
 
 def test_a_template_that_loops_is_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +297,14 @@ def test_without_a_template_only_the_configs_name_ends(folder: Path) -> None:
     assert end_ids(folder, tokenizer) == {7}
     (folder / "config.json").write_text("{}")
     assert end_ids(folder, tokenizer) == frozenset()
+
+
+@pytest.mark.parametrize("template", [STRING, PARTS, "{% for m in messages %}", "7"])
+def test_a_template_that_writes_no_end_leaves_those_of_the_configs(
+    template: str, folder: Path
+) -> None:
+    (folder / "config.json").write_text('{"eos_token_id": 7}')
+    assert end_ids(folder, loaded(folder, chat_template=template)) == {7}
 
 
 @pytest.mark.parametrize("wrong", ["</s>", [1, True], -2, 1.0])

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.runtime.defaults import Defaults, read_defaults
+from dstools_converters.runtime.defaults import NOT_APPLIED, Defaults, read_defaults
 from dstools_converters.runtime.draw import Sampling
 
 
@@ -47,6 +48,26 @@ def test_settings_that_are_not_applied_are_named_where_they_change_something(
     assert read(tmp_path, **qwen).not_applied == {"top_k": 20, "repetition_penalty": 1.05}
     neutral = {"top_k": 0, "repetition_penalty": 1.0, "min_p": None, "typical_p": 1.0}
     assert read(tmp_path, **neutral).not_applied == {}
+    longer = {"no_repeat_ngram_size": 3, "suppress_tokens": [1], "num_beams": 4, "max_length": 20}
+    longer |= {"stop_strings": ["\n"], "min_p": 0.1, "typical_p": 0.9, "guidance_scale": 1.5}
+    assert read(tmp_path, **longer).not_applied == longer
+
+
+def test_every_setting_of_transformers_is_applied_named_or_changes_no_answer() -> None:
+    said = {"temperature", "top_p", "do_sample", "eos_token_id"}
+    of_beams = {"early_stopping", "length_penalty"}  # num_beams is named
+    of_speed = {  # and of what is returned
+        *("use_cache", "cache_implementation", "cache_config", "compile_config"),
+        *("disable_compile", "prefill_chunk_size", "low_memory", "continuous_batching_config"),
+        *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+        *("return_dict_in_generate", "return_legacy_cache", "pad_token_id", "bos_token_id"),
+        *("decoder_start_token_id", "is_assistant", "transformers_version", "generation_kwargs"),
+        *("renormalize_logits", "remove_invalid_values", "token_healing"),
+        *("max_cache_len", "speculation_type", "use_mtp"),
+    }
+    unsaid = vars(GenerationConfig()).keys() - NOT_APPLIED.keys() - said - of_beams - of_speed
+    drafts = ("assistant", "num_assistant", "prompt_lookup", "max_matching", "target_lookbehind")
+    assert {key for key in unsaid if not key.startswith(("_", *drafts))} == set()
 
 
 @pytest.mark.parametrize(
@@ -55,12 +76,16 @@ def test_settings_that_are_not_applied_are_named_where_they_change_something(
         ({"temperature": "hot"}, "temperature is 'hot', not a number"),
         ({"temperature": True}, "temperature is True, not a number"),
         ({"temperature": 1e-9}, "temperature 1e-09 is not 0, nor finite and at least 1e-06"),
+        ({"do_sample": "yes"}, "do_sample is 'yes', not true or false"),
+        ({"do_sample": 1}, "do_sample is 1, not true or false"),
         ({"top_p": 2}, "top_p 2 is not between 0 and 1"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_file(
     config: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(DstoolsError, match=rf"generation_config\.json: {message}") as error:
+    with pytest.raises(
+        DstoolsError, match=rf"{tmp_path}/generation_config\.json: {message}"
+    ) as error:
         read(tmp_path, **config)
     assert error.value.hint == "restore the file from the release"

@@ -175,8 +175,8 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         ),
         ("{{ messages[0].content }}{{ eos_token }}", "does not write an answer exactly once"),
         ("{% for m in messages %}{{ m.content * 2 }}{% endfor %}", "an answer exactly once"),
-        ("{{ messages.__class__.__base__ }}", "refuses the messages: access to attribute"),
-        ("{% for m in messages %}", "refuses the messages: Unexpected end of template"),
+        ("{{ messages.__class__.__base__ }}", "chat template fails: access to attribute"),
+        ("{% for m in messages %}", "chat template fails: Unexpected end of template"),
     ],
 )
 def test_a_template_that_cannot_be_trained_with_is_refused(

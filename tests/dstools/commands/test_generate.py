@@ -203,6 +203,13 @@ def test_sampling_comes_from_the_folder_or_an_option(
     assert second == f"warning: {folder}/generation_config.json: not applied: top_k 20"
 
 
+def test_an_end_outside_of_the_vocabulary_is_named(ok: Run, copied: Callable[..., Path]) -> None:
+    folder = copied(SAMPLE, eos_token_id=[1, -1, 999_999])
+    text = ok("generate", folder, "--prompt", "1 + 1 =", "--max-tokens", "2").stderr
+    assert "warning: eos_token_id 999999: the model has 320 tokens\n" in text
+    assert "nothing names" not in text
+
+
 def test_without_an_end_token_it_says_so(ok: Run, copied: Callable[..., Path]) -> None:
     folder = copied(SAMPLE, eos_token_id=None)
     (folder / "generation_config.json").unlink()
