@@ -4,6 +4,7 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.runtime.pages import PAGE, Pool
+from dstools_kernels.ops.latent_pages import PAGE_SIZE
 
 
 def test_a_page_has_one_owner_until_it_is_given_back() -> None:
@@ -30,7 +31,7 @@ def test_a_page_is_needed_for_each_16_tokens_begun(tokens: int, pages: int) -> N
 
 
 def test_a_page_has_the_64_tokens_that_the_kernels_read() -> None:
-    assert Pool(1).size == PAGE == 64
+    assert Pool(1).size == PAGE == PAGE_SIZE == 64
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 64), (-1, 64), (4, 0)])
