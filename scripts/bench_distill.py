@@ -5,6 +5,7 @@
     bench_distill.py --kind prose --rows 800000        300-word traces, mathematical answers
     bench_distill.py --kind sums --at-least 50000 --at-most-mib 4096      exit 3 if it falls short
     bench_distill.py --sample 200                      tokens a CPU-second of the sample model
+    bench_distill.py --rollouts 8                      the same in GRPO, eight answers to a prompt
 
 Prints JSON. Rows are generated, four samples of a prompt. "prose": traces of 300 words drawn from a
 story by Verne, with formulas. "sums": reasoning-gym's chain_sum worked out digit by digit. A tenth
@@ -18,8 +19,8 @@ with the json module. "rows_per_minute" is wall time; "rows_per_minute_by_cpu" i
 time for --workers idle cores, and is what --at-least checks, as the machine may be busy.
 
 --sample answers so many problems greedily, 128 rows at a time, in one thread: by transformers'
-generate, and by the loop without and with a draft of the MTP layer, which take turns; of each the
-best of three runs counts.
+generate, and by the loop without and with a draft of the MTP layer, which take turns; the best of
+three runs counts. --rollouts: so many answers at T = 1 to each of 16 problems, by TRL and the loop.
 """
 
 import argparse
@@ -33,7 +34,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,15 @@ def main() -> None:
     parser.add_argument("--at-least", type=float, default=0, help="rows a minute, all stages")
     parser.add_argument("--at-most-mib", type=float, default=math.inf, help="peak memory")
     parser.add_argument("--sample", type=int, metavar="PROBLEMS", help="measure sampling instead")
+    parser.add_argument("--rollouts", type=int, metavar="ANSWERS", help="measure GRPO's instead")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)  # what, kind, folder
     args = parser.parse_args()
     if args.run:
         return run(args.run[0], args.run[1], Path(args.run[2]), args.rows, args.workers)
     if args.sample:
         return print(json.dumps(machine() | {"sampling": sampling(args.sample)}, indent=1))
+    if args.rollouts:
+        return print(json.dumps(machine() | {"rollouts": rollouts(args.rollouts)}, indent=1))
     results = []
     for kind in (args.kind,) if args.kind else ("prose", "sums"):
         with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -138,18 +143,15 @@ def _family(pid: int) -> list[int]:
     family = [pid]
     for member in family:  # grows as descendants are added
         for task in Path(f"/proc/{member}/task").glob("*/children"):
-            try:
+            with suppress(OSError):
                 family += map(int, task.read_text().split())
-            except OSError:
-                continue
     return family
 
 
 def _resident_mib(pid: int) -> float:
-    try:
+    with suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
-    except (OSError, IndexError):
-        return 0.0
+    return 0.0
 
 
 def sampling(problems: int) -> dict[str, float]:
@@ -170,7 +172,6 @@ def sampling(problems: int) -> dict[str, float]:
     prompts.sort(key=len)
     theirs = AutoModelForCausalLM.from_pretrained(SAMPLE, dtype=torch.float32).eval()
     serving = load(SAMPLE, torch.float32, torch.device("cpu"))
-    ends = frozenset({1})
 
     def generate() -> int:
         """Answer padded batches, each until its last row ends."""
@@ -189,18 +190,62 @@ def sampling(problems: int) -> dict[str, float]:
 
     def loop(drafts: int) -> int:
         pool = pool_for(serving, [len(prompt) + LIMIT for prompt in prompts], ROWS)
-        made = Loop(Session(serving, pool), pool, Sampling(), ends, rows=ROWS, drafts=drafts)
+        ends, session = frozenset({1}), Session(serving, pool)
+        made = Loop(session, pool, Sampling(), ends, rows=ROWS, drafts=drafts)
         requests = [Request(i, prompt, LIMIT) for i, prompt in enumerate(prompts)]
         return sum(len(piece.ids) for piece in made.run(requests))
 
-    ways = {"generate": generate, "loop": lambda: loop(0), "loop with MTP": lambda: loop(1)}
-    rates = dict.fromkeys(ways, 0.0)
-    for _ in range(3):
-        for name, run in ways.items():
-            begin = time.process_time()
-            tokens = run()
-            rates[name] = max(rates[name], round(tokens / (time.process_time() - begin)))
-    return rates
+    return rates({"generate": generate, "loop": lambda: loop(0), "loop with MTP": lambda: loop(1)})
+
+
+def rates(ways: dict[str, Callable[[], int]]) -> dict[str, float]:
+    """Return the tokens a CPU-second of each way, the best of three runs in turn."""
+    best = dict.fromkeys(ways, 0.0)
+    for name, run in [*ways.items()] * 3:
+        begin = time.process_time()
+        best[name] = max(best[name], round(run() / (time.process_time() - begin)))
+    return best
+
+
+def rollouts(count: int) -> dict[str, dict[str, float]]:
+    """Return the tokens a CPU-second of answers to the prompts of a step, by what draws them."""
+    import torch
+    from bench_sft import TINY_INIT
+    from datasets import Dataset
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    from dstools_converters.model.tokenizer import load_tokenizer
+    from dstools_distill.recipe.settings import Grpo
+    from dstools_distill.store.stage import Work
+    from dstools_distill.training.grpo import trl_config
+    from dstools_distill.training.rollouts import rollouts as draw
+    from dstools_distill.training.students import load_student
+
+    torch.set_num_threads(1)
+    sizes = {"group_size": count, "batch_size": 16 * count, "micro_batch_size": 16 * count}
+    settings = Grpo(precision="float32", beta=0.0, max_completion_tokens=LIMIT, **sizes)
+    tokenizer = load_tokenizer(SAMPLE)
+    lines = SAMPLE.with_name("sample-v3-heldout.jsonl").read_text().splitlines()[:16]
+    prompts = [json.loads(line)["messages"][:-1] for line in lines for _ in range(count)]
+    data = Dataset.from_list([{"prompt": messages} for messages in prompts])
+
+    def measured(folder: str, model: Path | None, init: dict[str, Any] | None) -> dict[str, float]:
+        student = load_student(settings, model, init, tokenizer)
+        config = trl_config(settings, Work(Path(folder)), tokenizer)
+        trainer: Any = GRPOTrainer(student, [len], config, data, processing_class=tokenizer)
+
+        def generate() -> int:
+            ids, _, _ = trainer._tokenize_prompts(prompts)
+            return sum(map(len, trainer._generate_single_turn(ids, None, {}, count)[0]))
+
+        def loop() -> int:
+            drawn: Any = draw(prompts, trainer, settings=settings, tokenizer=tokenizer)
+            return sum(map(len, drawn["completion_ids"]))
+
+        return rates({"TRL": generate, "loop": loop})
+
+    with tempfile.TemporaryDirectory() as name:
+        return {"sample-v3": measured(name, SAMPLE, None), "llama": measured(name, None, TINY_INIT)}
 
 
 # ----------------------------------------------------------------------------- in a child process

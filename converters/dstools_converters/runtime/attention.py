@@ -28,9 +28,10 @@ def paged_attention(
     begins, counts = cumulative[:-1].long(), cumulative.diff().long()
     for rows, width in _groups(-(-lengths // cache.shape[1]), MOST // cache[0].numel()):
         news, ends = counts[rows, None], lengths[rows, None].long()
-        kept = cache[table[rows, :width].long()].flatten(1, 2)  # [B, N * S, 2, G, W]
+        pages = table[rows, :width].flatten()
+        kept = cache.index_select(0, pages).view(len(rows), -1, *cache.shape[2:])  # B, N * S, ...
         place = torch.arange(kept.shape[1], device=kept.device)
-        kept.masked_fill_((place >= ends)[..., None, None, None], 0)
+        kept[place >= ends] = 0
         k_BGXW, v_BGXW = kept.permute(2, 0, 3, 1, 4)
         step = max(1, MOST // (q_THW.shape[1] * kept[..., 0, 0, 0].numel()))
         longest = int(news.max())

@@ -1,12 +1,13 @@
-"""Weights of a checkpoint, loaded into the serving form by the project's own reader."""
+"""Weights in the serving form: read from a checkpoint by the project's own reader, or another's."""
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
 from dstools_converters.checkpoint.inventory import Inventory, require_sound
@@ -104,6 +105,43 @@ def held_bytes(inventory: Inventory, dtype: torch.dtype, keeps_codes: bool) -> i
 
 def _dtype(name: TensorName, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if name.role == "e_score_correction_bias" else dtype
+
+
+def serving_over(config: Parameters, weights: Mapping[str, Tensor]) -> Serving:
+    """Return the serving form of a model of transformers over its weights, which are not copied.
+
+    config: as in its config.json; weights: its state_dict, where the experts of a layer are
+    `gate_up_proj` [E, 2 I, D] and `down_proj` [E, D, I]. Only kv_b_proj is copied, as always, so a
+    new form is due when weights change. Raises DstoolsError for a model that the decoder does not
+    implement, or whose weights are not those that its config says.
+    """
+    architecture = read_architecture(config | {"num_nextn_predict_layers": 0})  # it has no MTP
+    positions = read_positions(config, architecture)
+    model = architecture.model
+    with torch.device("meta"):
+        decoder = Decoder(architecture)
+        prepare(decoder)
+    unused = weights.keys() - {model.spell(name) for name, _ in model.optional_weights()}
+    for name, shape, count in model.kinds():
+        path, held = model.spell(name), model.spell(name)
+        if name.expert is not None:
+            assert name.layer is not None
+            experts, side = model.spelling.experts_of(name.layer), path.split(".")[-2]
+            path = f"{experts.rpartition('.')[0]}.{side}.weight"
+            held = f"{experts}.{'down_proj' if side == 'down_proj' else 'gate_up_proj'}"
+        weight = weights.get(held)
+        if weight is not None and held.endswith("gate_up_proj"):
+            weight = weight.chunk(2, 1)[path.endswith("up_proj.weight")]
+        wanted = shape if name.expert is None else (count, *shape)
+        if weight is None or weight.shape != wanted:
+            found = "missing" if weight is None else list(weight.shape)
+            raise DstoolsError(f"{held}: {found}; the config says {list(wanted)}")
+        module, _, part = path.rpartition(".")
+        setattr(decoder.get_submodule(module), part, nn.Parameter(weight, requires_grad=False))
+        unused -= {held}
+    if unused:
+        raise DstoolsError(f"{min(unused)}: is not a weight that the config says")
+    return Serving(decoder.eval(), positions)
 
 
 def coded_names(inventory: Inventory) -> frozenset[TensorName]:

@@ -165,7 +165,7 @@ STAGES = {
         help="Train the student by rewards on its own answers.",
         reads=("prompts", "model", "tokenizer", "template", "judge", "indexes"),
         packages=(*TRAINING, *JUDGE),
-        revision=3,
+        revision=4,
         how=("save_steps",),
         trains=True,
     ),

@@ -4,7 +4,8 @@
     J = 1/G sum_i min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i) - beta KL(policy, reference)
 
 Source: arXiv 2402.03300; settings of DeepSeek-R1, arXiv 2501.12948. TRL 1.16 divides by std + 1e-4,
-the std with n - 1. A group whose rewards are all equal teaches nothing and is counted.
+the std with n - 1. A group whose rewards are all equal teaches nothing and is counted. Answers are
+drawn as rollouts.py says.
 """
 
 import json
@@ -34,6 +35,7 @@ from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.training.rewards import FLAT, rewards
+from dstools_distill.training.rollouts import rollout_func
 from dstools_distill.training.students import load_student, lora, optimizers, require_room
 from dstools_distill.training.trainer import LOSS_CURVE, arguments, run
 
@@ -58,7 +60,7 @@ def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
     source = inputs.prompts / "records.jsonl"
     clean, contaminated = clean_prompts(source, inputs.indexes)
     asked, without_gold = dataset(clean, source, tokens)
-    config = _config(settings, work, tokens)
+    config = trl_config(settings, work, tokens)
     student = load_student(settings, inputs.model, None, tokens)
     require_room(student, settings.max_completion_tokens, "grpo.max_completion_tokens")
     with closing(Judge(inputs.judge)) as judge:
@@ -73,6 +75,7 @@ def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
             peft_config=lora(settings),
             optimizers=optimizers(settings, student),
         )
+        trainer.rollout_func = rollout_func(trainer.model, settings, tokens)  # with its updates
         if config.sync_ref_model:
             trainer.add_callback(Reference(trainer.ref_model, settings.replace_reference_steps))
         report = run(trainer, settings, work, tokens, CURVE)
@@ -96,7 +99,8 @@ def _check(settings: Grpo) -> None:
         raise DstoolsError("grpo: every reward has weight 0", "set accuracy_weight = 1.0")
 
 
-def _config(settings: Grpo, work: Work, tokenizer: Any) -> GRPOConfig:
+def trl_config(settings: Grpo, work: Work, tokenizer: Any) -> GRPOConfig:
+    """Return TRL's config of a run."""
     return GRPOConfig(
         **arguments(settings, work),
         num_generations=settings.group_size,

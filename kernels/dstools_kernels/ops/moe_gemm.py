@@ -45,7 +45,10 @@ def moe_gemm(x: Tensor | Quantized, w: Tensor | Quantized, offsets: Tensor) -> T
 
         return moe_gemm_triton.moe_gemm(x, w, offsets)
     if is_loadable and isinstance(x, Tensor) and x.device.type == "cpu":
-        return F.grouped_mm(rows.contiguous(), weight.contiguous().mT, offs=offsets[1:])
+        whole = (
+            weight if weight.stride(-1) == 1 else weight.contiguous()
+        )  # may be a part of a stack
+        return F.grouped_mm(rows.contiguous(), whole.mT, offs=offsets[1:])
     y = rows.new_empty(len(rows), weight.shape[1], dtype=dtype)
     for expert, (first, end) in enumerate(pairwise(offsets.tolist())):
         if first == end:

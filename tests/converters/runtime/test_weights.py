@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.header import TensorInfo
@@ -24,6 +25,7 @@ from dstools_converters.runtime.weights import (
     held_bytes,
     load,
     read_positions,
+    serving_over,
     sound_inventory,
 )
 
@@ -170,3 +172,37 @@ def test_positions_are_those_of_the_config_and_of_dense_attention(
     del config["max_position_embeddings"]
     with pytest.raises(DstoolsError, match="has no max_position_embeddings"):
         read_positions(config, read_architecture(config))
+
+
+def model_of(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the config and the weights of transformers' model of a folder."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return json.loads(model.config.to_json_string()), model.state_dict()
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny-v2-lite", "tiny-qwen3", "tiny-llama"])
+def test_a_model_of_transformers_is_served_over_its_own_weights(
+    kind: str, checkpoint: Callable[..., Path]
+) -> None:
+    folder = checkpoint(kind)
+    config, weights = model_of(folder)
+    found = dict(serving_over(config, weights).decoder.named_parameters())
+    wanted = dict(load(folder, torch.float32, CPU).decoder.named_parameters())
+    layers = config["num_hidden_layers"]
+    assert found.keys() == {name for name in wanted if f"layers.{layers}." not in name}  # no MTP
+    assert all(torch.equal(found[name], wanted[name]) for name in found)
+    own = {weight.untyped_storage().data_ptr() for weight in weights.values()}
+    assert {weight.untyped_storage().data_ptr() for weight in found.values()} == own
+
+
+def test_weights_that_the_config_does_not_say_are_refused(tiny: Path) -> None:
+    config, weights = model_of(tiny)
+    norm = "model.norm.weight"
+    with pytest.raises(
+        DstoolsError, match=r"^model\.norm\.weight: missing; the config says \[\d+\]"
+    ):
+        serving_over(config, {name: weight for name, weight in weights.items() if name != norm})
+    with pytest.raises(DstoolsError, match=r"^model\.norm\.weight: \[3\]; the config says"):
+        serving_over(config, weights | {norm: torch.ones(3)})
+    with pytest.raises(DstoolsError, match=r"^model\.other: is not a weight that the config says"):
+        serving_over(config, weights | {"model.other": torch.ones(3)})

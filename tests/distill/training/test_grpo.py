@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.decontaminate import build_index
-from dstools_distill.recipe.settings import Grpo, Verify
+from dstools_distill.recipe.settings import Grpo, Lora, Verify
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 from dstools_distill.training import grpo as module
@@ -128,6 +128,34 @@ def test_groups_without_spread_are_counted_and_prompts_without_gold_dropped(
         assert {"reward", "reward_std", "kl", "clip_ratio/region_mean"} <= line.keys()
         assert (line["reward"], line["groups_without_spread"]) == (0.0, 1.0)
     assert json.loads((out.folder / "generation_config.json").read_text())["eos_token_id"] == [1]
+
+
+def test_answers_come_from_the_loop(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL rewards them as its own: at most 8 tokens each, of groups of 4."""
+    rewarded: list[list[int]] = []
+
+    def count(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        rewarded.extend(completion_ids)
+        return [float(ids[0]) for ids in completion_ids]
+
+    def generate(*_: Any) -> None:
+        raise AssertionError("TRL generates")
+
+    monkeypatch.setattr(module.GRPOTrainer, "_generate_single_turn", generate)
+    monkeypatch.setattr(
+        module, "rewards", lambda *_: Rewards(logging_flat_groups([count], 4), [1.0])
+    )
+    out = work(tmp_path / "out")
+    settings = Grpo(**SMALL | {"lora": Lora(rank=2), "replace_reference_steps": 0})  # type: ignore[arg-type]
+    report = grpo(settings, inputs(ask(tmp_path / "asked", ["1"] * 4), policy), out)
+    assert (report["steps"], report["groups"], report["groups_without_spread"]) == (2, 4, 0)
+    assert len({tuple(ids) for ids in rewarded}) == 16
+    assert all(len(ids) == 8 or ids[-1] == 1 for ids in rewarded)
+    curve = list(records.read(out.folder / "curve.jsonl"))
+    means = [sum(ids[0] for ids in rewarded[at : at + 8]) / 8 for at in (0, 8)]
+    assert [line["reward"] for line in curve] == pytest.approx(means)
 
 
 @pytest.mark.slow

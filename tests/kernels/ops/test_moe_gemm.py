@@ -35,6 +35,13 @@ def test_rows_are_multiplied_by_their_experts_weight(columns: int, dtype: torch.
         assert (y == exact.bfloat16()).double().mean() >= 0.99
 
 
+def test_half_of_a_stacked_weight_is_multiplied_where_it_lies() -> None:
+    x, both = normal(9, 96), normal(6, 80, 96)
+    for half in both.chunk(2, 1):
+        assert not half.is_contiguous()
+        assert torch.equal(moe_gemm(x, half, OFFSETS), moe_gemm(x, half.contiguous(), OFFSETS))
+
+
 @pytest.mark.parametrize("columns", [576, 192])
 def test_fp8_equals_a_product_for_each_expert(columns: int) -> None:
     x, w = act_quant(normal(9, 192)), stack(6, columns, 192)
