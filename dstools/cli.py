@@ -24,7 +24,7 @@ EXIT_CODES = """\b
 Exit codes:
   0    done
   1    failed; stderr says why, and what to do about it
-  2    misused: an unknown option, a missing argument
+  2    misused: an unknown option, a missing argument, a value out of range
   3    done, but a check that you asked for failed
   130  stopped with Ctrl-C"""
 
