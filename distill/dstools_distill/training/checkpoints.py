@@ -118,9 +118,7 @@ class Keeper(TrainerCallback):
             write_synced(checkpoint / WHOLE, b"")
             sync(checkpoint)
             sync(checkpoint.parent)
-            for older in whole_checkpoints(self.folder)[:-1]:
-                (older / WHOLE).unlink()
-                shutil.rmtree(older)
+            remove(whole_checkpoints(self.folder)[:-1])
         self.wait()
 
     def close(self) -> None:
@@ -157,6 +155,13 @@ class Average:
         """Overwrite the weights of a model by their average."""
         for name, value in _trained(model):
             value.copy_(self.values[name])
+
+
+def remove(checkpoints: list[Path]) -> None:
+    """Remove checkpoints; one that a kill leaves half removed is no longer whole."""
+    for checkpoint in checkpoints:
+        (checkpoint / WHOLE).unlink()
+        shutil.rmtree(checkpoint)
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

@@ -40,7 +40,7 @@ from dstools_distill.loading import keep_freed_memory
 from dstools_distill.recipe.settings import Training, check_settings
 from dstools_distill.store.ranks import world_size
 from dstools_distill.store.stage import Report, Work
-from dstools_distill.training.checkpoints import CHECKPOINTS, Keeper
+from dstools_distill.training.checkpoints import CHECKPOINTS, Keeper, remove, whole_checkpoints
 from dstools_distill.training.launch import launch_hint, require_launcher
 from dstools_distill.training.students import add_older_rope_keys
 
@@ -247,6 +247,7 @@ def _save(trainer: Any, settings: Training, folder: Path, tokenizer: Any, keeper
     if keeper.ema:
         keeper.ema.put(model)
         _write(_merged(model), folder / EMA_FOLDER, tokenizer, None)
+    remove(whole_checkpoints(folder))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 

@@ -15,6 +15,7 @@ from dstools_distill.training.checkpoints import (
     CURVE,
     WHOLE,
     Keeper,
+    remove,
     whole_checkpoints,
 )
 
@@ -53,6 +54,22 @@ def test_what_was_not_finished_does_not_count(tmp_path: Path) -> None:
     lines = (tmp_path / CURVE).read_bytes().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 9))
     assert keeper.tokens_before == 800
+
+
+def test_a_checkpoint_that_is_half_removed_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = checkpoint(tmp_path, 4)
+
+    def killed(path: Path) -> None:
+        assert path == place
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove([place])
+    assert (place / "model.safetensors").exists()
+    assert whole_checkpoints(tmp_path) == []
 
 
 def test_a_run_without_a_whole_checkpoint_begins_anew(tmp_path: Path) -> None:

