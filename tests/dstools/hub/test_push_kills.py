@@ -4,6 +4,7 @@ Where it is killed is drawn: the number of a request that the Hub has just got, 
 """
 
 import copy
+import functools
 import hashlib
 import os
 import random
@@ -90,9 +91,12 @@ class Pushes:
             text=True,
         )
         if at is not None:
-            timer = threading.Timer(seconds, process.send_signal, [how])
-            timer.daemon = True
-            self.hub.faults.append({"match": "", "skip": at, "call": timer.start} | fault)
+            send = functools.partial(process.send_signal, how)  # before the request is answered
+            if seconds:
+                timer = threading.Timer(seconds, send)
+                timer.daemon = True
+                send = timer.start
+            self.hub.faults.append({"match": "", "skip": at, "call": send} | fault)
         stdout, stderr = process.communicate(timeout=120)
         self.hub.faults.clear()
         return subprocess.CompletedProcess(self.command, process.returncode, stdout, stderr)
@@ -152,7 +156,7 @@ def test_a_push_that_was_killed_at_20_random_points_is_completed(
         pushes.require_complete(told)
         merged = [pr for pr in hub.repos[REPO]["prs"].values() if pr["status"] == "merged"]
         assert len(merged) == len(hub.repos[REPO]["prs"]) == 1, told
-    assert killed > KILLS // 2  # on a busy machine some pushes end before their kill
+    assert killed > KILLS * 3 // 4
 
 
 @pytest.mark.slow
