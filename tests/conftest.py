@@ -38,6 +38,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the Hub
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: tiny matrices gain nothing from more, which wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests marked `gpu` if there is no GPU."""
     if item.get_closest_marker("gpu"):

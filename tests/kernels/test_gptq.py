@@ -7,7 +7,6 @@ import hashlib
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,7 @@ from dstools_kernels.fp8 import AMAX_FLOOR, ScaleFormat
 SCALE_FORMATS: list[ScaleFormat] = ["float32", "ue8m0"]
 # one row, one column, one block and a bit, many blocks, ragged on both sides
 SHAPES = [(1, 128), (128, 1), (130, 200), (576, 192), (192, 576), (65, 333)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small gain nothing from a second thread, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def normal(rows: int, cols: int, seed: int = 0) -> Tensor:

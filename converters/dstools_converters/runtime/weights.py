@@ -123,7 +123,7 @@ def serving_over(config: Parameters, weights: Mapping[str, Tensor]) -> Serving:
         prepare(decoder)
     unused = weights.keys() - {model.spell(name) for name, _ in model.optional_weights()}
     for name, shape, count in model.kinds():
-        path, held = model.spell(name), model.spell(name)
+        path = held = model.spell(name)
         if name.expert is not None:
             assert name.layer is not None
             experts, side = model.spelling.experts_of(name.layer), path.split(".")[-2]

@@ -74,14 +74,6 @@ def form(device: str, capability: tuple[int, int] | None = None) -> Form:
     return Form("triton", "the GPU is of Hopper or later")
 
 
-def uses_triton(x: "Tensor") -> bool:
-    """Return whether Triton twins run where `x` is, as opposed to torch definitions.
-
-    Raises ValueError where `form` does.
-    """
-    return _form(x).name == "triton"
-
-
 def runs_twin(op: str, x: "Tensor", fits: bool = True, needs: str = "") -> bool:
     """Return whether `op` runs its Triton twin on `x`, and log its form, once for each reason.
 

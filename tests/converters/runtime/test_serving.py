@@ -1,7 +1,7 @@
 """Served in pages, models say what transformers says, and what model/decoder.py says."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,7 @@ KINDS += ["tiny-llama", "tiny-qwen2", "tiny-qwen3"]
 TRAINED = pytest.param("smollm2", marks=pytest.mark.slow)  # its weights are unpacked first
 LENGTHS = (5, 17, 33, 1, 48, 64)  # of prompts; a page has 16 tokens here
 BOUND = 1e-4  # of a logit, up to 22 of sample-v3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

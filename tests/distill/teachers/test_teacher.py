@@ -1,12 +1,11 @@
 """Teachers yield the samples that are not done: a local model, references, or a file of samples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
@@ -61,15 +60,6 @@ def outcomes(tmp_path: Path) -> Callable[..., dict[int, Outcome]]:
             return dict(teacher(iter(asks), log))
 
     return start
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ------------------------------------------------------------------------------------- in_process

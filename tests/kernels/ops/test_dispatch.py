@@ -21,7 +21,7 @@ class OnGPU:
 def test_without_a_choice_a_cpu_runs_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DSTOOLS_KERNELS", raising=False)
     assert dispatch.kernels() == "auto"
-    assert not dispatch.uses_triton(CPU)
+    assert not dispatch.runs_twin("gemm", CPU)
 
 
 @pytest.mark.parametrize("choice", ["auto", "vendor", "reference"])
@@ -31,18 +31,18 @@ def test_these_choices_run_the_definition_on_a_cpu(
     monkeypatch.setenv("DSTOOLS_KERNELS", choice)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert dispatch.kernels() == choice
-    assert not dispatch.uses_triton(CPU)
+    assert not dispatch.runs_twin("gemm", CPU)
 
 
 def test_triton_on_a_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSTOOLS_KERNELS", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert dispatch.is_interpreted()
-    assert dispatch.uses_triton(CPU)
+    assert dispatch.runs_twin("gemm", CPU)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert not dispatch.is_interpreted()
     with pytest.raises(ValueError, match="only with TRITON_INTERPRET=1"):
-        dispatch.uses_triton(CPU)
+        dispatch.runs_twin("gemm", CPU)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_a_gpu_runs_twins_from_hopper_on(
     monkeypatch.setenv("DSTOOLS_KERNELS", choice)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(dispatch, "find_spec", lambda name: name)
-    assert dispatch.uses_triton(OnGPU()) is is_twin  # type: ignore[arg-type]
+    assert dispatch.runs_twin("gemm", OnGPU()) is is_twin  # type: ignore[arg-type]
     monkeypatch.setattr(dispatch, "find_spec", lambda name: None)  # without Triton
-    assert dispatch.uses_triton(OnGPU()) is (choice == "triton")  # type: ignore[arg-type]
+    assert dispatch.runs_twin("gemm", OnGPU()) is (choice == "triton")  # type: ignore[arg-type]
 
 
 def test_a_wrong_choice_names_the_four(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_a_wrong_choice_names_the_four(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ValueError, match=r"one of \['auto', 'triton', 'vendor', 'reference'\], got"
     ):
-        dispatch.uses_triton(CPU)
+        dispatch.runs_twin("gemm", CPU)
 
 
 def test_a_form_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
