@@ -240,11 +240,11 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-b974fb9aa4d5",
+    "card-63bc54d48462",
     "decontaminate-8b8a8729f71b",
-    "eval-513f56425c49",
+    "eval-46ee4a2793fc",
     "generate-a6e588b39c85",
-    "grpo-3c51a897a299",
+    "grpo-de2998058c26",
     "index-0a85636f76e5",
     "kd-142b49022bc9",
     "prompts-32a5dc92ccc8",
