@@ -60,9 +60,10 @@ def loadable(x: Tensor) -> Tensor:
 
 def give_workspace(x: Tensor) -> None:
     """Let Triton allocate the global scratch of kernels that make descriptors, where `x` is."""
+    device = x.device  # Triton keeps the function, which must not keep `x`
 
     def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
-        return torch.empty(size, dtype=torch.int8, device=x.device)
+        return torch.empty(size, dtype=torch.int8, device=device)
 
     triton.set_allocator(allocate)
 

@@ -1,5 +1,7 @@
 """The tiles of the GEMM twins: each is taken once, and small products share one shape."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -44,10 +46,14 @@ def test_a_cpu_has_the_programs_of_a_hopper() -> None:
     assert programs(torch.empty(1)) == PROGRAMS == 132
 
 
-def test_workspace_is_where_the_tensor_is() -> None:
+def test_workspace_is_where_the_tensor_is_and_does_not_keep_it() -> None:
     from triton.runtime import _allocation
 
-    give_workspace(torch.empty(1))
+    x = torch.empty(1)
+    give_workspace(x)
+    last_use = weakref.ref(x)
+    del x
+    assert last_use() is None
     workspace = _allocation._allocator.get()(384, 128, None)
     assert isinstance(workspace, torch.Tensor)
     assert (workspace.nbytes, workspace.device.type) == (384, "cpu")
