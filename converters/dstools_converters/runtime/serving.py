@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dstools_converters.families import shapes as family
 from dstools_converters.model.decoder import MLA, Attention, Decoder, DecoderLayer, MoE, MTPLayer
 from dstools_converters.model.rotary import Rotary, rotary
-from dstools_converters.runtime.attention import paged_attention
+from dstools_converters.runtime.attention import Plan, attention_plan, paged_attention
 from dstools_converters.runtime.pages import Batch
 from dstools_converters.runtime.products import Stack, swiglu, use_ops
 from dstools_kernels.ops.combine import combine
@@ -48,6 +48,7 @@ class Places(NamedTuple):
     lengths: Tensor  # [B] int32, with the new tokens
     cumulative: Tensor  # [B + 1] int32
     whole: Whole | None  # None: no row has more than MAX_ABSORBED new tokens
+    plan: Plan | None  # None: MLA
 
 
 class Experts(nn.Module):
@@ -128,14 +129,9 @@ class KeysAndValues(nn.Module):
         """Return [T, D], and write the new keys and values into `cache` [P, S, 2, G, W]."""
         q_HTR, k_GTR, v_GTW = (p[0] for p in self.attention.project(x_TD[None], places.angles))
         cache.flatten(0, 1)[places.slots] = torch.stack((k_GTR, v_GTW)).permute(2, 0, 1, 3)
-        mixed_THW = paged_attention(
-            q_HTR.transpose(0, 1),
-            cache,
-            places.table,
-            places.lengths,
-            places.cumulative,
-            self.attention.scale,
-        )
+        assert places.plan is not None
+        q_THR = q_HTR.transpose(0, 1)
+        mixed_THW = paged_attention(q_THR, cache, places.plan, self.attention.scale)
         out_TD: Tensor = self.attention.o_proj(mixed_THW.flatten(1))
         return out_TD
 
@@ -215,7 +211,11 @@ class Serving(nn.Module):
             whole = Whole(token_slots(table, lengths, ends, *cache.shape[:2]), ends)
         if bool(((slots if whole is None else whole.slots) < 0).any()):
             raise ValueError("block_table must name a page of the pool for every token of a row")
-        return Places(angles, slots, table, lengths, cumulative, whole)
+        plan = None
+        if isinstance(self.model.attention, family.Attention):
+            heads = self.model.attention.num_heads
+            plan = attention_plan(table, lengths, cumulative, cache.shape, heads)
+        return Places(angles, slots, table, lengths, cumulative, whole, plan)
 
 
 def _paged(attention: MLA | Attention) -> Latents | KeysAndValues:

@@ -7,9 +7,15 @@ import torch
 from torch import Tensor
 
 from dstools_converters.runtime import attention as module
-from dstools_converters.runtime.attention import paged_attention
+from dstools_converters.runtime.attention import attention_plan, paged_attention
 
 HEADS, GROUPS, SIZE, PAGE = 6, 2, 8, 4
+
+
+def attend(q: Tensor, cache: Tensor, table: Tensor, lengths: list[int], news: list[int]) -> Tensor:
+    cumulative = torch.tensor([0, *news]).cumsum(0).int()
+    plan = attention_plan(table, torch.tensor(lengths).int(), cumulative, cache.shape, q.shape[1])
+    return paged_attention(q, cache, plan, 0.3)
 
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -24,10 +30,10 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 def test_each_new_token_sees_its_row_up_to_itself(
     news: list[int], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of 1, a page, a page and one, and 11 tokens; pages that no one wrote hold NaN."""
+    """A row of none or few, a page, a page and one, 11 tokens; what no one wrote holds NaN."""
     monkeypatch.setattr(module, "MOST", most)
     torch.manual_seed(0)
-    lengths = [max(n, length) for n, length in zip(news, [1, 4, 5, 11], strict=True)]
+    lengths = [max(n, length) for n, length in zip(news, [0, 4, 5, 11], strict=True)]
     cache = torch.full((20, PAGE, 2, GROUPS, SIZE), torch.nan)
     table = torch.randperm(20)[:12].view(4, 3).int()
     rows = [torch.randn(length, 2, GROUPS, SIZE) for length in lengths]
@@ -35,8 +41,7 @@ def test_each_new_token_sees_its_row_up_to_itself(
         for at, entry in enumerate(row):
             cache[pages[at // PAGE], at % PAGE] = entry
     q = torch.randn(sum(news), HEADS, SIZE)
-    cumulative = torch.tensor([0, *torch.tensor(news).cumsum(0)], dtype=torch.int32)
-    found = paged_attention(q, cache, table, torch.tensor(lengths).int(), cumulative, 0.3)
+    found = attend(q, cache, table, lengths, news)
     at = 0
     for n, row in zip(news, rows, strict=True):
         for seen in range(len(row) - n + 1, len(row) + 1):
@@ -58,12 +63,10 @@ def test_no_more_is_copied_at_a_time_than_allowed(monkeypatch: pytest.MonkeyPatc
         return torch.zeros(*q.shape[:-1], SIZE)
 
     monkeypatch.setattr(module.F, "scaled_dot_product_attention", watched)
-    lengths = torch.tensor([1] * 30 + [64] + [1] * 30).int()
-    counts = torch.tensor([1] * 30 + [40] + [1] * 30)
-    cumulative = torch.cat((torch.zeros(1), counts.cumsum(0))).int()
+    lengths, news = ([1] * 30 + [longest] + [1] * 30 for longest in (64, 40))
     cache = torch.zeros(16, PAGE, 2, GROUPS, SIZE)
     table = torch.zeros(61, 16).int()
-    paged_attention(torch.zeros(100, HEADS, SIZE), cache, table, lengths, cumulative, 0.3)
+    attend(torch.zeros(100, HEADS, SIZE), cache, table, lengths, news)
     assert max(copied) <= most
     assert max(scores) <= most
     assert len(copied) < 10
@@ -72,6 +75,5 @@ def test_no_more_is_copied_at_a_time_than_allowed(monkeypatch: pytest.MonkeyPatc
 def test_bfloat16_stays_bfloat16() -> None:
     cache = torch.randn(2, PAGE, 2, GROUPS, SIZE).bfloat16()
     q = torch.randn(1, HEADS, SIZE).bfloat16()
-    one = torch.tensor([1]).int()
-    found = paged_attention(q, cache, one[:, None] * 0, one, torch.tensor([0, 1]).int(), 0.3)
+    found = attend(q, cache, torch.tensor([[0]]).int(), [1], [1])
     assert torch.equal(found[0], cache[0, 0, 1].repeat_interleave(HEADS // GROUPS, 0))
