@@ -130,7 +130,7 @@ def kernels(out: Path, seconds: float) -> None:
     wrong: list[str] = []
     worker.listen(lambda text: keep(record, {"part": "notes", "text": text}, wrong))
     jobs, first = worker.jobs(is_card), 0
-    while first < len(jobs) and record.has_time(f"cases from {jobs[first].case.name} on"):
+    while first < len(jobs) and record.has_time(f"cases from {jobs[first].name} on"):
         first = follow(record, first, jobs, wrong)
     if is_interpreted():
         record.leave_out("answers of the sample model", "the interpreter takes hours")
@@ -165,10 +165,12 @@ def follow(record: Record, first: int, jobs: list[Job], wrong: list[str]) -> int
             return len(jobs)
         errors.seek(0)
         why = why or (errors.read().strip() or f"exit {process.returncode}").splitlines()[-1]
-    part, name = jobs[now].part, jobs[now].case.name
+    part, name = jobs[now].part, jobs[now].name
     if record.has_time(name):
-        lost = {"part": part, "name": name, "is_right": False, "how": why}
-        keep(record, lost, wrong)
+        if part == "ceilings":
+            record.leave_out(name, why)
+        else:
+            keep(record, {"part": part, "name": name, "is_right": False, "how": why}, wrong)
     return now + 1
 
 
@@ -195,12 +197,24 @@ def keep(record: Record, result: dict[str, Any], wrong: list[str]) -> None:
         case "notes":
             record.add("notes", result, f"note      {result['text']}")
         case "times":
-            best = record.results["ceilings"][0]
-            share = result["bytes_a_second"] / best["copy_bytes_a_second"]
-            text = f"{1e6 * result['seconds']:.4g} us, {share:.0%} of a copy"
-            if result["flops"]:
-                text += f", {result['flops'] / 1e12:.4g} TFLOPS"
-            record.add("times", result, f"time      {result['name']}: {text}")
+            (best,) = record.results.get("ceilings", [{}])
+            record.add("times", result, f"time      {result['name']}: {rates(result, best)}")
+
+
+def rates(timed: dict[str, Any], best: dict[str, float]) -> str:
+    """Return time and rates of a case, and their shares of what the card does at best.
+
+    The larger share is that of what the case is bound by, the memory or the tensor cores.
+    """
+    moved, flops, unit = timed["bytes_a_second"], timed["flops"], timed["unit"]
+    text = f"{1e6 * timed['seconds']:.4g} us, {moved / 1e9:.4g} GB/s"
+    if copied := best.get("copy_bytes_a_second"):
+        text += f" ({moved / copied:.0%} of a copy)"
+    if flops:
+        text += f", {flops / 1e12:.4g} TFLOPS"
+    if flops and (product := best.get(f"{unit}_flops")):
+        text += f" ({flops / product:.0%} of torch's {unit.upper()} product)"
+    return text
 
 
 def facts() -> dict[str, Any]:

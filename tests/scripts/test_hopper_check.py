@@ -30,7 +30,10 @@ def script(load_script: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def kernels(
     script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., dict[str, Any]]:
-    """Return a function that runs `kernels` with workers that do what `code` does to two cases."""
+    """Return a function that runs `kernels` with workers that do what `code` does to three jobs.
+
+    Job 0 measures the ceilings, jobs 1 and 2 check the cases that are named so.
+    """
 
     def run(code: str, seconds: float = 60) -> dict[str, Any]:
         worker = tmp_path / "worker.py"
@@ -106,11 +109,11 @@ def test_without_a_gpu_the_definitions_run_and_what_is_left_out_is_said(
 def test_a_wrong_kernel_is_named_and_the_rest_still_runs(
     kernels: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(SystemExit, match=r"error: wrong: case 0\nhint: .*how far off"):
-        kernels("for i in range(first, 2):\n say_job(i)\n say_check(i, i == 1)")
+    with pytest.raises(SystemExit, match=r"error: wrong: case 1\nhint: .*how far off"):
+        kernels("for i in (1, 2):\n say_job(i)\n say_check(i, i == 2)")
     printed = capsys.readouterr().out
-    assert "WRONG     case 0: how" in printed
-    assert "ok        case 1: how" in printed
+    assert "WRONG     case 1: how" in printed
+    assert "ok        case 2: how" in printed
 
 
 @pytest.mark.parametrize(
@@ -127,10 +130,10 @@ def test_a_kernel_that_takes_its_process_along_is_wrong_and_a_new_one_continues(
     kernels: Any, capsys: pytest.CaptureFixture[str], death: str, why: str
 ) -> None:
     with pytest.raises(SystemExit, match=r"error: wrong: act_quant .0, 256."):
-        kernels(f"say_job(first)\nif first == 0: {death}\nsay_check(first, True)")
+        kernels(f"if first == 0: say_job(1); {death}\nsay_check(first, True)")
     printed = capsys.readouterr().out
     assert f"WRONG     act_quant [0, 256]: {why}" in printed
-    assert "ok        case 1" in printed
+    assert "ok        case 2" in printed
 
 
 def test_a_kernel_that_hangs_is_killed_and_a_new_one_continues(
@@ -138,10 +141,33 @@ def test_a_kernel_that_hangs_is_killed_and_a_new_one_continues(
 ) -> None:
     monkeypatch.setattr(script, "CASE_SECONDS", 2)
     with pytest.raises(SystemExit, match=r"error: wrong: act_quant .0, 256."):
-        kernels("say_job(first)\nif first == 0: time.sleep(600)\nsay_check(first, True)")
+        kernels("if first == 0: say_job(1); time.sleep(600)\nsay_check(first, True)")
     printed = capsys.readouterr().out
     assert "WRONG     act_quant [0, 256]: no result within 2 s" in printed
-    assert "ok        case 1" in printed
+    assert "ok        case 2" in printed
+
+
+@pytest.mark.parametrize(
+    ("death", "why"),
+    [("sys.exit('no memory')", "no memory"), ("time.sleep(600)", "no result within 2 s")],
+)
+def test_ceilings_that_are_not_measured_are_left_out_and_no_kernel_is_blamed(
+    kernels: Any,
+    script: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    death: str,
+    why: str,
+) -> None:
+    monkeypatch.setattr(script, "CASE_SECONDS", 2)
+    results = kernels(
+        f"if first == 0: say_job(0); {death}\n"
+        "say_check(first, True)\n"
+        "say(part='times', name='x', seconds=2e-6, bytes_a_second=3e12, flops=5e14, unit='fp8')"
+    )
+    assert results["left_out"][1:] == [f"ceilings: {why}"]
+    assert [check["name"] for check in results["checks"]] == ["case 1"]
+    assert "time      x: 2 us, 3000 GB/s, 500 TFLOPS\n" in capsys.readouterr().out
 
 
 def test_another_form_that_is_wrong_is_off_and_no_error(
@@ -152,16 +178,22 @@ def test_another_form_that_is_wrong_is_off_and_no_error(
     assert "off       case 0: how" in capsys.readouterr().out
 
 
-def test_times_are_shown_beside_the_cards_own_copy(
+def test_rates_are_shown_beside_those_of_a_copy_and_of_the_products_of_torch(
     kernels: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kernels(
-        "say(part='ceilings', copy_bytes_a_second=4e12)\n"
-        "say(part='times', name='x', seconds=2e-6, bytes_a_second=3e12, flops=5e14)"
+        "say(part='ceilings', copy_bytes_a_second=4e12, bf16_flops=8e14, fp8_flops=1e15)\n"
+        "def say_time(name, flops, unit='bf16'):\n"
+        "  say(part='times', name=name, seconds=2e-6, bytes_a_second=3e12, "
+        "flops=flops, unit=unit)\n"
+        "say_time('x', 0)\nsay_time('y', 2e14)\nsay_time('z', 5e14, 'fp8')"
     )
     printed = capsys.readouterr().out
-    assert "ceiling   copy_bytes_a_second 4e+12" in printed
-    assert "time      x: 2 us, 75% of a copy, 500 TFLOPS" in printed
+    assert "ceiling   copy_bytes_a_second 4e+12, bf16_flops 8e+14, fp8_flops 1e+15\n" in printed
+    moved = "2 us, 3000 GB/s (75% of a copy)"
+    assert f"time      x: {moved}\n" in printed
+    assert f"time      y: {moved}, 200 TFLOPS (25% of torch's BF16 product)\n" in printed
+    assert f"time      z: {moved}, 500 TFLOPS (50% of torch's FP8 product)\n" in printed
 
 
 def test_a_run_that_is_cut_off_leaves_what_it_had(
@@ -180,7 +212,7 @@ def test_a_run_that_is_cut_off_leaves_what_it_had(
 
 
 def test_what_there_is_no_time_for_is_left_out_by_name(kernels: Any) -> None:
-    results = kernels("say_job(first)\ntime.sleep(600)", seconds=1)
+    results = kernels("say_job(first + 1)\ntime.sleep(600)", seconds=1)
     assert results["left_out"][1:] == [
         "act_quant [0, 256]: out of time",
         "cases from act_quant [1, 256] on: out of time",

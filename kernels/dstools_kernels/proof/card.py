@@ -1,7 +1,7 @@
 """What a card computes and how fast: ceilings, cases against definitions, times.
 
-On a CPU the same code runs with shorter clocks, so that minutes on a card are not spent on a typo;
-its times say nothing.
+On a CPU the same code runs and times each call once, so that minutes on a card are not spent on a
+typo; its times mean nothing.
 """
 
 import os
@@ -40,6 +40,7 @@ class Timed:
     seconds: float
     bytes_a_second: float
     flops: float  # a second; 0 where the op has no products
+    unit: str  # of the products: "bf16" or "fp8"
 
 
 def prepare() -> torch.device:
@@ -79,7 +80,7 @@ def timed(case: Case, device: torch.device) -> Timed:
     """Return how long a case takes."""
     torch.manual_seed(0)
     seconds, work = clock(case.make(device), device), case.work
-    return Timed(case.name, seconds, work.bytes_moved / seconds, work.flops / seconds)
+    return Timed(case.name, seconds, work.bytes_moved / seconds, work.flops / seconds, work.unit)
 
 
 def ceilings(device: torch.device, size: int) -> dict[str, float]:

@@ -1,12 +1,11 @@
-"""A process that works through a list of jobs on a card and says what it found, line by line.
+"""A process that works through a list of jobs on a card and prints each result as a line.
 
     python -m dstools_kernels.proof.worker FIRST
 
 A kernel that hangs or touches foreign memory takes its process along. So a worker prints a line of
 JSON before each job and after it, and whoever started it continues with the next job in a new one.
-What the card can do at best comes before the first job. Lines are {"job": number, "name"},
-{"part": "ceilings", ...}, {"part": "checks" | "forms", ...}, {"part": "times", ...} and, the first
-time that an op runs in a form, {"part": "notes", "text"}.
+Lines are {"job": number, "name"}, {"part": "ceilings", ...}, {"part": "checks" | "forms", ...},
+{"part": "times", ...} and, the first time that an op runs in a form, {"part": "notes", "text"}.
 """
 
 import json
@@ -14,7 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -26,20 +25,29 @@ from dstools_kernels.proof.roofline import HEADS, HIDDEN, VALUE
 
 
 class Job(NamedTuple):
-    """A case to check and, at a shape of V3, to time."""
+    """A case to check and, at a shape of V3, to time; or what the card does at best to measure."""
 
-    part: str  # "checks", or "forms": what is wrong of those stays off
-    case: Case
-    is_timed: bool
+    part: Literal["ceilings", "checks", "forms"]  # a form that is wrong stays off
+    case: Case | None = None  # of the other two parts
+    is_timed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return the op and its shape, or the part."""
+        return self.case.name if self.case else self.part
 
 
 def jobs(is_card: bool) -> list[Job]:
     """Return what there is to do, in order; on a CPU little of it."""
     if not is_card:
-        return [Job("checks", case, case is cases.SMALL[-1]) for case in cases.SMALL]
+        return [
+            Job("ceilings"),
+            *(Job("checks", case, case is cases.SMALL[-1]) for case in cases.SMALL),
+        ]
     forms = [*vendor_forms(4096, HIDDEN, HEADS * VALUE), *decode_forms(cases.BATCH)]
     return [
-        *(Job("checks", case, False) for case in cases.SMALL),
+        Job("ceilings"),
+        *(Job("checks", case) for case in cases.SMALL),
         *(Job("checks", case, True) for case in cases.V3),
         *(Job("forms", case, True) for case in forms),
     ]
@@ -48,10 +56,11 @@ def jobs(is_card: bool) -> list[Job]:
 def work(first: int, device: torch.device) -> Iterator[dict[str, Any]]:
     """Yield what the lines say, from job number `first` on."""
     is_card = device.type == "cuda"
-    if first == 0:
-        yield {"part": "ceilings"} | card.ceilings(device, 8192 if is_card else 256)
     for number, job in enumerate(jobs(is_card)[first:], start=first):
-        yield {"job": number, "name": job.case.name}
+        yield {"job": number, "name": job.name}
+        if job.case is None:
+            yield {"part": job.part} | card.ceilings(device, 8192 if is_card else 256)
+            continue
         checked = card.check(job.case, device)
         yield {"part": job.part} | asdict(checked)
         if checked.is_right and job.is_timed:

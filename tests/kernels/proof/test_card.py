@@ -54,7 +54,7 @@ def test_the_form_of_ops_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rates_follow_from_time_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card, "clock", lambda call, device: 0.5)
-    assert card.timed(doubled(CPU), CPU) == card.Timed("double [3]", 0.5, 48.0, 12.0)
+    assert card.timed(doubled(CPU), CPU) == card.Timed("double [3]", 0.5, 48.0, 12.0, "bf16")
 
 
 def test_a_call_is_timed_after_it_was_warm() -> None:
