@@ -1,14 +1,21 @@
 """scripts/hopper_check.py: what it would run exists, and a failure is named."""
 
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from dstools_converters.runtime import products
+from dstools_kernels.ops import dispatch
+from dstools_kernels.ops.fp8_gemm import fp8_gemm
+
+FP8_OPS = {"act_quant", "fp8_gemm", "swiglu_quant"}
 ROOT = Path(__file__).parents[2]
 WORKER = """
 import json, sys, time
@@ -221,21 +228,102 @@ def test_what_there_is_no_time_for_is_left_out_by_name(kernels: Any) -> None:
     assert "checks" not in results
 
 
-def test_the_padded_sample_model_answers_as_on_the_cpu(script: Any, tmp_path: Path) -> None:
-    record = script.Record(tmp_path / "hopper.json", 60)
-    assert script.answers(record, torch.device("cpu")) == []
-    assert record.results["answers"] == [{"same": script.PROMPTS, "of": script.PROMPTS}]
+@pytest.fixture
+def record(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Return a record of few, short answers of the sample model."""
+    monkeypatch.setattr(script, "PROMPTS", 2)
+    monkeypatch.setattr(script, "TOKENS", 4)
+    return script.Record(tmp_path / "hopper.json", 300)
 
 
-def test_other_answers_are_wrong(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def notes(script: Any) -> Iterator[list[str]]:
+    """Return what ops log from now on, those that ran before, too."""
+    dispatch._log_once.cache_clear()
+    lines: list[str] = []
+    script.worker.listen(lines.append)
+    yield lines
+    dispatch.log.removeHandler(dispatch.log.handlers[-1])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_padded_sample_model_answers_as_on_the_cpu(
+    script: Any, record: Any, notes: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn = iter([[[1]] * script.PROMPTS, [[2], *[[1]] * (script.PROMPTS - 1)]])
-    monkeypatch.setattr(script, "greedy", lambda *arguments: next(drawn))
-    record = script.Record(tmp_path / "hopper.json", 60)
-    assert script.answers(record, torch.device("cpu")) == [
-        "padded sample model: 7 of 8 greedy answers as on the CPU"
+    assert script.answers(record, torch.device("cpu")) == []
+    assert record.results["answers"] == [
+        {"form": form, "of": 2, "differences": []} for form in ("BF16", "FP8")
     ]
+    assert (
+        "answers   FP8 answers of the sample model: 2 of 2 as on the CPU" in capsys.readouterr().out
+    )
+    assert {line.partition(" runs as its torch definition: ")[0] for line in notes} > FP8_OPS
+
+
+@pytest.mark.skipif(not dispatch.is_interpreted(), reason="run by scripts/ladder.sh")
+@pytest.mark.usefixtures("one_thread")
+def test_interpreted_twins_answer_as_the_definitions(
+    script: Any, record: Any, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSTOOLS_KERNELS", "triton")
+    with np.errstate(all="ignore"):  # a GPU does not warn of overflow
+        assert script.answers(record, script.prepare()) == []
+    assert [part["differences"] for part in record.results["answers"]] == [[], []]
+    assert {line.partition(" runs as its Triton twin: ")[0] for line in notes} > FP8_OPS
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_halved_fp8_products_are_wrong(
+    script: Any, record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def halved(*arguments: Any) -> torch.Tensor:
+        return fp8_gemm(*arguments) / (1 if dispatch.kernels() == "reference" else 2)
+
+    monkeypatch.setattr(products, "fp8_gemm", halved)
+    (text,) = script.answers(record, torch.device("cpu"))
+    assert text.startswith("FP8 answers of the sample model: 0 of 2 as on the CPU; 0 differs from")
+    assert record.results["answers"][0]["differences"] == []
+
+
+@pytest.mark.parametrize(("gap", "count"), [(2.0, 0), (2.1, 1), (math.inf, 1)])
+def test_answers_are_wrong_where_rounding_does_not_explain_the_gap(
+    script: Any, record: Any, monkeypatch: pytest.MonkeyPatch, gap: float, count: int
+) -> None:
+    found = iter([[], [{"prompt": 1, "token": 7, "gap": gap}]])
+    monkeypatch.setattr(script, "compare", lambda *arguments: next(found))
+    text = "FP8 answers of the sample model: 1 of 2 as on the CPU; 1 differs from token 7 on, "
+    assert script.answers(record, torch.device("cpu")) == [f"{text}a gap of {gap}"][:count]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_gap_is_that_of_the_definitions_logits_where_two_answers_part(
+    script: Any, padded_sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = iter([[[3, 5], [3, 4, 6], [3]], [[3, 5], [3, 5, 6], [3, 5]]])
+    monkeypatch.setattr(script, "greedy", lambda *arguments: next(drawn))
+    prompts: list[list[int]] = []
+    logits = torch.zeros(320)
+    logits[4], logits[5] = 1.0, 2.5
+
+    def logits_after(serving: Any, ids: list[int]) -> torch.Tensor:
+        prompts.append(ids)
+        return logits
+
+    monkeypatch.setattr(script, "logits_after", logits_after)
+    assert script.compare(padded_sample, torch.device("cpu"), 3, 3) == [
+        {"prompt": 1, "token": 1, "gap": 1.5},
+        {"prompt": 2, "token": 1, "gap": math.inf},  # it ended early, by logits that are not finite
+    ]
+    assert [ids[-1] for ids in prompts] == [3]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_logits_after_an_answer_choose_its_next_token(script: Any, padded_sample: Path) -> None:
+    serving = script.load(padded_sample, torch.float32, torch.device("cpu"))
+    prompt = [5, 6, 7] * 30  # two pages
+    (ids,) = script.greedy(serving, [prompt], frozenset(), 3)
+    for at, token in enumerate(ids):
+        assert int(script.logits_after(serving, prompt + ids[:at]).argmax()) == token
 
 
 def test_words_for_pytest_go_to_training_alone(
