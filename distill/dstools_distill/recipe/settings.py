@@ -197,7 +197,7 @@ class Grpo(Training):
     format_weight: float = 1.0
     language_weight: float = 0.0
     language: str = "en"
-    replace_reference_steps: int = 400
+    replace_reference_steps: int = 400  # by the policy of that step; 0: never
 
 
 @dataclass(frozen=True)

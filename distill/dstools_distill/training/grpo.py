@@ -11,10 +11,12 @@ drawn as rollouts.py says.
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -78,6 +80,8 @@ def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
         trainer.rollout_func = rollout_func(trainer.model, settings, tokens)  # with its updates
         if config.sync_ref_model:
             trainer.add_callback(Reference(trainer.ref_model, settings.replace_reference_steps))
+        elif _replaces_reference(settings):
+            trainer.add_callback(LoraReference(trainer.model, settings.replace_reference_steps))
         report = run(trainer, settings, work, tokens, CURVE)
     return {
         "in": len(clean) + contaminated,
@@ -112,11 +116,37 @@ def trl_config(settings: Grpo, work: Work, tokenizer: Any) -> GRPOConfig:
         loss_type="grpo",
         scale_rewards="group",
         num_iterations=1,
-        sync_ref_model=settings.beta > 0 and settings.replace_reference_steps > 0,
+        sync_ref_model=_replaces_reference(settings) and settings.lora is None,
         ref_model_mixup_alpha=1.0,  # replaced, not mixed
         ref_model_sync_steps=settings.replace_reference_steps or 1,
         shuffle_dataset=True,
     )
+
+
+def _replaces_reference(settings: Grpo) -> bool:
+    return settings.beta > 0 and settings.replace_reference_steps > 0
+
+
+class LoraReference(TrainerCallback):
+    """Callback that replaces the reference of low-rank updates, which TRL refuses to do.
+
+    The reference is the base model with an adapter of its own, which TRL takes if its name is
+    "ref"; at first it adds nothing. Checkpoints have it as they have every adapter.
+    """
+
+    def __init__(self, model: Any, replace_steps: int) -> None:
+        self.model, self.replace_steps = model, replace_steps
+        (adapter,) = model.active_adapters
+        model.add_adapter("ref", replace(model.peft_config[adapter], lora_dropout=0.0))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Copy the updates to the reference, where it is due."""
+        if state.global_step % self.replace_steps == 0:
+            (adapter,) = self.model.active_adapters
+            updates = get_peft_model_state_dict(self.model, adapter_name=adapter)
+            set_peft_model_state_dict(self.model, updates, "ref")
 
 
 class Reference(TrainerCallback):

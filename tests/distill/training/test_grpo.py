@@ -148,7 +148,7 @@ def test_answers_come_from_the_loop(
         module, "rewards", lambda *_: Rewards(logging_flat_groups([count], 4), [1.0])
     )
     out = work(tmp_path / "out")
-    settings = Grpo(**SMALL | {"lora": Lora(rank=2), "replace_reference_steps": 0})  # type: ignore[arg-type]
+    settings = Grpo(**SMALL | {"lora": Lora(rank=2)})  # type: ignore[arg-type]
     report = grpo(settings, inputs(ask(tmp_path / "asked", ["1"] * 4), policy), out)
     assert (report["steps"], report["groups"], report["groups_without_spread"]) == (2, 4, 0)
     assert len({tuple(ids) for ids in rewarded}) == 16
@@ -159,13 +159,20 @@ def test_answers_come_from_the_loop(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora": Lora(rank=2), "learning_rate": 0.03}], ids=["all", "lora"]
+)
 def test_a_run_resumed_after_its_reference_was_replaced_ends_in_the_same_bytes(
-    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: Callable[..., int]
+    changes: dict[str, Any],
+    policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    resumed: Callable[..., int],
 ) -> None:
     """Three prompts, two a step, so that each step is an epoch; the reference is of step 2 or 4."""
 
     monkeypatch.setattr(module, "rewards", lambda *_: spread_rewards())
-    changes = {"max_steps": 6, "save_steps": 1, "beta": 1.0, "replace_reference_steps": 2}
+    changes |= {"max_steps": 6, "save_steps": 1, "beta": 1.0, "replace_reference_steps": 2}
     settings = Grpo(**SMALL | changes)  # type: ignore[arg-type]
     read = inputs(ask(tmp_path / "asked", ["1"] * 3), policy)
     assert resumed(lambda folder: grpo(settings, read, work(folder))) == 5
