@@ -15,6 +15,7 @@ interpret() {
 step "L0, L1: interpreter and casts" interpret tests/kernels/proof/test_interpreter.py
 step "L2, L3, L6: float64 references, sanitizer, mutants" \
     interpret tests/kernels/ops/triton tests/kernels/proof/test_sanitizer.py
+step "L2: the shapes to try on a card" interpret tests/kernels/proof/test_cases.py
 step "answers: twins in the loop" interpret tests/scripts/test_hopper_check.py -k interpreted
 step "L4: emulated accumulator" interpret tests/kernels/proof/test_accumulate.py
 step "L5, L6: compilation for sm_90a, golden figures, mutants" \

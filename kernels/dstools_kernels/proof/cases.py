@@ -5,11 +5,13 @@ A case is checked against the op's torch definition on the same device and timed
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dstools_kernels.fp8 import ScaleFormat
 from dstools_kernels.ops.act_quant import Quantized, act_quant
 from dstools_kernels.ops.combine import combine
 from dstools_kernels.ops.fp8_gemm import fp8_gemm
@@ -29,7 +31,11 @@ from dstools_kernels.proof.comparisons import equal, near_attention, near_sum, o
 from dstools_kernels.proof.roofline import Work
 
 LATENT, ROPE, FP8_BYTES = 512, 64, 656
-V3_RULE = Rule("sigmoid", "top2", 8, 4, 8, True, 2.5)
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+# Rules of the router with the number of experts
+V3_RULE = 256, Rule("sigmoid", "top2", 8, 4, 8, True, 2.5)
+V2_RULE = 160, Rule("softmax", "max", 8, 3, 6, False, 16.0)
+V2_LITE_RULE = 64, Rule("softmax", "max", 1, 1, 6, False, 1.0)
 
 
 class Case(NamedTuple):
@@ -48,7 +54,7 @@ class Case(NamedTuple):
 # --------------------------------------------------------------------------------------- the inputs
 
 
-def _random(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def _random(device: torch.device, *shape: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.randn(shape, device=device).to(dtype)
 
 
@@ -69,47 +75,54 @@ def _offsets(device: torch.device, rows: int, experts: int) -> Tensor:
     return torch.cat([ends.new_zeros(1), ends]).to(device)
 
 
-def quantize(rows: int, columns: int, gathered: int | None = None) -> Case:
+def quantize(
+    rows: int,
+    columns: int,
+    gathered: int | None = None,
+    dtype: torch.dtype = BF16,
+    scale_format: ScaleFormat = "float32",
+) -> Case:
     """Return activations to quantize, gathered by a list of rows or not."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        x = with_ties(device, rows, columns)
+        x = with_ties(device, rows, columns).to(dtype)
         index = None
         if gathered is not None:
             index = torch.randint(rows, (gathered,), device=device, dtype=torch.int32)
-        return lambda: act_quant(x, rows=index, is_transposed=True)
+        return lambda: act_quant(x, scale_format, rows=index, is_transposed=True)
 
-    return Case(roofline.act_quant(rows, columns, gathered), make, equal)
+    work = roofline.act_quant(rows, columns, gathered, dtype, scale_format)
+    return Case(work, make, equal)
 
 
-def swiglu(rows: int, columns: int) -> Case:
+def swiglu(rows: int, columns: int, dtype: torch.dtype = BF16) -> Case:
     """Return gate and up to multiply and quantize."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        gate, up = _random(device, rows, columns), _random(device, rows, columns)
+        gate, up = (_random(device, rows, columns, dtype=dtype) for _ in range(2))
         return lambda: swiglu_quant(gate, up)
 
-    return Case(roofline.swiglu_quant(rows, columns), make, one_step)
+    return Case(roofline.swiglu_quant(rows, columns, dtype), make, one_step)
 
 
-def quantize_weight(rows: int, columns: int) -> Case:
+def quantize_weight(rows: int, columns: int, dtype: torch.dtype = BF16) -> Case:
     """Return a weight to quantize."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        weight = _random(device, rows, columns)
+        weight = _random(device, rows, columns, dtype=dtype)
         return lambda: weight_quant(weight)
 
-    return Case(roofline.weight_quant(rows, columns), make, equal)
+    return Case(roofline.weight_quant(rows, columns, dtype=dtype), make, equal)
 
 
-def dequantize_weight(rows: int, columns: int) -> Case:
+def dequantize_weight(rows: int, columns: int, dtype: torch.dtype = BF16) -> Case:
     """Return a weight to dequantize."""
 
     def make(device: torch.device) -> Callable[[], Any]:
         codes, scales = weight_quant(_random(device, rows, columns))
-        return lambda: weight_dequant(codes, scales)
+        return lambda: weight_dequant(codes, scales, dtype)
 
-    return Case(roofline.weight_quant(rows, columns, "weight_dequant"), make, equal)
+    return Case(roofline.weight_quant(rows, columns, "weight_dequant", dtype), make, equal)
 
 
 def product_inputs(device: torch.device, m: int, n: int, k: int) -> tuple[Quantized, Quantized]:
@@ -118,14 +131,14 @@ def product_inputs(device: torch.device, m: int, n: int, k: int) -> tuple[Quanti
     return act_quant(x, is_transposed=True), weight_quant(w)
 
 
-def product(m: int, n: int, k: int) -> Case:
-    """Return an FP8 product."""
+def product(m: int, n: int, k: int, dtype: torch.dtype = BF16) -> Case:
+    """Return an FP8 product with a result of `dtype`."""
 
     def make(device: torch.device) -> Callable[[], Any]:
         x, w = product_inputs(device, m, n, k)
-        return lambda: fp8_gemm(x, w)
+        return lambda: fp8_gemm(x, w, dtype)
 
-    return Case(roofline.fp8_gemm(m, n, k), make, near_sum)
+    return Case(roofline.fp8_gemm(m, n, k, dtype), make, near_sum)
 
 
 def experts(rows: int, count: int, n: int, k: int) -> Case:
@@ -141,26 +154,47 @@ def experts(rows: int, count: int, n: int, k: int) -> Case:
     return Case(roofline.moe_gemm(rows, count, n, k), make, near_sum)
 
 
-def bf16_product(m: int, n: int, k: int, heads: int = 1) -> Case:
-    """Return a BF16 product, of heads or plain."""
+def bf16_experts(rows: int, count: int, n: int, k: int) -> Case:
+    """Return BF16 products of ragged groups."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        x, w = _random(device, rows, k), _random(device, count, n, k)
+        offsets = _offsets(device, rows, count)
+        return lambda: moe_gemm(x, w, offsets)
+
+    return Case(roofline.moe_gemm(rows, count, n, k, "bf16"), make, near_sum)
+
+
+def bf16_product(
+    m: int, n: int, k: int, heads: int = 1, dtype: torch.dtype = BF16, is_transposed: bool = False
+) -> Case:
+    """Return a BF16 product, of heads or plain, with a result of `dtype`.
+
+    is_transposed: the weight is [K, N] in memory.
+    """
 
     def make(device: torch.device) -> Callable[[], Any]:
         batch = (heads,) if heads > 1 else ()
         x, w = _random(device, *batch, m, k), _random(device, *batch, n, k)
-        return lambda: gemm(x, w)
+        w = w.mT.contiguous().mT if is_transposed else w
+        return lambda: gemm(x, w, dtype)
 
-    return Case(roofline.gemm(m, n, k, heads), make, near_sum)
+    work = roofline.gemm(m, n, k, heads, dtype)
+    if is_transposed:
+        work = replace(work, shape=f"{work.shape}, transposed")
+    return Case(work, make, near_sum)
 
 
-def route(tokens: int) -> Case:
-    """Return logits of V3 to choose experts by."""
+def route(tokens: int, model: tuple[int, Rule] = V3_RULE) -> Case:
+    """Return logits of a model to choose experts by."""
+    count, rule = model
 
     def make(device: torch.device) -> Callable[[], Any]:
-        logits = _random(device, tokens, roofline.EXPERTS, dtype=torch.float32)
-        bias = _random(device, roofline.EXPERTS, dtype=torch.float32) / 10
-        return lambda: router(logits, bias, V3_RULE)
+        logits = _random(device, tokens, count, dtype=F32)
+        bias = _random(device, count, dtype=F32) / 10 if rule.group_score == "top2" else None
+        return lambda: router(logits, bias, rule)
 
-    return Case(roofline.router(tokens), make, routed)
+    return Case(roofline.router(tokens, count, rule.count), make, routed)
 
 
 def sort(tokens: int) -> Case:
@@ -176,18 +210,19 @@ def sort(tokens: int) -> Case:
     return Case(roofline.permute(tokens), make, equal)
 
 
-def add_up(tokens: int) -> Case:
-    """Return rows of experts to add up."""
+def add_up(tokens: int, has_shared: bool = True, dtype: torch.dtype = BF16) -> Case:
+    """Return rows of experts to add up, with those of a shared expert or not."""
 
     def make(device: torch.device) -> Callable[[], Any]:
         chosen, hidden = roofline.CHOSEN, roofline.HIDDEN
-        y, shared = _random(device, tokens * chosen, hidden), _random(device, tokens, hidden)
+        y = _random(device, tokens * chosen, hidden, dtype=dtype)
+        shared = _random(device, tokens, hidden, dtype=dtype) if has_shared else None
         order = torch.randperm(tokens * chosen, device=device).int().view(tokens, chosen)
         destination = torch.where(order % 8 == 0, -1, order)
         weights = torch.rand(tokens, chosen, device=device)
         return lambda: combine(y, destination, weights, shared)
 
-    return Case(roofline.combine(tokens), make, near_sum)
+    return Case(roofline.combine(tokens, has_shared, dtype), make, near_sum)
 
 
 def _pool(device: torch.device, lengths: Tensor, is_fp8: bool) -> tuple[Tensor, Tensor]:
@@ -234,8 +269,8 @@ def merge(tokens: int, splits: int, heads: int) -> Case:
     """Return partial outputs to merge."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        partial = _random(device, tokens * splits, heads, LATENT, dtype=torch.float32)
-        lse = _random(device, tokens * splits, heads, dtype=torch.float32)
+        partial = _random(device, tokens * splits, heads, LATENT, dtype=F32)
+        lse = _random(device, tokens * splits, heads, dtype=F32)
         offsets = splits * torch.arange(tokens + 1, device=device, dtype=torch.int32)
         return lambda: mla_merge(partial, lse, offsets)
 
@@ -247,7 +282,7 @@ def write(tokens: int, is_fp8: bool = False) -> Case:
 
     def make(device: torch.device) -> Callable[[], Any]:
         pages = tokens // PAGE_SIZE + 2
-        pool = torch.zeros(pages, PAGE_SIZE, LATENT + ROPE, device=device, dtype=torch.bfloat16)
+        pool = torch.zeros(pages, PAGE_SIZE, LATENT + ROPE, device=device, dtype=BF16)
         pool = pack_fp8(pool) if is_fp8 else pool
         latents = with_ties(device, tokens, LATENT + ROPE)
         slots = torch.randperm(pages * PAGE_SIZE, device=device)[:tokens]
@@ -277,26 +312,37 @@ def prefill(new: list[int], cached: list[int], heads: int) -> Case:
     return Case(roofline.mla_prefill(sum(new), heads), make, near_attention)
 
 
+# Together they launch every kernel that is shipped, but mla_decode/bf16.gluon, which may hang.
 SMALL = (
     *(quantize(rows, 256) for rows in (0, 1, 127)),
     quantize(9, 384, 7),
+    *(quantize(9, 384, 7, *form) for form in ((BF16, "ue8m0"), (F32, "float32"), (F32, "ue8m0"))),
+    quantize(9, 384, dtype=F32),
+    *(quantize(9, 384, dtype=dtype, scale_format="ue8m0") for dtype in (BF16, F32)),
     swiglu(0, 128),
-    swiglu(33, 256),
-    quantize_weight(576, 192),
-    dequantize_weight(576, 192),
+    *(swiglu(33, 256, dtype) for dtype in (BF16, F16, F32)),
+    *(quantize_weight(576, 192, dtype) for dtype in (BF16, F32)),
+    *(dequantize_weight(576, 192, dtype) for dtype in (BF16, F32)),
     *(product(m, 192, 384) for m in (0, 1, 129)),
+    *(product(m, 192, 384, F32) for m in (1, 129)),
     product(1, 576, 2048),
     experts(0, 4, 192, 128),
     experts(1, 4, 192, 256),
     experts(130, 4, 576, 256),
+    experts(260, 2, 192, 256),
+    *(bf16_experts(rows, count, 192, 192) for rows, count in ((1, 4), (130, 4), (260, 2))),
     *(bf16_product(m, 192, 128) for m in (1, 129)),
+    *(bf16_product(m, 192, 128, dtype=F32) for m in (1, 129)),
+    *(bf16_product(m, 192, 128, is_transposed=True) for m in (1, 129)),
+    *(bf16_product(m, 192, 128, dtype=F32, is_transposed=True) for m in (1, 129)),
     bf16_product(3, 64, 128, 16),
-    route(33),
+    *(route(33, model) for model in (V3_RULE, V2_RULE, V2_LITE_RULE)),
     sort(33),
-    add_up(3),
+    *(add_up(3, has_shared, dtype) for has_shared in (True, False) for dtype in (BF16, F32)),
     *(decode([0, 1, 64, 65, 200], heads) for heads in (16, 64, 128)),
     decode([2, 65], 16, new=2),
     decode([0, 1, 64, 65, 200], 16, is_fp8=True),
+    *(decode([0, 1, 65], heads, is_fp8=True) for heads in (64, 128)),
     merge(3, 2, 16),
     prefill([70, 0, 1, 130], [0, 5, 64, 33], 2),
     write(70),
@@ -306,6 +352,7 @@ BATCH = [4096] * 128
 V3 = (
     quantize(128, roofline.HIDDEN),
     quantize(4096, roofline.HIDDEN),
+    quantize(4096, roofline.HIDDEN, scale_format="ue8m0"),
     quantize(4096, roofline.HIDDEN, 4096 * roofline.CHOSEN),
     swiglu(4096 * roofline.CHOSEN, roofline.EXPERT),
     quantize_weight(roofline.DENSE, roofline.HIDDEN),
@@ -317,17 +364,18 @@ V3 = (
     experts(128 * roofline.CHOSEN, roofline.LOCAL, roofline.EXPERT, roofline.HIDDEN),
     experts(4096 * roofline.CHOSEN, roofline.LOCAL, roofline.EXPERT, roofline.HIDDEN),
     experts(4096 * roofline.CHOSEN, roofline.LOCAL, roofline.HIDDEN, roofline.EXPERT),
+    bf16_experts(4096 * roofline.CHOSEN, roofline.LOCAL, roofline.EXPERT, roofline.HIDDEN),
     bf16_product(128, LATENT, roofline.NOPE, roofline.HEADS),
-    bf16_product(128, roofline.EXPERTS, roofline.HIDDEN),
+    bf16_product(128, roofline.EXPERTS, roofline.HIDDEN, dtype=F32),
     bf16_product(128, roofline.VOCABULARY, roofline.HIDDEN),
-    route(4096),
+    *(route(4096, model) for model in (V3_RULE, V2_RULE, V2_LITE_RULE)),
     sort(4096),
-    add_up(4096),
+    *(add_up(4096, has_shared) for has_shared in (True, False)),
     decode([65_536], roofline.HEADS),
     decode(BATCH, roofline.HEADS),
-    decode(BATCH, 16),
+    *(decode(BATCH, heads) for heads in (16, 64)),
     decode(BATCH, 16, new=2),
-    decode(BATCH, roofline.HEADS, is_fp8=True),
+    *(decode(BATCH, heads, is_fp8=True) for heads in (16, 64, roofline.HEADS)),
     merge(128, 4, roofline.HEADS),
     prefill([4096], [0], roofline.HEADS),
     write(4096),

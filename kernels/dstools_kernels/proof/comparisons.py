@@ -1,10 +1,11 @@
 """Comparisons of an op's result on a card with its definition's: is it right, and how far off.
 
-Bytes, ids and orders have to be equal and weights of the router within 1e-6. The norm of the
-difference has to be within 2.5e-3 of the definition's for sums and products (rounding both to BF16
-makes 1.7e-3 of it, Hopper's FP8 accumulator up to 0.6e-3 more), and within 2^-8 for attention,
-whose probabilities are rounded, too. The share of equal results is reported: tensor cores do not
-add as the definition does.
+Bytes, ids and orders have to be equal and weights of the router within 1e-6 of the largest one or
+of 1. The norm of the difference has to be within 2.5e-3 of the definition's for sums and products
+in BF16 (rounding both makes 1.7e-3 of it, Hopper's FP8 accumulator up to 0.6e-3 more), within 1e-3
+for those in float32 (rounding one of them to BF16 would make 1.2e-3), and within 2^-8 for
+attention, whose probabilities are rounded, too. The share of equal results is reported: tensor
+cores do not add as the definition does.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SUM_NORM, ATTENTION_NORM = 2.5e-3, 2.0**-8
+SUM_NORM, FLOAT32_SUM_NORM, ATTENTION_NORM = 2.5e-3, 1e-3, 2.0**-8
 WEIGHT = 1e-6
 
 
@@ -25,7 +26,8 @@ def equal(result: Any, wanted: Any) -> tuple[bool, str]:
 
 def near_sum(result: Tensor, wanted: Tensor) -> tuple[bool, str]:
     """Compare sums or products by the norm of the difference."""
-    return _near(result, wanted, SUM_NORM)
+    is_float32 = wanted.dtype == torch.float32
+    return _near(result, wanted, FLOAT32_SUM_NORM if is_float32 else SUM_NORM)
 
 
 def near_attention(result: Tensor, wanted: Tensor) -> tuple[bool, str]:
@@ -55,11 +57,12 @@ def one_step(result: Any, wanted: Any) -> tuple[bool, str]:
 
 
 def routed(result: Any, wanted: Any) -> tuple[bool, str]:
-    """Compare the experts of each token, in any order, and their weights within WEIGHT."""
+    """Compare the experts of each token, in any order, and their weights."""
     (ids, weights), (wanted_ids, wanted_weights) = _by_id(*result), _by_id(*wanted)
     wrong = int((ids != wanted_ids).any(-1).sum())
     off = (weights - wanted_weights).abs().max().item() if weights.numel() else 0.0
-    return not wrong and off <= WEIGHT, f"{wrong} tokens differ, weights by {off:.0e}"
+    largest = max(1.0, wanted_weights.max().item()) if weights.numel() else 1.0  # V2 has 16 times
+    return not wrong and off <= WEIGHT * largest, f"{wrong} tokens differ, weights by {off:.0e}"
 
 
 def _by_id(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

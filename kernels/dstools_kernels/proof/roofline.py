@@ -11,10 +11,14 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from dstools_kernels.fp8 import BLOCK
+import torch
 
+from dstools_kernels.fp8 import BLOCK, ScaleFormat
+
+Unit = Literal["bf16", "fp8"]  # of products
 BF16, F32, INT32 = 2, 4, 4  # bytes
-TENSOR_FLOPS = {"bf16": 990e12, "fp8": 1979e12}  # H100 SXM and H200, dense (NVIDIA's data sheets)
+# H100 SXM and H200, dense (NVIDIA's data sheets)
+TENSOR_FLOPS: dict[Unit, float] = {"bf16": 990e12, "fp8": 1979e12}
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second
 
 # DeepSeek-V3: hidden size, heads, ranks of the latents, an expert's width, experts
@@ -33,7 +37,7 @@ class Work:
     shape: str
     bytes_moved: int
     flops: int = 0  # on tensor cores
-    unit: Literal["bf16", "fp8"] = "bf16"
+    unit: Unit = "bf16"
 
     def seconds(self, card: str) -> float:
         """Return the least time on a card."""
@@ -54,48 +58,65 @@ def blocks(rows: int, columns: int) -> int:
     return rows * columns + F32 * -(-rows // BLOCK) * -(-columns // BLOCK)
 
 
-def act_quant(tokens: int, columns: int, rows: int | None = None) -> Work:
-    """Return the work of quantizing BF16 activations, gathered as `rows` where given."""
+def but_bf16(dtype: torch.dtype) -> str:
+    """Return the part of a shape that names a dtype, "" for BF16."""
+    return "" if dtype == torch.bfloat16 else f", {str(dtype).removeprefix('torch.')}"
+
+
+def act_quant(
+    tokens: int,
+    columns: int,
+    rows: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    scale_format: ScaleFormat = "float32",
+) -> Work:
+    """Return the work of quantizing activations of `dtype`, gathered as `rows` where given."""
     count = tokens if rows is None else rows
     shape = f"[{tokens}, {columns}]" + ("" if rows is None else f", {rows} rows")
-    return Work("act_quant", shape, BF16 * tokens * columns + quantized(count, columns))
+    shape += but_bf16(dtype) + ("" if scale_format == "float32" else f", {scale_format}")
+    return Work("act_quant", shape, dtype.itemsize * tokens * columns + quantized(count, columns))
 
 
-def swiglu_quant(rows: int, columns: int) -> Work:
-    """Return the work of SwiGLU on BF16 and its quantization."""
-    moved = 2 * BF16 * rows * columns + quantized(rows, columns)
-    return Work("swiglu_quant", f"2 x [{rows}, {columns}]", moved)
+def swiglu_quant(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Work:
+    """Return the work of SwiGLU on `dtype` and its quantization."""
+    moved = 2 * dtype.itemsize * rows * columns + quantized(rows, columns)
+    return Work("swiglu_quant", f"2 x [{rows}, {columns}]{but_bf16(dtype)}", moved)
 
 
-def weight_quant(rows: int, columns: int, op: str = "weight_quant") -> Work:
-    """Return the work of quantizing a BF16 weight, or of the way back."""
-    return Work(op, f"[{rows}, {columns}]", BF16 * rows * columns + blocks(rows, columns))
+def weight_quant(
+    rows: int, columns: int, op: str = "weight_quant", dtype: torch.dtype = torch.bfloat16
+) -> Work:
+    """Return the work of quantizing a weight of `dtype`, or of the way back."""
+    moved = dtype.itemsize * rows * columns + blocks(rows, columns)
+    return Work(op, f"[{rows}, {columns}]{but_bf16(dtype)}", moved)
 
 
-def fp8_gemm(m: int, n: int, k: int) -> Work:
-    """Return the work of an FP8 product with BF16 output."""
-    moved = quantized(m, k) + blocks(n, k) + BF16 * m * n
-    return Work("fp8_gemm", f"{m} x {n} x {k}", moved, 2 * m * n * k, "fp8")
+def fp8_gemm(m: int, n: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Work:
+    """Return the work of an FP8 product with output of `dtype`."""
+    moved = quantized(m, k) + blocks(n, k) + dtype.itemsize * m * n
+    return Work("fp8_gemm", f"{m} x {n} x {k}{but_bf16(dtype)}", moved, 2 * m * n * k, "fp8")
 
 
-def moe_gemm(rows: int, experts: int, n: int, k: int) -> Work:
-    """Return the work of an FP8 product of rows sorted by expert."""
-    moved = quantized(rows, k) + experts * blocks(n, k) + BF16 * rows * n
-    shape = f"{rows} x {n} x {k}, {experts} experts"
-    return Work("moe_gemm", shape, moved, 2 * rows * n * k, "fp8")
+def moe_gemm(rows: int, experts: int, n: int, k: int, unit: Unit = "fp8") -> Work:
+    """Return the work of a product of rows sorted by expert, FP8 or BF16, with BF16 output."""
+    moved = BF16 * (rows * k + experts * n * k + rows * n)
+    if unit == "fp8":
+        moved = quantized(rows, k) + experts * blocks(n, k) + BF16 * rows * n
+    shape = f"{rows} x {n} x {k}, {experts} experts" + (", bf16" if unit == "bf16" else "")
+    return Work("moe_gemm", shape, moved, 2 * rows * n * k, unit)
 
 
-def gemm(m: int, n: int, k: int, heads: int = 1) -> Work:
-    """Return the work of BF16 products, one for each head."""
-    shape = f"{m} x {n} x {k}" + (f", {heads} heads" if heads > 1 else "")
-    moved = BF16 * heads * (m * k + n * k + m * n)
+def gemm(m: int, n: int, k: int, heads: int = 1, dtype: torch.dtype = torch.bfloat16) -> Work:
+    """Return the work of BF16 products, one for each head, with output of `dtype`."""
+    shape = f"{m} x {n} x {k}" + (f", {heads} heads" if heads > 1 else "") + but_bf16(dtype)
+    moved = heads * (BF16 * (m * k + n * k) + dtype.itemsize * m * n)
     return Work("gemm", shape, moved, 2 * heads * m * n * k)
 
 
-def router(tokens: int) -> Work:
+def router(tokens: int, experts: int = EXPERTS, chosen: int = CHOSEN) -> Work:
     """Return the work of choosing experts by float32 logits."""
-    moved = F32 * tokens * EXPERTS + (INT32 + F32) * tokens * CHOSEN
-    return Work("router", f"[{tokens}, {EXPERTS}]", moved)
+    moved = F32 * tokens * experts + (INT32 + F32) * tokens * chosen
+    return Work("router", f"[{tokens}, {experts}]", moved)
 
 
 def permute(tokens: int) -> Work:
@@ -104,10 +125,12 @@ def permute(tokens: int) -> Work:
     return Work("permute", f"[{tokens}, {CHOSEN}]", moved)
 
 
-def combine(tokens: int) -> Work:
-    """Return the work of adding up the experts' BF16 rows and the shared expert's."""
-    moved = BF16 * HIDDEN * tokens * (CHOSEN + 2) + (INT32 + F32) * tokens * CHOSEN
-    return Work("combine", f"[{tokens * CHOSEN}, {HIDDEN}]", moved)
+def combine(tokens: int, has_shared: bool = True, dtype: torch.dtype = torch.bfloat16) -> Work:
+    """Return the work of adding up the experts' rows and the shared expert's."""
+    rows = tokens * (CHOSEN + 1 + has_shared)
+    moved = dtype.itemsize * HIDDEN * rows + (INT32 + F32) * tokens * CHOSEN
+    shape = f"[{tokens * CHOSEN}, {HIDDEN}]" + ("" if has_shared else ", not shared")
+    return Work("combine", shape + but_bf16(dtype), moved)
 
 
 def latent_pages(tokens: int, token_bytes: int = BF16 * (LATENT + ROPE)) -> Work:
@@ -163,8 +186,9 @@ V3 = (
     moe_gemm(128 * CHOSEN, LOCAL, EXPERT, HIDDEN),
     moe_gemm(4096 * CHOSEN, LOCAL, EXPERT, HIDDEN),
     moe_gemm(4096 * CHOSEN, LOCAL, HIDDEN, EXPERT),
+    moe_gemm(4096 * CHOSEN, LOCAL, EXPERT, HIDDEN, "bf16"),
     gemm(128, LATENT, NOPE, HEADS),
-    gemm(128, EXPERTS, HIDDEN),
+    gemm(128, EXPERTS, HIDDEN, dtype=torch.float32),
     gemm(128, VOCABULARY, HIDDEN),
     router(4096),
     permute(4096),

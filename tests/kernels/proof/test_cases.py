@@ -1,12 +1,15 @@
 """The shapes to try on a card: complete, right by definition, and wrong where a result is."""
 
 import pkgutil
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from dstools_kernels import ops
-from dstools_kernels.proof import cases, roofline
+from dstools_kernels.ops.dispatch import VARIABLE
+from dstools_kernels.proof import card, cases, roofline
 
 CPU = torch.device("cpu")
 
@@ -27,6 +30,33 @@ def test_a_definition_equals_itself(case: cases.Case) -> None:
     call = case.make(CPU)
     is_right, how = case.compare(call(), call())
     assert is_right, how
+
+
+def test_short_cases_check_every_kernel_that_is_shipped_but_the_one_that_may_hang(
+    interpreted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dstools_kernels.ops.triton.config import Config
+    from dstools_kernels.proof.compile import all_twins, configs
+
+    monkeypatch.setenv(VARIABLE, "triton")
+    shipped, launched, checked = configs(all_twins()), set[str](), set[str]()
+    launch = Config.launch
+
+    def record(config: Config, *arguments: Any, **constants: Any) -> None:
+        launched.update(name for name, other in shipped.items() if other == config)
+        launch(config, *arguments, **constants)
+
+    monkeypatch.setattr(Config, "launch", record)
+    for case in cases.SMALL:
+
+        def make(device: torch.device, case: cases.Case = case) -> Callable[[], Any]:
+            call = case.make(device)
+            launched.clear()  # by what makes the inputs
+            return call
+
+        assert card.check(case._replace(make=make), CPU).is_right, case.name
+        checked |= launched
+    assert checked == shipped.keys() - {"mla_decode/bf16.gluon"}
 
 
 def test_activations_to_quantize_hold_every_tie_of_e4m3() -> None:

@@ -22,10 +22,17 @@ def test_sums_in_bf16_pass_and_truncated_ones_do_not() -> None:
     exact = torch.rand(4096) + 0.5
     truncated = (exact.view(torch.int32) & -65536).view(torch.float32)
     assert comparisons.near_sum(exact.bfloat16(), exact.bfloat16())[0]
-    assert comparisons.near_sum(exact.bfloat16(), exact)[0]
-    assert not comparisons.near_sum(truncated, exact)[0]
+    assert comparisons.near_sum((exact * (1 + 6e-4)).bfloat16(), exact.bfloat16())[0]
+    assert not comparisons.near_sum(truncated.bfloat16(), exact.bfloat16())[0]
     assert comparisons.near_attention(exact * (1 + 2.0**-9), exact)[0]
     assert not comparisons.near_attention(exact * (1 + 2.0**-7), exact)[0]
+
+
+def test_sums_in_float32_that_were_rounded_to_bf16_do_not_pass() -> None:
+    torch.manual_seed(0)
+    exact = torch.rand(4096) + 0.5
+    assert comparisons.near_sum(exact * (1 + 6e-4), exact)[0]  # as Hopper's accumulator may have it
+    assert not comparisons.near_sum(exact.bfloat16(), exact)[0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -57,6 +64,9 @@ def test_experts_are_compared_by_id_and_their_weights_within_a_millionth() -> No
     wanted = Routed(ids, weights)
     assert comparisons.routed(Routed(ids, weights + 5e-7), wanted)[0]
     assert not comparisons.routed(Routed(ids, weights + 2e-6), wanted)[0]
+    of_v2 = Routed(ids, 16 * weights)  # the largest is 8
+    assert comparisons.routed(Routed(ids, 16 * weights + 7e-6), of_v2)[0]
+    assert not comparisons.routed(Routed(ids, 16 * weights + 9e-6), of_v2)[0]
     assert comparisons.routed(Routed(ids.flip(-1), weights.flip(-1)), wanted)[0]
     assert not comparisons.routed(Routed(ids.flip(-1), weights), wanted)[0]
     assert not comparisons.routed(Routed(ids + 1, weights), wanted)[0]

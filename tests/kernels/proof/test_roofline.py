@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from dstools_kernels.proof import roofline
 
+F32 = torch.float32
 PAGE = Path(__file__).parents[3] / "docs/kernels.md"
 
 
@@ -15,6 +17,9 @@ def test_bytes_of_quantizers_by_hand() -> None:
     assert roofline.act_quant(2, 200, rows=4).bytes_moved == 800 + 800 + 32
     assert roofline.swiglu_quant(2, 200).bytes_moved == 1600 + 400 + 16
     assert roofline.weight_quant(576, 128).bytes_moved == 576 * 128 * 3 + 5 * 4
+    assert roofline.act_quant(2, 200, dtype=F32).bytes_moved == 1600 + 400 + 16
+    assert roofline.swiglu_quant(2, 200, F32).bytes_moved == 3200 + 400 + 16
+    assert roofline.weight_quant(576, 128, dtype=F32).bytes_moved == 576 * 128 * 5 + 5 * 4
 
 
 def test_bytes_and_flops_of_products_by_hand() -> None:
@@ -25,6 +30,11 @@ def test_bytes_and_flops_of_products_by_hand() -> None:
     grouped = roofline.moe_gemm(3, 4, 128, 256)
     assert grouped.bytes_moved - work.bytes_moved == 3 * (128 * 256 + 8)
     assert grouped.flops == work.flops
+    bf16 = roofline.moe_gemm(3, 4, 128, 256, "bf16")
+    assert bf16.bytes_moved == 2 * (3 * 256 + 4 * 128 * 256 + 3 * 128)
+    assert (bf16.unit, bf16.flops) == ("bf16", work.flops)
+    assert roofline.fp8_gemm(3, 128, 256, F32).bytes_moved - work.bytes_moved == 2 * 3 * 128
+    assert roofline.gemm(3, 5, 7, dtype=F32).bytes_moved == 2 * (21 + 35) + 4 * 15
     assert roofline.gemm(3, 5, 7, heads=2).bytes_moved == 2 * 2 * (21 + 35 + 15)
     assert roofline.gemm(3, 5, 7, heads=2).flops == 2 * 2 * 105
 
@@ -47,7 +57,9 @@ def test_bytes_and_flops_of_attention_by_hand() -> None:
 def test_bytes_of_routing_by_hand() -> None:
     assert roofline.router(1).bytes_moved == 256 * 4 + 8 * 8
     assert roofline.permute(1).bytes_moved == 3 * 4 * 8 + 4 * (256 + 32 + 1)
+    assert roofline.router(1, 64, 6).bytes_moved == 64 * 4 + 6 * 8
     assert roofline.combine(1).bytes_moved == 2 * 7168 * (8 + 2) + 8 * 8
+    assert roofline.combine(1, False, F32).bytes_moved == 4 * 7168 * (8 + 1) + 8 * 8
 
 
 def test_the_least_time_is_that_of_the_slower_part() -> None:
