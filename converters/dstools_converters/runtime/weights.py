@@ -14,16 +14,27 @@ from dstools_converters.checkpoint.inventory import Inventory, require_sound
 from dstools_converters.checkpoint.scheme import BLOCK_SIZE, QUANTIZED_ROLES
 from dstools_converters.checkpoint.tensors import restored, stored
 from dstools_converters.errors import DstoolsError
-from dstools_converters.families.names import TensorName
+from dstools_converters.families.names import Role, TensorName
 from dstools_converters.families.shapes import Model, read_model
 from dstools_converters.model.architecture import Architecture, Parameters, read_architecture
 from dstools_converters.model.decoder import Decoder
 from dstools_converters.runtime.products import Stack
-from dstools_converters.runtime.serving import Experts, Serving, prepare
+from dstools_converters.runtime.serving import Serving, prepare
 
 log = logging.getLogger(__name__)
 
 CODED_ROLES = QUANTIZED_ROLES - {"kv_b_proj"}  # which is absorbed, in its dequantized form
+STACKS: dict[Role, str] = {  # attributes of Experts
+    "routed_gate": "gate_proj",
+    "routed_up": "up_proj",
+    "routed_down": "down_proj",
+}
+# Attribute of transformers' experts, which of its parts, and of how many
+JOINED: dict[Role, tuple[str, int, int]] = {
+    "routed_gate": ("gate_up_proj", 0, 2),
+    "routed_up": ("gate_up_proj", 1, 2),
+    "routed_down": ("down_proj", 0, 1),
+}
 
 
 def load(
@@ -73,7 +84,14 @@ def sound_inventory(checkpoint: Checkpoint, mtp: bool) -> Inventory:
     such folders. Raises DstoolsError at the first inconsistency.
     """
     if not mtp and not holds_mtp(checkpoint):
-        checkpoint.config = checkpoint.config | {"num_nextn_predict_layers": 0}
+        checkpoint = Checkpoint(
+            checkpoint.folder,
+            checkpoint.config | {"num_nextn_predict_layers": 0},
+            checkpoint.tensors,
+            checkpoint.shards,
+            checkpoint.index_metadata,
+            checkpoint.warnings,
+        )
     inventory = require_sound(checkpoint)
     return (
         inventory if mtp else replace(inventory, model=replace(inventory.model, num_mtp_layers=0))
@@ -111,8 +129,8 @@ def serving_over(config: Parameters, weights: Mapping[str, Tensor]) -> Serving:
     """Return the serving form of a model of transformers over its weights, which are not copied.
 
     config: as in its config.json; weights: its state_dict, where the experts of a layer are
-    `gate_up_proj` [E, 2 I, D] and `down_proj` [E, D, I]. Only kv_b_proj is copied, as always, so a
-    new form is due when weights change. Raises DstoolsError for a model that the decoder does not
+    `gate_up_proj` [E, 2 I, D] and `down_proj` [E, D, I]. kv_b_proj alone is copied, so a new form
+    is due when weights change. Raises DstoolsError for a model that the decoder does not
     implement, or whose weights are not those that its config says.
     """
     architecture = read_architecture(config | {"num_nextn_predict_layers": 0})  # it has no MTP
@@ -123,21 +141,18 @@ def serving_over(config: Parameters, weights: Mapping[str, Tensor]) -> Serving:
         prepare(decoder)
     unused = weights.keys() - {model.spell(name) for name, _ in model.optional_weights()}
     for name, shape, count in model.kinds():
-        path = held = model.spell(name)
-        if name.expert is not None:
-            assert name.layer is not None
-            experts, side = model.spelling.experts_of(name.layer), path.split(".")[-2]
-            path = f"{experts.rpartition('.')[0]}.{side}.weight"
-            held = f"{experts}.{'down_proj' if side == 'down_proj' else 'gate_up_proj'}"
-        weight = weights.get(held)
-        if weight is not None and held.endswith("gate_up_proj"):
-            weight = weight.chunk(2, 1)[path.endswith("up_proj.weight")]
-        wanted = shape if name.expert is None else (count, *shape)
+        if name.expert is None:
+            held, wanted = model.spell(name), shape
+            weight = weights.get(held)
+        else:
+            held, wanted = _joined(model, name), (count, *shape)
+            _, part, parts = JOINED[name.role]
+            weight = weights[held].chunk(parts, 1)[part] if held in weights else None
         if weight is None or weight.shape != wanted:
-            found = "missing" if weight is None else list(weight.shape)
-            raise DstoolsError(f"{held}: {found}; the config says {list(wanted)}")
-        module, _, part = path.rpartition(".")
-        setattr(decoder.get_submodule(module), part, nn.Parameter(weight, requires_grad=False))
+            given = "missing" if weight is None else list(weight.shape)
+            raise DstoolsError(f"{held}: {given}; the config says {list(wanted)}")
+        module = _module(decoder, model, name)
+        setattr(module, name.part, nn.Parameter(weight, requires_grad=False))
         unused -= {held}
     if unused:
         raise DstoolsError(f"{min(unused)}: is not a weight that the config says")
@@ -186,22 +201,34 @@ def _put(
     scales: torch.Tensor | None,
 ) -> None:
     """Put a weight into its module; that of one expert into the tensor of all."""
-    path, _, part = model.spell(name).rpartition(".")
+    module = _module(decoder, model, name)
     if name.expert is None:
-        module = decoder.get_submodule(path)
-        setattr(module, part, nn.Parameter(weight, requires_grad=False))
+        setattr(module, name.part, nn.Parameter(weight, requires_grad=False))
         if scales is not None:
             setattr(module, "scales", scales)  # noqa: B010
         return
-    assert name.layer is not None
-    experts = decoder.model.layers[name.layer].mlp
-    assert isinstance(experts, Experts)
+    assert isinstance(module, Stack)
     assert model.moe is not None
-    stack = getattr(experts, path.rpartition(".")[2])
     count = model.moe.n_routed_experts
-    if stack.weight.is_meta:
-        stack.weight = nn.Parameter(weight.new_empty(count, *weight.shape), requires_grad=False)
-        stack.scales = None if scales is None else scales.new_empty(count, *scales.shape)
-    stack.weight.data[name.expert] = weight
+    if module.weight.is_meta:
+        module.weight = nn.Parameter(weight.new_empty(count, *weight.shape), requires_grad=False)
+        module.scales = None if scales is None else scales.new_empty(count, *scales.shape)
+    module.weight.data[name.expert] = weight
     if scales is not None:
-        stack.scales[name.expert] = scales
+        assert module.scales is not None
+        module.scales[name.expert] = scales
+
+
+def _module(decoder: Decoder, model: Model, name: TensorName) -> nn.Module:
+    """Return the module that holds a weight; for that of an expert, the stack of all of a layer."""
+    if name.expert is None:
+        return decoder.get_submodule(model.spelling.module(name))
+    assert name.layer is not None
+    stack: nn.Module = getattr(decoder.model.layers[name.layer].mlp, STACKS[name.role])
+    return stack
+
+
+def _joined(model: Model, name: TensorName) -> str:
+    """Return the name of the tensor of transformers that has a weight of all experts of a layer."""
+    assert name.layer is not None
+    return f"{model.spelling.experts_of(name.layer)}.{JOINED[name.role][0]}"

@@ -87,11 +87,11 @@ def serving_form(policy: Any) -> Serving:
     for path, layer in updates.items():
         if not isinstance(layer.base_layer, nn.Linear):
             raise DstoolsError(f"lora: the loop has no update of {path}")
-    weights = {
-        name.replace(".base_layer.", "."): weight
-        for name, weight in base.state_dict().items()
-        if ".lora_" not in name
-    }
+    weights = base.state_dict()
+    for path, layer in updates.items():
+        for name in layer.state_dict(prefix=f"{path}."):
+            del weights[name]
+        weights |= layer.base_layer.state_dict(prefix=f"{path}.")
     absorbed = [path for path in updates if path.endswith(".kv_b_proj")]  # which is copied anyhow
     for path in absorbed:
         layer = updates.pop(path)
