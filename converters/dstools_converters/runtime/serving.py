@@ -7,9 +7,10 @@ W_v sum p c; arXiv 2405.04434, section 2.1.2); a layer's experts are stacked, an
 by expert; and only the tokens that are asked for go through the head.
 
 Shape suffixes as in decoder.py, and: T new tokens, C = L + R elements of a cached latent, P pages
-of the pool, S tokens of a page, I width of an expert.
+of the pool, S tokens of a page, X tokens of all rows, I width of an expert.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from dstools_kernels.ops.mla_prefill import mla_prefill
 from dstools_kernels.ops.permute import permute
 
 MAX_ABSORBED = 2  # new tokens of a row; with more, keys and values are expanded
+MOST = 2**27  # elements of keys and values that are expanded at a time; at least those of a head
 
 
 class Whole(NamedTuple):
@@ -40,7 +42,7 @@ class Whole(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where the new tokens of a batch stand, the same for all layers."""
+    """Positions and slots of the new tokens of a batch, the same for all layers."""
 
     angles: Rotary  # of each
     slots: Tensor  # [T] int64, rows of the flat pool
@@ -66,22 +68,28 @@ class Experts(nn.Module):
         """Return [T, D]."""
         count = len(self.gate_proj.weight)
         experts_TK, weights_TK = self.gate(x_TD)
-        everyone = torch.arange(count, dtype=torch.int32, device=x_TD.device)
-        tokens, destination, offsets = permute(experts_TK, everyone, count)
+        identity = torch.arange(count, dtype=torch.int32, device=x_TD.device)  # all are local
+        tokens, destination, offsets = permute(experts_TK, identity, count)
         y = swiglu(x_TD, tokens, offsets, self.gate_proj, self.up_proj, self.down_proj)
         shared_TD = None if self.shared_experts is None else self.shared_experts(x_TD)
         return combine(y, destination, weights_TK, shared_TD)
 
 
 class Latents(nn.Module):
-    """MLA on paged latents."""
+    """MLA on paged latents.
+
+    kv_b_proj is divided into its two parts, of which both forms of attention read whole matrices:
+    torch multiplies views of it up to 19 times slower (BF16, 16 heads, 2026-11-29).
+    """
 
     def __init__(self, mla: MLA) -> None:
         super().__init__()
         self.mla, shape = mla, mla.shape
-        w_HXL = mla.kv_b_proj.weight.view(shape.num_heads, -1, shape.kv_lora_rank)
-        w_HNL, w_HWL = torch.split(w_HXL, [shape.qk_nope_head_dim, shape.v_head_dim], 1)
-        self.w_k_HLN, self.w_v_HWL = w_HNL.transpose(1, 2).contiguous(), w_HWL.contiguous()
+        w_HYL = mla.kv_b_proj.weight.view(shape.num_heads, -1, shape.kv_lora_rank)
+        w_HNL, w_HWL = torch.split(w_HYL, [shape.qk_nope_head_dim, shape.v_head_dim], 1)
+        self.w_k_HNL = nn.Parameter(w_HNL.contiguous(), requires_grad=False)
+        self.w_v_HWL = nn.Parameter(w_HWL.contiguous(), requires_grad=False)
+        del mla.kv_b_proj
 
     def forward(self, x_TD: Tensor, places: Places, cache_PSC: Tensor) -> Tensor:
         """Return [T, D], and write the latents of the new tokens into the cache."""
@@ -98,7 +106,7 @@ class Latents(nn.Module):
 
     def _absorbed(self, q_HTN: Tensor, q_HTR: Tensor, places: Places, cache_PSC: Tensor) -> Tensor:
         """Return the attention [H, T, W] of rows with one or two new tokens, on the latents."""
-        q_THC = torch.cat((gemm(q_HTN, self.w_k_HLN), q_HTR), -1).transpose(0, 1)
+        q_THC = torch.cat((gemm(q_HTN, self.w_k_HNL.mT), q_HTR), -1).transpose(0, 1)
         table, lengths, cumulative = places.table, places.lengths, places.cumulative
         scale, rank = self.mla.scale, self.mla.shape.kv_lora_rank
         o_THL = mla_decode(q_THC, cache_PSC, table, lengths, cumulative, scale, rank)
@@ -107,15 +115,22 @@ class Latents(nn.Module):
     def _expanded(
         self, q_HTN: Tensor, q_HTR: Tensor, places: Places, whole: Whole, cache_PSC: Tensor
     ) -> Tensor:
-        """Return the attention [H, T, W] of rows with more, on keys and values of all tokens."""
+        """Return the attention [H, T, W] of rows with more, on keys and values of all tokens.
+
+        Heads are taken so many at a time that their keys and values are at most MOST elements.
+        """
         shape = self.mla.shape
         latents_XC = cache_PSC.flatten(0, 1).index_select(0, whole.slots)
         latent_XL, k_XR = torch.split(latents_XC, [shape.kv_lora_rank, shape.qk_rope_head_dim], -1)
-        kv_XHY = self.mla.kv_b_proj(latent_XL).unflatten(-1, (shape.num_heads, -1))
-        k_XHN, v_XHW = torch.split(kv_XHY, [shape.qk_nope_head_dim, shape.v_head_dim], -1)
-        q_THQ = torch.cat((q_HTN, q_HTR), -1).transpose(0, 1)
-        ends = places.cumulative, whole.cumulative
-        return mla_prefill(q_THQ, k_XHN, k_XR, v_XHW, *ends, self.mla.scale).transpose(0, 1)
+        q_HTQ, ends = torch.cat((q_HTN, q_HTR), -1), (places.cumulative, whole.cumulative)
+        count, mixed_HTW = heads_at_a_time(shape, len(latent_XL)), []
+        parts = (torch.split(part, count) for part in (q_HTQ, self.w_k_HNL, self.w_v_HWL))
+        for q, w_k, w_v in zip(*parts, strict=True):
+            k_XHN = gemm(latent_XL, w_k.flatten(0, 1)).view(-1, *w_k.shape[:2])
+            v_XHW = gemm(latent_XL, w_v.flatten(0, 1)).view(-1, *w_v.shape[:2])
+            mixed = mla_prefill(q.transpose(0, 1), k_XHN, k_XR, v_XHW, *ends, self.mla.scale)
+            mixed_HTW.append(mixed.transpose(0, 1))
+        return torch.cat(mixed_HTW)
 
 
 class KeysAndValues(nn.Module):
@@ -140,7 +155,7 @@ class Serving(nn.Module):
     """A decoder that generates: `forward` is a step of the model, `draft` one of its MTP layer.
 
     `positions` is how many the model has. The weights of `decoder` are not copied, but for experts
-    and kv_b_proj; it cannot run whole sequences any more.
+    and kv_b_proj, which it loses: it cannot run whole sequences any more.
     """
 
     def __init__(self, decoder: Decoder, positions: int) -> None:
@@ -228,6 +243,20 @@ def entry_shape(attention: family.MLA | family.Attention) -> tuple[int, ...]:
     if isinstance(attention, family.MLA):
         return (attention.kv_lora_rank + attention.qk_rope_head_dim,)
     return 2, attention.num_kv_heads, attention.head_dim
+
+
+def heads_at_a_time(shape: family.MLA, tokens: int) -> int:
+    """Return of how many heads the keys and values of `tokens` are expanded at a time."""
+    most = MOST // (max(tokens, 1) * (shape.qk_nope_head_dim + shape.v_head_dim))
+    return min(max(most, 1), shape.num_heads)
+
+
+def step_elements(attention: family.MLA | family.Attention, tokens: int) -> int:
+    """Return how many elements of keys and values a step holds of a layer of a row of `tokens`."""
+    if isinstance(attention, family.MLA):
+        of_head = attention.qk_nope_head_dim + attention.v_head_dim
+        return heads_at_a_time(attention, tokens) * of_head * tokens
+    return math.prod(entry_shape(attention)) * tokens
 
 
 def prepare(decoder: Decoder) -> None:

@@ -1,7 +1,7 @@
 """Answers of a policy in training, drawn by the loop of dstools_converters.runtime.
 
-The serving form is made over the policy's own weights, without a copy but for MLA's absorbed
-kv_b_proj, and computes in their dtype. It is new for each step, so it has what the optimizer wrote.
+The serving form is made over the policy's own weights, without a copy but for MLA's kv_b_proj,
+and computes in their dtype. It is new for each step, so it has what the optimizer wrote.
 Low-rank updates are added to the products: merged and taken out again, they would leave the weights
 with other last bits.
 """

@@ -16,12 +16,14 @@ from dstools_converters.layerwise.activations import InputRounding
 from dstools_converters.model.decoder import DecoderLayer, MTPLayer
 from dstools_converters.model.rotary import rotary
 from dstools_converters.model.tokenizer import load_tokenizer, prompt_ids
+from dstools_converters.runtime import serving as module
 from dstools_converters.runtime.decode import Counts, Loop, Request
 from dstools_converters.runtime.draw import Sampling
 from dstools_converters.runtime.pages import Batch, Pool
 from dstools_converters.runtime.serving import Serving
 from dstools_converters.runtime.session import Session
 from dstools_converters.runtime.weights import load
+from dstools_kernels.ops.mla_prefill import mla_prefill
 
 CPU = torch.device("cpu")
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
@@ -148,6 +150,32 @@ def test_both_forms_of_a_decoder_say_the_same(kind: str, folder_of: Any, decoder
     with torch.inference_mode():
         for row, logits in zip(rows, in_parts(session, pool, rows, [1]), strict=True):
             assert (logits - decoder(torch.tensor([row]))[0]).abs().max() <= BOUND
+
+
+@pytest.mark.parametrize(("most", "heads"), [(0, 1), (2 * 64 * 200, 2), (3 * 64 * 200, 3)])
+def test_heads_are_expanded_so_many_at_a_time_that_memory_is_bounded(
+    most: int, heads: int, sample: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of a head of sample-v3 have 32 elements each; it has four heads.
+
+    Products of fewer columns sum in the same order or another: the bound is that of the forms.
+    """
+    rows, widths = [list(range(3, 103)), list(range(103, 203))], []
+    whole = in_parts(*session_of(sample), rows, [3])
+    assert module.step_elements(sample.model.attention, 200) == 4 * 64 * 200
+
+    def watched(q: Tensor, k: Tensor, k_rope: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        assert k.numel() + v.numel() <= module.step_elements(sample.model.attention, len(k))
+        widths.append(k.shape[1])
+        return mla_prefill(q, k, k_rope, v, *rest)
+
+    monkeypatch.setattr(module, "MOST", most)
+    monkeypatch.setattr(module, "mla_prefill", watched)
+    assert module.step_elements(sample.model.attention, 200) == heads * 64 * 200
+    parts = in_parts(*session_of(sample), rows, [3])
+    assert all((a - b).abs().max() <= BOUND for a, b in zip(parts, whole, strict=True))
+    assert sum(widths) == 4 * 4 * 2  # of each layer, in both steps
+    assert widths[0] == max(widths)
 
 
 @pytest.mark.parametrize("pages", [[0, 60], [0, -1], [0]])
