@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
-from dstools.commands.generate_memory import Form, make_pool, require_memory
+from dstools.commands.generate_memory import Held, make_pool, require_memory
 from dstools.options import Command, json_option, option, path_argument, show, terminal
 from dstools.source import open_source
 from dstools.text import require_torch
@@ -28,7 +28,9 @@ dstools generate ./DeepSeek-V3 --prompt '17 + 25 =' --temperature 0 --max-tokens
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 MIN_TEMPERATURE = 1e-6  # that of draw.py, which needs torch
 ENDPOINT = "serve it with an engine that has the family, such as vLLM, and ask that endpoint"
-OPS = {"triton": "Triton, which have not been run on a GPU yet", "reference": "torch"}
+TORCH = "torch"
+TRITON = "Triton, which have not been run on a GPU yet"
+ROUTING = "torch, but for those of routing, of Triton, which have not been run on a GPU yet"
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -40,7 +42,7 @@ class _Model(NamedTuple):
     architecture: "Architecture"
     positions: int
     mtp: bool
-    form: Form
+    held: Held
     ops: str
     keeps_codes: bool
 
@@ -234,11 +236,13 @@ def _look(model: str, mtp: bool, precision: "Precision", device: str) -> _Model:
         inventory = sound_inventory(checkpoint, mtp)
     dtype: torch.dtype = getattr(torch, precision)
     capability = torch.cuda.get_device_capability() if device == "cuda" else None
-    ops = form(device, capability).name
-    keeps_codes = ops == "triton" and precision == "bfloat16"  # torch would widen at every step
+    is_triton = form(device, capability).name == "triton"
+    keeps_codes = is_triton and precision == "bfloat16"  # torch would widen at every step
+    wide = ROUTING if is_triton and inventory.model.moe else TORCH  # products and MLA take BF16
+    ops = TRITON if keeps_codes else wide
     used = inventory.model
     token = used.num_layers * math.prod(entry_shape(used.attention)) * dtype.itemsize
-    held = Form(precision, device, held_bytes(inventory, dtype, keeps_codes), token)
+    held = Held(precision, device, held_bytes(inventory, dtype, keeps_codes), token)
     positions = read_positions(config, architecture)
     return _Model(model, folder, architecture, positions, mtp, held, ops, keeps_codes)
 
@@ -299,21 +303,20 @@ def _session(
     """
     import torch
 
+    from dstools_converters.runtime.serving import step_elements
     from dstools_converters.runtime.session import Session
     from dstools_converters.runtime.weights import load
 
     limit = _limit(request, known)
     pool = make_pool(request, limit, pool_tokens)
-    require_memory(known.form, pool, request, limit)
-    precision, device, weights, token = known.form
-    where = f"{precision} on {device}, ops of {OPS[known.ops]}"
+    precision, device, weights, token = known.held
+    dtype: torch.dtype = getattr(torch, precision)
+    step = step_elements(known.architecture.model.attention, limit) * dtype.itemsize
+    require_memory(known.held, pool, request, limit, step)
+    where = f"{precision} on {device}, ops of {known.ops}"
     _line("model", f"{known.name}, {size(weights)} in {where}")
     serving = load(
-        known.folder,
-        getattr(torch, precision),
-        torch.device(device),
-        mtp=known.mtp,
-        keeps_codes=known.keeps_codes,
+        known.folder, dtype, torch.device(device), mtp=known.mtp, keeps_codes=known.keeps_codes
     )
     tokens, pages = pool.count * pool.size, f"{pool.count} page{'s' if pool.count > 1 else ''}"
     _line("pool", f"{pages} of {pool.size} tokens, {tokens:,} tokens, {size(tokens * token)}")

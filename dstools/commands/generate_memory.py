@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 SHARE = 0.95  # of the free memory, for a hint: a little of it is taken until it is followed
 
 
-class Form(NamedTuple):
-    """The form in which a model is held."""
+class Held(NamedTuple):
+    """A model as memory holds it."""
 
     precision: str
     device: str
@@ -44,31 +44,38 @@ def make_pool(request: "Request", limit: int, asked: int | None) -> "Pool":
     return pool
 
 
-def require_memory(form: Form, pool: "Pool", request: "Request", limit: int) -> None:
-    """Raise DstoolsError where a model and its pool need more memory than the device has free."""
-    free, tokens = _free(form.device), pool.count * pool.size
-    cache = tokens * form.token
-    if form.weights + cache <= free:
+def require_memory(held: Held, pool: "Pool", request: "Request", limit: int, step: int) -> None:
+    """Raise DstoolsError where a model and its pool need more memory than the device has free.
+
+    step: bytes of the keys and values that attention multiplies at a time.
+    """
+    free, tokens = _free(held.device), pool.count * pool.size
+    cache = tokens * held.token
+    if held.weights + cache + step <= free:
         return
     raise DstoolsError(
-        f"the weights in {form.precision} on {form.device} take {size(form.weights)} and a cache "
-        f"of {tokens:,} tokens {size(cache)}; {size(free)} of memory is free",
-        _advice(form, free, pool, request, limit),
+        f"the weights in {held.precision} on {held.device} take {size(held.weights)}, a cache of "
+        f"{tokens:,} tokens {size(cache)} and a step's keys and values {size(step)}; {size(free)} "
+        "of memory is free",
+        _advice(held, free - step, pool, request, limit),
     )
 
 
-def _advice(form: Form, free: int, pool: "Pool", request: "Request", limit: int) -> str:
-    """Return what would fit: a smaller pool, a shorter answer, half the precision; or nothing."""
+def _advice(held: Held, free: int, pool: "Pool", request: "Request", limit: int) -> str:
+    """Return what would fit: a smaller pool, a shorter answer, half the precision; or nothing.
+
+    free: bytes of memory for the weights and the cache.
+    """
     count, ways = len(request.prompt), []
-    spared = int(SHARE * free) - form.weights
-    room = max(spared, 0) // (form.token * pool.size) * pool.size
+    spared = int(SHARE * free) - held.weights
+    room = max(spared, 0) // (held.token * pool.size) * pool.size
     if room >= limit - 1:
         ways.append(f"--pool {room}")
     elif room >= count:
         smaller = f"--pool {room} " if pool.count > pool.needed(limit - 1) else ""
         ways.append(f"{smaller}--max-tokens {room + 1 - count}")
-    whole = form.weights + pool.count * pool.size * form.token
-    if form.precision == "float32" and math.ceil(whole / 2) <= free:
+    whole = held.weights + pool.count * pool.size * held.token
+    if held.precision == "float32" and math.ceil(whole / 2) <= free:
         ways.append("--precision bfloat16")
     if ways:
         return ", or ".join(ways)

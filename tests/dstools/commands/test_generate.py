@@ -221,6 +221,30 @@ def test_a_terminal_gets_no_control_characters(
     assert capsys.readouterr().out == text + "a\\x1b[31m\tb\n\\x9b👩\u200d💻\\r"
 
 
+@pytest.mark.parametrize(
+    ("kind", "precision", "capability", "ops"),
+    [
+        ("sample-v3", "bfloat16", (9, 0), module.TRITON),
+        ("sample-v3", "float32", (9, 0), module.ROUTING),
+        ("tiny-llama", "float32", (9, 0), module.TORCH),
+        ("sample-v3", "bfloat16", (8, 0), module.TORCH),
+    ],
+)
+def test_the_model_line_says_which_ops_run(
+    kind: str,
+    precision: Any,
+    capability: tuple[int, int],
+    ops: str,
+    checkpoint: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernels of products and of MLA take BF16 alone."""
+    pytest.importorskip("triton", reason="needs triton, a development extra")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    folder = SAMPLE if kind == "sample-v3" else checkpoint(kind)
+    assert module._look(str(folder), False, precision, "cuda").ops == ops
+
+
 # --------------------------------------------------------------------------------------- bad input
 
 
@@ -390,8 +414,8 @@ def test_scales_that_do_not_fit_are_one_error(
 @pytest.mark.parametrize(
     ("free", "words", "message"),
     [
-        (10 << 20, (), "the weights in float32 on cpu take 11.31 MB and a cache of 512 tokens "),
-        (1 << 40, ("--pool", "9" * 25), "the weights in float32 on cpu take 11.31 MB and a cache "),
+        (10 << 20, (), "the weights in float32 on cpu take 11.31 MB, a cache of 512 tokens "),
+        (1 << 40, ("--pool", "9" * 25), "the weights in float32 on cpu take 11.31 MB, a cache "),
     ],
 )
 def test_a_model_that_does_not_fit_into_memory_is_one_error(
