@@ -14,8 +14,12 @@ from typing import Any
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_distill.recipe.settings import Sft
+from dstools_distill.recipe.settings import Grpo, Sft
+from dstools_distill.store.ranks import rank
+from dstools_distill.store.stage import Work
+from dstools_distill.training import grpo
 from dstools_distill.training.launch import launch_command, launch_config, require_launcher
+from dstools_distill.training.rewards import Rewards, logging_flat_groups
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 HERE = Path(__file__).parent
@@ -127,6 +131,42 @@ checkpoints.Keeper.on_save = on_save
 train("stopped")
 """
 
+# A step of grpo, and who answered what: KIND FOLDER HERE PROCESSES.
+ANSWERS = """
+import sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[3])
+from test_launch import note_answers
+
+note_answers(sys.argv[1], Path(sys.argv[2]), int(sys.argv[4]))
+"""
+
+
+def note_answers(kind: Any, folder: Path, processes: int) -> None:
+    """Train a step on answers of the loop; write this process's prompts and answers to a file."""
+    tests = load("test_grpo")
+
+    def note(prompts: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        pairs = list(zip(prompts, completion_ids, strict=True))
+        (folder / f"{kind}-{rank()}.json").write_text(json.dumps(pairs))
+        return [float(sum(ids) % 5) for ids in completion_ids]
+
+    def generate(*_: Any) -> None:
+        raise AssertionError("TRL generates")
+
+    sizes = {"micro_batch_size": 8 // processes, "processes": processes, "max_steps": 1}
+    (folder / kind).mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo.GRPOTrainer, "_generate_single_turn", generate)
+        paid = Rewards(logging_flat_groups([note], 4), [1.0])
+        patch.setattr(grpo, "rewards", lambda *_: paid)
+        read = tests.inputs(folder / "asked", folder / "policy")
+        grpo.grpo(Grpo(**tests.SMALL | sizes, parallel=kind), read, Work(folder / kind))
+
 
 def launch(
     kind: str,
@@ -215,6 +255,21 @@ def test_each_process_resumes_with_its_part_of_a_replaced_reference(tmp_path: Pa
     require_equal_runs(tmp_path)
     curve = (tmp_path / "straight" / "curve.jsonl").read_bytes().splitlines()
     assert json.loads(curve[3])["kl"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "zero2"])
+def test_two_processes_draw_the_answers_of_one(kind: str, tmp_path: Path) -> None:
+    """An answer depends on its place in the whole batch; each process has half of the places."""
+    tests = load("test_grpo")
+    tests.ask(tmp_path / "asked", ["1"] * 3)
+    tests.save_policy(tmp_path / "policy")
+    note_answers("single", tmp_path, 1)
+    launch(kind, tmp_path, *launcher(kind), code=ANSWERS)
+    wanted = json.loads((tmp_path / "single-0.json").read_bytes())
+    halves = [json.loads((tmp_path / f"{kind}-{n}.json").read_bytes()) for n in (0, 1)]
+    assert halves == [wanted[:4], wanted[4:]]
+    assert len({tuple(ids) for _, ids in wanted}) == 8
 
 
 def require_equal_runs(folder: Path) -> set[str]:
