@@ -173,7 +173,8 @@ def follow(record: Record, first: int, jobs: list[Job], wrong: list[str]) -> int
         if not process.wait():
             return len(jobs)
         errors.seek(0)
-        why = why or (errors.read().strip() or f"exit {process.returncode}").splitlines()[-1]
+        said = errors.read().partition("\nnanobind: ")[0]  # what Triton's bindings say at exit
+        why = why or (said.strip() or f"exit {process.returncode}").splitlines()[-1]
     part, name = jobs[now].part, jobs[now].name
     if record.has_time(name):
         if part == "ceilings":

@@ -130,6 +130,11 @@ def test_a_wrong_kernel_is_named_and_the_rest_still_runs(
             "raise RuntimeError('an illegal memory access')",
             "RuntimeError: an illegal memory access",
         ),
+        (
+            "import atexit; atexit.register(print, 'nanobind: leaked', file=sys.stderr); "
+            "raise RuntimeError('no memory')",
+            "RuntimeError: no memory",
+        ),
         ("import os; os.kill(os.getpid(), 9)", "exit -9"),
     ],
 )
