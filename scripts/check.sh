@@ -18,7 +18,8 @@ sh scripts/ladder.sh > "$output" 2>&1 &
 ladder=$!
 trap 'kill $ladder 2> /dev/null || true; rm -f "$output"' EXIT
 status=0
-run pytest -q --ignore tests/kernels/proof/test_compile.py "$@" || status=$?
+run pytest -q "$@" --ignore tests/kernels/ops/triton --ignore tests/kernels/proof/test_compile.py \
+    || status=$?
 wait $ladder || status=$?
 cat "$output"
 exit $status
