@@ -1,5 +1,5 @@
 #!/bin/sh
-# All checks that a change must pass, in CI and before a commit.
+# All checks that a change must pass, in CI and before a commit. The last line says what failed.
 set -e
 cd "$(dirname "$0")/.."
 run() {
@@ -17,9 +17,17 @@ output=$(mktemp)
 sh scripts/ladder.sh > "$output" 2>&1 &
 ladder=$!
 trap 'kill $ladder 2> /dev/null || true; rm -f "$output"' EXIT
-status=0
+failed=
 run pytest -q "$@" --ignore tests/kernels/ops/triton --ignore tests/kernels/proof/test_compile.py \
-    || status=$?
-wait $ladder || status=$?
-cat "$output"
-exit $status
+    || failed=" pytest"
+if wait $ladder; then
+    grep "^==" "$output"
+else
+    cat "$output"
+    failed="$failed ladder.sh"
+fi
+if [ "$failed" ]; then
+    echo "== failed:$failed"
+    exit 1
+fi
+echo "== all checks passed"

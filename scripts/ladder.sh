@@ -2,11 +2,18 @@
 # The proofs about the Triton kernels that need no GPU, step by step, each with its time.
 set -e
 cd "$(dirname "$0")/.."
+errors=$(mktemp)
+trap 'rm -f "$errors"' EXIT
 step() {
     name=$1
     shift
     start=$(date +%s)
-    "$@"
+    # Triton's bindings write at exit what Gluon's layouts leak; stderr says more only on failure.
+    "$@" 2> "$errors" || {
+        cat "$errors"
+        echo "== ladder: $name: failed"
+        exit 1
+    }
     echo "== ladder: $name: $(($(date +%s) - start)) s"
 }
 interpret() {

@@ -1,0 +1,91 @@
+"""scripts/check.sh and ladder.sh: what they print at the end, with stubs for all that they run."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+# pytest writes what it is asked for, and what Triton's bindings write at exit
+PYTEST = """#!/bin/sh
+echo "$TRITON_INTERPRET: $*"
+echo "nanobind: leaked" >&2
+case "$*" in *$BROKEN*) exit 1;; esac
+"""
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Callable[[str], tuple[int, list[str]]]:
+    """check(broken): the exit status and lines of check.sh if pytest fails on such arguments"""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "bin").mkdir()
+    for name in ("check.sh", "ladder.sh"):
+        shutil.copy(SCRIPTS / name, tmp_path / "scripts" / name)
+    for name in ("ruff", "mypy", "lint-imports", "pytest"):
+        stub = tmp_path / "bin" / name
+        stub.write_text(PYTEST if name == "pytest" else "#!/bin/sh\n")
+        stub.chmod(0o755)
+
+    def run(broken: str) -> tuple[int, list[str]]:
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["sh", tmp_path / "scripts/check.sh", "-x"],
+            env={"PATH": path, "BROKEN": broken},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return done.returncode, done.stdout.splitlines()
+
+    return run
+
+
+def test_a_ladder_that_passed_is_a_line_a_step(
+    check: Callable[[str], tuple[int, list[str]]],
+) -> None:
+    status, lines = check("nothing")
+    assert status == 0
+    at = next(i for i, line in enumerate(lines) if line.startswith("== ladder: L0"))
+    assert all(line.startswith("== ladder: ") and line.endswith(" s") for line in lines[at:-1])
+    assert lines[-1] == "== all checks passed"
+    assert lines.count("nanobind: leaked") == 1  # that of the main tests
+
+
+@pytest.mark.parametrize(
+    ("broken", "failed"),
+    [("-x", "pytest"), ("test_sanitizer", "ladder.sh"), ("-q", "pytest ladder.sh")],
+)
+def test_the_last_line_names_what_failed(
+    check: Callable[[str], tuple[int, list[str]]], broken: str, failed: str
+) -> None:
+    status, lines = check(broken)
+    assert status == 1
+    assert lines[-1] == f"== failed: {failed}"
+
+
+def test_a_ladder_that_failed_is_shown_as_a_whole_up_to_the_step(
+    check: Callable[[str], tuple[int, list[str]]],
+) -> None:
+    _, lines = check("test_accumulate")
+    assert lines[-4:] == [
+        "1: -q tests/kernels/proof/test_accumulate.py",
+        "nanobind: leaked",
+        "== ladder: L4: emulated accumulator: failed",
+        "== failed: ladder.sh",
+    ]
+    assert "1: -q tests/kernels/proof/test_interpreter.py" in lines
+    assert lines.count("nanobind: leaked") == 2  # that of the main tests, and of the step
+
+
+def test_tests_that_are_ignored_run_in_the_ladder(
+    check: Callable[[str], tuple[int, list[str]]],
+) -> None:
+    _, lines = check("-q tests/kernels/proof/test_compile.py")  # the last step, so that all show
+    (main,) = (line for line in lines if "--ignore" in line and line.startswith(":"))
+    ladder = {word for line in lines if " -q tests/" in line for word in line.split()}
+    ignored = {words.split()[0] for words in main.split("--ignore ")[1:]}
+    assert len(ignored) == 2
+    assert ignored <= ladder
