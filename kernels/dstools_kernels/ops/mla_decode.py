@@ -44,17 +44,18 @@ def mla_decode(
 
         return mla_decode_triton.mla_decode(q, cache, table, lengths, cumulative, scale)
     out = q.new_zeros(*q.shape[:2], rank)
-    counts = cumulative.diff().long()
-    first = lengths.long() - counts  # tokens of a row before its new ones
+    counts = cumulative.diff()
     for rows in _of_like_count(counts, lengths):
-        token = torch.arange(int(counts[rows].max()), device=q.device)
-        is_new = token < counts[rows, None]
-        at = torch.where(is_new, cumulative[rows, None].long() + token, 0)
-        seen = torch.where(is_new, first[rows, None] + token + 1, 0)
-        attended = _attend(q[at], cache, table[rows], seen, scale, rank)
-        if not attended.isfinite().all():  # perhaps by 0 x NaN
-            attended = _attend(q[at], cache, table[rows], seen, scale, rank, is_masked=True)
-        out[at[is_new]] = attended[is_new]
+        news = counts[rows, None]
+        token = torch.arange(int(news.max()), device=q.device)
+        token = token.minimum(news - 1)  # [G, W]: a row with fewer repeats its last one
+        at = cumulative[rows, None] + token
+        seen = lengths[rows, None] - news + token + 1
+        q_GWHC = q[at].float() * scale
+        attended = _attend(q_GWHC, cache, table[rows], seen, rank)
+        if not attended.sum().isfinite():  # perhaps by 0 x NaN
+            attended = _attend(q_GWHC, cache, table[rows], seen, rank, is_masked=True)
+        out[at] = attended.to(q.dtype)
     return out
 
 
@@ -79,61 +80,66 @@ def _fits(q: Tensor, cache: Tensor, rank: int) -> bool:
 
 
 def _of_like_count(counts: Tensor, lengths: Tensor) -> list[Tensor]:
-    """Divide rows into groups whose counts of new tokens differ by less than a factor of two.
+    """Divide rows into groups whose counts of new tokens differ by at most a factor of two.
 
     Rows of a group are padded to its longest, so that at most half of a product is padding; they
     are in the order of their lengths. Rows without new tokens are in no group.
     """
     order = lengths.argsort(stable=True)
-    size = torch.frexp(counts[order].float()).exponent  # 1, 2-3, 4-7, ...
-    return [order[size == s] for s in sorted(set(size.tolist())) if s > 0]
+    size = torch.frexp(counts[order] + 1.0).exponent  # 1-2, 3-6, 7-14, ...
+    return [order[size == s] for s in sorted(set(size.tolist())) if s > 1]
 
 
 def _attend(
-    q_GWHC: Tensor,
-    cache: Tensor,
-    table: Tensor,
-    seen: Tensor,
-    scale: float,
-    rank: int,
-    is_masked: bool = False,
+    q_GWHC: Tensor, cache: Tensor, table: Tensor, seen: Tensor, rank: int, is_masked: bool = False
 ) -> Tensor:
-    """Return the attention of `q_GWHC` to the first `seen` [G, W] tokens of each row, [G, W, H, L].
+    """Return the attention of `q_GWHC`, with the scale, to `seen` [G, W] tokens, [G, W, H, L].
 
     Rows are in the order of their lengths. So many at a time are padded to the longest of them
     that their latents stay in a cache of the processor. is_masked: latents that a token does not
-    see are 0 for it, which takes longer, and matters only where they are not finite.
+    see are 0 for it, and one that sees nothing gets 0, which takes longer; else what is not finite
+    in the pages of a row may reach it, and such a token gets NaN.
     """
     size, width = cache.shape[1], q_GWHC.shape[-1]
     lengths = seen.amax(1).clamp(0, table.shape[1] * size).tolist()
-    is_page = (table >= 0) & (table < len(cache))
-    is_plain = bool(is_page.all()) and bool((seen > 0).all())
-    ids = table.long() if is_plain else torch.where(is_page, table.long(), 0)
     place = torch.arange(-(-lengths[-1] // size) * size, device=table.device)
-    out = q_GWHC.new_empty(*q_GWHC.shape[:3], rank)
-    first = 0
+    is_hidden = place >= seen[..., None]  # [G, W, X]
+    is_page = (table >= 0) & (table < len(cache))
+    if not is_page.all():
+        table = torch.where(is_page, table, 0)
+        pages = len(place) // size
+        is_hidden |= ~is_page[:, :pages].repeat_interleave(size, 1)[:, None]
+    bias = torch.zeros_like(is_hidden, dtype=torch.float32).masked_fill_(is_hidden, -torch.inf)
+    parts, first = [], 0
     for end, length in enumerate(lengths, start=1):
         if end < len(lengths) and (end + 1 - first) * lengths[end] * width <= MAX_ELEMENTS:
             continue
-        rows, pages = slice(first, end), -(-length // size)
-        is_hidden = place[: pages * size] >= seen[rows, :, None]  # [G, W, X]
-        if not is_plain:
-            is_hidden |= ~is_page[rows, :pages].repeat_interleave(size, 1)[:, None]
-        latents_GXC = _latents(cache, ids[rows, :pages], width, rank)
-        scores = torch.bmm(q_GWHC[rows].flatten(1, 2).float(), latents_GXC.mT).mul_(scale)
-        scores = scores.view(*q_GWHC[rows].shape[:3], -1)
-        shares = scores.masked_fill_(is_hidden[:, :, None], -torch.inf).softmax(-1)
-        if not is_plain:
-            shares.masked_fill_(is_hidden.all(-1)[..., None, None], 0)
-        if is_masked:
-            for token, hidden_GX in enumerate(is_hidden.unbind(1)):
-                kept = latents_GXC.masked_fill(hidden_GX[..., None], 0)
-                out[rows, token] = torch.bmm(shares[:, token], kept[..., :rank]).to(out.dtype)
-        else:
-            mixed = torch.bmm(shares.flatten(1, 2), latents_GXC[..., :rank])
-            out[rows] = mixed.view_as(out[rows])
+        pages = -(-length // size)
+        latents_GXC = _latents(cache, table[first:end, :pages], width, rank)
+        some = q_GWHC[first:end], latents_GXC, bias[first:end, :, : pages * size], rank
+        parts.append(_mix_masked(*some) if is_masked else _mix(*some))
         first = end
-    return out
+    return torch.cat(parts)
+
+
+def _mix(q_GWHC: Tensor, latents_GXC: Tensor, bias_GWX: Tensor, rank: int) -> Tensor:
+    """Return softmax(q k' + bias) v, [G, W, H, L]."""
+    bias_GWHX = bias_GWX[:, :, None].expand(-1, -1, q_GWHC.shape[2], -1)
+    scores = torch.baddbmm(bias_GWHX.flatten(1, 2), q_GWHC.flatten(1, 2), latents_GXC.mT)
+    mixed = torch.bmm(scores.softmax(-1), latents_GXC[..., :rank])
+    return mixed.view(*q_GWHC.shape[:3], rank)
+
+
+def _mix_masked(q_GWHC: Tensor, latents_GXC: Tensor, bias_GWX: Tensor, rank: int) -> Tensor:
+    """Return `_mix` with latents of 0 where the bias is -infinity, and 0 where all of it is."""
+    is_hidden = bias_GWX.isneginf()
+    parts = []
+    for token in range(q_GWHC.shape[1]):
+        one = slice(token, token + 1)
+        kept_GXC = latents_GXC.masked_fill(is_hidden[:, token, :, None], 0)
+        mixed = _mix(q_GWHC[:, one], kept_GXC, bias_GWX[:, one], rank)
+        parts.append(mixed.masked_fill(is_hidden[:, one].all(-1)[..., None, None], 0))
+    return torch.cat(parts, 1)
 
 
 def _latents(cache: Tensor, ids: Tensor, width: int, rank: int) -> Tensor:
