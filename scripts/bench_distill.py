@@ -161,7 +161,7 @@ def sampling(problems: int) -> dict[str, float]:
 
     from dstools_converters.model.tokenizer import load_tokenizer, prompt_ids
     from dstools_converters.runtime.decode import Loop, Request
-    from dstools_converters.runtime.draw import Sampling
+    from dstools_converters.runtime.sampling import Sampling
     from dstools_converters.runtime.session import Session, pool_for
     from dstools_converters.runtime.weights import load
 

@@ -37,8 +37,8 @@ from torch import Tensor
 
 from dstools_converters.model.tokenizer import end_ids, load_tokenizer, prompt_ids
 from dstools_converters.runtime.decode import Loop, Request
-from dstools_converters.runtime.draw import Sampling
 from dstools_converters.runtime.pages import Batch, Pool
+from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.serving import Serving
 from dstools_converters.runtime.session import Session
 from dstools_converters.runtime.weights import load

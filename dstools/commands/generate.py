@@ -13,12 +13,12 @@ from dstools.options import Command, json_option, option, path_argument, show, t
 from dstools.source import open_source
 from dstools.text import require_torch
 from dstools_converters.errors import DstoolsError, printable, size
+from dstools_converters.runtime.sampling import MIN_TEMPERATURE, Sampling
 
 if TYPE_CHECKING:
     from dstools_converters.model.architecture import Architecture
     from dstools_converters.runtime.answer import Answer
     from dstools_converters.runtime.decode import Request
-    from dstools_converters.runtime.draw import Sampling
     from dstools_converters.runtime.pages import Pool
     from dstools_converters.runtime.session import Session
 
@@ -26,7 +26,6 @@ EXAMPLES = """\
 dstools generate ./DeepSeek-V3 --prompt 'What is 17 + 25?' --chat
 dstools generate ./DeepSeek-V3 --prompt '17 + 25 =' --temperature 0 --max-tokens 32 --json"""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
-MIN_TEMPERATURE = 1e-6  # that of draw.py, which needs torch
 ENDPOINT = "serve it with an engine that has the family, such as vLLM, and ask that endpoint"
 TORCH = "torch"
 TRITON = "Triton, which have not been run on a GPU yet"
@@ -261,12 +260,9 @@ def _require_family(folder: Path, config: dict[str, Any]) -> None:
         raise DstoolsError(f"{folder}: model_type {shown!r} does not run here", ENDPOINT)
 
 
-def _sampling(
-    folder: Path, temperature: float | None, top_p: float | None, seed: int
-) -> "Sampling":
+def _sampling(folder: Path, temperature: float | None, top_p: float | None, seed: int) -> Sampling:
     """Return how tokens are drawn, and print it with its sources."""
     from dstools_converters.runtime.defaults import FILE, read_defaults
-    from dstools_converters.runtime.draw import Sampling
 
     defaults = read_defaults(folder)
     usual = defaults.sampling

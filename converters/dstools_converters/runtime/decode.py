@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.runtime.draw import NOT_FINITE, Noise, Sampling, pick
+from dstools_converters.runtime.draw import NOT_FINITE, Noise, pick
 from dstools_converters.runtime.pages import Batch, Pool
+from dstools_converters.runtime.sampling import Sampling
 
 Reason = Literal["stop", "length", "error"]  # an end token; a limit; logits that are not finite
 CHUNK = 4096  # tokens of prompts in a step

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.runtime.draw import Sampling
+from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.tables import json_table
 
 FILE = "generation_config.json"

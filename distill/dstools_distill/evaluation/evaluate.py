@@ -19,7 +19,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.files import replacing
 from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, split
 from dstools_converters.model.tokenizer import end_token_id, prompt_ids, prompt_text
-from dstools_converters.runtime.draw import Sampling
+from dstools_converters.runtime.sampling import Sampling
 from dstools_distill import records
 from dstools_distill.evaluation.statistics import paired_difference
 from dstools_distill.evaluation.tally import Scores, as_json, tally

@@ -15,7 +15,7 @@ import torch
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.tokenizer import end_ids, end_token_id
 from dstools_converters.runtime.decode import Loop, Reason, Request
-from dstools_converters.runtime.draw import Sampling
+from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.session import Session, pool_for
 from dstools_converters.runtime.weights import load
 from dstools_distill.loading import keep_freed_memory

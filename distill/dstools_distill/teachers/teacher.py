@@ -66,7 +66,7 @@ def in_process(settings: Generate, model: Path) -> Teacher:
     same samples as one that was never stopped.
     """
     from dstools_converters.model.tokenizer import prompt_ids, prompt_text
-    from dstools_converters.runtime.draw import Sampling
+    from dstools_converters.runtime.sampling import Sampling
     from dstools_distill.teachers.sampling import Sampler
     from dstools_distill.tokens.templates import load_tokenizer
 

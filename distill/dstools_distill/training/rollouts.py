@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.tokenizer import prompt_ids
 from dstools_converters.runtime.decode import Loop, Request
-from dstools_converters.runtime.draw import Sampling
+from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.serving import Serving
 from dstools_converters.runtime.session import Session, pool_for
 from dstools_converters.runtime.weights import serving_over

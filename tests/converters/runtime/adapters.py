@@ -5,8 +5,8 @@ from collections.abc import Callable
 from conftest import Toy
 
 from dstools_converters.runtime.decode import Loop, Request
-from dstools_converters.runtime.draw import Sampling
 from dstools_converters.runtime.pages import Pool
+from dstools_converters.runtime.sampling import Sampling
 
 
 def answer(

@@ -13,8 +13,8 @@ from dstools_converters.model.stream import decoded
 from dstools_converters.model.tokenizer import load_tokenizer
 from dstools_converters.runtime.answer import Answer, Prompt, answer_prompt, read_prompt
 from dstools_converters.runtime.decode import Loop, Request
-from dstools_converters.runtime.draw import Sampling
 from dstools_converters.runtime.pages import Pool
+from dstools_converters.runtime.sampling import Sampling
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 BOS, END = 0, 1

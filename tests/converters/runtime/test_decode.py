@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.runtime.decode import Loop, Piece, Request
-from dstools_converters.runtime.draw import Sampling
 from dstools_converters.runtime.pages import Batch, Pool
+from dstools_converters.runtime.sampling import Sampling
 
 GREEDY = Sampling()
 NO_END = frozenset[int]()

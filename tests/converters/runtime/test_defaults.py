@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.runtime.defaults import NOT_APPLIED, Defaults, read_defaults
-from dstools_converters.runtime.draw import Sampling
+from dstools_converters.runtime.sampling import Sampling
 
 
 def read(folder: Path, **config: Any) -> Defaults:

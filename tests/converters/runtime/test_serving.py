@@ -18,8 +18,8 @@ from dstools_converters.model.rotary import rotary
 from dstools_converters.model.tokenizer import load_tokenizer, prompt_ids
 from dstools_converters.runtime import serving as module
 from dstools_converters.runtime.decode import Counts, Loop, Request
-from dstools_converters.runtime.draw import Sampling
 from dstools_converters.runtime.pages import Batch, Pool
+from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.serving import Serving
 from dstools_converters.runtime.session import Session
 from dstools_converters.runtime.weights import load

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.tokenizer import prompt_ids
 from dstools_converters.runtime.decode import Loop
-from dstools_converters.runtime.draw import Sampling
+from dstools_converters.runtime.sampling import Sampling
 from dstools_distill.teachers import sampling
 from dstools_distill.teachers.sampling import Sampled, Sampler
 from dstools_distill.tokens.templates import load_tokenizer

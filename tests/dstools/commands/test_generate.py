@@ -22,7 +22,6 @@ from dstools.cli import main
 from dstools.commands import generate as module
 from dstools_converters.model.stream import decoded
 from dstools_converters.model.tokenizer import load_tokenizer, prompt_ids
-from dstools_converters.runtime import draw
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 SUM = "State the final answer to the following arithmetic problem: 13 + 27 ="
@@ -289,10 +288,6 @@ def test_a_value_out_of_range_is_misuse(
     result = dstools("generate", SAMPLE, "--prompt", "1", option, value)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '{option}': {message}"
-
-
-def test_the_least_temperature_is_that_of_the_sampler() -> None:
-    assert module.MIN_TEMPERATURE == draw.MIN_TEMPERATURE
 
 
 def test_a_closed_stdout_or_stdin_is_one_error() -> None:
