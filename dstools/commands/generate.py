@@ -16,6 +16,7 @@ from dstools_converters.errors import DstoolsError, printable, size
 from dstools_converters.runtime.sampling import MIN_TEMPERATURE, Sampling
 
 if TYPE_CHECKING:
+    from dstools_converters.checkpoint.inventory import Inventory
     from dstools_converters.model.architecture import Architecture
     from dstools_converters.runtime.answer import Answer
     from dstools_converters.runtime.decode import Request
@@ -37,10 +38,9 @@ class _Model(NamedTuple):
     """What is known of a checkpoint before its weights are read."""
 
     name: str  # as the user gave it: the folder of a Hub cache has the name of a commit
-    folder: Path
+    inventory: "Inventory"
     architecture: "Architecture"
     positions: int
-    mtp: bool
     held: Held
     ops: str
     keeps_codes: bool
@@ -159,14 +159,15 @@ def generate(
     text = _read(prompt)
     require_torch(device)
     known = _look(model, mtp, precision or _usual_precision(device), device)
-    sampling = _sampling(known.folder, temperature, top_p, seed)
+    folder = known.inventory.checkpoint.folder
+    sampling = _sampling(folder, temperature, top_p, seed)
 
     from dstools_converters.model.tokenizer import end_ids, load_tokenizer
     from dstools_converters.runtime.answer import answer_prompt, read_prompt
     from dstools_converters.runtime.decode import Loop, Request
 
-    tokenizer = load_tokenizer(known.folder)
-    ends = end_ids(known.folder, tokenizer)
+    tokenizer = load_tokenizer(folder)
+    ends = end_ids(folder, tokenizer)
     vocab_size = known.architecture.model.vocab_size
     lost = ", ".join(str(end) for end in sorted(ends) if end >= vocab_size)
     if lost:
@@ -224,15 +225,15 @@ def _look(model: str, mtp: bool, precision: "Precision", device: str) -> _Model:
     )
     from dstools_kernels.ops.dispatch import form
 
-    with open_source(model) as checkpoint:
-        config, folder = checkpoint.config, checkpoint.folder
-        _require_family(folder, config)
-        architecture = read_architecture(config)
-        if mtp and not holds_mtp(checkpoint):
-            raise DstoolsError(
-                f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"
-            )
-        inventory = sound_inventory(checkpoint, mtp)
+    checkpoint = open_source(model)
+    config, folder = checkpoint.config, checkpoint.folder
+    _require_family(folder, config)
+    architecture = read_architecture(config)
+    if mtp and not holds_mtp(checkpoint):
+        raise DstoolsError(
+            f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"
+        )
+    inventory = sound_inventory(checkpoint, mtp)
     dtype: torch.dtype = getattr(torch, precision)
     capability = torch.cuda.get_device_capability() if device == "cuda" else None
     is_triton = form(device, capability).name == "triton"
@@ -243,7 +244,7 @@ def _look(model: str, mtp: bool, precision: "Precision", device: str) -> _Model:
     token = used.num_layers * math.prod(entry_shape(used.attention)) * dtype.itemsize
     held = Held(precision, device, held_bytes(inventory, dtype, keeps_codes), token)
     positions = read_positions(config, architecture)
-    return _Model(model, folder, architecture, positions, mtp, held, ops, keeps_codes)
+    return _Model(model, inventory, architecture, positions, held, ops, keeps_codes)
 
 
 def _require_family(folder: Path, config: dict[str, Any]) -> None:
@@ -301,7 +302,7 @@ def _session(
 
     from dstools_converters.runtime.serving import step_elements
     from dstools_converters.runtime.session import Session
-    from dstools_converters.runtime.weights import load
+    from dstools_converters.runtime.weights import serving_of
 
     limit = _limit(request, known)
     pool = make_pool(request, limit, pool_tokens)
@@ -311,9 +312,8 @@ def _session(
     require_memory(known.held, pool, request, limit, step)
     where = f"{precision} on {device}, ops of {known.ops}"
     _line("model", f"{known.name}, {size(weights)} in {where}")
-    serving = load(
-        known.folder, dtype, torch.device(device), mtp=known.mtp, keeps_codes=known.keeps_codes
-    )
+    with known.inventory.checkpoint:
+        serving = serving_of(known.inventory, dtype, torch.device(device), known.keeps_codes)
     tokens, pages = pool.count * pool.size, f"{pool.count} page{'s' if pool.count > 1 else ''}"
     _line("pool", f"{pages} of {pool.size} tokens, {tokens:,} tokens, {size(tokens * token)}")
     return Session(serving, pool), pool

@@ -45,35 +45,46 @@ def load(
     mtp: bool = True,
     keeps_codes: bool = False,
 ) -> Serving:
-    """Return the serving form of a checkpoint, native block FP8 widened to `dtype`.
+    """Return the serving form of a checkpoint, as `serving_of` does.
 
-    mtp: with its MTP layers; without, their tensors are not read, and need not be there.
-    keeps_codes: leave FP8 weights as they are, where FP8 products take them; their inputs are then
-    rounded, too, and experts give BF16. The router's bias stays float32, as it is in the releases.
-    Raises DstoolsError for a folder that is not a sound checkpoint of a family that the
-    decoder implements.
+    mtp: with its MTP layers; without, their tensors are not read, and need not be there. Raises
+    DstoolsError for a folder that is not a sound checkpoint of a family that the decoder
+    implements.
     """
     with open_checkpoint(folder) as checkpoint:
         inventory = sound_inventory(checkpoint, mtp)
-        architecture = read_architecture(checkpoint.config)
-        architecture = replace(architecture, model=inventory.model)
-        positions = read_positions(checkpoint.config, architecture)
-        with torch.device("meta"):
-            decoder = Decoder(architecture)
-            prepare(decoder)
-        scheme = inventory.scheme
-        names = coded_names(inventory) if keeps_codes else frozenset()
-        for name, _ in inventory.model.weights():
-            info = inventory.info(name)
-            if name in names:
-                weight, scales = stored(inventory, info)
-                _put(decoder, inventory.model, name, weight.to(device), scales.to(device))
-            else:
-                weight = restored(inventory, info).to(device, _dtype(name, dtype))
-                _put(decoder, inventory.model, name, weight, None)
-        for module in decoder.modules():
-            if isinstance(module, Stack) and scheme is not None:
-                module.scale_format = scheme.scale_format
+        return serving_of(inventory, dtype, device, keeps_codes)
+
+
+def serving_of(
+    inventory: Inventory, dtype: torch.dtype, device: torch.device, keeps_codes: bool
+) -> Serving:
+    """Return the serving form of what `sound_inventory` found, native block FP8 widened to `dtype`.
+
+    keeps_codes: leave FP8 weights as they are, where FP8 products take them; their inputs are then
+    rounded, too, and experts give BF16. The router's bias stays float32, as it is in the releases.
+    Raises DstoolsError for a model that the decoder does not implement, and for weights that are
+    not finite.
+    """
+    config = inventory.checkpoint.config
+    architecture = replace(read_architecture(config), model=inventory.model)
+    positions = read_positions(config, architecture)
+    with torch.device("meta"):
+        decoder = Decoder(architecture)
+        prepare(decoder)
+    scheme = inventory.scheme
+    names = coded_names(inventory) if keeps_codes else frozenset()
+    for name, _ in inventory.model.weights():
+        info = inventory.info(name)
+        if name in names:
+            weight, scales = stored(inventory, info)
+            _put(decoder, inventory.model, name, weight.to(device), scales.to(device))
+        else:
+            weight = restored(inventory, info).to(device, _dtype(name, dtype))
+            _put(decoder, inventory.model, name, weight, None)
+    for module in decoder.modules():
+        if isinstance(module, Stack) and scheme is not None:
+            module.scale_format = scheme.scale_format
     return Serving(decoder.eval(), positions)
 
 
@@ -108,7 +119,7 @@ def holds_mtp(checkpoint: Checkpoint) -> bool:
 
 
 def held_bytes(inventory: Inventory, dtype: torch.dtype, keeps_codes: bool) -> int:
-    """Return the bytes that `load` holds: FP8 codes and float32 scales where it keeps them."""
+    """Return the bytes that a serving form holds: codes and float32 scales where it keeps them."""
     names = coded_names(inventory) if keeps_codes else frozenset()
     total = 0
     for name, shape in inventory.model.weights():

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from dstools import machine
 from dstools.cli import main
 from dstools.commands import generate as module
+from dstools_converters.checkpoint import folder as checkpoint_folder
 from dstools_converters.model.stream import decoded
 from dstools_converters.model.tokenizer import load_tokenizer, prompt_ids
 
@@ -242,6 +243,21 @@ def test_the_model_line_says_which_ops_run(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     folder = SAMPLE if kind == "sample-v3" else checkpoint(kind)
     assert module._look(str(folder), False, precision, "cuda").ops == ops
+
+
+def test_the_header_of_each_shard_is_read_once(
+    tiny: Path, ok: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = checkpoint_folder.read_header
+    names: list[str] = []
+
+    def counted(folder: Path, name: str) -> Any:
+        names.append(name)
+        return read(folder, name)
+
+    monkeypatch.setattr(checkpoint_folder, "read_header", counted)
+    ok("generate", tiny, "--prompt", "1", "--max-tokens", "1", "--temperature", "0")
+    assert sorted(names) == sorted(path.name for path in tiny.glob("*.safetensors"))
 
 
 # --------------------------------------------------------------------------------------- bad input
