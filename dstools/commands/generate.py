@@ -222,6 +222,7 @@ def _look(model: str, mtp: bool, precision: "Precision", device: str) -> _Model:
         holds_mtp,
         read_positions,
         sound_inventory,
+        takes_codes,
     )
     from dstools_kernels.ops.dispatch import form
 
@@ -235,9 +236,9 @@ def _look(model: str, mtp: bool, precision: "Precision", device: str) -> _Model:
         )
     inventory = sound_inventory(checkpoint, mtp)
     dtype: torch.dtype = getattr(torch, precision)
+    keeps_codes = takes_codes(dtype, torch.device(device))
     capability = torch.cuda.get_device_capability() if device == "cuda" else None
     is_triton = form(device, capability).name == "triton"
-    keeps_codes = is_triton and precision == "bfloat16"  # torch would widen at every step
     wide = ROUTING if is_triton and inventory.model.moe else TORCH  # products and MLA take BF16
     ops = TRITON if keeps_codes else wide
     used = inventory.model

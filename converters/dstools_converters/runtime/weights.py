@@ -20,6 +20,7 @@ from dstools_converters.model.architecture import Architecture, Parameters, read
 from dstools_converters.model.decoder import Decoder
 from dstools_converters.runtime.products import Stack
 from dstools_converters.runtime.serving import Serving, prepare
+from dstools_kernels.ops.dispatch import form
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,15 @@ def holds_mtp(checkpoint: Checkpoint) -> bool:
     return any(
         name is not None and name.is_mtp for name in (parse(n, layers) for n in checkpoint.tensors)
     )
+
+
+def takes_codes(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether FP8 weights are to be kept as codes: where Triton multiplies them, in BF16.
+
+    The products of torch would widen them at every step.
+    """
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return dtype == torch.bfloat16 and form(device.type, capability).name == "triton"
 
 
 def held_bytes(inventory: Inventory, dtype: torch.dtype, keeps_codes: bool) -> int:

@@ -17,7 +17,7 @@ from dstools_converters.model.tokenizer import end_ids, end_token_id
 from dstools_converters.runtime.decode import Loop, Reason, Request
 from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.session import Session, pool_for
-from dstools_converters.runtime.weights import load
+from dstools_converters.runtime.weights import load, takes_codes
 from dstools_distill.loading import keep_freed_memory
 from dstools_distill.teachers.teacher import WINDOW_BATCHES
 
@@ -34,9 +34,9 @@ class Sampler:
     """A causal model that answers prompts.
 
     model: a checkpoint of a family that dstools_converters.model.decoder implements, FP8 blocks
-    too; its weights are widened or rounded to `precision`. An answer ends with an end token of the
-    model's configs, or with the one that the tokenizer's template writes after an answer. Raises
-    DstoolsError for any other folder.
+    too; its weights are widened or rounded to `precision`, but for FP8 that Triton multiplies as it
+    is. An answer ends with an end token of the model's configs, or with the one that the
+    tokenizer's template writes after an answer. Raises DstoolsError for any other folder.
     """
 
     def __init__(
@@ -52,8 +52,9 @@ class Sampler:
         elif not torch.cuda.is_available():
             raise DstoolsError("device cuda: this machine has none", 'set device = "cpu"')
         try:
-            dtype = getattr(torch, precision)
-            self.serving = load(model, dtype, torch.device(device), mtp=False)
+            dtype, place = getattr(torch, precision), torch.device(device)
+            is_fp8 = takes_codes(dtype, place)
+            self.serving = load(model, dtype, place, mtp=False, keeps_codes=is_fp8)
         except DstoolsError as error:
             raise DstoolsError(
                 f"{model}: cannot be loaded: {error}",

@@ -28,6 +28,7 @@ from dstools_converters.runtime.weights import (
     read_positions,
     serving_over,
     sound_inventory,
+    takes_codes,
 )
 
 CPU = torch.device("cpu")
@@ -236,3 +237,25 @@ def test_weights_that_the_config_does_not_say_are_refused(tiny: Path) -> None:
         serving_over(config, weights | {norm: torch.ones(3)})
     with pytest.raises(DstoolsError, match=r"^model\.other: is not a weight that the config says"):
         serving_over(config, weights | {"model.other": torch.ones(3)})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "capability", "wanted"),
+    [
+        (torch.bfloat16, "cuda", (9, 0), True),
+        (torch.float32, "cuda", (9, 0), False),  # the FP8 products' results are BF16
+        (torch.bfloat16, "cuda", (8, 0), False),
+        (torch.bfloat16, "cpu", None, False),
+    ],
+)
+def test_codes_are_kept_where_triton_multiplies_them(
+    dtype: torch.dtype,
+    device: str,
+    capability: tuple[int, int] | None,
+    wanted: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton", reason="needs triton, a development extra")
+    monkeypatch.delenv("DSTOOLS_KERNELS", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert takes_codes(dtype, torch.device(device)) == wanted

@@ -201,6 +201,22 @@ def test_special_tokens_stay_in_the_text(copy: Path, prompts: list[list[int]]) -
     assert answer.text.count("</think>") == 1
 
 
+@pytest.mark.parametrize("takes_codes", [False, True])
+def test_fp8_is_kept_as_codes_where_generate_keeps_it(
+    takes_codes: bool,
+    sample_fp8: Path,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "takes_codes", lambda dtype, device: takes_codes)
+    sampler = Sampler(sample_fp8, tokenizer, precision="bfloat16")
+    dtypes = {parameter.dtype for parameter in sampler.serving.parameters()}
+    assert (torch.float8_e4m3fn in dtypes) == takes_codes
+    (answer,) = sample(sampler, prompts[:1], **GREEDY, batch_size=1)
+    assert answer.text.partition("</think>")[2].strip() == "13"
+
+
 def test_bfloat16_and_fp8_blocks_are_sampled_too(
     sample_fp8: Path, tokenizer: Any, prompts: list[list[int]]
 ) -> None:

@@ -240,7 +240,7 @@ def test_the_model_line_says_which_ops_run(
 ) -> None:
     """The kernels of products and of MLA take BF16 alone."""
     pytest.importorskip("triton", reason="needs triton, a development extra")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     folder = SAMPLE if kind == "sample-v3" else checkpoint(kind)
     assert module._look(str(folder), False, precision, "cuda").ops == ops
 
