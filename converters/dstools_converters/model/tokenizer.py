@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -279,18 +279,29 @@ def end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     template writes after an answer, if it writes one. Raises DstoolsError for an end that is not a
     token id.
     """
+    paths = (folder / "generation_config.json", folder / "config.json")
+    return ends_of(
+        tokenizer, {str(path): (json_table(path) or {}).get("eos_token_id") for path in paths}
+    )
+
+
+def ends_of(tokenizer: Any, named: Mapping[str, Any]) -> frozenset[int]:
+    """Return the ids that end an answer, none where nothing names any.
+
+    named: eos_token_id by where it is from, an id, a list of them or None. Raises DstoolsError as
+    `end_ids`, which reads it from a folder.
+    """
     ends: set[int] = set()
     if tokenizer.chat_template:
         with suppress(DstoolsError):  # it is not needed to ask: only answers have an end
             ends.add(end_token_id(tokenizer))
-    for name in ("generation_config.json", "config.json"):
-        listed = (json_table(folder / name) or {}).get("eos_token_id")
+    for source, listed in named.items():
         for end in listed if isinstance(listed, list) else [listed]:
             if end is None or end == -1:  # -1 of early Llama: none
                 continue
             if type(end) is not int or end < 0:
                 raise DstoolsError(
-                    f"{folder / name}: eos_token_id is {printable(repr(listed))}, not token ids",
+                    f"{source}: eos_token_id is {printable(repr(listed))}, not token ids",
                     "restore the file from the release",
                 )
             ends.add(end)

@@ -39,7 +39,7 @@ from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.training.rewards import FLAT, rewards
 from dstools_distill.training.rollouts import rollout_func
 from dstools_distill.training.students import load_student, lora, optimizers, require_room
-from dstools_distill.training.trainer import LOSS_CURVE, arguments, run
+from dstools_distill.training.trainer import LOSS_CURVE, answer_ends, arguments, run
 
 CURVE = (
     *LOSS_CURVE, "reward", "reward_std", FLAT, "rewards/accuracy/mean",
@@ -77,6 +77,7 @@ def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
             peft_config=lora(settings),
             optimizers=optimizers(settings, student),
         )
+        trainer.eos_token_ids = answer_ends(student, tokens)  # of the loop, and of TRL's masks
         trainer.rollout_func = rollout_func(trainer.model, settings, tokens)  # with its updates
         if config.sync_ref_model:
             trainer.add_callback(Reference(trainer.ref_model, settings.replace_reference_steps))

@@ -34,7 +34,7 @@ from transformers.utils.logging import disable_progress_bar
 from dstools_converters.checkpoint.folder import INDEX
 from dstools_converters.checkpoint.parameters import TOTAL_PARAMETERS
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
-from dstools_converters.model.tokenizer import end_token_id
+from dstools_converters.model.tokenizer import end_token_id, ends_of
 from dstools_converters.sidefiles.carried import carried
 from dstools_distill.loading import keep_freed_memory
 from dstools_distill.recipe.settings import Training, check_settings
@@ -292,9 +292,25 @@ def _mend(folder: Path, parameters: int) -> None:
 
 
 def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
-    """Return the model's own, which also stops at the template's end of a turn."""
+    """Return the model's own, which also stops at the other ends, that of the template first."""
     config: GenerationConfig = copy.deepcopy(model.generation_config)
-    ends = [end_token_id(tokenizer), tokenizer.eos_token_id]
-    config.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None))
+    config.eos_token_id = answer_ends(model, tokenizer)
     config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     return config
+
+
+def answer_ends(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids that end an answer of a model in training, that of the template first.
+
+    They are those that `end_ids` gives for its folder, and the tokenizer's own.
+    """
+    ends = ends_of(
+        tokenizer,
+        {
+            "generation_config.json": model.generation_config.eos_token_id,
+            "config.json": getattr(model.config, "eos_token_id", None),
+            "tokenizer_config.json": tokenizer.eos_token_id,
+        },
+    )
+    end = end_token_id(tokenizer)
+    return [end, *sorted(ends - {end})]

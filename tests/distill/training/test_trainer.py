@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.model.tokenizer import end_ids
 from dstools_distill.recipe.settings import Lora, Training
 from dstools_distill.store.stage import Work
 from dstools_distill.tokens.templates import load_tokenizer
@@ -186,6 +187,18 @@ def test_the_result_has_no_local_path_and_the_right_number_of_parameters(tmp_pat
     metadata = json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"]
     # embedding 64 x 16, tied to the head; q, k, v, o, gate, up, down 16 x 16; three norms of 16
     assert metadata["total_parameters"] == 64 * 16 + 7 * 16 * 16 + 3 * 16
+
+
+def test_the_result_names_every_end_of_an_answer_that_of_the_template_first(tmp_path: Path) -> None:
+    shape = {key: value for key, value in TINY.items() if key != "model_type"}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **shape | {"eos_token_id": 5}))
+    model.generation_config = GenerationConfig(eos_token_id=[7, 4])
+    tokenizer = load_tokenizer(SAMPLE, None)
+    model.generation_config = training._generation_config(model, tokenizer)
+    training._write(model, tmp_path, tokenizer, None)
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [1, 4, 5, 7]
+    assert end_ids(tmp_path, tokenizer) == {1, 4, 5, 7}
 
 
 # ------------------------------------------------------------------------------------------ kills
