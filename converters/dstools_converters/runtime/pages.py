@@ -1,7 +1,5 @@
 """Pages of a cache: a pool that rows take them from, and a batch of new tokens that names them."""
 
-from collections.abc import Iterable
-from itertools import islice
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,23 +21,23 @@ class Batch(NamedTuple):
 class Pool:
     """The free pages of a cache of `count` pages with `size` tokens each.
 
-    order: in which pages are handed out; by number if not given. Pages that were never taken are
+    Those that came back last are taken first; then new ones, by number. New ones are
     only counted, so that a pool of any size costs nothing.
     """
 
-    def __init__(self, count: int, size: int = PAGE, order: Iterable[int] | None = None) -> None:
+    def __init__(self, count: int, size: int = PAGE) -> None:
         if count < 1 or size < 1:
             raise DstoolsError(
                 f"a pool of {count} pages of {size} tokens holds nothing", "make it larger"
             )
         self.count, self.size = count, size
-        self._new, self._new_count = iter(range(count) if order is None else order), count
+        self._new = 0  # the first page that was never taken
         self._returned: list[int] = []
 
     @property
     def free(self) -> int:
         """Return how many pages are free."""
-        return self._new_count + len(self._returned)
+        return self.count - self._new + len(self._returned)
 
     def needed(self, tokens: int) -> int:
         """Return the pages that hold `tokens`."""
@@ -49,9 +47,9 @@ class Pool:
         """Return `count` pages, which are no longer free; there must be as many."""
         assert count <= self.free
         again = [self._returned.pop() for _ in range(min(count, len(self._returned)))]
-        self._new_count -= count - len(again)
-        return again + list(islice(self._new, count - len(again)))
+        first, self._new = self._new, self._new + count - len(again)
+        return [*again, *range(first, self._new)]
 
     def give(self, pages: list[int]) -> None:
-        """Take pages back."""
+        """Take pages back; the first of them is the next one taken."""
         self._returned += reversed(pages)

@@ -51,7 +51,9 @@ PROMPTS = [
 @pytest.mark.parametrize("drafts", [0, 1, 2, 3])
 @pytest.mark.parametrize(("pages", "rows"), [(60, 100), (60, 1), (12, 4), (5, 9)])
 def test_every_row_gets_what_it_gets_alone(pages: int, rows: int, drafts: int, toy: Any) -> None:
-    pool = Pool(pages, 16, order=torch.randperm(pages).tolist())
+    pool = Pool(pages, 16)
+    pool.take(pages)
+    pool.give(torch.randperm(pages).tolist())  # the order in which they are taken
     loop = Loop(toy(pool, next_token), pool, GREEDY, NO_END, rows=rows, drafts=drafts)
     found = joined(list(loop.run([Request(i, p, 60 - i) for i, p in enumerate(PROMPTS)])))
     assert found == {i: alone(p, 60 - i) for i, p in enumerate(PROMPTS)}

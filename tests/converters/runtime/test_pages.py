@@ -8,7 +8,9 @@ from dstools_kernels.ops.latent_pages import PAGE_SIZE
 
 
 def test_a_page_has_one_owner_until_it_is_given_back() -> None:
-    pool = Pool(5, 16, order=[3, 0, 4, 1, 2])
+    pool = Pool(5, 16)
+    assert pool.take(5) == [0, 1, 2, 3, 4]
+    pool.give([3, 0, 4, 1, 2])
     first, second = pool.take(2), pool.take(3)
     assert (first, second) == ([3, 0], [4, 1, 2])
     assert pool.free == 0

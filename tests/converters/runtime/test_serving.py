@@ -61,8 +61,9 @@ def theirs() -> Callable[[Path], Any]:
 
 def session_of(serving: Serving, pages: int = 60, size: int = 16) -> tuple[Session, Pool]:
     """Return a session whose pages are handed out in any order and hold NaN."""
-    order = torch.randperm(pages, generator=torch.Generator().manual_seed(0))
-    pool = Pool(pages, size, order.tolist())
+    pool = Pool(pages, size)
+    pool.take(pages)
+    pool.give(torch.randperm(pages, generator=torch.Generator().manual_seed(0)).tolist())
     session = Session(serving, pool)
     for cache in session.caches:
         cache.fill_(torch.nan)
@@ -354,8 +355,10 @@ def test_a_model_in_codes_says_what_the_definition_says_with_rounded_inputs(
 ) -> None:
     """Sums in another order move few codes, of which one may choose another expert.
 
-    In November 2026 the norms of the differences were at most 7 % of those to unrounded inputs, and
-    1e-6 of them where no code was moved.
+    The unit is the difference that the rounding of inputs itself makes. Rounding is off by
+    1 / sqrt(12) of a step in the mean square, a moved code by a step, so a share s of moved codes
+    makes sqrt(12 s) of the unit: 0.25 is one code in 190. Wrong scales or inputs that are not
+    rounded make 1 and more. In November 2026 it was at most 7 %, and 1e-6 where no code was moved.
     """
     folder = checkpoint(kind, fp8=fp8)
     session, pool = session_of(load(folder, torch.float32, CPU, keeps_codes=True))
