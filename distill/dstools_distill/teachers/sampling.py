@@ -19,7 +19,7 @@ from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.session import Session, pool_for
 from dstools_converters.runtime.weights import load, takes_codes
 from dstools_distill.loading import keep_freed_memory
-from dstools_distill.teachers.teacher import WINDOW_BATCHES
+from dstools_distill.teachers.teacher import windows
 
 
 class Sampled(NamedTuple):
@@ -78,24 +78,37 @@ class Sampler:
         """Yield answers with the places of their prompts as they end, those that are not `done`.
 
         An answer also ends, with "length", when the model runs out of positions. Places count from
-        `first`. A window whose places are all `done` is skipped; within one, the shortest prompts
-        enter first, `batch_size` at a time.
+        `first`, and are answered in windows.
         """
-        size = WINDOW_BATCHES * batch_size
-        for begin in range(0, len(prompts), size):
-            window = range(begin, min(begin + size, len(prompts)))
-            if all(first + row in done for row in window):
-                continue
-            room = self.serving.positions
-            requests = [
-                Request(first + row, prompts[row], min(max_tokens, room - len(prompts[row])))
-                for row in sorted(window, key=lambda row: len(prompts[row]))
-            ]
-            for place, answer in self._window(requests, sampling, batch_size):
-                if place not in done:
-                    yield place, answer
+        for begin, window in windows(prompts, batch_size, done, first):
+            yield from self.window(
+                begin, window, sampling, max_tokens=max_tokens, batch_size=batch_size, done=done
+            )
 
-    def _window(
+    def window(
+        self,
+        first: int,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        batch_size: int,
+        done: Container[int],
+    ) -> Iterator[tuple[int, Sampled]]:
+        """Answer a window as a whole, and yield what is not `done`, as `answers` does.
+
+        The shortest prompts enter first, `batch_size` at a time.
+        """
+        room = self.serving.positions
+        requests = [
+            Request(first + row, prompt, min(max_tokens, room - len(prompt)))
+            for row, prompt in sorted(enumerate(prompts), key=lambda numbered: len(numbered[1]))
+        ]
+        for place, answer in self._run(requests, sampling, batch_size):
+            if place not in done:
+                yield place, answer
+
+    def _run(
         self, requests: list[Request], sampling: Sampling, batch_size: int
     ) -> Iterator[tuple[int, Sampled]]:
         """Yield the answers to all requests; those without room for a token are empty."""

@@ -4,11 +4,11 @@ A teacher gets all samples that are wanted, in order, and the log of those that 
 the missing ones as they come, in any order.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import opens_think, thought
@@ -20,6 +20,7 @@ from dstools_distill.store.samplelog import SampleLog
 if TYPE_CHECKING:
     from dstools_distill.teachers.sampling import Sampled
 
+T = TypeVar("T")
 WINDOW_BATCHES = 16  # this many batches are sorted by length, and drawn again as a whole
 
 
@@ -59,12 +60,23 @@ Outcomes = Generator[tuple[int, Outcome], None, None]  # must be closed: it may 
 Teacher = Callable[[Iterator[Ask], SampleLog], Outcomes]
 
 
-def in_process(settings: Generate, model: Path) -> Teacher:
-    """Return a teacher that samples from the model in a folder; see `sampling.py`.
+def windows(
+    items: Iterable[T], batch_size: int, done: Container[int], first: int = 0
+) -> Iterator[tuple[int, list[T]]]:
+    """Yield each window of items of which any is not `done`, after the place of its first one.
 
-    A window of samples is drawn as a whole if any of it is missing, so that a resumed run draws the
-    same samples as one that was never stopped.
+    Places count from `first`. A window is drawn as a whole, so that a resumed run draws the same
+    samples as one that was never stopped.
     """
+    rest = iter(items)
+    while window := list(islice(rest, WINDOW_BATCHES * batch_size)):
+        if not all(first + at in done for at in range(len(window))):
+            yield first, window
+        first += len(window)
+
+
+def in_process(settings: Generate, model: Path) -> Teacher:
+    """Return a teacher that samples from the model in a folder; see `sampling.py`."""
     from dstools_converters.model.tokenizer import prompt_ids, prompt_text
     from dstools_converters.runtime.sampling import Sampling
     from dstools_distill.teachers.sampling import Sampler
@@ -73,22 +85,19 @@ def in_process(settings: Generate, model: Path) -> Teacher:
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         tokenizer = load_tokenizer(model)
         sampler: Sampler | None = None
-        while window := list(islice(asks, WINDOW_BATCHES * settings.batch_size)):
-            if all(ask.number in done for ask in window):
-                continue
+        for first, window in windows(asks, settings.batch_size, done):
             sampler = sampler or Sampler(
                 model, tokenizer, precision=settings.precision, device=settings.device
             )
             chats = [ask.prompt["messages"] for ask in window]
             prompts = [prompt_ids(tokenizer, chat, settings.prefill_think) for chat in chats]
             prefilled = settings.prefill_think or opens_think(prompt_text(tokenizer, chats[0]))
-            first = window[0].number
-            for number, sampled in sampler.answers(
+            for number, sampled in sampler.window(
+                first,
                 prompts,
                 Sampling(settings.temperature, settings.top_p, settings.seed),
                 max_tokens=settings.max_tokens,
                 batch_size=settings.batch_size,
-                first=first,
                 done=done,
             ):
                 yield number, _outcome(sampled, len(prompts[number - first]), prefilled)

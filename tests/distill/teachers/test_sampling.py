@@ -14,7 +14,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.model.tokenizer import prompt_ids
 from dstools_converters.runtime.decode import Loop
 from dstools_converters.runtime.sampling import Sampling
-from dstools_distill.teachers import sampling
+from dstools_distill.teachers import sampling, teacher
 from dstools_distill.teachers.sampling import Sampled, Sampler
 from dstools_distill.tokens.templates import load_tokenizer
 
@@ -140,7 +140,7 @@ def test_an_answer_depends_on_its_seed_and_place_alone(
 def test_a_window_that_is_done_is_skipped_and_another_runs_whole(
     sampler: Sampler, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "WINDOW_BATCHES", 1)  # places 0 to 2, 3 to 5, 6 and 7
+    monkeypatch.setattr(teacher, "WINDOW_BATCHES", 1)  # places 0 to 2, 3 to 5, 6 and 7
     ran: list[list[int]] = []
 
     class Watched(Loop):
