@@ -32,7 +32,7 @@ from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from dstools_kernels.ops import triton as triton_twins
 from dstools_kernels.ops.dispatch import is_interpreted
-from dstools_kernels.ops.triton.config import Config
+from dstools_kernels.ops.triton.config import FP_FUSION, Config
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/sm90.json"
@@ -260,7 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write:
         others = {name: fs for name, fs in recorded.items() if name not in golden}
         everything = dict(sorted({**others, **kernels}.items()))
-        golden_file = {"triton": triton.__version__, "kernels": everything}
+        versions = {"triton": triton.__version__, "fp_fusion": FP_FUSION}
+        golden_file = {**versions, "kernels": everything}
         GOLDEN.write_text(json.dumps(golden_file, indent=1) + "\n")
         PAGE.write_text(TABLE.sub(f"{table(everything)}\n", PAGE.read_text(), count=1))
     return int(bool(wrong))

@@ -51,11 +51,17 @@ MUTATIONS = [
     ),
     (
         "mla_decode_triton",
-        "tl.where(half == 0, heads, 0)",
-        "heads * (1 - half)",
+        """scores = tl.dot(qr, kr.T)
+            scores = tl.dot(q1, k1.T, scores)
+            scores = tl.dot(q0, k0.T, scores) *""",
+        """scores = tl.dot(q0, k0.T)
+            scores = tl.dot(q1, k1.T, scores)
+            scores = tl.dot(qr, kr.T, scores) *""",
         "mla_decode/bf16.64x64",
-        "STL: registers spill",
+        "regs is 249, was 230",
     ),
+    ("mla_merge_triton", "num_warps=2", "num_warps=4", "mla_merge/512", "no STG.128"),
+    ("latent_pages_triton", '"*u8", 1', '"*u8", 2', "latent_pages/fp8", "no STG.128"),
     (
         "fp8_gemm_triton",
         "num_warps=shape.warps",
@@ -140,8 +146,10 @@ def test_sizes_of_1_compile(config: proof.Config) -> None:
     assert proof.gate(single, proof.compile_config(single)) == []
 
 
-def test_the_golden_file_is_of_this_triton_and_has_nothing_else() -> None:
+def test_the_golden_file_is_of_this_triton_and_its_options_and_has_nothing_else() -> None:
     assert GOLDEN["triton"] == triton.__version__
+    fusion = {config.options["enable_fp_fusion"] for config in CONFIGS.values()}
+    assert fusion == {GOLDEN["fp_fusion"]}
     assert GOLDEN["kernels"].keys() == CONFIGS.keys()
 
 

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 
+# A multiplication and an addition are fused, with one rounding. No quantizer has such a pair: the
+# instructions of all whose bits are compared are the same without.
+FP_FUSION = True
+
+
 @dataclass(frozen=True)
 class Config:
     """A Triton kernel with its constants, warps and stages."""
@@ -32,13 +37,9 @@ class Config:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return the options of Triton's compiler.
-
-        A multiplication and an addition are fused, with one rounding. No quantizer has such a pair:
-        the instructions of all whose bits are compared are the same without.
-        """
+        """Return the options of Triton's compiler."""
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
-            "enable_fp_fusion": True,
+            "enable_fp_fusion": FP_FUSION,
         }

@@ -41,21 +41,21 @@ def write_kernel(
             tl.store(cache_ptr + slot * 576 + 512 + d, rope)
 
 
-def _config(pointer: str, needs: tuple[str, ...]) -> Config:
+def _config(pointer: str, num_warps: int, *needs: str) -> Config:
     return Config(
         write_kernel,
         {"latents_ptr": "*bf16", "cache_ptr": pointer, "slots_ptr": "*i64", "slots": "i32"},
         {"FLOOR": SCALE_FLOOR, "IS_FP8": pointer == "*u8"},
-        num_warps=2,
+        num_warps=num_warps,  # so that each thread stores 16 bytes
         unaligned=("slots",),
-        needs=("LDG.128", *needs),
+        needs=("LDG.128", "STG.128", *needs),
         lacks=("div.full", "div.approx"),
     )
 
 
 CONFIGS = {
-    "latent_pages/bf16": _config("*bf16", ("STG.128",)),
-    "latent_pages/fp8": _config("*u8", ("div.rn.f32", "cvt.rn.satfinite.e4m3x2.f32")),
+    "latent_pages/bf16": _config("*bf16", 2),
+    "latent_pages/fp8": _config("*u8", 1, "div.rn.f32", "cvt.rn.satfinite.e4m3x2.f32"),
 }
 
 

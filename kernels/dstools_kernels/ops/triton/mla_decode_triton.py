@@ -160,9 +160,9 @@ def decode_kernel(
             k0 = _latents(k_row, d0, is_seen[:, None], IS_FP8)
             k1 = _latents(k_row, d1, is_seen[:, None], IS_FP8)
             kr = _rope(k_row, is_seen[:, None], IS_FP8)
-            scores = tl.dot(q0, k0.T)
+            scores = tl.dot(qr, kr.T)
             scores = tl.dot(q1, k1.T, scores)
-            scores = tl.dot(qr, kr.T, scores) * scale_log2
+            scores = tl.dot(q0, k0.T, scores) * scale_log2  # first, it would take 21 registers more
             scores = tl.where(is_seen[None, :], scores, LOWEST)
             top, total, out = add(scores, k0, top, total, out)
         at = slot.to(tl.int64) * heads + h
@@ -170,8 +170,8 @@ def decode_kernel(
         lse = tl.where(has_keys, top + tl.log2(total), float("-inf"))
         out = out * (1.0 / total)[:, None]
         tl.store(partial_ptr + at[:, None] * 512 + d0[None, :], out, mask=is_head)
-        is_first = h < tl.where(half == 0, heads, 0)  # as a product, 64 heads spill
-        tl.store(lse_ptr + at, lse, mask=is_first)
+        if half == 0:
+            tl.store(lse_ptr + at, lse, mask=h < heads)
 
 
 def _config(
