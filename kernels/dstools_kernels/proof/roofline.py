@@ -16,7 +16,7 @@ import torch
 from dstools_kernels.fp8 import BLOCK, ScaleFormat
 
 Unit = Literal["bf16", "fp8"]  # of products
-BF16, F32, INT32 = 2, 4, 4  # bytes
+BF16, F32, INT32, INT64 = 2, 4, 4, 8  # bytes
 # H100 SXM and H200, dense (NVIDIA's data sheets)
 TENSOR_FLOPS: dict[Unit, float] = {"bf16": 990e12, "fp8": 1979e12}
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second
@@ -71,10 +71,11 @@ def act_quant(
     scale_format: ScaleFormat = "float32",
 ) -> Work:
     """Return the work of quantizing activations of `dtype`, gathered as `rows` where given."""
-    count = tokens if rows is None else rows
+    count, listed = (tokens, 0) if rows is None else (rows, INT32 * rows)
     shape = f"[{tokens}, {columns}]" + ("" if rows is None else f", {rows} rows")
     shape += but_bf16(dtype) + ("" if scale_format == "float32" else f", {scale_format}")
-    return Work("act_quant", shape, dtype.itemsize * tokens * columns + quantized(count, columns))
+    moved = dtype.itemsize * tokens * columns + listed + quantized(count, columns)
+    return Work("act_quant", shape, moved)
 
 
 def swiglu_quant(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Work:
@@ -135,7 +136,7 @@ def combine(tokens: int, has_shared: bool = True, dtype: torch.dtype = torch.bfl
 
 def latent_pages(tokens: int, token_bytes: int = BF16 * (LATENT + ROPE)) -> Work:
     """Return the work of writing new BF16 latents into pages, as `token_bytes` a token."""
-    moved = tokens * (BF16 * (LATENT + ROPE) + token_bytes + 2 * INT32)
+    moved = tokens * (BF16 * (LATENT + ROPE) + token_bytes + INT64)
     return Work("latent_pages", f"{tokens} tokens of {token_bytes} B", moved)
 
 

@@ -12,9 +12,12 @@ PAGE = Path(__file__).parents[3] / "docs/kernels.md"
 
 
 def test_bytes_of_quantizers_by_hand() -> None:
-    """2 tokens of 200 columns: 800 bytes in, 400 codes and 2 x 2 scales of 4 bytes out."""
+    """2 tokens of 200 columns: 800 bytes in, 400 codes and 2 x 2 scales of 4 bytes out.
+
+    A list of 4 rows has 16 bytes.
+    """
     assert roofline.act_quant(2, 200).bytes_moved == 800 + 400 + 16
-    assert roofline.act_quant(2, 200, rows=4).bytes_moved == 800 + 800 + 32
+    assert roofline.act_quant(2, 200, rows=4).bytes_moved == 800 + 16 + 800 + 32
     assert roofline.swiglu_quant(2, 200).bytes_moved == 1600 + 400 + 16
     assert roofline.weight_quant(576, 128).bytes_moved == 576 * 128 * 3 + 5 * 4
     assert roofline.act_quant(2, 200, dtype=F32).bytes_moved == 1600 + 400 + 16

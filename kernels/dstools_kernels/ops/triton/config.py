@@ -7,7 +7,6 @@ Each twin has a table CONFIGS of these by name. The launcher of the twin and the
 from dataclasses import dataclass
 from typing import Any
 
-
 # A multiplication and an addition are fused, with one rounding. No quantizer has such a pair: the
 # instructions of all whose bits are compared are the same without.
 FP_FUSION = True

@@ -63,29 +63,42 @@ def test_no_token_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "fault"),
     [
-        ("tl.where(local < G, local, -1)", "local"),
-        ("mask=is_known, other=-1", "mask=at < count, other=-1"),
-        ("(ids >= 0) & (ids < E)", "(ids >= 0) & (ids <= E)"),
-        ("tl.cumsum(counts, 0) - counts", "tl.cumsum(counts, 0)"),
-        ("row += tl.sum(counts, 0)", "row += 0"),
-        ("is_kept & (at < count)", "at < count"),
+        ("tl.where(local < G, local, -1)", "local", Race),
+        ("mask=is_known, other=-1", "mask=at < count, other=-1", OutOfBounds),
+        ("(ids >= 0) & (ids < E)", "(ids >= 0) & (ids <= E)", OutOfBounds),
+        ("tl.cumsum(counts, 0) - counts", "tl.cumsum(counts, 0)", Race),
+        ("row += tl.sum(counts, 0)", "row += 0", Race),
+        ("is_kept & (at < count)", "at < count", Race),
     ],
 )
-def test_a_mutant_is_caught(
-    old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_sanitizer_catches_a_mutant(
+    old: str, new: str, fault: type[Exception], tmp_path: Path
 ) -> None:
-    """Dropped ids and entries of the map are not followed; the rest is a matter of order."""
+    """Dropped ids and entries of the map are not followed, and no two copies share a row."""
     ids, places = case(400, 4, 16, 12)
     ids[3, 1], ids[4] = 16, -5
     places[places == 3] = 12
     places[places == 7] = -2
     mutant = mutate(permute_triton, old, new, tmp_path)
-    try:
-        with reported():
-            permuted = Permuted(*mutant.permute(ids, places, 12))
-    except (OutOfBounds, Race):
-        return
+    with pytest.raises(fault), reported():
+        mutant.permute(ids, places, 12)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("tl.cumsum(is_of, 0) - 1", "tl.sum(is_of, 0)[None, :] - tl.cumsum(is_of, 0)"),
+        ("at // K", "at"),
+    ],
+    ids=["copies of a block in reverse", "a copy's number for its token's"],
+)
+def test_the_definition_catches_a_mutant(
+    old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, places = case(40, 4, 16, 12)
+    mutant = mutate(permute_triton, old, new, tmp_path)
+    permuted = Permuted(*mutant.permute(ids, places, 12))
     with pytest.raises(AssertionError):
         assert_equal(permuted, monkeypatch, ids, places, 12)
