@@ -180,12 +180,13 @@ def dequantize_far(module: ModuleType) -> bool:
 
 
 def route_far(module: ModuleType) -> bool:
-    tokens, (config, experts) = 2**31 // 256 + 1, (module.CONFIGS["router/v3"], 256)
+    (experts, rule), tokens = V3_RULE, 2**31 // 256 + 1
     logits, bias = far(normal(1, experts).float(), tokens), torch.zeros(experts)
     ids, weights = torch.empty(tokens, 8, dtype=torch.int32), torch.empty(tokens, 8)
     with from_program(tokens - 1):
-        config.launch((1,), logits, ids, weights, tokens, V3_RULE.scale, bias)
-    wanted = defined(router, logits[-1:], bias, V3_RULE).ids
+        config = module.CONFIGS["router/v3"]
+        config.launch((1,), logits, ids, weights, tokens, rule.scale, bias)
+    wanted = defined(router, logits[-1:], bias, rule).ids
     return torch.equal(ids[-1].sort()[0], wanted[0].sort()[0])
 
 
