@@ -111,8 +111,9 @@ class _Row:
 class Loop:
     """A model, its pool of pages, and how answers are drawn and end.
 
-    rows: how many run at a time at most; drafts: how many tokens are drafted at a time; chunk: the
-    most tokens of prompts in a step. Raises DstoolsError where one of them is out of range.
+    pool: the pages of the model's caches; ends: the ids that end an answer; rows: how many run at a
+    time at most; drafts: how many tokens are drafted at a time; chunk: the most tokens of prompts
+    in a step. Raises DstoolsError where one of the numbers is out of range.
     """
 
     def __init__(
@@ -287,27 +288,33 @@ class Loop:
         feeds = [r.tokens[r.cached - n + 1 : r.cached + 1] for r, n in zip(rows, news, strict=True)]
         past = [row.cached - n for row, n in zip(rows, news, strict=True)]
         batch, starts = self._batch(rows, feeds, past)
-        state = hidden[places]
-        asks = [
-            (row, start + n - 1)
-            for row, start, n in zip(rows, starts, news, strict=True)
-            if row.drawn
-        ]
-        for ahead in range(1, self.drafts + 1):
-            last = torch.tensor([at for _, at in asks], dtype=torch.int64)
-            logits, state = self.model.draft(batch, state, last)
-            picked = self._pick(logits, [(row, ahead - 1) for row, _ in asks]) if asks else []
-            for (row, _), token in zip(asks, picked, strict=True):
-                if token != NOT_FINITE:
-                    row.drafts.append(token)
-            asks = [ask for ask in asks if len(ask[0].drafts) == ahead and ask[0].room > 0]
-            if not asks or ahead == self.drafts:
+        lasts = [start + n - 1 for start, n in zip(starts, news, strict=True)]
+        asked = [(row, last) for row, last in zip(rows, lasts, strict=True) if row.drawn]
+        state = self._append(asked, batch, hidden[places])
+        for count in range(1, self.drafts):
+            asked = [(r, at) for r, at in asked if len(r.drafts) == count and r.room > 0]
+            if not asked:
                 return
-            state = state[[at for _, at in asks]]
-            rows = [row for row, _ in asks]
-            past = [row.cached + ahead - 1 for row in rows]
+            state = state[[at for _, at in asked]]
+            rows = [row for row, _ in asked]
+            past = [row.cached + count - 1 for row in rows]
             batch, starts = self._batch(rows, [[row.drafts[-1]] for row in rows], past)
-            asks = list(zip(rows, starts, strict=True))
+            asked = list(zip(rows, starts, strict=True))
+            state = self._append(asked, batch, state)
+
+    def _append(self, asked: list[tuple[_Row, int]], batch: Batch, state: Tensor) -> Tensor:
+        """Append a draft to each row that is asked, and return the states [T, D] after `batch`.
+
+        A row is asked after its new token at a place of `batch`; it gets none where the logits are
+        not finite. `state` [T, D] are those before the new tokens.
+        """
+        places = torch.tensor([at for _, at in asked], dtype=torch.int64)
+        logits, state = self.model.draft(batch, state, places)
+        picked = self._pick(logits, [(row, len(row.drafts)) for row, _ in asked]) if asked else []
+        for (row, _), token in zip(asked, picked, strict=True):
+            if token != NOT_FINITE:
+                row.drafts.append(token)
+        return state
 
 
 def length_limit(request: Request, name: str, pool: Pool, vocab_size: int, positions: int) -> int:

@@ -60,13 +60,13 @@ def read_defaults(folder: Path) -> Defaults:
         sampling = Sampling(0.0 if asked is False else temperature, top_p)
     except DstoolsError as error:
         raise DstoolsError(f"{path}: {error}", RESTORE) from error
-    says = {"do_sample", "temperature", "top_p"} & config.keys()
+    named = {"do_sample", "temperature", "top_p"} & config.keys()
     others = {
         key: config[key]
         for key, neutral in NOT_APPLIED.items()
         if key in config and config[key] not in neutral
     }
-    return Defaults(sampling, FILE if says else "default", others)
+    return Defaults(sampling, FILE if named else "default", others)
 
 
 def _number(path: Path, config: dict[str, Any], key: str, default: float) -> float:

@@ -157,6 +157,61 @@ def test_an_end_or_a_limit_inside_a_draft_ends_the_answer_there(
     assert max(int(batch.past_sequence_lengths[0]) for batch in model.steps) < max(limit, 1)
 
 
+@pytest.mark.parametrize("drafter", [None, lambda _: 1, lambda ids: 100 + len(ids) % 2])
+@pytest.mark.parametrize("chunk", [1, 5, 4096])
+@pytest.mark.parametrize("drafts", [0, 1, 2, 3])
+def test_rows_end_each_at_its_own_place_of_a_draft(
+    drafts: int, chunk: int, drafter: Any, toy: Any
+) -> None:
+    """Row i ends with token i: the one after the prompt, a first, second or third draft, or never.
+
+    The drafter is the model, or always drafts an end, or is right half of the time or less.
+    """
+    limit, prompts = 6, [[10 + i] * (3 * i + 1) for i in range(8)]
+
+    def said(ids: list[int]) -> int:
+        row = ids[0] - 10
+        place = len(ids) - len(prompts[row])
+        return 1 + place % 2 if place == row else 100 + len(ids) % 2  # 1 and 2 are ends
+
+    pool = Pool(20, 4)
+    model = toy(pool, said, drafter=drafter)
+    loop = Loop(model, pool, GREEDY, frozenset({1, 2}), rows=5, drafts=drafts, chunk=chunk)
+    answers = joined(list(loop.run([Request(i, p, limit) for i, p in enumerate(prompts)])))
+    for row, (ids, reason) in answers.items():
+        wanted = [said([*prompts[row], *ids[:place]]) for place in range(min(row + 1, limit))]
+        assert (ids, reason) == (wanted, "stop" if row < limit else "length")
+    assert len(answers) == len(prompts)
+    assert pool.free == 20
+    if drafts and drafter is None:
+        assert loop.counts.kept == loop.counts.drafted  # drafts after an end are not checked
+    for batch in model.steps:
+        ends = batch.past_sequence_lengths + batch.cumulative_sequence_lengths.diff()
+        assert int(ends.max()) < len(prompts[-1]) + limit  # the last token needs no cache
+
+
+@pytest.mark.parametrize("chunk", [3, 4096])
+@pytest.mark.parametrize("drafts", [1, 2, 3])
+def test_sampled_answers_end_at_their_first_end_inside_drafts(
+    drafts: int, chunk: int, toy: Any
+) -> None:
+    ends = frozenset({0, 1, 2, 3})  # of 40 tokens, so that answers of 12 end early or not
+
+    def run(drafts: int) -> Answers:
+        pool = Pool(60, 16)
+        model = Mixed(toy(pool, next_token))
+        loop = Loop(model, pool, Sampling(0.8, 0.9, 5), ends, rows=4, drafts=drafts, chunk=chunk)
+        requests = [Request(i, [t % 40 for t in p], 12) for i, p in enumerate(PROMPTS)]
+        return joined(list(loop.run(requests)))
+
+    answers = run(drafts)
+    assert answers == run(0)
+    assert {reason for _, reason in answers.values()} == {"stop", "length"}
+    for ids, reason in answers.values():
+        assert not ends & {*ids[:-1]}
+        assert (ids[-1] in ends) == (reason == "stop")
+
+
 @pytest.mark.parametrize("drafts", [0, 1, 3])
 @pytest.mark.parametrize("positions", [15, 16, 17, 40])
 def test_an_answer_ends_where_positions_do_and_no_draft_passes_them(
