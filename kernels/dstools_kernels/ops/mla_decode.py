@@ -14,7 +14,7 @@ Source: arXiv 2405.04434, section 2.1; the absorbed form is that of DeepSeek-V3,
 import torch
 from torch import Tensor
 
-from dstools_kernels.ops.dispatch import runs_twin
+from dstools_kernels.ops.dispatch import VARIABLE, kernels, runs_twin
 from dstools_kernels.ops.latent_pages import PAGE_SIZE, check_pool, unpack_fp8
 
 MAX_ELEMENTS = 1 << 20  # of latents that are gathered at a time on a CPU
@@ -36,10 +36,17 @@ def mla_decode(
     the new tokens; `table` int32 [B, N] the pages of a row, `lengths` int32 [B] its tokens with the
     new ones, `cumulative` int32 [B + 1] where its new tokens begin. A token that sees nothing gives
     0. `rank` is L. Rows with many new tokens are better served by `mla_prefill`.
-    Raises ValueError where shapes do not fit one another.
+    Raises ValueError where shapes do not fit one another, and where DSTOOLS_KERNELS=triton meets a
+    pool of other pages than the twin's.
     """
     _check(q, cache, table, lengths, cumulative, rank)
-    if runs_twin("mla_decode", q, _fits(q, cache, rank), TWIN_NEEDS):
+    fits, size = _fits(q, cache, rank), cache.shape[1]
+    if fits and size != PAGE_SIZE and kernels() == "triton":
+        raise ValueError(
+            f"the Triton twin of mla_decode has kernels for pages of {PAGE_SIZE} tokens, not of "
+            f"{size}; {VARIABLE}=auto runs its definition"
+        )
+    if runs_twin("mla_decode", q, fits and size == PAGE_SIZE, TWIN_NEEDS):
         from dstools_kernels.ops.triton import mla_decode_triton
 
         return mla_decode_triton.mla_decode(q, cache, table, lengths, cumulative, scale)
@@ -74,9 +81,9 @@ def _check(
 
 
 def _fits(q: Tensor, cache: Tensor, rank: int) -> bool:
+    """Return whether the twin takes these latents, whatever their pages."""
     dtypes = (torch.bfloat16, torch.uint8)
-    sizes = (rank, q.shape[-1], cache.shape[1]) == (512, 576, PAGE_SIZE)
-    return sizes and q.dtype == torch.bfloat16 and cache.dtype in dtypes
+    return (rank, q.shape[-1]) == (512, 576) and q.dtype == torch.bfloat16 and cache.dtype in dtypes
 
 
 def _of_like_count(counts: Tensor, lengths: Tensor) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Attention over paged latents: against float64, ragged, with pages that no one wrote."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dstools_kernels.ops import dispatch
 from dstools_kernels.ops.mla_decode import mla_decode
 
 Make = Callable[..., Any]
@@ -83,6 +85,22 @@ def test_a_nan_of_a_later_token_does_not_reach_an_earlier_one(decode_case: Make)
     assert out[1].isnan().all()
     kept = [0, 2, 3]
     assert torch.allclose(out[kept], whole[kept], rtol=0, atol=1e-6)
+
+
+def test_on_a_gpu_other_pages_than_the_twins_take_the_definition_with_a_line(
+    decode_case: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"rank": 512, "rope": 64, "dtype": torch.bfloat16}
+    case = decode_case([40, 17], [2, 1], page_size=16, **sizes)
+    monkeypatch.delenv("DSTOOLS_KERNELS", raising=False)
+    twin = dispatch.Form("triton", "the GPU is of Hopper or later")
+    monkeypatch.setattr(dispatch, "form", lambda device, capability: twin)
+    dispatch._log_once.cache_clear()
+    caplog.set_level(logging.INFO, dispatch.__name__)
+    assert case.error(mla_decode(*case.arguments())) < 2**-9
+    (line,) = caplog.messages
+    assert line.startswith("mla_decode runs as its torch definition: the twin needs")
+    assert line.endswith("pages of 64 tokens")
 
 
 def test_shapes_that_do_not_fit_are_refused(decode_case: Make) -> None:

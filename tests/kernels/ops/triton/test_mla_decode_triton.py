@@ -67,12 +67,18 @@ def test_the_op_runs_its_twin_with_the_split_of_its_heads(decode_case: Make) -> 
     assert case.error(out) < BOUND
 
 
-@pytest.mark.parametrize("changed", [{"rank": 256}, {"page_size": 16}, {"dtype": torch.float32}])
+@pytest.mark.parametrize("changed", [{"rank": 256}, {"dtype": torch.float32}])
 def test_shapes_that_the_twin_lacks_take_the_definition(
     decode_case: Make, changed: dict[str, Any]
 ) -> None:
     case = decode_case([70], [1], **{**V3, **changed})
     assert case.error(mla_decode(*case.arguments())) < BOUND
+
+
+def test_pages_that_the_twin_lacks_are_refused_where_it_was_asked_for(decode_case: Make) -> None:
+    case = decode_case([70], [1], page_size=16, **V3)
+    with pytest.raises(ValueError, match="for pages of 64 tokens, not of 16; DSTOOLS_KERNELS=auto"):
+        mla_decode(*case.arguments())
 
 
 def test_tokens_that_are_taken_in_parts_have_the_same_bits(
