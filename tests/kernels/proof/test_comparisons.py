@@ -56,7 +56,8 @@ def test_codes_of_swiglu_may_be_one_step_off_in_one_of_a_thousand() -> None:
     assert comparisons.one_step(changed(2, 1), wanted)[0]
     assert not comparisons.one_step(changed(3, 1), wanted)[0]
     assert not comparisons.one_step(changed(1, 2), wanted)[0]
-    assert not comparisons.one_step(Quantized(wanted.codes, 2 * scales), wanted)[0]
+    assert comparisons.one_step(Quantized(wanted.codes, scales * (1 + 2**-7)), wanted)[0]
+    assert not comparisons.one_step(Quantized(wanted.codes, scales * (1 + 2**-6)), wanted)[0]
 
 
 def test_experts_are_compared_by_id_and_their_weights_within_a_millionth() -> None:
