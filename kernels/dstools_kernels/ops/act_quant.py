@@ -41,9 +41,9 @@ def act_quant(
 ) -> Quantized:
     """Cast activations `x` [..., K], BF16, F16 or F32, to E4M3, each group of inputs scaled.
 
-    With `rows` int32 [R], row r of the result is that of x[rows[r]], x [T, K]; one that is not in x
-    is taken for zeros. With `is_transposed` the scales of x [T, K] have the shape [R, groups] and
-    lie in memory as [groups, R], so that a GEMM reads those of a tile in one piece.
+    With `rows` int32 [R], row r of the result is that of x[rows[r]], x [T, K], and that of zeros
+    where x has no such row. With `is_transposed` the scales of x [T, K] have the shape [R, groups]
+    and are [groups, R] in memory, so that a GEMM reads those of a tile in one piece.
 
     Raises ValueError where `group_size` is below 1, `x` is not of a floating type, `rows` is not
     int32, or `rows` or `is_transposed` meet an `x` that is not two-dimensional.

@@ -43,7 +43,7 @@ def is_interpreted() -> bool:
 
 
 class Form(NamedTuple):
-    """The form of all ops that have one of that kind for their shapes."""
+    """The form in which ops run where their shapes allow it, and why."""
 
     name: Literal["triton", "reference"]
     why: str

@@ -15,8 +15,8 @@ def mla_merge(
     """Return the attention of each token from that of its splits, [T, H, L] in `dtype`.
 
     `partial` float32 [S, H, L] is the softmax over the keys of a split times their values, `lse`
-    float32 [S, H] log2 of the sum of exp2 of its scores, -inf where a split has no keys; then what
-    `partial` holds does not count. `offsets` int32 [T + 1]: token t has splits offsets[t] to
+    float32 [S, H] log2 of the sum of exp2 of its scores, -inf where a split has no keys; what
+    `partial` holds there is not read. `offsets` int32 [T + 1]: token t has splits offsets[t] to
     offsets[t + 1], any number of them; where all are empty it gets 0. Raises ValueError where
     shapes do not fit one another.
     """

@@ -37,7 +37,7 @@ def fp8_gemm_kernel(
     BLOCK_N: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """Write y = x w'; a program takes every tile of as many as there are programs."""
+    """Write y = x w'; each program takes every num_programs-th tile."""
     BLOCK_K: tl.constexpr = 128  # of one scale: the product is promoted to float32 after each
     x = tl.make_tensor_descriptor(x_ptr, [M, K], [K, 1], [BLOCK_M, BLOCK_K])
     w = tl.make_tensor_descriptor(w_ptr, [N, K], [K, 1], [BLOCK_N, BLOCK_K])

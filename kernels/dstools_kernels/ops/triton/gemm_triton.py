@@ -44,7 +44,7 @@ def gemm_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """Write y = x w'; a program takes every tile of as many as there are programs."""
+    """Write y = x w'; each program takes every num_programs-th tile."""
     x = tl.make_tensor_descriptor(x_ptr, [B, M, K], [x_batch, x_row, 1], [1, BLOCK_M, BLOCK_K])
     if IS_TRANSPOSED:
         w = tl.make_tensor_descriptor(w_ptr, [B, K, N], [w_batch, w_row, 1], [1, BLOCK_K, BLOCK_N])

@@ -45,7 +45,7 @@ def _descriptors(base, rows):
 
 @gluon.jit
 def _load(wide, narrow, row, barrier, latents, keys):
-    """Start to load 64 rows; `barrier` is done when they are there."""
+    """Start to load 64 rows into `latents` [64, 512] and `keys` [64, 64], until `barrier`."""
     mbarrier.expect(barrier, wide.block_type.nbytes + narrow.block_type.nbytes)
     tma.async_load(wide, [row, 0], barrier, latents)
     tma.async_load(narrow, [row, 512], barrier, keys)
@@ -60,7 +60,11 @@ def _first_row(table_row, page, pages):
 
 @gluon.jit
 def _add(q, q_rope, latents, keys, shares, scale, left, top, total, out):
-    """Return the largest score, the sum of exp2 and of its products, with 64 more tokens."""
+    """Return the largest score [64], the sum of exp2 [64] and of its products [64, 512] float32.
+
+    They include 64 more tokens, the first `left` of which are seen. `q` [64, 512], `q_rope`
+    [64, 64], `latents` [64, 512], `keys` and `shares` [64, 64] are BF16 in shared memory.
+    """
     scores = gl.zeros((64, 64), gl.float32, SCORES)
     scores = warpgroup_mma(q, latents.permute((1, 0)), scores, is_async=True, use_acc=False)
     scores = warpgroup_mma(q_rope, keys.permute((1, 0)), scores, is_async=True)
@@ -82,7 +86,11 @@ def _add(q, q_rope, latents, keys, shares, scale, left, top, total, out):
 def _attend(
     q_row, cache_ptr, table_row, partial_row, lse_row, scale, heads, pages, first, end, block
 ):
-    """Attend from 64 heads of one token to the tokens from `first` to `end`."""
+    """Attend from 64 heads of one token to the tokens from `first` to `end`.
+
+    Pointers are to the token's queries [H, 576] and pages [N], and to its split's partial output
+    [H, 512] float32 and its log2 of sums [H] float32.
+    """
     q = gl.allocate_shared_memory(gl.bfloat16, [64, 512], WIDE)
     q_rope = gl.allocate_shared_memory(gl.bfloat16, [64, 64], NARROW)
     latents = gl.allocate_shared_memory(gl.bfloat16, [2, 64, 512], WIDE)
@@ -134,14 +142,14 @@ def _attend(
 
 @gluon.jit
 def decode_kernel(
-    q_ptr,
-    cache_ptr,
-    table_ptr,
-    row_ptr,
-    seen_ptr,
-    offsets_ptr,
-    partial_ptr,
-    lse_ptr,
+    q_ptr,  # [T, H, 576] BF16
+    cache_ptr,  # [P, 64, 576] BF16
+    table_ptr,  # [B, N] int32
+    row_ptr,  # [T] int32, of each token
+    seen_ptr,  # [T] int32, tokens that it sees
+    offsets_ptr,  # [T + 1] int32, where its splits begin
+    partial_ptr,  # [capacity, H, 512] float32
+    lse_ptr,  # [capacity, H] float32: log2 of the sum of exp2
     scale,
     heads,
     pages,

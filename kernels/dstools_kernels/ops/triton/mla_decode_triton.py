@@ -22,7 +22,7 @@ from dstools_kernels.ops.latent_pages import PAGE_SIZE
 from dstools_kernels.ops.triton import mla_decode_gluon
 from dstools_kernels.ops.triton.config import Config
 from dstools_kernels.ops.triton.mla_merge_triton import mla_merge
-from dstools_kernels.ops.triton.softmax import LOG2_E, LOWEST, add
+from dstools_kernels.ops.triton.softmax import LOG2_E, LOWEST, add_block
 from dstools_kernels.ops.triton.tiles import give_workspace
 
 MAX_PARTIAL_BYTES = 1 << 30  # of the outputs of splits at a time
@@ -117,9 +117,9 @@ def decode_kernel(
     q_ptr,  # [T, H, 576] BF16
     cache_ptr,  # [P, 64, 576] BF16 or [P, 64, 656] bytes
     table_ptr,  # [B, N]
-    row_ptr,
-    seen_ptr,
-    offsets_ptr,
+    row_ptr,  # [T] int32, of each token
+    seen_ptr,  # [T] int32, tokens that it sees
+    offsets_ptr,  # [T + 1] int32, where its splits begin
     partial_ptr,  # [capacity, H, 512] float32
     lse_ptr,  # [capacity, H] float32: log2 of the sum of exp2
     scale,
@@ -164,7 +164,7 @@ def decode_kernel(
             scores = tl.dot(q1, k1.T, scores)
             scores = tl.dot(q0, k0.T, scores) * scale_log2  # first, it would take 21 registers more
             scores = tl.where(is_seen[None, :], scores, LOWEST)
-            top, total, out = add(scores, k0, top, total, out)
+            top, total, out = add_block(scores, k0, top, total, out)
         at = slot.to(tl.int64) * heads + h
         has_keys = (top > LOWEST) | (total != total)  # a maximum ignores NaN
         lse = tl.where(has_keys, top + tl.log2(total), float("-inf"))
@@ -250,10 +250,10 @@ def mla_decode(
         return decode(q, cache, table, lengths, cumulative, scale, split_tokens, form)
     parts = []
     for first in range(0, len(q), count):
-        some = q[first : first + count]
-        starts = cumulative.clamp(first, first + len(some))
+        part = q[first : first + count]
+        starts = cumulative.clamp(first, first + len(part))
         ends = lengths - (cumulative - starts)[1:]  # tokens that come later are not there yet
-        parts.append(decode(some, cache, table, ends, starts - first, scale, split_tokens, form))
+        parts.append(decode(part, cache, table, ends, starts - first, scale, split_tokens, form))
     return torch.cat(parts)
 
 
@@ -294,9 +294,9 @@ def decode(
     partial = q.new_empty(capacity, heads, 512, dtype=torch.float32)
     lse = q.new_empty(capacity, heads, dtype=torch.float32)
     config = CONFIGS[f"mla_decode/{form}"]
-    programs = heads // 64  # of a token
     if form == "bf16.gluon":
         give_workspace(q)
+        programs = heads // 64  # of a token
     else:
         programs = 2 * triton.cdiv(heads, config.constants["BH"])
     tensors = (q.contiguous(), cache, table.contiguous(), *plan, partial, lse)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dstools_kernels.ops.triton.config import Config
-from dstools_kernels.ops.triton.softmax import LOG2_E, LOWEST, add
+from dstools_kernels.ops.triton.softmax import LOG2_E, LOWEST, add_block
 from dstools_kernels.ops.triton.tiles import give_workspace, loadable
 
 
@@ -84,7 +84,7 @@ def prefill_kernel(
             scores = tl.dot(q_rope, rope.T, scores) * scale_log2
             is_seen = (n + tl.arange(0, BLOCK_N))[None, :] <= last[:, None]
             scores = tl.where(is_seen, scores, LOWEST)
-            top, total, out = add(scores, values, top, total, out)
+            top, total, out = add_block(scores, values, top, total, out)
         has_keys = (top > LOWEST) | (total != total)  # a maximum ignores NaN
         out = tl.where(has_keys[:, None], out * (1.0 / total)[:, None], 0.0)
         pointer = out_ptr + at * 128 + tl.arange(0, 128)[None, :]

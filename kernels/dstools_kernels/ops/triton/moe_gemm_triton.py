@@ -29,7 +29,7 @@ def tiles_of_experts(offsets_ptr, G, tiles_n, EXPERTS: tl.constexpr, BLOCK_M: tl
 
 
 @triton.jit
-def tile_at(
+def tile_of_group(
     at, first, end, tile_first, tile_end, tiles_n,
     EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -76,7 +76,7 @@ def fp8_kernel(
     tiles_n, depth = tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K)
     first, end, tile_first, tile_end = tiles_of_experts(offsets_ptr, G, tiles_n, EXPERTS, BLOCK_M)
     for at in tl.range(tl.program_id(0), tl.max(tile_end, 0), tl.num_programs(0)):
-        expert, m, n, after = tile_at(
+        expert, m, n, after = tile_of_group(
             at, first, end, tile_first, tile_end, tiles_n, EXPERTS, BLOCK_M, BLOCK_N
         )
         rows = m + tl.arange(0, BLOCK_M)
@@ -108,13 +108,13 @@ def bf16_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Write what `fp8_kernel` does."""
+    """Write the rows offsets[g] to offsets[g + 1] of y = x w[g]' for all g, without scales."""
     x = tl.make_tensor_descriptor(x_ptr, [R, K], [K, 1], [BLOCK_M, BLOCK_K])
     w = tl.make_tensor_descriptor(w_ptr, [G, N, K], [w_expert, K, 1], [1, BLOCK_N, BLOCK_K])
     tiles_n = tl.cdiv(N, BLOCK_N)
     first, end, tile_first, tile_end = tiles_of_experts(offsets_ptr, G, tiles_n, EXPERTS, BLOCK_M)
     for at in tl.range(tl.program_id(0), tl.max(tile_end, 0), tl.num_programs(0)):
-        expert, m, n, after = tile_at(
+        expert, m, n, after = tile_of_group(
             at, first, end, tile_first, tile_end, tiles_n, EXPERTS, BLOCK_M, BLOCK_N
         )
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -127,14 +127,14 @@ def bf16_kernel(
 def _config(shape: Tile, is_fp8: bool) -> Config:
     sizes = {**dict.fromkeys(("R", "G", "N", "K"), "i32"), "w_expert": "i64"}
     tiling = {"EXPERTS": EXPERTS, "BLOCK_M": shape.rows, "BLOCK_N": shape.columns}
-    ends = {"y_ptr": "*bf16", "offsets_ptr": "*i32"}
+    outputs = {"y_ptr": "*bf16", "offsets_ptr": "*i32"}
     if is_fp8:
         pointers = {"x_ptr": "*fp8e4nv", "x_scales_ptr": "*fp32"}
-        pointers |= {"w_ptr": "*fp8e4nv", "w_scales_ptr": "*fp32", **ends}
+        pointers |= {"w_ptr": "*fp8e4nv", "w_scales_ptr": "*fp32", **outputs}
         # row_step: scales are stored by groups, as act_quant can write them
         signature, constants = {**pointers, **sizes, "group_step": "i32"}, {"row_step": 1, **tiling}
     else:
-        signature = {"x_ptr": "*bf16", "w_ptr": "*bf16", **ends, **sizes}
+        signature = {"x_ptr": "*bf16", "w_ptr": "*bf16", **outputs, **sizes}
         constants = {**tiling, "BLOCK_K": BLOCK_K}
     return Config(
         fp8_kernel if is_fp8 else bf16_kernel,

@@ -11,7 +11,7 @@ LOG2_E = tl.constexpr(math.log2(math.e))  # exp(x) is exp2(x log2 e), which is w
 
 
 @triton.jit
-def add(scores, values, top, total, out):
+def add_block(scores, values, top, total, out):
     """Return the largest score, the sum of exp2 and of its products, with one more block of keys.
 
     `scores` [rows, keys] float32 are in units of log2, `values` [keys, columns] BF16.

@@ -17,10 +17,11 @@ from dstools_kernels.ops.triton.softmax import LOG2_E, LOWEST
 from dstools_kernels.proof.mutate import mutate
 
 BLOCKS, KEYS = 4, 16
+BOUND = 2**-9  # shares are rounded to BF16, each by at most 2^-9 of itself
 
 
 @triton.jit
-def attend(scores_ptr, values_ptr, out_ptr, BLOCKS: tl.constexpr, add: tl.constexpr):
+def attend(scores_ptr, values_ptr, out_ptr, BLOCKS: tl.constexpr, add_block: tl.constexpr):
     """Write the attention of 16 rows with `scores` [16, BLOCKS x 16] to values of 16 columns."""
     row = tl.arange(0, 16)
     top = tl.full((16,), LOWEST, tl.float32)
@@ -29,7 +30,7 @@ def attend(scores_ptr, values_ptr, out_ptr, BLOCKS: tl.constexpr, add: tl.conste
         key = block * 16 + row
         scores = tl.load(scores_ptr + row[:, None] * (BLOCKS * 16) + key[None, :]) * LOG2_E
         values = tl.load(values_ptr + key[:, None] * 16 + row[None, :])
-        top, total, out = add(scores, values, top, total, out)
+        top, total, out = add_block(scores, values, top, total, out)
     tl.store(out_ptr + row[:, None] * 16 + row[None, :], out / total[:, None])
 
 
@@ -40,20 +41,21 @@ def error(module: ModuleType) -> float:
     scores += torch.tensor([0.0, 4.0, -4.0, 8.0]).repeat_interleave(KEYS)
     values = torch.randn(BLOCKS * KEYS, 16, generator=draw).bfloat16()
     out = torch.empty(16, 16)
-    attend[(1,)](scores, values, out, BLOCKS, module.add)
+    attend[(1,)](scores, values, out, BLOCKS, module.add_block)
     wanted = scores.double().softmax(-1) @ values.double()
     return float((out - wanted).norm() / wanted.norm())
 
 
 def test_blocks_of_keys_give_the_softmax_over_all() -> None:
-    assert error(softmax) < 2**-9  # shares are rounded to BF16, each by at most 2^-9 of itself
+    assert error(softmax) < BOUND
 
 
 @pytest.mark.parametrize(
     ("old", "new"), [("out * shrink[:, None]", "out"), ("total * shrink", "total")]
 )
 def test_a_mutant_is_away_from_float64(old: str, new: str, tmp_path: Path) -> None:
-    assert error(mutate(softmax, old, new, tmp_path)) > 0.01
+    """The second block has scores 4 higher, so that those before it count e^4 times too much."""
+    assert error(mutate(softmax, old, new, tmp_path)) > BOUND
 
 
 def test_the_constants() -> None:
