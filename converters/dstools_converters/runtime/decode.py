@@ -53,8 +53,8 @@ class Model(Protocol):
     def draft(self, batch: Batch, hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Add tokens and the hidden states [T, D] at the places before them to the draft's cache.
 
-        Return the logits [R, V] after those at `rows` [R], and the states [T, D] that a further
-        draft takes for hidden states.
+        Return the logits [R, V] after those at `rows` [R], which are the last ones of their rows,
+        and the states [R, D] that a further draft takes for hidden states.
         """
 
 
@@ -292,21 +292,21 @@ class Loop:
         asked = [(row, last) for row, last in zip(rows, lasts, strict=True) if row.drawn]
         state = self._append(asked, batch, hidden[places])
         for count in range(1, self.drafts):
-            asked = [(r, at) for r, at in asked if len(r.drafts) == count and r.room > 0]
-            if not asked:
-                return
-            state = state[[at for _, at in asked]]
             rows = [row for row, _ in asked]
+            kept = [i for i, row in enumerate(rows) if len(row.drafts) == count and row.room > 0]
+            if not kept:
+                return
+            state, rows = state[kept], [rows[i] for i in kept]
             past = [row.cached + count - 1 for row in rows]
             batch, starts = self._batch(rows, [[row.drafts[-1]] for row in rows], past)
             asked = list(zip(rows, starts, strict=True))
             state = self._append(asked, batch, state)
 
     def _append(self, asked: list[tuple[_Row, int]], batch: Batch, state: Tensor) -> Tensor:
-        """Append a draft to each row that is asked, and return the states [T, D] after `batch`.
+        """Append a draft to each row that is asked, and return the states [R, D] after them.
 
-        A row is asked after its new token at a place of `batch`; it gets none where the logits are
-        not finite. `state` [T, D] are those before the new tokens.
+        A row is asked after its last token in `batch`, at a place of it; it gets none where the
+        logits are not finite. `state` [T, D] are those before the new tokens.
         """
         places = torch.tensor([at for _, at in asked], dtype=torch.int64)
         logits, state = self.model.draft(batch, state, places)

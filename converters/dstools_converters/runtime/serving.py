@@ -52,6 +52,14 @@ class Places(NamedTuple):
     whole: Whole | None  # None: no row has more than MAX_ABSORBED new tokens
     plan: Plan | None  # None: MLA
 
+    def last(self, rows: Tensor) -> "Places":
+        """Return the places of the new tokens at `rows` [R] alone, each the last one of its row."""
+        row = torch.searchsorted(self.cumulative[1:], rows.int(), right=True)
+        angles = Rotary(self.angles.cos[rows], self.angles.sin[rows])
+        cumulative = torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device)
+        table, lengths = self.table[row], self.lengths[row]
+        return Places(angles, self.slots[rows], table, lengths, cumulative, None, self.plan)
+
 
 class Experts(nn.Module):
     """The routed and shared experts of a layer, all routed ones in three tensors."""
@@ -93,15 +101,22 @@ class Latents(nn.Module):
 
     def forward(self, x_TD: Tensor, places: Places, cache_PSC: Tensor) -> Tensor:
         """Return [T, D], and write the latents of the new tokens into the cache."""
-        mla = self.mla
-        q_HTN, q_HTR = (part[0] for part in mla.queries(x_TD[None], places.angles))
-        latent = torch.cat(mla.latent(x_TD[None], places.angles), -1)
-        write_latents(latent[0], cache_PSC, places.slots, mla.shape.kv_lora_rank)
+        self.write(x_TD, places, cache_PSC)
+        return self.attend(x_TD, places, cache_PSC)
+
+    def write(self, x_TD: Tensor, places: Places, cache_PSC: Tensor) -> None:
+        """Write the latents of the new tokens into the cache."""
+        latent = torch.cat(self.mla.latent(x_TD[None], places.angles), -1)
+        write_latents(latent[0], cache_PSC, places.slots, self.mla.shape.kv_lora_rank)
+
+    def attend(self, x_TD: Tensor, places: Places, cache_PSC: Tensor) -> Tensor:
+        """Return [T, D] of new tokens whose latents are in the cache."""
+        q_HTN, q_HTR = (part[0] for part in self.mla.queries(x_TD[None], places.angles))
         if places.whole is None:
             mixed_HTW = self._absorbed(q_HTN, q_HTR, places, cache_PSC)
         else:
             mixed_HTW = self._expanded(q_HTN, q_HTR, places, places.whole, cache_PSC)
-        out_TD: Tensor = mla.o_proj(mixed_HTW.transpose(0, 1).flatten(1))
+        out_TD: Tensor = self.mla.o_proj(mixed_HTW.transpose(0, 1).flatten(1))
         return out_TD
 
     def _absorbed(self, q_HTN: Tensor, q_HTR: Tensor, places: Places, cache_PSC: Tensor) -> Tensor:
@@ -190,18 +205,26 @@ class Serving(nn.Module):
     def draft(
         self, batch: Batch, hidden_TD: Tensor, rows: Tensor, caches: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return the logits [R, V] of the token after next at `rows`, and the states [T, D].
+        """Return the logits [R, V] of the token after next at `rows`, and the states [R, D] there.
 
+        `rows` are the last new tokens of some rows: of the others, only latents are needed.
         `hidden_TD` are the states before the new tokens: those that `forward` returned or, for a
         further draft, those returned here, before the layer's last norm, as vLLM has it.
         """
         number = self.model.num_hidden_layers
         layer = self.decoder.model.layers[number]
+        attention = self.attentions[number]
         assert isinstance(layer, MTPLayer)
+        assert isinstance(attention, Latents)
         places = self._places(batch, caches[number])
         x_TD = layer.project(self.decoder.model.embed_tokens(batch.input_ids), hidden_TD)
-        x_TD = self._layer(number, x_TD, places, caches[number])
-        return self.decoder.logits(layer.shared_head["norm"](x_TD[rows])), x_TD
+        normed_TD = layer.input_layernorm(x_TD)
+        attention.write(normed_TD, places, caches[number])
+        x_RD = x_TD[rows]
+        if len(rows):
+            x_RD = x_RD + attention.attend(normed_TD[rows], places.last(rows), caches[number])
+            x_RD = x_RD + layer.mlp(layer.post_attention_layernorm(x_RD))
+        return self.decoder.logits(layer.shared_head["norm"](x_RD)), x_RD
 
     def _layer(self, number: int, x_TD: Tensor, places: Places, cache: Tensor) -> Tensor:
         layer = self.decoder.model.layers[number]

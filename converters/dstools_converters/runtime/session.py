@@ -27,7 +27,7 @@ class Session:
         return logits, hidden
 
     def draft(self, batch: Batch, hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the MTP layer drafts at `rows` [R, V], and the states [T, D]."""
+        """Return what the MTP layer drafts at `rows` [R, V], and the states [R, D]."""
         rows = rows.to(self.device)
         return self.serving.draft(self._moved(batch), hidden, rows, self.caches)
 

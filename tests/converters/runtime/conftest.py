@@ -75,7 +75,8 @@ class Toy:
             assert first[1:] == after[:-1]  # the state of a place, and the token at the next one
             for t in range(a, b):
                 _say(logits[t], self.drafter([*first[:1], *after[: begin + t - a + 1]]))
-        return logits[rows], batch.input_ids[:, None].clone()
+        assert set(rows.tolist()) <= {b - 1 for _, b, _, _ in self.spans(batch)}
+        return logits[rows], batch.input_ids[rows, None]
 
 
 def _say(logits: Tensor, token: int) -> None:
