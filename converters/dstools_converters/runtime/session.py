@@ -9,7 +9,7 @@ from torch import Tensor
 from dstools_converters.runtime.pages import PAGE, Batch, Pool
 from dstools_converters.runtime.serving import Serving
 
-CPU_PAGE = 16  # tokens; less of a row's last page is padding than in one of 64
+CPU_PAGE = 256  # tokens, at most; one page is copied faster than many, where latents are attended
 SHARE = 0.5  # of a machine's memory, or of what is free on a GPU, that caches may take
 
 
@@ -42,7 +42,7 @@ def pool_for(serving: Serving, lengths: list[int], rows: int) -> Pool:
     pages take memory only when they are written.
     """
     weight = serving.decoder.model.embed_tokens.weight
-    size = PAGE if weight.is_cuda else CPU_PAGE
+    size = PAGE if weight.is_cuda else min(CPU_PAGE, max(lengths, default=1))
     needs = sorted((-(-length // size) for length in lengths), reverse=True)
     of_token = sum(math.prod(entry) for entry in serving.entries) * weight.itemsize
     if weight.is_cuda:

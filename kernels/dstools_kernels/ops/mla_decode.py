@@ -122,8 +122,10 @@ def _attend(
         if end < len(lengths) and (end + 1 - first) * lengths[end] * width <= MAX_ELEMENTS:
             continue
         pages = -(-length // size)
-        latents_GXC = _latents(cache, table[first:end, :pages], width, rank)
-        some = q_GWHC[first:end], latents_GXC, bias[first:end, :, : pages * size], rank
+        read = cache if pages > 1 else cache[:, :length]  # of a row's only page, what it holds
+        latents_GXC = _latents(read, table[first:end, :pages], width, rank)
+        places = latents_GXC.shape[1]
+        some = q_GWHC[first:end], latents_GXC, bias[first:end, :, :places], rank
         parts.append(_mix_masked(*some) if is_masked else _mix(*some))
         first = end
     return torch.cat(parts)

@@ -41,15 +41,17 @@ def test_steps_write_the_pages_of_their_rows_and_no_other() -> None:
 
 def test_a_pool_holds_the_longest_rows_that_run_at_once() -> None:
     serving = load(SAMPLE, torch.float32, torch.device("cpu"))
-    # 1, 5, 12 and 32 pages of 16 tokens
-    assert pool_for(serving, [10, 65, 192, 512], rows=2).count == 32 + 12
-    assert pool_for(serving, [10, 65, 192, 512], rows=9).count == 50
+    # 1, 1, 2 and 2 pages of 256 tokens
+    assert pool_for(serving, [10, 65, 257, 512], rows=2).count == 2 + 2
+    assert pool_for(serving, [10, 65, 257, 512], rows=9).count == 6
+    short = pool_for(serving, [10, 65, 192], rows=9)
+    assert (short.size, short.count) == (192, 3)
     assert pool_for(serving, [], rows=9).count == 1
 
 
 def test_a_pool_takes_no_more_than_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     serving = load(SAMPLE, torch.float32, torch.device("cpu"))
-    page = 5 * 192 * 4 * 16  # layers, elements of a latent, bytes, tokens
+    page = 5 * 192 * 4 * 256  # layers, elements of a latent, bytes, tokens
     sizes = {"SC_PHYS_PAGES": 6 * page, "SC_PAGE_SIZE": 1}
     monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
     assert pool_for(serving, [512] * 9, rows=9).count == 3

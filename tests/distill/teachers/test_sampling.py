@@ -1,5 +1,6 @@
 """Greedy answers are those of transformers; drawn ones depend on seed and place alone."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -30,6 +31,8 @@ SUMS = {  # the sample model solves these in float32, bfloat16 and FP8
     "640 - 215": "425",
     "9 + 4 + 7": "20",
 }
+# of 200 greedy answers in float32 by transformers' model with its latents absorbed
+ANSWERS_SHA256 = "2effeda1b4ad9a3bfa192e4b369c22ff099a6a53dcc2c760baba6e31d52b2303"
 GREEDY: dict[str, Any] = {"sampling": Sampling(), "max_tokens": 128}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,6 +97,18 @@ def test_greedy_answers_of_a_deepseek_are_those_of_generate(
     answers = sample(sampler, prompts, **GREEDY, batch_size=8)
     assert [answers[row].ids for row in some] == expected
     assert solved(answers) == len(SUMS)
+
+
+@pytest.mark.slow
+def test_200_greedy_answers_are_those_of_transformers_modules(
+    sampler: Sampler, tokenizer: Any
+) -> None:
+    """Of a batch of 128 and one of 72, padded at the left, of which ended rows left."""
+    lines = SAMPLE.with_name("sample-v3-heldout.jsonl").read_text().splitlines()[:200]
+    asked = [prompt_ids(tokenizer, json.loads(line)["messages"][:-1]) for line in lines]
+    answers = ids_of(sample(sampler, asked, **GREEDY, batch_size=128))
+    assert sum(map(len, answers)) == 12_055
+    assert hashlib.sha256(json.dumps(answers).encode()).hexdigest() == ANSWERS_SHA256
 
 
 def test_greedy_answers_of_a_dense_student_are_those_of_generate(
