@@ -12,14 +12,24 @@ from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.verify.engines import Engine, check_engine
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DATA = Path(__file__).parents[1] / "data"
 SAMPLE = DATA / "sample-v3"
 
 
-@pytest.fixture(scope="module")
-def models(load_script: Any, padded_sample: Path) -> list[tuple[Any, Any]]:
-    """The sample model and the padded one, each with its tokenizer, in float32."""
+@pytest.fixture(scope="module", params=["padded", "heads copied"])
+def models(
+    load_script: Any,
+    padded_sample: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> list[tuple[Any, Any]]:
+    """The sample model and a padded one, each with its tokenizer, in float32."""
     script = load_script("train_sample_model")
+    if request.param == "heads copied":
+        padded_sample = tmp_path_factory.mktemp("copied") / "sample"
+        load_script("pad_sample_model").pad(SAMPLE, padded_sample, copies_heads=True)
     return [script.load(folder) for folder in (SAMPLE, padded_sample)]
 
 
