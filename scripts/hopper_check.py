@@ -8,9 +8,9 @@
 `kernels` prints each result as it is known and keeps all of them in one JSON file, so that a run
 that is cut off leaves what it had: the card and what it can do at best, every op against its torch
 definition, times at shapes of DeepSeek-V3, vendors' kernels that can be imported, and the padded
-sample model's answers against the CPU's, in BF16 and in FP8. Without a GPU it checks what the CPU
-runs, the definitions or (TRITON_INTERPRET=1 DSTOOLS_KERNELS=triton) the interpreted twins, and says
-what it left out.
+sample model's answers against the CPU's, in BF16 and in FP8, with drafts and without. Without a GPU
+it checks what the CPU runs, the definitions or (TRITON_INTERPRET=1 DSTOOLS_KERNELS=triton) the
+interpreted twins, and says what it left out.
 
 `training` runs the tests marked `gpu`, all others of the modules that use a GPU whenever one is
 present, and benchmarks.
@@ -24,37 +24,20 @@ import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from itertools import takewhile
 from pathlib import Path
 from queue import Empty, Queue
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 from threading import Thread
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
-from pad_sample_model import pad
-from torch import Tensor
 
-from dstools_converters.model.tokenizer import end_ids, load_tokenizer, prompt_ids
-from dstools_converters.runtime.decode import Loop, Request
-from dstools_converters.runtime.pages import Batch, Pool
-from dstools_converters.runtime.sampling import Sampling
-from dstools_converters.runtime.serving import Serving
-from dstools_converters.runtime.session import Session
-from dstools_converters.runtime.weights import load
-from dstools_kernels.ops.dispatch import is_interpreted
 from dstools_kernels.proof import worker
-from dstools_kernels.proof.card import prepare, using
-from dstools_kernels.proof.worker import Job
 
 ROOT = Path(__file__).parents[1]
-SAMPLE, CHATS = ROOT / "tests/data/sample-v3", ROOT / "tests/data/toy-chat.jsonl"
-PROMPTS, TOKENS, PAGES = 8, 48, 32  # of the sample model
-INTERPRETED = 2, 2  # prompts and tokens of it; a step takes some ten seconds
-# The gap of two tokens' logits that rounding explains. Between definitions in float32 and in BF16
-# it is up to 1.5 (24 prompts of 32 tokens); FP8 products 10 % too large make it 2.9, halved 13.
-TIE = 2.0
 WORKER = [sys.executable, "-m", "dstools_kernels.proof.worker"]
+ANSWERS = [sys.executable, str(ROOT / "scripts/engines/sample_answers.py")]
+FORMS = "BF16 answers of the sample model", "FP8 answers of the sample model"
 SECONDS = 300  # of `kernels`
 CASE_SECONDS = 60  # of one case, compilation included; the interpreter takes seconds
 PACKAGES = ("torch", "triton", "transformers", "trl", "accelerate")
@@ -83,7 +66,6 @@ def main() -> None:
     elif rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     else:
-        torch.set_num_threads(1)  # the sample model's matrices gain nothing from more
         kernels(arguments.out, arguments.seconds)
 
 
@@ -131,31 +113,51 @@ class Record:
 def kernels(out: Path, seconds: float) -> None:
     """Check and time the kernels; exit with 1 if a result is wrong."""
     record = Record(out, seconds)
-    device = prepare()
-    is_card = device.type == "cuda"
+    is_card = torch.cuda.is_available()
     known = facts()
     record.results |= known
     print(json.dumps(known))
     if not is_card:
         record.leave_out("everything on a card", "torch finds no CUDA device")
     wrong: list[str] = []
-    worker.listen(lambda text: keep(record, {"part": "notes", "text": text}, wrong))
-    jobs, first = worker.jobs(is_card), 0
-    while first < len(jobs) and record.has_time(f"cases from {jobs[first].name} on"):
-        first = follow(record, first, jobs, wrong)
-    if record.has_time("answers of the sample model"):
-        wrong += answers(record, device)
+    cases = [Job(job.part, job.name) for job in worker.jobs(is_card)]
+    work_through(record, WORKER, cases, CASE_SECONDS, wrong)
+    forms = [Job("answers", name) for name in FORMS]
+    work_through(record, ANSWERS, forms, math.inf, wrong)
     if wrong:
         sys.exit(f"error: wrong: {'; '.join(wrong)}\nhint: {out} has how far off")
     print(f"all right, but for what was left out ({len(record.results['left_out'])}); see {out}")
 
 
-def follow(record: Record, first: int, jobs: list[Job], wrong: list[str]) -> int:
+class Job(NamedTuple):
+    """What a worker does between two lines that name jobs."""
+
+    part: str
+    name: str
+
+
+def work_through(
+    record: Record, command: list[str], jobs: list[Job], seconds: float, wrong: list[str]
+) -> None:
+    """Record what workers find that `command` starts; `seconds`: of a job at most."""
+    first = 0
+    while first < len(jobs) and record.has_time(f"{jobs[first].name} and what follows"):
+        first = follow(record, [*command, str(first)], jobs, first, seconds, wrong)
+
+
+def follow(
+    record: Record,
+    command: list[str],
+    jobs: list[Job],
+    first: int,
+    seconds: float,
+    wrong: list[str],
+) -> int:
     """Record what a worker finds from job `first` on; return the job to continue with.
 
     A worker ends early where a kernel takes it along, or hangs and is killed.
     """
-    command, lines = [*WORKER, str(first)], Queue[str]()
+    lines = Queue[str]()
     now, why = first, ""
     with (
         TemporaryFile("w+") as errors,
@@ -163,13 +165,13 @@ def follow(record: Record, first: int, jobs: list[Job], wrong: list[str]) -> int
     ):
         Thread(target=read, args=(process.stdout, lines), daemon=True).start()
         try:
-            while line := lines.get(timeout=min(CASE_SECONDS, record.seconds_left)):
+            while line := lines.get(timeout=min(seconds, record.seconds_left)):
                 result = json.loads(line)
                 now = result.get("job", now)
                 keep(record, result, wrong)
         except Empty:
             process.kill()
-            why = f"no result within {CASE_SECONDS} s"
+            why = f"no result within {seconds} s"
         if not process.wait():
             return len(jobs)
         errors.seek(0)
@@ -197,12 +199,12 @@ def keep(record: Record, result: dict[str, Any], wrong: list[str]) -> None:
         case "ceilings":
             text = ", ".join(f"{name} {figure:.4g}" for name, figure in result.items())
             record.add("ceilings", result, f"ceiling   {text}")
-        case "checks" | "forms" as part:
+        case "checks" | "forms" | "answers" as part:
             is_right = result["is_right"]
-            verdict = "ok" if is_right else "WRONG" if part == "checks" else "off"
+            verdict = "ok" if is_right else "off" if part == "forms" else "WRONG"
             text = f"{verdict:9} {result['name']}: {result['how']}"
             record.add(part, result, text)
-            if not is_right and part == "checks":
+            if not is_right and part != "forms":
                 wrong.append(result["name"])
         case "notes":
             record.add("notes", result, f"note      {result['text']}")
@@ -257,82 +259,6 @@ def output_of(*command: str) -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def answers(record: Record, device: torch.device) -> list[str]:
-    """Compare what the padded sample model answers on `device` with the CPU's definitions.
-
-    It answers in BF16, and then from the FP8 codes that `dstools quantize` makes of it. Return what
-    is wrong: answers that differ by more than rounding explains.
-    """
-    prompts, tokens = INTERPRETED if is_interpreted() else (PROMPTS, TOKENS)
-    wrong: list[str] = []
-    with TemporaryDirectory() as folder:
-        padded, coded = Path(folder) / "padded", Path(folder) / "coded"
-        pad(SAMPLE, padded)
-        quantize = [sys.executable, "-m", "dstools", "quantize", str(padded), str(coded)]
-        subprocess.run(quantize, check=True, capture_output=True)
-        for form, model in {"BF16": padded, "FP8": coded}.items():
-            what = f"{form} answers of the sample model"
-            if not record.has_time(what):
-                continue
-            found = compare(model, device, prompts, tokens)
-            text = f"{what}: {prompts - len(found)} of {prompts} as on the CPU"
-            for prompt, token, gap in map(dict.values, found):
-                text += f"; {prompt} differs from token {token} on, a gap of {gap:.3g}"
-            result = {"form": form, "of": prompts, "differences": found}
-            record.add("answers", result, f"answers   {text}")
-            if any(other["gap"] > TIE for other in found):
-                wrong.append(text)
-    return wrong
-
-
-def compare(model: Path, device: torch.device, count: int, tokens: int) -> list[dict[str, Any]]:
-    """Return where the answers to `count` prompts first differ from those of the definitions.
-
-    With each the gap: by how much the logit of the definitions' own token is above the other's.
-    """
-    tokenizer = load_tokenizer(model)
-    rows = [json.loads(line) for line in CHATS.read_text().splitlines()[:count]]
-    prompts = [prompt_ids(tokenizer, row["messages"][:1]) for row in rows]
-    ends = frozenset(end_ids(model, tokenizer))
-    given = greedy(load(model, torch.bfloat16, device, keeps_codes=True), prompts, ends, tokens)
-    found = []
-    with using("reference"):
-        definitions = load(model, torch.bfloat16, torch.device("cpu"), keeps_codes=True)
-        wanted = greedy(definitions, prompts, ends, tokens)
-        for i, (ids, own) in enumerate(zip(given, wanted, strict=True)):
-            if ids == own:
-                continue
-            equal = (a == b for a, b in zip(ids, own, strict=False))
-            at = sum(takewhile(bool, equal))
-            gap = math.inf  # of an answer that ended as its logits were not finite
-            if at < len(ids):
-                logits = logits_after(definitions, prompts[i] + own[:at])
-                gap = float(logits[own[at]] - logits[ids[at]])
-            found.append({"prompt": i, "token": at, "gap": gap})
-    return found
-
-
-def greedy(
-    serving: Serving, prompts: list[list[int]], ends: frozenset[int], tokens: int
-) -> list[list[int]]:
-    """Return the ids of greedy answers, all in one batch."""
-    pool = Pool(PAGES)
-    loop = Loop(Session(serving, pool), pool, Sampling(), ends, rows=len(prompts))
-    ids: list[list[int]] = [[] for _ in prompts]
-    for piece in loop.run([Request(i, prompt, tokens) for i, prompt in enumerate(prompts)]):
-        ids[piece.prompt_index] += piece.ids
-    return ids
-
-
-def logits_after(serving: Serving, ids: list[int]) -> Tensor:
-    """Return the logits [V] of the token after `ids`."""
-    pool, count = Pool(PAGES), len(ids)
-    pages = torch.tensor([pool.take(pool.needed(count))], dtype=torch.int32)
-    cumulative, past = torch.tensor([0, count], dtype=torch.int32), torch.zeros(1).int()
-    batch = Batch(torch.tensor(ids), pages, cumulative, past)
-    return Session(serving, pool).step(batch, torch.tensor([count - 1]))[0][0]
 
 
 # ----------------------------------------------------------------------------------------- training

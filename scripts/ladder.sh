@@ -17,7 +17,7 @@ export TRITON_INTERPRET=1 # L0 to L4, and mutants
 climb tests/kernels/proof/test_interpreter.py tests/kernels/proof/test_sanitizer.py \
     tests/kernels/proof/test_accumulate.py tests/kernels/proof/test_cases.py \
     tests/kernels/ops/triton tests/converters/runtime/test_serving_triton.py
-climb tests/scripts/test_hopper_check.py -k interpreted
+climb tests/scripts/engines/test_sample_answers.py -k interpreted
 export TRITON_INTERPRET=0 # L5, and mutants
 climb tests/kernels/proof/test_compile.py
 python -m dstools_kernels.proof.ladder "$times"

@@ -70,12 +70,12 @@ def test_the_last_line_names_what_failed(
 def test_a_ladder_that_failed_is_shown_as_a_whole_up_to_the_step(
     check: Callable[[str], tuple[int, list[str]]],
 ) -> None:
-    _, lines = check("test_hopper_check")
+    _, lines = check("test_sample_answers")
     assert lines[-4].startswith("1: -q ")
-    assert lines[-4].endswith(" tests/scripts/test_hopper_check.py -k interpreted")
+    assert lines[-4].endswith(" tests/scripts/engines/test_sample_answers.py -k interpreted")
     assert lines[-3:] == [
         "nanobind: leaked",
-        "== ladder: failed: tests/scripts/test_hopper_check.py -k interpreted",
+        "== ladder: failed: tests/scripts/engines/test_sample_answers.py -k interpreted",
         "== failed: ladder.sh",
     ]
     assert any("test_interpreter.py" in line for line in lines)

@@ -1,21 +1,15 @@
 """scripts/hopper_check.py: what it would run exists, and a failure is named."""
 
 import json
-import math
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from dstools_converters.runtime import products
-from dstools_kernels.ops import dispatch
-from dstools_kernels.ops.fp8_gemm import fp8_gemm
-
-FP8_OPS = {"act_quant", "fp8_gemm", "swiglu_quant"}
 ROOT = Path(__file__).parents[2]
 WORKER = """
 import json, sys, time
@@ -39,16 +33,17 @@ def kernels(
 ) -> Callable[..., dict[str, Any]]:
     """Return a function that runs `kernels` with workers that do what `code` does to three jobs.
 
-    Job 0 measures the ceilings, jobs 1 and 2 check the cases that are named so.
+    Job 0 measures the ceilings, jobs 1 and 2 check the cases that are named so. `answers` is the
+    code of the workers that answer.
     """
 
-    def run(code: str, seconds: float = 60) -> dict[str, Any]:
-        worker = tmp_path / "worker.py"
-        worker.write_text(WORKER + code)
+    def run(code: str, seconds: float = 60, answers: str = "") -> dict[str, Any]:
+        for name, job in {"WORKER": code, "ANSWERS": answers}.items():
+            worker = tmp_path / f"{name}.py"
+            worker.write_text(WORKER + job)
+            monkeypatch.setattr(script, name, [sys.executable, str(worker)])
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(script, "WORKER", [sys.executable, str(worker)])
         monkeypatch.setattr(script.worker.cases, "SMALL", script.worker.cases.SMALL[:2])
-        monkeypatch.setattr(script, "answers", lambda record, device: [])
         out = tmp_path / "hopper.json"
         try:
             script.kernels(out, seconds)
@@ -62,6 +57,7 @@ def kernels(
 def test_the_tests_and_scripts_that_it_names_exist(script: Any) -> None:
     for name in script.MODULES:
         assert (ROOT / "tests" / "distill" / name).is_file(), name
+    assert Path(script.ANSWERS[1]).is_file()
     for name, *_ in script.BENCHES:
         assert (ROOT / "scripts" / name).is_file(), name
 
@@ -227,108 +223,42 @@ def test_what_there_is_no_time_for_is_left_out_by_name(kernels: Any) -> None:
     results = kernels("say_job(first + 1)\ntime.sleep(600)", seconds=1)
     assert results["left_out"][1:] == [
         "act_quant [0, 256]: out of time",
-        "cases from act_quant [1, 256] on: out of time",
-        "answers of the sample model: out of time",
+        "act_quant [1, 256] and what follows: out of time",
+        "BF16 answers of the sample model and what follows: out of time",
     ]
     assert "checks" not in results
 
 
-@pytest.fixture
-def record(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Return a record of few, short answers of the sample model."""
-    monkeypatch.setattr(script, "PROMPTS", 2)
-    monkeypatch.setattr(script, "TOKENS", 4)
-    return script.Record(tmp_path / "hopper.json", 300)
+def test_answers_that_are_wrong_are_named(kernels: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "for i in range(2): say_job(i); say_check(i, i == 1, 'answers')"
+    with pytest.raises(SystemExit, match="error: wrong: case 0\n"):
+        kernels("", answers=code)
+    printed = capsys.readouterr().out
+    assert "WRONG     case 0: how" in printed
+    assert "ok        case 1: how" in printed
 
 
-@pytest.fixture
-def notes(script: Any) -> Iterator[list[str]]:
-    """Return what ops log from now on, those that ran before, too."""
-    dispatch._log_once.cache_clear()
-    lines: list[str] = []
-    script.worker.listen(lines.append)
-    yield lines
-    dispatch.log.removeHandler(dispatch.log.handlers[-1])
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_the_padded_sample_model_answers_as_on_the_cpu(
-    script: Any, record: Any, notes: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_crash_while_the_model_answers_is_wrong_and_the_next_form_answers(
+    kernels: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.answers(record, torch.device("cpu")) == []
-    assert record.results["answers"] == [
-        {"form": form, "of": 2, "differences": []} for form in ("BF16", "FP8")
-    ]
-    assert (
-        "answers   FP8 answers of the sample model: 2 of 2 as on the CPU" in capsys.readouterr().out
-    )
-    assert {line.partition(" runs as its torch definition: ")[0] for line in notes} > FP8_OPS
+    crash = "import os; os.kill(os.getpid(), 11)"
+    with pytest.raises(SystemExit, match="error: wrong: BF16 answers of the sample model\n"):
+        kernels("", answers=f"say_job(first)\nif not first: {crash}\nsay_check(1, True, 'answers')")
+    printed = capsys.readouterr().out
+    assert "WRONG     BF16 answers of the sample model: exit -11" in printed
+    assert "ok        case 1: how" in printed
 
 
-@pytest.mark.skipif(not dispatch.is_interpreted(), reason="run by scripts/ladder.sh")
-@pytest.mark.usefixtures("one_thread")
-def test_interpreted_twins_answer_as_the_definitions(
-    script: Any, record: Any, notes: list[str], monkeypatch: pytest.MonkeyPatch
+def test_answers_have_all_the_time_that_is_left_and_no_more(
+    kernels: Any, script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DSTOOLS_KERNELS", "triton")
-    with np.errstate(all="ignore"):  # a GPU does not warn of overflow
-        assert script.answers(record, script.prepare()) == []
-    assert [part["differences"] for part in record.results["answers"]] == [[], []]
-    assert {line.partition(" runs as its Triton twin: ")[0] for line in notes} > FP8_OPS
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_halved_fp8_products_are_wrong(
-    script: Any, record: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def halved(*arguments: Any) -> torch.Tensor:
-        return fp8_gemm(*arguments) / (1 if dispatch.kernels() == "reference" else 2)
-
-    monkeypatch.setattr(products, "fp8_gemm", halved)
-    (text,) = script.answers(record, torch.device("cpu"))
-    assert text.startswith("FP8 answers of the sample model: 0 of 2 as on the CPU; 0 differs from")
-    assert record.results["answers"][0]["differences"] == []
-
-
-@pytest.mark.parametrize(("gap", "count"), [(2.0, 0), (2.1, 1), (math.inf, 1)])
-def test_answers_are_wrong_where_rounding_does_not_explain_the_gap(
-    script: Any, record: Any, monkeypatch: pytest.MonkeyPatch, gap: float, count: int
-) -> None:
-    found = iter([[], [{"prompt": 1, "token": 7, "gap": gap}]])
-    monkeypatch.setattr(script, "compare", lambda *arguments: next(found))
-    text = "FP8 answers of the sample model: 1 of 2 as on the CPU; 1 differs from token 7 on, "
-    assert script.answers(record, torch.device("cpu")) == [f"{text}a gap of {gap}"][:count]
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_the_gap_is_that_of_the_definitions_logits_where_two_answers_part(
-    script: Any, padded_sample: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn = iter([[[3, 5], [3, 4, 6], [3]], [[3, 5], [3, 5, 6], [3, 5]]])
-    monkeypatch.setattr(script, "greedy", lambda *arguments: next(drawn))
-    prompts: list[list[int]] = []
-    logits = torch.zeros(320)
-    logits[4], logits[5] = 1.0, 2.5
-
-    def logits_after(serving: Any, ids: list[int]) -> torch.Tensor:
-        prompts.append(ids)
-        return logits
-
-    monkeypatch.setattr(script, "logits_after", logits_after)
-    assert script.compare(padded_sample, torch.device("cpu"), 3, 3) == [
-        {"prompt": 1, "token": 1, "gap": 1.5},
-        {"prompt": 2, "token": 1, "gap": math.inf},  # it ended early, by logits that are not finite
-    ]
-    assert [ids[-1] for ids in prompts] == [3]
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_the_logits_after_an_answer_choose_its_next_token(script: Any, padded_sample: Path) -> None:
-    serving = script.load(padded_sample, torch.float32, torch.device("cpu"))
-    prompt = [5, 6, 7] * 30  # two pages
-    (ids,) = script.greedy(serving, [prompt], frozenset(), 3)
-    for at, token in enumerate(ids):
-        assert int(script.logits_after(serving, prompt + ids[:at]).argmax()) == token
+    monkeypatch.setattr(script, "CASE_SECONDS", 0.1)
+    wait = "say_job(first)\ntime.sleep(0.5)\nsay_check(0, True, 'answers')\nsay_job(1)\n"
+    started = time.monotonic()
+    results = kernels("", seconds=5, answers=wait + "time.sleep(600)")
+    assert time.monotonic() - started < 60
+    assert [answer["is_right"] for answer in results["answers"]] == [True]
+    assert results["left_out"][1:] == ["FP8 answers of the sample model: out of time"]
 
 
 def test_words_for_pytest_go_to_training_alone(

@@ -26,7 +26,7 @@ STEPS = {  # test file -> its step
     "test_sanitizer.py": "L3 sanitizer",
     "test_accumulate.py": "L4 emulated accumulator",
     "test_compile.py": "L5 compilation for sm_90a",
-    "test_hopper_check.py": "answers",
+    "test_sample_answers.py": "answers",
 }
 PROBES = ("test_a_probe", "test_this_release", "test_mending")  # of test_interpreter.py
 MUTANTS = "L6 mutants"
