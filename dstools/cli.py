@@ -81,10 +81,13 @@ class App(click.Group):
             advice = OS_HINTS.get(error.errno or 0, "`dstools --debug COMMAND` shows where")
             raise Failure(f"{where}{error.strerror or error}", advice) from error
         except ValueError as error:
-            name = str(error).partition(" ")[0].partition("=")[0]
+            name, is_known, _ = str(error).partition(" ")[0].partition("=")
             if ctx.params["debug"] or name not in CHOICES:
                 raise
-            raise Failure(str(error), f"unset {name}, or name one of these") from error
+            advice = f"unset {name}, or name one of these"
+            if is_known:  # but does not run here
+                advice = f"set TRITON_INTERPRET=1, or unset {name}"
+            raise Failure(str(error), advice) from error
         except KeyboardInterrupt:
             click.echo(
                 "\ninterrupted; nothing is lost, the same command resumes or starts again", err=True

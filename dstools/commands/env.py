@@ -37,6 +37,7 @@ OPS = {
     "reference": "torch",
     "none": "do not run",
 }
+RUN_OPS = ("quantize --calibrate", "eval", "generate")  # commands that run the ops of a model
 WIDTH = 21  # of names in the text
 
 
@@ -113,6 +114,7 @@ def env(as_json: bool) -> None:
     packages, hub = machine.installed(), machine.hub()
     memory, disk = machine.memory(), machine.disk()
     cuda = machine.cuda()  # last, as it may import torch
+    ops = _ops(cuda)
     report = Report(
         dstools=__version__,
         python=platform.python_version(),
@@ -121,9 +123,11 @@ def env(as_json: bool) -> None:
         memory=memory,
         disk=disk,
         cuda=cuda,
-        ops=_ops(cuda),
+        ops=ops,
         hub=hub,
-        commands={name: _ability(name, extra, cpu, cuda, hub) for name, extra in NEEDS.items()},
+        commands={
+            name: _ability(name, extra, cpu, cuda, ops, hub) for name, extra in NEEDS.items()
+        },
     )
     show(report, as_json, _text(report))
 
@@ -141,7 +145,7 @@ def _ops(cuda: "Cuda") -> Ops:
         return Ops("none", str(error))
 
 
-def _ability(name: str, extra: str, cpu: Cpu, cuda: "Cuda", hub: "Hub") -> Ability:
+def _ability(name: str, extra: str, cpu: Cpu, cuda: "Cuda", ops: Ops, hub: "Hub") -> Ability:
     """Return whether a command can run, from what it needs."""
     import shutil
 
@@ -151,6 +155,8 @@ def _ability(name: str, extra: str, cpu: Cpu, cuda: "Cuda", hub: "Hub") -> Abili
         install = f'pip install "{DISTRIBUTION}[{extra}]"'
         more = f" and {len(wanted) - 1} more packages" if wanted[1:] else ""
         return Ability(False, f"needs {wanted[0]}{more}", install)
+    if name in RUN_OPS and ops.form == "none":
+        return Ability(False, "needs the ops of a model", "unset DSTOOLS_KERNELS")
     if name == "push" and hub.is_offline:
         return Ability(False, "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     if name == "push" and hub.login is None:
@@ -162,6 +168,8 @@ def _ability(name: str, extra: str, cpu: Cpu, cuda: "Cuda", hub: "Hub") -> Abili
         notes.append("slowly: without the compiled kernels")
     if name == "distill" and shutil.which("bwrap") is None:
         notes.append("judges no code: bubblewrap is not installed")
+    if name == "distill" and ops.form == "none":
+        notes.append("samples from endpoints alone: a model here needs its ops")
     return Ability(True, "; ".join(notes), "")
 
 

@@ -335,6 +335,16 @@ def test_an_unknown_form_of_kernels_is_an_error_and_no_traceback(
     assert hint == "hint: unset DSTOOLS_KERNELS, or name one of these"
 
 
+def test_kernels_that_need_the_interpreter_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSTOOLS_KERNELS", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    result = dstools("generate", SAMPLE, "--prompt", "1 + 1 =")
+    assert result.exit_code == 1
+    error, hint = result.stderr.splitlines()[-2:]
+    assert error.startswith("error: DSTOOLS_KERNELS=triton runs tensors on a CPU only with ")
+    assert hint == "hint: set TRITON_INTERPRET=1, or unset DSTOOLS_KERNELS"
+
+
 @pytest.mark.parametrize("name", ["quantize", "dequantize"])
 def test_an_out_that_exists_is_refused_and_left_alone(
     name: str, tiny_fp8: Path, tmp_path: Path

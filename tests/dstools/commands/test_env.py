@@ -130,18 +130,23 @@ def test_it_says_which_form_of_the_ops_of_a_model_runs_and_why(
     assert f"{shown_form.get(ops['form'], 'torch')}: {ops['why']}" in text
 
 
-@pytest.mark.parametrize("choice", ["triton", "cutlass"])
+@pytest.mark.parametrize("choice", ["triton", "cutlass", ""])
 def test_a_choice_of_ops_that_cannot_run_is_shown_and_no_failure(
     choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     none = machine.Cuda(False, "this machine has no GPU", None, None, [])
     monkeypatch.setattr(machine, "cuda", lambda: none)
+    monkeypatch.setattr(machine, "missing", lambda extra: [])
     monkeypatch.setenv("DSTOOLS_KERNELS", choice)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     report, text = shown()
     assert report["ops"]["form"] == "none"
     assert f"do not run: {report['ops']['why']}" in text
     assert "DSTOOLS_KERNELS" in report["ops"]["why"]
+    refused = {name for name, ability in report["commands"].items() if not ability["runs"]}
+    assert refused - {"push"} == {"quantize --calibrate", "eval", "generate"}
+    assert text.count("does not run: needs the ops of a model; unset DSTOOLS_KERNELS") == 3
+    assert "samples from endpoints alone" in report["commands"]["distill"]["note"]
 
 
 @pytest.mark.parametrize(
