@@ -320,6 +320,24 @@ def test_a_further_draft_takes_the_state_before_the_last_norm(
     assert (logits[0] - wanted).abs().max() <= BOUND
 
 
+def test_a_draft_is_that_of_its_row_alone_whatever_else_is_in_the_batch(sample: Serving) -> None:
+    counts = [3, 1, 1, 5, 2]
+    ends = torch.tensor([0, *counts]).cumsum(0).int()
+    ids, hidden = torch.arange(12) + 40, torch.randn(12, 256, generator=torch.manual_seed(0))
+    table, past = torch.arange(5, dtype=torch.int32)[:, None], torch.zeros(5, dtype=torch.int32)
+    session, _ = session_of(sample, 5)
+    asked = [0, 2, 3, 4]  # the second row is a prompt that is not whole
+    lasts = ends[1:].long()[asked] - 1
+    logits, state = session.draft(Batch(ids, table, ends, past), hidden, lasts)
+    for at, row in enumerate(asked):
+        own = slice(ends[row], ends[row + 1])
+        count = torch.tensor([0, counts[row]]).int()
+        batch = Batch(ids[own], table[row, None], count, past[:1])
+        alone = session.draft(batch, hidden[own], count[1:].long() - 1)
+        assert (logits[at] - alone[0][0]).abs().max() <= BOUND
+        assert (state[at] - alone[1][0]).abs().max() <= BOUND
+
+
 # -------------------------------------------------------------------------------------- FP8 codes
 
 
