@@ -41,6 +41,11 @@ class Rule:
     scale: float  # routed_scaling_factor
 
 
+V3 = Rule("sigmoid", "top2", n_group=8, topk_group=4, count=8, is_normed=True, scale=2.5)
+V2 = Rule("softmax", "max", n_group=8, topk_group=3, count=6, is_normed=False, scale=16.0)
+V2_LITE = Rule("softmax", "max", n_group=1, topk_group=1, count=6, is_normed=False, scale=1.0)
+
+
 class Routed(NamedTuple):
     """The experts of each token."""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dstools_kernels.fp8 import ScaleFormat
 from dstools_kernels.ops.act_quant import AMAX_FLOOR
-from dstools_kernels.ops.triton.config import Config
+from dstools_kernels.ops.triton.config import DTYPES, Config
 
 ROWS = 16  # of a program
 FLOOR = tl.constexpr(AMAX_FLOOR)
@@ -87,7 +87,6 @@ def _config(dtype: str, scale_format: ScaleFormat, has_rows: bool) -> Config:
     )
 
 
-DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 CONFIGS = {
     f"act_quant/{dtype}.{scale_format}{'.rows' if has_rows else ''}": _config(
         dtype, scale_format, has_rows

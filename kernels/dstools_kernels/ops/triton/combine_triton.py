@@ -1,15 +1,13 @@
 """Triton twin of `combine`: float32, in the order of slots, no atomics. Never run on a GPU."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dstools_kernels.ops.triton.config import Config
+from dstools_kernels.ops.triton.config import DTYPES, Config
 
 BLOCK = 1024  # columns of a program
 SLOTS = 8  # of a token, of what is compiled ahead of time
-DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 @triton.jit

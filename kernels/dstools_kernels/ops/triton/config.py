@@ -7,9 +7,13 @@ Each twin has a table CONFIGS of these by name. The launcher of the twin and the
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 # A multiplication and an addition are fused, with one rounding. No quantizer has such a pair: the
 # instructions of all whose bits are compared are the same without.
 FP_FUSION = True
+# what twins take or return, as Triton names it
+DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 @dataclass(frozen=True)

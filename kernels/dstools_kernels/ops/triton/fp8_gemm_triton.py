@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dstools_kernels.ops.act_quant import Quantized
-from dstools_kernels.ops.triton.config import Config
+from dstools_kernels.ops.triton.config import DTYPES, Config
 from dstools_kernels.ops.triton.tiles import (
     GROUP_M,
     TILES,
@@ -17,8 +17,6 @@ from dstools_kernels.ops.triton.tiles import (
     tile,
     tile_at,
 )
-
-DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}  # of the result
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dstools_kernels.ops.triton.config import Config
+from dstools_kernels.ops.triton.config import DTYPES, Config
 from dstools_kernels.ops.triton.tiles import (
     GROUP_M,
     TILES,
@@ -21,7 +21,6 @@ from dstools_kernels.ops.triton.tiles import (
 )
 
 BLOCK_K = 64  # in every form, so that the sums of a row do not depend on the tile
-DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}  # of the result
 
 
 @triton.jit

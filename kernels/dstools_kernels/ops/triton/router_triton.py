@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dstools_kernels.ops.router import EPSILON, Rule
+from dstools_kernels.ops.router import EPSILON, V2, V2_LITE, V3, Rule
 from dstools_kernels.ops.triton.config import Config
 
 TOKENS = 1  # of a program
@@ -143,9 +143,9 @@ def _config(rule: Rule, experts: int, has_bias: bool) -> Config:
 
 
 CONFIGS = {
-    "router/v3": _config(Rule("sigmoid", "top2", 8, 4, 8, True, 2.5), 256, has_bias=True),
-    "router/v2": _config(Rule("softmax", "max", 8, 3, 6, False, 16.0), 160, has_bias=False),
-    "router/v2-lite": _config(Rule("softmax", "max", 1, 1, 6, False, 1.0), 64, has_bias=False),
+    "router/v3": _config(V3, 256, has_bias=True),
+    "router/v2": _config(V2, 160, has_bias=False),
+    "router/v2-lite": _config(V2_LITE, 64, has_bias=False),
 }
 
 

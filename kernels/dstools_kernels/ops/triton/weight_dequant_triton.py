@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dstools_kernels.ops.triton.config import Config
+from dstools_kernels.ops.triton.config import DTYPES, Config
 
 
 @triton.jit
@@ -21,7 +21,6 @@ def weight_dequant_kernel(codes_ptr, scales_ptr, out_ptr, rows, columns):
     tl.store(out_ptr + at, values.to(out_ptr.dtype.element_ty), mask=is_inside)
 
 
-DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 CONFIGS = {
     f"weight_dequant/{dtype}": Config(
         weight_dequant_kernel,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dstools_kernels.fp8 import AMAX_FLOOR
 from dstools_kernels.ops.triton.act_quant_triton import scale_of
-from dstools_kernels.ops.triton.config import Config
+from dstools_kernels.ops.triton.config import DTYPES, Config
 
 FLOOR = tl.constexpr(AMAX_FLOOR["float32"])
 
@@ -28,7 +28,6 @@ def weight_quant_kernel(w_ptr, codes_ptr, scales_ptr, rows, columns):
     tl.store(scales_ptr + tl.program_id(0).to(tl.int64) * wide + tl.program_id(1), scale)
 
 
-DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 CONFIGS = {
     f"weight_quant/{dtype}": Config(
         weight_quant_kernel,

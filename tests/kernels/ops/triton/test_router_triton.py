@@ -10,14 +10,11 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs triton, a development extra")
 
-from dstools_kernels.ops.router import Routed, Rule, router
+from dstools_kernels.ops.router import V2, V2_LITE, V3, Routed, Rule, router
 from dstools_kernels.ops.triton import router_triton
 from dstools_kernels.proof.mutate import mutate
 
-V3 = Rule("sigmoid", "top2", n_group=8, topk_group=4, count=8, is_normed=True, scale=2.5)
-V2 = Rule("softmax", "max", n_group=8, topk_group=3, count=6, is_normed=False, scale=16.0)
-LITE = Rule("softmax", "max", n_group=1, topk_group=1, count=6, is_normed=False, scale=1.0)
-CASES = [(V3, 256), (V2, 160), (LITE, 64)]
+CASES = [(V3, 256), (V2, 160), (V2_LITE, 64)]
 TOKENS = 10_000
 
 
