@@ -13,8 +13,6 @@ from torch.nn.functional import silu
 from dstools_kernels.ops.act_quant import Quantized, act_quant
 from dstools_kernels.ops.dispatch import runs_twin
 
-TWIN_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
 
 def swiglu_quant(gate: Tensor, up: Tensor) -> Quantized:
     """Return E4M3 codes [R, I] and float32 scales [R, I / 128], ceil, of silu(gate) x up [R, I].
@@ -26,7 +24,7 @@ def swiglu_quant(gate: Tensor, up: Tensor) -> Quantized:
             "gate and up must be matrices of one shape and dtype, got "
             f"{gate.dtype} {list(gate.shape)} and {up.dtype} {list(up.shape)}"
         )
-    if runs_twin("swiglu_quant", gate, gate.dtype in TWIN_DTYPES, "BF16, F16 or float32"):
+    if runs_twin("swiglu_quant", gate, gate.dtype == torch.bfloat16, "BF16"):
         from dstools_kernels.ops.triton import swiglu_quant_triton
 
         return Quantized(*swiglu_quant_triton.swiglu_quant(gate, up))

@@ -22,20 +22,18 @@ from dstools_kernels.ops.mla_merge import mla_merge
 from dstools_kernels.ops.mla_prefill import mla_prefill
 from dstools_kernels.ops.moe_gemm import moe_gemm
 from dstools_kernels.ops.permute import permute
-from dstools_kernels.ops.router import Rule, router
+from dstools_kernels.ops.router import V2, V2_LITE, Rule, router
+from dstools_kernels.ops.router import V3 as ROUTER_V3
 from dstools_kernels.ops.swiglu_quant import swiglu_quant
 from dstools_kernels.ops.weight_dequant import weight_dequant
 from dstools_kernels.ops.weight_quant import weight_quant
 from dstools_kernels.proof import roofline
 from dstools_kernels.proof.comparisons import equal, near_attention, near_sum, one_step, routed
-from dstools_kernels.proof.roofline import Work
+from dstools_kernels.proof.roofline import FP8_LATENT, LATENT, ROPE, Work
 
-LATENT, ROPE, FP8_BYTES = 512, 64, 656
-BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+BF16, F32 = torch.bfloat16, torch.float32
 # Rules of the router with the number of experts
-V3_RULE = 256, Rule("sigmoid", "top2", 8, 4, 8, True, 2.5)
-V2_RULE = 160, Rule("softmax", "max", 8, 3, 6, False, 16.0)
-V2_LITE_RULE = 64, Rule("softmax", "max", 1, 1, 6, False, 1.0)
+V3_RULE, V2_RULE, V2_LITE_RULE = (256, ROUTER_V3), (160, V2), (64, V2_LITE)
 
 
 class Case(NamedTuple):
@@ -95,14 +93,14 @@ def quantize(
     return Case(work, make, equal)
 
 
-def swiglu(rows: int, columns: int, dtype: torch.dtype = BF16) -> Case:
+def swiglu(rows: int, columns: int) -> Case:
     """Return gate and up to multiply and quantize."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        gate, up = (_random(device, rows, columns, dtype=dtype) for _ in range(2))
+        gate, up = _random(device, rows, columns), _random(device, rows, columns)
         return lambda: swiglu_quant(gate, up)
 
-    return Case(roofline.swiglu_quant(rows, columns, dtype), make, one_step)
+    return Case(roofline.swiglu_quant(rows, columns), make, one_step)
 
 
 def quantize_weight(rows: int, columns: int, dtype: torch.dtype = BF16) -> Case:
@@ -259,7 +257,7 @@ def decode(lengths: list[int], heads: int, new: int = 1, is_fp8: bool = False) -
         inputs = decode_inputs(device, lengths, heads, new, is_fp8)
         return lambda: mla_decode(*inputs)
 
-    token_bytes = FP8_BYTES if is_fp8 else 2 * (LATENT + ROPE)
+    token_bytes = FP8_LATENT if is_fp8 else 2 * (LATENT + ROPE)
     longest = max(lengths, default=0)
     work = roofline.mla_decode(len(lengths), longest, token_bytes, heads, new)
     return Case(work, make, near_attention)
@@ -293,7 +291,7 @@ def write(tokens: int, is_fp8: bool = False) -> Case:
 
         return call
 
-    token_bytes = FP8_BYTES if is_fp8 else 2 * (LATENT + ROPE)
+    token_bytes = FP8_LATENT if is_fp8 else 2 * (LATENT + ROPE)
     return Case(roofline.latent_pages(tokens, token_bytes), make, equal)
 
 
@@ -320,7 +318,7 @@ SMALL = (
     quantize(9, 384, dtype=F32),
     *(quantize(9, 384, dtype=dtype, scale_format="ue8m0") for dtype in (BF16, F32)),
     swiglu(0, 128),
-    *(swiglu(33, 256, dtype) for dtype in (BF16, F16, F32)),
+    swiglu(33, 256),
     *(quantize_weight(576, 192, dtype) for dtype in (BF16, F32)),
     *(dequantize_weight(576, 192, dtype) for dtype in (BF16, F32)),
     *(product(m, 192, 384) for m in (0, 1, 129)),

@@ -16,7 +16,7 @@ from dstools_kernels.ops.dispatch import kernels
 from dstools_kernels.ops.fp8_gemm import fp8_gemm
 from dstools_kernels.ops.mla_decode import mla_decode
 from dstools_kernels.proof import roofline
-from dstools_kernels.proof.cases import FP8_BYTES, Case, decode_inputs, product_inputs
+from dstools_kernels.proof.cases import Case, decode_inputs, product_inputs
 from dstools_kernels.proof.comparisons import near_attention, near_sum
 
 OF_DECODE = ("bf16.64x64", "bf16.128x32", "fp8.32x32", "fp8.128x16", "bf16.gluon")  # it may hang
@@ -49,7 +49,9 @@ def _decode_form(form: str, lengths: list[int], heads: int) -> Case:
 
         return call
 
-    token_bytes = FP8_BYTES if is_fp8 else roofline.BF16 * (roofline.LATENT + roofline.ROPE)
+    token_bytes = (
+        roofline.FP8_LATENT if is_fp8 else roofline.BF16 * (roofline.LATENT + roofline.ROPE)
+    )
     work = roofline.mla_decode(len(lengths), max(lengths), token_bytes, heads)
     return Case(replace(work, shape=f"{work.shape}, {form}"), make, near_attention)
 

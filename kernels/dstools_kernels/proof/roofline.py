@@ -78,10 +78,10 @@ def act_quant(
     return Work("act_quant", shape, moved)
 
 
-def swiglu_quant(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Work:
-    """Return the work of SwiGLU on `dtype` and its quantization."""
-    moved = 2 * dtype.itemsize * rows * columns + quantized(rows, columns)
-    return Work("swiglu_quant", f"2 x [{rows}, {columns}]{but_bf16(dtype)}", moved)
+def swiglu_quant(rows: int, columns: int) -> Work:
+    """Return the work of SwiGLU on BF16 and its quantization."""
+    moved = 2 * BF16 * rows * columns + quantized(rows, columns)
+    return Work("swiglu_quant", f"2 x [{rows}, {columns}]", moved)
 
 
 def weight_quant(
