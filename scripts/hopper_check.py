@@ -169,7 +169,8 @@ def follow(
                 result = json.loads(line)
                 now = result.get("job", now)
                 keep(record, result, wrong)
-        except Empty:
+            process.wait(min(seconds, record.seconds_left))
+        except (Empty, subprocess.TimeoutExpired):
             process.kill()
             why = f"no result within {seconds} s"
         if not process.wait():

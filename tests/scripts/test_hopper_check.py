@@ -155,6 +155,15 @@ def test_a_kernel_that_hangs_is_killed_and_a_new_one_continues(
     assert "ok        case 2" in printed
 
 
+def test_a_worker_that_hangs_at_its_exit_is_killed(
+    kernels: Any, script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "CASE_SECONDS", 2)
+    with pytest.raises(SystemExit, match=r"error: wrong: act_quant .1, 256."):
+        kernels("import os\nsay_job(2); say_check(2, True); os.close(1); time.sleep(600)")
+    assert "WRONG     act_quant [1, 256]: no result within 2 s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("death", "why"),
     [("sys.exit('no memory')", "no memory"), ("time.sleep(600)", "no result within 2 s")],
