@@ -32,7 +32,8 @@ def load_model(model: Path, dtype: torch.dtype, **options: Any) -> Any:
     the model twice for a while: transformers 5.23 takes the block size from rows // rows of scales,
     so that it reads 192 rows in two blocks of 128 as two of 96 (huggingface/transformers#36026),
     and fetches kernels from the Hub if the GPU has FP8. Raises DstoolsError where the folder does
-    not hold a whole causal language model, or holds FP8 in a format that we do not read.
+    not hold a whole causal language model, holds FP8 in a format that we do not read, or a head
+    that differs from the embeddings that it is tied to.
     """
     verbosity = logging.get_verbosity()
     # its warnings are of MTP layers and of errors that are raised here
@@ -62,6 +63,14 @@ def load_model(model: Path, dtype: torch.dtype, **options: Any) -> Any:
         raise DstoolsError(
             f"{model}: {len(lost)} weights are missing or have another shape, such as {lost[0]}",
             "they would be random numbers; is the folder complete?",
+        )
+    head, embeddings = loaded.get_output_embeddings(), loaded.get_input_embeddings()
+    is_tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
+    if is_tied and head.weight is not embeddings.weight:  # transformers 5 ties none that differ
+        raise DstoolsError(
+            f"{model}: its output head differs from its embeddings, though config.json has "
+            "tie_word_embeddings: true; engines differ in which they use",
+            "set it to false to use the head, or remove the head's tensor, in shards and index",
         )
     return loaded
 

@@ -54,6 +54,13 @@ def copied(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def test_a_tied_model_with_another_head_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "model", tie_word_embeddings=True)
+    with pytest.raises(DstoolsError, match=f"{folder}: its output head differs") as raised:
+        load_model(folder, torch.float32)
+    assert raised.value.hint.startswith("set it to false to use the head")
+
+
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match=f"{tmp_path}: cannot be loaded"):
         load_model(tmp_path, torch.float32)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from dstools_converters.checkpoint.inventory import Inventory
-from dstools_converters.errors import Finding
+from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.families.names import TensorName
 
 STEP_BYTES = 1 << 20
@@ -34,5 +34,13 @@ def check_tied(inventory: Inventory) -> Iterator[Finding]:
             head.where,
             f"differs from {embeddings.where}, though config.json has tie_word_embeddings: true; "
             "transformers 5 uses this head, transformers 4 and vLLM the embeddings",
-            "set tie_word_embeddings to false if the head was trained, or remove the head",
+            f"set tie_word_embeddings to false in config.json to use {printable(head.name)}, or "
+            "remove that tensor, in shards and index, to use the embeddings",
         )
+
+
+def require_tied(inventory: Inventory) -> None:
+    """Raise DstoolsError where `check_tied` finds a head that engines use or not: logits differ."""
+    for finding in check_tied(inventory):
+        folder = inventory.checkpoint.folder
+        raise DstoolsError(f"{folder}/{finding.where}: {finding.message}", finding.hint)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import Progress
+from dstools_converters.checkpoint.tied import require_tied
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.files import real
@@ -66,9 +67,9 @@ def evaluate(
     states beyond `ram_bytes` are kept in `folder`, which must be empty and is left empty; other
     memory grows by some 100 bytes a token. The same inputs and threads give the same numbers.
 
-    Raises DstoolsError if the architectures differ or cannot be run, if activations are to be
-    rounded for a model without FP8 weights and, naming tensor or layer, for NaN or infinity.
-    ValueError for samples of one token.
+    Raises DstoolsError if the architectures differ or cannot be run, if a tied model has another
+    head, if activations are to be rounded for a model without FP8 weights and, naming tensor or
+    layer, for NaN or infinity. ValueError for samples of one token.
     """
     if corpus.seq_len < 2:
         raise ValueError(f"a sample must have at least 2 tokens, got {corpus.seq_len}")
@@ -112,6 +113,7 @@ def evaluate(
 def _runner(
     inventory: Inventory, ids: Tensor, device: str, folder: Path, ram_bytes: int, at_once: int
 ) -> Runner:
+    require_tied(inventory)
     architecture = read_architecture(inventory.checkpoint.config)
     return Runner(
         inventory,

@@ -13,6 +13,7 @@ from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
 from dstools_converters.checkpoint.inventory import Inventory, require_sound
 from dstools_converters.checkpoint.scheme import BLOCK_SIZE, QUANTIZED_ROLES
 from dstools_converters.checkpoint.tensors import restored, stored
+from dstools_converters.checkpoint.tied import require_tied
 from dstools_converters.errors import DstoolsError
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.families.shapes import Model, read_model
@@ -93,7 +94,8 @@ def sound_inventory(checkpoint: Checkpoint, mtp: bool) -> Inventory:
     """Return the inventory of a checkpoint, its model without MTP layers unless `mtp`.
 
     Without, a config may promise MTP layers of which no shard holds a tensor: transformers saves
-    such folders. Raises DstoolsError at the first inconsistency.
+    such folders. Raises DstoolsError at the first inconsistency, and where a tied model has another
+    head, of which two tensors are read.
     """
     if not mtp and not holds_mtp(checkpoint):
         checkpoint = Checkpoint(
@@ -105,6 +107,7 @@ def sound_inventory(checkpoint: Checkpoint, mtp: bool) -> Inventory:
             checkpoint.warnings,
         )
     inventory = require_sound(checkpoint)
+    require_tied(inventory)
     return (
         inventory if mtp else replace(inventory, model=replace(inventory.model, num_mtp_layers=0))
     )

@@ -12,7 +12,8 @@ from dstools.cli import main
 from dstools_converters.checkpoint import tied
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import take_inventory
-from dstools_converters.checkpoint.tied import check_tied
+from dstools_converters.checkpoint.tied import check_tied, require_tied
+from dstools_converters.errors import DstoolsError
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 Make = Callable[..., Path]
@@ -26,7 +27,7 @@ def make(checkpoint: Make, tmp_path: Path) -> Make:
 
     def get(change: int | None, *, is_tied: bool = True, dtype: torch.dtype | None = None) -> Path:
         folder = tmp_path / "model"
-        shutil.copytree(checkpoint("tiny-llama", shard_bytes=1 << 30), folder)
+        shutil.copytree(checkpoint("tiny-llama", shard_bytes=1 << 30), folder, dirs_exist_ok=True)
         for path in (folder, *folder.iterdir()):
             path.chmod(0o755)
         config = json.loads((folder / "config.json").read_text())
@@ -91,3 +92,13 @@ def test_quantize_and_verify_say_it_and_the_hint_ends_it(make: Make, tmp_path: P
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     assert warning not in output("quantize", folder, tmp_path / "again")
     assert warning not in output("verify", tmp_path / "again")
+
+
+def test_what_needs_logits_refuses_it_with_the_tensor_of_the_folder(make: Make) -> None:
+    folder = make(7)
+    with open_checkpoint(folder) as opened, pytest.raises(DstoolsError) as raised:
+        require_tied(take_inventory(opened))
+    assert str(raised.value).startswith(f"{folder}/model.safetensors: {HEAD}: differs from ")
+    assert "tie_word_embeddings to false in config.json to use lm_head.weight" in raised.value.hint
+    with open_checkpoint(make(None)) as opened:
+        require_tied(take_inventory(opened))

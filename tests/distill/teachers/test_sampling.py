@@ -283,6 +283,13 @@ def test_an_incomplete_folder_is_refused(copy: Path, tokenizer: Any) -> None:
         Sampler(copy, tokenizer)
 
 
+def test_a_tied_model_with_another_head_is_refused(copy: Path, tokenizer: Any) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(DstoolsError, match=r"cannot be loaded: .*lm_head\.weight: differs from"):
+        Sampler(copy, tokenizer)
+
+
 def test_a_family_that_the_decoder_lacks_is_refused_with_the_way_round(
     copy: Path, tokenizer: Any
 ) -> None:

@@ -289,3 +289,17 @@ def test_what_cannot_be_evaluated_is_one_error_and_one_hint(
     (bare / "tokenizer_config.json").unlink()
     error, _ = one_error(dstools("eval", bare, "--data", data, *SHORT))
     assert error == f"{bare}: has no tokenizer"
+
+
+@pytest.mark.parametrize("is_reference", [False, True])
+def test_a_tied_model_with_another_head_is_one_error(
+    is_reference: bool, model: Path, data: Path, tmp_path: Path
+) -> None:
+    tied = Path(shutil.copytree(model, tmp_path / "tied"))
+    config = json.loads((tied / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    words = (model, "--against", tied) if is_reference else (tied,)
+    error, hint = one_error(dstools("eval", *words, "--data", data, *SHORT))
+    assert error.startswith(f"{tied}/model-")
+    assert "lm_head.weight: differs from" in error
+    assert hint.startswith("set tie_word_embeddings to false in config.json to use lm_head.weight")

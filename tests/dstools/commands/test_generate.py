@@ -374,6 +374,20 @@ def test_without_mtp_no_tensor_of_the_mtp_layer_is_needed(
     assert hint == "leave --mtp out: it changes the speed alone"
 
 
+def test_a_trained_head_of_a_tied_model_is_one_error_with_a_hint_that_works(
+    dstools: Run, ok: Run, copied: Callable[..., Path]
+) -> None:
+    """Engines differ in which of the two they use, and the other one answers garbage."""
+    folder = copied(SAMPLE, tie_word_embeddings=True)
+    error, hint = one_error(dstools, folder, "--prompt", "1+1")
+    assert re.match(rf"{folder}/model.*\.safetensors: lm_head\.weight: differs from", error), error
+    assert hint.startswith("set tie_word_embeddings to false in config.json to use lm_head.weight")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
+    words = ("--prompt", SUM, "--max-tokens", "8")
+    assert answered(ok, folder, *words)["ids"] == answered(ok, SAMPLE, *words)["ids"]
+
+
 def test_a_family_that_is_not_implemented_names_an_endpoint_as_the_way(
     dstools: Run, copied: Callable[..., Path]
 ) -> None:
