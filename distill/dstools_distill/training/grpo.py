@@ -62,11 +62,13 @@ def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
     source = inputs.prompts / "records.jsonl"
     clean, contaminated = clean_prompts(source, inputs.indexes)
     asked, without_gold = dataset(clean, source, tokens)
-    config = trl_config(settings, work, tokens)
+    config = trl_config(settings, work)
     student = load_student(settings, inputs.model, None, tokens)
     require_room(student, settings.max_completion_tokens, "grpo.max_completion_tokens")
+    ends = answer_ends(student, tokens)
+    student.generation_config.eos_token_id = ends  # TRL generates, cuts and masks by these
     with closing(Judge(inputs.judge)) as judge:
-        paid = rewards(settings, judge, tokens)
+        paid = rewards(settings, judge, tokens, ends)
         config.reward_weights = paid.weights
         trainer: Any = GRPOTrainer(
             student,
@@ -77,7 +79,6 @@ def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
             peft_config=lora(settings),
             optimizers=optimizers(settings, student),
         )
-        trainer.eos_token_ids = answer_ends(student, tokens)  # of the loop, and of TRL's masks
         trainer.rollout_func = rollout_func(trainer.model, settings, tokens)  # with its updates
         if config.sync_ref_model:
             trainer.add_callback(Reference(trainer.ref_model, settings.replace_reference_steps))
@@ -104,13 +105,12 @@ def _check(settings: Grpo) -> None:
         raise DstoolsError("grpo: every reward has weight 0", "set accuracy_weight = 1.0")
 
 
-def trl_config(settings: Grpo, work: Work, tokenizer: Any) -> GRPOConfig:
+def trl_config(settings: Grpo, work: Work) -> GRPOConfig:
     """Return TRL's config of a run."""
     return GRPOConfig(
         **arguments(settings, work),
         num_generations=settings.group_size,
         max_completion_length=settings.max_completion_tokens,
-        generation_kwargs={"eos_token_id": tokenizer.eos_token_id},
         temperature=settings.temperature,
         beta=settings.beta,
         epsilon=settings.clip,

@@ -5,7 +5,7 @@ A neural reward is hacked at scale; DeepSeek-R1 used rules for reasoning (arXiv 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dstools_converters.model.reasoning import split
@@ -25,12 +25,12 @@ class Rewards(NamedTuple):
     weights: list[float]
 
 
-def rewards(settings: Grpo, judge: Judge, tokenizer: Any) -> Rewards:
+def rewards(settings: Grpo, judge: Judge, tokenizer: Any, ends: Sequence[int]) -> Rewards:
     """Return the rewards with a weight above 0.
 
     Each is called with `completion_ids`, the token ids of every answer, and `record`, the prompt's
     record with prefilled_think as JSON; it returns a number from 0 to 1 per answer. An answer ends
-    with the tokenizer's eos; one without was cut at the length limit.
+    with the first id of `ends`; one without any was cut at the length limit.
 
     accuracy: 1 if the judge's verdict is correct; 0 for an unverifiable answer.
     format: 1 if the answer ended, with one well-formed think block and text after it.
@@ -39,7 +39,7 @@ def rewards(settings: Grpo, judge: Judge, tokenizer: Any) -> Rewards:
 
     def samples(completion_ids: list[list[int]], record: list[str]) -> list[Record]:
         return [
-            sample(json.loads(prompt), ids, tokenizer)
+            sample(json.loads(prompt), ids, tokenizer, ends)
             for ids, prompt in zip(completion_ids, record, strict=True)
         ]
 
@@ -96,9 +96,9 @@ def logging_flat_groups(functions: list[Reward], group_size: int) -> list[Reward
     return [logging(function) for function in functions]
 
 
-def sample(prompt: Record, ids: list[int], tokenizer: Any) -> Record:
+def sample(prompt: Record, ids: list[int], tokenizer: Any, ends: Sequence[int]) -> Record:
     """Return a record for the judge: the prompt's, with the answer up to its end token."""
-    stop = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else None
+    stop = next((place for place, token in enumerate(ids) if token in ends), None)
     raw = tokenizer.decode(ids[:stop], skip_special_tokens=False)
     parts = split(raw, prompt["prefilled_think"])
     return prompt | {

@@ -53,7 +53,7 @@ def pay(settings: Grpo, judge: Judge, tokenizer: Any, asked: list[str], answers:
     """What each function pays for each answer, by name."""
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in answers]
     paid = {}
-    for function in rewards(settings, judge, tokenizer).functions:
+    for function in rewards(settings, judge, tokenizer, [tokenizer.eos_token_id]).functions:
         paid[function.__name__] = function(
             completion_ids=ids, record=asked, log_metric=lambda name, value: None
         )
@@ -84,9 +84,22 @@ def test_what_nobody_can_judge_earns_nothing_for_accuracy(tokenizer_of: Any, jud
     tokenizer = tokenizer_of("sample-v3")
     asked = record(None, False)
     ids = tokenizer.encode(RIGHT, add_special_tokens=False)
-    assert judge.judge(sample(json.loads(asked), ids, tokenizer))["verdict"] == "unverifiable"
+    assert (
+        judge.judge(sample(json.loads(asked), ids, tokenizer, [tokenizer.eos_token_id]))["verdict"]
+        == "unverifiable"
+    )
     paid = pay(ALL_THREE, judge, tokenizer, [asked], [RIGHT])
     assert (paid["accuracy"], paid["format"]) == ([0.0], [1.0])
+
+
+def test_an_answer_ends_at_any_of_the_ends_of_the_model(tokenizer_of: Any) -> None:
+    tokenizer = tokenizer_of("sample-v3")
+    ids = tokenizer.encode("<think>2\n</think>\n\n4", add_special_tokens=False)
+    end, other, asked = tokenizer.eos_token_id, 7, json.loads(record("4", False))
+    assert other not in ids
+    cut = sample(asked, [*ids, other, *ids, end], tokenizer, [end, other])
+    assert (cut["answer"].strip(), cut["finish_reason"]) == ("4", "stop")
+    assert sample(asked, [*ids, other], tokenizer, [end])["finish_reason"] == "length"
 
 
 def test_the_language_is_the_one_that_was_asked_for(tokenizer_of: Any, judge: Judge) -> None:
@@ -98,13 +111,13 @@ def test_the_language_is_the_one_that_was_asked_for(tokenizer_of: Any, judge: Ju
 
 def test_a_reward_of_weight_0_is_not_asked_for(tokenizer_of: Any, judge: Judge) -> None:
     tokenizer = tokenizer_of("sample-v3")
-    paid = rewards(ALL_THREE, judge, tokenizer)
+    paid = rewards(ALL_THREE, judge, tokenizer, [])
     assert [each.__name__ for each in paid.functions] == ["accuracy", "format", "language"]
     assert paid.weights == [1.0, 0.5, 0.25]
-    paid = rewards(Grpo(format_weight=0.0, language_weight=0.1), judge, tokenizer)
+    paid = rewards(Grpo(format_weight=0.0, language_weight=0.1), judge, tokenizer, [])
     assert [each.__name__ for each in paid.functions] == ["accuracy", "language"]
     assert paid.weights == [1.0, 0.1]
-    assert [each.__name__ for each in rewards(Grpo(), judge, tokenizer).functions] == [
+    assert [each.__name__ for each in rewards(Grpo(), judge, tokenizer, []).functions] == [
         "accuracy",
         "format",
     ]

@@ -51,7 +51,7 @@ def trainer_of(student: str, settings: Grpo, folder: Path) -> tuple[Any, Any, li
     trainer: Any = GRPOTrainer(
         policy,
         [lambda completions, **_: [0.0] * len(completions)],
-        args=trl_config(settings, Work(folder), tokens),
+        args=trl_config(settings, Work(folder)),
         train_dataset=dataset(rows, folder, tokens)[0],
         processing_class=tokens,
         peft_config=lora(settings),
