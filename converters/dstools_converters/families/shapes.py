@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError, UnsupportedError, printable
 from dstools_converters.families.names import HUGGING_FACE, Role, Spelling, TensorName
 
 ModelType = Literal["deepseek_v2", "deepseek_v3", "deepseek_v32", "llama", "qwen2", "qwen3"]
@@ -215,12 +215,12 @@ def _mla(mla: MLA, hidden: int) -> Iterator[tuple[Role, str, tuple[int, ...]]]:
 def read_model(config: dict[str, Any]) -> Model:
     """Return the dimensions that `config` gives.
 
-    Raises DstoolsError for a model_type that is not read, and for a dimension that is missing or
-    out of range.
+    Raises UnsupportedError for a model_type that is not read, and DstoolsError for a dimension that
+    is missing or out of range.
     """
     model_type = config.get("model_type")
     if model_type not in SUPPORTED:
-        raise DstoolsError(
+        raise UnsupportedError(
             f"config.json: model_type {printable(str(model_type))!r} is not supported",
             f"supported are {', '.join(SUPPORTED)}",
         )

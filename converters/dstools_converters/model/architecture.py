@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError, UnsupportedError, printable
 from dstools_converters.families.shapes import MLA, Model, MoE, read_model
 
 TopkMethod = Literal["noaux_tc", "group_limited_greedy", "greedy"]
@@ -86,7 +86,7 @@ def read_architecture(config: Parameters) -> Architecture:
     """Return the architecture that `config`, the content of a config.json, describes.
 
     Raises DstoolsError where `read_model` does, for a value that is missing or out of range, and
-    for a setting that changes the results and is not implemented.
+    UnsupportedError for a setting that changes the results and is not implemented.
     """
     model = read_model(config)
     _refuse_unknown_layers(config, model)
@@ -251,7 +251,7 @@ def _whole(config: Parameters, key: str) -> int:
     return int(value)
 
 
-def _not_implemented(key: str, value: object, known: str) -> DstoolsError:
-    return DstoolsError(
+def _not_implemented(key: str, value: object, known: str) -> UnsupportedError:
+    return UnsupportedError(
         f"config.json: {key} {printable(repr(value))} is not implemented", f"implemented: {known}"
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, UnsupportedError
 from dstools_converters.model.tokenizer import end_ids, end_token_id
 from dstools_converters.runtime.decode import Loop, Reason, Request
 from dstools_converters.runtime.sampling import Sampling
@@ -56,10 +56,10 @@ class Sampler:
             is_fp8 = takes_codes(dtype, place)
             self.serving = load(model, dtype, place, mtp=False, keeps_codes=is_fp8)
         except DstoolsError as error:
-            raise DstoolsError(
-                f"{model}: cannot be loaded: {error}",
-                f"{error.hint}; any other model can be sampled from an endpoint that serves it",
-            ) from error
+            advice = error.hint
+            if isinstance(error, UnsupportedError):
+                advice += "; any other model can be sampled from an endpoint that serves it"
+            raise DstoolsError(f"{model}: cannot be loaded: {error}", advice) from error
         self.tokenizer = tokenizer
         self.end_ids = end_ids(model, tokenizer)
         if not self.end_ids and tokenizer.chat_template:
