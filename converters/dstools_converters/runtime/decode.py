@@ -82,6 +82,7 @@ class Counts:
     tokens: int = 0  # of answers
     drafted: list[int] = field(default_factory=list)  # drafts that were checked, by position
     kept: list[int] = field(default_factory=list)  # and were right
+    not_finite: int = 0  # drafts that were not made, as their logits are not finite
 
 
 @dataclass(eq=False)
@@ -312,7 +313,9 @@ class Loop:
         logits, state = self.model.draft(batch, state, places)
         picked = self._pick(logits, [(row, len(row.drafts)) for row, _ in asked]) if asked else []
         for (row, _), token in zip(asked, picked, strict=True):
-            if token != NOT_FINITE:
+            if token == NOT_FINITE:
+                self.counts.not_finite += 1
+            else:
                 row.drafts.append(token)
         return state
 

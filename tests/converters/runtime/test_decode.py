@@ -325,6 +325,16 @@ def test_a_drafter_without_finite_logits_drafts_nothing(toy: Any) -> None:
     assert loop.counts.drafted[0] == loop.counts.kept[0] > 0
 
 
+def test_drafts_without_finite_logits_are_counted(toy: Any) -> None:
+    pool = Pool(12, 16)
+    loop = Loop(toy(pool, next_token, drafter=lambda _: -1), pool, GREEDY, NO_END, rows=1, drafts=2)
+    found = joined(list(loop.run([Request(0, PROMPTS[0], 30)])))
+    assert found == {0: alone(PROMPTS[0], 30)}
+    assert loop.counts.drafted == [0, 0]
+    # one after each token, but for the last two: after them there is no room for a draft
+    assert loop.counts.not_finite == 28
+
+
 @pytest.mark.parametrize(
     ("prompt", "tokens", "message"),
     [
