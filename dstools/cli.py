@@ -29,6 +29,7 @@ Exit codes:
   130  stopped with Ctrl-C"""
 
 
+WRITERS = ("quantize", "dequantize", "distill", "push")  # what they wrote is kept, and used again
 CHOICES = ("DSTOOLS_ISA", "DSTOOLS_KERNELS")  # environment variables that kernels read
 OS_HINTS = {
     errno.EACCES: "check the permissions of the folder",
@@ -89,9 +90,9 @@ class App(click.Group):
                 advice = f"set TRITON_INTERPRET=1, or unset {name}"
             raise Failure(str(error), advice) from error
         except KeyboardInterrupt:
-            click.echo(
-                "\ninterrupted; nothing is lost, the same command resumes or starts again", err=True
-            )
+            kept = "; nothing is lost, the same command resumes or starts again"
+            writes = ctx.invoked_subcommand in WRITERS
+            click.echo(f"\ninterrupted{kept if writes else ''}", err=True)
             ctx.exit(130)
 
 

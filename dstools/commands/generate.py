@@ -30,7 +30,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends 
 ENDPOINT = "serve it with an engine that has the family, such as vLLM, and ask that endpoint"
 TORCH = "torch"
 TRITON = "Triton, which have not been run on a GPU yet"
-ROUTING = "torch, but for those of routing, of Triton, which have not been run on a GPU yet"
+ROUTING = "torch; routing has Triton kernels, which have not been run on a GPU yet"
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -94,7 +94,7 @@ def _share(_: click.Context, __: click.Parameter, value: float | None) -> float 
     "--seed",
     section="Sampling",
     type=click.IntRange(0),
-    default=0,
+    show_default="0",
     help="Draw with this seed; the same one gives the same text.",
 )
 @option(
@@ -140,7 +140,7 @@ def generate(
     chat: bool,
     temperature: float | None,
     top_p: float | None,
-    seed: int,
+    seed: int | None,
     max_tokens: int,
     mtp: bool,
     pool_tokens: int | None,
@@ -181,15 +181,7 @@ def generate(
     write = _hide if as_json else _write
     answer = answer_prompt(loop, request, asked.opening, tokenizer, write)
     show(answer, as_json, "")  # after the text, the end of its line
-    if answer.reason == "interrupted":
-        _line("answer", _speed(answer))
-        click.get_current_context().exit(130)
-    if answer.reason == "error":
-        raise DstoolsError(
-            f"the logits after {len(answer.ids)} tokens of the answer are not finite",
-            "its weights are damaged: dstools verify compares them with the source",
-        )
-    _line("answer", _speed(answer))
+    _end(answer, loop.counts.not_finite)
 
 
 def _line(name: str, text: str) -> None:
@@ -262,8 +254,10 @@ def _require_family(folder: Path, config: dict[str, Any]) -> None:
         raise DstoolsError(f"{folder}: model_type {shown!r} does not run here", ENDPOINT)
 
 
-def _sampling(folder: Path, temperature: float | None, top_p: float | None, seed: int) -> Sampling:
-    """Return how tokens are drawn, and print it with its sources."""
+def _sampling(
+    folder: Path, temperature: float | None, top_p: float | None, seed: int | None
+) -> Sampling:
+    """Return how tokens are drawn, and print it with its sources, and what changes nothing."""
     from dstools_converters.runtime.defaults import FILE, read_defaults
 
     defaults = read_defaults(folder)
@@ -271,18 +265,20 @@ def _sampling(folder: Path, temperature: float | None, top_p: float | None, seed
     sampling = Sampling(
         usual.temperature if temperature is None else temperature,
         usual.top_p if top_p is None else top_p,
-        seed,
+        seed or 0,
     )
     source = defaults.source if temperature is None else "--temperature"
     text = f"temperature {sampling.temperature:g} ({source})"
     if sampling.temperature:
         source = defaults.source if top_p is None else "--top-p"
-        text += f", top_p {sampling.top_p:g} ({source}), seed {seed}"
+        text += f", top_p {sampling.top_p:g} ({source}), seed {sampling.seed}"
     _line("sampling", text)
-    if defaults.not_applied:
-        others = ", ".join(
-            f"{key} {printable(repr(value))}" for key, value in defaults.not_applied.items()
-        )
+    given = {"--top-p": top_p, "--seed": seed}
+    unused = " and ".join(name for name, value in given.items() if value is not None)
+    if unused and not sampling.temperature:
+        click.echo(f"note: at temperature 0 nothing is drawn: {unused} not used", err=True)
+    if lost := defaults.lost(sampling.temperature):
+        others = ", ".join(f"{key} {printable(repr(value))}" for key, value in lost.items())
         click.echo(terminal(f"warning: {folder / FILE}: not applied: {others}"), err=True)
     return sampling
 
@@ -355,10 +351,33 @@ def _write(text: str) -> None:
     click.echo(text, nl=False, color=True)  # else click cuts escapes out of what goes to a file
 
 
+def _end(answer: "Answer", not_finite: int) -> None:
+    """Print the speed, and end as the answer did.
+
+    not_finite: drafts whose logits are not finite. Raises DstoolsError where those of the answer
+    are not.
+    """
+    _line("answer", _speed(answer))
+    if not_finite:
+        click.echo(
+            f"warning: the MTP layer is damaged: {not_finite} of its drafts had logits that are "
+            "not finite; dstools verify compares it with the source",
+            err=True,
+        )
+    if answer.reason == "interrupted":
+        click.get_current_context().exit(130)
+    if answer.reason == "error":
+        raise DstoolsError(
+            f"the logits after {len(answer.ids)} tokens of the answer are not finite",
+            "its weights are damaged: dstools verify compares them with the source",
+        )
+
+
 def _speed(answer: "Answer") -> str:
     speed = answer.speed
     text = f"{answer.tokens} tokens ({answer.reason}) in {speed.seconds:.1f} s"
-    text += f", the first after {speed.first_seconds:.1f} s"
+    if answer.tokens:
+        text += f", the first after {speed.first_seconds:.1f} s"
     if speed.tokens_per_second is not None:
         text += f"; {speed.tokens_per_second:.1f} tokens/s, {speed.tokens_per_step:.2f} a step"
     for position, (drafted, kept) in enumerate(zip(speed.drafted, speed.kept, strict=True), 1):

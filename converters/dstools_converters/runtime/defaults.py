@@ -28,6 +28,8 @@ NOT_APPLIED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("penalty_alpha", "exponential_decay_length_penalty"), (None,)),
     **dict.fromkeys(("watermarking_config", "dola_layers"), (None, {}, [])),
 }
+# Those that choose among tokens to draw from, and always keep the most probable one
+OF_DRAWS = {"top_k", "top_h", "typical_p", "min_p", "epsilon_cutoff", "eta_cutoff"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Defaults:
     sampling: Sampling
     source: str  # FILE, or "default" where it says nothing
     not_applied: dict[str, Any]  # settings that are not implemented, and their values
+
+    def lost(self, temperature: float) -> dict[str, Any]:
+        """Return those of `not_applied` that would change an answer at a temperature."""
+        settings = self.not_applied.items()
+        return {key: value for key, value in settings if temperature or key not in OF_DRAWS}
 
 
 def read_defaults(folder: Path) -> Defaults:

@@ -53,6 +53,15 @@ def test_settings_that_are_not_applied_are_named_where_they_change_something(
     assert read(tmp_path, **longer).not_applied == longer
 
 
+def test_a_greedy_answer_loses_no_setting_of_draws(tmp_path: Path) -> None:
+    of_draws = {"top_k": 20, "top_h": 0.4, "min_p": 0.1, "typical_p": 0.9}
+    of_draws |= {"epsilon_cutoff": 3e-4, "eta_cutoff": 3e-4}
+    found = read(tmp_path, do_sample=False, repetition_penalty=1.1, num_beams=4, **of_draws)
+    assert found.lost(0.0) == {"repetition_penalty": 1.1, "num_beams": 4}
+    assert found.lost(0.6) == found.not_applied
+    assert found.not_applied.keys() == {"repetition_penalty", "num_beams", *of_draws}
+
+
 def test_every_setting_of_transformers_is_applied_named_or_changes_no_answer() -> None:
     said = {"temperature", "top_p", "do_sample", "eos_token_id"}
     of_beams = {"early_stopping", "length_penalty"}  # num_beams is named

@@ -192,7 +192,21 @@ def test_sampling_comes_from_the_folder_or_an_option(
         "generate", folder, "--prompt", "1 + 1 =", "--max-tokens", "2", *words
     ).stderr.splitlines()
     assert first.startswith(f"sampling  {line}")
-    assert second == f"warning: {folder}/generation_config.json: not applied: top_k 20"
+    warning = f"warning: {folder}/generation_config.json: not applied: top_k 20"
+    assert (second == warning) == ("--temperature" not in words)  # a greedy answer has no top_k
+
+
+def test_options_of_draws_are_named_where_nothing_is_drawn(ok: Run) -> None:
+    words = ("generate", SAMPLE, "--prompt", "1 + 1 =", "--max-tokens", "2")
+    for given, named in (
+        (("--top-p", "0.5"), "--top-p"),
+        (("--seed", "0"), "--seed"),
+        (("--top-p", "0.5", "--seed", "3"), "--top-p and --seed"),
+    ):
+        _, note, *_ = ok(*words, *given).stderr.splitlines()
+        assert note == f"note: at temperature 0 nothing is drawn: {named} not used"
+        assert "note" not in ok(*words, *given, "--temperature", "1").stderr
+    assert "note" not in ok(*words).stderr
 
 
 def test_an_end_outside_of_the_vocabulary_is_named(ok: Run, copied: Callable[..., Path]) -> None:
@@ -453,19 +467,25 @@ def test_a_model_that_does_not_fit_into_memory_is_one_error(
     assert ("--pool" in hint) == bool(words)
 
 
+def overflow(folder: Path, name: str) -> None:
+    """Set a weight to the largest numbers that the reader takes."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name][:] = 3e38  # finite, or the reader refuses it
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize("as_json", [True, False])
 def test_logits_that_are_not_finite_end_in_one_error(
     as_json: bool, dstools: Run, copied: Callable[..., Path]
 ) -> None:
     folder = copied(SAMPLE)
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.norm.weight"][:] = 3e38  # finite, or the reader refuses it
-    path.unlink()
-    save_file(tensors, path, metadata={"format": "pt"})
+    overflow(folder, "model.norm.weight")
     result = dstools("generate", folder, "--prompt", "1 + 1 =", *["--json"] * as_json)
     assert result.exit_code == 1
-    *_, error, hint = result.stderr.splitlines()
+    *_, speed, error, hint = result.stderr.splitlines()
+    assert re.fullmatch(r"answer    0 tokens \(error\) in [\d.]+ s", speed)
     assert error == "error: the logits after 0 tokens of the answer are not finite"
     assert hint.startswith("hint: its weights are damaged: dstools verify ")
     if as_json:
@@ -473,6 +493,22 @@ def test_logits_that_are_not_finite_end_in_one_error(
         assert (answer["reason"], answer["ids"], answer["text"]) == ("error", [], "")
     else:
         assert result.stdout == "\n"
+
+
+def test_an_mtp_layer_whose_logits_are_not_finite_is_named(
+    ok: Run, copied: Callable[..., Path]
+) -> None:
+    words = ("--prompt", SUM, "--chat", "--max-tokens", "4", "--mtp")
+    whole = ok("generate", SAMPLE, *words)
+    assert "warning" not in whole.stderr
+    folder = copied(SAMPLE)
+    overflow(folder, "model.layers.4.eh_proj.weight")
+    damaged = ok("generate", folder, *words)
+    assert damaged.stdout == whole.stdout
+    *_, answer, warning = damaged.stderr.splitlines()
+    assert answer.endswith("draft 1: 0 of 0 kept")
+    # after the first and the second token; after the third there is room for one more alone
+    assert warning.startswith("warning: the MTP layer is damaged: 2 of its drafts had ")
 
 
 # ------------------------------------------------------------------------------- ends of processes
@@ -506,6 +542,18 @@ def test_ctrl_c_ends_it_with_130_and_keeps_the_text(endless: Path) -> None:
     assert re.match(r"answer    \d+ tokens \(interrupted\) in ", last)
     assert b"Traceback" not in stderr
     assert b"resumes" not in stderr
+
+
+def test_ctrl_c_before_the_answer_promises_nothing(
+    dstools: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_session", interrupted)
+    result = dstools("generate", SAMPLE, "--prompt", "1", "--json")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.splitlines()[-1] == "interrupted"
 
 
 def test_a_reader_that_goes_away_is_no_error(endless: Path) -> None:
