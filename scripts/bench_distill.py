@@ -5,7 +5,7 @@
     bench_distill.py --kind prose --rows 800000        300-word traces, mathematical answers
     bench_distill.py --kind sums --at-least 50000 --at-most-mib 4096      exit 3 if it falls short
     bench_distill.py --sample 200                      tokens a CPU-second of the sample model
-    bench_distill.py --rollouts 8                      the same in GRPO, eight answers to a prompt
+    bench_distill.py --rollouts 8 [MODEL]              the same in GRPO, eight answers to a prompt
 
 Prints JSON. Rows are generated, four samples of a prompt. "prose": traces of 300 words drawn from a
 story by Verne, with formulas. "sums": reasoning-gym's chain_sum worked out digit by digit. A tenth
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--at-least", type=float, default=0, help="rows a minute, all stages")
     parser.add_argument("--at-most-mib", type=float, default=math.inf, help="peak memory")
     parser.add_argument("--sample", type=int, metavar="PROBLEMS", help="measure sampling instead")
-    parser.add_argument("--rollouts", type=int, metavar="ANSWERS", help="measure GRPO's instead")
+    parser.add_argument("--rollouts", nargs="+", metavar="ANSWERS", help="measure GRPO's instead")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)  # what, kind, folder
     args = parser.parse_args()
     if args.run:
@@ -68,7 +68,7 @@ def main() -> None:
     if args.sample:
         return print(json.dumps(machine() | {"sampling": sampling(args.sample)}, indent=1))
     if args.rollouts:
-        return print(json.dumps(machine() | {"rollouts": rollouts(args.rollouts)}, indent=1))
+        return print(json.dumps(machine() | {"rollouts": rollouts(*args.rollouts)}, indent=1))
     results = []
     for kind in (args.kind,) if args.kind else ("prose", "sums"):
         with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -189,9 +189,8 @@ def sampling(problems: int) -> dict[str, float]:
         return tokens
 
     def loop(drafts: int) -> int:
-        pool = pool_for(serving, [len(prompt) + LIMIT for prompt in prompts], ROWS)
-        ends, session = frozenset({1}), Session(serving, pool)
-        made = Loop(session, pool, Sampling(), ends, rows=ROWS, drafts=drafts)
+        pool, ends = pool_for(serving, [len(p) + LIMIT for p in prompts], ROWS), frozenset({1})
+        made = Loop(Session(serving, pool), pool, Sampling(), ends, rows=ROWS, drafts=drafts)
         requests = [Request(i, prompt, LIMIT) for i, prompt in enumerate(prompts)]
         return sum(len(piece.ids) for piece in made.run(requests))
 
@@ -207,7 +206,7 @@ def rates(ways: dict[str, Callable[[], int]]) -> dict[str, float]:
     return best
 
 
-def rollouts(count: int) -> dict[str, dict[str, float]]:
+def rollouts(answers: str, model: Path | str = SAMPLE) -> dict[str, dict[str, float]]:
     """Return the tokens a CPU-second of answers to the prompts of a step, by what draws them."""
     import torch
     from bench_sft import TINY_INIT
@@ -222,6 +221,7 @@ def rollouts(count: int) -> dict[str, dict[str, float]]:
     from dstools_distill.training.students import load_student
 
     torch.set_num_threads(1)
+    count, policy = int(answers), Path(model)
     sizes = {"group_size": count, "batch_size": 16 * count, "micro_batch_size": 16 * count}
     settings = Grpo(precision="float32", beta=0.0, max_completion_tokens=LIMIT, **sizes)
     tokenizer = load_tokenizer(SAMPLE)
@@ -245,7 +245,7 @@ def rollouts(count: int) -> dict[str, dict[str, float]]:
         return rates({"TRL": generate, "loop": loop})
 
     with tempfile.TemporaryDirectory() as name:
-        return {"sample-v3": measured(name, SAMPLE, None), "llama": measured(name, None, TINY_INIT)}
+        return {"model": measured(name, policy, None), "llama": measured(name, None, TINY_INIT)}
 
 
 # ----------------------------------------------------------------------------- in a child process
