@@ -9,8 +9,9 @@
 that is cut off leaves what it had: the card and what it can do at best, every op against its torch
 definition, times at shapes of DeepSeek-V3, vendors' kernels that can be imported, and the padded
 sample model's answers against the CPU's, in BF16 and in FP8, with drafts and without. Without a GPU
-it checks what the CPU runs, the definitions or (TRITON_INTERPRET=1 DSTOOLS_KERNELS=triton) the
-interpreted twins, and says what it left out.
+it rehearses: it checks what the CPU runs, the definitions or (TRITON_INTERPRET=1
+DSTOOLS_KERNELS=triton) the interpreted twins, and says what it left out. Each result is marked:
+its times are the CPU's, and so are both sides of the answers.
 
 `training` runs the tests marked `gpu`, all others of the modules that use a GPU whenever one is
 present, and benchmarks.
@@ -73,11 +74,12 @@ def main() -> None:
 
 
 class Record:
-    """The results so far, printed and written to a file as they come."""
+    """The results so far, printed after a mark and written to a file as they come."""
 
-    def __init__(self, out: Path, seconds: float) -> None:
+    def __init__(self, out: Path, seconds: float, *, is_rehearsal: bool) -> None:
         self.out, self.deadline = out, time.monotonic() + seconds
-        self.results: dict[str, Any] = {"left_out": []}
+        self.mark = "rehearsal " if is_rehearsal else ""
+        self.results: dict[str, Any] = {"is_rehearsal": is_rehearsal, "left_out": []}
 
     @property
     def seconds_left(self) -> float:
@@ -87,7 +89,7 @@ class Record:
     def add(self, part: str, result: dict[str, Any], text: str) -> None:
         """Keep one result of a part, and print it as `text`."""
         self.results.setdefault(part, []).append(result)
-        print(text, flush=True)
+        print(self.mark + text, flush=True)
         self.write()
 
     def leave_out(self, what: str, why: str) -> None:
@@ -112,8 +114,8 @@ class Record:
 
 def kernels(out: Path, seconds: float) -> None:
     """Check and time the kernels; exit with 1 if a result is wrong."""
-    record = Record(out, seconds)
     is_card = torch.cuda.is_available()
+    record = Record(out, seconds, is_rehearsal=not is_card)
     known = facts()
     record.results |= known
     print(json.dumps(known))
@@ -126,7 +128,8 @@ def kernels(out: Path, seconds: float) -> None:
     work_through(record, ANSWERS, forms, math.inf, wrong)
     if wrong:
         sys.exit(f"error: wrong: {'; '.join(wrong)}\nhint: {out} has how far off")
-    print(f"all right, but for what was left out ({len(record.results['left_out'])}); see {out}")
+    left_out = len(record.results["left_out"])
+    print(f"{record.mark}all right, but for what was left out ({left_out}); see {out}")
 
 
 class Job(NamedTuple):

@@ -102,7 +102,12 @@ def test_without_a_gpu_the_definitions_run_and_what_is_left_out_is_said(
     code = "import dstools_kernels.proof.cases as c\n"
     code += "c.SMALL = c.SMALL[:2]\nfrom dstools_kernels.proof.worker import main\nmain()"
     results = kernels(code)
-    assert "left out: everything on a card: torch finds no CUDA device" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "left out: everything on a card: torch finds no CUDA device" in printed
+    marked = [line for line in printed.splitlines() if line.startswith("rehearsal ")]
+    starts = ["ceiling", "ok", "ok", "time", "all"]  # a note of each op comes before
+    assert [line.split()[1] for line in marked if "note" not in line] == starts
+    assert results["is_rehearsal"]
     assert [check["is_right"] for check in results["checks"]] == [True, True]
     assert [len(results[part]) for part in ("ceilings", "times")] == [1, 1]
     assert results["left_out"] == ["everything on a card: torch finds no CUDA device"]
