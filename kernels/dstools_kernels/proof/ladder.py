@@ -4,9 +4,8 @@
     python -m dstools_kernels.proof.ladder FILE                print them, a line for each step
 
 The steps are those of docs/kernels.md. A test that makes a mutant is of L6; of L2's all run under
-the sanitizer where they need it, so that L3 has only the tests of the sanitizer itself. The exit
-status is 1 where all took more than 8 minutes of CPU: unlike the time that passes, that says little
-of what else a machine does.
+the sanitizer where they need it, so that L3 has only the tests of the sanitizer itself. On 2 idle
+cores all are to take at most 8 minutes.
 """
 
 import json
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import pytest
 
-MAX_CPU_SECONDS = 480.0
 START = "start-up, collection"
 STEPS = {  # test file -> its step
     "test_interpreter.py": "L1 casts",
@@ -79,24 +77,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Times(config.getoption("--times")))
 
 
-def report(lines: list[str]) -> tuple[str, float]:
-    """Return a line for each step and one for all, and the CPU seconds of all."""
+def report(lines: list[str]) -> str:
+    """Return a line for each step and one for all."""
     steps: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for name, seconds in map(json.loads, lines):
         steps[name] = _sum(steps[name], seconds)
     names = [*sorted(steps.keys() - {START}), START]
     rows = [(name, *steps[name]) for name in names]
-    total = _sum(*steps.values())
-    rows.append((f"all, at most {MAX_CPU_SECONDS:.0f} s of CPU", *total))
-    text = "".join(f"== ladder: {name}: {s:.0f} s, {cpu:.0f} s of CPU\n" for name, s, cpu in rows)
-    return text, total[1]
-
-
-def main(path: Path) -> int:
-    """Print the report of a file; return 1 where the steps took too long."""
-    text, cpu_seconds = report(path.read_text().splitlines())
-    sys.stdout.write(text)
-    return int(cpu_seconds > MAX_CPU_SECONDS)
+    rows.append(("all", *_sum(*steps.values())))
+    return "".join(f"== ladder: {name}: {s:.0f} s, {cpu:.0f} s of CPU\n" for name, s, cpu in rows)
 
 
 def _now() -> tuple[float, float]:
@@ -113,4 +102,4 @@ def _sum(*parts: tuple[float, float]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.stdout.write(report(Path(sys.argv[1]).read_text().splitlines()))
