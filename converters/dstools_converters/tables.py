@@ -196,12 +196,13 @@ def toml_table(path: Path, hint: str) -> dict[str, Any]:
         raise DstoolsError(f"{path}: is not TOML: {error}", hint) from error
 
 
-def json_table(path: Path) -> dict[str, Any] | None:
+def json_table(
+    path: Path, hint: str = "delete the file, or make it again"
+) -> dict[str, Any] | None:
     """Return the object in a JSON file, None where there is no such file.
 
-    Raises DstoolsError where it is something else.
+    Raises DstoolsError with `hint` where it is something else; the default is for files of ours.
     """
-    hint = "delete the file, or make it again"
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:

@@ -169,8 +169,12 @@ def test_a_json_file_is_an_object_or_is_not_there(tmp_path: Path) -> None:
     assert json_table(path) == {"a": 1}
     for content, message in (("[]", "is not a JSON object"), ('{"a": NaN}', "is not valid JSON")):
         path.write_text(content)
-        with pytest.raises(DstoolsError, match=f"a.json: {message}"):
+        with pytest.raises(DstoolsError, match=f"a.json: {message}") as caught:
             json_table(path)
+        assert caught.value.hint == "delete the file, or make it again"
+        with pytest.raises(DstoolsError, match=f"a.json: {message}") as caught:
+            json_table(path, "see README")
+        assert caught.value.hint == "see README"
 
 
 def test_a_json_file_that_would_fill_the_memory_or_wait_for_ever_is_not_opened(

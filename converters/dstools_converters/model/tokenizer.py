@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.files import LFS_HINT, is_lfs_pointer
+from dstools_converters.files import LFS_HINT, is_lfs_pointer, json_object
 from dstools_converters.model.reasoning import OPEN, opens_think, plain_opening
 from dstools_converters.tables import json_table
 
@@ -33,6 +33,7 @@ CONFIG_HINT = "the settings of tokenizer_config.json contradict it; restore both
 TEMPLATE_HINT = (
     "fix chat_template.jinja; for a student, student.template in the recipe names another one"
 )
+RESTORE_FILE = "restore the file from the model's release"
 RESTORE = "restore chat_template.jinja or tokenizer_config.json from the model's release"
 TEMPLATE_ERRORS = (  # what expressions of a template raise, besides jinja's own
     *(ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError),
@@ -61,7 +62,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not any(folder.glob("tokenizer*")) and not (folder / "vocab.json").exists():
         raise DstoolsError(f"{folder}: has no tokenizer", RELEASE_HINT)
     _require_content(folder)
-    settings = json_table(folder / "tokenizer_config.json") or {}
+    settings = json_table(folder / "tokenizer_config.json", RESTORE_FILE) or {}
     try:
         # transformers 5 ignores this flag where tokenizer.json does not add BOS, as in DeepSeek's
         bos = {"add_bos_token": True} if settings.get("add_bos_token") is True else {}
@@ -75,15 +76,34 @@ def load_tokenizer(folder: Path) -> Any:
         loaded = PreTrainedTokenizerFast.from_pretrained(name, **options)
         differs = _ids(loaded, wanted.text) != wanted.ids
     except Exception as error:  # tokenizers, in Rust, raises a bare Exception for a broken file
-        reason = printable(str(error).strip().split("\n")[0])
-        raise DstoolsError(
-            f"{folder}: its tokenizer cannot be read: {reason}", RELEASE_HINT
-        ) from error
+        raise _unreadable(folder, error) from error
     if differs:
         raise DstoolsError(
             f"{folder}: transformers gives other ids than tokenizer.json says", CONFIG_HINT
         )
     return loaded
+
+
+def _unreadable(folder: Path, error: Exception) -> DstoolsError:
+    """Return why transformers does not read the tokenizer of a folder, by the file at fault."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    reason = printable(" ".join(str(error).split()))
+    if isinstance(error, StrictDataclassError):  # AutoTokenizer reads the config, too
+        path = folder / "config.json"
+        return DstoolsError(f"{path}: transformers refuses it: {reason}", RESTORE_FILE)
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return DstoolsError(
+            f"{path}: is missing, and the other files make no tokenizer", RELEASE_HINT
+        )
+    content = json_object(path)
+    if isinstance(content, str):
+        return DstoolsError(f"{path}: {content}", RELEASE_HINT)
+    for key in ("added_tokens", "model"):
+        if key not in content:
+            return DstoolsError(f"{path}: has no {key}", RELEASE_HINT)
+    return DstoolsError(f"{folder}: its tokenizer cannot be read: {reason}", RELEASE_HINT)
 
 
 def _require_content(folder: Path) -> None:
@@ -155,6 +175,12 @@ def chat_text(
     if not isinstance(tokenizer.chat_template, str | dict):
         raise DstoolsError(
             f"chat_template is {printable(repr(tokenizer.chat_template))}, not a template", RESTORE
+        )
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        names = printable(", ".join(map(str, tokenizer.chat_template)))
+        raise DstoolsError(
+            f"chat_template has several templates, {names}, and none is called default",
+            "call the one to use default, in tokenizer_config.json",
         )
     switches = dict.fromkeys(THINKING_SWITCHES, True) if thinks else {}
     try:
@@ -280,9 +306,8 @@ def end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     token id.
     """
     paths = (folder / "generation_config.json", folder / "config.json")
-    return ends_of(
-        tokenizer, {str(path): (json_table(path) or {}).get("eos_token_id") for path in paths}
-    )
+    tables = {str(path): json_table(path, RESTORE_FILE) or {} for path in paths}
+    return ends_of(tokenizer, {path: table.get("eos_token_id") for path, table in tables.items()})
 
 
 def ends_of(tokenizer: Any, named: Mapping[str, Any]) -> frozenset[int]:
@@ -302,7 +327,7 @@ def ends_of(tokenizer: Any, named: Mapping[str, Any]) -> frozenset[int]:
             if type(end) is not int or end < 0:
                 raise DstoolsError(
                     f"{source}: eos_token_id is {printable(repr(listed))}, not token ids",
-                    "restore the file from the release",
+                    RESTORE_FILE,
                 )
             ends.add(end)
     return frozenset(ends)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError
@@ -48,8 +49,9 @@ class Prompt(NamedTuple):
 def read_prompt(tokenizer: Any, text: str, chat: bool) -> Prompt:
     """Return the prompt of a text, with one BOS if the tokenizer or the template has one.
 
-    chat: the text is a user message, rendered with the chat template. Raises DstoolsError where
-    there is none, or it does not render the text.
+    chat: the text is a user message, rendered with the chat template, which writes all special
+    tokens itself. Raises DstoolsError, naming its file, where there is none, or it does not render
+    the text.
     """
     if chat:
         if not tokenizer.chat_template:
@@ -57,12 +59,21 @@ def read_prompt(tokenizer: Any, text: str, chat: bool) -> Prompt:
                 f"{tokenizer.name_or_path}: has no chat template",
                 "leave --chat out: the text is then continued as it is",
             )
-        text = question_text(tokenizer, text)
+        try:
+            text = question_text(tokenizer, text)
+        except DstoolsError as error:
+            raise DstoolsError(f"{_template_file(tokenizer)}: {error}", error.hint) from error
         ids = tokenizer.encode(text, add_special_tokens=False)  # the template writes BOS itself
     else:
         has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
         ids = tokenizer(text, add_special_tokens=not has_bos, verbose=False)["input_ids"]
     return Prompt(ids, text[text.rindex(OPEN) :] if opens_think(text) else "")
+
+
+def _template_file(tokenizer: Any) -> Path:
+    """Return the file that transformers takes a chat template from."""
+    path = Path(tokenizer.name_or_path) / "chat_template.jinja"
+    return path if path.exists() else path.with_name("tokenizer_config.json")
 
 
 def answer_prompt(

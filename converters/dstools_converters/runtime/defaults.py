@@ -53,7 +53,7 @@ def read_defaults(folder: Path) -> Defaults:
     top_p that is not a number or out of range, and a do_sample that is not true or false.
     """
     path = folder / FILE
-    config = json_table(path)
+    config = json_table(path, RESTORE)
     if config is None:
         return Defaults(Sampling(), "default", {})
     asked = config.get("do_sample")

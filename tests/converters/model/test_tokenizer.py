@@ -133,6 +133,46 @@ def test_ids_that_differ_even_by_the_file_are_refused(
     assert "tokenizer_config.json" in error.value.hint
 
 
+def test_a_config_that_transformers_refuses_is_named_with_the_reason(folder: Path) -> None:
+    path = folder / "config.json"
+    odd = {"head_dim": 99, "qk_rope_head_dim": 99, "rope_parameters": {"rope_type": "default"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | odd))
+    with pytest.raises(DstoolsError, match=r"requires an even rotary dimension") as error:
+        load_tokenizer(folder)
+    assert str(error.value).startswith(f"{path}: transformers refuses it: ")
+    assert error.value.hint == "restore the file from the model's release"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "has no added_tokens"),
+        ('{"added_tokens": []}', "has no model"),
+        ('{"version": 1', "is not valid JSON: Expecting ',' delimiter: line 1 column 14 (char 13)"),
+        (None, "is missing, and the other files make no tokenizer"),
+    ],
+)
+def test_a_tokenizer_json_without_a_tokenizer_is_named_with_the_reason(
+    content: str | None, reason: str, folder: Path
+) -> None:
+    path = folder / "tokenizer.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DstoolsError) as error:
+        load_tokenizer(folder)
+    assert str(error.value) == f"{path}: {reason}"
+    assert error.value.hint == module.RELEASE_HINT
+
+
+def test_a_broken_settings_file_is_to_be_restored_and_not_deleted(folder: Path) -> None:
+    """Without it there would be no chat template."""
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(DstoolsError, match=r"tokenizer_config\.json: is not valid JSON") as error:
+        load_tokenizer(folder)
+    assert error.value.hint == "restore the file from the model's release"
+
+
 def test_messages_are_rendered_by_the_template(folder: Path) -> None:
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     template += "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -183,6 +223,18 @@ def test_a_template_that_is_a_number_is_an_error(folder: Path) -> None:
     tokenizer.chat_template = 3
     with pytest.raises(DstoolsError, match=r"^chat_template is 3, not a template$"):
         chat_text(tokenizer, ASKED)
+
+
+def test_templates_of_which_none_is_the_default_are_named(folder: Path) -> None:
+    named = [
+        {"name": name, "template": "{{ messages[0].content }}"} for name in ("rag", "tool_use")
+    ]
+    with pytest.raises(DstoolsError) as error:
+        chat_text(loaded(folder, chat_template=named), ASKED)
+    assert "several templates, rag, tool_use, and none is called default" in str(error.value)
+    assert error.value.hint == "call the one to use default, in tokenizer_config.json"
+    named[0]["name"] = "default"
+    assert chat_text(loaded(folder, chat_template=named), ASKED) == "Hi"
 
 
 STRING = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

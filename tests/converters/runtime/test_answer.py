@@ -151,3 +151,17 @@ def test_chat_without_a_template_is_refused(tokenizer: Any) -> None:
     with pytest.raises(DstoolsError, match="has no chat template"):
         read_prompt(tokenizer, "Hi", True)
     tokenizer.chat_template = template
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
+def test_an_error_of_the_chat_template_names_its_file(name: str, tmp_path: Path) -> None:
+    folder, template = tmp_path / "copy", "{% for %}"
+    shutil.copytree(SAMPLE, folder)
+    if name == "tokenizer_config.json":
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    else:
+        (folder / name).write_text(template)
+    with pytest.raises(DstoolsError) as error:
+        read_prompt(load_tokenizer(folder), "7", chat=True)
+    assert str(error.value).startswith(f"{folder / name}: the chat template fails: Expected")

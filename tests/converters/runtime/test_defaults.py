@@ -98,3 +98,11 @@ def test_a_value_that_cannot_be_used_is_refused_by_file(
     ) as error:
         read(tmp_path, **config)
     assert error.value.hint == "restore the file from the release"
+
+
+def test_a_broken_file_is_to_be_restored_and_not_deleted(tmp_path: Path) -> None:
+    """Without it, end tokens and temperature would be others, without a word."""
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(DstoolsError, match=r"generation_config\.json: is not valid JSON") as error:
+        read_defaults(tmp_path)
+    assert error.value.hint == "restore the file from the release"
