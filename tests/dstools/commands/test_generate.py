@@ -360,12 +360,13 @@ def test_mtp_without_an_mtp_layer_is_one_error(
         assert hint == "leave --mtp out: it changes the speed alone"
 
 
-@pytest.mark.parametrize("words", [(), ("--mtp",)])
-def test_mtp_tensors_that_the_config_denies_are_one_error_with_a_hint_that_works(
-    words: tuple[str, ...], dstools: Run, copied: Callable[..., Path]
+def test_mtp_tensors_that_the_config_denies_are_one_error_with_mtp_alone(
+    dstools: Run, ok: Run, copied: Callable[..., Path]
 ) -> None:
     folder = copied(SAMPLE, num_nextn_predict_layers=0)
-    error, hint = one_error(dstools, folder, "--prompt", "1", *words)
+    words = ("--prompt", SUM, "--chat", "--max-tokens", "9")
+    assert answered(ok, folder, *words)["ids"] == answered(ok, SAMPLE, *words)["ids"]
+    error, hint = one_error(dstools, folder, "--prompt", "1", "--mtp")
     assert error.startswith("config.json: num_nextn_predict_layers is 0, but the shards hold 1 MTP")
     assert hint == "set num_nextn_predict_layers to 1"
 
@@ -373,19 +374,33 @@ def test_mtp_tensors_that_the_config_denies_are_one_error_with_a_hint_that_works
 def test_without_mtp_no_tensor_of_the_mtp_layer_is_needed(
     dstools: Run, ok: Run, copied: Callable[..., Path]
 ) -> None:
+    """Nor is one that is left: the layer may be there in part."""
     words = ("--prompt", SUM, "--chat", "--max-tokens", "9")
     wanted = answered(ok, SAMPLE, *words)
     folder = copied(SAMPLE)
     path = folder / "model.safetensors"
     last = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
-    held = load_file(path).items()
+    held = load_file(path)
     path.unlink()
-    kept = {name: weight for name, weight in held if not name.startswith(f"model.layers.{last}.")}
+    del held[f"model.layers.{last}.self_attn.o_proj.weight"]
+    save_file(held, path, metadata={"format": "pt"})
+    assert answered(ok, folder, *words)["ids"] == wanted["ids"]
+    error, _ = one_error(dstools, folder, *words, "--mtp")
+    assert f"model.layers.{last}.self_attn.o_proj.weight" in error
+    kept = {n: weight for n, weight in held.items() if not n.startswith(f"model.layers.{last}.")}
     save_file(kept, path, metadata={"format": "pt"})
     assert answered(ok, folder, *words)["ids"] == wanted["ids"]
     error, hint = one_error(dstools, folder, *words, "--mtp")
     assert error == f"{folder}: has no MTP layer"
     assert hint == "leave --mtp out: it changes the speed alone"
+
+
+def test_a_hidden_layer_that_the_config_denies_is_not_taken_for_mtp(
+    dstools: Run, copied: Callable[..., Path]
+) -> None:
+    last = json.loads((SAMPLE / "config.json").read_text())["num_hidden_layers"]
+    error, _ = one_error(dstools, copied(SAMPLE, num_hidden_layers=last - 1), "--prompt", "1")
+    assert f"num_hidden_layers is {last - 1}, but the shards hold layers 0-{last - 1}" in error
 
 
 def test_a_trained_head_of_a_tied_model_is_one_error_with_a_hint_that_works(
