@@ -109,11 +109,13 @@ def _attention(
             "num_attention_heads": (attention.num_heads, queries and queries // head_dim),
             "num_key_value_heads": (attention.num_kv_heads, keys and keys // head_dim),
         }
-    heads, latent = attention.num_heads, evidence.size("kv_a_layernorm", 0)
+    heads = _mla_heads(attention, evidence) or attention.num_heads
+    latent = evidence.size("kv_a_layernorm", 0)
     joined, values = evidence.size("kv_a_proj_with_mqa", 0), evidence.size("o_proj", 1)
     unrolled = evidence.size("kv_b_proj", 0)
     value = values and values // heads
     dimensions = {
+        "num_attention_heads": (attention.num_heads, heads),
         "q_lora_rank": (attention.q_lora_rank, evidence.size("q_a_proj", 0)),
         "kv_lora_rank": (attention.kv_lora_rank, latent),
         "v_head_dim": (attention.v_head_dim, value),
@@ -127,6 +129,21 @@ def _attention(
         dimensions["index_n_heads"] = attention.indexer[0], evidence.size("indexer_weights_proj", 0)
         dimensions["index_head_dim"] = attention.indexer[1], evidence.size("indexer_wk", 0)
     return dimensions
+
+
+def _mla_heads(attention: MLA, evidence: Evidence) -> int | None:
+    """Return how many heads queries, keys and outputs all have, by the config's sizes of a head."""
+    nope, rope, value = (
+        attention.qk_nope_head_dim, attention.qk_rope_head_dim, attention.v_head_dim
+    )  # fmt: skip
+    queries = evidence.size("q_b_proj", 0) or evidence.size("q_proj", 0)
+    rows = (queries, evidence.size("kv_b_proj", 0), evidence.size("o_proj", 1))
+    counts = {
+        divmod(count or 0, width)
+        for count, width in zip(rows, (nope + rope, nope + value, value), strict=True)
+    }
+    heads, rest = counts.pop()
+    return heads if not counts and not rest else None
 
 
 def _drops_q_lora(model: Model, evidence: Evidence) -> bool:

@@ -76,6 +76,15 @@ def test_the_family_is_that_of_the_tensors(kind: str, checkpoint: Checkpoint) ->
         assert told(checkpoint(kind), model_type=other)[1]["model_type"] == own
 
 
+@pytest.mark.parametrize("kind", ["tiny", "tiny-v2-lite", "tiny-v32"])
+@pytest.mark.parametrize("heads", [1, 3, 16])
+def test_a_number_of_heads_is_not_taken_for_their_sizes(
+    heads: int, kind: str, checkpoint: Checkpoint
+) -> None:
+    config, found = told(checkpoint(kind), num_attention_heads=heads)
+    assert found == {"num_attention_heads": config["num_attention_heads"]}
+
+
 def test_every_second_layer_of_experts_is_seen(checkpoint: Checkpoint) -> None:
     """Layers 1 and 3 of 4 dense and expert layers: the first is 1, the step 2."""
     folder = checkpoint("tiny-v2-lite")
