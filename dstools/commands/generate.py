@@ -328,7 +328,7 @@ def _limit(request: "Request", known: _Model) -> int:
     is_sparse = positions == known.architecture.index_topk
     if is_sparse and count >= positions:
         raise DstoolsError(
-            f"the prompt has {count} tokens; beyond index_topk, {positions}, the attention of "
+            f"the prompt has {_tokens(count)}; beyond index_topk, {positions}, the attention of "
             "DeepSeek-V3.2 is sparse, which does not run here",
             f"shorten it; or {ENDPOINT}",
         )
@@ -336,8 +336,12 @@ def _limit(request: "Request", known: _Model) -> int:
     limit = length_limit(request, "the prompt", Pool(positions), vocab_size, positions)
     end = f" to index_topk, {positions}" if is_sparse else f" to the model's {positions} positions"
     where = end if limit == positions else ""
-    _line("prompt", f"{count} tokens, and room for {limit - count}{where}")
+    _line("prompt", f"{_tokens(count)}, and room for {limit - count}{where}")
     return limit
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'' if count == 1 else 's'}"
 
 
 def _hide(text: str) -> None:
@@ -368,14 +372,14 @@ def _end(answer: "Answer", not_finite: int) -> None:
         click.get_current_context().exit(130)
     if answer.reason == "error":
         raise DstoolsError(
-            f"the logits after {len(answer.ids)} tokens of the answer are not finite",
+            f"the logits after {_tokens(len(answer.ids))} of the answer are not finite",
             "its weights are damaged: dstools verify compares them with the source",
         )
 
 
 def _speed(answer: "Answer") -> str:
     speed = answer.speed
-    text = f"{answer.tokens} tokens ({answer.reason}) in {speed.seconds:.1f} s"
+    text = f"{_tokens(answer.tokens)} ({answer.reason}) in {speed.seconds:.1f} s"
     if answer.tokens:
         text += f", the first after {speed.first_seconds:.1f} s"
     if speed.tokens_per_second is not None:

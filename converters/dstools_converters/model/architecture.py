@@ -236,8 +236,10 @@ def _read_router(config: Parameters, moe: MoE) -> Router:
 def _number(config: Parameters, key: str, inside: str = "") -> float:
     """Return a positive, finite number."""
     value = config.get(key)
+    where = f"{inside}.{key}" if inside else key
+    if value is None:
+        raise DstoolsError(f"config.json: has no {where}", AGAIN)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-        where = f"{inside}.{key}" if inside else key
         raise DstoolsError(
             f"config.json: {where} is {printable(repr(value))}, not a positive number", AGAIN
         )

@@ -169,6 +169,12 @@ def test_stderr_has_sampling_prompt_model_pool_and_speed(ok: Run) -> None:
     assert re.fullmatch(pattern, answer)
 
 
+def test_one_token_is_not_called_tokens(ok: Run) -> None:
+    lines = ok("generate", SAMPLE, "--prompt", "1", "--max-tokens", "1").stderr.splitlines()
+    assert lines[1].startswith("prompt    1 token, and room for 1")
+    assert lines[-1].startswith("answer    1 token (length) in ")
+
+
 def test_the_pool_is_as_large_as_asked(ok: Run) -> None:
     words = ("--prompt", "1 + 1 =", "--max-tokens", "3", "--pool", "65")
     assert "pool      2 pages of 64 tokens, 128 tokens, " in ok("generate", SAMPLE, *words).stderr
@@ -554,7 +560,7 @@ def test_ctrl_c_ends_it_with_130_and_keeps_the_text(endless: Path) -> None:
     assert run.returncode == 130, stderr
     assert begun + stdout
     last = stderr.decode().splitlines()[-1]
-    assert re.match(r"answer    \d+ tokens \(interrupted\) in ", last)
+    assert re.match(r"answer    \d+ tokens? \(interrupted\) in ", last)
     assert b"Traceback" not in stderr
     assert b"resumes" not in stderr
 
