@@ -64,15 +64,23 @@ def load_model(model: Path, dtype: torch.dtype, **options: Any) -> Any:
             f"{model}: {len(lost)} weights are missing or have another shape, such as {lost[0]}",
             "they would be random numbers; is the folder complete?",
         )
-    head, embeddings = loaded.get_output_embeddings(), loaded.get_input_embeddings()
-    is_tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
-    if is_tied and head.weight is not embeddings.weight:  # transformers 5 ties none that differ
+    require_tied(model, loaded)
+    return loaded
+
+
+def require_tied(folder: Path, model: Any) -> None:
+    """Raise DstoolsError where the config ties the output head, and the loaded head is another.
+
+    transformers 5 ties no weights that differ; other engines drop such a head.
+    """
+    is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if is_tied and head.weight is not embeddings.weight:
         raise DstoolsError(
-            f"{model}: its output head differs from its embeddings, though config.json has "
+            f"{folder}: its output head differs from its embeddings, though config.json has "
             "tie_word_embeddings: true; engines differ in which they use",
             "set it to false to use the head, or remove the head's tensor, in shards and index",
         )
-    return loaded
 
 
 def _widened(model: Path, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 from transformers.integrations import deepspeed as deepspeed_integration
 
 from dstools_converters.errors import DstoolsError, printable
+from dstools_distill.loading import require_tied
 from dstools_distill.recipe.settings import Lora, Training
 from dstools_distill.training.muon import Muon
 
@@ -24,7 +25,7 @@ def load_student(
     Weights are bfloat16 if that is the precision, else float32. Random ones are a function of
     `settings.seed`; special token ids come from the tokenizer, and vocab_size unless given.
     Raises DstoolsError where the folder does not hold a trainable causal language model, or one too
-    small for the tokenizer.
+    small for the tokenizer, or one whose head is not the one that its config ties.
     """
     if (model is None) == (init is None):
         raise ValueError("exactly one of model and init must be given")
@@ -48,6 +49,8 @@ def load_student(
     except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
         reason = printable(" ".join(str(error).split())[:300])
         raise DstoolsError(f"{where}: cannot be loaded: {reason}", LOAD_HINT) from error
+    if model:
+        require_tied(model, student)
     rows = config.get_text_config().vocab_size
     if rows < len(tokenizer):
         raise DstoolsError(

@@ -52,6 +52,19 @@ def test_a_quantized_model_is_not_trained(tmp_path: Path) -> None:
         load_student(Training(), tmp_path, None, AutoTokenizer.from_pretrained(SAMPLE))
 
 
+def test_a_tied_model_with_another_head_is_not_trained(tmp_path: Path) -> None:
+    """What came of it would be saved with both, and read in two ways."""
+    tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
+    for is_tied in (True, False):
+        student = load_student(Training(), None, TINY | {"tie_word_embeddings": is_tied}, tokenizer)
+        student.config.tie_word_embeddings = True
+        student.save_pretrained(tmp_path)
+        if is_tied:
+            load_student(Training(), tmp_path, None, tokenizer)
+    with pytest.raises(DstoolsError, match=f"{tmp_path}: its output head differs from"):
+        load_student(Training(), tmp_path, None, tokenizer)
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"),
     [("float32", torch.float32), ("bf16-autocast", torch.float32), ("bfloat16", torch.bfloat16)],
