@@ -106,6 +106,9 @@ class Handler(BaseHTTPRequestHandler):
             self.entry["status"] = "dropped"
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
+        except ConnectionError:  # the client was killed
+            self.entry["status"] = self.entry["status"] or "gone"
+            raise
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 

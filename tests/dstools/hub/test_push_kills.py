@@ -4,7 +4,6 @@ Where it is killed is drawn: the number of a request that the Hub has just got, 
 """
 
 import copy
-import functools
 import hashlib
 import os
 import random
@@ -13,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,10 @@ class Pushes:
     def run(
         self, at: int | None = None, seconds: float = 0, how: int = signal.SIGKILL, **fault: Any
     ) -> "subprocess.CompletedProcess[str]":
-        """Push; send a signal some seconds after request number `at`, which `fault` meets."""
+        """Push; send a signal some seconds after request number `at`, which `fault` meets.
+
+        Requests that come later are answered after the signal: a fast push does not end before it.
+        """
         process = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
@@ -91,14 +94,23 @@ class Pushes:
             text=True,
         )
         if at is not None:
-            send = functools.partial(process.send_signal, how)  # before the request is answered
+            is_sent = threading.Event()
+
+            def send() -> None:
+                process.send_signal(how)
+                is_sent.set()
+
+            begin = send  # before the request is answered
             if seconds:
                 timer = threading.Timer(seconds, send)
                 timer.daemon = True
-                send = timer.start
-            self.hub.faults.append({"match": "", "skip": at, "call": send} | fault)
+                begin = timer.start
+            self.hub.faults.append({"match": "", "skip": at, "call": begin} | fault)
+            self.hub.faults.append({"match": "", "skip": at, "times": 1000, "call": is_sent.wait})
         stdout, stderr = process.communicate(timeout=120)
         self.hub.faults.clear()
+        while any(entry["status"] is None for entry in self.hub.log):
+            time.sleep(0.01)  # a request may still have its effect after its client is gone
         return subprocess.CompletedProcess(self.command, process.returncode, stdout, stderr)
 
     def find(self, part: str) -> int:

@@ -45,7 +45,7 @@ def test_the_plugin_times_what_pytest_runs_child_processes_included(tmp_path: Pa
     test.write_text(
         "import subprocess, sys\n"
         "def test_x():\n"
-        "    burn = 'import time\\nwhile time.process_time() < 0.3: pass'\n"
+        "    burn = 'import time\\nwhile time.process_time() < 0.4: pass'\n"
         "    subprocess.run([sys.executable, '-c', burn], check=True)\n"
         "def test_fails(): assert False\n"
     )
