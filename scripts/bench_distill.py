@@ -42,9 +42,8 @@ from typing import Any
 from machine import machine
 
 STAGES = ("verify", "decontaminate", "select", "render")
-SAMPLES = 4
 SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "sample-v3"
-ROWS, LIMIT = 128, 128  # at a time; tokens of an answer
+SAMPLES, ROWS, LIMIT = 4, 128, 128  # of a prompt; at a time; tokens of an answer
 Record = dict[str, Any]
 
 
@@ -168,8 +167,8 @@ def sampling(problems: int) -> dict[str, float]:
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(SAMPLE)
     lines = SAMPLE.with_name("sample-v3-heldout.jsonl").read_text().splitlines()[:problems]
-    prompts = [prompt_ids(tokenizer, json.loads(line)["messages"][:-1]) for line in lines]
-    prompts.sort(key=len)
+    messages = [json.loads(line)["messages"][:-1] for line in lines]
+    prompts = sorted((prompt_ids(tokenizer, asked) for asked in messages), key=len)
     theirs = AutoModelForCausalLM.from_pretrained(SAMPLE, dtype=torch.float32).eval()
     serving = load(SAMPLE, torch.float32, torch.device("cpu"))
 
@@ -208,6 +207,7 @@ def rates(ways: dict[str, Callable[[], int]]) -> dict[str, float]:
 
 def rollouts(answers: str, model: Path | str = SAMPLE) -> dict[str, dict[str, float]]:
     """Return the tokens a CPU-second of answers to the prompts of a step, by what draws them."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which TRL imports, prints
     import torch
     from bench_sft import TINY_INIT
     from datasets import Dataset
@@ -227,15 +227,15 @@ def rollouts(answers: str, model: Path | str = SAMPLE) -> dict[str, dict[str, fl
     tokenizer = load_tokenizer(SAMPLE)
     lines = SAMPLE.with_name("sample-v3-heldout.jsonl").read_text().splitlines()[:16]
     prompts = [json.loads(line)["messages"][:-1] for line in lines for _ in range(count)]
-    data = Dataset.from_list([{"prompt": messages} for messages in prompts])
+    data = Dataset.from_dict({"prompt": prompts})
 
     def measured(folder: str, model: Path | None, init: dict[str, Any] | None) -> dict[str, float]:
         student = load_student(settings, model, init, tokenizer)
-        config = trl_config(settings, Work(Path(folder)), tokenizer)
+        config = trl_config(settings, Work(Path(folder)))
         trainer: Any = GRPOTrainer(student, [len], config, data, processing_class=tokenizer)
 
         def generate() -> int:
-            ids, _, _ = trainer._tokenize_prompts(prompts)
+            ids = trainer._tokenize_prompts(prompts)[0]
             return sum(map(len, trainer._generate_single_turn(ids, None, {}, count)[0]))
 
         def loop() -> int:

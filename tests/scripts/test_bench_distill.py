@@ -44,6 +44,15 @@ def test_sampling_is_measured_three_ways(run_script: Any) -> None:
     assert min(rates.values()) > 0
 
 
+@pytest.mark.slow
+def test_answers_of_grpo_are_measured_two_ways(run_script: Any) -> None:
+    done = run_script("bench_distill", "--rollouts", 2)
+    assert done.returncode == 0, done.stderr
+    rates = json.loads(done.stdout)["rollouts"]
+    assert rates.keys() == {"model", "llama"}
+    assert all(rate.keys() == {"TRL", "loop"} and min(rate.values()) > 0 for rate in rates.values())
+
+
 @pytest.mark.parametrize("bar", [("--at-least", 10**9), ("--at-most-mib", 1)])
 def test_a_missed_bar_exits_with_3(bar: tuple[str, int], run_script: Any, tmp_path: Path) -> None:
     words = ("--kind", "sums", "--rows", 8, "--workers", 1, "--folder", tmp_path)
