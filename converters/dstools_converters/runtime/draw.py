@@ -47,7 +47,7 @@ def pick(logits: Tensor, sampling: Sampling, uniform: list[float]) -> list[int]:
         if not is_finite.all():
             logits = torch.where(is_finite[:, None], logits, 0.0)
         wanted = torch.tensor(uniform, dtype=torch.float64, device=logits.device)
-        tokens = draw(logits, sampling.top_p, wanted)
+        tokens = _draw(logits, sampling.top_p, wanted)
     picked: list[int] = torch.where(is_finite, tokens, NOT_FINITE).tolist()
     return picked
 
@@ -63,6 +63,11 @@ def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
     """
     if not logits.amax(-1).isfinite().all():
         raise ValueError("logits must be finite, or -infinity for some tokens of a row")
+    return _draw(logits, top_p, uniform)
+
+
+def _draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+    """Return what `draw` does, of rows whose logits were looked at."""
     shares = torch.softmax(logits, -1)
     if top_p == 1:
         return _ranks(shares, uniform)
