@@ -94,7 +94,7 @@ def compare(
     tokenizer = load_tokenizer(model)
     rows = [json.loads(line) for line in CHATS.read_text().splitlines()[:count]]
     prompts = [prompt_ids(tokenizer, row["messages"][:1]) for row in rows]
-    ends = frozenset(end_ids(model, tokenizer))
+    ends = end_ids(model, tokenizer)
     serving = load(model, torch.bfloat16, device, keeps_codes=True)
     plain, drafted = (greedy(serving, prompts, ends, tokens, drafts=drafts) for drafts in (0, 1))
     with using("reference"):

@@ -194,17 +194,9 @@ def test_a_token_without_a_page_is_refused_and_writes_nothing(
     assert all(cache.isnan().all() for cache in session.caches)
 
 
-def answers(
-    session: Session,
-    pool: Pool,
-    prompts: list[list[int]],
-    sampling: Sampling,
-    *,
-    limit: int,
-    ends: frozenset[int],
-    **options: Any,
-) -> tuple[list[list[int]], Counts]:
-    found, counts = in_steps(session, pool, prompts, sampling, limit=limit, ends=ends, **options)
+def answers(*arguments: Any, **options: Any) -> tuple[list[list[int]], Counts]:
+    """Return whole answers, of the arguments of `in_steps`."""
+    found, counts = in_steps(*arguments, **options)
     return [[token for ids in steps for token in ids] for steps in found], counts
 
 
