@@ -29,6 +29,9 @@ NEEDS = {
     "report": "",
     "distill": "distill",
     "distill --lm-eval": "lm-eval",
+    "export": "export",
+    "export --check": "check",
+    "bench": "export",
     "push": "",
     "env": "",
 }
