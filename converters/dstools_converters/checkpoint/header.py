@@ -6,9 +6,11 @@ Source of the format: safetensors, README, "Format": 8 bytes little-endian heade
 header, data without holes; `data_offsets` count from the end of the header.
 """
 
+import json
 import math
 import stat
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +20,7 @@ from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import MAX_TABLE_VALUES, strict_json
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+DATA_ALIGNMENT = 4096  # of headers that we write, so that the data begins on a page
 MAX_RANK = 64  # as in torch; a shape of a million sizes would take minutes to multiply
 ITEM_BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32,
@@ -126,6 +129,22 @@ def read_header(folder: Path, name: str) -> tuple[Shard, list[TensorInfo]]:
         )
     digest = sha256(raw).hexdigest()
     return Shard(name, status.st_size, status.st_ino, status.st_mtime_ns, digest), infos
+
+
+def format_header(tensors: Iterable[TensorInfo]) -> bytes:
+    """Return the header of a file that holds these tensors in this order."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for info in tensors:
+        entries[info.name] = {
+            "dtype": info.dtype,
+            "shape": info.shape,
+            "data_offsets": [end, end + info.nbytes],
+        }
+        end += info.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
 
 
 def _tensor_info(shard: str, name: str, entry: Any, data_start: int) -> TensorInfo:

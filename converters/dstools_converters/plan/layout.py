@@ -4,13 +4,11 @@ Within a shard, tensors of wider items come first, so that each begins at a mult
 size (as in safetensors' own writer), and the data begins on a page.
 """
 
-import json
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo
+from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo, format_header
 from dstools_converters.checkpoint.storage import Storage
 
 # copy        bytes unchanged; the scale of an FP8 weight is copied as F32
@@ -21,7 +19,6 @@ from dstools_converters.checkpoint.storage import Storage
 # dequantize  codes and scale -> BF16
 # calibrate   as quantize or requantize, by `calibrate`, from the inputs of the weight
 Action = Literal["copy", "quantize", "requantize", "restore", "recover", "dequantize", "calibrate"]
-DATA_ALIGNMENT = 4096
 
 
 class TensorPlan(NamedTuple):
@@ -55,20 +52,12 @@ def lay_out(tensors: Iterable[TensorPlan], shards: Iterable[str]) -> tuple[Shard
 def _lay_out_shard(name: str, tensors: list[TensorPlan]) -> ShardPlan:
     parts = [part for tensor in tensors for part in tensor.target.parts]
     parts.sort(key=lambda part: -ITEM_BITS[part.dtype])
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header = format_header(parts)
     starts: dict[str, int] = {}
     end = 0
     for part in parts:
         starts[part.name] = end
-        entries[part.name] = {
-            "dtype": part.dtype,
-            "shape": part.shape,
-            "data_offsets": [end, end + part.nbytes],
-        }
         end += part.nbytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
-    header = struct.pack("<Q", len(text)) + text
     base = len(header)
     placed = []
     for action, source, target, rule in tensors:  # `_replace` would take twice the time

@@ -12,7 +12,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from dstools_converters.checkpoint.header import ITEM_BITS, read_header
+from dstools_converters.checkpoint.header import (
+    DATA_ALIGNMENT,
+    ITEM_BITS,
+    TensorInfo,
+    format_header,
+    read_header,
+)
 from dstools_converters.errors import DstoolsError
 
 NAME = "model.safetensors"
@@ -308,3 +314,16 @@ def test_a_name_that_steers_a_terminal_is_printed_escaped(tmp_path: Path) -> Non
     written(tmp_path, packed({name: A}, b"12"))
     (info,) = read_header(tmp_path, NAME)[1]
     assert info.where == f"{NAME}: a\\x1b]0;owned\\x07\\n\\u202e"
+
+
+def test_a_header_of_ours_is_read_back_and_ends_on_a_page(tmp_path: Path) -> None:
+    wanted = [
+        TensorInfo("a", "F32", (2, 3), NAME, DATA_ALIGNMENT, 24),
+        TensorInfo("b", "F8_E4M3", (5,), NAME, DATA_ALIGNMENT + 24, 5),
+        TensorInfo("c", "BF16", (), NAME, DATA_ALIGNMENT + 29, 2),
+    ]
+    header = format_header(wanted)
+    assert len(header) == DATA_ALIGNMENT
+    path = written(tmp_path, header + bytes(31))
+    assert read_header(path.parent, path.name)[1] == wanted
+    assert safetensors_reads(path) == we_read(path)

@@ -4,10 +4,10 @@ import json
 import struct
 from typing import Any
 
-from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.header import DATA_ALIGNMENT, TensorInfo
 from dstools_converters.checkpoint.scheme import QuantScheme
 from dstools_converters.checkpoint.storage import fp8_block, plain
-from dstools_converters.plan.layout import DATA_ALIGNMENT, ShardPlan, TensorPlan, lay_out
+from dstools_converters.plan.layout import ShardPlan, TensorPlan, lay_out
 
 SCHEME = QuantScheme("native", "float32", (128, 128))
 

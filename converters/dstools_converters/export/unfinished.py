@@ -1,0 +1,160 @@
+"""The folder that an export writes: complete under its name, or not there.
+
+    OUT.incomplete/            locked by the run that fills it
+        journal.jsonl          the plan, then how many parts of each file are on the disk
+        model/                 becomes OUT
+
+Each file is filled from front to back, so that a count is all that the next run needs to resume.
+Parts are flushed to the disk before they are counted.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dstools_converters.errors import DstoolsError, disk_errors, size
+from dstools_converters.files import append_record, recover_log, sync
+
+JOURNAL, MODEL = "journal.jsonl", "model"
+
+
+class Unfinished:
+    """The folder of one export, from its lock to its last rename.
+
+    fingerprint: of all that decides which bytes are written.
+    """
+
+    def __init__(self, out: Path, fingerprint: str) -> None:
+        self.out = out
+        self.fingerprint = fingerprint
+        self.work = out.with_name(f"{out.name}.incomplete")
+        self.model = self.work / MODEL
+        self.is_published = False  # by an earlier run that was killed before it had cleaned up
+        self._parts: dict[str, int] = {}  # of files, by earlier runs
+        self._names: set[str] = set()  # of files that this run has opened
+
+    def __enter__(self) -> "Unfinished":
+        """Take the lock and read the journal.
+
+        Raises DstoolsError where OUT exists, another run is at work, or the journal is of another
+        export.
+        """
+        if os.path.lexists(self.out) and not self.work.is_dir():
+            raise self._exists()
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._take_over()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._journal)
+        os.close(self._lock)
+
+    def _take_over(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DstoolsError(
+                f"{self.work}: another run is writing it", "wait for it, or stop it"
+            ) from error
+        for path in self.work.iterdir():
+            if path.name not in (JOURNAL, MODEL):
+                raise DstoolsError(
+                    f"{path}: dstools did not write it",
+                    "move it; the output is worked on in this folder",
+                )
+        records = self._records()
+        if records and records[0].get("plan") != self.fingerprint:
+            raise DstoolsError(
+                f"{self.work}: was begun from another source, with other options or by another "
+                "dstools",
+                "finish that run with its own command, or delete the folder",
+            )
+        if os.path.lexists(self.out):
+            self.is_published = {"publish": True} in records and not self.model.exists()
+            if not self.is_published:
+                if not any(self.work.iterdir()):
+                    self.work.rmdir()
+                raise self._exists()
+        self._parts = {record["file"]: record["parts"] for record in records if "file" in record}
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._journal = os.open(self.work / JOURNAL, flags, 0o666)
+        if not records:
+            self._append({"plan": self.fingerprint})
+
+    def _records(self) -> list[dict[str, Any]]:
+        path = self.work / JOURNAL
+        if not path.exists():
+            return []
+        with path.open("r+b") as file:
+            return [record for _, record in recover_log(file)]
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with disk_errors(self.work / JOURNAL):
+            append_record(self._journal, record)
+
+    def require_space(self, nbytes: int) -> None:
+        """Raise DstoolsError where the disk does not take `nbytes`, unfinished files included."""
+        left = sum(path.stat().st_blocks * 512 for path in self.model.glob("*"))
+        free = shutil.disk_usage(self.work).free + left
+        if nbytes > free:
+            if not self._parts:
+                shutil.rmtree(self.work)
+            raise DstoolsError(
+                f"{self.out}: needs {size(nbytes)}, the disk has {size(free)} free",
+                "free some space, or name a folder on another disk",
+            )
+
+    def open(self, name: str, nbytes: int) -> tuple[int, int]:
+        """Return a descriptor of a file of this size, and how many of its parts are done."""
+        self.model.mkdir(exist_ok=True)
+        self._names.add(name)
+        path = self.model / name
+        is_there = path.is_file() and path.stat().st_size == nbytes
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with disk_errors(path):
+            os.truncate(file, nbytes)
+            os.posix_fallocate(file, 0, nbytes)
+        return file, self._parts.get(name, 0) if is_there else 0
+
+    def done(self, name: str, file: int, parts: int) -> None:
+        """Flush a file and record that so many of its parts are written."""
+        with disk_errors(self.model / name):
+            os.fdatasync(file)
+        self._append({"file": name, "parts": parts})
+
+    def publish(self, files: Mapping[str, Path | bytes]) -> None:
+        """Write `files`, contents or what to copy, beside those opened; rename the folder to OUT.
+
+        All else in it is of an earlier run with other files, and is removed.
+        """
+        for path in self.model.iterdir():
+            if path.name not in self._names:
+                path.unlink()
+        for name, content in files.items():
+            target = self.model / name
+            with disk_errors(target):
+                if isinstance(content, bytes):
+                    target.write_bytes(content)
+                else:
+                    shutil.copyfile(content, target)
+                sync(target)
+        sync(self.model)
+        self._append({"publish": True})
+        os.fsync(self._journal)
+        self.model.rename(self.out)
+        sync(self.out.parent)
+
+    def clean_up(self) -> None:
+        """Delete the work folder, once OUT has its name."""
+        shutil.rmtree(self.work)
+
+    def _exists(self) -> DstoolsError:
+        return DstoolsError(f"{self.out}: exists", "name a new folder, or delete this one")
