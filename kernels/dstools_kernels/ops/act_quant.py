@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dstools_kernels.fp8 import BLOCK, E4M3_MAX, ScaleFormat
 from dstools_kernels.ops.dispatch import runs_twin
+from dstools_kernels.ops.permute import gather
 
 AMAX_FLOOR = 1e-4  # for both formats of scales; weights in float32 have a smaller one
 TOKENS_AT_A_TIME = 32  # the steps on some tokens stay in the cache; on 2048 they took 3x as long
@@ -64,17 +65,10 @@ def act_quant(
         if x.ndim == 2:
             return Quantized(codes, scales)
         return Quantized(codes.view(x.shape), scales.view(*x.shape[:-1], scales.shape[-1]))
-    quantized = _act_quant(x if rows is None else _gather(x, rows), scale_format, group_size)
+    quantized = _act_quant(x if rows is None else gather(x, rows), scale_format, group_size)
     if not is_transposed:
         return quantized
     return Quantized(quantized.codes, quantized.scales.T.contiguous().T)
-
-
-def _gather(x: Tensor, rows: Tensor) -> Tensor:
-    """Return x[rows], zeros where there is no such row."""
-    is_known = (rows >= 0) & (rows < len(x))
-    padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
-    return padded[torch.where(is_known, rows, len(x)).long()]
 
 
 def _act_quant(x: Tensor, scale_format: ScaleFormat, group_size: int) -> Quantized:

@@ -33,6 +33,23 @@ def fp8_row_bytes(rank: int, rope: int) -> int:
     return rank + 4 * (rank // GROUP_SIZE) + 2 * rope
 
 
+def row_lengths(past: Tensor, cumulative: Tensor) -> Tensor:
+    """Return the tokens of each row with its new ones, int32 [B].
+
+    `past` [B] int32 are those before this step, `cumulative` [B + 1] int32 where the new ones of a
+    row begin. Raises ValueError where either is not int32.
+    """
+    if past.dtype != torch.int32 or cumulative.dtype != torch.int32:
+        raise ValueError(
+            f"past and cumulative must be int32, got {past.dtype} and {cumulative.dtype}"
+        )
+    if runs_twin("row_lengths", past):
+        from dstools_kernels.ops.triton import latent_pages_triton
+
+        return latent_pages_triton.row_lengths(past, cumulative)
+    return past + cumulative.diff()
+
+
 def token_slots(
     table: Tensor, lengths: Tensor, cumulative: Tensor, pages: int, page_size: int
 ) -> Tensor:
@@ -40,8 +57,14 @@ def token_slots(
 
     `table` [B, N] holds the pages of a row, `lengths` [B] its tokens with the new ones, and
     `cumulative` [B + 1] where its new tokens begin. A token whose place or page is out of range
-    gets -1, which `write_latents` drops. The same for all layers of a step.
+    gets -1, which `write_latents` drops. The same for all layers of a step. The Triton twin takes
+    int32.
     """
+    is_int32 = all(part.dtype == torch.int32 for part in (table, lengths, cumulative))
+    if runs_twin("token_slots", table, is_int32, "int32"):
+        from dstools_kernels.ops.triton import latent_pages_triton
+
+        return latent_pages_triton.token_slots(table, lengths, cumulative, pages, page_size)
     counts = cumulative.diff().long()
     row = torch.repeat_interleave(torch.arange(len(counts), device=table.device), counts)
     token = torch.arange(len(row), device=table.device)

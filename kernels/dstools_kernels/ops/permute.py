@@ -22,6 +22,26 @@ class Permuted(NamedTuple):
     offsets: Tensor  # [G + 1] int32, the first row of each of G local experts, then their number
 
 
+def gather(x: Tensor, tokens: Tensor) -> Tensor:
+    """Return x[tokens] [R, D] of `x` [T, D], rows of zeros where x has no such token.
+
+    The Triton twin takes BF16; all else is left to torch on a GPU, too. Raises ValueError where
+    `tokens` is not int32 [R] or `x` is not a matrix.
+    """
+    if tokens.dtype != torch.int32 or tokens.ndim != 1 or x.ndim != 2:
+        raise ValueError(
+            f"x and tokens must be a matrix and int32 [R], got {list(x.shape)} and "
+            f"{tokens.dtype} {list(tokens.shape)}"
+        )
+    if runs_twin("gather", x, x.dtype == torch.bfloat16, "BF16"):
+        from dstools_kernels.ops.triton import permute_triton
+
+        return permute_triton.gather(x, tokens)
+    is_known = (tokens >= 0) & (tokens < len(x))
+    padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
+    return padded[torch.where(is_known, tokens, len(x)).long()]
+
+
 def permute(ids: Tensor, expert_map: Tensor, num_local: int) -> Permuted:
     """Sort the copies of tokens that chose the experts `ids` [T, k] int32 by their local expert.
 

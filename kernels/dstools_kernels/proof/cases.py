@@ -12,23 +12,30 @@ import torch
 from torch import Tensor
 
 from dstools_kernels.fp8 import ScaleFormat
-from dstools_kernels.ops.act_quant import Quantized, act_quant
+from dstools_kernels.ops.act_quant import act_quant
 from dstools_kernels.ops.combine import combine
 from dstools_kernels.ops.fp8_gemm import fp8_gemm
 from dstools_kernels.ops.gemm import gemm
-from dstools_kernels.ops.latent_pages import PAGE_SIZE, pack_fp8, write_latents
+from dstools_kernels.ops.latent_pages import (
+    PAGE_SIZE,
+    pack_fp8,
+    row_lengths,
+    token_slots,
+    write_latents,
+)
 from dstools_kernels.ops.mla_decode import mla_decode
 from dstools_kernels.ops.mla_merge import mla_merge
 from dstools_kernels.ops.mla_prefill import mla_prefill
 from dstools_kernels.ops.moe_gemm import moe_gemm
-from dstools_kernels.ops.permute import permute
+from dstools_kernels.ops.permute import gather, permute
 from dstools_kernels.ops.router import V2, V2_LITE, Rule, router
 from dstools_kernels.ops.router import V3 as ROUTER_V3
-from dstools_kernels.ops.swiglu_quant import swiglu_quant
+from dstools_kernels.ops.swiglu_quant import swiglu, swiglu_quant
 from dstools_kernels.ops.weight_dequant import weight_dequant
 from dstools_kernels.ops.weight_quant import weight_quant
 from dstools_kernels.proof import roofline
 from dstools_kernels.proof.comparisons import equal, near_attention, near_sum, one_step, routed
+from dstools_kernels.proof.inputs import decode_inputs, offsets, product_inputs, random, with_ties
 from dstools_kernels.proof.roofline import FP8_LATENT, LATENT, ROPE, Work
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -47,30 +54,6 @@ class Case(NamedTuple):
     def name(self) -> str:
         """Return the op and its shape."""
         return f"{self.work.op} {self.work.shape}"
-
-
-# --------------------------------------------------------------------------------------- the inputs
-
-
-def _random(device: torch.device, *shape: int, dtype: torch.dtype = BF16) -> Tensor:
-    return torch.randn(shape, device=device).to(dtype)
-
-
-def with_ties(device: torch.device, rows: int, columns: int) -> Tensor:
-    """Return activations whose first group has scale 1 and every point between two codes."""
-    x = _random(device, rows, columns)
-    codes = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    ties = (codes[1:] + codes[:-1]) / 2  # all are BF16 numbers; the last code is 448
-    if rows and columns >= 128:
-        x[0, :128] = torch.cat([ties, torch.tensor([448.0, -448.0])]).to(x)
-    return x
-
-
-def _offsets(device: torch.device, rows: int, experts: int) -> Tensor:
-    """Return ragged offsets [experts + 1]; the first expert has no rows where there are several."""
-    cuts = torch.linspace(0, 1, experts) ** 1.5 if experts > 1 else torch.tensor([1.0])
-    ends = (cuts * rows).round().int()
-    return torch.cat([ends.new_zeros(1), ends]).to(device)
 
 
 def quantize(
@@ -93,21 +76,31 @@ def quantize(
     return Case(work, make, equal)
 
 
-def swiglu(rows: int, columns: int) -> Case:
+def quantized_swiglu(rows: int, columns: int) -> Case:
     """Return gate and up to multiply and quantize."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        gate, up = _random(device, rows, columns), _random(device, rows, columns)
+        gate, up = random(device, rows, columns), random(device, rows, columns)
         return lambda: swiglu_quant(gate, up)
 
     return Case(roofline.swiglu_quant(rows, columns), make, one_step)
+
+
+def plain_swiglu(rows: int, columns: int) -> Case:
+    """Return gate and up to multiply."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        gate, up = random(device, rows, columns), random(device, rows, columns)
+        return lambda: swiglu(gate, up)
+
+    return Case(roofline.swiglu(rows, columns), make, near_sum)
 
 
 def quantize_weight(rows: int, columns: int, dtype: torch.dtype = BF16) -> Case:
     """Return a weight to quantize."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        weight = _random(device, rows, columns, dtype=dtype)
+        weight = random(device, rows, columns, dtype=dtype)
         return lambda: weight_quant(weight)
 
     return Case(roofline.weight_quant(rows, columns, dtype=dtype), make, equal)
@@ -117,16 +110,10 @@ def dequantize_weight(rows: int, columns: int, dtype: torch.dtype = BF16) -> Cas
     """Return a weight to dequantize."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        codes, scales = weight_quant(_random(device, rows, columns))
+        codes, scales = weight_quant(random(device, rows, columns))
         return lambda: weight_dequant(codes, scales, dtype)
 
     return Case(roofline.weight_quant(rows, columns, "weight_dequant", dtype), make, equal)
-
-
-def product_inputs(device: torch.device, m: int, n: int, k: int) -> tuple[Quantized, Quantized]:
-    """Return FP8 codes of positive numbers, whose sums lose most where they are narrow."""
-    x, w = torch.rand(m, k, device=device), torch.rand(n, k, device=device)
-    return act_quant(x, is_transposed=True), weight_quant(w)
 
 
 def product(m: int, n: int, k: int, dtype: torch.dtype = BF16) -> Case:
@@ -143,11 +130,11 @@ def experts(rows: int, count: int, n: int, k: int) -> Case:
     """Return FP8 products of ragged groups."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        x = act_quant(_random(device, rows, k), is_transposed=True)
-        each = [weight_quant(_random(device, n, k)) for _ in range(count)]
+        x = act_quant(random(device, rows, k), is_transposed=True)
+        each = [weight_quant(random(device, n, k)) for _ in range(count)]
         w = type(x)(*(torch.stack(parts) for parts in zip(*each, strict=True)))
-        offsets = _offsets(device, rows, count)
-        return lambda: moe_gemm(x, w, offsets)
+        bounds = offsets(device, rows, count)
+        return lambda: moe_gemm(x, w, bounds)
 
     return Case(roofline.moe_gemm(rows, count, n, k), make, near_sum)
 
@@ -156,9 +143,9 @@ def bf16_experts(rows: int, count: int, n: int, k: int) -> Case:
     """Return BF16 products of ragged groups."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        x, w = _random(device, rows, k), _random(device, count, n, k)
-        offsets = _offsets(device, rows, count)
-        return lambda: moe_gemm(x, w, offsets)
+        x, w = random(device, rows, k), random(device, count, n, k)
+        bounds = offsets(device, rows, count)
+        return lambda: moe_gemm(x, w, bounds)
 
     return Case(roofline.moe_gemm(rows, count, n, k, "bf16"), make, near_sum)
 
@@ -173,7 +160,7 @@ def bf16_product(
 
     def make(device: torch.device) -> Callable[[], Any]:
         batch = (heads,) if heads > 1 else ()
-        x, w = _random(device, *batch, m, k), _random(device, *batch, n, k)
+        x, w = random(device, *batch, m, k), random(device, *batch, n, k)
         w = w.mT.contiguous().mT if is_transposed else w
         return lambda: gemm(x, w, dtype)
 
@@ -188,8 +175,8 @@ def route(tokens: int, model: tuple[int, Rule] = V3_RULE) -> Case:
     count, rule = model
 
     def make(device: torch.device) -> Callable[[], Any]:
-        logits = _random(device, tokens, count, dtype=F32)
-        bias = _random(device, count, dtype=F32) / 10 if rule.group_score == "top2" else None
+        logits = random(device, tokens, count, dtype=F32)
+        bias = random(device, count, dtype=F32) / 10 if rule.group_score == "top2" else None
         return lambda: router(logits, bias, rule)
 
     return Case(roofline.router(tokens, count, rule.count), make, routed)
@@ -208,46 +195,31 @@ def sort(tokens: int) -> Case:
     return Case(roofline.permute(tokens), make, equal)
 
 
+def pick(tokens: int, rows: int, columns: int) -> Case:
+    """Return tokens to copy to rows, one of them a token that is not there."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        x = random(device, tokens, columns)
+        order = torch.randint(tokens, (rows,), device=device, dtype=torch.int32)
+        order[:1] = tokens
+        return lambda: gather(x, order)
+
+    return Case(roofline.gather(tokens, rows, columns), make, equal)
+
+
 def add_up(tokens: int, has_shared: bool = True, dtype: torch.dtype = BF16) -> Case:
     """Return rows of experts to add up, with those of a shared expert or not."""
 
     def make(device: torch.device) -> Callable[[], Any]:
         chosen, hidden = roofline.CHOSEN, roofline.HIDDEN
-        y = _random(device, tokens * chosen, hidden, dtype=dtype)
-        shared = _random(device, tokens, hidden, dtype=dtype) if has_shared else None
+        y = random(device, tokens * chosen, hidden, dtype=dtype)
+        shared = random(device, tokens, hidden, dtype=dtype) if has_shared else None
         order = torch.randperm(tokens * chosen, device=device).int().view(tokens, chosen)
         destination = torch.where(order % 8 == 0, -1, order)
         weights = torch.rand(tokens, chosen, device=device)
         return lambda: combine(y, destination, weights, shared)
 
     return Case(roofline.combine(tokens, has_shared, dtype), make, near_sum)
-
-
-def _pool(device: torch.device, lengths: Tensor, is_fp8: bool) -> tuple[Tensor, Tensor]:
-    """Return a pool and a table for rows of `lengths`, shuffled; what no row wrote is NaN."""
-    width = max(1, -(-int(lengths.max()) // PAGE_SIZE)) if len(lengths) else 1
-    pages = len(lengths) * width + 1
-    table = torch.randperm(pages - 1, device=device).int().view(len(lengths), width)
-    pool = torch.full(
-        (pages, PAGE_SIZE, LATENT + ROPE), torch.nan, device=device, dtype=torch.bfloat16
-    )
-    at = torch.arange(width * PAGE_SIZE, device=device)
-    is_used = at < lengths[:, None]
-    rows = table.long().repeat_interleave(PAGE_SIZE, 1) * PAGE_SIZE + at % PAGE_SIZE
-    used = rows[is_used]
-    pool.view(-1, LATENT + ROPE)[used] = _random(device, len(used), LATENT + ROPE)
-    return (pack_fp8(pool) if is_fp8 else pool), table
-
-
-def decode_inputs(
-    device: torch.device, lengths: list[int], heads: int, new: int = 1, is_fp8: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]:
-    """Return the arguments of `mla_decode` for `new` tokens of each row."""
-    held = torch.tensor(lengths, dtype=torch.int32, device=device)
-    pool, table = _pool(device, held, is_fp8)
-    q = _random(device, len(lengths) * new, heads, LATENT + ROPE)
-    starts = new * torch.arange(len(lengths) + 1, device=device, dtype=torch.int32)
-    return q, pool, table, held, starts, 192**-0.5
 
 
 def decode(lengths: list[int], heads: int, new: int = 1, is_fp8: bool = False) -> Case:
@@ -267,8 +239,8 @@ def merge(tokens: int, splits: int, heads: int) -> Case:
     """Return partial outputs to merge."""
 
     def make(device: torch.device) -> Callable[[], Any]:
-        partial = _random(device, tokens * splits, heads, LATENT, dtype=F32)
-        lse = _random(device, tokens * splits, heads, dtype=F32)
+        partial = random(device, tokens * splits, heads, LATENT, dtype=F32)
+        lse = random(device, tokens * splits, heads, dtype=F32)
         offsets = splits * torch.arange(tokens + 1, device=device, dtype=torch.int32)
         return lambda: mla_merge(partial, lse, offsets)
 
@@ -295,6 +267,23 @@ def write(tokens: int, is_fp8: bool = False) -> Case:
     return Case(roofline.latent_pages(tokens, token_bytes), make, equal)
 
 
+def place(rows: int, width: int, new: int) -> Case:
+    """Return rows to find the lengths and the slots of their `new` tokens of."""
+
+    def make(device: torch.device) -> Callable[[], Any]:
+        pages = rows * width + 1
+        table = torch.randperm(pages, device=device)[: rows * width].int().view(rows, width)
+        past = torch.arange(rows, device=device, dtype=torch.int32) % (width * PAGE_SIZE)
+        starts = new * torch.arange(rows + 1, device=device, dtype=torch.int32)
+
+        def call() -> Tensor:
+            return token_slots(table, row_lengths(past, starts), starts, pages, PAGE_SIZE)
+
+        return call
+
+    return Case(roofline.token_slots(rows, width, rows * new), make, equal)
+
+
 def prefill(new: list[int], cached: list[int], heads: int) -> Case:
     """Return the attention of `new` tokens of each row to themselves and `cached` before them."""
 
@@ -303,8 +292,8 @@ def prefill(new: list[int], cached: list[int], heads: int) -> Case:
         counts = torch.tensor([[0, *new], [0, *cached]], device=device)
         starts_q, starts_k = (c.cumsum(-1).int() for c in (counts[0], counts.sum(0)))
         keys = sum(new) + sum(cached)
-        q, k_rope = _random(device, sum(new), heads, nope + ROPE), _random(device, keys, ROPE)
-        k_nope, v = _random(device, keys, heads, nope), _random(device, keys, heads, value)
+        q, k_rope = random(device, sum(new), heads, nope + ROPE), random(device, keys, ROPE)
+        k_nope, v = random(device, keys, heads, nope), random(device, keys, heads, value)
         return lambda: mla_prefill(q, k_nope, k_rope, v, starts_q, starts_k, 192**-0.5)
 
     return Case(roofline.mla_prefill(sum(new), heads), make, near_attention)
@@ -317,8 +306,9 @@ SMALL = (
     *(quantize(9, 384, 7, *form) for form in ((BF16, "ue8m0"), (F32, "float32"), (F32, "ue8m0"))),
     quantize(9, 384, dtype=F32),
     *(quantize(9, 384, dtype=dtype, scale_format="ue8m0") for dtype in (BF16, F32)),
-    swiglu(0, 128),
-    swiglu(33, 256),
+    quantized_swiglu(0, 128),
+    quantized_swiglu(33, 256),
+    *(plain_swiglu(rows, 1032) for rows in (0, 3)),
     *(quantize_weight(576, 192, dtype) for dtype in (BF16, F32)),
     *(dequantize_weight(576, 192, dtype) for dtype in (BF16, F32)),
     *(product(m, 192, 384) for m in (0, 1, 129)),
@@ -336,6 +326,7 @@ SMALL = (
     bf16_product(3, 64, 128, 16),
     *(route(33, model) for model in (V3_RULE, V2_RULE, V2_LITE_RULE)),
     sort(33),
+    *(pick(5, rows, 1032) for rows in (0, 7)),
     *(add_up(3, has_shared, dtype) for has_shared in (True, False) for dtype in (BF16, F32)),
     *(decode([0, 1, 64, 65, 200], heads) for heads in (16, 64, 128)),
     decode([2, 65], 16, new=2),
@@ -343,6 +334,7 @@ SMALL = (
     *(decode([0, 1, 65], heads, is_fp8=True) for heads in (64, 128)),
     merge(3, 2, 16),
     prefill([70, 0, 1, 130], [0, 5, 64, 33], 2),
+    *(place(rows, 2, 3) for rows in (1, 65)),
     write(70),
     write(70, is_fp8=True),
 )
@@ -352,7 +344,8 @@ V3 = (
     quantize(4096, roofline.HIDDEN),
     quantize(4096, roofline.HIDDEN, scale_format="ue8m0"),
     quantize(4096, roofline.HIDDEN, 4096 * roofline.CHOSEN),
-    swiglu(4096 * roofline.CHOSEN, roofline.EXPERT),
+    quantized_swiglu(4096 * roofline.CHOSEN, roofline.EXPERT),
+    plain_swiglu(4096 * roofline.CHOSEN, roofline.EXPERT),
     quantize_weight(roofline.DENSE, roofline.HIDDEN),
     dequantize_weight(roofline.DENSE, roofline.HIDDEN),
     product(64, roofline.Q_RANK + LATENT + ROPE, roofline.HIDDEN),
@@ -368,6 +361,7 @@ V3 = (
     bf16_product(128, roofline.VOCABULARY, roofline.HIDDEN),
     *(route(4096, model) for model in (V3_RULE, V2_RULE, V2_LITE_RULE)),
     sort(4096),
+    pick(4096, 4096 * roofline.CHOSEN, roofline.HIDDEN),
     *(add_up(4096, has_shared) for has_shared in (True, False)),
     decode([65_536], roofline.HEADS),
     decode(BATCH, roofline.HEADS),
@@ -376,6 +370,7 @@ V3 = (
     *(decode(BATCH, heads, is_fp8=True) for heads in (16, 64, roofline.HEADS)),
     merge(128, 4, roofline.HEADS),
     prefill([4096], [0], roofline.HEADS),
+    place(128, 64, 1),
     write(4096),
     write(4096, is_fp8=True),
 )

@@ -79,5 +79,5 @@ def _parts(value: Any) -> tuple[Tensor, ...]:
 
 
 def _bits(x: Tensor) -> Tensor:
-    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return x.contiguous().view(sizes[x.itemsize])

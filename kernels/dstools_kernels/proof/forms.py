@@ -16,8 +16,9 @@ from dstools_kernels.ops.dispatch import kernels
 from dstools_kernels.ops.fp8_gemm import fp8_gemm
 from dstools_kernels.ops.mla_decode import mla_decode
 from dstools_kernels.proof import roofline
-from dstools_kernels.proof.cases import Case, decode_inputs, product_inputs
+from dstools_kernels.proof.cases import Case
 from dstools_kernels.proof.comparisons import near_attention, near_sum
+from dstools_kernels.proof.inputs import decode_inputs, product_inputs
 
 OF_DECODE = ("bf16.64x64", "bf16.128x32", "fp8.32x32", "fp8.128x16", "bf16.gluon")  # it may hang
 

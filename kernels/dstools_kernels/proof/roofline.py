@@ -84,6 +84,11 @@ def swiglu_quant(rows: int, columns: int) -> Work:
     return Work("swiglu_quant", f"2 x [{rows}, {columns}]", moved)
 
 
+def swiglu(rows: int, columns: int) -> Work:
+    """Return the work of SwiGLU on BF16 alone."""
+    return Work("swiglu_quant", f"2 x [{rows}, {columns}], plain", 3 * BF16 * rows * columns)
+
+
 def weight_quant(
     rows: int, columns: int, op: str = "weight_quant", dtype: torch.dtype = torch.bfloat16
 ) -> Work:
@@ -126,6 +131,12 @@ def permute(tokens: int) -> Work:
     return Work("permute", f"[{tokens}, {CHOSEN}]", moved)
 
 
+def gather(tokens: int, rows: int, columns: int) -> Work:
+    """Return the work of copying rows of BF16, each of a token."""
+    shape = f"[{tokens}, {columns}], {rows} rows"
+    return Work("permute", shape, BF16 * (tokens + rows) * columns + INT32 * rows)
+
+
 def combine(tokens: int, has_shared: bool = True, dtype: torch.dtype = torch.bfloat16) -> Work:
     """Return the work of adding up the experts' rows and the shared expert's."""
     rows = tokens * (CHOSEN + 1 + has_shared)
@@ -138,6 +149,12 @@ def latent_pages(tokens: int, token_bytes: int = BF16 * (LATENT + ROPE)) -> Work
     """Return the work of writing new BF16 latents into pages, as `token_bytes` a token."""
     moved = tokens * (BF16 * (LATENT + ROPE) + token_bytes + INT64)
     return Work("latent_pages", f"{tokens} tokens of {token_bytes} B", moved)
+
+
+def token_slots(rows: int, width: int, tokens: int) -> Work:
+    """Return the work of finding the lengths of rows and the slots of their new tokens."""
+    moved = INT32 * (rows * (width + 3) + 1) + INT64 * tokens
+    return Work("latent_pages", f"slots of {tokens} tokens, [{rows}, {width}]", moved)
 
 
 def mla_decode(

@@ -12,6 +12,7 @@ from dstools_kernels.ops.latent_pages import (
     SCALE_FLOOR,
     fp8_row_bytes,
     pack_fp8,
+    row_lengths,
     token_slots,
     unpack_fp8,
     write_latents,
@@ -46,6 +47,12 @@ def test_places_and_pages_out_of_range_have_slot_minus_one() -> None:
     lengths = ints(1, 1, 5, -7)  # page 4 of 4, page -1, a place past the table, a place below 0
     slots = token_slots(table, lengths, ints(0, 1, 2, 3, 4), pages=4, page_size=4)
     assert slots.tolist() == [-1, -1, -1, -1]
+
+
+def test_lengths_count_the_new_tokens() -> None:
+    assert row_lengths(ints(5, 0, 7), ints(0, 2, 2, 3)).tolist() == [7, 0, 8]
+    with pytest.raises(ValueError, match=r"must be int32, got torch\.int64 and torch\.int32"):
+        row_lengths(torch.tensor([1]), ints(0, 1))
 
 
 def test_slots_outside_the_pool_are_dropped() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dstools_kernels.ops.permute import permute
+from dstools_kernels.ops.permute import gather, permute
 
 
 def int32(*values: object) -> Tensor:
@@ -55,6 +55,14 @@ def test_no_token_and_tokens_of_other_ranks_give_no_rows() -> None:
     elsewhere = permute(int32([[0, 1]]), int32([-1, -1]), 2)
     assert elsewhere.offsets.tolist() == [0, 0, 0]
     assert elsewhere.destination.tolist() == [[-1, -1]]
+
+
+def test_gathered_rows_by_hand() -> None:
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    rows = gather(x, int32([1, 0, 1, 2, -1]))
+    assert rows.tolist() == [[3, 4], [1, 2], [3, 4], [0, 0], [0, 0]]
+    with pytest.raises(ValueError, match=r"got \[2, 2\] and torch\.int64 \[1\]"):
+        gather(x, torch.tensor([0]))
 
 
 def test_misuse_is_refused() -> None:

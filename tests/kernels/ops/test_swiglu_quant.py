@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dstools_kernels.ops.act_quant import act_quant
-from dstools_kernels.ops.swiglu_quant import swiglu_quant
+from dstools_kernels.ops.swiglu_quant import swiglu, swiglu_quant
 
 
 def test_codes_by_hand() -> None:
@@ -40,6 +40,15 @@ def test_what_is_not_finite_fills_its_group_and_large_gates_do_not() -> None:
     assert scales[1, 0] == 1e4 / 448
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_quantized_is_the_plain_product(dtype: torch.dtype) -> None:
+    gate, up = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    plain, ours = act_quant(swiglu(gate, up)), swiglu_quant(gate, up)
+    assert swiglu(gate, up).dtype == dtype
+    assert torch.equal(plain.codes.view(torch.uint8), ours.codes.view(torch.uint8))
+    assert torch.equal(plain.scales, ours.scales)
+
+
 def test_no_rows_give_no_rows() -> None:
     codes, scales = swiglu_quant(torch.zeros(0, 256), torch.zeros(0, 256))
     assert (codes.shape, scales.shape) == ((0, 256), (0, 2))
@@ -48,5 +57,6 @@ def test_no_rows_give_no_rows() -> None:
 def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match=r"one shape and dtype, got torch\.float32 \[2, 4\] and"):
         swiglu_quant(torch.zeros(2, 4), torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r"and torch\.bfloat16 \[2, 4\]"):
-        swiglu_quant(torch.zeros(2, 4), torch.zeros(2, 4).bfloat16())
+    for op in (swiglu_quant, swiglu):
+        with pytest.raises(ValueError, match=r"and torch\.bfloat16 \[2, 4\]"):
+            op(torch.zeros(2, 4), torch.zeros(2, 4).bfloat16())

@@ -1,4 +1,7 @@
-"""Triton twin of `write_latents`, for latents of 512 + 64 in BF16. Never run on a GPU."""
+"""Triton twins of `row_lengths`, `token_slots`, and `write_latents` of 512 + 64 in BF16.
+
+Statically verified for sm_90a, never run on a GPU.
+"""
 
 import torch
 import triton
@@ -7,6 +10,56 @@ from torch import Tensor
 
 from dstools_kernels.ops.latent_pages import SCALE_FLOOR
 from dstools_kernels.ops.triton.config import Config
+
+BLOCK = 64  # rows or tokens of a program
+
+
+@triton.jit
+def lengths_kernel(
+    past_ptr,  # [B] int32
+    cumulative_ptr,  # [B + 1] int32
+    lengths_ptr,  # [B] int32
+    rows,
+    BLOCK: tl.constexpr,
+):
+    """Write the tokens of BLOCK rows with the new ones. Grid (ceil(B / BLOCK),)."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < rows
+    past = tl.load(past_ptr + row, mask=mask)
+    start = tl.load(cumulative_ptr + row, mask=mask)
+    end = tl.load(cumulative_ptr + 1 + row, mask=mask)
+    tl.store(lengths_ptr + row, past + end - start, mask=mask)
+
+
+@triton.jit
+def slots_kernel(
+    table_ptr,  # [B, width] int32
+    lengths_ptr,  # [B] int32
+    cumulative_ptr,  # [B + 1] int32
+    slots_ptr,  # [T] int64
+    rows,
+    tokens,
+    width,
+    pages,
+    page_size,
+    BLOCK: tl.constexpr,
+):
+    """Write the row of the flat pool of BLOCK new tokens, or -1. Grid (ceil(T / BLOCK),)."""
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.zeros((BLOCK,), tl.int32)  # the rows that end before this token
+    for other in range(0, rows, BLOCK):
+        at = other + tl.arange(0, BLOCK)
+        end = tl.load(cumulative_ptr + 1 + at, mask=at < rows, other=2147483647)
+        row += tl.sum((end[None, :] <= token[:, None]).to(tl.int32), 1)
+    is_token = (token < tokens) & (row < rows)
+    end = tl.load(cumulative_ptr + 1 + row, mask=is_token, other=0)
+    place = tl.load(lengths_ptr + row, mask=is_token, other=0) - (end - token)
+    is_inside = is_token & (place >= 0) & (place // page_size < width)
+    at = row.to(tl.int64) * width + place // page_size
+    page = tl.load(table_ptr + at, mask=is_inside, other=-1).to(tl.int64)
+    is_inside = is_inside & (page >= 0) & (page < pages)
+    slot = tl.where(is_inside, page * page_size + place % page_size, -1)
+    tl.store(slots_ptr + token, slot, mask=token < tokens)
 
 
 @triton.jit
@@ -56,7 +109,47 @@ def _config(pointer: str, num_warps: int, *needs: str) -> Config:
 CONFIGS = {
     "latent_pages/bf16": _config("*bf16", 2),
     "latent_pages/fp8": _config("*u8", 1, "div.rn.f32", "cvt.rn.satfinite.e4m3x2.f32"),
+    "latent_pages/lengths": Config(
+        lengths_kernel,
+        {"past_ptr": "*i32", "cumulative_ptr": "*i32", "lengths_ptr": "*i32", "rows": "i32"},
+        {"BLOCK": BLOCK},
+        num_warps=2,
+        unaligned=("rows",),
+    ),
+    "latent_pages/slots": Config(
+        slots_kernel,
+        {
+            **dict.fromkeys(("table_ptr", "lengths_ptr", "cumulative_ptr"), "*i32"),
+            "slots_ptr": "*i64",
+            **dict.fromkeys(("rows", "tokens", "width", "pages", "page_size"), "i32"),
+        },
+        {"BLOCK": BLOCK},
+        num_warps=4,
+        unaligned=("rows", "tokens", "width", "pages", "page_size"),
+    ),
 }
+
+
+def row_lengths(past: Tensor, cumulative: Tensor) -> Tensor:
+    """Return what the definition does, for int32."""
+    lengths = torch.empty_like(past, memory_format=torch.contiguous_format)
+    if len(past):
+        tensors = (past.contiguous(), cumulative.contiguous(), lengths)
+        CONFIGS["latent_pages/lengths"].launch((-(-len(past) // BLOCK),), *tensors, len(past))
+    return lengths
+
+
+def token_slots(
+    table: Tensor, lengths: Tensor, cumulative: Tensor, pages: int, page_size: int
+) -> Tensor:
+    """Return what the definition does, for int32."""
+    (rows, width), tokens = table.shape, int(cumulative[-1])
+    slots = table.new_empty(tokens, dtype=torch.int64)
+    if tokens:
+        tensors = (table.contiguous(), lengths.contiguous(), cumulative.contiguous(), slots)
+        sizes = (rows, tokens, width, pages, page_size)
+        CONFIGS["latent_pages/slots"].launch((-(-tokens // BLOCK),), *tensors, *sizes)
+    return slots
 
 
 def write_latents(latents: Tensor, cache: Tensor, slots: Tensor) -> None:

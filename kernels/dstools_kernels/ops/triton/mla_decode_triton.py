@@ -44,34 +44,37 @@ GLUON_CARDS: tuple[str, ...] = ()
 def plan_kernel(
     lengths_ptr,  # [B]
     cumulative_ptr,  # [B + 1]
-    row_ptr,  # [T], of each new token
-    seen_ptr,  # [T], tokens that it sees
-    offsets_ptr,  # [T + 1], where its splits begin
+    row_ptr,  # [tokens], of each new token from `first` on
+    seen_ptr,  # [tokens], tokens that it sees
+    offsets_ptr,  # [tokens + 1], where its splits begin
     rows,
+    first,
     tokens,
     limit,
     split_tokens,
     BLOCK: tl.constexpr,
 ):
-    """Write what each new token sees, and a prefix sum of its splits. One program."""
+    """Write what each new token of a part sees, and a prefix sum of its splits. One program."""
     count = tl.zeros((), tl.int32)
     tl.store(offsets_ptr, count)
-    for first in range(0, tokens, BLOCK):
-        token = first + tl.arange(0, BLOCK)
+    for start in range(0, tokens, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        token = first + place
         row = tl.zeros((BLOCK,), tl.int32)  # the rows that end before this token
         for other in range(0, rows, BLOCK):
             at = other + tl.arange(0, BLOCK)
             end = tl.load(cumulative_ptr + 1 + at, mask=at < rows, other=2147483647)
             row += tl.sum((end[None, :] <= token[:, None]).to(tl.int32), 1)
-        is_token = (token < tokens) & (row < rows)
+        is_place = place < tokens
+        is_token = is_place & (row < rows)
         end = tl.load(cumulative_ptr + 1 + row, mask=is_token, other=0)
         length = tl.load(lengths_ptr + row, mask=is_token, other=0)
         seen = tl.minimum(tl.maximum(length - (end - 1 - token), 0), limit)
         seen = tl.where(is_token, seen, 0)
         splits = (seen + split_tokens - 1) // split_tokens
-        tl.store(row_ptr + token, tl.where(is_token, row, 0), mask=token < tokens)
-        tl.store(seen_ptr + token, seen, mask=token < tokens)
-        tl.store(offsets_ptr + 1 + token, count + tl.cumsum(splits, 0), mask=token < tokens)
+        tl.store(row_ptr + place, tl.where(is_token, row, 0), mask=is_place)
+        tl.store(seen_ptr + place, seen, mask=is_place)
+        tl.store(offsets_ptr + 1 + place, count + tl.cumsum(splits, 0), mask=is_place)
         count += tl.sum(splits, 0)
 
 
@@ -222,11 +225,11 @@ CONFIGS = {
             **dict.fromkeys(
                 ("lengths_ptr", "cumulative_ptr", "row_ptr", "seen_ptr", "offsets_ptr"), "*i32"
             ),
-            **dict.fromkeys(("rows", "tokens", "limit", "split_tokens"), "i32"),
+            **dict.fromkeys(("rows", "first", "tokens", "limit", "split_tokens"), "i32"),
         },
         {"BLOCK": 64},
         num_warps=4,
-        unaligned=("rows", "tokens"),
+        unaligned=("rows", "first", "tokens"),
     ),
 }
 
@@ -246,15 +249,11 @@ def mla_decode(
     split_tokens = SPLIT_TOKENS[_up_to(heads)]
     splits = max(1, -(-table.shape[1] * PAGE_SIZE // split_tokens))  # of a token, at most
     count = max(1, MAX_PARTIAL_BYTES // (4 * 512 * heads * splits))
+    pool = (cache, table, lengths, cumulative, scale, split_tokens, form)
     if len(q) <= count:
-        return decode(q, cache, table, lengths, cumulative, scale, split_tokens, form)
-    parts = []
-    for first in range(0, len(q), count):
-        part = q[first : first + count]
-        starts = cumulative.clamp(first, first + len(part))
-        ends = lengths - (cumulative - starts)[1:]  # tokens that come later are not there yet
-        parts.append(decode(part, cache, table, ends, starts - first, scale, split_tokens, form))
-    return torch.cat(parts)
+        return decode(q, *pool)
+    starts = range(0, len(q), count)
+    return torch.cat([decode(q[first : first + count], *pool, first) for first in starts])
 
 
 def form_of(heads: int, is_fp8: bool) -> str:
@@ -277,8 +276,12 @@ def decode(
     scale: float,
     split_tokens: int,
     form: str,
+    first: int = 0,
 ) -> Tensor:
-    """Return what `mla_decode` does, in splits of `split_tokens`, a multiple of 64, by a form."""
+    """Return what `mla_decode` does, in splits of `split_tokens`, a multiple of 64, by a form.
+
+    `q` are the queries of the new tokens from `first` on.
+    """
     tokens, heads = q.shape[:2]
     (rows, width), pages = table.shape, len(cache)
     if not (tokens and rows and width and pages):
@@ -287,7 +290,7 @@ def decode(
     offsets = table.new_empty(tokens + 1, dtype=torch.int32)
     limit, plan = width * PAGE_SIZE, (row, seen, offsets)
     CONFIGS["mla_decode/plan"].launch(
-        (1,), lengths, cumulative, *plan, rows, tokens, limit, split_tokens
+        (1,), lengths, cumulative, *plan, rows, first, tokens, limit, split_tokens
     )
     splits = -(-limit // split_tokens)  # of a token, at most
     capacity = splits * tokens

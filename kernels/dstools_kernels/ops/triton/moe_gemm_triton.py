@@ -142,7 +142,7 @@ def _config(shape: Tile, is_fp8: bool) -> Config:
         constants,
         num_warps=shape.warps,
         num_stages=shape.stages,
-        unaligned=("R", "group_step"),
+        unaligned=("R", "G", "group_step"),
         needs=(
             "QGMMA.64x128x32.F32.E4M3.E4M3" if is_fp8 else "HGMMA.64x128x16.F32.BF16",
             "UTMALDG",

@@ -1,4 +1,7 @@
-"""Triton twin of `permute`, in three launches: count, add up, place. Never run on a GPU."""
+"""Triton twins of `permute`, in three launches (count, add up, place), and of `gather`.
+
+Statically verified for sm_90a, never run on a GPU.
+"""
 
 import torch
 import triton
@@ -10,6 +13,7 @@ from dstools_kernels.ops.triton.config import Config
 EXPERTS = 256  # on a rank, of what is compiled ahead of time
 BLOCK = 64  # copies of a program
 BLOCKS = 16  # of counts that are added up at a time
+COLUMNS = 1024  # of a program that gathers
 
 
 @triton.jit
@@ -94,13 +98,31 @@ def place_kernel(
     tl.store(tokens_ptr + row, at // K, mask=is_kept & (at < count))
 
 
+@triton.jit
+def gather_kernel(
+    x_ptr,  # [T, columns] BF16
+    tokens_ptr,  # [R] int32
+    out_ptr,  # [R, columns] BF16
+    tokens,
+    columns,
+    COLUMNS: tl.constexpr,
+):
+    """Copy COLUMNS columns of the token of a row, or zeros; grid (R, ceil(columns / COLUMNS))."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    token = tl.load(tokens_ptr + row).to(tl.int64)
+    known = tl.where((token >= 0) & (token < tokens), columns, 0)
+    x = tl.load(x_ptr + token * columns + column, mask=column < known, other=0.0)
+    tl.store(out_ptr + row * columns + column, x, mask=column < columns)
+
+
 def _config(kernel: object, pointers: str, sizes: str, num_warps: int, **constants: int) -> Config:
     return Config(
         kernel,
         {**dict.fromkeys(pointers.split(), "*i32"), **dict.fromkeys(sizes.split(), "i32")},
         {"EXPERTS": EXPERTS, **constants},
         num_warps,
-        unaligned=("count", "blocks", "K"),
+        unaligned=("count", "blocks", "K", "E", "G"),
     )
 
 
@@ -114,7 +136,30 @@ CONFIGS = {
     "permute/place": _config(
         place_kernel, "local_ptr first_ptr destination_ptr tokens_ptr", "count K G", 4, BLOCK=BLOCK
     ),
+    "permute/gather": Config(
+        gather_kernel,
+        {
+            "x_ptr": "*bf16",
+            "tokens_ptr": "*i32",
+            "out_ptr": "*bf16",
+            "tokens": "i32",
+            "columns": "i32",
+        },
+        {"COLUMNS": COLUMNS},
+        num_warps=4,  # so that each thread copies 16 bytes
+        unaligned=("tokens",),
+        needs=("LDG.128", "STG.128"),
+    ),
 }
+
+
+def gather(x: Tensor, tokens: Tensor) -> Tensor:
+    """Return what the definition does, for BF16 `x`."""
+    out = x.new_empty(len(tokens), x.shape[1])
+    if out.numel():
+        grid = (len(tokens), -(-x.shape[1] // COLUMNS))
+        CONFIGS["permute/gather"].launch(grid, x.contiguous(), tokens.contiguous(), out, *x.shape)
+    return out
 
 
 def permute(ids: Tensor, expert_map: Tensor, num_local: int) -> tuple[Tensor, Tensor, Tensor]:

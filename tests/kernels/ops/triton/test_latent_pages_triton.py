@@ -1,7 +1,9 @@
-"""The twin of `write_latents`, interpreted: its definition's bytes, nothing else written."""
+"""The twins of `latent_pages`, interpreted: their definitions' bytes, nothing else written."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs triton, a development extra")
 
-from dstools_kernels.ops.latent_pages import write_latents
+from dstools_kernels.ops.latent_pages import row_lengths, token_slots, write_latents
 from dstools_kernels.ops.triton import latent_pages_triton as twin
 from dstools_kernels.proof.mutate import mutate
 from dstools_kernels.proof.sanitizer import OutOfBounds, sanitized
@@ -96,6 +98,62 @@ def test_a_mutant_has_other_bytes(old: str, new: str, tmp_path: Path) -> None:
     cache, x = pool(is_fp8=True), latents()
     mutate(twin, old, new, tmp_path).write_latents(x, cache, SLOTS)
     assert not same(cache, definition(x, is_fp8=True))
+
+
+def rows() -> tuple[Tensor, Tensor, Tensor]:
+    """Return table, past and cumulative of 70 rows with 0 to 3 new tokens, and rows of garbage.
+
+    Their pages, the places before their first token and behind their last are out of range.
+    """
+    draw = torch.Generator().manual_seed(0)
+    table = torch.randint(9, (70, 3), generator=draw, dtype=torch.int32)
+    past = torch.randint(3 * 64 - 3, (70,), generator=draw, dtype=torch.int32)
+    new = torch.randint(4, (71,), generator=draw, dtype=torch.int32)
+    new[:8] = torch.tensor([0, 3, 3, 3, 3, 3, 3, 3])
+    table[:2], table[2], past[3], past[4] = 9, -1, 190, -2
+    past[5], past[6] = 2**31 - 4, -(2**31)
+    return table, past, new.cumsum(0).int()
+
+
+def test_lengths_and_slots_are_those_of_the_definition(by_definition: Callable[..., Any]) -> None:
+    table, past, starts = rows()
+    with sanitized():
+        lengths = row_lengths(past, starts)
+        slots = token_slots(table, lengths, starts, 9, 64)
+    assert torch.equal(lengths, by_definition(row_lengths, past, starts))
+    assert torch.equal(slots, by_definition(token_slots, table, lengths, starts, 9, 64))
+    assert 0 < (slots < 0).sum() < len(slots) / 2
+
+
+def test_no_rows_and_no_tokens_have_no_slots() -> None:
+    table, nothing = torch.zeros(0, 2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
+    start = torch.zeros(1, dtype=torch.int32)
+    assert row_lengths(nothing, start).shape == (0,)
+    assert token_slots(table, nothing, start, 1, 64).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(place >= 0) & ", ""),
+        ("place // page_size < width", "place // page_size <= width"),
+        ("is_inside & (page >= 0) & (page < pages)", "is_inside & (page < pages)"),
+        ("is_inside & (page >= 0) & (page < pages)", "is_inside & (page >= 0)"),
+        ("(end - token)\n", "(end - token) + 1\n"),
+    ],
+)
+def test_a_mutant_has_other_slots_or_reads_outside(
+    old: str, new: str, tmp_path: Path, by_definition: Callable[..., Any]
+) -> None:
+    table, past, starts = rows()
+    lengths = by_definition(row_lengths, past, starts)
+    wanted = by_definition(token_slots, table, lengths, starts, 9, 64)
+    try:
+        with sanitized():
+            slots = mutate(twin, old, new, tmp_path).token_slots(table, lengths, starts, 9, 64)
+    except OutOfBounds:
+        return
+    assert not torch.equal(slots, wanted)
 
 
 @pytest.mark.parametrize("half", ["slot >= 0", "slot < slots"])

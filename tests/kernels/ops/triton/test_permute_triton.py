@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs triton, a development extra")
 
-from dstools_kernels.ops.permute import Permuted, permute
+from dstools_kernels.ops.permute import Permuted, gather, permute
 from dstools_kernels.ops.triton import permute_triton
 from dstools_kernels.proof.mutate import mutate
 from dstools_kernels.proof.sanitizer import OutOfBounds, Race, reported
@@ -56,10 +56,31 @@ def test_more_blocks_than_are_added_up_at_a_time(monkeypatch: pytest.MonkeyPatch
     assert_equal(permute(ids, places, 12), monkeypatch, ids, places, 12)
 
 
+@pytest.mark.parametrize("columns", [1, 1024, 1500])
+def test_gathered_rows_are_those_of_the_definition(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(4, columns, generator=torch.Generator().manual_seed(0)).bfloat16()
+    tokens = torch.tensor([3, 0, 0, -1, 4, 2**31 - 1, -(2**31)], dtype=torch.int32)
+    ours = gather(x, tokens)
+    monkeypatch.setenv("DSTOOLS_KERNELS", "reference")
+    assert torch.equal(ours, gather(x, tokens))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("token < tokens", "token <= tokens"), ("(token >= 0) & ", "")]
+)
+def test_the_sanitizer_catches_unchecked_tokens(old: str, new: str, tmp_path: Path) -> None:
+    mutant = mutate(permute_triton, old, new, tmp_path)
+    with pytest.raises(OutOfBounds), reported():
+        mutant.gather(torch.ones(4, 8).bfloat16(), torch.tensor([0, -1, 4]).int())
+
+
 def test_no_token_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(permute_triton, "CONFIGS")
     ids, places = torch.empty(0, 4, dtype=torch.int32), case(1, 4, 16, 12)[1]
     assert permute(ids, places, 12).offsets.tolist() == [0] * 13
+    assert gather(torch.ones(2, 8).bfloat16(), ids[:, 0]).shape == (0, 8)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from dstools_kernels.ops.act_quant import Quantized, act_quant
 from dstools_kernels.ops.latent_pages import pack_fp8
 from dstools_kernels.ops.mla_prefill import mla_prefill
 from dstools_kernels.ops.router import router
-from dstools_kernels.ops.swiglu_quant import swiglu_quant
+from dstools_kernels.ops.swiglu_quant import swiglu, swiglu_quant
 from dstools_kernels.ops.triton import (
     act_quant_triton,
     combine_triton,
@@ -38,6 +38,7 @@ from dstools_kernels.ops.triton import (
     mla_merge_triton,
     mla_prefill_triton,
     moe_gemm_triton,
+    permute_triton,
     router_triton,
     swiglu_quant_triton,
     weight_dequant_triton,
@@ -169,6 +170,26 @@ def swiglu_far(module: ModuleType) -> bool:
         module.CONFIGS["swiglu_quant/bf16"].launch((1, 1), *tensors, ROWS, 512)
     wanted = defined(swiglu_quant, gate[-5:, :128], up[-5:, :128])
     return codes_equal(codes[-5:, :128], wanted.codes)
+
+
+def swiglu_far_row(module: ModuleType) -> bool:
+    gate, up, out = far(normal(5, 512)), far(normal(5, 512) * 2), far(normal(5, 512))
+    with from_program(ROWS - 1):
+        module.CONFIGS["swiglu_quant/plain"].launch((1, 1), gate, up, out, 512)
+    return torch.equal(out[-1:], defined(swiglu, gate[-1:], up[-1:]))
+
+
+def pick_far(module: ModuleType) -> bool:
+    x, tokens = far(normal(1, 512)), torch.tensor([ROWS - 1], dtype=torch.int32)
+    return torch.equal(module.gather(x, tokens), x[-1:])
+
+
+def pick_for_far_row(module: ModuleType) -> bool:
+    x, out = normal(1, 512), far(normal(1, 512))
+    with from_program(ROWS - 1):
+        tokens = torch.zeros(ROWS, dtype=torch.int32)
+        module.CONFIGS["permute/gather"].launch((1, 1), x, tokens, out, 1, 512)
+    return torch.equal(out[-1:], x)
 
 
 def dequantize_far(module: ModuleType) -> bool:
@@ -317,7 +338,10 @@ FAR: list[tuple[ModuleType, Callable[[ModuleType], bool], str, str]] = [
     (gemm_triton, multiply_far_head, W_BATCH, W_BATCH.replace("h,", "h.to(tl.int32),")),
     (act_quant_triton, gather_far, "other=-1).to(tl.int64)", "other=-1)"),
     (act_quant_triton, quantize_far, PROGRAM, "tl.program_id(0)"),
-    (swiglu_quant_triton, swiglu_far, PROGRAM, "tl.program_id(0)"),
+    (swiglu_quant_triton, swiglu_far, f"row = {PROGRAM}", "row = tl.program_id(0)"),
+    (swiglu_quant_triton, swiglu_far_row, f"at = {PROGRAM}", "at = tl.program_id(0)"),
+    (permute_triton, pick_far, "tokens_ptr + row).to(tl.int64)", "tokens_ptr + row)"),
+    (permute_triton, pick_for_far_row, PROGRAM, "tl.program_id(0)"),
     (weight_dequant_triton, dequantize_far, f"row = {PROGRAM}", "row = tl.program_id(0)"),
     (router_triton, route_far, "None, None].to(tl.int64)", "None, None]"),
     (combine_triton, combine_far, PROGRAM, "tl.program_id(0)"),
