@@ -4,20 +4,23 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
-from dstools.commands.generate_memory import Held, make_pool, require_memory
+from dstools.commands.generate_checkpoint import (
+    ENDPOINT,
+    KnownCheckpoint,
+    Precision,
+    look_at_checkpoint,
+)
+from dstools.commands.generate_memory import make_pool, require_memory
 from dstools.options import Command, json_option, option, path_argument, show, terminal
-from dstools.source import open_source
 from dstools.text import require_torch
 from dstools_converters.errors import DstoolsError, printable, size
 from dstools_converters.runtime.sampling import MIN_TEMPERATURE, Sampling
 
 if TYPE_CHECKING:
-    from dstools_converters.checkpoint.inventory import Inventory
-    from dstools_converters.model.architecture import Architecture
     from dstools_converters.runtime.answer import Answer
     from dstools_converters.runtime.decode import Request
     from dstools_converters.runtime.pages import Pool
@@ -27,23 +30,6 @@ EXAMPLES = """\
 dstools generate ./DeepSeek-V3 --prompt 'What is 17 + 25?' --chat
 dstools generate ./DeepSeek-V3 --prompt '17 + 25 =' --temperature 0 --max-tokens 32 --json"""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
-ENDPOINT = "serve it with an engine that has the family, such as vLLM, and ask that endpoint"
-TORCH = "torch"
-TRITON = "Triton, which have not been run on a GPU yet"
-ROUTING = "torch; routing has Triton kernels, which have not been run on a GPU yet"
-Precision = Literal["float32", "bfloat16"]
-
-
-class _Model(NamedTuple):
-    """What is known of a checkpoint before its weights are read."""
-
-    name: str  # as the user gave it: the folder of a Hub cache has the name of a commit
-    inventory: "Inventory"
-    architecture: "Architecture"
-    positions: int
-    held: Held
-    ops: str
-    keeps_codes: bool
 
 
 def _temperature(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
@@ -144,7 +130,7 @@ def generate(
     max_tokens: int,
     mtp: bool,
     pool_tokens: int | None,
-    precision: "Precision | None",
+    precision: Precision | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -158,17 +144,15 @@ def generate(
         raise DstoolsError("stdout is closed, so that no answer could be printed", "leave it open")
     text = _read(prompt)
     require_torch(device)
-    known = _look(model, mtp, precision or _usual_precision(device), device)
-    folder = known.inventory.checkpoint.folder
-    sampling = _sampling(folder, temperature, top_p, seed)
+    known = look_at_checkpoint(model, mtp, precision, device)
+    sampling = _sampling(known.folder, temperature, top_p, seed)
 
     from dstools_converters.model.tokenizer import end_ids, load_tokenizer
     from dstools_converters.runtime.answer import answer_prompt, read_prompt
     from dstools_converters.runtime.decode import Loop, Request
 
-    tokenizer = load_tokenizer(folder)
-    ends = end_ids(folder, tokenizer)
-    vocab_size = known.architecture.model.vocab_size
+    tokenizer = load_tokenizer(known.folder)
+    ends, vocab_size = end_ids(known.folder, tokenizer), known.vocab_size
     lost = ", ".join(str(end) for end in sorted(ends) if end >= vocab_size)
     if lost:
         click.echo(f"warning: eos_token_id {lost}: the model has {vocab_size} tokens", err=True)
@@ -177,7 +161,7 @@ def generate(
     asked = read_prompt(tokenizer, text, chat)
     request = Request(0, asked.ids, max_tokens)
     session, pool = _session(known, request, pool_tokens)
-    loop = Loop(session, pool, sampling, ends, rows=1, drafts=int(mtp))
+    loop = Loop(session, pool, sampling, ends, rows=1, drafts=int(mtp), chunk=known.chunk)
     write = _hide if as_json else _write
     answer = answer_prompt(loop, request, asked.opening, tokenizer, write)
     show(answer, as_json, "")  # after the text, the end of its line
@@ -201,57 +185,6 @@ def _read(prompt: str) -> str:
     if not prompt:
         raise DstoolsError("the prompt is empty", "give --prompt a text")
     return prompt
-
-
-def _look(model: str, mtp: bool, precision: "Precision", device: str) -> _Model:
-    """Return what generating needs to know of a checkpoint. Raises DstoolsError if it cannot."""
-    import torch
-
-    from dstools_converters.model.architecture import read_architecture
-    from dstools_converters.runtime.serving import entry_shape
-    from dstools_converters.runtime.weights import (
-        held_bytes,
-        holds_mtp,
-        read_positions,
-        sound_inventory,
-        takes_codes,
-    )
-    from dstools_kernels.ops.dispatch import form
-
-    checkpoint = open_source(model)
-    config, folder = checkpoint.config, checkpoint.folder
-    _require_family(folder, config)
-    architecture = read_architecture(config)
-    if mtp and not holds_mtp(checkpoint):
-        raise DstoolsError(
-            f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"
-        )
-    inventory = sound_inventory(checkpoint, mtp)
-    dtype: torch.dtype = getattr(torch, precision)
-    keeps_codes = takes_codes(dtype, torch.device(device))
-    capability = torch.cuda.get_device_capability() if device == "cuda" else None
-    is_triton = form(device, capability).name == "triton"
-    wide = ROUTING if is_triton and inventory.model.moe else TORCH  # products and MLA take BF16
-    ops = TRITON if keeps_codes else wide
-    used = inventory.model
-    token = used.num_layers * math.prod(entry_shape(used.attention)) * dtype.itemsize
-    held = Held(precision, device, held_bytes(inventory, dtype, keeps_codes), token)
-    positions = read_positions(config, architecture)
-    return _Model(model, inventory, architecture, positions, held, ops, keeps_codes)
-
-
-def _require_family(folder: Path, config: dict[str, Any]) -> None:
-    """Raise DstoolsError for a model_type that the decoder does not implement."""
-    from dstools_converters.families.shapes import SUPPORTED
-
-    kind = config.get("model_type")
-    if kind is None:
-        raise DstoolsError(
-            f"{folder}: config.json has no model_type", "restore config.json from the release"
-        )
-    if kind not in SUPPORTED:
-        shown = printable(str(kind))
-        raise DstoolsError(f"{folder}: model_type {shown!r} does not run here", ENDPOINT)
 
 
 def _sampling(
@@ -283,40 +216,26 @@ def _sampling(
     return sampling
 
 
-def _usual_precision(device: str) -> "Precision":
-    return "bfloat16" if device == "cuda" else "float32"
-
-
 def _session(
-    known: _Model, request: "Request", pool_tokens: int | None
+    known: KnownCheckpoint, request: "Request", pool_tokens: int | None
 ) -> tuple["Session", "Pool"]:
     """Return the model with its caches, and their pool.
 
     Raises DstoolsError where prompt and answer do not fit the pool or the model's positions, or
     memory is short, before any weight is read.
     """
-    import torch
-
-    from dstools_converters.runtime.serving import step_elements
-    from dstools_converters.runtime.session import Session
-    from dstools_converters.runtime.weights import serving_of
-
     limit = _limit(request, known)
     pool = make_pool(request, limit, pool_tokens)
-    precision, device, weights, token = known.held
-    dtype: torch.dtype = getattr(torch, precision)
-    step = step_elements(known.architecture.model.attention, limit) * dtype.itemsize
-    require_memory(known.held, pool, request, limit, step)
-    where = f"{precision} on {device}, ops of {known.ops}"
-    _line("model", f"{known.name}, {size(weights)} in {where}")
-    with known.inventory.checkpoint:
-        serving = serving_of(known.inventory, dtype, torch.device(device), known.keeps_codes)
+    require_memory(known.held, pool, request, limit, known.step_bytes(limit))
+    _line("model", f"{known.name}, {size(known.held.weights)} in {known.runs_in}")
+    session = known.load(pool)
     tokens, pages = pool.count * pool.size, f"{pool.count} page{'s' if pool.count > 1 else ''}"
-    _line("pool", f"{pages} of {pool.size} tokens, {tokens:,} tokens, {size(tokens * token)}")
-    return Session(serving, pool), pool
+    nbytes = size(tokens * known.held.token)
+    _line("pool", f"{pages} of {pool.size} tokens, {tokens:,} tokens, {nbytes}")
+    return session, pool
 
 
-def _limit(request: "Request", known: _Model) -> int:
+def _limit(request: "Request", known: KnownCheckpoint) -> int:
     """Return how many tokens prompt and answer have at most, and print it.
 
     Raises DstoolsError where the prompt does not fit the model's positions.
@@ -324,16 +243,14 @@ def _limit(request: "Request", known: _Model) -> int:
     from dstools_converters.runtime.decode import length_limit
     from dstools_converters.runtime.pages import Pool
 
-    count, positions = len(request.prompt), known.positions
-    is_sparse = positions == known.architecture.index_topk
+    count, positions, is_sparse = len(request.prompt), known.positions, known.is_sparse_beyond
     if is_sparse and count >= positions:
         raise DstoolsError(
             f"the prompt has {_tokens(count)}; beyond index_topk, {positions}, the attention of "
             "DeepSeek-V3.2 is sparse, which does not run here",
             f"shorten it; or {ENDPOINT}",
         )
-    vocab_size = known.architecture.model.vocab_size
-    limit = length_limit(request, "the prompt", Pool(positions), vocab_size, positions)
+    limit = length_limit(request, "the prompt", Pool(positions), known.vocab_size, positions)
     end = f" to index_topk, {positions}" if is_sparse else f" to the model's {positions} positions"
     where = end if limit == positions else ""
     _line("prompt", f"{_tokens(count)}, and room for {limit - count}{where}")

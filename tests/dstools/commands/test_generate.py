@@ -241,30 +241,6 @@ def test_a_terminal_gets_no_control_characters(
     assert capsys.readouterr().out == text + "a\\x1b[31m\tb\n\\x9b👩\u200d💻\\r"
 
 
-@pytest.mark.parametrize(
-    ("kind", "precision", "capability", "ops"),
-    [
-        ("sample-v3", "bfloat16", (9, 0), module.TRITON),
-        ("sample-v3", "float32", (9, 0), module.ROUTING),
-        ("tiny-llama", "float32", (9, 0), module.TORCH),
-        ("sample-v3", "bfloat16", (8, 0), module.TORCH),
-    ],
-)
-def test_the_model_line_says_which_ops_run(
-    kind: str,
-    precision: Any,
-    capability: tuple[int, int],
-    ops: str,
-    checkpoint: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The kernels of products and of MLA take BF16 alone."""
-    pytest.importorskip("triton", reason="needs triton, a development extra")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    folder = SAMPLE if kind == "sample-v3" else checkpoint(kind)
-    assert module._look(str(folder), False, precision, "cuda").ops == ops
-
-
 def test_the_header_of_each_shard_is_read_once(
     tiny: Path, ok: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
