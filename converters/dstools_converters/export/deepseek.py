@@ -1,0 +1,287 @@
+"""Exports a DeepSeek checkpoint: graphs traced without weights, weights streamed beside them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.errors import DstoolsError, UnsupportedError
+from dstools_converters.export.data import lay_out, safetensors_header
+from dstools_converters.export.folder import (
+    DATA,
+    DRAFT_GRAPH,
+    EXPERTS,
+    EXPORT,
+    GENAI_CONFIG,
+    GRAPH,
+    Export,
+    Pool,
+    Precision,
+    Weight,
+    require_export,
+)
+from dstools_converters.export.functions import BODIES
+from dstools_converters.export.genai import Tokens, genai_config, pool_of
+from dstools_converters.export.graph import MAP, Form, is_of_experts
+from dstools_converters.export.onnx import make_inputs, note_of, serialize, tensors_of
+from dstools_converters.export.ranks import WHOLE, Ranks, require_divisible
+from dstools_converters.export.sources import Source, require_same, sources
+from dstools_converters.export.trace import OPSET, trace
+from dstools_converters.export.writer import DataFile, Progress, folder
+from dstools_converters.families.shapes import MLA
+from dstools_converters.files import to_json
+from dstools_converters.model.architecture import Architecture, read_architecture
+from dstools_converters.model.rotary import rotary
+from dstools_converters.runtime.pages import PAGE
+from dstools_converters.runtime.sampling import Sampling
+from dstools_converters.runtime.weights import coded_names, read_positions
+
+PAGES = (PAGE,)  # tokens of a page that the kernels of the plugin read
+SAFETENSORS_ALIGNMENT = 1  # its tensors leave no gaps
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for."""
+
+    dtype: Precision = "float32"
+    context: int | None = None  # None: all positions of the model
+    max_batch: int = 4
+    page: int = PAGE
+    mtp: bool = True
+    ranks: Ranks = WHOLE
+    expert_inputs: bool = False
+    picks_rows: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """An export that can be done."""
+
+    inventory: Inventory
+    architecture: Architecture
+    options: Options
+    form: Form
+    tool: str
+
+    @property
+    def context(self) -> int:
+        """Return how many tokens a row has at most."""
+        return self.form.positions
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a hash of all that decides the bytes of the weights."""
+        checkpoint = self.inventory.checkpoint
+        shards = {name: shard.header_sha256 for name, shard in checkpoint.shards.items()}
+        facts = [self.tool, checkpoint.config, shards, repr(self.options)]
+        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def plan(inventory: Inventory, options: Options, tool: str) -> Job:
+    """Return what exporting a checkpoint takes; nothing is read but its headers.
+
+    The inventory is that of `sound_inventory`, with or without MTP as the options say. Raises
+    DstoolsError for what cannot be exported as asked.
+    """
+    model, config = inventory.model, inventory.checkpoint.config
+    if not isinstance(model.attention, MLA):
+        raise UnsupportedError(
+            f"config.json: model_type {model.model_type!r} has no latents",
+            "models of DeepSeek alone have; others are exported by onnxruntime-genai's builder",
+        )
+    if options.mtp and not model.num_mtp_layers:
+        raise DstoolsError(f"{inventory.checkpoint.folder}: has no MTP layer", "leave --mtp out")
+    if options.page not in PAGES:
+        known = ", ".join(map(str, PAGES))
+        raise DstoolsError(
+            f"--page-size {options.page}: the kernels read pages of {known} tokens",
+            f"--page-size {PAGES[0]}",
+        )
+    architecture = replace(read_architecture(config), model=model)
+    positions = read_positions(config, architecture)
+    context = options.context or positions
+    if context > positions:
+        is_sparse = positions == architecture.index_topk
+        what = "attends to all tokens before (index_topk)" if is_sparse else "has"
+        raise DstoolsError(
+            f"--context {context}: the model {what} {positions} positions", f"--context {positions}"
+        )
+    require_divisible(model, options.ranks)
+    form = Form(
+        getattr(torch, options.dtype),
+        context,
+        options.page,
+        coded_names(inventory),
+        options.ranks,
+        options.expert_inputs,
+        options.picks_rows,
+    )
+    sources(inventory, form, 0)  # refuses what cannot be sliced
+    return Job(inventory, architecture, options, form, tool)
+
+
+class Beside(NamedTuple):
+    """What goes into the folder besides graphs and weights."""
+
+    tokens: Tokens
+    sampling: Sampling
+    files: Mapping[str, Path | bytes]  # of the checkpoint, by name
+
+
+def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress) -> Export:
+    """Write the folder OUT, or what an interrupted run has left of it; return its export.json.
+
+    Raises DstoolsError where OUT exists, for weights that are not finite or that the dtype cannot
+    hold, and where the disk is full.
+    """
+    graphs = {GRAPH: trace(job.architecture, job.form, mtp=False)}
+    if job.options.mtp:
+        graphs[DRAFT_GRAPH] = trace(job.architecture, job.form, mtp=True)
+    rank_files = [_data_files(job, graphs, rank) for rank in range(job.form.ranks.count)]
+    contents = _contents(graphs, rank_files[0])
+    notes = [note_of(graph, name) for name, graph in graphs.items()]
+    written = [file for files in rank_files for file in files]
+    with folder(out, job.fingerprint, sum(file.nbytes for file in written)) as target:
+        if target is None:
+            return require_export(out)
+        weights = {
+            file.path: _weights(file, target.fill(job.inventory, file, workers, progress))
+            for file in written
+        }
+        small = dict(beside.files)
+        for place in _places(job):
+            small |= {f"{place}{name}": content for name, content in contents.items()}
+        if job.form.ranks.count == 1 and not job.form.expert_inputs:
+            small[GENAI_CONFIG] = _genai_config(job, beside)
+        for name in small:
+            target.put(name, small[name])
+        export = replace(
+            _export(job),
+            graphs=tuple(
+                replace(note, file=f"{place}{note.file}")
+                for place in _places(job)
+                for note in notes
+            ),
+            files={name: _sha256(content) for name, content in sorted(small.items())},
+            weights=weights,
+        )
+        target.put(EXPORT, export.to_bytes())
+        target.publish()
+    return export
+
+
+def pool(job: Job) -> Pool:
+    """Return the caches that the folder is made for."""
+    options, itemsize = job.options, job.form.dtype.itemsize
+    return pool_of(
+        job.inventory.model, itemsize, job.context, options.max_batch, options.page, options.mtp
+    )
+
+
+def _export(job: Job) -> Export:
+    """Return export.json without what is written."""
+    options, model = job.options, job.inventory.model
+    return Export(
+        job.tool,
+        "onnx",
+        model.model_type,
+        options.dtype,
+        has_codes=bool(job.form.codes),
+        has_mtp=options.mtp,
+        tp=options.ranks.tp,
+        ep=options.ranks.ep,
+        expert_inputs=options.expert_inputs,
+        opset=OPSET,
+        bodies=dict(BODIES),
+        pool=pool(job),
+    )
+
+
+def _genai_config(job: Job, beside: Beside) -> bytes:
+    config = genai_config(
+        job.inventory.model,
+        pool(job),
+        beside.tokens,
+        beside.sampling,
+        mtp=job.options.mtp,
+        picks_rows=job.options.picks_rows,
+    )
+    return to_json(config)
+
+
+def _places(job: Job) -> list[str]:
+    """Return the folder of each rank, "" where there is one rank."""
+    count = job.form.ranks.count
+    return [f"rank{rank}/" for rank in range(count)] if count > 1 else [""]
+
+
+def _data_files(job: Job, graphs: Mapping[str, ir.Model], rank: int) -> list[DataFile]:
+    """Return the files of a rank's weights: those of all its graphs, each once."""
+    known = sources(job.inventory, job.form, rank)
+    wanted: dict[str, Source] = {}
+    for graph in graphs.values():
+        for name, (shape, dtype) in tensors_of(graph).items():
+            require_same(name, known[name], shape, dtype)
+            wanted[name] = known[name]
+    made = {name: _made(job, name, rank) for name, source in wanted.items() if not source.pieces}
+    fed = [name for name in wanted if job.form.expert_inputs and is_of_experts(name)]
+    place = _places(job)[rank]
+    rest = lay_out((name, source) for name, source in wanted.items() if name not in fed)
+    files = [DataFile(f"{place}{DATA}", b"", rest, made)]
+    if fed:
+        entries = lay_out(((name, wanted[name]) for name in fed), SAFETENSORS_ALIGNMENT)
+        files.append(DataFile(f"{place}{EXPERTS}", safetensors_header(entries), entries, made))
+    return files
+
+
+def _made(job: Job, name: str, rank: int) -> Tensor:
+    """Return a tensor that is not from the checkpoint."""
+    if name.endswith(f".{MAP}"):
+        moe = job.inventory.model.moe
+        assert moe is not None
+        held = job.form.ranks.experts(moe.n_routed_experts, rank)
+        places = torch.full((moe.n_routed_experts,), -1, dtype=torch.int32)
+        places[held.start : held.stop] = torch.arange(len(held), dtype=torch.int32)
+        return places
+    angles = rotary(job.architecture, torch.arange(job.form.positions))
+    table: Tensor = getattr(angles, name.rpartition(".")[2])
+    return table
+
+
+def _contents(graphs: Mapping[str, ir.Model], files: list[DataFile]) -> dict[str, bytes]:
+    """Return the .onnx files of a rank; those of all ranks are the same."""
+    data, *experts = files
+    fed = {entry.name for file in experts for entry in file.entries}
+    contents = {}
+    for name, graph in graphs.items():
+        make_inputs(graph, fed)
+        own = graph.graph.initializers
+        contents[name] = serialize(graph, [e for e in data.entries if e.name in own], DATA)
+    return contents
+
+
+def _weights(file: DataFile, digests: dict[str, str]) -> tuple[Weight, ...]:
+    return tuple(
+        Weight(
+            entry.name,
+            entry.source.dtype,
+            entry.source.shape,
+            len(file.header) + entry.offset,
+            entry.nbytes,
+            "make" if not entry.source.pieces else "copy" if entry.source.is_copy else "convert",
+            digests[entry.name],
+        )
+        for entry in file.entries
+    )
+
+
+def _sha256(content: bytes | Path) -> str:
+    return sha256(content if isinstance(content, bytes) else content.read_bytes()).hexdigest()

@@ -1,0 +1,111 @@
+"""genai_config.json: how onnxruntime-genai's Engine runs an exported folder.
+
+Its keys are those of onnxruntime-genai 0.18, tried on its stock wheel. What its names do not say:
+
+- num_hidden_layers counts pairs of ours, since each has a key and a value cache.
+- The Engine takes no page back from a row that runs, so the pool holds all rows at their longest,
+  and twice that with an MTP layer, whose cache takes pages of the same pool.
+- prefix_caching does not go with speculation.
+- `mtp.inputs` has ids, hidden states and caches only; the rest is implied.
+"""
+
+from typing import Any, NamedTuple
+
+from dstools_converters.export.folder import DRAFT_GRAPH, GRAPH, Pool
+from dstools_converters.export.graph import ROWS, pairs_of
+from dstools_converters.families.shapes import MLA, Model
+from dstools_converters.runtime.sampling import Sampling
+
+PACKED = (
+    "input_ids",
+    "block_table",
+    "cumulative_sequence_lengths",
+    "past_sequence_lengths",
+    "attention_metadata",
+)
+PAST = {f"past_{part}_names": f"past_key_values.%d.{part}" for part in ("key", "value")}
+PRESENT = {f"present_{part}_names": f"present.%d.{part}" for part in ("key", "value")}
+CHUNK = 512  # tokens of a prompt at a time: others' tokens wait for no longer
+DRAFTS = 1  # an MTP layer trained for one
+
+
+class Tokens(NamedTuple):
+    """The special tokens of a model."""
+
+    bos: int | None
+    ends: list[int]
+    pad: int | None
+
+
+def pool_of(model: Model, dtype_bytes: int, context: int, rows: int, page: int, mtp: bool) -> Pool:
+    """Return the pool of pages in which `rows` of `context` tokens run at a time."""
+    assert isinstance(model.attention, MLA)
+    width = model.attention.kv_lora_rank + model.attention.qk_rope_head_dim
+    caches = 2 * pairs_of(model.num_hidden_layers) + 2 * mtp
+    blocks = (1 + mtp) * rows * -(-context // page)
+    return Pool(context, rows, page, blocks, caches * width * dtype_bytes)
+
+
+def genai_config(
+    model: Model, pool: Pool, tokens: Tokens, sampling: Sampling, *, mtp: bool, picks_rows: bool
+) -> dict[str, Any]:
+    """Return the content of genai_config.json."""
+    assert isinstance(model.attention, MLA)
+    attention = model.attention
+    cache = {
+        "num_key_value_heads": 1,
+        "head_size": attention.kv_lora_rank + attention.qk_rope_head_dim,
+    }
+    inputs = {name: name for name in PACKED} | ({ROWS: ROWS} if picks_rows else {})
+    layers = pairs_of(model.num_hidden_layers)
+    session = {"log_id": "dstools", "provider_options": []}
+    config: dict[str, Any] = {
+        "model": {
+            "type": "llama",  # of those that the Engine batches; it decides nothing else
+            "bos_token_id": tokens.bos or 0,
+            "eos_token_id": tokens.ends,
+            "pad_token_id": tokens.pad or 0,
+            "vocab_size": model.vocab_size,
+            "context_length": pool.context_length,
+            "decoder": {
+                "session_options": session,
+                "filename": GRAPH,
+                "hidden_size": model.hidden_size,
+                "num_attention_heads": attention.num_heads,
+                "num_hidden_layers": layers,
+                **cache,
+                "inputs": inputs | PAST,
+                "outputs": {"logits": "logits", "hidden_states": "hidden_states"} | PRESENT,
+                "state_groups": [{"kind": "paged_kv", "layer_ids": list(range(layers))}],
+            },
+        },
+        "search": {
+            "max_length": pool.context_length,
+            "do_sample": sampling.temperature > 0,
+            "temperature": sampling.temperature or 1.0,
+            "top_p": sampling.top_p,
+            "num_beams": 1,
+            "chunk_size": CHUNK,
+            "past_present_share_buffer": True,
+        },
+        "engine": {
+            "dynamic_batching": {
+                "block_size": pool.page_size,
+                "num_blocks": pool.num_blocks,
+                "max_batch_size": pool.max_batch_size,
+                "prefix_caching": not mtp,
+            }
+        },
+    }
+    if mtp:
+        config["model"]["mtp"] = {
+            "enabled": True,
+            "filename": DRAFT_GRAPH,
+            "main_hidden_states": "hidden_states",
+            "num_hidden_layers": 1,
+            **cache,
+            "inputs": {"input_ids": "input_ids", "hidden_states": "hidden_states"} | PAST,
+            "outputs": {"logits": "logits", "hidden_states": "hidden_states_out"} | PRESENT,
+        }
+        config["speculative"] = {"max_draft_tokens": DRAFTS}
+    return config
