@@ -320,6 +320,7 @@ def _all_reduce(x: Tensor) -> Tensor:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new tensors of this dtype where none is named."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
