@@ -11,6 +11,7 @@ from dstools.commands.dequantize import dequantize
 from dstools.commands.distill import distill
 from dstools.commands.env import env
 from dstools.commands.eval import evaluate
+from dstools.commands.export import export
 from dstools.commands.generate import generate
 from dstools.commands.inspect import inspect
 from dstools.commands.push import push
@@ -29,7 +30,13 @@ Exit codes:
   130  stopped with Ctrl-C"""
 
 
-WRITERS = ("quantize", "dequantize", "distill", "push")  # what they wrote is kept, and used again
+WRITERS = (
+    "quantize",
+    "dequantize",
+    "distill",
+    "export",
+    "push",
+)  # what they wrote is kept, and used again
 CHOICES = ("DSTOOLS_ISA", "DSTOOLS_KERNELS")  # environment variables that kernels read
 OS_HINTS = {
     errno.EACCES: "check the permissions of the folder",
@@ -100,7 +107,7 @@ class App(click.Group):
 @click.version_option(__version__, prog_name="dstools")
 @click.option("--debug", is_flag=True, help="Log each step, and show the traceback of an error.")
 def main(debug: bool) -> None:
-    """Quantize, verify and distill DeepSeek MoE checkpoints."""
+    """Quantize, verify, distill and export DeepSeek MoE checkpoints."""
     if debug:
         import logging
 
@@ -110,8 +117,8 @@ def main(debug: bool) -> None:
 
 
 COMMANDS = (
-    *(inspect, quantize, dequantize, verify, compare, evaluate, report, generate, distill, push),
-    env,
+    *(inspect, quantize, dequantize, verify, compare, evaluate, report, generate, export),
+    *(distill, push, env),
 )
 for command in COMMANDS:
     main.add_command(command)

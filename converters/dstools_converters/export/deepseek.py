@@ -186,6 +186,14 @@ def pool(job: Job) -> Pool:
     )
 
 
+def weight_bytes(job: Job) -> int:
+    """Return about how many bytes `run` writes: without the tables and maps that it makes."""
+    kinds = job.inventory.model.kinds()
+    count = sum(torch.Size(shape).numel() * count for _, shape, count in kinds)
+    coded = sum(job.inventory.info(name).numel for name in job.form.codes)
+    return coded + (count - coded) * job.form.dtype.itemsize
+
+
 def _export(job: Job) -> Export:
     """Return export.json without what is written."""
     options, model = job.options, job.inventory.model

@@ -1,5 +1,9 @@
 """Traces the graphs of a model by torch's exporter, without a weight in memory."""
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import onnx_ir as ir
@@ -35,7 +39,7 @@ def trace(architecture: Architecture, form: Form, *, mtp: bool) -> ir.Model:
     About 1.3 CPU-seconds a layer. Raises DstoolsError for a model without latents.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)  # on the CPU: meta tensors do not trace
-    with fake, torch.no_grad(), default_dtype(form.dtype):
+    with _quiet(), fake, torch.no_grad(), default_dtype(form.dtype):
         decoder = decoder_of(architecture, form)
         module = Draft(decoder, form) if mtp else Main(decoder, form)
         ports = _ports(architecture.model, form, mtp)
@@ -121,3 +125,17 @@ def _ports(model: family.Model, form: Form, mtp: bool) -> list[_Port]:
     if form.picks_rows:
         ports.append(_Port("rows", torch.zeros(4, dtype=torch.int64), [ROWS], {0: rows}))
     return ports
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch says of packages that no graph here needs, and of its own future."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
