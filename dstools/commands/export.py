@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from dstools_converters.export.folder import Export, Making, Pool, Precision
 
 EXAMPLES = """\
-dstools export ./DeepSeek-V3-fp8 ./V3-onnx --onnx --context 8192
-dstools export ./DeepSeek-V3-fp8 ./V3-ranks --onnx --ep 8 --expert-weights input"""
+dstools export ./DeepSeek-V3-fp8 ./DeepSeek-V3-onnx --onnx
+dstools export ./DeepSeek-V3-fp8 ./DeepSeek-V3-onnx --onnx --ep 8 --expert-weights input"""
 EXTRA = 'pip install "dstools-llm[export]"'
 of_graph = partial(option, section="Graph")
 of_ranks = partial(option, section="Ranks")

@@ -53,6 +53,10 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "CKPT", "--prompt", "--chat", "--temperature", "--top-p", "--seed", "--max-tokens", "--mtp",
         "--pool", "--precision", "--device", "--json",
     ],
+    "export": [
+        "SOURCE", "OUT", "--onnx", "--dtype", "--context", "--max-batch", "--page-size", "--mtp",
+        "--no-mtp", "--logits-indices", "--tp", "--ep", "--expert-weights", "--workers", "--json",
+    ],
     "push": [
         "DIR", "ORG/NAME", "--private", "--public", "--revision", "--replace", "--base", "--yes",
         "--dry-run", "--workers", "--json",
@@ -183,6 +187,8 @@ def test_the_examples_run_as_written(
         places["held-out.jsonl"] = places["traces.jsonl"] = text
         if name == "generate":
             places["./DeepSeek-V3"] = SAMPLE  # which has a chat template
+        if name == "export":
+            places |= {"./DeepSeek-V3-fp8": SAMPLE, "./DeepSeek-V3-onnx": out}
         if name == "quantize":
             places["./DeepSeek-V3-fp8"] = out
         if name == "dequantize":
@@ -194,7 +200,8 @@ def test_the_examples_run_as_written(
         # eight GPUs have two heads too many: that example shows a check which falls short here
         wanted = 3 if "--tp" in words else 0
         assert result.exit_code == wanted, (line, result.output)
-        assert out.exists() == (name in ("quantize", "dequantize") and "--dry-run" not in words)
+        writes = name in ("quantize", "dequantize", "export")
+        assert out.exists() == (writes and "--dry-run" not in words)
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ def _made(job: Job, name: str, rank: int) -> Tensor:
 def _contents(graphs: Mapping[str, ir.Model], files: list[DataFile]) -> dict[str, bytes]:
     """Return the .onnx files of a rank; those of all ranks are the same."""
     data, *experts = files
-    fed = {entry.name for file in experts for entry in file.entries}
+    fed = [entry.name for file in experts for entry in file.entries]
     contents = {}
     for name, graph in graphs.items():
         make_inputs(graph, fed)

@@ -32,6 +32,25 @@ ds = values.Opset(DOMAIN, VERSION)
 
 
 @script(ds, default_opset=op)
+def DsSlots(starts, cached, pages, size, tokens):
+    """Return page and place on it [T, 2] of each new token.
+
+    int64: starts [B + 1], cached [B], pages [B, N], size [1] of a page, tokens [1], which is T.
+    """
+    zero = op.Constant(value_ints=[0])
+    one = op.Constant(value_ints=[1])
+    last = op.Constant(value_ints=[-1])
+    token = op.Range(op.Constant(value_int=0), op.Squeeze(tokens), op.Constant(value_int=1))
+    ends = op.Slice(starts, one, op.Shape(starts))
+    has_ended = op.GreaterOrEqual(op.Unsqueeze(token, last), op.Unsqueeze(ends, zero))
+    row = op.ReduceSum(op.Cast(has_ended, to=7), last, keepdims=0)
+    position = op.Add(op.Sub(token, op.Gather(starts, row)), op.Gather(cached, row))
+    named = op.Concat(op.Unsqueeze(row, last), op.Unsqueeze(op.Div(position, size), last), axis=1)
+    place = op.Unsqueeze(op.Mod(position, size), last)
+    return op.Concat(op.Unsqueeze(op.GatherND(pages, named), last), place, axis=1)
+
+
+@script(ds, default_opset=op)
 def DsMlaAttention(
     q,
     latent,
@@ -61,16 +80,8 @@ def DsMlaAttention(
     starts = op.Cast(cumulative, to=7)
     cached = op.Cast(past, to=7)
     pages = op.Cast(table, to=7)
-    # where each new token goes
-    token = op.Range(first, op.Squeeze(op.Shape(q, start=0, end=1)), step)
-    ends = op.Slice(starts, one, op.Shape(starts))
-    has_ended = op.GreaterOrEqual(op.Unsqueeze(token, last), op.Unsqueeze(ends, zero))
-    row = op.ReduceSum(op.Cast(has_ended, to=7), last, keepdims=0)
-    position = op.Add(op.Sub(token, op.Gather(starts, row)), op.Gather(cached, row))
-    named = op.Concat(op.Unsqueeze(row, last), op.Unsqueeze(op.Div(position, size), last), axis=1)
-    place = op.Unsqueeze(op.Mod(position, size), last)
-    slot = op.Concat(op.Unsqueeze(op.GatherND(pages, named), last), place, axis=1)
-    written = op.ScatterND(cache, slot, op.Unsqueeze(op.CastLike(latent, cache), one))
+    slots = ds.DsSlots(starts, cached, pages, size, op.Shape(q, start=0, end=1))
+    written = op.ScatterND(cache, slots, op.Unsqueeze(op.CastLike(latent, cache), one))
     # each row on its own
     mixed = op.SequenceEmpty(dtype=dtype)
     count = op.Squeeze(op.Shape(past))
@@ -238,7 +249,7 @@ BODIES = {  # how the functions compute; another body of an op gives the same nu
     "DsFp8BlockLinear": "DequantizeLinear and MatMul",
 }
 OPS = (DistCollective, DsMlaAttention, DsMoE, DsFp8BlockLinear, DsFp8BlockMoE)
-PARTS = {"DsMoE": (DsExpert,), "DsFp8BlockLinear": (DsRowScales,)}
+PARTS = {"DsMlaAttention": (DsSlots,), "DsMoE": (DsExpert,), "DsFp8BlockLinear": (DsRowScales,)}
 PARTS["DsFp8BlockMoE"] = (DsRowScales, DsExpert)
 
 

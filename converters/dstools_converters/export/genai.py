@@ -50,62 +50,71 @@ def genai_config(
     model: Model, pool: Pool, tokens: Tokens, sampling: Sampling, *, mtp: bool, picks_rows: bool
 ) -> dict[str, Any]:
     """Return the content of genai_config.json."""
+    described = {
+        "type": "llama",  # of those that the Engine batches; it decides nothing else
+        "bos_token_id": tokens.bos or 0,
+        "eos_token_id": tokens.ends,
+        "pad_token_id": tokens.pad or 0,
+        "vocab_size": model.vocab_size,
+        "context_length": pool.context_length,
+        "decoder": _decoder(model, picks_rows),
+    }
+    search = {
+        "max_length": pool.context_length,
+        "do_sample": sampling.temperature > 0,
+        "temperature": sampling.temperature or 1.0,
+        "top_p": sampling.top_p,
+        "num_beams": 1,
+        "chunk_size": CHUNK,
+        "past_present_share_buffer": True,
+    }
+    batching = {
+        "block_size": pool.page_size,
+        "num_blocks": pool.num_blocks,
+        "max_batch_size": pool.max_batch_size,
+        "prefix_caching": not mtp,
+    }
+    engine = {"dynamic_batching": batching}
+    config: dict[str, Any] = {"model": described, "search": search, "engine": engine}
+    if mtp:
+        described["mtp"] = _draft(model)
+        config["speculative"] = {"max_draft_tokens": DRAFTS}
+    return config
+
+
+def _decoder(model: Model, picks_rows: bool) -> dict[str, Any]:
     assert isinstance(model.attention, MLA)
-    attention = model.attention
-    cache = {
+    layers = pairs_of(model.num_hidden_layers)
+    inputs = {name: name for name in PACKED} | ({ROWS: ROWS} if picks_rows else {})
+    return {
+        "session_options": {"log_id": "dstools", "provider_options": []},
+        "filename": GRAPH,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.attention.num_heads,
+        "num_hidden_layers": layers,
+        **_cache(model.attention),
+        "inputs": inputs | PAST,
+        "outputs": {"logits": "logits", "hidden_states": "hidden_states"} | PRESENT,
+        "state_groups": [{"kind": "paged_kv", "layer_ids": list(range(layers))}],
+    }
+
+
+def _draft(model: Model) -> dict[str, Any]:
+    assert isinstance(model.attention, MLA)
+    return {
+        "enabled": True,
+        "filename": DRAFT_GRAPH,
+        "main_hidden_states": "hidden_states",
+        "num_hidden_layers": 1,
+        **_cache(model.attention),
+        "inputs": {"input_ids": "input_ids", "hidden_states": "hidden_states"} | PAST,
+        "outputs": {"logits": "logits", "hidden_states": "hidden_states_out"} | PRESENT,
+    }
+
+
+def _cache(attention: MLA) -> dict[str, int]:
+    """Return one key of the size of a latent with its rotated part."""
+    return {
         "num_key_value_heads": 1,
         "head_size": attention.kv_lora_rank + attention.qk_rope_head_dim,
     }
-    inputs = {name: name for name in PACKED} | ({ROWS: ROWS} if picks_rows else {})
-    layers = pairs_of(model.num_hidden_layers)
-    session = {"log_id": "dstools", "provider_options": []}
-    config: dict[str, Any] = {
-        "model": {
-            "type": "llama",  # of those that the Engine batches; it decides nothing else
-            "bos_token_id": tokens.bos or 0,
-            "eos_token_id": tokens.ends,
-            "pad_token_id": tokens.pad or 0,
-            "vocab_size": model.vocab_size,
-            "context_length": pool.context_length,
-            "decoder": {
-                "session_options": session,
-                "filename": GRAPH,
-                "hidden_size": model.hidden_size,
-                "num_attention_heads": attention.num_heads,
-                "num_hidden_layers": layers,
-                **cache,
-                "inputs": inputs | PAST,
-                "outputs": {"logits": "logits", "hidden_states": "hidden_states"} | PRESENT,
-                "state_groups": [{"kind": "paged_kv", "layer_ids": list(range(layers))}],
-            },
-        },
-        "search": {
-            "max_length": pool.context_length,
-            "do_sample": sampling.temperature > 0,
-            "temperature": sampling.temperature or 1.0,
-            "top_p": sampling.top_p,
-            "num_beams": 1,
-            "chunk_size": CHUNK,
-            "past_present_share_buffer": True,
-        },
-        "engine": {
-            "dynamic_batching": {
-                "block_size": pool.page_size,
-                "num_blocks": pool.num_blocks,
-                "max_batch_size": pool.max_batch_size,
-                "prefix_caching": not mtp,
-            }
-        },
-    }
-    if mtp:
-        config["model"]["mtp"] = {
-            "enabled": True,
-            "filename": DRAFT_GRAPH,
-            "main_hidden_states": "hidden_states",
-            "num_hidden_layers": 1,
-            **cache,
-            "inputs": {"input_ids": "input_ids", "hidden_states": "hidden_states"} | PAST,
-            "outputs": {"logits": "logits", "hidden_states": "hidden_states_out"} | PRESENT,
-        }
-        config["speculative"] = {"max_draft_tokens": DRAFTS}
-    return config

@@ -76,14 +76,16 @@ def require_divisible(model: Model, ranks: Ranks) -> None:
         raise DstoolsError(f"--tp {tp} --ep {ep}: differ", "give both the same number, or one")
     if ep > 1 and moe is None:
         raise DstoolsError(f"--ep {ep}: the model has no experts", "leave it out")
-    if moe is not None and moe.n_routed_experts % ep:
-        raise _indivisible("--ep", ep, "n_routed_experts", moe.n_routed_experts)
+    count = moe.n_routed_experts if moe is not None else 0
+    if count % ep:
+        raise _indivisible("--ep", ep, f"n_routed_experts, {count}", count)
     if tp > 1 and attention.bias:
         raise DstoolsError(
             "config.json: attention_bias: every rank would add the bias of o_proj", "leave --tp out"
         )
-    if attention.num_heads % tp:
-        raise _indivisible("--tp", tp, "num_attention_heads", attention.num_heads)
+    heads = attention.num_heads
+    if heads % tp:
+        raise _indivisible("--tp", tp, f"num_attention_heads, {heads}", heads)
     for name, shape, _ in model.kinds():
         part = ranks.part(name, shape, 0)
         if part is not None and shape[part.dim] % tp:

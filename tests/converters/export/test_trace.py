@@ -1,0 +1,72 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dstools_converters.export.graph import Form
+from dstools_converters.export.onnx import note_of
+from dstools_converters.export.trace import trace
+from dstools_converters.model.architecture import read_architecture
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3" / "config.json"
+PACKED = [
+    ("input_ids", "INT64", ("num_tokens",)),
+    ("block_table", "INT32", ("batch_size", "max_num_blocks")),
+    ("cumulative_sequence_lengths", "INT32", ("batch_size_plus_1",)),
+    ("past_sequence_lengths", "INT32", ("batch_size",)),
+    ("attention_metadata", "INT32", ("3",)),
+]
+CACHE = ("num_blocks", "64", "1", "192")
+
+
+def ports(*, mtp: bool, **changes: object) -> tuple[list[object], list[object], dict[str, int]]:
+    architecture = read_architecture(json.loads(SAMPLE.read_text()) | changes)
+    form = Form(torch.float32, 128, 64, picks_rows=bool(changes.get("picks_rows")))
+    note = note_of(trace(architecture, form, mtp=mtp), "model.onnx")
+    inputs, outputs = (
+        [(port.name, port.dtype, port.shape) for port in each]
+        for each in (note.inputs, note.outputs)
+    )
+    return inputs, outputs, note.plugins
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_inputs_and_outputs_are_those_that_genai_names(layers: int) -> None:
+    inputs, outputs, plugins = ports(
+        mtp=False, num_hidden_layers=layers, num_nextn_predict_layers=0
+    )
+    parts = [f"{pair}.{part}" for pair in range(-(-layers // 2)) for part in ("key", "value")]
+    assert inputs == PACKED + [(f"past_key_values.{part}", "FLOAT", CACHE) for part in parts]
+    assert outputs == [
+        ("logits", "FLOAT", ("num_tokens", "320")),
+        ("hidden_states", "FLOAT", ("num_tokens", "256")),
+        *((f"present.{part}", "FLOAT", CACHE) for part in parts),
+    ]
+    assert plugins == {"DsMlaAttention": layers, "DsMoE": layers - 1}
+
+
+def test_the_draft_takes_states_and_returns_them() -> None:
+    inputs, outputs, plugins = ports(mtp=True)
+    assert inputs[1] == ("hidden_states", "FLOAT", ("num_tokens", "256"))
+    assert outputs[1] == ("hidden_states_out", "FLOAT", ("num_tokens", "256"))
+    assert plugins == {"DsMlaAttention": 1, "DsMoE": 1}
+    assert [name for name, *_ in outputs[2:]] == ["present.0.key", "present.0.value"]  # type: ignore[misc]
+
+
+def test_a_cache_without_a_layer_is_returned_by_identity() -> None:
+    architecture = read_architecture(json.loads(SAMPLE.read_text()))
+    graph = trace(architecture, Form(torch.float32, 128, 64), mtp=True).graph
+    node = graph.outputs[3].producer()
+    assert node is not None
+    assert node.op_type == "Identity"
+    assert node.inputs[0] is graph.inputs[7]
+    assert node.inputs[0].name == "past_key_values.0.value"
+
+
+def test_weights_of_the_other_graph_are_not_in_it() -> None:
+    architecture = read_architecture(json.loads(SAMPLE.read_text()))
+    form = Form(torch.float32, 128, 64)
+    main, draft = (trace(architecture, form, mtp=mtp).graph.initializers for mtp in (False, True))
+    shared = {"model.embed_tokens.weight", "lm_head.weight", "rotary.cos", "rotary.sin"}
+    assert main.keys() & draft.keys() == shared

@@ -1,0 +1,118 @@
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dstools import machine
+from dstools.cli import main
+from dstools_converters.export.folder import require_export
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(main, ["export", *(str(arg) for arg in args)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "out"
+    assert run(SAMPLE, out, "--onnx", "--context", "500").exit_code == 0
+    return out
+
+
+def test_a_report_says_what_was_written_and_what_to_run_next(tmp_path: Path) -> None:
+    result = run(SAMPLE, tmp_path / "out", "--onnx", "--context", "256", "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.output
+    assert "4 rows of 256 tokens" in result.stderr
+    assert "98 tensors (88 copied as they are, 4 converted, 6 made here)" in result.stdout
+    assert "hint: dstools generate" in result.stderr
+    assert len(result.stderr.splitlines()) == 2  # nothing of torch's
+
+
+def test_json_has_the_figures(tmp_path: Path) -> None:
+    result = run(SAMPLE, tmp_path / "out", "--onnx", "--context", "128", "--no-mtp", "--json")
+    report = json.loads(result.stdout)
+    assert report["graphs"] == ["model.onnx"]
+    assert report["pool"]["num_blocks"] == 8
+    assert sum(report["tensors"].values()) == 75
+
+
+def test_the_config_of_genai_names_the_tokens_of_the_checkpoint(folder: Path) -> None:
+    config = json.loads((folder / "genai_config.json").read_text())
+    assert config["model"]["eos_token_id"] == [1]
+    assert config["model"]["bos_token_id"] == 0
+    batching = config["engine"]["dynamic_batching"]
+    assert batching["num_blocks"] == 2 * 4 * 8  # 500 tokens are 8 pages of 64
+
+
+def test_the_tokenizer_goes_along(folder: Path) -> None:
+    written = require_export(folder)
+    assert {"tokenizer.json", "tokenizer_config.json", "config.json"} <= written.files.keys()
+    assert (folder / "tokenizer.json").read_bytes() == (SAMPLE / "tokenizer.json").read_bytes()
+
+
+def test_a_pool_that_does_not_fit_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = machine.memory()
+    monkeypatch.setattr(machine, "memory", lambda: replace(now, available=10**6))
+    result = run(SAMPLE, tmp_path / "out", "--onnx", "--context", "512")
+    assert result.exit_code == 0
+    assert "warning: 1 MB of memory is free here: lower --context" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ([], 2, "say what to write"),
+        (["--onnx", "--context", "4096"], 1, "error: --context 4096: the model has 512 positions"),
+        (["--onnx", "--tp", "3"], 1, "error: --tp 3: does not divide num_attention_heads, 4"),
+        (["--onnx", "--page-size", "16"], 1, "error: --page-size 16: the kernels read pages of 64"),
+        (["--onnx", "--tp", "2", "--ep", "4"], 1, "error: --tp 2 --ep 4: differ"),
+        (["--onnx", "--dtype", "int8"], 2, "int8"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
+    tmp_path: Path, options: list[str], code: int, words: str
+) -> None:
+    result = run(SAMPLE, tmp_path / "out", *options)
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_in_the_way_or_inside_the_source_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert "out: exists" in run(SAMPLE, tmp_path / "out", "--onnx").stderr
+    source = tmp_path / "source"
+    shutil.copytree(SAMPLE, source)
+    assert "is inside" in run(source, source / "out", "--onnx").stderr
+
+
+def test_a_checkpoint_without_mtp_is_exported_without_and_refused_with(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "v2"
+    shutil.copytree(checkpoint("tiny-v2"), source)
+    source.chmod(0o755)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(SAMPLE / name, source / name)
+    result = run(source, tmp_path / "out", "--onnx", "--mtp")
+    assert result.exit_code == 1
+    assert "has no MTP layer" in result.stderr
+    assert run(source, tmp_path / "out", "--onnx").exit_code == 0
+    assert not (tmp_path / "out" / "mtp.onnx").exists()
+
+
+def test_packages_that_are_missing_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "missing", lambda extra: ["onnx>=1.23"])
+    result = run(SAMPLE, tmp_path / "out", "--onnx")
+    assert "error: export needs onnx>=1.23" in result.stderr
+    assert 'hint: pip install "dstools-llm[export]"' in result.stderr
