@@ -111,7 +111,7 @@ def DsMlaAttention(
 
 @script(ds, default_opset=op)
 def DsExpert(y, x, weights, slots, w1, w3, w2):
-    """Add what one expert, of weights [I, D], [I, D] and [D, I], gives to y [T, D].
+    """Add what one expert, of weights [I, D], [I, D] and [D, I], gives to y [T, D] float32.
 
     `slots` [X, 2] are the tokens that chose it, and which of their choices it is.
     """
@@ -124,7 +124,8 @@ def DsExpert(y, x, weights, slots, w1, w3, w2):
     inner = op.Mul(op.Mul(gate, op.Sigmoid(gate)), up)
     down = op.MatMul(inner, op.CastLike(op.Transpose(w2, perm=[1, 0]), x))
     share = op.Unsqueeze(op.GatherND(weights, slots), op.Constant(value_ints=[-1]))
-    return op.ScatterND(y, tokens, op.Mul(down, op.CastLike(share, down)), reduction="add")
+    # float32, as ONNX Runtime's ScatterND adds no float16
+    return op.ScatterND(y, tokens, op.Mul(op.Cast(down, to=1), share), reduction="add")
 
 
 @script(ds, default_opset=op)
@@ -147,13 +148,13 @@ def DsMoE(
     local = op.Cast(op.Gather(expert_map, ids), to=7)
     every, _, _, _ = op.Unique(op.Reshape(local, op.Constant(value_ints=[-1])))
     chosen = op.Compress(every, op.GreaterOrEqual(every, op.Constant(value_ints=[0])))
-    y = op.Mul(x, op.CastLike(op.Constant(value_float=0.0), x))
+    y = op.Mul(op.Cast(x, to=1), op.Constant(value_float=0.0))
     count = op.Squeeze(op.Shape(chosen))
     for i in range(count):
         e = op.Gather(chosen, i)
         slots = op.Transpose(op.NonZero(op.Equal(local, e)), perm=[1, 0])
         y = ds.DsExpert(y, x, weights, slots, op.Gather(w1, e), op.Gather(w3, e), op.Gather(w2, e))
-    return y
+    return op.CastLike(y, x)
 
 
 @script(ds, default_opset=op)
@@ -196,7 +197,7 @@ def DsFp8BlockMoE(
     local = op.Cast(op.Gather(expert_map, ids), to=7)
     count = op.Squeeze(op.Shape(w1, start=0, end=1))
     numbers = op.Range(op.Constant(value_int=0), count, op.Constant(value_int=1))
-    zeros = op.Mul(x, op.CastLike(op.Constant(value_float=0.0), x))
+    zeros = op.Mul(op.Cast(x, to=1), op.Constant(value_float=0.0))
 
     @graph()
     def expert(y, number, w1_e, s1_e, w3_e, s3_e, w2_e, s2_e):
@@ -231,7 +232,8 @@ def DsFp8BlockMoE(
             added = op.Identity(y)
         return added
 
-    return op.Scan(zeros, numbers, w1, s1, w3, s3, w2, s2, body=expert, num_scan_inputs=7)
+    y = op.Scan(zeros, numbers, w1, s1, w3, s3, w2, s2, body=expert, num_scan_inputs=7)
+    return op.CastLike(y, x)
 
 
 @script(ds, default_opset=op)
