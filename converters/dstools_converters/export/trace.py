@@ -123,7 +123,7 @@ def _ports(model: family.Model, form: Form, mtp: bool) -> list[_Port]:
     if mtp:
         ports.insert(1, _Port("hidden", hidden, ["hidden_states"], {0: tokens}))
     if form.picks_rows:
-        ports.append(_Port("rows", torch.zeros(4, dtype=torch.int64), [ROWS], {0: rows}))
+        ports.append(_Port("rows", torch.zeros(4, dtype=torch.int32), [ROWS], {0: rows}))
     return ports
 
 
