@@ -1,14 +1,25 @@
 """genai_config.json: how onnxruntime-genai's Engine runs an exported folder.
 
-Its keys are those of onnxruntime-genai 0.18, tried on its stock wheel. What its names do not say:
+Its keys are those of onnxruntime-genai 0.18, tried on its stock wheel, which refuses unknown ones.
+What their names do not say:
 
 - num_hidden_layers counts pairs of ours, since each has a key and a value cache.
-- The Engine takes no page back from a row that runs, so the pool holds all rows at their longest,
-  and twice that with an MTP layer, whose cache takes pages of the same pool.
+- The Engine takes no page back from a row that runs, so the pool holds all rows at their longest.
+  With an MTP layer, num_blocks are bytes that its cache has a share of: P / (P + 1) of them are
+  left as pages at P pairs of layers. Twice the pages are enough for any P.
 - prefix_caching does not go with speculation.
 - `mtp.inputs` has ids, hidden states and caches only; the rest is implied.
+- chunk_size limits what a step reads of one prompt; of all prompts, max_scheduled_tokens, 2048.
+- top_k is 50 where it is left out. At 0 its nucleus is not that of top_p, and sampled rows get no
+  drafts: all tokens are named instead.
+- top_p 0 means 1.
+- bos_token_id and pad_token_id may be left out; null is refused. eos_token_id may be [].
+- logits_indices is INT32. A graph that has it runs in the Engine, with an MTP layer and without.
 """
 
+import os
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from dstools_converters.export.folder import DRAFT_GRAPH, GRAPH, Pool
@@ -27,6 +38,27 @@ PAST = {f"past_{part}_names": f"past_key_values.%d.{part}" for part in ("key", "
 PRESENT = {f"present_{part}_names": f"present.%d.{part}" for part in ("key", "value")}
 CHUNK = 512  # tokens of a prompt at a time: others' tokens wait for no longer
 DRAFTS = 1  # an MTP layer trained for one
+# What pybind11 makes of the exceptions of onnxruntime-genai
+ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)
+
+
+def find_genai() -> ModuleType | None:
+    """Return the package onnxruntime_genai, None where it is not installed.
+
+    Its wheels report their use to Microsoft unless told not to; here they do not.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read as it is loaded
+    try:
+        genai = import_module("onnxruntime_genai")
+    except ImportError:
+        return None
+    genai.disable_telemetry_events()
+    return genai
+
+
+def is_drawn(sampling: Sampling) -> bool:
+    """Return whether tokens are drawn; at top_p 0 only the most probable one is left."""
+    return sampling.temperature > 0 and sampling.top_p > 0
 
 
 class Tokens(NamedTuple):
@@ -50,20 +82,21 @@ def genai_config(
     model: Model, pool: Pool, tokens: Tokens, sampling: Sampling, *, mtp: bool, picks_rows: bool
 ) -> dict[str, Any]:
     """Return the content of genai_config.json."""
+    known = {"bos_token_id": tokens.bos, "pad_token_id": tokens.pad}
     described = {
         "type": "llama",  # of those that the Engine batches; it decides nothing else
-        "bos_token_id": tokens.bos or 0,
+        **{name: token for name, token in known.items() if token is not None},
         "eos_token_id": tokens.ends,
-        "pad_token_id": tokens.pad or 0,
         "vocab_size": model.vocab_size,
         "context_length": pool.context_length,
         "decoder": _decoder(model, picks_rows),
     }
     search = {
         "max_length": pool.context_length,
-        "do_sample": sampling.temperature > 0,
+        "do_sample": is_drawn(sampling),
         "temperature": sampling.temperature or 1.0,
-        "top_p": sampling.top_p,
+        "top_p": sampling.top_p or 1.0,
+        "top_k": model.vocab_size,
         "num_beams": 1,
         "chunk_size": CHUNK,
         "past_present_share_buffer": True,

@@ -1,15 +1,27 @@
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from dstools_converters.export.genai import Tokens, genai_config, pool_of
+import pytest
+
+from dstools_converters.export import genai
+from dstools_converters.export.genai import Tokens, find_genai, genai_config, pool_of
 from dstools_converters.families.shapes import Model, read_model
 from dstools_converters.runtime.sampling import Sampling
 
+GREEDY = Sampling()
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3" / "config.json"
 
 
 def model(**changes: object) -> Model:
     return read_model(json.loads(SAMPLE.read_text()) | changes)
+
+
+def configured(tokens: Tokens, sampling: Sampling = GREEDY, mtp: bool = True) -> dict[str, Any]:
+    pool = pool_of(model(), 4, 512, 4, 64, mtp=mtp)
+    return genai_config(model(), pool, tokens, sampling, mtp=mtp, picks_rows=False)
 
 
 def test_the_pool_holds_all_rows_at_their_longest_and_twice_that_with_mtp() -> None:
@@ -52,3 +64,52 @@ def test_without_mtp_nothing_speculates() -> None:
     assert config["model"]["eos_token_id"] == [1, 5]
     assert config["model"]["decoder"]["inputs"]["logits_indices"] == "logits_indices"
     assert config["search"]["do_sample"] is False
+
+
+def test_tokens_that_a_model_lacks_are_left_out() -> None:
+    described = configured(Tokens(None, [], 7))["model"]
+    assert "bos_token_id" not in described
+    assert (described["eos_token_id"], described["pad_token_id"]) == ([], 7)
+
+
+def test_all_tokens_are_drawn_from_and_top_p_0_is_greedy() -> None:
+    search = configured(Tokens(0, [1], None), Sampling(0.6, 0.9))["search"]
+    assert (search["do_sample"], search["top_p"], search["top_k"]) == (True, 0.9, 320)
+    search = configured(Tokens(0, [1], None), Sampling(0.6, 0.0))["search"]
+    assert (search["do_sample"], search["top_p"]) == (False, 1.0)
+
+
+@pytest.mark.parametrize("mtp", [True, False])
+@pytest.mark.parametrize("tokens", [Tokens(None, [], None), Tokens(0, [1, 5], 7)])
+def test_genai_takes_every_key(tokens: Tokens, mtp: bool, tmp_path: Path) -> None:
+    package = find_genai()
+    if package is None:
+        pytest.skip("not run: needs onnxruntime-genai, of the extra export")
+    config = configured(tokens, mtp=mtp)
+    (tmp_path / "genai_config.json").write_text(json.dumps(config))
+    package.Config(str(tmp_path))
+    config["search"]["unknown"] = 3
+    (tmp_path / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match="unknown"):
+        package.Config(str(tmp_path))
+
+
+def test_genai_is_loaded_with_its_telemetry_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def load(name: str) -> SimpleNamespace:
+        assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+        return SimpleNamespace(disable_telemetry_events=lambda: calls.append(name))
+
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.setattr(genai, "import_module", load)
+    assert find_genai() is not None
+    assert calls == ["onnxruntime_genai"]
+
+
+def test_a_package_that_is_not_installed_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(genai, "import_module", load)
+    assert find_genai() is None
