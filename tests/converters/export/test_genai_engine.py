@@ -1,0 +1,437 @@
+"""The stock Engine on exported folders: answers are those of transformers, whatever is drafted.
+
+An answer is greedy where each token is the argmax of transformers' logits after all those before,
+so that one pass over prompt and answer checks it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config
+from transformers import DeepseekV3ForCausalLM as DeepseekV3
+
+from dstools_converters.errors import DstoolsError
+from dstools_converters.export import genai_engine
+from dstools_converters.export.deepseek import Options
+from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, Export, require_export
+from dstools_converters.export.genai_engine import GenaiEngine
+from dstools_converters.runtime.decode import Piece, Request
+from dstools_converters.runtime.sampling import Sampling
+
+pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai, of the extra export")
+pytestmark = pytest.mark.usefixtures("one_thread")
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+SHORT = Options(context=512)
+CASES = Path(__file__).parents[2] / "cases" / "runtime"
+HELDOUT = SAMPLE.parent / "sample-v3-heldout.jsonl"
+END, NEVER = 1, 319  # sample-v3's end token; one that it draws once in a thousand tokens
+THREE_LAYERS = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3,
+    "first_k_dense_replace": 1, "moe_intermediate_size": 16, "n_routed_experts": 4,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": None, "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 64, "v_head_dim": 16, "n_group": 1, "topk_group": 1,
+    "num_experts_per_tok": 2, "max_position_embeddings": 512, "initializer_range": 0.3,
+    "tie_word_embeddings": False, "num_nextn_predict_layers": 0, "rope_theta": 10_000.0,
+}  # fmt: skip
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
+    conversations = [json.loads(line)["messages"] for line in HELDOUT.read_text().splitlines()[:12]]
+    return [
+        tokenizer.apply_chat_template(
+            messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        for messages in conversations
+    ]
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Callable[[Path], Any]:
+    """theirs(folder): transformers' model, float32"""
+    loaded: dict[Path, Any] = {}
+
+    def get(folder: Path) -> Any:
+        if folder not in loaded:
+            loaded[folder] = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                experts_implementation="eager",
+            ).eval()
+        return loaded[folder]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def codes(
+    quantized: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Return sample-v3 in block FP8, and in float32 with code x scale for each weight."""
+    folder, wide = quantized(SAMPLE), tmp_path_factory.mktemp("wide")
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in folder.glob("*.safetensors"):
+        tensors |= load_file(shard)
+    for name in [name for name in tensors if name.endswith("_scale_inv")]:
+        weight = tensors[name.removesuffix("_scale_inv")].float()
+        scale = tensors.pop(name).repeat_interleave(128, 0).repeat_interleave(128, 1)
+        tensors[name.removesuffix("_scale_inv")] = weight * scale[: len(weight), : weight.shape[1]]
+    save_file(tensors, wide / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (wide / "config.json").write_text(json.dumps(config))
+    return folder, wide
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A V3 with three layers, the last one without a partner, and no MTP layer."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("odd")
+    DeepseekV3(DeepseekV3Config(**THREE_LAYERS)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[[Path, Change], Path]:
+    """changed(folder, change): a copy whose genai_config.json was changed"""
+
+    def make(folder: Path, change: Change) -> Path:
+        copy = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
+        copy.mkdir()
+        for file in folder.iterdir():
+            if file.name != GENAI_CONFIG:
+                os.link(file, copy / file.name)
+        config = json.loads((folder / GENAI_CONFIG).read_text())
+        change(config)
+        (copy / GENAI_CONFIG).write_text(json.dumps(config))
+        return copy
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def sample(exported: Callable[..., Path]) -> Path:
+    return exported()
+
+
+def sized(context: int, rows: int, blocks: int | None = None, end: int = NEVER) -> Change:
+    """Return the change to a folder made for `rows` of `context` tokens, as pool_of sizes it."""
+
+    def change(config: dict[str, Any]) -> None:
+        heads = 1 + ("mtp" in config["model"])
+        config["model"] |= {"context_length": context, "eos_token_id": [end]}
+        config["search"]["max_length"] = context
+        config["engine"]["dynamic_batching"] |= {
+            "max_batch_size": rows,
+            "num_blocks": blocks or heads * rows * -(-context // 64),
+        }
+
+    return change
+
+
+def answers(engine: GenaiEngine, prompts: list[list[int]], tokens: int = 64) -> list[list[int]]:
+    requests = [Request(index, prompt, tokens) for index, prompt in enumerate(prompts)]
+    return joined(list(engine.run(requests)), len(prompts))
+
+
+def joined(pieces: list[Piece], count: int) -> list[list[int]]:
+    """Return the ids of all answers, each of which has ended once, as its last id says."""
+    found: list[list[int]] = [[] for _ in range(count)]
+    reasons: list[list[str]] = [[] for _ in range(count)]
+    for index, ids, reason in pieces:
+        assert not reasons[index]
+        found[index] += ids
+        reasons[index] += [reason] if reason else []
+    assert all(len(reason) == 1 for reason in reasons)
+    return found
+
+
+def assert_greedy(model: Any, prompts: list[list[int]], found: list[list[int]]) -> None:
+    for prompt, answer in zip(prompts, found, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
+        assert logits.argmax(-1).tolist() == answer
+
+
+# ------------------------------------------------------------------------------------------ answers
+
+
+@pytest.mark.parametrize("drafts", [0, 1, 2, 3])
+def test_answers_are_those_of_transformers(
+    sample: Path, prompts: list[list[int]], theirs: Callable[[Path], Any], drafts: int
+) -> None:
+    engine = GenaiEngine(sample, Sampling(), drafts)
+    pieces = list(engine.run([Request(index, ids, 64) for index, ids in enumerate(prompts)]))
+    found = joined(pieces, len(prompts))
+    assert engine.rows == 4
+    assert_greedy(theirs(SAMPLE), prompts, found)
+    for index, _, reason in [piece for piece in pieces if piece.reason]:
+        assert reason == ("stop" if found[index][-1] == END else "length")
+        assert len(found[index]) == 64 or reason == "stop"
+    assert all(END not in answer[:-1] for answer in found)
+    assert engine.counts.tokens == sum(map(len, found))
+    assert len(engine.counts.kept) == len(engine.counts.drafted) == drafts
+
+
+def test_drafts_are_counted_as_our_loop_counts_them(sample: Path, prompts: list[list[int]]) -> None:
+    engine = GenaiEngine(sample, Sampling(), 3)
+    answers(engine, prompts)
+    counts, stats = engine.counts, engine._engine.get_speculative_stats()
+    ends = 12  # the last drafts of an answer may be fewer
+    assert 0 <= sum(counts.drafted) - stats["draft_tokens_evaluated"] <= ends
+    assert sum(counts.kept) == stats["draft_tokens_accepted"]
+    assert counts.drafted[1:] == counts.kept[:-1]  # looked at where those before were right
+
+
+def test_of_100_drafts_97_are_kept(sample: Path, prompts: list[list[int]]) -> None:
+    engine = GenaiEngine(sample, Sampling(), 1)
+    plain = GenaiEngine(sample, Sampling())
+    assert answers(engine, prompts) == answers(plain, prompts)
+    assert engine.counts.kept[0] >= 0.97 * engine.counts.drafted[0] > 0
+    assert engine.counts.steps < 0.6 * plain.counts.steps
+
+
+@pytest.mark.parametrize("drafts", [0, 1, 2, 3])
+def test_native_fp8_answers_as_code_times_scale_in_transformers(
+    codes: tuple[Path, Path],
+    exported: Callable[..., Path],
+    prompts: list[list[int]],
+    theirs: Callable[[Path], Any],
+    drafts: int,
+) -> None:
+    folder, wide = codes
+    engine = GenaiEngine(exported(folder), Sampling(), drafts)
+    assert_greedy(theirs(wide), prompts, answers(engine, prompts))
+
+
+def test_float16_weights_give_the_same_answers(
+    exported: Callable[..., Path], prompts: list[list[int]], theirs: Callable[[Path], Any]
+) -> None:
+    engine = GenaiEngine(exported(SAMPLE, replace(SHORT, dtype="float16")), Sampling(), 1)
+    assert_greedy(theirs(SAMPLE), prompts, answers(engine, prompts))
+
+
+def test_an_odd_number_of_layers_and_picked_logits_run(
+    odd: Path, exported: Callable[..., Path], theirs: Callable[[Path], Any]
+) -> None:
+    folder = exported(odd, replace(SHORT, mtp=False, picks_rows=True))
+    names = {port.name: port.dtype for port in require_export(folder).graphs[0].inputs}
+    assert names["logits_indices"] == "INT32"  # what the Engine feeds
+    some = [[5, 6, 7], [9], list(range(3, 100)), [4] * 70, [11, 12]]
+    assert_greedy(theirs(odd), some, answers(GenaiEngine(folder, Sampling()), some, 40))
+
+
+def test_a_prompt_longer_than_a_chunk_is_read_whole(
+    sample: Path,
+    changed: Callable[[Path, Change], Path],
+    prompts: list[list[int]],
+    theirs: Callable[[Path], Any],
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["search"]["chunk_size"] = 32
+
+    long = [(prompts[0] * 20)[:300], prompts[1], (prompts[2] * 20)[:33]]
+    engine = GenaiEngine(changed(sample, change), Sampling(), 1)
+    assert_greedy(theirs(SAMPLE), long, answers(engine, long, 30))
+    assert engine.counts.steps > 300 // 32
+
+
+# --------------------------------------------------------------------------------------------- pool
+
+
+def test_the_case_of_the_pool_passes(sample: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, CASES / "genai_pool.py", sample],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "PASS num_blocks 64, needed 64" in run.stdout
+
+
+@pytest.mark.parametrize("drafts", [0, 1])
+@pytest.mark.parametrize(("context", "rows"), [(65, 3), (100, 1), (127, 8), (129, 4), (64, 3)])
+def test_all_rows_reach_the_end_of_the_context(
+    sample: Path, changed: Callable[[Path, Change], Path], context: int, rows: int, drafts: int
+) -> None:
+    engine = GenaiEngine(changed(sample, sized(context, rows)), Sampling(), drafts)
+    assert (engine.positions, engine.rows) == (context, rows)
+    some = [[0, 3 + row, 9, 10] for row in range(2 * rows)]
+    found = answers(engine, some, 10_000)
+    assert [len(answer) + 4 for answer in found] == [context] * len(found)
+
+
+@pytest.mark.parametrize(("drafts", "blocks"), [(0, 2), (1, 3)])
+def test_a_pool_made_too_small_ends_in_one_line(
+    sample: Path, changed: Callable[[Path, Change], Path], drafts: int, blocks: int
+) -> None:
+    engine = GenaiEngine(changed(sample, sized(128, 2, blocks)), Sampling(), drafts)
+    some = [[0, 3, 9, 10], [0, 4, 9, 10]]
+    with pytest.raises(DstoolsError, match="no page left for any of the 2 rows") as error:
+        answers(engine, some, 120)
+    assert "num_blocks in genai_config.json is too small" in str(error.value)
+    assert "--context 128 --max-batch 2" in error.value.hint
+    assert len(answers(engine, some[:1], 120)[0]) == 120  # alone, it has pages enough
+
+
+# ----------------------------------------------------------------------------------------- sampling
+
+
+def test_at_top_p_0_the_most_probable_token_is_taken(
+    sample: Path, prompts: list[list[int]]
+) -> None:
+    greedy = answers(GenaiEngine(sample, Sampling()), prompts[:4])
+    assert answers(GenaiEngine(sample, Sampling(1.0, 0.0)), prompts[:4]) == greedy
+
+
+def test_a_seed_decides_answers_and_prompts_are_drawn_apart(sample: Path) -> None:
+    def drawn(seed: int) -> list[list[int]]:
+        engine = GenaiEngine(sample, Sampling(1.5, 1.0, seed), 1)
+        return answers(engine, [[0, 3, 9, 10]] * 3, 20)
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert len({tuple(answer) for answer in drawn(0)}) == 3
+
+
+@pytest.mark.parametrize("drafts", [0, 1])
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_tokens_are_drawn_as_often_as_their_share_says(
+    sample: Path, theirs: Callable[[Path], Any], top_p: float, drafts: int
+) -> None:
+    prompt, count, temperature = [0, 3, 9, 10], 300, 5.0
+    with torch.inference_mode():
+        shares = (theirs(SAMPLE)(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
+    largest, order = shares.sort(descending=True)
+    nucleus = int(((largest.cumsum(0) - largest) < top_p).sum())
+    kept = dict(zip(order[:nucleus].tolist(), largest[:nucleus].tolist(), strict=True))
+    engine = GenaiEngine(sample, Sampling(temperature, top_p), drafts)
+    drawn = Counter(answer[0] for answer in answers(engine, [prompt] * count, 2))
+    assert drawn.keys() <= kept.keys()
+    assert top_p < 1 or any(token not in order[:50] for token in drawn)  # genai's own top_k
+    chance = sum(kept.values())
+    for token, share in list(kept.items())[:3]:
+        expected = count * share / chance
+        assert abs(drawn[token] - expected) <= 4 * expected**0.5  # 4 standard deviations
+
+
+def test_sampled_rows_have_drafts(sample: Path, prompts: list[list[int]]) -> None:
+    engine = GenaiEngine(sample, Sampling(0.5, 0.9), 1)
+    answers(engine, prompts)
+    assert engine.counts.kept[0] > 0.8 * engine.counts.drafted[0] > 0
+
+
+# ------------------------------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "message"),
+    [
+        ([], 4, "the prompt is empty"),
+        ([5, 320], 4, "the prompt has the token 320; the model has 320"),
+        ([5, -1], 4, "the prompt has the token -1"),
+        ([5] * 512, 4, "the prompt has 512 tokens; .* is made for 512, with the answer"),
+        ([5], 0, "max_tokens must be at least 1"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_refused(
+    sample: Path, prompt: list[int], tokens: int, message: str
+) -> None:
+    engine = GenaiEngine(sample, Sampling())
+    with pytest.raises(DstoolsError, match=message):
+        answers(engine, [prompt], tokens)
+
+
+def test_of_several_prompts_the_wrong_one_is_named(sample: Path) -> None:
+    with pytest.raises(DstoolsError, match="prompt 1 has the token 400"):
+        answers(GenaiEngine(sample, Sampling()), [[5], [400]])
+
+
+def test_an_answer_ends_where_the_context_does(sample: Path) -> None:
+    (answer,) = answers(GenaiEngine(sample, Sampling(), 1), [[5] * 500], 100)
+    assert len(answer) == 12 or answer[-1] == END
+
+
+@pytest.mark.parametrize(
+    ("change", "drafts", "message"),
+    [
+        ({"dtype": "bfloat16"}, 0, "does not compute bfloat16 on a CPU"),
+        ({"kind": "dense"}, 0, "does not run folders of kind dense"),
+        ({"ep": 2}, 0, "runs whole models alone"),
+        ({"expert_inputs": True}, 0, "runs whole models alone"),
+        ({"has_mtp": False}, 1, "has no MTP layer"),
+    ],
+)
+def test_a_folder_that_the_engine_does_not_run_is_refused(
+    tmp_path: Path, change: dict[str, Any], drafts: int, message: str
+) -> None:
+    export = replace(Export("dstools 0", "onnx", "deepseek_v3", "float32", has_mtp=True), **change)
+    (tmp_path / EXPORT).write_bytes(export.to_bytes())
+    with pytest.raises(DstoolsError, match=message) as error:
+        GenaiEngine(tmp_path, Sampling(), drafts)
+    assert "bfloat16" not in change.values() or "--dtype float32" in error.value.hint
+
+
+def test_a_missing_package_is_named(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(genai_engine, "find_genai", lambda: None)
+    with pytest.raises(DstoolsError, match="needs onnxruntime-genai") as error:
+        GenaiEngine(sample, Sampling())
+    assert "[export]" in error.value.hint
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": 3}', '{"model": {"vocab_size": 3}}'])
+def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
+    export = Export("dstools 0", "onnx", "deepseek_v3", "float32")
+    (tmp_path / EXPORT).write_bytes(export.to_bytes())
+    (tmp_path / GENAI_CONFIG).write_text(content)
+    with pytest.raises(DstoolsError, match=r"genai_config\.json: is missing or damaged"):
+        GenaiEngine(tmp_path, Sampling())
+
+
+def test_what_genai_refuses_is_one_line(
+    sample: Path, changed: Callable[[Path, Change], Path]
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["search"]["unknown"] = 3
+
+    with pytest.raises(DstoolsError, match=r'onnxruntime-genai failed: .*"unknown"') as error:
+        GenaiEngine(changed(sample, change), Sampling())
+    assert "\n" not in str(error.value)
+    with pytest.raises(DstoolsError, match="cannot draft 9 tokens") as error:
+        GenaiEngine(sample, Sampling(), 9)
+    assert error.value.hint == "genai drafts 7 at most"
+
+
+def test_a_step_that_fails_says_why(sample: Path, changed: Callable[[Path, Change], Path]) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["model"]["decoder"]["inputs"]["past_sequence_lengths"] = "block_table"
+
+    with pytest.raises(DstoolsError, match=r"onnxruntime-genai failed: .*block_table"):
+        answers(GenaiEngine(changed(sample, change), Sampling()), [[5, 6]])
+
+
+def test_after_an_interrupt_the_engine_answers_again(
+    sample: Path, prompts: list[list[int]]
+) -> None:
+    engine = GenaiEngine(sample, Sampling(), 1)
+    wanted = answers(engine, prompts)
+    pieces = engine.run([Request(index, prompt, 64) for index, prompt in enumerate(prompts)])
+    next(pieces)
+    with pytest.raises(KeyboardInterrupt):
+        pieces.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+    assert not engine._engine.has_pending_requests()
+    assert answers(engine, prompts) == wanted
