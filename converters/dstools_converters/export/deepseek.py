@@ -29,6 +29,7 @@ from dstools_converters.export.folder import (
 )
 from dstools_converters.export.functions import BODIES
 from dstools_converters.export.genai import Tokens, genai_config, pool_of
+from dstools_converters.export.genai_tokenizer import agrees, remarks
 from dstools_converters.export.graph import MAP, Form, is_of_experts
 from dstools_converters.export.onnx import make_inputs, note_of, serialize, tensors_of
 from dstools_converters.export.ranks import WHOLE, Ranks, require_divisible
@@ -163,8 +164,11 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
             small[GENAI_CONFIG] = _genai_config(job, beside)
         for name in small:
             target.put(name, small[name])
+        verdict = agrees(beside.files)
         export = replace(
             _export(job),
+            genai_tokenizer=verdict,
+            notes=remarks(verdict),
             graphs=tuple(
                 replace(note, file=f"{place}{note.file}")
                 for place in _places(job)
