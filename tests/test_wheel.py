@@ -82,3 +82,15 @@ def test_the_teacher_of_the_presets_is_in_the_wheel_whole(installed: Path, tmp_p
     assert {p.name: p.read_bytes() for p in Path(folder).iterdir()} == {
         path.name: path.read_bytes() for path in ours.iterdir()
     }
+
+
+def test_the_sources_of_the_plugin_library_are_in_the_wheel(
+    installed: Path, tmp_path: Path
+) -> None:
+    """Whoever builds an engine compiles them there, against the headers of that machine."""
+    code = "import dstools_kernels; print(dstools_kernels.__path__[0])"
+    package = Path(run(installed / "python", "-c", code, cwd=tmp_path).strip())
+    ours = ROOT / "kernels/dstools_kernels/csrc/plugin"
+    shipped = {path.name for path in (package / "csrc/plugin").iterdir()}
+    assert shipped == {path.name for path in ours.iterdir()}
+    assert {"exports.map", "plugin.cpp", "launch.h"} <= shipped

@@ -90,30 +90,54 @@ def configs(twins: list[str]) -> dict[str, Config]:
 
 
 def compile_config(config: Config) -> Compiled:
-    """Compile for sm_90a and read the figures from cubin and PTX.
-
-    Raises ValueError where Triton interprets; errors of the compiler are Triton's own.
-    """
-    if is_interpreted():
-        raise ValueError("nothing is compiled with TRITON_INTERPRET=1")
-    names = config.kernel.arg_names
-    aligned = [
-        n for n in config.signature if n not in config.unaligned and _can_be_aligned(n, config)
-    ]
-    source = (GluonASTSource if isinstance(config.kernel, GluonJITFunction) else ASTSource)(
-        fn=config.kernel,
-        signature={**config.signature, **dict.fromkeys(config.constants, "constexpr")},
-        constexprs=config.constants,
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
+    """Compile for sm_90a and read the figures from cubin and PTX, as `emit` does."""
     with TemporaryDirectory() as folder, triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder
-        kernel = triton.compile(source, target=TARGET, options=config.options)
+        kernel = emit(config)
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
         opcodes = _opcodes(_tool("nvdisasm", "-c", cubin))
         usage = _tool("cuobjdump", "-res-usage", cubin)
     return Compiled(_figures(config, kernel, usage, opcodes), opcodes, kernel.asm["ptx"])
+
+
+def emit(config: Config) -> Any:
+    """Return what Triton compiles for sm_90a, with its cache: `.asm` and `.metadata`.
+
+    Raises ValueError where Triton interprets, RuntimeError where the kernel takes other arguments
+    than those of the signature and two pointers; errors of the compiler are Triton's own.
+    """
+    if is_interpreted():
+        raise ValueError("nothing is compiled with TRITON_INTERPRET=1")
+    names = config.kernel.arg_names
+    source = (GluonASTSource if isinstance(config.kernel, GluonJITFunction) else ASTSource)(
+        fn=config.kernel,
+        signature={**config.signature, **dict.fromkeys(config.constants, "constexpr")},
+        constexprs=config.constants,
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned(config)},
+    )
+    kernel = triton.compile(source, target=TARGET, options=config.options)
+    entry = kernel.asm["ptx"].partition(".entry")[2].partition("{")[0]
+    if entry.count(".param") != len(config.signature) + 2:
+        raise RuntimeError(f"the launch contract has changed: {entry}")
+    return kernel
+
+
+def aligned(config: Config) -> list[str]:
+    """Return the arguments that are compiled as divisible by 16."""
+    integers = ("i32", "i64")
+    return [
+        name
+        for name, dtype in config.signature.items()
+        if name not in config.unaligned and (dtype[0] == "*" or dtype in integers)
+    ]
+
+
+def threads(kernel: Any) -> int:
+    """Return the threads of a block of what `emit` gives."""
+    block = re.search(r"\.reqntid (\d+)", kernel.asm["ptx"])
+    assert block is not None
+    return int(block[1])
 
 
 def gate(config: Config, compiled: Compiled) -> list[str]:
@@ -175,23 +199,14 @@ def blocks_of_sm(figures: Figures) -> int:
 # ------------------------------------------------------------------------------------ one kernel
 
 
-def _can_be_aligned(name: str, config: Config) -> bool:
-    return config.signature[name][0] == "*" or config.signature[name] in ("i32", "i64")
-
-
 def _figures(config: Config, kernel: Any, usage: str, opcodes: list[str]) -> Figures:
-    entry = kernel.asm["ptx"].partition(".entry")[2].partition("{")[0]
-    if entry.count(".param") != len(config.signature) + 2:
-        raise RuntimeError(f"the launch contract has changed: {entry}")
     resources = {key: int(n) for key, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    block = re.search(r"\.reqntid (\d+)", kernel.asm["ptx"])
-    assert block is not None
     return {
         "regs": resources["REG"],
         "stack": resources["STACK"],
         "local": resources["LOCAL"],
         "smem": kernel.metadata.shared,
-        "block": int(block[1]),
+        "block": threads(kernel),
         "global_scratch": kernel.metadata.global_scratch_size,
         "params": _params(config),
         "sass": {name: _count(name, opcodes) for name in (*EXACT, *CLOSE)},
