@@ -2,12 +2,15 @@
 
 A tensor of the graph is written piece by piece into its place in the file, and its hash is taken
 from what the page cache then holds. No tensor is ever whole in memory.
+
+The journal gets {"file", "tensor", "sha256"} of each. The next run hashes them again, and writes
+those again that a power failure has lost.
 """
 
-import errno
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -26,15 +29,16 @@ from dstools_converters.checkpoint.rows import (
     width,
 )
 from dstools_converters.checkpoint.tensors import restored_rows
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, disk_errors
+from dstools_converters.export.ranges import copy_range, write_at
 from dstools_converters.export.sources import DTYPES, Piece, Source
+from dstools_converters.export.unfinished import Unfinished
 from dstools_kernels.fp8 import NON_FINITE_BITS
 
 ALIGNMENT = 4096  # a page, so that ONNX Runtime can map each tensor
 PIECE_BYTES = 4 << 20  # hashed, or copied without the kernel's help, at a time
 TORCH = {name: dtype for dtype, name in DTYPES.items()}
-# of copy_file_range: on another disk, or one that cannot
-ELSEWHERE = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+Progress = Callable[[int], object]  # called with the number of bytes just written
 
 
 class Entry(NamedTuple):
@@ -48,6 +52,59 @@ class Entry(NamedTuple):
     def nbytes(self) -> int:
         """Return its bytes."""
         return self.source.numel * ITEM_BITS[self.source.dtype] // 8
+
+
+class DataFile(NamedTuple):
+    """A file of weights."""
+
+    path: str  # in the folder
+    header: bytes
+    entries: list[Entry]
+    made: dict[str, Tensor]  # values of those that are not from the checkpoint
+
+    @property
+    def nbytes(self) -> int:
+        """Return its size."""
+        last = self.entries[-1]
+        return len(self.header) + last.offset + last.nbytes
+
+
+def fill(
+    inventory: Inventory, data: DataFile, folder: Unfinished, workers: int, progress: Progress
+) -> list[str]:
+    """Write a file of weights, or what earlier runs have left of it; return each tensor's sha256.
+
+    Raises DstoolsError as `write` does, and where the disk is full.
+    """
+    file, _ = folder.open(data.path, data.nbytes)
+    earlier = {
+        record["tensor"]: record["sha256"]
+        for record in folder.records
+        if record.get("file") == data.path
+    }
+
+    def one(entry: Entry) -> str:
+        at = len(data.header) + entry.offset
+        digest = earlier.get(entry.name)
+        if digest is None or digest != digest_of(file, at, entry.nbytes):
+            digest = write(inventory, entry, file, at, data.made.get(entry.name))
+            folder.note({"file": data.path, "tensor": entry.name, "sha256": digest})
+        progress(entry.nbytes)
+        return digest
+
+    try:
+        with disk_errors(folder.model / data.path), ThreadPoolExecutor(workers, "export") as pool:
+            write_at(file, data.header, 0)
+            futures = [pool.submit(one, entry) for entry in data.entries]
+            try:
+                digests = [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            os.fsync(file)
+    finally:
+        os.close(file)
+    return digests
 
 
 def lay_out(sources: Iterable[tuple[str, Source]], alignment: int = ALIGNMENT) -> list[Entry]:
@@ -75,13 +132,13 @@ def safetensors_header(entries: list[Entry]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write(inventory: Inventory, entry: Entry, file: int, base: int, made: Tensor | None) -> str:
-    """Write a tensor at `base` and its offset; return the sha256 of its bytes, in hexadecimal.
+def write(inventory: Inventory, entry: Entry, file: int, at: int, made: Tensor | None) -> str:
+    """Write a tensor at an offset of a file; return the sha256 of its bytes, in hexadecimal.
 
     made: the values of one that has no pieces. Raises DstoolsError, naming the tensor, for NaN,
     infinity, and numbers that the dtype cannot hold.
     """
-    digest, at = sha256(), base + entry.offset
+    digest = sha256()
     if made is not None:
         values = _bytes(made.to(TORCH[entry.source.dtype]))
         write_at(file, values, at)
@@ -119,38 +176,22 @@ def read_back(file: int, offset: int, nbytes: int) -> Iterator[bytes]:
         offset += len(data)
 
 
-def write_at(file: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`."""
-    while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written
-
-
 def _nbytes(piece: Piece, source: Source) -> int:
     (first, last), (begin, end) = piece.rows, piece.columns
     return (last - first) * (end - begin) * ITEM_BITS[source.dtype] // 8
 
 
 def _copy(checkpoint: Checkpoint, piece: Piece, file: int, at: int, nbytes: int) -> None:
-    """Copy a range of a shard, by the kernel where it can."""
+    """Copy a piece that is a range of a shard."""
     begin = piece.rows[0] * columns(piece.info) * width(piece.info)
-    source, end = piece.info.offset + begin, at + nbytes
     with (checkpoint.folder / piece.info.shard).open("rb") as shard:
-        while at < end:
-            try:
-                count = os.copy_file_range(shard.fileno(), file, end - at, source, at)
-            except OSError as error:
-                if error.errno not in ELSEWHERE:
-                    raise
-                data = os.pread(shard.fileno(), min(PIECE_BYTES, end - at), source)
-                write_at(file, memoryview(data), at)
-                count = len(data)
-            if not count:
-                raise DstoolsError(
-                    f"{piece.info.shard}: ends before its header says",
-                    "download or copy the shard again",
-                )
-            source, at = source + count, at + count
+        try:
+            copy_range(shard.fileno(), piece.info.offset + begin, nbytes, file, at)
+        except EOFError:
+            raise DstoolsError(
+                f"{piece.info.shard}: ends before its header says",
+                "download or copy the shard again",
+            ) from None
 
 
 def _by_rows(inventory: Inventory, entry: Entry, piece: Piece, file: int, at: int) -> None:

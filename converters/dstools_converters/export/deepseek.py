@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.errors import DstoolsError, UnsupportedError
-from dstools_converters.export.data import lay_out, safetensors_header
+from dstools_converters.export.data import DataFile, Progress, fill, lay_out, safetensors_header
 from dstools_converters.export.folder import (
     DATA,
     DRAFT_GRAPH,
@@ -35,7 +35,7 @@ from dstools_converters.export.onnx import make_inputs, note_of, serialize, tens
 from dstools_converters.export.ranks import WHOLE, Ranks, require_divisible
 from dstools_converters.export.sources import Source, require_same, sources
 from dstools_converters.export.trace import OPSET, trace
-from dstools_converters.export.writer import DataFile, Progress, folder
+from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.families.shapes import MLA
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import Architecture, read_architecture
@@ -150,11 +150,13 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
     contents = _contents(graphs, rank_files[0])
     notes = [note_of(graph, name) for name, graph in graphs.items()]
     written = [file for files in rank_files for file in files]
-    with folder(out, job.fingerprint, sum(file.nbytes for file in written)) as target:
-        if target is None:
+    with Unfinished(out, job.fingerprint) as folder:
+        if folder.is_published:
+            folder.clean_up()
             return require_export(out)
+        folder.require_space(sum(file.nbytes for file in written))
         weights = {
-            file.path: _weights(file, target.fill(job.inventory, file, workers, progress))
+            file.path: _weights(file, fill(job.inventory, file, folder, workers, progress))
             for file in written
         }
         small = dict(beside.files)
@@ -162,8 +164,6 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
             small |= {f"{place}{name}": content for name, content in contents.items()}
         if job.form.ranks.count == 1 and not job.form.expert_inputs:
             small[GENAI_CONFIG] = _genai_config(job, beside)
-        for name in small:
-            target.put(name, small[name])
         verdict = agrees(beside.files)
         export = replace(
             _export(job),
@@ -177,8 +177,8 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
             files={name: _sha256(content) for name, content in sorted(small.items())},
             weights=weights,
         )
-        target.put(EXPORT, export.to_bytes())
-        target.publish()
+        folder.publish(small | {EXPORT: export.to_bytes()})
+        folder.clean_up()
     return export
 
 
@@ -280,7 +280,7 @@ def _contents(graphs: Mapping[str, ir.Model], files: list[DataFile]) -> dict[str
     return contents
 
 
-def _weights(file: DataFile, digests: dict[str, str]) -> tuple[Weight, ...]:
+def _weights(file: DataFile, digests: list[str]) -> tuple[Weight, ...]:
     return tuple(
         Weight(
             entry.name,
@@ -289,9 +289,9 @@ def _weights(file: DataFile, digests: dict[str, str]) -> tuple[Weight, ...]:
             len(file.header) + entry.offset,
             entry.nbytes,
             "make" if not entry.source.pieces else "copy" if entry.source.is_copy else "convert",
-            digests[entry.name],
+            digest,
         )
-        for entry in file.entries
+        for entry, digest in zip(file.entries, digests, strict=True)
     )
 
 

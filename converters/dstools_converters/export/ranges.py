@@ -63,7 +63,7 @@ def read_at(file: int, offset: int, nbytes: int) -> bytes:
     return data
 
 
-def write_at(file: int, data: bytes, offset: int) -> None:
+def write_at(file: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data` at an offset: a write may take a part of it alone."""
     view = memoryview(data)
     while view:

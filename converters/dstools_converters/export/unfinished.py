@@ -1,11 +1,11 @@
 """The folder that an export writes: complete under its name, or not there.
 
     OUT.incomplete/            locked by the run that fills it
-        journal.jsonl          the plan, then how many parts of each file are on the disk
+        journal.jsonl          the plan, then what is written, as the export notes it
         model/                 becomes OUT
 
-Each file is filled from front to back, so that a count is all that the next run needs to resume.
-Parts are flushed to the disk before they are counted.
+A file that is filled from front to back is flushed, and the count of its parts noted, by `done`.
+One whose tensors come in any order is noted by their hashes, which the next run compares.
 """
 
 import fcntl
@@ -33,6 +33,7 @@ class Unfinished:
         self.work = out.with_name(f"{out.name}.incomplete")
         self.model = self.work / MODEL
         self.is_published = False  # by an earlier run that was killed before it had cleaned up
+        self.records: list[dict[str, Any]] = []  # what earlier runs noted
         self._parts: dict[str, int] = {}  # of files, by earlier runs
         self._names: set[str] = set()  # of files that this run has opened
 
@@ -70,7 +71,7 @@ class Unfinished:
                     f"{path}: dstools did not write it",
                     "move it; the output is worked on in this folder",
                 )
-        records = self._records()
+        records = self.records = self._records()
         if records and records[0].get("plan") != self.fingerprint:
             raise DstoolsError(
                 f"{self.work}: was begun from another source, with other options or by another "
@@ -83,11 +84,11 @@ class Unfinished:
                 if not any(self.work.iterdir()):
                     self.work.rmdir()
                 raise self._exists()
-        self._parts = {record["file"]: record["parts"] for record in records if "file" in record}
+        self._parts = {record["file"]: record["parts"] for record in records if "parts" in record}
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._journal = os.open(self.work / JOURNAL, flags, 0o666)
         if not records:
-            self._append({"plan": self.fingerprint})
+            self.note({"plan": self.fingerprint})
 
     def _records(self) -> list[dict[str, Any]]:
         path = self.work / JOURNAL
@@ -96,16 +97,17 @@ class Unfinished:
         with path.open("r+b") as file:
             return [record for _, record in recover_log(file)]
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def note(self, record: dict[str, Any]) -> None:
+        """Append a record to the journal."""
         with disk_errors(self.work / JOURNAL):
             append_record(self._journal, record)
 
     def require_space(self, nbytes: int) -> None:
         """Raise DstoolsError where the disk does not take `nbytes`, unfinished files included."""
-        left = sum(path.stat().st_blocks * 512 for path in self.model.glob("*"))
+        left = sum(path.stat().st_blocks * 512 for path in self.model.rglob("*"))
         free = shutil.disk_usage(self.work).free + left
         if nbytes > free:
-            if not self._parts:
+            if not self.model.exists():
                 shutil.rmtree(self.work)
             raise DstoolsError(
                 f"{self.out}: needs {size(nbytes)}, the disk has {size(free)} free",
@@ -114,9 +116,9 @@ class Unfinished:
 
     def open(self, name: str, nbytes: int) -> tuple[int, int]:
         """Return a descriptor of a file of this size, and how many of its parts are done."""
-        self.model.mkdir(exist_ok=True)
         self._names.add(name)
         path = self.model / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         is_there = path.is_file() and path.stat().st_size == nbytes
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         with disk_errors(path):
@@ -128,29 +130,34 @@ class Unfinished:
         """Flush a file and record that so many of its parts are written."""
         with disk_errors(self.model / name):
             os.fdatasync(file)
-        self._append({"file": name, "parts": parts})
+        self.note({"file": name, "parts": parts})
 
     def publish(self, files: Mapping[str, Path | bytes]) -> None:
         """Write `files`, contents or what to copy, beside those opened; rename the folder to OUT.
 
         All else in it is of an earlier run with other files, and is removed.
         """
-        for path in self.model.iterdir():
-            if path.name not in self._names:
+        for path in self._files():
+            if path.relative_to(self.model).as_posix() not in self._names:
                 path.unlink()
         for name, content in files.items():
             target = self.model / name
+            target.parent.mkdir(parents=True, exist_ok=True)
             with disk_errors(target):
                 if isinstance(content, bytes):
                     target.write_bytes(content)
                 else:
                     shutil.copyfile(content, target)
                 sync(target)
-        sync(self.model)
-        self._append({"publish": True})
+        for folder in {self.model, *(path.parent for path in self._files())}:
+            sync(folder)
+        self.note({"publish": True})
         os.fsync(self._journal)
         self.model.rename(self.out)
         sync(self.out.parent)
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.model.rglob("*") if not path.is_dir()]
 
     def clean_up(self) -> None:
         """Delete the work folder, once OUT has its name."""

@@ -14,10 +14,18 @@ from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import Inventory, require_sound
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export import data
-from dstools_converters.export.data import TORCH, Entry, digest_of, lay_out, safetensors_header
+from dstools_converters.export.data import (
+    TORCH,
+    DataFile,
+    Entry,
+    digest_of,
+    lay_out,
+    safetensors_header,
+)
 from dstools_converters.export.graph import Form
 from dstools_converters.export.ranks import Ranks
 from dstools_converters.export.sources import Source, sources
+from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.runtime.weights import coded_names
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
@@ -35,7 +43,7 @@ def written(
     """Return what is written of a tensor behind 64 bytes of others."""
     entry = Entry("tensor", source, 64)
     with (out / "model.data").open("w+b") as file:
-        digest = data.write(inventory, entry, file.fileno(), 0, made)
+        digest = data.write(inventory, entry, file.fileno(), 64, made)
     raw = bytearray((out / "model.data").read_bytes()[64:])
     assert len(raw) == entry.nbytes
     assert sha256(raw).hexdigest() == digest
@@ -163,7 +171,7 @@ def test_the_header_is_one_that_safetensors_reads(inventory: Inventory, tmp_path
         file.write(header)
         file.flush()
         for entry in entries:
-            data.write(inventory, entry, file.fileno(), len(header), None)
+            data.write(inventory, entry, file.fileno(), len(header) + entry.offset, None)
     with safe_open(path, "pt") as read:
         assert list(read.keys()) == sorted(
             known.keys() - {"rotary.cos", "rotary.sin"} - maps(known)
@@ -182,3 +190,53 @@ def test_a_digest_is_of_the_bytes_that_it_names(tmp_path: Path) -> None:
     with (tmp_path / "x").open("rb") as file:
         assert digest_of(file.fileno(), 10, 20) == sha256(bytes(range(10, 30))).hexdigest()
         assert digest_of(file.fileno(), 90, 20) != sha256(bytes(range(90, 110))).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def data_file(inventory: Inventory) -> DataFile:
+    known = sources(inventory, Form(torch.float32, 64, 64), 0).items()
+    return DataFile("model.data", b"", lay_out(item for item in known if item[1].pieces), {})
+
+
+def filled(inventory: Inventory, out: Path) -> bytes:
+    with Unfinished(out, "plan") as folder:
+        data.fill(inventory, data_file(inventory), folder, 2, lambda nbytes: None)
+        folder.publish({})
+        folder.clean_up()
+    return (out / "model.data").read_bytes()
+
+
+def test_a_run_that_was_stopped_resumes_to_the_same_bytes(
+    inventory: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = filled(inventory, tmp_path / "whole")
+    write, written = data.write, []
+
+    def stops(*given: Any) -> str:
+        if len(written) == 20:
+            raise KeyboardInterrupt
+        written.append(given)
+        return write(*given)
+
+    monkeypatch.setattr(data, "write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        filled(inventory, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    again: list[Any] = []
+    monkeypatch.setattr(data, "write", lambda *given: again.append(given) or write(*given))
+    assert filled(inventory, tmp_path / "out") == wanted
+    assert len(again) == len(data_file(inventory).entries) - 20
+
+
+def test_bytes_that_a_power_failure_has_lost_are_written_again(
+    inventory: Inventory, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with Unfinished(out, "plan") as folder:
+        data.fill(inventory, data_file(inventory), folder, 1, lambda nbytes: None)
+        path = folder.model / "model.data"
+    wanted = path.read_bytes()
+    path.write_bytes(bytes(len(wanted)))
+    assert filled(inventory, out) == wanted
