@@ -303,3 +303,30 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """exported(folder, "float32", context=512, ...): what `dstools export` writes, the same once.
+
+    Further options are those of export.deepseek.Options.
+    """
+    made: dict[tuple[object, ...], Path] = {}
+
+    def make(folder: Path, dtype: str = "float32", *, context: int = 512, **others: Any) -> Path:
+        from click.testing import CliRunner
+
+        from dstools.cli import main
+
+        words = ["--dtype", dtype, "--context", str(context)]
+        for name, value in others.items():
+            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+        key = (folder, *words)
+        if key not in made:
+            out = tmp_path_factory.mktemp("export") / "out"
+            done = CliRunner().invoke(main, ["export", str(folder), str(out), "--onnx", *words])
+            assert done.exit_code == 0, done.output
+            made[key] = out
+        return made[key]
+
+    return make

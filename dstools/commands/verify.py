@@ -20,7 +20,7 @@ from dstools.options import (
 
 if TYPE_CHECKING:
     from dstools_converters.verify.engines import Engine
-    from dstools_converters.verify.folder import Report
+    from dstools_converters.verify.report import Report
 
 EXAMPLES = """\
 dstools verify ./DeepSeek-V3-fp8 --source ./DeepSeek-V3-bf16
@@ -32,7 +32,9 @@ SHOWN_ALIKE = 5  # of one code
 @click.command(
     cls=Command, epilog=EXAMPLES, short_help="Check files, names, shapes, scales and values."
 )
-@path_argument("folder", help="A checkpoint folder, or org/name[@revision] in the Hub cache.")
+@path_argument(
+    "folder", help="A checkpoint or exported folder, or org/name[@revision] in the Hub cache."
+)
 @option("--source", section="Checks", help="Compare every element with this source checkpoint.")
 @option(
     "--engine",
@@ -83,6 +85,8 @@ def verify(
 ) -> None:
     """Check a checkpoint: files, names, shapes and every value, with --source against that.
 
+    Of what dstools export wrote, it checks every file and tensor against export.json, and graphs
+    and configs against each other; with --source, every tensor against the checkpoint.
     Prints the findings, then what was checked and what was not. Exits with 3 on any error.
     """
     from dstools.source import resolve

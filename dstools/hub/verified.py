@@ -6,9 +6,9 @@ from pathlib import Path
 from dstools.hub.selection import Selection
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError
-from dstools_converters.verify.folder import Report
 from dstools_converters.verify.folder import verify as verify_folder
 from dstools_converters.verify.hashes import Blob, Digests, bytes_to_read
+from dstools_converters.verify.report import Report
 
 
 @dataclass(frozen=True)

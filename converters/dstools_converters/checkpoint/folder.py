@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from dstools_converters.checkpoint.exported import refuse_exported
 from dstools_converters.checkpoint.header import Shard, TensorInfo, read_header
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.files import LFS_HINT, MAX_TABLE_VALUES, is_lfs_pointer, strict_json
@@ -171,6 +172,7 @@ def scan(folder: Path) -> tuple[Checkpoint, list[Finding]]:
         raise DstoolsError(f"{folder}: no such folder", "give a checkpoint folder or org/name")
     if _is_adapter(folder):
         raise _adapter_alone(folder)
+    refuse_exported(folder)
     config = _read_json(folder / "config.json", MAX_CONFIG_BYTES)
     findings: list[Finding] = []
     weight_map, metadata = _read_index(folder, findings)

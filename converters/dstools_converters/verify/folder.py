@@ -1,26 +1,28 @@
-"""Check a checkpoint folder: by itself, for an engine, and against its source."""
+"""Check a checkpoint folder, or an exported one: by itself, for an engine, against its source."""
 
 import json
-from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 from dstools_converters.checkpoint.diagnosis import MISNAMED
-from dstools_converters.checkpoint.folder import INDEX, Checkpoint, scan
+from dstools_converters.checkpoint.exported import is_exported
+from dstools_converters.checkpoint.folder import INDEX, SINGLE, Checkpoint, scan
 from dstools_converters.checkpoint.inventory import Inventory, check, take_inventory
 from dstools_converters.checkpoint.parameters import TOTAL_PARAMETERS, is_count, parameters
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.checkpoint.tied import check_tied
 from dstools_converters.errors import DstoolsError, Finding, merged, printable
+from dstools_converters.export.folder import EXPORT
 from dstools_converters.sidefiles.calibration import WeightNote
 from dstools_converters.sidefiles.carried import check_side_files
 from dstools_converters.sidefiles.manifest import MANIFEST, Manifest, load_manifest
 from dstools_converters.sidefiles.signature import Verifier
-from dstools_converters.sidefiles.sums import SIGNATURE
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
+from dstools_converters.verify.exported import verify_exported
 from dstools_converters.verify.hashes import Digests, Hashing
 from dstools_converters.verify.kept import check_kept
+from dstools_converters.verify.report import Report, Results
 from dstools_converters.verify.roles import check_fused, check_roles
 from dstools_converters.verify.scales import check_kv_scales, check_scales
 from dstools_converters.verify.source import check_against
@@ -31,75 +33,6 @@ BREAKS_READING = MISNAMED | {
     *("shard-unreadable", "tensor-twice", "path-outside", "fp8-unknown", "config-mismatch"),
     *("shape", "scale-missing", "scale-shape", "scale-dtype"),
 }
-
-
-@dataclass(frozen=True)
-class Report:
-    """The result of all checks; `ok` is False where a finding is an error."""
-
-    folder: str
-    ok: bool
-    findings: list[Finding]
-    checked: list[str]
-    not_checked: list[str]
-    tensors: int
-    elements_compared: int  # with the source, each of them
-
-
-@dataclass
-class _Results:
-    """The results so far."""
-
-    hashing: Hashing
-    findings: list[Finding] = field(default_factory=list)
-    checked: list[str] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-    elements_compared: int = 0
-
-    def report(self, folder: Path, tensors: int) -> Report:
-        """Return the report of `folder`, which holds so many tensors; hashes come first."""
-        hashes = self.hashing.result()
-        self.findings[:0] = hashes.findings
-        return Report(
-            folder=str(folder),
-            ok=not self.has_error(),
-            findings=self.findings,
-            checked=hashes.checked + self.checked,
-            not_checked=hashes.not_checked + self.not_checked,
-            tensors=tensors,
-            elements_compared=self.elements_compared,
-        )
-
-    def add_signature(self, folder: Path, signed_by: Verifier | None) -> None:
-        """Check the signature, or say that there is one."""
-        if signed_by is not None:
-            findings = signed_by(folder)
-            self.findings += findings
-            self.checked += [] if findings else ["the signature of every file"]
-        elif (folder / SIGNATURE).exists():
-            self.not_checked.append("the signature: --signed-by")
-
-    def has_error(self, codes: Container[str] | None = None) -> bool:
-        """Return whether a finding is an error, of one of `codes` if given."""
-        return any(
-            finding.level == "error" and (codes is None or finding.code in codes)
-            for finding in self.findings
-        )
-
-    def add_refusal(self, error: DstoolsError) -> None:
-        """Add why the folder cannot be read as a checkpoint."""
-        where, _, message = str(error).partition(": ")
-        self.findings.append(Finding.error("unreadable", where, message, error.hint))
-        self.not_checked.append("everything else: first mend the errors above")
-
-    def add_config(self, error: DstoolsError) -> None:
-        """Add that the config cannot be read."""
-        where, _, message = str(error).partition(": ")
-        # the file that this error is about is not one to remove
-        known = ("quantization-file", where)
-        self.findings[:] = [f for f in self.findings if (f.code, f.where) != known]
-        self.findings.append(Finding.error("config", where, message, error.hint))
-        self.not_checked.append("names, shapes, scales and values: the config cannot be read")
 
 
 def verify(
@@ -126,10 +59,13 @@ def verify(
 
     Raises DstoolsError only where there is nothing to check: no folder, no config.json (a finding
     where hashes or a signature are checked), a source that cannot be read, a file that changes
-    meanwhile.
+    meanwhile; and for an `engine` of a folder that `dstools export` wrote.
     """
     hashing = Hashing(folder, is_asked=checks_sums, digests=digests, progress=progress)
-    results = _Results(hashing)
+    results = Results(hashing)
+    if is_exported(folder) or _was_exported(folder):
+        _refuse_engine(folder, engine)
+        return verify_exported(folder, results, source, signed_by, headers_only, workers)
     hashing.hash_files(workers)
     results.add_signature(folder, signed_by)
     try:
@@ -161,6 +97,21 @@ def verify(
     return results.report(folder, len(checkpoint.tensors))
 
 
+def _was_exported(folder: Path) -> bool:
+    """Return whether an export.json, which is damaged then, is there and no checkpoint."""
+    shards = (folder / INDEX, folder / SINGLE)
+    return (folder / EXPORT).exists() and not any(shard.exists() for shard in shards)
+
+
+def _refuse_engine(folder: Path, engine: Engine | None) -> None:
+    """Raise DstoolsError for an engine that reads checkpoints."""
+    if engine is not None:
+        raise DstoolsError(
+            f"{folder}: {engine} reads checkpoints, and this was exported from one",
+            "leave out --engine; or check the checkpoint",
+        )
+
+
 def _check_files(
     checkpoint: Checkpoint, faults: list[Finding], findings: list[Finding]
 ) -> Manifest | None:
@@ -185,7 +136,7 @@ def _read_manifest(folder: Path, findings: list[Finding]) -> Manifest | None:
 
 
 def _check_inside(
-    inventory: Inventory, manifest: Manifest | None, results: _Results
+    inventory: Inventory, manifest: Manifest | None, results: Results
 ) -> dict[str, WeightNote] | None:
     """Check the folder by itself; return the notes of calibrated weights, None where lost."""
     findings = results.findings
@@ -206,7 +157,7 @@ def _check_inside(
     return notes
 
 
-def _check_engine(inventory: Inventory, engine: Engine | None, tp: int, results: _Results) -> None:
+def _check_engine(inventory: Inventory, engine: Engine | None, tp: int, results: Results) -> None:
     if engine is None:
         results.not_checked.append("what engines ask for: --engine")
     elif results.has_error(BREAKS_READING):
@@ -221,7 +172,7 @@ def _check_source(
     source: Path | None,
     manifest: Manifest | None,
     notes: dict[str, WeightNote] | None,
-    results: _Results,
+    results: Results,
     workers: int,
 ) -> None:
     if source is None:
@@ -238,7 +189,7 @@ def _check_source(
         results.checked.append("every element against the source")
 
 
-def _check_values(values: Values, headers_only: bool, results: _Results, workers: int) -> None:
+def _check_values(values: Values, headers_only: bool, results: Results, workers: int) -> None:
     if headers_only:
         results.not_checked.append("values: leave out --headers-only")
         return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from dstools_converters.checkpoint.folder import INDEX
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, Finding, printable
+from dstools_converters.export.folder import EXPORT
 from dstools_converters.sidefiles.carried import LATER, require_own
 from dstools_converters.sidefiles.hub_sums import METADATA, hub_hashes
 from dstools_converters.sidefiles.sums import HINT, SUMS, hash_file, read_sums
@@ -127,7 +128,7 @@ class Hashing:
         self.folder = folder
         self.digests = digests or Digests(())
         self.progress = progress
-        self._is_asked = is_asked
+        self.is_asked = is_asked
         self._known = Hashes()
         self._result = Checked()
         if is_asked:
@@ -223,7 +224,7 @@ class Hashing:
     def result(self) -> Checked:
         """Return what hashing found, once nothing waits."""
         result, known = self._result, self._known
-        if not self._is_asked:
+        if not self.is_asked:
             origins = [SUMS] * os.path.lexists(self.folder / SUMS)
             origins += [HUB] * bool(hub_hashes(self.folder))
             if origins:
@@ -248,7 +249,10 @@ def bytes_to_read(
     """Return how many bytes `verify` reads with these options; each file counts once."""
     hashing = Hashing(folder, is_asked=checks_sums, digests=digests)
     paths = {folder / name for name in hashing.waiting}
-    if not headers_only:
+    if (folder / EXPORT).exists():
+        kinds = ("*.data", "*.safetensors") if not headers_only else ()
+        paths |= {path for kind in kinds for path in folder.rglob(kind) if path.is_file()}
+    elif not headers_only:
         paths |= {path for path in folder.glob("*.safetensors") if path.is_file()}
     return sum(path.stat().st_size for path in paths)
 

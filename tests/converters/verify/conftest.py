@@ -3,8 +3,10 @@
 edited(source)             a copy in memory: change `.tensors`, `.config`, `.index`, then `.write()`
 ask(folder, *options)      exit code and JSON of the command
 fp8(config)                headers of a model in block FP8
+damaged(folder)            a copy of an exported folder: change files or `.table`, then `.faults()`
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -21,10 +23,13 @@ from dstools.cli import main
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import Inventory, require_sound
 from dstools_converters.checkpoint.scheme import QUANTIZED_ROLES, QuantScheme
+from dstools_converters.errors import Finding
 from dstools_converters.families.names import TensorName
 from dstools_converters.families.shapes import read_model
+from dstools_converters.verify.folder import verify
 
 INDEX = "model.safetensors.index.json"
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 
 
 @dataclass
@@ -115,6 +120,67 @@ def edited(tmp_path: Path) -> Callable[[Path], Folder]:
         return Folder(source, tmp_path / f"edited-{len(list(tmp_path.iterdir()))}")
 
     return get
+
+
+class Exported:
+    """A copy of an exported folder, to be damaged: `table` is its export.json."""
+
+    def __init__(self, source: Path, path: Path) -> None:
+        self.path = shutil.copytree(source, path)
+        self.table = json.loads((path / "export.json").read_text())
+
+    def weight(self, name: str, file: str = "model.data") -> dict[str, Any]:
+        """Return what export.json says of a tensor, to be changed."""
+        return next(w for w in self.table["weights"][file] if w["name"] == name)
+
+    def flip(self, file: str, offset: int) -> None:
+        """Change a bit of a byte."""
+        with (self.path / file).open("r+b") as stream:
+            stream.seek(offset)
+            byte = stream.read(1)[0]
+            stream.seek(offset)
+            stream.write(bytes([byte ^ 1]))
+
+    def put(self, file: str, content: bytes) -> None:
+        """Write a file, and list it as it is then."""
+        (self.path / file).write_bytes(content)
+        self.table["files"][file] = hashlib.sha256(content).hexdigest()
+
+    def edit(self, file: str, key: str, value: Any) -> None:
+        """Change what a JSON file has at a dotted key, and list it as it is then; None removes."""
+        whole = table = json.loads((self.path / file).read_text())
+        *parts, last = key.split(".")
+        for part in parts:
+            table = table[part]
+        table[last] = value
+        if value is None:
+            del table[last]
+        self.put(file, json.dumps(whole).encode())
+
+    def findings(self, **options: Any) -> list[Finding]:
+        """Write export.json, and return what `verify` finds."""
+        (self.path / "export.json").write_text(json.dumps(self.table))
+        report = verify(self.path, **options)
+        assert report.ok == all(finding.level != "error" for finding in report.findings)
+        return report.findings
+
+    def faults(self, **options: Any) -> list[tuple[str, str]]:
+        """Return code and place of what `verify` finds."""
+        return [(finding.code, finding.where) for finding in self.findings(**options)]
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Callable[[Path], Exported]:
+    """damaged(folder): a copy of an exported folder."""
+    return lambda source: Exported(source, tmp_path / "damaged")
+
+
+@pytest.fixture(scope="session")
+def sample_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model in native block FP8."""
+    out = tmp_path_factory.mktemp("fp8") / "sample"
+    assert CliRunner().invoke(main, ["quantize", str(SAMPLE), str(out)]).exit_code == 0
+    return out
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import safetensors
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.verify.engines import ENGINES
-from dstools_converters.verify.folder import Report, verify
+from dstools_converters.verify.folder import verify
+from dstools_converters.verify.report import Report
 
 Checkpoint = Callable[..., Path]
 Convert = Callable[..., Path]
