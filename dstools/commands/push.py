@@ -56,7 +56,9 @@ class Planned:
 @click.command(
     cls=Command, epilog=EXAMPLES, short_help="Publish a model on the Hub, all of it or nothing."
 )
-@path_argument("folder", metavar="DIR", help="The folder of a model, or of a student's stage.")
+@path_argument(
+    "folder", metavar="DIR", help="The folder of a model, of an export, or of a student's stage."
+)
 @click.argument("repo", metavar="ORG/NAME", help="The repository on the Hub; created if missing.")
 @option(
     "--private/--public",
@@ -86,6 +88,13 @@ class Planned:
     section="Card",
     help='Name the model that this one was made from; "none" names none.',
 )
+@option(
+    "--engines",
+    "takes_engines",
+    section="Repository",
+    is_flag=True,
+    help="Publish the TensorRT engines of an exported folder, too.",
+)
 @option("--yes", "is_agreed", section="Output", is_flag=True, help="Do not ask.")
 @option("--dry-run", section="Output", is_flag=True, help="Print the plan and change nothing.")
 @workers_option
@@ -97,6 +106,7 @@ def push(
     revision: str | None,
     replaces: bool,
     base: str | None,
+    takes_engines: bool,
     is_agreed: bool,
     dry_run: bool,
     workers: int,
@@ -118,7 +128,9 @@ def push(
     if not (is_agreed or dry_run or sys.stdin.isatty()):
         raise click.UsageError("there is nobody to ask here: --yes agrees to the plan")
     hub = Hub(repo)
-    planned = plan(hub, Path(folder), Target(repo, revision, private, replaces, base))
+    planned = plan(
+        hub, Path(folder), Target(repo, revision, private, replaces, base, takes_engines)
+    )
     for finding in planned.selection.warnings:
         warn(finding)
     if dry_run:

@@ -14,13 +14,15 @@ card. Our keys of the repository's card are those of an earlier push, and are ma
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, NamedTuple
 
-from dstools.hub.card_text import HUB, Subject, card_text
+from dstools.hub.card_text import HUB
+from dstools.hub.content import Content, content_of
 from dstools.hub.frontmatter import (
     Card,
     check_card,
@@ -33,14 +35,10 @@ from dstools.hub.frontmatter import (
     texts,
     write_card,
 )
-from dstools_converters.checkpoint.folder import open_checkpoint
-from dstools_converters.checkpoint.inventory import Inventory, take_inventory
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.markdown import BEGIN, END, generated, recorded, with_record
-from dstools_converters.sidefiles.calibration import read_calibration
 from dstools_converters.sidefiles.carried import README
 from dstools_converters.sidefiles.licences import identifier, licence_name
-from dstools_converters.sidefiles.manifest import Manifest, load_manifest
 
 NO_BASE = "none"
 ON_HUB = f"{README} of the repository"
@@ -84,12 +82,9 @@ def model_card(
     named another base than the source of the weights, and where the front matter breaks the Hub's
     rules, naming the key.
     """
-    with open_checkpoint(folder) as checkpoint:
-        inventory = take_inventory(checkpoint)
-    manifest = load_manifest(folder)
-    is_made_here = manifest is not None and inventory.scheme is not None
-    own = None if _is_of_base(local, manifest, is_made_here and base != NO_BASE) else local
-    theirs = None if remote in (None, local) or _has_hash(remote, manifest) else remote
+    content = content_of(folder, files)
+    own = None if _is_of_base(local, content, base) else local
+    theirs = None if remote in (None, local) or _has_hash(remote, content) else remote
     cards = [
         (raw, _read_written(raw, where))
         for raw, where in ((theirs, ON_HUB), (own, README))
@@ -99,21 +94,21 @@ def model_card(
     if base is None:
         of_remote = [card for raw, card in cards if raw is theirs]
         where = ON_HUB if "base_model" in _by_people(of_remote) else README
-        _require_source(texts(people.get("base_model")), _source(manifest), where)
-    is_kept = _is_foreign(inventory, manifest)
-    ours = _of_folder([card for raw, card in cards if raw is own or is_kept])
-    metadata = _with_base(people, ours, base, manifest, inventory, is_made_here=is_made_here)
+        _require_source(texts(people.get("base_model")), content.source, where)
+    ours = _of_folder([card for raw, card in cards if raw is own or content.is_foreign])
+    metadata = _with_base(people, ours, base, content)
     named = [name for name in texts(metadata.get("base_model")) if is_hub_name(name)]
     known_base = next(iter(named), None)
-    metadata |= _missing(metadata, _facts(folder, inventory, manifest))
-    metadata |= _further(metadata, _still_right(ours, known_base) if is_made_here else ours)
+    metadata |= _missing(metadata, content.facts)
+    metadata |= _further(metadata, _still_right(ours, known_base) if content.is_made_here else ours)
     original = read_card(local).metadata if local is not None and own is None else {}
     metadata = _with_inherited(metadata, original, known_base, files)
-    subject = Subject(folder, inventory, manifest, known_base, repo, files)
     anew = {key: value for key, value in metadata.items() if people.get(key) != value}
-    card = Card(metadata, _body([card.body for _, card in cards], subject, anew))
+    text = partial(content.text, known_base, repo)
+    body = _body([card.body for _, card in cards], text, anew, is_foreign=content.is_foreign)
+    card = Card(metadata, body)
     _require_right(metadata, files, theirs, anew)
-    is_dropped = local is not None and own is None and not _has_hash(local, manifest)
+    is_dropped = local is not None and own is None and not _has_hash(local, content)
     warnings = _dropped(local, known_base) if local and is_dropped else []
     return ModelCard(_written(card, cards), warnings)
 
@@ -121,26 +116,19 @@ def model_card(
 # ------------------------------------------------------------------------------------ whose card
 
 
-def _has_hash(readme: bytes | None, manifest: Manifest | None) -> bool:
+def _has_hash(readme: bytes | None, content: Content) -> bool:
     """Return whether a README.md is the one that was copied from the source."""
-    if readme is None or manifest is None or manifest.source_card is None:
-        return False
-    return manifest.source_card == f"sha256:{sha256(readme).hexdigest()}"
+    return readme is not None and content.source_card == sha256(readme).hexdigest()
 
 
-def _is_of_base(readme: bytes | None, manifest: Manifest | None, is_made_here: bool) -> bool:
-    if readme is None or _has_hash(readme, manifest):
+def _is_of_base(readme: bytes | None, content: Content, base: str | None) -> bool:
+    if readme is None or _has_hash(readme, content):
         return readme is not None
-    if not is_made_here:
+    if not content.is_made_here or base == NO_BASE:
         return False
     card = read_card(readme)
     keys = {known_key(str(key)) for key in card.metadata}
     return "base_model" not in keys and not MARKER.search(card.body)
-
-
-def _is_foreign(inventory: Inventory, manifest: Manifest | None) -> bool:
-    """Return whether a model is neither quantized nor of dstools: its generated part is kept."""
-    return inventory.scheme is None and manifest is None
 
 
 def _dropped(readme: bytes, base: str | None) -> list[Finding]:
@@ -228,7 +216,9 @@ def _unpaired(marker: re.Match[str], where: str) -> DstoolsError:
     return DstoolsError(f"{where}: line {line}: the generated part that {message}", hint)
 
 
-def _body(bodies: list[str], subject: Subject, keys: dict[str, Any]) -> str:
+def _body(
+    bodies: list[str], text: Callable[[bool], str], keys: dict[str, Any], *, is_foreign: bool
+) -> str:
     """Return the text of the card: what people wrote, with the generated part in its place.
 
     The first of `bodies` with a text outside of that part counts. A model that is not quantized and
@@ -239,19 +229,19 @@ def _body(bodies: list[str], subject: Subject, keys: dict[str, Any]) -> str:
     kept = next((n for n, outside in enumerate(outsides) if outside.strip()), None)
     whole = [match for body in bodies if (match := OURS.search(body))]
     body = bodies[kept] if kept is not None else ""
-    if _is_foreign(subject.inventory, subject.manifest) and (whole or kept is not None):
+    if is_foreign and (whole or kept is not None):
         if not whole:
             return body
         # of the folder, where `distill card` wrote it
         part = with_record(whole[-1].group() + "\n", keys)
     else:
-        part = generated(card_text(subject, has_title=kept is None), keys)
+        part = generated(text(kept is None), keys)
     newline = "\r\n" if "\r\n" in body else "\n"
     part = re.sub(r"\r?\n", newline, part)
     first = OURS.search(body)
     if first is None:
-        text = body.rstrip()
-        return f"{text}{newline * 2}{part}" if text else f"{newline}{part}"
+        above = body.rstrip()
+        return f"{above}{newline * 2}{part}" if above else f"{newline}{part}"
     rest = OURS.sub("", body[first.end() :])
     return body[: first.start()] + part.rstrip("\r\n") + rest
 
@@ -260,13 +250,7 @@ def _body(bodies: list[str], subject: Subject, keys: dict[str, Any]) -> str:
 
 
 def _with_base(
-    people: dict[str, Any],
-    ours: dict[str, Any],
-    base: str | None,
-    manifest: Manifest | None,
-    inventory: Inventory,
-    *,
-    is_made_here: bool,
+    people: dict[str, Any], ours: dict[str, Any], base: str | None, content: Content
 ) -> dict[str, Any]:
     """Return the keys that people wrote, with base_model and its relation.
 
@@ -279,32 +263,22 @@ def _with_base(
         raise DstoolsError(
             f"--base {printable(base)}: is not a name on the Hub", "name it as org/name, or none"
         )
-    source = _source(manifest)
     metadata = dict(people)
     if base is not None:
         metadata["base_model"] = base
-    elif "base_model" not in people and source is not None:
-        metadata["base_model"] = source
+    elif "base_model" not in people and content.source is not None:
+        metadata["base_model"] = content.source
     elif "base_model" not in people:
         metadata |= {key: ours[key] for key in pair if key in ours}
     if "base_model" in metadata:
-        if inventory.scheme is not None:
-            return metadata | _missing(metadata, {"base_model_relation": "quantized"})
-        if manifest is None:
-            return metadata | _missing(metadata, {"base_model_relation": "finetune"})
-        return metadata
-    if is_made_here:
+        relation = {"base_model_relation": content.relation} if content.relation else {}
+        return metadata | _missing(metadata, relation)
+    if content.is_made_here:
         raise DstoolsError(
-            f"{README}: the model that this one was quantized from is not known",
+            f"{README}: the model that this one was made from is not known",
             "add --base ORG/NAME, its name on the Hub, or --base none where it has none",
         )
     return metadata
-
-
-def _source(manifest: Manifest | None) -> str | None:
-    """Return the Hub's name of the checkpoint that the weights were made from."""
-    source = manifest.source.partition("@")[0] if manifest and manifest.source else ""
-    return source if is_hub_name(source) else None
 
 
 def _require_source(named: list[str], source: str | None, where: str) -> None:
@@ -315,19 +289,6 @@ def _require_source(named: list[str], source: str | None, where: str) -> None:
             f"{where}: base_model: {first} is not {source}, which the weights were made from",
             f"add --base {source}, or --base {first} if that is right",
         )
-
-
-def _facts(folder: Path, inventory: Inventory, manifest: Manifest | None) -> dict[str, Any]:
-    """Return what the folder itself says."""
-    scheme = inventory.scheme
-    tags = ["fp8"] if scheme else []
-    tags += ["compressed-tensors"] if scheme and scheme.format == "compressed-tensors" else []
-    tags += ["dstools"] if manifest else []
-    facts: dict[str, Any] = {"tags": tags} if tags else {}
-    calibration = read_calibration(folder, inventory)
-    if calibration and "/" in calibration.data.name and is_hub_name(calibration.data.name):
-        facts["datasets"] = [calibration.data.name]
-    return facts
 
 
 def _with_inherited(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dstools.hub.selection import refusal
+from dstools.hub.selection import DATA_SUFFIXES, refusal
 from dstools_converters.checkpoint.folder import WEIGHT_SUFFIXES
 from dstools_converters.checkpoint.local_paths import is_local
 from dstools_converters.errors import Finding
@@ -38,9 +38,10 @@ PLACE_HINT = "remove it from the file"
 def leaks(files: dict[str, Path], card: bytes, folder: Path, token: str) -> Iterator[Finding]:
     """Yield what gives away a folder of this machine or a secret, of each kind the first in a file.
 
-    Looks at every file that is not weights, whatever its name, and at the headers of weights: for
-    the home, the working folder and the folder itself, local paths in place of a model's name,
-    `token` and what looks like one, and private keys. `card` takes the place of README.md.
+    Looks at every file that is not weights, whatever its name, at graphs, and at the headers of
+    weights: for the home, the working folder and the folder itself, local paths in place of a
+    model's name, `token` and what looks like one, and private keys. `card` takes the place of
+    README.md.
     """
     home = Path.home()
     places = _places(home, real(home), Path.cwd(), real(folder))
@@ -85,13 +86,16 @@ def _local_names(text: "bytes | mmap.mmap") -> Iterator[re.Match[bytes]]:
 
 @contextmanager
 def _text(path: Path) -> "Iterator[bytes | mmap.mmap]":
-    """Yield the bytes of a file; of weights, those of a safetensors header, or none."""
+    """Yield the bytes of a file; of weights, those of a header or graph, or none."""
     if not path.is_file() or not path.stat().st_size:
         yield b""
     elif path.suffix == ".safetensors":
         with path.open("rb") as file:
             yield file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER_BYTES))
-    elif path.suffix in WEIGHT_SUFFIXES:
+    elif path.suffix == ".onnx":  # with its weights elsewhere, it is a header, too
+        with path.open("rb") as file:
+            yield file.read(MAX_HEADER_BYTES)
+    elif path.suffix in (*WEIGHT_SUFFIXES, *DATA_SUFFIXES):
         yield b""
     else:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:

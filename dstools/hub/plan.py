@@ -35,6 +35,7 @@ class Target:
     private: bool | None = None  # None: not said; a new repository is private then
     replaces: bool = False  # remove weights that the new files do not name
     base: str | None = None  # org/name, or "none"
+    takes_engines: bool = False  # of an exported folder
 
     @property
     def branch(self) -> str:
@@ -96,7 +97,7 @@ def plan(hub: Hub, folder: Path, target: Target) -> Plan:
     not the one that was asked for.
     """
     folder = real(folder)
-    selection = select(folder)
+    selection = select(folder, takes_engines=target.takes_engines)
     account = hub.account()
     branch = _look(hub, target, account, selection)
     files = branch.files or {}

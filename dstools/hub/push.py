@@ -229,7 +229,7 @@ def _additions(plan: Plan, blobs: dict[str, Blob]) -> dict[str, Addition]:
     """
     selection = plan.selection
     for name, digest in selection.sums.items():
-        if name != README and blobs[name].sha256 != digest:  # people edit a card
+        if digest and name != README and blobs[name].sha256 != digest:  # people edit a card
             raise DstoolsError(
                 f"{printable(name)}: is not the file that {selection.listed_by} lists",
                 f"restore it; or, if you changed it, delete {selection.listed_by}: its hashes are "

@@ -1,6 +1,7 @@
 """The files of a folder that are published, those that are left out, and those that are refused.
 
-A folder with SHA256SUMS publishes the files that this lists, a stage of `distill` the outputs of
+An exported folder publishes the files that export.json lists, engines where they are asked for. A
+folder with SHA256SUMS publishes the files that this lists, a stage of `distill` the outputs of
 its manifest, both with the card, licence, evaluation, report and plots that were added since. Any
 other folder publishes the kinds of files below, never whatever it holds.
 """
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from dstools.hub.student import card_of
 from dstools_converters.checkpoint.config import named_code
+from dstools_converters.checkpoint.exported import is_exported
 from dstools_converters.checkpoint.folder import WEIGHT_SUFFIXES
 from dstools_converters.errors import DstoolsError, Finding, printable, size
+from dstools_converters.export.folder import EXPORT, require_export
 from dstools_converters.files import is_lfs_pointer, json_object, real
 from dstools_converters.sidefiles.carried import README, TRAINING_FILES, TRAINING_FOLDERS
 from dstools_converters.sidefiles.manifest import MANIFEST
@@ -24,6 +27,7 @@ GITATTRIBUTES = ".gitattributes"  # the Hub writes its own
 EVAL_RESULTS = ".eval_results"
 MAX_FILE_BYTES = 500 * 10**9  # docs/hub/storage-limits: a hard limit, and below it an advice
 ADVISED_FILE_BYTES = 200 * 10**9
+DATA_SUFFIXES = (".data", ".plan")  # weights and engines of an exported folder
 # card, licence, evaluation, report and plots: made after the weights, in any folder
 ADDED = re.compile(
     r"(readme|data|citation)\.md|eval\.json|report\.(html|md)"
@@ -80,14 +84,17 @@ class Selection:
         return sum(path.stat().st_size for path in self.files.values() if path.is_file())
 
 
-def select(folder: Path) -> Selection:
+def select(folder: Path, *, takes_engines: bool = False) -> Selection:
     """Return what is published of a folder; nothing is read but lists and configs.
 
-    Raises DstoolsError where a list cannot be read.
+    takes_engines: those of an exported folder, too. Raises DstoolsError where a list cannot be
+    read, and for engines of a folder that has none.
     """
     if not folder.is_dir():
         raise DstoolsError(f"{folder}: no such folder", "name the folder of a model")
     listed_by, sums = _listed(folder)
+    if takes_engines:
+        sums |= _engines(folder)
     present, folders = _walk(folder)
     files, left_out = {}, [f"{name}/" for name in folders]
     for name, path in present.items():
@@ -111,7 +118,13 @@ def select(folder: Path) -> Selection:
 
 
 def _listed(folder: Path) -> tuple[str, dict[str, str]]:
-    """Return the name of the file that lists the folder's files, and what it lists."""
+    """Return the name of the file that lists the folder's files, and what it lists.
+
+    A file has "" in place of a sha256 where the list has those of its tensors.
+    """
+    if is_exported(folder):
+        export = require_export(folder)
+        return EXPORT, {EXPORT: "", **export.files, **dict.fromkeys(export.weights, "")}
     sums = read_sums(folder)
     if sums is not None:
         return SUMS, sums
@@ -126,6 +139,15 @@ def _listed(folder: Path) -> tuple[str, dict[str, str]]:
                     f"{MANIFEST}: its outputs have no sha256", "run the stage again"
                 ) from error
     return "", {}
+
+
+def _engines(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each engine that export.json lists."""
+    engines = require_export(folder).engines
+    if not engines:
+        hint = "leave out --engines, or build one: dstools export --trt"
+        raise DstoolsError(f"{folder}: {EXPORT} lists no engine", hint)
+    return dict(engines)
 
 
 def _walk(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -186,9 +208,11 @@ def _faults(
             yield refusal("code", name, message, hint)
         elif name in files:
             yield from _of_file(folder, name, path)
-        elif listed_by == SUMS and _is_known(name):
-            message = f"belongs to a model, and {SUMS} does not list it"
+        elif listed_by in (SUMS, EXPORT) and _is_known(name):
+            message = f"belongs to a model, and {listed_by} does not list it"
             hint = f"delete {SUMS} if it is of other files, push writes it anew; or remove the file"
+            if listed_by == EXPORT:
+                hint = "remove the file; or export the model again"
             yield refusal("unlisted", name, message, hint)
         elif path.is_symlink() and path.is_dir():
             hint = "put the folder itself there, or remove the link"
@@ -241,8 +265,8 @@ def _large(files: dict[str, Path]) -> Iterator[Finding]:
 
 
 def is_weights(name: str) -> bool:
-    """Return whether a file of a repository is weights or an index of weights."""
+    """Return whether a file of a repository is weights, an engine, or a list of weights."""
     base = name.rpartition("/")[2]
     if TRAINING_FILES.fullmatch(base):
         return False
-    return base.endswith((*WEIGHT_SUFFIXES, ".index.json"))
+    return base == EXPORT or base.endswith((*WEIGHT_SUFFIXES, *DATA_SUFFIXES, ".index.json"))

@@ -58,8 +58,8 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "--no-mtp", "--logits-indices", "--tp", "--ep", "--expert-weights", "--workers", "--json",
     ],
     "push": [
-        "DIR", "ORG/NAME", "--private", "--public", "--revision", "--replace", "--base", "--yes",
-        "--dry-run", "--workers", "--json",
+        "DIR", "ORG/NAME", "--private", "--public", "--revision", "--replace", "--base",
+        "--engines", "--yes", "--dry-run", "--workers", "--json",
     ],
     "env": ["--json"],
     "distill run": ["RECIPE", "--from", "--out", "--dry-run", "--workers", "--json"],
