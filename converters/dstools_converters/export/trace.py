@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import onnx_ir as ir
 import torch
+from onnxscript.optimizer import fold_constants_ir, remove_unused_nodes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
 
@@ -50,11 +51,31 @@ def trace(architecture: Architecture, form: Form, *, mtp: bool) -> ir.Model:
             program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False
         )
     assert traced is not None
+    _fold(traced.model)
     hidden = "hidden_states_out" if mtp else "hidden_states"
     names = [name for port in ports for name in port.names]
     written = [name.replace("past_key_values", "present") for name in names if "past_k" in name]
     _name(traced.model, names, ["logits", hidden, *written])
     return traced.model
+
+
+def _fold(model: ir.Model) -> None:
+    """Compute what depends on no weight: TensorRT takes axes, starts and sizes as constants only.
+
+    Results become nodes, as the tracer's own constants are: an initializer is a weight.
+    """
+    initializers = model.graph.initializers
+    weights = set(initializers)
+    for value in initializers.values():
+        value.const_value = None  # of the tracer: no values
+    fold_constants_ir(model)
+    remove_unused_nodes(model)
+    for name in [name for name in initializers if name not in weights]:
+        value = initializers.pop(name)
+        node = ir.node("Constant", [], {"value": value.const_value})
+        model.graph.insert_before(model.graph[0], node)
+        value.replace_all_uses_with(node.outputs[0])
+        node.outputs[0].name = name
 
 
 def _name(model: ir.Model, inputs: list[str], outputs: list[str]) -> None:
