@@ -77,9 +77,11 @@ class Product(Weight):
         self.bias: Tensor | None = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [..., N] of x [..., K]."""
-        shape = (*x.shape[:-1], len(self.weight))
-        y = _node("DsFp8BlockLinear", (x, self.weight, self.weight_scale_inv), x.dtype, shape)
+        """Return [..., N] of x [..., K]; the op takes two dimensions."""
+        x_TK, size = x.flatten(0, -2), len(self.weight)
+        inputs = (x_TK, self.weight, self.weight_scale_inv)
+        y_TN = _node("DsFp8BlockLinear", inputs, x.dtype, (x_TK.shape[0], size))
+        y = y_TN.view(*x.shape[:-1], size)
         return y if self.bias is None else y + self.bias
 
 
