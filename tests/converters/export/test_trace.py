@@ -1,6 +1,8 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -70,3 +72,17 @@ def test_weights_of_the_other_graph_are_not_in_it() -> None:
     main, draft = (trace(architecture, form, mtp=mtp).graph.initializers for mtp in (False, True))
     shared = {"model.embed_tokens.weight", "lm_head.weight", "rotary.cos", "rotary.sin"}
     assert main.keys() & draft.keys() == shared
+
+
+def test_what_constants_alone_decide_is_a_constant(exported: Callable[..., Path]) -> None:
+    """TensorRT computes no axes, starts or sizes, and has no sequences."""
+    model = onnx.load(exported() / "model.onnx", load_external_data=False)
+    constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    assert all(".weight" in w or w.startswith(("model.", "rotary.")) for w in weights)
+    for node in model.graph.node:
+        assert "Sequence" not in node.op_type
+        if node.op_type in ("ReduceMean", "ReduceSum", "Unsqueeze"):
+            assert node.input[1] in constants
+        inputs = set(node.input) - {""}
+        assert not inputs or not inputs <= constants  # else it could be folded

@@ -1,0 +1,186 @@
+"""The checks of `dstools export --check`, of a folder that was just written.
+
+    graph            export.json, graphs and weights agree; each node is what its plugin takes
+    tensorrt-rtx     each graph builds with the library of plugins, which implement its nodes
+    without plugins  each graph builds with its functions inlined and no library
+    onnxruntime      its logits are those of the checkpoint, with the optimiser and without
+
+In this order, so that our own words come before a builder's. Verdicts go into export.json; what
+RTX builds is thrown away. They prove the contract with TensorRT's parser and builder: no kernel of
+a plugin runs, and nothing is said of Hopper.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import onnx.inliner
+import torch
+
+from dstools_converters.errors import DstoolsError, ShortfallError, size
+from dstools_converters.export.deepseek import Job
+from dstools_converters.export.folder import EXPORT, Export, GraphNote, Verdict
+from dstools_converters.export.functions import DOMAIN
+from dstools_converters.export.trt.functions_flat import flattened
+from dstools_converters.export.trt.graphs import is_shape, read_graph, require_graphs, require_ports
+from dstools_converters.export.trt.logits import require_same_logits
+from dstools_converters.export.trt.nodes import REPORT, types_of
+from dstools_converters.export.trt.rtx import TARGETS, Built, Request, build, profiles
+from dstools_converters.files import replace_file
+from dstools_converters.runtime.weights import held_bytes
+
+BUILDER_FACTOR = 2  # of the baked weights, that RTX takes; measured at 2.4 GB
+SHARE = 0.5  # of the free memory, that a check may take
+
+
+def check(folder: Path, export: Export, job: Job, library: Path, free: int) -> Export:
+    """Check a folder, and return its export.json with the verdicts, which is written.
+
+    job: the export that wrote it; library: the plugins; free: bytes of memory. Raises DstoolsError
+    where this machine cannot check it, ShortfallError for the first check that fails; export.json
+    then says which.
+    """
+    require_memory(folder, export, job, free)
+    if not library.is_file():
+        raise DstoolsError(f"{library}: is missing", "build the library with --plugins")
+    checks: dict[str, Callable[[], None]] = {
+        "graph": lambda: require_graphs(folder, export),
+        "tensorrt-rtx": lambda: _each(export, lambda note: _build(folder, export, note, library)),
+        "without plugins": lambda: _each(export, lambda note: _inline(folder, export, note)),
+    }
+    if is_alone(export):
+        checks["onnxruntime"] = lambda: require_same_logits(folder, export, job)
+    verdicts: dict[str, Verdict] = dict.fromkeys((*checks, "onnxruntime"), "not run")
+    try:
+        for name, require in checks.items():
+            verdicts[name] = "failed"
+            require()
+            verdicts[name] = "passed"
+    finally:
+        checked = replace(export, checks=export.checks | verdicts)
+        replace_file(folder / EXPORT, checked.to_bytes())
+    return checked
+
+
+def is_alone(export: Export) -> bool:
+    """Return whether one graph of a folder gives logits: it is of one rank, experts included."""
+    return export.tp == export.ep == 1 and not export.expert_inputs
+
+
+def require_memory(folder: Path, export: Export, job: Job, free: int) -> None:
+    """Raise DstoolsError where checking a folder takes more than SHARE of the free memory."""
+    baked = max(
+        sum(weight.nbytes for weight in weights)
+        for path, weights in export.weights.items()
+        if path.endswith(".data")
+    )
+    takes, why = BUILDER_FACTOR * baked, f"TensorRT-RTX takes twice the {size(baked)} of weights"
+    held = held_bytes(job.inventory, torch.float32, keeps_codes=False) if is_alone(export) else 0
+    if 2 * held > takes:  # of the reference, and of ONNX Runtime
+        takes, why = 2 * held, f"logits are compared with twice {size(held)} of FP32 weights"
+    if takes > SHARE * free:
+        raise DstoolsError(
+            f"{folder}: {why}, {size(takes)}, more than half of the {size(free)} that are free",
+            "check on a machine with more memory, or export for more ranks",
+        )
+
+
+def _each(export: Export, require: Callable[[GraphNote], None]) -> None:
+    for note in export.graphs:
+        require(note)
+
+
+def _build(folder: Path, export: Export, note: GraphNote, library: Path) -> None:
+    """Raise ShortfallError where RTX does not build a graph, or makes something else of it."""
+    assert export.pool is not None
+    file = folder / note.file
+    request = Request(str(file), str(file), str(library), profiles(note, export.pool))
+    built = build(request)
+    require_built(file, built, str(library))
+    require_network(file, read_graph(file), note, built)
+    if "DsMlaAttention" in note.plugins:
+        alone = replace(request, targets=TARGETS[:1], is_aliasing=False)
+        refused = build(alone)
+        if not any("liased" in error for error in refused.errors):
+            raise ShortfallError(
+                f"{file}: {library} does not alias the caches: every step would copy them",
+                "build the library of this dstools with --plugins",
+            )
+
+
+def _inline(folder: Path, export: Export, note: GraphNote) -> None:
+    """Raise ShortfallError where RTX does not build a graph without plugins.
+
+    It refuses loops over what the shipped bodies need there, so attention and experts are flat;
+    and it cannot name the Dequantize layers of a function used twice, so functions are inlined.
+    """
+    assert export.pool is not None
+    file = folder / note.file
+    model = onnx.inliner.inline_local_functions(flattened(read_graph(file)))
+    with TemporaryDirectory(prefix="dstools-inlined-") as temporary:
+        inlined = Path(temporary) / file.name
+        inlined.write_bytes(model.SerializeToString())
+        sizes = profiles(note, export.pool)[1:]
+        built = build(Request(str(inlined), str(file), "", sizes, TARGETS[:1]))
+    require_built(file, built, "")
+
+
+def require_built(file: Path, built: Built, library: str) -> None:
+    """Raise ShortfallError where a graph did not parse, or build for all targets."""
+    what = "with the plugins" if library else "with its functions inlined"
+    if not built.is_registered:
+        raise ShortfallError(
+            f"{library}: TensorRT-RTX {built.version} takes no plugin from it",
+            "build it again with --plugins",
+        )
+    said = f": {built.errors[0]}" if built.errors else ""
+    if not built.layer_count:
+        raise ShortfallError(
+            f"{file}: TensorRT-RTX {built.version} does not parse it {what}{said}", REPORT
+        )
+    failed = [target for target, nbytes in built.engines.items() if not nbytes]
+    if failed:
+        raise ShortfallError(
+            f"{file}: TensorRT-RTX {built.version} does not build it for {', '.join(failed)} "
+            f"{what}{said}",
+            REPORT,
+        )
+
+
+def require_network(file: Path, model: onnx.ModelProto, note: GraphNote, built: Built) -> None:
+    """Raise ShortfallError where layers, inputs or outputs are not those of export.json.
+
+    A node whose plugin TensorRT did not find becomes the layers of its function, without a word.
+    """
+    types, layers = types_of(model.graph), {layer.name: layer for layer in built.layers}
+    kinds = Counter[str](layer.kind for layer in built.layers)
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            continue
+        layer = layers.get(node.name)
+        kind = "DIST_COLLECTIVE" if node.op_type == "DistCollective" else "PLUGIN_V3"
+        where = f"{file}: node {node.name} ({node.op_type})"
+        if layer is None or layer.kind != kind:
+            raise ShortfallError(
+                f"{where}: TensorRT took its function for it, no {kind} of that name", REPORT
+            )
+        for name, port in zip(node.output, layer.outputs, strict=True):
+            dtype, shape = types[name]
+            if port.dtype != dtype or not is_shape(port.shape, map(str, shape)):
+                raise ShortfallError(
+                    f"{where}: the plugin gives {port.dtype} [{', '.join(port.shape)}] for {name}, "
+                    f"not {dtype} {list(shape)}",
+                    REPORT,
+                )
+    plugins, collectives = kinds["PLUGIN_V3"], kinds["DIST_COLLECTIVE"]
+    if (plugins, collectives) != (sum(note.plugins.values()), note.collectives):
+        raise ShortfallError(
+            f"{file}: TensorRT has {plugins} plugins and {collectives} collectives; export.json "
+            f"says {sum(note.plugins.values())} and {note.collectives}",
+            REPORT,
+        )
+    require_ports(str(file), "input", built.inputs, note.inputs)
+    require_ports(str(file), "output", built.outputs, note.outputs)

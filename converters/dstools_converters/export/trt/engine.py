@@ -1,0 +1,183 @@
+"""Engines of genuine TensorRT for Hopper, which only a machine with both can build.
+
+    model.plan           the engine, the library of plugins in it, profiles for decoding and prompts
+    model.layers.json    what TensorRT made of each layer
+    timing.cache         its measurements: the next build of the same graph is quicker
+
+Beside each graph. Not run: no Hopper machine with genuine TensorRT has built one yet. Whatever
+needs neither is done before, so that elsewhere graph and plugins are ready and checked.
+"""
+
+import math
+from dataclasses import replace
+from hashlib import sha256
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.errors import DstoolsError, ShortfallError
+from dstools_converters.export.deepseek import Job, pool
+from dstools_converters.export.folder import EXPORT, Export, GraphNote, Precision
+from dstools_converters.export.sources import sources
+from dstools_converters.export.trt.check import require_network
+from dstools_converters.export.trt.graphs import read_graph, require_graphs
+from dstools_converters.export.trt.nodes import REPORT
+from dstools_converters.export.trt.rtx import CHUNK, Built, profiles
+from dstools_converters.export.trt.rtx_worker import configure, describe, listener, load_plugins
+from dstools_converters.families.names import TensorName
+from dstools_converters.files import replace_file
+
+MAJOR = 11  # of TensorRT; earlier ones lack collectives
+HOPPER = (9, 0)
+MOST_ELEMENTS = 2**31 - 1  # of a tensor, until a Hopper build has shown otherwise
+CACHE = "timing.cache"
+PRECISIONS: dict[str, Precision] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+def own_precision(inventory: Inventory) -> Precision:
+    """Return the dtype of a checkpoint's weights that are not quantized: that of its embedding."""
+    info = inventory.info(TensorName("embed_tokens", "weight"))
+    return PRECISIONS[info.dtype]
+
+
+def require_sizes(job: Job) -> None:
+    """Raise DstoolsError where a tensor of an engine has more than MOST_ELEMENTS elements.
+
+    RTX builds such files without a word, so no check would tell. Largest sizes of inputs count:
+    the pool of caches, and the logits of a chunk.
+    """
+    model, options = job.inventory.model, pool(job)
+    shapes = {
+        f"{name} of rank {rank}": source.shape
+        for rank in range(job.form.ranks.count)
+        for name, source in sources(job.inventory, job.form, rank).items()
+    }
+    attention: Any = model.attention
+    width = attention.kv_lora_rank + attention.qk_rope_head_dim
+    shapes["a cache of the pool"] = (options.num_blocks, options.page_size, width)
+    shapes["logits"] = (max(CHUNK, 2 * options.max_batch_size), model.vocab_size)
+    for name, shape in shapes.items():
+        if math.prod(shape) > MOST_ELEMENTS:
+            hint = "lower --context or --max-batch" if "pool" in name else "export for more ranks"
+            raise DstoolsError(
+                f"--trt: {name} is {list(shape)}, {math.prod(shape):,} elements; more than "
+                f"{MOST_ELEMENTS:,} are not tried on Hopper yet",
+                hint,
+            )
+
+
+def lacking() -> list[str]:
+    """Return what a machine lacks to build an engine."""
+    missing = []
+    try:
+        found = version("tensorrt")
+    except PackageNotFoundError:
+        found = ""
+    if not found or int(found.partition(".")[0]) < MAJOR:
+        has = f" (there is {found})" if found else ""
+        missing.append(f"TensorRT {MAJOR} or later{has}")
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    if capability != HOPPER:
+        has = f" (there is {capability[0]}.{capability[1]})" if capability else ""
+        missing.append(f"a GPU of compute capability 9.0{has}")
+    return missing
+
+
+def build_engines(folder: Path, export: Export, library: Path, command: str) -> Export:
+    """Build the engines of a folder, and return its export.json with them, which is written.
+
+    library: the plugins, built with the headers of this TensorRT; command: what to run on a machine
+    that can. Raises ShortfallError where this one cannot, and where TensorRT does not build.
+    """
+    require_graphs(folder, export)
+    missing = lacking()
+    if missing:
+        raise ShortfallError(
+            f"{folder}: graph and plugins are ready; an engine needs {' and '.join(missing)}",
+            f"run there: {command}",
+        )
+    trt = import_module("tensorrt")
+    for note in export.graphs:
+        name = str(Path(note.file).with_suffix(".plan"))
+        plan, layers = _build(trt, folder, export, note, library)
+        replace_file(folder / name, plan)
+        replace_file((folder / name).with_suffix(".layers.json"), layers.encode())
+        engines = export.engines | {name: sha256(plan).hexdigest()}
+        export = replace(export, engines=engines)
+        replace_file(folder / EXPORT, export.to_bytes())
+    return export
+
+
+def read_plan(folder: Path, export: Export, name: str) -> bytes:
+    """Return an engine, the bytes whose sha256 is in export.json.
+
+    An engine holds code that runs on load, so another one is refused: DstoolsError.
+    """
+    known = export.engines.get(name)
+    if known is None:
+        raise DstoolsError(
+            f"{folder / name}: export.json names no such engine",
+            "build it with dstools export --trt",
+        )
+    try:
+        plan = (folder / name).read_bytes()
+    except FileNotFoundError as error:
+        raise DstoolsError(
+            f"{folder / name}: is missing", "build it with dstools export --trt"
+        ) from error
+    if sha256(plan).hexdigest() != known:
+        raise DstoolsError(
+            f"{folder / name}: is not the engine that export.json names, so it is not loaded",
+            "copy it again, or build it with dstools export --trt",
+        )
+    return plan
+
+
+def _build(
+    trt: Any, folder: Path, export: Export, note: GraphNote, library: Path
+) -> tuple[bytes, str]:
+    """Return an engine and, as JSON, what TensorRT made of each layer."""
+    assert export.pool is not None
+    file, log = folder / note.file, listener(trt)
+    if not load_plugins(trt, str(library)):
+        raise ShortfallError(
+            f"{library}: TensorRT {trt.__version__} takes no plugin from it",
+            "build it again with --plugins, and TENSORRT_INCLUDE_DIR of this TensorRT",
+        )
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(file)):
+        raise _failure(file, "parse", log.errors)
+    require_network(file, read_graph(file), note, describe(trt, network, Built(trt.__version__)))
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        if layer.type == trt.LayerType.DIST_COLLECTIVE:
+            layer.num_ranks = max(export.tp, export.ep)  # the parser leaves 1
+    config = configure(trt, builder, profiles(note, export.pool))
+    config.plugins_to_serialize = [str(library)]
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    cache = file.parent / CACHE
+    known = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
+    config.set_timing_cache(known, ignore_mismatch=False)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise _failure(file, "build", log.errors)
+    plan = bytes(engine)
+    replace_file(cache, bytes(known.serialize()))
+    runtime = trt.Runtime(log)
+    runtime.engine_host_code_allowed = True  # the library of plugins is inside
+    loaded = runtime.deserialize_cuda_engine(plan)
+    if loaded is None:
+        raise _failure(file, "load", log.errors)
+    inspector = loaded.create_engine_inspector()
+    return plan, inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+
+
+def _failure(file: Path, what: str, errors: list[str]) -> ShortfallError:
+    said = f": {errors[0]}" if errors else ""
+    return ShortfallError(f"{file}: TensorRT does not {what} it{said}", REPORT)

@@ -1,0 +1,152 @@
+"""Builds an exported graph in TensorRT-RTX on a machine without a GPU, and says what it became.
+
+TensorRT-RTX has no Hopper target. Its engine proves that parser and builder take the graph and
+that our plugins implement its nodes; it is never written anywhere. It runs in a process of its own
+(rtx_worker.py): a builder may abort, has one logger a process, and its parser opens a library by a
+name that the wheel lacks, which only LD_LIBRARY_PATH helps. Measured with 1.7.1.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from dstools_converters.errors import DstoolsError
+from dstools_converters.export.folder import GraphNote, Pool, Port
+from dstools_converters.tables import Reader, json_table
+
+WORKER = "dstools_converters.export.trt.rtx_worker"
+LIBRARY = "libtensorrt_rtx.so"  # what the parser opens; the wheel has it with its version only
+EXTRA = 'pip install "dstools-llm[check]"'
+TARGETS = ("SM89", "SM120")  # the nearest below and above Hopper
+CHUNK = 512  # tokens of prompts in a step
+DRAFTS = 1  # tokens of a row that are checked at once, besides its last
+TAIL = 2000  # characters of what a worker that died has said
+
+Kind = Literal["PLUGIN_V3", "DIST_COLLECTIVE"]
+Sizes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # least, usual, most
+Profile = dict[str, Sizes]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build."""
+
+    graph: str  # a file
+    weights: str  # the file that its external data are relative to
+    plugins: str  # a library, "" for none
+    profiles: tuple[Profile, ...]
+    targets: tuple[str, ...] = TARGETS
+    is_aliasing: bool = True  # plugins may write into their inputs
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that a plugin or a collective implements."""
+
+    name: str  # of the node
+    kind: Kind
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What TensorRT made of a graph."""
+
+    version: str
+    is_registered: bool = True  # the library of plugins
+    layer_count: int = 0
+    layers: tuple[Layer, ...] = ()
+    inputs: tuple[Port, ...] = ()
+    outputs: tuple[Port, ...] = ()
+    engines: dict[str, int] = field(default_factory=dict)  # target -> bytes; 0: did not build
+    errors: tuple[str, ...] = ()  # its own words
+
+
+def is_installed() -> bool:
+    """Return whether TensorRT-RTX is there."""
+    return (
+        find_spec("tensorrt_rtx_bindings") is not None
+        and find_spec("tensorrt_rtx_libs") is not None
+    )
+
+
+def build(request: Request) -> Built:
+    """Return what TensorRT-RTX makes of a graph; engines are thrown away.
+
+    Raises DstoolsError where it is not installed, and where its process dies.
+    """
+    if not is_installed():
+        raise DstoolsError("TensorRT-RTX, in which --check builds, is not installed", EXTRA)
+    with TemporaryDirectory(prefix="dstools-rtx-") as name:
+        folder = Path(name)
+        asked, answer = folder / "request.json", folder / "built.json"
+        asked.write_text(json.dumps(asdict(request)))
+        command = [sys.executable, "-m", WORKER, str(asked), str(answer)]
+        done = subprocess.run(
+            command, env=_environment(folder), capture_output=True, text=True, errors="replace"
+        )
+        table = json_table(answer)
+        if done.returncode or table is None:
+            said = (done.stderr or done.stdout).strip()[-TAIL:].splitlines()
+            raise DstoolsError(
+                f"{request.graph}: the process in which TensorRT-RTX builds died with "
+                f"{done.returncode}: {said[-1] if said else 'without a word'}",
+                "more memory may help; else report it with the file",
+            )
+        return Reader(str(answer), "json").read(Built, table)
+
+
+def profiles(note: GraphNote, pool: Pool) -> tuple[Profile, Profile]:
+    """Return the sizes of a graph's inputs for decoding, and for prompts in chunks."""
+    rows, table = pool.max_batch_size, -(-pool.context_length // pool.page_size)
+    tokens = (1, rows, rows * (1 + DRAFTS)), (1, max(CHUNK, rows), max(CHUNK, rows))
+    decode, prefill = (
+        {
+            "num_tokens": count,
+            "num_logits": count,
+            "batch_size": (1, rows, rows),
+            "batch_size_plus_1": (2, rows + 1, rows + 1),
+            "max_num_blocks": (1, table, table),
+            "num_blocks": (1, pool.num_blocks, pool.num_blocks),
+        }
+        for count in tokens
+    )
+    return _profile(note.inputs, decode), _profile(note.inputs, prefill)
+
+
+def _profile(inputs: Sequence[Port], named: dict[str, tuple[int, int, int]]) -> Profile:
+    """Return the sizes of all inputs of which one varies."""
+    profile: Profile = {}
+    for port in inputs:
+        if any(size in named for size in port.shape):
+            least, usual, most = (
+                tuple(named[size][which] if size in named else int(size) for size in port.shape)
+                for which in range(3)
+            )
+            profile[port.name] = (least, usual, most)
+    return profile
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a worker: with a link of the name that the parser opens.
+
+    The loader reads LD_LIBRARY_PATH once, so the process must start with it.
+    """
+    spec = find_spec("tensorrt_rtx_libs")
+    assert spec is not None
+    assert spec.origin is not None
+    versioned = sorted(Path(spec.origin).parent.glob(f"{LIBRARY}.*"))
+    if not versioned:
+        raise DstoolsError(
+            f"{spec.origin}: has no {LIBRARY} beside it", f"install it again: {EXTRA}"
+        )
+    (folder / LIBRARY).symlink_to(versioned[-1])
+    paths = [str(folder), os.environ.get("LD_LIBRARY_PATH", "")]
+    return os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths))}

@@ -1,0 +1,115 @@
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+import torch
+
+from dstools_converters.errors import DstoolsError, ShortfallError
+from dstools_converters.export.deepseek import Job, Options
+from dstools_converters.export.folder import require_export
+from dstools_converters.export.trt import engine
+from dstools_converters.export.trt.engine import (
+    MOST_ELEMENTS,
+    build_engines,
+    lacking,
+    own_precision,
+    read_plan,
+    require_sizes,
+)
+
+SHORT = Options(context=128)
+
+
+def test_v3_divides_its_experts_among_two_ranks_at_least() -> None:
+    one = 2048 * 7168  # elements of gate_proj of one of its 256 experts
+    assert 146 * one <= MOST_ELEMENTS < 147 * one
+
+
+def test_a_tensor_that_is_too_large_is_named(
+    job: Callable[..., Job], tiny_fp8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_sizes(job(tiny_fp8))
+    monkeypatch.setattr(engine, "MOST_ELEMENTS", 300_000)
+    with pytest.raises(DstoolsError, match=r"--trt: model\.\S+ of rank 0 is \[.*\], [\d,]+ elem"):
+        require_sizes(job(tiny_fp8))
+
+
+def test_caches_count_with_all_their_pages(
+    job: Callable[..., Job], tiny_fp8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 4096
+    planned = job(tiny_fp8, replace(SHORT, max_batch=rows, context=128))
+    monkeypatch.setattr(engine, "MOST_ELEMENTS", 2 * rows * 128 * 16)
+    with pytest.raises(DstoolsError) as caught:
+        require_sizes(planned)
+    assert "a cache of the pool is [16384, 64, " in str(caught.value)
+    assert caught.value.hint == "lower --context or --max-batch"
+
+
+def test_the_dtype_of_a_checkpoint_is_that_of_its_embedding(
+    job: Callable[..., Job], tiny_fp8: Path
+) -> None:
+    assert own_precision(job(tiny_fp8).inventory) == "bfloat16"
+
+
+def test_elsewhere_it_says_what_is_missing_and_what_to_run_there(
+    exported: Callable[..., Path], tiny_fp8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "lacking", lambda: ["TensorRT 11 or later", "a GPU"])
+    folder = exported(tiny_fp8, SHORT)
+    command = "dstools export a b --trt"
+    with pytest.raises(ShortfallError) as caught:
+        build_engines(folder, require_export(folder), folder / "lib.so", command)
+    assert str(caught.value).endswith(
+        "graph and plugins are ready; an engine needs TensorRT 11 or later and a GPU"
+    )
+    assert caught.value.hint == f"run there: {command}"
+
+
+def test_graphs_that_were_changed_are_refused_before_anything_is_built(
+    exported: Callable[..., Path], tiny_fp8: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported(tiny_fp8, SHORT), tmp_path / "copy"))
+    (folder / "mtp.onnx").unlink()
+    with pytest.raises(ShortfallError, match=r"mtp.onnx: is missing"):
+        build_engines(folder, require_export(folder), folder / "lib.so", "")
+
+
+def test_what_a_machine_lacks_is_told_with_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(engine, "version", absent)
+    assert lacking() == ["TensorRT 11 or later", "a GPU of compute capability 9.0"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(engine, "version", lambda name: "10.14.1")
+    assert lacking() == [
+        "TensorRT 11 or later (there is 10.14.1)",
+        "a GPU of compute capability 9.0 (there is 8.9)",
+    ]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(engine, "version", lambda name: "11.1.0")
+    assert lacking() == []
+
+
+def test_an_engine_is_read_only_if_export_json_has_its_hash(
+    exported: Callable[..., Path], tiny_fp8: Path, tmp_path: Path
+) -> None:
+    export = require_export(exported(tiny_fp8, SHORT))
+    (tmp_path / "model.plan").write_bytes(b"engine")
+    with pytest.raises(DstoolsError, match=r"export.json names no such engine"):
+        read_plan(tmp_path, export, "model.plan")
+    known = replace(export, engines={"model.plan": sha256(b"engine").hexdigest()})
+    assert read_plan(tmp_path, known, "model.plan") == b"engine"
+    (tmp_path / "model.plan").write_bytes(b"enginE")
+    with pytest.raises(DstoolsError, match=r"is not the engine that export.json names"):
+        read_plan(tmp_path, known, "model.plan")
+    (tmp_path / "model.plan").unlink()
+    with pytest.raises(DstoolsError, match="is missing"):
+        read_plan(tmp_path, known, "model.plan")

@@ -1,0 +1,77 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from dstools_converters.errors import ShortfallError
+from dstools_converters.export.deepseek import Job, Options
+from dstools_converters.export.folder import DATA, Precision, require_export
+from dstools_converters.export.trt.logits import require_same_logits, runnable
+
+SHORT = Options(context=128)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_exported_gives_the_logits_of_its_checkpoint(
+    dtype: Precision,
+    exported: Callable[..., Path],
+    job: Callable[..., Job],
+    tiny_fp8: Path,
+    one_thread: None,
+) -> None:
+    options = Options(dtype, 128)
+    folder = exported(tiny_fp8, options)
+    require_same_logits(folder, require_export(folder), job(tiny_fp8, options))
+    assert not list(folder.parent.glob("*.twin-*"))
+
+
+def test_a_scale_of_other_bytes_is_seen(
+    exported: Callable[..., Path],
+    job: Callable[..., Job],
+    tiny_fp8: Path,
+    tmp_path: Path,
+    one_thread: None,
+) -> None:
+    folder = Path(shutil.copytree(exported(tiny_fp8, SHORT), tmp_path / "copy"))
+    export = require_export(folder)
+    scale = next(w for w in export.weights[DATA] if w.name.endswith("o_proj.weight_scale_inv"))
+    with (folder / DATA).open("r+b") as file:
+        file.seek(scale.offset)
+        value = np.frombuffer(file.read(4), "f4") * 1.5
+        file.seek(scale.offset)
+        file.write(value.astype("f4").tobytes())
+    with pytest.raises(ShortfallError, match=r"model.onnx: logits .* differ from the checkpoint's"):
+        require_same_logits(folder, export, job(tiny_fp8))
+
+
+def test_a_twin_is_the_graph_in_float32_over_the_weights_of_the_folder(
+    exported: Callable[..., Path], tiny_fp8: Path
+) -> None:
+    folder = exported(tiny_fp8, Options("bfloat16", 128))
+    export = require_export(folder)
+    with runnable(folder, export, ["model.onnx", "mtp.onnx"]) as (main, draft):
+        twin = onnx.load(main, load_external_data=False)
+        kinds = {tensor.data_type for tensor in twin.graph.initializer}
+        assert kinds == {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT8E4M3FN, 6}
+        name = "model.embed_tokens.weight"
+        (held,) = (weight for weight in export.weights[DATA] if weight.name == name)
+        data = (folder / DATA).read_bytes()[held.offset : held.offset + held.nbytes]
+        wanted = torch.frombuffer(bytearray(data), dtype=torch.bfloat16).float()
+        for file in (main, draft):
+            model = onnx.load(file)
+            (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+            given = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+            assert torch.equal(given.flatten(), wanted)
+            inputs = {value.name: value.type.tensor_type for value in model.graph.input}
+            assert inputs["past_key_values.0.key"].elem_type == onnx.TensorProto.FLOAT
+    assert not main.exists()
+
+
+def test_a_folder_in_float32_is_its_own_twin(exported: Callable[..., Path], tiny_fp8: Path) -> None:
+    folder = exported(tiny_fp8, SHORT)
+    with runnable(folder, require_export(folder), ["model.onnx"]) as files:
+        assert files == [folder / "model.onnx"]
