@@ -57,6 +57,7 @@ MUTANTS = [
     ("launch.h", 'name + ".unaligned"', "name"),
     ("launch.h", "(a + b - 1) / b", "a / b + 1"),
     ("launch.h", "ceil_div(bytes, 256) * 256", "bytes"),
+    ("launch.h", "base_ % 128 == 0", "true"),
     (
         "sizes.h",
         "case 'x': return type == x && is_float(type);",
@@ -414,6 +415,7 @@ def test_launches_reach_the_driver_in_order_on_the_stream(calls: Path, library: 
         "enqueue -1",
         "log 1 DsMlaAttention: cache_out is not in place",
         "enqueue -1",
+        *["log 1 DsFp8BlockLinear: the workspace is missing or not aligned", "enqueue -1"] * 2,
     ]
 
 

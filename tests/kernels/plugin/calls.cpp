@@ -116,7 +116,8 @@ void shape_change(IPluginV3* plugin, Node const& node) {
 }
 
 // Enqueue on addresses 1 << 20, 2 << 20, ...; the aliased cache is input 2.
-void enqueue(IPluginV3* plugin, Node const& node, size_t shift = 0, bool is_in_place = true) {
+void enqueue(IPluginV3* plugin, Node const& node, size_t shift = 0, bool is_in_place = true,
+             size_t workspace = 1UL << 30) {
     auto const descs = node.fixed();
     std::vector<void*> addresses;
     for (size_t at = 0; at < descs.size(); at++)
@@ -125,7 +126,7 @@ void enqueue(IPluginV3* plugin, Node const& node, size_t shift = 0, bool is_in_p
     if (inputs == 6 && is_in_place) addresses[7] = addresses[2];
     int32_t const result = runtime_of(plugin)->enqueue(
         descs.data(), descs.data() + inputs, addresses.data(), addresses.data() + inputs,
-        reinterpret_cast<void*>(1UL << 30), reinterpret_cast<cudaStream_t>(77));
+        reinterpret_cast<void*>(workspace), reinterpret_cast<cudaStream_t>(77));
     std::printf("enqueue %d\n", result);
 }
 
@@ -232,6 +233,8 @@ void launches(void* library) {
     enqueue(plugin, linear(5, DataType::kHALF));
     IPluginV3* const mla = create(creator("DsMlaAttention", library), {kScaleField, kRankField});
     enqueue(mla, attention(5), 0, false);
+    enqueue(plugin, linear(5), 0, true, 0);
+    enqueue(plugin, linear(5), 0, true, 64);
 }
 
 void contexts(void* library) {

@@ -64,6 +64,7 @@ void check_launch() {
     Workspace workspace(4096);
     CHECK(workspace.take(1) == 4096 && workspace.take(256) == 4352 && workspace.take(257) == 4608);
     CHECK(workspace.take(0) == 5120 && workspace.bytes() == 1024);
+    CHECK(workspace.is_aligned() && !Workspace(64).is_aligned());
 }
 
 void check_fallback() {

@@ -169,6 +169,27 @@ def product(host: str, dtype: torch.dtype, n: int, k: int, tactic: int) -> None:
     say(f"DsFp8BlockLinear {dtype} {n} {k} tactic {tactic}", *near_sum(out, wanted))
 
 
+def garbage(host: str) -> None:
+    """Time on arbitrary numbers, as TensorRT may: what is read and written stays inside."""
+    draw = torch.Generator().manual_seed(0)
+
+    def any_int32(*shape: int) -> Tensor:
+        wide = torch.randint(-(2**31), 2**31, shape, generator=draw)
+        small = torch.randint(-2, 12, shape, generator=draw)
+        return torch.where(torch.rand(shape, generator=draw) < 0.5, wide, small).int()
+
+    for _ in range(4):
+        cache, out = normal(9, 64, 1, 576), normal(6, 2, 512)
+        integers = any_int32(4), any_int32(3), any_int32(3, 3)
+        tokens = [normal(6, 2, 576), normal(6, 576), cache, *integers]
+        weights = [normal(4, 32, 32) for _ in range(3)]
+        chosen = [normal(24, 32), any_int32(24, 2), torch.rand(24, 2), any_int32(9), *weights]
+        with sanitized():
+            replay(host, "DsMlaAttention", 0, tokens, [out], 512)
+            replay(host, "DsMoE", 0, chosen, [normal(24, 32)])
+    say("garbage in bounds", True)
+
+
 def main(host: str, small: str) -> int:
     """Run all cases: by twins, where the bits have to be the same, and by definitions."""
     mend()
@@ -177,6 +198,7 @@ def main(host: str, small: str) -> int:
         lambda: attention(host, 20, 2, "attention of 20 heads in blocks of 16"),
         lambda: attention(small, 4, 1, "attention, a token at a time"),
         lambda: attention(host, 4, 0, "attention without pages", is_empty=True),
+        lambda: garbage(host),
         lambda: experts(host, False, 264, 136, 2, 3),
         lambda: experts(host, True, 272, 144, 2, 8),
         lambda: product(host, torch.bfloat16, 256, 272, 1),

@@ -138,6 +138,9 @@ class Workspace {
 
     uint64_t bytes() const { return used_; }
 
+    // Return whether pieces are where TMA descriptors may be.
+    bool is_aligned() const { return base_ % 128 == 0; }
+
   private:
     uint64_t base_, used_ = 0;
 };

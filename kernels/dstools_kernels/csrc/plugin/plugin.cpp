@@ -209,7 +209,11 @@ std::vector<Launch> Plugin::prepare(nvinfer1::PluginTensorDesc const* descs,
         throw Error(std::string(op().name) + ": " + op().outputs[1].name + " is not in place");
     Sizes const sizes = sizes_of(op(), shapes, true, attributes_.rank);
     Workspace pieces(reinterpret_cast<uint64_t>(workspace));
-    return launches_of(op_, sizes, type_of(descs[0].type), tactic_, attributes_, tensors, pieces);
+    std::vector<Launch> launches =
+        launches_of(op_, sizes, type_of(descs[0].type), tactic_, attributes_, tensors, pieces);
+    if (pieces.bytes() && (!workspace || !pieces.is_aligned()))
+        throw Error(std::string(op().name) + ": the workspace is missing or not aligned");
+    return launches;
 }
 
 int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* input_descs,
