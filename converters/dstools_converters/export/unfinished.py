@@ -132,6 +132,13 @@ class Unfinished:
             os.fdatasync(file)
         self.note({"file": name, "parts": parts})
 
+    def take(self, path: Path) -> None:
+        """Move a file of another program into the folder, from the same disk."""
+        sync(path)
+        self.model.mkdir(exist_ok=True)
+        path.rename(self.model / path.name)
+        self._names.add(path.name)
+
     def publish(self, files: Mapping[str, Path | bytes]) -> None:
         """Write `files`, contents or what to copy, beside those opened; rename the folder to OUT.
 

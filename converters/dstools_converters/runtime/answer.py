@@ -1,16 +1,27 @@
 """The answer to one prompt: its text as it comes, its tokens, why it ended, how fast it was."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import OPEN, opens_think
 from dstools_converters.model.stream import TextStream
 from dstools_converters.model.tokenizer import question_text
-from dstools_converters.runtime.decode import Loop, Request
+from dstools_converters.runtime.decode import Counts, Piece, Request
+from dstools_converters.runtime.sampling import Sampling
+
+
+class Loop(Protocol):
+    """What answers requests: `decode.Loop`, or that of another runtime."""
+
+    sampling: Sampling
+    counts: Counts
+
+    def run(self, requests: Sequence[Request]) -> Iterator[Piece]:
+        """Yield the tokens of all answers as they come."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,19 @@
-"""Exported folders, each made once."""
+"""Exported folders, each made once.
+
+exported(folder, options)         one graph of a DeepSeek checkpoint
+dense_source(kind, **changes)     a dense model with a tokenizer; changes are of config.json
+dense_folder(kind)                what onnxruntime-genai's builder makes of it
+"""
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.export.deepseek import Beside, Options, plan, run
 from dstools_converters.export.genai import Tokens
 from dstools_converters.model.tokenizer import end_ids, load_tokenizer
@@ -14,6 +22,7 @@ from dstools_converters.runtime.weights import sound_inventory
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 SHORT = Options(context=512)
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -46,3 +55,47 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def dense_source(
+    make_checkpoint: ModuleType, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    made: dict[str, Path] = {}
+
+    def get(kind: str, **changes: Any) -> Path:
+        key = f"{kind} {changes}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp("dense") / "in"
+            with pytest.MonkeyPatch.context() as patch:
+                if kind != "smollm2":
+                    patch.setitem(
+                        make_checkpoint.CONFIGS, "dense", make_checkpoint.CONFIGS[kind] | changes
+                    )
+                make_checkpoint.make("smollm2" if kind == "smollm2" else "dense", folder)
+            if kind != "smollm2":
+                for name in TOKENIZER:  # of as many tokens
+                    (folder / name).write_bytes((tiny / name).read_bytes())
+            made[key] = folder
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def dense_folder(
+    dense_source: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        from dstools_converters.export.dense import export_dense
+
+        if kind not in made:
+            source, out = dense_source(kind), tmp_path_factory.mktemp("exported") / "out"
+            files = {name: source / name for name in TOKENIZER}
+            export_dense(require_sound(open_checkpoint(source)), out, files, tool="dstools test")
+            made[kind] = out
+        return made[kind]
+
+    return get

@@ -149,3 +149,14 @@ def test_a_disk_that_fills_up_is_one_line(out: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DstoolsError, match="No space left") as caught:
         fill(out)
     assert "the same command resumes" in caught.value.hint
+
+
+def test_a_file_of_another_program_is_moved_into_the_folder(out: Path) -> None:
+    (out.parent / "graph").write_bytes(b"of a builder")
+    with Unfinished(out, "plan") as folder:
+        folder.take(out.parent / "graph")
+        folder.publish({"note": b"beside it"})
+        folder.clean_up()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "graph").read_bytes() == b"of a builder"
+    assert (out / "note").read_bytes() == b"beside it"
