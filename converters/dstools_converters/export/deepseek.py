@@ -1,6 +1,5 @@
 """Exports a DeepSeek checkpoint: graphs traced without weights, weights streamed beside them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -79,11 +78,8 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Return a hash of all that decides the bytes of the weights."""
-        checkpoint = self.inventory.checkpoint
-        shards = {name: shard.header_sha256 for name, shard in checkpoint.shards.items()}
-        facts = [self.tool, checkpoint.config, shards, repr(self.options)]
-        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        """Return a line of all that decides the bytes of the weights."""
+        return f"{self.tool} onnx {self.inventory.checkpoint.digest} {self.options}"
 
 
 def plan(inventory: Inventory, options: Options, tool: str) -> Job:
@@ -159,6 +155,7 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
             file.path: _weights(file, fill(job.inventory, file, folder, workers, progress))
             for file in written
         }
+        job.inventory.checkpoint.check_unmoved()
         small = dict(beside.files)
         for place in _places(job):
             small |= {f"{place}{name}": content for name, content in contents.items()}
