@@ -11,6 +11,7 @@ import click
 from dstools.convert import TOOL, require_new
 from dstools.options import (
     Command,
+    gather,
     hint_command,
     json_option,
     option,
@@ -26,15 +27,84 @@ from dstools_converters.errors import DstoolsError, size
 from dstools_converters.files import real
 
 if TYPE_CHECKING:
-    from dstools_converters.export.deepseek import Beside, Job
+    from dstools_converters.checkpoint.folder import Checkpoint
     from dstools_converters.export.folder import Export, Making, Pool, Precision
+    from dstools_converters.export.genai import Tokens
+    from dstools_converters.runtime.sampling import Sampling
 
 EXAMPLES = """\
 dstools export ./DeepSeek-V3-fp8 ./DeepSeek-V3-onnx --onnx
 dstools export ./DeepSeek-V3-fp8 ./DeepSeek-V3-onnx --onnx --ep 8 --expert-weights input"""
 EXTRA = 'pip install "dstools-llm[export]"'
+DENSE = ("llama", "qwen2", "qwen3")  # which onnxruntime-genai's builder exports
+GIVEN = click.core.ParameterSource.COMMANDLINE  # a variable may be set for other runs
 of_graph = partial(option, section="Graph")
 of_ranks = partial(option, section="Ranks")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The options of graphs and ranks."""
+
+    dtype: "Precision"
+    context: int | None
+    max_batch: int
+    page: int
+    mtp: bool | None
+    picks_rows: bool
+    tp: int
+    ep: int
+    expert_weights: Literal["baked", "input"]
+
+
+wanted_options = gather(
+    "wanted",
+    Wanted,
+    of_graph(
+        "--dtype",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        default="float32",
+        help="Hold activations, caches and weights that are not FP8 in this precision.",
+    ),
+    of_graph(
+        "--context",
+        type=click.IntRange(2),
+        metavar="TOKENS",
+        show_default="all positions of the model",
+        help="Let a prompt and its answer have this many tokens.",
+    ),
+    of_graph(
+        "--max-batch",
+        type=click.IntRange(1, 4096),
+        default=4,
+        help="Make the pool of pages for this many rows at a time.",
+    ),
+    of_graph("--page-size", "page", type=int, default=64, help="Put this many tokens on a page."),
+    of_graph(
+        "--mtp/--no-mtp",
+        default=None,
+        show_default="where the checkpoint has its layer",
+        help="Write mtp.onnx, which drafts the tokens that follow.",
+    ),
+    of_graph(
+        "--logits-indices",
+        "picks_rows",
+        is_flag=True,
+        help="Add an input that says which tokens' logits are wanted.",
+    ),
+    of_ranks(
+        "--tp", type=click.IntRange(1, 1024), default=1, help="Divide heads and widths by this."
+    ),
+    of_ranks(
+        "--ep", type=click.IntRange(1, 1024), default=1, help="Divide routed experts by this."
+    ),
+    of_ranks(
+        "--expert-weights",
+        type=click.Choice(["baked", "input"]),
+        default="baked",
+        help="Take routed experts from the graph, or as inputs, from experts.safetensors.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +115,9 @@ class Report:
     dtype: str
     graphs: list[str]
     bytes_out: int  # of weights
-    tensors: "dict[Making, int]"  # copied, converted or made -> how many
+    tensors: "dict[Making, int]"  # copied, converted or made -> how many; of ours
     pool: "Pool | None"  # what the caches take where it runs
+    runs_here: bool  # by `dstools generate`
 
 
 @click.command(
@@ -55,101 +126,111 @@ class Report:
 @source_argument
 @out_argument
 @option("--onnx", section="What", is_flag=True, help="Write graph and weights for ONNX Runtime.")
-@of_graph(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    help="Hold activations, caches and weights that are not FP8 in this precision.",
+@option(
+    "--format",
+    "format_",
+    section="What",
+    type=click.Choice(["deepseek-inference"]),
+    help="Write the sharded layout of DeepSeek's own inference code instead, for --tp ranks.",
 )
-@of_graph(
-    "--context",
-    type=click.IntRange(2),
-    metavar="TOKENS",
-    show_default="all positions of the model",
-    help="Let a prompt and its answer have this many tokens.",
-)
-@of_graph(
-    "--max-batch",
-    type=click.IntRange(1, 4096),
-    default=4,
-    help="Make the pool of pages for this many rows at a time.",
-)
-@of_graph("--page-size", "page", type=int, default=64, help="Put this many tokens on a page.")
-@of_graph(
-    "--mtp/--no-mtp",
-    default=None,
-    show_default="where the checkpoint has its layer",
-    help="Write mtp.onnx, which drafts the tokens that follow.",
-)
-@of_graph(
-    "--logits-indices",
-    "picks_rows",
-    is_flag=True,
-    help="Add an input that says which tokens' logits are wanted.",
-)
-@of_ranks("--tp", type=click.IntRange(1, 1024), default=1, help="Divide heads and widths by this.")
-@of_ranks("--ep", type=click.IntRange(1, 1024), default=1, help="Divide routed experts by this.")
-@of_ranks(
-    "--expert-weights",
-    type=click.Choice(["baked", "input"]),
-    default="baked",
-    help="Take routed experts from the graph, or as inputs, from experts.safetensors.",
-)
+@wanted_options
 @workers_option
 @json_option
 def export(
     source: str,
     out: str,
     onnx: bool,
-    dtype: "Precision",
-    context: int | None,
-    max_batch: int,
-    page: int,
-    mtp: bool | None,
-    picks_rows: bool,
-    tp: int,
-    ep: int,
-    expert_weights: Literal["baked", "input"],
+    format_: str | None,
     workers: int,
     as_json: bool,
+    wanted: Wanted,
 ) -> None:
-    """Export a DeepSeek checkpoint as one ONNX graph with latent caches in pages.
+    """Export a checkpoint as an ONNX graph, DeepSeek's with latent caches in pages.
 
     ONNX Runtime runs the folder on a CPU, onnxruntime-genai's Engine serves it, and TensorRT builds
     it with the plugins of dstools. FP8 weights keep their codes and scales; weights are streamed,
     so a model of any size takes less than 1 GB of memory. Interrupted, the same command resumes.
+    Llama and Qwen are left to onnxruntime-genai's builder, and its work is checked.
     """
-    if not onnx:
-        raise click.UsageError("say what to write: --onnx")
+    if onnx == (format_ is not None):
+        raise click.UsageError("say what to write: --onnx, or --format deepseek-inference")
     require_new(out)
-    _require_packages()
+    with open_source(source) as checkpoint:
+        _require_outside(out, checkpoint.folder)
+        if format_ is not None:
+            _refuse_options("--format deepseek-inference", "tp", "mtp")
+            report = _export_shards(checkpoint, out, wanted.tp, bool(wanted.mtp))
+        else:
+            _require_packages()
+            if checkpoint.config.get("model_type") in DENSE:
+                _refuse_options(f"a model of {checkpoint.config['model_type']}")
+                report = _export_dense(checkpoint, out)
+            else:
+                report = _export_graph(checkpoint, out, workers, wanted)
+    show(report, as_json, _text(report))
+    if report.runs_here:
+        hint_command("generate", out, "--prompt", "What is 17 + 25?", "--chat")
+
+
+def _export_graph(checkpoint: "Checkpoint", out: str, workers: int, wanted: Wanted) -> Report:
+    """Write the graphs of a DeepSeek model."""
     from dstools_converters.export import deepseek
     from dstools_converters.export.ranks import Ranks
     from dstools_converters.runtime.weights import holds_mtp, sound_inventory
 
-    with open_source(source) as checkpoint:
-        _require_outside(out, checkpoint.folder)
-        wants_mtp = holds_mtp(checkpoint) if mtp is None else mtp
-        options = deepseek.Options(
-            dtype,
-            context,
-            max_batch,
-            page,
-            wants_mtp,
-            Ranks(tp, ep),
-            expert_weights == "input",
-            picks_rows,
+    mtp = holds_mtp(checkpoint) if wanted.mtp is None else wanted.mtp
+    options = deepseek.Options(
+        wanted.dtype,
+        wanted.context,
+        wanted.max_batch,
+        wanted.page,
+        mtp,
+        Ranks(wanted.tp, wanted.ep),
+        wanted.expert_weights == "input",
+        wanted.picks_rows,
+    )
+    job = deepseek.plan(sound_inventory(checkpoint, mtp), options, TOOL)
+    beside = deepseek.Beside(_tokens(checkpoint), _sampling(checkpoint), _files(checkpoint))
+    _show_pool(deepseek.pool(job))
+    with progress_bar(deepseek.weight_bytes(job), "export") as progress:
+        return _report(
+            deepseek.run(job, Path(out), beside, workers=workers, progress=progress), out
         )
-        job = deepseek.plan(sound_inventory(checkpoint, wants_mtp), options, TOOL)
-        beside = _beside(job)
-        _show_pool(deepseek.pool(job))
-        with progress_bar(deepseek.weight_bytes(job), "export") as progress:
-            written = deepseek.run(job, Path(out), beside, workers=workers, progress=progress)
-    report = _report(written, out)
-    show(report, as_json, _text(report))
-    if written.tp > 1 or written.ep > 1 or written.expert_inputs:
-        return  # not run here
-    hint_command("generate", out, "--prompt", "What is 17 + 25?", "--chat")
+
+
+def _export_dense(checkpoint: "Checkpoint", out: str) -> Report:
+    """Let onnxruntime-genai's builder write a dense model."""
+    from dstools_converters.checkpoint.inventory import require_sound
+    from dstools_converters.export.dense import export_dense
+
+    return _report(
+        export_dense(require_sound(checkpoint), Path(out), _files(checkpoint), tool=TOOL), out
+    )
+
+
+def _export_shards(checkpoint: "Checkpoint", out: str, ranks: int, mtp: bool) -> Report:
+    """Write the layout of DeepSeek's inference code."""
+    from dstools_converters.checkpoint.inventory import require_sound
+    from dstools_converters.export.deepseek_inference import plan_shards, write_shards
+    from dstools_converters.export.folder import require_export
+
+    plan = plan_shards(require_sound(checkpoint), ranks, mtp=mtp)
+    files = {name: content for name, content in _files(checkpoint).items() if name != "config.json"}
+    with progress_bar(plan.nbytes, "export") as progress:
+        write_shards(plan, Path(out), files, tool=TOOL, progress=progress)
+    if plan.note:
+        click.echo(f"warning: {plan.note}", err=True)
+    return _report(require_export(Path(out)), out)
+
+
+def _refuse_options(what: str, *taken: str) -> None:
+    """Raise UsageError for an option of graphs or ranks that is not for what is written."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        section = getattr(param, "section", "")
+        is_given = context.get_parameter_source(param.name or "") == GIVEN
+        if section in ("Graph", "Ranks") and is_given and param.name not in taken:
+            raise click.UsageError(f"{param.opts[0]} is not for {what}")
 
 
 def _require_packages() -> None:
@@ -166,28 +247,37 @@ def _require_outside(out: str, source: Path) -> None:
         raise DstoolsError(f"{out}: is inside {source}", "name a folder outside the source")
 
 
-def _beside(job: "Job") -> "Beside":
-    """Return what goes along with a graph; print what of it does not work."""
-    from dstools_converters.export.deepseek import Beside
-    from dstools_converters.export.genai import Tokens
-    from dstools_converters.model.tokenizer import end_ids, load_tokenizer
-    from dstools_converters.runtime.defaults import read_defaults
+def _files(checkpoint: "Checkpoint") -> "dict[str, Path | bytes]":
+    """Return the files that go along; print what of them does not work.
+
+    Raises DstoolsError for a tokenizer that cannot be read.
+    """
     from dstools_converters.sidefiles.carried import carried, carried_files, check_side_files
 
-    checkpoint = job.inventory.checkpoint
-    folder = checkpoint.folder
     for finding in check_side_files(checkpoint):
         if finding.level == "error" and finding.code != "token-ids":
             raise finding.raised()
         warn(finding)
-    files = {name: carried(path) for name, path in carried_files(folder).items()}
-    files["config.json"] = folder / "config.json"
-    tokenizer = load_tokenizer(folder)
-    ends = sorted(end_ids(folder, tokenizer))
+    files = {name: carried(path) for name, path in carried_files(checkpoint.folder).items()}
+    return files | {"config.json": checkpoint.folder / "config.json"}
+
+
+def _tokens(checkpoint: "Checkpoint") -> "Tokens":
+    """Return the special tokens of a checkpoint."""
+    from dstools_converters.export.genai import Tokens
+    from dstools_converters.model.tokenizer import end_ids, load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint.folder)
+    ends = sorted(end_ids(checkpoint.folder, tokenizer))
     if not ends:
         click.echo("warning: nothing names a token that ends an answer", err=True)
-    tokens = Tokens(tokenizer.bos_token_id, ends, tokenizer.pad_token_id)
-    return Beside(tokens, read_defaults(folder).sampling, files)
+    return Tokens(tokenizer.bos_token_id, ends, tokenizer.pad_token_id)
+
+
+def _sampling(checkpoint: "Checkpoint") -> "Sampling":
+    from dstools_converters.runtime.defaults import read_defaults
+
+    return read_defaults(checkpoint.folder).sampling
 
 
 def _show_pool(pool: "Pool") -> None:
@@ -219,14 +309,20 @@ def _report(written: "Export", out: str) -> Report:
         sum(weight.nbytes for weight in tensors),
         dict(Counter(weight.making for weight in tensors)),
         written.pool,
+        written.kind != "deepseek-inference"
+        and written.tp == written.ep == 1
+        and not written.expert_inputs,
     )
 
 
 def _text(report: Report) -> str:
     """Return what was written, for a person."""
+    files = ", ".join(report.graphs) or "shards"
+    if not report.tensors:
+        return f"{report.out}: {files}, in {report.dtype}"
     kinds = {"copy": "copied as they are", "convert": "converted", "make": "made here"}
     counts = ", ".join(f"{report.tensors[kind]} {kinds[kind]}" for kind in report.tensors)
     return (
-        f"{report.out}: {', '.join(report.graphs)}; {size(report.bytes_out)} of weights, "
+        f"{report.out}: {files}; {size(report.bytes_out)} of weights, "
         f"{sum(report.tensors.values())} tensors ({counts})"
     )

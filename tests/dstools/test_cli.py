@@ -54,8 +54,9 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "--pool", "--precision", "--device", "--json",
     ],
     "export": [
-        "SOURCE", "OUT", "--onnx", "--dtype", "--context", "--max-batch", "--page-size", "--mtp",
-        "--no-mtp", "--logits-indices", "--tp", "--ep", "--expert-weights", "--workers", "--json",
+        "SOURCE", "OUT", "--onnx", "--format", "--dtype", "--context", "--max-batch",
+        "--page-size", "--mtp", "--no-mtp", "--logits-indices", "--tp", "--ep", "--expert-weights",
+        "--workers", "--json",
     ],
     "push": [
         "DIR", "ORG/NAME", "--private", "--public", "--revision", "--replace", "--base",

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from dstools_converters.export.folder import (
     Pool,
     Precision,
     Weight,
+    content_sha256,
     require_export,
 )
 from dstools_converters.export.functions import BODIES
@@ -171,7 +171,7 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
                 for place in _places(job)
                 for note in notes
             ),
-            files={name: _sha256(content) for name, content in sorted(small.items())},
+            files={name: content_sha256(content) for name, content in sorted(small.items())},
             weights=weights,
         )
         folder.publish(small | {EXPORT: export.to_bytes()})
@@ -290,7 +290,3 @@ def _weights(file: DataFile, digests: list[str]) -> tuple[Weight, ...]:
         )
         for entry, digest in zip(file.entries, digests, strict=True)
     )
-
-
-def _sha256(content: bytes | Path) -> str:
-    return sha256(content if isinstance(content, bytes) else content.read_bytes()).hexdigest()

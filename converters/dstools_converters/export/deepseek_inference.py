@@ -3,6 +3,7 @@
     model{rank}-mp{ranks}.safetensors   what the rank's `load_model` reads, all of it
     mtp{rank}-mp{ranks}.safetensors     on request: the MTP layers
     inference_config.json               its --config
+    export.json                         hashes of all
     tokenizer files
 
 Each rank has its experts, and of all other matrices the rows or columns that it computes; norms,
@@ -33,6 +34,7 @@ from dstools_converters.export.deepseek_config import (
     inference_config,
     refused_by_loader,
 )
+from dstools_converters.export.folder import EXPORT, Export, Precision, content_sha256
 from dstools_converters.export.ranges import copy_columns, copy_range, write_at
 from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.families.names import Role, TensorName
@@ -294,8 +296,33 @@ def write_shards(
             for file in plan.files:
                 _fill(file, plan, folder, progress)
             checkpoint.check_unmoved()
-            folder.publish({**files, CONFIG_NAME: plan.config})
+            small = {**files, CONFIG_NAME: plan.config}
+            hashes = {name: content_sha256(content) for name, content in small.items()}
+            for name in names:
+                hashes[name] = content_sha256(folder.model / name)
+            export = _export(plan, tool, dict(sorted(hashes.items())))
+            folder.publish({**small, EXPORT: export.to_bytes()})
         folder.clean_up()
+
+
+def _export(plan: Plan, tool: str, files: dict[str, str]) -> Export:
+    """Return export.json."""
+    dtypes = {part.source.dtype for file in plan.files for part in file.slices}
+    dtype: Precision = (
+        "bfloat16" if "BF16" in dtypes else "float16" if "F16" in dtypes else "float32"
+    )
+    return Export(
+        tool,
+        "deepseek-inference",
+        plan.inventory.model.model_type,
+        dtype,
+        has_codes="F8_E4M3" in dtypes,
+        has_mtp=any(file.name.startswith("mtp") for file in plan.files),
+        tp=plan.ranks,
+        ep=plan.ranks,
+        notes=(plan.note,) if plan.note else (),
+        files=files,
+    )
 
 
 def _fill(

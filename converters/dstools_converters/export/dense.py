@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,14 @@ from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.tied import require_tied
 from dstools_converters.errors import DstoolsError, UnsupportedError, printable
 from dstools_converters.export.dense_check import UNKNOWN, check, refer
-from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, GRAPH, Export, require_export
+from dstools_converters.export.folder import (
+    EXPORT,
+    GENAI_CONFIG,
+    GRAPH,
+    Export,
+    content_sha256,
+    require_export,
+)
 from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import read_architecture
@@ -69,7 +75,7 @@ def export_dense(
             "float32",
             checks={"transformers": "passed"},
             notes=(agreement.sentence,),
-            files={name: _sha256(content) for name, content in sorted(contents.items())},
+            files={name: content_sha256(content) for name, content in sorted(contents.items())},
         )
         with Unfinished(out, f"{tool} dense {inventory.checkpoint.digest}") as folder:
             if folder.is_published:
@@ -137,10 +143,3 @@ def _set_ends(path: Path, ends: frozenset[int]) -> None:
     if ends:
         config["model"]["eos_token_id"] = sorted(ends)
     path.write_bytes(to_json(config))
-
-
-def _sha256(content: bytes | Path) -> str:
-    if isinstance(content, bytes):
-        return sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ Nothing in it depends on the time or on the machine: equal exports, equal bytes.
 """
 
 from dataclasses import asdict, dataclass, field
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Literal
 
@@ -124,3 +125,11 @@ def require_export(folder: Path) -> Export:
     if export is None:
         raise DstoolsError(f"{folder}: has no {EXPORT}", "give a folder that dstools export wrote")
     return export
+
+
+def content_sha256(content: bytes | Path) -> str:
+    """Return the sha256 of bytes, or of a file, in hexadecimal."""
+    if isinstance(content, bytes):
+        return sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

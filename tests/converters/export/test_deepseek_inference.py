@@ -132,7 +132,7 @@ def test_every_rank_has_what_deepseek_s_conversion_gives_it(
     )
     for rank, state in enumerate(states):
         assert_same(tmp_path / "out" / f"model{rank}-mp{ranks}.safetensors", state)
-    assert len(list((tmp_path / "out").iterdir())) == ranks + 2  # config and tokenizer
+    assert len(list((tmp_path / "out").iterdir())) == ranks + 3  # config, tokenizer, hashes
 
 
 def test_a_column_slice_larger_than_the_buffer_is_the_same(

@@ -109,6 +109,45 @@ def test_a_checkpoint_without_mtp_is_exported_without_and_refused_with(
     assert not (tmp_path / "out" / "mtp.onnx").exists()
 
 
+def test_the_layout_of_deepseek_s_code_is_written_for_some_ranks(tmp_path: Path) -> None:
+    result = run(SAMPLE, tmp_path / "out", "--format", "deepseek-inference", "--tp", "2")
+    assert result.exit_code == 0, result.output
+    written = require_export(tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model0-mp2.safetensors", "model1-mp2.safetensors", "export.json"} <= names
+    assert names == {"export.json", *written.files}
+    assert (written.kind, written.tp) == ("deepseek-inference", 2)
+    assert "dstools generate" not in result.stderr
+
+
+def test_a_dense_model_is_left_to_its_builder(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "qwen3"
+    shutil.copytree(checkpoint("tiny-qwen3"), source)
+    source.chmod(0o755)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(SAMPLE / name, source / name)
+    result = run(source, tmp_path / "out", "--onnx")
+    assert result.exit_code == 0, result.output
+    assert require_export(tmp_path / "out").kind == "dense"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--format", "deepseek-inference", "--context", "9"], "--context is not for --format"),
+        (["--format", "deepseek-inference", "--onnx"], "say what to write"),
+    ],
+)
+def test_options_that_change_nothing_are_misuse(
+    tmp_path: Path, options: list[str], words: str
+) -> None:
+    result = run(SAMPLE, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
 def test_packages_that_are_missing_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
