@@ -1,0 +1,1 @@
+"""Exported folders as the runtime's loop runs them."""
