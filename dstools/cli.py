@@ -6,6 +6,7 @@ from typing import IO, Any
 import click
 
 from dstools import __version__
+from dstools.commands.bench import bench
 from dstools.commands.compare import compare
 from dstools.commands.dequantize import dequantize
 from dstools.commands.distill import distill
@@ -118,7 +119,7 @@ def main(debug: bool) -> None:
 
 COMMANDS = (
     *(inspect, quantize, dequantize, verify, compare, evaluate, report, generate, export),
-    *(distill, push, env),
+    *(bench, distill, push, env),
 )
 for command in COMMANDS:
     main.add_command(command)

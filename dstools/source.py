@@ -40,9 +40,14 @@ def open_source(source: str) -> "Checkpoint":
 
     Raises DstoolsError at the first fault of its files.
     """
+    return open_folder(resolve(source))
+
+
+def open_folder(folder: Path) -> "Checkpoint":
+    """Return the checkpoint in a folder, as `open_source` does."""
     from dstools_converters.checkpoint.folder import open_checkpoint
 
-    checkpoint = open_checkpoint(resolve(source))
+    checkpoint = open_checkpoint(folder)
     for finding in checkpoint.warnings:
         warn(finding)
     return checkpoint

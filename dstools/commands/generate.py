@@ -14,21 +14,22 @@ from dstools.commands.generate_checkpoint import (
     Precision,
     look_at_checkpoint,
 )
+from dstools.commands.generate_export import KnownExport, find_export, look_at_export
 from dstools.commands.generate_memory import make_pool, require_memory
 from dstools.options import Command, json_option, option, path_argument, show, terminal
+from dstools.source import resolve
 from dstools.text import require_torch
 from dstools_converters.errors import DstoolsError, printable, size
 from dstools_converters.runtime.sampling import MIN_TEMPERATURE, Sampling
 
 if TYPE_CHECKING:
-    from dstools_converters.runtime.answer import Answer
+    from dstools_converters.runtime.answer import Answer, Loop
     from dstools_converters.runtime.decode import Request
-    from dstools_converters.runtime.pages import Pool
-    from dstools_converters.runtime.session import Session
 
 EXAMPLES = """\
 dstools generate ./DeepSeek-V3 --prompt 'What is 17 + 25?' --chat
 dstools generate ./DeepSeek-V3 --prompt '17 + 25 =' --temperature 0 --max-tokens 32 --json"""
+Known = KnownCheckpoint | KnownExport
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 
 
@@ -144,12 +145,12 @@ def generate(
         raise DstoolsError("stdout is closed, so that no answer could be printed", "leave it open")
     text = _read(prompt)
     require_torch(device)
-    known = look_at_checkpoint(model, mtp, precision, device)
+    known = _look(model, mtp, precision, device)
     sampling = _sampling(known.folder, temperature, top_p, seed)
 
     from dstools_converters.model.tokenizer import end_ids, load_tokenizer
     from dstools_converters.runtime.answer import answer_prompt, read_prompt
-    from dstools_converters.runtime.decode import Loop, Request
+    from dstools_converters.runtime.decode import Request
 
     tokenizer = load_tokenizer(known.folder)
     ends, vocab_size = end_ids(known.folder, tokenizer), known.vocab_size
@@ -160,8 +161,7 @@ def generate(
         click.echo("warning: nothing names a token that ends an answer", err=True)
     asked = read_prompt(tokenizer, text, chat)
     request = Request(0, asked.ids, max_tokens)
-    session, pool = _session(known, request, pool_tokens)
-    loop = Loop(session, pool, sampling, ends, rows=1, drafts=int(mtp), chunk=known.chunk)
+    loop = _loop(known, request, pool_tokens, sampling, ends, int(mtp))
     write = _hide if as_json else _write
     answer = answer_prompt(loop, request, asked.opening, tokenizer, write)
     show(answer, as_json, "")  # after the text, the end of its line
@@ -185,6 +185,15 @@ def _read(prompt: str) -> str:
     if not prompt:
         raise DstoolsError("the prompt is empty", "give --prompt a text")
     return prompt
+
+
+def _look(model: str, mtp: bool, precision: Precision | None, device: str) -> Known:
+    """Return what is known of a checkpoint or an exported folder."""
+    folder = resolve(model)
+    export = find_export(folder)
+    if export is None:
+        return look_at_checkpoint(model, folder, mtp, precision, device)
+    return look_at_export(model, folder, export, mtp, precision, device)
 
 
 def _sampling(
@@ -216,26 +225,31 @@ def _sampling(
     return sampling
 
 
-def _session(
-    known: KnownCheckpoint, request: "Request", pool_tokens: int | None
-) -> tuple["Session", "Pool"]:
-    """Return the model with its caches, and their pool.
+def _loop(
+    known: Known,
+    request: "Request",
+    pool_tokens: int | None,
+    sampling: Sampling,
+    ends: frozenset[int],
+    drafts: int,
+) -> "Loop":
+    """Return what answers the prompt, with its weights and a pool for its cache.
 
     Raises DstoolsError where prompt and answer do not fit the pool or the model's positions, or
     memory is short, before any weight is read.
     """
     limit = _limit(request, known)
-    pool = make_pool(request, limit, pool_tokens)
+    pool = make_pool(request, limit, pool_tokens, known.most_pages)
     require_memory(known.held, pool, request, limit, known.step_bytes(limit))
     _line("model", f"{known.name}, {size(known.held.weights)} in {known.runs_in}")
-    session = known.load(pool)
+    loop = known.loop(pool, sampling, ends, drafts)
     tokens, pages = pool.count * pool.size, f"{pool.count} page{'s' if pool.count > 1 else ''}"
     nbytes = size(tokens * known.held.token)
     _line("pool", f"{pages} of {pool.size} tokens, {tokens:,} tokens, {nbytes}")
-    return session, pool
+    return loop
 
 
-def _limit(request: "Request", known: KnownCheckpoint) -> int:
+def _limit(request: "Request", known: Known) -> int:
     """Return how many tokens prompt and answer have at most, and print it.
 
     Raises DstoolsError where the prompt does not fit the model's positions.

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dstools.commands.generate_memory import Held
-from dstools.source import open_source
+from dstools.source import open_folder
 from dstools_converters.errors import DstoolsError, printable
 
 if TYPE_CHECKING:
     from dstools_converters.checkpoint.inventory import Inventory
     from dstools_converters.model.architecture import Architecture
+    from dstools_converters.runtime.decode import Loop
     from dstools_converters.runtime.pages import Pool
-    from dstools_converters.runtime.session import Session
+    from dstools_converters.runtime.sampling import Sampling
 
 ENDPOINT = "serve it with an engine that has the family, such as vLLM, and ask that endpoint"
 TORCH = "torch"
@@ -33,7 +34,7 @@ class KnownCheckpoint:
     held: Held
     ops: str
     keeps_codes: bool
-    chunk: int  # tokens of prompts in a step, at most
+    most_pages: None = None  # of the pool: as many as memory holds
 
     @property
     def folder(self) -> Path:
@@ -64,27 +65,28 @@ class KnownCheckpoint:
         dtype: torch.dtype = getattr(torch, self.held.precision)
         return step_elements(self.architecture.model.attention, limit) * dtype.itemsize
 
-    def load(self, pool: "Pool") -> "Session":
-        """Return the model with its weights, and with caches for a pool."""
+    def loop(self, pool: "Pool", sampling: "Sampling", ends: frozenset[int], drafts: int) -> "Loop":
+        """Return the loop that answers a prompt, its weights read."""
         import torch
 
+        from dstools_converters.runtime.decode import Loop
         from dstools_converters.runtime.session import Session
         from dstools_converters.runtime.weights import serving_of
 
         dtype: torch.dtype = getattr(torch, self.held.precision)
         device = torch.device(self.held.device)
         with self.inventory.checkpoint:
-            return Session(serving_of(self.inventory, dtype, device, self.keeps_codes), pool)
+            serving = serving_of(self.inventory, dtype, device, self.keeps_codes)
+        return Loop(Session(serving, pool), pool, sampling, ends, rows=1, drafts=drafts)
 
 
 def look_at_checkpoint(
-    name: str, mtp: bool, precision: Precision | None, device: str
+    name: str, folder: Path, mtp: bool, precision: Precision | None, device: str
 ) -> KnownCheckpoint:
     """Return what generating needs to know of a checkpoint. Raises DstoolsError if it cannot."""
     import torch
 
     from dstools_converters.model.architecture import read_architecture
-    from dstools_converters.runtime.decode import CHUNK
     from dstools_converters.runtime.serving import entry_shape
     from dstools_converters.runtime.weights import (
         held_bytes,
@@ -95,8 +97,8 @@ def look_at_checkpoint(
     )
     from dstools_kernels.ops.dispatch import form
 
-    checkpoint = open_source(name)
-    config, folder = checkpoint.config, checkpoint.folder
+    checkpoint = open_folder(folder)
+    config = checkpoint.config
     _require_family(folder, config)
     architecture = read_architecture(config)
     if mtp and not holds_mtp(checkpoint):
@@ -113,9 +115,11 @@ def look_at_checkpoint(
     ops = TRITON if keeps_codes else wide
     used = inventory.model
     token = used.num_layers * math.prod(entry_shape(used.attention)) * dtype.itemsize
-    held = Held(precision, device, held_bytes(inventory, dtype, keeps_codes), token)
+    weights = held_bytes(inventory, dtype, keeps_codes)
+    smaller = "--precision bfloat16" if precision == "float32" else ""
+    held = Held(precision, device, weights, token, smaller)
     positions = read_positions(config, architecture)
-    return KnownCheckpoint(name, inventory, architecture, positions, held, ops, keeps_codes, CHUNK)
+    return KnownCheckpoint(name, inventory, architecture, positions, held, ops, keeps_codes)
 
 
 def _require_family(folder: Path, config: dict[str, Any]) -> None:

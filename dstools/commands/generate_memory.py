@@ -20,13 +20,16 @@ class Held(NamedTuple):
     device: str
     weights: int  # bytes
     token: int  # bytes of the cache for a token
+    smaller: str  # what to do to hold both in half the memory; "" if nothing is known
 
 
-def make_pool(request: "Request", limit: int, asked: int | None) -> "Pool":
+def make_pool(
+    request: "Request", limit: int, asked: int | None, most_pages: int | None = None
+) -> "Pool":
     """Return a pool of at least `asked` tokens, or of what prompt and answer need.
 
-    limit: how many tokens prompt and answer have at most. Raises DstoolsError where the pool that
-    was asked for is too small for them.
+    limit: how many tokens prompt and answer have at most; most_pages: that a pool of this model
+    has. Raises DstoolsError where the pool that was asked for is too small, or too large.
     """
     from dstools_converters.runtime.pages import PAGE, Pool
 
@@ -41,6 +44,11 @@ def make_pool(request: "Request", limit: int, asked: int | None) -> "Pool":
             f"{needed:,} tokens; --pool {asked} has room for {room:,}",
             f"--pool {needed}{shorter}",
         )
+    if most_pages is not None and pool.count > most_pages:
+        raise DstoolsError(
+            f"--pool {asked}: the folder is made for a cache of {most_pages * PAGE:,} tokens",
+            f"--pool {most_pages * PAGE}, or export it with a larger --context or --max-batch",
+        )
     return pool
 
 
@@ -49,7 +57,7 @@ def require_memory(held: Held, pool: "Pool", request: "Request", limit: int, ste
 
     step: bytes of the keys and values that attention multiplies at a time.
     """
-    free, tokens = _free(held.device), pool.count * pool.size
+    free, tokens = free_memory(held.device), pool.count * pool.size
     cache = tokens * held.token
     if held.weights + cache + step <= free:
         return
@@ -75,14 +83,14 @@ def _advice(held: Held, free: int, pool: "Pool", request: "Request", limit: int)
         smaller = f"--pool {room} " if pool.count > pool.needed(limit - 1) else ""
         ways.append(f"{smaller}--max-tokens {room + 1 - count}")
     whole = held.weights + pool.count * pool.size * held.token
-    if held.precision == "float32" and math.ceil(whole / 2) <= free:
-        ways.append("--precision bfloat16")
+    if held.smaller and math.ceil(whole / 2) <= free:
+        ways.append(held.smaller)
     if ways:
         return ", or ".join(ways)
     return "free memory or take a larger machine; an engine can divide it among several GPUs"
 
 
-def _free(device: str) -> int:
+def free_memory(device: str) -> int:
     """Return the bytes of memory that are free."""
     if device == "cuda":
         import torch

@@ -74,6 +74,15 @@ def edited() -> Callable[..., Path]:
     return copy
 
 
+@pytest.fixture(scope="session")
+def exported_sample(ok: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model as an ONNX graph with its MTP layer; tests must not change it."""
+    sample = Path(__file__).parents[1] / "data" / "sample-v3"
+    out = tmp_path_factory.mktemp("exported") / "sample"
+    ok("export", sample, out, "--onnx", "--context", "512")
+    return out
+
+
 # -------------------------------------------------------------------------------------- report
 
 DATA = {"name": "held-out.jsonl", "sha256": "ab" * 32, "samples": 4, "seq_len": 256, "seed": 7}

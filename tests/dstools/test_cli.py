@@ -25,7 +25,17 @@ from dstools_distill.recipe.stages import STAGES
 
 Checkpoint = Callable[..., Path]
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
-HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors", "tqdm", "yaml")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "transformers",
+    "huggingface_hub",
+    "safetensors",
+    "tqdm",
+    "yaml",
+)
 SLOW = ("logging", "tempfile", "importlib.metadata", "asyncio", "multiprocessing")  # to import
 FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "inspect": ["SOURCE", "--json"],
@@ -61,6 +71,9 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "push": [
         "DIR", "ORG/NAME", "--private", "--public", "--revision", "--replace", "--base",
         "--engines", "--yes", "--dry-run", "--workers", "--json",
+    ],
+    "bench": [
+        "OUT", "--prompt-tokens", "--max-tokens", "--batch", "--mtp", "--plain", "--json",
     ],
     "env": ["--json"],
     "distill run": ["RECIPE", "--from", "--out", "--dry-run", "--workers", "--json"],
@@ -170,6 +183,7 @@ def test_the_examples_run_as_written(
     checkpoint: Checkpoint,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """With only the paths put in place of those of the examples, and little of the text."""
     for command in ("EVAL", "QUANTIZE"):
@@ -190,6 +204,8 @@ def test_the_examples_run_as_written(
             places["./DeepSeek-V3"] = SAMPLE  # which has a chat template
         if name == "export":
             places |= {"./DeepSeek-V3-fp8": SAMPLE, "./DeepSeek-V3-onnx": out}
+        if name == "bench":
+            places["./DeepSeek-V3-onnx"] = request.getfixturevalue("exported_sample")
         if name == "quantize":
             places["./DeepSeek-V3-fp8"] = out
         if name == "dequantize":

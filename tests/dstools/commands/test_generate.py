@@ -547,7 +547,7 @@ def test_ctrl_c_before_the_answer_promises_nothing(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_session", interrupted)
+    monkeypatch.setattr(module, "_loop", interrupted)
     result = dstools("generate", SAMPLE, "--prompt", "1", "--json")
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr.splitlines()[-1] == "interrupted"

@@ -45,7 +45,7 @@ def hundred_mb_free(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hint_names_only_what_would_fit(
     weights: int, token: int, step: int, asked: int | None, hint: str
 ) -> None:
-    held = Held("float32", "cpu", weights * MB, token)
+    held = Held("float32", "cpu", weights * MB, token, "--precision bfloat16")
     message, given = refused(held, asked, step * MB)
     assert "100 MB of memory is free" in message
     assert given == hint
@@ -55,13 +55,17 @@ def test_a_hint_names_only_what_would_fit(
         shorter = 100 + int(match[1])
         require_memory(held, make_pool(REQUEST, shorter, None), REQUEST, shorter, step * MB)
     if "bfloat16" in given:
-        halved = Held("bfloat16", "cpu", weights * MB // 2, token // 2)
+        halved = Held("bfloat16", "cpu", weights * MB // 2, token // 2, "")
         require_memory(halved, make_pool(REQUEST, LIMIT, asked), REQUEST, LIMIT, step * MB // 2)
 
 
 def test_what_fits_is_not_refused() -> None:
     require_memory(
-        Held("float32", "cpu", 50 * MB, 1000), make_pool(REQUEST, LIMIT, None), REQUEST, LIMIT, 0
+        Held("float32", "cpu", 50 * MB, 1000, ""),
+        make_pool(REQUEST, LIMIT, None),
+        REQUEST,
+        LIMIT,
+        0,
     )
 
 

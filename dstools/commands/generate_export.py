@@ -1,0 +1,141 @@
+"""An exported folder as `dstools generate` and `dstools bench` run it."""
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dstools.commands.generate_memory import Held
+from dstools.source import resolve
+from dstools_converters.errors import DstoolsError
+
+if TYPE_CHECKING:
+    from dstools_converters.export.folder import Export
+    from dstools_converters.export.folder import Pool as Limits
+    from dstools_converters.families.shapes import MLA
+    from dstools_converters.runtime.decode import Loop
+    from dstools_converters.runtime.pages import Pool
+    from dstools_converters.runtime.sampling import Sampling
+
+EXTRA = 'pip install "dstools-llm[export]"'
+AGAIN = "export the checkpoint again"
+SCORES = 3  # copies that the steps of a softmax hold at a time
+
+
+@dataclass(frozen=True)
+class KnownExport:
+    """What is known of an exported folder before its weights are read."""
+
+    name: str  # as the user gave it
+    folder: Path
+    limits: "Limits"
+    vocab_size: int
+    attention: "MLA"
+    held: Held
+    runs_in: str
+    is_sparse_beyond: bool = False  # its positions end there
+
+    @property
+    def positions(self) -> int:
+        """Return how many tokens prompt and answer have at most."""
+        return self.limits.context_length
+
+    @property
+    def most_pages(self) -> int:
+        """Return how many pages a pool has at most."""
+        return self.limits.num_blocks
+
+    def step_bytes(self, limit: int) -> int:
+        """Return the bytes that a step takes besides weights and cache."""
+        from dstools_converters.export.runners.session import CHUNK
+
+        tokens = min(limit, CHUNK)
+        scores = SCORES * self.attention.num_heads * tokens * limit
+        return 4 * (scores + tokens * self.vocab_size)
+
+    def loop(
+        self, pool: "Pool", sampling: "Sampling", ends: frozenset[int], drafts: int, rows: int = 1
+    ) -> "Loop":
+        """Return the loop that answers prompts, its graphs opened."""
+        from dstools_converters.export.runners.session import CHUNK, OnnxSession
+        from dstools_converters.runtime.decode import Loop
+
+        session = OnnxSession(self.folder, self.limits, pool.count, mtp=drafts > 0)
+        return Loop(session, pool, sampling, ends, rows=rows, drafts=drafts, chunk=CHUNK)
+
+
+def find_export(folder: Path) -> "Export | None":
+    """Return the export.json of a folder, None where it is a checkpoint.
+
+    Raises DstoolsError where it is damaged, or missing beside graphs without a checkpoint.
+    """
+    from dstools_converters.export.folder import EXPORT, GRAPH, read_export
+
+    export = read_export(folder)
+    if export is None and (folder / GRAPH).exists() and not any(folder.glob("*.safetensors*")):
+        raise DstoolsError(f"{folder}: has {GRAPH}, but no {EXPORT}", f"copy it, or {AGAIN}")
+    return export
+
+
+def require_export_of(name: str, mtp: bool) -> KnownExport:
+    """Return what is known of an exported folder; raises DstoolsError where it is none."""
+    folder = resolve(name)
+    export = find_export(folder)
+    if export is None:
+        raise DstoolsError(
+            f"{folder}: is not an exported folder",
+            f"export it first: dstools export {name} OUT --onnx",
+        )
+    return look_at_export(name, folder, export, mtp, None, "cpu")
+
+
+def look_at_export(
+    name: str, folder: Path, export: "Export", mtp: bool, precision: str | None, device: str
+) -> KnownExport:
+    """Return what is known of an exported folder. Raises DstoolsError if it does not run here."""
+    if precision is not None and precision != export.dtype:
+        raise DstoolsError(
+            f"--precision {precision}: {folder} is in {export.dtype}",
+            f"leave it out, or export the checkpoint with --dtype {precision}",
+        )
+    if device != "cpu":
+        raise DstoolsError(
+            f"--device {device}: an exported folder runs on the CPU alone", "leave it out"
+        )
+    if export.kind != "onnx":
+        raise DstoolsError(
+            f"{folder}: folders of kind {export.kind} do not run here",
+            "export the checkpoint with --onnx",
+        )
+    require_onnxruntime()
+    import onnxruntime
+
+    from dstools_converters.export.folder import DATA
+    from dstools_converters.export.runners.session import require_runnable
+    from dstools_converters.families.shapes import MLA, read_model
+    from dstools_converters.runtime.serving import entry_shape
+    from dstools_converters.tables import json_table
+
+    limits = require_runnable(folder, export, mtp=mtp)
+    config = json_table(folder / "config.json")
+    if config is None:
+        raise DstoolsError(f"{folder}: has no config.json", f"copy it, or {AGAIN}")
+    model = read_model(config)
+    if not isinstance(model.attention, MLA):
+        raise DstoolsError(f"{folder / 'config.json'}: is that of another model", AGAIN)
+    itemsize = 2 if export.dtype == "float16" else 4
+    token = (model.num_hidden_layers + mtp) * math.prod(entry_shape(model.attention)) * itemsize
+    weights = sum(weight.nbytes for weight in export.weights.get(DATA, ()))
+    is_plain = export.dtype == "float32" and not export.has_codes
+    smaller = "export it with --dtype float16" if is_plain else ""
+    held = Held(export.dtype, device, weights, token, smaller)
+    precision = f"FP8 and {export.dtype}" if export.has_codes else export.dtype
+    runs_in = f"{precision} on cpu, ONNX Runtime {onnxruntime.__version__}"
+    return KnownExport(name, folder, limits, model.vocab_size, model.attention, held, runs_in)
+
+
+def require_onnxruntime() -> None:
+    """Raise DstoolsError if onnxruntime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise DstoolsError("running an exported folder needs onnxruntime", EXTRA)

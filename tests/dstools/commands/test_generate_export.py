@@ -1,0 +1,210 @@
+"""`dstools generate` of an exported folder: answers of the checkpoint, one error for a bad one."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from dstools import machine
+from dstools.commands.generate_export import (
+    find_export,
+    look_at_export,
+    require_export_of,
+    require_onnxruntime,
+)
+from dstools_converters.errors import DstoolsError
+from dstools_converters.export.folder import require_export
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+SUM = "State the final answer to the following arithmetic problem: 13 + 27 ="
+Run = Callable[..., Result]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def copied(exported_sample: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported_sample, tmp_path / "copy"))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change values of export.json."""
+    path = folder / "export.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def one_error(dstools: Run, folder: Path, *words: str) -> tuple[str, str]:
+    """Return the error without the folder, and the hint."""
+    result = dstools("generate", folder, "--prompt", SUM, *words)
+    assert (result.exit_code, result.stdout) == (1, ""), result.output
+    assert result.stderr.count("error: ") == result.stderr.count("hint: ") == 1
+    *_, error, hint = result.stderr.replace(str(folder), "OUT").splitlines()
+    return error.removeprefix("error: "), hint.removeprefix("hint: ")
+
+
+# ----------------------------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize(
+    "sampling", [("--temperature", "0"), ("--temperature", "2", "--seed", "4")]
+)
+@pytest.mark.parametrize("drafts", [(), ("--mtp",)])
+def test_it_answers_as_its_checkpoint(
+    sampling: tuple[str, ...], drafts: tuple[str, ...], ok: Run, exported_sample: Path
+) -> None:
+    words = ("--prompt", SUM, "--chat", "--max-tokens", "40", *sampling, "--json")
+    found = json.loads(ok("generate", exported_sample, *words, *drafts).stdout)
+    wanted = json.loads(ok("generate", SAMPLE, *words).stdout)
+    speed = found.pop("speed")
+    assert found.items() == {key: value for key, value in wanted.items() if key in found}.items()
+    assert list(wanted) == [*found, "speed"]
+    assert speed["tokens_per_step"] == 1 or drafts
+
+
+def test_stderr_has_sampling_prompt_model_pool_and_speed(ok: Run, exported_sample: Path) -> None:
+    result = ok("generate", exported_sample, "--prompt", SUM, "--chat", "--mtp")
+    assert result.stdout.endswith("</think>\n\n40\n")
+    sampling, prompt, model, pool, answer = result.stderr.splitlines()
+    assert sampling == "sampling  temperature 0 (default)"
+    assert prompt == "prompt    10 tokens, and room for 502 to the model's 512 positions"
+    wanted = f"model     {exported_sample}, 14.86 MB in float32 on cpu, ONNX Runtime "
+    assert model.startswith(wanted)
+    # 512 tokens x 5 layers x (128 + 64) x 4 bytes
+    assert pool == "pool      8 pages of 64 tokens, 512 tokens, 1.966 MB"
+    assert answer.endswith("; draft 1: 17 of 17 kept (100.0%)")
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        ({"dtype": "bfloat16"}, "OUT: is bfloat16", "--dtype float32"),
+        ({"tp": 2, "ep": 2}, "OUT: is divided among 2 GPUs", "without --tp and --ep"),
+        ({"expert_inputs": True}, "OUT: its experts are not", "--expert-weights baked"),
+        (
+            {"kind": "deepseek-inference"},
+            "OUT: folders of kind deepseek-inference do not",
+            "--onnx",
+        ),
+        ({"tool": "other 1"}, "OUT/export.json: was not written by dstools", "export"),
+        ({"dtype": "int3"}, "OUT/export.json: dtype", "damaged"),
+    ],
+)
+def test_a_folder_that_does_not_run_here_is_one_error(
+    changes: dict[str, Any], message: str, hint: str, dstools: Run, copied: Path
+) -> None:
+    edit(copied, **changes)
+    error, advice = one_error(dstools, copied)
+    assert error.startswith(message)
+    assert hint in advice
+
+
+def test_damage_is_one_error(dstools: Run, copied: Path) -> None:
+    (copied / "model.data").write_bytes(b"")
+    error, hint = one_error(dstools, copied)
+    assert error.startswith("OUT/model.data: has 0 bytes; ")
+    assert "dstools verify OUT" in hint
+
+
+def test_graphs_without_export_json_are_no_checkpoint(dstools: Run, copied: Path) -> None:
+    (copied / "export.json").unlink()
+    error, hint = one_error(dstools, copied)
+    assert error == "OUT: has model.onnx, but no export.json"
+    assert "export the checkpoint again" in hint
+
+
+def test_a_checkpoint_with_graphs_beside_it_is_one(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAMPLE, tmp_path / "both"))
+    (folder / "model.onnx").touch()
+    assert find_export(folder) is None
+
+
+@pytest.mark.parametrize("content", [None, {"model_type": "llama"}, "qwen2"])
+def test_a_config_of_another_model_is_one_error(
+    content: Any, dstools: Run, copied: Path, checkpoint: Callable[..., Path]
+) -> None:
+    path = copied / "config.json"
+    path.unlink()
+    if content == "qwen2":
+        shutil.copyfile(checkpoint("tiny-qwen2") / "config.json", path)
+    elif content:
+        path.write_text(json.dumps(content))
+    one_error(dstools, copied)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (
+            ("--precision", "bfloat16"),
+            "--precision bfloat16: OUT is in float32",
+            "--dtype bfloat16",
+        ),
+        (("--pool", "5000"), "--pool 5000: the folder is made for a cache of 4,096", "--pool 4096"),
+        (("--max-tokens", "100", "--pool", "64"), "the prompt of ", "--pool "),
+    ],
+)
+def test_an_option_that_does_not_fit_is_one_error(
+    words: tuple[str, ...], message: str, hint: str, dstools: Run, exported_sample: Path
+) -> None:
+    error, advice = one_error(dstools, exported_sample, *words)
+    assert error.startswith(message)
+    assert hint in advice
+
+
+def test_it_runs_on_the_cpu_alone(exported_sample: Path) -> None:
+    export = require_export(exported_sample)
+    with pytest.raises(DstoolsError, match="runs on the CPU alone"):
+        look_at_export("a", exported_sample, export, False, None, "cuda")
+
+
+def test_drafts_need_their_graph(dstools: Run, copied: Path) -> None:
+    edit(copied, has_mtp=False)
+    error, hint = one_error(dstools, copied, "--mtp")
+    assert error == "OUT: has no mtp.onnx"
+    assert "leave --mtp out" in hint
+
+
+def test_an_end_of_another_vocabulary_is_named(ok: Run, copied: Path) -> None:
+    path = copied / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [1, 400]}))
+    text = ok("generate", copied, "--prompt", "1", "--max-tokens", "2").stderr
+    assert "warning: eos_token_id 400: the model has 320 tokens\n" in text
+
+
+def test_a_prompt_beyond_the_context_is_one_error(dstools: Run, exported_sample: Path) -> None:
+    error, hint = one_error(dstools, exported_sample, "--prompt", "7 " * 600)
+    assert error.endswith("tokens; the model has 512 positions")
+    assert "shorten it" in hint
+
+
+def test_a_missing_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DstoolsError, match="needs onnxruntime") as error:
+        require_onnxruntime()
+    assert error.value.hint == 'pip install "dstools-llm[export]"'
+
+
+def test_short_memory_names_what_would_fit(
+    dstools: Run, exported_sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(1 << 40, 25_000_000, None))
+    error, hint = one_error(dstools, exported_sample)
+    assert error.startswith("the weights in float32 on cpu take 14.86 MB")
+    assert hint == "export it with --dtype float16"
+
+
+def test_a_step_takes_the_scores_of_a_chunk_and_its_logits(exported_sample: Path) -> None:
+    """4 heads and 320 tokens: of 200 positions, all at once; of 5000, 512 at a time."""
+    known = require_export_of(str(exported_sample), mtp=False)
+    assert known.step_bytes(200) == 4 * (3 * 4 * 200 * 200 + 200 * 320)
+    known = replace(known, limits=replace(known.limits, context_length=5000))
+    assert known.step_bytes(5000) == 4 * (3 * 4 * 512 * 5000 + 512 * 320)
+    assert known.positions == 5000
