@@ -1,5 +1,6 @@
 """The command `dstools env`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ OPS = {
 }
 RUN_OPS = ("quantize --calibrate", "eval", "generate")  # commands that run the ops of a model
 WIDTH = 21  # of names in the text
+HOPPER = "9."  # how its compute capability begins
+TENSORRT_MAJOR, TENSORRT = 11, 'pip install "tensorrt-cu13>=11"'
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def env(as_json: bool) -> None:
         ops=ops,
         hub=hub,
         commands={
-            name: _ability(name, extra, cpu, cuda, ops, hub) for name, extra in NEEDS.items()
+            name: _ability(name, extra, cpu, cuda, ops, hub, packages)
+            for name, extra in NEEDS.items()
         },
     )
     show(report, as_json, _text(report))
@@ -148,7 +152,15 @@ def _ops(cuda: "Cuda") -> Ops:
         return Ops("none", str(error))
 
 
-def _ability(name: str, extra: str, cpu: Cpu, cuda: "Cuda", ops: Ops, hub: "Hub") -> Ability:
+def _ability(
+    name: str,
+    extra: str,
+    cpu: Cpu,
+    cuda: "Cuda",
+    ops: Ops,
+    hub: "Hub",
+    packages: dict[str, str | None],
+) -> Ability:
     """Return whether a command can run, from what it needs."""
     import shutil
 
@@ -165,8 +177,10 @@ def _ability(name: str, extra: str, cpu: Cpu, cuda: "Cuda", ops: Ops, hub: "Hub"
     if name == "push" and hub.login is None:
         return Ability(False, "needs a login to the Hub", "hf auth login")
     notes = []
-    if extra not in ("", "sign") and not cuda.available:
+    if extra not in ("", "sign") and not name.startswith("export") and not cuda.available:
         notes.append("on the CPU")
+    if name == "export":
+        notes += _not_built(cuda, packages)
     if name in ("quantize", "dequantize", "verify", "compare") and cpu.kernels == "numpy":
         notes.append("slowly: without the compiled kernels")
     if name == "distill" and shutil.which("bwrap") is None:
@@ -174,6 +188,26 @@ def _ability(name: str, extra: str, cpu: Cpu, cuda: "Cuda", ops: Ops, hub: "Hub"
     if name == "distill" and ops.form == "none":
         notes.append("samples from endpoints alone: a model here needs its ops")
     return Ability(True, "; ".join(notes), "")
+
+
+def _not_built(cuda: "Cuda", packages: dict[str, str | None]) -> Iterator[str]:
+    """Yield what of an export cannot be built here: engines, which run where they are built."""
+    import os
+    import shutil
+
+    is_hopper = any(gpu.capability.startswith(HOPPER) for gpu in cuda.devices)
+    tensorrt = packages["tensorrt"]
+    if not cuda.available:
+        yield f"builds no engine: {cuda.reason}"
+    elif not is_hopper:
+        yield "builds no engine: the plugins are for GPUs of Hopper"
+    elif tensorrt is None:
+        yield f"builds no engine: TensorRT is not installed ({TENSORRT})"
+    elif int(tensorrt.partition(".")[0]) < TENSORRT_MAJOR:
+        yield f"builds no engine: TensorRT {tensorrt} is older than {TENSORRT_MAJOR} ({TENSORRT})"
+    compiler = os.environ.get("CXX", "g++").split()
+    if not compiler or shutil.which(compiler[0]) is None:
+        yield f"builds no plugins: {' '.join(compiler[:1]) or 'CXX'} is not installed"
 
 
 def _text(report: Report) -> str:

@@ -167,8 +167,9 @@ def _check_data(
     }
     results.findings += [finding for found in faults.values() for finding in found]
     sound = {name: weights for name, weights in there.items() if not faults[name]}
-    results.checked.append("the place of each tensor")
-    if headers_only:
+    if there:
+        results.checked.append("the place of each tensor")
+    if there and headers_only:
         results.not_checked.append("tensors by their sha256: leave out --headers-only")
     elif sound:
         progress = results.hashing.progress

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from dstools_converters.verify import exported_data
+
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 HEAD = "lm_head.weight"
 
@@ -24,7 +26,11 @@ def ranks(exported: Callable[..., Path], damaged: Callable[[Path], Any]) -> Any:
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("at", ["first", "last"])
-def test_a_flipped_byte_is_named_by_file_and_tensor(copy: Any, at: str, workers: int) -> None:
+@pytest.mark.parametrize("piece", [4 << 20, 100_000])  # the tensor in one, and in four
+def test_a_flipped_byte_is_named_by_file_and_tensor(
+    copy: Any, at: str, workers: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exported_data, "PIECE_BYTES", piece)
     weight = copy.weight(HEAD)
     copy.flip("model.data", weight["offset"] + (weight["nbytes"] - 1 if at == "last" else 0))
     assert copy.faults(workers=workers) == [("weight-differs", f"model.data: {HEAD}")]

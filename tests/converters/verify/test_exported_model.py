@@ -1,5 +1,6 @@
 """Shapes, ranks, pool and genai_config.json of an exported folder against its config.json."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 from dstools_converters.export.folder import require_export
-from dstools_converters.verify.exported_model import check_model
+from dstools_converters.families.shapes import read_model
+from dstools_converters.verify.exported_model import check_model, pairs
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 
@@ -29,6 +31,7 @@ def copy(exported: Callable[..., Path], damaged: Callable[[Path], Any]) -> Any:
         ("model.decoder.num_attention_heads", 8),
         ("model.decoder.num_hidden_layers", 4),
         ("model.decoder.num_key_value_heads", 4),
+        ("model.decoder.num_key_value_heads", True),
         ("model.decoder.head_size", 64),
         ("model.mtp.filename", None),
         ("model.mtp.head_size", 191),
@@ -142,6 +145,12 @@ def test_a_pool_that_does_not_hold_its_rows_is_named(
 ) -> None:
     copy.table["pool"][key] = value
     assert message in [f.message for f in copy.findings() if f.code == "pool"]
+
+
+@pytest.mark.parametrize(("layers", "caches"), [(1, 1), (4, 2), (27, 14), (61, 31)])
+def test_a_layer_without_a_partner_takes_a_pair_of_its_own(layers: int, caches: int) -> None:
+    config = json.loads((SAMPLE / "config.json").read_text())
+    assert pairs(read_model(config | {"num_hidden_layers": layers})) == caches
 
 
 def test_a_folder_without_a_pool_is_named(copy: Any) -> None:

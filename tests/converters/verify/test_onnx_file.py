@@ -50,6 +50,17 @@ def test_values_in_the_graph_have_no_place(tmp_path: Path) -> None:
     assert tensor == ("inside", "3", (2, 3), "", 0, None)
 
 
+def test_a_place_counts_only_where_the_values_are_said_to_be_elsewhere(tmp_path: Path) -> None:
+    tensor = numpy_helper.from_array(np.ones(3, np.float32), "w")
+    tensor.external_data.add(key="location", value="other.data")
+    graph = helper.make_graph([], "g", [], [], [tensor])
+    path = write(tmp_path, helper.make_model(graph).SerializeToString())
+    assert [found.location for found in read_outline(path).initializers] == [""]
+    graph.initializer[0].data_location = TensorProto.EXTERNAL
+    path = write(tmp_path, helper.make_model(graph).SerializeToString())
+    assert [found.location for found in read_outline(path).initializers] == ["other.data"]
+
+
 def write(folder: Path, content: bytes) -> Path:
     path = folder / "a.onnx"
     path.write_bytes(content)

@@ -186,6 +186,57 @@ def test_push_needs_a_login_and_the_network(
     assert "https://mirror" in text
 
 
+@pytest.mark.parametrize(
+    ("capability", "tensorrt", "note"),
+    [
+        ("", None, "builds no engine: this machine has no GPU"),
+        ("8.0", "11.4.0", "builds no engine: the plugins are for GPUs of Hopper"),
+        (
+            "9.0",
+            None,
+            'builds no engine: TensorRT is not installed (pip install "tensorrt-cu13>=11")',
+        ),
+        (
+            "9.0",
+            "10.14.1",
+            'builds no engine: TensorRT 10.14.1 is older than 11 (pip install "tensorrt-cu13>=11")',
+        ),
+        ("9.0", "11.4.0", ""),
+    ],
+)
+def test_it_says_why_an_export_gets_no_engine_here(
+    capability: str, tensorrt: str | None, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = machine.Gpu("NVIDIA", capability, 80 * 10**9)
+    none = machine.Cuda(False, "this machine has no GPU", None, None, [])
+    cuda = machine.Cuda(True, "", "570", "13.0", [gpu]) if capability else none
+    packages = dict.fromkeys(machine.PACKAGES) | {"tensorrt": tensorrt}
+    monkeypatch.setattr(machine, "cuda", lambda: cuda)
+    monkeypatch.setattr(machine, "installed", lambda: packages)
+    monkeypatch.setattr(machine, "missing", lambda extra: [])
+    monkeypatch.setenv("CXX", sys.executable)
+    report, _ = shown()
+    assert report["commands"]["export"] == {"runs": True, "note": note, "install": ""}
+    assert report["commands"]["export --check"]["note"] == ""  # needs no GPU
+    assert report["commands"]["bench"]["note"] == ("" if capability else "on the CPU")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "name"), [("no-such-g++ -m64", "no-such-g++"), ("", "CXX"), (None, "g++")]
+)
+def test_it_says_why_an_export_gets_no_plugins_here(
+    compiler: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "missing", lambda extra: [])
+    monkeypatch.setattr("shutil.which", lambda command: None)
+    monkeypatch.delenv("CXX", raising=False)
+    if compiler is not None:
+        monkeypatch.setenv("CXX", compiler)
+    report, _ = shown()
+    note = report["commands"]["export"]["note"]
+    assert note.endswith(f"builds no plugins: {name} is not installed")
+
+
 @pytest.mark.parametrize("in_file", [True, False])
 def test_a_token_is_in_no_output(in_file: bool, tmp_path: Path) -> None:
     environment = {"HF_ENDPOINT": f"https://me:{TOKEN}@mirror.example", "HF_TOKEN": ""}
