@@ -11,20 +11,29 @@ run ruff check --quiet
 run mypy
 run lint-imports --no-logo
 
-# The ladder takes one core, the other tests little more.
-echo "== sh scripts/ladder.sh, beside the other tests; its output is below theirs"
+# Two halves, a core each: what compiles and builds, and all other tests.
+BUILDS="tests/kernels/test_plugin.py tests/converters/export"
+builds() {
+    status=0
+    sh scripts/ladder.sh || status=1
+    pytest -q $BUILDS || status=1
+    return $status
+}
+echo "== sh scripts/ladder.sh and pytest $BUILDS, beside the other tests; their output is below"
 output=$(mktemp)
-sh scripts/ladder.sh > "$output" 2>&1 &
-ladder=$!
-trap 'kill $ladder 2> /dev/null || true; rm -f "$output"' EXIT
+builds > "$output" 2>&1 &
+half=$!
+trap 'kill $half 2> /dev/null || true; rm -f "$output"' EXIT
 failed=
-run pytest -q "$@" --ignore tests/kernels/ops/triton --ignore tests/kernels/proof/test_compile.py \
-    || failed=" pytest"
-if wait $ladder; then
-    grep "^==" "$output"
+ignored=$(for path in tests/kernels/ops/triton tests/kernels/proof/test_compile.py $BUILDS; do
+    echo "--ignore $path"
+done)
+run pytest -q "$@" $ignored || failed=" pytest"
+if wait $half; then
+    grep "^==\|passed" "$output"
 else
     cat "$output"
-    failed="$failed ladder.sh"
+    failed="$failed builds"
 fi
 if [ "$failed" ]; then
     echo "== failed:$failed"
