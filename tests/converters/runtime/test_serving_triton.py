@@ -35,7 +35,7 @@ SHAPE = {  # of the kernels: latents of 512 + 64, heads of 128
 PAGE, PAGES = 64, 6  # tokens; of a row
 PAST = [270, 5, 64, 127]  # tokens of rows; mla_decode makes two splits of the first
 OPS = {"gemm", "latent_pages", "mla_prefill", "mla_decode", "router", "permute", "moe_gemm"}
-OPS |= {"combine"}
+OPS |= {"combine", "token_slots"}
 FP8_OPS = OPS | {"act_quant", "fp8_gemm", "swiglu_quant"}
 
 
