@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from dstools.commands.generate_export import KnownExport, require_export_of
+from dstools.commands.generate_export import KnownDense, KnownExport, require_export_of
 from dstools.commands.generate_memory import free_memory
 from dstools.options import Command, json_option, option, path_argument, show
 from dstools.text import require_torch
@@ -114,25 +114,29 @@ def bench(
     """
     require_torch("cpu")
     known = require_export_of(folder, mtp)
+    if plain and isinstance(known, KnownDense):
+        raise DstoolsError("--plain: a dense model has no steps of ours to time", "leave it out")
     _require_room(known, prompt_tokens, max_tokens, batch)
 
     import torch
 
-    from dstools_converters.runtime.decode import Request
+    from dstools_converters.runtime.decode import Loop, Request
     from dstools_converters.runtime.pages import Pool
 
     numbers = random.Random(SEED)
     vocabulary = range(known.vocab_size)
     prompts = [numbers.choices(vocabulary, k=prompt_tokens) for _ in range(batch)]
-    pages = Pool(1, known.limits.page_size).needed(prompt_tokens + max_tokens)
-    pool = Pool(batch * pages, known.limits.page_size)
+    pool = Pool(batch * Pool(1).needed(prompt_tokens + max_tokens))
     begin = time.perf_counter()
     loop = known.loop(pool, Sampling(), frozenset(), int(mtp), rows=batch)
     load_seconds = time.perf_counter() - begin
     measure(loop, [Request(0, prompts[0][:WARM_UP], 2)])
     loop.counts.drafted, loop.counts.kept = [0] * mtp, [0] * mtp
     times = measure(loop, [Request(i, ids, max_tokens) for i, ids in enumerate(prompts)])
-    alone = measure_plain(loop, prompts, max_tokens) if plain else None
+    alone = None
+    if plain:
+        assert isinstance(loop, Loop)
+        alone = measure_plain(loop, prompts, max_tokens)
     result = Bench(
         folder=folder,
         runs_in=known.runs_in,
@@ -153,19 +157,22 @@ def bench(
     show(result, as_json, _text(result))
 
 
-def _require_room(known: KnownExport, prompt_tokens: int, max_tokens: int, batch: int) -> None:
-    """Raise DstoolsError where the prompts and answers fit neither the folder nor the memory."""
-    limits, length = known.limits, prompt_tokens + max_tokens
-    if length > limits.context_length:
+def _require_room(
+    known: KnownExport | KnownDense, prompt_tokens: int, max_tokens: int, batch: int
+) -> None:
+    """Raise DstoolsError where the prompts and answers do not fit the folder or the memory."""
+    length = prompt_tokens + max_tokens
+    if length > known.positions:
         raise DstoolsError(
             f"{prompt_tokens} tokens and an answer of {max_tokens}: {known.name} is made for "
-            f"{limits.context_length} together",
+            f"{known.positions} together",
             "make --prompt-tokens or --max-tokens smaller, or export it with a larger --context",
         )
-    if batch > limits.max_batch_size:
+    if batch > known.most_rows:
+        larger = "" if isinstance(known, KnownDense) else f", or export it with --max-batch {batch}"
         raise DstoolsError(
-            f"--batch {batch}: {known.name} is made for {limits.max_batch_size} rows",
-            f"--batch {limits.max_batch_size}, or export it with --max-batch {batch}",
+            f"--batch {batch}: {known.name} is made for {known.most_rows}",
+            f"--batch {known.most_rows}{larger}",
         )
     cache = batch * length * known.held.token
     free, step = free_memory("cpu"), known.step_bytes(length)

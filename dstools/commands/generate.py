@@ -14,7 +14,7 @@ from dstools.commands.generate_checkpoint import (
     Precision,
     look_at_checkpoint,
 )
-from dstools.commands.generate_export import KnownExport, find_export, look_at_export
+from dstools.commands.generate_export import KnownDense, KnownExport, find_export, look_at_export
 from dstools.commands.generate_memory import make_pool, require_memory
 from dstools.options import Command, json_option, option, path_argument, show, terminal
 from dstools.source import resolve
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 dstools generate ./DeepSeek-V3 --prompt 'What is 17 + 25?' --chat
 dstools generate ./DeepSeek-V3 --prompt '17 + 25 =' --temperature 0 --max-tokens 32 --json"""
-Known = KnownCheckpoint | KnownExport
+Known = KnownCheckpoint | KnownExport | KnownDense
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 
 

@@ -11,6 +11,7 @@ from dstools.source import resolve
 from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
+    from dstools_converters.export.dense_loop import DenseLoop
     from dstools_converters.export.folder import Export
     from dstools_converters.export.folder import Pool as Limits
     from dstools_converters.families.shapes import MLA
@@ -35,6 +36,11 @@ class KnownExport:
     held: Held
     runs_in: str
     is_sparse_beyond: bool = False  # its positions end there
+
+    @property
+    def most_rows(self) -> int:
+        """Return how many prompts it answers at a time."""
+        return self.limits.max_batch_size
 
     @property
     def positions(self) -> int:
@@ -65,6 +71,37 @@ class KnownExport:
         return Loop(session, pool, sampling, ends, rows=rows, drafts=drafts, chunk=CHUNK)
 
 
+@dataclass(frozen=True)
+class KnownDense:
+    """What is known of an exported dense model; its caches are not in pages."""
+
+    name: str  # as the user gave it
+    folder: Path
+    vocab_size: int
+    positions: int
+    held: Held
+    runs_in: str
+    is_sparse_beyond: bool = False
+    most_pages: None = None
+    most_rows: int = 1
+
+    def step_bytes(self, limit: int) -> int:
+        """Return the bytes that the logits of a step take."""
+        from dstools_converters.export.dense_loop import CHUNK
+
+        return 4 * min(limit, CHUNK) * self.vocab_size
+
+    def loop(
+        self, pool: "Pool", sampling: "Sampling", ends: frozenset[int], drafts: int, rows: int = 1
+    ) -> "DenseLoop":
+        """Return what answers prompts; its caches have the length of prompt and answer."""
+        from dstools_converters.export.dense_loop import DenseLoop
+
+        assert rows == 1
+        assert not drafts
+        return DenseLoop(self.folder, sampling, ends)
+
+
 def find_export(folder: Path) -> "Export | None":
     """Return the export.json of a folder, None where it is a checkpoint.
 
@@ -78,7 +115,7 @@ def find_export(folder: Path) -> "Export | None":
     return export
 
 
-def require_export_of(name: str, mtp: bool) -> KnownExport:
+def require_export_of(name: str, mtp: bool) -> KnownExport | KnownDense:
     """Return what is known of an exported folder; raises DstoolsError where it is none."""
     folder = resolve(name)
     export = find_export(folder)
@@ -92,7 +129,7 @@ def require_export_of(name: str, mtp: bool) -> KnownExport:
 
 def look_at_export(
     name: str, folder: Path, export: "Export", mtp: bool, precision: str | None, device: str
-) -> KnownExport:
+) -> KnownExport | KnownDense:
     """Return what is known of an exported folder. Raises DstoolsError if it does not run here."""
     if precision is not None and precision != export.dtype:
         raise DstoolsError(
@@ -103,12 +140,14 @@ def look_at_export(
         raise DstoolsError(
             f"--device {device}: an exported folder runs on the CPU alone", "leave it out"
         )
+    if export.kind == "dense":
+        return _look_at_dense(name, folder, mtp)
     if export.kind != "onnx":
         raise DstoolsError(
             f"{folder}: folders of kind {export.kind} do not run here",
             "export the checkpoint with --onnx",
         )
-    require_onnxruntime()
+    require_installed("onnxruntime")
     import onnxruntime
 
     from dstools_converters.export.folder import DATA
@@ -135,7 +174,31 @@ def look_at_export(
     return KnownExport(name, folder, limits, model.vocab_size, model.attention, held, runs_in)
 
 
-def require_onnxruntime() -> None:
-    """Raise DstoolsError if onnxruntime is not installed."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise DstoolsError("running an exported folder needs onnxruntime", EXTRA)
+def _look_at_dense(name: str, folder: Path, mtp: bool) -> KnownDense:
+    """Return what is known of a dense model. Raises DstoolsError if it is not all there."""
+    from importlib.metadata import version
+
+    from dstools_converters.export.dense_loop import read_sizes
+    from dstools_converters.export.folder import GENAI_CONFIG, GRAPH
+
+    if mtp:
+        raise DstoolsError(
+            f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"
+        )
+    require_installed("onnxruntime_genai")
+    files = (GRAPH, f"{GRAPH}.data", GENAI_CONFIG)
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise DstoolsError(f"{folder / missing[0]}: there is no such file", f"copy it, or {AGAIN}")
+    sizes = read_sizes(folder)
+    weights = sum((folder / file).stat().st_size for file in files)
+    held = Held("float32", "cpu", weights, sizes.cache_bytes, "")
+    runs_in = f"float32 on cpu, the Generator of onnxruntime-genai {version('onnxruntime-genai')}"
+    return KnownDense(name, folder, sizes.vocab_size, sizes.positions, held, runs_in)
+
+
+def require_installed(package: str) -> None:
+    """Raise DstoolsError if a package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        name = package.replace("_", "-")
+        raise DstoolsError(f"running this exported folder needs {name}", EXTRA)

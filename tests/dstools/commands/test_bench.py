@@ -102,7 +102,7 @@ def test_logits_that_are_not_finite_end_it() -> None:
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        (("--batch", "5"), "is made for 4 rows", "--batch 4, or export it with --max-batch 5"),
+        (("--batch", "5"), "is made for 4", "--batch 4, or export it with --max-batch 5"),
         (("--prompt-tokens", "500"), "is made for 512 together", "a larger --context"),
     ],
 )

@@ -16,7 +16,7 @@ from dstools.commands.generate_export import (
     find_export,
     look_at_export,
     require_export_of,
-    require_onnxruntime,
+    require_installed,
 )
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export.folder import require_export
@@ -188,8 +188,43 @@ def test_a_prompt_beyond_the_context_is_one_error(dstools: Run, exported_sample:
 def test_a_missing_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DstoolsError, match="needs onnxruntime") as error:
-        require_onnxruntime()
+        require_installed("onnxruntime")
     assert error.value.hint == 'pip install "dstools-llm[export]"'
+
+
+@pytest.fixture(scope="module")
+def dense(ok: Run, checkpoint: Callable[..., Path], tmp_path_factory: Any) -> Path:
+    """A Llama with the sample's tokenizer, exported."""
+    source = Path(shutil.copytree(checkpoint("tiny-llama"), tmp_path_factory.mktemp("d") / "llama"))
+    source.chmod(0o755)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).unlink(missing_ok=True)
+        shutil.copyfile(SAMPLE / name, source / name)
+    out = source.with_name("out")
+    ok("export", source, out, "--onnx")
+    return out
+
+
+def test_a_dense_folder_answers_by_the_generator(ok: Run, dense: Path) -> None:
+    words = ("--prompt", SUM, "--max-tokens", "6", "--temperature", "0")
+    found = ok("generate", dense, *words, "--json")
+    wanted = json.loads(ok("generate", dense.with_name("llama"), *words, "--json").stdout)
+    assert json.loads(found.stdout)["ids"] == wanted["ids"]
+    assert "float32 on cpu, the Generator of onnxruntime-genai" in found.stderr
+    words = ("--prompt-tokens", "9", "--max-tokens", "5", "--json")
+    result = json.loads(ok("bench", dense, *words).stdout)
+    assert (result["tokens_per_step"], result["tokens"]) == (1, 5)
+    assert result["cache_bytes_per_token"] == 3 * 2 * 2 * 64 * 4
+
+
+def test_a_dense_folder_takes_one_prompt_and_no_drafts(dstools: Run, dense: Path) -> None:
+    error, hint = one_error(dstools, dense, "--mtp")
+    assert error == "OUT: has no MTP layer"
+    assert "leave --mtp out" in hint
+    for words, message in ((("--batch", "2"), "--batch 2: "), (("--plain",), "--plain: ")):
+        result = dstools("bench", dense, *words)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"error: {message}")
 
 
 def test_short_memory_names_what_would_fit(
