@@ -1,5 +1,6 @@
 """The command `dstools export`."""
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +24,13 @@ from dstools.options import (
     workers_option,
 )
 from dstools.source import open_source
+from dstools.trt import Wants, finish, require_possible, trt_options
 from dstools_converters.errors import DstoolsError, size
 from dstools_converters.files import real
 
 if TYPE_CHECKING:
     from dstools_converters.checkpoint.folder import Checkpoint
-    from dstools_converters.export.folder import Export, Making, Pool, Precision
+    from dstools_converters.export.folder import Export, Making, Pool, Precision, Verdict
     from dstools_converters.export.genai import Tokens
     from dstools_converters.runtime.sampling import Sampling
 
@@ -46,7 +48,7 @@ of_ranks = partial(option, section="Ranks")
 class Wanted:
     """The options of graphs and ranks."""
 
-    dtype: "Precision"
+    dtype: "Precision | None"
     context: int | None
     max_batch: int
     page: int
@@ -63,7 +65,8 @@ wanted_options = gather(
     of_graph(
         "--dtype",
         type=click.Choice(["float32", "float16", "bfloat16"]),
-        default="float32",
+        default=None,
+        show_default="float32; with --trt that of the checkpoint",
         help="Hold activations, caches and weights that are not FP8 in this precision.",
     ),
     of_graph(
@@ -118,6 +121,7 @@ class Report:
     tensors: "dict[Making, int]"  # copied, converted or made -> how many; of ours
     pool: "Pool | None"  # what the caches take where it runs
     runs_here: bool  # by `dstools generate`
+    checks: "dict[str, Verdict]"  # of --check
 
 
 @click.command(
@@ -134,6 +138,7 @@ class Report:
     help="Write the sharded layout of DeepSeek's own inference code instead, for --tp ranks.",
 )
 @wanted_options
+@trt_options
 @workers_option
 @json_option
 def export(
@@ -144,6 +149,7 @@ def export(
     workers: int,
     as_json: bool,
     wanted: Wanted,
+    wants: Wants,
 ) -> None:
     """Export a checkpoint as an ONNX graph, DeepSeek's with latent caches in pages.
 
@@ -166,21 +172,25 @@ def export(
                 _refuse_options(f"a model of {checkpoint.config['model_type']}")
                 report = _export_dense(checkpoint, out)
             else:
-                report = _export_graph(checkpoint, out, workers, wanted)
+                report = _export_graph(checkpoint, out, workers, wanted, wants)
     show(report, as_json, _text(report))
     if report.runs_here:
         hint_command("generate", out, "--prompt", "What is 17 + 25?", "--chat")
 
 
-def _export_graph(checkpoint: "Checkpoint", out: str, workers: int, wanted: Wanted) -> Report:
-    """Write the graphs of a DeepSeek model."""
+def _export_graph(
+    checkpoint: "Checkpoint", out: str, workers: int, wanted: Wanted, wants: Wants
+) -> Report:
+    """Write the graphs of a DeepSeek model, and do for TensorRT what is asked for."""
     from dstools_converters.export import deepseek
     from dstools_converters.export.ranks import Ranks
+    from dstools_converters.export.trt.engine import own_precision
     from dstools_converters.runtime.weights import holds_mtp, sound_inventory
 
     mtp = holds_mtp(checkpoint) if wanted.mtp is None else wanted.mtp
+    inventory = sound_inventory(checkpoint, mtp)
     options = deepseek.Options(
-        wanted.dtype,
+        wanted.dtype or (own_precision(inventory) if wants.engine else "float32"),
         wanted.context,
         wanted.max_batch,
         wanted.page,
@@ -189,13 +199,13 @@ def _export_graph(checkpoint: "Checkpoint", out: str, workers: int, wanted: Want
         wanted.expert_weights == "input",
         wanted.picks_rows,
     )
-    job = deepseek.plan(sound_inventory(checkpoint, mtp), options, TOOL)
+    job = deepseek.plan(inventory, options, TOOL)
+    require_possible(wants, job)
     beside = deepseek.Beside(_tokens(checkpoint), _sampling(checkpoint), _files(checkpoint))
     _show_pool(deepseek.pool(job))
     with progress_bar(deepseek.weight_bytes(job), "export") as progress:
-        return _report(
-            deepseek.run(job, Path(out), beside, workers=workers, progress=progress), out
-        )
+        written = deepseek.run(job, Path(out), beside, workers=workers, progress=progress)
+    return _report(finish(wants, Path(out), written, job, sys.argv[1:]), out)
 
 
 def _export_dense(checkpoint: "Checkpoint", out: str) -> Report:
@@ -229,7 +239,7 @@ def _refuse_options(what: str, *taken: str) -> None:
     for param in context.command.params:
         section = getattr(param, "section", "")
         is_given = context.get_parameter_source(param.name or "") == GIVEN
-        if section in ("Graph", "Ranks") and is_given and param.name not in taken:
+        if section in ("Graph", "Ranks", "TensorRT") and is_given and param.name not in taken:
             raise click.UsageError(f"{param.opts[0]} is not for {what}")
 
 
@@ -312,6 +322,7 @@ def _report(written: "Export", out: str) -> Report:
         written.kind != "deepseek-inference"
         and written.tp == written.ep == 1
         and not written.expert_inputs,
+        written.checks,
     )
 
 
@@ -322,7 +333,8 @@ def _text(report: Report) -> str:
         return f"{report.out}: {files}, in {report.dtype}"
     kinds = {"copy": "copied as they are", "convert": "converted", "make": "made here"}
     counts = ", ".join(f"{report.tensors[kind]} {kinds[kind]}" for kind in report.tensors)
+    checks = "".join(f"\n{name}: {verdict}" for name, verdict in report.checks.items())
     return (
         f"{report.out}: {files}; {size(report.bytes_out)} of weights, "
-        f"{sum(report.tensors.values())} tensors ({counts})"
+        f"{sum(report.tensors.values())} tensors ({counts}){checks}"
     )

@@ -66,7 +66,7 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "export": [
         "SOURCE", "OUT", "--onnx", "--format", "--dtype", "--context", "--max-batch",
         "--page-size", "--mtp", "--no-mtp", "--logits-indices", "--tp", "--ep", "--expert-weights",
-        "--workers", "--json",
+        "--plugins", "--check", "--trt", "--workers", "--json",
     ],
     "push": [
         "DIR", "ORG/NAME", "--private", "--public", "--revision", "--replace", "--base",

@@ -1,6 +1,6 @@
 """Engines of genuine TensorRT for Hopper, which only a machine with both can build.
 
-    model.plan           the engine, the library of plugins in it, profiles for decoding and prompts
+    model.plan           the engine with the library of plugins, profiles for decoding and prompts
     model.layers.json    what TensorRT made of each layer
     timing.cache         its measurements: the next build of the same graph is quicker
 
@@ -103,11 +103,13 @@ def build_engines(folder: Path, export: Export, library: Path, command: str) -> 
     trt = import_module("tensorrt")
     for note in export.graphs:
         name = str(Path(note.file).with_suffix(".plan"))
-        plan, layers = _build(trt, folder, export, note, library)
-        replace_file(folder / name, plan)
-        replace_file((folder / name).with_suffix(".layers.json"), layers.encode())
-        engines = export.engines | {name: sha256(plan).hexdigest()}
-        export = replace(export, engines=engines)
+        plan, layers, cache = _build(trt, folder, export, note, library)
+        made = {name: plan, str(Path(name).with_suffix(".layers.json")): layers.encode()}
+        made[str(Path(name).with_name(CACHE))] = cache
+        for each, content in made.items():
+            replace_file(folder / each, content)
+        digests = {each: sha256(content).hexdigest() for each, content in made.items()}
+        export = replace(export, engines=dict(sorted({**export.engines, **digests}.items())))
         replace_file(folder / EXPORT, export.to_bytes())
     return export
 
@@ -139,8 +141,8 @@ def read_plan(folder: Path, export: Export, name: str) -> bytes:
 
 def _build(
     trt: Any, folder: Path, export: Export, note: GraphNote, library: Path
-) -> tuple[bytes, str]:
-    """Return an engine and, as JSON, what TensorRT made of each layer."""
+) -> tuple[bytes, str, bytes]:
+    """Return an engine, what TensorRT made of each layer as JSON, and its timing cache."""
     assert export.pool is not None
     file, log = folder / note.file, listener(trt)
     if not load_plugins(trt, str(library)):
@@ -167,15 +169,15 @@ def _build(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise _failure(file, "build", log.errors)
-    plan = bytes(engine)
-    replace_file(cache, bytes(known.serialize()))
+    plan, measured = bytes(engine), bytes(known.serialize())
     runtime = trt.Runtime(log)
     runtime.engine_host_code_allowed = True  # the library of plugins is inside
     loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
         raise _failure(file, "load", log.errors)
     inspector = loaded.create_engine_inspector()
-    return plan, inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return plan, layers, measured
 
 
 def _failure(file: Path, what: str, errors: list[str]) -> ShortfallError:

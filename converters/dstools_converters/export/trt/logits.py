@@ -23,6 +23,7 @@ from dstools_converters.errors import ShortfallError
 from dstools_converters.export.data import ALIGNMENT, read_back
 from dstools_converters.export.deepseek import Job
 from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GRAPH, Export
+from dstools_converters.export.graph import ROWS
 from dstools_converters.runtime.pages import Batch
 from dstools_converters.runtime.serving import Serving
 from dstools_converters.runtime.weights import STACKS, serving_of
@@ -125,7 +126,7 @@ def logits_of(graph: Path, steps: list[Step], level: Any) -> list[Tensor]:
     asked = {port.name for port in session.get_inputs()}
     for step in steps:
         named = step.batch._asdict() | {"hidden_states": step.hidden}
-        named["logits_indices"] = torch.arange(len(step.batch.input_ids))
+        named[ROWS] = torch.arange(len(step.batch.input_ids), dtype=torch.int32)
         feed |= {name: value.numpy() for name, value in named.items() if name in asked}
         given = dict(zip(names, session.run(names, feed), strict=True))
         result.append(torch.from_numpy(given["logits"]))
