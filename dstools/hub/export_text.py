@@ -121,15 +121,18 @@ def _runs(export: Export, repo: str) -> Iterator[str]:
         return
     if export.kind == "dense":
         yield "onnxruntime-genai runs it; its cache is not paged, so there is no batching Engine."
-        yield f"```sh\npip install onnxruntime-genai\n{get}\n```\n\n```python\n{GENERATOR}\n```"
+        yield (
+            f'```sh\npip install "dstools-llm[export]"\n{get}\n'
+            "dstools generate DIR --prompt 'What is 17 + 25?'\n```"
+        )
+        yield f"```python\n{GENERATOR}\n```"
         return
     if GENAI_CONFIG in export.files:
-        yield "dstools runs it on ONNX Runtime, and so does onnxruntime-genai's Engine:"
+        yield "dstools runs it on ONNX Runtime, and onnxruntime-genai's Engine serves it:"
         mtp = " --mtp" if export.has_mtp else ""
         yield (
             f'```sh\npip install "dstools-llm[export]"\n{get}\n'
-            f"dstools generate DIR --prompt 'What is 17 + 25?'{mtp}\n"
-            "dstools generate DIR --prompt 'What is 17 + 25?' --engine genai\n```"
+            f"dstools generate DIR --prompt 'What is 17 + 25?'{mtp}\n```"
         )
         yield _tokenizer(export)
     else:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, Finding, merged, printable
-from dstools_converters.export.folder import EXPORT, Export, require_export
+from dstools_converters.export.folder import EXPORT, Export, Kind, require_export
 from dstools_converters.sidefiles.carried import LATER, README, require_inside
 from dstools_converters.sidefiles.signature import Verifier
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, hash_file
@@ -24,6 +24,11 @@ BESIDE = (README, SUMS, SIGNATURE, *LATER)  # of people, push, eval and report
 LICENCES = ("LICENSE", "LICENCE", "NOTICE")  # how the names of such files begin
 AGAIN = "copy or download the file again"
 KNOWN = "remove it if you do not know it"
+RUNS: dict[Kind, str] = {
+    "onnx": "dstools generate, or dstools export --check",
+    "dense": "dstools generate",
+    "deepseek-inference": "DeepSeek's own inference code",
+}
 FIRST = "first mend the errors above"
 # after these, a tensor may not be where it is looked for
 UNREADABLE = {"file-missing", "path-outside", "link-outside", "weight-twice", "weight-size"}
@@ -63,7 +68,7 @@ def verify_exported(
     hashing.hash_rest(workers)
     if not hashing.is_asked:
         results.not_checked.append(f"{EXPORT} itself, which nothing lists: --sums")
-    results.not_checked.append("whether it runs: dstools generate, or dstools export --check")
+    results.not_checked.append(f"whether it runs: {RUNS[export.kind]}")
     results.findings[:] = merged(results.findings)
     return results.report(folder, sum(map(len, export.weights.values())))
 

@@ -64,6 +64,7 @@ def test_an_intact_folder_is_clean_and_says_that_tensors_are_not_compared(
     assert report.findings == []
     assert "4 files by their sha256" in report.checked
     assert "tensors against their source: not for folders of the kind dense" in report.not_checked
+    assert "whether it runs: dstools generate" in report.not_checked
 
 
 def test_a_flipped_byte_of_its_weights_is_named_by_file(copy: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from dstools.commands.generate import generate
 from dstools.hub.export_text import export_text
 from dstools_converters.export.folder import Export, GraphNote, Pool, Weight
 
@@ -60,6 +61,15 @@ def card(export: Export = EXPORT, **given: Any) -> str:
 )
 def test_a_card_says_what_the_folder_holds_and_how_it_runs(line: str) -> None:
     assert line in card()
+
+
+def test_the_commands_of_a_card_have_options_that_there_are() -> None:
+    for kind in ("onnx", "dense"):
+        options = {opt for parameter in generate.params for opt in parameter.opts}
+        (line,) = [
+            line for line in card(replace(EXPORT, kind=kind)).splitlines() if "generate DIR" in line
+        ]
+        assert {word for word in line.split() if word.startswith("--")} <= options
 
 
 def test_a_body_that_no_graph_uses_is_not_told_of() -> None:
