@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config
-from transformers import DeepseekV3ForCausalLM as DeepseekV3
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export import genai_engine
 from dstools_converters.export.deepseek import Options
 from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, Export, require_export
 from dstools_converters.export.genai_engine import GenaiEngine
+from dstools_converters.export.graph import ROWS
 from dstools_converters.runtime.decode import Piece, Request
 from dstools_converters.runtime.sampling import Sampling
 
@@ -35,14 +35,6 @@ SHORT = Options(context=512)
 CASES = Path(__file__).parents[2] / "cases" / "runtime"
 HELDOUT = SAMPLE.parent / "sample-v3-heldout.jsonl"
 END, NEVER = 1, 319  # sample-v3's end token; one that it draws once in a thousand tokens
-THREE_LAYERS = {
-    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3,
-    "first_k_dense_replace": 1, "moe_intermediate_size": 16, "n_routed_experts": 4,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": None, "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16, "qk_rope_head_dim": 64, "v_head_dim": 16, "n_group": 1, "topk_group": 1,
-    "num_experts_per_tok": 2, "max_position_embeddings": 512, "initializer_range": 0.3,
-    "tie_word_embeddings": False, "num_nextn_predict_layers": 0, "rope_theta": 10_000.0,
-}  # fmt: skip
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -94,15 +86,6 @@ def codes(
     del config["quantization_config"]
     (wide / "config.json").write_text(json.dumps(config))
     return folder, wide
-
-
-@pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A V3 with three layers, the last one without a partner, and no MTP layer."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("odd")
-    DeepseekV3(DeepseekV3Config(**THREE_LAYERS)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -225,14 +208,18 @@ def test_float16_weights_give_the_same_answers(
     assert_greedy(theirs(SAMPLE), prompts, answers(engine, prompts))
 
 
+@pytest.mark.parametrize("drafts", [0, 1, 3])
 def test_an_odd_number_of_layers_and_picked_logits_run(
-    odd: Path, exported: Callable[..., Path], theirs: Callable[[Path], Any]
+    tiny: Path, exported: Callable[..., Path], theirs: Callable[[Path], Any], drafts: int
 ) -> None:
-    folder = exported(odd, replace(SHORT, mtp=False, picks_rows=True))
-    names = {port.name: port.dtype for port in require_export(folder).graphs[0].inputs}
-    assert names["logits_indices"] == "INT32"  # what the Engine feeds
+    folder = exported(tiny, replace(SHORT, picks_rows=True))
+    graphs = require_export(folder).graphs
+    kinds = [port.dtype for graph in graphs for port in graph.inputs if port.name == ROWS]
+    assert kinds == ["INT32", "INT32"]  # what the Engine feeds
     some = [[5, 6, 7], [9], list(range(3, 100)), [4] * 70, [11, 12]]
-    assert_greedy(theirs(odd), some, answers(GenaiEngine(folder, Sampling()), some, 40))
+    engine = GenaiEngine(folder, Sampling(), drafts)
+    assert_greedy(theirs(tiny), some, answers(engine, some, 40))
+    assert sum(engine.counts.kept) < sum(engine.counts.drafted) or not drafts  # some are wrong
 
 
 def test_a_prompt_longer_than_a_chunk_is_read_whole(
