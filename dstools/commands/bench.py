@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from dstools.commands.generate_export import KnownDense, KnownExport, require_export_of
+from dstools.commands.generate_export import Engine, KnownDense, KnownExport, require_export_of
 from dstools.commands.generate_memory import free_memory
 from dstools.options import Command, json_option, option, path_argument, show
 from dstools.text import require_torch
@@ -98,6 +98,13 @@ class Bench:
     is_flag=True,
     help="Time the same answers by the graph alone, too, without the loop and without drafts.",
 )
+@option(
+    "--engine",
+    section="Running",
+    type=click.Choice(["dstools", "genai"]),
+    default="dstools",
+    help="Time our own loop, or onnxruntime-genai's Engine.",
+)
 @json_option
 def bench(
     folder: str,
@@ -106,6 +113,7 @@ def bench(
     batch: int,
     mtp: bool,
     plain: bool,
+    engine: Engine,
     as_json: bool,
 ) -> None:
     """Time the answers of an exported folder: the first token, tokens a second, bytes of cache.
@@ -113,7 +121,9 @@ def bench(
     Greedy answers to random prompts, all of one length. A short answer comes first, untimed.
     """
     require_torch("cpu")
-    known = require_export_of(folder, mtp)
+    if plain and engine == "genai":
+        raise click.UsageError("--plain times the steps of our own loop: leave out --engine genai")
+    known = require_export_of(folder, mtp, engine)
     if plain and isinstance(known, KnownDense):
         raise DstoolsError("--plain: a dense model has no steps of ours to time", "leave it out")
     _require_room(known, prompt_tokens, max_tokens, batch)

@@ -14,7 +14,13 @@ from dstools.commands.generate_checkpoint import (
     Precision,
     look_at_checkpoint,
 )
-from dstools.commands.generate_export import KnownDense, KnownExport, find_export, look_at_export
+from dstools.commands.generate_export import (
+    Engine,
+    KnownDense,
+    KnownExport,
+    find_export,
+    look_at_export,
+)
 from dstools.commands.generate_memory import make_pool, require_memory
 from dstools.options import Command, json_option, option, path_argument, show, terminal
 from dstools.source import resolve
@@ -120,6 +126,13 @@ def _share(_: click.Context, __: click.Parameter, value: float | None) -> float 
     default="cpu",
     help="Run the model on this device.",
 )
+@option(
+    "--engine",
+    section="Running",
+    type=click.Choice(["dstools", "genai"]),
+    default="dstools",
+    help="Let onnxruntime-genai's Engine answer instead, from an exported folder.",
+)
 @json_option
 def generate(
     model: str,
@@ -133,6 +146,7 @@ def generate(
     pool_tokens: int | None,
     precision: Precision | None,
     device: str,
+    engine: Engine,
     as_json: bool,
 ) -> None:
     """Answer one prompt with CKPT, and print the text as it comes.
@@ -145,8 +159,10 @@ def generate(
         raise DstoolsError("stdout is closed, so that no answer could be printed", "leave it open")
     text = _read(prompt)
     require_torch(device)
-    known = _look(model, mtp, precision, device)
+    known = _look(model, mtp, precision, device, engine)
     sampling = _sampling(known.folder, temperature, top_p, seed)
+    if engine == "genai" and sampling.temperature:
+        click.echo("note: genai draws with random numbers of its own", err=True)
 
     from dstools_converters.model.tokenizer import end_ids, load_tokenizer
     from dstools_converters.runtime.answer import answer_prompt, read_prompt
@@ -187,13 +203,18 @@ def _read(prompt: str) -> str:
     return prompt
 
 
-def _look(model: str, mtp: bool, precision: Precision | None, device: str) -> Known:
+def _look(model: str, mtp: bool, precision: Precision | None, device: str, engine: Engine) -> Known:
     """Return what is known of a checkpoint or an exported folder."""
     folder = resolve(model)
     export = find_export(folder)
-    if export is None:
-        return look_at_checkpoint(model, folder, mtp, precision, device)
-    return look_at_export(model, folder, export, mtp, precision, device)
+    if export is not None:
+        return look_at_export(model, folder, export, mtp, precision, device, engine)
+    if engine == "genai":
+        raise DstoolsError(
+            f"--engine genai: {folder} is a checkpoint",
+            f"export it first: dstools export {model} OUT --onnx",
+        )
+    return look_at_checkpoint(model, folder, mtp, precision, device)
 
 
 def _sampling(

@@ -4,7 +4,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dstools.commands.generate_memory import Held
 from dstools.source import resolve
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from dstools_converters.export.folder import Export
     from dstools_converters.export.folder import Pool as Limits
     from dstools_converters.families.shapes import MLA
-    from dstools_converters.runtime.decode import Loop
+    from dstools_converters.runtime.answer import Loop
     from dstools_converters.runtime.pages import Pool
     from dstools_converters.runtime.sampling import Sampling
 
+Engine = Literal["dstools", "genai"]
 EXTRA = 'pip install "dstools-llm[export]"'
 AGAIN = "export the checkpoint again"
 SCORES = 3  # copies that the steps of a softmax hold at a time
@@ -35,6 +36,7 @@ class KnownExport:
     attention: "MLA"
     held: Held
     runs_in: str
+    engine: Engine = "dstools"
     is_sparse_beyond: bool = False  # its positions end there
 
     @property
@@ -63,12 +65,16 @@ class KnownExport:
     def loop(
         self, pool: "Pool", sampling: "Sampling", ends: frozenset[int], drafts: int, rows: int = 1
     ) -> "Loop":
-        """Return the loop that answers prompts, its graphs opened."""
+        """Return what answers prompts, its graphs opened."""
+        if self.engine == "genai":
+            from dstools_converters.export.genai_engine import GenaiEngine
+
+            return GenaiEngine(self.folder, pool, sampling, ends, rows=rows, drafts=drafts)
         from dstools_converters.export.runners.session import CHUNK, OnnxSession
-        from dstools_converters.runtime.decode import Loop
+        from dstools_converters.runtime import decode
 
         session = OnnxSession(self.folder, self.limits, pool.count, mtp=drafts > 0)
-        return Loop(session, pool, sampling, ends, rows=rows, drafts=drafts, chunk=CHUNK)
+        return decode.Loop(session, pool, sampling, ends, rows=rows, drafts=drafts, chunk=CHUNK)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def find_export(folder: Path) -> "Export | None":
     return export
 
 
-def require_export_of(name: str, mtp: bool) -> KnownExport | KnownDense:
+def require_export_of(name: str, mtp: bool, engine: Engine) -> KnownExport | KnownDense:
     """Return what is known of an exported folder; raises DstoolsError where it is none."""
     folder = resolve(name)
     export = find_export(folder)
@@ -124,11 +130,17 @@ def require_export_of(name: str, mtp: bool) -> KnownExport | KnownDense:
             f"{folder}: is not an exported folder",
             f"export it first: dstools export {name} OUT --onnx",
         )
-    return look_at_export(name, folder, export, mtp, None, "cpu")
+    return look_at_export(name, folder, export, mtp, None, "cpu", engine)
 
 
 def look_at_export(
-    name: str, folder: Path, export: "Export", mtp: bool, precision: str | None, device: str
+    name: str,
+    folder: Path,
+    export: "Export",
+    mtp: bool,
+    precision: str | None,
+    device: str,
+    engine: Engine,
 ) -> KnownExport | KnownDense:
     """Return what is known of an exported folder. Raises DstoolsError if it does not run here."""
     if precision is not None and precision != export.dtype:
@@ -141,7 +153,7 @@ def look_at_export(
             f"--device {device}: an exported folder runs on the CPU alone", "leave it out"
         )
     if export.kind == "dense":
-        return _look_at_dense(name, folder, mtp)
+        return _look_at_dense(name, folder, mtp, engine)
     if export.kind != "onnx":
         raise DstoolsError(
             f"{folder}: folders of kind {export.kind} do not run here",
@@ -171,16 +183,35 @@ def look_at_export(
     held = Held(export.dtype, device, weights, token, smaller)
     precision = f"FP8 and {export.dtype}" if export.has_codes else export.dtype
     runs_in = f"{precision} on cpu, ONNX Runtime {onnxruntime.__version__}"
-    return KnownExport(name, folder, limits, model.vocab_size, model.attention, held, runs_in)
+    if engine == "genai":
+        runs_in += f", onnxruntime-genai {genai_version()}"
+    return KnownExport(
+        name, folder, limits, model.vocab_size, model.attention, held, runs_in, engine
+    )
 
 
-def _look_at_dense(name: str, folder: Path, mtp: bool) -> KnownDense:
+def genai_version() -> str:
+    """Return the version of onnxruntime-genai; raises DstoolsError if it is not installed."""
+    from dstools_converters.export.genai import find_genai
+
+    genai = find_genai()
+    if genai is None:
+        raise DstoolsError("--engine genai needs onnxruntime-genai", EXTRA)
+    return str(genai.__version__)
+
+
+def _look_at_dense(name: str, folder: Path, mtp: bool, engine: Engine) -> KnownDense:
     """Return what is known of a dense model. Raises DstoolsError if it is not all there."""
     from importlib.metadata import version
 
     from dstools_converters.export.dense_loop import read_sizes
     from dstools_converters.export.folder import GENAI_CONFIG, GRAPH
 
+    if engine == "genai":
+        raise DstoolsError(
+            f"--engine genai: {folder} is a dense model, which the Engine runs on GPUs alone",
+            "leave it out: genai's Generator runs it",
+        )
     if mtp:
         raise DstoolsError(
             f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"

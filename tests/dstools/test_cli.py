@@ -61,7 +61,7 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "report": ["OUT", "--json"],
     "generate": [
         "CKPT", "--prompt", "--chat", "--temperature", "--top-p", "--seed", "--max-tokens", "--mtp",
-        "--pool", "--precision", "--device", "--json",
+        "--pool", "--precision", "--device", "--engine", "--json",
     ],
     "export": [
         "SOURCE", "OUT", "--onnx", "--format", "--dtype", "--context", "--max-batch",
@@ -73,7 +73,8 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "--engines", "--yes", "--dry-run", "--workers", "--json",
     ],
     "bench": [
-        "OUT", "--prompt-tokens", "--max-tokens", "--batch", "--mtp", "--plain", "--json",
+        "OUT", "--prompt-tokens", "--max-tokens", "--batch", "--mtp", "--plain", "--engine",
+        "--json",
     ],
     "env": ["--json"],
     "distill run": ["RECIPE", "--from", "--out", "--dry-run", "--workers", "--json"],

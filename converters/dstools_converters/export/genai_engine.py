@@ -1,6 +1,6 @@
 """Answers of onnxruntime-genai's Engine to prompts of ids, from an exported folder.
 
-    engine = GenaiEngine(folder, Sampling(), drafts=1)
+    engine = GenaiEngine(folder, pool, Sampling(), ends, rows=8, drafts=1)
     for piece in engine.run([Request(0, prompt, 128)]):    # tokens as they come
         ...
 
@@ -21,13 +21,16 @@ import random
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.export.folder import GENAI_CONFIG, Export, require_export
+from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GENAI_CONFIG, GRAPH, require_export
 from dstools_converters.export.genai import ERRORS, find_genai, is_drawn
+from dstools_converters.export.runners.session import require_runnable
+from dstools_converters.files import real
 from dstools_converters.runtime.decode import Counts, Piece, Reason, Request, length_limit
 from dstools_converters.runtime.pages import Pool
 from dstools_converters.runtime.sampling import Sampling
@@ -39,42 +42,62 @@ SEED_BITS = 63
 
 
 class GenaiEngine:
-    """An exported folder, loaded; how its answers are drawn.
+    """An exported folder, loaded; its pool of pages, and how answers are drawn and end.
 
-    drafts: how many tokens the MTP layer drafts at a time, 0 for none. Raises DstoolsError where
-    onnxruntime-genai is missing or cannot run the folder as asked.
+    ends: the ids that end an answer; rows: how many run at a time at most; drafts: how many tokens
+    the MTP layer drafts at a time. Raises DstoolsError where onnxruntime-genai is missing or cannot
+    run the folder as asked.
     """
 
-    def __init__(self, folder: Path, sampling: Sampling, drafts: int = 0) -> None:
-        self.folder, self.sampling, self.drafts = folder, sampling, drafts
-        export = require_export(folder)
-        _require_runnable(folder, export, drafts)
-        self.vocab_size, self._end = _read_config(folder)
+    def __init__(
+        self,
+        folder: Path,
+        pool: Pool,
+        sampling: Sampling,
+        ends: frozenset[int],
+        *,
+        rows: int,
+        drafts: int = 0,
+    ) -> None:
+        self.folder, self.sampling, self.rows, self.drafts = folder, sampling, rows, drafts
+        require_runnable(folder, require_export(folder), mtp=drafts > 0)
+        config = _read_config(folder)
+        self.vocab_size: int = config["model"]["vocab_size"]
+        self._ends = sorted(end for end in ends if end < self.vocab_size)  # it refuses others
+        config["model"]["eos_token_id"] = self._ends
+        config["speculative"] = {"max_draft_tokens": max(drafts, 1)}
+        blocks = pool.count * (2 if drafts else 1)  # see genai.py
+        config["engine"]["dynamic_batching"] |= {"num_blocks": blocks, "max_batch_size": rows}
+        if not drafts:
+            config["model"].pop("mtp", None)
         genai = find_genai()
         if genai is None:
             raise DstoolsError(
                 "--engine genai needs onnxruntime-genai", 'pip install "dstools-llm[export]"'
             )
         self._genai = genai
-        speculation: dict[str, Any] = {"speculative": {"max_draft_tokens": drafts}}
-        if not drafts:
-            speculation = {"model": {"mtp": {"enabled": False}}} if export.has_mtp else {}
-        try:
-            config = genai.Config(str(folder))
-            config.overlay(json.dumps(speculation))
-            self._engine = genai.Engine(genai.Model(config))
-        except ERRORS as error:
-            raise self._error(error) from error
-        capabilities = self._engine.get_capabilities()
-        self.rows: int = capabilities.configured_max_batch_size
-        self.positions: int = capabilities.max_request_length
+        self._engine = self._open(config)
+        self.positions: int = self._engine.get_capabilities().max_request_length
         most = self._engine.max_draft_tokens_per_proposal()
         if drafts > most:
             raise DstoolsError(
                 f"cannot draft {drafts} tokens at a time", f"genai drafts {most} at most"
             )
-        self._events = self._engine.create_event_buffer(EVENTS * self.rows)
+        self._events = self._engine.create_event_buffer(EVENTS * rows)
+        self._lengths = [0] * EVENTS  # steps of a row, by how many drafts were right
         self.counts = Counts(drafted=[0] * drafts, kept=[0] * drafts)
+
+    def _open(self, config: dict[str, Any]) -> Any:
+        """Return genai's Engine of the folder, with a config of its own."""
+        with TemporaryDirectory() as name:
+            place = Path(name)
+            (place / GENAI_CONFIG).write_text(json.dumps(config))
+            for file in (GRAPH, DRAFT_GRAPH, DATA):
+                (place / file).symlink_to(real(self.folder / file))
+            try:
+                return self._genai.Engine(self._genai.Model(name))
+            except ERRORS as error:
+                raise self._error(error) from error
 
     def run(self, requests: Sequence[Request]) -> Iterator[Piece]:
         """Yield the tokens of all answers as they come; rows enter in the order of `requests`.
@@ -157,7 +180,7 @@ class GenaiEngine:
             if reason:
                 reasons[event.request] = reason
             if reason == "stop":
-                answer.append(self._end)
+                answer.append(self._ends[0])
         self._count(sum(map(len, ids.values())))
         pieces = [Piece(live[key], answer, reasons.get(key)) for key, answer in ids.items()]
         for handle in reasons:
@@ -187,17 +210,20 @@ class GenaiEngine:
         last one that is looked at. Where few tokens are left to draw, it drafts fewer than that.
         """
         self.counts.tokens += tokens
-        if self.drafts:
-            steps = self._engine.get_speculative_stats()["acceptance_length_histogram"]
-            at_least = [sum(steps[length:]) for length in range(self.drafts + 1)]
-            self.counts.drafted, self.counts.kept = at_least[:-1], at_least[1:]
+        if not self.drafts:
+            return
+        lengths = self._engine.get_speculative_stats()["acceptance_length_histogram"]
+        new = [now - before for now, before in zip(lengths, self._lengths, strict=False)]
+        self._lengths = lengths
+        for position in range(self.drafts):
+            self.counts.drafted[position] += sum(new[position:])
+            self.counts.kept[position] += sum(new[position + 1 :])
 
     def _full(self, rows: int) -> DstoolsError:
         return DstoolsError(
-            f"{self.folder}: the pool has no page left for any of the {rows} rows that run; "
-            f"num_blocks in {GENAI_CONFIG} is too small",
-            f"export the model again with --context {self.positions} --max-batch {self.rows}, "
-            "which makes the pool large enough",
+            f"{self.folder}: the pool has no page left for any of the {rows} rows that run",
+            f"make it larger, or run fewer; exported with --context {self.positions} --max-batch "
+            f"{rows}, a folder has pages enough",
         )
 
     def _error(self, error: Exception) -> DstoolsError:
@@ -205,31 +231,11 @@ class GenaiEngine:
         return DstoolsError(f"{self.folder}: onnxruntime-genai failed: {reason}")
 
 
-def _require_runnable(folder: Path, export: Export, drafts: int) -> None:
-    """Raise DstoolsError for a folder that the Engine does not run on a CPU."""
-    if export.kind != "onnx":
-        raise DstoolsError(
-            f"{folder}: the Engine of onnxruntime-genai does not run folders of kind {export.kind}"
-        )
-    if export.tp * export.ep > 1 or export.expert_inputs:
-        raise DstoolsError(
-            f"{folder}: onnxruntime-genai runs whole models alone",
-            "export it without --tp, --ep and --expert-weights",
-        )
-    if export.dtype == "bfloat16":
-        raise DstoolsError(
-            f"{folder}: ONNX Runtime does not compute bfloat16 on a CPU",
-            "export the model with --dtype float32",
-        )
-    if drafts and not export.has_mtp:
-        raise DstoolsError(f"{folder}: has no MTP layer", "it changes the speed alone")
-
-
-def _read_config(folder: Path) -> tuple[int, int]:
-    """Return the size of the vocabulary and the first end token of genai_config.json."""
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return genai_config.json. Raises DstoolsError where it is missing or damaged."""
     path = folder / GENAI_CONFIG
-    model = (json_table(path) or {}).get("model")
-    if not isinstance(model, dict) or not {"vocab_size", "eos_token_id"} <= model.keys():
+    config = json_table(path) or {}
+    model = config.get("model")
+    if not isinstance(model, dict) or type(model.get("vocab_size")) is not int:
         raise DstoolsError(f"{path}: is missing or damaged", "export the model again")
-    ends = model["eos_token_id"]
-    return model["vocab_size"], (ends[0] if ends else -1) if isinstance(ends, list) else ends
+    return config

@@ -26,6 +26,7 @@ from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, Export, requi
 from dstools_converters.export.genai_engine import GenaiEngine
 from dstools_converters.export.graph import ROWS
 from dstools_converters.runtime.decode import Piece, Request
+from dstools_converters.runtime.pages import Pool
 from dstools_converters.runtime.sampling import Sampling
 
 pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai, of the extra export")
@@ -34,6 +35,7 @@ SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 SHORT = Options(context=512)
 CASES = Path(__file__).parents[2] / "cases" / "runtime"
 HELDOUT = SAMPLE.parent / "sample-v3-heldout.jsonl"
+GREEDY = Sampling()
 END, NEVER = 1, 319  # sample-v3's end token; one that it draws once in a thousand tokens
 Change = Callable[[dict[str, Any]], None]
 
@@ -111,17 +113,24 @@ def sample(exported: Callable[..., Path]) -> Path:
     return exported()
 
 
-def sized(context: int, rows: int, blocks: int | None = None, end: int = NEVER) -> Change:
-    """Return the change to a folder made for `rows` of `context` tokens, as pool_of sizes it."""
+def engine_of(
+    folder: Path,
+    sampling: Sampling = GREEDY,
+    drafts: int = 0,
+    *,
+    rows: int = 4,
+    pages: int = 32,
+    end: int = END,
+) -> GenaiEngine:
+    ends = frozenset([end, 320])  # genai itself refuses one that is no token
+    return GenaiEngine(folder, Pool(pages), sampling, ends, rows=rows, drafts=drafts)
+
+
+def sized(context: int) -> Change:
+    """Return the change to a folder made for `context` tokens."""
 
     def change(config: dict[str, Any]) -> None:
-        heads = 1 + ("mtp" in config["model"])
-        config["model"] |= {"context_length": context, "eos_token_id": [end]}
-        config["search"]["max_length"] = context
-        config["engine"]["dynamic_batching"] |= {
-            "max_batch_size": rows,
-            "num_blocks": blocks or heads * rows * -(-context // 64),
-        }
+        config["model"]["context_length"] = config["search"]["max_length"] = context
 
     return change
 
@@ -157,10 +166,9 @@ def assert_greedy(model: Any, prompts: list[list[int]], found: list[list[int]]) 
 def test_answers_are_those_of_transformers(
     sample: Path, prompts: list[list[int]], theirs: Callable[[Path], Any], drafts: int
 ) -> None:
-    engine = GenaiEngine(sample, Sampling(), drafts)
+    engine = engine_of(sample, GREEDY, drafts)
     pieces = list(engine.run([Request(index, ids, 64) for index, ids in enumerate(prompts)]))
     found = joined(pieces, len(prompts))
-    assert engine.rows == 4
     assert_greedy(theirs(SAMPLE), prompts, found)
     for index, _, reason in [piece for piece in pieces if piece.reason]:
         assert reason == ("stop" if found[index][-1] == END else "length")
@@ -171,7 +179,7 @@ def test_answers_are_those_of_transformers(
 
 
 def test_drafts_are_counted_as_our_loop_counts_them(sample: Path, prompts: list[list[int]]) -> None:
-    engine = GenaiEngine(sample, Sampling(), 3)
+    engine = engine_of(sample, GREEDY, 3)
     answers(engine, prompts)
     counts, stats = engine.counts, engine._engine.get_speculative_stats()
     ends = 12  # the last drafts of an answer may be fewer
@@ -181,8 +189,8 @@ def test_drafts_are_counted_as_our_loop_counts_them(sample: Path, prompts: list[
 
 
 def test_of_100_drafts_97_are_kept(sample: Path, prompts: list[list[int]]) -> None:
-    engine = GenaiEngine(sample, Sampling(), 1)
-    plain = GenaiEngine(sample, Sampling())
+    engine = engine_of(sample, GREEDY, 1)
+    plain = engine_of(sample, GREEDY)
     assert answers(engine, prompts) == answers(plain, prompts)
     assert engine.counts.drafted[0] > engine.counts.kept[0] >= 0.97 * engine.counts.drafted[0]
     assert engine.counts.steps < 0.6 * plain.counts.steps
@@ -197,14 +205,14 @@ def test_native_fp8_answers_as_code_times_scale_in_transformers(
     drafts: int,
 ) -> None:
     folder, wide = codes
-    engine = GenaiEngine(exported(folder), Sampling(), drafts)
+    engine = engine_of(exported(folder), GREEDY, drafts)
     assert_greedy(theirs(wide), prompts, answers(engine, prompts))
 
 
 def test_float16_weights_give_the_same_answers(
     exported: Callable[..., Path], prompts: list[list[int]], theirs: Callable[[Path], Any]
 ) -> None:
-    engine = GenaiEngine(exported(SAMPLE, replace(SHORT, dtype="float16")), Sampling(), 1)
+    engine = engine_of(exported(SAMPLE, replace(SHORT, dtype="float16")), GREEDY, 1)
     assert_greedy(theirs(SAMPLE), prompts, answers(engine, prompts))
 
 
@@ -217,7 +225,7 @@ def test_an_odd_number_of_layers_and_picked_logits_run(
     kinds = [port.dtype for graph in graphs for port in graph.inputs if port.name == ROWS]
     assert kinds == ["INT32", "INT32"]  # what the Engine feeds
     some = [[5, 6, 7], [9], list(range(3, 100)), [4] * 70, [11, 12]]
-    engine = GenaiEngine(folder, Sampling(), drafts)
+    engine = engine_of(folder, GREEDY, drafts)
     assert_greedy(theirs(tiny), some, answers(engine, some, 40))
     assert sum(engine.counts.kept) < sum(engine.counts.drafted) or not drafts  # some are wrong
 
@@ -232,7 +240,7 @@ def test_a_prompt_longer_than_a_chunk_is_read_whole(
         config["search"]["chunk_size"] = 32
 
     long = [(prompts[0] * 20)[:300], prompts[1], (prompts[2] * 20)[:33]]
-    engine = GenaiEngine(changed(sample, change), Sampling(), 1)
+    engine = engine_of(changed(sample, change), GREEDY, 1)
     assert_greedy(theirs(SAMPLE), long, answers(engine, long, 30))
     assert engine.counts.steps > 300 // 32
 
@@ -256,23 +264,25 @@ def test_the_case_of_the_pool_passes(sample: Path) -> None:
 def test_all_rows_reach_the_end_of_the_context(
     sample: Path, changed: Callable[[Path, Change], Path], context: int, rows: int, drafts: int
 ) -> None:
-    engine = GenaiEngine(changed(sample, sized(context, rows)), Sampling(), drafts)
-    assert (engine.positions, engine.rows) == (context, rows)
+    pages = rows * -(-context // 64)
+    folder = changed(sample, sized(context))
+    engine = engine_of(folder, GREEDY, drafts, rows=rows, pages=pages, end=NEVER)
+    assert engine.positions == context
     some = [[0, 3 + row, 9, 10] for row in range(2 * rows)]
     found = answers(engine, some, 10_000)
     assert [len(answer) + 4 for answer in found] == [context] * len(found)
 
 
-@pytest.mark.parametrize(("drafts", "blocks"), [(0, 2), (1, 3)])
-def test_a_pool_made_too_small_ends_in_one_line(
-    sample: Path, changed: Callable[[Path, Change], Path], drafts: int, blocks: int
+@pytest.mark.parametrize("drafts", [0, 1])
+def test_a_pool_that_is_too_small_ends_in_one_line(
+    sample: Path, changed: Callable[[Path, Change], Path], drafts: int
 ) -> None:
-    engine = GenaiEngine(changed(sample, sized(128, 2, blocks)), Sampling(), drafts)
-    some = [[0, 3, 9, 10], [0, 4, 9, 10]]
-    with pytest.raises(DstoolsError, match="no page left for any of the 2 rows") as error:
+    folder = changed(sample, sized(128))
+    engine = engine_of(folder, GREEDY, drafts, rows=3, pages=2, end=NEVER)
+    some = [[0, 3, 9, 10], [0, 4, 9, 10], [0, 5, 9, 10]]
+    with pytest.raises(DstoolsError, match=r"has no page left for any of the [23] rows") as error:
         answers(engine, some, 120)
-    assert "num_blocks in genai_config.json is too small" in str(error.value)
-    assert "--context 128 --max-batch 2" in error.value.hint
+    assert "--context 128 --max-batch" in error.value.hint
     assert len(answers(engine, some[:1], 120)[0]) == 120  # alone, it has pages enough
 
 
@@ -282,13 +292,13 @@ def test_a_pool_made_too_small_ends_in_one_line(
 def test_at_top_p_0_the_most_probable_token_is_taken(
     sample: Path, prompts: list[list[int]]
 ) -> None:
-    greedy = answers(GenaiEngine(sample, Sampling()), prompts[:4])
-    assert answers(GenaiEngine(sample, Sampling(1.0, 0.0)), prompts[:4]) == greedy
+    greedy = answers(engine_of(sample, GREEDY), prompts[:4])
+    assert answers(engine_of(sample, Sampling(1.0, 0.0)), prompts[:4]) == greedy
 
 
 def test_a_seed_decides_answers_and_prompts_are_drawn_apart(sample: Path) -> None:
     def drawn(seed: int) -> list[list[int]]:
-        engine = GenaiEngine(sample, Sampling(1.5, 1.0, seed), 1)
+        engine = engine_of(sample, Sampling(1.5, 1.0, seed), 1)
         return answers(engine, [[0, 3, 9, 10]] * 3, 20)
 
     assert drawn(0) == drawn(0) != drawn(1)
@@ -306,7 +316,7 @@ def test_tokens_are_drawn_as_often_as_their_share_says(
     largest, order = shares.sort(descending=True)
     nucleus = int(((largest.cumsum(0) - largest) < top_p).sum())
     kept = dict(zip(order[:nucleus].tolist(), largest[:nucleus].tolist(), strict=True))
-    engine = GenaiEngine(sample, Sampling(temperature, top_p), drafts)
+    engine = engine_of(sample, Sampling(temperature, top_p), drafts)
     drawn = Counter(answer[0] for answer in answers(engine, [prompt] * count, 2))
     assert drawn.keys() <= kept.keys()
     assert top_p < 1 or any(token not in order[:50] for token in drawn)  # genai's own top_k
@@ -317,7 +327,7 @@ def test_tokens_are_drawn_as_often_as_their_share_says(
 
 
 def test_sampled_rows_have_drafts(sample: Path, prompts: list[list[int]]) -> None:
-    engine = GenaiEngine(sample, Sampling(0.5, 0.9), 1)
+    engine = engine_of(sample, Sampling(0.5, 0.9), 1)
     answers(engine, prompts)
     assert engine.counts.kept[0] > 0.8 * engine.counts.drafted[0] > 0
 
@@ -338,55 +348,57 @@ def test_sampled_rows_have_drafts(sample: Path, prompts: list[list[int]]) -> Non
 def test_a_prompt_that_does_not_fit_is_refused(
     sample: Path, prompt: list[int], tokens: int, message: str
 ) -> None:
-    engine = GenaiEngine(sample, Sampling())
+    engine = engine_of(sample, GREEDY)
     with pytest.raises(DstoolsError, match=message):
         answers(engine, [prompt], tokens)
 
 
 def test_of_several_prompts_the_wrong_one_is_named(sample: Path) -> None:
     with pytest.raises(DstoolsError, match="prompt 1 has the token 400"):
-        answers(GenaiEngine(sample, Sampling()), [[5], [400]])
+        answers(engine_of(sample, GREEDY), [[5], [400]])
 
 
 def test_an_answer_ends_where_the_context_does(sample: Path) -> None:
-    (answer,) = answers(GenaiEngine(sample, Sampling(), 1), [[5] * 500], 100)
+    (answer,) = answers(engine_of(sample, GREEDY, 1), [[5] * 500], 100)
     assert len(answer) == 12 or answer[-1] == END
 
 
 @pytest.mark.parametrize(
-    ("change", "drafts", "message"),
+    ("change", "drafts", "hint"),
     [
-        ({"dtype": "bfloat16"}, 0, "does not compute bfloat16 on a CPU"),
-        ({"kind": "dense"}, 0, "does not run folders of kind dense"),
-        ({"ep": 2}, 0, "runs whole models alone"),
-        ({"expert_inputs": True}, 0, "runs whole models alone"),
-        ({"has_mtp": False}, 1, "has no MTP layer"),
+        ({"dtype": "bfloat16"}, 0, "--dtype float32"),
+        ({"ep": 2}, 0, "without --tp and --ep"),
+        ({"expert_inputs": True}, 0, "--expert-weights baked"),
+        ({"has_mtp": False}, 1, "leave --mtp out"),
     ],
 )
 def test_a_folder_that_the_engine_does_not_run_is_refused(
-    tmp_path: Path, change: dict[str, Any], drafts: int, message: str
+    tmp_path: Path, change: dict[str, Any], drafts: int, hint: str
 ) -> None:
     export = replace(Export("dstools 0", "onnx", "deepseek_v3", "float32", has_mtp=True), **change)
     (tmp_path / EXPORT).write_bytes(export.to_bytes())
-    with pytest.raises(DstoolsError, match=message) as error:
-        GenaiEngine(tmp_path, Sampling(), drafts)
-    assert "bfloat16" not in change.values() or "--dtype float32" in error.value.hint
+    with pytest.raises(DstoolsError) as error:
+        engine_of(tmp_path, GREEDY, drafts)
+    assert hint in error.value.hint
 
 
 def test_a_missing_package_is_named(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(genai_engine, "find_genai", lambda: None)
     with pytest.raises(DstoolsError, match="needs onnxruntime-genai") as error:
-        GenaiEngine(sample, Sampling())
+        engine_of(sample, GREEDY)
     assert "[export]" in error.value.hint
 
 
-@pytest.mark.parametrize("content", ["{}", '{"model": 3}', '{"model": {"vocab_size": 3}}'])
-def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
-    export = Export("dstools 0", "onnx", "deepseek_v3", "float32")
-    (tmp_path / EXPORT).write_bytes(export.to_bytes())
-    (tmp_path / GENAI_CONFIG).write_text(content)
+@pytest.mark.parametrize("content", ["{}", '{"model": 3}', '{"model": {"vocab_size": "3"}}'])
+def test_a_damaged_config_is_named(
+    sample: Path, changed: Callable[[Path, Change], Path], content: str
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config.clear()
+        config.update(json.loads(content))
+
     with pytest.raises(DstoolsError, match=r"genai_config\.json: is missing or damaged"):
-        GenaiEngine(tmp_path, Sampling())
+        engine_of(changed(sample, change))
 
 
 def test_what_genai_refuses_is_one_line(
@@ -396,10 +408,10 @@ def test_what_genai_refuses_is_one_line(
         config["search"]["unknown"] = 3
 
     with pytest.raises(DstoolsError, match=r'onnxruntime-genai failed: .*"unknown"') as error:
-        GenaiEngine(changed(sample, change), Sampling())
+        engine_of(changed(sample, change), GREEDY)
     assert "\n" not in str(error.value)
     with pytest.raises(DstoolsError, match="cannot draft 9 tokens") as error:
-        GenaiEngine(sample, Sampling(), 9)
+        engine_of(sample, GREEDY, 9)
     assert error.value.hint == "genai drafts 7 at most"
 
 
@@ -408,7 +420,7 @@ def test_a_step_that_fails_says_why(sample: Path, changed: Callable[[Path, Chang
         config["model"]["decoder"]["inputs"]["past_sequence_lengths"] = "block_table"
 
     with pytest.raises(DstoolsError, match=r"onnxruntime-genai failed: .*block_table"):
-        answers(GenaiEngine(changed(sample, change), Sampling()), [[5, 6]])
+        answers(engine_of(changed(sample, change), GREEDY), [[5, 6]])
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])
@@ -423,7 +435,7 @@ def test_every_request_is_closed_and_the_engine_answers_again(
         return begun[-1]
 
     monkeypatch.setattr(GenaiEngine, "_begin", held)
-    engine = GenaiEngine(sample, Sampling(), 1)
+    engine = engine_of(sample, GREEDY, 1)
     pieces = engine.run([Request(index, prompt, 64) for index, prompt in enumerate(prompts)])
     if is_interrupted:
         next(pieces)
@@ -434,5 +446,5 @@ def test_every_request_is_closed_and_the_engine_answers_again(
     for request in begun:
         with pytest.raises(RuntimeError, match="closed request"):
             request.rewind_to_start_of_turn(1)
-    fresh = GenaiEngine(sample, Sampling())
+    fresh = engine_of(sample, GREEDY)
     assert answers(engine, prompts) == answers(fresh, prompts)

@@ -46,6 +46,25 @@ def test_the_loop_gives_the_ids_of_the_graph_alone(
         assert found["drafted"] == found["kept"] == []
 
 
+@pytest.mark.parametrize("drafts", [(), ("--mtp",)])
+def test_the_engine_of_genai_is_timed_on_as_many_tokens(
+    drafts: tuple[str, ...], ok: Run, exported_sample: Path
+) -> None:
+    pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai")
+    words = ("--prompt-tokens", "70", "--max-tokens", "200", "--batch", "3", *drafts)
+    found = figures(ok, exported_sample, *words, "--engine", "genai")
+    assert ", onnxruntime-genai " in found["runs_in"]
+    assert (found["batch"], found["tokens"], found["same_ids"]) == (3, 200, None)
+    assert found["tokens_per_step"] > 2.9  # no token ends an answer
+    assert len(found["kept"]) == len(found["drafted"]) == len(drafts)
+
+
+def test_genai_has_no_steps_to_time(dstools: Run, exported_sample: Path) -> None:
+    result = dstools("bench", exported_sample, "--plain", "--engine", "genai")
+    assert result.exit_code == 2
+    assert "leave out --engine genai" in result.stderr
+
+
 def test_text_has_a_line_for_each_figure(ok: Run, exported_sample: Path) -> None:
     words = ("--prompt-tokens", "5", "--max-tokens", "3", "--mtp", "--plain")
     lines = ok("bench", exported_sample, *words).stdout.splitlines()

@@ -19,6 +19,7 @@ from dstools.commands.generate_export import (
     require_installed,
 )
 from dstools_converters.errors import DstoolsError
+from dstools_converters.export import genai
 from dstools_converters.export.folder import require_export
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
@@ -79,7 +80,51 @@ def test_stderr_has_sampling_prompt_model_pool_and_speed(ok: Run, exported_sampl
     assert answer.endswith("; draft 1: 17 of 17 kept (100.0%)")
 
 
+@pytest.mark.parametrize("drafts", [(), ("--mtp",)])
+def test_the_engine_of_genai_gives_the_same_greedy_answer(
+    drafts: tuple[str, ...], ok: Run, exported_sample: Path
+) -> None:
+    pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai")
+    words = ("generate", exported_sample, "--prompt", SUM, "--chat", "--temperature", "0", *drafts)
+    result = ok(*words, "--engine", "genai", "--json")
+    found, wanted = json.loads(result.stdout), json.loads(ok(*words, "--json").stdout)
+    keys = ("ids", "text", "reason", "prompt_ids")
+    assert [found[key] for key in keys] == [wanted[key] for key in keys]
+    assert found["speed"]["kept"] == ([17] if drafts else [])
+    assert ", onnxruntime-genai " in result.stderr
+    assert "random numbers" not in result.stderr
+
+
+def test_answers_that_genai_draws_are_said_to_be_its_own(ok: Run, exported_sample: Path) -> None:
+    pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai")
+    words = ("--prompt", SUM, "--chat", "--temperature", "0.5", "--engine", "genai")
+    result = ok("generate", exported_sample, *words)
+    assert "note: genai draws with random numbers of its own" in result.stderr
+
+
 # ------------------------------------------------------------------------------------------ errors
+
+
+def test_genai_does_not_run_a_checkpoint(dstools: Run) -> None:
+    error, hint = one_error(dstools, SAMPLE, "--engine", "genai")
+    assert error == "--engine genai: OUT is a checkpoint"
+    assert "dstools export" in hint
+
+
+def test_the_engine_does_not_run_a_dense_model(exported_sample: Path, tmp_path: Path) -> None:
+    export = replace(require_export(exported_sample), kind="dense")
+    with pytest.raises(DstoolsError, match="is a dense model") as error:
+        look_at_export("a", tmp_path, export, False, None, "cpu", "genai")
+    assert "Generator" in error.value.hint
+
+
+def test_genai_that_is_not_installed_is_named(
+    dstools: Run, exported_sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(genai, "find_genai", lambda: None)
+    error, hint = one_error(dstools, exported_sample, "--engine", "genai")
+    assert error == "--engine genai needs onnxruntime-genai"
+    assert "[export]" in hint
 
 
 @pytest.mark.parametrize(
@@ -162,7 +207,7 @@ def test_an_option_that_does_not_fit_is_one_error(
 def test_it_runs_on_the_cpu_alone(exported_sample: Path) -> None:
     export = require_export(exported_sample)
     with pytest.raises(DstoolsError, match="runs on the CPU alone"):
-        look_at_export("a", exported_sample, export, False, None, "cuda")
+        look_at_export("a", exported_sample, export, False, None, "cuda", "dstools")
 
 
 def test_drafts_need_their_graph(dstools: Run, copied: Path) -> None:
@@ -238,7 +283,7 @@ def test_short_memory_names_what_would_fit(
 
 def test_a_step_takes_the_scores_of_a_chunk_and_its_logits(exported_sample: Path) -> None:
     """4 heads and 320 tokens: of 200 positions, all at once; of 5000, 512 at a time."""
-    known = require_export_of(str(exported_sample), mtp=False)
+    known = require_export_of(str(exported_sample), False, "dstools")
     assert known.step_bytes(200) == 4 * (3 * 4 * 200 * 200 + 200 * 320)
     known = replace(known, limits=replace(known.limits, context_length=5000))
     assert known.step_bytes(5000) == 4 * (3 * 4 * 512 * 5000 + 512 * 320)
