@@ -13,7 +13,8 @@ What their names do not say:
 - top_k is 50 where it is left out. At 0 its nucleus is not that of top_p, and sampled rows get no
   drafts: all tokens are named instead.
 - top_p 0 means 1.
-- bos_token_id and pad_token_id may be left out; null is refused. eos_token_id may be [].
+- bos_token_id and pad_token_id may be left out; null is refused. eos_token_id may be [], and has
+  no id outside of the vocabulary.
 - logits_indices is INT32. A graph that has it runs in the Engine, with an MTP layer and without.
 """
 
@@ -86,7 +87,7 @@ def genai_config(
     described = {
         "type": "llama",  # of those that the Engine batches; it decides nothing else
         **{name: token for name, token in known.items() if token is not None},
-        "eos_token_id": tokens.ends,
+        "eos_token_id": [end for end in tokens.ends if end < model.vocab_size],
         "vocab_size": model.vocab_size,
         "context_length": pool.context_length,
         "decoder": _decoder(model, picks_rows),

@@ -72,6 +72,10 @@ def test_tokens_that_a_model_lacks_are_left_out() -> None:
     assert (described["eos_token_id"], described["pad_token_id"]) == ([], 7)
 
 
+def test_end_tokens_outside_of_the_vocabulary_are_left_out() -> None:
+    assert configured(Tokens(0, [1, 320, 9999], None))["model"]["eos_token_id"] == [1]
+
+
 def test_all_tokens_are_drawn_from_and_top_p_0_is_greedy() -> None:
     search = configured(Tokens(0, [1], None), Sampling(0.6, 0.9))["search"]
     assert (search["do_sample"], search["top_p"], search["top_k"]) == (True, 0.9, 320)
@@ -80,7 +84,7 @@ def test_all_tokens_are_drawn_from_and_top_p_0_is_greedy() -> None:
 
 
 @pytest.mark.parametrize("mtp", [True, False])
-@pytest.mark.parametrize("tokens", [Tokens(None, [], None), Tokens(0, [1, 5], 7)])
+@pytest.mark.parametrize("tokens", [Tokens(None, [], None), Tokens(0, [1, 5, 320], 7)])
 def test_genai_takes_every_key(tokens: Tokens, mtp: bool, tmp_path: Path) -> None:
     package = find_genai()
     if package is None:
