@@ -30,6 +30,7 @@ from dstools_converters.files import real
 
 if TYPE_CHECKING:
     from dstools_converters.checkpoint.folder import Checkpoint
+    from dstools_converters.export.deepseek import Job
     from dstools_converters.export.folder import Export, Making, Pool, Precision, Verdict
     from dstools_converters.export.genai import Tokens
     from dstools_converters.runtime.sampling import Sampling
@@ -201,7 +202,8 @@ def _export_graph(
     )
     job = deepseek.plan(inventory, options, TOOL)
     require_possible(wants, job)
-    beside = deepseek.Beside(_tokens(checkpoint), _sampling(checkpoint), _files(checkpoint))
+    notes = _judge(job) if wanted.dtype == "float16" else ()
+    beside = deepseek.Beside(_tokens(checkpoint), _sampling(checkpoint), _files(checkpoint), notes)
     _show_pool(deepseek.pool(job))
     with progress_bar(deepseek.weight_bytes(job), "export") as progress:
         written = deepseek.run(job, Path(out), beside, workers=workers, progress=progress)
@@ -282,6 +284,21 @@ def _tokens(checkpoint: "Checkpoint") -> "Tokens":
     if not ends:
         click.echo("warning: nothing names a token that ends an answer", err=True)
     return Tokens(tokenizer.bos_token_id, ends, tokenizer.pad_token_id)
+
+
+def _judge(job: "Job") -> tuple[str, ...]:
+    """Return what is to be noted of float16; raise DstoolsError where states exceed it."""
+    from dstools.machine import memory
+    from dstools_converters.model.tokenizer import load_tokenizer
+    from dstools_converters.runtime.overflow import PROMPTS, judge_float16
+
+    now, tokenizer = memory(), load_tokenizer(job.inventory.checkpoint.folder)
+    free = min(now.available, now.limit or now.available)
+    note = judge_float16(job.inventory, [tokenizer.encode(text) for text in PROMPTS], free)
+    if note is None:
+        return ()
+    click.echo(f"warning: {note}", err=True)
+    return (note,)
 
 
 def _sampling(checkpoint: "Checkpoint") -> "Sampling":

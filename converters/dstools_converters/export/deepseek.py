@@ -131,6 +131,7 @@ class Beside(NamedTuple):
     tokens: Tokens
     sampling: Sampling
     files: Mapping[str, Path | bytes]  # of the checkpoint, by name
+    notes: tuple[str, ...] = ()  # sentences for export.json
 
 
 def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress) -> Export:
@@ -165,7 +166,7 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
         export = replace(
             _export(job),
             genai_tokenizer=verdict,
-            notes=remarks(verdict),
+            notes=(*beside.notes, *remarks(verdict)),
             graphs=tuple(
                 replace(note, file=f"{place}{note.file}")
                 for place in _places(job)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from dstools import machine
 from dstools.cli import main
@@ -155,3 +156,29 @@ def test_packages_that_are_missing_are_named(
     result = run(SAMPLE, tmp_path / "out", "--onnx")
     assert "error: export needs onnx>=1.23" in result.stderr
     assert 'hint: pip install "dstools-llm[export]"' in result.stderr
+
+
+def test_float16_is_refused_where_states_exceed_it_and_other_dtypes_are_not(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(SAMPLE, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.shared_experts.down_proj.weight"] *= 2**17  # the states reach 1e5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    how = ("--onnx", "--no-mtp", "--context", "128")
+    result = run(folder, tmp_path / "half", *how, "--dtype", "float16")
+    assert result.exit_code == 1
+    assert "error: layer 1: a number of " in result.stderr
+    assert "--dtype bfloat16 or float32" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+    assert run(folder, tmp_path / "whole", *how).exit_code == 0
+
+
+def test_float16_that_was_not_judged_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(1 << 20, 1 << 20, None))
+    how = ("--onnx", "--no-mtp", "--context", "128", "--dtype", "float16")
+    result = run(SAMPLE, tmp_path / "out", *how)
+    assert result.exit_code == 0
+    assert "warning: float16 was not judged: " in result.stderr
+    assert require_export(tmp_path / "out").notes[0].startswith("float16 was not judged: ")
