@@ -349,7 +349,9 @@ def _text(report: Report) -> str:
     if not report.tensors:
         return f"{report.out}: {files}, in {report.dtype}"
     kinds = {"copy": "copied as they are", "convert": "converted", "make": "made here"}
-    counts = ", ".join(f"{report.tensors[kind]} {kinds[kind]}" for kind in report.tensors)
+    counts = ", ".join(
+        f"{report.tensors[kind]} {text}" for kind, text in kinds.items() if kind in report.tensors
+    )
     checks = "".join(f"\n{name}: {verdict}" for name, verdict in report.checks.items())
     return (
         f"{report.out}: {files}; {size(report.bytes_out)} of weights, "
