@@ -165,6 +165,7 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
         verdict = agrees(beside.files)
         export = replace(
             _export(job),
+            bodies={op: BODIES[op] for op in sorted({op for n in notes for op in n.plugins})},
             genai_tokenizer=verdict,
             notes=(*beside.notes, *remarks(verdict)),
             graphs=tuple(
@@ -210,7 +211,6 @@ def _export(job: Job) -> Export:
         ep=options.ranks.ep,
         expert_inputs=options.expert_inputs,
         opset=OPSET,
-        bodies=dict(BODIES),
         pool=pool(job),
     )
 

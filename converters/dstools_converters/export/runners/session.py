@@ -108,6 +108,7 @@ class _Graph:
 
 def _open(path: Path, packs: bool) -> onnxruntime.InferenceSession:
     """Return a session on the CPU, with as many threads as torch has."""
+    onnxruntime.disable_telemetry_events()  # of wheels that send any to Microsoft
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what it would print, it raises
