@@ -1,4 +1,4 @@
-"""Writes the weights of a graph: ranges copied by the kernel, the rest converted in rows.
+"""The weights of a graph, written: ranges copied by the kernel, the rest converted in rows.
 
 A tensor of the graph is written piece by piece into its place in the file, and its hash is taken
 from what the page cache then holds. No tensor is ever whole in memory.
@@ -228,5 +228,5 @@ def _rows(inventory: Inventory, source: Source, piece: Piece, first: int, last: 
 
 
 def _bytes(values: Tensor) -> memoryview:
-    """Return the bytes of a tensor, copied."""
+    """Return the bytes of a tensor, which stays in memory with them."""
     return values.contiguous().flatten().view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""Exports a DeepSeek checkpoint: graphs traced without weights, weights streamed beside them."""
+"""The export of a DeepSeek checkpoint: graphs traced without weights, weights streamed beside."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.families.shapes import MLA
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import Architecture, read_architecture
-from dstools_converters.model.rotary import rotary
+from dstools_converters.model.rotary import Rotary, rotary
 from dstools_converters.runtime.pages import PAGE
 from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.weights import coded_names, read_positions
@@ -49,7 +49,7 @@ SAFETENSORS_ALIGNMENT = 1  # its tensors leave no gaps
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for."""
+    """The options of an export of graphs."""
 
     dtype: Precision = "float32"
     context: int | None = None  # None: all positions of the model
@@ -63,7 +63,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """An export that can be done."""
+    """An export that is possible, and what it is made of."""
 
     inventory: Inventory
     architecture: Architecture
@@ -91,8 +91,8 @@ def plan(inventory: Inventory, options: Options, tool: str) -> Job:
     model, config = inventory.model, inventory.checkpoint.config
     if not isinstance(model.attention, MLA):
         raise UnsupportedError(
-            f"config.json: model_type {model.model_type!r} has no latents",
-            "models of DeepSeek alone have; others are exported by onnxruntime-genai's builder",
+            f"config.json: model_type {model.model_type!r} does not use MLA",
+            "only DeepSeek's do; those of Llama and Qwen go to onnxruntime-genai's builder",
         )
     if options.mtp and not model.num_mtp_layers:
         raise DstoolsError(f"{inventory.checkpoint.folder}: has no MTP layer", "leave --mtp out")
@@ -143,7 +143,8 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
     graphs = {GRAPH: trace(job.architecture, job.form, mtp=False)}
     if job.options.mtp:
         graphs[DRAFT_GRAPH] = trace(job.architecture, job.form, mtp=True)
-    rank_files = [_data_files(job, graphs, rank) for rank in range(job.form.ranks.count)]
+    angles = rotary(job.architecture, torch.arange(job.form.positions))
+    rank_files = [_data_files(job, graphs, rank, angles) for rank in range(job.form.ranks.count)]
     contents = _contents(graphs, rank_files[0])
     notes = [note_of(graph, name) for name, graph in graphs.items()]
     written = [file for files in rank_files for file in files]
@@ -233,7 +234,9 @@ def _places(job: Job) -> list[str]:
     return [f"rank{rank}/" for rank in range(count)] if count > 1 else [""]
 
 
-def _data_files(job: Job, graphs: Mapping[str, ir.Model], rank: int) -> list[DataFile]:
+def _data_files(
+    job: Job, graphs: Mapping[str, ir.Model], rank: int, angles: Rotary
+) -> list[DataFile]:
     """Return the files of a rank's weights: those of all its graphs, each once."""
     known = sources(job.inventory, job.form, rank)
     wanted: dict[str, Source] = {}
@@ -241,7 +244,13 @@ def _data_files(job: Job, graphs: Mapping[str, ir.Model], rank: int) -> list[Dat
         for name, (shape, dtype) in tensors_of(graph).items():
             require_same(name, known[name], shape, dtype)
             wanted[name] = known[name]
-    made = {name: _made(job, name, rank) for name, source in wanted.items() if not source.pieces}
+    made = {
+        name: _map(job, rank)
+        if name.endswith(f".{MAP}")
+        else getattr(angles, name.rpartition(".")[2])
+        for name, source in wanted.items()
+        if not source.pieces
+    }
     fed = [name for name in wanted if job.form.expert_inputs and is_of_experts(name)]
     place = _places(job)[rank]
     rest = lay_out((name, source) for name, source in wanted.items() if name not in fed)
@@ -252,18 +261,14 @@ def _data_files(job: Job, graphs: Mapping[str, ir.Model], rank: int) -> list[Dat
     return files
 
 
-def _made(job: Job, name: str, rank: int) -> Tensor:
-    """Return a tensor that is not from the checkpoint."""
-    if name.endswith(f".{MAP}"):
-        moe = job.inventory.model.moe
-        assert moe is not None
-        held = job.form.ranks.experts(moe.n_routed_experts, rank)
-        places = torch.full((moe.n_routed_experts,), -1, dtype=torch.int32)
-        places[held.start : held.stop] = torch.arange(len(held), dtype=torch.int32)
-        return places
-    angles = rotary(job.architecture, torch.arange(job.form.positions))
-    table: Tensor = getattr(angles, name.rpartition(".")[2])
-    return table
+def _map(job: Job, rank: int) -> Tensor:
+    """Return which of a rank's experts is each of the model's, int32 [E]; -1: none of them."""
+    moe = job.inventory.model.moe
+    assert moe is not None
+    held = job.form.ranks.experts(moe.n_routed_experts, rank)
+    places = torch.full((moe.n_routed_experts,), -1, dtype=torch.int32)
+    places[held.start : held.stop] = torch.arange(len(held), dtype=torch.int32)
+    return places
 
 
 def _contents(graphs: Mapping[str, ir.Model], files: list[DataFile]) -> dict[str, bytes]:

@@ -4,8 +4,8 @@ Inputs and outputs have the names of onnxruntime-genai's Engine. It wants a key 
 one geometry a layer, so layer 2i of the model is its key i and layer 2i + 1 its value i: latents
 lie once. A layer without a partner gets a cache that the graph returns as it is.
 
-What lies between the nodes of functions.py are the modules of model/decoder.py; initializers have
-the names of the checkpoint's tensors, except for these, of a layer's prefix:
+Between the nodes of functions.py are the modules of model/decoder.py. Initializers have the names
+of the checkpoint's tensors, except for these of a layer:
 
     self_attn.w_k, .w_v              kv_b_proj [H, N + W, L], divided
     mlp.experts.gate_proj.weight     those of all experts of this rank, [e, I, D]
@@ -44,7 +44,7 @@ SIDES = tuple(STACKS.values())  # gate_proj, up_proj, down_proj
 
 @dataclass(frozen=True)
 class Form:
-    """What a graph is made for."""
+    """The dtype, sizes and ranks that a graph is traced for."""
 
     dtype: torch.dtype  # of activations, caches and weights that are not codes
     positions: int  # that the tables of angles have

@@ -73,7 +73,9 @@ def require_divisible(model: Model, ranks: Ranks) -> None:
     attention, moe, tp, ep = model.attention, model.moe, ranks.tp, ranks.ep
     assert isinstance(attention, MLA)
     if 1 not in (tp, ep) and tp != ep:
-        raise DstoolsError(f"--tp {tp} --ep {ep}: differ", "give both the same number, or one")
+        raise DstoolsError(
+            f"--tp {tp} --ep {ep}: they must be equal, or one of them 1", f"--tp {tp} --ep {tp}"
+        )
     if ep > 1 and moe is None:
         raise DstoolsError(f"--ep {ep}: the model has no experts", "leave it out")
     count = moe.n_routed_experts if moe is not None else 0

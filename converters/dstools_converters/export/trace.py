@@ -1,4 +1,4 @@
-"""Traces the graphs of a model by torch's exporter, without a weight in memory."""
+"""Graphs of a model, traced by torch's exporter, without a weight in memory."""
 
 import logging
 import warnings

@@ -105,5 +105,5 @@ def test_a_model_without_an_mtp_layer_does_not_draft(checkpoint: Callable[..., P
 
 
 def test_dense_models_are_left_to_their_own_builder(checkpoint: Callable[..., Path]) -> None:
-    with pytest.raises(DstoolsError, match="has no latents"):
+    with pytest.raises(DstoolsError, match="does not use MLA"):
         planned(Options(mtp=False), checkpoint("tiny-llama"))

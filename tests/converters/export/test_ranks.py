@@ -46,7 +46,7 @@ def test_the_parts_of_all_ranks_are_the_weight() -> None:
     [
         (Ranks(tp=3), {}, "--tp 3: does not divide num_attention_heads, 4"),
         (Ranks(ep=3), {}, "--ep 3: does not divide n_routed_experts, 16"),
-        (Ranks(tp=2, ep=4), {}, "--tp 2 --ep 4: differ"),
+        (Ranks(tp=2, ep=4), {}, "--tp 2 --ep 4: they must be equal"),
         (Ranks(ep=2), {"n_routed_experts": None}, "--ep 2: the model has no experts"),
         (Ranks(tp=4), {"intermediate_size": 386}, r"mlp.gate_proj.weight, \[386, 256\]"),
         (Ranks(tp=2), {"attention_bias": True}, "attention_bias"),

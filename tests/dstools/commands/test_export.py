@@ -27,12 +27,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_report_says_what_was_written_and_what_to_run_next(tmp_path: Path) -> None:
-    result = run(SAMPLE, tmp_path / "out", "--onnx", "--context", "256", "--dtype", "bfloat16")
+    result = run(SAMPLE, tmp_path / "out", "--onnx", "--context", "256")
     assert result.exit_code == 0, result.output
     assert "4 rows of 256 tokens" in result.stderr
-    assert "98 tensors (88 copied as they are, 4 converted, 6 made here)" in result.stdout
+    assert "98 tensors (4 copied as they are, 88 converted, 6 made here)" in result.stdout
     assert "hint: dstools generate" in result.stderr
     assert len(result.stderr.splitlines()) == 2  # nothing of torch's
+
+
+def test_what_does_not_run_here_is_not_a_hint(tmp_path: Path) -> None:
+    result = run(SAMPLE, tmp_path / "out", "--onnx", "--context", "256", "--dtype", "bfloat16")
+    assert "98 tensors (88 copied as they are, 4 converted, 6 made here)" in result.stdout
+    assert "dstools generate" not in result.stderr
 
 
 def test_json_has_the_figures(tmp_path: Path) -> None:
@@ -74,7 +80,7 @@ def test_a_pool_that_does_not_fit_is_warned_of(
         (["--onnx", "--context", "4096"], 1, "error: --context 4096: the model has 512 positions"),
         (["--onnx", "--tp", "3"], 1, "error: --tp 3: does not divide num_attention_heads, 4"),
         (["--onnx", "--page-size", "16"], 1, "error: --page-size 16: the kernels read pages of 64"),
-        (["--onnx", "--tp", "2", "--ep", "4"], 1, "error: --tp 2 --ep 4: differ"),
+        (["--onnx", "--tp", "2", "--ep", "4"], 1, "error: --tp 2 --ep 4: they must be equal"),
         (["--onnx", "--dtype", "int8"], 2, "int8"),
     ],
 )

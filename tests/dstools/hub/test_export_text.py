@@ -95,6 +95,12 @@ def test_bf16_on_a_cpu_is_warned_of() -> None:
     assert "ONNX Runtime has no BF16 on a CPU" in card(replace(EXPORT, dtype="bfloat16"))
 
 
+def test_bf16_is_not_said_to_run_on_a_cpu() -> None:
+    text = card(replace(EXPORT, dtype="bfloat16"))
+    assert "dstools generate" not in text
+    assert "a CPU runs the same export with `--dtype float32`" in text
+
+
 def test_ranks_are_not_said_to_run() -> None:
     text = card(replace(EXPORT, tp=1, ep=8, expert_inputs=True, files={}))
     assert "| Ranks | 8 (tp 1, ep 8); experts are inputs, from experts.safetensors |" in text
