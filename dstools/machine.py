@@ -67,6 +67,11 @@ class Memory:
     available: int
     limit: int | None  # of the container, where it is lower than `total`
 
+    @property
+    def free(self) -> int:
+        """Return what is available, the container's limit at most."""
+        return min(self.available, self.limit or self.available)
+
 
 @dataclass(frozen=True)
 class Disk:

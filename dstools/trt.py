@@ -3,7 +3,6 @@
 import shlex
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,9 +82,7 @@ def finish(
         from dstools_converters.export.folder import PLUGINS
         from dstools_converters.export.trt.check import check
 
-        now = memory()
-        free = min(now.available, now.limit or now.available)
-        written = check(folder, written, job, folder / PLUGINS, free)
+        written = check(folder, written, job, folder / PLUGINS, memory().free)
     if wants.engine:
         from dstools_converters.export.folder import PLUGINS
         from dstools_converters.export.trt.engine import build_engines
@@ -97,7 +94,7 @@ def finish(
 
 def _build_plugins(folder: Path, written: "Export") -> "Export":
     """Build the library of plugins into a folder, and list it in export.json."""
-    from dstools_converters.export.folder import EXPORT, PLUGINS
+    from dstools_converters.export.folder import EXPORT, PLUGINS, content_sha256
     from dstools_kernels.plugin import build
 
     click.echo("plugins   compiling kernels and library", err=True)
@@ -107,7 +104,7 @@ def _build_plugins(folder: Path, written: "Export") -> "Export":
         raise DstoolsError(
             f"{folder / PLUGINS}: {error}", "graph and weights are complete without it"
         ) from error
-    digest = sha256((folder / PLUGINS).read_bytes()).hexdigest()
-    listed = replace(written, files=dict(sorted({**written.files, PLUGINS: digest}.items())))
+    files = {**written.files, PLUGINS: content_sha256(folder / PLUGINS)}
+    listed = replace(written, files=dict(sorted(files.items())))
     replace_file(folder / EXPORT, listed.to_bytes())
     return listed

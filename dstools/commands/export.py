@@ -298,9 +298,9 @@ def _judge(job: "Job") -> tuple[str, ...]:
     from dstools_converters.model.tokenizer import load_tokenizer
     from dstools_converters.runtime.overflow import PROMPTS, judge_float16
 
-    now, tokenizer = memory(), load_tokenizer(job.inventory.checkpoint.folder)
-    free = min(now.available, now.limit or now.available)
-    note = judge_float16(job.inventory, [tokenizer.encode(text) for text in PROMPTS], free)
+    tokenizer = load_tokenizer(job.inventory.checkpoint.folder)
+    prompts = [tokenizer.encode(text) for text in PROMPTS]
+    note = judge_float16(job.inventory, prompts, memory().free)
     if note is None:
         return ()
     click.echo(f"warning: {note}", err=True)
@@ -321,8 +321,7 @@ def _show_pool(pool: "Pool") -> None:
     taken = tokens * pool.token_bytes
     rows = f"{pool.max_batch_size} rows of {pool.context_length:,} tokens"
     click.echo(f"pool      {rows}: {size(taken)} of caches where it runs", err=True)
-    now = memory()
-    free = min(now.available, now.limit or now.available)
+    free = memory().free
     if taken > free:
         row = -(-pool.context_length // pool.page_size) * pool.page_size * pool.token_bytes
         room = max(int(free * pool.context_length // max(taken, 1)), 2)

@@ -98,5 +98,4 @@ def free_memory(device: str) -> int:
         return torch.cuda.mem_get_info()[0]
     from dstools.machine import memory
 
-    now = memory()
-    return min(now.available, now.limit or now.available)
+    return memory().free

@@ -100,6 +100,11 @@ def test_the_limit_is_the_lowest_of_the_control_groups(
     assert machine.memory().limit == limit
 
 
+@pytest.mark.parametrize(("limit", "free"), [(None, 50), (30, 30), (70, 50)])
+def test_free_memory_ends_at_the_limit(limit: int | None, free: int) -> None:
+    assert machine.Memory(100, 50, limit).free == free
+
+
 def test_free_space_is_of_the_working_and_of_the_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,6 @@ checkpoint that it was made from, `exported_source` compares tensors; that takes
 """
 
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from dstools_converters.checkpoint.rows import Progress
@@ -13,7 +12,7 @@ from dstools_converters.errors import DstoolsError, Finding, merged, printable
 from dstools_converters.export.folder import EXPORT, Export, Kind, require_export
 from dstools_converters.sidefiles.carried import LATER, README, require_inside
 from dstools_converters.sidefiles.signature import Verifier
-from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, hash_file
+from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, sha256_of
 from dstools_converters.verify.exported_data import check_places, read_files
 from dstools_converters.verify.exported_graph import check_graphs
 from dstools_converters.verify.exported_model import check_model
@@ -102,13 +101,12 @@ def _check_file(
     if faults:
         yield from faults
         return
-    made = sha256()
     try:
-        hash_file(folder / name, [made], progress)
+        made = sha256_of(folder / name, progress)
     except DstoolsError as error:
         yield Finding.error("file-unread", printable(name), str(error), error.hint)
         return
-    if made.hexdigest() != digest:
+    if made != digest:
         message = f"is not the file that {EXPORT} lists: its sha256 differs"
         code = "file-differs" if is_needed else "engine-differs"
         yield Finding.error(code, printable(name), message, AGAIN)

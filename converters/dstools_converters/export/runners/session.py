@@ -10,7 +10,6 @@ order in which it multiplies them: two to eight tokens are then 1.5 times as fas
 of the other graph. Experts and the embedding are not copied.
 """
 
-from hashlib import sha256
 from pathlib import Path
 
 import onnxruntime
@@ -19,7 +18,15 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from torch import Tensor
 
 from dstools_converters.errors import DstoolsError, UnsupportedError, printable
-from dstools_converters.export.folder import DATA, DRAFT_GRAPH, EXPORT, GRAPH, Export, Pool
+from dstools_converters.export.folder import (
+    DATA,
+    DRAFT_GRAPH,
+    EXPORT,
+    GRAPH,
+    Export,
+    Pool,
+    content_sha256,
+)
 from dstools_converters.files import LFS_HINT, is_lfs_pointer, real
 from dstools_converters.runtime.pages import Batch
 
@@ -172,7 +179,7 @@ def require_runnable(folder: Path, export: Export, *, mtp: bool) -> Pool:
 def _require_graph(path: Path, digest: str | None) -> None:
     """Raise DstoolsError unless the file of a graph is the one that was exported."""
     _require_file(path)
-    if sha256(path.read_bytes()).hexdigest() != digest:
+    if content_sha256(path) != digest:
         raise DstoolsError(
             f"{path}: is not the file that was exported, by its sha256", _advice(path)
         )

@@ -10,7 +10,6 @@ needs neither is done before, so that elsewhere graph and plugins are ready and 
 
 import math
 from dataclasses import replace
-from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.errors import DstoolsError, ShortfallError
 from dstools_converters.export.deepseek import Job, pool
-from dstools_converters.export.folder import EXPORT, Export, GraphNote, Precision
+from dstools_converters.export.folder import EXPORT, Export, GraphNote, Precision, content_sha256
 from dstools_converters.export.sources import sources
 from dstools_converters.export.trt.check import require_network
 from dstools_converters.export.trt.graphs import read_graph, require_graphs
@@ -108,7 +107,7 @@ def build_engines(folder: Path, export: Export, library: Path, command: str) -> 
         made[str(Path(name).with_name(CACHE))] = cache
         for each, content in made.items():
             replace_file(folder / each, content)
-        digests = {each: sha256(content).hexdigest() for each, content in made.items()}
+        digests = {each: content_sha256(content) for each, content in made.items()}
         export = replace(export, engines=dict(sorted({**export.engines, **digests}.items())))
         replace_file(folder / EXPORT, export.to_bytes())
     return export
@@ -131,7 +130,7 @@ def read_plan(folder: Path, export: Export, name: str) -> bytes:
         raise DstoolsError(
             f"{folder / name}: is missing", "build it with dstools export --trt"
         ) from error
-    if sha256(plan).hexdigest() != known:
+    if content_sha256(plan) != known:
         raise DstoolsError(
             f"{folder / name}: is not the engine that export.json names, so it is not loaded",
             "copy it again, or build it with dstools export --trt",

@@ -1,14 +1,13 @@
 """Holds the graphs of a folder to its export.json, before anything is built from them."""
 
 from collections.abc import Iterable, Mapping
-from hashlib import file_digest
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from dstools_converters.errors import ShortfallError
-from dstools_converters.export.folder import Export, Port, Weight
+from dstools_converters.export.folder import Export, Port, Weight, content_sha256
 from dstools_converters.export.trt.nodes import REPORT, require_nodes, types_of
 
 AGAIN = "export the model again"
@@ -38,9 +37,7 @@ def require_graphs(folder: Path, export: Export) -> None:
             ]
             require_ports(str(file), kind, ports, wanted)
         _require_weights(file, model, _beside(note.file, export.weights))
-        with file.open("rb") as content:
-            digest = file_digest(content, "sha256").hexdigest()
-        if digest != export.files.get(note.file):
+        if content_sha256(file) != export.files.get(note.file):
             raise ShortfallError(f"{file}: its sha256 is not that of export.json", AGAIN)
 
 
