@@ -161,9 +161,10 @@ def export(
     """Export a checkpoint as an ONNX graph, DeepSeek's with latent caches in pages.
 
     ONNX Runtime runs the folder on a CPU, onnxruntime-genai's Engine serves it, and TensorRT builds
-    it with the plugins of dstools. FP8 weights keep their codes and scales; weights are streamed,
-    so a model of any size takes less than 1 GB of memory. Interrupted, the same command resumes.
-    Llama and Qwen are left to onnxruntime-genai's builder, and its work is checked.
+    it with the plugins of dstools. FP8 weights keep their codes and scales. A DeepSeek model of any
+    size takes less than 1 GB of memory: its weights are streamed. Interrupted, the same command
+    resumes. Llama and Qwen are left to onnxruntime-genai's builder, which loads the whole model in
+    float32, and its work is checked; interrupted, it begins anew.
     """
     if onnx == (format_ is not None):
         raise click.UsageError("say what to write: --onnx, or --format deepseek-inference")
@@ -218,12 +219,13 @@ def _export_graph(
 
 def _export_dense(checkpoint: "Checkpoint", out: str) -> Report:
     """Let onnxruntime-genai's builder write a dense model."""
+    from dstools.machine import memory
     from dstools_converters.checkpoint.inventory import require_sound
     from dstools_converters.export.dense import export_dense
 
-    return _report(
-        export_dense(require_sound(checkpoint), Path(out), _files(checkpoint), tool=TOOL), out
-    )
+    inventory, files = require_sound(checkpoint), _files(checkpoint)
+    written = export_dense(inventory, Path(out), files, tool=TOOL, free=memory().free)
+    return _report(written, out)
 
 
 def _export_shards(checkpoint: "Checkpoint", out: str, ranks: int, mtp: bool) -> Report:

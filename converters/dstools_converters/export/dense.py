@@ -2,7 +2,8 @@
 
 It runs in a process of its own, offline and without a token for the Hub: it imports modules under
 names like `builders`, prints on every layer, and its memory is free again when it ends. What it
-wrote counts once its logits are those of transformers.
+wrote counts once its logits are those of transformers. Nothing of it is resumed: a run that was
+stopped begins anew, in the same folder OUT.incomplete.
 
 float32 alone is written. In onnxruntime-genai 0.18 the builder's float16 for CPUs fails at the
 second token (ONNX Runtime 1.32), its bfloat16 for CPUs does not load, and what it writes for CUDA
@@ -13,14 +14,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.tied import require_tied
-from dstools_converters.errors import DstoolsError, UnsupportedError, printable
+from dstools_converters.errors import DstoolsError, UnsupportedError, printable, size
 from dstools_converters.export.dense_check import UNKNOWN, check, refer
 from dstools_converters.export.folder import (
     EXPORT,
@@ -34,6 +34,7 @@ from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import read_architecture
 from dstools_converters.model.tokenizer import end_ids, load_tokenizer
+from dstools_converters.runtime.weights import read_positions
 
 CLASSES = {  # model_type -> the class by which the builder chooses its own
     "llama": "LlamaForCausalLM",
@@ -43,49 +44,68 @@ CLASSES = {  # model_type -> the class by which the builder chooses its own
 BUILDER = "onnxruntime_genai.models.builder"
 WRITTEN = (GRAPH, f"{GRAPH}.data", GENAI_CONFIG)  # of what it writes; the rest is copied
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+FLOAT32_BYTES = 4
+# Of the weights in float32: the check has the file mapped, and ONNX Runtime its own order of it. Of
+# 135 million parameters, 2026-11-29, the peak was 1.73 GB, 0.76 GB of it libraries.
+COPIES = 2
 
 
 def export_dense(
-    inventory: Inventory, out: Path, files: Mapping[str, Path | bytes], *, tool: str
+    inventory: Inventory, out: Path, files: Mapping[str, Path | bytes], *, tool: str, free: int
 ) -> Export:
     """Write the folder `out`, `files` and the graph, in one go; return its export.json.
 
-    files: those of the tokenizer, and what else goes along. Raises DstoolsError where OUT exists,
-    for a model that the builder is not asked to write or fails at, and ShortfallError where its
-    graph computes something else.
+    files: those of the tokenizer, and what else goes along; free: bytes of memory. Raises
+    DstoolsError where OUT exists, memory or disk are too small, for a model that the builder is not
+    asked to write or fails at, and ShortfallError where its graph computes something else.
     """
     source = inventory.checkpoint.folder
     require_dense(inventory)
     require_tied(inventory)
     ends = end_ids(source, load_tokenizer(source))
     architecture = read_architecture(inventory.checkpoint.config)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        built = Path(scratch) / "model"
-        references = refer(source)
-        _build(source, built)
-        _set_ends(built / GENAI_CONFIG, ends)
-        agreement = check(built, references, architecture)
-        inventory.checkpoint.check_unmoved()
-        contents = {**files, **{name: built / name for name in WRITTEN}}
-        export = Export(
-            tool,
-            "dense",
-            inventory.model.model_type,
-            "float32",
-            checks={"transformers": "passed"},
-            notes=(agreement.sentence,),
-            files={name: content_sha256(content) for name, content in sorted(contents.items())},
-        )
-        with Unfinished(out, f"{tool} dense {inventory.checkpoint.digest}") as folder:
-            if folder.is_published:
-                folder.clean_up()
-                return require_export(out)
+    weights = FLOAT32_BYTES * sum(info.numel for info in inventory.tensors.values())
+    positions = read_positions(inventory.checkpoint.config, architecture)
+    tables = FLOAT32_BYTES * positions * architecture.rope.dim  # cosines and sines
+    _require_memory(source, COPIES * weights, free)
+    with Unfinished(out, f"{tool} dense {inventory.checkpoint.digest}") as folder:
+        if folder.is_published:
+            folder.clean_up()
+            return require_export(out)
+        built = folder.start_over() / "model"
+        folder.require_space(weights + tables)
+        try:
+            references = refer(source)
+            _build(source, built, folder.lock)
+            _set_ends(built / GENAI_CONFIG, ends)
+            agreement = check(built, references, architecture)
+            inventory.checkpoint.check_unmoved()
+            contents = {**files, **{name: built / name for name in WRITTEN}}
+            export = Export(
+                tool,
+                "dense",
+                inventory.model.model_type,
+                "float32",
+                checks={"transformers": "passed"},
+                notes=(agreement.sentence,),
+                files={name: content_sha256(content) for name, content in sorted(contents.items())},
+            )
             for name in WRITTEN:
                 folder.take(built / name)
             folder.publish({**files, EXPORT: export.to_bytes()})
+        finally:  # an error leaves nothing that a next run could use
             folder.clean_up()
     return export
+
+
+def _require_memory(source: Path, needed: int, free: int) -> None:
+    """Raise DstoolsError where the builder or the check of its graph would run out of memory."""
+    if needed > free:
+        raise DstoolsError(
+            f"{source}: onnxruntime-genai's builder loads the model, and its graph is run once: "
+            f"that takes {size(needed)} of memory, and {size(free)} is free",
+            "free memory, or export it on a larger machine",
+        )
 
 
 def require_dense(inventory: Inventory) -> None:
@@ -110,8 +130,8 @@ def require_dense(inventory: Inventory) -> None:
         )
 
 
-def _build(source: Path, out: Path) -> None:
-    """Let the builder write its files into the new folder `out`."""
+def _build(source: Path, out: Path, lock: int) -> None:
+    """Let the builder write its files into the new folder `out`, and hold the lock meanwhile."""
     environment = {key: value for key, value in os.environ.items() if key not in TOKENS}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = [sys.executable, "-m", BUILDER, "-i", str(source.resolve()), "-o", str(out.resolve())]
@@ -123,6 +143,7 @@ def _build(source: Path, out: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment,
+        pass_fds=(lock,),
         check=False,
     )
     if ran.returncode or not all((out / name).is_file() for name in WRITTEN):

@@ -3,6 +3,7 @@
     OUT.incomplete/            locked by the run that fills it
         journal.jsonl          the plan, then what is written, as the export notes it
         model/                 becomes OUT
+        scratch/               files of another program, before they are moved into model/
 
 A file that is filled from front to back is flushed, and the count of its parts noted, by `done`.
 One whose tensors come in any order is noted by their hashes, which the next run compares.
@@ -18,7 +19,7 @@ from typing import Any
 from dstools_converters.errors import DstoolsError, disk_errors, size
 from dstools_converters.files import append_record, recover_log, sync
 
-JOURNAL, MODEL = "journal.jsonl", "model"
+JOURNAL, MODEL, SCRATCH = "journal.jsonl", "model", "scratch"
 
 
 class Unfinished:
@@ -46,27 +47,27 @@ class Unfinished:
         if os.path.lexists(self.out) and not self.work.is_dir():
             raise self._exists()
         self.work.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY)
+        self.lock = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._take_over()
         except BaseException:
-            os.close(self._lock)
+            os.close(self.lock)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._journal)
-        os.close(self._lock)
+        os.close(self.lock)
 
     def _take_over(self) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DstoolsError(
                 f"{self.work}: another run is writing it", "wait for it, or stop it"
             ) from error
         for path in self.work.iterdir():
-            if path.name not in (JOURNAL, MODEL):
+            if path.name not in (JOURNAL, MODEL, SCRATCH):
                 raise DstoolsError(
                     f"{path}: dstools did not write it",
                     "move it; the output is worked on in this folder",
@@ -114,6 +115,18 @@ class Unfinished:
                 "free some space, or name a folder on another disk",
             )
 
+    def start_over(self) -> Path:
+        """Delete what earlier runs have left; return an empty folder for another program's files.
+
+        A program that inherits the descriptor `lock` keeps others out for as long as it runs.
+        """
+        scratch = self.work / SCRATCH
+        for folder in (self.model, scratch):
+            if folder.exists():
+                shutil.rmtree(folder)
+        scratch.mkdir()
+        return scratch
+
     def open(self, name: str, nbytes: int) -> tuple[int, int]:
         """Return a descriptor of a file of this size, and how many of its parts are done."""
         self._names.add(name)
@@ -121,9 +134,13 @@ class Unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_there = path.is_file() and path.stat().st_size == nbytes
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        with disk_errors(path):
-            os.truncate(file, nbytes)
-            os.posix_fallocate(file, 0, nbytes)
+        try:
+            with disk_errors(path):
+                os.truncate(file, nbytes)
+                os.posix_fallocate(file, 0, nbytes)
+        except BaseException:
+            os.close(file)
+            raise
         return file, self._parts.get(name, 0) if is_there else 0
 
     def done(self, name: str, file: int, parts: int) -> None:
@@ -133,7 +150,7 @@ class Unfinished:
         self.note({"file": name, "parts": parts})
 
     def take(self, path: Path) -> None:
-        """Move a file of another program into the folder, from the same disk."""
+        """Move a file out of `start_over`'s folder into the one that becomes OUT."""
         sync(path)
         self.model.mkdir(exist_ok=True)
         path.rename(self.model / path.name)

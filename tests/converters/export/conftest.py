@@ -27,6 +27,7 @@ from dstools_converters.runtime.weights import sound_inventory
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 SHORT = Options(context=512)
+PLENTY = 1 << 40  # of memory
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -99,7 +100,8 @@ def dense_folder(
         if kind not in made:
             source, out = dense_source(kind), tmp_path_factory.mktemp("exported") / "out"
             files = {name: source / name for name in TOKENIZER}
-            export_dense(require_sound(open_checkpoint(source)), out, files, tool="dstools test")
+            inventory = require_sound(open_checkpoint(source))
+            export_dense(inventory, out, files, tool="dstools test", free=PLENTY)
             made[kind] = out
         return made[kind]
 

@@ -1,10 +1,16 @@
 """Students are exported by genai's builder, checked, and there only when they are right."""
 
+import fcntl
 import json
+import os
+import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +18,7 @@ import torch
 
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import Inventory, require_sound
-from dstools_converters.errors import DstoolsError, ShortfallError, UnsupportedError
+from dstools_converters.errors import DstoolsError, ShortfallError, UnsupportedError, size
 from dstools_converters.export import dense
 from dstools_converters.export.dense import export_dense, require_dense
 from dstools_converters.export.dense_loop import DenseLoop
@@ -28,8 +34,8 @@ def inventory(folder: Path) -> Inventory:
     return require_sound(open_checkpoint(folder))
 
 
-def export(source: Path, out: Path) -> Export:
-    return export_dense(inventory(source), out, {}, tool="dstools test")
+def export(source: Path, out: Path, free: int = 1 << 40) -> Export:
+    return export_dense(inventory(source), out, {}, tool="dstools test", free=free)
 
 
 def answers(folder: Path, prompts: list[list[int]], tokens: int) -> list[list[int]]:
@@ -186,4 +192,86 @@ def test_models_that_the_builder_is_not_asked_to_write_are_refused(
         require_dense(inventory(dense_source("tiny-llama", architectures=None)))
     with pytest.raises(DstoolsError, match="has no tokenizer"):
         export(checkpoint("tiny-llama"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------ what it takes, and kills
+
+# A builder that ends its caller in the middle, and goes on until it may stop
+KILLER = """
+import os, signal, sys, time
+from pathlib import Path
+
+out = Path(sys.argv[sys.argv.index("-o") + 1])
+out.mkdir()
+(out / "model.onnx.data").write_bytes(b"half of a model")
+os.kill(os.getppid(), signal.SIGKILL)
+while not Path(__file__).with_name("stop").exists():
+    time.sleep(0.02)
+"""
+RUN = """
+import sys
+from pathlib import Path
+
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.inventory import require_sound
+from dstools_converters.export import dense
+
+dense.BUILDER, dense.refer = "killer", lambda source: []
+inventory = require_sound(open_checkpoint(Path(sys.argv[1])))
+dense.export_dense(inventory, Path(sys.argv[2]), {}, tool="dstools test", free=1 << 40)
+"""
+
+
+def test_a_killed_run_leaves_its_own_folder_alone_and_the_next_one_begins_anew(
+    dense_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, out, programs = dense_source("tiny-llama"), tmp_path / "to" / "out", tmp_path / "p"
+    programs.mkdir()
+    (programs / "killer.py").write_text(KILLER)
+    path = os.pathsep.join((str(programs), *sys.path))
+    command = [sys.executable, "-c", RUN, str(source), str(out)]
+    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert ran.returncode == -signal.SIGKILL
+    work = out.with_name("out.incomplete")
+    assert list(out.parent.iterdir()) == [work]
+    with pytest.raises(DstoolsError, match="another run is writing it"):  # the builder still does
+        export(source, out)
+    (programs / "stop").touch()
+    lock = os.open(work, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.close(lock)
+    note = export(source, out)
+    assert list(out.parent.iterdir()) == [out]
+    assert (
+        sha256((out / "model.onnx.data").read_bytes()).hexdigest()
+        == (note.files["model.onnx.data"])
+    )
+
+
+def test_too_little_memory_is_said_with_the_figure(
+    dense_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Twice the weights in float32."""
+    source = dense_source("tiny-llama")
+    count = sum(info.numel for info in inventory(source).tensors.values())
+    with pytest.raises(DstoolsError, match=r"takes .* of memory, and 1 kB is free") as caught:
+        export(source, tmp_path / "out", free=1000)
+    assert size(2 * 4 * count) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_builder_runs(
+    dense_source: Callable[..., Path],
+    dense_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of as many bytes as the builder then writes, but for the graph."""
+    wanted = (dense_folder("tiny-llama") / "model.onnx.data").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr(dense, "refer", None)
+    with pytest.raises(DstoolsError, match=r"out: needs .*, the disk has 1 kB free") as caught:
+        export(dense_source("tiny-llama"), tmp_path / "out")
+    assert f"needs {size(wanted)}," in str(caught.value)
     assert list(tmp_path.iterdir()) == []

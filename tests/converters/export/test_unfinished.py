@@ -146,15 +146,21 @@ def test_a_disk_that_fills_up_is_one_line(out: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(DstoolsError, match="No space left") as caught:
         fill(out)
     assert "the same command resumes" in caught.value.hint
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_file_of_another_program_is_moved_into_the_folder(out: Path) -> None:
-    (out.parent / "graph").write_bytes(b"of a builder")
+    with Unfinished(out, "plan") as folder:  # stopped
+        (folder.start_over() / "half").write_bytes(b"of a graph")
     with Unfinished(out, "plan") as folder:
-        folder.take(out.parent / "graph")
+        scratch = folder.start_over()
+        assert list(scratch.iterdir()) == []
+        (scratch / "graph").write_bytes(b"of a builder")
+        folder.take(scratch / "graph")
         folder.publish({"note": b"beside it"})
         folder.clean_up()
     assert [path.name for path in out.parent.iterdir()] == ["out"]
