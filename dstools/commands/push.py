@@ -93,7 +93,7 @@ class Planned:
     "takes_engines",
     section="Repository",
     is_flag=True,
-    help="Publish the TensorRT engines of an exported folder, too.",
+    help="Publish native code of an exported folder, too: engines and plugins of TensorRT.",
 )
 @option("--yes", "is_agreed", section="Output", is_flag=True, help="Do not ask.")
 @option("--dry-run", section="Output", is_flag=True, help="Print the plan and change nothing.")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 from dstools.hub.card_text import HUB, PLACEHOLDER
 from dstools_converters.errors import size
-from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, Export, Making
+from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, Export, Making, native_code
 from dstools_converters.markdown import table, text
 from dstools_converters.sidefiles.sums import SUMS
 
@@ -181,14 +181,15 @@ def _checks(export: Export) -> Iterator[str]:
 
 
 def _engines(export: Export, files: Collection[str]) -> Iterator[str]:
-    engines = sorted(set(export.engines).intersection(files))
-    if engines:
-        yield "## Engines"
+    code = native_code(export)
+    published = sorted(set(code).intersection(files))
+    if published:
+        yield "## Engines and plugins"
         yield (
-            "Engines run on the GPU and with the TensorRT that they were built for, and hold code: "
-            "load them only from people whom you trust."
+            "Engines run on the GPU and with the TensorRT that they were built for. They and a "
+            "library of plugins are native code: load them only from people whom you trust."
         )
-        yield "\n".join(f"- {text(name)}, sha256 {export.engines[name]}" for name in engines)
+        yield "\n".join(f"- {text(name)}, sha256 {code[name]}" for name in published)
 
 
 def _copy(files: Collection[str], repo: str) -> str:

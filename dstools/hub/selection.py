@@ -1,6 +1,6 @@
 """The files of a folder that are published, those that are left out, and those that are refused.
 
-An exported folder publishes the files that export.json lists, engines where they are asked for. A
+An exported folder publishes the files that export.json lists, native code where it is asked for. A
 folder with SHA256SUMS publishes the files that this lists, a stage of `distill` the outputs of
 its manifest, both with the card, licence, evaluation, report and plots that were added since. Any
 other folder publishes the kinds of files below, never whatever it holds.
@@ -17,7 +17,7 @@ from dstools_converters.checkpoint.config import named_code
 from dstools_converters.checkpoint.exported import is_exported
 from dstools_converters.checkpoint.folder import WEIGHT_SUFFIXES
 from dstools_converters.errors import DstoolsError, Finding, printable, size
-from dstools_converters.export.folder import EXPORT, require_export
+from dstools_converters.export.folder import EXPORT, PLUGINS, native_code, require_export
 from dstools_converters.files import is_lfs_pointer, json_object, real
 from dstools_converters.sidefiles.carried import README, TRAINING_FILES, TRAINING_FOLDERS
 from dstools_converters.sidefiles.manifest import MANIFEST
@@ -87,8 +87,8 @@ class Selection:
 def select(folder: Path, *, takes_engines: bool = False) -> Selection:
     """Return what is published of a folder; nothing is read but lists and configs.
 
-    takes_engines: those of an exported folder, too. Raises DstoolsError where a list cannot be
-    read, and for engines of a folder that has none.
+    takes_engines: those of an exported folder and its library of plugins, too. Raises DstoolsError
+    where a list cannot be read, and for a folder that has neither.
     """
     if not folder.is_dir():
         raise DstoolsError(f"{folder}: no such folder", "name the folder of a model")
@@ -124,7 +124,8 @@ def _listed(folder: Path) -> tuple[str, dict[str, str]]:
     """
     if is_exported(folder):
         export = require_export(folder)
-        return EXPORT, {EXPORT: "", **export.files, **dict.fromkeys(export.weights, "")}
+        files = {name: digest for name, digest in export.files.items() if name != PLUGINS}
+        return EXPORT, {EXPORT: "", **files, **dict.fromkeys(export.weights, "")}
     sums = read_sums(folder)
     if sums is not None:
         return SUMS, sums
@@ -142,12 +143,12 @@ def _listed(folder: Path) -> tuple[str, dict[str, str]]:
 
 
 def _engines(folder: Path) -> dict[str, str]:
-    """Return the sha256 of each engine that export.json lists."""
-    engines = require_export(folder).engines
-    if not engines:
-        hint = "leave out --engines, or build one: dstools export --trt"
-        raise DstoolsError(f"{folder}: {EXPORT} lists no engine", hint)
-    return dict(engines)
+    """Return the sha256 of each engine that export.json lists, and of its library of plugins."""
+    code = native_code(require_export(folder))
+    if not code:
+        hint = "leave out --engines, or build one: dstools export --trt, or --plugins"
+        raise DstoolsError(f"{folder}: {EXPORT} lists no engine and no plugins", hint)
+    return code
 
 
 def _walk(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -265,8 +266,10 @@ def _large(files: dict[str, Path]) -> Iterator[Finding]:
 
 
 def is_weights(name: str) -> bool:
-    """Return whether a file of a repository is weights, an engine, or a list of weights."""
+    """Return whether a file of a repository is weights, native code, or a list of weights."""
     base = name.rpartition("/")[2]
     if TRAINING_FILES.fullmatch(base):
         return False
-    return base == EXPORT or base.endswith((*WEIGHT_SUFFIXES, *DATA_SUFFIXES, ".index.json"))
+    return base in (EXPORT, PLUGINS) or base.endswith(
+        (*WEIGHT_SUFFIXES, *DATA_SUFFIXES, ".index.json")
+    )

@@ -127,6 +127,12 @@ def require_export(folder: Path) -> Export:
     return export
 
 
+def native_code(export: Export) -> dict[str, str]:
+    """Return the sha256 of each file that is code of a machine: engines, the library of plugins."""
+    plugins = {name: digest for name, digest in export.files.items() if name == PLUGINS}
+    return plugins | export.engines
+
+
 def content_sha256(content: bytes | Path) -> str:
     """Return the sha256 of bytes, or of a file, in hexadecimal."""
     if isinstance(content, bytes):

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, Finding, merged, printable
-from dstools_converters.export.folder import EXPORT, Export, Kind, require_export
+from dstools_converters.export.folder import EXPORT, PLUGINS, Export, Kind, require_export
 from dstools_converters.sidefiles.carried import LATER, README, require_inside
 from dstools_converters.sidefiles.signature import Verifier
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, sha256_of
@@ -80,7 +80,7 @@ def _check_files(folder: Path, export: Export, progress: Progress) -> Iterator[F
     for name, digest in export.files.items():
         if name == README:
             continue  # people edit a card, and `push` writes it anew
-        yield from _check_file(folder, name, digest, progress, is_needed=True)
+        yield from _check_file(folder, name, digest, progress, is_needed=name != PLUGINS)
     for name, digest in export.engines.items():
         yield from _check_file(folder, name, digest, progress, is_needed=False)
     for name in export.weights:
@@ -92,9 +92,9 @@ def _check_files(folder: Path, export: Export, progress: Progress) -> Iterator[F
 def _check_file(
     folder: Path, name: str, digest: str, progress: Progress, *, is_needed: bool
 ) -> Iterator[Finding]:
-    """Yield what is wrong with a file that has a sha256; an engine need not be there."""
+    """Yield what is wrong with a file that has a sha256; native code need not be there."""
     if not is_needed and is_inside(name) and not (folder / name).exists():
-        message = "is listed and not here: engines run on the GPU they were built for"
+        message = "is listed and not here: a copy need not have engines and plugins"
         yield Finding.note("engine-missing", printable(name), message)
         return
     faults = list(_check_entry(folder, name))

@@ -116,6 +116,10 @@ def test_engines_are_told_of_where_they_are_published() -> None:
     assert "load them only from people whom you trust" in text
     assert text.startswith("## About this export")
     assert "hf download ORG/NAME" in text
+    export = replace(EXPORT, files={"libdstools_trt.so": "cd" * 32})
+    assert "## Engines" not in card(export)
+    text = export_text(export, {"libdstools_trt.so"}, base=None, repo=None, has_title=True)
+    assert f"- libdstools_trt.so, sha256 {'cd' * 32}" in text
 
 
 def test_a_dense_export_and_shards_have_their_own_commands() -> None:

@@ -50,6 +50,16 @@ def with_engine(folder: Path) -> None:
     (folder / "export.json").write_text(json.dumps(table))
 
 
+def with_plugins(folder: Path) -> str:
+    """Put a library of plugins into a folder, and list it; return its sha256."""
+    digest = hashlib.sha256(b"a library").hexdigest()
+    (folder / "libdstools_trt.so").write_bytes(b"a library")
+    table = json.loads((folder / "export.json").read_text())
+    table["files"]["libdstools_trt.so"] = digest
+    (folder / "export.json").write_text(json.dumps(table))
+    return digest
+
+
 def dstools(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -122,6 +132,38 @@ def test_an_engine_goes_along_when_it_is_asked_for(folder: Path) -> None:
     assert "model.plan" in select(folder, takes_engines=True).files
 
 
+def test_plugins_go_along_when_they_are_asked_for(folder: Path) -> None:
+    with_plugins(folder)
+    found = select(folder)
+    assert "libdstools_trt.so" not in found.files
+    assert (found.left_out, found.faults) == (["libdstools_trt.so"], [])
+    assert "libdstools_trt.so" in select(folder, takes_engines=True).files
+
+
+@one_leg
+def test_a_copy_without_plugins_is_whole_and_a_card_names_those_that_go_along(
+    push: Callable[..., Any], folder: Path, hub: "FakeHub", tmp_path: Path
+) -> None:
+    digest = with_plugins(folder)
+    run = push(folder, REPO, "--yes")
+    assert run.code == 0, run.stderr
+    assert "libdstools_trt.so" not in hub.head(REPO)[1]
+    assert digest not in hub.content(REPO, "README.md").decode()
+    copy = tmp_path / "copy"
+    for name in hub.head(REPO)[1]:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(hub.content(REPO, name))
+    done = dstools("dstools", "verify", copy, "--sums")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "libdstools_trt.so: is listed and not here" in done.stdout + done.stderr
+    run = push(folder, "alice/other", "--yes", "--engines")
+    assert run.code == 0, run.stderr
+    assert hub.content("alice/other", "libdstools_trt.so") == b"a library"
+    assert (
+        f"- libdstools_trt.so, sha256 {digest}" in hub.content("alice/other", "README.md").decode()
+    )
+
+
 def test_engines_that_are_not_there_are_refused(folder: Path) -> None:
     with pytest.raises(DstoolsError, match="lists no engine"):
         select(folder, takes_engines=True)
@@ -166,6 +208,7 @@ def test_a_list_that_names_a_file_elsewhere_publishes_nothing(folder: Path) -> N
     [
         ("rank1/model.data", True),
         ("model.plan", True),
+        ("libdstools_trt.so", True),
         ("export.json", True),
         ("rank0/mtp.onnx", True),
         ("genai_config.json", False),
