@@ -71,17 +71,18 @@ class Embedded(NamedTuple):
         return hashlib.sha256(self.kernel.asm["cubin"]).hexdigest()[:16]
 
 
-def build(out: Path) -> None:
-    """Write the library to `out`, which appears whole or not at all.
+def build(out: Path) -> str:
+    """Write the library to `out`, whole or not at all; return what the compiler warns of.
 
-    Compiled kernels are kept in Triton's own cache, so that a second build takes seconds.
-    Raises FileNotFoundError where a compiler or headers are missing, ValueError where Triton
-    interprets, RuntimeError with the compiler's words where it fails.
+    A compiler or headers newer than those of the tests may warn without a fault. Compiled kernels
+    are kept in Triton's own cache, so that a second build takes seconds. Raises FileNotFoundError
+    where a compiler or headers are missing, ValueError where Triton interprets, RuntimeError with
+    the compiler's words where it fails.
     """
     command = [*_compiler(), *FLAGS]
     for folder in include_folders():
         command += ["-isystem", str(folder)]
-    with TemporaryDirectory(dir=out.parent) as temporary:
+    with TemporaryDirectory() as temporary:  # not beside `out`: that folder may be published
         folder = Path(temporary)
         generate(folder)
         library = folder / "library.so"
@@ -90,9 +91,12 @@ def build(out: Path) -> None:
         done = subprocess.run(
             [*command, "-o", str(library), "-ldl"], capture_output=True, text=True, check=False
         )
-        if done.returncode or done.stderr:
+        if done.returncode:
             raise RuntimeError(f"the plugin library does not compile:\n{done.stderr.strip()}")
-        library.replace(out)
+        whole = out.with_name(f".{out.name}.tmp")
+        shutil.copy(library, whole)
+        whole.replace(out)
+    return done.stderr
 
 
 def include_folders() -> list[Path]:
@@ -286,4 +290,4 @@ def _cubins_source(folder: Path, count: int) -> str:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    sys.stderr.write(build(Path(sys.argv[1])))

@@ -121,7 +121,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library."""
     path = tmp_path_factory.mktemp("library") / "libdstools_trt.so"
-    plugin.build(path)
+    assert plugin.build(path) == ""  # no warning
     return path
 
 
@@ -269,6 +269,27 @@ def test_a_compiler_that_fails_leaves_the_library_as_it_was(
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match="nothing is compiled with TRITON_INTERPRET=1"):
         plugin.generate(tmp_path)
+
+
+@needs_headers
+def test_a_warning_stops_no_build_and_nothing_else_lies_beside_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that warns, and writes a library that tells where it was built."""
+    compiler, out = tmp_path / "warns", tmp_path / "out" / "libdstools_trt.so"
+    out.parent.mkdir()
+    compiler.write_text(
+        'echo "warning: of a new compiler" >&2\n'
+        'while [ "$1" != -o ]; do shift; done\n'
+        f'echo "$2" > "$2"; ls {out.parent} >> "$2"\n'
+    )
+    monkeypatch.setattr(plugin, "generate", lambda folder: None)
+    monkeypatch.setenv("CXX", f"sh {compiler}")
+    assert plugin.build(out) == "warning: of a new compiler\n"
+    place, *beside = out.read_text().splitlines()
+    assert not Path(place).is_relative_to(out.parent)
+    assert beside == []
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
 # --------------------------------------------------------------------------------- the host logic
