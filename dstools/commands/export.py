@@ -20,12 +20,13 @@ from dstools.options import (
     progress_bar,
     show,
     source_argument,
+    terminal,
     warn,
     workers_option,
 )
 from dstools.source import open_source
 from dstools.trt import Wants, finish, require_possible, trt_options
-from dstools_converters.errors import DstoolsError, size
+from dstools_converters.errors import DstoolsError, printable, size
 from dstools_converters.files import real
 
 if TYPE_CHECKING:
@@ -240,6 +241,10 @@ def _export_shards(checkpoint: "Checkpoint", out: str, ranks: int, mtp: bool) ->
         write_shards(plan, Path(out), files, tool=TOOL, progress=progress)
     if plan.note:
         click.echo(f"warning: {plan.note}", err=True)
+    if plan.left_out:
+        names = ", ".join(map(printable, plan.left_out[:3]))
+        text = f"left out, {len(plan.left_out)} in all, since DeepSeek's code reads none: {names}"
+        click.echo(terminal(f"warning: {text}"), err=True)
     return _report(require_export(Path(out)), out)
 
 

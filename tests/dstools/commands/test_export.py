@@ -125,6 +125,22 @@ def test_the_layout_of_deepseek_s_code_is_written_for_some_ranks(tmp_path: Path)
     assert names == {"export.json", *written.files}
     assert (written.kind, written.tp) == ("deepseek-inference", 2)
     assert "dstools generate" not in result.stderr
+    assert "left out" not in result.stderr
+
+
+def test_tensors_that_deepseek_s_code_does_not_read_are_named_and_counted(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(SAMPLE, source)
+    tensors = load_file(source / "model.safetensors")
+    tensors |= {f"extra.{number}": tensors["model.norm.weight"].clone() for number in range(4)}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    result = run(source, tmp_path / "out", "--format", "deepseek-inference")
+    assert result.exit_code == 0, result.output
+    assert (
+        "\nwarning: left out, 4 in all, since DeepSeek's code reads none: extra.0, extra.1, "
+        in (f"\n{result.stderr}")
+    )
+    assert "extra.3" not in result.stderr
 
 
 def test_a_dense_model_is_left_to_its_builder(
