@@ -128,10 +128,7 @@ def _runs(export: Export, repo: str) -> Iterator[str]:
         yield f"```python\n{GENERATOR}\n```"
         return
     if GENAI_CONFIG in export.files and export.dtype == "bfloat16":
-        yield (
-            "onnxruntime-genai's Engine serves it on a GPU; a CPU runs the same export with "
-            "`--dtype float32`."
-        )
+        yield "onnxruntime-genai's Engine serves it on a GPU."
         yield _tokenizer(export)
     elif GENAI_CONFIG in export.files:
         yield "dstools runs it on ONNX Runtime, and onnxruntime-genai's Engine serves it:"

@@ -98,7 +98,7 @@ def test_bf16_on_a_cpu_is_warned_of() -> None:
 def test_bf16_is_not_said_to_run_on_a_cpu() -> None:
     text = card(replace(EXPORT, dtype="bfloat16"))
     assert "dstools generate" not in text
-    assert "a CPU runs the same export with `--dtype float32`" in text
+    assert "Engine serves it on a GPU." in text
 
 
 def test_ranks_are_not_said_to_run() -> None:
