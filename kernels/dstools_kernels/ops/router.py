@@ -94,7 +94,8 @@ def router(logits: Tensor, bias: Tensor | None, rule: Rule) -> Routed:
 
 def _is_out(choice: Tensor, rule: Rule) -> Tensor:
     """Return whether each expert [T, E] is outside of the groups that its token keeps."""
-    grouped = choice.view(choice.shape[0], rule.n_group, -1)  # len() would fix T in a traced graph
+    tokens, experts = choice.shape  # len() would fix the number of tokens in a traced graph
+    grouped = choice.view(tokens, rule.n_group, experts // rule.n_group)
     is_v3 = rule.group_score == "top2"
     group_scores = grouped.topk(2)[0].sum(-1) if is_v3 else grouped.amax(-1)
     kept = group_scores.topk(rule.topk_group, sorted=False)[1]
