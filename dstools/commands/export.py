@@ -167,7 +167,9 @@ def export(
     resumes. Llama and Qwen are left to onnxruntime-genai's builder, which loads the whole model in
     float32, and its work is checked; interrupted, it begins anew.
     """
-    if onnx == (format_ is not None):
+    if onnx and format_ is not None:
+        raise click.UsageError("--onnx and --format are two exports; give one of them")
+    if not onnx and format_ is None:
         raise click.UsageError("say what to write: --onnx, or --format deepseek-inference")
     require_new(out)
     with open_source(source) as checkpoint:
@@ -184,7 +186,7 @@ def export(
                 report = _export_graph(checkpoint, out, workers, wanted, wants)
     show(report, as_json, _text(report))
     if report.runs_here:
-        hint_command("generate", out, "--prompt", "What is 17 + 25?", "--chat")
+        hint_command("generate", out, "--prompt", "17 + 25 =")
 
 
 def _export_graph(

@@ -111,7 +111,7 @@ def read_export(folder: Path) -> Export | None:
     Raises DstoolsError, naming file and key, where it is damaged or not ours.
     """
     path = folder / EXPORT
-    table = json_table(path)
+    table = json_table(path, "copy it again, or export the checkpoint again")
     if table is None:
         return None
     if not str(table.get("tool")).startswith("dstools "):

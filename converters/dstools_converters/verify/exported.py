@@ -192,6 +192,14 @@ def _check_source(
         results.not_checked.append(f"{what}: --source")
     elif export.kind != "onnx":
         results.not_checked.append(f"{what}: not for folders of the kind {export.kind}")
+        results.findings.append(
+            Finding.error(
+                "source-not-compared",
+                f"--source {source}",
+                f"cannot be compared with a folder of the kind {export.kind}",
+                "leave it out: hashes of export.json cover every byte",
+            )
+        )
     elif results.has_error(UNREADABLE):
         results.not_checked.append(f"{what}: {FIRST}")
     else:

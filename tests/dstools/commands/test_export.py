@@ -160,7 +160,7 @@ def test_a_dense_model_is_left_to_its_builder(
     ("options", "words"),
     [
         (["--format", "deepseek-inference", "--context", "9"], "--context is not for --format"),
-        (["--format", "deepseek-inference", "--onnx"], "say what to write"),
+        (["--format", "deepseek-inference", "--onnx"], "are two exports"),
     ],
 )
 def test_options_that_change_nothing_are_misuse(

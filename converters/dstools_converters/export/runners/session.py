@@ -142,8 +142,9 @@ def _reason(error: Exception) -> str:
 def require_runnable(folder: Path, export: Export, *, mtp: bool) -> Pool:
     """Return the caches that a folder is made for, if ONNX Runtime can run it on a CPU.
 
-    Looks at sizes and at the graphs, not at the weights. Raises DstoolsError for what was exported
-    for GPUs, and for files that are missing, damaged, or where ONNX Runtime does not read them.
+    Compares graphs, config.json and sizes, and does not read the weights. Raises DstoolsError for
+    what was exported for GPUs, and for files that are missing, damaged, or where ONNX Runtime does
+    not read them.
     """
     ranks = max(export.tp, export.ep)
     if ranks > 1:
@@ -166,7 +167,10 @@ def require_runnable(folder: Path, export: Export, *, mtp: bool) -> Pool:
         )
     graphs = [folder / name for name in ((GRAPH, DRAFT_GRAPH) if mtp else (GRAPH,))]
     for path in graphs:
-        _require_graph(path, export.files.get(path.name))
+        _require_file(path)
+    for name, digest in export.files.items():
+        if (path := folder / name) in graphs or name == "config.json":
+            _require_same(path, digest)
     entries = export.weights.get(DATA, ())
     _require_data(folder / DATA, max((each.offset + each.nbytes for each in entries), default=0))
     for path in graphs:
@@ -176,8 +180,8 @@ def require_runnable(folder: Path, export: Export, *, mtp: bool) -> Pool:
     return export.pool
 
 
-def _require_graph(path: Path, digest: str | None) -> None:
-    """Raise DstoolsError unless the file of a graph is the one that was exported."""
+def _require_same(path: Path, digest: str) -> None:
+    """Raise DstoolsError unless a file is the one that was exported."""
     _require_file(path)
     if content_sha256(path) != digest:
         raise DstoolsError(
