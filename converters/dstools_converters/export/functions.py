@@ -119,10 +119,10 @@ def DsExpert(y, x, weights, slots, w1, w3, w2):
     one = op.Constant(value_ints=[1])
     tokens = op.Slice(slots, zero, one, one)
     rows = op.GatherND(x, tokens)
-    gate = op.MatMul(rows, op.CastLike(op.Transpose(w1, perm=[1, 0]), x))
-    up = op.MatMul(rows, op.CastLike(op.Transpose(w3, perm=[1, 0]), x))
+    gate = op.Gemm(rows, op.CastLike(w1, x), transB=1)
+    up = op.Gemm(rows, op.CastLike(w3, x), transB=1)
     inner = op.Mul(op.Mul(gate, op.Sigmoid(gate)), up)
-    down = op.MatMul(inner, op.CastLike(op.Transpose(w2, perm=[1, 0]), x))
+    down = op.Gemm(inner, op.CastLike(w2, x), transB=1)
     share = op.Unsqueeze(op.GatherND(weights, slots), op.Constant(value_ints=[-1]))
     # float32, as ONNX Runtime's ScatterND adds no float16
     return op.ScatterND(y, tokens, op.Mul(op.Cast(down, to=1), share), reduction="add")
@@ -172,10 +172,20 @@ def DsRowScales(scales, rows):
 
 @script(ds, default_opset=op)
 def DsFp8BlockLinear(x, w, scale_inv, plugin_namespace: str = "dstools", plugin_version: str = "1"):
-    """Multiply x [..., K] by codes w E4M3 [N, K] and their float32 scales -> [..., N]."""
-    rows = ds.DsRowScales(scale_inv, op.Shape(w, start=0, end=1))
-    wide = op.DequantizeLinear(w, rows, axis=1, block_size=128)
-    return op.MatMul(x, op.CastLike(op.Transpose(wide, perm=[1, 0]), x))
+    """Multiply x [T, K] by codes w E4M3 [N, K] and their float32 scales -> [T, N].
+
+    The codes are widened when x is there: ONNX Runtime runs what depends on weights alone before
+    all else, and would hold those of all layers at once.
+    """
+    tokens = op.Shape(x, start=0, end=1)
+    if op.Greater(op.Squeeze(tokens), op.Constant(value_int=0)):
+        rows = ds.DsRowScales(scale_inv, op.Shape(w, start=0, end=1))
+        wide = op.DequantizeLinear(w, rows, axis=1, block_size=128)
+        y = op.Gemm(x, op.CastLike(wide, x), transB=1)
+    else:
+        empty = op.Concat(tokens, op.Shape(w, start=0, end=1), axis=0)
+        y = op.Expand(op.CastLike(op.Constant(value_float=0.0), x), empty)
+    return y
 
 
 @script(ds, default_opset=op)
@@ -248,7 +258,7 @@ BODIES = {  # how the functions compute; another body of an op gives the same nu
     "DsMlaAttention": "a loop over rows",
     "DsMoE": "a loop over the experts that were chosen",
     "DsFp8BlockMoE": "a scan over experts that widens those that were chosen",
-    "DsFp8BlockLinear": "DequantizeLinear and MatMul",
+    "DsFp8BlockLinear": "DequantizeLinear and Gemm, when there are tokens",
 }
 OPS = (DistCollective, DsMlaAttention, DsMoE, DsFp8BlockLinear, DsFp8BlockMoE)
 PARTS = {"DsMlaAttention": (DsSlots,), "DsMoE": (DsExpert,), "DsFp8BlockLinear": (DsRowScales,)}

@@ -125,6 +125,14 @@ def DsStackScales(scales, rows):
 
 
 @script(ds, default_opset=op)
+def DsFp8BlockLinear(x, w, scale_inv, plugin_namespace: str = "dstools", plugin_version: str = "1"):
+    """Multiply x [T, K] by codes w E4M3 [N, K] and their float32 scales, on no condition."""
+    rows = ds.DsRowScales(scale_inv, op.Shape(w, start=0, end=1))
+    wide = op.DequantizeLinear(w, rows, axis=1, block_size=128)
+    return op.MatMul(x, op.CastLike(op.Transpose(wide, perm=[1, 0]), x))
+
+
+@script(ds, default_opset=op)
 def DsFp8BlockMoE(
     x,
     ids,
@@ -155,7 +163,7 @@ def flattened(model: onnx.ModelProto) -> onnx.ModelProto:
     flat.CopyFrom(model)
     own = {
         function.name: function.to_function_proto()
-        for function in (DsMlaAttention, DsMoE, DsFp8BlockMoE)
+        for function in (DsMlaAttention, DsMoE, DsFp8BlockLinear, DsFp8BlockMoE)
     }
     parts = [function.to_function_proto() for function in (DsEveryExpert, DsStackScales)]
     kept = [own.get(function.name, function) for function in model.functions]

@@ -104,6 +104,31 @@ def test_functions_of_other_names_stay_and_the_model_is_not_changed() -> None:
     feed = routed(np.random.default_rng(3)) | {"w": np.zeros(1, "f4")}
     model = model_of("DsFp8BlockLinear", feed, 1)
     names = [function.name for function in model.functions]
+    assert names == ["DsFp8BlockLinear", "DsRowScales"]
     assert [f.name for f in flattened(model).functions][: len(names)] == names
     assert [f.name for f in model.functions] == names
-    assert flattened(model).functions[0] == model.functions[0]
+    assert flattened(model).functions[1] == model.functions[1]
+
+
+def test_a_product_by_codes_is_the_same_without_a_condition() -> None:
+    """Sums of 200 products in another order."""
+    rng = np.random.default_rng(4)
+    codes = rng.integers(0, 120, (130, 200), dtype=np.uint8)
+    x, scales = rng.normal(size=(3, 200)).astype("f4"), rng.random((2, 2)).astype("f4")
+    node = helper.make_node("DsFp8BlockLinear", ["x", "w", "s"], ["y"], domain="dstools")
+    shapes = (("x", ["t", 200]), ("y", ["t", 130]))
+    x_port, y_port = (helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes)
+    f8 = onnx.TensorProto.FLOAT8E4M3FN
+    weights = [
+        helper.make_tensor("w", f8, codes.shape, codes.tobytes(), raw=True),
+        onnx.numpy_helper.from_array(scales, "s"),
+    ]
+    graph = helper.make_graph([node], "g", [x_port], [y_port], weights)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("dstools", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    model.functions.extend(functions_of({"DsFp8BlockLinear"}))
+    found = [
+        onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0]
+        for m in (model, flattened(model))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-3)
