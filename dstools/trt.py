@@ -1,9 +1,11 @@
-"""What `dstools export` does for TensorRT once graph and weights are written."""
+"""What `dstools export` does for TensorRT, before and after graph and weights are written."""
 
 import shlex
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -53,38 +55,55 @@ trt_options = gather(
 )
 
 
-def require_possible(wants: Wants, job: "Job") -> None:
-    """Raise DstoolsError for what can be refused before anything is written."""
+def prepare(wants: Wants, job: "Job") -> bytes:
+    """Return the library of plugins, b"" where none is needed, before anything else is written.
+
+    Raises DstoolsError for what cannot be done here, and for what no kernel runs.
+    """
     if wants.check:
-        from dstools.machine import missing
+        from dstools.machine import memory, missing
+        from dstools_converters.export.trt.check import require_memory
 
-        lacking = missing("check")
-        if lacking:
-            raise DstoolsError(f"--check needs {', '.join(lacking)}", EXTRA)
+        absent = missing("check")
+        if absent:
+            raise DstoolsError(f"--check needs {', '.join(absent)}", EXTRA)
+        require_memory(job, memory().free)
     if wants.engine:
-        from dstools_converters.export.trt.engine import require_sizes
+        from dstools_converters.export.trt.engine import lacking, require_kernels, require_sizes
 
+        require_kernels(job)
         require_sizes(job)
+        if absent := lacking():
+            click.echo(
+                f"warning: no engine is built here: it needs {' and '.join(absent)}", err=True
+            )
+    return _compiled() if wants.needs_library else b""
 
 
 def finish(
-    wants: Wants, folder: Path, written: "Export", job: "Job", command: list[str]
+    wants: Wants, folder: Path, written: "Export", job: "Job", library: bytes, command: list[str]
 ) -> "Export":
-    """Build plugins, check and build engines of a folder; return its export.json, which is written.
+    """Add plugins, checks and engines to a folder; return its export.json, which is written.
 
-    command: of the whole export, to run on a machine that can build engines. Raises ShortfallError
-    where a check fails, and where this machine cannot build an engine.
+    library: what `prepare` returned; command: of the whole export, to run on a machine that can
+    build engines. Raises ShortfallError where a check fails, and where this machine cannot build
+    an engine.
     """
-    if wants.needs_library:
-        written = _build_plugins(folder, written)
+    from dstools_converters.export.folder import EXPORT, PLUGINS, content_sha256
+
+    if library:
+        replace_file(folder / PLUGINS, library)
+        files = {**written.files, PLUGINS: content_sha256(library)}
+        written = replace(written, files=dict(sorted(files.items())))
+        replace_file(folder / EXPORT, written.to_bytes())
     if wants.check:
-        from dstools.machine import memory
-        from dstools_converters.export.folder import PLUGINS
         from dstools_converters.export.trt.check import check
 
-        written = check(folder, written, job, folder / PLUGINS, memory().free)
+        known = written.notes
+        written = check(folder, written, job, folder / PLUGINS)
+        for note in written.notes[len(known) :]:
+            click.echo(f"warning: {note}", err=True)
     if wants.engine:
-        from dstools_converters.export.folder import PLUGINS
         from dstools_converters.export.trt.engine import build_engines
 
         there = shlex.join(("dstools", *command))
@@ -92,19 +111,23 @@ def finish(
     return written
 
 
-def _build_plugins(folder: Path, written: "Export") -> "Export":
-    """Build the library of plugins into a folder, and list it in export.json."""
-    from dstools_converters.export.folder import EXPORT, PLUGINS, content_sha256
+def _compiled() -> bytes:
+    """Return the library of plugins; raise DstoolsError where it does not compile."""
+    if find_spec("triton") is None:
+        raise DstoolsError(
+            "triton, which compiles the kernels of the plugins, is not installed",
+            "pip install triton",
+        )
     from dstools_kernels.plugin import build
 
     click.echo("plugins   compiling kernels and library", err=True)
-    try:
-        build(folder / PLUGINS)
-    except (FileNotFoundError, RuntimeError, ValueError) as error:
-        raise DstoolsError(
-            f"{folder / PLUGINS}: {error}", "graph and weights are complete without it"
-        ) from error
-    files = {**written.files, PLUGINS: content_sha256(folder / PLUGINS)}
-    listed = replace(written, files=dict(sorted(files.items())))
-    replace_file(folder / EXPORT, listed.to_bytes())
-    return listed
+    with TemporaryDirectory(prefix="dstools-plugins-") as temporary:
+        library = Path(temporary) / "library.so"
+        try:
+            build(library)
+        except (FileNotFoundError, RuntimeError, ValueError) as error:
+            raise DstoolsError(
+                f"the library of plugins: {error}",
+                "nothing is written yet; graph and weights need no plugins",
+            ) from error
+        return library.read_bytes()

@@ -25,7 +25,7 @@ from dstools.options import (
     workers_option,
 )
 from dstools.source import open_source
-from dstools.trt import Wants, finish, require_possible, trt_options
+from dstools.trt import Wants, finish, prepare, trt_options
 from dstools_converters.errors import DstoolsError, printable, size
 from dstools_converters.files import real
 
@@ -164,14 +164,16 @@ def export(
     ONNX Runtime runs the folder on a CPU, onnxruntime-genai's Engine serves it, and TensorRT builds
     it with the plugins of dstools. FP8 weights keep their codes and scales. A DeepSeek model of any
     size takes less than 1 GB of memory: its weights are streamed. Interrupted, the same command
-    resumes. Llama and Qwen are left to onnxruntime-genai's builder, which loads the whole model in
-    float32, and its work is checked; interrupted, it begins anew.
+    resumes; with --plugins, --check or --trt it adds these to a folder that is complete without.
+    Llama and Qwen are left to onnxruntime-genai's builder, which loads the whole model in float32,
+    and its work is checked; interrupted, it begins anew.
     """
     if onnx and format_ is not None:
         raise click.UsageError("--onnx and --format are two exports; give one of them")
     if not onnx and format_ is None:
         raise click.UsageError("say what to write: --onnx, or --format deepseek-inference")
-    require_new(out)
+    if not wants.needs_library:  # which may be added to a finished export
+        require_new(out)
     with open_source(source) as checkpoint:
         _require_outside(out, checkpoint.folder)
         if format_ is not None:
@@ -211,13 +213,20 @@ def _export_graph(
         wanted.picks_rows,
     )
     job = deepseek.plan(inventory, options, TOOL)
-    require_possible(wants, job)
-    notes = _judge(job) if wanted.dtype == "float16" else ()
-    beside = deepseek.Beside(_tokens(checkpoint), _sampling(checkpoint), _files(checkpoint), notes)
-    _show_pool(deepseek.pool(job))
-    with progress_bar(deepseek.weight_bytes(job), "export") as progress:
-        written = deepseek.run(job, Path(out), beside, workers=workers, progress=progress)
-    return _report(finish(wants, Path(out), written, job, sys.argv[1:]), out)
+    folder = Path(out)
+    written = deepseek.finished(job, folder) if wants.needs_library else None
+    if written is None:
+        require_new(out)
+    library = prepare(wants, job)
+    if written is None:
+        notes = _judge(job) if options.dtype == "float16" else ()
+        parts = (_tokens(checkpoint), _sampling(checkpoint), _files(checkpoint), notes)
+        _show_pool(deepseek.pool(job))
+        with progress_bar(deepseek.weight_bytes(job), "export") as progress:
+            written = deepseek.run(
+                job, folder, deepseek.Beside(*parts), workers=workers, progress=progress
+            )
+    return _report(finish(wants, folder, written, job, library, sys.argv[1:]), out)
 
 
 def _export_dense(checkpoint: "Checkpoint", out: str) -> Report:

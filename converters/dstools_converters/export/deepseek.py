@@ -1,7 +1,9 @@
 """The export of a DeepSeek checkpoint: graphs traced without weights, weights streamed beside."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ from dstools_converters.export.folder import (
     Precision,
     Weight,
     content_sha256,
+    read_export,
     require_export,
 )
 from dstools_converters.export.functions import BODIES
@@ -80,6 +83,18 @@ class Job:
     def fingerprint(self) -> str:
         """Return a line of all that decides the bytes of the weights."""
         return f"{self.tool} onnx {self.inventory.checkpoint.digest} {self.options}"
+
+    @property
+    def identity(self) -> str:
+        """Return a sha256 of what is exported and how: on another machine, too, it is the same.
+
+        Of the checkpoint it has config and headers, not the weights.
+        """
+        checkpoint = self.inventory.checkpoint
+        parts = [self.tool, str(replace(self.options, context=self.context))]
+        parts.append(json.dumps(checkpoint.config, sort_keys=True))
+        parts += [f"{s.name} {s.nbytes} {s.header_sha256}" for s in checkpoint.shards.values()]
+        return sha256("\n".join(parts).encode()).hexdigest()
 
 
 def plan(inventory: Inventory, options: Options, tool: str) -> Job:
@@ -182,6 +197,20 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
     return export
 
 
+def finished(job: Job, out: Path) -> Export | None:
+    """Return the export.json of OUT where a job has written it, None where there is none.
+
+    Raises DstoolsError for an export of another source, with other options or by another dstools.
+    """
+    export = read_export(out)
+    if export is not None and export.source != job.identity:
+        raise DstoolsError(
+            f"{out}: was exported from another source, with other options or by another dstools",
+            "name a new folder, or delete this one",
+        )
+    return export
+
+
 def pool(job: Job) -> Pool:
     """Return the caches that the folder is made for."""
     options, itemsize = job.options, job.form.dtype.itemsize
@@ -206,6 +235,7 @@ def _export(job: Job) -> Export:
         "onnx",
         model.model_type,
         options.dtype,
+        job.identity,
         has_codes=bool(job.form.codes),
         has_mtp=options.mtp,
         tp=options.ranks.tp,

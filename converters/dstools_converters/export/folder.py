@@ -84,6 +84,7 @@ class Export:
     kind: Kind
     model_type: str
     dtype: Precision  # of activations, caches and weights that are not codes
+    source: str = ""  # `Job.identity`: sha256 of the checkpoint's headers and of what was asked for
     has_codes: bool = False  # native block FP8 weights
     has_mtp: bool = False
     tp: Positive = 1

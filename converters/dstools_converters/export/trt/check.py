@@ -24,6 +24,8 @@ from dstools_converters.errors import DstoolsError, ShortfallError, size
 from dstools_converters.export.deepseek import Job
 from dstools_converters.export.folder import EXPORT, Export, GraphNote, Verdict
 from dstools_converters.export.functions import DOMAIN
+from dstools_converters.export.graph import is_of_experts
+from dstools_converters.export.sources import DTYPES, sources
 from dstools_converters.export.trt.functions_flat import flattened
 from dstools_converters.export.trt.graphs import is_shape, read_graph, require_graphs, require_ports
 from dstools_converters.export.trt.logits import require_same_logits
@@ -34,24 +36,25 @@ from dstools_converters.runtime.weights import held_bytes
 
 BUILDER_FACTOR = 2  # of the baked weights, that RTX takes; measured at 2.4 GB
 SHARE = 0.5  # of the free memory, that a check may take
+ITEMSIZES = {name: dtype.itemsize for dtype, name in DTYPES.items()}
 
 
-def check(folder: Path, export: Export, job: Job, library: Path, free: int) -> Export:
+def check(folder: Path, export: Export, job: Job, library: Path) -> Export:
     """Check a folder, and return its export.json with the verdicts, which is written.
 
-    job: the export that wrote it; library: the plugins; free: bytes of memory. Raises DstoolsError
-    where this machine cannot check it, ShortfallError for the first check that fails; export.json
-    then says which.
+    job: the export that wrote it; library: the plugins. What they warn of is put among the notes.
+    Raises DstoolsError where this machine cannot check it, ShortfallError for the first check that
+    fails; export.json then says which.
     """
-    require_memory(folder, export, job, free)
     if not library.is_file():
         raise DstoolsError(f"{library}: is missing", "build the library with --plugins")
+    notes = list(export.notes)
     checks: dict[str, Callable[[], None]] = {
         "graph": lambda: require_graphs(folder, export),
-        "tensorrt-rtx": lambda: _each(export, lambda note: _build(folder, export, note, library)),
-        "without plugins": lambda: _each(export, lambda note: _inline(folder, export, note)),
+        "tensorrt-rtx": lambda: _require_builds(folder, export, library, notes),
+        "without plugins": lambda: _require_inlined(folder, export),
     }
-    if is_alone(export):
+    if is_alone(job):
         checks["onnxruntime"] = lambda: require_same_logits(folder, export, job)
     verdicts: dict[str, Verdict] = dict.fromkeys((*checks, "onnxruntime"), "not run")
     try:
@@ -60,72 +63,86 @@ def check(folder: Path, export: Export, job: Job, library: Path, free: int) -> E
             require()
             verdicts[name] = "passed"
     finally:
-        checked = replace(export, checks=export.checks | verdicts)
+        checked = replace(export, checks=export.checks | verdicts, notes=tuple(notes))
         replace_file(folder / EXPORT, checked.to_bytes())
     return checked
 
 
-def is_alone(export: Export) -> bool:
+def is_alone(job: Job) -> bool:
     """Return whether one graph of a folder gives logits: it is of one rank, experts included."""
-    return export.tp == export.ep == 1 and not export.expert_inputs
+    return job.form.ranks.count == 1 and not job.form.expert_inputs
 
 
-def require_memory(folder: Path, export: Export, job: Job, free: int) -> None:
-    """Raise DstoolsError where checking a folder takes more than SHARE of the free memory."""
-    baked = max(
-        sum(weight.nbytes for weight in weights)
-        for path, weights in export.weights.items()
-        if path.endswith(".data")
-    )
+def require_memory(job: Job, free: int) -> None:
+    """Raise DstoolsError where checking what a job writes takes more than SHARE of `free` bytes."""
+    baked = baked_bytes(job)
     takes, why = BUILDER_FACTOR * baked, f"TensorRT-RTX takes twice the {size(baked)} of weights"
-    held = held_bytes(job.inventory, torch.float32, keeps_codes=False) if is_alone(export) else 0
+    held = held_bytes(job.inventory, torch.float32, keeps_codes=False) if is_alone(job) else 0
     if 2 * held > takes:  # of the reference, and of ONNX Runtime
         takes, why = 2 * held, f"logits are compared with twice {size(held)} of FP32 weights"
     if takes > SHARE * free:
         raise DstoolsError(
-            f"{folder}: {why}, {size(takes)}, more than half of the {size(free)} that are free",
-            "check on a machine with more memory, or export for more ranks",
+            f"--check: {why}, {size(takes)}, more than half of the {size(free)} that are free",
+            "leave --check out, and give the same command with it where there is more memory; or "
+            "export for more ranks",
         )
 
 
-def _each(export: Export, require: Callable[[GraphNote], None]) -> None:
-    for note in export.graphs:
-        require(note)
+def baked_bytes(job: Job) -> int:
+    """Return the bytes of a rank's weights but for those that are inputs."""
+    held = sources(job.inventory, job.form, 0).items()
+    return sum(
+        source.numel * ITEMSIZES[source.dtype]
+        for name, source in held
+        if not (job.form.expert_inputs and is_of_experts(name))
+    )
 
 
-def _build(folder: Path, export: Export, note: GraphNote, library: Path) -> None:
-    """Raise ShortfallError where RTX does not build a graph, or makes something else of it."""
+def _require_builds(folder: Path, export: Export, library: Path, notes: list[str]) -> None:
+    """Raise ShortfallError where RTX does not build a graph, or makes something else of it.
+
+    What the plugins warn of is added to `notes`, once.
+    """
     assert export.pool is not None
-    file = folder / note.file
-    request = Request(str(file), str(file), str(library), profiles(note, export.pool))
-    built = build(request)
-    require_built(file, built, str(library))
-    require_network(file, read_graph(file), note, built)
-    if "DsMlaAttention" in note.plugins:
-        alone = replace(request, targets=TARGETS[:1], is_aliasing=False)
-        refused = build(alone)
-        if not any("liased" in error for error in refused.errors):
-            raise ShortfallError(
-                f"{file}: {library} does not alias the caches: every step would copy them",
-                "build the library of this dstools with --plugins",
-            )
+    is_aliased = False
+    for note in export.graphs:
+        file = folder / note.file
+        request = Request(str(file), str(file), str(library), profiles(note, export.pool))
+        built = build(request)
+        notes += [said for said in built.warnings if said not in notes]
+        require_built(file, built, str(library))
+        require_network(file, read_graph(file), note, built)
+        if "DsMlaAttention" in note.plugins and not is_aliased:  # the library is that of all graphs
+            _require_aliasing(request, library)
+            is_aliased = True
 
 
-def _inline(folder: Path, export: Export, note: GraphNote) -> None:
+def _require_aliasing(request: Request, library: Path) -> None:
+    """Raise ShortfallError where plugins build without leave to write into their inputs."""
+    refused = build(replace(request, targets=TARGETS[:1], is_aliasing=False))
+    if not any("liased" in error for error in refused.errors):
+        raise ShortfallError(
+            f"{request.graph}: {library} does not alias the caches: every step would copy them",
+            "build the library of this dstools with --plugins",
+        )
+
+
+def _require_inlined(folder: Path, export: Export) -> None:
     """Raise ShortfallError where RTX does not build a graph without plugins.
 
     It refuses loops over what the shipped bodies need there, so attention and experts are flat;
     and it cannot name the Dequantize layers of a function used twice, so functions are inlined.
     """
     assert export.pool is not None
-    file = folder / note.file
-    model = onnx.inliner.inline_local_functions(flattened(read_graph(file)))
-    with TemporaryDirectory(prefix="dstools-inlined-") as temporary:
-        inlined = Path(temporary) / file.name
-        inlined.write_bytes(model.SerializeToString())
-        sizes = profiles(note, export.pool)[1:]
-        built = build(Request(str(inlined), str(file), "", sizes, TARGETS[:1]))
-    require_built(file, built, "")
+    for note in export.graphs:
+        file = folder / note.file
+        model = onnx.inliner.inline_local_functions(flattened(read_graph(file)))
+        with TemporaryDirectory(prefix="dstools-inlined-") as temporary:
+            inlined = Path(temporary) / file.name
+            inlined.write_bytes(model.SerializeToString())
+            sizes = profiles(note, export.pool)[1:]
+            built = build(Request(str(inlined), str(file), "", sizes, TARGETS[:1]))
+        require_built(file, built, "")
 
 
 def require_built(file: Path, built: Built, library: str) -> None:

@@ -21,7 +21,8 @@ from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.errors import DstoolsError, ShortfallError
 from dstools_converters.export.deepseek import Job, pool
 from dstools_converters.export.folder import EXPORT, Export, GraphNote, Precision, content_sha256
-from dstools_converters.export.sources import sources
+from dstools_converters.export.graph import is_of_experts
+from dstools_converters.export.sources import SCALES, sources
 from dstools_converters.export.trt.check import require_network
 from dstools_converters.export.trt.graphs import read_graph, require_graphs
 from dstools_converters.export.trt.nodes import REPORT
@@ -32,6 +33,7 @@ from dstools_converters.files import replace_file
 
 MAJOR = 11  # of TensorRT; earlier ones lack collectives
 HOPPER = (9, 0)
+LATENT, SLOTS, EXPERTS = (512, 576), 8, 256  # that kernels of the plugins take at most
 MOST_ELEMENTS = 2**31 - 1  # of a tensor, until a Hopper build has shown otherwise
 CACHE = "timing.cache"
 PRECISIONS: dict[str, Precision] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -41,6 +43,45 @@ def own_precision(inventory: Inventory) -> Precision:
     """Return the dtype of a checkpoint's weights that are not quantized: that of its embedding."""
     info = inventory.info(TensorName("embed_tokens", "weight"))
     return PRECISIONS[info.dtype]
+
+
+def require_kernels(job: Job) -> None:
+    """Raise DstoolsError for a model whose nodes the kernels of the plugins do not run.
+
+    TensorRT would build it. Source: `why_not` of each op in csrc/plugin.
+    """
+    dtype, model, form = job.options.dtype, job.inventory.model, job.form
+    if dtype != "bfloat16":
+        raise DstoolsError(f"--trt: the kernels are for BF16, not {dtype}", "--dtype bfloat16")
+    attention: Any = model.attention
+    latent = (attention.kv_lora_rank, attention.kv_lora_rank + attention.qk_rope_head_dim)
+    if latent != LATENT:
+        raise _no_kernel(f"latents of {latent[0]} in {latent[1]}", f"{LATENT[0]} in {LATENT[1]}")
+    if model.moe is not None:
+        held = len(form.ranks.experts(model.moe.n_routed_experts, 0))
+        if held > EXPERTS:
+            raise DstoolsError(
+                f"--trt: a rank has {held} experts; the kernels are for {EXPERTS} at most",
+                "give --ep",
+            )
+        if model.moe.num_experts_per_tok > SLOTS:
+            raise _no_kernel(f"{model.moe.num_experts_per_tok} experts a token", f"{SLOTS} at most")
+    for name, source in sources(job.inventory, form, 0).items():
+        is_coded, sizes = source.dtype == "F8_E4M3", source.shape[-2:]
+        if is_of_experts(name) and len(source.shape) == 3 and not name.endswith(SCALES):
+            steps = (16, 16) if is_coded else (8, 8)
+        elif is_coded:
+            steps = (8, 16)
+        else:
+            continue
+        if sizes[0] % steps[0] or sizes[1] % steps[1]:
+            raise _no_kernel(f"{name} is {list(sizes)}", f"multiples of {list(steps)}")
+
+
+def _no_kernel(what: str, limit: str) -> DstoolsError:
+    return DstoolsError(
+        f"--trt: {what}; the kernels are for {limit}", "leave --trt out: ONNX Runtime runs it"
+    )
 
 
 def require_sizes(job: Job) -> None:

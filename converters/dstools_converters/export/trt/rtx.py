@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ EXTRA = 'pip install "dstools-llm[check]"'
 TARGETS = ("SM89", "SM120")  # the nearest below and above Hopper
 CHUNK = 512  # tokens of prompts in a step
 DRAFTS = 1  # tokens of a row that are checked at once, besides its last
+SAYS = "dstools: "  # before what plugins say on stderr, since RTX gives them no logger
 TAIL = 2000  # characters of what a worker that died has said
 
 Kind = Literal["PLUGIN_V3", "DIST_COLLECTIVE"]
@@ -67,6 +68,7 @@ class Built:
     outputs: tuple[Port, ...] = ()
     engines: dict[str, int] = field(default_factory=dict)  # target -> bytes; 0: did not build
     errors: tuple[str, ...] = ()  # its own words
+    warnings: tuple[str, ...] = ()  # of plugins
 
 
 def is_installed() -> bool:
@@ -100,7 +102,9 @@ def build(request: Request) -> Built:
                 f"{done.returncode}: {said[-1] if said else 'without a word'}",
                 "more memory may help; else report it with the file",
             )
-        return Reader(str(answer), "json").read(Built, table)
+        lines = done.stderr.splitlines()
+        warnings = tuple(line.removeprefix(SAYS) for line in lines if line.startswith(SAYS))
+        return replace(Reader(str(answer), "json").read(Built, table), warnings=warnings)
 
 
 def profiles(note: GraphNote, pool: Pool) -> tuple[Profile, Profile]:

@@ -11,7 +11,9 @@ from dstools_converters.errors import DstoolsError, ShortfallError
 from dstools_converters.export.deepseek import Job, Options
 from dstools_converters.export.folder import Port, require_export
 from dstools_converters.export.ranks import Ranks
+from dstools_converters.export.trt import check as check_module
 from dstools_converters.export.trt.check import (
+    baked_bytes,
     check,
     require_built,
     require_memory,
@@ -19,11 +21,10 @@ from dstools_converters.export.trt.check import (
 )
 from dstools_converters.export.trt.graphs import read_graph
 from dstools_converters.export.trt.nodes import types_of
-from dstools_converters.export.trt.rtx import Built, Layer
+from dstools_converters.export.trt.rtx import Built, Layer, Request
 from dstools_converters.runtime.weights import held_bytes
 
 SHORT = Options(context=128)
-GIB = 1 << 30
 
 
 @pytest.fixture
@@ -70,27 +71,39 @@ def refusal(folder: Path, built: Built) -> str:
 
 
 def test_a_check_needs_half_of_the_free_memory_at_most(
-    folder: Path, job: Callable[..., Job], tiny_fp8: Path
+    job: Callable[..., Job], tiny_fp8: Path
 ) -> None:
-    export, planned = require_export(folder), job(tiny_fp8)
+    planned = job(tiny_fp8)
     # logits need twice the FP32 weights, which is more than twice the codes
     held = held_bytes(planned.inventory, torch.float32, False)
-    require_memory(folder, export, planned, 4 * held)
+    require_memory(planned, 4 * held)
     with pytest.raises(DstoolsError, match=r"more than half of the .* that are free"):
-        require_memory(folder, export, planned, 4 * held - 1)
-    # without them, RTX: twice the weights of the largest file
-    (weights,) = export.weights.values()
-    baked = sum(weight.nbytes for weight in weights)
-    require_memory(folder, replace(export, ep=2), planned, 4 * baked)
+        require_memory(planned, 4 * held - 1)
+    # without them, RTX: twice the weights of a rank
+    ranks = job(tiny_fp8, replace(SHORT, ranks=Ranks(ep=2)))
+    baked = baked_bytes(ranks)
+    require_memory(ranks, 4 * baked)
     with pytest.raises(DstoolsError, match=r"TensorRT-RTX takes twice the .* of weights"):
-        require_memory(folder, replace(export, ep=2), planned, 4 * baked - 1)
+        require_memory(ranks, 4 * baked - 1)
+
+
+@pytest.mark.parametrize(
+    "options", [SHORT, Options("bfloat16", 128, mtp=False, ranks=Ranks(ep=2), expert_inputs=True)]
+)
+def test_the_bytes_that_a_builder_takes_are_known_before_they_are_written(
+    exported: Callable[..., Path], job: Callable[..., Job], tiny_fp8: Path, options: Options
+) -> None:
+    weights = require_export(exported(tiny_fp8, options)).weights
+    for path, tensors in weights.items():
+        if path.endswith("model.data"):
+            assert sum(tensor.nbytes for tensor in tensors) == baked_bytes(job(tiny_fp8, options))
 
 
 def test_a_library_that_is_missing_is_told_before_anything_runs(
     folder: Path, job: Callable[..., Job], tiny_fp8: Path
 ) -> None:
     with pytest.raises(DstoolsError, match=r"libdstools_trt.so: is missing"):
-        check(folder, require_export(folder), job(tiny_fp8), folder / "libdstools_trt.so", GIB)
+        check(folder, require_export(folder), job(tiny_fp8), folder / "libdstools_trt.so")
     assert require_export(folder).checks == {}
 
 
@@ -99,7 +112,7 @@ def test_the_verdict_of_a_check_that_fails_is_kept(
 ) -> None:
     os.truncate(folder / "model.data", 5)
     with pytest.raises(ShortfallError, match="has 5 bytes"):
-        check(folder, require_export(folder), job(tiny_fp8), library_file, GIB)
+        check(folder, require_export(folder), job(tiny_fp8), library_file)
     assert require_export(folder).checks == {
         "graph": "failed",
         "tensorrt-rtx": "not run",
@@ -163,15 +176,37 @@ def test_what_did_not_build_is_told_in_our_words_and_then_its() -> None:
         require_built(file, Built("1.7"), "")
 
 
+def test_one_graph_of_a_folder_is_asked_whether_it_aliases_its_caches(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[Request] = []
+
+    def build(request: Request) -> Built:
+        requests.append(request)
+        built = built_from(folder, ["model.onnx", "mtp.onnx"].index(Path(request.graph).name))
+        warnings = ("DsMoE: a sentence", "a sentence of before")
+        errors = () if request.is_aliasing else ("Aliased I/O used by plugin",)
+        return replace(built, warnings=warnings, errors=errors)
+
+    monkeypatch.setattr(check_module, "build", build)
+    notes = ["a sentence of before"]
+    check_module._require_builds(folder, require_export(folder), Path("lib.so"), notes)
+    asked = [(Path(request.graph).name, request.is_aliasing) for request in requests]
+    assert asked == [("model.onnx", True), ("model.onnx", False), ("mtp.onnx", True)]
+    assert notes == ["a sentence of before", "DsMoE: a sentence"]
+
+
 @pytest.mark.slow
 def test_a_whole_folder_passes_all_checks_and_keeps_no_engine(
     folder: Path, job: Callable[..., Job], tiny_fp8: Path, library: Path, one_thread: None
 ) -> None:
     before = {path.name for path in folder.iterdir()}
-    checked = check(folder, require_export(folder), job(tiny_fp8), library, 1 << 40)
+    checked = check(folder, require_export(folder), job(tiny_fp8), library)
     assert set(checked.checks.values()) == {"passed"}
     assert require_export(folder) == checked
     assert {path.name for path in folder.iterdir()} == before
+    bf16 = "there are kernels for BF16 alone; the engine will build and not run"
+    assert {f"DsMlaAttention: {bf16}", f"DsFp8BlockMoE: {bf16}"} <= set(checked.notes)
 
 
 @pytest.mark.slow
@@ -184,7 +219,7 @@ def test_ranks_build_and_their_logits_are_not_run(
 ) -> None:
     options = Options(context=128, mtp=False, ranks=Ranks(ep=2), expert_inputs=True)
     folder = Path(shutil.copytree(exported(tiny_fp8, options), tmp_path / "copy"))
-    checked = check(folder, require_export(folder), job(tiny_fp8, options), library, 1 << 40)
+    checked = check(folder, require_export(folder), job(tiny_fp8, options), library)
     assert checked.checks == {
         "graph": "passed",
         "tensorrt-rtx": "passed",

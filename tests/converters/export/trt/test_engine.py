@@ -4,6 +4,7 @@ from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,15 +19,86 @@ from dstools_converters.export.trt.engine import (
     lacking,
     own_precision,
     read_plan,
+    require_kernels,
     require_sizes,
 )
 
 SHORT = Options(context=128)
+HALF = Options("bfloat16", 128)
 
 
 def test_v3_divides_its_experts_among_two_ranks_at_least() -> None:
     one = 2048 * 7168  # elements of gate_proj of one of its 256 experts
     assert 146 * one <= MOST_ELEMENTS < 147 * one
+
+
+@pytest.fixture
+def fitting(make_checkpoint: ModuleType, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that makes a small model with the latents of V3, with changes."""
+
+    def make(fp8: str | None = None, **changes: object) -> Path:
+        config = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_experts_per_tok": 2}
+        with pytest.MonkeyPatch.context() as patch:
+            tiny = make_checkpoint.CONFIGS["tiny-aligned"]
+            patch.setitem(make_checkpoint.CONFIGS, "fitting", tiny | config | changes)
+            return Path(make_checkpoint.make("fitting", tmp_path / "model", fp8=fp8))
+
+    return make
+
+
+@pytest.mark.parametrize("fp8", [None, "float32"])
+def test_a_model_that_the_kernels_take_is_not_refused(
+    fitting: Callable[..., Path], job: Callable[..., Job], fp8: str | None
+) -> None:
+    require_kernels(job(fitting(fp8), HALF))
+
+
+@pytest.mark.parametrize(
+    ("fp8", "changes", "options", "words"),
+    [
+        (None, {}, SHORT, "--trt: the kernels are for BF16, not float32"),
+        (None, {}, replace(HALF, dtype="float16"), "--trt: the kernels are for BF16, not float16"),
+        (None, {"kv_lora_rank": 256}, HALF, "latents of 256 in 320; the kernels are for 512 in"),
+        (None, {"moe_intermediate_size": 132}, HALF, r"gate_proj\S* is \[132, 256\]; .* \[8, 8\]"),
+        ("float32", {"moe_intermediate_size": 136}, HALF, r"gate_proj\S* is \[136, .* \[16, 16\]"),
+        ("float32", {"q_lora_rank": 136}, HALF, r"q_b_proj\S* is \[\d+, 136\]; .* \[8, 16\]"),
+    ],
+)
+def test_a_model_that_no_kernel_runs_is_refused_by_name(
+    fitting: Callable[..., Path],
+    job: Callable[..., Job],
+    fp8: str | None,
+    changes: dict[str, int],
+    options: Options,
+    words: str,
+) -> None:
+    with pytest.raises(DstoolsError, match=words):
+        require_kernels(job(fitting(fp8, **changes), options))
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [("SLOTS", "2 experts a token; .* 1 at most"), ("EXPERTS", r"a rank has \d+ experts; .* 1 at")],
+)
+def test_more_experts_than_the_kernels_take_are_refused(
+    fitting: Callable[..., Path],
+    job: Callable[..., Job],
+    limit: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, limit, 1)
+    with pytest.raises(DstoolsError, match=words):
+        require_kernels(job(fitting(), HALF))
+
+
+def test_the_limits_are_those_of_the_plugins() -> None:
+    plugin = pytest.importorskip("dstools_kernels.plugin")
+    from dstools_kernels.ops.triton import combine_triton, moe_gemm_triton, permute_triton
+
+    assert (plugin.RANK, plugin.WIDTH) == engine.LATENT
+    assert combine_triton.SLOTS == engine.SLOTS
+    assert min(permute_triton.EXPERTS, moe_gemm_triton.EXPERTS) == engine.EXPERTS
 
 
 def test_a_tensor_that_is_too_large_is_named(
