@@ -7,7 +7,6 @@ The journal gets {"file", "tensor", "sha256"} of each. The next run hashes them 
 those again that a power failure has lost.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dstools_converters.checkpoint.folder import Checkpoint
-from dstools_converters.checkpoint.header import ITEM_BITS
+from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo, format_header
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import (
     block_rows,
@@ -51,7 +50,7 @@ class Entry(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Return its bytes."""
-        return self.source.numel * ITEM_BITS[self.source.dtype] // 8
+        return self.source.nbytes
 
 
 class DataFile(NamedTuple):
@@ -117,19 +116,15 @@ def lay_out(sources: Iterable[tuple[str, Source]], alignment: int = ALIGNMENT) -
     return entries
 
 
-def safetensors_header(entries: list[Entry]) -> bytes:
-    """Return the header of a .safetensors file with these tensors."""
-    table = {
-        entry.name: {
-            "dtype": entry.source.dtype,
-            "shape": entry.source.shape,
-            "data_offsets": [entry.offset, entry.offset + entry.nbytes],
-        }
-        for entry in entries
-    }
-    text = json.dumps(table).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+def lay_out_safetensors(sources: Iterable[tuple[str, Source]]) -> tuple[bytes, list[Entry]]:
+    """Return the header of a .safetensors file and its tensors, which leave no gaps.
+
+    Those of the largest items come first, so that each begins at a multiple of its item's size.
+    """
+    ordered = sorted(sources, key=lambda item: -ITEM_BITS[item[1].dtype])
+    entries = lay_out(ordered, alignment=1)
+    infos = (TensorInfo(e.name, e.source.dtype, e.source.shape, "", 0, e.nbytes) for e in entries)
+    return format_header(infos), entries
 
 
 def write(inventory: Inventory, entry: Entry, file: int, at: int, made: Tensor | None) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.errors import DstoolsError, UnsupportedError
-from dstools_converters.export.data import DataFile, Progress, fill, lay_out, safetensors_header
+from dstools_converters.export.data import DataFile, Progress, fill, lay_out, lay_out_safetensors
 from dstools_converters.export.folder import (
     DATA,
     DRAFT_GRAPH,
@@ -47,7 +47,6 @@ from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.weights import coded_names, read_positions
 
 PAGES = (PAGE,)  # tokens of a page that the kernels of the plugin read
-SAFETENSORS_ALIGNMENT = 1  # its tensors leave no gaps
 
 
 @dataclass(frozen=True)
@@ -220,11 +219,12 @@ def pool(job: Job) -> Pool:
 
 
 def weight_bytes(job: Job) -> int:
-    """Return about how many bytes `run` writes: without the tables and maps that it makes."""
-    kinds = job.inventory.model.kinds()
-    count = sum(torch.Size(shape).numel() * count for _, shape, count in kinds)
-    coded = sum(job.inventory.info(name).numel for name in job.form.codes)
-    return coded + (count - coded) * job.form.dtype.itemsize
+    """Return how many bytes of tensors `run` writes, those of all ranks."""
+    return sum(
+        source.nbytes
+        for rank in range(job.form.ranks.count)
+        for source in sources(job.inventory, job.form, rank).values()
+    )
 
 
 def _export(job: Job) -> Export:
@@ -286,8 +286,8 @@ def _data_files(
     rest = lay_out((name, source) for name, source in wanted.items() if name not in fed)
     files = [DataFile(f"{place}{DATA}", b"", rest, made)]
     if fed:
-        entries = lay_out(((name, wanted[name]) for name in fed), SAFETENSORS_ALIGNMENT)
-        files.append(DataFile(f"{place}{EXPERTS}", safetensors_header(entries), entries, made))
+        header, entries = lay_out_safetensors((name, wanted[name]) for name in fed)
+        files.append(DataFile(f"{place}{EXPERTS}", header, entries, made))
     return files
 
 

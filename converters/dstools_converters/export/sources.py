@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import columns
 from dstools_converters.checkpoint.scheme import BLOCK_SIZE
@@ -57,6 +57,11 @@ class Source(NamedTuple):
     def numel(self) -> int:
         """Return the number of elements."""
         return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Return its bytes."""
+        return self.numel * ITEM_BITS[self.dtype] // 8
 
 
 def sources(inventory: Inventory, form: Form, rank: int) -> dict[str, Source]:

@@ -20,7 +20,7 @@ from dstools_converters.export.data import (
     Entry,
     digest_of,
     lay_out,
-    safetensors_header,
+    lay_out_safetensors,
 )
 from dstools_converters.export.graph import Form
 from dstools_converters.export.ranks import Ranks
@@ -164,8 +164,7 @@ def test_tensors_begin_at_pages(inventory: Inventory) -> None:
 
 def test_the_header_is_one_that_safetensors_reads(inventory: Inventory, tmp_path: Path) -> None:
     known = sources(inventory, Form(torch.float32, 64, 64), 0)
-    entries = lay_out([item for item in known.items() if item[1].pieces], 1)
-    header = safetensors_header(entries)
+    header, entries = lay_out_safetensors(item for item in known.items() if item[1].pieces)
     path = tmp_path / "x.safetensors"
     with path.open("w+b") as file:
         file.write(header)
@@ -179,6 +178,22 @@ def test_the_header_is_one_that_safetensors_reads(inventory: Inventory, tmp_path
         assert torch.equal(
             read.get_tensor("lm_head.weight"), tensors(SAMPLE)["lm_head.weight"].float()
         )
+
+
+def test_each_tensor_of_safetensors_begins_at_a_multiple_of_its_item() -> None:
+    """Codes of an odd number come after their scales, whatever the order given."""
+    given = {
+        "codes": Source((3, 5), "F8_E4M3", (), False),
+        "half": Source((3,), "BF16", (), False),
+        "scales": Source((1, 1), "F32", (), False),
+    }
+    header, entries = lay_out_safetensors(given.items())
+    assert [(entry.name, entry.offset) for entry in entries] == [
+        ("scales", 0),
+        ("half", 4),
+        ("codes", 10),
+    ]
+    assert len(header) % 8 == 0
 
 
 def maps(known: dict[str, Source]) -> set[str]:

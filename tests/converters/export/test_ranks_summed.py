@@ -187,7 +187,9 @@ def experts_of(folders: list[Path]) -> tuple[dict[str, np.ndarray], set[str]]:
     for folder in folders:
         data = (folder / "experts.safetensors").read_bytes()
         length = int.from_bytes(data[:8], "little")
-        for name, entry in json.loads(data[8 : 8 + length]).items():
+        header = json.loads(data[8 : 8 + length])
+        del header["__metadata__"]
+        for name, entry in header.items():
             begin, end = entry["data_offsets"]
             kind = {"F32": np.float32, "I32": np.int32, "F8_E4M3": np.uint8}[entry["dtype"]]
             values = np.frombuffer(data[8 + length :][begin:end], kind).reshape(entry["shape"])
