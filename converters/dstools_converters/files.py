@@ -127,7 +127,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` atomically; see `replacing`."""
     with replacing(path) as file:
         file.write(data)

@@ -16,14 +16,14 @@ from torch import Tensor
 from dstools_converters.errors import ShortfallError
 from dstools_converters.export.dense_loop import Steps, open_model, read_sizes
 from dstools_converters.export.ranges import read_at
+from dstools_converters.export.rounding import ROUNDING
+from dstools_converters.export.rounding import bound as rounding_bound
 from dstools_converters.families.shapes import Attention
 from dstools_converters.model.architecture import Architecture
 from dstools_converters.model.rotary import frequencies, rotary
 
 PROMPTS = (1, 7, 33)  # tokens, drawn at random
 FOLLOWING = 16  # tokens that follow each, one at a time
-ROUNDING = 2.0**-24  # of float32: half a unit in the last place of 1
-PRODUCTS = 7  # matrix products of a layer that follow each other: q, scores, values, o, gate, down
 UNKNOWN = "its builder may not know a setting of config.json, such as rope_scaling"
 FLOAT = 1  # onnx.TensorProto
 
@@ -94,7 +94,7 @@ def check(folder: Path, references: list[Reference], architecture: Architecture)
             worst = max(worst, difference if math.isfinite(difference) else math.inf)
             largest = max(largest, float(row.abs().max()))
             compared += 1
-    bound = _bound(architecture) * largest
+    bound = rounding_bound(architecture.model) * largest
     if worst > bound:
         raise ShortfallError(
             f"the logits of onnxruntime-genai's graph differ by {worst:.3g} from those of "
@@ -102,17 +102,6 @@ def check(folder: Path, references: list[Reference], architecture: Architecture)
             UNKNOWN,
         )
     return Agreement(worst, bound, compared)
-
-
-def _bound(architecture: Architecture) -> float:
-    """Return the difference, relative to the largest logit, that rounding may make.
-
-    A dot product of K terms, summed in another order, errs by some sqrt(K) roundings, since these
-    are as often up as down. So are the errors of N products in a row: sqrt(N) of them add up.
-    """
-    model = architecture.model
-    longest = max(model.hidden_size, model.intermediate_size)
-    return ROUNDING * math.sqrt(longest * (PRODUCTS * model.num_hidden_layers + 1))
 
 
 def _check_positions(folder: Path, architecture: Architecture) -> None:

@@ -134,9 +134,9 @@ def native_code(export: Export) -> dict[str, str]:
     return plugins | export.engines
 
 
-def content_sha256(content: bytes | Path) -> str:
+def content_sha256(content: bytes | memoryview | Path) -> str:
     """Return the sha256 of bytes, or of a file, in hexadecimal."""
-    if isinstance(content, bytes):
+    if not isinstance(content, Path):
         return sha256(content).hexdigest()
     with content.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()

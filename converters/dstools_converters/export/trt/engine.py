@@ -1,7 +1,7 @@
 """Engines of genuine TensorRT for Hopper, which only a machine with both can build.
 
     model.plan           the engine with the library of plugins, profiles for decoding and prompts
-    model.layers.json    what TensorRT made of each layer
+    model.layers.json    what TensorRT made of each layer, the tactic it chose among it
     timing.cache         its measurements: the next build of the same graph is quicker
 
 Beside each graph. Not run: no Hopper machine with genuine TensorRT has built one yet. Whatever
@@ -9,6 +9,7 @@ needs neither is done before, so that elsewhere graph and plugins are ready and 
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -25,9 +26,9 @@ from dstools_converters.export.graph import is_of_experts
 from dstools_converters.export.sources import SCALES, sources
 from dstools_converters.export.trt.check import require_network
 from dstools_converters.export.trt.graphs import read_graph, require_graphs
+from dstools_converters.export.trt.network import configure, describe, listener, load_plugins
 from dstools_converters.export.trt.nodes import REPORT
 from dstools_converters.export.trt.rtx import CHUNK, Built, profiles
-from dstools_converters.export.trt.rtx_worker import configure, describe, listener, load_plugins
 from dstools_converters.families.names import TensorName
 from dstools_converters.files import replace_file
 
@@ -141,14 +142,17 @@ def build_engines(folder: Path, export: Export, library: Path, command: str) -> 
             f"run there: {command}",
         )
     trt = import_module("tensorrt")
+    log = listener(trt)  # TensorRT keeps the first of a process, and a library is registered once
+    if not load_plugins(trt, str(library)):
+        raise ShortfallError(
+            f"{library}: TensorRT {trt.__version__} takes no plugin from it",
+            "build it again with --plugins, and TENSORRT_INCLUDE_DIR of this TensorRT",
+        )
     for note in export.graphs:
-        name = str(Path(note.file).with_suffix(".plan"))
-        plan, layers, cache = _build(trt, folder, export, note, library)
-        made = {name: plan, str(Path(name).with_suffix(".layers.json")): layers.encode()}
-        made[str(Path(name).with_name(CACHE))] = cache
-        for each, content in made.items():
-            replace_file(folder / each, content)
-        digests = {each: content_sha256(content) for each, content in made.items()}
+        digests = {}
+        for name, content in _build(trt, log, folder, export, note, library):
+            replace_file(folder / name, content)
+            digests[name] = content_sha256(content)
         export = replace(export, engines=dict(sorted({**export.engines, **digests}.items())))
         replace_file(folder / EXPORT, export.to_bytes())
     return export
@@ -180,16 +184,12 @@ def read_plan(folder: Path, export: Export, name: str) -> bytes:
 
 
 def _build(
-    trt: Any, folder: Path, export: Export, note: GraphNote, library: Path
-) -> tuple[bytes, str, bytes]:
-    """Return an engine, what TensorRT made of each layer as JSON, and its timing cache."""
+    trt: Any, log: Any, folder: Path, export: Export, note: GraphNote, library: Path
+) -> Iterator[tuple[str, memoryview]]:
+    """Yield the files of an engine, each path with TensorRT's own buffer: a plan may be 80 GB."""
     assert export.pool is not None
-    file, log = folder / note.file, listener(trt)
-    if not load_plugins(trt, str(library)):
-        raise ShortfallError(
-            f"{library}: TensorRT {trt.__version__} takes no plugin from it",
-            "build it again with --plugins, and TENSORRT_INCLUDE_DIR of this TensorRT",
-        )
+    file = folder / note.file
+    log.errors.clear()
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
@@ -209,15 +209,17 @@ def _build(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise _failure(file, "build", log.errors)
-    plan, measured = bytes(engine), bytes(known.serialize())
+    path = Path(note.file)
+    yield str(path.with_name(CACHE)), memoryview(known.serialize())
+    yield str(path.with_suffix(".plan")), memoryview(engine)
     runtime = trt.Runtime(log)
     runtime.engine_host_code_allowed = True  # the library of plugins is inside
-    loaded = runtime.deserialize_cuda_engine(plan)
+    loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
         raise _failure(file, "load", log.errors)
     inspector = loaded.create_engine_inspector()
     layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return plan, layers, measured
+    yield str(path.with_suffix(".layers.json")), memoryview(layers.encode())
 
 
 def _failure(file: Path, what: str, errors: list[str]) -> ShortfallError:

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -12,7 +14,7 @@ import torch
 from dstools_converters.errors import DstoolsError, ShortfallError
 from dstools_converters.export.deepseek import Job, Options
 from dstools_converters.export.folder import require_export
-from dstools_converters.export.trt import engine
+from dstools_converters.export.trt import engine, rtx
 from dstools_converters.export.trt.engine import (
     MOST_ELEMENTS,
     build_engines,
@@ -185,3 +187,55 @@ def test_an_engine_is_read_only_if_export_json_has_its_hash(
     (tmp_path / "model.plan").unlink()
     with pytest.raises(DstoolsError, match="is missing"):
         read_plan(tmp_path, known, "model.plan")
+
+
+BUILD = """
+import sys
+from pathlib import Path
+import tensorrt_rtx_bindings as trt
+from dstools_converters.export.folder import require_export
+from dstools_converters.export.trt import engine, rtx
+
+plain = engine.configure
+
+def for_a_machine_without_gpu(*args):
+    config = plain(*args)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    return config
+
+class Runtime:  # a GPU is needed to load an engine
+    def __init__(self, log): pass
+    def deserialize_cuda_engine(self, plan):
+        assert self.engine_host_code_allowed
+        assert memoryview(plan).nbytes == plan.nbytes
+        return self
+    def create_engine_inspector(self): return self
+    def get_engine_information(self, form): return form.name
+
+trt.Runtime, engine.configure, engine.lacking = Runtime, for_a_machine_without_gpu, lambda: []
+sys.modules["tensorrt"] = trt
+folder = Path(sys.argv[1])
+engine.build_engines(folder, require_export(folder), Path(sys.argv[2]), "")
+"""
+
+
+@pytest.mark.slow
+def test_engines_of_all_graphs_are_built_by_the_interface_of_tensorrt(
+    exported: Callable[..., Path], tiny_fp8: Path, library: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported(tiny_fp8, SHORT), tmp_path / "copy"))
+    before = require_export(folder)
+    command = [sys.executable, "-c", BUILD, str(folder), str(library)]
+    links = tmp_path / "links"
+    links.mkdir()
+    subprocess.run(command, env=rtx._environment(links), check=True)  # RTX is not TensorRT 11
+    after = require_export(folder)
+    names = {"model.plan", "model.layers.json", "mtp.plan", "mtp.layers.json", "timing.cache"}
+    assert set(after.engines) == names
+    assert replace(after, engines={}) == before
+    for name, digest in after.engines.items():
+        assert sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert (folder / "mtp.layers.json").read_bytes() == b"JSON"
+    weights = (folder / "model.data").stat().st_size
+    assert (folder / "model.plan").stat().st_size > weights / 2

@@ -10,6 +10,7 @@ import torch
 from dstools_converters.errors import ShortfallError
 from dstools_converters.export.deepseek import Job, Options
 from dstools_converters.export.folder import DATA, Precision, require_export
+from dstools_converters.export.trt import logits
 from dstools_converters.export.trt.logits import require_same_logits, runnable
 
 SHORT = Options(context=128)
@@ -75,3 +76,12 @@ def test_a_folder_in_float32_is_its_own_twin(exported: Callable[..., Path], tiny
     folder = exported(tiny_fp8, SHORT)
     with runnable(folder, require_export(folder), ["model.onnx"]) as files:
         assert files == [folder / "model.onnx"]
+
+
+def test_the_difference_that_rounding_explains_grows_with_the_logits() -> None:
+    wanted = torch.tensor([2000.0, -1.0])
+    logits._require(Path("model.onnx"), "others", wanted + 1e-3, wanted, 1e-6)
+    with pytest.raises(ShortfallError, match=r"differ from others by 0.00\d+, more than 0.0002"):
+        logits._require(Path("model.onnx"), "others", wanted + 1e-3, wanted, 1e-7)
+    with pytest.raises(ShortfallError, match="by nan"):
+        logits._require(Path("model.onnx"), "others", wanted * torch.nan, wanted, 1e-6)
