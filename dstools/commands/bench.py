@@ -58,12 +58,10 @@ class Bench:
     kept: list[int]  # and were right
     weight_bytes: int
     cache_bytes_per_token: int
-    peak_bytes: int  # of the process
+    peak_bytes: int  # of the process, on the host
 
 
-@click.command(
-    cls=Command, epilog=EXAMPLES, short_help="Time the answers of an exported folder, on a CPU."
-)
+@click.command(cls=Command, epilog=EXAMPLES, short_help="Time the answers of an exported folder.")
 @path_argument("folder", metavar="OUT", help="A folder that dstools export wrote.")
 @option(
     "--prompt-tokens",
@@ -99,6 +97,13 @@ class Bench:
     help="Time the same answers by the graph alone, too, without the loop and without drafts.",
 )
 @option(
+    "--device",
+    section="Running",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    help="Run the graphs on a CPU, or the engines that dstools export --trt built on a GPU.",
+)
+@option(
     "--engine",
     section="Running",
     type=click.Choice(["dstools", "genai"]),
@@ -113,19 +118,20 @@ def bench(
     batch: int,
     mtp: bool,
     plain: bool,
+    device: str,
     engine: Engine,
     as_json: bool,
 ) -> None:
     """Time the answers of an exported folder: the first token, tokens a second, bytes of cache.
 
-    Greedy answers to random prompts, all of one length. A short answer comes first, untimed.
+    Greedy answers to random prompts, all of one length. A short answer comes first, untimed. With
+    --device cuda TensorRT runs the folder: that is checked on a CPU, and has not run on a GPU yet.
     """
-    require_torch("cpu")
+    require_torch(device)
     if plain and engine == "genai":
         raise click.UsageError("--plain times the steps of our own loop: leave out --engine genai")
-    known = require_export_of(folder, mtp, engine)
-    if plain and isinstance(known, KnownDense):
-        raise DstoolsError("--plain: a dense model has no steps of ours to time", "leave it out")
+    known = require_export_of(folder, mtp, device, engine)
+    _require_steps(known, plain)
     _require_room(known, prompt_tokens, max_tokens, batch)
 
     import torch
@@ -167,6 +173,12 @@ def bench(
     show(result, as_json, _text(result))
 
 
+def _require_steps(known: KnownExport | KnownDense, plain: bool) -> None:
+    """Raise DstoolsError where steps are to be timed and there are none."""
+    if plain and isinstance(known, KnownDense):
+        raise DstoolsError("--plain: a dense model has no steps of ours to time", "leave it out")
+
+
 def _require_room(
     known: KnownExport | KnownDense, prompt_tokens: int, max_tokens: int, batch: int
 ) -> None:
@@ -185,7 +197,7 @@ def _require_room(
             f"--batch {known.most_rows}{larger}",
         )
     cache = batch * length * known.held.token
-    free, step = free_memory("cpu"), known.step_bytes(length)
+    free, step = free_memory(known.held.device), known.step_bytes(length)
     if known.held.weights + cache + step > free:
         raise DstoolsError(
             f"the weights take {size(known.held.weights)}, a cache of {batch * length:,} tokens "

@@ -153,7 +153,8 @@ def generate(
 
     FP8 weights are widened. The whole model has to fit into memory. How it is sampled, the size of
     the cache, and the speed at the end are printed on stderr. On a GPU of Hopper or later the
-    project's own Triton kernels run: they are checked on a CPU, and have not been run on a GPU yet.
+    project's own Triton kernels run; of an exported folder, its TensorRT engines, which dstools
+    export --trt builds. Both are checked on a CPU, and have not been run on a GPU yet.
     """
     if sys.stdout is None:
         raise DstoolsError("stdout is closed, so that no answer could be printed", "leave it open")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dstools_converters.export.folder import Pool as Limits
     from dstools_converters.families.shapes import MLA
     from dstools_converters.runtime.answer import Loop
+    from dstools_converters.runtime.decode import Model
     from dstools_converters.runtime.pages import Pool
     from dstools_converters.runtime.sampling import Sampling
 
@@ -55,11 +56,16 @@ class KnownExport:
         return self.limits.num_blocks
 
     def step_bytes(self, limit: int) -> int:
-        """Return the bytes that a step takes besides weights and cache."""
-        from dstools_converters.export.runners.session import CHUNK
+        """Return the bytes that a step takes besides weights and cache.
+
+        The workspace of an engine is known to TensorRT alone, and only when it is loaded.
+        """
+        from dstools_converters.export.runners.limits import CHUNK
 
         tokens = min(limit, CHUNK)
         scores = SCORES * self.attention.num_heads * tokens * limit
+        if self.held.device == "cuda":
+            scores = 0  # never in memory as a whole
         return 4 * (scores + tokens * self.vocab_size)
 
     def loop(
@@ -70,11 +76,23 @@ class KnownExport:
             from dstools_converters.export.genai_engine import GenaiEngine
 
             return GenaiEngine(self.folder, pool, sampling, ends, rows=rows, drafts=drafts)
-        from dstools_converters.export.runners.session import CHUNK, OnnxSession
+        from dstools_converters.export.runners.limits import CHUNK
         from dstools_converters.runtime import decode
 
-        session = OnnxSession(self.folder, self.limits, pool.count, mtp=drafts > 0)
+        session = self._session(pool.count, mtp=drafts > 0)
         return decode.Loop(session, pool, sampling, ends, rows=rows, drafts=drafts, chunk=CHUNK)
+
+    def _session(self, pages: int, *, mtp: bool) -> "Model":
+        if self.held.device == "cuda":
+            import torch
+
+            from dstools_converters.export.runners.plan import PlanSession
+
+            device = torch.device("cuda")
+            return PlanSession(self.folder, self.limits, pages, mtp=mtp, device=device)
+        from dstools_converters.export.runners.session import OnnxSession
+
+        return OnnxSession(self.folder, self.limits, pages, mtp=mtp)
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,9 @@ def find_export(folder: Path) -> "Export | None":
     return export
 
 
-def require_export_of(name: str, mtp: bool, engine: Engine) -> KnownExport | KnownDense:
+def require_export_of(
+    name: str, mtp: bool, device: str, engine: Engine
+) -> KnownExport | KnownDense:
     """Return what is known of an exported folder; raises DstoolsError where it is none."""
     folder = resolve(name)
     export = find_export(folder)
@@ -130,7 +150,7 @@ def require_export_of(name: str, mtp: bool, engine: Engine) -> KnownExport | Kno
             f"{folder}: is not an exported folder",
             f"export it first: dstools export {name} OUT --onnx",
         )
-    return look_at_export(name, folder, export, mtp, None, "cpu", engine)
+    return look_at_export(name, folder, export, mtp, None, device, engine)
 
 
 def look_at_export(
@@ -148,10 +168,9 @@ def look_at_export(
             f"--precision {precision}: {folder} is in {export.dtype}",
             f"leave it out, or export the checkpoint with --dtype {precision}",
         )
-    if device != "cpu":
-        raise DstoolsError(
-            f"--device {device}: an exported folder runs on the CPU alone", "leave it out"
-        )
+    if device == "cuda" and (engine == "genai" or export.kind == "dense"):
+        what = "--engine genai" if engine == "genai" else "a dense model"
+        raise DstoolsError(f"--device cuda: {what} runs on the CPU alone", "leave it out")
     if export.kind == "dense":
         return _look_at_dense(name, folder, mtp, engine)
     if export.kind != "onnx":
@@ -159,35 +178,52 @@ def look_at_export(
             f"{folder}: folders of kind {export.kind} do not run here",
             "export the checkpoint with --onnx",
         )
-    require_installed("onnxruntime")
-    import onnxruntime
-
-    from dstools_converters.export.folder import DATA
-    from dstools_converters.export.runners.session import require_runnable
     from dstools_converters.families.shapes import MLA, read_model
     from dstools_converters.runtime.serving import entry_shape
     from dstools_converters.tables import json_table
 
-    limits = require_runnable(folder, export, mtp=mtp)
+    look = _look_at_plan if device == "cuda" else _look_at_graph
+    limits, weights, runs_in = look(folder, export, mtp)
     config = json_table(folder / "config.json")
     if config is None:
         raise DstoolsError(f"{folder}: has no config.json", f"copy it, or {AGAIN}")
     model = read_model(config)
     if not isinstance(model.attention, MLA):
         raise DstoolsError(f"{folder / 'config.json'}: is that of another model", AGAIN)
-    itemsize = 2 if export.dtype == "float16" else 4
+    itemsize = 4 if export.dtype == "float32" else 2
     token = (model.num_hidden_layers + mtp) * math.prod(entry_shape(model.attention)) * itemsize
-    weights = sum(weight.nbytes for weight in export.weights.get(DATA, ()))
     is_plain = export.dtype == "float32" and not export.has_codes
     smaller = "export it with --dtype float16" if is_plain else ""
     held = Held(export.dtype, device, weights, token, smaller)
     precision = f"FP8 and {export.dtype}" if export.has_codes else export.dtype
-    runs_in = f"{precision} on cpu, ONNX Runtime {onnxruntime.__version__}"
+    runs_in = f"{precision} on {device}, {runs_in}"
     if engine == "genai":
         runs_in += f", onnxruntime-genai {genai_version()}"
     return KnownExport(
         name, folder, limits, model.vocab_size, model.attention, held, runs_in, engine
     )
+
+
+def _look_at_graph(folder: Path, export: "Export", mtp: bool) -> tuple["Limits", int, str]:
+    """Return the caches, the bytes of weights, and the name of what runs the graphs on a CPU."""
+    require_installed("onnxruntime")
+    import onnxruntime
+
+    from dstools_converters.export.folder import DATA
+    from dstools_converters.export.runners.session import require_runnable
+
+    limits = require_runnable(folder, export, mtp=mtp)
+    weights = sum(weight.nbytes for weight in export.weights.get(DATA, ()))
+    return limits, weights, f"ONNX Runtime {onnxruntime.__version__}"
+
+
+def _look_at_plan(folder: Path, export: "Export", mtp: bool) -> tuple["Limits", int, str]:
+    """Return the caches, the bytes of engines, and the name of what runs these on a GPU."""
+    from dstools_converters.export.trt.plans import import_tensorrt, require_plans
+
+    limits, plans = require_plans(folder, export, mtp=mtp)
+    weights = sum(plan.stat().st_size for plan in plans)
+    return limits, weights, f"TensorRT {import_tensorrt().__version__}"
 
 
 def genai_version() -> str:

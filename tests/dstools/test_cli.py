@@ -73,8 +73,8 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
         "--engines", "--yes", "--dry-run", "--workers", "--json",
     ],
     "bench": [
-        "OUT", "--prompt-tokens", "--max-tokens", "--batch", "--mtp", "--plain", "--engine",
-        "--json",
+        "OUT", "--prompt-tokens", "--max-tokens", "--batch", "--mtp", "--plain", "--device",
+        "--engine", "--json",
     ],
     "env": ["--json"],
     "distill run": ["RECIPE", "--from", "--out", "--dry-run", "--workers", "--json"],

@@ -3,16 +3,21 @@
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 
 from dstools import machine
 from dstools.commands.generate_export import (
+    KnownExport,
     find_export,
     look_at_export,
     require_export_of,
@@ -21,6 +26,10 @@ from dstools.commands.generate_export import (
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export import genai
 from dstools_converters.export.folder import require_export
+from dstools_converters.export.runners import plan
+from dstools_converters.export.trt import plans
+from dstools_converters.runtime.pages import Pool
+from dstools_converters.runtime.sampling import Sampling
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 SUM = "State the final answer to the following arithmetic problem: 13 + 27 ="
@@ -204,10 +213,69 @@ def test_an_option_that_does_not_fit_is_one_error(
     assert hint in advice
 
 
-def test_it_runs_on_the_cpu_alone(exported_sample: Path) -> None:
-    export = require_export(exported_sample)
-    with pytest.raises(DstoolsError, match="runs on the CPU alone"):
-        look_at_export("a", exported_sample, export, False, None, "cuda", "dstools")
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU, as far as torch says."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 1 << 30))
+
+
+def add_engines(folder: Path) -> None:
+    names = ("model.plan", "mtp.plan")
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    edit(folder, engines={name: sha256(name.encode()).hexdigest() for name in names})
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_folder_without_an_engine_does_not_run_on_a_gpu(
+    dstools: Run, exported_sample: Path
+) -> None:
+    for command in (("generate", exported_sample, "--prompt", "1"), ("bench", exported_sample)):
+        result = dstools(*command, "--device", "cuda")
+        error, hint = result.stderr.replace(str(exported_sample), "OUT").splitlines()
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert error == "error: OUT/model.plan: there is no such engine, and GPUs run no other"
+        assert "dstools export CKPT OUT --onnx --trt" in hint
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_missing_tensorrt_is_named(
+    dstools: Run, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    add_engines(copied)
+    error, hint = one_error(dstools, copied, "--device", "cuda")
+    assert error.startswith("running an engine needs TensorRT: ")
+    assert "pip install tensorrt" in hint
+
+
+def test_engines_run_on_a_gpu(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their bytes count as weights, and a session has the pages of the pool."""
+    made: list[Any] = []
+    monkeypatch.setattr(plans, "import_tensorrt", lambda: SimpleNamespace(__version__="11.1.0"))
+    monkeypatch.setattr(plan, "PlanSession", lambda *args, **more: made.append((args, more)))
+    add_engines(copied)
+    known = require_export_of(str(copied), True, "cuda", "dstools")
+    assert isinstance(known, KnownExport)
+    assert known.runs_in == "float32 on cuda, TensorRT 11.1.0"
+    assert (known.held.device, known.held.weights) == ("cuda", len("model.plan" + "mtp.plan"))
+    assert known.step_bytes(5000) == 4 * 512 * 320
+    loop = known.loop(Pool(9), Sampling(), frozenset(), 1, rows=2)
+    assert made == [((copied, known.limits, 9), {"mtp": True, "device": torch.device("cuda")})]
+    assert loop.chunk == 512
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_runs_on_the_cpu_alone_is_named(
+    dstools: Run, exported_sample: Path, tmp_path: Path
+) -> None:
+    error, hint = one_error(dstools, exported_sample, "--device", "cuda", "--engine", "genai")
+    assert error == "--device cuda: --engine genai runs on the CPU alone"
+    assert hint == "leave it out"
+    export = replace(require_export(exported_sample), kind="dense")
+    with pytest.raises(DstoolsError, match="a dense model runs on the CPU alone"):
+        look_at_export("a", tmp_path, export, False, None, "cuda", "dstools")
 
 
 def test_drafts_need_their_graph(dstools: Run, copied: Path) -> None:
@@ -283,7 +351,7 @@ def test_short_memory_names_what_would_fit(
 
 def test_a_step_takes_the_scores_of_a_chunk_and_its_logits(exported_sample: Path) -> None:
     """4 heads and 320 tokens: of 200 positions, all at once; of 5000, 512 at a time."""
-    known = require_export_of(str(exported_sample), False, "dstools")
+    known = require_export_of(str(exported_sample), False, "cpu", "dstools")
     assert known.step_bytes(200) == 4 * (3 * 4 * 200 * 200 + 200 * 320)
     known = replace(known, limits=replace(known.limits, context_length=5000))
     assert known.step_bytes(5000) == 4 * (3 * 4 * 512 * 5000 + 512 * 320)

@@ -18,21 +18,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from torch import Tensor
 
 from dstools_converters.errors import DstoolsError, UnsupportedError, printable
-from dstools_converters.export.folder import (
-    DATA,
-    DRAFT_GRAPH,
-    EXPORT,
-    GRAPH,
-    Export,
-    Pool,
-    content_sha256,
-)
+from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GRAPH, Export, Pool, content_sha256
+from dstools_converters.export.runners.limits import PAST, PRESENT, ROWS, require_limits
 from dstools_converters.files import LFS_HINT, is_lfs_pointer, real
 from dstools_converters.runtime.pages import Batch
 
-ROWS = "logits_indices"  # an input of graphs that compute no other logits
-CHUNK = 512  # tokens of prompts in a step, which attends to all before them in all heads at once
-PAST, PRESENT = "past_key_values.", "present."
 REFUSED = (  # what onnxruntime raises for a file that it does not take
     *(errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf),
     *(errors.NoSuchFile, errors.NotImplemented, errors.RuntimeException),
@@ -146,24 +136,11 @@ def require_runnable(folder: Path, export: Export, *, mtp: bool) -> Pool:
     what was exported for GPUs, and for files that are missing, damaged, or where ONNX Runtime does
     not read them.
     """
-    ranks = max(export.tp, export.ep)
-    if ranks > 1:
-        raise UnsupportedError(
-            f"{folder}: is divided among {ranks} GPUs", "export it without --tp and --ep"
-        )
-    if export.expert_inputs:
-        raise UnsupportedError(
-            f"{folder}: its experts are not part of the graph",
-            "export it with --expert-weights baked",
-        )
+    limits = require_limits(folder, export, mtp=mtp)
     if export.dtype == "bfloat16":
         raise UnsupportedError(
             f"{folder}: is bfloat16, which ONNX Runtime does not multiply on a CPU",
             "export the checkpoint with --dtype float32",
-        )
-    if mtp and not export.has_mtp:
-        raise DstoolsError(
-            f"{folder}: has no {DRAFT_GRAPH}", "leave --mtp out, or export it with --mtp"
         )
     graphs = [folder / name for name in ((GRAPH, DRAFT_GRAPH) if mtp else (GRAPH,))]
     for path in graphs:
@@ -175,9 +152,7 @@ def require_runnable(folder: Path, export: Export, *, mtp: bool) -> Pool:
     _require_data(folder / DATA, max((each.offset + each.nbytes for each in entries), default=0))
     for path in graphs:
         _require_beside(folder / DATA, path)
-    if export.pool is None:
-        raise DstoolsError(f"{folder / EXPORT}: has no pool", "export the checkpoint again")
-    return export.pool
+    return limits
 
 
 def _require_same(path: Path, digest: str) -> None:

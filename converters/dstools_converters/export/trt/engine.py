@@ -158,31 +158,6 @@ def build_engines(folder: Path, export: Export, library: Path, command: str) -> 
     return export
 
 
-def read_plan(folder: Path, export: Export, name: str) -> bytes:
-    """Return an engine, the bytes whose sha256 is in export.json.
-
-    An engine holds code that runs on load, so another one is refused: DstoolsError.
-    """
-    known = export.engines.get(name)
-    if known is None:
-        raise DstoolsError(
-            f"{folder / name}: export.json names no such engine",
-            "build it with dstools export --trt",
-        )
-    try:
-        plan = (folder / name).read_bytes()
-    except FileNotFoundError as error:
-        raise DstoolsError(
-            f"{folder / name}: is missing", "build it with dstools export --trt"
-        ) from error
-    if content_sha256(plan) != known:
-        raise DstoolsError(
-            f"{folder / name}: is not the engine that export.json names, so it is not loaded",
-            "copy it again, or build it with dstools export --trt",
-        )
-    return plan
-
-
 def _build(
     trt: Any, log: Any, folder: Path, export: Export, note: GraphNote, library: Path
 ) -> Iterator[tuple[str, memoryview]]:

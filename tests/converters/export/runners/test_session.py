@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export.deepseek import Options
 from dstools_converters.export.folder import Export, require_export
-from dstools_converters.export.runners.session import CHUNK, OnnxSession, require_runnable
+from dstools_converters.export.runners.session import OnnxSession, require_runnable
 from dstools_converters.model.tokenizer import load_tokenizer, prompt_ids
 from dstools_converters.runtime.decode import Counts, Loop, Model, Request
 from dstools_converters.runtime.pages import Batch, Pool
@@ -350,9 +350,3 @@ def test_onnx_runtime_reads_links_as_we_think(exported: Exported) -> None:
     run = subprocess.run(case, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("PASS") == 8
-
-
-def test_a_step_has_as_many_tokens_of_prompts_as_genai_gives_it() -> None:
-    from dstools_converters.export.genai import CHUNK as theirs
-
-    assert theirs == CHUNK

@@ -20,7 +20,6 @@ from dstools_converters.export.trt.engine import (
     build_engines,
     lacking,
     own_precision,
-    read_plan,
     require_kernels,
     require_sizes,
 )
@@ -170,23 +169,6 @@ def test_what_a_machine_lacks_is_told_with_what_it_has(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(engine, "version", lambda name: "11.1.0")
     assert lacking() == []
-
-
-def test_an_engine_is_read_only_if_export_json_has_its_hash(
-    exported: Callable[..., Path], tiny_fp8: Path, tmp_path: Path
-) -> None:
-    export = require_export(exported(tiny_fp8, SHORT))
-    (tmp_path / "model.plan").write_bytes(b"engine")
-    with pytest.raises(DstoolsError, match=r"export.json names no such engine"):
-        read_plan(tmp_path, export, "model.plan")
-    known = replace(export, engines={"model.plan": sha256(b"engine").hexdigest()})
-    assert read_plan(tmp_path, known, "model.plan") == b"engine"
-    (tmp_path / "model.plan").write_bytes(b"enginE")
-    with pytest.raises(DstoolsError, match=r"is not the engine that export.json names"):
-        read_plan(tmp_path, known, "model.plan")
-    (tmp_path / "model.plan").unlink()
-    with pytest.raises(DstoolsError, match="is missing"):
-        read_plan(tmp_path, known, "model.plan")
 
 
 BUILD = """

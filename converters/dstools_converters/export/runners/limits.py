@@ -1,0 +1,35 @@
+"""Checks an exported folder for all that run it, and has the names that its graphs share."""
+
+from pathlib import Path
+
+from dstools_converters.errors import DstoolsError, UnsupportedError
+from dstools_converters.export.folder import DRAFT_GRAPH, EXPORT, Export, Pool
+
+ROWS = "logits_indices"  # an input of graphs that compute no other logits
+CHUNK = 512  # tokens of prompts in a step, which attends to all before them in all heads at once
+PAST, PRESENT = "past_key_values.", "present."
+
+
+def require_limits(folder: Path, export: Export, *, mtp: bool) -> Pool:
+    """Return the caches that a folder is made for, if one process can run it.
+
+    Raises DstoolsError for several ranks, for experts outside of the graph, and where there is no
+    graph that drafts.
+    """
+    ranks = max(export.tp, export.ep)
+    if ranks > 1:
+        raise UnsupportedError(
+            f"{folder}: is divided among {ranks} GPUs", "export it without --tp and --ep"
+        )
+    if export.expert_inputs:
+        raise UnsupportedError(
+            f"{folder}: its experts are not part of the graph",
+            "export it with --expert-weights baked",
+        )
+    if mtp and not export.has_mtp:
+        raise DstoolsError(
+            f"{folder}: has no {DRAFT_GRAPH}", "leave --mtp out, or export it with --mtp"
+        )
+    if export.pool is None:
+        raise DstoolsError(f"{folder / EXPORT}: has no pool", "export the checkpoint again")
+    return export.pool

@@ -1,0 +1,36 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_converters.export.folder import Export, Pool
+from dstools_converters.export.runners.limits import require_limits
+
+POOL = Pool(512, 4, 64, 64, 3072)
+WHOLE = Export("dstools test", "onnx", "deepseek_v3", "bfloat16", has_mtp=True, pool=POOL)
+
+
+def test_a_whole_folder_has_the_limits_of_its_pool() -> None:
+    assert require_limits(Path("OUT"), WHOLE, mtp=True) == POOL
+    assert require_limits(Path("OUT"), replace(WHOLE, has_mtp=False), mtp=False) == POOL
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        ({"tp": 2, "ep": 2}, "OUT: is divided among 2 GPUs", "without --tp and --ep"),
+        ({"ep": 4}, "OUT: is divided among 4 GPUs", "without --tp and --ep"),
+        ({"expert_inputs": True}, "OUT: its experts are not part", "--expert-weights baked"),
+        ({"has_mtp": False}, "OUT: has no mtp.onnx", "leave --mtp out"),
+        ({"pool": None}, "OUT/export.json: has no pool", "export the checkpoint again"),
+    ],
+)
+def test_what_one_process_does_not_run_is_named(
+    changes: dict[str, Any], message: str, hint: str
+) -> None:
+    with pytest.raises(DstoolsError) as caught:
+        require_limits(Path("OUT"), replace(WHOLE, **changes), mtp=True)
+    assert str(caught.value).startswith(message)
+    assert hint in caught.value.hint
