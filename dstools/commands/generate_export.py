@@ -11,9 +11,9 @@ from dstools.source import resolve
 from dstools_converters.errors import DstoolsError
 
 if TYPE_CHECKING:
-    from dstools_converters.export.dense_loop import DenseLoop
     from dstools_converters.export.folder import Export
     from dstools_converters.export.folder import Pool as Limits
+    from dstools_converters.export.runners.dense_loop import DenseLoop
     from dstools_converters.families.shapes import MLA
     from dstools_converters.runtime.answer import Loop
     from dstools_converters.runtime.decode import Model
@@ -73,7 +73,7 @@ class KnownExport:
     ) -> "Loop":
         """Return what answers prompts, its graphs opened."""
         if self.engine == "genai":
-            from dstools_converters.export.genai_engine import GenaiEngine
+            from dstools_converters.export.runners.genai_engine import GenaiEngine
 
             return GenaiEngine(self.folder, pool, sampling, ends, rows=rows, drafts=drafts)
         from dstools_converters.export.runners.limits import CHUNK
@@ -111,7 +111,7 @@ class KnownDense:
 
     def step_bytes(self, limit: int) -> int:
         """Return the bytes that the logits of a step take."""
-        from dstools_converters.export.dense_loop import CHUNK
+        from dstools_converters.export.runners.dense_loop import CHUNK
 
         return 4 * min(limit, CHUNK) * self.vocab_size
 
@@ -119,7 +119,7 @@ class KnownDense:
         self, pool: "Pool", sampling: "Sampling", ends: frozenset[int], drafts: int, rows: int = 1
     ) -> "DenseLoop":
         """Return what answers prompts; its caches have the length of prompt and answer."""
-        from dstools_converters.export.dense_loop import DenseLoop
+        from dstools_converters.export.runners.dense_loop import DenseLoop
 
         assert rows == 1
         assert not drafts
@@ -240,8 +240,8 @@ def _look_at_dense(name: str, folder: Path, mtp: bool, engine: Engine) -> KnownD
     """Return what is known of a dense model. Raises DstoolsError if it is not all there."""
     from importlib.metadata import version
 
-    from dstools_converters.export.dense_loop import read_sizes
     from dstools_converters.export.folder import GENAI_CONFIG, GRAPH
+    from dstools_converters.export.runners.dense_loop import read_sizes
 
     if engine == "genai":
         raise DstoolsError(

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from dstools_converters.errors import ShortfallError
-from dstools_converters.export.dense_loop import Steps, open_model, read_sizes
 from dstools_converters.export.ranges import read_at
 from dstools_converters.export.rounding import ROUNDING
 from dstools_converters.export.rounding import bound as rounding_bound
+from dstools_converters.export.runners.dense_loop import Steps, open_model, read_sizes
 from dstools_converters.families.shapes import Attention
 from dstools_converters.model.architecture import Architecture
 from dstools_converters.model.rotary import frequencies, rotary

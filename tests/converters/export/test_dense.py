@@ -21,8 +21,8 @@ from dstools_converters.checkpoint.inventory import Inventory, require_sound
 from dstools_converters.errors import DstoolsError, ShortfallError, UnsupportedError, size
 from dstools_converters.export import dense
 from dstools_converters.export.dense import export_dense, require_dense
-from dstools_converters.export.dense_loop import DenseLoop
 from dstools_converters.export.folder import Export, require_export
+from dstools_converters.export.runners.dense_loop import DenseLoop
 from dstools_converters.model.tokenizer import end_ids, load_tokenizer
 from dstools_converters.runtime.decode import Request
 from dstools_converters.runtime.sampling import Sampling

@@ -20,20 +20,20 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.export import genai_engine
 from dstools_converters.export.deepseek import Options
 from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, Export, require_export
-from dstools_converters.export.genai_engine import GenaiEngine
 from dstools_converters.export.graph import ROWS
+from dstools_converters.export.runners import genai_engine
+from dstools_converters.export.runners.genai_engine import GenaiEngine
 from dstools_converters.runtime.decode import Piece, Request
 from dstools_converters.runtime.pages import Pool
 from dstools_converters.runtime.sampling import Sampling
 
 pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai, of the extra export")
 pytestmark = pytest.mark.usefixtures("one_thread")
-SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+SAMPLE = Path(__file__).parents[3] / "data" / "sample-v3"
 SHORT = Options(context=512)
-CASES = Path(__file__).parents[2] / "cases" / "runtime"
+CASES = Path(__file__).parents[3] / "cases" / "runtime"
 HELDOUT = SAMPLE.parent / "sample-v3-heldout.jsonl"
 GREEDY = Sampling()
 END, NEVER = 1, 319  # sample-v3's end token; one that it draws once in a thousand tokens

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.export import dense_loop
-from dstools_converters.export.dense_loop import DenseLoop, Steps, open_model, read_sizes
+from dstools_converters.export.runners import dense_loop
+from dstools_converters.export.runners.dense_loop import DenseLoop, Steps, open_model, read_sizes
 from dstools_converters.model.tokenizer import load_tokenizer
 from dstools_converters.runtime.answer import answer_prompt
 from dstools_converters.runtime.decode import Piece, Request
