@@ -355,7 +355,7 @@ def _report(written: "Export", out: str) -> Report:
     return Report(
         out,
         written.dtype,
-        [note.file for note in written.graphs],
+        [name for name in written.files if name.endswith(".onnx")],
         sum(weight.nbytes for weight in tensors),
         dict(Counter(weight.making for weight in tensors)),
         written.pool,

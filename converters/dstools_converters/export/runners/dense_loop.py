@@ -85,7 +85,12 @@ class Steps:
         parameters = onnxruntime_genai.GeneratorParams(model)
         # the rest of its search settings applies to the tokens that it picks, and it picks none
         parameters.set_search_options(
-            max_length=length, chunk_size=CHUNK, num_beams=1, num_return_sequences=1
+            max_length=length,
+            chunk_size=CHUNK,
+            num_beams=1,
+            num_return_sequences=1,
+            # ONNX Runtime 1.32 multiplies what nobody wrote of a shared buffer by 0, NaN too
+            past_present_share_buffer=False,
         )
         self.vocab_size = vocab_size
         self._generator = onnxruntime_genai.Generator(model, parameters)

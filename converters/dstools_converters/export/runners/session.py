@@ -136,12 +136,12 @@ def require_runnable(folder: Path, export: Export, *, mtp: bool) -> Pool:
     what was exported for GPUs, and for files that are missing, damaged, or where ONNX Runtime does
     not read them.
     """
-    limits = require_limits(folder, export, mtp=mtp)
     if export.dtype == "bfloat16":
         raise UnsupportedError(
             f"{folder}: is bfloat16, which ONNX Runtime does not multiply on a CPU",
             "export the checkpoint with --dtype float32",
         )
+    limits = require_limits(folder, export, mtp=mtp)
     graphs = [folder / name for name in ((GRAPH, DRAFT_GRAPH) if mtp else (GRAPH,))]
     for path in graphs:
         _require_file(path)
