@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -118,6 +117,8 @@ def _compiled() -> bytes:
             "triton, which compiles the kernels of the plugins, is not installed",
             "pip install triton",
         )
+    from tempfile import TemporaryDirectory
+
     from dstools_kernels.plugin import build
 
     click.echo("plugins   compiling kernels and library", err=True)
