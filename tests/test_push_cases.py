@@ -23,7 +23,7 @@ REFUSALS = {  # case -> what its `error:` line has to name, if it is refused
     "gitignore": r"\.gitignore",
     "offline": "HF_HUB_OFFLINE",
     "local_paths": r"config\.json",
-    "base_card": "quantized from",  # the model that is to be named with --base
+    "base_card": "made from",  # the model that is to be named with --base
     "trainer_folder": r"manifest\.json",  # SHA256SUMS lists it, and the case removes it
 }
 CARD = """---
