@@ -185,7 +185,7 @@ def _cache(model: Model) -> tuple[str, int, int]:
             f"{attention.qk_rope_head_dim} rope, values {attention.v_head_dim}, "
             f"latent {attention.kv_lora_rank}, query rank {query}"
         )
-        latent = attention.kv_lora_rank + attention.qk_rope_head_dim
+        latent = attention.latent_width
         if attention.indexer is not None:
             latent += attention.indexer[1]  # its own keys, one head
             text += f", indexer {attention.indexer[0]} x {attention.indexer[1]}"

@@ -60,7 +60,7 @@ class KnownExport:
 
         The workspace of an engine is known to TensorRT alone, and only when it is loaded.
         """
-        from dstools_converters.export.runners.limits import CHUNK
+        from dstools_converters.export.folder import CHUNK
 
         tokens = min(limit, CHUNK)
         scores = SCORES * self.attention.num_heads * tokens * limit
@@ -76,7 +76,7 @@ class KnownExport:
             from dstools_converters.export.runners.genai_engine import GenaiEngine
 
             return GenaiEngine(self.folder, pool, sampling, ends, rows=rows, drafts=drafts)
-        from dstools_converters.export.runners.limits import CHUNK
+        from dstools_converters.export.folder import CHUNK
         from dstools_converters.runtime import decode
 
         session = self._session(pool.count, mtp=drafts > 0)

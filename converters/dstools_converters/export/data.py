@@ -29,13 +29,12 @@ from dstools_converters.checkpoint.rows import (
 )
 from dstools_converters.checkpoint.tensors import restored_rows
 from dstools_converters.errors import DstoolsError, disk_errors
-from dstools_converters.export.ranges import copy_range, write_at
+from dstools_converters.export.ranges import PIECE_BYTES, copy_range, write_at
 from dstools_converters.export.sources import DTYPES, Piece, Source
 from dstools_converters.export.unfinished import Unfinished
 from dstools_kernels.fp8 import NON_FINITE_BITS
 
 ALIGNMENT = 4096  # a page, so that ONNX Runtime can map each tensor
-PIECE_BYTES = 4 << 20  # hashed, or copied without the kernel's help, at a time
 TORCH = {name: dtype for dtype, name in DTYPES.items()}
 Progress = Callable[[int], object]  # called with the number of bytes just written
 

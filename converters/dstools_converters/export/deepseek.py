@@ -26,6 +26,7 @@ from dstools_converters.export.folder import (
     Precision,
     Weight,
     content_sha256,
+    rank_folders,
     read_export,
     require_export,
 )
@@ -173,7 +174,7 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
         }
         job.inventory.checkpoint.check_unmoved()
         small = dict(beside.files)
-        for place in _places(job):
+        for place in rank_folders(job.form.ranks.count):
             small |= {f"{place}{name}": content for name, content in contents.items()}
         if job.form.ranks.count == 1 and not job.form.expert_inputs:
             small[GENAI_CONFIG] = _genai_config(job, beside)
@@ -185,7 +186,7 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
             notes=(*beside.notes, *remarks(verdict)),
             graphs=tuple(
                 replace(note, file=f"{place}{note.file}")
-                for place in _places(job)
+                for place in rank_folders(job.form.ranks.count)
                 for note in notes
             ),
             files={name: content_sha256(content) for name, content in sorted(small.items())},
@@ -258,12 +259,6 @@ def _genai_config(job: Job, beside: Beside) -> bytes:
     return to_json(config)
 
 
-def _places(job: Job) -> list[str]:
-    """Return the folder of each rank, "" where there is one rank."""
-    count = job.form.ranks.count
-    return [f"rank{rank}/" for rank in range(count)] if count > 1 else [""]
-
-
 def _data_files(
     job: Job, graphs: Mapping[str, ir.Model], rank: int, angles: Rotary
 ) -> list[DataFile]:
@@ -282,7 +277,7 @@ def _data_files(
         if not source.pieces
     }
     fed = [name for name in wanted if job.form.expert_inputs and is_of_experts(name)]
-    place = _places(job)[rank]
+    place = rank_folders(job.form.ranks.count)[rank]
     rest = lay_out((name, source) for name, source in wanted.items() if name not in fed)
     files = [DataFile(f"{place}{DATA}", b"", rest, made)]
     if fed:

@@ -23,6 +23,8 @@ from dstools_converters.tables import Positive, Reader, json_table
 EXPORT = "export.json"
 GRAPH, DRAFT_GRAPH, DATA, EXPERTS = "model.onnx", "mtp.onnx", "model.data", "experts.safetensors"
 GENAI_CONFIG = "genai_config.json"
+ROWS = "logits_indices"  # the input that says whose logits are wanted, where a graph has it
+CHUNK = 512  # tokens of prompts in a step, whatever runs a folder: others' tokens wait no longer
 PLUGINS, PLAN = "libdstools_trt.so", "model.plan"
 
 Kind = Literal["onnx", "dense", "deepseek-inference"]
@@ -104,6 +106,16 @@ class Export:
     def to_bytes(self) -> bytes:
         """Return export.json."""
         return to_json(asdict(self))
+
+
+def pairs_of(layers: int) -> int:
+    """Return how many layers genai counts: each has two caches, one for a layer of ours."""
+    return -(-layers // 2)
+
+
+def rank_folders(ranks: int) -> list[str]:
+    """Return what precedes the files of each rank, "" where there is one rank."""
+    return [f"rank{rank}/" for rank in range(ranks)] if ranks > 1 else [""]
 
 
 def read_export(folder: Path) -> Export | None:

@@ -23,8 +23,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from dstools_converters.export.folder import DRAFT_GRAPH, GRAPH, Pool
-from dstools_converters.export.graph import ROWS, pairs_of
+from dstools_converters.export.folder import CHUNK, DRAFT_GRAPH, GRAPH, ROWS, Pool, pairs_of
 from dstools_converters.families.shapes import MLA, Model
 from dstools_converters.runtime.sampling import Sampling
 
@@ -37,7 +36,6 @@ PACKED = (
 )
 PAST = {f"past_{part}_names": f"past_key_values.%d.{part}" for part in ("key", "value")}
 PRESENT = {f"present_{part}_names": f"present.%d.{part}" for part in ("key", "value")}
-CHUNK = 512  # tokens of a prompt at a time: others' tokens wait for no longer
 DRAFTS = 1  # an MTP layer trained for one
 # What pybind11 makes of the exceptions of onnxruntime-genai
 ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)
@@ -73,10 +71,9 @@ class Tokens(NamedTuple):
 def pool_of(model: Model, dtype_bytes: int, context: int, rows: int, page: int, mtp: bool) -> Pool:
     """Return the pool of pages in which `rows` of `context` tokens run at a time."""
     assert isinstance(model.attention, MLA)
-    width = model.attention.kv_lora_rank + model.attention.qk_rope_head_dim
     caches = 2 * pairs_of(model.num_hidden_layers) + 2 * mtp
     blocks = (1 + mtp) * rows * -(-context // page)
-    return Pool(context, rows, page, blocks, caches * width * dtype_bytes)
+    return Pool(context, rows, page, blocks, caches * model.attention.latent_width * dtype_bytes)
 
 
 def genai_config(
@@ -148,7 +145,4 @@ def _draft(model: Model) -> dict[str, Any]:
 
 def _cache(attention: MLA) -> dict[str, int]:
     """Return one key of the size of a latent with its rotated part."""
-    return {
-        "num_key_value_heads": 1,
-        "head_size": attention.kv_lora_rank + attention.qk_rope_head_dim,
-    }
+    return {"num_key_value_heads": 1, "head_size": attention.latent_width}

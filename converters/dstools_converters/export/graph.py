@@ -36,7 +36,6 @@ from dstools_converters.runtime.weights import STACKS
 
 ONNX_DTYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
 MAP = "map"
-ROWS = "logits_indices"
 One = int | float | str | bool
 Attribute = One | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]  # torch.onnx's
 SIDES = tuple(STACKS.values())  # gate_proj, up_proj, down_proj
@@ -265,11 +264,6 @@ class Draft(Graph):
 def is_of_experts(name: str) -> bool:
     """Return whether an initializer holds routed experts, or their map."""
     return ".mlp.experts." in name
-
-
-def pairs_of(layers: int) -> int:
-    """Return how many layers genai counts: each has two caches."""
-    return -(-layers // 2)
 
 
 def decoder_of(architecture: Architecture, form: Form) -> Decoder:

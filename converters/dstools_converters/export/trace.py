@@ -12,15 +12,8 @@ from onnxscript.optimizer import fold_constants_ir, remove_unused_nodes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
 
-from dstools_converters.export.graph import (
-    ROWS,
-    Draft,
-    Form,
-    Main,
-    decoder_of,
-    default_dtype,
-    pairs_of,
-)
+from dstools_converters.export.folder import ROWS, pairs_of
+from dstools_converters.export.graph import Draft, Form, Main, decoder_of, default_dtype
 from dstools_converters.families import shapes as family
 from dstools_converters.model.architecture import Architecture
 
@@ -122,7 +115,6 @@ def _ports(model: family.Model, form: Form, mtp: bool) -> list[_Port]:
     """Return the arguments of a graph's module in its order."""
     attention = model.attention
     assert isinstance(attention, family.MLA)
-    width = attention.kv_lora_rank + attention.qk_rope_head_dim
     tokens, rows, batch = Dim("num_tokens"), Dim("num_logits"), Dim("batch_size")
     pages, columns = Dim("num_blocks"), Dim("max_num_blocks")
     ends = Dim("batch_size_plus_1", min=3)  # torch would take 2 for a constant
@@ -132,7 +124,7 @@ def _ports(model: family.Model, form: Form, mtp: bool) -> list[_Port]:
     )
     count = pairs_of(1 if mtp else model.num_hidden_layers)
     names = [f"past_key_values.{i}.{part}" for i in range(count) for part in ("key", "value")]
-    caches = tuple(torch.zeros(7, form.page, 1, width) for _ in names)
+    caches = tuple(torch.zeros(7, form.page, 1, attention.latent_width) for _ in names)
     ports = [
         _Port("ids", ids, ["input_ids"], {0: tokens}),
         _Port("table", table, ["block_table"], {0: batch, 1: columns}),

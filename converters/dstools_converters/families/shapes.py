@@ -43,6 +43,11 @@ class MLA:
     bias: bool
     indexer: tuple[int, int] | None
 
+    @property
+    def latent_width(self) -> int:
+        """Return how many elements a cache holds of a token: its latent and its rotated key."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
 
 @dataclass(frozen=True)
 class MoE:
@@ -186,7 +191,7 @@ def _mha(attention: Attention, hidden: int) -> Iterator[tuple[Role, str, tuple[i
 
 def _mla(mla: MLA, hidden: int) -> Iterator[tuple[Role, str, tuple[int, ...]]]:
     queries = mla.num_heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
-    latent = mla.kv_lora_rank + mla.qk_rope_head_dim
+    latent = mla.latent_width
     if mla.q_lora_rank is None:
         yield "q_proj", "weight", (queries, hidden)
     else:

@@ -199,7 +199,7 @@ class MLA(nn.Module):
             self.q_a_proj = nn.Linear(hidden, shape.q_lora_rank, bias=shape.bias)
             self.q_a_layernorm = RMSNorm(shape.q_lora_rank, LATENT_EPS)
             self.q_b_proj = nn.Linear(shape.q_lora_rank, queries, bias=False)
-        latent = shape.kv_lora_rank + shape.qk_rope_head_dim
+        latent = shape.latent_width
         self.kv_a_proj_with_mqa = nn.Linear(hidden, latent, bias=shape.bias)
         self.kv_a_layernorm = RMSNorm(shape.kv_lora_rank, LATENT_EPS)
         expanded = shape.num_heads * (shape.qk_nope_head_dim + shape.v_head_dim)

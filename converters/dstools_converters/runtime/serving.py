@@ -264,7 +264,7 @@ def _paged(attention: MLA | Attention) -> Latents | KeysAndValues:
 def entry_shape(attention: family.MLA | family.Attention) -> tuple[int, ...]:
     """Return the shape of what a layer's cache holds of a token."""
     if isinstance(attention, family.MLA):
-        return (attention.kv_lora_rank + attention.qk_rope_head_dim,)
+        return (attention.latent_width,)
     return 2, attention.num_kv_heads, attention.head_dim
 
 

@@ -101,7 +101,7 @@ def _check_mla(inventory: Inventory) -> Iterator[Finding]:
     attention = inventory.model.attention
     if not isinstance(attention, MLA):
         return
-    width = attention.kv_lora_rank + attention.qk_rope_head_dim
+    width = attention.latent_width
     if width not in MLA_WIDTHS:
         yield Finding.warning(
             "engine-mla",

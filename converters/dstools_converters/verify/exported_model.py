@@ -20,6 +20,8 @@ from dstools_converters.export.folder import (
     GRAPH,
     Export,
     Weight,
+    pairs_of,
+    rank_folders,
 )
 from dstools_converters.export.ranks import Ranks
 from dstools_converters.families.names import Role
@@ -74,19 +76,13 @@ def _ranks(export: Export) -> Ranks:
     return Ranks(export.tp, export.ep)
 
 
-def places(export: Export) -> list[str]:
-    """Return the folder of each rank, "" where there is one rank."""
-    count = _ranks(export).count
-    return [f"rank{rank}/" for rank in range(count)] if count > 1 else [""]
-
-
 def _check_ranks(export: Export) -> Iterator[Finding]:
     """Yield files that a rank lacks, and those of a rank that is not there."""
     graphs = [GRAPH, *([DRAFT_GRAPH] if export.has_mtp else [])]
     data = [DATA, *([EXPERTS] if export.expert_inputs else [])]
-    wanted = {place + name for place in places(export) for name in graphs}
+    wanted = {place + name for place in rank_folders(_ranks(export).count) for name in graphs}
     there = {name for name in export.files if name.endswith(".onnx")}
-    wanted |= {place + name for place in places(export) for name in data}
+    wanted |= {place + name for place in rank_folders(_ranks(export).count) for name in data}
     there |= export.weights.keys()
     ranks = f"{_ranks(export).count} ranks" if _ranks(export).count > 1 else "one rank"
     mtp = "with" if export.has_mtp else "without"
@@ -114,16 +110,16 @@ def _check_pool(export: Export, model: Model, config: dict[str, Any]) -> Iterato
     if type(positions) is int and pool.context_length > positions:
         message = f"context_length is {pool.context_length}; the model has {positions} positions"
         yield Finding.error("pool", EXPORT, message, MADE_AGAIN)
-    caches = 2 * (pairs(model) + export.has_mtp)
-    nbytes = caches * width(attention) * ITEM_BYTES[export.dtype]
+    caches = 2 * (pairs_of(model.num_hidden_layers) + export.has_mtp)
+    nbytes = caches * attention.latent_width * ITEM_BYTES[export.dtype]
     if pool.token_bytes != nbytes:
         message = f"token_bytes is {pool.token_bytes}; {caches} caches take {nbytes}"
         yield Finding.error("pool", EXPORT, message, MADE_AGAIN)
     for note in export.graphs:
         is_draft = note.file.endswith(DRAFT_GRAPH)
-        caches = 2 * (1 if is_draft else pairs(model))
+        caches = 2 * (1 if is_draft else pairs_of(model.num_hidden_layers))
         found = [port for port in note.inputs if port.name.startswith("past_key_values.")]
-        shape = (str(pool.page_size), "1", str(width(attention)))
+        shape = (str(pool.page_size), "1", str(attention.latent_width))
         if len(found) != caches or any(port.shape[1:] != shape for port in found):
             message = f"its caches are not {caches} of pages [{', '.join(shape)}]"
             yield Finding.error("pool", printable(note.file), message, MADE_AGAIN)
@@ -133,16 +129,6 @@ def _check_pool(export: Export, model: Model, config: dict[str, Any]) -> Iterato
             yield Finding.error("vocabulary", printable(note.file), message, MADE_AGAIN)
 
 
-def pairs(model: Model) -> int:
-    """Return how many pairs of a key and a value cache the hidden layers take: one layer each."""
-    return -(-model.num_hidden_layers // 2)
-
-
-def width(attention: MLA) -> int:
-    """Return the elements of a token in one cache."""
-    return attention.kv_lora_rank + attention.qk_rope_head_dim
-
-
 # --------------------------------------------------------------------------------------- weights
 
 
@@ -150,7 +136,7 @@ def _check_weights(export: Export, model: Model) -> Iterator[Finding]:
     """Yield tensors that the model lacks, lacks here, or has in another shape or dtype."""
     if not export.has_mtp:
         model = replace(model, num_mtp_layers=0)
-    for rank, place in enumerate(places(export)):
+    for rank, place in enumerate(rank_folders(_ranks(export).count)):
         wanted = dict(_wanted(export, model, rank))
         for name in (f"{place}{DATA}", f"{place}{EXPERTS}"):
             for weight in export.weights.get(name, ()):
@@ -230,11 +216,11 @@ def _check_genai(export: Export, model: Model, genai: dict[str, Any]) -> Iterato
     if isinstance(attention, MLA) and export.kind == "onnx":
         wanted |= {
             "model.decoder.filename": GRAPH,
-            "model.decoder.num_hidden_layers": pairs(model),
+            "model.decoder.num_hidden_layers": pairs_of(model.num_hidden_layers),
             "model.decoder.num_key_value_heads": 1,
-            "model.decoder.head_size": width(attention),
+            "model.decoder.head_size": attention.latent_width,
             "model.mtp.filename": DRAFT_GRAPH if export.has_mtp else None,
-            "model.mtp.head_size": width(attention) if export.has_mtp else None,
+            "model.mtp.head_size": attention.latent_width if export.has_mtp else None,
             "engine.dynamic_batching.prefix_caching": not export.has_mtp,
         }
     if pool is not None:

@@ -21,7 +21,7 @@ from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import block_rows, columns, read_scales, slabs, width
 from dstools_converters.checkpoint.tensors import restored_rows
 from dstools_converters.errors import DstoolsError, Finding, printable
-from dstools_converters.export.folder import DATA, EXPERTS, Export, Making, Weight
+from dstools_converters.export.folder import DATA, EXPERTS, Export, Making, Weight, rank_folders
 from dstools_converters.export.graph import MAP, Form
 from dstools_converters.export.ranks import Ranks
 from dstools_converters.export.sources import DTYPES, Piece, Source, sources
@@ -101,8 +101,7 @@ def _pairs(inventory: Inventory, export: Export) -> tuple[list[Finding], list[_P
         export.expert_inputs,
     )
     findings, pairs = [], []
-    for rank in range(form.ranks.count):
-        place = f"rank{rank}/" if form.ranks.count > 1 else ""
+    for rank, place in enumerate(rank_folders(form.ranks.count)):
         made_of = sources(inventory, form, rank)
         for file in (f"{place}{DATA}", f"{place}{EXPERTS}"):
             for weight in export.weights.get(file, ()):

@@ -12,6 +12,7 @@ from dstools_converters.export.folder import (
     Pool,
     Port,
     Weight,
+    pairs_of,
     read_export,
     require_export,
 )
@@ -66,3 +67,7 @@ def test_a_damaged_file_is_named_with_the_key(
 
 def test_equal_exports_have_equal_bytes() -> None:
     assert WRITTEN.to_bytes() == replace(WRITTEN).to_bytes()
+
+
+def test_an_odd_number_of_layers_has_a_pair_more() -> None:
+    assert [pairs_of(layers) for layers in (1, 2, 3, 61)] == [1, 1, 2, 31]

@@ -5,14 +5,7 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dstools_converters.export.graph import (
-    Form,
-    Product,
-    decoder_of,
-    default_dtype,
-    is_of_experts,
-    pairs_of,
-)
+from dstools_converters.export.graph import Form, Product, decoder_of, default_dtype, is_of_experts
 from dstools_converters.export.ranks import Ranks
 from dstools_converters.families.names import TensorName
 from dstools_converters.model.architecture import read_architecture
@@ -77,10 +70,6 @@ def test_a_product_by_codes_keeps_the_bias() -> None:
     assert product.weight_scale_inv is not None
     assert product.weight_scale_inv.shape == (2, 2)
     assert product.bias is not None
-
-
-def test_an_odd_number_of_layers_has_a_pair_more() -> None:
-    assert [pairs_of(layers) for layers in (1, 2, 3, 61)] == [1, 1, 2, 31]
 
 
 def test_names_of_experts_are_known() -> None:

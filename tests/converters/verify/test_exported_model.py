@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dstools_converters.export.folder import require_export
+from dstools_converters.export.folder import pairs_of, require_export
 from dstools_converters.families.shapes import read_model
-from dstools_converters.verify.exported_model import check_model, pairs
+from dstools_converters.verify.exported_model import check_model
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 
@@ -150,7 +150,8 @@ def test_a_pool_that_does_not_hold_its_rows_is_named(
 @pytest.mark.parametrize(("layers", "caches"), [(1, 1), (4, 2), (27, 14), (61, 31)])
 def test_a_layer_without_a_partner_takes_a_pair_of_its_own(layers: int, caches: int) -> None:
     config = json.loads((SAMPLE / "config.json").read_text())
-    assert pairs(read_model(config | {"num_hidden_layers": layers})) == caches
+    model = read_model(config | {"num_hidden_layers": layers})
+    assert pairs_of(model.num_hidden_layers) == caches
 
 
 def test_a_folder_without_a_pool_is_named(copy: Any) -> None:

@@ -5,8 +5,6 @@ from pathlib import Path
 from dstools_converters.errors import DstoolsError, UnsupportedError
 from dstools_converters.export.folder import DRAFT_GRAPH, EXPORT, Export, Pool
 
-ROWS = "logits_indices"  # an input of graphs that compute no other logits
-CHUNK = 512  # tokens of prompts in a step, which attends to all before them in all heads at once
 PAST, PRESENT = "past_key_values.", "present."
 
 

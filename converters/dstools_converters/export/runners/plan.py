@@ -16,8 +16,15 @@ import torch
 from torch import Tensor
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.export.folder import DRAFT_GRAPH, GRAPH, GraphNote, Pool, require_export
-from dstools_converters.export.runners.limits import PAST, PRESENT, ROWS
+from dstools_converters.export.folder import (
+    DRAFT_GRAPH,
+    GRAPH,
+    ROWS,
+    GraphNote,
+    Pool,
+    require_export,
+)
+from dstools_converters.export.runners.limits import PAST, PRESENT
 from dstools_converters.export.trt.network import listener
 from dstools_converters.export.trt.plans import BUILD, import_tensorrt, plan_of, read_plan
 from dstools_converters.runtime.pages import Batch

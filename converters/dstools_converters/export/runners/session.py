@@ -18,8 +18,16 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from torch import Tensor
 
 from dstools_converters.errors import DstoolsError, UnsupportedError, printable
-from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GRAPH, Export, Pool, content_sha256
-from dstools_converters.export.runners.limits import PAST, PRESENT, ROWS, require_limits
+from dstools_converters.export.folder import (
+    DATA,
+    DRAFT_GRAPH,
+    GRAPH,
+    ROWS,
+    Export,
+    Pool,
+    content_sha256,
+)
+from dstools_converters.export.runners.limits import PAST, PRESENT, require_limits
 from dstools_converters.files import LFS_HINT, is_lfs_pointer, real
 from dstools_converters.runtime.pages import Batch
 

@@ -21,14 +21,21 @@ import torch
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.errors import DstoolsError, ShortfallError
 from dstools_converters.export.deepseek import Job, pool
-from dstools_converters.export.folder import EXPORT, Export, GraphNote, Precision, content_sha256
+from dstools_converters.export.folder import (
+    CHUNK,
+    EXPORT,
+    Export,
+    GraphNote,
+    Precision,
+    content_sha256,
+)
 from dstools_converters.export.graph import is_of_experts
 from dstools_converters.export.sources import SCALES, sources
 from dstools_converters.export.trt.check import require_network
 from dstools_converters.export.trt.graphs import read_graph, require_graphs
 from dstools_converters.export.trt.network import configure, describe, listener, load_plugins
 from dstools_converters.export.trt.nodes import REPORT
-from dstools_converters.export.trt.rtx import CHUNK, Built, profiles
+from dstools_converters.export.trt.rtx import Built, profiles
 from dstools_converters.families.names import TensorName
 from dstools_converters.files import replace_file
 
@@ -55,7 +62,7 @@ def require_kernels(job: Job) -> None:
     if dtype != "bfloat16":
         raise DstoolsError(f"--trt: the kernels are for BF16, not {dtype}", "--dtype bfloat16")
     attention: Any = model.attention
-    latent = (attention.kv_lora_rank, attention.kv_lora_rank + attention.qk_rope_head_dim)
+    latent = (attention.kv_lora_rank, attention.latent_width)
     if latent != LATENT:
         raise _no_kernel(f"latents of {latent[0]} in {latent[1]}", f"{LATENT[0]} in {LATENT[1]}")
     if model.moe is not None:
@@ -98,8 +105,7 @@ def require_sizes(job: Job) -> None:
         for name, source in sources(job.inventory, job.form, rank).items()
     }
     attention: Any = model.attention
-    width = attention.kv_lora_rank + attention.qk_rope_head_dim
-    shapes["a cache of the pool"] = (options.num_blocks, options.page_size, width)
+    shapes["a cache of the pool"] = (options.num_blocks, options.page_size, attention.latent_width)
     shapes["logits"] = (max(CHUNK, 2 * options.max_batch_size), model.vocab_size)
     for name, shape in shapes.items():
         if math.prod(shape) > MOST_ELEMENTS:

@@ -22,8 +22,7 @@ from torch import Tensor
 from dstools_converters.errors import ShortfallError
 from dstools_converters.export.data import ALIGNMENT, read_back
 from dstools_converters.export.deepseek import Job
-from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GRAPH, Export
-from dstools_converters.export.graph import ROWS
+from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GRAPH, ROWS, Export
 from dstools_converters.export.rounding import bound
 from dstools_converters.runtime.pages import Batch
 from dstools_converters.runtime.serving import Serving

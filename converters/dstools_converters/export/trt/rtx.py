@@ -18,14 +18,13 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.export.folder import GraphNote, Pool, Port
+from dstools_converters.export.folder import CHUNK, GraphNote, Pool, Port
 from dstools_converters.tables import Reader, json_table
 
 WORKER = "dstools_converters.export.trt.rtx_worker"
 LIBRARY = "libtensorrt_rtx.so"  # what the parser opens; the wheel has it with its version only
 EXTRA = 'pip install "dstools-llm[check]"'
 TARGETS = ("SM89", "SM120")  # the nearest below and above Hopper
-CHUNK = 512  # tokens of prompts in a step
 DRAFTS = 1  # tokens of a row that are checked at once, besides its last
 SAYS = "dstools: "  # before what plugins say on stderr, since RTX gives them no logger
 TAIL = 2000  # characters of what a worker that died has said

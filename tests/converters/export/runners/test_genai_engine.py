@@ -21,8 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export.deepseek import Options
-from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, Export, require_export
-from dstools_converters.export.graph import ROWS
+from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, ROWS, Export, require_export
 from dstools_converters.export.runners import genai_engine
 from dstools_converters.export.runners.genai_engine import GenaiEngine
 from dstools_converters.runtime.decode import Piece, Request

@@ -14,8 +14,7 @@ import torch
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export.deepseek import Options
-from dstools_converters.export.folder import EXPORT, require_export
-from dstools_converters.export.runners.limits import CHUNK
+from dstools_converters.export.folder import CHUNK, EXPORT, require_export
 from dstools_converters.export.runners.plan import PlanSession
 from dstools_converters.export.runners.session import OnnxSession, require_runnable
 from dstools_converters.export.trt import rtx
