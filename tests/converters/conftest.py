@@ -3,6 +3,7 @@
 quantized(source), dequantized(source), calibrated(source)    the folder that was written
 fp8_keeping("model.layers.1.mlp.down_proj")                    block FP8, but for these modules
 decoder_of(source)                                             the model in memory
+theirs(source)                                                 transformers' model, float32
 """
 
 import json
@@ -219,5 +220,26 @@ def decoder_of() -> Callable[[Path], Any]:
         names = {architecture.model.spell(name) for name, _ in architecture.model.weights()}
         decoder.load_state_dict({n: t for n, t in state.items() if n in names}, assign=True)
         return decoder.requires_grad_(False).eval()
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Callable[[Path], Any]:
+    """theirs(folder): transformers' model, float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded: dict[Path, Any] = {}
+
+    def get(folder: Path) -> Any:
+        if folder not in loaded:
+            loaded[folder] = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                experts_implementation="eager",
+            ).eval()
+        return loaded[folder]
 
     return get

@@ -36,24 +36,6 @@ def folder_of(checkpoint: Callable[..., Path]) -> Callable[..., Path]:
     return lambda kind, **how: SAMPLE if kind == "sample-v3" else checkpoint(kind, **how)
 
 
-@pytest.fixture(scope="module")
-def theirs() -> Callable[[Path], Any]:
-    """theirs(folder): transformers' model, float32."""
-    loaded: dict[Path, Any] = {}
-
-    def get(folder: Path) -> Any:
-        if folder not in loaded:
-            loaded[folder] = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                experts_implementation="eager",
-            ).eval()
-        return loaded[folder]
-
-    return get
-
-
 def options_for(folder: Path, **changes: Any) -> Options:
     config = json.loads((folder / "config.json").read_text())
     return Options(context=512, mtp=bool(config.get("num_nextn_predict_layers")), **changes)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import require_sound
@@ -39,24 +38,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def folder_of(checkpoint: Callable[..., Path]) -> Callable[[str], Path]:
     return lambda kind: SAMPLE if kind == "sample-v3" else checkpoint(kind)
-
-
-@pytest.fixture(scope="module")
-def theirs() -> Callable[[Path], Any]:
-    """theirs(folder): transformers' model, float32."""
-    loaded: dict[Path, Any] = {}
-
-    def get(folder: Path) -> Any:
-        if folder not in loaded:
-            loaded[folder] = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                experts_implementation="eager",
-            ).eval()
-        return loaded[folder]
-
-    return get
 
 
 def session_of(serving: Serving, pages: int = 60, size: int = 16) -> tuple[Session, Pool]:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export.deepseek import Options
@@ -49,24 +49,6 @@ def prompts() -> list[list[int]]:
         )
         for messages in conversations
     ]
-
-
-@pytest.fixture(scope="module")
-def theirs() -> Callable[[Path], Any]:
-    """theirs(folder): transformers' model, float32"""
-    loaded: dict[Path, Any] = {}
-
-    def get(folder: Path) -> Any:
-        if folder not in loaded:
-            loaded[folder] = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                experts_implementation="eager",
-            ).eval()
-        return loaded[folder]
-
-    return get
 
 
 @pytest.fixture(scope="module")
