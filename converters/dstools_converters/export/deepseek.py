@@ -155,18 +155,20 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
     Raises DstoolsError where OUT exists, for weights that are not finite or that the dtype cannot
     hold, and where the disk is full.
     """
-    graphs = {GRAPH: trace(job.architecture, job.form, mtp=False)}
-    if job.options.mtp:
-        graphs[DRAFT_GRAPH] = trace(job.architecture, job.form, mtp=True)
-    angles = rotary(job.architecture, torch.arange(job.form.positions))
-    rank_files = [_data_files(job, graphs, rank, angles) for rank in range(job.form.ranks.count)]
-    contents = _contents(graphs, rank_files[0])
-    notes = [note_of(graph, name) for name, graph in graphs.items()]
-    written = [file for files in rank_files for file in files]
     with Unfinished(out, job.fingerprint) as folder:
         if folder.is_published:
             folder.clean_up()
             return require_export(out)
+        graphs = {GRAPH: trace(job.architecture, job.form, mtp=False)}
+        if job.options.mtp:
+            graphs[DRAFT_GRAPH] = trace(job.architecture, job.form, mtp=True)
+        angles = rotary(job.architecture, torch.arange(job.form.positions))
+        rank_files = [
+            _data_files(job, graphs, rank, angles) for rank in range(job.form.ranks.count)
+        ]
+        contents = _contents(graphs, rank_files[0])
+        notes = [note_of(graph, name) for name, graph in graphs.items()]
+        written = [file for files in rank_files for file in files]
         folder.require_space(sum(file.nbytes for file in written))
         weights = {
             file.path: _weights(file, fill(job.inventory, file, folder, workers, progress))
