@@ -19,7 +19,7 @@ from dstools_converters.sidefiles.manifest import MANIFEST, Manifest, load_manif
 from dstools_converters.sidefiles.signature import Verifier
 from dstools_converters.verify.calibrated import check_calibration
 from dstools_converters.verify.engines import Engine, check_engine
-from dstools_converters.verify.exported import verify_exported
+from dstools_converters.verify.exported.folder import verify_exported
 from dstools_converters.verify.hashes import Digests, Hashing
 from dstools_converters.verify.kept import check_kept
 from dstools_converters.verify.report import Report, Results

@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import pytest
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+SAMPLE = Path(__file__).parents[3] / "data" / "sample-v3"
 HEAD = "lm_head.weight"
 
 

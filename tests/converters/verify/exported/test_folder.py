@@ -16,7 +16,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.verify.folder import verify
 from dstools_converters.verify.hashes import Digests
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+SAMPLE = Path(__file__).parents[3] / "data" / "sample-v3"
 Export = Callable[..., Path]
 Damaged = Callable[[Path], Any]
 

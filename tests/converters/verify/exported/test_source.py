@@ -13,7 +13,7 @@ import pytest
 from dstools_converters.errors import DstoolsError
 from dstools_converters.verify.folder import verify
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+SAMPLE = Path(__file__).parents[3] / "data" / "sample-v3"
 Damaged = Callable[[Path], Any]
 
 

@@ -1,7 +1,7 @@
 """Check a folder that `dstools export` wrote against its export.json, in both directions.
 
 Nothing here needs torch or onnx, so a copy can be checked where nothing runs it. With the
-checkpoint that it was made from, `exported_source` compares tensors; that takes torch.
+checkpoint that it was made from, `source` compares tensors; that takes torch.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from dstools_converters.export.folder import EXPORT, PLUGINS, Export, Kind, requ
 from dstools_converters.sidefiles.carried import LATER, README, require_inside
 from dstools_converters.sidefiles.signature import Verifier
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, sha256_of
-from dstools_converters.verify.exported_data import check_places, read_files
-from dstools_converters.verify.exported_graph import check_graphs
-from dstools_converters.verify.exported_model import check_model
+from dstools_converters.verify.exported.data import check_places, read_files
+from dstools_converters.verify.exported.graph import check_graphs
+from dstools_converters.verify.exported.model import check_model
 from dstools_converters.verify.report import Report, Results
 
 READ = (".onnx", ".data", ".safetensors", ".json", ".so", ".plan", ".py", ".jinja", ".model")
@@ -203,7 +203,7 @@ def _check_source(
     elif results.has_error(UNREADABLE):
         results.not_checked.append(f"{what}: {FIRST}")
     else:
-        from dstools_converters.verify.exported_source import check_source  # imports torch
+        from dstools_converters.verify.exported.source import check_source  # imports torch
 
         known = {finding.where for finding in results.findings if finding.code == "weight-differs"}
         compared = check_source(folder, export, source, known, workers)

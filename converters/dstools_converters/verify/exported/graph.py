@@ -6,7 +6,7 @@ from posixpath import dirname, join
 
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.export.folder import EXPERTS, EXPORT, Export, GraphNote, Weight
-from dstools_converters.verify.onnx_file import Initializer, Outline, read_outline
+from dstools_converters.verify.exported.onnx_file import Initializer, Outline, read_outline
 
 DOMAIN = "dstools"  # of the ops that a plugin implements
 COLLECTIVE = "DistCollective"

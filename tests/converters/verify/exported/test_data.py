@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dstools_converters.verify import exported_data
+from dstools_converters.verify.exported import data
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+SAMPLE = Path(__file__).parents[3] / "data" / "sample-v3"
 HEAD = "lm_head.weight"
 
 
@@ -30,7 +30,7 @@ def ranks(exported: Callable[..., Path], damaged: Callable[[Path], Any]) -> Any:
 def test_a_flipped_byte_is_named_by_file_and_tensor(
     copy: Any, at: str, workers: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exported_data, "PIECE_BYTES", piece)
+    monkeypatch.setattr(data, "PIECE_BYTES", piece)
     weight = copy.weight(HEAD)
     copy.flip("model.data", weight["offset"] + (weight["nbytes"] - 1 if at == "last" else 0))
     assert copy.faults(workers=workers) == [("weight-differs", f"model.data: {HEAD}")]

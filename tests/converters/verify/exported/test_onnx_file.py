@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.verify.onnx_file import DTYPES, read_outline
+from dstools_converters.verify.exported.onnx_file import DTYPES, read_outline
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+SAMPLE = Path(__file__).parents[3] / "data" / "sample-v3"
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "mtp.onnx"])

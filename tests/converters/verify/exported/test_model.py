@@ -9,9 +9,9 @@ import pytest
 
 from dstools_converters.export.folder import pairs_of, require_export
 from dstools_converters.families.shapes import read_model
-from dstools_converters.verify.exported_model import check_model
+from dstools_converters.verify.exported.model import check_model
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
+SAMPLE = Path(__file__).parents[3] / "data" / "sample-v3"
 
 
 @pytest.fixture

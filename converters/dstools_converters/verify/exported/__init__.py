@@ -1,0 +1,1 @@
+"""Check what `dstools export` wrote: against its export.json, and against its source."""
