@@ -40,55 +40,66 @@ def judge_float16(
         )
     cpu = torch.device("cpu")
     serving = serving_of(inventory, torch.float32, cpu, keeps_codes=False)
-    for layer, value in enumerate(largest_values(serving, prompts)):
+    for place, value in largest_values(serving, prompts).items():
         if not value <= LIMIT:
             raise DstoolsError(
-                f"layer {layer}: a number of {value:.4g} in float32; float16 ends at 65504, and "
+                f"{place}: a number of {value:.4g} in float32; float16 ends at 65504, and "
                 f"from {LIMIT:.0f} on another prompt may exceed that",
                 "export with --dtype bfloat16 or float32",
             )
     return None
 
 
-def largest_values(serving: Serving, prompts: Sequence[list[int]]) -> list[float]:
-    """Return the largest |x| that enters or leaves a module of each layer, MTP included.
+def largest_values(serving: Serving, prompts: Sequence[list[int]]) -> dict[str, float]:
+    """Return the largest |x| that enters or leaves a module, by place: `layer 0`, ..., `the head`.
 
-    So the states between layers are among them. NaN where there is one.
+    So the states between layers are among them, each expert's between its products, and queries
+    absorbed as the graph has them. MTP is a layer. NaN where there is one.
     """
-    layers = list(serving.decoder.model.layers)
-    largest = torch.zeros(len(layers))
+    largest: dict[str, Tensor] = {}
 
-    def watched(layer: int, values: tuple[object, ...]) -> None:
+    def watched(place: str, values: tuple[object, ...]) -> None:
         for value in values:
             if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-                largest[layer] = torch.maximum(largest[layer], value.abs().max())
+                largest[place] = torch.maximum(largest[place], value.abs().max())
 
-    def watch(layer: int, module: nn.Module) -> RemovableHandle:
+    def watch(place: str, module: nn.Module) -> RemovableHandle:
         def hook(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-            watched(layer, (*inputs, *(output if isinstance(output, tuple) else (output,))))
+            watched(place, (*inputs, *(output if isinstance(output, tuple) else (output,))))
 
         return module.register_forward_hook(hook)
 
-    hooks = [watch(n, module) for n, layer in enumerate(layers) for module in layer.modules()]
+    hooks = []
+    layers = zip(serving.decoder.model.layers, serving.attentions, strict=True)
+    for number, (layer, attention) in enumerate(layers):
+        largest[place := f"layer {number}"] = torch.zeros(())
+        hooks += [watch(place, module) for module in {*layer.modules(), *attention.modules()}]
+    largest["the head"] = torch.zeros(())
     try:
         for prompt in prompts:
-            _run(serving, prompt[: serving.positions])
+            watched("the head", _run(serving, prompt[: serving.positions]))
     finally:
         for hook in hooks:
             hook.remove()
-    return largest.tolist()
+    return {place: float(value) for place, value in largest.items()}
 
 
-def _run(serving: Serving, ids: list[int]) -> None:
-    """Run all tokens of a prompt through all layers."""
+def _run(serving: Serving, ids: list[int]) -> tuple[Tensor, ...]:
+    """Run all tokens of a prompt through all layers; return what enters and leaves the head.
+
+    Each token is a row, on the pages of all: of longer ones, queries are not absorbed.
+    """
     pages = -(-len(ids) // PAGE)
-    caches = serving.new_caches(pages, PAGE)
-    table, past = torch.arange(pages, dtype=torch.int32)[None], torch.zeros(1, dtype=torch.int32)
+    caches = [cache.zero_() for cache in serving.new_caches(pages, PAGE)]  # they are watched, too
+    table = torch.arange(pages, dtype=torch.int32)[None]
 
     def batch(tokens: list[int]) -> Batch:
-        return Batch(torch.tensor(tokens), table, torch.tensor([0, len(tokens)]).int(), past)
+        ends = torch.arange(len(tokens) + 1, dtype=torch.int32)
+        return Batch(torch.tensor(tokens), table.expand(len(tokens), -1), ends, ends[:-1])
 
-    _, hidden_TD = serving(batch(ids), torch.tensor([len(ids) - 1]), caches)
-    if serving.model.num_mtp_layers and len(ids) > 1:
-        last = torch.tensor([len(ids) - 2])
-        serving.draft(batch(ids[1:]), hidden_TD[:-1], last, caches)
+    logits, hidden_TD = serving(batch(ids), torch.arange(len(ids)), caches)
+    if not serving.model.num_mtp_layers or len(ids) < 2:
+        return hidden_TD, logits
+    rows = torch.arange(len(ids) - 1)
+    drafts, _ = serving.draft(batch(ids[1:]), hidden_TD[:-1], rows, caches)
+    return hidden_TD, logits, drafts

@@ -11,7 +11,7 @@ from dstools_kernels.ops.moe_gemm import moe_gemm
 from dstools_kernels.ops.swiglu_quant import swiglu_quant
 
 
-class Stack(nn.Module):
+class Weight(nn.Module):
     """A weight, or those of all experts: in the model's dtype, or FP8 codes where it has scales."""
 
     scales: Tensor | None  # [..., ceil(N / 128), ceil(K / 128)] float32
@@ -28,7 +28,15 @@ class Stack(nn.Module):
         return None if self.scales is None else Quantized(self.weight, self.scales)
 
 
-class Product(Stack):
+class Stack(Weight):
+    """The linear maps of all experts."""
+
+    def forward(self, rows: Tensor | Quantized, offsets: Tensor) -> Tensor:
+        """Return [R, N] of `rows` [R, K], sorted by expert; of codes, it is BF16."""
+        return moe_gemm(rows, self.quantized or self.weight, offsets)
+
+
+class Product(Weight):
     """A linear map: by `gemm`, or for FP8 by `act_quant` and `fp8_gemm`."""
 
     bias: Tensor | None  # [N]
@@ -63,16 +71,17 @@ def swiglu(x: Tensor, rows: Tensor, offsets: Tensor, gate: Stack, up: Stack, dow
     """
     if gate.quantized is None or up.quantized is None or down.quantized is None:
         picked = x.index_select(0, rows)
-        inner = F.silu(moe_gemm(picked, gate.weight, offsets))
-        return moe_gemm(inner * moe_gemm(picked, up.weight, offsets), down.weight, offsets)
+        y: Tensor = down(F.silu(gate(picked, offsets)) * up(picked, offsets), offsets)
+        return y
     codes = _coded(x, gate.scale_format, rows)
-    sides = [moe_gemm(codes, weight, offsets) for weight in (gate.quantized, up.quantized)]
+    sides = [side(codes, offsets) for side in (gate, up)]
     if down.scale_format == "float32":
         codes = swiglu_quant(*sides)
     else:
         wide = F.silu(sides[0].float()) * sides[1].float()
         codes = _coded(wide.to(sides[0].dtype), down.scale_format)
-    return moe_gemm(codes, down.quantized, offsets).to(x.dtype)
+    y = down(codes, offsets)
+    return y.to(x.dtype)
 
 
 def _coded(x: Tensor, scale_format: ScaleFormat, rows: Tensor | None = None) -> Quantized:

@@ -97,6 +97,7 @@ class Latents(nn.Module):
         w_HNL, w_HWL = torch.split(w_HYL, [shape.qk_nope_head_dim, shape.v_head_dim], 1)
         self.w_k_HNL = nn.Parameter(w_HNL.contiguous(), requires_grad=False)
         self.w_v_HWL = nn.Parameter(w_HWL.contiguous(), requires_grad=False)
+        self.absorbed = nn.Identity()  # a hook here sees absorbed queries
         del mla.kv_b_proj
 
     def forward(self, x_TD: Tensor, places: Places, cache_PSC: Tensor) -> Tensor:
@@ -121,7 +122,8 @@ class Latents(nn.Module):
 
     def _absorbed(self, q_HTN: Tensor, q_HTR: Tensor, places: Places, cache_PSC: Tensor) -> Tensor:
         """Return the attention [H, T, W] of rows with one or two new tokens, on the latents."""
-        q_THC = torch.cat((gemm(q_HTN, self.w_k_HNL.mT), q_HTR), -1).transpose(0, 1)
+        q_HTC = torch.cat((gemm(q_HTN, self.w_k_HNL.mT), q_HTR), -1)
+        q_THC = self.absorbed(q_HTC.transpose(0, 1))
         table, lengths, cumulative = places.table, places.lengths, places.cumulative
         scale, rank = self.mla.scale, self.mla.shape.kv_lora_rank
         o_THL = mla_decode(q_THC, cache_PSC, table, lengths, cumulative, scale, rank)

@@ -20,7 +20,7 @@ from dstools_converters.families.names import Role, TensorName
 from dstools_converters.families.shapes import Model, read_model
 from dstools_converters.model.architecture import Architecture, Parameters, read_architecture
 from dstools_converters.model.decoder import Decoder
-from dstools_converters.runtime.products import Stack
+from dstools_converters.runtime.products import Stack, Weight
 from dstools_converters.runtime.serving import Serving, prepare
 from dstools_kernels.ops.dispatch import form
 
@@ -86,7 +86,7 @@ def serving_of(
             weight = restored(inventory, info).to(device, _dtype(name, dtype))
             _put(decoder, inventory.model, name, weight, None)
     for module in decoder.modules():
-        if isinstance(module, Stack) and scheme is not None:
+        if isinstance(module, Weight) and scheme is not None:
             module.scale_format = scheme.scale_format
     return Serving(decoder.eval(), positions)
 

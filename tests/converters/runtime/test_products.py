@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dstools_converters.runtime.products import Product, Stack, swiglu, use_ops
+from dstools_converters.runtime.products import Product, Stack, Weight, swiglu, use_ops
 from dstools_kernels.fp8 import ScaleFormat
 from dstools_kernels.ops.act_quant import rounded
 from dstools_kernels.ops.weight_dequant import weight_dequant
 from dstools_kernels.ops.weight_quant import weight_quant
 
 
-def in_fp8(module: Stack) -> Tensor:
+def in_fp8(module: Weight) -> Tensor:
     """Quantize a weight [N, K] or [E, N, K] in place; return what its codes stand for."""
     weight = module.weight.data
     parts = [weight_quant(part) for part in weight.view(-1, *weight.shape[-2:])]

@@ -19,7 +19,7 @@ from dstools_converters.checkpoint.tensors import restored
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.architecture import read_architecture
 from dstools_converters.runtime import weights
-from dstools_converters.runtime.products import Stack
+from dstools_converters.runtime.products import Weight
 from dstools_converters.runtime.serving import Latents, Serving
 from dstools_converters.runtime.weights import (
     coded_names,
@@ -69,7 +69,7 @@ def test_codes_are_kept_where_asked_but_for_kv_b_proj(tiny_fp8: Path) -> None:
     for path in tiny_fp8.glob("*.safetensors"):
         held |= load_file(path)
     decoder = load(tiny_fp8, torch.bfloat16, CPU, keeps_codes=True).decoder
-    products = {n: m for n, m in decoder.named_modules() if isinstance(m, Stack)}
+    products = {n: m for n, m in decoder.named_modules() if isinstance(m, Weight)}
     kept = 0
     for name, module in products.items():
         parts = [name]
