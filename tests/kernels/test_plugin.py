@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from ast import literal_eval
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -582,3 +583,22 @@ def test_what_a_plugin_does_not_take_is_refused(
     _, (result,), said = in_rtx(case)
     assert not result.get("bytes")
     assert wanted in said + " ".join(result["said"])
+
+
+# ------------------------------------------------------------------------ TensorRT's lean runtime
+
+REGISTER = """
+import sys, tensorrt_lean as trt
+registry = trt.get_plugin_registry()
+registry.load_library(sys.argv[1])
+ours = [c for c in registry.all_creators if c.plugin_namespace == "dstools"]
+print([(c.name, c.plugin_version) for c in ours])
+"""
+
+
+@needs_headers
+@pytest.mark.skipif(find_spec("tensorrt_lean") is None, reason="needs tensorrt-lean-cu13")
+def test_genuine_tensorrts_lean_runtime_registers_the_library(library: Path) -> None:
+    """11.4.0.106 did on 2026-11-30: a runtime that runs plans, and builds none."""
+    said = run(sys.executable, "-c", REGISTER, library)
+    assert sorted(literal_eval(said)) == [(op, "1") for op in sorted(OPS)]

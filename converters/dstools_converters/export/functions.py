@@ -33,21 +33,22 @@ ds = values.Opset(DOMAIN, VERSION)
 
 @script(ds, default_opset=op)
 def DsSlots(starts, cached, pages, size, tokens):
-    """Return page and place on it [T, 2] of each new token.
+    """Return page and place on it [T, 2], row [T] and position in the row [T] of each new token.
 
     int64: starts [B + 1], cached [B], pages [B, N], size [1] of a page, tokens [1], which is T.
     """
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_ints=[1])
     last = op.Constant(value_ints=[-1])
-    token = op.Range(op.Constant(value_int=0), op.Squeeze(tokens), op.Constant(value_int=1))
-    ends = op.Slice(starts, one, op.Shape(starts))
+    token = op.Range(op.Constant(value_int=0), op.Squeeze(tokens, zero), op.Constant(value_int=1))
+    ends = op.Slice(starts, one, op.Shape(starts), zero)
     has_ended = op.GreaterOrEqual(op.Unsqueeze(token, last), op.Unsqueeze(ends, zero))
     row = op.ReduceSum(op.Cast(has_ended, to=7), last, keepdims=0)
     position = op.Add(op.Sub(token, op.Gather(starts, row)), op.Gather(cached, row))
     named = op.Concat(op.Unsqueeze(row, last), op.Unsqueeze(op.Div(position, size), last), axis=1)
     place = op.Unsqueeze(op.Mod(position, size), last)
-    return op.Concat(op.Unsqueeze(op.GatherND(pages, named), last), place, axis=1)
+    slots = op.Concat(op.Unsqueeze(op.GatherND(pages, named), last), place, axis=1)
+    return slots, row, position
 
 
 @script(ds, default_opset=op)
@@ -80,7 +81,7 @@ def DsMlaAttention(
     starts = op.Cast(cumulative, to=7)
     cached = op.Cast(past, to=7)
     pages = op.Cast(table, to=7)
-    slots = ds.DsSlots(starts, cached, pages, size, op.Shape(q, start=0, end=1))
+    slots, _, _ = ds.DsSlots(starts, cached, pages, size, op.Shape(q, start=0, end=1))
     written = op.ScatterND(cache, slots, op.Unsqueeze(op.CastLike(latent, cache), one))
     # each row on its own
     mixed = op.SequenceEmpty(dtype=dtype)

@@ -91,6 +91,21 @@ def test_prompts_and_tokens_of_a_ragged_batch_give_the_logits_of_transformers(
         assert np.abs(logits - wanted_logits(theirs(folder), row)).max() <= BOUND
 
 
+@pytest.mark.parametrize(
+    ("kind", "is_coded"), [("tiny", False), ("tiny", True), ("tiny-v2", False)]
+)
+def test_the_optimiser_changes_logits_by_less_than_1e_5(
+    kind: str, is_coded: bool, folder_of: Any, exported: Any, onnx_runner: Any
+) -> None:
+    """Of logits of 1.5. A fusion that takes our rotation for its own would be off by far more."""
+    folder = folder_of(kind, fp8="float32") if is_coded else folder_of(kind)
+    out = exported(folder, options_for(folder))
+    rows = [[*row, 5, 6, 7, 8] for row in some_prompts(folder)]
+    runners = [onnx_runner(out, pages=PAGES, optimized=optimized) for optimized in (True, False)]
+    for one, other in zip(*(in_parts(r, rows, [1, 2, 1]) for r in runners), strict=True):
+        assert np.abs(one - other).max() <= 1e-5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_64_greedy_tokens_are_those_of_transformers(
     kind: str, folder_of: Any, theirs: Any, exported: Any, onnx_runner: Any
@@ -219,9 +234,10 @@ def test_codes_are_widened_one_expert_at_a_time(
     assert max(map(len, order.split("G"))) <= 3  # the parts of an expert
 
 
+@pytest.mark.parametrize("optimized", [True, False], ids=["optimised", "plain"])
 @pytest.mark.parametrize("kind", ["sample-v3", "tiny"])
 def test_float16_weights_cost_what_their_rounding_costs(
-    kind: str, folder_of: Any, theirs: Any, exported: Any, onnx_runner: Any
+    kind: str, optimized: bool, folder_of: Any, theirs: Any, exported: Any, onnx_runner: Any
 ) -> None:
     """BF16 weights of these sizes are float16 numbers, so only activations are rounded.
 
@@ -231,7 +247,8 @@ def test_float16_weights_cost_what_their_rounding_costs(
     that. Torch in float16 on the CPU, which rounds more often, bounds it from above.
     """
     folder = folder_of(kind)
-    runner = onnx_runner(exported(folder, options_for(folder, dtype="float16")), pages=PAGES)
+    out = exported(folder, options_for(folder, dtype="float16"))
+    runner = onnx_runner(out, pages=PAGES, optimized=optimized)
     half = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float16, attn_implementation="eager", experts_implementation="eager"
     ).eval()
