@@ -172,7 +172,7 @@ def look_at_export(
         what = "--engine genai" if engine == "genai" else "a dense model"
         raise DstoolsError(f"--device cuda: {what} runs on the CPU alone", "leave it out")
     if export.kind == "dense":
-        return _look_at_dense(name, folder, mtp, engine)
+        return _look_at_dense(name, folder, export, mtp, engine)
     if export.kind != "onnx":
         raise DstoolsError(
             f"{folder}: folders of kind {export.kind} do not run here",
@@ -236,12 +236,14 @@ def genai_version() -> str:
     return str(genai.__version__)
 
 
-def _look_at_dense(name: str, folder: Path, mtp: bool, engine: Engine) -> KnownDense:
+def _look_at_dense(
+    name: str, folder: Path, export: "Export", mtp: bool, engine: Engine
+) -> KnownDense:
     """Return what is known of a dense model. Raises DstoolsError if it is not all there."""
     from importlib.metadata import version
 
-    from dstools_converters.export.folder import GENAI_CONFIG, GRAPH
-    from dstools_converters.export.runners.dense_loop import read_sizes
+    from dstools_converters.export.folder import DENSE_DATA
+    from dstools_converters.export.runners.dense_loop import require_whole
 
     if engine == "genai":
         raise DstoolsError(
@@ -252,13 +254,10 @@ def _look_at_dense(name: str, folder: Path, mtp: bool, engine: Engine) -> KnownD
         raise DstoolsError(
             f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"
         )
-    require_installed("onnxruntime_genai")
-    files = (GRAPH, f"{GRAPH}.data", GENAI_CONFIG)
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
-        raise DstoolsError(f"{folder / missing[0]}: there is no such file", f"copy it, or {AGAIN}")
-    sizes = read_sizes(folder)
-    weights = sum((folder / file).stat().st_size for file in files)
+    for package in ("onnxruntime_genai", "onnx"):
+        require_installed(package)
+    sizes = require_whole(folder, export)
+    weights = (folder / DENSE_DATA).stat().st_size
     held = Held("float32", "cpu", weights, sizes.cache_bytes, "")
     runs_in = f"float32 on cpu, the Generator of onnxruntime-genai {version('onnxruntime-genai')}"
     return KnownDense(name, folder, sizes.vocab_size, sizes.positions, held, runs_in)

@@ -23,6 +23,7 @@ from dstools_converters.checkpoint.tied import require_tied
 from dstools_converters.errors import DstoolsError, UnsupportedError, printable, size
 from dstools_converters.export.dense_check import UNKNOWN, check, refer
 from dstools_converters.export.folder import (
+    DENSE_DATA,
     EXPORT,
     GENAI_CONFIG,
     GRAPH,
@@ -42,7 +43,7 @@ CLASSES = {  # model_type -> the class by which the builder chooses its own
     "qwen3": "Qwen3ForCausalLM",
 }
 BUILDER = "onnxruntime_genai.models.builder"
-WRITTEN = (GRAPH, f"{GRAPH}.data", GENAI_CONFIG)  # of what it writes; the rest is copied
+WRITTEN = (GRAPH, DENSE_DATA, GENAI_CONFIG)  # of what it writes; the rest is copied
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 FLOAT32_BYTES = 4
 # Of the weights in float32: the check has the file mapped, and ONNX Runtime its own order of it. Of

@@ -22,6 +22,7 @@ from dstools_converters.tables import Positive, Reader, json_table
 
 EXPORT = "export.json"
 GRAPH, DRAFT_GRAPH, DATA, EXPERTS = "model.onnx", "mtp.onnx", "model.data", "experts.safetensors"
+DENSE_DATA = f"{GRAPH}.data"  # the name that onnxruntime-genai's builder gives it
 GENAI_CONFIG = "genai_config.json"
 ROWS = "logits_indices"  # the input that says whose logits are wanted, where a graph has it
 CHUNK = 512  # tokens of prompts in a step, whatever runs a folder: others' tokens wait no longer

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.export.folder import GENAI_CONFIG
+from dstools_converters.export.folder import DENSE_DATA, GENAI_CONFIG, GRAPH, Export
+from dstools_converters.export.runners.files import require_beside, require_same, require_size
 from dstools_converters.runtime.decode import Counts, Piece, Reason, Request, length_limit
 from dstools_converters.runtime.draw import NOT_FINITE, Noise, pick
 from dstools_converters.runtime.pages import Pool
@@ -52,6 +53,28 @@ def read_sizes(folder: Path) -> Sizes:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DstoolsError(f"{path}: lacks a size of the model: {error}", AGAIN) from error
+
+
+def require_whole(folder: Path, export: Export) -> Sizes:
+    """Return the sizes of a dense model, if its files are those that were exported.
+
+    Compares graph, genai_config.json and the size of the weights, and does not read these. Raises
+    DstoolsError for files that are missing or damaged, or where ONNX Runtime does not read them.
+    """
+    require_same(folder, export, GRAPH, GENAI_CONFIG)
+    graph, data = folder / GRAPH, folder / DENSE_DATA
+    require_size(data, _data_bytes(graph))
+    require_beside(data, graph)
+    return read_sizes(folder)
+
+
+def _data_bytes(graph: Path) -> int:
+    """Return how many bytes of the file of weights a graph reads, which are all."""
+    import onnx
+
+    tensors = onnx.load(graph, load_external_data=False).graph.initializer
+    places = [{entry.key: entry.value for entry in each.external_data} for each in tensors]
+    return max(int(place["offset"]) + int(place["length"]) for place in places if place)
 
 
 def open_model(folder: Path) -> Any:

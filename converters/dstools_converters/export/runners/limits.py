@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dstools_converters.errors import DstoolsError, UnsupportedError
 from dstools_converters.export.folder import DRAFT_GRAPH, EXPORT, Export, Pool
+from dstools_converters.export.runners.files import require_same
 
 PAST, PRESENT = "past_key_values.", "present."
 
@@ -11,8 +12,8 @@ PAST, PRESENT = "past_key_values.", "present."
 def require_limits(folder: Path, export: Export, *, mtp: bool) -> Pool:
     """Return the caches that a folder is made for, if one process can run it.
 
-    Raises DstoolsError for several ranks, for experts outside of the graph, and where there is no
-    graph that drafts.
+    Raises DstoolsError for several ranks, for experts outside of the graph, where there is no graph
+    that drafts, and where config.json is another one: a loop reads sizes there.
     """
     ranks = max(export.tp, export.ep)
     if ranks > 1:
@@ -30,4 +31,5 @@ def require_limits(folder: Path, export: Export, *, mtp: bool) -> Pool:
         )
     if export.pool is None:
         raise DstoolsError(f"{folder / EXPORT}: has no pool", "export the checkpoint again")
+    require_same(folder, export, "config.json")
     return export.pool

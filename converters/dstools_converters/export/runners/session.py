@@ -18,17 +18,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from torch import Tensor
 
 from dstools_converters.errors import DstoolsError, UnsupportedError, printable
-from dstools_converters.export.folder import (
-    DATA,
-    DRAFT_GRAPH,
-    GRAPH,
-    ROWS,
-    Export,
-    Pool,
-    content_sha256,
-)
+from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GRAPH, ROWS, Export, Pool
+from dstools_converters.export.runners.files import require_beside, require_same, require_size
 from dstools_converters.export.runners.limits import PAST, PRESENT, require_limits
-from dstools_converters.files import LFS_HINT, is_lfs_pointer, real
 from dstools_converters.runtime.pages import Batch
 
 REFUSED = (  # what onnxruntime raises for a file that it does not take
@@ -150,59 +142,10 @@ def require_runnable(folder: Path, export: Export, *, mtp: bool) -> Pool:
             "export the checkpoint with --dtype float32",
         )
     limits = require_limits(folder, export, mtp=mtp)
-    graphs = [folder / name for name in ((GRAPH, DRAFT_GRAPH) if mtp else (GRAPH,))]
-    for path in graphs:
-        _require_file(path)
-    for name, digest in export.files.items():
-        if (path := folder / name) in graphs or name == "config.json":
-            _require_same(path, digest)
+    graphs = (GRAPH, DRAFT_GRAPH) if mtp else (GRAPH,)
+    require_same(folder, export, *graphs)
     entries = export.weights.get(DATA, ())
-    _require_data(folder / DATA, max((each.offset + each.nbytes for each in entries), default=0))
-    for path in graphs:
-        _require_beside(folder / DATA, path)
+    require_size(folder / DATA, max((each.offset + each.nbytes for each in entries), default=0))
+    for name in graphs:
+        require_beside(folder / DATA, folder / name)
     return limits
-
-
-def _require_same(path: Path, digest: str) -> None:
-    """Raise DstoolsError unless a file is the one that was exported."""
-    _require_file(path)
-    if content_sha256(path) != digest:
-        raise DstoolsError(
-            f"{path}: is not the file that was exported, by its sha256", _advice(path)
-        )
-
-
-def _require_data(path: Path, nbytes: int) -> None:
-    """Raise DstoolsError unless a file of weights is as large as the one that was exported."""
-    _require_file(path)
-    if path.stat().st_size != nbytes:
-        raise DstoolsError(
-            f"{path}: has {path.stat().st_size:,} bytes; {nbytes:,} were exported", _advice(path)
-        )
-
-
-def _require_file(path: Path) -> None:
-    """Raise DstoolsError unless there is a file, and not a pointer to one."""
-    if not path.is_file():
-        where = f", nor {real(path)}, where the link leads" if path.is_symlink() else ""
-        raise DstoolsError(f"{path}: there is no such file{where}", _advice(path))
-    if is_lfs_pointer(path):
-        raise DstoolsError(f"{path}: is a Git LFS pointer, not the file", LFS_HINT)
-
-
-def _require_beside(data: Path, graph: Path) -> None:
-    """Raise DstoolsError where ONNX Runtime does not follow the link that is a file of weights.
-
-    It has to be in the folder of the graph, or in that of the file that the graph is a link to, as
-    in the Hub's cache. Source: microsoft/onnxruntime#27374.
-    """
-    place, folders = real(data), (real(graph.parent), real(graph).parent)
-    if not any(place.is_relative_to(folder) for folder in folders):
-        raise DstoolsError(
-            f"{data}: is a link to {place}, where ONNX Runtime does not read it",
-            f"copy the file here, or make {graph.name} a link to a copy in {place.parent}",
-        )
-
-
-def _advice(path: Path) -> str:
-    return f"copy it again; dstools verify {path.parent} names all that is damaged"

@@ -11,8 +11,15 @@ import pytest
 import torch
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.export.folder import require_export
 from dstools_converters.export.runners import dense_loop
-from dstools_converters.export.runners.dense_loop import DenseLoop, Steps, open_model, read_sizes
+from dstools_converters.export.runners.dense_loop import (
+    DenseLoop,
+    Steps,
+    open_model,
+    read_sizes,
+    require_whole,
+)
 from dstools_converters.model.tokenizer import load_tokenizer
 from dstools_converters.runtime.answer import answer_prompt
 from dstools_converters.runtime.decode import Piece, Request
@@ -151,6 +158,34 @@ def test_a_folder_as_a_hub_cache_holds_it_runs(llama: Path, tmp_path: Path) -> N
         shutil.copy(path, blobs / str(number))
         (snapshot / path.name).symlink_to(os.path.relpath(blobs / str(number), snapshot))
     assert run(snapshot, Request(0, PROMPT, 4)) == run(llama, Request(0, PROMPT, 4))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.onnx", flip, "is not the file that was exported"),
+        ("genai_config.json", flip, "is not the file that was exported"),
+        ("model.onnx.data", lambda path: os.truncate(path, 100), r"has 100 bytes; [0-9,]+ were"),
+        ("model.onnx.data", lambda path: os.truncate(path, 1 << 30), "has 1,073,741,824 bytes"),
+        ("model.onnx.data", Path.unlink, "there is no such file"),
+        ("genai_config.json", Path.unlink, "there is no such file"),
+    ],
+)
+def test_files_that_were_not_exported_are_refused_before_genai_opens_them(
+    name: str, damage: Callable[[Path], object], message: str, llama: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "out"))
+    assert require_whole(folder, require_export(folder)) == read_sizes(folder)
+    damage(folder / name)
+    with pytest.raises(DstoolsError, match=f"{name}: {message}") as caught:
+        require_whole(folder, require_export(folder))
+    assert f"dstools verify {folder}" in caught.value.hint
 
 
 def test_a_folder_that_does_not_open_is_one_line(llama: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,22 @@ from dstools_converters.export.folder import Export, Pool
 from dstools_converters.export.runners.limits import require_limits
 
 POOL = Pool(512, 4, 64, 64, 3072)
-WHOLE = Export("dstools test", "onnx", "deepseek_v3", "bfloat16", has_mtp=True, pool=POOL)
+FILES = {"config.json": sha256(b"{}").hexdigest()}
+WHOLE = Export(
+    "dstools test", "onnx", "deepseek_v3", "bfloat16", has_mtp=True, pool=POOL, files=FILES
+)
 
 
-def test_a_whole_folder_has_the_limits_of_its_pool() -> None:
-    assert require_limits(Path("OUT"), WHOLE, mtp=True) == POOL
-    assert require_limits(Path("OUT"), replace(WHOLE, has_mtp=False), mtp=False) == POOL
+def test_a_whole_folder_has_the_limits_of_its_pool(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"{}")
+    assert require_limits(tmp_path, WHOLE, mtp=True) == POOL
+    assert require_limits(tmp_path, replace(WHOLE, has_mtp=False), mtp=False) == POOL
+
+
+def test_another_config_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"{ }")
+    with pytest.raises(DstoolsError, match=r"config\.json: is not the file that was exported"):
+        require_limits(tmp_path, WHOLE, mtp=True)
 
 
 @pytest.mark.parametrize(

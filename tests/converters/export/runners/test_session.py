@@ -258,15 +258,11 @@ def test_what_does_not_run_here_is_named(
 
 
 def test_a_missing_file_is_named(copied: Path) -> None:
-    for name in ("mtp.onnx", "model.data", "model.onnx"):
+    for name in ("mtp.onnx", "model.data", "model.onnx", "config.json"):
         (copied / name).rename(copied / "kept")
         said, hint = refused(copied)
         assert said == f"OUT/{name}: there is no such file"
         assert "dstools verify OUT" in hint
-        (copied / name).symlink_to("/nowhere/else")
-        said, _ = refused(copied)
-        assert said.endswith("no such file, nor /nowhere/else, where the link leads")
-        (copied / name).unlink()
         (copied / "kept").rename(copied / name)
     (copied / "mtp.onnx").unlink()
     require_runnable(copied, require_export(copied), mtp=False)  # nothing reads it
@@ -287,14 +283,6 @@ def test_a_graph_that_was_changed_is_refused(copied: Path) -> None:
     (copied / "mtp.onnx").write_bytes(content)
     said, _ = refused(copied)
     assert said == "OUT/mtp.onnx: is not the file that was exported, by its sha256"
-
-
-def test_a_pointer_of_git_lfs_is_named(copied: Path) -> None:
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 1\n"
-    (copied / "model.data").write_text(pointer)
-    said, hint = refused(copied)
-    assert said == "OUT/model.data: is a Git LFS pointer, not the file"
-    assert "git lfs pull" in hint
 
 
 def test_what_onnx_runtime_refuses_is_one_error(copied: Path) -> None:

@@ -14,7 +14,14 @@ POOL = Pool(512, 4, 64, 64, 3072)
 def export_with(**engines: str) -> Export:
     known = {f"{name}.plan": digest for name, digest in engines.items()}
     return Export(
-        "dstools test", "onnx", "deepseek_v3", "bfloat16", has_mtp=True, pool=POOL, engines=known
+        "dstools test",
+        "onnx",
+        "deepseek_v3",
+        "bfloat16",
+        has_mtp=True,
+        pool=POOL,
+        files={"config.json": sha256(b"{}").hexdigest()},
+        engines=known,
     )
 
 
@@ -36,6 +43,7 @@ def test_an_engine_is_read_only_if_export_json_has_its_hash(tmp_path: Path) -> N
 
 
 def test_drafts_need_an_engine_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"{}")
     (tmp_path / "model.plan").write_bytes(b"engine")
     known = export_with(model="a", mtp="b")
     assert require_plans(tmp_path, known, mtp=False) == (POOL, [tmp_path / "model.plan"])
@@ -44,6 +52,14 @@ def test_drafts_need_an_engine_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "mtp.plan").write_bytes(b"engine")
     _, plans = require_plans(tmp_path, known, mtp=True)
     assert [plan.name for plan in plans] == ["model.plan", "mtp.plan"]
+
+
+def test_engines_run_with_the_config_that_was_exported_alone(tmp_path: Path) -> None:
+    """Caches and prompts are sized by it."""
+    (tmp_path / "model.plan").write_bytes(b"engine")
+    (tmp_path / "config.json").write_bytes(b"{ }")
+    with pytest.raises(DstoolsError, match=r"config\.json: is not the file that was exported"):
+        require_plans(tmp_path, export_with(model="a"), mtp=False)
 
 
 def test_a_missing_tensorrt_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
