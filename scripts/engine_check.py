@@ -35,7 +35,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from engine_cases import (
+from engines.cases import (
     CASES,
     DSTOOLS,
     TRAINED,

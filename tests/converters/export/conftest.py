@@ -109,11 +109,18 @@ def dense_folder(
 
 
 class Runner:
-    """An ONNX Runtime session whose caches hold NaN at first, each one buffer in and out."""
+    """An ONNX Runtime session whose caches hold NaN at first, each one buffer in and out.
 
-    def __init__(self, folder: Path, name: str, pages: int, *, optimized: bool) -> None:
+    profile: a path that begins the name of what `session.end_profiling` writes; None: nothing.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, pages: int, *, optimized: bool, profile: Path | None
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = (
             levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
@@ -166,11 +173,16 @@ class Runner:
 
 @pytest.fixture(scope="session")
 def onnx_runner() -> Callable[..., Runner]:
-    """onnx_runner(folder, name="model.onnx", pages=16, optimized=True)"""
+    """onnx_runner(folder, name="model.onnx", pages=16, optimized=True, profile=None)"""
 
     def start(
-        folder: Path, name: str = "model.onnx", pages: int = 16, *, optimized: bool = True
+        folder: Path,
+        name: str = "model.onnx",
+        pages: int = 16,
+        *,
+        optimized: bool = True,
+        profile: Path | None = None,
     ) -> Runner:
-        return Runner(folder, name, pages, optimized=optimized)
+        return Runner(folder, name, pages, optimized=optimized, profile=profile)
 
     return start

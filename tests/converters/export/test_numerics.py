@@ -206,34 +206,6 @@ def test_an_fp8_folder_says_what_code_times_scale_says(
         assert np.abs(logits - wanted).max() <= BOUND
 
 
-def test_codes_are_widened_one_expert_at_a_time(
-    tiny_fp8: Path, exported: Any, tmp_path: Path
-) -> None:
-    """ONNX Runtime would run all that depends on weights alone first, and hold it: all layers."""
-    options = onnxruntime.SessionOptions()
-    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
-    session = onnxruntime.InferenceSession(
-        exported(tiny_fp8, options_for(tiny_fp8)) / "model.onnx", options
-    )
-    feed = {
-        "input_ids": np.arange(3, 12),
-        "block_table": np.array([[0]], np.int32),
-        "cumulative_sequence_lengths": np.array([0, 9], np.int32),
-        "past_sequence_lengths": np.zeros(1, np.int32),
-        "attention_metadata": np.zeros(3, np.int32),
-    }
-    for port in session.get_inputs():
-        if port.name.startswith("past_key"):
-            feed[port.name] = np.full((1, *port.shape[1:]), np.nan, np.float32)
-    session.run(["logits"], feed)
-    events = json.loads(Path(session.end_profiling()).read_text())
-    ops = [e["args"]["op_name"] for e in events if e["name"].endswith("_kernel_time")]
-    letters = {"DequantizeLinear": "D", "Gemm": "G", "FusedMatMul": "G", "MatMul": "G"}
-    order = "".join(letters.get(op, "") for op in ops)
-    assert order.count("D") > 3 * 7
-    assert max(map(len, order.split("G"))) <= 3  # the parts of an expert
-
-
 @pytest.mark.parametrize("optimized", [True, False], ids=["optimised", "plain"])
 @pytest.mark.parametrize("kind", ["sample-v3", "tiny"])
 def test_float16_weights_cost_what_their_rounding_costs(

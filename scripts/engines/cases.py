@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
 DSTOOLS = [sys.executable, "-m", "dstools"]
 

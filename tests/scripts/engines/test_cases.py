@@ -1,4 +1,4 @@
-"""scripts/engine_cases.py: each case can be written, and its questions fit the model."""
+"""scripts/engines/cases.py: each case can be written, and its questions fit the model."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def script(load_script: Any) -> Any:
-    return load_script("engine_cases")
+    return load_script("engines.cases")
 
 
 def test_every_format_and_engine_has_a_case_that_runs(script: Any) -> None:
