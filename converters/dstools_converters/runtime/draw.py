@@ -41,8 +41,9 @@ def pick(logits: Tensor, sampling: Sampling, uniform: list[float]) -> list[int]:
     """
     if sampling.temperature:
         logits = logits.float() / sampling.temperature
-    best, tokens = logits.max(-1)  # the smallest id of equal ones
-    is_finite = best.isfinite()  # NaN is the maximum of a row that has one
+    # max(-1) would start all threads however little there is to do: milliseconds on a busy CPU
+    tokens = logits.argmax(-1)  # the smallest id of equal ones, and that of NaN where there is one
+    is_finite = logits.gather(-1, tokens[:, None])[:, 0].isfinite()
     if sampling.temperature:
         if not is_finite.all():
             logits = torch.where(is_finite[:, None], logits, 0.0)
