@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo, format_header
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import (
@@ -25,17 +24,15 @@ from dstools_converters.checkpoint.rows import (
     read_scales,
     require_finite,
     slabs,
-    width,
 )
 from dstools_converters.checkpoint.tensors import restored_rows
 from dstools_converters.errors import DstoolsError, disk_errors
-from dstools_converters.export.ranges import PIECE_BYTES, copy_range, write_at
-from dstools_converters.export.sources import DTYPES, Piece, Source
+from dstools_converters.export.ranges import PIECE_BYTES, Piece, copy_piece, write_at
+from dstools_converters.export.sources import TORCH, Source
 from dstools_converters.export.unfinished import Unfinished
 from dstools_kernels.fp8 import NON_FINITE_BITS
 
 ALIGNMENT = 4096  # a page, so that ONNX Runtime can map each tensor
-TORCH = {name: dtype for dtype, name in DTYPES.items()}
 Progress = Callable[[int], object]  # called with the number of bytes just written
 
 
@@ -58,7 +55,7 @@ class DataFile(NamedTuple):
     path: str  # in the folder
     header: bytes
     entries: list[Entry]
-    made: dict[str, Tensor]  # values of those that are not from the checkpoint
+    make: Callable[[str], Tensor]  # the values of a tensor that is not from the checkpoint
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +82,8 @@ def fill(
         at = len(data.header) + entry.offset
         digest = earlier.get(entry.name)
         if digest is None or digest != digest_of(file, at, entry.nbytes):
-            digest = write(inventory, entry, file, at, data.made.get(entry.name))
+            made = None if entry.source.pieces else data.make(entry.name)
+            digest = write(inventory, entry, file, at, made)
             folder.note({"file": data.path, "tensor": entry.name, "sha256": digest})
         progress(entry.nbytes)
         return digest
@@ -138,11 +136,12 @@ def write(inventory: Inventory, entry: Entry, file: int, at: int, made: Tensor |
         write_at(file, values, at)
         digest.update(values)
     for piece in entry.source.pieces:
-        nbytes = _nbytes(piece, entry.source)
-        if entry.source.is_copy and piece.is_range:
-            _copy(inventory.checkpoint, piece, file, at, nbytes)
+        nbytes = piece.numel * ITEM_BITS[entry.source.dtype] // 8
+        if entry.source.is_copy:
+            with (inventory.checkpoint.folder / piece.info.shard).open("rb") as shard:
+                copy_piece(piece, shard.fileno(), file, at)
         else:
-            _by_rows(inventory, entry, piece, file, at)
+            _convert(inventory, entry, piece, file, at)
         for data in read_back(file, at, nbytes):
             digest.update(data)
             if entry.source.is_copy and piece.info.dtype in NON_FINITE_BITS:
@@ -170,32 +169,11 @@ def read_back(file: int, offset: int, nbytes: int) -> Iterator[bytes]:
         offset += len(data)
 
 
-def _nbytes(piece: Piece, source: Source) -> int:
-    (first, last), (begin, end) = piece.rows, piece.columns
-    return (last - first) * (end - begin) * ITEM_BITS[source.dtype] // 8
-
-
-def _copy(checkpoint: Checkpoint, piece: Piece, file: int, at: int, nbytes: int) -> None:
-    """Copy a piece that is a range of a shard."""
-    begin = piece.rows[0] * columns(piece.info) * width(piece.info)
-    with (checkpoint.folder / piece.info.shard).open("rb") as shard:
-        try:
-            copy_range(shard.fileno(), piece.info.offset + begin, nbytes, file, at)
-        except EOFError:
-            raise DstoolsError(
-                f"{piece.info.shard}: ends before its header says",
-                "download or copy the shard again",
-            ) from None
-
-
-def _by_rows(inventory: Inventory, entry: Entry, piece: Piece, file: int, at: int) -> None:
-    """Write a piece through memory: some columns of it, or in another dtype."""
-    (first, last), (begin, end), source = piece.rows, piece.columns, entry.source
-    block = 1 if piece.weight is not None else block_rows(inventory, piece.info)
-    for start, stop in slabs(first // block * block, last, block, columns(piece.info) * 4):
-        rows = _rows(inventory, source, piece, start, stop)
-        own = rows[max(first - start, 0) :, begin:end].to(TORCH[source.dtype])
-        if source.dtype == "F16" and not own.isfinite().all():
+def _convert(inventory: Inventory, entry: Entry, piece: Piece, file: int, at: int) -> None:
+    """Write a piece in another dtype, some rows at a time."""
+    for _, rows in widened(inventory, piece):
+        own = rows.to(TORCH[entry.source.dtype])
+        if entry.source.dtype == "F16" and not own.isfinite().all():
             raise DstoolsError(
                 f"{piece.info.where}: holds {rows.abs().max():g}, and float16 ends at 65504",
                 "export with --dtype bfloat16 or float32",
@@ -205,20 +183,27 @@ def _by_rows(inventory: Inventory, entry: Entry, piece: Piece, file: int, at: in
         at += len(data)
 
 
-def _rows(inventory: Inventory, source: Source, piece: Piece, first: int, last: int) -> Tensor:
-    """Return whole rows of a piece's tensor: as they are for a copy, else as float32."""
-    info, cols = piece.info, columns(piece.info)
-    if source.is_copy:
-        row = cols * width(info)
-        data = inventory.checkpoint.read(info, first * row, last * row)
-        stored = torch.frombuffer(bytearray(data), dtype=TORCH[source.dtype])
-        return stored.view(last - first, cols)
-    if piece.weight is None:
-        return restored_rows(inventory, info, first, last)
-    block = inventory.storage[piece.weight.name].block[0]
-    end = min(last * block, piece.weight.shape[0])
-    scales = read_scales(inventory, piece.weight, first * block, end)
-    return torch.frombuffer(bytearray(scales), dtype=torch.float32).view(last - first, cols)
+def widened(inventory: Inventory, piece: Piece) -> Iterator[tuple[int, Tensor]]:
+    """Yield a piece as float32 in slabs of rows, and the number of the first row of each.
+
+    Raises DstoolsError for NaN, infinity and scales that are not positive.
+    """
+    info, (first, last), (begin, end) = piece.info, piece.rows, piece.columns
+    block = 1 if piece.weight is not None else block_rows(inventory, info)
+    for start, stop in slabs(first // block * block, last, block, columns(info) * 4):
+        if piece.weight is None:
+            rows = restored_rows(inventory, info, start, stop)
+        else:
+            rows = _scales(inventory, piece.weight, start, stop)
+        own = max(start, first)
+        yield own, rows[own - start :, begin:end]
+
+
+def _scales(inventory: Inventory, weight: TensorInfo, first: int, last: int) -> Tensor:
+    """Return rows of the scales of a weight, as float32."""
+    block = inventory.storage[weight.name].block[0]
+    data = read_scales(inventory, weight, first * block, min(last * block, weight.shape[0]))
+    return torch.frombuffer(bytearray(data), dtype=torch.float32).view(last - first, -1)
 
 
 def _bytes(values: Tensor) -> memoryview:

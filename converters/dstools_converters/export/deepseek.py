@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import onnx_ir as ir
 import torch
-from torch import Tensor
 
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.errors import DstoolsError, UnsupportedError
@@ -33,16 +33,15 @@ from dstools_converters.export.folder import (
 from dstools_converters.export.functions import BODIES
 from dstools_converters.export.genai import Tokens, genai_config, pool_of
 from dstools_converters.export.genai_tokenizer import agrees, remarks
-from dstools_converters.export.graph import MAP, Form, is_of_experts
+from dstools_converters.export.graph import Form, is_of_experts
 from dstools_converters.export.onnx import make_inputs, note_of, serialize, tensors_of
 from dstools_converters.export.ranks import WHOLE, Ranks, require_divisible
-from dstools_converters.export.sources import Source, require_same, sources
+from dstools_converters.export.sources import Source, made, require_same, sources
 from dstools_converters.export.trace import OPSET, trace
 from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.families.shapes import MLA
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import Architecture, read_architecture
-from dstools_converters.model.rotary import Rotary, rotary
 from dstools_converters.runtime.pages import PAGE
 from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.weights import coded_names, read_positions
@@ -162,10 +161,7 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
         graphs = {GRAPH: trace(job.architecture, job.form, mtp=False)}
         if job.options.mtp:
             graphs[DRAFT_GRAPH] = trace(job.architecture, job.form, mtp=True)
-        angles = rotary(job.architecture, torch.arange(job.form.positions))
-        rank_files = [
-            _data_files(job, graphs, rank, angles) for rank in range(job.form.ranks.count)
-        ]
+        rank_files = [_data_files(job, graphs, rank) for rank in range(job.form.ranks.count)]
         contents = _contents(graphs, rank_files[0])
         notes = [note_of(graph, name) for name, graph in graphs.items()]
         written = [file for files in rank_files for file in files]
@@ -261,9 +257,7 @@ def _genai_config(job: Job, beside: Beside) -> bytes:
     return to_json(config)
 
 
-def _data_files(
-    job: Job, graphs: Mapping[str, ir.Model], rank: int, angles: Rotary
-) -> list[DataFile]:
+def _data_files(job: Job, graphs: Mapping[str, ir.Model], rank: int) -> list[DataFile]:
     """Return the files of a rank's weights: those of all its graphs, each once."""
     known = sources(job.inventory, job.form, rank)
     wanted: dict[str, Source] = {}
@@ -271,31 +265,15 @@ def _data_files(
         for name, (shape, dtype) in tensors_of(graph).items():
             require_same(name, known[name], shape, dtype)
             wanted[name] = known[name]
-    made = {
-        name: _map(job, rank)
-        if name.endswith(f".{MAP}")
-        else getattr(angles, name.rpartition(".")[2])
-        for name, source in wanted.items()
-        if not source.pieces
-    }
+    make = partial(made, job.inventory, job.form, rank)
     fed = [name for name in wanted if job.form.expert_inputs and is_of_experts(name)]
     place = rank_folders(job.form.ranks.count)[rank]
     rest = lay_out((name, source) for name, source in wanted.items() if name not in fed)
-    files = [DataFile(f"{place}{DATA}", b"", rest, made)]
+    files = [DataFile(f"{place}{DATA}", b"", rest, make)]
     if fed:
         header, entries = lay_out_safetensors((name, wanted[name]) for name in fed)
-        files.append(DataFile(f"{place}{EXPERTS}", header, entries, made))
+        files.append(DataFile(f"{place}{EXPERTS}", header, entries, make))
     return files
-
-
-def _map(job: Job, rank: int) -> Tensor:
-    """Return which of a rank's experts is each of the model's, int32 [E]; -1: none of them."""
-    moe = job.inventory.model.moe
-    assert moe is not None
-    held = job.form.ranks.experts(moe.n_routed_experts, rank)
-    places = torch.full((moe.n_routed_experts,), -1, dtype=torch.int32)
-    places[held.start : held.stop] = torch.arange(len(held), dtype=torch.int32)
-    return places
 
 
 def _contents(graphs: Mapping[str, ir.Model], files: list[DataFile]) -> dict[str, bytes]:
@@ -318,7 +296,7 @@ def _weights(file: DataFile, digests: list[str]) -> tuple[Weight, ...]:
             entry.source.shape,
             len(file.header) + entry.offset,
             entry.nbytes,
-            "make" if not entry.source.pieces else "copy" if entry.source.is_copy else "convert",
+            entry.source.making,
             digest,
         )
         for entry, digest in zip(file.entries, digests, strict=True)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo, format_header
 from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.rows import columns, width
 from dstools_converters.checkpoint.scheme import BLOCK_SIZE, QUANTIZED_ROLES
 from dstools_converters.checkpoint.tied import require_tied
 from dstools_converters.errors import DstoolsError, UnsupportedError, disk_errors
@@ -35,7 +36,7 @@ from dstools_converters.export.deepseek_config import (
     refused_by_loader,
 )
 from dstools_converters.export.folder import EXPORT, Export, Precision, content_sha256
-from dstools_converters.export.ranges import copy_columns, copy_range, write_at
+from dstools_converters.export.ranges import Piece, copy_piece, write_at
 from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.families.shapes import MLA
@@ -90,8 +91,7 @@ class Slice(NamedTuple):
     """One tensor of a rank: rows or columns of a tensor of the checkpoint, or all of it."""
 
     target: TensorInfo  # name, dtype, shape, file and bytes, its offset not set
-    source: TensorInfo
-    dim: int | None  # which the ranks divide
+    piece: Piece
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,6 @@ class RankFile:
     """One file of a rank, in the order of its bytes."""
 
     name: str
-    rank: int
     header: bytes
     slices: tuple[Slice, ...]
 
@@ -234,7 +233,7 @@ def _rank_file(inventory: Inventory, stem: str, rank: int, ranks: int, *, is_mtp
     name = f"{stem}.safetensors"
     slices = list(_slices(inventory, name, rank, ranks, is_mtp=is_mtp))
     slices.sort(key=lambda part: -ITEM_BITS[part.target.dtype])  # each begins at its item's size
-    return RankFile(name, rank, format_header(part.target for part in slices), tuple(slices))
+    return RankFile(name, format_header(part.target for part in slices), tuple(slices))
 
 
 def _slices(
@@ -250,27 +249,25 @@ def _slices(
             assert model.moe is not None
             if parsed.expert * ranks // model.moe.n_routed_experts != rank:
                 continue
-        yield _slice(inventory, inventory.tensors[spelled], parsed, file, ranks)
+        yield _slice(inventory.tensors[spelled], parsed, file, rank, ranks)
     if not is_mtp and model.spell(head) not in inventory.tensors:  # tied, or `require_sound` failed
         embeddings = inventory.info(TensorName("embed_tokens", "weight"))
-        yield _slice(inventory, embeddings, head, file, ranks)
+        yield _slice(embeddings, head, file, rank, ranks)
 
 
-def _slice(
-    inventory: Inventory, source: TensorInfo, name: TensorName, file: str, ranks: int
-) -> Slice:
-    """Return the share of a tensor that every rank has, or whichever rank has an expert."""
+def _slice(source: TensorInfo, name: TensorName, file: str, rank: int, ranks: int) -> Slice:
+    """Return the share of a tensor that a rank has."""
     module, dim = MODULES[name.role]
     layer = f"layers.{name.layer}." if name.layer is not None else ""
     spelled = f"{layer}{module.format(name.expert)}.{PARTS[name.part]}"
-    if ranks == 1:
-        dim = None
-    shape = list(source.shape)
+    shape, spans = list(source.shape), [(0, source.numel // columns(source)), (0, columns(source))]
     if dim is not None:
         assert shape[dim] % ranks == 0
         shape[dim] //= ranks
-    nbytes = source.nbytes if dim is None else source.nbytes // ranks
-    return Slice(TensorInfo(spelled, source.dtype, tuple(shape), file, 0, nbytes), source, dim)
+        spans[dim] = (rank * shape[dim], (rank + 1) * shape[dim])
+    piece = Piece(source, spans[0], spans[1])
+    nbytes = piece.numel * width(source)
+    return Slice(TensorInfo(spelled, source.dtype, tuple(shape), file, 0, nbytes), piece)
 
 
 def write_shards(
@@ -307,7 +304,7 @@ def write_shards(
 
 def _export(plan: Plan, tool: str, files: dict[str, str]) -> Export:
     """Return export.json."""
-    dtypes = {part.source.dtype for file in plan.files for part in file.slices}
+    dtypes = {part.target.dtype for file in plan.files for part in file.slices}
     dtype: Precision = (
         "bfloat16" if "BF16" in dtypes else "float16" if "F16" in dtypes else "float32"
     )
@@ -338,7 +335,7 @@ def _fill(
         for number, part in enumerate(file.slices):
             if number >= done:
                 with disk_errors(folder.model / file.name):
-                    _copy(part, file.rank, plan.ranks, sources, target, at)
+                    copy_piece(part.piece, sources.file(part.piece.info.shard), target, at)
                 unflushed += part.target.nbytes
                 if unflushed >= FLUSHED_BYTES:
                     folder.done(file.name, target, number + 1)
@@ -371,22 +368,3 @@ class _Sources:
         if self._open is not None:
             os.close(self._open[1])
             self._open = None
-
-
-def _copy(part: Slice, rank: int, ranks: int, sources: _Sources, target: int, at: int) -> None:
-    source = part.source
-    file = sources.file(source.shard)
-    try:
-        if part.dim == 1:
-            rows = source.shape[0]
-            width = source.nbytes // rows
-            first = width // ranks * rank
-            columns = first, first + width // ranks
-            copy_columns(file, source.offset, (rows, width), columns, target, at)
-        else:
-            begin = source.offset + (part.target.nbytes * rank if part.dim == 0 else 0)
-            copy_range(file, begin, part.target.nbytes, target, at)
-    except EOFError:
-        raise DstoolsError(
-            f"{source.shard}: ends before its header says", "download or copy the shard again"
-        ) from None

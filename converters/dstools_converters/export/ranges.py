@@ -2,13 +2,58 @@
 
 import errno
 import os
+from typing import NamedTuple
 
 import numpy as np
+
+from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.rows import columns, width
+from dstools_converters.errors import DstoolsError
 
 PIECE_BYTES = 4 << 20  # read and written at a time where the kernel does not copy
 # of copy_file_range, between two file systems or in one that cannot. Source: its manual page, and
 # EPERM from sandboxes that filter system calls
 NOT_COPIED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+
+
+class Piece(NamedTuple):
+    """Rows and columns of a tensor of the checkpoint, [first, last) of each."""
+
+    info: TensorInfo
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    weight: TensorInfo | None = None  # whose scales these are
+
+    @property
+    def is_range(self) -> bool:
+        """Return whether it lies in one range of the file."""
+        return self.columns == (0, columns(self.info))
+
+    @property
+    def numel(self) -> int:
+        """Return the number of elements."""
+        (first, last), (begin, end) = self.rows, self.columns
+        return (last - first) * (end - begin)
+
+
+def copy_piece(piece: Piece, shard: int, target: int, at: int) -> None:
+    """Copy a piece as it is from its shard to offset `at` of a file; both are descriptors.
+
+    Raises DstoolsError where the shard ends before.
+    """
+    info, (first, last), item = piece.info, piece.rows, width(piece.info)
+    row = columns(info) * item
+    begin = info.offset + first * row
+    try:
+        if piece.is_range:
+            copy_range(shard, begin, (last - first) * row, target, at)
+        else:
+            own = (piece.columns[0] * item, piece.columns[1] * item)
+            copy_columns(shard, begin, (last - first, row), own, target, at)
+    except EOFError:
+        raise DstoolsError(
+            f"{info.shard}: ends before its header says", "download or copy the shard again"
+        ) from None
 
 
 def copy_range(source: int, begin: int, nbytes: int, target: int, at: int) -> None:

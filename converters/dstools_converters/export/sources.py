@@ -6,21 +6,25 @@ tensor is a list of pieces, end to end.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from dstools_converters.checkpoint.header import ITEM_BITS, TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
-from dstools_converters.checkpoint.rows import columns
 from dstools_converters.checkpoint.scheme import BLOCK_SIZE
 from dstools_converters.errors import DstoolsError
+from dstools_converters.export.folder import Dtype, Making
 from dstools_converters.export.graph import MAP, Form
+from dstools_converters.export.ranges import Piece
 from dstools_converters.export.ranks import Part, require_whole_blocks
 from dstools_converters.families.shapes import MLA
+from dstools_converters.model.architecture import read_architecture
+from dstools_converters.model.rotary import rotary
 from dstools_converters.runtime.weights import STACKS
 
-Dtype = Literal["F32", "F16", "BF16", "F8_E4M3", "I32"]
 DTYPES: dict[torch.dtype, Dtype] = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -28,21 +32,8 @@ DTYPES: dict[torch.dtype, Dtype] = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.int32: "I32",
 }
+TORCH = {name: dtype for dtype, name in DTYPES.items()}
 SCALES = "weight_scale_inv"  # in the graph, whatever they are called in the checkpoint
-
-
-class Piece(NamedTuple):
-    """Rows and columns of a tensor of the checkpoint, [first, last) of each."""
-
-    info: TensorInfo
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-    weight: TensorInfo | None = None  # whose scales these are
-
-    @property
-    def is_range(self) -> bool:
-        """Return whether it lies in one range of the file."""
-        return self.columns == (0, columns(self.info))
 
 
 class Source(NamedTuple):
@@ -62,6 +53,13 @@ class Source(NamedTuple):
     def nbytes(self) -> int:
         """Return its bytes."""
         return self.numel * ITEM_BITS[self.dtype] // 8
+
+    @property
+    def making(self) -> Making:
+        """Return how it is made, as export.json says it."""
+        if not self.pieces:
+            return "make"
+        return "copy" if self.is_copy else "convert"
 
 
 def sources(inventory: Inventory, form: Form, rank: int) -> dict[str, Source]:
@@ -141,6 +139,25 @@ def _halves(
             Source((len(heads), size, rank), dtype, pieces, info.dtype == dtype),
         )
         first += size
+
+
+def made(inventory: Inventory, form: Form, rank: int, name: str) -> Tensor:
+    """Return the values of a tensor that has no pieces.
+
+    These are a table of angles, or int32 [E]: which of a rank's experts is each of the model's,
+    -1 for none of them.
+    """
+    model = inventory.model
+    if name.endswith(f".{MAP}"):
+        assert model.moe is not None
+        held = form.ranks.experts(model.moe.n_routed_experts, rank)
+        places = torch.full((model.moe.n_routed_experts,), -1, dtype=torch.int32)
+        places[held.start : held.stop] = torch.arange(len(held), dtype=torch.int32)
+        return places
+    architecture = replace(read_architecture(inventory.checkpoint.config), model=model)
+    angles = rotary(architecture, torch.arange(form.positions))
+    table: Tensor = getattr(angles, name.rpartition(".")[2])
+    return table.float()
 
 
 def require_same(name: str, source: Source, shape: tuple[int, ...], dtype: str) -> None:

@@ -14,17 +14,10 @@ from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import Inventory, require_sound
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export import data
-from dstools_converters.export.data import (
-    TORCH,
-    DataFile,
-    Entry,
-    digest_of,
-    lay_out,
-    lay_out_safetensors,
-)
+from dstools_converters.export.data import DataFile, Entry, digest_of, lay_out, lay_out_safetensors
 from dstools_converters.export.graph import Form
 from dstools_converters.export.ranks import Ranks
-from dstools_converters.export.sources import Source, sources
+from dstools_converters.export.sources import TORCH, Source, sources
 from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.runtime.weights import coded_names
 
@@ -210,9 +203,13 @@ def test_a_digest_is_of_the_bytes_that_it_names(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- files
 
 
+def never(name: str) -> torch.Tensor:
+    raise AssertionError(f"{name} is of the checkpoint")
+
+
 def data_file(inventory: Inventory) -> DataFile:
     known = sources(inventory, Form(torch.float32, 64, 64), 0).items()
-    return DataFile("model.data", b"", lay_out(item for item in known if item[1].pieces), {})
+    return DataFile("model.data", b"", lay_out(item for item in known if item[1].pieces), never)
 
 
 def filled(inventory: Inventory, out: Path) -> bytes:

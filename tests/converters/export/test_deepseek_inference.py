@@ -19,6 +19,7 @@ from dstools_converters.checkpoint.inventory import require_sound
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export import deepseek_inference
 from dstools_converters.export.deepseek_inference import Plan, plan_shards, write_shards
+from dstools_converters.export.ranges import Piece
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 State = dict[str, torch.Tensor]
@@ -287,7 +288,7 @@ def test_mtp_of_a_model_that_has_none_is_refused(checkpoint: Callable[..., Path]
 def test_the_whole_v3_is_planned_from_its_headers(checkpoint: Callable[..., Path]) -> None:
     """Every tensor of FP8 V3 is in a file of one of 8 ranks, or in those of all."""
     plan = plan_of(checkpoint("v3-headers"), 8, mtp=True)
-    sources = [part.source.name for file in plan.files for part in file.slices]
+    sources = [part.piece.info.name for file in plan.files for part in file.slices]
     assert set(sources) == set(plan.inventory.tensors)
     assert plan.left_out == ()
     of_experts = [name for name in sources if ".experts." in name]
@@ -339,28 +340,26 @@ def test_a_resumed_run_copies_only_what_is_left(
     wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deepseek_inference, "FLUSHED_BYTES", 1)
-    copied: list[str] = []
-    copy = deepseek_inference._copy
+    copied: list[Piece] = []
+    copy = deepseek_inference.copy_piece
 
-    def count(part: Any, *rest: Any) -> None:
+    def count(piece: Piece, *rest: Any) -> None:
         if len(copied) == 50:
             raise KeyboardInterrupt
-        copied.append(part.target.name)
-        copy(part, *rest)
+        copied.append(piece)
+        copy(piece, *rest)
 
-    monkeypatch.setattr(deepseek_inference, "_copy", count)
+    monkeypatch.setattr(deepseek_inference, "copy_piece", count)
     told: list[int] = []
     with pytest.raises(KeyboardInterrupt):
         export(wide, tmp_path / "out", 1)
-    monkeypatch.setattr(deepseek_inference, "_copy", copy)
-    names: list[str] = []
+    monkeypatch.setattr(deepseek_inference, "copy_piece", copy)
+    later: list[Piece] = []
     monkeypatch.setattr(
-        deepseek_inference,
-        "_copy",
-        lambda part, *r: (names.append(part.target.name), copy(part, *r)),
+        deepseek_inference, "copy_piece", lambda piece, *r: (later.append(piece), copy(piece, *r))
     )
     plan = export(wide, tmp_path / "out", 1, progress=told.append)
-    assert copied + names == [part.target.name for part in plan.files[0].slices]
+    assert copied + later == [part.piece for part in plan.files[0].slices]
     assert sum(told) == sum(part.target.nbytes for part in plan.files[0].slices)
     with pytest.raises(DstoolsError, match="exists"):
         export(wide, tmp_path / "out", 1)

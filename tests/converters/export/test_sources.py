@@ -8,8 +8,9 @@ from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.checkpoint.inventory import Inventory, require_sound
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export.graph import Form
+from dstools_converters.export.ranges import Piece
 from dstools_converters.export.ranks import Ranks
-from dstools_converters.export.sources import Piece, require_same, sources
+from dstools_converters.export.sources import require_same, sources
 from dstools_converters.runtime.weights import coded_names
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"

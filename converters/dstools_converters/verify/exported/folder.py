@@ -1,18 +1,20 @@
 """Check a folder that `dstools export` wrote against its export.json, in both directions.
 
 Nothing here needs torch or onnx, so a copy can be checked where nothing runs it. With the
-checkpoint that it was made from, `source` compares tensors; that takes torch.
+checkpoint that it was made from, tensors are compared; those of graphs take torch.
 """
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from dstools_converters.checkpoint.folder import Checkpoint, scan
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, Finding, merged, printable
 from dstools_converters.export.folder import EXPORT, PLUGINS, Export, Kind, require_export
 from dstools_converters.sidefiles.carried import LATER, README, require_inside
 from dstools_converters.sidefiles.signature import Verifier
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, sha256_of
+from dstools_converters.verify.exported import shards
 from dstools_converters.verify.exported.data import check_places, read_files
 from dstools_converters.verify.exported.graph import check_graphs
 from dstools_converters.verify.exported.model import check_model
@@ -190,7 +192,7 @@ def _check_source(
     what = "tensors against their source"
     if source is None:
         results.not_checked.append(f"{what}: --source")
-    elif export.kind != "onnx":
+    elif export.kind == "dense":
         results.not_checked.append(f"{what}: not for folders of the kind {export.kind}")
         results.findings.append(
             Finding.error(
@@ -203,10 +205,26 @@ def _check_source(
     elif results.has_error(UNREADABLE):
         results.not_checked.append(f"{what}: {FIRST}")
     else:
-        from dstools_converters.verify.exported.source import check_source  # imports torch
+        with _open(source) as checkpoint:
+            _compare(folder, export, checkpoint, results, workers)
+            checkpoint.check_unmoved()
 
-        known = {finding.where for finding in results.findings if finding.code == "weight-differs"}
-        compared = check_source(folder, export, source, known, workers)
-        results.findings += compared.findings
-        results.elements_compared = compared.elements
-        results.checked += compared.checked
+
+def _compare(
+    folder: Path, export: Export, checkpoint: Checkpoint, results: Results, workers: int
+) -> None:
+    """Compare with the checkpoint as the kind of the folder asks; torch is imported for graphs."""
+    if export.kind == "deepseek-inference":
+        shards.compare(folder, export, checkpoint, results, workers)
+    else:
+        from dstools_converters.verify.exported.source import compare
+
+        compare(folder, export, checkpoint, results, workers)
+
+
+def _open(source: Path) -> Checkpoint:
+    checkpoint, findings = scan(source)
+    for finding in findings:
+        if finding.level == "error":
+            raise DstoolsError(f"--source {finding.where}: {finding.message}", finding.hint)
+    return checkpoint

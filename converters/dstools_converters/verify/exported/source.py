@@ -1,49 +1,48 @@
-"""An exported folder against the checkpoint that it was made from, tensor by tensor.
+"""The graphs' weights of an exported folder against the checkpoint that they were made from.
 
-The only check of an exported folder that imports torch: which bytes of the checkpoint make a tensor
-is known to `export.sources`. A tensor of which all bytes were copied must equal them, byte by byte;
-one that was converted must equal its definition, the checkpoint's numbers as float32, rounded once;
-one that was made without the checkpoint, angles or the map of experts, is made again.
+Which bytes of the checkpoint make a tensor is read from `export.sources`, as the exporter does: the
+files are checked, not that definition, which ONNX Runtime's logits are held to. A tensor that was
+copied must equal the checkpoint byte by byte; one that was converted, the checkpoint's numbers as
+float32, rounded once; one that needs no checkpoint, angles or the map of experts, is made again.
+Imports torch.
 """
 
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dstools_converters.checkpoint.folder import Checkpoint, scan
+from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.inventory import Inventory
-from dstools_converters.checkpoint.rows import block_rows, columns, read_scales, slabs, width
-from dstools_converters.checkpoint.tensors import restored_rows
-from dstools_converters.errors import DstoolsError, Finding, printable
-from dstools_converters.export.folder import DATA, EXPERTS, Export, Making, Weight, rank_folders
-from dstools_converters.export.graph import MAP, Form
+from dstools_converters.errors import Finding, printable
+from dstools_converters.export.data import widened
+from dstools_converters.export.folder import (
+    DATA,
+    EXPERTS,
+    Dtype,
+    Export,
+    Making,
+    Weight,
+    rank_folders,
+)
+from dstools_converters.export.graph import Form
+from dstools_converters.export.ranges import Piece
 from dstools_converters.export.ranks import Ranks
-from dstools_converters.export.sources import DTYPES, Piece, Source, sources
-from dstools_converters.model.architecture import read_architecture
-from dstools_converters.model.rotary import rotary
+from dstools_converters.export.sources import TORCH, Source, made, sources
 from dstools_converters.runtime.weights import coded_names, sound_inventory
+from dstools_converters.verify.exported.pieces import HINT, Rows, differences, differing, stored
+from dstools_converters.verify.report import Results
 
-TORCH = {name: dtype for dtype, name in DTYPES.items()}
-HINT = "export the model again, from this checkpoint"
 WORDS: dict[Making, str] = {
     "copy": "{} tensors against the checkpoint, byte by byte",
     "convert": "{} converted tensors against the checkpoint's numbers, rounded",
     "make": "{} tensors made anew (angles, maps of experts)",
 }
-
-
-class Compared(NamedTuple):
-    """What a comparison found."""
-
-    findings: list[Finding]
-    elements: int
-    checked: list[str]
 
 
 class _Pair(NamedTuple):
@@ -60,39 +59,30 @@ class _Pair(NamedTuple):
         return f"{self.file}: {printable(self.weight.name)}"
 
 
-def check_source(
-    folder: Path, export: Export, source: Path, known: Container[str], workers: int
-) -> Compared:
-    """Compare the tensors of a folder with a checkpoint; those at `known` places are not what
-    their sha256 says, and are left out.
+def compare(
+    folder: Path, export: Export, checkpoint: Checkpoint, results: Results, workers: int
+) -> None:
+    """Add to `results` which tensors of a folder are not those of a checkpoint.
 
-    The places of all tensors are sound. Raises DstoolsError for a checkpoint that cannot be read.
+    The places of all tensors are sound; those that are not what their sha256 says are left out.
+    Raises DstoolsError for a checkpoint that is not sound.
     """
-    with _open(source) as checkpoint:
-        inventory = sound_inventory(checkpoint, export.has_mtp)
-        findings, pairs = _pairs(inventory, export)
-        pairs = [pair for pair in pairs if pair.where not in known]
-        with ThreadPoolExecutor(workers, "compare") as pool:
-            for found in pool.map(lambda pair: _compare(folder, inventory, export, pair), pairs):
-                findings += found
-        checkpoint.check_unmoved()
-    counts = Counter(pair.weight.making for pair in pairs)
-    checked = [words.format(counts[making]) for making, words in WORDS.items() if counts[making]]
-    return Compared(findings, sum(pair.source.numel for pair in pairs), checked)
+    inventory = sound_inventory(checkpoint, export.has_mtp)
+    form = _form(inventory, export)
+    known = {finding.where for finding in results.findings if finding.code == "weight-differs"}
+    pairs = [p for p in _pairs(inventory, form, export, results.findings) if p.where not in known]
+    with ThreadPoolExecutor(workers, "compare") as pool:
+        found = pool.map(lambda pair: list(_compare(folder, inventory, form, pair)), pairs)
+        results.findings += chain.from_iterable(found)
+    counts = Counter(pair.source.making for pair in pairs)
+    results.checked += [w.format(counts[making]) for making, w in WORDS.items() if counts[making]]
+    results.elements_compared = sum(pair.source.numel for pair in pairs)
 
 
-def _open(source: Path) -> Checkpoint:
-    checkpoint, findings = scan(source)
-    for finding in findings:
-        if finding.level == "error":
-            raise DstoolsError(f"--source {finding.where}: {finding.message}", finding.hint)
-    return checkpoint
-
-
-def _pairs(inventory: Inventory, export: Export) -> tuple[list[Finding], list[_Pair]]:
-    """Return the tensors that can be compared, and a finding for each that cannot."""
+def _form(inventory: Inventory, export: Export) -> Form:
+    """Return the form that a folder was exported in."""
     assert export.pool is not None
-    form = Form(
+    return Form(
         getattr(torch, export.dtype),
         export.pool.context_length,
         export.pool.page_size,
@@ -100,7 +90,12 @@ def _pairs(inventory: Inventory, export: Export) -> tuple[list[Finding], list[_P
         Ranks(export.tp, export.ep),
         export.expert_inputs,
     )
-    findings, pairs = [], []
+
+
+def _pairs(
+    inventory: Inventory, form: Form, export: Export, findings: list[Finding]
+) -> Iterator[_Pair]:
+    """Yield the tensors that can be compared; add a finding for each that cannot."""
     for rank, place in enumerate(rank_folders(form.ranks.count)):
         made_of = sources(inventory, form, rank)
         for file in (f"{place}{DATA}", f"{place}{EXPERTS}"):
@@ -112,101 +107,46 @@ def _pairs(inventory: Inventory, export: Export) -> tuple[list[Finding], list[_P
                 elif (source.shape, source.dtype) != (weight.shape, weight.dtype):
                     message = f"is {weight.dtype} {list(weight.shape)}; this checkpoint makes it "
                     message += f"{source.dtype} {list(source.shape)}"
-                elif making_of(source) != weight.making:
+                elif source.making != weight.making:
                     message = f"is listed as {weight.making}, and this checkpoint makes it by "
-                    message += making_of(source)
+                    message += source.making
                 else:
-                    pairs.append(_Pair(file, weight, source, rank))
+                    yield _Pair(file, weight, source, rank)
                     continue
                 findings.append(Finding.error("source-other", where, message, HINT))
-    return findings, pairs
 
 
-def making_of(source: Source) -> Making:
-    """Return how a tensor is made, as export.json says it."""
-    if not source.pieces:
-        return "make"
-    return "copy" if source.is_copy else "convert"
-
-
-def _compare(folder: Path, inventory: Inventory, export: Export, pair: _Pair) -> list[Finding]:
-    """Return a finding where a tensor is not what it is made of."""
-    weight = pair.weight
-    at = weight.offset
+def _compare(folder: Path, inventory: Inventory, form: Form, pair: _Pair) -> Iterator[Finding]:
+    """Yield a finding where a tensor is not what it is made of."""
+    weight, source = pair.weight, pair.source
+    itemsize, at = TORCH[weight.dtype].itemsize, weight.offset
     with (folder / pair.file).open("rb") as file:
-        if not pair.source.pieces:
+        if not source.pieces:
             file.seek(at)
-            there = _tensor(file.read(weight.nbytes), weight)
-            return list(_compare_made(_made(inventory, export, pair), there, pair))
-        for piece in pair.source.pieces:
-            for first, rows in _expected(inventory, pair.source, piece):
-                wanted = rows.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                file.seek(at)
-                data = file.read(len(wanted))
-                at += len(wanted)
-                if data != wanted:
-                    return [_difference(pair, piece, first, data, wanted)]
-    return []
+            data = bytearray(file.read(weight.nbytes))
+            there = torch.frombuffer(data, dtype=TORCH[weight.dtype]).view(weight.shape)
+            wanted = made(inventory, form, pair.rank, weight.name)
+            yield from _compare_made(wanted, there, pair.where)
+        for piece in source.pieces:
+            rows: Iterable[tuple[int, Rows]]
+            if source.is_copy:
+                rows = stored(inventory.checkpoint, piece)
+            else:
+                rows = _converted(inventory, piece, source.dtype)
+            for place in differences(file.fileno(), at, piece, itemsize, rows):
+                yield differing(pair.where, "copied" if source.is_copy else "converted", place)
+                return
+            at += piece.numel * itemsize
 
 
-def _tensor(data: bytes, weight: Weight) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=TORCH[weight.dtype]).view(weight.shape)
+def _converted(inventory: Inventory, piece: Piece, dtype: Dtype) -> Iterator[tuple[int, Rows]]:
+    """Yield the rows of a piece in another dtype, in slabs with the number of the first."""
+    for first, rows in widened(inventory, piece):
+        values = rows.to(TORCH[dtype]).contiguous()
+        yield first, values.view(torch.uint8).numpy()
 
 
-def _difference(pair: _Pair, piece: Piece, first: int, data: bytes, wanted: bytes) -> Finding:
-    """Return the finding about rows that differ, the first of them at row `first` of a piece."""
-    at = next(n for n, (a, b) in enumerate(zip(data, wanted, strict=True)) if a != b)
-    (begin, end), itemsize = piece.columns, TORCH[pair.weight.dtype].itemsize
-    row, column = divmod(at // itemsize, end - begin)
-    how = "copied from" if pair.source.is_copy else "converted from"
-    place = f"row {first + row}, column {begin + column}"
-    message = f"is not what is {how} {piece.info.where}: they differ at {place}"
-    return Finding.error("source-differs", pair.where, message, HINT)
-
-
-def _expected(inventory: Inventory, source: Source, piece: Piece) -> Iterator[tuple[int, Tensor]]:
-    """Yield rows of a piece as the folder must have them, and the number of the first."""
-    info, dtype = piece.info, TORCH[source.dtype]
-    (first, last), (begin, end) = piece.rows, piece.columns
-    block = 1 if piece.weight is not None else block_rows(inventory, info)
-    for start, stop in slabs(first // block * block, last, block, columns(info) * 4):
-        if source.is_copy:
-            row = columns(info) * width(info)
-            data = bytearray(inventory.checkpoint.read(info, start * row, stop * row))
-            rows = torch.frombuffer(data, dtype=dtype).view(stop - start, -1)
-        elif piece.weight is None:
-            rows = restored_rows(inventory, info, start, stop)
-        else:
-            rows = _scales(inventory, piece.weight.name, start, stop)
-        from_ = max(first - start, 0)
-        yield start + from_, rows[from_:, begin:end].to(dtype)
-
-
-def _scales(inventory: Inventory, weight: str, first: int, last: int) -> Tensor:
-    """Return rows of the scales of a weight, as float32."""
-    info, block = inventory.tensors[weight], inventory.storage[weight].block[0]
-    data = read_scales(inventory, info, first * block, min(last * block, info.shape[0]))
-    return torch.frombuffer(bytearray(data), dtype=torch.float32).view(last - first, -1)
-
-
-# ------------------------------------------------------------------------- without the checkpoint
-
-
-def _made(inventory: Inventory, export: Export, pair: _Pair) -> Tensor:
-    """Return a tensor that has no pieces: the map of a rank's experts, or a table of angles."""
-    assert export.pool is not None
-    if pair.weight.name.endswith(f".{MAP}"):
-        held = Ranks(export.tp, export.ep).experts(pair.weight.shape[0], pair.rank)
-        places = [held.index(e) if e in held else -1 for e in range(pair.weight.shape[0])]
-        return torch.tensor(places, dtype=torch.int32)
-    config = inventory.checkpoint.config
-    architecture = replace(read_architecture(config), model=inventory.model)
-    angles = rotary(architecture, torch.arange(export.pool.context_length))
-    table: Tensor = getattr(angles, pair.weight.name.rpartition(".")[2])
-    return table.float()
-
-
-def _compare_made(wanted: Tensor, there: Tensor, pair: _Pair) -> Iterator[Finding]:
+def _compare_made(wanted: Tensor, there: Tensor, where: str) -> Iterator[Finding]:
     """Yield how a tensor differs from the one that was made here.
 
     Another CPU or torch may round the base's powers otherwise. An ulp of a frequency, at most 2^-24
@@ -220,6 +160,6 @@ def _compare_made(wanted: Tensor, there: Tensor, pair: _Pair) -> Iterator[Findin
     message = f"differs from what is made here by up to {difference:.3g}"
     if difference <= bound:
         hint = "another CPU or torch rounds angles so; tensors of experts would not differ"
-        yield Finding.warning("source-rounding", pair.where, message, hint)
+        yield Finding.warning("source-rounding", where, message, hint)
     else:
-        yield Finding.error("source-differs", pair.where, message, HINT)
+        yield Finding.error("source-differs", where, message, HINT)

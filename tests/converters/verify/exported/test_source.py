@@ -29,10 +29,12 @@ def coded(exported: Callable[..., Path], damaged: Damaged, sample_fp8: Path) -> 
     return damaged(exported(sample_fp8))
 
 
-def falsify(copy: Any, name: str, element: int, add: float = 2.0**-10) -> None:
+def falsify(
+    copy: Any, name: str, element: int, add: float = 2.0**-10, file: str = "model.data"
+) -> None:
     """Change a number of a tensor, and its sha256 in the list."""
-    weight = copy.weight(name)
-    path = copy.path / "model.data"
+    weight = copy.weight(name, file)
+    path = copy.path / file
     data = bytearray(path.read_bytes())
     own = memoryview(data)[weight["offset"] : weight["offset"] + weight["nbytes"]]
     if weight["dtype"] == "F32":
@@ -93,6 +95,33 @@ def test_a_code_and_a_scale_are_compared_byte_by_byte(
     (finding,) = coded.findings(source=sample_fp8)
     assert (finding.code, finding.where) == ("source-differs", f"model.data: {name}")
     assert "is not what is copied from" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "element", "place"),
+    [
+        (  # expert 2 of the second rank is 10 of 16
+            "rank1/experts.safetensors",
+            "model.layers.1.mlp.experts.up_proj.weight",
+            2 * 40 * 256 + 256 * 39 + 255,
+            "model.layers.1.mlp.experts.10.up_proj.weight: they differ at row 39, column 255",
+        ),
+        ("rank1/model.data", "model.norm.weight", 3, "model.norm.weight: they differ at row 0"),
+    ],
+)
+def test_tensors_of_ranks_are_compared_with_their_share_of_the_checkpoint(
+    exported: Callable[..., Path],
+    damaged: Damaged,
+    file: str,
+    name: str,
+    element: int,
+    place: str,
+) -> None:
+    ranks = damaged(exported(SAMPLE, ep=2, expert_weights="input"))
+    falsify(ranks, name, element, file=file)
+    (finding,) = ranks.findings(source=SAMPLE)
+    assert (finding.code, finding.where) == ("source-differs", f"{file}: {name}")
+    assert place in finding.message
 
 
 def test_an_angle_that_no_rounding_explains_is_an_error(copy: Any) -> None:
