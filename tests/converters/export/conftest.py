@@ -99,7 +99,7 @@ def dense_folder(
 
         if kind not in made:
             source, out = dense_source(kind), tmp_path_factory.mktemp("exported") / "out"
-            files = {name: source / name for name in TOKENIZER}
+            files = {name: source / name for name in (*TOKENIZER, "config.json")}
             inventory = require_sound(open_checkpoint(source))
             export_dense(inventory, out, files, tool="dstools test", free=PLENTY)
             made[kind] = out

@@ -26,6 +26,7 @@ from dstools_converters.export.runners.dense_loop import DenseLoop
 from dstools_converters.model.tokenizer import end_ids, load_tokenizer
 from dstools_converters.runtime.decode import Request
 from dstools_converters.runtime.sampling import Sampling
+from dstools_converters.verify.folder import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,6 +71,7 @@ def test_a_student_answers_as_transformers_does(
     assert note.files.keys() == {path.name for path in folder.iterdir()} - {"export.json"}
     for name, digest in note.files.items():
         assert sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert verify(folder, source=dense_source(kind)).findings == []
     prompts = [[5, 900, 33, 2], [1000], list(range(40))]
     wanted = of_transformers(dense_source(kind), prompts, 32)
     assert answers(folder, prompts, 32) == wanted

@@ -14,7 +14,7 @@ from dstools_converters.export.folder import EXPORT, PLUGINS, Export, Kind, requ
 from dstools_converters.sidefiles.carried import LATER, README, require_inside
 from dstools_converters.sidefiles.signature import Verifier
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, sha256_of
-from dstools_converters.verify.exported import shards
+from dstools_converters.verify.exported import dense, shards
 from dstools_converters.verify.exported.data import check_places, read_files
 from dstools_converters.verify.exported.graph import check_graphs
 from dstools_converters.verify.exported.model import check_model
@@ -34,6 +34,7 @@ FIRST = "first mend the errors above"
 # after these, a tensor may not be where it is looked for
 UNREADABLE = {"file-missing", "path-outside", "link-outside", "weight-twice", "weight-size"}
 UNREADABLE |= {"weight-overlap", "weight-outside", "weight-header", "shard-unreadable", "pool"}
+UNREADABLE |= {"graph-unreadable", "graph-outside", "graph-file", "graph-place"}
 
 
 def verify_exported(
@@ -192,16 +193,6 @@ def _check_source(
     what = "tensors against their source"
     if source is None:
         results.not_checked.append(f"{what}: --source")
-    elif export.kind == "dense":
-        results.not_checked.append(f"{what}: not for folders of the kind {export.kind}")
-        results.findings.append(
-            Finding.error(
-                "source-not-compared",
-                f"--source {source}",
-                f"cannot be compared with a folder of the kind {export.kind}",
-                "leave it out: hashes of export.json cover every byte",
-            )
-        )
     elif results.has_error(UNREADABLE):
         results.not_checked.append(f"{what}: {FIRST}")
     else:
@@ -216,6 +207,8 @@ def _compare(
     """Compare with the checkpoint as the kind of the folder asks; torch is imported for graphs."""
     if export.kind == "deepseek-inference":
         shards.compare(folder, export, checkpoint, results, workers)
+    elif export.kind == "dense":
+        dense.compare(folder, export, checkpoint, results)
     else:
         from dstools_converters.verify.exported.source import compare
 

@@ -110,12 +110,7 @@ def test_a_code_and_a_scale_are_compared_byte_by_byte(
     ],
 )
 def test_tensors_of_ranks_are_compared_with_their_share_of_the_checkpoint(
-    exported: Callable[..., Path],
-    damaged: Damaged,
-    file: str,
-    name: str,
-    element: int,
-    place: str,
+    exported: Callable[..., Path], damaged: Damaged, file: str, name: str, element: int, place: str
 ) -> None:
     ranks = damaged(exported(SAMPLE, ep=2, expert_weights="input"))
     falsify(ranks, name, element, file=file)
