@@ -6,6 +6,7 @@ Caches take the length of prompt and answer, not of all positions, and a prompt 
 since the graph returns the logits of every token it is given.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +24,11 @@ from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.tables import json_table
 
 CHUNK = 256  # tokens of a prompt in a step
-# ONNX Runtime's own report of an error, which is raised as well
-QUIET = '{"model": {"decoder": {"session_options": {"log_severity_level": 4}}}}'
+# No report of an error, which is raised as well; and no padding: a pad token at the end of a prompt
+# is taken for such, though it may be a token of the text (microsoft/onnxruntime-genai#1682).
+SETTINGS = {
+    "model": {"pad_token_id": -1, "decoder": {"session_options": {"log_severity_level": 4}}}
+}
 AGAIN = "export the model again"
 
 
@@ -91,7 +95,7 @@ def open_model(folder: Path) -> Any:
         ) from error
     try:
         config = onnxruntime_genai.Config(str(folder))
-        config.overlay(QUIET)
+        config.overlay(json.dumps(SETTINGS))
         return onnxruntime_genai.Model(config)
     except RuntimeError as error:  # what its C++ throws
         raise DstoolsError(
