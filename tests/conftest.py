@@ -24,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,9 +34,12 @@ import pytest
 if TYPE_CHECKING:
     from fakehub import FakeHub
 
+    from dstools_converters.export.deepseek import Options
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the Hub
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+SAMPLE = Path(__file__).parent / "data" / "sample-v3"
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +151,7 @@ def padded_sample(
 ) -> Path:
     """The trained sample model in sizes that engines serve, by scripts/pad_sample_model.py."""
     folder = tmp_path_factory.mktemp("padded") / "sample"
-    load_script("pad_sample_model").pad(SCRIPTS.parent / "tests" / "data" / "sample-v3", folder)
+    load_script("pad_sample_model").pad(SAMPLE, folder)
     for file in folder.iterdir():
         file.chmod(0o444)
     folder.chmod(0o555)
@@ -305,28 +309,99 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]
     return make
 
 
+# ---------------------------------------------------------------------------------------- exports
+
+
+def _export(folder: Path, out: Path, options: "Options") -> None:
+    """Write what `dstools export` writes, of a checkpoint without a tokenizer, too."""
+    from dstools.convert import TOOL
+    from dstools_converters.checkpoint.folder import open_checkpoint
+    from dstools_converters.export.deepseek import Beside, plan, run
+    from dstools_converters.export.genai import Tokens
+    from dstools_converters.model.tokenizer import end_ids, load_tokenizer
+    from dstools_converters.runtime.defaults import read_defaults
+    from dstools_converters.runtime.weights import sound_inventory
+    from dstools_converters.sidefiles.carried import carried, carried_files
+
+    tokens = Tokens(None, [1], None)
+    if (folder / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(folder)
+        ends = sorted(end_ids(folder, tokenizer))
+        tokens = Tokens(tokenizer.bos_token_id, ends, tokenizer.pad_token_id)
+    files = {name: carried(path) for name, path in carried_files(folder).items()}
+    files["config.json"] = folder / "config.json"
+    with open_checkpoint(folder) as checkpoint:
+        job = plan(sound_inventory(checkpoint, options.mtp), options, TOOL)
+        beside = Beside(tokens, read_defaults(folder).sampling, files)
+        run(job, out, beside, workers=2, progress=lambda nbytes: None)
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """exported(folder, "float32", context=512, ...): what `dstools export` writes, the same once.
+    """exported(folder, options, ...): a DeepSeek model as a graph, the same folder each time.
 
-    Further options are those of export.deepseek.Options.
+    Of the sample, and with 512 tokens, unless told otherwise; further arguments are changes of the
+    options, export.deepseek.Options.
     """
-    made: dict[tuple[object, ...], Path] = {}
+    made: dict[tuple[Path, Options], Path] = {}
 
-    def make(folder: Path, dtype: str = "float32", *, context: int = 512, **others: Any) -> Path:
+    def get(folder: Path = SAMPLE, options: "Options | None" = None, **changes: Any) -> Path:
+        from dstools_converters.export.deepseek import Options
+
+        key = (folder, replace(options or Options(context=512), **changes))
+        if key not in made:
+            out = tmp_path_factory.mktemp("export") / "out"
+            _export(folder, out, key[1])
+            made[key] = out
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def dense_source(
+    make_checkpoint: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """dense_source(kind, ...): a Llama or Qwen with the sample's tokenizer; SmolLM2 with its own.
+
+    Further arguments are changes of config.json.
+    """
+    made: dict[str, Path] = {}
+
+    def get(kind: str, **changes: Any) -> Path:
+        key = f"{kind} {changes}"
+        if key not in made:
+            folder = made[key] = tmp_path_factory.mktemp("dense") / "in"
+            if kind == "smollm2":
+                return Path(make_checkpoint.make(kind, folder))
+            with pytest.MonkeyPatch.context() as patch:
+                config = make_checkpoint.CONFIGS[kind] | changes
+                patch.setitem(make_checkpoint.CONFIGS, "dense", config)
+                make_checkpoint.make("dense", folder)
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                (folder / name).write_bytes((SAMPLE / name).read_bytes())
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def dense_folder(
+    dense_source: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """dense_folder(kind): what `dstools export` makes of dense_source(kind)."""
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
         from click.testing import CliRunner
 
         from dstools.cli import main
 
-        words = ["--dtype", dtype, "--context", str(context)]
-        for name, value in others.items():
-            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
-        key = (folder, *words)
-        if key not in made:
-            out = tmp_path_factory.mktemp("export") / "out"
-            done = CliRunner().invoke(main, ["export", str(folder), str(out), "--onnx", *words])
+        if kind not in made:
+            source, out = dense_source(kind), tmp_path_factory.mktemp("exported") / "out"
+            done = CliRunner().invoke(main, ["export", str(source), str(out), "--onnx"])
             assert done.exit_code == 0, done.output
-            made[key] = out
-        return made[key]
+            made[kind] = out
+        return made[kind]
 
-    return make
+    return get

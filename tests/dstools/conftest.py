@@ -75,12 +75,9 @@ def edited() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def exported_sample(ok: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_sample(exported: Callable[..., Path]) -> Path:
     """The sample model as an ONNX graph with its MTP layer; tests must not change it."""
-    sample = Path(__file__).parents[1] / "data" / "sample-v3"
-    out = tmp_path_factory.mktemp("exported") / "sample"
-    ok("export", sample, out, "--onnx", "--context", "512")
-    return out
+    return exported()
 
 
 # -------------------------------------------------------------------------------------- report

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from dstools.cli import main
 from dstools_converters.checkpoint.exported import EXPORT, is_exported
 from dstools_converters.export import folder as written
+from dstools_converters.export.ranks import Ranks
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 
@@ -54,6 +55,6 @@ def test_a_command_that_reads_checkpoints_says_what_the_folder_is(
 
 
 def test_experts_in_the_folder_are_not_a_model(exported: Callable[..., Path]) -> None:
-    folder = exported(SAMPLE, ep=2, expert_weights="input")
+    folder = exported(SAMPLE, ranks=Ranks(ep=2), expert_inputs=True)
     result = CliRunner().invoke(main, ["inspect", str(folder)])
     assert "was written by dstools export" in result.stderr

@@ -72,7 +72,8 @@ def test_a_student_answers_as_transformers_does(
     for name, digest in note.files.items():
         assert sha256((folder / name).read_bytes()).hexdigest() == digest
     assert verify(folder, source=dense_source(kind)).findings == []
-    prompts = [[5, 900, 33, 2], [1000], list(range(40))]
+    pad = json.loads((folder / "genai_config.json").read_text())["model"]["pad_token_id"]
+    prompts = [[5, 900, 33, pad], [1000], list(range(40))]
     wanted = of_transformers(dense_source(kind), prompts, 32)
     assert answers(folder, prompts, 32) == wanted
 

@@ -19,20 +19,17 @@ def run(*args: str | Path) -> Result:
     return CliRunner().invoke(main, ["export", *(str(arg) for arg in args)])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("export") / "out"
-    assert run(SAMPLE, out, "--onnx", "--context", "500").exit_code == 0
-    return out
-
-
-def test_a_report_says_what_was_written_and_what_to_run_next(tmp_path: Path) -> None:
-    result = run(SAMPLE, tmp_path / "out", "--onnx", "--context", "256")
+def test_a_report_says_what_was_written_and_what_to_run_next(
+    tmp_path: Path, exported_sample: Path, digest: Callable[[Path], dict[str, str]]
+) -> None:
+    """And what was written is what all other tests of exports look at."""
+    result = run(SAMPLE, tmp_path / "out", "--onnx", "--context", "512")
     assert result.exit_code == 0, result.output
-    assert "4 rows of 256 tokens" in result.stderr
+    assert "4 rows of 512 tokens" in result.stderr
     assert "98 tensors (4 copied as they are, 88 converted, 6 made here)" in result.stdout
     assert "hint: dstools generate" in result.stderr
     assert len(result.stderr.splitlines()) == 2  # nothing of torch's
+    assert digest(tmp_path / "out") == digest(exported_sample)
 
 
 def test_what_does_not_run_here_is_not_a_hint(tmp_path: Path) -> None:
@@ -49,18 +46,20 @@ def test_json_has_the_figures(tmp_path: Path) -> None:
     assert sum(report["tensors"].values()) == 75
 
 
-def test_the_config_of_genai_names_the_tokens_of_the_checkpoint(folder: Path) -> None:
-    config = json.loads((folder / "genai_config.json").read_text())
+def test_the_config_of_genai_names_the_tokens_of_the_checkpoint(exported_sample: Path) -> None:
+    config = json.loads((exported_sample / "genai_config.json").read_text())
     assert config["model"]["eos_token_id"] == [1]
     assert config["model"]["bos_token_id"] == 0
     batching = config["engine"]["dynamic_batching"]
-    assert batching["num_blocks"] == 2 * 4 * 8  # 500 tokens are 8 pages of 64
+    assert batching["num_blocks"] == 2 * 4 * 8  # 512 tokens are 8 pages of 64
 
 
-def test_the_tokenizer_goes_along(folder: Path) -> None:
-    written = require_export(folder)
+def test_the_tokenizer_goes_along(exported_sample: Path) -> None:
+    written = require_export(exported_sample)
     assert {"tokenizer.json", "tokenizer_config.json", "config.json"} <= written.files.keys()
-    assert (folder / "tokenizer.json").read_bytes() == (SAMPLE / "tokenizer.json").read_bytes()
+    assert (exported_sample / "tokenizer.json").read_bytes() == (
+        SAMPLE / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_a_pool_that_does_not_fit_is_warned_of(
@@ -141,19 +140,6 @@ def test_tensors_that_deepseek_s_code_does_not_read_are_named_and_counted(tmp_pa
         in (f"\n{result.stderr}")
     )
     assert "extra.3" not in result.stderr
-
-
-def test_a_dense_model_is_left_to_its_builder(
-    checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    source = tmp_path / "qwen3"
-    shutil.copytree(checkpoint("tiny-qwen3"), source)
-    source.chmod(0o755)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(SAMPLE / name, source / name)
-    result = run(source, tmp_path / "out", "--onnx")
-    assert result.exit_code == 0, result.output
-    assert require_export(tmp_path / "out").kind == "dense"
 
 
 @pytest.mark.parametrize(

@@ -305,32 +305,30 @@ def test_a_missing_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert error.value.hint == 'pip install "dstools-llm[export]"'
 
 
-@pytest.fixture(scope="module")
-def dense(ok: Run, checkpoint: Callable[..., Path], tmp_path_factory: Any) -> Path:
-    """A Llama with the sample's tokenizer, exported."""
-    source = Path(shutil.copytree(checkpoint("tiny-llama"), tmp_path_factory.mktemp("d") / "llama"))
-    source.chmod(0o755)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (source / name).unlink(missing_ok=True)
-        shutil.copyfile(SAMPLE / name, source / name)
-    out = source.with_name("out")
-    ok("export", source, out, "--onnx")
-    return out
-
-
-def test_a_dense_folder_answers_by_the_generator(ok: Run, dense: Path) -> None:
-    words = ("--prompt", SUM, "--max-tokens", "6", "--temperature", "0")
-    found = ok("generate", dense, *words, "--json")
-    wanted = json.loads(ok("generate", dense.with_name("llama"), *words, "--json").stdout)
+@pytest.mark.parametrize("kind", ["tiny-llama", "tiny-qwen2", "tiny-qwen3"])
+def test_a_dense_model_answers_as_its_checkpoint_and_is_timed(
+    kind: str, ok: Run, dense_source: Callable[..., Path], dense_folder: Callable[..., Path]
+) -> None:
+    folder, source = dense_folder(kind), dense_source(kind)
+    assert require_export(folder).kind == "dense"
+    words = ("--prompt", SUM, "--max-tokens", "6", "--temperature", "0", "--json")
+    found = ok("generate", folder, *words)
+    wanted = json.loads(ok("generate", source, *words).stdout)
     assert json.loads(found.stdout)["ids"] == wanted["ids"]
     assert "float32 on cpu, the Generator of onnxruntime-genai" in found.stderr
     words = ("--prompt-tokens", "9", "--max-tokens", "5", "--json")
-    result = json.loads(ok("bench", dense, *words).stdout)
+    result = json.loads(ok("bench", folder, *words).stdout)
     assert (result["tokens_per_step"], result["tokens"]) == (1, 5)
-    assert result["cache_bytes_per_token"] == 3 * 2 * 2 * 64 * 4
+    config = json.loads((source / "config.json").read_text())
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    heads = 2 * config["num_hidden_layers"] * config["num_key_value_heads"]
+    assert result["cache_bytes_per_token"] == 4 * heads * width
 
 
-def test_a_dense_folder_takes_one_prompt_and_no_drafts(dstools: Run, dense: Path) -> None:
+def test_a_dense_model_takes_one_prompt_and_no_drafts(
+    dstools: Run, dense_folder: Callable[..., Path]
+) -> None:
+    dense = dense_folder("tiny-llama")
     error, hint = one_error(dstools, dense, "--mtp")
     assert error == "OUT: has no MTP layer"
     assert "leave --mtp out" in hint
@@ -338,6 +336,16 @@ def test_a_dense_folder_takes_one_prompt_and_no_drafts(dstools: Run, dense: Path
         result = dstools("bench", dense, *words)
         assert result.exit_code == 1
         assert result.stderr.startswith(f"error: {message}")
+
+
+def test_a_damaged_dense_model_is_one_error(
+    dstools: Run, dense_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(dense_folder("tiny-llama"), tmp_path / "out"))
+    (folder / "model.onnx.data").write_bytes(b"")
+    error, hint = one_error(dstools, folder)
+    assert error.startswith("OUT/model.onnx.data: has 0 bytes; ")
+    assert "dstools verify OUT" in hint
 
 
 def test_short_memory_names_what_would_fit(

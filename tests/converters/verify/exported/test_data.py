@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dstools_converters.export.ranks import Ranks
 from dstools_converters.verify.exported import data
 
 SAMPLE = Path(__file__).parents[3] / "data" / "sample-v3"
@@ -21,7 +22,7 @@ def copy(exported: Callable[..., Path], damaged: Callable[[Path], Any]) -> Any:
 @pytest.fixture
 def ranks(exported: Callable[..., Path], damaged: Callable[[Path], Any]) -> Any:
     """Two ranks whose experts are inputs."""
-    return damaged(exported(SAMPLE, ep=2, expert_weights="input"))
+    return damaged(exported(SAMPLE, ranks=Ranks(ep=2), expert_inputs=True))
 
 
 @pytest.mark.parametrize("workers", [1, 3])

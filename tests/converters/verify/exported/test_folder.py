@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.export.ranks import Ranks
 from dstools_converters.verify.folder import verify
 from dstools_converters.verify.hashes import Digests
 
@@ -29,7 +30,7 @@ def copy(exported: Export, damaged: Damaged) -> Any:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"no_mtp": True, "tp": 2}, {"ep": 2, "expert_weights": "input"}],
+    [{}, {"mtp": False, "ranks": Ranks(tp=2)}, {"ranks": Ranks(ep=2), "expert_inputs": True}],
     ids=["mtp", "ranks", "expert inputs"],
 )
 def test_an_intact_folder_is_clean_and_equals_its_source(
@@ -143,7 +144,7 @@ def test_files_of_weights_outside_of_the_folder_are_never_opened(copy: Any) -> N
 @pytest.fixture
 def snapshot(exported: Export, tmp_path: Path) -> Path:
     """An exported folder of two ranks as the Hub's cache has it: links into blobs/."""
-    source = exported(SAMPLE, ep=2, expert_weights="input")
+    source = exported(SAMPLE, ranks=Ranks(ep=2), expert_inputs=True)
     repository = tmp_path / "models--org--name"
     folder = repository / "snapshots" / ("0" * 40)
     (repository / "blobs").mkdir(parents=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dstools_converters.export.folder import pairs_of, require_export
+from dstools_converters.export.ranks import Ranks
 from dstools_converters.families.shapes import read_model
 from dstools_converters.verify.exported.model import check_model
 
@@ -167,7 +168,7 @@ def test_a_vocabulary_that_the_logits_do_not_have_is_named(copy: Any) -> None:
 def test_mtp_that_is_said_and_not_there_is_named(
     exported: Callable[..., Path], damaged: Callable[[Path], Any]
 ) -> None:
-    copy = damaged(exported(SAMPLE, no_mtp=True, tp=2))
+    copy = damaged(exported(SAMPLE, mtp=False, ranks=Ranks(tp=2)))
     copy.table["has_mtp"] = True
     assert ("ranks", "rank1/mtp.onnx") in copy.faults()
 
@@ -182,7 +183,7 @@ def test_mtp_that_is_there_and_not_said_is_named(copy: Any) -> None:
 def test_a_rank_that_is_said_and_not_there_is_named(
     exported: Callable[..., Path], damaged: Callable[[Path], Any]
 ) -> None:
-    copy = damaged(exported(SAMPLE, ep=2, expert_weights="input"))
+    copy = damaged(exported(SAMPLE, ranks=Ranks(ep=2), expert_inputs=True))
     copy.table["ep"] = 4
     faults = copy.faults()
     assert ("ranks", "rank3/model.data") in faults

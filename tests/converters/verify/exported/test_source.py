@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.export.ranks import Ranks
 from dstools_converters.verify.folder import verify
 
 SAMPLE = Path(__file__).parents[3] / "data" / "sample-v3"
@@ -112,7 +113,7 @@ def test_a_code_and_a_scale_are_compared_byte_by_byte(
 def test_tensors_of_ranks_are_compared_with_their_share_of_the_checkpoint(
     exported: Callable[..., Path], damaged: Damaged, file: str, name: str, element: int, place: str
 ) -> None:
-    ranks = damaged(exported(SAMPLE, ep=2, expert_weights="input"))
+    ranks = damaged(exported(SAMPLE, ranks=Ranks(ep=2), expert_inputs=True))
     falsify(ranks, name, element, file=file)
     (finding,) = ranks.findings(source=SAMPLE)
     assert (finding.code, finding.where) == ("source-differs", f"{file}: {name}")
