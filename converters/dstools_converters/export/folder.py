@@ -25,6 +25,7 @@ GRAPH, DRAFT_GRAPH, DATA, EXPERTS = "model.onnx", "mtp.onnx", "model.data", "exp
 DENSE_DATA = f"{GRAPH}.data"  # the name that onnxruntime-genai's builder gives it
 GENAI_CONFIG = "genai_config.json"
 ROWS = "logits_indices"  # the input that says whose logits are wanted, where a graph has it
+LOCAL_EXPERTS = "num_local_experts"  # how many a rank holds, where experts are inputs
 CHUNK = 512  # tokens of prompts in a step, whatever runs a folder: others' tokens wait no longer
 PLUGINS, PLAN = "libdstools_trt.so", "model.plan"
 

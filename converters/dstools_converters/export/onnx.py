@@ -6,8 +6,9 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from dstools_converters.export.data import Entry
-from dstools_converters.export.folder import GraphNote, Port
+from dstools_converters.export.folder import LOCAL_EXPERTS, GraphNote, Port
 from dstools_converters.export.functions import DOMAIN, VERSION, functions_of
+from dstools_converters.export.graph import MAP
 
 IR_DTYPES = {
     "F32": ir.DataType.FLOAT,
@@ -34,11 +35,18 @@ def tensors_of(model: ir.Model) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def make_inputs(model: ir.Model, names: Iterable[str]) -> None:
-    """Make inputs of the initializers with these names."""
+    """Make inputs of the initializers with these names, experts and their maps.
+
+    Any number of experts fits: a rank may hold copies of others'.
+    """
     for name in names:
         value = model.graph.initializers.pop(name, None)
-        if value is not None:
-            model.graph.inputs.append(value)
+        if value is None:
+            continue
+        model.graph.inputs.append(value)
+        if not name.endswith(f".{MAP}"):
+            assert value.shape is not None
+            value.shape = ir.Shape([LOCAL_EXPERTS, *value.shape[1:]])
 
 
 def serialize(model: ir.Model, entries: list[Entry], data: str) -> bytes:

@@ -103,11 +103,10 @@ def _require_builds(folder: Path, export: Export, library: Path, notes: list[str
 
     What the plugins warn of is added to `notes`, once.
     """
-    assert export.pool is not None
     is_aliased = False
     for note in export.graphs:
         file = folder / note.file
-        request = Request(str(file), str(file), str(library), profiles(note, export.pool))
+        request = Request(str(file), str(file), str(library), profiles(note, export))
         built = build(request)
         notes += [said for said in built.warnings if said not in notes]
         require_built(file, built, str(library))
@@ -133,14 +132,13 @@ def _require_inlined(folder: Path, export: Export) -> None:
     It refuses loops over what the shipped bodies need there, so attention and experts are flat;
     and it cannot name the Dequantize layers of a function used twice, so functions are inlined.
     """
-    assert export.pool is not None
     for note in export.graphs:
         file = folder / note.file
         model = onnx.inliner.inline_local_functions(flattened(read_graph(file)))
         with TemporaryDirectory(prefix="dstools-inlined-") as temporary:
             inlined = Path(temporary) / file.name
             inlined.write_bytes(model.SerializeToString())
-            sizes = profiles(note, export.pool)[1:]
+            sizes = profiles(note, export)[1:]
             built = build(Request(str(inlined), str(file), "", sizes, TARGETS[:1]))
         require_built(file, built, "")
 

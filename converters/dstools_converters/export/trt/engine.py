@@ -35,14 +35,13 @@ from dstools_converters.export.trt.check import require_network
 from dstools_converters.export.trt.graphs import read_graph, require_graphs
 from dstools_converters.export.trt.network import configure, describe, listener, load_plugins
 from dstools_converters.export.trt.nodes import REPORT
-from dstools_converters.export.trt.rtx import Built, profiles
+from dstools_converters.export.trt.rtx import MOST_ELEMENTS, MOST_EXPERTS, Built, profiles
 from dstools_converters.families.names import TensorName
 from dstools_converters.files import replace_file
 
 MAJOR = 11  # of TensorRT; earlier ones lack collectives
 HOPPER = (9, 0)
-LATENT, SLOTS, EXPERTS = (512, 576), 8, 256  # that kernels of the plugins take at most
-MOST_ELEMENTS = 2**31 - 1  # of a tensor, until a Hopper build has shown otherwise
+LATENT, SLOTS = (512, 576), 8  # that kernels of the plugins take at most
 CACHE = "timing.cache"
 PRECISIONS: dict[str, Precision] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
@@ -67,9 +66,9 @@ def require_kernels(job: Job) -> None:
         raise _no_kernel(f"latents of {latent[0]} in {latent[1]}", f"{LATENT[0]} in {LATENT[1]}")
     if model.moe is not None:
         held = len(form.ranks.experts(model.moe.n_routed_experts, 0))
-        if held > EXPERTS:
+        if held > MOST_EXPERTS:
             raise DstoolsError(
-                f"--trt: a rank has {held} experts; the kernels are for {EXPERTS} at most",
+                f"--trt: a rank has {held} experts; the kernels are for {MOST_EXPERTS} at most",
                 "give --ep",
             )
         if model.moe.num_experts_per_tok > SLOTS:
@@ -168,7 +167,6 @@ def _build(
     trt: Any, log: Any, folder: Path, export: Export, note: GraphNote, library: Path
 ) -> Iterator[tuple[str, memoryview]]:
     """Yield the files of an engine, each path with TensorRT's own buffer: a plan may be 80 GB."""
-    assert export.pool is not None
     file = folder / note.file
     log.errors.clear()
     builder = trt.Builder(log)
@@ -181,7 +179,7 @@ def _build(
         layer = network.get_layer(number)
         if layer.type == trt.LayerType.DIST_COLLECTIVE:
             layer.num_ranks = max(export.tp, export.ep)  # the parser leaves 1
-    config = configure(trt, builder, profiles(note, export.pool))
+    config = configure(trt, builder, profiles(note, export))
     config.plugins_to_serialize = [str(library)]
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     cache = file.parent / CACHE

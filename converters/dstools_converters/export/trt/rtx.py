@@ -7,6 +7,7 @@ name that the wheel lacks, which only LD_LIBRARY_PATH helps. Measured with 1.7.1
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,13 +19,15 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.export.folder import CHUNK, GraphNote, Pool, Port
+from dstools_converters.export.folder import CHUNK, EXPERTS, LOCAL_EXPERTS, Export, GraphNote, Port
 from dstools_converters.tables import Reader, json_table
 
 WORKER = "dstools_converters.export.trt.rtx_worker"
 LIBRARY = "libtensorrt_rtx.so"  # what the parser opens; the wheel has it with its version only
 EXTRA = 'pip install "dstools-llm[check]"'
 TARGETS = ("SM89", "SM120")  # the nearest below and above Hopper
+MOST_ELEMENTS = 2**31 - 1  # of a tensor, until a Hopper build has shown otherwise
+MOST_EXPERTS = 256  # of a rank, that kernels of the plugins take
 DRAFTS = 1  # tokens of a row that are checked at once, besides its last
 SAYS = "dstools: "  # before what plugins say on stderr, since RTX gives them no logger
 TAIL = 2000  # characters of what a worker that died has said
@@ -106,8 +109,13 @@ def build(request: Request) -> Built:
         return replace(Reader(str(answer), "json").read(Built, table), warnings=warnings)
 
 
-def profiles(note: GraphNote, pool: Pool) -> tuple[Profile, Profile]:
-    """Return the sizes of a graph's inputs for decoding, and for prompts in chunks."""
+def profiles(note: GraphNote, export: Export) -> tuple[Profile, Profile]:
+    """Return the sizes of a graph's inputs for decoding, and for prompts in chunks.
+
+    Experts that are inputs may be as many again as were exported: copies of those in demand.
+    """
+    pool = export.pool
+    assert pool is not None
     rows, table = pool.max_batch_size, -(-pool.context_length // pool.page_size)
     tokens = (1, rows, rows * (1 + DRAFTS)), (1, max(CHUNK, rows), max(CHUNK, rows))
     decode, prefill = (
@@ -118,10 +126,22 @@ def profiles(note: GraphNote, pool: Pool) -> tuple[Profile, Profile]:
             "batch_size_plus_1": (2, rows + 1, rows + 1),
             "max_num_blocks": (1, table, table),
             "num_blocks": (1, pool.num_blocks, pool.num_blocks),
+            LOCAL_EXPERTS: _experts(note, export),
         }
         for count in tokens
     )
     return _profile(note.inputs, decode), _profile(note.inputs, prefill)
+
+
+def _experts(note: GraphNote, export: Export) -> tuple[int, int, int]:
+    """Return how many experts a rank may hold where they are inputs of its graph."""
+    stacks = {port.name: port for port in note.inputs if port.shape[:1] == (LOCAL_EXPERTS,)}
+    file = str(Path(note.file).with_name(EXPERTS))
+    held = [weight.shape[0] for weight in export.weights.get(file, ()) if weight.name in stacks]
+    usual = max(held, default=1)
+    numbers = (math.prod(map(int, port.shape[1:])) for port in stacks.values())
+    fits = MOST_ELEMENTS // max(numbers, default=1)
+    return 1, usual, max(usual, min(2 * usual, MOST_EXPERTS, fits))
 
 
 def _profile(inputs: Sequence[Port], named: dict[str, tuple[int, int, int]]) -> Profile:

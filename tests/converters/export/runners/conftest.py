@@ -160,10 +160,9 @@ def with_engines(source: Path, folder: Path, **more: Any) -> Path:
     for file in source.iterdir():
         (folder / file.name).symlink_to(file)
     export, engines = require_export(source), {}
-    assert export.pool is not None
     for note in export.graphs:
         name = Path(note.file).with_suffix(".plan").name
-        sizes = [*profiles(note, export.pool)]
+        sizes = [*profiles(note, export)]
         table = {"graph": str(source / note.file), "profiles": sizes} | more
         (folder / name).write_text(json.dumps(table))
         engines[name] = sha256((folder / name).read_bytes()).hexdigest()

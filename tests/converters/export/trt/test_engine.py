@@ -16,13 +16,13 @@ from dstools_converters.export.deepseek import Job, Options
 from dstools_converters.export.folder import require_export
 from dstools_converters.export.trt import engine, rtx
 from dstools_converters.export.trt.engine import (
-    MOST_ELEMENTS,
     build_engines,
     lacking,
     own_precision,
     require_kernels,
     require_sizes,
 )
+from dstools_converters.export.trt.rtx import MOST_ELEMENTS
 
 SHORT = Options(context=128)
 HALF = Options("bfloat16", 128)
@@ -79,7 +79,10 @@ def test_a_model_that_no_kernel_runs_is_refused_by_name(
 
 @pytest.mark.parametrize(
     ("limit", "words"),
-    [("SLOTS", "2 experts a token; .* 1 at most"), ("EXPERTS", r"a rank has \d+ experts; .* 1 at")],
+    [
+        ("SLOTS", "2 experts a token; .* 1 at most"),
+        ("MOST_EXPERTS", r"a rank has \d+ experts; .* 1 at"),
+    ],
 )
 def test_more_experts_than_the_kernels_take_are_refused(
     fitting: Callable[..., Path],
@@ -99,7 +102,7 @@ def test_the_limits_are_those_of_the_plugins() -> None:
 
     assert (plugin.RANK, plugin.WIDTH) == engine.LATENT
     assert combine_triton.SLOTS == engine.SLOTS
-    assert min(permute_triton.EXPERTS, moe_gemm_triton.EXPERTS) == engine.EXPERTS
+    assert min(permute_triton.EXPERTS, moe_gemm_triton.EXPERTS) == engine.MOST_EXPERTS
 
 
 def test_a_tensor_that_is_too_large_is_named(

@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from dstools.cli import main
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export.deepseek import Options
-from dstools_converters.export.folder import GraphNote, Pool, Port, require_export
+from dstools_converters.export.folder import Export, GraphNote, Pool, Port, Weight, require_export
 from dstools_converters.export.ranks import Ranks
 from dstools_converters.export.trt import rtx
 from dstools_converters.export.trt.rtx import Request, build, profiles
@@ -18,10 +19,9 @@ SHORT = Options(context=512)
 
 def request_of(folder: Path, library: Path | str, number: int = 0) -> Request:
     export = require_export(folder)
-    assert export.pool is not None
     note = export.graphs[number]
     file = str(folder / note.file)
-    return Request(file, file, str(library), profiles(note, export.pool)[:1])
+    return Request(file, file, str(library), profiles(note, export)[:1])
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,33 @@ def sample_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+EXPORT = Export("dstools test", "onnx", "v3", "float32", pool=Pool(1000, 4, 64, 128, 1))
+
+
+@pytest.mark.parametrize(
+    ("held", "width", "most"),
+    [
+        (4, 512, 8),
+        (200, 512, 256),  # the kernels take no more
+        (64, 2048, 128),
+        (128, 2048, 146),  # of V3: 147 * 2048 * 7168 is above 2^31 - 1
+    ],
+)
+def test_a_rank_may_hold_copies_of_experts_up_to_the_limits(
+    held: int, width: int, most: int
+) -> None:
+    shapes = {"map": (256,), "up_proj.weight": (held, width, 7168), "norm": (7168,)}
+    ports = (
+        Port("map", "INT32", ("256",)),
+        Port("up_proj.weight", "BFLOAT16", ("num_local_experts", str(width), "7168")),
+    )
+    weights = tuple(Weight(n, "BF16", s, 0, 0, "copy", "") for n, s in shapes.items())
+    export = replace(EXPORT, weights={"rank1/experts.safetensors": weights})
+    for profile in profiles(GraphNote("rank1/model.onnx", {}, 0, ports, ()), export):
+        sizes = ((1, width, 7168), (held, width, 7168), (most, width, 7168))
+        assert profile == {"up_proj.weight": sizes}
+
+
 def test_profiles_are_of_decoding_and_of_prompts() -> None:
     ports = (
         Port("input_ids", "INT64", ("num_tokens",)),
@@ -40,8 +67,7 @@ def test_profiles_are_of_decoding_and_of_prompts() -> None:
         Port("attention_metadata", "INT32", ("3",)),
         Port("past_key_values.0.key", "FLOAT", ("num_blocks", "64", "1", "576")),
     )
-    pool = Pool(1000, 4, 64, 128, 1)
-    decode, prefill = profiles(GraphNote("", {}, 0, ports, ()), pool)
+    decode, prefill = profiles(GraphNote("model.onnx", {}, 0, ports, ()), EXPORT)
     assert decode == {
         "input_ids": ((1,), (4,), (8,)),  # four rows, each with a draft
         "block_table": ((1, 1), (4, 16), (4, 16)),  # 16 * 64 >= 1000

@@ -18,10 +18,9 @@ SHORT = Options(context=128)
 def request_of(exported: Callable[..., Path], tiny_fp8: Path, library: Path) -> Request:
     folder = exported(tiny_fp8, SHORT)
     export = require_export(folder)
-    assert export.pool is not None
     note = export.graphs[1]
     file = str(folder / note.file)
-    return Request(file, file, str(library), profiles(note, export.pool)[:1], ("SM89",))
+    return Request(file, file, str(library), profiles(note, export)[:1], ("SM89",))
 
 
 def test_inputs_and_outputs_are_told_by_the_names_of_onnx(request_of: Request) -> None:
