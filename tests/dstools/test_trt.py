@@ -81,16 +81,22 @@ def test_plugins_are_added_to_a_finished_export_of_the_same_source_and_options(
     assert (out / "model.data").stat().st_mtime_ns == weights.st_mtime_ns
 
 
-@pytest.mark.parametrize("change", [["--max-batch", "2"], ["--dtype", "bfloat16"]])
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [
+        (["--max-batch", "2"], "with --max-batch 4"),
+        (["--dtype", "bfloat16"], "with --dtype float32"),
+    ],
+)
 def test_plugins_are_not_added_to_an_export_with_other_options(
-    tmp_path: Path, change: list[str]
+    tmp_path: Path, change: list[str], how: str
 ) -> None:
     out = tmp_path / "out"
     assert run(out).exit_code == 0
     before = require_export(out)
     result = run(out, "--plugins", *change)
     assert result.exit_code == 1
-    assert "was exported from another source, with other options" in result.stderr
+    assert f"{out}: was exported {how}\n" in result.stderr
     assert require_export(out) == before
 
 

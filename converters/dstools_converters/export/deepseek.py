@@ -21,6 +21,7 @@ from dstools_converters.export.folder import (
     EXPORT,
     GENAI_CONFIG,
     GRAPH,
+    ROWS,
     Export,
     Pool,
     Precision,
@@ -38,7 +39,7 @@ from dstools_converters.export.onnx import make_inputs, note_of, serialize, tens
 from dstools_converters.export.ranks import WHOLE, Ranks, require_divisible
 from dstools_converters.export.sources import Source, made, require_same, sources
 from dstools_converters.export.trace import OPSET, trace
-from dstools_converters.export.unfinished import Unfinished
+from dstools_converters.export.unfinished import Settings, Unfinished, difference
 from dstools_converters.families.shapes import MLA
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import Architecture, read_architecture
@@ -79,9 +80,23 @@ class Job:
         return self.form.positions
 
     @property
-    def fingerprint(self) -> str:
-        """Return a line of all that decides the bytes of the weights."""
-        return f"{self.tool} onnx {self.inventory.checkpoint.digest} {self.options}"
+    def settings(self) -> Settings:
+        """Return all that decides the bytes that are written."""
+        options, source = self.options, self.inventory.checkpoint.digest
+        return {
+            "tool": self.tool,
+            "source": source,
+            "--onnx": True,
+            "--dtype": options.dtype,
+            "--context": self.context,
+            "--max-batch": options.max_batch,
+            "--page-size": options.page,
+            "--mtp": options.mtp,
+            "--tp": options.ranks.tp,
+            "--ep": options.ranks.ep,
+            "--expert-weights": "input" if options.expert_inputs else "baked",
+            "--logits-indices": options.picks_rows,
+        }
 
     @property
     def identity(self) -> str:
@@ -154,7 +169,7 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
     Raises DstoolsError where OUT exists, for weights that are not finite or that the dtype cannot
     hold, and where the disk is full.
     """
-    with Unfinished(out, job.fingerprint) as folder:
+    with Unfinished(out, job.settings) as folder:
         if folder.is_published:
             folder.clean_up()
             return require_export(out)
@@ -198,15 +213,34 @@ def run(job: Job, out: Path, beside: Beside, *, workers: int, progress: Progress
 def finished(job: Job, out: Path) -> Export | None:
     """Return the export.json of OUT where a job has written it, None where there is none.
 
-    Raises DstoolsError for an export of another source, with other options or by another dstools.
+    Raises DstoolsError for an export of another source, with other options or by another dstools,
+    and names what differs.
     """
     export = read_export(out)
     if export is not None and export.source != job.identity:
-        raise DstoolsError(
-            f"{out}: was exported from another source, with other options or by another dstools",
-            "name a new folder, or delete this one",
-        )
+        how = difference(_settings_of(export), job.settings) or "from another source"
+        raise DstoolsError(f"{out}: was exported {how}", "name a new folder, or delete this one")
     return export
+
+
+def _settings_of(export: Export) -> Settings:
+    """Return the settings of an export but for its source, of which export.json has a hash."""
+    if export.kind != "onnx":
+        return {"--format": export.kind}
+    settings: dict[str, str | int | bool] = {
+        "tool": export.tool,
+        "--dtype": export.dtype,
+        "--mtp": export.has_mtp,
+        "--tp": export.tp,
+        "--ep": export.ep,
+        "--expert-weights": "input" if export.expert_inputs else "baked",
+        "--logits-indices": any(p.name == ROWS for note in export.graphs for p in note.inputs),
+    }
+    if export.pool is not None:
+        settings["--context"] = export.pool.context_length
+        settings["--max-batch"] = export.pool.max_batch_size
+        settings["--page-size"] = export.pool.page_size
+    return settings
 
 
 def pool(job: Job) -> Pool:

@@ -37,7 +37,7 @@ from dstools_converters.export.deepseek_config import (
 )
 from dstools_converters.export.folder import EXPORT, Export, Precision, content_sha256
 from dstools_converters.export.ranges import Piece, copy_piece, write_at
-from dstools_converters.export.unfinished import Unfinished
+from dstools_converters.export.unfinished import Settings, Unfinished
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.families.shapes import MLA
 from dstools_converters.files import to_json
@@ -118,6 +118,11 @@ class Plan:
     config: bytes  # of inference_config.json
     left_out: tuple[str, ...]  # tensors that no file has: unknown ones, and scales of activations
     note: str  # why DeepSeek's loader refuses the files as its code is, or ""
+
+    @property
+    def has_mtp(self) -> bool:
+        """Return whether the MTP layers are among what is written."""
+        return any(file.name.startswith("mtp") for file in self.files)
 
     @property
     def nbytes(self) -> int:
@@ -286,8 +291,14 @@ def write_shards(
     """
     checkpoint = plan.inventory.checkpoint
     names = [file.name for file in plan.files]
-    fingerprint = " ".join([tool, "deepseek-inference", checkpoint.digest, *names])
-    with Unfinished(out, fingerprint) as folder:
+    settings: Settings = {
+        "tool": tool,
+        "source": checkpoint.digest,
+        "--format": "deepseek-inference",
+        "--tp": plan.ranks,
+        "--mtp": plan.has_mtp,
+    }
+    with Unfinished(out, settings) as folder:
         if not folder.is_published:
             folder.require_space(plan.nbytes)
             for file in plan.files:
@@ -314,7 +325,7 @@ def _export(plan: Plan, tool: str, files: dict[str, str]) -> Export:
         plan.inventory.model.model_type,
         dtype,
         has_codes="F8_E4M3" in dtypes,
-        has_mtp=any(file.name.startswith("mtp") for file in plan.files),
+        has_mtp=plan.has_mtp,
         tp=plan.ranks,
         ep=plan.ranks,
         notes=(plan.note,) if plan.note else (),

@@ -31,7 +31,7 @@ from dstools_converters.export.folder import (
     content_sha256,
     require_export,
 )
-from dstools_converters.export.unfinished import Unfinished
+from dstools_converters.export.unfinished import Settings, Unfinished
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import read_architecture
 from dstools_converters.model.tokenizer import end_ids, load_tokenizer
@@ -69,7 +69,8 @@ def export_dense(
     positions = read_positions(inventory.checkpoint.config, architecture)
     tables = FLOAT32_BYTES * positions * architecture.rope.dim  # cosines and sines
     _require_memory(source, COPIES * weights, free)
-    with Unfinished(out, f"{tool} dense {inventory.checkpoint.digest}") as folder:
+    settings: Settings = {"tool": tool, "source": inventory.checkpoint.digest, "--onnx": True}
+    with Unfinished(out, settings) as folder:
         if folder.is_published:
             folder.clean_up()
             return require_export(out)

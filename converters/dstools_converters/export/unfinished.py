@@ -1,7 +1,7 @@
 """The folder that an export writes: complete under its name, or not there.
 
     OUT.incomplete/            locked by the run that fills it
-        journal.jsonl          the plan, then what is written, as the export notes it
+        journal.jsonl          the settings, then what is written, as the export notes it
         model/                 becomes OUT
         scratch/               files of another program, before they are moved into model/
 
@@ -16,21 +16,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import DstoolsError, disk_errors, size
+from dstools_converters.errors import DstoolsError, disk_errors, printable, size
 from dstools_converters.files import append_record, recover_log, sync
 
 JOURNAL, MODEL, SCRATCH = "journal.jsonl", "model", "scratch"
+Settings = Mapping[str, str | int | bool]  # tool, source, and options by their names
 
 
 class Unfinished:
     """The folder of one export, from its lock to its last rename.
 
-    fingerprint: of all that decides which bytes are written.
+    settings: all that decides which bytes are written.
     """
 
-    def __init__(self, out: Path, fingerprint: str) -> None:
+    def __init__(self, out: Path, settings: Settings) -> None:
         self.out = out
-        self.fingerprint = fingerprint
+        self.settings = dict(settings)
         self.work = out.with_name(f"{out.name}.incomplete")
         self.model = self.work / MODEL
         self.is_published = False  # by an earlier run that was killed before it had cleaned up
@@ -73,10 +74,10 @@ class Unfinished:
                     "move it; the output is worked on in this folder",
                 )
         records = self.records = self._records()
-        if records and records[0].get("plan") != self.fingerprint:
+        if records and records[0].get("settings") != self.settings:
+            how = difference(records[0].get("settings"), self.settings) or "by another dstools"
             raise DstoolsError(
-                f"{self.work}: was begun from another source, with other options or by another "
-                "dstools",
+                f"{self.work}: was begun {how}",
                 "finish that run with its own command, or delete the folder",
             )
         if os.path.lexists(self.out):
@@ -89,7 +90,7 @@ class Unfinished:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._journal = os.open(self.work / JOURNAL, flags, 0o666)
         if not records:
-            self.note({"plan": self.fingerprint})
+            self.note({"settings": self.settings})
 
     def _records(self) -> list[dict[str, Any]]:
         path = self.work / JOURNAL
@@ -189,3 +190,20 @@ class Unfinished:
 
     def _exists(self) -> DstoolsError:
         return DstoolsError(f"{self.out}: exists", "name a new folder, or delete this one")
+
+
+def difference(begun: object, wanted: Settings) -> str:
+    """Return in words what `begun`, settings of another export, has that `wanted` has not."""
+    words = []
+    for key, value in begun.items() if isinstance(begun, dict) else ():
+        if value == wanted.get(key):
+            continue
+        if key == "tool":
+            words.append(f"by {value}")
+        elif key == "source":
+            words.append("from another source")
+        elif isinstance(value, bool):
+            words.append(f"with {key}" if value else f"without {key}")
+        else:
+            words.append(f"with {key} {value}")
+    return printable(" and ".join(words))

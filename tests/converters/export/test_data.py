@@ -213,7 +213,7 @@ def data_file(inventory: Inventory) -> DataFile:
 
 
 def filled(inventory: Inventory, out: Path) -> bytes:
-    with Unfinished(out, "plan") as folder:
+    with Unfinished(out, {}) as folder:
         data.fill(inventory, data_file(inventory), folder, 2, lambda nbytes: None)
         folder.publish({})
         folder.clean_up()
@@ -246,7 +246,7 @@ def test_bytes_that_a_power_failure_has_lost_are_written_again(
     inventory: Inventory, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with Unfinished(out, "plan") as folder:
+    with Unfinished(out, {}) as folder:
         data.fill(inventory, data_file(inventory), folder, 1, lambda nbytes: None)
         path = folder.model / "model.data"
     wanted = path.read_bytes()

@@ -91,7 +91,7 @@ def test_the_bytes_of_all_ranks_are_known_before_anything_is_written(
 def test_the_pool_is_known_before_anything_is_written() -> None:
     job = planned(Options(context=500, max_batch=3))
     assert pool(job).num_blocks == 2 * 3 * 8
-    assert planned(Options("float16", 500)).fingerprint != job.fingerprint
+    assert planned(Options("float16", 500)).settings != job.settings
 
 
 @pytest.mark.parametrize(

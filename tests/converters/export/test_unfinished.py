@@ -2,19 +2,22 @@
 
 import errno
 import fcntl
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.export.unfinished import Unfinished
+from dstools_converters.export.unfinished import Settings, Unfinished, difference
+
+SETTINGS: Settings = {"tool": "dstools 1", "source": "ab", "--dtype": "float32", "--mtp": True}
 
 
-def fill(out: Path, stop_after: int = 9, fingerprint: str = "plan") -> list[int]:
+def fill(out: Path, stop_after: int = 9, settings: Settings = SETTINGS) -> list[int]:
     """Write a file of four parts, 4 bytes each; return the parts that this run wrote."""
     wrote = []
-    with Unfinished(out, fingerprint) as folder:
+    with Unfinished(out, settings) as folder:
         if not folder.is_published:
             file, done = folder.open("data", 16)
             for part in range(done, 4):
@@ -30,9 +33,9 @@ def fill(out: Path, stop_after: int = 9, fingerprint: str = "plan") -> list[int]
     return wrote
 
 
-def stopped(out: Path, after: int, fingerprint: str = "plan") -> Path:
+def stopped(out: Path, after: int, settings: Settings = SETTINGS) -> Path:
     with pytest.raises(KeyboardInterrupt):
-        fill(out, after, fingerprint)
+        fill(out, after, settings)
     return out.with_name("out.incomplete")
 
 
@@ -71,11 +74,36 @@ def test_a_folder_made_while_another_run_was_stopped_is_left_alone(out: Path) ->
     assert (work / "model" / "data").exists()
 
 
-def test_the_work_of_other_options_is_not_resumed(out: Path) -> None:
-    stopped(out, 2)
-    with pytest.raises(DstoolsError, match="with other options"):
-        fill(out, fingerprint="another plan")
+@pytest.mark.parametrize(
+    ("changes", "how"),
+    [
+        ({"--dtype": "float16"}, "with --dtype float32"),
+        ({"--mtp": False}, "with --mtp"),
+        ({"tool": "dstools 2"}, "by dstools 1"),
+        ({"source": "cd", "--dtype": "float16"}, "from another source and with --dtype float32"),
+    ],
+)
+def test_the_work_of_other_options_is_not_resumed_and_the_option_is_named(
+    changes: Settings, how: str, out: Path
+) -> None:
+    work = stopped(out, 2)
+    with pytest.raises(DstoolsError) as caught:
+        fill(out, settings={**SETTINGS, **changes})
+    assert str(caught.value) == f"{work}: was begun {how}"
     assert fill(out) == [2, 3]
+
+
+def test_an_option_that_was_not_given_is_named_as_well() -> None:
+    assert difference({"--logits-indices": False}, {"--logits-indices": True}) == (
+        "without --logits-indices"
+    )
+
+
+def test_the_work_of_a_dstools_with_another_journal_is_not_resumed(out: Path) -> None:
+    journal = stopped(out, 2) / "journal.jsonl"
+    journal.write_text(json.dumps({"settings": "a line"}) + "\n")
+    with pytest.raises(DstoolsError, match="was begun by another dstools"):
+        fill(out)
 
 
 def test_a_second_run_at_the_same_time_is_refused(out: Path) -> None:
@@ -136,7 +164,7 @@ def test_what_a_run_killed_at_the_very_end_leaves_is_no_reason_to_go_on(out: Pat
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(out: Path) -> None:
-    with Unfinished(out, "plan") as folder, pytest.raises(DstoolsError, match="the disk has"):
+    with Unfinished(out, SETTINGS) as folder, pytest.raises(DstoolsError, match="the disk has"):
         folder.require_space(1 << 60)
     assert list(out.parent.iterdir()) == []
 
@@ -154,9 +182,9 @@ def test_a_disk_that_fills_up_is_one_line(out: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_file_of_another_program_is_moved_into_the_folder(out: Path) -> None:
-    with Unfinished(out, "plan") as folder:  # stopped
+    with Unfinished(out, SETTINGS) as folder:  # stopped
         (folder.start_over() / "half").write_bytes(b"of a graph")
-    with Unfinished(out, "plan") as folder:
+    with Unfinished(out, SETTINGS) as folder:
         scratch = folder.start_over()
         assert list(scratch.iterdir()) == []
         (scratch / "graph").write_bytes(b"of a builder")
