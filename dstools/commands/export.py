@@ -219,7 +219,9 @@ def _export_graph(
         require_new(out)
     library = prepare(wants, job)
     if written is None:
-        notes = _judge(job) if options.dtype == "float16" else ()
+        notes = deepseek.caveats(job) + (_judge(job) if options.dtype == "float16" else ())
+        for note in notes:
+            click.echo(f"warning: {note}", err=True)
         parts = (_tokens(checkpoint), _sampling(checkpoint), _files(checkpoint), notes)
         _show_pool(deepseek.pool(job))
         with progress_bar(deepseek.weight_bytes(job), "export") as progress:
@@ -311,7 +313,10 @@ def _tokens(checkpoint: "Checkpoint") -> "Tokens":
 
 
 def _judge(job: "Job") -> tuple[str, ...]:
-    """Return what is to be noted of float16; raise DstoolsError where states exceed it."""
+    """Return what is to be noted of float16, at most one sentence.
+
+    Raises DstoolsError where states exceed it.
+    """
     from dstools.machine import memory
     from dstools_converters.model.tokenizer import load_tokenizer
     from dstools_converters.runtime.overflow import PROMPTS, judge_float16
@@ -319,10 +324,7 @@ def _judge(job: "Job") -> tuple[str, ...]:
     tokenizer = load_tokenizer(job.inventory.checkpoint.folder)
     prompts = [tokenizer.encode(text) for text in PROMPTS]
     note = judge_float16(job.inventory, prompts, memory().free)
-    if note is None:
-        return ()
-    click.echo(f"warning: {note}", err=True)
-    return (note,)
+    return () if note is None else (note,)
 
 
 def _sampling(checkpoint: "Checkpoint") -> "Sampling":

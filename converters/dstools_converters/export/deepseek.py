@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.checkpoint.scheme import BLOCK_SIZE
 from dstools_converters.errors import DstoolsError, UnsupportedError
 from dstools_converters.export.data import DataFile, Progress, fill, lay_out, lay_out_safetensors
 from dstools_converters.export.folder import (
@@ -136,9 +137,9 @@ def plan(inventory: Inventory, options: Options, tool: str) -> Job:
     context = options.context or positions
     if context > positions:
         is_sparse = positions == architecture.index_topk
-        what = "attends to all tokens before (index_topk)" if is_sparse else "has"
+        what = "'s attention is dense up to index_topk only," if is_sparse else " has"
         raise DstoolsError(
-            f"--context {context}: the model {what} {positions} positions", f"--context {positions}"
+            f"--context {context}: the model{what} {positions} positions", f"--context {positions}"
         )
     require_divisible(model, options.ranks)
     form = Form(
@@ -152,6 +153,24 @@ def plan(inventory: Inventory, options: Options, tool: str) -> Job:
     )
     sources(inventory, form, 0)  # refuses what cannot be sliced
     return Job(inventory, architecture, options, form, tool)
+
+
+def caveats(job: Job) -> tuple[str, ...]:
+    """Return sentences on what of the checkpoint an export does not keep."""
+    config, scheme, sentences = job.inventory.checkpoint.config, job.inventory.scheme, []
+    positions = config["max_position_embeddings"]
+    if job.options.context is None and job.context < positions:
+        sentences.append(
+            f"the context is {job.context:,} tokens (index_topk) of the model's {positions:,}: "
+            "beyond, its attention is sparse"
+        )
+    if scheme is not None and scheme.block_size != (BLOCK_SIZE, BLOCK_SIZE):
+        rows, columns = scheme.block_size
+        sentences.append(
+            f"FP8 weights are widened to {job.options.dtype}: their blocks are {rows} x {columns}, "
+            f"and the ops take {BLOCK_SIZE} x {BLOCK_SIZE}"
+        )
+    return tuple(sentences)
 
 
 class Beside(NamedTuple):
