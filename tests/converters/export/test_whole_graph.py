@@ -99,11 +99,16 @@ def test_the_graph_of_all_of_v3_is_traced_from_headers_alone(
         job = plan(sound_inventory(opened, mtp=True), options, "dstools 0")
         graphs = [trace(job.architecture, job.form, mtp=mtp) for mtp in (False, True)]
         known = sources(job.inventory, job.form, 0)
-    used = set()
+    used, nbytes = set(), 0
     for graph in graphs:
-        for name, (shape, dtype) in tensors_of(graph).items():
+        tensors = tensors_of(graph)
+        for name, (shape, dtype) in tensors.items():
             require_same(name, known[name], shape, dtype)
-            used.add(name)
+        entries = [Entry(name, known[name], 0) for name in tensors]
+        nbytes += len(serialize(graph, entries, "model.data"))
+        used |= tensors.keys()
+    assert [len(graph.graph) for graph in graphs] == [12_675, 300]
+    assert nbytes < 2 << 20  # of both files, with the functions
     assert used == known.keys() - unused(known)
     ops = Counter(
         node.op_type for graph in graphs for node in graph.graph if node.domain == "dstools"
