@@ -13,7 +13,7 @@ from dstools.commands.generate_export import Engine, KnownDense, KnownExport, re
 from dstools.commands.generate_memory import free_memory
 from dstools.options import Command, json_option, option, path_argument, show
 from dstools.text import require_torch
-from dstools_converters.errors import DstoolsError, size
+from dstools_converters.errors import DstoolsError, counted, size
 from dstools_converters.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -146,9 +146,9 @@ def bench(
     begin = time.perf_counter()
     loop = known.loop(pool, Sampling(), frozenset(), int(mtp), rows=batch)
     load_seconds = time.perf_counter() - begin
-    measure(loop, [Request(0, prompts[0][:WARM_UP], 2)])
+    measure(loop, [Request(0, prompts[0][:WARM_UP], 2)], folder)
     loop.counts.drafted, loop.counts.kept = [0] * mtp, [0] * mtp
-    times = measure(loop, [Request(i, ids, max_tokens) for i, ids in enumerate(prompts)])
+    times = measure(loop, [Request(i, ids, max_tokens) for i, ids in enumerate(prompts)], folder)
     alone = None
     if plain:
         assert isinstance(loop, Loop)
@@ -185,10 +185,11 @@ def _require_room(
     """Raise DstoolsError where the prompts and answers do not fit the folder or the memory."""
     length = prompt_tokens + max_tokens
     if length > known.positions:
+        larger = ", or export it with a larger --context" if known.is_cut else ""
         raise DstoolsError(
-            f"{prompt_tokens} tokens and an answer of {max_tokens}: {known.name} is made for "
-            f"{known.positions} together",
-            "make --prompt-tokens or --max-tokens smaller, or export it with a larger --context",
+            f"{counted(prompt_tokens, 'token')} and an answer of {max_tokens}: {known.name} is "
+            f"made for {known.positions} together",
+            f"make --prompt-tokens or --max-tokens smaller{larger}",
         )
     if batch > known.most_rows:
         larger = "" if isinstance(known, KnownDense) else f", or export it with --max-batch {batch}"
@@ -206,8 +207,8 @@ def _require_room(
         )
 
 
-def measure(loop: "Loop", requests: "Sequence[decode.Request]") -> Times:
-    """Return how long the answers of a loop take.
+def measure(loop: "Loop", requests: "Sequence[decode.Request]", name: str) -> Times:
+    """Return how long the answers of a loop take; errors call its folder `name`.
 
     Raises DstoolsError where logits are not finite.
     """
@@ -218,7 +219,8 @@ def measure(loop: "Loop", requests: "Sequence[decode.Request]") -> Times:
     for piece in loop.run(requests):
         if piece.reason == "error":
             raise DstoolsError(
-                "the logits are not finite", "its weights are damaged; dstools verify checks them"
+                f"{name}: the logits are not finite",
+                f"its weights are damaged: dstools verify {name} checks them",
             )
         if not ids[piece.prompt_index]:
             firsts.append(time.perf_counter() - begin)
@@ -272,11 +274,11 @@ def measure_plain(loop: "decode.Loop", prompts: list[list[int]], max_tokens: int
 
 
 def _text(result: Bench) -> str:
-    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
     lines = [
-        f"{result.folder}: {size(result.weight_bytes)} in {result.runs_in}, {threads}",
-        f"batch     {result.batch} prompt{'s' if result.batch > 1 else ''} of "
-        f"{result.prompt_tokens} tokens, answers of {result.tokens}",
+        f"{result.folder}: {size(result.weight_bytes)} in {result.runs_in}, "
+        f"{counted(result.threads, 'thread')}",
+        f"batch     {counted(result.batch, 'prompt')} of {counted(result.prompt_tokens, 'token')}, "
+        f"answers of {result.tokens}",
         f"load      {result.load_seconds:.2f} s",
         f"first     {result.first_seconds:.3f} s until the first token",
     ]

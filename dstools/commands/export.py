@@ -26,7 +26,7 @@ from dstools.options import (
 )
 from dstools.source import open_source
 from dstools.trt import Wants, finish, prepare, trt_options
-from dstools_converters.errors import DstoolsError, printable, size
+from dstools_converters.errors import DstoolsError, counted, printable, size
 from dstools_converters.files import real
 
 if TYPE_CHECKING:
@@ -339,7 +339,7 @@ def _show_pool(pool: "Pool") -> None:
 
     tokens = pool.num_blocks * pool.page_size
     taken = tokens * pool.token_bytes
-    rows = f"{pool.max_batch_size} rows of {pool.context_length:,} tokens"
+    rows = f"{counted(pool.max_batch_size, 'row')} of {pool.context_length:,} tokens"
     click.echo(f"pool      {rows}: {size(taken)} of caches where it runs", err=True)
     free = memory().free
     if taken > free:
@@ -381,5 +381,5 @@ def _text(report: Report) -> str:
     checks = "".join(f"\n{name}: {verdict}" for name, verdict in report.checks.items())
     return (
         f"{report.out}: {files}; {size(report.bytes_out)} of weights, "
-        f"{sum(report.tensors.values())} tensors ({counts}){checks}"
+        f"{counted(sum(report.tensors.values()), 'tensor')} ({counts}){checks}"
     )

@@ -25,7 +25,7 @@ from dstools.commands.generate_memory import make_pool, require_memory
 from dstools.options import Command, json_option, option, path_argument, show, terminal
 from dstools.source import resolve
 from dstools.text import require_torch
-from dstools_converters.errors import DstoolsError, printable, size
+from dstools_converters.errors import DstoolsError, counted, printable, size
 from dstools_converters.runtime.sampling import MIN_TEMPERATURE, Sampling
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def generate(
     write = _hide if as_json else _write
     answer = answer_prompt(loop, request, asked.opening, tokenizer, write)
     show(answer, as_json, "")  # after the text, the end of its line
-    _end(answer, loop.counts.not_finite)
+    _end(answer, known, loop.counts.not_finite)
 
 
 def _line(name: str, text: str) -> None:
@@ -265,9 +265,10 @@ def _loop(
     require_memory(known.held, pool, request, limit, known.step_bytes(limit))
     _line("model", f"{known.name}, {size(known.held.weights)} in {known.runs_in}")
     loop = known.loop(pool, sampling, ends, drafts)
-    tokens, pages = pool.count * pool.size, f"{pool.count} page{'s' if pool.count > 1 else ''}"
+    tokens = pool.count * pool.size
     nbytes = size(tokens * known.held.token)
-    _line("pool", f"{pages} of {pool.size} tokens, {tokens:,} tokens, {nbytes}")
+    pages = f"{counted(pool.count, 'page')} of {pool.size} tokens"
+    _line("pool", f"{pages}, {tokens:,} tokens, {nbytes}")
     return loop
 
 
@@ -279,22 +280,28 @@ def _limit(request: "Request", known: Known) -> int:
     from dstools_converters.runtime.decode import length_limit
     from dstools_converters.runtime.pages import Pool
 
-    count, positions, is_sparse = len(request.prompt), known.positions, known.is_sparse_beyond
-    if is_sparse and count >= positions:
+    count, positions = len(request.prompt), known.positions
+    if known.is_cut and count >= positions:
         raise DstoolsError(
-            f"the prompt has {_tokens(count)}; beyond index_topk, {positions}, the attention of "
-            "DeepSeek-V3.2 is sparse, which does not run here",
+            f"the prompt has {counted(count, 'token')}; {known.name} was exported with --context "
+            f"{positions}",
+            "shorten it, or export the checkpoint with a larger --context",
+        )
+    if known.is_sparse_beyond and count >= positions:
+        raise DstoolsError(
+            f"the prompt has {counted(count, 'token')}; beyond index_topk, {positions}, the "
+            "attention of DeepSeek-V3.2 is sparse, which does not run here",
             f"shorten it; or {ENDPOINT}",
         )
     limit = length_limit(request, "the prompt", Pool(positions), known.vocab_size, positions)
-    end = f" to index_topk, {positions}" if is_sparse else f" to the model's {positions} positions"
-    where = end if limit == positions else ""
-    _line("prompt", f"{_tokens(count)}, and room for {limit - count}{where}")
+    end = f"the model's {positions} positions"
+    if known.is_cut:
+        end = f"the --context of the export, {positions}"
+    elif known.is_sparse_beyond:
+        end = f"index_topk, {positions}"
+    where = f" to {end}" if limit == positions else ""
+    _line("prompt", f"{counted(count, 'token')}, and room for {limit - count}{where}")
     return limit
-
-
-def _tokens(count: int) -> str:
-    return f"{count} token{'' if count == 1 else 's'}"
 
 
 def _hide(text: str) -> None:
@@ -308,31 +315,34 @@ def _write(text: str) -> None:
     click.echo(text, nl=False, color=True)  # else click cuts escapes out of what goes to a file
 
 
-def _end(answer: "Answer", not_finite: int) -> None:
+def _end(answer: "Answer", known: Known, not_finite: int) -> None:
     """Print the speed, and end as the answer did.
 
     not_finite: drafts whose logits are not finite. Raises DstoolsError where those of the answer
     are not.
     """
     _line("answer", _speed(answer))
+    check = f"dstools verify {known.name} checks them"
+    if isinstance(known, KnownCheckpoint):
+        check = "dstools verify compares them with the source"
     if not_finite:
         click.echo(
-            f"warning: the MTP layer is damaged: {not_finite} of its drafts had logits that are "
-            "not finite; dstools verify compares it with the source",
+            f"warning: the weights of the MTP layer are damaged: {not_finite} of its drafts had "
+            f"logits that are not finite; {check}",
             err=True,
         )
     if answer.reason == "interrupted":
         click.get_current_context().exit(130)
     if answer.reason == "error":
         raise DstoolsError(
-            f"the logits after {_tokens(len(answer.ids))} of the answer are not finite",
-            "its weights are damaged: dstools verify compares them with the source",
+            f"the logits after {counted(len(answer.ids), 'token')} of the answer are not finite",
+            f"its weights are damaged: {check}",
         )
 
 
 def _speed(answer: "Answer") -> str:
     speed = answer.speed
-    text = f"{_tokens(answer.tokens)} ({answer.reason}) in {speed.seconds:.1f} s"
+    text = f"{counted(answer.tokens, 'token')} ({answer.reason}) in {speed.seconds:.1f} s"
     if answer.tokens:
         text += f", the first after {speed.first_seconds:.1f} s"
     if speed.tokens_per_second is not None:

@@ -35,6 +35,7 @@ class KnownCheckpoint:
     ops: str
     keeps_codes: bool
     most_pages: None = None  # of the pool: as many as memory holds
+    is_cut: bool = False  # all of the model's positions can be used
 
     @property
     def folder(self) -> Path:

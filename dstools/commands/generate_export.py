@@ -37,8 +37,9 @@ class KnownExport:
     attention: "MLA"
     held: Held
     runs_in: str
-    engine: Engine = "dstools"
-    is_sparse_beyond: bool = False  # its positions end there
+    engine: Engine
+    is_cut: bool  # the model has more positions than --context let it have
+    is_sparse_beyond: bool  # its positions end there
 
     @property
     def most_rows(self) -> int:
@@ -105,6 +106,7 @@ class KnownDense:
     positions: int
     held: Held
     runs_in: str
+    is_cut: bool = False
     is_sparse_beyond: bool = False
     most_pages: None = None
     most_rows: int = 1
@@ -164,10 +166,10 @@ def look_at_export(
 ) -> KnownExport | KnownDense:
     """Return what is known of an exported folder. Raises DstoolsError if it does not run here."""
     if precision is not None and precision != export.dtype:
-        raise DstoolsError(
-            f"--precision {precision}: {folder} is in {export.dtype}",
-            f"leave it out, or export the checkpoint with --dtype {precision}",
-        )
+        other = f"leave it out, or export the checkpoint with --dtype {precision}"
+        if precision == "bfloat16" and device == "cpu":  # require_runnable refuses such a folder
+            other = "leave it out: ONNX Runtime does not multiply bfloat16 on a CPU"
+        raise DstoolsError(f"--precision {precision}: {folder} is in {export.dtype}", other)
     if device == "cuda" and (engine == "genai" or export.kind == "dense"):
         what = "--engine genai" if engine == "genai" else "a dense model"
         raise DstoolsError(f"--device cuda: {what} runs on the CPU alone", "leave it out")
@@ -178,18 +180,19 @@ def look_at_export(
             f"{folder}: folders of kind {export.kind} do not run here",
             "export the checkpoint with --onnx",
         )
-    from dstools_converters.families.shapes import MLA, read_model
+    from dstools_converters.families.shapes import MLA
+    from dstools_converters.model.architecture import read_architecture
     from dstools_converters.runtime.serving import entry_shape
+    from dstools_converters.runtime.weights import read_positions
     from dstools_converters.tables import json_table
 
     look = _look_at_plan if device == "cuda" else _look_at_graph
     limits, weights, runs_in = look(folder, export, mtp)
     config = json_table(folder / "config.json")
-    if config is None:
-        raise DstoolsError(f"{folder}: has no config.json", f"copy it, or {AGAIN}")
-    model = read_model(config)
-    if not isinstance(model.attention, MLA):
-        raise DstoolsError(f"{folder / 'config.json'}: is that of another model", AGAIN)
+    assert config is not None  # `look` compared its sha256
+    architecture = read_architecture(config)
+    model = architecture.model
+    assert isinstance(model.attention, MLA)
     itemsize = 4 if export.dtype == "float32" else 2
     token = (model.num_hidden_layers + mtp) * math.prod(entry_shape(model.attention)) * itemsize
     is_plain = export.dtype == "float32" and not export.has_codes
@@ -200,7 +203,16 @@ def look_at_export(
     if engine == "genai":
         runs_in += f", onnxruntime-genai {genai_version()}"
     return KnownExport(
-        name, folder, limits, model.vocab_size, model.attention, held, runs_in, engine
+        name,
+        folder,
+        limits,
+        model.vocab_size,
+        model.attention,
+        held,
+        runs_in,
+        engine,
+        is_cut=limits.context_length < read_positions(config, architecture),
+        is_sparse_beyond=limits.context_length == architecture.index_topk,
     )
 
 

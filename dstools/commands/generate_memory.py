@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from dstools_converters.errors import DstoolsError, size
+from dstools_converters.errors import DstoolsError, counted, size
 
 if TYPE_CHECKING:
     from dstools_converters.runtime.decode import Request
@@ -40,8 +40,8 @@ def make_pool(
         count = len(request.prompt)
         shorter = f", or --max-tokens {room + 1 - count}" if room >= count else ""
         raise DstoolsError(
-            f"the prompt of {count:,} tokens and an answer of {limit - count:,} need a cache of "
-            f"{needed:,} tokens; --pool {asked} has room for {room:,}",
+            f"the prompt of {counted(count, 'token')} and an answer of {limit - count:,} need a "
+            f"cache of {needed:,} tokens; --pool {asked} has room for {room:,}",
             f"--pool {needed}{shorter}",
         )
     if most_pages is not None and pool.count > most_pages:

@@ -15,7 +15,7 @@ from dstools.report.figures import by_model, figures
 from dstools.report.numbers import number
 from dstools.report.sheet import Sheet, sheet_of
 from dstools_converters.checkpoint.inventory import Inventory
-from dstools_converters.errors import Finding, size
+from dstools_converters.errors import Finding, counted, size
 from dstools_converters.inspect import describe_quantization
 from dstools_converters.markdown import table, text
 from dstools_converters.plan.kept import FROM_BASE, FROM_SOURCE, KEPT_IN_BASE, KEPT_IN_SOURCE
@@ -129,7 +129,7 @@ def _quantized(inventory: Inventory) -> list[str]:
             parts.append(table(head, rows, numeric=2))
     notes = "Rows are roles, as `dstools inspect` names them"
     mtp = inventory.model.num_mtp_layers
-    notes += f"; weights of {mtp} MTP layer{'s' if mtp > 1 else ''} are among them" if mtp else ""
+    notes += f"; weights of {counted(mtp, 'MTP layer')} are among them" if mtp else ""
     return [*parts, f"{notes}."]
 
 

@@ -6,7 +6,7 @@ Everything comes from export.json. What was not run is said to be not run.
 from collections.abc import Collection, Iterator
 
 from dstools.hub.card_text import HUB, PLACEHOLDER
-from dstools_converters.errors import size
+from dstools_converters.errors import counted, size
 from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, Export, Making, native_code
 from dstools_converters.markdown import table, text
 from dstools_converters.sidefiles.sums import SUMS
@@ -78,7 +78,7 @@ def _holds(export: Export, files: Collection[str]) -> str:
     for making, words in MADE.items():
         count = sum(weight.making == making for weight in tensors)
         if count:
-            rows.append((f"- {words}", f"{count} tensors"))
+            rows.append((f"- {words}", counted(count, "tensor")))
     if export.pool is not None:
         pool = export.pool
         tokens = pool.num_blocks * pool.page_size

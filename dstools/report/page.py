@@ -15,7 +15,7 @@ from dstools.report.sections import (
 )
 from dstools.report.sheet import Sheet
 from dstools.report.tables import bar, section, swatches, table
-from dstools_converters.errors import size
+from dstools_converters.errors import counted, size
 from dstools_converters.sidefiles.data import Data
 from dstools_converters.svg import text
 
@@ -29,8 +29,8 @@ def page(sheet: Sheet, figures: Figures, plots: Mapping[str, Plot]) -> str:
     model = sheet.model
     name = text(model.folder)
     counts = (
-        f"{model.parameters / 1e9:,.4g} B parameters, {model.tensors:,} tensors, "
-        f"{model.shards} shard{'s' if model.shards > 1 else ''}."
+        f"{model.parameters / 1e9:,.4g} B parameters, {counted(model.tensors, 'tensor')}, "
+        f"{counted(model.shards, 'shard')}."
     )
     sections = [_tiles(figures), _missing(figures)]
     if sheet.evaluation is not None:

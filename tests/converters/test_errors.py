@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from dstools_converters.errors import DstoolsError, Finding, disk_errors, merged, printable, size
+from dstools_converters.errors import (
+    DstoolsError,
+    Finding,
+    counted,
+    disk_errors,
+    merged,
+    printable,
+    size,
+)
 
 
 def test_the_constructors_of_a_finding_set_its_level() -> None:
@@ -71,3 +79,10 @@ def test_any_other_failure_of_the_disk_passes_through() -> None:
 )  # fmt: skip
 def test_a_size_is_spelled_in_powers_of_a_thousand(nbytes: float, text: str) -> None:
     assert size(nbytes) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (4096, "4,096 rows")]
+)
+def test_one_thing_is_not_spelled_as_several(count: int, text: str) -> None:
+    assert counted(count, "row") == text

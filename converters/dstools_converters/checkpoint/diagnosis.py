@@ -27,7 +27,7 @@ from dstools_converters.checkpoint.respelling import (
     respell,
     split,
 )
-from dstools_converters.errors import DstoolsError, Finding, printable
+from dstools_converters.errors import DstoolsError, Finding, counted, printable
 from dstools_converters.families.names import TensorName
 from dstools_converters.families.shapes import Model, read_model
 
@@ -365,7 +365,7 @@ def _evidence_for(key: str, value: Any, evidence: Evidence) -> str:
             return f"the shards hold layers 0-{value - 1}{mtp}{_example(value - 1, evidence)}"
         case "num_nextn_predict_layers":
             example = _example(max(evidence.mtp, default=-1), evidence)
-            return f"the shards hold {value} MTP layer{'' if value == 1 else 's'}{example}"
+            return f"the shards hold {counted(value, 'MTP layer')}{example}"
         case "n_routed_experts":
             return f"the layers in the shards have experts 0-{value - 1}"
         case "first_k_dense_replace":

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, counted
 from dstools_converters.runtime.draw import NOT_FINITE, Noise, pick
 from dstools_converters.runtime.pages import Batch, Pool
 from dstools_converters.runtime.sampling import Sampling
@@ -340,15 +340,16 @@ def length_limit(request: Request, name: str, pool: Pool, vocab_size: int, posit
         )
     if limit <= len(prompt):
         raise DstoolsError(
-            f"{name} has {len(prompt)} tokens; the model has {positions} positions",
+            f"{name} has {counted(len(prompt), 'token')}; the model has "
+            f"{counted(positions, 'position')}",
             "shorten it, to leave room for an answer",
         )
     # the last token of an answer is never cached, nor are drafts that would follow it
     pages = pool.needed(limit - 1)
     if pages > pool.count:
         raise DstoolsError(
-            f"{name} of {len(prompt)} tokens and its answer need {pages} pages of {pool.size} "
-            f"tokens; the pool has {pool.count}",
+            f"{name} of {counted(len(prompt), 'token')} and its answer need "
+            f"{counted(pages, 'page')} of {pool.size} tokens; the pool has {pool.count}",
             "make the pool larger, or allow fewer tokens",
         )
     return limit

@@ -105,7 +105,7 @@ def test_times_are_those_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         (0.5, [Piece(0, [7, 8], None), Piece(1, [9], None)]),
         (0.5, [Piece(0, [7], "length"), Piece(1, [9, 9], "length")]),
     ]
-    times = measure(Scripted(steps, clock), [Request(0, [1], 4), Request(1, [1], 4)])
+    times = measure(Scripted(steps, clock), [Request(0, [1], 4), Request(1, [1], 4)], "OUT")
     assert times.ids == [[5, 7, 8, 7], [6, 9, 9, 9]]
     assert times.seconds == 7
     assert times.first_seconds == (2 + 6) / 2
@@ -114,15 +114,16 @@ def test_times_are_those_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_logits_that_are_not_finite_end_it() -> None:
-    with pytest.raises(DstoolsError, match="not finite"):
-        measure(Scripted([(1, [Piece(0, [], "error")])], [0]), [Request(0, [1], 4)])
+    with pytest.raises(DstoolsError, match="OUT: the logits are not finite") as caught:
+        measure(Scripted([(1, [Piece(0, [], "error")])], [0]), [Request(0, [1], 4)], "OUT")
+    assert "dstools verify OUT" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
         (("--batch", "5"), "is made for 4", "--batch 4, or export it with --max-batch 5"),
-        (("--prompt-tokens", "500"), "is made for 512 together", "a larger --context"),
+        (("--prompt-tokens", "500"), "is made for 512 together", "--max-tokens smaller"),
     ],
 )
 def test_what_the_folder_is_not_made_for_is_refused(

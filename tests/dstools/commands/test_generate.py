@@ -264,7 +264,7 @@ def test_the_header_of_each_shard_is_read_once(
     [
         (("--prompt", ""), "the prompt is empty"),
         (("--prompt", "\udcff"), "the prompt is not UTF-8"),
-        (("--prompt", "1 + " * 512), "the prompt has 1024 tokens; the model has 512 positions"),
+        (("--prompt", "1 + " * 512), "the prompt has 1,024 tokens; the model has 512 positions"),
         (
             ("--pool", "64"),
             "the prompt of 4 tokens and an answer of 508 need a cache of 511 tokens",
@@ -505,7 +505,7 @@ def test_an_mtp_layer_whose_logits_are_not_finite_is_named(
     *_, answer, warning = damaged.stderr.splitlines()
     assert answer.endswith("draft 1: 0 of 0 kept")
     # after the first and the second token; after the third there is room for one more alone
-    assert warning.startswith("warning: the MTP layer is damaged: 2 of its drafts had ")
+    assert warning.startswith("warning: the weights of the MTP layer are damaged: 2 of its drafts ")
 
 
 # ------------------------------------------------------------------------------- ends of processes

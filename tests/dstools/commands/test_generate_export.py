@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import math
 import shutil
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -199,7 +201,7 @@ def test_a_config_of_another_model_is_one_error(
         (
             ("--precision", "bfloat16"),
             "--precision bfloat16: OUT is in float32",
-            "--dtype bfloat16",
+            "leave it out: ONNX Runtime does not multiply bfloat16 on a CPU",
         ),
         (("--pool", "5000"), "--pool 5000: the folder is made for a cache of 4,096", "--pool 4096"),
         (("--max-tokens", "100", "--pool", "64"), "the prompt of ", "--pool "),
@@ -296,6 +298,43 @@ def test_a_prompt_beyond_the_context_is_one_error(dstools: Run, exported_sample:
     error, hint = one_error(dstools, exported_sample, "--prompt", "7 " * 600)
     assert error.endswith("tokens; the model has 512 positions")
     assert "shorten it" in hint
+
+
+def test_a_context_shorter_than_the_model_s_is_named_as_such(
+    ok: Run, dstools: Run, copied: Path
+) -> None:
+    pool = json.loads((copied / "export.json").read_text())["pool"]
+    edit(copied, pool=pool | {"context_length": 100})
+    text = ok("generate", copied, "--prompt", "7", "--max-tokens", "99").stderr
+    assert "prompt    1 token, and room for 99 to the --context of the export, 100\n" in text
+    error, hint = one_error(dstools, copied, "--prompt", "7 " * 100)
+    assert error.endswith(" tokens; OUT was exported with --context 100")
+    assert hint == "shorten it, or export the checkpoint with a larger --context"
+    result = dstools("bench", copied, "--prompt-tokens", "100")
+    assert "or export it with a larger --context\n" in result.stderr
+
+
+def spoil(folder: Path, name: str) -> None:
+    """Make a number of a weight infinite."""
+    (weight,) = (w for w in require_export(folder).weights["model.data"] if w.name == name)
+    assert weight.dtype == "F32"
+    with (folder / "model.data").open("r+b") as data:
+        data.seek(weight.offset)
+        data.write(struct.pack("<f", math.inf))
+
+
+def test_logits_that_are_not_finite_end_in_one_error(dstools: Run, copied: Path) -> None:
+    spoil(copied, "model.norm.weight")
+    wanted = {
+        ("generate", "--prompt", SUM): "the logits after 0 tokens of the answer are not finite",
+        ("bench",): f"{copied}: the logits are not finite",
+    }
+    for (command, *words), message in wanted.items():
+        result = dstools(command, copied, *words)
+        assert (result.exit_code, result.stdout.strip()) == (1, "")
+        *_, error, hint = result.stderr.splitlines()
+        assert error == f"error: {message}"
+        assert hint == f"hint: its weights are damaged: dstools verify {copied} checks them"
 
 
 def test_a_missing_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

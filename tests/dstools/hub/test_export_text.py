@@ -48,7 +48,7 @@ def card(export: Export = EXPORT, **given: Any) -> str:
         "| Activations, caches and other weights | float32 |",
         "| MTP | mtp.onnx drafts the tokens that follow |",
         "| Weights | 3.001 MB |",
-        "| - copied from the checkpoint, byte by byte | 1 tensors |",
+        "| - copied from the checkpoint, byte by byte | 1 tensor |",
         "| Context | 8,192 tokens, prompt and answer |",
         "| Pool | 1,024 pages of 64 tokens |",
         "| Memory of the pool | 302 MB, when it runs |",  # 1024 x 64 x 4608

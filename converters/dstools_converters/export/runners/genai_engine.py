@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError, counted, printable
 from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GENAI_CONFIG, GRAPH, require_export
 from dstools_converters.export.genai import ERRORS, find_genai, is_drawn
 from dstools_converters.export.runners.session import require_runnable
@@ -132,7 +132,7 @@ class GenaiEngine:
         """Return how many tokens a prompt and its answer have at most."""
         if len(request.prompt) >= self.positions:
             raise DstoolsError(
-                f"{name} has {len(request.prompt)} tokens; {self.folder} is made for "
+                f"{name} has {counted(len(request.prompt), 'token')}; {self.folder} is made for "
                 f"{self.positions}, with the answer",
                 "shorten it, or export the model with a larger --context",
             )

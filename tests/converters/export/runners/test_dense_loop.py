@@ -109,7 +109,7 @@ def test_search_settings_of_the_release_change_no_token(llama: Path, tmp_path: P
         ([], 4, "is empty"),
         ([1024], 4, "has the token 1024; the model has 1024"),
         ([-1], 4, "has the token -1"),
-        ([1] * 4096, 4, "has 4096 tokens; the model has 4096 positions"),
+        ([1] * 4096, 4, "has 4,096 tokens; the model has 4,096 positions"),
         ([1], 0, "max_tokens must be at least 1"),
     ],
 )
