@@ -77,7 +77,7 @@ class Product(Weight):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., N] of x [..., K]; the op takes two dimensions."""
-        x_TK, size = x.flatten(0, -2), len(self.weight)
+        x_TK, size = x.flatten(0, -2) if x.dim() > 2 else x, len(self.weight)
         inputs = (x_TK, self.weight, self.weight_scale_inv)
         y_TN = _node("DsFp8BlockLinear", inputs, x.dtype, (x_TK.shape[0], size))
         y = y_TN.view(*x.shape[:-1], size)

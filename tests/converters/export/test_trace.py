@@ -1,8 +1,10 @@
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -22,10 +24,15 @@ PACKED = [
 CACHE = ("num_blocks", "64", "1", "192")
 
 
-def ports(*, mtp: bool, **changes: object) -> tuple[list[object], list[object], dict[str, int]]:
-    architecture = read_architecture(json.loads(SAMPLE.read_text()) | changes)
-    form = Form(torch.float32, 128, 64, picks_rows=bool(changes.get("picks_rows")))
-    note = note_of(trace(architecture, form, mtp=mtp), "model.onnx")
+@cache
+def traced(layers: int = 2, *, mtp: bool = False) -> ir.Model:
+    """Return a graph of sample-v3 with so many layers; tests share it and must not change it."""
+    config = json.loads(SAMPLE.read_text()) | {"num_hidden_layers": layers}
+    return trace(read_architecture(config), Form(torch.float32, 128, 64), mtp=mtp)
+
+
+def ports(model: ir.Model) -> tuple[list[object], list[object], dict[str, int]]:
+    note = note_of(model, "model.onnx")
     inputs, outputs = (
         [(port.name, port.dtype, port.shape) for port in each]
         for each in (note.inputs, note.outputs)
@@ -35,9 +42,7 @@ def ports(*, mtp: bool, **changes: object) -> tuple[list[object], list[object], 
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_inputs_and_outputs_are_those_that_genai_names(layers: int) -> None:
-    inputs, outputs, plugins = ports(
-        mtp=False, num_hidden_layers=layers, num_nextn_predict_layers=0
-    )
+    inputs, outputs, plugins = ports(traced(layers))
     parts = [f"{pair}.{part}" for pair in range(-(-layers // 2)) for part in ("key", "value")]
     assert inputs == PACKED + [(f"past_key_values.{part}", "FLOAT", CACHE) for part in parts]
     assert outputs == [
@@ -49,7 +54,7 @@ def test_inputs_and_outputs_are_those_that_genai_names(layers: int) -> None:
 
 
 def test_the_draft_takes_states_and_returns_them() -> None:
-    inputs, outputs, plugins = ports(mtp=True)
+    inputs, outputs, plugins = ports(traced(mtp=True))
     assert inputs[1] == ("hidden_states", "FLOAT", ("num_tokens", "256"))
     assert outputs[1] == ("hidden_states_out", "FLOAT", ("num_tokens", "256"))
     assert plugins == {"DsMlaAttention": 1, "DsMoE": 1}
@@ -57,8 +62,7 @@ def test_the_draft_takes_states_and_returns_them() -> None:
 
 
 def test_a_cache_without_a_layer_is_returned_by_identity() -> None:
-    architecture = read_architecture(json.loads(SAMPLE.read_text()))
-    graph = trace(architecture, Form(torch.float32, 128, 64), mtp=True).graph
+    graph = traced(mtp=True).graph
     node = graph.outputs[3].producer()
     assert node is not None
     assert node.op_type == "Identity"
@@ -67,11 +71,21 @@ def test_a_cache_without_a_layer_is_returned_by_identity() -> None:
 
 
 def test_weights_of_the_other_graph_are_not_in_it() -> None:
-    architecture = read_architecture(json.loads(SAMPLE.read_text()))
-    form = Form(torch.float32, 128, 64)
-    main, draft = (trace(architecture, form, mtp=mtp).graph.initializers for mtp in (False, True))
+    main, draft = (traced(mtp=mtp).graph.initializers for mtp in (False, True))
     shared = {"model.embed_tokens.weight", "lm_head.weight", "rotary.cos", "rotary.sin"}
     assert main.keys() & draft.keys() == shared
+
+
+def test_casts_change_the_dtype_and_transposes_are_no_products() -> None:
+    """Ops of torch that its exporter would decompose by tracing all again are translated here."""
+    graph = traced(mtp=True).graph
+    ops = {node.op_type for node in graph}
+    assert "Einsum" not in ops
+    casts = [node for node in graph if node.op_type == "Cast"]
+    assert casts
+    for node in casts:
+        assert node.inputs[0] is not None
+        assert node.inputs[0].dtype != node.outputs[0].dtype
 
 
 def test_what_constants_alone_decide_is_a_constant(exported: Callable[..., Path]) -> None:
