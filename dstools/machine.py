@@ -14,9 +14,8 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DISTRIBUTION, DstoolsError
 
-DISTRIBUTION = "dstools-llm"
 PACKAGES = {  # name -> distributions that provide it
     "numpy": ("numpy",),
     "safetensors": ("safetensors",),

@@ -96,6 +96,13 @@ out_argument = path_argument("out", metavar="OUT", help="The folder to create; i
 json_option = option(
     "--json", "as_json", section="Output", is_flag=True, help="Print the result as one JSON object."
 )
+device_option = functools.partial(
+    option,
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    help="Run the model on this device.",
+)
 workers_option = option(
     "--workers",
     section="Output",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dstools.options import SIZE, gather, option, terminal
-from dstools_converters.errors import DstoolsError
+from dstools.options import SIZE, device_option, gather, option, terminal
+from dstools_converters.errors import DstoolsError, install_hint
 
 if TYPE_CHECKING:
     from dstools_converters.checkpoint.inventory import Inventory
@@ -57,12 +57,7 @@ def text_options(section: str) -> Callable[[Any], Any]:
             default="4GB",
             help="Spill hidden states beyond this size to disk; a layer's weights come on top.",
         ),
-        add(
-            "--device",
-            type=click.Choice(["cpu", "cuda"]),
-            default="cpu",
-            help="Run the model on this device.",
-        ),
+        device_option(section=section),
     )
 
 
@@ -117,7 +112,7 @@ def require_torch(device: str) -> None:
     """Raise DstoolsError if torch or transformers is not installed, or the device is not there."""
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
-            raise DstoolsError(f"running a model needs {name}", 'pip install "dstools-llm[torch]"')
+            raise DstoolsError(f"running a model needs {name}", install_hint("torch"))
     # Threads that spin while they wait take the core from the one they wait for, on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch

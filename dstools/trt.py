@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dstools.options import gather, option
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, install_hint
 from dstools_converters.files import replace_file
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from dstools_converters.export.folder import Export
 
 of_tensorrt = partial(option, section="TensorRT")
-EXTRA = 'pip install "dstools-llm[check]"'
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def prepare(wants: Wants, job: "Job") -> bytes:
 
         absent = missing("check")
         if absent:
-            raise DstoolsError(f"--check needs {', '.join(absent)}", EXTRA)
+            raise DstoolsError(f"--check needs {', '.join(absent)}", install_hint("check"))
         require_memory(job, memory().free)
     if wants.engine:
         from dstools_converters.export.trt.engine import lacking, require_kernels, require_sizes

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from dstools.commands.generate_export import Engine, KnownDense, KnownExport, require_export_of
+from dstools.commands.generate_export import (
+    Engine,
+    KnownDense,
+    KnownExport,
+    engine_option,
+    require_export_of,
+)
 from dstools.commands.generate_memory import free_memory
-from dstools.options import Command, json_option, option, path_argument, show
+from dstools.options import Command, device_option, json_option, option, path_argument, show
 from dstools.text import require_torch
 from dstools_converters.errors import DstoolsError, counted, size
 from dstools_converters.runtime.sampling import Sampling
@@ -96,20 +102,8 @@ class Bench:
     is_flag=True,
     help="Time the same answers by the graph alone, too, without the loop and without drafts.",
 )
-@option(
-    "--device",
-    section="Running",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    help="Run the graphs on a CPU, or the engines that dstools export --trt built on a GPU.",
-)
-@option(
-    "--engine",
-    section="Running",
-    type=click.Choice(["dstools", "genai"]),
-    default="dstools",
-    help="Time our own loop, or onnxruntime-genai's Engine.",
-)
+@device_option(section="Running")
+@engine_option
 @json_option
 def bench(
     folder: str,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dstools.options import Command, json_option, show
-from dstools_converters.errors import size
+from dstools_converters.errors import install_hint, size
 
 if TYPE_CHECKING:
     from dstools.machine import Cuda, Disk, Hub, Memory
@@ -164,12 +164,11 @@ def _ability(
     """Return whether a command can run, from what it needs."""
     import shutil
 
-    from dstools.machine import DISTRIBUTION, missing
+    from dstools.machine import missing
 
     if extra and (wanted := missing(extra)):
-        install = f'pip install "{DISTRIBUTION}[{extra}]"'
         more = f" and {len(wanted) - 1} more packages" if wanted[1:] else ""
-        return Ability(False, f"needs {wanted[0]}{more}", install)
+        return Ability(False, f"needs {wanted[0]}{more}", install_hint(extra))
     if name in RUN_OPS and ops.form == "none":
         return Ability(False, "needs the ops of a model", "unset DSTOOLS_KERNELS")
     if name == "push" and hub.is_offline:

@@ -26,7 +26,7 @@ from dstools.options import (
 )
 from dstools.source import open_source
 from dstools.trt import Wants, finish, prepare, trt_options
-from dstools_converters.errors import DstoolsError, counted, printable, size
+from dstools_converters.errors import DstoolsError, counted, install_hint, printable, size
 from dstools_converters.files import real
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 dstools export ./DeepSeek-V3-fp8 ./DeepSeek-V3-onnx --onnx
 dstools export ./DeepSeek-V3-fp8 ./DeepSeek-V3-onnx --onnx --ep 8 --expert-weights input"""
-EXTRA = 'pip install "dstools-llm[export]"'
 DENSE = ("llama", "qwen2", "qwen3")  # which onnxruntime-genai's builder exports
 GIVEN = click.core.ParameterSource.COMMANDLINE  # a variable may be set for other runs
 of_graph = partial(option, section="Graph")
@@ -277,7 +276,7 @@ def _require_packages() -> None:
 
     lacking = missing("export")
     if lacking:
-        raise DstoolsError(f"export needs {', '.join(lacking)}", EXTRA)
+        raise DstoolsError(f"export needs {', '.join(lacking)}", install_hint("export"))
 
 
 def _require_outside(out: str, source: Path) -> None:

@@ -18,11 +18,20 @@ from dstools.commands.generate_export import (
     Engine,
     KnownDense,
     KnownExport,
+    engine_option,
     find_export,
     look_at_export,
 )
 from dstools.commands.generate_memory import make_pool, require_memory
-from dstools.options import Command, json_option, option, path_argument, show, terminal
+from dstools.options import (
+    Command,
+    device_option,
+    json_option,
+    option,
+    path_argument,
+    show,
+    terminal,
+)
 from dstools.source import resolve
 from dstools.text import require_torch
 from dstools_converters.errors import DstoolsError, counted, printable, size
@@ -119,20 +128,8 @@ def _share(_: click.Context, __: click.Parameter, value: float | None) -> float 
     show_default="float32 on the CPU, bfloat16 on a GPU",
     help="Hold weights and cache in this precision; bfloat16 takes half the memory.",
 )
-@option(
-    "--device",
-    section="Running",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    help="Run the model on this device.",
-)
-@option(
-    "--engine",
-    section="Running",
-    type=click.Choice(["dstools", "genai"]),
-    default="dstools",
-    help="Let onnxruntime-genai's Engine answer instead, from an exported folder.",
-)
+@device_option(section="Running")
+@engine_option
 @json_option
 def generate(
     model: str,

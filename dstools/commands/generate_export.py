@@ -4,11 +4,14 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+import click
 
 from dstools.commands.generate_memory import Held
+from dstools.options import option
 from dstools.source import resolve
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, install_hint
 
 if TYPE_CHECKING:
     from dstools_converters.export.folder import Export
@@ -21,7 +24,13 @@ if TYPE_CHECKING:
     from dstools_converters.runtime.sampling import Sampling
 
 Engine = Literal["dstools", "genai"]
-EXTRA = 'pip install "dstools-llm[export]"'
+engine_option = option(
+    "--engine",
+    section="Running",
+    type=click.Choice(get_args(Engine)),
+    default="dstools",
+    help="Let our own loop answer, or onnxruntime-genai's Engine, from an exported folder.",
+)
 AGAIN = "export the checkpoint again"
 SCORES = 3  # copies that the steps of a softmax hold at a time
 
@@ -180,6 +189,13 @@ def look_at_export(
             f"{folder}: folders of kind {export.kind} do not run here",
             "export the checkpoint with --onnx",
         )
+    return _look_at_deepseek(name, folder, export, mtp, device, engine)
+
+
+def _look_at_deepseek(
+    name: str, folder: Path, export: "Export", mtp: bool, device: str, engine: Engine
+) -> KnownExport:
+    """Return what is known of a DeepSeek model. Raises DstoolsError if it is not all there."""
     from dstools_converters.families.shapes import MLA
     from dstools_converters.model.architecture import read_architecture
     from dstools_converters.runtime.serving import entry_shape
@@ -201,7 +217,9 @@ def look_at_export(
     precision = f"FP8 and {export.dtype}" if export.has_codes else export.dtype
     runs_in = f"{precision} on {device}, {runs_in}"
     if engine == "genai":
-        runs_in += f", onnxruntime-genai {genai_version()}"
+        from dstools_converters.export.genai import require_genai
+
+        runs_in += f", onnxruntime-genai {require_genai().__version__}"
     return KnownExport(
         name,
         folder,
@@ -238,16 +256,6 @@ def _look_at_plan(folder: Path, export: "Export", mtp: bool) -> tuple["Limits", 
     return limits, weights, f"TensorRT {import_tensorrt().__version__}"
 
 
-def genai_version() -> str:
-    """Return the version of onnxruntime-genai; raises DstoolsError if it is not installed."""
-    from dstools_converters.export.genai import find_genai
-
-    genai = find_genai()
-    if genai is None:
-        raise DstoolsError("--engine genai needs onnxruntime-genai", EXTRA)
-    return str(genai.__version__)
-
-
 def _look_at_dense(
     name: str, folder: Path, export: "Export", mtp: bool, engine: Engine
 ) -> KnownDense:
@@ -279,4 +287,4 @@ def require_installed(package: str) -> None:
     """Raise DstoolsError if a package is not installed."""
     if importlib.util.find_spec(package) is None:
         name = package.replace("_", "-")
-        raise DstoolsError(f"running this exported folder needs {name}", EXTRA)
+        raise DstoolsError(f"running this exported folder needs {name}", install_hint("export"))

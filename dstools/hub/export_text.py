@@ -6,7 +6,7 @@ Everything comes from export.json. What was not run is said to be not run.
 from collections.abc import Collection, Iterator
 
 from dstools.hub.card_text import HUB, PLACEHOLDER
-from dstools_converters.errors import counted, size
+from dstools_converters.errors import counted, install_hint, size
 from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, Export, Making, native_code
 from dstools_converters.markdown import table, text
 from dstools_converters.sidefiles.sums import SUMS
@@ -122,7 +122,7 @@ def _runs(export: Export, repo: str) -> Iterator[str]:
     if export.kind == "dense":
         yield "onnxruntime-genai runs it; its cache is not paged, so there is no batching Engine."
         yield (
-            f'```sh\npip install "dstools-llm[export]"\n{get}\n'
+            f"```sh\n{install_hint('export')}\n{get}\n"
             "dstools generate DIR --prompt 'What is 17 + 25?'\n```"
         )
         yield f"```python\n{GENERATOR}\n```"
@@ -134,7 +134,7 @@ def _runs(export: Export, repo: str) -> Iterator[str]:
         yield "dstools runs it on ONNX Runtime, and onnxruntime-genai's Engine serves it:"
         mtp = " --mtp" if export.has_mtp else ""
         yield (
-            f'```sh\npip install "dstools-llm[export]"\n{get}\n'
+            f"```sh\n{install_hint('export')}\n{get}\n"
             f"dstools generate DIR --prompt 'What is 17 + 25?'{mtp}\n```"
         )
         yield _tokenizer(export)

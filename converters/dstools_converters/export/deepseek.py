@@ -48,8 +48,6 @@ from dstools_converters.runtime.pages import PAGE
 from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.weights import coded_names, read_positions
 
-PAGES = (PAGE,)  # tokens of a page that the kernels of the plugin read
-
 
 @dataclass(frozen=True)
 class Options:
@@ -126,11 +124,10 @@ def plan(inventory: Inventory, options: Options, tool: str) -> Job:
         )
     if options.mtp and not model.num_mtp_layers:
         raise DstoolsError(f"{inventory.checkpoint.folder}: has no MTP layer", "leave --mtp out")
-    if options.page not in PAGES:
-        known = ", ".join(map(str, PAGES))
+    if options.page != PAGE:
         raise DstoolsError(
-            f"--page-size {options.page}: the kernels read pages of {known} tokens",
-            f"--page-size {PAGES[0]}",
+            f"--page-size {options.page}: the kernels read pages of {PAGE} tokens",
+            f"--page-size {PAGE}",
         )
     architecture = replace(read_architecture(config), model=model)
     positions = read_positions(config, architecture)

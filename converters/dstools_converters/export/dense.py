@@ -20,7 +20,7 @@ from typing import Any
 
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.tied import require_tied
-from dstools_converters.errors import DstoolsError, UnsupportedError, printable, size
+from dstools_converters.errors import DstoolsError, UnsupportedError, install_hint, printable, size
 from dstools_converters.export.dense_check import UNKNOWN, check, refer
 from dstools_converters.export.folder import (
     DENSE_DATA,
@@ -156,7 +156,7 @@ def _build(source: Path, out: Path, lock: int) -> None:
 
 def _hint(reason: str) -> str:
     if "No module named" in reason:
-        return 'pip install "dstools-llm[export]"'
+        return install_hint("export")
     return UNKNOWN
 
 

@@ -23,6 +23,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from dstools_converters.errors import DstoolsError, install_hint
 from dstools_converters.export.folder import CHUNK, DRAFT_GRAPH, GRAPH, ROWS, Pool, pairs_of
 from dstools_converters.families.shapes import MLA, Model
 from dstools_converters.runtime.sampling import Sampling
@@ -52,6 +53,14 @@ def find_genai() -> ModuleType | None:
     except ImportError:
         return None
     genai.disable_telemetry_events()
+    return genai
+
+
+def require_genai() -> ModuleType:
+    """Return the package onnxruntime_genai; raises DstoolsError where it is not installed."""
+    genai = find_genai()
+    if genai is None:
+        raise DstoolsError("--engine genai needs onnxruntime-genai", install_hint("export"))
     return genai
 
 

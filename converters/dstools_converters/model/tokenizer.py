@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError, install_hint, printable
 from dstools_converters.files import LFS_HINT, is_lfs_pointer, json_object
 from dstools_converters.model.reasoning import OPEN, opens_think, plain_opening
 from dstools_converters.tables import json_table
@@ -57,7 +57,7 @@ def load_tokenizer(folder: Path) -> Any:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
     except ImportError as error:
         raise DstoolsError(
-            f"a tokenizer needs transformers: {error}", 'pip install "dstools-llm[torch]"'
+            f"a tokenizer needs transformers: {error}", install_hint("torch")
         ) from error
     if not any(folder.glob("tokenizer*")) and not (folder / "vocab.json").exists():
         raise DstoolsError(f"{folder}: has no tokenizer", RELEASE_HINT)

@@ -5,8 +5,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dstools_converters.errors import DstoolsError
+from dstools_kernels.ops.latent_pages import PAGE_SIZE
 
-PAGE = 64  # tokens; what the kernels of MLA read
+PAGE = PAGE_SIZE  # tokens of a page that the kernels of MLA read
 
 
 class Batch(NamedTuple):

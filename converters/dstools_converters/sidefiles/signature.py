@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from dstools_converters.errors import DstoolsError, Finding, printable
+from dstools_converters.errors import DstoolsError, Finding, install_hint, printable
 from dstools_converters.sidefiles.carried import LATER, require_own
 from dstools_converters.sidefiles.sums import SIGNATURE
 
@@ -154,7 +154,7 @@ def _of_the_key(key: Path, option: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise DstoolsError(
-            f"{option} needs model-signing: {error}", 'pip install "dstools-llm[sign]"'
+            f"{option} needs model-signing: {error}", install_hint("sign")
         ) from error
     except OSError as error:
         raise DstoolsError(f"{option} {key}: {error.strerror}", hint) from error

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError, install_hint, printable
 from dstools_distill import records
 from dstools_distill.data.forms import GOLD_KEYS, BadRowError, Question, convert
 from dstools_distill.recipe.settings import Form
@@ -154,5 +154,5 @@ def _numbered(batches: Any) -> Rows:
             yield number, row
 
 
-INSTALL = 'pip install "dstools-llm[distill]"'
+INSTALL = install_hint("distill")
 OTHER_TASK = "choose another task"

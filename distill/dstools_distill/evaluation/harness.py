@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import DstoolsError, disk_errors
+from dstools_converters.errors import DstoolsError, disk_errors, install_hint
 from dstools_converters.files import write_synced
 from dstools_converters.model.reasoning import CLOSE
 from dstools_converters.model.tokenizer import end_token_id
@@ -44,7 +44,7 @@ def lm_eval(model: Path, tasks: str, out: Path) -> Report:
         finished: Report = json.loads((out / RESULTS).read_bytes())
         return finished
     if importlib.util.find_spec("lm_eval") is None:
-        raise DstoolsError("lm_eval is not installed", 'pip install "dstools-llm[lm-eval]"')
+        raise DstoolsError("lm_eval is not installed", install_hint("lm-eval"))
     if out.is_dir() and any(out.iterdir()):
         raise DstoolsError(f"{out}: holds files, but no {RESULTS}", "move or remove that folder")
     arguments, generation = _settings(model)

@@ -18,7 +18,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError, install_hint, printable
 
 WALL_FACTOR = 30  # a process that waits forever is ended, too
 STDERR_BYTES = 4096  # kept, to report why a process ended
@@ -89,7 +89,7 @@ class Referee:
             raise DstoolsError(
                 f"the process that compares answers by {library} failed: {printable(reason)}",
                 f'`{sys.executable} -c "import {library}"` must work; '
-                'pip install "dstools-llm[distill]" installs the right version',
+                f"{install_hint('distill')} installs the right version",
             )
         self._proven.add(library)
 

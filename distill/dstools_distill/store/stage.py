@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import DstoolsError, disk_errors
+from dstools_converters.errors import DISTRIBUTION, DstoolsError, disk_errors
 from dstools_converters.files import sync, write_synced
 from dstools_distill.store.ranks import LOCKED, rank
 
@@ -127,7 +127,7 @@ def run_stage(
         spent = {"seconds": time.monotonic() - started, "cpu_seconds": cpu_seconds() - cpu}
         (partial / TIMING).write_text(json.dumps(spent) + "\n")  # of the last run only
         (partial / JOURNAL).unlink(missing_ok=True)
-        manifest = identity.parts | {"dstools": version("dstools-llm")}
+        manifest = identity.parts | {"dstools": version(DISTRIBUTION)}
         manifest |= {"outputs": outputs(partial), "report": report}
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         write_synced(partial / MANIFEST, text.encode())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError, install_hint, printable
 from dstools_converters.export.folder import DENSE_DATA, GENAI_CONFIG, GRAPH, Export
 from dstools_converters.export.runners.files import require_beside, require_same, require_size
 from dstools_converters.runtime.decode import Counts, Piece, Reason, Request, length_limit
@@ -90,8 +90,7 @@ def open_model(folder: Path) -> Any:
         import onnxruntime_genai
     except ImportError as error:
         raise DstoolsError(
-            f"an exported dense model needs onnxruntime-genai: {error}",
-            'pip install "dstools-llm[export]"',
+            f"an exported dense model needs onnxruntime-genai: {error}", install_hint("export")
         ) from error
     try:
         config = onnxruntime_genai.Config(str(folder))

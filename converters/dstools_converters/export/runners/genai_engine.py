@@ -28,7 +28,7 @@ import numpy as np
 
 from dstools_converters.errors import DstoolsError, counted, printable
 from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GENAI_CONFIG, GRAPH, require_export
-from dstools_converters.export.genai import ERRORS, find_genai, is_drawn
+from dstools_converters.export.genai import ERRORS, is_drawn, require_genai
 from dstools_converters.export.runners.session import require_runnable
 from dstools_converters.files import real
 from dstools_converters.runtime.decode import Counts, Piece, Reason, Request, length_limit
@@ -70,12 +70,7 @@ class GenaiEngine:
         config["engine"]["dynamic_batching"] |= {"num_blocks": blocks, "max_batch_size": rows}
         if not drafts:
             config["model"].pop("mtp", None)
-        genai = find_genai()
-        if genai is None:
-            raise DstoolsError(
-                "--engine genai needs onnxruntime-genai", 'pip install "dstools-llm[export]"'
-            )
-        self._genai = genai
+        self._genai = require_genai()
         self._engine = self._open(config)
         self.positions: int = self._engine.get_capabilities().max_request_length
         most = self._engine.max_draft_tokens_per_proposal()

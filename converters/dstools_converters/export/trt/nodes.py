@@ -19,10 +19,10 @@ import onnx
 from dstools_converters.errors import ShortfallError
 from dstools_converters.export.folder import GraphNote, Pool
 from dstools_converters.export.functions import ALL_REDUCE, DOMAIN, PLUGIN, VERSION
+from dstools_converters.runtime.pages import PAGE
 
 REPORT = "export the model again; if it stays so, report it"
 FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
-PAGES = (64,)  # tokens of a page that the kernels of the plugin read
 
 
 class Operand(NamedTuple):
@@ -230,11 +230,11 @@ def _require_attention(
         )
     if not given["scale"] > 0:
         raise ShortfallError(f"{where}: scale is {given['scale']}, not positive", REPORT)
-    if page not in PAGES or page != pool.page_size:
+    if page != PAGE or page != pool.page_size:
         raise ShortfallError(
-            f"{where}: pages have {page} tokens; the kernels read {PAGES[0]}, export.json says "
+            f"{where}: pages have {page} tokens; the kernels read {PAGE}, export.json says "
             f"{pool.page_size}",
-            f"export with --page-size {PAGES[0]}",
+            f"export with --page-size {PAGE}",
         )
     cache, written = node.input[2], node.output[1]
     wanted = cache.replace("past_key_values", "present")

@@ -18,13 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, install_hint
 from dstools_converters.export.folder import CHUNK, EXPERTS, LOCAL_EXPERTS, Export, GraphNote, Port
 from dstools_converters.tables import Reader, json_table
 
 WORKER = "dstools_converters.export.trt.rtx_worker"
 LIBRARY = "libtensorrt_rtx.so"  # what the parser opens; the wheel has it with its version only
-EXTRA = 'pip install "dstools-llm[check]"'
+EXTRA = install_hint("check")
 TARGETS = ("SM89", "SM120")  # the nearest below and above Hopper
 MOST_ELEMENTS = 2**31 - 1  # of a tensor, until a Hopper build has shown otherwise
 MOST_EXPERTS = 256  # of a rank, that kernels of the plugins take

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.export import genai
 from dstools_converters.export.deepseek import Options
 from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, ROWS, Export, require_export
-from dstools_converters.export.runners import genai_engine
 from dstools_converters.export.runners.genai_engine import GenaiEngine
 from dstools_converters.runtime.decode import Piece, Request
 from dstools_converters.runtime.pages import Pool
@@ -364,7 +364,7 @@ def test_a_folder_that_the_engine_does_not_run_is_refused(
 
 
 def test_a_missing_package_is_named(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(genai_engine, "find_genai", lambda: None)
+    monkeypatch.setattr(genai, "find_genai", lambda: None)
     with pytest.raises(DstoolsError, match="needs onnxruntime-genai") as error:
         engine_of(sample, GREEDY)
     assert "[export]" in error.value.hint
