@@ -238,7 +238,7 @@ def test_a_folder_without_an_engine_does_not_run_on_a_gpu(
         error, hint = result.stderr.replace(str(exported_sample), "OUT").splitlines()
         assert (result.exit_code, result.stdout) == (1, "")
         assert error == "error: OUT/model.plan: there is no such engine, and GPUs run no other"
-        assert "dstools export CKPT OUT --onnx --trt" in hint
+        assert "in a new folder: dstools export CKPT NEW --onnx --trt" in hint
 
 
 @pytest.mark.usefixtures("gpu")

@@ -8,7 +8,7 @@ from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.export.folder import DRAFT_GRAPH, GRAPH, Export, Pool, content_sha256
 from dstools_converters.export.runners.limits import require_limits
 
-BUILD = "build it on this machine: dstools export CKPT OUT --onnx --trt"
+BUILD = "build one on this machine, in a new folder: dstools export CKPT NEW --onnx --trt"
 CPU = "without --device, graphs run on a CPU"
 
 

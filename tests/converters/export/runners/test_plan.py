@@ -201,7 +201,7 @@ def test_an_engine_of_another_version_is_one_error(
         "OUT/model.plan: TensorRT cannot load it in version 11.1.0: "
         "The engine plan file is not compatible, expecting 10.14"
     )
-    assert "dstools export CKPT OUT --onnx --trt" in hint
+    assert "in a new folder: dstools export CKPT NEW --onnx --trt" in hint
 
 
 def test_a_context_that_is_not_made_is_one_error(

@@ -38,7 +38,7 @@ def test_an_engine_is_read_only_if_export_json_has_its_hash(tmp_path: Path) -> N
     plan.unlink()
     with pytest.raises(DstoolsError, match="there is no such engine") as caught:
         read_plan(tmp_path, known, "model.plan")
-    assert "dstools export CKPT OUT --onnx --trt" in caught.value.hint
+    assert "in a new folder: dstools export CKPT NEW --onnx --trt" in caught.value.hint
     assert "on a CPU" in caught.value.hint
 
 
