@@ -18,13 +18,14 @@ MADE: dict[Making, str] = {
 }
 GENERATOR = """\
 import onnxruntime_genai as og
+from tokenizers import Tokenizer
 
 model = og.Model("DIR")
-tokenizer = og.Tokenizer(model)
+tokenizer = Tokenizer.from_file("DIR/tokenizer.json")
 parameters = og.GeneratorParams(model)
 parameters.set_search_options(max_length=256)
 generator = og.Generator(model, parameters)
-generator.append_tokens(tokenizer.encode("What is 17 + 25?"))
+generator.append_tokens(tokenizer.encode("What is 17 + 25?").ids)
 while not generator.is_done():
     generator.generate_next_token()
 print(tokenizer.decode(generator.get_sequence(0)))"""
@@ -70,7 +71,7 @@ def _holds(export: Export, files: Collection[str]) -> str:
         ("Activations, caches and other weights", export.dtype),
         ("FP8 weights", "kept, E4M3 codes with a scale for 128 x 128" if export.has_codes else ""),
         ("Graphs", ", ".join(text(note.file) for note in export.graphs)),
-        ("MTP", "mtp.onnx drafts the tokens that follow" if export.has_mtp else "none"),
+        ("MTP", _mtp(export)),
         ("Ranks", _ranks(export)),
         ("Opset", str(export.opset) if export.opset else ""),
         ("Weights", size(sum(weight.nbytes for weight in tensors)) if tensors else ""),
@@ -92,6 +93,14 @@ def _holds(export: Export, files: Collection[str]) -> str:
         (f"Body of {text(op)}", text(how)) for op, how in export.bodies.items() if _has(export, op)
     ]
     return table(("Export", ""), [row for row in rows if row[1]])
+
+
+def _mtp(export: Export) -> str:
+    if not export.has_mtp:
+        return "none"
+    if export.kind == "deepseek-inference":
+        return f"weights alone, in mtpRANK-mp{export.tp}.safetensors"
+    return "mtp.onnx drafts the tokens that follow"
 
 
 def _has(export: Export, op: str) -> bool:
@@ -126,6 +135,7 @@ def _runs(export: Export, repo: str) -> Iterator[str]:
             "dstools generate DIR --prompt 'What is 17 + 25?'\n```"
         )
         yield f"```python\n{GENERATOR}\n```"
+        yield _tokenizer(export)
         return
     if GENAI_CONFIG in export.files and export.dtype == "bfloat16":
         yield "onnxruntime-genai's Engine serves it on a GPU."

@@ -31,6 +31,7 @@ from dstools_converters.export.folder import (
     content_sha256,
     require_export,
 )
+from dstools_converters.export.genai_tokenizer import agrees, remarks
 from dstools_converters.export.unfinished import Settings, Unfinished
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import read_architecture
@@ -82,14 +83,16 @@ def export_dense(
             _set_ends(built / GENAI_CONFIG, ends)
             agreement = check(built, references, architecture)
             inventory.checkpoint.check_unmoved()
+            verdict = agrees(files)
             contents = {**files, **{name: built / name for name in WRITTEN}}
             export = Export(
                 tool,
                 "dense",
                 inventory.model.model_type,
                 "float32",
+                genai_tokenizer=verdict,
                 checks={"transformers": "passed"},
-                notes=(agreement.sentence,),
+                notes=(agreement.sentence, *remarks(verdict)),
                 files={name: content_sha256(content) for name, content in sorted(contents.items())},
             )
             for name in WRITTEN:

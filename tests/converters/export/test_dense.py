@@ -22,6 +22,7 @@ from dstools_converters.errors import DstoolsError, ShortfallError, UnsupportedE
 from dstools_converters.export import dense
 from dstools_converters.export.dense import export_dense, require_dense
 from dstools_converters.export.folder import Export, require_export
+from dstools_converters.export.genai_tokenizer import remarks
 from dstools_converters.export.runners.dense_loop import DenseLoop
 from dstools_converters.model.tokenizer import end_ids, load_tokenizer
 from dstools_converters.runtime.decode import Request
@@ -71,6 +72,8 @@ def test_a_student_answers_as_transformers_does(
     assert note.files.keys() == {path.name for path in folder.iterdir()} - {"export.json"}
     for name, digest in note.files.items():
         assert sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert note.genai_tokenizer is False  # each has the sample's, see test_genai_tokenizer.py
+    assert note.notes[1:] == remarks(False)
     assert verify(folder, source=dense_source(kind)).findings == []
     pad = json.loads((folder / "genai_config.json").read_text())["model"]["pad_token_id"]
     prompts = [[5, 900, 33, pad], [1000], list(range(40))]

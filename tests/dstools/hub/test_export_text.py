@@ -125,9 +125,12 @@ def test_engines_are_told_of_where_they_are_published() -> None:
 def test_a_dense_export_and_shards_have_their_own_commands() -> None:
     dense = card(replace(EXPORT, kind="dense", pool=None, weights={}, graphs=()))
     assert 'model = og.Model("DIR")' in dense
+    assert "The tokenizer of onnxruntime-genai was not compared with tokenizer.json" in dense
+    assert "og.Tokenizer" not in dense  # whose ids may be others
     assert "its cache is not paged" in dense
     shards = card(replace(EXPORT, kind="deepseek-inference", pool=None, graphs=()))
     assert "torchrun --nproc-per-node RANKS generate.py" in shards
+    assert "| MTP | weights alone, in mtpRANK-mp1.safetensors |" in shards
 
 
 def test_notes_cannot_write_markdown() -> None:
