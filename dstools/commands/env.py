@@ -207,6 +207,8 @@ def _not_built(cuda: "Cuda", packages: dict[str, str | None]) -> Iterator[str]:
     compiler = os.environ.get("CXX", "g++").split()
     if not compiler or shutil.which(compiler[0]) is None:
         yield f"builds no plugins: {' '.join(compiler[:1]) or 'CXX'} is not installed"
+    elif packages["triton"] is None:
+        yield "builds no plugins: triton is not installed (pip install triton)"
 
 
 def _text(report: Report) -> str:

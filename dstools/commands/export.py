@@ -261,12 +261,13 @@ def _export_shards(checkpoint: "Checkpoint", out: str, ranks: int, mtp: bool) ->
 
 
 def _refuse_options(what: str, *taken: str) -> None:
-    """Raise UsageError for an option of graphs or ranks that is not for what is written."""
+    """Raise UsageError for an option of DeepSeek's graphs that is not for what is written."""
     context = click.get_current_context()
     for param in context.command.params:
         section = getattr(param, "section", "")
         is_given = context.get_parameter_source(param.name or "") == GIVEN
-        if section in ("Graph", "Ranks", "TensorRT") and is_given and param.name not in taken:
+        is_of_graphs = section in ("Graph", "Ranks", "TensorRT") or param.name == "workers"
+        if is_of_graphs and is_given and param.name not in taken:
             raise click.UsageError(f"{param.opts[0]} is not for {what}")
 
 

@@ -210,7 +210,7 @@ def test_it_says_why_an_export_gets_no_engine_here(
     gpu = machine.Gpu("NVIDIA", capability, 80 * 10**9)
     none = machine.Cuda(False, "this machine has no GPU", None, None, [])
     cuda = machine.Cuda(True, "", "570", "13.0", [gpu]) if capability else none
-    packages = dict.fromkeys(machine.PACKAGES) | {"tensorrt": tensorrt}
+    packages = dict.fromkeys(machine.PACKAGES) | {"tensorrt": tensorrt, "triton": "3.9.0"}
     monkeypatch.setattr(machine, "cuda", lambda: cuda)
     monkeypatch.setattr(machine, "installed", lambda: packages)
     monkeypatch.setattr(machine, "missing", lambda extra: [])
@@ -235,6 +235,16 @@ def test_it_says_why_an_export_gets_no_plugins_here(
     report, _ = shown()
     note = report["commands"]["export"]["note"]
     assert note.endswith(f"builds no plugins: {name} is not installed")
+
+
+def test_plugins_are_not_built_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the extra `export` has not."""
+    monkeypatch.setattr(machine, "installed", lambda: dict.fromkeys(machine.PACKAGES))
+    monkeypatch.setattr(machine, "missing", lambda extra: [])
+    monkeypatch.setenv("CXX", sys.executable)
+    report, _ = shown()
+    note = report["commands"]["export"]["note"]
+    assert note.endswith("builds no plugins: triton is not installed (pip install triton)")
 
 
 @pytest.mark.parametrize("in_file", [True, False])

@@ -146,6 +146,7 @@ def test_tensors_that_deepseek_s_code_does_not_read_are_named_and_counted(tmp_pa
     ("options", "words"),
     [
         (["--format", "deepseek-inference", "--context", "9"], "--context is not for --format"),
+        (["--format", "deepseek-inference", "--workers", "2"], "--workers is not for --format"),
         (["--format", "deepseek-inference", "--onnx"], "are two exports"),
     ],
 )
@@ -155,6 +156,14 @@ def test_options_that_change_nothing_are_misuse(
     result = run(SAMPLE, tmp_path / "out", *options)
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+def test_what_genai_s_builder_writes_takes_no_workers(
+    dense_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = run(dense_source("tiny-llama"), tmp_path / "out", "--onnx", "--workers", "2")
+    assert result.exit_code == 2
+    assert "--workers is not for a model of llama" in result.stderr
 
 
 def test_packages_that_are_missing_are_named(
