@@ -13,7 +13,7 @@ from dstools_converters.errors import DstoolsError, Finding, merged, printable
 from dstools_converters.export.folder import EXPORT, PLUGINS, Export, Kind, require_export
 from dstools_converters.sidefiles.carried import LATER, README, require_inside
 from dstools_converters.sidefiles.signature import Verifier
-from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, sha256_of
+from dstools_converters.sidefiles.sums import MAKE, SIGNATURE, SUMS, sha256_of
 from dstools_converters.verify.exported import dense, shards
 from dstools_converters.verify.exported.data import check_places, read_files
 from dstools_converters.verify.exported.graph import check_graphs
@@ -69,7 +69,8 @@ def verify_exported(
     _check_source(folder, export, source, results, workers)
     hashing.hash_rest(workers)
     if not hashing.is_asked:
-        results.not_checked.append(f"{EXPORT} itself, which nothing lists: --sums")
+        made = "--sums" if (folder / SUMS).exists() else f"`{MAKE}` there, then --sums"
+        results.not_checked.append(f"{EXPORT} itself, which nothing lists: {made}")
     results.not_checked.append(f"whether it runs: {RUNS[export.kind]}")
     results.findings[:] = merged(results.findings)
     return results.report(folder, sum(map(len, export.weights.values())))
