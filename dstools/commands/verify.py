@@ -140,7 +140,9 @@ def _text(report: "Report") -> str:
     lines.append(f"checked: {'; '.join(report.checked)}")
     if report.not_checked:
         lines.append(f"not checked: {'; '.join(report.not_checked)}")
-    count = f", {compared} elements against the source" if compared else ""
+    counts = [f"{report.tensors} tensors"] if report.tensors else []  # some exports list none
+    counts += [f"{compared} elements against the source"] if compared else []
+    count = f" ({', '.join(counts)})" if counts else ""
     verdict = "ok" if report.ok else "falls short"
-    lines.append(f"{Path(report.folder).name}: {verdict} ({report.tensors} tensors{count})")
+    lines.append(f"{Path(report.folder).name}: {verdict}{count}")
     return "\n".join(lines)

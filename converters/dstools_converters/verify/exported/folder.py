@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from dstools_converters.checkpoint.folder import Checkpoint, scan
 from dstools_converters.checkpoint.rows import Progress
-from dstools_converters.errors import DstoolsError, Finding, merged, printable
+from dstools_converters.errors import DstoolsError, Finding, install_hint, merged, printable
 from dstools_converters.export.folder import EXPORT, PLUGINS, Export, Kind, require_export
 from dstools_converters.sidefiles.carried import LATER, README, require_inside
 from dstools_converters.sidefiles.signature import Verifier
@@ -205,14 +205,20 @@ def _check_source(
 def _compare(
     folder: Path, export: Export, checkpoint: Checkpoint, results: Results, workers: int
 ) -> None:
-    """Compare with the checkpoint as the kind of the folder asks; torch is imported for graphs."""
+    """Compare with the checkpoint as the kind of the folder asks.
+
+    Raises DstoolsError where torch or onnx, which graphs take, is not installed.
+    """
     if export.kind == "deepseek-inference":
         shards.compare(folder, export, checkpoint, results, workers)
     elif export.kind == "dense":
         dense.compare(folder, export, checkpoint, results)
     else:
-        from dstools_converters.verify.exported.source import compare
-
+        try:
+            from dstools_converters.verify.exported.source import compare
+        except ModuleNotFoundError as error:
+            message = f"--source: comparing the weights of graphs needs {error.name}"
+            raise DstoolsError(message, install_hint("export")) from error
         compare(folder, export, checkpoint, results, workers)
 
 

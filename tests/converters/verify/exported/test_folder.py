@@ -65,6 +65,20 @@ def test_a_check_without_a_source_imports_neither_torch_nor_onnx(exported: Expor
     assert run.stdout == "[]\n"
 
 
+def test_a_comparison_without_onnx_says_what_to_install(exported: Export) -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "from dstools.cli import main\n"
+        f"main(['verify', {str(exported(SAMPLE))!r}, '--source', {str(SAMPLE)!r}])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.splitlines() == [
+        "error: --source: comparing the weights of graphs needs onnx",
+        'hint: pip install "dstools-llm[export]"',
+    ]
+
+
 def test_what_is_not_checked_is_said(exported: Export) -> None:
     folder = exported(SAMPLE)
     assert verify(folder).not_checked == [
