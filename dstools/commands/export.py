@@ -216,6 +216,8 @@ def _export_graph(
     written = deepseek.finished(job, folder) if wants.needs_library else None
     if written is None:
         require_new(out)
+    if wants.check:
+        _require_twin_space(folder, job, is_written=written is not None)
     library = prepare(wants, job)
     if written is None:
         notes = deepseek.caveats(job) + (_judge(job) if options.dtype == "float16" else ())
@@ -228,6 +230,17 @@ def _export_graph(
                 job, folder, deepseek.Beside(*parts), workers=workers, progress=progress
             )
     return _report(finish(wants, folder, written, job, library, sys.argv[1:]), out)
+
+
+def _require_twin_space(folder: Path, job: "Job", *, is_written: bool) -> None:
+    """Raise DstoolsError where the disk is too small for a folder and what its check writes."""
+    from dstools_converters.export.deepseek import weight_bytes
+    from dstools_converters.export.trt.check import is_alone
+    from dstools_converters.export.trt.logits import require_twin_space
+
+    is_begun = is_written or folder.with_name(f"{folder.name}.incomplete").exists()
+    if is_alone(job):
+        require_twin_space(folder, job, 0 if is_begun else weight_bytes(job))
 
 
 def _export_dense(checkpoint: "Checkpoint", out: str) -> Report:

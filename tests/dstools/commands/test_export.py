@@ -3,6 +3,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -164,6 +165,17 @@ def test_what_genai_s_builder_writes_takes_no_workers(
     result = run(dense_source("tiny-llama"), tmp_path / "out", "--onnx", "--workers", "2")
     assert result.exit_code == 2
     assert "--workers is not for a model of llama" in result.stderr
+
+
+def test_a_check_that_the_disk_has_no_room_for_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7.7 MB of BF16, and a twin of it in float32: 20 MB are room for the twin alone."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20_000_000))
+    result = run(SAMPLE, tmp_path / "out", "--onnx", "--dtype", "bfloat16", "--check")
+    assert result.exit_code == 1
+    assert "out.twin: needs " in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_packages_that_are_missing_are_named(

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,13 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from dstools_converters.errors import ShortfallError
+from dstools_converters.errors import ShortfallError, disk_errors
 from dstools_converters.export.data import ALIGNMENT, read_back
 from dstools_converters.export.deepseek import Job
 from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GRAPH, ROWS, Export
 from dstools_converters.export.rounding import bound
+from dstools_converters.export.sources import DTYPES, sources
+from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.runtime.pages import Batch
 from dstools_converters.runtime.serving import Serving
 from dstools_converters.runtime.weights import STACKS, serving_of
@@ -36,6 +37,28 @@ FLOAT32 = onnx.TensorProto.FLOAT
 ROUTER = ("router", "e_score_correction_bias")  # F32 in each export
 OFF = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 FULL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+
+
+def require_twin_space(folder: Path, job: Job, more: int) -> None:
+    """Raise DstoolsError where the disk has no room for a folder's twin and `more` bytes.
+
+    Deletes the twin that a killed check has left.
+    """
+    if job.form.dtype == torch.float32:
+        return
+    halves = {DTYPES[dtype] for dtype in HALVES.values()}
+    held = sources(job.inventory, job.form, 0).values()
+    nbytes = sum(2 * source.nbytes if source.dtype in halves else source.nbytes for source in held)
+    with _twin(folder) as twin:
+        twin.start_over()
+        twin.require_space(nbytes + more)
+        twin.clean_up()
+
+
+def _twin(folder: Path) -> Unfinished:
+    """Return the place of a folder's twin, beside it, which one check at a time may use."""
+    place = folder.resolve()
+    return Unfinished(place.with_name(f"{place.name}.twin"), {"twin": place.name})
 
 
 def require_same_logits(folder: Path, export: Export, job: Job) -> None:
@@ -154,13 +177,18 @@ def runnable(folder: Path, export: Export, names: list[str]) -> Iterator[list[Pa
     if export.dtype == "float32":
         yield [folder / name for name in names]
         return
-    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.twin-") as twin:
-        models = [onnx.load(folder / name, load_external_data=False) for name in names]
-        _widen(folder / DATA, Path(twin) / DATA, models)
-        for name, model in zip(names, models, strict=True):
-            _retype(model)
-            (Path(twin) / name).write_bytes(model.SerializeToString())
-        yield [Path(twin) / name for name in names]
+    with _twin(folder) as unfinished:
+        twin = unfinished.start_over()
+        try:
+            models = [onnx.load(folder / name, load_external_data=False) for name in names]
+            with disk_errors(twin):
+                _widen(folder / DATA, twin / DATA, models)
+                for name, model in zip(names, models, strict=True):
+                    _retype(model)
+                    (twin / name).write_bytes(model.SerializeToString())
+            yield [twin / name for name in names]
+        finally:
+            unfinished.clean_up()
 
 
 def _widen(source: Path, target: Path, models: list[onnx.ModelProto]) -> None:

@@ -1,17 +1,20 @@
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from dstools_converters.errors import ShortfallError
+from dstools_converters.errors import DstoolsError, ShortfallError
 from dstools_converters.export.deepseek import Job, Options
 from dstools_converters.export.folder import DATA, Precision, require_export
 from dstools_converters.export.trt import logits
-from dstools_converters.export.trt.logits import require_same_logits, runnable
+from dstools_converters.export.trt.logits import require_same_logits, require_twin_space, runnable
 
 SHORT = Options(context=128)
 
@@ -27,7 +30,7 @@ def test_what_is_exported_gives_the_logits_of_its_checkpoint(
     options = Options(dtype, 128)
     folder = exported(tiny_fp8, options)
     require_same_logits(folder, require_export(folder), job(tiny_fp8, options))
-    assert not list(folder.parent.glob("*.twin-*"))
+    assert not list(folder.parent.glob("*.twin*"))
 
 
 def test_a_scale_of_other_bytes_is_seen(
@@ -69,7 +72,53 @@ def test_a_twin_is_the_graph_in_float32_over_the_weights_of_the_folder(
             assert torch.equal(given.flatten(), wanted)
             inputs = {value.name: value.type.tensor_type for value in model.graph.input}
             assert inputs["past_key_values.0.key"].elem_type == onnx.TensorProto.FLOAT
-    assert not main.exists()
+    assert not main.parent.exists()
+
+
+def test_a_twin_needs_room_and_what_a_killed_check_left_is_gone_before_it_is_asked_for(
+    exported: Callable[..., Path],
+    job: Callable[..., Job],
+    tiny_fp8: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = Options("bfloat16", 128)
+    folder = Path(shutil.copytree(exported(tiny_fp8, options), tmp_path / "out"))
+    export = require_export(folder)
+    with runnable(folder, export, ["model.onnx", "mtp.onnx"]) as (main, _):
+        nbytes = (main.parent / DATA).stat().st_size
+        left = main.parent.parent
+        shutil.copytree(left, tmp_path / "copy")
+        with pytest.raises(DstoolsError, match="another run is writing it"):
+            require_twin_space(folder, job(tiny_fp8, options), 0)
+    (tmp_path / "copy").rename(left)  # as SIGKILL leaves it
+    free = [nbytes]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    require_twin_space(folder, job(tiny_fp8, options), 0)  # the file has a few bytes of alignment
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for more, available in ((0, nbytes * 9 // 10), (nbytes, nbytes * 19 // 10)):
+        free[0] = available
+        with pytest.raises(DstoolsError, match=r"out\.twin: needs .*, the disk has "):
+            require_twin_space(folder, job(tiny_fp8, options), more)
+    require_twin_space(folder, job(tiny_fp8), nbytes)  # of float32, which is its own twin
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_disk_that_is_full_is_one_error_and_leaves_nothing(
+    exported: Callable[..., Path], tiny_fp8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "out"
+    folder.symlink_to(exported(tiny_fp8, Options("bfloat16", 128)))
+    monkeypatch.setattr(logits, "_widen", full)
+    with (
+        pytest.raises(DstoolsError, match="No space left on device"),
+        runnable(folder, require_export(folder), ["model.onnx"]),
+    ):
+        pass
+    assert not list(folder.resolve().parent.glob("*.twin*"))
 
 
 def test_a_folder_in_float32_is_its_own_twin(exported: Callable[..., Path], tiny_fp8: Path) -> None:
