@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.errors import size
 from dstools_converters.export.data import Entry
 from dstools_converters.export.deepseek import Options, plan
+from dstools_converters.export.genai import pool_of
 from dstools_converters.export.graph import Form
 from dstools_converters.export.onnx import serialize, tensors_of
 from dstools_converters.export.sources import Source, require_same, sources
@@ -99,6 +101,11 @@ def test_the_graph_of_all_of_v3_is_traced_from_headers_alone(
         job = plan(sound_inventory(opened, mtp=True), options, "dstools 0")
         graphs = [trace(job.architecture, job.form, mtp=mtp) for mtp in (False, True)]
         known = sources(job.inventory, job.form, 0)
+        limits = pool_of(job.inventory.model, 4, 163_840, 4, 64, mtp=True)
+    tokens = 2 * 4 * 163_840  # one pool for the rows of the model, and one for MTP's
+    assert limits.num_blocks * 64 == tokens
+    assert limits.token_bytes == (62 + 2) * 576 * 4  # 61 layers and MTP, each with an even count
+    assert size(tokens * limits.token_bytes) == "193.3 GB"  # as docs/export.md says
     used, nbytes = set(), 0
     for graph in graphs:
         tensors = tensors_of(graph)
