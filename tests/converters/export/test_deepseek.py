@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dstools_converters.checkpoint.folder import open_checkpoint
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, UnsupportedError
 from dstools_converters.export.deepseek import Job, Options, plan, pool, weight_bytes
 from dstools_converters.export.folder import EXPORT, require_export
 from dstools_converters.export.ranks import Ranks
@@ -100,7 +100,7 @@ def test_the_pool_is_known_before_anything_is_written() -> None:
         (Options(context=4096), {}, "--context 4096: the model has 512 positions"),
         (Options(page=16), {}, "--page-size 16: the kernels read pages of 64"),
         (Options(ranks=Ranks(tp=3), mtp=False), {}, "--tp 3: does not divide"),
-        (Options(), {"num_nextn_predict_layers": 0, "model_type": "llama"}, "."),
+        (Options(), {"model_type": "deepseek_v9"}, "model_type 'deepseek_v9' is not supported"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_one_line(
@@ -109,6 +109,12 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     folder = changed(tmp_path, **changes) if changes else SAMPLE
     with pytest.raises(DstoolsError, match=words):
         planned(options, folder)
+
+
+def test_a_model_of_another_family_is_refused(dense_source: Callable[..., Path]) -> None:
+    with pytest.raises(UnsupportedError, match="model_type 'llama' does not use MLA") as caught:
+        planned(Options(mtp=False), dense_source("tiny-llama"))
+    assert "onnxruntime-genai's builder" in caught.value.hint
 
 
 def test_a_model_without_an_mtp_layer_does_not_draft(checkpoint: Callable[..., Path]) -> None:

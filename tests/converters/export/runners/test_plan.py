@@ -17,7 +17,6 @@ from dstools_converters.export.deepseek import Options
 from dstools_converters.export.folder import CHUNK, EXPORT, require_export
 from dstools_converters.export.runners.plan import PlanSession
 from dstools_converters.export.runners.session import OnnxSession, require_runnable
-from dstools_converters.export.trt import rtx
 from dstools_converters.export.trt.plans import require_plans
 from dstools_converters.runtime.decode import Loop, Model, Request
 from dstools_converters.runtime.pages import Batch, Pool
@@ -163,12 +162,6 @@ def test_an_input_that_an_engine_lacks_is_not_bound(
     session = opened(built(exported(), tmp_path / "a", without=["attention_metadata"]), mtp=False)
     logits, _ = session.step(batch_of(5), torch.tensor([4]))
     assert logits.shape == (1, 320)
-
-
-def test_chunks_of_prompts_fit_the_profile_that_engines_are_built_with() -> None:
-    from dstools_converters.export.genai import CHUNK as of_genai
-
-    assert of_genai == rtx.CHUNK == CHUNK
 
 
 def test_the_stand_in_has_calls_that_tensorrt_has(tensorrt: Any) -> None:
