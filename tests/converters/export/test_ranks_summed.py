@@ -218,7 +218,8 @@ def placed(
 PLACEMENTS = {  # of each rank: experts in their order, and those that it answers for
     "as exported": [([0, 1, 2, 3], [0, 1, 2, 3]), ([4, 5, 6, 7], [4, 5, 6, 7])],
     "permuted": [([7, 2, 5, 0], [0, 2, 5, 7]), ([3, 1, 6, 4], [1, 3, 4, 6])],
-    "duplicated": [([7, 2, 5, 0, 3, 6], [0, 2, 5, 7]), ([3, 1, 6, 4, 7, 0], [1, 3, 4, 6])],
+    # the first holds expert 5 twice: the balancer of DeepSeek (EPLB) places copies so, too
+    "duplicated": [([7, 2, 5, 5, 0, 3, 6], [0, 2, 5, 7]), ([3, 1, 6, 4, 7, 0], [1, 3, 4, 6])],
     "uneven": [([6], [6]), ([0, 1, 2, 3, 4, 5, 7], [0, 1, 2, 3, 4, 5, 7])],
 }
 

@@ -1,5 +1,6 @@
 """Checkpoints that differ from V3's, through the command: exported right, or refused in a line."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,13 @@ def test_a_tied_head_is_the_embedding_and_there_once(source: Source) -> None:
     assert "lm_head.weight" not in names
     assert names.count("model.embed_tokens.weight") == 1
     require_right(folder, mtp=True)
+
+
+def test_a_head_that_is_neither_tied_nor_there_is_refused(source: Source) -> None:
+    folder = source("tiny", tie_word_embeddings=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    require_refused(run(folder, *SHORT), folder, "lm_head.weight")
 
 
 def test_codes_in_other_blocks_are_widened_and_that_is_said(source: Source) -> None:
