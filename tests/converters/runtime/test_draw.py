@@ -74,6 +74,13 @@ def test_of_equal_tokens_the_smallest_ids_come_first(
     assert drawn([1 / 8] * 8, top_p, uniform) == token
 
 
+@pytest.mark.parametrize("size", [50, 129_280])  # one thread, several
+def test_greedy_takes_the_smallest_id_of_equal_logits(size: int) -> None:
+    logits = torch.zeros(3, size)
+    logits[1, [size - 1, 40, 41]] = 2.0
+    assert pick(logits, Sampling(), []) == [0, 40, 0]
+
+
 def test_a_token_does_not_depend_on_the_rows_beside_it() -> None:
     """A flat row, whose nucleus is nearly the whole vocabulary, beside rows with many ties."""
     generator = torch.Generator().manual_seed(0)
