@@ -1,5 +1,6 @@
 """What `dstools export` does for TensorRT, before and after graph and weights are written."""
 
+import os
 import shlex
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dstools.options import gather, option
-from dstools_converters.errors import DstoolsError, install_hint
+from dstools_converters.errors import DstoolsError, install_hint, printable
 from dstools_converters.files import replace_file
 
 if TYPE_CHECKING:
@@ -78,22 +79,31 @@ def prepare(wants: Wants, job: "Job") -> bytes:
     return _compiled() if wants.needs_library else b""
 
 
-def finish(
-    wants: Wants, folder: Path, written: "Export", job: "Job", library: bytes, command: list[str]
-) -> "Export":
-    """Add plugins, checks and engines to a folder; return its export.json, which is written.
+def finish(wants: Wants, folder: Path, job: "Job", library: bytes, command: list[str]) -> "Export":
+    """Add plugins, checks and engines to a folder that is written; return its export.json.
 
     library: what `prepare` returned; command: of the whole export, to run on a machine that can
-    build engines. Raises ShortfallError where a check fails, and where this machine cannot build
-    an engine.
+    build engines. Raises DstoolsError where another run is at it, ShortfallError where a check
+    fails, and where this machine cannot build an engine.
     """
-    from dstools_converters.export.folder import EXPORT, PLUGINS, content_sha256
+    from dstools_converters.export.folder import require_export
+    from dstools_converters.export.unfinished import lock_folder
+
+    lock = lock_folder(folder)
+    try:
+        return _finish(wants, folder, require_export(folder), job, library, command)
+    finally:
+        os.close(lock)
+
+
+def _finish(
+    wants: Wants, folder: Path, written: "Export", job: "Job", library: bytes, command: list[str]
+) -> "Export":
+    """Do what `finish` does, under the lock of the folder."""
+    from dstools_converters.export.folder import PLUGINS
 
     if library:
-        replace_file(folder / PLUGINS, library)
-        files = {**written.files, PLUGINS: content_sha256(library)}
-        written = replace(written, files=dict(sorted(files.items())))
-        replace_file(folder / EXPORT, written.to_bytes())
+        written = _with_library(folder, written, library)
     if wants.check:
         from dstools_converters.export.trt.check import check
 
@@ -106,6 +116,24 @@ def finish(
 
         there = shlex.join(("dstools", *command))
         written = build_engines(folder, written, folder / PLUGINS, there)
+    return written
+
+
+def _with_library(folder: Path, written: "Export", library: bytes) -> "Export":
+    """Write the library of plugins; return the new export.json, which is written.
+
+    Verdicts and engines of another library count no more: engines have it inside.
+    """
+    from dstools_converters.export.folder import EXPORT, PLUGINS, content_sha256
+
+    digest = content_sha256(library)
+    if written.files.get(PLUGINS) != digest:
+        for name in written.engines:
+            (folder / name).unlink(missing_ok=True)
+        written = replace(written, checks={}, engines={})
+    replace_file(folder / PLUGINS, library)
+    written = replace(written, files=dict(sorted({**written.files, PLUGINS: digest}.items())))
+    replace_file(folder / EXPORT, written.to_bytes())
     return written
 
 
@@ -126,8 +154,10 @@ def _compiled() -> bytes:
         try:
             build(library)
         except (FileNotFoundError, RuntimeError, ValueError) as error:
+            lines = str(error).strip().split("\n")
+            reason = next((line for line in lines if "error:" in line), lines[0])
             raise DstoolsError(
-                f"the library of plugins: {error}",
-                "nothing is written yet; graph and weights need no plugins",
+                f"the library of plugins: {printable(reason)}",
+                "graph and weights need no plugins: they are exported without this option",
             ) from error
         return library.read_bytes()

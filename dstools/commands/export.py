@@ -229,7 +229,9 @@ def _export_graph(
             written = deepseek.run(
                 job, folder, deepseek.Beside(*parts), workers=workers, progress=progress
             )
-    return _report(finish(wants, folder, written, job, library, sys.argv[1:]), out)
+    if wants.needs_library:
+        written = finish(wants, folder, job, library, sys.argv[1:])
+    return _report(written, out)
 
 
 def _require_twin_space(folder: Path, job: "Job", *, is_written: bool) -> None:

@@ -219,7 +219,7 @@ def _look_at_deepseek(
     if engine == "genai":
         from dstools_converters.export.genai import require_genai
 
-        runs_in += f", onnxruntime-genai {require_genai().__version__}"
+        runs_in += f", onnxruntime-genai {require_genai('--engine genai').__version__}"
     return KnownExport(
         name,
         folder,

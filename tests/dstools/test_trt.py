@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -14,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from dstools import machine
 from dstools.cli import main
 from dstools_converters.errors import ShortfallError
-from dstools_converters.export.folder import PLUGINS, Export, require_export
+from dstools_converters.export.folder import EXPORT, PLUGINS, Export, require_export
 from dstools_converters.export.trt import check, engine
+from dstools_converters.export.unfinished import lock_folder
 from dstools_kernels import plugin
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
@@ -58,13 +60,13 @@ def test_a_library_that_does_not_compile_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(out: Path) -> None:
-        raise FileNotFoundError("g++ is not installed: install g++, or set CXX")
+        raise RuntimeError("it does not compile:\nIn file included\nmoe.h:3: error: no x\nmore")
 
     monkeypatch.setattr(plugin, "build", fail)
     result = run(tmp_path / "out", "--plugins")
     assert result.exit_code == 1
-    assert "g++ is not installed" in result.stderr
-    assert "nothing is written yet" in result.stderr
+    assert "error: the library of plugins: moe.h:3: error: no x\n" in result.stderr
+    assert "hint: graph and weights need no plugins" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -79,6 +81,35 @@ def test_plugins_are_added_to_a_finished_export_of_the_same_source_and_options(
     files = plain.files | {PLUGINS: sha256(b"library").hexdigest()}
     assert require_export(out) == replace(plain, files=dict(sorted(files.items())))
     assert (out / "model.data").stat().st_mtime_ns == weights.st_mtime_ns
+
+
+def test_another_library_takes_verdicts_and_engines_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert run(out, "--plugins").exit_code == 0
+    (out / "model.plan").write_bytes(b"engine")
+    checked = replace(
+        require_export(out), checks={"graph": "passed"}, engines={"model.plan": "0" * 64}
+    )
+    (out / EXPORT).write_bytes(checked.to_bytes())
+    assert run(out, "--plugins").exit_code == 0
+    assert require_export(out) == checked
+    monkeypatch.setattr(plugin, "build", lambda path: path.write_bytes(b"another"))
+    assert run(out, "--plugins").exit_code == 0
+    files = checked.files | {PLUGINS: sha256(b"another").hexdigest()}
+    assert require_export(out) == replace(checked, checks={}, engines={}, files=files)
+    assert not (out / "model.plan").exists()
+
+
+def test_two_runs_do_not_add_to_a_folder_at_once(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(out).exit_code == 0
+    lock = lock_folder(out)
+    result = run(out, "--plugins")
+    os.close(lock)
+    assert (result.exit_code, f"{out}: another run is writing it" in result.stderr) == (1, True)
+    assert run(out, "--plugins").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,7 @@ def _build(source: Path, out: Path, lock: int) -> None:
     """Let the builder write its files into the new folder `out`, and hold the lock meanwhile."""
     environment = {key: value for key, value in os.environ.items() if key not in TOKENS}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    environment["ORT_DISABLE_TELEMETRY"] = "1"
     command = [sys.executable, "-m", BUILDER, "-i", str(source.resolve()), "-o", str(out.resolve())]
     command += ["-p", "fp32", "-e", "cpu", "-c", str(out.resolve().with_name("cache"))]
     command += ["--extra_options", "hf_token=false"]

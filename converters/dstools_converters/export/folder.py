@@ -143,9 +143,14 @@ def require_export(folder: Path) -> Export:
 
 
 def native_code(export: Export) -> dict[str, str]:
-    """Return the sha256 of each file that is code of a machine: engines, the library of plugins."""
-    plugins = {name: digest for name, digest in export.files.items() if name == PLUGINS}
-    return plugins | export.engines
+    """Return the sha256 of each file that is code of a machine: engines and libraries."""
+    libraries = {name: digest for name, digest in export.files.items() if is_library(name)}
+    return libraries | export.engines
+
+
+def is_library(name: str) -> bool:
+    """Return whether a file is, by its name, code that a program loads."""
+    return name.lower().endswith((".so", ".dll", ".dylib")) or ".so." in name.lower()
 
 
 def content_sha256(content: bytes | memoryview | Path) -> str:

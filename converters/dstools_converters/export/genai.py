@@ -19,11 +19,13 @@ What their names do not say:
 """
 
 import os
+from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from dstools_converters.errors import DstoolsError, install_hint
+from dstools_converters.errors import DstoolsError, install_hint, printable
 from dstools_converters.export.folder import CHUNK, DRAFT_GRAPH, GRAPH, ROWS, Pool, pairs_of
 from dstools_converters.families.shapes import MLA, Model
 from dstools_converters.runtime.sampling import Sampling
@@ -38,6 +40,7 @@ PACKED = (
 PAST = {f"past_{part}_names": f"past_key_values.%d.{part}" for part in ("key", "value")}
 PRESENT = {f"present_{part}_names": f"present.%d.{part}" for part in ("key", "value")}
 DRAFTS = 1  # an MTP layer trained for one
+SESSION_TABLES = {"session_options", "run_options", "provider_options"}
 # What pybind11 makes of the exceptions of onnxruntime-genai
 ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)
 
@@ -56,12 +59,37 @@ def find_genai() -> ModuleType | None:
     return genai
 
 
-def require_genai() -> ModuleType:
-    """Return the package onnxruntime_genai; raises DstoolsError where it is not installed."""
+def require_genai(what: str) -> ModuleType:
+    """Return the package onnxruntime_genai; raises DstoolsError that `what` needs it."""
     genai = find_genai()
     if genai is None:
-        raise DstoolsError("--engine genai needs onnxruntime-genai", install_hint("export"))
+        raise DstoolsError(f"{what} needs onnxruntime-genai", install_hint("export"))
     return genai
+
+
+def settings_of_sessions(config: object, place: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the keys, dotted, by which a genai_config.json sets up ONNX Runtime.
+
+    Some make genai load a library, which is code of whoever wrote the file. dstools and genai's
+    builder write none but the name of a log, which is left out here.
+    """
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from settings_of_sessions(value, (*place, key))
+    elif isinstance(config, list):
+        for value in config:
+            yield from settings_of_sessions(value, place)
+    elif SESSION_TABLES.intersection(place) and place[-1] != "log_id":
+        yield ".".join(place)
+
+
+def require_no_code(path: Path, config: dict[str, Any]) -> None:
+    """Raise DstoolsError where a genai_config.json sets up ONNX Runtime, and so may load code."""
+    for key in settings_of_sessions(config):
+        raise DstoolsError(
+            f"{path}: {printable(key)} is not of dstools, and may load code of another",
+            "export the model again",
+        )
 
 
 def is_drawn(sampling: Sampling) -> bool:

@@ -48,7 +48,7 @@ class Unfinished:
         if os.path.lexists(self.out) and not self.work.is_dir():
             raise self._exists()
         self.work.mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY)
+        self.lock = lock_folder(self.work)
         try:
             self._take_over()
         except BaseException:
@@ -61,12 +61,6 @@ class Unfinished:
         os.close(self.lock)
 
     def _take_over(self) -> None:
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DstoolsError(
-                f"{self.work}: another run is writing it", "wait for it, or stop it"
-            ) from error
         for path in self.work.iterdir():
             if path.name not in (JOURNAL, MODEL, SCRATCH):
                 raise DstoolsError(
@@ -190,6 +184,22 @@ class Unfinished:
 
     def _exists(self) -> DstoolsError:
         return DstoolsError(f"{self.out}: exists", "name a new folder, or delete this one")
+
+
+def lock_folder(folder: Path) -> int:
+    """Return a descriptor of a folder that holds its lock until it is closed.
+
+    Raises DstoolsError where another run holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise DstoolsError(
+            f"{folder}: another run is writing it", "wait for it, or stop it"
+        ) from error
+    return descriptor
 
 
 def difference(begun: object, wanted: Settings) -> str:

@@ -12,6 +12,7 @@ from dstools_converters.export.folder import (
     Pool,
     Port,
     Weight,
+    native_code,
     pairs_of,
     read_export,
     require_export,
@@ -71,3 +72,9 @@ def test_equal_exports_have_equal_bytes() -> None:
 
 def test_an_odd_number_of_layers_has_a_pair_more() -> None:
     assert [pairs_of(layers) for layers in (1, 2, 3, 61)] == [1, 1, 2, 31]
+
+
+def test_engines_and_whatever_is_named_like_a_library_are_native_code() -> None:
+    files = dict.fromkeys(("libdstools_trt.so", "a.so.1", "b.DLL", "model.onnx", "so.json"), "0")
+    export = replace(WRITTEN, files=files, engines={"model.plan": "1"})
+    assert sorted(native_code(export)) == ["a.so.1", "b.DLL", "libdstools_trt.so", "model.plan"]

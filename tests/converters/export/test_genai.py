@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 
+from dstools_converters.errors import DstoolsError
 from dstools_converters.export import genai
-from dstools_converters.export.genai import Tokens, find_genai, genai_config, pool_of
+from dstools_converters.export.genai import (
+    Tokens,
+    find_genai,
+    genai_config,
+    pool_of,
+    require_no_code,
+    settings_of_sessions,
+)
 from dstools_converters.families.shapes import Model, read_model
 from dstools_converters.runtime.sampling import Sampling
 
@@ -117,3 +125,26 @@ def test_a_package_that_is_not_installed_is_not_found(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(genai, "import_module", load)
     assert find_genai() is None
+
+
+def test_what_is_written_sets_up_nothing_of_sessions() -> None:
+    assert list(settings_of_sessions(configured(Tokens(0, [1], None)))) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"session_options": {"custom_ops_library": "evil.so"}}, "session_options"),
+        ({"session_options": {"provider_options": [{"evil": {}}, {"cuda": {"a": 1}}]}}, "a"),
+        ({"pipeline": [{"one": {"session_options": {"log_id": "x", "b": {"c": 0}}}}]}, "b.c"),
+        ({"run_options": {"entry": "1"}}, "run_options.entry"),
+    ],
+)
+def test_a_config_by_which_genai_may_load_code_is_refused_wherever_it_says_so(
+    options: dict[str, Any], key: str
+) -> None:
+    config = configured(Tokens(0, [1], None), mtp=True)
+    config["model"]["mtp"] |= options
+    with pytest.raises(DstoolsError, match=r"genai_config.json: model\.mtp\..* may load code") as e:
+        require_no_code(Path("genai_config.json"), config)
+    assert key in str(e.value)

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dstools_converters.errors import DstoolsError, install_hint, printable
+from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.export.folder import DENSE_DATA, GENAI_CONFIG, GRAPH, Export
+from dstools_converters.export.genai import require_genai, require_no_code
 from dstools_converters.export.runners.files import require_beside, require_same, require_size
 from dstools_converters.runtime.decode import Counts, Piece, Reason, Request, length_limit
 from dstools_converters.runtime.draw import NOT_FINITE, Noise, pick
@@ -41,11 +42,15 @@ class Sizes(NamedTuple):
 
 
 def read_sizes(folder: Path) -> Sizes:
-    """Return the sizes of a dense model; raises DstoolsError where genai_config.json lacks one."""
+    """Return the sizes of a dense model.
+
+    Raises DstoolsError where genai_config.json lacks one, or may load code.
+    """
     path = folder / GENAI_CONFIG
     config = json_table(path, AGAIN)
     if config is None:
         raise DstoolsError(f"{path}: is missing", AGAIN)
+    require_no_code(path, config)
     try:
         model = config["model"]
         decoder = model["decoder"]
@@ -86,16 +91,11 @@ def open_model(folder: Path) -> Any:
 
     Raises DstoolsError where onnxruntime-genai is missing or cannot open it.
     """
+    genai = require_genai("an exported dense model")
     try:
-        import onnxruntime_genai
-    except ImportError as error:
-        raise DstoolsError(
-            f"an exported dense model needs onnxruntime-genai: {error}", install_hint("export")
-        ) from error
-    try:
-        config = onnxruntime_genai.Config(str(folder))
+        config = genai.Config(str(folder))
         config.overlay(json.dumps(SETTINGS))
-        return onnxruntime_genai.Model(config)
+        return genai.Model(config)
     except RuntimeError as error:  # what its C++ throws
         raise DstoolsError(
             f"{folder}: onnxruntime-genai cannot open it: {_first_line(error)}", AGAIN

@@ -28,7 +28,8 @@ import numpy as np
 
 from dstools_converters.errors import DstoolsError, counted, printable
 from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GENAI_CONFIG, GRAPH, require_export
-from dstools_converters.export.genai import ERRORS, is_drawn, require_genai
+from dstools_converters.export.genai import ERRORS, is_drawn, require_genai, require_no_code
+from dstools_converters.export.runners.files import require_same
 from dstools_converters.export.runners.session import require_runnable
 from dstools_converters.files import real
 from dstools_converters.runtime.decode import Counts, Piece, Reason, Request, length_limit
@@ -60,7 +61,9 @@ class GenaiEngine:
         drafts: int = 0,
     ) -> None:
         self.folder, self.sampling, self.rows, self.drafts = folder, sampling, rows, drafts
-        require_runnable(folder, require_export(folder), mtp=drafts > 0)
+        export = require_export(folder)
+        require_runnable(folder, export, mtp=drafts > 0)
+        require_same(folder, export, GENAI_CONFIG)
         config = _read_config(folder)
         self.vocab_size: int = config["model"]["vocab_size"]
         self._ends = sorted(end for end in ends if end < self.vocab_size)  # it refuses others
@@ -70,7 +73,7 @@ class GenaiEngine:
         config["engine"]["dynamic_batching"] |= {"num_blocks": blocks, "max_batch_size": rows}
         if not drafts:
             config["model"].pop("mtp", None)
-        self._genai = require_genai()
+        self._genai = require_genai("--engine genai")
         self._engine = self._open(config)
         self.positions: int = self._engine.get_capabilities().max_request_length
         most = self._engine.max_draft_tokens_per_proposal()
@@ -227,10 +230,14 @@ class GenaiEngine:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Return genai_config.json. Raises DstoolsError where it is missing or damaged."""
+    """Return genai_config.json.
+
+    Raises DstoolsError where it is missing or damaged, or may load code.
+    """
     path = folder / GENAI_CONFIG
     config = json_table(path) or {}
     model = config.get("model")
     if not isinstance(model, dict) or type(model.get("vocab_size")) is not int:
         raise DstoolsError(f"{path}: is missing or damaged", "export the model again")
+    require_no_code(path, config)
     return config

@@ -10,7 +10,14 @@ from pathlib import Path, PurePosixPath
 from dstools_converters.checkpoint.folder import Checkpoint, scan
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, Finding, install_hint, merged, printable
-from dstools_converters.export.folder import EXPORT, PLUGINS, Export, Kind, require_export
+from dstools_converters.export.folder import (
+    EXPORT,
+    PLUGINS,
+    Export,
+    Kind,
+    is_library,
+    require_export,
+)
 from dstools_converters.sidefiles.carried import LATER, README, require_inside
 from dstools_converters.sidefiles.signature import Verifier
 from dstools_converters.sidefiles.sums import MAKE, SIGNATURE, SUMS, sha256_of
@@ -84,6 +91,9 @@ def _check_files(folder: Path, export: Export, progress: Progress) -> Iterator[F
     for name, digest in export.files.items():
         if name == README:
             continue  # people edit a card, and `push` writes it anew
+        if is_library(name) and name != PLUGINS:
+            message = "is listed as a part of the folder, and dstools export writes no such library"
+            yield Finding.error("native-code", printable(name), message, KNOWN)
         yield from _check_file(folder, name, digest, progress, is_needed=name != PLUGINS)
     for name, digest in export.engines.items():
         yield from _check_file(folder, name, digest, progress, is_needed=False)

@@ -23,6 +23,7 @@ from dstools_converters.export.folder import (
     pairs_of,
     rank_folders,
 )
+from dstools_converters.export.genai import settings_of_sessions
 from dstools_converters.export.ranks import Ranks
 from dstools_converters.families.names import Role
 from dstools_converters.families.shapes import MLA, Model, read_model
@@ -239,6 +240,9 @@ def _check_genai(export: Export, model: Model, genai: dict[str, Any]) -> Iterato
         if found != value or type(found) is not type(value):
             message = f"{key} is {_shown(found)}; {EXPORT} and {CONFIG} make it {_shown(value)}"
             yield Finding.error("genai-config", GENAI_CONFIG, message, MADE_AGAIN)
+    for key in settings_of_sessions(genai):
+        message = f"{printable(key)} is not of dstools, and may load code of another"
+        yield Finding.error("genai-code", GENAI_CONFIG, message, MADE_AGAIN)
     ends = _at(genai, "model.eos_token_id")
     for end in ends if isinstance(ends, list) else [ends]:
         if type(end) is not int or not 0 <= end < model.vocab_size:

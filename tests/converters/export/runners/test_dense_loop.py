@@ -194,6 +194,10 @@ def test_a_folder_that_does_not_open_is_one_line(llama: Path, tmp_path: Path) ->
     with pytest.raises(DstoolsError, match="onnxruntime-genai cannot open it") as caught:
         run(folder, Request(0, PROMPT, 4))
     assert "\n" not in str(caught.value)
+    code = {"session_options": {"custom_ops_library": "evil.so"}}
+    (folder / "genai_config.json").write_text(json.dumps({"model": {"decoder": code}}))
+    with pytest.raises(DstoolsError, match="custom_ops_library is not of dstools, and may load"):
+        run(folder, Request(0, PROMPT, 4))
     (folder / "genai_config.json").write_text('{"model": {}}')
     with pytest.raises(DstoolsError, match=r"genai_config\.json: lacks a size"):
         read_sizes(folder)

@@ -22,7 +22,14 @@ from transformers import AutoTokenizer
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export import genai
 from dstools_converters.export.deepseek import Options
-from dstools_converters.export.folder import EXPORT, GENAI_CONFIG, ROWS, Export, require_export
+from dstools_converters.export.folder import (
+    EXPORT,
+    GENAI_CONFIG,
+    ROWS,
+    Export,
+    content_sha256,
+    require_export,
+)
 from dstools_converters.export.runners.genai_engine import GenaiEngine
 from dstools_converters.runtime.decode import Piece, Request
 from dstools_converters.runtime.pages import Pool
@@ -73,7 +80,7 @@ def codes(
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[[Path, Change], Path]:
-    """changed(folder, change): a copy whose genai_config.json was changed"""
+    """changed(folder, change): a copy that lists a genai_config.json with a change"""
 
     def make(folder: Path, change: Change) -> Path:
         copy = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
@@ -83,7 +90,12 @@ def changed(tmp_path: Path) -> Callable[[Path, Change], Path]:
                 os.link(file, copy / file.name)
         config = json.loads((folder / GENAI_CONFIG).read_text())
         change(config)
-        (copy / GENAI_CONFIG).write_text(json.dumps(config))
+        content = json.dumps(config).encode()
+        (copy / GENAI_CONFIG).write_bytes(content)
+        export = require_export(folder)
+        files = export.files | {GENAI_CONFIG: content_sha256(content)}
+        (copy / EXPORT).unlink()
+        (copy / EXPORT).write_bytes(replace(export, files=files).to_bytes())
         return copy
 
     return make
@@ -381,6 +393,20 @@ def test_a_damaged_config_is_named(
 
     with pytest.raises(DstoolsError, match=r"genai_config\.json: is missing or damaged"):
         engine_of(changed(sample, change))
+
+
+def test_a_config_is_the_one_that_was_exported_and_loads_no_code(
+    sample: Path, changed: Callable[[Path, Change], Path]
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["model"]["decoder"]["session_options"]["custom_ops_library"] = "evil.so"
+
+    folder = changed(sample, change)
+    with pytest.raises(DstoolsError, match="custom_ops_library is not of dstools, and may load"):
+        engine_of(folder)
+    (folder / GENAI_CONFIG).write_bytes((sample / GENAI_CONFIG).read_bytes())
+    with pytest.raises(DstoolsError, match="is not the file that was exported"):
+        engine_of(folder)
 
 
 def test_what_genai_refuses_is_one_line(

@@ -121,6 +121,25 @@ def test_the_verdict_of_a_check_that_fails_is_kept(
     }
 
 
+@pytest.mark.parametrize("error", [DstoolsError("RTX was killed"), KeyboardInterrupt()])
+def test_a_check_that_could_not_be_made_has_not_failed(
+    folder: Path,
+    job: Callable[..., Job],
+    tiny_fp8: Path,
+    library_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    def dies(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(check_module, "build", dies)
+    with pytest.raises(type(error)):
+        check(folder, require_export(folder), job(tiny_fp8), library_file)
+    verdicts = require_export(folder).checks
+    assert (verdicts["graph"], verdicts["tensorrt-rtx"]) == ("passed", "not run")
+
+
 def test_a_network_of_the_nodes_as_they_are_passes(folder: Path) -> None:
     for number, note in enumerate(require_export(folder).graphs):
         file = folder / note.file

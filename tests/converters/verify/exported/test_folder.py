@@ -113,6 +113,14 @@ def test_a_file_that_somebody_may_load_and_nothing_lists_is_an_error(copy: Any, 
     ]
 
 
+@pytest.mark.parametrize("name", ["evil.so", "libevil.so.1", "evil.DLL"])
+def test_a_library_that_export_does_not_write_is_an_error_though_it_is_listed(
+    copy: Any, name: str
+) -> None:
+    copy.put(name, b"code")
+    assert copy.faults() == [("native-code", name)]
+
+
 def test_notes_of_people_are_a_warning_and_cards_are_nothing(copy: Any) -> None:
     for name in ("README.md", "LICENSE.txt", "report.html", "SHA256SUMS", ".gitattributes"):
         (copy.path / name).write_text("x\n")

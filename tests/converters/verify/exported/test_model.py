@@ -52,6 +52,16 @@ def test_a_key_of_genai_config_that_contradicts_the_folder_is_named(
     assert finding.message.startswith(f"{key} is {said}; ")
 
 
+def test_a_genai_config_that_may_load_code_is_an_error(copy: Any) -> None:
+    copy.edit("genai_config.json", "model.decoder.session_options.custom_ops_library", "/evil.so")
+    (finding,) = copy.findings()
+    assert (finding.code, finding.where, finding.level) == (
+        "genai-code",
+        "genai_config.json",
+        "error",
+    )
+
+
 @pytest.mark.parametrize("ends", [[1, 320], -1, [True], "1"])
 def test_an_end_that_is_no_token_is_named(copy: Any, ends: object) -> None:
     copy.edit("genai_config.json", "model.eos_token_id", ends)
