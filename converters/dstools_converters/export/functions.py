@@ -97,14 +97,14 @@ def DsMlaAttention(
         own = op.Slice(op.Squeeze(op.Slice(pages, here, after, zero), zero), zero, needed)
         rows = op.Reshape(op.Gather(written, own), op.Concat(last, width, axis=0))
         keys = op.CastLike(op.Slice(rows, zero, length), q)
-        asked = op.Slice(q, begin, end)
+        # scaled first: q k' without the scale may be more than float16 holds
+        asked = op.Mul(op.Slice(q, begin, end), op.CastLike(op.Constant(value_float=scale), q))
         scores = op.MatMul(asked, op.Transpose(keys, perm=[1, 0]))
-        scaled = op.Mul(scores, op.CastLike(op.Constant(value_float=scale), q))
         at = op.Add(op.Range(first, op.Squeeze(op.Sub(end, begin)), step), before)
         key = op.Range(first, op.Squeeze(length), step)
         sees = op.Unsqueeze(op.LessOrEqual(op.Unsqueeze(key, zero), op.Unsqueeze(at, last)), one)
         hidden = op.CastLike(op.Constant(value_float=-30000.0), q)  # within FP16
-        shares = op.Softmax(op.Where(sees, scaled, hidden), axis=-1)
+        shares = op.Softmax(op.Where(sees, scores, hidden), axis=-1)
         latents = op.Slice(keys, zero, op.Unsqueeze(op.Constant(value_int=rank), zero), one)
         mixed = op.SequenceInsert(mixed, op.MatMul(shares, latents))
     return op.ConcatFromSequence(mixed, axis=0), written

@@ -55,14 +55,14 @@ def DsMlaAttention(
     is_written = op.Less(key_position, op.Gather(lengths, key_row))
     nothing = op.CastLike(op.Constant(value_float=0.0), q)
     keys = op.Where(op.Unsqueeze(is_written, last), op.CastLike(own, q), nothing)
-    scores = op.MatMul(q, op.Transpose(keys, perm=[1, 0]))
-    scaled = op.Mul(scores, op.CastLike(op.Constant(value_float=scale), q))
+    asked = op.Mul(q, op.CastLike(op.Constant(value_float=scale), q))
+    scores = op.MatMul(asked, op.Transpose(keys, perm=[1, 0]))
     sees = op.And(
         op.Equal(op.Unsqueeze(key_row, zero), op.Unsqueeze(row, last)),
         op.LessOrEqual(op.Unsqueeze(key_position, zero), op.Unsqueeze(position, last)),
     )
     hidden = op.CastLike(op.Constant(value_float=-30000.0), q)  # within FP16
-    shares = op.Softmax(op.Where(op.Unsqueeze(sees, one), scaled, hidden), axis=-1)
+    shares = op.Softmax(op.Where(op.Unsqueeze(sees, one), scores, hidden), axis=-1)
     latents = op.Slice(keys, zero, op.Unsqueeze(op.Constant(value_int=rank), zero), one)
     return op.MatMul(shares, latents), written
 
