@@ -161,11 +161,10 @@ def export(
     """Export a checkpoint as an ONNX graph, DeepSeek's with latent caches in pages.
 
     ONNX Runtime runs the folder on a CPU, onnxruntime-genai's Engine serves it, and TensorRT builds
-    it with the plugins of dstools. FP8 weights keep their codes and scales. A DeepSeek model of any
-    size takes less than 1 GB of memory: its weights are streamed. Interrupted, the same command
-    resumes; with --plugins, --check or --trt it adds these to a folder that is complete without.
-    Llama and Qwen are left to onnxruntime-genai's builder, which loads the whole model in float32,
-    and its work is checked; interrupted, it begins anew.
+    it with the plugins of dstools. FP8 weights keep codes and scales. A DeepSeek model of any size
+    takes about 1 GB of memory, nearly all of it libraries. Interrupted, the same command resumes;
+    with --plugins, --check or --trt it adds these to a complete folder. Llama and Qwen are left to
+    genai's builder, which loads all in float32, and checked; interrupted, it begins anew.
     """
     if onnx and format_ is not None:
         raise click.UsageError("--onnx and --format are two exports; give one of them")
@@ -258,11 +257,12 @@ def _export_dense(checkpoint: "Checkpoint", out: str) -> Report:
 
 def _export_shards(checkpoint: "Checkpoint", out: str, ranks: int, mtp: bool) -> Report:
     """Write the layout of DeepSeek's inference code."""
-    from dstools_converters.checkpoint.inventory import require_sound
+    from dstools_converters.checkpoint.inventory import require_sound, without_mtp
     from dstools_converters.export.deepseek_inference import plan_shards, write_shards
     from dstools_converters.export.folder import require_export
 
-    plan = plan_shards(require_sound(checkpoint), ranks, mtp=mtp)
+    sound = require_sound(checkpoint if mtp else without_mtp(checkpoint))
+    plan = plan_shards(sound, ranks, mtp=mtp)
     files = {name: content for name, content in _files(checkpoint).items() if name != "config.json"}
     with progress_bar(plan.nbytes, "export") as progress:
         write_shards(plan, Path(out), files, tool=TOOL, progress=progress)

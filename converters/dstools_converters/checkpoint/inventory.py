@@ -11,6 +11,7 @@ from dstools_converters.checkpoint.diagnosis import MISNAMED, explain
 from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.foreign import quantization_name, refuse_quantization_file
 from dstools_converters.checkpoint.header import TensorInfo
+from dstools_converters.checkpoint.implied import Evidence
 from dstools_converters.checkpoint.scheme import QuantScheme, read_scheme
 from dstools_converters.checkpoint.storage import (
     CODE_DTYPES,
@@ -34,7 +35,7 @@ class Inventory:
     checkpoint: Checkpoint
     model: Model
     scheme: QuantScheme | None  # None: not quantized
-    names: dict[str, TensorName | None]  # None: a name that the family lacks
+    names: dict[str, TensorName | None]  # None: a name that the family lacks, or no elements
     storage: dict[str, Storage]  # of every tensor that is not the scale of another, in order
 
     @property
@@ -70,7 +71,8 @@ def take_inventory(checkpoint: Checkpoint) -> Inventory:
     """Return the inventory of a checkpoint.
 
     Raises DstoolsError for a model or a quantization that is not read. A `quantization_config`
-    without any quantized tensor is not read: `check` reports it.
+    without any quantized tensor is not read: `check` reports it. A weight without elements has no
+    role: transformers saves such shared experts where n_shared_experts is 0.
     """
     model = read_model(checkpoint.config)
     codes = {info.dtype for info in checkpoint.tensors.values()}.difference(NEVER_CODES)
@@ -79,6 +81,9 @@ def take_inventory(checkpoint: Checkpoint) -> Inventory:
         refuse_quantization_file(checkpoint.folder)
     parse, layers = model.spelling.parse, model.num_hidden_layers
     names = {name: parse(name, layers) for name in checkpoint.tensors}
+    for name, parsed in names.items():
+        if parsed is not None and parsed.part == "weight" and not checkpoint.tensors[name].numel:
+            names[name] = None
     storage = read_storage(checkpoint.tensors, scheme)
     return Inventory(checkpoint, model, scheme, names, storage)
 
@@ -90,6 +95,26 @@ def require_sound(checkpoint: Checkpoint) -> Inventory:
         if finding.level == "error":
             raise finding.raised()
     return inventory
+
+
+def without_mtp(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint without its MTP layers, and with a config that has none.
+
+    They are those after the hidden ones with a norm or projection that only MTP has. Any other
+    layer there contradicts the config, and stays.
+    """
+    model = read_model(checkpoint.config)
+    names = {n: model.spelling.parse(n, model.num_hidden_layers) for n in checkpoint.tensors}
+    layers = Evidence(checkpoint.tensors, names).mtp
+    dropped = {n for n, name in names.items() if name and name.is_mtp and name.layer in layers}
+    return Checkpoint(
+        checkpoint.folder,
+        checkpoint.config | {"num_nextn_predict_layers": 0},
+        {name: info for name, info in checkpoint.tensors.items() if name not in dropped},
+        checkpoint.shards,
+        checkpoint.index_metadata,
+        checkpoint.warnings,
+    )
 
 
 def check(inventory: Inventory) -> list[Finding]:

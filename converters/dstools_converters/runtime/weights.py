@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
-from dstools_converters.checkpoint.implied import Evidence
-from dstools_converters.checkpoint.inventory import Inventory, require_sound
+from dstools_converters.checkpoint.inventory import Inventory, require_sound, without_mtp
 from dstools_converters.checkpoint.scheme import BLOCK_SIZE, QUANTIZED_ROLES
 from dstools_converters.checkpoint.tensors import restored, stored
 from dstools_converters.checkpoint.tied import require_tied
@@ -98,29 +97,9 @@ def sound_inventory(checkpoint: Checkpoint, mtp: bool) -> Inventory:
     there: transformers saves folders that lack them. Raises DstoolsError at the first
     inconsistency, and where a tied model has another head, of which two tensors are read.
     """
-    inventory = require_sound(checkpoint if mtp else _without_mtp(checkpoint))
+    inventory = require_sound(checkpoint if mtp else without_mtp(checkpoint))
     require_tied(inventory)
     return inventory
-
-
-def _without_mtp(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint without its MTP layers, and with a config that has none.
-
-    They are those after the hidden ones with a norm or projection that only MTP has. Any other
-    layer there contradicts the config, and stays.
-    """
-    model = read_model(checkpoint.config)
-    names = {n: model.spelling.parse(n, model.num_hidden_layers) for n in checkpoint.tensors}
-    layers = Evidence(checkpoint.tensors, names).mtp
-    dropped = {n for n, name in names.items() if name and name.is_mtp and name.layer in layers}
-    return Checkpoint(
-        checkpoint.folder,
-        checkpoint.config | {"num_nextn_predict_layers": 0},
-        {name: info for name, info in checkpoint.tensors.items() if name not in dropped},
-        checkpoint.shards,
-        checkpoint.index_metadata,
-        checkpoint.warnings,
-    )
 
 
 def holds_mtp(checkpoint: Checkpoint) -> bool:

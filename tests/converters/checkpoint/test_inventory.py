@@ -332,6 +332,27 @@ def test_an_unknown_tensor_is_a_note_and_is_listed(
     assert [info.name for info in inventory.unknown] == ["vision\x1b.weight", "hc_attn_scale"]
 
 
+def test_tensors_without_elements_carry_nothing(
+    tiny: Path, headers: Headers, sparse: Sparse
+) -> None:
+    """transformers saves shared experts of no rows where n_shared_experts is 0."""
+    config, shards = headers(tiny)
+    config["n_shared_experts"] = 0
+    names = []
+    for tensors in shards.values():
+        for name, (dtype, shape) in tensors.items():
+            if ".shared_experts." in name:
+                names.append(name)
+                rows, columns = shape
+                empty = [rows, 0] if "down_proj" in name else [0, columns]
+                tensors[name] = (dtype, empty)
+    inventory = require_sound(open_checkpoint(sparse(config, shards)))
+    assert {info.name for info in inventory.unknown} == set(names) != set()
+    config["n_shared_experts"] = 1
+    with pytest.raises(DstoolsError, match=r"shared_experts\.\w+\.weight: is \["):
+        require_sound(open_checkpoint(sparse(config, shards)))
+
+
 def test_a_tied_head_may_be_stored_again(
     checkpoint: Checkpoint, headers: Headers, sparse: Sparse
 ) -> None:

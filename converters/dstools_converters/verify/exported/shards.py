@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.header import read_header
-from dstools_converters.checkpoint.inventory import require_sound
+from dstools_converters.checkpoint.inventory import require_sound, without_mtp
 from dstools_converters.checkpoint.rows import width
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.export.deepseek_config import CONFIG_NAME
@@ -29,7 +29,8 @@ def compare(
 
     Raises DstoolsError for a checkpoint of which no such shards are made.
     """
-    plan = plan_shards(require_sound(checkpoint), export.tp, mtp=export.has_mtp)
+    inventory = require_sound(checkpoint if export.has_mtp else without_mtp(checkpoint))
+    plan = plan_shards(inventory, export.tp, mtp=export.has_mtp)
     if (folder / CONFIG_NAME).read_bytes() != plan.config:
         message = "is not the one of this checkpoint"
         results.findings.append(Finding.error("source-other", CONFIG_NAME, message, HINT))

@@ -1,5 +1,6 @@
 """Shards for DeepSeek's inference code against their checkpoint, byte by byte."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,6 +56,20 @@ def test_intact_shards_equal_their_checkpoint(shards: Shards, options: tuple[str
 
 def test_intact_shards_of_codes_equal_their_checkpoint(shards: Shards, sample_fp8: Path) -> None:
     assert verify(shards(sample_fp8), source=sample_fp8).findings == []
+
+
+def test_mtp_layers_that_the_config_promises_may_be_missing(shards: Shards, tmp_path: Path) -> None:
+    """transformers' config of DeepSeek-V3 has one, and the folders it saves hold none."""
+    source = tmp_path / "model"
+    shutil.copytree(SAMPLE, source)
+    tensors = load_file(source / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers.4." not in name}
+    save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
+    assert len(kept) < len(tensors)
+    written = shards(source, "--tp", "2")
+    assert verify(written, source=source).findings == []
+    for name in ("model0-mp2.safetensors", "model1-mp2.safetensors"):
+        assert (written / name).read_bytes() == (shards(SAMPLE, "--tp", "2") / name).read_bytes()
 
 
 @pytest.mark.parametrize(
