@@ -7,10 +7,11 @@
 Prints JSON; exits with 3 and names the figure where one is above its bar (BARS below). All that is
 compared runs in turn in one run of this script.
 
-"export", by size: whole processes. "cp" copies the folder that was written. "fixed" imports what an
-export imports, loads the tokenizer and traces the same graphs, and writes nothing. `times_cp` is
-the export without the fixed share, over cp, of the fastest runs; `times_cp_cpu` the same of CPU
-seconds, which other work on the machine moves less; `times_cp_with_fixed` is all of the export.
+"export", by size: whole processes. "cp" copies the folder that was written and syncs each file, as
+an export does. "fixed" imports what an export imports, loads the tokenizer, traces the same graphs
+and writes nothing. `times_cp` is the export without the fixed share, over cp, of the fastest runs;
+`times_cp_cpu` the same of CPU seconds, which other work on the machine moves less;
+`times_cp_with_fixed` is all of the export.
 
 "steps", by model: CPU milliseconds, best of --steps, one thread, in the session that `dstools
 generate` runs: one token after 20 with caches of 64 and of 8192 pages, by graph; 16 and 64 rows of
@@ -69,7 +70,7 @@ def measure_export(source: Path, out: Path, runs: int) -> dict[str, Any]:
     commands = {
         "fixed": part("fixed", source),
         "export": export_command(source, out),
-        "cp": ["cp", "-r", str(out), str(copy)],
+        "cp": ["sh", "-c", f"cp -r '{out}' '{copy}' && sync '{copy}'/* '{copy}'"],
     }
     figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
     for _ in range(runs):

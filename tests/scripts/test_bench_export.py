@@ -71,7 +71,8 @@ def test_a_folder_is_compared_with_a_copy_of_it_and_with_its_fixed_share(
     (source / "a").write_bytes(b"12345678")
 
     def run(command: list[str]) -> tuple[float, float, float]:
-        kind = next(word for word in ("fixed", "export", "cp") if word in command)
+        kind = next((word for word in ("fixed", "export") if word in command), "cp")
+        assert kind != "cp" or f"cp -r '{out}' " in command[-1]
         ran.append(kind)
         if kind == "export":
             out.mkdir()
