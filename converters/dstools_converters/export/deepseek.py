@@ -138,17 +138,17 @@ def plan(inventory: Inventory, options: Options, tool: str) -> Job:
         raise DstoolsError(
             f"--context {context}: the model{what} {positions} positions", f"--context {positions}"
         )
-    require_divisible(model, options.ranks)
+    codes = coded_names(inventory)
+    require_divisible(model, options.ranks, codes)
     form = Form(
         getattr(torch, options.dtype),
         context,
         options.page,
-        coded_names(inventory),
+        codes,
         options.ranks,
         options.expert_inputs,
         options.picks_rows,
     )
-    sources(inventory, form, 0)  # refuses what cannot be sliced
     return Job(inventory, architecture, options, form, tool)
 
 

@@ -37,6 +37,7 @@ from dstools_converters.export.deepseek_config import (
 )
 from dstools_converters.export.folder import EXPORT, Export, Precision, content_sha256
 from dstools_converters.export.ranges import Piece, copy_piece, write_at
+from dstools_converters.export.ranks import dividing
 from dstools_converters.export.unfinished import Settings, Unfinished
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.families.shapes import MLA
@@ -169,6 +170,15 @@ def _is_known(parsed: TensorName | None) -> bool:
 
 def _require_divisible(inventory: Inventory, ranks: int) -> None:
     """Raise DstoolsError where the ranks do not divide heads, experts, vocabulary or a matrix."""
+    fault = _undivided(inventory, ranks)
+    if fault:
+        hint = dividing("--tp", lambda count: not _undivided(inventory, count))
+        dequantized = "; or `dstools dequantize` it first" if "blocks" in fault else ""
+        raise DstoolsError(fault, f"{hint}{dequantized}")
+
+
+def _undivided(inventory: Inventory, ranks: int) -> str:
+    """Return what some ranks do not divide, "" where they divide all."""
     model = inventory.model
     assert isinstance(model.attention, MLA)
     assert model.moe is not None
@@ -179,10 +189,7 @@ def _require_divisible(inventory: Inventory, ranks: int) -> None:
     }
     for key, value in sizes.items():
         if value % ranks:
-            raise DstoolsError(
-                f"config.json: {key} {value} cannot be divided among {ranks} ranks",
-                "name a number of ranks that divides heads, experts and vocabulary",
-            )
+            return f"config.json: {key} {value} cannot be divided among {ranks} ranks"
     for name, storage in inventory.storage.items():
         parsed, info = inventory.names[name], storage.parts[0]
         dim = MODULES[parsed.role][1] if parsed is not None and parsed.role in MODULES else None
@@ -192,13 +199,11 @@ def _require_divisible(inventory: Inventory, ranks: int) -> None:
         if info.shape[dim] % (ranks * step):
             side = ("rows", "columns")[dim]
             blocks = f" in blocks of {step}, each of which has one scale" if step > 1 else ""
-            raise DstoolsError(
+            return (
                 f"{info.where}: its {info.shape[dim]} {side} cannot be divided among {ranks} "
-                f"ranks{blocks}",
-                "name fewer ranks, or `dstools dequantize` it first"
-                if step > 1
-                else "name a number of ranks that divides them",
+                f"ranks{blocks}"
             )
+    return ""
 
 
 def _require_storage(inventory: Inventory) -> None:

@@ -6,6 +6,7 @@ the experts give is summed. With both, which are then equal, attention, dense ML
 experts are divided by tp, and the routed ones by ep.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.families.shapes import MLA, Model
 
+COUNTS = range(2, 65)  # of ranks, that a hint names
 SLICED: dict[Role, int] = {  # by tp, in this dimension; all others are whole on each rank
     "q_proj": 0,
     "q_b_proj": 0,
@@ -68,8 +70,11 @@ class Ranks:
 WHOLE = Ranks()
 
 
-def require_divisible(model: Model, ranks: Ranks) -> None:
-    """Raise DstoolsError where heads, widths or experts of a model cannot be divided."""
+def require_divisible(model: Model, ranks: Ranks, codes: frozenset[TensorName]) -> None:
+    """Raise DstoolsError where heads, widths or experts of a model cannot be divided.
+
+    codes: the weights that stay FP8, a slice of which has whole blocks of scales.
+    """
     attention, moe, tp, ep = model.attention, model.moe, ranks.tp, ranks.ep
     assert isinstance(attention, MLA)
     if 1 not in (tp, ep) and tp != ep:
@@ -78,33 +83,59 @@ def require_divisible(model: Model, ranks: Ranks) -> None:
         )
     if ep > 1 and moe is None:
         raise DstoolsError(f"--ep {ep}: the model has no experts", "leave it out")
-    count = moe.n_routed_experts if moe is not None else 0
-    if count % ep:
-        raise _indivisible("--ep", ep, f"n_routed_experts, {count}", count)
     if tp > 1 and attention.bias:
         raise DstoolsError(
             "config.json: attention_bias: every rank would add the bias of o_proj", "leave --tp out"
         )
-    heads = attention.num_heads
+    if fault := _undivided(model, ranks, codes):
+        raise DstoolsError(fault, _advice(model, ranks, codes))
+
+
+def _undivided(model: Model, ranks: Ranks, codes: frozenset[TensorName]) -> str:
+    """Return what of a model some ranks do not divide, "" where they divide it all."""
+    assert isinstance(model.attention, MLA)
+    tp, heads = ranks.tp, model.attention.num_heads
+    experts = model.moe.n_routed_experts if model.moe is not None else 0
+    if experts % ranks.ep:
+        return f"--ep {ranks.ep}: does not divide n_routed_experts, {experts}"
     if heads % tp:
-        raise _indivisible("--tp", tp, f"num_attention_heads, {heads}", heads)
+        return f"--tp {tp}: does not divide num_attention_heads, {heads}"
     for name, shape, _ in model.kinds():
         part = ranks.part(name, shape, 0)
-        if part is not None and shape[part.dim] % tp:
-            raise _indivisible("--tp", tp, f"{model.spell(name)}, {list(shape)}", shape[part.dim])
+        if part is None:
+            continue
+        if shape[part.dim] % tp:
+            return f"--tp {tp}: does not divide {model.spell(name)}, {list(shape)}"
+        if name in codes and part.end % BLOCK_SIZE:
+            return (
+                f"--tp {tp}: a slice of {model.spell(name)}, {part.end} of dimension {part.dim}, "
+                f"does not consist of blocks of {BLOCK_SIZE}, each of which has one scale"
+            )
+    return ""
 
 
-def require_whole_blocks(spelled: str, part: Part | None) -> None:
-    """Raise DstoolsError where a slice of an FP8 weight does not consist of blocks of 128."""
-    if part is not None and (part.begin % BLOCK_SIZE or part.end % BLOCK_SIZE):
-        raise DstoolsError(
-            f"{spelled}: [{part.begin}, {part.end}) of dimension {part.dim} does not consist of "
-            f"blocks of {BLOCK_SIZE}, each of which has one scale",
-            "divide by fewer ranks, or by --ep alone",
-        )
+def _advice(model: Model, ranks: Ranks, codes: frozenset[TensorName]) -> str:
+    """Return which numbers of ranks divide a model, with --tp and --ep as they were given."""
+
+    def by_ep(count: int) -> bool:
+        return not _undivided(model, Ranks(ep=count), codes)
+
+    def as_given(count: int) -> bool:
+        both = Ranks(count if ranks.tp > 1 else 1, count if ranks.ep > 1 else 1)
+        return not _undivided(model, both, codes)
+
+    given = " and ".join(
+        option for option, count in (("--tp", ranks.tp), ("--ep", ranks.ep)) if count > 1
+    )
+    advice = dividing(given, as_given)
+    if ranks.tp > 1 and model.moe is not None and not any(map(as_given, COUNTS)):
+        return f"{advice}; with --ep alone, {dividing('--ep', by_ep)}"
+    return advice
 
 
-def _indivisible(option: str, count: int, what: str, size: int) -> DstoolsError:
-    divisors = [n for n in range(2, min(size, 64) + 1) if size % n == 0]
-    fits = f"{size} is divided by {', '.join(map(str, divisors))}" if divisors else "leave it out"
-    return DstoolsError(f"{option} {count}: does not divide {what}", fits)
+def dividing(option: str, divides: Callable[[int], bool]) -> str:
+    """Return a hint that names the numbers of ranks that divide a model."""
+    counts = ", ".join(str(count) for count in COUNTS if divides(count))
+    if not counts:
+        return f"leave {option} out: no number up to {COUNTS[-1]} divides this model"
+    return f"this model is divided by {option} {counts}"

@@ -19,7 +19,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.export.folder import Dtype, Making
 from dstools_converters.export.graph import MAP, Form
 from dstools_converters.export.ranges import Piece
-from dstools_converters.export.ranks import Part, require_whole_blocks
+from dstools_converters.export.ranks import Part
 from dstools_converters.families.shapes import MLA
 from dstools_converters.model.architecture import read_architecture
 from dstools_converters.model.rotary import rotary
@@ -63,10 +63,7 @@ class Source(NamedTuple):
 
 
 def sources(inventory: Inventory, form: Form, rank: int) -> dict[str, Source]:
-    """Return the source of each tensor that a rank's graphs may have, by its name there.
-
-    Raises DstoolsError for a slice of an FP8 weight that does not consist of whole blocks.
-    """
+    """Return the source of each tensor that a rank's graphs may have, by its name there."""
     return dict(_sources(inventory, form, rank))
 
 
@@ -77,8 +74,7 @@ def _sources(inventory: Inventory, form: Form, rank: int) -> Iterator[tuple[str,
     angles = Source((form.positions, attention.qk_rope_head_dim // 2), "F32", (), False)
     yield from (("rotary.cos", angles), ("rotary.sin", angles))
     for name, shape, count in model.kinds():
-        spelled = model.spell(name)
-        prefix = spelled.removesuffix(name.part)
+        prefix = model.spell(name).removesuffix(name.part)
         infos = [inventory.info(name)]
         part = form.ranks.part(name, shape, rank)
         lead: tuple[int, ...] = ()
@@ -91,7 +87,6 @@ def _sources(inventory: Inventory, form: Form, rank: int) -> Iterator[tuple[str,
         if name.role == "kv_b_proj":
             yield from _halves(infos[0], attention, part, prefix.removesuffix("kv_b_proj."), dtype)
         elif name in form.codes:
-            require_whole_blocks(spelled, part)
             yield f"{prefix}weight", _source(infos, shape, part, lead, "F8_E4M3")
             scales = [inventory.storage[info.name].scale for info in infos]
             blocks = part and Part(part.dim, part.begin // BLOCK_SIZE, -(-part.end // BLOCK_SIZE))

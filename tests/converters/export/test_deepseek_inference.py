@@ -222,6 +222,9 @@ def test_a_model_that_the_ranks_or_deepseek_s_code_cannot_take_is_refused(
     with pytest.raises(DstoolsError, match=re.escape(message)) as caught:
         plan_of(checkpoint(kind), ranks)
     assert caught.value.hint
+    if ranks > 1:
+        assert caught.value.hint == "this model is divided by --tp 2"
+        assert plan_of(checkpoint(kind), 2).files
 
 
 @pytest.mark.parametrize(

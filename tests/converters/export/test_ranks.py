@@ -1,14 +1,17 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.export.ranks import Part, Ranks, require_divisible, require_whole_blocks
+from dstools_converters.export.ranks import Part, Ranks, require_divisible
 from dstools_converters.families.names import TensorName
 from dstools_converters.families.shapes import Model, read_model
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3" / "config.json"
+NO_CODES = frozenset[TensorName]()
+ODD = {"num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 256}
 
 
 def model(**changes: object) -> Model:
@@ -56,17 +59,47 @@ def test_what_cannot_be_divided_is_refused(
     ranks: Ranks, changes: dict[str, object], words: str
 ) -> None:
     with pytest.raises(DstoolsError, match=words):
-        require_divisible(model(**changes), ranks)
+        require_divisible(model(**changes), ranks, NO_CODES)
 
 
-def test_the_hint_names_numbers_that_divide() -> None:
+@pytest.mark.parametrize(
+    ("ranks", "changes", "hint"),
+    [
+        # 4 heads, MLPs of 384, experts of 40
+        (Ranks(tp=3), {}, "this model is divided by --tp 2, 4"),
+        (Ranks(ep=3), {}, "this model is divided by --ep 2, 4, 8, 16"),
+        (Ranks(tp=8, ep=8), {}, "this model is divided by --tp and --ep 2, 4"),
+        (Ranks(ep=3), {"n_routed_experts": 67}, "leave --ep out: no number up to 64 divides this"),
+        (
+            Ranks(tp=2),
+            ODD,
+            "leave --tp out: no number up to 64 divides this model; with --ep alone",
+        ),
+        (Ranks(tp=3), ODD, "with --ep alone, this model is divided by --ep 2, 4, 8, 16"),
+        (Ranks(tp=2), ODD | {"n_routed_experts": None}, "no number up to 64 divides this model"),
+    ],
+)
+def test_a_hint_names_ranks_that_divide_all_of_the_model(
+    ranks: Ranks, changes: dict[str, object], hint: str
+) -> None:
     with pytest.raises(DstoolsError) as caught:
-        require_divisible(model(), Ranks(ep=3))
-    assert caught.value.hint == "16 is divided by 2, 4, 8, 16"
+        require_divisible(model(**changes), ranks, NO_CODES)
+    assert hint in caught.value.hint
+    found = re.findall(r"(?<= )\d+(?=,|$)", caught.value.hint)
+    for count in map(int, found):  # and work when they are followed
+        by_ep = ranks.ep > 1 or "alone" in caught.value.hint
+        by_tp = ranks.tp > 1 and "alone" not in caught.value.hint
+        require_divisible(
+            model(**changes), Ranks(count if by_tp else 1, count if by_ep else 1), NO_CODES
+        )
 
 
 def test_a_slice_off_the_grid_of_scales_is_refused_by_name() -> None:
-    require_whole_blocks("a.weight", Part(0, 128, 256))
-    require_whole_blocks("a.weight", None)
-    with pytest.raises(DstoolsError, match=r"a.weight: \[64, 128\) of dimension 1"):
-        require_whole_blocks("a.weight", Part(1, 64, 128))
+    coded = frozenset({TensorName("dense_gate", "weight", 0), TensorName("dense_up", "weight", 0)})
+    wide = model(intermediate_size=512)
+    require_divisible(wide, Ranks(tp=4), coded)  # 128 rows of each
+    with pytest.raises(
+        DstoolsError, match=r"mlp\.gate_proj\.weight, 96 of dimension 0, .* blocks of 128"
+    ) as caught:
+        require_divisible(model(), Ranks(tp=4), coded)  # of 384
+    assert caught.value.hint.endswith("with --ep alone, this model is divided by --ep 2, 4, 8, 16")

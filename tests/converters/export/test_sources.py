@@ -71,12 +71,6 @@ def test_a_rank_has_its_columns_and_its_experts(inventory: Inventory) -> None:
     assert known["model.layers.1.mlp.shared_experts.up_proj.weight"].pieces[0].rows == (20, 40)
 
 
-def test_codes_are_not_sliced_inside_a_block(quantized: Any) -> None:
-    fp8 = require_sound(open_checkpoint(quantized(SAMPLE)))
-    with pytest.raises(DstoolsError, match=r"q_b_proj\.weight: .* blocks of 128"):
-        sources(fp8, form(codes=coded_names(fp8), ranks=Ranks(tp=4)), 0)
-
-
 def test_every_weight_of_the_model_has_a_source_once(inventory: Inventory) -> None:
     pieces = [piece for source in sources(inventory, form(), 0).values() for piece in source.pieces]
     numbers = sum((p.rows[1] - p.rows[0]) * (p.columns[1] - p.columns[0]) for p in pieces)
