@@ -255,7 +255,7 @@ def DistCollective(
     return op.Identity(x)
 
 
-BODIES = {  # how the functions compute; another body of an op gives the same numbers
+BODIES = {  # how the functions compute: others give the same; FP8 plugins round activations, too
     "DsMlaAttention": "a loop over rows",
     "DsMoE": "a loop over the experts that were chosen",
     "DsFp8BlockMoE": "a scan over experts that widens those that were chosen",
