@@ -34,15 +34,13 @@ class Rank:
         self.model = onnx.load(copy / name, load_external_data=False)
         nodes = [node for node in self.model.graph.node if node.op_type == "DistCollective"]
         self.parts, self.sums = [n.input[0] for n in nodes], [n.output[0] for n in nodes]
+        self.outputs = [output.name for output in self.model.graph.output]
+        self.sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
 
     def run(self, outputs: list[str], feed: dict[str, Any], sums: list[np.ndarray]) -> list[Any]:
         """Return some values, of the sums at the collectives that they depend on."""
         given = self.fed | feed | dict(zip(self.sums, sums, strict=False))
-        path = self.folder / "cut.onnx"
-        path.write_bytes(self.cut(outputs).SerializeToString())
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(path, options)
+        session = self.session(outputs)
         binding = session.io_binding()
         for port in session.get_inputs():
             value = given[port.name]
@@ -53,6 +51,22 @@ class Rank:
             binding.bind_output(output)
         session.run_with_iobinding(binding)
         return [value.numpy() for value in binding.get_outputs()]
+
+    def session(self, outputs: list[str]) -> onnxruntime.InferenceSession:
+        key = tuple(outputs)
+        if key not in self.sessions:
+            path = self.folder / "cut.onnx"
+            path.write_bytes(self.cut(outputs).SerializeToString())
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+            self.sessions[key] = onnxruntime.InferenceSession(path, options)
+        return self.sessions[key]
+
+    def keep(self, outputs: list[Any]) -> None:
+        """Give the next step the caches that this one returned."""
+        for name, value in zip(self.outputs, outputs, strict=True):
+            if name.startswith("present"):
+                self.fed[name.replace("present", "past_key_values")] = value
 
     def cut(self, outputs: list[str]) -> onnx.ModelProto:
         """Return what makes these values; the sums are inputs."""
@@ -87,16 +101,7 @@ def together(ranks: list[Rank], feed: dict[str, Any]) -> list[list[Any]]:
     for place in range(len(ranks[0].parts)):
         parts = [rank.run([rank.parts[place]], feed, sums)[0] for rank in ranks]
         sums.append(np.sum(parts, axis=0))
-    return [
-        rank.run([output.name for output in rank.model.graph.output], feed, sums) for rank in ranks
-    ]
-
-
-def whole(folder: Path, name: str, feed: dict[str, Any]) -> list[Any]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(folder / name, options)
-    return list(session.run(None, {port.name: feed[port.name] for port in session.get_inputs()}))
+    return [rank.run(rank.outputs, feed, sums) for rank in ranks]
 
 
 def a_batch(folder: Path, pages: int = 6) -> dict[str, Any]:
@@ -117,12 +122,29 @@ def a_batch(folder: Path, pages: int = 6) -> dict[str, Any]:
     } | dict.fromkeys(names, cache)
 
 
-def assert_equal(found: list[list[Any]], wanted: list[Any]) -> None:
-    """Compare logits and states; of caches, what was written."""
-    for outputs in found:
-        for ours, theirs in zip(outputs, wanted, strict=True):
-            assert np.array_equal(np.isnan(ours), np.isnan(theirs))
-            assert np.nanmax(np.abs(ours - theirs), initial=0) <= BOUND
+def a_token_each(prompts: dict[str, Any]) -> dict[str, Any]:
+    """Return the step after `a_batch`, but for its caches."""
+    rng = np.random.default_rng(1)
+    given = {name: value for name, value in prompts.items() if not name.startswith("past_key")}
+    return given | {
+        "input_ids": prompts["input_ids"][[5, 71]],
+        "cumulative_sequence_lengths": np.array([0, 1, 2], np.int32),
+        "past_sequence_lengths": np.array([70, 3], np.int32),
+        "hidden_states": rng.standard_normal((2, prompts["hidden_states"].shape[1]), np.float32),
+    }
+
+
+def assert_equal(ranks: list[Rank], alone: Rank, prompts: dict[str, Any]) -> None:
+    """Compare logits and states of two steps; of caches, what was written."""
+    for feed in (prompts, a_token_each(prompts)):
+        found, (wanted,) = together(ranks, feed), together([alone], feed)
+        assert np.isfinite(wanted[0]).all()
+        for outputs in found:
+            for ours, theirs in zip(outputs, wanted, strict=True):
+                assert np.array_equal(np.isnan(ours), np.isnan(theirs))
+                assert np.nanmax(np.abs(ours - theirs), initial=0) <= BOUND
+        for rank, outputs in zip((*ranks, alone), (*found, wanted), strict=True):
+            rank.keep(outputs)
 
 
 DIVIDED = {
@@ -144,7 +166,7 @@ def test_ranks_together_say_what_the_whole_model_says(
         Rank(out / f"rank{rank}", name, tmp_path / str(rank), {}) for rank in range(ranks.count)
     ]
     assert len(of_ranks[0].parts) == collectives(ranks, name)
-    assert_equal(together(of_ranks, feed), whole(exported(tiny, options), name, feed))
+    assert_equal(of_ranks, Rank(exported(tiny, options), name, tmp_path / "whole", {}), feed)
 
 
 def collectives(ranks: Ranks, name: str) -> int:
@@ -161,8 +183,8 @@ def test_ranks_of_codes_together_say_what_the_whole_model_says(
     feed = a_batch(source)
     out = exported(source, Options(context=512, ranks=ranks))
     of_ranks = [Rank(out / f"rank{n}", "model.onnx", tmp_path / str(n), {}) for n in range(2)]
-    wanted = whole(exported(source, Options(context=512)), "model.onnx", feed)
-    assert_equal(together(of_ranks, feed), wanted)
+    alone = Rank(exported(source, Options(context=512)), "model.onnx", tmp_path / "whole", {})
+    assert_equal(of_ranks, alone, feed)
 
 
 @pytest.fixture
@@ -221,6 +243,7 @@ PLACEMENTS = {  # of each rank: experts in their order, and those that it answer
     # the first holds expert 5 twice: the balancer of DeepSeek (EPLB) places copies so, too
     "duplicated": [([7, 2, 5, 5, 0, 3, 6], [0, 2, 5, 7]), ([3, 1, 6, 4, 7, 0], [1, 3, 4, 6])],
     "uneven": [([6], [6]), ([0, 1, 2, 3, 4, 5, 7], [0, 1, 2, 3, 4, 5, 7])],
+    "of four ranks": [([6, 1], [1, 6]), ([0, 3, 7], [0, 3]), ([4, 2], [2, 4]), ([5, 7], [5, 7])],
 }
 
 
@@ -233,17 +256,20 @@ def test_experts_that_are_inputs_may_be_anywhere_and_copied(
     exported: Any,
     tmp_path: Path,
 ) -> None:
+    """Graphs of ranks are alike, and one does not know how many there are."""
     source = checkpoint("tiny", fp8=fp8) if fp8 else checkpoint("tiny")
     ranks = Ranks(ep=2)
     out = exported(source, Options(context=512, ranks=ranks, expert_inputs=True))
     experts, codes = experts_of([out / f"rank{rank}" for rank in range(2)])
     feed = a_batch(source)
     of_ranks = [
-        Rank(out / f"rank{n}", "model.onnx", tmp_path / str(n), placed(experts, codes, own, used))
+        Rank(
+            out / f"rank{n % 2}", "model.onnx", tmp_path / str(n), placed(experts, codes, own, used)
+        )
         for n, (own, used) in enumerate(placement)
     ]
-    wanted = whole(exported(source, Options(context=512)), "model.onnx", feed)
-    assert_equal(together(of_ranks, feed), wanted)
+    alone = Rank(exported(source, Options(context=512)), "model.onnx", tmp_path / "whole", {})
+    assert_equal(of_ranks, alone, feed)
 
 
 def test_the_file_of_experts_is_one_that_safetensors_reads(tiny: Path, exported: Any) -> None:
