@@ -26,6 +26,7 @@ TORCH = {
     "F8_E4M3": torch.float8_e4m3fn,
     "I32": torch.int32,
 }
+SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 SIDES = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -157,23 +158,21 @@ def test_every_tensor_is_that_of_the_checkpoint_or_what_it_is_defined_to_be(
 
 CHILD = r"""
 import re, sys
+from contextlib import contextmanager
 from pathlib import Path
-from dstools_converters.checkpoint.folder import open_checkpoint
-from dstools_converters.export.deepseek import Beside, Options, plan, run
-from dstools_converters.export.genai import Tokens
-from dstools_converters.runtime.sampling import Sampling
-from dstools_converters.runtime.weights import sound_inventory
+from dstools.cli import main
+from dstools.commands import export
 
 def progress(nbytes):
     print(nbytes, flush=True)
     sys.stdin.readline()  # the other side says when to go on
 
-source, out, dtype = sys.argv[1:]
-with open_checkpoint(Path(source)) as checkpoint:
-    options = Options(dtype, 128, mtp=False)
-    job = plan(sound_inventory(checkpoint, False), options, "dstools 0")
-    beside = Beside(Tokens(0, [1], None), Sampling(), {})
-    run(job, Path(out), beside, workers=2, progress=progress)
+@contextmanager
+def waits(total, label):
+    yield progress
+
+export.progress_bar = waits
+main(["export", *sys.argv[1:]], standalone_mode=False)
 # ru_maxrss is also that of the process that this one was forked from
 status = Path("/proc/self/status").read_text()
 print("peak", int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) >> 10)
@@ -183,8 +182,10 @@ print("peak", int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) >> 10)
 def child(
     source: Path, out: Path, dtype: str = "bfloat16", stdin: int = subprocess.DEVNULL
 ) -> "subprocess.Popen[str]":
+    """Start `dstools export`, which prints a line a tensor, and its peak of memory in MiB."""
+    options = ("--onnx", "--mtp", "--dtype", dtype, "--context", "128", "--workers", "2")
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, source, out, dtype],
+        [sys.executable, "-c", CHILD, source, out, *options],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         stdin=stdin,
         stdout=subprocess.PIPE,
@@ -192,18 +193,31 @@ def child(
     )
 
 
+def with_tokenizer(folder: Path) -> Path:
+    """Return a folder that is given the sample's tokenizer."""
+    folder.chmod(0o755)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(SAMPLE / name, folder / name)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_peak_of_memory_does_not_grow_with_the_checkpoint(
-    dtype: str, make_checkpoint: Any, tmp_path: Path
+    dtype: str, make_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of V3's own sizes, FP8, about 0.6 and 1.2 GB; most is torch itself."""
+    """Of V3's own sizes with MTP, FP8, about 0.8 and 1.1 GB; most is torch itself."""
     peaks = []
-    for gb in (1.2, 2.4):
-        source = make_checkpoint.make("v3-layer", tmp_path / f"{gb}", gb=gb, fp8="float32")
+    for experts in (2, 6):
+        sizes = {"n_routed_experts": experts, "num_experts_per_tok": 2}
+        config = make_checkpoint.v3_layer(1) | sizes | {"num_nextn_predict_layers": 1}
+        monkeypatch.setitem(make_checkpoint.CONFIGS, "v3-mtp", config)
+        made = make_checkpoint.make("v3-mtp", tmp_path / f"{experts}", fp8="float32")
+        source = with_tokenizer(made)
         run = child(source, tmp_path / "out", dtype)
         said = run.communicate()[0].split()
         assert run.returncode == 0
+        assert {"mtp.onnx", "tokenizer.json"} <= require_export(tmp_path / "out").files.keys()
         peaks.append(int(said[-1]))
         for folder in (source, tmp_path / "out"):
             shutil.rmtree(folder)
@@ -215,10 +229,11 @@ def test_an_export_that_was_killed_resumes_to_the_same_bytes(
     tiny: Path, tmp_path: Path, tree: Callable[[Path], dict[str, str]]
 ) -> None:
     whole, out, work = (tmp_path / name for name in ("whole", "out", "out.incomplete"))
-    run = child(tiny, whole)
+    source = with_tokenizer(Path(shutil.copytree(tiny, tmp_path / "tiny")))
+    run = child(source, whole)
     run.communicate()
     assert run.returncode == 0
-    run = child(tiny, out, stdin=subprocess.PIPE)
+    run = child(source, out, stdin=subprocess.PIPE)
     assert run.stdin is not None
     assert run.stdout is not None
     run.stdin.write("\n" * 10)  # so many tensors
@@ -229,7 +244,7 @@ def test_an_export_that_was_killed_resumes_to_the_same_bytes(
     run.communicate()
     assert not out.exists()
     assert len((work / "journal.jsonl").read_text().splitlines()) == 13  # and the plan
-    run = child(tiny, out)
+    run = child(source, out)
     run.communicate()
     assert run.returncode == 0
     assert tree(out) == tree(whole)
