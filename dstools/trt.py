@@ -1,4 +1,4 @@
-"""What `dstools export` does for TensorRT, before and after graph and weights are written."""
+"""Steps of `dstools export` for TensorRT, before and after graph and weights are written."""
 
 import os
 import shlex
@@ -23,7 +23,7 @@ of_tensorrt = partial(option, section="TensorRT")
 
 @dataclass(frozen=True)
 class Wants:
-    """What is asked for."""
+    """The options of TensorRT."""
 
     plugins: bool
     check: bool

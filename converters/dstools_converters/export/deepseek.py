@@ -171,7 +171,7 @@ def caveats(job: Job) -> tuple[str, ...]:
 
 
 class Beside(NamedTuple):
-    """What goes into the folder besides graphs and weights."""
+    """The content of a folder besides graphs and weights."""
 
     tokens: Tokens
     sampling: Sampling

@@ -111,7 +111,7 @@ class RankFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is written, known from the headers of a checkpoint."""
+    """The files to write, known from the headers of a checkpoint."""
 
     inventory: Inventory
     ranks: int

@@ -1,4 +1,4 @@
-"""Whether a dense model that was written as ONNX computes what transformers computes.
+"""Check of a dense model that was written as ONNX, against transformers.
 
 The tables of rotary positions are compared in whole, since a wrong scaling shows only far into a
 sequence; then the logits after a few prompts and after each of the tokens that follow them. Where
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dstools_converters.errors import ShortfallError
+from dstools_converters.export.folder import GRAPH
 from dstools_converters.export.ranges import read_at
 from dstools_converters.export.rounding import ROUNDING
 from dstools_converters.export.rounding import bound as rounding_bound
@@ -29,7 +30,7 @@ FLOAT = 1  # onnx.TensorProto
 
 
 class Agreement(NamedTuple):
-    """How near the logits are to those of transformers in float32."""
+    """The distance of the logits from those of transformers in float32."""
 
     max_abs_logits: float  # the largest difference
     bound: float  # what rounding alone may make of it
@@ -129,7 +130,7 @@ def _initializer(folder: Path, name: str) -> Tensor:
     """Return a float32 table of the graph; empty where it has none of this name."""
     import onnx
 
-    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    graph = onnx.load(folder / GRAPH, load_external_data=False).graph
     found = [tensor for tensor in graph.initializer if tensor.name == name]
     if not found or found[0].data_type != FLOAT:
         return torch.empty(0)

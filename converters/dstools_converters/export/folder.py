@@ -60,7 +60,7 @@ class Port:
 
 @dataclass(frozen=True)
 class GraphNote:
-    """What a graph consists of, for a check of what was built from it."""
+    """Inputs, outputs and plugin nodes of a graph, for a check of what was built from it."""
 
     file: str  # by its path in the folder
     plugins: dict[str, int]  # op -> nodes that a plugin implements

@@ -1,8 +1,8 @@
-"""Whether onnxruntime-genai's own tokenizer may be used with an exported folder.
+"""Comparison of onnxruntime-genai's own tokenizer with the tokenizer.json of an exported folder.
 
-It reads tokenizer.json by rules of its own: steps that it does not know are left out without a
-word, so that other ids come out, and the model sees a text that nobody wrote. DeepSeek's own
-tokenizers come out the same; the sample model's does not, whose ByteLevel step has use_regex false.
+It silently skips steps of tokenizer.json that it does not know, so that it returns other ids, and
+the model sees another text. It agrees with DeepSeek's own tokenizers, and not with the sample
+model's, whose ByteLevel step has use_regex false.
 """
 
 import json

@@ -157,7 +157,7 @@ class Experts(nn.Module):
 
 
 class Places(NamedTuple):
-    """Where new tokens are, as the graph gets it."""
+    """The positions of new tokens, as inputs of the graph."""
 
     cumulative: Tensor  # [B + 1] int32, where the new tokens of each row begin
     past: Tensor  # [B] int32, tokens that the cache has of each row

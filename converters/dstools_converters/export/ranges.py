@@ -26,7 +26,7 @@ class Piece(NamedTuple):
 
     @property
     def is_range(self) -> bool:
-        """Return whether it lies in one range of the file."""
+        """Return whether it is one range of the file."""
         return self.columns == (0, columns(self.info))
 
     @property

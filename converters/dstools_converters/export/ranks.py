@@ -1,4 +1,4 @@
-"""How a model is divided among ranks: heads and widths by tp, experts by ep.
+"""Division of a model among ranks: heads and widths by tp, experts by ep.
 
 With tp, each rank has some heads and a slice of every MLP, and the ranks' results are summed after
 attention and after the MLP. With ep alone, each has some experts and all of the rest, and only what
@@ -34,7 +34,7 @@ SLICED: dict[Role, int] = {  # by tp, in this dimension; all others are whole on
 
 
 class Part(NamedTuple):
-    """What a rank holds of a weight: [begin, end) of a dimension."""
+    """The slice of a weight that a rank holds: [begin, end) of a dimension."""
 
     dim: int
     begin: int
@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranks:
-    """How many ranks share heads and widths, and how many share experts."""
+    """The number of ranks that share heads and widths, and of those that share experts."""
 
     tp: int = 1
     ep: int = 1

@@ -1,4 +1,4 @@
-"""How far the logits of two implementations of a model may differ in float32 by rounding alone."""
+"""Bound on the difference that rounding alone makes in logits of two implementations in float32."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Where the bytes of an exported tensor are from: ranges of the checkpoint, copied or converted.
+"""Sources of the bytes of exported tensors: ranges of the checkpoint, copied or converted.
 
 Everything here is known from headers; no weight is read. The experts of a layer are one tensor of
 the graph and hundreds of the checkpoint, the halves of kv_b_proj are some rows of each head: so a
@@ -37,7 +37,7 @@ SCALES = "weight_scale_inv"  # in the graph, whatever they are called in the che
 
 
 class Source(NamedTuple):
-    """What a tensor of the graph is made of."""
+    """The pieces that a tensor of the graph is made of."""
 
     shape: tuple[int, ...]
     dtype: Dtype

@@ -1,4 +1,4 @@
-"""Whether files of an exported folder are those that were exported, before something opens them.
+"""Checks that files of an exported folder are those that were exported, before they are opened.
 
 Graphs and configs are compared by their sha256; of weights, which may be many gigabytes, the size.
 """

@@ -94,7 +94,7 @@ def _no_kernel(what: str, limit: str) -> DstoolsError:
 def require_sizes(job: Job) -> None:
     """Raise DstoolsError where a tensor of an engine has more than MOST_ELEMENTS elements.
 
-    RTX builds such files without a word, so no check would tell. Largest sizes of inputs count:
+    RTX builds such files all the same, so no check would tell. Largest sizes of inputs count:
     the pool of caches, and the logits of a chunk.
     """
     model, options = job.inventory.model, pool(job)

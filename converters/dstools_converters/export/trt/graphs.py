@@ -67,7 +67,7 @@ def require_ports(file: str, kind: str, ports: Iterable[Port], wanted: Iterable[
 
 
 def is_shape(shape: Iterable[str], wanted: Iterable[str]) -> bool:
-    """Return whether shapes agree; ANY stands for any size that varies."""
+    """Return whether shapes agree; ANY matches any size that varies."""
     have, want = list(shape), list(wanted)
     return len(have) == len(want) and all(
         a == b or (a == ANY and not b.isdecimal()) for a, b in zip(have, want, strict=True)

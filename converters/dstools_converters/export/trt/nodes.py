@@ -1,6 +1,6 @@
 """Holds each node of our ops to what its plugin takes, in words that name node and input.
 
-TensorRT says little: a node without plugin_namespace is replaced by its function without a word, a
+TensorRT says little: a node without plugin_namespace is silently replaced by its function, a
 wrong dtype ends as "failed to find any supported format", and the builder asks the plugin nothing
 about shapes. So the graph is checked before it is built.
 
@@ -34,7 +34,7 @@ class Operand(NamedTuple):
 
 
 class Op(NamedTuple):
-    """What a plugin takes and gives."""
+    """The inputs, outputs and attributes of a plugin."""
 
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]

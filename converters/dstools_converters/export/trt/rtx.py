@@ -39,7 +39,7 @@ Profile = dict[str, Sizes]
 
 @dataclass(frozen=True)
 class Request:
-    """What to build."""
+    """A graph to build, and for which targets."""
 
     graph: str  # a file
     weights: str  # the file that its external data are relative to
@@ -60,7 +60,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Built:
-    """What TensorRT made of a graph."""
+    """The outcome of a build: layers, inputs, outputs, engines, errors."""
 
     version: str
     is_registered: bool = True  # the library of plugins
@@ -101,7 +101,7 @@ def build(request: Request) -> Built:
             said = (done.stderr or done.stdout).strip()[-TAIL:].splitlines()
             raise DstoolsError(
                 f"{request.graph}: the process in which TensorRT-RTX builds died with "
-                f"{done.returncode}: {said[-1] if said else 'without a word'}",
+                f"{done.returncode}: {said[-1] if said else 'and printed nothing'}",
                 "more memory may help; else report it with the file",
             )
         lines = done.stderr.splitlines()

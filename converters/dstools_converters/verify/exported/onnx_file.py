@@ -1,8 +1,8 @@
-"""What an .onnx file says of its weights, read without the package onnx.
+"""A reader of the outline of an .onnx file that does not need the package onnx.
 
-An exported folder can so be checked where nothing but dstools is installed. Of the file only the
-outline is read: the names of inputs and outputs, how many nodes of each kind there are, and where
-the values of each initializer lie. Everything is untrusted.
+So an exported folder can be checked where only dstools is installed. The outline is the names of
+inputs and outputs, the number of nodes of each kind, and the offsets of the values of each
+initializer. All of it is untrusted.
 Source: onnx, onnx/onnx.proto (ModelProto, GraphProto, NodeProto, TensorProto); protobuf.dev,
 "Encoding".
 """
@@ -145,13 +145,13 @@ def _varint(data: Message, at: int, end: int) -> tuple[int, int]:
 
 def _span(value: int | tuple[int, int]) -> tuple[int, int]:
     if isinstance(value, int):
-        raise ValueError("a number stands where a message should")
+        raise ValueError("a number is where a message should be")
     return value
 
 
 def _int(value: int | tuple[int, int]) -> int:
     if not isinstance(value, int):
-        raise ValueError("a message stands where a number should")
+        raise ValueError("a message is where a number should be")
     return value
 
 

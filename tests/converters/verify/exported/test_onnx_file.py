@@ -75,7 +75,7 @@ def write(folder: Path, content: bytes) -> Path:
         (b"\x3a\x05\x0a", "it is cut short"),  # a graph of five bytes, one there
         (b"\x08\x07", "has 0 graphs"),
         (b"\x3a\x00\x3a\x00", "has 2 graphs"),
-        (b"\x38\x00", "a number stands where a message should"),
+        (b"\x38\x00", "a number is where a message should be"),
         (b"\x0b", "a field has the unknown type 3"),  # of protobuf's first version
         (b"\xff" * 12, "it is cut short"),  # a number that does not end
         (b"\x3a\x05\x2a\x03\x42\x01\xff", "invalid start byte"),  # a name that is no UTF-8
