@@ -76,6 +76,12 @@ def prepare(wants: Wants, job: "Job") -> bytes:
             click.echo(
                 f"warning: no engine is built here: it needs {' and '.join(absent)}", err=True
             )
+    elif wants.plugins and not wants.check:  # with which TensorRT-RTX says it
+        from dstools_converters.export.trt.engine import why_not
+
+        refusal = why_not(job)
+        if refusal is not None:
+            click.echo(f"warning: no kernel runs this graph: {refusal.what}", err=True)
     return _compiled() if wants.needs_library else b""
 
 

@@ -43,6 +43,27 @@ def test_the_library_of_plugins_is_listed(tmp_path: Path) -> None:
     assert require_export(tmp_path / "out").files[PLUGINS] == sha256(b"library").hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "latent", "words"),
+    [
+        ("bfloat16", (512, 576), "latents of 128 in 192; the kernels are for 512 in 576"),
+        ("float32", (128, 192), "the kernels are for BF16, not float32"),
+        ("bfloat16", (128, 192), ""),
+    ],
+)
+def test_plugins_that_no_kernel_serves_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, latent: tuple[int, int], words: str
+) -> None:
+    def fail(out: Path) -> None:
+        raise RuntimeError("it does not compile")  # nothing needs to be written
+
+    monkeypatch.setattr(plugin, "build", fail)
+    monkeypatch.setattr(engine, "LATENT", latent)
+    result = run(tmp_path / "out", "--plugins", "--dtype", dtype)
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert warnings == ([f"warning: no kernel runs this graph: {words}"] if words else [])
+
+
 @pytest.mark.parametrize("option", ["--plugins", "--check", "--trt"])
 def test_without_triton_nothing_is_written_and_one_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str

@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -55,24 +55,43 @@ def own_precision(inventory: Inventory) -> Precision:
 def require_kernels(job: Job) -> None:
     """Raise DstoolsError for a model whose nodes the kernels of the plugins do not run.
 
-    TensorRT would build it. Source: `why_not` of each op in csrc/plugin.
+    TensorRT would build it.
+    """
+    refusal = why_not(job)
+    if refusal is not None:
+        raise DstoolsError(f"--trt: {refusal.what}", refusal.hint)
+
+
+class Refusal(NamedTuple):
+    """What of a model no kernel runs, and what to do."""
+
+    what: str
+    hint: str
+
+
+def why_not(job: Job) -> Refusal | None:
+    """Return what of a model the kernels of the plugins do not run, None where they run it.
+
+    Source: `why_not` of each op in csrc/plugin.
     """
     dtype, model, form = job.options.dtype, job.inventory.model, job.form
     if dtype != "bfloat16":
-        raise DstoolsError(f"--trt: the kernels are for BF16, not {dtype}", "--dtype bfloat16")
+        return Refusal(f"the kernels are for BF16, not {dtype}", "--dtype bfloat16")
     attention: Any = model.attention
     latent = (attention.kv_lora_rank, attention.latent_width)
     if latent != LATENT:
-        raise _no_kernel(f"latents of {latent[0]} in {latent[1]}", f"{LATENT[0]} in {LATENT[1]}")
+        return _no_kernel(f"latents of {latent[0]} in {latent[1]}", f"{LATENT[0]} in {LATENT[1]}")
     if model.moe is not None:
         held = len(form.ranks.experts(model.moe.n_routed_experts, 0))
         if held > MOST_EXPERTS:
-            raise DstoolsError(
-                f"--trt: a rank has {held} experts; the kernels are for {MOST_EXPERTS} at most",
+            return Refusal(
+                f"a rank has {held} experts; the kernels are for {MOST_EXPERTS} at most",
                 "give --ep",
             )
         if model.moe.num_experts_per_tok > SLOTS:
-            raise _no_kernel(f"{model.moe.num_experts_per_tok} experts a token", f"{SLOTS} at most")
+            return _no_kernel(
+                f"{model.moe.num_experts_per_tok} experts a token", f"{SLOTS} at most"
+            )
     for name, source in sources(job.inventory, form, 0).items():
         is_coded, sizes = source.dtype == "F8_E4M3", source.shape[-2:]
         if is_of_experts(name) and len(source.shape) == 3 and not name.endswith(SCALES):
@@ -82,13 +101,12 @@ def require_kernels(job: Job) -> None:
         else:
             continue
         if sizes[0] % steps[0] or sizes[1] % steps[1]:
-            raise _no_kernel(f"{name} is {list(sizes)}", f"multiples of {list(steps)}")
+            return _no_kernel(f"{name} is {list(sizes)}", f"multiples of {list(steps)}")
+    return None
 
 
-def _no_kernel(what: str, limit: str) -> DstoolsError:
-    return DstoolsError(
-        f"--trt: {what}; the kernels are for {limit}", "leave --trt out: ONNX Runtime runs it"
-    )
+def _no_kernel(what: str, limit: str) -> Refusal:
+    return Refusal(f"{what}; the kernels are for {limit}", "leave --trt out: ONNX Runtime runs it")
 
 
 def require_sizes(job: Job) -> None:
