@@ -47,7 +47,7 @@ def make_pool(
     if most_pages is not None and pool.count > most_pages:
         raise DstoolsError(
             f"--pool {asked}: the folder is made for a cache of {most_pages * PAGE:,} tokens",
-            f"--pool {most_pages * PAGE}, or export it with a larger --context or --max-batch",
+            f"--pool {most_pages * PAGE}, or export it with a larger --max-batch",
         )
     return pool
 

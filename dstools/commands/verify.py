@@ -117,12 +117,13 @@ def verify(
             workers=workers,
             progress=progress,
         )
-    show(report, as_json, _text(report))
+    show(report, as_json, _text(report, folder))
     if not report.ok:
         click.get_current_context().exit(FELL_SHORT)
 
 
-def _text(report: "Report") -> str:
+def _text(report: "Report", folder: str) -> str:
+    """Return findings and verdict; folder: as it was typed."""
     lines = []
     for level in ("error", "warning", "note"):
         findings = [finding for finding in report.findings if finding.level == level]
@@ -144,5 +145,5 @@ def _text(report: "Report") -> str:
     counts += [f"{compared} elements against the source"] if compared else []
     count = f" ({', '.join(counts)})" if counts else ""
     verdict = "ok" if report.ok else "falls short"
-    lines.append(f"{Path(report.folder).name}: {verdict}{count}")
+    lines.append(one_line(f"{folder}: {verdict}{count}"))
     return "\n".join(lines)

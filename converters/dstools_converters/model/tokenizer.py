@@ -70,10 +70,12 @@ def load_tokenizer(folder: Path) -> Any:
         name = os.path.realpath(folder)
         loaded = AutoTokenizer.from_pretrained(name, **options)
         wanted = _probed(folder)
+        loaded.name_or_path = str(folder)  # which messages name, as it was given
         if wanted is None or _ids(loaded, wanted.text) == wanted.ids:
             return loaded
         _warn(folder, type(loaded).__name__)
         loaded = PreTrainedTokenizerFast.from_pretrained(name, **options)
+        loaded.name_or_path = str(folder)
         differs = _ids(loaded, wanted.text) != wanted.ids
     except Exception as error:  # tokenizers, in Rust, raises a bare Exception for a broken file
         raise _unreadable(folder, error) from error

@@ -153,6 +153,19 @@ def test_chat_without_a_template_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = template
 
 
+def test_a_missing_template_is_told_with_the_path_as_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SAMPLE, tmp_path / "copy")
+    settings = tmp_path / "copy" / "tokenizer_config.json"
+    table = json.loads(settings.read_text())
+    table.pop("chat_template", None)
+    settings.write_text(json.dumps(table))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DstoolsError, match=r"^copy: has no chat template"):
+        read_prompt(load_tokenizer(Path("copy")), "Hi", True)
+
+
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
 def test_an_error_of_the_chat_template_names_its_file(name: str, tmp_path: Path) -> None:
     folder, template = tmp_path / "copy", "{% for %}"

@@ -18,7 +18,7 @@ def test_verify_prints_findings_hints_and_a_verdict(
 ) -> None:
     good = ok("verify", tiny_fp8)
     *_, verdict = good.stdout.splitlines()
-    assert verdict.startswith(f"{tiny_fp8.name}: ok (")
+    assert verdict.startswith(f"{tiny_fp8}: ok (")
     assert good.stderr == ""
 
     bad = tmp_path / "bad"
@@ -35,7 +35,14 @@ def test_verify_prints_findings_hints_and_a_verdict(
     # 5 or 6 matrices of attention in 4 layers, 3 of the dense MLP, of 9 experts in 3 layers
     assert f"(and {5 * 4 + 3 + 3 * 9 * 3 - 1} more, e.g. model-" in error
     assert lines[lines.index(error) + 1].startswith("  hint: ")
-    assert lines[-1].startswith("bad: falls short (")
+    assert lines[-1].startswith(f"{bad}: falls short (")
+
+
+def test_the_verdict_names_the_folder_as_it_was_typed(
+    ok: Run, tiny_fp8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_fp8)
+    assert ok("verify", ".", "--headers-only").stdout.splitlines()[-1].startswith(".: ok (")
 
 
 def test_verify_prints_a_few_findings_of_a_kind_and_counts_the_rest(

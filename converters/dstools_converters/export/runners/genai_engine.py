@@ -132,7 +132,7 @@ class GenaiEngine:
             raise DstoolsError(
                 f"{name} has {counted(len(request.prompt), 'token')}; {self.folder} is made for "
                 f"{self.positions}, with the answer",
-                "shorten it, or export the model with a larger --context",
+                "shorten it",
             )
         return length_limit(request, name, Pool(self.positions, 1), self.vocab_size, self.positions)
 
@@ -220,8 +220,7 @@ class GenaiEngine:
     def _full(self, rows: int) -> DstoolsError:
         return DstoolsError(
             f"{self.folder}: the pool has no page left for any of the {rows} rows that run",
-            f"make it larger, or run fewer; exported with --context {self.positions} --max-batch "
-            f"{rows}, a folder has pages enough",
+            "make it larger, or run fewer",
         )
 
     def _error(self, error: Exception) -> DstoolsError:

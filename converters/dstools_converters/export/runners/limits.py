@@ -5,6 +5,7 @@ from pathlib import Path
 from dstools_converters.errors import DstoolsError, UnsupportedError
 from dstools_converters.export.folder import DRAFT_GRAPH, EXPORT, Export, Pool
 from dstools_converters.export.runners.files import require_same
+from dstools_converters.tables import json_table
 
 PAST, PRESENT = "past_key_values.", "present."
 
@@ -26,8 +27,14 @@ def require_limits(folder: Path, export: Export, *, mtp: bool) -> Pool:
             "export it with --expert-weights baked",
         )
     if mtp and not export.has_mtp:
+        config = json_table(folder / "config.json")
+        if config is not None and not config.get("num_nextn_predict_layers"):
+            raise DstoolsError(
+                f"{folder}: has no MTP layer", "leave --mtp out: it changes the speed alone"
+            )
         raise DstoolsError(
-            f"{folder}: has no {DRAFT_GRAPH}", "leave --mtp out, or export it with --mtp"
+            f"{folder}: has no {DRAFT_GRAPH}",
+            "leave --mtp out; or, if the checkpoint holds its MTP layer, export it with --mtp",
         )
     if export.pool is None:
         raise DstoolsError(f"{folder / EXPORT}: has no pool", "export the checkpoint again")

@@ -29,6 +29,31 @@ def test_another_config_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "message", "hint"),
+    [
+        ("{}", "has no MTP layer", "leave --mtp out: it changes the speed alone"),
+        (
+            '{"num_nextn_predict_layers": 0}',
+            "has no MTP layer",
+            "leave --mtp out: it changes the speed alone",
+        ),
+        (
+            '{"num_nextn_predict_layers": 1}',  # of transformers, for any DeepSeek-V3
+            "has no mtp.onnx",
+            "leave --mtp out; or, if the checkpoint holds its MTP layer, export it with --mtp",
+        ),
+    ],
+)
+def test_exporting_again_is_a_hint_where_the_checkpoint_may_have_the_layer(
+    config: str, message: str, hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(DstoolsError, match=message) as caught:
+        require_limits(tmp_path, replace(WHOLE, has_mtp=False), mtp=True)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
     ("changes", "message", "hint"),
     [
         ({"tp": 2, "ep": 2}, "OUT: is divided among 2 GPUs", "without --tp and --ep"),
