@@ -17,6 +17,9 @@ and writes nothing. `times_cp` is the export without the fixed share, over cp, o
 generate` runs: one token after 20 with caches of 64 and of 8192 pages, by graph; 16 and 64 rows of
 one token after 200; a chunk of 256 tokens beside 63 such rows against the two apart.
 
+"bench": tokens a second of `dstools bench --plain` on sample-v3, best of --runs: the loop's, and
+`times_plain`, those of the graph's steps alone over them.
+
 "memory", of the first checkpoint: MiB that a session of model.onnx keeps after loading, and after
 five steps of two tokens, besides the mapped file. Loading reorders the weights that are not codes.
 `times_needed` is what the steps add over the widest linear map and one expert in float32.
@@ -50,6 +53,7 @@ BARS = {
     "times_16_rows": 5,
     "times_apart": 1.5,
     "times_needed": 1.25,
+    "times_plain": 1.1,
 }
 PAGES = (64, 8192)
 CONTEXT = 512
@@ -216,6 +220,20 @@ def best_of(calls: dict[str, Step], runs: int) -> dict[str, float]:
     return {name: round(min(times) * 1e3, 3) for name, times in spent.items()}
 
 
+def measure_bench(folder: Path, runs: int) -> dict[str, float]:
+    """Return what `dstools bench` says of its loop and of the graph alone, in one process each."""
+    options = ["--batch", "4", "--prompt-tokens", "64", "--max-tokens", "256", "--plain", "--json"]
+    said = [result_of([*DSTOOLS, "bench", str(folder), *options]) for _ in range(runs)]
+    loop, plain = (
+        max(each[key] for each in said) for key in ("tokens_per_second", "plain_tokens_per_second")
+    )
+    return {
+        "tokens_per_second": round(loop),
+        "plain_tokens_per_second": round(plain),
+        "times_plain": round(plain / loop, 2),
+    }
+
+
 # ------------------------------------------------------------------------------------------- memory
 
 
@@ -303,6 +321,8 @@ def measure(folder: Path, sizes: list[float], runs: int, steps: int) -> dict[str
         out = folder / "steps"
         run(export_command(source, out))
         figures["steps"][name] = result_of(part("steps", out, steps))
+        if source == SAMPLE:
+            figures["bench"] = measure_bench(out, runs)
         shutil.rmtree(out)
     return figures
 

@@ -19,6 +19,7 @@ STEPS = {
     }
 }
 MEMORY = {"times_needed": 1.1}
+BENCH = {"times_plain": 1.05}
 
 
 @pytest.fixture
@@ -91,11 +92,29 @@ def test_a_folder_is_compared_with_a_copy_of_it_and_with_its_fixed_share(
     assert out.exists()
 
 
+def test_the_loop_is_compared_with_the_graph_alone(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter([(80.0, 90.0), (100.0, 104.0)])
+
+    def result_of(command: list[str]) -> dict[str, float]:
+        assert {"bench", str(tmp_path), "--plain", "--json"} <= set(command)
+        return dict(zip(("tokens_per_second", "plain_tokens_per_second"), next(said), strict=True))
+
+    monkeypatch.setattr(script, "result_of", result_of)
+    assert script.measure_bench(tmp_path, 2) == {
+        "tokens_per_second": 100,
+        "plain_tokens_per_second": 104,
+        "times_plain": 1.04,
+    }
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
         ("export 6 peak_rss_mib", 701),
         ("memory times_needed", 1.3),
+        ("bench times_plain", 1.2),
         ("steps sample-v3 model times_64_pages", 1.6),
         ("steps sample-v3 rows times_16_rows", 5.1),
         ("steps sample-v3 chunk times_apart", 1.51),
@@ -108,7 +127,7 @@ def test_a_missed_bar_is_named_and_exits_with_3(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    figures = deepcopy({"export": EXPORT, "memory": MEMORY, "steps": STEPS})
+    figures = deepcopy({"export": EXPORT, "memory": MEMORY, "steps": STEPS, "bench": BENCH})
     monkeypatch.setattr(script, "measure", lambda *how: figures)
     monkeypatch.setattr(script.sys, "argv", ["bench_export.py"])
     script.main()
