@@ -53,22 +53,14 @@ def pick(logits: Tensor, sampling: Sampling, uniform: list[float]) -> list[int]:
     return picked
 
 
-def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+def _draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
     """Return a token for each row [rows], int64: the one whose probability interval has `uniform`.
 
-    logits: [rows, vocabulary] float32, with the temperature applied; uniform: [rows] float64 in
-    [0, 1). Only the nucleus counts: the fewest most probable tokens that together reach `top_p`, of
-    equal ones those with the smallest ids. Raises ValueError where a row has NaN, +infinity, or
-    nothing but -infinity.
+    logits: [rows, vocabulary] float32, finite, with the temperature applied; uniform: [rows]
+    float64 in [0, 1). Only the nucleus counts: the fewest most probable tokens that together reach
+    `top_p`, of equal ones those with the smallest ids.
     Source: Holtzman et al., arXiv 1904.09751.
     """
-    if not logits.amax(-1).isfinite().all():
-        raise ValueError("logits must be finite, or -infinity for some tokens of a row")
-    return _draw(logits, top_p, uniform)
-
-
-def _draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    """Return what `draw` does, of rows whose logits were looked at."""
     shares = torch.softmax(logits, -1)
     if top_p == 1:
         return _ranks(shares, uniform)

@@ -1,6 +1,6 @@
 """Logits that no token can be drawn from must be an error with the row's place; a tiny temperature and top_p must not be.
 
-usage: python sampling_edges.py [MODULE:FUNCTION]   (default dstools_converters.runtime.draw:draw, on PYTHONPATH)
+usage: python sampling_edges.py MODULE:FUNCTION   (on PYTHONPATH)
 FUNCTION(logits [rows, vocabulary] float32, top_p, uniform [rows] float64) -> ids [rows]; a temperature is divided out before, as the caller does.
 Right: an id in range, or an exception that says "finite" for non-finite logits. Wrong: an id out of range (the next step then reads
 past the embedding, on a GPU without a word), id 0 for ever (argmax of NaN), or an IndexError about something else.
@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-name, _, function = (sys.argv[1] if len(sys.argv) > 1 else "dstools_converters.runtime.draw:draw").partition(":")
+name, _, function = sys.argv[1].partition(":")
 draw = getattr(importlib.import_module(name), function)
 V = 2000
 torch.manual_seed(0)

@@ -1,10 +1,13 @@
-"""The loop as the scripts of tests/cases/runtime call it."""
+"""The loop and its drawing as the scripts of tests/cases/runtime call it."""
 
 from collections.abc import Callable
 
+import torch
 from conftest import Toy
+from torch import Tensor
 
 from dstools_converters.runtime.decode import Loop, Request
+from dstools_converters.runtime.draw import NOT_FINITE, pick
 from dstools_converters.runtime.pages import Pool
 from dstools_converters.runtime.sampling import Sampling
 
@@ -40,3 +43,11 @@ def answers(
     for piece in loop.run([Request(i, p, max_tokens) for i, p in enumerate(prompts)]):
         found[piece.prompt_index] += piece.ids
     return found
+
+
+def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+    """Return a token for each row, or raise ValueError; sampling_edges.py."""
+    tokens = pick(logits, Sampling(1.0, top_p), uniform.tolist())
+    if NOT_FINITE in tokens:
+        raise ValueError(f"row {tokens.index(NOT_FINITE)} is not finite")
+    return torch.tensor(tokens)

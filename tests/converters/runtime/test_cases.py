@@ -14,7 +14,7 @@ CASES = HERE.parents[1] / "cases" / "runtime"
 @pytest.mark.parametrize(
     ("case", "function"),
     [
-        ("sampling_edges", "dstools_converters.runtime.draw:draw"),
+        ("sampling_edges", "adapters:draw"),
         ("end_in_a_draft", "adapters:answer"),
         ("stalled_pool", "adapters:answers"),
     ],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dstools_converters.runtime import draw as module
-from dstools_converters.runtime.draw import NOT_FINITE, Noise, draw, pick
+from dstools_converters.runtime.draw import NOT_FINITE, Noise, pick
 from dstools_converters.runtime.sampling import Sampling
 
 INF, NAN = float("inf"), float("nan")
@@ -17,7 +17,7 @@ INF, NAN = float("inf"), float("nan")
 
 def drawn(shares: list[float], top_p: float, uniform: float) -> int:
     logits = torch.tensor([shares]).log()
-    return int(draw(logits, top_p, torch.tensor([uniform], dtype=torch.float64)))
+    return pick(logits, Sampling(1.0, top_p), [uniform])[0]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_token_is_the_one_whose_interval_has_the_number(
 )
 def test_a_drawn_token_is_in_the_nucleus(logits: list[float], top_p: float, uniform: float) -> None:
     scores = torch.tensor([logits])
-    token = int(draw(scores, top_p, torch.tensor([uniform], dtype=torch.float64)))
+    (token,) = pick(scores, Sampling(1.0, top_p), [uniform])
     shares = torch.softmax(scores.double(), -1)[0]
     above = float(
         shares[shares > shares[token] * (1 + 1e-5)].sum()
@@ -85,11 +85,12 @@ def test_a_token_does_not_depend_on_the_rows_beside_it() -> None:
     """A flat row, whose nucleus is nearly the whole vocabulary, beside rows with many ties."""
     generator = torch.Generator().manual_seed(0)
     logits = (8 * torch.randn(200, 4000, generator=generator)).bfloat16().float()
-    uniform = torch.rand(201, generator=generator, dtype=torch.float64)
-    together = draw(torch.cat((logits, torch.zeros(1, 4000))), 0.9, uniform)
-    assert torch.equal(draw(logits, 0.9, uniform[:200]), together[:200])
-    alone = [draw(row[None], 0.9, u[None]) for row, u in zip(logits, uniform, strict=False)]
-    assert torch.equal(torch.cat(alone), together[:200])
+    uniform = torch.rand(201, generator=generator, dtype=torch.float64).tolist()
+    nucleus = Sampling(1.0, 0.9)
+    together = pick(torch.cat((logits, torch.zeros(1, 4000))), nucleus, uniform)
+    assert pick(logits, nucleus, uniform[:200]) == together[:200]
+    alone = [pick(row[None], nucleus, [u]) for row, u in zip(logits, uniform, strict=False)]
+    assert [token for (token,) in alone] == together[:200]
 
 
 # ------------------------------------------------------------------------------- what is not finite
@@ -114,8 +115,6 @@ def test_only_the_row_that_is_not_finite_has_no_token(
     plain[1, : len(values)] = torch.tensor(values)
     uniform = [0.1, 0.5, 0.9]
     assert pick(plain, Sampling(temperature, top_p), uniform) == [7, NOT_FINITE, 7]
-    with pytest.raises(ValueError, match="finite"):
-        draw(plain, top_p, torch.tensor(uniform, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-6, 1.0])
