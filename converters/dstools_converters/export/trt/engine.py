@@ -63,7 +63,7 @@ def require_kernels(job: Job) -> None:
 
 
 class Refusal(NamedTuple):
-    """What of a model no kernel runs, and what to do."""
+    """A part of a model that no kernel runs, and what to do."""
 
     what: str
     hint: str
