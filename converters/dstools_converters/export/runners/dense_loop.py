@@ -34,7 +34,7 @@ AGAIN = "export the model again"
 
 
 class Sizes(NamedTuple):
-    """What a folder's genai_config.json says of its model."""
+    """The sizes of a model, as the genai_config.json of its folder says them."""
 
     vocab_size: int
     positions: int
@@ -115,7 +115,7 @@ class Steps:
             chunk_size=CHUNK,
             num_beams=1,
             num_return_sequences=1,
-            # ONNX Runtime 1.32 multiplies what nobody wrote of a shared buffer by 0, NaN too
+            # ONNX Runtime 1.32 multiplies the unwritten part of a shared buffer by 0, NaN too
             past_present_share_buffer=False,
         )
         self.vocab_size = vocab_size

@@ -171,7 +171,7 @@ def require_built(file: Path, built: Built, library: str) -> None:
 def require_network(file: Path, model: onnx.ModelProto, note: GraphNote, built: Built) -> None:
     """Raise ShortfallError where layers, inputs or outputs are not those of export.json.
 
-    A node whose plugin TensorRT did not find becomes the layers of its function, without a word.
+    A node whose plugin TensorRT did not find becomes the layers of its function, silently.
     """
     types, layers = types_of(model.graph), {layer.name: layer for layer in built.layers}
     kinds = Counter[str](layer.kind for layer in built.layers)
