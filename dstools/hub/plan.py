@@ -93,17 +93,19 @@ class Plan:
 def plan(hub: Hub, folder: Path, target: Target) -> Plan:
     """Return what a push of `folder` will do; no weights are read, nothing is changed.
 
-    Raises DstoolsError where there is no folder or it must not be published, which needs no Hub;
-    where the account may not write, or the visibility is not the one that was asked for.
+    Raises DstoolsError where there is no folder, the account may not write, or the visibility is
+    not the one that was asked for.
     """
     folder = real(folder)
     selection = select(folder, takes_engines=target.takes_engines)
-    _require_publishable(selection)
-    account = hub.account()
+    try:
+        account = hub.account()
+    except DstoolsError as error:
+        raise _with_faults(error, selection) from error
     branch = _look(hub, target, account, selection)
     files = branch.files or {}
     names = selection.names
-    refusals: list[Finding] = []
+    refusals = list(selection.faults)
     card = b""
     local = selection.files[README].read_bytes() if README in selection.files else None
     remote = _read_card(hub, branch.commit, files[README]) if README in files else None
@@ -127,14 +129,12 @@ def plan(hub: Hub, folder: Path, target: Target) -> Plan:
     return Plan(target, folder, selection, account, branch, card, old, refusals)
 
 
-def _require_publishable(selection: Selection) -> None:
-    """Raise DstoolsError, with all files, where some must not or cannot be published."""
-    if selection.faults:
-        first, *rest = selection.faults
-        others = (
-            f" (and {some([f'{fault.where}: {fault.message}' for fault in rest])})" if rest else ""
-        )
-        raise DstoolsError(f"{first.where}: {first.message}{others}", first.hint)
+def _with_faults(error: DstoolsError, selection: Selection) -> DstoolsError:
+    """Return why the Hub did not answer, with what of the folder cannot be published anyhow."""
+    if not selection.faults:
+        return error
+    faults = some([f"{fault.where}: {fault.message}" for fault in selection.faults])
+    return DstoolsError(f"{error}; and not to be published: {faults}", error.hint)
 
 
 def _overruled(local: bytes, published: bytes) -> Iterator[Finding]:

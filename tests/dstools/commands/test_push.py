@@ -81,29 +81,29 @@ def test_the_json_of_a_push_names_commit_files_and_checks(
 
 
 def test_the_json_of_a_plan_has_the_refusals(push: Push, folder: Path, hub: "FakeHub") -> None:
-    (folder / "NOTICE").write_text("hf_good\n")
+    (folder / ".env").write_text("x")
     run = push(folder, REPO, *BASE, "--dry-run", "--json")
     assert run.code == 1  # as without --dry-run
     plan = json.loads(run.stdout)
     assert plan["repo"] == REPO
     assert plan["by"] == "pull request"
     assert "config.json" in plan["files"]
-    assert [refusal["where"] for refusal in plan["refusals"]] == ["NOTICE, line 1"]
+    assert [refusal["where"] for refusal in plan["refusals"]] == [".env"]
     assert not hub.repos
 
 
 def test_a_refused_plan_is_shown_and_ends_in_one_error_and_one_hint(
     push: Push, folder: Path, hub: "FakeHub"
 ) -> None:
-    (folder / "NOTICE").write_text("hf_good\n")
-    (folder / "LICENSE").write_text("hf_good\n")
+    (folder / ".env").write_text("x")
+    (folder / "a.tmp").write_text("x")
     (folder / "other.txt").write_text("x")
     run = push(folder, REPO, *BASE, "--yes")
     assert run.code == 1
     lines = run.stderr.splitlines()
     assert "left out   other.txt" in lines
-    assert lines[-2] == "error: LICENSE, line 1: holds your token (and 1 more, above)"
-    assert lines[-1].startswith("hint: ")
+    assert lines[-2] == "error: .env: may hold a secret (and 1 more, above)"
+    assert lines[-1] == "hint: move it out of the folder"
     assert sum(line.startswith("refused ") for line in lines) == 2
     assert not hub.repos
 

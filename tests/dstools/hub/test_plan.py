@@ -142,27 +142,35 @@ def test_pull_requests_that_are_off_are_known_before_anything_is_sent(
     assert not make().uses_pull_request
 
 
-def test_what_must_not_be_published_is_told_before_the_hub_is_asked(
-    make: Callable[..., Plan], folder: Path, hub: "FakeHub"
-) -> None:
-    (folder / ".env").write_text("x")
-    (folder / "weights.tmp").write_text("x")
-    with pytest.raises(DstoolsError) as caught:
-        make(base=None)
-    assert str(caught.value) == (".env: may hold a secret (and weights.tmp: is a temporary file)")
-    assert hub.log == []
-
-
-def test_everything_else_that_stands_in_the_way_is_told_at_once(
+def test_everything_that_stands_in_the_way_is_told_at_once(
     make: Callable[..., Plan], folder: Path
 ) -> None:
+    (folder / ".env").write_text("x")
     (folder / "NOTICE").write_text("hf_good\n")
     (folder / ".eval_results").mkdir()
     (folder / ".eval_results/x.yaml").write_text("- dataset: 1\n")
     found = codes(make(base=None))
-    assert found[0] == "card"
+    assert found[:2] == ["secret", "card"]
     assert found[-1] == "secret"
-    assert set(found[1:-1]) == {"eval-results"}
+    assert set(found[2:-1]) == {"eval-results"}
+
+
+def test_a_hub_that_does_not_answer_hides_no_fault_of_the_folder(
+    make: Callable[..., Plan], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def account(hub: Hub) -> str:
+        raise DstoolsError("the Hub wants a token", "hf auth login")
+
+    monkeypatch.setattr(Hub, "account", account)
+    with pytest.raises(DstoolsError, match=r"the Hub wants a token$"):
+        make()
+    (folder / ".env").write_text("x")
+    with pytest.raises(DstoolsError) as caught:
+        make()
+    assert str(caught.value) == (
+        "the Hub wants a token; and not to be published: .env: may hold a secret"
+    )
+    assert caught.value.hint == "hf auth login"
 
 
 def test_the_text_of_the_remote_card_is_kept(
