@@ -33,6 +33,7 @@ DTYPES: dict[torch.dtype, Dtype] = {
     torch.int32: "I32",
 }
 TORCH = {name: dtype for dtype, name in DTYPES.items()}
+ROUTER = ("router", "e_score_correction_bias")  # F32 in each export
 SCALES = "weight_scale_inv"  # in the graph, whatever they are called in the checkpoint
 
 
@@ -95,7 +96,7 @@ def _sources(inventory: Inventory, form: Form, rank: int) -> Iterator[tuple[str,
             named = tuple(piece._replace(weight=info) for piece, info in pieces)
             yield f"{prefix}{SCALES}", made._replace(pieces=named)
         else:
-            is_router = name.role in ("router", "e_score_correction_bias")
+            is_router = name.role in ROUTER
             yield (
                 f"{prefix}{name.part}",
                 _source(infos, shape, part, lead, "F32" if is_router else dtype),

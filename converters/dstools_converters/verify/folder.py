@@ -25,7 +25,7 @@ from dstools_converters.verify.kept import check_kept
 from dstools_converters.verify.report import Report, Results
 from dstools_converters.verify.roles import check_fused, check_roles
 from dstools_converters.verify.scales import check_kv_scales, check_scales
-from dstools_converters.verify.source import check_against
+from dstools_converters.verify.source import check_against, open_source
 from dstools_converters.verify.values import Values
 
 # Errors after which the bytes may not be what the headers say.
@@ -180,7 +180,7 @@ def _check_source(
     elif results.has_error(BREAKS_READING):
         results.not_checked.append("weights against their source: first mend the errors above")
     else:
-        with _open_source(source) as original:
+        with open_source(source) as original:
             differences, results.elements_compared = check_against(
                 inventory, take_inventory(original), manifest, notes, workers, results.hashing
             )
@@ -204,14 +204,6 @@ def _check_values(values: Values, headers_only: bool, results: Results, workers:
     results.checked.append("every value")
     if values.unjudged():
         results.not_checked.append(f"numbers in {', '.join(values.unjudged())}: only read")
-
-
-def _open_source(source: Path) -> Checkpoint:
-    checkpoint, findings = scan(source)
-    for finding in findings:
-        if finding.level == "error":
-            raise DstoolsError(f"--source {finding.where}: {finding.message}", finding.hint)
-    return checkpoint
 
 
 def _check_total(checkpoint: Checkpoint, manifest: Manifest | None) -> Iterator[Finding]:

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from dstools_converters.checkpoint.config import sound_config
+from dstools_converters.checkpoint.folder import Checkpoint, scan
 from dstools_converters.checkpoint.header import TensorInfo
 from dstools_converters.checkpoint.inventory import Inventory
 from dstools_converters.checkpoint.rows import (
@@ -29,6 +31,15 @@ from dstools_converters.verify.calibrated import compare_calibrated
 from dstools_converters.verify.hashes import Hashing
 from dstools_kernels.formats import block_fp8
 from dstools_kernels.fp8 import Dtype, ScaleFormat
+
+
+def open_source(source: Path) -> Checkpoint:
+    """Return the checkpoint of --source; raises DstoolsError where it cannot be read."""
+    checkpoint, findings = scan(source)
+    for finding in findings:
+        if finding.level == "error":
+            raise DstoolsError(f"--source {finding.where}: {finding.message}", finding.hint)
+    return checkpoint
 
 
 def check_against(

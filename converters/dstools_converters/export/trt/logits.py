@@ -23,7 +23,7 @@ from dstools_converters.export.data import ALIGNMENT, read_back
 from dstools_converters.export.deepseek import Job
 from dstools_converters.export.folder import DATA, DRAFT_GRAPH, GRAPH, ROWS, Export
 from dstools_converters.export.rounding import bound
-from dstools_converters.export.sources import DTYPES, sources
+from dstools_converters.export.sources import DTYPES, ROUTER, sources
 from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.runtime.pages import Batch
 from dstools_converters.runtime.serving import Serving
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 LENGTHS = (70, 1, 37)  # tokens of prompts: more than a page, one, and less than a page
 HALVES = {onnx.TensorProto.FLOAT16: torch.float16, onnx.TensorProto.BFLOAT16: torch.bfloat16}
 FLOAT32 = onnx.TensorProto.FLOAT
-ROUTER = ("router", "e_score_correction_bias")  # F32 in each export
 OFF = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 FULL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 

@@ -20,7 +20,7 @@ from dstools_converters.export.folder import GRAPH, Export
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.families.shapes import MLA, Model
 from dstools_converters.verify.exported.onnx_file import Initializer, read_outline
-from dstools_converters.verify.exported.pieces import HINT, differing
+from dstools_converters.verify.exported.pieces import differing, other, reshaped, unmade
 from dstools_converters.verify.report import Results
 
 MODULES: dict[Role, str] = {  # of no linear layer
@@ -57,15 +57,12 @@ def compare(folder: Path, export: Export, checkpoint: Checkpoint, results: Resul
         where = f"{GRAPH}: {printable(name)}"
         tensor = there.pop(name, None)
         if tensor is None:
-            message = "is missing, and this checkpoint makes it"
-            results.findings.append(Finding.error("source-other", where, message, HINT))
+            results.findings.append(other(where, "is missing, and this checkpoint makes it"))
         else:
             results.findings += _compare(folder, inventory, tensor, infos, where)
             results.elements_compared += prod(tensor.shape)
     for name in sorted(there.keys() - set(ANGLES)):
-        where = f"{GRAPH}: {printable(name)}"
-        message = "is not made of anything in this checkpoint"
-        results.findings.append(Finding.error("source-other", where, message, HINT))
+        results.findings.append(unmade(f"{GRAPH}: {printable(name)}"))
     results.checked.append(f"{len(wanted)} weights of the graph against the checkpoint's numbers")
     results.not_checked.append("the builder's tables of angles against their definition")
 
@@ -101,9 +98,7 @@ def _compare(
     is_transposed = f".{NODES['weight']}." in tensor.name
     own = shape[::-1] if is_transposed else shape
     if (tensor.dtype, tensor.shape, tensor.nbytes) != ("F32", own, 4 * prod(own)):
-        message = f"is {tensor.dtype} {list(tensor.shape)}; this checkpoint makes it F32 "
-        message += f"{list(own)}"
-        yield Finding.error("source-other", where, message, HINT)
+        yield reshaped(where, tensor.dtype, tensor.shape, "F32", own)
         return
     path = folder / tensor.location
     bits = np.fromfile(path, np.uint32, prod(own), offset=tensor.offset).reshape(own)

@@ -7,7 +7,7 @@ checkpoint that it was made from, tensors are compared; those of graphs take tor
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from dstools_converters.checkpoint.folder import Checkpoint, scan
+from dstools_converters.checkpoint.folder import Checkpoint
 from dstools_converters.checkpoint.rows import Progress
 from dstools_converters.errors import DstoolsError, Finding, install_hint, merged, printable
 from dstools_converters.export.folder import (
@@ -26,6 +26,7 @@ from dstools_converters.verify.exported.data import check_places, read_files
 from dstools_converters.verify.exported.graph import check_graphs
 from dstools_converters.verify.exported.model import check_model
 from dstools_converters.verify.report import Report, Results
+from dstools_converters.verify.source import open_source
 
 READ = (".onnx", ".data", ".safetensors", ".json", ".so", ".plan", ".py", ".jinja", ".model")
 BESIDE = (README, SUMS, SIGNATURE, *LATER)  # of people, push, eval and report
@@ -207,7 +208,7 @@ def _check_source(
     elif results.has_error(UNREADABLE):
         results.not_checked.append(f"{what}: {FIRST}")
     else:
-        with _open(source) as checkpoint:
+        with open_source(source) as checkpoint:
             _compare(folder, export, checkpoint, results, workers)
             checkpoint.check_unmoved()
 
@@ -230,11 +231,3 @@ def _compare(
             message = f"--source: comparing the weights of graphs needs {error.name}"
             raise DstoolsError(message, install_hint("export")) from error
         compare(folder, export, checkpoint, results, workers)
-
-
-def _open(source: Path) -> Checkpoint:
-    checkpoint, findings = scan(source)
-    for finding in findings:
-        if finding.level == "error":
-            raise DstoolsError(f"--source {finding.where}: {finding.message}", finding.hint)
-    return checkpoint

@@ -48,3 +48,21 @@ def differences(
 def differing(where: str, how: str, place: str) -> Finding:
     """Return the finding about a tensor that is not what is `how`, copied or converted, from it."""
     return Finding.error("source-differs", where, f"is not what is {how} from {place}", HINT)
+
+
+def other(where: str, message: str) -> Finding:
+    """Return the finding about a part that this checkpoint makes otherwise, or not."""
+    return Finding.error("source-other", where, message, HINT)
+
+
+def unmade(where: str) -> Finding:
+    """Return the finding about a tensor that has no origin in the checkpoint."""
+    return other(where, "is not made of anything in this checkpoint")
+
+
+def reshaped(
+    where: str, dtype: str, shape: tuple[int, ...], wanted_dtype: str, wanted: tuple[int, ...]
+) -> Finding:
+    """Return the finding about a tensor of another dtype or shape than the checkpoint makes it."""
+    message = f"is {dtype} {list(shape)}; this checkpoint makes it {wanted_dtype} {list(wanted)}"
+    return other(where, message)

@@ -18,7 +18,14 @@ from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.export.deepseek_config import CONFIG_NAME
 from dstools_converters.export.deepseek_inference import RankFile, plan_shards
 from dstools_converters.export.folder import Export
-from dstools_converters.verify.exported.pieces import HINT, differences, differing, stored
+from dstools_converters.verify.exported.pieces import (
+    differences,
+    differing,
+    other,
+    reshaped,
+    stored,
+    unmade,
+)
 from dstools_converters.verify.report import Results
 
 
@@ -32,8 +39,7 @@ def compare(
     inventory = require_sound(checkpoint if export.has_mtp else without_mtp(checkpoint))
     plan = plan_shards(inventory, export.tp, mtp=export.has_mtp)
     if (folder / CONFIG_NAME).read_bytes() != plan.config:
-        message = "is not the one of this checkpoint"
-        results.findings.append(Finding.error("source-other", CONFIG_NAME, message, HINT))
+        results.findings.append(other(CONFIG_NAME, "is not the one of this checkpoint"))
     with ThreadPoolExecutor(workers, "compare") as pool:
         found = pool.map(lambda file: list(_compare(folder, checkpoint, file)), plan.files)
         results.findings += chain.from_iterable(found)
@@ -56,11 +62,9 @@ def _compare(folder: Path, checkpoint: Checkpoint, file: RankFile) -> Iterator[F
             where = f"{file.name}: {printable(target.name)}"
             info = there.pop(target.name, None)
             if info is None:
-                yield Finding.error("source-other", where, "is missing from the file", HINT)
+                yield other(where, "is missing from the file")
             elif (info.dtype, info.shape) != (target.dtype, target.shape):
-                message = f"is {info.dtype} {list(info.shape)}; this checkpoint makes it "
-                message += f"{target.dtype} {list(target.shape)}"
-                yield Finding.error("source-other", where, message, HINT)
+                yield reshaped(where, info.dtype, info.shape, target.dtype, target.shape)
             else:
                 rows = stored(checkpoint, piece)
                 for place in differences(shard, info.offset, piece, width(info), rows):
@@ -68,6 +72,4 @@ def _compare(folder: Path, checkpoint: Checkpoint, file: RankFile) -> Iterator[F
     finally:
         os.close(shard)
     for name in there:
-        where = f"{file.name}: {printable(name)}"
-        message = "is not made of anything in this checkpoint"
-        yield Finding.error("source-other", where, message, HINT)
+        yield unmade(f"{file.name}: {printable(name)}")

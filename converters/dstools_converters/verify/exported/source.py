@@ -35,7 +35,16 @@ from dstools_converters.export.ranges import Piece
 from dstools_converters.export.ranks import Ranks
 from dstools_converters.export.sources import TORCH, Source, made, sources
 from dstools_converters.runtime.weights import coded_names, sound_inventory
-from dstools_converters.verify.exported.pieces import HINT, Rows, differences, differing, stored
+from dstools_converters.verify.exported.pieces import (
+    HINT,
+    Rows,
+    differences,
+    differing,
+    other,
+    reshaped,
+    stored,
+    unmade,
+)
 from dstools_converters.verify.report import Results
 
 WORDS: dict[Making, str] = {
@@ -103,17 +112,15 @@ def _pairs(
                 source = made_of.get(weight.name)
                 where = f"{file}: {printable(weight.name)}"
                 if source is None:
-                    message = "is not made of anything in this checkpoint"
+                    findings.append(unmade(where))
                 elif (source.shape, source.dtype) != (weight.shape, weight.dtype):
-                    message = f"is {weight.dtype} {list(weight.shape)}; this checkpoint makes it "
-                    message += f"{source.dtype} {list(source.shape)}"
+                    found = reshaped(where, weight.dtype, weight.shape, source.dtype, source.shape)
+                    findings.append(found)
                 elif source.making != weight.making:
                     message = f"is listed as {weight.making}, and this checkpoint makes it by "
-                    message += source.making
+                    findings.append(other(where, message + source.making))
                 else:
                     yield _Pair(file, weight, source, rank)
-                    continue
-                findings.append(Finding.error("source-other", where, message, HINT))
 
 
 def _compare(folder: Path, inventory: Inventory, form: Form, pair: _Pair) -> Iterator[Finding]:
