@@ -95,6 +95,29 @@ def write(path: Path, records: Iterable[Record]) -> int:
     return count
 
 
+def message_parts(content: Any) -> tuple[str | None, str]:
+    """Return the reasoning, None if there is none, and the text of the content of a message.
+
+    A content is a text, null, or parts: {"type": "text", "text"} and {"type": "thinking",
+    "thinking"}, whose trace is a text or again parts of text. Raises ValueError for any other part.
+    Sources: OpenAI, chat completions; Mistral, reasoning; Anthropic, extended thinking.
+    """
+    if content is None or isinstance(content, str):
+        return None, content or ""
+    if not isinstance(content, list):
+        raise ValueError(f"is not a string: {type(content).__name__}")
+    traces, texts = list[str](), list[str]()
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        inner = part.get(kind) if kind in ("text", "thinking") else None
+        if kind == "thinking" and isinstance(inner, list):
+            inner = message_parts(inner)[1]
+        if not isinstance(inner, str):
+            raise ValueError(f"is not a string: list with a part of type {kind!r}")
+        (traces if kind == "thinking" else texts).append(inner)
+    return "".join(traces) or None, "".join(texts)
+
+
 def prompt_id(messages: list[dict[str, str]], source: str) -> str:
     """Return the id of a prompt: 32 hexadecimal digits of the sha256 of its source and messages."""
     asked = json.dumps([source, normalised(messages)], ensure_ascii=False)

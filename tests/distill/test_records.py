@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_distill.records import dump, extended, lines, normalised, parse, prompt_id, read, write
+from dstools_distill.records import (
+    dump,
+    extended,
+    lines,
+    message_parts,
+    normalised,
+    parse,
+    prompt_id,
+    read,
+    write,
+)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -67,3 +77,15 @@ def test_an_id_depends_on_source_role_and_text_but_not_on_white_space() -> None:
     assert prompt_id(same, "a") not in others
     # sha256 of ["a", [["user", "What is 1+1?"]]]
     assert prompt_id(same, "a") == "3bc6adcc1fdd3d37360abf545ff03545"
+
+
+def test_a_message_may_come_in_parts_with_its_trace_among_them() -> None:
+    trace = {"type": "thinking", "thinking": [{"type": "text", "text": "6*7"}]}
+    texts = [{"type": "text", "text": "It is "}, {"type": "text", "text": "42."}]
+    assert message_parts([trace, *texts]) == ("6*7", "It is 42.")
+    assert message_parts([{"type": "thinking", "thinking": "6*7"}]) == ("6*7", "")
+    assert message_parts("42") == (None, "42")
+    assert message_parts(None) == (None, "")
+    for content in (42, ["42"], [{"type": "image_url"}], [{"type": "text", "text": None}]):
+        with pytest.raises(ValueError, match="is not a string"):
+            message_parts(content)

@@ -1,45 +1,65 @@
 """Row forms of question data sets, and their conversion to one form.
 
-| form | keys |
+| form | what is asked |
 |---|---|
 | messages | messages: [{role, content}, ...], with or without an assistant's answer |
 | sharegpt | conversations: [{from, value}, ...] |
-| problem | problem or question |
-| alpaca | instruction, input, output |
-| prompt-completion | prompt, completion or response: each a text or messages |
+| problem | problem, question, question_stem or question_content |
+| alpaca | instruction, input |
+| prompt-completion | prompt, query or input: each a text or messages |
 
-All forms may have a gold answer in a key of GOLD_KEYS, and an assistant's reasoning in its content,
-as <think>, or in a key of THINKING_KEYS. "auto" takes the first form above whose first key a row
-has.
+What a row is depends on all of its columns. Beside a trace (TRACES) and no other answer of a
+teacher (REPLIES), `solution` or `answer` is the teacher's, and not the gold: it would be verified
+against itself. A text with a think block is a teacher's, too. A system prompt, a history, a passage
+and options are asked with the question. Columns that disagree are refused; "auto" reads the columns
+of all forms, and a form that is named those of its own alone.
 """
 
+import re
 from typing import Any, NamedTuple, get_args
 
 from dstools_converters.model.reasoning import CLOSE, OPEN, thought
-from dstools_distill.judge.extract import last_boxed
+from dstools_distill.data.columns import (
+    BadRowError,
+    Columns,
+    agreeing,
+    answer_text,
+    said,
+    shown,
+    text,
+)
+from dstools_distill.data.golds import asked_with, read_gold, read_options
 from dstools_distill.recipe.settings import AnswerType, Form
 from dstools_distill.records import Record
 
 Message = dict[str, str]
-FIRST_KEYS: dict[str, Form] = {
+QUESTIONS: dict[str, Form] = {
     "messages": "messages",
     "conversations": "sharegpt",
     "problem": "problem",
     "question": "problem",
     "instruction": "alpaca",
     "prompt": "prompt-completion",
+    "query": "prompt-completion",
+    "input": "prompt-completion",
+    "question_stem": "problem",
+    "question_content": "problem",
 }
-GOLD_KEYS = ("gold", "expected", "expected_answer", "final_answer", "answer")
-THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-ROLES = {"system": "system", "user": "user", "human": "user"} | dict.fromkeys(
-    ("assistant", "gpt", "chatgpt", "model"), "assistant"
+SYSTEMS = ("system", "system_prompt")
+PASSAGES = ("passage", "context", "article")  # before the question
+REPLIES = (
+    *("completion", "response", "output", "generated_solution"),
+    *("deepseek_solution", "deepseek_attempt", "attempt"),  # OpenThoughts, s1K
+)
+TRACES = (
+    *("reasoning_content", "reasoning", "thinking", "cot", "chain_of_thought", "complex_cot"),
+    *("deepseek_reasoning", "deepseek_thinking_trajectory", "thinking_trajectories"),
+)
+ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"} | (
+    dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant")
 )
 ANSWER_TYPES = get_args(AnswerType)
-GSM8K = "\n#### "  # openai/gsm8k: between a worked solution and the answer
-
-
-class BadRowError(ValueError):
-    """A row does not hold a question."""
+MODE = re.compile(r"\s*[^\W\d_]{1,16}\s*")  # "off", "high", "enabled": a setting, not a trace
 
 
 class Question(NamedTuple):
@@ -51,73 +71,160 @@ class Question(NamedTuple):
     answer_type: str  # "" if the row does not name it
     difficulty: float | None  # from 0, solved by all, to 1, solved by none
     reference: str | None  # the answer in the row, with its reasoning in <think>
+    unread: tuple[str, ...] = ()  # columns with a value that nothing was taken from
 
 
 def convert(row: Record, form: Form = "auto") -> Question:
-    """Return the question in a row, whose numeric gold answers must already be strings.
+    """Return the question in a row.
 
-    Raises BadRowError if the row does not have the form, or if a text is empty or not a string.
+    Raises BadRowError if the row does not have the form, if a text is empty or not a string, or if
+    columns disagree about the question, the trace, the teacher's answer or the gold.
     """
-    if form == "auto":
-        form = next((candidate for key, candidate in FIRST_KEYS.items() if key in row), form)
-    gold, worked = _gold(row)
-    match form:
-        case "messages":
-            messages, reference = _asked(_conversation(row, "messages", "role", "content"))
-        case "sharegpt":
-            turns = _conversation(row, "conversations", "from", "value")
-            if row.get("system"):
-                turns.insert(0, {"role": "system", "content": _text(row, "system")})
-            messages, reference = _asked(turns)
-        case "problem":
-            key = "problem" if "problem" in row else "question"
-            if worked is None and _thinking_key(row):
-                worked = gold
-            messages, reference = [_user(_text(row, key))], _reference(row, worked)
-        case "alpaca":
-            context = f"\n\n{_text(row, 'input')}" if row.get("input") else ""
-            messages = [_user(_text(row, "instruction") + context)]
-            reference = _reference(row, _optional(row, "output"))
-        case "prompt-completion":
-            messages, reference = _prompt_completion(row)
-        case _:
-            raise BadRowError(f"has none of the keys {', '.join(FIRST_KEYS)}")
-    return Question(form, messages, gold, _answer_type(row), _difficulty(row), reference)
+    columns = Columns(row)
+    name = _asking(columns, form)
+    messages, reply = _asked(_with_system(columns, _turns(columns, name)))
+    options = read_options(columns)
+    if options is not None:
+        messages[-1] = _user(asked_with(messages[-1]["content"], options))
+    trace, taken = _trace(columns), ""
+    if reply is None or QUESTIONS[name] == "prompt-completion":
+        reply = _reply(columns, name, reply)
+    if reply is None:
+        taken = _taken(columns, trace)
+        reply = answer_text(columns.take(taken), taken) if taken else None
+    gold = read_gold(columns, options, taken)
+    reply = gold.worked if reply is None else reply
+    reference = None if reply is None else _with_trace(reply, trace, "the trace")
+    answer_type = _answer_type(columns) or gold.answer_type
+    difficulty = _difficulty(columns)
+    return Question(
+        QUESTIONS[name], messages, gold.gold, answer_type, difficulty, reference, columns.unread()
+    )
 
 
-def _prompt_completion(row: Record) -> tuple[list[Message], str | None]:
-    if isinstance(row.get("prompt"), list):
-        turns = _conversation(row, "prompt", "role", "content")
-    else:
-        turns = [_user(_text(row, "prompt"))]
-    key = "completion" if "completion" in row else "response"
-    if isinstance(row.get(key), list):
-        return _asked(turns + _conversation(row, key, "role", "content"))
-    messages, reference = _asked(turns)
-    answer = _reference(row, _optional(row, key))
-    if answer is not None and reference is not None:
-        raise BadRowError(f"has an answer both in prompt and in {key}")
-    return messages, reference if answer is None else answer
+# ----------------------------------------------------------------------------------- the question
 
 
-def _conversation(row: Record, key: str, role_key: str, text_key: str) -> list[Message]:
-    """Return the turns of a conversation, each with role and content."""
-    turns = row.get(key)
+def _asking(columns: Columns, form: Form) -> str:
+    """Return the column that is asked: a conversation, or the text that holds all the others.
+
+    The others are its parts or doubles, and count as read. Raises BadRowError if they are not.
+    """
+    names = [name for name, of in QUESTIONS.items() if form in ("auto", of)]
+    given = [name for name in names if columns.has(name)]
+    if "instruction" in given or form == "alpaca":
+        given = [name for name in given if name != "input"]
+    if not given:
+        if empty := [name for name in names if name in columns]:
+            return empty[0]
+        if form != "auto":
+            return names[0]
+        raise BadRowError(
+            f"has none of the keys {', '.join(QUESTIONS)}, but {', '.join(columns.row) or 'none'}",
+            "name the column with the question `problem`; a rendered text must be messages again",
+        )
+
+    if len(given) == 1:
+        return given[0]
+
+    def size(name: str) -> tuple[bool, int]:
+        return isinstance(columns.row.get(columns.spelled(name)), list), len(texts[name])
+
+    texts = {name: _plain(columns.row[columns.spelled(name)]) for name in given}
+    asking = max(given, key=size)
+    for name in given:
+        if _plain_question(columns.row[columns.spelled(name)]) not in texts[asking]:
+            raise BadRowError(
+                f"{asking} is {shown(texts[asking])} and {name} is {shown(texts[name])}: "
+                "either may be the question",
+                f"keep only the one that is asked, or set form = {QUESTIONS[asking]!r}",
+            )
+        columns.take(name)
+    return asking
+
+
+def _plain(value: Any) -> str:
+    """Return all words of a text or a conversation."""
+    if not isinstance(value, list):
+        return " ".join(str(value).split())
+    return " ".join(_plain(_said_in(turn)) for turn in value)
+
+
+def _plain_question(value: Any) -> str:
+    """Return the words of a text, or of the last turn of a conversation that a user says."""
+    if not isinstance(value, list):
+        return _plain(value)
+    users = [_plain(_said_in(turn)) for turn in value if ROLES.get(_role(turn)) == "user"]
+    return users[-1] if users else ""
+
+
+def _said_in(turn: Any) -> Any:
+    """Return the content of a turn, or the text of a part of it."""
+    keys = ("content", "value", "text")
+    return next((turn[key] for key in keys if key in turn), "") if isinstance(turn, dict) else turn
+
+
+def _role(turn: Any) -> str:
+    return str(turn.get("role", turn.get("from"))) if isinstance(turn, dict) else ""
+
+
+def _turns(columns: Columns, name: str) -> list[Message]:
+    """Return the turns of a row: of its conversation, or of a text and what belongs to it."""
+    if QUESTIONS[name] in ("messages", "sharegpt") or isinstance(columns.take(name), list):
+        return _conversation(columns.take(name), columns.spelled(name))
+    question = columns.text(name)
+    passages = [columns.text(each) for each in PASSAGES if columns.has(each)]
+    after = ["input"] if name == "instruction" else []
+    after = [columns.text(each) for each in (*after, "starter_code") if columns.has(each)]
+    parts = [
+        part for part in (*passages, question, *after) if part == question or part not in question
+    ]
+    turns = []
+    for number, pair in enumerate(columns.take("history") or []):
+        where = f"{columns.spelled('history')}[{number}]"
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise BadRowError(f"{where} is not a pair of a question and an answer: {shown(pair)}")
+        turns += [
+            _user(text(pair[0], where)),
+            {"role": "assistant", "content": text(pair[1], where)},
+        ]
+    return [*turns, _user("\n\n".join(parts))]
+
+
+def _conversation(turns: Any, name: str) -> list[Message]:
+    """Return the turns of a conversation, each with role and content; no empty system message."""
     if not isinstance(turns, list) or not turns:
-        raise BadRowError(f"{key} is not a list of turns")
+        raise BadRowError(f"{name} is not a list of turns")
     messages = []
     for number, turn in enumerate(turns):
-        where = f"{key}[{number}]"
+        where = f"{name}[{number}]"
         if not isinstance(turn, dict):
             raise BadRowError(f"{where} is not an object")
+        role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in ROLES:
             raise BadRowError(f"{where}.{role_key} is {role!r}, not one of {', '.join(ROLES)}")
-        content = _text(turn, text_key, where)
+        if turn.get(text_key) is None:
+            raise BadRowError(f"{where}.{text_key} is missing")
+        inner, content = said(turn[text_key], f"{where}.{text_key}")
+        if ROLES[role] == "system" and not content.strip():
+            continue
+        content = text(content, f"{where}.{text_key}")
         if ROLES[role] == "assistant":
-            content = _with_thinking(content, turn, where)
+            content = _with_trace(content, inner or _trace(Columns(turn)), where)
         messages.append({"role": ROLES[role], "content": content})
     return messages
+
+
+def _with_system(columns: Columns, turns: list[Message]) -> list[Message]:
+    """Return the turns after the system prompt that has a column of its own, if any."""
+    prompts = {name: columns.text(name) for name in SYSTEMS if columns.has(name)}
+    if turns and turns[0]["role"] == "system" and prompts:
+        prompts |= {"the first message": turns[0]["content"]}
+    system = agreeing(prompts, "system prompt")
+    if system is None or (turns and turns[0]["role"] == "system"):
+        return turns
+    return [{"role": "system", "content": system}, *turns]
 
 
 def _asked(turns: list[Message]) -> tuple[list[Message], str | None]:
@@ -133,43 +240,64 @@ def _asked(turns: list[Message]) -> tuple[list[Message], str | None]:
     return turns[: last + 1], answers[0]["content"] if answers else None
 
 
-def _gold(row: Record) -> tuple[str | None, str | None]:
-    """Return the gold answer, and the worked solution that comes with it, if any."""
-    solution = _optional(row, "solution")
-    key = next((key for key in GOLD_KEYS if row.get(key) is not None), None)
-    if key is not None:
-        gold = _text(row, key)
-        worked, mark, answer = gold.rpartition(GSM8K)
-        if mark and not answer.strip():
-            raise BadRowError(f"{key} has nothing after ####")
-        return (answer.strip(), solution or worked) if mark else (gold, solution)
-    if solution is None:
-        return None, None
-    boxed = last_boxed(solution)
-    return (solution, None) if boxed is None else (boxed, solution)
+# -------------------------------------------------------------------------------- trace and answer
 
 
-def _reference(row: Record, answer: str | None) -> str | None:
-    return None if answer is None else _with_thinking(answer, row, "")
+def _trace(columns: Columns) -> str | None:
+    """Return the trace that a row has in a column of its own; a mode, such as "off", is none."""
+    traces = {}
+    for name in TRACES:
+        value = columns.row.get(columns.spelled(name))
+        if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+            if len(value) > 1:
+                raise BadRowError(
+                    f"{columns.spelled(name)} holds {len(value)} traces",
+                    "write a row for each, or keep one",
+                )
+            value = value[0]
+        if isinstance(value, str) and value.strip() and not MODE.fullmatch(value):
+            columns.take(name)
+            traces[columns.spelled(name)] = value
+    return agreeing(traces, "trace")
 
 
-def _with_thinking(answer: str, holder: dict[str, Any], where: str) -> str:
-    """Return an answer after its reasoning, if the row or turn holds one in a key of its own."""
-    key = _thinking_key(holder)
-    if key is None:
+def _reply(columns: Columns, name: str, said_before: str | None) -> str | None:
+    """Return the teacher's answer from a column of its own; `name` is the column that is asked."""
+    replies = {}
+    for key in REPLIES:
+        if columns.has(key):
+            value = columns.take(key)
+            if isinstance(value, list):
+                replies[key] = _asked([_user("?"), *_conversation(value, key)])[1] or ""
+            else:
+                replies[key] = columns.text(key)
+    reply = agreeing(replies, "teacher's answer")
+    if reply is not None and said_before is not None:
+        raise BadRowError(f"has an answer both in {name} and in {next(iter(replies))}")
+    return said_before if reply is None else reply
+
+
+def _taken(columns: Columns, trace: str | None) -> str:
+    """Return the column that holds the teacher's answer though its name may be a gold's, or ""."""
+    for name in ("solution", "answer"):
+        if columns.has(name):
+            value = str(columns.row[columns.spelled(name)])
+            if trace is not None or OPEN in value or CLOSE in value:
+                return name
+    return ""
+
+
+def _with_trace(answer: str, trace: str | None, where: str) -> str:
+    """Return an answer after its reasoning, unless it holds that reasoning already."""
+    if trace is None or (CLOSE in answer and trace.strip() in answer):
         return answer
-    thinking = _text(holder, key, where)
-    if OPEN in answer or CLOSE in answer or OPEN in thinking or CLOSE in thinking:
-        raise BadRowError(f"{_name(key, where)} holds a think block, or the answer does")
-    return thought(thinking, answer, prefilled=False)
+    if any(tag in each for tag in (OPEN, CLOSE) for each in (answer, trace)):
+        raise BadRowError(f"{where}: reasoning holds a think block, or the answer another one")
+    return thought(trace, answer, prefilled=False)
 
 
-def _thinking_key(holder: dict[str, Any]) -> str | None:
-    return next((key for key in THINKING_KEYS if holder.get(key)), None)
-
-
-def _answer_type(row: Record) -> str:
-    answer_type = row.get("answer_type")
+def _answer_type(columns: Columns) -> str:
+    answer_type = columns.take("answer_type")
     if answer_type is None:
         return ""
     if answer_type not in ANSWER_TYPES:
@@ -177,32 +305,22 @@ def _answer_type(row: Record) -> str:
     return str(answer_type)
 
 
-def _difficulty(row: Record) -> float | None:
-    """Return 1 - pass_rate, or difficulty if it is from 0 to 1: other scales are unknown."""
-    for key in ("pass_rate", "difficulty"):
-        share = row.get(key)
-        if isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1:
-            return 1 - float(share) if key == "pass_rate" else float(share)
+def _difficulty(columns: Columns) -> float | None:
+    """Return 1 - pass_rate, or difficulty if it is between 0 and 1: other scales are unknown.
+
+    A difficulty of exactly 1 may be the easiest of 1 to 10, and one of 0 is on no scale for sure.
+    """
+    for name in ("pass_rate", "difficulty"):
+        share = columns.row.get(columns.spelled(name))
+        if isinstance(share, int | float) and not isinstance(share, bool):
+            if name == "pass_rate" and 0 <= share <= 1:
+                columns.take(name)
+                return 1 - float(share)
+            if name == "difficulty" and 0 < share < 1:
+                columns.take(name)
+                return float(share)
     return None
 
 
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _optional(row: dict[str, Any], key: str) -> str | None:
-    return _text(row, key) if row.get(key) not in (None, "") else None
-
-
-def _text(holder: dict[str, Any], key: str, where: str = "") -> str:
-    text = holder.get(key)
-    if not isinstance(text, str):
-        problem = "is missing" if text is None else f"is not a string: {type(text).__name__}"
-        raise BadRowError(f"{_name(key, where)} {problem}")
-    if not text.strip():
-        raise BadRowError(f"{_name(key, where)} is empty")
-    return text
-
-
-def _name(key: str, where: str) -> str:
-    return f"{where}.{key}" if where else key
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}

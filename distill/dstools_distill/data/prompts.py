@@ -5,6 +5,7 @@ in memory (700 with near duplicates); then the rows are written.
 """
 
 import json
+import logging
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,14 @@ from numpy.typing import NDArray
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.duplicates import FUNCTIONS, exact, near, signature
-from dstools_distill.data.sources import Questions, converted, dataset_rows, questions, task_rows
+from dstools_distill.data.sources import (
+    Questions,
+    Reading,
+    converted,
+    dataset_rows,
+    questions,
+    task_rows,
+)
 from dstools_distill.judge.answers import compare
 from dstools_distill.judge.referee import Referee
 from dstools_distill.recipe.settings import Prompts, Source, Verify
@@ -26,6 +34,7 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 
+logger = logging.getLogger(__name__)
 READ, SIGNATURES = "read.jsonl", "signatures.bin"  # temporary; removed at the end of the stage
 
 
@@ -36,21 +45,26 @@ def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
     Reasons, the first that applies: "conflicting-gold", "duplicate" (apart from white space),
     "near-duplicate", "difficulty", "limit". "duplicate_of" names the prompt that one repeats.
 
-    Raises DstoolsError, naming file, line and reason, for a row that is not a question.
+    The report counts the rows of each source that were left out (`max_bad`), and names the columns
+    that nothing was taken from. Raises DstoolsError, naming file, line and reason, for a row that
+    is not a question, once a source has more than max_bad of them.
     """
 
     rates = {} if inputs.pass_rates is None else share_right(inputs.pass_rates)
     read = _Read(work.folder, near=settings.near_duplicates > 0)
-    rows, forms = Counter[str](), Counter[str]()
+    forms = Counter[str]()
+    sources: dict[str, Report] = {}
     with closing(read):
         for source, file in zip(settings.source, inputs.sources, strict=True):
             size = source.size if source.path.startswith("rg:") else 0
+            reading, rows = Reading(source.max_bad), 0
             with work.bar(size, _name(source)) as progress:
-                for form, record in _records(settings, source, file, rates):
+                for form, record in _records(settings, source, file, rates, reading):
                     read.add(record)
                     forms[form] += 1
-                    rows[_name(source)] += 1
+                    rows += 1
                     progress(1)
+            _note(sources, source, reading, rows)
     reasons, others = _fates(settings, read)
     dropped = _write(work.folder, read, reasons, others)
     for name in (READ, SIGNATURES):
@@ -59,15 +73,29 @@ def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
         "in": len(reasons),
         "out": len(reasons) - dropped.total(),
         "dropped": dict(sorted(dropped.items())),
-        "sources": {
-            _name(source): {"rows": rows[_name(source)], "licence": source.licence}
-            for source in settings.source
-        },
+        "sources": sources,
         "forms": dict(sorted(forms.items())),
         "with_gold": int(np.count_nonzero(read.golds)),
         "with_reference": read.references,
         "with_difficulty": int(np.count_nonzero(~np.isnan(read.difficulties))),
     }
+
+
+def _note(sources: dict[str, Report], source: Source, reading: Reading, rows: int) -> None:
+    """Add what was read of a source to the report, and log what was not read."""
+    name = _name(source)
+    if source.path.startswith("rg:"):
+        reading.unread.discard("task")  # read by `_records`
+    note = sources.setdefault(
+        name, {"rows": 0, "licence": source.licence, "bad_rows": 0, "unread_columns": []}
+    )
+    note["rows"] += rows
+    note["bad_rows"] += reading.bad
+    note["unread_columns"] = sorted({*note["unread_columns"], *reading.unread})
+    if reading.unread:
+        logger.warning("%s: columns that are not read: %s", name, ", ".join(sorted(reading.unread)))
+    if reading.bad:
+        logger.warning("%s: %d rows left out, first %s", name, reading.bad, reading.first_bad)
 
 
 def share_right(folder: Path) -> dict[str, float]:
@@ -131,11 +159,11 @@ class _Read:
 
 
 def _records(
-    settings: Prompts, source: Source, file: Path | None, rates: dict[str, float]
+    settings: Prompts, source: Source, file: Path | None, rates: dict[str, float], reading: Reading
 ) -> Iterator[tuple[str, Record]]:
     """Yield form and record of each row of a source."""
     is_empty = True
-    for _, row, question in _questions(source, file):
+    for _, row, question in _questions(source, file, reading):
         is_empty = False
         messages = question.messages
         if settings.system and messages[0]["role"] != "system":
@@ -161,15 +189,15 @@ def _records(
         raise DstoolsError(f"{file or source.path}: is empty", "name a source with prompts in it")
 
 
-def _questions(source: Source, file: Path | None) -> Questions:
+def _questions(source: Source, file: Path | None, reading: Reading) -> Questions:
     if file is not None:
-        return questions(file, source.form)
+        return questions(file, source.form, reading)
     kind, _, name = source.path.partition(":")
     if kind == "rg":
         numbered = task_rows(name, source.size, source.seed, source.options)
     else:
         numbered = dataset_rows(name, source.split)
-    return converted(numbered, f"{source.path}: row", source.form)
+    return converted(numbered, f"{source.path}: row", source.form, reading)
 
 
 def _name(source: Source) -> str:

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import DstoolsError, install_hint, printable
 from dstools_distill import records
-from dstools_distill.data.forms import GOLD_KEYS, BadRowError, Question, convert
+from dstools_distill.data.columns import BadRowError, plain
+from dstools_distill.data.forms import Question, convert
+from dstools_distill.data.golds import GOLD_KEYS
 from dstools_distill.recipe.settings import Form
 from dstools_distill.records import Record
 
@@ -17,22 +20,42 @@ Rows = Iterator[tuple[int, Record]]
 Questions = Iterator[tuple[int, Record, Question]]
 
 
-def questions(path: Path, form: Form = "auto") -> Questions:
+@dataclass
+class Reading:
+    """What a source turned out to be, besides its questions."""
+
+    max_bad: int = 0  # rows that may be left out
+    bad: int = 0
+    first_bad: str = ""  # where, and why
+    unread: set[str] = field(default_factory=set)  # columns that nothing was taken from
+
+
+def questions(path: Path, form: Form = "auto", reading: Reading | None = None) -> Questions:
     """Yield line or row number, from 1, row, and question of a .jsonl or .parquet file.
 
-    Raises DstoolsError, naming file and line, for a row that is not a question.
+    Fills `reading`. Raises DstoolsError, naming file and line, for a row that is not a question,
+    once there are more of them than reading.max_bad.
     """
     unit = "row" if path.suffix == ".parquet" else "line"
-    return converted(rows(path), f"{path}: {unit}", form)
+    yield from converted(rows(path), f"{path}: {unit}", form, reading or Reading())
 
 
-def converted(numbered: Rows, where: str, form: Form) -> Questions:
+def converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Questions:
     """Yield numbered rows with the question of each; `where` and the number name a bad row."""
     for number, row in numbered:
         try:
             question = convert(row, form)
         except BadRowError as error:
-            raise DstoolsError(f"{where} {number}: {error}", records.BAD_LINE) from None
+            problem = f"{where} {number}: {error}"
+            reading.bad += 1
+            reading.first_bad = reading.first_bad or problem
+            if reading.bad > reading.max_bad:
+                hint = error.hint or records.BAD_LINE
+                raise DstoolsError(
+                    problem, f"{hint}; or leave out up to N such rows: max_bad = N in the source"
+                ) from None
+            continue
+        reading.unread.update(question.unread)
         yield number, row, question
 
 
@@ -49,9 +72,9 @@ def rows(path: Path) -> Rows:
         raise DstoolsError(f"{path}: is not a .jsonl or .parquet file", "convert it to JSONL")
     for number, line in records.lines(path):
         row = records.parse(line, path, number)
-        if any(type(row.get(key)) in (int, float) for key in GOLD_KEYS):
+        if numeric := _numeric_golds(row):
             spelled = json.loads(line, parse_int=str, parse_float=str)
-            row |= {key: spelled[key] for key in GOLD_KEYS if type(row.get(key)) in (int, float)}
+            row |= {key: spelled[key] for key in numeric}
         yield number, row
 
 
@@ -148,10 +171,12 @@ def _numbered(batches: Any) -> Rows:
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
-            for key in GOLD_KEYS:
-                if type(gold := row.get(key)) in (int, float):
-                    row[key] = repr(gold)
-            yield number, row
+            yield number, row | {key: repr(row[key]) for key in _numeric_golds(row)}
+
+
+def _numeric_golds(row: Record) -> list[str]:
+    """Return the columns with a gold answer that is a number."""
+    return [key for key in row if type(row[key]) in (int, float) and plain(key) in GOLD_KEYS]
 
 
 INSTALL = install_hint("distill")

@@ -32,6 +32,7 @@ class Source:
     size: Positive = 1000  # problems of a reasoning-gym task
     seed: int = 0  # of a reasoning-gym task
     options: dict[str, Any] | None = None  # of a reasoning-gym task
+    max_bad: int = 0  # rows without a question that are left out; with more the stage fails
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ STAGES = {
         help="Import prompts and drop duplicates.",
         reads=("sources", "pass_rates"),
         packages=("numpy", *JUDGE),
-        revision=2,
+        revision=3,
         paths=("pass_rates",),
     ),
     "generate": Stage(

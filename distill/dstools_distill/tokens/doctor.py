@@ -8,7 +8,8 @@ from dstools_converters.errors import DstoolsError, Finding, Level, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, split
 from dstools_converters.model.tokenizer import Messages, answer_form, prompt_ids
 from dstools_distill import records
-from dstools_distill.data.forms import BadRowError, convert
+from dstools_distill.data.columns import BadRowError
+from dstools_distill.data.forms import convert
 from dstools_distill.records import Record
 from dstools_distill.tokens import axolotl_rows, llama_factory_rows, trl_rows
 from dstools_distill.tokens.invariant import IGNORED, Target, Trained, shown, violations

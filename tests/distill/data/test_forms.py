@@ -1,10 +1,20 @@
 """Tests of row forms: each gives its question, or the reason why it has none."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dstools_distill.data.forms import BadRowError, Question, convert
+from dstools_distill.data.columns import BadRowError
+from dstools_distill.data.forms import Question, convert
+
+FOLDER = Path(__file__).parents[2] / "cases" / "distill"
+CASES = [
+    json.loads(line)
+    for name in ("forms.jsonl", "variants/forms.jsonl")
+    for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()
+]
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
 ASKED = [USER]
@@ -56,7 +66,7 @@ def test_every_form_gives_the_same_question_and_answer(form: Any, row: dict[str,
     [
         ({"problem": "?!"}, None, None),
         ({"problem": "2+2", "answer": "4"}, "4", None),
-        ({"problem": "2+2", "gold": "4", "answer": "four"}, "4", None),
+        ({"problem": "2+2", "gold": "4", "answer": " 4"}, "4", None),
         ({"problem": "2+2", "expected": "4"}, "4", None),
         ({"problem": "2+2", "solution": "4"}, "4", None),
         ({"problem": "2+2", "solution": r"It is \boxed{4}."}, "4", r"It is \boxed{4}."),
@@ -101,7 +111,8 @@ def test_an_instruction_comes_before_its_input() -> None:
     [
         ({"pass_rate": 0.25}, 0.75),
         ({"difficulty": 0.3}, 0.3),
-        ({"difficulty": 0}, 0.0),
+        ({"difficulty": 0}, None),
+        ({"difficulty": 1.0}, None),  # the easiest of 1 to 10?
         ({"pass_rate": 1, "difficulty": 0.3}, 0.0),
         ({"difficulty": "hard"}, None),
         ({"difficulty": 8}, None),  # of ten, or of what?
@@ -120,9 +131,10 @@ def test_difficulty_is_a_share_or_unknown(row: dict[str, Any], difficulty: float
         ({"problem": " \n"}, "problem is empty"),
         ({"problem": None}, "problem is missing"),
         ({"problem": 5}, "problem is not a string: int"),
-        ({"problem": "2+2", "answer": ["4"]}, "answer is not a string: list"),
+        ({"problem": "2+2", "answer": ["4", "5"]}, "answer holds 2 answers"),
+        ({"problem": "2+2", "reasoning": ["a b", "b c"]}, "reasoning holds 2 traces"),
+        ({"query": "2+2", "history": [["1+1"]]}, r"history\[0\] is not a pair of a question and"),
         ({"problem": "2+2", "answer": True}, "answer is not a string: bool"),
-        ({"problem": "2+2", "answer": ""}, "answer is empty"),
         ({"problem": "2+2", "answer": "so\n#### "}, "answer has nothing after ####"),
         ({"problem": "2+2", "answer_type": "float"}, "answer_type is 'float', not one of"),
         ({"messages": []}, "messages is not a list of turns"),
@@ -138,7 +150,10 @@ def test_difficulty_is_a_share_or_unknown(row: dict[str, Any], difficulty: float
             {"messages": [USER, {"role": "system", "content": "x"}]},
             "system message after its first",
         ),
-        ({"messages": [USER, reply(ANSWER, reasoning="so")]}, r"reasoning holds a think block"),
+        (
+            {"messages": [USER, reply(ANSWER, reasoning="so it is")]},
+            r"reasoning holds a think block",
+        ),
         (
             {"prompt": [USER, reply("4")], "completion": "4"},
             "answer both in prompt and in completion",
@@ -156,7 +171,69 @@ def test_a_row_without_a_question_is_refused_with_the_reason(
 
 def test_a_form_that_was_asked_for_is_not_guessed() -> None:
     row = {"messages": ASKED, "problem": "2+3"}
-    assert convert(row).form == "messages"
+    with pytest.raises(
+        BadRowError, match=r"problem is '2\+3': either may be the question"
+    ) as caught:
+        convert(row)
+    assert "form = 'messages'" in caught.value.hint
+    assert convert(row, "messages").messages == ASKED
     assert convert(row, "problem").messages[0]["content"] == "2+3"
     with pytest.raises(BadRowError, match="conversations is not a list of turns"):
         convert(row, "sharegpt")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["kind"]))
+def test_a_row_of_a_public_data_set_is_read_or_refused(case: dict[str, Any]) -> None:
+    row = case["row"]
+    if case.get("refused"):
+        with pytest.raises(BadRowError):
+            convert(row)
+        return
+    try:
+        question = convert(row)
+    except BadRowError:
+        assert case.get("or_refused")
+        return
+    prompt = "\n".join(message["content"] for message in question.messages)
+    reference = question.reference or ""
+    assert case.get("prompt_has", "") in prompt
+    assert case.get("reference_has", "") in reference
+    assert "reference_has_not" not in case or case["reference_has_not"] not in reference
+    assert "gold_is" not in case or question.gold == case["gold_is"]
+    assert "gold_is_not" not in case or question.gold != case["gold_is_not"]
+    assert "difficulty_is" not in case or question.difficulty == case["difficulty_is"]
+    if "difficulty_is_not" in case:
+        assert question.difficulty != case["difficulty_is_not"]
+
+
+def test_columns_that_nothing_is_taken_from_are_named() -> None:
+    row = {"problem": "2+2", "answer": "4", "reasoning": "off", "source": "x", "cot": None}
+    assert convert(row).unread == ("reasoning", "source")
+
+
+def test_what_belongs_to_a_question_is_asked_with_it() -> None:
+    row = {"system": "Be brief.", "history": [["1+1?", "2"]], "passage": "P.", "query": "2+2?"}
+    assert [turn["content"] for turn in convert(row).messages] == [
+        "Be brief.",
+        "1+1?",
+        "2",
+        "P.\n\n2+2?",
+    ]
+    assert convert({"problem": "P. 2+2?", "passage": "P."}).messages == [
+        {"role": "user", "content": "P. 2+2?"}
+    ]
+
+
+def test_a_question_that_holds_the_others_is_asked() -> None:
+    row = {"question": "2+2?", "prompt": "Think. 2+2?", "response": "4"}
+    question = convert(row)
+    assert (question.form, question.messages[0]["content"]) == ("prompt-completion", "Think. 2+2?")
+    assert question.unread == ()
+
+
+def test_the_answer_beside_a_trace_is_the_teachers() -> None:
+    row = {"question": "6*7?", "reasoning": "6*7 is 41.", "answer": 41}
+    question = convert(row)
+    assert question.gold is None
+    assert question.reference == "<think>\n6*7 is 41.\n</think>\n\n41"
+    assert convert(row | {"response": "It is 42."}).gold == "41"

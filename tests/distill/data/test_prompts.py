@@ -66,7 +66,9 @@ def test_a_record_has_every_field_of_a_prompt(tmp_path: Path) -> None:
         "in": 1,
         "out": 1,
         "dropped": {},
-        "sources": {"a.jsonl": {"rows": 1, "licence": "unknown"}},
+        "sources": {
+            "a.jsonl": {"rows": 1, "licence": "unknown", "bad_rows": 0, "unread_columns": []}
+        },
         "forms": {"problem": 1},
         "with_gold": 1,
         "with_reference": 0,
@@ -106,6 +108,26 @@ def test_a_task_can_be_scored_from_its_record(tmp_path: Path) -> None:
 def test_a_bad_line_is_named_with_its_reason(tmp_path: Path, lines: list[str], reason: str) -> None:
     with pytest.raises(DstoolsError, match=reason):
         made(tmp_path, jsonl(tmp_path / "a.jsonl", *lines))
+
+
+def test_bad_rows_and_columns_that_are_not_read_are_reported_once_a_source(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"problem": f"{n}+1", "uuid": str(n)} for n in range(3)]
+    jsonl(tmp_path / "a.jsonl", *rows, {"text": "x"})
+    source = Source("a.jsonl", max_bad=1)
+    inputs = Inputs(sources=(tmp_path / "a.jsonl",))
+    report = prompts(Prompts(source=(source,)), inputs, work(tmp_path / "out"))
+    assert report["sources"]["a.jsonl"] == {
+        "rows": 3,
+        "licence": "unknown",
+        "bad_rows": 1,
+        "unread_columns": ["uuid"],
+    }
+    unread, bad = (record.getMessage() for record in caplog.records)
+    assert unread == "a.jsonl: columns that are not read: uuid"
+    assert "a.jsonl: 1 rows left out, first" in bad
+    assert "line 4: has none of the keys" in bad
 
 
 # --------------------------------------------------------------------------- kept and dropped

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_distill.data.sources import dataset_rows, questions, rows, task_rows
+from dstools_distill.data.sources import Reading, dataset_rows, questions, rows, task_rows
 
 
 def jsonl(path: Path, *lines: str) -> Path:
@@ -60,12 +60,30 @@ def test_a_row_is_named_by_its_line_or_by_its_number_in_parquet(tmp_path: Path) 
 
 
 def test_a_row_comes_with_its_number_and_its_question(tmp_path: Path) -> None:
-    file = jsonl(tmp_path / "a.jsonl", "", '{"problem": "1+1", "question": "2+2"}')
-    ((number, row, question),) = questions(file)
-    assert (number, row) == (2, {"problem": "1+1", "question": "2+2"})
+    file = jsonl(tmp_path / "a.jsonl", "", '{"problem": "1+1", "prompt": "2+2"}')
+    ((number, row, question),) = questions(file, "problem")
+    assert (number, row) == (2, {"problem": "1+1", "prompt": "2+2"})
     assert (question.form, question.messages[0]["content"]) == ("problem", "1+1")
     with pytest.raises(DstoolsError, match="line 2: messages is not a list of turns"):
         list(questions(file, "messages"))
+
+
+def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path) -> None:
+    file = jsonl(
+        tmp_path / "a.jsonl",
+        '{"problem": "1+1", "uuid": "x"}',
+        '{"problem": ""}',
+        '{"problem": "2+2", "answer": "4", "gold": "5"}',
+        '{"problem": "3+3"}',
+    )
+    reading = Reading(max_bad=2)
+    assert [number for number, *_ in questions(file, "auto", reading)] == [1, 4]
+    assert (reading.bad, reading.unread) == (2, {"uuid"})
+    assert reading.first_bad == f"{file}: line 2: problem is empty"
+    with pytest.raises(DstoolsError, match="line 3: gold is '5' and answer is '4'") as caught:
+        list(questions(file, "auto", Reading(max_bad=1)))
+    assert caught.value.hint.startswith("keep only the column that holds the gold")
+    assert "max_bad = N" in caught.value.hint
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

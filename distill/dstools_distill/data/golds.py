@@ -1,0 +1,216 @@
+r"""The gold answer of a row: from a column of its own, a worked solution, or options of a choice.
+
+A worked solution is not a gold: its \boxed{} or what follows its #### is, and without either there
+is no gold, as a proof has none. The question of a choice is asked with its options, and its gold is
+a letter: `answer` may be the letter, the text of an option, or an index from 0.
+"""
+
+import json
+import re
+from contextlib import suppress
+from itertools import takewhile
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+from dstools_converters.model.reasoning import CLOSE, OPEN
+from dstools_distill.data.columns import BadRowError, Columns, agreeing, answer_text, shown, text
+from dstools_distill.judge.extract import last_boxed
+
+TRUSTED = ("gold", "expected", "expected_answer")  # taken as they are
+GOLD_KEYS = (*TRUSTED, "final_answer", "ground_truth", "answer")
+SOLUTIONS = ("solution", "ground_truth_solution")
+CODE_CASES = ("input_output", "test_cases", "official_tests")  # APPS, TACO; codeforces
+OPTIONS = ("choices", "options")
+LETTERED = (tuple("abcdefghij"), ("opa", "opb", "opc", "opd", "ope"))  # C-Eval; MedMCQA
+CHOSEN = ("answerkey", "correct", "answer_idx", "answer_index", "cop", "answer", *TRUSTED)
+GSM8K = "\n#### "  # openai/gsm8k: between a worked solution and the answer
+PLACEHOLDERS = ("proof", "notfound")  # NuminaMath-1.5: there is no answer
+TAGGED = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+FORMULA = re.compile(r"\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
+WORD = re.compile(r"[^\W\d_]+")
+UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # kana and Chinese characters
+SENTENCE_END = re.compile(r"[.!?]\s+\S|[。！？]\s*\S")  # noqa: RUF001
+MAX_WORDS, MAX_UNSPACED = 12, 24  # of an answer that is one sentence at most
+MIN_WORDS = 6  # of a text of several sentences that is not a name with initials
+
+
+class Options(NamedTuple):
+    """The options of a choice."""
+
+    labels: list[str]  # "A", "B", ...
+    texts: list[str]
+
+
+class Gold(NamedTuple):
+    """What a row says about the right answer."""
+
+    gold: str | None
+    worked: str | None = None  # the solution that comes with it
+    answer_type: str = ""  # "" if the columns do not tell
+
+
+def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
+    """Return the gold of a row; `taken` names the column that is a teacher's answer, "" if none.
+
+    Raises BadRowError if two columns disagree, or if the gold of a choice is none of its options.
+    """
+    if options is not None:
+        return Gold(_letter(columns, options, taken), None, "choice")
+    golds, worked = {}, None
+    names = [name for name in GOLD_KEYS if columns.has(name) and name != taken]
+    for name in names:
+        spelled = columns.spelled(name)
+        gold, steps = _settled(answer_text(columns.take(name), spelled), spelled, name in TRUSTED)
+        worked = worked or steps
+        if gold is not None:
+            golds[spelled] = gold
+    if (verl := _of_verl(columns)) is not None:
+        golds["reward_model.ground_truth"] = verl
+    for name in SOLUTIONS:
+        if columns.has(name) and name != taken:
+            solution = columns.text(name)
+            boxed, steps = _settled(solution, columns.spelled(name), False)
+            worked = solution if golds else steps or worked
+            if boxed is not None and not golds:
+                golds[columns.spelled(name)] = boxed
+    gold = agreeing(golds, "gold")
+    return Gold(gold, worked) if gold is not None else _of_code(columns, worked)
+
+
+def _settled(answer: str, name: str, is_trusted: bool) -> tuple[str | None, str | None]:
+    """Return the gold in a text, and the text itself if it is a worked solution."""
+    if OPEN in answer or CLOSE in answer:
+        return None, None  # a teacher's
+    worked, mark, final = answer.rpartition(GSM8K)
+    if mark:
+        if not final.strip():
+            raise BadRowError(f"{name} has nothing after ####")
+        return final.strip(), worked
+    if is_trusted:
+        return answer, None
+    if tagged := TAGGED.fullmatch(answer):
+        return text(tagged[1], name).strip(), None
+    if answer.strip().lower() in PLACEHOLDERS:
+        return None, None
+    boxed = last_boxed(answer.replace(r"\{", "\0").replace(r"\}", "\1"))
+    if boxed is not None:
+        return boxed.replace("\0", r"\{").replace("\1", r"\}"), answer
+    return (None, answer) if is_worked(answer) else (answer, None)
+
+
+def is_worked(answer: str) -> bool:
+    """Return whether a text explains: several sentences, or too many words for an answer.
+
+    Formulas do not count, so a long one is still an answer.
+    """
+    if answer.lstrip().startswith(("[", "{")):
+        return False  # JSON, or a formula
+    prose = FORMULA.sub(" x ", answer)
+    unspaced, words = len(UNSPACED.findall(prose)), len(WORD.findall(UNSPACED.sub(" ", prose)))
+    if "\\" in prose and not SENTENCE_END.search(prose):
+        return False  # TeX without dollar signs
+    if SENTENCE_END.search(prose.strip()):
+        return words >= MIN_WORDS or unspaced >= MIN_WORDS
+    return words > MAX_WORDS or unspaced > MAX_UNSPACED
+
+
+def _of_verl(columns: Columns) -> str | None:
+    """Return reward_model.ground_truth, which may be JSON of a list of one."""
+    if not isinstance(columns.row.get("reward_model"), dict):
+        return None
+    gold, name = columns.take("reward_model").get("ground_truth"), "reward_model.ground_truth"
+    if isinstance(gold, str) and gold.startswith('["'):
+        with suppress(ValueError):
+            gold = json.loads(gold)
+    return None if gold is None else answer_text(gold, name)
+
+
+def _of_code(columns: Columns, worked: str | None) -> Gold:
+    """Return test cases as a gold, as `judge/sandbox.py` reads them."""
+    for name in CODE_CASES:
+        if columns.has(name):
+            cases = columns.take(name)
+            gold = cases if isinstance(cases, str) else json.dumps(cases, ensure_ascii=False)
+            return Gold(gold, worked, "code")
+    return Gold(None, worked)
+
+
+# ---------------------------------------------------------------------------- options of a choice
+
+
+def read_options(columns: Columns) -> Options | None:
+    """Return the options of a row; None if it has none. Raises BadRowError for an odd form."""
+    for name in OPTIONS:
+        if columns.has(name):
+            return _listed(columns.take(name), columns.spelled(name))
+    for names in LETTERED:
+        given = list(takewhile(columns.has, names))
+        is_lettered = given and (len(given[0]) > 1 or all(n.upper() in columns.row for n in given))
+        if is_lettered and len(given) > 1:
+            texts = [answer_text(columns.take(name), columns.spelled(name)) for name in given]
+            return Options(list(ascii_uppercase[: len(texts)]), texts)
+    wrong = list(takewhile(columns.has, (f"incorrect_answer_{n}" for n in range(1, 10))))
+    if wrong and columns.has("correct_answer"):  # GPQA; sorted, or the first would be right
+        texts = sorted(columns.text(name).strip() for name in ("correct_answer", *wrong))
+        return Options(list(ascii_uppercase[: len(texts)]), texts)
+    return None
+
+
+def _listed(value: Any, name: str) -> Options:
+    """Return options: a list, {"A": ...}, or ARC's {"label": [...], "text": [...]}."""
+    labels: list[Any] = []
+    if isinstance(value, dict):
+        labels, value = value.get("label", list(value)), value.get("text", list(value.values()))
+    if not isinstance(value, list) or not isinstance(labels, list):
+        raise BadRowError(f"{name} is not a list of options: {shown(value)}")
+    texts = [answer_text(option, f"{name}[{n}]") for n, option in enumerate(value)]
+    letters = list(ascii_uppercase[: len(texts)])
+    marked = [re.match(rf"\s*\(?{letter}[).:]\s*(?=\S)", option)
+              for letter, option in zip(letters, texts, strict=False)]  # fmt: skip
+    if all(marked):
+        texts = [option[mark.end() :] for option, mark in zip(texts, marked, strict=True) if mark]
+    labels = [str(label) for label in labels] or letters
+    if len(labels) != len(texts) or len(set(labels)) != len(labels):
+        raise BadRowError(f"{name} has {len(texts)} options and labels {shown(labels)}")
+    return Options(labels, texts)
+
+
+def asked_with(question: str, options: Options) -> str:
+    """Return a question with its options, which it may hold already."""
+    pairs = list(zip(options.labels, options.texts, strict=True))
+    if all(
+        re.search(rf"(?<!\w){re.escape(label)}\s*[).:\]]\s*{re.escape(option.strip())}", question)
+        for label, option in pairs
+    ):
+        return question
+    return "\n".join([question + "\n", *(f"{label}. {option}" for label, option in pairs)])
+
+
+def _letter(columns: Columns, options: Options, taken: str) -> str | None:
+    """Return the label of the right option; None if the row does not tell."""
+    if columns.has("correct_answer"):
+        return options.labels[options.texts.index(columns.text("correct_answer").strip())]
+    golds = {}
+    for name in CHOSEN:
+        if columns.has(name) and name != taken:
+            spelled = columns.spelled(name)
+            golds[spelled] = _label(
+                answer_text(columns.take(name), spelled).strip(), options, spelled
+            )
+    return agreeing(golds, "gold")
+
+
+def _label(answer: str, options: Options, name: str) -> str:
+    """Return the label that an answer means."""
+    if answer in options.labels:
+        return answer
+    meant = {options.labels[n] for n, option in enumerate(options.texts) if option == answer}
+    if answer.isdecimal() and int(answer) < len(options.texts):
+        meant.add(options.labels[int(answer)])
+    if len(meant) != 1:
+        problem = "may be the text of one option and the index of another" if meant else "is none"
+        raise BadRowError(
+            f"{name} is {answer!r}, which {problem} of the options {shown(options.texts)}",
+            f"write the label of the right option in {name}: {', '.join(options.labels)}",
+        )
+    return meant.pop()

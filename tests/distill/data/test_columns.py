@@ -1,0 +1,54 @@
+"""Tests of columns: values by plain names, what was never read, and values that disagree."""
+
+import pytest
+
+from dstools_distill.data.columns import BadRowError, Columns, agreeing, answer_text, said, shown
+
+
+def test_names_are_plain_and_what_nothing_was_taken_from_is_named_as_spelled() -> None:
+    columns = Columns({"Correct Answer": "4", "Question": "2+2?", "uuid": "x", "cot": None})
+    assert columns.text("correct_answer") == "4"
+    assert columns.has("question")
+    assert not columns.has("cot")
+    assert columns.unread() == ("Question", "uuid")
+
+
+@pytest.mark.parametrize("value", [None, "", " \n", [], {}])
+def test_a_column_without_a_value_counts_as_missing(value: object) -> None:
+    columns = Columns({"answer": value})
+    assert "answer" in columns
+    assert not columns.has("answer")
+    assert columns.optional("answer") is None
+    assert columns.unread() == ()
+
+
+def test_the_first_of_two_spellings_counts_and_the_other_is_unread() -> None:
+    columns = Columns({"answer": "4", "Answer": "5"})
+    assert columns.text("answer") == "4"
+    assert columns.unread() == ("Answer",)
+
+
+def test_columns_agree_but_for_white_space_and_dollar_signs() -> None:
+    assert agreeing({}, "gold") is None
+    assert agreeing({"answer": "$4$", "gold": " 4"}, "gold") == "$4$"
+    with pytest.raises(BadRowError, match="answer is '4' and gold is '5': either may be the gold"):
+        agreeing({"answer": "4", "gold": "5"}, "gold")
+
+
+def test_an_answer_may_be_a_number_or_the_one_entry_of_a_list() -> None:
+    assert [answer_text(value, "answer") for value in (4, 0.5, ["4"])] == ["4", "0.5", "4"]
+    for value, reason in (([3, -3], "answer holds 2 answers"), (True, "is not a string: bool")):
+        with pytest.raises(BadRowError, match=reason):
+            answer_text(value, "answer")
+
+
+def test_content_may_come_in_parts() -> None:
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "x"}]}, {"text": "4"}]
+    assert said(parts, "content") == ("x", "4")
+    with pytest.raises(BadRowError, match="content is not a string: list with a part of type 'im"):
+        said([{"type": "image_url"}], "content")
+
+
+def test_a_message_shows_the_start_of_a_long_value() -> None:
+    assert shown(["é"]) == "'[\"é\"]'"
+    assert len(shown("x" * 1000)) == 62

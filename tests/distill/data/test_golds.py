@@ -1,0 +1,123 @@
+"""Tests of golds: an answer is one, a worked solution or a teacher's answer is not."""
+
+from typing import Any
+
+import pytest
+
+from dstools_distill.data.columns import BadRowError, Columns
+from dstools_distill.data.golds import Options, asked_with, is_worked, read_gold, read_options
+
+
+@pytest.mark.parametrize(
+    ("row", "gold", "worked"),
+    [
+        ({"answer": "4"}, "4", None),
+        ({"answer": 4}, "4", None),
+        ({"answer": "so\n#### 4"}, "4", "so"),
+        ({"answer": "So it is \\boxed{\\{4\\}}."}, "\\{4\\}", "So it is \\boxed{\\{4\\}}."),
+        ({"answer": "<answer>4</answer>"}, "4", None),
+        ({"answer": "proof"}, None, None),
+        ({"gold": "proof"}, "proof", None),
+        ({"answer": "4", "solution": "Four."}, "4", "Four."),
+        (
+            {"solution": "Two is even. So is four, as it is twice two."},
+            None,
+            "Two is even. So is f",
+        ),
+        ({"reward_model": {"ground_truth": '["4"]'}}, "4", None),
+        ({"reward_model": {"ground_truth": "4"}, "answer": "4"}, "4", None),
+        ({"answer": "<think>x</think>4"}, None, None),
+    ],
+)
+def test_the_gold_is_what_is_settled_on(
+    row: dict[str, Any], gold: str | None, worked: str | None
+) -> None:
+    found = read_gold(Columns(row), None, "")
+    assert (found.gold, (found.worked or "")[:20]) == (gold, (worked or "")[:20])
+
+
+def test_a_column_that_is_the_teachers_is_no_gold() -> None:
+    assert read_gold(Columns({"answer": "4", "gold": "5"}), None, "answer").gold == "5"
+    assert read_gold(Columns({"answer": "4"}), None, "answer").gold is None
+
+
+def test_test_cases_are_a_gold_of_code() -> None:
+    cases = [{"input": "1", "output": "2"}]
+    assert read_gold(Columns({"official_tests": cases}), None, "").answer_type == "code"
+    text = '{"inputs": ["1"], "outputs": ["2"]}'
+    assert read_gold(Columns({"input_output": text}), None, "").gold == text
+
+
+@pytest.mark.parametrize(
+    ("text", "explains"),
+    [
+        ("J. R. R. Tolkien", False),
+        ("2 hours. 30 minutes.", False),
+        ("$x$ is even. So $x+1$ is odd, which was to be shown.", True),
+        (r"\left(-\infty, -\frac{3}{2}\right) \cup \left(\frac{5}{2}, \infty\right)", False),
+        ('[{"stdin": "a b c d e f g h i j k l m n", "stdout": ""}]', False),
+        ("设两个奇数为2a+1和2b+1。其和为2(a+b+1)。", True),
+        ("长方形", False),
+    ],
+)
+def test_an_explanation_is_told_from_an_answer(text: str, explains: bool) -> None:
+    assert is_worked(text) is explains
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"choices": ["4", "7"]},
+        {"options": {"A": "4", "B": "7"}},
+        {"choices": {"text": ["4", "7"], "label": ["A", "B"]}},
+        {"options": ["A) 4", "B) 7"]},
+        {"A": "4", "B": "7"},
+        {"opa": "4", "opb": "7"},
+        {"Correct Answer": "7", "Incorrect Answer 1": "4"},
+    ],
+)
+def test_options_come_in_many_forms(row: dict[str, Any]) -> None:
+    assert read_options(Columns(row)) == Options(["A", "B"], ["4", "7"])
+
+
+def test_columns_a_and_b_are_no_options() -> None:
+    assert read_options(Columns({"a": 4, "b": 7})) is None
+
+
+def test_options_are_asked_once() -> None:
+    options = Options(["A", "B"], ["4", "7"])
+    asked = asked_with("Which is prime?", options)
+    assert asked == "Which is prime?\n\nA. 4\nB. 7"
+    assert asked_with(asked, options) == asked
+
+
+@pytest.mark.parametrize(
+    ("row", "gold"),
+    [
+        ({"answer": "B"}, "B"),
+        ({"answer": "7"}, "B"),
+        ({"answer": "1"}, "B"),
+        ({"answerKey": "B", "answer": "7"}, "B"),
+        ({"cop": 0}, "A"),
+        ({}, None),
+    ],
+)
+def test_the_gold_of_a_choice_is_its_letter(row: dict[str, Any], gold: str | None) -> None:
+    found = read_gold(Columns(row), Options(["A", "B"], ["4", "7"]), "")
+    assert (found.gold, found.answer_type) == (gold, "choice")
+
+
+@pytest.mark.parametrize(
+    ("texts", "answer", "reason"),
+    [
+        (["4", "7"], "2", "answer is '2', which is none of the options"),
+        (["1", "0"], "1", "may be the text of one option and the index of another"),
+        (["4", "7"], "C", "is none of the options"),
+    ],
+)
+def test_a_choice_that_nobody_can_read_is_refused(
+    texts: list[str], answer: str, reason: str
+) -> None:
+    with pytest.raises(BadRowError, match=reason) as caught:
+        read_gold(Columns({"answer": answer}), Options(["A", "B"], texts), "")
+    assert caught.value.hint == "write the label of the right option in answer: A, B"
