@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dstools_converters.checkpoint.config import names_mtp
 from dstools_converters.errors import DstoolsError
 from dstools_distill.data.contamination import EVAL_INDEX
 from dstools_distill.places import PendingError, Places
@@ -62,6 +63,8 @@ def identity_of(places: Places, stage: str, settings: Any, inputs: Inputs) -> Id
     row, values = STAGES[stage], asdict(settings)
     for name in row.how:
         del values[name]
+    if row.trains and not (inputs.model and names_mtp(inputs.model)):
+        del values["mtp"]  # there is nothing to keep or drop
     for name in row.paths:  # an input counts by its content, wherever it is
         if not values[name].startswith(PHASE) and places.path(values[name]).exists():
             values[name] = Path(values[name].removeprefix(BUNDLED)).name

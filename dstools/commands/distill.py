@@ -281,7 +281,8 @@ def _summary(report: dict[str, Any]) -> str:
             for name, model in report["models"].items()
         )
     if "steps" in report:
-        return f"{report['steps']:,} steps, {report['parameters']:,} parameters"
+        mtp = f", MTP layers: {report['mtp']}" if "mtp" in report else ""
+        return f"{report['steps']:,} steps, {report['parameters']:,} parameters{mtp}"
     if "files" in report:
         return ", ".join(report["files"])
     lost = [f"{count:,} {why}" for why, count in report["dropped"].items() if count]

@@ -197,3 +197,18 @@ def test_the_settings_of_the_chain_that_a_stage_reads_are_its_identity(tmp_path:
         identity.name
         == identity_of(places, "render", settings, replace(inputs, init={"a": 1})).name
     )
+
+
+def test_what_becomes_of_mtp_layers_counts_where_a_student_has_some(tmp_path: Path) -> None:
+    places = read(tmp_path)
+    (chain,) = places.recipe.chains
+    kept, student = chain.stages["sft"], tmp_path / "student"
+
+    def names() -> set[str]:
+        inputs = Inputs(rows=tmp_path / "asked.jsonl", model=student, tokenizer=student)
+        both = (kept, replace(kept, mtp="drop"))
+        return {identity_of(places, "sft", settings, inputs).name for settings in both}
+
+    assert len(names()) == 1
+    (student / "config.json").write_text('{"num_nextn_predict_layers": 1}')
+    assert len(names()) == 2

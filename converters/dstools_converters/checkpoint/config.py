@@ -21,6 +21,7 @@ REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MODULE = re.compile(r"\w+")
 EOS = "eos_token_id"
 TOKEN_IDS = ("bos_token_id", EOS, "pad_token_id")
+MTP_LAYERS = "num_nextn_predict_layers"  # as DeepSeek-V3 and others of its kind have it
 DTYPE_KEYS = ("torch_dtype", "dtype")  # until transformers 5, and since
 
 
@@ -35,6 +36,15 @@ def sound_config(checkpoint: Checkpoint) -> dict[str, Any]:
     if missing_code(checkpoint.folder, config.get("auto_map")):
         del config["auto_map"]
     return config | dict.fromkeys(_fp8_dtypes(config), "bfloat16")
+
+
+def names_mtp(folder: Path) -> bool:
+    """Return whether the config.json of a folder says that the model has MTP layers."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False  # whoever loads the model says what is wrong
+    return isinstance(config, dict) and bool(config.get(MTP_LAYERS))
 
 
 def check_config(checkpoint: Checkpoint) -> Iterator[Finding]:

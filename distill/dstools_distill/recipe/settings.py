@@ -160,6 +160,7 @@ class Training:
     activation_checkpointing: bool = False
     lora: Lora | None = None
     ema: Share = 0.0  # decay of an average of the weights, on the CPU; 0: none
+    mtp: Literal["keep", "drop"] = "keep"  # the student's MTP layers, which are not trained
     seed: int = 0
     save_steps: int = 0  # steps between checkpoints; 0: ten per run
     log_steps: Positive = 10

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dstools_converters.checkpoint.config import names_mtp
 from dstools_converters.errors import DstoolsError, Finding, Level, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, split
 from dstools_converters.model.tokenizer import Messages, answer_form, prompt_ids
@@ -31,6 +32,7 @@ HINTS = {
     "end-missing": "train on the token that ends a turn in the template",
     "prompt-trained": "mask it: set assistant_only_loss, or give prompt and completion apart",
     "prompt-differs": "make everything before the first label what serving shows",
+    "mtp-dropped": "`dstools distill sft` carries them over",
 }
 
 
@@ -83,6 +85,9 @@ def diagnose(tokenizer: Path, config: Path | None, sample: Path | None) -> Diagn
     except DstoolsError as error:
         findings.append(Finding.error("tokenizer", str(tokenizer), str(error), error.hint))
     findings += _packing(trainer, settings)
+    if names_mtp(tokenizer):
+        what = f"a full or merged model of {trainer} lacks them, and its config.json names them"
+        findings.append(Finding.warning("mtp-dropped", "MTP layers", what, HINTS["mtp-dropped"]))
     findings += _ignored_keys(trainer, settings)
     cases: list[Case] = []
     for name, used, row in rows:

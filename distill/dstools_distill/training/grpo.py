@@ -84,7 +84,7 @@ def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
             trainer.add_callback(Reference(trainer.ref_model, settings.replace_reference_steps))
         elif _replaces_reference(settings):
             trainer.add_callback(LoraReference(trainer.model, settings.replace_reference_steps))
-        report = run(trainer, settings, work, tokens, CURVE)
+        report = run(trainer, settings, work, tokens, inputs.model, CURVE)
     return {
         "in": len(clean) + contaminated,
         "out": len(asked),

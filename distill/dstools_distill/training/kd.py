@@ -70,7 +70,7 @@ def kd(settings: Kd, inputs: Inputs, work: Work) -> Report:
         peft_config=lora(settings),
         optimizers=optimizers(settings, student),
     )
-    report = run(trainer, settings, work, tokens, CURVE)
+    report = run(trainer, settings, work, tokens, inputs.model, CURVE)
     return {
         "in": len(clean) + contaminated,
         "out": len(clean),

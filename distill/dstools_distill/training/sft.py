@@ -72,7 +72,7 @@ def sft(settings: Sft, inputs: Inputs, work: Work) -> Report:
         trainer.add_callback(_Isolation(trainer, dtype))
     if config.use_cpu:
         score_targets_alone(trainer.model.get_base_model() if settings.lora else trainer.model)
-    report = run(trainer, settings, work, student_tokenizer)
+    report = run(trainer, settings, work, student_tokenizer, inputs.model)
     if trainer.accelerator.is_main_process:
         (work.folder / PACKED).unlink(missing_ok=True)
     return {

@@ -3,13 +3,13 @@
     config = SFTConfig(**arguments(settings, work), ...)   # first: it starts the process group
     model = load_student(settings, folder, None, tokenizer)
     trainer = SFTTrainer(model, config, ..., peft_config=lora(settings))
-    report = run(trainer, settings, work, tokenizer)
+    report = run(trainer, settings, work, tokenizer, folder)
 
 A killed run resumes from its last whole checkpoint and ends in the same bytes. Before training,
 `settings.processes` and `settings.parallel` are compared with what runs: launchers may start
 something else without a warning. The result is a model folder: weights (LoRA merged), config,
 tokenizer with the student's chat template, generation config, curve.jsonl; with `ema` also `ema/`,
-the same with averaged weights.
+the same with averaged weights. MTP layers of a student are copied, see untrained.py.
 """
 
 import copy
@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants as hub
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.training_args import OptimizerNames
@@ -43,6 +44,7 @@ from dstools_distill.store.stage import Report, Work
 from dstools_distill.training.checkpoints import CHECKPOINTS, Keeper, remove, whole_checkpoints
 from dstools_distill.training.launch import launch_hint, require_launcher
 from dstools_distill.training.students import add_older_rope_keys
+from dstools_distill.training.untrained import untrained
 
 log = logging.getLogger(__name__)
 LOSS_CURVE = ("loss", "learning_rate", "grad_norm")
@@ -131,17 +133,19 @@ def run(
     settings: Training,
     work: Work,
     tokenizer: Any,
+    student: Path | None,
     curve: tuple[str, ...] = LOSS_CURVE,
 ) -> Report:
     """Train to the end, from the last whole checkpoint if there is one, and save the result.
 
-    curve: the keys of the trainer's log to keep in curve.jsonl. All processes call this and get the
-    report; the first one writes. Raises DstoolsError where the trainer does not run as the settings
-    say.
+    student: the folder that the model was loaded from, None for a new one. curve: the keys of the
+    trainer's log to keep in curve.jsonl. All processes call this and get the report; the first one
+    writes. Raises DstoolsError where the trainer does not run as the settings say.
     """
     wait = trainer.accelerator.wait_for_everyone
     wait()  # the folder is made by the first process
     check_launch(trainer, settings)
+    rest = untrained(settings, student, trainer.model.config)
     keeper = Keeper(settings, work, curve, wait)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -159,9 +163,9 @@ def run(
         ) from error
     finally:
         keeper.close()
-    _save(trainer, settings, work.folder, tokenizer, keeper)
+    _save(trainer, settings, work.folder, tokenizer, keeper, rest.tensors)
     wait()
-    return {
+    report: Report = {
         "steps": trainer.state.global_step,
         "parameters": parameters,
         "trained_parameters": trained,
@@ -169,6 +173,7 @@ def run(
         "processes": settings.processes,
         "parallel": settings.parallel,
     }
+    return report | {"mtp": rest.fate} if rest.fate else report
 
 
 def check_launch(trainer: Any, settings: Training) -> None:
@@ -234,7 +239,14 @@ def count(model: nn.Module, trained: bool = False) -> int:
 # ------------------------------------------------------------------------------------- the result
 
 
-def _save(trainer: Any, settings: Training, folder: Path, tokenizer: Any, keeper: Keeper) -> None:
+def _save(
+    trainer: Any,
+    settings: Training,
+    folder: Path,
+    tokenizer: Any,
+    keeper: Keeper,
+    rest: Mapping[str, Tensor],
+) -> None:
     """Write the model folder and the averaged one in `ema/`; remove the checkpoints."""
     sharded = settings.parallel in ("fsdp2", "zero3")
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
@@ -243,10 +255,10 @@ def _save(trainer: Any, settings: Training, folder: Path, tokenizer: Any, keeper
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.generation_config = _generation_config(model, tokenizer)
     model.config.use_cache = True  # training switches it off
-    _write(_merged(model), folder, tokenizer, state)
+    _write(_merged(model), folder, tokenizer, state, rest)
     if keeper.ema:
         keeper.ema.put(model)
-        _write(_merged(model), folder / EMA_FOLDER, tokenizer, None)
+        _write(_merged(model), folder / EMA_FOLDER, tokenizer, None, rest)
     remove(whole_checkpoints(folder))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
@@ -256,21 +268,32 @@ def _merged(model: Any) -> Any:
     return copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def _write(model: Any, folder: Path, tokenizer: Any, state: dict[str, Any] | None) -> None:
-    """Write a model folder, and raise DstoolsError unless it has all weights."""
-    model.save_pretrained(folder, state_dict=state)
+def _write(
+    model: Any,
+    folder: Path,
+    tokenizer: Any,
+    state: dict[str, Any] | None,
+    rest: Mapping[str, Tensor],
+) -> None:
+    """Write a model folder, and raise DstoolsError unless it has all weights.
+
+    rest: tensors that the model lacks, written beside its weights as they are.
+    """
+    own = model.state_dict() if state is None else state
+    model.save_pretrained(folder, state_dict={**own, **rest})
     add_older_rope_keys(folder / "config.json")
     tokenizer.save_pretrained(folder)
-    _mend(folder, count(model))
+    parameters = count(model) + sum(tensor.numel() for tensor in rest.values())
+    _mend(folder, parameters)
     saved = 0
     for path in sorted(folder.glob("*.safetensors")):
         path.chmod((folder / "config.json").stat().st_mode)  # save_pretrained makes it 0600
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             saved += sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in names)
-    if saved < count(model):
+    if saved < parameters:
         raise DstoolsError(
-            f"{folder}: {saved} of {count(model)} weights were saved",
+            f"{folder}: {saved} of {parameters} weights were saved",
             f"this is a bug of dstools; {RESUME_HINT}",
         )
 

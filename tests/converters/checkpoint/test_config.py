@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from dstools_converters.checkpoint.config import check_config, check_numbers, sound_config
+from dstools_converters.checkpoint.config import (
+    check_config,
+    check_numbers,
+    names_mtp,
+    sound_config,
+)
 from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
 from dstools_converters.families.shapes import read_model
 
@@ -178,3 +183,22 @@ def test_numbers_of_the_rotary_embedding_are_named_with_their_object(key: str) -
 def test_numbers_may_be_left_out() -> None:
     config = MOE | dict.fromkeys(("n_group", "topk_group", "eos_token_id", "pad_token_id"))
     assert not list(check_numbers(config, read_model(config)))
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ('{"num_nextn_predict_layers": 1}', True),
+        ('{"num_nextn_predict_layers": 0}', False),
+        ('{"num_hidden_layers": 4}', False),
+        ("[1]", False),
+        ("no JSON", False),
+        (None, False),
+    ],
+)
+def test_whether_a_config_names_mtp_layers(
+    content: str | None, names: bool, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert names_mtp(tmp_path) is names

@@ -31,6 +31,7 @@ def ask(
     ) -> Diagnosis:
         folder = tmp_path / "tokenizer"
         shutil.copytree(tokenizer_folder("sample-v3"), folder)
+        (folder / "config.json").unlink()
         if jinja:
             file = folder / "tokenizer_config.json"
             changed = json.loads(file.read_text()) | {"chat_template": trl_template(jinja)}
@@ -213,6 +214,14 @@ def test_llama_factory_trains_on_the_opener_that_serving_shows(ask: Any) -> None
     diagnosis = ask("deepseek_r1_distill", template="deepseekr1", cutoff_len=32768)
     assert losses(diagnosis) == {}
     assert warnings(diagnosis) == {"prompt-trained"}
+
+
+def test_a_trainer_that_drops_mtp_layers_is_told_of(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"template": "deepseekr1", "cutoff_len": 32768}))
+    diagnosis = diagnose(SAMPLE, config, None)
+    assert warnings(diagnosis) == {"mtp-dropped"}
+    assert "carries them over" in text(diagnosis)
 
 
 # -------------------------------------------------------------------------------------- axolotl

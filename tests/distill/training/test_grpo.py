@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dstools_converters.errors import DstoolsError
@@ -180,6 +181,16 @@ def test_a_run_resumed_after_its_reference_was_replaced_ends_in_the_same_bytes(
     assert all(line["kl"] > 0 for line in curve if line["step"] in (2, 4, 6))
     assert [line["kl"] for line in curve if line["step"] in (1, 3, 5)] == [0.0] * 3
     assert any(line["reward_std"] for line in curve)
+
+
+def test_a_policy_keeps_its_mtp_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "rewards", lambda *_: spread_rewards())
+    settings = Grpo(**SMALL | {"max_steps": 1})  # type: ignore[arg-type]
+    read = inputs(ask(tmp_path / "asked", ["1"] * 4), TEACHER)
+    report = grpo(settings, read, work(tmp_path / "out"))
+    assert report["mtp"] == "carried over, not trained"
+    names = load_file(tmp_path / "out" / "model.safetensors")
+    assert sum(name.startswith("model.layers.4.") for name in names) == 68
 
 
 def test_flat_groups_are_summed_over_steps_that_were_logged_together(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dstools_converters.errors import DstoolsError
@@ -134,6 +135,20 @@ def test_a_teacher_in_fp8_teaches_a_student_of_any_precision(
     assert report["steps"] == 1
     (line,) = records.read(tmp_path / "out" / "curve.jsonl")
     assert line["loss"] > 0
+
+
+def test_a_student_keeps_its_mtp_layers(tmp_path: Path) -> None:
+    """The sample teaches itself; 8 positions of an answer are enough."""
+    asked = [{"messages": [{"role": "user", "content": "1 + 2 ="}], "gold": None}] * 2
+    records.write(tmp_path / "records.jsonl", asked)
+    settings = Kd(
+        max_steps=1, batch_size=2, micro_batch_size=2, precision="float32",
+        max_completion_tokens=8, log_steps=1,
+    )  # fmt: skip
+    report = kd(settings, inputs(tmp_path, TEACHER, TEACHER), work(tmp_path / "out"))
+    assert report["mtp"] == "carried over, not trained"
+    names = load_file(tmp_path / "out" / "model.safetensors")
+    assert sum(name.startswith("model.layers.4.") for name in names) == 68
 
 
 @pytest.mark.slow

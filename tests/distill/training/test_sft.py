@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
+from dstools.cli import main
 from dstools_converters.errors import DstoolsError
 from dstools_distill.recipe.settings import Lora, Sft
 from dstools_distill.recipe.stages import Inputs
@@ -221,6 +223,39 @@ def test_a_result_goes_into_quantize(rows: Path, student: Path, tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "fp8" / "config.json").read_bytes())["quantization_config"]
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, targets=("o_proj",))])
+def test_mtp_layers_are_carried_over_and_the_result_is_quantized_and_verified(
+    lora: Lora | None, rows: Path, tmp_path: Path
+) -> None:
+    settings = replace(SHORT, max_steps=1, ema=0.5, lora=lora)
+    report = train(settings, rows, tmp_path / "out", SAMPLE)
+    assert report["mtp"] == "carried over, not trained"
+    before = load_file(SAMPLE / "model.safetensors")
+    for folder in (tmp_path / "out", tmp_path / "out" / "ema"):
+        after = load_file(folder / "model.safetensors")
+        assert after.keys() == before.keys()
+        same = {name for name in after if after[name].equal(before[name].to(after[name].dtype))}
+        mtp = {name for name in after if name.startswith("model.layers.4.")}
+        assert mtp <= same < after.keys()  # and some others were trained
+        assert all(after[name].dtype == before[name].dtype for name in mtp)
+        config = json.loads((folder / "config.json").read_bytes())
+        assert config["num_nextn_predict_layers"] == 1
+    for command in (["quantize", "out", "fp8"], ["verify", "fp8", "--source", "out"]):
+        words = [str(tmp_path / word) if word in ("out", "fp8") else word for word in command]
+        made = CliRunner().invoke(main, words)
+        assert made.exit_code == 0, made.output
+
+
+def test_mtp_layers_are_dropped_on_request_and_the_config_says_so(
+    rows: Path, tmp_path: Path
+) -> None:
+    report = train(replace(SHORT, max_steps=1, mtp="drop"), rows, tmp_path / "out", SAMPLE)
+    assert report["mtp"] == "dropped"
+    assert len(load_file(tmp_path / "out" / "model.safetensors")) == 201
+    made = CliRunner().invoke(main, ["quantize", str(tmp_path / "out"), str(tmp_path / "fp8")])
+    assert made.exit_code == 0, made.output
 
 
 # -------------------------------------------------------------------------------- what it sees

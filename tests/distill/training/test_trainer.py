@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from huggingface_hub import constants
+from safetensors import safe_open
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from dstools_converters.errors import DstoolsError
@@ -30,6 +31,10 @@ TINY = {
     "model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
     "num_attention_heads": 1,
 }  # fmt: skip
+
+
+EH_PROJ = "model.layers.1.eh_proj.weight"
+MTP = {EH_PROJ: torch.arange(16 * 32, dtype=torch.bfloat16).view(16, 32)}
 
 
 def work(folder: Path) -> Work:
@@ -180,13 +185,17 @@ def test_the_result_has_no_local_path_and_the_right_number_of_parameters(tmp_pat
     shape = {key: value for key, value in TINY.items() if key != "model_type"}
     model = Sharded(LlamaConfig(vocab_size=64, tie_word_embeddings=True, **shape))
     model.generation_config = GenerationConfig(_name_or_path="/home/jane/run-3", max_length=5)
-    training._write(model, tmp_path, load_tokenizer(SAMPLE, None), None)
+    training._write(model, tmp_path, load_tokenizer(SAMPLE, None), None, MTP)
     generation = json.loads((tmp_path / "generation_config.json").read_text())
     assert generation["max_length"] == 5
     assert "_name_or_path" not in generation
-    metadata = json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     # embedding 64 x 16, tied to the head; q, k, v, o, gate, up, down 16 x 16; three norms of 16
-    assert metadata["total_parameters"] == 64 * 16 + 7 * 16 * 16 + 3 * 16
+    parameters = 64 * 16 + 7 * 16 * 16 + 3 * 16
+    assert index["metadata"]["total_parameters"] == parameters + 32 * 16
+    assert index["metadata"]["total_size"] == 4 * parameters + 2 * 32 * 16
+    with safe_open(tmp_path / index["weight_map"][EH_PROJ], framework="pt") as file:
+        assert file.get_tensor(EH_PROJ).equal(MTP[EH_PROJ])
 
 
 def test_the_result_names_every_end_of_an_answer_that_of_the_template_first(tmp_path: Path) -> None:
@@ -195,7 +204,7 @@ def test_the_result_names_every_end_of_an_answer_that_of_the_template_first(tmp_
     model.generation_config = GenerationConfig(eos_token_id=[7, 4])
     tokenizer = load_tokenizer(SAMPLE, None)
     model.generation_config = training._generation_config(model, tokenizer)
-    training._write(model, tmp_path, tokenizer, None)
+    training._write(model, tmp_path, tokenizer, None, {})
     generation = json.loads((tmp_path / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [1, 4, 5, 7]
     assert end_ids(tmp_path, tokenizer) == {1, 4, 5, 7}

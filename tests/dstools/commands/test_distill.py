@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dstools.cli import main
+from dstools.commands.distill import _summary
 from dstools_distill.recipe.stages import STAGES
 
 DATA = Path(__file__).parents[2] / "data"
@@ -125,6 +126,13 @@ def test_a_recipe_runs_from_prompts_to_a_card_and_tells_what_was_lost_where(
     assert "dstools quantize" in ran.stderr
     card = (recipe.with_suffix("") / "card" / "README.md").read_text()
     assert "mini" in card
+
+
+def test_a_training_tells_once_what_became_of_mtp_layers() -> None:
+    trained = {"steps": 2, "parameters": 1234}
+    assert _summary(trained) == "2 steps, 1,234 parameters"
+    told = _summary(trained | {"mtp": "carried over, not trained"})
+    assert told == "2 steps, 1,234 parameters, MTP layers: carried over, not trained"
 
 
 def test_the_same_recipe_finds_everything_done_and_writes_nothing(

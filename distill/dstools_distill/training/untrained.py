@@ -1,0 +1,62 @@
+"""MTP layers of a student: no trainer trains them, as transformers does not load them.
+
+Such a layer of DeepSeek-V3 drafts a token for the model to check. Training the model leaves the
+layer as it was, so that fewer drafts are kept; answers stay the same.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+from torch import Tensor
+
+from dstools_converters.checkpoint.config import MTP_LAYERS
+from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.families.names import HUGGING_FACE
+from dstools_distill.recipe.settings import Training
+
+COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # of the model's, one row a token
+
+
+class Untrained(NamedTuple):
+    """MTP layers in a result."""
+
+    tensors: Mapping[str, Tensor]
+    fate: str  # for the report; "" for a student whose config names no MTP layer
+
+
+def untrained(settings: Training, student: Path | None, config: Any) -> Untrained:
+    """Return the tensors of a student's MTP layers as its files hold them, which are mapped.
+
+    config: of the model in training. It gets no MTP layer where none is carried over: with
+    `mtp = "drop"`, or where the folder lacks their tensors, as those that transformers saves do.
+    Copies of the embeddings and the head get as few rows as `config` says, where kd cut them.
+    Raises DstoolsError for a folder that is not a sound checkpoint.
+    """
+    count = getattr(config, MTP_LAYERS, 0)
+    if not count:
+        return Untrained({}, "")
+    tensors: dict[str, Tensor] = {}
+    if settings.mtp == "keep" and student is not None:
+        layers = range(config.num_hidden_layers, config.num_hidden_layers + count)
+        tensors = _read(student, tuple(f"{HUGGING_FACE.layer(layer)}." for layer in layers))
+    if not tensors:
+        setattr(config, MTP_LAYERS, 0)
+        return Untrained({}, "dropped" if settings.mtp == "drop" else "missing in the student")
+    for name in tensors:
+        if name.endswith(COPIES):
+            tensors[name] = tensors[name][: config.vocab_size]
+    return Untrained(tensors, "carried over, not trained")
+
+
+def _read(folder: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint with these prefixes, by name."""
+    with open_checkpoint(folder) as checkpoint, ExitStack() as stack:
+        infos = [i for i in checkpoint.tensors.values() if i.name.startswith(prefixes)]
+        files = {
+            shard: stack.enter_context(safe_open(folder / shard, framework="pt"))
+            for shard in sorted({info.shard for info in infos})
+        }
+        return {info.name: files[info.shard].get_tensor(info.name) for info in infos}
