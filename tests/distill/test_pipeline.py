@@ -240,19 +240,19 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-63bc54d48462",
-    "decontaminate-8b8a8729f71b",
-    "eval-46ee4a2793fc",
-    "generate-a6e588b39c85",
-    "grpo-de2998058c26",
-    "index-0a85636f76e5",
-    "kd-142b49022bc9",
-    "prompts-32a5dc92ccc8",
-    "prompts-f642d9167a7e",
-    "render-fc926f18ebfe",
-    "select-39280eaf0cf7",
-    "sft-9724336f1267",
-    "verify-91150503363c",
+    "card-a72897af38e4",
+    "decontaminate-06f40dca7362",
+    "eval-cd45f9fca990",
+    "generate-0e286fb5d2e6",
+    "grpo-0422411203b3",
+    "index-5a5cb3776c10",
+    "kd-13f665d7932b",
+    "prompts-af7c6588cee0",
+    "prompts-efd4f73e5e14",
+    "render-f5e59acd46c6",
+    "select-2064ba2212a1",
+    "sft-917ec613381a",
+    "verify-7becd81fa5a3",
 ]
 
 
