@@ -7,7 +7,7 @@ from typing import Any
 
 from dstools_converters.checkpoint.config import names_mtp
 from dstools_converters.errors import DstoolsError
-from dstools_distill.data.contamination import EVAL_INDEX
+from dstools_distill.data.benchmarks import EVAL_INDEX
 from dstools_distill.places import PendingError, Places
 from dstools_distill.recipe.presets import BUNDLED
 from dstools_distill.recipe.recipe import PHASE, Chain
@@ -128,7 +128,7 @@ def _index(problems: Path, make: Make) -> Path:
 
         return index_problems(problems, work.folder)
 
-    identity = identify("index", 1, {}, {"problems": problems}, ("numpy",))
+    identity = identify("index", 2, {}, {"problems": problems}, ("numpy",))
     return make(identity, run) / EVAL_INDEX
 
 

@@ -240,18 +240,18 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-a72897af38e4",
-    "decontaminate-06f40dca7362",
-    "eval-cd45f9fca990",
+    "card-9601915c4857",
+    "decontaminate-52580c316d24",
+    "eval-a73ee728eecc",
     "generate-0e286fb5d2e6",
-    "grpo-0422411203b3",
-    "index-5a5cb3776c10",
-    "kd-13f665d7932b",
+    "grpo-57b16cf0b2b1",
+    "index-bddde6d7a28f",
+    "kd-56411684b03a",
     "prompts-af7c6588cee0",
     "prompts-efd4f73e5e14",
-    "render-f5e59acd46c6",
-    "select-2064ba2212a1",
-    "sft-917ec613381a",
+    "render-5e9514b4f8ef",
+    "select-db89699e00f1",
+    "sft-96009de170d5",
     "verify-7becd81fa5a3",
 ]
 

@@ -135,10 +135,20 @@ def _decontamination(runs: Runs) -> list[str]:
             f"{report['in'] - report['out']:,} of {report['in']:,} rows shared text with a "
             "benchmark and were dropped.",
             table(("Benchmark", "Questions", "Rows hit", "SHA-256"), rows),
+            *_shares(report),
             f"Indexes: {', '.join(f'`{digest}`' for digest in report['indexes'])}.",
             text(report["note"]),
         ]
     return parts
+
+
+def _shares(report: dict[str, Any]) -> list[str]:
+    """Return how much of the benchmark's texts the dropped rows have; [] if none was dropped."""
+    by_share = report.get("rows_by_share", {})
+    if not any(by_share.values()):
+        return []
+    shares = [f"{share} in {count:,}" for share, count in by_share.items() if count]
+    return [f"Share of the benchmark's words in these rows: {', '.join(shares)}."]
 
 
 def _settings_and_results(stage: Stage) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The decontaminate stage: drops rows that contain a problem of a benchmark.
 
-`build_index` makes an index of the user's own copies of benchmarks; the stage searches prompts,
-traces and answers for its entries. A match is a run of ten words, numbers and operators, or a whole
-short question; ngrams.py defines equality. Reworded problems are not found.
+`build_index` makes an index of the user's own copies of benchmarks, see benchmarks.py; the stage
+searches prompts, traces and answers for its entries. contamination.py says what a match is, and
+ngrams.py defines equality. Reworded problems are not found.
 """
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,14 +13,8 @@ from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.data.contamination import (
-    EVAL_INDEX,
-    Index,
-    Kind,
-    Text,
-    build_tables,
-    save_index,
-)
+from dstools_distill.data.benchmarks import EVAL_INDEX, Kind, Text, build_tables, save_index
+from dstools_distill.data.contamination import Index
 from dstools_distill.data.ngrams import tokens
 from dstools_distill.data.sources import questions
 from dstools_distill.recipe.settings import Decontaminate
@@ -27,11 +22,13 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
 from dstools_distill.store.stage import Report, Work, file_sha256
 
+SHARES = ("under 60%", "60% to 80%", "80% to 95%", "95% or more")
+SHARES_FROM = (0.0, 0.6, 0.8, 0.95)
 NOTE = "Runs of words are compared: a problem that was paraphrased or translated is not found."
 
 
 def decontaminate(_settings: Decontaminate, inputs: Inputs, work: Work) -> Report:
-    """Write rows that share nothing with a benchmark to records.jsonl, the others to dropped.jsonl.
+    """Write rows without a text of a benchmark to records.jsonl, the others to dropped.jsonl.
 
     Adds `contamination` to each row, the matches of `Index.search`: [] in rows that are kept.
     Raises DstoolsError if there is no index.
@@ -50,6 +47,8 @@ def decontaminate(_settings: Decontaminate, inputs: Inputs, work: Work) -> Repor
         "out": counts["in"] - counts["contaminated"],
         "dropped": {"contaminated": counts["contaminated"]},
         "where": {where: counts[f"in {where}"] for where in ("prompt", "reasoning", "answer")},
+        # of the words of the benchmark's text, the largest share in each dropped row
+        "rows_by_share": {share: counts[f"share {share}"] for share in SHARES},
         "benchmarks": [
             asdict(benchmark) | {"rows_hit": counts[f"of {benchmark.name}"]}
             for benchmark in index.benchmarks
@@ -81,6 +80,8 @@ def _worker(index_files: Sequence[Path], source: Path) -> Callable[[Rows], Chunk
             counts["contaminated"] += 1
             counts.update({f"of {match['benchmark']}" for match in matches})
             counts.update({f"in {match['where']}" for match in matches})
+            share = max(match["share"] for match in matches)
+            counts[f"share {SHARES[bisect(SHARES_FROM, share) - 1]}"] += 1
             fields = {"contamination": matches, "drop_reason": "contaminated"}
             dropped.append(records.extended(line, fields))
         return Chunk({"records.jsonl": b"".join(kept), "dropped.jsonl": b"".join(dropped)}, counts)

@@ -13,7 +13,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-NORMALISATION = 1  # raised with every change of the tokens, which makes older hashes useless
+NORMALISATION = 2  # raised with every change of tokens or words, which makes older hashes useless
 KEY = b"dstools n-grams 1"  # one key for all indexes, so that they can be searched together
 MEMO = 1 << 17  # words, and tokens, whose hashes are cached; about 30 MiB each
 LONG_WORD = 64  # characters; longer words are rarely seen twice, and are not cached
@@ -48,10 +48,9 @@ SPELLINGS = {
     r"\geq": "ge", r"\geqslant": "ge", ">=": "ge",
     r"\neq": "ne", "!=": "ne", r"\lt": "<", r"\gt": ">", r"\div": "/",
     r"\varphi": "phi", r"\varepsilon": "epsilon", r"\vartheta": "theta",
-} | {
-    chr(code): unicodedata.name(chr(code)).rsplit(" ", 1)[1].lower()  # single Greek letters
-    for code in range(0x3B1, 0x3CA)
 }  # fmt: skip
+GREEK = [unicodedata.name(chr(code)).rsplit(" ", 1)[1].lower() for code in range(0x3B1, 0x3CA)]
+SPELLINGS |= {chr(0x3B1 + n): name for n, name in enumerate(GREEK)}
 SIGNS = str.maketrans(
     {
         **dict.fromkeys("\u2212\u2013\u2010", "-"), "÷": "/", "\u2044": "/",
@@ -78,6 +77,20 @@ def hashes(text: str) -> NDArray[np.uint64]:
 def hashes_of(tokens: list[str]) -> NDArray[np.uint64]:
     """Return the hash of each of these tokens, [n] uint64."""
     return np.frombuffer(b"".join(map(_hash, tokens)), "<u8")
+
+
+def are_words(hashed: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which tokens carry information, [n] bool: words and numbers, not letters or signs."""
+    return ~np.isin(hashed, SYMBOLS)
+
+
+def signed(text: list[str]) -> list[str]:
+    """Return tokens, each number joined to an operator after it: "3 + 4 - 2" is not "4 - 3 + 2"."""
+    after = [*text[1:], ""]
+    return [
+        token + sign if sign and sign in "+-/^" and token.isdigit() else token
+        for token, sign in zip(text, after, strict=True)
+    ]
 
 
 def windows(hashed: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
@@ -149,3 +162,8 @@ _words = _Words()
 @lru_cache(MEMO)
 def _hash(token: str) -> bytes:
     return blake2b(token.encode(), digest_size=8, key=KEY).digest()
+
+
+SYMBOLS = hashes_of(  # tokens that are not words: alone they tell no text from another
+    [*"abcdefghijklmnopqrstuvwxyz+-/=^<>", "le", "ge", "ne", "frac", "sqrt", *GREEK]
+)

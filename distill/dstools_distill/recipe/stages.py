@@ -119,7 +119,7 @@ STAGES = {
         help="Drop rows that share text with a benchmark.",
         reads=("samples", "indexes"),
         packages=(),
-        revision=2,
+        revision=3,
     ),
     "select": Stage(
         settings.Select,

@@ -78,6 +78,7 @@ class Made:
                     "benchmarks": [
                         {"name": "eval", "sha256": "ab" * 32, "questions": 4, "rows_hit": 1}
                     ],
+                    "rows_by_share": {"under 60%": 0, "95% or more": 1},
                     "indexes": ["cd" * 32], "note": "A problem that was paraphrased is not found.",
                 },
             ),

@@ -1,31 +1,19 @@
-"""Tests of the contamination index: its file, and what it finds."""
+"""Tests of the search for benchmark texts: what is found in a row, and what is not."""
 
 import json
-from collections.abc import Callable
+import random
+import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
-from dstools_converters.errors import DstoolsError
-from dstools_distill.data.contamination import (
-    METADATA,
-    Benchmark,
-    Hit,
-    Index,
-    Kind,
-    Text,
-    build_tables,
-    clean_prompts,
-    load_index,
-    save_index,
-)
-from dstools_distill.data.ngrams import hashes, hashes_of, tokens, whole, windows
+from dstools_distill.data.benchmarks import Kind, Text, build_tables, save_index
+from dstools_distill.data.contamination import Hit, Index, Part, clean_prompts
+from dstools_distill.data.ngrams import tokens
 from dstools_distill.records import Record
 
-LONG = "one two three four five six seven eight nine ten eleven twelve"  # two windows and one more
+LONG = "one two three four five six seven eight nine ten eleven twelve"  # three runs of ten words
+CASES = Path(__file__).parents[2] / "cases" / "distill"
 
 
 def saved(folder: Path, name: str, *texts: str, kind: Kind = "question") -> Path:
@@ -36,46 +24,16 @@ def saved(folder: Path, name: str, *texts: str, kind: Kind = "question") -> Path
 
 
 def hits(index: Index, text: str, *, is_prompt: bool = False) -> list[Hit]:
-    return index.hits([hashes(text)], [is_prompt])
+    return index.hits([Part(0, "prompt" if is_prompt else "reasoning", text)])
 
 
 def prompt(text: str) -> Record:
     return {"messages": [{"role": "user", "content": text}]}
 
 
-def test_a_long_text_has_its_windows_and_a_short_question_is_whole() -> None:
-    texts = [Text(2, LONG.split(), "answer"), Text(3, ["why", "five"], "question")]
-    benchmark, tables = build_tables("b", "f", [*texts, Text(9, [], "question")])
-    assert benchmark == Benchmark("b", "f", rows=9, questions=2, windows=3, wholes=1, unknown=1)
-    assert sorted(tables) == ["hashes.10", "hashes.2", "places.10", "places.2"]
-    assert tables["hashes.10"].tolist() == sorted(windows(hashes_of(LONG.split()), 10).tolist())
-    assert tables["hashes.2"].tolist() == [whole(hashes_of(["why", "five"]))]
-    assert (tables["places.10"].tolist(), tables["places.2"].tolist()) == ([2, 2, 2], [3])
-
-
-def test_equal_texts_count_once_and_short_answers_are_not_indexed() -> None:
-    texts = [Text(1, ["what", "for"], "question"), Text(2, ["what", "for"], "question")]
-    benchmark, tables = build_tables("b", "f", [*texts, Text(3, ["five"], "answer")])
-    assert (benchmark.questions, benchmark.wholes) == (2, 1)
-    assert {key: column.tolist() for key, column in tables.items()} == {
-        "hashes.2": [whole(hashes_of(["what", "for"]))],
-        "places.2": [1],
-    }
-
-
-@pytest.mark.parametrize(("count", "windows", "wholes"), [(10, 11, 0), (11, 0, 11)])
-def test_windows_that_more_than_ten_texts_share_but_for_numbers_are_a_template(
-    count: int, windows: int, wholes: int
-) -> None:
-    words = ["what", "is", "the", "sum", "of", "these", "two", "given", "numbers", "please"]
-    texts = [Text(n, [*words, str(n)], "question") for n in range(1, count + 1)]
-    benchmark, _ = build_tables("b", "f", texts)
-    assert (benchmark.windows, benchmark.wholes) == (windows, wholes)
-
-
 def test_a_generated_question_is_found_as_a_whole_only(tmp_path: Path) -> None:
     index = Index([saved(tmp_path, "b", LONG, kind="generated")])
-    assert hits(index, f"so {LONG} then") == [Hit(0, 1, 12, "b", 1)]
+    assert hits(index, f"so {LONG} then") == [Hit(0, 1, 12, "b", 1, 1.0)]
     assert hits(index, LONG.removesuffix(" twelve")) == []
     assert hits(index, LONG.replace("two", "2")) == []
     assert hits(index, f"{LONG} + 1") == []  # part of a longer question
@@ -86,18 +44,18 @@ def test_hits_are_sorted_and_name_benchmark_row_and_place(tmp_path: Path) -> Non
         [saved(tmp_path, "a", "is it two plus two", LONG), saved(tmp_path, "b", "x", LONG)]
     )
     assert [benchmark.name for benchmark in index.benchmarks] == ["a", "b"]
-    first_ten = LONG.split()[:10]
-    texts = [["no", *first_ten], ["is", "it", "two", "plus", "two"]]
-    assert index.hits([hashes_of(text) for text in texts], [False, False]) == [
-        Hit(0, 1, 10, "a", 2),
-        Hit(0, 1, 10, "b", 2),
-        Hit(1, 0, 5, "a", 1),
+    first_ten = " ".join(LONG.split()[:10])
+    parts = [Part(0, "reasoning", f"no {first_ten}"), Part(0, "answer", "is it two plus two")]
+    assert index.hits(parts) == [
+        Hit(0, 1, 10, "a", 2, 10 / 12),
+        Hit(0, 1, 10, "b", 2, 10 / 12),
+        Hit(1, 0, 5, "a", 1, 1.0),
     ]
 
 
 def test_a_question_of_three_tokens_must_be_the_whole_prompt(tmp_path: Path) -> None:
     index = Index([saved(tmp_path, "b", "who is it")])
-    assert hits(index, "Who is it?", is_prompt=True) == [Hit(0, 0, 3, "b", 1)]
+    assert hits(index, "Who is it?", is_prompt=True) == [Hit(0, 0, 3, "b", 1, 1.0)]
     assert hits(index, "Who is it?", is_prompt=False) == []
     assert hits(index, "So who is it?", is_prompt=True) == []
 
@@ -108,20 +66,14 @@ def test_no_window_spans_two_texts(tmp_path: Path) -> None:
     assert index.search([row]) == [[]]
 
 
-def test_a_match_names_its_first_window_in_each_part_of_a_row(tmp_path: Path) -> None:
+def test_a_match_names_its_window_and_share_in_each_part_of_a_row(tmp_path: Path) -> None:
     index = Index([saved(tmp_path, "b", LONG)])
     row = prompt(f"{LONG.upper()}!") | {"reasoning": None, "answer": LONG.removeprefix("one ")}
     clean = prompt("what?")
     clean["messages"].insert(0, {"role": "system", "content": LONG})  # not searched
     match = {"benchmark": "b", "row": 1}
     assert list(index.annotate(iter([row, clean]))) == [
-        (
-            row,
-            [
-                match | {"where": "prompt", "window": " ".join(LONG.split()[:10])},
-                match | {"where": "answer", "window": " ".join(LONG.split()[1:11])},
-            ],
-        ),
+        (row, [match | {"where": "prompt", "window": LONG, "share": 1.0}]),
         (clean, []),
     ]
     assert Index([]).search([row]) == [[]]
@@ -135,47 +87,129 @@ def test_clean_prompts_leave_out_and_count_contaminated_ones(tmp_path: Path) -> 
     assert clean_prompts(tmp_path / "p.jsonl", []) == (rows, 0)
 
 
-def test_an_index_file_gives_back_what_was_saved(tmp_path: Path) -> None:
-    parts = [
-        build_tables("a", "1" * 64, [Text(1, ["who", "is", "it"], "question")]),
-        build_tables("b", "2" * 64, [Text(5, LONG.split(), "generated")]),
-    ]
-    save_index(tmp_path / "x", parts)
-    benchmarks, tables = load_index(tmp_path / "x")
-    assert benchmarks == [benchmark for benchmark, _ in parts]
-    assert tables["places.3"].tolist() == [1]
-    assert tables["places.whole"].tolist() == [1 + 5]  # after the row of the first benchmark
-    assert tables["lengths.whole"].tolist() == [12]
-    assert np.array_equal(tables["all.whole"], parts[1][1]["all.whole"])
+# -------------------------------------------------------------------------------- labelled cases
 
 
-def damaged(index: Path) -> None:
-    content = bytearray(index.read_bytes())
-    content[-1] ^= 1
-    index.write_bytes(content)
+def labelled() -> list[dict[str, object]]:
+    files = (CASES / "decontaminate.jsonl", CASES / "variants" / "decontaminate.jsonl")
+    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line]
 
 
-def with_other_rules(index: Path) -> None:
-    with safe_open(index, "numpy") as file:
-        header = file.metadata()[METADATA]
-    save_file(load_file(index), index, {METADATA: header.replace('"window": 10', '"window": 8')})
+@pytest.mark.parametrize("case", labelled(), ids=lambda case: str(case["row"])[:40])
+def test_a_labelled_case_is_found_or_left_alone(case: dict[str, list[str]], tmp_path: Path) -> None:
+    index = Index([saved(tmp_path, "b", *case["benchmark"])])
+    [found] = index.search([prompt(str(case["row"]))])
+    assert bool(found) == case["contaminated"], found
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (damaged, "is damaged: its sha256 is not"),
-        (with_other_rules, "was made by another version of dstools"),
-        (lambda index: index.write_bytes(index.read_bytes()[:-9]), "is not a contamination index"),
-        (lambda index: index.write_text("hello"), "is not a contamination index"),
-        (lambda index: save_file({}, index), "is not a contamination index"),
-        (lambda index: index.unlink(), "no such file"),
-    ],
+FLOOR = "denotes the greatest integer less than or equal to that number, for example of 2.7"
+
+
+def test_what_a_trace_says_of_its_own_prompt_is_judged_in_the_prompt(tmp_path: Path) -> None:
+    question = (
+        f"How many numbers below 50 have the same floor of a third and a quarter, which {FLOOR}?"
+    )
+    index = Index([saved(tmp_path, "b", question)])
+    row = prompt(f"Solve the equation where the floor {FLOOR}, and its product is 84.")
+    assert index.search([row | {"reasoning": f"The floor {FLOOR}. So", "answer": "9"}]) == [[]]
+    [[match]] = index.search([prompt("Hi") | {"reasoning": f"It {FLOOR}. So", "answer": "9"}])
+    assert (match["where"], match["share"]) == ("reasoning", 0.53)
+
+
+# ------------------------------------------------------------- thousands of problems, as in MATH
+
+NAMES = ("Ana", "Boris", "Chidi", "Dalia", "Emil", "Fumiko", "Grace", "Hugo", "Ilse", "Jamal")
+THINGS = ("marbles", "stickers", "pencils", "cookies", "tickets", "bricks", "ribbons", "coins")
+SHAPES = ("triangle", "rectangle", "trapezoid", "rhombus", "hexagon", "parallelogram")
+PLACES = ("the school fair", "the corner shop", "the summer camp", "the harbor market")
+CLOSINGS = (
+    "Express your answer as a common fraction in lowest terms.",
+    r"The answer is $\frac{m}{n}$ for relatively prime positive integers $m$ and $n$. Find $m+n$.",
+    "Express your answer in simplest radical form.",
+    "Round your answer to the nearest hundredth.",
+    "What is the remainder when this number is divided by 1000?",
 )
-def test_an_index_that_cannot_be_trusted_is_refused(
-    tmp_path: Path, change: Callable[[Path], object], reason: str
-) -> None:
-    index = saved(tmp_path, "ours", "What is 2 + 2?")
-    change(index)
-    with pytest.raises(DstoolsError, match=rf"ours\.ngrams: {reason}"):
-        Index([index])
+TEMPLATES = (
+    r"Let $f(x) = {a}x^2 - {b}x + {c}$. What is the value of $f({d})$?",
+    r"What is the greatest common divisor of {e} and {f}?",
+    r"Find the sum of all positive integers less than {e} that are multiples of {a} or {b}.",
+    r"How many integers between {e} and {f} are divisible by {a} but not by {b}?",
+    r"Solve $\frac{{x + {a}}}{{x - {b}}} = \frac{{{c}}}{{{d}}}$ for $x$.",
+    r"If ${a}x + {b}y = {e}$ and ${c}x - {d}y = {f}$, what is the ordered pair $(x, y)$?",
+    "The {shape} $ABCD$ has a perimeter of {e} and one of its sides has length {a}. How long is "
+    "the side next to it? {closing}",
+    "{name} buys {a} {thing} and {b} {other} at {place} for {e} cents. {second} buys {c} {thing} "
+    "and {d} {other} there for {f} cents. How much does one of the {thing} cost? {closing}",
+    "{name} has {e} {thing} and gives {a} of them to {second} every day. After how many days does "
+    "{second}, who begins with {b}, have more {thing} than {name}?",
+    "A bag holds {a} red, {b} blue and {c} green {thing}. {name} draws {d} of them at random "
+    "without replacement. What is the probability that all have the same color? {closing}",
+    "In how many ways can {name} put {a} different {thing} and {b} equal {other} into a row at "
+    "{place} so that no two of the {other} are next to each other? {closing}",
+    "The diagonals of a {shape} have lengths {e} and {f} and meet at an angle of {a} degrees. Find "
+    "the area of the {shape}. {closing}",
+    "{name} walks from home to {place} at {a} kilometers per hour and rides back at {b} kilometers "
+    "per hour. The whole way takes {e} minutes. How far is it to {place}? {closing}",
+    "A sequence begins with {a}, and each later term is {b} more than {c} times the term before. "
+    "{name} writes down the first {e} terms. How many are divisible by {d}? {closing}",
+)
+
+
+def problems(count: int) -> list[str]:
+    """Distinct problems; many have the same words and other numbers."""
+    rng = random.Random(11)
+    distinct: dict[tuple[str, ...], str] = {}
+    while len(distinct) < count:
+        (name, second), (thing, other) = rng.sample(NAMES, 2), rng.sample(THINGS, 2)
+        numbers = {letter: rng.randrange(2, 60) for letter in "abcd"}
+        large = {letter: rng.randrange(60, 30000) for letter in "ef"}
+        text = rng.choice(TEMPLATES).format(
+            name=name, second=second, thing=thing, other=other, place=rng.choice(PLACES),
+            shape=rng.choice(SHAPES), closing=rng.choice(CLOSINGS), **numbers, **large,
+        )  # fmt: skip
+        distinct.setdefault(tuple(tokens(text)), text)
+    return list(distinct.values())
+
+
+def reworded(text: str) -> str:
+    """A text with every seventh of its plain words replaced, never a number or a formula."""
+    words = text.split()
+    plain = [n for n, word in enumerate(words) if re.fullmatch("[A-Za-z]{2,}[.,?]?", word)]
+    for n in plain[3::7]:
+        words[n] = "lorem"
+    assert words.count("lorem") <= 0.2 * len(words)
+    return " ".join(words)
+
+
+DRESSED = (
+    str.upper,
+    lambda text: text.replace("$", "").lower(),
+    lambda text: re.sub(r"[.,?!]+(?=\s|$)", "", text),
+    lambda text: f"**Problem 3.** *{text}*",
+    lambda text: f"{text}\n\nPlease reason step by step, and put the answer within \\boxed{{}}.",
+    lambda text: re.sub(r"(?<=\d)(?=(\d{3})+\b)", ",", text),
+    lambda text: re.sub(r"(?<=\d)(?=(\d{3})+\b)", "{,}", text),
+    lambda text: text.replace("$", "$$").replace(r"\frac", r"\dfrac"),
+    lambda text: f"You are a patient tutor. Help a pupil with this: {text} Think first.",
+    reworded,
+)
+
+
+def test_of_thousands_of_problems_every_copy_is_found_and_hardly_another(tmp_path: Path) -> None:
+    every = problems(6000)
+    benchmark, others = every[:1000], every[1000:]
+    index = Index([saved(tmp_path, "math", *benchmark)])
+    upper = re.compile(r"\\[A-Z]+")  # a command of LaTeX is another one in capitals
+    planted = [
+        upper.sub(lambda found: found[0].lower(), DRESSED[n % len(DRESSED)](text))
+        for n, text in enumerate(benchmark)
+    ]
+    found = index.search([prompt(text) for text in planted])
+    missed = [text for text, matches in zip(planted, found, strict=True) if not matches]
+    assert missed == [], len(missed)
+    assert all(
+        any(match["row"] == row for match in matches) for row, matches in enumerate(found, start=1)
+    )
+    found = index.search([prompt(text) for text in others])
+    dropped = [text for text, matches in zip(others, found, strict=True) if matches]
+    assert len(dropped) < 0.005 * len(others), dropped[:5]

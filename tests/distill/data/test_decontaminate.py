@@ -7,13 +7,14 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.data.contamination import EVAL_INDEX
+from dstools_distill.data.benchmarks import EVAL_INDEX
 from dstools_distill.data.decontaminate import build_index, decontaminate, index_problems
-from dstools_distill.data.ngrams import tokens
+from dstools_distill.data.ngrams import are_words, hashes_of, tokens
 from dstools_distill.recipe.settings import Decontaminate
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
@@ -216,6 +217,12 @@ def read(folder: Path, name: str) -> list[Record]:
     return list(records.read(folder / "out" / name))
 
 
+def words(text: str) -> str:
+    """The words of a text, without letters and signs."""
+    spoken = tokens(text)
+    return " ".join(np.array(spoken)[are_words(hashes_of(spoken))])
+
+
 @pytest.mark.slow  # 8,000 of them
 def test_every_planted_variant_is_caught(tmp_path: Path) -> None:
     variants = planted()
@@ -228,12 +235,12 @@ def test_every_planted_variant_is_caught(tmp_path: Path) -> None:
     )
     missed = [variants[int(row["id"])] for row in read(tmp_path, "records.jsonl")]
     assert missed == []
-    tokens_of = [" ".join(tokens(question)) for question in BENCHMARK]
+    words_of = [words(question) for question in BENCHMARK]
     for row in read(tmp_path, "dropped.jsonl"):
         number, where, _ = variants[int(row["id"])]
         hits = [hit for hit in row["contamination"] if hit["where"] == where]
-        assert any(hit["window"] in tokens_of[number] for hit in hits)
-        assert all(hit["window"] in tokens_of[hit["row"] - 1] for hit in hits)
+        assert any(words(hit["window"]) in words_of[number] for hit in hits)
+        assert all(words(hit["window"]) in words_of[hit["row"] - 1] for hit in hits)
         assert row["drop_reason"] == "contaminated"
     assert report["dropped"] == {"contaminated": len(variants)}
     assert report["benchmarks"][0]["rows_hit"] == len(variants)
@@ -313,19 +320,26 @@ def test_a_hit_names_benchmark_row_place_and_window(tmp_path: Path) -> None:
     theirs = indexed(tmp_path / "theirs.txt.jsonl", [text.upper()])
     rows = [record("answer", f"So: {text}."), record("prompt", "Who rows?")]
     report = run(tmp_path, rows, ours, theirs)
-    window = " ".join(text.lower().split()[:10])
+    window = " ".join(text.lower().split())
     assert read(tmp_path, "dropped.jsonl") == [
         rows[0]
         | {
             "contamination": [
-                {"benchmark": "ours", "row": 2, "where": "answer", "window": window},
-                {"benchmark": "theirs.txt", "row": 1, "where": "answer", "window": window},
+                {"benchmark": "ours", "row": 2, "where": "answer", "window": window, "share": 1.0},
+                {
+                    "benchmark": "theirs.txt",
+                    "row": 1,
+                    "where": "answer",
+                    "window": window,
+                    "share": 1.0,
+                },
             ],
             "drop_reason": "contaminated",
         }
     ]
     assert read(tmp_path, "records.jsonl") == [rows[1] | {"contamination": []}]
     assert (report["in"], report["out"], report["where"]["answer"]) == (2, 1, 1)
+    assert {share: n for share, n in report["rows_by_share"].items() if n} == {"95% or more": 1}
     assert [benchmark["rows_hit"] for benchmark in report["benchmarks"]] == [1, 1]
     assert len(set(report["indexes"])) == 2
 

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstools_distill.data.ngrams import hashes, hashes_of, jaccard, shingles, tokens, whole, windows
+from dstools_distill.data.ngrams import (
+    are_words,
+    hashes,
+    hashes_of,
+    jaccard,
+    shingles,
+    tokens,
+    whole,
+    windows,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +73,14 @@ def test_another_problem_has_other_tokens(one: str, other: str) -> None:
 def test_tokens_are_these() -> None:
     words = tokens(r"Ines' $1{,}234.5$-km trip: is $\dfrac12 \le x^{2}$? - No, -7!")
     assert " ".join(words) == "ines 1 234 5 km trip is frac 1 2 le x ^ 2 no - 7"
+
+
+def test_numbers_and_words_carry_information_letters_and_signs_do_not() -> None:
+    text = tokens(r"What is $\frac{12x^2}{\pi} - 7 \leq \theta_n$? 求 A")
+    words = [
+        token for token, is_word in zip(text, are_words(hashes_of(text)), strict=True) if is_word
+    ]
+    assert words == ["what", "is", "12", "2", "7", "求"]
 
 
 @given(st.text())

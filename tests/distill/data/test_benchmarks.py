@@ -1,0 +1,113 @@
+"""Tests of the index of benchmark texts: what it holds, and its file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill.data.benchmarks import (
+    METADATA,
+    Benchmark,
+    Text,
+    build_tables,
+    load_index,
+    save_index,
+)
+from dstools_distill.data.ngrams import hashes_of, tokens, whole, windows
+
+LONG = "one two three four five six seven eight nine ten eleven twelve"  # three runs of ten words
+
+
+def test_a_long_text_has_its_runs_and_a_short_question_is_whole() -> None:
+    texts = [Text(2, LONG.split(), "answer"), Text(3, ["why", "five"], "question")]
+    benchmark, tables = build_tables("b", "f", [*texts, Text(9, [], "question")])
+    assert benchmark == Benchmark("b", "f", rows=9, questions=2, windows=3, wholes=1, unknown=1)
+    assert sorted(tables) == [
+        *("hashes.2", "hashes.run", "lengths.run", "own.run", "places.2", "places.run")
+    ]
+    assert tables["hashes.run"].tolist() == sorted(windows(hashes_of(LONG.split()), 10).tolist())
+    assert tables["hashes.2"].tolist() == [whole(hashes_of(["why", "five"]))]
+    assert (tables["places.run"].tolist(), tables["places.2"].tolist()) == ([2, 2, 2], [3])
+    assert tables["lengths.run"].tolist() == tables["own.run"].tolist() == [12] * 3
+
+
+def test_letters_and_operators_are_not_words_of_a_window() -> None:
+    text = tokens("Let x + y = 12 and x - y = 4 for some pair of numbers; find both, please")
+    _, tables = build_tables("b", "f", [Text(1, text, "question")])
+    words = hashes_of(tokens("let 12 and 4 for some pair of numbers find both please"))
+    assert tables["hashes.run"].tolist() == sorted(windows(words, 10).tolist())
+    assert tables["hashes.phrase"].tolist() == sorted(windows(words, 3).tolist())
+    assert tables["hashes.number"].tolist() == sorted(hashes_of(["12", "4"]).tolist())
+    long = hashes_of(["some", "pair", "numbers", "find", "both", "please"])
+    assert tables["hashes.word"].tolist() == sorted(long.tolist())
+
+
+def test_equal_texts_count_once_and_short_answers_are_not_indexed() -> None:
+    texts = [Text(1, ["what", "for"], "question"), Text(2, ["what", "for"], "question")]
+    benchmark, tables = build_tables("b", "f", [*texts, Text(3, ["five"], "answer")])
+    assert (benchmark.questions, benchmark.wholes) == (2, 1)
+    assert {key: column.tolist() for key, column in tables.items()} == {
+        "hashes.2": [whole(hashes_of(["what", "for"]))],
+        "places.2": [1],
+    }
+
+
+@pytest.mark.parametrize(("count", "windows", "wholes"), [(10, 20, 0), (11, 0, 11)])
+def test_windows_that_more_than_ten_texts_share_but_for_numbers_are_a_template(
+    count: int, windows: int, wholes: int
+) -> None:
+    words = ["what", "is", "the", "sum", "of", "these", "two", "given", "numbers", "please"]
+    texts = [Text(n, [*words, str(n)], "question") for n in range(1, count + 1)]
+    benchmark, _ = build_tables("b", "f", texts)
+    assert (benchmark.windows, benchmark.wholes) == (windows, wholes)
+
+
+def test_an_index_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+    parts = [
+        build_tables("a", "1" * 64, [Text(1, ["who", "is", "it"], "question")]),
+        build_tables("b", "2" * 64, [Text(5, LONG.split(), "generated")]),
+    ]
+    save_index(tmp_path / "x", parts)
+    benchmarks, tables = load_index(tmp_path / "x")
+    assert benchmarks == [benchmark for benchmark, _ in parts]
+    assert tables["places.3"].tolist() == [1]
+    assert tables["places.whole"].tolist() == [1 + 5]  # after the row of the first benchmark
+    assert tables["lengths.whole"].tolist() == [12]
+    assert np.array_equal(tables["all.whole"], parts[1][1]["all.whole"])
+
+
+def damaged(index: Path) -> None:
+    content = bytearray(index.read_bytes())
+    content[-1] ^= 1
+    index.write_bytes(content)
+
+
+def with_other_rules(index: Path) -> None:
+    with safe_open(index, "numpy") as file:
+        header = file.metadata()[METADATA]
+    save_file(load_file(index), index, {METADATA: header.replace('"window": 10', '"window": 8')})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (damaged, "is damaged: its sha256 is not"),
+        (with_other_rules, "was made by another version of dstools"),
+        (lambda index: index.write_bytes(index.read_bytes()[:-9]), "is not a contamination index"),
+        (lambda index: index.write_text("hello"), "is not a contamination index"),
+        (lambda index: save_file({}, index), "is not a contamination index"),
+        (lambda index: index.unlink(), "no such file"),
+    ],
+)
+def test_an_index_that_cannot_be_trusted_is_refused(
+    tmp_path: Path, change: Callable[[Path], object], reason: str
+) -> None:
+    index = tmp_path / "ours.ngrams"
+    save_index(index, [build_tables("ours", "0" * 64, [Text(1, LONG.split(), "question")])])
+    change(index)
+    with pytest.raises(DstoolsError, match=rf"ours\.ngrams: {reason}"):
+        load_index(index)
