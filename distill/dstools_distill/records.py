@@ -12,8 +12,8 @@
 `messages` end with a user's message. `gold` is a string or null; `answer_type` is how to compare
 it. `task` is null or {"name", "config", "entry"} of reasoning-gym. `reference` is null or the
 answer that came with the prompt, which `generate` can replay. `raw` is the teacher's text,
-verbatim, without a prefilled opening tag; `reasoning.split` divides it into reasoning and answer,
-and `join` restores it exactly.
+verbatim, without a prefilled opening tag; `reasoning.split` divides it into reasoning and answer.
+`finish_reason` is "stop", "length" or a server's word for another end; see `how_ended`.
 """
 
 import json
@@ -116,6 +116,24 @@ def message_parts(content: Any) -> tuple[str | None, str]:
             raise ValueError(f"is not a string: list with a part of type {kind!r}")
         (traces if kind == "thinking" else texts).append(inner)
     return "".join(traces) or None, "".join(texts)
+
+
+# words of servers, in lower case, for a text that ended by itself, and for one that was cut.
+# Sources: Together (eos), TGI and watsonx (eos_token), LM Studio (end), Anthropic (end_turn,
+# max_tokens), Gemini (STOP, MAX_TOKENS), Cohere (COMPLETE)
+STOPPED = ("stop", "eos", "eos_token", "end", "end_turn", "stop_sequence", "complete", "completed")
+CUT = ("length", "max_tokens", "max_length", "max_output_tokens", "model_length")
+
+
+def how_ended(reason: Any) -> str:
+    """Return "stop" or "length" for a server's word for them, and any other word as it is.
+
+    "unknown" for a server that does not say.
+    """
+    word = reason.strip().lower().removeprefix("finish_reason_") if isinstance(reason, str) else ""
+    if word in STOPPED:
+        return "stop"
+    return "length" if word in CUT else str(reason or "unknown")
 
 
 def prompt_id(messages: list[dict[str, str]], source: str) -> str:

@@ -240,19 +240,19 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-9601915c4857",
-    "decontaminate-52580c316d24",
-    "eval-a73ee728eecc",
+    "card-f4b66104c13c",
+    "decontaminate-c34ac7410738",
+    "eval-11be42763fc6",
     "generate-0e286fb5d2e6",
-    "grpo-57b16cf0b2b1",
+    "grpo-b8d4fc4d22cd",
     "index-bddde6d7a28f",
-    "kd-56411684b03a",
+    "kd-14bf6725f850",
     "prompts-af7c6588cee0",
     "prompts-efd4f73e5e14",
-    "render-5e9514b4f8ef",
-    "select-db89699e00f1",
-    "sft-96009de170d5",
-    "verify-7becd81fa5a3",
+    "render-cce4e57e7e21",
+    "select-c9c001ccd923",
+    "sft-6476d5fe1bd5",
+    "verify-d27938a05fb5",
 ]
 
 

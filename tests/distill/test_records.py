@@ -9,6 +9,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_distill.records import (
     dump,
     extended,
+    how_ended,
     lines,
     message_parts,
     normalised,
@@ -89,3 +90,23 @@ def test_a_message_may_come_in_parts_with_its_trace_among_them() -> None:
     for content in (42, ["42"], [{"type": "image_url"}], [{"type": "text", "text": None}]):
         with pytest.raises(ValueError, match="is not a string"):
             message_parts(content)
+
+
+@pytest.mark.parametrize(
+    ("reason", "ended"),
+    [
+        ("stop", "stop"),
+        ("eos_token", "stop"),
+        ("STOP", "stop"),
+        ("FINISH_REASON_STOP", "stop"),
+        ("end_turn", "stop"),
+        ("MAX_TOKENS", "length"),
+        ("length", "length"),
+        ("content_filter", "content_filter"),
+        ("Paused", "Paused"),
+        (None, "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_servers_have_many_words_for_an_end(reason: str | None, ended: str) -> None:
+    assert how_ended(reason) == ended

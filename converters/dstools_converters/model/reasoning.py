@@ -11,7 +11,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class Parts(NamedTuple):
-    """The two parts of an answer's text: raw == join(parts, prefilled)."""
+    """The two parts of an answer's text: raw == join(parts, prefilled), but for leading blanks."""
 
     reasoning: str | None  # between the tags, verbatim; None: not one well-formed think block
     answer: str  # all after the closing tag, verbatim; the whole text if reasoning is None
@@ -21,18 +21,19 @@ def split(raw: str, prefilled: bool) -> Parts:
     """Divide a text at its one think block; `prefilled`: the opening tag is part of the prompt.
 
     A block is well formed if the text begins with the opening tag, a closing tag follows, and both
-    occur once. Other spellings of the tags do not count.
+    occur once. White space before the opening tag does not count, and is left out; other spellings
+    of the tags do not count.
     """
     opens, closes = raw.count(OPEN), raw.count(CLOSE)
     head, _, rest = ("", "", raw) if prefilled else raw.partition(OPEN)
-    if opens != (0 if prefilled else 1) or closes != 1 or head:
+    if opens != (0 if prefilled else 1) or closes != 1 or head.strip():
         return Parts(None, raw)
     reasoning, closer, answer = rest.partition(CLOSE)
     return Parts(reasoning, answer) if closer else Parts(None, raw)
 
 
 def join(parts: Parts, prefilled: bool) -> str:
-    """Return the text that `split` divided."""
+    """Return the text that `split` divided, without white space before the opening tag."""
     if parts.reasoning is None:
         return parts.answer
     return f"{'' if prefilled else OPEN}{parts.reasoning}{CLOSE}{parts.answer}"

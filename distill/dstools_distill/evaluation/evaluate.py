@@ -218,8 +218,7 @@ def _is_leniently_right(record: Record, judge: Judge) -> bool:
     answer = last_answer(record["raw"])
     if record["answer_type"] == "code" or not answer or OPEN in answer or CLOSE in answer:
         return False
-    form = {"raw": f"{OPEN}{CLOSE}{answer}", "prefilled_think": False, "finish_reason": "stop"}
-    return bool(judge.judge(record | form)["verdict"] == "correct")
+    return judge.rule(record, answer).verdict == "correct"
 
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")

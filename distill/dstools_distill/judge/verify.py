@@ -4,7 +4,8 @@
 |---|---|
 | correct | every check passed |
 | incorrect | one failed: finish, think block, answer, steps, language or repetition |
-| unverifiable | no gold, a gold or answer that cannot be parsed, or checkers that disagree |
+| unverifiable | no gold, a gold or answer that cannot be parsed, checkers that disagree, or an |
+| | end in a server's word that is not known |
 
 Unverifiable never counts as correct. All rows are kept, each with its verdict; `select` chooses.
 """
@@ -25,11 +26,13 @@ from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.steps import Steps
 from dstools_distill.recipe.settings import Verify
 from dstools_distill.recipe.stages import Inputs
-from dstools_distill.records import Record, dump
+from dstools_distill.records import Record, dump, how_ended
 from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
 from dstools_distill.store.stage import Report, Work
 
 RIGHT_SCORE = 0.99  # of reasoning-gym's 0 to 1; a partly correct answer is incorrect
+# ends of samples that are no answers; of an unknown word nobody knows
+UNFINISHED = ("length", "content_filter", "tool_calls", "function_call", "abort", "error")
 PLACES = 4  # decimals of shares
 ONE_VALUED = ("chain_sum",)  # tasks with one correct integer, which need no scorer
 
@@ -121,12 +124,19 @@ class Judge:
         language = language_share(raw, settings.language) if settings.language else None
         repeated = repetition(raw)
         checked: Steps | None = None
-        if record["finish_reason"] != "stop":
-            ruling = Ruling("incorrect", f"unfinished: {record['finish_reason']}")
-        elif parts.reasoning is None and (settings.reasoning or OPEN in raw or CLOSE in raw):
+        ended, is_reasoned = (
+            how_ended(record["finish_reason"]),
+            bool((parts.reasoning or "").strip()),
+        )
+        if ended != "stop":
+            verdict = "incorrect" if ended in UNFINISHED else "unverifiable"
+            ruling = Ruling(verdict, f"unfinished: {ended}")
+        elif (settings.reasoning and not is_reasoned) or (
+            parts.reasoning is None and (OPEN in raw or CLOSE in raw)
+        ):
             ruling = Ruling("incorrect", "think-block")
         else:
-            ruling = self._rule(record, parts.answer)
+            ruling = self.rule(record, parts.answer)
             if settings.steps and parts.reasoning is not None:
                 checked = _check_steps(record["task"], parts.reasoning, parts.answer)
         if ruling.verdict == "incorrect" and checked and (checked.fault or "").startswith("answer"):
@@ -142,8 +152,8 @@ class Judge:
             "repetition": round(repeated, PLACES),
         }
 
-    def _rule(self, record: Record, answer: str) -> Ruling:
-        """Rule on the answer by its task or its type."""
+    def rule(self, record: Record, answer: str) -> Ruling:
+        """Rule on an answer alone, by its task or its type, whatever comes before it."""
         gold, kind, task = record["gold"], record["answer_type"], record["task"]
         if task is not None:
             return _score(answer, task, self._referee)

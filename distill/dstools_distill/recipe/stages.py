@@ -111,7 +111,7 @@ STAGES = {
         help="Judge answers: correct, incorrect, unverifiable.",
         reads=("samples",),
         packages=JUDGE,
-        revision=2,
+        revision=3,
     ),
     "decontaminate": Stage(
         settings.Decontaminate,
@@ -165,7 +165,7 @@ STAGES = {
         help="Train the student by rewards on its own answers.",
         reads=("prompts", "model", "tokenizer", "template", "judge", "indexes"),
         packages=(*TRAINING, *JUDGE),
-        revision=4,
+        revision=5,
         how=("save_steps",),
         trains=True,
     ),
@@ -175,7 +175,7 @@ STAGES = {
         help="Measure the student on held-out problems.",
         reads=("problems", "models", "tokenizer", "template", "judge"),
         packages=("torch", "transformers", *JUDGE),
-        revision=3,
+        revision=4,
         how=("at_least",),
     ),
     "card": Stage(  # reads every other stage, so its function has other arguments

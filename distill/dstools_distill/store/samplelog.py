@@ -1,6 +1,7 @@
 """An append-only log of samples, one per line, so that none of them is asked for twice.
 
-    {"number": 7, ...}      its number among all that are wanted, then what the writer adds
+    {"number": 7, ...}      its number among all that are wanted, then what the writer adds;
+                            "failed" if it came to nothing
 
 A torn last line is removed. If a number occurs twice, the first line counts.
 """
@@ -23,16 +24,19 @@ class SampleLog:
     def __init__(self, path: Path, total: int) -> None:
         self.path, self.total = path, total
         self._count = 0
+        self.failed: set[int] = set()  # samples that came to nothing
         self._offsets = array("q", [-1]) * total
         self._file = path.open("a+b")
         self._synced = time.monotonic()
         for offset, row in recover_log(self._file):
-            self._note(row["number"], offset)
+            self._note(row["number"], offset, row)
 
-    def _note(self, number: int, offset: int) -> None:
+    def _note(self, number: int, offset: int, sample: Record) -> None:
         if self._offsets[number] == -1:
             self._offsets[number] = offset
             self._count += 1
+            if "failed" in sample:
+                self.failed.add(number)
 
     def __contains__(self, number: object) -> bool:
         return isinstance(number, int) and self._offsets[number] != -1
@@ -42,7 +46,7 @@ class SampleLog:
 
     def add(self, number: int, sample: Record) -> None:
         """Append a sample; it survives a kill, and after SYNC_SECONDS a power failure, too."""
-        self._note(number, self._file.seek(0, os.SEEK_END))
+        self._note(number, self._file.seek(0, os.SEEK_END), sample)
         self._file.write(records.dump({"number": number} | sample))
         self._file.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:

@@ -15,7 +15,7 @@ from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
-from dstools_distill.teachers.endpoint import PASSING, answer, request
+from dstools_distill.teachers.endpoint import PASSING, UnreadError, answer, request, unread
 from dstools_distill.teachers.teacher import Ask, Failed, Outcome, Outcomes, Teacher
 
 REQUESTS, ANSWERS = "requests", "answers"  # file names: NAME*.jsonl
@@ -101,6 +101,8 @@ class _Answers:
         if _is_answered(row):
             try:
                 return answer(body, settings)
+            except UnreadError as error:
+                return unread(error, body)
             except ValueError as error:
                 raise DstoolsError(f"{path}: line {number}: {error}", BAD_ANSWERS) from None
         if not isinstance(status, int) or status in PASSING or status >= 500:

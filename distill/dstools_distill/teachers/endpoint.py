@@ -7,6 +7,7 @@ next run asks for it again; a teacher that is down stops the run, which can be r
 """
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, Timeout
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
-from dstools_converters.model.reasoning import CLOSE, OPEN, thought
+from dstools_converters.model.reasoning import OPEN
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.teachers.teacher import (
@@ -28,7 +29,7 @@ from dstools_distill.teachers.teacher import (
     Outcome,
     Outcomes,
     Teacher,
-    tokens,
+    received,
 )
 
 PROMPT_REFUSED = (400, 413, 422)  # the prompt is too long, or refused for another reason
@@ -81,26 +82,36 @@ def request(settings: Generate, ask: Ask) -> dict[str, Any]:
 
 
 def answer(body: Any, settings: Generate) -> Answer:
-    """Return the sample in the body of a chat completion; ValueError if it is not one.
+    """Return the sample in the body of a chat completion, as `received` reads it.
 
-    A trace that the server moved into `reasoning_content` or `reasoning` is put back into the text.
-    A prefilled opener that the server repeats, as llama.cpp does, is removed. A text that closes a
-    trace without opening it continues an opener that the server's template wrote.
+    A prefilled opener that the server repeats, as llama.cpp does, is removed. Raises ValueError if
+    the body is not a chat completion, and UnreadError if it is one whose answer cannot be read.
     """
     try:
         choice = body["choices"][0]
-        message = choice["message"]
-        content = message["content"] or ""
+        message = {"content": None, **choice["message"]}
     except (KeyError, IndexError, TypeError):
         raise ValueError("the answer is not a chat completion") from None
-    prefilled = settings.prefill_think
-    if prefilled:
-        content = content.removeprefix(f"{OPEN}\n")
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    raw = thought(reasoning, content, prefilled)
-    prefilled = prefilled or (OPEN not in raw and raw.count(CLOSE) == 1)
-    reason = choice.get("finish_reason") or "unknown"
-    return Answer(raw, reason, prefilled, tokens(body.get("usage")))
+    if settings.prefill_think and isinstance(message["content"], str):
+        message["content"] = message["content"].removeprefix(f"{OPEN}\n")
+    try:
+        return received(
+            message,
+            choice.get("finish_reason"),
+            body.get("usage"),
+            prefilled=settings.prefill_think,
+        )
+    except ValueError as error:
+        raise UnreadError(f"the content {error}") from None
+
+
+class UnreadError(Exception):
+    """A chat completion came, and was paid for, but its answer cannot be read."""
+
+
+def unread(error: UnreadError, body: Any) -> Failed:
+    """Return the outcome that keeps the body, so that it need not be asked for again."""
+    return Failed("answer not read", printable(str(error)), json.dumps(body))
 
 
 def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:
@@ -150,7 +161,7 @@ async def _ask(client: AsyncOpenAI, settings: Generate, ask: Ask) -> tuple[int, 
         await _require_answering(client, settings)
         outcome = await _attempt(client, settings, ask)
     if isinstance(outcome, Exception):
-        outcome = Missed(*_failed(outcome, settings))
+        outcome = Missed(*_failed(outcome, settings)[:2])
     return ask.number, outcome
 
 
@@ -188,7 +199,9 @@ async def _require_answering(client: AsyncOpenAI, settings: Generate) -> None:
             ) from None
 
 
-async def _completion(client: AsyncOpenAI, settings: Generate, body: dict[str, Any]) -> Answer:
+async def _completion(
+    client: AsyncOpenAI, settings: Generate, body: dict[str, Any]
+) -> Answer | Failed:
     """Return the answer to a request; retry one that is cut short, which the client does not.
 
     The JSON is read as it came, including fields that OpenAI's API does not have.
@@ -197,6 +210,8 @@ async def _completion(client: AsyncOpenAI, settings: Generate, body: dict[str, A
         try:
             reply = await client.post("/chat/completions", body=body, cast_to=object)
             return answer(reply, settings)
+        except UnreadError as error:
+            return unread(error, reply)
         except ValueError:
             if tried == settings.retries:
                 raise

@@ -5,10 +5,11 @@ records.jsonl    at the end: prompt by prompt, sample by sample; see records.py
 dropped.jsonl    samples that failed, with the reason
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from dstools_distill.teachers.teacher import (
     Missed,
     Teacher,
     in_process,
+    received,
     references,
     replay,
 )
@@ -80,24 +82,27 @@ def _fill(
                 if isinstance(outcome, Missed):
                     missed[number] = outcome.reason
                 else:
-                    failed = {"failed": outcome.reason} if isinstance(outcome, Failed) else None
-                    log.add(number, failed or outcome._asdict())
+                    log.add(number, _logged(outcome))
                     progress(1)
                 if not isinstance(outcome, Answer) and outcome.reason not in warned:
                     warned.add(outcome.reason)
-                    logger.warning("sample %d failed: %s %s", number, *outcome)
+                    logger.warning("sample %d failed: %s %s", number, *outcome[:2])
     assert len(log) + len(missed) == log.total, "a teacher left samples out"
+    unread = {n: "answer not read" for n in log.failed if "body" in _read(log, n, settings)}
+    missed |= unread
     if missed and len(missed) / log.total > settings.max_failed:
         reasons = ", ".join(f"{n} x {why}" for why, n in sorted(Counter(missed.values()).items()))
         enough = -(-100 * len(missed) // log.total) / 100  # up to the next hundredth
+        kept = f"; what the server said is kept in {log.path}" if unread else ""
         raise DstoolsError(
-            f"{len(missed)} of {log.total} samples are missing: {reasons}",
+            f"{len(missed)} of {log.total} samples are missing: {reasons}{kept}",
             "run it again, finished samples are kept; "
             f"or accept the loss with generate.max_failed = {enough:g}",
         )
-    if log.total and all(number in missed or _why(log, number) for number in range(log.total)):
-        whys = {missed.get(number) or _why(log, number) for number in range(log.total)}
-        log.path.unlink()  # or the next run would read the same failures
+    if log.total and len(log.failed | missed.keys()) == log.total:
+        whys = {missed.get(n) or str(log.read(n)["failed"]) for n in range(log.total)}
+        if not unread:
+            log.path.unlink()  # or the next run would read the same failures
         raise DstoolsError(
             f"all {log.total} samples failed: {', '.join(sorted(whys))}",
             "check that the teacher and the prompts match",
@@ -105,9 +110,29 @@ def _fill(
     return missed
 
 
-def _why(log: SampleLog, number: int) -> str:
-    """Return why a sample in the log failed; "" if it did not."""
-    return str(log.read(number).get("failed", ""))
+def _logged(outcome: Answer | Failed) -> Record:
+    """Return a line of the log."""
+    if isinstance(outcome, Answer):
+        return outcome._asdict()
+    return {"failed": outcome.reason} | ({"body": outcome.body} if outcome.body else {})
+
+
+def _read(log: SampleLog, number: int, settings: Generate) -> Record:
+    """Return a line of the log, after another try to read a reply that could not be read.
+
+    It may be of an earlier version, which kept content in parts as it was, too.
+    """
+    logged = log.read(number)
+    if "body" in logged:
+        from dstools_distill.teachers.endpoint import UnreadError, answer
+
+        with suppress(UnreadError):
+            return answer(json.loads(logged["body"]), settings)._asdict()
+    if isinstance(logged.get("raw"), list):
+        prefilled, usage = logged["prefilled_think"], logged["usage"]
+        message = {"content": logged["raw"]}
+        return received(message, logged["finish_reason"], usage, prefilled=prefilled)._asdict()
+    return logged
 
 
 def _teacher(settings: Generate, model: Path | None, folder: Path, total: int) -> Teacher:
@@ -158,14 +183,17 @@ def _write(
     with replacing(folder / RECORDS) as kept, replacing(folder / DROPPED) as dropped:
         for ask in _asks(asked, settings.samples):
             number = ask.number
-            logged = {"failed": missed[number]} if number in missed else log.read(number)
+            logged = {"failed": missed[number]} if number in missed else {}
+            if number in log:
+                logged = _read(log, number, settings)
             record = ask.prompt | {
                 "sample": ask.sample,
                 "teacher": teacher,
                 "sampling": _sampling(settings, ask.sample),
             }
             if "failed" in logged:
-                dropped.write(records.dump(record | {"drop_reason": logged["failed"]}))
+                body = {"body": logged["body"]} if "body" in logged else {}
+                dropped.write(records.dump(record | {"drop_reason": logged["failed"]} | body))
             else:
                 kept.write(records.dump(record | _sample(logged)))
 
@@ -198,7 +226,7 @@ def _report(prompts: int, kept: Iterable[Record], dropped: Iterable[Record]) -> 
     tokens: Counter[str] = Counter()
     for record in kept:
         count["out"] += 1
-        count["reasoned"] += record["reasoning"] is not None
+        count["reasoned"] += bool((record["reasoning"] or "").strip())
         finished[record["finish_reason"]] += 1
         tokens.update(record["usage"] or {})
     reasons = Counter(record["drop_reason"] for record in dropped)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.model.reasoning import opens_think, thought
+from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, thought
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.records import Record
@@ -46,6 +46,7 @@ class Failed(NamedTuple):
 
     reason: str  # the same for every failure of a kind: it is counted
     detail: str = ""  # logged once for each reason
+    body: str = ""  # JSON of a reply that was paid for, but could not be read
 
 
 class Missed(NamedTuple):
@@ -126,7 +127,7 @@ def references() -> Teacher:
                 if raw is None:
                     yield ask.number, Failed("no reference")
                 else:
-                    yield ask.number, Answer(raw, "stop", False, None)
+                    yield ask.number, received({"content": raw}, "stop", None, prefilled=False)
 
     return answers
 
@@ -136,9 +137,10 @@ def replay(path: Path) -> Teacher:
 
     A line names its prompt by {"id"} of the prompts stage, or by {"prompt"}, the text of its last
     message. It has the answer as {"raw"}, {"reasoning", "answer"} or {"reasoning_content",
-    "content"}, and may have {"finish_reason", "prefilled_think", "usage"}; so records of an earlier
-    `generate` can be replayed. Lines of one prompt are its samples, in order. The teacher raises
-    DstoolsError with the line if a prompt or an answer is missing.
+    "content"}, read as an endpoint's (`received`), and may have {"finish_reason",
+    "prefilled_think", "usage"}; so records of an earlier `generate` can be replayed. Lines of one
+    prompt are its samples, in order. The teacher raises DstoolsError with the line if a prompt or
+    an answer is missing.
     """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
@@ -187,20 +189,45 @@ def _key(kind: str, text: str) -> bytes:
 
 def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
     """Return the sample in a line of a file; DstoolsError with the line if it has no answer."""
-    prefilled = row.get("prefilled_think", False) is True
-    for reasoning, answer in (("reasoning", "answer"), ("reasoning_content", "content")):
-        if isinstance(row.get("raw"), str):
-            raw = row["raw"]
-            break
-        if isinstance(row.get(answer), str):
-            raw = thought(row.get(reasoning), row[answer], prefilled)
-            break
-    else:
-        raise DstoolsError(
-            f"{path}: line {number}: has no answer",
-            'add "raw", or "reasoning" and "answer", or "reasoning_content" and "content"',
+    contents = ("raw", "answer", "content")
+    content = next((key for key in contents if isinstance(row.get(key), str | list)), None)
+    if content is None:
+        raise DstoolsError(f"{path}: line {number}: has no answer", ANSWER_HINT)
+    message = {"content": row[content]}
+    if content != "raw":
+        message |= {key: row.get(key) for key in TRACES}
+    try:
+        return received(
+            message,
+            row.get("finish_reason") or "stop",
+            row.get("usage"),
+            prefilled=row.get("prefilled_think", False) is True,
         )
-    return Answer(raw, str(row.get("finish_reason", "stop")), prefilled, tokens(row.get("usage")))
+    except ValueError as error:
+        raise DstoolsError(f"{path}: line {number}: {content} {error}", ANSWER_HINT) from None
+
+
+TRACES = ("reasoning_content", "reasoning", "thinking")
+ANSWER_HINT = 'add "raw", or "reasoning" and "answer", or "reasoning_content" and "content"'
+
+
+def received(message: dict[str, Any], finish_reason: Any, usage: Any, *, prefilled: bool) -> Answer:
+    """Return the sample in an assistant's message, of a server or of a file.
+
+    The content may come in parts. A trace in a key of its own (TRACES), or in a part, is put back
+    before the answer, unless the answer holds it already. A text that closes a trace without
+    opening it continues an opener that the server's template wrote. Halves of a character that was
+    cut, which JSON can hold and UTF-8 cannot, become U+FFFD. Raises ValueError for another content.
+    """
+    part, content = records.message_parts(message.get("content"))
+    traces = [message.get(key) for key in TRACES]
+    reasoning = next((trace for trace in traces if isinstance(trace, str) and trace), part)
+    if reasoning and CLOSE in content and reasoning.strip() in content:
+        reasoning = None
+    raw = thought(reasoning, content, prefilled)
+    raw = raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    prefilled = prefilled or (OPEN not in raw and raw.count(CLOSE) == 1)
+    return Answer(raw, records.how_ended(finish_reason), prefilled, tokens(usage))
 
 
 def tokens(usage: Any) -> dict[str, int] | None:

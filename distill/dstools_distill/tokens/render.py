@@ -26,7 +26,7 @@ from dstools_converters.model.tokenizer import QUESTION, answer_form, prompt_tex
 from dstools_distill import records
 from dstools_distill.recipe.settings import Render
 from dstools_distill.recipe.stages import Inputs
-from dstools_distill.records import Record
+from dstools_distill.records import Record, how_ended
 from dstools_distill.store.rows import CHUNK_ROWS, Chunk, Rows, map_rows
 from dstools_distill.store.stage import Report, Work, file_sha256
 from dstools_distill.tokens.invariant import CHECKS, IGNORED, Target, violations
@@ -239,7 +239,7 @@ class Renderer:
     def fault(self, row: _Row) -> str:
         """Return why a row cannot be learned as it is; "" if it can."""
         record, contents = row.record, [m["content"] for m in row.record["messages"]]
-        if record.get("finish_reason") not in (None, "stop"):
+        if how_ended(record.get("finish_reason") or "stop") != "stop":
             return "unfinished"
         if any(tag in text for tag in (OPEN, CLOSE) for text in (row.trace, record["answer"])):
             return "broken-think"

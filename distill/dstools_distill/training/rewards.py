@@ -33,7 +33,7 @@ def rewards(settings: Grpo, judge: Judge, tokenizer: Any, ends: Sequence[int]) -
     with the first id of `ends`; one without any was cut at the length limit.
 
     accuracy: 1 if the judge's verdict is correct; 0 for an unverifiable answer.
-    format: 1 if the answer ended, with one well-formed think block and text after it.
+    format: 1 if the answer ended, with one well-formed think block and text in and after it.
     language: the share of the trace's words in `settings.language`; 0 without a trace.
     """
 
@@ -110,6 +110,6 @@ def sample(prompt: Record, ids: list[int], tokenizer: Any, ends: Sequence[int]) 
 
 
 def is_well_formed(answer: Record) -> bool:
-    """Return whether an answer ended, with one think block and text after it."""
-    is_whole = answer["finish_reason"] == "stop" and answer["reasoning"] is not None
+    """Return whether an answer ended, with text in its one think block and after it."""
+    is_whole = answer["finish_reason"] == "stop" and bool((answer["reasoning"] or "").strip())
     return is_whole and bool(answer["answer"].strip())

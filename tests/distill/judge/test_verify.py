@@ -20,6 +20,7 @@ from dstools_distill.judge.verify import Judge, verify
 from dstools_distill.recipe.settings import Verify
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
+from dstools_distill.teachers.teacher import replayed
 
 SUM = {
     "name": "chain_sum",
@@ -27,6 +28,15 @@ SUM = {
     "entry": {"question": "57 + 68 =", "answer": "125", "metadata": {"expression": "57 + 68"}},
 }
 TRACE = "\n57+68|7+8+0=15,5+6+1=12|125\n"
+
+
+FOLDER = Path(__file__).parents[2] / "cases" / "distill"
+CASES = [
+    case
+    for name in ("samples.jsonl", "variants/samples.jsonl")
+    for case in records.read(FOLDER / name)
+    if not case["kind"].startswith(("a remark", "a box"))  # of extraction, see test_extract.py
+]
 
 
 def record(raw: str, gold: str | None = "125", **more: Any) -> records.Record:
@@ -51,6 +61,11 @@ def judge() -> Iterator[Judge]:
         (thought("125"), "correct", "equal"),
         (thought("126"), "incorrect", "differs: 126"),
         (thought("125", finish_reason="length"), "incorrect", "unfinished: length"),
+        (thought("125", finish_reason="MAX_TOKENS"), "incorrect", "unfinished: length"),
+        (thought("125", finish_reason="eos"), "correct", "equal"),
+        (thought("125", finish_reason="Paused"), "unverifiable", "unfinished: Paused"),
+        (thought("125", finish_reason=None), "unverifiable", "unfinished: unknown"),
+        (thought("125", " \n"), "incorrect", "think-block"),
         (record("<think>it is 125"), "incorrect", "think-block"),
         (record("125"), "incorrect", "think-block"),
         (record("<think>a</think><think>b</think>125"), "incorrect", "think-block"),
@@ -169,6 +184,22 @@ def test_a_trace_in_another_language_or_with_repetition_is_incorrect() -> None:
     assert (plain["verdict"], plain["language"]) == ("correct", None)  # digits have no language
     with pytest.raises(DstoolsError, match=r"verify\.language xx"):
         Judge(Verify(language="xx"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["kind"]))
+def test_a_text_that_somebody_saved_is_judged(
+    judge: Judge, case: dict[str, Any], tmp_path: Path
+) -> None:
+    sample = replayed({"prompt": "?", "raw": case["raw"]}, tmp_path, 1)
+    judged = record(sample.raw, case["gold"], prefilled_think=sample.prefilled_think)
+    assert judge.judge(judged)["verdict"] == case["verdict"]
+
+
+def test_without_a_trace_asked_for_an_empty_block_is_as_good_as_none() -> None:
+    with closing(Judge(Verify(reasoning=False))) as plain:
+        assert plain.judge(record("<think>\n\n</think>\n\n125"))["verdict"] == "correct"
+        assert plain.judge(record("125"))["verdict"] == "correct"
+        assert plain.judge(record("<think>125"))["verdict_reason"] == "think-block"
 
 
 CODE = json.dumps([{"stdin": "2 3\n", "stdout": "5\n"}])

@@ -28,3 +28,12 @@ def test_of_a_number_that_came_twice_the_first_line_counts(tmp_path: Path) -> No
         assert (len(log), log.read(1)["said"]) == (1, "first")
     with closing(SampleLog(tmp_path / "log", 2)) as log:
         assert (len(log), log.read(1)["said"]) == (1, "first")
+
+
+def test_samples_that_came_to_nothing_are_known_without_reading_the_log(tmp_path: Path) -> None:
+    with closing(SampleLog(tmp_path / "log", 3)) as log:
+        log.add(0, {"failed": "too long"})
+        log.add(2, {"raw": "4"})
+        assert log.failed == {0}
+    with closing(SampleLog(tmp_path / "log", 3)) as log:
+        assert log.failed == {0}

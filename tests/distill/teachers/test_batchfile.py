@@ -1,5 +1,6 @@
 """A batch is written, read when answers come, and written again for what is missing."""
 
+import json
 import random
 from contextlib import closing
 from pathlib import Path
@@ -39,7 +40,7 @@ def requests_in(folder: Path) -> list[dict[str, Any]]:
     return list(records.read(folder / "requests-1.jsonl"))
 
 
-def completion(content: str, **more: Any) -> dict[str, Any]:
+def completion(content: Any, **more: Any) -> dict[str, Any]:
     message = {"role": "assistant", "content": content, **more}
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     return {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
@@ -149,6 +150,20 @@ def test_an_answer_that_is_not_a_completion_is_refused_with_its_line(tmp_path: P
     records.write(tmp_path / "answers-1.jsonl", answers)
     with pytest.raises(DstoolsError, match=r"answers-1\.jsonl: line 2: the answer is not a chat"):
         outcomes(tmp_path)
+
+
+def test_an_answer_that_cannot_be_read_fails_alone_with_its_body(tmp_path: Path) -> None:
+    requests = requests_in(tmp_path)
+    odd = completion([{"type": "poem"}])
+    answers = [answered(request, 200, completion("1")) for request in requests[1:]]
+    records.write(tmp_path / "answers-1.jsonl", [answered(requests[0], 200, odd), *answers])
+    made = outcomes(tmp_path)
+    assert made[0] == Failed(
+        "answer not read",
+        "the content is not a string: list with a part of type 'poem'",
+        json.dumps(odd),
+    )
+    assert isinstance(made[9], Answer)
 
 
 def test_requests_and_answers_are_removed_and_nothing_else_is(tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError
+from dstools_converters.model.reasoning import split
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.teachers import endpoint
-from dstools_distill.teachers.endpoint import answer, request
+from dstools_distill.teachers.endpoint import UnreadError, answer, request
 from dstools_distill.teachers.generate import generate
 from dstools_distill.teachers.teacher import Answer, Ask
 
@@ -50,6 +51,12 @@ QUESTIONS = [
     "Name a color.",
 ]
 KEY = "sk-very-secret"
+FOLDER = Path(__file__).parents[2] / "cases" / "distill"
+CASES = [
+    json.loads(line)
+    for name in ("responses.jsonl", "variants/responses.jsonl")
+    for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()
+]
 
 
 @pytest.fixture(scope="module")
@@ -502,3 +509,62 @@ def test_a_trace_that_the_servers_parser_moved_is_put_back(
 def test_a_body_that_is_not_a_chat_completion_is_refused(body: Any) -> None:
     with pytest.raises(ValueError, match="is not a chat completion"):
         answer(body, PLAIN)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["kind"]))
+def test_a_reply_of_a_public_server_is_read(case: dict[str, Any]) -> None:
+    settings = Generate(backend="openai")
+    if case.get("error"):
+        with pytest.raises(ValueError, match="is not a chat completion"):
+            answer(case["body"], settings)
+        return
+    sample = answer(case["body"], settings)
+    parts = split(sample.raw, sample.prefilled_think)
+    assert sample.finish_reason == case.get("finish", "stop")
+    assert case.get("reasoning_has", "") in (parts.reasoning or "")
+    assert case.get("answer_has", "") in parts.answer
+
+
+@pytest.mark.parametrize("content", [{"text": "4"}, [{"type": "image_url"}], 4])
+def test_a_completion_whose_content_is_of_no_known_form_is_told_apart(content: Any) -> None:
+    with pytest.raises(UnreadError, match="the content is not a string"):
+        answer({"choices": [{"message": {"content": content}}]}, PLAIN)
+
+
+def test_half_a_character_does_not_break_the_log() -> None:
+    body = json.loads('{"choices": [{"message": {"content": "4 \\ud83d"}}]}')
+    assert answer(body, PLAIN).raw == "4 \N{REPLACEMENT CHARACTER}"
+
+
+def test_a_trace_that_a_server_says_twice_is_put_there_once() -> None:
+    message = {"content": "<think>\nwhy\n</think>\n\n4", "reasoning_content": "why"}
+    assert answer({"choices": [{"message": message}]}, PLAIN).raw == message["content"]
+
+
+def test_a_reply_that_cannot_be_read_is_kept_and_not_paid_for_again(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [{"type": "poem", "poem": "roses"}]
+    odd = {"message": {"content": parts}, "finish_reason": "stop"}
+    plain = {"message": {"content": "red"}, "finish_reason": "eos"}
+    proxy.always = lambda body: (
+        200,
+        {"choices": [odd if "color" in body["messages"][0]["content"] else plain]},
+        {},
+    )
+    settings = settings_for(proxy)
+    for _ in range(2):
+        with pytest.raises(DstoolsError, match="1 of 4 samples are missing: 1 x answer not read; "):
+            run(settings, tmp_path)
+    assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS}
+    accepted = tmp_path / "accepted"
+    run(replace(settings, max_failed=0.25), accepted)
+    (dropped,) = records.read(accepted / "out" / "dropped.jsonl")
+    assert json.loads(dropped["body"])["choices"] == [odd]
+
+    proxy.asked.clear()
+    with monkeypatch.context() as mended:  # by a later version, which reads such parts
+        mended.setattr(records, "message_parts", lambda content: (None, str(content)))
+        report, written = run(settings, tmp_path)
+    assert (report["out"], report["finish_reasons"], proxy.asked) == (4, {"stop": 4}, {})
+    assert written[3]["raw"] == str(parts)

@@ -418,6 +418,20 @@ def test_a_run_without_one_sample_is_refused_even_if_every_loss_is_accepted(
         )
 
 
+def test_a_log_of_parts_that_were_kept_as_they_came_is_read(
+    stopped: bytes, prompts: Path, tmp_path: Path
+) -> None:
+    """An earlier version logged them before it knew that it could not read them."""
+    parts = [{"type": "thinking", "thinking": "5+8"}, {"type": "text", "text": "13"}]
+    paid = {"number": 0, "raw": parts, "finish_reason": "stop", "prefilled_think": False}
+    log = records.dump(paid | {"usage": None}) + stopped
+    (work_in(tmp_path / "out").folder / "samples.jsonl").write_bytes(log)
+    inputs = Inputs(prompts=prompts, model=tmp_path / "given.jsonl")
+    assert generate(REPLAY, inputs, work_in(tmp_path / "out"))["out"] == 10
+    first = next(records.read(tmp_path / "out" / "records.jsonl"))
+    assert (first["reasoning"], first["answer"]) == ("\n5+8\n", "\n\n13")
+
+
 # ----------------------------------------------------------------------------------------- replay
 
 

@@ -179,6 +179,29 @@ def test_a_trace_continues_a_prefilled_opener(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"raw": "a</think>b"}, Answer("a</think>b", "stop", True, None)),
+        ({"raw": "b", "finish_reason": "eos"}, Answer("b", "stop", False, None)),
+        ({"raw": "b", "finish_reason": None}, Answer("b", "stop", False, None)),
+        ({"content": [{"type": "text", "text": "b"}]}, Answer("b", "stop", False, None)),
+        (
+            {"thinking": "a", "content": "b"},
+            Answer("<think>\na\n</think>\n\nb", "stop", False, None),
+        ),
+    ],
+)
+def test_a_file_is_read_as_an_endpoint_is(row: Any, answer: Answer, tmp_path: Path) -> None:
+    assert replayed(row, tmp_path, 1) == answer
+
+
+def test_a_content_that_is_of_no_known_form_is_named_with_its_line(tmp_path: Path) -> None:
+    row = {"content": [{"type": "poem"}]}
+    with pytest.raises(DstoolsError, match="line 3: content is not a string: list with a part"):
+        replayed(row, tmp_path, 3)
+
+
+@pytest.mark.parametrize(
     ("usage", "counts"),
     [
         (None, None),

@@ -22,6 +22,8 @@ PAID = {  # text, is <think> in the prompt, what accuracy, format and language p
     "right, without a think block": (f"4{END}", False, 0, 0, 0),
     "right, but the opener is missing": (f"{TRACE}</think>\n\n4{END}", False, 0, 0, 0),
     "right, but the prefilled opener comes again": (RIGHT, True, 0, 0, 0),
+    "right, behind an empty think block": (f"<think>\n\n</think>\n\n4{END}", False, 0, 0, 0),
+    "right, behind a prefilled opener closed at once": (f"\n</think>\n\n4{END}", True, 0, 0, 0),
     "right, with two think blocks": (f"<think>{TRACE}</think>{RIGHT}", False, 0, 0, 0),
     "right, but cut at the length limit": (RIGHT.removesuffix(END), False, 0, 0, 1),
     "cut within the trace": (f"<think>{TRACE}", False, 0, 0, 0),
