@@ -54,6 +54,8 @@ def expected(places: Places, chain: Chain, stage: str, earlier: Sizes) -> Size:
     settings = chain.stages[stage]
     if STAGES[stage].trains:
         return _trained(places, chain, stage, earlier)
+    if STAGES[stage].leaves_model:
+        return _copied(places, chain, stage, earlier)
     if stage == "prompts":
         return _asked(places, settings)
     if stage == "generate":
@@ -64,7 +66,7 @@ def expected(places: Places, chain: Chain, stage: str, earlier: Sizes) -> Size:
         return Size(rows, nbytes, tokens, peak_bytes=_product(nbytes, 2))  # a log, then records
     if stage == "eval":
         problems = _asked(places, settings)
-        models = settings.baseline + any(STAGES[name].trains for name in chain.stages)
+        models = settings.baseline + any(STAGES[name].leaves_model for name in chain.stages)
         tokens = _product(problems.rows, settings.samples * models * settings.max_tokens)
         return Size(problems.rows, _product(tokens, TEXT_BYTES), tokens)
     before = earlier.get(chain.data_before(stage) or "", Size())
@@ -114,6 +116,14 @@ def _trained(places: Places, chain: Chain, stage: str, earlier: Sizes) -> Size:
     checkpoint = _product(model, weight + average + state)
     peak = _total([nbytes, _product(checkpoint, 2)])
     return Size(data.rows, nbytes, data.tokens, model, peak)
+
+
+def _copied(places: Places, chain: Chain, stage: str, earlier: Sizes) -> Size:
+    """Return bounds of a model of which one layer is replaced; its states on disk are not known."""
+    before, data = chain.trained_before(stage), earlier.get("render", Size())
+    model = earlier.get(before, Size()) if before else Size(parameters=_parameters(places, chain))
+    nbytes = _product(model.parameters, 4) if model.nbytes is None else model.nbytes
+    return Size(data.rows, nbytes, data.tokens, model.parameters)
 
 
 def _parameters(places: Places, chain: Chain) -> int | None:

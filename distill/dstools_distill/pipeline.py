@@ -15,7 +15,7 @@ from dstools_distill.inputs import gather, identity_of
 from dstools_distill.lineage import gather_card
 from dstools_distill.places import Places
 from dstools_distill.recipe.recipe import Chain, Recipe
-from dstools_distill.recipe.stages import STAGES, TRAINED
+from dstools_distill.recipe.stages import STAGES
 from dstools_distill.store.ranks import is_launched, world_size
 from dstools_distill.store.stage import Bar, Done, Identity, Report, Work, find, run_stage
 from dstools_distill.training.launch import launch
@@ -80,9 +80,10 @@ class Pipeline:
         """Run one stage on the earlier ones as they are in the folder."""
         row, settings = STAGES[stage], chain.stages[stage]
         if world_size() > 1 and not row.trains:
+            several = (name for name, other in STAGES.items() if other.trains)
             raise DstoolsError(
                 f"{stage}: runs in one process, and a launcher started {world_size()}",
-                f"launch only {', '.join(TRAINED)}: `dstools distill sft RECIPE`",
+                f"launch only {', '.join(several)}: `dstools distill sft RECIPE`",
             )
         inputs = gather(self.places, chain, stage, self._make)
         identity = identity_of(self.places, stage, settings, inputs)

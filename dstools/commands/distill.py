@@ -280,6 +280,9 @@ def _summary(report: dict[str, Any]) -> str:
             f"{model['pass@1']['high']:.1%}) on {model['problems']} problems"
             for name, model in report["models"].items()
         )
+    if "drafts_kept" in report:
+        kept = report["drafts_kept"]
+        return f"{report['steps']:,} steps, drafts kept {kept['before']:.1%} -> {kept['after']:.1%}"
     if "steps" in report:
         mtp = f", MTP layers: {report['mtp']}" if "mtp" in report else ""
         return f"{report['steps']:,} steps, {report['parameters']:,} parameters{mtp}"

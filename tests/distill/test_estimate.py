@@ -111,3 +111,17 @@ def test_a_finished_stage_is_counted(
 ) -> None:
     folder = finish("sft", content="12345", out=4, parameters=11, **report)
     assert measured(folder) == Size(4, 5, tokens, 11)
+
+
+def test_a_model_with_a_fitted_mtp_layer_is_as_large_as_it_was(tmp_path: Path) -> None:
+    text = RECIPE.replace("[grpo]", "[mtp]")
+    rendered = Size(rows=5, nbytes=100, tokens=70)
+    sft = Size(rows=5, nbytes=999, tokens=70, parameters=333)
+    assert size(tmp_path, "mtp", {"render": rendered, "sft": sft}, text) == sft
+    alone = text.replace("[sft]", "").replace(
+        'precision = "bfloat16"\noptimizer = "muon"\nema = 0.9', ""
+    )
+    with open_checkpoint(SAMPLE) as checkpoint:
+        parameters = sum(info.numel for info in checkpoint.tensors.values())
+    wanted = Size(5, 4 * parameters, 70, parameters)
+    assert size(tmp_path, "mtp", {"render": rendered}, alone) == wanted

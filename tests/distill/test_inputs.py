@@ -38,6 +38,7 @@ non_reasoning = "chat.jsonl"
 [kd]
 teacher = "teacher"
 [grpo]
+[mtp]
 [[eval.source]]
 path = "exam.jsonl"
 """
@@ -91,9 +92,10 @@ def test_each_stage_gets_what_its_row_names(tmp_path: Path, made: Made, finish: 
         "sft": {"rows": folders["render"], "model": student} | of_eval,
         "kd": asked | {"model": folders["sft"], "teacher": teacher} | of_eval | kept_out,
         "grpo": asked | {"model": folders["kd"], "judge": Verify(steps=False)} | of_eval | kept_out,
+        "mtp": {"rows": folders["render"], "model": folders["grpo"]},
         "eval": {
             "problems": tmp_path / "prompts",
-            "models": {"before": student, "after": folders["grpo"]},
+            "models": {"before": student, "after": folders["mtp"]},
             "judge": Verify(steps=False),
         }
         | of_eval,
@@ -143,7 +145,7 @@ def test_what_is_wrong_counts_before_what_is_pending(tmp_path: Path, finish: Fin
 
     places = read(tmp_path)
     (chain,) = places.recipe.chains
-    finish("grpo")
+    finish("mtp")
     with pytest.raises(PendingError):
         gather(places, chain, "eval", pending)
     wrong = replace(chain, stages={"eval": replace(chain.stages["eval"], baseline=False)})
@@ -163,7 +165,8 @@ def test_the_stages_that_one_reads_are_named_as_its_inputs(tmp_path: Path) -> No
         "sft": {"rows": "render"},
         "kd": {"prompts": "prompts", "model": "sft"},
         "grpo": {"prompts": "prompts", "model": "kd"},
-        "eval": {"after": "grpo"},
+        "mtp": {"rows": "render", "model": "grpo"},
+        "eval": {"after": "mtp"},
     }
 
 

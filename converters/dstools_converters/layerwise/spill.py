@@ -25,7 +25,8 @@ class Spill:
         self.width = width
         self.file = file
         self._row = width * ITEM
-        with disk_errors(file or Path("memory")):
+        self._where = file or Path("memory")
+        with disk_errors(self._where):
             if file is None:
                 self._descriptor = os.memfd_create("hidden states")
             else:
@@ -91,7 +92,7 @@ class Spill:
             view, offset = view[count:], offset + count
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
-        with disk_errors(self.file or Path("memory")):
+        with disk_errors(self._where):
             _write(self._descriptor, view, offset)
 
 

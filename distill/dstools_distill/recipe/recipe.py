@@ -154,7 +154,7 @@ def _chain(reader: Reader, name: str, tables: dict[str, Any], shared: dict[str, 
     }
     _check_student(student, stages, own.file)
     for stage in TRAINED:
-        if stage in stages:
+        if stage in stages and STAGES[stage].trains:
             check_settings(stages[stage], f"{own.file}: {stage}: ")
     if {"verify", "render"} <= stages.keys() and "select" not in stages:
         raise DstoolsError(

@@ -203,6 +203,17 @@ class Grpo(Training):
 
 
 @dataclass(frozen=True)
+class Mtp:
+    """The fit of an MTP layer to the trained model, on rendered rows."""
+
+    learning_rate: float = 1e-3  # at first; it falls to 0
+    epochs: float = 1.0
+    max_steps: int = 0  # instead of epochs
+    batch_size: Positive = 8  # rows
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Eval:
     """How the student is evaluated."""
 

@@ -74,7 +74,8 @@ class Stage:
     revision: int  # of the code, raised when it gives other bytes for the same inputs
     paths: tuple[str, ...] = ()  # settings that name an input, which counts by its content
     how: tuple[str, ...] = ()  # settings that change no byte
-    trains: bool = False  # leaves a model, in one or several processes
+    leaves_model: bool = False
+    trains: bool = False  # by a trainer of TRL, in one or several processes
 
     def load(self) -> Any:
         """Return the function, after importing its module."""
@@ -146,6 +147,7 @@ STAGES = {
         packages=TRAINING,
         revision=3,
         how=("save_steps",),
+        leaves_model=True,
         trains=True,
     ),
     "kd": Stage(
@@ -157,6 +159,7 @@ STAGES = {
         revision=4,
         paths=("teacher",),
         how=("save_steps",),
+        leaves_model=True,
         trains=True,
     ),
     "grpo": Stage(
@@ -167,7 +170,17 @@ STAGES = {
         packages=(*TRAINING, *JUDGE),
         revision=5,
         how=("save_steps",),
+        leaves_model=True,
         trains=True,
+    ),
+    "mtp": Stage(
+        settings.Mtp,
+        run="dstools_distill.training.mtp:mtp",
+        help="Fit the MTP layer to the trained student.",
+        reads=("rows", "model"),
+        packages=("torch",),
+        revision=1,
+        leaves_model=True,
     ),
     "eval": Stage(
         settings.Eval,
@@ -187,4 +200,4 @@ STAGES = {
         revision=4,
     ),
 }
-TRAINED = tuple(name for name, stage in STAGES.items() if stage.trains)
+TRAINED = tuple(name for name, stage in STAGES.items() if stage.leaves_model)

@@ -32,7 +32,7 @@ HINTS = {
     "end-missing": "train on the token that ends a turn in the template",
     "prompt-trained": "mask it: set assistant_only_loss, or give prompt and completion apart",
     "prompt-differs": "make everything before the first label what serving shows",
-    "mtp-dropped": "`dstools distill sft` carries them over",
+    "mtp-dropped": "`dstools distill sft` carries them over, `dstools distill mtp` fits them",
 }
 
 

@@ -51,7 +51,7 @@ def sft(settings: Sft, inputs: Inputs, work: Work) -> Report:
         "max_steps": -1,
     }
     config = SFTConfig(**arguments(settings, work) | overrides)
-    rendered = _load(inputs.rows / ROWS)
+    rendered = load_rows(inputs.rows / ROWS)
     lengths = _lengths(rendered, "input_ids")
     student = load_student(settings, inputs.model, inputs.init, student_tokenizer)
     _check_rows(inputs.rows / ROWS, rendered, lengths, student)
@@ -85,8 +85,8 @@ def sft(settings: Sft, inputs: Inputs, work: Work) -> Report:
     } | report
 
 
-def _load(path: Path) -> Dataset:
-    """Map ids and labels of the rows into memory."""
+def load_rows(path: Path) -> Dataset:
+    """Map ids and labels of rendered rows into memory; raise DstoolsError if there are none."""
     try:
         rendered = Dataset.from_file(str(path)).select_columns(["input_ids", "labels"])
     except (OSError, ValueError) as error:

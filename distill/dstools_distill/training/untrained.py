@@ -1,7 +1,7 @@
 """MTP layers of a student: no trainer trains them, as transformers does not load them.
 
 Such a layer of DeepSeek-V3 drafts a token for the model to check. Training the model leaves the
-layer as it was, so that fewer drafts are kept; answers stay the same.
+layer as it was, so that fewer drafts are kept; answers stay the same. mtp.py fits it again.
 """
 
 from collections.abc import Mapping

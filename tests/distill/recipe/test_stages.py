@@ -42,7 +42,8 @@ def test_the_help_of_a_stage_fits_a_line_of_a_list(name: str) -> None:
 
 
 def test_those_that_train_are_these() -> None:
-    assert TRAINED == ("sft", "kd", "grpo")
+    assert TRAINED == ("sft", "kd", "grpo", "mtp")
+    assert [name for name in TRAINED if STAGES[name].trains] == ["sft", "kd", "grpo"]
 
 
 def test_the_table_is_read_without_any_library_of_a_stage() -> None:

@@ -176,7 +176,7 @@ def test_losses_are_those_of_plain_trl(rows: Path, tmp_path: Path) -> None:
     train(SHORT, rows, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
     given = arguments(SHORT, work(tmp_path / "plain")) | {"train_sampling_strategy": "sequential"}
-    rendered = module._load(rows / "rows.arrow")
+    rendered = module.load_rows(rows / "rows.arrow")
     plain: Any = SFTTrainer(
         load_student(SHORT, None, INIT, tokenizer),
         args=SFTConfig(**given, max_length=None),

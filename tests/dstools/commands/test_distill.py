@@ -122,7 +122,7 @@ def test_a_recipe_runs_from_prompts_to_a_card_and_tells_what_was_lost_where(
     assert lines["render"] == "40 -> 40"
     assert lines["sft"].startswith("2 steps, ")
     assert lines["eval"].startswith("after 0.0% pass@1 (0.0% to ")
-    assert list(lines) == [stage for stage in STAGES if stage not in ("kd", "grpo")]
+    assert list(lines) == [stage for stage in STAGES if stage not in ("kd", "grpo", "mtp")]
     assert "dstools quantize" in ran.stderr
     card = (recipe.with_suffix("") / "card" / "README.md").read_text()
     assert "mini" in card
@@ -133,6 +133,8 @@ def test_a_training_tells_once_what_became_of_mtp_layers() -> None:
     assert _summary(trained) == "2 steps, 1,234 parameters"
     told = _summary(trained | {"mtp": "carried over, not trained"})
     assert told == "2 steps, 1,234 parameters, MTP layers: carried over, not trained"
+    fitted = trained | {"drafts_kept": {"before": 0.747, "after": 0.969}}
+    assert _summary(fitted) == "2 steps, drafts kept 74.7% -> 96.9%"
 
 
 def test_the_same_recipe_finds_everything_done_and_writes_nothing(
