@@ -240,18 +240,18 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-f4b66104c13c",
+    "card-e52b79eb5822",
     "decontaminate-c34ac7410738",
-    "eval-11be42763fc6",
+    "eval-9efdf6517e3f",
     "generate-0e286fb5d2e6",
-    "grpo-b8d4fc4d22cd",
+    "grpo-aef21b29f1eb",
     "index-bddde6d7a28f",
-    "kd-14bf6725f850",
+    "kd-6d2eff4783d5",
     "prompts-af7c6588cee0",
     "prompts-efd4f73e5e14",
-    "render-cce4e57e7e21",
+    "render-3e47df89bc04",
     "select-c9c001ccd923",
-    "sft-6476d5fe1bd5",
+    "sft-071cd73d0dec",
     "verify-d27938a05fb5",
 ]
 

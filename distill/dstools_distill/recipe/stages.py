@@ -137,7 +137,7 @@ STAGES = {
         help="Tokenize rows and prove that no trace is lost.",
         reads=("samples", "tokenizer", "template"),
         packages=("tokenizers", "transformers"),
-        revision=2,
+        revision=3,
     ),
     "sft": Stage(
         settings.Sft,

@@ -2,17 +2,19 @@
 
 A row is good if the ids before its first label are those that serving shows for the prompt; its
 labels decode to trace, delimiters, answer and end token, byte for byte; one think block is opened
-and closed; and the end token is the last label and the only one of its kind. Masking is by
-position, so a row stays good where the end token is also the pad token.
+and closed, by the last words of the prompt or after it; and the end token is the last label and the
+only one of its kind. Masking is by position, so a row stays good where the end token is also the
+pad token.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dstools_converters.model.reasoning import CLOSE, OPEN
+from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think
 
 IGNORED = -100  # the label of a token that is not trained on
 SHOWN = 60  # characters of a text to quote in a message
+OPENER_TOKENS = 16  # the last ones of a prompt, which hold "<think>" and line feeds
 NEEDLE = 32  # characters of a trace or answer to search for in a decoded row
 CHECKS = (  # written to the manifest of `render`: another wording raises its revision
     "the prompt is what serving shows, and is not trained on",
@@ -65,7 +67,7 @@ def violations(
         and tail.index(target.end) == len(tail) - 1
         and decode(tail) == wanted
     ):
-        block = _think_block(decode(ids[:first]) + wanted, is_wanted=bool(target.trace))
+        block = _think_block("", wanted, target, decode)
         return [block] if block else []
     places = [n for n, label in enumerate(labels) if label != IGNORED]
     if not places:
@@ -78,7 +80,7 @@ def violations(
         *_of_text(text, target),
         *_of_end(trained, text, decode, target, whole=first < len(target.prompt)),
     ]
-    block = _think_block(decode(ids), is_wanted=bool(target.trace))
+    block = _think_block(decode(list(target.prompt)), decode(ids), target, decode)
     if block and not any(fault.code in ("trace-lost", "truncated") for fault in faults):
         faults.append(block)
     if places[-1] + 1 - first != len(trained):
@@ -153,10 +155,19 @@ def _of_end(
     return []
 
 
-def _think_block(text: str, *, is_wanted: bool) -> Violation | None:
-    """Return the fault of a row without exactly one think block; none is allowed if not wanted."""
-    opened, closed = text.count(OPEN), text.count(CLOSE)
-    if opened == closed and (opened == 1 or (opened == 0 and not is_wanted)):
+def _think_block(
+    prompt: str, text: str, target: Target, decode: Callable[[list[int]], str]
+) -> Violation | None:
+    """Return the fault of a row without exactly one think block; none is allowed without a trace.
+
+    text: follows `prompt`, if that is empty, or should begin with it. Tags within the prompt, of
+    earlier turns and of instructions, are those that serving shows; only an opener at its end
+    belongs to the block.
+    """
+    is_open = opens_think(decode(list(target.prompt[-OPENER_TOKENS:])))
+    opened = text.count(OPEN) - prompt.count(OPEN) + is_open
+    closed = text.count(CLOSE) - prompt.count(CLOSE)
+    if opened == closed and (opened == 1 or (opened == 0 and not target.trace)):
         return None
     code = "doubled-think" if max(opened, closed) > 1 else "broken-think"
     return Violation(code, f"{OPEN} comes {opened} times, {CLOSE} {closed} times")

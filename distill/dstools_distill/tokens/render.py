@@ -10,6 +10,7 @@ is, is dropped with its reason and counted; above `max_dropped` the stage refuse
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
@@ -30,21 +31,23 @@ from dstools_distill.records import Record, how_ended
 from dstools_distill.store.rows import CHUNK_ROWS, Chunk, Rows, map_rows
 from dstools_distill.store.stage import Report, Work, file_sha256
 from dstools_distill.tokens.invariant import CHECKS, IGNORED, Target, violations
-from dstools_distill.tokens.templates import load_tokenizer
+from dstools_distill.tokens.templates import FOREIGN, load_tokenizer
 
 ROWS, DROPPED = "rows.arrow", "dropped.jsonl"
 SCHEMA = pa.schema(
     {"id": pa.string(), "input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
 )
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow columnar format, "IPC Streaming Format"
+OTHER_TAGS = re.compile(r"\s*<([^<>/\s]{1,40})>.*</\1>", re.DOTALL)
+IN_TAGS = "answers in "  # and a tag: the name of a count
 BATCH = 64  # rows encoded at once: 2M tokens if they are long
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 WHY = {  # why rows are dropped; any other fault stops the run
     "over-long": "more tokens than render.max_length",
     "unfinished": "the teacher did not finish",
     "broken-think": "trace or answer contain a think tag",
-    "think-in-prompt": "the prompt contains a think tag: the row would have two blocks",
     "control-token": "a message spells a token that the template writes",
+    "foreign-token": "trace or answer spell a control token of another model family",
     "not-reversible": "the tokenizer changes characters of trace or answer",
 }
 
@@ -81,7 +84,7 @@ def render(settings: Render, inputs: Inputs, work: Work) -> Report:
     if settings.reasoning and not counts["reasoning"]:
         raise DstoolsError(
             f"{source}: none of {total} records has a trace: the student would learn answers alone",
-            "find out where traces were lost, or train on answers: render.reasoning = false",
+            _hint_for_lost_traces(counts),
         )
     with (work.folder / ROWS).open("ab") as file:
         file.write(END_OF_STREAM)
@@ -135,6 +138,17 @@ def _shortfall(settings: Render, file: Path, total: int, dropped: dict[str, int]
         f"{settings.max_dropped:g}: {reasons}",
         f"{hint}; or render.max_dropped = {math.ceil(count / total * 1000) / 1000:g}",
     )
+
+
+def _hint_for_lost_traces(counts: Counter[str]) -> str:
+    """Return what to do where no record has a trace, by the tags that answers begin with."""
+    tags = sorted(key.removeprefix(IN_TAGS) for key in counts if key.startswith(IN_TAGS))
+    if tags:
+        found = ", ".join(f"<{printable(tag)}>" for tag in tags[:3])
+        where = f"answers begin with {found}: put their traces between {OPEN} and {CLOSE}"
+    else:
+        where = "find out where traces were lost"
+    return f"{where}, or train on answers: render.reasoning = false"
 
 
 def _quantiles(path: Path) -> dict[str, int]:
@@ -207,6 +221,8 @@ class Renderer:
                 labels.append(np.array([IGNORED] * len(prompt) + target, dtype=np.int32))
                 counts["out"] += 1
                 counts["reasoning"] += bool(row.trace)
+                if not row.trace and (tags := OTHER_TAGS.match(row.record["answer"])):
+                    counts[f"{IN_TAGS}{tags[1]}"] += 1
                 counts["tokens"] += len(prompt) + len(target)
                 counts["target_tokens"] += len(target)
         message = SCHEMA.serialize().to_pybytes() if rows and rows[0][0] <= CHUNK_ROWS else b""
@@ -243,11 +259,11 @@ class Renderer:
             return "unfinished"
         if any(tag in text for tag in (OPEN, CLOSE) for text in (row.trace, record["answer"])):
             return "broken-think"
-        if any(tag in text for tag in (OPEN, CLOSE) for text in contents):
-            return "think-in-prompt"
-        texts = [*contents, row.trace, record["answer"]]
-        if any(token in text for token in self.control for text in texts):
+        trained = [row.trace, record["answer"]]
+        if any(token in text for token in self.control for text in (*contents, *trained)):
             return "control-token"
+        if any(token in text for token in FOREIGN for text in trained):
+            return "foreign-token"
         return ""
 
     def encode(self, rows: list[_Row]) -> Iterator[tuple[_Row, list[int], list[int]]]:
@@ -307,7 +323,7 @@ def check_tokenizer(tokenizer: Any, end: int, folder: Path, *, reasoning: bool) 
             f"{folder}: {OPEN} or {CLOSE} is a special token, which serving removes from answers",
             'set "special": false for both in added_tokens of tokenizer.json',
         )
-    if CLOSE in prompt_text(tokenizer, QUESTION):
+    if CLOSE in prompt_text(tokenizer, QUESTION).rpartition(QUESTION[0]["content"])[2]:
         raise DstoolsError(
             f"{folder}: the template's generation prompt closes the think block: "
             "the student would never think when served",

@@ -22,6 +22,16 @@ FAMILIES = {  # the tokens that chat_templates/NAME.jinja writes; the last one e
     "deepseek-v3": DEEPSEEK,
     "chatml": CHATML,
 }
+FOREIGN = (  # control tokens of these and other families, which an answer never spells
+    *(token for tokens in (CHATML, DEEPSEEK, LLAMA) for token in tokens),
+    *("<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<|fim_suffix|>"),  # Qwen, Llama
+    *("<start_of_turn>", "<end_of_turn>", "<|turn>", "<turn|>"),  # Gemma
+    *("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),  # Mistral
+    *("<|user|>", "<|assistant|>", "<|system|>", "<|observation|>", "<|end|>"),  # Phi, GLM
+    *("<|start|>", "<|channel|>", "<|message|>", "<|return|>"),  # gpt-oss
+    *("<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "[EOS]"),  # Kimi
+    *("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>"),  # Command
+)
 
 
 def load_tokenizer(folder: Path, template: str = "") -> Any:

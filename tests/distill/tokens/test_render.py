@@ -19,6 +19,7 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 from dstools_distill.tokens.invariant import IGNORED
 from dstools_distill.tokens.render import Renderer, render, row_id
+from dstools_distill.tokens.templates import FOREIGN
 
 USED = [
     ("deepseek", "r1-distill"),
@@ -232,6 +233,7 @@ def test_any_text_survives_byte_for_byte_or_is_refused_with_a_reason(
         assert {
             "broken-think": any(tag in text for tag in TAGS for text in (trace, answer)),
             "control-token": any(token in block for token in made.control),
+            "foreign-token": any(token in block for token in FOREIGN),
             "not-reversible": changed,
         }[dropped[0]]
     else:
@@ -246,7 +248,8 @@ def test_any_text_survives_byte_for_byte_or_is_refused_with_a_reason(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"messages": [{"role": "user", "content": "What does <think> mean?"}]}, "think-in-prompt"),
+        ({"answer": "41<|im_end|>"}, "foreign-token"),
+        ({"reasoning": "41[/INST]"}, "foreign-token"),
         ({"reasoning": None, "answer": "<think>\nI never came to"}, "broken-think"),
         ({"answer": "as I said in <think>, 41"}, "broken-think"),
         ({"finish_reason": "length"}, "unfinished"),
@@ -393,6 +396,15 @@ def test_answers_alone_are_refused_where_traces_are_wanted(run: Any) -> None:
     assert "render.reasoning = false" in error.value.hint
 
 
+def test_traces_between_other_tags_are_named_where_none_is_found(run: Any) -> None:
+    given = [plain("<thought>\n4*7\n</thought>\n28"), plain("Paris.")]
+    with pytest.raises(DstoolsError, match="none of 2 records has a trace") as error:
+        run(given)
+    assert error.value.hint.startswith(
+        "answers begin with <thought>: put their traces between <think> and </think>, or train"
+    )
+
+
 def test_over_long_rows_are_dropped_whole_and_counted(run: Any) -> None:
     given = [record(id=f"{n:032x}") for n in range(99)] + [record(reasoning="1" * 500)]
     report, out = run(given, max_length=200)
@@ -494,3 +506,71 @@ def test_two_workers_write_the_same_bytes(run: Any, tmp_path: Path) -> None:
     one.rename(tmp_path / "one")
     _, two = run(given, workers=2)
     assert (two / "rows.arrow").read_bytes() == (tmp_path / "one" / "rows.arrow").read_bytes()
+
+
+# -------------------------------------------------------------------------------- labelled cases
+
+CASES = Path(__file__).parents[2] / "cases" / "distill"
+
+
+def labelled() -> list[dict[str, Any]]:
+    files = (CASES / "render.jsonl", CASES / "variants" / "render.jsonl")
+    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line]
+
+
+@pytest.fixture(scope="session")
+def with_template(
+    tokenizer_folder: Callable[[str], Path],
+    trl_template: Callable[[str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str, str], Path]:
+    """with_template(tokenizer, name, text): the tokenizer's folder with a release's template."""
+    made: dict[tuple[str, str, str], Path] = {}
+
+    def get(tokenizer: str, name: str, text: str) -> Path:
+        if tokenizer == "r1":
+            tokenizer, name = "deepseek", name or "deepseek_r1_distill"
+        key = (tokenizer, name, text)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("templated") / "tokenizer"
+            shutil.copytree(tokenizer_folder(tokenizer), made[key])
+            file = made[key] / "tokenizer_config.json"
+            config = json.loads(file.read_text())
+            config.pop("chat_template", None)
+            file.write_text(json.dumps(config))
+            (made[key] / "chat_template.jinja").write_text(text or trl_template(name))
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    "case",
+    labelled(),
+    ids=lambda case: f"{case['kind']} {case['note'][:30]}" if "note" in case else case["kind"],
+)
+def test_a_labelled_case_is_a_row_dropped_or_refused(
+    case: dict[str, Any], with_template: Any
+) -> None:
+    folder = with_template(
+        case["tokenizer"], case.get("template", ""), case.get("template_text", "")
+    )
+    given = record(**{key: case[key] for key in ("messages", "reasoning", "answer")})
+    if case["expect"] == "refused":
+        with pytest.raises(DstoolsError):
+            Renderer(Path("records.jsonl"), folder, "", Render())
+        return
+    made = Renderer(Path("records.jsonl"), folder, "", Render())
+    rows, dropped = rendered(made, given)
+    if case["expect"] != "row":
+        assert dropped or case["labels_have_not"] not in texts(made, rows[0])[1]
+        return
+    assert not dropped
+    prompt, target = texts(made, rows[0])
+    serving = made.tokenizer.apply_chat_template(
+        case["messages"], tokenize=False, add_generation_prompt=True
+    )
+    assert prompt == serving
+    opener = "<think>\n" if not prompt.endswith("<think>\n") else ""
+    end = made.decode([made.form.end])
+    assert target == f"{opener}{case['reasoning'][1:]}</think>{case['answer']}{end}"
