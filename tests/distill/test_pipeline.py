@@ -240,18 +240,18 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-e52b79eb5822",
+    "card-fb106827957f",
     "decontaminate-c34ac7410738",
-    "eval-9efdf6517e3f",
+    "eval-18cd2d344152",
     "generate-0e286fb5d2e6",
-    "grpo-aef21b29f1eb",
+    "grpo-54dc211e66d4",
     "index-bddde6d7a28f",
-    "kd-6d2eff4783d5",
+    "kd-f3e9f80e495f",
     "prompts-af7c6588cee0",
     "prompts-efd4f73e5e14",
-    "render-3e47df89bc04",
-    "select-c9c001ccd923",
-    "sft-071cd73d0dec",
+    "render-39cdc46fde96",
+    "select-58a043fbd35c",
+    "sft-ed82402db9f1",
     "verify-d27938a05fb5",
 ]
 

@@ -3,7 +3,8 @@
 from dstools_converters.markdown import table, text
 from dstools_distill.cards.markdown import NONE, between, percent, points
 from dstools_distill.cards.runs import Runs, Stage
-from dstools_distill.evaluation.statistics import Interval, over_seeds, paired_difference
+from dstools_distill.evaluation.statistics import Interval, over_seeds
+from dstools_distill.evaluation.tally import difference
 
 PAIRED = "Intervals of differences are Agresti and Min's, over the problems, which are the same."
 SEEDS = (
@@ -84,5 +85,4 @@ def _over_problems(first: Stage, second: Stage) -> Interval | None:
     """Return the difference over the same problems; None where the problems differ."""
     if set(first.scores) != set(second.scores):
         return None
-    others = [second.scores[problem] for problem in first.scores]
-    return paired_difference(list(first.scores.values()), others)
+    return difference(first.scores, second.scores)

@@ -21,7 +21,8 @@ CLAIMS = (
 )
 STRICT = (
     "pass@1 is strict: an answer counts if it is finished, in the requested form, and right; it is "
-    "the mean over the problems of the mean over the answers to each. Lenient also counts a right "
+    "the mean over the problems of the mean over the judged answers to each. Unverifiable ones, "
+    "which nobody could judge, count neither way. Lenient also counts a right "
     "answer that comes last in any text, even an unfinished one: it is not a pass@1. Intervals are "
     "Wilson's at 95 %, at the effective number of problems."
 )
@@ -109,14 +110,15 @@ def _results(runs: Runs, plots: list[str]) -> list[str]:
             model,
             _interval(figures["pass@1"]),
             percent(figures["lenient"]["value"]),
+            percent(figures["unverifiable"]),
             percent(figures["truncated"]),
             percent(figures["not_well_formed"]),
             f"{figures['mean_tokens']:,.1f}",
         )
         for run, model, figures in _models(measured)
     ]
-    head = ("Run", "Model", "pass@1", "Lenient", "Truncated", "Not well formed", "Tokens")
-    parts = ["## Results", table(head, rows, numeric=5), STRICT]
+    head = ("Run", "Model", "pass@1", "Lenient", "Unverifiable", "Truncated", "Not well formed")
+    parts = ["## Results", table((*head, "Tokens"), rows, numeric=6), STRICT]
     if "pass_at_1.svg" in plots:
         parts.append("![Strict pass@1 of every run](pass_at_1.svg)")
     parts += [*_several_answers(measured), *_gains(measured), *_languages(measured)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dstools_distill import records
+from dstools_distill.evaluation.tally import Scores
 from dstools_distill.recipe.recipe import PHASE
 from dstools_distill.recipe.settings import Student
 from dstools_distill.recipe.stages import TRAINED
@@ -40,10 +41,10 @@ class Stage:
         return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
     @cached_property
-    def scores(self) -> dict[str, float]:
-        """Return, by problem, the share of right answers of the last model of an evaluation."""
+    def scores(self) -> Scores:
+        """Return the right and the judged answers of the last model of an evaluation."""
         scores = _last(json.loads((self.folder / "scores.json").read_bytes()))
-        return {problem: right / answers for problem, (right, answers) in scores.items()}
+        return {problem: (right, judged) for problem, (right, judged) in scores.items()}
 
     @property
     def figures(self) -> dict[str, Any]:

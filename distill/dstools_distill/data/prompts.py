@@ -99,7 +99,10 @@ def _note(sources: dict[str, Report], source: Source, reading: Reading, rows: in
 
 
 def share_right(folder: Path) -> dict[str, float]:
-    """Return the share of correct samples of each prompt id in a finished `verify` folder."""
+    """Return the share of correct ones of the judged samples of each prompt id.
+
+    folder: a finished `verify` folder. A prompt whose samples are all unverifiable has no share.
+    """
     right, total = Counter[str](), Counter[str]()
     path = folder / "records.jsonl"
     for number, line in records.lines(path):
@@ -107,8 +110,9 @@ def share_right(folder: Path) -> dict[str, float]:
         if "verdict" not in row:
             problem = f"{path}: line {number}: has no verdict"
             raise DstoolsError(problem, "set pass_rates to a finished `verify` folder")
-        total[row["id"]] += 1
-        right[row["id"]] += row["verdict"] == "correct"
+        if row["verdict"] != "unverifiable":
+            total[row["id"]] += 1
+            right[row["id"]] += row["verdict"] == "correct"
     return {prompt: right[prompt] / count for prompt, count in total.items()}
 
 

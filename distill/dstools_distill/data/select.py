@@ -29,7 +29,7 @@ from dstools_distill.store.stage import Report, Work
 
 log = logging.getLogger(__name__)
 VERDICTS = ("correct", "incorrect", "unverifiable", "none")
-CORRECT, NONE = 0, 3
+CORRECT, UNVERIFIABLE, NONE = 0, 2, 3
 DIVERSE_WORDS = 3  # length of the n-grams by which samples are compared
 MIXED = "mixed.jsonl"  # temporary; removed at the end of the stage
 
@@ -42,7 +42,8 @@ def select(settings: Select, inputs: Inputs, work: Work) -> Report:
     Keeps at most `per_prompt` samples of a prompt. "all": of all samples, whatever their verdict;
     the others choose among correct ones. "all-correct": in order; "first", "shortest" (in
     characters): one if per_prompt is 0; "diverse": the first, then those that resemble the chosen
-    ones least by word 3-grams. The pass rate of a prompt counts all of its samples.
+    ones least by word 3-grams. The pass rate of a prompt is that of its judged
+    samples; it is unknown, and within any limits, without one.
 
     Inputs.mixed: conversations in any form that `prompts` reads, each with an answer; they are not
     verified. As many are drawn as make reasoning rows `reasoning_share` of all, or all if there are
@@ -133,9 +134,10 @@ def _fates(settings: Select, read: _Read, file: BinaryIO) -> list[str]:
         for value in (1, 2):
             reasons[read.verdicts == value] = VERDICTS[value]
     if band:
-        count = np.bincount(read.groups)
-        rate = np.bincount(read.groups, read.verdicts == CORRECT) / np.maximum(count, 1)
+        judged = np.bincount(read.groups, read.verdicts != UNVERIFIABLE)
+        rate = np.bincount(read.groups, read.verdicts == CORRECT) / np.maximum(judged, 1)
         outside = (rate < settings.min_pass_rate) | (rate > settings.max_pass_rate)
+        outside &= judged > 0
         reasons[outside[read.groups] & (reasons == "")] = "pass-rate"
     _choose(settings, read, file, reasons)
     return list(reasons)

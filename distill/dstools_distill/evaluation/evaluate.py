@@ -1,7 +1,7 @@
 """Evaluation of models: answers sampled in this process, judged and counted.
 
 answers-MODEL.jsonl   every answer with its verdict, problem by problem
-scores.json           right answers and answers, by model and problem; differences come from these
+scores.json           right and judged answers, by model and problem; differences come from these
 
 Special tokens stay in the judged text: decoded without them, a student whose <think> is a special
 token scores 0. While the stage runs, answers are in answers-MODEL.log in the order they come.
@@ -21,8 +21,7 @@ from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, split
 from dstools_converters.model.tokenizer import end_token_id, prompt_ids, prompt_text
 from dstools_converters.runtime.sampling import Sampling
 from dstools_distill import records
-from dstools_distill.evaluation.statistics import paired_difference
-from dstools_distill.evaluation.tally import Scores, as_json, tally
+from dstools_distill.evaluation.tally import Scores, as_json, difference, tally
 from dstools_distill.judge.extract import final_answer, last_boxed
 from dstools_distill.judge.verify import Judge
 from dstools_distill.recipe.settings import Eval, Verify
@@ -118,15 +117,15 @@ def _problems(path: Path) -> tuple[list[Record], Counter[str], Counter[str]]:
 
 
 def _difference(scores: dict[str, Scores]) -> dict[str, Any] | None:
-    """Return the difference of the last model's pass@1 to the first's; None with one model."""
+    """Return the difference of the last model's pass@1 to the first's; None with one model.
+
+    None as well if no problem has judged answers of both.
+    """
     if len(scores) < 2:
         return None
-    names = list(scores)
-    first, last = (
-        [right / answers for right, answers in scores[name].values()]
-        for name in (names[0], names[-1])
-    )
-    return {"from": names[0], "to": names[-1]} | as_json(paired_difference(first, last))
+    first, *_, last = scores
+    gain = difference(scores[first], scores[last])
+    return None if gain is None else {"from": first, "to": last} | as_json(gain)
 
 
 # ---------------------------------------------------------------------------- answers of a model

@@ -8,53 +8,64 @@ from typing import Any
 
 from dstools_converters.model.reasoning import split
 from dstools_distill import records
-from dstools_distill.evaluation.statistics import Interval, maj_at_k, pass_at_k, share
+from dstools_distill.evaluation.statistics import (
+    Interval,
+    maj_at_k,
+    paired_difference,
+    pass_at_k,
+    share,
+)
 from dstools_distill.judge.prose import LATIN, SCRIPTS, STOPS, UNSPOKEN, WORD
 from dstools_distill.records import Record
 
 PLACES = 6  # decimals written: more is noise, and the last bits differ between machines
-Scores = dict[str, tuple[int, int]]  # by problem: right answers, answers
+UNKNOWN = Interval(0.0, 0.0, 1.0)  # of no judged answer
+Scores = dict[str, tuple[int, int]]  # by problem: right answers, judged answers
 
 
 def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
     """Return the figures of a model, as JSON, and the right answers to each problem.
 
-    answers: records with verdict, lenient and vote, those of a problem one after the other. Shares
-    are of all answers. "pass@1" is strict: finished, in the requested form, and right; "lenient"
-    also counts what `evaluate.last_answer` returns for any text, and is not a pass@1. "truncated"
-    reached max_tokens or the end of the context; "not_well_formed" ended without its one think
-    block.
+    answers: records with verdict, lenient and vote, those of a problem one after the other.
+    "pass@1" is strict: finished, in the requested form, and right; "lenient" also counts what
+    `evaluate.last_answer` returns for any text, and is not a pass@1. These two, pass@k and maj@k
+    are of judged answers, for k of problems with k of them. Shares of all answers: "unverifiable"
+    ones, which nobody could judge; "truncated" ones, which reached max_tokens or the end of the
+    context; "not_well_formed" ones, which ended without a trace in their one think block.
     """
-    right: list[int] = []
-    lenient, pass_at, maj_at = [], [list[float]() for _ in k], [list[float]() for _ in k]
+    right, lenient = list[float](), list[float]()
+    pass_at, maj_at = [list[float]() for _ in k], [list[float]() for _ in k]
     counts, tokens, languages = Counter[str](), 0, Counter[str]()
     scores: Scores = {}
-    samples = 0
+    total = judged = 0
     for problem, group in groupby(records.read(answers), lambda record: record["id"]):
         of_problem = list(group)
-        samples = len(of_problem)
-        correct = sum(record["verdict"] == "correct" for record in of_problem)
-        scores[problem] = (correct, samples)
-        right.append(correct)
-        lenient.append(fmean(record["lenient"] for record in of_problem))
-        votes = _votes(of_problem)
+        told = [record for record in of_problem if record["verdict"] != "unverifiable"]
+        correct = sum(record["verdict"] == "correct" for record in told)
+        scores[problem] = (correct, len(told))
+        total, judged = total + len(of_problem), judged + len(told)
+        if told:
+            right.append(correct / len(told))
+            lenient.append(fmean(record["lenient"] for record in told))
+        votes = _votes(told)
         for n, size in enumerate(k):
-            pass_at[n].append(pass_at_k(samples, correct, size))
-            maj_at[n].append(maj_at_k(*votes, size))
+            if size <= len(told):
+                pass_at[n].append(pass_at_k(len(told), correct, size))
+                maj_at[n].append(maj_at_k(*votes, size))
         for record in of_problem:
             word = record["verdict_reason"].partition(":")[0]
             counts[f"{record['verdict']}: {word}"] += 1
             tokens += record["usage"]["completion_tokens"]
             languages.update(language_mix(_trace(record)))
-    total = samples * len(right)
     words = languages.total()
     figures = {
-        "problems": len(right),
+        "problems": len(scores),
         "answers": total,
-        "pass@1": as_json(share([n / samples for n in right], total)),
-        "lenient": as_json(share(lenient, total)),
-        "pass@k": {str(n): as_json(share(pass_at[i], total)) for i, n in enumerate(k)},
-        "maj@k": {str(n): as_json(share(maj_at[i], total)) for i, n in enumerate(k)},
+        "pass@1": _share(right, judged),
+        "lenient": _share(lenient, judged),
+        "pass@k": {str(n): _share(pass_at[i], judged) for i, n in enumerate(k)},
+        "maj@k": {str(n): _share(maj_at[i], judged) for i, n in enumerate(k)},
+        "unverifiable": round((total - judged) / total, PLACES),
         "truncated": round(counts["incorrect: unfinished"] / total, PLACES),
         "not_well_formed": round(counts["incorrect: think-block"] / total, PLACES),
         "reasons": dict(sorted(counts.items())),
@@ -62,6 +73,25 @@ def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
         "language_mix": {k: round(n / words, PLACES) for k, n in sorted(languages.items())},
     }
     return figures, scores
+
+
+def difference(first: Scores, last: Scores) -> Interval | None:
+    """Return the difference of pass@1 over the problems to which both have judged answers.
+
+    None if there are none.
+    """
+    both = [problem for problem in first if first[problem][1] and last[problem][1]]
+    if not both:
+        return None
+    return paired_difference(*([_ratio(*scores[one]) for one in both] for scores in (first, last)))
+
+
+def _ratio(right: int, judged: int) -> float:
+    return right / judged
+
+
+def _share(means: list[float], judged: int) -> dict[str, float]:
+    return as_json(share(means, judged) if means else UNKNOWN)
 
 
 def as_json(interval: Interval) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Sandbox for untrusted programs: runs them in bubblewrap only, and compares their output.
 
-A gold is JSON: [{"stdin": "2 3\\n", "stdout": "5\\n"}, ...]. The program sees the input but never
-the expected output. This process compares the bytes, apart from white space at the end of lines
+A case is {"stdin": "2 3\\n", "stdout": "5\\n"}. The program sees the input but never the expected
+output. This process compares the bytes, apart from white space at the end of lines
 and of the output.
 
 Inside there is no network, no environment and no second process; Python and the system libraries
@@ -9,7 +9,6 @@ are the only files, read-only; /tmp holds 16 MiB. CPU time, memory and output ar
 processes of a sandbox end with it, and the sandbox ends with this process.
 """
 
-import json
 import os
 import platform
 import select
@@ -20,15 +19,15 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dstools_converters.errors import DstoolsError
 
 MAX_OUTPUT_BYTES = 1 << 20
 TMP_BYTES = 16 << 20
 WALL_FACTOR = 3  # limit of wall-clock time, as a multiple of the limit of CPU time
-MAX_CASES = 100
-LAUNCH = """
+NO_MODULE = 79  # exit status of a program that imports what the sandbox lacks
+LAUNCH = f"""
 import builtins, resource, runpy, sys
 builtins.exit = builtins.quit = sys.exit  # as `site` would, which -S skips
 seconds, memory = int(sys.argv[1]), int(sys.argv[2])
@@ -37,7 +36,12 @@ for kind, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory)
                     (resource.RLIMIT_CORE, 0)):
     resource.setrlimit(kind, (limit, limit))
 sys.argv[:] = ["/job/main.py"]
-runpy.run_path("/job/main.py", run_name="__main__")
+try:
+    runpy.run_path("/job/main.py", run_name="__main__")
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] in sys.stdlib_module_names:
+        raise
+    sys.exit({NO_MODULE})
 """
 
 
@@ -45,22 +49,7 @@ class Result(NamedTuple):
     """The output of a program, and how it ended."""
 
     stdout: bytes
-    problem: str  # "", "failed", "timeout" or "output-flood"
-
-
-def read_cases(gold: str) -> list[dict[str, str]] | None:
-    """Return the cases of a gold; None if it is not a list of 1 to 100 cases."""
-    try:
-        cases = json.loads(gold)
-    except ValueError:
-        return None
-    is_list = isinstance(cases, list) and 0 < len(cases) <= MAX_CASES
-    return cases if is_list and all(map(_is_case, cases)) else None
-
-
-def _is_case(case: Any) -> bool:
-    has_keys = isinstance(case, dict) and set(case) == {"stdin", "stdout"}
-    return has_keys and all(isinstance(text, str) for text in case.values())
+    problem: str  # "", "failed", "timeout", "output-flood", or "no-module": the sandbox lacks it
 
 
 def judge(program: str, cases: list[dict[str, str]], seconds: float, memory_mib: int) -> str:
@@ -138,7 +127,8 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> Result:
             except subprocess.TimeoutExpired:
                 break
             # 128 + SIGXCPU or SIGKILL: the limit of CPU time
-            return Result(output, "timeout" if code in (152, 137) else "failed" if code else "")
+            ends = {0: "", NO_MODULE: "no-module", 152: "timeout", 137: "timeout"}
+            return Result(output, ends.get(code, "failed"))
     return Result(output, "timeout")
 
 

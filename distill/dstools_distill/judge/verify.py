@@ -10,7 +10,6 @@
 Unverifiable never counts as correct. All rows are kept, each with its verdict; `select` chooses.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import CLOSE, OPEN, split
-from dstools_distill.judge import sandbox, steps
+from dstools_distill.judge import program, sandbox, steps
 from dstools_distill.judge.answers import DIGITS, EQUAL, INTEGER, Ruling, compare, integers
 from dstools_distill.judge.extract import final_answer
 from dstools_distill.judge.prose import LANGUAGES, language_share, repetition
@@ -203,20 +202,18 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
     return Ruling("incorrect", f"scored: {score:.2f}", ("reasoning-gym",))
 
 
-FENCED = re.compile(r"```(?:python|py|python3)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
-
-
 def _run_code(answer: str, gold: str, settings: Verify) -> Ruling:
-    """Rule by running the last fenced block of Python on all cases."""
-    cases = sandbox.read_cases(gold)
+    """Rule by running the program of an answer on all cases.
+
+    Of a program in another language, or with a library that the sandbox lacks, nobody knows.
+    """
+    cases, (text, problem) = program.read_cases(gold), program.find(answer)
     if cases is None:
         return Ruling("unverifiable", "gold-not-read")
-    blocks = FENCED.findall(answer)
-    if not blocks:
-        return Ruling("incorrect", "no-code")
-    problem = sandbox.judge(
-        blocks[-1], cases, settings.code_timeout_seconds, settings.code_memory_mib
-    )
     if problem:
-        return Ruling("incorrect", problem, ("sandbox",))
+        return Ruling("incorrect" if problem == "no-code" else "unverifiable", problem)
+    problem = sandbox.judge(text, cases, settings.code_timeout_seconds, settings.code_memory_mib)
+    if problem:
+        is_known = not problem.startswith("code-no-module")
+        return Ruling("incorrect" if is_known else "unverifiable", problem, ("sandbox",))
     return Ruling("correct", f"passed: {len(cases)} cases", ("sandbox",))

@@ -99,7 +99,7 @@ class Select:
 
     keep: Keep = "all-correct"
     per_prompt: int = 0  # at most so many per prompt; 0: no limit
-    min_pass_rate: Share = 0.0  # of the samples of a prompt
+    min_pass_rate: Share = 0.0  # of the judged samples of a prompt
     max_pass_rate: Share = 1.0
     non_reasoning: str = ""  # JSONL of conversations without a trace, mixed in
     licence: str = "unknown"  # of those

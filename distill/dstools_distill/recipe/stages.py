@@ -128,7 +128,7 @@ STAGES = {
         help="Choose the traces to train on.",
         reads=("samples", "mixed", "indexes"),
         packages=("numpy",),
-        revision=2,
+        revision=3,
         paths=("non_reasoning",),
     ),
     "render": Stage(

@@ -132,8 +132,9 @@ class Made:
         share = wilson(sum(counts) / of / len(counts), len(counts))._asdict()
         return {
             "problems": len(counts), "answers": of * len(counts), "pass@1": share,
-            "lenient": share, "pass@k": {"1": share}, "maj@k": {"1": share}, "truncated": 0.25,
-            "not_well_formed": 0.0, "mean_tokens": 55.5, "language_mix": {}, "context": 512,
+            "lenient": share, "pass@k": {"1": share}, "maj@k": {"1": share},
+            "unverifiable": 0.0, "truncated": 0.25, "not_well_formed": 0.0, "mean_tokens": 55.5,
+            "language_mix": {}, "context": 512,
         }  # fmt: skip
 
     def one_run(self) -> dict[str, dict[str, Path]]:

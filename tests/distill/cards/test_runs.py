@@ -52,5 +52,5 @@ def test_a_curve_has_the_steps_where_its_value_was_logged(made: Any) -> None:
 def test_figures_and_scores_are_those_of_the_last_model(made: Any) -> None:
     stage = made.eval([4, 2], first=[1, 1], of=4)
     ((_, evaluation),) = runs_of({"": {"eval": stage}}).evaluated()
-    assert evaluation.scores == {"p0": 1.0, "p1": 0.5}
+    assert evaluation.scores == {"p0": (4, 4), "p1": (2, 4)}
     assert evaluation.figures["pass@1"]["value"] == 0.75

@@ -13,6 +13,8 @@ from dstools_distill.recipe.settings import Prompts, Source
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Report, Work, outputs
 
+WHO = "unverifiable"
+
 
 def work(folder: Path) -> Work:
     folder.mkdir(exist_ok=True)
@@ -213,15 +215,16 @@ def test_difficulty_is_what_the_teacher_got_wrong(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", *({"problem": f"1+{n}", "pass_rate": 0.5} for n in range(4)))
     made(tmp_path, file)
     ids = [row["id"] for row in kept(tmp_path)]
-    right = [(0, 4), (1, 4), (4, 4)]  # of each prompt's samples; the fourth prompt was not asked
+    # of each prompt's samples, beside three that nobody can judge; the fourth was not asked
+    right = [(0, 4), (1, 4), (4, 4)]
     verified = tmp_path / "verify"
     verified.mkdir()
     records.write(
         verified / "records.jsonl",
         (
-            {"id": prompt, "verdict": "correct" if n < good else "unverifiable"}
+            {"id": prompt, "verdict": "correct" if n < good else "incorrect" if n < count else WHO}
             for prompt, (good, count) in zip(ids, right, strict=False)
-            for n in range(count)
+            for n in range(count + 3)
         ),
     )
     report = made(tmp_path, file, rates=verified, min_difficulty=0.1, max_difficulty=0.9)

@@ -71,8 +71,10 @@ ROWS = [
         ({"keep": "first"}, ["a1", "b0"]),
         ({"keep": "shortest"}, ["a2", "b0"]),
         ({"keep": "shortest", "per_prompt": 2}, ["a1", "a2", "b0", "b2"]),
-        ({"keep": "all-correct", "min_pass_rate": 0.6}, ["b0", "b1", "b2"]),
-        ({"keep": "all-correct", "max_pass_rate": 0.5}, ["a1", "a2"]),
+        # of a's three judged samples two are correct
+        ({"keep": "all-correct", "min_pass_rate": 0.6}, ["a1", "a2", "b0", "b1", "b2"]),
+        ({"keep": "all-correct", "min_pass_rate": 0.7}, ["b0", "b1", "b2"]),
+        ({"keep": "all-correct", "max_pass_rate": 0.7}, ["a1", "a2"]),
         ({"keep": "all", "max_pass_rate": 0.4}, ["c0"]),
     ],
 )
@@ -85,7 +87,7 @@ def test_a_policy_keeps_these(tmp_path: Path, settings: dict[str, Any], wanted: 
 
 
 def test_each_dropped_row_has_its_reason(tmp_path: Path) -> None:
-    _, report = selected(tmp_path, ROWS, keep="first", min_pass_rate=0.6)
+    _, report = selected(tmp_path, ROWS, keep="first", min_pass_rate=0.7)
     assert dropped(tmp_path) == {
         ("a", 0): "incorrect",
         ("a", 1): "pass-rate",
@@ -98,6 +100,12 @@ def test_each_dropped_row_has_its_reason(tmp_path: Path) -> None:
     assert report["dropped"] == {"incorrect": 2, "not-first": 2, "pass-rate": 2, "unverifiable": 1}
     assert report["verdicts"] == {"correct": 5, "incorrect": 2, "unverifiable": 1, "none": 0}
     assert report["prompts"] == {"in": 3, "out": 1}
+
+
+def test_a_pass_rate_that_nobody_knows_is_within_any_limits(tmp_path: Path) -> None:
+    rows = [*ROWS, sample("d", 0, "unverifiable")]
+    chosen, _ = selected(tmp_path, rows, keep="all", min_pass_rate=0.9, max_pass_rate=0.95)
+    assert chosen == [("d", 0)]
 
 
 def test_a_kept_row_is_the_input_row_and_its_split(tmp_path: Path) -> None:

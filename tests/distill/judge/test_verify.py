@@ -37,6 +37,9 @@ CASES = [
     for case in records.read(FOLDER / name)
     if not case["kind"].startswith(("a remark", "a box"))  # of extraction, see test_extract.py
 ]
+CODE_CASES = [
+    case for name in ("code.jsonl", "variants/code.jsonl") for case in records.read(FOLDER / name)
+]
 
 
 def record(raw: str, gold: str | None = "125", **more: Any) -> records.Record:
@@ -229,6 +232,16 @@ def test_code_is_judged_by_running_its_last_block(
         pytest.skip(f"needs {error.hint}")
     judgement = judge.judge(thought(answer, gold=gold, answer_type="code"))
     assert (judgement["verdict"], judgement["verdict_reason"]) == (verdict, reason)
+
+
+@pytest.mark.parametrize("case", CODE_CASES, ids=lambda case: str(case["kind"]))
+def test_code_of_public_data_sets_is_judged(judge: Judge, case: dict[str, Any]) -> None:
+    try:
+        sandbox.require()
+    except DstoolsError as error:
+        pytest.skip(f"needs {error.hint}")
+    judgement = judge.judge(thought(case["answer"], gold=case["gold"], answer_type="code"))
+    assert judgement["verdict"] == case["verdict"]
 
 
 # ----------------------------------------------------------------------------------------- stage

@@ -1,0 +1,118 @@
+"""The program in an answer, and the test cases in a gold of code."""
+
+import ast
+import json
+import re
+import textwrap
+import warnings
+from typing import Any, NamedTuple
+
+PYTHON = ("python", "python3", "py", "py3", "pypy", "pypy3")
+NO_PROGRAM = (  # labels of what stands beside a program
+    *("bash", "console", "csv", "diff", "input", "json", "latex", "markdown", "math", "output"),
+    *("plain", "plaintext", "sh", "shell", "shell-session", "terminal", "text", "txt", "xml"),
+    "yaml",
+)
+OPENER = re.compile(r"(`{3,}|~{3,})[ \t]*([^\s`]*)[^`\n]*\n")  # CommonMark, fenced code blocks
+MAX_CASES = 100
+MAX_PARSED = 100_000  # characters
+CASE_KEYS = (("stdin", "stdout"), ("input", "output"))  # ours; codeforces, LiveCodeBench
+
+
+class Program(NamedTuple):
+    """A program, or why an answer has none."""
+
+    text: str
+    problem: str = ""  # "", "no-code" or "code-language: NAME"
+
+
+def find(answer: str) -> Program:
+    """Return the Python program of an answer: its last fenced block that is one.
+
+    A block is one by its label, or without any label if it parses and does something. Samples,
+    shell lines and sessions of an interpreter are none.
+    """
+    found = list(blocks(answer))
+    programs = [text for label, text in found if label in PYTHON and not text.startswith(">>>")]
+    if programs:
+        return Program(programs[-1])
+    for label, _ in found:
+        if label and label not in (*PYTHON, *NO_PROGRAM):
+            return Program("", f"code-language: {label}")
+    plain = [text for label, text in found if not label]
+    programs = [text for text in plain if _does_something(text)] or plain
+    return Program(programs[-1]) if programs else Program("", "no-code")
+
+
+def blocks(answer: str) -> list[tuple[str, str]]:
+    """Return label, in lower case, and text of each closed block, without common indentation."""
+    found, at = [], 0
+    answer = answer.replace("\r\n", "\n")
+    while opener := OPENER.search(answer, at):
+        marks, label = opener[1], opener[2].strip("{.}").lower()
+        closer = re.compile(rf"^[ \t]*{marks}|{marks}[ \t]*$", re.MULTILINE)
+        closed = closer.search(answer, opener.end())
+        if closed is None:
+            break
+        found.append((label, textwrap.dedent(answer[opener.end() : closed.start()])))
+        at = closed.end()
+    return found
+
+
+def _does_something(text: str) -> bool:
+    """Return whether a text parses as Python and is more than a value, such as 5."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            body = ast.parse(text[:MAX_PARSED]).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return any(not isinstance(n, ast.Expr) or isinstance(n.value, ast.Call) for n in body)
+
+
+def read_cases(gold: str) -> list[dict[str, str]] | None:
+    """Return the cases of a gold as {"stdin", "stdout"}; None for none, or more than MAX_CASES.
+
+    A gold is JSON: [{"stdin", "stdout"}, ...]; codeforces' and LiveCodeBench's [{"input",
+    "output"}, ...]; APPS' and TACO's {"inputs": [...], "outputs": [...]}, where a text may be a
+    list of lines; code_contests' {"input": [...], "output": [...]}. Cases that call a function are
+    not read. Sources: APPS, testing_util.py; the data sets' cards.
+    """
+    try:
+        cases = json.loads(gold)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(cases, dict):
+        cases = _pairs(cases)
+    if not isinstance(cases, list) or not 0 < len(cases) <= MAX_CASES:
+        return None
+    read = [_case(case) for case in cases]
+    return None if None in read else [case for case in read if case is not None]
+
+
+def _pairs(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the cases of lists of inputs and outputs; none for calls of a function."""
+    inputs, outputs = (columns.get(f"{name}s", columns.get(name)) for name in ("input", "output"))
+    if columns.get("fn_name") or not isinstance(inputs, list) or not isinstance(outputs, list):
+        return []
+    if len(inputs) != len(outputs):
+        return []
+    return [{"stdin": a, "stdout": b} for a, b in zip(inputs, outputs, strict=True)]
+
+
+def _case(case: Any) -> dict[str, str] | None:
+    if not isinstance(case, dict):
+        return None
+    case = dict(case)
+    if case.pop("testtype", "stdin") != "stdin":  # LiveCodeBench: "functional" calls a function
+        return None
+    for keys in CASE_KEYS:
+        if set(case) == set(keys):
+            texts = [_lines(case[key]) for key in keys]
+            if all(isinstance(text, str) for text in texts):
+                return dict(zip(CASE_KEYS[0], texts, strict=True))
+    return None
+
+
+def _lines(text: Any) -> Any:
+    is_lines = isinstance(text, list) and all(isinstance(line, str) for line in text)
+    return "\n".join(text) if is_lines else text
