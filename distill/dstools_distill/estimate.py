@@ -108,7 +108,7 @@ def _trained(places: Places, chain: Chain, stage: str, earlier: Sizes) -> Size:
     settings: Training = chain.stages[stage]
     data = earlier.get("render" if stage == "sft" else "prompts", Size())
     before = chain.trained_before(stage)
-    model = earlier.get(before, Size()).parameters if before else _parameters(places, chain)
+    model = earlier.get(before, Size()).parameters if before else _student(places, chain)[0]
     weight = 2 if settings.precision == "bfloat16" else 4
     average = 4 if settings.ema else 0
     state = 8 + (4 if settings.optimizer == "muon" else 0)  # of the optimizer
@@ -119,23 +119,27 @@ def _trained(places: Places, chain: Chain, stage: str, earlier: Sizes) -> Size:
 
 
 def _copied(places: Places, chain: Chain, stage: str, earlier: Sizes) -> Size:
-    """Return bounds of a model of which one layer is replaced; its states on disk are not known."""
+    """Return bounds of a model of which one layer is replaced, and of states while it is fitted."""
     before, data = chain.trained_before(stage), earlier.get("render", Size())
-    model = earlier.get(before, Size()) if before else Size(parameters=_parameters(places, chain))
+    parameters, width = _student(places, chain)
+    model = earlier.get(before, Size()) if before else Size(parameters=parameters)
     nbytes = _product(model.parameters, 4) if model.nbytes is None else model.nbytes
-    return Size(data.rows, nbytes, data.tokens, model.parameters)
+    # of a token and of the padding after it, as rows are less than twice as long as others
+    states = None if width is None else _product(data.tokens, 2 * 4 * width)
+    return Size(data.rows, nbytes, data.tokens, model.parameters, _total([nbytes, states]))
 
 
-def _parameters(places: Places, chain: Chain) -> int | None:
-    """Return the number of parameters of an untrained student; None of a new one."""
+def _student(places: Places, chain: Chain) -> tuple[int | None, int | None]:
+    """Return the parameters and the hidden size of an untrained student; None of a new one."""
     try:
         folder = places.student(chain)
         if folder is None:
-            return None
+            return None, None
         with open_checkpoint(folder) as checkpoint:
-            return sum(info.numel for info in checkpoint.tensors.values())
+            parameters = sum(info.numel for info in checkpoint.tensors.values())
+            return parameters, checkpoint.config.get("hidden_size")
     except (DstoolsError, PendingError):
-        return None
+        return None, None
 
 
 def _lines(path: Path | None) -> int | None:

@@ -284,7 +284,7 @@ def _summary(report: dict[str, Any]) -> str:
         kept = report["drafts_kept"]
         return f"{report['steps']:,} steps, drafts kept {kept['before']:.1%} -> {kept['after']:.1%}"
     if "steps" in report:
-        mtp = f", MTP layers: {report['mtp']}" if "mtp" in report else ""
+        mtp = f", MTP layers: {report['mtp_layers']}" if "mtp_layers" in report else ""
         return f"{report['steps']:,} steps, {report['parameters']:,} parameters{mtp}"
     if "files" in report:
         return ", ".join(report["files"])

@@ -173,7 +173,7 @@ def run(
         "processes": settings.processes,
         "parallel": settings.parallel,
     }
-    return report | {"mtp": rest.fate} if rest.fate else report
+    return report | {"mtp_layers": rest.fate} if rest.fate else report
 
 
 def check_launch(trainer: Any, settings: Training) -> None:

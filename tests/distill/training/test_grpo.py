@@ -188,7 +188,7 @@ def test_a_policy_keeps_its_mtp_layers(tmp_path: Path, monkeypatch: pytest.Monke
     settings = Grpo(**SMALL | {"max_steps": 1})  # type: ignore[arg-type]
     read = inputs(ask(tmp_path / "asked", ["1"] * 4), TEACHER)
     report = grpo(settings, read, work(tmp_path / "out"))
-    assert report["mtp"] == "carried over, not trained"
+    assert report["mtp_layers"] == "carried over, not trained"
     names = load_file(tmp_path / "out" / "model.safetensors")
     assert sum(name.startswith("model.layers.4.") for name in names) == 68
 

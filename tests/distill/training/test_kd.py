@@ -146,7 +146,7 @@ def test_a_student_keeps_its_mtp_layers(tmp_path: Path) -> None:
         max_completion_tokens=8, log_steps=1,
     )  # fmt: skip
     report = kd(settings, inputs(tmp_path, TEACHER, TEACHER), work(tmp_path / "out"))
-    assert report["mtp"] == "carried over, not trained"
+    assert report["mtp_layers"] == "carried over, not trained"
     names = load_file(tmp_path / "out" / "model.safetensors")
     assert sum(name.startswith("model.layers.4.") for name in names) == 68
 

@@ -231,7 +231,7 @@ def test_mtp_layers_are_carried_over_and_the_result_is_quantized_and_verified(
 ) -> None:
     settings = replace(SHORT, max_steps=1, ema=0.5, lora=lora)
     report = train(settings, rows, tmp_path / "out", SAMPLE)
-    assert report["mtp"] == "carried over, not trained"
+    assert report["mtp_layers"] == "carried over, not trained"
     before = load_file(SAMPLE / "model.safetensors")
     for folder in (tmp_path / "out", tmp_path / "out" / "ema"):
         after = load_file(folder / "model.safetensors")
@@ -252,7 +252,7 @@ def test_mtp_layers_are_dropped_on_request_and_the_config_says_so(
     rows: Path, tmp_path: Path
 ) -> None:
     report = train(replace(SHORT, max_steps=1, mtp="drop"), rows, tmp_path / "out", SAMPLE)
-    assert report["mtp"] == "dropped"
+    assert report["mtp_layers"] == "dropped"
     assert len(load_file(tmp_path / "out" / "model.safetensors")) == 201
     made = CliRunner().invoke(main, ["quantize", str(tmp_path / "out"), str(tmp_path / "fp8")])
     assert made.exit_code == 0, made.output

@@ -131,7 +131,7 @@ def test_a_recipe_runs_from_prompts_to_a_card_and_tells_what_was_lost_where(
 def test_a_training_tells_once_what_became_of_mtp_layers() -> None:
     trained = {"steps": 2, "parameters": 1234}
     assert _summary(trained) == "2 steps, 1,234 parameters"
-    told = _summary(trained | {"mtp": "carried over, not trained"})
+    told = _summary(trained | {"mtp_layers": "carried over, not trained"})
     assert told == "2 steps, 1,234 parameters, MTP layers: carried over, not trained"
     fitted = trained | {"drafts_kept": {"before": 0.747, "after": 0.969}}
     assert _summary(fitted) == "2 steps, drafts kept 74.7% -> 96.9%"
