@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record, how_ended
 from dstools_distill.store.rows import CHUNK_ROWS, Chunk, Rows, map_rows
 from dstools_distill.store.stage import Report, Work, file_sha256
+from dstools_distill.tokens.encoding import encoder, is_fast
 from dstools_distill.tokens.invariant import CHECKS, IGNORED, Target, violations
 from dstools_distill.tokens.templates import FOREIGN, load_tokenizer
 
@@ -40,6 +42,7 @@ SCHEMA = pa.schema(
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow columnar format, "IPC Streaming Format"
 OTHER_TAGS = re.compile(r"\s*<([^<>/\s]{1,40})>.*</\1>", re.DOTALL)
 IN_TAGS = "answers in "  # and a tag: the name of a count
+PROBED_ROWS = 200  # encoded by both fastokens and tokenizers before the others
 BATCH = 64  # rows encoded at once: 2M tokens if they are long
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 WHY = {  # why rows are dropped; any other fault stops the run
@@ -64,8 +67,10 @@ def render(settings: Render, inputs: Inputs, work: Work) -> Report:
     tokenizer, template = inputs.tokenizer, inputs.template
     source = inputs.samples / "records.jsonl"
     files = (ROWS, DROPPED)
+    first = Renderer(source, tokenizer, template, settings)
+    fast = is_fast(first.backend, first.some_texts())
     counts = map_rows(
-        source, work, files, Renderer, source, tokenizer, template, settings, what="rendering"
+        source, work, files, Renderer, source, tokenizer, template, settings, fast, what="rendering"
     )
     total, out = counts["in"], counts["out"]
     if not total:
@@ -88,7 +93,6 @@ def render(settings: Render, inputs: Inputs, work: Work) -> Report:
         )
     with (work.folder / ROWS).open("ab") as file:
         file.write(END_OF_STREAM)
-    read = load_tokenizer(tokenizer, template)
     return {
         "in": total,
         "out": out,
@@ -101,7 +105,7 @@ def render(settings: Render, inputs: Inputs, work: Work) -> Report:
         "length": _quantiles(work.folder / ROWS),
         "template": {
             "name": template or "the tokenizer's own",
-            "sha256": sha256(read.chat_template.encode()).hexdigest(),
+            "sha256": sha256(first.tokenizer.chat_template.encode()).hexdigest(),
         },
         "tokenizer_sha256": file_sha256(tokenizer / "tokenizer.json"),
         "checks": dict.fromkeys(CHECKS, out),
@@ -181,7 +185,9 @@ class _Row(NamedTuple):
 class Renderer:
     """Turns lines of records.jsonl into a record batch; made once in each worker."""
 
-    def __init__(self, source: Path, tokenizer: Path, template: str, settings: Render) -> None:
+    def __init__(
+        self, source: Path, tokenizer: Path, template: str, settings: Render, fast: bool = False
+    ) -> None:
         self.source = source
         self.settings = settings
         self.tokenizer = load_tokenizer(tokenizer, template)
@@ -189,6 +195,7 @@ class Renderer:
         self.backend = self.tokenizer.backend_tokenizer
         self.backend.no_truncation()  # tokenizer.json may ask for it, and for padding
         self.backend.no_padding()
+        self.encoded = encoder(self.backend, fast=fast)
         self.control = _control_tokens(self.tokenizer, self.form.end)
         check_tokenizer(self.tokenizer, self.form.end, tokenizer, reasoning=settings.reasoning)
 
@@ -231,6 +238,21 @@ class Renderer:
             message += batch.serialize().to_pybytes()
         return Chunk({ROWS: message, DROPPED: bytes(dropped)}, counts)
 
+    def some_texts(self) -> list[str]:
+        """Return distinct prompts and targets of rows all over the source, without bad rows."""
+        texts: dict[str, None] = {}
+        size = self.source.stat().st_size
+        with self.source.open("rb") as file:
+            for number in range(PROBED_ROWS):
+                file.seek(max(size * number // PROBED_ROWS - 1, 0))
+                if number:
+                    file.readline()  # to the next line
+                line = file.readline()
+                with suppress(DstoolsError):  # which is raised when its row is rendered
+                    row = self.prepare(number, records.parse(line, self.source, number))
+                    texts |= {row.prompt: None, row.text: None}
+        return list(texts)
+
     def prepare(self, number: int, record: Record) -> _Row:
         """Return the texts of a row. Raises DstoolsError if the record lacks a field."""
         try:
@@ -271,9 +293,9 @@ class Renderer:
         if not rows:
             return
         texts = [row.prompt for row in rows] + [row.text for row in rows]
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        ids = self.encoded(texts)
         for n, row in enumerate(rows):
-            yield row, encodings[n].ids, [*encodings[len(rows) + n].ids, self.form.end]
+            yield row, ids[n], [*ids[len(rows) + n], self.form.end]
 
     def drop_reason(self, row: _Row, prompt: list[int], target: list[int]) -> dict[str, Any]:
         """Return the fields to add to a row that is dropped; {} for a good one.

@@ -17,6 +17,7 @@ from dstools_distill import records
 from dstools_distill.recipe.settings import Render
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
+from dstools_distill.tokens import encoding
 from dstools_distill.tokens.invariant import IGNORED
 from dstools_distill.tokens.render import Renderer, render, row_id
 from dstools_distill.tokens.templates import FOREIGN
@@ -497,6 +498,28 @@ def test_a_killed_run_resumes_to_the_same_bytes(run: Any, tmp_path: Path) -> Non
         file.write(b"half a message")
     _, out = run(given, resumed=True)
     assert {name: (out / name).read_bytes() for name in wanted} == wanted
+
+
+def test_rows_are_the_same_bytes_whatever_encodes_them(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [record(id=f"{n:032x}", answer=f"\n\n{n} {odd}") for n, odd in enumerate(VARIED * 30)]
+    used: list[bool] = []
+
+    def encoder(backend: Any, *, fast: bool) -> Any:
+        used.append(fast)
+        return encoding.encoder(backend, fast=fast)
+
+    monkeypatch.setattr("dstools_distill.tokens.render.encoder", encoder)
+    reports, files = [], []
+    for installed in (True, False):
+        monkeypatch.setattr(encoding, "find_spec", lambda name, there=installed: there or None)
+        report, out = run(given)
+        reports.append(report)
+        files.append([(out / name).read_bytes() for name in ("rows.arrow", "dropped.jsonl")])
+    assert used == [False, True, False, False]  # to look at the rows, then in the worker
+    assert reports[0] == reports[1]
+    assert files[0] == files[1]
 
 
 @pytest.mark.slow
