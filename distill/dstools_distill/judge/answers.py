@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 r"""Comparison of an answer with the gold answer, by the type of answer that was asked for.
 
 | type | correct is |
@@ -9,8 +10,8 @@ r"""Comparison of an answer with the gold answer, by the type of answer that was
 | string | the same text, apart from white space and quotes; the same date or time |
 | auto | as the type that the gold looks like |
 
-Equal texts and rational numbers decide alone. For the rest two independent checkers must agree,
-`numeric` and math-verify; otherwise the answer is unverifiable.
+Equal texts and exact values decide alone. Formulas are read by math-verify and compared at 60
+digits; what neither can read is unverifiable.
 """
 
 import re
@@ -18,11 +19,12 @@ import unicodedata
 from datetime import date
 from typing import NamedTuple
 
-from dstools_distill.judge.extract import TAKEN_BACK, Extracted, final_answer, stripped
-from dstools_distill.judge.formula import Node, read
-from dstools_distill.judge.numeric import equal
+from dstools_distill.judge.equality import Comparison
+from dstools_distill.judge.extract import ANNOUNCED, DENIAL, Extracted, final_answer, stripped
+from dstools_distill.judge.quantities import Value
+from dstools_distill.judge.reader import PARTS, has_unit, read
 from dstools_distill.judge.referee import Referee
-from dstools_distill.judge.spelling import one_alphabet, plain
+from dstools_distill.judge.spelling import SPACING, squeezed
 from dstools_distill.recipe.settings import AnswerType
 
 
@@ -37,7 +39,7 @@ class Ruling(NamedTuple):
 INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,3999})")
 DIGITS = re.compile(r"[+-]?[0-9]{1,4000}")
 EXACT = ("exact",)
-BOTH = ("numeric", "math-verify")
+LIBRARY = ("math-verify",)
 EQUAL, NO_GOLD = Ruling("correct", "equal", EXACT), Ruling("unverifiable", "no-gold")
 
 
@@ -48,8 +50,8 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     text, wanted = text.strip(), gold.strip()
     if kind in ("integer", "auto") and INTEGER.fullmatch(wanted) and DIGITS.fullmatch(text):
         return integers(text, wanted)
-    if "\\boxed" in wanted or "####" in wanted:
-        wanted = final_answer(wanted).text
+    if "\\boxed" in wanted or ANNOUNCED.search(wanted):
+        wanted = final_answer(wanted).text or ("" if "\\boxed" in wanted else wanted)
     wanted = stripped(wanted) if kind != "string" else wanted
     if not wanted or not _is_balanced(wanted):
         return Ruling("unverifiable", "gold-not-read")
@@ -62,15 +64,24 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     answer = final_answer(text)
     if answer.problem == "several-answers" and kind in ("set", "math"):
         answer = _joined(answer, wanted, kind)
+    if kind == "string" and answer.problem == "no-answer" and (said := COPULA.fullmatch(text)):
+        answer = Extracted(said[1])
     if answer.problem == "no-answer" and text and "\\boxed{}" not in text:
         return Ruling("unverifiable", "answer-not-found")
     if answer.problem:
-        return Ruling("incorrect", answer.problem)
+        last_is_gold = answer.parts and squeezed(answer.parts[-1]) == squeezed(wanted)
+        nobody_knows = answer.problem == "taken-back" or last_is_gold
+        verdict = "unverifiable" if nobody_knows else "incorrect"
+        return Ruling(verdict, answer.problem)
     match kind:
+        case "choice" if (label := LABELLED.match(_unstyled(wanted))) and not letters(answer.text):
+            return formulas(answer.text, _unstyled(wanted)[label.end() - 1 :], "math", referee)
         case "choice":
             return choices(answer.text, wanted)
         case "string":
             same = same_text(answer.text, wanted)
+            if wanted.isascii() and not answer.text.isascii() and not same:
+                return Ruling("unverifiable", "another-script", EXACT)
             return EQUAL if same else _differs(answer.text, EXACT)
         case "integer" if INTEGER.fullmatch(wanted) and DIGITS.fullmatch(answer.text):
             return integers(answer.text, wanted)
@@ -80,8 +91,14 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
 def looks_like(gold: str) -> AnswerType:
     """Return the answer type that a gold looks like."""
     inner = _without_text(gold)
+    if LABELLED.match(_unstyled(gold)) or re.fullmatch(
+        r"(?=[A-J]{2,6}$)A?B?C?D?E?F?G?H?I?J?", inner
+    ):
+        return "choice"
     if INTEGER.fullmatch(inner):
         return "integer"
+    if _moment(gold):
+        return "string"
     if re.fullmatch(r"\(?[A-J]\)?", inner):
         return "choice"
     is_words = (
@@ -90,12 +107,13 @@ def looks_like(gold: str) -> AnswerType:
     )
     if inner != gold or (is_words and (len(inner) > 2 or inner.lower() in ("no", "ok"))):
         return "string" if read(inner) is None or is_words else "math"
-    if HEXADECIMAL.fullmatch(gold) or _moment(gold) or "'" in gold or '"' in gold:
+    if HEXADECIMAL.fullmatch(gold) or re.search(r"(?<!\d)'|\"", gold):
         return "string"
     return "math"
 
 
 MATHS = ("infinity", "inf")
+LABELLED = re.compile(r"\s*(?:\([A-J]\)[\s\\]*|[A-J][.)]\s+)\S")
 HEXADECIMAL = re.compile(r"0x[0-9a-f]{1,64}", re.IGNORECASE)
 
 
@@ -106,7 +124,7 @@ def _is_balanced(text: str) -> bool:
 def _joined(answer: Extracted, gold: str, kind: AnswerType) -> Extracted:
     """Return several answers as one list if the gold is a list, else the answer unchanged."""
     wanted = read(gold)
-    is_list = wanted is not None and wanted.op == "group" and wanted.name in ("", "{}")
+    is_list = wanted is not None and (wanted.text in ("", "{}", PARTS) and bool(wanted.items))
     return Extracted(", ".join(answer.parts)) if kind == "set" or is_list else answer
 
 
@@ -131,34 +149,26 @@ def _differs(answer: str, checkers: tuple[str, ...]) -> Ruling:
 
 
 def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
-    """Compare two formulas by text, by rational arithmetic, or by two independent checkers."""
-    if _squeezed(answer) == _squeezed(gold):
+    """Compare two formulas by text, by exact arithmetic, or by math-verify and 60 digits."""
+    if squeezed(answer) == squeezed(gold):
         return EQUAL
     wanted, given = read(gold), read(answer)
+    if has_unit(wanted) or has_unit(given):  # then m is a metre on the other side, too
+        wanted, given = (read(text, letters_are_units=True) for text in (gold, answer))
     if wanted is None or given is None:
         return Ruling("unverifiable", "gold-not-read" if wanted is None else "answer-not-read")
     ordered = {"set": False, "tuple": True}.get(kind)
     if ordered is not None:
-        wanted, given = _as_group(wanted), _as_group(given)
-    first = equal(given, wanted, ordered)
-    if first is None:
-        return Ruling("unverifiable", "not-comparable")
-    if first.is_exact:
-        return EQUAL if first.is_equal else _differs(answer, EXACT)
-    second = referee.math(one_alphabet(answer), one_alphabet(gold))
-    if second is None or isinstance(second, str):
-        return Ruling("unverifiable", second or "math-verify-cannot-read", BOTH)
-    if second != first.is_equal:
-        return Ruling("unverifiable", f"checkers-disagree: {BOTH[second]} says equal", BOTH)
-    return Ruling("correct", "equal", BOTH) if second else _differs(answer, BOTH)
-
-
-def _squeezed(text: str) -> str:
-    return re.sub(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])", "", plain(text))
-
-
-def _as_group(node: Node) -> Node:
-    return node if node.op in ("group", "union", "relation") else Node("group", (node,))
+        wanted, given = (
+            v if v.kind in ("items", "union", "named") else Value("items", "", (v,))
+            for v in (wanted, given)
+        )
+    comparison = Comparison(referee, ordered)
+    equal = comparison.same(given, wanted)
+    checkers = LIBRARY if comparison.asked else EXACT
+    if equal is None:
+        return Ruling("unverifiable", comparison.problem or "not-comparable", checkers)
+    return Ruling("correct", "equal", checkers) if equal else _differs(answer, checkers)
 
 
 # ------------------------------------------------------------------------------- choices, strings
@@ -178,9 +188,15 @@ def letters(text: str) -> frozenset[str]:
     Choices: C, (c), Option C, C) 42, A and C.
     """
     text = STYLED.sub(r"\1", text).replace("\\ ", " ")
+    if reason := re.match(
+        r"\(?([A-J])\)?\s*[,;—–-]*\s*(?:because|since|as|not)\b", text.strip("*_ ")
+    ):
+        return frozenset(reason[1])
+    if re.fullmatch(r"[A-J]{2,}", text.strip()):
+        return frozenset(text.strip())
     text = re.sub(r"^(?:option|choice|answer)s?\s+", "", text.strip("*_ "), flags=re.IGNORECASE)
     if named := re.match(r"\(?([A-Z])\s*[).:]\s*(.+)", text, re.DOTALL):
-        is_alone = not re.search(r"\b[B-J]\b", named[2]) and not TAKEN_BACK.search(named[2])
+        is_alone = not re.search(r"\b[B-J]\b", named[2]) and not DENIAL.search(named[2])
         return frozenset(named[1] if is_alone else "")
     parts = re.split(r"\s*(?:,|;|&|\bor\b|\band\b)\s*", text)
     matches = [re.fullmatch(r"\(?([A-Za-z])[).]?", part.strip()) for part in parts if part.strip()]
@@ -198,21 +214,34 @@ def same_text(answer: str, gold: str) -> bool:
     one, other = _text(answer), _text(gold)
     if one == other:
         return bool(one)
-    if all(len(word) > 2 for word in re.findall(r"[^\W\d_]+", other)):
-        one, other = one.casefold(), other.casefold()
+    if YES_NO.fullmatch(other) and (word := re.match(r"([A-Za-z]+)\s*[,—–.;]", one)):
+        one = word[1]
+    if all(
+        len(word) > 2 or word.islower() or word == "No" for word in re.findall(r"[^\W\d_]+", other)
+    ):
+        one, other = (re.sub(r"s\b", "", each.casefold()) for each in (one, other))
     if HEXADECIMAL.fullmatch(one) and HEXADECIMAL.fullmatch(other):
         return int(one, 16) == int(other, 16)
     first, second = _moment(one), _moment(other)
     return bool(other) and (one == other or (first is not None and first == second))
 
 
+COPULA = re.compile(r"[^\n,.;]*\b(?:is|are|be)\s+([^\n,.;]+)\.?")
+YES_NO = re.compile(r"yes|no|true|false", re.IGNORECASE)
+
+
 def _text(text: str) -> str:
     """Return a text without style commands, with one kind of quote and single blanks."""
     text = STYLED.sub(r"\1", stripped(_without_text(text)))
     text = unicodedata.normalize("NFC", text)
-    text = re.sub(r"[’‘`\"“”]", "'", text)  # noqa: RUF001
+    text = re.sub(r"[’‘`\"“”]", "'", text)
     text = re.sub(r"\s*,\s*", ", ", text)
+    text = re.sub(r"(?<=[①-⑳])[、, ]+(?=[①-⑳])", "", re.sub(r"^(?:an?|the) ", "", text.strip("' ")))
     return " ".join(text.split()).strip("' ").removesuffix(".")
+
+
+def _unstyled(text: str) -> str:
+    return STYLED.sub(r"\1", SPACING.sub(" ", text.replace("{:}", ":")))
 
 
 def _without_text(text: str) -> str:
@@ -232,10 +261,12 @@ ISO = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
 
 def _moment(text: str) -> date | tuple[int, int, int, str] | None:
     """Return the date or the time of day that a text is; None for an ambiguous one: 03/04/2024."""
-    text = text.strip().lower()
+    text = " ".join(_unstyled(text).lower().replace(" :", ":").replace(": ", ":").split())
     if clock := CLOCK.fullmatch(text):
         hour = int(clock[1])
-        return (hour, int(clock[2]), int(clock[3] or 0), clock[4] or "") if hour < 24 else None
+        half = "" if hour < 13 and not clock[4] else "known"
+        hour = hour % 12 + 12 * (clock[4] == "p") if clock[4] else hour
+        return (hour, int(clock[2]), int(clock[3] or 0), half) if hour < 24 else None
     if match := ISO.fullmatch(text):
         year, month, day = match[1], int(match[2]), match[3]
     elif match := DAY_FIRST.fullmatch(text):

@@ -5,10 +5,13 @@ short text that is only its answer; the one number of the last line. A text that
 answers, or takes one back, settles on none.
 """
 
+# ruff: noqa: RUF001
 import re
+from fractions import Fraction
 from typing import NamedTuple
 
-from dstools_distill.judge.spelling import NoUnitError, unit_name
+from dstools_distill.judge.reader import read
+from dstools_distill.judge.units import NoUnitError, unit
 
 MAX_SHORT = 400  # characters of a text that may be only its answer
 
@@ -23,17 +26,21 @@ class Extracted(NamedTuple):
 
 def final_answer(text: str) -> Extracted:
     """Return the answer that a text settles on, without what marks or announces it."""
+    text = FENCE.sub("", CONTROL.sub(" ", text))
     if "\\boxed" in text or "\\fbox" in text:
         return _boxed(text)
     if "<answer>" in text:
         tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
         return _single([stripped(inner) for inner in tagged], text.rpartition("</answer>")[2])
     if marks := _announcements(text):
-        after_last_line = text[marks[-1].end() :].partition("\n")[2]
-        return _single([_announced(text, mark) for mark in marks], after_last_line)
+        rest = text[marks[-1].end() :].lstrip()
+        return _single([_announced(text, mark) for mark in marks], rest[len(_sentence(rest)) :])
     short = stripped(text)
     if not short:
         return Extracted("", "no-answer")
+    bold = list(BOLD.finditer(text))
+    if len({mark[1] for mark in bold}) == 1 and not NEGATED.search(text, 0, bold[0].start()):
+        return _single([stripped(bold[0][1])], text[bold[-1].end() :])
     if "\n" not in short and len(short) <= MAX_SHORT and not PROSE.search(short):
         return Extracted(short)
     return _last_number(text)
@@ -57,18 +64,20 @@ ANNOUNCED = re.compile(
     r"\#{4}\s*"
     r"|(?:\b(?:final|correct|right)\s+)?\b(?:answer|result|solution|option|choice)s?\b"
     r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?)?"
-    r"(?:\s*[*_]{0,2}\s*[:：]\s*[*_]{0,2}|\s+(?:is|are|equals|would be|will be|should be|=)\b:?)\s*"  # noqa: RUF001
-    r"|(?:答案|结果)(?:是|为|[:：])+\s*",  # noqa: RUF001
+    r"(?:[”\x22]?\s*[*_]{0,2}\s*[:：]\s*[*_]{0,2}"
+    r"|\s+(?:is|are|equals|would be|will be|should be|=)\b:?)\s*"
+    r"|\bfinal answer[*_]*\s*\n+\s*"
+    r"|\b(?:réponse|respuesta|Antwort|Lösung|Ergebnis)(?:\s+[^\W\d]+)?\s+(?:est|es|ist|lautet)"
+    r"(?:\s+(?:donc|also))?\s+|Ответ\s*[:—-]\s*|答えは\s*|정답은\s*"
+    r"|(?:答案|结果)(?:是|为|[:：])+\s*|故?选\s*[:：]?\s*(?=[A-J])",
     re.IGNORECASE,
 )
 NEGATED = re.compile(
     r"(?:not|n't|\bnever)\s+(?:be\s+|equal(?:\s+to)?\s+|the\s+)*[^\w\\]*$", re.IGNORECASE
 )
-TAKEN_BACK = re.compile(
-    r"\b(?:wait|actually|correction|instead|alternatively|maybe|perhaps|sorry|mistake|wrong|incorrect"
-    r"|or|no|not|hmm|recheck|reconsider|unsure|could(?: also)? be|might)\b|n't\b|等等|不对",
-    re.IGNORECASE,
-)
+CONTROL = re.compile(r"<\|[^<>|\n]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>")
+FENCE = re.compile(r"^```\w*[ \t]*$", re.MULTILINE)
+BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 PROSE = re.compile(
     r"^[a-z ]+:|[a-z]{2,} [a-z]+ [a-z]+|[a-z]{2,} [a-z]{2,} \S?\d|[.!?]\s+\S|\$.*[a-z]{3}.*\$",
     re.IGNORECASE,
@@ -85,11 +94,14 @@ def _announcements(text: str) -> list[re.Match[str]]:
         mark
         for n, mark in enumerate(marks)
         if not NEGATED.search(text, 0, mark.end())
+        and not (n + 1 < len(marks) and re.match(r"[^.\n]*\?", text[mark.end() :]))
+        and not ASSUMED.search(re.split(r"[.\n]", text[: mark.start()])[-1])
         and not (n + 1 < len(marks) and LEAD_IN.fullmatch(text, mark.end(), marks[n + 1].start()))
     ]
 
 
-LEAD_IN = re.compile(r"\W*(?:the|so|my|our)?\W*", re.IGNORECASE)
+ASSUMED = re.compile(r"\b(?:assume|suppose|if)\b", re.IGNORECASE)
+LEAD_IN = re.compile(r"\W*(?:it is not \w+\W+)?(?:the|so|my|our)?\W*", re.IGNORECASE)
 
 
 def _boxed(text: str) -> Extracted:
@@ -128,62 +140,141 @@ def _argument(text: str, at: int) -> tuple[str | None, int]:
 
 
 def _single(answers: list[str], rest: str) -> Extracted:
-    """Return the answer if all are the same and the rest of the text does not take it back."""
-    different = tuple(dict.fromkeys(answers))
+    """Return the answer if all are the same and what follows does not settle on another."""
+    different = tuple({_value(answer): answer for answer in reversed(answers)}.values())[::-1]
     if not different or not any(different):
         return Extracted("", "no-answer")
-    if TAKEN_BACK.search(rest):
-        return Extracted("", "taken-back")
     if len(different) > 1:
         return Extracted("", "several-answers", different)
-    return Extracted(different[0])
+    problem = "taken-back" if _is_taken_back(different[0], rest) else ""
+    return Extracted("" if problem else different[0], problem)
+
+
+def _value(answer: str) -> Fraction | str:
+    """Return the number that an answer is, or its text."""
+    value = read(answer)
+    return value.number if value is not None and value.kind == "number" else answer
+
+
+def _is_taken_back(answer: str, rest: str) -> bool:
+    """Return whether the text after an answer denies it, or settles on another value.
+
+    The rest of the same sentence is a remark, unless it is an alternative: "or 42". A clause of a
+    later sentence that ends on another number or letter settles on that, whatever its language;
+    what it denies or bounds is a remark.
+    """
+    rest = rest.lstrip("$*}\\)] \t")
+    here, *later = SENTENCE.split(rest)
+    if ALTERNATIVE.match(here) or DENIAL.search(rest):
+        return True
+    is_letter, value = bool(re.fullmatch(r"\(?[A-J]\)?", answer)), _value(answer)
+    if isinstance(value, str) and not is_letter:
+        return False
+    pattern, same = LAST_LETTER if is_letter else LAST_NUMBER, (value, answer.strip("()"))
+    clauses = CLAUSE.split(" , ".join(later))
+    stated = [pattern.search(c) for c in clauses if not OPEN_END.search(c) and not DENIED.search(c)]
+    return any(last and _value(last[last.lastindex or 0]) not in same for last in stated)
+
+
+SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
+CLAUSE = re.compile(r"[,;，；。．](?!\d)|[:：](?!\d)|\.\s")
+ALTERNATIVE = re.compile(r"\W*(?:or|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)", re.IGNORECASE)
+DENIED = re.compile(r"\bnot\b|n't\b|\bno\b|nicht|不", re.IGNORECASE)
+DENIAL = re.compile(  # of what stands before, without another value
+    r"\b(?:that|this|it|answer|result|value|above)\b[^.;,]*\b(?:wrong|incorrect|not right)\b"
+    r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure)\b|\bno[.!]"
+    r"|\b(?:might|could) be\b|不对",
+    re.IGNORECASE,
+)
+LAST_NUMBER = re.compile(
+    r"(?<![\w.])(?:([-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)|(\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?))"
+    r"\s*[$%]?\s*(?:[^\W\d]+)?\W*$|(?<=[\u3000-\u9fff])(\d[\d.]*)\W*$"
+)
+LAST_LETTER = re.compile(r"\b([A-J])\)?\W*$|\b([A-J])\)? (?:is|are) (?:also )?(?:right|correct)\b")
+
+
+def _sentence(rest: str) -> str:
+    """Return the sentence or the line at the start of a text; all of a displayed formula."""
+    if rest.startswith(("$$", "\\[")):
+        return rest.partition("\n\n")[0]
+    return re.split(r"(?<=\S)\.\s+(?=[A-Z\\$])|[。；]|\n", rest)[0]
 
 
 def _announced(text: str, mark: re.Match[str]) -> str:
     """Return what follows an announcement, up to the end of its sentence or line."""
-    rest = text[mark.end() :].lstrip()
-    line = rest.partition("\n")[0]
-    if rest.startswith(("$$", "\\[")):
-        line = " ".join(rest.partition("\n\n")[0].split())
-    sentence = re.split(r"(?<=\S)\.\s+(?=[A-Z\\$])|[。；]", line)[0]  # noqa: RUF001
-    if TAKEN_BACK.search(line[len(sentence) :]):
-        return line  # the rest takes it back, and cannot be read
-    return stripped(sentence)
+    sentence = " ".join(_sentence(text[mark.end() :].lstrip()).split())
+    if "{" not in sentence:
+        sentence = sentence.rstrip('"} ')  # of JSON
+    return stripped(re.sub(r",?\s+not\s+[^\s,]+$", "", sentence.rstrip(".")))
 
 
 def _last_number(text: str) -> Extracted:
     """Return the only formula or number of the last line, or the number after its last "="."""
-    line = stripped(text.strip().rpartition("\n")[2])
-    if TAKEN_BACK.search(line) or OPEN_END.search(line):
+    line = re.sub(r",? (?:since|because) .*", "", stripped(text.strip().rpartition("\n")[2]))
+    if DENIAL.search(line) or OPEN_END.search(line) or DENIED.search(line):
         return Extracted("", "no-answer")
     formulas = INLINE.findall(line)
     if formulas and (len(formulas) > 1 or re.search(r"\d", INLINE.sub("", line))):
         return Extracted("", "no-answer")
     if formulas:
         return Extracted(stripped(max(formulas[0])))
+    if formula := COPULA.search(line):
+        return Extracted(stripped(formula[1]))
     right_side = line.rpartition("=")[2]
     numbers = list(NUMBER.finditer(right_side))
-    if len(numbers) != 1 or not _is_unit(right_side[numbers[0].end() :]):
+    is_last = len(numbers) > 1  # 3 dozen, which is 36 eggs
+    if is_last:
+        right_side = right_side.rpartition(", ")[2]
+        numbers = list(NUMBER.finditer(right_side))
+    if len(numbers) != 1:
         return Extracted("", "no-answer")
-    return Extracted(numbers[0][0])
+    before, after = right_side[: numbers[0].start()], right_side[numbers[0].end() :]
+    words = _unit_words(after)
+    is_stated = STATED.search(before) or (not is_last and ("=" in line or after.strip(" .")))
+    if words is None or not is_stated or OF_ANOTHER.search(before):
+        return Extracted("", "no-answer")
+    return Extracted(f"{numbers[0][0]} {words}".strip())
 
 
-NUMBER = re.compile(r"[-−]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?[%°]?")  # noqa: RUF001
+NUMBER = re.compile(
+    r"[-−]?(?:\d{1,3}(?:\.\d{3}){2,}(?!\d))|[-−]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?[%°]?"
+)
 # as in Pandoc: no blank after an opening dollar, none before a closing one, and no digit after that
 INLINE = re.compile(r"(?<![\\$])\$(?=[^\s$])((?:[^$\\]|\\.)*?)(?<=\S)\$(?![\d$])|\\\((.+?)\\\)")
+STATED = re.compile(
+    r"(?:\b(?:is|are|was|were|be|equals|costs?|makes?|so|total|beträgt|vaut|lautet|est|ist|es|sind"
+    r"|son)\s*|[:$€£]\s*)$",
+    re.IGNORECASE,
+)
+OF_ANOTHER = re.compile(  # a number after these is none that was asked for
+    r"\b(?:after|by|within|in|at|of|than|for|with|to|on|per|until|exceed|step|als|que|à)\s+$",
+    re.IGNORECASE,
+)
 OPEN_END = re.compile(
-    r"\?|\b(?:if|either|between|about|least|most|more|less|fewer|over|under|nearly|almost)\b",
+    r"\?|\b(?:if|either|between|about|least|most|less|fewer|over|under|nearly|almost|let|assume"
+    r"|suppose|might|may|or)\b|≈",
     re.IGNORECASE,
 )
 
 
-def _is_unit(rest: str) -> bool:
-    """Return whether the text after a number is empty or its unit."""
+# a formula after "is", with no word of three letters in it
+COPULA = re.compile(
+    r"\b(?:is|are|equals)\s+"
+    r"((?=[^\s\d]*[\\(\[√−½×]|\d[^ ]*[×½√])(?:(?!\b[A-Za-z]{3,}\b(?<!\\)).)+)$"
+)
+
+
+def _unit_words(rest: str) -> str | None:
+    """Return the unit after a number, "" if there is none; None for words that are no unit."""
     words = rest.strip(" .,!;:*$")
+    words = re.sub(r"^more (?=[a-z]+)|,? (?:altogether|tomorrow|today|now)$", "", words)
+    words = re.sub(r"(?:^|,? )in (?:total|all)$| (?:a|at|in|of) .*$", "", words)
     try:
-        return not words or bool(unit_name(words))
+        if words:
+            unit(words)
     except NoUnitError:
-        return False
+        return None
+    return words
 
 
 def stripped(text: str) -> str:
@@ -195,7 +286,9 @@ def stripped(text: str) -> str:
     before = None
     while text != before:
         before = text
-        text = text.strip("*_`\"“”'‘’ \n\t").removesuffix("。")  # noqa: RUF001
+        text = re.sub(r"\s*(?:です|입니다)[。.]?$|[。．]$", "", text.strip("*_` \n\t"))
+        if len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES:
+            text = text[1:-1]
         if text.endswith(".") and not text.endswith(".."):
             text = text[:-1]
         if text.endswith("\\"):
@@ -209,9 +302,10 @@ def stripped(text: str) -> str:
     return text
 
 
+QUOTES = "\"“”'‘’"
 LEAD = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|we (?:get|have)|it is|it's|that is|approximately|exactly)"
-    r"[\s,:]+"
+    r"^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it is|it's|that is|approximately"
+    r"|exactly)[\s,:]+"
     r"|\\text\s*\{[^{}]*\b(?:is|are)\s*\}|(?:\\approx(?![a-z])|≈)\s*"
     r"|(?:\\text\s*\{[^{}]{3,40}\}|(?:[A-Za-z]{3,}[ ]?){1,4})\s*=(?!=)\s*)",
     re.IGNORECASE,

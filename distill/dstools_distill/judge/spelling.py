@@ -25,7 +25,9 @@ REPLACED = [  # commands and characters that have a simpler equivalent
     (re.compile(r"\\(?:mathrm|mathbf|mathit|bf|rm|boldsymbol|operatorname\*?)\s*\{(\w)\}"), r"\1"),
     (re.compile(r"\\(?:operatorname\*?|mathrm)\s*\{(" + "|".join(FUNCTIONS) + r")\}"), r"\\\1 "),
     (re.compile(r"\\(?:mathrm|textbf|textit|textrm|mbox|mathbf|textnormal)(?=\s*\{)"), r"\\text"),
-    (re.compile(r"\\text\s*\{\s*(?:or|and)\s*\}"), " or "),
+    (re.compile(r"\\text\s*\{\s*(or|and)\s*\}"), r" \1 "),
+    (re.compile(r"\\mu\s*\\text\s*\{"), r"\\text{µ"),
+    (re.compile(r"(?<=\d)\s*\\Omega(?![a-z])"), " Ω"),
     (re.compile(r"\\(?:lbrace|\{)"), "⦃"),
     (re.compile(r"\\(?:rbrace|\})"), "⦄"),
     (re.compile(r"\\(?:lvert|rvert|vert)(?![a-zA-Z])"), "|"),
@@ -37,7 +39,20 @@ REPLACED = [  # commands and characters that have a simpler equivalent
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"\$\s*(,|or|and)\s*\$"), r" \1 "),  # $1$ and $2$
     (re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"\\(?:text)?color\s*\{\w+\}"), ""),
+    (re.compile(r"\\text\s*\{\s*(-?[\d.,/]+)\s*\}"), r"\1"),
+    (re.compile(r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"\{?\s*(\w+)\s*\\over(?![a-z])\s*(\w+)\s*\}?"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\{?\s*(\w+)\s*\\choose\s*(\w+)\s*\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\\(sin|cos|tan)\s*\^\s*\{?\s*-1\s*\}"), r"\\arc\1 "),
+    (re.compile(r"(?<![A-Za-z])C_\{?(\d+)\}?\^\{?(\d+)\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?<![A-Za-z])[AP]_\{?(\d+)\}?\^\{?(\d+)\}?"), r"\\binom{\1}{\2} * \2!"),
+    (re.compile(r"(?<![A-Za-z])C\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\\langle(?![a-z])"), "⟨"),
+    (re.compile(r"\\rangle(?![a-z])"), "⟩"),
 ]
+ROWS = re.compile(r"\[\s*(\[[^][]*\](?:\s*,\s*\[[^][]*\])+)\s*\]")
+ARRAY = re.compile(r"[\[(]\s*\\begin\{array\}\{[a-z|]*\}(.*?)\\end\{array\}\s*[\])]", re.DOTALL)
 PLAIN = re.compile(r"[\w\s.,+/()-]*", re.ASCII)
 CHARACTERS = str.maketrans(
     {
@@ -45,6 +60,7 @@ CHARACTERS = str.maketrans(
         **dict.fromkeys("⋅·∙✕✖×", "×"),
         **dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " "),
         "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "±": r"\pm ",
+        "∛": r"\sqrt[3] ", "，": ",", "；": ";",
         "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≈": r"\approx ", "∪": r"\cup ",
         "∈": r"\in ", "º": "°", "∅": r"\emptyset ", "θ": r"\theta ", "α": r"\alpha ",
         "β": r"\beta ", "λ": r"\lambda ", "％": "%", "ℓ": r"\ell ",
@@ -54,6 +70,7 @@ CHARACTERS = str.maketrans(
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF0D},
     }
 )  # fmt: skip
+ROOT = re.compile(r"([√∛])\s*(\d+|[A-Za-z]|\([^()]*\))")
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True))
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 RAISED_RUN, LOWERED_RUN = re.compile(f"[{''.join(RAISED)}]+"), re.compile(f"[{''.join(LOWERED)}]+")
@@ -63,20 +80,30 @@ def one_alphabet(text: str) -> str:
     r"""Return a formula with characters such as −, √, １ in ASCII or LaTeX; ² becomes ^{2}."""
     if text.isascii():
         return text
+    text = ROOT.sub(lambda m: f"\\sqrt{'[3]' * (m[1] == '∛')}{{{m[2].strip('()')}}}", text)
     text = RAISED_RUN.sub(lambda run: "^{" + "".join(map(RAISED.__getitem__, run[0])) + "}", text)
     text = LOWERED_RUN.sub(lambda run: "_{" + "".join(map(LOWERED.__getitem__, run[0])) + "}", text)
     return text.translate(CHARACTERS)
 
 
+def _matrix(rows: re.Match[str]) -> str:
+    """Return [[1, 2], [3, 4]] as a matrix."""
+    cells = re.sub(r"\]\s*,\s*\[", r" \\\\ ", rows[1]).strip("[]").replace(",", " & ")
+    return f"\\begin{{pmatrix}}{cells}\\end{{pmatrix}}"
+
+
 def plain(text: str) -> str:
     r"""Return a formula in the normal spelling: - for −, \frac for \dfrac, 1,234 for 1{,}234."""
     text = one_alphabet(text)
-    text = re.sub(r"(?<=\d)(?:\\,|,\\!|\\!,)(?=\d{3}(?!\d))", ",", text)
+    text = re.sub(r"(?<=\d)(?:\\,|,\s*\\!|\\!,)\s*(?=\d{3}(?!\d))", ",", text)
     text = SPACING.sub(" ", text)
-    if not PLAIN.fullmatch(text):
+    text = re.sub(r"\\textcircled\s*\{(\d)\}", lambda m: chr(0x245F + int(m[1])), text)
+    text = re.sub(r"(?<=[①-⑳])\s*[、,]\s*(?=[①-⑳])", "", text)
+    if not PLAIN.fullmatch(text) or re.search(r"sqrt|C\(", text):
         for pattern, simpler in REPLACED:
             text = pattern.sub(simpler, text)
-    text = text.strip()
+    text = ROWS.sub(_matrix, text)
+    text = ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text.strip())
     for mark in ("$$", "$"):
         if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
             text = text[len(mark) : -len(mark)].strip()
@@ -86,51 +113,8 @@ def plain(text: str) -> str:
     return text
 
 
-UNITS = {  # other spellings -> ours; a word that is not here keeps its name, without a plural s
-    "dollar": "$", "usd": "$", "euro": "€", "eur": "€", "pound sterling": "£", "gbp": "£",
-    "degree": "°", "deg": "°", "percent": "%", "per cent": "%", "percentage point": "%",
-    "metre": "m", "meter": "m", "kilometer": "km", "kilometre": "km", "centimeter": "cm",
-    "centimetre": "cm", "millimeter": "mm", "millimetre": "mm", "kilogram": "kg", "gram": "g",
-    "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h", "liter": "l", "litre": "l",
-    "inches": "inch", "feet": "ft", "foot": "ft", "square unit": "unit", "cubic unit": "unit",
-}  # fmt: skip
-SHORT_UNITS = set(
-    "m km cm mm kg g mg s ms h min l L ml mL ft N J W V A K Hz kHz Pa mph kph".split()
-)
-NOT_UNITS = set(  # words that change a number, or take it back
-    "hundred thousand million billion trillion dozen score half third quarter fourth fifth tenth "
-    "percent plus minus times divided over squared cubed root factorial mod power "
-    "one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty "
-    "or and to not no nor if maybe perhaps about least most more less fewer fewest between than "
-    "approximately under above below negative but either wrong false instead except without "
-    "pair pairs couple imaginary i x".split()
-)
-
-
-class NoUnitError(Exception):
-    """The text after a number is not a unit."""
-
-
-DROP_BRACES = str.maketrans("", "", "{}")
-
-
-def unit_name(words: str) -> str:
-    """Return the one name of a unit: "cm" for "centimetres", "€" for "euros".
-
-    Raises NoUnitError for text that is not a unit, such as words that change the number.
-    """
-    words = " ".join(words.replace("per ", "/").replace("\\", "").split()).rstrip(".")
-    raised = ""
-    if "^" in words:
-        words, _, raised = words.partition("^")
-        raised = "^" + raised.translate(DROP_BRACES)
-    lower = words.lower()
-    is_percent = lower in ("percent", "per cent", "/cent")
-    if not is_percent and NOT_UNITS & set(re.split(r"[ /-]", lower)):
-        raise NoUnitError(words)
-    if not words or len(words) > 40 or not re.fullmatch(r"[A-Za-zµ°€£$%/ ().-]+", words):
-        raise NoUnitError(words)
-    if lower == "/cent":
-        return "%"
-    single = lower[:-1] if lower.endswith("s") and len(lower) > 2 else lower
-    return UNITS.get(lower, UNITS.get(single, words if words in SHORT_UNITS else single)) + raised
+def squeezed(text: str) -> str:
+    """Return a formula without blanks and braces that mean nothing."""
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", plain(text))
+    text = re.sub(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])", "", text)
+    return re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", text)

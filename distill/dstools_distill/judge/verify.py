@@ -4,7 +4,7 @@
 |---|---|
 | correct | every check passed |
 | incorrect | one failed: finish, think block, answer, steps, language or repetition |
-| unverifiable | no gold, a gold or answer that cannot be parsed, checkers that disagree, or an |
+| unverifiable | no gold, an answer taken back, a gold or answer that cannot be compared, or an |
 | | end in a server's word that is not known |
 
 Unverifiable never counts as correct. All rows are kept, each with its verdict; `select` chooses.
@@ -111,7 +111,7 @@ class Judge:
         Reads gold, answer_type, task, raw, prefilled_think and finish_reason. Returns
         verdict: "correct", "incorrect" or "unverifiable";
         verdict_reason: a stable word, or "word: detail";
-        checkers: names of those that compared the answers, e.g. ["numeric", "math-verify"];
+        checkers: names of those that compared the answers, e.g. ["math-verify"];
         steps: null, or {"right": number of correct ones, "fault": null or "word: detail"};
         language: null, or the share of words in the language of the settings;
         repetition: the share of words in repeated runs of 20.

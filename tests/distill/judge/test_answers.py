@@ -16,7 +16,9 @@ from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.verify import Judge
 from dstools_distill.recipe.settings import Verify
 
-PAIRS = Path(__file__).parents[2] / "data" / "verifier-pairs.jsonl"
+TESTS = Path(__file__).parents[2]
+PAIRS = TESTS / "data" / "verifier-pairs.jsonl"
+CASES = TESTS / "cases" / "distill"
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,9 @@ def judged(judge: Judge, pair: dict[str, Any]) -> dict[str, Any]:
     return judge.judge(record | {"prefilled_think": False, "finish_reason": "stop", "task": None})
 
 
-def pairs() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
+def pairs(path: Path = PAIRS) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{"answer_type": "auto"} | row for row in rows]
 
 
 @pytest.mark.slow
@@ -47,6 +50,29 @@ def test_no_wrong_answer_of_the_labelled_pairs_is_accepted_and_99_of_100_verdict
     )
     assert len(rows) >= 600
     assert agreed >= 0.99 * len(rows)
+
+
+@pytest.mark.slow
+def test_the_pairs_of_other_peoples_data_are_accepted_exactly_if_they_are_correct(
+    judge: Judge,
+) -> None:
+    rows = pairs(CASES / "verifier-pairs.jsonl")
+    accepted = [judged(judge, row)["verdict"] == "correct" for row in rows]
+    wanted = [row["verdict"] == "correct" for row in rows]
+    assert [row for row, a, w in zip(rows, accepted, wanted, strict=True) if a != w] == []
+
+
+@pytest.mark.slow
+def test_of_pairs_written_before_the_code_was_read_no_wrong_one_is_accepted(judge: Judge) -> None:
+    rows = pairs(CASES / "variants" / "pairs.jsonl")
+    verdicts = [judged(judge, row)["verdict"] for row in rows]
+    judgements = list(zip(rows, verdicts, strict=True))
+    right = [(row, verdict) for row, verdict in judgements if row["verdict"] == "correct"]
+    assert [row for row, v in judgements if v == "correct" != row["verdict"]] == []
+    lost = [row for row, verdict in right if verdict != "correct"]
+    assert len(lost) <= 0.15 * len(right), lost
+    denied = [row for row, verdict in right if verdict == "incorrect"]
+    assert len(denied) <= 0.02 * len(right), denied
 
 
 @pytest.mark.slow
@@ -142,16 +168,14 @@ def test_a_gold_without_a_type_is_judged_by_its_looks(gold: str, kind: str) -> N
     ("answer", "second", "verdict", "reason"),
     [
         (r"2\sqrt3", True, "correct", "equal"),
-        (r"2\sqrt3", False, "unverifiable", "checkers-disagree: numeric says equal"),
-        (r"3\sqrt2", True, "unverifiable", "checkers-disagree: math-verify says equal"),
         (r"3\sqrt2", False, "incorrect", r"differs: 3\sqrt2"),
         (r"2\sqrt3", "timeout", "unverifiable", "timeout"),
         (r"2\sqrt3", None, "unverifiable", "math-verify-cannot-read"),
     ],
 )
-def test_a_formula_is_correct_only_if_two_checkers_agree(
+def test_a_formula_is_what_the_referee_finds_it_to_be(
     answer: str, second: bool | str | None, verdict: str, reason: str
 ) -> None:
     ruling = compare(answer, r"\sqrt{12}", "math", FixedReferee(second))
     assert (ruling.verdict, ruling.reason) == (verdict, reason)
-    assert ruling.checkers == ("numeric", "math-verify")
+    assert ruling.checkers == ("math-verify",)

@@ -21,6 +21,24 @@ COMMAND = [sys.executable, "-P", "-m", "dstools_distill.judge.checker", "0.5"]
         (r"\cos 30^\circ", r"\frac{\sqrt3}{2}", True),
         (r"\sin(30^{\circ})", r"\frac12", True),
         ("", "1", None),
+        ("x", "|x|", None),  # equal for positive x alone
+        (r"\sqrt{a}\sqrt{b}", r"\sqrt{ab}", True),  # defined for positive a and b alone
+        (r"2\ln x", r"\ln x^2", None),
+        (r"\cos(n\pi)", "(-1)^n", True),  # n is an integer
+        (r"\sin(\pi x)", "0", None),
+        (r"\frac{x^2-4}{x-2}", "x+2", True),
+        ("7^{9999}-1", "7^{9999}+1", False),
+        ("640320^3+744", r"e^{\pi\sqrt{163}}", False),  # 30 digits are the same
+        (r"\sqrt[3]{2+\sqrt5}+\sqrt[3]{2-\sqrt5}", "1", True),  # real cube roots
+        ("1.41421356237309504880", r"\sqrt2", False),
+        ("2x+y=4", "y=4-2x", True),
+        ("2x+y=4", "y=4+2x", False),
+        (r"y=\frac{6}{x}", "xy=6", True),
+        (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{bmatrix}0.5\\2\end{bmatrix}", True),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}", False),
+        (r"[2,4]\cup[4,5]", "[2,5]", True),
+        (r"(2,4)\cup(4,5)", "(2,5)", False),
+        (r"(-\infty,\infty)\setminus\{1\}", r"(-\infty,1)\cup(1,\infty)", True),
     ],
 )
 def test_formulas_are_compared_with_i_and_degrees_read_as_meant(

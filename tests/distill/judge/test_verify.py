@@ -283,7 +283,7 @@ def test_the_stage_keeps_every_row_in_order_with_its_verdict_and_counts_them(
             "correct": {"equal": 14},
             "incorrect": {"differs": 2, "unfinished": 2, "wrong-step": 2},
         },
-        "checkers": {"exact": 16, "numeric + math-verify": 2},
+        "checkers": {"exact": 16, "math-verify": 2},
         "steps_checked": 14,
         "answers_right_steps_wrong": 2,
     }

@@ -1,0 +1,175 @@
+r"""Numbers as they are written, and quantities: a number or a formula with its unit.
+
+number("3 1/2 hours")     ->  7/2, " hours"
+quantity("22^\circ 30'")  ->  45/2, in degrees
+"""
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+from dstools_distill.judge.units import ATOMS, NONE, NoUnitError, Unit, unit
+
+MAX_DIGITS = 1000
+
+
+class Value(NamedTuple):
+    """A part of an answer.
+
+    | kind | text | else |
+    |---|---|---|
+    | number, formula | of a formula its LaTeX | number, unit |
+    | base | digits_base, or r mod m | |
+    | items | the brackets: "()", "[)", "{}", ":" for a ratio, or "" for a bare list | items |
+    | union, without | | items: sets; a set and points |
+    | named | the names, separated by blanks | items: the value |
+    | chain | | items: the sides of 57 + 68 = 125 |
+    | equation, unknown | LaTeX; only equal text decides on what is unknown | |
+    """
+
+    kind: str
+    text: str = ""
+    items: tuple["Value", ...] = ()
+    number: Fraction = Fraction(0)
+    unit: Unit = NONE
+
+
+class UnreadableError(Exception):
+    """The text is not an answer that can be compared."""
+
+
+WHOLE = r"\{\s*(-?\d[\d,]*)\s*\}|(\d)"
+FRACTION = re.compile(rf"\\frac\s*(?:{WHOLE})\s*(?:{WHOLE})|(-?\d+)\s*/\s*(-?\d+)")
+MIXED = re.compile(
+    rf"(\d{{1,9}})\s*(?:\\frac\s*(?:{WHOLE})\s*(?:{WHOLE})|(?<=\s)(\d+)\s*/\s*(\d+))"
+)
+DECIMAL = re.compile(
+    r"(?:(?P<grouped>\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)"
+    r"|\d{1,3}(?:['’ ]\d{3})+(?!\d)|\d{1,3}(?:\.\d{3}){2,}(?![\d.]))|(?P<whole>\d*))"  # noqa: RUF001
+    r"(?:\.(?P<places>\d*))?"
+    r"(?:\\overline\s*\{(?P<period>\d+)\}|\((?P<bracket>\d+)\)|(?P<dots>(?:\\dot\s*\{?\d\}?\d*)+))?"
+    r"(?:\s*(?:[eE]|\*\s*10\s*\^)\s*\{?\s*(?P<power>[+-]?\d{1,3})(?!\d)\s*\}?)?"
+)
+
+
+def number(text: str) -> tuple[Fraction, str] | None:
+    """Return the number at the start of a text and the rest; None if there is none.
+
+    Raises UnreadableError for a mixed number with an improper fraction, and for 0.33...
+    """
+    sign = -1 if text[:1] == "-" else 1
+    text = text[1:].lstrip() if text[:1] in ("-", "+") else text
+    if match := MIXED.match(text):
+        integer, above, below = (int(group) for group in match.groups() if group)
+        if not above < below:
+            raise UnreadableError(text)
+        return sign * (integer + Fraction(above, below)), text[match.end() :]
+    if match := FRACTION.match(text):
+        parts = [re.sub(r",(?=\d{3}(?!\d))", "", group) for group in match.groups() if group]
+        if len("".join(parts)) < MAX_DIGITS and not re.match(r"[.\d]", text[match.end() :]):
+            return sign * Fraction(int(parts[0]), int(parts[1])), text[match.end() :]
+    match = DECIMAL.match(text)
+    assert match is not None
+    rest, places = text[match.end() :], match["places"] or ""
+    whole = re.sub(r"\D", "", match["grouped"] or match["whole"] or "")
+    period = match["period"] or match["bracket"] or re.sub(r"\D", "", match["dots"] or "")
+    if not (whole or places or period) or len(whole + places) > MAX_DIGITS:
+        return None
+    if match[0].endswith(".") and rest.startswith("."):
+        raise UnreadableError(text)
+    value = Fraction(f"{whole or 0}.{places or 0}")
+    if period:
+        if "." not in match[0]:
+            return None
+        value += Fraction(int(period), 10 ** len(places) * (10 ** len(period) - 1))
+    return sign * value * Fraction(10) ** int(match["power"] or 0), rest
+
+
+MONEY = re.compile(r"(-?)\s*([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*")
+POWER = r"\s*\^\s*\{?(-?\d)\}?"
+WORDS = re.compile(rf"[^\d^]+(?:{POWER}[^\d^]*)*")
+TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+REMARK = re.compile(r"(?<=[\w}])\s*(?:\\text\s*\{\s*\([^()]*\)\s*\}|\([A-Za-z -]{3,}\))$")
+LINK = re.compile(r"(?:,|\\text\s*\{\s*(?:,|and)?\s*\}|\band(?=\s*\}?$))\s*(\}?)$")
+COMMA_DECIMAL = re.compile(r"(-?\d+),(\d{1,2})(?=\s*\\text\s*\{|\s+[A-Za-zµ%€/]+$)")
+FORMULA = re.compile(
+    rf"(.*[\w)}}\]!])((?:\s*/?\s*\\text\s*\{{[^{{}}]*\}}(?:{POWER})?)+|\s*[°%]"
+    r"|\s+(?:square |cubic )?[A-Za-z]{3,})"
+)
+NO_AMOUNT = re.compile(r"\\(?:sqrt|frac|cdot)$|\\text|\\begin|[=<>,;]|\\(?:[lg]eq?|in|approx|pm)\b")
+ANGLE = re.compile(r"(?<!^)[-+]|\\(?:sin|cos|tan|cot|sec|csc)")
+
+
+def quantity(text: str, *, letters_are_units: bool) -> Value | None:
+    """Return a number, or a number or formula with its unit; None for other text.
+
+    In "5 m" a letter is a variable unless `letters_are_units`. 3 hours 20 minutes are 10/3 hours.
+    """
+    text = REMARK.sub("", text)
+    money = MONEY.match(text)
+    amount = COMMA_DECIMAL.sub(r"\1.\2", money[1] + text[money.end() :] if money else text)
+    try:
+        first = unit(money[2]) if money else NONE
+        parts = _parts(amount, letters_are_units)
+        if parts:
+            return _sum(parts, first)
+        if money:
+            return Value("formula", amount, unit=first)
+        match = FORMULA.fullmatch(text)
+        if not match or NO_AMOUNT.search(match[1]) or re.search(r"(?<![a-z\\])or\b", text):
+            return None
+        if "°" in match[2] and ANGLE.search(match[1]):
+            return None
+        return Value("formula", match[1], unit=unit(_words(match[2])))
+    except NoUnitError:
+        return None
+
+
+def _parts(text: str, letters_are_units: bool) -> list[Value]:
+    """Return the numbers with their units that a text consists of; [] if it does not."""
+    parts: list[Value] = []
+    while text.strip():
+        found = number(text.lstrip())
+        if found is None:
+            return []
+        value, rest = found
+        if not rest.strip():
+            return [*parts, Value("number", number=value)]
+        match = WORDS.match(rest)
+        if not match or not _may_be_unit(match[0], parts != [] or letters_are_units):
+            return []
+        words = LINK.sub(r"\1", match[0].rstrip())
+        parts.append(Value("number", number=value, unit=unit(_words(words))))
+        text = rest[match.end() :]
+    return parts
+
+
+def _may_be_unit(words: str, letters_are_units: bool) -> bool:
+    """Return whether the text after a number may be its unit, and not a variable or a list."""
+    bare = re.sub(POWER, "", TEXT.sub("", words))
+    if re.search(r"\\(?!\s|cdot)|[=<>+(!^_|-]", bare) or words.lstrip().startswith((",", ";", ":")):
+        return False
+    if "\\text" in words or re.match(r"\s*[%°$€£¥₹‰元角'µΩ万亿]", words):
+        return True
+    letters = re.findall(r"[A-Za-zµ]+", words)
+    if not letters or (not letters_are_units and max(map(len, letters)) == 1):
+        return bool(re.fullmatch(r"\s*[a-z]+/[a-z]+", words))
+    return words[0].isspace() or len(letters[0]) > 2 or letters[0] in ATOMS
+
+
+def _words(text: str) -> str:
+    text = TEXT.sub(r" \1 ", text).replace("*", " ").replace("\\cdot", " ")
+    return re.sub(POWER, r"^\1", text)
+
+
+def _sum(parts: list[Value], money: Unit) -> Value | None:
+    """Return the sum of quantities, each in a smaller unit than the one before; else None."""
+    first = parts[0].unit
+    factor = first.factor * money.factor
+    one = Unit(Fraction(1), factor, first.of or money.of)
+    total = parts[0].number * first.times
+    for part, before in zip(parts[1:], parts, strict=False):
+        if part.unit.of != one.of or not part.unit.factor < before.unit.factor:
+            return None
+        total += part.number * part.unit.factor / factor
+    return Value("number", number=total, unit=one)

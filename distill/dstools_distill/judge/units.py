@@ -1,0 +1,102 @@
+# ruff: noqa: SIM905
+"""Units after a number: what they are of, their conversion, and the words that multiply."""
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+
+class Unit(NamedTuple):
+    """A unit: `times` multiplies the number itself, `factor` converts it to the bases in `of`."""
+
+    times: Fraction = Fraction(1)
+    factor: Fraction = Fraction(1)
+    of: tuple[tuple[str, int], ...] = ()  # (base, power), sorted; () for none
+
+
+NONE = Unit()
+
+
+class NoUnitError(Exception):
+    """The text after a number is not a unit."""
+
+
+BASES = {  # base: its spellings, and those of its multiples
+    "m": "m metre meter inch=0.0254 foot=0.3048 feet=0.3048 ft=0.3048 yard=0.9144 mile=1609.344",
+    "g": "g gram tonne=1e6 ton=1e6", "l": "l L litre liter", "ohm": "ohm Ω", "rad": "rad radian",
+    "s": "s second sec min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
+    "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs",
+    "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "°": "° degree deg '=1/60",
+    "%": "% percent prozent ‰=0.1",
+    **{name: name for name in "mph kph K N J W V A Hz Pa eV mol bit unit".split()},
+}  # fmt: skip
+PREFIXES = {
+    "kilo": "1e3", "centi": "0.01", "milli": "0.001", "micro": "1e-6", "mega": "1e6", "k": "1e3",
+    "c": "0.01", "m": "0.001", "d": "0.1", "M": "1e6", "G": "1e9", "P": "1e15", "T": "1e12",
+    "n": "1e-9", "p": "1e-12", "µ": "1e-6",
+}  # fmt: skip
+ATOMS = {
+    name: (base, Fraction(size or 1))
+    for base, spelled in BASES.items()
+    for name, _, size in (word.partition("=") for word in spelled.split())
+}
+ATOMS |= {
+    prefix + name: (ATOMS[name][0], ATOMS[name][1] * Fraction(size))
+    for prefix, size in PREFIXES.items()
+    for name in "m metre meter g gram s second l L litre liter Hz N J W V A Pa eV mol bit".split()
+    if (len(prefix) > 1) == (len(name) > 3)
+}
+TIMES = {
+    "hundred": 100, "thousand": 1000, "million": 10**6, "mn": 10**6, "billion": 10**9, "bn": 10**9,
+    "trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7, "万": 10**4, "亿": 10**8,
+}  # fmt: skip
+NOT_UNITS = set(  # words that change a number, deny it, or say something of it
+    "score half third quarter fourth fifth tenth hundredth thousandth plus minus times divided "
+    "over squared cubed root factorial mod power one two three four five six seven eight nine "
+    "ten eleven twelve twenty thirty forty fifty or and to not no nor if maybe perhaps about "
+    "least most more less fewer fewest between than approximately under above below negative "
+    "but either wrong false instead except without pair couple imaginary in i x pi is was has "
+    "fail work so too only".split()
+)
+RAISED = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+WORD = re.compile(r"/|[^\s/*·^.]+(?:\^-?\d)?")
+
+
+def unit(words: str) -> Unit:
+    """Return the unit that the words after a number name: "km per hour", "cm^2", "million $".
+
+    A word that is not known is a unit of its own name, without a plural s. Raises NoUnitError for
+    text that changes the number or is not a unit.
+    """
+    words = " ".join(words.replace("\\", "").split()).rstrip(".,")
+    words = re.sub(r"per cent|percentage points?", "percent", words, flags=re.IGNORECASE)
+    if not words or len(words) > 40 or re.search(r"[=<>+]|\d", re.sub(r"\^-?\d", "", words)):
+        raise NoUnitError(words)
+    times, factor, sign, raised = Fraction(1), Fraction(1), 1, 1
+    of: dict[str, int] = {}
+    for word in WORD.findall(words):
+        name, _, power = word.partition("^")
+        if name in ("/", "per"):
+            sign = -1
+        elif name.lower() in RAISED:
+            raised = RAISED[name.lower()]
+        elif not of and (multiple := TIMES.get(name.lower().removesuffix("s"))):
+            times *= multiple
+        else:
+            base, size = _atom(name)
+            exponent = sign * raised * int(power or 1)
+            of[base] = of.get(base, 0) + exponent
+            factor, raised = factor * size**exponent, 1
+    return Unit(times, factor, tuple(sorted(pair for pair in of.items() if pair[1])))
+
+
+def _atom(name: str) -> tuple[str, Fraction]:
+    """Return base and size of a unit of one word; the case of short ones counts."""
+    lower = name.lower()
+    single = lower.removesuffix("s") if len(lower) > 2 else lower
+    for spelling in (name, lower, single, lower.removesuffix("es")):
+        if spelling in ATOMS and (spelling == name or len(spelling) > 2):
+            return ATOMS[spelling]
+    if {lower, single} & NOT_UNITS or not re.fullmatch(r"[^\W\d_][\w'()-]*", name):
+        raise NoUnitError(name)
+    return single, Fraction(1)

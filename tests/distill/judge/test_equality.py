@@ -1,0 +1,105 @@
+"""Tests of the equality of two answers: equal, different or unknown, and who was asked."""
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from dstools_distill.judge.equality import Comparison
+from dstools_distill.judge.reader import read
+from dstools_distill.judge.referee import Referee
+
+
+@pytest.fixture(scope="module")
+def referee() -> Iterator[Referee]:
+    with closing(Referee(5.0)) as made:
+        yield made
+
+
+def compared(
+    referee: Referee, one: str, other: str, ordered: bool | None = None
+) -> tuple[bool | None, Comparison]:
+    first, second = read(one), read(other)
+    assert first is not None
+    assert second is not None
+    comparison = Comparison(referee, ordered)
+    return comparison.same(first, second), comparison
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("50%", "0.5", True),
+        ("50%", "50", True),
+        ("0.5%", "0.5", None),
+        ("0.3%", "3‰", True),
+        ("1.5 hours", "90 minutes", True),
+        ("5 cm", "5 m", False),
+        ("5 cm", "5 kg", None),
+        ("5 cm", "5", True),
+        ("2 million", "2", False),
+        ("1,2", "2,1", True),
+        ("1,2,2", "1,2", False),
+        (r"\{1,2,2\}", r"\{2,1\}", True),
+        ("1,2,3", "3,1,2", None),  # an order may have been asked for
+        ("(1,2)", "(2,1)", False),
+        ("(1,2)", "1,2", None),
+        ("(0,1)", "(0,1]", False),
+        ("x=1,y=2", "(1,2)", True),
+        ("x=1,y=2", "2,1", None),
+        ("x=1,y=2", "y=2,x=1", True),
+        ("a=4,b=3", "a=3,b=4", False),
+        ("1:2:3", "2:4:6", True),
+        ("1:2", "2:1", False),
+        ("1011_2", "1011_3", False),
+        ("52", "52_8", True),  # the base may have been asked for
+        ("52_8", "52", None),
+        (r"x \equiv 3 \pmod 7", r"x \equiv 10 \pmod 7", True),
+        ("1+1=3", "3", False),
+        ("3.5", "3,5", None),
+        (r"\infty", r"-\infty", False),
+        (r"x \ne 3", r"x \ne 5", False),
+        ("R+r", "2r", None),  # math-verify reads R as r
+        (r"\log 6", r"\ln 6", None),
+        ("f'(x)", "f(x)", None),
+        (r"\text{even}", r"\text{odd}", None),
+    ],
+)
+def test_two_answers_are_equal_different_or_not_comparable(
+    referee: Referee, one: str, other: str, expected: bool | None
+) -> None:
+    assert compared(referee, one, other)[0] is expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (r"\sqrt{12}", r"2\sqrt3", True),
+        (r"\sin 2x", r"2 \sin x \cos x", True),
+        (r"2 \pm \sqrt 3", r"2-\sqrt3, 2+\sqrt3", True),
+        ("f(n)=1+n", "f(x)=x+1", True),
+        ("(2, 60°)", r"(2, \frac{\pi}{3})", True),
+        (r"45°", r"\frac{\pi}{4}", True),
+        (r"1:\sqrt3", r"\sqrt3:3", True),
+        ("x=5", "y=5", False),
+    ],
+)
+def test_formulas_are_compared_by_math_verify(
+    referee: Referee, one: str, other: str, expected: bool
+) -> None:
+    found, comparison = compared(referee, one, other)
+    assert (found, comparison.asked) == (expected, True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ordered", "expected"),
+    [
+        ("(1,2)", r"\{2,1\}", False, True),  # any brackets hold a set
+        ("1,2", "(2,1)", True, False),  # any brackets hold a tuple
+        ("3,1,2", "1,2,3", False, True),
+    ],
+)
+def test_the_order_counts_as_asked(
+    referee: Referee, one: str, other: str, ordered: bool, expected: bool
+) -> None:
+    assert compared(referee, one, other, ordered)[0] is expected

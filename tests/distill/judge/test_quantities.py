@@ -1,0 +1,80 @@
+"""Tests of numbers as they are written, and of numbers and formulas with a unit."""
+
+from fractions import Fraction
+
+import pytest
+
+from dstools_distill.judge.quantities import UnreadableError, number, quantity
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "rest"),
+    [
+        ("3", 3, ""),
+        ("-1,234.50", Fraction("-1234.5"), ""),
+        ("12,34,567", 1234567, ""),
+        ("1.234.567", 1234567, ""),
+        ("1'234'567", 1234567, ""),
+        ("100 000", 100000, ""),
+        ("2e3", 2000, ""),
+        ("4.5 * 10^{-7}", Fraction(45, 10**8), ""),
+        ("3 1/2 hours", Fraction(7, 2), " hours"),
+        (r"7\frac{1}{2}", Fraction(15, 2), ""),
+        (r"\frac{3}{20,000}", Fraction(3, 20000), ""),
+        (r"0.1\overline{6}", Fraction(1, 6), ""),
+        (r"0.\dot{4}\dot{5}", Fraction(5, 11), ""),
+        ("0.(3)", Fraction(1, 3), ""),
+        ("1,2345", 1, ",2345"),
+        ("3x", 3, "x"),
+    ],
+)
+def test_a_number_has_an_exact_value(text: str, value: Fraction, rest: str) -> None:
+    assert number(text) == (value, rest)
+
+
+def test_what_is_no_number_or_an_ambiguous_one_is_not_read() -> None:
+    assert number("x") is None
+    assert number("1" * 2000) is None
+    for text in ("4 10/3", "1..2"):
+        with pytest.raises(UnreadableError):
+            number(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"3 \text{ hours } 20 \text{ minutes}", r"3\text{ hours and }20\text{ minutes}"),
+        ("90 minutes", "1.5 hours"),
+        ("22° 30'", "22.5°"),
+        ("$0.50", "50 cents"),
+        ("2,5 km", "2.5 km"),
+        ("5 (five)", "5"),
+        ("5 feet 6 inches", "66 inches"),
+    ],
+)
+def test_a_quantity_is_the_same_in_any_unit(one: str, other: str) -> None:
+    found = [quantity(text, letters_are_units=False) for text in (one, other)]
+    assert found[0] is not None
+    assert found[1] is not None
+    values = [value.number * value.unit.factor for value in found if value is not None]
+    assert values[0] == values[1]
+    assert found[0].unit.of == found[1].unit.of
+
+
+@pytest.mark.parametrize(
+    "text", ["2 h", "3i", "x + 1", "3, 5", "3 or 5", "2 more than 3", "9 fails"]
+)
+def test_variables_lists_and_words_are_no_quantity(text: str) -> None:
+    assert quantity(text, letters_are_units=False) is None
+
+
+def test_a_letter_is_a_unit_if_so_asked() -> None:
+    found = quantity("2 h", letters_are_units=True)
+    assert found is not None
+    assert found.unit.of == (("s", 1),)
+
+
+def test_a_formula_has_the_unit_after_it() -> None:
+    found = quantity(r"25\pi \text{ cm}^2", letters_are_units=False)
+    assert found is not None
+    assert (found.kind, found.text, found.unit.of) == ("formula", r"25\pi", (("m", 2),))

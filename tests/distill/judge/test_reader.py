@@ -1,0 +1,86 @@
+"""Tests of the reader of answers: their structure, and what stays unknown."""
+
+import re
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dstools_distill.judge.quantities import Value
+from dstools_distill.judge.reader import EMPTY, INFINITY, MINUS_INFINITY, REALS, read, split_top
+
+
+def number(value: int | str) -> Value:
+    return Value("number", number=Fraction(value))
+
+
+ONE, TWO, THREE = number(1), number(2), number(3)
+PI = Value("formula", r"\pi")
+ONE_TWO = Value("items", "()", (ONE, TWO))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", THREE),
+        ("3, 1", Value("items", "", (THREE, ONE))),
+        ("1,234", number(1234)),
+        ("(1,234)", Value("items", "()", (ONE, number(234)))),
+        (r"\{1, 2\}", Value("items", "{}", (ONE, TWO))),
+        ("{1, 2}", Value("items", "{}", (ONE, TWO))),
+        (r"\left[1, \pi\right)", Value("items", "[)", (ONE, PI))),
+        ("]1, 2[", ONE_TWO),
+        ("P(1,2)", ONE_TWO),
+        (r"\langle 1, 2\rangle", ONE_TWO),
+        ("x = 3", Value("named", "x", (THREE,))),
+        ("x = 1, y = 2", Value("named", "x y", (ONE_TWO,))),
+        ("y = 2, x = 1", Value("named", "x y", (ONE_TWO,))),
+        ("(x, y) = (1, 2)", Value("named", "x y", (ONE_TWO,))),
+        ("x = 1, x = 2", Value("items", "", (ONE, TWO))),
+        ("x_2 = 2, x_1 = 1", Value("items", "", (ONE, TWO))),
+        (r"\begin{cases} x=1 \\ y=2 \end{cases}", Value("named", "x y", (ONE_TWO,))),
+        ("(1) 1; (2) 2", Value("named", "(1) (2)", (ONE_TWO,))),
+        ("1+2 = 3", Value("chain", "", (Value("formula", "1+2"), THREE))),
+        ("2x+1 = 3", Value("equation", "2x+1 = 3")),
+        (r"x \approx 3", Value("named", "x", (THREE,))),
+        (r"\pi \approx 3", PI),
+        ("1 < x <= 3", Value("items", "(]", (ONE, THREE))),
+        ("x > 3", Value("items", "()", (THREE, INFINITY))),
+        ("3 > x", Value("items", "()", (MINUS_INFINITY, THREE))),
+        (r"x \ge 1 \text{ and } x < 3", Value("items", "[)", (ONE, THREE))),
+        (r"x \ne 3", Value("without", "", (REALS, THREE))),
+        (r"\mathbb{R} \setminus \{3\}", Value("without", "", (REALS, THREE))),
+        (r"\{x \mid x > 3\}", Value("items", "()", (THREE, INFINITY))),
+        (r"(1,2) \cup (2,3)", Value("union", "", (ONE_TWO, Value("items", "()", (TWO, THREE))))),
+        (r"\varnothing", EMPTY),
+        (r"1 \pm x", Value("items", "", (Value("formula", "1 + x"), Value("formula", "1 - x")))),
+        ("1:2", Value("items", ":", (ONE, TWO))),
+        (r"1011_{\text{two}}", Value("base", "1011_2")),
+        ("0x2A", Value("base", "2a_16")),
+        (r"x \equiv 10 \pmod 7", Value("base", "3 mod 7")),
+        (r"x = \pi k, k \in \mathbb{Z}", Value("named", "x", (Value("formula", r"\pi n"),))),
+        ("0.3333...", number("1/3")),
+        ("1, 2, ..., n", Value("unknown", "1,2,...,n")),
+        ("x_1 < x_2", Value("unknown", "x_1<x_2")),
+    ],
+)
+def test_an_answer_is_read_as_this_value(text: str, value: Value) -> None:
+    assert read(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1 < x > 2", "4 10/3", "1 <", "x" * 3000, "{" * 60 + "}" * 60]
+)
+def test_ambiguous_or_long_text_is_not_read(text: str) -> None:
+    assert read(text) is None
+
+
+def test_a_text_is_split_outside_of_brackets_only() -> None:
+    assert split_top("a,(b,c),d", re.compile(",")) == (["a", "(b,c)", "d"], [",", ","])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=r"0123456789+-*/^_=<>()[]{}|!.,;:%$° \abefinopqrstxyz", max_size=60))
+def test_no_text_breaks_the_reader(text: str) -> None:
+    read(text)

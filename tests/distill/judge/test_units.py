@@ -1,0 +1,58 @@
+"""Tests of units: their bases and sizes, and the words that are none."""
+
+from fractions import Fraction
+
+import pytest
+
+from dstools_distill.judge.units import NoUnitError, unit
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("centimetres", "cm"),
+        ("Meters", "m"),
+        ("euros", "€"),
+        ("per cent", "%"),
+        ("percentage points", "%"),
+        ("kilometers per hour", "km/h"),
+        ("square feet", "ft^2"),
+        ("sq. ft", "ft^2"),
+        ("ohms", "Ω"),
+        ("min.", "minutes"),
+        ("apples", "apple"),
+    ],
+)
+def test_a_unit_is_the_same_in_any_spelling(one: str, other: str) -> None:
+    assert unit(one) == unit(other)
+
+
+@pytest.mark.parametrize(
+    ("words", "factor", "of"),
+    [
+        ("cm^2", Fraction(1, 10_000), (("m", 2),)),
+        ("km/h", Fraction(1000, 3600), (("m", 1), ("s", -1))),
+        ("N m^2/kg^2", Fraction(1, 10**6), (("N", 1), ("g", -2), ("m", 2))),
+        ("cents", Fraction(1, 100), (("$", 1),)),
+        ("Mg", Fraction(10**6), (("g", 1),)),  # not mg
+        ("mg", Fraction(1, 1000), (("g", 1),)),
+    ],
+)
+def test_a_unit_has_a_size_in_its_bases(
+    words: str, factor: Fraction, of: tuple[tuple[str, int], ...]
+) -> None:
+    found = unit(words)
+    assert (found.factor, found.of) == (factor, of)
+
+
+def test_a_word_before_the_unit_multiplies_the_number() -> None:
+    assert unit("million dollars") == unit("$")._replace(times=Fraction(10**6))
+    assert unit("dozen").times == 12
+
+
+@pytest.mark.parametrize(
+    "words", ["or so", "times", "", "x" * 41, "not metres", "quarters", "pairs", "tenths", "fails"]
+)
+def test_words_that_change_the_number_are_not_a_unit(words: str) -> None:
+    with pytest.raises(NoUnitError):
+        unit(words)
