@@ -4,8 +4,9 @@ Words are tokens that carry information: numbers, and words that are not single 
 A question is indexed by its phrases, runs of three words, and every text by its runs of ten. What
 more than ten texts of a benchmark share identifies no problem and is left out: phrases, and runs
 apart from their numbers ("the following arithmetic problem: 3"). A question of ten words or less,
-or with few phrases or no run left, is indexed as a whole; so is a question that a program made, as
-other numbers make another problem. Short answers are not indexed.
+or with few phrases or no run left, is indexed as a whole, a formula of three numbers by its phrases
+too. So is a question that a program made, as other numbers make another problem. Short answers are
+not indexed.
 
 The file is in the safetensors format; a table is a few columns of one length, sorted by hash:
 
@@ -50,6 +51,7 @@ WINDOW = 10  # words, of the runs of a text; tokens, of the window that finds a 
 PHRASE = 3  # words
 LONG_WORD = 4  # letters
 COMMON_TEXTS = 10
+FORMULA_NUMBERS = 3  # distinct ones, by which a shorter question is found, too
 OWN_SHARE = 0.2  # of its words, which a question has in phrases that few others have
 EVAL_INDEX = "eval.ngrams"  # index of the problems of a recipe's [eval]
 METADATA = "dstools contamination index"
@@ -114,11 +116,13 @@ def build_tables(name: str, digest: str, texts: Iterable[Text]) -> tuple[Benchma
             own = ~np.isin(windows(masked[key], WINDOW), common[WINDOW])
             add("run", words, own, text.row)
             is_found |= bool(own.any())
-        if text.kind == "question" and len(words) > WINDOW:
+        told_apart = _told_apart_by(text.tokens)
+        is_long = len(words) > WINDOW or len(set(told_apart["number"])) >= FORMULA_NUMBERS
+        if text.kind == "question" and is_long:
             own = ~np.isin(windows(words, PHRASE), common[PHRASE])
             if OWN_SHARE * len(words) <= len(_covered(own, PHRASE)):
                 add("phrase", words, own, text.row)
-                for table, values in _told_apart_by(text.tokens).items():
+                for table, values in told_apart.items():
                     found = entries.setdefault(table, {})
                     found.update(((value, text.row), None) for value in values)
             else:
@@ -162,8 +166,8 @@ def _told_apart_by(text: list[str]) -> dict[str, list[int]]:
     numbers = [token for token in signed(text) if token[0].isdigit()]
     words = [
         token
-        for token in text
-        if not token.isdigit() and (len(token) >= LONG_WORD or not token.isascii())
+        for token, is_word in zip(text, are_words(hashes_of(text)), strict=True)
+        if is_word and not token.isdigit() and (len(token) >= LONG_WORD or not token.isascii())
     ]
     return {"number": hashes_of(numbers).tolist(), "word": hashes_of(words).tolist()}
 

@@ -200,7 +200,7 @@ class Index:
         return bool(
             np.isin(own, around).all()
             and np.isin(words[first:last][numbers[first:last]], own).all()
-            and (not len(long) or np.isin(long, around).mean() >= IN_COMMON)
+            and (~np.isin(long, around)).sum() <= max((1 - IN_COMMON) * len(long), 1)
         )
 
     def _runs(

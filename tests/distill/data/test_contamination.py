@@ -116,6 +116,25 @@ def test_what_a_trace_says_of_its_own_prompt_is_judged_in_the_prompt(tmp_path: P
     assert (match["where"], match["share"]) == ("reasoning", 0.53)
 
 
+MULTIPLES = "Find the sum of all multiples of 3 and 7 that are larger than 20 and smaller than 500."
+
+
+@pytest.mark.parametrize(
+    ("text", "is_found"),
+    [
+        (MULTIPLES.replace("larger", "greater"), True),
+        (MULTIPLES.replace("20", "30"), False),
+        (MULTIPLES.replace("3 and 7", "3 and 7 and 11"), False),
+        (f"Problem 11. {MULTIPLES}", True),
+    ],
+)
+def test_with_other_numbers_it_is_another_problem(
+    text: str, is_found: bool, tmp_path: Path
+) -> None:
+    index = Index([saved(tmp_path, "b", MULTIPLES)])
+    assert bool(index.search([prompt(text)])[0]) == is_found
+
+
 # ------------------------------------------------------------- thousands of problems, as in MATH
 
 NAMES = ("Ana", "Boris", "Chidi", "Dalia", "Emil", "Fumiko", "Grace", "Hugo", "Ilse", "Jamal")
@@ -172,10 +191,10 @@ def problems(count: int) -> list[str]:
 
 
 def reworded(text: str) -> str:
-    """A text with every seventh of its plain words replaced, never a number or a formula."""
+    """A text with the first and every seventh plain word replaced, never a number or a formula."""
     words = text.split()
     plain = [n for n, word in enumerate(words) if re.fullmatch("[A-Za-z]{2,}[.,?]?", word)]
-    for n in plain[3::7]:
+    for n in plain[::7]:
         words[n] = "lorem"
     assert words.count("lorem") <= 0.2 * len(words)
     return " ".join(words)
