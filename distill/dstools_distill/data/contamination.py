@@ -1,11 +1,10 @@
 """Search for texts of benchmarks, indexed by benchmarks.py, in the rows of a data set.
 
-A prompt repeats a question if it has a quarter of its phrases, three fifths of its long words and
-all of its numbers: with other numbers it is another problem. It repeats a part of
-one if three fifths of the prompt are runs of ten words of that question, and it has no other
-numbers. In a trace or an answer any run of ten words is a hit, but what the row's own prompt says
-is judged there, and a run that is digits for the most part is a formula. Questions that are indexed
-as a whole are found as a whole.
+A prompt repeats a question if it has a quarter of its phrases, most of its long words and all its
+numbers: with other numbers it is another problem. It repeats a part of one if three fifths of the
+prompt are runs of ten words of that question, and it has no other numbers. In a trace or an answer
+any run of ten words is a hit, but what the row's own prompt says is judged there, and a run that is
+digits for the most part is a formula. Questions that are indexed as a whole are found as a whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,6 +44,7 @@ CONTINUED = hashes_of(["+", "-", "/", "^"])  # after a whole question: it is par
 DIGITS = hashes_of([digit + sign for digit in "0123456789" for sign in ("", *"+-/^")])
 IN_PHRASES = 0.25  # least share of a question's words in phrases that a prompt has
 IN_COMMON = 0.6  # least share of a question's long words, or of a prompt
+WITH_NUMBERS = 0.5  # the same where the question has several numbers
 CANDIDATE = 2  # phrases of a question in a prompt
 PARTS_OF_ROW = ("reasoning", "answer")
 
@@ -197,10 +197,11 @@ class Index:
         first, last = int(starts[0]), int(starts[-1]) + PHRASE
         around = words[max(first - length, 0) : last + length]
         own, long = self._numbers.get(place, words[:0]), self._words.get(place, words[:0])
+        wanted = WITH_NUMBERS if len(own) > 1 else IN_COMMON
         return bool(
             np.isin(own, around).all()
             and np.isin(words[first:last][numbers[first:last]], own).all()
-            and (~np.isin(long, around)).sum() <= max((1 - IN_COMMON) * len(long), 1)
+            and (~np.isin(long, around)).sum() <= max((1 - wanted) * len(long), 1)
         )
 
     def _runs(

@@ -123,6 +123,8 @@ MULTIPLES = "Find the sum of all multiples of 3 and 7 that are larger than 20 an
     ("text", "is_found"),
     [
         (MULTIPLES.replace("larger", "greater"), True),
+        # of find, multiples, that, larger, than and smaller half are there
+        (MULTIPLES.replace("Find", "Give").replace("larger", "over").replace("small", "low"), True),
         (MULTIPLES.replace("20", "30"), False),
         (MULTIPLES.replace("3 and 7", "3 and 7 and 11"), False),
         (f"Problem 11. {MULTIPLES}", True),
