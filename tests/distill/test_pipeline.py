@@ -7,8 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
+import pyarrow.ipc
 import pytest
 
 from dstools_distill.pipeline import Pipeline
@@ -198,6 +202,104 @@ def test_a_stage_that_is_killed_again_and_again_ends_in_the_same_bytes(
 
 
 # ------------------------------------------------------------------------------------- identities
+
+TO_ROWS = f"""
+[[prompts.source]]
+path = "asked.jsonl"
+[generate]
+{{generate}}
+[verify]
+[select]
+[student]
+tokenizer = "{DATA / "sample-v3"}"
+[student.init]
+model_type = "qwen3"
+[render]
+max_length = 256
+"""
+MESSAGES = {  # of servers: the trace and the answer in five ways
+    "parts": {
+        "content": [
+            {"type": "thinking", "thinking": [{"type": "text", "text": "5+8"}]},
+            {"type": "text", "text": "13"},
+        ]
+    },
+    "a key of its own": {"content": "13", "reasoning": "5+8"},
+    "blanks before the opener": {"content": "\n\t<think>\n5+8\n</think>\n\n13"},
+    "the opener in the prompt": {"content": "5+8\n</think>\n\n13"},
+}
+ASKED = {
+    "a question": {"question": "5 + 8 =", "answer": "13", "source": "x"},
+    "several turns": {
+        "messages": [
+            {"role": "user", "content": "1 + 1 ="},
+            {"role": "assistant", "content": "2"},
+            {"role": "user", "content": "5 + 8 ="},
+        ],
+        "ground_truth": "13",
+    },
+}
+
+
+class Completions(BaseHTTPRequestHandler):
+    """Answers every chat completion with the server's message, which ends with "eos"."""
+
+    server: Any
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        choice = {"message": self.server.message, "finish_reason": "eos"}
+        body = json.dumps({"choices": [choice]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def rows_of(folder: Path, generate: str, asked: str) -> list[str]:
+    """Run a recipe from prompts to rendered rows; return what is trained on."""
+    from transformers import AutoTokenizer
+
+    (folder / "asked.jsonl").write_text(json.dumps(ASKED[asked]) + "\n")
+    recipe = folder / "recipe.toml"
+    recipe.write_text(TO_ROWS.format(generate=generate))
+    places = Places(read_recipe(recipe), folder / "out", Path)
+    Pipeline(places, 1, no_bar).run("", lambda chain, stage, done: None)
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "sample-v3")
+    with pyarrow.memory_map(str(folder / "out" / "render" / "rows.arrow")) as file:
+        rows = pyarrow.ipc.open_stream(file).read_all().to_pylist()
+    return [tokenizer.decode([n for n in row["labels"] if n >= 0]) for row in rows]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("form", MESSAGES)
+def test_what_a_server_says_arrives_in_the_rows(
+    form: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Completions) as server:
+        server.message = MESSAGES[form]  # type: ignore[attr-defined]
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        generate = f'backend = "openai"\nmodel = "m"\nbase_url = "{url}"'
+        try:
+            trained = rows_of(tmp_path, generate, asked)
+        finally:
+            server.shutdown()
+    assert trained == ["<think>\n5+8\n</think>\n\n13<｜end▁of▁sentence｜>"]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_replayed_text_without_its_opener_arrives_in_the_rows(asked: str, tmp_path: Path) -> None:
+    sample = {"prompt": "5 + 8 =", "raw": "5+8\n</think>\n\n13", "finish_reason": None}
+    (tmp_path / "given.jsonl").write_text(json.dumps(sample) + "\n")
+    trained = rows_of(tmp_path, 'backend = "replay"\nmodel = "given.jsonl"', asked)
+    assert trained == ["<think>\n5+8\n</think>\n\n13<｜end▁of▁sentence｜>"]
+
 
 IDENTITIES = """
 [student]

@@ -179,16 +179,22 @@ def _turns(columns: Columns, name: str) -> list[Message]:
     parts = [
         part for part in (*passages, question, *after) if part == question or part not in question
     ]
+    return [*_history(columns), _user("\n\n".join(parts))]
+
+
+def _history(columns: Columns) -> list[Message]:
+    """Return the turns of LLaMA-Factory's and ms-swift's history: pairs of question and answer."""
+    if not columns.has("history"):
+        return []
+    pairs, name = columns.take("history"), columns.spelled("history")
     turns = []
-    for number, pair in enumerate(columns.take("history") or []):
-        where = f"{columns.spelled('history')}[{number}]"
+    for number, pair in enumerate(pairs if isinstance(pairs, list) else [pairs]):
+        where = f"{name}[{number}]"
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadRowError(f"{where} is not a pair of a question and an answer: {shown(pair)}")
-        turns += [
-            _user(text(pair[0], where)),
-            {"role": "assistant", "content": text(pair[1], where)},
-        ]
-    return [*turns, _user("\n\n".join(parts))]
+        answer = {"role": "assistant", "content": text(pair[1], where)}
+        turns += [_user(text(pair[0], where)), answer]
+    return turns
 
 
 def _conversation(turns: Any, name: str) -> list[Message]:

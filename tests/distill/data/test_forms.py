@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from dstools_distill.data.columns import BadRowError
-from dstools_distill.data.forms import Question, convert
+from dstools_distill.data.forms import QUESTIONS, REPLIES, TRACES, Question, convert
+from dstools_distill.data.golds import CODE_CASES, GOLD_KEYS, OPTIONS
 
 FOLDER = Path(__file__).parents[2] / "cases" / "distill"
 CASES = [
@@ -16,6 +20,7 @@ CASES = [
     for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()
 ]
 
+TEXTS = ["2+2", "4", "off", " ", "so\n#### 4", "\\boxed{4", "<think>x</think>4", '["4"]', "user"]
 USER = {"role": "user", "content": "What is 2 + 2?"}
 ASKED = [USER]
 ANSWER = "<think>\nTwo and two.\n</think>\n\n4"
@@ -134,6 +139,7 @@ def test_difficulty_is_a_share_or_unknown(row: dict[str, Any], difficulty: float
         ({"problem": "2+2", "answer": ["4", "5"]}, "answer holds 2 answers"),
         ({"problem": "2+2", "reasoning": ["a b", "b c"]}, "reasoning holds 2 traces"),
         ({"query": "2+2", "history": [["1+1"]]}, r"history\[0\] is not a pair of a question and"),
+        ({"query": "2+2", "history": 1.5}, r"history\[0\] is not a pair of a question and"),
         ({"problem": "2+2", "answer": True}, "answer is not a string: bool"),
         ({"problem": "2+2", "answer": "so\n#### "}, "answer has nothing after ####"),
         ({"problem": "2+2", "answer_type": "float"}, "answer_type is 'float', not one of"),
@@ -204,6 +210,30 @@ def test_a_row_of_a_public_data_set_is_read_or_refused(case: dict[str, Any]) -> 
     assert "difficulty_is" not in case or question.difficulty == case["difficulty_is"]
     if "difficulty_is_not" in case:
         assert question.difficulty != case["difficulty_is_not"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 9) | st.floats(0, 1) | st.sampled_from(TEXTS),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["text", "label", "role", "content"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+NAMES = [*QUESTIONS, *REPLIES, *TRACES, *GOLD_KEYS, *OPTIONS, *CODE_CASES, "A", "B", "history"]
+
+
+@examples(deadline=None, max_examples=200)
+@given(st.dictionaries(st.sampled_from([*NAMES, "reward_model", "difficulty"]), VALUES, max_size=6))
+def test_any_row_is_a_question_or_refused(row: dict[str, Any]) -> None:
+    try:
+        question = convert({"problem": "2+2"} | row)
+    except BadRowError:
+        return
+    assert question.messages[-1]["role"] == "user"
+    assert all(isinstance(message["content"], str) for message in question.messages)
+    assert isinstance(question.gold, str | None)
+    assert isinstance(question.reference, str | None)
 
 
 def test_columns_that_nothing_is_taken_from_are_named() -> None:
