@@ -178,6 +178,7 @@ def _points(symbols: list[Any]) -> Iterator[tuple[bool, dict[Any, Any]]]:
         yield False, point | {s: sympy.Rational(10 * point[s] + 3, 17) for s in free}
     for symbol in free:
         yield False, integers[0] | {symbol: -sympy.Rational(10 * integers[1][symbol] + 7, 13)}
+    for symbol in symbols:
         yield False, integers[1] | {symbol: -integers[1][symbol]}
 
 
@@ -209,7 +210,7 @@ def _close(one: Any, other: Any) -> bool | None:
     if not size:
         return True
     if size < sympy.Float("1e-55"):
-        return True if not one or not other else None
+        return None
     digits = DIGITS - 10 + max(0, int(sympy.log(size, 10)))
     return bool(abs(one - other) <= size * sympy.Float(10) ** -digits)
 

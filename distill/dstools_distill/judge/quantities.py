@@ -89,7 +89,7 @@ MONEY = re.compile(r"(-?)\s*([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*")
 POWER = r"\s*\^\s*\{?(-?\d)\}?"
 WORDS = re.compile(rf"[^\d^]+(?:{POWER}[^\d^]*)*")
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-REMARK = re.compile(r"(?<=[\w}])\s*(?:\\text\s*\{\s*\([^()]*\)\s*\}|\([A-Za-z -]{3,}\))$")
+REMARK = re.compile(r"(?<=[\w}])\s*(?:\\text\s*\{\s*\([A-Za-z -]+\)\s*\}|\([A-Za-z -]{3,}\))$")
 LINK = re.compile(r"(?:,|\\text\s*\{\s*(?:,|and)?\s*\}|\band(?=\s*\}?$))\s*(\}?)$")
 COMMA_DECIMAL = re.compile(r"(-?\d+),(\d{1,2})(?=\s*\\text\s*\{|\s+[A-Za-zµ%€/]+$)")
 FORMULA = re.compile(
@@ -149,9 +149,9 @@ def _may_be_unit(words: str, letters_are_units: bool) -> bool:
     bare = re.sub(POWER, "", TEXT.sub("", words))
     if re.search(r"\\(?!\s|cdot)|[=<>+(!^_|-]", bare) or words.lstrip().startswith((",", ";", ":")):
         return False
-    if "\\text" in words or re.match(r"\s*[%°$€£¥₹‰元角'µΩ万亿]", words):
+    if "\\text" in words or re.match(r"\s*[%°$€£¥₹‰元角'µ万亿]", words):
         return True
-    letters = re.findall(r"[A-Za-zµ]+", words)
+    letters = re.findall(r"[A-Za-zµΩ]+", words)
     if not letters or (not letters_are_units and max(map(len, letters)) == 1):
         return bool(re.fullmatch(r"\s*[a-z]+/[a-z]+", words))
     return words[0].isspace() or len(letters[0]) > 2 or letters[0] in ATOMS

@@ -62,7 +62,18 @@ def test_a_quantity_is_the_same_in_any_unit(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["2 h", "3i", "x + 1", "3, 5", "3 or 5", "2 more than 3", "9 fails"]
+    "text",
+    [
+        "2 h",
+        "2 Ω",
+        r"3 \text{ (mod 5)}",
+        "3i",
+        "x + 1",
+        "3, 5",
+        "3 or 5",
+        "2 more than 3",
+        "9 fails",
+    ],
 )
 def test_variables_lists_and_words_are_no_quantity(text: str) -> None:
     assert quantity(text, letters_are_units=False) is None
