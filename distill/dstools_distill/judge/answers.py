@@ -10,7 +10,7 @@ r"""Comparison of an answer with the gold answer, by the type of answer that was
 | string | the same text, apart from white space and quotes; the same date or time |
 | auto | as the type that the gold looks like |
 
-Equal texts and exact values decide alone. Formulas are read by math-verify and compared at 60
+Equal texts and exact values decide alone. Formulas are read by math-verify and compared at many
 digits; what neither can read is unverifiable.
 """
 
@@ -22,7 +22,7 @@ from typing import NamedTuple
 from dstools_distill.judge.equality import Comparison
 from dstools_distill.judge.extract import ANNOUNCED, DENIAL, Extracted, final_answer, stripped
 from dstools_distill.judge.quantities import Value
-from dstools_distill.judge.reader import PARTS, has_unit, read
+from dstools_distill.judge.reader import has_unit, read
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import SPACING, squeezed
 from dstools_distill.recipe.settings import AnswerType
@@ -124,7 +124,9 @@ def _is_balanced(text: str) -> bool:
 def _joined(answer: Extracted, gold: str, kind: AnswerType) -> Extracted:
     """Return several answers as one list if the gold is a list, else the answer unchanged."""
     wanted = read(gold)
-    is_list = wanted is not None and (wanted.text in ("", "{}", PARTS) and bool(wanted.items))
+    is_list = wanted is not None and (
+        wanted.kind == "named" or (wanted.text in ("", "{}") and bool(wanted.items))
+    )
     return Extracted(", ".join(answer.parts)) if kind == "set" or is_list else answer
 
 
@@ -149,7 +151,7 @@ def _differs(answer: str, checkers: tuple[str, ...]) -> Ruling:
 
 
 def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
-    """Compare two formulas by text, by exact arithmetic, or by math-verify and 60 digits."""
+    """Compare two formulas by text, by exact arithmetic, or by math-verify's trees."""
     if squeezed(answer) == squeezed(gold):
         return EQUAL
     wanted, given = read(gold), read(answer)
@@ -160,7 +162,7 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
     ordered = {"set": False, "tuple": True}.get(kind)
     if ordered is not None:
         wanted, given = (
-            v if v.kind in ("items", "union", "named") else Value("items", "", (v,))
+            v if v.kind in ("items", "set", "named") else Value("items", "", (v,))
             for v in (wanted, given)
         )
     comparison = Comparison(referee, ordered)

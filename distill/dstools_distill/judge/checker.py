@@ -6,21 +6,18 @@ answers are JSON. A question that uses more CPU time than SECONDS ends the proce
 
 import json
 import os
-import re
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
 MEMORY_BYTES = 4 << 30  # of address space; the libraries alone take one GiB
 # raised by scorers of reasoning-gym on some answers; any other error ends the process
 SCORER_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-DIGITS = 60
-UNDEFINED = "division by zero"
+DIGITS, LARGE = 1000, 10**300  # of irrational numbers: tells 1 - e^-200 from 1
 PRIMES = (5, 7, 8, 11, 13, 17, 14, 19, 23, 29, 31)
-DEGREES = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*\^\s*\{?\\circ\}?\s*[)}]?")
 
 
 def serve(seconds: float) -> None:
@@ -53,7 +50,7 @@ def answer(question: dict[str, Any], seconds: float) -> bool | float | str | Non
 
 
 def are_equal(question: dict[str, Any]) -> bool | None:
-    """Return whether "answer" and "gold" are equal, by 60 digits of the trees of math-verify.
+    """Return whether "answer" and "gold" are equal, by many digits of the trees of math-verify.
 
     None where it cannot read one, or where they differ only for negative or broken values of a
     variable, which the question may exclude.
@@ -63,99 +60,107 @@ def are_equal(question: dict[str, Any]) -> bool | None:
 
 
 def _tree(text: str) -> Any:
-    """Return what math-verify reads as a tree of sympy, with i and degrees as they are meant."""
+    """Return what math-verify reads as a tree of sympy, with i and e as they are meant."""
     import sympy
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
     normal = NormalizationConfig(malformed_operators=True, boxed="last")
     extraction = LatexExtractionConfig(boxed_match_priority=0, normalization_config=normal)
-    # math-verify 0.9 reads i as a variable, and cos 30° as the cosine of 30 radians
-    text = DEGREES.sub(r"\1(\\frac{\2 \\pi}{180})", text)
     forms = parse(f"\\boxed{{{text}}}", [extraction], parsing_timeout=None)
     tree = next((form for form in forms if not isinstance(form, str)), None)
     if tree is None:
         return None
-    imaginary = {sympy.Symbol("i", real=real): sympy.I for real in (True, False, None)}
-    euler = {sympy.Symbol("e", real=real): sympy.E for real in (True, False, None)}
-    tree = tree.subs(imaginary | euler)
-    floats = {number: sympy.Rational(str(number)) for number in tree.atoms(sympy.Float)}
-    return tree.xreplace(floats)
+    constants = {"i": sympy.I, "e": sympy.E}  # variables for math-verify 0.9
+    tree = tree.subs({s: constants[s.name] for s in tree.free_symbols if s.name in constants})
+    return tree.xreplace(
+        {number: sympy.Rational(str(number)) for number in tree.atoms(sympy.Float)}
+    )
+
+
+def every(results: Iterable[bool | None]) -> bool | None:
+    """Return whether all results are true; None where that depends on an unknown one."""
+    known = list(results)
+    return False if False in known else None if None in known else True
 
 
 def _same(one: Any, other: Any) -> bool | None:
+    """Compare two sets, matrices, equations or expressions; None for one of each."""
     import sympy
 
-    if isinstance(one, sympy.Eq) and isinstance(other, sympy.Eq):
-        return _same_equations(one.lhs - one.rhs, other.lhs - other.rhs)
-    one, other = one.doit(), other.doit()
-    if isinstance(one, sympy.Set) and isinstance(other, sympy.Set):
+    trees = one, other = _set(one.doit()), _set(other.doit())
+    if all(isinstance(tree, sympy.Set) for tree in trees):
         return True if one == other else _same_sets(one, other)
-    matrices = [isinstance(tree, sympy.MatrixBase | sympy.MatrixExpr) for tree in (one, other)]
-    if all(matrices):
-        if one.shape != other.shape:
-            return False
-        cells = [
-            _same(*cells) for cells in zip(sympy.Matrix(one), sympy.Matrix(other), strict=True)
-        ]
-        return False if False in cells else None if None in cells else True
-    if any(matrices) or not all(isinstance(tree, sympy.Expr) for tree in (one, other)):
-        return None
-    return _same_expressions(one, other)
+    if all(isinstance(tree, sympy.MatrixBase | sympy.MatrixExpr) for tree in trees):
+        cells = zip(sympy.Matrix(one), sympy.Matrix(other), strict=False)
+        return one.shape == other.shape and every(_same(*pair) for pair in cells)
+    if all(isinstance(tree, sympy.Eq) and isinstance(tree.rhs, sympy.Expr) for tree in trees):
+        return _same_equations(*(sympy.together(tree.lhs - tree.rhs) for tree in trees))
+    is_known = all(isinstance(tree, sympy.Expr) and not tree.is_Matrix for tree in trees)
+    return _same_expressions(one, other) if is_known else None
+
+
+def _set(tree: Any) -> Any:
+    """Return the set that relations of one variable are: what they have in common, or their union.
+
+    Other trees are returned as they are.
+    """
+    import sympy
+    from sympy.logic.boolalg import BooleanFunction
+
+    relations = tree.args if isinstance(tree, sympy.FiniteSet) else [tree]
+    are_bounds = any(
+        isinstance(r, BooleanFunction | sympy.Rel) and not isinstance(r, sympy.Eq)
+        for r in relations
+    )
+    if are_bounds and len(tree.free_symbols) == 1:
+        sets = [relation.as_set() for relation in relations]
+        common = sympy.Intersection(*sets)
+        return sympy.Union(*sets) if common.is_empty else common
+    return tree
 
 
 def _same_sets(one: Any, other: Any) -> bool | None:
-    """Compare the ends of intervals one by one; False for other sets of rational numbers."""
-
+    """Compare the ends of intervals one by one; False for other sets of numbers."""
     pieces = [sorted(s.args if s.is_Union else [s], key=lambda p: p.inf) for s in (one, other)]
-    if all(piece.is_Interval for piece in pieces[0] + pieces[1]):
-        open_ends = [[(piece.left_open, piece.right_open) for piece in each] for each in pieces]
-        if open_ends[0] != open_ends[1]:
-            return False
-        ends = [[end for piece in each for end in (piece.inf, piece.sup)] for each in pieces]
-        same = [a == b or _same(a, b) for a, b in zip(*ends, strict=True)]
-        return False if False in same else None if None in same else True
-    return None if one.free_symbols or other.free_symbols else False
+    if not all(piece.is_Interval for piece in pieces[0] + pieces[1]):
+        return None if one.free_symbols or other.free_symbols else False
+    open_ends = [[(piece.left_open, piece.right_open) for piece in each] for each in pieces]
+    ends = [[end for piece in each for end in (piece.inf, piece.sup)] for each in pieces]
+    return open_ends[0] == open_ends[1] and every(
+        a == b or (a.is_infinite == b.is_infinite and _same(a, b))
+        for a, b in zip(*ends, strict=True)
+    )
 
 
 def _same_expressions(one: Any, other: Any) -> bool | None:
     """Compare at positive integers, then at broken and at negative values of each symbol."""
-    if one.is_Rational and other.is_Rational:
-        return bool(one == other)
+    import sympy
+
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     compared = 0
     for is_certain, point in _points(symbols):
         values = [_value(tree, point) for tree in (one, other)]
-        if values[0] is values[1] is None or UNDEFINED in [v for v in values if isinstance(v, str)]:
+        if values[0] is values[1] is None or sympy.nan in values:
             continue  # outside the domain of both, or where a factor cancels
-        if values[0] is None or values[1] is None:
+        if None in values:
             return None
-        equal = _close(*values)
-        if not equal:
-            return False if is_certain and equal is False else None
+        if not _are_close(*values):
+            return False if is_certain else None
         compared += is_certain
     return True if compared >= min(2, len(symbols) + 1) else None
 
 
 def _same_equations(one: Any, other: Any) -> bool | None:
-    """Compare lhs - rhs of two equations: their ratio must be the same at all points."""
+    """Compare what must be 0, xy - 6 of y = 6/x: its ratio must be the same at all points."""
     import sympy
 
+    one, other = (tree.as_numer_denom()[0] for tree in (one, other))
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    if one.free_symbols != other.free_symbols:
-        return False if one.is_polynomial() and other.is_polynomial() else None
-    ratios = [_value(one / other, point) for is_certain, point in _points(symbols) if is_certain]
-    known = [ratio for ratio in ratios if ratio is not None and not isinstance(ratio, str)]
-    if len(known) < 2 or not all(known):
-        return None
-    if all(_close(ratio, known[0]) for ratio in known):
+    ratios = {_value(one / other, point) for is_certain, point in _points(symbols) if is_certain}
+    ratios -= {None, sympy.nan}
+    if ratios and all(r and _are_close(r, next(iter(ratios))) for r in ratios):
         return True
-    for symbol in symbols:  # xy = 6 and y = 6/x
-        numerators = [sympy.together(tree).as_numer_denom()[0] for tree in (one, other)]
-        if all(
-            tree.is_polynomial(symbol) and sympy.degree(tree, symbol) == 1 for tree in numerators
-        ):
-            return _same_expressions(*(sympy.solve(tree, symbol)[0] for tree in numerators))
     return False if one.is_polynomial() and other.is_polynomial() else None
 
 
@@ -169,21 +174,18 @@ def _points(symbols: list[Any]) -> Iterator[tuple[bool, dict[Any, Any]]]:
     integers = [
         {s: PRIMES[(3 * k + n) % len(PRIMES)] for n, s in enumerate(symbols)} for k in range(4)
     ]
-    if not symbols:
-        integers = integers[:1]
-    for point in integers:
-        yield True, point
-    free = [symbol for symbol in symbols if symbol.name != "n"]
-    for point in integers[:2] if free else []:
-        yield False, point | {s: sympy.Rational(10 * point[s] + 3, 17) for s in free}
-    for symbol in free:
-        yield False, integers[0] | {symbol: -sympy.Rational(10 * integers[1][symbol] + 7, 13)}
+    yield from ((True, point) for point in integers[: 4 if symbols else 1])
+    broken = {s: sympy.Rational(10 * integers[0][s] + 3, 17) for s in symbols if s.name != "n"}
+    if broken:
+        yield False, integers[0] | broken
     for symbol in symbols:
         yield False, integers[1] | {symbol: -integers[1][symbol]}
+    for symbol in broken:
+        yield False, integers[0] | {symbol: -broken[symbol]}
 
 
 def _value(tree: Any, point: dict[Any, Any]) -> Any:
-    """Return the value at a point to 60 digits, None where it is not defined or not real."""
+    """Return the value at a point; nan where it is not defined, None where it is not real."""
     import sympy
 
     value = tree.subs(point)
@@ -194,25 +196,21 @@ def _value(tree: Any, point: dict[Any, Any]) -> Any:
         ),
         lambda p: (-1) ** p.exp.p * (-p.base) ** p.exp,
     )
+    if value.is_Rational:
+        return value
     number = sympy.N(value, DIGITS)
-    if number.is_number and number.is_finite and abs(number) > 1:
-        number = sympy.N(value, DIGITS + min(5000, int(sympy.log(abs(number), 10)) + 1))
-    if not number.is_number or not number.is_finite:
-        return UNDEFINED
+    if not number.is_number or not number.is_finite or abs(number) > LARGE:
+        return sympy.nan
     is_real = bool(abs(sympy.im(number)) <= 1e-50 * abs(number))
     return number if is_real or not point or tree.has(sympy.I) else None
 
 
-def _close(one: Any, other: Any) -> bool | None:
+def _are_close(one: Any, other: Any) -> bool:
     import sympy
 
-    size = max(abs(one), abs(other))
-    if not size:
-        return True
-    if size < sympy.Float("1e-55"):
-        return None
-    digits = DIGITS - 10 + max(0, int(sympy.log(size, 10)))
-    return bool(abs(one - other) <= size * sympy.Float(10) ** -digits)
+    if one.is_Rational and other.is_Rational:
+        return bool(one == other)
+    return bool(abs(one - other) <= max(abs(one), abs(other)) * sympy.Float(10) ** (20 - DIGITS))
 
 
 def score(question: dict[str, Any]) -> float | str:

@@ -4,23 +4,22 @@ Three-valued: None where neither knows.
 """
 
 import re
-from collections.abc import Iterable
 from fractions import Fraction
 
-from dstools_distill.judge.quantities import Value
-from dstools_distill.judge.reader import EMPTY, RANGES
+from dstools_distill.judge.checker import every
+from dstools_distill.judge.quantities import Value, latex
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import squeezed
 
 MAX_ITEMS = 40
-SCALARS, SETS, LISTS = {"number", "formula"}, {"union", "without"}, ("", "{}")
+SCALARS, LISTS, RANGES = {"number", "formula"}, ("", "{}"), ("()", "[)", "(]", "[]")
 DEGREE, PERCENT, RADIAN = (("°", 1),), (("%", 1),), (("rad", 1),)
-TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*\d+\s*°")
+TRIGONOMETRIC = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*°\s*[)}]?")
 PLAIN_LOG = re.compile(r"\\log(?![a-z])\s*(?!_)")  # to base 10 or e
 # what math-verify takes for something else: words, two numbers side by side, 1/2x, sums, primes
 MISREAD = re.compile(
-    r"[^\x00-\x7f°]|\\(?:text|sum|int|prod|lim|mod|pmod|forall|operatorname|begin\{cases|(?:neq?|in)\b)"
-    r"|(?<![\\A-Za-z])(?![pbv]?matrix)[A-Za-z]{4,}|\d\s+\d|--|'|[<>]|[A-Z]_\{?\d+\}?\^"
+    r"[^\x00-\x7f°⦃⦄]|\\(?:text|sum|int|prod|lim|mod|pmod|forall|operatorname|begin\{cases)"
+    r"|(?<![\\A-Za-z])(?![pbv]?matrix|array)[A-Za-z]{4,}|\d\s+\d|--|'|[A-Z]_\{?\d+\}?\^"
     r"|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|r|end|\\))|\\(?:log|ln|sin|cos|tan)\s*\w\s*(?:\*|\\cdot)"
 )
 SUBSCRIPT, COMMAND = re.compile(r"_\s*\{?\w+\}?"), re.compile(r"\\[A-Za-z]+")
@@ -53,9 +52,9 @@ class Comparison:
             return self.named(answer, gold)
         answer, gold = _alone(answer, gold), _alone(gold, answer)
         kinds = {answer.kind, gold.kind}
-        if kinds & SETS:
-            sets = [_set_text(value) for value in (answer, gold)]
-            return self.referred(*sets) if all(sets) else _false("number" in kinds)
+        if "set" in kinds:
+            sets = [_set(value) for value in (answer, gold)]
+            return self.ask(*sets) if all(sets) else _false("number" in kinds)
         if kinds == {"items"}:
             return self.items(answer, gold)
         if kinds <= SCALARS:
@@ -64,31 +63,31 @@ class Comparison:
             return answer.text == gold.text
         if gold.kind == "base" and answer.kind == "number":  # the base may have been asked for
             return gold.text.partition("_")[0] == str(answer.number) or None
-        return _false(kinds == {"items", "number"} and not _may_be_decimal(answer, gold))
+        is_list = kinds == {"items", "number"} and ":" not in (answer.text, gold.text)
+        return _false(is_list and not _may_be_decimal(answer, gold))
 
     def chain(self, answer: Value, gold: Value) -> bool | None:
         """Compare 57 + 68 = 125 by its last value, if all its sides are equal."""
         for value in (answer, gold):
             if value.kind == "chain":
-                sides = _all(self.same(side, value.items[-1]) for side in value.items[:-1])
+                sides = every(self.same(side, value.items[-1]) for side in value.items[:-1])
                 if not sides:
                     return sides
-        one, other = (v.items[-1] if v.kind == "chain" else v for v in (answer, gold))
-        return self.same(one, other)
+        return self.same(*(v.items[-1] if v.kind == "chain" else v for v in (answer, gold)))
 
     def named(self, answer: Value, gold: Value) -> bool | None:
         """Compare named values and equations."""
         if "equation" not in (answer.kind, gold.kind):
             one, other = (v.items[0] if v.kind == "named" else v for v in (answer, gold))
-            if answer.text == gold.text and answer.kind == gold.kind:
-                return self.same(one, other)
-            if answer.kind != gold.kind:
-                if " " in answer.text + gold.text and {one.text, other.text} & set(LISTS):
-                    return (
-                        (self.sequence(one.items, other.items) or None)
-                        if "" in (one.text, other.text)
-                        else None
-                    )
+            if (
+                answer.kind != gold.kind
+                and " " in answer.text + gold.text
+                and "" in (one.text, other.text)
+            ):
+                return (
+                    self.sequence(one.items, other.items) or None
+                )  # of another order nobody knows
+            if answer.text == gold.text or answer.kind != gold.kind:
                 return self.same(one, other)
             functions = [FUNCTION.fullmatch(value.text) for value in (answer, gold)]
             if functions[0] and functions[1]:  # f(x) = x + 1 and f(n) = n + 1
@@ -100,61 +99,56 @@ class Comparison:
 
     def quantities(self, answer: Value, gold: Value) -> bool | None:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""
-        one, other = answer.unit.of, gold.unit.of
-        if one == other:
-            factors = [value.unit.times * value.unit.factor for value in (answer, gold)]
-            return self.scalars(_times(answer, factors[0]), _times(gold, factors[1]))
-        given, wanted = _times(answer, answer.unit.times), _times(gold, gold.unit.times)
-        if () not in (one, other) and {one, other} != {DEGREE, RADIAN}:
+        units = {answer.unit.of, gold.unit.of}
+        if len(units) == 1:
+            return self.scalars(*(_times(v, v.unit.times * v.unit.factor) for v in (answer, gold)))
+        if () not in units and units != {DEGREE, RADIAN}:
             self.problem = "units"
             return None
-        is_same = self.scalars(given, wanted) if RADIAN not in (one, other) else False
-        if PERCENT in (one, other):
-            if is_same:  # 0.5% and 0.5 are ambiguous
-                return (wanted.kind == "number" and abs(wanted.number) > 1) or None
-            part, symbol = Fraction(1, 100), ""
-        elif DEGREE in (one, other) and not is_same:
-            part, symbol = Fraction(1, 180), "\\pi"
-        else:
+        given, wanted = (_times(value, value.unit.times) for value in (answer, gold))
+        is_same = self.scalars(given, wanted) if () in units else False
+        if is_same and PERCENT in units:  # 0.5% and 0.5 are ambiguous
+            return (wanted.kind == "number" and abs(wanted.number) > 1) or None
+        if is_same or not units & {DEGREE, PERCENT}:
             return is_same
-        marked = PERCENT if PERCENT in (one, other) else DEGREE
-        if one == marked:
-            return self.scalars(_times(given, part, symbol), wanted)
-        return self.scalars(given, _times(wanted, part, symbol))
+        mark, factor, symbol = (
+            (PERCENT, Fraction(1, 100), "")
+            if PERCENT in units
+            else (DEGREE, Fraction(1, 180), "\\pi")
+        )
+        if answer.unit.of == mark:
+            return self.scalars(_times(given, factor, symbol), wanted)
+        return self.scalars(given, _times(wanted, factor, symbol))
 
     def scalars(self, answer: Value, gold: Value) -> bool | None:
         """Compare two numbers or formulas without their units."""
         if answer.kind == gold.kind == "number":
             return answer.number == gold.number
         signs = [INFINITE.get(squeezed(value.text)) for value in (answer, gold)]
-        return signs[0] == signs[1] if any(signs) else self.ask(_text(answer), _text(gold))
+        return signs[0] == signs[1] if any(signs) else self.ask(latex(answer), latex(gold))
 
     def ask(self, answer: str, gold: str) -> bool | None:
-        """Ask math-verify, unless it is known to misread one."""
+        """Ask math-verify about two formulas, equations or sets, unless it would misread one."""
         if squeezed(answer) == squeezed(gold):
             return True
-        texts = (answer, gold)
-        degrees = ["°" in TRIGONOMETRIC.sub("", text) for text in texts]
-        if degrees[0] != degrees[1] and "\\pi" in texts[degrees[0]]:
-            answer, gold = (text.replace("°", "*\\frac{\\pi}{180}") for text in texts)
-            texts, degrees = (answer, gold), [False, False]
+        one, other = texts = [
+            TRIGONOMETRIC.sub(r"\1(\\frac{\2 \\pi}{180})", text) for text in (answer, gold)
+        ]
         misread = [bool(MISREAD.search(SUBSCRIPT.sub("", text))) for text in texts]
         if any(misread):
             self.problem = "answer-not-read" if misread[0] else "gold-not-read"
             return None
-        logs = [bool(PLAIN_LOG.search(text)) for text in texts]
-        letters = set(LETTER.findall(COMMAND.sub(" ", f"{answer} {gold}")))
+        letters = set(LETTER.findall(COMMAND.sub(" ", one + " " + other)))
         has_both_cases = len({letter.lower() for letter in letters}) < len(
             letters
         )  # R is read as r
-        if has_both_cases or degrees[0] != degrees[1] or logs[0] != logs[1]:
+        logs = {bool(PLAIN_LOG.search(text)) for text in texts}
+        if has_both_cases or len(logs) > 1:
             return None
-        return self.referred(_latex(answer), _latex(gold))
-
-    def referred(self, answer: str, gold: str) -> bool | None:
-        """Ask math-verify about two formulas or sets in LaTeX."""
+        if ("°" in one) != ("°" in other) and "\\pi" not in (other if "°" in one else one):
+            return None
         self.asked = True
-        found = self.referee.math(answer, gold)
+        found = self.referee.math(*map(_library, texts))
         if isinstance(found, bool):
             return found
         self.problem = found or "math-verify-cannot-read"
@@ -163,12 +157,10 @@ class Comparison:
     def items(self, answer: Value, gold: Value) -> bool | None:
         """Compare lists, tuples, sets and ratios."""
         brackets = (answer.text, gold.text)
-        if ":" in brackets:
-            return self.ratio(answer.items, gold.items) if brackets == (":", ":") else None
         are_lists = [text in LISTS for text in brackets]
         ordered = self.ordered
-        if ordered is None:
-            if are_lists[0] != are_lists[1]:
+        if ":" in brackets or ordered is None:
+            if are_lists[0] != are_lists[1] or brackets.count(":") == 1:
                 return None
             if brackets[0] != brackets[1] and not are_lists[0]:
                 return False
@@ -189,30 +181,15 @@ class Comparison:
         """Compare the items of two lists in their order."""
         if len(answer) != len(gold):
             return False
-        return _all(self.same(one, other) for one, other in zip(answer, gold, strict=True))
+        return every(self.same(one, other) for one, other in zip(answer, gold, strict=True))
 
     def subset(self, answer: tuple[Value, ...], gold: tuple[Value, ...]) -> bool | None:
         """Compare the items of two lists, each with each."""
         table = [[self.same(one, other) for other in gold] for one in answer]
-        columns = [[row[n] for row in table] for n in range(len(gold))]
-        return _all(
-            True if True in line else None if None in line else False for line in table + columns
+        return every(
+            True if True in line else None if None in line else False
+            for line in [*table, *zip(*table, strict=True)]
         )
-
-    def ratio(self, answer: tuple[Value, ...], gold: tuple[Value, ...]) -> bool | None:
-        """Compare 3:5 and 6:10 by their cross products."""
-        if len(answer) != len(gold):
-            return False
-        products = (
-            [_product(one, gold[0]), _product(other, answer[0])]
-            for one, other in zip(answer[1:], gold[1:], strict=True)
-        )
-        return _all(self.scalars(*pair) for pair in products)
-
-
-def _all(results: Iterable[bool | None]) -> bool | None:
-    found = list(results)
-    return False if False in found else None if None in found else True
 
 
 def _false(is_known: bool) -> bool | None:
@@ -222,7 +199,7 @@ def _false(is_known: bool) -> bool | None:
 def _alone(value: Value, other: Value) -> Value:
     """Return the only element of a set if the other side is none."""
     is_single = value.kind == "items" and value.text == "{}" and len(value.items) == 1
-    return value.items[0] if is_single and other.kind != "items" else value
+    return value.items[0] if is_single and other.kind not in ("items", "set") else value
 
 
 def _may_be_decimal(*values: Value) -> bool:
@@ -239,47 +216,35 @@ def _times(value: Value, factor: Fraction, symbol: str = "") -> Value:
         return Value("number", number=value.number * factor)
     if factor == 1:
         return Value("formula", value.text)
-    text = f"\\frac{{{factor.numerator}}}{{{factor.denominator}}} * ({_text(value)})"
+    text = f"{latex(Value('number', number=factor))} * ({latex(value)})"
     return Value("formula", f"{text} * {symbol}" if symbol else text)
-
-
-def _product(one: Value, other: Value) -> Value:
-    if one.kind == other.kind == "number":
-        return Value("number", number=one.number * other.number)
-    return Value("formula", f"({_text(one)}) * ({_text(other)})")
-
-
-def _text(value: Value) -> str:
-    if value.kind != "number":
-        return value.text
-    above, below = value.number.as_integer_ratio()
-    return str(above) if below == 1 else f"{'-' * (above < 0)}\\frac{{{abs(above)}}}{{{below}}}"
 
 
 def _equation(value: Value) -> str:
     """Return an equation, or the one that a named value is; "" for other values."""
     if value.kind == "named" and value.items[0].kind in SCALARS:
-        return f"{value.text} = {_text(value.items[0])}"
+        return f"{value.text} = {latex(value.items[0])}"
     return value.text if value.kind == "equation" else ""
 
 
-def _set_text(value: Value) -> str:
-    """Return intervals, their union, or a set without some points in LaTeX; "" for others."""
-    if value == EMPTY:
+def _set(value: Value) -> str:
+    """Return a set or an interval in LaTeX; "" for other values."""
+    if not value.items and value.text == "{}":
         return "\\emptyset"
-    texts = [_latex(_text(v)) if v.kind in SCALARS else _set_text(v) for v in value.items]
-    if not all(texts):
-        return ""
-    if value.kind == "union":
-        return "\\cup ".join(texts)
-    if value.kind == "without":
-        return f"({texts[0]}) \\setminus \\{{{', '.join(texts[1:])}\\}}"
-    if value.text not in RANGES or len(texts) != 2:
-        return ""
-    return f"\\left{value.text[0]}{texts[0]}, {texts[1]}\\right{value.text[1]}"
+    if value.text in RANGES and len(value.items) == 2 and {v.kind for v in value.items} <= SCALARS:
+        ends = ", ".join(map(latex, value.items))
+        return f"\\left{value.text[0]}{ends}\\right{value.text[1]}"
+    return value.text if value.kind == "set" else ""
 
 
-def _latex(text: str) -> str:
-    for mark, command in (("*", "\\cdot "), ("°", "^{\\circ}"), ("\\lg", "\\log_{10}")):
+def _library(text: str) -> str:
+    """Return a formula as math-verify reads it."""
+    for mark, command in (
+        ("*", "\\cdot "),
+        ("°", "\\cdot\\frac{\\pi}{180}"),
+        ("\\lg", "\\log_{10}"),
+        ("⦃", "\\{"),
+        ("⦄", "\\}"),
+    ):
         text = text.replace(mark, command)
     return text

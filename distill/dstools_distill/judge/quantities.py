@@ -21,7 +21,7 @@ class Value(NamedTuple):
     | number, formula | of a formula its LaTeX | number, unit |
     | base | digits_base, or r mod m | |
     | items | the brackets: "()", "[)", "{}", ":" for a ratio, or "" for a bare list | items |
-    | union, without | | items: sets; a set and points |
+    | set | intervals and relations in LaTeX | |
     | named | the names, separated by blanks | items: the value |
     | chain | | items: the sides of 57 + 68 = 125 |
     | equation, unknown | LaTeX; only equal text decides on what is unknown | |
@@ -32,6 +32,14 @@ class Value(NamedTuple):
     items: tuple["Value", ...] = ()
     number: Fraction = Fraction(0)
     unit: Unit = NONE
+
+
+def latex(value: Value) -> str:
+    """Return a number or a formula in LaTeX, without its unit."""
+    if value.kind != "number":
+        return value.text
+    above, below = value.number.as_integer_ratio()
+    return str(above) if below == 1 else f"{'-' * (above < 0)}\\frac{{{abs(above)}}}{{{below}}}"
 
 
 class UnreadableError(Exception):

@@ -5,13 +5,13 @@
 
 One line per term: the sum, its columns from the right, the total. A column is digit, digit, carry
 and the two digits of the result. A subtraction of magnitudes first names the larger one,
-`large>small:`, and the first digit after each = is the borrow. Each column must follow from the
-numbers and the previous column.
+`large>small:`, and the first digit after each = is the borrow.
 
-Traces in other formats are not checked. Every step is judged by itself, not against a reference.
+A term has one right line. Traces in other formats are not checked.
 """
 
 import re
+from itertools import zip_longest
 from typing import NamedTuple
 
 
@@ -24,15 +24,13 @@ class Steps(NamedTuple):
 
 # signs of the format: a column, or a sum followed by a bar
 FORM = re.compile(r"\d[+-]\d[+-]\d=\d|^\s*-?\d+[+-]\d+\|", re.MULTILINE)
-COLUMN = re.compile(r"(\d)([+-])(\d)([+-])(\d)=(\d)(\d)", re.ASCII)
-COMPARED = re.compile(r"(\d+)>(\d+)", re.ASCII)
+MARK = re.compile(r"([|:,])")  # between the steps of a line
 
 
 def check(expression: str, reasoning: str, answer: str) -> Steps | None:
     """Check a trace of an expression such as "57 + 68 - 3"; return None for another format.
 
-    Faults: lines (not one per term), shape, operand, order (of a comparison), digits (of a
-    column), carry, arithmetic, total, answer (it is not the last total).
+    Faults: lines (not one per term), step, answer (it is not the last total).
     """
     if not FORM.search(reasoning):
         return None
@@ -41,65 +39,31 @@ def check(expression: str, reasoning: str, answer: str) -> Steps | None:
     lines = reasoning.strip("\n").split("\n")
     if len(lines) != len(terms):
         return Steps(0, f"lines: {len(lines)} for {len(terms)} terms")
-    total, count = int(first), 0
+    total, right = int(first), 0
     for number, (line, (sign, term)) in enumerate(zip(lines, terms, strict=True), start=1):
-        right, fault = _line(line, total, sign, term)
-        count += right
-        if fault:
-            return Steps(count, f"{fault} in line {number}")
-        total = total + int(term) if sign == "+" else total - int(term)
+        addend = int(term) if sign == "+" else -int(term)
+        wanted = f"{total}{sign}{term}|{_columns(total, addend)}|{total + addend}"
+        for step, its in zip_longest(MARK.split(line), MARK.split(wanted), fillvalue=""):
+            if step != its:
+                return Steps(right, f"step: {step[:40]} for {its} in line {number}")
+            right += "=" in step
+        total, right = total + addend, right + 1
     if answer.strip() != str(total):
-        return Steps(count, f"answer: {answer.strip()[:40]} after {total}")
-    return Steps(count, None)
+        return Steps(right, f"answer: {answer.strip()[:40]} after {total}")
+    return Steps(right, None)
 
 
-def _line(line: str, total: int, sign: str, term: str) -> tuple[int, str]:
-    """Return the number of correct columns and totals of a line, and its first fault or ""."""
-    parts = line.split("|")
-    if len(parts) != 3:
-        return 0, "shape: not three fields"
-    head, work, result = parts
-    if head != f"{total}{sign}{term}":
-        return 0, f"operand: {head[:40]}"
-    addend = int(term) if sign == "+" else -int(term)
-    above, below, operator = abs(total), abs(addend), "+"
+def _columns(total: int, addend: int) -> str:
+    """Return the comparison of magnitudes, if the signs differ, and the columns."""
+    above, below, operator, compared = abs(total), abs(addend), "+", ""
     if (total >= 0) != (addend >= 0):
-        compared, colon, work = work.partition(":")
         above, below, operator = max(above, below), min(above, below), "-"
-        if not colon or not COMPARED.fullmatch(compared):
-            return 0, "shape: no comparison"
-        if compared != f"{above}>{below}":
-            return 0, f"order: {compared[:40]}"
-    count, fault = _columns(work, above, below, operator)
-    if fault:
-        return count, fault
-    if result != str(total + addend):
-        return count, f"total: {result[:40]}"
-    return count + 1, ""
-
-
-def _columns(work: str, above: int, below: int, operator: str) -> tuple[int, str]:
-    """Return the number of correct columns of `above` and `below`, and the first fault or "".
-
-    Columns run from the right. The last one may leave a carry.
-    """
-    uppers, lowers = str(above)[::-1], str(below)[::-1]
-    columns = work.split(",")
-    if len(columns) != max(len(uppers), len(lowers)):
-        return 0, f"digits: {len(columns)} columns"
-    carry = 0
-    for place, column in enumerate(columns):
-        match = COLUMN.fullmatch(column)
-        if not match or match[2] != operator or match[4] != operator:
-            return place, f"shape: {column[:40]}"
-        upper, lower, carried, out, digit = (int(match[n]) for n in (1, 3, 5, 6, 7))
-        digits = (int(digits[place : place + 1] or 0) for digits in (uppers, lowers))
-        if (upper, lower) != tuple(digits):
-            return place, f"digits: {column}"
-        if carried != carry:
-            return place, f"carry: {column}"
+        compared = f"{above}>{below}:"
+    columns, carry = [], 0
+    for place in range(len(str(max(above, below)))):
+        upper, lower = (number // 10**place % 10 for number in (above, below))
         value = upper + lower + carry if operator == "+" else upper - lower - carry
-        if (out, digit) != (abs(value // 10), value % 10):  # -1 // 10 is -1: one borrowed
-            return place, f"arithmetic: {column}"
-        carry = out
-    return len(columns), ""
+        written = f"{upper}{operator}{lower}{operator}{carry}"
+        carry = abs(value // 10)  # -1 // 10 is -1: one borrowed
+        columns.append(f"{written}={carry}{value % 10}")
+    return compared + ",".join(columns)

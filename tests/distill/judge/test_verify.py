@@ -108,8 +108,8 @@ def test_without_reasoning_asked_for_plain_text_is_judged_and_a_broken_block_is_
         (
             thought("125", TRACE.replace("=15", "=16"), task=SUM),
             "incorrect",
-            "wrong-step: arithmetic: 7+8+0=16 in line 1",
-            {"right": 0, "fault": "arithmetic: 7+8+0=16 in line 1"},
+            "wrong-step: step: 7+8+0=16 for 7+8+0=15 in line 1",
+            {"right": 0, "fault": "step: 7+8+0=16 for 7+8+0=15 in line 1"},
         ),
         (
             thought("152", task=SUM),
@@ -121,7 +121,7 @@ def test_without_reasoning_asked_for_plain_text_is_judged_and_a_broken_block_is_
             thought("126", TRACE.replace("|125", "|126"), task=SUM),
             "incorrect",
             "differs: 126",
-            {"right": 2, "fault": "total: 126 in line 1"},
+            {"right": 2, "fault": "step: 126 for 125 in line 1"},
         ),
         (thought("125", "I add them up.", task=SUM), "correct", "equal", None),
         (
