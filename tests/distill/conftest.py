@@ -19,6 +19,7 @@ QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LLAMA3_SPLIT = QWEN_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 QWEN3_ADDS = (  # Qwen2.5 has the first 18 of them too
     *(f"<|{name}|>" for name in ["object_ref_start", "object_ref_end", "box_start", "box_end"]),
     *(
@@ -53,7 +54,8 @@ def trl_template() -> Callable[[str], str]:
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """tokenizer_folder(name): sample-v3, deepseek (no template), smollm2, qwen2.5, qwen3, llama3.
 
-    All are real but llama3, whose vocabulary is not public: a small BPE with its special tokens.
+    All are real but llama3, whose vocabulary is not public: a small BPE that splits texts as the
+    release does and has its special tokens.
     """
     made: dict[str, Path] = {"sample-v3": SAMPLE}
 
@@ -142,12 +144,14 @@ def _qwen3(qwen: Path, folder: Path) -> None:
 
 
 def _llama3() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    bpe = Tokenizer(models.BPE(ignore_merges=True))
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])  # as in the release
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,

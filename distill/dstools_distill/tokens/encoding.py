@@ -32,16 +32,41 @@ AWKWARD = (
 def encoder(backend: Any, *, fast: bool) -> Encode:
     """Return a function from texts to their ids, without special tokens that no text spells.
 
-    backend: of tokenizers. Raises ValueError if `fast` and fastokens does not know its tokenizer.
+    backend: of tokenizers, which encodes all texts unless `fast`, and then still those at which
+    fastokens fails: it refuses a byte that no token has, where tokenizers leaves it out, and a text
+    too long for the stack of its regular expressions.
     """
+
+    def plain(texts: list[str]) -> list[list[int]]:
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
     if not fast:
-        return lambda texts: [
-            encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        return plain
+    quick = _fastokens(backend)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        try:
+            return quick(texts)
+        except BaseException as error:
+            _raise_unless_of_fastokens(error)
+            return plain(texts)
+
+    return encode
+
+
+def _fastokens(backend: Any) -> Encode:
+    """Return the encoder of fastokens. Raises ValueError if it does not know the tokenizer."""
     from fastokens import Tokenizer
 
     made = Tokenizer.from_json_str(backend.to_str())
     return lambda texts: [encoding.ids for encoding in made.encode_batch(texts)]
+
+
+def _raise_unless_of_fastokens(error: BaseException) -> None:
+    """Raise `error` unless it is a ValueError or a Rust panic, whose class no module exports."""
+    if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def is_fast(backend: Any, texts: Sequence[str]) -> bool:
@@ -55,8 +80,9 @@ def is_fast(backend: Any, texts: Sequence[str]) -> bool:
     tokens = [f" {token}a{token} {token}\n" for token in added[:PROBED_TOKENS]]
     probed = [*AWKWARD, "".join(tokens), *tokens, *texts]
     try:
-        found = encoder(backend, fast=True)(probed)
-    except ValueError as error:
+        found = _fastokens(backend)(probed)
+    except BaseException as error:
+        _raise_unless_of_fastokens(error)
         log.warning(
             "rendering: tokenizers encodes, as fastokens does not: %s", printable(str(error))
         )

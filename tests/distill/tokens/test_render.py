@@ -31,6 +31,7 @@ USED = [
     ("qwen3", ""),
     ("llama3", ""),
 ]
+TESTS = Path(__file__).parents[2]
 QUESTION = "What is 12 + 29?"
 TAGS = ("<think>", "</think>")
 
@@ -500,10 +501,14 @@ def test_a_killed_run_resumes_to_the_same_bytes(run: Any, tmp_path: Path) -> Non
     assert {name: (out / name).read_bytes() for name in wanted} == wanted
 
 
+@pytest.mark.parametrize(("name", "template"), USED)
 def test_rows_are_the_same_bytes_whatever_encodes_them(
-    run: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, template: str, run: Any, tokenizer_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = [record(id=f"{n:032x}", answer=f"\n\n{n} {odd}") for n, odd in enumerate(VARIED * 30)]
+    lines = (TESTS / "data" / "sample-v3-heldout.jsonl").read_text().splitlines()[:50]
+    answers = [json.loads(line)["messages"][-1]["content"].replace("think>", "") for line in lines]
+    odd = [*VARIED, *encoding.AWKWARD, *answers]
+    given = [record(id=f"{n:032x}", answer=f"\n\n{n} {text}") for n, text in enumerate(odd)]
     used: list[bool] = []
 
     def encoder(backend: Any, *, fast: bool) -> Any:
@@ -511,14 +516,17 @@ def test_rows_are_the_same_bytes_whatever_encodes_them(
         return encoding.encoder(backend, fast=fast)
 
     monkeypatch.setattr("dstools_distill.tokens.render.encoder", encoder)
+    shared = tokenizer_of(name, template)  # not loaded again by each worker
+    monkeypatch.setattr("dstools_distill.tokens.render.load_tokenizer", lambda *_: shared)
     reports, files = [], []
     for installed in (True, False):
         monkeypatch.setattr(encoding, "find_spec", lambda name, there=installed: there or None)
-        report, out = run(given)
+        report, out = run(given, max_dropped=1.0)
         reports.append(report)
         files.append([(out / name).read_bytes() for name in ("rows.arrow", "dropped.jsonl")])
     assert used == [False, True, False, False]  # to look at the rows, then in the worker
     assert reports[0] == reports[1]
+    assert reports[0]["out"] > len(given) / 2
     assert files[0] == files[1]
 
 
@@ -533,7 +541,7 @@ def test_two_workers_write_the_same_bytes(run: Any, tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------- labelled cases
 
-CASES = Path(__file__).parents[2] / "cases" / "distill"
+CASES = TESTS / "cases" / "distill"
 
 
 def labelled() -> list[dict[str, Any]]:
