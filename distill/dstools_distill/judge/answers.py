@@ -16,7 +16,8 @@ digits; what neither can read is unverifiable.
 
 import re
 import unicodedata
-from datetime import date
+from contextlib import suppress
+from datetime import datetime
 from typing import NamedTuple
 
 from dstools_distill.judge.equality import Comparison
@@ -24,7 +25,7 @@ from dstools_distill.judge.extract import ANNOUNCED, DENIAL, Extracted, final_an
 from dstools_distill.judge.quantities import Value
 from dstools_distill.judge.reader import has_unit, read
 from dstools_distill.judge.referee import Referee
-from dstools_distill.judge.spelling import SPACING, squeezed
+from dstools_distill.judge.spelling import SPACING, STYLED, squeezed
 from dstools_distill.recipe.settings import AnswerType
 
 
@@ -90,7 +91,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
 
 def looks_like(gold: str) -> AnswerType:
     """Return the answer type that a gold looks like."""
-    inner = _without_text(gold)
+    inner = _unstyled(gold) if STYLED.fullmatch(gold) else gold
     if LABELLED.match(_unstyled(gold)) or re.fullmatch(
         r"(?=[A-J]{2,6}$)A?B?C?D?E?F?G?H?I?J?", inner
     ):
@@ -189,23 +190,18 @@ def letters(text: str) -> frozenset[str]:
 
     Choices: C, (c), Option C, C) 42, A and C.
     """
-    text = STYLED.sub(r"\1", text).replace("\\ ", " ")
-    if reason := re.match(
-        r"\(?([A-J])\)?\s*[,;—–-]*\s*(?:because|since|as|not)\b", text.strip("*_ ")
-    ):
+    text = _unstyled(text).strip("*_ ")
+    if reason := re.match(r"\(?([A-J])\)?\s*[,;—–-]*\s*(?:because|since|as|not)\b", text):
         return frozenset(reason[1])
-    if re.fullmatch(r"[A-J]{2,}", text.strip()):
-        return frozenset(text.strip())
-    text = re.sub(r"^(?:option|choice|answer)s?\s+", "", text.strip("*_ "), flags=re.IGNORECASE)
+    if re.fullmatch(r"[A-J]{2,}", text):
+        return frozenset(text)
+    text = re.sub(r"^(?:option|choice|answer)s?\s+", "", text, flags=re.IGNORECASE)
     if named := re.match(r"\(?([A-Z])\s*[).:]\s*(.+)", text, re.DOTALL):
         is_alone = not re.search(r"\b[B-J]\b", named[2]) and not DENIAL.search(named[2])
         return frozenset(named[1] if is_alone else "")
     parts = re.split(r"\s*(?:,|;|&|\bor\b|\band\b)\s*", text)
     matches = [re.fullmatch(r"\(?([A-Za-z])[).]?", part.strip()) for part in parts if part.strip()]
     return frozenset(m[1].upper() for m in matches if m) if all(matches) else frozenset()
-
-
-STYLED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox)\s*\{([^{}]*)\}")
 
 
 def same_text(answer: str, gold: str) -> bool:
@@ -234,8 +230,7 @@ YES_NO = re.compile(r"yes|no|true|false", re.IGNORECASE)
 
 def _text(text: str) -> str:
     """Return a text without style commands, with one kind of quote and single blanks."""
-    text = STYLED.sub(r"\1", stripped(_without_text(text)))
-    text = unicodedata.normalize("NFC", text)
+    text = unicodedata.normalize("NFC", _unstyled(stripped(text)))
     text = re.sub(r"[’‘`\"“”]", "'", text)
     text = re.sub(r"\s*,\s*", ", ", text)
     text = re.sub(r"(?<=[①-⑳])[、, ]+(?=[①-⑳])", "", re.sub(r"^(?:an?|the) ", "", text.strip("' ")))
@@ -243,46 +238,27 @@ def _text(text: str) -> str:
 
 
 def _unstyled(text: str) -> str:
-    return STYLED.sub(r"\1", SPACING.sub(" ", text.replace("{:}", ":")))
+    return stripped(STYLED.sub(r"\1", SPACING.sub(" ", text.replace("{:}", ":"))))
 
 
-def _without_text(text: str) -> str:
-    r"""Return a text without the \text{...} around it."""
-    text = text.strip()
-    while match := STYLED.fullmatch(text):
-        text = match[1].strip()
-    return text
+CLOCKS = ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p")
+ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b(?: of\b)?"), ""
+HALF, BLANK = ((re.compile(r"\s*([ap])\s?m$"), r" \1m"), (re.compile(r"(?<=:)\s+|\s+(?=:|\s)"), ""))
+DATES = ("%Y-%m-%d", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y")
 
 
-MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()  # noqa: SIM905
-CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*(?:([ap])\.?\s?m\.?)?")
-DAY_FIRST = re.compile(r"(\d{1,2})(?:st|nd|rd|th)?(?: of)? ([a-z]{3,9})\.?,? (\d{4})")
-MONTH_FIRST = re.compile(r"([a-z]{3,9})\.? (\d{1,2})(?:st|nd|rd|th)?,? (\d{4})")
-ISO = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
+def _moment(text: str) -> tuple[bool, datetime] | None:
+    """Return the date or the time of day that a text is; None for an ambiguous one: 03/04/2024.
 
-
-def _moment(text: str) -> date | tuple[int, int, int, str] | None:
-    """Return the date or the time of day that a text is; None for an ambiguous one: 03/04/2024."""
-    text = " ".join(_unstyled(text).lower().replace(" :", ":").replace(": ", ":").split())
-    if clock := CLOCK.fullmatch(text):
-        hour = int(clock[1])
-        half = "" if hour < 13 and not clock[4] else "known"
-        hour = hour % 12 + 12 * (clock[4] == "p") if clock[4] else hour
-        return (hour, int(clock[2]), int(clock[3] or 0), half) if hour < 24 else None
-    if match := ISO.fullmatch(text):
-        year, month, day = match[1], int(match[2]), match[3]
-    elif match := DAY_FIRST.fullmatch(text):
-        day, month, year = match[1], _month(match[2]), match[3]
-    elif match := MONTH_FIRST.fullmatch(text):
-        month, day, year = _month(match[1]), match[2], match[3]
-    else:
+    First comes whether it may be of the other half of the day.
+    """
+    text = _unstyled(text).lower().replace(".", "").replace(",", " ")
+    for pattern, simpler in ORDINAL, HALF, BLANK:
+        text = pattern.sub(simpler, text)
+    if re.search(r":\d\b", text):  # a ratio
         return None
-    try:
-        return date(int(year), month, int(day))
-    except ValueError:
-        return None
-
-
-def _month(name: str) -> int:
-    """Return the number of a month, 0 for an unknown name."""
-    return MONTHS.index(name[:3]) + 1 if name[:3] in MONTHS else 0
+    for form in CLOCKS + DATES:
+        with suppress(ValueError):
+            moment = datetime.strptime(text, form)
+            return "%p" not in form and 0 < moment.hour < 13, moment
+    return None

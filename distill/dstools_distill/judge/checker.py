@@ -1,7 +1,8 @@
 """Process that runs math-verify and reasoning-gym: one question per line of stdin, one answer out.
 
 Started by `referee.Referee` as `python -m dstools_distill.judge.checker SECONDS`. Questions and
-answers are JSON. A question that uses more CPU time than SECONDS ends the process (SIGPROF).
+answers are JSON. An error ends the process after a line {"error"}; so does, without one, a question
+that uses more CPU time than SECONDS (SIGPROF).
 """
 
 import json
@@ -24,11 +25,16 @@ def serve(seconds: float) -> None:
     """Answer the questions on stdin until it closes, each within `seconds` of CPU time."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # keeps what libraries print out of the answers
+
+    def tell(answer: Any) -> None:
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+    sys.excepthook = lambda kind, error, _: tell({"error": f"{kind.__name__}: {error}"})
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     for line in sys.stdin.buffer:
-        answers.write(json.dumps(answer(json.loads(line), seconds)).encode() + b"\n")
-        answers.flush()
+        tell(answer(json.loads(line), seconds))
 
 
 def answer(question: dict[str, Any], seconds: float) -> bool | float | str | None:

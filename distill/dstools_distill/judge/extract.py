@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from dstools_distill.judge.reader import read
+from dstools_distill.judge.spelling import unwrapped
 from dstools_distill.judge.units import NoUnitError, unit
 
 MAX_SHORT = 400  # characters of a text that may be only its answer
@@ -24,10 +25,13 @@ class Extracted(NamedTuple):
     parts: tuple[str, ...] = ()  # the different answers, if there are several
 
 
+NO_ANSWER = Extracted("", "no-answer")
+
+
 def final_answer(text: str) -> Extracted:
     """Return the answer that a text settles on, without what marks or announces it."""
     text = FENCE.sub("", CONTROL.sub(" ", text))
-    if "\\boxed" in text or "\\fbox" in text:
+    if BOX.search(text):
         return _boxed(text)
     if "<answer>" in text:
         tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
@@ -37,7 +41,7 @@ def final_answer(text: str) -> Extracted:
         return _single([_announced(text, mark) for mark in marks], rest[len(_sentence(rest)) :])
     short = stripped(text)
     if not short:
-        return Extracted("", "no-answer")
+        return NO_ANSWER
     bold = list(BOLD.finditer(text))
     if len({mark[1] for mark in bold}) == 1 and not NEGATED.search(text, 0, bold[0].start()):
         return _single([stripped(bold[0][1])], text[bold[-1].end() :])
@@ -48,18 +52,36 @@ def final_answer(text: str) -> Extracted:
 
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last \boxed{...} or \fbox{...} of a text; braces may nest."""
-    start = max(text.rfind(r"\boxed{"), text.rfind(r"\fbox{"))
-    if start < 0:
-        return None
-    start = text.index("{", start) + 1
-    depth = 1
-    for at in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if not depth:
-            return text[start:at].strip() or None
-    return None
+    found = boxes(text)
+    return (found[-1].content or "").strip() or None if found else None
 
 
+class Box(NamedTuple):
+    """A box of a text: where it starts and ends, and its content; None if it is never closed."""
+
+    start: int
+    end: int
+    content: str | None
+
+
+def boxes(text: str) -> list[Box]:
+    """Return the boxes of a text; of a box in a box the inner one."""
+    found, at = [], 0
+    while mark := BOX.search(text, at):
+        content, at, depth = mark[1], mark.end(), int(mark[1] is None)
+        for brace in BRACE.finditer(text, at) if depth else ():
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if not depth:
+                content, at = text[at : brace.start()], brace.end()
+                break
+        inner = boxes(content or "")
+        found.append(Box(mark.start(), at, inner[-1].content if inner else content))
+    return found
+
+
+BOX, BRACE = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{]\S*))"), re.compile(r"\\.|[{}]")
+# a box of the question: 7 + \boxed{\phantom{0}} = 11
+EMPTY = re.compile(r"(?:\\(?:[hv]?phantom|hspace\*?|q?quad|[,;:! ])\s*(?:\{[^{}]*\})?|[\s~_?])*")
 ANNOUNCED = re.compile(
     r"\#{4}\s*"
     r"|(?:\b(?:final|correct|right)\s+)?\b(?:answer|result|solution|option|choice)s?\b"
@@ -105,45 +127,28 @@ LEAD_IN = re.compile(r"\W*(?:it is not \w+\W+)?(?:the|so|my|our)?\W*", re.IGNORE
 
 
 def _boxed(text: str) -> Extracted:
-    answers, at = [], 0
-    for mark in re.finditer(r"\\(?:boxed|fbox)\s*", text):
-        if mark.start() < at:
-            continue  # a box in a box
-        inner, at = _argument(text, mark.end())
-        if inner is None:
-            return Extracted("", "no-answer")
-        if NEGATED.search(text, 0, mark.start()):
-            return Extracted("", "taken-back")
-        answers.append(_boxed(inner).text if "\\boxed" in inner else stripped(inner))
+    found = boxes(text)
+    if any(box.content is None for box in found):
+        return NO_ANSWER
+    if any(NEGATED.search(text, 0, box.start) for box in found):
+        return Extracted("", "taken-back")
+    answers = [
+        stripped(box.content or "") for box in found if not EMPTY.fullmatch(box.content or "")
+    ]
     if all(PLAIN_NUMBER.fullmatch(answer) for answer in answers):
         announced = [_announced(text, mark) for mark in _announcements(text)]
         answers += [answer for answer in announced if PLAIN_NUMBER.fullmatch(answer)]
-    return _single(answers, text[at:])
+    return _single(answers, text[found[-1].end :])
 
 
 PLAIN_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-
-def _argument(text: str, at: int) -> tuple[str | None, int]:
-    """Return the content of the braces at `at`, and the offset after them; None: never closed."""
-    if text[at : at + 1] != "{":
-        word = re.compile(r"\S+").match(text, at)
-        return (word[0], word.end()) if word else (None, len(text))
-    depth = 0
-    for place in range(at, len(text)):
-        char = text[place]
-        if char in "{}" and text[place - 1] != "\\":
-            depth += 1 if char == "{" else -1
-            if not depth:
-                return text[at + 1 : place], place + 1
-    return None, len(text)
 
 
 def _single(answers: list[str], rest: str) -> Extracted:
     """Return the answer if all are the same and what follows does not settle on another."""
     different = tuple({_value(answer): answer for answer in reversed(answers)}.values())[::-1]
     if not different or not any(different):
-        return Extracted("", "no-answer")
+        return NO_ANSWER
     if len(different) > 1:
         return Extracted("", "several-answers", different)
     problem = "taken-back" if _is_taken_back(different[0], rest) else ""
@@ -170,15 +175,27 @@ def _is_taken_back(answer: str, rest: str) -> bool:
     is_letter, value = bool(re.fullmatch(r"\(?[A-J]\)?", answer)), _value(answer)
     if isinstance(value, str) and not is_letter:
         return False
-    pattern, same = LAST_LETTER if is_letter else LAST_NUMBER, (value, answer.strip("()"))
-    clauses = CLAUSE.split(" , ".join(later))
-    stated = [pattern.search(c) for c in clauses if not OPEN_END.search(c) and not DENIED.search(c)]
-    return any(last and _value(last[last.lastindex or 0]) not in same for last in stated)
+    pattern, answer = LAST_LETTER if is_letter else LAST_NUMBER, answer.strip("()-")
+    for sentence in later:
+        is_check = CHECK.search(sentence) and not DENIED.search(sentence)
+        for clause in CLAUSE.split(sentence):
+            is_named = answer in re.findall(r"\w+(?:\.\w+)*", clause)
+            is_remark = DENIED.search(clause) and not is_named  # unlike: not 9 but 10
+            if is_remark or OPEN_END.search(clause) or (is_check and is_named and "=" in clause):
+                continue
+            last = pattern.search(clause)
+            if last and _value(last[last.lastindex or 0]) not in (value, answer):
+                return True
+    return False
 
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 CLAUSE = re.compile(r"[,;，；。．](?!\d)|[:：](?!\d)|\.\s")
 ALTERNATIVE = re.compile(r"\W*(?:or|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)", re.IGNORECASE)
+# the equation of a check has the answer in it: 9 - 4 = 5
+CHECK = re.compile(
+    r"check|verif|vérif|compr?ob|prob[ea]\b|kontroll|验|检|検|확인|провер", re.IGNORECASE
+)
 DENIED = re.compile(r"\bnot\b|n't\b|\bno\b|nicht|不", re.IGNORECASE)
 DENIAL = re.compile(  # of what stands before, without another value
     r"\b(?:that|this|it|answer|result|value|above)\b[^.;,]*\b(?:wrong|incorrect|not right)\b"
@@ -188,7 +205,7 @@ DENIAL = re.compile(  # of what stands before, without another value
 )
 LAST_NUMBER = re.compile(
     r"(?<![\w.])(?:([-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)|(\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?))"
-    r"\s*[$%]?\s*(?:[^\W\d]+)?\W*$|(?<=[\u3000-\u9fff])(\d[\d.]*)\W*$"
+    r"\s*[$%]?\s*(?:[a-zA-Z\u0080-\u2fff]+|[\u3000-\u9fff]{1,2})?\W*$|(?<=[\u3000-\u9fff])(\d[\d.]*)\W*$"
 )
 LAST_LETTER = re.compile(r"\b([A-J])\)?\W*$|\b([A-J])\)? (?:is|are) (?:also )?(?:right|correct)\b")
 
@@ -212,32 +229,37 @@ def _last_number(text: str) -> Extracted:
     """Return the only formula or number of the last line, or the number after its last "="."""
     line = re.sub(r",? (?:since|because) .*", "", stripped(text.strip().rpartition("\n")[2]))
     if DENIAL.search(line) or OPEN_END.search(line) or DENIED.search(line):
-        return Extracted("", "no-answer")
-    formulas = INLINE.findall(line)
-    if formulas and (len(formulas) > 1 or re.search(r"\d", INLINE.sub("", line))):
-        return Extracted("", "no-answer")
+        return NO_ANSWER
+    formulas, others = [max(groups) for groups in INLINE.findall(line)], INLINE.sub("", line)
+    if not formulas and (copula := COPULA.search(line)):
+        formulas, others = [copula[1]], ""
     if formulas:
-        return Extracted(stripped(max(formulas[0])))
-    if formula := COPULA.search(line):
-        return Extracted(stripped(formula[1]))
+        is_only = len(formulas) == 1 and not re.search(r"\d", others)
+        return Extracted(stripped(formulas[0])) if is_only else NO_ANSWER
     right_side = line.rpartition("=")[2]
-    numbers = list(NUMBER.finditer(right_side))
-    is_last = len(numbers) > 1  # 3 dozen, which is 36 eggs
-    if is_last:
-        right_side = right_side.rpartition(", ")[2]
-        numbers = list(NUMBER.finditer(right_side))
-    if len(numbers) != 1:
-        return Extracted("", "no-answer")
-    before, after = right_side[: numbers[0].start()], right_side[numbers[0].end() :]
-    words = _unit_words(after)
-    is_stated = STATED.search(before) or (not is_last and ("=" in line or after.strip(" .")))
-    if words is None or not is_stated or OF_ANOTHER.search(before):
-        return Extracted("", "no-answer")
-    return Extracted(f"{numbers[0][0]} {words}".strip())
+    is_last = len(NUMBER.findall(right_side)) > 1  # 3 dozen, which is 36 eggs
+    match = ONE_NUMBER.fullmatch(right_side.rpartition(", ")[2] if is_last else right_side)
+    if not match or OF_ANOTHER.search(match[1]):
+        return NO_ANSWER
+    words = MORE.sub("", match[3].strip(" .,!;:*$"))
+    is_stated = STATED.search(match[1]) or (not is_last and ("=" in line or match[3].strip(" .")))
+    try:
+        return (
+            Extracted(f"{match[2]} {words}".strip())
+            if is_stated and (not words or unit(words))
+            else NO_ANSWER
+        )
+    except NoUnitError:
+        return NO_ANSWER
 
 
 NUMBER = re.compile(
-    r"[-−]?(?:\d{1,3}(?:\.\d{3}){2,}(?!\d))|[-−]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?[%°]?"
+    r"[-−]?(?:\d{1,3}(?:\.\d{3}){2,}(?!\d)|\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?[%°]?)"
+)
+ONE_NUMBER = re.compile(rf"(\D*?)({NUMBER.pattern})(\D*)")
+MORE = re.compile(  # around the unit
+    r"^more (?=[a-z]+)|,? (?:altogether|tomorrow|today|now)$|(?:^|,? )in (?:total|all)$"
+    r"| (?:a|at|in|of) .*$"
 )
 # as in Pandoc: no blank after an opening dollar, none before a closing one, and no digit after that
 INLINE = re.compile(r"(?<![\\$])\$(?=[^\s$])((?:[^$\\]|\\.)*?)(?<=\S)\$(?![\d$])|\\\((.+?)\\\)")
@@ -264,45 +286,21 @@ COPULA = re.compile(
 )
 
 
-def _unit_words(rest: str) -> str | None:
-    """Return the unit after a number, "" if there is none; None for words that are no unit."""
-    words = rest.strip(" .,!;:*$")
-    words = re.sub(r"^more (?=[a-z]+)|,? (?:altogether|tomorrow|today|now)$", "", words)
-    words = re.sub(r"(?:^|,? )in (?:total|all)$| (?:a|at|in|of) .*$", "", words)
-    try:
-        if words:
-            unit(words)
-    except NoUnitError:
-        return None
-    return words
-
-
 def stripped(text: str) -> str:
     """Return an answer without white space, emphasis, quotes, a final full stop or a lead-in.
 
     Dollar signs stay, as they may be money; so do brackets, as they may be a tuple.
     """
-    text = text.strip()
     before = None
     while text != before:
         before = text
-        text = re.sub(r"\s*(?:です|입니다)[。.]?$|[。．]$", "", text.strip("*_` \n\t"))
-        if len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES:
-            text = text[1:-1]
-        if text.endswith(".") and not text.endswith(".."):
-            text = text[:-1]
-        if text.endswith("\\"):
-            text = text + " "
-        for opener, closer in ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$")):
-            if text.startswith(opener) and text.endswith(closer) and len(text) > 4:
-                text = text[2:-2]
-        if len(text) > 2 and text[0] == text[-1] == "$" and text.count("$") == 2:
-            text = text[1:-1]
-        text = LEAD.sub("", text.strip())
+        text = re.sub(
+            r"\s*(?:です|입니다)?(?<!\.)[.。．]?$|\s*(?:です|입니다)$", "", text.strip("*_` \n\t")
+        )
+        text = LEAD.sub("", unwrapped(text))
     return text
 
 
-QUOTES = "\"“”'‘’"
 LEAD = re.compile(
     r"^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it is|it's|that is|approximately"
     r"|exactly)[\s,:]+"

@@ -21,7 +21,6 @@ from typing import Any
 from dstools_converters.errors import DstoolsError, install_hint, printable
 
 WALL_FACTOR = 30  # a process that waits forever is ended, too
-STDERR_BYTES = 4096  # kept, to report why a process ended
 # a call is a name or a bracket before a bracket; calls of these names are harmless
 CALL = re.compile(r"__|\blambda\b|[\])\"']\s*\(|([A-Za-z_]\w*)\s*\(")
 HARMLESS = {"sin", "cos", "tan", "exp", "log", "ln", "sqrt", "abs", "pi", "x", "y", "z"}
@@ -42,7 +41,7 @@ class Referee:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._stderr = b""  # the end of what the process wrote there
+        self._error = ""  # of a process that ended
         self._proven: set[str] = set()  # libraries by which a process has answered
 
     def math(self, answer: str, gold: str) -> bool | str | None:
@@ -64,10 +63,8 @@ class Referee:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-                assert pipe is not None
-                with suppress(BrokenPipeError):  # of an unsent question
-                    pipe.close()
+            with suppress(BrokenPipeError), self._process:  # of an unsent question
+                pass
             self._process = None
 
     def __del__(self) -> None:
@@ -80,11 +77,9 @@ class Referee:
         question, expected = PROBES[library]
         answer = self._ask(question | {"is_probe": True})
         if answer != expected:
-            lines = self._stderr.decode(errors="replace").split("\n")
-            last_words = next((line for line in reversed(lines) if line.strip()), "")
             reason = {
                 "timeout": "it did not answer in time",
-                "checker-failed": last_words or "it left no message",
+                "checker-failed": self._error or "it left no message",
             }.get(str(answer), f"it answered {answer} where {expected} is right")
             raise DstoolsError(
                 f"the process that compares answers by {library} failed: {printable(reason)}",
@@ -96,7 +91,7 @@ class Referee:
     def _ask(self, question: dict[str, Any]) -> Any:
         """Return the answer of the process; "timeout" or "checker-failed" where it has ended."""
         if self._process is None:
-            self._process = self._start()
+            self._process, self._error = self._start(), ""
         process = self._process
         assert process.stdin is not None
         try:
@@ -105,39 +100,25 @@ class Referee:
             line = self._read_line(process)
         except BrokenPipeError:
             line = b""
-        if line is None:
-            self.close()
-            return "timeout"
-        if not line.endswith(b"\n"):
-            code = process.wait()
-            assert process.stderr is not None
-            self._stderr = (self._stderr + process.stderr.read())[-STDERR_BYTES:]
-            self.close()
-            return "timeout" if code == -signal.SIGPROF else "checker-failed"
-        return json.loads(line)
+        if line and not isinstance(answer := json.loads(line), dict):
+            return answer
+        self._error = answer["error"] if line else ""  # the process ends
+        has_no_time = line is None or process.wait() == -signal.SIGPROF
+        self.close()
+        return "timeout" if has_no_time else "checker-failed"
 
     def _read_line(self, process: subprocess.Popen[bytes]) -> bytes | None:
-        """Return a line of stdout, cut short where the process ended; None where none comes."""
+        """Return a line of stdout, b"" where the process ended; None where none comes."""
         assert process.stdout is not None
-        assert process.stderr is not None
-        stdout, pipes = process.stdout.fileno(), select.poll()  # select() takes none over 1023
-        for file in (process.stdout, process.stderr):
-            pipes.register(file, select.POLLIN)
-        line = b""
+        stdout, pipe, line = process.stdout.fileno(), select.poll(), b""
+        pipe.register(stdout, select.POLLIN)  # select() takes none over 1023
         while not line.endswith(b"\n"):
-            readable = pipes.poll(1000 * WALL_FACTOR * (self._seconds + 10))
-            if not readable:
+            if not pipe.poll(1000 * WALL_FACTOR * (self._seconds + 10)):
                 return None
-            for pipe, _ in readable:
-                data = os.read(pipe, 4096)
-                if pipe != stdout:  # read lest the pipe fills up
-                    self._stderr = (self._stderr + data)[-STDERR_BYTES:]
-                    if not data:
-                        pipes.unregister(pipe)
-                elif not data:
-                    return line
-                else:
-                    line += data
+            data = os.read(stdout, 4096)
+            if not data:
+                return b""
+            line += data
         return line
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -145,6 +126,10 @@ class Referee:
         environment = {"OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PATH": os.defpath}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         command = [sys.executable, "-P", "-m", "dstools_distill.judge.checker", str(self._seconds)]
-        self._stderr = b""
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )

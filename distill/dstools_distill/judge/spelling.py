@@ -81,9 +81,24 @@ def plain(text: str) -> str:
     if not text.isalnum():
         for pattern, simpler in REPLACED:
             text = pattern.sub(simpler, text)
+    return unwrapped(text)
+
+
+PAIRS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    *zip("\"“'‘", "\"”'’", strict=True),
+)
+
+
+def unwrapped(text: str) -> str:
+    """Return a text without the dollars, brackets of TeX or quotes around all of it."""
     text = text.strip()
-    for opener, closer in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
-        if text.startswith(opener) and text.endswith(closer) and len(text) > 2 * len(opener):
+    for opener, closer in PAIRS:
+        is_alone = text.count(opener) == 1 + (opener == closer)
+        if is_alone and text.startswith(opener) and text.endswith(closer):
             text = text[len(opener) : -len(closer)].strip()
     return text
 

@@ -35,7 +35,6 @@ CASES = [
     case
     for name in ("samples.jsonl", "variants/samples.jsonl")
     for case in records.read(FOLDER / name)
-    if not case["kind"].startswith(("a remark", "a box"))  # of extraction, see test_extract.py
 ]
 CODE_CASES = [
     case for name in ("code.jsonl", "variants/code.jsonl") for case in records.read(FOLDER / name)
