@@ -27,16 +27,7 @@ backend = "replay"
 [select]
 
 [student]
-tokenizer = "{sample}"
-[student.init]
-model_type = "qwen3"
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 2
-head_dim = 16
-max_position_embeddings = 256
+model = "{sample}"
 
 [render]
 max_length = 200
@@ -62,6 +53,9 @@ batch_size = 4
 micro_batch_size = 4
 max_completion_tokens = 4
 precision = "float32"
+
+[mtp]
+max_steps = 1
 
 [[eval.source]]
 path = "held-out.jsonl"
