@@ -49,19 +49,16 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     if gold is None or kind == "none":
         return NO_GOLD
     text, wanted = text.strip(), gold.strip()
-    if kind in ("integer", "auto") and INTEGER.fullmatch(wanted) and DIGITS.fullmatch(text):
-        return integers(text, wanted)
     if "\\boxed" in wanted or ANNOUNCED.search(wanted):
         wanted = final_answer(wanted).text or ("" if "\\boxed" in wanted else wanted)
     wanted = stripped(wanted) if kind != "string" else wanted
-    if not wanted or not _is_balanced(wanted):
+    braces = re.sub(r"\\.|[^{}]", "", wanted)
+    if not wanted or braces.count("{") != braces.count("}"):
         return Ruling("unverifiable", "gold-not-read")
     if kind == "auto":
         kind = looks_like(wanted)
-    if kind == "string" and same_text(text, wanted):
-        return EQUAL
-    if kind == "choice" and "\n" not in text and letters(text):
-        return choices(text, wanted)
+    if ruling := _plainly(text, wanted, kind):
+        return ruling
     answer = final_answer(text)
     if answer.problem == "several-answers" and kind in ("set", "math"):
         answer = _joined(answer, wanted, kind)
@@ -72,54 +69,49 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     if answer.problem:
         last_is_gold = answer.parts and squeezed(answer.parts[-1]) == squeezed(wanted)
         nobody_knows = answer.problem == "taken-back" or last_is_gold
-        verdict = "unverifiable" if nobody_knows else "incorrect"
-        return Ruling(verdict, answer.problem)
-    match kind:
-        case "choice" if (label := LABELLED.match(_unstyled(wanted))) and not letters(answer.text):
-            return formulas(answer.text, _unstyled(wanted)[label.end() - 1 :], "math", referee)
-        case "choice":
-            return choices(answer.text, wanted)
-        case "string":
-            same = same_text(answer.text, wanted)
-            if wanted.isascii() and not answer.text.isascii() and not same:
-                return Ruling("unverifiable", "another-script", EXACT)
-            return EQUAL if same else _differs(answer.text, EXACT)
-        case "integer" if INTEGER.fullmatch(wanted) and DIGITS.fullmatch(answer.text):
-            return integers(answer.text, wanted)
+        return Ruling("unverifiable" if nobody_knows else "incorrect", answer.problem)
+    if ruling := _plainly(answer.text, wanted, kind):
+        return ruling
+    if kind == "choice":
+        wanted = _unstyled(wanted)
+        if not (label := LABELLED.match(wanted)):
+            return Ruling("unverifiable", "answer-not-read")
+        return formulas(answer.text, wanted[label.end() - 1 :], "math", referee)
+    if kind == "string":
+        if wanted.isascii() and not answer.text.isascii():
+            return Ruling("unverifiable", "another-script", EXACT)
+        return _differs(answer.text, EXACT)
     return formulas(answer.text, wanted, kind, referee)
+
+
+def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
+    """Rule on digits, letters or words; None where the text is none, or other words."""
+    if kind == "integer" and INTEGER.fullmatch(gold) and DIGITS.fullmatch(text):
+        return integers(text, gold)
+    if kind == "choice" and "\n" not in text and (given := letters(text)):
+        if not (wanted := letters(gold)):
+            return Ruling("unverifiable", "gold-not-read")
+        return EQUAL if wanted == given else _differs("".join(sorted(given)), EXACT)
+    return EQUAL if kind == "string" and same_text(text, gold) else None
 
 
 def looks_like(gold: str) -> AnswerType:
     """Return the answer type that a gold looks like."""
     inner = _unstyled(gold) if STYLED.fullmatch(gold) else gold
-    if LABELLED.match(_unstyled(gold)) or re.fullmatch(
-        r"(?=[A-J]{2,6}$)A?B?C?D?E?F?G?H?I?J?", inner
-    ):
-        return "choice"
     if INTEGER.fullmatch(inner):
         return "integer"
-    if _moment(gold):
-        return "string"
-    if re.fullmatch(r"\(?[A-J]\)?", inner):
+    if LABELLED.match(_unstyled(gold)) or LETTERS.fullmatch(inner):
         return "choice"
-    is_words = (
-        re.fullmatch(r"[^\W\d_][^\W\d_' -]*(?: [^\W\d_' -]+)*", inner)
-        and inner.lower() not in MATHS
-    )
-    if inner != gold or (is_words and (len(inner) > 2 or inner.lower() in ("no", "ok"))):
-        return "string" if read(inner) is None or is_words else "math"
-    if HEXADECIMAL.fullmatch(gold) or re.search(r"(?<!\d)'|\"", gold):
-        return "string"
-    return "math"
+    is_words = WORDS.fullmatch(inner) and (len(inner) > 2 or inner.lower() in ("no", "ok"))
+    is_words = is_words or (inner != gold and read(inner) is None)
+    is_quoted = re.search(r"(?<!\d)'|\"", gold) or HEXADECIMAL.fullmatch(gold)
+    return "string" if is_words or is_quoted or _moment(gold) else "math"
 
 
-MATHS = ("infinity", "inf")
+LETTERS = re.compile(r"\(?[A-J]\)?|(?=[A-J]{2,6}$)A?B?C?D?E?F?G?H?I?J?")
+WORDS = re.compile(r"(?!inf(?:inity)?$)[^\W\d_][^\W\d_' -]*(?: [^\W\d_' -]+)*", re.IGNORECASE)
 LABELLED = re.compile(r"\s*(?:\([A-J]\)[\s\\]*|[A-J][.)]\s+)\S")
 HEXADECIMAL = re.compile(r"0x[0-9a-f]{1,64}", re.IGNORECASE)
-
-
-def _is_balanced(text: str) -> bool:
-    return text.count("{") - text.count("\\{") == text.count("}") - text.count("\\}")
 
 
 def _joined(answer: Extracted, gold: str, kind: AnswerType) -> Extracted:
@@ -138,8 +130,7 @@ def integers(answer: str, gold: str) -> Ruling:
     """Compare two runs of digits; the gold must have no leading zeros."""
     if answer == gold:
         return EQUAL
-    value = re.sub(r"^(?:\+|(-))?0*(?=[0-9])", r"\1", answer)
-    if value == gold or (value == "-0" and gold == "0"):
+    if int(answer) == int(gold):
         return Ruling("incorrect", f"not-canonical: {answer[:40]}", EXACT)
     return _differs(answer, EXACT)
 
@@ -175,14 +166,6 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
 
 
 # ------------------------------------------------------------------------------- choices, strings
-
-
-def choices(answer: str, gold: str) -> Ruling:
-    """Compare the letters of two choices."""
-    wanted, given = letters(gold), letters(answer)
-    if not wanted or not given:
-        return Ruling("unverifiable", "answer-not-read" if wanted else "gold-not-read")
-    return EQUAL if wanted == given else _differs("".join(sorted(given)), EXACT)
 
 
 def letters(text: str) -> frozenset[str]:

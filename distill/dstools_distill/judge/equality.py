@@ -25,7 +25,6 @@ MISREAD = re.compile(
 SUBSCRIPT, COMMAND = re.compile(r"_\s*\{?\w+\}?"), re.compile(r"\\[A-Za-z]+")
 LETTER = re.compile("[A-Za-z]")
 INFINITE = {"\\infty": 1, "+\\infty": 1, "-\\infty": -1}
-FUNCTION = re.compile(r"(\w+)\((\w)\)")
 
 
 class Comparison:
@@ -77,23 +76,12 @@ class Comparison:
 
     def named(self, answer: Value, gold: Value) -> bool | None:
         """Compare named values and equations."""
-        if "equation" not in (answer.kind, gold.kind):
+        are_values = "equation" not in (answer.kind, gold.kind)
+        if are_values and (answer.text == gold.text or answer.kind != gold.kind):
             one, other = (v.items[0] if v.kind == "named" else v for v in (answer, gold))
-            if (
-                answer.kind != gold.kind
-                and " " in answer.text + gold.text
-                and "" in (one.text, other.text)
-            ):
-                return (
-                    self.sequence(one.items, other.items) or None
-                )  # of another order nobody knows
-            if answer.text == gold.text or answer.kind != gold.kind:
-                return self.same(one, other)
-            functions = [FUNCTION.fullmatch(value.text) for value in (answer, gold)]
-            if functions[0] and functions[1]:  # f(x) = x + 1 and f(n) = n + 1
-                name = rf"(?<![A-Za-z\\]){functions[0][2]}(?![A-Za-z])"
-                renamed = one._replace(text=re.sub(name, functions[1][2], one.text))
-                return self.same(renamed, other) if functions[0][1] == functions[1][1] else None
+            if " " in answer.text + gold.text and "" in (one.text, other.text):  # in which order?
+                return self.sequence(one.items, other.items) or None
+            return self.same(one, other)
         texts = [_equation(value) for value in (answer, gold)]
         return self.ask(*texts) if all(texts) else None
 
@@ -111,14 +99,12 @@ class Comparison:
             return (wanted.kind == "number" and abs(wanted.number) > 1) or None
         if is_same or not units & {DEGREE, PERCENT}:
             return is_same
-        mark, factor, symbol = (
-            (PERCENT, Fraction(1, 100), "")
-            if PERCENT in units
-            else (DEGREE, Fraction(1, 180), "\\pi")
-        )
-        if answer.unit.of == mark:
-            return self.scalars(_times(given, factor, symbol), wanted)
-        return self.scalars(given, _times(wanted, factor, symbol))
+        marked = answer if answer.unit.of in (DEGREE, PERCENT) else gold
+        if PERCENT in units:
+            converted = _times(marked, Fraction(1, 100))
+        else:
+            converted = Value("formula", f"({latex(marked)}) * \\frac{{\\pi}}{{180}}")
+        return self.scalars(*((converted, wanted) if marked is answer else (given, converted)))
 
     def scalars(self, answer: Value, gold: Value) -> bool | None:
         """Compare two numbers or formulas without their units."""
@@ -138,10 +124,8 @@ class Comparison:
         if any(misread):
             self.problem = "answer-not-read" if misread[0] else "gold-not-read"
             return None
-        letters = set(LETTER.findall(COMMAND.sub(" ", one + " " + other)))
-        has_both_cases = len({letter.lower() for letter in letters}) < len(
-            letters
-        )  # R is read as r
+        letters = set(LETTER.findall(COMMAND.sub(" ", f"{one} {other}")))
+        has_both_cases = len(set(map(str.lower, letters))) < len(letters)  # R is read as r
         logs = {bool(PLAIN_LOG.search(text)) for text in texts}
         if has_both_cases or len(logs) > 1:
             return None
@@ -210,14 +194,12 @@ def _may_be_decimal(*values: Value) -> bool:
     return f"{listed.items[0].number}.{listed.items[1].number}" == f"{float(single.number):g}"
 
 
-def _times(value: Value, factor: Fraction, symbol: str = "") -> Value:
-    """Return a value without its unit, times a number and a symbol."""
-    if value.kind == "number" and not symbol:
+def _times(value: Value, factor: Fraction) -> Value:
+    """Return a value without its unit, times a number."""
+    if value.kind == "number":
         return Value("number", number=value.number * factor)
-    if factor == 1:
-        return Value("formula", value.text)
-    text = f"{latex(Value('number', number=factor))} * ({latex(value)})"
-    return Value("formula", f"{text} * {symbol}" if symbol else text)
+    number = "" if factor == 1 else latex(Value("number", number=factor))
+    return Value("formula", f"{number} * ({value.text})" if number else value.text)
 
 
 def _equation(value: Value) -> str:

@@ -82,37 +82,25 @@ def read_cases(gold: str) -> list[dict[str, str]] | None:
     except (ValueError, RecursionError):
         return None
     if isinstance(cases, dict):
-        cases = _pairs(cases)
+        inputs, outputs = (cases.get(f"{name}s", cases.get(name)) for name in CASE_KEYS[1])
+        if cases.get("fn_name") or not isinstance(inputs, list) or not isinstance(outputs, list):
+            return None
+        if len(inputs) != len(outputs):
+            return None
+        cases = [{"input": a, "output": b} for a, b in zip(inputs, outputs, strict=True)]
     if not isinstance(cases, list) or not 0 < len(cases) <= MAX_CASES:
         return None
     read = [_case(case) for case in cases]
     return None if None in read else [case for case in read if case is not None]
 
 
-def _pairs(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the cases of lists of inputs and outputs; none for calls of a function."""
-    inputs, outputs = (columns.get(f"{name}s", columns.get(name)) for name in ("input", "output"))
-    if columns.get("fn_name") or not isinstance(inputs, list) or not isinstance(outputs, list):
-        return []
-    if len(inputs) != len(outputs):
-        return []
-    return [{"stdin": a, "stdout": b} for a, b in zip(inputs, outputs, strict=True)]
-
-
 def _case(case: Any) -> dict[str, str] | None:
-    if not isinstance(case, dict):
+    if not isinstance(case, dict) or case.get("testtype", "stdin") != "stdin":
+        return None  # LiveCodeBench: "functional" calls a function
+    texts = [case[key] for keys in CASE_KEYS for key in keys if key in case]
+    are_lines = [isinstance(t, list) and all(isinstance(line, str) for line in t) for t in texts]
+    texts = ["\n".join(t) if is_lines else t for t, is_lines in zip(texts, are_lines, strict=True)]
+    is_whole = len(texts) == 2 == len(case.keys() - {"testtype"})
+    if not is_whole or not all(isinstance(text, str) for text in texts):
         return None
-    case = dict(case)
-    if case.pop("testtype", "stdin") != "stdin":  # LiveCodeBench: "functional" calls a function
-        return None
-    for keys in CASE_KEYS:
-        if set(case) == set(keys):
-            texts = [_lines(case[key]) for key in keys]
-            if all(isinstance(text, str) for text in texts):
-                return dict(zip(CASE_KEYS[0], texts, strict=True))
-    return None
-
-
-def _lines(text: Any) -> Any:
-    is_lines = isinstance(text, list) and all(isinstance(line, str) for line in text)
-    return "\n".join(text) if is_lines else text
+    return dict(zip(CASE_KEYS[0], texts, strict=True))

@@ -46,10 +46,9 @@ class UnreadableError(Exception):
     """The text is not an answer that can be compared."""
 
 
-WHOLE = r"\{\s*(-?\d[\d,]*)\s*\}|(\d)"
-FRACTION = re.compile(rf"\\frac\s*(?:{WHOLE})\s*(?:{WHOLE})|(-?\d+)\s*/\s*(-?\d+)")
-MIXED = re.compile(
-    rf"(\d{{1,9}})\s*(?:\\frac\s*(?:{WHOLE})\s*(?:{WHOLE})|(?<=\s)(\d+)\s*/\s*(\d+))"
+WHOLE = r"\s*(?:\{\s*(-?\d[\d,]*)\s*\}|(\d))"
+FRACTION = re.compile(
+    rf"(?:(\d{{1,9}})\s*)?\\frac{WHOLE}{WHOLE}|(?:(\d{{1,9}})\s+)?(-?\d+)\s*/\s*(-?\d+)"
 )
 DECIMAL = re.compile(
     r"(?:(?P<grouped>\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)"
@@ -67,25 +66,23 @@ def number(text: str) -> tuple[Fraction, str] | None:
     """
     sign = -1 if text[:1] == "-" else 1
     text = text[1:].lstrip() if text[:1] in ("-", "+") else text
-    if match := MIXED.match(text):
-        integer, above, below = (int(group) for group in match.groups() if group)
-        if not above < below:
+    match = FRACTION.match(text)
+    if match and len(match[0]) < MAX_DIGITS and not re.match(r"[.\d]", text[match.end() :]):
+        parts = [int(group.replace(",", "")) for group in match.groups() if group]
+        whole, above, below = (0, *parts)[-3:]
+        if len(parts) == 3 and not 0 < above < below:
             raise UnreadableError(text)
-        return sign * (integer + Fraction(above, below)), text[match.end() :]
-    if match := FRACTION.match(text):
-        parts = [re.sub(r",(?=\d{3}(?!\d))", "", group) for group in match.groups() if group]
-        if len("".join(parts)) < MAX_DIGITS and not re.match(r"[.\d]", text[match.end() :]):
-            return sign * Fraction(int(parts[0]), int(parts[1])), text[match.end() :]
+        return sign * (whole + Fraction(above, below)), text[match.end() :]
     match = DECIMAL.match(text)
     assert match is not None
     rest, places = text[match.end() :], match["places"] or ""
-    whole = re.sub(r"\D", "", match["grouped"] or match["whole"] or "")
+    integer = re.sub(r"\D", "", match["grouped"] or match["whole"] or "")
     period = match["period"] or match["bracket"] or re.sub(r"\D", "", match["dots"] or "")
-    if not (whole or places or period) or len(whole + places) > MAX_DIGITS:
+    if not (integer or places or period) or len(integer + places) > MAX_DIGITS:
         return None
     if match[0].endswith(".") and rest.startswith("."):
         raise UnreadableError(text)
-    value = Fraction(f"{whole or 0}.{places or 0}")
+    value = Fraction(f"{integer or 0}.{places or 0}")
     if period:
         if "." not in match[0]:
             return None
@@ -118,36 +115,38 @@ def quantity(text: str, *, letters_are_units: bool) -> Value | None:
     amount = COMMA_DECIMAL.sub(r"\1.\2", money[1] + text[money.end() :] if money else text)
     try:
         first = unit(money[2]) if money else NONE
-        parts = _parts(amount, letters_are_units)
-        if parts:
+        if parts := _parts(amount, letters_are_units):
             return _sum(parts, first)
         if money:
             return Value("formula", amount, unit=first)
         match = FORMULA.fullmatch(text)
-        if not match or NO_AMOUNT.search(match[1]) or re.search(r"(?<![a-z\\])or\b", text):
-            return None
-        if "°" in match[2] and ANGLE.search(match[1]):
+        is_angle = match and "°" in match[2] and ANGLE.search(match[1])
+        if (
+            not match
+            or is_angle
+            or NO_AMOUNT.search(match[1])
+            or re.search(r"(?<![a-z\\])or\b", text)
+        ):
             return None
         return Value("formula", match[1], unit=unit(_words(match[2])))
     except NoUnitError:
         return None
 
 
-def _parts(text: str, letters_are_units: bool) -> list[Value]:
+def _parts(text: str, letters_are_units: bool) -> list[tuple[Fraction, Unit]]:
     """Return the numbers with their units that a text consists of; [] if it does not."""
-    parts: list[Value] = []
+    parts: list[tuple[Fraction, Unit]] = []
     while text.strip():
         found = number(text.lstrip())
         if found is None:
             return []
         value, rest = found
         if not rest.strip():
-            return [*parts, Value("number", number=value)]
+            return [*parts, (value, NONE)]
         match = WORDS.match(rest)
         if not match or not _may_be_unit(match[0], parts != [] or letters_are_units):
             return []
-        words = LINK.sub(r"\1", match[0].rstrip())
-        parts.append(Value("number", number=value, unit=unit(_words(words))))
+        parts.append((value, unit(_words(LINK.sub(r"\1", match[0].rstrip())))))
         text = rest[match.end() :]
     return parts
 
@@ -170,14 +169,12 @@ def _words(text: str) -> str:
     return re.sub(POWER, r"^\1", text)
 
 
-def _sum(parts: list[Value], money: Unit) -> Value | None:
+def _sum(parts: list[tuple[Fraction, Unit]], money: Unit) -> Value | None:
     """Return the sum of quantities, each in a smaller unit than the one before; else None."""
-    first = parts[0].unit
-    factor = first.factor * money.factor
-    one = Unit(Fraction(1), factor, first.of or money.of)
-    total = parts[0].number * first.times
-    for part, before in zip(parts[1:], parts, strict=False):
-        if part.unit.of != one.of or not part.unit.factor < before.unit.factor:
+    first = parts[0][1]
+    total, factor, of = Fraction(0), first.factor * money.factor, first.of or money.of
+    for n, (value, its) in enumerate(parts):
+        if n and (its.of != of or not its.factor < parts[n - 1][1].factor):
             return None
-        total += part.number * part.unit.factor / factor
-    return Value("number", number=total, unit=one)
+        total += value * (its.factor / factor if n else first.times)
+    return Value("number", number=total, unit=Unit(Fraction(1), factor, of))

@@ -154,7 +154,11 @@ class _Reader:
         is_own = len(symbol) == 1 and re.search(rf"(?<![A-Za-z\\]){symbol}(?![A-Za-z])", last)
         is_named = NAME.fullmatch(sides[0]) and (not is_own or "(" in name[1:])
         if is_named and len(sides) == 2:
-            name = name if name[0] != "(" else " ".join(re.findall(r"\w+", name))
+            if name[0] == "(":
+                name = " ".join(re.findall(r"\w+", name))
+            elif (function := re.fullmatch(r"(\w+)\((\w)\)", name)) and "x" not in last:
+                name = f"{function[1]}(x)"  # f(n) = n + 1
+                last = re.sub(rf"(?<![A-Za-z\\]){function[2]}(?![A-Za-z])", "x", last)
             return Value("named", name, (self.value(last, depth + 1),))
         if len(sides) == 2 and _has_letters(text):
             return Value("equation", text)

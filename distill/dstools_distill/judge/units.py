@@ -30,10 +30,9 @@ BASES = {  # base: its spellings, and those of its multiples
     "%": "% percent prozent ‰=0.1",
     **{name: name for name in "mph kph K N J W V A Hz Pa eV mol bit unit".split()},
 }  # fmt: skip
-PREFIXES = {
-    "kilo": "1e3", "centi": "0.01", "milli": "0.001", "micro": "1e-6", "mega": "1e6", "k": "1e3",
-    "c": "0.01", "m": "0.001", "d": "0.1", "M": "1e6", "G": "1e9", "P": "1e15", "T": "1e12",
-    "n": "1e-9", "p": "1e-12", "µ": "1e-6",
+PREFIXES = {  # and their powers of ten
+    "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "d": -1, "c": -2, "m": -3, "µ": -6, "n": -9, "p": -12,
+    "kilo": 3, "mega": 6, "centi": -2, "milli": -3, "micro": -6,
 }  # fmt: skip
 ATOMS = {
     name: (base, Fraction(size or 1))
@@ -41,8 +40,8 @@ ATOMS = {
     for name, _, size in (word.partition("=") for word in spelled.split())
 }
 ATOMS |= {
-    prefix + name: (ATOMS[name][0], ATOMS[name][1] * Fraction(size))
-    for prefix, size in PREFIXES.items()
+    prefix + name: (ATOMS[name][0], ATOMS[name][1] * Fraction(10) ** power)
+    for prefix, power in PREFIXES.items()
     for name in "m metre meter g gram s second l L litre liter Hz N J W V A Pa eV mol bit".split()
     if (len(prefix) > 1) == (len(name) > 3)
 }

@@ -72,7 +72,8 @@ def test_cases_come_in_many_forms(gold: object) -> None:
     "gold",
     ["", "5", "[]", "{}", '[{"stdin": "1"}]', '[{"stdin": 1, "stdout": "1"}]', "[" * 10_000,
      '[{"stdin": "1", "stdout": "1", "x": 1}]', json.dumps(CASES * 51),
-     '{"inputs": ["1"], "outputs": []}', '{"inputs": [[1]], "outputs": [1], "fn_name": "f"}',
+     '{"inputs": ["1"], "outputs": []}', '{"inputs": [[[1], 3]], "outputs": ["1"]}',
+     '{"inputs": [[1]], "outputs": [1], "fn_name": "f"}',
      '{"inputs": ["1"], "outputs": ["1"], "fn_name": "f"}',
      '[{"input": "1", "output": "1", "testtype": "functional"}]'],
 )  # fmt: skip
