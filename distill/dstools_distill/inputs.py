@@ -128,7 +128,7 @@ def _index(problems: Path, make: Make) -> Path:
 
         return index_problems(problems, work.folder)
 
-    identity = identify("index", 2, {}, {"problems": problems}, ("numpy",))
+    identity = identify("index", 3, {}, {"problems": problems}, ("numpy",))
     return make(identity, run) / EVAL_INDEX
 
 

@@ -342,18 +342,18 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-fb106827957f",
-    "decontaminate-c34ac7410738",
-    "eval-18cd2d344152",
+    "card-74431117742c",
+    "decontaminate-eb7f9f4a5078",
+    "eval-e9c9e21e9641",
     "generate-0e286fb5d2e6",
-    "grpo-54dc211e66d4",
-    "index-bddde6d7a28f",
-    "kd-f3e9f80e495f",
+    "grpo-a82cb053ba2c",
+    "index-d5a893a0ac68",
+    "kd-6eee00417bf4",
     "prompts-af7c6588cee0",
     "prompts-efd4f73e5e14",
-    "render-39cdc46fde96",
-    "select-58a043fbd35c",
-    "sft-ed82402db9f1",
+    "render-1de6df294433",
+    "select-e739dadfc7a8",
+    "sft-ae264f353fc2",
     "verify-d27938a05fb5",
 ]
 

@@ -1,26 +1,27 @@
 """Index of benchmark texts: hashes by which the texts are found in others, and its file.
 
 Words are tokens that carry information: numbers, and words that are not single letters or symbols.
-A question is indexed by its phrases, runs of three words, and every text by its runs of ten. What
-more than ten texts of a benchmark share identifies no problem and is left out: phrases, and runs
-apart from their numbers ("the following arithmetic problem: 3"). A question of ten words or less,
-or with few phrases or no run left, is indexed as a whole, a formula of three numbers by its phrases
-too. So is a question that a program made, as other numbers make another problem. Short answers are
-not indexed.
+Every text is indexed by its runs of ten words, and a question of more than ten, or of five with a
+number, by its words and by pairs: two words, or two numbers with words between them. What more than
+ten texts share identifies no problem and is left out: pairs, and runs apart from their numbers
+("the following arithmetic problem: 3"); a pair of numbers, more than a twentieth of the texts. A
+question of ten words or less, or without a pair or a run that is left, is indexed as a whole. So is
+one that a program made, as other numbers make another problem. Short answers are not indexed.
 
 The file is in the safetensors format; a table is a few columns of one length, sorted by hash:
 
 | table | rows | columns |
 |---|---|---|
-| phrase, run | windows of a text | hashes, places, lengths: its words, own: those in windows |
-| number, word | its numbers, with a sign after them; words of four letters | hashes, places |
+| run | runs of ten words | hashes, places, lengths: words of the text |
+| pair | pairs of words or numbers | hashes, places, texts, own: those of the text |
+| word | words of questions | hashes, places, texts, offsets, signed: with a sign after a number |
 | 1 .. 10 | questions of so many tokens | hashes, places |
 | whole | longer questions | hashes, places, offsets, lengths, all |
 
-`places`: uint32, the row of each, counted over all benchmarks. `hashes.whole` is the hash of the
-rarest window of ten tokens, by which a question is found, `offsets.whole` its start,
-`lengths.whole` and `all.whole` length and hash of the whole question. The file holds no text; words
-and windows can only be guessed and checked.
+`places`: uint32, the row of each, counted over all benchmarks; `texts`, the number of the text in
+it. `hashes.whole` is the hash of the rarest window of ten tokens, by which a question is found,
+`offsets.whole` its start, `lengths.whole` and `all.whole` length and hash of the whole question.
+The file holds no text; words and windows can only be guessed and checked.
 """
 
 import json
@@ -37,29 +38,20 @@ from safetensors.numpy import save
 
 from dstools_converters.errors import DstoolsError, disk_errors, printable
 from dstools_converters.files import replace_file
-from dstools_distill.data.ngrams import (
-    KEY,
-    NORMALISATION,
-    are_words,
-    hashes_of,
-    signed,
-    whole,
-    windows,
-)
+from dstools_distill.data.alignment import PAIR, Hashes, Words, words_of
+from dstools_distill.data.ngrams import KEY, NORMALISATION, are_words, hashes_of, whole, windows
 
 WINDOW = 10  # words, of the runs of a text; tokens, of the window that finds a whole question
-PHRASE = 3  # words
-LONG_WORD = 4  # letters
+LEAST_WORDS = 5  # of a question that is found with some of its words replaced
 COMMON_TEXTS = 10
-FORMULA_NUMBERS = 3  # distinct ones, by which a shorter question is found, too
-OWN_SHARE = 0.2  # of its words, which a question has in phrases that few others have
+COMMON_SHARE = 0.05  # of all texts, for pairs of numbers: they tell apart what a program made
 EVAL_INDEX = "eval.ngrams"  # index of the problems of a recipe's [eval]
 METADATA = "dstools contamination index"
 BAD_INDEX = "build it again with `dstools distill index`"
 
-Hashes = NDArray[np.uint64]
 Tables = dict[str, NDArray[Any]]
-Kind = Literal["question", "generated", "answer"]  # generated: by a program, like many others
+# generated: by a program, like many others; stem: of a question, without its options
+Kind = Literal["question", "stem", "generated", "answer"]
 
 
 class Text(NamedTuple):
@@ -86,47 +78,63 @@ class Benchmark:
 # ---------------------------------------------------------------------------------------- building
 
 
-def build_tables(name: str, digest: str, texts: Iterable[Text]) -> tuple[Benchmark, Tables]:
+class Common(NamedTuple):
+    """Windows that many texts share, sorted."""
+
+    runs: Hashes  # of ten words, numbers masked
+    pairs: Hashes  # of words
+    numbers: Hashes  # pairs of numbers
+
+
+def common_windows(texts: Iterable[Text]) -> Common:
+    """Return what too many of all texts of an index share, whichever benchmark they are of."""
+    having = (text.tokens for text in texts if text.tokens)
+    distinct = list({whole(hashes_of(tokens)): tokens for tokens in having}.values())
+    spoken = [words_of(tokens) for tokens in distinct]
+    most = max(COMMON_TEXTS, int(COMMON_SHARE * len(distinct)))
+    return Common(
+        _more_often([windows(_masked(tokens), WINDOW) for tokens in distinct], COMMON_TEXTS),
+        _more_often([windows(words.hashes, PAIR) for words in spoken], COMMON_TEXTS),
+        _more_often([windows(words.hashes[words.numbers], PAIR) for words in spoken], most),
+    )
+
+
+def _more_often(texts: list[Hashes], most: int) -> Hashes:
+    """Return the windows that more than so many texts have."""
+    distinct = [np.unique(text) for text in texts]
+    values, counts = np.unique(np.concatenate([*distinct, hashes_of([])]), return_counts=True)
+    common: Hashes = values[counts > most]
+    return common
+
+
+def build_tables(
+    name: str, digest: str, texts: Iterable[Text], common: Common
+) -> tuple[Benchmark, Tables]:
     """Return a benchmark and its tables; equal texts count once, with the row of the first."""
     distinct: dict[int, Text] = {}
     rows = questions = unknown = 0
     for text in texts:
         rows = max(rows, text.row)
-        questions += text.kind != "answer"
-        unknown += text.kind != "answer" and not text.tokens
+        asks = text.kind in ("question", "generated")
+        questions += asks
+        unknown += asks and not text.tokens
         if text.tokens:
             distinct.setdefault(whole(hashes_of(text.tokens)), text)
     entries: dict[str, dict[tuple[int, ...], None]] = {}  # table -> rows of it, in order
     wholes: list[Text] = []
-
-    def add(table: str, words: Hashes, own: NDArray[np.bool_], row: int) -> None:
-        """Add those windows of a text to a table that are its own."""
-        length = PHRASE if table == "phrase" else WINDOW
-        size = len(_covered(own, length))
-        rest = (row, size, len(words))
-        values = windows(words, length)[own].tolist()
-        entries.setdefault(table, {}).update(((value, *rest), None) for value in values)
-
-    spoken = {key: _words(text.tokens) for key, text in distinct.items()}
-    masked = {key: _masked(text.tokens) for key, text in distinct.items()}
-    common = {PHRASE: _common(spoken.values(), PHRASE), WINDOW: _common(masked.values(), WINDOW)}
-    for key, text in distinct.items():
-        words, is_found = spoken[key], text.kind == "answer"
-        if text.kind != "generated":
-            own = ~np.isin(windows(masked[key], WINDOW), common[WINDOW])
-            add("run", words, own, text.row)
-            is_found |= bool(own.any())
-        told_apart = _told_apart_by(text.tokens)
-        is_long = len(words) > WINDOW or len(set(told_apart["number"])) >= FORMULA_NUMBERS
-        if text.kind == "question" and is_long:
-            own = ~np.isin(windows(words, PHRASE), common[PHRASE])
-            if OWN_SHARE * len(words) <= len(_covered(own, PHRASE)):
-                add("phrase", words, own, text.row)
-                for table, values in told_apart.items():
-                    found = entries.setdefault(table, {})
-                    found.update(((value, text.row), None) for value in values)
+    for number, text in enumerate(distinct.values()):
+        is_found = text.kind in ("answer", "stem")
+        if text.kind in ("question", "answer"):
+            runs = _runs(text, common)
+            entries.setdefault("run", {}).update(dict.fromkeys(runs))
+            is_found |= bool(runs)
+        if text.kind in ("question", "stem") and _is_long(words_of(text.tokens)):
+            pairs, words = _pairs_and_words(text, number, common)
+            if pairs:
+                entries.setdefault("pair", {}).update(dict.fromkeys(pairs))
+                entries.setdefault("word", {}).update(dict.fromkeys(words))
             else:
-                is_found = False
+                is_found = text.kind == "stem"
         if not is_found:
             wholes.append(text)
     for table, row in _wholes(wholes):
@@ -136,40 +144,38 @@ def build_tables(name: str, digest: str, texts: Iterable[Text]) -> tuple[Benchma
     return Benchmark(name, digest, *counts), tables
 
 
-def _covered(own: NDArray[np.bool_], length: int) -> NDArray[np.intp]:
-    """Return the words in windows that are marked by their start."""
-    covered: NDArray[np.intp] = np.unique(np.flatnonzero(own)[:, None] + np.arange(length))
-    return covered
+def _is_long(words: Words) -> bool:
+    """Return whether a question is told from others though some of its words were replaced."""
+    count = len(words.hashes)
+    return count > WINDOW or (count >= LEAST_WORDS and bool(words.numbers.any()))
 
 
-def _common(texts: Iterable[Hashes], length: int) -> Hashes:
-    """Return the windows of so many words that more than ten texts have."""
-    windowed = [np.unique(windows(text, length)) for text in texts]
-    values, counts = np.unique(np.concatenate([*windowed, hashes_of([])]), return_counts=True)
-    common: Hashes = values[counts > COMMON_TEXTS]
-    return common
+def _runs(text: Text, common: Common) -> list[tuple[int, ...]]:
+    """Return the rows of the table of runs."""
+    words = words_of(text.tokens).hashes
+    own = ~np.isin(windows(_masked(text.tokens), WINDOW), common.runs)
+    return [(run, text.row, len(words)) for run in windows(words, WINDOW)[own].tolist()]
 
 
-def _words(text: list[str]) -> Hashes:
-    """Return the hashes of the words of a text."""
-    hashed = hashes_of(text)
-    return hashed[are_words(hashed)]
+def _pairs_and_words(
+    text: Text, number: int, common: Common
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return the rows of the tables of pairs and of words."""
+    words = words_of(text.tokens)
+    pairs = windows(words.hashes, PAIR), windows(words.hashes[words.numbers], PAIR)
+    left = [each[~np.isin(each, shared)] for each, shared in zip(pairs, common[1:], strict=True)]
+    own = np.unique(np.concatenate(left)).tolist()
+    spoken = zip(words.hashes.tolist(), words.signed.tolist(), strict=True)
+    return (
+        [(pair, text.row, number, len(own)) for pair in own],
+        [(word, text.row, number, n, sign) for n, (word, sign) in enumerate(spoken)],
+    )
 
 
 def _masked(text: list[str]) -> Hashes:
     """Return the hashes of the words of a text, with one hash for all numbers."""
-    return _words(["0" if token.isdigit() else token for token in text])
-
-
-def _told_apart_by(text: list[str]) -> dict[str, list[int]]:
-    """Return the hashes of the numbers of a text, and of its long words; a Chinese one is long."""
-    numbers = [token for token in signed(text) if token[0].isdigit()]
-    words = [
-        token
-        for token, is_word in zip(text, are_words(hashes_of(text)), strict=True)
-        if is_word and not token.isdigit() and (len(token) >= LONG_WORD or not token.isascii())
-    ]
-    return {"number": hashes_of(numbers).tolist(), "word": hashes_of(words).tolist()}
+    hashed = hashes_of(["0" if token.isdigit() else token for token in text])
+    return hashed[are_words(hashed)]
 
 
 def _wholes(texts: list[Text]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -191,9 +197,10 @@ def _wholes(texts: list[Text]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 COLUMNS = ("hashes", "places")
 MORE = {
-    "phrase": ("own", "lengths"),
-    "run": ("own", "lengths"),
+    "pair": ("texts", "own"),
+    "run": ("lengths",),
     "whole": ("offsets", "lengths", "all"),
+    "word": ("texts", "offsets", "signed"),
 }
 
 
@@ -201,7 +208,8 @@ def _columns(table: str, rows: list[tuple[int, ...]]) -> Tables:
     columns = (*COLUMNS, *MORE.get(table, ()))
     return {
         f"{column}.{table}": np.array(
-            [row[n] for row in rows], np.uint64 if column in ("hashes", "all") else np.uint32
+            [row[n] for row in rows],
+            np.uint64 if column in ("hashes", "all", "signed") else np.uint32,
         )
         for n, column in enumerate(columns)
     }

@@ -1,12 +1,13 @@
 """Search for texts of benchmarks, indexed by benchmarks.py, in the rows of a data set.
 
-A prompt repeats a question if it has a quarter of its phrases, most of its long words and all its
-numbers: with other numbers it is another problem. It repeats a part of one if three fifths of the
-prompt are runs of ten words of that question, and it has no other numbers. In a trace or an answer
-any run of ten words is a hit, but what the row's own prompt says is judged there, and a run that is
-digits for the most part is a formula. Questions that are indexed as a whole are found as a whole.
+A prompt that has a quarter of a question's own pairs of words or numbers is compared with it, word
+by word (alignment.py). It repeats a part of a question if three fifths of the prompt are runs of
+ten words of that question, and it has no other numbers. In a trace or an answer any run of ten
+words is a hit, but what the row's own prompt says is judged there, and a run that is digits for the
+most part is a formula. Questions that are indexed as a whole are found as a whole.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
@@ -16,21 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dstools_distill import records
-from dstools_distill.data.benchmarks import (
-    PHRASE,
-    WINDOW,
-    Benchmark,
-    Hashes,
-    load_index,
-    merged,
-    moved,
-)
+from dstools_distill.data.alignment import PAIR, Hashes, Places, Words, repeated, words_of
+from dstools_distill.data.benchmarks import WINDOW, Benchmark, Tables, load_index, merged, moved
 from dstools_distill.data.ngrams import (
     BASE,
+    are_numbers,
     are_words,
     hashes,
     hashes_of,
-    signed,
     tokens,
     whole,
     windows,
@@ -41,14 +35,11 @@ ANYWHERE = 4  # tokens; a shorter question must be the whole prompt
 BATCH_ROWS = 1024  # rows that are searched together
 SEPARATOR = np.uint64(0x5851F42D4C957F2D)  # between two texts, so that no window spans both
 CONTINUED = hashes_of(["+", "-", "/", "^"])  # after a whole question: it is part of a longer one
-DIGITS = hashes_of([digit + sign for digit in "0123456789" for sign in ("", *"+-/^")])
-IN_PHRASES = 0.25  # least share of a question's words in phrases that a prompt has
-IN_COMMON = 0.6  # least share of a question's long words, or of a prompt
-WITH_NUMBERS = 0.5  # the same where the question has several numbers
-CANDIDATE = 2  # phrases of a question in a prompt
+DIGITS = hashes_of([*"0123456789"])
+IN_PAIRS = 0.25  # least share of a question's own pairs that a prompt has
+IN_COMMON = 0.6  # least share of a prompt that is part of a question
+TEXTS = 1 << 32  # more than a benchmark has
 PARTS_OF_ROW = ("reasoning", "answer")
-
-Places = NDArray[np.intp]
 
 
 class Part(NamedTuple):
@@ -88,10 +79,9 @@ class Index:
         self._lookups = {
             key.partition(".")[2]: _Lookup(column)
             for key, column in self._tables.items()
-            if key.startswith("hashes.")
+            if key.startswith("hashes.") and key != "hashes.word"
         }
-        self._numbers = _by_place(self._tables, "number")
-        self._words = _by_place(self._tables, "word")
+        self._words = _by_place(self._tables)
 
     def annotate(self, rows: Iterator[Record]) -> Iterator[tuple[Record, list[dict[str, Any]]]]:
         """Yield any number of rows, each with what `search` finds in it."""
@@ -127,10 +117,10 @@ class Index:
         words = [mask[: len(text)] for mask, text in zip(words, texts, strict=True)]
         spoken = [text[mask] for text, mask in zip(texts, words, strict=True)]
         hits = list(self._wholes(parts, texts, stream))
-        for n, place, at, length, share in (
-            *self._phrases(parts, spoken),
-            *self._runs(parts, spoken),
-        ):
+        asked = list(self._questions(parts, spoken))
+        known = {(n, place) for n, place, *_ in asked}
+        runs = [run for run in self._runs(parts, spoken) if run[:2] not in known]
+        for n, place, at, length, share in (*asked, *runs):
             positions = np.flatnonzero(words[n])[at : at + length]
             start, end = int(positions[0]), int(positions[-1]) + 1
             hits.append(Hit(n, start, end - start, *self._row(place), share))
@@ -174,35 +164,44 @@ class Index:
             return None
         return start, length, int(self._tables[f"places.{table}"][entry])
 
-    def _phrases(
+    def _questions(
         self, parts: Sequence[Part], texts: list[Hashes]
     ) -> Iterator[tuple[int, int, int, int, float]]:
         """Yield part, place, first word, number of words and share of questions in prompts."""
         prompts = [n for n, part in enumerate(parts) if part.where == "prompt"]
-        for n, place, own, length, starts in self._windows("phrase", prompts, texts):
-            near = np.searchsorted(starts, starts + 2 * length) - np.arange(len(starts))
-            best = int(np.argmax(near))  # the stretch with the most phrases
-            starts = starts[best : best + int(near[best])]
-            covered = _covered(len(texts[n]), starts, PHRASE)
-            share = min(int(covered.sum()) / own, 1.0)
-            if share >= IN_PHRASES and self._is_question(parts[n].text, place, starts, length):
-                yield n, place, *_longest(covered), share
+        for n, place, text, starts in self._candidates(prompts, texts):
+            prompt = words_of(tokens(parts[n].text))
+            if found := repeated(self._words[place][text], prompt, starts):
+                start, end, share = found
+                yield n, place, start, end - start, share
 
-    def _is_question(self, prompt: str, place: int, starts: Places, length: int) -> bool:
-        """Return whether a prompt has the numbers and most long words of a question near phrases.
+    def _candidates(
+        self, prompts: list[int], texts: list[Hashes]
+    ) -> Iterator[tuple[int, int, int, Places]]:
+        """Yield number of a prompt, place and number of a question, and where its own pairs begin.
 
-        Between the first phrase and the last, it may have no other numbers.
+        That is, of the pairs of the question that few others have, at least a quarter.
         """
-        words, numbers = _words(prompt)
-        first, last = int(starts[0]), int(starts[-1]) + PHRASE
-        around = words[max(first - length, 0) : last + length]
-        own, long = self._numbers.get(place, words[:0]), self._words.get(place, words[:0])
-        wanted = WITH_NUMBERS if len(own) > 1 else IN_COMMON
-        return bool(
-            np.isin(own, around).all()
-            and np.isin(words[first:last][numbers[first:last]], own).all()
-            and (~np.isin(long, around)).sum() <= max((1 - wanted) * len(long), 1)
-        )
+        if "pair" not in self._lookups or not prompts:
+            return
+        stream = _Stream([texts[n] for n in prompts])
+        numbers = np.flatnonzero(are_numbers(stream.hashed) | (stream.hashed == SEPARATOR))
+        paired = [windows(stream.hashed, PAIR), windows(stream.hashed[numbers], PAIR)]
+        at, entries = self._lookups["pair"].matches(np.concatenate(paired))
+        at = np.concatenate([np.arange(len(paired[0])), numbers[:-1]])[at]
+        asked = _asked(self._tables, "pair")[entries]
+        n = np.searchsorted(stream.starts, at, "right") - 1
+        order = np.lexsort((at, entries, asked, n))
+        n, asked, at, entries = n[order], asked[order], at[order], entries[order]
+        firsts = _firsts(n, asked)
+        distinct = np.cumsum(np.diff(entries, prepend=-1) != 0)  # an entry is of one place
+        counts = np.diff(distinct[firsts], append=distinct[-1:] + 1)
+        is_near = counts >= IN_PAIRS * self._tables["own.pair"][entries[firsts]]
+        ends = np.append(firsts, len(at))
+        for group in np.flatnonzero(is_near).tolist():
+            begin = firsts[group]
+            starts = np.unique(at[begin : ends[group + 1]]) - stream.starts[n[begin]]
+            yield prompts[int(n[begin])], *divmod(int(asked[begin]), TEXTS), starts
 
     def _runs(
         self, parts: Sequence[Part], texts: list[Hashes]
@@ -212,7 +211,7 @@ class Index:
         for part, text in zip(parts, texts, strict=True):
             if part.where == "prompt":
                 asked.setdefault(part.row, []).append(windows(text, WINDOW))
-        for n, place, _, length, starts in self._windows("run", [*range(len(parts))], texts):
+        for n, place, length, starts in self._shared_runs(texts):
             part = parts[n]
             if part.where != "prompt":
                 of_prompt = np.concatenate([*asked.get(part.row, []), hashes_of([])])
@@ -226,38 +225,31 @@ class Index:
 
         A prompt must be little else, without numbers but those of the question.
         """
-        words, numbers = _words(part.text)
-        if 2 * int(np.isin(words[covered], DIGITS).sum()) >= covered.sum():
+        words = words_of(tokens(part.text))
+        if 2 * int(np.isin(words.hashes[covered], DIGITS).sum()) >= covered.sum():
             return False
-        own = self._numbers.get(place, words[:0])
-        return part.where != "prompt" or bool(
-            covered.mean() >= IN_COMMON and np.isin(words[numbers & ~covered], own).all()
-        )
+        if part.where != "prompt":
+            return True
+        own = Counter[int]()
+        for question in self._words.get(place, {}).values():
+            own |= Counter(question.hashes[question.numbers].tolist())
+        is_most = covered.mean() >= IN_COMMON
+        return bool(is_most and Counter(words.hashes[words.numbers].tolist()) <= own)
 
-    def _windows(
-        self, table: str, numbers: list[int], texts: list[Hashes]
-    ) -> Iterator[tuple[int, int, int, int, Places]]:
-        """Yield number of a text, place, own words and length there, starts of common windows."""
-        if table not in self._lookups or not numbers:
+    def _shared_runs(self, texts: list[Hashes]) -> Iterator[tuple[int, int, int, Places]]:
+        """Yield number of a text, place and length of a benchmark's, starts of common runs."""
+        if "run" not in self._lookups:
             return
-        stream = _Stream([texts[n] for n in numbers])
-        windowed = windows(stream.hashed, PHRASE if table == "phrase" else WINDOW)
-        at, entries = self._lookups[table].matches(windowed)
+        stream = _Stream(texts)
+        at, entries = self._lookups["run"].matches(windows(stream.hashed, WINDOW))
         n = np.searchsorted(stream.starts, at, "right") - 1
-        places = self._tables[f"places.{table}"][entries].astype(np.int64)
+        places = self._tables["places.run"][entries].astype(np.int64)
         order = np.lexsort((at, places, n))
         n, places, at, entries = n[order], places[order], at[order], entries[order]
-        ends = np.flatnonzero((np.diff(n) != 0) | (np.diff(places) != 0)) + 1
-        least = CANDIDATE if table == "phrase" else 1
-        for begin, end in pairwise([0, *ends.tolist(), len(at)]):
-            if end - begin < least:
-                continue
-            own, length = (
-                int(self._tables[f"{column}.{table}"][entries[begin]])
-                for column in ("own", "lengths")
-            )
+        for begin, end in pairwise([*_firsts(n, places).tolist(), len(at)]):
+            length = int(self._tables["lengths.run"][entries[begin]])
             starts = np.unique(at[begin:end]) - stream.starts[n[begin]]
-            yield numbers[int(n[begin])], int(places[begin]), own, length, starts
+            yield int(n[begin]), int(places[begin]), length, starts
 
     def _row(self, place: int) -> tuple[str, int]:
         """Return the name of the benchmark with a place, and the row there."""
@@ -273,6 +265,11 @@ def _parts(number: int, row: Record) -> Iterator[Part]:
     for where in PARTS_OF_ROW:
         if row.get(where) is not None:  # a row that is only a prompt has neither
             yield Part(number, where, row[where])
+
+
+def _firsts(n: Places, places: NDArray[np.int64]) -> Places:
+    """Return where a new text, or a new place in it, begins."""
+    return np.flatnonzero((np.diff(n, prepend=-1) != 0) | (np.diff(places, prepend=-1) != 0))
 
 
 def _covered(count: int, starts: Places, length: int) -> NDArray[np.bool_]:
@@ -291,25 +288,28 @@ def _longest(covered: NDArray[np.bool_]) -> tuple[int, int]:
     return start, end - start
 
 
-def _words(text: str) -> tuple[Hashes, NDArray[np.bool_]]:
-    """Return the hashes of the words of a text, `signed`, and which of them are numbers."""
-    spoken = tokens(text)
-    hashed, numbers = (
-        hashes_of(signed(spoken)),
-        np.array([token.isdigit() for token in spoken], bool),
+def _asked(tables: Tables, table: str) -> NDArray[np.int64]:
+    """Return a number for the place and the text of each row of a table."""
+    places, texts = (tables[f"{column}.{table}"].astype(np.int64) for column in ("places", "texts"))
+    asked: NDArray[np.int64] = places * TEXTS + texts
+    return asked
+
+
+def _by_place(tables: Tables) -> dict[int, dict[int, Words]]:
+    """Return the words of the questions at each place, by the number of the text."""
+    by_place: dict[int, dict[int, Words]] = {}
+    if "hashes.word" not in tables:
+        return by_place
+    asked = _asked(tables, "word")
+    order = np.lexsort((tables["offsets.word"], asked))
+    values, begins = np.unique(asked[order], return_index=True)
+    hashed, signed = (
+        np.split(tables[f"{column}.word"][order], begins[1:]) for column in ("hashes", "signed")
     )
-    are = are_words(hashes_of(spoken))
-    return hashed[are], numbers[are]
-
-
-def _by_place(tables: dict[str, NDArray[Any]], table: str) -> dict[int, Hashes]:
-    """Return the hashes of a table by their place."""
-    if f"hashes.{table}" not in tables:
-        return {}
-    hashed, places = tables[f"hashes.{table}"], tables[f"places.{table}"]
-    order = np.argsort(places, kind="stable")
-    values, begins = np.unique(places[order], return_index=True)
-    return dict(zip(values.tolist(), np.split(hashed[order], begins[1:]), strict=True))
+    for number, *words in zip(values.tolist(), hashed, signed, strict=True):
+        place, text = divmod(number, TEXTS)
+        by_place.setdefault(place, {})[text] = Words(*words)
+    return by_place
 
 
 def clean_prompts(file: Path, index: Sequence[Path]) -> tuple[list[Record], int]:

@@ -5,15 +5,24 @@ searches prompts, traces and answers for its entries. contamination.py says what
 ngrams.py defines equality. Reworded problems are not found.
 """
 
+import re
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
-from dstools_distill.data.benchmarks import EVAL_INDEX, Kind, Text, build_tables, save_index
+from dstools_distill.data.benchmarks import (
+    EVAL_INDEX,
+    Kind,
+    Text,
+    build_tables,
+    common_windows,
+    save_index,
+)
 from dstools_distill.data.contamination import Index
 from dstools_distill.data.ngrams import tokens
 from dstools_distill.data.sources import questions
@@ -24,6 +33,10 @@ from dstools_distill.store.stage import Report, Work, file_sha256
 
 SHARES = ("under 60%", "60% to 80%", "80% to 95%", "95% or more")
 SHARES_FROM = (0.0, 0.6, 0.8, 0.95)
+OPTIONS = re.compile(  # A., A) or (A) in front of a line, or (A) within one; then B and C
+    ".+?".join(rf"(?:^[ \t]*\(?|(?<!\w)\(){letter}[).:]" for letter in "ABC"),
+    re.DOTALL | re.MULTILINE,
+)
 NOTE = "Runs of words are compared: a problem that was paraphrased or translated is not found."
 
 
@@ -61,7 +74,8 @@ def decontaminate(_settings: Decontaminate, inputs: Inputs, work: Work) -> Repor
 def index_problems(problems: Path, folder: Path) -> Report:
     """Write eval.ngrams, the index of a folder of evaluation prompts; return its description."""
     asked = problems / "records.jsonl"
-    benchmark, tables = build_tables("eval", file_sha256(asked), _texts(asked))
+    texts = list(_texts(asked))
+    benchmark, tables = build_tables("eval", file_sha256(asked), texts, common_windows(texts))
     save_index(folder / EVAL_INDEX, [(benchmark, tables)])
     return asdict(benchmark)
 
@@ -114,9 +128,11 @@ def build_index(files: list[Path], out: Path) -> Built:
     name, count = Counter(file.stem for file in files).most_common(1)[0]
     if count > 1:
         raise DstoolsError(f"two of the files are named {name}", "rename one")
+    texts = {file: list(_texts(file)) for file in files}
+    common = common_windows(chain(*texts.values()))
     parts = []
     for file in files:
-        benchmark, tables = build_tables(file.stem, file_sha256(file), _texts(file))
+        benchmark, tables = build_tables(file.stem, file_sha256(file), texts[file], common)
         if not benchmark.windows + benchmark.wholes:
             raise DstoolsError(f"{file}: has no questions", "name a file with questions in it")
         parts.append((benchmark, tables))
@@ -146,8 +162,10 @@ def _texts(file: Path) -> Iterator[Text]:
         kind: Kind = "generated" if row.get("task") else "question"
         for message in question.messages:
             if message["role"] != "system":
-                of_user = message["role"] == "user"
-                yield Text(number, tokens(message["content"]), kind if of_user else "answer")
+                content, of_user = message["content"], message["role"] == "user"
+                yield Text(number, tokens(content), kind if of_user else "answer")
+                if of_user and kind == "question" and (options := OPTIONS.search(content)):
+                    yield Text(number, tokens(content[: options.start()]), "stem")
         for answer in (question.gold, question.reference):
             if answer is not None:
                 yield Text(number, tokens(answer), "answer")

@@ -13,7 +13,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-NORMALISATION = 2  # raised with every change of tokens or words, which makes older hashes useless
+NORMALISATION = 3  # raised with every change of tokens, words or tables: older indexes are useless
 KEY = b"dstools n-grams 1"  # one key for all indexes, so that they can be searched together
 MEMO = 1 << 17  # words, and tokens, whose hashes are cached; about 30 MiB each
 LONG_WORD = 64  # characters; longer words are rarely seen twice, and are not cached
@@ -82,6 +82,11 @@ def hashes_of(tokens: list[str]) -> NDArray[np.uint64]:
 def are_words(hashed: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Return which tokens carry information, [n] bool: words and numbers, not letters or signs."""
     return ~np.isin(hashed, SYMBOLS)
+
+
+def are_numbers(hashed: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which tokens are numbers of up to three digits, as groups of longer ones are too."""
+    return np.isin(hashed, NUMBERS)
 
 
 def signed(text: list[str]) -> list[str]:
@@ -167,3 +172,4 @@ def _hash(token: str) -> bytes:
 SYMBOLS = hashes_of(  # tokens that are not words: alone they tell no text from another
     [*"abcdefghijklmnopqrstuvwxyz+-/=^<>", "le", "ge", "ne", "frac", "sqrt", *GREEK]
 )
+NUMBERS = hashes_of([f"{n:0{digits}}" for digits in (1, 2, 3) for n in range(10**digits)])

@@ -120,7 +120,7 @@ STAGES = {
         help="Drop rows that share text with a benchmark.",
         reads=("samples", "indexes"),
         packages=(),
-        revision=3,
+        revision=4,
     ),
     "select": Stage(
         settings.Select,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dstools_distill.data.benchmarks import Kind, Text, build_tables, save_index
+from dstools_distill.data.benchmarks import Kind, Text, build_tables, common_windows, save_index
 from dstools_distill.data.contamination import Hit, Index, Part, clean_prompts
 from dstools_distill.data.ngrams import tokens
 from dstools_distill.records import Record
@@ -19,7 +19,8 @@ CASES = Path(__file__).parents[2] / "cases" / "distill"
 def saved(folder: Path, name: str, *texts: str, kind: Kind = "question") -> Path:
     """An index file of one benchmark."""
     rows = [Text(n, tokens(text), kind) for n, text in enumerate(texts, start=1)]
-    save_index(folder / f"{name}.ngrams", [build_tables(name, "0" * 64, rows)])
+    tables = build_tables(name, "0" * 64, rows, common_windows(rows))
+    save_index(folder / f"{name}.ngrams", [tables])
     return folder / f"{name}.ngrams"
 
 

@@ -235,12 +235,18 @@ def test_every_planted_variant_is_caught(tmp_path: Path) -> None:
     )
     missed = [variants[int(row["id"])] for row in read(tmp_path, "records.jsonl")]
     assert missed == []
+    tokens_of = [" ".join(tokens(question)) for question in BENCHMARK]
     words_of = [words(question) for question in BENCHMARK]
     for row in read(tmp_path, "dropped.jsonl"):
-        number, where, _ = variants[int(row["id"])]
+        number, where, text = variants[int(row["id"])]
         hits = [hit for hit in row["contamination"] if hit["where"] == where]
-        assert any(words(hit["window"]) in words_of[number] for hit in hits)
+        own = [hit for hit in hits if hit["row"] == number + 1]
+        assert own
+        assert all(hit["window"] in tokens_of[number] for hit in own)
+        # letters and signs between the words of a run may be other ones in another question
         assert all(words(hit["window"]) in words_of[hit["row"] - 1] for hit in hits)
+        if where == "prompt" and words_of[number] in words(text):
+            assert max(hit["share"] for hit in own) == 1.0, (text, own)
         assert row["drop_reason"] == "contaminated"
     assert report["dropped"] == {"contaminated": len(variants)}
     assert report["benchmarks"][0]["rows_hit"] == len(variants)
@@ -371,6 +377,27 @@ def test_a_short_question_counts_as_a_whole(
         row["reasoning"] = text
     report = run(tmp_path, [row], indexed(tmp_path / "ours.jsonl", [question]))
     assert report["dropped"] == {"contaminated": int(is_hit)}
+
+
+CHOICES = ["a harbour of the north", "the mouth of a river", "an inland canal", "a lock of 12 m"]
+CHOSEN = "Where do the barges of the spring fleet lie while the ice on the upper river breaks?"
+
+
+@pytest.mark.parametrize("indexed_with", [True, False])
+@pytest.mark.parametrize("asked_with", [True, False])
+@pytest.mark.parametrize("form", ["{}. {}", "{}) {}", "({}) {}"])
+def test_a_question_is_found_with_and_without_its_options(
+    tmp_path: Path, indexed_with: bool, asked_with: bool, form: str
+) -> None:
+    of_index = {"options": CHOICES} if indexed_with else {}
+    lines = [form.format(*option) for option in zip("ABCD", CHOICES, strict=True)]
+    inline = {"question": "\n".join([CHOSEN, *lines])}
+    for n, row in enumerate(({"question": CHOSEN} | of_index, inline)):
+        records.write(tmp_path / f"{n}.jsonl", [row])
+        build_index([tmp_path / f"{n}.jsonl"], tmp_path / f"{n}.ngrams")
+        text = "\n".join([CHOSEN, *(lines[::-1] if asked_with else [])])
+        report = run(tmp_path / f"run{n}", [record("prompt", text)], tmp_path / f"{n}.ngrams")
+        assert report["dropped"] == {"contaminated": 1}
 
 
 def test_an_index_in_a_missing_folder_is_refused(tmp_path: Path) -> None:

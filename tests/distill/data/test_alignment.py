@@ -1,0 +1,76 @@
+"""Tests of the comparison of a question with a prompt, word by word."""
+
+import numpy as np
+import pytest
+
+from dstools_distill.data.alignment import Words, repeated, words_of
+from dstools_distill.data.ngrams import hashes_of, tokens
+
+
+def words(text: str) -> Words:
+    return words_of(tokens(text))
+
+
+def compared(question: str, prompt: str) -> tuple[int, int, float] | None:
+    """What is repeated, where every word of the prompt may be part of a pair."""
+    asked, there = words(question), words(prompt)
+    return repeated(asked, there, np.flatnonzero(np.isin(there.hashes, asked.hashes)))
+
+
+def test_words_are_neither_letters_nor_signs_and_numbers_have_the_sign_after_them() -> None:
+    found = words("Is x = 3 + 4 or 12?")
+    assert found.hashes.tolist() == hashes_of(["is", "3", "4", "or", "12"]).tolist()
+    assert found.numbers.tolist() == [False, True, True, False, True]
+    assert found.signed[found.numbers].tolist() == hashes_of(["3+", "4", "12"]).tolist()
+
+
+BOATS = "On Monday 12 boats of the red fleet leave the harbour and 7 of them return before noon"
+
+
+def test_a_copy_is_told_with_its_place_and_share() -> None:
+    assert compared(BOATS, f"Now think: {BOATS}. How many do not?") == (2, 20, 1.0)
+    other = BOATS.replace("red", "blue").replace("noon", "night")
+    assert compared(BOATS, other) == (0, 17, 16 / 18)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_found"),
+    [
+        ("12 boats", "lorem boats", True),  # a number is missing
+        ("12 boats", "13 boats", False),
+        ("12 boats", "7 boats", False),  # a number of the question in the place of another
+        ("7 of them", "12 of them", False),
+        ("12 boats of the", "7 boats of the", False),
+        ("leave the harbour and 7", "leave the harbour in 5 days and 7", False),
+        ("On Monday 12", "Problem 9. On Monday 12", True),  # before the question
+        ("On Monday 12", "Problem 9. In lorem 12", True),
+        ("before noon", "before noon? Think for 20 minutes", True),
+        ("On Monday 12 boats of", "amet dolor 12 sit of", True),
+        ("boats of the red fleet leave the harbour", "a b c d e f g h tempor sit magna", False),
+    ],
+)
+def test_other_numbers_make_another_problem(old: str, new: str, is_found: bool) -> None:
+    assert old in BOATS
+    assert bool(compared(BOATS, BOATS.replace(old, new))) == is_found
+
+
+def test_sentences_may_change_places_but_not_numbers() -> None:
+    first, second = "On Monday 12 boats leave the harbour", "later 7 of them return before noon"
+    asked = f"{first}. {second}."
+    assert compared(asked, f"{second}. {first}.") is not None
+    assert compared(asked, asked.replace("12", "x").replace("7", "12").replace("x", "7")) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "prompt", "is_found"),
+    [
+        ("Calculate the sum 3 + 9 - 5", "lorem the sum 3 + 9 - 5", True),
+        ("Calculate the sum 3 + 9 - 5", "Calculate the sum 3 + 9 + 5", False),
+        ("Calculate the sum 3 + 9 - 5", "Calculate the sum 3 - 5", False),  # none in its place
+        ("Calculate the sum 3 + 9 - 5", "Calculate the sum 3 + 9 - 5 - 8", False),
+        ("Calculate the sum 3 + 9 - 5", "Calculate the sum 9 + 3 - 5", False),
+        ("Solve 9 x + 2 = 11 for x", "A bag of 9 red, 2 blue, and 5 or 6 green: take 11", False),
+    ],
+)
+def test_a_formula_has_its_numbers_in_order(question: str, prompt: str, is_found: bool) -> None:
+    assert bool(compared(question, prompt)) == is_found
