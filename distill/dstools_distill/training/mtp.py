@@ -34,7 +34,7 @@ from dstools_distill.recipe.settings import Mtp
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import TIMING, Report, Work
 from dstools_distill.training.checkpoints import CURVE
-from dstools_distill.training.sft import ROWS, load_rows
+from dstools_distill.training.sft import ROWS, check_rows, load_rows
 from dstools_distill.training.states import States, last_states, padded
 
 FIT = "fit.pt"
@@ -49,15 +49,18 @@ def mtp(settings: Mtp, inputs: Inputs, work: Work) -> Report:
 
     All other bytes of the model are copied. Drafts kept are the share of trained-on tokens of
     held-out rows where the layer's first choice is the model's. Raises DstoolsError for a model
-    that is quantized or has another number of MTP layers than one, and for too few rows.
+    that is quantized or has another number of MTP layers than one, for too few rows, and for rows
+    that the model has too few positions or tokens for.
     """
     assert inputs.model is not None
     rendered = load_rows(inputs.rows / ROWS)
     with open_checkpoint(inputs.model) as checkpoint:
-        inventory = _require_one(checkpoint)
+        inventory, config = _require_one(checkpoint), checkpoint.config
+        positions = config["max_position_embeddings"]
+        check_rows(inputs.rows / ROWS, rendered, inventory.model.vocab_size, positions)
         rows = Rows(rendered["input_ids"][:], rendered["labels"][:])
         training, held_out = _split(rows, settings, inputs.rows / ROWS)
-        architecture = read_architecture(checkpoint.config)
+        architecture = read_architecture(config)
         states = last_states(inventory, architecture, rows.ids, work)
         drafter = Drafter(inventory)
         before = drafter.kept(held_out, rows, states, settings.batch_size)

@@ -38,8 +38,8 @@ def sft(settings: Sft, inputs: Inputs, work: Work) -> Report:
 
     Writes a model folder, see trainer.py. `batch_size` counts rows or, with packing, sequences as
     long as the longest row. With several processes, some of the first rows fill up the last step.
-    Raises DstoolsError where there are no rows, the student has too few positions for them, or the
-    trainer would see others.
+    Raises DstoolsError where there are no rows, the student has too few positions or tokens for
+    them, or the trainer would see others.
     """
     student_tokenizer = load_tokenizer(inputs.tokenizer, inputs.template)
     overrides: dict[str, Any] = {
@@ -54,7 +54,8 @@ def sft(settings: Sft, inputs: Inputs, work: Work) -> Report:
     rendered = load_rows(inputs.rows / ROWS)
     lengths = _lengths(rendered, "input_ids")
     student = load_student(settings, inputs.model, inputs.init, student_tokenizer)
-    _check_rows(inputs.rows / ROWS, rendered, lengths, student)
+    text = student.config.get_text_config()
+    check_rows(inputs.rows / ROWS, rendered, text.vocab_size, text.max_position_embeddings)
     sequences = _packed(rendered, int(lengths.max()), work) if settings.packing else rendered
     chosen = order(_lengths(sequences, "input_ids"), settings)
     trainer: Any = SFTTrainer(
@@ -103,15 +104,29 @@ def _lengths(dataset: Dataset, column: str) -> NDArray[np.int64]:
     ).astype(np.int64)
 
 
-def _check_rows(path: Path, rendered: Dataset, lengths: NDArray[np.int64], student: Any) -> None:
+def check_rows(path: Path, rendered: Dataset, vocabulary: int, positions: int) -> None:
+    """Raise DstoolsError, naming the row, unless a model can be trained on all rendered rows."""
+    lengths = _lengths(rendered, "input_ids")
     if (lengths != _lengths(rendered, "labels")).any():
         raise DstoolsError(f"{path}: a row has more ids than labels", "run render again")
-    longest, most = int(lengths.max()), student.config.get_text_config().max_position_embeddings
-    if longest > most:
+    longest = int(lengths.max())
+    if longest > positions:
         raise DstoolsError(
-            f"{path}: the longest row has {longest} tokens, the student {most} positions",
-            f"set render.max_length = {most}, or give the student more: sft.context = {longest}",
+            f"{path}: the longest row has {longest} tokens, the student {positions} positions",
+            f"set render.max_length = {positions}, or give the student more: "
+            f"sft.context = {longest}",
         )
+    before = 0
+    for chunk in rendered.data.column("input_ids").chunks:
+        ids = chunk.flatten().to_numpy()
+        strange = np.flatnonzero((ids < 0) | (ids >= vocabulary))
+        if len(strange):
+            row = int(np.searchsorted(lengths.cumsum(), before + strange[0], side="right"))
+            raise DstoolsError(
+                f"{path}: row {row + 1} has token {ids[strange[0]]}, the student {vocabulary}",
+                "the rows were rendered with another tokenizer; render them with the student's",
+            )
+        before += len(ids)
 
 
 def _packed(rendered: Dataset, longest: int, work: Work) -> Dataset:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dstools_converters.errors import DstoolsError
@@ -183,14 +182,14 @@ def test_a_run_resumed_after_its_reference_was_replaced_ends_in_the_same_bytes(
     assert any(line["reward_std"] for line in curve)
 
 
-def test_a_policy_keeps_its_mtp_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_keeps_its_mtp_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mtp_is_carried_over: Callable[..., None]
+) -> None:
     monkeypatch.setattr(module, "rewards", lambda *_: spread_rewards())
     settings = Grpo(**SMALL | {"max_steps": 1})  # type: ignore[arg-type]
     read = inputs(ask(tmp_path / "asked", ["1"] * 4), TEACHER)
     report = grpo(settings, read, work(tmp_path / "out"))
-    assert report["mtp_layers"] == "carried over, not trained"
-    names = load_file(tmp_path / "out" / "model.safetensors")
-    assert sum(name.startswith("model.layers.4.") for name in names) == 68
+    mtp_is_carried_over(report, TEACHER, tmp_path / "out")
 
 
 def test_flat_groups_are_summed_over_steps_that_were_logged_together(tmp_path: Path) -> None:

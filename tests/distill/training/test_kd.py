@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dstools_converters.errors import DstoolsError
@@ -137,7 +136,9 @@ def test_a_teacher_in_fp8_teaches_a_student_of_any_precision(
     assert line["loss"] > 0
 
 
-def test_a_student_keeps_its_mtp_layers(tmp_path: Path) -> None:
+def test_a_student_keeps_its_mtp_layers(
+    tmp_path: Path, mtp_is_carried_over: Callable[..., None]
+) -> None:
     """The sample teaches itself; 8 positions of an answer are enough."""
     asked = [{"messages": [{"role": "user", "content": "1 + 2 ="}], "gold": None}] * 2
     records.write(tmp_path / "records.jsonl", asked)
@@ -146,9 +147,7 @@ def test_a_student_keeps_its_mtp_layers(tmp_path: Path) -> None:
         max_completion_tokens=8, log_steps=1,
     )  # fmt: skip
     report = kd(settings, inputs(tmp_path, TEACHER, TEACHER), work(tmp_path / "out"))
-    assert report["mtp_layers"] == "carried over, not trained"
-    names = load_file(tmp_path / "out" / "model.safetensors")
-    assert sum(name.startswith("model.layers.4.") for name in names) == 68
+    mtp_is_carried_over(report, TEACHER, tmp_path / "out")
 
 
 @pytest.mark.slow

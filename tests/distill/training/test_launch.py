@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,13 @@ kind, folder = sys.argv[1], Path(sys.argv[2])
 asked = replace(SHORT, processes=int(sys.argv[4]), parallel=kind)
 is_first = os.environ.get("RANK", "0") == "0"
 
-def train(settings, name):
+def train(settings, name, **student):
     if is_first:
         time.sleep(1)
         (folder / name).mkdir(exist_ok=True)
     work = Work(folder / name)
-    inputs = Inputs(rows=folder / "rows", init=INIT, tokenizer=SAMPLE)
-    return sft(settings, inputs, work)
+    student = student or {"init": INIT}
+    return sft(settings, Inputs(rows=folder / "rows", tokenizer=SAMPLE, **student), work)
 
 def refused(settings):
     try:
@@ -85,6 +86,7 @@ except Stopped:
     pass
 checkpoints.Keeper.on_step_end = at_end
 train(asked, "stopped")
+report["mtp_layers"] = train(replace(asked, max_steps=1), "mtp", model=SAMPLE)["mtp_layers"]
 if is_first:
     (folder / "report.json").write_text(json.dumps(report))
 """
@@ -233,7 +235,7 @@ def make_rows(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
 def test_two_processes_repeat_the_losses_of_one_and_resume_to_the_bit(
-    kind: str, single: Path, tmp_path: Path
+    kind: str, single: Path, tmp_path: Path, mtp_is_carried_over: Callable[..., None]
 ) -> None:
     make_rows(tmp_path)
     launch(kind, tmp_path, *launcher(kind))
@@ -244,6 +246,7 @@ def test_two_processes_repeat_the_losses_of_one_and_resume_to_the_bit(
     names = {path.name for path in single.iterdir()}
     assert names >= {"model.safetensors", "config.json", "curve.jsonl", "tokenizer.json"}
     assert names == require_equal_runs(tmp_path)
+    mtp_is_carried_over(report, SAMPLE, tmp_path / "mtp")
 
 
 @pytest.mark.slow

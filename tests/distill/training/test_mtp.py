@@ -31,7 +31,7 @@ LAYER = "model.layers.4."
 SHORT = Mtp(max_steps=12, batch_size=8)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")  # before the fixtures of this scope
 def _one_thread() -> Any:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -154,52 +154,50 @@ def test_all_other_bytes_are_those_of_the_model(
     assert new[f"{LAYER}shared_head.head.weight"].equal(trunk["lm_head.weight"])
 
 
-def test_the_result_is_quantized_and_verified_and_drafts_change_no_token(
-    fitted: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    out, _ = fitted
-    for words in (["quantize", out, tmp_path / "fp8"], ["verify", tmp_path / "fp8"]):
+def require_use(model: Path, folder: Path) -> None:
+    """Quantize and verify a model; drafts must be kept, and change no token of either."""
+    for words in (["quantize", model, folder / "fp8"], ["verify", folder / "fp8"]):
         made = CliRunner().invoke(main, [str(word) for word in words])
         assert made.exit_code == 0, made.output
-    asked = [
-        "generate",
-        str(tmp_path / "fp8"),
-        "--prompt",
-        "7 + 8 =",
-        "--max-tokens",
-        "24",
-        "--json",
-    ]
+    asked = ["generate", str(folder / "fp8"), "--prompt", "7 + 8 =", "--max-tokens", "24", "--json"]
     drawn = [CliRunner().invoke(main, [*asked, *words]).stdout for words in ([], ["--mtp"])]
     plain, drafted = map(json.loads, drawn)
     assert plain["ids"] == drafted["ids"]
     assert sum(drafted["speed"]["kept"]) > 0
-    model: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    model._keys_to_ignore_on_load_unexpected = [r"model\.layers\.4\."]  # of 61 in transformers 5.23
-    model.set_experts_implementation("eager")
-    ids = torch.tensor([prompt_ids(load_tokenizer(out, ""), [{"role": "user", "content": "7+8"}])])
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded._keys_to_ignore_on_load_unexpected = [
+        r"model\.layers\.4\."
+    ]  # of 61 in transformers 5.23
+    loaded.set_experts_implementation("eager")
+    question = [{"role": "user", "content": "7+8"}]
+    ids = torch.tensor([prompt_ids(load_tokenizer(model, ""), question)])
     greedy = {"max_new_tokens": 40, "do_sample": False}
-    assert model.generate(ids, use_mtp=True, **greedy).equal(model.generate(ids, **greedy))
+    assert loaded.generate(ids, use_mtp=True, **greedy).equal(loaded.generate(ids, **greedy))
+
+
+def test_the_result_is_quantized_and_verified_and_drafts_change_no_token(
+    fitted: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    require_use(fitted[0], tmp_path)
 
 
 @pytest.mark.slow
 def test_after_training_on_another_handwriting_drafts_are_kept_again(tmp_path: Path) -> None:
-    """79 % and 97 % where this was written; of some 1,400 tokens a standard error is a point."""
+    """75 % and 97 % where this was written; of some 1,400 tokens a standard error is a point."""
     rows = write_rows(tmp_path / "rows", 400, separators=";/")
     training = Sft(
-        learning_rate=3e-4, warmup_steps=10, max_steps=50, batch_size=8, micro_batch_size=8,
+        learning_rate=1e-3, warmup_steps=10, max_steps=65, batch_size=8, micro_batch_size=8,
         precision="float32",
     )  # fmt: skip
-    trained = tmp_path / "sft"
+    trained, out = tmp_path / "sft", tmp_path / "out"
     trained.mkdir()
     sft(training, Inputs(rows=rows, model=SAMPLE, tokenizer=SAMPLE), Work(trained))
-    kept = fit(Mtp(max_steps=70), rows, trained, tmp_path / "out")["drafts_kept"]
-    assert kept["before"] < 0.83
-    assert kept["after"] > 0.95
-    before, after = (
-        load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "out")
-    )
+    kept = fit(Mtp(max_steps=90), rows, trained, out)["drafts_kept"]
+    assert kept["before"] <= 0.80
+    assert kept["after"] >= 0.95
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, out))
     assert all(before[name].equal(after[name]) for name in before if not name.startswith(LAYER))
+    require_use(out, tmp_path)
 
 
 def test_a_killed_run_resumes_in_layers_and_in_steps_to_the_same_bytes(
@@ -251,9 +249,30 @@ def test_models_that_cannot_be_fitted_are_refused(
         fit(SHORT, rows, bare, tmp_path / "out")
 
 
-def test_one_row_is_too_few(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_trained_on_are_refused(rows: Path, tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match=r"rows\.arrow: 1 rows can be trained on"):
         fit(SHORT, write_rows(tmp_path / "one", 1), SAMPLE, tmp_path / "out")
+    changed = tmp_path / "model"
+    shutil.copytree(SAMPLE, changed)
+    config = json.loads((changed / "config.json").read_text())
+    for key, value, message in (
+        ("max_position_embeddings", 16, "the student 16 positions"),
+        ("vocab_size", 32, r"row 1 has token \d+, the student 32"),
+    ):
+        (changed / "config.json").write_text(json.dumps(config | {key: value}))
+        if key == "vocab_size":
+            cut_vocabulary(changed, value)
+        with pytest.raises(DstoolsError, match=message):
+            fit(SHORT, rows, changed, tmp_path / "out")
+
+
+def cut_vocabulary(model: Path, size: int) -> None:
+    """Keep so many rows of the embeddings and the head, as if for another tokenizer."""
+    weights = load_file(model / "model.safetensors")
+    for name in weights:
+        if name.endswith(("embed_tokens.weight", "head.weight")):
+            weights[name] = weights[name][:size].clone()
+    save_file(weights, model / "model.safetensors")
 
 
 def test_rows_are_drawn_once_an_epoch(tmp_path: Path) -> None:
