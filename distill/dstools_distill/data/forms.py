@@ -9,10 +9,11 @@
 | prompt-completion | prompt, query or input: each a text or messages |
 
 What a row is depends on all of its columns. Beside a trace (TRACES) and no other answer of a
-teacher (REPLIES), `solution` or `answer` is the teacher's, and not the gold: it would be verified
-against itself. A text with a think block is a teacher's, too. A system prompt, a history, a passage
-and options are asked with the question. Columns that disagree are refused; "auto" reads the columns
-of all forms, and a form that is named those of its own alone.
+teacher (REPLIES), `solution`, `answer` or `content` is the teacher's, and not the gold: it would be
+verified against itself. A text with a think block is a teacher's, too. A system prompt, a history,
+a passage and options are asked with the question. Columns that disagree are refused, and so is an
+answer that a column marks as bad. "auto" reads the columns of all forms, and a form that is named
+those of its own alone.
 """
 
 import re
@@ -59,6 +60,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "human": "us
     dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant")
 )
 ANSWER_TYPES = get_args(AnswerType)
+MARKS = ("label", "correct", "is_correct", "correctness")  # false: KTO's and others' bad answers
 MODE = re.compile(r"\s*[^\W\d_]{1,16}\s*")  # "off", "high", "enabled": a setting, not a trace
 
 
@@ -95,6 +97,7 @@ def convert(row: Record, form: Form = "auto") -> Question:
     gold = read_gold(columns, options, taken)
     reply = gold.worked if reply is None else reply
     reference = None if reply is None else _with_trace(reply, trace, "the trace")
+    _refuse_bad(columns, reference)
     answer_type = _answer_type(columns) or gold.answer_type
     difficulty = _difficulty(columns)
     return Question(
@@ -285,12 +288,22 @@ def _reply(columns: Columns, name: str, said_before: str | None) -> str | None:
 
 def _taken(columns: Columns, trace: str | None) -> str:
     """Return the column that holds the teacher's answer though its name may be a gold's, or ""."""
-    for name in ("solution", "answer"):
+    for name in ("solution", "answer", "content"):
         if columns.has(name):
             value = str(columns.row[columns.spelled(name)])
             if trace is not None or OPEN in value or CLOSE in value:
                 return name
     return ""
+
+
+def _refuse_bad(columns: Columns, reference: str | None) -> None:
+    """Raise BadRowError if a column says that the answer in the row is a bad one."""
+    for name in MARKS:
+        if reference is not None and columns.row.get(columns.spelled(name)) is False:
+            raise BadRowError(
+                f"{columns.spelled(name)} is false: the answer in the row is marked as bad",
+                "leave such rows out, or their answers",
+            )
 
 
 def _with_trace(answer: str, trace: str | None, where: str) -> str:

@@ -27,6 +27,10 @@ GSM8K = "\n#### "  # openai/gsm8k: between a worked solution and the answer
 PLACEHOLDERS = ("proof", "notfound")  # NuminaMath-1.5: there is no answer
 TAGGED = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 FORMULA = re.compile(r"\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
+CODE = re.compile(
+    r"```|^\s*(?:def \w+\(|class \w+[(:]|import \w+|from \w+ import|#include\b|print\()",
+    re.MULTILINE,
+)
 WORD = re.compile(r"[^\W\d_]+")
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # kana and Chinese characters
 SENTENCE_END = re.compile(r"[.!?]\s+\S|[。！？]\s*\S")  # noqa: RUF001
@@ -99,12 +103,14 @@ def _settled(answer: str, name: str, is_trusted: bool) -> tuple[str | None, str 
 
 
 def is_worked(answer: str) -> bool:
-    """Return whether a text explains: several sentences, or too many words for an answer.
+    """Return whether a text explains: several sentences, a program, or too many words.
 
     Formulas do not count, so a long one is still an answer.
     """
     if answer.lstrip().startswith(("[", "{")):
         return False  # JSON, or a formula
+    if CODE.search(answer):
+        return True
     prose = FORMULA.sub(" x ", answer)
     unspaced, words = len(UNSPACED.findall(prose)), len(WORD.findall(UNSPACED.sub(" ", prose)))
     if "\\" in prose and not SENTENCE_END.search(prose):

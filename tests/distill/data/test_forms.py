@@ -212,6 +212,15 @@ def test_a_row_of_a_public_data_set_is_read_or_refused(case: dict[str, Any]) -> 
         assert question.difficulty != case["difficulty_is_not"]
 
 
+@pytest.mark.parametrize("name", ["label", "correct", "Is Correct"])
+def test_an_answer_that_is_marked_as_bad_is_refused_by_the_name_of_the_mark(name: str) -> None:
+    row = {"prompt": "What is 2 + 2?", "completion": ANSWER}
+    assert convert(row | {name: True}).unread == (name,)
+    with pytest.raises(BadRowError, match=f"{name} is false"):
+        convert(row | {name: False})
+    assert convert({"prompt": "What is 2 + 2?", name: False}).reference is None
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-1, 9) | st.floats(0, 1) | st.sampled_from(TEXTS),
     lambda inner: (

@@ -58,6 +58,10 @@ def test_test_cases_are_a_gold_of_code() -> None:
         ('[{"stdin": "a b c d e f g h i j k l m n", "stdout": ""}]', False),
         ("设两个奇数为2a+1和2b+1。其和为2(a+b+1)。", True),
         ("长方形", False),
+        ("```python\nprint(12*14)\n```", True),
+        ("import sys\nprint(12)", True),
+        ("class I and class II", False),
+        ("from 3 to 5", False),
     ],
 )
 def test_an_explanation_is_told_from_an_answer(text: str, explains: bool) -> None:
