@@ -163,10 +163,14 @@ def _same_equations(one: Any, other: Any) -> bool | None:
 
     one, other = (tree.as_numer_denom()[0] for tree in (one, other))
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    ratios = {_value(one / other, point) for is_certain, point in _points(symbols) if is_certain}
-    ratios -= {None, sympy.nan}
-    if ratios and all(r and _are_close(r, next(iter(ratios))) for r in ratios):
-        return True
+    ratios: dict[bool, set[Any]] = {True: set(), False: set()}  # at points that tell, and others
+    for is_certain, point in _points(symbols):
+        ratios[is_certain].add(_value(one / other, point))
+    known = ratios[True] - {None, sympy.nan}
+    first = next(iter(known), sympy.S.Zero)
+    if first and all(_are_close(ratio, first) for ratio in known):
+        others = ratios[False] - {None, sympy.nan}
+        return True if all(_are_close(ratio, first) for ratio in others) else None
     return False if one.is_polynomial() and other.is_polynomial() else None
 
 

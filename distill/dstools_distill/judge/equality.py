@@ -16,9 +16,16 @@ SCALARS, LISTS, RANGES = {"number", "formula"}, ("", "{}"), ("()", "[)", "(]", "
 DEGREE, PERCENT, RADIAN = (("°", 1),), (("%", 1),), (("rad", 1),)
 TRIGONOMETRIC = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*°\s*[)}]?")
 PLAIN_LOG = re.compile(r"\\log(?![a-z])\s*(?!_)")  # to base 10 or e
-# what math-verify takes for something else: words, two numbers side by side, 1/2x, sums, primes
+# commands that math-verify reads as they are meant; of others nobody knows
+KNOWN = (
+    r"d?binom|[dt]?frac|over|sqrt|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp|pi|infty|cdot"
+    r"|cup|setminus|emptyset|mathbb|[lr]floor|[lr]ceil|[lg]eq?|[lg]t|[lg]eqslant|neq?|begin|end|left"
+    r"|right|overline|overrightarrow|vec|angle|triangle|alpha|beta|[Gg]amma|[Dd]elta|epsilon|[Tt]heta"
+    r"|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau|[Pp]hi|chi|psi|[Oo]mega"
+)
+# what it takes for something else: words, two numbers side by side, 1/2x, primes
 MISREAD = re.compile(
-    r"[^\x00-\x7f°⦃⦄]|\\(?:text|sum|int|prod|lim|mod|pmod|forall|operatorname|begin\{cases)"
+    rf"[^\x00-\x7f°⦃⦄]|(?<!\\)\\(?!(?:{KNOWN})(?![A-Za-z]))(?=[A-Za-z])|\\begin\{{cases"
     r"|(?<![\\A-Za-z])(?![pbv]?matrix|array)[A-Za-z]{4,}|\d\s+\d|--|'|[A-Z]_\{?\d+\}?\^"
     r"|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|r|end|\\))|\\(?:log|ln|sin|cos|tan)\s*\w\s*(?:\*|\\cdot)"
 )
@@ -79,7 +86,7 @@ class Comparison:
         are_values = "equation" not in (answer.kind, gold.kind)
         if are_values and (answer.text == gold.text or answer.kind != gold.kind):
             one, other = (v.items[0] if v.kind == "named" else v for v in (answer, gold))
-            if " " in answer.text + gold.text and "" in (one.text, other.text):  # in which order?
+            if one.kind == other.kind == "items" and "" in (one.text, other.text):  # which order?
                 return self.sequence(one.items, other.items) or None
             return self.same(one, other)
         texts = [_equation(value) for value in (answer, gold)]
@@ -93,18 +100,22 @@ class Comparison:
         if () not in units and units != {DEGREE, RADIAN}:
             self.problem = "units"
             return None
-        given, wanted = (_times(value, value.unit.times) for value in (answer, gold))
+        given, wanted = (
+            _times(v, v.unit.times * (v.unit.factor if v.unit.of in (DEGREE, PERCENT) else 1))
+            for v in (answer, gold)
+        )
         is_same = self.scalars(given, wanted) if () in units else False
         if is_same and PERCENT in units:  # 0.5% and 0.5 are ambiguous
             return (wanted.kind == "number" and abs(wanted.number) > 1) or None
         if is_same or not units & {DEGREE, PERCENT}:
             return is_same
-        marked = answer if answer.unit.of in (DEGREE, PERCENT) else gold
+        is_given = answer.unit.of in (DEGREE, PERCENT)
+        marked = given if is_given else wanted
         if PERCENT in units:
             converted = _times(marked, Fraction(1, 100))
         else:
             converted = Value("formula", f"({latex(marked)}) * \\frac{{\\pi}}{{180}}")
-        return self.scalars(*((converted, wanted) if marked is answer else (given, converted)))
+        return self.scalars(*((converted, wanted) if is_given else (given, converted)))
 
     def scalars(self, answer: Value, gold: Value) -> bool | None:
         """Compare two numbers or formulas without their units."""

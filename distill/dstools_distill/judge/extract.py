@@ -196,7 +196,10 @@ ALTERNATIVE = re.compile(r"\W*(?:or|maybe|perhaps|oder|ou|或)\b(?!\s+equivalent
 CHECK = re.compile(
     r"check|verif|vérif|compr?ob|prob[ea]\b|kontroll|验|检|検|확인|провер", re.IGNORECASE
 )
-DENIED = re.compile(r"\bnot\b|n't\b|\bno\b|nicht|不", re.IGNORECASE)
+DENIED = re.compile(
+    r"\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|не)\b|n't\b|不|没|ない",
+    re.IGNORECASE,
+)
 DENIAL = re.compile(  # of what stands before, without another value
     r"\b(?:that|this|it|answer|result|value|above)\b[^.;,]*\b(?:wrong|incorrect|not right)\b"
     r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure)\b|\bno[.!]"

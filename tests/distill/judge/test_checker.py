@@ -36,6 +36,7 @@ COMMAND = [sys.executable, "-P", "-m", "dstools_distill.judge.checker", "0.5"]
         ("1.41421356237309504880", r"\sqrt2", False),
         ("2x+y=4", "y=4-2x", True),
         ("2x+y=4", "y=4+2x", False),
+        ("|x|=3", "x=3", None),  # for positive x
         (r"y=\frac{6}{x}", "xy=6", True),
         (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{bmatrix}0.5\\2\end{bmatrix}", True),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}", False),

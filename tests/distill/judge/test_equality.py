@@ -60,6 +60,11 @@ def compared(
         (r"\infty", r"-\infty", False),
         ("x > 3 or so", "x > 3", None),
         ("5", "x > 5", False),
+        ("x = 0", r"x \ne 0", False),
+        ("12‰", "0.12", False),
+        ("12‰", "12", False),
+        ("12‰", "0.012", True),
+        (r"\gcd(a,b)", r"\gcd(a,c)", None),  # 1 for math-verify
         (r"60° + x", "60 + x", None),
         ("R+r", "2r", None),  # math-verify reads R as r
         (r"\log 6", r"\ln 6", None),

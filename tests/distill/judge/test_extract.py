@@ -44,6 +44,7 @@ from dstools_distill.judge.extract import Extracted, final_answer, last_boxed, s
         ("**Answer:** 4\n\nAnswer: 5", Extracted("", "several-answers", ("4", "5"))),
         ("#### 4", Extracted("4")),
         ("He has 4 apples.", Extracted("4 apples")),
+        ("It cannot be 5.", Extracted("", "no-answer")),
         ("x must exceed 4", Extracted("", "no-answer")),
         ("I gave up after 3 tries.", Extracted("", "no-answer")),
         ("He has 4 apples and 5 pears.", Extracted("", "no-answer")),
