@@ -64,15 +64,19 @@ def parse(line: bytes, path: Path, number: int) -> Record:
             json.dumps(record, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         reason = printable(error.msg if isinstance(error, json.JSONDecodeError) else str(error))
-        raise DstoolsError(
-            f"{path}: line {number}: is not valid JSON: {reason}", BAD_LINE
-        ) from None
+        hint = JSONL if number == 1 and line.lstrip(b" \t\xef\xbb\xbf") in NO_LINE else BAD_LINE
+        raise DstoolsError(f"{path}: line {number}: is not valid JSON: {reason}", hint) from None
     if not isinstance(record, dict):
-        raise DstoolsError(f"{path}: line {number}: is not a JSON object", BAD_LINE)
+        hint = JSONL if number == 1 and isinstance(record, list) else BAD_LINE
+        raise DstoolsError(f"{path}: line {number}: is not a JSON object", hint)
     return record
 
 
 BAD_LINE = "fix or remove the line; nothing was written from this file"
+JSONL = (
+    "one object a line is read: jq -c '.[]' writes an array so, and jq -c . an object on many lines"
+)
+NO_LINE = (b"[\n", b"{\n", b"[\r\n", b"{\r\n")  # first lines of JSON with line breaks
 
 
 def dump(record: Record) -> bytes:

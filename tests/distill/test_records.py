@@ -56,6 +56,14 @@ def test_a_bad_line_is_refused_with_file_line_and_reason(line: bytes, reason: st
         parse(line, Path("r"), 7)
 
 
+@pytest.mark.parametrize("line", [b'[{"a": 1}]', b"[\n", b"\xef\xbb\xbf{\r\n"])
+def test_a_file_of_json_that_is_not_lines_gets_a_hint_of_its_own(line: bytes) -> None:
+    for number, hint in ((1, "one object a line is read"), (2, "fix or remove the line")):
+        with pytest.raises(DstoolsError) as caught:
+            parse(line, Path("r"), number)
+        assert caught.value.hint.startswith(hint)
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match="absent: no such file"):
         list(read(tmp_path / "absent"))

@@ -189,6 +189,11 @@ def _records(
                 "reference": question.reference,
             },
         )
+    if is_empty and reading.bad:
+        raise DstoolsError(
+            f"{file or source.path}: none of {reading.bad} rows is a question: {reading.first_bad}",
+            "mend the rows; max_bad leaves out some of many",
+        )
     if is_empty:
         raise DstoolsError(f"{file or source.path}: is empty", "name a source with prompts in it")
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from dstools_converters.errors import DstoolsError
+from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, thought
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
@@ -189,10 +189,14 @@ def _key(kind: str, text: str) -> bytes:
 
 def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
     """Return the sample in a line of a file; DstoolsError with the line if it has no answer."""
-    contents = ("raw", "answer", "content")
-    content = next((key for key in contents if isinstance(row.get(key), str | list)), None)
+    contents = [key for key in ("raw", "answer", "content") if key in row]
+    content = next((key for key in contents if isinstance(row[key], str | list)), None)
+    if content is None and any(isinstance(row.get(key), str) for key in TRACES):
+        content = next((key for key in contents if row[key] is None), None)  # cut in its trace
     if content is None:
-        raise DstoolsError(f"{path}: line {number}: has no answer", ANSWER_HINT)
+        read = ", ".join(f"{key} {type(row[key]).__name__}" for key in contents)
+        names = read or f"among {printable(', '.join(row))}"
+        raise DstoolsError(f"{path}: line {number}: has no answer: {names}", _answer_hint(row))
     message = {"content": row[content]}
     if content != "raw":
         message |= {key: row.get(key) for key in TRACES}
@@ -205,6 +209,18 @@ def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
         )
     except ValueError as error:
         raise DstoolsError(f"{path}: line {number}: {content} {error}", ANSWER_HINT) from None
+
+
+def _answer_hint(row: dict[str, Any]) -> str:
+    """Return what to do about a line without an answer, which may be what a server sent."""
+    choices = row.get("choices")
+    if "custom_id" in row:
+        return 'answers to batch requests are read by generate.backend = "openai-batch"'
+    if isinstance(choices, list) and choices and "delta" in choices[0]:
+        return f"these are pieces of a stream: join those of each answer; {ANSWER_HINT}"
+    if choices:
+        return f"this is a server's reply: take choices[0].message of it; {ANSWER_HINT}"
+    return ANSWER_HINT
 
 
 TRACES = ("reasoning_content", "reasoning", "thinking")

@@ -112,6 +112,13 @@ def test_a_bad_line_is_named_with_its_reason(tmp_path: Path, lines: list[str], r
         made(tmp_path, jsonl(tmp_path / "a.jsonl", *lines))
 
 
+def test_a_source_of_bad_rows_alone_is_not_called_empty(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", {"text": "x"}, {"problem": ""})
+    inputs = Inputs(sources=(tmp_path / "a.jsonl",))
+    with pytest.raises(DstoolsError, match=r"none of 2 rows is a question: .*line 1: has none of"):
+        prompts(Prompts(source=(Source("a.jsonl", max_bad=9),)), inputs, work(tmp_path / "out"))
+
+
 def test_bad_rows_and_columns_that_are_not_read_are_reported_once_a_source(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

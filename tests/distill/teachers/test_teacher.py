@@ -185,6 +185,8 @@ def test_a_trace_continues_a_prefilled_opener(tmp_path: Path) -> None:
         ({"raw": "b", "finish_reason": "eos"}, Answer("b", "stop", False, None)),
         ({"raw": "b", "finish_reason": None}, Answer("b", "stop", False, None)),
         ({"content": [{"type": "text", "text": "b"}]}, Answer("b", "stop", False, None)),
+        ({"content": None, "reasoning": "a"}, Answer("<think>\na", "stop", False, None)),
+        ({"answer": None, "reasoning": ""}, Answer("", "stop", False, None)),
         (
             {"thinking": "a", "content": "b"},
             Answer("<think>\na\n</think>\n\nb", "stop", False, None),
@@ -193,6 +195,26 @@ def test_a_trace_continues_a_prefilled_opener(tmp_path: Path) -> None:
 )
 def test_a_file_is_read_as_an_endpoint_is(row: Any, answer: Answer, tmp_path: Path) -> None:
     assert replayed(row, tmp_path, 1) == answer
+
+
+@pytest.mark.parametrize(
+    ("row", "read", "advice"),
+    [
+        ({"content": None}, "content NoneType", 'add "raw"'),
+        ({"raw": 7, "answer": None}, "raw int, answer NoneType", 'add "raw"'),
+        ({"response": "41"}, "among response", 'add "raw"'),
+        ({"custom_id": "0", "response": {}}, "among custom_id, response", "openai-batch"),
+        ({"choices": [{"delta": {"content": "4"}}]}, "among choices", "pieces of a stream"),
+        ({"choices": [{"message": {"content": "41"}}]}, "among choices", "choices[0].message"),
+    ],
+)
+def test_a_line_without_an_answer_says_what_was_read_and_what_to_do(
+    row: Any, read: str, advice: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DstoolsError) as caught:
+        replayed(row, tmp_path / "a.jsonl", 3)
+    assert str(caught.value).endswith(f"a.jsonl: line 3: has no answer: {read}")
+    assert advice in caught.value.hint
 
 
 def test_a_content_that_is_of_no_known_form_is_named_with_its_line(tmp_path: Path) -> None:
