@@ -5,9 +5,11 @@ it as the model generates it, and is not put through the template, because many 
 reasoning out.
 """
 
+import re
 from typing import Any, NamedTuple
 
 OPEN, CLOSE = "<think>", "</think>"
+OTHER_TAGS = re.compile(r"\s*<([^<>/\s]{1,40})>.*</\1>", re.DOTALL)
 
 
 class Parts(NamedTuple):
@@ -56,6 +58,12 @@ def thought(reasoning: Any, answer: str, prefilled: bool) -> str:
     opener = "" if prefilled else OPEN + "\n" * ("\n" not in before)
     closer = "\n" * ("\n" not in after) + CLOSE + "\n\n" * ("\n" not in between)
     return f"{opener}{reasoning}{closer if answer else ''}{answer}"
+
+
+def other_tag(text: str) -> str:
+    """Return the name of the tag other than think that a text begins with and closes, or ""."""
+    found = OTHER_TAGS.match(text)
+    return found[1] if found and found[1] != "think" else ""
 
 
 def opens_think(prompt: str) -> bool:

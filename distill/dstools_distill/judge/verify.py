@@ -10,13 +10,14 @@
 Unverifiable never counts as correct. All rows are kept, each with its verdict; `select` chooses.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import DstoolsError
-from dstools_converters.model.reasoning import CLOSE, OPEN, split
+from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.model.reasoning import CLOSE, OPEN, other_tag, split
 from dstools_distill.judge import program, sandbox, steps
 from dstools_distill.judge.answers import DIGITS, EQUAL, INTEGER, Ruling, compare, integers
 from dstools_distill.judge.extract import final_answer
@@ -29,10 +30,19 @@ from dstools_distill.records import Record, dump, how_ended
 from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
 from dstools_distill.store.stage import Report, Work
 
+log = logging.getLogger(__name__)
 RIGHT_SCORE = 0.99  # of reasoning-gym's 0 to 1; a partly correct answer is incorrect
 # ends of samples that are no answers; of an unknown word nobody knows
 UNFINISHED = ("length", "content_filter", "tool_calls", "function_call", "abort", "error")
 PLACES = 4  # decimals of shares
+IN_TAGS = "begins with "  # and a tag: the name of a count
+HINTS = {  # what to do if one reason is that of all samples
+    "think-block": "for answers without a trace set verify.reasoning = false",
+    "unfinished": "see finish_reason: generate.max_tokens may be too low",
+    "no-gold": "name the column with the right answers `answer`, or leave [verify] out",
+    "gold-not-read": "see gold and answer_type in the records of prompts",
+    "answer-not-found": "ask for final answers in \\boxed{}, in prompts.system or the questions",
+}
 ONE_VALUED = ("chain_sum",)  # tasks with one correct integer, which need no scorer
 
 
@@ -50,6 +60,7 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
     for key in sorted(key for key in counts if key.startswith("reason ")):
         _, verdict, word = key.split(" ", 2)
         reasons.setdefault(verdict, {})[word] = counts[key]
+    _hint_at_one_reason(reasons, sorted(key for key in counts if key.startswith(IN_TAGS)))
     return {
         "in": counts["rows"],
         "out": counts["rows"],
@@ -66,6 +77,20 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
     }
 
 
+def _hint_at_one_reason(reasons: dict[str, dict[str, int]], tags: list[str]) -> None:
+    """Log what to do if no sample is correct, all for one reason."""
+    if len(reasons) != 1 or "correct" in reasons:
+        return
+    ((verdict, words),) = reasons.items()
+    if len(words) == 1:
+        ((word, count),) = words.items()
+        hint = HINTS.get(word, "see verdict_reason in its records.jsonl")
+        if word == "think-block" and tags:
+            names = ", ".join(f"<{printable(tag.removeprefix(IN_TAGS))}>" for tag in tags[:3])
+            hint = f"they begin with {names}: put their traces between {OPEN} and {CLOSE}"
+        log.warning("verify: all %d samples are %s: %s; %s", count, verdict, word, hint)
+
+
 def _rows_of(settings: Verify, source: Path) -> Callable[[Rows], Chunk]:
     """Return the function by which a worker processes rows."""
     judge = Judge(settings)
@@ -77,6 +102,8 @@ def _rows_of(settings: Verify, source: Path) -> Callable[[Rows], Chunk]:
             word = judgement["verdict_reason"].partition(":")[0]
             steps_found = judgement["steps"]
             counts["rows"] += 1
+            if word == "think-block" and (tag := other_tag(record["raw"])):
+                counts[f"{IN_TAGS}{tag}"] += 1
             counts[f"reason {judgement['verdict']} {word}"] += 1
             counts["steps"] += bool(steps_found and (steps_found["right"] or steps_found["fault"]))
             if judgement["checkers"]:

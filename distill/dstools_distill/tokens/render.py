@@ -10,7 +10,6 @@ is, is dropped with its reason and counted; above `max_dropped` the stage refuse
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dstools_converters.errors import DstoolsError, ShortfallError, printable
-from dstools_converters.model.reasoning import CLOSE, OPEN, Parts, answer_after
+from dstools_converters.model.reasoning import CLOSE, OPEN, Parts, answer_after, other_tag
 from dstools_converters.model.tokenizer import QUESTION, answer_form, prompt_text
 from dstools_distill import records
 from dstools_distill.recipe.settings import Render
@@ -40,7 +39,6 @@ SCHEMA = pa.schema(
     {"id": pa.string(), "input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
 )
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow columnar format, "IPC Streaming Format"
-OTHER_TAGS = re.compile(r"\s*<([^<>/\s]{1,40})>.*</\1>", re.DOTALL)
 IN_TAGS = "answers in "  # and a tag: the name of a count
 PROBED_ROWS = 200  # encoded by both fastokens and tokenizers before the others
 BATCH = 64  # rows encoded at once: 2M tokens if they are long
@@ -228,8 +226,8 @@ class Renderer:
                 labels.append(np.array([IGNORED] * len(prompt) + target, dtype=np.int32))
                 counts["out"] += 1
                 counts["reasoning"] += bool(row.trace)
-                if not row.trace and (tags := OTHER_TAGS.match(row.record["answer"])):
-                    counts[f"{IN_TAGS}{tags[1]}"] += 1
+                if not row.trace and (tag := other_tag(row.record["answer"])):
+                    counts[f"{IN_TAGS}{tag}"] += 1
                 counts["tokens"] += len(prompt) + len(target)
                 counts["target_tokens"] += len(target)
         message = SCHEMA.serialize().to_pybytes() if rows and rows[0][0] <= CHUNK_ROWS else b""

@@ -12,6 +12,7 @@ from dstools_converters.model.reasoning import (
     answer_after,
     join,
     opens_think,
+    other_tag,
     plain_opening,
     split,
     thought,
@@ -109,3 +110,16 @@ def test_a_trace_follows_the_prompt_with_one_opening_tag(
     prompt: str, parts: Parts, answer: Answer
 ) -> None:
     assert answer_after(prompt, parts, "(plain)") == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("\n<reasoning>a\nb</reasoning> c", "reasoning"),
+        ("<thought>a</think>", ""),
+        ("<think>a</think>b", ""),
+        ("so <b>a</b>", ""),
+    ],
+)
+def test_another_tag_for_a_trace_is_found_where_a_text_begins_with_it(text: str, tag: str) -> None:
+    assert other_tag(text) == tag

@@ -296,6 +296,37 @@ def test_the_stage_keeps_every_row_in_order_with_its_verdict_and_counts_them(
         assert after[7] == before[7] | judge.judge(before[7])
 
 
+TRIED = "<reasoning>so</reasoning> \\boxed{125}"
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (record(TRIED), "incorrect: think-block; they begin with <reasoning>: put their traces"),
+        (record(r"\boxed{125}"), "incorrect: think-block; for answers without a trace set"),
+        (thought("125", finish_reason="length"), "incorrect: unfinished; see finish_reason"),
+        (thought("125", gold=None), "unverifiable: no-gold; name the column"),
+        (thought(r"\boxed{124}"), "incorrect: differs; see verdict_reason"),
+        (thought(r"\boxed{125}"), ""),
+    ],
+)
+def test_one_reason_for_all_samples_is_told_with_what_to_do(
+    row: records.Record, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    verify(Verify(), Inputs(samples=samples(tmp_path / "in", 9, [row])), work(tmp_path / "out", 1))
+    begins = f"verify: all 9 samples are {told}"
+    messages = [line.getMessage()[: len(begins)] for line in caplog.records]
+    assert messages == ([begins] if told else [])
+
+
+def test_two_reasons_are_left_to_the_report(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [record(TRIED), thought(r"\boxed{124}")]
+    verify(Verify(), Inputs(samples=samples(tmp_path / "in", 9, rows)), work(tmp_path / "out", 1))
+    assert not caplog.records
+
+
 def test_workers_and_kills_change_no_byte(tmp_path: Path) -> None:
     folder = samples(tmp_path / "in", 9000, ROWS[:-1])
     verify(Verify(), Inputs(samples=folder), work(tmp_path / "whole", 1))
