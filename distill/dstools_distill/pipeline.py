@@ -161,7 +161,10 @@ def _require_score(done: Done, at_least: float) -> None:
     name, last = list(done.report["models"].items())[-1]
     score = last["pass@1"]["value"]
     if score < at_least:
+        unknown = last["unverifiable"]
+        told = f" of the {1 - unknown:.1%} that could be judged" if unknown else ""
+        reached = f"pass@1 is {score:.1%}{told}" if unknown < 1 else "no answer could be judged"
         raise ShortfallError(
-            f"{done.folder}: {name}: pass@1 is {score:.1%}, eval.at_least is {at_least:.1%}",
+            f"{done.folder}: {name}: {reached}, eval.at_least is {at_least:.1%}",
             "see the answers and their verdicts there",
         )

@@ -278,6 +278,7 @@ def _summary(report: dict[str, Any]) -> str:
         return ", ".join(
             f"{name} {model['pass@1']['value']:.1%} pass@1 ({model['pass@1']['low']:.1%} to "
             f"{model['pass@1']['high']:.1%}) on {model['problems']} problems"
+            + (f", {model['unverifiable']:.1%} not judged" if model["unverifiable"] else "")
             for name, model in report["models"].items()
         )
     if "drafts_kept" in report:

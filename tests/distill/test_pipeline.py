@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow.ipc
 import pytest
 
-from dstools_distill.pipeline import Pipeline
+from dstools_converters.errors import ShortfallError
+from dstools_distill.pipeline import Pipeline, _require_score
 from dstools_distill.places import Places
 from dstools_distill.recipe.recipe import read_recipe
 from dstools_distill.recipe.stages import STAGES
@@ -387,3 +388,25 @@ def test_the_identity_of_every_stage_is_that_of_earlier_releases(
     places = Places(read_recipe(recipe), tmp_path / "out", Path)
     Pipeline(places, 1, no_bar).run("", lambda chain, stage, done: None)
     assert sorted(set(made)) == PINNED
+
+
+@pytest.mark.parametrize(
+    ("score", "unknown", "told"),
+    [
+        (0.25, 0.0, "pass@1 is 25.0%, eval"),
+        (0.25, 0.2, "pass@1 is 25.0% of the 80.0% that could be judged, eval"),
+        (0.0, 1.0, "no answer could be judged, eval"),
+        (0.5, 0.9, ""),
+    ],
+)
+def test_a_score_is_held_against_what_was_asked_for_over_judged_answers(
+    score: float, unknown: float, told: str, tmp_path: Path
+) -> None:
+    figures = {"after": {"pass@1": {"value": score}, "unverifiable": unknown}}
+    done = Done("eval", tmp_path, {"models": figures}, is_reused=False)
+    _require_score(done, 0.0)
+    if not told:
+        return _require_score(done, 0.5)
+    with pytest.raises(ShortfallError) as caught:
+        _require_score(done, 0.5)
+    assert str(caught.value) == f"{tmp_path}: after: {told}.at_least is 50.0%"

@@ -137,6 +137,14 @@ def test_a_training_tells_once_what_became_of_mtp_layers() -> None:
     assert _summary(fitted) == "2 steps, drafts kept 74.7% -> 96.9%"
 
 
+def test_answers_that_were_not_judged_are_told_with_the_score() -> None:
+    score = {"pass@1": {"value": 0.5, "low": 0.4, "high": 0.6}, "problems": 9}
+    told = "after 50.0% pass@1 (40.0% to 60.0%) on 9 problems"
+    assert _summary({"models": {"after": score | {"unverifiable": 0.0}}}) == told
+    unknown = {"models": {"after": score | {"unverifiable": 0.125}}}
+    assert _summary(unknown) == f"{told}, 12.5% not judged"
+
+
 def test_the_same_recipe_finds_everything_done_and_writes_nothing(
     recipe: Path, ran: Result
 ) -> None:
