@@ -224,10 +224,15 @@ def _unstyled(text: str) -> str:
     return stripped(STYLED.sub(r"\1", SPACING.sub(" ", text.replace("{:}", ":"))))
 
 
-CLOCKS = ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p")
-ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b(?: of\b)?"), ""
-HALF, BLANK = ((re.compile(r"\s*([ap])\s?m$"), r" \1m"), (re.compile(r"(?<=:)\s+|\s+(?=:|\s)"), ""))
-DATES = ("%Y-%m-%d", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y")
+MOMENTS = (
+    *("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p"),
+    *("%Y-%m-%d", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y"),
+)
+SPOKEN = (
+    (re.compile(r"(?<=\d)(?:st|nd|rd|th)\b(?: of\b)?"), ""),
+    (re.compile(r"\s*([ap])\s?m$"), r" \1m"),
+    (re.compile(r"(?<=:)\s+|\s+(?=:|\s)"), ""),
+)
 
 
 def _moment(text: str) -> tuple[bool, datetime] | None:
@@ -236,11 +241,11 @@ def _moment(text: str) -> tuple[bool, datetime] | None:
     First comes whether it may be of the other half of the day.
     """
     text = _unstyled(text).lower().replace(".", "").replace(",", " ")
-    for pattern, simpler in ORDINAL, HALF, BLANK:
+    for pattern, simpler in SPOKEN:
         text = pattern.sub(simpler, text)
-    if re.search(r":\d\b", text):  # a ratio
+    if not re.match(r"(?!.*:\d\b).*(?::\d\d|\b\d{4}\b)", text):  # 1:2:30 is a ratio
         return None
-    for form in CLOCKS + DATES:
+    for form in MOMENTS:
         with suppress(ValueError):
             moment = datetime.strptime(text, form)
             return "%p" not in form and 0 < moment.hour < 13, moment

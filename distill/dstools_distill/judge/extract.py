@@ -122,7 +122,7 @@ def _announcements(text: str) -> list[re.Match[str]]:
     ]
 
 
-ASSUMED = re.compile(r"\b(?:assume|suppose|if)\b", re.IGNORECASE)
+ASSUMED = re.compile(r"\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b", re.IGNORECASE)
 LEAD_IN = re.compile(r"\W*(?:it is not \w+\W+)?(?:the|so|my|our)?\W*", re.IGNORECASE)
 
 
@@ -170,13 +170,13 @@ def _is_taken_back(answer: str, rest: str) -> bool:
     """
     rest = rest.lstrip("$*}\\)] \t")
     here, *later = SENTENCE.split(rest)
-    if ALTERNATIVE.match(here) or DENIAL.search(rest):
+    if any(map(ALTERNATIVE.match, [here, *later])) or DENIAL.search(rest):
         return True
     is_letter, value = bool(re.fullmatch(r"\(?[A-J]\)?", answer)), _value(answer)
     if isinstance(value, str) and not is_letter:
         return False
     pattern, answer = LAST_LETTER if is_letter else LAST_NUMBER, answer.strip("()-")
-    for sentence in later:
+    for sentence in later if re.search(r"[^\W\d]|=", here) else (here, *later):
         is_check = CHECK.search(sentence) and not DENIED.search(sentence)
         for clause in CLAUSE.split(sentence):
             is_named = answer in re.findall(r"\w+(?:\.\w+)*", clause)
@@ -202,13 +202,13 @@ DENIED = re.compile(
 )
 DENIAL = re.compile(  # of what stands before, without another value
     r"\b(?:that|this|it|answer|result|value|above)\b[^.;,]*\b(?:wrong|incorrect|not right)\b"
-    r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure)\b|\bno[.!]"
-    r"|\b(?:might|could) be\b|不对",
+    r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure)\b"
+    r"|\bno\s*[.!:,;]|\b(?:might|could) be\b|不对",
     re.IGNORECASE,
 )
 LAST_NUMBER = re.compile(
     r"(?<![\w.])(?:([-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)|(\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?))"
-    r"\s*[$%]?\s*(?:[a-zA-Z\u0080-\u2fff]+|[\u3000-\u9fff]{1,2})?\W*$|(?<=[\u3000-\u9fff])(\d[\d.]*)\W*$"
+    r"\s*[$%]?\s*(?:[a-zA-Z\u0080-\u2fff\uac00-\ud7af]+|[\u3000-\u9fff]{1,2})?\W*$|(?<=[\u3000-\u9fff])(\d[\d.]*)\W*$"
 )
 LAST_LETTER = re.compile(r"\b([A-J])\)?\W*$|\b([A-J])\)? (?:is|are) (?:also )?(?:right|correct)\b")
 
@@ -231,7 +231,7 @@ def _announced(text: str, mark: re.Match[str]) -> str:
 def _last_number(text: str) -> Extracted:
     """Return the only formula or number of the last line, or the number after its last "="."""
     line = re.sub(r",? (?:since|because) .*", "", stripped(text.strip().rpartition("\n")[2]))
-    if DENIAL.search(line) or OPEN_END.search(line) or DENIED.search(line):
+    if any(pattern.search(line) for pattern in (DENIAL, OPEN_END, DENIED, ASSUMED)):
         return NO_ANSWER
     formulas, others = [max(groups) for groups in INLINE.findall(line)], INLINE.sub("", line)
     if not formulas and (copula := COPULA.search(line)):

@@ -138,19 +138,16 @@ def _command(program: int, rules: int, seconds: float, memory_mib: int) -> list[
     program, rules: file descriptors of the program and of the seccomp filter.
     """
     home = Path(sys.base_prefix).resolve()
-    libraries = [
-        name for name in ("/usr", "/lib", "/lib64", "/lib32", "/bin") if Path(name).exists()
-    ]
+    libraries = [Path(name) for name in ("/usr", "/lib", "/lib64", "/lib32", "/bin")]
     words = [
         "bwrap", "--unshare-all", "--clearenv", "--die-with-parent", "--new-session",
         "--cap-drop", "ALL", "--hostname", "sandbox", "--seccomp", str(rules),
     ]  # fmt: skip
-    for name in libraries:
-        path = Path(name)
+    for path in libraries:
         if path.is_symlink():
-            words += ["--symlink", os.fspath(path.readlink()), name]
+            words += ["--symlink", str(path.readlink()), str(path)]
         else:
-            words += ["--ro-bind", name, name]
+            words += ["--ro-bind-try", str(path), str(path)]
     if not any(home.is_relative_to(name) for name in libraries):
         words += ["--ro-bind", str(home), str(home)]
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):

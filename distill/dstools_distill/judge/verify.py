@@ -43,6 +43,7 @@ HINTS = {  # what to do if one reason is that of all samples
     "gold-not-read": "see gold and answer_type in the records of prompts",
     "answer-not-found": "ask for final answers in \\boxed{}, in prompts.system or the questions",
 }
+SCORER = ("reasoning-gym",)
 ONE_VALUED = ("chain_sum",)  # tasks with one correct integer, which need no scorer
 
 
@@ -57,9 +58,13 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
     source = inputs.samples / "records.jsonl"
     counts = map_rows(source, work, ("records.jsonl",), _rows_of, settings, source, what="verify")
     reasons: dict[str, dict[str, int]] = {}
-    for key in sorted(key for key in counts if key.startswith("reason ")):
-        _, verdict, word = key.split(" ", 2)
-        reasons.setdefault(verdict, {})[word] = counts[key]
+    checkers = {}
+    for key in sorted(counts):
+        match key.split(" ", 2):
+            case "reason", verdict, word:
+                reasons.setdefault(verdict, {})[word] = counts[key]
+            case "checkers", *_:
+                checkers[key.removeprefix("checkers ")] = counts[key]
     _hint_at_one_reason(reasons, sorted(key for key in counts if key.startswith(IN_TAGS)))
     return {
         "in": counts["rows"],
@@ -67,11 +72,7 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
         "dropped": {},
         "verdicts": {verdict: sum(words.values()) for verdict, words in reasons.items()},
         "reasons": reasons,
-        "checkers": {
-            key.removeprefix("checkers "): count
-            for key, count in sorted(counts.items())
-            if key.startswith("checkers ")
-        },
+        "checkers": checkers,
         "steps_checked": counts["steps"],
         "answers_right_steps_wrong": reasons.get("incorrect", {}).get("wrong-step", 0),
     }
@@ -150,16 +151,12 @@ class Judge:
         language = language_share(raw, settings.language) if settings.language else None
         repeated = repetition(raw)
         checked: Steps | None = None
-        ended, is_reasoned = (
-            how_ended(record["finish_reason"]),
-            bool((parts.reasoning or "").strip()),
-        )
+        ended, is_reasoned = how_ended(record["finish_reason"]), (parts.reasoning or "").strip()
+        is_broken = parts.reasoning is None and (OPEN in raw or CLOSE in raw)
         if ended != "stop":
             verdict = "incorrect" if ended in UNFINISHED else "unverifiable"
             ruling = Ruling(verdict, f"unfinished: {ended}")
-        elif (settings.reasoning and not is_reasoned) or (
-            parts.reasoning is None and (OPEN in raw or CLOSE in raw)
-        ):
+        elif is_broken or (settings.reasoning and not is_reasoned):
             ruling = Ruling("incorrect", "think-block")
         else:
             ruling = self.rule(record, parts.answer)
@@ -209,24 +206,22 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
     """Rule by reasoning-gym's scorer, unless the answer is the task's own."""
     oracle: str | None = task["entry"]["answer"]  # None for some tasks with many correct answers
     answer = answer.strip()
-    if answer == oracle:
-        return EQUAL
     final = final_answer(answer)
+    if oracle in (answer, final.text or answer):
+        return EQUAL
     if final.problem in ("several-answers", "taken-back"):
         return Ruling("incorrect", final.problem)
     answer = final.text or answer
-    if answer == oracle:
-        return EQUAL
     if oracle and INTEGER.fullmatch(oracle) and DIGITS.fullmatch(answer):
         ruling = integers(answer, oracle)
         if ruling.reason.startswith("not-canonical") or task["name"] in ONE_VALUED:
             return ruling
     score = referee.score(task["name"], answer, task["entry"])
     if isinstance(score, str):
-        return Ruling("unverifiable", score, ("reasoning-gym",))
+        return Ruling("unverifiable", score, SCORER)
     if score >= RIGHT_SCORE:
-        return Ruling("correct", "scored", ("reasoning-gym",))
-    return Ruling("incorrect", f"scored: {score:.2f}", ("reasoning-gym",))
+        return Ruling("correct", "scored", SCORER)
+    return Ruling("incorrect", f"scored: {score:.2f}", SCORER)
 
 
 def _run_code(answer: str, gold: str, settings: Verify) -> Ruling:

@@ -76,6 +76,14 @@ def test_of_pairs_written_before_the_code_was_read_no_wrong_one_is_accepted(judg
 
 
 @pytest.mark.slow
+def test_of_pairs_that_differ_by_little_exactly_the_right_ones_are_accepted(judge: Judge) -> None:
+    rows = pairs(CASES / "variants" / "guards.jsonl")
+    accepted = [judged(judge, row)["verdict"] == "correct" for row in rows]
+    wanted = [row["verdict"] == "correct" for row in rows]
+    assert [row for row, a, w in zip(rows, accepted, wanted, strict=True) if a != w] == []
+
+
+@pytest.mark.slow
 def test_no_answer_is_right_for_a_gold_with_another_digit(judge: Judge) -> None:
     """Raise each digit of each gold by one; not of formulas for math-verify, which is slow."""
     tried = 0
