@@ -46,7 +46,7 @@ ADDED = {
     "dstools push": "--yes",  # nobody is there to be asked
 }
 # part of a command -> its exit code, where it is not 0 and no line of its output begins with error
-EXIT_CODES = {"distill doctor": 3}  # max_length = 1024 cuts the doctor's long trace
+EXIT_CODES = {"distill doctor Qwen2.5-7B": 3}  # max_length = 1024 cuts its long trace
 # commands of the pages that cannot run here, and why
 NOT_RUN = {
     "hf auth login": "asks for a token; here HF_TOKEN has one",

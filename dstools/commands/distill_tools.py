@@ -1,5 +1,7 @@
 """`dstools distill index` and `doctor`: the tools beside the stages of a recipe."""
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -34,14 +36,15 @@ def index(out: str, files: tuple[str, ...], as_json: bool) -> None:
     cls=Command,
     short_help="Show what a trainer would lose of a trace.",
     epilog="dstools distill doctor ./Qwen2.5-7B\n"
-    "dstools distill doctor ./Qwen2.5-7B --config trl.yaml --sample traces.jsonl",
+    "dstools distill doctor ./Qwen2.5-7B --config trl.yaml --sample traces.jsonl\n"
+    "dstools distill doctor ./Qwen2.5-7B --prepared last_run_prepared --data traces.jsonl",
 )
 @path_argument("tokenizer", metavar="TOKENIZER", help="A folder with a tokenizer, or org/name.")
 @option(
     "--config",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="The configuration of a trainer: TRL, LLaMA-Factory or axolotl.",
+    help="The configuration of a trainer: TRL (run here), LLaMA-Factory or axolotl.",
 )
 @option(
     "--sample",
@@ -49,16 +52,45 @@ def index(out: str, files: tuple[str, ...], as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="Use the first row of this JSONL instead of the built-in sample.",
 )
+@option(
+    "--prepared",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Judge the tokenized data that a trainer wrote: a folder, JSONL, Arrow or Parquet.",
+)
+@option(
+    "--data",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Compare the prepared data with the rows that it was made of.",
+)
 @json_option
-def doctor(tokenizer: str, config: Path | None, sample: Path | None, as_json: bool) -> None:
+def doctor(
+    tokenizer: str,
+    config: Path | None,
+    sample: Path | None,
+    prepared: Path | None,
+    data: Path | None,
+    as_json: bool,
+) -> None:
     """Show what another trainer would train on, and what of a trace would be lost.
 
-    Exits 3 if anything would be lost.
+    TRL's own code is run for --config; axolotl and LLaMA-Factory prepare their data themselves, and
+    --prepared judges it. TOKENIZER is the one that serves. Exits 3 if anything would be lost.
     """
     from dstools.source import resolve
-    from dstools_distill.tokens.doctor import diagnose, text
+    from dstools_distill.tokens.doctor import diagnose, diagnose_prepared, text
 
-    diagnosis = diagnose(resolve(tokenizer), config, sample)
+    if prepared and (config or sample):
+        raise click.UsageError("--prepared holds the rows: leave out --config and --sample")
+    if data and not prepared:
+        raise click.UsageError("--data needs --prepared")
+    with redirect_stdout(sys.stderr):  # what libraries print is no part of the result
+        folder = resolve(tokenizer)
+        if prepared:
+            diagnosis = diagnose_prepared(folder, prepared, data)
+        else:
+            diagnosis = diagnose(folder, config, sample)
     show(diagnosis, as_json, text(diagnosis))
     if any(finding.level == "error" for finding in diagnosis.findings):
         click.get_current_context().exit(FELL_SHORT)

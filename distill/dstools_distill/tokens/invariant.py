@@ -55,7 +55,7 @@ def violations(
 
     `decode` must keep special tokens. Codes: no-labels, labels-differ, trace-lost, truncated,
     wrong-end, end-missing, end-inside, trained-behind-end, doubled-think, broken-think, labels-gap,
-    prompt-trained, prompt-differs, text-changed.
+    start-missing, prompt-trained, prompt-differs, text-changed.
     """
     first = next((n for n, label in enumerate(labels) if label != IGNORED), len(ids))
     wanted = target.text + decode([target.end])
@@ -86,7 +86,9 @@ def violations(
     if places[-1] + 1 - first != len(trained):
         faults.append(Violation("labels-gap", "some tokens within the target are not trained on"))
     if list(ids[:first]) != list(target.prompt):
-        faults.append(_of_prompt(ids, first, decode, target))
+        fault = _of_prompt(ids, first, decode, target)
+        is_told = fault.code == "start-missing" and faults and faults[0].code == "trace-lost"
+        faults += [] if is_told else [fault]
     if text != wanted and not faults:
         at = next((n for n, (a, b) in enumerate(zip(text, wanted, strict=False)) if a != b), 0)
         message = (
@@ -139,7 +141,7 @@ def _of_end(
     at = len(trained) - 1
     while at >= 0 and trained[at] != target.end:
         at -= 1
-    answer = target.text.rpartition(CLOSE)[2].rstrip()[-NEEDLE:]
+    answer = target.text.rpartition(CLOSE)[2].strip()[-NEEDLE:]
     if at < 0 or not decode(trained[:at]).rstrip().endswith(answer):
         after = text.rpartition(target.text)[2].strip() if target.text in text else ""
         if after:
@@ -177,7 +179,11 @@ def _of_prompt(
     ids: list[int], first: int, decode: Callable[[list[int]], str], target: Target
 ) -> Violation:
     """Return the fault of a row whose prompt is trained on, or is not what serving shows."""
-    if first == 0 or list(ids[: len(target.prompt)]) == list(target.prompt):
+    is_served = list(ids[: len(target.prompt)]) == list(target.prompt)
+    if is_served and first > len(target.prompt):
+        left_out = shown(decode(ids[len(target.prompt) : first]))
+        return Violation("start-missing", f"{left_out}, which serving generates, is not trained on")
+    if first == 0 or is_served:
         return Violation(
             "prompt-trained", f"the prompt is trained on, {shown(decode(ids[first:]))}"
         )

@@ -8,23 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.model.tokenizer import Messages, time_limit
 from dstools_distill.tokens.invariant import Trained
 
 Form = Literal["messages", "prompt-completion"]
 TELLING = (
-    "chat_template_path",
-    "max_length",
     "assistant_only_loss",
+    "chat_template_path",
     "completion_only_loss",
-    "packing",
-    "packing_strategy",
     "dataset_name",
+    "max_seq_length",
     "model_name_or_path",
-    "per_device_train_batch_size",
-    "learning_rate",
+    "packing_strategy",
 )
+SHARED = ("eos_token", "learning_rate", "max_length", "packing", "per_device_train_batch_size")
+RENAMED = {"max_seq_length": "max_length"}
 READ = (  # the keys that decide the ids and labels of one row
     "max_length",
     "truncation_mode",
@@ -36,12 +35,37 @@ READ = (  # the keys that decide the ids and labels of one row
 )
 UNREAD = (  # keys that affect ids, masks or length too, but are ignored here
     "dataset_kwargs",
-    "max_seq_length",
     "padding_free",
     "tokenizer_name_or_path",
     "trust_remote_code",
 )
 TIME_LIMIT_SECONDS = 300  # a run takes about 2; a chat template may loop
+
+
+def unknown_keys(config: dict[str, Any]) -> list[str]:
+    """Return the keys that neither TRL's SFT script nor open-r1's template key accounts for."""
+    from trl.scripts.utils import ScriptArguments
+    from trl.trainer.model_config import ModelConfig
+    from trl.trainer.sft_config import SFTConfig
+
+    known = {"chat_template"}  # open-r1's
+    for table in (ModelConfig, ScriptArguments, SFTConfig):
+        known |= set(table.__dataclass_fields__)
+    return [key for key in config if key not in known]
+
+
+def findings(config: dict[str, Any]) -> list[Finding]:
+    """Return findings about keys that TRL does not have, and about those that are not read here."""
+    found: list[Finding] = []
+    for key in unknown_keys(config):
+        new = RENAMED.get(key)
+        what = "this TRL has no such key" + (
+            f", only {new}, which is taken to be meant" if new else ""
+        )
+        hint = "is it spelled right, of another version, or read by a script of your own?"
+        found.append(Finding.warning("unknown-key", printable(key), what, hint))
+    what = "affects ids, masks or length, and is ignored here"
+    return found + [Finding.note("not-read", key, what) for key in UNREAD if config.get(key)]
 
 
 def trl_rows(
@@ -54,10 +78,7 @@ def trl_rows(
     gives. Raises DstoolsError with TRL's own words if it refuses, and if `chat_template_path` does
     not exist here.
     """
-    import datasets
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
+    config = {RENAMED.get(key, key): value for key, value in config.items()}
     if config.get("chat_template"):
         tokenizer.chat_template = config["chat_template"]
     path = str(config.get("chat_template_path") or ".")
@@ -71,22 +92,7 @@ def trl_rows(
     else:
         rows = [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in conversations]
     try:
-        with _quiet(), tempfile.TemporaryDirectory() as folder, time_limit(TIME_LIMIT_SECONDS):
-            trainer = SFTTrainer(
-                _tiny_model(len(tokenizer)),
-                args=SFTConfig(
-                    output_dir=folder,
-                    report_to=[],
-                    use_cpu=True,
-                    bf16=False,
-                    gradient_checkpointing=False,
-                    **{key: config[key] for key in READ if key in config},
-                ),
-                train_dataset=datasets.Dataset.from_list(rows),
-                processing_class=tokenizer,
-            )
-            prepared: Any = trainer.train_dataset
-            batches = [trainer.data_collator([row]) for row in prepared]
+        _, batches = trained(tokenizer, config, rows)
     except TimeoutError:
         raise DstoolsError(
             f"TRL takes more than {TIME_LIMIT_SECONDS} s with this chat template"
@@ -95,6 +101,32 @@ def trl_rows(
         reason = printable(str(error).strip().split("\n")[0])
         raise DstoolsError(f"TRL refuses: {type(error).__name__}: {reason}") from error
     return [Trained(b["input_ids"][0].tolist(), b["labels"][0].tolist()) for b in batches]
+
+
+def trained(
+    tokenizer: Any, config: dict[str, Any], rows: list[dict[str, Any]]
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Return the data set that SFTTrainer prepares of rows, and a batch of each of its rows."""
+    import datasets
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    with _quiet(), tempfile.TemporaryDirectory() as folder, time_limit(TIME_LIMIT_SECONDS):
+        trainer = SFTTrainer(
+            _tiny_model(len(tokenizer)),
+            args=SFTConfig(
+                output_dir=folder,
+                report_to=[],
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                **{key: config[key] for key in READ if key in config},
+            ),
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        prepared: Any = trainer.train_dataset
+        return prepared, [trainer.data_collator([row]) for row in prepared]
 
 
 def _tiny_model(vocab_size: int) -> Any:

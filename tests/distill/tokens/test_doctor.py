@@ -1,6 +1,6 @@
-"""The doctor finds what TRL, LLaMA-Factory and axolotl would lose, and nothing else.
+"""The doctor finds what TRL and prepared data would lose, and nothing else.
 
-TRL is the real one. The tokenizers are small; the templates are those of the releases.
+TRL is the real one. The templates are those of the releases.
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_distill.tokens.doctor import Diagnosis, diagnose, text
+from dstools_distill.tokens.doctor import Diagnosis, diagnose, diagnose_prepared, text
+from dstools_distill.tokens.trl_rows import trained
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 ANSWER = "\n\nThe answer is 41.<｜end▁of▁sentence｜>"
@@ -180,40 +181,62 @@ def test_a_sample_of_the_user_replaces_ours(ask: Any) -> None:
     assert losses(diagnosis) == {}
 
 
-# ------------------------------------------------------------------------------- LLaMA-Factory
+# ------------------------------------------------------------- labelled configurations of others
 
-
-def test_llama_factory_cuts_at_2048_and_keeps_the_trace(ask: Any) -> None:
-    diagnosis = ask(template="deepseek3", stage="sft")
-    assert diagnosis.how == "derived from its source, not run"
-    assert diagnosis.cases[0].trained_on == TRACE + ANSWER
-    assert diagnosis.cases[1].tokens == 2048
-    assert losses(diagnosis) == {"a long trace": ["truncated", "end-missing"]}
-    assert warnings(diagnosis) == set()
+CASES = Path(__file__).parents[2] / "cases" / "distill"
+LABELLED = [
+    (folder, json.loads(line))
+    for folder in (CASES / "doctor", CASES / "variants" / "doctor")
+    for line in (folder / "expect.jsonl").read_text(encoding="utf-8").splitlines()
+]
 
 
 @pytest.mark.parametrize(
-    ("config", "lost", "warned"),
+    ("folder", "label"), LABELLED, ids=[f"{f.parent.name}-{c['config']}" for f, c in LABELLED]
+)
+def test_labelled_configurations_are_judged_as_labelled(
+    folder: Path, label: dict[str, Any], tokenizer_folder: Any, trl_template: Any, tmp_path: Path
+) -> None:
+    served = tokenizer_folder({"r1": "deepseek"}.get(label["tokenizer"], label["tokenizer"]))
+    if label["tokenizer"] == "r1":
+        served = shutil.copytree(served, tmp_path / "r1")
+        (served / "chat_template.jinja").write_text(trl_template("deepseek_r1_distill"))
+    sample = folder / label["sample"] if "sample" in label else None
+    try:
+        diagnosis = diagnose(served, folder / label["config"], sample)
+    except DstoolsError:
+        assert label.get("refused"), label["kind"]
+        return
+    codes = {finding.code for finding in diagnosis.findings}
+    assert not label.get("refused")
+    assert set(label.get("codes", [])) <= codes
+    assert not codes & set(label.get("codes_not", []))
+    if "errors" in label:
+        assert bool(losses(diagnosis)) == label["errors"]
+
+
+@pytest.mark.parametrize(
+    ("config", "command"),
     [
-        ({}, [], set()),
-        ({"train_on_prompt": True}, [], {"prompt-trained"}),
-        ({"enable_thinking": False}, ["trace-lost"], set()),
-        ({"packing": True}, ["packing"], set()),
-        ({"packing": True, "neat_packing": True}, [], set()),
+        (
+            {"stage": "sft", "template": "qwen3"},
+            "llamafactory-cli train {} tokenized_path=prepared; "
+            "dstools distill doctor {} --prepared prepared",
+        ),
+        (
+            {"base_model": "org/name", "dataset_prepared_path": "made"},
+            "axolotl preprocess {}; dstools distill doctor {} --prepared made",
+        ),
     ],
 )
-def test_settings_of_llama_factory(
-    ask: Any, config: dict[str, Any], lost: list[str], warned: set[str]
+def test_a_trainer_that_is_not_run_gives_the_command_that_prepares_its_data(
+    ask: Any, tmp_path: Path, config: dict[str, Any], command: str
 ) -> None:
-    diagnosis = ask(template="deepseekr1", cutoff_len=32768, **config)
-    assert sorted({code for codes in losses(diagnosis).values() for code in codes}) == lost
-    assert warnings(diagnosis) == warned
-
-
-def test_llama_factory_trains_on_the_opener_that_serving_shows(ask: Any) -> None:
-    diagnosis = ask("deepseek_r1_distill", template="deepseekr1", cutoff_len=32768)
-    assert losses(diagnosis) == {}
-    assert warnings(diagnosis) == {"prompt-trained"}
+    diagnosis = ask(**config)
+    [finding] = diagnosis.findings
+    assert (finding.level, finding.code) == ("error", "not-checked")
+    assert finding.hint == command.format(tmp_path / "config.yaml", tmp_path / "tokenizer")
+    assert diagnosis.cases == []
 
 
 def test_a_trainer_that_drops_mtp_layers_is_told_of(tmp_path: Path) -> None:
@@ -224,90 +247,98 @@ def test_a_trainer_that_drops_mtp_layers_is_told_of(tmp_path: Path) -> None:
     assert "carries them over" in text(diagnosis)
 
 
-# -------------------------------------------------------------------------------------- axolotl
-
-
-def test_axolotl_trains_on_trace_and_end_and_leaves_long_rows_out(ask: Any) -> None:
-    diagnosis = ask(base_model="org/name", sequence_len=2048)
-    assert diagnosis.trainer == "axolotl"
-    assert diagnosis.cases[0].trained_on == TRACE + ANSWER
-    assert diagnosis.cases[1].tokens == 0
+def test_keys_that_trl_does_not_have_are_named(ask: Any) -> None:
+    diagnosis = ask(max_seq_length=32768, assistant_only_los=True, completion_only_loss=True)
+    named = {f.where: f.message for f in diagnosis.findings if f.code == "unknown-key"}
+    assert list(named) == ["max_seq_length", "assistant_only_los"]
+    assert "max_length, which is taken to be meant" in named["max_seq_length"]
     assert losses(diagnosis) == {}
-    assert warnings(diagnosis) == {"left-out"}
 
 
-@pytest.mark.parametrize(
-    ("template", "config", "lost"),
-    [
-        ("", {"excess_length_strategy": "truncate"}, {"truncated", "end-missing"}),
-        ("", {"datasets": [{"train_on_eos": "none"}]}, {"end-missing"}),
-        ("", {"datasets": [{"train_on_eos": "none", "train_on_eot": "turn"}]}, set()),
-        ("", {"datasets": [{"train_on_eos": "last"}]}, set()),
-        ("", {"datasets": [{"roles_to_train": ["gpt"]}]}, set()),
-        ("", {"datasets": [{"roles_to_train": ["user"]}]}, {"end-missing", "trace-lost"}),
-        ("", {"datasets": [{"roles_to_train": []}]}, {"no-labels"}),
-        (
-            "",
-            {"eot_tokens": ["<｜User｜>"], "datasets": [{"train_on_eos": "none"}]},
-            {"end-missing"},
-        ),
-        ("", {"sample_packing": True, "flash_attention": False}, {"packing"}),
-        ("deepseek_r1_distill", {}, {"trace-lost"}),
-    ],
-)
-def test_settings_of_axolotl(
-    ask: Any, template: str, config: dict[str, Any], lost: set[str]
+# -------------------------------------------------------------------------------- prepared data
+
+
+@pytest.fixture(scope="module")
+def trl_data(tokenizer_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """trl_data(max_length): the folder that TRL's own prepared data set is saved to."""
+
+    def get(max_length: int) -> Path:
+        folder = tmp_path_factory.mktemp("trl") / "saved"
+        chats = [[ASK, {"role": "assistant", "content": reply}] for reply in REPLIES]
+        rows = [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats]
+        trained(tokenizer_of("sample-v3"), {"max_length": max_length}, rows)[0].save_to_disk(folder)
+        return folder
+
+    return get
+
+
+ASK = {"role": "user", "content": "What is 12 + 29?"}
+REPLIES = ["<think>\n2+9=11\n</think>\n\n41.", "<think>\n1+2=3, so 3+1=4\n</think>\n\n41."]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_data_that_trl_prepares_is_read_and_its_cut_row_found(
+    trl_data: Callable[..., Path],
 ) -> None:
-    diagnosis = ask(template, base_model="org/name", **config)
-    assert {code for codes in losses(diagnosis).values() for code in codes} == lost
-
-
-def test_axolotl_reads_masks_from_entries_of_datasets_and_not_from_the_top(ask: Any) -> None:
-    """At the top they are ignored, with a warning; an entry of another type is left out."""
-    entries = [{"type": "chat_template"}, {"type": "alpaca"}, {"train_on_eos": "none"}]
-    top = {"train_on_eos": "none", "roles_to_train": ["user"]}
-    diagnosis = ask(base_model="org/name", sequence_len=32768, datasets=entries, **top)
-    assert {case.name: case.trained_on for case in diagnosis.cases if "short" in case.name} == {
-        "as datasets[0], a short trace": TRACE + ANSWER,
-        "as datasets[2], a short trace": TRACE + ANSWER.removesuffix("<｜end▁of▁sentence｜>"),
+    intact = diagnose_prepared(SAMPLE, trl_data(64), None)
+    assert losses(intact) == {}
+    assert intact.how == "2 conversations read"
+    assert intact.cases[0].trained_on == f"{REPLIES[0]}<｜end▁of▁sentence｜>"
+    lengths = [case.tokens for case in intact.cases]
+    cut = diagnose_prepared(SAMPLE, trl_data(min(lengths)), None)
+    assert losses(cut) == {
+        f"row {n + 1}": ["truncated"] for n in (0, 1) if lengths[n] > min(lengths)
     }
-    assert losses(diagnosis) == {
-        f"as datasets[2], a {n} trace": ["end-missing"] for n in ("short", "long")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def encoded(tokenizer_of: Any) -> Callable[..., dict[str, Any]]:
+    """encoded(prompt, target): a row, of which the target is trained on."""
+
+    def make(prompt: str, target: str) -> dict[str, Any]:
+        parts = [
+            tokenizer_of("sample-v3").encode(part, add_special_tokens=False)
+            for part in (prompt, target)
+        ]
+        return {"input_ids": [*parts[0], *parts[1]], "labels": [-100] * len(parts[0]) + parts[1]}
+
+    return make
+
+
+def test_source_rows_tell_of_lost_traces_and_rows(encoded: Any, tmp_path: Path) -> None:
+    prepared = write(tmp_path / "p.jsonl", [encoded(f"{PROMPT}<｜Assistant｜>", ANSWER)])
+    reply = {"role": "assistant", "content": TRACE + ANSWER.split("<｜")[0]}
+    other = {"role": "user", "content": "3*7?"}
+    data = write(tmp_path / "d.jsonl", [{"messages": [ASK, reply]}, {"messages": [other, reply]}])
+    assert losses(diagnose_prepared(SAMPLE, prepared, data)) == {
+        "row 1": ["trace-lost"],
+        str(data): ["left-out"],
     }
-    assert notes(diagnosis) == ["datasets[1].type"]
-    moved = [finding.where for finding in diagnosis.findings if finding.code == "misplaced"]
-    assert moved == ["roles_to_train", "train_on_eos"]
 
 
-def test_axolotl_trains_with_the_template_of_an_entry_and_serves_that_of_the_top(
-    ask: Any, trl_template: Any, tmp_path: Path
+def test_without_source_rows_data_with_no_trace_at_all_is_an_error(
+    encoded: Any, tmp_path: Path
 ) -> None:
-    file = tmp_path / "r1.jinja"
-    file.write_text(trl_template("deepseek_r1_distill"))
-    jinja = {"chat_template": "jinja", "chat_template_jinja": str(file)}
-    entries = [{}, jinja, {"chat_template": "tokenizer_default"}]
-    diagnosis = ask(base_model="org/name", sequence_len=32768, datasets=entries)
-    texts = {case.name: case.trained_on for case in diagnosis.cases if "short" in case.name}
-    assert texts["as datasets[0], a short trace"] == TRACE + ANSWER
-    assert "trace-lost" in losses(diagnosis)["as datasets[1], a short trace"]
-    assert "as datasets[0], a short trace" not in losses(diagnosis)
-    assert all(case.tokens > 0 for case in diagnosis.cases)  # the length at the top holds for all
+    plain = encoded(f"{PROMPT}<｜Assistant｜>", ANSWER)
+    whole = encoded(f"{PROMPT}<｜Assistant｜>", TRACE + ANSWER)
+    assert losses(diagnose_prepared(SAMPLE, write(tmp_path / "a.jsonl", [plain]), None)) == {
+        "all rows": ["trace-lost"]
+    }
+    mixed = diagnose_prepared(SAMPLE, write(tmp_path / "b.jsonl", [plain, whole]), None)
+    assert losses(mixed) == {}
+    assert warnings(mixed) == {"no-trace", "mtp-dropped"}
 
 
-def test_a_template_written_into_the_config_is_axolotls_too(ask: Any, trl_template: Any) -> None:
-    diagnosis = ask(base_model="org/name", chat_template_jinja=trl_template("deepseek_r1_distill"))
-    assert "trace-lost" in losses(diagnosis)["a short trace"]
-
-
-def test_axolotl_leaves_out_rows_over_512_tokens_unless_a_length_is_set(ask: Any) -> None:
-    diagnosis = ask(base_model="org/name")
-    assert [case.tokens > 0 for case in diagnosis.cases] == [True, False]
-
-
-def test_ignored_keys_of_axolotl_are_noted_with_their_entry(ask: Any) -> None:
-    entries = [{"path": "org/a", "split_thinking": True}]
-    diagnosis = ask(base_model="org/name", special_tokens={"pad_token": "a"}, datasets=entries)
-    assert notes(diagnosis) == ["special_tokens", "datasets[0].split_thinking"]
+def test_the_length_that_cut_rows_share_is_told(encoded: Any, tmp_path: Path) -> None:
+    row = encoded(f"{PROMPT}<｜Assistant｜>", TRACE + ANSWER)
+    cut = {key: values[:30] for key, values in row.items()}
+    diagnosis = diagnose_prepared(SAMPLE, write(tmp_path / "a.jsonl", [cut, cut]), None)
+    assert "2 rows have the greatest length, 30 tokens: the limit" in text(diagnosis)
 
 
 # ------------------------------------------------------------------------------------ bad input
@@ -318,20 +349,15 @@ def test_ignored_keys_of_axolotl_are_noted_with_their_entry(ask: Any) -> None:
     [
         ("{", "is not valid YAML: "),
         ("- 1", "is not a mapping"),
-        ("colour: blue", "has no key of LLaMA-Factory, axolotl, TRL"),
-        ("template: vicuna", "vicuna of LLaMA-Factory is not known here"),
-        ("base_model: a\nchat_template: gemma", "gemma of axolotl is not known here"),
         (
-            "base_model: a\nchat_template_jinja: none.jinja",
-            "chat_template_jinja: none.jinja: No such",
+            "colour: blue",
+            "is not a configuration of LLaMA-Factory, axolotl or TRL, by its keys colour",
         ),
-        (
-            "base_model: a\ndatasets: [{type: alpaca}]",
-            "datasets: type alpaca of axolotl is not known",
-        ),
-        ("base_model: a\ndatasets: org/name", "datasets: is not a list"),
-        ("base_model: a\ndatasets: [org/name]", "datasets: an entry is not a mapping"),
-        ("micro_batch_size: 1\ndatasets: [{path: a}]", "has no key of LLaMA-Factory, axolotl, TRL"),
+        ("micro_batch_size: 1\ndatasets: [{path: a}]", "is not a configuration of LLaMA-Factory"),
+        ("stage: rm\ntemplate: qwen3", "LLaMA-Factory would not do supervised .* but rm"),
+        ("base_model: a\nrl: kto", "axolotl would not do supervised fine-tuning, but kto"),
+        ("base_model: a\nreward_model: true", "but reward_model"),
+        ("model_name_or_path: a\nreward_funcs: [length]", "TRL would not .* but reward_funcs"),
     ],
 )
 def test_a_file_that_is_not_the_config_of_a_known_trainer_is_refused(
@@ -352,4 +378,4 @@ def test_a_file_that_is_not_the_config_of_a_known_trainer_is_refused(
 )
 def test_a_sample_without_a_trace_is_refused(ask: Any, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(DstoolsError, match=reason):
-        ask(sample=row, cutoff_len=1)
+        ask(sample=row, max_length=9)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -76,53 +77,91 @@ def test_an_index_that_is_there_is_not_written_over(exam: Path, tmp_path: Path) 
 # --------------------------------------------------------------------------------------- doctor
 
 
-def config(tmp_path: Path, **said: object) -> Path:
-    """A configuration of LLaMA-Factory: the quickest to be asked about."""
-    file = tmp_path / "trainer.yaml"
-    file.write_text(json.dumps({"template": "deepseek3", "stage": "sft"} | said))
-    return file
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[..., Path]:
+    """prepared(end=True): a data set of one row, with or without its end: the quickest to judge."""
+    from dstools_distill.tokens.templates import load_tokenizer
+
+    encode = load_tokenizer(SAMPLE).encode
+
+    def make(*, end: bool = True) -> Path:
+        prompt = encode(
+            "<｜begin▁of▁sentence｜><｜User｜>3+4?<｜Assistant｜>", add_special_tokens=False
+        )
+        answer = encode(
+            "<think>\n3+4=7\n</think>\n\n7<｜end▁of▁sentence｜>", add_special_tokens=False
+        )
+        ids = prompt + answer
+        labels = [-100] * len(prompt) + answer[:-1] + ([answer[-1]] if end else [-100])
+        file = tmp_path / "prepared.jsonl"
+        file.write_text(json.dumps({"input_ids": ids, "labels": labels}) + "\n")
+        return file
+
+    return make
 
 
-def test_a_trainer_that_loses_nothing_is_exit_code_0(tmp_path: Path) -> None:
-    result = dstools("doctor", SAMPLE, "--config", config(tmp_path, cutoff_len=32768))
+def test_a_trainer_that_loses_nothing_is_exit_code_0(prepared: Any) -> None:
+    result = dstools("doctor", SAMPLE, "--prepared", prepared())
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0] == "LLaMA-Factory (derived from its source, not run)"
+    assert lines[0] == "prepared data (1 conversations read)"
     assert lines[-1] == "nothing would be lost"
 
 
-def test_a_trainer_that_loses_something_is_exit_code_3(tmp_path: Path) -> None:
-    result = dstools("doctor", SAMPLE, "--config", config(tmp_path))
+def test_a_trainer_that_loses_something_is_exit_code_3(prepared: Any) -> None:
+    result = dstools("doctor", SAMPLE, "--prepared", prepared(end=False))
     assert result.exit_code == 3, result.output
-    assert "error: a long trace: " in result.stdout
+    assert "error: row 1: <｜end▁of▁sentence｜> is not trained on behind" in result.stdout
     assert "nothing would be lost" not in result.stdout
 
 
-@pytest.mark.parametrize(("cutoff", "code"), [(32768, 0), (2048, 3)])
+@pytest.mark.parametrize(("end", "code"), [(True, 0), (False, 3)])
 def test_a_diagnosis_is_one_json_object_whatever_the_exit_code(
-    tmp_path: Path, cutoff: int, code: int
+    prepared: Any, end: bool, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = config(tmp_path, cutoff_len=cutoff, tool_format="qwen")
-    result = dstools("doctor", SAMPLE, "--config", file, "--json")
+    """A library that prints a warning to stdout does not spoil it."""
+    from dstools_distill.tokens import doctor
+
+    def noisy(*args: Any) -> Any:
+        print("a warning of a library")  # noqa: T201
+        return original(*args)
+
+    original = doctor.load_tokenizer
+    monkeypatch.setattr(doctor, "load_tokenizer", noisy)
+    result = dstools("doctor", SAMPLE, "--prepared", prepared(end=end), "--json")
     assert result.exit_code == code, result.output
+    assert "a warning of a library" in result.stderr
     found = json.loads(result.stdout)
-    assert found["trainer"] == "LLaMA-Factory"
-    assert [case["name"] for case in found["cases"]] == ["a short trace", "a long trace"]
+    assert [case["name"] for case in found["cases"]] == ["row 1"]
     errors = [each["code"] for each in found["findings"] if each["level"] == "error"]
-    assert errors == (["truncated", "end-missing"] if code else [])
-    noted = [each["where"] for each in found["findings"] if each["level"] == "note"]
-    assert noted == ["tool_format"]
+    assert errors == (["end-missing"] if code else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prepared", "a", "--config", "b"], "leave out --config and --sample"),
+        (["--prepared", "a", "--sample", "b"], "leave out --config and --sample"),
+        (["--data", "a"], "--data needs --prepared"),
+    ],
+)
+def test_options_of_the_doctor_that_contradict_are_refused(
+    options: list[str], message: str
+) -> None:
+    result = dstools("doctor", SAMPLE, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize(
     ("config", "sample", "message"),
     [
         ("{", "", "trainer.yaml: is not valid YAML: "),
-        ("colour: blue", "", "trainer.yaml: has no key of "),
-        ("stage: sft\ntemplate: vicuna", "", "vicuna of LLaMA-Factory is not known here"),
-        ("stage: sft", "{", "row.jsonl: line 1: is not valid JSON"),
+        ("colour: blue", "", "trainer.yaml: is not a configuration of "),
+        ("stage: dpo\ntemplate: qwen3", "", "would not do supervised fine-tuning, but dpo"),
+        ("max_length: 9", "{", "row.jsonl: line 1: is not valid JSON"),
         (
-            "stage: sft",
+            "max_length: 9",
             '{"problem": "2+2?", "answer": "4"}',
             "row.jsonl: the first row has no answer",
         ),

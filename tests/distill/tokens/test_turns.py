@@ -1,0 +1,132 @@
+"""What real trainers wrote is judged row by row as labelled: see tests/cases/distill/prepared."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill.data.sources import rows
+from dstools_distill.tokens.doctor import MILD, conversation
+from dstools_distill.tokens.invariant import IGNORED, Trained
+from dstools_distill.tokens.prepared import parts
+from dstools_distill.tokens.turns import Reader
+
+PREPARED = Path(__file__).parents[2] / "cases" / "distill" / "prepared"
+LABELS = [
+    json.loads(line)
+    for line in (PREPARED / "expect.jsonl").read_text(encoding="utf-8").splitlines()
+]
+CODES = {  # by the kinds of the labels
+    "prompt-trained": {"prompt-trained"},
+    "prompt-cut": {"truncated"},
+    "trace-lost": {"trace-lost"},
+    "trace-cut": {"truncated"},
+    "trace-not-trained": {"trace-lost"},
+    "opener-not-trained": {"start-missing"},
+    "end-not-trained": {"end-missing", "truncated"},
+    # an earlier answer whose header was cut away is not seen: the row is called cut instead
+    "history-not-trained": {"history-not-trained", "truncated"},
+    "nothing-trained": {"no-labels"},
+}
+FOREIGN_IDS = "llamafactory-wrong-template"  # its end is an id that the tokenizer does not have
+PIECES = "llamafactory-pretraining"  # blocks of running text, cut anywhere: not labelled as cut
+
+
+@pytest.fixture(scope="module")
+def reader_of(tokenizer_of: Any) -> Any:
+    """reader_of(name): the reader of a tokenizer; DeepSeek's, which has no template, gets one."""
+    made: dict[str, Reader] = {}
+
+    def get(name: str) -> Reader:
+        if name not in made:
+            template = "deepseek-v3" if name == "deepseek" else ""
+            made[name] = Reader(tokenizer_of(name, template))
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("label", LABELS, ids=[f"{c['folder']}-{c['part'][:8]}" for c in LABELS])
+def test_planted_losses_are_found_and_intact_rows_are_clean(
+    label: dict[str, Any], reader_of: Any
+) -> None:
+    """Each row is judged alone, and beside the source row that it was made of."""
+    reader = reader_of(label["tokenizer"])
+    folder = PREPARED / label["folder"] / "prepared"
+    found: dict[int, list[Trained]] = defaultdict(list)
+    if label.get("refused") or label["folder"] == FOREIGN_IDS:
+        with pytest.raises(DstoolsError, match=r"preference data|is not one of 49152 tokens"):
+            list(parts(folder, len(reader.tokenizer)))
+        return
+    for part in parts(folder, len(reader.tokenizer)):
+        if part.where.startswith(label["part"]):
+            number = part.where.partition("row ")[2].partition(",")[0]
+            found[int(number) - 1].append(part.row)
+    assert sorted(found) == list(range(label["rows"]))
+    sources = [
+        row for name in label["source"] for _, row in rows(PREPARED / "rows" / f"{name}.jsonl")
+    ]
+    for number, made in found.items():
+        source = label["sources"][number] if label["sources"] else None
+        chats: list[Any] = [None]
+        if isinstance(source, int) and not {"text", "segments"} & set(sources[source]):
+            chats += [conversation(sources[source], "row")] if "bot" not in folder.parts[-2] else []
+        kinds = [each["kind"] for each in label["losses"] if number in each["rows"]]
+        kinds = [kind for kind in kinds if kind in CODES]  # row-dropped numbers rows of the source
+        for chat in chats:
+            codes = {fault.code for row in made for fault in reader.faults(row, chat)}
+            missed = [kind for kind in kinds if not CODES[kind] & codes]
+            assert [kind for kind in missed if kind != "trace-lost" or chat] == []
+            allowed = set[str]().union(*(CODES[kind] for kind in kinds), MILD)
+            assert codes - allowed <= ({"truncated"} if label["folder"] == PIECES else set())
+            assert kinds or codes <= {"prompt-differs", "text-changed"}
+            differs = label["prompt_differs"]
+            if not chat and differs is not None and "prompt-differs" in codes:
+                assert number in differs
+
+
+PROMPT = "<｜begin▁of▁sentence｜><｜User｜>3+4?<｜Assistant｜>"
+ANSWER = "<think>\n3+4=7\n</think>\n\n7<｜end▁of▁sentence｜>"
+
+
+@pytest.mark.parametrize(
+    ("masked", "trained", "codes"),
+    [
+        (PROMPT, ANSWER, []),
+        ("", PROMPT + ANSWER, ["prompt-trained"]),
+        (f"{PROMPT}<think>\n", ANSWER.removeprefix("<think>\n"), ["start-missing"]),
+        (PROMPT, ANSWER.replace("<｜end▁of▁sentence｜>", ""), ["truncated"]),
+        (PROMPT, ANSWER + "<｜User｜>9", ["truncated"]),
+        (PROMPT, ANSWER + "9", ["trained-behind-end"]),
+        (PROMPT + ANSWER, "", ["no-labels"]),
+        ("", "Q: 3+4? A: 7<｜end▁of▁sentence｜>", ["prompt-differs"]),
+        (
+            PROMPT.replace("<｜User｜>", "<｜begin▁of▁sentence｜><｜User｜>"),
+            ANSWER,
+            ["prompt-differs"],
+        ),
+        (
+            f"{PROMPT}5<｜end▁of▁sentence｜><｜User｜>3+4?<｜Assistant｜>",
+            ANSWER,
+            ["history-not-trained"],
+        ),
+    ],
+)
+def test_faults_of_one_row(masked: str, trained: str, codes: list[str], reader_of: Any) -> None:
+    reader = reader_of("sample-v3")
+    first, second = (
+        reader.tokenizer.encode(text, add_special_tokens=False) for text in (masked, trained)
+    )
+    row = Trained(first + second, [IGNORED] * len(first) + second)
+    assert [fault.code for fault in reader.faults(row)] == codes
+
+
+def test_shifted_labels_are_named(reader_of: Any) -> None:
+    """A trainer shifts them itself: such data set trains on the token after the next."""
+    reader = reader_of("sample-v3")
+    ids = reader.tokenizer.encode(PROMPT + ANSWER, add_special_tokens=False)
+    row = Trained(ids, [*ids[1:], IGNORED])
+    assert [fault.code for fault in reader.faults(row)] == ["labels-differ"]
