@@ -5,7 +5,6 @@ in any, and no other numbers: with other numbers it is another problem. A number
 none may stand in its place. Words are those of ngrams.py: neither letters nor signs.
 """
 
-from difflib import Match, SequenceMatcher
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +12,14 @@ from numpy.typing import NDArray
 
 from dstools_distill.data.ngrams import are_words, hashes_of, signed, windows
 
-IN_ORDER = 0.6  # least share of a question's words that a prompt repeats in their order
-IN_PROSE = 0.7  # the same of a question with few numbers
-IN_ANY_ORDER = 0.9  # the same in any order, where numbers are few
+REPLACED = 0.25  # most words that may be others, as a share of a question's tokens
+WITHOUT_NUMBERS = 0.2  # the same of a question that only words tell from others
+IN_ANY_ORDER = 0.9  # least share of words in any order, where numbers are few
 STRETCHED = 1.5  # most words in which a question may be found, as a multiple of its own
 FEW_NUMBERS = 1 / 3  # of all words
 NUMBERS_KEPT = 0.5  # least share of a question's numbers
 PAIR = 2  # words, or numbers, one after another
+CONTEXT = 3  # words, of which the first or the last is a number
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.intp]
@@ -30,6 +30,7 @@ class Words(NamedTuple):
 
     hashes: Hashes  # [n]
     signed: Hashes  # [n], of a number with the operator after it; 0 for a word that is no number
+    length: int  # of the text in tokens
 
     @property
     def numbers(self) -> NDArray[np.bool_]:
@@ -39,7 +40,7 @@ class Words(NamedTuple):
 
     def part(self, start: int, end: int) -> "Words":
         """Return the words from `start` up to `end`."""
-        return Words(self.hashes[start:end], self.signed[start:end])
+        return Words(self.hashes[start:end], self.signed[start:end], end - start)
 
 
 def words_of(text: list[str]) -> Words:
@@ -48,7 +49,7 @@ def words_of(text: list[str]) -> Words:
     numbers = np.array([token.isdigit() for token in text], bool)
     with_signs = np.where(numbers, hashes_of(signed(text)), np.uint64(0))
     spoken = are_words(hashed)
-    return Words(hashed[spoken], with_signs[spoken])
+    return Words(hashed[spoken], with_signs[spoken], len(text))
 
 
 def repeated(question: Words, prompt: Words, near: Places) -> tuple[int, int, float] | None:
@@ -64,46 +65,63 @@ def repeated(question: Words, prompt: Words, near: Places) -> tuple[int, int, fl
     stretch = prompt.part(before, int(near[best + counts[best] - 1]) + length)
     present = np.isin(question.hashes, stretch.hashes)
     is_formula = numbers.mean() > FEW_NUMBERS
-    least = IN_ORDER if is_formula else IN_PROSE
-    if present.mean() < least or present[numbers].sum() < NUMBERS_KEPT * numbers.sum():
+    least = length - (REPLACED if numbers.any() else WITHOUT_NUMBERS) * question.length
+    if present.sum() < least or present[numbers].sum() < NUMBERS_KEPT * numbers.sum():
         return None
-    blocks = _blocks(question, stretch)
+    asked, there = _aligned(question, stretch)
     here, aligned = np.zeros(len(stretch.hashes), bool), np.zeros(length, bool)
-    for block in blocks:
-        here[block.a : block.a + block.size] = aligned[block.b : block.b + block.size] = True
-    is_ordered = aligned.mean() >= least and aligned[numbers & present].all()
+    here[there] = aligned[asked] = True
+    is_ordered = aligned.sum() >= least and aligned[numbers & present].all()
     is_there = not is_formula and _in_another_order(question, stretch, present)
-    sure = [b for b in blocks if b.size > 1 or numbers[b.b]]
-    if not (is_ordered or is_there) or not sure:
+    beside = (np.diff(asked) == 1) & (np.diff(there) == 1)
+    sure = there[np.append(beside, False) | np.append(False, beside) | numbers[asked]]
+    if not (is_ordered or is_there) or not len(sure):
         return None
-    first, last = sure[0].a, sure[-1].a + sure[-1].size
+    first, last = int(sure[0]), int(sure[-1]) + 1
     replaced = length - int(aligned.sum()) if is_ordered else 0
     around = slice(max(first - replaced, 0), last + replaced)
     others, gone = stretch.numbers & ~here, int((~present[numbers]).sum())
     if not gone:  # numbers around the question are not its own
         others &= ~np.isin(stretch.hashes, question.hashes)
         around = slice(first, last)
-        if is_formula and numbers[[0, -1]].any():
-            around = slice(max(first - 1, 0), last + 1)
+        if is_formula:  # a longer one begins or ends with other numbers
+            around = slice(max(first - int(numbers[0]), 0), last + int(numbers[-1]))
     if others[around].any() or (~here[around]).sum() < gone or last - first > STRETCHED * length:
         return None
     share = float((aligned if is_ordered else present).mean())
     return before + first, before + last, share
 
 
-def _blocks(question: Words, stretch: Words) -> list[Match]:
-    """Return the runs of words that a stretch (a) and a question (b) share, in order of both."""
-    here, asked = (
-        np.where(words.numbers, words.signed, words.hashes).tolist()
-        for words in (stretch, question)
+def _aligned(question: Words, stretch: Words) -> tuple[Places, Places]:
+    """Return which words of a question and of a stretch are the same, in order of both, [m] each.
+
+    As many as there can be.
+    """
+    asked, there = (
+        np.where(words.numbers, words.signed, words.hashes) for words in (question, stretch)
     )
-    matcher = SequenceMatcher(None, here, asked, autojunk=False)
-    return matcher.get_matching_blocks()[:-1]  # the last one is empty
+    same = asked[:, None] == there
+    most = np.zeros((len(asked) + 1, len(there) + 1), np.int32)  # of so many words of either
+    for n in range(len(asked)):
+        either = np.maximum(most[n, 1:], most[n, :-1] + same[n])
+        most[n + 1, 1:] = np.maximum.accumulate(either)
+    pairs, n, m = [], len(asked), len(there)
+    while n and m:
+        if same[n - 1, m - 1]:
+            n, m = n - 1, m - 1
+            pairs.append((n, m))
+        elif most[n - 1, m] >= most[n, m - 1]:
+            n -= 1
+        else:
+            m -= 1
+    found = np.array(pairs[::-1], np.intp).reshape(-1, 2)
+    return found[:, 0], found[:, 1]
 
 
 def _in_another_order(question: Words, stretch: Words, present: NDArray[np.bool_]) -> bool:
-    """Return whether nearly all words are there, and each number is beside the same word."""
-    shared = np.isin(windows(question.hashes, PAIR), windows(stretch.hashes, PAIR))
-    beside = np.append(shared, False) | np.append(False, shared)
-    same = beside & np.isin(question.signed, stretch.signed)
+    """Return whether nearly all words are there, and each number begins or ends the same words."""
+    shared = np.isin(windows(question.hashes, CONTEXT), windows(stretch.hashes, CONTEXT))
+    around = [False] * (CONTEXT - 1)  # "in 4 hours" tells no 4 from another, "4 hours later" does
+    among = np.append(shared, around) | np.append(around, shared)
+    same = among & np.isin(question.signed, stretch.signed)
     return bool(present.mean() >= IN_ANY_ORDER and same[question.numbers].all())

@@ -14,7 +14,7 @@ The file is in the safetensors format; a table is a few columns of one length, s
 |---|---|---|
 | run | runs of ten words | hashes, places, lengths: words of the text |
 | pair | pairs of words or numbers | hashes, places, texts, own: those of the text |
-| word | words of questions | hashes, places, texts, offsets, signed: with a sign after a number |
+| word | words of questions | hashes, places, texts, offsets, signed, lengths: of texts, in tokens |
 | 1 .. 10 | questions of so many tokens | hashes, places |
 | whole | longer questions | hashes, places, offsets, lengths, all |
 
@@ -42,6 +42,7 @@ from dstools_distill.data.alignment import PAIR, Hashes, Words, words_of
 from dstools_distill.data.ngrams import KEY, NORMALISATION, are_words, hashes_of, whole, windows
 
 WINDOW = 10  # words, of the runs of a text; tokens, of the window that finds a whole question
+LONGEST = 1000  # tokens from its start, by which a question is compared
 LEAST_WORDS = 5  # of a question that is found with some of its words replaced
 COMMON_TEXTS = 10
 COMMON_SHARE = 0.05  # of all texts, for pairs of numbers: they tell apart what a program made
@@ -161,14 +162,14 @@ def _pairs_and_words(
     text: Text, number: int, common: Common
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Return the rows of the tables of pairs and of words."""
-    words = words_of(text.tokens)
+    words = words_of(text.tokens[:LONGEST])
     pairs = windows(words.hashes, PAIR), windows(words.hashes[words.numbers], PAIR)
     left = [each[~np.isin(each, shared)] for each, shared in zip(pairs, common[1:], strict=True)]
     own = np.unique(np.concatenate(left)).tolist()
     spoken = zip(words.hashes.tolist(), words.signed.tolist(), strict=True)
     return (
         [(pair, text.row, number, len(own)) for pair in own],
-        [(word, text.row, number, n, sign) for n, (word, sign) in enumerate(spoken)],
+        [(word, text.row, number, n, sign, words.length) for n, (word, sign) in enumerate(spoken)],
     )
 
 
@@ -200,7 +201,7 @@ MORE = {
     "pair": ("texts", "own"),
     "run": ("lengths",),
     "whole": ("offsets", "lengths", "all"),
-    "word": ("texts", "offsets", "signed"),
+    "word": ("texts", "offsets", "signed", "lengths"),
 }
 
 

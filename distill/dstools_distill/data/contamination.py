@@ -306,7 +306,8 @@ def _by_place(tables: Tables) -> dict[int, dict[int, Words]]:
     hashed, signed = (
         np.split(tables[f"{column}.word"][order], begins[1:]) for column in ("hashes", "signed")
     )
-    for number, *words in zip(values.tolist(), hashed, signed, strict=True):
+    lengths = tables["lengths.word"][order][begins].tolist()
+    for number, *words in zip(values.tolist(), hashed, signed, lengths, strict=True):
         place, text = divmod(number, TEXTS)
         by_place.setdefault(place, {})[text] = Words(*words)
     return by_place

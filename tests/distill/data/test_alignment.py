@@ -29,6 +29,7 @@ BOATS = "On Monday 12 boats of the red fleet leave the harbour and 7 of them ret
 
 def test_a_copy_is_told_with_its_place_and_share() -> None:
     assert compared(BOATS, f"Now think: {BOATS}. How many do not?") == (2, 20, 1.0)
+    assert compared(BOATS, f"{'lorem ' * 40}{BOATS}") == (40, 58, 1.0)
     other = BOATS.replace("red", "blue").replace("noon", "night")
     assert compared(BOATS, other) == (0, 17, 16 / 18)
 
@@ -45,6 +46,8 @@ def test_a_copy_is_told_with_its_place_and_share() -> None:
         ("On Monday 12", "Problem 9. On Monday 12", True),  # before the question
         ("On Monday 12", "Problem 9. In lorem 12", True),
         ("before noon", "before noon? Think for 20 minutes", True),
+        ("the red fleet", "the red fleet (12 in all)", True),
+        ("leave the harbour", f"leave {'lorem ' * 10} the harbour", False),  # all over the prompt
         ("On Monday 12 boats of", "amet dolor 12 sit of", True),
         ("boats of the red fleet leave the harbour", "a b c d e f g h tempor sit magna", False),
     ],
@@ -54,11 +57,36 @@ def test_other_numbers_make_another_problem(old: str, new: str, is_found: bool) 
     assert bool(compared(BOATS, BOATS.replace(old, new))) == is_found
 
 
+def test_of_a_question_that_only_words_tell_from_others_a_fifth_may_be_replaced() -> None:
+    asked = "nearly all boats of the northern fleet return before the next storm"  # 12 words
+    assert compared(asked, asked.replace("boats", "lorem").replace("next", "ipsum")) is not None
+    assert compared(asked, asked.replace("nearly all boats", "lorem ipsum amet")) is None
+    with_number = asked.replace("all boats", "9 boats")  # may have three others
+    assert compared(with_number, with_number.replace("northern fleet return", "amet sit dolor"))
+
+
+def test_a_question_without_its_numbers_is_none() -> None:
+    assert compared(BOATS, BOATS.replace("12", "lorem")) is not None
+    assert compared(BOATS, BOATS.replace("12", "lorem").replace("7", "ipsum")) is None
+
+
+def test_a_number_that_is_missing_has_another_word_in_its_place() -> None:
+    asked = "12 multiples of 3 and 7 and 9 are below the number 500"
+    assert compared(asked, asked.replace("7", "lorem")) is not None
+    assert compared(asked, asked.replace("and 7 ", "")) is None
+    assert compared(asked, asked.replace("12 multiples", "lorem multiples")) is not None
+    assert compared(asked, asked.replace("12 multiples", "13 multiples")) is None  # in front of all
+    assert compared(asked, asked.replace("500", "600")) is None
+
+
 def test_sentences_may_change_places_but_not_numbers() -> None:
-    first, second = "On Monday 12 boats leave the harbour", "later 7 of them return before noon"
+    first, second = "In 12 hours many boats leave the harbour", "in 7 hours they return before noon"
     asked = f"{first}. {second}."
     assert compared(asked, f"{second}. {first}.") is not None
     assert compared(asked, asked.replace("12", "x").replace("7", "12").replace("x", "7")) is None
+    first = "Of 5 - 3 dozen boats in the harbour nearly none leave"
+    assert compared(f"{first}. {second}.", f"{second}. {first}.") is not None
+    assert compared(f"{first}. {second}.", f"{second}. {first.replace('-', '+')}.") is None
 
 
 @pytest.mark.parametrize(
@@ -69,6 +97,9 @@ def test_sentences_may_change_places_but_not_numbers() -> None:
         ("Calculate the sum 3 + 9 - 5", "Calculate the sum 3 - 5", False),  # none in its place
         ("Calculate the sum 3 + 9 - 5", "Calculate the sum 3 + 9 - 5 - 8", False),
         ("Calculate the sum 3 + 9 - 5", "Calculate the sum 9 + 3 - 5", False),
+        ("Sort the numbers 3, 9, 5, 12", "Sort the numbers 3, 9, 5, 12, 8, 7", False),
+        ("3, 9, 5, 12 sorted by size", "7, 3, 9, 5, 12 sorted by size", False),
+        ("Add 1, 2, 3, 4 to 5, 6, 7, 8", "Add 5, 6, 7, 8 to 1, 2, 3, 4", False),
         ("Solve 9 x + 2 = 11 for x", "A bag of 9 red, 2 blue, and 5 or 6 green: take 11", False),
     ],
 )
