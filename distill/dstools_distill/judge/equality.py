@@ -20,8 +20,8 @@ PLAIN_LOG = re.compile(r"\\log(?![a-z])\s*(?!_)")  # to base 10 or e
 KNOWN = (
     r"d?binom|[dt]?frac|over|sqrt|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp|pi|infty|cdot"
     r"|cup|setminus|emptyset|mathbb|[lr]floor|[lr]ceil|[lg]eq?|[lg]t|[lg]eqslant|neq?|begin|end|left"
-    r"|right|overline|overrightarrow|vec|angle|triangle|alpha|beta|[Gg]amma|[Dd]elta|epsilon|[Tt]heta"
-    r"|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau|[Pp]hi|chi|psi|[Oo]mega"
+    r"|right|alpha|beta|[Gg]amma|[Dd]elta|epsilon|[Tt]heta|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau"
+    r"|[Pp]hi|chi|psi|[Oo]mega"
 )
 # what it takes for something else: words, two numbers side by side, 1/2x, primes
 MISREAD = re.compile(

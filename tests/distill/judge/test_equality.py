@@ -64,6 +64,7 @@ def compared(
         ("12‰", "0.12", False),
         ("12‰", "12", False),
         ("12‰", "0.012", True),
+        (r"\overline{AB}", "AB", None),
         (r"\gcd(a,b)", r"\gcd(a,c)", None),  # 1 for math-verify
         (r"60° + x", "60 + x", None),
         ("R+r", "2r", None),  # math-verify reads R as r
