@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.checkpoint.config import names_mtp
-from dstools_converters.errors import DstoolsError, Finding, Level, merged, printable
+from dstools_converters.errors import DstoolsError, Finding, Level, counted, merged, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN, split
 from dstools_converters.model.tokenizer import Messages, answer_form
 from dstools_distill import records
@@ -142,7 +142,9 @@ def diagnose_prepared(tokenizer: Path, prepared: Path, data: Path | None) -> Dia
     if lengths[length] > 1 and any(finding.code == "truncated" for finding in findings):
         what = f"{lengths[length]} rows have the greatest length, {length} tokens: the limit"
         findings.append(Finding.note("limit", str(prepared), what))
-    return Diagnosis("prepared data", f"{count:,} conversations read", cases, merged(findings))
+    return Diagnosis(
+        "prepared data", f"{counted(count, 'conversation')} read", cases, merged(findings)
+    )
 
 
 def text(diagnosis: Diagnosis) -> str:

@@ -40,11 +40,9 @@ def parts(path: Path, vocabulary: int) -> Iterator[Part]:
             count += 1
             try:
                 trained = _trained(row, vocabulary)
-                spans = _spans(row, trained)
+                spans, is_apart = _spans(row, trained)
             except ValueError as error:
                 raise DstoolsError(f"{path}: {where}: {error}", HINT) from None
-            mask = row.get("attention_mask")
-            is_apart = not mask or len(spans) < 2 or len(set(mask)) > 1 or "seq_lengths" in row
             for n, (start, end) in enumerate(spans, start=1):
                 part = f", part {n}" if len(spans) > 1 else ""
                 kept = Trained(trained.ids[start:end], trained.labels[start:end])
@@ -63,7 +61,7 @@ def _data_sets(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Record]]]]
         return
     if not path.exists():
         raise DstoolsError(f"{path}: no such file or folder", HINT)
-    places = [p for depth in ("", "*/", "*/*/") for p in path.glob(f"{depth}dataset_info.json")]
+    places = [p for depth in ("", "*/", "*/*/") for p in path.glob(f"{depth}state.json")]
     loose = [p for p in path.glob("**/*.arrow") if not (p.parent / "state.json").exists()]
     if loose:
         hint = "it is half written, or a cache: prepare the data again, in an empty folder"
@@ -112,23 +110,35 @@ def _integers(row: Record, key: str, length: int | None = None) -> list[int]:
     return values
 
 
-def _spans(row: Record, trained: Trained) -> list[tuple[int, int]]:
-    """Return start and end of each conversation in a row."""
+def _is_nested(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and isinstance(values[0], list)
+
+
+def _spans(row: Record, trained: Trained) -> tuple[list[tuple[int, int]], bool]:
+    """Return start and end of each conversation in a row, and whether attention keeps them apart.
+
+    A mask or positions of more dimensions are not read.
+    """
     length = len(trained.ids)
-    places: Any = row.get("position_ids")
-    mask: Any = row.get("attention_mask")
+    flat = {
+        key: _integers(row, key, length)
+        for key in ("position_ids", "attention_mask")
+        if row.get(key) is not None and not _is_nested(row[key])
+    }
+    mask = flat.get("attention_mask", [1] * length)
     if row.get("seq_lengths"):
-        cuts = [0, *accumulate(_integers(row, "seq_lengths"))]
-        if cuts[-1] != length:
-            raise ValueError(f"seq_lengths: sum to {cuts[-1]}, not to {length}")
-    elif places and type(places[0]) is int:
-        cuts = [n for n, at in enumerate(_integers(row, "position_ids", length)) if at == 0]
-    elif mask and type(mask[0]) is int:
-        cuts = [n for n in range(length) if n == 0 or mask[n] != mask[n - 1]]
+        sizes = _integers(row, "seq_lengths")
+        if sum(sizes) != length or min(sizes) < 1:
+            raise ValueError(f"seq_lengths: do not divide the {length} input_ids")
+        cuts = [0, *accumulate(sizes)]
+    elif "position_ids" in flat:
+        cuts = [n for n, at in enumerate(flat["position_ids"]) if at == 0]
     else:
-        cuts = [0]
-    masked = mask if mask and type(mask[0]) is int and len(mask) == length else [1] * length
-    spans = list(pairwise(sorted({0, *cuts, length})))
-    is_read = [e - s > 1 or trained.labels[s] != IGNORED for s, e in spans]
-    whole = spans if len(spans) == 1 else [x for x, y in zip(spans, is_read, strict=True) if y]
-    return [(s, e) for s, e in whole if masked[s]] or [(0, length)]
+        cuts = [n for n in range(1, length) if mask[n] != mask[n - 1]]
+    spans = [
+        (start, end)
+        for start, end in pairwise(sorted({0, *cuts, length}))
+        if mask[start] and (end - start > 1 or trained.labels[start] != IGNORED)
+    ] or [(0, length)]
+    is_masked_as_one = "attention_mask" in flat and len(set(mask)) == 1
+    return spans, len(spans) < 2 or "seq_lengths" in row or not is_masked_as_one

@@ -88,12 +88,13 @@ def test_conversations_that_the_mask_does_not_part_are_told_from_those_it_does(
     tmp_path: Path,
 ) -> None:
     row = {"input_ids": [1, 2, 3, 4], "position_ids": [0, 1, 0, 1]}
-    masks = {"one": [1, 1, 1, 1], "neat": [1, 1, 2, 2], "none": None}
+    two = [[True, False, False, False]] * 4
+    masks: dict[str, Any] = {"one": [1, 1, 1, 1], "neat": [1, 1, 2, 2], "none": None, "2D": two}
     found = {
         name: [part.is_apart for part in parts(write(tmp_path / "a.jsonl", row | columns), 9)]
         for name, columns in ((n, {"attention_mask": m} if m else {}) for n, m in masks.items())
     }
-    assert found == {"one": [False, False], "neat": [True, True], "none": [True, True]}
+    assert found == {"one": [False] * 2, "neat": [True] * 2, "none": [True] * 2, "2D": [True] * 2}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,13 @@ def test_conversations_that_the_mask_does_not_part_are_told_from_those_it_does(
         ({"input_ids": [1, 9]}, "9 is not one of 9 tokens: give the tokenizer that prepared"),
         ({"input_ids": [-1]}, "-1 is not one of 9 tokens"),
         ({"input_ids": [1], "position_ids": [0, 1]}, "position_ids: has 2 values for 1 input_ids"),
-        ({"input_ids": [1, 2], "seq_lengths": [1, 2]}, "seq_lengths: sum to 3, not to 2"),
+        (
+            {"input_ids": [1, 2], "seq_lengths": [1, 2]},
+            "seq_lengths: do not divide the 2 input_ids",
+        ),
+        ({"input_ids": [1, 2], "seq_lengths": [3, -1]}, "seq_lengths: do not divide"),
+        ({"input_ids": [1, 2], "attention_mask": [1]}, "attention_mask: has 1 values for 2"),
+        ({"input_ids": [1], "position_ids": 0}, "position_ids: is not a list of integers, but 0"),
         ({"input_ids": []}, "input_ids: is empty"),
     ],
 )

@@ -104,7 +104,7 @@ def test_a_trainer_that_loses_nothing_is_exit_code_0(prepared: Any) -> None:
     result = dstools("doctor", SAMPLE, "--prepared", prepared())
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0] == "prepared data (1 conversations read)"
+    assert lines[0] == "prepared data (1 conversation read)"
     assert lines[-1] == "nothing would be lost"
 
 
