@@ -230,7 +230,7 @@ def content(folder: Path) -> dict[Path, bytes]:
     ("options", "file", "why"),
     [
         (["--scale-fmt", "ue8m0"], "", ""),
-        ([], "", "out.incomplete: was begun from another source, with other options"),
+        ([], "", "out.incomplete: was begun with --scale-fmt ue8m0"),
         (["--scale-fmt", "ue8m0"], "notes.txt", "notes.txt: dstools did not write it"),
     ],
 )

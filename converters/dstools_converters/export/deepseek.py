@@ -40,13 +40,14 @@ from dstools_converters.export.onnx import make_inputs, note_of, serialize, tens
 from dstools_converters.export.ranks import WHOLE, Ranks, require_divisible
 from dstools_converters.export.sources import Source, made, require_same, sources
 from dstools_converters.export.trace import OPSET, trace
-from dstools_converters.export.unfinished import Settings, Unfinished, difference
+from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.families.shapes import MLA
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import Architecture, read_architecture
 from dstools_converters.runtime.pages import PAGE
 from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.weights import coded_names, read_positions
+from dstools_converters.tables import Settings, difference
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,12 @@ from dstools_converters.export.deepseek_config import (
 from dstools_converters.export.folder import EXPORT, Export, Precision, content_sha256
 from dstools_converters.export.ranges import Piece, copy_piece, write_at
 from dstools_converters.export.ranks import dividing
-from dstools_converters.export.unfinished import Settings, Unfinished
+from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.families.names import Role, TensorName
 from dstools_converters.families.shapes import MLA
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import read_architecture
+from dstools_converters.tables import Settings
 
 MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
 FLUSHED_BYTES = 256 << 20  # written between two flushes to the disk, at least

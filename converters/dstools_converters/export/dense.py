@@ -32,11 +32,12 @@ from dstools_converters.export.folder import (
     require_export,
 )
 from dstools_converters.export.genai_tokenizer import agrees, remarks
-from dstools_converters.export.unfinished import Settings, Unfinished
+from dstools_converters.export.unfinished import Unfinished
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import read_architecture
 from dstools_converters.model.tokenizer import end_ids, load_tokenizer
 from dstools_converters.runtime.weights import read_positions
+from dstools_converters.tables import Settings
 
 CLASSES = {  # model_type -> the class by which the builder chooses its own
     "llama": "LlamaForCausalLM",

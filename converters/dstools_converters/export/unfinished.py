@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import DstoolsError, disk_errors, printable, size
+from dstools_converters.errors import DstoolsError, disk_errors, size
 from dstools_converters.files import append_record, recover_log, sync
+from dstools_converters.tables import Settings, difference
 
 JOURNAL, MODEL, SCRATCH = "journal.jsonl", "model", "scratch"
-Settings = Mapping[str, str | int | bool]  # tool, source, and options by their names
 
 
 class Unfinished:
@@ -200,20 +200,3 @@ def lock_folder(folder: Path) -> int:
             f"{folder}: another run is writing it", "wait for it, or stop it"
         ) from error
     return descriptor
-
-
-def difference(begun: object, wanted: Settings) -> str:
-    """Return in words what `begun`, settings of another export, has that `wanted` has not."""
-    words = []
-    for key, value in begun.items() if isinstance(begun, dict) else ():
-        if value == wanted.get(key):
-            continue
-        if key == "tool":
-            words.append(f"by {value}")
-        elif key == "source":
-            words.append("from another source")
-        elif isinstance(value, bool):
-            words.append(f"with {key}" if value else f"without {key}")
-        else:
-            words.append(f"with {key} {value}")
-    return printable(" and ".join(words))

@@ -110,6 +110,27 @@ class Plan:
             metadata.pop(TOTAL_PARAMETERS, None)
         return {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
 
+    @property
+    def settings(self) -> dict[str, str | int | bool]:
+        """Return the source and the options: most of what `digest` is over, by name."""
+        scheme, how = self.scheme, self.calibration
+        settings: dict[str, str | int | bool] = {
+            "source": self.inventory.checkpoint.digest,
+            "--base": self.base is not None,
+            "--format": scheme.format if scheme else "",
+            "--scale-fmt": scheme.scale_format if scheme else "",
+            "--kv-cache": scheme is not None and scheme.kv_cache,
+            "--lossless": self.is_lossless,
+            "--calibrate": "",
+        }
+        if how is None:
+            return settings
+        words = [f"{key} {value}"[:32] for key, value in how.data.items()]  # a part of a sha256
+        return settings | how.versions | {
+            "--calibrate": ", ".join(words), "--method": how.method, "--device": how.device,
+            "--threads": how.threads, "CPU": how.cpu, "--kv-cache": how.kv_cache,
+        }  # fmt: skip
+
     @cached_property
     def digest(self) -> str:
         """Return a sha256 over sources, decisions and headers: equal only for equal bytes."""

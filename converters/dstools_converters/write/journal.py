@@ -4,7 +4,7 @@ A record is written after the bytes that it is about. The page cache outlives th
 the machine, so most records count only until the machine restarts:
 
     record                        meaning                                counts until
-    {"plan": fingerprint}         whose work this is; the first record   the end
+    {"plan": …, "settings": …}    whose work this is; the first record   the end
     {"boot": id}                  the records below are of this boot of the machine
     {"job": [shard, number]}      its bytes are written                  a restart, or "opened"
         with "note": {...}        what the job noted of its tensor       the job does not count
@@ -61,11 +61,11 @@ class Journal:
             with path.open("r+b") as file:
                 self.records = [record for _, record in recover_log(file)]
 
-    def begin(self, fingerprint: str) -> None:
+    def begin(self, fingerprint: Note) -> None:
         """Open the journal for the records of this run."""
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         if not self.records:
-            self._append({"plan": fingerprint})
+            self._append(fingerprint)
         self._append({"boot": self.boot})
 
     def close(self) -> None:
@@ -164,8 +164,8 @@ class Journal:
         return done
 
 
-def begun_by(path: Path) -> str | None:
-    """Return the fingerprint of the plan that a journal was begun for, None where it was not.
+def begun_by(path: Path) -> Note | None:
+    """Return the fingerprint of the run that a journal was begun for, None where it was not.
 
     It is only read: a run may be writing it.
     """
@@ -177,7 +177,7 @@ def begun_by(path: Path) -> str | None:
         record = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
-    return str(record.get("plan")) if isinstance(record, dict) else None
+    return record if isinstance(record, dict) else None
 
 
 def boot_id() -> str:

@@ -137,9 +137,10 @@ def require_resumable(plan: Plan, out: Path, tool: str) -> None:
     require_own_work(out, _fingerprint(plan, tool))
 
 
-def _fingerprint(plan: Plan, tool: str) -> str:
+def _fingerprint(plan: Plan, tool: str) -> Note:
     # the journal has numbers of jobs, which another version may give to other jobs
-    return f"{plan.digest} {tool} {jobs.PIECE_BYTES}"
+    settings = {"tool": tool, **plan.settings, "pieces of": jobs.PIECE_BYTES}
+    return {"plan": plan.digest, "settings": settings}
 
 
 def _counts(plan: Plan, writer: Writer) -> dict[str, int]:

@@ -25,6 +25,7 @@ from dstools_converters.plan.plan import Plan
 from dstools_converters.sidefiles.calibration import LayerNote
 from dstools_converters.sidefiles.signature import Sign
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, format_sums, sha256_of, sums_of
+from dstools_converters.tables import difference
 from dstools_converters.write.journal import JOURNAL, Journal, Note, Notes, begun_by
 from dstools_converters.write.metadata import read_back
 
@@ -46,7 +47,7 @@ class Writer:
         plan: Plan,
         out: Path,
         files: Callable[["Writer"], Files],
-        fingerprint: str,
+        fingerprint: Note,
         *,
         is_synced: bool,
         writes_sums: bool,
@@ -355,7 +356,7 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.incomplete")
 
 
-def require_own_work(out: Path, fingerprint: str) -> None:
+def require_own_work(out: Path, fingerprint: Note) -> None:
     """Raise DstoolsError where a run of this fingerprint would refuse OUT.incomplete as it is now.
 
     Nothing is written.
@@ -372,7 +373,7 @@ def require_own_work(out: Path, fingerprint: str) -> None:
         raise _exists(out)
 
 
-def _require_own(work: Path, descriptor: int, fingerprint: str, lock: int) -> None:
+def _require_own(work: Path, descriptor: int, fingerprint: Note, lock: int) -> None:
     """Lock a work folder; raise DstoolsError where it is another run's or has files of others."""
     try:
         fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
@@ -386,10 +387,11 @@ def _require_own(work: Path, descriptor: int, fingerprint: str, lock: int) -> No
                 f"{path}: dstools did not write it",
                 "move it; the output is worked on in this folder",
             )
-    if begun_by(work / JOURNAL) not in (None, fingerprint):
+    begun = begun_by(work / JOURNAL)
+    if begun not in (None, fingerprint):
+        how = difference(begun.get("settings"), fingerprint["settings"]) or "with another recipe"
         raise DstoolsError(
-            f"{work}: was begun from another source, with other options or by another dstools",
-            "finish that run with its own command, or delete the folder",
+            f"{work}: was begun {how}", "finish that run with its own command, or delete the folder"
         )
 
 

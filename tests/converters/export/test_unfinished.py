@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.export.unfinished import Settings, Unfinished, difference
+from dstools_converters.export.unfinished import Unfinished
+from dstools_converters.tables import Settings
 
 SETTINGS: Settings = {"tool": "dstools 1", "source": "ab", "--dtype": "float32", "--mtp": True}
 
@@ -91,12 +92,6 @@ def test_the_work_of_other_options_is_not_resumed_and_the_option_is_named(
         fill(out, settings={**SETTINGS, **changes})
     assert str(caught.value) == f"{work}: was begun {how}"
     assert fill(out) == [2, 3]
-
-
-def test_an_option_that_was_not_given_is_named_as_well() -> None:
-    assert difference({"--logits-indices": False}, {"--logits-indices": True}) == (
-        "without --logits-indices"
-    )
 
 
 def test_the_work_of_a_dstools_with_another_journal_is_not_resumed(out: Path) -> None:

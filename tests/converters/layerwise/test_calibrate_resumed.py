@@ -52,25 +52,30 @@ def test_progress_adds_up_to_the_total(
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "named"),
     [
-        {"data": {"samples": 8, "seq_len": 64, "sha256": "other"}},
-        {"data": {"samples": 8, "seq_len": 64, "seed": 1}},
-        {"data": {"samples": 9, "seq_len": 64}},
-        {"method": "mse"},
-        {"threads": 2},
-        {"device": "cuda"},
-        {"versions": {"torch": "3"}},
-        {"cpu": "AVX2"},
-        {"kv_cache": True},
+        ({"data": {"samples": 8, "seq_len": 64, "sha256": "other"}}, "with --calibrate "),
+        ({"data": {"samples": 8, "seq_len": 64, "seed": 1}}, "with --calibrate "),
+        ({"data": {"samples": 9, "seq_len": 64}}, "with --calibrate "),
+        ({"method": "mse"}, "with --method gptq"),
+        ({"threads": 2}, "with --threads 1"),
+        ({"device": "cuda"}, "with --device cpu"),
+        ({"versions": {"torch": "3"}}, "with another recipe"),  # none was noted
+        ({"cpu": "AVX2"}, "without CPU"),
+        ({"kv_cache": True}, "without --kv-cache"),
     ],
     ids=str,
 )
 def test_other_data_or_settings_do_not_resume_this_run(
-    changes: dict[str, Any], tiny: Path, begun: Path, plan_of: PlanOf, quantize: Quantize
+    changes: dict[str, Any],
+    named: str,
+    tiny: Path,
+    begun: Path,
+    plan_of: PlanOf,
+    quantize: Quantize,
 ) -> None:
     plan = plan_of(tiny, **changes)
-    with pytest.raises(DstoolsError, match="was begun from another source, with other options"):
+    with pytest.raises(DstoolsError, match=f"incomplete: was begun {named}"):
         quantize(plan, begun)
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.sidefiles.calibration import LayerNote
 from dstools_converters.write.journal import Done, Journal, begun_by
 
+PLAN = {"plan": "a plan", "settings": {"tool": "dstools 1"}}
 SEEN = LayerNote([3, 5], {"latent_amax": 2.5})
 
 
@@ -23,7 +25,7 @@ def begun(path: Path, boot: str = "first") -> Journal:
     """A journal open for records, as if the machine's boot had that id."""
     journal = Journal(path)
     journal.boot = boot
-    journal.begin("a plan")
+    journal.begin(PLAN)
     return journal
 
 
@@ -45,7 +47,7 @@ def test_the_records_are_as_the_module_describes_them(path: Path) -> None:
     journal.hashed(1, "ab")
     journal.close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"plan": "a plan"},
+        PLAN,
         {"boot": "first"},
         {"opened": 1},
         {"job": [1, 0]},
@@ -71,12 +73,13 @@ def test_a_new_journal_has_no_plan_and_nothing_done(path: Path) -> None:
         (b'{"plan": "a pl', None),  # torn by a kill, so nothing was begun
         (b'{"plan": "a plan"}', None),
         (b"\xff\n", None),
-        (b'{"boot": "first"}\n', "None"),  # of no plan that there is
-        (b'{"plan": "a plan"}\n{"boot"', "a plan"),
+        (b"[7]\n", None),
+        (b'{"boot": "first"}\n', {"boot": "first"}),  # of no plan that there is
+        (b'{"plan": "a plan"}\n{"boot"', {"plan": "a plan"}),
     ],
 )
 def test_the_plan_is_read_without_a_change_to_the_file(
-    path: Path, content: bytes, plan: str | None
+    path: Path, content: bytes, plan: dict[str, Any] | None
 ) -> None:
     path.write_bytes(content)
     assert begun_by(path) == plan
@@ -86,9 +89,9 @@ def test_the_plan_is_read_without_a_change_to_the_file(
 def test_a_second_run_appends_its_boot_and_no_second_plan(path: Path) -> None:
     begun(path).close()
     begun(path, "second").close()
-    assert begun_by(path) == "a plan"
+    assert begun_by(path) == PLAN
     assert path.read_text().splitlines() == [
-        '{"plan": "a plan"}',
+        '{"plan": "a plan", "settings": {"tool": "dstools 1"}}',
         '{"boot": "first"}',
         '{"boot": "second"}',
     ]

@@ -303,7 +303,7 @@ def test_a_run_with_the_option_does_not_go_on_without_it(
     with pytest.raises(DstoolsError, match="No space left"):
         quantize(tuned, tmp_path / "out")
     monkeypatch.undo()
-    with pytest.raises(DstoolsError, match="with other options"):
+    with pytest.raises(DstoolsError, match="was begun with --lossless"):
         run(plan_of(tuned, is_lossless=False), tmp_path / "out", tool="dstools test", workers=1)
     quantize(tuned, tmp_path / "out")
 

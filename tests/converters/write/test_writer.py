@@ -94,7 +94,7 @@ def test_another_plan_does_not_resume_this_one(
     interrupted(tiny, tmp_path / "out", after=1_000_000)
     inventory = require_sound(open_checkpoint(tiny))
     other = plan_quantize(inventory, Recipe(), "native", "ue8m0")
-    with pytest.raises(DstoolsError, match="was begun from another source"):
+    with pytest.raises(DstoolsError, match="was begun with --scale-fmt float32"):
         run(other, tmp_path / "out", tool="dstools test", workers=1)
     assert quantize(tiny, tmp_path / "out") >= 1_000_000
 
