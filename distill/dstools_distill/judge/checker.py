@@ -15,8 +15,15 @@ from importlib import import_module
 from typing import Any
 
 MEMORY_BYTES = 4 << 30  # of address space; the libraries alone take one GiB
-# raised by scorers of reasoning-gym on some answers; any other error ends the process
-SCORER_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+# raised by sympy and by scorers of reasoning-gym on some answers; any other error ends the process
+KNOWN_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
 DIGITS, LARGE = 1000, 10**300  # of irrational numbers: tells 1 - e^-200 from 1
 PRIMES = (5, 7, 8, 11, 13, 17, 14, 19, 23, 29, 31)
 
@@ -58,11 +65,14 @@ def answer(question: dict[str, Any], seconds: float) -> bool | float | str | Non
 def are_equal(question: dict[str, Any]) -> bool | None:
     """Return whether "answer" and "gold" are equal, by many digits of the trees of math-verify.
 
-    None where it cannot read one, or where they differ only for negative or broken values of a
-    variable, which the question may exclude.
+    None where it cannot read or compare one, or where they differ only for negative or broken
+    values of a variable, which the question may exclude.
     """
-    trees = [_tree(question[name]) for name in ("answer", "gold")]
-    return _same(*trees) if all(tree is not None for tree in trees) else None
+    try:
+        trees = [_tree(question[name]) for name in ("answer", "gold")]
+        return _same(*trees) if all(tree is not None for tree in trees) else None
+    except KNOWN_ERRORS:
+        return None
 
 
 def _tree(text: str) -> Any:
@@ -230,7 +240,7 @@ def score(question: dict[str, Any]) -> float | str:
     scorer = reasoning_gym.get_score_answer_fn(question["task"])
     try:
         return float(scorer(question["answer"], question["entry"]))
-    except SCORER_ERRORS as error:
+    except KNOWN_ERRORS as error:
         return f"scorer-failed: {type(error).__name__}"
 
 
