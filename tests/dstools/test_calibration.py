@@ -145,11 +145,17 @@ def test_coverage_that_falls_short_exits_with_3_and_a_lower_one_goes_on(
     one_error(calibrate(source, out, data))
     data.write_bytes(good.replace(b"a b", b"b a"))
     error, _ = one_error(calibrate(source, out, data))
-    assert "was begun from another source" in error
+    assert f"was begun with --calibrate {data.name} " in error
     data.write_bytes(good)
-    for more in (["--seed", "1"], ["--samples", "7"], ["--method", "mse"], ["--kv-cache", "fp8"]):
+    for more, named in (
+        (["--seed", "1"], "with --seed 0"),
+        (["--samples", "7"], "with --samples "),
+        (["--method", "mse"], "with --method gptq"),
+        (["--kv-cache", "fp8"], "without --kv-cache"),
+    ):
         error, _ = one_error(calibrate(source, out, data, *more))
-        assert "was begun from another source" in error
+        assert f"out.incomplete: was begun {named}" in error
+        assert " and " not in error
     assert journal.read_bytes() == before
     assert calibrate(source, out, data).exit_code == 0
     assert not journal.parent.exists()

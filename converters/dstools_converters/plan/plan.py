@@ -48,6 +48,9 @@ class Calibration:
     kv_cache: bool  # write the scales of an FP8 KV cache
 
 
+SAMPLED = ("samples", "seq_len", "seed")  # keys of Calibration.data that are options
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that will be written, except the small files that are copied."""
@@ -125,10 +128,11 @@ class Plan:
         }
         if how is None:
             return settings
-        words = [f"{key} {value}"[:32] for key, value in how.data.items()]  # a part of a sha256
-        return settings | how.versions | {
-            "--calibrate": ", ".join(words), "--method": how.method, "--device": how.device,
-            "--threads": how.threads, "CPU": how.cpu, "--kv-cache": how.kv_cache,
+        named = {f"--{key.replace('_', '-')}": how.data.get(key, "") for key in SAMPLED}
+        return settings | how.versions | named | {
+            "--calibrate": f"{how.data.get('name', '')} {how.data.get('sha256', '')[:8]}",
+            "--method": how.method, "--device": how.device, "--threads": how.threads,
+            "CPU": how.cpu, "--kv-cache": how.kv_cache,
         }  # fmt: skip
 
     @cached_property
