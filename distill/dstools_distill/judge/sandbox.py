@@ -6,7 +6,8 @@ and of the output.
 
 Inside there is no network, no environment and no second process; Python and the system libraries
 are the only files, read-only; /tmp holds 16 MiB. CPU time, memory and output are limited. All
-processes of a sandbox end with it, and the sandbox ends with this process.
+processes of a sandbox end with it, and the sandbox ends with this process: bubblewrap sees to that
+once it runs, and a pipe that this process holds until then.
 """
 
 import os
@@ -28,9 +29,15 @@ TMP_BYTES = 16 << 20
 WALL_FACTOR = 3  # limit of wall-clock time, as a multiple of the limit of CPU time
 NO_MODULE = 79  # exit status of a program that imports what the sandbox lacks
 LAUNCH = f"""
-import builtins, resource, runpy, sys
+import builtins, os, resource, runpy, sys
+seconds, memory, asker = map(int, sys.argv[1:])
+os.set_blocking(asker, False)
+try:
+    if os.read(asker, 1) == b"":  # the asker ended before bubblewrap began to watch it
+        sys.exit(1)
+except BlockingIOError:
+    os.close(asker)
 builtins.exit = builtins.quit = sys.exit  # as `site` would, which -S skips
-seconds, memory = int(sys.argv[1]), int(sys.argv[2])
 for kind, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory),
                     (resource.RLIMIT_FSIZE, 1 << 24), (resource.RLIMIT_NOFILE, 64),
                     (resource.RLIMIT_CORE, 0)):
@@ -88,24 +95,26 @@ def require() -> None:
 def run(program: str, stdin: bytes, seconds: float, memory_mib: int) -> Result:
     """Run a Python program in a sandbox of its own; its stderr is discarded."""
     files = [_memory_file(content) for content in (program.encode(), _no_processes(), stdin)]
-    try:
-        process = subprocess.Popen(
-            _command(files[0], files[1], seconds, memory_mib),
-            stdin=files[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=files[:2],
-            env={"PATH": os.environ.get("PATH", os.defpath)},
-            start_new_session=True,
-        )
-    finally:
-        for file in files:
-            os.close(file)
-    with process:
+    watched, held = os.pipe()
+    with os.fdopen(held, "wb"):  # until this process ends
         try:
-            return _collect(process, time.monotonic() + WALL_FACTOR * seconds + 1)
+            process = subprocess.Popen(
+                _command(files[0], files[1], watched, seconds, memory_mib),
+                stdin=files[2],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(*files[:2], watched),
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+                start_new_session=True,
+            )
         finally:
-            process.kill()  # --die-with-parent ends all processes inside
+            for file in (*files, watched):
+                os.close(file)
+        with process:
+            try:
+                return _collect(process, time.monotonic() + WALL_FACTOR * seconds + 1)
+            finally:
+                process.kill()  # --die-with-parent ends all processes inside
 
 
 def _collect(process: subprocess.Popen[bytes], deadline: float) -> Result:
@@ -132,10 +141,11 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> Result:
     return Result(output, "timeout")
 
 
-def _command(program: int, rules: int, seconds: float, memory_mib: int) -> list[str]:
+def _command(program: int, rules: int, asker: int, seconds: float, memory_mib: int) -> list[str]:
     """Return the command line of bubblewrap.
 
-    program, rules: file descriptors of the program and of the seccomp filter.
+    program, rules, asker: file descriptors of the program, of the seccomp filter, and of a pipe
+    that ends with the process that asks.
     """
     home = Path(sys.base_prefix).resolve()
     libraries = [Path(name) for name in ("/usr", "/lib", "/lib64", "/lib32", "/bin")]
@@ -156,7 +166,7 @@ def _command(program: int, rules: int, seconds: float, memory_mib: int) -> list[
     words += ["--ro-bind-data", str(program), "/job/main.py"]
     words += ["--remount-ro", "/", "--chdir", "/tmp"]
     python = home / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    limits = [str(max(1, round(seconds))), str(memory_mib << 20)]
+    limits = [str(max(1, round(seconds))), str(memory_mib << 20), str(asker)]
     return [*words, str(python), "-I", "-S", "-B", "-c", LAUNCH, *limits]
 
 

@@ -1,6 +1,7 @@
 """Tests of the sandbox: each way out is tried, and closed."""
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.judge import sandbox
-from dstools_distill.judge.sandbox import Result, judge, run
+from dstools_distill.judge.sandbox import LAUNCH, Result, judge, run
 
 needs_bwrap = pytest.mark.skipif(not shutil.which("bwrap"), reason="needs apt install bubblewrap")
 
@@ -140,9 +141,24 @@ def test_no_process_outlives_its_sandbox() -> None:
 def test_a_sandbox_ends_with_the_process_that_made_it() -> None:
     code = "from dstools_distill.judge.sandbox import run; run('while True: pass', b'', 600, 271)"
     with subprocess.Popen([sys.executable, "-c", code]) as asker:
-        assert wait_for(lambda: len(processes(271)) >= 2)  # bubblewrap's own and Python
+        assert wait_for(lambda: len(processes(271)) >= 2)  # the second may not be watched yet
         asker.kill()
     assert wait_for(lambda: not processes(271))
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_no_program_starts_after_the_process_that_asked(is_there: bool) -> None:
+    """Bubblewrap does not notice a parent that ended before it began to watch."""
+    watched, held = os.pipe()
+    if not is_there:
+        os.close(held)
+    command = [sys.executable, "-I", "-S", "-c", LAUNCH, "5", str(1 << 30), str(watched)]
+    started = subprocess.run(command, pass_fds=[watched], capture_output=True, check=False)
+    os.close(watched)
+    if is_there:
+        os.close(held)
+    assert (b"/job/main.py" in started.stderr) == is_there  # there is none outside
+    assert started.returncode == 1
 
 
 def wait_for(is_so: Callable[[], bool]) -> bool:
