@@ -80,6 +80,9 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     if kind == "string":
         if wanted.isascii() and not answer.text.isascii():
             return Ruling("unverifiable", "another-script", EXACT)
+        one, other = (set(_text(each).casefold().split()) for each in (answer.text, wanted))
+        if one <= other or other <= one:  # "no solution", "there is no solution"
+            return Ruling("unverifiable", "other-words", EXACT)
         return _differs(answer.text, EXACT)
     return formulas(answer.text, wanted, kind, referee)
 

@@ -90,7 +90,7 @@ def number(text: str) -> tuple[Fraction, str] | None:
     return sign * value * Fraction(10) ** int(match["power"] or 0), rest
 
 
-MONEY = re.compile(r"(-?)\s*([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*")
+MONEY = re.compile(r"(-?)\s*(?:\\text\s*\{\s*)?([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*\}?\s*")
 POWER = r"\s*\^\s*\{?(-?\d)\}?"
 WORDS = re.compile(rf"[^\d^]+(?:{POWER}[^\d^]*)*")
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")

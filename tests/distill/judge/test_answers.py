@@ -75,6 +75,18 @@ def test_of_pairs_written_before_the_code_was_read_no_wrong_one_is_accepted(judg
     assert len(denied) <= 0.02 * len(right), denied
 
 
+def test_a_text_with_the_words_of_the_gold_and_others_is_not_known_to_be_wrong() -> None:
+    for text, verdict in (
+        ("solutions", "unverifiable"),
+        ("points", "unverifiable"),
+        ("", "correct"),
+    ):
+        answer = rf"\boxed{{\text{{infinitely many {text}}}}}"
+        assert compare(answer, "infinitely many", "auto", FixedReferee(None)).verdict == verdict
+    answer = r"\boxed{\text{finitely many}}"
+    assert compare(answer, "infinitely many", "auto", FixedReferee(None)).verdict == "incorrect"
+
+
 @pytest.mark.slow
 def test_of_pairs_that_differ_by_little_exactly_the_right_ones_are_accepted(judge: Judge) -> None:
     rows = pairs(CASES / "variants" / "guards.jsonl")

@@ -49,6 +49,7 @@ def test_what_is_no_number_or_an_ambiguous_one_is_not_read() -> None:
         ("$0.50", "50 cents"),
         ("2,5 km", "2.5 km"),
         ("5 (five)", "5"),
+        (r"\text{Rs. }1,50,000", "Rs. 1.5 lakh"),
         ("5 feet 6 inches", "66 inches"),
     ],
 )
