@@ -14,30 +14,18 @@ from dstools_distill.tokens.invariant import Trained
 
 Form = Literal["messages", "prompt-completion"]
 TELLING = (
-    "assistant_only_loss",
-    "chat_template_path",
-    "completion_only_loss",
-    "dataset_name",
-    "max_seq_length",
-    "model_name_or_path",
-    "packing_strategy",
+    *("assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_name"),
+    *("max_seq_length", "model_name_or_path", "packing_strategy"),
 )
 SHARED = ("eos_token", "learning_rate", "max_length", "packing", "per_device_train_batch_size")
 RENAMED = {"max_seq_length": "max_length"}
 READ = (  # the keys that decide the ids and labels of one row
-    "max_length",
-    "truncation_mode",
-    "assistant_only_loss",
-    "completion_only_loss",
-    "eos_token",
-    "pad_token",
-    "chat_template_path",
+    *("max_length", "truncation_mode", "assistant_only_loss", "completion_only_loss"),
+    *("eos_token", "pad_token", "chat_template_path"),
 )
 UNREAD = (  # keys that affect ids, masks or length too, but are ignored here
-    "dataset_kwargs",
-    "padding_free",
-    "tokenizer_name_or_path",
-    "trust_remote_code",
+    *("dataset_kwargs", "padding_free"),
+    *("tokenizer_name_or_path", "trust_remote_code"),
 )
 TIME_LIMIT_SECONDS = 300  # a run takes about 2; a chat template may loop
 

@@ -68,8 +68,9 @@ class Reader:
         """Return the assistant's messages of a row."""
         found: list[Turn] = []
         size = len(self.stem)
-        for at in range(len(ids) - size + 1):
-            if ids[at] == self.stem[0] and ids[at : at + size] == self.stem:
+        heads = [n for n, token in enumerate(ids) if token == self.stem[0]]
+        for at in heads:
+            if ids[at : at + size] == self.stem:
                 is_whole = ids[at : at + len(self.head_ids)] == self.head_ids
                 start = at + (len(self.head_ids) if is_whole else size)
                 ends = (n for n in range(start, len(ids)) if ids[n] in self.special)
@@ -126,6 +127,7 @@ class Reader:
         decode = self.tokenizer.decode
         turns = self.turns(ids)
         openings = tuple(text for text in (self.before, self.system[0]) if text)
+        is_written = bool(turns)  # by this template
         if not turns and not decode(ids).startswith(openings):
             turns = self._runs(ids, labels)
         after = turns[-1].stop + 1 if turns else 0
@@ -138,7 +140,7 @@ class Reader:
             yield Violation("truncated", message)
             goes_on = False
         wanted = [n for n, turn in enumerate(source or []) if turn["role"] == "assistant"]
-        if self.turns(ids) and (cut := self._cut(ids, turns, question)):
+        if is_written and (cut := self._cut(ids, turns, question)):
             yield Violation("truncated", cut)
             source = None  # its turns are not those of the row
         elif turns and len(turns) < len(wanted):

@@ -12,6 +12,7 @@ from dstools_distill.data.sources import rows
 from dstools_distill.tokens.doctor import MILD, conversation
 from dstools_distill.tokens.invariant import IGNORED, Trained
 from dstools_distill.tokens.prepared import parts
+from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.tokens.turns import Reader
 
 PREPARED = Path(__file__).parents[2] / "cases" / "distill" / "prepared"
@@ -130,3 +131,11 @@ def test_shifted_labels_are_named(reader_of: Any) -> None:
     ids = reader.tokenizer.encode(PROMPT + ANSWER, add_special_tokens=False)
     row = Trained(ids, [*ids[1:], IGNORED])
     assert [fault.code for fault in reader.faults(row)] == ["labels-differ"]
+
+
+def test_tags_that_are_special_tokens_do_not_end_an_answer(tokenizer_folder: Any) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder("sample-v3"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    first, second = (tokenizer.encode(t, add_special_tokens=False) for t in (PROMPT, ANSWER))
+    row = Trained(first + second, [IGNORED] * len(first) + second)
+    assert list(Reader(tokenizer).faults(row)) == []
