@@ -38,7 +38,9 @@ MILD = (
     *("prompt-trained", "prompt-differs", "trained-behind-end", "text-changed", "no-trace"),
     "history-not-trained",
 )
+PACKING = "pack by bfd with flash attention, with neat_packing, or not at all"
 HINTS = {
+    "packing": PACKING,
     "trace-lost": "`dstools distill render` joins prompt and trace without the template",
     "truncated": "raise the limit above your longest row, or drop long rows; never cut one",
     "end-missing": "train on the token that ends a turn in the template",
@@ -340,6 +342,3 @@ def _packing(settings: dict[str, Any]) -> list[Finding]:
         what = f"packing with attention {printable(attention)} may let rows see each other"
         return [Finding.warning("packing", "packing", what, PACKING)]
     return []
-
-
-PACKING = "pack by bfd with flash attention, with neat_packing, or not at all"

@@ -128,6 +128,11 @@ class Reader:
         turns = self.turns(ids)
         openings = tuple(text for text in (self.before, self.system[0]) if text)
         is_written = bool(turns)  # by this template
+        starts = [decode(ids).count(text) for text in openings if text not in self.between]
+        if max(starts, default=0) > 1:
+            message = f"{max(starts)} conversations with nothing to part them, which are not judged"
+            yield Violation("packing", message)
+            return
         if not turns and not decode(ids).startswith(openings):
             turns = self._runs(ids, labels)
         after = turns[-1].stop + 1 if turns else 0

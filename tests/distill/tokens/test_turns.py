@@ -102,6 +102,7 @@ ANSWER = "<think>\n3+4=7\n</think>\n\n7<｜end▁of▁sentence｜>"
         (PROMPT, ANSWER.replace("<｜end▁of▁sentence｜>", ""), ["truncated"]),
         (PROMPT, ANSWER + "<｜User｜>9", ["truncated"]),
         (PROMPT, ANSWER + "9", ["trained-behind-end"]),
+        (PROMPT, ANSWER + PROMPT + ANSWER, ["packing"]),
         (PROMPT + ANSWER, "", ["no-labels"]),
         ("", "Q: 3+4? A: 7<｜end▁of▁sentence｜>", ["prompt-differs"]),
         (
