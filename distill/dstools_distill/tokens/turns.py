@@ -54,6 +54,12 @@ class Reader:
         self.head_ids = tokenizer.encode(self.header, add_special_tokens=False)
         self.opener = tokenizer.encode(self.before + "a", add_special_tokens=False)[0]
         self.stem = tokenizer.encode(self.header.rstrip(), add_special_tokens=False)
+        if not self.stem or not self.between:
+            raise DstoolsError(
+                f"{tokenizer.name_or_path}: the chat template writes nothing before an answer, or "
+                "no conversation of several questions",
+                "give the tokenizer that serves the model",
+            )
         try:
             text = chat_text(tokenizer, [{"role": "system", "content": SYSTEM}, *chat])
             self.system = (text.partition(SYSTEM)[0], text.partition(SYSTEM)[2].partition(USER)[0])
@@ -199,12 +205,22 @@ class Reader:
         before = row.ids[: turn.start]
         asked = chat[:-1] if chat else self.messages(decode(before))
         reply = chat[-1] if chat else {"role": "assistant", "content": text}
-        target = target_of(self.tokenizer, self.end, [*(asked or QUESTION), reply])
-        served = target.prompt if asked else [IGNORED]
-        if row.ids[: len(served)] != served:
-            wanted = decode(target.prompt) if asked else self.before + "..."
-            what = f"the template writes {ending(wanted)}, not {ending(decode(before))}"
-            yield Violation("prompt-differs", what)
+        refused = ""
+        try:
+            target = target_of(self.tokenizer, self.end, [*(asked or QUESTION), reply])
+        except DstoolsError as error:
+            asked, refused = None, f": {error}"
+            target = target_of(self.tokenizer, self.end, [*QUESTION, reply])
+        if not asked:
+            message = f"the template does not write {ending(decode(before))}{refused}"
+            yield Violation("prompt-differs", message)
+            target = target._replace(prompt=before)
+        elif row.ids[: len(target.prompt)] != target.prompt:
+            text_of_row, wanted = decode(before), decode(target.prompt)
+            pairs = enumerate(zip(text_of_row, wanted, strict=False))
+            at = next((n for n, (a, b) in pairs if a != b), len(text_of_row))
+            message = f"{shown(text_of_row, at)}, but serving shows {shown(wanted, at)}"
+            yield Violation("prompt-differs", message)
             target = target._replace(prompt=before)
         first = next(n for n, label in enumerate(row.labels) if label != IGNORED)
         opening = row.ids[len(target.prompt) : first]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dstools_converters.errors import DstoolsError
+from dstools_converters.model.tokenizer import chat_text
 from dstools_distill.data.sources import rows
 from dstools_distill.tokens.doctor import MILD, conversation
 from dstools_distill.tokens.invariant import IGNORED, Trained
@@ -140,3 +141,48 @@ def test_tags_that_are_special_tokens_do_not_end_an_answer(tokenizer_folder: Any
     first, second = (tokenizer.encode(t, add_special_tokens=False) for t in (PROMPT, ANSWER))
     row = Trained(first + second, [IGNORED] * len(first) + second)
     assert list(Reader(tokenizer).faults(row)) == []
+
+
+def test_a_prompt_that_differs_is_shown_where_it_differs(reader_of: Any) -> None:
+    reader = reader_of("smollm2")
+    text = chat_text(reader.tokenizer, [{"role": "user", "content": "3+4?"}])
+    text = text.replace("named SmolLM", "called SmolLM") + "<|im_start|>assistant\n7<|im_end|>"
+    ids = reader.tokenizer.encode(text, add_special_tokens=False)
+    row = Trained(ids, [IGNORED] * (len(ids) - 2) + ids[-2:])
+    [fault] = reader.faults(row, [ASK, {"role": "assistant", "content": "7"}])
+    assert fault.code == "prompt-differs"
+    assert "called SmolLM" in fault.message.partition("serving")[0]
+    assert "named SmolLM" in fault.message.partition("serving")[2]
+
+
+ASK = {"role": "user", "content": "3+4?"}
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role + '\\n' + m.content }}<|im_end|>{{ '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}"
+)
+
+
+def test_a_source_that_the_template_refuses_is_told_of_its_row(tokenizer_folder: Any) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder("smollm2"))
+    refuses = "{%- if messages[0].content == '3+4?' %}{{ raise_exception('no sums') }}{%- endif %}"
+    tokenizer.chat_template = refuses + CHATML
+    ids = tokenizer.encode(
+        "<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n7<|im_end|>",
+        add_special_tokens=False,
+    )
+    row = Trained(ids, [IGNORED] * (len(ids) - 2) + ids[-2:])
+    [fault] = Reader(tokenizer).faults(row, [ASK, {"role": "assistant", "content": "7"}])
+    assert fault.code == "prompt-differs"
+    assert "no sums" in fault.message
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[0].content }}<|im_end|>\n", "{{ messages[-1].content }}<|im_end|>"]
+)
+def test_a_template_that_does_not_write_conversations_is_refused(
+    tokenizer_folder: Any, template: str
+) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder("smollm2"))
+    tokenizer.chat_template = template
+    with pytest.raises(DstoolsError, match="the chat template"):
+        Reader(tokenizer)
