@@ -17,7 +17,8 @@ WITHOUT_NUMBERS = 0.2  # the same of a question that only words tell from others
 IN_ANY_ORDER = 0.9  # least share of words in any order, where numbers are few
 STRETCHED = 1.5  # most words in which a question may be found, as a multiple of its own
 FEW_NUMBERS = 1 / 3  # of all words
-NUMBERS_KEPT = 0.5  # least share of a question's numbers
+NUMBERS_KEPT = 1 / 3  # least share of a question's numbers
+IN_ORDER = 0.6  # least share of words, where letters and signs are most tokens
 PAIR = 2  # words, or numbers, one after another
 CONTEXT = 3  # words, of which the first or the last is a number
 
@@ -66,6 +67,7 @@ def repeated(question: Words, prompt: Words, near: Places) -> tuple[int, int, fl
     present = np.isin(question.hashes, stretch.hashes)
     is_formula = numbers.mean() > FEW_NUMBERS
     least = length - (REPLACED if numbers.any() else WITHOUT_NUMBERS) * question.length
+    least = max(least, IN_ORDER * length)
     if present.sum() < least or present[numbers].sum() < NUMBERS_KEPT * numbers.sum():
         return None
     asked, there = _aligned(question, stretch)
@@ -95,15 +97,15 @@ def repeated(question: Words, prompt: Words, near: Places) -> tuple[int, int, fl
 def _aligned(question: Words, stretch: Words) -> tuple[Places, Places]:
     """Return which words of a question and of a stretch are the same, in order of both, [m] each.
 
-    As many as there can be.
+    As many as there can be, where a number counts for three.
     """
     asked, there = (
         np.where(words.numbers, words.signed, words.hashes) for words in (question, stretch)
     )
     same = asked[:, None] == there
     most = np.zeros((len(asked) + 1, len(there) + 1), np.int32)  # of so many words of either
-    for n in range(len(asked)):
-        either = np.maximum(most[n, 1:], most[n, :-1] + same[n])
+    for n, weight in enumerate(np.where(question.numbers, 3, 1).tolist()):
+        either = np.maximum(most[n, 1:], most[n, :-1] + weight * same[n])
         most[n + 1, 1:] = np.maximum.accumulate(either)
     pairs, n, m = [], len(asked), len(there)
     while n and m:

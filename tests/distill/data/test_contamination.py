@@ -281,6 +281,7 @@ DRESSES: dict[str, Callable[[str], str]] = {
     "fractions": lambda text: text.replace(r"\frac", r"\dfrac"),
     "replaced": replaced,
     "replaced in capitals": lambda text: upper(replaced(text)),
+    "replaced in a frame": lambda text: f"A task of ours: {replaced(text)} Show all of the work.",
     "all at once": lambda text: (
         f"Question 12. **{DRESSES['commas'](replaced(text)).rstrip('.?')}**"
     ),
