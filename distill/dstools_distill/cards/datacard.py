@@ -57,9 +57,14 @@ def _flow(runs: Runs) -> str:
     return table(head, rows) + "\n\nRows of `generate`: prompts in, samples out."
 
 
+def _left_out(source: dict[str, Any]) -> str:
+    count = source.get("bad_rows", 0)
+    return f", and {count:,} left out that held no question" if count else ""
+
+
 def _sources(runs: Runs) -> list[str]:
     rows = [
-        (name, label, f"{source['rows']:,}", source["licence"])
+        (name, label, f"{source['rows']:,}{_left_out(source)}", source["licence"])
         for label, stage in runs.distinct("prompts")
         for name, source in stage.report["sources"].items()
     ]

@@ -1,8 +1,10 @@
 """Tests of the data card: rows of the stages, licences."""
 
+import json
 from typing import Any
 
 from dstools_distill.recipe.settings import Card, Student
+from dstools_distill.store.stage import MANIFEST
 
 
 def test_arms_that_share_a_stage_share_its_row(made: Any) -> None:
@@ -31,3 +33,13 @@ def test_every_unknown_licence_is_warned_of(made: Any) -> None:
 
 def test_known_licences_are_not_warned_of(made: Any) -> None:
     assert "Warning" not in "".join(made.cards(made.one_run()).values())
+
+
+def test_rows_that_held_no_question_are_told(made: Any) -> None:
+    stages = made.one_run()
+    path = stages[""]["prompts"] / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["report"]["sources"]["rg:chain_sum"]["bad_rows"] = 1200
+    path.write_text(json.dumps(manifest))
+    card = made.cards(stages)["DATA.md"]
+    assert "| 8, and 1,200 left out that held no question |" in card
