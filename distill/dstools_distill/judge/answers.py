@@ -80,8 +80,11 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     if kind == "string":
         if wanted.isascii() and not answer.text.isascii():
             return Ruling("unverifiable", "another-script", EXACT)
-        one, other = (set(_text(each).casefold().split()) for each in (answer.text, wanted))
-        if one <= other or other <= one:  # "no solution", "there is no solution"
+        one, other = (
+            {word.removesuffix("s") for word in _text(words).casefold().split()}
+            for words in (answer.text, wanted)
+        )
+        if one <= other or other <= one:  # "no solutions", "there is no solution"
             return Ruling("unverifiable", "other-words", EXACT)
         return _differs(answer.text, EXACT)
     return formulas(answer.text, wanted, kind, referee)
@@ -203,7 +206,7 @@ def same_text(answer: str, gold: str) -> bool:
     if all(
         len(word) > 2 or word.islower() or word == "No" for word in re.findall(r"[^\W\d_]+", other)
     ):
-        one, other = (re.sub(r"s\b", "", each.casefold()) for each in (one, other))
+        one, other = (NO_PLURAL.sub(r"\1", words.casefold()) for words in (one, other))
     if HEXADECIMAL.fullmatch(one) and HEXADECIMAL.fullmatch(other):
         return int(one, 16) == int(other, 16)
     first, second = _moment(one), _moment(other)
@@ -211,6 +214,7 @@ def same_text(answer: str, gold: str) -> bool:
 
 
 COPULA = re.compile(r"[^\n,.;]*\b(?:is|are|be)\s+([^\n,.;]+)\.?")
+NO_PLURAL = re.compile(r"^(no \w+)s$")  # no solutions: no solution; but Mars is not Mar
 YES_NO = re.compile(r"yes|no|true|false", re.IGNORECASE)
 
 
