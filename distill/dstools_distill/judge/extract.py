@@ -165,8 +165,8 @@ def _is_taken_back(answer: str, rest: str) -> bool:
     """Return whether the text after an answer denies it, or settles on another value.
 
     The rest of the same sentence is a remark, unless it is an alternative: "or 42". A clause of a
-    later sentence that ends on another number or letter settles on that, whatever its language;
-    what it denies or bounds is a remark.
+    later sentence that ends on another number or letter settles on that, whatever its language or
+    verb ("so I get 42", "make that 42"); what it denies or bounds is a remark.
     """
     rest = rest.lstrip("$*}\\)] \t")
     here, *later = SENTENCE.split(rest)

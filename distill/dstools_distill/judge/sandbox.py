@@ -45,6 +45,8 @@ for kind, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory)
 sys.argv[:] = ["/job/main.py"]
 try:
     runpy.run_path("/job/main.py", run_name="__main__")
+except SystemExit as end:  # no status of its own means what one of the sandbox does
+    sys.exit(bool(end.code))
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] in sys.stdlib_module_names:
         raise

@@ -210,7 +210,8 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
     if oracle in (answer, final.text or answer):
         return EQUAL
     if final.problem in ("several-answers", "taken-back"):
-        return Ruling("incorrect", final.problem)
+        verdict = "unverifiable" if final.problem == "taken-back" else "incorrect"
+        return Ruling(verdict, final.problem)
     answer = final.text or answer
     if oracle and INTEGER.fullmatch(oracle) and DIGITS.fullmatch(answer):
         ruling = integers(answer, oracle)

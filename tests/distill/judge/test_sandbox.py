@@ -185,6 +185,9 @@ CASES = [{"stdin": "2 3\n", "stdout": "5"}, {"stdin": "20 3\n", "stdout": "23\n"
         ("import numpy", "code-no-module: case 1"),
         ("def main():\n  import numpy.linalg\nmain()", "code-no-module: case 1"),
         (f"try: import numpy\nexcept ImportError: pass\n{ADDS}", ""),
+        ("import sys; sys.exit(79)", "code-failed: case 1"),  # as of a module that is not there
+        ("import sys; sys.exit(137)", "code-failed: case 1"),  # as of a time limit
+        (f"{ADDS}; exit(0)", ""),
         ("import os.nothing", "code-failed: case 1"),  # the program's fault
         ("from math import nothing", "code-failed: case 1"),
         ("while True: pass", "code-timeout: case 1"),

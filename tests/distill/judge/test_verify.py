@@ -76,6 +76,8 @@ def judge() -> Iterator[Judge]:
         (record("<think>\\boxed{125}</think>\\boxed{126}"), "incorrect", "differs: 126"),
         (record("<think>126</think>\\boxed{125}"), "correct", "equal"),
         (thought("\\boxed{125} or \\boxed{126}"), "incorrect", "several-answers"),
+        (thought("\\boxed{125}\n\nWait, it is 124."), "unverifiable", "taken-back"),
+        (thought("\\boxed{125}\n\nWait, it is 124.", task=SUM), "unverifiable", "taken-back"),
         (thought("125", gold=None), "unverifiable", "no-gold"),
         (thought("125", answer_type="none"), "unverifiable", "no-gold"),
         (thought("125", gold="\\frac{1}{"), "unverifiable", "gold-not-read"),
