@@ -1,4 +1,4 @@
-"""Columns of a row of somebody's data set: read by name, and the names of those never read."""
+"""Columns of a source row: read by name, and the names of those never read."""
 
 import json
 from typing import Any
@@ -45,10 +45,6 @@ class Columns:
     def text(self, name: str) -> str:
         """Return a column that must be a text; it then counts as read."""
         return text(self.take(name), self.spelled(name))
-
-    def optional(self, name: str) -> str | None:
-        """Return a column that must be a text if it has a value; it then counts as read."""
-        return self.text(name) if self.has(name) else None
 
     def spelled(self, name: str) -> str:
         """Return the name of a column as the row spells it."""

@@ -4,7 +4,7 @@
 |---|---|
 | messages | messages: [{role, content}, ...], with or without an assistant's answer |
 | sharegpt | conversations: [{from, value}, ...] |
-| problem | problem, question, question_stem or question_content |
+| problem | problem, question, question_stem, question_content, or description with test cases |
 | alpaca | instruction, input |
 | prompt-completion | prompt, query or input: each a text or messages |
 
@@ -29,7 +29,7 @@ from dstools_distill.data.columns import (
     shown,
     text,
 )
-from dstools_distill.data.golds import asked_with, read_gold, read_options
+from dstools_distill.data.golds import CODE_CASES, asked_with, read_gold, read_options
 from dstools_distill.recipe.settings import AnswerType, Form
 from dstools_distill.records import Record
 
@@ -45,9 +45,14 @@ QUESTIONS: dict[str, Form] = {
     "input": "prompt-completion",
     "question_stem": "problem",
     "question_content": "problem",
+    "description": "problem",  # code_contests, codeforces; elsewhere it is of something else
 }
 SYSTEMS = ("system", "system_prompt")
 PASSAGES = ("passage", "context", "article")  # before the question
+AFTER: dict[str, tuple[str, ...]] = {  # the question, by the column that is asked
+    "instruction": ("input",),
+    "description": ("input_format", "output_format"),
+}
 REPLIES = (
     *("completion", "response", "output", "generated_solution"),
     *("deepseek_solution", "deepseek_attempt", "attempt"),  # OpenThoughts, s1K
@@ -61,7 +66,11 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "human": "us
 )
 ANSWER_TYPES = get_args(AnswerType)
 MARKS = ("label", "correct", "is_correct", "correctness")  # false: KTO's and others' bad answers
-MODE = re.compile(r"\s*[^\W\d_]{1,16}\s*")  # "off", "high", "enabled": a setting, not a trace
+MODES = (  # settings of a model, in the columns of traces
+    *("on", "off", "yes", "no", "true", "false", "enabled", "disabled", "auto", "adaptive"),
+    *("none", "minimal", "low", "medium", "high", "xhigh", "max", "think", "nothink", "no_think"),
+)
+WORD = re.compile("[A-Za-z]{1,16}")  # of a script with blanks: a trace has more
 
 
 class Question(NamedTuple):
@@ -114,7 +123,11 @@ def _asking(columns: Columns, form: Form) -> str:
     The others are its parts or doubles, and count as read. Raises BadRowError if they are not.
     """
     names = [name for name, of in QUESTIONS.items() if form in ("auto", of)]
+    if not any(columns.has(name) for name in CODE_CASES):
+        names = [name for name in names if name != "description"]
     given = [name for name in names if columns.has(name)]
+    if len(given) > 1:
+        given = [name for name in given if name != "description"]
     if "instruction" in given or form == "alpaca":
         given = [name for name in given if name != "input"]
     if not given:
@@ -123,7 +136,7 @@ def _asking(columns: Columns, form: Form) -> str:
         if form != "auto":
             return names[0]
         raise BadRowError(
-            f"has none of the keys {', '.join(QUESTIONS)}, but {', '.join(columns.row) or 'none'}",
+            f"has none of the keys {', '.join(names)}, but {', '.join(columns.row) or 'none'}",
             "name the column with the question `problem`; a rendered text must be messages again",
         )
 
@@ -177,10 +190,12 @@ def _turns(columns: Columns, name: str) -> list[Message]:
         return _conversation(columns.take(name), columns.spelled(name))
     question = columns.text(name)
     passages = [columns.text(each) for each in PASSAGES if columns.has(each)]
-    after = ["input"] if name == "instruction" else []
-    after = [columns.text(each) for each in (*after, "starter_code") if columns.has(each)]
+    after = (*AFTER.get(name, ()), "starter_code")
+    after_texts = [columns.text(column) for column in after if columns.has(column)]
     parts = [
-        part for part in (*passages, question, *after) if part == question or part not in question
+        part
+        for part in (*passages, question, *after_texts)
+        if part == question or part not in question
     ]
     return [*_history(columns), _user("\n\n".join(parts))]
 
@@ -253,7 +268,10 @@ def _asked(turns: list[Message]) -> tuple[list[Message], str | None]:
 
 
 def _trace(columns: Columns) -> str | None:
-    """Return the trace that a row has in a column of its own; a mode, such as "off", is none."""
+    """Return the trace that a row has in a column of its own; a mode, such as "off", is not one.
+
+    Raises BadRowError for another single word, which may be either.
+    """
     traces = {}
     for name in TRACES:
         value = columns.row.get(columns.spelled(name))
@@ -264,7 +282,12 @@ def _trace(columns: Columns) -> str | None:
                     "write a row for each, or keep one",
                 )
             value = value[0]
-        if isinstance(value, str) and value.strip() and not MODE.fullmatch(value):
+        if isinstance(value, str) and value.strip() and value.strip().lower() not in MODES:
+            if WORD.fullmatch(value.strip()):
+                raise BadRowError(
+                    f"{columns.spelled(name)} is {shown(value)}: a setting, or a trace of one word",
+                    "rename the column of a setting; leave out rows whose trace is one word",
+                )
             columns.take(name)
             traces[columns.spelled(name)] = value
     return agreeing(traces, "trace")

@@ -18,7 +18,6 @@ def test_a_column_without_a_value_counts_as_missing(value: object) -> None:
     columns = Columns({"answer": value})
     assert "answer" in columns
     assert not columns.has("answer")
-    assert columns.optional("answer") is None
     assert columns.unread() == ()
 
 

@@ -263,6 +263,29 @@ def test_what_belongs_to_a_question_is_asked_with_it() -> None:
     ]
 
 
+def test_a_description_is_asked_where_test_cases_come_with_it() -> None:
+    cases = [{"input": "2 3", "output": "5"}]
+    row = {"description": "Two integers.", "output_format": "Print the sum.", "title": "A"}
+    question = convert(row | {"official_tests": cases, "input_format": "a and b."})
+    asked = "Two integers.\n\na and b.\n\nPrint the sum."
+    assert (question.messages[0]["content"], question.answer_type) == (asked, "code")
+    with pytest.raises(BadRowError, match="question_content, but description, output_format"):
+        convert(row)
+    row = {"problem": "2+2", "description": "Of a school.", "test_cases": cases}
+    assert convert(row).unread == ("description",)
+
+
+def test_one_word_beside_an_answer_may_be_a_setting_or_a_trace() -> None:
+    row = {"problem": "2+2", "answer": "4"}
+    assert convert(row | {"reasoning": "No_think"}).gold == "4"
+    with pytest.raises(BadRowError, match="reasoning is 'so': a setting, or a trace of one word"):
+        convert(row | {"reasoning": "so"})
+    assert (
+        convert(row | {"reasoning": "二加二等于四"}).reference
+        == "<think>\n二加二等于四\n</think>\n\n4"
+    )
+
+
 def test_a_question_that_holds_the_others_is_asked() -> None:
     row = {"question": "2+2?", "prompt": "Think. 2+2?", "response": "4"}
     question = convert(row)

@@ -6,6 +6,7 @@ import pytest
 
 from dstools_distill.data.columns import BadRowError, Columns
 from dstools_distill.data.golds import Options, asked_with, is_worked, read_gold, read_options
+from dstools_distill.judge.program import MAX_CASES, read_cases
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,39 @@ def test_test_cases_are_a_gold_of_code() -> None:
     assert read_gold(Columns({"official_tests": cases}), None, "").answer_type == "code"
     text = '{"inputs": ["1"], "outputs": ["2"]}'
     assert read_gold(Columns({"input_output": text}), None, "").gold == text
+    text = '[{"input": "1", "output": "2", "testtype": "stdin"}]'
+    row = Columns({"public_test_cases": text, "private_test_cases": "eJxrYJmaz8gABhE9"})
+    assert read_gold(row, None, "") == (text, None, "code")
+    assert row.unread() == ("private_test_cases",)  # a pickle
+
+
+def test_the_tests_of_a_contest_are_joined_up_to_the_number_that_is_run() -> None:
+    row = {
+        "public_tests": {"input": ["1", "2"], "output": ["2", "4"]},
+        "private_tests": {"input": [], "output": []},
+        "generated_tests": {"input": ["3"] * 200, "output": ["6"] * 200},
+    }
+    gold = read_gold(Columns(row), None, "")
+    cases = read_cases(gold.gold or "") or []
+    assert (len(cases), gold.answer_type) == (MAX_CASES, "code")
+    assert [case["stdout"] for case in cases[:3]] == ["2", "4", "6"]
+    with pytest.raises(BadRowError, match="private_tests does not have as many inputs as outputs"):
+        read_gold(Columns(row | {"private_tests": {"input": ["1"], "output": []}}), None, "")
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        {"input_file": "input.txt"},
+        {"input_mode": "file"},
+        {"interaction_format": "Print a guess and flush."},
+        {"generated_checker": "import sys"},
+    ],
+)
+def test_cases_that_equal_output_does_not_judge_are_not_a_gold(judge: dict[str, str]) -> None:
+    row = {"official_tests": [{"input": "1", "output": "2"}], "input_mode": "stdio"}
+    assert read_gold(Columns(row), None, "").gold is not None
+    assert read_gold(Columns(row | judge), None, "").gold is None
 
 
 @pytest.mark.parametrize(
