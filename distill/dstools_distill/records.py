@@ -99,6 +99,31 @@ def write(path: Path, records: Iterable[Record]) -> int:
     return count
 
 
+# keys of servers' messages and columns of data sets
+TRACES = (
+    *("reasoning_content", "reasoning", "thinking", "cot", "chain_of_thought", "complex_cot"),
+    *("deepseek_reasoning", "deepseek_thinking_trajectory", "thinking_trajectories"),
+)
+MODES = (  # settings of a model, under the same names
+    *("on", "off", "yes", "no", "true", "false", "enabled", "disabled", "auto", "adaptive"),
+    *("none", "minimal", "low", "medium", "high", "xhigh", "max", "think", "nothink", "no_think"),
+)
+
+
+def trace(row: Record, key: str) -> str | None:
+    """Return the trace under one of TRACES: a text, or a list of one; None: neither, or a mode.
+
+    Raises ValueError, naming the key, for several traces.
+    """
+    value = row.get(key)
+    if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+        if len(value) > 1:
+            raise ValueError(f"{key} holds {len(value)} traces")
+        value = value[0]
+    is_trace = isinstance(value, str) and value.strip() and value.strip().lower() not in MODES
+    return value if is_trace else None
+
+
 def message_parts(content: Any) -> tuple[str | None, str]:
     """Return the reasoning, None if there is none, and the text of the content of a message.
 

@@ -31,7 +31,7 @@ from dstools_distill.data.columns import (
 )
 from dstools_distill.data.golds import CODE_CASES, asked_with, read_gold, read_options
 from dstools_distill.recipe.settings import AnswerType, Form
-from dstools_distill.records import Record
+from dstools_distill.records import TRACES, Record, trace
 
 Message = dict[str, str]
 QUESTIONS: dict[str, Form] = {
@@ -57,19 +57,11 @@ REPLIES = (
     *("completion", "response", "output", "generated_solution"),
     *("deepseek_solution", "deepseek_attempt", "attempt"),  # OpenThoughts, s1K
 )
-TRACES = (
-    *("reasoning_content", "reasoning", "thinking", "cot", "chain_of_thought", "complex_cot"),
-    *("deepseek_reasoning", "deepseek_thinking_trajectory", "thinking_trajectories"),
-)
 ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"} | (
     dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant")
 )
 ANSWER_TYPES = get_args(AnswerType)
 MARKS = ("label", "correct", "is_correct", "correctness")  # false: KTO's and others' bad answers
-MODES = (  # settings of a model, in the columns of traces
-    *("on", "off", "yes", "no", "true", "false", "enabled", "disabled", "auto", "adaptive"),
-    *("none", "minimal", "low", "medium", "high", "xhigh", "max", "think", "nothink", "no_think"),
-)
 WORD = re.compile("[A-Za-z]{1,16}")  # of a script with blanks: a trace has more
 
 
@@ -97,15 +89,15 @@ def convert(row: Record, form: Form = "auto") -> Question:
     options = read_options(columns)
     if options is not None:
         messages[-1] = _user(asked_with(messages[-1]["content"], options))
-    trace, taken = _trace(columns), ""
+    reasoning, taken = _own_trace(columns), ""
     if reply is None or QUESTIONS[name] == "prompt-completion":
         reply = _reply(columns, name, reply)
     if reply is None:
-        taken = _taken(columns, trace)
+        taken = _taken(columns, reasoning)
         reply = answer_text(columns.take(taken), taken) if taken else None
     gold = read_gold(columns, options, taken)
     reply = gold.worked if reply is None else reply
-    reference = None if reply is None else _with_trace(reply, trace, "the trace")
+    reference = None if reply is None else _with_trace(reply, reasoning, "the trace")
     _refuse_bad(columns, reference)
     answer_type = _answer_type(columns) or gold.answer_type
     difficulty = _difficulty(columns)
@@ -235,7 +227,7 @@ def _conversation(turns: Any, name: str) -> list[Message]:
             continue
         content = text(content, f"{where}.{text_key}")
         if ROLES[role] == "assistant":
-            content = _with_trace(content, inner or _trace(Columns(turn)), where)
+            content = _with_trace(content, inner or _own_trace(Columns(turn)), where)
         messages.append({"role": ROLES[role], "content": content})
     return messages
 
@@ -267,22 +259,18 @@ def _asked(turns: list[Message]) -> tuple[list[Message], str | None]:
 # -------------------------------------------------------------------------------- trace and answer
 
 
-def _trace(columns: Columns) -> str | None:
+def _own_trace(columns: Columns) -> str | None:
     """Return the trace that a row has in a column of its own; a mode, such as "off", is not one.
 
     Raises BadRowError for another single word, which may be either.
     """
     traces = {}
     for name in TRACES:
-        value = columns.row.get(columns.spelled(name))
-        if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
-            if len(value) > 1:
-                raise BadRowError(
-                    f"{columns.spelled(name)} holds {len(value)} traces",
-                    "write a row for each, or keep one",
-                )
-            value = value[0]
-        if isinstance(value, str) and value.strip() and value.strip().lower() not in MODES:
+        try:
+            value = trace(columns.row, columns.spelled(name))
+        except ValueError as error:
+            raise BadRowError(str(error), "write a row for each, or keep one") from None
+        if value is not None:
             if WORD.fullmatch(value.strip()):
                 raise BadRowError(
                     f"{columns.spelled(name)} is {shown(value)}: a setting, or a trace of one word",
@@ -309,12 +297,12 @@ def _reply(columns: Columns, name: str, said_before: str | None) -> str | None:
     return said_before if reply is None else reply
 
 
-def _taken(columns: Columns, trace: str | None) -> str:
+def _taken(columns: Columns, reasoning: str | None) -> str:
     """Return the column that holds the teacher's answer though its name may be a gold's, or ""."""
     for name in ("solution", "answer", "content"):
         if columns.has(name):
             value = str(columns.row[columns.spelled(name)])
-            if trace is not None or OPEN in value or CLOSE in value:
+            if reasoning is not None or OPEN in value or CLOSE in value:
                 return name
     return ""
 
@@ -329,13 +317,13 @@ def _refuse_bad(columns: Columns, reference: str | None) -> None:
             )
 
 
-def _with_trace(answer: str, trace: str | None, where: str) -> str:
+def _with_trace(answer: str, reasoning: str | None, where: str) -> str:
     """Return an answer after its reasoning, unless it holds that reasoning already."""
-    if trace is None or (CLOSE in answer and trace.strip() in answer):
+    if reasoning is None or (CLOSE in answer and reasoning.strip() in answer):
         return answer
-    if any(tag in each for tag in (OPEN, CLOSE) for each in (answer, trace)):
+    if any(tag in each for tag in (OPEN, CLOSE) for each in (answer, reasoning)):
         raise BadRowError(f"{where}: reasoning holds a think block, or the answer another one")
-    return thought(trace, answer, prefilled=False)
+    return thought(reasoning, answer, prefilled=False)
 
 
 def _answer_type(columns: Columns) -> str:

@@ -136,11 +136,11 @@ def replay(path: Path) -> Teacher:
     """Return a teacher that reads its samples from a JSONL file.
 
     A line names its prompt by {"id"} of the prompts stage, or by {"prompt"}, the text of its last
-    message. It has the answer as {"raw"}, {"reasoning", "answer"} or {"reasoning_content",
-    "content"}, read as an endpoint's (`received`), and may have {"finish_reason",
+    message. It has the answer as {"raw"}, or as {"answer"} or {"content"} with a trace beside it
+    (records.TRACES), read as an endpoint's (`received`), and may have {"finish_reason",
     "prefilled_think", "usage"}; so records of an earlier `generate` can be replayed. Lines of one
     prompt are its samples, in order. The teacher raises DstoolsError with the line if a prompt or
-    an answer is missing.
+    an answer is missing, or where one answer has several traces.
     """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
@@ -191,7 +191,7 @@ def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
     """Return the sample in a line of a file; DstoolsError with the line if it has no answer."""
     contents = [key for key in ("raw", "answer", "content") if key in row]
     content = next((key for key in contents if isinstance(row[key], str | list)), None)
-    if content is None and any(isinstance(row.get(key), str) for key in TRACES):
+    if content is None and any(isinstance(row.get(key), str) for key in records.TRACES):
         content = next((key for key in contents if row[key] is None), None)  # cut in its trace
     if content is None:
         read = ", ".join(f"{key} {type(row[key]).__name__}" for key in contents)
@@ -199,7 +199,11 @@ def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
         raise DstoolsError(f"{path}: line {number}: has no answer: {names}", _answer_hint(row))
     message = {"content": row[content]}
     if content != "raw":
-        message |= {key: row.get(key) for key in TRACES}
+        try:
+            message |= {key: records.trace(row, key) for key in records.TRACES}
+        except ValueError as error:
+            hint = "write a line for each, or keep one"
+            raise DstoolsError(f"{path}: line {number}: {error}", hint) from None
     try:
         return received(
             message,
@@ -223,20 +227,20 @@ def _answer_hint(row: dict[str, Any]) -> str:
     return ANSWER_HINT
 
 
-TRACES = ("reasoning_content", "reasoning", "thinking")
 ANSWER_HINT = 'add "raw", or "reasoning" and "answer", or "reasoning_content" and "content"'
 
 
 def received(message: dict[str, Any], finish_reason: Any, usage: Any, *, prefilled: bool) -> Answer:
     """Return the sample in an assistant's message, of a server or of a file.
 
-    The content may come in parts. A trace in a key of its own (TRACES), or in a part, is put back
-    before the answer, unless the answer holds it already. A text that closes a trace without
-    opening it continues an opener that the server's template wrote. Halves of a character that was
-    cut, which JSON can hold and UTF-8 cannot, become U+FFFD. Raises ValueError for another content.
+    The content may come in parts. A trace in a key of its own (records.TRACES), or in a part, is
+    put back before the answer, unless the answer holds it already. A text that closes a trace
+    without opening it continues an opener that the server's template wrote. Halves of a character
+    that was cut, which JSON can hold and UTF-8 cannot, become U+FFFD. Raises ValueError for another
+    content.
     """
     part, content = records.message_parts(message.get("content"))
-    traces = [message.get(key) for key in TRACES]
+    traces = [message.get(key) for key in records.TRACES]
     reasoning = next((trace for trace in traces if isinstance(trace, str) and trace), part)
     if reasoning and CLOSE in content and reasoning.strip() in content:
         reasoning = None

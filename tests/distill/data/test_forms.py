@@ -10,8 +10,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from dstools_distill.data.columns import BadRowError
-from dstools_distill.data.forms import QUESTIONS, REPLIES, TRACES, Question, convert
+from dstools_distill.data.forms import QUESTIONS, REPLIES, Question, convert
 from dstools_distill.data.golds import CODE_CASES, GOLD_KEYS, OPTIONS
+from dstools_distill.records import TRACES
 
 FOLDER = Path(__file__).parents[2] / "cases" / "distill"
 CASES = [

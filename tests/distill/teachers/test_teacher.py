@@ -217,6 +217,16 @@ def test_a_line_without_an_answer_says_what_was_read_and_what_to_do(
     assert advice in caught.value.hint
 
 
+@pytest.mark.parametrize("key", records.TRACES)
+def test_a_replayed_trace_is_found_under_every_name_of_data_sets(key: str, tmp_path: Path) -> None:
+    answer = Answer("<think>\na\n</think>\n\nb", "stop", False, None)
+    assert replayed({key: "a", "answer": "b"}, tmp_path, 1) == answer
+    assert replayed({key: ["a"], "content": "b"}, tmp_path, 1) == answer
+    assert replayed({key: "Off", "content": "b"}, tmp_path, 1).raw == "b"
+    with pytest.raises(DstoolsError, match=f"line 3: {key} holds 2 traces"):
+        replayed({key: ["a", "c"], "answer": "b"}, tmp_path, 3)
+
+
 def test_a_content_that_is_of_no_known_form_is_named_with_its_line(tmp_path: Path) -> None:
     row = {"content": [{"type": "poem"}]}
     with pytest.raises(DstoolsError, match="line 3: content is not a string: list with a part"):
