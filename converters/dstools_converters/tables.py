@@ -13,7 +13,7 @@ says otherwise: `Annotated[float, Range(-1, 1)]`.
 import stat
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -25,7 +25,6 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import strict_json
 
-Settings = Mapping[str, str | int | bool]  # tool, source, and options by their names
 MAX_COUNT = (1 << 63) - 1
 MAX_BYTES = 1 << 28  # calibration.json of 671B is 25 MB
 DAMAGED = "the file is damaged or of another version; make it again"
@@ -218,20 +217,3 @@ def json_table(
     if not isinstance(table, dict):
         raise DstoolsError(f"{path}: is not a JSON object", hint)
     return table
-
-
-def difference(begun: object, wanted: Settings) -> str:
-    """Return in words what `begun`, settings of another run, has that `wanted` has not."""
-    words = []
-    for key, value in begun.items() if isinstance(begun, dict) else ():
-        if value == wanted.get(key):
-            continue
-        if key == "tool":
-            words.append(f"by {value}")
-        elif key == "source":
-            words.append("from another source")
-        elif isinstance(value, bool) or value == "":
-            words.append(f"with {key}" if value else f"without {key}")
-        else:
-            words.append(f"with {key} {value}")
-    return printable(" and ".join(words))

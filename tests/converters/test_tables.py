@@ -14,7 +14,6 @@ from dstools_converters.tables import (
     Range,
     Reader,
     Share,
-    difference,
     json_table,
     nearest,
     toml_table,
@@ -187,25 +186,3 @@ def test_a_json_file_that_would_fill_the_memory_or_wait_for_ever_is_not_opened(
     for name in ("large.json", "pipe.json"):
         with pytest.raises(DstoolsError, match="is not a regular file, or is too large"):
             json_table(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("begun", "words"),
-    [
-        (
-            {"tool": "dstools 1", "--rows": False, "--dtype": "f16"},
-            "by dstools 1 and with --dtype f16",
-        ),
-        ({"source": "ab", "--rows": True}, "from another source and with --rows"),
-        ({"--dtype": ""}, "without --dtype"),
-        ({"--dtype": "f32"}, ""),
-        ("a line", ""),
-    ],
-)
-def test_what_another_run_has_is_said_in_words(begun: object, words: str) -> None:
-    wanted = {"tool": "dstools 2", "source": "cd", "--rows": False, "--dtype": "f32"}
-    assert difference(begun, wanted) == words
-
-
-def test_an_option_that_was_not_given_is_named_as_well() -> None:
-    assert difference({"--rows": False}, {"--rows": True}) == "without --rows"

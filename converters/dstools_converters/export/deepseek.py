@@ -47,7 +47,7 @@ from dstools_converters.model.architecture import Architecture, read_architectur
 from dstools_converters.runtime.pages import PAGE
 from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.weights import coded_names, read_positions
-from dstools_converters.tables import Settings, difference
+from dstools_converters.settings import Settings, difference
 
 
 @dataclass(frozen=True)

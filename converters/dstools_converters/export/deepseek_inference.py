@@ -43,7 +43,7 @@ from dstools_converters.families.names import Role, TensorName
 from dstools_converters.families.shapes import MLA
 from dstools_converters.files import to_json
 from dstools_converters.model.architecture import read_architecture
-from dstools_converters.tables import Settings
+from dstools_converters.settings import Settings
 
 MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
 FLUSHED_BYTES = 256 << 20  # written between two flushes to the disk, at least

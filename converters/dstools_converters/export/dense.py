@@ -37,7 +37,7 @@ from dstools_converters.files import to_json
 from dstools_converters.model.architecture import read_architecture
 from dstools_converters.model.tokenizer import end_ids, load_tokenizer
 from dstools_converters.runtime.weights import read_positions
-from dstools_converters.tables import Settings
+from dstools_converters.settings import Settings
 
 CLASSES = {  # model_type -> the class by which the builder chooses its own
     "llama": "LlamaForCausalLM",

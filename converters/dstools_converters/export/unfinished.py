@@ -18,7 +18,7 @@ from typing import Any
 
 from dstools_converters.errors import DstoolsError, disk_errors, size
 from dstools_converters.files import append_record, recover_log, sync
-from dstools_converters.tables import Settings, difference
+from dstools_converters.settings import Settings, difference
 
 JOURNAL, MODEL, SCRATCH = "journal.jsonl", "model", "scratch"
 

@@ -22,10 +22,10 @@ from dstools_converters.checkpoint.folder import INDEX
 from dstools_converters.errors import RESUME_HINT, DstoolsError, disk_errors, size
 from dstools_converters.files import sync
 from dstools_converters.plan.plan import Plan
+from dstools_converters.settings import difference
 from dstools_converters.sidefiles.calibration import LayerNote
 from dstools_converters.sidefiles.signature import Sign
 from dstools_converters.sidefiles.sums import SIGNATURE, SUMS, format_sums, sha256_of, sums_of
-from dstools_converters.tables import difference
 from dstools_converters.write.journal import JOURNAL, Journal, Note, Notes, begun_by
 from dstools_converters.write.metadata import read_back
 
@@ -378,9 +378,8 @@ def _require_own(work: Path, descriptor: int, fingerprint: Note, lock: int) -> N
     try:
         fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
     except OSError as error:
-        raise DstoolsError(
-            f"{work}: another run is writing it", "wait for it, or stop it"
-        ) from error
+        message = f"{work}: another run is writing it"
+        raise DstoolsError(message, "wait for it, or stop it") from error
     for path in work.iterdir():
         if path.name not in (JOURNAL, MODEL, CALIBRATION):
             raise DstoolsError(
@@ -389,7 +388,9 @@ def _require_own(work: Path, descriptor: int, fingerprint: Note, lock: int) -> N
             )
     begun = begun_by(work / JOURNAL)
     if begun not in (None, fingerprint):
-        how = difference(begun.get("settings"), fingerprint["settings"]) or "with another recipe"
+        settings = begun.get("settings")  # an older dstools did not write them
+        other = "with another recipe" if settings else "by an older dstools"
+        how = difference(settings, fingerprint["settings"]) or other
         raise DstoolsError(
             f"{work}: was begun {how}", "finish that run with its own command, or delete the folder"
         )

@@ -10,7 +10,7 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.export.unfinished import Unfinished
-from dstools_converters.tables import Settings
+from dstools_converters.settings import Settings
 
 SETTINGS: Settings = {"tool": "dstools 1", "source": "ab", "--dtype": "float32", "--mtp": True}
 

@@ -1,6 +1,7 @@
 """The folder of a run: locked by one, resumed after a kill, complete under its name."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -97,6 +98,18 @@ def test_another_plan_does_not_resume_this_one(
     with pytest.raises(DstoolsError, match="was begun with --scale-fmt float32"):
         run(other, tmp_path / "out", tool="dstools test", workers=1)
     assert quantize(tiny, tmp_path / "out") >= 1_000_000
+
+
+def test_a_journal_without_settings_is_of_an_older_dstools(
+    tiny: Path, tmp_path: Path, interrupted: Interrupted, plain_plan: PlanOf
+) -> None:
+    interrupted(tiny, tmp_path / "out", after=1_000_000)
+    journal = tmp_path / "out.incomplete" / "journal.jsonl"
+    first, *rest = journal.read_text().splitlines(keepends=True)
+    older = json.dumps({"plan": json.loads(first)["plan"]}) + "\n"
+    journal.write_text("".join([older, *rest]))
+    with pytest.raises(DstoolsError, match="was begun by an older dstools"):
+        run(plain_plan(tiny), tmp_path / "out", tool="dstools test", workers=1)
 
 
 def test_a_second_run_at_the_same_time_is_refused(
