@@ -29,7 +29,7 @@ from dstools_converters.plan.recipe import read_recipe
 from dstools_converters.sidefiles.sums import read_sums
 from dstools_converters.sidefiles.tokenizer import check_tokenizer
 from dstools_distill import records
-from dstools_distill.data.sources import questions
+from dstools_distill.data.sources import Reading, questions
 from dstools_distill.recipe.recipe import read_recipe as read_distill_recipe
 
 Target = Callable[[Path, bytes], object]
@@ -135,7 +135,7 @@ def read_lines(folder: Path, raw: bytes) -> None:
             records.parse(line, path, number)
         except DstoolsError as error:
             require_printable(f"{error}; {error.hint}")
-    for _ in questions(path):
+    for _ in questions(path, "auto", Reading()):
         pass
 
 

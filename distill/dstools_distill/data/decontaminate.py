@@ -25,7 +25,7 @@ from dstools_distill.data.benchmarks import (
 )
 from dstools_distill.data.contamination import Index
 from dstools_distill.data.ngrams import tokens
-from dstools_distill.data.sources import questions
+from dstools_distill.data.sources import Reading, questions
 from dstools_distill.recipe.settings import Decontaminate
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.rows import Chunk, Rows, each_record, map_rows
@@ -158,7 +158,7 @@ def _texts(file: Path) -> Iterator[Text]:
                 raise DstoolsError(f"{file}: line {number}: is not UTF-8", hint) from None
             yield Text(number, tokens(text), "question")
         return
-    for number, row, question in questions(file):
+    for number, row, question in questions(file, "auto", Reading()):
         kind: Kind = "generated" if row.get("task") else "question"
         for message in question.messages:
             if message["role"] != "system":

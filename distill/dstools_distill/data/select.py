@@ -21,7 +21,7 @@ from dstools_converters.model.reasoning import CLOSE, OPEN
 from dstools_distill import records
 from dstools_distill.data.contamination import Index
 from dstools_distill.data.ngrams import hashes, jaccard, shingles
-from dstools_distill.data.sources import questions
+from dstools_distill.data.sources import Reading, questions
 from dstools_distill.recipe.settings import Select
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
@@ -216,7 +216,7 @@ def _conversations(file: Path, licence: str) -> Iterator[Record]:
 
     Raises DstoolsError for one without an answer, or with a think tag in its answer.
     """
-    for number, _, question in questions(file):
+    for number, _, question in questions(file, "auto", Reading()):
         answer, where = question.reference, f"{file}: line {number}"
         if answer is None:
             raise DstoolsError(f"{where}: has no answer", "end it with an assistant's message")

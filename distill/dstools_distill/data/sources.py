@@ -24,20 +24,20 @@ Questions = Iterator[tuple[int, Record, Question]]
 class Reading:
     """What a source turned out to be, besides its questions."""
 
-    max_bad: int = 0  # rows that may be left out
+    max_bad: int | None = None  # rows that may be left out; None: the user has no say in it
     bad: int = 0
     first_bad: str = ""  # where, and why
     unread: set[str] = field(default_factory=set)  # columns that nothing was taken from
 
 
-def questions(path: Path, form: Form = "auto", reading: Reading | None = None) -> Questions:
+def questions(path: Path, form: Form, reading: Reading) -> Questions:
     """Yield line or row number, from 1, row, and question of a .jsonl or .parquet file.
 
     Fills `reading`. Raises DstoolsError, naming file and line, for a row that is not a question,
     once there are more of them than reading.max_bad.
     """
     unit = "row" if path.suffix == ".parquet" else "line"
-    yield from converted(rows(path), f"{path}: {unit}", form, reading or Reading())
+    yield from converted(rows(path), f"{path}: {unit}", form, reading)
 
 
 def converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Questions:
@@ -49,11 +49,11 @@ def converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Quest
             problem = f"{where} {number}: {error}"
             reading.bad += 1
             reading.first_bad = reading.first_bad or problem
-            if reading.bad > reading.max_bad:
+            if reading.bad > (reading.max_bad or 0):
                 hint = error.hint or records.BAD_LINE
-                raise DstoolsError(
-                    problem, f"{hint}; or leave out up to N such rows: max_bad = N in the source"
-                ) from None
+                if reading.max_bad is not None:
+                    hint += "; or leave out up to N such rows: max_bad = N in the source"
+                raise DstoolsError(problem, hint) from None
             continue
         reading.unread.update(question.unread)
         yield number, row, question

@@ -54,18 +54,18 @@ def test_a_row_is_named_by_its_line_or_by_its_number_in_parquet(tmp_path: Path) 
     good, bad = {"problem": "1+1", "answer": "2"}, {"problem": " ", "answer": "2"}
     file = jsonl(tmp_path / "a.jsonl", "", json.dumps(good), json.dumps(bad))
     with pytest.raises(DstoolsError, match=r"a\.jsonl: line 3: problem is empty"):
-        list(questions(file))
+        list(questions(file, "auto", Reading()))
     with pytest.raises(DstoolsError, match=r"a\.parquet: row 2: problem is empty"):
-        list(questions(parquet(tmp_path / "a.parquet", [good, bad])))
+        list(questions(parquet(tmp_path / "a.parquet", [good, bad]), "auto", Reading()))
 
 
 def test_a_row_comes_with_its_number_and_its_question(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", "", '{"problem": "1+1", "prompt": "2+2"}')
-    ((number, row, question),) = questions(file, "problem")
+    ((number, row, question),) = questions(file, "problem", Reading())
     assert (number, row) == (2, {"problem": "1+1", "prompt": "2+2"})
     assert (question.form, question.messages[0]["content"]) == ("problem", "1+1")
     with pytest.raises(DstoolsError, match="line 2: messages is not a list of turns"):
-        list(questions(file, "messages"))
+        list(questions(file, "messages", Reading()))
 
 
 def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path) -> None:
@@ -84,6 +84,9 @@ def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path) -> None
         list(questions(file, "auto", Reading(max_bad=1)))
     assert caught.value.hint.startswith("keep only the column that holds the gold")
     assert "max_bad = N" in caught.value.hint
+    with pytest.raises(DstoolsError, match="line 2: problem is empty") as caught:
+        list(questions(file, "auto", Reading()))  # of `index` and `select`, without a source table
+    assert "max_bad" not in caught.value.hint
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
