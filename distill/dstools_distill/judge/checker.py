@@ -10,19 +10,19 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
+
+import sympy
+from sympy.logic.boolalg import BooleanFunction
+
+from dstools_distill.judge.equality import every
 
 MEMORY_BYTES = 4 << 30  # of address space; the libraries alone take one GiB
 # raised by sympy and by scorers of reasoning-gym on some answers; any other error ends the process
 KNOWN_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    TypeError,
-    ValueError,
+    *(ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError),
 )
 DIGITS, LARGE = 1000, 10**300  # of irrational numbers: tells 1 - e^-200 from 1
 PRIMES = (5, 7, 8, 11, 13, 17, 14, 19, 23, 29, 31)
@@ -77,7 +77,6 @@ def are_equal(question: dict[str, Any]) -> bool | None:
 
 def _tree(text: str) -> Any:
     """Return what math-verify reads as a tree of sympy, with i and e as they are meant."""
-    import sympy
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
@@ -94,16 +93,8 @@ def _tree(text: str) -> Any:
     )
 
 
-def every(results: Iterable[bool | None]) -> bool | None:
-    """Return whether all results are true; None where that depends on an unknown one."""
-    known = list(results)
-    return False if False in known else None if None in known else True
-
-
 def _same(one: Any, other: Any) -> bool | None:
     """Compare two sets, matrices, equations or expressions; None for one of each."""
-    import sympy
-
     trees = one, other = _set(one.doit()), _set(other.doit())
     if all(isinstance(tree, sympy.Set) for tree in trees):
         return True if one == other else _same_sets(one, other)
@@ -121,9 +112,6 @@ def _set(tree: Any) -> Any:
 
     Other trees are returned as they are.
     """
-    import sympy
-    from sympy.logic.boolalg import BooleanFunction
-
     relations = tree.args if isinstance(tree, sympy.FiniteSet) else [tree]
     are_bounds = any(
         isinstance(r, BooleanFunction | sympy.Rel) and not isinstance(r, sympy.Eq)
@@ -151,8 +139,6 @@ def _same_sets(one: Any, other: Any) -> bool | None:
 
 def _same_expressions(one: Any, other: Any) -> bool | None:
     """Compare at positive integers, then at broken and at negative values of each symbol."""
-    import sympy
-
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     compared = 0
     for is_certain, point in _points(symbols):
@@ -169,8 +155,6 @@ def _same_expressions(one: Any, other: Any) -> bool | None:
 
 def _same_equations(one: Any, other: Any) -> bool | None:
     """Compare what must be 0, xy - 6 of y = 6/x: its ratio must be the same at all points."""
-    import sympy
-
     one, other = (tree.as_numer_denom()[0] for tree in (one, other))
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     ratios: dict[bool, set[Any]] = {True: set(), False: set()}  # at points that tell, and others
@@ -189,8 +173,6 @@ def _points(symbols: list[Any]) -> Iterator[tuple[bool, dict[Any, Any]]]:
 
     n is an integer; the others take broken values, and one of them a negative one.
     """
-    import sympy
-
     integers = [
         {s: PRIMES[(3 * k + n) % len(PRIMES)] for n, s in enumerate(symbols)} for k in range(4)
     ]
@@ -206,8 +188,6 @@ def _points(symbols: list[Any]) -> Iterator[tuple[bool, dict[Any, Any]]]:
 
 def _value(tree: Any, point: dict[Any, Any]) -> Any:
     """Return the value at a point; nan where it is not defined, None where it is not real."""
-    import sympy
-
     value = tree.subs(point)
     # of a negative number the real cube root is meant
     value = value.replace(
@@ -226,8 +206,6 @@ def _value(tree: Any, point: dict[Any, Any]) -> Any:
 
 
 def _are_close(one: Any, other: Any) -> bool:
-    import sympy
-
     if one.is_Rational and other.is_Rational:
         return bool(one == other)
     return bool(abs(one - other) <= max(abs(one), abs(other)) * sympy.Float(10) ** (20 - DIGITS))

@@ -4,9 +4,9 @@ Three-valued: None where neither knows.
 """
 
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 
-from dstools_distill.judge.checker import every
 from dstools_distill.judge.quantities import Value, latex
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import squeezed
@@ -32,6 +32,12 @@ MISREAD = re.compile(
 SUBSCRIPT, COMMAND = re.compile(r"_\s*\{?\w+\}?"), re.compile(r"\\[A-Za-z]+")
 LETTER = re.compile("[A-Za-z]")
 INFINITE = {"\\infty": 1, "+\\infty": 1, "-\\infty": -1}
+
+
+def every(results: Iterable[bool | None]) -> bool | None:
+    """Return whether all results are true; None where that depends on an unknown one."""
+    known = list(results)
+    return False if False in known else None if None in known else True
 
 
 class Comparison:
