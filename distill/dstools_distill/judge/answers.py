@@ -41,20 +41,17 @@ INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,3999})")
 DIGITS = re.compile(r"[+-]?[0-9]{1,4000}")
 EXACT = ("exact",)
 LIBRARY = ("math-verify",)
-EQUAL, NO_GOLD = Ruling("correct", "equal", EXACT), Ruling("unverifiable", "no-gold")
+EQUAL = Ruling("correct", "equal", EXACT)
+NO_GOLD, GOLD_NOT_READ = (Ruling("unverifiable", why) for why in ("no-gold", "gold-not-read"))
 
 
 def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> Ruling:
     """Rule on the answer in `text`, which is what a model wrote after its reasoning."""
     if gold is None or kind == "none":
         return NO_GOLD
-    text, wanted = text.strip(), gold.strip()
-    if "\\boxed" in wanted or ANNOUNCED.search(wanted):
-        wanted = final_answer(wanted).text or ("" if "\\boxed" in wanted else wanted)
-    wanted = stripped(wanted) if kind != "string" else wanted
-    braces = re.sub(r"\\.|[^{}]", "", wanted)
-    if not wanted or braces.count("{") != braces.count("}"):
-        return Ruling("unverifiable", "gold-not-read")
+    text, wanted = text.strip(), _wanted(gold.strip(), kind)
+    if not wanted:
+        return GOLD_NOT_READ
     if kind == "auto":
         kind = looks_like(wanted)
     if ruling := _plainly(text, wanted, kind):
@@ -62,43 +59,48 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     answer = final_answer(text)
     if answer.problem == "several-answers" and kind in ("set", "math"):
         answer = _joined(answer, wanted, kind)
-    if kind == "string" and answer.problem == "no-answer" and (said := COPULA.fullmatch(text)):
-        answer = Extracted(said[1])
-    if answer.problem == "no-answer" and text and "\\boxed{}" not in text:
-        return Ruling("unverifiable", "answer-not-found")
+    if answer.problem == "no-answer":
+        if kind == "string" and (predicate := PREDICATE.fullmatch(text)):
+            answer = Extracted(predicate[1])
+        elif text and "\\boxed{}" not in text:
+            return Ruling("unverifiable", "answer-not-found")
     if answer.problem:
-        last_is_gold = answer.parts and squeezed(answer.parts[-1]) == squeezed(wanted)
-        nobody_knows = answer.problem == "taken-back" or last_is_gold
-        return Ruling("unverifiable" if nobody_knows else "incorrect", answer.problem)
-    if ruling := _plainly(answer.text, wanted, kind):
-        return ruling
-    if kind == "choice":
-        wanted = _unstyled(wanted)
-        if not (label := LABELLED.match(wanted)):
-            return Ruling("unverifiable", "answer-not-read")
-        return formulas(answer.text, wanted[label.end() - 1 :], "math", referee)
-    if kind == "string":
-        if wanted.isascii() and not answer.text.isascii():
-            return Ruling("unverifiable", "another-script", EXACT)
-        one, other = (
-            {word.removesuffix("s") for word in _text(words).casefold().split()}
-            for words in (answer.text, wanted)
-        )
-        if one <= other or other <= one:  # "no solutions", "there is no solution"
-            return Ruling("unverifiable", "other-words", EXACT)
-        return _differs(answer.text, EXACT)
-    return formulas(answer.text, wanted, kind, referee)
+        is_last_gold = answer.parts and squeezed(answer.parts[-1]) == squeezed(wanted)
+        is_unknown = answer.problem == "taken-back" or is_last_gold
+        return Ruling("unverifiable" if is_unknown else "incorrect", answer.problem)
+    return _plainly(answer.text, wanted, kind) or _read(answer.text, wanted, kind, referee)
+
+
+def _wanted(gold: str, kind: AnswerType) -> str:
+    """Return the answer in a gold, which may be a solution; "" if it cannot be read."""
+    if "\\boxed" in gold or ANNOUNCED.search(gold):
+        gold = final_answer(gold).text or ("" if "\\boxed" in gold else gold)
+    gold = stripped(gold) if kind != "string" else gold
+    braces = re.sub(r"\\.|[^{}]", "", gold)
+    return gold if braces.count("{") == braces.count("}") else ""
 
 
 def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
     """Rule on digits, letters or words; None where the text is none, or other words."""
-    if kind == "integer" and INTEGER.fullmatch(gold) and DIGITS.fullmatch(text):
+    if kind == "integer":
         return integers(text, gold)
     if kind == "choice" and "\n" not in text and (given := letters(text)):
         if not (wanted := letters(gold)):
-            return Ruling("unverifiable", "gold-not-read")
+            return GOLD_NOT_READ
         return EQUAL if wanted == given else _differs("".join(sorted(given)), EXACT)
     return EQUAL if kind == "string" and same_text(text, gold) else None
+
+
+def _read(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
+    """Rule on an answer that is not plainly the gold: by its words, or as a formula."""
+    if kind == "string":
+        return _other_words(answer, gold)
+    if kind == "choice":
+        gold = _unstyled(gold)
+        if not (label := LABELLED.match(gold)):
+            return Ruling("unverifiable", "answer-not-read")
+        gold, kind = gold[label.end() - 1 :], "math"
+    return formulas(answer, gold, kind, referee)
 
 
 def looks_like(gold: str) -> AnswerType:
@@ -110,14 +112,13 @@ def looks_like(gold: str) -> AnswerType:
         return "choice"
     is_words = WORDS.fullmatch(inner) and (len(inner) > 2 or inner.lower() in ("no", "ok"))
     is_words = is_words or (inner != gold and read(inner) is None)
-    is_quoted = re.search(r"(?<!\d)'|\"", gold) or HEXADECIMAL.fullmatch(gold)
+    is_quoted = re.search(r"(?<!\d)'|\"", gold)
     return "string" if is_words or is_quoted or _moment(gold) else "math"
 
 
 LETTERS = re.compile(r"\(?[A-J]\)?|(?=[A-J]{2,6}$)A?B?C?D?E?F?G?H?I?J?")
 WORDS = re.compile(r"(?!inf(?:inity)?$)[^\W\d_][^\W\d_' -]*(?: [^\W\d_' -]+)*", re.IGNORECASE)
 LABELLED = re.compile(r"\s*(?:\([A-J]\)[\s\\]*|[A-J][.)]\s+)\S")
-HEXADECIMAL = re.compile(r"0x[0-9a-f]{1,64}", re.IGNORECASE)
 
 
 def _joined(answer: Extracted, gold: str, kind: AnswerType) -> Extracted:
@@ -132,13 +133,13 @@ def _joined(answer: Extracted, gold: str, kind: AnswerType) -> Extracted:
 # --------------------------------------------------------------------------------------- integers
 
 
-def integers(answer: str, gold: str) -> Ruling:
-    """Compare two runs of digits; the gold must have no leading zeros."""
-    if answer == gold:
-        return EQUAL
-    if int(answer) == int(gold):
-        return Ruling("incorrect", f"not-canonical: {answer[:40]}", EXACT)
-    return _differs(answer, EXACT)
+def integers(answer: str, gold: str) -> Ruling | None:
+    """Compare two runs of digits, the gold without leading zeros; return None for other texts."""
+    if not (INTEGER.fullmatch(gold) and DIGITS.fullmatch(answer)):
+        return None
+    if int(answer) != int(gold):
+        return _differs(answer, EXACT)
+    return EQUAL if answer == gold else Ruling("incorrect", f"not-canonical: {answer[:40]}", EXACT)
 
 
 def _differs(answer: str, checkers: tuple[str, ...]) -> Ruling:
@@ -193,6 +194,19 @@ def letters(text: str) -> frozenset[str]:
     return frozenset(m[1].upper() for m in matches if m) if all(matches) else frozenset()
 
 
+def _other_words(answer: str, gold: str) -> Ruling:
+    """Rule on another text: one in another script, or with more or fewer words, is unverifiable."""
+    if gold.isascii() and not answer.isascii():
+        return Ruling("unverifiable", "another-script", EXACT)
+    one, other = (
+        {word.removesuffix("s") for word in _text(text).casefold().split()}
+        for text in (answer, gold)
+    )
+    if one <= other or other <= one:  # "no solutions", "there is no solution"
+        return Ruling("unverifiable", "other-words", EXACT)
+    return _differs(answer, EXACT)
+
+
 def same_text(answer: str, gold: str) -> bool:
     """Return whether two texts say the same.
 
@@ -207,13 +221,11 @@ def same_text(answer: str, gold: str) -> bool:
         len(word) > 2 or word.islower() or word == "No" for word in re.findall(r"[^\W\d_]+", other)
     ):
         one, other = (NO_PLURAL.sub(r"\1", words.casefold()) for words in (one, other))
-    if HEXADECIMAL.fullmatch(one) and HEXADECIMAL.fullmatch(other):
-        return int(one, 16) == int(other, 16)
     first, second = _moment(one), _moment(other)
     return bool(other) and (one == other or (first is not None and first == second))
 
 
-COPULA = re.compile(r"[^\n,.;]*\b(?:is|are|be)\s+([^\n,.;]+)\.?")
+PREDICATE = re.compile(r"[^\n,.;]*\b(?:is|are|be)\s+([^\n,.;]+)\.?")
 NO_PLURAL = re.compile(r"^(no \w+)s$")  # no solutions: no solution; but Mars is not Mar
 YES_NO = re.compile(r"yes|no|true|false", re.IGNORECASE)
 

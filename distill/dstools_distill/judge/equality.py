@@ -14,9 +14,10 @@ from dstools_distill.judge.spelling import squeezed
 MAX_ITEMS = 40
 SCALARS, LISTS, RANGES = {"number", "formula"}, ("", "{}"), ("()", "[)", "(]", "[]")
 DEGREE, PERCENT, RADIAN = (("°", 1),), (("%", 1),), (("rad", 1),)
+MARKS = {DEGREE, PERCENT}  # units that stand for a factor
 TRIGONOMETRIC = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*°\s*[)}]?")
 PLAIN_LOG = re.compile(r"\\log(?![a-z])\s*(?!_)")  # to base 10 or e
-# commands that math-verify reads as they are meant; of others nobody knows
+# commands that math-verify reads as they are meant
 KNOWN = (
     r"d?binom|[dt]?frac|over|sqrt|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp|pi|infty|cdot"
     r"|cup|setminus|emptyset|mathbb|[lr]floor|[lr]ceil|[lg]eq?|[lg]t|[lg]eqslant|neq?|begin|end|left"
@@ -31,6 +32,9 @@ MISREAD = re.compile(
 )
 SUBSCRIPT, COMMAND = re.compile(r"_\s*\{?\w+\}?"), re.compile(r"\\[A-Za-z]+")
 LETTER = re.compile("[A-Za-z]")
+LIBRARY = str.maketrans(  # as math-verify reads it
+    {"*": "\\cdot ", "°": "\\cdot\\frac{\\pi}{180}", "⦃": "\\{", "⦄": "\\}"}
+)
 INFINITE = {"\\infty": 1, "+\\infty": 1, "-\\infty": -1}
 
 
@@ -59,26 +63,26 @@ class Comparison:
         if "unknown" in kinds:
             return None
         if "chain" in kinds:
-            return self.chain(answer, gold)
+            return self._chain(answer, gold)
         if kinds & {"named", "equation"}:
-            return self.named(answer, gold)
-        answer, gold = _alone(answer, gold), _alone(gold, answer)
-        kinds = {answer.kind, gold.kind}
+            return self._named(answer, gold)
         if "set" in kinds:
             sets = [_set(value) for value in (answer, gold)]
-            return self.ask(*sets) if all(sets) else _false("number" in kinds)
+            return self._ask(*sets) if all(sets) else False if "number" in kinds else None
         if kinds == {"items"}:
-            return self.items(answer, gold)
+            return self._items(answer, gold)
         if kinds <= SCALARS:
-            return self.quantities(answer, gold)
+            return self._quantities(answer, gold)
         if kinds == {"base"}:
             return answer.text == gold.text
         if gold.kind == "base" and answer.kind == "number":  # the base may have been asked for
             return gold.text.partition("_")[0] == str(answer.number) or None
         is_list = kinds == {"items", "number"} and ":" not in (answer.text, gold.text)
-        return _false(is_list and not _may_be_decimal(answer, gold))
+        is_whole = [v.number.denominator == 1 for v in (*answer.items, *gold.items, answer, gold)]
+        is_decimal = all(is_whole[:-2]) and not all(is_whole)  # 3,5 may be 3.5
+        return False if is_list and not is_decimal else None
 
-    def chain(self, answer: Value, gold: Value) -> bool | None:
+    def _chain(self, answer: Value, gold: Value) -> bool | None:
         """Compare 57 + 68 = 125 by its last value, if all its sides are equal."""
         for value in (answer, gold):
             if value.kind == "chain":
@@ -87,50 +91,45 @@ class Comparison:
                     return sides
         return self.same(*(v.items[-1] if v.kind == "chain" else v for v in (answer, gold)))
 
-    def named(self, answer: Value, gold: Value) -> bool | None:
+    def _named(self, answer: Value, gold: Value) -> bool | None:
         """Compare named values and equations."""
         are_values = "equation" not in (answer.kind, gold.kind)
         if are_values and (answer.text == gold.text or answer.kind != gold.kind):
             one, other = (v.items[0] if v.kind == "named" else v for v in (answer, gold))
             if one.kind == other.kind == "items" and "" in (one.text, other.text):  # which order?
-                return self.sequence(one.items, other.items) or None
+                return self._sequence(one.items, other.items) or None
             return self.same(one, other)
         texts = [_equation(value) for value in (answer, gold)]
-        return self.ask(*texts) if all(texts) else None
+        return self._ask(*texts) if all(texts) else None
 
-    def quantities(self, answer: Value, gold: Value) -> bool | None:
+    def _quantities(self, answer: Value, gold: Value) -> bool | None:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""
         units = {answer.unit.of, gold.unit.of}
         if len(units) == 1:
-            return self.scalars(*(_times(v, v.unit.times * v.unit.factor) for v in (answer, gold)))
+            return self._scalars(*(_times(v, v.unit.times * v.unit.factor) for v in (answer, gold)))
         if () not in units and units != {DEGREE, RADIAN}:
             self.problem = "units"
             return None
         given, wanted = (
-            _times(v, v.unit.times * (v.unit.factor if v.unit.of in (DEGREE, PERCENT) else 1))
+            _times(v, v.unit.times * (v.unit.factor if v.unit.of in MARKS else 1))
             for v in (answer, gold)
         )
-        is_same = self.scalars(given, wanted) if () in units else False
+        is_same = self._scalars(given, wanted) if () in units else False
         if is_same and PERCENT in units:  # 0.5% and 0.5 are ambiguous
             return (wanted.kind == "number" and abs(wanted.number) > 1) or None
-        if is_same or not units & {DEGREE, PERCENT}:
+        if is_same or not units & MARKS:
             return is_same
-        is_given = answer.unit.of in (DEGREE, PERCENT)
-        marked = given if is_given else wanted
-        if PERCENT in units:
-            converted = _times(marked, Fraction(1, 100))
-        else:
-            converted = Value("formula", f"({latex(marked)}) * \\frac{{\\pi}}{{180}}")
-        return self.scalars(*((converted, wanted) if is_given else (given, converted)))
+        pairs = ((given, answer.unit), (wanted, gold.unit))
+        return self._scalars(*(_unmarked(value, unit.of) for value, unit in pairs))
 
-    def scalars(self, answer: Value, gold: Value) -> bool | None:
+    def _scalars(self, answer: Value, gold: Value) -> bool | None:
         """Compare two numbers or formulas without their units."""
         if answer.kind == gold.kind == "number":
             return answer.number == gold.number
         signs = [INFINITE.get(squeezed(value.text)) for value in (answer, gold)]
-        return signs[0] == signs[1] if any(signs) else self.ask(latex(answer), latex(gold))
+        return signs[0] == signs[1] if any(signs) else self._ask(latex(answer), latex(gold))
 
-    def ask(self, answer: str, gold: str) -> bool | None:
+    def _ask(self, answer: str, gold: str) -> bool | None:
         """Ask math-verify about two formulas, equations or sets, unless it would misread one."""
         if squeezed(answer) == squeezed(gold):
             return True
@@ -144,18 +143,19 @@ class Comparison:
         letters = set(LETTER.findall(COMMAND.sub(" ", f"{one} {other}")))
         has_both_cases = len(set(map(str.lower, letters))) < len(letters)  # R is read as r
         logs = {bool(PLAIN_LOG.search(text)) for text in texts}
-        if has_both_cases or len(logs) > 1:
-            return None
-        if ("°" in one) != ("°" in other) and "\\pi" not in (other if "°" in one else one):
+        is_degree = "°" in one, "°" in other  # or a number: 60 + x
+        is_unknown = is_degree[0] != is_degree[1] and "\\pi" not in f"{one}{other}"
+        if has_both_cases or len(logs) > 1 or is_unknown:
             return None
         self.asked = True
-        found = self.referee.math(*map(_library, texts))
-        if isinstance(found, bool):
-            return found
-        self.problem = found or "math-verify-cannot-read"
+        one, other = (text.replace("\\lg", "\\log_{10}").translate(LIBRARY) for text in texts)
+        equal = self.referee.math(one, other)
+        if isinstance(equal, bool):
+            return equal
+        self.problem = equal or "math-verify-cannot-read"
         return None
 
-    def items(self, answer: Value, gold: Value) -> bool | None:
+    def _items(self, answer: Value, gold: Value) -> bool | None:
         """Compare lists, tuples, sets and ratios."""
         brackets = (answer.text, gold.text)
         are_lists = [text in LISTS for text in brackets]
@@ -167,24 +167,24 @@ class Comparison:
                 return False
             ordered = not are_lists[0]
         if ordered:
-            return self.sequence(answer.items, gold.items)
+            return self._sequence(answer.items, gold.items)
         if "{}" not in brackets and len(answer.items) != len(gold.items):
             return False
         if max(len(answer.items), len(gold.items)) > MAX_ITEMS:
             return None
-        found = self.subset(answer.items, gold.items)
-        if found and brackets == ("", "") and self.ordered is None and len(gold.items) > 2:
+        equal = self._subset(answer.items, gold.items)
+        if equal and brackets == ("", "") and self.ordered is None and len(gold.items) > 2:
             self.problem = "order"  # which may have been asked for
-            return self.sequence(answer.items, gold.items) or None
-        return found
+            return self._sequence(answer.items, gold.items) or None
+        return equal
 
-    def sequence(self, answer: tuple[Value, ...], gold: tuple[Value, ...]) -> bool | None:
+    def _sequence(self, answer: tuple[Value, ...], gold: tuple[Value, ...]) -> bool | None:
         """Compare the items of two lists in their order."""
         if len(answer) != len(gold):
             return False
         return every(self.same(one, other) for one, other in zip(answer, gold, strict=True))
 
-    def subset(self, answer: tuple[Value, ...], gold: tuple[Value, ...]) -> bool | None:
+    def _subset(self, answer: tuple[Value, ...], gold: tuple[Value, ...]) -> bool | None:
         """Compare the items of two lists, each with each."""
         table = [[self.same(one, other) for other in gold] for one in answer]
         return every(
@@ -193,30 +193,19 @@ class Comparison:
         )
 
 
-def _false(is_known: bool) -> bool | None:
-    return False if is_known else None
-
-
-def _alone(value: Value, other: Value) -> Value:
-    """Return the only element of a set if the other side is none."""
-    is_single = value.kind == "items" and value.text == "{}" and len(value.items) == 1
-    return value.items[0] if is_single and other.kind not in ("items", "set") else value
-
-
-def _may_be_decimal(*values: Value) -> bool:
-    """Return whether a list of two, 3,5, may be the decimal 3.5."""
-    listed, single = sorted(values, key=lambda value: value.kind)
-    if len(listed.items) != 2 or listed.text or {item.kind for item in listed.items} != {"number"}:
-        return False
-    return f"{listed.items[0].number}.{listed.items[1].number}" == f"{float(single.number):g}"
-
-
 def _times(value: Value, factor: Fraction) -> Value:
     """Return a value without its unit, times a number."""
     if value.kind == "number":
         return Value("number", number=value.number * factor)
     number = "" if factor == 1 else latex(Value("number", number=factor))
     return Value("formula", f"{number} * ({value.text})" if number else value.text)
+
+
+def _unmarked(value: Value, of: tuple[tuple[str, int], ...]) -> Value:
+    """Return a percentage as a number, and degrees in radians."""
+    if of == DEGREE:
+        return Value("formula", f"({latex(value)}) * \\frac{{\\pi}}{{180}}")
+    return _times(value, Fraction(1, 100)) if of == PERCENT else value
 
 
 def _equation(value: Value) -> str:
@@ -234,16 +223,3 @@ def _set(value: Value) -> str:
         ends = ", ".join(map(latex, value.items))
         return f"\\left{value.text[0]}{ends}\\right{value.text[1]}"
     return value.text if value.kind == "set" else ""
-
-
-def _library(text: str) -> str:
-    """Return a formula as math-verify reads it."""
-    for mark, command in (
-        ("*", "\\cdot "),
-        ("°", "\\cdot\\frac{\\pi}{180}"),
-        ("\\lg", "\\log_{10}"),
-        ("⦃", "\\{"),
-        ("⦄", "\\}"),
-    ):
-        text = text.replace(mark, command)
-    return text

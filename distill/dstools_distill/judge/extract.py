@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from dstools_distill.judge.reader import read
 from dstools_distill.judge.spelling import unwrapped
-from dstools_distill.judge.units import NoUnitError, unit
 
 MAX_SHORT = 400  # characters of a text that may be only its answer
 
@@ -200,7 +199,7 @@ DENIED = re.compile(
     r"\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|не)\b|n't\b|不|没|ない",
     re.IGNORECASE,
 )
-DENIAL = re.compile(  # of what stands before, without another value
+DENIAL = re.compile(  # of the text before, without another value
     r"\b(?:that|this|it|answer|result|value|above)\b[^.;,]*\b(?:wrong|incorrect|not right)\b"
     r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure)\b"
     r"|\bno\s*[.!:,;]|\b(?:might|could) be\b|不对",
@@ -246,14 +245,10 @@ def _last_number(text: str) -> Extracted:
         return NO_ANSWER
     words = MORE.sub("", match[3].strip(" .,!;:*$"))
     is_stated = STATED.search(match[1]) or (not is_last and ("=" in line or match[3].strip(" .")))
-    try:
-        return (
-            Extracted(f"{match[2]} {words}".strip())
-            if is_stated and (not words or unit(words))
-            else NO_ANSWER
-        )
-    except NoUnitError:
-        return NO_ANSWER
+    answer = f"{match[2]} {words}".strip()
+    value = read(answer, letters_are_units=True)
+    is_number = value is not None and value.kind == "number"
+    return Extracted(answer) if is_stated and is_number else NO_ANSWER
 
 
 NUMBER = re.compile(

@@ -8,7 +8,7 @@ import warnings
 from typing import Any, NamedTuple
 
 PYTHON = ("python", "python3", "py", "py3", "pypy", "pypy3")
-NO_PROGRAM = (  # labels of what stands beside a program
+NO_PROGRAM = (  # labels of blocks beside a program
     *("bash", "console", "csv", "diff", "input", "json", "latex", "markdown", "math", "output"),
     *("plain", "plaintext", "sh", "shell", "shell-session", "terminal", "text", "txt", "xml"),
     "yaml",
@@ -83,24 +83,22 @@ def read_cases(gold: str) -> list[dict[str, str]] | None:
         return None
     if isinstance(cases, dict):
         inputs, outputs = (cases.get(f"{name}s", cases.get(name)) for name in CASE_KEYS[1])
-        if cases.get("fn_name") or not isinstance(inputs, list) or not isinstance(outputs, list):
+        if not isinstance(inputs, list) or not isinstance(outputs, list):
             return None
-        if len(inputs) != len(outputs):
+        if cases.get("fn_name") or len(inputs) != len(outputs):
             return None
         cases = [{"input": a, "output": b} for a, b in zip(inputs, outputs, strict=True)]
     if not isinstance(cases, list) or not 0 < len(cases) <= MAX_CASES:
         return None
     read = [_case(case) for case in cases]
-    return None if None in read else [case for case in read if case is not None]
+    return read if all(read) else None
 
 
-def _case(case: Any) -> dict[str, str] | None:
-    if not isinstance(case, dict) or case.get("testtype", "stdin") != "stdin":
-        return None  # LiveCodeBench: "functional" calls a function
-    texts = [case[key] for keys in CASE_KEYS for key in keys if key in case]
-    are_lines = [isinstance(t, list) and all(isinstance(line, str) for line in t) for t in texts]
-    texts = ["\n".join(t) if is_lines else t for t, is_lines in zip(texts, are_lines, strict=True)]
-    is_whole = len(texts) == 2 == len(case.keys() - {"testtype"})
-    if not is_whole or not all(isinstance(text, str) for text in texts):
-        return None
-    return dict(zip(CASE_KEYS[0], texts, strict=True))
+def _case(case: Any) -> dict[str, str]:
+    """Return a case as {"stdin", "stdout"}; {} if it is not two texts, or lists of lines."""
+    if not isinstance(case, dict) or case.pop("testtype", "stdin") != "stdin":
+        return {}  # LiveCodeBench: "functional" calls a function
+    keys = next((keys for keys in CASE_KEYS if set(keys) == set(case)), ())
+    texts = [[case[key]] if isinstance(case[key], str) else case[key] for key in keys]
+    are_lines = all(isinstance(t, list) and all(isinstance(line, str) for line in t) for t in texts)
+    return dict(zip(CASE_KEYS[0], map("\n".join, texts), strict=False)) if are_lines else {}

@@ -14,7 +14,7 @@ from dstools_distill.judge.spelling import plain, squeezed
 from dstools_distill.judge.units import NONE
 
 MAX_CHARS, MAX_DEPTH = 2000, 12
-OPEN, CLOSE = "([{⦃⟨", ")]}⦄⟩"
+OPENING, CLOSING = "([{⦃⟨", ")]}⦄⟩"
 CONSTANTS = {
     "\\emptyset": Value("items", "{}"), "\\varnothing": Value("items", "{}"),
     "⦃⦄": Value("items", "{}"), "\\mathbbR": Value("set", "(-\\infty, \\infty)"),
@@ -41,18 +41,18 @@ def has_unit(value: Value | None) -> bool:
 
 def split_top(text: str, separators: re.Pattern[str]) -> tuple[list[str], list[str]]:
     """Return the parts of a text between separators outside all brackets, and the separators."""
-    parts, found, depth, start, at = [], [], 0, 0, 0
+    parts, between, depth, start, at = [], [], 0, 0, 0
     while at < len(text):
         if not depth and (match := separators.match(text, at)):
             parts.append(text[start:at].strip())
-            found.append(match[0])
+            between.append(match[0])
             start = at = match.end()
             continue
-        opens = text[at] in OPEN or text.startswith("\\begin", at)
-        closes = text[at] in CLOSE or text.startswith("\\end", at)
+        opens = text[at] in OPENING or text.startswith("\\begin", at)
+        closes = text[at] in CLOSING or text.startswith("\\end", at)
         depth = max(0, depth + opens - closes)
         at += 1
-    return [*parts, text[start:].strip()], found
+    return [*parts, text[start:].strip()], between
 
 
 LISTS = (
@@ -62,8 +62,8 @@ LISTS = (
     ),
 )
 BARE_COMMA = re.compile(",")
-SETS = r"[<>]=?|\\(?:[lg]t|[lg]eq?(?:slant)?|neq?|cup|setminus|backslash)(?![A-Za-z])"
-SIGN = re.compile(SETS + r"|=|\\(?:approx|in|equiv)(?![A-Za-z])")
+RELATION = r"[<>]=?|\\(?:[lg]t|[lg]eq?(?:slant)?|neq?|cup|setminus|backslash)(?![A-Za-z])"
+SIGN = re.compile(RELATION + r"|=|\\(?:approx|in|equiv)(?![A-Za-z])")
 LETTER = r"[A-Za-z](?:_\{?\w+\}?)?"
 GREEK = r"\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega|Delta|sigma|rho)"
 NAME = re.compile(
@@ -81,6 +81,7 @@ DOTS = re.compile(r"\\[lc]?dots(?![a-z])|\.\.\.|…")
 REPEATED = re.compile(r"(\d*\.\d*?)(\d+?)\2{2,}\s*(?:\.\.\.|…|\\[lc]?dots)\Z")
 COLON = re.compile(r"(?<=[\d}])\s*:\s*(?=[\d\\])")
 CONDITION = re.compile(r"\s*\(?[^|:]*?\)?\s*(?:\||:|\\mid)(.*)")
+PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 CASES = re.compile(r"\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
 
 
@@ -139,7 +140,7 @@ class _Reader:
             return self.value(text.partition("\\in")[2], depth + 1)
         if signs == ["\\equiv"] and (match := RESIDUE.fullmatch(last)) and int(match[2]):
             return Value("base", f"{int(match[1]) % int(match[2])} mod {match[2]}")
-        if all(re.fullmatch(SETS, sign) for sign in signs):
+        if all(re.fullmatch(RELATION, sign) for sign in signs):
             return Value("set", text)
         if set(signs[:-1]) - {"="} or signs[-1] not in ("=", "\\approx"):
             return Value("unknown", squeezed(text))
@@ -169,10 +170,10 @@ class _Reader:
 
     def single(self, text: str, depth: int) -> Value:
         """Read a system, a bracketed group, a ratio, a number in a base, ±, or a quantity."""
-        if cases := CASES.fullmatch(text):
-            return self.cases(cases[1], depth)
+        if (system := CASES.fullmatch(text)) and "&" not in text:
+            return self.value(system[1].replace("\\\\", ","), depth + 1)
         text = re.sub(r"^[A-Z]\s*(?=\([^()]*,[^()]*\)$)", "", text)  # a point
-        if text[0] in "]" + OPEN and (group := self.group(text, depth)):
+        if text[0] in "]" + OPENING and (group := self.group(text, depth)):
             return group
         sides = COLON.split(text)
         if len(sides) > 1:
@@ -183,29 +184,18 @@ class _Reader:
             base = BASES.get(match[2].lower(), match[2])
             if str(base).isdigit() and 2 <= int(base) <= 36 and int(match[1][-1], 36) < int(base):
                 return Value("base", f"{match[1].lower().lstrip('0')}_{base}")
-        if re.search(r"\\(?:pm|mp)(?![a-z])", text):
-            both = (
-                re.sub(r"\\pm(?![a-z])", upper, re.sub(r"\\mp(?![a-z])", lower, text)).strip()
-                for upper, lower in ("+-", "-+")
-            )
+        if PLUS_MINUS.search(text):
+            both = (PLUS_MINUS.sub(sign, text).strip() for sign in "+-")
             return Value("items", "", tuple(self.single(one, depth) for one in both))
-        found = quantity(text, letters_are_units=self.letters_are_units)
-        return found or Value("formula", text)
-
-    def cases(self, text: str, depth: int) -> Value:
-        """Read a system of equations as a list, values and their conditions as a set of pairs."""
-        if "&" not in text:
-            return self.value(text.replace("\\\\", ","), depth + 1)
-        rows = [row.split("&") for row in text.split("\\\\") if row.strip()]
-        pairs = [tuple(self.value(cell.strip(" ,;"), depth + 1) for cell in row) for row in rows]
-        return Value("items", "{}", tuple(Value("items", "()", pair) for pair in pairs))
+        whole = quantity(text, letters_are_units=self.letters_are_units)
+        return whole or Value("formula", text)
 
     def group(self, text: str, depth: int) -> Value | None:
         """Read what is between brackets that match to the end; None if they do not."""
         opener, closer, inner = text[0], text[-1], text[1:-1].strip()
         is_french = opener == "]" or closer == "["
-        levels = list(accumulate((char in OPEN) - (char in CLOSE) for char in text))
-        if not is_french and (levels[-1] or 0 in levels[:-1] or closer not in CLOSE):
+        levels = list(accumulate((char in OPENING) - (char in CLOSING) for char in text))
+        if not is_french and (levels[-1] or 0 in levels[:-1] or closer not in CLOSING):
             return None
         if opener == "⦃":
             if condition := CONDITION.match(inner):
@@ -232,11 +222,8 @@ def _has_letters(text: str) -> bool:
 def _by_name(items: list[Value]) -> Value:
     """Return x = 1, y = 2 as a named tuple in the order of the names; x = 1, x = 2 as a list."""
     if all(item.kind == "named" for item in items):
-        items = (
-            sorted(items, key=lambda item: item.text)
-            if len({i.text for i in items}) == len(items)
-            else items
-        )
+        if len({item.text for item in items}) == len(items):
+            items = sorted(items, key=lambda item: item.text)
         names = [item.text for item in items]
         if len({re.split(r"[_(]", name)[0] for name in names}) == len(names):
             values = tuple(item.items[0] for item in items)

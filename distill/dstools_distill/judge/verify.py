@@ -19,7 +19,7 @@ from typing import Any
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN, other_tag, split
 from dstools_distill.judge import program, sandbox, steps
-from dstools_distill.judge.answers import DIGITS, EQUAL, INTEGER, Ruling, compare, integers
+from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers
 from dstools_distill.judge.extract import final_answer
 from dstools_distill.judge.prose import LANGUAGES, language_share, repetition
 from dstools_distill.judge.referee import Referee
@@ -32,7 +32,7 @@ from dstools_distill.store.stage import Report, Work
 
 log = logging.getLogger(__name__)
 RIGHT_SCORE = 0.99  # of reasoning-gym's 0 to 1; a partly correct answer is incorrect
-# ends of samples that are no answers; of an unknown word nobody knows
+# finish reasons of incomplete samples; any other word is unverifiable
 UNFINISHED = ("length", "content_filter", "tool_calls", "function_call", "abort", "error")
 PLACES = 4  # decimals of shares
 IN_TAGS = "begins with "  # and a tag: the name of a count
@@ -44,7 +44,7 @@ HINTS = {  # what to do if one reason is that of all samples
     "answer-not-found": "ask for final answers in \\boxed{}, in prompts.system or the questions",
 }
 SCORER = ("reasoning-gym",)
-ONE_VALUED = ("chain_sum",)  # tasks with one correct integer, which need no scorer
+SUMS = ("chain_sum",)  # tasks with one correct integer, which need no scorer; steps are checked
 
 
 def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
@@ -80,11 +80,9 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
 
 def _hint_at_one_reason(reasons: dict[str, dict[str, int]], tags: list[str]) -> None:
     """Log what to do if no sample is correct, all for one reason."""
-    if len(reasons) != 1 or "correct" in reasons:
-        return
-    ((verdict, words),) = reasons.items()
-    if len(words) == 1:
-        ((word, count),) = words.items()
+    counts = [(verdict, *pair) for verdict, words in reasons.items() for pair in words.items()]
+    if len(counts) == 1 and "correct" not in reasons:
+        ((verdict, word, count),) = counts
         hint = HINTS.get(word, "see verdict_reason in its records.jsonl")
         if word == "think-block" and tags:
             names = ", ".join(f"<{printable(tag.removeprefix(IN_TAGS))}>" for tag in tags[:3])
@@ -160,8 +158,11 @@ class Judge:
             ruling = Ruling("incorrect", "think-block")
         else:
             ruling = self.rule(record, parts.answer)
-            if settings.steps and parts.reasoning is not None:
-                checked = _check_steps(record["task"], parts.reasoning, parts.answer)
+            task = record["task"] or {"name": ""}
+            if settings.steps and parts.reasoning is not None and task["name"] in SUMS:
+                expression = task["entry"]["metadata"]["expression"]
+                final = final_answer(parts.answer).text or parts.answer
+                checked = steps.check(expression, parts.reasoning, final)
         if ruling.verdict == "incorrect" and checked and (checked.fault or "").startswith("answer"):
             ruling = ruling._replace(reason=f"miscopied: {checked.fault}")
         if ruling.verdict == "correct" and (fault := _fault(checked, language, repeated, settings)):
@@ -194,14 +195,6 @@ def _fault(checked: Steps | None, language: float | None, repeated: float, setti
     return f"repetition: {repeated:.2f}" if repeated > settings.max_repetition else ""
 
 
-def _check_steps(task: dict[str, Any] | None, reasoning: str, answer: str) -> Steps | None:
-    """Check the steps if there is a checker for those of the task."""
-    if task is None or task["name"] != "chain_sum":
-        return None
-    final = final_answer(answer).text or answer
-    return steps.check(task["entry"]["metadata"]["expression"], reasoning, final)
-
-
 def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
     """Rule by reasoning-gym's scorer, unless the answer is the task's own."""
     oracle: str | None = task["entry"]["answer"]  # None for some tasks with many correct answers
@@ -213,10 +206,10 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
         verdict = "unverifiable" if final.problem == "taken-back" else "incorrect"
         return Ruling(verdict, final.problem)
     answer = final.text or answer
-    if oracle and INTEGER.fullmatch(oracle) and DIGITS.fullmatch(answer):
-        ruling = integers(answer, oracle)
-        if ruling.reason.startswith("not-canonical") or task["name"] in ONE_VALUED:
-            return ruling
+    if (ruling := integers(answer, oracle or "")) and (
+        ruling.reason.startswith("not-canonical") or task["name"] in SUMS
+    ):
+        return ruling
     score = referee.score(task["name"], answer, task["entry"])
     if isinstance(score, str):
         return Ruling("unverifiable", score, SCORER)
@@ -228,7 +221,7 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
 def _run_code(answer: str, gold: str, settings: Verify) -> Ruling:
     """Rule by running the program of an answer on all cases.
 
-    Of a program in another language, or with a library that the sandbox lacks, nobody knows.
+    A program in another language, or with a library that the sandbox lacks, is unverifiable.
     """
     cases, (text, problem) = program.read_cases(gold), program.find(answer)
     if cases is None:
