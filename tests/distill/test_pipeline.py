@@ -5,6 +5,7 @@ KILLS=20 pytest tests/distill/test_pipeline.py        # kills of each stage; def
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,7 @@ from dstools_distill.recipe.stages import STAGES
 from dstools_distill.store.stage import MANIFEST, Done, Identity, no_bar, outputs
 
 DATA = Path(__file__).parents[1] / "data"
+SAMPLE = DATA / "sample-v3"
 KILLS = int(os.environ.get("KILLS", "3"))
 RECIPE = f"""
 [[prompts.source]]
@@ -204,21 +206,23 @@ def test_a_stage_that_is_killed_again_and_again_ends_in_the_same_bytes(
 
 # ------------------------------------------------------------------------------------- identities
 
-TO_ROWS = f"""
+TO_ROWS = """
+[prompts]
+system = "{system}"
 [[prompts.source]]
 path = "asked.jsonl"
 [generate]
-{{generate}}
+{generate}
 [verify]
 [select]
 [student]
-tokenizer = "{DATA / "sample-v3"}"
+tokenizer = "{tokenizer}"
 [student.init]
 model_type = "qwen3"
 [render]
-max_length = 256
+max_length = 512
 """
-MESSAGES = {  # of servers: the trace and the answer in five ways
+MESSAGES = {  # of servers: the trace and the answer in four ways
     "parts": {
         "content": [
             {"type": "thinking", "thinking": [{"type": "text", "text": "5+8"}]},
@@ -242,6 +246,17 @@ ASKED = {
 }
 
 
+REPLAY = 'backend = "replay"\nmodel = "given.jsonl"'
+EXPLAINED = "Respond as <think>\n...\n</think>\n<answer>\n...\n</answer>"
+OPEN_R1 = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ messages[0].content }}"
+    "{% else %}SYSTEM{% endif %}{% for message in messages %}"
+    "{% if message.role == 'user' %}<｜User｜>{{ message.content }}"
+    "{% elif message.role == 'assistant' %}<｜Assistant｜>{{ message.content }}{{ eos_token }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<｜Assistant｜>OPENER{% endif %}"
+)
+
+
 class Completions(BaseHTTPRequestHandler):
     """Answers every chat completion with the server's message, which ends with "eos"."""
 
@@ -261,19 +276,27 @@ class Completions(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def rows_of(folder: Path, generate: str, asked: str) -> list[str]:
-    """Run a recipe from prompts to rendered rows; return what is trained on."""
+def rows_of(
+    folder: Path, generate: str, asked: str, tokenizer_of: Path = SAMPLE, system: str = ""
+) -> list[tuple[str, str]]:
+    """Run a recipe from prompts to rendered rows; return the prompts and what is trained on."""
     from transformers import AutoTokenizer
 
     (folder / "asked.jsonl").write_text(json.dumps(ASKED[asked]) + "\n")
     recipe = folder / "recipe.toml"
-    recipe.write_text(TO_ROWS.format(generate=generate))
+    recipe.write_text(TO_ROWS.format(generate=generate, tokenizer=tokenizer_of, system=system))
     places = Places(read_recipe(recipe), folder / "out", Path)
     Pipeline(places, 1, no_bar).run("", lambda chain, stage, done: None)
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "sample-v3")
+    tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
     with pyarrow.memory_map(str(folder / "out" / "render" / "rows.arrow")) as file:
         rows = pyarrow.ipc.open_stream(file).read_all().to_pylist()
-    return [tokenizer.decode([n for n in row["labels"] if n >= 0]) for row in rows]
+    return [
+        (
+            tokenizer.decode(row["input_ids"][: row["labels"].count(-100)]),
+            tokenizer.decode([n for n in row["labels"] if n >= 0]),
+        )
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize("asked", ASKED)
@@ -288,18 +311,41 @@ def test_what_a_server_says_arrives_in_the_rows(
         url = f"http://127.0.0.1:{server.server_port}/v1"
         generate = f'backend = "openai"\nmodel = "m"\nbase_url = "{url}"'
         try:
-            trained = rows_of(tmp_path, generate, asked)
+            rows = rows_of(tmp_path, generate, asked)
         finally:
             server.shutdown()
-    assert trained == ["<think>\n5+8\n</think>\n\n13<｜end▁of▁sentence｜>"]
+    assert [trained for _, trained in rows] == ["<think>\n5+8\n</think>\n\n13<｜end▁of▁sentence｜>"]
 
 
 @pytest.mark.parametrize("asked", ASKED)
 def test_a_replayed_text_without_its_opener_arrives_in_the_rows(asked: str, tmp_path: Path) -> None:
     sample = {"prompt": "5 + 8 =", "raw": "5+8\n</think>\n\n13", "finish_reason": None}
     (tmp_path / "given.jsonl").write_text(json.dumps(sample) + "\n")
-    trained = rows_of(tmp_path, 'backend = "replay"\nmodel = "given.jsonl"', asked)
-    assert trained == ["<think>\n5+8\n</think>\n\n13<｜end▁of▁sentence｜>"]
+    rows = rows_of(tmp_path, REPLAY, asked)
+    assert [trained for _, trained in rows] == ["<think>\n5+8\n</think>\n\n13<｜end▁of▁sentence｜>"]
+
+
+@pytest.mark.parametrize("opener", ["", "<think>\n"])
+@pytest.mark.parametrize("place", ["template", "recipe"])
+def test_a_prompt_that_explains_the_tags_does_not_count_as_a_trace(
+    place: str, opener: str, tmp_path: Path
+) -> None:
+    """As in open-r1: the student's own template, and a system prompt with both kinds of tags."""
+    tokenizer = tmp_path / "student"
+    shutil.copytree(SAMPLE, tokenizer, ignore=shutil.ignore_patterns("*.safetensors"))
+    file = tokenizer / "tokenizer_config.json"
+    template = OPEN_R1.replace("SYSTEM", EXPLAINED).replace("OPENER", opener)
+    (tokenizer / "chat_template.jinja").unlink(missing_ok=True)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    sample = {"prompt": "5 + 8 =", "reasoning": "5+8", "answer": "<answer>\n13\n</answer>"}
+    (tmp_path / "given.jsonl").write_text(json.dumps(sample) + "\n")
+    system = EXPLAINED.replace("\n", "\\n") if place == "recipe" else ""
+    ((prompt, trained),) = rows_of(tmp_path, REPLAY, "a question", tokenizer, system)
+    assert prompt == f"<｜begin▁of▁sentence｜>{EXPLAINED}<｜User｜>5 + 8 =<｜Assistant｜>{opener}"
+    assert prompt + trained == (
+        f"<｜begin▁of▁sentence｜>{EXPLAINED}<｜User｜>5 + 8 =<｜Assistant｜>"
+        "<think>\n5+8\n</think>\n\n<answer>\n13\n</answer><｜end▁of▁sentence｜>"
+    )
 
 
 IDENTITIES = """
