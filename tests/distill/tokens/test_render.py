@@ -3,8 +3,10 @@
 import json
 import random
 import shutil
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from dstools_converters.errors import DstoolsError, ShortfallError
 from dstools_distill import records
+from dstools_distill.recipe.presets import preset_text
 from dstools_distill.recipe.settings import Render
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
@@ -501,33 +504,85 @@ def test_a_killed_run_resumes_to_the_same_bytes(run: Any, tmp_path: Path) -> Non
     assert {name: (out / name).read_bytes() for name in wanted} == wanted
 
 
+@pytest.fixture
+def same_bytes(run: Any, tokenizer_of: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """same_bytes(records, tokenizer, template): compare by both encoders; return rows rendered."""
+
+    def render_by_both(given: list[dict[str, Any]], name: str, template: str) -> int:
+        used: list[bool] = []
+
+        def encoder(backend: Any, *, fast: bool) -> Any:
+            used.append(fast)
+            return encoding.encoder(backend, fast=fast)
+
+        monkeypatch.setattr("dstools_distill.tokens.render.encoder", encoder)
+        shared = tokenizer_of(name, template)  # not loaded again by each worker
+        monkeypatch.setattr("dstools_distill.tokens.render.load_tokenizer", lambda *_: shared)
+        reports, files = [], []
+        for installed in (True, False):
+            monkeypatch.setattr(encoding, "find_spec", lambda name, there=installed: there or None)
+            report, out = run(given, max_dropped=1.0)
+            reports.append(report)
+            files.append([(out / name).read_bytes() for name in ("rows.arrow", "dropped.jsonl")])
+        assert used == [False, True, False, False]  # to look at the rows, then in the worker
+        assert reports[0] == reports[1]
+        assert files[0] == files[1]
+        return int(reports[0]["out"])
+
+    return render_by_both
+
+
 @pytest.mark.parametrize(("name", "template"), USED)
 def test_rows_are_the_same_bytes_whatever_encodes_them(
-    name: str, template: str, run: Any, tokenizer_of: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, template: str, same_bytes: Callable[..., int]
 ) -> None:
     lines = (TESTS / "data" / "sample-v3-heldout.jsonl").read_text().splitlines()[:50]
     answers = [json.loads(line)["messages"][-1]["content"].replace("think>", "") for line in lines]
     odd = [*VARIED, *encoding.AWKWARD, *answers]
     given = [record(id=f"{n:032x}", answer=f"\n\n{n} {text}") for n, text in enumerate(odd)]
-    used: list[bool] = []
+    assert same_bytes(given, name, template) > len(given) / 2
 
-    def encoder(backend: Any, *, fast: bool) -> Any:
-        used.append(fast)
-        return encoding.encoder(backend, fast=fast)
 
-    monkeypatch.setattr("dstools_distill.tokens.render.encoder", encoder)
-    shared = tokenizer_of(name, template)  # not loaded again by each worker
-    monkeypatch.setattr("dstools_distill.tokens.render.load_tokenizer", lambda *_: shared)
-    reports, files = [], []
-    for installed in (True, False):
-        monkeypatch.setattr(encoding, "find_spec", lambda name, there=installed: there or None)
-        report, out = run(given, max_dropped=1.0)
-        reports.append(report)
-        files.append([(out / name).read_bytes() for name in ("rows.arrow", "dropped.jsonl")])
-    assert used == [False, True, False, False]  # to look at the rows, then in the worker
-    assert reports[0] == reports[1]
-    assert reports[0]["out"] > len(given) / 2
-    assert files[0] == files[1]
+def of_preset(preset: str, trace: Callable[[str], str]) -> Iterator[dict[str, Any]]:
+    """Rows as a preset renders them: its problems, worked out as `verify` requires, and chats."""
+    from reasoning_gym.factory import create_dataset
+
+    recipe = tomllib.loads(preset_text(preset))
+    for tables in [recipe, *(phase for phase in recipe.get("phase", []) if "render" in phase)]:
+        for source in tables.get("prompts", {}).get("source", []):
+            sizes = {"size": source["size"], "seed": source["seed"]}
+            for entry in create_dataset("chain_sum", **sizes, **source["options"]):
+                asked = [{"role": "user", "content": entry["question"]}]
+                worked = f"\n{trace(entry['metadata']['expression'])}\n"
+                yield record(messages=asked, reasoning=worked, answer=f"\n\n{entry['answer']}")
+        if "non_reasoning" in tables.get("select", {}):
+            for chat in records.read(TESTS / "data" / "toy-chat.jsonl"):
+                yield plain(chat["messages"][-1]["content"]) | {"messages": chat["messages"][:-1]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rows", "name", "template"),
+    [
+        ("toy-cpu", "sample-v3", ""),
+        ("r1-toy", "sample-v3", ""),
+        ("smollm2-cpu", "smollm2", ""),
+        ("prose", "deepseek", "r1-distill"),
+        ("sums", "deepseek", "r1-distill"),
+    ],
+)
+def test_rows_of_presets_and_of_the_benchmark_are_the_same_bytes_whatever_encodes_them(
+    rows: str, name: str, template: str, load_script: Any, same_bytes: Callable[..., int]
+) -> None:
+    if rows in ("prose", "sums"):
+        bench, rng = load_script("bench_distill"), random.Random(0)
+        problems = bench.prose(rng) if rows == "prose" else bench.sums(500)
+        samples = islice(bench.samples(problems, [next(problems)], rng), 1000)
+        given = [sample for sample in samples if sample["finish_reason"] == "stop"]
+    else:
+        made = of_preset(rows, load_script("sample_data").trace)
+        given = [row | {"id": f"{n:032x}"} for n, row in enumerate(made)]
+    assert same_bytes(given, name, template) == len(given) > 900
 
 
 @pytest.mark.slow
