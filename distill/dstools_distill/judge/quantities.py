@@ -101,7 +101,9 @@ FORMULA = re.compile(
     rf"(.*[\w)}}\]!])((?:\s*/?\s*\\text\s*\{{[^{{}}]*\}}(?:{POWER})?)+|\s*[°%]"
     r"|\s+(?:square |cubic )?[A-Za-z]{3,})"
 )
-NO_AMOUNT = re.compile(r"\\(?:sqrt|frac|cdot)$|\\text|\\begin|[=<>,;]|\\(?:[lg]eq?|in|approx|pm)\b")
+NO_AMOUNT = re.compile(
+    r"\\(?:sqrt|frac|cdot)$|\\text|\\begin|[=<>,;]|\\(?:[lg]eq?|in|approx|pm)\b|(?<![a-z\\])or\b"
+)
 ANGLE = re.compile(r"(?<!^)[-+]|\\(?:sin|cos|tan|cot|sec|csc)")
 
 
@@ -121,12 +123,7 @@ def quantity(text: str, *, letters_are_units: bool) -> Value | None:
             return Value("formula", amount, unit=first)
         match = FORMULA.fullmatch(text)
         is_angle = match and "°" in match[2] and ANGLE.search(match[1])
-        if (
-            not match
-            or is_angle
-            or NO_AMOUNT.search(match[1])
-            or re.search(r"(?<![a-z\\])or\b", text)
-        ):
+        if not match or is_angle or NO_AMOUNT.search(match[1]):
             return None
         return Value("formula", match[1], unit=unit(_words(match[2])))
     except NoUnitError:

@@ -31,12 +31,10 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(?<=\d)\s*\\Omega(?![a-z])"), " Ω"),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), "°"),
     (re.compile(r"[\[(]\s*(\\begin\{array\}.*?\\end\{array\})\s*[\])]", re.DOTALL), r"\1"),
-    (re.compile(r"\\text\{\s*(-?[\d.,/]+)\s*\}"), r"\1"),
     (re.compile(r"\\(?:text)?color\s*\{\w+\}"), ""),
     (re.compile(r"\\(sin|cos|tan)\s*\^\s*\{?\s*-1\s*\}"), r"\\arc\1 "),
     (COMMAND, lambda command: SIMPLER.get(command[1], command[0])),
     (re.compile(r"\\textcircled\s*\{(\d)\}"), lambda circled: chr(0x245F + int(circled[1]))),
-    (re.compile(r"(?<=[①-⑳])[、,\s]+(?=[①-⑳])"), ""),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![A-Za-z])C(?:_\{?(\d+)\}?\^\{?(\d+)\}?|\s*\(\s*(\d+)\s*,\s*(\d+)\s*\))"),
@@ -62,20 +60,14 @@ COMPATIBLE = [  # characters that NFKC makes plain, and what is to be put around
 ]
 
 
-def one_alphabet(text: str) -> str:
-    r"""Return a formula with characters such as −, √, １ in ASCII or LaTeX; ² becomes ^{2}."""
-    if text.isascii():
-        return text
-    text = ROOT.sub(lambda m: f"\\sqrt{'[3]' * (m[1] == '∛')}{{{m[2].strip('()')}}}", text)
-    for characters, form in COMPATIBLE:
-        for run in sorted(set(characters.findall(text)), key=len, reverse=True):
-            text = text.replace(run, form % normalize("NFKC", run).replace("⁄", "}{"))
-    return text.translate(CHARACTERS)
-
-
 def plain(text: str) -> str:
-    r"""Return a formula in the normal spelling: - for −, \frac for \dfrac, 1,234 for 1{,}234."""
-    text = one_alphabet(text)
+    r"""Return a formula in the normal spelling: - for −, ^{2} for ², \frac for \dfrac, 1,234."""
+    if not text.isascii():
+        text = ROOT.sub(lambda m: f"\\sqrt{'[3]' * (m[1] == '∛')}{{{m[2].strip('()')}}}", text)
+        for characters, form in COMPATIBLE:
+            for run in sorted(set(characters.findall(text)), key=len, reverse=True):
+                text = text.replace(run, form % normalize("NFKC", run).replace("⁄", "}{"))
+        text = text.translate(CHARACTERS)
     text = re.sub(r"(?<=\d)(?:\\,|,\s*\\!|\\!,|\{,\})\s*(?=\d{3}(?!\d))", ",", text)
     text = SPACING.sub(" ", text)
     if not text.isalnum():

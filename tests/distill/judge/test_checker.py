@@ -18,6 +18,7 @@ COMMAND = [sys.executable, "-P", "-m", "dstools_distill.judge.checker", "0.5"]
         (r"\frac{\sqrt2}{2}", r"\frac{1}{\sqrt2}", True),
         (r"\frac{\sqrt2}{3}", r"\frac{1}{\sqrt2}", False),
         ("i^2", "-1", True),  # read as a variable by math-verify 0.9 alone
+        ("e^0", "1", True),
         ("", "1", None),
         ("x", "|x|", None),  # equal for positive x alone
         (r"\sqrt{a}\sqrt{b}", r"\sqrt{ab}", True),  # defined for positive a and b alone
@@ -58,7 +59,7 @@ COMMAND = [sys.executable, "-P", "-m", "dstools_distill.judge.checker", "0.5"]
         (r"(-\infty,\infty)\setminus\{1\}", r"(-\infty,1)\cup(1,\infty)", True),
     ],
 )
-def test_formulas_are_compared_with_i_and_degrees_read_as_meant(
+def test_formulas_are_compared_with_i_and_e_read_as_meant(
     given: str, gold: str, expected: bool | None
 ) -> None:
     assert are_equal({"answer": given, "gold": gold}) is expected

@@ -3,7 +3,7 @@
 
 import pytest
 
-from dstools_distill.judge.spelling import one_alphabet, plain, squeezed
+from dstools_distill.judge.spelling import plain, squeezed
 
 
 @pytest.mark.parametrize(
@@ -14,22 +14,12 @@ from dstools_distill.judge.spelling import one_alphabet, plain, squeezed
         ("x₁₂", "x_{12}"),
         ("x¹ + x¹²", "x^{1} + x^{12}"),
         ("3½", r"3 \frac{1}{2}"),
-        ("⅞", r" \frac{7}{8}"),
-        ("√2 ≤ π", r"\sqrt{2} \le  \pi "),
+        ("⅞", r"\frac{7}{8}"),
+        ("√2 ≤ π", r"\sqrt{2} \le  \pi"),
         ("√(3/2)", r"\sqrt{3/2}"),
         ("∛2", r"\sqrt[3]{2}"),
         ("２＋３", "2+3"),
         ("a÷b·c", "a/b*c"),
-        (r"\dfrac12", r"\dfrac12"),
-    ],
-)
-def test_a_character_is_replaced_by_its_ascii_or_latex(text: str, expected: str) -> None:
-    assert one_alphabet(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
         (r"\dfrac{1}{2}", r"\frac{1}{2}"),
         (r"\left( x \right)", "( x  )"),
         (r"$$ 1{,}234 $$", "1,234"),
@@ -47,13 +37,12 @@ def test_a_character_is_replaced_by_its_ascii_or_latex(text: str, expected: str)
         (r"1 \text{ or } 2", "1  or  2"),
         ("  1/2 ", "1/2"),
         (r"32,\! 348", "32,348"),
-        (r"\text{13}", "13"),
         ("sqrt(12)", r"\sqrt{12}"),
         ("C_{10}^{3}", r"\binom{10}{3}"),
         (r"\tan^{-1} 2", r"\arctan  2"),
         (r"\color{red}{7}", "{7}"),
         (r"\left[\begin{array}{c} 1 \end{array}\right]", r"\begin{array}{c} 1 \end{array}"),
-        (r"\textcircled{1}, \textcircled{3}", "①③"),
+        (r"\textcircled{1}, \textcircled{3}", "①, ③"),
     ],
 )
 def test_a_formula_has_one_spelling(text: str, expected: str) -> None:
