@@ -215,7 +215,8 @@ def same_text(answer: str, gold: str) -> bool:
     one, other = _text(answer), _text(gold)
     if one == other:
         return bool(one)
-    if YES_NO.fullmatch(other) and (word := re.match(r"([A-Za-z]+)\s*[,—–.;]", one)):
+    word = re.match(r"(\w+)\s*[,—–.;]", one)
+    if word and YES_NO.fullmatch(other) and len(YES_NO.findall(one)) == 1:
         one = word[1]
     if all(
         len(word) > 2 or word.islower() or word == "No" for word in re.findall(r"[^\W\d_]+", other)
@@ -226,8 +227,9 @@ def same_text(answer: str, gold: str) -> bool:
 
 
 PREDICATE = re.compile(r"[^\n,.;]*\b(?:is|are|be)\s+([^\n,.;]+)\.?")
-NO_PLURAL = re.compile(r"^(no \w+)s$")  # no solutions: no solution; but Mars is not Mar
-YES_NO = re.compile(r"yes|no|true|false", re.IGNORECASE)
+NO_PLURAL = re.compile(r"^(no \w{4,})s$")  # no solutions: no solution; but Mars is not Mar
+# "no" before a word is not an answer: yes, there is no other
+YES_NO = re.compile(r"\b(?:yes|no(?!\s+\w)|true|false|but)\b", re.IGNORECASE)
 
 
 def _text(text: str) -> str:

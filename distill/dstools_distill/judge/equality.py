@@ -76,7 +76,8 @@ class Comparison:
         if kinds == {"base"}:
             return answer.text == gold.text
         if gold.kind == "base" and answer.kind == "number":  # the base may have been asked for
-            return gold.text.partition("_")[0] == str(answer.number) or None
+            is_bare = gold.text.partition("_")[0] == str(answer.number) and not gold.number
+            return is_bare or None
         is_list = kinds == {"items", "number"} and ":" not in (answer.text, gold.text)
         is_whole = [v.number.denominator == 1 for v in (*answer.items, *gold.items, answer, gold)]
         is_decimal = all(is_whole[:-2]) and not all(is_whole)  # 3,5 may be 3.5

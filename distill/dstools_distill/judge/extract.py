@@ -172,9 +172,10 @@ def _is_taken_back(answer: str, rest: str) -> bool:
     if any(map(ALTERNATIVE.match, [here, *later])) or DENIAL.search(rest):
         return True
     is_letter, value = bool(re.fullmatch(r"\(?[A-J]\)?", answer)), _value(answer)
-    if isinstance(value, str) and not is_letter:
+    if isinstance(value, str) and not is_letter and not answer.istitle():
         return False
-    pattern, answer = LAST_LETTER if is_letter else LAST_NUMBER, answer.strip("()-")
+    pattern = LAST_LETTER if is_letter else LAST_NAME if isinstance(value, str) else LAST_NUMBER
+    answer = answer.strip("()-")
     for sentence in later if re.search(r"[^\W\d]|=", here) else (here, *later):
         is_check = CHECK.search(sentence) and not DENIED.search(sentence)
         for clause in CLAUSE.split(sentence):
@@ -209,6 +210,7 @@ LAST_NUMBER = re.compile(
     r"(?<![\w.])(?:([-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)|(\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?))"
     r"\s*[$%]?\s*(?:[a-zA-Z\u0080-\u2fff\uac00-\ud7af]+|[\u3000-\u9fff]{1,2})?\W*$|(?<=[\u3000-\u9fff])(\d[\d.]*)\W*$"
 )
+LAST_NAME = re.compile(r"(?:\b(?:is|was|be)\s|'s\s|^)\W*((?:[A-Z]\w+ ?)+)\W*$")
 LAST_LETTER = re.compile(r"\b([A-J])\)?\W*$|\b([A-J])\)? (?:is|are) (?:also )?(?:right|correct)\b")
 
 

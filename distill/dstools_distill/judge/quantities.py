@@ -19,7 +19,7 @@ class Value(NamedTuple):
     | kind | text | else |
     |---|---|---|
     | number, formula | of a formula its LaTeX | number, unit |
-    | base | digits_base, or r mod m | |
+    | base | digits_base, or r mod m | number: the value of 0x10, but 0 of 10_16 |
     | items | the brackets: "()", "[)", "{}", ":" for a ratio, or "" for a bare list | items |
     | set | intervals and relations in LaTeX | |
     | named | the names, separated by blanks | items: the value |

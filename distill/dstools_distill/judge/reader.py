@@ -7,6 +7,7 @@ What it does not know stays a formula, as text: math-verify reads that.
 """
 
 import re
+from fractions import Fraction
 from itertools import accumulate
 
 from dstools_distill.judge.quantities import UnreadableError, Value, latex, quantity
@@ -99,6 +100,9 @@ class _Reader:
             return Value("unknown", squeezed(text))
         if constant := CONSTANTS.get(re.sub(r"[\s{}]", "", text)):
             return constant
+        if match := re.fullmatch(r"0(?:b([01]+)|x([0-9a-f]+))", text.lower()):
+            digits, base = match[1] or match[2], 2 if match[1] else 16
+            return Value("base", f"{digits.lstrip('0')}_{base}", number=Fraction(int(digits, base)))
         if text[0] == "]":  # ]1, 2[
             return self.single(text, depth)
         if depth == 0 and (whole := quantity(text, letters_are_units=self.letters_are_units)):
@@ -178,8 +182,6 @@ class _Reader:
         sides = COLON.split(text)
         if len(sides) > 1:
             return _ratio([self.single(side.strip(), depth) for side in sides])
-        if match := re.fullmatch(r"0([bx])([0-9a-f]+)", text.lower()):
-            return Value("base", f"{match[2].lstrip('0')}_{2 if match[1] == 'b' else 16}")
         if match := BASE.fullmatch(text):
             base = BASES.get(match[2].lower(), match[2])
             if str(base).isdigit() and 2 <= int(base) <= 36 and int(match[1][-1], 36) < int(base):

@@ -49,6 +49,8 @@ from dstools_distill.judge.extract import Extracted, final_answer, last_boxed, s
         (r"\boxed{5} 6", Extracted("", "taken-back")),
         ("\\boxed{5}, no: 6", Extracted("", "taken-back")),
         ("\\boxed{5}\n\n아니, 6입니다.", Extracted("", "taken-back")),
+        ("\\boxed{Paris}\n\nActually, it is London.", Extracted("", "taken-back")),
+        ("\\boxed{Paris}\n\nIt is the capital of France.", Extracted("Paris")),
         ("\\boxed{5}\n\nMaybe 6?", Extracted("", "taken-back")),
         ("x must exceed 4", Extracted("", "no-answer")),
         ("I gave up after 3 tries.", Extracted("", "no-answer")),

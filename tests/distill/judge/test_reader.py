@@ -69,7 +69,7 @@ def relation(text: str) -> Value:
             ),
         ),
         (r"1011_{\text{two}}", Value("base", "1011_2")),
-        ("0x2A", Value("base", "2a_16")),
+        ("0x2A", Value("base", "2a_16", number=Fraction(42))),
         (r"x \equiv 10 \pmod 7", Value("base", "3 mod 7")),
         (r"x = \pi k, k \in \mathbb{Z}", Value("named", "x", (Value("formula", r"\pi n"),))),
         ("0.3333...", number("1/3")),
