@@ -56,7 +56,11 @@ class Comparison:
         self.problem = ""  # why the result is None, if there is more to say
 
     def same(self, answer: Value, gold: Value) -> bool | None:
-        """Return whether two values are equal; None if that is not known."""
+        """Return whether two values are equal, also 5 and {5}; None if that is not known."""
+        return self._same(_alone(answer, gold), _alone(gold, answer))
+
+    def _same(self, answer: Value, gold: Value) -> bool | None:
+        """Compare two values, or two items of them."""
         if answer == gold:
             return True
         kinds = {answer.kind, gold.kind}
@@ -87,10 +91,10 @@ class Comparison:
         """Compare 57 + 68 = 125 by its last value, if all its sides are equal."""
         for value in (answer, gold):
             if value.kind == "chain":
-                sides = every(self.same(side, value.items[-1]) for side in value.items[:-1])
+                sides = every(self._same(side, value.items[-1]) for side in value.items[:-1])
                 if not sides:
                     return sides
-        return self.same(*(v.items[-1] if v.kind == "chain" else v for v in (answer, gold)))
+        return self._same(*(v.items[-1] if v.kind == "chain" else v for v in (answer, gold)))
 
     def _named(self, answer: Value, gold: Value) -> bool | None:
         """Compare named values and equations."""
@@ -99,7 +103,7 @@ class Comparison:
             one, other = (v.items[0] if v.kind == "named" else v for v in (answer, gold))
             if one.kind == other.kind == "items" and "" in (one.text, other.text):  # which order?
                 return self._sequence(one.items, other.items) or None
-            return self.same(one, other)
+            return self._same(one, other)
         texts = [_equation(value) for value in (answer, gold)]
         return self._ask(*texts) if all(texts) else None
 
@@ -169,9 +173,11 @@ class Comparison:
             ordered = not are_lists[0]
         if ordered:
             return self._sequence(answer.items, gold.items)
-        if "{}" not in brackets and len(answer.items) != len(gold.items):
+        counts = len(answer.items), len(gold.items)
+        is_counted = 0 in counts or "{}" not in brackets  # all items of an empty set are in any
+        if is_counted and counts[0] != counts[1]:
             return False
-        if max(len(answer.items), len(gold.items)) > MAX_ITEMS:
+        if max(counts) > MAX_ITEMS:
             return None
         equal = self._subset(answer.items, gold.items)
         if equal and brackets == ("", "") and self.ordered is None and len(gold.items) > 2:
@@ -183,15 +189,21 @@ class Comparison:
         """Compare the items of two lists in their order."""
         if len(answer) != len(gold):
             return False
-        return every(self.same(one, other) for one, other in zip(answer, gold, strict=True))
+        return every(self._same(one, other) for one, other in zip(answer, gold, strict=True))
 
     def _subset(self, answer: tuple[Value, ...], gold: tuple[Value, ...]) -> bool | None:
         """Compare the items of two lists, each with each."""
-        table = [[self.same(one, other) for other in gold] for one in answer]
+        table = [[self._same(one, other) for other in gold] for one in answer]
         return every(
             True if True in line else None if None in line else False
             for line in [*table, *zip(*table, strict=True)]
         )
+
+
+def _alone(value: Value, other: Value) -> Value:
+    """Return the only element of a set if the other side is a number or a formula."""
+    is_single = value.text == "{}" and len(value.items) == 1 and other.kind in SCALARS
+    return value.items[0] if is_single else value
 
 
 def _times(value: Value, factor: Fraction) -> Value:

@@ -202,16 +202,18 @@ DENIED = re.compile(
 )
 DENIAL = re.compile(  # of the text before, without another value
     r"\b(?:that|this|it|answer|result|value|above)\b[^.;,]*\b(?:wrong|incorrect|not right)\b"
-    r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure)\b"
+    r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure|not sure)\b"
     r"|\bno\s*[.!:,;]|\b(?:might|could) be\b|不对",
     re.IGNORECASE,
 )
+RIGHT = r"\W? (?:is |are |also )+(?:right|correct|possible|works?|the answer)\b"
 LAST_NUMBER = re.compile(
     r"(?<![\w.])(?:([-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)|(\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?))"
     r"\s*[$%]?\s*(?:[a-zA-Z\u0080-\u2fff\uac00-\ud7af]+|[\u3000-\u9fff]{1,2})?\W*$|(?<=[\u3000-\u9fff])(\d[\d.]*)\W*$"
+    rf"|(\d[\d,.]*){RIGHT}"
 )
 LAST_NAME = re.compile(r"(?:\b(?:is|was|be)\s|'s\s|^)\W*((?:[A-Z]\w+ ?)+)\W*$")
-LAST_LETTER = re.compile(r"\b([A-J])\)?\W*$|\b([A-J])\)? (?:is|are) (?:also )?(?:right|correct)\b")
+LAST_LETTER = re.compile(rf"\b([A-J])\)?(?:\W*$|{RIGHT})")
 
 
 def _sentence(rest: str) -> str:

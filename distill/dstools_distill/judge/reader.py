@@ -72,7 +72,7 @@ NAME = re.compile(
     rf"\s*\|?\}}?(?:_\{{?\w+\}}?)?|{GREEK}|(?:{LETTER}\s*)?\([A-Za-z](?:\s*,\s*[A-Za-z])*\)"
 )
 BASE = re.compile(
-    r"(?:\\text\s*\{)?(\d[0-9A-Fa-f]*)\}?\s*_\s*\{?\s*(?:\\text\s*\{)?\(?\s*(\w+)\s*\)?[\s}]*"
+    r"\(?(?:\\text\s*\{)?(\d[0-9A-Fa-f]*)\}?\)?\s*_\s*\{?\s*(?:\\text\s*\{)?\(?\s*(\w+)\s*\)?[\s}]*"
 )
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
          "ten": 10, "twelve": 12, "sixteen": 16}  # fmt: skip
@@ -184,8 +184,13 @@ class _Reader:
             return _ratio([self.single(side.strip(), depth) for side in sides])
         if match := BASE.fullmatch(text):
             base = BASES.get(match[2].lower(), match[2])
-            if str(base).isdigit() and 2 <= int(base) <= 36 and int(match[1][-1], 36) < int(base):
-                return Value("base", f"{match[1].lower().lstrip('0')}_{base}")
+            digits = match[1].lower().lstrip("0")
+            if (
+                not str(base).isdigit()
+                or not max(int(d, 16) for d in f"{digits}1") < int(base) <= 36
+            ):
+                raise UnreadableError(text)
+            return Value("base", f"{digits}_{base}")
         if PLUS_MINUS.search(text):
             both = (PLUS_MINUS.sub(sign, text).strip() for sign in "+-")
             return Value("items", "", tuple(self.single(one, depth) for one in both))

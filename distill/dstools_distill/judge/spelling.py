@@ -20,6 +20,7 @@ SIMPLER = {
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "\\frac"), "dbinom": "\\binom", "div": "/",
     "cdot": "*", "times": "*", "degree": "°", "lvert": "|", "rvert": "|", "vert": "|", "%": "%",
     "langle": "⟨", "rangle": "⟩", "lbrace": "⦃", "{": "⦃", "rbrace": "⦄", "}": "⦄", "$": "$",
+    "colon": ":",
 }  # fmt: skip
 # what has a simpler equivalent
 REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [

@@ -50,9 +50,9 @@ TIMES = {
     "trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7, "万": 10**4, "亿": 10**8,
 }  # fmt: skip
 NOT_UNITS = set(  # words that change a number, deny it, or say something of it
-    "score half third quarter fourth fifth tenth hundredth thousandth plus minus times divided "
-    "over squared cubed root factorial mod power one two three four five six seven eight nine "
-    "ten eleven twelve twenty thirty forty fifty or and to not no nor if maybe perhaps about "
+    "score half halve third quarter fourth fifth tenth hundredth thousandth plus minus times "
+    "divided over squared cubed root factorial mod power one two three four five six seven eight "
+    "nine ten eleven twelve twenty thirty forty fifty or and to not no nor if maybe perhaps about "
     "least most more less fewer fewest between than approximately under above below negative "
     "but either wrong false instead except without pair couple imaginary in i x pi is was has "
     "fail work so too only".split()

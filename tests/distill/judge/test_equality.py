@@ -41,6 +41,8 @@ def compared(
         ("1,2", "2,1", True),
         ("1,2,2", "1,2", False),
         (r"\{1,2,2\}", r"\{2,1\}", True),
+        (r"\emptyset", r"\{0\}", False),
+        (r"\{5\}", "5", True),
         ("1,2,3", "3,1,2", None),  # an order may have been asked for
         ("(1,2)", "(2,1)", False),
         ("(1,2)", "1,2", None),
