@@ -22,7 +22,7 @@ CLAIMS = (
 STRICT = (
     "pass@1 is strict: an answer counts if it is finished, in the requested form, and right; it is "
     "the mean over the problems of the mean over the judged answers to each. Unverifiable ones, "
-    "which nobody could judge, count neither way. Lenient also counts a right "
+    "which could not be judged, count neither way. Lenient also counts a right "
     "answer that comes last in any text, even an unfinished one: it is not a pass@1. Intervals are "
     "Wilson's at 95 %, at the effective number of problems."
 )

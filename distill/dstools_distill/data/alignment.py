@@ -2,7 +2,7 @@
 
 A prompt repeats a question if most words of the question are there in the same order, or nearly all
 in any, and no other numbers: with other numbers it is another problem. A number may be missing, but
-none may stand in its place. Words are those of ngrams.py: neither letters nor signs.
+none may replace it. Words are those of ngrams.py: neither letters nor signs.
 """
 
 from typing import NamedTuple
@@ -103,7 +103,7 @@ def _aligned(question: Words, stretch: Words) -> tuple[Places, Places]:
         np.where(words.numbers, words.signed, words.hashes) for words in (question, stretch)
     )
     same = asked[:, None] == there
-    most = np.zeros((len(asked) + 1, len(there) + 1), np.int32)  # of so many words of either
+    most = np.zeros((len(asked) + 1, len(there) + 1), np.int32)  # of the first n and m words
     for n, weight in enumerate(np.where(question.numbers, 3, 1).tolist()):
         either = np.maximum(most[n, 1:], most[n, :-1] + weight * same[n])
         most[n + 1, 1:] = np.maximum.accumulate(either)
@@ -123,7 +123,7 @@ def _aligned(question: Words, stretch: Words) -> tuple[Places, Places]:
 def _in_another_order(question: Words, stretch: Words, present: NDArray[np.bool_]) -> bool:
     """Return whether nearly all words are there, and each number begins or ends the same words."""
     shared = np.isin(windows(question.hashes, CONTEXT), windows(stretch.hashes, CONTEXT))
-    around = [False] * (CONTEXT - 1)  # "in 4 hours" tells no 4 from another, "4 hours later" does
+    around = [False] * (CONTEXT - 1)  # "in 4 hours" may be of any 4; "4 hours later" tells which
     among = np.append(shared, around) | np.append(around, shared)
     same = among & np.isin(question.signed, stretch.signed)
     return bool(present.mean() >= IN_ANY_ORDER and same[question.numbers].all())

@@ -15,7 +15,7 @@ The file is in the safetensors format; a table is a few columns of one length, s
 | run | runs of ten words | hashes, places, lengths: words of the text |
 | pair | pairs of words or numbers | hashes, places, texts, own: those of the text |
 | word | words of questions | hashes, places, texts, offsets, signed, lengths: of texts, in tokens |
-| 1 .. 10 | questions of so many tokens | hashes, places |
+| n = 1 .. 10 | questions of n tokens | hashes, places |
 | whole | longer questions | hashes, places, offsets, lengths, all |
 
 `places`: uint32, the row of each, counted over all benchmarks; `texts`, the number of the text in
@@ -101,7 +101,7 @@ def common_windows(texts: Iterable[Text]) -> Common:
 
 
 def _more_often(texts: list[Hashes], most: int) -> Hashes:
-    """Return the windows that more than so many texts have."""
+    """Return the windows that more than `most` texts have."""
     distinct = [np.unique(text) for text in texts]
     values, counts = np.unique(np.concatenate([*distinct, hashes_of([])]), return_counts=True)
     common: Hashes = values[counts > most]
@@ -230,7 +230,7 @@ def merged(parts: Sequence[Tables]) -> Tables:
 
 
 def moved(part: Tables, rows_before: int) -> Tables:
-    """Return tables whose places follow those of other benchmarks with so many rows."""
+    """Return tables whose places follow `rows_before` rows of other benchmarks."""
     return {
         key: column + np.uint32(rows_before) if key.startswith("places.") else column
         for key, column in part.items()

@@ -273,7 +273,7 @@ def _firsts(n: Places, places: NDArray[np.int64]) -> Places:
 
 
 def _covered(count: int, starts: Places, length: int) -> NDArray[np.bool_]:
-    """Return which of so many words are in windows of this length that begin at `starts`."""
+    """Return which of `count` words are in windows of this length that begin at `starts`."""
     covered = np.zeros(count, bool)
     covered[(starts[:, None] + np.arange(length)).ravel()] = True
     return covered

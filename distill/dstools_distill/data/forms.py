@@ -80,8 +80,9 @@ class Question(NamedTuple):
 def convert(row: Record, form: Form = "auto") -> Question:
     """Return the question in a row.
 
-    Raises BadRowError if the row does not have the form, if a text is empty or not a string, or if
-    columns disagree about the question, the trace, the teacher's answer or the gold.
+    Raises BadRowError if the row does not have the form, if a text is empty or not a string, if
+    columns disagree about the question, the trace, the teacher's answer or the gold, or if the
+    answer is marked as bad.
     """
     columns = Columns(row)
     name = _asking(columns, form)

@@ -30,27 +30,27 @@ def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
     "pass@1" is strict: finished, in the requested form, and right; "lenient" also counts what
     `evaluate.last_answer` returns for any text, and is not a pass@1. These two, pass@k and maj@k
     are of judged answers, for k of problems with k of them. Shares of all answers: "unverifiable"
-    ones, which nobody could judge; "truncated" ones, which reached max_tokens or the end of the
+    ones, which could not be judged; "truncated" ones, which reached max_tokens or the end of the
     context; "not_well_formed" ones, which ended without a trace in their one think block.
     """
     right, lenient = list[float](), list[float]()
     pass_at, maj_at = [list[float]() for _ in k], [list[float]() for _ in k]
     counts, tokens, languages = Counter[str](), 0, Counter[str]()
     scores: Scores = {}
-    total = judged = 0
+    total = count = 0
     for problem, group in groupby(records.read(answers), lambda record: record["id"]):
         of_problem = list(group)
-        told = [record for record in of_problem if record["verdict"] != "unverifiable"]
-        correct = sum(record["verdict"] == "correct" for record in told)
-        scores[problem] = (correct, len(told))
-        total, judged = total + len(of_problem), judged + len(told)
-        if told:
-            right.append(correct / len(told))
-            lenient.append(fmean(record["lenient"] for record in told))
-        votes = _votes(told)
+        judged = [record for record in of_problem if record["verdict"] != "unverifiable"]
+        correct = sum(record["verdict"] == "correct" for record in judged)
+        scores[problem] = (correct, len(judged))
+        total, count = total + len(of_problem), count + len(judged)
+        if judged:
+            right.append(correct / len(judged))
+            lenient.append(fmean(record["lenient"] for record in judged))
+        votes = _votes(judged)
         for n, size in enumerate(k):
-            if size <= len(told):
-                pass_at[n].append(pass_at_k(len(told), correct, size))
+            if size <= len(judged):
+                pass_at[n].append(pass_at_k(len(judged), correct, size))
                 maj_at[n].append(maj_at_k(*votes, size))
         for record in of_problem:
             word = record["verdict_reason"].partition(":")[0]
@@ -61,11 +61,11 @@ def tally(answers: Path, k: tuple[int, ...]) -> tuple[dict[str, Any], Scores]:
     figures = {
         "problems": len(scores),
         "answers": total,
-        "pass@1": _share(right, judged),
-        "lenient": _share(lenient, judged),
-        "pass@k": {str(n): _share(pass_at[i], judged) for i, n in enumerate(k)},
-        "maj@k": {str(n): _share(maj_at[i], judged) for i, n in enumerate(k)},
-        "unverifiable": round((total - judged) / total, PLACES),
+        "pass@1": _share(right, count),
+        "lenient": _share(lenient, count),
+        "pass@k": {str(n): _share(pass_at[i], count) for i, n in enumerate(k)},
+        "maj@k": {str(n): _share(maj_at[i], count) for i, n in enumerate(k)},
+        "unverifiable": round((total - count) / total, PLACES),
         "truncated": round(counts["incorrect: unfinished"] / total, PLACES),
         "not_well_formed": round(counts["incorrect: think-block"] / total, PLACES),
         "reasons": dict(sorted(counts.items())),
@@ -83,11 +83,9 @@ def difference(first: Scores, last: Scores) -> Interval | None:
     both = [problem for problem in first if first[problem][1] and last[problem][1]]
     if not both:
         return None
-    return paired_difference(*([_ratio(*scores[one]) for one in both] for scores in (first, last)))
-
-
-def _ratio(right: int, judged: int) -> float:
-    return right / judged
+    before = [first[problem][0] / first[problem][1] for problem in both]
+    after = [last[problem][0] / last[problem][1] for problem in both]
+    return paired_difference(before, after)
 
 
 def _share(means: list[float], judged: int) -> dict[str, float]:

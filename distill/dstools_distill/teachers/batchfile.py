@@ -15,8 +15,17 @@ from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
-from dstools_distill.teachers.endpoint import PASSING, UnreadError, answer, request, unread
-from dstools_distill.teachers.teacher import Ask, Failed, Outcome, Outcomes, Teacher
+from dstools_distill.teachers.endpoint import PASSING, request
+from dstools_distill.teachers.teacher import (
+    Ask,
+    Failed,
+    Outcome,
+    Outcomes,
+    Teacher,
+    UnreadError,
+    answer,
+    unread,
+)
 
 REQUESTS, ANSWERS = "requests", "answers"  # file names: NAME*.jsonl
 MAX_LINES, MAX_BYTES = 50_000, 200_000_000  # OpenAI's limits for a file

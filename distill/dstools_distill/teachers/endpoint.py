@@ -7,7 +7,6 @@ next run asks for it again; a teacher that is down stops the run, which can be r
 """
 
 import asyncio
-import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,7 +28,9 @@ from dstools_distill.teachers.teacher import (
     Outcome,
     Outcomes,
     Teacher,
-    received,
+    UnreadError,
+    answer,
+    unread,
 )
 
 PROMPT_REFUSED = (400, 413, 422)  # the prompt is too long, or refused for another reason
@@ -81,39 +82,6 @@ def request(settings: Generate, ask: Ask) -> dict[str, Any]:
     return body
 
 
-def answer(body: Any, settings: Generate) -> Answer:
-    """Return the sample in the body of a chat completion, as `received` reads it.
-
-    A prefilled opener that the server repeats, as llama.cpp does, is removed. Raises ValueError if
-    the body is not a chat completion, and UnreadError if it is one whose answer cannot be read.
-    """
-    try:
-        choice = body["choices"][0]
-        message = {"content": None, **choice["message"]}
-    except (KeyError, IndexError, TypeError):
-        raise ValueError("the answer is not a chat completion") from None
-    if settings.prefill_think and isinstance(message["content"], str):
-        message["content"] = message["content"].removeprefix(f"{OPEN}\n")
-    try:
-        return received(
-            message,
-            choice.get("finish_reason"),
-            body.get("usage"),
-            prefilled=settings.prefill_think,
-        )
-    except ValueError as error:
-        raise UnreadError(f"the content {error}") from None
-
-
-class UnreadError(Exception):
-    """A chat completion came, and was paid for, but its answer cannot be read."""
-
-
-def unread(error: UnreadError, body: Any) -> Failed:
-    """Return the outcome that keeps the body, so that it need not be asked for again."""
-    return Failed("answer not read", printable(str(error)), json.dumps(body))
-
-
 def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:
     """Yield outcomes as requests end. The event loop is paused while the caller handles one."""
     running: set[asyncio.Task[tuple[int, Outcome]]] = set()
@@ -161,7 +129,8 @@ async def _ask(client: AsyncOpenAI, settings: Generate, ask: Ask) -> tuple[int, 
         await _require_answering(client, settings)
         outcome = await _attempt(client, settings, ask)
     if isinstance(outcome, Exception):
-        outcome = Missed(*_failed(outcome, settings)[:2])
+        failed = _failed(outcome, settings)
+        outcome = Missed(failed.reason, failed.detail)
     return ask.number, outcome
 
 

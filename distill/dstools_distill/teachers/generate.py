@@ -29,6 +29,8 @@ from dstools_distill.teachers.teacher import (
     Failed,
     Missed,
     Teacher,
+    UnreadError,
+    answer,
     in_process,
     received,
     references,
@@ -86,7 +88,8 @@ def _fill(
                     progress(1)
                 if not isinstance(outcome, Answer) and outcome.reason not in warned:
                     warned.add(outcome.reason)
-                    logger.warning("sample %d failed: %s %s", number, *outcome[:2])
+                    reason, detail = outcome.reason, outcome.detail
+                    logger.warning("sample %d failed: %s %s", number, reason, detail)
     assert len(log) + len(missed) == log.total, "a teacher left samples out"
     unread = {n: "answer not read" for n in log.failed if "body" in _read(log, n, settings)}
     missed |= unread
@@ -124,8 +127,6 @@ def _read(log: SampleLog, number: int, settings: Generate) -> Record:
     """
     logged = log.read(number)
     if "body" in logged:
-        from dstools_distill.teachers.endpoint import UnreadError, answer
-
         with suppress(UnreadError):
             return answer(json.loads(logged["body"]), settings)._asdict()
     if isinstance(logged.get("raw"), list):

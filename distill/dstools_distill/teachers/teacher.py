@@ -4,6 +4,7 @@ A teacher gets all samples that are wanted, in order, and the log of those that 
 the missing ones as they come, in any order.
 """
 
+import json
 from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from hashlib import sha256
 from itertools import islice
@@ -248,6 +249,39 @@ def received(message: dict[str, Any], finish_reason: Any, usage: Any, *, prefill
     raw = raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     prefilled = prefilled or (OPEN not in raw and raw.count(CLOSE) == 1)
     return Answer(raw, records.how_ended(finish_reason), prefilled, tokens(usage))
+
+
+def answer(body: Any, settings: Generate) -> Answer:
+    """Return the sample in the body of a chat completion, as `received` reads it.
+
+    A prefilled opener that the server repeats, as llama.cpp does, is removed. Raises ValueError if
+    the body is not a chat completion, and UnreadError if it is one whose answer cannot be read.
+    """
+    try:
+        choice = body["choices"][0]
+        message = {"content": None, **choice["message"]}
+    except (KeyError, IndexError, TypeError):
+        raise ValueError("the answer is not a chat completion") from None
+    if settings.prefill_think and isinstance(message["content"], str):
+        message["content"] = message["content"].removeprefix(f"{OPEN}\n")
+    try:
+        return received(
+            message,
+            choice.get("finish_reason"),
+            body.get("usage"),
+            prefilled=settings.prefill_think,
+        )
+    except ValueError as error:
+        raise UnreadError(f"the content {error}") from None
+
+
+class UnreadError(Exception):
+    """A chat completion came, and was paid for, but its answer cannot be read."""
+
+
+def unread(error: UnreadError, body: Any) -> Failed:
+    """Return the outcome that keeps the body, so that it need not be asked for again."""
+    return Failed("answer not read", printable(str(error)), json.dumps(body))
 
 
 def tokens(usage: Any) -> dict[str, int] | None:

@@ -147,13 +147,13 @@ def _of_end(
         if after:
             message = f"the answer ends with {shown(after)}, the template with {end}"
             return [Violation("wrong-end", message)]
-        message = f"{end} is not trained on behind the answer: the student would not stop"
+        message = f"{end} is not trained on after the answer: the student would not stop"
         return [Violation("end-missing", message)]
     if at < len(trained) - 1:
         message = f"{shown(decode(trained[at + 1 :]))} is trained on after {end}"
         return [Violation("trained-behind-end", message)]
     if target.end in trained[:at] and not whole:
-        return [Violation("end-inside", f"{end} stands within trace or answer, too")]
+        return [Violation("end-inside", f"{end} is within trace or answer, too")]
     return []
 
 

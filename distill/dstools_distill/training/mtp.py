@@ -33,13 +33,13 @@ from dstools_distill.loading import DTYPES
 from dstools_distill.recipe.settings import Mtp
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import TIMING, Report, Work
+from dstools_distill.tokens.invariant import IGNORED
 from dstools_distill.training.checkpoints import CURVE
 from dstools_distill.training.sft import ROWS, check_rows, load_rows
 from dstools_distill.training.states import States, last_states, padded
 
 FIT = "fit.pt"
-HELD_OUT = 20  # one row in so many is not trained on
-IGNORED = -100
+HELD_OUT = 20  # one row in 20 is not trained on
 LOGGED = 10  # steps of a line of the curve
 SAVED = 100  # steps between checkpoints
 
@@ -66,7 +66,7 @@ def mtp(settings: Mtp, inputs: Inputs, work: Work) -> Report:
         before = drafter.kept(held_out, rows, states, settings.batch_size)
         curve = _fit(drafter, training, rows, states, settings, work)
         weights = drafter.weights(inventory)
-        drafter.load(weights)
+        drafter.load(weights)  # as they are written, rounded to the checkpoint's dtypes
         after = drafter.kept(held_out, rows, states, settings.batch_size)
         checkpoint.check_unmoved()
         _write(checkpoint, weights, work.folder)
@@ -169,6 +169,7 @@ class Drafter:
     def load(self, weights: dict[str, Tensor]) -> None:
         """Set the weights of the layer by their names in the checkpoint."""
         state = {path: weights[self.model.spell(name)].float() for path, name in self.names.items()}
+        # the first load fills a layer on meta; later ones keep the parameters that are trained
         self.layer.load_state_dict(state, assign=self.layer.eh_proj.weight.is_meta)
 
     def trained(self) -> list[nn.Parameter]:

@@ -145,7 +145,7 @@ def run(
     wait = trainer.accelerator.wait_for_everyone
     wait()  # the folder is made by the first process
     check_launch(trainer, settings)
-    rest = untrained(settings, student, trainer.model.config)
+    mtp_layers = untrained(settings, student, trainer.model.config)
     keeper = Keeper(settings, work, curve, wait)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -163,7 +163,7 @@ def run(
         ) from error
     finally:
         keeper.close()
-    _save(trainer, settings, work.folder, tokenizer, keeper, rest.tensors)
+    _save(trainer, settings, work.folder, tokenizer, keeper, mtp_layers.tensors)
     wait()
     report: Report = {
         "steps": trainer.state.global_step,
@@ -173,7 +173,7 @@ def run(
         "processes": settings.processes,
         "parallel": settings.parallel,
     }
-    return report | {"mtp_layers": rest.fate} if rest.fate else report
+    return report | {"mtp_layers": mtp_layers.fate} if mtp_layers.fate else report
 
 
 def check_launch(trainer: Any, settings: Training) -> None:
@@ -245,7 +245,7 @@ def _save(
     folder: Path,
     tokenizer: Any,
     keeper: Keeper,
-    rest: Mapping[str, Tensor],
+    mtp_tensors: Mapping[str, Tensor],
 ) -> None:
     """Write the model folder and the averaged one in `ema/`; remove the checkpoints."""
     sharded = settings.parallel in ("fsdp2", "zero3")
@@ -255,10 +255,10 @@ def _save(
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.generation_config = _generation_config(model, tokenizer)
     model.config.use_cache = True  # training switches it off
-    _write(_merged(model), folder, tokenizer, state, rest)
+    _write(_merged(model), folder, tokenizer, state, mtp_tensors)
     if keeper.ema:
         keeper.ema.put(model)
-        _write(_merged(model), folder / EMA_FOLDER, tokenizer, None, rest)
+        _write(_merged(model), folder / EMA_FOLDER, tokenizer, None, mtp_tensors)
     remove(whole_checkpoints(folder))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
@@ -273,17 +273,17 @@ def _write(
     folder: Path,
     tokenizer: Any,
     state: dict[str, Any] | None,
-    rest: Mapping[str, Tensor],
+    mtp_tensors: Mapping[str, Tensor],
 ) -> None:
     """Write a model folder, and raise DstoolsError unless it has all weights.
 
-    rest: tensors that the model lacks, written beside its weights as they are.
+    mtp_tensors: tensors that the model lacks, written beside its weights as they are.
     """
     own = model.state_dict() if state is None else state
-    model.save_pretrained(folder, state_dict={**own, **rest})
+    model.save_pretrained(folder, state_dict={**own, **mtp_tensors})
     add_older_rope_keys(folder / "config.json")
     tokenizer.save_pretrained(folder)
-    parameters = count(model) + sum(tensor.numel() for tensor in rest.values())
+    parameters = count(model) + sum(tensor.numel() for tensor in mtp_tensors.values())
     _mend(folder, parameters)
     saved = 0
     for path in sorted(folder.glob("*.safetensors")):

@@ -25,9 +25,9 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.teachers import endpoint
-from dstools_distill.teachers.endpoint import UnreadError, answer, request
+from dstools_distill.teachers.endpoint import request
 from dstools_distill.teachers.generate import generate
-from dstools_distill.teachers.teacher import Answer, Ask
+from dstools_distill.teachers.teacher import Answer, Ask, UnreadError, answer
 
 SERVER = """
 import importlib.util, sys

@@ -111,7 +111,7 @@ def test_a_trainer_that_loses_nothing_is_exit_code_0(prepared: Any) -> None:
 def test_a_trainer_that_loses_something_is_exit_code_3(prepared: Any) -> None:
     result = dstools("doctor", SAMPLE, "--prepared", prepared(end=False))
     assert result.exit_code == 3, result.output
-    assert "error: row 1: <｜end▁of▁sentence｜> is not trained on behind" in result.stdout
+    assert "error: row 1: <｜end▁of▁sentence｜> is not trained on after" in result.stdout
     assert "nothing would be lost" not in result.stdout
 
 
