@@ -141,7 +141,7 @@ def stages_from(recipe: Recipe, start: str) -> Iterator[tuple[Chain, str, bool]]
     if start and not any(
         stage_name == stage and chain_name in ("", chain.name)
         for chain in recipe.chains
-        for stage in (*chain.stages, "card" if recipe.card else stage_name)
+        for stage in (*chain.stages, *(["card"] if recipe.card else []))
     ):
         raise DstoolsError(
             f"--from {start}: the recipe has no such stage",

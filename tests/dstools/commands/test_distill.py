@@ -209,6 +209,11 @@ def test_a_trained_student_is_a_checkpoint_that_dstools_inspects(recipe: Path, r
             "--from kd: the recipe has no such stage",
             "CHAIN/STAGE",
         ),
+        (
+            ["run", "{bare}", "--from", "rendr"],
+            "--from rendr: the recipe has no such stage",
+            "CHAIN/STAGE",
+        ),
         (["verify", "{recipe}", "--chain", "b"], "no chain b", "it has no chains"),
         (["grpo", "{recipe}"], "has no [grpo]", "add that table"),
         (["render", "{recipe}", "--out", "{empty}"], "is not done", "{recipe} --out {empty}"),
