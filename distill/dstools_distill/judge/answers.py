@@ -187,7 +187,7 @@ def letters(text: str) -> frozenset[str]:
         return frozenset(text)
     text = re.sub(r"^(?:option|choice|answer)s?\s+", "", text, flags=re.IGNORECASE)
     if named := re.match(r"\(?([A-Z])\s*[).:]\s*(.+)", text, re.DOTALL):
-        is_alone = not re.search(r"\b[B-J]\b", named[2]) and not DENIAL.search(named[2])
+        is_alone = not re.search(r"^is\b|\b[B-J]\b", named[2]) and not DENIAL.search(named[2])
         return frozenset(named[1] if is_alone else "")
     parts = re.split(r"\s*(?:,|;|&|\bor\b|\band\b)\s*", text)
     matches = [re.fullmatch(r"\(?([A-Za-z])[).]?", part.strip()) for part in parts if part.strip()]
@@ -229,7 +229,7 @@ def same_text(answer: str, gold: str) -> bool:
 PREDICATE = re.compile(r"[^\n,.;]*\b(?:is|are|be)\s+([^\n,.;]+)\.?")
 NO_PLURAL = re.compile(r"^(no \w{4,})s$")  # no solutions: no solution; but Mars is not Mar
 # "no" before a word is not an answer: yes, there is no other
-YES_NO = re.compile(r"\b(?:yes|no(?!\s+\w)|true|false|but)\b", re.IGNORECASE)
+YES_NO = re.compile(r"\b(?:yes|no(?!\s+\w)|true|false|but|unless)\b", re.IGNORECASE)
 
 
 def _text(text: str) -> str:

@@ -29,12 +29,14 @@ NO_ANSWER = Extracted("", "no-answer")
 
 def final_answer(text: str) -> Extracted:
     """Return the answer that a text settles on, without what marks or announces it."""
-    text = FENCE.sub("", CONTROL.sub(" ", text))
+    text = FENCE.sub("", CONTROL.sub(" ", STRUCK.sub("", text)))
     if BOX.search(text):
         return _boxed(text)
     if "<answer>" in text:
         tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-        return _single([stripped(inner) for inner in tagged], text.rpartition("</answer>")[2])
+        return _single(
+            [stripped(inner) for inner in tagged], "\n" + text.rpartition("</answer>")[2]
+        )
     if marks := _announcements(text):
         rest = text[marks[-1].end() :].lstrip()
         return _single([_announced(text, mark) for mark in marks], rest[len(_sentence(rest)) :])
@@ -88,15 +90,18 @@ ANNOUNCED = re.compile(
     r"(?:[”\x22]?\s*[*_]{0,2}\s*[:：]\s*[*_]{0,2}"
     r"|\s+(?:is|are|equals|would be|will be|should be|=)\b:?)\s*"
     r"|\bfinal answer[*_]*\s*\n+\s*"
-    r"|\b(?:réponse|respuesta|Antwort|Lösung|Ergebnis)(?:\s+[^\W\d]+)?\s+(?:est|es|ist|lautet)"
+    r"|\b(?:réponse|respuesta|Antwort|Lösung|Ergebnis)(?:\s+(?!no\b)[^\W\d]+)?\s+(?:est|es|ist|lautet)"
     r"(?:\s+(?:donc|also))?\s+|Ответ\s*[:—-]\s*|答えは\s*|정답은\s*"
-    r"|(?:答案|结果)(?:是|为|[:：])+\s*|故?选\s*[:：]?\s*(?=[A-J])",
+    r"|(?:答案|结果)(?:是|为|[:：])+\s*|(?<!不)故?选\s*[:：]?\s*(?=[A-J])",
     re.IGNORECASE,
 )
 NEGATED = re.compile(
-    r"(?:not|n't|\bnever)\s+(?:be\s+|equal(?:\s+to)?\s+|the\s+)*[^\w\\]*$", re.IGNORECASE
+    r"(?:(?:not|n't|\bnever|\bimpossible)\s+(?:that\s+|be\s+|equal(?:\s+to)?\s+|the\s+)*|不是)"
+    r"[^\w\\]*$",
+    re.IGNORECASE,
 )
 CONTROL = re.compile(r"<\|[^<>|\n]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>")
+STRUCK = re.compile(r"~~[^~\n]+~~|<(del|s)>[^<\n]*</\1>")
 FENCE = re.compile(r"^```\w*[ \t]*$", re.MULTILINE)
 BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 PROSE = re.compile(
@@ -201,9 +206,10 @@ DENIED = re.compile(
     re.IGNORECASE,
 )
 DENIAL = re.compile(  # of the text before, without another value
-    r"\b(?:that|this|it|answer|result|value|above)\b[^.;,]*\b(?:wrong|incorrect|not right)\b"
+    r"(?:^\W*is|\b(?:that|this|it|answer|result|value|above))\b[^.;,]*"
+    r"\b(?:wrong|incorrect|not right)\b"
     r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure|not sure)\b"
-    r"|\bno\s*[.!:,;]|\b(?:might|could) be\b|不对",
+    r"|\bno\s*[.!:,;]|\b(?:might|could) be\b|不对|错的",
     re.IGNORECASE,
 )
 RIGHT = r"\W? (?:is |are |also )+(?:right|correct|possible|works?|the answer)\b"
@@ -271,7 +277,8 @@ STATED = re.compile(
     re.IGNORECASE,
 )
 OF_ANOTHER = re.compile(  # a number after these is none that was asked for
-    r"\b(?:after|by|within|in|at|of|than|for|with|to|on|per|until|exceed|step|als|que|à)\s+$",
+    r"\b(?:after|by|within|in|at|of|than|for|with|to|on|per|until|exceed|step|als|que|à)"
+    r"(?: the)?\s+$",
     re.IGNORECASE,
 )
 OPEN_END = re.compile(
