@@ -6,9 +6,13 @@ reasoning out.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from dstools_converters.errors import printable
+
 OPEN, CLOSE = "<think>", "</think>"
+IN_TAGS = "begins with "  # and a tag: the name of a count of answers
 OTHER_TAGS = re.compile(r"\s*<([^<>/\s]{1,40})>.*</\1>", re.DOTALL)
 
 
@@ -64,6 +68,15 @@ def other_tag(text: str) -> str:
     """Return the name of the tag other than think that a text begins with and closes, or ""."""
     found = OTHER_TAGS.match(text)
     return found[1] if found and found[1] != "think" else ""
+
+
+def tag_hint(counts: Iterable[str]) -> str:
+    """Return what to do about answers in other tags, by the names of their counts; "" if none."""
+    tags = sorted(name.removeprefix(IN_TAGS) for name in counts if name.startswith(IN_TAGS))
+    names = ", ".join(f"<{printable(tag)}>" for tag in tags[:3])
+    return (
+        f"answers begin with {names}: put their traces between {OPEN} and {CLOSE}" if tags else ""
+    )
 
 
 def opens_think(prompt: str) -> bool:

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.model.reasoning import CLOSE, OPEN, other_tag, split
+from dstools_converters.errors import DstoolsError
+from dstools_converters.model.reasoning import CLOSE, IN_TAGS, OPEN, other_tag, split, tag_hint
 from dstools_distill.judge import program, sandbox, steps
 from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers
 from dstools_distill.judge.extract import final_answer
@@ -35,7 +35,6 @@ RIGHT_SCORE = 0.99  # of reasoning-gym's 0 to 1; a partly correct answer is inco
 # finish reasons of incomplete samples; any other word is unverifiable
 UNFINISHED = ("length", "content_filter", "tool_calls", "function_call", "abort", "error")
 PLACES = 4  # decimals of shares
-IN_TAGS = "begins with "  # and a tag: the name of a count
 HINTS = {  # what to do if one reason is that of all samples
     "think-block": "for answers without a trace set verify.reasoning = false",
     "unfinished": "see finish_reason: generate.max_tokens may be too low",
@@ -65,7 +64,7 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
                 reasons.setdefault(verdict, {})[word] = counts[key]
             case "checkers", *_:
                 checkers[key.removeprefix("checkers ")] = counts[key]
-    _hint_at_one_reason(reasons, sorted(key for key in counts if key.startswith(IN_TAGS)))
+    _hint_at_one_reason(reasons, tag_hint(counts))
     return {
         "in": counts["rows"],
         "out": counts["rows"],
@@ -78,15 +77,14 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
     }
 
 
-def _hint_at_one_reason(reasons: dict[str, dict[str, int]], tags: list[str]) -> None:
+def _hint_at_one_reason(reasons: dict[str, dict[str, int]], in_tags: str) -> None:
     """Log what to do if no sample is correct, all for one reason."""
     counts = [(verdict, *pair) for verdict, words in reasons.items() for pair in words.items()]
     if len(counts) == 1 and "correct" not in reasons:
         ((verdict, word, count),) = counts
         hint = HINTS.get(word, "see verdict_reason in its records.jsonl")
-        if word == "think-block" and tags:
-            names = ", ".join(f"<{printable(tag.removeprefix(IN_TAGS))}>" for tag in tags[:3])
-            hint = f"they begin with {names}: put their traces between {OPEN} and {CLOSE}"
+        if word == "think-block" and in_tags:
+            hint = in_tags
         log.warning("verify: all %d samples are %s: %s; %s", count, verdict, word, hint)
 
 

@@ -23,7 +23,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dstools_converters.errors import DstoolsError, ShortfallError, printable
-from dstools_converters.model.reasoning import CLOSE, OPEN, Parts, answer_after, other_tag
+from dstools_converters.model.reasoning import (
+    CLOSE,
+    IN_TAGS,
+    OPEN,
+    Parts,
+    answer_after,
+    other_tag,
+    tag_hint,
+)
 from dstools_converters.model.tokenizer import QUESTION, answer_form, prompt_text
 from dstools_distill import records
 from dstools_distill.recipe.settings import Render
@@ -40,7 +48,6 @@ SCHEMA = pa.schema(
     {"id": pa.string(), "input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
 )
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow columnar format, "IPC Streaming Format"
-IN_TAGS = "answers in "  # and a tag: the name of a count
 PROBED_ROWS = 200  # encoded by both fastokens and tokenizers before the others
 BATCH = 64  # rows encoded at once: 2M tokens if they are long
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -145,12 +152,7 @@ def _shortfall(settings: Render, file: Path, total: int, dropped: dict[str, int]
 
 def _hint_for_lost_traces(counts: Counter[str]) -> str:
     """Return what to do where no record has a trace, by the tags that answers begin with."""
-    tags = sorted(key.removeprefix(IN_TAGS) for key in counts if key.startswith(IN_TAGS))
-    if tags:
-        found = ", ".join(f"<{printable(tag)}>" for tag in tags[:3])
-        where = f"answers begin with {found}: put their traces between {OPEN} and {CLOSE}"
-    else:
-        where = "find out where traces were lost"
+    where = tag_hint(counts) or "find out where traces were lost"
     return f"{where}, or train on answers: render.reasoning = false"
 
 

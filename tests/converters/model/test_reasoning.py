@@ -15,6 +15,7 @@ from dstools_converters.model.reasoning import (
     other_tag,
     plain_opening,
     split,
+    tag_hint,
     thought,
 )
 
@@ -123,3 +124,10 @@ def test_a_trace_follows_the_prompt_with_one_opening_tag(
 )
 def test_another_tag_for_a_trace_is_found_where_a_text_begins_with_it(text: str, tag: str) -> None:
     assert other_tag(text) == tag
+
+
+def test_the_hint_for_other_tags_names_three_of_them_and_nothing_else_that_is_counted() -> None:
+    counts = ["begins with d", "begins with a", "rows", "begins with c", "begins with b"]
+    hint = "answers begin with <a>, <b>, <c>: put their traces between <think> and </think>"
+    assert tag_hint(counts) == hint
+    assert tag_hint(["rows"]) == ""

@@ -304,7 +304,7 @@ TRIED = "<reasoning>so</reasoning> \\boxed{125}"
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        (record(TRIED), "incorrect: think-block; they begin with <reasoning>: put their traces"),
+        (record(TRIED), "incorrect: think-block; answers begin with <reasoning>: put their traces"),
         (record(r"\boxed{125}"), "incorrect: think-block; for answers without a trace set"),
         (thought("125", finish_reason="length"), "incorrect: unfinished; see finish_reason"),
         (thought("125", gold=None), "unverifiable: no-gold; name the column"),
