@@ -116,8 +116,8 @@ def _aligned(question: Words, stretch: Words) -> tuple[Places, Places]:
             n -= 1
         else:
             m -= 1
-    found = np.array(pairs[::-1], np.intp).reshape(-1, 2)
-    return found[:, 0], found[:, 1]
+    places = np.array(pairs[::-1], np.intp).reshape(-1, 2)
+    return places[:, 0], places[:, 1]
 
 
 def _in_another_order(question: Words, stretch: Words, present: NDArray[np.bool_]) -> bool:

@@ -89,7 +89,7 @@ def answer_text(value: Any, name: str) -> str:
     return repr(value) if type(value) in (int, float) else text(value, name)
 
 
-def said(value: Any, name: str) -> tuple[str | None, str]:
+def reasoning_and_text(value: Any, name: str) -> tuple[str | None, str]:
     """Return the reasoning, if any, and the text of the content of a message."""
     try:
         return message_parts(value)

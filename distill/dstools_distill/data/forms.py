@@ -25,7 +25,7 @@ from dstools_distill.data.columns import (
     Columns,
     agreeing,
     answer_text,
-    said,
+    reasoning_and_text,
     shown,
     text,
 )
@@ -156,18 +156,18 @@ def _plain(value: Any) -> str:
     """Return all words of a text or a conversation."""
     if not isinstance(value, list):
         return " ".join(str(value).split())
-    return " ".join(_plain(_said_in(turn)) for turn in value)
+    return " ".join(_plain(_content_of(turn)) for turn in value)
 
 
 def _plain_question(value: Any) -> str:
     """Return the words of a text, or of the last turn of a conversation that a user says."""
     if not isinstance(value, list):
         return _plain(value)
-    users = [_plain(_said_in(turn)) for turn in value if ROLES.get(_role(turn)) == "user"]
+    users = [_plain(_content_of(turn)) for turn in value if ROLES.get(_role(turn)) == "user"]
     return users[-1] if users else ""
 
 
-def _said_in(turn: Any) -> Any:
+def _content_of(turn: Any) -> Any:
     """Return the content of a turn, or the text of a part of it."""
     keys = ("content", "value", "text")
     return next((turn[key] for key in keys if key in turn), "") if isinstance(turn, dict) else turn
@@ -182,7 +182,7 @@ def _turns(columns: Columns, name: str) -> list[Message]:
     if QUESTIONS[name] in ("messages", "sharegpt") or isinstance(columns.take(name), list):
         return _conversation(columns.take(name), columns.spelled(name))
     question = columns.text(name)
-    passages = [columns.text(each) for each in PASSAGES if columns.has(each)]
+    passages = [columns.text(column) for column in PASSAGES if columns.has(column)]
     after = (*AFTER.get(name, ()), "starter_code")
     after_texts = [columns.text(column) for column in after if columns.has(column)]
     parts = [
@@ -223,7 +223,7 @@ def _conversation(turns: Any, name: str) -> list[Message]:
             raise BadRowError(f"{where}.{role_key} is {role!r}, not one of {', '.join(ROLES)}")
         if turn.get(text_key) is None:
             raise BadRowError(f"{where}.{text_key} is missing")
-        inner, content = said(turn[text_key], f"{where}.{text_key}")
+        inner, content = reasoning_and_text(turn[text_key], f"{where}.{text_key}")
         if ROLES[role] == "system" and not content.strip():
             continue
         content = text(content, f"{where}.{text_key}")
@@ -282,7 +282,7 @@ def _own_trace(columns: Columns) -> str | None:
     return agreeing(traces, "trace")
 
 
-def _reply(columns: Columns, name: str, said_before: str | None) -> str | None:
+def _reply(columns: Columns, name: str, in_question: str | None) -> str | None:
     """Return the teacher's answer from a column of its own; `name` is the column that is asked."""
     replies = {}
     for key in REPLIES:
@@ -293,9 +293,9 @@ def _reply(columns: Columns, name: str, said_before: str | None) -> str | None:
             else:
                 replies[key] = columns.text(key)
     reply = agreeing(replies, "teacher's answer")
-    if reply is not None and said_before is not None:
+    if reply is not None and in_question is not None:
         raise BadRowError(f"has an answer both in {name} and in {next(iter(replies))}")
-    return said_before if reply is None else reply
+    return in_question if reply is None else reply
 
 
 def _taken(columns: Columns, reasoning: str | None) -> str:
@@ -322,7 +322,7 @@ def _with_trace(answer: str, reasoning: str | None, where: str) -> str:
     """Return an answer after its reasoning, unless it holds that reasoning already."""
     if reasoning is None or (CLOSE in answer and reasoning.strip() in answer):
         return answer
-    if any(tag in each for tag in (OPEN, CLOSE) for each in (answer, reasoning)):
+    if any(tag in part for tag in (OPEN, CLOSE) for part in (answer, reasoning)):
         raise BadRowError(f"{where}: reasoning holds a think block, or the answer another one")
     return thought(reasoning, answer, prefilled=False)
 

@@ -2,7 +2,14 @@
 
 import pytest
 
-from dstools_distill.data.columns import BadRowError, Columns, agreeing, answer_text, said, shown
+from dstools_distill.data.columns import (
+    BadRowError,
+    Columns,
+    agreeing,
+    answer_text,
+    reasoning_and_text,
+    shown,
+)
 
 
 def test_names_are_plain_and_what_nothing_was_taken_from_is_named_as_spelled() -> None:
@@ -43,9 +50,9 @@ def test_an_answer_may_be_a_number_or_the_one_entry_of_a_list() -> None:
 
 def test_content_may_come_in_parts() -> None:
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "x"}]}, {"text": "4"}]
-    assert said(parts, "content") == ("x", "4")
+    assert reasoning_and_text(parts, "content") == ("x", "4")
     with pytest.raises(BadRowError, match="content is not a string: list with a part of type 'im"):
-        said([{"type": "image_url"}], "content")
+        reasoning_and_text([{"type": "image_url"}], "content")
 
 
 def test_a_message_shows_the_start_of_a_long_value() -> None:
