@@ -77,7 +77,7 @@ BASE = re.compile(
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
          "ten": 10, "twelve": 12, "sixteen": 16}  # fmt: skip
 RESIDUE = re.compile(r"(-?\d+)\s*\(?\\p?mod\s*\{?\s*(\d+)\s*\}?\s*\)?")
-INTEGERS = re.compile(r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*Z\s*\}?")
+INTEGERS = re.compile(r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*[NQZ]\s*\}?")
 DOTS = re.compile(r"\\[lc]?dots(?![a-z])|\.\.\.|…")
 REPEATED = re.compile(r"(\d*\.\d*?)(\d+?)\2{2,}\s*(?:\.\.\.|…|\\[lc]?dots)\Z")
 COLON = re.compile(r"(?<=[\d}])\s*:\s*(?=[\d\\])")
@@ -117,7 +117,10 @@ class _Reader:
         """Read a bare list, conditions, or a family of solutions, which ends in k in Z."""
         if integers := INTEGERS.fullmatch(parts[-1]):
             name = re.compile(rf"(?<![A-Za-z\\]){integers[1]}(?![A-Za-z])")
-            return self.value(", ".join(name.sub("n", part) for part in parts[:-1]), depth + 1)
+            value = self.value(", ".join(name.sub("n", part) for part in parts[:-1]), depth + 1)
+            if value.kind == "set" or "Z" not in parts[-1]:  # integers are not an interval
+                raise UnreadableError(str(parts))
+            return value
         labels = [re.fullmatch(r"\(\d\)\s*(.+)", part) for part in parts]
         items = [
             self.value(label[1] if label else part, depth + 1)
@@ -206,6 +209,8 @@ class _Reader:
             return None
         if opener == "⦃":
             if condition := CONDITION.match(inner):
+                if INTEGERS.match(inner):
+                    raise UnreadableError(text)
                 return self.value(condition[1], depth + 1)
             value = self.value(inner, depth + 1)
             is_list = value.kind == "items" and value.text in ("", "{}")
