@@ -35,8 +35,7 @@ def index(out: str, files: tuple[str, ...], as_json: bool) -> None:
 @click.command(
     cls=Command,
     short_help="Show what a trainer would lose of a trace.",
-    epilog="dstools distill doctor ./Qwen2.5-7B\n"
-    "dstools distill doctor ./Qwen2.5-7B --config trl.yaml --sample traces.jsonl\n"
+    epilog="dstools distill doctor ./Qwen2.5-7B --config trl.yaml --data traces.jsonl\n"
     "dstools distill doctor ./Qwen2.5-7B --prepared last_run_prepared --data traces.jsonl",
 )
 @path_argument("tokenizer", metavar="TOKENIZER", help="A folder with a tokenizer, or org/name.")
@@ -45,12 +44,6 @@ def index(out: str, files: tuple[str, ...], as_json: bool) -> None:
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="The configuration of a trainer: TRL (run here), LLaMA-Factory or axolotl.",
-)
-@option(
-    "--sample",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Use the first row of this JSONL instead of the built-in sample.",
 )
 @option(
     "--prepared",
@@ -62,16 +55,11 @@ def index(out: str, files: tuple[str, ...], as_json: bool) -> None:
     "--data",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Compare the prepared data with the rows that it was made of.",
+    help="Run TRL on these rows, or compare the prepared data with those that it was made of.",
 )
 @json_option
 def doctor(
-    tokenizer: str,
-    config: Path | None,
-    sample: Path | None,
-    prepared: Path | None,
-    data: Path | None,
-    as_json: bool,
+    tokenizer: str, config: Path | None, prepared: Path | None, data: Path | None, as_json: bool
 ) -> None:
     """Show what another trainer would train on, and what of a trace would be lost.
 
@@ -81,16 +69,14 @@ def doctor(
     from dstools.source import resolve
     from dstools_distill.tokens.doctor import diagnose, diagnose_prepared, text
 
-    if prepared and (config or sample):
-        raise click.UsageError("--prepared holds the rows: leave out --config and --sample")
-    if data and not prepared:
-        raise click.UsageError("--data needs --prepared")
+    if prepared and config:
+        raise click.UsageError("--prepared holds the rows: leave out --config")
     with redirect_stdout(sys.stderr):  # what libraries print is no part of the result
         folder = resolve(tokenizer)
         if prepared:
             diagnosis = diagnose_prepared(folder, prepared, data)
         else:
-            diagnosis = diagnose(folder, config, sample)
+            diagnosis = diagnose(folder, config, data)
     show(diagnosis, as_json, text(diagnosis))
     if any(finding.level == "error" for finding in diagnosis.findings):
         click.get_current_context().exit(FELL_SHORT)

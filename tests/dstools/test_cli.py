@@ -87,7 +87,7 @@ FLAGS = {  # frozen: a change here is a change for everybody's scripts
     "distill card": ["RECIPE", "--out", "--workers", "--json"],
     "distill init": ["--preset"],
     "distill index": ["OUT", "FILE...", "--json"],
-    "distill doctor": ["TOKENIZER", "--config", "--sample", "--prepared", "--data", "--json"],
+    "distill doctor": ["TOKENIZER", "--config", "--prepared", "--data", "--json"],
 }  # fmt: skip
 COMMANDS = {name: each for name, each in main.commands.items() if name != "distill"}
 OF_DISTILL = distill.list_commands(click.Context(distill))

@@ -3,51 +3,54 @@
 TRL's own code is run. axolotl and LLaMA-Factory are judged by the data that they prepare.
 """
 
-from collections import Counter
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dstools_converters.checkpoint.config import names_mtp
 from dstools_converters.errors import DstoolsError, Finding, Level, counted, merged, printable
-from dstools_converters.model.reasoning import CLOSE, OPEN, split
-from dstools_converters.model.tokenizer import Messages, answer_form
-from dstools_distill import records
-from dstools_distill.data.columns import BadRowError
-from dstools_distill.data.forms import convert
-from dstools_distill.data.sources import rows as source_rows
-from dstools_distill.records import Record
-from dstools_distill.tokens.invariant import IGNORED, Trained, violations
+from dstools_converters.model.reasoning import CLOSE, OPEN
+from dstools_converters.model.tokenizer import Messages
+from dstools_distill.data.sources import Reading, questions
+from dstools_distill.tokens import trl_rows
+from dstools_distill.tokens.invariant import IGNORED
 from dstools_distill.tokens.prepared import parts
 from dstools_distill.tokens.render import check_tokenizer
 from dstools_distill.tokens.templates import load_tokenizer
-from dstools_distill.tokens.turns import Reader, target_of
+from dstools_distill.tokens.turns import Reader
 
-COMMANDS = {  # what prepares the data of a configuration, and where
-    "LLaMA-Factory": ("llamafactory-cli train {} tokenized_path={}", "tokenized_path", "prepared"),
-    "axolotl": ("axolotl preprocess {}", "dataset_prepared_path", "last_run_prepared"),
+TRAINERS = {  # keys that no trainer after it has, and what prepares the data: command, key, folder
+    "LLaMA-Factory": (
+        ("cutoff_len", "template", "stage", "finetuning_type", "dataset_dir"),
+        ("llamafactory-cli train {} tokenized_path={}", "tokenized_path", "prepared"),
+    ),
+    "axolotl": (
+        ("base_model", "sequence_len", "sample_packing"),
+        ("axolotl preprocess {}", "dataset_prepared_path", "last_run_prepared"),
+    ),
+    "TRL": (("assistant_only_loss", "dataset_name", "max_seq_length", "model_name_or_path"), ()),
 }
-TELLING = {  # keys that no trainer after it has, in this order
-    "LLaMA-Factory": ("cutoff_len", "template", "stage", "finetuning_type", "dataset_dir"),
-    "axolotl": ("base_model", "sequence_len", "sample_packing"),
-}
+NOT_SFT = (  # keys of other trainings
+    *("stage", "rl", "reward_model", "process_reward_model", "reward_funcs", "num_generations"),
+    "beta",
+)
 STEP = "Wait, 2+9=11, so I write 1 and carry 1. "
-SHOWN_ROWS = 2  # of a prepared data set
-# codes of faults that lose nothing
-MILD = (
+RUN_ROWS = 1000  # of --data that TRL is run on
+SHOWN_ROWS = 2  # of a data set
+MILD = (  # codes of faults that lose nothing
     *("prompt-trained", "prompt-differs", "trained-behind-end", "text-changed", "no-trace"),
     "history-not-trained",
 )
-PACKING = "pack by bfd with flash attention, with neat_packing, or not at all"
 HINTS = {
-    "packing": PACKING,
     "trace-lost": "`dstools distill render` joins prompt and trace without the template",
     "truncated": "raise the limit above your longest row, or drop long rows; never cut one",
     "end-missing": "train on the token that ends a turn in the template",
     "start-missing": "train on the opening tag, or use a template that shows it when served",
-    "other-template": "prepare with this template, or give the tokenizer that is served",
     "prompt-trained": "mask it: set assistant_only_loss, or give prompt and completion apart",
     "prompt-differs": "make everything before the first label what serving shows",
+    "packing": "pack by bfd with flash attention, with neat_packing, or not at all",
     "mtp-dropped": "`dstools distill sft` carries them over, `dstools distill mtp` fits them",
     "left-out": "raise the limit above your longest row, or be content with the others",
     "no-trace": "give the rows that they were made of with --data, to know whether one was lost",
@@ -74,79 +77,42 @@ class Diagnosis:
     findings: list[Finding]
 
 
-def diagnose(tokenizer: Path, config: Path | None, sample: Path | None) -> Diagnosis:
-    """Return what the trainer that `config` is for would make of a sample.
+def diagnose(tokenizer: Path, config: Path | None, data: Path | None) -> Diagnosis:
+    """Return what the trainer that `config` is for would make of conversations.
 
-    tokenizer: a folder. config: YAML or JSON of TRL (its SFTConfig or script arguments), which is
-    run with messages and with prompt and completion; LLaMA-Factory's and axolotl's give one error,
-    with the command that prepares their data. None: TRL's defaults. Relative paths in it start from
-    the working folder. sample: a JSONL file whose first row is used, in any form that `prompts`
-    reads, with the answer; None: a short and a long sample of our own. Raises DstoolsError for
+    tokenizer: the folder that is served. config: YAML or JSON of TRL (its SFTConfig or script
+    arguments), which is run; LLaMA-Factory's and axolotl's give one error, with the command that
+    prepares their data. None: TRL's defaults. Relative paths in it start from the working folder.
+    data: see `conversations`; None: a short and a long sample of our own. Raises DstoolsError for
     files that cannot be read, for other trainers and trainings, and if neither tokenizer nor config
     has a usable chat template.
     """
     settings = _read_config(config) if config else {}
-    trainer = _which(config, settings) if config else "TRL"
-    if config and trainer != "TRL":
-        told = [*_mtp(tokenizer, trainer), _not_checked(config, trainer, settings, tokenizer)]
+    trainer = _trainer(config, settings) if config else "TRL"
+    if config and TRAINERS[trainer][1]:
+        told = [*_mtp(tokenizer), _not_checked(config, trainer, settings, tokenizer)]
         return Diagnosis(trainer, "not run", [], told)
-    samples = {"the first row": _read_sample(sample)} if sample else OWN
-    loaded = load_tokenizer(tokenizer)
-    rows, findings = _rows_of_trl(settings, loaded, samples)
-    end = answer_form(loaded).end
-    findings += _about(loaded, end, tokenizer, trainer) + _packing(settings)
-    cases: list[Case] = []
-    for name, chat, row in rows:
-        cases.append(_case(loaded, name, row))
-        for fault in violations(loaded.decode, row.ids, row.labels, target_of(loaded, end, chat)):
-            findings.append(_finding(fault.code, name, fault.message))
-    return Diagnosis(trainer, "run, up to its batches", cases, findings)
+    chats, findings = conversations(data) if data else (OWN, [])
+    chats, loaded = chats[:RUN_ROWS], load_tokenizer(tokenizer)
+    findings += trl_rows.findings(settings)
+    with TemporaryDirectory() as folder:
+        try:
+            trl_rows.prepare(loaded, settings, chats, Path(folder))
+        except DstoolsError as error:
+            findings.append(Finding.error("refused", "TRL", str(error), error.hint))
+            return Diagnosis(trainer, "run", [], [*findings, *_mtp(tokenizer)])
+        return _judged((trainer, "run"), tokenizer, loaded, Path(folder), chats, findings)
 
 
 def diagnose_prepared(tokenizer: Path, prepared: Path, data: Path | None) -> Diagnosis:
     """Return what training on a tokenized data set would lose, see `prepared.parts`.
 
-    tokenizer: the folder that is served. data: the rows that the data set was made of, in any form
-    that `prompts` reads, to tell lost traces and rows. Raises DstoolsError as `parts` and `rows`.
+    tokenizer: the folder that is served. data: the rows that the data set was made of, see
+    `conversations`, to tell lost traces and rows. Raises DstoolsError for what cannot be read.
     """
+    chats, notes = conversations(data) if data else ([], [])
     loaded = load_tokenizer(tokenizer)
-    reader = Reader(loaded)
-    findings = _about(loaded, reader.end, tokenizer, "the trainer")
-    sources = _sources(data) if data else {}
-    cases: list[Case] = []
-    used, plain, count, lengths = set[str](), [], 0, Counter[int]()
-    for part in parts(prepared, len(loaded)):
-        count += 1
-        row, where = part.row, part.where
-        lengths[len(row.ids)] += 1
-        if len(cases) < SHOWN_ROWS:
-            cases.append(_case(loaded, where, row))
-        key = reader.question(row.ids) if sources else ""
-        if sources and key not in sources:
-            text = loaded.decode(row.ids)
-            key = next((asked for asked in sources if asked in text), "")
-        used.add(key)
-        if not part.is_apart:
-            what = "attention_mask does not part it from other conversations of its row"
-            findings.append(Finding.warning("packing", where, what, PACKING))
-        for fault in reader.faults(row, sources.get(key)):
-            findings.append(_finding(fault.code, where, fault.message))
-        if not data and not reader.has_trace(row.ids):
-            plain.append(where)
-    if len(plain) == count:
-        findings.append(_finding("trace-lost", "all rows", "none has a trace", HINTS["no-trace"]))
-    else:
-        findings += [_finding("no-trace", where, "has no trace") for where in plain]
-    for asked in sources.keys() - used:
-        what = f"no prepared row holds the question {printable(asked)!r}"
-        findings.append(_finding("left-out", str(data), what))
-    length = max(lengths)
-    if lengths[length] > 1 and any(finding.code == "truncated" for finding in findings):
-        what = f"{lengths[length]} rows have the greatest length, {length} tokens: the limit"
-        findings.append(Finding.note("limit", str(prepared), what))
-    return Diagnosis(
-        "prepared data", f"{counted(count, 'conversation')} read", cases, merged(findings)
-    )
+    return _judged(("prepared data", "read"), tokenizer, loaded, prepared, chats, notes)
 
 
 def text(diagnosis: Diagnosis) -> str:
@@ -154,8 +120,8 @@ def text(diagnosis: Diagnosis) -> str:
     lines = [f"{diagnosis.trainer} ({diagnosis.how})"]
     for case in diagnosis.cases:
         lines.append(f"\n{case.name}: {case.trained_tokens} of {case.tokens} tokens are trained on")
-        if case.trained_on:
-            lines.append(f"  {_ends(case.trained_on)}")
+        start, end = case.trained_on[:200], case.trained_on[200:][-200:]
+        lines.append(f"  {start!r} ... {end!r}" if end else f"  {start!r}")
     lines.append("")
     for finding in diagnosis.findings:
         lines.append(f"{finding.level}: {finding.where}: {finding.message}")
@@ -165,23 +131,36 @@ def text(diagnosis: Diagnosis) -> str:
     return "\n".join(lines)
 
 
-def _ends(trained_on: str) -> str:
-    """Return a text, quoted; only its beginning and its end if it is long."""
-    if len(trained_on) <= 400:
-        return repr(trained_on)
-    return f"{trained_on[:200]!r} ... {trained_on[-200:]!r}"
-
-
 # ------------------------------------------------------------------------------------- the input
 
 
-def _sample(trace: str) -> Messages:
-    content = f"{OPEN}\n{trace}\n{CLOSE}\n\nThe answer is 41."
-    question = {"role": "user", "content": "What is 12 + 29?"}
-    return [question, {"role": "assistant", "content": content}]
+def _sample(question: str, trace: str) -> Messages:
+    reply = f"{OPEN}\n{trace}\n{CLOSE}\n\nThe answer is 41."
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
 
 
-OWN = {"a short trace": _sample(STEP.strip()), "a long trace": _sample((STEP * 250).strip())}
+OWN = [_sample("What is 12 + 29?", STEP.strip()), _sample("12 + 29?", (STEP * 250).strip())]
+
+
+def conversations(path: Path) -> tuple[list[Messages], list[Finding]]:
+    """Return the conversations of a file, in any form that `prompts` reads, with the answer.
+
+    Rows without one are counted in a note. Raises DstoolsError if all of them are.
+    """
+    reading = Reading(max_bad=sys.maxsize)
+    asked = [question for _, _, question in questions(path, "auto", reading)]
+    chats = [
+        [*question.messages, {"role": "assistant", "content": question.reference}]
+        for question in asked
+        if question.reference
+    ]
+    odd = reading.bad + len(asked) - len(chats)
+    why = f"no question with an answer in {counted(odd, 'row')}"
+    why += f", e.g. {reading.first_bad}" if reading.bad else ""
+    if not chats:
+        hint = f'a row is {{"messages": [..., {{"role": "assistant", "content": "{OPEN}..."}}]}}'
+        raise DstoolsError(f"{path}: {why}", hint)
+    return chats, [Finding.note("not-read", str(path), why)] if odd else []
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -200,145 +179,92 @@ def _read_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in settings.items()}
 
 
-def _which(path: Path, settings: dict[str, Any]) -> str:
+def _trainer(path: Path, settings: dict[str, Any]) -> str:
     """Return the trainer whose keys a configuration has."""
-    named = [name for name, keys in TELLING.items() if any(key in settings for key in keys)]
-    trainer = named[0] if named else "TRL"
-    if not named:
-        from dstools_distill.tokens import trl_rows
-
-        is_trl = any(key in settings for key in trl_rows.TELLING)
-        shared = any(key in settings for key in trl_rows.SHARED)
-        if not (is_trl or (shared and not trl_rows.unknown_keys(settings))):
-            raise DstoolsError(
-                f"{path}: is not a configuration of {', '.join(TELLING)} or TRL, by its keys "
-                f"{printable(', '.join(settings))}",
-                "for another trainer, save its tokenized rows and give them with --prepared",
-            )
-    stage = settings.get("stage", "sft") if trainer == "LLaMA-Factory" else settings.get("rl")
-    other = [key for key in NOT_SFT if settings.get(key)]
-    if stage not in ("sft", None, False) or other:
-        what = other[0] if other else f"{stage}"
+    named = [name for name, (keys, _) in TRAINERS.items() if settings.keys() & keys]
+    if not named and trl_rows.unknown_keys(settings):
+        keys = printable(", ".join(settings))
         raise DstoolsError(
-            f"{path}: {trainer} would not do supervised fine-tuning, but {printable(what)}",
-            "the doctor reads configurations of supervised fine-tuning",
+            f"{path}: is not a configuration of {', '.join(TRAINERS)}, by its keys {keys}",
+            "for another trainer, save its tokenized rows and give them with --prepared",
         )
-    return trainer
-
-
-NOT_SFT = ("reward_model", "process_reward_model", "reward_funcs", "num_generations", "beta")
+    for key in NOT_SFT:
+        if settings.get(key) not in (None, False, "sft"):
+            what = printable(f"{key}: {settings[key]}")
+            raise DstoolsError(
+                f"{path}: is not of supervised fine-tuning, by its {what}",
+                "the doctor reads configurations of supervised fine-tuning",
+            )
+    return named[0] if named else "TRL"
 
 
 def _not_checked(path: Path, trainer: str, settings: dict[str, Any], tokenizer: Path) -> Finding:
     """Return the error for a trainer that is not run, with the command that prepares its data."""
-    command, key, folder = COMMANDS[trainer]
+    command, key, folder = TRAINERS[trainer][1]
     folder = printable(str(settings.get(key) or folder))
     then = f"dstools distill doctor {tokenizer} --prepared {folder}"
     what = f"{trainer} is not run here: let it prepare its data, and have that checked"
     return Finding.error("not-checked", str(path), what, f"{command.format(path, folder)}; {then}")
 
 
-def _read_sample(path: Path) -> Messages:
-    """Return the conversation in the first row of a JSONL file."""
-    for row in records.read(path):
-        chat = conversation(row, f"{path}: the first row")
-        if chat[-1]["role"] != "assistant" or split(chat[-1]["content"], False).reasoning is None:
-            raise DstoolsError(
-                f"{path}: the first row has no answer with one think block", SAMPLE_HINT
-            )
-        return chat
-    raise DstoolsError(f"{path}: has no rows", SAMPLE_HINT)
+# ------------------------------------------------------------------------------------ the judgement
 
 
-SAMPLE_HINT = f'a row is {{"messages": [..., {{"role": "assistant", "content": "{OPEN}..."}}]}}'
+def _judged(
+    made_by: tuple[str, str],
+    folder: Path,
+    tokenizer: Any,
+    prepared: Path,
+    chats: list[Messages],
+    findings: list[Finding],
+) -> Diagnosis:
+    """Return the diagnosis of a tokenized data set, beside the conversations it was made of."""
+    reader = Reader(tokenizer)
+    sources: dict[str, list[Messages]] = {}
+    for chat in chats:
+        asked = next(turn["content"].strip() for turn in chat if turn["role"] == "user")
+        sources.setdefault(asked, []).append(chat)
+    cases, used, plain, count = list[Case](), set[str](), list[str](), 0
 
+    def tell(code: str, where: str, message: str, hint: str = "") -> None:
+        level: Level = "warning" if code in MILD else "error"
+        findings.append(Finding(level, code, where, message, hint or HINTS.get(code, "")))
 
-def conversation(row: Record, where: str) -> Messages:
-    """Return the messages of a row, with the answer if it has one."""
     try:
-        prompt = convert(row)
-    except BadRowError as error:
-        raise DstoolsError(f"{where}: {error}", SAMPLE_HINT) from None
-    answer = prompt.reference
-    if isinstance(row.get("reasoning"), str) and isinstance(row.get("answer"), str):
-        opener = f"{OPEN}\n" if row.get("prefilled_think") else OPEN  # a record of a run
-        answer = f"{opener}{row['reasoning']}{CLOSE}{row['answer']}"
-    return [*prompt.messages, *([{"role": "assistant", "content": answer}] if answer else [])]
-
-
-def _sources(path: Path) -> dict[str, Messages]:
-    """Return the conversations of a file by their first question."""
-    chats = [conversation(row, f"{path}: line {number}") for number, row in source_rows(path)]
-    first = [next(turn for turn in chat if turn["role"] == "user") for chat in chats]
-    return {asked["content"].strip(): chat for asked, chat in zip(first, chats, strict=True)}
-
-
-# ------------------------------------------------------------------------------------- the result
-
-
-def _case(tokenizer: Any, name: str, row: Trained) -> Case:
-    trained = [label for label in row.labels if label != IGNORED]
-    return Case(name, len(row.ids), len(trained), tokenizer.decode(trained))
-
-
-def _finding(code: str, where: str, message: str, hint: str = "") -> Finding:
-    level: Level = "warning" if code in MILD else "error"
-    return Finding(level, code, where, message, hint or HINTS.get(code, ""))
-
-
-def _about(tokenizer: Any, end: int, folder: Path, trainer: str) -> list[Finding]:
-    """Return what harms every row: a fault of the tokenizer, and MTP layers that are dropped."""
-    try:
-        check_tokenizer(tokenizer, end, folder, reasoning=True)
+        check_tokenizer(tokenizer, reader.end, folder, reasoning=True)
     except DstoolsError as error:
-        fault = Finding.error("tokenizer", str(folder), str(error), error.hint)
-        return [fault, *_mtp(folder, trainer)]
-    return _mtp(folder, trainer)
+        tell("tokenizer", str(folder), str(error), error.hint)
+    for part in parts(prepared, len(tokenizer)):
+        count += 1
+        ids, labels = part.row
+        if len(cases) < SHOWN_ROWS:
+            trained = [label for label in labels if label != IGNORED]
+            cases.append(Case(part.where, len(ids), len(trained), tokenizer.decode(trained)))
+        if not part.is_apart:
+            what = "attention_mask does not part it from other conversations of its row"
+            findings.append(Finding.warning("packing", part.where, what, HINTS["packing"]))
+        asked = reader.question(ids, sources)
+        used.add(asked)
+        choices = [list(reader.faults(part.row, chat)) for chat in sources.get(asked, [None])]
+        for fault in min(choices, key=len):
+            tell(fault.code, part.where, fault.message)
+        if not chats and not reader.has_trace(ids):
+            plain.append(part.where)
+    if not count:
+        tell("left-out", "all rows", "there are none")
+    elif len(plain) == count:
+        tell("trace-lost", "all rows", "none has a trace", HINTS["no-trace"])
+    else:
+        for where in plain:
+            tell("no-trace", where, "has no trace")
+    for asked in sources.keys() - used:
+        tell("left-out", "data", f"no tokenized row holds the question {printable(asked)!r}")
+    how = f"{counted(count, 'conversation')} {made_by[1]}"
+    return Diagnosis(made_by[0], how, cases, merged([*findings, *_mtp(folder)]))
 
 
-def _mtp(folder: Path, trainer: str) -> list[Finding]:
+def _mtp(folder: Path) -> list[Finding]:
     if not names_mtp(folder):
         return []
-    what = f"a full or merged model of {trainer} lacks them, and its config.json names them"
+    what = "a full or merged model of the trainer lacks them, and its config.json names them"
     return [Finding.warning("mtp-dropped", "MTP layers", what, HINTS["mtp-dropped"])]
-
-
-def _rows_of_trl(
-    settings: dict[str, Any], tokenizer: Any, samples: dict[str, Messages]
-) -> tuple[list[tuple[str, Messages, Trained]], list[Finding]]:
-    """Return name, conversation and row of each case, and what TRL refuses or does not read.
-
-    Changes `tokenizer` into the one that TRL saves for serving.
-    """
-    from dstools_distill.tokens import trl_rows
-
-    forms: list[trl_rows.Form] = ["messages", "prompt-completion"]
-    if settings.get("assistant_only_loss"):
-        forms = ["messages"]
-    elif settings.get("completion_only_loss"):
-        forms = ["prompt-completion"]
-    rows: list[tuple[str, Messages, Trained]] = []
-    findings = trl_rows.findings(settings)
-    chats = list(samples.values())
-    for form in forms:
-        try:
-            made = trl_rows.trl_rows(tokenizer, settings, form, chats)
-        except DstoolsError as error:
-            findings.append(Finding.error("refused", f"as {form}", str(error), error.hint))
-            continue
-        names = [f"as {form}, {name}" for name in samples]
-        rows += zip(names, chats, made, strict=True)
-    return rows, findings
-
-
-def _packing(settings: dict[str, Any]) -> list[Finding]:
-    """Return what TRL's packing would mix up."""
-    kind = settings.get("packing_strategy", "bfd") if settings.get("packing") else ""
-    attention = str(settings.get("attn_implementation", "unset"))
-    if kind == "wrapped":
-        what = "wrapped cuts rows and lets them see each other"
-        return [Finding.error("packing", "packing_strategy", what, PACKING)]
-    if kind == "bfd" and "flash" not in attention:
-        what = f"packing with attention {printable(attention)} may let rows see each other"
-        return [Finding.warning("packing", "packing", what, PACKING)]
-    return []

@@ -13,12 +13,13 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.tokens.doctor import Diagnosis, diagnose, diagnose_prepared, text
-from dstools_distill.tokens.trl_rows import trained
+from dstools_distill.tokens.trl_rows import prepare
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 ANSWER = "\n\nThe answer is 41.<｜end▁of▁sentence｜>"
 TRACE = "<think>\nWait, 2+9=11, so I write 1 and carry 1.\n</think>"
 PROMPT = "<｜begin▁of▁sentence｜><｜User｜>What is 12 + 29?"
+LONG = "<｜begin▁of▁sentence｜><｜User｜>12 + 29?"  # the question with a long trace
 
 
 @pytest.fixture
@@ -72,15 +73,9 @@ def notes(diagnosis: Diagnosis) -> list[str]:
 def test_trl_drops_the_trace_by_default_with_the_r1_template(ask: Any) -> None:
     diagnosis = ask("deepseek_r1_distill")
     texts = [case.trained_on for case in diagnosis.cases]
-    assert (diagnosis.trainer, diagnosis.how) == ("TRL", "run, up to its batches")
-    assert texts == [f"{PROMPT}<｜Assistant｜>{ANSWER}"] * 2 + [ANSWER] * 2
-    assert losses(diagnosis) == {case.name: ["trace-lost"] for case in diagnosis.cases}
-    assert [case.name for case in diagnosis.cases] == [
-        "as messages, a short trace",
-        "as messages, a long trace",
-        "as prompt-completion, a short trace",
-        "as prompt-completion, a long trace",
-    ]
+    assert (diagnosis.trainer, diagnosis.how) == ("TRL", "2 conversations run")
+    assert texts == [f"{PROMPT}<｜Assistant｜>{ANSWER}", f"{LONG}<｜Assistant｜>{ANSWER}"]
+    assert losses(diagnosis) == {"row 1": ["trace-lost"], "row 2": ["trace-lost"]}
 
 
 def test_trl_keeps_the_trace_with_assistant_only_loss_and_the_r1_template(ask: Any) -> None:
@@ -99,7 +94,7 @@ def test_trl_drops_the_trace_with_assistant_only_loss_and_the_v3_template(ask: A
 def test_trl_cuts_a_long_trace_by_default(ask: Any) -> None:
     diagnosis = ask("deepseek_r1_distill", assistant_only_loss=True)
     assert diagnosis.cases[1].tokens == 1024
-    assert losses(diagnosis) == {"as messages, a long trace": ["truncated", "end-missing"]}
+    assert losses(diagnosis) == {"row 2": ["truncated"]}
 
 
 @pytest.mark.parametrize("kind", ["inline", "file", "folder"])
@@ -120,8 +115,8 @@ def test_the_template_that_a_config_puts_in_is_the_one_that_is_trained_on_and_se
     }[kind]
     diagnosis = ask(max_length=32768, assistant_only_loss=False, **config)
     texts = [case.trained_on for case in diagnosis.cases]
-    assert texts == [f"{PROMPT}<｜Assistant｜>{ANSWER}"] * 2 + [ANSWER] * 2
-    assert losses(diagnosis) == {case.name: ["trace-lost"] for case in diagnosis.cases}
+    assert texts == [f"{PROMPT}<｜Assistant｜>{ANSWER}", f"{LONG}<｜Assistant｜>{ANSWER}"]
+    assert losses(diagnosis) == {"row 1": ["trace-lost"], "row 2": ["trace-lost"]}
     assert notes(diagnosis) == []
 
 
@@ -139,7 +134,7 @@ def test_a_tokenizer_without_a_template_takes_that_of_the_config(
 
 def test_a_template_that_is_not_here_is_refused_and_not_downloaded(ask: Any) -> None:
     diagnosis = ask(chat_template_path="org/name", max_length=32768)
-    assert losses(diagnosis) == {"as messages": ["refused"], "as prompt-completion": ["refused"]}
+    assert losses(diagnosis) == {"TRL": ["refused"]}
     assert "chat_template_path: org/name: no such file or folder" in text(diagnosis)
 
 
@@ -147,7 +142,7 @@ def test_keys_that_several_trainers_share_do_not_decide_whose_config_it_is(ask: 
     mixture = [{"path": "org/a", "split": "train"}, {"path": "org/b"}]
     diagnosis = ask(datasets=mixture, model_name_or_path="org/name", completion_only_loss=True)
     assert diagnosis.trainer == "TRL"
-    assert losses(diagnosis) == {"as prompt-completion, a long trace": ["truncated", "end-missing"]}
+    assert losses(diagnosis) == {"row 2": ["truncated"]}
 
 
 def test_keys_that_may_change_the_result_but_are_ignored_are_noted(ask: Any) -> None:
@@ -162,13 +157,19 @@ def test_keys_that_may_change_the_result_but_are_ignored_are_noted(ask: Any) -> 
 
 def test_wrapped_packing_is_an_error(ask: Any) -> None:
     config = {"packing": True, "packing_strategy": "wrapped", "max_length": 32768}
-    assert losses(ask(**config)) == {"packing_strategy": ["packing"]}
+    assert losses(ask(**config))["row 1"] == ["packing"]
 
 
 def test_a_config_that_trl_refuses_is_an_error_with_its_words(ask: Any) -> None:
     diagnosis = ask(max_length=32768, eos_token="<|im_end|>")
-    assert losses(diagnosis) == {"as messages": ["refused"], "as prompt-completion": ["refused"]}
+    assert losses(diagnosis) == {"TRL": ["refused"]}
     assert "The specified `eos_token` ('<|im_end|>') is not found" in text(diagnosis)
+
+
+def test_rows_that_trl_drops_are_missed(ask: Any) -> None:
+    """No label of a completion is left within nine tokens, and TRL drops such rows."""
+    diagnosis = ask(max_length=9, completion_only_loss=True)
+    assert losses(diagnosis) == {"all rows": ["left-out"], "data": ["left-out"] * 2}
 
 
 def test_a_sample_of_the_user_replaces_ours(ask: Any) -> None:
@@ -176,7 +177,7 @@ def test_a_sample_of_the_user_replaces_ours(ask: Any) -> None:
     row = {"messages": [{"role": "user", "content": "3*7?"}, reply]}
     diagnosis = ask(sample=row, max_length=4096, completion_only_loss=True)
     [case] = diagnosis.cases
-    assert case.name == "as prompt-completion, the first row"
+    assert case.name == "row 1"
     assert case.trained_on == f"{reply['content']}<｜end▁of▁sentence｜>"
     assert losses(diagnosis) == {}
 
@@ -265,8 +266,8 @@ def trl_data(tokenizer_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Cal
     def get(max_length: int) -> Path:
         folder = tmp_path_factory.mktemp("trl") / "saved"
         chats = [[ASK, {"role": "assistant", "content": reply}] for reply in REPLIES]
-        rows = [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats]
-        trained(tokenizer_of("sample-v3"), {"max_length": max_length}, rows)[0].save_to_disk(folder)
+        config = {"max_length": max_length, "completion_only_loss": True}
+        prepare(tokenizer_of("sample-v3"), config, chats, folder)
         return folder
 
     return get
@@ -317,8 +318,35 @@ def test_source_rows_tell_of_lost_traces_and_rows(encoded: Any, tmp_path: Path) 
     data = write(tmp_path / "d.jsonl", [{"messages": [ASK, reply]}, {"messages": [other, reply]}])
     assert losses(diagnose_prepared(SAMPLE, prepared, data)) == {
         "row 1": ["trace-lost"],
-        str(data): ["left-out"],
+        "data": ["left-out"],
     }
+
+
+def test_a_data_set_without_rows_is_an_error(tmp_path: Path) -> None:
+    diagnosis = diagnose_prepared(SAMPLE, write(tmp_path / "p.jsonl", []), None)
+    assert losses(diagnosis) == {"all rows": ["left-out"]}
+
+
+def test_a_row_is_compared_with_the_answer_it_has_where_several_share_a_question(
+    encoded: Any, tmp_path: Path
+) -> None:
+    replies = [TRACE + "\n\nThe answer is 41.", "<think>\n9+2=11\n</think>\n\n41"]
+    rows = [encoded(f"{PROMPT}<｜Assistant｜>", f"{r}<｜end▁of▁sentence｜>") for r in replies]
+    chats = [{"messages": [ASK, {"role": "assistant", "content": r}]} for r in replies]
+    prepared, data = write(tmp_path / "p.jsonl", rows), write(tmp_path / "d.jsonl", chats)
+    assert losses(diagnose_prepared(SAMPLE, prepared, data)) == {}
+
+
+def test_source_rows_that_hold_no_conversation_are_counted(encoded: Any, tmp_path: Path) -> None:
+    row = encoded(f"{PROMPT}<｜Assistant｜>", TRACE + ANSWER)
+    reply = {"role": "assistant", "content": TRACE + ANSWER.split("<｜")[0]}
+    chats = [{"colour": "blue"}, {"messages": [ASK, reply]}, {"problem": "2+2?", "answer": "4"}]
+    prepared, data = write(tmp_path / "p.jsonl", [row]), write(tmp_path / "d.jsonl", chats)
+    diagnosis = diagnose_prepared(SAMPLE, prepared, data)
+    assert losses(diagnosis) == {}
+    assert notes(diagnosis) == [str(data)]
+    assert "no question with an answer in 2 rows, e.g. " in text(diagnosis)
+    assert "d.jsonl: line 1: has none of the keys" in text(diagnosis)
 
 
 def test_without_source_rows_data_with_no_trace_at_all_is_an_error(
@@ -334,13 +362,6 @@ def test_without_source_rows_data_with_no_trace_at_all_is_an_error(
     assert warnings(mixed) == {"no-trace", "mtp-dropped"}
 
 
-def test_the_length_that_cut_rows_share_is_told(encoded: Any, tmp_path: Path) -> None:
-    row = encoded(f"{PROMPT}<｜Assistant｜>", TRACE + ANSWER)
-    cut = {key: values[:30] for key, values in row.items()}
-    diagnosis = diagnose_prepared(SAMPLE, write(tmp_path / "a.jsonl", [cut, cut]), None)
-    assert "2 rows have the greatest length, 30 tokens: the limit" in text(diagnosis)
-
-
 # ------------------------------------------------------------------------------------ bad input
 
 
@@ -351,13 +372,13 @@ def test_the_length_that_cut_rows_share_is_told(encoded: Any, tmp_path: Path) ->
         ("- 1", "is not a mapping"),
         (
             "colour: blue",
-            "is not a configuration of LLaMA-Factory, axolotl or TRL, by its keys colour",
+            "is not a configuration of LLaMA-Factory, axolotl, TRL, by its keys colour",
         ),
         ("micro_batch_size: 1\ndatasets: [{path: a}]", "is not a configuration of LLaMA-Factory"),
-        ("stage: rm\ntemplate: qwen3", "LLaMA-Factory would not do supervised .* but rm"),
-        ("base_model: a\nrl: kto", "axolotl would not do supervised fine-tuning, but kto"),
-        ("base_model: a\nreward_model: true", "but reward_model"),
-        ("model_name_or_path: a\nreward_funcs: [length]", "TRL would not .* but reward_funcs"),
+        ("stage: rm\ntemplate: qwen3", "is not of supervised fine-tuning, by its stage: rm"),
+        ("base_model: a\nrl: kto", "by its rl: kto"),
+        ("base_model: a\nreward_model: true", "by its reward_model: True"),
+        ("model_name_or_path: a\nreward_funcs: [length]", "by its reward_funcs: "),
     ],
 )
 def test_a_file_that_is_not_the_config_of_a_known_trainer_is_refused(
@@ -372,10 +393,10 @@ def test_a_file_that_is_not_the_config_of_a_known_trainer_is_refused(
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"colour": "blue"}, "the first row: "),
-        ({"problem": "2+2?", "answer": "4"}, "has no answer with one think block"),
+        ({"colour": "blue"}, "no question with an answer in 1 row, e.g. .*: line 1: has none of"),
+        ({"problem": "2+2?", "answer": "4"}, "no question with an answer in 1 row$"),
     ],
 )
-def test_a_sample_without_a_trace_is_refused(ask: Any, row: dict[str, Any], reason: str) -> None:
+def test_data_without_an_answer_is_refused(ask: Any, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(DstoolsError, match=reason):
         ask(sample=row, max_length=9)

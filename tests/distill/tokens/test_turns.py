@@ -9,8 +9,9 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.tokenizer import chat_text
+from dstools_distill.data.forms import convert
 from dstools_distill.data.sources import rows
-from dstools_distill.tokens.doctor import MILD, conversation
+from dstools_distill.tokens.doctor import MILD
 from dstools_distill.tokens.invariant import IGNORED, Trained
 from dstools_distill.tokens.prepared import parts
 from dstools_distill.tokens.templates import load_tokenizer
@@ -34,6 +35,10 @@ CODES = {  # by the kinds of the labels
     "nothing-trained": {"no-labels"},
 }
 FOREIGN_IDS = "llamafactory-wrong-template"  # its end is an id that the tokenizer does not have
+UNREAD = (  # the sources are no conversations, or of a role that `prompts` does not read
+    *("axolotl-bot-role", "axolotl-completion", "axolotl-completion-split", "axolotl-segments"),
+    "llamafactory-pretraining",
+)
 PIECES = "llamafactory-pretraining"  # blocks of running text, cut anywhere: not labelled as cut
 
 
@@ -74,8 +79,10 @@ def test_planted_losses_are_found_and_intact_rows_are_clean(
     for number, made in found.items():
         source = label["sources"][number] if label["sources"] else None
         chats: list[Any] = [None]
-        if isinstance(source, int) and not {"text", "segments"} & set(sources[source]):
-            chats += [conversation(sources[source], "row")] if "bot" not in folder.parts[-2] else []
+        if isinstance(source, int) and label["folder"] not in UNREAD:
+            made_of = convert(sources[source])
+            reply = {"role": "assistant", "content": made_of.reference or ""}
+            chats.append([*made_of.messages, reply])
         kinds = [each["kind"] for each in label["losses"] if number in each["rows"]]
         kinds = [kind for kind in kinds if kind in CODES]  # row-dropped numbers rows of the source
         for chat in chats:
@@ -127,12 +134,34 @@ def test_faults_of_one_row(masked: str, trained: str, codes: list[str], reader_o
     assert [fault.code for fault in reader.faults(row)] == codes
 
 
+def test_a_doubled_start_is_not_taken_for_packing(reader_of: Any) -> None:
+    reader = reader_of("deepseek")
+    first, second = (
+        reader.tokenizer.encode(text, add_special_tokens=False)
+        for text in (f"<｜begin▁of▁sentence｜>{PROMPT}", ANSWER)
+    )
+    row = Trained(first + second, [IGNORED] * len(first) + second)
+    assert [fault.code for fault in reader.faults(row)] == ["prompt-differs"]
+
+
+def test_line_feeds_that_merge_with_the_header_s_do_not_hide_an_answer(reader_of: Any) -> None:
+    """The answer begins with a line feed, which is one token with that of the header."""
+    reader = reader_of("qwen2.5")
+    text = f"{chat_text(reader.tokenizer, [ASK], add_generation_prompt=True)}\n\n7<|im_end|>"
+    ids = reader.tokenizer.encode(text, add_special_tokens=False)
+    [turn] = reader.turns(ids)
+    assert reader.tokenizer.decode(ids[turn.start : turn.stop]) == "\n\n\n7"
+
+
 def test_shifted_labels_are_named(reader_of: Any) -> None:
-    """A trainer shifts them itself: such data set trains on the token after the next."""
+    """A trainer shifts them itself: such data set trains on the token after the next.
+
+    All are trained on, those of the prompt too.
+    """
     reader = reader_of("sample-v3")
     ids = reader.tokenizer.encode(PROMPT + ANSWER, add_special_tokens=False)
     row = Trained(ids, [*ids[1:], IGNORED])
-    assert [fault.code for fault in reader.faults(row)] == ["labels-differ"]
+    assert [fault.code for fault in reader.faults(row)] == ["labels-differ", "prompt-trained"]
 
 
 def test_tags_that_are_special_tokens_do_not_end_an_answer(tokenizer_folder: Any) -> None:

@@ -137,42 +137,32 @@ def test_a_diagnosis_is_one_json_object_whatever_the_exit_code(
     assert errors == (["end-missing"] if code else [])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--prepared", "a", "--config", "b"], "leave out --config and --sample"),
-        (["--prepared", "a", "--sample", "b"], "leave out --config and --sample"),
-        (["--data", "a"], "--data needs --prepared"),
-    ],
-)
-def test_options_of_the_doctor_that_contradict_are_refused(
-    options: list[str], message: str
-) -> None:
-    result = dstools("doctor", SAMPLE, *options)
+def test_options_of_the_doctor_that_contradict_are_refused() -> None:
+    result = dstools("doctor", SAMPLE, "--prepared", "a", "--config", "b")
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert "leave out --config" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("config", "sample", "message"),
+    ("config", "data", "message"),
     [
         ("{", "", "trainer.yaml: is not valid YAML: "),
         ("colour: blue", "", "trainer.yaml: is not a configuration of "),
-        ("stage: dpo\ntemplate: qwen3", "", "would not do supervised fine-tuning, but dpo"),
+        ("stage: dpo\ntemplate: qwen3", "", "is not of supervised fine-tuning, by its stage: dpo"),
         ("max_length: 9", "{", "row.jsonl: line 1: is not valid JSON"),
         (
             "max_length: 9",
             '{"problem": "2+2?", "answer": "4"}',
-            "row.jsonl: the first row has no answer",
+            "row.jsonl: no question with an answer in 1 row",
         ),
     ],
 )
 def test_a_file_that_the_doctor_cannot_read_is_one_error_and_one_hint(
-    tmp_path: Path, config: str, sample: str, message: str
+    tmp_path: Path, config: str, data: str, message: str
 ) -> None:
     (tmp_path / "trainer.yaml").write_text(config)
-    (tmp_path / "row.jsonl").write_text(sample)
-    own = ["--sample", str(tmp_path / "row.jsonl")] if sample else []
+    (tmp_path / "row.jsonl").write_text(data)
+    own = ["--data", str(tmp_path / "row.jsonl")] if data else []
     error, _ = refused(
         dstools("doctor", SAMPLE, "--config", tmp_path / "trainer.yaml", "--json", *own)
     )
