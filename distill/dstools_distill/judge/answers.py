@@ -21,7 +21,14 @@ from datetime import datetime
 from typing import NamedTuple
 
 from dstools_distill.judge.equality import Comparison
-from dstools_distill.judge.extract import ANNOUNCED, DENIAL, Extracted, final_answer, stripped
+from dstools_distill.judge.extract import (
+    ANNOUNCED,
+    DENIAL,
+    UNSETTLED,
+    Extracted,
+    final_answer,
+    stripped,
+)
 from dstools_distill.judge.quantities import Value
 from dstools_distill.judge.reader import has_unit, read
 from dstools_distill.judge.referee import Referee
@@ -66,7 +73,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
             return Ruling("unverifiable", "answer-not-found")
     if answer.problem:
         is_last_gold = answer.parts and squeezed(answer.parts[-1]) == squeezed(wanted)
-        is_unknown = answer.problem == "taken-back" or is_last_gold
+        is_unknown = answer.problem in UNSETTLED or is_last_gold
         return Ruling("unverifiable" if is_unknown else "incorrect", answer.problem)
     return _plainly(answer.text, wanted, kind) or _read(answer.text, wanted, kind, referee)
 
@@ -187,7 +194,8 @@ def letters(text: str) -> frozenset[str]:
         return frozenset(text)
     text = re.sub(r"^(?:option|choice|answer)s?\s+", "", text, flags=re.IGNORECASE)
     if named := re.match(r"\(?([A-Z])\s*[).:]\s*(.+)", text, re.DOTALL):
-        is_alone = not re.search(r"^is\b|\b[B-J]\b", named[2]) and not DENIAL.search(named[2])
+        more = re.search(r"^is\b|\b[B-J]\b|\bis (?:wrong|false)", named[2])
+        is_alone = not more and not DENIAL.search(named[2])
         return frozenset(named[1] if is_alone else "")
     parts = re.split(r"\s*(?:,|;|&|\bor\b|\band\b)\s*", text)
     matches = [re.fullmatch(r"\(?([A-Za-z])[).]?", part.strip()) for part in parts if part.strip()]
@@ -195,14 +203,19 @@ def letters(text: str) -> frozenset[str]:
 
 
 def _other_words(answer: str, gold: str) -> Ruling:
-    """Rule on another text: one in another script, or with more or fewer words, is unverifiable."""
+    r"""Rule on another text: unverifiable in another script, or with more or fewer words.
+
+    Nor is a symbol known to be wrong, such as \emptyset, or T for True.
+    """
     if gold.isascii() and not answer.isascii():
         return Ruling("unverifiable", "another-script", EXACT)
     one, other = (
         {word.removesuffix("s") for word in _text(text).casefold().split()}
         for text in (answer, gold)
     )
-    if one <= other or other <= one:  # "no solutions", "there is no solution"
+    symbol = re.sub(r"\\[A-Za-z]+", "", _unstyled(answer)).strip().casefold()
+    # "no solutions", "there is no solution"
+    if one <= other or other <= one or gold.casefold().startswith(symbol):
         return Ruling("unverifiable", "other-words", EXACT)
     return _differs(answer, EXACT)
 

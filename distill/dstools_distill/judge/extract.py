@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from dstools_distill.judge.reader import read
 from dstools_distill.judge.spelling import unwrapped
+from dstools_distill.judge.units import TIMES
 
+UNSETTLED = ("taken-back", "part-of-formula")  # there is an answer, but which one is unknown
 MAX_SHORT = 400  # characters of a text that may be only its answer
 
 
@@ -20,7 +22,7 @@ class Extracted(NamedTuple):
     """The answer that a text settles on, or why there is none."""
 
     text: str  # "" if there is a problem
-    problem: str = ""  # "", "no-answer", "several-answers" or "taken-back"
+    problem: str = ""  # "", "no-answer", "several-answers", or one of UNSETTLED
     parts: tuple[str, ...] = ()  # the different answers, if there are several
 
 
@@ -97,7 +99,7 @@ ANNOUNCED = re.compile(
 )
 NEGATED = re.compile(
     r"(?:(?:not|n't|\bnever|\bimpossible)\s+(?:that\s+|be\s+|equal(?:\s+to)?\s+|the\s+)*|不是)"
-    r"[^\w\\]*$",
+    r"[^\w\\]*$|\b(?:false|untrue|wrong|incorrect) that\b[^.\n]*$",
     re.IGNORECASE,
 )
 CONTROL = re.compile(r"<\|[^<>|\n]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>")
@@ -136,6 +138,8 @@ def _boxed(text: str) -> Extracted:
         return NO_ANSWER
     if any(NEGATED.search(text, 0, box.start) for box in found):
         return Extracted("", "taken-back")
+    if any(_is_part(text, box) for box in found):
+        return Extracted("", "part-of-formula")
     answers = [
         stripped(box.content or "") for box in found if not EMPTY.fullmatch(box.content or "")
     ]
@@ -145,6 +149,22 @@ def _boxed(text: str) -> Extracted:
     return _single(answers, text[found[-1].end :])
 
 
+def _is_part(text: str, box: Box) -> bool:
+    r"""Return whether a box is only a part of a value: -\boxed{12}, \boxed{12} million.
+
+    In 7 + \boxed{5} = 12 the box is what was asked for.
+    """
+    rest = re.split(r"[$\n]", text[box.end :].lstrip("$ "))[0]
+    is_part = BEFORE.search(text, 0, box.start) or AFTER.match(text, box.end)
+    return bool(is_part) and "=" not in rest
+
+
+BEFORE = re.compile(r"(?:(?<!-)-|\$\s*-\s*|[+/^]\s*|\\(?:cdot|times|div)\s*)\{?$")
+AFTER = re.compile(
+    r"\s*\$?\s*(?:\^(?!\s*\{?\s*\\circ)|\\(?:cdot|times|div)(?![a-z])|[/+]|[万亿]"
+    rf"|(?:{'|'.join(name for name in TIMES if name.isascii())})s?\b)|k\b",
+    re.IGNORECASE,
+)
 PLAIN_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -202,14 +222,15 @@ CHECK = re.compile(
     r"check|verif|vérif|compr?ob|prob[ea]\b|kontroll|验|检|検|확인|провер", re.IGNORECASE
 )
 DENIED = re.compile(
-    r"\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|не)\b|n't\b|不|没|ない",
+    r"\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не)\b|n't\b|不|没|ない",
     re.IGNORECASE,
 )
 DENIAL = re.compile(  # of the text before, without another value
     r"(?:^\W*is|\b(?:that|this|it|answer|result|value|above))\b[^.;,]*"
     r"\b(?:wrong|incorrect|not right)\b"
     r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure|not sure)\b"
-    r"|\bno\s*[.!:,;]|\b(?:might|could) be\b|不对|错的",
+    r"|^\W*(?:is|are|ist|n'est|does|do) (?:(?:not|nicht|pas) (?:the|die|la|satisf|work|hold)|fals)"
+    r"|\bno\s*[.!:,;]|\b(?:might|could) be\b|\botherwise\b|不对|错的",
     re.IGNORECASE,
 )
 RIGHT = r"\W? (?:is |are |also )+(?:right|correct|possible|works?|the answer)\b"

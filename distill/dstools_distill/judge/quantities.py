@@ -153,7 +153,7 @@ def _may_be_unit(words: str, letters_are_units: bool) -> bool:
     bare = re.sub(POWER, "", TEXT.sub("", words))
     if re.search(r"\\(?!\s|cdot)|[=<>+(!^_|-]", bare) or words.lstrip().startswith((",", ";", ":")):
         return False
-    if "\\text" in words or re.match(r"\s*[%°$€£¥₹‰元角'µ万亿]", words):
+    if "\\text" in words or re.match(r"\s*[%°$€£¥₹‰元角'µ万亿个只条人名本张次天年]", words):
         return True
     letters = re.findall(r"[A-Za-zµΩ]+", words)
     if not letters or (not letters_are_units and max(map(len, letters)) == 1):

@@ -20,7 +20,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import CLOSE, IN_TAGS, OPEN, other_tag, split, tag_hint
 from dstools_distill.judge import program, sandbox, steps
 from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers
-from dstools_distill.judge.extract import final_answer
+from dstools_distill.judge.extract import UNSETTLED, final_answer
 from dstools_distill.judge.prose import LANGUAGES, language_share, repetition
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.steps import Steps
@@ -200,8 +200,8 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
     final = final_answer(answer)
     if oracle in (answer, final.text or answer):
         return EQUAL
-    if final.problem in ("several-answers", "taken-back"):
-        verdict = "unverifiable" if final.problem == "taken-back" else "incorrect"
+    if final.problem in ("several-answers", *UNSETTLED):
+        verdict = "unverifiable" if final.problem in UNSETTLED else "incorrect"
         return Ruling(verdict, final.problem)
     answer = final.text or answer
     if (ruling := integers(answer, oracle or "")) and (

@@ -12,6 +12,9 @@ from dstools_distill.judge.extract import Extracted, final_answer, last_boxed, s
         (r"so \boxed{\frac{1}{2}}.", Extracted(r"\frac{1}{2}")),
         (r"\boxed{1} and \boxed{2}", Extracted("", "several-answers", ("1", "2"))),
         (r"\boxed{1}. Wait, no.", Extracted("", "taken-back")),
+        (r"-\boxed{1}", Extracted("", "part-of-formula")),
+        (r"\boxed{1} million", Extracted("", "part-of-formula")),
+        (r"$7 + \boxed{5} = 12$", Extracted("5")),
         ("\\boxed{41}\n\nMoment, es sind 42.", Extracted("", "taken-back")),
         ("\\boxed{41}\n\n抱歉，应为42。", Extracted("", "taken-back")),  # noqa: RUF001
         ("\\boxed{41}\n\nThe result above cannot be right.", Extracted("", "taken-back")),
