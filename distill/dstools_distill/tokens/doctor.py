@@ -50,6 +50,7 @@ HINTS = {
     "start-missing": "train on the opening tag, or use a template that shows it when served",
     "prompt-trained": "mask it: set assistant_only_loss, or give prompt and completion apart",
     "prompt-differs": "make everything before the first label what serving shows",
+    "padding-trained": f"set them to {IGNORED} where attention_mask is 0",
     "packing": "pack by bfd with flash attention, with neat_packing, or not at all",
     "mtp-dropped": "`dstools distill sft` carries them over, `dstools distill mtp` fits them",
     "left-out": "raise the limit above your longest row, or be content with the others",
@@ -243,6 +244,8 @@ def _judged(
         if not part.is_apart:
             what = "attention_mask does not part it from other conversations of its row"
             findings.append(Finding.warning("packing", part.where, what, HINTS["packing"]))
+        if part.padding:
+            tell("padding-trained", part.where, f"{part.padding} labels of padding are trained on")
         asked = reader.question(ids, sources)
         used.add(asked)
         choices = [list(reader.faults(part.row, chat)) for chat in sources.get(asked, [None])]

@@ -24,6 +24,7 @@ class Part(NamedTuple):
     where: str  # "train: row 3, part 2"
     row: Trained
     is_apart: bool  # the attention mask tells it from others of its row, or there are none
+    padding: int = 0  # labels of padding in the row, told with its first conversation
 
 
 def parts(path: Path, vocabulary: int) -> Iterator[Part]:
@@ -43,10 +44,12 @@ def parts(path: Path, vocabulary: int) -> Iterator[Part]:
             except ValueError as error:
                 raise DstoolsError(f"{path}: {where}: {error}", HINT) from None
             spans, is_apart = _spans(columns)
+            masked = zip(columns["labels"], columns.get("attention_mask", ()), strict=False)
+            padding = sum(label != IGNORED and not seen for label, seen in masked)
             for n, (start, end) in enumerate(spans, start=1):
                 part = f", part {n}" if len(spans) > 1 else ""
                 kept = Trained(columns["input_ids"][start:end], columns["labels"][start:end])
-                yield Part(where + part, kept, is_apart)
+                yield Part(where + part, kept, is_apart, padding if n == 1 else 0)
 
 
 def _data_set(path: Path) -> Iterator[tuple[int, Record]]:

@@ -362,6 +362,17 @@ def test_without_source_rows_data_with_no_trace_at_all_is_an_error(
     assert warnings(mixed) == {"no-trace", "mtp-dropped"}
 
 
+def test_padding_with_labels_is_an_error_and_padding_without_is_none(
+    encoded: Any, tmp_path: Path
+) -> None:
+    row = encoded(f"{PROMPT}<｜Assistant｜>", TRACE + ANSWER)
+    row["attention_mask"] = [1] * len(row["labels"]) + [0, 0]
+    row["input_ids"] += [1, 1]
+    for label, found in ((-100, {}), (1, {"row 1": ["padding-trained"]})):
+        path = write(tmp_path / "p.jsonl", [row | {"labels": [*row["labels"], label, label]}])
+        assert losses(diagnose_prepared(SAMPLE, path, None)) == found
+
+
 # ------------------------------------------------------------------------------------ bad input
 
 
