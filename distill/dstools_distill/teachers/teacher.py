@@ -5,18 +5,21 @@ the missing ones as they come, in any order.
 """
 
 import json
+import logging
 from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.errors import DstoolsError, counted, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN, opens_think, thought
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from dstools_distill.teachers.sampling import Sampled
@@ -140,26 +143,37 @@ def replay(path: Path) -> Teacher:
     message. It has the answer as {"raw"}, or as {"answer"} or {"content"} with a trace beside it
     (records.TRACES), read as an endpoint's (`received`), and may have {"finish_reason",
     "prefilled_think", "usage"}; so records of an earlier `generate` can be replayed. Lines of one
-    prompt are its samples, in order. The teacher raises DstoolsError with the line if a prompt or
-    an answer is missing, or where one answer has several traces.
+    prompt are its samples, in order; lines that no prompt takes are counted in a warning. The
+    teacher raises DstoolsError with the line if a prompt or an answer is missing, or where one
+    answer has several traces.
     """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         places = _places(path)
+        taken: set[int] = set()
         with path.open("rb") as file:
             for ask in asks:
-                if ask.number in done:
-                    continue
                 text = ask.prompt["messages"][-1]["content"]
                 samples = places.get(_key("id", ask.prompt["id"]))
                 samples = samples or places.get(_key("prompt", text)) or []
                 if ask.sample >= len(samples):
-                    yield ask.number, Failed("not in the file")
+                    if ask.number not in done:
+                        detail = f"{path} has {len(samples)} for ...{printable(text[-60:])!r}"
+                        yield ask.number, Failed("not in the file", detail)
                     continue
                 number, offset = samples[ask.sample]
+                taken.add(number)
+                if ask.number in done:
+                    continue
                 file.seek(offset)
                 row = records.parse(file.readline(), path, number)
                 yield ask.number, replayed(row, path, number)
+        if left := sorted({number for lines in places.values() for number, _ in lines} - taken):
+            logger.warning(
+                "%s: %s not used, in line %d first: no prompt of this run asks for it, or "
+                "generate.samples is too small",
+                path, counted(len(left), "answer"), left[0],
+            )  # fmt: skip
 
     return answers
 

@@ -121,7 +121,9 @@ def write(tmp_path: Path) -> Callable[[list[dict[str, Any]]], Path]:
     return start
 
 
-def test_samples_are_found_by_id_or_by_text_in_every_form(outcomes: Any, write: Any) -> None:
+def test_samples_are_found_by_id_or_by_text_in_every_form(
+    outcomes: Any, write: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     text = [prompt["messages"][0]["content"] for prompt in PROMPTS]
     counts = {"prompt_tokens": 3, "completion_tokens": 4}
     path = write(
@@ -135,18 +137,20 @@ def test_samples_are_found_by_id_or_by_text_in_every_form(outcomes: Any, write: 
             {"prompt": "not a prompt of this run", "raw": "h"},
         ]
     )
-    missing = Failed("not in the file")
-    assert outcomes(replay(path)) == {
+    found = outcomes(replay(path))
+    details = {
+        number: failed.detail for number, failed in found.items() if failed[0] == "not in the file"
+    }
+    assert details.keys() == {1, 5, 8, 9}
+    assert details[1] == f"{path} has 1 for ...{text[0][-60:]!r}"
+    assert "given.jsonl: 1 answer not used, in line 7 first" in caplog.text
+    assert {number: answer for number, answer in found.items() if number not in details} == {
         0: Answer("no trace", "length", False, None),
-        1: missing,
         2: Answer("<think>\na\n</think>\n\nb", "stop", False, None),
         3: Answer("<think>\nc\n</think>\n\nd", "stop", False, counts),
         4: Answer("e</think>f", "stop", True, None),
-        5: missing,
         6: Answer("g", "stop", False, None),
         7: Answer("<think>\nnever closed", "stop", False, None),
-        8: missing,
-        9: missing,
     }
     assert outcomes(replay(path), logged=(0, 1, 2, 3, 4, 5, 6, 8)).keys() == {7, 9}
 
