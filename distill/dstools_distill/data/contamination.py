@@ -8,7 +8,8 @@ most part is a formula. Questions that are indexed as a whole are found as a who
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,9 +118,11 @@ class Index:
         words = [mask[: len(text)] for mask, text in zip(words, texts, strict=True)]
         spoken = [text[mask] for text, mask in zip(texts, words, strict=True)]
         hits = list(self._wholes(parts, texts, stream))
-        asked = list(self._questions(parts, spoken))
+        # each part that shares something is read once, however many texts share it
+        read = cache(lambda n: words_of(tokens(parts[n].text)))
+        asked = list(self._questions(parts, spoken, read))
         known = {(n, place) for n, place, *_ in asked}
-        runs = [run for run in self._runs(parts, spoken) if run[:2] not in known]
+        runs = [run for run in self._runs(parts, spoken, read) if run[:2] not in known]
         for n, place, at, length, share in (*asked, *runs):
             positions = np.flatnonzero(words[n])[at : at + length]
             start, end = int(positions[0]), int(positions[-1]) + 1
@@ -165,13 +168,12 @@ class Index:
         return start, length, int(self._tables[f"places.{table}"][entry])
 
     def _questions(
-        self, parts: Sequence[Part], texts: list[Hashes]
+        self, parts: Sequence[Part], texts: list[Hashes], read: Callable[[int], Words]
     ) -> Iterator[tuple[int, int, int, int, float]]:
         """Yield part, place, first word, number of words and share of questions in prompts."""
         prompts = [n for n, part in enumerate(parts) if part.where == "prompt"]
         for n, place, text, starts in self._candidates(prompts, texts):
-            prompt = words_of(tokens(parts[n].text))
-            if found := repeated(self._words[place][text], prompt, starts):
+            if found := repeated(self._words[place][text], read(n), starts):
                 start, end, share = found
                 yield n, place, start, end - start, share
 
@@ -204,7 +206,7 @@ class Index:
             yield prompts[int(n[begin])], *divmod(int(asked[begin]), TEXTS), starts
 
     def _runs(
-        self, parts: Sequence[Part], texts: list[Hashes]
+        self, parts: Sequence[Part], texts: list[Hashes], read: Callable[[int], Words]
     ) -> Iterator[tuple[int, int, int, int, float]]:
         """Yield part, place, first word, number of words and share of texts partly there."""
         asked: dict[int, list[Hashes]] = {}
@@ -217,15 +219,14 @@ class Index:
                 of_prompt = np.concatenate([*asked.get(part.row, []), hashes_of([])])
                 starts = starts[~np.isin(windows(texts[n], WINDOW)[starts], of_prompt)]
             covered = _covered(len(texts[n]), starts, WINDOW)
-            if self._is_part(part, place, covered):
+            if self._is_part(part, read(n), place, covered):
                 yield n, place, *_longest(covered), min(int(covered.sum()) / length, 1.0)
 
-    def _is_part(self, part: Part, place: int, covered: NDArray[np.bool_]) -> bool:
+    def _is_part(self, part: Part, words: Words, place: int, covered: NDArray[np.bool_]) -> bool:
         """Return whether the covered words are a part of a text, and not a formula.
 
         A prompt must be little else, without numbers but those of the question.
         """
-        words = words_of(tokens(part.text))
         if 2 * int(np.isin(words.hashes[covered], DIGITS).sum()) >= covered.sum():
             return False
         if part.where != "prompt":
