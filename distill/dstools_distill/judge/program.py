@@ -14,6 +14,7 @@ NO_PROGRAM = (  # labels of blocks beside a program
     "yaml",
 )
 OPENER = re.compile(r"(`{3,}|~{3,})[ \t]*([^\s`]*)[^`\n]*\n")  # CommonMark, fenced code blocks
+CODE = re.compile(r"\w\(|[{;]\s*$|^\s*(?:import|#include)\b", re.MULTILINE)  # in many languages
 MAX_CASES = 100
 MAX_PARSED = 100_000  # characters
 CASE_KEYS = (("stdin", "stdout"), ("input", "output"))  # ours; codeforces, LiveCodeBench
@@ -23,14 +24,15 @@ class Program(NamedTuple):
     """A program, or why an answer has none."""
 
     text: str
-    problem: str = ""  # "", "no-code" or "code-language: NAME"
+    problem: str = ""  # "", "no-code", "code-not-found" or "code-language: NAME"
 
 
 def find(answer: str) -> Program:
-    """Return the Python program of an answer: its last fenced block that is one.
+    """Return the Python program of an answer: its last fenced block that is one, or all of it.
 
     A block is one by its label, or without any label if it parses and does something. Samples,
-    shell lines and sessions of an interpreter are none.
+    shell lines and sessions of an interpreter are none. Where code has no fence, it is not known
+    where it begins, unless the whole answer is a program.
     """
     found = list(blocks(answer))
     programs = [text for label, text in found if label in PYTHON and not text.startswith(">>>")]
@@ -41,7 +43,9 @@ def find(answer: str) -> Program:
             return Program("", f"code-language: {label}")
     plain = [text for label, text in found if not label]
     programs = [text for text in plain if _does_something(text)] or plain
-    return Program(programs[-1]) if programs else Program("", "no-code")
+    if programs or _does_something(answer):
+        return Program([answer, *programs][-1])
+    return Program("", "code-not-found" if CODE.search(answer) else "no-code")
 
 
 def blocks(answer: str) -> list[tuple[str, str]]:

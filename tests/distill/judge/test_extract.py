@@ -12,6 +12,8 @@ from dstools_distill.judge.extract import Extracted, final_answer, last_boxed, s
         (r"so \boxed{\frac{1}{2}}.", Extracted(r"\frac{1}{2}")),
         (r"\boxed{1} and \boxed{2}", Extracted("", "several-answers", ("1", "2"))),
         (r"\boxed{1}. Wait, no.", Extracted("", "taken-back")),
+        (r"I cannot determine the answer. A guess: \boxed{1}", Extracted("", "taken-back")),
+        (r"We cannot divide by the first term. So \boxed{1}", Extracted("1")),
         (r"-\boxed{1}", Extracted("", "part-of-formula")),
         (r"\boxed{1} million", Extracted("", "part-of-formula")),
         (r"$7 + \boxed{5} = 12$", Extracted("5")),
@@ -65,6 +67,50 @@ from dstools_distill.judge.extract import Extracted, final_answer, last_boxed, s
 )
 def test_a_text_settles_on_one_answer_or_on_none(text: str, expected: Extracted) -> None:
     assert final_answer(text) == expected
+
+
+@pytest.mark.parametrize(
+    "remark",
+    [
+        "I used 2 methods.",
+        "Note: the sum of the digits is 5.",
+        "Source: AIME 2019.",
+        "For n = 3, the formula also holds.",
+        "This follows from Theorem 3.",
+        "41 = 40 + 1.",
+        "Both have 2 digits.",
+        "Hinweis: Für n = 1 wäre der Wert 3.",
+        "当n=3时，公式也成立。",  # noqa: RUF001
+        "It is the smallest such number above 40.",
+        "Wait, let me verify this: 41 is right.",
+    ],
+)
+def test_a_number_after_the_answer_may_be_a_remark(remark: str) -> None:
+    assert final_answer(f"\\boxed{{41}}\n\n{remark}") == Extracted("41")
+
+
+@pytest.mark.parametrize(
+    "correction",
+    [
+        "Wait, it is 42.",
+        "so I get 42",
+        "make that 42",
+        "Actually the number of pairs that are counted is 42.",
+        "Sorry, it is 42 because I forgot one.",
+        "Recounting, there are 42 such pairs.",
+        "Adding the missing case gives 42.",
+        "The final count becomes 42.",
+        "$n = 42$",
+        "Nein, 42 Stück.",
+        "En realidad son 42.",
+        "いや、42です。",
+        "42 also works.",
+    ],
+)
+def test_a_later_sentence_that_settles_on_another_number_takes_the_answer_back(
+    correction: str,
+) -> None:
+    assert final_answer(f"\\boxed{{41}}\n\n{correction}").problem == "taken-back"
 
 
 def test_the_last_box_counts_and_braces_may_nest() -> None:

@@ -25,6 +25,7 @@ CASES = [{"stdin": "2 3\n", "stdout": "5"}, {"stdin": "20 3\n", "stdout": "23\n"
         f"```cpp\nint main() {{}}\n```\n\nIn Python:\n\n```python\n{ADDS}```",
         "1. So:\n\n" + textwrap.indent(f"```python\n{ADDS}```", "   "),
         f"```python\n{ADDS}```".replace("\n", "\r\n"),
+        ADDS,
     ],
 )
 def test_the_program_is_told_from_what_stands_beside_it(answer: str) -> None:
@@ -34,8 +35,11 @@ def test_the_program_is_told_from_what_stands_beside_it(answer: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "program"),
     [
-        ("print(5)", Program("", "no-code")),
-        ("```python\nprint(5)", Program("", "no-code")),  # cut
+        ("We sort them first.", Program("", "no-code")),
+        ("42", Program("", "no-code")),
+        ("So:\n\nprint(5)", Program("", "code-not-found")),
+        ("#include <iostream>\nint main() {}", Program("", "code-not-found")),
+        ("```python\nprint(5)", Program("", "code-not-found")),  # cut
         ("```json\n{}\n```", Program("", "no-code")),
         ("```C++\nint main() {}\n```", Program("", "code-language: c++")),
         ("```\nprint(5\n```", Program("print(5\n")),  # its own fault
