@@ -1,6 +1,6 @@
-"""Comparison of a question with a prompt, word by word.
+"""Comparison of a question with another text, word by word.
 
-A prompt repeats a question if most words of the question are there in the same order, or nearly all
+The text repeats a question if most words of the question are there in the same order, or nearly all
 in any, and no other numbers: with other numbers it is another problem. A number may be missing, but
 none may replace it. Words are those of ngrams.py: neither letters nor signs.
 """
@@ -53,17 +53,17 @@ def words_of(text: list[str]) -> Words:
     return Words(hashed[spoken], with_signs[spoken], len(text))
 
 
-def repeated(question: Words, prompt: Words, near: Places) -> tuple[int, int, float] | None:
-    """Return first word and end of a question in a prompt, and the share of its words there.
+def repeated(question: Words, text: Words, near: Places) -> tuple[int, int, float] | None:
+    """Return first word and end of a question in a text, and the share of its words there.
 
-    near: positions in the prompt, sorted, of pairs that the question has. None if the prompt does
-    not repeat the question there.
+    near: positions in the text, sorted, of pairs that the question has. None if the text does not
+    repeat the question there.
     """
     length, numbers = len(question.hashes), question.numbers
     counts = np.searchsorted(near, near + 2 * length) - np.arange(len(near))
     best = int(np.argmax(counts))  # the stretch with the most pairs
     before = max(int(near[best]) - length, 0)
-    stretch = prompt.part(before, int(near[best + counts[best] - 1]) + length)
+    stretch = text.part(before, int(near[best + counts[best] - 1]) + length)
     present = np.isin(question.hashes, stretch.hashes)
     is_formula = numbers.mean() > FEW_NUMBERS
     least = length - (REPLACED if numbers.any() else WITHOUT_NUMBERS) * question.length

@@ -1,10 +1,11 @@
 """Search for texts of benchmarks, indexed by benchmarks.py, in the rows of a data set.
 
-A prompt that has a quarter of a question's own pairs of words or numbers is compared with it, word
-by word (alignment.py). It repeats a part of a question if three fifths of the prompt are runs of
-ten words of that question, and it has no other numbers. In a trace or an answer any run of ten
-words is a hit, but what the row's own prompt says is judged there, and a run that is digits for the
-most part is a formula. Questions that are indexed as a whole are found as a whole.
+A text that has a quarter of a question's own pairs of words or numbers is compared with it, word by
+word (alignment.py): prompt, trace or answer. Questions that are indexed as a whole are found as a
+whole. Beside that, runs of ten words find parts of a text, which no comparison with all of it can:
+a trace quotes the problem by halves. There any run is a hit, but for what the row's own prompt says
+and for a run that is digits for the most part, a formula. A prompt repeats a part if three fifths
+of it are such runs of one text, and it has no other numbers.
 """
 
 from collections import Counter
@@ -120,10 +121,12 @@ class Index:
         hits = list(self._wholes(parts, texts, stream))
         # each part that shares something is read once, however many texts share it
         read = cache(lambda n: words_of(tokens(parts[n].text)))
-        asked = list(self._questions(parts, spoken, read))
+        stream_of_words = _Stream(spoken)
+        asked = list(self._questions(stream_of_words, read))
         known = {(n, place) for n, place, *_ in asked}
-        runs = [run for run in self._runs(parts, spoken, read) if run[:2] not in known]
-        for n, place, at, length, share in (*asked, *runs):
+        runs = self._runs(parts, spoken, stream_of_words, read)
+        passages = [run for run in runs if run[:2] not in known]
+        for n, place, at, length, share in (*asked, *passages):
             positions = np.flatnonzero(words[n])[at : at + length]
             start, end = int(positions[0]), int(positions[-1]) + 1
             hits.append(Hit(n, start, end - start, *self._row(place), share))
@@ -168,25 +171,21 @@ class Index:
         return start, length, int(self._tables[f"places.{table}"][entry])
 
     def _questions(
-        self, parts: Sequence[Part], texts: list[Hashes], read: Callable[[int], Words]
+        self, stream: "_Stream", read: Callable[[int], Words]
     ) -> Iterator[tuple[int, int, int, int, float]]:
-        """Yield part, place, first word, number of words and share of questions in prompts."""
-        prompts = [n for n, part in enumerate(parts) if part.where == "prompt"]
-        for n, place, text, starts in self._candidates(prompts, texts):
+        """Yield part, place, first word, number of words and share of questions that are there."""
+        for n, place, text, starts in self._candidates(stream):
             if found := repeated(self._words[place][text], read(n), starts):
                 start, end, share = found
                 yield n, place, start, end - start, share
 
-    def _candidates(
-        self, prompts: list[int], texts: list[Hashes]
-    ) -> Iterator[tuple[int, int, int, Places]]:
-        """Yield number of a prompt, place and number of a question, and where its own pairs begin.
+    def _candidates(self, stream: "_Stream") -> Iterator[tuple[int, int, int, Places]]:
+        """Yield number of a part, place and number of a question, and where its own pairs begin.
 
         That is, of the pairs of the question that few others have, at least a quarter.
         """
-        if "pair" not in self._lookups or not prompts:
+        if "pair" not in self._lookups:
             return
-        stream = _Stream([texts[n] for n in prompts])
         numbers = np.flatnonzero(are_numbers(stream.hashed) | (stream.hashed == SEPARATOR))
         paired = [windows(stream.hashed, PAIR), windows(stream.hashed[numbers], PAIR)]
         at, entries = self._lookups["pair"].matches(np.concatenate(paired))
@@ -203,17 +202,21 @@ class Index:
         for group in np.flatnonzero(is_near).tolist():
             begin = firsts[group]
             starts = np.unique(at[begin : ends[group + 1]]) - stream.starts[n[begin]]
-            yield prompts[int(n[begin])], *divmod(int(asked[begin]), TEXTS), starts
+            yield int(n[begin]), *divmod(int(asked[begin]), TEXTS), starts
 
     def _runs(
-        self, parts: Sequence[Part], texts: list[Hashes], read: Callable[[int], Words]
+        self,
+        parts: Sequence[Part],
+        texts: list[Hashes],
+        stream: "_Stream",
+        read: Callable[[int], Words],
     ) -> Iterator[tuple[int, int, int, int, float]]:
         """Yield part, place, first word, number of words and share of texts partly there."""
         asked: dict[int, list[Hashes]] = {}
         for part, text in zip(parts, texts, strict=True):
             if part.where == "prompt":
                 asked.setdefault(part.row, []).append(windows(text, WINDOW))
-        for n, place, length, starts in self._shared_runs(texts):
+        for n, place, length, starts in self._shared_runs(stream):
             part = parts[n]
             if part.where != "prompt":
                 of_prompt = np.concatenate([*asked.get(part.row, []), hashes_of([])])
@@ -237,11 +240,10 @@ class Index:
         is_most = covered.mean() >= IN_COMMON
         return bool(is_most and Counter(words.hashes[words.numbers].tolist()) <= own)
 
-    def _shared_runs(self, texts: list[Hashes]) -> Iterator[tuple[int, int, int, Places]]:
+    def _shared_runs(self, stream: "_Stream") -> Iterator[tuple[int, int, int, Places]]:
         """Yield number of a text, place and length of a benchmark's, starts of common runs."""
         if "run" not in self._lookups:
             return
-        stream = _Stream(texts)
         at, entries = self._lookups["run"].matches(windows(stream.hashed, WINDOW))
         n = np.searchsorted(stream.starts, at, "right") - 1
         places = self._tables["places.run"][entries].astype(np.int64)

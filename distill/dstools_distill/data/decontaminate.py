@@ -2,7 +2,7 @@
 
 `build_index` makes an index of the user's own copies of benchmarks, see benchmarks.py; the stage
 searches prompts, traces and answers for its entries. contamination.py says what a match is, and
-ngrams.py defines equality. Reworded problems are not found.
+ngrams.py defines equality.
 """
 
 import re
@@ -37,7 +37,10 @@ OPTIONS = re.compile(  # A., A) or (A) in front of a line, or (A) within one; th
     ".+?".join(rf"(?:^[ \t]*\(?|(?<!\w)\(){letter}[).:]" for letter in "ABC"),
     re.DOTALL | re.MULTILINE,
 )
-NOTE = "Runs of words are compared: a problem that was paraphrased or translated is not found."
+NOTE = (
+    "Words are compared: a copy is found with up to a quarter of its words replaced, a part of it "
+    "by ten words in a row. A problem that was paraphrased or translated is not found."
+)
 
 
 def decontaminate(_settings: Decontaminate, inputs: Inputs, work: Work) -> Report:

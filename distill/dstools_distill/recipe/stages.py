@@ -120,7 +120,7 @@ STAGES = {
         help="Drop rows that share text with a benchmark.",
         reads=("samples", "indexes"),
         packages=(),
-        revision=4,
+        revision=5,
     ),
     "select": Stage(
         settings.Select,
@@ -128,7 +128,7 @@ STAGES = {
         help="Choose the traces to train on.",
         reads=("samples", "mixed", "indexes"),
         packages=("numpy",),
-        revision=3,
+        revision=4,
         paths=("non_reasoning",),
     ),
     "render": Stage(

@@ -75,10 +75,9 @@ def test_a_match_names_its_window_and_share_in_each_part_of_a_row(tmp_path: Path
     clean = prompt("what?")
     clean["messages"].insert(0, {"role": "system", "content": LONG})  # not searched
     match = {"benchmark": "b", "row": 1}
-    assert list(index.annotate(iter([row, clean]))) == [
-        (row, [match | {"where": "prompt", "window": LONG, "share": 1.0}]),
-        (clean, []),
-    ]
+    in_prompt = match | {"where": "prompt", "window": LONG, "share": 1.0}
+    in_answer = match | {"where": "answer", "window": row["answer"], "share": 0.92}
+    assert list(index.annotate(iter([row, clean]))) == [(row, [in_prompt, in_answer]), (clean, [])]
     assert Index([]).search([row]) == [[]]
 
 
@@ -108,7 +107,9 @@ def test_a_labelled_case_is_found_or_left_alone(case: dict[str, list[str]], tmp_
 FLOOR = "denotes the greatest integer less than or equal to that number, for example of 2.7"
 
 
-def test_what_a_trace_says_of_its_own_prompt_is_judged_in_the_prompt(tmp_path: Path) -> None:
+def test_a_passage_of_a_trace_that_its_own_prompt_has_is_judged_in_the_prompt(
+    tmp_path: Path,
+) -> None:
     question = (
         f"How many numbers below 50 have the same floor of a third and a quarter, which {FLOOR}?"
     )
@@ -304,3 +305,22 @@ def test_of_thousands_of_problems_every_copy_is_found_and_hardly_another(
     found = index.search([prompt(text) for text in others])
     dropped = [text for text, matches in zip(others, found, strict=True) if matches]
     assert len(dropped) < 0.005 * len(others), dropped[:5]
+
+
+FRAME = "Okay, so I have to look at this. {} Hmm, wait. Let me think about it step by step."
+
+
+@pytest.mark.parametrize("draw", [contest, workbook])
+def test_a_copy_in_a_trace_is_found_though_a_fifth_of_its_words_are_others(
+    draw: Callable[[random.Random], str], tmp_path: Path
+) -> None:
+    every = problems(draw, 600)
+    index = Index([saved(tmp_path, "math", *every[:200])])
+    copies = [
+        prompt("Hi") | {"reasoning": FRAME.format(DRESSES["all at once"](text)), "answer": "9"}
+        for text in every[:200]
+    ]
+    for row, matches in enumerate(index.search(copies), start=1):
+        assert row in [match["row"] for match in matches], every[row - 1]
+    others = [prompt(text) | {"reasoning": FRAME.format(text)} for text in every[200:]]
+    assert sum(map(bool, index.search(others))) < 0.005 * len(others)
