@@ -29,7 +29,6 @@ from dstools_distill.judge.extract import (
     final_answer,
     stripped,
 )
-from dstools_distill.judge.quantities import Value
 from dstools_distill.judge.reader import has_unit, read
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import SPACING, STYLED, squeezed
@@ -132,7 +131,7 @@ def _joined(answer: Extracted, gold: str, kind: AnswerType) -> Extracted:
     """Return several answers as one list if the gold is a list, else the answer unchanged."""
     wanted = read(gold)
     is_list = wanted is not None and (
-        wanted.kind == "named" or (wanted.text in ("", "{}") and bool(wanted.items))
+        bool(wanted.name) or (wanted.text in ("", "{}") and bool(wanted.items))
     )
     return Extracted(", ".join(answer.parts)) if kind == "set" or is_list else answer
 
@@ -166,11 +165,6 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
     if wanted is None or given is None:
         return Ruling("unverifiable", "gold-not-read" if wanted is None else "answer-not-read")
     ordered = {"set": False, "tuple": True}.get(kind)
-    if ordered is not None:
-        wanted, given = (
-            v if v.kind in ("items", "set", "named") else Value("items", "", (v,))
-            for v in (wanted, given)
-        )
     comparison = Comparison(referee, ordered)
     equal = comparison.same(given, wanted)
     checkers = LIBRARY if comparison.asked else EXACT

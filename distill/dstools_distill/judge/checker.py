@@ -76,7 +76,10 @@ def are_equal(question: dict[str, Any]) -> bool | None:
 
 
 def _tree(text: str) -> Any:
-    """Return what math-verify reads as a tree of sympy, with i and e as they are meant."""
+    """Return what math-verify reads as a tree of sympy, with i and e as they are meant.
+
+    Equal numbers are the last of them, and conditions on a variable the set of its values.
+    """
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
@@ -86,18 +89,34 @@ def _tree(text: str) -> Any:
     tree = next((form for form in forms if not isinstance(form, str)), None)
     if tree is None:
         return None
+    relations = tree.args if isinstance(tree, sympy.FiniteSet | sympy.And) else [tree]
+    if isinstance(tree, sympy.Eq | sympy.And) and all(isinstance(r, sympy.Eq) for r in relations):
+        sides = [_exact(side) for relation in relations for side in relation.args]
+        values = [side for side in sides if not side.free_symbols]
+        if len(values) > 1:  # 57 + 68 = 125
+            return values[0] if every(_same(values[0], value) for value in values) else None
+    tree = _exact(tree)
+    is_condition = all(isinstance(relation, sympy.Rel | BooleanFunction) for relation in relations)
+    if is_condition and len(tree.free_symbols) == 1 and not tree.atoms(sympy.Eq):
+        sets = [relation.as_set() for relation in relations]
+        common = sympy.Intersection(*sets)
+        return sympy.Union(*sets) if common.is_empty or "or" in text.split() else common
+    return tree
+
+
+def _exact(tree: Any) -> Any:
     constants = {"i": sympy.I, "e": sympy.E}  # variables for math-verify 0.9
     tree = tree.subs({s: constants[s.name] for s in tree.free_symbols if s.name in constants})
-    return tree.xreplace(
-        {number: sympy.Rational(str(number)) for number in tree.atoms(sympy.Float)}
-    )
+    return tree.xreplace({n: sympy.Rational(str(n)) for n in tree.atoms(sympy.Float)}).doit()
 
 
 def _same(one: Any, other: Any) -> bool | None:
     """Compare two sets, matrices, equations or expressions; None for one of each."""
-    trees = one, other = _set(one.doit()), _set(other.doit())
+    trees = one, other
+    if one == other:
+        return True
     if all(isinstance(tree, sympy.Set) for tree in trees):
-        return True if one == other else _same_sets(one, other)
+        return _same_sets(one, other)
     if all(isinstance(tree, sympy.MatrixBase | sympy.MatrixExpr) for tree in trees):
         cells = zip(sympy.Matrix(one), sympy.Matrix(other), strict=False)
         return one.shape == other.shape and every(_same(*pair) for pair in cells)
@@ -107,23 +126,6 @@ def _same(one: Any, other: Any) -> bool | None:
     return _same_expressions(one, other) if is_known else None
 
 
-def _set(tree: Any) -> Any:
-    """Return the set that relations of one variable are: what they have in common, or their union.
-
-    Other trees are returned as they are.
-    """
-    relations = tree.args if isinstance(tree, sympy.FiniteSet) else [tree]
-    are_bounds = any(
-        isinstance(r, BooleanFunction | sympy.Rel) and not isinstance(r, sympy.Eq)
-        for r in relations
-    )
-    if are_bounds and len(tree.free_symbols) == 1:
-        sets = [relation.as_set() for relation in relations]
-        common = sympy.Intersection(*sets)
-        return sympy.Union(*sets) if common.is_empty else common
-    return tree
-
-
 def _same_sets(one: Any, other: Any) -> bool | None:
     """Compare the ends of intervals one by one; False for other sets of numbers."""
     pieces = [sorted(s.args if s.is_Union else [s], key=lambda p: p.inf) for s in (one, other)]
@@ -131,14 +133,13 @@ def _same_sets(one: Any, other: Any) -> bool | None:
         return None if one.free_symbols or other.free_symbols else False
     open_ends = [[(piece.left_open, piece.right_open) for piece in each] for each in pieces]
     ends = [[end for piece in each for end in (piece.inf, piece.sup)] for each in pieces]
-    return open_ends[0] == open_ends[1] and every(
-        a == b or (a.is_infinite == b.is_infinite and _same(a, b))
-        for a, b in zip(*ends, strict=True)
-    )
+    return open_ends[0] == open_ends[1] and every(_same(*pair) for pair in zip(*ends, strict=True))
 
 
 def _same_expressions(one: Any, other: Any) -> bool | None:
     """Compare at positive integers, then at broken and at negative values of each symbol."""
+    if one.is_infinite or other.is_infinite:
+        return False
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     compared = 0
     for is_certain, point in _points(symbols):
@@ -157,33 +158,23 @@ def _same_equations(one: Any, other: Any) -> bool | None:
     """Compare what must be 0, xy - 6 of y = 6/x: its ratio must be the same at all points."""
     one, other = (tree.as_numer_denom()[0] for tree in (one, other))
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    ratios: dict[bool, set[Any]] = {True: set(), False: set()}  # at points that tell, and others
-    for is_certain, point in _points(symbols):
-        ratios[is_certain].add(_value(one / other, point))
-    known = ratios[True] - {None, sympy.nan}
-    first = next(iter(known), sympy.S.Zero)
-    if first and all(_are_close(ratio, first) for ratio in known):
-        others = ratios[False] - {None, sympy.nan}
-        return True if all(_are_close(ratio, first) for ratio in others) else None
-    return False if one.is_polynomial() and other.is_polynomial() else None
+    ratios = [_value(one / other, point) for _, point in _points(symbols)]
+    factor = next((ratio for ratio in ratios if ratio not in (None, sympy.nan, 0)), None)
+    same = _same_expressions(one, factor * other) if factor is not None else False
+    return same or (False if one.is_polynomial() and other.is_polynomial() else None)
 
 
 def _points(symbols: list[Any]) -> Iterator[tuple[bool, dict[Any, Any]]]:
     """Yield values of the symbols: whether a difference there is one, and the point.
 
-    n is an integer; the others take broken values, and one of them a negative one.
+    n is an integer; the others take broken values and negative ones, too.
     """
-    integers = [
-        {s: PRIMES[(3 * k + n) % len(PRIMES)] for n, s in enumerate(symbols)} for k in range(4)
-    ]
-    yield from ((True, point) for point in integers[: 4 if symbols else 1])
-    broken = {s: sympy.Rational(10 * integers[0][s] + 3, 17) for s in symbols if s.name != "n"}
-    if broken:
-        yield False, integers[0] | broken
+    for k in range(4 if symbols else 1):
+        point = {s: PRIMES[(3 * k + n) % len(PRIMES)] for n, s in enumerate(symbols)}
+        yield True, point
     for symbol in symbols:
-        yield False, integers[1] | {symbol: -integers[1][symbol]}
-    for symbol in broken:
-        yield False, integers[0] | {symbol: -broken[symbol]}
+        for divisor in (1,) if symbol.name == "n" else (1, 17, -17):
+            yield False, point | {symbol: sympy.Rational(-10 * point[symbol] - 3, divisor)}
 
 
 def _value(tree: Any, point: dict[Any, Any]) -> Any:

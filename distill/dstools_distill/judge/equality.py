@@ -12,7 +12,7 @@ from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import squeezed
 
 MAX_ITEMS = 40
-SCALARS, LISTS, RANGES = {"number", "formula"}, ("", "{}"), ("()", "[)", "(]", "[]")
+SCALARS, LISTS = {"number", "formula"}, ("", "{}")
 DEGREE, PERCENT, RADIAN = (("°", 1),), (("%", 1),), (("rad", 1),)
 MARKS = {DEGREE, PERCENT}  # units that stand for a factor
 TRIGONOMETRIC = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*°\s*[)}]?")
@@ -22,7 +22,7 @@ KNOWN = (
     r"d?binom|[dt]?frac|over|sqrt|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp|pi|infty|cdot"
     r"|cup|setminus|emptyset|mathbb|[lr]floor|[lr]ceil|[lg]eq?|[lg]t|[lg]eqslant|neq?|begin|end|left"
     r"|right|alpha|beta|[Gg]amma|[Dd]elta|epsilon|[Tt]heta|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau"
-    r"|[Pp]hi|chi|psi|[Oo]mega"
+    r"|[Pp]hi|chi|psi|[Oo]mega|sum|prod"
 )
 # what it takes for something else: words, two numbers side by side, 1/2x, primes
 MISREAD = re.compile(
@@ -35,7 +35,6 @@ LETTER = re.compile("[A-Za-z]")
 LIBRARY = str.maketrans(  # as math-verify reads it
     {"*": "\\cdot ", "°": "\\cdot\\frac{\\pi}{180}", "⦃": "\\{", "⦄": "\\}"}
 )
-INFINITE = {"\\infty": 1, "+\\infty": 1, "-\\infty": -1}
 
 
 def every(results: Iterable[bool | None]) -> bool | None:
@@ -64,48 +63,21 @@ class Comparison:
         if answer == gold:
             return True
         kinds = {answer.kind, gold.kind}
-        if "unknown" in kinds:
-            return None
-        if "chain" in kinds:
-            return self._chain(answer, gold)
-        if kinds & {"named", "equation"}:
-            return self._named(answer, gold)
-        if "set" in kinds:
-            sets = [_set(value) for value in (answer, gold)]
-            return self._ask(*sets) if all(sets) else False if "number" in kinds else None
+        are_named = answer.name and gold.name
+        if answer.name != gold.name and (are_named or "=" in answer.text + gold.text):
+            is_known = kinds <= SCALARS  # y = 2x and 2y = 4x
+            return self._ask(*map(_equation, (answer, gold))) if is_known else None
         if kinds == {"items"}:
             return self._items(answer, gold)
+        if "base" in kinds:
+            return _in_base(answer, gold)
         if kinds <= SCALARS:
             return self._quantities(answer, gold)
-        if kinds == {"base"}:
-            return answer.text == gold.text
-        if gold.kind == "base" and answer.kind == "number":  # the base may have been asked for
-            is_bare = gold.text.partition("_")[0] == str(answer.number) and not gold.number
-            return is_bare or None
-        is_list = kinds == {"items", "number"} and ":" not in (answer.text, gold.text)
-        is_whole = [v.number.denominator == 1 for v in (*answer.items, *gold.items, answer, gold)]
-        is_decimal = all(is_whole[:-2]) and not all(is_whole)  # 3,5 may be 3.5
-        return False if is_list and not is_decimal else None
-
-    def _chain(self, answer: Value, gold: Value) -> bool | None:
-        """Compare 57 + 68 = 125 by its last value, if all its sides are equal."""
-        for value in (answer, gold):
-            if value.kind == "chain":
-                sides = every(self._same(side, value.items[-1]) for side in value.items[:-1])
-                if not sides:
-                    return sides
-        return self._same(*(v.items[-1] if v.kind == "chain" else v for v in (answer, gold)))
-
-    def _named(self, answer: Value, gold: Value) -> bool | None:
-        """Compare named values and equations."""
-        are_values = "equation" not in (answer.kind, gold.kind)
-        if are_values and (answer.text == gold.text or answer.kind != gold.kind):
-            one, other = (v.items[0] if v.kind == "named" else v for v in (answer, gold))
-            if one.kind == other.kind == "items" and "" in (one.text, other.text):  # which order?
-                return self._sequence(one.items, other.items) or None
-            return self._same(one, other)
-        texts = [_equation(value) for value in (answer, gold)]
-        return self._ask(*texts) if all(texts) else None
+        if kinds == {"items", "number"}:
+            values = (*answer.items, *gold.items, answer, gold)
+            is_decimal = any(value.number.denominator > 1 for value in values)  # 3,5 may be 3.5
+            return None if is_decimal or ":" in (answer.text, gold.text) else False
+        return self._ask(latex(answer), latex(gold))
 
     def _quantities(self, answer: Value, gold: Value) -> bool | None:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""
@@ -131,8 +103,7 @@ class Comparison:
         """Compare two numbers or formulas without their units."""
         if answer.kind == gold.kind == "number":
             return answer.number == gold.number
-        signs = [INFINITE.get(squeezed(value.text)) for value in (answer, gold)]
-        return signs[0] == signs[1] if any(signs) else self._ask(latex(answer), latex(gold))
+        return self._ask(latex(answer), latex(gold))
 
     def _ask(self, answer: str, gold: str) -> bool | None:
         """Ask math-verify about two formulas, equations or sets, unless it would misread one."""
@@ -165,7 +136,9 @@ class Comparison:
         brackets = (answer.text, gold.text)
         are_lists = [text in LISTS for text in brackets]
         ordered = self.ordered
-        if ":" in brackets or ordered is None:
+        if ordered is None or ":" in brackets:
+            if {*brackets} == {"", "()"} and answer.name != gold.name:  # in the order of names?
+                return self._sequence(answer.items, gold.items) or None
             if are_lists[0] != are_lists[1] or brackets.count(":") == 1:
                 return None
             if brackets[0] != brackets[1] and not are_lists[0]:
@@ -179,7 +152,11 @@ class Comparison:
             return False
         if max(counts) > MAX_ITEMS:
             return None
-        equal = self._subset(answer.items, gold.items)
+        table = [[self._same(one, other) for other in gold.items] for one in answer.items]
+        equal = every(
+            True if True in line else None if None in line else False
+            for line in [*table, *zip(*table, strict=True)]
+        )
         if equal and brackets == ("", "") and self.ordered is None and len(gold.items) > 2:
             self.problem = "order"  # which may have been asked for
             return self._sequence(answer.items, gold.items) or None
@@ -191,14 +168,6 @@ class Comparison:
             return False
         return every(self._same(one, other) for one, other in zip(answer, gold, strict=True))
 
-    def _subset(self, answer: tuple[Value, ...], gold: tuple[Value, ...]) -> bool | None:
-        """Compare the items of two lists, each with each."""
-        table = [[self._same(one, other) for other in gold] for one in answer]
-        return every(
-            True if True in line else None if None in line else False
-            for line in [*table, *zip(*table, strict=True)]
-        )
-
 
 def _alone(value: Value, other: Value) -> Value:
     """Return the only element of a set if the other side is a number or a formula."""
@@ -206,12 +175,24 @@ def _alone(value: Value, other: Value) -> Value:
     return value.items[0] if is_single else value
 
 
+def _in_base(answer: Value, gold: Value) -> bool | None:
+    """Compare numbers in a base, which may have been asked for: 52 for 52_8."""
+    if answer.kind == gold.kind:
+        return answer.text == gold.text
+    return (gold.text.partition("_")[0] == latex(answer) and not gold.number) or None
+
+
+def _equation(value: Value) -> str:
+    """Return a value in LaTeX, after its name if it has one."""
+    return f"{value.name} = {latex(value)}" if value.name else latex(value)
+
+
 def _times(value: Value, factor: Fraction) -> Value:
     """Return a value without its unit, times a number."""
     if value.kind == "number":
         return Value("number", number=value.number * factor)
-    number = "" if factor == 1 else latex(Value("number", number=factor))
-    return Value("formula", f"{number} * ({value.text})" if number else value.text)
+    factors = f"{latex(Value('number', number=factor))} * ({value.text})"
+    return Value("formula", factors if factor != 1 else value.text)
 
 
 def _unmarked(value: Value, of: tuple[tuple[str, int], ...]) -> Value:
@@ -219,20 +200,3 @@ def _unmarked(value: Value, of: tuple[tuple[str, int], ...]) -> Value:
     if of == DEGREE:
         return Value("formula", f"({latex(value)}) * \\frac{{\\pi}}{{180}}")
     return _times(value, Fraction(1, 100)) if of == PERCENT else value
-
-
-def _equation(value: Value) -> str:
-    """Return an equation, or the one that a named value is; "" for other values."""
-    if value.kind == "named" and value.items[0].kind in SCALARS:
-        return f"{value.text} = {latex(value.items[0])}"
-    return value.text if value.kind == "equation" else ""
-
-
-def _set(value: Value) -> str:
-    """Return a set or an interval in LaTeX; "" for other values."""
-    if not value.items and value.text == "{}":
-        return "\\emptyset"
-    if value.text in RANGES and len(value.items) == 2 and {v.kind for v in value.items} <= SCALARS:
-        ends = ", ".join(map(latex, value.items))
-        return f"\\left{value.text[0]}{ends}\\right{value.text[1]}"
-    return value.text if value.kind == "set" else ""

@@ -18,13 +18,10 @@ class Value(NamedTuple):
 
     | kind | text | else |
     |---|---|---|
-    | number, formula | of a formula its LaTeX | number, unit |
-    | base | digits_base, or r mod m | number: the value of 0x10, but 0 of 10_16 |
+    | number | | number, unit |
+    | formula | LaTeX, also of an equation or a relation | unit |
+    | base | digits_base, or r mod m | |
     | items | the brackets: "()", "[)", "{}", ":" for a ratio, or "" for a bare list | items |
-    | set | intervals and relations in LaTeX | |
-    | named | the names, separated by blanks | items: the value |
-    | chain | | items: the sides of 57 + 68 = 125 |
-    | equation, unknown | LaTeX; only equal text decides on what is unknown | |
     """
 
     kind: str
@@ -32,10 +29,14 @@ class Value(NamedTuple):
     items: tuple["Value", ...] = ()
     number: Fraction = Fraction(0)
     unit: Unit = NONE
+    name: str = ""  # x of x = 5; of a tuple the names, separated by blanks
 
 
 def latex(value: Value) -> str:
-    """Return a number or a formula in LaTeX, without its unit."""
+    """Return a value in LaTeX, without its unit and its name."""
+    if value.kind == "items":
+        inner = ", ".join(map(latex, value.items))
+        return value.text[:1] + inner + value.text[1:] if inner else "\\emptyset"
     if value.kind != "number":
         return value.text
     above, below = value.number.as_integer_ratio()

@@ -15,19 +15,21 @@ SPACING = re.compile(
     r"(?<!\\)\\(?:[,;:! ]|(?:quad|qquad|displaystyle|textstyle|left|right|limits|[bB]igg?[lr]?)"
     r"(?![a-z]))|~"
 )
+FUNCTIONS = "(?:arc)?(?:sin|cos|tan)|ln|log"
 COMMAND = re.compile(r"\\([A-Za-z]+|[{}%$])")
 SIMPLER = {
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "\\frac"), "dbinom": "\\binom", "div": "/",
     "cdot": "*", "times": "*", "degree": "°", "lvert": "|", "rvert": "|", "vert": "|", "%": "%",
-    "langle": "⟨", "rangle": "⟩", "lbrace": "⦃", "{": "⦃", "rbrace": "⦄", "}": "⦄", "$": "$",
+    "langle": "(", "rangle": ")", "lbrace": "⦃", "{": "⦃", "rbrace": "⦄", "}": "⦄", "$": "$",
     "colon": ":",
 }  # fmt: skip
 # what has a simpler equivalent
 REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:math(?:rm|bf|it)|bf|rm|boldsymbol|operatorname\*?)\s*\{(\w)\}"), r"\1"),
-    (re.compile(r"\\(?:operatorname\*?|mathrm)\s*\{((?:arc)?(?:sin|cos|tan)|ln|log)\}"), r"\\\1 "),
+    (re.compile(rf"\\(?:operatorname\*?|mathrm)\s*\{{({FUNCTIONS})\}}"), r"\\\1 "),
+    (re.compile(rf"(?<![A-Za-z\\])({FUNCTIONS})(?=\s*[(\\\d]|\s+[a-z]\b)"), r"\\\1 "),  # sin x
     (re.compile(STYLES + r"(?=\{)"), r"\\text"),
-    (re.compile(r"\\text\{\s*(or|and)\s*\}|\$\s*(,|or|and)\s*\$"), r" \1\2 "),  # $1$ and $2$
+    (re.compile(r"\\text\{[\s,]*(or|and)[\s,]*\}|\$\s*(,|or|and)\s*\$"), r" \1\2 "),  # $1$ and $2$
     (re.compile(r"\\mu\s*\\text\{"), r"\\text{µ"),
     (re.compile(r"(?<=\d)\s*\\Omega(?![a-z])"), " Ω"),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), "°"),
@@ -37,6 +39,10 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (COMMAND, lambda command: SIMPLER.get(command[1], command[0])),
     (re.compile(r"\\textcircled\s*\{(\d)\}"), lambda circled: chr(0x245F + int(circled[1]))),
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\]([^\[\]()\s,;][^\[\]()]*[,;][^\[\]()]+)(?=[\[\]])"), r"(\1"),  # ]1, 2[
+    (re.compile(r"(?<=[\[(])([^\[\]()]+[,;][^\[\]()]+)\["), r"\1)"),
+    (re.compile(r"(\d*\.\d*?)(\d+?)\2{2,}\s*(?:\.\.\.|\\[lc]?dots)\s*$"), r"\1\\overline{\2}"),
+    (re.compile(r"^\\begin\{cases\}([^&]*)\\end\{cases\}$"), lambda c: c[1].replace("\\\\", ",")),
     (re.compile(r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![A-Za-z])C(?:_\{?(\d+)\}?\^\{?(\d+)\}?|\s*\(\s*(\d+)\s*,\s*(\d+)\s*\))"),
      r"\\binom{\1\3}{\2\4}"),
@@ -46,6 +52,7 @@ CHARACTERS = str.maketrans(
     {
         **dict.fromkeys("−–‐‑﹣－", "-"),
         **dict.fromkeys("⋅·∙✕✖×", "*"),
+        "或": " or ", "和": " and ", "且": " and ", "、": ",", "…": "\\dots ", "⟨": "(", "⟩": ")",
         "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "±": r"\pm ",
         "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≈": r"\approx ", "∪": r"\cup ",
         "∈": r"\in ", "º": "°", "∅": r"\emptyset ", "θ": r"\theta ", "α": r"\alpha ",
