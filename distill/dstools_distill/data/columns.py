@@ -5,6 +5,7 @@ from typing import Any
 
 from dstools_distill.records import Record, message_parts
 
+EXACT = 1 << 53  # below it, floats hold all integers
 SHOWN = 60  # characters of a value in a message
 
 
@@ -64,7 +65,8 @@ def plain(name: str) -> str:
 
 
 def _is_blank(value: Any) -> bool:
-    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
+    is_blank = isinstance(value, str) and not value.strip()
+    return value is None or value in ([], {}) or is_blank or value != value  # NaN is a gap
 
 
 def text(value: Any, name: str) -> str:
@@ -78,7 +80,7 @@ def text(value: Any, name: str) -> str:
 
 
 def answer_text(value: Any, name: str) -> str:
-    """Return an answer as a text: a number, or the one entry of a list, too."""
+    """Return an answer as a text: a number, true or false, or the one entry of a list, too."""
     if isinstance(value, list):
         if len(value) != 1:
             raise BadRowError(
@@ -86,7 +88,9 @@ def answer_text(value: Any, name: str) -> str:
                 'write the one that is wanted, such as "3, -3" with "answer_type": "set"',
             )
         value = value[0]
-    return repr(value) if type(value) in (int, float) else text(value, name)
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+        value = int(value)  # a table with a gap has floats for integers
+    return repr(value) if isinstance(value, bool | int | float) else text(value, name)
 
 
 def reasoning_and_text(value: Any, name: str) -> tuple[str | None, str]:

@@ -18,8 +18,8 @@ from dstools_distill.judge.extract import last_boxed
 from dstools_distill.judge.program import MAX_CASES
 
 TRUSTED = ("gold", "expected", "expected_answer")  # taken as they are
-GOLD_KEYS = (*TRUSTED, "final_answer", "ground_truth", "answer")
-SOLUTIONS = ("solution", "ground_truth_solution")
+GOLD_KEYS = (*TRUSTED, "final_answer", "ground_truth", "correct_answer", "answer")
+SOLUTIONS = ("solution", "ground_truth_solution", "gold_standard_solution")
 CODE_CASES = (
     *("input_output", "test_cases", "official_tests"),  # APPS, TACO; codeforces
     *("public_test_cases", "public_tests"),  # LiveCodeBench; code_contests
@@ -28,9 +28,13 @@ CONTEST_TESTS = ("public_tests", "private_tests", "generated_tests")
 OTHER_JUDGES = ("input_file", "interaction_format", "generated_checker")  # than equal output
 OPTIONS = ("choices", "options")
 LETTERED = (tuple("abcdefghij"), ("opa", "opb", "opc", "opd", "ope"))  # C-Eval; MedMCQA
-CHOSEN = ("answerkey", "correct", "answer_idx", "answer_index", "cop", "answer", *TRUSTED)
+CHOSEN = (
+    *("answerkey", "correct", "correct_answer", "answer_idx", "answer_index", "cop", "answer"),
+    *TRUSTED,
+)
+WRONG = ("incorrect_answer_{}", "distractor{}")  # GPQA; SciQ
 GSM8K = "\n#### "  # openai/gsm8k: between a worked solution and the answer
-PLACEHOLDERS = ("proof", "notfound")  # NuminaMath-1.5: there is no answer
+PLACEHOLDERS = ("proof", "notfound", "n/a", "nan", "null")  # there is no answer; NuminaMath-1.5
 TAGGED = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 FORMULA = re.compile(r"\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
 CODE = re.compile(
@@ -76,13 +80,17 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
             golds[spelled] = gold
     if (verl := _of_verl(columns)) is not None:
         golds["reward_model.ground_truth"] = verl
+    has_none = any(str(columns.take(name)).strip().lower() in PLACEHOLDERS for name in names)
     for name in SOLUTIONS:
-        if columns.has(name) and name != taken:
-            solution = columns.text(name)
-            boxed, steps = _settled(solution, columns.spelled(name), False)
+        spelled = columns.spelled(name)
+        if columns.has(name) and name != taken and not _are_several(columns.row[spelled]):
+            solution = answer_text(columns.take(name), spelled)
+            boxed, steps = _settled(solution, spelled, False)
+            if boxed == solution and (has_none or _is_sentence(solution)):
+                boxed, steps = None, solution
             worked = solution if golds else steps or worked
             if boxed is not None and not golds:
-                golds[columns.spelled(name)] = boxed
+                golds[spelled] = boxed
     gold = agreeing(golds, "gold")
     return Gold(gold, worked) if gold is not None else _of_code(columns, worked)
 
@@ -123,6 +131,15 @@ def is_worked(answer: str) -> bool:
     if SENTENCE_END.search(prose.strip()):
         return words >= MIN_WORDS or unspaced >= MIN_WORDS
     return words > MAX_WORDS or unspaced > MAX_UNSPACED
+
+
+def _are_several(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1
+
+
+def _is_sentence(solution: str) -> bool:
+    """Return whether a solution is a sentence rather than an answer."""
+    return solution.rstrip().endswith(".") and len(WORD.findall(solution)) >= MIN_WORDS
 
 
 def _of_verl(columns: Columns) -> str | None:
@@ -184,9 +201,10 @@ def read_options(columns: Columns) -> Options | None:
         if is_lettered and len(given) > 1:
             texts = [answer_text(columns.take(name), columns.spelled(name)) for name in given]
             return Options(list(ascii_uppercase[: len(texts)]), texts)
-    wrong = list(takewhile(columns.has, (f"incorrect_answer_{n}" for n in range(1, 10))))
-    if wrong and columns.has("correct_answer"):  # GPQA; sorted, or the first would be right
-        texts = sorted(columns.text(name).strip() for name in ("correct_answer", *wrong))
+    wrong = [name.format(n) for name in WRONG for n in range(1, 10) if columns.has(name.format(n))]
+    if wrong and columns.has("correct_answer"):  # sorted, or the first would be right
+        names = ("correct_answer", *wrong)
+        texts = sorted(answer_text(columns.take(n), columns.spelled(n)).strip() for n in names)
         return Options(list(ascii_uppercase[: len(texts)]), texts)
     return None
 
@@ -223,8 +241,9 @@ def asked_with(question: str, options: Options) -> str:
 
 def _letter(columns: Columns, options: Options, taken: str) -> str | None:
     """Return the label of the right option; None if the row does not tell."""
-    if columns.has("correct_answer"):
-        return options.labels[options.texts.index(columns.text("correct_answer").strip())]
+    right = str(columns.take("correct_answer")).strip()
+    if right in options.texts and not any(map(columns.has, OPTIONS)):
+        return options.labels[options.texts.index(right)]
     golds = {}
     for name in CHOSEN:
         if columns.has(name) and name != taken:

@@ -41,11 +41,14 @@ def test_columns_agree_but_for_white_space_and_dollar_signs() -> None:
         agreeing({"answer": "4", "gold": "5"}, "gold")
 
 
-def test_an_answer_may_be_a_number_or_the_one_entry_of_a_list() -> None:
-    assert [answer_text(value, "answer") for value in (4, 0.5, ["4"])] == ["4", "0.5", "4"]
-    for value, reason in (([3, -3], "answer holds 2 answers"), (True, "is not a string: bool")):
-        with pytest.raises(BadRowError, match=reason):
-            answer_text(value, "answer")
+def test_an_answer_may_be_a_number_a_truth_value_or_the_one_entry_of_a_list() -> None:
+    spelled = {4: "4", 0.5: "0.5", 60.0: "60", 1e300: "1e+300", False: "False"}
+    assert {value: answer_text(value, "answer") for value in spelled} == spelled
+    assert answer_text(["4"], "answer") == "4"
+    with pytest.raises(BadRowError, match="answer holds 2 answers"):
+        answer_text([3, -3], "answer")
+    with pytest.raises(BadRowError, match="answer is not a string: dict"):
+        answer_text({"value": 4}, "answer")
 
 
 def test_content_may_come_in_parts() -> None:

@@ -141,7 +141,7 @@ def test_difficulty_is_a_share_or_unknown(row: dict[str, Any], difficulty: float
         ({"problem": "2+2", "reasoning": ["a b", "b c"]}, "reasoning holds 2 traces"),
         ({"query": "2+2", "history": [["1+1"]]}, r"history\[0\] is not a pair of a question and"),
         ({"query": "2+2", "history": 1.5}, r"history\[0\] is not a pair of a question and"),
-        ({"problem": "2+2", "answer": True}, "answer is not a string: bool"),
+        ({"problem": "2+2", "answer": {"value": 4}}, "answer is not a string: dict"),
         ({"problem": "2+2", "answer": "so\n#### "}, "answer has nothing after ####"),
         ({"problem": "2+2", "answer_type": "float"}, "answer_type is 'float', not one of"),
         ({"messages": []}, "messages is not a list of turns"),

@@ -20,6 +20,13 @@ from dstools_distill.judge.program import MAX_CASES, read_cases
         ({"answer": "proof"}, None, None),
         ({"gold": "proof"}, "proof", None),
         ({"answer": "4", "solution": "Four."}, "4", "Four."),
+        ({"answer": "proof", "solution": "$n$ is even."}, None, "$n$ is even."),
+        ({"answer": "N/A"}, None, None),
+        ({"answer": "4", "solution": ["Four.", "2+2."]}, "4", None),
+        ({"final_answer": ["4"], "solution": ["Four."]}, "4", "Four."),
+        ({"solution": "It is DOG because that fits three letters."}, None, "It is DOG because th"),
+        ({"solution": "60 km/h"}, "60 km/h", None),
+        ({"correct_answer": "carbon dioxide", "support": "Plants."}, "carbon dioxide", None),
         (
             {"solution": "Two is even. So is four, as it is twice two."},
             None,
@@ -112,6 +119,7 @@ def test_an_explanation_is_told_from_an_answer(text: str, explains: bool) -> Non
         {"A": "4", "B": "7"},
         {"opa": "4", "opb": "7"},
         {"Correct Answer": "7", "Incorrect Answer 1": "4"},
+        {"correct_answer": "7", "distractor1": "4"},
     ],
 )
 def test_options_come_in_many_forms(row: dict[str, Any]) -> None:
@@ -137,6 +145,7 @@ def test_options_are_asked_once() -> None:
         ({"answer": "1"}, "B"),
         ({"answerKey": "B", "answer": "7"}, "B"),
         ({"cop": 0}, "A"),
+        ({"correct_answer": "B"}, "B"),
         ({}, None),
     ],
 )
