@@ -97,7 +97,9 @@ class Places:
         earlier = chain.data_before(stage)
         if earlier is None:
             raise DstoolsError(
-                f"{self.recipe.path}: {stage} has nothing to work on", "the recipe needs [generate]"
+                f"{self.recipe.path}: {stage} has nothing to work on",
+                "the recipe needs [generate]; where the rows of [[prompts.source]] hold the "
+                'answers, write backend = "replay" in it, and no model',
             )
         return self.finished(chain, earlier)
 

@@ -10,17 +10,18 @@
 | select | drop_reason (in dropped.jsonl alone), split |
 
 `messages` end with a user's message. `gold` is a string or null; `answer_type` is how to compare
-it. `task` is null or {"name", "config", "entry"} of reasoning-gym. `reference` is null or the
-answer that came with the prompt, which `generate` can replay. `raw` is the teacher's text,
-verbatim, without a prefilled opening tag; `reasoning.split` divides it into reasoning and answer.
-`finish_reason` is "stop", "length" or a server's word for another end; see `how_ended`.
+it. `task` is null or {"name", "config", "entry"} of reasoning-gym. `reference` is what came with
+the prompt, which `generate` can replay: null, an answer, or a list of {"raw", "finish_reason"}.
+`raw` is the teacher's text, verbatim, without a prefilled opening tag; `reasoning.split` divides it
+into reasoning and answer. `finish_reason` is "stop", "length", a server's word for another end, or
+"unknown"; see `how_ended`.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import strict_json
@@ -154,15 +155,45 @@ STOPPED = ("stop", "eos", "eos_token", "end", "end_turn", "stop_sequence", "comp
 CUT = ("length", "max_tokens", "max_length", "max_output_tokens", "model_length")
 
 
-def how_ended(reason: Any) -> str:
+def how_ended(reason: Any, answer: str = "") -> str:
     """Return "stop" or "length" for a server's word for them, and any other word as it is.
 
-    "unknown" for a server that does not say.
+    Where nobody says, as with a server's null or in a file without the word, what is there decides:
+    "stop" if there is an `answer`, the text after a closed think block or one that needs none, and
+    "unknown" without. So `generate` keeps "unknown", and `verify` and `render` pass the answer.
     """
     word = reason.strip().lower().removeprefix("finish_reason_") if isinstance(reason, str) else ""
     if word in STOPPED:
         return "stop"
-    return "length" if word in CUT else str(reason or "unknown")
+    if word in CUT:
+        return "length"
+    if not reason or word in ("", "unknown"):
+        return "stop" if answer.strip() else "unknown"
+    return str(reason)
+
+
+class Reply(NamedTuple):
+    """An answer that came with a prompt."""
+
+    raw: str
+    finish_reason: Any = None  # the word of the file, if it has one
+
+
+def reference(replies: Sequence[Reply]) -> Any:
+    """Return the `reference` of a record: null, a text, or a list where that says more."""
+    if not replies:
+        return None
+    if len(replies) == 1 and replies[0].finish_reason is None:
+        return replies[0].raw
+    return [reply._asdict() for reply in replies]
+
+
+def replies(record: Record) -> list[Reply]:
+    """Return the answers in the `reference` of a record."""
+    value = record["reference"]
+    if isinstance(value, list):
+        return [Reply(**reply) for reply in value]
+    return [] if value is None else [Reply(value)]
 
 
 def prompt_id(messages: list[dict[str, str]], source: str) -> str:

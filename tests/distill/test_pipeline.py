@@ -277,12 +277,16 @@ class Completions(BaseHTTPRequestHandler):
 
 
 def rows_of(
-    folder: Path, generate: str, asked: str, tokenizer_of: Path = SAMPLE, system: str = ""
+    folder: Path,
+    generate: str,
+    asked: dict[str, Any],
+    tokenizer_of: Path = SAMPLE,
+    system: str = "",
 ) -> list[tuple[str, str]]:
     """Run a recipe from prompts to rendered rows; return the prompts and what is trained on."""
     from transformers import AutoTokenizer
 
-    (folder / "asked.jsonl").write_text(json.dumps(ASKED[asked]) + "\n")
+    (folder / "asked.jsonl").write_text(json.dumps(asked) + "\n")
     recipe = folder / "recipe.toml"
     recipe.write_text(TO_ROWS.format(generate=generate, tokenizer=tokenizer_of, system=system))
     places = Places(read_recipe(recipe), folder / "out", Path)
@@ -311,7 +315,7 @@ def test_what_a_server_says_arrives_in_the_rows(
         url = f"http://127.0.0.1:{server.server_port}/v1"
         generate = f'backend = "openai"\nmodel = "m"\nbase_url = "{url}"'
         try:
-            rows = rows_of(tmp_path, generate, asked)
+            rows = rows_of(tmp_path, generate, ASKED[asked])
         finally:
             server.shutdown()
     assert [trained for _, trained in rows] == ["<think>\n5+8\n</think>\n\n13<｜end▁of▁sentence｜>"]
@@ -321,8 +325,58 @@ def test_what_a_server_says_arrives_in_the_rows(
 def test_a_replayed_text_without_its_opener_arrives_in_the_rows(asked: str, tmp_path: Path) -> None:
     sample = {"prompt": "5 + 8 =", "raw": "5+8\n</think>\n\n13", "finish_reason": None}
     (tmp_path / "given.jsonl").write_text(json.dumps(sample) + "\n")
-    rows = rows_of(tmp_path, REPLAY, asked)
+    rows = rows_of(tmp_path, REPLAY, ASKED[asked])
     assert [trained for _, trained in rows] == ["<think>\n5+8\n</think>\n\n13<｜end▁of▁sentence｜>"]
+
+
+TRACED = "<think>\n5+8\n</think>\n\n13"
+ANSWERED = {  # as in OpenR1-Math, s1K, OpenThoughts, and data sets of messages
+    "generations": {
+        "problem": "5 + 8 =",
+        "answer": "13",
+        "generations": ["<think>\n5+8\n</think>\n\n12", "<think>\n5+", TRACED],
+        "finish_reasons": None,
+    },
+    "trajectories": {
+        "question": "5 + 8 =",
+        "solution": "13",
+        "thinking_trajectories": ["5+8"],
+        "attempt": "13",
+    },
+    "sections": {
+        "system": "",
+        "conversations": [
+            {"from": "user", "value": "5 + 8 ="},
+            {
+                "from": "assistant",
+                "value": "<|begin_of_thought|>\n\n5+8\n\n<|end_of_thought|>\n\n"
+                "<|begin_of_solution|>\n\n13\n\n<|end_of_solution|>",
+            },
+        ],
+        "ground_truth": "13",
+    },
+    "a trace of its own": {
+        "question": "5 + 8 =",
+        "reasoning": "5+8",
+        "response": "13",
+        "gold": "13",
+    },
+    "messages": {
+        "messages": [
+            {"role": "user", "content": "5 + 8 ="},
+            {"role": "assistant", "content": TRACED},
+        ],
+        "answer": "13",
+    },
+}
+
+
+@pytest.mark.parametrize("form", ANSWERED)
+def test_answers_that_come_with_the_rows_are_trained_on_without_a_teacher(
+    form: str, tmp_path: Path
+) -> None:
+    rows = rows_of(tmp_path, 'backend = "replay"\nsamples = 3', ANSWERED[form])
+    assert [trained for _, trained in rows] == [f"{TRACED}<｜end▁of▁sentence｜>"]
 
 
 @pytest.mark.parametrize("opener", ["", "<think>\n"])
@@ -340,7 +394,7 @@ def test_a_prompt_that_explains_the_tags_does_not_count_as_a_trace(
     sample = {"prompt": "5 + 8 =", "reasoning": "5+8", "answer": "<answer>\n13\n</answer>"}
     (tmp_path / "given.jsonl").write_text(json.dumps(sample) + "\n")
     system = EXPLAINED.replace("\n", "\\n") if place == "recipe" else ""
-    ((prompt, trained),) = rows_of(tmp_path, REPLAY, "a question", tokenizer, system)
+    ((prompt, trained),) = rows_of(tmp_path, REPLAY, ASKED["a question"], tokenizer, system)
     assert prompt == f"<｜begin▁of▁sentence｜>{EXPLAINED}<｜User｜>5 + 8 =<｜Assistant｜>{opener}"
     assert prompt + trained == (
         f"<｜begin▁of▁sentence｜>{EXPLAINED}<｜User｜>5 + 8 =<｜Assistant｜>"
@@ -389,19 +443,19 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-74431117742c",
-    "decontaminate-eb7f9f4a5078",
-    "eval-e9c9e21e9641",
-    "generate-0e286fb5d2e6",
-    "grpo-a82cb053ba2c",
-    "index-d5a893a0ac68",
-    "kd-6eee00417bf4",
-    "prompts-af7c6588cee0",
-    "prompts-efd4f73e5e14",
-    "render-1de6df294433",
-    "select-e739dadfc7a8",
-    "sft-ae264f353fc2",
-    "verify-d27938a05fb5",
+    "card-6498a6070e44",
+    "decontaminate-3f66cd4e13e9",
+    "eval-2b23ab9bcd12",
+    "generate-24ad97035dc0",
+    "grpo-c2808fa36460",
+    "index-3073420e8614",
+    "kd-1baa1f17861f",
+    "prompts-2729a9ab3228",
+    "prompts-5f17c0ac7dd3",
+    "render-51b859cc5791",
+    "select-47558f6ba009",
+    "sft-e0f345cd23a2",
+    "verify-c2df5d9ff225",
 ]
 
 

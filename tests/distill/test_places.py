@@ -81,7 +81,8 @@ def test_data_and_models_come_from_the_last_stage_that_left_some(
     assert places.trained(rl, before="grpo") == trained  # its student is that of the phase before
     with pytest.raises(DstoolsError, match="generate has nothing to work on") as caught:
         places.before(cold, "generate")
-    assert "[generate]" in caught.value.hint
+    assert "the recipe needs [generate]; where the rows" in caught.value.hint
+    assert 'write backend = "replay" in it, and no model' in caught.value.hint
 
 
 def test_a_link_is_replaced_at_once_and_is_relative(

@@ -7,6 +7,7 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.records import (
+    Reply,
     dump,
     extended,
     how_ended,
@@ -16,6 +17,8 @@ from dstools_distill.records import (
     parse,
     prompt_id,
     read,
+    reference,
+    replies,
     write,
 )
 
@@ -118,3 +121,20 @@ def test_a_message_may_come_in_parts_with_its_trace_among_them() -> None:
 )
 def test_servers_have_many_words_for_an_end(reason: str | None, ended: str) -> None:
     assert how_ended(reason) == ended
+
+
+@pytest.mark.parametrize("reason", [None, "", "unknown"])
+def test_where_nobody_says_how_a_text_ended_an_answer_shows_it(reason: str | None) -> None:
+    assert how_ended(reason) == how_ended(reason, " \n") == "unknown"
+    assert how_ended(reason, "41") == "stop"
+    assert how_ended("length", "41") == "length"
+
+
+def test_a_reference_says_no_more_than_it_must() -> None:
+    for given, kept in (
+        ([], None),
+        ([Reply("4")], "4"),
+        ([Reply("4", "length")], [{"raw": "4", "finish_reason": "length"}]),
+    ):
+        assert reference(given) == kept
+        assert replies({"reference": kept}) == given

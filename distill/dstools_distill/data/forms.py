@@ -14,26 +14,30 @@ verified against itself. A text with a think block is a teacher's, too. A system
 a passage and options are asked with the question. Columns that disagree are refused, and so is an
 answer that a column marks as bad. "auto" reads the columns of all forms, and a form that is named
 those of its own alone.
+
+A row may hold several answers: a list of texts in one of REPLIES or GENERATIONS, or the columns
+NUMBERED, with a word of `finish_reasons` for each.
 """
 
-import re
 from typing import Any, NamedTuple, get_args
 
-from dstools_converters.model.reasoning import CLOSE, OPEN, thought
-from dstools_distill.data.columns import (
-    BadRowError,
-    Columns,
-    agreeing,
-    answer_text,
-    reasoning_and_text,
-    shown,
-    text,
+from dstools_converters.model.reasoning import CLOSE, OPEN
+from dstools_distill.data.columns import BadRowError, Columns, agreeing, answer_text, shown, text
+from dstools_distill.data.conversations import (
+    ROLES,
+    Message,
+    asked,
+    content_of,
+    conversation,
+    own_trace,
+    role_of,
+    user_turn,
+    with_trace,
 )
 from dstools_distill.data.golds import CODE_CASES, asked_with, read_gold, read_options
 from dstools_distill.recipe.settings import AnswerType, Form
-from dstools_distill.records import TRACES, Record, trace
+from dstools_distill.records import Record, Reply
 
-Message = dict[str, str]
 QUESTIONS: dict[str, Form] = {
     "messages": "messages",
     "conversations": "sharegpt",
@@ -57,12 +61,10 @@ REPLIES = (
     *("completion", "response", "output", "generated_solution"),
     *("deepseek_solution", "deepseek_attempt", "attempt"),  # OpenThoughts, s1K
 )
-ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"} | (
-    dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant")
-)
+GENERATIONS = ("generations", "responses", "completions", "outputs")  # OpenR1-Math; vLLM's logs
+NUMBERED = ("r1_solution_1", "r1_solution_2", "r1_solution_3")  # DeepMath-103K
 ANSWER_TYPES = get_args(AnswerType)
 MARKS = ("label", "correct", "is_correct", "correctness")  # false: KTO's and others' bad answers
-WORD = re.compile("[A-Za-z]{1,16}")  # of a script with blanks: a trace has more
 
 
 class Question(NamedTuple):
@@ -73,8 +75,13 @@ class Question(NamedTuple):
     gold: str | None
     answer_type: str  # "" if the row does not name it
     difficulty: float | None  # from 0, solved by all, to 1, solved by none
-    reference: str | None  # the answer in the row, with its reasoning in <think>
+    replies: tuple[Reply, ...]  # the answers in the row, with their reasoning in <think>
     unread: tuple[str, ...] = ()  # columns with a value that nothing was taken from
+
+    @property
+    def reference(self) -> str | None:
+        """The first answer in the row, None if there is none."""
+        return self.replies[0].raw if self.replies else None
 
 
 def convert(row: Record, form: Form = "auto") -> Question:
@@ -86,24 +93,25 @@ def convert(row: Record, form: Form = "auto") -> Question:
     """
     columns = Columns(row)
     name = _asking(columns, form)
-    messages, reply = _asked(_with_system(columns, _turns(columns, name)))
+    messages, reply = asked(_with_system(columns, _turns(columns, name)))
     options = read_options(columns)
     if options is not None:
-        messages[-1] = _user(asked_with(messages[-1]["content"], options))
-    reasoning, taken = _own_trace(columns), ""
+        messages[-1] = user_turn(asked_with(messages[-1]["content"], options))
+    reasoning, taken = own_trace(columns), ""
     if reply is None or QUESTIONS[name] == "prompt-completion":
         reply = _reply(columns, name, reply)
-    if reply is None:
+    several = _several(columns)
+    if reply is None and not several:
         taken = _taken(columns, reasoning)
         reply = answer_text(columns.take(taken), taken) if taken else None
     gold = read_gold(columns, options, taken)
-    reply = gold.worked if reply is None else reply
-    reference = None if reply is None else _with_trace(reply, reasoning, "the trace")
-    _refuse_bad(columns, reference)
+    reply = gold.worked if reply is None and not several else reply
+    replies = _replies(columns, reply, several, reasoning)
+    _refuse_bad(columns, replies)
     answer_type = _answer_type(columns) or gold.answer_type
     difficulty = _difficulty(columns)
     return Question(
-        QUESTIONS[name], messages, gold.gold, answer_type, difficulty, reference, columns.unread()
+        QUESTIONS[name], messages, gold.gold, answer_type, difficulty, replies, columns.unread()
     )
 
 
@@ -156,31 +164,21 @@ def _plain(value: Any) -> str:
     """Return all words of a text or a conversation."""
     if not isinstance(value, list):
         return " ".join(str(value).split())
-    return " ".join(_plain(_content_of(turn)) for turn in value)
+    return " ".join(_plain(content_of(turn)) for turn in value)
 
 
 def _plain_question(value: Any) -> str:
     """Return the words of a text, or of the last turn of a conversation that a user says."""
     if not isinstance(value, list):
         return _plain(value)
-    users = [_plain(_content_of(turn)) for turn in value if ROLES.get(_role(turn)) == "user"]
+    users = [_plain(content_of(turn)) for turn in value if ROLES.get(role_of(turn)) == "user"]
     return users[-1] if users else ""
-
-
-def _content_of(turn: Any) -> Any:
-    """Return the content of a turn, or the text of a part of it."""
-    keys = ("content", "value", "text")
-    return next((turn[key] for key in keys if key in turn), "") if isinstance(turn, dict) else turn
-
-
-def _role(turn: Any) -> str:
-    return str(turn.get("role", turn.get("from"))) if isinstance(turn, dict) else ""
 
 
 def _turns(columns: Columns, name: str) -> list[Message]:
     """Return the turns of a row: of its conversation, or of a text and what belongs to it."""
     if QUESTIONS[name] in ("messages", "sharegpt") or isinstance(columns.take(name), list):
-        return _conversation(columns.take(name), columns.spelled(name))
+        return conversation(columns.take(name), columns.spelled(name))
     question = columns.text(name)
     passages = [columns.text(column) for column in PASSAGES if columns.has(column)]
     after = (*AFTER.get(name, ()), "starter_code")
@@ -190,7 +188,7 @@ def _turns(columns: Columns, name: str) -> list[Message]:
         for part in (*passages, question, *after_texts)
         if part == question or part not in question
     ]
-    return [*_history(columns), _user("\n\n".join(parts))]
+    return [*_history(columns), user_turn("\n\n".join(parts))]
 
 
 def _history(columns: Columns) -> list[Message]:
@@ -204,33 +202,8 @@ def _history(columns: Columns) -> list[Message]:
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadRowError(f"{where} is not a pair of a question and an answer: {shown(pair)}")
         answer = {"role": "assistant", "content": text(pair[1], where)}
-        turns += [_user(text(pair[0], where)), answer]
+        turns += [user_turn(text(pair[0], where)), answer]
     return turns
-
-
-def _conversation(turns: Any, name: str) -> list[Message]:
-    """Return the turns of a conversation, each with role and content; no empty system message."""
-    if not isinstance(turns, list) or not turns:
-        raise BadRowError(f"{name} is not a list of turns")
-    messages = []
-    for number, turn in enumerate(turns):
-        where = f"{name}[{number}]"
-        if not isinstance(turn, dict):
-            raise BadRowError(f"{where} is not an object")
-        role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
-        role = turn.get(role_key)
-        if not isinstance(role, str) or role not in ROLES:
-            raise BadRowError(f"{where}.{role_key} is {role!r}, not one of {', '.join(ROLES)}")
-        if turn.get(text_key) is None:
-            raise BadRowError(f"{where}.{text_key} is missing")
-        inner, content = reasoning_and_text(turn[text_key], f"{where}.{text_key}")
-        if ROLES[role] == "system" and not content.strip():
-            continue
-        content = text(content, f"{where}.{text_key}")
-        if ROLES[role] == "assistant":
-            content = _with_trace(content, inner or _own_trace(Columns(turn)), where)
-        messages.append({"role": ROLES[role], "content": content})
-    return messages
 
 
 def _with_system(columns: Columns, turns: list[Message]) -> list[Message]:
@@ -244,58 +217,76 @@ def _with_system(columns: Columns, turns: list[Message]) -> list[Message]:
     return [{"role": "system", "content": system}, *turns]
 
 
-def _asked(turns: list[Message]) -> tuple[list[Message], str | None]:
-    """Return the turns up to the last one of a user, and the answer to it, if any."""
-    last = max((n for n, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
-    if last < 0:
-        raise BadRowError("has no turn of a user")
-    if any(turn["role"] == "system" for turn in turns[1:]):
-        raise BadRowError("has a system message after its first message")
-    answers = turns[last + 1 :]
-    if len(answers) > 1:
-        raise BadRowError(f"has {len(answers)} answers to its last question")
-    return turns[: last + 1], answers[0]["content"] if answers else None
-
-
 # -------------------------------------------------------------------------------- trace and answer
-
-
-def _own_trace(columns: Columns) -> str | None:
-    """Return the trace that a row has in a column of its own; a mode, such as "off", is not one.
-
-    Raises BadRowError for another single word, which may be either.
-    """
-    traces = {}
-    for name in TRACES:
-        try:
-            value = trace(columns.row, columns.spelled(name))
-        except ValueError as error:
-            raise BadRowError(str(error), "write a row for each, or keep one") from None
-        if value is not None:
-            if WORD.fullmatch(value.strip()):
-                raise BadRowError(
-                    f"{columns.spelled(name)} is {shown(value)}: a setting, or a trace of one word",
-                    "rename the column of a setting; leave out rows whose trace is one word",
-                )
-            columns.take(name)
-            traces[columns.spelled(name)] = value
-    return agreeing(traces, "trace")
 
 
 def _reply(columns: Columns, name: str, in_question: str | None) -> str | None:
     """Return the teacher's answer from a column of its own; `name` is the column that is asked."""
     replies = {}
     for key in REPLIES:
-        if columns.has(key):
+        if columns.has(key) and not _is_texts(columns, key):
             value = columns.take(key)
             if isinstance(value, list):
-                replies[key] = _asked([_user("?"), *_conversation(value, key)])[1] or ""
+                replies[key] = asked([user_turn("?"), *conversation(value, key)])[1] or ""
             else:
                 replies[key] = columns.text(key)
     reply = agreeing(replies, "teacher's answer")
     if reply is not None and in_question is not None:
         raise BadRowError(f"has an answer both in {name} and in {next(iter(replies))}")
     return in_question if reply is None else reply
+
+
+def _several(columns: Columns) -> list[Reply]:
+    """Return the answers of a row with several of them, each with the word for its end, if any.
+
+    Raises BadRowError for lists in two columns, and for words that do not match the answers.
+    """
+    names = [name for name in (*GENERATIONS, *REPLIES) if _is_texts(columns, name)]
+    if len(names) > 1:
+        raise BadRowError(
+            f"{names[0]} and {names[1]} are both lists of answers", "keep one of the columns"
+        )
+    texts: Any = (
+        columns.take(names[0]) if names else [columns.take(n) for n in NUMBERED if n in columns]
+    )
+    if not texts:
+        return []
+    words: Any = columns.take("finish_reasons") or [None] * len(texts)
+    if not isinstance(words, list) or len(words) != len(texts):
+        raise BadRowError(
+            f"finish_reasons is {shown(words)}, for {len(texts)} answers",
+            "write a list of a word, or null, for each answer",
+        )
+    pairs = zip(texts, words, strict=True)
+    return [Reply(reply, word) for reply, word in pairs if isinstance(reply, str) and reply.strip()]
+
+
+def _is_texts(columns: Columns, name: str) -> bool:
+    """Return whether a column has a list of texts, of which some may be null."""
+    value = columns.row.get(columns.spelled(name))
+    kinds = {type(entry) for entry in value} if isinstance(value, list) else set()
+    return str in kinds and kinds <= {str, type(None)}
+
+
+def _replies(
+    columns: Columns, one: str | None, several: list[Reply], reasoning: str | None
+) -> tuple[Reply, ...]:
+    """Return all answers of a row: `one` first, which may be among several, then the others.
+
+    Raises BadRowError for several answers beside one trace.
+    """
+    if one is not None:
+        word = columns.take("finish_reason") if columns.has("finish_reason") else None
+        among = next((reply for reply in several if reply.raw.strip() == one.strip()), None)
+        first = among or Reply(one, word)
+        several = [first, *(reply for reply in several if reply is not among)]
+    if reasoning is not None and len(several) > 1:
+        raise BadRowError(
+            f"has one trace and {len(several)} answers", "write a row for each answer"
+        )
+    return tuple(
+        reply._replace(raw=with_trace(reply.raw, reasoning, "the trace")) for reply in several
+    )
 
 
 def _taken(columns: Columns, reasoning: str | None) -> str:
@@ -308,23 +299,14 @@ def _taken(columns: Columns, reasoning: str | None) -> str:
     return ""
 
 
-def _refuse_bad(columns: Columns, reference: str | None) -> None:
+def _refuse_bad(columns: Columns, replies: tuple[Reply, ...]) -> None:
     """Raise BadRowError if a column says that the answer in the row is a bad one."""
     for name in MARKS:
-        if reference is not None and columns.row.get(columns.spelled(name)) is False:
+        if replies and columns.row.get(columns.spelled(name)) is False:
             raise BadRowError(
                 f"{columns.spelled(name)} is false: the answer in the row is marked as bad",
                 "leave such rows out, or their answers",
             )
-
-
-def _with_trace(answer: str, reasoning: str | None, where: str) -> str:
-    """Return an answer after its reasoning, unless it holds that reasoning already."""
-    if reasoning is None or (CLOSE in answer and reasoning.strip() in answer):
-        return answer
-    if any(tag in part for tag in (OPEN, CLOSE) for part in (answer, reasoning)):
-        raise BadRowError(f"{where}: reasoning holds a think block, or the answer another one")
-    return thought(reasoning, answer, prefilled=False)
 
 
 def _answer_type(columns: Columns) -> str:
@@ -351,7 +333,3 @@ def _difficulty(columns: Columns) -> float | None:
                 columns.take(name)
                 return float(share)
     return None
-
-
-def _user(content: str) -> Message:
-    return {"role": "user", "content": content}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,8 @@ def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
 
     Inputs: sources; pass_rates, a `verify` folder, whose ids match if prompts and file names do.
     Reasons, the first that applies: "conflicting-gold", "duplicate" (apart from white space),
-    "near-duplicate", "difficulty", "limit". "duplicate_of" names the prompt that one repeats.
+    "near-duplicate", "difficulty", "limit". "duplicate_of" names the prompt that one repeats. The
+    answers of duplicates are added to those of the prompt that stays.
 
     The report counts the rows of each source that were left out (`max_bad`), and names the columns
     that nothing was taken from. Raises DstoolsError, naming file, line and reason, for a row that
@@ -150,6 +152,12 @@ class _Read:
         self.file.write(line)
         self.offsets.append(self.offsets[-1] + len(line))
 
+    def record(self, file: BinaryIO, number: int) -> Record:
+        """Return a record, from the file opened for reading."""
+        file.seek(self.offsets[number])
+        record: Record = json.loads(file.readline())
+        return record
+
     @property
     def golds(self) -> NDArray[np.uint64]:
         return np.frombuffer(self._golds, np.uint64)
@@ -186,7 +194,7 @@ def _records(
                 "answer_type": "none" if question.gold is None and task is None else answer_type,
                 "task": task,
                 "difficulty": 1 - rates[prompt] if prompt in rates else question.difficulty,
-                "reference": question.reference,
+                "reference": records.reference(question.replies),
             },
         )
     if is_empty and reading.bad:
@@ -246,9 +254,7 @@ def _fates(settings: Prompts, read: _Read) -> tuple[list[str], list[int]]:
     with read.path.open("rb") as file:
 
         def record(number: int) -> Record:
-            file.seek(read.offsets[number])
-            row: Record = json.loads(file.readline())
-            return row
+            return read.record(file, number)
 
         def text(number: int) -> str:
             return prompt_text(record(number))
@@ -275,20 +281,37 @@ def _fates(settings: Prompts, read: _Read) -> tuple[list[str], list[int]]:
 def _write(folder: Path, read: _Read, reasons: list[str], others: list[int]) -> Counter[str]:
     """Write records.jsonl and dropped.jsonl; return the number of rows dropped for each reason."""
     dropped = Counter[str]()
+    repeats: dict[int, list[int]] = {}
+    if read.references:
+        for number, (reason, other) in enumerate(zip(reasons, others, strict=True)):
+            if reason == "duplicate":
+                repeats.setdefault(other, []).append(number)
     with (
         read.path.open("rb") as file,
         read.path.open("rb") as others_file,
         (folder / "records.jsonl").open("wb") as kept_file,
         (folder / "dropped.jsonl").open("wb") as dropped_file,
     ):
-        for line, reason, other in zip(file, reasons, others, strict=True):
+        for number, (line, reason, other) in enumerate(zip(file, reasons, others, strict=True)):
             if not reason:
-                kept_file.write(line)
+                more = (read.record(others_file, repeat) for repeat in repeats.get(number, ()))
+                kept_file.write(_with_replies(line, more))
                 continue
             dropped[reason] += 1
             fields: Record = {"drop_reason": reason}
             if other >= 0:
-                others_file.seek(read.offsets[other])
-                fields["duplicate_of"] = json.loads(others_file.readline())["id"]
+                fields["duplicate_of"] = read.record(others_file, other)["id"]
             dropped_file.write(records.extended(line, fields))
     return dropped
+
+
+def _with_replies(line: bytes, more: Iterator[Record]) -> bytes:
+    """Return the line of a prompt with the answers of prompts that repeat it, each text once."""
+    others = [reply for record in more for reply in records.replies(record)]
+    if not others:
+        return line
+    record = json.loads(line)
+    by_text: dict[str, records.Reply] = {}
+    for reply in (*records.replies(record), *others):
+        by_text.setdefault(reply.raw, reply)
+    return records.dump(record | {"reference": records.reference(list(by_text.values()))})

@@ -147,12 +147,14 @@ class Judge:
         language = language_share(raw, settings.language) if settings.language else None
         repeated = repetition(raw)
         checked: Steps | None = None
-        ended, is_reasoned = how_ended(record["finish_reason"]), (parts.reasoning or "").strip()
+        is_reasoned = (parts.reasoning or "").strip()
         is_broken = parts.reasoning is None and (OPEN in raw or CLOSE in raw)
+        is_formed = not is_broken and (is_reasoned or not settings.reasoning)
+        ended = how_ended(record["finish_reason"], parts.answer if is_formed else "")
         if ended != "stop":
             verdict = "incorrect" if ended in UNFINISHED else "unverifiable"
             ruling = Ruling(verdict, f"unfinished: {ended}")
-        elif is_broken or (settings.reasoning and not is_reasoned):
+        elif not is_formed:
             ruling = Ruling("incorrect", "think-block")
         else:
             ruling = self.rule(record, parts.answer)

@@ -92,7 +92,7 @@ STAGES = {
         help="Import prompts and drop duplicates.",
         reads=("sources", "pass_rates"),
         packages=("numpy", *JUDGE),
-        revision=3,
+        revision=4,
         paths=("pass_rates",),
     ),
     "generate": Stage(
@@ -112,7 +112,7 @@ STAGES = {
         help="Judge answers: correct, incorrect, unverifiable.",
         reads=("samples",),
         packages=JUDGE,
-        revision=3,
+        revision=4,
     ),
     "decontaminate": Stage(
         settings.Decontaminate,
@@ -137,7 +137,7 @@ STAGES = {
         help="Tokenize rows and prove that no trace is lost.",
         reads=("samples", "tokenizer", "template"),
         packages=("tokenizers", "transformers"),
-        revision=3,
+        revision=4,
     ),
     "sft": Stage(
         settings.Sft,

@@ -150,7 +150,7 @@ def _teacher(settings: Generate, model: Path | None, folder: Path, total: int) -
 
             return batch_files(settings, folder, total)
         case "replay":
-            return replay(model) if model else references()
+            return replay(model) if model else references(settings.samples)
 
 
 def _asks(asked: Path, samples: int) -> Iterator[Ask]:

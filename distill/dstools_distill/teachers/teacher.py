@@ -121,17 +121,28 @@ def _outcome(sampled: "Sampled", prompt_tokens: int, prefilled: bool) -> Outcome
     return Answer(text, reason, prefilled, usage)
 
 
-def references() -> Teacher:
-    """Return a teacher that repeats the answer that came with a prompt, if one did."""
+def references(samples: int) -> Teacher:
+    """Return a teacher that repeats the answers that came with a prompt, if any did.
+
+    Those beyond the `samples` that are asked of each prompt are counted in a warning.
+    """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
+        left, most = 0, 0
         for ask in asks:
-            if ask.number not in done:
-                raw = ask.prompt["reference"] if ask.sample == 0 else None
-                if raw is None:
-                    yield ask.number, Failed("no reference")
-                else:
-                    yield ask.number, received({"content": raw}, "stop", None, prefilled=False)
+            given = records.replies(ask.prompt)
+            if ask.sample == 0:
+                left, most = left + max(len(given) - samples, 0), max(most, len(given))
+            if ask.number not in done and ask.sample >= len(given):
+                yield ask.number, Failed("no reference")
+            elif ask.number not in done:
+                raw, reason = given[ask.sample]
+                yield ask.number, received({"content": raw}, reason, None, prefilled=False)
+        if left:
+            logger.warning(
+                "%s of the prompts' own not used: one has %d, and generate.samples is %d",
+                counted(left, "answer"), most, samples,
+            )  # fmt: skip
 
     return answers
 
@@ -188,14 +199,17 @@ def _places(path: Path) -> dict[bytes, list[tuple[int, int]]]:
                 row = records.parse(line, path, number)
                 kind = "id" if "id" in row else "prompt"
                 if not isinstance(row.get(kind), str):
-                    raise DstoolsError(
-                        f"{path}: line {number}: does not name its prompt",
-                        'add "id" or "prompt", a string',
-                    )
+                    raise DstoolsError(f"{path}: line {number}: does not name its prompt", UNNAMED)
                 replayed(row, path, number)  # raises before anything is written
                 places.setdefault(_key(kind, row[kind]), []).append((number, offset))
             offset += len(line)
     return places
+
+
+UNNAMED = (
+    'add "id" or "prompt", a string; if the rows hold questions and answers, name the file in '
+    "[[prompts.source]] and no generate.model"
+)
 
 
 def _key(kind: str, text: str) -> bytes:
@@ -222,7 +236,7 @@ def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
     try:
         return received(
             message,
-            row.get("finish_reason") or "stop",
+            row.get("finish_reason"),
             row.get("usage"),
             prefilled=row.get("prefilled_think", False) is True,
         )

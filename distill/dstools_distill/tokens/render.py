@@ -279,7 +279,7 @@ class Renderer:
     def fault(self, row: _Row) -> str:
         """Return why a row cannot be learned as it is; "" if it can."""
         record, contents = row.record, [m["content"] for m in row.record["messages"]]
-        if how_ended(record.get("finish_reason") or "stop") != "stop":
+        if how_ended(record.get("finish_reason"), record["answer"]) != "stop":
             return "unfinished"
         if any(tag in text for tag in (OPEN, CLOSE) for text in (row.trace, record["answer"])):
             return "broken-think"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dstools_distill.data.columns import BadRowError
 from dstools_distill.data.forms import QUESTIONS, REPLIES, Question, convert
 from dstools_distill.data.golds import CODE_CASES, GOLD_KEYS, OPTIONS
-from dstools_distill.records import TRACES
+from dstools_distill.records import TRACES, Reply
 
 FOLDER = Path(__file__).parents[2] / "cases" / "distill"
 CASES = [
@@ -99,7 +99,7 @@ def test_a_conversation_is_asked_up_to_its_last_question() -> None:
     assert convert({"messages": [system, USER]}).reference is None
     assert convert(
         {"conversations": [{"from": "human", "value": "2+2"}], "system": "Be brief."}
-    ) == (Question("sharegpt", [system, {"role": "user", "content": "2+2"}], None, "", None, None))
+    ) == (Question("sharegpt", [system, {"role": "user", "content": "2+2"}], None, "", None, ()))
 
 
 def test_existing_line_feeds_next_to_tags_are_kept() -> None:
@@ -244,6 +244,50 @@ def test_any_row_is_a_question_or_refused(row: dict[str, Any]) -> None:
     assert all(isinstance(message["content"], str) for message in question.messages)
     assert isinstance(question.gold, str | None)
     assert isinstance(question.reference, str | None)
+
+
+OPEN_R1 = {  # the columns of OpenR1-Math-220k
+    "problem": "What is 2 + 2?",
+    "solution": r"It is $\boxed{4}$.",
+    "answer": "4",
+    "generations": ["<think>\n2 and 3.\n</think>\n\n5", ANSWER, "<think>\nTwo and"],
+    "finish_reasons": ["stop", "stop", "length"],
+    "messages": [USER, {"role": "assistant", "content": ANSWER}],
+}
+
+
+def test_all_answers_of_a_row_are_kept_with_their_ends_the_chosen_one_first() -> None:
+    wrong, right, cut = OPEN_R1["generations"]
+    question = convert(OPEN_R1)
+    assert question.replies == (Reply(right, "stop"), Reply(wrong, "stop"), Reply(cut, "length"))
+    assert (question.gold, question.unread) == ("4", ())
+    alone = {name: OPEN_R1[name] for name in ("problem", "solution", "generations")}
+    assert convert(alone).replies == tuple(Reply(text) for text in OPEN_R1["generations"])
+    named = {"question": "What is 2 + 2?", "final_answer": "4"}
+    numbered = named | {f"r1_solution_{n}": f"{n}</think>4" for n in (1, 2, 3)}
+    assert [reply.raw for reply in convert(numbered).replies] == [
+        f"{n}</think>4" for n in (1, 2, 3)
+    ]
+    listed = {"prompt": "What is 2 + 2?", "response": [right, None, wrong]}
+    assert convert(listed).replies == (Reply(right), Reply(wrong))
+    cut_row = {"prompt": "What is 2 + 2?", "response": cut, "finish_reason": "length"}
+    assert convert(cut_row).replies == (Reply(cut, "length"),)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"finish_reasons": ["stop"]}, r"finish_reasons is '\[\"stop\"\]', for 3 answers"),
+        ({"finish_reasons": "stop"}, "finish_reasons is 'stop', for 3 answers"),
+        ({"responses": ["4"]}, "generations and responses are both lists of answers"),
+        ({"reasoning": "Two and two."}, "has one trace and 3 answers"),
+    ],
+)
+def test_several_answers_that_may_be_read_in_two_ways_are_refused(
+    change: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(BadRowError, match=reason):
+        convert(OPEN_R1 | change)
 
 
 def test_columns_that_nothing_is_taken_from_are_named() -> None:

@@ -78,6 +78,20 @@ def test_a_record_has_every_field_of_a_prompt(tmp_path: Path) -> None:
     }
 
 
+def test_the_answers_of_rows_that_repeat_a_question_stay_with_it(tmp_path: Path) -> None:
+    """As in OpenThoughts3, which has 16 rows of each question."""
+    rows: list[dict[str, Any]] = [
+        {"problem": "1+1", "answer": "2", "response": reply} for reply in ("2", "3", "2")
+    ]
+    rows[1]["finish_reason"] = "length"
+    report = made(tmp_path, jsonl(tmp_path / "a.jsonl", *rows, {"problem": "1+2"}))
+    assert (report["dropped"], report["with_reference"]) == ({"duplicate": 2}, 3)
+    assert [row["reference"] for row in kept(tmp_path)] == [
+        [{"raw": "2", "finish_reason": None}, {"raw": "3", "finish_reason": "length"}],
+        None,
+    ]
+
+
 def test_a_task_can_be_scored_from_its_record(tmp_path: Path) -> None:
     from reasoning_gym.factory import create_dataset
 

@@ -100,13 +100,26 @@ def test_a_prompt_that_fills_the_context_fails_alone(outcomes: Any) -> None:
 # ------------------------------------------------------------------------------------- references
 
 
-def test_a_reference_is_the_first_sample_of_its_prompt_and_the_only_one(outcomes: Any) -> None:
-    prompts = [{"reference": "42"}, {"reference": None}]
+def test_references_are_the_first_samples_of_their_prompt_and_the_others_are_counted(
+    outcomes: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = ["stop", "length", None]
+    several = [{"raw": f"{n}</think>4", "finish_reason": end} for n, end in enumerate(ends)]
+    prompts = [{"reference": "42"}, {"reference": several}, {"reference": None}]
     asks = [Ask(row * 2 + n, n, prompt) for row, prompt in enumerate(prompts) for n in range(2)]
     missing = Failed("no reference")
-    answer = Answer("42", "stop", False, None)
-    assert outcomes(references(), asks) == {0: answer, 1: missing, 2: missing, 3: missing}
-    assert outcomes(references(), asks, logged=(0, 1)) == {2: missing, 3: missing}
+    assert outcomes(references(2), asks) == {
+        0: Answer("42", "unknown", False, None),
+        1: missing,
+        2: Answer("0</think>4", "stop", True, None),
+        3: Answer("1</think>4", "length", True, None),
+        4: missing,
+        5: missing,
+    }
+    assert (
+        "1 answer of the prompts' own not used: one has 3, and generate.samples is 2" in caplog.text
+    )
+    assert outcomes(references(2), asks, logged=(0, 1, 2, 3)) == {4: missing, 5: missing}
 
 
 # ----------------------------------------------------------------------------------------- replay
@@ -146,11 +159,11 @@ def test_samples_are_found_by_id_or_by_text_in_every_form(
     assert "given.jsonl: 1 answer not used, in line 7 first" in caplog.text
     assert {number: answer for number, answer in found.items() if number not in details} == {
         0: Answer("no trace", "length", False, None),
-        2: Answer("<think>\na\n</think>\n\nb", "stop", False, None),
-        3: Answer("<think>\nc\n</think>\n\nd", "stop", False, counts),
-        4: Answer("e</think>f", "stop", True, None),
-        6: Answer("g", "stop", False, None),
-        7: Answer("<think>\nnever closed", "stop", False, None),
+        2: Answer("<think>\na\n</think>\n\nb", "unknown", False, None),
+        3: Answer("<think>\nc\n</think>\n\nd", "unknown", False, counts),
+        4: Answer("e</think>f", "unknown", True, None),
+        6: Answer("g", "unknown", False, None),
+        7: Answer("<think>\nnever closed", "unknown", False, None),
     }
     assert outcomes(replay(path), logged=(0, 1, 2, 3, 4, 5, 6, 8)).keys() == {7, 9}
 
@@ -185,15 +198,15 @@ def test_a_trace_continues_a_prefilled_opener(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "answer"),
     [
-        ({"raw": "a</think>b"}, Answer("a</think>b", "stop", True, None)),
+        ({"raw": "a</think>b"}, Answer("a</think>b", "unknown", True, None)),
         ({"raw": "b", "finish_reason": "eos"}, Answer("b", "stop", False, None)),
-        ({"raw": "b", "finish_reason": None}, Answer("b", "stop", False, None)),
-        ({"content": [{"type": "text", "text": "b"}]}, Answer("b", "stop", False, None)),
-        ({"content": None, "reasoning": "a"}, Answer("<think>\na", "stop", False, None)),
-        ({"answer": None, "reasoning": ""}, Answer("", "stop", False, None)),
+        ({"raw": "b", "finish_reason": None}, Answer("b", "unknown", False, None)),
+        ({"content": [{"type": "text", "text": "b"}]}, Answer("b", "unknown", False, None)),
+        ({"content": None, "reasoning": "a"}, Answer("<think>\na", "unknown", False, None)),
+        ({"answer": None, "reasoning": ""}, Answer("", "unknown", False, None)),
         (
             {"thinking": "a", "content": "b"},
-            Answer("<think>\na\n</think>\n\nb", "stop", False, None),
+            Answer("<think>\na\n</think>\n\nb", "unknown", False, None),
         ),
     ],
 )
@@ -223,7 +236,7 @@ def test_a_line_without_an_answer_says_what_was_read_and_what_to_do(
 
 @pytest.mark.parametrize("key", records.TRACES)
 def test_a_replayed_trace_is_found_under_every_name_of_data_sets(key: str, tmp_path: Path) -> None:
-    answer = Answer("<think>\na\n</think>\n\nb", "stop", False, None)
+    answer = Answer("<think>\na\n</think>\n\nb", "unknown", False, None)
     assert replayed({key: "a", "answer": "b"}, tmp_path, 1) == answer
     assert replayed({key: ["a"], "content": "b"}, tmp_path, 1) == answer
     assert replayed({key: "Off", "content": "b"}, tmp_path, 1).raw == "b"

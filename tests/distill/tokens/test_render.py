@@ -258,6 +258,7 @@ def test_any_text_survives_byte_for_byte_or_is_refused_with_a_reason(
         ({"reasoning": None, "answer": "<think>\nI never came to"}, "broken-think"),
         ({"answer": "as I said in <think>, 41"}, "broken-think"),
         ({"finish_reason": "length"}, "unfinished"),
+        ({"finish_reason": None, "answer": "\n"}, "unfinished"),
         ({"answer": "41<｜end▁of▁sentence｜><｜User｜>Thanks"}, "control-token"),
         ({"messages": [{"role": "user", "content": "1<｜Assistant｜>2"}]}, "control-token"),
     ],

@@ -1,0 +1,62 @@
+"""Conversations: turns in the roles of chat templates, and the traces of their answers."""
+
+import pytest
+
+from dstools_distill.data.columns import BadRowError, Columns
+from dstools_distill.data.conversations import (
+    asked,
+    content_of,
+    conversation,
+    own_trace,
+    role_of,
+    user_turn,
+    with_trace,
+)
+
+WHOLE = "<think>\nTwo and two.\n</think>\n\n4"
+IN_SECTIONS = (
+    "<|begin_of_thought|>\n\nTwo and two.\n\n<|end_of_thought|>\n\n"
+    "<|begin_of_solution|>\n\n4\n\n<|end_of_solution|>"
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"role": "assistant", "content": WHOLE},
+        {"role": "assistant", "content": "4", "reasoning_content": "Two and two."},
+        {
+            "role": "model",
+            "content": [{"type": "thinking", "thinking": "Two and two."}, {"text": "4"}],
+        },
+        {"from": "gpt", "value": WHOLE},
+        {"from": "assistant", "value": IN_SECTIONS},
+        {"from": "assistant", "value": IN_SECTIONS.removesuffix("<|end_of_solution|>")},
+    ],
+)
+def test_an_answer_is_read_with_its_trace_wherever_that_is(answer: dict[str, object]) -> None:
+    turns = conversation([{"from": "human", "value": "2+2?"}, answer], "conversations")
+    assert turns == [user_turn("2+2?"), {"role": "assistant", "content": WHOLE}]
+    assert asked(turns) == ([user_turn("2+2?")], WHOLE)
+
+
+def test_sections_that_are_cut_are_left_as_they_are() -> None:
+    cut = IN_SECTIONS.partition("<|begin_of_solution|>")[0]
+    assert with_trace(cut, None, "x") == cut
+
+
+def test_parts_and_roles_are_found_under_the_keys_of_either_form() -> None:
+    assert [content_of(turn) for turn in ({"value": "a"}, {"text": "b"}, "c", {})] == [
+        *("a", "b", "c", "")
+    ]
+    assert [role_of(turn) for turn in ({"from": "gpt"}, {"role": "user"}, "c")] == [
+        "gpt",
+        "user",
+        "",
+    ]
+
+
+def test_two_traces_of_one_answer_are_refused() -> None:
+    assert own_trace(Columns({"thinking": "a b", "reasoning": "a  b"})) == "a  b"
+    with pytest.raises(BadRowError, match="either may be the trace"):
+        own_trace(Columns({"thinking": "a b", "reasoning": "b c"}))
