@@ -1,6 +1,7 @@
 """Several processes: those asked for run, with the losses of one, and kills lose nothing.
 
-Each run starts interpreters that import torch, some seconds of CPU each; hence few runs.
+A process that imports torch and trl costs more than what it trains here, so each runs all that is
+looked at (`run_all`), and the tests read what it left.
 """
 
 import importlib.util
@@ -8,144 +9,120 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.recipe.settings import Grpo, Sft
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import Work
-from dstools_distill.training import grpo
+from dstools_distill.training import grpo, trainer
+from dstools_distill.training.checkpoints import Keeper
 from dstools_distill.training.launch import launch_command, launch_config, require_launcher
 from dstools_distill.training.rewards import Rewards, logging_flat_groups
+from dstools_distill.training.sft import sft
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 HERE = Path(__file__).parent
 
-# What the processes run: KIND FOLDER HERE PROCESSES. The first process makes the folder, late; the
-# others must wait.
-CHILD = """
-import json, os, sys, time
-from dataclasses import replace
-from pathlib import Path
 
-import torch
+class Stopped(BaseException):
+    """A kill: nothing of the run handles it."""
 
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[3])
-from test_sft import INIT, SAMPLE, SHORT, Stopped, write_rows, some_rows
-from dstools_converters.errors import DstoolsError
-from dstools_distill.training import checkpoints, trainer as training
-from dstools_distill.recipe.stages import Inputs
-from dstools_distill.training.sft import sft
-from dstools_distill.store.stage import Work
 
-kind, folder = sys.argv[1], Path(sys.argv[2])
-asked = replace(SHORT, processes=int(sys.argv[4]), parallel=kind)
-is_first = os.environ.get("RANK", "0") == "0"
+def load(name: str) -> Any:
+    """Return another module of tests."""
+    spec = importlib.util.spec_from_file_location(f"launched_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-def train(settings, name, **student):
-    if is_first:
+
+# ----------------------------------------------------------------------- what the processes run
+
+
+def run_all(kind: Any, folder: Path, processes: int) -> None:
+    """Train as a kind of processes does, and leave in `folder` what the tests look at."""
+    torch.set_num_threads(1)
+    short = load("test_sft").SHORT
+    if kind == "refused":
+        trainer.require_machine = lambda _: None  # only what runs is left to look at
+        for name in ("fsdp2", "zero3"):
+            refuse(replace(short, processes=2, parallel=name), folder)
+        return
+    if kind == "alone":
+        refuse(replace(short, processes=2, parallel="ddp"), folder)
+        fine_tune(short, folder, "straight")
+        return
+    settings = replace(short, processes=processes, parallel=kind)
+    report = straight_and_stopped(lambda name: fine_tune(settings, folder, name), at=5)
+    one_step = replace(settings, max_steps=1)
+    report["mtp_layers"] = fine_tune(one_step, folder, "mtp", model=SAMPLE)["mtp_layers"]
+    if rank() == 0:
+        (folder / "report.json").write_text(json.dumps(report))
+    if processes > 1 and kind == "zero3":
+        (folder / "grpo").mkdir(exist_ok=True)
+        straight_and_stopped(lambda name: replace_references(folder, f"grpo/{name}"), at=4)
+    elif processes > 1:
+        note_answers(kind, folder, processes)
+
+
+def fine_tune(settings: Sft, folder: Path, name: str, **student: Any) -> dict[str, Any]:
+    """Run sft. The first process makes the folder, late: the others must wait."""
+    if rank() == 0:
         time.sleep(1)
         (folder / name).mkdir(exist_ok=True)
-    work = Work(folder / name)
-    student = student or {"init": INIT}
-    return sft(settings, Inputs(rows=folder / "rows", tokenizer=SAMPLE, **student), work)
+    student = student or {"init": load("test_sft").INIT}
+    inputs = Inputs(rows=folder / "rows", tokenizer=SAMPLE, **student)
+    return sft(settings, inputs, Work(folder / name))
 
-def refused(settings):
-    try:
-        train(settings, "refused")
-    except DstoolsError as error:
-        if is_first:
-            (folder / f"{settings.parallel}.txt").write_text(str(error))
-        return
-    raise SystemExit(f"{settings.parallel} was not refused")
 
-def stop(self, args, state, control, **given):
-    at_end(self, args, state, control, **given)
-    if state.global_step == 5:
-        raise Stopped
+def refuse(settings: Sft, folder: Path) -> None:
+    """Write why sft refuses to run."""
+    with pytest.raises(DstoolsError) as caught:
+        fine_tune(settings, folder, "refused")
+    if rank() == 0:
+        (folder / f"{settings.parallel}.txt").write_text(str(caught.value))
 
-if kind == "refused":
-    training.require_machine = lambda settings: None  # only what runs is left to look at
-    for name in ("fsdp2", "zero3"):
-        refused(replace(SHORT, processes=2, parallel=name))
-    raise SystemExit
-if kind == "alone":
-    refused(replace(SHORT, processes=2, parallel="ddp"))
-    raise SystemExit
-report = train(asked, "straight")
-at_end = checkpoints.Keeper.on_step_end
-checkpoints.Keeper.on_step_end = stop
-try:
-    train(asked, "stopped")
-except Stopped:
-    pass
-checkpoints.Keeper.on_step_end = at_end
-train(asked, "stopped")
-report["mtp_layers"] = train(replace(asked, max_steps=1), "mtp", model=SAMPLE)["mtp_layers"]
-if is_first:
-    (folder / "report.json").write_text(json.dumps(report))
-"""
 
-# The same of grpo, with rewards that differ and a reference of step 2: KIND FOLDER HERE PROCESSES.
-GRPO = """
-import os, sys
-from pathlib import Path
+def straight_and_stopped(train: Callable[[str], dict[str, Any]], at: int) -> dict[str, Any]:
+    """Train "straight", and "stopped" with a stop after a step and a resume; return its report."""
+    on_step_end = Keeper.on_step_end
 
-import torch
+    def stop(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
+        on_step_end(self, args, state, control, **given)
+        if state.global_step == at:
+            raise Stopped
 
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[3])
-from test_grpo import SMALL, inputs, spread_rewards
-from test_sft import Stopped
-from dstools_distill.recipe.settings import Grpo
-from dstools_distill.store.stage import Work
-from dstools_distill.training import checkpoints, grpo as module
+    train("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "on_step_end", stop)
+        with pytest.raises(Stopped):
+            train("stopped")
+    return train("stopped")
 
-kind, folder = sys.argv[1], Path(sys.argv[2])
-changes = {"max_steps": 5, "save_steps": 1, "beta": 1.0, "replace_reference_steps": 2}
-changes |= {"micro_batch_size": 4, "processes": int(sys.argv[4]), "parallel": kind}
-module.rewards = lambda *_: spread_rewards()
 
-def train(name):
-    if os.environ["RANK"] == "0":
+def replace_references(folder: Path, name: str) -> dict[str, Any]:
+    """Run grpo with ZeRO-3, rewards that differ, and the policy of step 2 as a reference."""
+    tests = load("test_grpo")
+    if rank() == 0:
         (folder / name).mkdir(exist_ok=True)
-    read = inputs(folder / "asked", folder / "policy")
-    module.grpo(Grpo(**SMALL | changes), read, Work(folder / name))
-
-def stop(self, args, state, control, **given):
-    on_save(self, args, state, control, **given)
-    if state.global_step == 3:
-        raise Stopped
-
-train("straight")
-on_save = checkpoints.Keeper.on_save
-checkpoints.Keeper.on_save = stop
-try:
-    train("stopped")
-except Stopped:
-    pass
-checkpoints.Keeper.on_save = on_save
-train("stopped")
-"""
-
-# A step of grpo, and who answered what: KIND FOLDER HERE PROCESSES.
-ANSWERS = """
-import sys
-from pathlib import Path
-
-import torch
-
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[3])
-from test_launch import note_answers
-
-note_answers(sys.argv[1], Path(sys.argv[2]), int(sys.argv[4]))
-"""
+    changes = {"max_steps": 5, "save_steps": 1, "beta": 1.0, "replace_reference_steps": 2}
+    changes |= {"micro_batch_size": 4, "processes": 2, "parallel": "zero3"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo, "rewards", lambda *_: tests.spread_rewards())
+        read = tests.inputs(folder / "asked", folder / "policy")
+        return grpo.grpo(Grpo(**tests.SMALL | changes), read, Work(folder / name))
 
 
 def note_answers(kind: Any, folder: Path, processes: int) -> None:
@@ -170,23 +147,27 @@ def note_answers(kind: Any, folder: Path, processes: int) -> None:
         grpo.grpo(Grpo(**tests.SMALL | sizes, parallel=kind), read, Work(folder / kind))
 
 
+# -------------------------------------------------------------------------------------- the tests
+
+
 def launch(
-    kind: str,
-    folder: Path,
-    *launcher: str,
-    processes: int = 2,
-    on_gpu: bool = False,
-    code: str = CHILD,
-) -> None:
-    """Run `code` by a launcher, in a session of its own."""
-    child = folder / "child.py"
-    child.write_text(code)
-    command = [*launcher, child, kind, folder, HERE, str(processes)]
+    kind: str, folder: Path, *launcher: str, processes: int = 2, on_gpu: bool = False
+) -> Path:
+    """Run `run_all` by a launcher, in a session of its own; return the folder."""
+    tests = load("test_sft")
+    tests.write_rows(folder / "rows", tests.some_rows(48))
+    tests = load("test_grpo")
+    tests.ask(folder / "asked", ["1"] * 3)
+    tests.save_policy(folder / "policy")
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     if not on_gpu:
         settings["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*launcher, __file__, kind, folder, str(processes)],
+        env=settings, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
+    return folder
 
 
 def launcher(kind: Any, processes: int = 2) -> list[str]:
@@ -200,77 +181,67 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process."""
-    folder = tmp_path_factory.mktemp("single")
-    make_rows(folder)
-    launch("single", folder, sys.executable, processes=1)
-    return folder / "straight"
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """launched(kind): the folder of two processes of a kind, which are started once."""
+    return cache(lambda kind: launch(kind, tmp_path_factory.mktemp(kind), *launcher(kind)))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process, which accelerate starts where it is asked for two on one machine."""
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    asked = ("--num_processes", "2", "--num_machines", "1")
+    return launch("alone", tmp_path_factory.mktemp("alone"), *accelerate, *asked)
+
+
+@pytest.fixture(scope="module")
+def single(alone: Path) -> Path:
+    """The model that one process trained."""
+    return alone / "straight"
 
 
 @pytest.fixture(scope="module")
 def single_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process on a GPU, and one that was stopped."""
     folder = tmp_path_factory.mktemp("single_on_gpu")
-    make_rows(folder)
-    launch("single", folder, sys.executable, processes=1, on_gpu=True)
-    return folder
-
-
-def load(name: str) -> Any:
-    """Return another module of tests."""
-    spec = importlib.util.spec_from_file_location(f"launched_{name}", HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def make_rows(folder: Path) -> None:
-    tests = load("test_sft")
-    tests.write_rows(folder / "rows", tests.some_rows(48))
+    return launch("single", folder, sys.executable, processes=1, on_gpu=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
 def test_two_processes_repeat_the_losses_of_one_and_resume_to_the_bit(
-    kind: str, single: Path, tmp_path: Path, mtp_is_carried_over: Callable[..., None]
-) -> None:
-    make_rows(tmp_path)
-    launch(kind, tmp_path, *launcher(kind))
+    kind: str, single: Path, launched: Callable[[str], Path],
+    mtp_is_carried_over: Callable[..., None],
+) -> None:  # fmt: skip
+    folder = launched(kind)
     # the mean of some 200 losses in another order of addition, float32: 1e-6 of 5.8 is three eps
-    assert losses(tmp_path / "straight") == pytest.approx(losses(single), abs=1e-6)
-    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert losses(folder / "straight") == pytest.approx(losses(single), abs=1e-6)
+    report = json.loads((folder / "report.json").read_bytes())
     assert (report["parallel"], report["processes"], report["steps"]) == (kind, 2, 6)
     names = {path.name for path in single.iterdir()}
     assert names >= {"model.safetensors", "config.json", "curve.jsonl", "tokenizer.json"}
-    assert names == require_equal_runs(tmp_path)
-    mtp_is_carried_over(report, SAMPLE, tmp_path / "mtp")
+    assert names == require_equal_runs(folder)
+    mtp_is_carried_over(report, SAMPLE, folder / "mtp")
 
 
 @pytest.mark.slow
-def test_each_process_resumes_with_its_part_of_a_replaced_reference(tmp_path: Path) -> None:
-    tests = load("test_grpo")
-    tests.ask(tmp_path / "asked", ["1"] * 3)
-    tests.save_policy(tmp_path / "policy")
-    launch("zero3", tmp_path, *launcher("zero3"), code=GRPO)
-    require_equal_runs(tmp_path)
-    curve = (tmp_path / "straight" / "curve.jsonl").read_bytes().splitlines()
+def test_each_process_resumes_with_its_part_of_a_replaced_reference(
+    launched: Callable[[str], Path],
+) -> None:
+    folder = launched("zero3") / "grpo"
+    require_equal_runs(folder)
+    curve = (folder / "straight" / "curve.jsonl").read_bytes().splitlines()
     assert json.loads(curve[3])["kl"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "zero2"])
-def test_two_processes_draw_the_answers_of_one(kind: str, tmp_path: Path) -> None:
+def test_two_processes_draw_the_answers_of_one(kind: str, launched: Callable[[str], Path]) -> None:
     """An answer depends on its place in the whole batch; each process has half of the places."""
-    tests = load("test_grpo")
-    tests.ask(tmp_path / "asked", ["1"] * 3)
-    tests.save_policy(tmp_path / "policy")
-    note_answers("single", tmp_path, 1)
-    launch(kind, tmp_path, *launcher(kind), code=ANSWERS)
-    wanted = json.loads((tmp_path / "single-0.json").read_bytes())
-    halves = [json.loads((tmp_path / f"{kind}-{n}.json").read_bytes()) for n in (0, 1)]
+    folder = launched(kind)
+    note_answers("single", folder, 1)
+    wanted = json.loads((folder / "single-0.json").read_bytes())
+    halves = [json.loads((folder / f"{kind}-{n}.json").read_bytes()) for n in (0, 1)]
     assert halves == [wanted[:4], wanted[4:]]
     assert len({tuple(ids) for _, ids in wanted}) == 8
 
@@ -300,7 +271,6 @@ def test_a_gpu_repeats_the_losses_of_the_cpu_and_resumes_to_the_bit(
 def test_a_trial_with_one_process_and_gpu_is_what_was_asked_for_and_resumes_to_the_bit(
     kind: str, single_on_gpu: Path, tmp_path: Path
 ) -> None:
-    make_rows(tmp_path)
     launch(kind, tmp_path, *launcher(kind, processes=1), processes=1, on_gpu=True)
     # measured on an H100: the same, of ZeRO-3 one step of 4.8e-7
     assert losses(tmp_path / "straight") == pytest.approx(
@@ -314,7 +284,6 @@ def test_a_trial_with_one_process_and_gpu_is_what_was_asked_for_and_resumes_to_t
 @pytest.mark.slow
 def test_data_parallel_processes_are_not_taken_for_fsdp2_or_zero3(tmp_path: Path) -> None:
     """accelerate with its FSDP config runs plain DDP on a CPU, and says nothing."""
-    make_rows(tmp_path)
     command = launcher("ddp")
     command[command.index("--config_file") + 1] = str(launch_config(Sft(parallel="fsdp2")))
     launch("refused", tmp_path, *command)
@@ -323,12 +292,9 @@ def test_data_parallel_processes_are_not_taken_for_fsdp2_or_zero3(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_one_process_where_two_were_asked_for_is_refused(tmp_path: Path) -> None:
+def test_one_process_where_two_were_asked_for_is_refused(alone: Path) -> None:
     """`accelerate launch --cpu --num_processes 2 --num_machines 1` starts one process."""
-    make_rows(tmp_path)
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    launch("alone", tmp_path, *accelerate, "--num_processes", "2", "--num_machines", "1")
-    assert "processes = 2, but 1 run" in (tmp_path / "ddp.txt").read_text()
+    assert "processes = 2, but 1 run" in (alone / "ddp.txt").read_text()
 
 
 def test_variables_left_by_an_earlier_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,3 +305,7 @@ def test_variables_left_by_an_earlier_launcher_are_refused(monkeypatch: pytest.M
     assert "unset LOCAL_RANK" in caught.value.hint
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     require_launcher()
+
+
+if __name__ == "__main__":
+    run_all(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
