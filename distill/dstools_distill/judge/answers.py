@@ -23,7 +23,7 @@ from typing import NamedTuple
 from dstools_distill.judge.equality import Comparison
 from dstools_distill.judge.extract import (
     ANNOUNCED,
-    DENIAL,
+    RETRACTED,
     UNSETTLED,
     Extracted,
     final_answer,
@@ -182,14 +182,19 @@ def letters(text: str) -> frozenset[str]:
     Choices: C, (c), Option C, C) 42, A and C.
     """
     text = _unstyled(text).strip("*_ ")
-    if reason := re.match(r"\(?([A-J])\)?\s*[,;—–-]*\s*(?:because|since|as|not)\b", text):
+    if reason := re.match(
+        r"\(?([A-J])\)?\s*[,，;—–-]*\s*(?:(?:because|since|as|not|is (?:right|correct))\b|因为)",
+        text,
+    ):
         return frozenset(reason[1])
     if re.fullmatch(r"[A-J]{2,}", text):
         return frozenset(text)
     text = re.sub(r"^(?:option|choice|answer)s?\s+", "", text, flags=re.IGNORECASE)
-    if named := re.match(r"\(?([A-Z])\s*[).:]\s*(.+)", text, re.DOTALL):
+    if named := re.match(
+        r"\(?([A-Z])\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2}))\s*(.+)", text, re.DOTALL
+    ):
         more = re.search(r"^is\b|\b[B-J]\b|\bis (?:wrong|false)", named[2])
-        is_alone = not more and not DENIAL.search(named[2])
+        is_alone = not more and not RETRACTED.search(named[2])
         return frozenset(named[1] if is_alone else "")
     parts = re.split(r"\s*(?:,|;|&|\bor\b|\band\b)\s*", text)
     matches = [re.fullmatch(r"\(?([A-Za-z])[).]?", part.strip()) for part in parts if part.strip()]

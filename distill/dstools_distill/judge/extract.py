@@ -35,9 +35,14 @@ def final_answer(text: str) -> Extracted:
     text = FENCE.sub("", CONTROL.sub(" ", STRUCK.sub("", text)))
     if DOUBTED.search(text):
         return Extracted("", "taken-back")
-    for marks_of in (boxes, _tags, _announcements, _emphases):
-        if marks := marks_of(text):
-            return _settled(text, marks)
+    marks = _marks(text)
+    return _settled(text, marks) if marks else _unmarked(text)
+
+
+def _unmarked(text: str) -> Extracted:
+    """Return the bold words, or all of a short text, or what the last line states."""
+    if marks := _emphases(text):
+        return _settled(text, marks)
     short = stripped(text)
     if short and "\n" not in short and len(short) <= MAX_SHORT and not PROSE.search(short):
         return Extracted(short)
@@ -48,14 +53,14 @@ CONTROL = re.compile(r"<\|[^<>|\n]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>")
 STRUCK = re.compile(r"~~[^~\n]+~~|<(del|s)>[^<\n]*</\1>")
 FENCE = re.compile(r"^```\w*[ \t]*$", re.MULTILINE)
 DOUBTED = re.compile(
-    r"\b(?:unable|not able|cannot|can't|could ?n[o']t) (?:to )?\w+ (?:the|this) (?:\w+ )?"
+    r"(?i)\b(?:unable|not able|cannot|can't|could ?n[o']t) (?:to )?\w+ (?:the|this) (?:\w+ )?"
     r"(?:answer|problem)\b"
-    r"|\b(?:a|my|best) guess\s*(?:is|would|:)|\bI(?:'ll|'d| will)?(?: just)? guess\b",
-    re.IGNORECASE,
+    r"|\b(?:a|my|best) guess\s*(?:is|would|:)|\bI(?:'ll|'d| will)?(?: just)? guess\b"
+    r"|\bI (?:really )?(?:don't|do not)(?: really)? know\b|\bno idea\b|\bgrain of salt\b"
 )
 PROSE = re.compile(
-    r"^[a-z ]+:|[a-z]{2,} [a-z]+ [a-z]+|[a-z]{2,} [a-z]{2,} \S?\d|[.!?]\s+\S|\$.*[a-z]{3}.*\$",
-    re.IGNORECASE,
+    r"(?i)^[a-z ]+:|[\u4e00-\u9fff]\s*\$|[a-z]{2,} [a-z]+ [a-z]+|[a-z]{2,} [a-z]{2,} \S?\d"
+    r"|[.!?]\s+\S|\$.*[a-z]{3}.*\$"
 )
 
 
@@ -71,6 +76,22 @@ class Mark(NamedTuple):
     start: int
     end: int
     answer: str | None
+
+
+def _marks(text: str) -> list[Mark]:
+    """Return the boxes of a text, or its tags, or else its announcements.
+
+    Beside numbers in boxes, other numbers that are announced count, too.
+    """
+    marks, announced = boxes(text) or _tags(text), _announcements(text)
+    if all(PLAIN_NUMBER.fullmatch(stripped(mark.answer or "")) for mark in marks):
+        marks += [
+            m for m in announced if not marks or PLAIN_NUMBER.fullmatch(stripped(m.answer or ""))
+        ]
+    return sorted(marks)
+
+
+PLAIN_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def last_boxed(text: str) -> str | None:
@@ -114,44 +135,37 @@ def _announcements(text: str) -> list[Mark]:
             or re.match(r"[^.\n]*\?", text[mark.end() :])
         )
         before = re.split(r"[.\n]", text[: mark.start()])[-1]
-        if is_open or NEGATED.search(text, 0, mark.end()) or ASSUMED.search(before):
+        if is_open or NEGATED.search(text, 0, mark.end()) or re.search(ASSUMED, before):
             continue
-        start = mark.end() + len(text[mark.end() :]) - len(text[mark.end() :].lstrip())
-        sentence = _sentence(text[start:])
-        answer = " ".join(sentence.split())
+        said = SAID.match(text, mark.end())
+        answer = " ".join(said[0].split()) if said else ""
         if "{" not in answer:
             answer = answer.rstrip('"} ')  # of JSON
         answer = re.sub(r",?\s+not\s+[^\s,]+$", "", answer.rstrip("."))
-        marks.append(Mark(mark.start(), start + len(sentence), answer))
+        if PROSE.search(answer) and re.search(r"\bis\b", answer):
+            answer = _unmarked(answer).text or answer
+        marks.append(Mark(mark.start(), said.end() if said else mark.end(), answer))
     return marks
 
 
-def _sentence(text: str) -> str:
-    """Return the sentence or the line at the start of a text; all of a displayed formula."""
-    if text.startswith(("$$", "\\[")):
-        return text.partition("\n\n")[0]
-    return re.split(r"(?<=\S)\.\s+(?=[A-Z\\$])|[。；]|\n", text)[0]
-
-
+# a displayed formula, or the rest of the sentence or line
+SAID = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]|\S.*?(?=(?<=\S)\.\s+[A-Z\\$]|[。；\n]|\Z)", re.DOTALL)
 ANNOUNCED = re.compile(
-    r"\#{4}\s*"
-    r"|(?:\b(?:final|correct|right)\s+)?\b(?:answer|result|solution|option|choice)s?\b"
+    r"(?im)(?:\#{4}|(?:\b(?:final|correct|right)\s+)?\b(?:answer|result|solution|option|choice)s?\b"
     r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?)?"
     r"(?:[”\x22]?\s*[*_]{0,2}\s*[:：]\s*[*_]{0,2}"
-    r"|\s+(?:is|are|equals|would be|will be|should be|=)\b:?)\s*"
-    r"|\bfinal answer[*_]*\s*\n+\s*"
-    r"|\b(?:réponse|respuesta|Antwort|Lösung|Ergebnis)(?:\s+(?!no\b)[^\W\d]+)?\s+(?:est|es|ist|lautet)"
-    r"(?:\s+(?:donc|also))?\s+|Ответ\s*[:—-]\s*|答えは\s*|정답은\s*"
-    r"|(?:答案|结果)(?:是|为|[:：])+\s*|(?<!不)故?选\s*[:：]?\s*(?=[A-J])",
-    re.IGNORECASE,
+    r"|\s+(?:is|are|equals|would be|will be|should be|=)\b:?)"
+    r"|(?:^[#*_]+\s*|\bfinal )answer[*_]*\s*\n|\bchoose (?:option )?(?=\(?[A-J]\b)"
+    r"|\b(?:réponse|respuesta|resposta|risposta|Antwort|Lösung|Ergebnis)(?:\s+(?!no\b)[^\W\d]+)?"
+    r"(?:\s*:|\s+(?:est|es|é|è|ist|lautet)\b)(?:\s+(?:donc|also)\b)?|ответ\s*[:—-]?"
+    r"|(?:答え|正解)は|답[은:]|【答案】|(?:答案|结果)(?:是|为|[:：])+|(?<!不)故?选\s*[:：]?\s*(?=[A-J]))\s*"
 )
 NEGATED = re.compile(
-    r"(?:(?:not|n't|\bnever|\bimpossible)\s+(?:that\s+|be\s+|equal(?:\s+to)?\s+|the\s+)*|不是)"
-    r"[^\w\\]*$|\b(?:false|untrue|wrong|incorrect) that\b[^.\n]*$",
-    re.IGNORECASE,
+    r"(?i)(?:(?:not|n't|\bnever|\bimpossible|\bif)\s+(?:that\s+|be\s+|equal(?:\s+to)?\s+|the\s+)*|不是)"
+    r"[^\w\\]*$|\b(?:false|untrue|wrong|incorrect) that\b[^.\n]*$"
 )
-ASSUMED = re.compile(r"\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b", re.IGNORECASE)
-LEAD_IN = re.compile(r"\W*(?:it is not \w+\W+)?(?:the|so|my|our)?\W*", re.IGNORECASE)
+ASSUMED = r"(?i)\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b"
+LEAD_IN = re.compile(r"(?i)\W*(?:it is not \w+\W+)?(?:the|so|my|our)?\W*")
 
 
 def _emphases(text: str) -> list[Mark]:
@@ -172,12 +186,12 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
         return Extracted("", "taken-back")
     if any(_is_part(text, mark) for mark in marks):
         return Extracted("", "part-of-formula")
+    ends = [mark.start for mark in marks[1:]] + [marks[-1].end]  # of what one may be denied in
     answers = [
-        stripped(mark.answer or "") for mark in marks if not EMPTY.fullmatch(mark.answer or "")
+        stripped(mark.answer or "")
+        for mark, end in zip(marks, ends, strict=True)
+        if not EMPTY.fullmatch(mark.answer or "") and not _is_retracted(text[mark.end : end])
     ]
-    if all(map(PLAIN_NUMBER.fullmatch, answers)):
-        announced = [stripped(mark.answer or "") for mark in _announcements(text)]
-        answers += filter(PLAIN_NUMBER.fullmatch, announced)
     different = tuple({_value(answer): answer for answer in reversed(answers)}.values())[::-1]
     if not any(different):
         return NO_ANSWER
@@ -189,7 +203,6 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
 
 # a box of the question: 7 + \boxed{\phantom{0}} = 11
 EMPTY = re.compile(r"(?:\\(?:[hv]?phantom|hspace\*?|q?quad|[,;:! ])\s*(?:\{[^{}]*\})?|[\s~_?])*")
-PLAIN_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def _value(answer: str) -> Fraction | str:
@@ -210,43 +223,46 @@ def _is_part(text: str, mark: Mark) -> bool:
 
 BEFORE = re.compile(r"(?:(?<!-)-|\$\s*-\s*|[+/^]\s*|\\(?:cdot|times|div)\s*)\{?$")
 AFTER = re.compile(
-    r"\s*\$?\s*(?:\^(?!\s*\{?\s*\\circ)|\\(?:cdot|times|div)(?![a-z])|[/+]|[万亿]"
-    rf"|(?:{'|'.join(name for name in TIMES if name.isascii())})s?\b)|k\b",
-    re.IGNORECASE,
+    r"(?i)\s*\$?\s*(?:\^(?!\s*\{?\s*\\circ)|\\(?:cdot|times|div)(?![a-z])|[/+]|[万亿]"
+    rf"|(?:{'|'.join(name for name in TIMES if name.isascii())})s?\b)|k\b"
 )
+
+
+def _is_retracted(rest: str) -> bool:
+    """Return whether a text denies the answer before it, if not in favour of another value."""
+    is_exclaimed = EXCLAIMED.search(rest) and not AFFIRMED.search(rest)
+    return bool(RETRACTED.search(rest) or is_exclaimed)
 
 
 def _is_taken_back(answer: str, rest: str) -> bool:
     """Return whether the text after an answer denies it, or settles on another value.
 
     The rest of the same sentence is a remark, unless it is an alternative: "or 42". A clause of a
-    later sentence that ends on another number, letter or name settles on that if the sentence
-    corrects ("wait, it is 42"), the clause concludes ("so I get 42"), or is hardly more than the
-    value, in whatever language ("es sind 42"). Others are remarks: "I used 2 methods".
+    later sentence that ends on another number, letter or name settles on that if it concludes ("so
+    I get 42"), or is hardly more than the value, in whatever language ("es sind 42"). Others are
+    remarks: "I used 2 methods".
     """
     rest = rest.lstrip("$*}\\)] \t")
-    here, *later = SENTENCE.split(rest)
-    if any(map(ALTERNATIVE.match, [here, *later])) or DENIAL.search(rest):
+    if ALTERNATIVE.search(rest) or _is_retracted(rest):
         return True
-    is_letter, value = bool(re.fullmatch(r"\(?[A-J]\)?", answer)), _value(answer)
-    if isinstance(value, str) and not is_letter and not answer.istitle():
+    value = _value(answer)
+    if isinstance(value, Fraction):
+        last = LAST_NUMBER
+    elif re.fullmatch(r"\(?[A-J]\)?", answer):
+        last = LAST_LETTER
+    elif answer.istitle():
+        last = LAST_NAME
+    else:
         return False
-    last = LAST["letter" if is_letter else "name" if isinstance(value, str) else "number"]
     same = (value, answer.strip("()-"))
-    is_remark = re.search(r"[^\W\d]|=", here) and not CORRECTS.match(here)
-    for sentence in later if is_remark else (here, *later):
-        if CITES.match(sentence):
-            continue
-        is_check = CHECK.search(sentence) and not DENIED.search(sentence)
+    here, *later = SENTENCE.split(rest)
+    for sentence in later if re.search(r"[^\W\d]|=", here) else (here, *later):
         for clause in CLAUSE.split(sentence):
-            is_named = same[1] in re.findall(r"\w+(?:\.\w+)*", clause)
-            is_remark = DENIED.search(clause) and not is_named  # unlike: not 9 but 10
-            if is_remark or OPEN_END.search(clause) or (is_check and is_named and "=" in clause):
+            found, (first, *sides) = last.search(clause), clause.strip("$ .").split("=")
+            is_equal = sides and value in [_value(stripped(side)) for side in (first, *sides)]
+            if not found or is_equal or HEDGED.search(clause) or _value(found[1]) in same:
                 continue
-            found = last.search(clause)
-            if not found or _value(found[1].strip()) in same:
-                continue
-            if CORRECTS.match(sentence) or CONCLUDES.search(clause) or _is_all(clause, found):
+            if SETTLES.search(sentence) or _is_all(clause, found):
                 return True
     return False
 
@@ -255,69 +271,70 @@ def _is_all(clause: str, value: re.Match[str]) -> bool:
     """Return whether a clause is hardly more than the value that it ends on."""
     lead, unit = clause[: value.start()], clause[value.end(1) :]
     words = len(re.findall(r"[^\W\d_][^\W\d_'’]*", lead))
+    is_stated = words <= 4 and STATED.search(lead)
     is_bare = words <= 2 and not re.search("[a-z]", unit)
-    is_stated = value["right"] or (words <= 4 and STATED.search(lead))
-    return bool(is_bare or is_stated) and not CONDITION.match(lead)
+    return bool(value["right"] or is_stated or is_bare) and not REMARK.search(lead)
 
 
-SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+|</answer>")
-CLAUSE = re.compile(r"[,;，；。．:：](?!\d)|\.\s|\b(?:because|since)\b")
-ALTERNATIVE = re.compile(r"\W*(?:or|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)", re.IGNORECASE)
-CORRECTS = re.compile(
-    r"\W*(?:wait|no|nein|non|actually|correction|oops|sorry|hmm|hold on|scratch|edit|on second"
-    r"|let me re|but|however|checking again|that said|нет|ошибка"
-    r"|i (?:now|made|mis\w*|forgot|was|meant))\b",
-    re.IGNORECASE,
+SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？])|\n+|</answer>|(?=\bbut\b)")
+CLAUSE = re.compile(r"[,;，；。．](?!\d)|(?<=\d)[:：](?!\d)|\.\s|\b(?:because|since)\b")
+START = r"(?:^|(?<=[.!?;]\s)|(?<=[\n。]))\W*"
+ALTERNATIVE = re.compile(rf"(?i){START}(?:or|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)")
+EXCLAIMED = re.compile(
+    rf"(?i){START}(?:(?:wait|hold on|oops|scratch that|hmm|correction|update|edit|sorry"
+    r"|on second thought)\b\W*?[,.:!—]|i forgot\b|let me re(?:check|count|do|comp|think|calc))"
 )
-CONCLUDES = re.compile(
-    r"\b(?:so|hence|therefore|thus|giv(?:es|ing)|which is|(?:should|must) be|there (?:is|are)"
-    r"|(?:answer|result|total|count|value)\b.* (?:is|=))\b",
-    re.IGNORECASE,
-)
-CONDITION = re.compile(
-    r"\W*(?:(?:for|when|where|at|with|see|für|bei|pour|para|при|для)\b|当|若)", re.IGNORECASE
-)
-CITES = re.compile(r"\W*(?:source|quelle|fuente|来源)\s*[:：]", re.IGNORECASE)
-# the equation of a check has the answer in it: 9 - 4 = 5
-CHECK = re.compile(
-    r"check|verif|vérif|compr?ob|prob[ea]\b|kontroll|验|检|検|확인|провер", re.IGNORECASE
-)
-DENIED = re.compile(
-    r"\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не)\b|n't\b|不|没|ない",
-    re.IGNORECASE,
-)
-DENIAL = re.compile(  # of the text before, without another value
-    r"(?:^\W*is|\b(?:that|this|it|answer|result|value|above))\b[^.;,]*"
+AFFIRMED = re.compile(r"(?i)\b(?:stands|right|correct|fine|holds|yes)\b|✓")
+RETRACTED = re.compile(
+    r"(?i)(?:^\W*is|\b(?:that|this|it|answer|result|value|above))\b[^.;,]*"
     r"\b(?:wrong|incorrect|not right)\b"
-    r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure|not sure)\b"
+    r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure|not sure"
+    r"|(?:might|could) be|otherwise|is what (?:one|you|we) gets?|i mis\w+|never ?mind)\b"
+    r"|\bhalf of (?:it|that|this)\b|\bone (?:less|more)\.|\bcannot be\s*[.!]"
     r"|^\W*(?:is|are|ist|n'est|does|do) (?:(?:not|nicht|pas) (?:the|die|la|satisf|work|hold)|fals)"
-    r"|\bno\s*[.!:,;]|\b(?:might|could) be\b|\botherwise\b|不对|错的",
-    re.IGNORECASE,
+    r"|\b(?:no|non|nein|нет)\s*[.!:,;]|\bstimmt (?:so )?nicht|\bfaux\b|\btromp|\bequivo"
+    r"|\bverrechnet|\bошиб(?:ся|лась)|неверно|不对(?!称|等)|错的|错了|間違|틀렸"
 )
-RIGHT = r"\W? (?:is |are |also )+(?:right|correct|possible|works?|the answer)\b"
-UNIT = r"(?:(?!is\b|are\b)[a-zA-Z\u0080-\u2fff\uac00-\ud7af]+(?: [a-z]+)?|[\u3000-\u9fff]{1,2})"
-FRACTION = r"\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?"
-LAST = {  # the value that a clause ends on, or says to be right
-    name: re.compile(rf"(?<![A-Za-z\d_.])(?<![-+*/] )({value})(?:(?P<right>{RIGHT})|{unit}\W*$)")
-    for name, value, unit in (
-        ("letter", "[A-J]", r"\)?"),
-        ("name", r"[A-Z]\w+(?: [A-Z]\w+)*", ""),
-        ("number", rf"[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?|{FRACTION}", rf"\s*[$%]?\s*{UNIT}?"),
-    )
-}
+SETTLES = re.compile(
+    r"(?i)^\W*(?:wait|no|nein|non|actually|however|but|checking again|that said|нет|ошибка|i now"
+    r"|i meant)\b"
+    r"|\b(?:so|hence|therefore|thus|giv(?:es|ing)|which is|(?:should|must) be|there (?:is|are)"
+    r"|(?:we|i) (?:find|get)|(?:answer|result|total|count|value)\b.* (?:is|=))\b"
+)
+REMARK = re.compile(
+    r"(?i)^\W*(?:for|when|where|at|with|see|source|reference|quelle|fuente|time|word count"
+    r"|difficulty|confidence|score|level|für|bei|pour|para|при|для)\b|^\W*(?:当|若|来源)"
+    r"|check|verif|vérif|compr?ob|prob[ea]\b|kontroll|验|检|検|확인|провер"
+)
+HEDGED = re.compile(  # what is denied, bounded, supposed or asked is not stated
+    rf"{ASSUMED}|\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не|either"
+    r"|between|about|least|most|less|fewer|over|under|nearly|almost|let|might|may|or|would"
+    r"|w[äü]re?n?|serait|first (?:thought|got|found)|initially)\b|n't\b|[≈?不没]|ない"
+)
+RIGHT = r"(?P<right>\W? (?:is |are |also )+(?:right|correct|possible|works?|the answer)\b)"
+LAST_LETTER = re.compile(rf"\b([A-J])(?:{RIGHT}|\)?\W*$)")  # or of which it says that it is right
+LAST_NAME = re.compile(rf"\b([A-Z]\w+(?: [A-Z]\w+)*)(?:{RIGHT}|\W*$)")
+LAST_NUMBER = re.compile(
+    r"(?<![A-Za-z\d_.])([-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?)"
+    rf"(?:{RIGHT}|\s*[$%]?\s*(?:such |more |different |distinct )?"
+    r"(?:(?!is\b|are\b)[a-zA-Z\u0080-\u2fff\uac00-\ud7af]+"
+    r"|[\u3000-\u9fff]{1,2})?\W*$)"
+)
 
 
 def _stated(line: str) -> Extracted:
     """Return the only formula or number of a line, or of its last clause."""
     line = re.sub(r",? (?:since|because) .*", "", stripped(line))
-    if any(pattern.search(line) for pattern in (DENIAL, OPEN_END, DENIED, ASSUMED)):
+    if RETRACTED.search(line) or HEDGED.search(line):
         return NO_ANSWER
-    formulas, others = [max(groups) for groups in INLINE.findall(line)], INLINE.sub("", line)
-    if not formulas and (copula := COPULA.search(line)):
-        formulas, others = [copula[1]], ""
-    if formulas:
-        is_only = len(formulas) == 1 and not re.search(r"\d", others)
-        return Extracted(stripped(formulas[0])) if is_only else NO_ANSWER
+    if formulas := list(INLINE.finditer(line)):
+        is_only = len(formulas) == 1 and not re.search(r"\d", INLINE.sub("", line))
+        stated = [f for f in formulas if is_only or STATED.search(line, 0, f.start())]
+        if len(stated) != 1 or ANOTHER.match(line, stated[0].end()):
+            return NO_ANSWER
+        return Extracted(stripped(stated[0][1] or stated[0][2]))
+    if copula := COPULA.search(line):
+        return Extracted(stripped(copula[1]))
     clauses = re.findall(r"([^\d,]*?)([-−]?\d.*?)(?=, |$)", line.rpartition("=")[2])
     if not clauses:
         return NO_ANSWER
@@ -336,25 +353,19 @@ MORE = re.compile(  # around the unit
 )
 # as in Pandoc: no blank after an opening dollar, none before a closing one, and no digit after that
 INLINE = re.compile(r"(?<![\\$])\$(?=[^\s$])((?:[^$\\]|\\.)*?)(?<=\S)\$(?![\d$])|\\\((.+?)\\\)")
+ANOTHER = re.compile(r"\s*(?:,\s*)?(?:\$|\\|and\b|or\b|和|或)")
 STATED = re.compile(
-    r"(?:\b(?:is|are|was|were|be|equals|costs?|makes?|gives?|becomes|get|so|total|beträgt|vaut"
-    r"|lautet|est|ist|es|sind|son)\s*|'s\s*|[=:$€£]\s*)$",
-    re.IGNORECASE,
+    r"(?i)(?:\b(?:is|are|was|were|be|equals|costs?|makes?|gives?|becomes|get|so|total|beträgt|vaut"
+    r"|lautet|est(?: de)?|ist|es|sind|son|donne|bleibt)\s*|'s\s*|[=:$€£为是]\s*)$"
 )
 OF_ANOTHER = re.compile(  # a number after these is none that was asked for
-    r"\b(?:after|by|within|in|at|of|than|for|with|to|on|per|until|exceed|step|als|que|à)"
-    r"(?: the)?\s+$",
-    re.IGNORECASE,
+    r"(?i)\b(?:after|by|within|in|at|of|than|for|with|to|on|per|until|exceed|step|als|que|à)"
+    r"(?: the)?\s+$"
 )
-OPEN_END = re.compile(
-    r"\?|\b(?:if|either|between|about|least|most|less|fewer|over|under|nearly|almost|let|assume"
-    r"|suppose|might|may|or)\b|≈",
-    re.IGNORECASE,
-)
-# a formula after "is", with no word of three letters in it
+# a formula after "is", with no word of three letters in it but "and"
 COPULA = re.compile(
     r"\b(?:is|are|equals)\s+"
-    r"((?=[^\s\d]*[\\(\[√−½×]|\d[^ ]*[×½√])(?:(?!\b[A-Za-z]{3,}\b(?<!\\)).)+)$"
+    r"((?=[^\s\d]*[\\(\[√−½×]|\d[^ ]*[×½√]|\d+,)(?:(?!\b(?!and\b)[A-Za-z]{3,}\b(?<!\\)).)+)$"
 )
 
 
@@ -367,16 +378,15 @@ def stripped(text: str) -> str:
     while text != before:
         before = text
         text = re.sub(
-            r"\s*(?:です|입니다)?(?<!\.)[.。．]?$|\s*(?:です|입니다)$", "", text.strip("*_` \n\t")
+            r"\s*(?:です|である|입니다|이다)?(?<!\.)[.。．]?$|(?<=\$)!$", "", text.strip("*_` \n\t")
         )
         text = LEAD.sub("", unwrapped(text))
     return text
 
 
 LEAD = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it is|it's|that is|approximately"
-    r"|exactly)[\s,:]+"
+    r"(?i)^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it is|it's|that is"
+    r"|approximately|exactly)[\s,:]+"
     r"|\\text\s*\{[^{}]*\b(?:is|are)\s*\}|(?:\\approx(?![a-z])|≈)\s*"
-    r"|(?:\\text\s*\{[^{}]{3,40}\}|(?:[A-Za-z]{3,}[ ]?){1,4})\s*=(?!=)\s*)",
-    re.IGNORECASE,
+    r"|(?:\\text\s*\{[^{}]{3,40}\}|(?:[A-Za-z]{3,}[ ]?){1,4})\s*=(?!=)\s*)"
 )

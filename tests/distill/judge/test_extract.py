@@ -14,6 +14,18 @@ from dstools_distill.judge.extract import Extracted, final_answer, last_boxed, s
         (r"\boxed{1}. Wait, no.", Extracted("", "taken-back")),
         (r"I cannot determine the answer. A guess: \boxed{1}", Extracted("", "taken-back")),
         (r"We cannot divide by the first term. So \boxed{1}", Extracted("1")),
+        (r"\boxed{1}. Wait, I missed a case. \boxed{2}", Extracted("2")),
+        (r"\boxed{1}. On second thought, we need both: \boxed{2}", Extracted("2")),
+        (r"The answer is 1. Perdón, me equivoqué. The answer is 2.", Extracted("2")),
+        (r"If \boxed{1} were the answer, n would be even.", Extracted("", "taken-back")),
+        ("**Answer**\n\n8", Extracted("8")),
+        ("【答案】D", Extracted("D")),
+        ("故 $f(x)$ 的最小值为 $-2$。", Extracted("-2")),
+        ("The answer is $8$!", Extracted("8")),
+        ("**Final answer:** The volume is **216**", Extracted("216")),
+        ("The primes are 2, 3, and 5.", Extracted("2, 3, and 5")),
+        ("The minimum is $-3$, attained at $x=1$.", Extracted("-3")),
+        ("The functions are $f(x)=0$ and $g(x)=1$.", Extracted("", "no-answer")),
         (r"-\boxed{1}", Extracted("", "part-of-formula")),
         (r"\boxed{1} million", Extracted("", "part-of-formula")),
         (r"$7 + \boxed{5} = 12$", Extracted("5")),
@@ -83,6 +95,11 @@ def test_a_text_settles_on_one_answer_or_on_none(text: str, expected: Extracted)
         "当n=3时，公式也成立。",  # noqa: RUF001
         "It is the smallest such number above 40.",
         "Wait, let me verify this: 41 is right.",
+        "(I first thought it was 40, but the case $k=0$ counts too.)",
+        "(If the order mattered, there would be 82.)",
+        "Time taken: 4 minutes. Difficulty: 3/10.",
+        "En effet, $41 = 7 \\cdot 6 - 1$.",
+        "注意两边不对称，所以不能除以 2。",  # noqa: RUF001
     ],
 )
 def test_a_number_after_the_answer_may_be_a_remark(remark: str) -> None:
@@ -105,6 +122,12 @@ def test_a_number_after_the_answer_may_be_a_remark(remark: str) -> None:
         "En realidad son 42.",
         "いや、42です。",
         "42 also works.",
+        "Hold on. Each pair was counted twice, hence half of this.",
+        "Never mind, I misread the question.",
+        "But this overcounts by a factor of 2.",
+        "Stimmt nicht. Es bleibt nur 42.",
+        "En fait non, il faut retirer un cas, ce qui donne 42.",
+        "Not 41: 42.",
     ],
 )
 def test_a_later_sentence_that_settles_on_another_number_takes_the_answer_back(
