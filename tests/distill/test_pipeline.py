@@ -443,18 +443,18 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-6498a6070e44",
-    "decontaminate-3f66cd4e13e9",
-    "eval-2b23ab9bcd12",
+    "card-c2b2aef39ff1",
+    "decontaminate-e7c6efc2d055",
+    "eval-7a4cf4f651b7",
     "generate-24ad97035dc0",
-    "grpo-c2808fa36460",
+    "grpo-f1524d7a011a",
     "index-3073420e8614",
-    "kd-1baa1f17861f",
+    "kd-b3008ba624ad",
     "prompts-2729a9ab3228",
     "prompts-5f17c0ac7dd3",
-    "render-51b859cc5791",
-    "select-47558f6ba009",
-    "sft-e0f345cd23a2",
+    "render-4fcb1b603ee8",
+    "select-b6c44a131c61",
+    "sft-38dc5ae5d0e4",
     "verify-c2df5d9ff225",
 ]
 

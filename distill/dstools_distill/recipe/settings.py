@@ -65,7 +65,7 @@ class Generate:
     concurrency: Positive = 32  # openai: requests at once
     timeout_seconds: float = 600.0  # openai: of one request
     retries: int = 5  # openai: of one request, with growing pauses
-    max_failed: Share = 0.0  # openai: share of samples that may fail by time-out, 429 or 5xx
+    max_failed: Share = 0.0  # share of samples that may be lost: time-outs, refused requests, ...
     batch_size: Positive = 128  # hf: answers at once
     precision: Literal["float32", "bfloat16"] = "float32"  # hf
     device: Literal["cpu", "cuda"] = "cpu"  # hf

@@ -17,8 +17,9 @@ from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.teachers.endpoint import PASSING, request
 from dstools_distill.teachers.teacher import (
+    REFUSED,
     Ask,
-    Failed,
+    Missed,
     Outcome,
     Outcomes,
     Teacher,
@@ -118,7 +119,8 @@ class _Answers:
             return None
         fault = body.get("error") if isinstance(body, dict) else None
         kind = (fault.get("type") or fault.get("code") or "") if isinstance(fault, dict) else ""
-        return Failed(printable(f"{status} {kind}".strip()), printable(str(fault)))
+        said = (fault.get("message") if isinstance(fault, dict) else None) or fault
+        return Missed(f"{REFUSED}{printable(f'{status} {kind}'.strip())}", printable(str(said)))
 
 
 def _is_answered(row: dict[str, Any]) -> bool:

@@ -1,9 +1,9 @@
 """A teacher behind an OpenAI-compatible endpoint, such as vLLM, SGLang or DeepSeek's API.
 
 The openai client itself retries time-outs, broken connections and the statuses 408, 409, 429 and
-5xx, with growing pauses or as Retry-After says. What still fails is sorted here: a prompt that is
-refused fails; a sample that did not come, though the teacher answers others, is missed, and the
-next run asks for it again; a teacher that is down stops the run, which can be resumed.
+5xx, with growing pauses or as Retry-After says. What still fails is sorted here: a sample that is
+refused or did not come, though the teacher answers others, is missed, and the next run asks for it
+again; a teacher that is down stops the run, which can be resumed.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from dstools_converters.model.reasoning import OPEN
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.teachers.teacher import (
+    REFUSED,
     Answer,
     Ask,
     Failed,
@@ -144,7 +145,8 @@ async def _attempt(client: AsyncOpenAI, settings: Generate, ask: Ask) -> Outcome
     except TROUBLE as error:
         status = error.status_code if isinstance(error, APIStatusError) else 500
         if status in PROMPT_REFUSED:
-            return _failed(error, settings)
+            failed = _failed(error, settings)
+            return Missed(REFUSED + failed.reason, failed.detail)
         if status < 500 and status not in PASSING:
             refusal = _failed(error, settings)
             raise DstoolsError(

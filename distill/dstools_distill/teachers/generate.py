@@ -9,7 +9,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.store.stage import Report, Work, digest
 from dstools_distill.teachers.teacher import (
+    REFUSED,
     Answer,
     Ask,
     Failed,
@@ -48,7 +49,7 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
     None replays the references that came with the prompts). The report counts prompts in, samples
     out, reasons for drops, how answers ended, well-formed traces, and tokens if the teacher counts
     them. Raises DstoolsError if the teacher is down, if more than settings.max_failed of the
-    samples are missed (another run asks for those again), or if every sample failed.
+    samples did not come (another run asks for those again), or if every sample failed.
     """
     if settings.samples > 1 and settings.temperature == 0 and settings.backend != "replay":
         raise DstoolsError(
@@ -71,9 +72,9 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
 
 def _fill(
     log: SampleLog, settings: Generate, asked: Path, model: Path | None, work: Work
-) -> dict[int, str]:
-    """Ask for every sample that is not in the log; return why some were missed, by number."""
-    missed: dict[int, str] = {}
+) -> dict[int, Missed]:
+    """Ask for every sample that is not in the log; return those that were missed, by number."""
+    missed: dict[int, Missed] = {}
     if len(log) < log.total:
         teacher = _teacher(settings, model, work.folder, log.total)
         warned: set[str] = set()
@@ -82,7 +83,7 @@ def _fill(
             progress(len(log))
             for number, outcome in outcomes:
                 if isinstance(outcome, Missed):
-                    missed[number] = outcome.reason
+                    missed[number] = outcome
                 else:
                     log.add(number, _logged(outcome))
                     progress(1)
@@ -91,26 +92,62 @@ def _fill(
                     reason, detail = outcome.reason, outcome.detail
                     logger.warning("sample %d failed: %s %s", number, reason, detail)
     assert len(log) + len(missed) == log.total, "a teacher left samples out"
-    unread = {n: "answer not read" for n in log.failed if "body" in _read(log, n, settings)}
-    missed |= unread
-    if missed and len(missed) / log.total > settings.max_failed:
-        reasons = ", ".join(f"{n} x {why}" for why, n in sorted(Counter(missed.values()).items()))
-        enough = -(-100 * len(missed) // log.total) / 100  # up to the next hundredth
-        kept = f"; what the server said is kept in {log.path}" if unread else ""
+    _require_enough(log, settings, missed)
+    return missed
+
+
+def _require_enough(log: SampleLog, settings: Generate, missed: dict[int, Missed]) -> None:
+    """Raise DstoolsError if more than max_failed of the samples are lost, or all of them.
+
+    What a replayed file does not have is not lost.
+    """
+    failed = {number: _read(log, number, settings) for number in log.failed}
+    is_unread = any("body" in logged for logged in failed.values())
+    whys = {
+        number: Missed(logged["failed"], logged.get("detail", ""))
+        for number, logged in failed.items()
+        if "failed" in logged
+    } | missed
+    is_all = log.total > 0 and len(whys) == log.total
+    lost = list((missed if settings.backend == "replay" else whys).values())
+    details = {why.reason: f" ({why.detail})" * bool(why.detail) for why in reversed(lost)}
+    kept = f"; what the server said is kept in {log.path}" if is_unread else ""
+    ways = list(_ways(log, settings, missed, is_unread=is_unread))
+    if lost and len(lost) / log.total > settings.max_failed and (ways or not is_all):
+        counts = sorted(Counter(why.reason for why in lost).items())
+        shown = ", ".join(f"{count} x {reason}{details[reason]}" for reason, count in counts)
+        enough = -(-100 * len(lost) // log.total) / 100  # up to the next hundredth
         raise DstoolsError(
-            f"{len(missed)} of {log.total} samples are missing: {reasons}{kept}",
-            "run it again, finished samples are kept; "
-            f"or accept the loss with generate.max_failed = {enough:g}",
+            f"{len(lost)} of {log.total} samples are missing: {shown}{kept}",
+            "; or ".join([*ways, f"accept the loss with generate.max_failed = {enough:g}"]),
         )
-    if log.total and len(log.failed | missed.keys()) == log.total:
-        whys = {missed.get(n) or str(log.read(n)["failed"]) for n in range(log.total)}
-        if not unread:
+    if is_all:
+        if not is_unread:
             log.path.unlink()  # or the next run would read the same failures
+        reasons = sorted({why.reason for why in whys.values()})
+        shown = ", ".join(f"{reason}{details.get(reason, '')}" for reason in reasons)
         raise DstoolsError(
-            f"all {log.total} samples failed: {', '.join(sorted(whys))}",
+            f"all {log.total} samples failed: {shown}{kept}",
             "check that the teacher and the prompts match",
         )
-    return missed
+
+
+def _ways(
+    log: SampleLog, settings: Generate, missed: dict[int, Missed], *, is_unread: bool
+) -> Iterator[str]:
+    """Yield what a user can do so that lost samples are asked for again."""
+    answers = ""
+    if settings.backend == "openai-batch":
+        answers = f"{log.path.parent}/answers*.jsonl"
+        if missed:
+            yield f"delete their lines in {answers} and run it again: it writes requests for them"
+    elif any(outcome.reason.startswith(REFUSED) for outcome in missed.values()):
+        yield "let the server take them (a longer context?) and run it again, the others are kept"
+    elif missed:
+        yield "run it again, finished samples are kept"
+    if is_unread:
+        also = f" and theirs in {answers}" if answers else ""
+        yield f'delete the lines with "body" in {log.path}{also}, and run it again to ask once more'
 
 
 def _logged(outcome: Answer | Failed) -> Record:
@@ -127,8 +164,10 @@ def _read(log: SampleLog, number: int, settings: Generate) -> Record:
     """
     logged = log.read(number)
     if "body" in logged:
-        with suppress(UnreadError):
+        try:
             return answer(json.loads(logged["body"]), settings)._asdict()
+        except UnreadError as error:
+            return logged | {"detail": str(error)}
     if isinstance(logged.get("raw"), list):
         prefilled, usage = logged["prefilled_think"], logged["usage"]
         message = {"content": logged["raw"]}
@@ -176,7 +215,7 @@ def _write(
     settings: Generate,
     asked: Path,
     log: SampleLog,
-    missed: dict[int, str],
+    missed: dict[int, Missed],
     teacher: dict[str, str | None],
     folder: Path,
 ) -> None:
@@ -184,7 +223,9 @@ def _write(
     with replacing(folder / RECORDS) as kept, replacing(folder / DROPPED) as dropped:
         for ask in _asks(asked, settings.samples):
             number = ask.number
-            logged = {"failed": missed[number]} if number in missed else {}
+            logged: Record = {}
+            if number in missed:
+                logged = {"failed": missed[number].reason, "detail": missed[number].detail}
             if number in log:
                 logged = _read(log, number, settings)
             record = ask.prompt | {
@@ -193,8 +234,8 @@ def _write(
                 "sampling": _sampling(settings, ask.sample),
             }
             if "failed" in logged:
-                body = {"body": logged["body"]} if "body" in logged else {}
-                dropped.write(records.dump(record | {"drop_reason": logged["failed"]} | body))
+                said = {key: logged[key] for key in ("detail", "body") if logged.get(key)}
+                dropped.write(records.dump(record | {"drop_reason": logged["failed"]} | said))
             else:
                 kept.write(records.dump(record | _sample(logged)))
 
@@ -230,8 +271,13 @@ def _report(prompts: int, kept: Iterable[Record], dropped: Iterable[Record]) -> 
         count["reasoned"] += bool((record["reasoning"] or "").strip())
         finished[record["finish_reason"]] += 1
         tokens.update(record["usage"] or {})
-    reasons = Counter(record["drop_reason"] for record in dropped)
-    return {
+    reasons, details = Counter[str](), dict[str, str]()
+    for record in dropped:
+        reasons[record["drop_reason"]] += 1
+        if "detail" in record:
+            details.setdefault(record["drop_reason"], record["detail"])
+    said = {"details": dict(sorted(details.items()))} if details else {}
+    return said | {
         "in": prompts,
         "out": count["out"],
         "dropped": dict(sorted(reasons.items())),

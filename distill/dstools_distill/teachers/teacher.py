@@ -54,10 +54,13 @@ class Failed(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """A sample that did not come but may come another time."""
+    """A sample that did not come but may come another time: of a server that changes, say."""
 
     reason: str  # as in Failed
-    detail: str = ""
+    detail: str = ""  # the server's words for the first of each reason are shown
+
+
+REFUSED = "request refused: "  # begins the reason where a server takes others
 
 
 Outcome = Answer | Failed | Missed

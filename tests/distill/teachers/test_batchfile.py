@@ -11,10 +11,13 @@ import pytest
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
+from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.samplelog import SampleLog
+from dstools_distill.store.stage import Work
 from dstools_distill.teachers import batchfile
 from dstools_distill.teachers.batchfile import batch_files, remove_batch_files
-from dstools_distill.teachers.teacher import Answer, Ask, Failed, Outcome
+from dstools_distill.teachers.generate import generate
+from dstools_distill.teachers.teacher import Answer, Ask, Failed, Missed, Outcome
 
 SETTINGS = Generate(backend="openai-batch", model="r1", samples=2, seed=7)
 PROMPTS = [
@@ -109,8 +112,28 @@ def test_answers_in_any_order_are_read_and_only_what_is_missing_is_asked_again(
         else Answer(f"<think>\nwhy {n}\n</think>\n\n{n}", "stop", False, usage)
         for n in range(10)
         if n != 2
-    } | {2: Failed("400 context_length_exceeded", str(error["error"]))}
+    } | {2: Missed("request refused: 400 context_length_exceeded", "too long")}
     assert list(tmp_path.glob("requests*")) == []
+
+
+def test_a_refused_request_is_written_again_once_its_answer_is_deleted(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts", tmp_path / "out"
+    prompts.mkdir()
+    out.mkdir()
+    records.write(prompts / "records.jsonl", PROMPTS[:1])
+    inputs, work = Inputs(prompts=prompts), Work(out)
+    with pytest.raises(DstoolsError, match="2 of 2 samples have no answer yet"):
+        generate(SETTINGS, inputs, work)
+    first, second = records.read(out / "requests-1.jsonl")
+    refusal = answered(second, 400, {"error": {"message": "too long"}})
+    records.write(out / "answers-1.jsonl", [answered(first, 200, completion("1")), refusal])
+    with pytest.raises(DstoolsError, match=r"1 x request refused: 400 \(too long\)") as error:
+        generate(SETTINGS, inputs, work)
+    assert error.value.hint.startswith(f"delete their lines in {out}/answers*.jsonl and run it")
+    records.write(out / "answers-1.jsonl", [])
+    with pytest.raises(DstoolsError, match="1 of 2 samples have no answer yet"):
+        generate(SETTINGS, inputs, work)
+    assert list(records.read(out / "requests-1.jsonl")) == [second]
 
 
 def test_samples_in_the_log_are_not_asked_for(tmp_path: Path) -> None:

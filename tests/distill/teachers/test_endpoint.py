@@ -279,11 +279,23 @@ def test_retry_after_is_waited_for(proxy: Proxy, tmp_path: Path) -> None:
     assert time.monotonic() - started >= 1.5
 
 
-def test_a_prompt_that_is_too_long_fails_alone_and_is_counted(proxy: Proxy, tmp_path: Path) -> None:
-    report, written = run(settings_for(proxy), tmp_path, [QUESTIONS[0], "word " * 2000])
-    assert len(written) == 1
-    assert report["dropped"] == {"400 exceed_context_size_error": 1}
-    assert max(proxy.asked.values()) == 1  # not asked again
+def test_a_prompt_that_is_too_long_is_told_in_the_servers_words_and_asked_again(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    questions, long = [QUESTIONS[0], "word " * 2000], f"{'word ' * 2000} 0"
+    with pytest.raises(DstoolsError) as error:
+        run(settings_for(proxy), tmp_path, questions)
+    reason = "request refused: 400 exceed_context_size_error"
+    assert str(error.value).startswith(f"1 of 2 samples are missing: 1 x {reason} (")
+    assert "context size" in str(error.value)
+    assert error.value.hint.startswith("let the server take them (a longer context?) and run it")
+    assert proxy.asked == {f"{QUESTIONS[0]} 0": 1, long: 1}
+    report, written = run(settings_for(proxy, max_failed=0.5), tmp_path, questions)
+    assert (len(written), report["dropped"]) == (1, {reason: 1})
+    assert "context size" in report["details"][reason]
+    (dropped,) = records.read(tmp_path / "out" / "dropped.jsonl")
+    assert dropped["detail"] == report["details"][reason]
+    assert proxy.asked == {f"{QUESTIONS[0]} 0": 1, long: 2}
 
 
 def test_a_prompt_that_breaks_its_request_is_lost_alone_if_that_is_accepted(
@@ -319,20 +331,22 @@ def test_the_next_run_asks_again_for_errors_that_may_pass_and_for_nothing_else(
     with pytest.raises(DstoolsError) as error:
         run(settings, tmp_path, questions)
     assert str(error.value) == (
-        "3 of 5 samples are missing: 1 x 429 rate_limit, 1 x 503, 1 x time-out"
+        "4 of 5 samples are missing: 1 x 429 rate_limit (slow down), 1 x 503 (overloaded), "
+        "1 x request refused: 400 too_long (too long), 1 x time-out (no answer within 2 s)"
     )
     assert error.value.hint == (
-        "run it again, finished samples are kept; or accept the loss with generate.max_failed = 0.6"
+        "let the server take them (a longer context?) and run it again, the others are kept; "
+        "or accept the loss with generate.max_failed = 0.8"
     )
     assert not (tmp_path / "out" / "records.jsonl").exists()
     assert (proxy.asked[f"{QUESTIONS[3]} 0"], proxy.asked["word 0"]) == (1, 1)
     proxy.always = lambda body: None
     proxy.asked.clear()
     report, written = run(replace(settings, timeout_seconds=120.0), tmp_path, questions)
-    assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS[:3]}
-    assert [record["messages"][0]["content"] for record in written] == QUESTIONS
+    assert proxy.asked == {f"{question} 0": 1 for question in (*QUESTIONS[:3], "word")}
+    assert [record["messages"][0]["content"] for record in written] == questions
     assert written[3]["raw"] == "red"
-    assert report["dropped"] == {"400 too_long": 1}
+    assert report["dropped"] == {}
 
 
 def test_a_resumed_run_may_have_only_missed_samples_left(
@@ -346,7 +360,7 @@ def test_a_resumed_run_may_have_only_missed_samples_left(
         run(settings, tmp_path)
     lost = QUESTIONS[2:]
     proxy.always = lambda body: error if body["messages"][0]["content"] in lost else None
-    with pytest.raises(DstoolsError, match="2 of 4 samples are missing: 2 x 500"):
+    with pytest.raises(DstoolsError, match=r"2 of 4 samples are missing: 2 x 500 \(boom\)"):
         run(settings, tmp_path)
     report, _ = run(replace(settings, max_failed=0.5), tmp_path)
     assert (report["out"], report["dropped"]) == (2, {"500": 2})
@@ -408,7 +422,7 @@ def test_a_server_that_refuses_every_prompt_stops_the_run(
     monkeypatch.setattr(endpoint, "REFUSALS", 3)
     proxy.always = lambda body: (400, {"error": {"message": "max_tokens is too large"}}, {})
     with pytest.raises(
-        DstoolsError, match="none of the first 3 samples came: 400: max_tokens is too large"
+        DstoolsError, match="none of the first 3 samples came: request refused: 400: max_tok"
     ):
         run(settings_for(proxy), tmp_path)
     assert (tmp_path / "out" / "samples.jsonl").read_bytes() == b""  # no failure is remembered
@@ -554,9 +568,13 @@ def test_a_reply_that_cannot_be_read_is_kept_and_not_paid_for_again(
     )
     settings = settings_for(proxy)
     for _ in range(2):
-        with pytest.raises(DstoolsError, match="1 of 4 samples are missing: 1 x answer not read; "):
+        with pytest.raises(DstoolsError) as error:
             run(settings, tmp_path)
+        problem = "1 x answer not read (the content is not a string: list with a part of type"
+        assert str(error.value).startswith(f"1 of 4 samples are missing: {problem} 'poem'); what")
     assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS}
+    log = tmp_path / "out" / "samples.jsonl"
+    assert error.value.hint.startswith(f'delete the lines with "body" in {log}, and run it again')
     accepted = tmp_path / "accepted"
     run(replace(settings, max_failed=0.25), accepted)
     (dropped,) = records.read(accepted / "out" / "dropped.jsonl")
@@ -568,3 +586,21 @@ def test_a_reply_that_cannot_be_read_is_kept_and_not_paid_for_again(
         report, written = run(settings, tmp_path)
     assert (report["out"], report["finish_reasons"], proxy.asked) == (4, {"stop": 4}, {})
     assert written[3]["raw"] == str(parts)
+
+
+def test_a_reply_that_cannot_be_read_is_asked_for_again_once_its_line_is_deleted(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    odd = {"choices": [{"message": {"content": [{"type": "poem"}]}, "finish_reason": "stop"}]}
+    proxy.always = lambda body: (
+        (200, odd, {}) if "color" in body["messages"][0]["content"] else None
+    )
+    with pytest.raises(DstoolsError, match="answer not read"):
+        run(settings_for(proxy), tmp_path)
+    log = tmp_path / "out" / "samples.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if '"body"' not in line))
+    proxy.always = lambda body: None
+    proxy.asked.clear()
+    assert run(settings_for(proxy), tmp_path)[0]["out"] == 4
+    assert proxy.asked == {f"{QUESTIONS[3]} 0": 1}

@@ -381,6 +381,21 @@ def test_no_more_samples_may_be_missed_than_max_failed(
     ]
 
 
+def test_samples_that_fail_for_good_count_as_lost_unless_a_file_does_not_have_them(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's prompt that is too long, say; asking again would not help, so no hint says so."""
+    monkeypatch.setattr(module, "_teacher", failing({}, {8: "too long"}))
+    with pytest.raises(DstoolsError, match="1 of 10 samples are missing: 1 x too long") as error:
+        generate(HF, Inputs(prompts=prompts), work_in(tmp_path / "out"))
+    assert error.value.hint == "accept the loss with generate.max_failed = 0.1"
+    accepted = replace(HF, max_failed=0.1)
+    report = generate(accepted, Inputs(prompts=prompts), work_in(tmp_path / "out"))
+    assert (report["out"], report["dropped"]) == (9, {"too long": 1})
+    report = generate(REPLAY, Inputs(prompts=prompts), work_in(tmp_path / "replayed"))
+    assert report["dropped"] == {"too long": 1}
+
+
 def prompt_of(record: records.Record) -> records.Record:
     return {key: record[key] for key in PROMPTS[0]}
 

@@ -145,6 +145,14 @@ def test_answers_that_were_not_judged_are_told_with_the_score() -> None:
     assert _summary(unknown) == f"{told}, 12.5% not judged"
 
 
+def test_samples_that_a_server_refused_are_told_in_its_words() -> None:
+    report = {"in": 4, "out": 2, "dropped": {"503": 1, "request refused: 400": 1}}
+    assert _summary(report) == "4 -> 2, 1 503, 1 request refused: 400"
+    said = {"details": {"request refused: 400": "the context has 4096 tokens"}}
+    told = "4 -> 2, 1 503, 1 request refused: 400 (the context has 4096 tokens)"
+    assert _summary(report | said) == told
+
+
 def test_the_same_recipe_finds_everything_done_and_writes_nothing(
     recipe: Path, ran: Result
 ) -> None:
