@@ -2,7 +2,8 @@
 
 The text repeats a question if most words of the question are there in the same order, or nearly all
 in any, and no other numbers: with other numbers it is another problem. A number may be missing, but
-none may replace it. Words are those of ngrams.py: neither letters nor signs.
+none may replace it. The same numbers among none but other words are another problem, too. Words are
+those of ngrams.py: neither letters nor signs.
 """
 
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from dstools_distill.data.ngrams import are_words, hashes_of, signed, windows
 
 REPLACED = 0.25  # most words that may be others, as a share of a question's tokens
 WITHOUT_NUMBERS = 0.2  # the same of a question that only words tell from others
+AROUND_FORMULA = 0.2  # most words of a question, as a share, that may all be others but for numbers
 IN_ANY_ORDER = 0.9  # least share of words in any order, where numbers are few
 STRETCHED = 1.5  # most words in which a question may be found, as a multiple of its own
 FEW_NUMBERS = 1 / 3  # of all words
@@ -73,7 +75,8 @@ def repeated(question: Words, text: Words, near: Places) -> tuple[int, int, floa
     asked, there = _aligned(question, stretch)
     here, aligned = np.zeros(len(stretch.hashes), bool), np.zeros(length, bool)
     here[there] = aligned[asked] = True
-    is_ordered = aligned.sum() >= least and aligned[numbers & present].all()
+    is_said = aligned[~numbers].any() or (~numbers).mean() <= AROUND_FORMULA
+    is_ordered = is_said and aligned.sum() >= least and aligned[numbers & present].all()
     is_there = not is_formula and _in_another_order(question, stretch, present)
     beside = (np.diff(asked) == 1) & (np.diff(there) == 1)
     sure = there[np.append(beside, False) | np.append(False, beside) | numbers[asked]]

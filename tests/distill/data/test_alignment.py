@@ -113,6 +113,9 @@ def test_sentences_may_change_places_but_not_numbers() -> None:
         ("Sort the numbers 3, 9, 5, 12", "Sort the numbers 3, 9, 5, 12, 8, 7", False),
         ("3, 9, 5, 12 sorted by size", "7, 3, 9, 5, 12 sorted by size", False),
         ("Add 1, 2, 3, 4 to 5, 6, 7, 8", "Add 5, 6, 7, 8 to 1, 2, 3, 4", False),
+        ("Evaluate 1 + 2 + 3 + 4 + 5", "What is 1 + 2 + 3 + 4 + 5", True),  # 5 of 6 words
+        ("Now evaluate 1 + 2 + 3 + 4 + 5", "Insert a minus into 1 + 2 + 3 + 4 + 5", False),
+        ("Now evaluate 1 + 2 + 3 + 4 + 5", "Insert a minus now in 1 + 2 + 3 + 4 + 5", True),
         ("Solve 9 x + 2 = 11 for x", "A bag of 9 red, 2 blue, and 5 or 6 green: take 11", False),
     ],
 )
