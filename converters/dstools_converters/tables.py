@@ -15,7 +15,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from reprlib import repr as short
@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import strict_json
 
+LIKE = 0.6  # least likeness of a word that is meant
 MAX_COUNT = (1 << 63) - 1
 MAX_BYTES = 1 << 28  # calibration.json of 671B is 25 MB
 DAMAGED = "the file is damaged or of another version; make it again"
@@ -89,8 +90,9 @@ class Reader:
             return self.convert(value, args[0], key, args[1])
         if origin is Literal:
             if value not in args:
-                hint = nearest(str(value), args)
-                raise self.error(key, f"{short(value)} is none of {', '.join(args)}", hint)
+                names = [name for name in args if name]
+                problem = f"{short(value)} is none of {', '.join(names)}"
+                raise self.error(key, problem, nearest(str(value), names))
             return value
         if origin in (Union, UnionType):  # of a type and None
             if value is (False if self.language == "toml" else None):
@@ -178,10 +180,19 @@ def _noun(kind: Any) -> str:
 def nearest(
     word: str, known: Iterable[str], lead: str = "did you mean", spell: Callable[[str], str] = str
 ) -> str:
-    """Return a hint that names the known word most like `word`, or all where none is like it."""
+    """Return a hint that names the known word most like `word`, or all where none is like it.
+
+    Of known words the beginnings count: "adamm" is like "adamw_torch", not "best" like "shortest".
+    """
     words = list(known)
-    near = get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"{lead} {spell(near[0])}" if near else f"known are {', '.join(map(spell, words))}"
+
+    def likeness(name: str) -> float:
+        return SequenceMatcher(None, word, name[: len(word) + 1], autojunk=False).ratio()
+
+    near = max(words, key=likeness, default="")
+    if near and likeness(near) >= LIKE:
+        return f"{lead} {spell(near)}"
+    return f"known are {', '.join(map(spell, words))}"
 
 
 def toml_table(path: Path, hint: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dstools_distill.inputs import Make, gather, identity_of
 from dstools_distill.lineage import gather_card
 from dstools_distill.pipeline import stages_from
 from dstools_distill.places import PendingError, Places
+from dstools_distill.preflight import preflight
 from dstools_distill.recipe.recipe import Chain
 from dstools_distill.store.stage import Identity, Report, Work, find
 
@@ -52,6 +53,7 @@ def preview(places: Places, start: str) -> Preview:
     plan = list(stages_from(places.recipe, start))
     if not start:
         places.require()
+        preflight(places)
     links: dict[str, Path] = {}
     seen, make = replace(places, links=links), _only_find(places.out / "store")
     sizes: dict[str, Sizes] = {}
@@ -87,6 +89,7 @@ def check(places: Places) -> None:
         raise PendingError(identity.name)
 
     places.require()
+    preflight(places)
     seen = replace(places, links={})
     for chain, stage, _ in stages_from(places.recipe, ""):
         try:

@@ -146,6 +146,8 @@ def test_json_may_have_further_keys_and_is_to_be_made_again_where_it_does_not_fi
 def test_the_nearest_word_is_named_or_all_are() -> None:
     assert nearest("routed_dwn", ["routed_down", "router"]) == "did you mean routed_down"
     assert nearest("x", ["aa", "bb"]) == "known are aa, bb"
+    assert nearest("best", ["all", "shortest"]) == "known are all, shortest"
+    assert nearest("adamm", ["sgd", "adamw_torch_fused"]) == "did you mean adamw_torch_fused"
     spelled = nearest("a0", {"a0": "A 61"}, "the nearest is", {"a0": "A 61"}.__getitem__)
     assert spelled == "the nearest is A 61"
 

@@ -124,5 +124,6 @@ def test_a_check_passes_for_what_can_run_and_makes_nothing(tmp_path: Path) -> No
 )
 def test_a_check_refuses_what_a_run_would(tmp_path: Path, old: str, new: str, message: str) -> None:
     (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "model.safetensors").touch()
     with pytest.raises(DstoolsError, match=message):
         check(read(tmp_path, RECIPE.replace(old, new, 1)))

@@ -15,6 +15,7 @@ AnswerType = Literal[
 ]
 Backend = Literal["hf", "openai", "openai-batch", "replay"]
 Keep = Literal["all", "all-correct", "first", "shortest", "diverse"]
+Template = Literal["", "qwen2.5", "qwen3", "llama3", "r1-distill", "deepseek-v3", "chatml"]
 Precision = Literal["float32", "bf16-autocast", "bfloat16"]
 Parallel = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
 SPREADING = ("fsdp2", "zero2", "zero3")  # a weight, or its gradient, is divided over processes
@@ -116,7 +117,7 @@ class Student:
     tokenizer: str = ""  # by default the model's
     # config keys of a new model with random weights, model_type among them
     init: dict[str, Any] | None = None
-    template: str = ""  # qwen2.5, qwen3, llama3, r1-distill, chatml; by default the tokenizer's own
+    template: Template = ""  # by default the tokenizer's own
     licence: str = "unknown"
 
 

@@ -18,7 +18,6 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
@@ -37,6 +37,7 @@ from dstools_converters.checkpoint.parameters import TOTAL_PARAMETERS
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_converters.model.tokenizer import end_token_id, ends_of
 from dstools_converters.sidefiles.carried import carried
+from dstools_converters.tables import nearest
 from dstools_distill.loading import keep_freed_memory
 from dstools_distill.recipe.settings import Training, check_settings
 from dstools_distill.store.ranks import world_size
@@ -109,12 +110,7 @@ def require_machine(settings: Training) -> None:
     check_settings(settings)
     require_launcher()
     parallel = settings.parallel
-    if settings.optimizer != "muon" and settings.optimizer not in {o.value for o in OptimizerNames}:
-        near = get_close_matches(settings.optimizer, [o.value for o in OptimizerNames], 3)
-        raise DstoolsError(
-            f"optimizer: {printable(settings.optimizer)} is not known",
-            f"muon, or one of transformers: {', '.join(near) or 'adamw_torch_fused'}, ...",
-        )
+    require_names(settings)
     if parallel == "fsdp2" and not torch.cuda.is_available():
         whole = "single" if settings.processes == 1 else "ddp"
         raise DstoolsError(
@@ -123,6 +119,22 @@ def require_machine(settings: Training) -> None:
         )
     if parallel.startswith("zero") and find_spec("deepspeed") is None:
         raise DstoolsError(f"{parallel} needs DeepSpeed", "pip install deepspeed")
+
+
+def require_names(settings: Training, where: str = "") -> None:
+    """Raise DstoolsError for an optimizer or an attention that is neither ours nor transformers'.
+
+    where: put before the key. An attention with a / is a kernel's name on the Hub.
+    """
+    known = {
+        "optimizer": ["muon", *(optimizer.value for optimizer in OptimizerNames)],
+        "attention": ["eager", *ALL_ATTENTION_FUNCTIONS.keys()],
+    }
+    for key, names in known.items():
+        name = getattr(settings, key)
+        if name not in names and not (key == "attention" and "/" in name):
+            problem = f"{where}{key}: {printable(name)} is not known"
+            raise DstoolsError(problem, nearest(name, names))
 
 
 # ---------------------------------------------------------------------------------------- the run

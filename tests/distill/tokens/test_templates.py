@@ -4,13 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model import tokenizer as tokenizer_module
 from dstools_converters.model.tokenizer import answer_form, end_token_id, prompt_ids, prompt_text
+from dstools_distill.recipe.settings import Template
 from dstools_distill.tokens.templates import FAMILIES, load_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief.\n"}
@@ -154,6 +155,7 @@ def test_a_tokenizer_without_a_token_of_the_family_is_refused(small: Callable[..
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones(small: Callable[..., Path]) -> None:
+    assert set(FAMILIES) == {*get_args(Template)} - {""}  # a recipe can name each of them
     with pytest.raises(DstoolsError, match="template 'vicuna' is not known") as error:
         load_tokenizer(small(), "vicuna")
     assert error.value.hint == "use one of qwen2.5, qwen3, llama3, r1-distill, deepseek-v3, chatml"

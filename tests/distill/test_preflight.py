@@ -1,0 +1,114 @@
+"""What a later stage would refuse is refused before the teacher is asked."""
+
+from pathlib import Path
+
+import pytest
+
+from dstools_converters.errors import DstoolsError
+from dstools_distill.places import Places
+from dstools_distill.preflight import preflight
+from dstools_distill.preview import check, preview
+from dstools_distill.recipe.recipe import read_recipe
+
+SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
+RECIPE = f"""
+[[prompts.source]]
+path = "rg:chain_sum"
+[generate]
+backend = "openai"
+model = "teacher"
+base_url = "http://127.0.0.1:1/v1"
+[verify]
+[select]
+[student]
+model = "{SAMPLE}"
+[render]
+[sft]
+[mtp]
+[eval]
+[[eval.source]]
+path = "rg:chain_sum"
+seed = 7
+"""
+
+
+def places(tmp_path: Path, *changes: tuple[str, str]) -> Places:
+    text = RECIPE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "a.toml").write_text(text)
+    return Places(read_recipe(tmp_path / "a.toml"), tmp_path / "out", Path)
+
+
+NEW = (f'model = "{SAMPLE}"', f'tokenizer = "{SAMPLE}"\ninit = {{ model_type = "qwen3" }}')
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        ([("[sft]", '[sft]\noptimizer = "adamm"')], "sft.optimizer: adamm is not", "mean adamw_t"),
+        ([("[sft]", '[sft]\nattention = "spda"')], "sft.attention: spda is not known", "sdpa"),
+        ([("[verify]", '[verify]\nlanguage = "em"')], "verify.language: 'em' cannot", "known are"),
+        ([("[sft]", '[sft]\nmtp = "drop"')], 'sft.mtp: "drop" leaves', '"keep"'),
+        (
+            [("[sft]", "[mtp]"), ("[mtp]\n[mtp]", "[mtp]"), NEW],
+            "mtp: a new student has no",
+            "[mtp]",
+        ),
+        ([NEW], "mtp: a new student has no MTP layer", "name a student.model"),
+        ([(f'"{SAMPLE}"', '"empty"')], "student.model: .*empty has no weights", "tokenizer"),
+        (
+            [(f'"{SAMPLE}"', '"empty"'), ("[sft]\n[mtp]\n", ""), ("[eval]", "[eval]\nlimit = 3")],
+            "student.model: .*empty has no weights",
+            "download the whole model",
+        ),
+        (
+            [("[mtp]", '[kd]\nteacher = "empty"')],
+            "kd.teacher: .*empty has no weights",
+            "download the whole model",
+        ),
+        (
+            [(f'"{SAMPLE}"', '"plain"')],
+            "mtp: .*plain has no MTP layer to fit",
+            "name a student.model like DeepSeek-V3",
+        ),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_first(
+    changes: list[tuple[str, str]], message: str, hint: str, tmp_path: Path
+) -> None:
+    for name in ("empty", "plain"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "plain" / "model.safetensors").touch()
+    given = places(tmp_path, *changes)
+    for start in (check, lambda of: preview(of, "")):
+        with pytest.raises(DstoolsError, match=rf"a\.toml: {message}") as caught:
+            start(given)
+        assert hint in caught.value.hint
+
+
+def test_a_recipe_that_can_run_passes(tmp_path: Path) -> None:
+    preflight(places(tmp_path))
+    preflight(places(tmp_path, ("[sft]", '[sft]\noptimizer = "muon"\nattention = "eager"')))
+    preflight(places(tmp_path, ("[sft]", '[sft]\nattention = "org/a-kernel"')))
+    preflight(places(tmp_path, ("[sft]\n[mtp]", ""), ("[eval]", "[eval]\nbaseline = true")))
+
+
+def test_a_student_of_an_earlier_phase_is_not_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        f'''
+[student]
+tokenizer = "{SAMPLE}"
+[[phase]]
+name = "cold"
+sft = {{}}
+student = {{ init = {{ model_type = "qwen3" }} }}
+[[phase]]
+name = "warm"
+student = {{ model = "phase:cold/sft" }}
+sft = {{}}
+'''
+    )
+    preflight(Places(read_recipe(tmp_path / "a.toml"), tmp_path / "out", Path))
