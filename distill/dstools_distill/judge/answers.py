@@ -71,10 +71,15 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
         elif text and "\\boxed{}" not in text:
             return Ruling("unverifiable", "answer-not-found")
     if answer.problem:
-        is_last_gold = answer.parts and squeezed(answer.parts[-1]) == squeezed(wanted)
-        is_unknown = answer.problem in UNSETTLED or is_last_gold
-        return Ruling("unverifiable" if is_unknown else "incorrect", answer.problem)
+        return unsettled(answer, wanted)
     return _plainly(answer.text, wanted, kind) or _read(answer.text, wanted, kind, referee)
+
+
+def unsettled(answer: Extracted, gold: str) -> Ruling:
+    """Rule on a text that settles on no answer: it is wrong, unless the gold may be meant."""
+    is_last_gold = answer.parts and squeezed(answer.parts[-1]) == squeezed(gold)
+    is_unknown = answer.problem in UNSETTLED or is_last_gold
+    return Ruling("unverifiable" if is_unknown else "incorrect", answer.problem)
 
 
 def _wanted(gold: str, kind: AnswerType) -> str:

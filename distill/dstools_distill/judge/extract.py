@@ -255,70 +255,80 @@ def _is_taken_back(answer: str, rest: str) -> bool:
     else:
         return False
     same = (value, answer.strip("()-"))
+    own = rf"(?<![\w.]){re.escape(same[1])}\b"
+    if re.search(rf"{own}\W+(?:is(?: not|n't) (?:the|right)|does(?: not|n't)|fails)", rest):
+        return True
+    equation = re.compile(rf"(?:^|[^-+*/\s])\s*{own}\s*=")  # 84 = 7 * 12
     here, *later = SENTENCE.split(rest)
     for sentence in later if re.search(r"[^\W\d]|=", here) else (here, *later):
         for clause in CLAUSE.split(sentence):
-            found, (first, *sides) = last.search(clause), clause.strip("$ .").split("=")
-            is_equal = sides and value in [_value(stripped(side)) for side in (first, *sides)]
-            if not found or is_equal or HEDGED.search(clause) or _value(found[1]) in same:
+            found = last.search(clause)
+            if not found or _value(found[1]) in same:
                 continue
-            if SETTLES.search(sentence) or _is_all(clause, found):
+            if HEDGED.search(clause) or equation.search(clause):
+                continue
+            is_whole = not re.search("[A-Za-z]", clause[found.end(1) :])  # unlike 2 methods
+            is_said = is_whole or found["right"] or STATED.search(clause, 0, found.start())
+            is_remark = LABEL.match(sentence) or REMARK.search(clause[: found.start()])
+            if SETTLES.search(sentence) or (is_said and not is_remark):
                 return True
     return False
 
 
-def _is_all(clause: str, value: re.Match[str]) -> bool:
-    """Return whether a clause is hardly more than the value that it ends on."""
-    lead, unit = clause[: value.start()], clause[value.end(1) :]
-    words = len(re.findall(r"[^\W\d_][^\W\d_'’]*", lead))
-    is_stated = words <= 4 and STATED.search(lead)
-    is_bare = words <= 2 and not re.search("[a-z]", unit)
-    return bool(value["right"] or is_stated or is_bare) and not REMARK.search(lead)
-
-
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？])|\n+|</answer>|(?=\bbut\b)")
-CLAUSE = re.compile(r"[,;，；。．](?!\d)|(?<=\d)[:：](?!\d)|\.\s|\b(?:because|since)\b")
+CLAUSE = re.compile(r"[,;，；。．:：](?!\d)|\.\s|\b(?:because|since)\b")
 START = r"(?:^|(?<=[.!?;]\s)|(?<=[\n。]))\W*"
-ALTERNATIVE = re.compile(rf"(?i){START}(?:or|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)")
+ALTERNATIVE = re.compile(rf"(?i){START}(?:or|either|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)")
 EXCLAIMED = re.compile(
-    rf"(?i){START}(?:(?:wait|hold on|oops|scratch that|hmm|correction|update|edit|sorry"
-    r"|on second thought)\b\W*?[,.:!—]|i forgot\b|let me re(?:check|count|do|comp|think|calc))"
+    rf"(?i){START}(?:(?:wait|hold on|oops|scratch that|hmm|correction|update|edit|sorry|moment"
+    r"|halt|attends|espera|momento)\b\W*?[,.:!—]|on second thought|i forgot\b|等|待って|잠깐|стоп"
+    r"|let me re(?:check|count|do|comp|think|calc))"
 )
 AFFIRMED = re.compile(r"(?i)\b(?:stands|right|correct|fine|holds|yes)\b|✓")
 RETRACTED = re.compile(
     r"(?i)(?:^\W*is|\b(?:that|this|it|answer|result|value|above))\b[^.;,]*"
     r"\b(?:wrong|incorrect|not right)\b"
     r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure|not sure"
-    r"|(?:might|could) be|otherwise|is what (?:one|you|we) gets?|i mis\w+|never ?mind)\b"
+    r"|(?:might|could) be(?! tempted)|otherwise|is what (?:one|you|we) gets?|i mis\w+|never ?mind"
+    r"|scratch that|take (?:it|that) back|mistaken|off by|no,? wait|richtig (?:ist|wäre))\b"
     r"|\bhalf of (?:it|that|this)\b|\bone (?:less|more)\.|\bcannot be\s*[.!]"
     r"|^\W*(?:is|are|ist|n'est|does|do) (?:(?:not|nicht|pas) (?:the|die|la|satisf|work|hold)|fals)"
-    r"|\b(?:no|non|nein|нет)\s*[.!:,;]|\bstimmt (?:so )?nicht|\bfaux\b|\btromp|\bequivo"
-    r"|\bverrechnet|\bошиб(?:ся|лась)|неверно|不对(?!称|等)|错的|错了|間違|틀렸"
+    r"|\b(?:no|non|nein|нет)\s*[.!:,;]|\b(?:wrongly|stimmt (?:so )?nicht|falsch|faux|falso)\b"
+    r"|\btromp|\bequivo|\bverrechnet|\bошиб(?:ся|лась)|неверн|неправильн|不对(?!称|等)|错[的了误]"
+    r"|有误|間違|訂正|틀렸|잘못|\bshould (?:also )?be (?:ex|in)cluded\b"
 )
 SETTLES = re.compile(
     r"(?i)^\W*(?:wait|no|nein|non|actually|however|but|checking again|that said|нет|ошибка|i now"
     r"|i meant)\b"
-    r"|\b(?:so|hence|therefore|thus|giv(?:es|ing)|which is|(?:should|must) be|there (?:is|are)"
-    r"|(?:we|i) (?:find|get)|(?:answer|result|total|count|value)\b.* (?:is|=))\b"
+    r"|\b(?:so|hence|therefore|thus|giv(?:es|ing)|which is|there (?:is|are)"
+    r"|(?:should|must) (?:be|have been)|(?:we|i) (?:find|get)"
+    r"|(?:answer|result|total|count|value)\b.* (?:is|=))\b"
 )
-REMARK = re.compile(
-    r"(?i)^\W*(?:for|when|where|at|with|see|source|reference|quelle|fuente|time|word count"
-    r"|difficulty|confidence|score|level|für|bei|pour|para|при|для)\b|^\W*(?:当|若|来源)"
-    r"|check|verif|vérif|compr?ob|prob[ea]\b|kontroll|验|检|検|확인|провер"
+LABEL = re.compile(
+    r"(?i)\W*(?:note|source|reference|quelle|fuente|来源|注|time|word count|difficulty|confidence"
+    r"|score|level|[\w -]*check|verif\w*|vérif\w*|prob[ea]|kontrolle|[验检検]\w*|확인|проверка)\b"
+    r"[^.:：]*[:：]"
+)
+REMARK = re.compile(  # after a condition or such a word a value is none that was asked for
+    r"(?i)^\W*(?:(?:for|when|where|at|with|see|für|bei|pour|para|при|для)\b|当|若)"
+    r"|\b(?:part|step|case|theorem|lemma|problem|question|method|figure|equation|page|section|(?-i:[A-Z]{3,})"
+    r"|(?:with|where|when|for|that|using|at)\s+\$?\w\w?\s*=)\W*$"
+    r"|\b(?:after|by|within|in|at|above|of|than|for|(?<!left )with|(?<!out )to|on|per|until"
+    r"|exceed|als|que|à)(?: the)?\s+$"
 )
 HEDGED = re.compile(  # what is denied, bounded, supposed or asked is not stated
     rf"{ASSUMED}|\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не|either"
     r"|between|about|least|most|less|fewer|over|under|nearly|almost|let|might|may|or|would"
     r"|w[äü]re?n?|serait|first (?:thought|got|found)|initially)\b|n't\b|[≈?不没]|ない"
 )
-RIGHT = r"(?P<right>\W? (?:is |are |also )+(?:right|correct|possible|works?|the answer)\b)"
+RIGHT = r"(?P<right>\W? (?:is |are |also )+(?:(?:the )?(?:right|correct|answer)|possible|works?)\b)"
 LAST_LETTER = re.compile(rf"\b([A-J])(?:{RIGHT}|\)?\W*$)")  # or of which it says that it is right
 LAST_NAME = re.compile(rf"\b([A-Z]\w+(?: [A-Z]\w+)*)(?:{RIGHT}|\W*$)")
 LAST_NUMBER = re.compile(
     r"(?<![A-Za-z\d_.])([-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?)"
     rf"(?:{RIGHT}|\s*[$%]?\s*(?:such |more |different |distinct )?"
     r"(?:(?!is\b|are\b)[a-zA-Z\u0080-\u2fff\uac00-\ud7af]+"
-    r"|[\u3000-\u9fff]{1,2})?\W*$)"
+    r"|[\u3000-\u9fff]{1,2})?(?: in (?:total|all))?\W*$)"
 )
 
 
@@ -342,7 +352,7 @@ def _stated(line: str) -> Extracted:
     answer = MORE.sub("", answer.strip(" .,!;:*$"))
     has_more = "=" in line or re.search(r"[^\W\d]", answer)
     is_stated = STATED.search(lead) or (len(clauses) == 1 and has_more)
-    value = None if OF_ANOTHER.search(lead) else read(answer, letters_are_units=True)
+    value = None if REMARK.search(lead) else read(answer, letters_are_units=True)
     is_number = value is not None and value.kind == "number"
     return Extracted(answer) if is_stated and is_number else NO_ANSWER
 
@@ -357,10 +367,6 @@ ANOTHER = re.compile(r"\s*(?:,\s*)?(?:\$|\\|and\b|or\b|和|或)")
 STATED = re.compile(
     r"(?i)(?:\b(?:is|are|was|were|be|equals|costs?|makes?|gives?|becomes|get|so|total|beträgt|vaut"
     r"|lautet|est(?: de)?|ist|es|sind|son|donne|bleibt)\s*|'s\s*|[=:$€£为是]\s*)$"
-)
-OF_ANOTHER = re.compile(  # a number after these is none that was asked for
-    r"(?i)\b(?:after|by|within|in|at|of|than|for|with|to|on|per|until|exceed|step|als|que|à)"
-    r"(?: the)?\s+$"
 )
 # a formula after "is", with no word of three letters in it but "and"
 COPULA = re.compile(

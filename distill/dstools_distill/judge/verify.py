@@ -19,8 +19,8 @@ from typing import Any
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import CLOSE, IN_TAGS, OPEN, other_tag, split, tag_hint
 from dstools_distill.judge import program, sandbox, steps
-from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers
-from dstools_distill.judge.extract import UNSETTLED, final_answer
+from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers, unsettled
+from dstools_distill.judge.extract import final_answer
 from dstools_distill.judge.prose import LANGUAGES, language_share, repetition
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.steps import Steps
@@ -42,6 +42,8 @@ HINTS = {  # what to do if one reason is that of all samples
     "gold-not-read": "see gold and answer_type in the records of prompts",
     "answer-not-found": "ask for final answers in \\boxed{}, in prompts.system or the questions",
 }
+VERDICTS = ("correct", "incorrect", "unverifiable")
+CHECKED_BY = "checked by "  # and names: a count of rows
 SCORER = ("reasoning-gym",)
 SUMS = ("chain_sum",)  # tasks with one correct integer, which need no scorer; steps are checked
 
@@ -56,36 +58,32 @@ def verify(settings: Verify, inputs: Inputs, work: Work) -> Report:
     """
     source = inputs.samples / "records.jsonl"
     counts = map_rows(source, work, ("records.jsonl",), _rows_of, settings, source, what="verify")
-    reasons: dict[str, dict[str, int]] = {}
-    checkers = {}
-    for key in sorted(counts):
-        match key.split(" ", 2):
-            case "reason", verdict, word:
-                reasons.setdefault(verdict, {})[word] = counts[key]
-            case "checkers", *_:
-                checkers[key.removeprefix("checkers ")] = counts[key]
-    _hint_at_one_reason(reasons, tag_hint(counts))
+    reasons = {name: words for name in VERDICTS if (words := _counts_of(f"{name}: ", counts))}
+    match [(verdict, word) for verdict, words in reasons.items() for word in words]:
+        case [("incorrect" | "unverifiable" as verdict, word)]:
+            in_tags = tag_hint(counts) if word == "think-block" else ""
+            hint = in_tags or HINTS.get(word, "see verdict_reason in its records.jsonl")
+            log.warning(
+                "verify: all %d samples are %s: %s; %s", counts["rows"], verdict, word, hint
+            )
     return {
         "in": counts["rows"],
         "out": counts["rows"],
         "dropped": {},
         "verdicts": {verdict: sum(words.values()) for verdict, words in reasons.items()},
         "reasons": reasons,
-        "checkers": checkers,
+        "checkers": _counts_of(CHECKED_BY, counts),
         "steps_checked": counts["steps"],
-        "answers_right_steps_wrong": reasons.get("incorrect", {}).get("wrong-step", 0),
+        "answers_right_steps_wrong": counts["incorrect: wrong-step"],
     }
 
 
-def _hint_at_one_reason(reasons: dict[str, dict[str, int]], in_tags: str) -> None:
-    """Log what to do if no sample is correct, all for one reason."""
-    counts = [(verdict, *pair) for verdict, words in reasons.items() for pair in words.items()]
-    if len(counts) == 1 and "correct" not in reasons:
-        ((verdict, word, count),) = counts
-        hint = HINTS.get(word, "see verdict_reason in its records.jsonl")
-        if word == "think-block" and in_tags:
-            hint = in_tags
-        log.warning("verify: all %d samples are %s: %s; %s", count, verdict, word, hint)
+def _counts_of(prefix: str, counts: Counter[str]) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): count
+        for name, count in sorted(counts.items())
+        if name.startswith(prefix)
+    }
 
 
 def _rows_of(settings: Verify, source: Path) -> Callable[[Rows], Chunk]:
@@ -99,12 +97,12 @@ def _rows_of(settings: Verify, source: Path) -> Callable[[Rows], Chunk]:
             word = judgement["verdict_reason"].partition(":")[0]
             steps_found = judgement["steps"]
             counts["rows"] += 1
+            counts[f"{judgement['verdict']}: {word}"] += 1
+            counts["steps"] += bool(steps_found and any(steps_found.values()))
             if word == "think-block" and (tag := other_tag(record["raw"])):
-                counts[f"{IN_TAGS}{tag}"] += 1
-            counts[f"reason {judgement['verdict']} {word}"] += 1
-            counts["steps"] += bool(steps_found and (steps_found["right"] or steps_found["fault"]))
+                counts[IN_TAGS + tag] += 1
             if judgement["checkers"]:
-                counts[f"checkers {' + '.join(judgement['checkers'])}"] += 1
+                counts[CHECKED_BY + " + ".join(judgement["checkers"])] += 1
             lines.append(dump(record | judgement))
         return Chunk({"records.jsonl": b"".join(lines)}, counts)
 
@@ -202,9 +200,8 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
     final = final_answer(answer)
     if oracle in (answer, final.text or answer):
         return EQUAL
-    if final.problem in ("several-answers", *UNSETTLED):
-        verdict = "unverifiable" if final.problem in UNSETTLED else "incorrect"
-        return Ruling(verdict, final.problem)
+    if final.problem not in ("", "no-answer"):
+        return unsettled(final, oracle or "")
     answer = final.text or answer
     if (ruling := integers(answer, oracle or "")) and (
         ruling.reason.startswith("not-canonical") or task["name"] in SUMS

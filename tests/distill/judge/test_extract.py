@@ -98,6 +98,11 @@ def test_a_text_settles_on_one_answer_or_on_none(text: str, expected: Extracted)
         "(I first thought it was 40, but the case $k=0$ counts too.)",
         "(If the order mattered, there would be 82.)",
         "Time taken: 4 minutes. Difficulty: 3/10.",
+        "The problem is from the 2015 AMC.",
+        "Students often answer 40 here.",
+        "One might be tempted to say 40.",
+        "Alternatively, use the formula with n = 6.",
+        "We see that 41 = 2·20 + 1.",
         "En effet, $41 = 7 \\cdot 6 - 1$.",
         "注意两边不对称，所以不能除以 2。",  # noqa: RUF001
     ],
@@ -128,6 +133,15 @@ def test_a_number_after_the_answer_may_be_a_remark(remark: str) -> None:
         "Stimmt nicht. Es bleibt nur 42.",
         "En fait non, il faut retirer un cas, ce qui donne 42.",
         "Not 41: 42.",
+        "41 doesn't satisfy the second condition.",
+        "I take that back.",
+        "Recomputing everything once more by hand yields 42.",
+        "抱歉，上面的结果有误。",  # noqa: RUF001
+        "Either 41 or 42.",
+        "On second thought the empty set should be excluded, giving 42 in total.",
+        "Moment, ich habe falsch addiert: richtig ist 42.",
+        "Ich habe eine Möglichkeit vergessen und komme auf die Summe: das sind 42.",
+        "The number of all such arrangements is 42.",
     ],
 )
 def test_a_later_sentence_that_settles_on_another_number_takes_the_answer_back(
