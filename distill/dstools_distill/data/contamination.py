@@ -23,6 +23,7 @@ from dstools_distill.data.alignment import PAIR, Hashes, Places, Words, repeated
 from dstools_distill.data.benchmarks import WINDOW, Benchmark, Tables, load_index, merged, moved
 from dstools_distill.data.ngrams import (
     BASE,
+    Lookup,
     are_numbers,
     are_words,
     hashes,
@@ -79,11 +80,13 @@ class Index:
                 rows_before += benchmark.rows
         self._tables = merged(parts)
         self._lookups = {
-            key.partition(".")[2]: _Lookup(column)
+            key.partition(".")[2]: Lookup(column)
             for key, column in self._tables.items()
             if key.startswith("hashes.") and key != "hashes.word"
         }
         self._words = _by_place(self._tables)
+        # number of a place and text with pairs, counted, -> both; number of a pair -> that number
+        self._asked, self._asked_of_pairs = _asked(self._tables, "pair")
 
     def annotate(self, rows: Iterator[Record]) -> Iterator[tuple[Record, list[dict[str, Any]]]]:
         """Yield any number of rows, each with what `search` finds in it."""
@@ -190,9 +193,10 @@ class Index:
         paired = [windows(stream.hashed, PAIR), windows(stream.hashed[numbers], PAIR)]
         at, entries = self._lookups["pair"].matches(np.concatenate(paired))
         at = np.concatenate([np.arange(len(paired[0])), numbers[:-1]])[at]
-        asked = _asked(self._tables, "pair")[entries]
         n = np.searchsorted(stream.starts, at, "right") - 1
-        order = np.lexsort((at, entries, asked, n))
+        asked = self._asked_of_pairs[entries]
+        # by part, text and pair; one key is sorted in a fifth of the time of three
+        order = np.argsort((n * len(self._asked) + asked) * len(self._asked_of_pairs) + entries)
         n, asked, at, entries = n[order], asked[order], at[order], entries[order]
         firsts = _firsts(n, asked)
         distinct = np.cumsum(np.diff(entries, prepend=-1) != 0)  # an entry is of one place
@@ -202,7 +206,7 @@ class Index:
         for group in np.flatnonzero(is_near).tolist():
             begin = firsts[group]
             starts = np.unique(at[begin : ends[group + 1]]) - stream.starts[n[begin]]
-            yield int(n[begin]), *divmod(int(asked[begin]), TEXTS), starts
+            yield int(n[begin]), *divmod(int(self._asked[asked[begin]]), TEXTS), starts
 
     def _runs(
         self,
@@ -291,11 +295,13 @@ def _longest(covered: NDArray[np.bool_]) -> tuple[int, int]:
     return start, end - start
 
 
-def _asked(tables: Tables, table: str) -> NDArray[np.int64]:
-    """Return a number for the place and the text of each row of a table."""
-    places, texts = (tables[f"{column}.{table}"].astype(np.int64) for column in ("places", "texts"))
-    asked: NDArray[np.int64] = places * TEXTS + texts
-    return asked
+def _asked(tables: Tables, table: str) -> tuple[NDArray[np.int64], Places]:
+    """Return a number for each place and text of a table, and which of them each row is of."""
+    none = np.zeros(0, np.int64)
+    places, texts = (
+        tables.get(f"{column}.{table}", none).astype(np.int64) for column in ("places", "texts")
+    )
+    return np.unique(places * TEXTS + texts, return_inverse=True)
 
 
 def _by_place(tables: Tables) -> dict[int, dict[int, Words]]:
@@ -303,9 +309,9 @@ def _by_place(tables: Tables) -> dict[int, dict[int, Words]]:
     by_place: dict[int, dict[int, Words]] = {}
     if "hashes.word" not in tables:
         return by_place
-    asked = _asked(tables, "word")
+    values, asked = _asked(tables, "word")
     order = np.lexsort((tables["offsets.word"], asked))
-    values, begins = np.unique(asked[order], return_index=True)
+    begins = np.searchsorted(asked[order], np.arange(len(values)))
     hashed, signed = (
         np.split(tables[f"{column}.word"][order], begins[1:]) for column in ("hashes", "signed")
     )
@@ -332,23 +338,3 @@ class _Stream:
         self.hashed = np.full(int(ends[-1]), SEPARATOR)
         for start, text in zip(self.starts.tolist(), texts, strict=True):
             self.hashed[start : start + len(text)] = text
-
-
-class _Lookup:
-    """Sorted hashes with a bitmap of their first bits, which rules out most windows at once."""
-
-    def __init__(self, entries: Hashes) -> None:
-        self._hashes = entries
-        bits = min(max((16 * len(entries)).bit_length(), 12), 26)
-        self._shift = np.uint64(64 - bits)
-        self._bitmap = np.zeros(1 << bits, bool)
-        self._bitmap[entries >> self._shift] = True
-
-    def matches(self, windowed: Hashes) -> tuple[Places, Places]:
-        """Return positions of windows that are among the entries, and numbers of these entries."""
-        at = np.flatnonzero(self._bitmap[windowed >> self._shift])
-        low = np.searchsorted(self._hashes, windowed[at], "left")
-        counts = np.searchsorted(self._hashes, windowed[at], "right") - low
-        before = np.cumsum(counts) - counts
-        entries = np.arange(counts.sum()) + np.repeat(low - before, counts)
-        return np.repeat(at, counts), entries

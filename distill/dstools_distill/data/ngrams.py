@@ -81,12 +81,12 @@ def hashes_of(tokens: list[str]) -> NDArray[np.uint64]:
 
 def are_words(hashed: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Return which tokens carry information, [n] bool: words and numbers, not letters or signs."""
-    return ~np.isin(hashed, SYMBOLS)
+    return ~SYMBOLS.holds(hashed)
 
 
 def are_numbers(hashed: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Return which tokens are numbers of up to three digits, as groups of longer ones are too."""
-    return np.isin(hashed, NUMBERS)
+    return NUMBERS.holds(hashed)
 
 
 def signed(text: list[str]) -> list[str]:
@@ -169,7 +169,38 @@ def _hash(token: str) -> bytes:
     return blake2b(token.encode(), digest_size=8, key=KEY).digest()
 
 
-SYMBOLS = hashes_of(  # tokens that are not words: alone they tell no text from another
+class Lookup:
+    """Hashes with a bitmap of their first bits, which rules out most others at once."""
+
+    def __init__(self, entries: NDArray[np.uint64]) -> None:
+        """entries: sorted; a hash may be there several times."""
+        self._hashes = entries
+        bits = min(max((16 * len(entries)).bit_length(), 12), 26)
+        self._shift = np.uint64(64 - bits)
+        self._bitmap = np.zeros(1 << bits, bool)
+        self._bitmap[entries >> self._shift] = True
+
+    def matches(self, hashed: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return positions of hashes that are among the entries, and numbers of these entries."""
+        at = np.flatnonzero(self._bitmap[hashed >> self._shift])
+        low = np.searchsorted(self._hashes, hashed[at], "left")
+        counts = np.searchsorted(self._hashes, hashed[at], "right") - low
+        before = np.cumsum(counts) - counts
+        entries = np.arange(counts.sum()) + np.repeat(low - before, counts)
+        return np.repeat(at, counts), entries
+
+    def holds(self, hashed: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return which hashes are among the entries, [n] bool."""
+        held = np.zeros(len(hashed), bool)
+        held[self.matches(hashed)[0]] = True
+        return held
+
+
+def _lookup(tokens: list[str]) -> Lookup:
+    return Lookup(np.sort(hashes_of(tokens)))
+
+
+SYMBOLS = _lookup(  # tokens that are not words: alone they tell no text from another
     [*"abcdefghijklmnopqrstuvwxyz+-/=^<>", "le", "ge", "ne", "frac", "sqrt", *GREEK]
 )
-NUMBERS = hashes_of([f"{n:0{digits}}" for digits in (1, 2, 3) for n in range(10**digits)])
+NUMBERS = _lookup([f"{n:0{digits}}" for digits in (1, 2, 3) for n in range(10**digits)])

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstools_distill.data.ngrams import (
+    Lookup,
+    are_numbers,
     are_words,
     hashes,
     hashes_of,
@@ -81,6 +83,21 @@ def test_numbers_and_words_carry_information_letters_and_signs_do_not() -> None:
         token for token, is_word in zip(text, are_words(hashes_of(text)), strict=True) if is_word
     ]
     assert words == ["what", "is", "12", "2", "7", "求"]
+
+
+def test_numbers_are_those_of_three_digits_with_zeros_in_front_or_without() -> None:
+    text = ["7", "07", "007", "999", "1000", "seven"]
+    assert are_numbers(hashes_of(text)).tolist() == [True, True, True, True, False, False]
+
+
+def test_a_lookup_gives_every_entry_of_a_hash() -> None:
+    near = 0b111 << 61  # two hashes whose first bits are the same
+    lookup = Lookup(np.array([5, 7, 7, near + 1], np.uint64))
+    hashed = np.array([7, 6, near, 5, near + 1, 7], np.uint64)
+    places, entries = lookup.matches(hashed)
+    assert places.tolist() == [0, 0, 3, 4, 5, 5]
+    assert entries.tolist() == [1, 2, 0, 3, 1, 2]
+    assert lookup.holds(hashed).tolist() == [True, False, False, True, True, True]
 
 
 @given(st.text())
