@@ -154,10 +154,19 @@ def _asking(columns: Columns, form: Form) -> str:
             raise BadRowError(
                 f"{asking} is {shown(texts[asking])} and {name} is {shown(texts[name])}: "
                 "either may be the question",
-                f"keep only the one that is asked, or set form = {QUESTIONS[asking]!r}",
+                _one_question([asking, name]),
             )
         columns.take(name)
     return asking
+
+
+def _one_question(names: list[str]) -> str:
+    """Return what to do about two columns that may be the question."""
+    forms = [QUESTIONS[name] for name in names]
+    if forms[0] == forms[1]:
+        return f"keep only the one that is asked: rename {names[1]} in the file, or {names[0]}"
+    ways = (f"form = {form!r} to ask {name}" for form, name in zip(forms, names, strict=True))
+    return f"keep only the one that is asked, or set {' or '.join(ways)}"
 
 
 def _plain(value: Any) -> str:

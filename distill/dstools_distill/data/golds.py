@@ -1,7 +1,8 @@
 r"""The gold answer of a row: from a column of its own, a worked solution, or options of a choice.
 
 A worked solution is not a gold: its \boxed{} or what follows its #### is, and without either there
-is no gold, as a proof has none. The question of a choice is asked with its options, and its gold is
+is no gold, as a proof has none. One with several different boxes is refused, and so is a box that
+differs from the gold beside it. The question of a choice is asked with its options, and its gold is
 a letter: `answer` may be the letter, the text of an option, or an index from 0.
 """
 
@@ -14,9 +15,13 @@ from typing import Any, NamedTuple
 
 from dstools_converters.model.reasoning import CLOSE, OPEN
 from dstools_distill.data.columns import BadRowError, Columns, agreeing, answer_text, shown, text
-from dstools_distill.judge.extract import last_boxed
+from dstools_distill.judge.answers import compare
+from dstools_distill.judge.extract import boxes, final_answer, last_boxed
 from dstools_distill.judge.program import MAX_CASES
+from dstools_distill.judge.referee import Referee
+from dstools_distill.recipe.settings import Verify
 
+REFEREE = Referee(Verify.timeout_seconds)  # its process starts with the first formula
 TRUSTED = ("gold", "expected", "expected_answer")  # taken as they are
 GOLD_KEYS = (*TRUSTED, "final_answer", "ground_truth", "correct_answer", "answer")
 SOLUTIONS = ("solution", "ground_truth_solution", "gold_standard_solution")
@@ -66,7 +71,8 @@ class Gold(NamedTuple):
 def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
     """Return the gold of a row; `taken` names the column that is a teacher's answer, "" if none.
 
-    Raises BadRowError if two columns disagree, or if the gold of a choice is none of its options.
+    Raises BadRowError if two columns disagree, if a solution settles on several answers and no
+    other column says which, or if the gold of a choice is none of its options.
     """
     if options is not None:
         return Gold(_letter(columns, options, taken), None, "choice")
@@ -91,8 +97,49 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
             worked = solution if golds else steps or worked
             if boxed is not None and not golds:
                 golds[spelled] = boxed
+            elif boxed is not None and boxed != solution:
+                _refuse_other(golds, spelled, boxed)
     gold = agreeing(golds, "gold")
+    if gold is None:
+        _refuse_several(columns, [name for name in (*names, *SOLUTIONS) if name != taken])
     return Gold(gold, worked) if gold is not None else _of_code(columns, worked)
+
+
+def _refuse_other(golds: dict[str, str], name: str, boxed: str) -> None:
+    """Raise BadRowError if the box of a solution differs in value from a gold beside it.
+
+    Each is compared as an answer to the other. What cannot be compared does not differ.
+    """
+    for other, gold in golds.items():
+        if boxed.strip() != gold.strip() and all(
+            compare(*pair, "auto", REFEREE).verdict == "incorrect"
+            for pair in ((gold, boxed), (boxed, gold))
+        ):
+            raise BadRowError(
+                f"{other} is {shown(gold)} and the box of {name} is {shown(boxed)}: "
+                "either may be the gold",
+                "mend the wrong one, or leave out the solution",
+            )
+
+
+def _refuse_several(columns: Columns, names: list[str]) -> None:
+    """Raise BadRowError if a text in one of the columns settles on several boxed answers."""
+    for name in names:
+        value = columns.row.get(columns.spelled(name))
+        if isinstance(value, str) and (parts := _several_boxed(value)):
+            raise BadRowError(
+                f"{columns.spelled(name)} has {len(parts)} boxed answers: {shown(list(parts))}",
+                'write the one that is wanted in a column `gold`, such as "3, -3" with '
+                '"answer_type": "set"',
+            )
+
+
+def _several_boxed(answer: str) -> tuple[str, ...]:
+    """Return the different answers in the boxes of a text, () if it settles on one of them."""
+    if len(boxes(answer)) < 2 or OPEN in answer or CLOSE in answer:
+        return ()
+    found = final_answer(answer)
+    return found.parts if found.problem == "several-answers" else ()
 
 
 def _settled(answer: str, name: str, is_trusted: bool) -> tuple[str | None, str | None]:
@@ -111,7 +158,7 @@ def _settled(answer: str, name: str, is_trusted: bool) -> tuple[str | None, str 
     if answer.strip().lower() in PLACEHOLDERS:
         return None, None
     if (boxed := last_boxed(answer)) is not None:
-        return boxed, answer
+        return (None if _several_boxed(answer) else boxed), answer
     return (None, answer) if is_worked(answer) else (answer, None)
 
 

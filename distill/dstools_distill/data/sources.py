@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from dstools_converters.errors import DstoolsError, install_hint, printable
 from dstools_distill import records
 from dstools_distill.data.columns import BadRowError, plain
 from dstools_distill.data.forms import Question, convert
-from dstools_distill.data.golds import GOLD_KEYS
+from dstools_distill.data.golds import GOLD_KEYS, REFEREE
 from dstools_distill.recipe.settings import Form
 from dstools_distill.records import Record
 
@@ -29,6 +30,15 @@ class Reading:
     first_bad: str = ""  # where, and why
     unread: set[str] = field(default_factory=set)  # columns that nothing was taken from
 
+    def leave_out(self, problem: str, hint: str) -> None:
+        """Count a row that holds no question; raise DstoolsError if there are too many of them."""
+        self.bad += 1
+        self.first_bad = self.first_bad or problem
+        if self.bad > (self.max_bad or 0):
+            if self.max_bad is not None:
+                hint += "; or leave out up to N such rows: max_bad = N in the source"
+            raise DstoolsError(problem, hint)
+
 
 def questions(path: Path, form: Form, reading: Reading) -> Questions:
     """Yield line or row number, from 1, row, and question of a .jsonl or .parquet file.
@@ -37,33 +47,32 @@ def questions(path: Path, form: Form, reading: Reading) -> Questions:
     once there are more of them than reading.max_bad.
     """
     unit = "row" if path.suffix == ".parquet" else "line"
-    yield from converted(rows(path), f"{path}: {unit}", form, reading)
+    yield from converted(rows(path, reading), f"{path}: {unit}", form, reading)
 
 
 def converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Questions:
     """Yield numbered rows with the question of each; `where` and the number name a bad row."""
+    with closing(REFEREE):  # until the next source
+        yield from _converted(numbered, where, form, reading)
+
+
+def _converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Questions:
     for number, row in numbered:
         try:
             question = convert(row, form)
         except BadRowError as error:
-            problem = f"{where} {number}: {error}"
-            reading.bad += 1
-            reading.first_bad = reading.first_bad or problem
-            if reading.bad > (reading.max_bad or 0):
-                hint = error.hint or records.BAD_LINE
-                if reading.max_bad is not None:
-                    hint += "; or leave out up to N such rows: max_bad = N in the source"
-                raise DstoolsError(problem, hint) from None
+            reading.leave_out(f"{where} {number}: {error}", error.hint or records.BAD_LINE)
             continue
         reading.unread.update(question.unread)
         yield number, row, question
 
 
-def rows(path: Path) -> Rows:
+def rows(path: Path, reading: Reading) -> Rows:
     """Yield line or row number, from 1, and row of a .jsonl or .parquet file.
 
     Numeric gold answers become strings, spelled as in the file: 1.50 is not 1.5. Raises
-    DstoolsError, naming file and line, for anything but a JSON object, and for other file types.
+    DstoolsError for other file types and, naming file and line, for anything but a JSON object,
+    once there are more such lines than reading.max_bad.
     """
     if path.suffix == ".parquet":
         yield from parquet_rows(path)
@@ -71,7 +80,11 @@ def rows(path: Path) -> Rows:
     if path.suffix not in (".jsonl", ".json"):
         raise DstoolsError(f"{path}: is not a .jsonl or .parquet file", "convert it to JSONL")
     for number, line in records.lines(path):
-        row = records.parse(line, path, number)
+        try:
+            row = records.parse(line, path, number)
+        except DstoolsError as error:
+            reading.leave_out(str(error), error.hint)
+            continue
         if numeric := _numeric_golds(row):
             spelled = json.loads(line, parse_int=str, parse_float=str)
             row |= {key: spelled[key] for key in numeric}

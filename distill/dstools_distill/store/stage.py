@@ -195,11 +195,16 @@ def _sampled_sha256(path: Path) -> str:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold the lock of a folder; launched processes share that of the process that started them."""
-    out.mkdir(parents=True, exist_ok=True)
-    if LOCKED in os.environ or rank() > 0:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = None if LOCKED in os.environ or rank() > 0 else (out / ".lock").open("w")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DstoolsError(f"{out}: cannot be written: {reason}", "name another --out") from error
+    if lock is None:
         yield
         return
-    with (out / ".lock").open("w") as file:
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

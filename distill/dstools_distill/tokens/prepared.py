@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_distill.data.sources import rows
+from dstools_distill.data.sources import Reading, rows
 from dstools_distill.records import Record
 from dstools_distill.tokens.invariant import IGNORED, Trained
 
@@ -58,7 +58,7 @@ def _data_set(path: Path) -> Iterator[tuple[int, Record]]:
     from pyarrow import ArrowException
 
     if path.suffix in (".jsonl", ".json", ".parquet") and not path.is_dir():
-        yield from rows(path)
+        yield from rows(path, Reading())
         return
     try:
         load = datasets.load_from_disk if path.is_dir() else datasets.Dataset.from_file

@@ -182,11 +182,25 @@ def test_a_form_that_was_asked_for_is_not_guessed() -> None:
         BadRowError, match=r"problem is '2\+3': either may be the question"
     ) as caught:
         convert(row)
-    assert "form = 'messages'" in caught.value.hint
+    ways = "form = 'messages' to ask messages or form = 'problem' to ask problem"
+    assert caught.value.hint == f"keep only the one that is asked, or set {ways}"
     assert convert(row, "messages").messages == ASKED
     assert convert(row, "problem").messages[0]["content"] == "2+3"
     with pytest.raises(BadRowError, match="conversations is not a list of turns"):
         convert(row, "sharegpt")
+
+
+def test_two_columns_of_one_form_are_not_told_apart_by_naming_it() -> None:
+    row = {"problem": "2+3", "question": "2+2"}
+    with pytest.raises(
+        BadRowError, match=r"problem is '2\+3' and question is '2\+2': either"
+    ) as auto:
+        convert(row)
+    assert auto.value.hint.endswith("asked: rename question in the file, or problem")
+    with pytest.raises(BadRowError) as named:
+        convert(row, "problem")
+    assert named.value.hint == auto.value.hint
+    assert convert({"question": "2+2", "other": "2+3"}).messages[0]["content"] == "2+2"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["kind"]))

@@ -1,11 +1,19 @@
 """Tests of golds: an answer is one, a worked solution or a teacher's answer is not."""
 
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from dstools_distill.data.columns import BadRowError, Columns
-from dstools_distill.data.golds import Options, asked_with, is_worked, read_gold, read_options
+from dstools_distill.data.golds import (
+    REFEREE,
+    Options,
+    asked_with,
+    is_worked,
+    read_gold,
+    read_options,
+)
 from dstools_distill.judge.program import MAX_CASES, read_cases
 
 
@@ -35,6 +43,11 @@ from dstools_distill.judge.program import MAX_CASES, read_cases
         ({"reward_model": {"ground_truth": '["4"]'}}, "4", None),
         ({"reward_model": {"ground_truth": "4"}, "answer": "4"}, "4", None),
         ({"answer": "<think>x</think>4"}, None, None),
+        ({"answer": "1/2", "solution": r"\boxed{0.5}"}, "1/2", r"\boxed{0.5}"),
+        ({"answer": "033", "solution": r"\boxed{33}"}, "033", r"\boxed{33}"),
+        ({"answer": "B", "solution": r"\boxed{5}"}, "B", r"\boxed{5}"),  # of options not there
+        ({"answer": "43", "solution": r"\boxed{42}, \boxed{43}"}, "43", r"\boxed{42}, \boxed{43}"),
+        ({"solution": r"\boxed{0.5} = \boxed{1/2}"}, "1/2", r"\boxed{0.5} = \boxed{1/2}"),
     ],
 )
 def test_the_gold_is_what_is_settled_on(
@@ -42,6 +55,31 @@ def test_the_gold_is_what_is_settled_on(
 ) -> None:
     found = read_gold(Columns(row), None, "")
     assert (found.gold, (found.worked or "")[:20]) == (gold, (worked or "")[:20])
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (
+            {"answer": "2", "solution": r"So \boxed{4}."},
+            "answer is '2' and the box of solution is '4':",
+        ),
+        (
+            {"gold": r"2\sqrt{3}", "solution": r"\boxed{\sqrt{13}}"},
+            r"gold is '2\\sqrt{3}' and the box of solution is '\\sqrt{13}':",
+        ),
+        (
+            {"solution": r"\boxed{42} or \boxed{43}"},
+            """solution has 2 boxed answers: '["42", "43"]'""",
+        ),
+        ({"answer": r"Either \boxed{2}. Or else \boxed{3}."}, "answer has 2 boxed answers"),
+    ],
+)
+def test_two_statements_of_the_gold_that_differ_are_refused(row: Any, problem: str) -> None:
+    with closing(REFEREE), pytest.raises(BadRowError) as caught:
+        read_gold(Columns(row), None, "")
+    assert str(caught.value).startswith(problem)
+    assert caught.value.hint
 
 
 def test_a_column_that_is_the_teachers_is_no_gold() -> None:

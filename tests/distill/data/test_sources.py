@@ -38,7 +38,7 @@ def parquet(path: Path, table: list[dict[str, Any]], **options: int) -> Path:
 )
 def test_a_gold_number_is_spelled_as_in_the_file(tmp_path: Path, spelled: str, gold: str) -> None:
     file = jsonl(tmp_path / "a.jsonl", f'{{"problem": "?", "answer": {spelled}, "pass_rate": 0.5}}')
-    assert list(rows(file)) == [(1, {"problem": "?", "answer": gold, "pass_rate": 0.5})]
+    assert list(rows(file, Reading())) == [(1, {"problem": "?", "answer": gold, "pass_rate": 0.5})]
 
 
 def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path: Path) -> None:
@@ -47,7 +47,9 @@ def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path: Path) -> None:
         for n in range(2000)
     ]
     file = parquet(tmp_path / "a.parquet", table, row_group_size=700)
-    assert list(rows(file)) == list(rows(jsonl(tmp_path / "a.jsonl", *map(json.dumps, table))))
+    assert list(rows(file, Reading())) == list(
+        rows(jsonl(tmp_path / "a.jsonl", *map(json.dumps, table)), Reading())
+    )
 
 
 def test_a_row_is_named_by_its_line_or_by_its_number_in_parquet(tmp_path: Path) -> None:
@@ -66,6 +68,17 @@ def test_a_row_comes_with_its_number_and_its_question(tmp_path: Path) -> None:
     assert (question.form, question.messages[0]["content"]) == ("problem", "1+1")
     with pytest.raises(DstoolsError, match="line 2: messages is not a list of turns"):
         list(questions(file, "messages", Reading()))
+
+
+@pytest.mark.parametrize("line", ['{"problem": "1+', "[1]", '{"problem": "a", "problem": "b"}'])
+def test_a_line_that_is_no_row_is_left_out_as_a_bad_row_is(line: str, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", '{"problem": "1+1"}', line, '{"problem": "2+2"}')
+    reading = Reading(max_bad=1)
+    assert [number for number, *_ in questions(file, "auto", reading)] == [1, 3]
+    assert (reading.bad, reading.first_bad.partition(": is")[0]) == (1, f"{file}: line 2")
+    with pytest.raises(DstoolsError, match="line 2: is not") as caught:
+        list(questions(file, "auto", Reading(max_bad=0)))
+    assert caught.value.hint.endswith("; or leave out up to N such rows: max_bad = N in the source")
 
 
 def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path) -> None:
@@ -92,12 +105,12 @@ def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path) -> None
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("no")
     with pytest.raises(DstoolsError, match=r"a\.parquet: is not a Parquet file"):
-        list(rows(tmp_path / "a.parquet"))
+        list(rows(tmp_path / "a.parquet", Reading()))
     for name in ("b.parquet", "b.jsonl"):
         with pytest.raises(DstoolsError, match=f"{name}: no such file"):
-            list(rows(tmp_path / name))
+            list(rows(tmp_path / name, Reading()))
     with pytest.raises(DstoolsError, match=r"a\.csv: is not a \.jsonl or \.parquet file"):
-        list(rows(tmp_path / "a.csv"))
+        list(rows(tmp_path / "a.csv", Reading()))
 
 
 def test_a_task_gives_problems_that_its_own_scorer_scores() -> None:

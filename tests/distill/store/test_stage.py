@@ -102,6 +102,17 @@ def test_the_manifest_has_the_sha256_of_every_output_and_no_time(tmp_path: Path)
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("place", ["/proc/none/out", "a-file", "a-file/out"])
+def test_a_folder_that_cannot_be_made_is_named_with_the_option(place: str, tmp_path: Path) -> None:
+    (tmp_path / "a-file").touch()
+    with (
+        pytest.raises(DstoolsError, match=f"{place}: cannot be written: ") as caught,
+        locked(tmp_path / place),  # /proc/... is absolute
+    ):
+        pass
+    assert caught.value.hint == "name another --out"
+
+
 def test_two_runs_do_not_meet_in_a_folder(tmp_path: Path) -> None:
     with (
         locked(tmp_path / "out"),
