@@ -77,6 +77,7 @@ class Question(NamedTuple):
     difficulty: float | None  # from 0, solved by all, to 1, solved by none
     replies: tuple[Reply, ...]  # the answers in the row, with their reasoning in <think>
     unread: tuple[str, ...] = ()  # columns with a value that nothing was taken from
+    doubt: BadRowError | None = None  # why it cannot be judged
 
     @property
     def reference(self) -> str | None:
@@ -110,9 +111,8 @@ def convert(row: Record, form: Form = "auto") -> Question:
     _refuse_bad(columns, replies)
     answer_type = _answer_type(columns) or gold.answer_type
     difficulty = _difficulty(columns)
-    return Question(
-        QUESTIONS[name], messages, gold.gold, answer_type, difficulty, replies, columns.unread()
-    )
+    of, unread = QUESTIONS[name], columns.unread()
+    return Question(of, messages, gold.gold, answer_type, difficulty, replies, unread, gold.doubt)
 
 
 # ----------------------------------------------------------------------------------- the question

@@ -66,17 +66,19 @@ class Gold(NamedTuple):
     gold: str | None
     worked: str | None = None  # the solution that comes with it
     answer_type: str = ""  # "" if the columns do not tell
+    doubt: BadRowError | None = None  # why the row does not settle on one gold
 
 
 def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
     """Return the gold of a row; `taken` names the column that is a teacher's answer, "" if none.
 
-    Raises BadRowError if two columns disagree, if a solution settles on several answers and no
-    other column says which, or if the gold of a choice is none of its options.
+    There is a doubt if the box of a solution differs from the gold, or if there are several and no
+    gold. Raises BadRowError if two columns for golds disagree, or if the gold of a choice is none
+    of its options.
     """
     if options is not None:
         return Gold(_letter(columns, options, taken), None, "choice")
-    golds, worked = {}, None
+    golds, worked, doubt = {}, None, None
     names = [name for name in GOLD_KEYS if columns.has(name) and name != taken]
     for name in names:
         spelled = columns.spelled(name)
@@ -98,15 +100,19 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
             if boxed is not None and not golds:
                 golds[spelled] = boxed
             elif boxed is not None and boxed != solution:
-                _refuse_other(golds, spelled, boxed)
+                doubt = _other(golds, spelled, boxed)
     gold = agreeing(golds, "gold")
-    if gold is None:
-        _refuse_several(columns, [name for name in (*names, *SOLUTIONS) if name != taken])
-    return Gold(gold, worked) if gold is not None else _of_code(columns, worked)
+    if gold is not None:
+        return Gold(gold, worked, doubt=doubt)
+    code = _of_code(columns, worked)
+    if code.gold is not None:
+        return code
+    doubt = _several(columns, [name for name in (*names, *SOLUTIONS) if name != taken])
+    return code._replace(doubt=doubt)
 
 
-def _refuse_other(golds: dict[str, str], name: str, boxed: str) -> None:
-    """Raise BadRowError if the box of a solution differs in value from a gold beside it.
+def _other(golds: dict[str, str], name: str, boxed: str) -> BadRowError | None:
+    """Return a doubt if the box of a solution differs in value from a gold beside it.
 
     Each is compared as an answer to the other. What cannot be compared does not differ.
     """
@@ -115,23 +121,25 @@ def _refuse_other(golds: dict[str, str], name: str, boxed: str) -> None:
             compare(*pair, "auto", REFEREE).verdict == "incorrect"
             for pair in ((gold, boxed), (boxed, gold))
         ):
-            raise BadRowError(
+            return BadRowError(
                 f"{other} is {shown(gold)} and the box of {name} is {shown(boxed)}: "
                 "either may be the gold",
                 "mend the wrong one, or leave out the solution",
             )
+    return None
 
 
-def _refuse_several(columns: Columns, names: list[str]) -> None:
-    """Raise BadRowError if a text in one of the columns settles on several boxed answers."""
+def _several(columns: Columns, names: list[str]) -> BadRowError | None:
+    """Return a doubt if a text in one of the columns settles on several boxed answers."""
     for name in names:
         value = columns.row.get(columns.spelled(name))
         if isinstance(value, str) and (parts := _several_boxed(value)):
-            raise BadRowError(
+            return BadRowError(
                 f"{columns.spelled(name)} has {len(parts)} boxed answers: {shown(list(parts))}",
                 'write the one that is wanted in a column `gold`, such as "3, -3" with '
                 '"answer_type": "set"',
             )
+    return None
 
 
 def _several_boxed(answer: str) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ Questions = Iterator[tuple[int, Record, Question]]
 class Reading:
     """What a source turned out to be, besides its questions."""
 
-    max_bad: int | None = None  # rows that may be left out; None: the user has no say in it
+    # rows that may be left out; None: the user has no say in it, and a doubtful gold is no fault
+    max_bad: int | None = None
     bad: int = 0
     first_bad: str = ""  # where, and why
     unread: set[str] = field(default_factory=set)  # columns that nothing was taken from
@@ -60,6 +61,8 @@ def _converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Ques
     for number, row in numbered:
         try:
             question = convert(row, form)
+            if question.doubt is not None and reading.max_bad is not None:
+                raise question.doubt
         except BadRowError as error:
             reading.leave_out(f"{where} {number}: {error}", error.hint or records.BAD_LINE)
             continue

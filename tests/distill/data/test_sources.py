@@ -81,6 +81,16 @@ def test_a_line_that_is_no_row_is_left_out_as_a_bad_row_is(line: str, tmp_path: 
     assert caught.value.hint.endswith("; or leave out up to N such rows: max_bad = N in the source")
 
 
+def test_a_doubtful_gold_is_refused_by_those_who_judge(tmp_path: Path) -> None:
+    """A benchmark without an answer of its own is still indexed, by its question and solution."""
+    row = {"problem": "1+1", "solution": r"\boxed{2} or \boxed{3}"}
+    file = jsonl(tmp_path / "a.jsonl", json.dumps(row))
+    with pytest.raises(DstoolsError, match="line 1: solution has 2 boxed answers"):
+        list(questions(file, "auto", Reading(max_bad=0)))
+    ((_, _, question),) = questions(file, "auto", Reading())
+    assert (question.gold, question.reference) == (None, row["solution"])
+
+
 def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path) -> None:
     file = jsonl(
         tmp_path / "a.jsonl",
