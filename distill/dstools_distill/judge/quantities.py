@@ -5,6 +5,7 @@ quantity("22^\circ 30'")  ->  45/2, in degrees
 """
 
 import re
+from contextlib import suppress
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -91,12 +92,12 @@ def number(text: str) -> tuple[Fraction, str] | None:
     return sign * value * Fraction(10) ** int(match["power"] or 0), rest
 
 
-MONEY = re.compile(r"(-?)\s*(?:\\text\s*\{\s*)?([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*\}?\s*")
+MONEY = re.compile(r"(-?)\s*(?:\\text\s*\{\s*)?([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*\}?\s*(.+)")
 POWER = r"\s*\^\s*\{?(-?\d)\}?"
-WORDS = re.compile(rf"[^\d^]+(?:{POWER}[^\d^]*)*")
+WORDS = re.compile(rf"[^\d^]*(?:{POWER}[^\d^]*)*")
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 REMARK = re.compile(r"(?<=[\w}])\s*(?:\\text\s*\{\s*\([A-Za-z -]+\)\s*\}|\([A-Za-z -]{3,}\))$")
-LINK = re.compile(r"(?:,|\\text\s*\{\s*(?:,|and)?\s*\}|\band(?=\s*\}?$))\s*(\}?)$")
+LINK = re.compile(r"(?:,|\\text\s*\{\s*(?:,|and)?\s*\}|\band(?=\s*\}?$))\s*(\}?)\s*$")
 COMMA_DECIMAL = re.compile(r"(-?\d+),(\d{1,2})(?=\s*\\text\s*\{|\s+[A-Za-zµ%€/]+$)")
 FORMULA = re.compile(
     rf"(.*[\w)}}\]!])((?:\s*/?\s*\\text\s*\{{[^{{}}]*\}}(?:{POWER})?)+|\s*[°%]"
@@ -114,39 +115,36 @@ def quantity(text: str, *, letters_are_units: bool) -> Value | None:
     In "5 m" a letter is a variable unless `letters_are_units`. 3 hours 20 minutes are 10/3 hours.
     """
     text = REMARK.sub("", text)
-    money = MONEY.match(text)
-    amount = COMMA_DECIMAL.sub(r"\1.\2", money[1] + text[money.end() :] if money else text)
-    try:
-        first = unit(money[2]) if money else NONE
-        if parts := _parts(amount, letters_are_units):
-            return _sum(parts, first)
-        if money:
-            return Value("formula", amount, unit=first)
-        match = FORMULA.fullmatch(text)
-        is_angle = match and "°" in match[2] and ANGLE.search(match[1])
-        if not match or is_angle or NO_AMOUNT.search(match[1]):
-            return None
-        return Value("formula", match[1], unit=unit(_words(match[2])))
-    except NoUnitError:
+    if money := MONEY.fullmatch(text):
+        text = f"{money[1]}{money[3]} \\text{{ {money[2]} }}"
+    with suppress(NoUnitError):
+        return _amount(COMMA_DECIMAL.sub(r"\1.\2", text), letters_are_units)
+    match = FORMULA.fullmatch(text)
+    if not match or NO_AMOUNT.search(match[1]) or ("°" in match[2] and ANGLE.search(match[1])):
         return None
+    with suppress(NoUnitError):
+        return Value("formula", match[1], unit=unit(_words(match[2])))
+    return None
 
 
-def _parts(text: str, letters_are_units: bool) -> list[tuple[Fraction, Unit]]:
-    """Return the numbers with their units that a text consists of; [] if it does not."""
-    parts: list[tuple[Fraction, Unit]] = []
-    while text.strip():
-        found = number(text.lstrip())
-        if found is None:
-            return []
-        value, rest = found
-        if not rest.strip():
-            return [*parts, (value, NONE)]
-        match = WORDS.match(rest)
-        if not match or not _may_be_unit(match[0], parts != [] or letters_are_units):
-            return []
-        parts.append((value, unit(_words(LINK.sub(r"\1", match[0].rstrip())))))
-        text = rest[match.end() :]
-    return parts
+def _amount(text: str, letters_are_units: bool) -> Value:
+    """Return a number with its unit, or the sum of several, each in a smaller unit than the last.
+
+    Raises NoUnitError for other text.
+    """
+    found = number(text.strip())
+    match = WORDS.match(found[1]) if found else None
+    if found is None or match is None or not _may_be_unit(match[0], letters_are_units):
+        raise NoUnitError(text)
+    its = unit(_words(LINK.sub(r"\1", match[0]))) if match[0].strip() else NONE
+    value = Value("number", number=found[0] * its.times, unit=its._replace(times=Fraction(1)))
+    if rest := found[1][match.end() :]:
+        more = _amount(rest, True)
+        ratio = more.unit.factor / its.factor
+        if more.unit.of != its.of or ratio >= 1:
+            raise NoUnitError(text)
+        return value._replace(number=value.number + more.number * ratio)
+    return value
 
 
 def _may_be_unit(words: str, letters_are_units: bool) -> bool:
@@ -154,7 +152,7 @@ def _may_be_unit(words: str, letters_are_units: bool) -> bool:
     bare = re.sub(POWER, "", TEXT.sub("", words))
     if re.search(r"\\(?!\s|cdot)|[=<>+(!^_|-]", bare) or words.lstrip().startswith((",", ";", ":")):
         return False
-    if "\\text" in words or re.match(r"\s*[%°$€£¥₹‰元角'µ万亿个只条人名本张次天年]", words):
+    if "\\text" in words or re.match(r"\s*(?:$|[^\sA-Za-z/µΩ])", words):
         return True
     letters = re.findall(r"[A-Za-zµΩ]+", words)
     if not letters or (not letters_are_units and max(map(len, letters)) == 1):
@@ -165,14 +163,3 @@ def _may_be_unit(words: str, letters_are_units: bool) -> bool:
 def _words(text: str) -> str:
     text = TEXT.sub(r" \1 ", text).replace("*", " ").replace("\\cdot", " ")
     return re.sub(POWER, r"^\1", text)
-
-
-def _sum(parts: list[tuple[Fraction, Unit]], money: Unit) -> Value | None:
-    """Return the sum of quantities, each in a smaller unit than the one before; else None."""
-    first = parts[0][1]
-    total, factor, of = Fraction(0), first.factor * money.factor, first.of or money.of
-    for n, (value, its) in enumerate(parts):
-        if n and (its.of != of or not its.factor < parts[n - 1][1].factor):
-            return None
-        total += value * (its.factor / factor if n else first.times)
-    return Value("number", number=total, unit=Unit(Fraction(1), factor, of))

@@ -11,11 +11,11 @@ process, and the next question starts another.
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 from contextlib import suppress
+from threading import Timer
 from typing import Any
 
 from dstools_converters.errors import DstoolsError, install_hint, printable
@@ -77,12 +77,11 @@ class Referee:
         question, expected = PROBES[library]
         answer = self._ask(question | {"is_probe": True})
         if answer != expected:
-            reason = {
-                "timeout": "it did not answer in time",
-                "checker-failed": self._error or "it left no message",
-            }.get(str(answer), f"it answered {answer} where {expected} is right")
+            reasons = {"timeout": "it did not answer in time", "checker-failed": self._error}
+            reason = reasons.get(answer, f"it answered {answer} where {expected} is right")
             raise DstoolsError(
-                f"the process that compares answers by {library} failed: {printable(reason)}",
+                f"the process that compares answers by {library} failed: "
+                f"{printable(reason) or 'it left no message'}",
                 f'`{sys.executable} -c "import {library}"` must work; '
                 f"{install_hint('distill')} installs the right version",
             )
@@ -92,44 +91,29 @@ class Referee:
         """Return the answer of the process; "timeout" or "checker-failed" where it has ended."""
         if self._process is None:
             self._process, self._error = self._start(), ""
-        process = self._process
+        process, line = self._process, b""
         assert process.stdin is not None
-        try:
+        assert process.stdout is not None
+        watchdog = Timer(WALL_FACTOR * (self._seconds + 10), process.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        with suppress(BrokenPipeError):
             process.stdin.write(json.dumps(question).encode() + b"\n")
             process.stdin.flush()
-            line = self._read_line(process)
-        except BrokenPipeError:
-            line = b""
+            line = process.stdout.readline()
+        has_no_time = watchdog.finished.is_set()
+        watchdog.cancel()
         if line and not isinstance(answer := json.loads(line), dict):
             return answer
         self._error = answer["error"] if line else ""  # the process ends
-        has_no_time = line is None or process.wait() == -signal.SIGPROF
+        has_no_time |= process.wait() == -signal.SIGPROF
         self.close()
         return "timeout" if has_no_time else "checker-failed"
-
-    def _read_line(self, process: subprocess.Popen[bytes]) -> bytes | None:
-        """Return a line of stdout, b"" where the process ended; None where none comes."""
-        assert process.stdout is not None
-        stdout, pipe, line = process.stdout.fileno(), select.poll(), b""
-        pipe.register(stdout, select.POLLIN)  # select() takes none over 1023
-        while not line.endswith(b"\n"):
-            if not pipe.poll(1000 * WALL_FACTOR * (self._seconds + 10)):
-                return None
-            data = os.read(stdout, 4096)
-            if not data:
-                return b""
-            line += data
-        return line
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Start a process that imports what this one can, and sees no other variable of its own."""
         environment = {"OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PATH": os.defpath}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         command = [sys.executable, "-P", "-m", "dstools_distill.judge.checker", str(self._seconds)]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, env=environment)

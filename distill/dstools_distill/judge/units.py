@@ -27,7 +27,7 @@ BASES = {  # base: its spellings, and those of its multiples
     "s": "s second sec min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
     "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs",
     "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "°": "° degree deg '=1/60",
-    "%": "% percent prozent ‰=0.1",
+    "%": "% percent prozent ‰=0.1", "C": "C celsius", "F": "F fahrenheit",
     **{name: name for name in "mph kph K N J W V A Hz Pa eV mol bit unit".split()},
 }  # fmt: skip
 PREFIXES = {  # and their powers of ten
@@ -67,7 +67,7 @@ def unit(words: str) -> Unit:
     A word that is not known is a unit of its own name, without a plural s. Raises NoUnitError for
     text that changes the number or is not a unit.
     """
-    words = " ".join(words.replace("\\", "").split()).rstrip(".,")
+    words = " ".join(words.replace("\\", "").replace("°", "° ").split()).rstrip(".,")
     words = re.sub(r"per cent|percentage points?", "percent", words, flags=re.IGNORECASE)
     if not words or len(words) > 40 or re.search(r"[=<>+]|\d", re.sub(r"\^-?\d", "", words)):
         raise NoUnitError(words)
@@ -79,7 +79,7 @@ def unit(words: str) -> Unit:
             sign = -1
         elif name.lower() in RAISED:
             raised = RAISED[name.lower()]
-        elif not of and (multiple := TIMES.get(name.lower().removesuffix("s"))):
+        elif multiple := TIMES.get(name.lower().removesuffix("s")):
             times *= multiple
         else:
             base, size = _atom(name)
@@ -98,4 +98,4 @@ def _atom(name: str) -> tuple[str, Fraction]:
             return ATOMS[spelling]
     if {lower, single} & NOT_UNITS or not re.fullmatch(r"[^\W\d_][\w'()-]*", name):
         raise NoUnitError(name)
-    return single, Fraction(1)
+    return name if len(name) < 3 else single, Fraction(1)  # kb is not kB

@@ -51,6 +51,7 @@ def test_what_is_no_number_or_an_ambiguous_one_is_not_read() -> None:
         ("5 (five)", "5"),
         (r"\text{Rs. }1,50,000", "Rs. 1.5 lakh"),
         ("5 feet 6 inches", "66 inches"),
+        ("$2.5 million", "2500000 dollars"),
     ],
 )
 def test_a_quantity_is_the_same_in_any_unit(one: str, other: str) -> None:

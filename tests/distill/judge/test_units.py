@@ -45,6 +45,16 @@ def test_a_unit_has_a_size_in_its_bases(
     assert (found.factor, found.of) == (factor, of)
 
 
+def test_the_case_of_a_short_unit_counts() -> None:
+    assert unit("kb") != unit("kB")
+    assert unit("Hours") == unit("hours")
+
+
+def test_a_temperature_is_not_an_angle() -> None:
+    assert unit("°C") == unit("degrees Celsius")
+    assert unit("°C").of != unit("°F").of != unit("°").of
+
+
 def test_a_word_before_the_unit_multiplies_the_number() -> None:
     assert unit("million dollars") == unit("$")._replace(times=Fraction(10**6))
     assert unit("dozen").times == 12
