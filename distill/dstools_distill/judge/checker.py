@@ -120,7 +120,7 @@ def _same(one: Any, other: Any) -> bool | None:
     if all(isinstance(tree, sympy.MatrixBase | sympy.MatrixExpr) for tree in trees):
         cells = zip(sympy.Matrix(one), sympy.Matrix(other), strict=False)
         return one.shape == other.shape and every(_same(*pair) for pair in cells)
-    if all(isinstance(tree, sympy.Eq) and isinstance(tree.rhs, sympy.Expr) for tree in trees):
+    if all(isinstance(tree, sympy.Eq) for tree in trees):
         return _same_equations(*(sympy.together(tree.lhs - tree.rhs) for tree in trees))
     is_known = all(isinstance(tree, sympy.Expr) and not tree.is_Matrix for tree in trees)
     return _same_expressions(one, other) if is_known else None
@@ -179,12 +179,8 @@ def _points(symbols: list[Any]) -> Iterator[tuple[bool, dict[Any, Any]]]:
 
 def _value(tree: Any, point: dict[Any, Any]) -> Any:
     """Return the value at a point; nan where it is not defined, None where it is not real."""
-    value = tree.subs(point)
-    # of a negative number the real cube root is meant
-    value = value.replace(
-        lambda p: (
-            p.is_Pow and p.exp.is_Rational and p.exp.q % 2 and p.exp.q > 1 and p.base.is_negative
-        ),
+    value = tree.subs(point).replace(  # of a negative number the real cube root is meant
+        lambda p: p.is_Pow and p.exp.is_Rational and p.exp.q % 2 and p.base.is_negative,
         lambda p: (-1) ** p.exp.p * (-p.base) ** p.exp,
     )
     if value.is_Rational:

@@ -5,8 +5,8 @@ quantity("22^\circ 30'")  ->  45/2, in degrees
 """
 
 import re
-from contextlib import suppress
 from fractions import Fraction
+from itertools import pairwise
 from typing import NamedTuple
 
 from dstools_distill.judge.units import ATOMS, NONE, NoUnitError, Unit, unit
@@ -93,19 +93,24 @@ def number(text: str) -> tuple[Fraction, str] | None:
 
 
 MONEY = re.compile(r"(-?)\s*(?:\\text\s*\{\s*)?([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*\}?\s*(.+)")
-POWER = r"\s*\^\s*\{?(-?\d)\}?"
-WORDS = re.compile(rf"[^\d^]*(?:{POWER}[^\d^]*)*")
-TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-REMARK = re.compile(r"(?<=[\w}])\s*(?:\\text\s*\{\s*\([A-Za-z -]+\)\s*\}|\([A-Za-z -]{3,}\))$")
-LINK = re.compile(r"(?:,|\\text\s*\{\s*(?:,|and)?\s*\}|\band(?=\s*\}?$))\s*(\}?)\s*$")
-COMMA_DECIMAL = re.compile(r"(-?\d+),(\d{1,2})(?=\s*\\text\s*\{|\s+[A-Za-zµ%€/]+$)")
-FORMULA = re.compile(
-    rf"(.*[\w)}}\]!])((?:\s*/?\s*\\text\s*\{{[^{{}}]*\}}(?:{POWER})?)+|\s*[°%]"
-    r"|\s+(?:square |cubic )?[A-Za-z]{3,})"
+TEXT, POWER = re.compile(r"\\text\s*\{([^{}]*)\}"), re.compile(r"\s*\^\s*\{?(-?\d)\}?")
+NAMES = "|".join(sorted(name for name in ATOMS if re.fullmatch("[A-Za-z]{2}", name)))
+LETTERS = rf"{NAMES}|µ?[A-Za-z]{{3,}}|[A-Za-z](?:(?=/)|(?<=/\w)|(?<=/ \w))", r"µ?[A-Za-z]+"
+ATOMIC = (  # of a unit; it has at most eight of them
+    rf"(?:{TEXT.pattern}|°\s*[CF]\b|[^\x00-\x7f⦃⦄µ]|[%$']|(?<![A-Za-z\\])(?:{letters})"
+    rf"(?![A-Za-z])\.?)(?:{POWER.pattern})?"
+    for letters in LETTERS
 )
+QUANTITY = [
+    re.compile(rf"(.*?[\w)}}\]!.])\s*({atom}(?:(?:\s*[/*])?\s*{atom}){{0,7}})") for atom in ATOMIC
+]
+BETWEEN = re.compile(r"(?<=[^\W\d_]|[}°])(?<!\d[eE])[\s,]*(?:\band\s)?\s*(?=\d)")
+REMARK = re.compile(r"(?<=[\w}])\s*(?:\\text\s*\{\s*\([A-Za-z -]+\)\s*\}|\([A-Za-z -]{3,}\))$")
+COMMA_DECIMAL = re.compile(r"(-?\d+),(\d{1,2})(?=\s*\\text\s*\{|\s+[A-Za-zµ%€/]+$)")
 NO_AMOUNT = re.compile(
     r"\\(?:sqrt|frac|cdot)$|\\text|\\begin|[=<>,;]|\\(?:[lg]eq?|in|approx|pm)\b|(?<![a-z\\])or\b"
 )
+PROSE = re.compile(r"(?<=[A-Za-z])(?<!square)(?<!cubic)\s+[A-Za-z]")
 ANGLE = re.compile(r"(?<!^)[-+]|\\(?:sin|cos|tan|cot|sec|csc)")
 
 
@@ -117,49 +122,32 @@ def quantity(text: str, *, letters_are_units: bool) -> Value | None:
     text = REMARK.sub("", text)
     if money := MONEY.fullmatch(text):
         text = f"{money[1]}{money[3]} \\text{{ {money[2]} }}"
-    with suppress(NoUnitError):
-        return _amount(COMMA_DECIMAL.sub(r"\1.\2", text), letters_are_units)
-    match = FORMULA.fullmatch(text)
-    if not match or NO_AMOUNT.search(match[1]) or ("°" in match[2] and ANGLE.search(match[1])):
+    text = COMMA_DECIMAL.sub(r"\1.\2", re.sub(r",?\s*and\s*\}\s*(?=\d)", "}", text))
+    parts = BETWEEN.split(text) if text[:1].isdigit() else [text]
+    try:
+        values = [_part(part, letters_are_units or len(parts) > 1) for part in parts]
+    except NoUnitError:
         return None
-    with suppress(NoUnitError):
-        return Value("formula", match[1], unit=unit(_words(match[2])))
-    return None
+    total = values[0]
+    for larger, value in pairwise(values):
+        ratio = value.unit.factor / total.unit.factor
+        is_smaller = value.unit.of == total.unit.of and value.unit.factor < larger.unit.factor
+        if not is_smaller or "formula" in (total.kind, value.kind):
+            return None
+        total = total._replace(number=total.number + value.number * ratio)
+    return total
 
 
-def _amount(text: str, letters_are_units: bool) -> Value:
-    """Return a number with its unit, or the sum of several, each in a smaller unit than the last.
-
-    Raises NoUnitError for other text.
-    """
-    found = number(text.strip())
-    match = WORDS.match(found[1]) if found else None
-    if found is None or match is None or not _may_be_unit(match[0], letters_are_units):
+def _part(text: str, letters_are_units: bool) -> Value:
+    """Return a number, or a number or a formula with its unit; raise NoUnitError for other text."""
+    match = QUANTITY[letters_are_units].fullmatch(text)
+    amount, words = (match[1], match[2]) if match else (text, "")
+    words = re.sub(r"\*|\\cdot", " ", POWER.sub(r"^\1", TEXT.sub(r" \1 ", words)))
+    found = number(amount.strip())
+    its = unit(words) if words.strip() else NONE
+    if found and not found[1].strip():
+        return Value("number", number=found[0] * its.times, unit=its._replace(times=Fraction(1)))
+    is_angle = "°" in words and ANGLE.search(amount)
+    if not match or is_angle or NO_AMOUNT.search(amount) or PROSE.search(TEXT.sub("", match[2])):
         raise NoUnitError(text)
-    its = unit(_words(LINK.sub(r"\1", match[0]))) if match[0].strip() else NONE
-    value = Value("number", number=found[0] * its.times, unit=its._replace(times=Fraction(1)))
-    if rest := found[1][match.end() :]:
-        more = _amount(rest, True)
-        ratio = more.unit.factor / its.factor
-        if more.unit.of != its.of or ratio >= 1:
-            raise NoUnitError(text)
-        return value._replace(number=value.number + more.number * ratio)
-    return value
-
-
-def _may_be_unit(words: str, letters_are_units: bool) -> bool:
-    """Return whether the text after a number may be its unit, and not a variable or a list."""
-    bare = re.sub(POWER, "", TEXT.sub("", words))
-    if re.search(r"\\(?!\s|cdot)|[=<>+(!^_|-]", bare) or words.lstrip().startswith((",", ";", ":")):
-        return False
-    if "\\text" in words or re.match(r"\s*(?:$|[^\sA-Za-z/µΩ])", words):
-        return True
-    letters = re.findall(r"[A-Za-zµΩ]+", words)
-    if not letters or (not letters_are_units and max(map(len, letters)) == 1):
-        return bool(re.fullmatch(r"\s*[a-z]+/[a-z]+", words))
-    return words[0].isspace() or len(letters[0]) > 2 or letters[0] in ATOMS
-
-
-def _words(text: str) -> str:
-    text = TEXT.sub(r" \1 ", text).replace("*", " ").replace("\\cdot", " ")
-    return re.sub(POWER, r"^\1", text)
+    return Value("formula", amount, unit=its)

@@ -8,14 +8,12 @@ What it does not know stays a formula, as text: math-verify reads that.
 
 import re
 from fractions import Fraction
-from itertools import accumulate
 
 from dstools_distill.judge.quantities import UnreadableError, Value, latex, quantity
-from dstools_distill.judge.spelling import plain
+from dstools_distill.judge.spelling import CLOSING, OPENING, outside, plain
 from dstools_distill.judge.units import NONE
 
 MAX_CHARS, MAX_DEPTH = 2000, 12
-OPENING, CLOSING = "([{⦃", ")]}⦄"
 EMPTY = {"\\emptyset", "\\varnothing", "⦃⦄"}
 
 
@@ -39,22 +37,14 @@ def has_unit(value: Value | None) -> bool:
 
 def split_top(text: str, separators: re.Pattern[str]) -> tuple[list[str], list[str]]:
     """Return the parts of a text between separators outside all brackets, and the separators."""
-    parts, between, depth, start, at = [], [], 0, 0, 0
-    while at < len(text):
-        if not depth and (match := separators.match(text, at)):
-            parts.append(text[start:at].strip())
-            between.append(match[0])
-            start = at = match.end()
-            continue
-        opens = text[at] in OPENING or text.startswith("\\begin", at)
-        closes = text[at] in CLOSING or text.startswith("\\end", at)
-        depth = max(0, depth + opens - closes)
-        at += 1
-    return [*parts, text[start:].strip()], between
+    marks = list(separators.finditer(outside(text)))
+    edges = [0, *(edge for mark in marks for edge in mark.span()), len(text)]
+    parts = zip(edges[::2], edges[1::2], strict=True)
+    return [text[start:end].strip() for start, end in parts], [mark[0] for mark in marks]
 
 
 LISTS = (re.compile(";"), re.compile(r",|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"))
-COMMA, COLON = re.compile(","), re.compile(r"(?<=[\d}])\s*:\s*(?=[\d\\])")
+COLON = re.compile(r"(?<=[\d}])\s*:\s*(?=[\d\\])")
 RELATION = re.compile(r"[<>]=?|\\(?:[lg]t|[lg]eq?(?:slant)?|neq?)(?![A-Za-z])")
 SIGN = re.compile(RELATION.pattern + r"|=|\\(?:approx|in|equiv)(?![A-Za-z])")
 NAME = re.compile(
@@ -166,25 +156,22 @@ class _Reader:
     def group(self, text: str, depth: int) -> Value | None:
         """Read what is between brackets that match to the end; None if they do not."""
         opener, closer, inner = text[0], text[-1], text[1:-1].strip()
-        levels = list(accumulate((char in OPENING) - (char in CLOSING) for char in text))
-        if levels[-1] or 0 in levels[:-1] or closer not in CLOSING:
+        if closer not in CLOSING or outside(text)[1:-1].strip("\0"):
             return None
+        if opener == "⦃" and (condition := CONDITION.match(inner)):
+            if INTEGERS.match(inner):
+                raise UnreadableError(text)
+            return self.value(condition[1], depth + 1)
+        value = self.value(inner, depth + 1)
+        is_list = value.kind == "items" and value.text == ""
         if opener == "⦃":
-            if condition := CONDITION.match(inner):
-                if INTEGERS.match(inner):
-                    raise UnreadableError(text)
-                return self.value(condition[1], depth + 1)
-            value = self.value(inner, depth + 1)
-            is_list = value.kind == "items" and value.text in ("", "{}")
-            return Value("items", "{}", value.items if is_list else (value,))
-        parts, _ = split_top(inner, LISTS[0] if ";" in inner else COMMA)
-        if len(parts) == 1:
-            return self.value(inner, depth + 1) if opener in "({" else None
-        items = tuple(self.value(part, depth + 1) for part in parts)
-        if all(item.text == "[]" for item in items):  # [[1, 2], [3, 4]]
-            rows = "\\\\".join(" & ".join(map(latex, item.items)) for item in items)
+            return Value("items", "{}", value.items if is_list or value.text == "{}" else (value,))
+        if {item.text for item in value.items} == {"[]"}:  # [[1, 2], [3, 4]]
+            rows = "\\\\".join(" & ".join(map(latex, item.items)) for item in value.items)
             return Value("formula", f"\\begin{{pmatrix}}{rows}\\end{{pmatrix}}")
-        return Value("items", opener + closer, items)
+        if is_list:
+            return Value("items", opener + closer, value.items)
+        return value if opener in "({" else None
 
 
 def _by_name(items: list[Value]) -> Value:

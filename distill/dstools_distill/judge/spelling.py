@@ -84,6 +84,19 @@ def plain(text: str) -> str:
     return unwrapped(text)
 
 
+OPENING, CLOSING = "([{⦃", ")]}⦄"
+
+
+def outside(text: str) -> str:
+    """Return a text with NULs in place of what is in brackets, or between \\begin and \\end."""
+    depth, parts = 0, []
+    for part in re.findall(r"\\begin|\\end|.", text, re.DOTALL):
+        depth = max(0, depth - (part in CLOSING or part == "\\end"))
+        parts.append("\0" * len(part) if depth else part)
+        depth += part in OPENING or part == "\\begin"
+    return "".join(parts)
+
+
 PAIRS = (
     ("$$", "$$"),
     ("$", "$"),
