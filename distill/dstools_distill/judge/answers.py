@@ -21,16 +21,10 @@ from datetime import datetime
 from typing import NamedTuple
 
 from dstools_distill.judge.equality import Comparison
-from dstools_distill.judge.extract import (
-    ANNOUNCED,
-    RETRACTED,
-    UNSETTLED,
-    Extracted,
-    final_answer,
-    stripped,
-)
+from dstools_distill.judge.extract import ANNOUNCED, final_answer, stripped
 from dstools_distill.judge.reader import has_unit, read
 from dstools_distill.judge.referee import Referee
+from dstools_distill.judge.remarks import RETRACTED
 from dstools_distill.judge.spelling import SPACING, STYLED, squeezed
 from dstools_distill.recipe.settings import AnswerType
 
@@ -48,6 +42,7 @@ DIGITS = re.compile(r"[+-]?[0-9]{1,4000}")
 EXACT = ("exact",)
 LIBRARY = ("math-verify",)
 EQUAL = Ruling("correct", "equal", EXACT)
+NO_ANSWER = Ruling("incorrect", "no-answer")
 NO_GOLD, GOLD_NOT_READ = (Ruling("unverifiable", why) for why in ("no-gold", "gold-not-read"))
 
 
@@ -62,24 +57,22 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
         kind = looks_like(wanted)
     if ruling := _plainly(text, wanted, kind):
         return ruling
-    answer = final_answer(text)
-    if answer.problem == "several-answers" and kind in ("set", "math"):
-        answer = _joined(answer, wanted, kind)
-    if answer.problem == "no-answer":
-        if kind == "string" and (predicate := PREDICATE.fullmatch(text)):
-            answer = Extracted(predicate[1])
-        elif text and "\\boxed{}" not in text:
-            return Ruling("unverifiable", "answer-not-found")
-    if answer.problem:
-        return unsettled(answer, wanted)
-    return _plainly(answer.text, wanted, kind) or _read(answer.text, wanted, kind, referee)
-
-
-def unsettled(answer: Extracted, gold: str) -> Ruling:
-    """Rule on a text that settles on no answer: it is wrong, unless the gold may be meant."""
-    is_last_gold = answer.parts and squeezed(answer.parts[-1]) == squeezed(gold)
-    is_unknown = answer.problem in UNSETTLED or is_last_gold
-    return Ruling("unverifiable" if is_unknown else "incorrect", answer.problem)
+    answer, problem, parts = final_answer(text)
+    if problem == "no-answer" and kind == "string" and (predicate := PREDICATE.fullmatch(text)):
+        answer, problem = predicate[1], ""
+    if not problem:
+        return _ruling(answer, wanted, kind, referee)
+    if problem == "several-answers":
+        if kind in ("set", "math"):
+            together = _ruling(", ".join(parts), wanted, kind, referee)
+            if together.verdict == "correct":
+                return together
+        is_known = _ruling(parts[-1], wanted, kind, referee).verdict == "incorrect"
+        return Ruling("incorrect" if is_known else "unverifiable", problem)
+    if problem == "no-answer":
+        is_empty = not text or "\\boxed{}" in text
+        return NO_ANSWER if is_empty else Ruling("unverifiable", "answer-not-found")
+    return Ruling("unverifiable", problem)
 
 
 def _wanted(gold: str, kind: AnswerType) -> str:
@@ -102,8 +95,10 @@ def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
     return EQUAL if kind == "string" and same_text(text, gold) else None
 
 
-def _read(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
-    """Rule on an answer that is not plainly the gold: by its words, or as a formula."""
+def _ruling(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
+    """Rule on an answer by its digits, letters or words, or as a formula."""
+    if ruling := _plainly(answer, gold, kind):
+        return ruling
     if kind == "string":
         return _other_words(answer, gold)
     if kind == "choice":
@@ -122,7 +117,6 @@ def looks_like(gold: str) -> AnswerType:
     if LABELLED.match(_unstyled(gold)) or LETTERS.fullmatch(inner):
         return "choice"
     is_words = WORDS.fullmatch(inner) and (len(inner) > 2 or inner.lower() in ("no", "ok"))
-    is_words = is_words or (inner != gold and read(inner) is None)
     is_quoted = re.search(r"(?<!\d)'|\"", gold)
     return "string" if is_words or is_quoted or _moment(gold) else "math"
 
@@ -130,15 +124,6 @@ def looks_like(gold: str) -> AnswerType:
 LETTERS = re.compile(r"\(?[A-J]\)?|(?=[A-J]{2,6}$)A?B?C?D?E?F?G?H?I?J?")
 WORDS = re.compile(r"(?!inf(?:inity)?$)[^\W\d_][^\W\d_' -]*(?: [^\W\d_' -]+)*", re.IGNORECASE)
 LABELLED = re.compile(r"\s*(?:\([A-J]\)[\s\\]*|[A-J][.)]\s+)\S")
-
-
-def _joined(answer: Extracted, gold: str, kind: AnswerType) -> Extracted:
-    """Return several answers as one list if the gold is a list, else the answer unchanged."""
-    wanted = read(gold)
-    is_list = wanted is not None and (
-        bool(wanted.name) or (wanted.text in ("", "{}") and bool(wanted.items))
-    )
-    return Extracted(", ".join(answer.parts)) if kind == "set" or is_list else answer
 
 
 # --------------------------------------------------------------------------------------- integers

@@ -7,11 +7,20 @@ settles on several answers, or takes one back, settles on none.
 
 # ruff: noqa: RUF001
 import re
-from fractions import Fraction
 from itertools import zip_longest
 from typing import NamedTuple
 
 from dstools_distill.judge.reader import read
+from dstools_distill.judge.remarks import (
+    ASSUMED,
+    HEDGED,
+    REMARK,
+    RETRACTED,
+    STATED,
+    is_retracted,
+    is_taken_back,
+    value_of,
+)
 from dstools_distill.judge.spelling import unwrapped
 from dstools_distill.judge.units import TIMES
 
@@ -59,7 +68,8 @@ DOUBTED = re.compile(
     r"|\bI (?:really )?(?:don't|do not)(?: really)? know\b|\bno idea\b|\bgrain of salt\b"
 )
 PROSE = re.compile(
-    r"(?i)^[a-z ]+:|[\u4e00-\u9fff]\s*\$|[a-z]{2,} [a-z]+ [a-z]+|[a-z]{2,} [a-z]{2,} \S?\d"
+    r"(?i)^[a-z ]+:|[\u4e00-\u9fff]{2}\D*\d|[\u4e00-\u9fff]\s*\$|[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]+"
+    r"|[^\W\d_]{2,} [^\W\d_]{2,} \S?\d"
     r"|[.!?]\s+\S|\$.*[a-z]{3}.*\$"
 )
 
@@ -164,7 +174,6 @@ NEGATED = re.compile(
     r"(?i)(?:(?:not|n't|\bnever|\bimpossible|\bif)\s+(?:that\s+|be\s+|equal(?:\s+to)?\s+|the\s+)*|不是)"
     r"[^\w\\]*$|\b(?:false|untrue|wrong|incorrect) that\b[^.\n]*$"
 )
-ASSUMED = r"(?i)\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b"
 LEAD_IN = re.compile(r"(?i)\W*(?:it is not \w+\W+)?(?:the|so|my|our)?\W*")
 
 
@@ -190,25 +199,19 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
     answers = [
         stripped(mark.answer or "")
         for mark, end in zip(marks, ends, strict=True)
-        if not EMPTY.fullmatch(mark.answer or "") and not _is_retracted(text[mark.end : end])
+        if not EMPTY.fullmatch(mark.answer or "") and not is_retracted(text[mark.end : end])
     ]
-    different = tuple({_value(answer): answer for answer in reversed(answers)}.values())[::-1]
+    different = tuple({value_of(answer): answer for answer in reversed(answers)}.values())[::-1]
     if not any(different):
         return NO_ANSWER
     if len(different) > 1:
         return Extracted("", "several-answers", different)
-    problem = "taken-back" if _is_taken_back(different[0], text[marks[-1].end :]) else ""
+    problem = "taken-back" if is_taken_back(different[0], text[marks[-1].end :]) else ""
     return Extracted("" if problem else different[0], problem)
 
 
 # a box of the question: 7 + \boxed{\phantom{0}} = 11
 EMPTY = re.compile(r"(?:\\(?:[hv]?phantom|hspace\*?|q?quad|[,;:! ])\s*(?:\{[^{}]*\})?|[\s~_?])*")
-
-
-def _value(answer: str) -> Fraction | str:
-    """Return the number that an answer is, or its text."""
-    value = read(answer)
-    return value.number if value is not None and value.kind == "number" else answer
 
 
 def _is_part(text: str, mark: Mark) -> bool:
@@ -225,110 +228,6 @@ BEFORE = re.compile(r"(?:(?<!-)-|\$\s*-\s*|[+/^]\s*|\\(?:cdot|times|div)\s*)\{?$
 AFTER = re.compile(
     r"(?i)\s*\$?\s*(?:\^(?!\s*\{?\s*\\circ)|\\(?:cdot|times|div)(?![a-z])|[/+]|[万亿]"
     rf"|(?:{'|'.join(name for name in TIMES if name.isascii())})s?\b)|k\b"
-)
-
-
-def _is_retracted(rest: str) -> bool:
-    """Return whether a text denies the answer before it, if not in favour of another value."""
-    is_exclaimed = EXCLAIMED.search(rest) and not AFFIRMED.search(rest)
-    return bool(RETRACTED.search(rest) or is_exclaimed)
-
-
-def _is_taken_back(answer: str, rest: str) -> bool:
-    """Return whether the text after an answer denies it, or settles on another value.
-
-    The rest of the same sentence is a remark, unless it is an alternative: "or 42". A clause of a
-    later sentence that ends on another number, letter or name settles on that if it concludes ("so
-    I get 42"), or is hardly more than the value, in whatever language ("es sind 42"). Others are
-    remarks: "I used 2 methods".
-    """
-    rest = rest.lstrip("$*}\\)] \t")
-    if ALTERNATIVE.search(rest) or _is_retracted(rest):
-        return True
-    value = _value(answer)
-    if isinstance(value, Fraction):
-        last = LAST_NUMBER
-    elif re.fullmatch(r"\(?[A-J]\)?", answer):
-        last = LAST_LETTER
-    elif answer.istitle():
-        last = LAST_NAME
-    else:
-        return False
-    same = (value, answer.strip("()-"))
-    own = rf"(?<![\w.]){re.escape(same[1])}\b"
-    if re.search(rf"{own}\W+(?:is(?: not|n't) (?:the|right)|does(?: not|n't)|fails)", rest):
-        return True
-    equation = re.compile(rf"(?:^|[^-+*/\s])\s*{own}\s*=")  # 84 = 7 * 12
-    here, *later = SENTENCE.split(rest)
-    for sentence in later if re.search(r"[^\W\d]|=", here) else (here, *later):
-        for clause in CLAUSE.split(sentence):
-            found = last.search(clause)
-            if not found or _value(found[1]) in same:
-                continue
-            if HEDGED.search(clause) or equation.search(clause):
-                continue
-            is_whole = not re.search("[A-Za-z]", clause[found.end(1) :])  # unlike 2 methods
-            is_said = is_whole or found["right"] or STATED.search(clause, 0, found.start())
-            is_remark = LABEL.match(sentence) or REMARK.search(clause[: found.start()])
-            if SETTLES.search(sentence) or (is_said and not is_remark):
-                return True
-    return False
-
-
-SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？])|\n+|</answer>|(?=\bbut\b)")
-CLAUSE = re.compile(r"[,;，；。．:：](?!\d)|\.\s|\b(?:because|since)\b")
-START = r"(?:^|(?<=[.!?;]\s)|(?<=[\n。]))\W*"
-ALTERNATIVE = re.compile(rf"(?i){START}(?:or|either|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)")
-EXCLAIMED = re.compile(
-    rf"(?i){START}(?:(?:wait|hold on|oops|scratch that|hmm|correction|update|edit|sorry|moment"
-    r"|halt|attends|espera|momento)\b\W*?[,.:!—]|on second thought|i forgot\b|等|待って|잠깐|стоп"
-    r"|let me re(?:check|count|do|comp|think|calc))"
-)
-AFFIRMED = re.compile(r"(?i)\b(?:stands|right|correct|fine|holds|yes)\b|✓")
-RETRACTED = re.compile(
-    r"(?i)(?:^\W*is|\b(?:that|this|it|answer|result|value|above))\b[^.;,]*"
-    r"\b(?:wrong|incorrect|not right)\b"
-    r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure|not sure"
-    r"|(?:might|could) be(?! tempted)|otherwise|is what (?:one|you|we) gets?|i mis\w+|never ?mind"
-    r"|scratch that|take (?:it|that) back|mistaken|off by|no,? wait|richtig (?:ist|wäre))\b"
-    r"|\bhalf of (?:it|that|this)\b|\bone (?:less|more)\.|\bcannot be\s*[.!]"
-    r"|^\W*(?:is|are|ist|n'est|does|do) (?:(?:not|nicht|pas) (?:the|die|la|satisf|work|hold)|fals)"
-    r"|\b(?:no|non|nein|нет)\s*[.!:,;]|\b(?:wrongly|stimmt (?:so )?nicht|falsch|faux|falso)\b"
-    r"|\btromp|\bequivo|\bverrechnet|\bошиб(?:ся|лась)|неверн|неправильн|不对(?!称|等)|错[的了误]"
-    r"|有误|間違|訂正|틀렸|잘못|\bshould (?:also )?be (?:ex|in)cluded\b"
-)
-SETTLES = re.compile(
-    r"(?i)^\W*(?:wait|no|nein|non|actually|however|but|checking again|that said|нет|ошибка|i now"
-    r"|i meant)\b"
-    r"|\b(?:so|hence|therefore|thus|giv(?:es|ing)|which is|there (?:is|are)"
-    r"|(?:should|must) (?:be|have been)|(?:we|i) (?:find|get)"
-    r"|(?:answer|result|total|count|value)\b.* (?:is|=))\b"
-)
-LABEL = re.compile(
-    r"(?i)\W*(?:note|source|reference|quelle|fuente|来源|注|time|word count|difficulty|confidence"
-    r"|score|level|[\w -]*check|verif\w*|vérif\w*|prob[ea]|kontrolle|[验检検]\w*|확인|проверка)\b"
-    r"[^.:：]*[:：]"
-)
-REMARK = re.compile(  # after a condition or such a word a value is none that was asked for
-    r"(?i)^\W*(?:(?:for|when|where|at|with|see|für|bei|pour|para|при|для)\b|当|若)"
-    r"|\b(?:part|step|case|theorem|lemma|problem|question|method|figure|equation|page|section|(?-i:[A-Z]{3,})"
-    r"|(?:with|where|when|for|that|using|at)\s+\$?\w\w?\s*=)\W*$"
-    r"|\b(?:after|by|within|in|at|above|of|than|for|(?<!left )with|(?<!out )to|on|per|until"
-    r"|exceed|als|que|à)(?: the)?\s+$"
-)
-HEDGED = re.compile(  # what is denied, bounded, supposed or asked is not stated
-    rf"{ASSUMED}|\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не|either"
-    r"|between|about|least|most|less|fewer|over|under|nearly|almost|let|might|may|or|would"
-    r"|w[äü]re?n?|serait|first (?:thought|got|found)|initially)\b|n't\b|[≈?不没]|ない"
-)
-RIGHT = r"(?P<right>\W? (?:is |are |also )+(?:(?:the )?(?:right|correct|answer)|possible|works?)\b)"
-LAST_LETTER = re.compile(rf"\b([A-J])(?:{RIGHT}|\)?\W*$)")  # or of which it says that it is right
-LAST_NAME = re.compile(rf"\b([A-Z]\w+(?: [A-Z]\w+)*)(?:{RIGHT}|\W*$)")
-LAST_NUMBER = re.compile(
-    r"(?<![A-Za-z\d_.])([-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?)"
-    rf"(?:{RIGHT}|\s*[$%]?\s*(?:such |more |different |distinct )?"
-    r"(?:(?!is\b|are\b)[a-zA-Z\u0080-\u2fff\uac00-\ud7af]+"
-    r"|[\u3000-\u9fff]{1,2})?(?: in (?:total|all))?\W*$)"
 )
 
 
@@ -364,10 +263,6 @@ MORE = re.compile(  # around the unit
 # as in Pandoc: no blank after an opening dollar, none before a closing one, and no digit after that
 INLINE = re.compile(r"(?<![\\$])\$(?=[^\s$])((?:[^$\\]|\\.)*?)(?<=\S)\$(?![\d$])|\\\((.+?)\\\)")
 ANOTHER = re.compile(r"\s*(?:,\s*)?(?:\$|\\|and\b|or\b|和|或)")
-STATED = re.compile(
-    r"(?i)(?:\b(?:is|are|was|were|be|equals|costs?|makes?|gives?|becomes|get|so|total|beträgt|vaut"
-    r"|lautet|est(?: de)?|ist|es|sind|son|donne|bleibt)\s*|'s\s*|[=:$€£为是]\s*)$"
-)
 # a formula after "is", with no word of three letters in it but "and"
 COPULA = re.compile(
     r"\b(?:is|are|equals)\s+"

@@ -19,7 +19,7 @@ from typing import Any
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import CLOSE, IN_TAGS, OPEN, other_tag, split, tag_hint
 from dstools_distill.judge import program, sandbox, steps
-from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers, unsettled
+from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers
 from dstools_distill.judge.extract import final_answer
 from dstools_distill.judge.prose import LANGUAGES, language_share, repetition
 from dstools_distill.judge.referee import Referee
@@ -201,7 +201,8 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
     if oracle in (answer, final.text or answer):
         return EQUAL
     if final.problem not in ("", "no-answer"):
-        return unsettled(final, oracle or "")
+        verdict = "incorrect" if final.problem == "several-answers" else "unverifiable"
+        return Ruling(verdict, final.problem)
     answer = final.text or answer
     if (ruling := integers(answer, oracle or "")) and (
         ruling.reason.startswith("not-canonical") or task["name"] in SUMS
