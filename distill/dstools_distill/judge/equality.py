@@ -76,7 +76,7 @@ class Comparison:
         if kinds == {"items", "number"}:
             values = (*answer.items, *gold.items, answer, gold)
             is_decimal = any(value.number.denominator > 1 for value in values)  # 3,5 may be 3.5
-            return None if is_decimal or ":" in (answer.text, gold.text) else False
+            return None if is_decimal else False
         return self._ask(latex(answer), latex(gold))
 
     def _quantities(self, answer: Value, gold: Value) -> bool | None:
@@ -136,10 +136,10 @@ class Comparison:
         brackets = (answer.text, gold.text)
         are_lists = [text in LISTS for text in brackets]
         ordered = self.ordered
-        if ordered is None or ":" in brackets:
+        if ordered is None:
             if {*brackets} == {"", "()"} and answer.name != gold.name:  # in the order of names?
                 return self._sequence(answer.items, gold.items) or None
-            if are_lists[0] != are_lists[1] or brackets.count(":") == 1:
+            if are_lists[0] != are_lists[1]:
                 return None
             if brackets[0] != brackets[1] and not are_lists[0]:
                 return False

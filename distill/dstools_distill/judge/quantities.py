@@ -22,7 +22,7 @@ class Value(NamedTuple):
     | number | | number, unit |
     | formula | LaTeX, also of an equation or a relation | unit |
     | base | digits_base, or r mod m | |
-    | items | the brackets: "()", "[)", "{}", ":" for a ratio, or "" for a bare list | items |
+    | items | the brackets: "()", "[)", "{}", or "" for a bare list | items |
     """
 
     kind: str
@@ -110,7 +110,7 @@ COMMA_DECIMAL = re.compile(r"(-?\d+),(\d{1,2})(?=\s*\\text\s*\{|\s+[A-Za-zµ%€
 NO_AMOUNT = re.compile(
     r"\\(?:sqrt|frac|cdot)$|\\text|\\begin|[=<>,;]|\\(?:[lg]eq?|in|approx|pm)\b|(?<![a-z\\])or\b"
 )
-PROSE = re.compile(r"(?<=[A-Za-z])(?<!square)(?<!cubic)\s+[A-Za-z]")
+PROSE = re.compile(r"(?<=[A-Za-z])(?<!square)(?<!cubic)\s+[A-Za-z]|^\s*[A-Za-z]{1,2}(?![A-Za-z])")
 ANGLE = re.compile(r"(?<!^)[-+]|\\(?:sin|cos|tan|cot|sec|csc)")
 
 

@@ -1,4 +1,4 @@
-r"""Exact reader of answers: quantities, bases, ratios, lists, tuples, sets, intervals, names.
+r"""Exact reader of answers: quantities, bases, lists, tuples, sets, intervals, names.
 
     read("3 1/2 hours")                        ->  number 7/2, unit hour
     read(r"\left[0, \tfrac{\pi}{2}\right)")    ->  items "[)" of the number 0 and a formula
@@ -44,7 +44,6 @@ def split_top(text: str, separators: re.Pattern[str]) -> tuple[list[str], list[s
 
 
 LISTS = (re.compile(";"), re.compile(r",|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"))
-COLON = re.compile(r"(?<=[\d}])\s*:\s*(?=[\d\\])")
 RELATION = re.compile(r"[<>]=?|\\(?:[lg]t|[lg]eq?(?:slant)?|neq?)(?![A-Za-z])")
 SIGN = re.compile(RELATION.pattern + r"|=|\\(?:approx|in|equiv)(?![A-Za-z])")
 NAME = re.compile(
@@ -135,19 +134,16 @@ class _Reader:
         return Value("formula", text)
 
     def single(self, text: str, depth: int) -> Value:
-        """Read a bracketed group, a ratio, a number in a base, ±, or a quantity."""
+        """Read a bracketed group, a number in a base, ±, or a quantity."""
         text = re.sub(r"^[A-Z]\s*(?=\([^()]*,[^()]*\)$)", "", text)  # a point
         if text[0] in OPENING and (group := self.group(text, depth)):
             return group
-        sides = COLON.split(text)
-        if len(sides) > 1:
-            return _ratio([self.single(side.strip(), depth) for side in sides])
         if match := BASE.fullmatch(text):
             base, digits = BASES.get(match[2].lower(), match[2]), match[1].lower().lstrip("0")
             if not base.isdigit() or not max(int(d, 16) for d in f"{digits}1") < int(base) <= 36:
                 raise UnreadableError(text)
             return Value("base", f"{digits}_{base}")
-        if "\\pm" in text:
+        if text.count("\\pm") == 1:
             both = (re.sub(r"\\pm(?![a-z])", sign, text).strip() for sign in "+-")
             return Value("items", "", tuple(self.single(one, depth) for one in both))
         whole = quantity(text, letters_are_units=self.letters_are_units)
@@ -156,7 +152,8 @@ class _Reader:
     def group(self, text: str, depth: int) -> Value | None:
         """Read what is between brackets that match to the end; None if they do not."""
         opener, closer, inner = text[0], text[-1], text[1:-1].strip()
-        if closer not in CLOSING or outside(text)[1:-1].strip("\0"):
+        is_open = closer not in CLOSING or outside(text)[1:-1].strip("\0")
+        if is_open or (opener != "⦃" and re.search(r"\\pm.*,|,.*\\pm", inner)):  # (±1, 2)
             return None
         if opener == "⦃" and (condition := CONDITION.match(inner)):
             if INTEGERS.match(inner):
@@ -184,13 +181,3 @@ def _by_name(items: list[Value]) -> Value:
     if "" in names or len(symbols) < len(names):
         return Value("items", "", values)
     return Value("items", "()", values, name=" ".join(names))
-
-
-def _ratio(items: list[Value]) -> Value:
-    """Return a ratio of two as a fraction, and a longer one with all divided by the last."""
-    last = items[-1]
-    if {item.kind for item in items} == {"number"}:
-        parts = [item._replace(number=item.number / last.number) for item in items]
-    else:
-        parts = [Value("formula", f"\\frac{{{latex(item)}}}{{{latex(last)}}}") for item in items]
-    return Value("items", ":", tuple(parts)) if len(parts) > 2 else parts[0]

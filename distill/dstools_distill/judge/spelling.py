@@ -48,6 +48,7 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
      r"\\binom{\1\3}{\2\4}"),
     (re.compile(r"(?<![A-Za-z])[AP]_\{?(\d+)\}?\^\{?(\d+)\}?"), r"\\binom{\1}{\2} * \2!"),
 ]  # fmt: skip
+RATIO = re.compile(r"[^:(){}\[\]⦃⦄]*[\d}](?:\s*:\s*[\d\\][^:⦃⦄]*)+")
 CHARACTERS = str.maketrans(
     {
         **dict.fromkeys("−–‐‑﹣－", "-"),
@@ -81,7 +82,12 @@ def plain(text: str) -> str:
     if not text.isalnum():
         for pattern, simpler in REPLACED:
             text = pattern.sub(simpler, text)
-    return unwrapped(text)
+    text = unwrapped(text)
+    if not RATIO.fullmatch(text):
+        return text
+    *parts, last = text.split(":")  # 3:4, and 1:2:3 as a tuple
+    shares = ", ".join(f"\\frac{{{part.strip()}}}{{{last.strip()}}}" for part in parts)
+    return f"({shares})" if len(parts) > 1 else shares
 
 
 OPENING, CLOSING = "([{⦃", ")]}⦄"

@@ -43,6 +43,12 @@ from dstools_distill.judge.spelling import plain, squeezed
         (r"\color{red}{7}", "{7}"),
         (r"\left[\begin{array}{c} 1 \end{array}\right]", r"\begin{array}{c} 1 \end{array}"),
         (r"\textcircled{1}, \textcircled{3}", "①, ③"),
+        ("3 : 4", r"\frac{3}{4}"),
+        ("1:2:3", r"(\frac{1}{3}, \frac{2}{3})"),
+        ("]1; 2]", "(1; 2]"),
+        ("[1, 2[", "[1, 2)"),
+        (r"\begin{cases} x=1 \\ y=2 \end{cases}", "x=1 , y=2"),
+        ("sin(x) + log 2", r"\sin (x) + \log  2"),
     ],
 )
 def test_a_formula_has_one_spelling(text: str, expected: str) -> None:
