@@ -114,6 +114,7 @@ precision = "float32"
 DRIVER = """
 import json, os, random, shutil, signal, sys, time, traceback
 from pathlib import Path
+import deepspeed  # by accelerate, in each child, if not here
 import torch
 torch.set_num_threads(1)  # so that a fork has all the threads there are
 from dstools_distill.cards import card
@@ -149,18 +150,16 @@ def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-stages, hits = (*read.chains[0].stages, "card"), {}
+stages, hits, took = (*read.chains[0].stages, "card"), {}, {}
 for stage in stages:
+    start = time.monotonic()
     assert ended(child(straight, stage)) == 0
+    took[stage] = time.monotonic() - start
 for stage in stages:
     out, chance = recipe.with_name(stage), random.Random(stage)
     shutil.copytree(straight, out, symlinks=True)
     shutil.rmtree((out / stage).resolve())
-    start = time.monotonic()
-    assert ended(child(out, stage)) == 0
-    seconds = time.monotonic() - start
-    shutil.rmtree((out / stage).resolve())
-    hits[stage] = 0
+    hits[stage], seconds = 0, took[stage]
     while hits[stage] < kills:
         pid = child(out, stage)
         time.sleep(chance.random() * seconds)

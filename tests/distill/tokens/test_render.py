@@ -1,5 +1,6 @@
 """Rows train on all of trace, answer and end token, or are dropped with a reason."""
 
+import copy
 import json
 import random
 import shutil
@@ -21,6 +22,7 @@ from dstools_distill.recipe.settings import Render
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
 from dstools_distill.tokens import encoding
+from dstools_distill.tokens import render as render_module
 from dstools_distill.tokens.invariant import IGNORED
 from dstools_distill.tokens.render import Renderer, render, row_id
 from dstools_distill.tokens.templates import FOREIGN
@@ -605,28 +607,22 @@ def labelled() -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines() if line]
 
 
-@pytest.fixture(scope="session")
-def with_template(
-    tokenizer_folder: Callable[[str], Path],
+@pytest.fixture
+def renderer_of(
+    tokenizer_of: Callable[[str], Any],
     trl_template: Callable[[str], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str, str, str], Path]:
-    """with_template(tokenizer, name, text): the tokenizer's folder with a release's template."""
-    made: dict[tuple[str, str, str], Path] = {}
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[dict[str, Any]], Renderer]:
+    """renderer_of(case): with the case's template, on a tokenizer that is read only once."""
 
-    def get(tokenizer: str, name: str, text: str) -> Path:
-        if tokenizer == "r1":
-            tokenizer, name = "deepseek", name or "deepseek_r1_distill"
-        key = (tokenizer, name, text)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("templated") / "tokenizer"
-            shutil.copytree(tokenizer_folder(tokenizer), made[key])
-            file = made[key] / "tokenizer_config.json"
-            config = json.loads(file.read_text())
-            config.pop("chat_template", None)
-            file.write_text(json.dumps(config))
-            (made[key] / "chat_template.jinja").write_text(text or trl_template(name))
-        return made[key]
+    def get(case: dict[str, Any]) -> Renderer:
+        name, template = case["tokenizer"], case.get("template", "")
+        if name == "r1":
+            name, template = "deepseek", template or "deepseek_r1_distill"
+        tokenizer = copy.copy(tokenizer_of(name))
+        tokenizer.chat_template = case.get("template_text") or trl_template(template)
+        monkeypatch.setattr(render_module, "load_tokenizer", lambda *_: tokenizer)
+        return Renderer(Path("records.jsonl"), Path("tokenizer"), "", Render())
 
     return get
 
@@ -637,17 +633,14 @@ def with_template(
     ids=lambda case: f"{case['kind']} {case['note'][:30]}" if "note" in case else case["kind"],
 )
 def test_a_labelled_case_is_a_row_dropped_or_refused(
-    case: dict[str, Any], with_template: Any
+    case: dict[str, Any], renderer_of: Callable[[dict[str, Any]], Renderer]
 ) -> None:
-    folder = with_template(
-        case["tokenizer"], case.get("template", ""), case.get("template_text", "")
-    )
     given = record(**{key: case[key] for key in ("messages", "reasoning", "answer")})
     if case["expect"] == "refused":
         with pytest.raises(DstoolsError):
-            Renderer(Path("records.jsonl"), folder, "", Render())
+            renderer_of(case)
         return
-    made = Renderer(Path("records.jsonl"), folder, "", Render())
+    made = renderer_of(case)
     rows, dropped = rendered(made, given)
     if case["expect"] != "row":
         assert dropped or case["labels_have_not"] not in texts(made, rows[0])[1]

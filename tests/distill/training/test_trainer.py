@@ -219,6 +219,7 @@ KILLED = """
 import os, random, shutil, signal, sys
 from pathlib import Path
 
+import deepspeed  # by accelerate, in each child, if not here
 import torch
 
 torch.set_num_threads(1)
