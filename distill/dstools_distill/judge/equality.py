@@ -56,7 +56,11 @@ class Comparison:
 
     def same(self, answer: Value, gold: Value) -> bool | None:
         """Return whether two values are equal, also 5 and {5}; None if that is not known."""
-        return self._same(_alone(answer, gold), _alone(gold, answer))
+        one, other = (
+            v.items[0] if v.text == "{}" and len(v.items) == 1 and w.kind in SCALARS else v
+            for v, w in ((answer, gold), (gold, answer))
+        )
+        return self._same(one, other)
 
     def _same(self, answer: Value, gold: Value) -> bool | None:
         """Compare two values, or two items of them."""
@@ -65,12 +69,13 @@ class Comparison:
         kinds = {answer.kind, gold.kind}
         are_named = answer.name and gold.name
         if answer.name != gold.name and (are_named or "=" in answer.text + gold.text):
-            is_known = kinds <= SCALARS  # y = 2x and 2y = 4x
-            return self._ask(*map(_equation, (answer, gold))) if is_known else None
+            equations = (f"{v.name} = {latex(v)}" if v.name else v.text for v in (answer, gold))
+            return self._ask(*equations) if kinds <= SCALARS else None
         if kinds == {"items"}:
             return self._items(answer, gold)
-        if "base" in kinds:
-            return _in_base(answer, gold)
+        if "base" in kinds:  # which may have been asked for: 52 for 52_8
+            is_bare = gold.text.partition("_")[0] == latex(answer) and not gold.number
+            return answer.text == gold.text if len(kinds) == 1 else is_bare or None
         if kinds <= SCALARS:
             return self._quantities(answer, gold)
         if kinds == {"items", "number"}:
@@ -83,13 +88,12 @@ class Comparison:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""
         units = {answer.unit.of, gold.unit.of}
         if len(units) == 1:
-            return self._scalars(*(_times(v, v.unit.times * v.unit.factor) for v in (answer, gold)))
+            return self._scalars(*(_times(v, v.unit.factor) for v in (answer, gold)))
         if () not in units and units != {DEGREE, RADIAN}:
             self.problem = "units"
             return None
         given, wanted = (
-            _times(v, v.unit.times * (v.unit.factor if v.unit.of in MARKS else 1))
-            for v in (answer, gold)
+            _times(v, v.unit.factor if v.unit.of in MARKS else Fraction(1)) for v in (answer, gold)
         )
         is_same = self._scalars(given, wanted) if () in units else False
         if is_same and PERCENT in units:  # 0.5% and 0.5 are ambiguous
@@ -132,7 +136,7 @@ class Comparison:
         return None
 
     def _items(self, answer: Value, gold: Value) -> bool | None:
-        """Compare lists, tuples, sets and ratios."""
+        """Compare lists, tuples and sets."""
         brackets = (answer.text, gold.text)
         are_lists = [text in LISTS for text in brackets]
         ordered = self.ordered
@@ -147,8 +151,7 @@ class Comparison:
         if ordered:
             return self._sequence(answer.items, gold.items)
         counts = len(answer.items), len(gold.items)
-        is_counted = 0 in counts or "{}" not in brackets  # all items of an empty set are in any
-        if is_counted and counts[0] != counts[1]:
+        if counts[0] != counts[1] and ("{}" not in brackets or 0 in counts):
             return False
         if max(counts) > MAX_ITEMS:
             return None
@@ -167,24 +170,6 @@ class Comparison:
         if len(answer) != len(gold):
             return False
         return every(self._same(one, other) for one, other in zip(answer, gold, strict=True))
-
-
-def _alone(value: Value, other: Value) -> Value:
-    """Return the only element of a set if the other side is a number or a formula."""
-    is_single = value.text == "{}" and len(value.items) == 1 and other.kind in SCALARS
-    return value.items[0] if is_single else value
-
-
-def _in_base(answer: Value, gold: Value) -> bool | None:
-    """Compare numbers in a base, which may have been asked for: 52 for 52_8."""
-    if answer.kind == gold.kind:
-        return answer.text == gold.text
-    return (gold.text.partition("_")[0] == latex(answer) and not gold.number) or None
-
-
-def _equation(value: Value) -> str:
-    """Return a value in LaTeX, after its name if it has one."""
-    return f"{value.name} = {latex(value)}" if value.name else latex(value)
 
 
 def _times(value: Value, factor: Fraction) -> Value:

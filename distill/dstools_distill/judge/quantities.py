@@ -1,6 +1,6 @@
 r"""Numbers as they are written, and quantities: a number or a formula with its unit.
 
-number("3 1/2 hours")     ->  7/2, " hours"
+number("3 1/2")           ->  7/2
 quantity("22^\circ 30'")  ->  45/2, in degrees
 """
 
@@ -52,44 +52,42 @@ WHOLE = r"\s*(?:\{\s*(-?\d[\d,]*)\s*\}|(\d))"
 FRACTION = re.compile(
     rf"(?:(\d{{1,9}})\s*)?\\frac{WHOLE}{WHOLE}|(?:(\d{{1,9}})\s+)?(-?\d+)\s*/\s*(-?\d+)"
 )
-DECIMAL = re.compile(
-    r"(?:(?P<grouped>\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)"
-    r"|\d{1,3}(?:['’ ]\d{3})+(?!\d)|\d{1,3}(?:\.\d{3}){2,}(?![\d.]))|(?P<whole>\d*))"  # noqa: RUF001
-    r"(?:\.(?P<places>\d*))?"
+PERIOD = (
     r"(?:\\overline\s*\{(?P<period>\d+)\}|\((?P<bracket>\d+)\)|(?P<dots>(?:\\dot\s*\{?\d\}?\d*)+))?"
-    r"(?:\s*(?:[eE]|\*\s*10\s*\^)\s*\{?\s*(?P<power>[+-]?\d{1,3})(?!\d)\s*\}?)?"
+)
+DECIMAL = re.compile(
+    r"(?P<mantissa>(?:(?P<grouped>\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3}"
+    r"|\d{1,3}(?:['’ ]\d{3})+|\d{1,3}(?:\.\d{3}){2,})|(?P<whole>\d*))"  # noqa: RUF001
+    rf"(?:\.(?P<places>\d*){PERIOD})?)"
+    r"(?:\s*(?:[eE]|\*\s*10\s*\^)\s*\{?\s*(?P<power>[+-]?\d{1,3})\s*\}?)?"
 )
 
 
-def number(text: str) -> tuple[Fraction, str] | None:
-    """Return the number at the start of a text and the rest; None if there is none.
+def number(text: str) -> Fraction | None:
+    """Return the number that a text is; None for other text.
 
-    Raises UnreadableError for a mixed number with an improper fraction, and for 0.33...
+    Raises UnreadableError for a mixed number with an improper fraction.
     """
     sign = -1 if text[:1] == "-" else 1
     text = text[1:].lstrip() if text[:1] in ("-", "+") else text
-    match = FRACTION.match(text)
-    if match and len(match[0]) < MAX_DIGITS and not re.match(r"[.\d]", text[match.end() :]):
+    if len(text) > MAX_DIGITS:
+        return None
+    if match := FRACTION.fullmatch(text):
         parts = [int(group.replace(",", "")) for group in match.groups() if group]
         whole, above, below = (0, *parts)[-3:]
         if len(parts) == 3 and not 0 < above < below:
             raise UnreadableError(text)
-        return sign * (whole + Fraction(above, below)), text[match.end() :]
-    match = DECIMAL.match(text)
-    assert match is not None
-    rest, places = text[match.end() :], match["places"] or ""
+        return sign * (whole + Fraction(above, below))
+    match = DECIMAL.fullmatch(text)
+    if not match or not re.search(r"\d", match["mantissa"]):
+        return None
+    places = match["places"] or ""
     integer = re.sub(r"\D", "", match["grouped"] or match["whole"] or "")
     period = match["period"] or match["bracket"] or re.sub(r"\D", "", match["dots"] or "")
-    if not (integer or places or period) or len(integer + places) > MAX_DIGITS:
-        return None
-    if match[0].endswith(".") and rest.startswith("."):
-        raise UnreadableError(text)
     value = Fraction(f"{integer or 0}.{places or 0}")
     if period:
-        if "." not in match[0]:
-            return None
         value += Fraction(int(period), 10 ** len(places) * (10 ** len(period) - 1))
-    return sign * value * Fraction(10) ** int(match["power"] or 0), rest
+    return sign * value * Fraction(10) ** int(match["power"] or 0)
 
 
 MONEY = re.compile(r"(-?)\s*(?:\\text\s*\{\s*)?([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*\}?\s*(.+)")
@@ -143,11 +141,10 @@ def _part(text: str, letters_are_units: bool) -> Value:
     match = QUANTITY[letters_are_units].fullmatch(text)
     amount, words = (match[1], match[2]) if match else (text, "")
     words = re.sub(r"\*|\\cdot", " ", POWER.sub(r"^\1", TEXT.sub(r" \1 ", words)))
-    found = number(amount.strip())
-    its = unit(words) if words.strip() else NONE
-    if found and not found[1].strip():
-        return Value("number", number=found[0] * its.times, unit=its._replace(times=Fraction(1)))
-    is_angle = "°" in words and ANGLE.search(amount)
-    if not match or is_angle or NO_AMOUNT.search(amount) or PROSE.search(TEXT.sub("", match[2])):
+    found, its = number(amount.strip()), unit(words) if words.strip() else NONE
+    if found is not None:
+        return Value("number", number=found * its.times, unit=its._replace(times=Fraction(1)))
+    is_not = NO_AMOUNT.search(amount) or ("°" in words and ANGLE.search(amount))
+    if not match or is_not or its.times != 1 or PROSE.search(TEXT.sub("", match[2])):
         raise NoUnitError(text)
     return Value("formula", amount, unit=its)

@@ -59,7 +59,7 @@ BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven"
          "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
 RESIDUE = re.compile(r"(-?\d+)\s*\(?\\p?mod\s*\{?\s*(\d+)\s*\}?\s*\)?")
 INTEGERS = re.compile(r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*[NQZ]\s*\}?")
-DOTS = re.compile(r"\\[lc]?dots(?![a-z])|\.\.\.")
+DOTS = re.compile(r"\\[lc]?dots(?![a-z])|\.\.")
 LABEL = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
 CONDITION = re.compile(r"\s*\(?[^|:]*?\)?\s*(?:\||:|\\mid)(.*)")
 
