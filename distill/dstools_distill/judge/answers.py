@@ -204,7 +204,12 @@ def _other_words(answer: str, gold: str) -> Ruling:
     )
     symbol = re.sub(r"\\[A-Za-z]+", "", _unstyled(answer)).strip().casefold()
     # "no solutions", "there is no solution"
-    if one <= other or other <= one or gold.casefold().startswith(symbol):
+    if (
+        one <= other
+        or other <= one
+        or _text(gold) in _text(answer)
+        or gold.casefold().startswith(symbol)
+    ):
         return Ruling("unverifiable", "other-words", EXACT)
     return _differs(answer, EXACT)
 
@@ -217,7 +222,7 @@ def same_text(answer: str, gold: str) -> bool:
     one, other = _text(answer), _text(gold)
     if one == other:
         return bool(one)
-    word = re.match(r"(\w+)\s*[,—–.;]", one)
+    word = re.match(r"(\w+)\s*[,—–.;:]", one)
     if word and YES_NO.fullmatch(other) and len(YES_NO.findall(one)) == 1:
         one = word[1]
     if all(
@@ -228,10 +233,10 @@ def same_text(answer: str, gold: str) -> bool:
     return bool(other) and (one == other or (first is not None and first == second))
 
 
-PREDICATE = re.compile(r"[^\n,.;]*\b(?:is|are|be)\s+([^\n,.;]+)\.?")
+PREDICATE = re.compile(r"(?:.*[,;:])?[^\n,.;]*\b(?:is|are|be|was|were)\s+([^\n,.;]+)\.?")
 NO_PLURAL = re.compile(r"^(no \w{4,})s$")  # no solutions: no solution; but Mars is not Mar
 # "no" before a word is not an answer: yes, there is no other
-YES_NO = re.compile(r"\b(?:yes|no(?!\s+\w)|true|false|but|unless)\b", re.IGNORECASE)
+YES_NO = re.compile(r"(?i)\b(?:yes|no(?!\s+\w)|true|false|but|unless|oui|non|ja|nein|sí|да|нет)\b")
 
 
 def _text(text: str) -> str:

@@ -52,6 +52,8 @@ def _unmarked(text: str) -> Extracted:
     """Return the bold words, or all of a short text, or what the last line states."""
     if marks := _emphases(text):
         return _settled(text, marks)
+    if items := ITEMS.search(text):
+        return Extracted("", "several-answers", tuple(ITEM.findall(items[0])))
     short = stripped(text)
     if short and "\n" not in short and len(short) <= MAX_SHORT and not PROSE.search(short):
         return Extracted(short)
@@ -60,13 +62,15 @@ def _unmarked(text: str) -> Extracted:
 
 CONTROL = re.compile(r"<\|[^<>|\n]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>")
 STRUCK = re.compile(r"~~[^~\n]+~~|<(del|s)>[^<\n]*</\1>")
-FENCE = re.compile(r"^```\w*[ \t]*$", re.MULTILINE)
+FENCE = re.compile(r"(?m)^```\w*[ \t]*$|^> ")
 DOUBTED = re.compile(
     r"(?i)\b(?:unable|not able|cannot|can't|could ?n[o']t) (?:to )?\w+ (?:the|this) (?:\w+ )?"
     r"(?:answer|problem)\b"
     r"|\b(?:a|my|best) guess\s*(?:is|would|:)|\bI(?:'ll|'d| will)?(?: just)? guess\b"
     r"|\bI (?:really )?(?:don't|do not)(?: really)? know\b|\bno idea\b|\bgrain of salt\b"
 )
+ITEM = re.compile(r"(?m)^[ \t]*(?:\d+[.)]|[-*•])[ \t]+(\S.*)$")
+ITEMS = re.compile(r"(?m)(?:^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S.*\s*){2,}\Z")
 PROSE = re.compile(
     r"(?i)^[a-z ]+:|[\u4e00-\u9fff]{2}\D*\d|[\u4e00-\u9fff]\s*\$|[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]+"
     r"|[^\W\d_]{2,} [^\W\d_]{2,} \S?\d"
@@ -147,10 +151,13 @@ def _announcements(text: str) -> list[Mark]:
         before = re.split(r"[.\n]", text[: mark.start()])[-1]
         if is_open or NEGATED.search(text, 0, mark.end()) or re.search(ASSUMED, before):
             continue
-        said = SAID.match(text, mark.end())
+        listed, said = ITEMS.match(text, mark.end()), SAID.match(text, mark.end())
+        if listed:
+            marks.append(Mark(mark.start(), listed.end(), ", ".join(ITEM.findall(listed[0]))))
+            continue
         answer = " ".join(said[0].split()) if said else ""
         if "{" not in answer:
-            answer = answer.rstrip('"} ')  # of JSON
+            answer = answer.rstrip('"} |')  # of JSON
         answer = re.sub(r",?\s+not\s+[^\s,]+$", "", answer.rstrip("."))
         if PROSE.search(answer) and re.search(r"\bis\b", answer):
             answer = _unmarked(answer).text or answer
@@ -163,11 +170,12 @@ SAID = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]|\S.*?(?=(?<=\S)\.\s+[A-Z\\$]|[。；
 ANNOUNCED = re.compile(
     r"(?im)(?:\#{4}|(?:\b(?:final|correct|right)\s+)?\b(?:answer|result|solution|option|choice)s?\b"
     r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?)?"
-    r"(?:[”\x22]?\s*[*_]{0,2}\s*[:：]\s*[*_]{0,2}"
+    r"(?:[”\x22]?\s*[*_]{0,2}\s*[:：|]\s*[*_]{0,2}"
     r"|\s+(?:is|are|equals|would be|will be|should be|=)\b:?)"
-    r"|(?:^[#*_]+\s*|\bfinal )answer[*_]*\s*\n|\bchoose (?:option )?(?=\(?[A-J]\b)"
-    r"|\b(?:réponse|respuesta|resposta|risposta|Antwort|Lösung|Ergebnis)(?:\s+(?!no\b)[^\W\d]+)?"
-    r"(?:\s*:|\s+(?:est|es|é|è|ist|lautet)\b)(?:\s+(?:donc|also)\b)?|ответ\s*[:—-]?"
+    r"|(?:^[#*_]+\s*|\bfinal )(?:answer|答え|答案|Antwort|réponse|respuesta)[*_]*\s*\n"
+    r"|\btotal[*_]*\s*\||\bchoose (?:option )?(?=\(?[A-J]\b)"
+    r"|\b(?:réponse|respuesta|resposta|risposta|opci[óo]n|opção|Antwort|Lösung|Ergebnis)(?:\s+(?!no\b)[^\W\d]+)?"
+    r"(?:\s*:|\s+(?:est|es|é|è|ist|lautet)\b)(?:\s+(?:donc|also|la|a)\b)?|ответ\s*[:—-]?"
     r"|(?:答え|正解)は|답[은:]|【答案】|(?:答案|结果)(?:是|为|[:：])+|(?<!不)故?选\s*[:：]?\s*(?=[A-J]))\s*"
 )
 NEGATED = re.compile(
@@ -234,7 +242,7 @@ AFTER = re.compile(
 def _stated(line: str) -> Extracted:
     """Return the only formula or number of a line, or of its last clause."""
     line = re.sub(r",? (?:since|because) .*", "", stripped(line))
-    if RETRACTED.search(line) or HEDGED.search(line):
+    if RETRACTED.search(line) or HEDGED.search(line) or LISTED.search(line):
         return NO_ANSWER
     if formulas := list(INLINE.finditer(line)):
         is_only = len(formulas) == 1 and not re.search(r"\d", INLINE.sub("", line))
@@ -256,6 +264,7 @@ def _stated(line: str) -> Extracted:
     return Extracted(answer) if is_stated and is_number else NO_ANSWER
 
 
+LISTED = re.compile(r"=[^$]*[^\W\d_][^$]*=")  # x = 6 and x = -1
 MORE = re.compile(  # around the unit
     r"(?<=\d) more (?=[a-z]+)|,? (?:altogether|tomorrow|today|now)$|,? in (?:total|all)$"
     r"| (?:a|at|in|of) .*$"

@@ -40,9 +40,8 @@ def is_taken_back(answer: str, rest: str) -> bool:
     is_name = not is_number and answer.istitle()
     if not is_letter and not is_name and any(map(_is_foreign, later)):
         return True
-    if not (is_letter or is_name or is_number):
-        return False
-    last = LAST_NUMBER if is_number else LAST_LETTER if is_letter else LAST_NAME
+    last = LAST_LETTER if is_letter else LAST_NAME if is_name else LAST_FORMULA
+    last = LAST_NUMBER if is_number else last
     same = (value, answer.strip("()-"))
     own = rf"(?<![\w.]){re.escape(same[1])}\b"
     if re.search(rf"{own}\W+(?:is(?: not|n't) (?:the|right)|does(?: not|n't)|fails)", rest):
@@ -124,12 +123,13 @@ STATED = re.compile(
 ASSUMED = r"(?i)\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b"
 HEDGED = re.compile(  # what is denied, bounded, supposed or asked is not stated
     rf"{ASSUMED}|\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не|either"
-    r"|between|about|least|most|less|fewer|over|under|nearly|almost|let|might|may|or|would"
+    r"|between|about|approximately|roughly|least|most|less|fewer|over|under|nearly|almost|let|might|may|or|would"
     r"|w[äü]re?n?|serait|first (?:thought|got|found)|initially|mistake|käme)\b|n't\b|[≈?不没]|ない"
 )
 RIGHT = r"(?P<right>\W? (?:is |are |also )+(?:(?:the )?(?:right|correct|answer)|possible|works?)\b)"
 LAST_LETTER = re.compile(rf"\b([A-J])(?:{RIGHT}|\)?\W*$)")  # or of which it says that it is right
 LAST_NAME = re.compile(rf"\b([A-Z]\w+(?: [A-Z]\w+)*)(?:{RIGHT}|\W*$)")
+LAST_FORMULA = re.compile(rf"\$([^$]+)\$(?:{RIGHT}|\W*$)")
 LAST_NUMBER = re.compile(
     r"(?<![A-Za-z\d_.])([-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?)"
     rf"(?:{RIGHT}|\s*[$%]?\s*(?:such |more |different |distinct )?"

@@ -87,6 +87,25 @@ def test_a_text_with_the_words_of_the_gold_and_others_is_not_known_to_be_wrong()
     assert compare(answer, "infinitely many", "auto", FixedReferee(None)).verdict == "incorrect"
 
 
+@pytest.mark.parametrize(
+    ("text", "gold", "verdict"),
+    [
+        ("The first to prove it was Marie Curie.", "Marie Curie", "correct"),
+        ("Two days on from Tuesday, it is a Thursday.", "Thursday", "correct"),
+        ("Oui : la suite est croissante.", "Oui", "correct"),
+        ("『源氏物語』の作者は紫式部です。", "紫式部", "unverifiable"),
+        (r"The roots are $\boxed{3}$ and $\boxed{5}$.", "5, 3", "correct"),
+        (r"A root is $\boxed{3}$, another $\boxed{5}$.", "5", "unverifiable"),
+        (r"A root is $\boxed{3}$, another $\boxed{5}$.", "4", "incorrect"),
+        ("Roots:\n1. x = 3\n2. x = 5", "3, 5", "correct"),
+    ],
+)
+def test_words_and_several_answers_are_compared_as_they_are_meant(
+    text: str, gold: str, verdict: str
+) -> None:
+    assert compare(text, gold, "auto", FixedReferee(None)).verdict == verdict
+
+
 @pytest.mark.slow
 def test_of_pairs_that_differ_by_little_exactly_the_right_ones_are_accepted(judge: Judge) -> None:
     rows = pairs(CASES / "guards.jsonl")

@@ -79,3 +79,19 @@ def test_a_later_sentence_that_settles_on_another_number_takes_the_answer_back(
     correction: str,
 ) -> None:
     assert is_taken_back("41", f".\n\n{correction}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "rest"),
+    [
+        ("B", ". A fails the second condition."),
+        ("Paris", ".\n\nIt is the capital of France."),
+        ("[0,4]", ". Both ends belong to it."),
+    ],
+)
+def test_an_answer_that_is_not_a_number_is_taken_back_by_another_of_its_kind(
+    answer: str, rest: str
+) -> None:
+    assert not is_taken_back(answer, rest)
+    others = {"B": "Actually C.", "Paris": "It is London.", "[0,4]": "So the domain is $[0,4)$."}
+    assert is_taken_back(answer, f"{rest} {others[answer]}")
