@@ -15,6 +15,7 @@ from dstools_converters.errors import DstoolsError, printable
 from dstools_distill.loading import require_tied
 from dstools_distill.recipe.settings import Lora, Training
 from dstools_distill.training.muon import Muon
+from dstools_distill.training.untrained import unreported
 
 
 def load_student(
@@ -41,11 +42,12 @@ def load_student(
         if settings.context:
             config.max_position_embeddings = settings.context
         set_seed(settings.seed)
-        student: Any = (
-            AutoModelForCausalLM.from_pretrained(model, config=config, **options)
-            if model
-            else _new_model(config, options)
-        )
+        with unreported(config):
+            student: Any = (
+                AutoModelForCausalLM.from_pretrained(model, config=config, **options)
+                if model
+                else _new_model(config, options)
+            )
     except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
         reason = printable(" ".join(str(error).split())[:300])
         raise DstoolsError(f"{where}: cannot be loaded: {reason}", LOAD_HINT) from error

@@ -4,19 +4,22 @@ Such a layer of DeepSeek-V3 drafts a token for the model to check. Training the 
 layer as it was, so that fewer drafts are kept; answers stay the same. mtp.py fits it again.
 """
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dstools_converters.checkpoint.config import MTP_LAYERS
 from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.families.names import HUGGING_FACE
 from dstools_distill.recipe.settings import Training
 
+IGNORED = "_keys_to_ignore_on_load_unexpected"  # of a class of transformers
 COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # of the model's, one row a token
 
 
@@ -40,8 +43,7 @@ def untrained(settings: Training, student: Path | None, config: Any) -> Untraine
         return Untrained({}, "")
     tensors: dict[str, Tensor] = {}
     if settings.mtp == "keep" and student is not None:
-        layers = range(config.num_hidden_layers, config.num_hidden_layers + count)
-        tensors = _read(student, tuple(f"{HUGGING_FACE.layer(layer)}." for layer in layers))
+        tensors = _read(student, prefixes(config))
     if not tensors:
         setattr(config, MTP_LAYERS, 0)
         return Untrained({}, "dropped" if settings.mtp == "drop" else "missing in the student")
@@ -49,6 +51,27 @@ def untrained(settings: Training, student: Path | None, config: Any) -> Untraine
         if name.endswith(COPIES):
             tensors[name] = tensors[name][: config.vocab_size]
     return Untrained(tensors, "carried over, not trained")
+
+
+def prefixes(config: Any) -> tuple[str, ...]:
+    """Return how the names of the tensors of MTP layers begin; () for a model without them."""
+    count = getattr(config, MTP_LAYERS, 0)
+    layers = range(config.num_hidden_layers, config.num_hidden_layers + count) if count else ()
+    return tuple(f"{HUGGING_FACE.layer(layer)}." for layer in layers)
+
+
+@contextmanager
+def unreported(config: Any) -> Iterator[None]:
+    """Let transformers load a model without a warning about its MTP layers, which `_read` reads."""
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    before = getattr(model_class, IGNORED, None)
+    try:
+        if model_class is not None:
+            setattr(model_class, IGNORED, [*(before or ()), *map(re.escape, prefixes(config))])
+        yield
+    finally:
+        if model_class is not None:
+            setattr(model_class, IGNORED, before)
 
 
 def _read(folder: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:

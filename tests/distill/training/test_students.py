@@ -1,12 +1,15 @@
 """Tests of students before training: what is refused, random weights, optimizer and LoRA."""
 
 import json
+import logging
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
 from dstools_converters.errors import DstoolsError
@@ -43,6 +46,21 @@ def test_a_student_that_cannot_be_made_is_refused(init: dict[str, Any], reason: 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match=f"{tmp_path}: cannot be loaded"):
         load_student(Training(), tmp_path, None, AutoTokenizer.from_pretrained(SAMPLE))
+
+
+@pytest.mark.parametrize("is_mtp", [True, False])
+def test_weights_that_are_not_loaded_are_told_but_those_of_mtp_layers(
+    is_mtp: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SAMPLE, tmp_path / "student")
+    if not is_mtp:
+        weights = load_file(SAMPLE / "model.safetensors")
+        weights["model.extra.weight"] = torch.zeros(2)
+        save_file(weights, tmp_path / "student" / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    load_student(Training(), tmp_path / "student", None, AutoTokenizer.from_pretrained(SAMPLE))
+    assert ("UNEXPECTED" in caplog.text) == ("model.extra.weight" in caplog.text) == (not is_mtp)
+    assert "layers.4" not in caplog.text
 
 
 def test_a_quantized_model_is_not_trained(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dstools_distill.recipe.settings import Sft
-from dstools_distill.training.untrained import untrained
+from dstools_distill.training.untrained import prefixes, unreported, untrained
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 LAYER = "model.layers.4."  # after four hidden ones
@@ -42,6 +42,19 @@ def shards(folder: Path, parts: list[dict[str, Tensor]]) -> Path:
 
 def is_same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def test_a_class_of_transformers_ignores_the_layers_while_a_student_is_loaded() -> None:
+    from transformers import AutoConfig, DeepseekV3ForCausalLM
+
+    read = AutoConfig.from_pretrained(SAMPLE)
+    before = DeepseekV3ForCausalLM._keys_to_ignore_on_load_unexpected
+    with unreported(read):
+        inside = DeepseekV3ForCausalLM._keys_to_ignore_on_load_unexpected
+    assert inside == [*before, r"model\.layers\.4\."]
+    assert DeepseekV3ForCausalLM._keys_to_ignore_on_load_unexpected == before
+    assert prefixes(config(num_nextn_predict_layers=2)) == (LAYER, "model.layers.5.")
+    assert prefixes(config(num_nextn_predict_layers=0)) == ()
 
 
 @pytest.mark.parametrize("is_sharded", [False, True])
