@@ -10,8 +10,9 @@ does, so that the result is the same.
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl.trainer.utils import RepeatSampler
 
+from dstools_converters.errors import DstoolsError
 from dstools_converters.files import append_record, recover_log, sync, write_synced
 from dstools_distill.recipe.settings import Training
 from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import Work
 
+SAVE = "save_pretrained"
 CHECKPOINTS, CURVE, EMA, WHOLE = "checkpoints", "curve.jsonl", "ema.safetensors", "whole"
 
 
@@ -124,6 +133,40 @@ class Keeper(TrainerCallback):
     def close(self) -> None:
         """End the progress bar."""
         self._bars.close()
+
+
+@contextmanager
+def own_names(trainer: Any, last: Path | None) -> Iterator[None]:
+    """Let a Trainer of transformers write and read checkpoints under the model's own names.
+
+    transformers saves fused experts one by one, as on the Hub, and its Trainer does not fuse them
+    again: a resumed run would go on with the experts of the untrained model, and say so in a
+    warning (huggingface/transformers#48805). A checkpoint `last` of such names, or one that lacks a
+    weight for another reason, raises DstoolsError when it is read.
+    """
+    model = trainer.model
+    trainer._issue_warnings_after_load = partial(_require_all, model, last)
+    if not isinstance(model, PreTrainedModel):  # of peft, which saves the low-rank updates alone
+        yield
+        return
+    setattr(model, SAVE, partial(model.save_pretrained, save_original_format=False))
+    try:
+        yield
+    finally:
+        delattr(model, SAVE)
+
+
+def _require_all(model: nn.Module, last: Path | None, read: Any) -> None:
+    """Raise DstoolsError unless all weights were read, tied ones under one of their names."""
+    weights, missing = model.state_dict(), set(read.missing_keys)
+    places = {value.data_ptr() for name, value in weights.items() if name not in missing}
+    lost = sorted(name for name in missing if weights[name].data_ptr() not in places)
+    if lost or read.unexpected_keys:
+        raise DstoolsError(
+            f"{last}: does not hold the weights of this model, such as "
+            f"{(lost or read.unexpected_keys)[0]}",
+            "delete it; the training begins anew",
+        )
 
 
 class Average:

@@ -42,7 +42,13 @@ from dstools_distill.loading import keep_freed_memory
 from dstools_distill.recipe.settings import Training, check_settings
 from dstools_distill.store.ranks import world_size
 from dstools_distill.store.stage import Report, Work
-from dstools_distill.training.checkpoints import CHECKPOINTS, Keeper, remove, whole_checkpoints
+from dstools_distill.training.checkpoints import (
+    CHECKPOINTS,
+    Keeper,
+    own_names,
+    remove,
+    whole_checkpoints,
+)
 from dstools_distill.training.launch import launch_hint, require_launcher
 from dstools_distill.training.students import add_older_rope_keys
 from dstools_distill.training.untrained import untrained
@@ -168,7 +174,8 @@ def run(
     trainer._total_train_tokens = keeper.tokens_before  # SFTTrainer forgets it
     log.info("training %d of %d parameters from %s", trained, parameters, last or "the start")
     try:
-        trainer.train(resume_from_checkpoint=os.fspath(last) if last else None)
+        with own_names(trainer, last):
+            trainer.train(resume_from_checkpoint=os.fspath(last) if last else None)
     except ImportError as error:  # of an optimizer that is not installed
         raise DstoolsError(
             f"optimizer = {settings.optimizer!r}: {error}", "install it or choose another"

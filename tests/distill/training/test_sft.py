@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.sft_config import SFTConfig
@@ -444,3 +445,33 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
     assert seen == [5, 6, 7, 8, 9]
     assert report["steps"] == 9
     assert files(tmp_path / "stopped") == files(tmp_path / "straight")
+
+
+def test_a_stopped_run_of_a_student_with_experts_ends_in_the_same_bytes(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers saves experts one by one, and its Trainer does not fuse what it reads."""
+    settings = replace(SHORT, max_steps=3, log_steps=1, save_steps=1, batch_size=8)
+    train(settings, rows, tmp_path / "straight", SAMPLE)
+    at_end = checkpoints.Keeper.on_step_end
+
+    def stop(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
+        at_end(self, args, state, control, **given)
+        if state.global_step == 3:
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Keeper, "on_step_end", stop)
+        with pytest.raises(Stopped):
+            train(settings, rows, tmp_path / "stopped", SAMPLE)
+    shutil.copytree(tmp_path / "stopped", tmp_path / "less")
+    train(settings, rows, tmp_path / "stopped", SAMPLE)
+    assert files(tmp_path / "stopped") == files(tmp_path / "straight")
+
+    (last,) = (tmp_path / "less" / "checkpoints").glob("checkpoint-*")
+    weights = load_file(last / "model.safetensors")
+    fused = next(name for name in weights if name.endswith("experts.down_proj"))
+    del weights[fused]
+    save_file(weights, last / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DstoolsError, match=f"{last.name}: does not hold .* such as {fused}"):
+        train(settings, rows, tmp_path / "less", SAMPLE)
