@@ -44,6 +44,8 @@ def conversation(turns: Any, name: str) -> list[Message]:
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in ROLES:
             raise BadRowError(f"{where}.{role_key} is {role!r}, not one of {', '.join(ROLES)}")
+        if turn.get("tool_calls") or turn.get("function_call"):
+            raise BadRowError(f"{where} calls a tool, which is not read", "leave such rows out")
         if turn.get(text_key) is None:
             raise BadRowError(f"{where}.{text_key} is missing")
         inner, content = reasoning_and_text(turn[text_key], f"{where}.{text_key}")

@@ -19,6 +19,7 @@ A row may hold several answers: a list of texts in one of REPLIES or GENERATIONS
 NUMBERED, with a word of `finish_reasons` for each.
 """
 
+from difflib import get_close_matches
 from typing import Any, NamedTuple, get_args
 
 from dstools_converters.model.reasoning import CLOSE, OPEN
@@ -60,10 +61,13 @@ AFTER: dict[str, tuple[str, ...]] = {  # the question, by the column that is ask
 REPLIES = (
     *("completion", "response", "output", "generated_solution"),
     *("deepseek_solution", "deepseek_attempt", "attempt"),  # OpenThoughts, s1K
+    *("generation", "llm_response", "model_answer"),  # codeforces-cots, SYNTHETIC-1
 )
 GENERATIONS = ("generations", "responses", "completions", "outputs")  # OpenR1-Math; vLLM's logs
 NUMBERED = ("r1_solution_1", "r1_solution_2", "r1_solution_3")  # DeepMath-103K
 ANSWER_TYPES = get_args(AnswerType)
+SPELLED = 0.8  # likeness, 0 to 1, of a misspelled word; OlympiadBench has "Numerical"
+PICTURES = ("image", "images", "decoded_image")
 MARKS = ("label", "correct", "is_correct", "correctness")  # false: KTO's and others' bad answers
 
 
@@ -93,6 +97,8 @@ def convert(row: Record, form: Form = "auto") -> Question:
     answer is marked as bad.
     """
     columns = Columns(row)
+    for pictures in filter(columns.has, PICTURES):
+        raise BadRowError(f"{pictures} holds a picture, which is not read", "leave such rows out")
     name = _asking(columns, form)
     messages, reply = asked(_with_system(columns, _turns(columns, name)))
     options = read_options(columns)
@@ -319,12 +325,17 @@ def _refuse_bad(columns: Columns, replies: tuple[Reply, ...]) -> None:
 
 
 def _answer_type(columns: Columns) -> str:
-    answer_type = columns.take("answer_type")
-    if answer_type is None:
-        return ""
-    if answer_type not in ANSWER_TYPES:
+    """Return the type that a row names; "" for a word of another data set, which is not read.
+
+    Raises BadRowError for a misspelled one.
+    """
+    answer_type = str(columns.row.get("answer_type", "")).lower()
+    if answer_type in ANSWER_TYPES:
+        columns.take("answer_type")
+        return answer_type
+    if get_close_matches(answer_type, ANSWER_TYPES, cutoff=SPELLED):
         raise BadRowError(f"answer_type is {answer_type!r}, not one of {', '.join(ANSWER_TYPES)}")
-    return str(answer_type)
+    return ""
 
 
 def _difficulty(columns: Columns) -> float | None:

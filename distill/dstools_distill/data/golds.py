@@ -38,6 +38,9 @@ CHOSEN = (
     *TRUSTED,
 )
 WRONG = ("incorrect_answer_{}", "distractor{}")  # GPQA; SciQ
+NESTED = (  # a column with an object that has the gold, and its key: verl; SYNTHETIC-1
+    *(("reward_model", "ground_truth"), ("verification_info", "ground_truth")),
+)
 GSM8K = "\n#### "  # openai/gsm8k: between a worked solution and the answer
 PLACEHOLDERS = ("proof", "notfound", "n/a", "nan", "null")  # there is no answer; NuminaMath-1.5
 TAGGED = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
@@ -86,8 +89,7 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
         worked = worked or steps
         if gold is not None:
             golds[spelled] = gold
-    if (verl := _of_verl(columns)) is not None:
-        golds["reward_model.ground_truth"] = verl
+    golds |= _nested(columns)
     has_none = any(str(columns.take(name)).strip().lower() in PLACEHOLDERS for name in names)
     for name in SOLUTIONS:
         spelled = columns.spelled(name)
@@ -101,7 +103,7 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
                 golds[spelled] = boxed
             elif boxed is not None and boxed != solution:
                 doubt = _other(golds, spelled, boxed)
-    gold = agreeing(golds, "gold")
+    gold = agreeing(_different(golds), "gold")
     if gold is not None:
         return Gold(gold, worked, doubt=doubt)
     code = _of_code(columns, worked)
@@ -109,6 +111,16 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
         return code
     doubt = _several(columns, [name for name in (*names, *SOLUTIONS) if name != taken])
     return code._replace(doubt=doubt)
+
+
+def _different(golds: dict[str, str]) -> dict[str, str]:
+    """Return the golds without those that have the value of the first."""
+    first = next(iter(golds.values()), "")
+    return {
+        name: gold
+        for name, gold in golds.items()
+        if gold == first or compare(gold, first, "auto", REFEREE).verdict != "correct"
+    }
 
 
 def _other(golds: dict[str, str], name: str, boxed: str) -> BadRowError | None:
@@ -197,15 +209,30 @@ def _is_sentence(solution: str) -> bool:
     return solution.rstrip().endswith(".") and len(WORD.findall(solution)) >= MIN_WORDS
 
 
-def _of_verl(columns: Columns) -> str | None:
-    """Return reward_model.ground_truth, which may be JSON of a list of one."""
-    if not isinstance(columns.row.get("reward_model"), dict):
-        return None
-    gold, name = columns.take("reward_model").get("ground_truth"), "reward_model.ground_truth"
-    if isinstance(gold, str) and gold.startswith('["'):
+def _nested(columns: Columns) -> dict[str, str]:
+    """Return the golds in objects, or in JSON of them, by their paths."""
+    golds = {}
+    for column, key in NESTED:
+        value = _from_json(columns.row.get(columns.spelled(column)))
+        if isinstance(value, dict) and value.get(key) is not None:
+            columns.take(column)
+            path = f"{columns.spelled(column)}.{key}"
+            golds[path] = answer_text(_from_json(value[key]), path)
+    turns = columns.row.get("messages")
+    for number, turn in enumerate(turns if isinstance(turns, list) else []):
+        info = turn.get("info") if isinstance(turn, dict) else None
+        if isinstance(info, dict) and info.get("reference_answer"):
+            path = f"messages[{number}].info.reference_answer"
+            golds[path] = answer_text(info["reference_answer"], path)
+    return golds
+
+
+def _from_json(value: Any) -> Any:
+    """Return what an object or a list in JSON is; other values as they are."""
+    if isinstance(value, str) and value.startswith(("{", '["')):
         with suppress(ValueError):
-            gold = json.loads(gold)
-    return None if gold is None else answer_text(gold, name)
+            return json.loads(value)
+    return value
 
 
 def _of_code(columns: Columns, worked: str | None) -> Gold:

@@ -143,7 +143,12 @@ def test_difficulty_is_a_share_or_unknown(row: dict[str, Any], difficulty: float
         ({"query": "2+2", "history": 1.5}, r"history\[0\] is not a pair of a question and"),
         ({"problem": "2+2", "answer": {"value": 4}}, "answer is not a string: dict"),
         ({"problem": "2+2", "answer": "so\n#### "}, "answer has nothing after ####"),
-        ({"problem": "2+2", "answer_type": "float"}, "answer_type is 'float', not one of"),
+        ({"problem": "2+2", "answer_type": "nubmer"}, "answer_type is 'nubmer', not one of"),
+        ({"problem": "2+2", "images": [{"path": "f.png"}]}, "images holds a picture"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
+            r"messages\[1\] calls a tool",
+        ),
         ({"messages": []}, "messages is not a list of turns"),
         ({"messages": "2+2"}, "messages is not a list of turns"),
         ({"messages": ["2+2"]}, r"messages\[0\] is not an object"),
