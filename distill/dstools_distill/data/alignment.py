@@ -66,7 +66,7 @@ def repeated(question: Words, text: Words, near: Places) -> tuple[int, int, floa
     best = int(np.argmax(counts))  # the stretch with the most pairs
     before = max(int(near[best]) - length, 0)
     stretch = text.part(before, int(near[best + counts[best] - 1]) + length)
-    present = np.isin(question.hashes, stretch.hashes)
+    present = _among(question.hashes, stretch.hashes)
     is_formula = numbers.mean() > FEW_NUMBERS
     least = length - (REPLACED if numbers.any() else WITHOUT_NUMBERS) * question.length
     least = max(least, IN_ORDER * length)
@@ -87,7 +87,7 @@ def repeated(question: Words, text: Words, near: Places) -> tuple[int, int, floa
     around = slice(max(first - replaced, 0), last + replaced)
     others, gone = stretch.numbers & ~here, int((~present[numbers]).sum())
     if not gone:  # numbers around the question are not its own
-        others &= ~np.isin(stretch.hashes, question.hashes)
+        others &= ~_among(stretch.hashes, question.hashes)
         around = slice(first, last)
         if is_formula:  # a longer one begins or ends with other numbers
             around = slice(max(first - int(numbers[0]), 0), last + int(numbers[-1]))
@@ -95,6 +95,12 @@ def repeated(question: Words, text: Words, near: Places) -> tuple[int, int, floa
         return None
     share = float((aligned if is_ordered else present).mean())
     return before + first, before + last, share
+
+
+def _among(words: Hashes, others: Hashes) -> NDArray[np.bool_]:
+    """Return which words are among others, [n]; for so few a tenth of the time of np.isin."""
+    among: NDArray[np.bool_] = (words[:, None] == others).any(axis=1)
+    return among
 
 
 def _aligned(question: Words, stretch: Words) -> tuple[Places, Places]:
@@ -125,8 +131,8 @@ def _aligned(question: Words, stretch: Words) -> tuple[Places, Places]:
 
 def _in_another_order(question: Words, stretch: Words, present: NDArray[np.bool_]) -> bool:
     """Return whether nearly all words are there, and each number begins or ends the same words."""
-    shared = np.isin(windows(question.hashes, CONTEXT), windows(stretch.hashes, CONTEXT))
+    shared = _among(windows(question.hashes, CONTEXT), windows(stretch.hashes, CONTEXT))
     around = [False] * (CONTEXT - 1)  # "in 4 hours" may be of any 4; "4 hours later" tells which
     among = np.append(shared, around) | np.append(around, shared)
-    same = among & np.isin(question.signed, stretch.signed)
+    same = among & _among(question.signed, stretch.signed)
     return bool(present.mean() >= IN_ANY_ORDER and same[question.numbers].all())

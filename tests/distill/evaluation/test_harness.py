@@ -31,6 +31,7 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the task `sums`: 8 problems, stopped at a blank line and after 16 tokens."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more only get in each other's way
     folder = tmp_path / "tasks"
     folder.mkdir()
     problems = reasoning_gym.create_dataset(
