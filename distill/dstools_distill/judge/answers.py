@@ -154,8 +154,11 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
         wanted, given = (read(text, letters_are_units=True) for text in (gold, answer))
     if wanted is None or given is None:
         return Ruling("unverifiable", "gold-not-read" if wanted is None else "answer-not-read")
-    ordered = {"set": False, "tuple": True}.get(kind)
-    comparison = Comparison(referee, ordered)
+    if brackets := {"set": "{}", "tuple": "()"}.get(kind):
+        wanted, given = (
+            v._replace(text=brackets) if v.kind == "items" else v for v in (wanted, given)
+        )
+    comparison = Comparison(referee)
     equal = comparison.same(given, wanted)
     checkers = LIBRARY if comparison.asked else EXACT
     if equal is None:

@@ -44,13 +44,10 @@ def every(results: Iterable[bool | None]) -> bool | None:
 
 
 class Comparison:
-    """A comparison of one answer with its gold, by a referee that may be asked.
+    """A comparison of one answer with its gold, by a referee that may be asked."""
 
-    ordered: True to read any list as a tuple, False as a set, None to go by its brackets.
-    """
-
-    def __init__(self, referee: Referee, ordered: bool | None) -> None:
-        self.referee, self.ordered = referee, ordered
+    def __init__(self, referee: Referee) -> None:
+        self.referee = referee
         self.asked = False  # whether math-verify was
         self.problem = ""  # why the result is None, if there is more to say
 
@@ -138,18 +135,13 @@ class Comparison:
     def _items(self, answer: Value, gold: Value) -> bool | None:
         """Compare lists, tuples and sets."""
         brackets = (answer.text, gold.text)
+        if {*brackets} == {"", "()"} and answer.name != gold.name:  # in the order of the names?
+            return self._sequence(answer.items, gold.items) or None
         are_lists = [text in LISTS for text in brackets]
-        ordered = self.ordered
-        if ordered is None:
-            if {*brackets} == {"", "()"} and answer.name != gold.name:  # in the order of names?
-                return self._sequence(answer.items, gold.items) or None
-            if are_lists[0] != are_lists[1]:
-                return None
-            if brackets[0] != brackets[1] and not are_lists[0]:
-                return False
-            ordered = not are_lists[0]
-        if ordered:
-            return self._sequence(answer.items, gold.items)
+        if are_lists[0] != are_lists[1]:
+            return None
+        if not are_lists[0]:
+            return brackets[0] == brackets[1] and self._sequence(answer.items, gold.items)
         counts = len(answer.items), len(gold.items)
         if counts[0] != counts[1] and ("{}" not in brackets or 0 in counts):
             return False
@@ -160,7 +152,7 @@ class Comparison:
             True if True in line else None if None in line else False
             for line in [*table, *zip(*table, strict=True)]
         )
-        if equal and brackets == ("", "") and self.ordered is None and len(gold.items) > 2:
+        if equal and brackets == ("", "") and len(gold.items) > 2:
             self.problem = "order"  # which may have been asked for
             return self._sequence(answer.items, gold.items) or None
         return equal

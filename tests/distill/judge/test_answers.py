@@ -221,3 +221,18 @@ def test_a_formula_is_what_the_referee_finds_it_to_be(
     ruling = compare(answer, r"\sqrt{12}", "math", FixedReferee(second))
     assert (ruling.verdict, ruling.reason) == (verdict, reason)
     assert ruling.checkers == ("math-verify",)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "kind", "verdict"),
+    [
+        ("(1,2)", r"\{2,1\}", "set", "correct"),  # any brackets hold a set
+        ("3,1,2", "1,2,3", "set", "correct"),
+        (r"\{(1,2)\}", r"\{(2,1)\}", "set", "incorrect"),
+        ("1,2", "(2,1)", "tuple", "incorrect"),  # any brackets hold a tuple
+    ],
+)
+def test_the_order_of_items_counts_in_a_tuple_and_not_in_a_set(
+    answer: str, gold: str, kind: Any, verdict: str
+) -> None:
+    assert compare(answer, gold, kind, FixedReferee("asked")).verdict == verdict

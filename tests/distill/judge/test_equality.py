@@ -16,13 +16,11 @@ def referee() -> Iterator[Referee]:
         yield made
 
 
-def compared(
-    referee: Referee, one: str, other: str, ordered: bool | None = None
-) -> tuple[bool | None, Comparison]:
+def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Comparison]:
     first, second = read(one), read(other)
     assert first is not None
     assert second is not None
-    comparison = Comparison(referee, ordered)
+    comparison = Comparison(referee)
     return comparison.same(first, second), comparison
 
 
@@ -114,17 +112,3 @@ def test_formulas_are_compared_by_math_verify(
 ) -> None:
     found, comparison = compared(referee, one, other)
     assert (found, comparison.asked) == (expected, True)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "ordered", "expected"),
-    [
-        ("(1,2)", r"\{2,1\}", False, True),  # any brackets hold a set
-        ("1,2", "(2,1)", True, False),  # any brackets hold a tuple
-        ("3,1,2", "1,2,3", False, True),
-    ],
-)
-def test_the_order_counts_as_asked(
-    referee: Referee, one: str, other: str, ordered: bool, expected: bool
-) -> None:
-    assert compared(referee, one, other, ordered)[0] is expected
