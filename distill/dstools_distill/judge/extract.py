@@ -17,7 +17,6 @@ from dstools_distill.judge.remarks import (
     REMARK,
     RETRACTED,
     STATED,
-    is_retracted,
     is_taken_back,
     value_of,
 )
@@ -207,7 +206,7 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
     answers = [
         stripped(mark.answer or "")
         for mark, end in zip(marks, ends, strict=True)
-        if not EMPTY.fullmatch(mark.answer or "") and not is_retracted(text[mark.end : end])
+        if not EMPTY.fullmatch(mark.answer or "") and not RETRACTED.search(text[mark.end : end])
     ]
     different = tuple({value_of(answer): answer for answer in reversed(answers)}.values())[::-1]
     if not any(different):

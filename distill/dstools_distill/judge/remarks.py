@@ -1,7 +1,7 @@
 """Text after an answer: a remark, or one that takes the answer back.
 
-No list of words for "no, it is 42" could be complete in all languages. The lists here know English;
-in another language a sentence after an answer takes it back unless it opens as a remark does.
+No list of words for "no, it is 42" could be complete, least of all in many languages. So a sentence
+after a number or a formula takes it back unless it opens as a remark does, or states it again.
 """
 
 # ruff: noqa: RUF001
@@ -17,82 +17,81 @@ def value_of(answer: str) -> Fraction | str:
     return value.number if value is not None and value.kind == "number" else answer
 
 
-def is_retracted(rest: str) -> bool:
-    """Return whether a text denies the answer before it, if not in favour of another value."""
-    is_exclaimed = EXCLAIMED.search(rest) and not AFFIRMED.search(rest)
-    return bool(RETRACTED.search(rest) or is_exclaimed)
-
-
 def is_taken_back(answer: str, rest: str) -> bool:
     """Return whether the text after an answer may deny it, or settle on another value.
 
-    The rest of the same sentence is a remark, unless it is an alternative: "or 42". A clause of a
-    later sentence that ends on another number, letter or name settles on that if it concludes ("so
-    I get 42"), says that something is it, or ends on a bare number. Others are remarks: "I used 2
-    methods", "For n = 3, it holds", "Note: the sum of the digits is 5".
+    The rest of the same sentence is a remark, unless it is an alternative: "or 42". Of later
+    sentences those that open as remarks do may still end on another value: "Check: 9 + 4 = 13, so
+    it should be 8". After a letter or a name another of its kind counts, whatever the sentence.
     """
     rest = rest.lstrip("$*}\\)] \t")
-    if ALTERNATIVE.search(rest) or is_retracted(rest):
-        return True
     here, *later = SENTENCE.split(rest)
+    if ALTERNATIVE.search(rest) or RETRACTED.search(here):
+        return True
     value, is_letter = value_of(answer), bool(re.fullmatch(r"\(?[A-J]\)?", answer))
-    is_number = isinstance(value, Fraction)
-    is_name = not is_number and answer.istitle()
-    if not is_letter and not is_name and any(map(_is_foreign, later)):
+    last, is_open = LAST_FORMULA, not all(map(_is_known, later))
+    if isinstance(value, Fraction):
+        last = LAST_NUMBER
+    elif is_letter or answer.istitle():
+        last, is_open = LAST_LETTER if is_letter else LAST_NAME, False
+    if not (later and _restates(answer, later[-1])) and (is_open or RETRACTED.search(rest)):
         return True
-    last = LAST_LETTER if is_letter else LAST_NAME if is_name else LAST_FORMULA
-    last = LAST_NUMBER if is_number else last
-    same = (value, answer.strip("()-"))
-    own = rf"(?<![\w.]){re.escape(same[1])}\b"
-    if re.search(rf"{own}\W+(?:is(?: not|n't) (?:the|right)|does(?: not|n't)|fails)", rest):
-        return True
-    equation = re.compile(rf"(?:^|[^-+*/\s])\s*{own}\s*=")  # 84 = 7 * 12
-    for sentence in later if re.search(r"[^\W\d]|=", here) else (here, *later):
-        for clause in CLAUSE.split(sentence):
-            found = last.search(clause)
-            if not found or value_of(found[1]) in same:
-                continue
-            if HEDGED.search(clause) or equation.search(clause):
-                continue
-            is_whole = not re.search("[A-Za-z]", clause[found.end(1) :])  # unlike 2 methods
-            is_said = is_whole or found["right"] or STATED.search(clause, 0, found.start())
-            is_remark = LABEL.match(sentence) or REMARK.search(clause[: found.start()])
-            if SETTLES.search(sentence) or (is_said and not is_remark):
-                return True
+    sentences = later if re.search(r"[^\W\d]|=", here) else [here, *later]
+    return any(_settles_on(sentence, last, value, answer.strip("()-")) for sentence in sentences)
+
+
+def _settles_on(sentence: str, last: re.Pattern[str], value: Fraction | str, answer: str) -> bool:
+    """Return whether a clause ends on another value than the answer's, and says that it is it."""
+    equation = re.compile(rf"(?:^|[^-+*/\s])\s*(?<![\w.]){re.escape(answer)}\s*=")  # 84 = 7 * 12
+    is_labelled = LABEL.match(sentence) and ":" in sentence
+    for clause in CLAUSE.split(sentence):
+        found = last.search(clause)
+        if not found or value_of(found[1]) in (value, answer):
+            continue
+        if HEDGED.search(clause) or equation.search(clause):
+            continue
+        is_whole = not re.search("[A-Za-z]", clause[found.end(1) :])  # unlike 2 methods
+        is_said = is_whole or found["right"] or STATED.search(clause, 0, found.start())
+        is_remark = is_labelled or REMARK.search(clause[: found.start()])
+        if SETTLES.search(sentence) or (is_said and not is_remark):
+            return True
     return False
 
 
-def _is_foreign(sentence: str) -> bool:
-    """Return whether a sentence may say anything: it is not in English, nor a known remark."""
-    has_words = re.search(r"[^\W\d_]{2}", re.sub(r"\$.*?\$|\\\w+", "", sentence))
-    return bool(has_words) and not ENGLISH.search(sentence) and not LABEL.match(sentence)
+def _restates(answer: str, sentence: str) -> bool:
+    """Return whether a sentence affirms an answer, ends on it, or concludes with it alone."""
+    ends = [match.end() for match in SAYS.finditer(sentence)]
+    end = sentence[ends[-1] :].strip(" $*.!)✓") if ends else ""
+    is_last = value_of(end) == value_of(answer) and not HEDGED.search(sentence[: ends[-1]])
+    is_alone = re.findall(r"\d+(?:\.\d+)?", sentence) == [answer] and CONCLUDES.match(sentence)
+    is_right = re.search(rf"(?<![\w.]){re.escape(answer)}\W? is (?:right|correct)\b", sentence)
+    return bool(AFFIRMED.search(sentence) or is_right or is_last or is_alone)
 
 
-ENGLISH = re.compile(
-    r"(?i)\b(?:the|is|this|that|it|we|you|and|to|of|for|with|are|be|not|by|from|have|has|which|there"
-    r"|here|both|all|each|get|any|other|above|see|used|always|because)\b"
-)
+def _is_known(sentence: str) -> bool:
+    """Return whether a sentence has no words outside formulas, or opens as a remark does."""
+    words = re.search(r"[^\W\d_]{2}", re.sub(r"\$.*?\$|\\\w+", "", sentence))
+    return not words or bool(LABEL.match(sentence))
+
+
+CONCLUDES = re.compile(r"(?i)\W*(?:so|hence|thus|therefore|there (?:is|are)|所以|因此)\b")
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？])|\n+|</answer>|(?=\bbut\b)")
 CLAUSE = re.compile(r"[,;，；。．:：](?!\d)|\.\s|\b(?:because|since)\b")
 START = r"(?:^|(?<=[.!?;]\s)|(?<=[\n。]))\W*"
 ALTERNATIVE = re.compile(rf"(?i){START}(?:or|either|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)")
-EXCLAIMED = re.compile(
-    rf"(?i){START}(?:(?:wait|hold on|oops|scratch that|hmm|correction|update|edit|sorry|moment"
-    r"|attends|espera|momento|korrektur|corrección)\b\W*?[,.:!—]|let me re(?:check|count|do|comp)"
-    r"|(?:but )?i (?:forgot|now see|realize)\b|on (?:second thought|reflection)|strictly speaking"
-    r"|en (?:réalité|fait|realidad)\b|na verdade|на самом деле|等|其实|实际上|更正|待って|いや)"
-)
-AFFIRMED = re.compile(r"(?i)\b(?:stands|right|correct|fine|holds|yes)\b|✓")
+AFFIRMED = re.compile(r"(?i)\b(?:stands|consistent|no mistake|checks out|holds)\b|✓")
 RETRACTED = re.compile(
-    r"(?i)(?:^\W*is|\b(?:that|this|it|answer|result|value|above))\b[^.;,]*"
+    rf"(?i){START}(?:(?:wait|hold on|oops|hmm|correction|update|edit|sorry|moment|momento"
+    r"|korrektur|corrección)\b\W*?[,.:!—]|let me re(?:check|count|do|comp)|(?:but )?i (?:forgot"
+    r"|now see|realize)\b|on (?:second thought|reflection)|等|其实|更正|いや)"
+    r"|(?:^\W*is|\b(?:that|this|it|answer|result|value|above))\b[^.;,]*"
     r"\b(?:wrong|incorrect|not right)\b"
     r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure|not sure"
     r"|(?:might|could) be(?! tempted)|otherwise|is what (?:one|you|we) gets?|i mis\w+|never ?mind"
-    r"|scratch that|take (?:it|that) back|mistaken|off by|that was (?:just|only)|no,? wait|wrongly"
-    r"|should (?:also )?be (?:ex|in)cluded|half of (?:it|that|this)|falsch|faux|falso)\b"
-    r"|\bone (?:less|more)\.|\bcannot be\s*[.!]|\b(?:no|non|nein|нет)\s*[.!:,;]|\btromp|\bequivo"
+    r"|scratch that|take (?:it|that) back|off by|wrongly"
+    r"|(?:check|verification|it) (?:fails|does not)"
+    r"|falsch|faux|falso|perdón)\b|\b(?:no|non|nein|нет)\s*[.!:,;]|\bequivo|\bошиб|不对(?!称|等)|错[的了误]"
     r"|^\W*(?:is|are|ist|n'est|does|do) (?:(?:not|nicht|pas) (?:the|die|la|satisf|work|hold)|fals)"
-    r"|\bverrechnet|\bошиб(?:ся|лась)|неверн|неправильн|不对(?!称|等)|错[的了误]|有误|間違|訂正|틀렸"
 )
 SETTLES = re.compile(
     r"(?i)^\W*(?:wait|no|nein|non|actually|however|but|checking again|that said|нет|ошибка|i now"
@@ -101,13 +100,20 @@ SETTLES = re.compile(
     r"|(?:should|must) (?:be|have been)|(?:we|i) (?:find|get)"
     r"|(?:answer|result|total|count|value)\b.* (?:is|=))\b"
 )
-LABEL = re.compile(  # of a remark; what is not here is not known to be one
-    r"(?i)\W*(?:(?:note|source|reference|(?:estimated )?time|topics?|word count|difficulty"
-    r"|confidence|score|level|tip|[\w -]*check|verif\w*|hinweis|anmerkung|quelle|(?:die )?probe"
-    r"|kontrolle|häufiger fehler|en effet|remarque|on vérifie|vérif\w*|récapitulatif|nota|fuente"
-    r"|erreur (?:fréquente|courante)|comprobación|error (?:común|frecuente)|nivel|no hay más|fonte"
-    r"|un errore tipico|erro comum|verificação|примечание|источник|проверка|типичная ошибка)\b"
-    r"|注(?!定)|点评|来源|难度|检验|验证|总结|常见错误|易错|当|以上|本题|参考|検算|.*のとき|출처|확인|검산)"
+LABEL = re.compile(  # the opening of a remark; what is not here is not known to be one
+    r"(?i)\W*(?:(?:note|notice|remark|observe|recall|source|reference|(?:estimated )?time|topics?"
+    r"|word count|difficulty|confidence|score|level|summary|steps?|key|[\w -]*check|verif\w*|why"
+    r"|(?:i )?hope|let me know|feel free|sorry for|thanks|here|see|(?:i|we) used|both|indeed|if you"
+    r"|this (?:is because|is (?:about|problem)|follows|uses|took|matches|completes)|students often"
+    r"|in (?:general|words|decimals?)|(?:an?|another) \w+ way|actually, a|(?:\w+ )?tip|fun fact"
+    r"|alternatively, (?:use|one|you)|which can (?:also|equivalently)|i am confident|so we are done"
+    r"|no (?:other|smaller|larger|two)|(?:the|an?) (?:most )?(?:common|frequent|typical) (?:mistake"
+    r"|error)|if\b.*\bwould|for\b.*\b(?:also|holds)|(?:one|you) might be tempted|it makes"
+    r"|it is the (?:only|smallest|largest)|hinweis|anmerkung|quelle|(?:die )?probe|kontrolle|nota"
+    r"|häufiger fehler|en effet|remarque|on vérifie|vérif\w*|récapitulatif|fuente|comprobación"
+    r"|erreur (?:fréquente|courante)|nivel|error (?:común|frecuente)|no hay más|un errore tipico"
+    r"|fonte|erro comum|verificação|примечание|источник|проверка|типичная ошибка)\b|注(?!定)|点评"
+    r"|来源|难度|检验|验证|总结|常见错误|易错|当|以上|本题|参考|検算|.*のとき|출처|확인|검산)"
 )
 REMARK = re.compile(  # after a condition or such a word a value is none that was asked for
     r"(?i)^\W*(?:(?:for|when|where|at|with|see|für|bei|pour|para|при|для)\b|当|若)"
@@ -116,17 +122,18 @@ REMARK = re.compile(  # after a condition or such a word a value is none that wa
     r"|\b(?:after|by|within|in|at|above|of|than|for|(?<!left )with|(?<!out )to|on|per|until"
     r"|exceed|als|que|à)(?: the)?\s+$"
 )
-STATED = re.compile(
+SAYS = re.compile(
     r"(?i)(?:\b(?:is|are|was|were|be|equals|costs?|makes?|gives?|becomes|get|so|total|beträgt|vaut"
-    r"|lautet|est(?: de)?|ist|es|sind|son|donne|bleibt)\s*|'s\s*|[=:$€£为是]\s*)$"
+    r"|lautet|est(?: de)?|ist|es|sind|son|donne|bleibt)\b\s*|'s\s*|[=:$€£为是]\s*)"
 )
+STATED = re.compile(f"{SAYS.pattern}$")
 ASSUMED = r"(?i)\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b"
 HEDGED = re.compile(  # what is denied, bounded, supposed or asked is not stated
     rf"{ASSUMED}|\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не|either"
     r"|between|about|approximately|roughly|least|most|less|fewer|over|under|nearly|almost|let|might|may|or|would"
     r"|w[äü]re?n?|serait|first (?:thought|got|found)|initially|mistake|käme)\b|n't\b|[≈?不没]|ない"
 )
-RIGHT = r"(?P<right>\W? (?:is |are |also )+(?:(?:the )?(?:right|correct|answer)|possible|works?)\b)"
+RIGHT = r"(?P<right>\W? (?:is |are |also )+(?:the )?(?:right|correct|answer|possible|works?)\b)"
 LAST_LETTER = re.compile(rf"\b([A-J])(?:{RIGHT}|\)?\W*$)")  # or of which it says that it is right
 LAST_NAME = re.compile(rf"\b([A-Z]\w+(?: [A-Z]\w+)*)(?:{RIGHT}|\W*$)")
 LAST_FORMULA = re.compile(rf"\$([^$]+)\$(?:{RIGHT}|\W*$)")

@@ -19,16 +19,13 @@ from dstools_distill.judge.remarks import is_taken_back
         "当n=3时，公式也成立。",  # noqa: RUF001
         "It is the smallest such number above 40.",
         "Wait, let me verify this: 41 is right.",
-        "(I first thought it was 40, but the case $k=0$ counts too.)",
         "(If the order mattered, there would be 82.)",
         "Time taken: 4 minutes. Difficulty: 3/10.",
-        "The problem is from the 2015 AMC.",
         "Students often answer 40 here.",
         "One might be tempted to say 40.",
         "Actually, a neater way to see this uses symmetry.",
         "A common mistake is to answer 40, which happens when one forgets the empty set.",
         "Alternatively, use the formula with n = 6.",
-        "We see that 41 = 2·20 + 1.",
         "En effet, $41 = 7 \\cdot 6 - 1$.",
         "注意两边不对称，所以不能除以 2。",  # noqa: RUF001
     ],
@@ -66,6 +63,11 @@ def test_a_number_after_the_answer_may_be_a_remark(remark: str) -> None:
         "That was only the approximation used along the way.",
         "41 doesn't satisfy the second condition.",
         "I take that back.",
+        "It is 42.",
+        "One more case remains: the empty set.",
+        "This is only a lower bound.",
+        "Since order matters, double it.",
+        "The check fails.",
         "Recomputing everything once more by hand yields 42.",
         "抱歉，上面的结果有误。",  # noqa: RUF001
         "Either 41 or 42.",
