@@ -3,7 +3,10 @@
 TRL's own code is run. axolotl and LLaMA-Factory are judged by the data that they prepare.
 """
 
+import shlex
 import sys
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,22 +18,23 @@ from dstools_converters.model.reasoning import CLOSE, OPEN
 from dstools_converters.model.tokenizer import Messages
 from dstools_distill.data.sources import Reading, questions
 from dstools_distill.tokens import trl_rows
-from dstools_distill.tokens.invariant import IGNORED
+from dstools_distill.tokens.invariant import IGNORED, Trained
 from dstools_distill.tokens.prepared import parts
 from dstools_distill.tokens.render import check_tokenizer
 from dstools_distill.tokens.templates import load_tokenizer
-from dstools_distill.tokens.turns import Reader
+from dstools_distill.tokens.turns import Reader, Row, has_trace, replies
 
-TRAINERS = {  # keys that no trainer after it has, and what prepares the data: command, key, folder
+TRAINERS = {  # keys that no trainer after it has
+    "LLaMA-Factory": ("cutoff_len", "template", "stage", "finetuning_type", "dataset_dir"),
+    "axolotl": ("base_model", "sequence_len", "sample_packing"),
+    "TRL": ("assistant_only_loss", "dataset_name", "max_seq_length", "model_name_or_path"),
+}
+PREPARE = {  # the key of the folder of prepared data, its default, and the command that writes it
     "LLaMA-Factory": (
-        ("cutoff_len", "template", "stage", "finetuning_type", "dataset_dir"),
-        ("llamafactory-cli train {} tokenized_path={}", "tokenized_path", "prepared"),
+        *("tokenized_path", "prepared"),
+        "llamafactory-cli train {} tokenized_path={} (it trains after that: stop it then)",
     ),
-    "axolotl": (
-        ("base_model", "sequence_len", "sample_packing"),
-        ("axolotl preprocess {}", "dataset_prepared_path", "last_run_prepared"),
-    ),
-    "TRL": (("assistant_only_loss", "dataset_name", "max_seq_length", "model_name_or_path"), ()),
+    "axolotl": ("dataset_prepared_path", "last_run_prepared", "axolotl preprocess {}"),
 }
 NOT_SFT = (  # keys of other trainings
     *("stage", "rl", "reward_model", "process_reward_model", "reward_funcs", "num_generations"),
@@ -40,21 +44,23 @@ STEP = "Wait, 2+9=11, so I write 1 and carry 1. "
 RUN_ROWS = 1000  # of --data that TRL is run on
 SHOWN_ROWS = 2  # of a data set
 MILD = (  # codes of faults that lose nothing
-    *("prompt-trained", "prompt-differs", "trained-behind-end", "text-changed", "no-trace"),
-    "history-not-trained",
+    *("prompt-trained", "prompt-differs", "trained-behind-end", "history-not-trained"),
+    "no-trace",
 )
 HINTS = {
     "trace-lost": "`dstools distill render` joins prompt and trace without the template",
     "truncated": "raise the limit above your longest row, or drop long rows; never cut one",
     "end-missing": "train on the token that ends a turn in the template",
+    "wrong-end": "end answers with the token of the template that serves",
     "start-missing": "train on the opening tag, or use a template that shows it when served",
-    "prompt-trained": "mask it: set assistant_only_loss, or give prompt and completion apart",
+    "prompt-trained": "give labels to answers alone",
     "prompt-differs": "make everything before the first label what serving shows",
     "padding-trained": f"set them to {IGNORED} where attention_mask is 0",
-    "packing": "pack by bfd with flash attention, with neat_packing, or not at all",
+    "packing": "have the trainer mark where each conversation begins, or do not pack",
     "mtp-dropped": "`dstools distill sft` carries them over, `dstools distill mtp` fits them",
     "left-out": "raise the limit above your longest row, or be content with the others",
     "no-trace": "give the rows that they were made of with --data, to know whether one was lost",
+    "not-in-data": "is --data what this data set was made of?",
 }
 
 
@@ -90,18 +96,19 @@ def diagnose(tokenizer: Path, config: Path | None, data: Path | None) -> Diagnos
     """
     settings = _read_config(config) if config else {}
     trainer = _trainer(config, settings) if config else "TRL"
-    if config and TRAINERS[trainer][1]:
-        told = [*_mtp(tokenizer), _not_checked(config, trainer, settings, tokenizer)]
-        return Diagnosis(trainer, "not run", [], told)
-    chats, findings = conversations(data) if data else (OWN, [])
+    findings = _mtp(tokenizer)
+    if config and trainer in PREPARE:
+        findings.append(_not_checked(config, trainer, settings, tokenizer))
+        return Diagnosis(trainer, "not run", [], findings)
+    chats, notes = conversations(data) if data else (OWN, [])
     chats, loaded = chats[:RUN_ROWS], load_tokenizer(tokenizer)
-    findings += trl_rows.findings(settings)
+    findings += notes + trl_rows.findings(settings)
     with TemporaryDirectory() as folder:
         try:
             trl_rows.prepare(loaded, settings, chats, Path(folder))
         except DstoolsError as error:
-            findings.append(Finding.error("refused", "TRL", str(error), error.hint))
-            return Diagnosis(trainer, "run", [], [*findings, *_mtp(tokenizer)])
+            findings.append(Finding.error("refused", str(config or "TRL"), str(error), error.hint))
+            return Diagnosis(trainer, "run", [], findings)
         return _judged((trainer, "run"), tokenizer, loaded, Path(folder), chats, findings)
 
 
@@ -112,8 +119,8 @@ def diagnose_prepared(tokenizer: Path, prepared: Path, data: Path | None) -> Dia
     `conversations`, to tell lost traces and rows. Raises DstoolsError for what cannot be read.
     """
     chats, notes = conversations(data) if data else ([], [])
-    loaded = load_tokenizer(tokenizer)
-    return _judged(("prepared data", "read"), tokenizer, loaded, prepared, chats, notes)
+    loaded, findings = load_tokenizer(tokenizer), [*_mtp(tokenizer), *notes]
+    return _judged(("prepared data", "read"), tokenizer, loaded, prepared, chats, findings)
 
 
 def text(diagnosis: Diagnosis) -> str:
@@ -182,7 +189,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _trainer(path: Path, settings: dict[str, Any]) -> str:
     """Return the trainer whose keys a configuration has."""
-    named = [name for name, (keys, _) in TRAINERS.items() if settings.keys() & keys]
+    named = [name for name, keys in TRAINERS.items() if settings.keys() & set(keys)]
     if not named and trl_rows.unknown_keys(settings):
         keys = printable(", ".join(settings))
         raise DstoolsError(
@@ -193,7 +200,7 @@ def _trainer(path: Path, settings: dict[str, Any]) -> str:
         if settings.get(key) not in (None, False, "sft"):
             what = printable(f"{key}: {settings[key]}")
             raise DstoolsError(
-                f"{path}: is not of supervised fine-tuning, by its {what}",
+                f"{path}: has {what}, so it is not of supervised fine-tuning",
                 "the doctor reads configurations of supervised fine-tuning",
             )
     return named[0] if named else "TRL"
@@ -201,11 +208,14 @@ def _trainer(path: Path, settings: dict[str, Any]) -> str:
 
 def _not_checked(path: Path, trainer: str, settings: dict[str, Any], tokenizer: Path) -> Finding:
     """Return the error for a trainer that is not run, with the command that prepares its data."""
-    command, key, folder = TRAINERS[trainer][1]
-    folder = printable(str(settings.get(key) or folder))
-    then = f"dstools distill doctor {tokenizer} --prepared {folder}"
+    key, default, command = PREPARE[trainer]
+    named = (path, settings.get(key) or default, tokenizer)
+    config, folder, served = (shlex.quote(printable(str(each))) for each in named)
+    then = f"dstools distill doctor {served} --prepared {folder}"
     what = f"{trainer} is not run here: let it prepare its data, and have that checked"
-    return Finding.error("not-checked", str(path), what, f"{command.format(path, folder)}; {then}")
+    return Finding.error(
+        "not-checked", str(path), what, f"{command.format(config, folder)}; {then}"
+    )
 
 
 # ------------------------------------------------------------------------------------ the judgement
@@ -220,12 +230,9 @@ def _judged(
     findings: list[Finding],
 ) -> Diagnosis:
     """Return the diagnosis of a tokenized data set, beside the conversations it was made of."""
-    reader = Reader(tokenizer)
-    sources: dict[str, list[Messages]] = {}
-    for chat in chats:
-        asked = next(turn["content"].strip() for turn in chat if turn["role"] == "user")
-        sources.setdefault(asked, []).append(chat)
-    cases, used, plain, count = list[Case](), set[str](), list[str](), 0
+    reader, sources = Reader(tokenizer), _by_key(chats)
+    cases, places, plain, unmatched = list[Case](), list[str](), list[str](), list[str]()
+    missing = {str(chat): chat for chat in chats}
 
     def tell(code: str, where: str, message: str, hint: str = "") -> None:
         level: Level = "warning" if code in MILD else "error"
@@ -235,39 +242,66 @@ def _judged(
         check_tokenizer(tokenizer, reader.end, folder, reasoning=True)
     except DstoolsError as error:
         tell("tokenizer", str(folder), str(error), error.hint)
-    for part in parts(prepared, len(tokenizer)):
-        count += 1
-        ids, labels = part.row
+    for where, (ids, labels), padding in parts(prepared, len(tokenizer)):
+        row = reader.read(Trained(ids, labels))
+        places.append(where)
         if len(cases) < SHOWN_ROWS:
             trained = [label for label in labels if label != IGNORED]
-            cases.append(Case(part.where, len(ids), len(trained), tokenizer.decode(trained)))
-        if not part.is_apart:
-            what = "attention_mask does not part it from other conversations of its row"
-            findings.append(Finding.warning("packing", part.where, what, HINTS["packing"]))
-        if part.padding:
-            tell("padding-trained", part.where, f"{part.padding} labels of padding are trained on")
-        asked = reader.question(ids, sources)
-        used.add(asked)
-        choices = [list(reader.faults(part.row, chat)) for chat in sources.get(asked, [None])]
-        for fault in min(choices, key=len):
-            tell(fault.code, part.where, fault.message)
-        if not chats and not reader.has_trace(ids):
-            plain.append(part.where)
-    if not count:
+            cases.append(Case(where, len(ids), len(trained), tokenizer.decode(trained)))
+        if padding:
+            tell("padding-trained", where, f"{padding} labels of padding are trained on")
+        # the conversation that it fits best, of equal ones one that no row has been found for
+        judged = [(dict(reader.faults(row, chat)), chat) for chat in _made_of(row, sources)]
+        faults, source = min(judged, key=lambda each: (len(each[0]), str(each[1]) not in missing))
+        if chats and source is None:
+            unmatched.append(where)
+            if not faults.keys() & {"truncated", "packing"}:
+                faults["not-in-data"] = "no row of the data has its question and answer"
+        missing.pop(str(source), None)
+        for code, message in faults.items():
+            tell(code, where, message)
+        if not any(map(has_trace, replies(row.chat))):
+            plain.append(where)
+    if not places:
         tell("left-out", "all rows", "there are none")
-    elif len(plain) == count:
-        tell("trace-lost", "all rows", "none has a trace", HINTS["no-trace"])
-    else:
-        for where in plain:
-            tell("no-trace", where, "has no trace")
-    for asked in sources.keys() - used:
-        tell("left-out", "data", f"no tokenized row holds the question {printable(asked)!r}")
-    how = f"{counted(count, 'conversation')} {made_by[1]}"
-    return Diagnosis(made_by[0], how, cases, merged([*findings, *_mtp(folder)]))
+    elif len(missing) > len(unmatched) and not any(each.code == "packing" for each in findings):
+        what = f"{len(missing) - len(unmatched)} of its {counted(len(chats), 'conversation')}"
+        asked = printable(_keys(next(iter(missing.values())))[0])
+        tell("left-out", "data", f"{what} are in no row, e.g. {asked!r}")
+    if plain and not chats:
+        code, where = (
+            ("no-trace", plain[0]) if len(plain) < len(places) else ("trace-lost", "all rows")
+        )
+        what = f"{len(plain)} of {counted(len(places), 'conversation')} have no trace"
+        tell(code, where, what, HINTS["no-trace"])
+    how = f"{counted(len(places), 'conversation')} {made_by[1]}"
+    return Diagnosis(made_by[0], how, cases, merged(findings))
+
+
+def _keys(chat: Messages) -> list[str]:
+    """Return the first question of a conversation, and its answers without their traces."""
+    asked = next((turn["content"] for turn in chat if turn["role"] == "user"), "")
+    answers = (reply.rpartition(CLOSE)[2] for reply in replies(chat))
+    return [text.strip() for text in (asked, *answers)]
+
+
+def _by_key(chats: Iterable[Messages]) -> dict[str, list[Messages]]:
+    found = defaultdict[str, list[Messages]](list)
+    for chat in chats:
+        for key in _keys(chat):
+            found[key].append(chat)
+    return found
+
+
+def _made_of(row: Row, sources: dict[str, list[Messages]]) -> list[Messages] | list[None]:
+    """Return the conversations that a row can be made of: their question is in it."""
+    asked, *answers = _keys(row.chat)
+    likely = next((sources[key] for key in (asked, *answers) if key in sources), [])
+    return [chat for chat in likely if _keys(chat)[0] in asked] or [None]
 
 
 def _mtp(folder: Path) -> list[Finding]:
-    if not names_mtp(folder):
-        return []
+    """Return a warning for MTP layers, which the trainers drop."""
     what = "a full or merged model of the trainer lacks them, and its config.json names them"
-    return [Finding.warning("mtp-dropped", "MTP layers", what, HINTS["mtp-dropped"])]
+    told = Finding.warning("mtp-dropped", "MTP layers", what, HINTS["mtp-dropped"])
+    return [told] if names_mtp(folder) else []

@@ -5,26 +5,26 @@ LLaMA-Factory 0.9.5, tokenized_path (a folder for each split); TRL 1.16, SFTTrai
 """
 
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_distill.data.sources import Reading, rows
 from dstools_distill.records import Record
+from dstools_distill.tokens import render
 from dstools_distill.tokens.invariant import IGNORED, Trained
 
 MASKS = ("completion_mask", "assistant_masks")  # of TRL, in place of labels
-HINT = "name what the trainer wrote: dataset_prepared_path, tokenized_path, or a saved data set"
+HINT = "name what the trainer wrote (dataset_prepared_path, tokenized_path), or prepare it again"
 
 
 class Part(NamedTuple):
     """One conversation of a prepared row."""
 
     where: str  # "train: row 3, part 2"
-    row: Trained
-    is_apart: bool  # the attention mask tells it from others of its row, or there are none
-    padding: int = 0  # labels of padding in the row, told with its first conversation
+    row: Trained  # without padding
+    padding: int  # labels of padding in the row, told with its first conversation
 
 
 def parts(path: Path, vocabulary: int) -> Iterator[Part]:
@@ -34,8 +34,10 @@ def parts(path: Path, vocabulary: int) -> Iterator[Part]:
     numbers in attention_mask; padding is left out. Raises DstoolsError, naming data set, row and
     column, for what is not a whole data set of input_ids with labels for supervised fine-tuning.
     """
-    written = [*path.glob("**/state.json"), *path.glob("**/*.arrow")]
-    for place in sorted({file.parent for file in written}) or [path]:
+    places = {file.parent for file in path.glob("**/state.json")}
+    for file in path.glob("**/*.arrow"):
+        places.add(file if file.name == render.ROWS else file.parent)
+    for place in sorted(places) or [path]:
         name = f"{place.relative_to(path)}: " if place != path else ""
         for number, row in _data_set(place):
             where = f"{name}row {number}"
@@ -43,13 +45,15 @@ def parts(path: Path, vocabulary: int) -> Iterator[Part]:
                 columns = _columns(row, vocabulary)
             except ValueError as error:
                 raise DstoolsError(f"{path}: {where}: {error}", HINT) from None
-            spans, is_apart = _spans(columns)
-            masked = zip(columns["labels"], columns.get("attention_mask", ()), strict=False)
-            padding = sum(label != IGNORED and not seen for label, seen in masked)
-            for n, (start, end) in enumerate(spans, start=1):
-                part = f", part {n}" if len(spans) > 1 else ""
-                kept = Trained(columns["input_ids"][start:end], columns["labels"][start:end])
-                yield Part(where + part, kept, is_apart, padding if n == 1 else 0)
+            ids, labels, mask = (columns[key] for key in ("input_ids", "labels", "attention_mask"))
+            padding = sum(
+                label != IGNORED and not seen for label, seen in zip(labels, mask, strict=True)
+            )
+            conversations = _conversations(columns)
+            for n, own in enumerate(conversations):
+                part = f", part {n + 1}" if len(conversations) > 1 else ""
+                kept = Trained([ids[at] for at in own], [labels[at] for at in own])
+                yield Part(where + part, kept, 0 if n else padding)
 
 
 def _data_set(path: Path) -> Iterator[tuple[int, Record]]:
@@ -57,22 +61,23 @@ def _data_set(path: Path) -> Iterator[tuple[int, Record]]:
     import datasets
     from pyarrow import ArrowException
 
-    if path.suffix in (".jsonl", ".json", ".parquet") and not path.is_dir():
-        yield from rows(path, Reading())
-        return
     try:
+        if path.exists() and not path.is_dir() and path.suffix != ".arrow":
+            yield from rows(path, Reading())
+            return
         load = datasets.load_from_disk if path.is_dir() else datasets.Dataset.from_file
         yield from enumerate(load(str(path)).with_format(None), start=1)
+    except DstoolsError as error:
+        raise DstoolsError(str(error), HINT) from None
     except (OSError, ValueError, TypeError, LookupError, ArrowException) as error:
         reason = printable(str(error).split("\n")[0])
-        hint = f"{HINT}; if it is half written or damaged, prepare the data again"
-        raise DstoolsError(f"{path}: cannot be read: {reason}", hint) from error
+        raise DstoolsError(f"{path}: cannot be read: {reason}", HINT) from error
 
 
 def _columns(row: Record, vocabulary: int) -> dict[str, list[int]]:
-    """Return the columns of a row that are read, with labels; ValueError says which is wrong.
+    """Return the columns of a row that are read, with labels and attention_mask.
 
-    A mask or positions of more dimensions are not read.
+    A mask or positions of more dimensions are not read. ValueError says which column is wrong.
     """
     if "input_ids" not in row:
         kind = "preference data" if any("rejected" in key for key in row) else "not tokenized"
@@ -85,13 +90,14 @@ def _columns(row: Record, vocabulary: int) -> dict[str, list[int]]:
         if values is None or (is_nested and key in ("position_ids", "attention_mask")):
             continue
         if not isinstance(values, list) or any(type(value) is not int for value in values):
-            shown = printable(repr(values)[:40])
-            raise ValueError(f"{key}: is not a list of integers, but {shown}")
+            raise ValueError(
+                f"{key}: is not a list of integers, but {printable(repr(values)[:40])}"
+            )
         columns[key] = values
         length = sum(map(abs, values)) if key == "seq_lengths" else len(values)
         if length != len(columns["input_ids"]):
             raise ValueError(f"{key}: are for {length} input_ids, not {len(columns['input_ids'])}")
-    ids = columns["input_ids"]
+    ids = columns.get("input_ids")
     if not ids:
         raise ValueError("input_ids: is empty")
     if wrong := [n for n in (min(ids), max(ids)) if not 0 <= n < vocabulary]:
@@ -101,23 +107,19 @@ def _columns(row: Record, vocabulary: int) -> dict[str, list[int]]:
         )
     masks = [columns[key] for key in MASKS if key in columns]
     masked = [n if all(mask[i] for mask in masks) else IGNORED for i, n in enumerate(ids)]
-    return {"labels": masked} | columns
+    return {"labels": masked, "attention_mask": [1] * len(ids)} | columns
 
 
-def _spans(columns: dict[str, list[int]]) -> tuple[list[tuple[int, int]], bool]:
-    """Return start and end of each conversation in a row, and whether attention parts them."""
-    length = len(columns["input_ids"])
-    mask = columns.get("attention_mask", [1] * length)
+def _conversations(columns: dict[str, list[int]]) -> list[list[int]]:
+    """Return the places of each conversation of a row in its ids, without padding."""
+    labels, mask = columns["labels"], columns["attention_mask"]
+    numbers = mask
     if "seq_lengths" in columns:
-        cuts = list(accumulate(columns["seq_lengths"]))
+        lengths = enumerate(columns["seq_lengths"])
+        numbers = [n for n, length in lengths for _ in range(length)]
     elif "position_ids" in columns:
-        cuts = [n for n, at in enumerate(columns["position_ids"]) if at == 0]
-    else:
-        cuts = [n for n in range(1, length) if mask[n] != mask[n - 1]]
-    spans = [
-        (start, end)
-        for start, end in pairwise(sorted({0, *cuts, length}))
-        if mask[start] and (end - start > 1 or columns["labels"][start] != IGNORED)
-    ] or [(0, length)]
-    is_masked_as_one = "attention_mask" in columns and len(set(mask)) == 1
-    return spans, len(spans) < 2 or "seq_lengths" in columns or not is_masked_as_one
+        numbers = list(accumulate(at == 0 for at in columns["position_ids"]))
+    seen = (n for n in range(len(labels)) if mask[n])
+    spans = [list(span) for _, span in groupby(seen, key=numbers.__getitem__)]
+    # LLaMA-Factory pads packed rows with positions of 0 that attention_mask does not tell
+    return [span for span in spans if len(span) > 1 or labels[span[0]] != IGNORED] or [[0]]

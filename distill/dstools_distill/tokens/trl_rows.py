@@ -66,6 +66,7 @@ def prepare(tokenizer: Any, config: dict[str, Any], chats: list[Messages], folde
     config = {RENAMED.get(key, key): value for key, value in config.items()}
     if config.get("chat_template"):
         tokenizer.chat_template = config["chat_template"]
+    options = {key: config[key] for key in READ if key in config}
     path = str(config.get("chat_template_path") or ".")
     if not Path(path).exists():
         raise DstoolsError(
@@ -82,15 +83,14 @@ def prepare(tokenizer: Any, config: dict[str, Any], chats: list[Messages], folde
         num_hidden_layers=1,
         num_attention_heads=1,
     )
-    options = {key: config[key] for key in READ if key in config}
     datasets.disable_progress_bars()
     logging.disable(logging.WARNING)  # what TRL says of the tiny model
     try:
         with warnings.catch_warnings(action="ignore"), time_limit(TIME_LIMIT_SECONDS):
-            options |= {"output_dir": str(folder), "report_to": [], "use_cpu": True, "bf16": False}
+            own: Record = {"output_dir": str(folder), "report_to": [], "use_cpu": True}
             trainer = SFTTrainer(
                 LlamaForCausalLM(tiny),  # it asks for one, but the rows do not depend on it
-                args=SFTConfig(gradient_checkpointing=False, **options),
+                args=SFTConfig(bf16=False, gradient_checkpointing=False, **own, **options),
                 train_dataset=datasets.Dataset.from_list(rows),
                 processing_class=tokenizer,
             )
@@ -102,7 +102,9 @@ def prepare(tokenizer: Any, config: dict[str, Any], chats: list[Messages], folde
         ) from None
     except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
         reason = printable(str(error).strip().split("\n")[0])
-        raise DstoolsError(f"TRL refuses: {type(error).__name__}: {reason}") from error
+        values = printable(", ".join(f"{key}: {value}" for key, value in options.items()))
+        hint = f"check {values}" if values else ""
+        raise DstoolsError(f"TRL refuses: {type(error).__name__}: {reason}", hint) from error
     finally:
         datasets.enable_progress_bars()
         logging.disable(logging.NOTSET)

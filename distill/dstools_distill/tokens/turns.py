@@ -1,39 +1,52 @@
-"""The answers in a tokenized conversation, and what training on its labels would lose of them."""
+"""The answers of a tokenized conversation, and what training on its labels would lose of them.
+
+A row is decoded, and read by what the template that serves writes around questions and answers.
+"""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import compress, pairwise
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.model.reasoning import CLOSE, OPEN, answer_after, split
-from dstools_converters.model.tokenizer import (
-    QUESTION,
-    Messages,
-    answer_form,
-    chat_text,
-    prompt_ids,
-)
-from dstools_distill.tokens.invariant import IGNORED, Target, Trained, Violation, shown, violations
+from dstools_converters.model.reasoning import CLOSE, OPEN, split
+from dstools_converters.model.tokenizer import Messages, answer_form, chat_text, prompt_ids
+from dstools_distill.tokens.invariant import IGNORED, Trained, Violation, shown
 
 SYSTEM, USER, REPLY, NEXT = "qsystemq", "quserq", "qreplyq", "qnextq"  # not part of a template
-CUT = ("truncated", "end-missing", "broken-think")  # all the same fault
+ON, OFF = "1", "0"  # whether a character is trained on
 WORDS = re.compile(rf"{OPEN}\s*[^\s<]|[^\s>]\s*{CLOSE}")  # a think block that is not empty
 
 
-class Turn(NamedTuple):
-    """An assistant's message in the ids of a row."""
+class Answer(NamedTuple):
+    """Where an answer is in the text of a row."""
 
     start: int  # after the template's header
-    stop: int  # of the token that ends it; the row's length if none does
+    stop: int  # after the answer's text
+    end: int  # after the token that ends it
+
+
+class Row(NamedTuple):
+    """A decoded row."""
+
+    text: str
+    mask: str  # ON or OFF for each character of `text`
+    answers: list[Answer]
+    chat: Messages  # a question before each answer; in another template all text before it
+    spoiled: str  # why the text does not tell what is trained on; "" if it does
 
 
 class Reader:
-    """Reads rows that a template wrote back into messages, by what it writes around them."""
+    """Reads rows by the template of a tokenizer, and tells their faults.
+
+    Raises DstoolsError for a template that does not write conversations.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.decode = tokenizer, tokenizer.decode
         self.end = answer_form(tokenizer).end
+        self.end_text = self.decode([self.end])
         roles = (("user", USER), ("assistant", REPLY), ("user", NEXT))
         chat = [{"role": role, "content": text} for role, text in roles]
         text = chat_text(tokenizer, chat, add_generation_prompt=True)
@@ -44,166 +57,183 @@ class Reader:
                 "no conversation of several questions",
                 "give the tokenizer that serves the model",
             )
-        before, header, between, _ = pieces
-        self.mark = between.rpartition(tokenizer.decode([self.end]))[2].lstrip() or between
-        self.closing = between.removesuffix(self.mark).strip()
-        self.head = before.removesuffix(self.mark)
+        before, header, between, prompt = pieces
+        # some templates write an empty block
+        self.header = header.partition(OPEN)[0].partition(CLOSE)[0].rstrip()
+        self.prefill = prompt.removeprefix(self.header).strip()
+        self.mark = between.rpartition(self.end_text)[2].lstrip() or between
         with suppress(DstoolsError):  # the template may refuse system prompts
             text = chat_text(tokenizer, [{"role": "system", "content": SYSTEM}, *chat])
         self.system = text.partition(USER)[0].removesuffix(self.mark).partition(SYSTEM)
-        openings = (before, self.system[0])
-        self.openings = [opening for opening in openings if opening not in between]
-        header = header.partition(OPEN)[0].partition(CLOSE)[0]  # some write an empty block
-        self.header = tokenizer.encode(header, add_special_tokens=False)
-        self.stem = tokenizer.encode(header.rstrip(), add_special_tokens=False)
-        written = tokenizer.encode(text, add_special_tokens=False)
-        added = tokenizer.added_tokens_decoder
-        self.special = {n for n in added if added[n].special or n in {*written, self.end}}
-        self.special -= set(tokenizer.convert_tokens_to_ids([OPEN, CLOSE]))
-        self.begins_special = written[0] in self.special
+        self.beginnings = [part for part in (before, self.system[0]) if part not in between]
+        written = {*tokenizer.encode(text, add_special_tokens=False), self.end}
+        added = tokenizer.added_tokens_decoder.items()
+        names = {n: str(token) for n, token in added if token.special or n in written}
+        self.control = {n: name for n, name in names.items() if name not in (OPEN, CLOSE)}
+        self.ends = tuple(self.control.values())
+        self.control_text = re.compile("|".join(map(re.escape, self.ends)))
 
-    def turns(self, ids: list[int]) -> list[Turn]:
-        """Return the assistant's messages of a row."""
-        found: list[Turn] = []
-        for at in (n for n, token in enumerate(ids) if token == self.stem[0]):
-            for head in (self.header, self.stem):
-                start = at + len(head)
-                if ids[at:start] == head:
-                    ends = (n for n in range(start, len(ids)) if ids[n] in self.special)
-                    found.append(Turn(start, next(ends, len(ids))))
-                    break
-        return found
-
-    def messages(self, ids: list[int], turns: list[Turn]) -> tuple[Messages, str]:
-        """Return the messages of a row, as far as this template wrote it, and where it is cut.
-
-        turns: its answers, or other parts of the row that are taken for them.
-        """
-        decode, stem = self.tokenizer.decode, self.tokenizer.decode(self.stem)
-        opening, is_told, closing = self.system
-        chat: Messages = []
-        stop = 0
-        if self.begins_special and ids[0] not in self.special:
-            return [], f"the row starts within a message: {shown(decode(ids))}"
-        for turn in turns:
-            piece = decode(ids[stop : turn.start])
-            lead, *asked = piece.rpartition(stem)[0].split(self.mark)
-            if len(asked) > 1 or (stop and not lead.startswith(self.closing)):
-                return [], f"a question or answer before the last is cut: {shown(piece)}"
-            told = lead.removeprefix(opening).removesuffix(closing)
-            has_system = not stop and lead == f"{opening}{told}{closing}" and opening not in told
-            if is_told and has_system and lead != self.head:
-                chat.append({"role": "system", "content": told})
-            chat.append({"role": "user", "content": "".join(asked)})
-            chat.append({"role": "assistant", "content": decode(ids[turn.start : turn.stop])})
-            stop = turn.stop
-        return chat, ""
-
-    def question(self, ids: list[int], asked: Collection[str]) -> str:
-        """Return which of some questions a row holds; "" if none."""
-        chat, _ = self.messages(ids, self.turns(ids)[:1])
-        if chat and chat[-2]["content"].strip() in asked:
-            return chat[-2]["content"].strip()
-        text = self.tokenizer.decode(ids) if asked else ""
-        return next((question for question in asked if question in text), "")
-
-    def has_trace(self, ids: list[int]) -> bool:
-        """Return whether an answer in a row has a think block with words in it."""
-        text, stem = self.tokenizer.decode(ids), self.tokenizer.decode(self.stem)
-        return bool(WORDS.search(text.partition(stem)[2] or text))
-
-    def faults(self, row: Trained, source: Messages | None = None) -> Iterator[Violation]:
-        """Yield what training on a row would lose; `source`: the conversation it was made of."""
-        decode, labels = self.tokenizer.decode, row.labels
-        if all(label == IGNORED for label in labels):
-            yield Violation("no-labels", "no token of the row is trained on")
-            return
+    def read(self, row: Trained) -> Row:
+        """Return the text of a row, with its answers and messages."""
+        pairs = zip(row.ids, row.labels, strict=True)
         # LLaMA-Factory's efficient_eos writes an end into the labels alone
-        pairs = zip(row.ids, labels, strict=True)
         ids = [label if label == self.end else n for n, label in pairs]
-        text, turns = decode(ids), self.turns(ids)
-        rest = decode(ids[turns[0].stop :]) if turns else ""
-        if any(opening in rest and text.count(opening) > 1 for opening in self.openings):
+        is_on = [label != IGNORED for label in row.labels]
+        edges = [n for n in range(1, len(ids)) if is_on[n] != is_on[n - 1]]
+        text = mask = spoiled = ""
+        for start, stop in pairwise([0, *edges, len(ids)]):
+            before = ids[max(start - 1, 0) : start]  # as a first token may lose its blank
+            run = self.decode(before + ids[start:stop])[len(self.decode(before)) :]
+            text, mask = text + run, mask + (ON if is_on[start] else OFF) * len(run)
+        if any(label not in (IGNORED, n) for n, label in zip(ids, row.labels, strict=True)):
+            spoiled = "a label differs from the id in its place"
+        elif len(self.control_text.findall(text)) != sum(n in self.control for n in ids):
+            spoiled = "a token of the template is spelled as text"
+        answers = self._answers(text, mask)
+        return Row(text, mask, answers, self._messages(text, answers), spoiled)
+
+    def _answers(self, text: str, mask: str) -> list[Answer]:
+        """Return what follows a header, and what has labels after all of that."""
+
+        def answer(start: int, limit: int) -> Answer:
+            control = self.control_text
+            end = control.search(text, start, limit) or control.match(text, limit)
+            return Answer(start, *(end.span() if end else (limit, limit)))
+
+        headers = re.finditer(re.escape(self.header) + r"\s*", text)
+        found = [answer(header.end(), len(text)) for header in headers]
+        behind = found[-1].end if found else 0
+        runs = [run.span() for run in re.finditer(f"{ON}+", mask) if run.start() >= behind]
+        return found + [answer(*run) for run in runs if text[slice(*run)].strip()]
+
+    def _messages(self, text: str, answers: list[Answer]) -> Messages:
+        """Return the conversation that a row holds, as far as it is written as served."""
+        (opening, _, closing), chat, stop = self.system, Messages(), 0
+        for answer in answers:
+            asked = text[stop : answer.start].rstrip()
+            if asked.endswith(self.header):
+                lead, _, asked = asked.removesuffix(self.header).rpartition(self.mark)
+                told = lead.removeprefix(opening).removesuffix(closing)
+                is_system = lead == f"{opening}{told}{closing}" and opening not in told
+                if told and is_system and not chat:
+                    chat.append({"role": "system", "content": told})
+            reply, stop = text[answer.start : answer.stop], answer.stop
+            chat += [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+        return chat
+
+    def faults(self, row: Row, source: Messages | None = None) -> Iterator[Violation]:
+        """Yield what training on a row would lose; `source`: the conversation it was made of."""
+        text, mask, answers, chat, spoiled = row
+        if spoiled or not answers or ON not in mask:
+            code = "labels-differ" if spoiled else "no-labels"
+            yield Violation(code, spoiled or "no token of the row is trained on")
+            return
+        stop, rest = answers[-1].end, text[answers[0].end :]
+        if any(part in rest and text.count(part) > 1 for part in self.beginnings):
             message = f"several conversations with nothing to part them, not judged: {shown(rest)}"
             yield Violation("packing", message)
             return
-        read, cut = self.messages(ids, turns) if turns else ([], "")
-        turns = turns or _runs(ids, labels, self.end)
-        chat = read if cut else source or read
-        replies = [n for n, message in enumerate(chat) if message["role"] == "assistant"]
-        if len(turns) < len(replies):
-            cut = f"{len(turns)} of {len(replies)} answers are in the row"
-        if cut:
-            yield Violation("truncated", cut)
-        outside = list(labels)
-        for number, turn in enumerate(turns):
-            stop = turn.stop + 1
-            own = [IGNORED] * turn.start + labels[turn.start : stop]
-            outside[turn.start : stop] = [IGNORED] * len(outside[turn.start : stop])
-            if turn != turns[-1] and not any(label != IGNORED for label in own):
-                yield Violation("history-not-trained", "an earlier answer is not trained on")
-                continue
-            asked, reply = [], decode(ids[turn.start : turn.stop])
-            if number < len(replies):
-                asked, reply = chat[: replies[number]], chat[replies[number]]["content"]
-            yield from self._of_turn(Trained(ids[:stop], own), turn, asked, reply)
-        after = turns[-1].stop + 1
-        if told := _trained_text(decode, ids[:after], outside):
-            yield Violation("prompt-trained", f"the prompt is trained on, {shown(told)}")
-        told = _trained_text(decode, ids[after:], outside[after:])
-        if told.replace(decode([self.end]), "").strip():
-            is_question = self.mark.strip() in decode(ids[after:])
-            code = "truncated" if is_question else "trained-behind-end"
-            yield Violation(code, f"after the last answer, {shown(told)} is trained on")
+        given, wanted = replies(chat), replies(source or chat)
+        if len(given) < len(wanted):
+            yield Violation("truncated", f"{len(given)} of {len(wanted)} answers are in the row")
+        if source is None or len(given) != len(wanted):
+            source, wanted = chat, given
+        yield from self._of_prompt(row, source[:-1])
+        outside = mask
+        for answer, reply, whole in zip(answers, given, wanted, strict=True):
+            start, _, end = answer
+            outside = outside[:start] + OFF * (end - start) + outside[end:]
+            if ON in mask[start:end]:
+                yield from self._of_answer(row, answer)
+                yield from _lost(reply, whole)
+            else:
+                code = "history-not-trained" if end < stop else "no-labels"
+                yield Violation(code, f"{shown(reply)} is not trained on")
+        before, behind = _trained(text[:stop], outside), _trained(text[stop:], outside[stop:])
+        if before:
+            yield Violation("prompt-trained", f"the prompt is trained on, {shown(before)}")
+        if self.mark.strip() in text[stop:]:
+            yield Violation("truncated", f"the row ends after a question: {shown(text, len(text))}")
+        elif behind.replace(self.end_text, ""):
+            yield Violation("trained-behind-end", f"{shown(behind)} is trained on after the end")
 
-    def _of_turn(
-        self, row: Trained, turn: Turn, asked: Messages, reply: str
-    ) -> Iterator[Violation]:
-        """Yield the faults of one answer, which ends `row`; earlier labels are left out."""
-        decode = self.tokenizer.decode
-        before = row.ids[: turn.start]
-        why = "" if asked else f" where {QUESTION[0]['content']} is asked"
+    def _of_prompt(self, row: Row, asked: Messages) -> Iterator[Violation]:
+        """Yield how a row differs before its last answer from what serving shows for `asked`."""
+        text, before = row.text, row.text[: row.answers[-1].start]
         try:
-            target = self._target(asked or QUESTION, reply)
+            served = self.decode(prompt_ids(self.tokenizer, asked))
         except DstoolsError as error:
-            target, why = self._target(QUESTION, reply), f": {error}"
-        if row.ids[: len(target.prompt)] != target.prompt:
-            text, wanted = decode(before), decode(target.prompt)
-            pairs = enumerate(zip(text, wanted, strict=False))
-            at = next((n for n, (a, b) in pairs if a != b), len(text))
-            message = f"{shown(text, at)}, but serving shows {shown(wanted, at)}{why}"
-            yield Violation("prompt-differs", message)
-            target = target._replace(prompt=before)
-        first = next((n for n, label in enumerate(row.labels) if label != IGNORED), len(row.ids))
-        opening = row.ids[len(target.prompt) : first]
-        plain = decode(opening)
-        if not target.trace and plain.rstrip().endswith(CLOSE):  # an empty block, as served
-            target = target._replace(
-                prompt=[*target.prompt, *opening], text=target.text.removeprefix(plain)
-            )
-        faults = violations(decode, row.ids, row.labels, target)
-        if turn.stop == len(row.ids):
-            ending = decode(row.ids)
-            yield Violation("truncated", f"the row ends too early: {shown(ending, len(ending))}")
-            faults = [fault for fault in faults if fault.code not in CUT]
-        yield from faults
+            yield Violation("prompt-differs", f"serving cannot show the prompt: {error}")
+            return
+        _, *turns = before.split(self.mark)
+        is_within = self.control_text.match(served) and not self.control_text.match(text)
+        has_ends = all(turn.rstrip().endswith(self.ends) for turn in turns[:-1])
+        if turns and (is_within or not has_ends or not before.rstrip().endswith(self.header)):
+            yield Violation("truncated", f"a message before the answer is cut: {shown(before)}")
+        elif not text.startswith(served):
+            yield Violation("prompt-differs", _differing(text, served, "serving shows"))
 
-    def _target(self, asked: Messages, reply: str) -> Target:
-        """Return what a row of this question and answer should train on."""
-        prompt = prompt_ids(self.tokenizer, asked)
-        answer = answer_after(self.tokenizer.decode(prompt), split(reply, prefilled=False), "")
-        return Target(prompt, answer.text, answer.trace.strip("\n"), self.end)
+    def _of_answer(self, row: Row, answer: Answer) -> Iterator[Violation]:
+        """Yield what of an answer and its end is not trained on, and how its think tags are odd."""
+        start, stop, end = answer
+        text, ended, mask = row.text[start:stop], row.text[stop:end], row.mask[start:end]
+        first = mask.index(ON)
+        unseen = "".join(text[:first].split())
+        opened, closed = text.count(OPEN), text.count(CLOSE)
+        tags = f"{OPEN} comes {opened} times, {CLOSE} {closed} times"
+        is_cut, ends = stop == len(row.text), ON in row.mask[stop:end]
+        lacks = "is not trained on"
+        checks = (
+            ("truncated", is_cut, f"the row ends too early: {shown(text, len(text))}"),
+            ("start-missing", unseen == OPEN != self.prefill, f"{OPEN} {lacks}"),
+            (
+                "trace-lost",
+                unseen not in ("", OPEN, OPEN + CLOSE, self.prefill),
+                f"{shown(text[:first])} {lacks}",
+            ),
+            ("labels-gap", OFF in mask[first : len(text)], f"a part of the answer {lacks}"),
+            (
+                "wrong-end",
+                ends and ended != self.end_text,
+                f"the answer ends with {ended}, the template with {self.end_text}",
+            ),
+            ("end-missing", not ends and not is_cut, f"{self.end_text} {lacks} after the answer"),
+            ("doubled-think", max(opened, closed) > 1, tags),
+            ("broken-think", opened + closed == 1 and not is_cut, tags),
+        )
+        yield from (Violation(code, message) for code, is_so, message in checks if is_so)
 
 
-def _runs(ids: list[int], labels: list[int], end: int) -> list[Turn]:
-    """Return what is trained on in a row of another template, taken for its answers."""
-    marks = [IGNORED, *labels, IGNORED]
-    edges = [n for n in range(len(ids) + 1) if (marks[n] == IGNORED) != (marks[n + 1] == IGNORED)]
-    runs = zip(edges[::2], edges[1::2], strict=True)
-    return [Turn(a, a + [*ids[a:b], end].index(end)) for a, b in runs]
+def replies(chat: Messages) -> list[str]:
+    """Return the answers of a conversation."""
+    return [message["content"] for message in chat if message["role"] == "assistant"]
 
 
-def _trained_text(decode: Any, ids: list[int], labels: list[int]) -> str:
-    """Return what is trained on of some ids, decoded."""
-    trained = [n for n, label in zip(ids, labels, strict=False) if label != IGNORED]
-    return str(decode(trained)).strip()
+def has_trace(text: str) -> bool:
+    """Return whether an answer has a think block with words in it."""
+    return bool(WORDS.search(text))
+
+
+def _trained(text: str, mask: str) -> str:
+    """Return what is trained on of a text."""
+    return "".join(compress(text, map(int, mask))).strip()
+
+
+def _differing(text: str, other: str, of_other: str) -> str:
+    """Return a message that shows two texts where they first differ."""
+    pairs = enumerate(zip(text, other, strict=False))
+    at = next((n for n, (a, b) in pairs if a != b), min(len(text), len(other)))
+    return f"{shown(text, at)} is in the row, but {of_other} {shown(other, at)}"
+
+
+def _lost(text: str, whole: str) -> Iterator[Violation]:
+    """Yield what an answer lacks of the one that it was made of, but for blanks around it."""
+    trace, answer = ((part or "").strip() for part in split(whole, prefilled=False))
+    if trace in text and text.rstrip().endswith(answer):
+        return
+    if "".join(whole.split()).startswith("".join(text.split())):
+        yield Violation("truncated", f"the answer is cut: {shown(text, len(text))}")
+    elif trace and not has_trace(text):
+        yield Violation("trace-lost", f"the trace of {len(trace)} characters is not in the row")
+    else:
+        yield Violation("not-in-data", _differing(text, whole, "the data has"))

@@ -4,17 +4,22 @@ TRL is the real one. The templates are those of the releases.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from dstools_converters.errors import DstoolsError
+from dstools_distill.tokens import doctor as module
 from dstools_distill.tokens.doctor import Diagnosis, diagnose, diagnose_prepared, text
+from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.tokens.trl_rows import prepare
 
+ROOT = Path(__file__).parents[3]
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 ANSWER = "\n\nThe answer is 41.<｜end▁of▁sentence｜>"
 TRACE = "<think>\nWait, 2+9=11, so I write 1 and carry 1.\n</think>"
@@ -132,9 +137,11 @@ def test_a_tokenizer_without_a_template_takes_that_of_the_config(
     assert diagnosis.cases[0].trained_on == f"<｜Assistant｜>{TRACE}{ANSWER}"
 
 
-def test_a_template_that_is_not_here_is_refused_and_not_downloaded(ask: Any) -> None:
+def test_a_template_that_is_not_here_is_refused_and_not_downloaded(
+    ask: Any, tmp_path: Path
+) -> None:
     diagnosis = ask(chat_template_path="org/name", max_length=32768)
-    assert losses(diagnosis) == {"TRL": ["refused"]}
+    assert losses(diagnosis) == {str(tmp_path / "config.yaml"): ["refused"]}
     assert "chat_template_path: org/name: no such file or folder" in text(diagnosis)
 
 
@@ -160,16 +167,25 @@ def test_wrapped_packing_is_an_error(ask: Any) -> None:
     assert losses(ask(**config))["row 1"] == ["packing"]
 
 
-def test_a_config_that_trl_refuses_is_an_error_with_its_words(ask: Any) -> None:
-    diagnosis = ask(max_length=32768, eos_token="<|im_end|>")
-    assert losses(diagnosis) == {"TRL": ["refused"]}
-    assert "The specified `eos_token` ('<|im_end|>') is not found" in text(diagnosis)
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"eos_token": "<|im_end|>"}, "The specified `eos_token` ('<|im_end|>') is not found"),
+        ({"max_length": "lots"}, "check max_length: lots"),
+    ],
+)
+def test_a_config_that_trl_refuses_is_an_error_that_names_file_and_reason(
+    ask: Any, tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    diagnosis = ask(**config)
+    assert losses(diagnosis) == {str(tmp_path / "config.yaml"): ["refused"]}
+    assert words in text(diagnosis)
 
 
 def test_rows_that_trl_drops_are_missed(ask: Any) -> None:
     """No label of a completion is left within nine tokens, and TRL drops such rows."""
     diagnosis = ask(max_length=9, completion_only_loss=True)
-    assert losses(diagnosis) == {"all rows": ["left-out"], "data": ["left-out"] * 2}
+    assert losses(diagnosis) == {"all rows": ["left-out"]}
 
 
 def test_a_sample_of_the_user_replaces_ours(ask: Any) -> None:
@@ -221,12 +237,12 @@ def test_labelled_configurations_are_judged_as_labelled(
     [
         (
             {"stage": "sft", "template": "qwen3"},
-            "llamafactory-cli train {} tokenized_path=prepared; "
-            "dstools distill doctor {} --prepared prepared",
+            "llamafactory-cli train {} tokenized_path=prepared "
+            "(it trains after that: stop it then); dstools distill doctor {} --prepared prepared",
         ),
         (
-            {"base_model": "org/name", "dataset_prepared_path": "made"},
-            "axolotl preprocess {}; dstools distill doctor {} --prepared made",
+            {"base_model": "org/name", "dataset_prepared_path": "made here"},
+            "axolotl preprocess {}; dstools distill doctor {} --prepared 'made here'",
         ),
     ],
 )
@@ -322,6 +338,70 @@ def test_source_rows_tell_of_lost_traces_and_rows(encoded: Any, tmp_path: Path) 
     }
 
 
+PREPARED = CASES / "prepared"
+
+
+def left_out(diagnosis: Diagnosis) -> list[str]:
+    return [each.message for each in diagnosis.findings if each.code == "left-out"]
+
+
+def test_rows_that_a_trainer_left_out_are_counted(tokenizer_folder: Any) -> None:
+    """Rows 9 and 11 were longer than sequence_len."""
+    data = PREPARED / "rows" / "messages.jsonl"
+    diagnosis = diagnose_prepared(tokenizer_folder("smollm2"), PREPARED / "axolotl-drop", data)
+    assert losses(diagnosis) == {"data": ["left-out"]}
+    assert "2 of its 13 conversations are in no row" in text(diagnosis)
+
+
+def test_a_row_that_is_deleted_from_an_intact_data_set_is_missed(
+    tokenizer_folder: Any, tmp_path: Path
+) -> None:
+    served, data = tokenizer_folder("smollm2"), PREPARED / "rows" / "messages.jsonl"
+    [made] = (PREPARED / "axolotl-intact" / "prepared").glob("*/state.json")
+    whole = datasets.load_from_disk(made.parent)
+    assert left_out(diagnose_prepared(served, made.parent, data)) == []
+    whole.select([n for n in range(len(whole)) if n != 4]).save_to_disk(tmp_path / "less")
+    deleted = load_tokenizer(served).decode(whole[4]["input_ids"])
+    [message] = left_out(diagnose_prepared(served, tmp_path / "less", data))
+    assert message.startswith("1 of its 13 conversations are in no row, e.g. ")
+    assert message.partition("e.g. '")[2][:-1] in deleted
+
+
+def test_cut_rows_are_not_left_out_too(tokenizer_folder: Any) -> None:
+    """Some have lost their question's end, so nothing tells which conversations they were."""
+    data = PREPARED / "rows" / "messages.jsonl"
+    diagnosis = diagnose_prepared(tokenizer_folder("smollm2"), PREPARED / "llamafactory-cut", data)
+    assert {code for codes in losses(diagnosis).values() for code in codes} == {"truncated"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "trace"),
+    [
+        ("What is 12 + 29?", "<think>\n12+29=41\n</think>"),
+        ("12 + 30?", TRACE),  # another question, and the same answer
+    ],
+)
+def test_data_of_other_traces_or_other_questions_is_told_and_nothing_else(
+    encoded: Any, tmp_path: Path, asked: str, trace: str
+) -> None:
+    row = encoded(f"{PROMPT}<｜Assistant｜>", TRACE + ANSWER)
+    reply = {"role": "assistant", "content": f"{trace}\n\nThe answer is 41."}
+    chat = {"messages": [{"role": "user", "content": asked}, reply]}
+    prepared, data = write(tmp_path / "p.jsonl", [row]), write(tmp_path / "d.jsonl", [chat])
+    assert losses(diagnose_prepared(SAMPLE, prepared, data)) == {"row 1": ["not-in-data"]}
+
+
+def test_the_documents_list_every_code_once_and_no_other() -> None:
+    codes = {"packing", "refused", "tokenizer", "truncated"}  # those of one word
+    for name in ("doctor", "trl_rows", "turns"):
+        source = (Path(module.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        codes |= set(re.findall(r'"([a-z]+(?:-[a-z]+)+)"', source))
+    table = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8").partition("| code |")[2]
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    named = [code for row in rows for code in re.findall(r"`([a-z-]+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(codes)
+
+
 def test_a_data_set_without_rows_is_an_error(tmp_path: Path) -> None:
     diagnosis = diagnose_prepared(SAMPLE, write(tmp_path / "p.jsonl", []), None)
     assert losses(diagnosis) == {"all rows": ["left-out"]}
@@ -386,10 +466,10 @@ def test_padding_with_labels_is_an_error_and_padding_without_is_none(
             "is not a configuration of LLaMA-Factory, axolotl, TRL, by its keys colour",
         ),
         ("micro_batch_size: 1\ndatasets: [{path: a}]", "is not a configuration of LLaMA-Factory"),
-        ("stage: rm\ntemplate: qwen3", "is not of supervised fine-tuning, by its stage: rm"),
-        ("base_model: a\nrl: kto", "by its rl: kto"),
-        ("base_model: a\nreward_model: true", "by its reward_model: True"),
-        ("model_name_or_path: a\nreward_funcs: [length]", "by its reward_funcs: "),
+        ("stage: rm\ntemplate: qwen3", "has stage: rm, so it is not of supervised fine-tuning"),
+        ("base_model: a\nrl: kto", "has rl: kto"),
+        ("base_model: a\nreward_model: true", "has reward_model: True"),
+        ("model_name_or_path: a\nreward_funcs: [length]", "has reward_funcs: "),
     ],
 )
 def test_a_file_that_is_not_the_config_of_a_known_trainer_is_refused(

@@ -25,7 +25,9 @@ def write(path: Path, row: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["data set", "its parent", "dict", "arrow", "parquet", "jsonl"])
+@pytest.mark.parametrize(
+    "kind", ["data set", "its parent", "dict", "arrow", "parquet", "jsonl", "render"]
+)
 def test_folders_and_files_give_the_same_rows(tmp_path: Path, kind: str) -> None:
     data = datasets.Dataset.from_list([ROW])
     folder = tmp_path / "made"
@@ -38,6 +40,11 @@ def test_folders_and_files_give_the_same_rows(tmp_path: Path, kind: str) -> None
         data.to_parquet(path)
     elif kind == "jsonl":
         path = write(tmp_path / "a.jsonl", ROW)
+    elif kind == "render":  # the output folder of dstools, which has no state.json
+        data.save_to_disk(folder / "made")
+        (tmp_path / "stage").mkdir()
+        path, name = tmp_path / "stage", "rows.arrow: "
+        (folder / "made" / "data-00000-of-00001.arrow").rename(path / "rows.arrow")
     else:
         data.save_to_disk(folder / "hash")
         path, name = {
@@ -84,19 +91,6 @@ def test_packed_rows_are_divided_and_padding_is_left_out(
     ]
 
 
-def test_conversations_that_the_mask_does_not_part_are_told_from_those_it_does(
-    tmp_path: Path,
-) -> None:
-    row = {"input_ids": [1, 2, 3, 4], "position_ids": [0, 1, 0, 1]}
-    two = [[True, False, False, False]] * 4
-    masks: dict[str, Any] = {"one": [1, 1, 1, 1], "neat": [1, 1, 2, 2], "none": None, "2D": two}
-    found = {
-        name: [part.is_apart for part in parts(write(tmp_path / "a.jsonl", row | columns), 9)]
-        for name, columns in ((n, {"attention_mask": m} if m else {}) for n, m in masks.items())
-    }
-    assert found == {"one": [False] * 2, "neat": [True] * 2, "none": [True] * 2, "2D": [True] * 2}
-
-
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -130,7 +124,7 @@ def test_what_is_no_whole_data_set_is_named(tmp_path: Path) -> None:
     def refused(path: Path) -> str:
         with pytest.raises(DstoolsError) as error:
             read(path)
-        assert error.value.hint
+        assert "name what the trainer wrote" in error.value.hint
         return str(error.value)
 
     folder = tmp_path / "made"
@@ -149,6 +143,8 @@ def test_what_is_no_whole_data_set_is_named(tmp_path: Path) -> None:
     file = cut / "data-00000-of-00001.arrow"
     file.write_bytes(file.read_bytes()[:-40])
     assert "cut: " in refused(cut)
+    (tmp_path / "a.csv").write_text("input_ids,labels\n")
+    assert "a.csv: is not a .jsonl or .parquet file" in refused(tmp_path / "a.csv")
     lost = shutil.copytree(folder, tmp_path / "lost")
     (lost / "data-00000-of-00001.arrow").unlink()
     assert "lost: cannot be read" in refused(lost)

@@ -10,9 +10,8 @@ import pytest
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.tokenizer import chat_text
 from dstools_distill.data.forms import convert
-from dstools_distill.data.sources import rows
-from dstools_distill.tokens.doctor import MILD
-from dstools_distill.tokens.invariant import IGNORED, Trained
+from dstools_distill.data.sources import Reading, rows
+from dstools_distill.tokens.invariant import IGNORED, Trained, Violation
 from dstools_distill.tokens.prepared import parts
 from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.tokens.turns import Reader
@@ -74,7 +73,9 @@ def test_planted_losses_are_found_and_intact_rows_are_clean(
             found[int(number) - 1].append(part.row)
     assert sorted(found) == list(range(label["rows"]))
     sources = [
-        row for name in label["source"] for _, row in rows(PREPARED / "rows" / f"{name}.jsonl")
+        row
+        for name in label["source"]
+        for _, row in rows(PREPARED / "rows" / f"{name}.jsonl", Reading())
     ]
     for number, made in found.items():
         source = label["sources"][number] if label["sources"] else None
@@ -86,15 +87,18 @@ def test_planted_losses_are_found_and_intact_rows_are_clean(
         kinds = [each["kind"] for each in label["losses"] if number in each["rows"]]
         kinds = [kind for kind in kinds if kind in CODES]  # row-dropped numbers rows of the source
         for chat in chats:
-            codes = {fault.code for row in made for fault in reader.faults(row, chat)}
+            codes = {fault.code for row in made for fault in faults(reader, row, chat)}
             missed = [kind for kind in kinds if not CODES[kind] & codes]
             assert [kind for kind in missed if kind != "trace-lost" or chat] == []
-            allowed = set[str]().union(*(CODES[kind] for kind in kinds), MILD)
+            allowed = {"prompt-differs"}.union(*(CODES[kind] for kind in kinds))
             assert codes - allowed <= ({"truncated"} if label["folder"] == PIECES else set())
-            assert kinds or codes <= {"prompt-differs", "text-changed"}
             differs = label["prompt_differs"]
             if not chat and differs is not None and "prompt-differs" in codes:
                 assert number in differs
+
+
+def faults(reader: Reader, row: Trained, source: Any = None) -> list[Violation]:
+    return list(reader.faults(reader.read(row), source))
 
 
 PROMPT = "<｜begin▁of▁sentence｜><｜User｜>3+4?<｜Assistant｜>"
@@ -110,6 +114,10 @@ ANSWER = "<think>\n3+4=7\n</think>\n\n7<｜end▁of▁sentence｜>"
         (PROMPT, ANSWER.replace("<｜end▁of▁sentence｜>", ""), ["truncated"]),
         (PROMPT, ANSWER + "<｜User｜>9", ["truncated"]),
         (PROMPT, ANSWER + "9", ["trained-behind-end"]),
+        (PROMPT, ANSWER.replace("<｜end▁of▁sentence｜>", "<｜User｜>"), ["wrong-end"]),
+        (f"{PROMPT}<think>\n3+4=7\n", "</think>\n\n7<｜end▁of▁sentence｜>", ["trace-lost"]),
+        (PROMPT, ANSWER.replace("<think>\n", ""), ["broken-think"]),
+        (PROMPT, f"<think>\n9\n</think>{ANSWER}", ["doubled-think"]),
         (PROMPT, ANSWER + PROMPT + ANSWER, ["packing"]),
         (PROMPT + ANSWER, "", ["no-labels"]),
         ("", "Q: 3+4? A: 7<｜end▁of▁sentence｜>", ["prompt-differs"]),
@@ -131,7 +139,7 @@ def test_faults_of_one_row(masked: str, trained: str, codes: list[str], reader_o
         reader.tokenizer.encode(text, add_special_tokens=False) for text in (masked, trained)
     )
     row = Trained(first + second, [IGNORED] * len(first) + second)
-    assert [fault.code for fault in reader.faults(row)] == codes
+    assert [fault.code for fault in faults(reader, row)] == codes
 
 
 def test_a_doubled_start_is_not_taken_for_packing(reader_of: Any) -> None:
@@ -141,7 +149,7 @@ def test_a_doubled_start_is_not_taken_for_packing(reader_of: Any) -> None:
         for text in (f"<｜begin▁of▁sentence｜>{PROMPT}", ANSWER)
     )
     row = Trained(first + second, [IGNORED] * len(first) + second)
-    assert [fault.code for fault in reader.faults(row)] == ["prompt-differs"]
+    assert [fault.code for fault in faults(reader, row)] == ["prompt-differs"]
 
 
 def test_line_feeds_that_merge_with_the_header_s_do_not_hide_an_answer(reader_of: Any) -> None:
@@ -149,8 +157,7 @@ def test_line_feeds_that_merge_with_the_header_s_do_not_hide_an_answer(reader_of
     reader = reader_of("qwen2.5")
     text = f"{chat_text(reader.tokenizer, [ASK], add_generation_prompt=True)}\n\n7<|im_end|>"
     ids = reader.tokenizer.encode(text, add_special_tokens=False)
-    [turn] = reader.turns(ids)
-    assert reader.tokenizer.decode(ids[turn.start : turn.stop]) == "\n\n\n7"
+    assert reader.read(Trained(ids, ids)).chat[-1]["content"] == "7"
 
 
 def test_shifted_labels_are_named(reader_of: Any) -> None:
@@ -161,7 +168,53 @@ def test_shifted_labels_are_named(reader_of: Any) -> None:
     reader = reader_of("sample-v3")
     ids = reader.tokenizer.encode(PROMPT + ANSWER, add_special_tokens=False)
     row = Trained(ids, [*ids[1:], IGNORED])
-    assert [fault.code for fault in reader.faults(row)] == ["labels-differ", "prompt-trained"]
+    assert [fault.code for fault in faults(reader, row)] == ["labels-differ"]
+
+
+def test_a_part_of_an_answer_without_labels_is_told(reader_of: Any) -> None:
+    reader = reader_of("sample-v3")
+    first, second = (
+        reader.tokenizer.encode(text, add_special_tokens=False) for text in (PROMPT, ANSWER)
+    )
+    labels = [IGNORED] * len(first) + second[:4] + [IGNORED] * 2 + second[6:]
+    assert [fault.code for fault in faults(reader, Trained(first + second, labels))] == [
+        "labels-gap"
+    ]
+
+
+def test_tokens_of_the_template_that_are_spelled_as_text_are_told(tokenizer_folder: Any) -> None:
+    """The row looks right once it is decoded, and serving shows other ids."""
+    tokenizer = load_tokenizer(tokenizer_folder("smollm2"))
+    text = chat_text(tokenizer, [ASK, {"role": "assistant", "content": "7"}])
+    pieces = text.split("<|im_end|>")
+    end = [n for part in ("<|", "im", "_", "end", "|>") for n in tokenizer.encode(part)]
+    ids = [n for piece in pieces for n in (*tokenizer.encode(piece), *end)][: -len(end)]
+    assert tokenizer.decode(ids) == text
+    [fault] = faults(Reader(tokenizer), Trained(ids, ids))
+    assert (fault.code, "spelled as text" in fault.message) == ("labels-differ", True)
+
+
+@pytest.mark.parametrize(
+    ("reply", "codes"),
+    [
+        ("<think>\n3+4=7\n</think>\n\n7", []),
+        ("<think>3+4=7</think>7", []),
+        ("<think>\n4+3=7\n</think>\n\n7", ["not-in-data"]),
+        ("<think>\n3+4=7\n</think>\n\n7, as said.", ["truncated"]),
+        ("7", []),
+    ],
+)
+def test_an_answer_is_compared_with_the_one_it_was_made_of(
+    reply: str, codes: list[str], reader_of: Any
+) -> None:
+    """Blanks beside the tags do not count. That the source has no trace is no loss."""
+    reader = reader_of("sample-v3")
+    first, second = (
+        reader.tokenizer.encode(text, add_special_tokens=False) for text in (PROMPT, ANSWER)
+    )
+    row = Trained(first + second, [IGNORED] * len(first) + second)
+    source = [ASK, {"role": "assistant", "content": reply}]
+    assert [fault.code for fault in faults(reader, row, source)] == codes
 
 
 def test_tags_that_are_special_tokens_do_not_end_an_answer(tokenizer_folder: Any) -> None:
@@ -169,7 +222,7 @@ def test_tags_that_are_special_tokens_do_not_end_an_answer(tokenizer_folder: Any
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
     first, second = (tokenizer.encode(t, add_special_tokens=False) for t in (PROMPT, ANSWER))
     row = Trained(first + second, [IGNORED] * len(first) + second)
-    assert list(Reader(tokenizer).faults(row)) == []
+    assert list(faults(Reader(tokenizer), row)) == []
 
 
 def test_a_prompt_that_differs_is_shown_where_it_differs(reader_of: Any) -> None:
@@ -178,10 +231,10 @@ def test_a_prompt_that_differs_is_shown_where_it_differs(reader_of: Any) -> None
     text = text.replace("named SmolLM", "called SmolLM") + "<|im_start|>assistant\n7<|im_end|>"
     ids = reader.tokenizer.encode(text, add_special_tokens=False)
     row = Trained(ids, [IGNORED] * (len(ids) - 2) + ids[-2:])
-    [fault] = reader.faults(row, [ASK, {"role": "assistant", "content": "7"}])
+    [fault] = faults(reader, row, [ASK, {"role": "assistant", "content": "7"}])
     assert fault.code == "prompt-differs"
-    assert "called SmolLM" in fault.message.partition("serving")[0]
-    assert "named SmolLM" in fault.message.partition("serving")[2]
+    assert " called Smol" in fault.message.partition("serving")[0]
+    assert " named Smol" in fault.message.partition("serving")[2]
 
 
 ASK = {"role": "user", "content": "3+4?"}
@@ -200,7 +253,7 @@ def test_a_source_that_the_template_refuses_is_told_of_its_row(tokenizer_folder:
         add_special_tokens=False,
     )
     row = Trained(ids, [IGNORED] * (len(ids) - 2) + ids[-2:])
-    [fault] = Reader(tokenizer).faults(row, [ASK, {"role": "assistant", "content": "7"}])
+    [fault] = faults(Reader(tokenizer), row, [ASK, {"role": "assistant", "content": "7"}])
     assert fault.code == "prompt-differs"
     assert "no sums" in fault.message
 

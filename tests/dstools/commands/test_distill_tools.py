@@ -111,7 +111,7 @@ def test_a_trainer_that_loses_nothing_is_exit_code_0(prepared: Any) -> None:
 def test_a_trainer_that_loses_something_is_exit_code_3(prepared: Any) -> None:
     result = dstools("doctor", SAMPLE, "--prepared", prepared(end=False))
     assert result.exit_code == 3, result.output
-    assert "error: row 1: <｜end▁of▁sentence｜> is not trained on after" in result.stdout
+    assert "error: row 1: <｜end▁of▁sentence｜> is not trained on after the answer" in result.stdout
     assert "nothing would be lost" not in result.stdout
 
 
@@ -148,7 +148,11 @@ def test_options_of_the_doctor_that_contradict_are_refused() -> None:
     [
         ("{", "", "trainer.yaml: is not valid YAML: "),
         ("colour: blue", "", "trainer.yaml: is not a configuration of "),
-        ("stage: dpo\ntemplate: qwen3", "", "is not of supervised fine-tuning, by its stage: dpo"),
+        (
+            "stage: dpo\ntemplate: qwen3",
+            "",
+            "has stage: dpo, so it is not of supervised fine-tuning",
+        ),
         ("max_length: 9", "{", "row.jsonl: line 1: is not valid JSON"),
         (
             "max_length: 9",
