@@ -173,14 +173,17 @@ from dstools_distill.store.stage import Work
 prompts, model, out = map(Path, sys.argv[1:4])
 settings = Generate(**eval(sys.argv[4]))
 
-def child(folder):
+def run(folder):
     folder.mkdir(exist_ok=True)
+    generate(settings, Inputs(prompts=prompts, model=model), Work(folder))
+
+def child(folder):
     if pid := os.fork():
         return pid
-    generate(settings, Inputs(prompts=prompts, model=model), Work(folder))
+    run(folder)
     os._exit(0)
 
-os.waitpid(child(out / "straight"), 0)
+run(out / "straight")  # in this process: a fork has all that it imports
 kills = 0
 for bytes_more in map(int, sys.argv[5:]):
     log = out / "killed" / "samples.jsonl"
