@@ -111,12 +111,14 @@ def _exact(tree: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool | None:
-    """Compare two sets, matrices, equations or expressions; None for one of each."""
+    """Compare two sets, matrices, equations or expressions; None for most others."""
     trees = one, other
     if one == other:
         return True
     if all(isinstance(tree, sympy.Set) for tree in trees):
         return _same_sets(one, other)
+    if {sympy.Interval, sympy.Union} & set(map(type, trees)):  # x > 5 is not 5
+        return False if any(isinstance(tree, sympy.Expr) for tree in trees) else None
     if all(isinstance(tree, sympy.MatrixBase | sympy.MatrixExpr) for tree in trees):
         cells = zip(sympy.Matrix(one), sympy.Matrix(other), strict=False)
         return one.shape == other.shape and every(_same(*pair) for pair in cells)

@@ -26,19 +26,18 @@ SIMPLER = {
 # what has a simpler equivalent
 REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:math(?:rm|bf|it)|bf|rm|boldsymbol|operatorname\*?)\s*\{(\w)\}"), r"\1"),
-    (re.compile(rf"\\(?:operatorname\*?|mathrm)\s*\{{({FUNCTIONS})\}}"), r"\\\1 "),
-    (re.compile(rf"(?<![A-Za-z\\])({FUNCTIONS})(?=\s*[(\\\d]|\s+[a-z]\b)"), r"\\\1 "),  # sin x
+    (re.compile(rf"\\(?:operatorname\*?|mathrm)\s*\{{({FUNCTIONS})\}}"
+                rf"|(?<![A-Za-z\\])({FUNCTIONS})(?=\s*[(\\\d]|\s+[a-z]\b)"), r"\\\1\2 "),  # sin x
     (re.compile(STYLES + r"(?=\{)"), r"\\text"),
     (re.compile(r"\\text\{[\s,]*(or|and)[\s,]*\}|\$\s*(,|or|and)\s*\$"), r" \1\2 "),  # $1$ and $2$
     (re.compile(r"\\mu\s*\\text\{"), r"\\text{µ"),
     (re.compile(r"(?<=\d)\s*\\Omega(?![a-z])"), " Ω"),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), "°"),
-    (re.compile(r"[\[(]\s*(\\begin\{array\}.*?\\end\{array\})\s*[\])]", re.DOTALL), r"\1"),
     (re.compile(r"\\(?:text)?color\s*\{\w+\}"), ""),
-    (re.compile(r"\\(sin|cos|tan)\s*\^\s*\{?\s*-1\s*\}"), r"\\arc\1 "),
     (COMMAND, lambda command: SIMPLER.get(command[1], command[0])),
     (re.compile(r"\\textcircled\s*\{(\d)\}"), lambda circled: chr(0x245F + int(circled[1]))),
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"(?<=\d)\{,\}(?=\d\d?(?!\d))"), "."),  # 6{,}75
     (re.compile(r"\]([^\[\]()\s,;][^\[\]()]*[,;][^\[\]()]+)(?=[\[\]])"), r"(\1"),  # ]1, 2[
     (re.compile(r"(?<=[\[(])([^\[\]()]+[,;][^\[\]()]+)\["), r"\1)"),
     (re.compile(r"(\d*\.\d*?)(\d+?)\2{2,}\s*(?:\.\.\.|\\[lc]?dots)\s*$"), r"\1\\overline{\2}"),
@@ -103,13 +102,8 @@ def outside(text: str) -> str:
     return "".join(parts)
 
 
-PAIRS = (
-    ("$$", "$$"),
-    ("$", "$"),
-    (r"\(", r"\)"),
-    (r"\[", r"\]"),
-    *zip("\"“'‘", "\"”'’", strict=True),
-)
+PAIRS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")]
+PAIRS += zip("\"“'‘", "\"”'’", strict=True)
 
 
 def unwrapped(text: str) -> str:
