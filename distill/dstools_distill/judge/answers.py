@@ -147,7 +147,7 @@ def _differs(answer: str, checkers: tuple[str, ...]) -> Ruling:
 
 def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
     """Compare two formulas by text, by exact arithmetic, or by math-verify's trees."""
-    if squeezed(answer) == squeezed(gold):
+    if squeezed(answer) == squeezed(gold) or _compound(answer) == _compound(gold) != "":
         return EQUAL
     wanted, given = read(gold), read(answer)
     if has_unit(wanted) or has_unit(given):  # then m is a metre on the other side, too
@@ -164,6 +164,12 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
     if equal is None:
         return Ruling("unverifiable", comparison.problem or "not-comparable", checkers)
     return Ruling("correct", "equal", checkers) if equal else _differs(answer, checkers)
+
+
+def _compound(text: str) -> str:
+    """Return a chemical formula without marks of subscripts, H2SO4; "" for other text."""
+    text = re.sub("[_{}]", "", squeezed(text))
+    return text if re.fullmatch(r"(?:[A-Z][a-z]?\d*){2,}", text) else ""
 
 
 # ------------------------------------------------------------------------------- choices, strings
@@ -206,13 +212,10 @@ def _other_words(answer: str, gold: str) -> Ruling:
         for text in (answer, gold)
     )
     symbol = re.sub(r"\\[A-Za-z]+", "", _unstyled(answer)).strip().casefold()
+    initials = "".join(word[0] for word in _text(gold).casefold().split())  # DNE
     # "no solutions", "there is no solution"
-    if (
-        one <= other
-        or other <= one
-        or _text(gold) in _text(answer)
-        or gold.casefold().startswith(symbol)
-    ):
+    is_part = one <= other or other <= one or _text(gold) in _text(answer)
+    if is_part or symbol == initials or gold.casefold().startswith(symbol):
         return Ruling("unverifiable", "other-words", EXACT)
     return _differs(answer, EXACT)
 

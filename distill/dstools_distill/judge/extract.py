@@ -23,7 +23,6 @@ from dstools_distill.judge.remarks import (
 from dstools_distill.judge.spelling import unwrapped
 from dstools_distill.judge.units import TIMES
 
-UNSETTLED = ("taken-back", "part-of-formula")  # there is an answer, but which one is unknown
 MAX_SHORT = 400  # characters of a text that may be only its answer
 
 
@@ -31,7 +30,7 @@ class Extracted(NamedTuple):
     """The answer that a text settles on, or why there is none."""
 
     text: str  # "" if there is a problem
-    problem: str = ""  # "", "no-answer", "several-answers", or one of UNSETTLED
+    problem: str = ""  # "", "no-answer", "several-answers", "taken-back" or "part-of-formula"
     parts: tuple[str, ...] = ()  # the different answers, if there are several
 
 
