@@ -24,6 +24,7 @@ from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.store.stage import Report, Work, digest
 from dstools_distill.teachers.teacher import (
+    NO_REFERENCE,
     REFUSED,
     Answer,
     Ask,
@@ -126,10 +127,10 @@ def _require_enough(log: SampleLog, settings: Generate, missed: dict[int, Missed
             log.path.unlink()  # or the next run would read the same failures
         reasons = sorted({why.reason for why in whys.values()})
         shown = ", ".join(f"{reason}{details.get(reason, '')}" for reason in reasons)
-        raise DstoolsError(
-            f"all {log.total} samples failed: {shown}{kept}",
-            "check that the teacher and the prompts match",
-        )
+        advice = "check that the teacher and the prompts match"
+        if reasons == [NO_REFERENCE]:
+            advice = "no row has an answer in a column that `prompts` reads; it named the others"
+        raise DstoolsError(f"all {log.total} samples failed: {shown}{kept}", advice)
 
 
 def _ways(

@@ -60,6 +60,7 @@ class Missed(NamedTuple):
     detail: str = ""  # the server's words for the first of each reason are shown
 
 
+NO_REFERENCE = "no reference"  # came with the prompt, or not so many
 REFUSED = "request refused: "  # begins the reason where a server takes others
 
 
@@ -137,7 +138,7 @@ def references(samples: int) -> Teacher:
             if ask.sample == 0:
                 left, most = left + max(len(given) - samples, 0), max(most, len(given))
             if ask.number not in done and ask.sample >= len(given):
-                yield ask.number, Failed("no reference")
+                yield ask.number, Failed(NO_REFERENCE)
             elif ask.number not in done:
                 raw, reason = given[ask.sample]
                 yield ask.number, received({"content": raw}, reason, None, prefilled=False)

@@ -502,6 +502,15 @@ def test_references_are_replayed_if_no_file_is_named(prompts: Path, tmp_path: Pa
     }
 
 
+def test_prompts_without_any_answer_are_told_apart_from_a_teacher_of_others(
+    prompts: Path, tmp_path: Path
+) -> None:
+    records.write(prompts / "records.jsonl", [row | {"reference": None} for row in PROMPTS])
+    with pytest.raises(DstoolsError, match="all 10 samples failed: no reference") as caught:
+        generate(replace(REPLAY, model=""), Inputs(prompts=prompts), work_in(tmp_path / "out"))
+    assert caught.value.hint.startswith("no row has an answer in a column that `prompts` reads")
+
+
 def test_a_run_without_one_sample_is_refused_and_asks_again_the_next_time(
     prompts: Path, tmp_path: Path
 ) -> None:
