@@ -30,10 +30,7 @@ TRAINERS = {  # keys that no trainer after it has
     "TRL": ("assistant_only_loss", "dataset_name", "max_seq_length", "model_name_or_path"),
 }
 PREPARE = {  # the key of the folder of prepared data, its default, and the command that writes it
-    "LLaMA-Factory": (
-        *("tokenized_path", "prepared"),
-        "llamafactory-cli train {} tokenized_path={} (it trains after that: stop it then)",
-    ),
+    "LLaMA-Factory": ("tokenized_path", "prepared", "llamafactory-cli train {} tokenized_path={}"),
     "axolotl": ("dataset_prepared_path", "last_run_prepared", "axolotl preprocess {}"),
 }
 NOT_SFT = (  # keys of other trainings
@@ -212,7 +209,8 @@ def _not_checked(path: Path, trainer: str, settings: dict[str, Any], tokenizer: 
     named = (path, settings.get(key) or default, tokenizer)
     config, folder, served = (shlex.quote(printable(str(each))) for each in named)
     then = f"dstools distill doctor {served} --prepared {folder}"
-    what = f"{trainer} is not run here: let it prepare its data, and have that checked"
+    stop = " (it trains after that: stop it then)" if trainer == "LLaMA-Factory" else ""
+    what = f"{trainer} is not run here: let it prepare its data{stop}, and have that checked"
     return Finding.error(
         "not-checked", str(path), what, f"{command.format(config, folder)}; {then}"
     )

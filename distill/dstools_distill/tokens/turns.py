@@ -179,25 +179,18 @@ class Reader:
         text, ended, mask = row.text[start:stop], row.text[stop:end], row.mask[start:end]
         first = mask.index(ON)
         unseen = "".join(text[:first].split())
+        has_start = unseen in ("", OPEN + CLOSE, self.prefill)  # served, or no trace is meant
+        is_cut, has_end = stop == len(row.text), ON in row.mask[stop:end]
         opened, closed = text.count(OPEN), text.count(CLOSE)
         tags = f"{OPEN} comes {opened} times, {CLOSE} {closed} times"
-        is_cut, ends = stop == len(row.text), ON in row.mask[stop:end]
-        lacks = "is not trained on"
+        wanted, lacks = self.end_text, "is not trained on"
         checks = (
             ("truncated", is_cut, f"the row ends too early: {shown(text, len(text))}"),
-            ("start-missing", unseen == OPEN != self.prefill, f"{OPEN} {lacks}"),
-            (
-                "trace-lost",
-                unseen not in ("", OPEN, OPEN + CLOSE, self.prefill),
-                f"{shown(text[:first])} {lacks}",
-            ),
+            ("start-missing", not has_start and unseen == OPEN, f"{OPEN} {lacks}"),
+            ("trace-lost", not has_start and unseen != OPEN, f"{shown(text[:first])} {lacks}"),
             ("labels-gap", OFF in mask[first : len(text)], f"a part of the answer {lacks}"),
-            (
-                "wrong-end",
-                ends and ended != self.end_text,
-                f"the answer ends with {ended}, the template with {self.end_text}",
-            ),
-            ("end-missing", not ends and not is_cut, f"{self.end_text} {lacks} after the answer"),
+            ("wrong-end", has_end and ended != wanted, f"{ended} ends it, not {wanted}"),
+            ("end-missing", not has_end and not is_cut, f"{wanted} {lacks} after the answer"),
             ("doubled-think", max(opened, closed) > 1, tags),
             ("broken-think", opened + closed == 1 and not is_cut, tags),
         )

@@ -237,8 +237,8 @@ def test_labelled_configurations_are_judged_as_labelled(
     [
         (
             {"stage": "sft", "template": "qwen3"},
-            "llamafactory-cli train {} tokenized_path=prepared "
-            "(it trains after that: stop it then); dstools distill doctor {} --prepared prepared",
+            "llamafactory-cli train {} tokenized_path=prepared; "
+            "dstools distill doctor {} --prepared prepared",
         ),
         (
             {"base_model": "org/name", "dataset_prepared_path": "made here"},
@@ -253,6 +253,7 @@ def test_a_trainer_that_is_not_run_gives_the_command_that_prepares_its_data(
     [finding] = diagnosis.findings
     assert (finding.level, finding.code) == ("error", "not-checked")
     assert finding.hint == command.format(tmp_path / "config.yaml", tmp_path / "tokenizer")
+    assert ("stop it then" in finding.message) == ("llamafactory" in command)
     assert diagnosis.cases == []
 
 
