@@ -156,7 +156,7 @@ def _announcements(text: str) -> list[Mark]:
         answer = " ".join(said[0].split()) if said else ""
         if "{" not in answer:
             answer = answer.rstrip('"} |')  # of JSON
-        answer = re.sub(r",?\s+not\s+[^\s,]+$", "", answer.rstrip("."))
+        answer = re.sub(r",?\s+not\s+[^\s,]+$", "", REASON.sub("", answer.rstrip(".")))
         if PROSE.search(answer) and re.search(r"\bis\b", answer):
             answer = _unmarked(answer).text or answer
         marks.append(Mark(mark.start(), said.end() if said else mark.end(), answer))
@@ -176,6 +176,7 @@ ANNOUNCED = re.compile(
     r"(?:\s*:|\s+(?:est|es|é|è|ist|lautet)\b)(?:\s+(?:donc|also|la|a)\b)?|ответ\s*[:—-]?"
     r"|(?:答え|正解)は|답[은:]|【答案】|(?:答案|结果)(?:是|为|[:：])+|(?<!不)故?选\s*[:：]?\s*(?=[A-J]))\s*"
 )
+REASON = re.compile(r",? (?:since|because) .*")
 NEGATED = re.compile(
     r"(?i)(?:(?:not|n't|\bnever|\bimpossible|\bif)\s+(?:that\s+|be\s+|equal(?:\s+to)?\s+|the\s+)*|不是)"
     r"[^\w\\]*$|\b(?:false|untrue|wrong|incorrect) that\b[^.\n]*$"
@@ -239,7 +240,7 @@ AFTER = re.compile(
 
 def _stated(line: str) -> Extracted:
     """Return the only formula or number of a line, or of its last clause."""
-    line = re.sub(r",? (?:since|because) .*", "", stripped(line))
+    line = REASON.sub("", stripped(line))
     if RETRACTED.search(line) or HEDGED.search(line) or LISTED.search(line):
         return NO_ANSWER
     if formulas := list(INLINE.finditer(line)):

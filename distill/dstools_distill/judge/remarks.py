@@ -7,6 +7,7 @@ after a number or a formula takes it back unless it opens as a remark does, or s
 # ruff: noqa: RUF001
 import re
 from fractions import Fraction
+from itertools import takewhile
 
 from dstools_distill.judge.reader import read
 
@@ -29,12 +30,15 @@ def is_taken_back(answer: str, rest: str) -> bool:
     if ALTERNATIVE.search(rest) or RETRACTED.search(here):
         return True
     value, is_letter = value_of(answer), bool(re.fullmatch(r"\(?[A-J]\)?", answer))
-    last, is_open = LAST_FORMULA, not all(map(_is_known, later))
+    told = takewhile(lambda sentence: not EXPLAINS.match(sentence), later)
+    last, is_open = LAST_FORMULA, not all(map(_is_known, told))
     if isinstance(value, Fraction):
         last = LAST_NUMBER
     elif is_letter or answer.istitle():
         last, is_open = LAST_LETTER if is_letter else LAST_NAME, False
-    if not (later and _restates(answer, later[-1])) and (is_open or RETRACTED.search(rest)):
+    if later and _restates(answer, later[-1]):
+        return False
+    if is_open or RETRACTED.search(rest):
         return True
     sentences = later if re.search(r"[^\W\d]|=", here) else [here, *later]
     return any(_settles_on(sentence, last, value, answer.strip("()-")) for sentence in sentences)
@@ -60,9 +64,11 @@ def _settles_on(sentence: str, last: re.Pattern[str], value: Fraction | str, ans
 
 def _restates(answer: str, sentence: str) -> bool:
     """Return whether a sentence affirms an answer, ends on it, or concludes with it alone."""
-    ends = [match.end() for match in SAYS.finditer(sentence)]
-    end = sentence[ends[-1] :].strip(" $*.!)✓") if ends else ""
-    is_last = value_of(end) == value_of(answer) and not HEDGED.search(sentence[: ends[-1]])
+    stated = sentence.rstrip(" $*.!)✓")
+    ends = [match.end() for match in SAYS.finditer(stated)]
+    same = (value_of(answer), value_of(answer.rpartition("=")[2]))
+    is_last = ends and value_of(stated[ends[-1] :].strip(" *")) in same
+    is_last = is_last and not HEDGED.search(stated[: ends[-1]])
     is_alone = re.findall(r"\d+(?:\.\d+)?", sentence) == [answer] and CONCLUDES.match(sentence)
     is_right = re.search(rf"(?<![\w.]){re.escape(answer)}\W? is (?:right|correct)\b", sentence)
     return bool(AFFIRMED.search(sentence) or is_right or is_last or is_alone)
@@ -79,7 +85,11 @@ SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？])|\n+|</answer>|(?=\bbut\b
 CLAUSE = re.compile(r"[,;，；。．:：](?!\d)|\.\s|\b(?:because|since)\b")
 START = r"(?:^|(?<=[.!?;]\s)|(?<=[\n。]))\W*"
 ALTERNATIVE = re.compile(rf"(?i){START}(?:or|either|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)")
-AFFIRMED = re.compile(r"(?i)\b(?:stands|consistent|no mistake|checks out|holds)\b|✓")
+AFFIRMED = re.compile(r"(?i)\b(?:answer|result|value) (?:stands|checks out)\b|\bno mistake\b|✓")
+EXPLAINS = re.compile(
+    r"(?i)\W*(?:(?:explanation|reasoning|proof|solution|justification|erklärung|begründung|explication"
+    r"|explicación|justificación|spiegazione|explicação|объяснение|решение)\b|解析|解释|解答|解説|理由|풀이)"
+)
 RETRACTED = re.compile(
     rf"(?i){START}(?:(?:wait|hold on|oops|hmm|correction|update|edit|sorry|moment|momento"
     r"|korrektur|corrección)\b\W*?[,.:!—]|let me re(?:check|count|do|comp)|(?:but )?i (?:forgot"
@@ -103,17 +113,18 @@ SETTLES = re.compile(
 LABEL = re.compile(  # the opening of a remark; what is not here is not known to be one
     r"(?i)\W*(?:(?:note|notice|remark|observe|recall|source|reference|(?:estimated )?time|topics?"
     r"|word count|difficulty|confidence|score|level|summary|steps?|key|[\w -]*check|verif\w*|why"
-    r"|(?:i )?hope|let me know|feel free|sorry for|thanks|here|see|(?:i|we) used|both|indeed|if you"
-    r"|this (?:is because|is (?:about|problem)|follows|uses|took|matches|completes)|students often"
-    r"|in (?:general|words|decimals?)|(?:an?|another) \w+ way|actually, a|(?:\w+ )?tip|fun fact"
-    r"|alternatively, (?:use|one|you)|which can (?:also|equivalently)|i am confident|so we are done"
-    r"|no (?:other|smaller|larger|two)|(?:the|an?) (?:most )?(?:common|frequent|typical) (?:mistake"
-    r"|error)|if\b.*\bwould|for\b.*\b(?:also|holds)|(?:one|you) might be tempted|it makes"
-    r"|it is the (?:only|smallest|largest)|hinweis|anmerkung|quelle|(?:die )?probe|kontrolle|nota"
-    r"|häufiger fehler|en effet|remarque|on vérifie|vérif\w*|récapitulatif|fuente|comprobación"
-    r"|erreur (?:fréquente|courante)|nivel|error (?:común|frecuente)|no hay más|un errore tipico"
-    r"|fonte|erro comum|verificação|примечание|источник|проверка|типичная ошибка)\b|注(?!定)|点评"
-    r"|来源|难度|检验|验证|总结|常见错误|易错|当|以上|本题|参考|検算|.*のとき|출처|확인|검산)"
+    r"|(?:i )?hope|(?:please )?let me know|feel free|sorry for|thank|great|would you|done|thanks"
+    r"|here|see|(?:i|we) used|both|indeed|if you|students often|in (?:general|words|decimals?)"
+    r"|this (?:is because|is (?:about|problem)|follows|uses|took|matches|completes)|fun fact"
+    r"|(?:an?|another) \w+ way|actually, a|(?:\w+ )?tip|alternatively, (?:use|one|you)"
+    r"|so we are done|(?:which|this) can (?:also|equivalently)|i am confident|it makes"
+    r"|(?:the|an?) (?:most )?(?:common|frequent|typical) (?:mistake|error)|if\b.*\bwould"
+    r"|no (?:other|smaller|larger|two)|for\b.*\b(?:also|holds)|(?:one|you) might be tempted"
+    r"|it is the (?:only|smallest|largest)|hinweis|anmerkung|quelle|(?:die )?probe|kontrolle"
+    r"|häufiger fehler|en effet|remarque|nota|on vérifie|vérif\w*|récapitulatif|fuente|fonte"
+    r"|erreur (?:fréquente|courante)|comprobación|nivel|error (?:común|frecuente)|no hay más"
+    r"|un errore tipico|erro comum|verificação|примечание|источник|проверка|типичная ошибка)\b"
+    r"|注(?!定)|点评|来源|难度|检验|验证|总结|常见错误|易错|当|以上|本题|参考|検算|.*のとき|출처|확인|검산)"
 )
 REMARK = re.compile(  # after a condition or such a word a value is none that was asked for
     r"(?i)^\W*(?:(?:for|when|where|at|with|see|für|bei|pour|para|при|для)\b|当|若)"

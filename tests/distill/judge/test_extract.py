@@ -19,6 +19,7 @@ from dstools_distill.judge.extract import Extracted, final_answer, last_boxed, s
         (r"The answer is 1. Perdón, me equivoqué. The answer is 2.", Extracted("2")),
         (r"If \boxed{1} were the answer, n would be even.", Extracted("", "taken-back")),
         ("**Answer**\n\n8", Extracted("8")),
+        ("The answer is 42, since 6 * 7 = 42.", Extracted("42")),
         (
             "Three roots:\n\n1. x = 0\n2. x = 2",
             Extracted("", "several-answers", ("x = 0", "x = 2")),
