@@ -58,8 +58,11 @@ class Reader:
                 "give the tokenizer that serves the model",
             )
         before, header, between, prompt = pieces
-        # some templates write an empty block
-        self.header = header.partition(OPEN)[0].partition(CLOSE)[0].rstrip()
+        opening = header.partition(OPEN)[0].partition(CLOSE)[0]
+        self.block = header.removeprefix(opening)  # some write an empty one into history
+        self.header = opening.rstrip()
+        line_feeds = re.escape(opening.removeprefix(self.header))
+        self.headers = re.compile(f"{re.escape(self.header)}(?:{line_feeds})?")
         self.prefill = prompt.removeprefix(self.header).strip()
         self.mark = between.rpartition(self.end_text)[2].lstrip() or between
         with suppress(DstoolsError):  # the template may refuse system prompts
@@ -100,8 +103,7 @@ class Reader:
             end = control.search(text, start, limit) or control.match(text, limit)
             return Answer(start, *(end.span() if end else (limit, limit)))
 
-        headers = re.finditer(re.escape(self.header) + r"\s*", text)
-        found = [answer(header.end(), len(text)) for header in headers]
+        found = [answer(header.end(), len(text)) for header in self.headers.finditer(text)]
         behind = found[-1].end if found else 0
         runs = [run.span() for run in re.finditer(f"{ON}+", mask) if run.start() >= behind]
         return found + [answer(*run) for run in runs if text[slice(*run)].strip()]
@@ -117,7 +119,7 @@ class Reader:
                 is_system = lead == f"{opening}{told}{closing}" and opening not in told
                 if told and is_system and not chat:
                     chat.append({"role": "system", "content": told})
-            reply, stop = text[answer.start : answer.stop], answer.stop
+            reply, stop = text[answer.start : answer.stop].removeprefix(self.block), answer.stop
             chat += [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
         return chat
 

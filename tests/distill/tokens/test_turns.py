@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.model.tokenizer import chat_text
+from dstools_converters.model.tokenizer import chat_text, prompt_ids
 from dstools_distill.data.forms import convert
 from dstools_distill.data.sources import Reading, rows
 from dstools_distill.tokens.invariant import IGNORED, Trained, Violation
@@ -157,7 +157,7 @@ def test_line_feeds_that_merge_with_the_header_s_do_not_hide_an_answer(reader_of
     reader = reader_of("qwen2.5")
     text = f"{chat_text(reader.tokenizer, [ASK], add_generation_prompt=True)}\n\n7<|im_end|>"
     ids = reader.tokenizer.encode(text, add_special_tokens=False)
-    assert reader.read(Trained(ids, ids)).chat[-1]["content"] == "7"
+    assert reader.read(Trained(ids, ids)).chat[-1]["content"] == "\n\n7"
 
 
 def test_shifted_labels_are_named(reader_of: Any) -> None:
@@ -169,6 +169,32 @@ def test_shifted_labels_are_named(reader_of: Any) -> None:
     ids = reader.tokenizer.encode(PROMPT + ANSWER, add_special_tokens=False)
     row = Trained(ids, [*ids[1:], IGNORED])
     assert [fault.code for fault in faults(reader, row)] == ["labels-differ"]
+
+
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [("deepseek", "deepseek_r1_distill"), ("qwen3", "qwen3_8"), ("smollm2", "")],
+)
+@pytest.mark.parametrize("has_source", [False, True])
+def test_rows_as_serving_shows_them_are_clean(
+    name: str, template: str, has_source: bool, tokenizer_folder: Any, trl_template: Any
+) -> None:
+    """R1's drops earlier traces, but for the line feeds; Qwen3.8's writes empty blocks instead."""
+    tokenizer = load_tokenizer(tokenizer_folder(name))
+    if template:
+        tokenizer.chat_template = trl_template(template)
+    reader, reply = Reader(tokenizer), {"role": "assistant", "content": "<think>\na\n</think>\n\n7"}
+    for chat, codes in (
+        ([ASK], []),
+        ([{"role": "system", "content": "Be brief."}, ASK], []),
+        ([ASK, reply, ASK], ["history-not-trained"]),
+    ):
+        prompt = prompt_ids(tokenizer, chat)
+        text = reply["content"].removeprefix("<think>\n" if reader.prefill else "")
+        answer = [*tokenizer.encode(text, add_special_tokens=False), reader.end]
+        row = Trained(prompt + answer, [IGNORED] * len(prompt) + answer)
+        source = [*chat, reply] if has_source else None
+        assert [fault.code for fault in faults(reader, row, source)] == codes
 
 
 def test_a_part_of_an_answer_without_labels_is_told(reader_of: Any) -> None:
