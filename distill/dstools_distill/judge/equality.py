@@ -15,6 +15,11 @@ MAX_ITEMS = 40
 SCALARS, LISTS = {"number", "formula"}, ("", "{}")
 DEGREE, PERCENT, RADIAN = (("°", 1),), (("%", 1),), (("rad", 1),)
 MARKS = {DEGREE, PERCENT}  # units that stand for a factor
+TEMPERATURES = {  # kelvins in one degree, and degrees from absolute zero to 0
+    (("K", 1),): (Fraction(1), Fraction(0)),
+    (("C", 1), ("°", 1)): (Fraction(1), Fraction("273.15")),
+    (("F", 1), ("°", 1)): (Fraction(5, 9), Fraction("459.67")),
+}
 TRIGONOMETRIC = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*°\s*[)}]?")
 PLAIN_LOG = re.compile(r"\\log(?![a-z])\s*(?!_)")  # to base 10 or e
 # commands that math-verify reads as they are meant
@@ -88,7 +93,8 @@ class Comparison:
             return self._scalars(*(_times(v, v.unit.factor) for v in (answer, gold)))
         if () not in units and units != {DEGREE, RADIAN}:
             self.problem = "units"
-            return None
+            kelvins = [_kelvins(value) for value in (answer, gold)]
+            return (None not in kelvins and kelvins[0] == kelvins[1]) or None
         given, wanted = (
             _times(v, v.unit.factor if v.unit.of in MARKS else Fraction(1)) for v in (answer, gold)
         )
@@ -170,6 +176,14 @@ def _times(value: Value, factor: Fraction) -> Value:
         return Value("number", number=value.number * factor)
     factors = f"{latex(Value('number', number=factor))} * ({value.text})"
     return Value("formula", factors if factor != 1 else value.text)
+
+
+def _kelvins(value: Value) -> Fraction | None:
+    """Return a temperature in kelvins; None for another quantity."""
+    if value.kind != "number" or value.unit.of not in TEMPERATURES:
+        return None
+    size, zero = TEMPERATURES[value.unit.of]
+    return size * (value.number + zero)
 
 
 def _unmarked(value: Value, of: tuple[tuple[str, int], ...]) -> Value:

@@ -91,7 +91,10 @@ def number(text: str) -> Fraction | None:
 
 
 MONEY = re.compile(r"(-?)\s*(?:\\text\s*\{\s*)?([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*\}?\s*(.+)")
-TEXT, POWER = re.compile(r"\\text\s*\{([^{}]*)\}"), re.compile(r"\s*\^\s*\{?(-?\d)\}?")
+TEXT, POWER = (
+    re.compile(r"\\text\s*\{((?:[^{}]|\^\s*\{-?\d\})*)\}"),
+    re.compile(r"\s*\^\s*\{?(-?\d)\}?"),
+)
 NAMES = "|".join(sorted(name for name in ATOMS if re.fullmatch("[A-Za-z]{2}", name)))
 LETTERS = rf"{NAMES}|µ?[A-Za-z]{{3,}}|[A-Za-z](?:(?=/)|(?<=/\w)|(?<=/ \w))", r"µ?[A-Za-z]+"
 ATOMIC = (  # of a unit; it has at most eight of them

@@ -31,7 +31,8 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(STYLES + r"(?=\{)"), r"\\text"),
     (re.compile(r"\\text\{[\s,]*(or|and)[\s,]*\}|\$\s*(,|or|and)\s*\$"), r" \1\2 "),  # $1$ and $2$
     (re.compile(r"\\mu\s*\\text\{"), r"\\text{µ"),
-    (re.compile(r"(?<=\d)\s*\\Omega(?![a-z])"), " Ω"),
+    (re.compile(r"(?<=\d)\s*(\\text\{)?\s*([kM]?)\s*\}?\s*\\Omega(?![a-z])(?(1)\}?)"), r" \2Ω"),
+    (re.compile(r"^(\d+)\s*'\s*(\d+)\s*(?:\"|'')$"), r"\1 ft \2 in"),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), "°"),
     (re.compile(r"\\(?:text)?color\s*\{\w+\}"), ""),
     (COMMAND, lambda command: SIMPLER.get(command[1], command[0])),

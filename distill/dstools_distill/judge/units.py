@@ -21,30 +21,41 @@ class NoUnitError(Exception):
     """The text after a number is not a unit."""
 
 
-BASES = {  # base: its spellings, and those of its multiples
-    "m": "m metre meter inch=0.0254 foot=0.3048 feet=0.3048 ft=0.3048 yard=0.9144 mile=1609.344",
-    "g": "g gram tonne=1e6 ton=1e6", "l": "l L litre liter", "ohm": "ohm Ω", "rad": "rad radian",
-    "s": "s second sec min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
-    "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs",
+METRIC = {  # base: its spellings, to which prefixes are put
+    "m": "m metre meter", "g": "g gram", "s": "s sec second", "l": "l L litre liter",
+    "ohm": "Ω ohm", "Hz": "Hz hertz", "N": "N newton", "J": "J joule", "W": "W watt", "V": "V volt",
+    "A": "A amp ampere", "Pa": "Pa pascal", "eV": "eV electronvolt", "mol": "mol mole",
+    "K": "K kelvin", "B": "B byte", "bit": "bit",
+}  # fmt: skip
+OTHERS = {  # and those of its multiples
+    "m": "inch=0.0254 in=0.0254 foot=0.3048 feet=0.3048 ft=0.3048 yard=0.9144 mile=1609.344",
+    "s": "min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
+    "g": "tonne=1e6 ton=1e6",
+    "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs", "rad": "rad radian",
     "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "°": "° degree deg '=1/60",
-    "%": "% percent prozent ‰=0.1", "C": "C celsius", "F": "F fahrenheit",
-    **{name: name for name in "mph kph K N J W V A Hz Pa eV mol bit unit".split()},
+    "%": "% percent prozent ‰=0.1", "C": "C celsius", "F": "F fahrenheit", "unit": "unit",
 }  # fmt: skip
 PREFIXES = {  # and their powers of ten
     "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "d": -1, "c": -2, "m": -3, "µ": -6, "n": -9, "p": -12,
-    "kilo": 3, "mega": 6, "centi": -2, "milli": -3, "micro": -6,
+    "kilo": 3, "mega": 6, "giga": 9, "tera": 12, "deci": -1, "centi": -2, "milli": -3, "micro": -6,
+    "nano": -9, "pico": -12,
 }  # fmt: skip
 ATOMS = {
-    name: (base, Fraction(size or 1))
-    for base, spelled in BASES.items()
-    for name, _, size in (word.partition("=") for word in spelled.split())
+    prefix + name: (base, Fraction(10) ** power)
+    for base, names in METRIC.items()
+    for name in names.split()
+    for prefix, power in {"": 0, **PREFIXES}.items()
+    if (len(name) <= 3 if len(prefix) < 2 else len(name) > 2) or not prefix
 }
 ATOMS |= {
-    prefix + name: (ATOMS[name][0], ATOMS[name][1] * Fraction(10) ** power)
-    for prefix, power in PREFIXES.items()
-    for name in "m metre meter g gram s second l L litre liter Hz N J W V A Pa eV mol bit".split()
-    if (len(prefix) > 1) == (len(name) > 3)
+    name: (base, Fraction(size or 1))
+    for base, names in OTHERS.items()
+    for name, _, size in (word.partition("=") for word in names.split())
 }
+SAME_AS = {
+    "mi": "mile", "mph": "mile/h", "kph": "km/h", "per cent": "percent",
+    "percentage point": "percent",
+}  # fmt: skip
 TIMES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "mn": 10**6, "billion": 10**9, "bn": 10**9,
     "trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7, "万": 10**4, "亿": 10**8,
@@ -54,10 +65,11 @@ NOT_UNITS = set(  # words that change a number, deny it, or say something of it
     "divided over squared cubed root factorial mod power one two three four five six seven eight "
     "nine ten eleven twelve twenty thirty forty fifty or and to not no nor if maybe perhaps about "
     "least most more less fewer fewest between than approximately under above below negative "
-    "but either wrong false instead except without pair couple imaginary in i x pi is was has "
+    "but either wrong false instead except without pair couple imaginary i x pi is was has "
     "fail work so too only".split()
 )
 RAISED = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+SPELLED = re.compile(rf"(?i)\b({'|'.join(SAME_AS)})s?\b")
 WORD = re.compile(r"/|[^\s/*·^.]+(?:\^-?\d)?")
 
 
@@ -67,9 +79,14 @@ def unit(words: str) -> Unit:
     A word that is not known is a unit of its own name, without a plural s. Raises NoUnitError for
     text that changes the number or is not a unit.
     """
+    words = re.sub(r"/ ?\((.*)\)", r"/\1", words)  # J/(mol K)
     words = " ".join(words.replace("\\", "").replace("°", "° ").split()).rstrip(".,")
-    words = re.sub(r"per cent|percentage points?", "percent", words, flags=re.IGNORECASE)
-    if not words or len(words) > 40 or re.search(r"[=<>+]|\d", re.sub(r"\^-?\d", "", words)):
+    words = SPELLED.sub(lambda match: SAME_AS[match[1].lower()], words)
+    if (
+        not words
+        or len(words) > 40
+        or re.search(r"[=<>+]|\d|\bin [a-z]", re.sub(r"\^-?\d", "", words))
+    ):
         raise NoUnitError(words)
     times, factor, sign, raised = Fraction(1), Fraction(1), 1, 1
     of: dict[str, int] = {}

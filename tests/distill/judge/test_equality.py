@@ -35,6 +35,9 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         ("5 cm", "5 m", False),
         ("5 cm", "5 kg", None),
         ("5 cm", "5", True),
+        ("25 °C", "298.15 kelvin", True),
+        ("20 °C", "68 °F", True),
+        ("25 °C", "25 kelvin", None),  # equal differences of temperature
         ("2 million", "2", False),
         ("1,2", "2,1", True),
         ("1,2,2", "1,2", False),

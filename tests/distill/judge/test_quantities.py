@@ -55,6 +55,8 @@ def test_a_mixed_number_with_an_improper_fraction_is_not_read() -> None:
         ("5 (five)", "5"),
         (r"\text{Rs. }1,50,000", "Rs. 1.5 lakh"),
         ("5 feet 6 inches", "66 inches"),
+        ("5 ft 6 in", "66 inches"),
+        (r"9 \text{m s^{-2}}", "9 m/s^2"),
         ("$2.5 million", "2500000 dollars"),
     ],
 )

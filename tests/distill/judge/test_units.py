@@ -21,6 +21,13 @@ from dstools_distill.judge.units import NoUnitError, unit
         ("ohms", "Ω"),
         ("min.", "minutes"),
         ("apples", "apple"),
+        ("kilobytes", "kB"),
+        ("kiloohms", "kΩ"),
+        ("gigahertz", "GHz"),
+        ("miles per hour", "mph"),
+        ("kph", "km/h"),
+        ("m s^-2", "m/s^2"),
+        ("J/(mol K)", "J mol^-1 K^-1"),
     ],
 )
 def test_a_unit_is_the_same_in_any_spelling(one: str, other: str) -> None:
@@ -47,6 +54,7 @@ def test_a_unit_has_a_size_in_its_bases(
 
 def test_the_case_of_a_short_unit_counts() -> None:
     assert unit("kb") != unit("kB")
+    assert unit("mW") != unit("MW")
     assert unit("Hours") == unit("hours")
 
 
@@ -61,7 +69,19 @@ def test_a_word_before_the_unit_multiplies_the_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["or so", "times", "", "x" * 41, "not metres", "quarters", "pairs", "tenths", "fails"]
+    "words",
+    [
+        "in total",
+        "or so",
+        "times",
+        "",
+        "x" * 41,
+        "not metres",
+        "quarters",
+        "pairs",
+        "tenths",
+        "fails",
+    ],
 )
 def test_words_that_change_the_number_are_not_a_unit(words: str) -> None:
     with pytest.raises(NoUnitError):
