@@ -27,7 +27,7 @@ def is_taken_back(answer: str, rest: str) -> bool:
     """
     rest = rest.lstrip("$*}\\)] \t")
     here, *later = SENTENCE.split(rest)
-    if ALTERNATIVE.search(rest) or RETRACTED.search(here):
+    if ALTERNATIVE.match(here) or RETRACTED.search(here):
         return True
     value, is_letter = value_of(answer), bool(re.fullmatch(r"\(?[A-J]\)?", answer))
     told = takewhile(lambda sentence: not EXPLAINS.match(sentence), later)
@@ -55,7 +55,7 @@ def _settles_on(sentence: str, last: re.Pattern[str], value: Fraction | str, ans
         if HEDGED.search(clause) or equation.search(clause):
             continue
         is_whole = not re.search("[A-Za-z]", clause[found.end(1) :])  # unlike 2 methods
-        is_said = is_whole or found["right"] or STATED.search(clause, 0, found.start())
+        is_said = is_whole or found.lastgroup or STATED.search(clause, 0, found.start())
         is_remark = is_labelled or REMARK.search(clause[: found.start()])
         if SETTLES.search(sentence) or (is_said and not is_remark):
             return True
@@ -84,11 +84,12 @@ CONCLUDES = re.compile(r"(?i)\W*(?:so|hence|thus|therefore|there (?:is|are)|所�
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？])|\n+|</answer>|(?=\bbut\b)")
 CLAUSE = re.compile(r"[,;，；。．:：](?!\d)|\.\s|\b(?:because|since)\b")
 START = r"(?:^|(?<=[.!?;]\s)|(?<=[\n。]))\W*"
-ALTERNATIVE = re.compile(rf"(?i){START}(?:or|either|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)")
+ALTERNATIVE = re.compile(r"(?i)\W*(?:or|either|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)")
 AFFIRMED = re.compile(r"(?i)\b(?:answer|result|value) (?:stands|checks out)\b|\bno mistake\b|✓")
 EXPLAINS = re.compile(
-    r"(?i)\W*(?:(?:explanation|reasoning|proof|solution|justification|erklärung|begründung|explication"
-    r"|explicación|justificación|spiegazione|explicação|объяснение|решение)\b|解析|解释|解答|解説|理由|풀이)"
+    r"(?i)\W*(?:(?:explanation|reasoning|proof|solution|justification|erklärung|begründung"
+    r"|explication|explicación|justificación|spiegazione|explicação|объяснение|решение)\b"
+    r"|解析|解释|解答|解説|理由|풀이)"
 )
 RETRACTED = re.compile(
     rf"(?i){START}(?:(?:wait|hold on|oops|hmm|correction|update|edit|sorry|moment|momento"
@@ -98,17 +99,13 @@ RETRACTED = re.compile(
     r"\b(?:wrong|incorrect|not right)\b"
     r"|\b(?:disregard|(?:cannot|can't|not) be (?:right|correct)|contradicts|unsure|not sure"
     r"|(?:might|could) be(?! tempted)|otherwise|is what (?:one|you|we) gets?|i mis\w+|never ?mind"
-    r"|scratch that|take (?:it|that) back|off by|wrongly"
-    r"|(?:check|verification|it) (?:fails|does not)"
-    r"|falsch|faux|falso|perdón)\b|\b(?:no|non|nein|нет)\s*[.!:,;]|\bequivo|\bошиб|不对(?!称|等)|错[的了误]"
+    r"|scratch that|take (?:it|that) back|off by|perdón"
+    r"|(?:check|verification|it) (?:fails|does not))\b"
+    r"|\b(?:no|non|nein|нет)\s*[.!:,;]|\bequivo|\bошиб|不对(?!称|等)|错[的了误]"
     r"|^\W*(?:is|are|ist|n'est|does|do) (?:(?:not|nicht|pas) (?:the|die|la|satisf|work|hold)|fals)"
 )
 SETTLES = re.compile(
-    r"(?i)^\W*(?:wait|no|nein|non|actually|however|but|checking again|that said|нет|ошибка|i now"
-    r"|i meant)\b"
-    r"|\b(?:so|hence|therefore|thus|giv(?:es|ing)|which is|there (?:is|are)"
-    r"|(?:should|must) (?:be|have been)|(?:we|i) (?:find|get)"
-    r"|(?:answer|result|total|count|value)\b.* (?:is|=))\b"
+    r"(?i)^\W*(?:actually|but|i meant)\b|\b(?:so|hence|therefore|thus|gives|giving|should be)\b"
 )
 LABEL = re.compile(  # the opening of a remark; what is not here is not known to be one
     r"(?i)\W*(?:(?:note|notice|remark|observe|recall|source|reference|(?:estimated )?time|topics?"
@@ -141,16 +138,14 @@ STATED = re.compile(f"{SAYS.pattern}$")
 ASSUMED = r"(?i)\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b"
 HEDGED = re.compile(  # what is denied, bounded, supposed or asked is not stated
     rf"{ASSUMED}|\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не|either"
-    r"|between|about|approximately|roughly|least|most|less|fewer|over|under|nearly|almost|let|might|may|or|would"
-    r"|w[äü]re?n?|serait|first (?:thought|got|found)|initially|mistake|käme)\b|n't\b|[≈?不没]|ない"
+    r"|between|about|approximately|roughly|least|most|less|fewer|over|under|nearly|almost|let"
+    r"|might|may|or|would|w[äü]re?n?|mistake)\b|n't\b|[≈?不没]|ない"
 )
 RIGHT = r"(?P<right>\W? (?:is |are |also )+(?:the )?(?:right|correct|answer|possible|works?)\b)"
 LAST_LETTER = re.compile(rf"\b([A-J])(?:{RIGHT}|\)?\W*$)")  # or of which it says that it is right
 LAST_NAME = re.compile(rf"\b([A-Z]\w+(?: [A-Z]\w+)*)(?:{RIGHT}|\W*$)")
-LAST_FORMULA = re.compile(rf"\$([^$]+)\$(?:{RIGHT}|\W*$)")
+LAST_FORMULA = re.compile(r"\$([^$]+)\$\W*$")
 LAST_NUMBER = re.compile(
     r"(?<![A-Za-z\d_.])([-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?)"
-    rf"(?:{RIGHT}|\s*[$%]?\s*(?:such |more |different |distinct )?"
-    r"(?:(?!is\b|are\b)[a-zA-Z\u0080-\u2fff\uac00-\ud7af]+"
-    r"|[\u3000-\u9fff]{1,2})?(?: in (?:total|all))?\W*$)"
+    r"\s*[$%]?\s*(?:(?!is\b|are\b)[a-zA-Z\u0080-\u2fff\uac00-\ud7af]+|[\u3000-\u9fff]{1,2})?\W*$"
 )
