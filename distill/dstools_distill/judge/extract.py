@@ -2,7 +2,8 @@ r"""Extraction of the answer that a text settles on: boxed, tagged, announced, o
 
 In this order: \boxed{...}; <answer>...</answer>; #### 41, "Final answer: 41", "the answer is 41";
 bold text; a short text that is only its answer; the one number of the last line. A text that
-settles on several answers, or takes one back, settles on none.
+takes its answer back settles on none, nor does one with several, unless only the last one is
+announced: "The correct answer is 42".
 """
 
 # ruff: noqa: RUF001
@@ -80,7 +81,7 @@ PROSE = re.compile(
 
 
 class Mark(NamedTuple):
-    """A place of a text that marks an answer: its start and end, and the answer.
+    """A marked answer: the start of the box or of the announced words, the end, and the answer.
 
     The answer is None if the mark is never closed.
     """
@@ -93,17 +94,62 @@ class Mark(NamedTuple):
 def _marks(text: str) -> list[Mark]:
     """Return the boxes of a text, or its tags, or else its announcements.
 
-    Beside numbers in boxes, other numbers that are announced count, too.
+    Beside boxes, numbers and letters that are announced count, too, if the boxes hold numbers or
+    the announcement supersedes them.
     """
     marks, announced = boxes(text) or _tags(text), _announcements(text)
-    if all(PLAIN_NUMBER.fullmatch(stripped(mark.answer or "")) for mark in marks):
-        marks += [
-            m for m in announced if not marks or PLAIN_NUMBER.fullmatch(stripped(m.answer or ""))
-        ]
+    if not marks:
+        return announced
+    are_numbers = all(PLAIN_NUMBER.fullmatch(stripped(mark.answer or "")) for mark in marks)
+    for mark in announced:
+        answer = stripped(mark.answer or "")
+        is_number = are_numbers and PLAIN_NUMBER.fullmatch(answer)
+        if is_number or (PLAIN.fullmatch(answer) and _supersedes(text, marks, mark)):
+            marks.append(mark)
     return sorted(marks)
 
 
 PLAIN_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+PLAIN = re.compile(rf"{PLAIN_NUMBER.pattern}(?:/\d+)?|\(?[A-J]\)?")
+
+
+def _supersedes(text: str, earlier: list[Mark], last: Mark) -> bool:
+    """Return whether a mark in a later sentence is announced more firmly than all before it."""
+    ends = [0, *(mark.end for mark in earlier)]
+    if last.start < ends[-1] or not re.search(r"[.!?。\n]", text[ends[-1] : last.start]):
+        return False
+    leads = [text[end : mark.start] for end, mark in zip(ends, [*earlier, last], strict=True)]
+    *others, firmness = map(_firmness, leads)
+    return firmness > max(others) and not re.match(r"\W*\?", text[last.end :])
+
+
+def _firmness(lead: str) -> int:
+    """Return 2 for text that ends on "the correct answer is", 1 for "so the answer is", else 0."""
+    clause = re.split(r"[.!?;,。；，\n—]", lead.rstrip(" \n*_$([\\:："))[-1]
+    words = LEADING.findall(clause.lower())
+    return max((FIRMNESS[word] for word in words if FIRMNESS.keys() >= set(words)), default=0)
+
+
+FIRMNESS = {  # all words of which a clause may consist that announces an answer and says no more
+    word: firmness
+    for firmness, words in enumerate(
+        (
+            "so thus hence therefore then now but and the my our is are be must should remains it"
+            " also daher somit damit aber und die das mein meine unsere ist lautet sind"
+            " donc ainsi mais et la le l ma notre est por tanto lo entonces pero y el mi es son"
+            " quindi dunque e il è mia portanto logo mas o a é minha итак значит поэтому но мой"
+            " 所以 因此 故 为 是 应为 应该是 したがって よって は",
+            "answer result antwort ergebnis réponse résultat respuesta resultado risposta risultato"
+            " resposta ответ результат итого 答案 结果 答え 답",
+            "final correct corrected right richtig richtige richtiges korrekt korrekte korrigierte"
+            " endgültige finale correcte corrigée bonne définitive correcta corregida definitiva"
+            " corretta giusta definitiva correta certa corrigida правильный правильно верный верно"
+            " окончательный исправленный 正确 最终 更正后 正しい 正しくは 正解 最終 정답",
+        )
+    )
+    for word in words.split()
+}
+LEADING = re.compile("|".join([*filter(re.compile("[⺀-힣]").match, FIRMNESS), r"[^\W_]+"]))
 
 
 def last_boxed(text: str) -> str | None:
@@ -151,7 +197,7 @@ def _announcements(text: str) -> list[Mark]:
             continue
         listed, said = ITEMS.match(text, mark.end()), SAID.match(text, mark.end())
         if listed:
-            marks.append(Mark(mark.start(), listed.end(), ", ".join(ITEM.findall(listed[0]))))
+            marks.append(Mark(mark.end(), listed.end(), ", ".join(ITEM.findall(listed[0]))))
             continue
         answer = " ".join(said[0].split()) if said else ""
         if "{" not in answer:
@@ -159,7 +205,7 @@ def _announcements(text: str) -> list[Mark]:
         answer = re.sub(r",?\s+not\s+[^\s,]+$", "", REASON.sub("", answer.rstrip(".")))
         if PROSE.search(answer) and re.search(r"\bis\b", answer):
             answer = _unmarked(answer).text or answer
-        marks.append(Mark(mark.start(), said.end() if said else mark.end(), answer))
+        marks.append(Mark(mark.end(), said.end() if said else mark.end(), answer))
     return marks
 
 
@@ -173,7 +219,7 @@ ANNOUNCED = re.compile(
     r"|(?:^[#*_]+\s*|\bfinal )(?:answer|答え|答案|Antwort|réponse|respuesta)[*_]*\s*\n"
     r"|\btotal[*_]*\s*\||\bchoose (?:option )?(?=\(?[A-J]\b)"
     r"|\b(?:réponse|respuesta|resposta|risposta|opci[óo]n|opção|Antwort|Lösung|Ergebnis)(?:\s+(?!no\b)[^\W\d]+)?"
-    r"(?:\s*:|\s+(?:est|es|é|è|ist|lautet)\b)(?:\s+(?:donc|also|la|a)\b)?|ответ\s*[:—-]?"
+    r"(?:\s*:|\s+(?:est|es|é|è|ist|lautet)\b)(?:\s+(?:donc|also|la|(?-i:a))\b)?|ответ\s*[:—-]?"
     r"|(?:答え|正解)は|답[은:]|【答案】|(?:答案|结果)(?:是|为|[:：])+|(?<!不)故?选\s*[:：]?\s*(?=[A-J]))\s*"
 )
 REASON = re.compile(r",? (?:since|because) .*")
@@ -203,11 +249,14 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
     if any(_is_part(text, mark) for mark in marks):
         return Extracted("", "part-of-formula")
     ends = [mark.start for mark in marks[1:]] + [marks[-1].end]  # of what one may be denied in
-    answers = [
-        stripped(mark.answer or "")
+    kept = [
+        mark
         for mark, end in zip(marks, ends, strict=True)
         if not EMPTY.fullmatch(mark.answer or "") and not RETRACTED.search(text[mark.end : end])
     ]
+    answers = [stripped(mark.answer or "") for mark in kept]
+    if len(kept) > 1 and _supersedes(text, kept[:-1], kept[-1]):
+        answers = answers[-1:]
     different = tuple({value_of(answer): answer for answer in reversed(answers)}.values())[::-1]
     if not any(different):
         return NO_ANSWER
