@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
+from functools import reduce
 from importlib import import_module
 from typing import Any
 
@@ -25,6 +26,7 @@ KNOWN_ERRORS = (
     *(ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError),
 )
 DIGITS, LARGE = 1000, 10**300  # of irrational numbers: tells 1 - e^-200 from 1
+INDEX = sympy.Symbol("xi", real=True)  # an integer, of the members of a family
 PRIMES = (5, 7, 8, 11, 13, 17, 14, 19, 23, 29, 31)
 
 
@@ -115,17 +117,40 @@ def _same(one: Any, other: Any) -> bool | None:
     trees = one, other
     if one == other:
         return True
+    if all(isinstance(tree, sympy.FiniteSet) and INDEX in tree.free_symbols for tree in trees):
+        return _same_families(one, other)
     if all(isinstance(tree, sympy.Set) for tree in trees):
         return _same_sets(one, other)
     if {sympy.Interval, sympy.Union} & set(map(type, trees)):  # x > 5 is not 5
         return False if any(isinstance(tree, sympy.Expr) for tree in trees) else None
     if all(isinstance(tree, sympy.MatrixBase | sympy.MatrixExpr) for tree in trees):
         cells = zip(sympy.Matrix(one), sympy.Matrix(other), strict=False)
+        if 1 in one.shape and one.shape == other.shape[::-1] != other.shape:  # a column, and a row
+            return None
         return one.shape == other.shape and every(_same(*pair) for pair in cells)
     if all(isinstance(tree, sympy.Eq) for tree in trees):
         return _same_equations(*(sympy.together(tree.lhs - tree.rhs) for tree in trees))
     is_known = all(isinstance(tree, sympy.Expr) and not tree.is_Matrix for tree in trees)
     return _same_expressions(one, other) if is_known else None
+
+
+def _same_families(one: Any, other: Any) -> bool | None:
+    """Compare unions of a + b xi for all integers xi by their members in a common period."""
+    step = abs(one.args[0].diff(INDEX))
+    ratios = [sympy.simplify(abs(m.diff(INDEX)) / step) for m in (*one.args, *other.args)]
+    if not all(ratio.is_Rational and ratio for ratio in ratios):
+        return None
+    period = step * reduce(sympy.lcm, ratios)
+    here, there = (
+        [
+            sympy.N((member + k * member.diff(INDEX)).subs(INDEX, 0) / period, 50)
+            for member in family.args
+            for k in range(sympy.simplify(period / abs(member.diff(INDEX))))
+        ]
+        for family in (one, other)
+    )
+    near = [[abs(m - n - round(m - n)) < 1e-30 for n in there] for m in here]
+    return all(any(line) for line in [*near, *zip(*near, strict=True)])
 
 
 def _same_sets(one: Any, other: Any) -> bool | None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from fractions import Fraction
 
-from dstools_distill.judge.quantities import Value, latex
+from dstools_distill.judge.quantities import Value, column, latex
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import squeezed
 
@@ -35,6 +35,7 @@ MISREAD = re.compile(
     r"|(?<![\\A-Za-z])(?![pbv]?matrix|array)[A-Za-z]{4,}|\d\s+\d|--|'|[A-Z]_\{?\d+\}?\^"
     r"|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|r|end|\\))|\\(?:log|ln|sin|cos|tan)\s*\w\s*(?:\*|\\cdot)"
 )
+MATRIX = re.compile(r"\\begin\{(?:[pb]?matrix|array)")
 SUBSCRIPT, COMMAND = re.compile(r"_\s*\{?\w+\}?"), re.compile(r"\\[A-Za-z]+")
 LETTER = re.compile("[A-Za-z]")
 LIBRARY = str.maketrans(  # as math-verify reads it
@@ -68,6 +69,10 @@ class Comparison:
         """Compare two values, or two items of them."""
         if answer == gold:
             return True
+        for line, other in ((answer, gold), (gold, answer)):
+            if line.text == "≈":
+                found = [self._same(side._replace(name=line.name), other) for side in line.items]
+                return True if True in found else None if None in found else False
         kinds = {answer.kind, gold.kind}
         are_named = answer.name and gold.name
         if answer.name != gold.name and (are_named or "=" in answer.text + gold.text):
@@ -83,8 +88,13 @@ class Comparison:
         if kinds == {"items", "number"}:
             values = (*answer.items, *gold.items, answer, gold)
             is_decimal = any(value.number.denominator > 1 for value in values)  # 3,5 may be 3.5
-            return None if is_decimal else False
-        return self._ask(latex(answer), latex(gold))
+            is_same = gold.kind == "number" and answer.number == gold.number != 0
+            return is_same or (None if is_decimal else False)
+        texts = (  # of a tuple and a matrix
+            column(map(latex, v.items)) if v.text == "()" and MATRIX.search(w.text) else latex(v)
+            for v, w in ((answer, gold), (gold, answer))
+        )
+        return self._ask(*texts)
 
     def _quantities(self, answer: Value, gold: Value) -> bool | None:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""
@@ -109,7 +119,9 @@ class Comparison:
     def _scalars(self, answer: Value, gold: Value) -> bool | None:
         """Compare two numbers or formulas without their units."""
         if answer.kind == gold.kind == "number":
-            return answer.number == gold.number
+            is_decimal = answer.number > 1 and answer.number.denominator > 1
+            is_grouped = is_decimal and answer.number * 1000 == gold.number  # 12.500 may be 12500
+            return None if is_grouped else answer.number == gold.number
         return self._ask(latex(answer), latex(gold))
 
     def _ask(self, answer: str, gold: str) -> bool | None:

@@ -5,6 +5,7 @@ quantity("22^\circ 30'")  ->  45/2, in degrees
 """
 
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,8 +22,9 @@ class Value(NamedTuple):
     |---|---|---|
     | number | | number, unit |
     | formula | LaTeX, also of an equation or a relation | unit |
-    | base | digits_base, or r mod m | |
-    | items | the brackets: "()", "[)", "{}", or "" for a bare list | items |
+    | base | digits_base | |
+    | items | the brackets: "()", "[)", "{}", or "" for a bare list | items, number if 3,5 |
+    | items | "≈": a value and its decimal | items |
     """
 
     kind: str
@@ -44,6 +46,11 @@ def latex(value: Value) -> str:
     return str(above) if below == 1 else f"{'-' * (above < 0)}\\frac{{{abs(above)}}}{{{below}}}"
 
 
+def column(rows: Iterable[str]) -> str:
+    """Return a matrix in LaTeX."""
+    return "\\begin{pmatrix}" + "\\\\".join(rows) + "\\end{pmatrix}"
+
+
 class UnreadableError(Exception):
     """The text is not an answer that can be compared."""
 
@@ -56,7 +63,7 @@ PERIOD = (
     r"(?:\\overline\s*\{(?P<period>\d+)\}|\((?P<bracket>\d+)\)|(?P<dots>(?:\\dot\s*\{?\d\}?\d*)+))?"
 )
 DECIMAL = re.compile(
-    r"(?P<mantissa>(?:(?P<grouped>\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3}"
+    r"(?P<mantissa>(?:(?P<grouped>[1-9]\d{0,2}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3}"
     r"|\d{1,3}(?:['’ ]\d{3})+|\d{1,3}(?:\.\d{3}){2,})|(?P<whole>\d*))"  # noqa: RUF001
     rf"(?:\.(?P<places>\d*){PERIOD})?)"
     r"(?:\s*(?:[eE]|\*\s*10\s*\^)\s*\{?\s*(?P<power>[+-]?\d{1,3})\s*\}?)?"

@@ -9,7 +9,7 @@ What it does not know stays a formula, as text: math-verify reads that.
 import re
 from fractions import Fraction
 
-from dstools_distill.judge.quantities import UnreadableError, Value, latex, quantity
+from dstools_distill.judge.quantities import UnreadableError, Value, column, latex, quantity
 from dstools_distill.judge.spelling import CLOSING, OPENING, outside, plain
 from dstools_distill.judge.units import NONE
 
@@ -44,7 +44,7 @@ def split_top(text: str, separators: re.Pattern[str]) -> tuple[list[str], list[s
 
 
 LISTS = (re.compile(";"), re.compile(r",|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"))
-RELATION = re.compile(r"[<>]=?|\\(?:[lg]t|[lg]eq?(?:slant)?|neq?)(?![A-Za-z])")
+RELATION = re.compile(r"[<>]=?|\\(?:[lg][te]|ne)(?![A-Za-z])")
 SIGN = re.compile(RELATION.pattern + r"|=|\\(?:approx|in|equiv)(?![A-Za-z])")
 NAME = re.compile(
     r"(?:\\angle|\\overrightarrow|\\vec|\\overline|\\triangle)?\s*\{?\|?\s*(?![ei]$)[A-Za-z]{1,3}'?"
@@ -58,10 +58,13 @@ BASE = re.compile(
 BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
          "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
 RESIDUE = re.compile(r"(-?\d+)\s*\(?\\p?mod\s*\{?\s*(\d+)\s*\}?\s*\)?")
+UNKNOWN = re.compile(r"^\s*[A-Za-z]\s*(?:=|\\in(?![a-z]))\s*")
 INTEGERS = re.compile(r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*[NQZ]\s*\}?")
 DOTS = re.compile(r"\\[lc]?dots(?![a-z])|\.\.")
 LABEL = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
-CONDITION = re.compile(r"\s*\(?[^|:]*?\)?\s*(?:\||:|\\mid)(.*)")
+AXIS = re.compile(r"\\vec\{([ijk])\}")
+CONDITION = re.compile(r"\s*(\(?[^|:]*?\)?)\s*(?:\||:|\\mid)\s*(.*)")
+COMMA_DECIMAL = re.compile(r"(?:[A-Za-z]\s*=\s*)?(-?\d+),(\d+)")
 
 
 class _Reader:
@@ -93,10 +96,14 @@ class _Reader:
         """Read a bare list, conditions, or a family of solutions, which ends in k in Z."""
         if integers := INTEGERS.fullmatch(parts[-1]):
             name = re.compile(rf"(?<![A-Za-z\\]){integers[1]}(?![A-Za-z])")
-            family = ", ".join(name.sub("n", part) for part in parts[:-1])
-            if "Z" not in parts[-1] or RELATION.search(family):  # integers are not an interval
+            members = [
+                UNKNOWN.sub("", name.sub(r"\\xi ", part)).replace("\\pm", sign)
+                for part in parts[:-1]
+                for sign in ("+-" if "\\pm" in part else "+")
+            ]
+            if "Z" not in parts[-1] or any(map(SIGN.search, members)):
                 raise UnreadableError(text)
-            return self.value(family, depth + 1)
+            return Value("formula", f"⦃{', '.join(members)}⦄")
         parts = [
             LABEL.sub(lambda label: f"{' abcdefghi'[int(label[1])]} = ", part) for part in parts
         ]
@@ -106,7 +113,9 @@ class _Reader:
         if any(item.kind == "items" and not item.text for item in items):  # ±1, ±2
             nested = ((i,) if i.kind != "items" or i.text else i.items for i in items)
             return Value("items", "{}", tuple(item for group in nested for item in group))
-        return _by_name(items)
+        decimal = COMMA_DECIMAL.fullmatch(text)  # 3,5 may be 3.5
+        number = Fraction(f"{decimal[1]}.{decimal[2]}") if decimal else Fraction(0)
+        return _by_name(items)._replace(number=number)
 
     def relation(self, text: str, sides: list[str], signs: list[str], depth: int) -> Value:
         """Read x = 5 as a value with a name, and other relations as formulas."""
@@ -116,7 +125,7 @@ class _Reader:
                 text, [f"{side} {signs[0]} {sides[-1]}" for side in sides[:-1]], depth
             )
         if signs == ["\\equiv"] and (match := RESIDUE.fullmatch(sides[1])) and int(match[2]):
-            return Value("base", f"{int(match[1]) % int(match[2])} mod {match[2]}")
+            return Value("formula", f"⦃{match[1]} + {match[2]}\\xi⦄")
         if NAME.fullmatch(sides[0]) and signs[0] in ("=", "\\approx", "\\in"):
             symbol = re.escape(re.split(r"[(_]", name)[0])
             is_own = len(symbol) == 1 and re.search(rf"(?<![A-Za-z\\]){symbol}(?![A-Za-z])", last)
@@ -129,8 +138,9 @@ class _Reader:
                 last = re.sub(rf"(?<![A-Za-z\\]){function[2]}(?![A-Za-z])", "x", last)
             if not is_own or "(" in name:
                 return self.value(last, depth + 1)._replace(name=name)
-        if signs[-1] == "\\approx":  # 1/3 is about 0.33
-            return self.value(text.rpartition(signs[-1])[0], depth + 1)
+        if signs[-1] == "\\approx":  # either may have been asked for
+            exact, _, rounded = text.rpartition(signs[-1])
+            return Value("items", "≈", tuple(self.value(t, depth + 1) for t in (exact, rounded)))
         return Value("formula", text)
 
     def single(self, text: str, depth: int) -> Value:
@@ -143,6 +153,8 @@ class _Reader:
             if not base.isdigit() or not max(int(d, 16) for d in f"{digits}1") < int(base) <= 36:
                 raise UnreadableError(text)
             return Value("base", f"{digits}_{base}")
+        axes = "ijk" if "\\vec{k}" in text else "ij"
+        text = AXIS.sub(lambda axis: column(str(int(axis[1] == name)) for name in axes), text)
         if text.count("\\pm") == 1:
             both = (re.sub(r"\\pm(?![a-z])", sign, text).strip() for sign in "+-")
             return Value("items", "", tuple(self.single(one, depth) for one in both))
@@ -158,26 +170,30 @@ class _Reader:
         if opener == "⦃" and (condition := CONDITION.match(inner)):
             if INTEGERS.match(inner):
                 raise UnreadableError(text)
-            return self.value(condition[1], depth + 1)
+            name, rest = condition.groups()
+            return self.value(f"{name}, {rest}" if INTEGERS.fullmatch(rest) else rest, depth + 1)
         value = self.value(inner, depth + 1)
         is_list = value.kind == "items" and value.text == ""
         if opener == "⦃":
             return Value("items", "{}", value.items if is_list or value.text == "{}" else (value,))
         if {item.text for item in value.items} == {"[]"}:  # [[1, 2], [3, 4]]
-            rows = "\\\\".join(" & ".join(map(latex, item.items)) for item in value.items)
-            return Value("formula", f"\\begin{{pmatrix}}{rows}\\end{{pmatrix}}")
+            rows = (" & ".join(map(latex, item.items)) for item in value.items)
+            return Value("formula", column(rows))
         if is_list:
             return Value("items", opener + closer, value.items)
         return value if opener in "({" else None
 
 
 def _by_name(items: list[Value]) -> Value:
-    """Return x = 1, y = 2 as a tuple in the order of the names; x_1 = 1, x_2 = 2 as a list."""
+    """Return x = 1, y = 2 as a tuple in the order of the names.
+
+    x = 1, x = 2 is a set, and x_1 = 1, x_2 = 2 a list.
+    """
     if all(item.name for item in items):
         items = sorted(items, key=lambda item: item.name)
     names = [item.name for item in items]
     values = tuple(item._replace(name="") for item in items)
     symbols = {re.split(r"[_(]", name)[0] for name in names}
     if "" in names or len(symbols) < len(names):
-        return Value("items", "", values)
+        return Value("items", "{}" if names[0] and len({*names}) == 1 else "", values)
     return Value("items", "()", values, name=" ".join(names))

@@ -21,10 +21,13 @@ SIMPLER = {
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "\\frac"), "dbinom": "\\binom", "div": "/",
     "cdot": "*", "times": "*", "degree": "°", "lvert": "|", "rvert": "|", "vert": "|", "%": "%",
     "langle": "(", "rangle": ")", "lbrace": "⦃", "{": "⦃", "rbrace": "⦄", "}": "⦄", "$": "$",
-    "colon": ":",
+    "colon": ":", "neq": "\\ne", **dict.fromkeys(("leq", "leqslant"), "\\le"),
+    **dict.fromkeys(("geq", "geqslant"), "\\ge"), "therefore": "",
 }  # fmt: skip
 # what has a simpler equivalent
 REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"\\(?:mathbf|boldsymbol|bm|vec|hat)\s*\{\s*\\?([ijk])(?:math)?\s*\}"),
+     r"\\vec{\1}"),
     (re.compile(r"\\(?:math(?:rm|bf|it)|bf|rm|boldsymbol|operatorname\*?)\s*\{(\w)\}"), r"\1"),
     (re.compile(rf"\\(?:operatorname\*?|mathrm)\s*\{{({FUNCTIONS})\}}"
                 rf"|(?<![A-Za-z\\])({FUNCTIONS})(?=\s*[(\\\d]|\s+[a-z]\b)"), r"\\\1\2 "),  # sin x
@@ -37,6 +40,9 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:text)?color\s*\{\w+\}"), ""),
     (COMMAND, lambda command: SIMPLER.get(command[1], command[0])),
     (re.compile(r"\\textcircled\s*\{(\d)\}"), lambda circled: chr(0x245F + int(circled[1]))),
+    (re.compile(r"([A-Za-z])\s*\\text\{\s*(?:(?:is )?an )?integer\s*\}"), r"\1 \\in\\mathbb Z"),
+    (re.compile(r"\\text\{[\s,]*(?:for|where|with|if)(?: all| any)?\s*\}(?=\s*\w\s*[\\<>])"), ","),
+    (re.compile(r"(?<![A-Za-z])\s*\((\w\s*(?:\\(?:in|ne|[lg]e)(?![a-z])|[<>])[^()]*)\)$"), r", \1"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<=\d)\{,\}(?=\d\d?(?!\d))"), "."),  # 6{,}75
     (re.compile(r"\]([^\[\]()\s,;][^\[\]()]*[,;][^\[\]()]+)(?=[\[\]])"), r"(\1"),  # ]1, 2[
@@ -54,7 +60,8 @@ CHARACTERS = str.maketrans(
         **dict.fromkeys("−–‐‑﹣－", "-"),
         **dict.fromkeys("⋅·∙✕✖×", "*"),
         "或": " or ", "和": " and ", "且": " and ", "、": ",", "…": "\\dots ", "⟨": "(", "⟩": ")",
-        "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "±": r"\pm ",
+        "∴": "", "≠": r"\ne ", "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "±": r"\pm ",
+        "∞": r"\infty ", "√": r"\sqrt ",
         "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≈": r"\approx ", "∪": r"\cup ",
         "∈": r"\in ", "º": "°", "∅": r"\emptyset ", "θ": r"\theta ", "α": r"\alpha ",
         "β": r"\beta ", "λ": r"\lambda ",

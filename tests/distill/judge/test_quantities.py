@@ -33,7 +33,7 @@ def test_a_number_has_an_exact_value(text: str, value: Fraction) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "", ".", "3x", "1,2345", "1..2", r"12\overline{3}", "1" * 2000]
+    "text", ["x", "", ".", "0,125", "3x", "1,2345", "1..2", r"12\overline{3}", "1" * 2000]
 )
 def test_other_text_is_not_a_number(text: str) -> None:
     assert number(text) is None

@@ -23,6 +23,9 @@ ONE_TWO = Value("items", "()", (ONE, TWO))
 X_Y = ONE_TWO._replace(name="x y")
 
 
+COLUMNS = r"\begin{pmatrix}1\\0\end{pmatrix} - 2\begin{pmatrix}0\\1\end{pmatrix}"
+
+
 def formula(text: str) -> Value:
     return Value("formula", text)
 
@@ -44,14 +47,16 @@ def formula(text: str) -> Value:
         ("x = 1, y = 2", X_Y),
         ("y = 2, x = 1", X_Y),
         ("(x, y) = (1, 2)", X_Y),
-        ("x = 1, x = 2", Value("items", "", (ONE, TWO))),
+        ("x = 2, x = 1", Value("items", "{}", (TWO, ONE))),
+        ("1,2", Value("items", "", (ONE, TWO), number=Fraction("1.2"))),
         ("x_2 = 2, x_1 = 1", Value("items", "", (ONE, TWO))),
         (r"\begin{cases} x=1 \\ y=2 \end{cases}", X_Y),
         ("(1) 1; (2) 2", ONE_TWO._replace(name="a b")),
         ("1+2 = 3", formula("1+2 = 3")),
         ("2x+1 = 3", formula("2x+1 = 3")),
         (r"x \approx 3", THREE._replace(name="x")),
-        (r"\pi \approx 3", PI),
+        (r"\pi \approx 3", Value("items", "≈", (PI, THREE))),
+        (r"\vec{i} - 2\vec{j}", formula(COLUMNS)),
         ("1 < x <= 3", formula("1 < x <= 3")),
         (r"x \ge 1 \text{ and } x < 3", formula(r"x \ge 1  and  x < 3")),
         (r"x \ne 3", formula(r"x \ne 3")),
@@ -69,8 +74,10 @@ def formula(text: str) -> Value:
         ("x = y = 1", Value("items", "()", (ONE, ONE), name="x y")),
         (r"1011_{\text{two}}", Value("base", "1011_2")),
         ("0x2A", Value("base", "2a_16", number=Fraction(42))),
-        (r"x \equiv 10 \pmod 7", Value("base", "3 mod 7")),
-        (r"x = \pi k, k \in \mathbb{Z}", Value("formula", r"\pi n", name="x")),
+        (r"x \equiv 10 \pmod 7", formula(r"⦃10 + 7\xi⦄")),
+        (r"x = \pi k, k \in \mathbb{Z}", formula(r"⦃\pi \xi ⦄")),
+        (r"\{\pi k : k \in \mathbb{Z}\}", formula(r"⦃\pi \xi ⦄")),
+        (r"x = \pm 1 + k, k \in \mathbb{Z}", formula(r"⦃+ 1 + \xi , - 1 + \xi ⦄")),
         ("0.3333...", number("1/3")),
     ],
 )
