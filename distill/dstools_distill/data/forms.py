@@ -293,7 +293,9 @@ def _replies(
     if one is not None:
         word = columns.take("finish_reason") if columns.has("finish_reason") else None
         among = next((reply for reply in several if reply.raw.strip() == one.strip()), None)
-        first = among or Reply(one, word)
+        if among is not None and among.finish_reason is not None:
+            word = among.finish_reason
+        first = Reply(one if among is None else among.raw, word)
         several = [first, *(reply for reply in several if reply is not among)]
     if reasoning is not None and len(several) > 1:
         raise BadRowError(
@@ -329,7 +331,8 @@ def _answer_type(columns: Columns) -> str:
 
     Raises BadRowError for a misspelled one.
     """
-    answer_type = str(columns.row.get("answer_type", "")).lower()
+    value = columns.row.get(columns.spelled("answer_type"))
+    answer_type = value.lower() if isinstance(value, str) else ""
     if answer_type in ANSWER_TYPES:
         columns.take("answer_type")
         return answer_type

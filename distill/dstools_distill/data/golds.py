@@ -61,6 +61,7 @@ class Options(NamedTuple):
 
     labels: list[str]  # "A", "B", ...
     texts: list[str]
+    right: str | None = None  # the text of the right one, in rows that list the wrong ones alone
 
 
 class Gold(NamedTuple):
@@ -102,37 +103,31 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
             if boxed is not None and not golds:
                 golds[spelled] = boxed
             elif boxed is not None and boxed != solution:
-                doubt = _other(golds, spelled, boxed)
-    gold = agreeing(_different(golds), "gold")
+                doubt = doubt or _box_doubt(golds, spelled, boxed)
+    gold = agreeing(_distinct(golds), "gold")
     if gold is not None:
         return Gold(gold, worked, doubt=doubt)
     code = _of_code(columns, worked)
     if code.gold is not None:
         return code
-    doubt = _several(columns, [name for name in (*names, *SOLUTIONS) if name != taken])
+    doubt = _boxes_doubt(columns, [name for name in (*names, *SOLUTIONS) if name != taken])
     return code._replace(doubt=doubt)
 
 
-def _different(golds: dict[str, str]) -> dict[str, str]:
+def _distinct(golds: dict[str, str]) -> dict[str, str]:
     """Return the golds without those that have the value of the first."""
     first = next(iter(golds.values()), "")
     return {
         name: gold
         for name, gold in golds.items()
-        if gold == first or compare(gold, first, "auto", REFEREE).verdict != "correct"
+        if gold == first or _same_value(gold, first) is not True
     }
 
 
-def _other(golds: dict[str, str], name: str, boxed: str) -> BadRowError | None:
-    """Return a doubt if the box of a solution differs in value from a gold beside it.
-
-    Each is compared as an answer to the other. What cannot be compared does not differ.
-    """
+def _box_doubt(golds: dict[str, str], name: str, boxed: str) -> BadRowError | None:
+    """Return a doubt if the box of a solution differs in value from a gold beside it."""
     for other, gold in golds.items():
-        if boxed.strip() != gold.strip() and all(
-            compare(*pair, "auto", REFEREE).verdict == "incorrect"
-            for pair in ((gold, boxed), (boxed, gold))
-        ):
+        if boxed.strip() != gold.strip() and _same_value(gold, boxed) is False:
             return BadRowError(
                 f"{other} is {shown(gold)} and the box of {name} is {shown(boxed)}: "
                 "either may be the gold",
@@ -141,7 +136,20 @@ def _other(golds: dict[str, str], name: str, boxed: str) -> BadRowError | None:
     return None
 
 
-def _several(columns: Columns, names: list[str]) -> BadRowError | None:
+def _same_value(one: str, other: str) -> bool | None:
+    """Return whether two golds have one value, None if they cannot be compared.
+
+    Each is compared as an answer to the other: 33 answers 033, but 033 does not answer 33.
+    """
+    verdicts = set[str]()
+    for answer, gold in ((one, other), (other, one)):
+        verdicts.add(compare(answer, gold, "auto", REFEREE).verdict)
+        if "correct" in verdicts:
+            return True
+    return False if verdicts == {"incorrect"} else None
+
+
+def _boxes_doubt(columns: Columns, names: list[str]) -> BadRowError | None:
     """Return a doubt if a text in one of the columns settles on several boxed answers."""
     for name in names:
         value = columns.row.get(columns.spelled(name))
@@ -286,8 +294,8 @@ def read_options(columns: Columns) -> Options | None:
     wrong = [name.format(n) for name in WRONG for n in range(1, 10) if columns.has(name.format(n))]
     if wrong and columns.has("correct_answer"):  # sorted, or the first would be right
         names = ("correct_answer", *wrong)
-        texts = sorted(answer_text(columns.take(n), columns.spelled(n)).strip() for n in names)
-        return Options(list(ascii_uppercase[: len(texts)]), texts)
+        texts = [answer_text(columns.take(n), columns.spelled(n)).strip() for n in names]
+        return Options(list(ascii_uppercase[: len(texts)]), sorted(texts), right=texts[0])
     return None
 
 
@@ -323,9 +331,8 @@ def asked_with(question: str, options: Options) -> str:
 
 def _letter(columns: Columns, options: Options, taken: str) -> str | None:
     """Return the label of the right option; None if the row does not tell."""
-    right = str(columns.take("correct_answer")).strip()
-    if right in options.texts and not any(map(columns.has, OPTIONS)):
-        return options.labels[options.texts.index(right)]
+    if options.right is not None:
+        return options.labels[options.texts.index(options.right)]
     golds = {}
     for name in CHOSEN:
         if columns.has(name) and name != taken:

@@ -59,7 +59,7 @@ def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
     with closing(read):
         for source, file in zip(settings.source, inputs.sources, strict=True):
             size = source.size if source.path.startswith("rg:") else 0
-            reading, rows = Reading(source.max_bad), 0
+            reading, rows = Reading(source.max_bad, refuses_doubt=True), 0
             with work.bar(size, _name(source)) as progress:
                 for form, record in _records(settings, source, file, rates, reading):
                     read.add(record)

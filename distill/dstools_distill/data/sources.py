@@ -25,8 +25,8 @@ Questions = Iterator[tuple[int, Record, Question]]
 class Reading:
     """What a source turned out to be, besides its questions."""
 
-    # rows that may be left out; None: the user has no say in it, and a doubtful gold is no fault
-    max_bad: int | None = None
+    max_bad: int | None = None  # rows that may be left out; None: the user has no say in it
+    refuses_doubt: bool = False  # whether a row without one undoubted gold is a bad one
     bad: int = 0
     first_bad: str = ""  # where, and why
     unread: set[str] = field(default_factory=set)  # columns that nothing was taken from
@@ -61,7 +61,7 @@ def _converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Ques
     for number, row in numbered:
         try:
             question = convert(row, form)
-            if question.doubt is not None and reading.max_bad is not None:
+            if question.doubt is not None and reading.refuses_doubt:
                 raise question.doubt
         except BadRowError as error:
             reading.leave_out(f"{where} {number}: {error}", error.hint or records.BAD_LINE)

@@ -291,6 +291,9 @@ def test_all_answers_of_a_row_are_kept_with_their_ends_the_chosen_one_first() ->
     assert convert(listed).replies == (Reply(right), Reply(wrong))
     cut_row = {"prompt": "What is 2 + 2?", "response": cut, "finish_reason": "length"}
     assert convert(cut_row).replies == (Reply(cut, "length"),)
+    chosen = alone | {"response": wrong, "finish_reason": "length"}  # and no word in the list
+    assert convert(chosen).replies[0] == Reply(wrong, "length")
+    assert convert(chosen | {"finish_reasons": ["stop"] * 3}).replies[0] == Reply(wrong, "stop")
 
 
 @pytest.mark.parametrize(
@@ -307,6 +310,13 @@ def test_several_answers_that_may_be_read_in_two_ways_are_refused(
 ) -> None:
     with pytest.raises(BadRowError, match=reason):
         convert(OPEN_R1 | change)
+
+
+def test_an_answer_type_of_null_is_the_type_that_the_gold_looks_like() -> None:
+    row = {"problem": "2+2", "answer": "4"}
+    assert convert(row | {"answer_type": None}).answer_type == ""
+    assert convert(row | {"answer_type": "none"}).answer_type == "none"
+    assert convert(row | {"Answer Type": "Set"}).answer_type == "set"
 
 
 def test_columns_that_nothing_is_taken_from_are_named() -> None:

@@ -52,6 +52,7 @@ from dstools_distill.judge.program import MAX_CASES, read_cases
         ({"answer": "B", "solution": r"\boxed{5}"}, "B", r"\boxed{5}"),  # of options not there
         ({"answer": "43", "solution": r"\boxed{42}, \boxed{43}"}, "43", r"\boxed{42}, \boxed{43}"),
         ({"solution": r"\boxed{0.5} = \boxed{1/2}"}, "1/2", r"\boxed{0.5} = \boxed{1/2}"),
+        ({"ground_truth": "33", "answer": "033"}, "33", None),  # 33 is 033, but 033 is not 33
     ],
 )
 def test_the_gold_is_what_is_settled_on(
@@ -75,6 +76,10 @@ def test_the_gold_is_what_is_settled_on(
         (
             {"solution": r"\boxed{42} or \boxed{43}"},
             """solution has 2 boxed answers: '["42", "43"]'""",
+        ),
+        (
+            {"answer": "2", "solution": r"\boxed{4}", "gold_standard_solution": r"\boxed{2}"},
+            "answer is '2' and the box of solution is '4':",
         ),
         ({"answer": r"Either \boxed{2}. Or else \boxed{3}."}, "answer has 2 boxed answers"),
     ],
@@ -166,7 +171,9 @@ def test_an_explanation_is_told_from_an_answer(text: str, explains: bool) -> Non
     ],
 )
 def test_options_come_in_many_forms(row: dict[str, Any]) -> None:
-    assert read_options(Columns(row)) == Options(["A", "B"], ["4", "7"])
+    options = read_options(Columns(row))
+    assert options is not None
+    assert (options.labels, options.texts) == (["A", "B"], ["4", "7"])
 
 
 def test_columns_a_and_b_are_no_options() -> None:
@@ -195,6 +202,21 @@ def test_options_are_asked_once() -> None:
 def test_the_gold_of_a_choice_is_its_letter(row: dict[str, Any], gold: str | None) -> None:
     found = read_gold(Columns(row), Options(["A", "B"], ["4", "7"]), "")
     assert (found.gold, found.answer_type) == (gold, "choice")
+
+
+def test_an_option_that_reads_none_is_an_option_like_others() -> None:
+    lettered = {"A": "0", "B": "1", "C": "None", "D": "2"}
+    for row, gold in (
+        (lettered | {"answer": "A"}, "A"),
+        (lettered | {"correct_answer": "None"}, "C"),
+        (lettered, None),
+        ({"correct_answer": "None", "distractor1": "0", "distractor2": "1"}, "C"),
+    ):
+        columns = Columns(row)
+        assert read_gold(columns, read_options(columns), "").gold == gold
+    columns = Columns({"A": "1", "B": "0", "correct_answer": "1"})
+    with pytest.raises(BadRowError, match="may be the text of one option and the index of another"):
+        read_gold(columns, read_options(columns), "")
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def test_a_doubtful_gold_is_refused_by_those_who_judge(tmp_path: Path) -> None:
     row = {"problem": "1+1", "solution": r"\boxed{2} or \boxed{3}"}
     file = jsonl(tmp_path / "a.jsonl", json.dumps(row))
     with pytest.raises(DstoolsError, match="line 1: solution has 2 boxed answers"):
-        list(questions(file, "auto", Reading(max_bad=0)))
-    ((_, _, question),) = questions(file, "auto", Reading())
+        list(questions(file, "auto", Reading(max_bad=0, refuses_doubt=True)))
+    ((_, _, question),) = questions(file, "auto", Reading(max_bad=0))
     assert (question.gold, question.reference) == (None, row["solution"])
 
 

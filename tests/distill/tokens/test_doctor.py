@@ -433,6 +433,15 @@ def test_source_rows_that_hold_no_conversation_are_counted(encoded: Any, tmp_pat
     assert "d.jsonl: line 1: has none of the keys" in text(diagnosis)
 
 
+def test_a_source_row_with_a_doubtful_gold_is_still_one_that_data_is_made_from(
+    tmp_path: Path,
+) -> None:
+    row = {"problem": "1+1", "answer": "2", "solution": r"\boxed{3}", "response": f"{TRACE}2"}
+    chats, findings = module.conversations(write(tmp_path / "d.jsonl", [row]))
+    assert [chat[-1]["content"] for chat in chats] == [f"{TRACE}2"]
+    assert findings == []
+
+
 def test_without_source_rows_data_with_no_trace_at_all_is_an_error(
     encoded: Any, tmp_path: Path
 ) -> None:
