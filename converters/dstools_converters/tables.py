@@ -182,7 +182,8 @@ def nearest(
 ) -> str:
     """Return a hint that names the known word most like `word`, or all where none is like it.
 
-    Of known words the beginnings count: "adamm" is like "adamw_torch", not "best" like "shortest".
+    Known words are compared by their first characters, as many as `word` has and one more: "adamm"
+    is like "adamw_torch", not "best" like "shortest".
     """
     words = list(known)
 

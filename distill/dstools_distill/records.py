@@ -158,9 +158,9 @@ CUT = ("length", "max_tokens", "max_length", "max_output_tokens", "model_length"
 def how_ended(reason: Any, answer: str = "") -> str:
     """Return "stop" or "length" for a server's word for them, and any other word as it is.
 
-    Where nobody says, as with a server's null or in a file without the word, what is there decides:
-    "stop" if there is an `answer`, the text after a closed think block or one that needs none, and
-    "unknown" without. So `generate` keeps "unknown", and `verify` and `render` pass the answer.
+    If no finish reason is given, as with a server's null or in a file without the word, the text
+    decides: "stop" if there is an `answer`, the text after a closed think block or one without any,
+    and "unknown" without. So `generate` keeps "unknown", and `verify` and `render` pass the answer.
     """
     word = reason.strip().lower().removeprefix("finish_reason_") if isinstance(reason, str) else ""
     if word in STOPPED:

@@ -3,9 +3,9 @@
 A text that has a quarter of a question's own pairs of words or numbers is compared with it, word by
 word (alignment.py): prompt, trace or answer. Questions that are indexed as a whole are found as a
 whole. Beside that, runs of ten words find parts of a text, which no comparison with all of it can:
-a trace quotes the problem by halves. There any run is a hit, but for what the row's own prompt says
-and for a run that is digits for the most part, a formula. A prompt repeats a part if three fifths
-of it are such runs of one text, and it has no other numbers.
+a trace quotes the problem in parts. In traces and answers any such run is a hit, unless the row's
+own prompt has it or most of it is digits. A prompt repeats a part if three fifths of it are such
+runs of one text, and it has no other numbers.
 """
 
 from collections import Counter

@@ -54,13 +54,13 @@ class Failed(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """A sample that did not come but may come another time: of a server that changes, say."""
+    """A sample that was not received; another run asks again."""
 
     reason: str  # as in Failed
     detail: str = ""  # the server's words for the first of each reason are shown
 
 
-NO_REFERENCE = "no reference"  # came with the prompt, or not so many
+NO_REFERENCE = "no reference"  # the prompt came with fewer answers than samples
 REFUSED = "request refused: "  # begins the reason where a server takes others
 
 

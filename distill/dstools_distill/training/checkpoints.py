@@ -165,7 +165,8 @@ def _require_all(model: nn.Module, last: Path | None, read: Any) -> None:
         raise DstoolsError(
             f"{last}: does not hold the weights of this model, such as "
             f"{(lost or read.unexpected_keys)[0]}",
-            "delete it; the training begins anew",
+            "delete that checkpoint and run it again: training resumes from the one before it, or "
+            "starts over",
         )
 
 
