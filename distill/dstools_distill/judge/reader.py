@@ -60,10 +60,12 @@ BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven"
 RESIDUE = re.compile(r"(-?\d+)\s*\(?\\p?mod\s*\{?\s*(\d+)\s*\}?\s*\)?")
 UNKNOWN = re.compile(r"^\s*[A-Za-z]\s*(?:=|\\in(?![a-z]))\s*")
 INTEGERS = re.compile(r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*[NQZ]\s*\}?")
+PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 DOTS = re.compile(r"\\[lc]?dots(?![a-z])|\.\.")
 LABEL = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
 AXIS = re.compile(r"\\vec\{([ijk])\}")
-CONDITION = re.compile(r"\s*(\(?[^|:]*?\)?)\s*(?:\||:|\\mid)\s*(.*)")
+CONDITION = re.compile(r"\s*([^|:]*?)\s*(?:\||:|\\mid)\s*(.*)")
+ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?")
 COMMA_DECIMAL = re.compile(r"(?:[A-Za-z]\s*=\s*)?(-?\d+),(\d+)")
 
 
@@ -97,9 +99,9 @@ class _Reader:
         if integers := INTEGERS.fullmatch(parts[-1]):
             name = re.compile(rf"(?<![A-Za-z\\]){integers[1]}(?![A-Za-z])")
             members = [
-                UNKNOWN.sub("", name.sub(r"\\xi ", part)).replace("\\pm", sign)
+                PLUS_MINUS.sub(sign, UNKNOWN.sub("", name.sub(r"\\xi ", part)))
                 for part in parts[:-1]
-                for sign in ("+-" if "\\pm" in part else "+")
+                for sign in ("+-" if PLUS_MINUS.search(part) else "+")
             ]
             if "Z" not in parts[-1] or any(map(SIGN.search, members)):
                 raise UnreadableError(text)
@@ -155,8 +157,8 @@ class _Reader:
             return Value("base", f"{digits}_{base}")
         axes = "ijk" if "\\vec{k}" in text else "ij"
         text = AXIS.sub(lambda axis: column(str(int(axis[1] == name)) for name in axes), text)
-        if text.count("\\pm") == 1:
-            both = (re.sub(r"\\pm(?![a-z])", sign, text).strip() for sign in "+-")
+        if len(PLUS_MINUS.findall(text)) == 1:
+            both = (PLUS_MINUS.sub(sign, text).strip() for sign in "+-")
             return Value("items", "", tuple(self.single(one, depth) for one in both))
         whole = quantity(text, letters_are_units=self.letters_are_units)
         return whole or Value("formula", text)
@@ -168,10 +170,12 @@ class _Reader:
         if is_open or (opener != "⦃" and re.search(r"\\pm.*,|,.*\\pm", inner)):  # (±1, 2)
             return None
         if opener == "⦃" and (condition := CONDITION.match(inner)):
-            if INTEGERS.match(inner):
+            element, rest = condition.groups()
+            if INTEGERS.fullmatch(rest):
+                return self.value(f"{element}, {rest}", depth + 1)
+            if not ELEMENT.fullmatch(element):
                 raise UnreadableError(text)
-            name, rest = condition.groups()
-            return self.value(f"{name}, {rest}" if INTEGERS.fullmatch(rest) else rest, depth + 1)
+            return self.value(rest, depth + 1)
         value = self.value(inner, depth + 1)
         is_list = value.kind == "items" and value.text == ""
         if opener == "⦃":

@@ -42,7 +42,8 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\textcircled\s*\{(\d)\}"), lambda circled: chr(0x245F + int(circled[1]))),
     (re.compile(r"([A-Za-z])\s*\\text\{\s*(?:(?:is )?an )?integer\s*\}"), r"\1 \\in\\mathbb Z"),
     (re.compile(r"\\text\{[\s,]*(?:for|where|with|if)(?: all| any)?\s*\}(?=\s*\w\s*[\\<>])"), ","),
-    (re.compile(r"(?<![A-Za-z])\s*\((\w\s*(?:\\(?:in|ne|[lg]e)(?![a-z])|[<>])[^()]*)\)$"), r", \1"),
+    (re.compile(r"(?:(?<=\S)\s+|(?<=[\d})]))\((\w\s*(?:\\(?:in|ne|[lg]e)(?![a-z])|[<>])[^()]*)\)$"),
+     r", \1"),  # x + 1 (x > 1)
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<=\d)\{,\}(?=\d\d?(?!\d))"), "."),  # 6{,}75
     (re.compile(r"\]([^\[\]()\s,;][^\[\]()]*[,;][^\[\]()]+)(?=[\[\]])"), r"(\1"),  # ]1, 2[

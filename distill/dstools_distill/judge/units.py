@@ -36,7 +36,7 @@ OTHERS = {  # and those of its multiples
     "%": "% percent prozent ‰=0.1", "C": "C celsius", "F": "F fahrenheit", "unit": "unit",
 }  # fmt: skip
 PREFIXES = {  # and their powers of ten
-    "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "d": -1, "c": -2, "m": -3, "µ": -6, "n": -9, "p": -12,
+    "k": 3, "M": 6, "G": 9, "T": 12, "d": -1, "c": -2, "m": -3, "µ": -6, "n": -9, "p": -12,
     "kilo": 3, "mega": 6, "giga": 9, "tera": 12, "deci": -1, "centi": -2, "milli": -3, "micro": -6,
     "nano": -9, "pico": -12,
 }  # fmt: skip

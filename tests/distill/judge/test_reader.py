@@ -79,6 +79,7 @@ def formula(text: str) -> Value:
         (r"\{\pi k : k \in \mathbb{Z}\}", formula(r"⦃\pi \xi ⦄")),
         (r"x = \pm 1 + k, k \in \mathbb{Z}", formula(r"⦃+ 1 + \xi , - 1 + \xi ⦄")),
         ("0.3333...", number("1/3")),
+        (r"5 \pmod 6", formula(r"5 \pmod 6")),
     ],
 )
 def test_an_answer_is_read_as_this_value(text: str, value: Value) -> None:
@@ -86,7 +87,19 @@ def test_an_answer_is_read_as_this_value(text: str, value: Value) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "4 10/3", "1 <", "1:0", "1, 2, ..., n", "x" * 3000, "{" * 60 + "}" * 60]
+    "text",
+    [
+        r"\{2x : x > 0\}",
+        r"\{(x, y) : x > 0\}",
+        r"\{2k : k \in \mathbb{Z}, k \ne 0\}",
+        "",
+        "4 10/3",
+        "1 <",
+        "1:0",
+        "1, 2, ..., n",
+        "x" * 3000,
+        "{" * 60 + "}" * 60,
+    ],
 )
 def test_ambiguous_or_long_text_is_not_read(text: str) -> None:
     assert read(text) is None
