@@ -92,7 +92,9 @@ def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
         if not (wanted := letters(gold)):
             return GOLD_NOT_READ
         return EQUAL if wanted == given else _differs("".join(sorted(given)), EXACT)
-    return EQUAL if kind == "string" and same_text(text, gold) else None
+    is_text = kind == "string" or _text(gold) in MEANT
+    is_same = (is_text and same_text(text, gold)) or _compound(text) == _compound(gold) != ""
+    return EQUAL if is_same else None
 
 
 def _ruling(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
@@ -117,7 +119,7 @@ def looks_like(gold: str) -> AnswerType:
     if LABELLED.match(_unstyled(gold)) or LETTERS.fullmatch(inner):
         return "choice"
     is_words = WORDS.fullmatch(inner) and (len(inner) > 2 or inner.lower() in ("no", "ok"))
-    is_quoted = re.search(r"(?<!\d)'|\"", gold)
+    is_quoted = re.search(r"(?<!\d)['\"]", gold)
     return "string" if is_words or is_quoted or _moment(gold) else "math"
 
 
@@ -147,7 +149,7 @@ def _differs(answer: str, checkers: tuple[str, ...]) -> Ruling:
 
 def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
     """Compare two formulas by text, by exact arithmetic, or by math-verify's trees."""
-    if squeezed(answer) == squeezed(gold) or _compound(answer) == _compound(gold) != "":
+    if squeezed(answer) == squeezed(gold):
         return EQUAL
     wanted, given = read(gold), read(answer)
     if has_unit(wanted) or has_unit(given):  # then m is a metre on the other side, too
@@ -167,9 +169,13 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
 
 
 def _compound(text: str) -> str:
-    """Return a chemical formula without marks of subscripts, H2SO4; "" for other text."""
-    text = re.sub("[_{}]", "", squeezed(text))
-    return text if re.fullmatch(r"(?:[A-Z][a-z]?\d*){2,}", text) else ""
+    """Return a formula of chemistry without marks, H2SO4 or SO4^2-; "" for other text."""
+    text = re.sub(r"\\(?:ce|text)(?![a-z])|[_{}]|\^(?=\{?[+-])", "", squeezed(text))
+    return text if COMPOUND.fullmatch(text) else ""
+
+
+ATOM = r"(?:\(?[A-Z][a-z]?\d*(?:\)\d*)?)"
+COMPOUND = re.compile(rf"{ATOM}{{2,}}|{ATOM}+(?:\^\d)?[+-]")
 
 
 # ------------------------------------------------------------------------------- choices, strings
@@ -234,13 +240,25 @@ def same_text(answer: str, gold: str) -> bool:
     if all(
         len(word) > 2 or word.islower() or word == "No" for word in re.findall(r"[^\W\d_]+", other)
     ):
-        one, other = (NO_PLURAL.sub(r"\1", words.casefold()) for words in (one, other))
+        one, other = (
+            SUBJECT.sub("", NO_PLURAL.sub(r"\1", words.casefold())) for words in (one, other)
+        )
+        one, other = (MEANT.get(words, words) for words in (one, other))
     first, second = _moment(one), _moment(other)
     return bool(other) and (one == other or (first is not None and first == second))
 
 
 PREDICATE = re.compile(r"(?:.*[,;:])?[^\n,.;]*\b(?:is|are|be|was|were)\s+([^\n,.;]+)\.?")
-NO_PLURAL = re.compile(r"^(no \w{4,})s$")  # no solutions: no solution; but Mars is not Mar
+# no solutions: no solution; but Mars is not Mar
+NO_PLURAL = re.compile(r"(\b(?:no|infinitely many) \w{4,})s$")
+SUBJECT = re.compile(  # the limit does not exist: does not exist
+    r"^(?:(?:the|this) \w+|it|there)(?: (?:is|are|has|have))? (?=does not|no |infinitely)"
+)
+MEANT = {
+    **dict.fromkeys(("dne", "d.n.e"), "does not exist"),
+    **dict.fromkeys(("\\emptyset", "\\varnothing", "∅", "\\{\\}"), "no solution"),
+    "infinitely many": "infinitely many solution",
+}
 # "no" before a word is not an answer: yes, there is no other
 YES_NO = re.compile(r"(?i)\b(?:yes|no(?!\s+\w)|true|false|but|unless|oui|non|ja|nein|sí|да|нет)\b")
 

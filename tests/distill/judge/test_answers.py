@@ -76,11 +76,7 @@ def test_of_pairs_that_the_code_was_not_written_for_no_wrong_one_is_accepted(jud
 
 
 def test_a_text_with_the_words_of_the_gold_and_others_is_not_known_to_be_wrong() -> None:
-    for text, verdict in (
-        ("solutions", "unverifiable"),
-        ("points", "unverifiable"),
-        ("", "correct"),
-    ):
+    for text, verdict in (("solutions", "correct"), ("points", "unverifiable"), ("", "correct")):
         answer = rf"\boxed{{\text{{infinitely many {text}}}}}"
         assert compare(answer, "infinitely many", "auto", FixedReferee(None)).verdict == verdict
     answer = r"\boxed{\text{finitely many}}"
@@ -93,7 +89,20 @@ def test_a_text_with_the_words_of_the_gold_and_others_is_not_known_to_be_wrong()
         ("The first to prove it was Marie Curie.", "Marie Curie", "correct"),
         ("Two days on from Tuesday, it is a Thursday.", "Thursday", "correct"),
         ("Oui : la suite est croissante.", "Oui", "correct"),
-        (r"\boxed{\text{DNE}}", "does not exist", "unverifiable"),
+        (r"\boxed{\text{DNE}}", "does not exist", "correct"),
+        (r"\boxed{\text{does exist}}", "does not exist", "unverifiable"),
+        ("The limit does not exist.", "DNE", "correct"),
+        (r"\boxed{\emptyset}", "no solution", "correct"),
+        ("There are no solutions.", r"\emptyset", "correct"),
+        ("There is a solution.", r"\emptyset", "unverifiable"),
+        ("There are no solutions other than 1.", "no solution", "unverifiable"),
+        ("There are infinitely many solutions.", "infinitely many", "correct"),
+        (r"\boxed{\ce{SO4^2-}}", r"\mathrm{SO_4^{2-}}", "correct"),
+        (r"\boxed{\ce{SO4^-}}", r"\mathrm{SO_4^{2-}}", "unverifiable"),
+        (r"\boxed{\text{Na}^+}", "Na⁺", "correct"),
+        (r"\boxed{\ce{Ca(OH)2}}", r"\mathrm{Ca(OH)_2}", "correct"),
+        (r"\boxed{\mathrm{CaOH_2}}", r"\mathrm{Ca(OH)_2}", "unverifiable"),
+        ("66 inches", "5'6\"", "correct"),
         ("H₂SO₄", "H2SO4", "correct"),
         (r"\boxed{\mathrm{H_2SO_4}}", "H2SO4", "correct"),
         (r"\boxed{\mathrm{H_2SO_3}}", "H2SO4", "unverifiable"),
