@@ -14,7 +14,9 @@ from typing import NamedTuple
 from dstools_distill.judge.reader import read
 from dstools_distill.judge.remarks import (
     ASSUMED,
+    FIRMNESS,
     HEDGED,
+    LEADING,
     REMARK,
     RETRACTED,
     STATED,
@@ -128,28 +130,6 @@ def _firmness(lead: str) -> int:
     clause = re.split(r"[.!?;,。；，\n—]", lead.rstrip(" \n*_$([\\:："))[-1]
     words = LEADING.findall(clause.lower())
     return max((FIRMNESS[word] for word in words if FIRMNESS.keys() >= set(words)), default=0)
-
-
-FIRMNESS = {  # all words of which a clause may consist that announces an answer and says no more
-    word: firmness
-    for firmness, words in enumerate(
-        (
-            "so thus hence therefore then now but and the my our is are be must should remains it"
-            " also daher somit damit aber und die das mein meine unsere ist lautet sind"
-            " donc ainsi mais et la le l ma notre est por tanto lo entonces pero y el mi es son"
-            " quindi dunque e il è mia portanto logo mas o a é minha итак значит поэтому но мой"
-            " 所以 因此 故 为 是 应为 应该是 したがって よって は",
-            "answer result antwort ergebnis réponse résultat respuesta resultado risposta risultato"
-            " resposta ответ результат итого 答案 结果 答え 답",
-            "final correct corrected right richtig richtige richtiges korrekt korrekte korrigierte"
-            " endgültige finale correcte corrigée bonne définitive correcta corregida definitiva"
-            " corretta giusta definitiva correta certa corrigida правильный правильно верный верно"
-            " окончательный исправленный 正确 最终 更正后 正しい 正しくは 正解 最終 정답",
-        )
-    )
-    for word in words.split()
-}
-LEADING = re.compile("|".join([*filter(re.compile("[⺀-힣]").match, FIRMNESS), r"[^\W_]+"]))
 
 
 def last_boxed(text: str) -> str | None:

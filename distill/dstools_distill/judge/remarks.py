@@ -1,7 +1,8 @@
 """Text after an answer: a remark, or one that takes the answer back.
 
 No list of words for "no, it is 42" could be complete, least of all in many languages. So a sentence
-after a number or a formula takes it back unless it opens as a remark does, or states it again.
+after a number or a formula takes it back unless it opens as a remark does, or states it again. Even
+a remark takes it back if it denies it, or says of another value that it is the answer.
 """
 
 # ruff: noqa: RUF001
@@ -25,20 +26,22 @@ def is_taken_back(answer: str, rest: str) -> bool:
     sentences those that open as remarks do may still end on another value: "Check: 9 + 4 = 13, so
     it should be 8". After a letter or a name another of its kind counts, whatever the sentence.
     """
-    rest = rest.lstrip("$*}\\)] \t")
-    here, *later = SENTENCE.split(rest)
+    here, *later = _sentences(rest.lstrip("$*}\\)] \t"))
     if ALTERNATIVE.match(here) or RETRACTED.search(here):
         return True
     value, is_letter = value_of(answer), bool(re.fullmatch(r"\(?[A-J]\)?", answer))
-    told = takewhile(lambda sentence: not EXPLAINS.match(sentence), later)
-    last, is_open = LAST_FORMULA, not all(map(_is_known, told))
+    before = takewhile(lambda sentence: not EXPLAINS.match(sentence), later)
+    last, is_open = LAST_FORMULA, not all(map(_is_known, before))
     if isinstance(value, Fraction):
         last = LAST_NUMBER
     elif is_letter or answer.istitle():
         last, is_open = LAST_LETTER if is_letter else LAST_NAME, False
+    if any(_denies(answer, sentence) for sentence in later):
+        return True
     if later and _restates(answer, later[-1]):
         return False
-    if is_open or RETRACTED.search(rest):
+    told = [sentence for sentence in (here, *later) if _role(sentence) != "mistake"]
+    if is_open or RETRACTED.search("\n".join(told)):
         return True
     sentences = later if re.search(r"[^\W\d]|=", here) else [here, *later]
     return any(_settles_on(sentence, last, value, answer.strip("()-")) for sentence in sentences)
@@ -47,19 +50,33 @@ def is_taken_back(answer: str, rest: str) -> bool:
 def _settles_on(sentence: str, last: re.Pattern[str], value: Fraction | str, answer: str) -> bool:
     """Return whether a clause ends on another value than the answer's, and says that it is it."""
     equation = re.compile(rf"(?:^|[^-+*/\s])\s*(?<![\w.]){re.escape(answer)}\s*=")  # 84 = 7 * 12
-    is_labelled = LABEL.match(sentence) and ":" in sentence
-    for clause in CLAUSE.split(sentence):
+    role = _role(sentence)
+    is_labelled = role in KNOWN_BY_ROLE or (role and re.search("[:：]", sentence))
+    for clause in CLAUSE.split(sentence)[role == "mistake" :]:
         found = last.search(clause)
         if not found or value_of(found[1]) in (value, answer):
             continue
         if HEDGED.search(clause) or equation.search(clause):
             continue
+        lead = clause[: found.start()]
         is_whole = not re.search("[A-Za-z]", clause[found.end(1) :])  # unlike 2 methods
+        is_bare = FIRMNESS.keys() >= {*LEADING.findall(lead.lower())}  # thanks, it is 42
+        if is_whole and is_bare and role not in ("source", "rating", "form"):
+            return True
         is_said = is_whole or found.lastgroup or STATED.search(clause, 0, found.start())
-        is_remark = is_labelled or REMARK.search(clause[: found.start()])
-        if SETTLES.search(sentence) or (is_said and not is_remark):
+        is_remark = is_labelled or REMARK.search(lead)
+        if SETTLES.search(clause) or (is_said and not is_remark):
             return True
     return False
+
+
+def _denies(answer: str, sentence: str) -> bool:
+    """Return whether a remark names an answer with a negation, or as a mistake."""
+    is_named = re.search(rf"(?<![\w.,]){re.escape(answer)}(?![\w.,]*\d)", sentence)
+    role = _role(sentence) if is_named else ""
+    return role == "mistake" or bool(
+        role and DENIED.search(sentence) and not AFFIRMED.search(sentence)
+    )
 
 
 def _restates(answer: str, sentence: str) -> bool:
@@ -77,12 +94,33 @@ def _restates(answer: str, sentence: str) -> bool:
 def _is_known(sentence: str) -> bool:
     """Return whether a sentence has no words outside formulas, or opens as a remark does."""
     words = re.search(r"[^\W\d_]{2}", re.sub(r"\$.*?\$|\\\w+", "", sentence))
-    return not words or bool(LABEL.match(sentence))
+    return not words or bool(_role(sentence))
+
+
+def _role(sentence: str) -> str:
+    """Return the role of a remark, one of OPENINGS; "" if it is not known to be one."""
+    opening = OPENING.match(sentence)
+    return (opening and opening.lastgroup) or ""
+
+
+def _sentences(text: str) -> list[str]:
+    """Return the sentences of a text, and the parts between semicolons unless of a mistake."""
+    return [
+        part
+        for sentence in SENTENCE.split(text)
+        for part in ([sentence] if _role(sentence) == "mistake" else SEMICOLON.split(sentence))
+    ]
 
 
 CONCLUDES = re.compile(r"(?i)\W*(?:so|hence|thus|therefore|there (?:is|are)|所以|因此)\b")
-SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？])|\n+|</answer>|(?=\bbut\b)")
-CLAUSE = re.compile(r"[,;，；。．:：](?!\d)|\.\s|\b(?:because|since)\b")
+SENTENCE = re.compile(
+    r"(?<=[.!?])\s+|(?<=[。！？])|\n+|</answer>|(?=\b(?:but|aber|mais|pero|mas|но)\b|但|不过|しかし)"
+)
+SEMICOLON = re.compile(r"(?<=;)\s+|(?<=；)")
+CLAUSE = re.compile(
+    r"(?<!\bso)(?<!\bthus)(?<!hence)(?<!therefore)[,;，；。．:：](?!\d)|\.\s|\b(?:because|since)\b"
+)
+KNOWN_BY_ROLE = ("mistake", "source", "rating", "offer", "form")  # even without a colon
 START = r"(?:^|(?<=[.!?;]\s)|(?<=[\n。]))\W*"
 ALTERNATIVE = re.compile(r"(?i)\W*(?:or|either|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)")
 AFFIRMED = re.compile(r"(?i)\b(?:answer|result|value) (?:stands|checks out)\b|\bno mistake\b|✓")
@@ -101,27 +139,95 @@ RETRACTED = re.compile(
     r"|(?:might|could) be(?! tempted)|otherwise|is what (?:one|you|we) gets?|i mis\w+|never ?mind"
     r"|scratch that|take (?:it|that) back|off by|perdón"
     r"|(?:check|verification|it) (?:fails|does not))\b"
+    r"|\b(?:i|we) (?:forgot|overlooked|missed)|vergessen|übersehen|verrechnet|oublié|trompé|olvid"
+    r"|dimenticat|sbagliat|esquec|engan|забыл|漏|忘れ|間違え"
     r"|\b(?:no|non|nein|нет)\s*[.!:,;]|\bequivo|\bошиб|不对(?!称|等)|错[的了误]"
     r"|^\W*(?:is|are|ist|n'est|does|do) (?:(?:not|nicht|pas) (?:the|die|la|satisf|work|hold)|fals)"
 )
+FIRMNESS = {  # all words of which a clause may consist that announces an answer and says no more
+    word: firmness
+    for firmness, words in enumerate(
+        (
+            "so thus hence therefore then now but and the my our is are be must should remains it"
+            " there also daher somit damit aber und die das mein meine unsere ist lautet sind es"
+            " donc ainsi mais et la le l ma notre est ce il por tanto lo entonces pero y el mi es"
+            " son quindi dunque e è sono mia portanto logo mas o a é são minha"
+            " итак значит поэтому но мой это то"
+            " 所以 因此 故 为 是 应为 应该是 したがって よって は",
+            "answer result antwort ergebnis réponse résultat respuesta resultado risposta risultato"
+            " resposta ответ результат итого 答案 结果 答え 답",
+            "final correct corrected right richtig richtige richtiges korrekt korrekte korrigierte"
+            " endgültige finale correcte corrigée bonne définitive correcta corregida definitiva"
+            " corretta giusta definitiva correta certa corrigida правильный правильно верный верно"
+            " окончательный исправленный 正确 最终 更正后 正しい 正しくは 正解 最終 정답",
+        )
+    )
+    for word in words.split()
+}
+LEADING = re.compile("|".join([*filter(re.compile("[⺀-힣]").match, FIRMNESS), r"[^\W_]+"]))
 SETTLES = re.compile(
-    r"(?i)^\W*(?:actually|but|i meant)\b|\b(?:so|hence|therefore|thus|gives|giving|should be)\b"
+    r"(?i)^\W*(?:but|i meant)\b|\b(?:so|hence|therefore|thus|gives|giving|should|actually|really"
+    "|en fait|en realidad|in realtà|na verdade|eigentlich|на самом деле"
+    rf"|{'|'.join(word for word in FIRMNESS if FIRMNESS[word] and word < '⺀')})\b"
+    rf"|{'|'.join(word for word in FIRMNESS if FIRMNESS[word] and word >= '⺀')}|应"
 )
-LABEL = re.compile(  # the opening of a remark; what is not here is not known to be one
-    r"(?i)\W*(?:(?:note|notice|remark|observe|recall|source|reference|(?:estimated )?time|topics?"
-    r"|word count|difficulty|confidence|score|level|summary|steps?|key|[\w -]*check|verif\w*|why"
-    r"|(?:i )?hope|(?:please )?let me know|feel free|sorry for|thank|great|would you|done|thanks"
-    r"|here|see|(?:i|we) used|both|indeed|if you|students often|in (?:general|words|decimals?)"
-    r"|this (?:is because|is (?:about|problem)|follows|uses|took|matches|completes)|fun fact"
-    r"|(?:an?|another) \w+ way|actually, a|(?:\w+ )?tip|alternatively, (?:use|one|you)"
-    r"|so we are done|(?:which|this) can (?:also|equivalently)|i am confident|it makes"
-    r"|(?:the|an?) (?:most )?(?:common|frequent|typical) (?:mistake|error)|if\b.*\bwould"
-    r"|no (?:other|smaller|larger|two)|for\b.*\b(?:also|holds)|(?:one|you) might be tempted"
-    r"|it is the (?:only|smallest|largest)|hinweis|anmerkung|quelle|(?:die )?probe|kontrolle"
-    r"|häufiger fehler|en effet|remarque|nota|on vérifie|vérif\w*|récapitulatif|fuente|fonte"
-    r"|erreur (?:fréquente|courante)|comprobación|nivel|error (?:común|frecuente)|no hay más"
-    r"|un errore tipico|erro comum|verificação|примечание|источник|проверка|типичная ошибка)\b"
-    r"|注(?!定)|点评|来源|难度|检验|验证|总结|常见错误|易错|当|以上|本题|参考|検算|.*のとき|출처|확인|검산)"
+# openings of remarks: English, German, French, Spanish, Italian, Portuguese, Russian, then Chinese,
+# Japanese and Korean; one that is missing here costs an answer, and is not taken for a remark
+OPENINGS = {
+    "mistake": (
+        r"(?:the |an? )?(?:most )?(?:common|frequent|typical) (?:mistake|error)s?"
+        r"|(?:many )?students often|(?:one|you) might be tempted"
+        r"|(?:eine? )?(?:häufige|typische)r? (?:fehler|irrtum)"
+        r"|(?:une )?erreur (?:fréquente|courante)|(?:un )?error (?:común|frecuente|típico)"
+        r"|(?:un )?errore (?:comune|frequente|tipico)|(?:um )?erro (?:comum|frequente|típico)"
+        r"|(?:типичная|частая) ошибка|常见(?:的)?错误|易错|よくある(?:間違い|ミス|誤り)|흔한 실수"
+    ),
+    "check": (
+        r"[\w -]*check|verif\w*|done|alternatively, (?:use|one|you)|(?:an?|another) \w+ way"
+        r"|actually, a|(?:(?:die|zur) )?(?:probe|kontrolle)|(?:on )?vérif\w*|comprobación"
+        r"|controllo|проверка|проверим|检验|验证|验算|検算|確認|확인|검산"
+    ),
+    "source": (
+        r"source|reference|this is (?:about|problem)|see|quelle|fuente|fonte|источник|задача"
+        r"|来源|改编自|出典|출처"
+    ),
+    "rating": (
+        r"(?:estimated )?time|topics?|word count|difficulty|confidence|score|level"
+        r"|schwierigkeit\w*|zeitaufwand|difficulté|niveau|barème|dificultad|nivel|difficoltà|livello"
+        r"|dificuldade|nível|сложность|уровень|难度|考点|難易度|난이도"
+    ),
+    "offer": (
+        r"(?:i )?hope|(?:please )?let me know|feel free|sorry for|thanks?|great|would you|if you"
+        r"|i am confident|ich hoffe|(?:wenn|falls) (?:du|sie) (?:möcht|woll|willst|frag)\w*"
+        r"|j'espère|n'hésite\w*|(?:voulez|souhaitez)-vous|espero|si (?:quieres|necesitas|deseas)"
+        r"|(?:te|le) gustaría|spero|se (?:vuoi|desideri|quiser|precisar|desejar)|gostaria|надеюсь"
+        r"|если (?:хотите|нужно)|希望|如(?:果需要|有)|ほかにも|他にも|お気軽"
+    ),
+    "form": (
+        r"in (?:general|words|decimals?|percent\w*)|as an? (?:decimal|percentage|fraction)"
+        r"|(?:which|this) can (?:also|equivalently)|with more digits|als dezimalzahl|in prozent"
+        r"|gerundet|(?:das )?entspricht|zur einordnung|sous forme décimale"
+        r"|en (?:pourcentage|décimales|(?:forma )?decimal|porcentaje)|aproximadamente"
+        r"|in (?:forma )?(?:decimale|percentuale)|em (?:forma )?(?:decimal|porcentagem)"
+        r"|в процентах|для справки|用小数|化为小数|换算|小数で|小数にすると|秒速に直すと"
+    ),
+    "summary": (
+        r"summary|steps?|key|why|here|(?:i|we) used|both|indeed|it makes|so we are done"
+        r"|this (?:is because|follows|uses|took|matches|completes)"
+        r"|it is the (?:only|smallest|largest)|no (?:other|smaller|larger|two)"
+        r"|for\b.*\b(?:also|holds)|(?:kurz )?zusammen(?:gefasst|fassung)|en effet|récapitulatif"
+        r"|(?:en )?(?:résumé|resumen)|no hay más|in sintesi|riepilogo|infatti|(?:em )?resumo"
+        r"|итоги|кратко|总结|小结|まとめ|요약"
+    ),
+    "note": (
+        r"not(?:e|ice|a)|remar(?:k|que)|observe|recall|fun fact|(?:\w+ )?tip|if\b.*\bwould"
+        r"|hinweis|anmerkung|bemerkung|observación|osservazione|observação|примечание|замечание"
+        r"|注(?!定)|点评|当|以上|本题|参考|補足|.*のとき|참고"
+    ),
+}
+OPENING = re.compile(
+    rf"(?i)\W*(?:{'|'.join(f'(?P<{role}>{words})' for role, words in OPENINGS.items())})"
+    r"(?:(?<=[⺀-힣])|\b)"
 )
 REMARK = re.compile(  # after a condition or such a word a value is none that was asked for
     r"(?i)^\W*(?:(?:for|when|where|at|with|see|für|bei|pour|para|при|для)\b|当|若)"
@@ -135,6 +241,10 @@ SAYS = re.compile(
     r"|lautet|est(?: de)?|ist|es|sind|son|donne|bleibt)\b\s*|'s\s*|[=:$€£为是]\s*)"
 )
 STATED = re.compile(f"{SAYS.pattern}$")
+DENIED = re.compile(
+    r"(?i)\b(?:not|nicht|kein\w*|pas|no|non|não|не|falsch|faux|wrong|fails?)\b|n't\b|[不≠]|\\ne"
+    "|ない|ません"
+)
 ASSUMED = r"(?i)\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b"
 HEDGED = re.compile(  # what is denied, bounded, supposed or asked is not stated
     rf"{ASSUMED}|\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не|either"

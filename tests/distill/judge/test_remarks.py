@@ -30,6 +30,13 @@ from dstools_distill.judge.remarks import is_taken_back
         "Actually, a neater way to see this uses symmetry.",
         "A common mistake is to answer 40, which happens when one forgets the empty set.",
         "Alternatively, use the formula with n = 6.",
+        "Ein häufiger Fehler ist, die Mitte doppelt zu zählen; dann käme man auf 42.",
+        "Типичная ошибка — забыть середину; тогда получилось бы 40.",
+        "常见错误：漏掉中间的一个，得到 40。",  # noqa: RUF001
+        "Check: 5·8 = 40 and 40 + 1 = 41, so both sides agree.",
+        "Espero que te sirva. Si quieres, puedo darte 3 ejercicios más.",
+        "出典：2019年 東京大学 第2問。",  # noqa: RUF001
+        "Als Dezimalzahl: 41,0. Schwierigkeit: 3/10.",
         "En effet, $41 = 7 \\cdot 6 - 1$.",
         "注意两边不对称，所以不能除以 2。",  # noqa: RUF001
     ],
@@ -79,6 +86,17 @@ def test_a_number_after_the_answer_may_be_a_remark(remark: str) -> None:
         "Moment, ich habe falsch addiert: richtig ist 42.",
         "Ich habe eine Möglichkeit vergessen und komme auf die Summe: das sind 42.",
         "The number of all such arrangements is 42.",
+        "Note: the correct value is 42.",
+        "Note: 41 doesn't satisfy the second condition.",
+        "Hinweis: Es sind 42.",
+        "Remarque : j'ai oublié un cas.",
+        "Nota: a resposta correta é 42.",
+        "Примечание: на самом деле 42.",
+        "注：漏了一种情况。",  # noqa: RUF001
+        "検算：41は条件を満たさない。",  # noqa: RUF001
+        "A common mistake is to answer 41.",
+        "Ein häufiger Fehler ist, 40 zu sagen; richtig ist 42.",
+        "Thanks for waiting, it is 42.",
     ],
 )
 def test_a_later_sentence_that_settles_on_another_number_takes_the_answer_back(
