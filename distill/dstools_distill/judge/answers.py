@@ -170,7 +170,7 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
 
 def _compound(text: str) -> str:
     """Return a formula of chemistry without marks, H2SO4 or SO4^2-; "" for other text."""
-    text = re.sub(r"\\(?:ce|text)(?![a-z])|[_{}]|\^(?=\{?[+-])", "", squeezed(text))
+    text = re.sub(r"\\(?:ce|text)(?![a-z])|[{}]|_(?=\{?\d)|\^(?=\{?[+-])", "", squeezed(text))
     return text if COMPOUND.fullmatch(text) else ""
 
 

@@ -126,8 +126,8 @@ class _Reader:
             return self.list_of(
                 text, [f"{side} {signs[0]} {sides[-1]}" for side in sides[:-1]], depth
             )
-        if signs == ["\\equiv"] and (match := RESIDUE.fullmatch(sides[1])) and int(match[2]):
-            return Value("formula", f"⦃{match[1]} + {match[2]}\\xi⦄")
+        if signs == ["\\equiv"] and RESIDUE.fullmatch(sides[1]):
+            return self.single(sides[1], depth)
         if NAME.fullmatch(sides[0]) and signs[0] in ("=", "\\approx", "\\in"):
             symbol = re.escape(re.split(r"[(_]", name)[0])
             is_own = len(symbol) == 1 and re.search(rf"(?<![A-Za-z\\]){symbol}(?![A-Za-z])", last)
@@ -150,6 +150,8 @@ class _Reader:
         text = re.sub(r"^[A-Z]\s*(?=\([^()]*,[^()]*\)$)", "", text)  # a point
         if text[0] in OPENING and (group := self.group(text, depth)):
             return group
+        if residue := RESIDUE.fullmatch(text):
+            return Value("formula", f"⦃{residue[1]} + {residue[2]}\\xi⦄")
         if match := BASE.fullmatch(text):
             base, digits = BASES.get(match[2].lower(), match[2]), match[1].lower().lstrip("0")
             if not base.isdigit() or not max(int(d, 16) for d in f"{digits}1") < int(base) <= 36:

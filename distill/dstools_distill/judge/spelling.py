@@ -26,6 +26,8 @@ SIMPLER = {
 }  # fmt: skip
 # what has a simpler equivalent
 REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(rf"\\[dt]?frac\s*\{{\s*({STYLED.pattern})\s*\}}\s*\{{\s*({STYLED.pattern}(?:\^\d)?)\s*\}}"),
+     r" \1/\3"),  # of units
     (re.compile(r"\\(?:mathbf|boldsymbol|bm|vec|hat)\s*\{\s*\\?([ijk])(?:math)?\s*\}"),
      r"\\vec{\1}"),
     (re.compile(r"\\(?:math(?:rm|bf|it)|bf|rm|boldsymbol|operatorname\*?)\s*\{(\w)\}"), r"\1"),

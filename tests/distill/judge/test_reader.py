@@ -79,7 +79,8 @@ def formula(text: str) -> Value:
         (r"\{\pi k : k \in \mathbb{Z}\}", formula(r"⦃\pi \xi ⦄")),
         (r"x = \pm 1 + k, k \in \mathbb{Z}", formula(r"⦃+ 1 + \xi , - 1 + \xi ⦄")),
         ("0.3333...", number("1/3")),
-        (r"5 \pmod 6", formula(r"5 \pmod 6")),
+        (r"5 \pmod 6", formula(r"⦃5 + 6\xi⦄")),
+        (r"5x \pmod 6", formula(r"5x \pmod 6")),
     ],
 )
 def test_an_answer_is_read_as_this_value(text: str, value: Value) -> None:

@@ -50,6 +50,7 @@ from dstools_distill.judge.spelling import plain, squeezed
         ("5'6\"", "5 ft 6 in"),
         (r"x+1\ (x \neq 1)", r"x+1, x \ne 1"),
         ("(x > 1)", "(x > 1)"),
+        (r"3\frac{\text{km}}{\text{h}^2}", r"3 \text{km}/\text{h}^2"),
         (r"x+1 \text{ for } x \neq 1", r"x+1 , x \ne 1"),
         (r"\pi k \text{ for any } k \text{ an integer}", r"\pi k , k \in\mathbb Z"),
         (r"2\mathbf{i} - \hat{\jmath}", r"2\vec{i} - \vec{j}"),
