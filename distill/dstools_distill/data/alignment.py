@@ -72,26 +72,30 @@ def repeated(question: Words, text: Words, near: Places) -> tuple[int, int, floa
     least = max(least, IN_ORDER * length)
     if present.sum() < least or present[numbers].sum() < NUMBERS_KEPT * numbers.sum():
         return None
-    asked, there = _aligned(question, stretch)
-    here, aligned = np.zeros(len(stretch.hashes), bool), np.zeros(length, bool)
-    here[there] = aligned[asked] = True
-    is_said = aligned[~numbers].any() or (~numbers).mean() <= AROUND_FORMULA
-    is_ordered = is_said and aligned.sum() >= least and aligned[numbers & present].all()
-    is_there = not is_formula and _in_another_order(question, stretch, present)
-    beside = (np.diff(asked) == 1) & (np.diff(there) == 1)
-    sure = there[np.append(beside, False) | np.append(False, beside) | numbers[asked]]
-    if not (is_ordered or is_there) or not len(sure):
+    places_in_question, places_in_text = _aligned(question, stretch)
+    matched_in_text, aligned = np.zeros(len(stretch.hashes), bool), np.zeros(length, bool)
+    matched_in_text[places_in_text] = aligned[places_in_question] = True
+    has_its_words = aligned[~numbers].any() or (~numbers).mean() <= AROUND_FORMULA
+    is_ordered = has_its_words and aligned.sum() >= least and aligned[numbers & present].all()
+    is_reordered = not is_formula and _in_another_order(question, stretch, present)
+    beside = (np.diff(places_in_question) == 1) & (np.diff(places_in_text) == 1)
+    sure = places_in_text[
+        np.append(beside, False) | np.append(False, beside) | numbers[places_in_question]
+    ]
+    if not (is_ordered or is_reordered) or not len(sure):
         return None
     first, last = int(sure[0]), int(sure[-1]) + 1
     replaced = length - int(aligned.sum()) if is_ordered else 0
     around = slice(max(first - replaced, 0), last + replaced)
-    others, gone = stretch.numbers & ~here, int((~present[numbers]).sum())
-    if not gone:  # numbers around the question are not its own
-        others &= ~_among(stretch.hashes, question.hashes)
+    foreign_numbers = stretch.numbers & ~matched_in_text
+    missing_numbers = int((~present[numbers]).sum())
+    if not missing_numbers:  # numbers around the question are not its own
+        foreign_numbers &= ~_among(stretch.hashes, question.hashes)
         around = slice(first, last)
         if is_formula:  # a longer one begins or ends with other numbers
             around = slice(max(first - int(numbers[0]), 0), last + int(numbers[-1]))
-    if others[around].any() or (~here[around]).sum() < gone or last - first > STRETCHED * length:
+    is_another = foreign_numbers[around].any() or (~matched_in_text[around]).sum() < missing_numbers
+    if is_another or last - first > STRETCHED * length:
         return None
     share = float((aligned if is_ordered else present).mean())
     return before + first, before + last, share

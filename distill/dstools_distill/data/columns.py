@@ -1,6 +1,7 @@
 """Columns of a source row: read by name, and the names of those never read."""
 
 import json
+import math
 from typing import Any
 
 from dstools_distill.records import Record, message_parts
@@ -65,8 +66,10 @@ def plain(name: str) -> str:
 
 
 def _is_blank(value: Any) -> bool:
-    is_blank = isinstance(value, str) and not value.strip()
-    return value is None or value in ([], {}) or is_blank or value != value  # NaN is a gap
+    if isinstance(value, str):
+        return not value.strip()
+    is_gap = isinstance(value, float) and math.isnan(value)
+    return value is None or value in ([], {}) or is_gap
 
 
 def text(value: Any, name: str) -> str:

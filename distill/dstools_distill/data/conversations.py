@@ -58,7 +58,7 @@ def conversation(turns: Any, name: str) -> list[Message]:
     return messages
 
 
-def asked(turns: list[Message]) -> tuple[list[Message], str | None]:
+def split_last_question(turns: list[Message]) -> tuple[list[Message], str | None]:
     """Return the turns up to the last one of a user, and the answer to it, if any."""
     last = max((n for n, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
     if last < 0:

@@ -169,6 +169,6 @@ def _texts(file: Path) -> Iterator[Text]:
                 yield Text(number, tokens(content), kind if of_user else "answer")
                 if of_user and kind == "question" and (options := OPTIONS.search(content)):
                     yield Text(number, tokens(content[: options.start()]), "stem")
-        for answer in (question.gold, question.reference):
+        for answer in (question.gold, question.first_reply):
             if answer is not None:
                 yield Text(number, tokens(answer), "answer")

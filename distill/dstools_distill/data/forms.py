@@ -27,15 +27,16 @@ from dstools_distill.data.columns import BadRowError, Columns, agreeing, answer_
 from dstools_distill.data.conversations import (
     ROLES,
     Message,
-    asked,
     content_of,
     conversation,
     own_trace,
     role_of,
+    split_last_question,
     user_turn,
     with_trace,
 )
 from dstools_distill.data.golds import CODE_CASES, asked_with, read_gold, read_options
+from dstools_distill.judge.referee import Referee
 from dstools_distill.recipe.settings import AnswerType, Form
 from dstools_distill.records import Record, Reply
 
@@ -84,36 +85,36 @@ class Question(NamedTuple):
     doubt: BadRowError | None = None  # why it cannot be judged
 
     @property
-    def reference(self) -> str | None:
+    def first_reply(self) -> str | None:
         """The first answer in the row, None if there is none."""
         return self.replies[0].raw if self.replies else None
 
 
-def convert(row: Record, form: Form = "auto") -> Question:
+def convert(row: Record, form: Form, referee: Referee) -> Question:
     """Return the question in a row.
 
-    Raises BadRowError if the row does not have the form, if a text is empty or not a string, if
-    columns disagree about the question, the trace, the teacher's answer or the gold, or if the
-    answer is marked as bad.
+    `referee` compares golds. Raises BadRowError if the row does not have the form, if a text is
+    empty or not a string, if columns disagree about the question, the trace, the teacher's answer
+    or the gold, or if the answer is marked as bad.
     """
     columns = Columns(row)
     for pictures in filter(columns.has, PICTURES):
         raise BadRowError(f"{pictures} holds a picture, which is not read", "leave such rows out")
     name = _asking(columns, form)
-    messages, reply = asked(_with_system(columns, _turns(columns, name)))
+    messages, reply = split_last_question(_with_system(columns, _turns(columns, name)))
     options = read_options(columns)
     if options is not None:
         messages[-1] = user_turn(asked_with(messages[-1]["content"], options))
     reasoning, taken = own_trace(columns), ""
     if reply is None or QUESTIONS[name] == "prompt-completion":
-        reply = _reply(columns, name, reply)
-    several = _several(columns)
+        reply = _single_reply(columns, name, reply)
+    several = _listed_replies(columns)
     if reply is None and not several:
         taken = _taken(columns, reasoning)
         reply = answer_text(columns.take(taken), taken) if taken else None
-    gold = read_gold(columns, options, taken)
+    gold = read_gold(columns, options, taken, referee)
     reply = gold.worked if reply is None and not several else reply
-    replies = _replies(columns, reply, several, reasoning)
+    replies = _all_replies(columns, reply, several, reasoning)
     _refuse_bad(columns, replies)
     answer_type = _answer_type(columns) or gold.answer_type
     difficulty = _difficulty(columns)
@@ -235,14 +236,16 @@ def _with_system(columns: Columns, turns: list[Message]) -> list[Message]:
 # -------------------------------------------------------------------------------- trace and answer
 
 
-def _reply(columns: Columns, name: str, in_question: str | None) -> str | None:
+def _single_reply(columns: Columns, name: str, in_question: str | None) -> str | None:
     """Return the teacher's answer from a column of its own; `name` is the column that is asked."""
     replies = {}
     for key in REPLIES:
         if columns.has(key) and not _is_texts(columns, key):
             value = columns.take(key)
             if isinstance(value, list):
-                replies[key] = asked([user_turn("?"), *conversation(value, key)])[1] or ""
+                replies[key] = (
+                    split_last_question([user_turn("?"), *conversation(value, key)])[1] or ""
+                )
             else:
                 replies[key] = columns.text(key)
     reply = agreeing(replies, "teacher's answer")
@@ -251,7 +254,7 @@ def _reply(columns: Columns, name: str, in_question: str | None) -> str | None:
     return in_question if reply is None else reply
 
 
-def _several(columns: Columns) -> list[Reply]:
+def _listed_replies(columns: Columns) -> list[Reply]:
     """Return the answers of a row with several of them, each with the word for its end, if any.
 
     Raises BadRowError for lists in two columns, and for words that do not match the answers.
@@ -283,7 +286,7 @@ def _is_texts(columns: Columns, name: str) -> bool:
     return str in kinds and kinds <= {str, type(None)}
 
 
-def _replies(
+def _all_replies(
     columns: Columns, one: str | None, several: list[Reply], reasoning: str | None
 ) -> tuple[Reply, ...]:
     """Return all answers of a row: `one` first, which may be among several, then the others.

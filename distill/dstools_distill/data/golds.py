@@ -8,6 +8,7 @@ a letter: `answer` may be the letter, the text of an option, or an index from 0.
 
 import json
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import takewhile
 from string import ascii_uppercase
@@ -19,9 +20,7 @@ from dstools_distill.judge.answers import compare
 from dstools_distill.judge.extract import boxes, final_answer, last_boxed
 from dstools_distill.judge.program import MAX_CASES
 from dstools_distill.judge.referee import Referee
-from dstools_distill.recipe.settings import Verify
 
-REFEREE = Referee(Verify.timeout_seconds)  # its process starts with the first formula
 TRUSTED = ("gold", "expected", "expected_answer")  # taken as they are
 GOLD_KEYS = (*TRUSTED, "final_answer", "ground_truth", "correct_answer", "answer")
 SOLUTIONS = ("solution", "ground_truth_solution", "gold_standard_solution")
@@ -38,8 +37,9 @@ CHOSEN = (
     *TRUSTED,
 )
 WRONG = ("incorrect_answer_{}", "distractor{}")  # GPQA; SciQ
-NESTED = (  # a column with an object that has the gold, and its key: verl; SYNTHETIC-1
-    *(("reward_model", "ground_truth"), ("verification_info", "ground_truth")),
+NESTED = (  # a column with an object that has the gold, and its key
+    ("reward_model", "ground_truth"),  # verl
+    ("verification_info", "ground_truth"),  # SYNTHETIC-1
 )
 GSM8K = "\n#### "  # openai/gsm8k: between a worked solution and the answer
 PLACEHOLDERS = ("proof", "notfound", "n/a", "nan", "null")  # there is no answer; NuminaMath-1.5
@@ -73,12 +73,12 @@ class Gold(NamedTuple):
     doubt: BadRowError | None = None  # why the row does not settle on one gold
 
 
-def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
+def read_gold(columns: Columns, options: Options | None, taken: str, referee: Referee) -> Gold:
     """Return the gold of a row; `taken` names the column that is a teacher's answer, "" if none.
 
     There is a doubt if the box of a solution differs from the gold, or if there are several and no
-    gold. Raises BadRowError if two columns for golds disagree, or if the gold of a choice is none
-    of its options.
+    gold. `referee` compares formulas. Raises BadRowError if two columns for golds disagree, or if
+    the gold of a choice is none of its options.
     """
     if options is not None:
         return Gold(_letter(columns, options, taken), None, "choice")
@@ -92,19 +92,13 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
             golds[spelled] = gold
     golds |= _nested(columns)
     has_none = any(str(columns.take(name)).strip().lower() in PLACEHOLDERS for name in names)
-    for name in SOLUTIONS:
-        spelled = columns.spelled(name)
-        if columns.has(name) and name != taken and not _are_several(columns.row[spelled]):
-            solution = answer_text(columns.take(name), spelled)
-            boxed, steps = _settled(solution, spelled, False)
-            if boxed == solution and (has_none or _is_sentence(solution)):
-                boxed, steps = None, solution
-            worked = solution if golds else steps or worked
-            if boxed is not None and not golds:
-                golds[spelled] = boxed
-            elif boxed is not None and boxed != solution:
-                doubt = doubt or _box_doubt(golds, spelled, boxed)
-    gold = agreeing(_distinct(golds), "gold")
+    for spelled, solution, boxed, steps in _solutions(columns, taken, has_none):
+        worked = solution if golds else steps or worked
+        if boxed is not None and not golds:
+            golds[spelled] = boxed
+        elif boxed is not None and boxed != solution:
+            doubt = doubt or _box_doubt(golds, spelled, boxed, referee)
+    gold = agreeing(_distinct(golds, referee), "gold")
     if gold is not None:
         return Gold(gold, worked, doubt=doubt)
     code = _of_code(columns, worked)
@@ -114,20 +108,39 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
     return code._replace(doubt=doubt)
 
 
-def _distinct(golds: dict[str, str]) -> dict[str, str]:
+def _solutions(
+    columns: Columns, taken: str, has_none: bool
+) -> Iterator[tuple[str, str, str | None, str | None]]:
+    """Yield column and text of each solution, the gold in it, and the text again if it is worked.
+
+    has_none: whether a column for golds says that there is none.
+    """
+    for name in SOLUTIONS:
+        spelled = columns.spelled(name)
+        if columns.has(name) and name != taken and not _are_several(columns.row[spelled]):
+            solution = answer_text(columns.take(name), spelled)
+            boxed, steps = _settled(solution, spelled, False)
+            if boxed == solution and (has_none or _is_sentence(solution)):
+                boxed, steps = None, solution
+            yield spelled, solution, boxed, steps
+
+
+def _distinct(golds: dict[str, str], referee: Referee) -> dict[str, str]:
     """Return the golds without those that have the value of the first."""
     first = next(iter(golds.values()), "")
     return {
         name: gold
         for name, gold in golds.items()
-        if gold == first or _same_value(gold, first) is not True
+        if gold == first or _same_value(gold, first, referee) is not True
     }
 
 
-def _box_doubt(golds: dict[str, str], name: str, boxed: str) -> BadRowError | None:
+def _box_doubt(
+    golds: dict[str, str], name: str, boxed: str, referee: Referee
+) -> BadRowError | None:
     """Return a doubt if the box of a solution differs in value from a gold beside it."""
     for other, gold in golds.items():
-        if boxed.strip() != gold.strip() and _same_value(gold, boxed) is False:
+        if boxed.strip() != gold.strip() and _same_value(gold, boxed, referee) is False:
             return BadRowError(
                 f"{other} is {shown(gold)} and the box of {name} is {shown(boxed)}: "
                 "either may be the gold",
@@ -136,14 +149,14 @@ def _box_doubt(golds: dict[str, str], name: str, boxed: str) -> BadRowError | No
     return None
 
 
-def _same_value(one: str, other: str) -> bool | None:
+def _same_value(one: str, other: str, referee: Referee) -> bool | None:
     """Return whether two golds have one value, None if they cannot be compared.
 
     Each is compared as an answer to the other: 33 answers 033, but 033 does not answer 33.
     """
     verdicts = set[str]()
     for answer, gold in ((one, other), (other, one)):
-        verdicts.add(compare(answer, gold, "auto", REFEREE).verdict)
+        verdicts.add(compare(answer, gold, "auto", referee).verdict)
         if "correct" in verdicts:
             return True
     return False if verdicts == {"incorrect"} else None

@@ -217,7 +217,7 @@ def _conversations(file: Path, licence: str) -> Iterator[Record]:
     Raises DstoolsError for one without an answer, or with a think tag in its answer.
     """
     for number, _, question in questions(file, "auto", Reading()):
-        answer, where = question.reference, f"{file}: line {number}"
+        answer, where = question.first_reply, f"{file}: line {number}"
         if answer is None:
             raise DstoolsError(f"{where}: has no answer", "end it with an assistant's message")
         if OPEN in answer or CLOSE in answer:

@@ -11,8 +11,9 @@ from dstools_converters.errors import DstoolsError, install_hint, printable
 from dstools_distill import records
 from dstools_distill.data.columns import BadRowError, plain
 from dstools_distill.data.forms import Question, convert
-from dstools_distill.data.golds import GOLD_KEYS, REFEREE
-from dstools_distill.recipe.settings import Form
+from dstools_distill.data.golds import GOLD_KEYS
+from dstools_distill.judge.referee import Referee
+from dstools_distill.recipe.settings import Form, Verify
 from dstools_distill.records import Record
 
 BATCH_ROWS = 1024
@@ -30,6 +31,8 @@ class Reading:
     bad: int = 0
     first_bad: str = ""  # where, and why
     unread: set[str] = field(default_factory=set)  # columns that nothing was taken from
+    # compares golds; its process starts with the first formula, and ends with the source
+    referee: Referee = field(default_factory=lambda: Referee(Verify.timeout_seconds))
 
     def leave_out(self, problem: str, hint: str) -> None:
         """Count a row that holds no question; raise DstoolsError if there are too many of them."""
@@ -53,14 +56,14 @@ def questions(path: Path, form: Form, reading: Reading) -> Questions:
 
 def converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Questions:
     """Yield numbered rows with the question of each; `where` and the number name a bad row."""
-    with closing(REFEREE):  # until the next source
+    with closing(reading.referee):
         yield from _converted(numbered, where, form, reading)
 
 
 def _converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Questions:
     for number, row in numbered:
         try:
-            question = convert(row, form)
+            question = convert(row, form, reading.referee)
             if question.doubt is not None and reading.refuses_doubt:
                 raise question.doubt
         except BadRowError as error:

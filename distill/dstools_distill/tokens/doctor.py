@@ -162,9 +162,9 @@ def conversations(path: Path) -> tuple[list[Messages], list[Finding]]:
     reading = Reading(max_bad=sys.maxsize)
     asked = [question for _, _, question in questions(path, "auto", reading)]
     chats = [
-        [*question.messages, {"role": "assistant", "content": question.reference}]
+        [*question.messages, {"role": "assistant", "content": question.first_reply}]
         for question in asked
-        if question.reference
+        if question.first_reply
     ]
     odd = reading.bad + len(asked) - len(chats)
     why = f"no question with an answer in {counted(odd, 'row')}"

@@ -4,11 +4,11 @@ import pytest
 
 from dstools_distill.data.columns import BadRowError, Columns
 from dstools_distill.data.conversations import (
-    asked,
     content_of,
     conversation,
     own_trace,
     role_of,
+    split_last_question,
     user_turn,
     with_trace,
 )
@@ -37,7 +37,7 @@ IN_SECTIONS = (
 def test_an_answer_is_read_with_its_trace_wherever_that_is(answer: dict[str, object]) -> None:
     turns = conversation([{"from": "human", "value": "2+2?"}, answer], "conversations")
     assert turns == [user_turn("2+2?"), {"role": "assistant", "content": WHOLE}]
-    assert asked(turns) == ([user_turn("2+2?")], WHOLE)
+    assert split_last_question(turns) == ([user_turn("2+2?")], WHOLE)
 
 
 def test_sections_that_are_cut_are_left_as_they_are() -> None:

@@ -1,6 +1,8 @@
 """Tests of row forms: each gives its question, or the reason why it has none."""
 
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from dstools_distill.data import forms as module
 from dstools_distill.data.columns import BadRowError
-from dstools_distill.data.forms import QUESTIONS, REPLIES, Question, convert
+from dstools_distill.data.forms import QUESTIONS, REPLIES, Question
 from dstools_distill.data.golds import CODE_CASES, GOLD_KEYS, OPTIONS
+from dstools_distill.judge.referee import Referee
+from dstools_distill.recipe.settings import Form, Verify
 from dstools_distill.records import TRACES, Reply
 
 FOLDER = Path(__file__).parents[2] / "cases" / "distill"
@@ -25,6 +30,19 @@ TEXTS = ["2+2", "4", "off", " ", "so\n#### 4", "\\boxed{4", "<think>x</think>4",
 USER = {"role": "user", "content": "What is 2 + 2?"}
 ASKED = [USER]
 ANSWER = "<think>\nTwo and two.\n</think>\n\n4"
+
+
+REFEREE = Referee(Verify.timeout_seconds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended_process() -> Iterator[None]:
+    with closing(REFEREE):
+        yield
+
+
+def convert(row: dict[str, Any], form: Form = "auto") -> Question:
+    return module.convert(row, form, REFEREE)
 
 
 def reply(content: str, **more: str) -> dict[str, str]:
@@ -63,7 +81,7 @@ def reply(content: str, **more: str) -> dict[str, str]:
 )
 def test_every_form_gives_the_same_question_and_answer(form: Any, row: dict[str, Any]) -> None:
     question = convert(row)
-    assert (question.form, question.messages, question.reference) == (form, ASKED, ANSWER)
+    assert (question.form, question.messages, question.first_reply) == (form, ASKED, ANSWER)
     assert convert(row, form) == question
 
 
@@ -86,7 +104,7 @@ def test_gold_and_worked_solution_are_told_apart(
     row: dict[str, Any], gold: str | None, reference: str | None
 ) -> None:
     question = convert(row)
-    assert (question.gold, question.reference) == (gold, reference)
+    assert (question.gold, question.first_reply) == (gold, reference)
 
 
 def test_a_conversation_is_asked_up_to_its_last_question() -> None:
@@ -95,8 +113,8 @@ def test_a_conversation_is_asked_up_to_its_last_question() -> None:
         {"messages": [system, USER, reply("4"), more, reply("9", thinking="cubed?")]}
     )
     assert question.messages == [system, USER, {"role": "assistant", "content": "4"}, more]
-    assert question.reference == "<think>\ncubed?\n</think>\n\n9"
-    assert convert({"messages": [system, USER]}).reference is None
+    assert question.first_reply == "<think>\ncubed?\n</think>\n\n9"
+    assert convert({"messages": [system, USER]}).first_reply is None
     assert convert(
         {"conversations": [{"from": "human", "value": "2+2"}], "system": "Be brief."}
     ) == (Question("sharegpt", [system, {"role": "user", "content": "2+2"}], None, "", None, ()))
@@ -104,7 +122,7 @@ def test_a_conversation_is_asked_up_to_its_last_question() -> None:
 
 def test_existing_line_feeds_next_to_tags_are_kept() -> None:
     question = convert({"messages": [USER, reply("\n4", thinking="\n\nTwo and two. \n")]})
-    assert question.reference == "<think>\n\nTwo and two. \n</think>\n4"
+    assert question.first_reply == "<think>\n\nTwo and two. \n</think>\n4"
 
 
 def test_an_instruction_comes_before_its_input() -> None:
@@ -221,7 +239,7 @@ def test_a_row_of_a_public_data_set_is_read_or_refused(case: dict[str, Any]) -> 
         assert case.get("or_refused")
         return
     prompt = "\n".join(message["content"] for message in question.messages)
-    reference = question.reference or ""
+    reference = question.first_reply or ""
     assert case.get("prompt_has", "") in prompt
     assert case.get("reference_has", "") in reference
     assert "reference_has_not" not in case or case["reference_has_not"] not in reference
@@ -238,7 +256,7 @@ def test_an_answer_that_is_marked_as_bad_is_refused_by_the_name_of_the_mark(name
     assert convert(row | {name: True}).unread == (name,)
     with pytest.raises(BadRowError, match=f"{name} is false"):
         convert(row | {name: False})
-    assert convert({"prompt": "What is 2 + 2?", name: False}).reference is None
+    assert convert({"prompt": "What is 2 + 2?", name: False}).first_reply is None
 
 
 VALUES = st.recursive(
@@ -262,7 +280,7 @@ def test_any_row_is_a_question_or_refused(row: dict[str, Any]) -> None:
     assert question.messages[-1]["role"] == "user"
     assert all(isinstance(message["content"], str) for message in question.messages)
     assert isinstance(question.gold, str | None)
-    assert isinstance(question.reference, str | None)
+    assert isinstance(question.first_reply, str | None)
 
 
 OPEN_R1 = {  # the columns of OpenR1-Math-220k
@@ -355,7 +373,7 @@ def test_one_word_beside_an_answer_may_be_a_setting_or_a_trace() -> None:
     with pytest.raises(BadRowError, match="reasoning is 'so': a setting, or a trace of one word"):
         convert(row | {"reasoning": "so"})
     assert (
-        convert(row | {"reasoning": "二加二等于四"}).reference
+        convert(row | {"reasoning": "二加二等于四"}).first_reply
         == "<think>\n二加二等于四\n</think>\n\n4"
     )
 
@@ -371,5 +389,5 @@ def test_the_answer_beside_a_trace_is_the_teachers() -> None:
     row = {"question": "6*7?", "reasoning": "6*7 is 41.", "answer": 41}
     question = convert(row)
     assert question.gold is None
-    assert question.reference == "<think>\n6*7 is 41.\n</think>\n\n41"
+    assert question.first_reply == "<think>\n6*7 is 41.\n</think>\n\n41"
     assert convert(row | {"response": "It is 42."}).gold == "41"

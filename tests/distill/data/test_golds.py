@@ -1,21 +1,29 @@
 """Tests of golds: an answer is one, a worked solution or a teacher's answer is not."""
 
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
 
+from dstools_distill.data import golds as module
 from dstools_distill.data.columns import BadRowError, Columns
-from dstools_distill.data.golds import (
-    REFEREE,
-    Gold,
-    Options,
-    asked_with,
-    is_worked,
-    read_gold,
-    read_options,
-)
+from dstools_distill.data.golds import Gold, Options, asked_with, is_worked, read_options
 from dstools_distill.judge.program import MAX_CASES, read_cases
+from dstools_distill.judge.referee import Referee
+from dstools_distill.recipe.settings import Verify
+
+REFEREE = Referee(Verify.timeout_seconds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended_process() -> Iterator[None]:
+    with closing(REFEREE):
+        yield
+
+
+def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
+    return module.read_gold(columns, options, taken, REFEREE)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +93,7 @@ def test_the_gold_is_what_is_settled_on(
     ],
 )
 def test_two_statements_of_the_gold_that_differ_are_a_doubt(row: Any, problem: str) -> None:
-    with closing(REFEREE):
-        doubt = read_gold(Columns(row), None, "").doubt
+    doubt = read_gold(Columns(row), None, "").doubt
     assert str(doubt).startswith(problem)
     assert doubt is not None
     assert doubt.hint

@@ -88,7 +88,7 @@ def test_a_doubtful_gold_is_refused_by_those_who_judge(tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match="line 1: solution has 2 boxed answers"):
         list(questions(file, "auto", Reading(max_bad=0, refuses_doubt=True)))
     ((_, _, question),) = questions(file, "auto", Reading(max_bad=0))
-    assert (question.gold, question.reference) == (None, row["solution"])
+    assert (question.gold, question.first_reply) == (None, row["solution"])
 
 
 def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path) -> None:

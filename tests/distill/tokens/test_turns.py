@@ -11,6 +11,8 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.model.tokenizer import chat_text, prompt_ids
 from dstools_distill.data.forms import convert
 from dstools_distill.data.sources import Reading, rows
+from dstools_distill.judge.referee import Referee
+from dstools_distill.recipe.settings import Verify
 from dstools_distill.tokens.invariant import IGNORED, Trained, Violation
 from dstools_distill.tokens.prepared import parts
 from dstools_distill.tokens.templates import load_tokenizer
@@ -81,8 +83,8 @@ def test_planted_losses_are_found_and_intact_rows_are_clean(
         source = label["sources"][number] if label["sources"] else None
         chats: list[Any] = [None]
         if isinstance(source, int) and label["folder"] not in UNREAD:
-            made_of = convert(sources[source])
-            reply = {"role": "assistant", "content": made_of.reference or ""}
+            made_of = convert(sources[source], "auto", Referee(Verify.timeout_seconds))
+            reply = {"role": "assistant", "content": made_of.first_reply or ""}
             chats.append([*made_of.messages, reply])
         kinds = [each["kind"] for each in label["losses"] if number in each["rows"]]
         kinds = [kind for kind in kinds if kind in CODES]  # row-dropped numbers rows of the source
