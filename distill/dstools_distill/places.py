@@ -14,6 +14,8 @@ from dstools_distill.recipe.settings import Eval, Prompts
 from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import MANIFEST
 
+NO_FILES = ("rg:", "datasets:")  # begin sources that are not a file
+
 
 class PendingError(Exception):
     """A preview met the result of a stage that has yet to run."""
@@ -67,7 +69,8 @@ class Places:
             yield stages["select"].non_reasoning
         for stage in ("prompts", "eval"):
             if stage in stages:
-                yield from (os.fspath(path) for path in self.sources(stages[stage]) if path)
+                names = (source.path for source in stages[stage].source)
+                yield from (name for name in names if not name.startswith(NO_FILES))
 
     def _models(self, chain: Chain) -> Iterator[tuple[str, str]]:
         if chain.student.model:
@@ -137,9 +140,7 @@ class Places:
     def sources(self, settings: Prompts | Eval) -> list[Path | None]:
         """Return the files of the sources; None for those that are not a file."""
         names = [source.path for source in settings.source]
-        return [
-            None if name.startswith(("rg:", "datasets:")) else self.path(name) for name in names
-        ]
+        return [None if name.startswith(NO_FILES) else self.path(name) for name in names]
 
     def file(self, name: str) -> Path | None:
         """Return the path of a file, or None if the recipe names none."""

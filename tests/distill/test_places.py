@@ -142,6 +142,29 @@ def test_what_a_recipe_names_must_be_there(tmp_path: Path, text: str, message: s
         read(tmp_path, text).require()
 
 
+@pytest.mark.parametrize("recipe", ["deep/b/a.toml", "here/../deep/b/a.toml"])
+def test_a_recipe_in_another_folder_finds_what_is_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "deep" / "b"
+    folder.mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    for name in ("rows.jsonl", "exam.jsonl", "rates", "samples.jsonl", "x.ngrams", "chat.jsonl"):
+        (folder / name).touch()
+    (folder / "a.toml").write_text(
+        """
+        prompts = { source = [{ path = "rows.jsonl" }], pass_rates = "rates" }
+        generate = { backend = "replay", model = "samples.jsonl" }
+        decontaminate = { index = ["x.ngrams"] }
+        select = { non_reasoning = "chat.jsonl" }
+        eval = { source = [{ path = "exam.jsonl" }] }
+        student = { model = "." }
+        """
+    )
+    Places(read_recipe(Path(recipe)), Path("out"), Path).require()
+
+
 def test_what_comes_later_or_is_no_file_need_not_be_there(tmp_path: Path) -> None:
     text = '[[prompts.source]]\npath = "rg:chain_sum"\n[prompts]\npass_rates = "phase:a/verify"'
     read(tmp_path, text).require()
