@@ -6,19 +6,19 @@ TRL's own code is run. axolotl and LLaMA-Factory are judged by the data that the
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from dstools_converters.checkpoint.config import names_mtp
-from dstools_converters.errors import DstoolsError, Finding, Level, counted, merged, printable
+from dstools_converters.errors import DstoolsError, Finding, counted, merged, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN
 from dstools_converters.model.tokenizer import Messages
 from dstools_distill.data.sources import Reading, questions
 from dstools_distill.tokens import trl_rows
-from dstools_distill.tokens.invariant import IGNORED, Trained
+from dstools_distill.tokens.faults import finding
+from dstools_distill.tokens.invariant import IGNORED
 from dstools_distill.tokens.prepared import parts
 from dstools_distill.tokens.render import check_tokenizer
 from dstools_distill.tokens.templates import load_tokenizer
@@ -34,38 +34,17 @@ PREPARE = {  # the key of the folder of prepared data, its default, and the comm
     "axolotl": ("dataset_prepared_path", "last_run_prepared", "axolotl preprocess {}"),
 }
 NOT_SFT = (  # keys of other trainings
-    *("stage", "rl", "reward_model", "process_reward_model", "reward_funcs", "num_generations"),
+    "stage",
+    "rl",
+    "reward_model",
+    "process_reward_model",
+    "reward_funcs",
+    "num_generations",
     "beta",
 )
 STEP = "Wait, 2+9=11, so I write 1 and carry 1. "
 RUN_ROWS = 1000  # of --data that TRL is run on
 SHOWN_ROWS = 2  # of a data set
-MILD = (  # codes of faults that lose nothing
-    *("prompt-trained", "prompt-differs", "trained-behind-end", "history-not-trained"),
-    "no-trace",
-)
-HINTS = {
-    "trace-lost": "`dstools distill render` joins prompt and trace without the template",
-    "truncated": "raise the limit above your longest row, or drop long rows; never cut one",
-    "end-missing": "train on the token that ends a turn in the template",
-    "wrong-end": "end answers with the token of the template that serves",
-    "start-missing": "train on the opening tag, or use a template that shows it when served",
-    "no-labels": "does the trainer know which role answers?",
-    "labels-differ": "labels are the ids in their own places, by the tokenizer that serves",
-    "labels-gap": "give labels to all of an answer",
-    "broken-think": "write one think block, opened and closed, before the answer",
-    "doubled-think": "write one think block, opened and closed, before the answer",
-    "history-not-trained": "train on every answer, or be content with the last ones",
-    "trained-behind-end": "give labels to answers and their ends alone",
-    "prompt-trained": "give labels to answers alone",
-    "prompt-differs": "make everything before the first label what serving shows",
-    "padding-trained": f"set them to {IGNORED} where attention_mask is 0",
-    "packing": "have the trainer mark where each conversation begins, or do not pack",
-    "mtp-dropped": "`dstools distill sft` carries them over, `dstools distill mtp` fits them",
-    "left-out": "raise the limit above your longest row, or be content with the others",
-    "no-trace": "give the rows that they were made of with --data, to know whether one was lost",
-    "not-in-data": "is --data what this data set was made of?",
-}
 
 
 @dataclass(frozen=True)
@@ -111,9 +90,9 @@ def diagnose(tokenizer: Path, config: Path | None, data: Path | None) -> Diagnos
         try:
             trl_rows.prepare(loaded, settings, chats, Path(folder))
         except DstoolsError as error:
-            findings.append(Finding.error("refused", str(config or "TRL"), str(error), error.hint))
+            findings.append(finding("refused", str(config or "TRL"), str(error), error.hint))
             return Diagnosis(trainer, "run", [], findings)
-        return _judged((trainer, "run"), tokenizer, loaded, Path(folder), chats, findings)
+        return _judged(trainer, "run", tokenizer, loaded, Path(folder), chats, findings)
 
 
 def diagnose_prepared(tokenizer: Path, prepared: Path, data: Path | None) -> Diagnosis:
@@ -124,7 +103,7 @@ def diagnose_prepared(tokenizer: Path, prepared: Path, data: Path | None) -> Dia
     """
     chats, notes = conversations(data) if data else ([], [])
     loaded, findings = load_tokenizer(tokenizer), [*_mtp(tokenizer), *notes]
-    return _judged(("prepared data", "read"), tokenizer, loaded, prepared, chats, findings)
+    return _judged("prepared data", "read", tokenizer, loaded, prepared, chats, findings)
 
 
 def text(diagnosis: Diagnosis) -> str:
@@ -135,10 +114,10 @@ def text(diagnosis: Diagnosis) -> str:
         start, end = case.trained_on[:200], case.trained_on[200:][-200:]
         lines.append(f"  {start!r} ... {end!r}" if end else f"  {start!r}")
     lines.append("")
-    for finding in diagnosis.findings:
-        lines.append(f"{finding.level}: {finding.where}: {finding.message}")
-        lines += [f"  {finding.hint}"] if finding.hint else []
-    if not any(finding.level == "error" for finding in diagnosis.findings):
+    for found in diagnosis.findings:
+        lines.append(f"{found.level}: {found.where}: {found.message}")
+        lines += [f"  {found.hint}"] if found.hint else []
+    if not any(found.level == "error" for found in diagnosis.findings):
         lines.append("nothing would be lost")
     return "\n".join(lines)
 
@@ -172,7 +151,7 @@ def conversations(path: Path) -> tuple[list[Messages], list[Finding]]:
     if not chats:
         hint = f'a row is {{"messages": [..., {{"role": "assistant", "content": "{OPEN}..."}}]}}'
         raise DstoolsError(f"{path}: {why}", hint)
-    return chats, [Finding.note("not-read", str(path), why)] if odd else []
+    return chats, [finding("not-read", str(path), why)] if odd else []
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -216,71 +195,63 @@ def _not_checked(path: Path, trainer: str, settings: dict[str, Any], tokenizer: 
     named = (path, settings.get(key) or default, tokenizer)
     config, folder, served = (shlex.quote(printable(str(each))) for each in named)
     then = f"dstools distill doctor {served} --prepared {folder}"
-    stop = " (it trains after that: stop it then)" if trainer == "LLaMA-Factory" else ""
-    what = f"{trainer} is not run here: let it prepare its data{stop}, and have that checked"
-    return Finding.error(
-        "not-checked", str(path), what, f"{command.format(config, folder)}; {then}"
+    goes_on = trainer == "LLaMA-Factory"
+    stop = " (it trains after that: stop it then)" if goes_on else ""
+    what = (
+        f"{trainer} is not run here: prepare its data with the command below{stop}, then check it"
     )
+    hint = f"{command.format(config, folder)}{'; ' if goes_on else ' && '}{then}"
+    return finding("not-checked", str(path), what, hint)
 
 
 # ------------------------------------------------------------------------------------ the judgement
 
 
-def _judged(
-    made_by: tuple[str, str],
-    folder: Path,
-    tokenizer: Any,
-    prepared: Path,
-    chats: list[Messages],
-    findings: list[Finding],
-) -> Diagnosis:
-    """Return the diagnosis of a tokenized data set, beside the conversations it was made of."""
-    reader, sources = Reader(tokenizer), _by_key(chats)
-    cases, places, plain, unmatched = list[Case](), list[str](), list[str](), list[str]()
-    missing = {str(chat): chat for chat in chats}
+class Sources:
+    """The conversations that a data set was made of, with those that no row has been found for."""
 
-    def tell(code: str, where: str, message: str, hint: str = "") -> None:
-        level: Level = "warning" if code in MILD else "error"
-        findings.append(Finding(level, code, where, message, hint or HINTS.get(code, "")))
+    def __init__(self, chats: list[Messages]) -> None:
+        self.chats, self.by_key = chats, defaultdict[str, list[Messages]](list)
+        self.missing = {str(chat): chat for chat in chats}
+        self.unmatched = 0  # rows that none of them is found for
+        for chat in chats:
+            for key in _keys(chat):
+                self.by_key[key].append(chat)
 
-    try:
-        check_tokenizer(tokenizer, reader.end, folder, reasoning=True)
-    except DstoolsError as error:
-        tell("tokenizer", str(folder), str(error), error.hint)
-    for where, (ids, labels), padding in parts(prepared, len(tokenizer)):
-        row = reader.read(Trained(ids, labels))
-        places.append(where)
-        if len(cases) < SHOWN_ROWS:
-            trained = [label for label in labels if label != IGNORED]
-            cases.append(Case(where, len(ids), len(trained), tokenizer.decode(trained)))
-        if padding:
-            tell("padding-trained", where, f"{padding} labels of padding are trained on")
-        # the conversation that it fits best, of equal ones one that no row has been found for
-        judged = [(dict(reader.faults(row, chat)), chat) for chat in _made_of(row, sources)]
-        faults, source = min(judged, key=lambda each: (len(each[0]), str(each[1]) not in missing))
-        if chats and source is None:
-            unmatched.append(where)
+    def faults(self, reader: Reader, row: Row) -> dict[str, str]:
+        """Return codes and messages of a row, beside the conversation that it fits best.
+
+        Its question is in the row. Of equally good ones, one that no row has been found for is
+        taken.
+        """
+        asked, *answers = _keys(row.chat)
+        likely = next((self.by_key[key] for key in (asked, *answers) if key in self.by_key), [])
+        judged = [
+            (dict(reader.faults(row, chat)), str(chat))
+            for chat in likely
+            if _keys(chat)[0] in asked
+        ]
+        if judged:
+            faults, source = min(
+                judged, key=lambda each: (len(each[0]), each[1] not in self.missing)
+            )
+            self.missing.pop(source, None)
+            return faults
+        faults = dict(reader.faults(row))
+        if self.chats:
+            self.unmatched += 1
             if not faults.keys() & {"truncated", "packing"}:
                 faults["not-in-data"] = "no row of the data has its question and answer"
-        missing.pop(str(source), None)
-        for code, message in faults.items():
-            tell(code, where, message)
-        if not any(map(has_trace, replies(row.chat))):
-            plain.append(where)
-    if not places:
-        tell("left-out", "all rows", "there are none")
-    elif len(missing) > len(unmatched) and not any(each.code == "packing" for each in findings):
-        what = f"{len(missing) - len(unmatched)} of its {counted(len(chats), 'conversation')}"
-        asked = printable(_keys(next(iter(missing.values())))[0])
-        tell("left-out", "data", f"{what} are in no row, e.g. {asked!r}")
-    if plain and not chats:
-        code, where = (
-            ("no-trace", plain[0]) if len(plain) < len(places) else ("trace-lost", "all rows")
-        )
-        what = f"{len(plain)} of {counted(len(places), 'conversation')} have no trace"
-        tell(code, where, what, HINTS["no-trace"])
-    how = f"{counted(len(places), 'conversation')} {made_by[1]}"
-    return Diagnosis(made_by[0], how, cases, merged(findings))
+        return faults
+
+    def left_out(self) -> list[Finding]:
+        """Return an error if more conversations are in no row than there are unmatched rows."""
+        count = len(self.missing) - self.unmatched
+        if count <= 0:
+            return []
+        asked = printable(_keys(next(iter(self.missing.values())))[0])
+        what = f"{count} of its {counted(len(self.chats), 'conversation')}"
+        return [finding("left-out", "data", f"{what} are in no row, e.g. {asked!r}")]
 
 
 def _keys(chat: Messages) -> list[str]:
@@ -290,23 +261,47 @@ def _keys(chat: Messages) -> list[str]:
     return [text.strip() for text in (asked, *answers)]
 
 
-def _by_key(chats: Iterable[Messages]) -> dict[str, list[Messages]]:
-    found = defaultdict[str, list[Messages]](list)
-    for chat in chats:
-        for key in _keys(chat):
-            found[key].append(chat)
-    return found
-
-
-def _made_of(row: Row, sources: dict[str, list[Messages]]) -> list[Messages] | list[None]:
-    """Return the conversations that a row can be made of: their question is in it."""
-    asked, *answers = _keys(row.chat)
-    likely = next((sources[key] for key in (asked, *answers) if key in sources), [])
-    return [chat for chat in likely if _keys(chat)[0] in asked] or [None]
+def _judged(
+    trainer: str,
+    how: str,
+    folder: Path,
+    tokenizer: Any,
+    prepared: Path,
+    chats: list[Messages],
+    findings: list[Finding],
+) -> Diagnosis:
+    """Return the diagnosis of a tokenized data set, beside the conversations it was made of."""
+    reader, sources = Reader(tokenizer), Sources(chats)
+    cases, plain, found, count = list[Case](), list[Finding](), list[Finding](), 0
+    try:
+        check_tokenizer(tokenizer, reader.end, folder, reasoning=True)
+    except DstoolsError as error:
+        found.append(finding("tokenizer", str(folder), str(error), error.hint))
+    for count, (where, made, padding) in enumerate(parts(prepared, len(tokenizer)), start=1):
+        row = reader.read(made)
+        if count <= SHOWN_ROWS:
+            trained = [label for label in made.labels if label != IGNORED]
+            cases.append(Case(where, len(made.ids), len(trained), tokenizer.decode(trained)))
+        if padding:
+            found.append(finding("padding-trained", where, f"{padding} labels are of padding"))
+        faults = sources.faults(reader, row)
+        found += [finding(code, where, message) for code, message in faults.items()]
+        if not any(map(has_trace, replies(row.chat))):
+            plain.append(finding("no-trace", where, "the row has no trace"))
+    if not count:
+        found.append(finding("left-out", "all rows", "there are none"))
+    elif all(each.code != "packing" for each in found):
+        found += sources.left_out()
+    if not chats and len(plain) < count:
+        found += plain
+    elif not chats and plain:
+        what = f"none of {counted(count, 'conversation')} has a trace"
+        found.append(finding("trace-lost", "all rows", what, plain[0].hint))
+    how = f"{counted(count, 'conversation')} {how}"
+    return Diagnosis(trainer, how, cases, merged([*findings, *found]))
 
 
 def _mtp(folder: Path) -> list[Finding]:
     """Return a warning for MTP layers, which the trainers drop."""
     what = "a full or merged model of the trainer lacks them, and its config.json names them"
-    told = Finding.warning("mtp-dropped", "MTP layers", what, HINTS["mtp-dropped"])
-    return [told] if names_mtp(folder) else []
+    return [finding("mtp-dropped", "MTP layers", what)] if names_mtp(folder) else []

@@ -121,5 +121,6 @@ def _conversations(columns: dict[str, list[int]]) -> list[list[int]]:
         numbers = list(accumulate(at == 0 for at in columns["position_ids"]))
     seen = (n for n in range(len(labels)) if mask[n])
     spans = [list(span) for _, span in groupby(seen, key=numbers.__getitem__)]
-    # LLaMA-Factory pads packed rows with positions of 0 that attention_mask does not tell
+    # LLaMA-Factory pads packed rows with positions of 0 that attention_mask does not tell; a row of
+    # nothing but padding keeps one place, and is judged as one without labels
     return [span for span in spans if len(span) > 1 or labels[span[0]] != IGNORED] or [[0]]

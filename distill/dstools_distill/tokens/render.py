@@ -40,7 +40,8 @@ from dstools_distill.records import Record, how_ended
 from dstools_distill.store.rows import CHUNK_ROWS, Chunk, Rows, map_rows
 from dstools_distill.store.stage import Report, Work, file_sha256
 from dstools_distill.tokens.encoding import encoder, is_fast
-from dstools_distill.tokens.invariant import CHECKS, IGNORED, Target, violations
+from dstools_distill.tokens.faults import differing
+from dstools_distill.tokens.invariant import CHECKS, IGNORED, Target, Trained, broken_check
 from dstools_distill.tokens.templates import FOREIGN, load_tokenizer
 
 ROWS, DROPPED = "rows.arrow", "dropped.jsonl"
@@ -309,14 +310,15 @@ class Renderer:
             return {"drop_reason": "over-long", "tokens": len(ids)}
         labels = [IGNORED] * len(prompt) + target
         wanted = Target(prompt, row.text, row.trace, self.form.end)
-        faults = violations(self.decode, ids, labels, wanted)
-        if not faults:
+        broken = broken_check(self.decode, Trained(ids, labels), wanted)
+        if not broken:
             return {}
-        alone = self.backend.encode(row.text, add_special_tokens=False).ids
-        if self.decode(alone) != row.text:
-            return {"drop_reason": "not-reversible", "difference": faults[-1].message}
+        alone = self.decode(self.backend.encode(row.text, add_special_tokens=False).ids)
+        if alone != row.text:
+            difference = differing(alone, row.text, "the record has")
+            return {"drop_reason": "not-reversible", "difference": difference}
         raise DstoolsError(
-            f"{self.source}: row {row_id(row.record)}: {faults[0].code}: {faults[0].message}",
+            f"{self.source}: row {row_id(row.record)}: it does not hold that {broken}",
             "tokenizer and template do not match; restore the folder as it was released",
         )
 

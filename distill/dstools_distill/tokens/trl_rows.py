@@ -8,15 +8,22 @@ from typing import Any
 from dstools_converters.errors import DstoolsError, Finding, printable
 from dstools_converters.model.tokenizer import Messages, time_limit
 from dstools_distill.records import Record
+from dstools_distill.tokens.faults import finding
 
 RENAMED = {"max_seq_length": "max_length"}
 READ = (  # the keys that decide ids and labels
-    *("max_length", "truncation_mode", "assistant_only_loss", "completion_only_loss"),
-    *("eos_token", "pad_token", "chat_template_path", "packing", "packing_strategy"),
+    "max_length",
+    "truncation_mode",
+    "assistant_only_loss",
+    "completion_only_loss",
+    "eos_token",
+    "pad_token",
+    "chat_template_path",
+    "packing",
+    "packing_strategy",
 )
-UNREAD = (  # keys that affect them too, but are ignored here
-    *("dataset_kwargs", "padding_free", "tokenizer_name_or_path", "trust_remote_code"),
-)
+# keys that affect them too, but are ignored here
+UNREAD = ("dataset_kwargs", "padding_free", "tokenizer_name_or_path", "trust_remote_code")
 TIME_LIMIT_SECONDS = 300  # a run takes about 2; a chat template may loop
 
 
@@ -39,14 +46,13 @@ def findings(config: dict[str, Any]) -> list[Finding]:
         what = "this TRL has no such key"
         if key in RENAMED:
             what += f", only {RENAMED[key]}, which is taken to be meant"
-        hint = "is it spelled right, of another version, or read by a script of your own?"
-        found.append(Finding.warning("unknown-key", printable(key), what, hint))
+        found.append(finding("unknown-key", printable(key), what))
     what = "affects ids, masks or length, and is ignored here"
-    found += [Finding.note("not-read", key, what) for key in UNREAD if config.get(key)]
+    found += [finding("not-read", key, what) for key in UNREAD if config.get(key)]
     attention = str(config.get("attn_implementation", "unset"))
     if config.get("packing") and "flash" not in attention:
         what = f"packing with attention {printable(attention)} may let rows see each other"
-        found.append(Finding.warning("packing", "packing", what, "use flash attention"))
+        found.append(finding("packing-attention", "packing", what))
     return found
 
 
@@ -102,7 +108,8 @@ def prepare(tokenizer: Any, config: dict[str, Any], chats: list[Messages], folde
         ) from None
     except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
         reason = printable(str(error).strip().split("\n")[0])
-        values = printable(", ".join(f"{key}: {value}" for key, value in options.items()))
+        named = [key for key in options if key in str(error)] or options
+        values = printable(", ".join(f"{key}: {options[key]}" for key in named))
         hint = f"check {values}" if values else ""
         raise DstoolsError(f"TRL refuses: {type(error).__name__}: {reason}", hint) from error
     finally:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import CLOSE, OPEN, split
 from dstools_converters.model.tokenizer import Messages, answer_form, chat_text, prompt_ids
-from dstools_distill.tokens.invariant import IGNORED, Trained, Violation, shown
+from dstools_distill.tokens.faults import Violation, differing, shown
+from dstools_distill.tokens.invariant import IGNORED, Trained
 
 SYSTEM, USER, REPLY, NEXT = "qsystemq", "quserq", "qreplyq", "qnextq"  # not part of a template
 ON, OFF = "1", "0"  # whether a character is trained on
@@ -34,7 +35,7 @@ class Row(NamedTuple):
     mask: str  # ON or OFF for each character of `text`
     answers: list[Answer]
     chat: Messages  # a question before each answer; in another template all text before it
-    spoiled: str  # why the text does not tell what is trained on; "" if it does
+    spoiled: Violation | None  # why nobody can tell what an answer trains on; None if it is told
 
 
 class Reader:
@@ -83,16 +84,18 @@ class Reader:
         ids = [label if label == self.end else n for n, label in pairs]
         is_on = [label != IGNORED for label in row.labels]
         edges = [n for n in range(1, len(ids)) if is_on[n] != is_on[n - 1]]
-        text = mask = spoiled = ""
+        text = mask = ""
         for start, stop in pairwise([0, *edges, len(ids)]):
             before = ids[max(start - 1, 0) : start]  # as a first token may lose its blank
             run = self.decode(before + ids[start:stop])[len(self.decode(before)) :]
             text, mask = text + run, mask + (ON if is_on[start] else OFF) * len(run)
+        answers, spoiled = self._answers(text, mask), None
         if any(label not in (IGNORED, n) for n, label in zip(ids, row.labels, strict=True)):
-            spoiled = "a label differs from the id in its place"
+            spoiled = Violation("labels-differ", "a label differs from the id in its place")
         elif len(self.control_text.findall(text)) != sum(n in self.control for n in ids):
-            spoiled = "a token of the template is spelled as text"
-        answers = self._answers(text, mask)
+            spoiled = Violation("labels-differ", "a token of the template is spelled as text")
+        elif not answers or ON not in mask:
+            spoiled = Violation("no-labels", "no token of the row is trained on")
         return Row(text, mask, answers, self._messages(text, answers), spoiled)
 
     def _answers(self, text: str, mask: str) -> list[Answer]:
@@ -104,8 +107,8 @@ class Reader:
             return Answer(start, *(end.span() if end else (limit, limit)))
 
         found = [answer(header.end(), len(text)) for header in self.headers.finditer(text)]
-        behind = found[-1].end if found else 0
-        runs = [run.span() for run in re.finditer(f"{ON}+", mask) if run.start() >= behind]
+        after = found[-1].end if found else 0
+        runs = [run.span() for run in re.finditer(f"{ON}+", mask) if run.start() >= after]
         return found + [answer(*run) for run in runs if text[slice(*run)].strip()]
 
     def _messages(self, text: str, answers: list[Answer]) -> Messages:
@@ -115,10 +118,10 @@ class Reader:
             asked = text[stop : answer.start].rstrip()
             if asked.endswith(self.header):
                 lead, _, asked = asked.removesuffix(self.header).rpartition(self.mark)
-                told = lead.removeprefix(opening).removesuffix(closing)
-                is_system = lead == f"{opening}{told}{closing}" and opening not in told
-                if told and is_system and not chat:
-                    chat.append({"role": "system", "content": told})
+                system = lead.removeprefix(opening).removesuffix(closing)
+                is_system = lead == f"{opening}{system}{closing}" and opening not in system
+                if system and is_system and not chat:
+                    chat.append({"role": "system", "content": system})
             reply, stop = text[answer.start : answer.stop].removeprefix(self.block), answer.stop
             chat += [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
         return chat
@@ -126,9 +129,8 @@ class Reader:
     def faults(self, row: Row, source: Messages | None = None) -> Iterator[Violation]:
         """Yield what training on a row would lose; `source`: the conversation it was made of."""
         text, mask, answers, chat, spoiled = row
-        if spoiled or not answers or ON not in mask:
-            code = "labels-differ" if spoiled else "no-labels"
-            yield Violation(code, spoiled or "no token of the row is trained on")
+        if spoiled:
+            yield spoiled
             return
         stop, rest = answers[-1].end, text[answers[0].end :]
         if any(part in rest and text.count(part) > 1 for part in self.beginnings):
@@ -151,13 +153,13 @@ class Reader:
             else:
                 code = "history-not-trained" if end < stop else "no-labels"
                 yield Violation(code, f"{shown(reply)} is not trained on")
-        before, behind = _trained(text[:stop], outside), _trained(text[stop:], outside[stop:])
+        before, after = _trained(text[:stop], outside), _trained(text[stop:], outside[stop:])
         if before:
             yield Violation("prompt-trained", f"the prompt is trained on, {shown(before)}")
         if self.mark.strip() in text[stop:]:
             yield Violation("truncated", f"the row ends after a question: {shown(text, len(text))}")
-        elif behind.replace(self.end_text, ""):
-            yield Violation("trained-behind-end", f"{shown(behind)} is trained on after the end")
+        elif after.replace(self.end_text, ""):
+            yield Violation("trained-after-end", f"{shown(after)} is trained on after the end")
 
     def _of_prompt(self, row: Row, asked: Messages) -> Iterator[Violation]:
         """Yield how a row differs before its last answer from what serving shows for `asked`."""
@@ -173,7 +175,7 @@ class Reader:
         if turns and (is_within or not has_ends or not before.rstrip().endswith(self.header)):
             yield Violation("truncated", f"a message before the answer is cut: {shown(before)}")
         elif not text.startswith(served):
-            yield Violation("prompt-differs", _differing(text, served, "serving shows"))
+            yield Violation("prompt-differs", differing(text, served, "serving shows"))
 
     def _of_answer(self, row: Row, answer: Answer) -> Iterator[Violation]:
         """Yield what of an answer and its end is not trained on, and how its think tags are odd."""
@@ -214,13 +216,6 @@ def _trained(text: str, mask: str) -> str:
     return "".join(compress(text, map(int, mask))).strip()
 
 
-def _differing(text: str, other: str, of_other: str) -> str:
-    """Return a message that shows two texts where they first differ."""
-    pairs = enumerate(zip(text, other, strict=False))
-    at = next((n for n, (a, b) in pairs if a != b), min(len(text), len(other)))
-    return f"{shown(text, at)} is in the row, but {of_other} {shown(other, at)}"
-
-
 def _lost(text: str, whole: str) -> Iterator[Violation]:
     """Yield what an answer lacks of the one that it was made of, but for blanks around it."""
     trace, answer = ((part or "").strip() for part in split(whole, prefilled=False))
@@ -231,4 +226,4 @@ def _lost(text: str, whole: str) -> Iterator[Violation]:
     elif trace and not has_trace(text):
         yield Violation("trace-lost", f"the trace of {len(trace)} characters is not in the row")
     else:
-        yield Violation("not-in-data", _differing(text, whole, "the data has"))
+        yield Violation("not-in-data", differing(text, whole, "the data has"))

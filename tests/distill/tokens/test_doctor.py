@@ -4,7 +4,6 @@ TRL is the real one. The templates are those of the releases.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +13,16 @@ import datasets
 import pytest
 
 from dstools_converters.errors import DstoolsError
-from dstools_distill.tokens import doctor as module
-from dstools_distill.tokens.doctor import Diagnosis, diagnose, diagnose_prepared, text
+from dstools_distill.tokens.doctor import (
+    Diagnosis,
+    conversations,
+    diagnose,
+    diagnose_prepared,
+    text,
+)
 from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.tokens.trl_rows import prepare
 
-ROOT = Path(__file__).parents[3]
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 ANSWER = "\n\nThe answer is 41.<｜end▁of▁sentence｜>"
 TRACE = "<think>\nWait, 2+9=11, so I write 1 and carry 1.\n</think>"
@@ -242,7 +245,7 @@ def test_labelled_configurations_are_judged_as_labelled(
         ),
         (
             {"base_model": "org/name", "dataset_prepared_path": "made here"},
-            "axolotl preprocess {}; dstools distill doctor {} --prepared 'made here'",
+            "axolotl preprocess {} && dstools distill doctor {} --prepared 'made here'",
         ),
     ],
 )
@@ -392,18 +395,16 @@ def test_data_of_other_traces_or_other_questions_is_told_and_nothing_else(
     assert losses(diagnose_prepared(SAMPLE, prepared, data)) == {"row 1": ["not-in-data"]}
 
 
-def test_the_documents_list_every_code_once_and_no_other() -> None:
-    codes = {"packing", "refused", "tokenizer", "truncated"}  # those of one word
-    for name in ("doctor", "trl_rows", "turns"):
-        source = (Path(module.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
-        codes |= set(re.findall(r'"([a-z]+(?:-[a-z]+)+)"', source))
-    table = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8").partition("| code |")[2]
-    rows = table.partition("\n\n")[0].splitlines()[2:]
-    named = [code for row in rows for code in re.findall(r"`([a-z-]+)`", row.split("|")[1])]
-    assert sorted(named) == sorted(codes)
-    # those of faults of rows say what to do; the others are found with a hint of their own
-    own = {"not-checked", "not-read", "refused", "tokenizer", "unknown-key"}
-    assert codes - own == module.HINTS.keys()
+def test_a_warning_of_packing_does_not_hide_that_conversations_are_left_out(
+    ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave_one_out(tokenizer: Any, config: Any, chats: list[Any], folder: Path) -> None:
+        prepare(tokenizer, config, chats[1:], folder)
+
+    monkeypatch.setattr("dstools_distill.tokens.trl_rows.prepare", leave_one_out)
+    diagnosis = ask(packing=True, max_length=32768)
+    assert losses(diagnosis) == {"data": ["left-out"]}
+    assert "packing-attention" in warnings(diagnosis)
 
 
 def test_a_data_set_without_rows_is_an_error(tmp_path: Path) -> None:
@@ -437,7 +438,7 @@ def test_a_source_row_with_a_doubtful_gold_is_still_one_that_data_is_made_from(
     tmp_path: Path,
 ) -> None:
     row = {"problem": "1+1", "answer": "2", "solution": r"\boxed{3}", "response": f"{TRACE}2"}
-    chats, findings = module.conversations(write(tmp_path / "d.jsonl", [row]))
+    chats, findings = conversations(write(tmp_path / "d.jsonl", [row]))
     assert [chat[-1]["content"] for chat in chats] == [f"{TRACE}2"]
     assert findings == []
 

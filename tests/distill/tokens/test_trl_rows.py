@@ -73,8 +73,10 @@ def test_a_template_path_that_does_not_exist_is_refused(trl_rows: Any) -> None:
 
 
 def test_a_refusal_has_the_words_of_trl(trl_rows: Any) -> None:
-    with pytest.raises(DstoolsError, match=r"^TRL refuses: ValueError: .*'no such token'"):
-        trl_rows(eos_token="no such token")
+    """Only keys that it names are to be checked; all are where it names none."""
+    with pytest.raises(DstoolsError, match=r"^TRL refuses: ValueError: .*'no such tok") as error:
+        trl_rows(eos_token="no such token", max_length=99)
+    assert error.value.hint == "check eos_token: no such token"
 
 
 def test_a_template_that_loops_for_ever_is_stopped(

@@ -13,7 +13,8 @@ from dstools_distill.data.forms import convert
 from dstools_distill.data.sources import Reading, rows
 from dstools_distill.judge.referee import Referee
 from dstools_distill.recipe.settings import Verify
-from dstools_distill.tokens.invariant import IGNORED, Trained, Violation
+from dstools_distill.tokens.faults import Violation
+from dstools_distill.tokens.invariant import IGNORED, Trained
 from dstools_distill.tokens.prepared import parts
 from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.tokens.turns import Reader
@@ -115,7 +116,7 @@ ANSWER = "<think>\n3+4=7\n</think>\n\n7<｜end▁of▁sentence｜>"
         (f"{PROMPT}<think>\n", ANSWER.removeprefix("<think>\n"), ["start-missing"]),
         (PROMPT, ANSWER.replace("<｜end▁of▁sentence｜>", ""), ["truncated"]),
         (PROMPT, ANSWER + "<｜User｜>9", ["truncated"]),
-        (PROMPT, ANSWER + "9", ["trained-behind-end"]),
+        (PROMPT, ANSWER + "9", ["trained-after-end"]),
         (PROMPT, ANSWER.replace("<｜end▁of▁sentence｜>", "<｜User｜>"), ["wrong-end"]),
         (f"{PROMPT}<think>\n3+4=7\n", "</think>\n\n7<｜end▁of▁sentence｜>", ["trace-lost"]),
         (PROMPT, ANSWER.replace("<think>\n", ""), ["broken-think"]),
@@ -208,6 +209,21 @@ def test_a_part_of_an_answer_without_labels_is_told(reader_of: Any) -> None:
     assert [fault.code for fault in faults(reader, Trained(first + second, labels))] == [
         "labels-gap"
     ]
+
+
+def test_padding_with_the_end_token_is_left_out_and_masked_by_its_id_takes_the_end_away(
+    reader_of: Any,
+) -> None:
+    reader = reader_of("deepseek")
+    first, second = (
+        reader.tokenizer.encode(text, add_special_tokens=False) for text in (PROMPT, ANSWER)
+    )
+    assert reader.tokenizer.pad_token_id == reader.end
+    labels = [IGNORED] * len(first) + second
+    padded = Trained(first + second + [reader.end] * 3, [*labels, *[IGNORED] * 3])
+    assert list(faults(reader, padded)) == []
+    masked = [IGNORED if label == reader.end else label for label in padded.labels]
+    assert [fault.code for fault in faults(reader, Trained(padded.ids, masked))] == ["end-missing"]
 
 
 def test_tokens_of_the_template_that_are_spelled_as_text_are_told(tokenizer_folder: Any) -> None:
