@@ -27,6 +27,7 @@ def is_taken_back(answer: str, rest: str) -> bool:
     it should be 8". After a letter or a name another of its kind counts, whatever the sentence.
     """
     here, *later = _sentences(rest.lstrip("$*}\\)] \t"))
+    later = [sentence for sentence in later if sentence.strip()]
     if ALTERNATIVE.match(here) or RETRACTED.search(here):
         return True
     value, is_letter = value_of(answer), bool(re.fullmatch(r"\(?[A-J]\)?", answer))
@@ -87,7 +88,12 @@ def _restates(answer: str, sentence: str) -> bool:
     is_last = ends and value_of(stated[ends[-1] :].strip(" *")) in same
     is_last = is_last and not HEDGED.search(stated[: ends[-1]])
     is_alone = re.findall(r"\d+(?:\.\d+)?", sentence) == [answer] and CONCLUDES.match(sentence)
-    is_right = re.search(rf"(?<![\w.]){re.escape(answer)}\W? is (?:right|correct)\b", sentence)
+    clause = re.split("[,;:，；：、]", sentence)[-1]
+    is_right = (
+        not re.fullmatch("[A-J]", answer)
+        and not HEDGED.search(clause)
+        and re.search(rf"(?<![\w.]){re.escape(answer)}\W?{SURE}", clause)
+    )
     return bool(AFFIRMED.search(sentence) or is_right or is_last or is_alone)
 
 
@@ -123,6 +129,10 @@ CLAUSE = re.compile(
 KNOWN_BY_ROLE = ("mistake", "source", "rating", "offer", "form")  # even without a colon
 START = r"(?:^|(?<=[.!?;]\s)|(?<=[\n。]))\W*"
 ALTERNATIVE = re.compile(r"(?i)\W*(?:or|either|maybe|perhaps|oder|ou|或)\b(?!\s+equivalently)")
+SURE = (
+    r" ?(?:(?:is|ist|est|es|è|está) (?:right|richtig|correct[eoa]?|corretto|correto)|верно"
+    r"|が正しい(?:です)?|で間違いありません)\W*$"
+)
 AFFIRMED = re.compile(r"(?i)\b(?:answer|result|value) (?:stands|checks out)\b|\bno mistake\b|✓")
 EXPLAINS = re.compile(
     r"(?i)\W*(?:(?:explanation|reasoning|proof|solution|justification|erklärung|begründung"
@@ -238,7 +248,8 @@ REMARK = re.compile(  # after a condition or such a word a value is none that wa
 )
 SAYS = re.compile(
     r"(?i)(?:\b(?:is|are|was|were|be|equals|costs?|makes?|gives?|becomes|get|so|total|beträgt|vaut"
-    r"|lautet|est(?: de)?|ist|es|sind|son|donne|bleibt)\b\s*|'s\s*|[=:$€£为是]\s*)"
+    r"|lautet|est(?: de)?|ist|es|sind|son|donne|bleibt(?: bei)?|remains|stays|reste|rimane"
+    r"|sigue siendo|permanece|остаётся)\b\s*|'s\s*|[=:$€£为是]\s*)"
 )
 STATED = re.compile(f"{SAYS.pattern}$")
 DENIED = re.compile(
@@ -252,7 +263,8 @@ HEDGED = re.compile(  # what is denied, bounded, supposed or asked is not stated
     r"|might|may|or|would|w[äü]re?n?|mistake)\b|n't\b|[≈?不没]|ない"
 )
 RIGHT = r"(?P<right>\W? (?:is |are |also )+(?:the )?(?:right|correct|answer|possible|works?)\b)"
-LAST_LETTER = re.compile(rf"\b([A-J])(?:{RIGHT}|\)?\W*$)")  # or of which it says that it is right
+# or of which it says that it is right
+LAST_LETTER = re.compile(rf"(?<![A-Za-z\d])([A-J])(?:{RIGHT}|\)?(?:です|입니다)?\W*$)")
 LAST_NAME = re.compile(rf"\b([A-Z]\w+(?: [A-Z]\w+)*)(?:{RIGHT}|\W*$)")
 LAST_FORMULA = re.compile(r"\$([^$]+)\$\W*$")
 LAST_NUMBER = re.compile(

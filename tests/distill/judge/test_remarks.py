@@ -37,6 +37,8 @@ from dstools_distill.judge.remarks import is_taken_back
         "Espero que te sirva. Si quieres, puedo darte 3 ejercicios más.",
         "出典：2019年 東京大学 第2問。",  # noqa: RUF001
         "Als Dezimalzahl: 41,0. Schwierigkeit: 3/10.",
+        "42? Nein, die letzte zählt nicht mit. Es bleibt bei 41.",
+        "42 かとも思いましたが、やはり 41 で間違いありません。",
         "En effet, $41 = 7 \\cdot 6 - 1$.",
         "注意两边不对称，所以不能除以 2。",  # noqa: RUF001
     ],
@@ -110,6 +112,7 @@ def test_a_later_sentence_that_settles_on_another_number_takes_the_answer_back(
     [
         ("B", ". A fails the second condition."),
         ("Paris", ".\n\nIt is the capital of France."),
+        ("A", "。B 的定义域不对称，不选它。"),  # noqa: RUF001
         ("[0,4]", ". Both ends belong to it."),
     ],
 )
@@ -117,5 +120,10 @@ def test_an_answer_that_is_not_a_number_is_taken_back_by_another_of_its_kind(
     answer: str, rest: str
 ) -> None:
     assert not is_taken_back(answer, rest)
-    others = {"B": "Actually C.", "Paris": "It is London.", "[0,4]": "So the domain is $[0,4)$."}
+    others = {
+        "B": "Actually C.",
+        "A": "注意，正确答案是C。",  # noqa: RUF001
+        "Paris": "It is London.",
+        "[0,4]": "So the domain is $[0,4)$.",
+    }
     assert is_taken_back(answer, f"{rest} {others[answer]}")
