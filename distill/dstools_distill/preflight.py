@@ -9,8 +9,7 @@ from typing import Any
 
 from dstools_converters.checkpoint.config import names_mtp
 from dstools_converters.errors import DstoolsError
-from dstools_converters.tables import nearest
-from dstools_distill.judge.prose import LANGUAGES
+from dstools_distill.judge.prose import require_language
 from dstools_distill.places import Places
 from dstools_distill.recipe.recipe import PHASE, Chain
 from dstools_distill.recipe.settings import Training
@@ -30,10 +29,7 @@ def preflight(places: Places) -> None:
             if STAGES[stage].trains:
                 _require_known(settings, f"{where}{stage}.")
         for key, language in _languages(chain.stages):
-            if language not in LANGUAGES:
-                raise DstoolsError(
-                    f"{where}{key}: {language!r} cannot be recognized", nearest(language, LANGUAGES)
-                )
+            require_language(language, f"{where}{key}")
         for key, name in _loaded(chain):
             if not name.startswith(PHASE):
                 _require_weights(places.model(name, key), f"{where}{key}: ")
@@ -43,9 +39,8 @@ def preflight(places: Places) -> None:
 
 def _require_known(settings: Training, where: str) -> None:
     """Raise DstoolsError for the name of an optimizer or an attention that transformers lacks."""
-    if settings.optimizer not in (Training.optimizer, "muon") or settings.attention not in (
-        *(Training.attention, "eager"),
-    ):
+    has_usual_optimizer = settings.optimizer in (Training.optimizer, "muon")
+    if not (has_usual_optimizer and settings.attention in (Training.attention, "eager")):
         from dstools_distill.training.trainer import require_names  # needs seconds
 
         require_names(settings, where)
@@ -71,7 +66,7 @@ def _loaded(chain: Chain) -> Iterator[tuple[str, str]]:
 
 def _require_weights(folder: Path, where: str) -> None:
     """Raise DstoolsError for a folder without a file of weights."""
-    if not any(True for pattern in WEIGHTS for _ in folder.glob(pattern)):
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         raise DstoolsError(
             f"{where}{folder} has no weights, neither {' nor '.join(WEIGHTS)}",
             "download the whole model; a tokenizer alone is named by student.tokenizer",

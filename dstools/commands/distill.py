@@ -289,9 +289,11 @@ def _summary(report: dict[str, Any]) -> str:
         return f"{report['steps']:,} steps, {report['parameters']:,} parameters{mtp}"
     if "files" in report:
         return ", ".join(report["files"])
-    said = {why: f" ({detail})" for why, detail in report.get("details", {}).items()}
+    suffixes = {why: f" ({detail})" for why, detail in report.get("details", {}).items()}
     lost = [
-        f"{count:,} {why}{said.get(why, '')}" for why, count in report["dropped"].items() if count
+        f"{count:,} {why}{suffixes.get(why, '')}"
+        for why, count in report["dropped"].items()
+        if count
     ]
     return ", ".join([f"{report['in']:,} -> {report['out']:,}", *lost])
 

@@ -50,6 +50,11 @@ NEW = (f'model = "{SAMPLE}"', f'tokenizer = "{SAMPLE}"\ninit = {{ model_type = "
         ([("[sft]", '[sft]\noptimizer = "adamm"')], "sft.optimizer: adamm is not", "mean adamw_t"),
         ([("[sft]", '[sft]\nattention = "spda"')], "sft.attention: spda is not known", "sdpa"),
         ([("[verify]", '[verify]\nlanguage = "em"')], "verify.language: 'em' cannot", "known are"),
+        (
+            [("[mtp]", '[grpo]\nlanguage = "em"\nlanguage_weight = 1.0')],
+            "grpo.language: 'em' cannot",
+            "known are",
+        ),
         ([("[sft]", '[sft]\nmtp = "drop"')], 'sft.mtp: "drop" leaves', '"keep"'),
         (
             [("[sft]", "[mtp]"), ("[mtp]\n[mtp]", "[mtp]"), NEW],

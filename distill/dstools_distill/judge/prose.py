@@ -2,6 +2,9 @@
 
 import re
 
+from dstools_converters.errors import DstoolsError
+from dstools_converters.tables import nearest
+
 SCRIPTS = {  # the letters of languages that are not written in Latin letters
     "zh": "\u4e00-\u9fff\u3400-\u4dbf",
     "ja": "\u3040-\u30ff\u4e00-\u9fff",
@@ -45,6 +48,12 @@ WORD = re.compile(rf"[{ALONE}]|[^\W\d_{ALONE}]{{2,}}")
 LATIN = re.compile(r"[a-z\u00c0-\u024f]", re.IGNORECASE)
 LETTER = re.compile(r"[^\W\d_]{2}")
 WINDOW = 20  # words
+
+
+def require_language(name: str, where: str) -> None:
+    """Raise DstoolsError unless texts in a language can be recognized; `where` is the key of it."""
+    if name not in LANGUAGES:
+        raise DstoolsError(f"{where}: {name!r} cannot be recognized", nearest(name, LANGUAGES))
 
 
 def language_share(text: str, language: str) -> float | None:

@@ -16,12 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.errors import DstoolsError
 from dstools_converters.model.reasoning import CLOSE, IN_TAGS, OPEN, other_tag, split, tag_hint
 from dstools_distill.judge import program, sandbox, steps
 from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers
 from dstools_distill.judge.extract import final_answer
-from dstools_distill.judge.prose import LANGUAGES, language_share, repetition
+from dstools_distill.judge.prose import language_share, repetition, require_language
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.steps import Steps
 from dstools_distill.recipe.settings import Verify
@@ -117,9 +116,8 @@ class Judge:
     """
 
     def __init__(self, settings: Verify) -> None:
-        if settings.language and settings.language not in LANGUAGES:
-            hint = f"use one of {', '.join(sorted(LANGUAGES))}"
-            raise DstoolsError(f"verify.language {settings.language} cannot be recognized", hint)
+        if settings.language:
+            require_language(settings.language, "verify.language")
         self._settings = settings
         self._referee = Referee(settings.timeout_seconds)
 

@@ -119,8 +119,9 @@ class _Answers:
             return None
         fault = body.get("error") if isinstance(body, dict) else None
         kind = (fault.get("type") or fault.get("code") or "") if isinstance(fault, dict) else ""
-        said = (fault.get("message") if isinstance(fault, dict) else None) or fault
-        return Missed(f"{REFUSED}{printable(f'{status} {kind}'.strip())}", printable(str(said)))
+        server_words = (fault.get("message") if isinstance(fault, dict) else None) or fault
+        reason = f"{REFUSED}{printable(f'{status} {kind}'.strip())}"
+        return Missed(reason, printable(str(server_words)))
 
 
 def _is_answered(row: dict[str, Any]) -> bool:

@@ -93,44 +93,74 @@ def _fill(
                     reason, detail = outcome.reason, outcome.detail
                     logger.warning("sample %d failed: %s %s", number, reason, detail)
     assert len(log) + len(missed) == log.total, "a teacher left samples out"
-    _require_enough(log, settings, missed)
+    failed = {number: _read(log, number, settings) for number in log.failed}
+    _require_enough(log, settings, failed, missed)
+    _require_any(log, failed, missed)
     return missed
 
 
-def _require_enough(log: SampleLog, settings: Generate, missed: dict[int, Missed]) -> None:
-    """Raise DstoolsError if more than max_failed of the samples are lost, or all of them.
+def _require_enough(
+    log: SampleLog, settings: Generate, failed: dict[int, Record], missed: dict[int, Missed]
+) -> None:
+    """Raise DstoolsError if more than max_failed of the samples are lost.
 
-    What a replayed file does not have is not lost.
+    What a replayed file does not have is not lost. Where all failed for good, `_require_any` says
+    so.
     """
-    failed = {number: _read(log, number, settings) for number in log.failed}
-    is_unread = any("body" in logged for logged in failed.values())
-    whys = {
-        number: Missed(logged["failed"], logged.get("detail", ""))
-        for number, logged in failed.items()
-        if "failed" in logged
-    } | missed
-    is_all = log.total > 0 and len(whys) == log.total
+    whys = _whys(failed, missed)
     lost = list((missed if settings.backend == "replay" else whys).values())
-    details = {why.reason: f" ({why.detail})" * bool(why.detail) for why in reversed(lost)}
-    kept = f"; what the server said is kept in {log.path}" if is_unread else ""
-    ways = list(_ways(log, settings, missed, is_unread=is_unread))
-    if lost and len(lost) / log.total > settings.max_failed and (ways or not is_all):
-        counts = sorted(Counter(why.reason for why in lost).items())
-        shown = ", ".join(f"{count} x {reason}{details[reason]}" for reason, count in counts)
+    if not lost or len(lost) / log.total <= settings.max_failed:
+        return
+    kept = _kept(log, failed)
+    ways = list(_ways(log, settings, missed, is_unread=bool(kept)))
+    if ways or len(whys) < log.total:
+        counts = Counter(why.reason for why in lost)
+        shown = ", ".join(f"{counts[reason]} x {text}" for reason, text in _shown(lost).items())
         enough = -(-100 * len(lost) // log.total) / 100  # up to the next hundredth
         raise DstoolsError(
             f"{len(lost)} of {log.total} samples are missing: {shown}{kept}",
             "; or ".join([*ways, f"accept the loss with generate.max_failed = {enough:g}"]),
         )
-    if is_all:
-        if not is_unread:
-            log.path.unlink()  # or the next run would read the same failures
-        reasons = sorted({why.reason for why in whys.values()})
-        shown = ", ".join(f"{reason}{details.get(reason, '')}" for reason in reasons)
-        advice = "check that the teacher and the prompts match"
-        if reasons == [NO_REFERENCE]:
-            advice = "no row has an answer in a column that `prompts` reads; it named the others"
-        raise DstoolsError(f"all {log.total} samples failed: {shown}{kept}", advice)
+
+
+def _require_any(log: SampleLog, failed: dict[int, Record], missed: dict[int, Missed]) -> None:
+    """Raise DstoolsError if there are samples, and all of them are lost."""
+    whys = _whys(failed, missed)
+    if not log.total or len(whys) < log.total:
+        return
+    kept = _kept(log, failed)
+    if not kept:
+        log.path.unlink()  # or the next run would read the same failures
+    shown = _shown(list(whys.values()))
+    advice = "check that the teacher and the prompts match"
+    if list(shown) == [NO_REFERENCE]:
+        advice = "no row has an answer in a column that `prompts` reads; it named the others"
+    message = f"all {log.total} samples failed: {', '.join(shown.values())}{kept}"
+    raise DstoolsError(message, advice)
+
+
+def _whys(failed: dict[int, Record], missed: dict[int, Missed]) -> dict[int, Missed]:
+    """Return why each lost sample is lost, by number."""
+    return {
+        number: Missed(logged["failed"], logged.get("detail", ""))
+        for number, logged in failed.items()
+        if "failed" in logged
+    } | missed
+
+
+def _kept(log: SampleLog, failed: dict[int, Record]) -> str:
+    """Return the end of a message about replies in the log that cannot be read, "" without any."""
+    is_unread = any("body" in logged for logged in failed.values())
+    return f"; what the server said is kept in {log.path}" if is_unread else ""
+
+
+def _shown(lost: list[Missed]) -> dict[str, str]:
+    """Return each reason, in order, with the detail of the first sample that was lost for it."""
+    details = {why.reason: why.detail for why in reversed(lost)}
+    return {
+        reason: f"{reason} ({detail})" if detail else reason
+        for reason, detail in sorted(details.items())
+    }
 
 
 def _ways(
@@ -142,10 +172,12 @@ def _ways(
         answers = f"{log.path.parent}/answers*.jsonl"
         if missed:
             yield f"delete their lines in {answers} and run it again: it writes requests for them"
-    elif any(outcome.reason.startswith(REFUSED) for outcome in missed.values()):
-        yield "let the server take them (a longer context?) and run it again, the others are kept"
-    elif missed:
-        yield "run it again, finished samples are kept"
+    else:
+        are_refused = {outcome.reason.startswith(REFUSED) for outcome in missed.values()}
+        if False in are_refused:
+            yield "run it again, finished samples are kept"
+        if True in are_refused:
+            yield "let the server take what it refused (a longer context?) and run it again"
     if is_unread:
         also = f" and theirs in {answers}" if answers else ""
         yield f'delete the lines with "body" in {log.path}{also}, and run it again to ask once more'
@@ -235,8 +267,8 @@ def _write(
                 "sampling": _sampling(settings, ask.sample),
             }
             if "failed" in logged:
-                said = {key: logged[key] for key in ("detail", "body") if logged.get(key)}
-                dropped.write(records.dump(record | {"drop_reason": logged["failed"]} | said))
+                more = {key: logged[key] for key in ("detail", "body") if logged.get(key)}
+                dropped.write(records.dump(record | {"drop_reason": logged["failed"]} | more))
             else:
                 kept.write(records.dump(record | _sample(logged)))
 
@@ -277,8 +309,7 @@ def _report(prompts: int, kept: Iterable[Record], dropped: Iterable[Record]) -> 
         reasons[record["drop_reason"]] += 1
         if "detail" in record:
             details.setdefault(record["drop_reason"], record["detail"])
-    said = {"details": dict(sorted(details.items()))} if details else {}
-    return said | {
+    report = {
         "in": prompts,
         "out": count["out"],
         "dropped": dict(sorted(reasons.items())),
@@ -286,3 +317,6 @@ def _report(prompts: int, kept: Iterable[Record], dropped: Iterable[Record]) -> 
         "with_one_trace": count["reasoned"],
         "tokens": dict(sorted(tokens.items())),
     }
+    if details:
+        report["details"] = dict(sorted(details.items()))
+    return report

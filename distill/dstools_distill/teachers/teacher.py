@@ -132,20 +132,21 @@ def references(samples: int) -> Teacher:
     """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
-        left, most = 0, 0
+        unused, longest = 0, 0
         for ask in asks:
             given = records.replies(ask.prompt)
             if ask.sample == 0:
-                left, most = left + max(len(given) - samples, 0), max(most, len(given))
+                unused += max(len(given) - samples, 0)
+                longest = max(longest, len(given))
             if ask.number not in done and ask.sample >= len(given):
                 yield ask.number, Failed(NO_REFERENCE)
             elif ask.number not in done:
                 raw, reason = given[ask.sample]
                 yield ask.number, received({"content": raw}, reason, None, prefilled=False)
-        if left:
+        if unused:
             logger.warning(
                 "%s of the prompts' own not used: one has %d, and generate.samples is %d",
-                counted(left, "answer"), most, samples,
+                counted(unused, "answer"), longest, samples,
             )  # fmt: skip
 
     return answers

@@ -37,7 +37,7 @@ from dstools_distill.recipe.settings import Training
 from dstools_distill.store.ranks import rank
 from dstools_distill.store.stage import Work
 
-SAVE = "save_pretrained"
+SAVE = "save_pretrained"  # a constant, as ruff refuses setattr of a literal name
 CHECKPOINTS, CURVE, EMA, WHOLE = "checkpoints", "curve.jsonl", "ema.safetensors", "whole"
 
 
@@ -136,7 +136,7 @@ class Keeper(TrainerCallback):
 
 
 @contextmanager
-def own_names(trainer: Any, last: Path | None) -> Iterator[None]:
+def fused_checkpoints(trainer: Any, last: Path | None) -> Iterator[None]:
     """Let a Trainer of transformers write and read checkpoints under the model's own names.
 
     transformers saves fused experts one by one, as on the Hub, and its Trainer does not fuse them
@@ -145,6 +145,7 @@ def own_names(trainer: Any, last: Path | None) -> Iterator[None]:
     weight for another reason, raises DstoolsError when it is read.
     """
     model = trainer.model
+    assert hasattr(trainer, "_issue_warnings_after_load"), "transformers has renamed it"
     trainer._issue_warnings_after_load = partial(_require_all, model, last)
     if not isinstance(model, PreTrainedModel):  # of peft, which saves the low-rank updates alone
         yield
@@ -165,8 +166,7 @@ def _require_all(model: nn.Module, last: Path | None, read: Any) -> None:
         raise DstoolsError(
             f"{last}: does not hold the weights of this model, such as "
             f"{(lost or read.unexpected_keys)[0]}",
-            "delete that checkpoint and run it again: training resumes from the one before it, or "
-            "starts over",
+            "delete that checkpoint and run it again: training starts over",
         )
 
 

@@ -29,6 +29,7 @@ from dstools_converters.model.reasoning import opens_think
 from dstools_converters.model.tokenizer import end_token_id, prompt_text
 from dstools_distill import records
 from dstools_distill.data.contamination import clean_prompts
+from dstools_distill.judge.prose import require_language
 from dstools_distill.judge.verify import Judge
 from dstools_distill.recipe.settings import Grpo
 from dstools_distill.recipe.stages import Inputs
@@ -103,6 +104,8 @@ def _check(settings: Grpo) -> None:
         )
     if not settings.accuracy_weight + settings.format_weight + settings.language_weight:
         raise DstoolsError("grpo: every reward has weight 0", "set accuracy_weight = 1.0")
+    if settings.language_weight:
+        require_language(settings.language, "grpo.language")
 
 
 def trl_config(settings: Grpo, work: Work) -> GRPOConfig:

@@ -15,7 +15,7 @@ from dstools_converters.errors import DstoolsError, printable
 from dstools_distill.loading import require_tied
 from dstools_distill.recipe.settings import Lora, Training
 from dstools_distill.training.muon import Muon
-from dstools_distill.training.untrained import unreported
+from dstools_distill.training.untrained import without_mtp_warning
 
 
 def load_student(
@@ -42,7 +42,7 @@ def load_student(
         if settings.context:
             config.max_position_embeddings = settings.context
         set_seed(settings.seed)
-        with unreported(config):
+        with without_mtp_warning(config):
             student: Any = (
                 AutoModelForCausalLM.from_pretrained(model, config=config, **options)
                 if model

@@ -45,7 +45,7 @@ from dstools_distill.store.stage import Report, Work
 from dstools_distill.training.checkpoints import (
     CHECKPOINTS,
     Keeper,
-    own_names,
+    fused_checkpoints,
     remove,
     whole_checkpoints,
 )
@@ -174,7 +174,7 @@ def run(
     trainer._total_train_tokens = keeper.tokens_before  # SFTTrainer forgets it
     log.info("training %d of %d parameters from %s", trained, parameters, last or "the start")
     try:
-        with own_names(trainer, last):
+        with fused_checkpoints(trainer, last):
             trainer.train(resume_from_checkpoint=os.fspath(last) if last else None)
     except ImportError as error:  # of an optimizer that is not installed
         raise DstoolsError(

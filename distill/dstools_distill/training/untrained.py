@@ -19,7 +19,7 @@ from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.families.names import HUGGING_FACE
 from dstools_distill.recipe.settings import Training
 
-IGNORED = "_keys_to_ignore_on_load_unexpected"  # of a class of transformers
+UNEXPECTED_KEYS = "_keys_to_ignore_on_load_unexpected"  # of a class of transformers
 COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # of the model's, one row a token
 
 
@@ -43,7 +43,7 @@ def untrained(settings: Training, student: Path | None, config: Any) -> Untraine
         return Untrained({}, "")
     tensors: dict[str, Tensor] = {}
     if settings.mtp == "keep" and student is not None:
-        tensors = _read(student, prefixes(config))
+        tensors = _read(student, mtp_prefixes(config))
     if not tensors:
         setattr(config, MTP_LAYERS, 0)
         return Untrained({}, "dropped" if settings.mtp == "drop" else "missing in the student")
@@ -53,7 +53,7 @@ def untrained(settings: Training, student: Path | None, config: Any) -> Untraine
     return Untrained(tensors, "carried over, not trained")
 
 
-def prefixes(config: Any) -> tuple[str, ...]:
+def mtp_prefixes(config: Any) -> tuple[str, ...]:
     """Return how the names of the tensors of MTP layers begin; () for a model without them."""
     count = getattr(config, MTP_LAYERS, 0)
     layers = range(config.num_hidden_layers, config.num_hidden_layers + count) if count else ()
@@ -61,17 +61,21 @@ def prefixes(config: Any) -> tuple[str, ...]:
 
 
 @contextmanager
-def unreported(config: Any) -> Iterator[None]:
+def without_mtp_warning(config: Any) -> Iterator[None]:
     """Let transformers load a model without a warning about its MTP layers, which `_read` reads."""
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    before = getattr(model_class, IGNORED, None)
+    before = getattr(model_class, UNEXPECTED_KEYS, None)
     try:
         if model_class is not None:
-            setattr(model_class, IGNORED, [*(before or ()), *map(re.escape, prefixes(config))])
+            setattr(
+                model_class,
+                UNEXPECTED_KEYS,
+                [*(before or ()), *map(re.escape, mtp_prefixes(config))],
+            )
         yield
     finally:
         if model_class is not None:
-            setattr(model_class, IGNORED, before)
+            setattr(model_class, UNEXPECTED_KEYS, before)
 
 
 def _read(folder: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -190,7 +190,7 @@ def test_a_trace_in_another_language_or_with_repetition_is_incorrect() -> None:
     assert circles["verdict"] == "incorrect"
     assert circles["verdict_reason"].startswith("repetition: 0.")
     assert (plain["verdict"], plain["language"]) == ("correct", None)  # digits have no language
-    with pytest.raises(DstoolsError, match=r"verify\.language xx"):
+    with pytest.raises(DstoolsError, match=r"verify\.language: 'xx' cannot"):
         Judge(Verify(language="xx"))
 
 

@@ -93,6 +93,7 @@ def test_answers_in_any_order_are_read_and_only_what_is_missing_is_asked_again(
     error = {"error": {"type": "context_length_exceeded", "message": "too long"}}
     answers[2] = answered(requests[2], 400, error)
     answers[3] = answered(requests[3], 500, {})
+    answers[5] = answered(requests[5], 404, {"error": "no such model"})
     answers[4] = {"custom_id": requests[4]["custom_id"], "response": None, "error": {}}  # expired
     del answers[9]
     random.Random(0).shuffle(answers)
@@ -111,8 +112,11 @@ def test_answers_in_any_order_are_read_and_only_what_is_missing_is_asked_again(
         if n in (3, 4, 9)
         else Answer(f"<think>\nwhy {n}\n</think>\n\n{n}", "stop", False, usage)
         for n in range(10)
-        if n != 2
-    } | {2: Missed("request refused: 400 context_length_exceeded", "too long")}
+        if n not in (2, 5)
+    } | {
+        2: Missed("request refused: 400 context_length_exceeded", "too long"),
+        5: Missed("request refused: 404", "no such model"),
+    }
     assert list(tmp_path.glob("requests*")) == []
 
 
@@ -130,6 +134,33 @@ def test_a_refused_request_is_written_again_once_its_answer_is_deleted(tmp_path:
     with pytest.raises(DstoolsError, match=r"1 x request refused: 400 \(too long\)") as error:
         generate(SETTINGS, inputs, work)
     assert error.value.hint.startswith(f"delete their lines in {out}/answers*.jsonl and run it")
+    records.write(out / "answers-1.jsonl", [])
+    with pytest.raises(DstoolsError, match="1 of 2 samples have no answer yet"):
+        generate(SETTINGS, inputs, work)
+    assert list(records.read(out / "requests-1.jsonl")) == [second]
+
+
+def test_an_answer_that_was_not_read_is_asked_for_again_without_its_lines_in_log_and_answers(
+    tmp_path: Path,
+) -> None:
+    prompts, out = tmp_path / "prompts", tmp_path / "out"
+    prompts.mkdir()
+    out.mkdir()
+    records.write(prompts / "records.jsonl", PROMPTS[:1])
+    inputs, work = Inputs(prompts=prompts), Work(out)
+    with pytest.raises(DstoolsError, match="2 of 2 samples have no answer yet"):
+        generate(SETTINGS, inputs, work)
+    first, second = records.read(out / "requests-1.jsonl")
+    odd = answered(second, 200, completion([{"type": "poem"}]))
+    records.write(out / "answers-1.jsonl", [answered(first, 200, completion("1")), odd])
+    with pytest.raises(DstoolsError, match="1 x answer not read") as error:
+        generate(SETTINGS, inputs, work)
+    log = out / "samples.jsonl"
+    assert error.value.hint.startswith(
+        f'delete the lines with "body" in {log} and theirs in {out}/answers*.jsonl, and run it'
+    )
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(line for line in lines if b'"body"' not in line))
     records.write(out / "answers-1.jsonl", [])
     with pytest.raises(DstoolsError, match="1 of 2 samples have no answer yet"):
         generate(SETTINGS, inputs, work)

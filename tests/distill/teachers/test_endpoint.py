@@ -288,7 +288,7 @@ def test_a_prompt_that_is_too_long_is_told_in_the_servers_words_and_asked_again(
     reason = "request refused: 400 exceed_context_size_error"
     assert str(error.value).startswith(f"1 of 2 samples are missing: 1 x {reason} (")
     assert "context size" in str(error.value)
-    assert error.value.hint.startswith("let the server take them (a longer context?) and run it")
+    assert error.value.hint.startswith("let the server take what it refused (a longer")
     assert proxy.asked == {f"{QUESTIONS[0]} 0": 1, long: 1}
     report, written = run(settings_for(proxy, max_failed=0.5), tmp_path, questions)
     assert (len(written), report["dropped"]) == (1, {reason: 1})
@@ -335,7 +335,8 @@ def test_the_next_run_asks_again_for_errors_that_may_pass_and_for_nothing_else(
         "1 x request refused: 400 too_long (too long), 1 x time-out (no answer within 2 s)"
     )
     assert error.value.hint == (
-        "let the server take them (a longer context?) and run it again, the others are kept; "
+        "run it again, finished samples are kept; "
+        "or let the server take what it refused (a longer context?) and run it again; "
         "or accept the loss with generate.max_failed = 0.8"
     )
     assert not (tmp_path / "out" / "records.jsonl").exists()

@@ -185,9 +185,11 @@ def test_a_bad_line_is_named_before_any_sample_is_yielded(
     path.write_text(f"{path.read_text()}\n{line}\n")  # a blank line counts
     with (
         closing(SampleLog(path.parent / "log", len(ASKS))) as log,
-        pytest.raises(DstoolsError, match=rf"given\.jsonl: {message}"),
+        pytest.raises(DstoolsError, match=rf"given\.jsonl: {message}") as caught,
     ):
         next(replay(path)(iter(ASKS), log))
+    names_sources = "name the file in [[prompts.source]] and no generate.model" in caught.value.hint
+    assert names_sources == ("name its prompt" in message)
 
 
 def test_a_trace_continues_a_prefilled_opener(tmp_path: Path) -> None:

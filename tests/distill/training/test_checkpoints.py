@@ -3,10 +3,13 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from torch import nn
 
+from dstools_converters.errors import DstoolsError
 from dstools_distill.recipe.settings import Training
 from dstools_distill.store.stage import Work
 from dstools_distill.training import checkpoints
@@ -15,6 +18,7 @@ from dstools_distill.training.checkpoints import (
     CURVE,
     WHOLE,
     Keeper,
+    fused_checkpoints,
     remove,
     whole_checkpoints,
 )
@@ -87,6 +91,27 @@ def test_checkpoints_are_counted_by_step_and_not_by_name(tmp_path: Path) -> None
     assert [path.name for path in whole_checkpoints(tmp_path)] == [
         "checkpoint-3", "checkpoint-20", "checkpoint-100",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("missing", "unexpected", "named"),
+    [(["head.weight"], [], ""), ([], ["extra"], "extra"), (["body.weight"], ["x"], "body.weight")],
+)
+def test_a_checkpoint_of_other_weights_is_refused(
+    missing: list[str], unexpected: list[str], named: str
+) -> None:
+    """A tied weight is read under one of its names."""
+    model = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("in", "body", "head")})
+    model["head"].weight = model["in"].weight
+    trainer = SimpleNamespace(model=model, _issue_warnings_after_load=None)
+    read = SimpleNamespace(missing_keys=missing, unexpected_keys=unexpected)
+    with fused_checkpoints(trainer, Path("checkpoint-4")):
+        check: Any = trainer._issue_warnings_after_load
+        if not named:
+            return check(read)
+        with pytest.raises(DstoolsError, match=f"checkpoint-4: does not .* such as {named}") as end:
+            check(read)
+    assert end.value.hint.startswith("delete that checkpoint")
 
 
 def test_the_average_moves_as_worked_by_hand() -> None:

@@ -208,6 +208,7 @@ def test_flat_groups_are_summed_over_steps_that_were_logged_together(tmp_path: P
             "6 answers are not a whole number of groups of 4",
         ),
         ({"accuracy_weight": 0.0, "format_weight": 0.0}, "every reward has weight 0"),
+        ({"language_weight": 1.0, "language": "em"}, "grpo.language: 'em' cannot be recognized"),
         ({"max_completion_tokens": 256}, "256 tokens leave no room for a prompt in 256 positions"),
     ],
 )

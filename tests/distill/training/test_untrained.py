@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dstools_distill.recipe.settings import Sft
-from dstools_distill.training.untrained import prefixes, unreported, untrained
+from dstools_distill.training.untrained import mtp_prefixes, untrained, without_mtp_warning
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 LAYER = "model.layers.4."  # after four hidden ones
@@ -49,12 +49,12 @@ def test_a_class_of_transformers_ignores_the_layers_while_a_student_is_loaded() 
 
     read = AutoConfig.from_pretrained(SAMPLE)
     before = DeepseekV3ForCausalLM._keys_to_ignore_on_load_unexpected
-    with unreported(read):
+    with without_mtp_warning(read):
         inside = DeepseekV3ForCausalLM._keys_to_ignore_on_load_unexpected
     assert inside == [*before, r"model\.layers\.4\."]
     assert DeepseekV3ForCausalLM._keys_to_ignore_on_load_unexpected == before
-    assert prefixes(config(num_nextn_predict_layers=2)) == (LAYER, "model.layers.5.")
-    assert prefixes(config(num_nextn_predict_layers=0)) == ()
+    assert mtp_prefixes(config(num_nextn_predict_layers=2)) == (LAYER, "model.layers.5.")
+    assert mtp_prefixes(config(num_nextn_predict_layers=0)) == ()
 
 
 @pytest.mark.parametrize("is_sharded", [False, True])
