@@ -138,7 +138,7 @@ def _same_families(one: Any, other: Any) -> bool | None:
     """Compare unions of a + b xi for all integers xi by their members in a common period."""
     step = abs(one.args[0].diff(INDEX))
     ratios = [sympy.simplify(abs(m.diff(INDEX)) / step) for m in (*one.args, *other.args)]
-    if not all(ratio.is_Rational and ratio for ratio in ratios):
+    if not step.is_number or not all(ratio.is_Rational and ratio for ratio in ratios):
         return None
     period = step * reduce(sympy.lcm, ratios)
     here, there = (

@@ -30,7 +30,7 @@ METRIC = {  # base: its spellings, to which prefixes are put
 OTHERS = {  # and those of its multiples
     "m": "inch=0.0254 in=0.0254 foot=0.3048 feet=0.3048 ft=0.3048 yard=0.9144 mile=1609.344",
     "s": "min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
-    "g": "tonne=1e6 ton=1e6",
+    "g": "kilo=1000 tonne=1e6 ton=1e6",
     "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs", "rad": "rad radian",
     "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "°": "° degree deg '=1/60",
     "%": "% percent prozent ‰=0.1", "C": "C celsius", "F": "F fahrenheit", "unit": "unit",

@@ -24,6 +24,7 @@ from dstools_distill.judge.units import NoUnitError, unit
         ("kilobytes", "kB"),
         ("kiloohms", "kΩ"),
         ("gigahertz", "GHz"),
+        ("kilos", "kg"),
         ("miles per hour", "mph"),
         ("kph", "km/h"),
         ("m s^-2", "m/s^2"),
