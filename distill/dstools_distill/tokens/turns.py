@@ -17,7 +17,7 @@ from dstools_distill.tokens.invariant import IGNORED, Trained
 
 SYSTEM, USER, REPLY, NEXT = "qsystemq", "quserq", "qreplyq", "qnextq"  # not part of a template
 ON, OFF = "1", "0"  # whether a character is trained on
-WORDS = re.compile(rf"{OPEN}\s*[^\s<]|[^\s>]\s*{CLOSE}")  # a think block that is not empty
+WORDS = re.compile(rf"{OPEN}\s*[^\s<]|[^\s>]\s*{CLOSE}")  # a think block with words, maybe cut
 
 
 class Answer(NamedTuple):
@@ -207,7 +207,7 @@ def replies(chat: Messages) -> list[str]:
 
 
 def has_trace(text: str) -> bool:
-    """Return whether an answer has a think block with words in it."""
+    """Return whether an answer has a think block with words in it, which may be cut."""
     return bool(WORDS.search(text))
 
 

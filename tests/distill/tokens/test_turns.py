@@ -17,7 +17,7 @@ from dstools_distill.tokens.faults import Violation
 from dstools_distill.tokens.invariant import IGNORED, Trained
 from dstools_distill.tokens.prepared import parts
 from dstools_distill.tokens.templates import load_tokenizer
-from dstools_distill.tokens.turns import Reader
+from dstools_distill.tokens.turns import Reader, has_trace
 
 PREPARED = Path(__file__).parents[2] / "cases" / "distill" / "prepared"
 LABELS = [
@@ -259,6 +259,23 @@ def test_an_answer_is_compared_with_the_one_it_was_made_of(
     row = Trained(first + second, [IGNORED] * len(first) + second)
     source = [ASK, {"role": "assistant", "content": reply}]
     assert [fault.code for fault in faults(reader, row, source)] == codes
+
+
+@pytest.mark.parametrize(
+    ("text", "is_there"),
+    [
+        ("<think>\n3+4=7\n</think>\n\n7", True),
+        ("<think>\n3+4", True),  # cut, but not lost
+        ("3+4=7\n</think>\n\n7", True),
+        ("<think>\n\n</think>\n\n7", False),
+        ("<think>\n", False),
+        ("7", False),
+    ],
+)
+def test_a_trace_is_there_if_a_think_block_has_words_even_if_it_is_cut(
+    text: str, is_there: bool
+) -> None:
+    assert has_trace(text) == is_there
 
 
 def test_tags_that_are_special_tokens_do_not_end_an_answer(tokenizer_folder: Any) -> None:
