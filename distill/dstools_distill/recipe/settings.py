@@ -65,7 +65,7 @@ class Generate:
     api_key_env: str = "OPENAI_API_KEY"  # the variable that holds the key; may be unset
     concurrency: Positive = 32  # openai: requests at once
     timeout_seconds: float = 600.0  # openai: of one request
-    retries: int = 5  # openai: of one request, with growing pauses
+    retries: int = 5  # openai: of one request, which is sent 1 + retries times at most
     max_failed: Share = 0.0  # share of samples that may be lost: time-outs, refused requests, ...
     batch_size: Positive = 128  # hf: answers at once
     precision: Literal["float32", "bfloat16"] = "float32"  # hf

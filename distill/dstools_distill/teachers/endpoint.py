@@ -14,7 +14,14 @@ from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
-from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, Timeout
+from openai import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AsyncAPIResponse,
+    AsyncOpenAI,
+    Timeout,
+)
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_converters.model.reasoning import OPEN
@@ -90,7 +97,6 @@ def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:
         client = AsyncOpenAI(
             base_url=settings.base_url,
             api_key=_key(settings) or "none",
-            max_retries=settings.retries,
             timeout=Timeout(
                 settings.timeout_seconds, connect=min(CONNECT_SECONDS, settings.timeout_seconds)
             ),
@@ -121,14 +127,15 @@ async def _close(client: AsyncOpenAI, tasks: set[asyncio.Task[tuple[int, Outcome
 
 
 async def _ask(client: AsyncOpenAI, settings: Generate, ask: Ask) -> tuple[int, Outcome]:
-    """Return one sample. If its retries are used up, raise DstoolsError if the teacher is down.
+    """Return one sample, for at most 1 + settings.retries requests.
 
-    If the teacher answers a trivial question, the sample gets one more chance and is then missed.
+    The last of them waits until the teacher answers a trivial question; DstoolsError if it is down.
     """
-    outcome = await _attempt(client, settings, ask)
+    outcome = await _attempt(client, settings, ask, max(settings.retries - 1, 0))
     if isinstance(outcome, Exception):
         await _require_answering(client, settings)
-        outcome = await _attempt(client, settings, ask)
+        if settings.retries:
+            outcome = await _attempt(client, settings, ask, 0)
     if isinstance(outcome, Exception):
         failed = _failed(outcome, settings)
         outcome = Missed(failed.reason, failed.detail)
@@ -138,10 +145,12 @@ async def _ask(client: AsyncOpenAI, settings: Generate, ask: Ask) -> tuple[int, 
 TROUBLE = (APIStatusError, APIConnectionError, ValueError)  # ValueError: not a chat completion
 
 
-async def _attempt(client: AsyncOpenAI, settings: Generate, ask: Ask) -> Outcome | Exception:
+async def _attempt(
+    client: AsyncOpenAI, settings: Generate, ask: Ask, retries: int
+) -> Outcome | Exception:
     """Return a sample, or an error that may pass. DstoolsError: no request can succeed."""
     try:
-        return await _completion(client, settings, request(settings, ask))
+        return await _completion(client, settings, request(settings, ask), retries)
     except TROUBLE as error:
         status = error.status_code if isinstance(error, APIStatusError) else 500
         if status in PROMPT_REFUSED:
@@ -160,7 +169,7 @@ async def _require_answering(client: AsyncOpenAI, settings: Generate) -> None:
     """Raise DstoolsError unless the teacher answers a request, even by refusing the prompt."""
     hello = {"model": settings.model, "messages": [{"role": "user", "content": "1"}]}
     try:
-        await _completion(client, settings, hello | {"max_tokens": 1})
+        await _completion(client, settings, hello | {"max_tokens": 1}, settings.retries)
     except TROUBLE as error:
         if not (isinstance(error, APIStatusError) and error.status_code in PROMPT_REFUSED):
             raise DstoolsError(
@@ -171,23 +180,31 @@ async def _require_answering(client: AsyncOpenAI, settings: Generate) -> None:
 
 
 async def _completion(
-    client: AsyncOpenAI, settings: Generate, body: dict[str, Any]
+    client: AsyncOpenAI, settings: Generate, body: dict[str, Any], retries: int
 ) -> Answer | Failed:
     """Return the answer to a request; retry one that is cut short, which the client does not.
 
     The JSON is read as it came, including fields that OpenAI's API does not have.
     """
-    for tried in range(settings.retries + 1):
+    left, pause = retries, FIRST_PAUSE_SECONDS
+    while True:
+        response = await client.post(
+            "/chat/completions",
+            body=body,
+            cast_to=AsyncAPIResponse[object],
+            options={"max_retries": left},
+        )
+        left -= response.retries_taken
         try:
-            reply = await client.post("/chat/completions", body=body, cast_to=object)
+            reply = await response.parse()
             return answer(reply, settings)
         except UnreadError as error:
             return unread(error, reply)
         except ValueError:
-            if tried == settings.retries:
+            if left == 0:
                 raise
-            await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2**tried, LONGEST_PAUSE_SECONDS))
-    raise AssertionError("retries is negative")
+        await asyncio.sleep(pause)
+        left, pause = left - 1, min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def _failed(error: Exception, settings: Generate) -> Failed:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -298,15 +299,26 @@ def test_a_prompt_that_is_too_long_is_told_in_the_servers_words_and_asked_again(
     assert proxy.asked == {f"{QUESTIONS[0]} 0": 1, long: 2}
 
 
-def test_a_prompt_that_breaks_its_request_is_lost_alone_if_that_is_accepted(
-    proxy: Proxy, tmp_path: Path
+BROKEN = {
+    "an error": (500, {"error": {"message": "boom", "type": "server_error"}}, {}),
+    "no JSON": (200, b"<html>", {}),
+}
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+@pytest.mark.parametrize("faults", [("an error",), ("no JSON",), ("an error", "no JSON")])
+def test_a_prompt_that_breaks_its_request_is_lost_alone_after_its_retries(
+    faults: tuple[str, ...], retries: int, proxy: Proxy, tmp_path: Path
 ) -> None:
-    error = (500, {"error": {"message": "boom", "type": "server_error"}}, {})
-    proxy.always = lambda body: error if "color" in body["messages"][0]["content"] else None
-    report, written = run(settings_for(proxy, retries=1, max_failed=0.25), tmp_path)
+    turns = cycle(faults)
+    plain = (200, {"choices": [{"message": {"content": "red"}}]}, {})
+    proxy.always = lambda body: (
+        BROKEN[next(turns)] if "color" in body["messages"][0]["content"] else plain
+    )
+    report, written = run(settings_for(proxy, retries=retries, max_failed=0.25), tmp_path)
     assert [record["messages"][0]["content"] for record in written] == QUESTIONS[:3]
-    assert report["dropped"] == {"500 server_error": 1}
-    assert proxy.asked[f"{QUESTIONS[3]} 0"] == 4  # two tries, then one more chance of two
+    assert sum(report["dropped"].values()) == 1
+    assert proxy.asked[f"{QUESTIONS[3]} 0"] == 1 + retries
 
 
 def test_the_next_run_asks_again_for_errors_that_may_pass_and_for_nothing_else(
