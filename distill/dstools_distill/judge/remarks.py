@@ -205,6 +205,8 @@ OPENINGS = {
         r"(?:estimated )?time|topics?|word count|difficulty|confidence|score|level"
         r"|schwierigkeit\w*|zeitaufwand|difficulté|niveau|barème|dificultad|nivel|difficoltà|livello"
         r"|dificuldade|nível|сложность|уровень|难度|考点|難易度|난이도"
+        r"|konfidenz|confian[zç]a|confiance|confidenza|уверенность|置信度|確信度|bearbeitungszeit"
+        r"|t(?:iempo|empo|emps) (?:estimado|stimato|estimé)|用时|所要時間|分值|配点"
     ),
     "offer": (
         r"(?:i )?hope|(?:please )?let me know|feel free|sorry for|thanks?|great|would you|if you"
@@ -212,6 +214,7 @@ OPENINGS = {
         r"|j'espère|n'hésite\w*|(?:voulez|souhaitez)-vous|espero|si (?:quieres|necesitas|deseas)"
         r"|(?:te|le) gustaría|spero|se (?:vuoi|desideri|quiser|precisar|desejar)|gostaria|надеюсь"
         r"|если (?:хотите|нужно)|希望|如(?:果需要|有)|ほかにも|他にも|お気軽"
+        r"|viel erfolg|möchtest du|bonne (?:chance|continuation)|avísame|fammi sapere|me avise"
     ),
     "form": (
         r"in (?:general|words|decimals?|percent\w*)|as an? (?:decimal|percentage|fraction)"
@@ -232,7 +235,8 @@ OPENINGS = {
     "note": (
         r"not(?:e|ice|a)|remar(?:k|que)|observe|recall|fun fact|(?:\w+ )?tip|if\b.*\bwould"
         r"|hinweis|anmerkung|bemerkung|observación|osservazione|observação|примечание|замечание"
-        r"|注(?!定)|点评|当|以上|本题|参考|補足|.*のとき|참고"
+        r"|注(?!定)|点评|当|以上|本题|参考|補足|なお|.*のとき|참고"
+        r"|beachte|(?:zur|pour|per) informa\w+|à noter|recuerda|ricorda|lembre|обратите внимание"
     ),
 }
 OPENING = re.compile(
