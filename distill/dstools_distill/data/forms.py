@@ -90,12 +90,12 @@ class Question(NamedTuple):
         return self.replies[0].raw if self.replies else None
 
 
-def convert(row: Record, form: Form, referee: Referee) -> Question:
+def convert(row: Record, form: Form, referee: Referee | None) -> Question:
     """Return the question in a row.
 
-    `referee` compares golds. Raises BadRowError if the row does not have the form, if a text is
-    empty or not a string, if columns disagree about the question, the trace, the teacher's answer
-    or the gold, or if the answer is marked as bad.
+    `referee` compares golds, None if no gold is needed. Raises BadRowError if the row does not have
+    the form, if a text is empty or not a string, if columns disagree about the question, the trace,
+    the teacher's answer or the gold, or if the answer is marked as bad.
     """
     columns = Columns(row)
     for pictures in filter(columns.has, PICTURES):

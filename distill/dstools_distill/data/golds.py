@@ -73,12 +73,14 @@ class Gold(NamedTuple):
     doubt: BadRowError | None = None  # why the row does not settle on one gold
 
 
-def read_gold(columns: Columns, options: Options | None, taken: str, referee: Referee) -> Gold:
+def read_gold(
+    columns: Columns, options: Options | None, taken: str, referee: Referee | None
+) -> Gold:
     """Return the gold of a row; `taken` names the column that is a teacher's answer, "" if none.
 
     There is a doubt if the box of a solution differs from the gold, or if there are several and no
-    gold. `referee` compares formulas. Raises BadRowError if two columns for golds disagree, or if
-    the gold of a choice is none of its options.
+    gold. `referee` compares formulas; without one the first gold counts. Raises BadRowError if two
+    columns for golds disagree, or if the gold of a choice is none of its options.
     """
     if options is not None:
         return Gold(_letter(columns, options, taken), None, "choice")
@@ -96,9 +98,11 @@ def read_gold(columns: Columns, options: Options | None, taken: str, referee: Re
         worked = solution if golds else steps or worked
         if boxed is not None and not golds:
             golds[spelled] = boxed
-        elif boxed is not None and boxed != solution:
+        elif referee is not None and boxed is not None and boxed != solution:
             doubt = doubt or _box_doubt(golds, spelled, boxed, referee)
-    gold = agreeing(_distinct(golds, referee), "gold")
+    if referee is not None:
+        golds = _distinct(golds, referee)
+    gold = agreeing(golds, "gold") if referee is not None else next(iter(golds.values()), None)
     if gold is not None:
         return Gold(gold, worked, doubt=doubt)
     code = _of_code(columns, worked)

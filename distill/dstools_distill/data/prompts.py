@@ -56,10 +56,10 @@ def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
     read = _Read(work.folder, near=settings.near_duplicates > 0)
     forms = Counter[str]()
     sources: dict[str, Report] = {}
-    with closing(read):
+    with closing(read), closing(Referee(Verify.timeout_seconds)) as referee:
         for source, file in zip(settings.source, inputs.sources, strict=True):
             size = source.size if source.path.startswith("rg:") else 0
-            reading, rows = Reading(source.max_bad, refuses_doubt=True), 0
+            reading, rows = Reading(source.max_bad, referee), 0
             with work.bar(size, _name(source)) as progress:
                 for form, record in _records(settings, source, file, rates, reading):
                     read.add(record)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from dstools_distill.data.columns import BadRowError, plain
 from dstools_distill.data.forms import Question, convert
 from dstools_distill.data.golds import GOLD_KEYS
 from dstools_distill.judge.referee import Referee
-from dstools_distill.recipe.settings import Form, Verify
+from dstools_distill.recipe.settings import Form
 from dstools_distill.records import Record
 
 BATCH_ROWS = 1024
@@ -27,12 +26,11 @@ class Reading:
     """What a source turned out to be, besides its questions."""
 
     max_bad: int | None = None  # rows that may be left out; None: the user has no say in it
-    refuses_doubt: bool = False  # whether a row without one undoubted gold is a bad one
+    # compares golds, so that a row with a doubtful one is a bad one; None: golds are not needed
+    referee: Referee | None = None
     bad: int = 0
     first_bad: str = ""  # where, and why
     unread: set[str] = field(default_factory=set)  # columns that nothing was taken from
-    # compares golds; its process starts with the first formula, and ends with the source
-    referee: Referee = field(default_factory=lambda: Referee(Verify.timeout_seconds))
 
     def leave_out(self, problem: str, hint: str) -> None:
         """Count a row that holds no question; raise DstoolsError if there are too many of them."""
@@ -56,15 +54,10 @@ def questions(path: Path, form: Form, reading: Reading) -> Questions:
 
 def converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Questions:
     """Yield numbered rows with the question of each; `where` and the number name a bad row."""
-    with closing(reading.referee):
-        yield from _converted(numbered, where, form, reading)
-
-
-def _converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Questions:
     for number, row in numbered:
         try:
             question = convert(row, form, reading.referee)
-            if question.doubt is not None and reading.refuses_doubt:
+            if question.doubt is not None and reading.referee is not None:
                 raise question.doubt
         except BadRowError as error:
             reading.leave_out(f"{where} {number}: {error}", error.hint or records.BAD_LINE)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,14 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.data.sources import Reading, dataset_rows, questions, rows, task_rows
+from dstools_distill.judge.referee import Referee
+from dstools_distill.recipe.settings import Verify
+
+
+@pytest.fixture(scope="module")
+def referee() -> Iterator[Referee]:
+    with closing(Referee(Verify.timeout_seconds)) as referee:
+        yield referee
 
 
 def jsonl(path: Path, *lines: str) -> Path:
@@ -81,17 +91,17 @@ def test_a_line_that_is_no_row_is_left_out_as_a_bad_row_is(line: str, tmp_path: 
     assert caught.value.hint.endswith("; or leave out up to N such rows: max_bad = N in the source")
 
 
-def test_a_doubtful_gold_is_refused_by_those_who_judge(tmp_path: Path) -> None:
+def test_a_doubtful_gold_is_refused_by_those_who_judge(tmp_path: Path, referee: Referee) -> None:
     """A benchmark without an answer of its own is still indexed, by its question and solution."""
     row = {"problem": "1+1", "solution": r"\boxed{2} or \boxed{3}"}
     file = jsonl(tmp_path / "a.jsonl", json.dumps(row))
     with pytest.raises(DstoolsError, match="line 1: solution has 2 boxed answers"):
-        list(questions(file, "auto", Reading(max_bad=0, refuses_doubt=True)))
+        list(questions(file, "auto", Reading(0, referee)))
     ((_, _, question),) = questions(file, "auto", Reading(max_bad=0))
     assert (question.gold, question.first_reply) == (None, row["solution"])
 
 
-def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path) -> None:
+def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path, referee: Referee) -> None:
     file = jsonl(
         tmp_path / "a.jsonl",
         '{"problem": "1+1", "uuid": "x"}',
@@ -99,12 +109,12 @@ def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path) -> None
         '{"problem": "2+2", "answer": "4", "gold": "5"}',
         '{"problem": "3+3"}',
     )
-    reading = Reading(max_bad=2)
+    reading = Reading(2, referee)
     assert [number for number, *_ in questions(file, "auto", reading)] == [1, 4]
     assert (reading.bad, reading.unread) == (2, {"uuid"})
     assert reading.first_bad == f"{file}: line 2: problem is empty"
     with pytest.raises(DstoolsError, match="line 3: gold is '5' and answer is '4'") as caught:
-        list(questions(file, "auto", Reading(max_bad=1)))
+        list(questions(file, "auto", Reading(1, referee)))
     assert caught.value.hint.startswith("keep only the column that holds the gold")
     assert "max_bad = N" in caught.value.hint
     with pytest.raises(DstoolsError, match="line 2: problem is empty") as caught:

@@ -437,7 +437,8 @@ def test_source_rows_that_hold_no_conversation_are_counted(encoded: Any, tmp_pat
 def test_a_source_row_with_a_doubtful_gold_is_still_one_that_data_is_made_from(
     tmp_path: Path,
 ) -> None:
-    row = {"problem": "1+1", "answer": "2", "solution": r"\boxed{3}", "response": f"{TRACE}2"}
+    row = {"problem": "1+1", "answer": "2", "gold": "7", "solution": r"\boxed{3}"}
+    row |= {"response": f"{TRACE}2"}
     chats, findings = conversations(write(tmp_path / "d.jsonl", [row]))
     assert [chat[-1]["content"] for chat in chats] == [f"{TRACE}2"]
     assert findings == []
