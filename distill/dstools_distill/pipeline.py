@@ -79,6 +79,7 @@ class Pipeline:
     def run_one(self, chain: Chain, stage: str) -> Done:
         """Run one stage on the earlier ones as they are in the folder."""
         row, settings = STAGES[stage], chain.stages[stage]
+        self.places.require_free(chain.name, stage)
         if world_size() > 1 and not row.trains:
             several = (name for name, other in STAGES.items() if other.trains)
             raise DstoolsError(
@@ -103,6 +104,7 @@ class Pipeline:
 
     def run_card(self) -> Done:
         """Write the card of everything that is finished."""
+        self.places.require_free("", "card")
         read = gather_card(self.places)
 
         def write(work: Work) -> Report:

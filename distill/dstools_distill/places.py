@@ -169,6 +169,17 @@ class Places:
                 raise PendingError(name)
         return self.out / name
 
+    def require_free(self, chain: str, stage: str) -> None:
+        """Raise DstoolsError if anything but an earlier link is in the way of a stage's result."""
+        link = self.out / chain / stage
+        folders = [self.out / "store", link.parent]
+        inside = next((path for path in folders if path.exists() and not path.is_dir()), None)
+        if taken := inside or (link if link.exists() and not link.is_symlink() else None):
+            raise DstoolsError(
+                f"{taken}: is not a result of dstools, and one would replace it",
+                "move it away, or name another --out",
+            )
+
     def link(self, chain: str, stage: str, folder: Path) -> None:
         """Make OUT/CHAIN/STAGE a link to the result."""
         if rank() > 0:

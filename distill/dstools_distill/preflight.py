@@ -23,9 +23,12 @@ def preflight(places: Places) -> None:
 
     Reads names of files and configs, but no weights and no rows.
     """
+    if places.recipe.card:
+        places.require_free("", "card")
     for chain in places.recipe.chains:
         where = f"{places.recipe.path}: {chain.name}: " if chain.name else f"{places.recipe.path}: "
         for stage, settings in chain.stages.items():
+            places.require_free(chain.name, stage)
             if STAGES[stage].trains:
                 _require_known(settings, f"{where}{stage}.")
         for key, language in _languages(chain.stages):

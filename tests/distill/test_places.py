@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from dstools_converters.errors import DstoolsError
+from dstools_distill.pipeline import Pipeline
 from dstools_distill.places import PendingError, Places
+from dstools_distill.preflight import preflight
 from dstools_distill.recipe.recipe import read_recipe
+from dstools_distill.store.stage import no_bar
 
 Finish = Callable[..., Path]
 RECIPE = """
@@ -94,6 +97,21 @@ def test_a_link_is_replaced_at_once_and_is_relative(
         assert (tmp_path / "out" / "cold" / "sft").resolve() == folder
     assert (tmp_path / "out" / "cold" / "sft").readlink() == Path("../store/two")
     assert [path.name for path in (tmp_path / "out" / "cold").iterdir()] == ["sft"]
+
+
+@pytest.mark.parametrize("taken", ["cold", "cold/sft", "store"])
+def test_what_the_user_keeps_in_the_folder_is_not_replaced(
+    places: Places, tmp_path: Path, taken: str
+) -> None:
+    notes = tmp_path / "out" / taken
+    notes.parent.mkdir(parents=True)
+    notes.write_text("notes")
+    cold = places.recipe.chains[0]
+    for start in (preflight, lambda of: Pipeline(of, 1, no_bar).run_one(cold, "sft")):
+        with pytest.raises(DstoolsError, match=f"out/{taken}: is not a result of") as caught:
+            start(places)
+        assert caught.value.hint == "move it away, or name another --out"
+    assert notes.read_text() == "notes"
 
 
 def test_other_ranks_make_no_link(
