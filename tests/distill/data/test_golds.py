@@ -99,6 +99,13 @@ def test_two_statements_of_the_gold_that_differ_are_a_doubt(row: Any, problem: s
     assert doubt.hint
 
 
+def test_golds_that_no_one_needs_are_not_compared() -> None:
+    row = {"answer": "2", "gold": "5", "solution": r"\boxed{4}"}
+    with pytest.raises(BadRowError, match="gold is '5' and answer is '2'"):
+        read_gold(Columns(row), None, "")
+    assert module.read_gold(Columns(row), None, "", None) == Gold("5", r"\boxed{4}")
+
+
 def test_a_column_that_is_the_teachers_is_no_gold() -> None:
     assert read_gold(Columns({"answer": "4", "gold": "5"}), None, "answer").gold == "5"
     assert read_gold(Columns({"answer": "4"}), None, "answer").gold is None
