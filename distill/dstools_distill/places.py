@@ -48,12 +48,19 @@ class Places:
     def require(self) -> None:
         """Raise DstoolsError if a file or folder that the recipe names is missing."""
         for chain in self.recipe.chains:
-            for name in self._files(chain):
-                if name and not name.startswith(PHASE) and not self.path(name).exists():
+            rates = chain.stages["prompts"].pass_rates if "prompts" in chain.stages else ""
+            for name in (rates, *self._files(chain)):
+                path = self.path(name)
+                if not name or name.startswith(PHASE):
+                    continue
+                if not path.exists():
                     raise DstoolsError(
-                        f"{self.recipe.path}: {self.path(name)}: no such file or folder",
+                        f"{self.recipe.path}: {path}: no such file or folder",
                         "paths of a recipe are relative to its folder",
                     )
+                if path.is_dir() and name != rates:
+                    problem = f"{self.recipe.path}: {path}: is a folder"
+                    raise DstoolsError(problem, "name a file in it")
             for key, name in self._models(chain):
                 if not name.startswith(PHASE):
                     self.model(name, key)
@@ -61,15 +68,13 @@ class Places:
     def _files(self, chain: Chain) -> Iterator[str]:
         stages = chain.stages
         yield from chain.index
-        if "prompts" in stages:
-            yield stages["prompts"].pass_rates
         if "generate" in stages and stages["generate"].backend == "replay":
             yield stages["generate"].model
         if "select" in stages:
             yield stages["select"].non_reasoning
         for stage in ("prompts", "eval"):
             if stage in stages:
-                names = (source.path for source in stages[stage].source)
+                names = (source.path or "." for source in stages[stage].source)
                 yield from (name for name in names if not name.startswith(NO_FILES))
 
     def _models(self, chain: Chain) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,8 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 def preflight(places: Places) -> None:
     """Raise DstoolsError, naming file, table and key, for what a stage of the recipe would refuse.
 
-    Reads names of files and configs, but no weights and no rows.
+    Reads names of files, configs, tokenizers, indexes and the first row of each source, but no
+    weights and no other rows.
     """
     if places.recipe.card:
         places.require_free("", "card")
@@ -38,6 +39,8 @@ def preflight(places: Places) -> None:
                 _require_weights(places.model(name, key), f"{where}{key}: ")
         if "mtp" in chain.stages:
             _require_mtp(places, chain, where)
+        _require_settings(places, chain)
+        _require_readable(places, chain)
 
 
 def _require_known(settings: Training, where: str) -> None:
@@ -47,6 +50,50 @@ def _require_known(settings: Training, where: str) -> None:
         from dstools_distill.training.trainer import require_names  # needs seconds
 
         require_names(settings, where)
+
+
+def _require_settings(places: Places, chain: Chain) -> None:
+    """Raise DstoolsError for settings that a stage of data refuses when its turn comes."""
+    stages = chain.stages
+    if "generate" in stages:
+        from dstools_distill.teachers.generate import check_generate
+
+        check_generate(stages["generate"])
+    if "select" in stages:
+        from dstools_distill.data.select import check_select
+
+        check_select(stages["select"], is_judged="verify" in stages)
+    has_exam = any("eval" in one.stages for one in places.recipe.chains)
+    if "decontaminate" in stages and not chain.index and not has_exam:
+        from dstools_distill.data.decontaminate import NO_INDEX
+
+        raise DstoolsError(*NO_INDEX)
+
+
+def _require_readable(places: Places, chain: Chain) -> None:
+    """Raise DstoolsError for a file that a stage could not read, by the first row of a large one.
+
+    What an earlier phase has yet to make is not looked into.
+    """
+    from dstools_distill.data.benchmarks import load_index
+    from dstools_distill.data.prompts import require_questions
+    from dstools_distill.data.select import conversations
+    from dstools_distill.tokens.templates import load_tokenizer
+
+    stages, student = chain.stages, chain.student
+    for settings in (stages[name] for name in ("prompts", "eval") if name in stages):
+        for source, file in zip(settings.source, places.sources(settings), strict=True):
+            if not source.path.startswith((PHASE, "datasets:")):  # those may take minutes
+                require_questions(source, file)
+    for name in chain.index:
+        if not name.startswith(PHASE):
+            load_index(places.path(name))
+    mixed = stages["select"].non_reasoning if "select" in stages else ""
+    if mixed and not mixed.startswith(PHASE):
+        next(conversations(places.path(mixed), ""))
+    reads_tokenizer = any("tokenizer" in STAGES[stage].reads for stage in stages)
+    if reads_tokenizer and not (student.tokenizer or student.model).startswith(PHASE):
+        load_tokenizer(places.tokenizer(chain), student.template)
 
 
 def _languages(stages: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -94,6 +94,98 @@ def test_what_a_later_stage_would_refuse_is_refused_first(
         assert hint in caught.value.hint
 
 
+TEACHER = 'model = "teacher"\nbase_url = "http://127.0.0.1:1/v1"'
+FILES = {
+    "text.ngrams": "AIME 2024\n",
+    "empty.ngrams": "",
+    "rows.ngrams": '{"problem": "1 + 1?"}\n',
+    "garbage.jsonl": "no JSON\n",
+    "asked.jsonl": '{"problem": "1 + 1?"}\n',
+    "empty.jsonl": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        ([("[verify]\n", "")], "select needs verdicts, and the samples have none", 'keep = "all"'),
+        (
+            [("[verify]\n", ""), ("[select]", '[select]\nkeep = "all"\nmin_pass_rate = 0.5')],
+            "select needs verdicts",
+            "add [verify]",
+        ),
+        ([("[select]", '[select]\nkeep = "diverse"')], "needs select.per_prompt", "set it to 1"),
+        (
+            [
+                ("[select]", "[decontaminate]\n[select]"),
+                ('[eval]\n[[eval.source]]\npath = "rg:chain_sum"\nseed = 7\n', ""),
+            ],
+            "decontaminate.index names no file, and the recipe has no",
+            "dstools distill index",
+        ),
+        *(
+            (
+                [("[select]", f'[decontaminate]\nindex = ["{name}.ngrams"]\n[select]')],
+                f"{name}.ngrams: is not a contamination index",
+                "build it again",
+            )
+            for name in ("text", "empty", "rows")
+        ),
+        *(
+            ([("[select]", f'[select]\nnon_reasoning = "{name}.jsonl"')], message, hint)
+            for name, message, hint in (
+                ("garbage", "garbage.jsonl: line 1: is not valid JSON", "fix or remove the line"),
+                ("asked", "asked.jsonl: line 1: has no answer", "end it with an assistant's"),
+                ("empty", "empty.jsonl: is empty", "name a file of conversations"),
+            )
+        ),
+        ([("[student]", '[student]\ntemplate = "qwen3"')], "<|im_start|> of the template", "add"),
+        ([(TEACHER, 'base_url = "http://127.0.0.1:1/v1"')], "generate.model: is missing", "knows"),
+        (
+            [('"openai"', '"openai-batch"'), (TEACHER, "")],
+            "generate.model: is missing",
+            "give the name that the server knows",
+        ),
+        ([(TEACHER, 'model = "m"')], "generate.base_url: is missing", "http://127.0.0.1:8000/v1"),
+        *(
+            (
+                [(TEACHER, f'model = "m"\nbase_url = "{url}"')],
+                f"generate.base_url: '{url}' is not a web address",
+                "http://127.0.0.1:8000/v1",
+            )
+            for url in ("127.0.0.1:1/v1", "localhost:1", "http://", "ftp://a/v1", "http://a:b/v1")
+        ),
+        (
+            [(TEACHER, f"{TEACHER}\ntimeout_seconds = 0")],
+            "generate.timeout_seconds: is 0",
+            "give a request time",
+        ),
+        *(
+            ([(f'path = "rg:chain_sum"\n{after}', f'path = "{name}"\n{after}')], message, hint)
+            for after in ("[generate]", "seed = 7")
+            for name, message, hint in (
+                ("", "is a folder", "name a file in it"),
+                (".", "is a folder", "name a file in it"),
+                ("rg:nope", "rg:nope: reasoning-gym has no such task", "check the name"),
+                ("garbage.jsonl", "garbage.jsonl: line 1: is not valid JSON", "fix or remove"),
+                ("empty.jsonl", "empty.jsonl: is empty", "name a source with prompts"),
+            )
+        ),
+    ],
+)
+def test_what_a_stage_of_data_would_refuse_is_refused_before_the_teacher_is_paid(
+    changes: list[tuple[str, str]], message: str, hint: str, tmp_path: Path
+) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+    given = places(tmp_path, *changes)
+    for start in (check, lambda of: preview(of, "")):
+        with pytest.raises(DstoolsError) as caught:
+            start(given)
+        assert message in str(caught.value)
+        assert hint in caught.value.hint
+
+
 def test_a_recipe_that_can_run_passes(tmp_path: Path) -> None:
     preflight(places(tmp_path))
     preflight(places(tmp_path, ("[sft]", '[sft]\noptimizer = "muon"\nattention = "eager"')))

@@ -27,11 +27,13 @@ generate = { backend = "replay", model = "phase:cold/verify/records.jsonl" }
 [[phase.prompts.source]]
 path = "asked.jsonl"
 """
+SAMPLE = Path(__file__).parents[1] / "data" / "sample-v3"
+ASKED = '{"problem": "1 + 1?"}\n{"problem": "1 + 2?"}\n'
 
 
 def read(tmp_path: Path, text: str = RECIPE) -> Places:
-    for name in ("asked.jsonl", "samples.jsonl"):
-        (tmp_path / name).write_text("{}\n{}\n")
+    (tmp_path / "asked.jsonl").write_text(ASKED)
+    (tmp_path / "samples.jsonl").write_text("{}\n{}\n")
     (tmp_path / "a.toml").write_text(text)
     return Places(read_recipe(tmp_path / "a.toml"), tmp_path / "out", Path)
 
@@ -74,10 +76,10 @@ def test_a_result_counts_by_its_identity_and_not_by_the_link_in_the_folder(
     assert states(places)[:3] == done
     (tmp_path / "out" / "cold" / "generate").unlink()  # `find` needs no link
     assert states(places)[:3] == done
-    (tmp_path / "asked.jsonl").write_text("{}\n")
+    (tmp_path / "asked.jsonl").write_text("")
     assert states(read(tmp_path))[:3] == done  # the same content again
     other = read(tmp_path)
-    (tmp_path / "asked.jsonl").write_text("other")
+    (tmp_path / "asked.jsonl").write_text(ASKED + ASKED)
     assert [state.rpartition(" ")[2] for state in states(other)[:3]] == ["run"] * 3
 
 
@@ -123,7 +125,6 @@ def test_a_check_passes_for_what_can_run_and_makes_nothing(tmp_path: Path) -> No
     ],
 )
 def test_a_check_refuses_what_a_run_would(tmp_path: Path, old: str, new: str, message: str) -> None:
-    (tmp_path / "student").mkdir()
-    (tmp_path / "student" / "model.safetensors").touch()
+    (tmp_path / "student").symlink_to(SAMPLE)
     with pytest.raises(DstoolsError, match=message):
         check(read(tmp_path, RECIPE.replace(old, new, 1)))

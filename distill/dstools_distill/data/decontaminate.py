@@ -41,6 +41,10 @@ NOTE = (
     "Words are compared: a copy is found with up to a quarter of its words replaced, a part of it "
     "by ten words in a row. A problem that was paraphrased or translated is not found."
 )
+NO_INDEX = (
+    "decontaminate.index names no file, and the recipe has no [eval] to keep out",
+    "make an index with `dstools distill index`",
+)
 
 
 def decontaminate(_settings: Decontaminate, inputs: Inputs, work: Work) -> Report:
@@ -50,10 +54,7 @@ def decontaminate(_settings: Decontaminate, inputs: Inputs, work: Work) -> Repor
     Raises DstoolsError if there is no index.
     """
     if not inputs.indexes:
-        raise DstoolsError(
-            "decontaminate.index names no file, and the recipe has no [eval] to keep out",
-            "make an index with `dstools distill index`",
-        )
+        raise DstoolsError(*NO_INDEX)
     index = Index(inputs.indexes)
     source = inputs.samples / "records.jsonl"
     files = ("records.jsonl", "dropped.jsonl")

@@ -206,6 +206,13 @@ def _records(
         raise DstoolsError(f"{file or source.path}: is empty", "name a source with prompts in it")
 
 
+def require_questions(source: Source, file: Path | None) -> None:
+    """Raise DstoolsError for a source that cannot be read, by its first row, or that is empty."""
+    reading = Reading(source.max_bad)
+    if next(_questions(source, file, reading), None) is None and not reading.bad:
+        raise DstoolsError(f"{file or source.path}: is empty", "name a source with prompts in it")
+
+
 def _questions(source: Source, file: Path | None, reading: Reading) -> Questions:
     if file is not None:
         return questions(file, source.form, reading)

@@ -53,7 +53,7 @@ def select(settings: Select, inputs: Inputs, work: Work) -> Report:
     Reasons, the first that applies: "incorrect", "unverifiable", "pass-rate", "per-prompt",
     "not-first", "not-shortest", "not-diverse", "limit".
     """
-    _check(settings)
+    check_select(settings, is_judged=True)
     source = inputs.samples / "records.jsonl"
     with source.open("rb") as file, work.bar(source.stat().st_size, "select") as progress:
         read = _Read(source, file, progress)
@@ -63,10 +63,8 @@ def select(settings: Select, inputs: Inputs, work: Work) -> Report:
         kept = rng.permutation(kept)
         mixed, contaminated = array("Q"), list[bytes]()
         if inputs.mixed is not None:
-            rows = _conversations(inputs.mixed, settings.licence)
+            rows = conversations(inputs.mixed, settings.licence)
             mixed, contaminated = _import(rows, Index(inputs.indexes), work.folder / MIXED)
-            if not mixed and not contaminated:
-                raise DstoolsError(f"{inputs.mixed}: is empty", "name a file of conversations")
         own, others = _shares(settings, len(kept), len(mixed))
         for number in kept[own:].tolist():
             reasons[number] = "limit"
@@ -91,7 +89,15 @@ def select(settings: Select, inputs: Inputs, work: Work) -> Report:
     }
 
 
-def _check(settings: Select) -> None:
+def check_select(settings: Select, *, is_judged: bool) -> None:
+    """Raise DstoolsError for settings with which nothing can be selected.
+
+    is_judged: whether all samples have a verdict.
+    """
+    band = settings.min_pass_rate > 0 or settings.max_pass_rate < 1
+    if (settings.keep != "all" or band) and not is_judged:
+        problem = "select needs verdicts, and the samples have none"
+        raise DstoolsError(problem, 'add [verify], or keep = "all"')
     if settings.keep == "diverse" and not settings.per_prompt:
         raise DstoolsError('select.keep = "diverse" needs select.per_prompt', "set it to 1 or more")
     if settings.non_reasoning and not settings.reasoning_share:
@@ -126,14 +132,11 @@ class _Read:
 def _fates(settings: Select, read: _Read, file: BinaryIO) -> list[str]:
     """Return why each row is dropped, "" if it is kept."""
     reasons = np.full(len(read.offsets), "", object)
-    band = settings.min_pass_rate > 0 or settings.max_pass_rate < 1
-    if (settings.keep != "all" or band) and np.any(read.verdicts == NONE):
-        problem = "select needs verdicts, and the samples have none"
-        raise DstoolsError(problem, 'add [verify], or keep = "all"')
+    check_select(settings, is_judged=not np.any(read.verdicts == NONE))
     if settings.keep != "all":
         for value in (1, 2):
             reasons[read.verdicts == value] = VERDICTS[value]
-    if band:
+    if settings.min_pass_rate > 0 or settings.max_pass_rate < 1:
         judged = np.bincount(read.groups, read.verdicts != UNVERIFIABLE)
         rate = np.bincount(read.groups, read.verdicts == CORRECT) / np.maximum(judged, 1)
         outside = (rate < settings.min_pass_rate) | (rate > settings.max_pass_rate)
@@ -211,11 +214,13 @@ def _import(rows: Iterator[Record], index: Index, path: Path) -> "tuple[array[in
     return offsets, contaminated
 
 
-def _conversations(file: Path, licence: str) -> Iterator[Record]:
+def conversations(file: Path, licence: str) -> Iterator[Record]:
     """Yield the records of a file of conversations.
 
-    Raises DstoolsError for one without an answer, or with a think tag in its answer.
+    Raises DstoolsError for a conversation without an answer, for one with a think tag in its
+    answer, and if there are none.
     """
+    number = 0
     for number, _, question in questions(file, "auto", Reading()):
         answer, where = question.first_reply, f"{file}: line {number}"
         if answer is None:
@@ -230,6 +235,8 @@ def _conversations(file: Path, licence: str) -> Iterator[Record]:
         parts = {"raw": answer, "reasoning": None, "answer": answer}
         end = {"finish_reason": "stop", "prefilled_think": False, "usage": None}
         yield source | {"licence": licence, "messages": messages} | gold | sample | parts | end
+    if number == 0:
+        raise DstoolsError(f"{file}: is empty", "name a file of conversations")
 
 
 def _write_dropped(

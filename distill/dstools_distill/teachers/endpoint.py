@@ -55,8 +55,6 @@ def endpoint(settings: Generate) -> Teacher:
     shown. The teacher raises DstoolsError with the URL if the server is down, refuses the key, or
     refuses every request.
     """
-    if not settings.base_url:
-        raise DstoolsError("generate.base_url is missing", 'such as "http://127.0.0.1:8000/v1"')
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         missing = (ask for ask in asks if ask.number not in done)
@@ -64,6 +62,25 @@ def endpoint(settings: Generate) -> Teacher:
         return _unless_all_are_refused(outcomes, settings, is_first=len(done) == 0)
 
     return answers
+
+
+def check_address(settings: Generate) -> None:
+    """Raise DstoolsError for an address that no request can go to, or for no time to answer."""
+    if not settings.base_url:
+        raise DstoolsError("generate.base_url: is missing", ADDRESS)
+    try:
+        parts = urlsplit(settings.base_url)
+        is_web = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of a port that is not a number
+        is_web = False
+    if not is_web:
+        problem = f"generate.base_url: {printable(settings.base_url)!r} is not a web address"
+        raise DstoolsError(problem, ADDRESS)
+    if not settings.timeout_seconds:
+        raise DstoolsError("generate.timeout_seconds: is 0", "give a request time to be answered")
+
+
+ADDRESS = 'write one such as "http://127.0.0.1:8000/v1"'
 
 
 def request(settings: Generate, ask: Ask) -> dict[str, Any]:

@@ -52,11 +52,7 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
     them. Raises DstoolsError if the teacher is down, if more than settings.max_failed of the
     samples did not come (another run asks for those again), or if every sample failed.
     """
-    if settings.samples > 1 and settings.temperature == 0 and settings.backend != "replay":
-        raise DstoolsError(
-            f"generate.samples: {settings.samples} greedy answers are all the same",
-            "set generate.temperature above 0, or generate.samples = 1",
-        )
+    check_generate(settings)
     asked, done = inputs.prompts / RECORDS, work.folder / RECORDS
     count = sum(1 for _ in records.lines(asked))
     if not done.exists():  # it gets this name once it is complete
@@ -69,6 +65,21 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
 
         remove_batch_files(work.folder)
     return _report(count, records.read(done), records.read(work.folder / DROPPED))
+
+
+def check_generate(settings: Generate) -> None:
+    """Raise DstoolsError for settings with which no teacher can be asked."""
+    if settings.samples > 1 and settings.temperature == 0 and settings.backend != "replay":
+        raise DstoolsError(
+            f"generate.samples: {settings.samples} greedy answers are all the same",
+            "set generate.temperature above 0, or generate.samples = 1",
+        )
+    if settings.backend in ("openai", "openai-batch") and not settings.model:
+        raise DstoolsError("generate.model: is missing", "give the name that the server knows")
+    if settings.backend == "openai":
+        from dstools_distill.teachers.endpoint import check_address
+
+        check_address(settings)
 
 
 def _fill(

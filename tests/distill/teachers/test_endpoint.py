@@ -411,8 +411,6 @@ def test_a_server_that_is_not_there_is_one_error_with_its_address(tmp_path: Path
     assert str(error.value) == (
         f"http://127.0.0.1:{port}/v1: the teacher does not answer: no connection"
     )
-    with pytest.raises(DstoolsError, match="base_url is missing"):
-        run(replace(settings, base_url=""), tmp_path)
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, "invalid_api_key"), (404, "not_found")])
