@@ -64,8 +64,8 @@ def endpoint(settings: Generate) -> Teacher:
     return answers
 
 
-def check_address(settings: Generate) -> None:
-    """Raise DstoolsError for an address that no request can go to, or for no time to answer."""
+def check_endpoint(settings: Generate) -> None:
+    """Raise DstoolsError for an address, a time or a key with which no request can be sent."""
     if not settings.base_url:
         raise DstoolsError("generate.base_url: is missing", ADDRESS)
     try:
@@ -78,6 +78,18 @@ def check_address(settings: Generate) -> None:
         raise DstoolsError(problem, ADDRESS)
     if not settings.timeout_seconds:
         raise DstoolsError("generate.timeout_seconds: is 0", "give a request time to be answered")
+    if fault := _fault(_key(settings)):
+        problem = f"${settings.api_key_env}: the key holds {fault}"
+        raise DstoolsError(problem, "set the variable again, to the key alone")
+
+
+def _fault(key: str) -> str:
+    """Return what a header of a request cannot hold of a key; "" if it can hold all of it."""
+    if not key.isascii():
+        return "a character outside ASCII"
+    if "\r" in key or "\n" in key:
+        return "a line break"
+    return "" if key.isprintable() and " " not in key else "a blank or control character"
 
 
 ADDRESS = 'write one such as "http://127.0.0.1:8000/v1"'

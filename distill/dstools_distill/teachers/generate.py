@@ -77,9 +77,9 @@ def check_generate(settings: Generate) -> None:
     if settings.backend in ("openai", "openai-batch") and not settings.model:
         raise DstoolsError("generate.model: is missing", "give the name that the server knows")
     if settings.backend == "openai":
-        from dstools_distill.teachers.endpoint import check_address
+        from dstools_distill.teachers.endpoint import check_endpoint
 
-        check_address(settings)
+        check_endpoint(settings)
 
 
 def _fill(

@@ -27,7 +27,7 @@ from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.teachers import endpoint
 from dstools_distill.teachers.endpoint import request
-from dstools_distill.teachers.generate import generate
+from dstools_distill.teachers.generate import check_generate, generate
 from dstools_distill.teachers.teacher import Answer, Ask, UnreadError, answer
 
 SERVER = """
@@ -425,6 +425,33 @@ def test_a_refusal_of_every_request_stops_at_once_and_hides_the_key(
         run(settings_for(proxy), tmp_path)
     assert "$DSTOOLS_TEST_KEY" in error.value.hint
     assert max(proxy.asked.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "fault"),
+    [
+        ("\r", "a line break"),
+        ("\n", "a line break"),
+        ("\r\n", "a line break"),
+        ("\nmore", "a line break"),
+        ("\t", "a blank or control character"),
+        (" ", "a blank or control character"),
+        ("\x7f", "a blank or control character"),
+        ("é", "a character outside ASCII"),
+        ("\u200b", "a character outside ASCII"),
+        ("\udce9", "a character outside ASCII"),  # a byte that is not UTF-8, as os.environ has it
+    ],
+)
+def test_a_key_that_no_request_can_carry_is_told_by_its_variable(
+    end: str, fault: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSTOOLS_TEST_KEY", KEY + end)
+    for start in (check_generate, lambda settings: run(settings, tmp_path)):
+        with pytest.raises(DstoolsError) as error:
+            start(settings_for(proxy))
+        assert str(error.value) == f"$DSTOOLS_TEST_KEY: the key holds {fault}"
+        assert error.value.hint == "set the variable again, to the key alone"
+    assert proxy.asked == {}
 
 
 def test_a_server_that_refuses_every_prompt_stops_the_run(
