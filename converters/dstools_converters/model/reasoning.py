@@ -38,6 +38,12 @@ def split(raw: str, prefilled: bool) -> Parts:
     return Parts(reasoning, answer) if closer else Parts(None, raw)
 
 
+def after_thought(raw: str, prefilled: bool) -> str:
+    """Return all after the last closing tag; "" where a block is still open at the end."""
+    _, closer, rest = raw.rpartition(CLOSE)
+    return "" if OPEN in rest or (prefilled and not closer) else rest
+
+
 def join(parts: Parts, prefilled: bool) -> str:
     """Return the text that `split` divided, without white space before the opening tag."""
     if parts.reasoning is None:

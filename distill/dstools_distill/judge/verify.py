@@ -16,7 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dstools_converters.model.reasoning import CLOSE, IN_TAGS, OPEN, other_tag, split, tag_hint
+from dstools_converters.model.reasoning import (
+    CLOSE,
+    IN_TAGS,
+    OPEN,
+    after_thought,
+    other_tag,
+    split,
+    tag_hint,
+)
 from dstools_distill.judge import program, sandbox, steps
 from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers
 from dstools_distill.judge.extract import final_answer
@@ -146,7 +154,7 @@ class Judge:
         is_reasoned = (parts.reasoning or "").strip()
         is_broken = parts.reasoning is None and (OPEN in raw or CLOSE in raw)
         is_formed = not is_broken and (is_reasoned or not settings.reasoning)
-        ended = how_ended(record["finish_reason"], parts.answer if is_formed else "")
+        ended = how_ended(record["finish_reason"], after_thought(raw, record["prefilled_think"]))
         if ended != "stop":
             verdict = "incorrect" if ended in UNFINISHED else "unverifiable"
             ruling = Ruling(verdict, f"unfinished: {ended}")

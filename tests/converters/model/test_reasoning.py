@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dstools_converters.model.reasoning import (
     Answer,
     Parts,
+    after_thought,
     answer_after,
     join,
     opens_think,
@@ -18,6 +19,25 @@ from dstools_converters.model.reasoning import (
     tag_hint,
     thought,
 )
+
+
+@pytest.mark.parametrize(
+    ("raw", "prefilled", "rest"),
+    [
+        ("a", False, "a"),
+        ("a", True, ""),
+        ("<think>a", False, ""),
+        ("<think>a</think>\nb", False, "\nb"),
+        ("a</think>b", True, "b"),
+        ("a</think>b", False, "b"),
+        ("<think>a</think>b<think>c</think>d", False, "d"),
+        ("<think>a</think>b<think>c", False, ""),
+    ],
+)
+def test_what_follows_the_last_block_is_not_a_part_of_one(
+    raw: str, prefilled: bool, rest: str
+) -> None:
+    assert after_thought(raw, prefilled) == rest
 
 
 @pytest.mark.parametrize(

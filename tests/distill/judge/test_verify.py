@@ -58,6 +58,28 @@ def judge() -> Iterator[Judge]:
 
 
 @pytest.mark.parametrize(
+    ("raw", "prefilled", "verdict", "reason"),
+    [  # the text says that it ended, whatever is wrong with it
+        ("125", False, "incorrect", "think-block"),
+        ("<think>\n\n</think>\n\n125", False, "incorrect", "think-block"),
+        ("\n</think>\n\n125", True, "incorrect", "think-block"),
+        ("<think>a</think><think>b</think>125", False, "incorrect", "think-block"),
+        ("<think>a</think>125", True, "incorrect", "think-block"),
+        ("5*25</think>125", False, "incorrect", "think-block"),
+        # or that it did not
+        ("5*25", True, "unverifiable", "unfinished: unknown"),
+        ("<think>a</think>125<think>", False, "unverifiable", "unfinished: unknown"),
+        ("<think>a</think><think>b</think>\n", False, "unverifiable", "unfinished: unknown"),
+    ],
+)
+def test_without_a_finish_reason_a_text_with_an_answer_is_judged_by_its_form(
+    raw: str, prefilled: bool, verdict: str, reason: str, judge: Judge
+) -> None:
+    judged = judge.judge(record(raw, finish_reason=None, prefilled_think=prefilled))
+    assert (judged["verdict"], judged["verdict_reason"]) == (verdict, reason)
+
+
+@pytest.mark.parametrize(
     ("sample", "verdict", "reason"),
     [
         (thought("125"), "correct", "equal"),
@@ -69,7 +91,6 @@ def judge() -> Iterator[Judge]:
         (thought("125", finish_reason=None), "correct", "equal"),
         (thought("126", finish_reason="unknown"), "incorrect", "differs: 126"),
         (thought("", finish_reason=None), "unverifiable", "unfinished: unknown"),
-        (record("125", finish_reason=None), "unverifiable", "unfinished: unknown"),
         (record("<think>\n5*25", finish_reason=None), "unverifiable", "unfinished: unknown"),
         (thought("125", " \n"), "incorrect", "think-block"),
         (record("<think>it is 125"), "incorrect", "think-block"),
