@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import DISTRIBUTION, DstoolsError, disk_errors
-from dstools_converters.files import sync, write_synced
+from dstools_converters.files import real, sync, write_synced
 from dstools_distill.store.ranks import LOCKED, rank
 
 Report = dict[str, Any]  # a stage's counts: JSON, the same bytes for the same inputs
@@ -94,7 +94,10 @@ def identify(
 
 
 def find(store: Path, identity: Identity) -> Done | None:
-    """Return the finished stage, or None."""
+    """Return the finished stage, or None.
+
+    Raises DstoolsError if its files are not as it left them; see `require_whole`.
+    """
     folder = store / identity.name
     if not (folder / MANIFEST).exists():
         return None
@@ -104,6 +107,7 @@ def find(store: Path, identity: Identity) -> Done | None:
             f"{folder / MANIFEST}: is not the manifest of a finished stage",
             f"delete {folder}; the next run makes it again",
         )
+    require_whole(folder, manifest)
     return Done(identity.stage, folder, manifest["report"], is_reused=True)
 
 
@@ -147,6 +151,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def require_whole(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise DstoolsError for a file of a finished stage that is missing or was changed.
+
+    Files over 64 MiB are compared by their size alone.
+    """
+    for name, wanted in manifest["outputs"].items():
+        path = real(folder) / name
+        fault = "is missing"
+        if path.is_file():
+            size = path.stat().st_size
+            is_same = size > WHOLE_BYTES or file_sha256(path) == wanted["sha256"]
+            if size == wanted["bytes"] and is_same:
+                continue
+            fault = f"was changed after {manifest['stage']} wrote it"
+        hint = f"put it back, or delete {real(folder)}; the next run makes it again"
+        raise DstoolsError(f"{path}: {fault}", hint)
+
+
 def outputs(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size and sha256 of every file of a stage's result, by its path in the folder."""
     return {
@@ -159,14 +181,16 @@ def outputs(folder: Path) -> dict[str, dict[str, Any]]:
 def digest(path: Path) -> str:
     """Return a digest of an input's content, wherever it is.
 
-    Of a finished stage, its outputs; of a file, its sha256; of another folder, the names and
-    contents of its files; one over 64 MiB counts by its size and 1024 evenly spread pieces.
+    Of a finished stage, its outputs, which must be as it left them; of a file, its sha256; of
+    another folder, the names and contents of its files; one over 64 MiB counts by its size and 1024
+    evenly spread pieces.
     """
     if path.is_file():
         return file_sha256(path)
     if not path.is_dir():
         raise DstoolsError(f"{path}: no such file or folder", "is the path right?")
     if (path / MANIFEST).exists() and "stage" in (manifest := read_manifest(path)):
+        require_whole(path, manifest)
         content = json.dumps(manifest["outputs"], sort_keys=True)
     else:
         files = sorted(file for file in path.iterdir() if file.is_file() and file.name[0] != ".")

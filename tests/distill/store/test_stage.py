@@ -74,6 +74,46 @@ def test_a_stage_that_gives_the_same_bytes_leaves_the_next_one_as_it_was(tmp_pat
     assert digest(first.folder) == digest(other.folder)
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "is missing"),
+        ("{}", "was changed after verify wrote it"),
+        ("[]\n", "was changed after verify wrote it"),
+    ],
+)
+def test_a_finished_stage_whose_files_are_not_as_it_left_them_is_not_used(
+    content: str | None, problem: str, tmp_path: Path
+) -> None:
+    done = run_stage(tmp_path, identity({}), count_up, work)
+    (tmp_path / "verify").symlink_to(done.folder)
+    records = done.folder / "records.jsonl"
+    (done.folder / "notes.txt").write_text("another file does not matter")
+    assert find(tmp_path, identity({})) is not None
+    records.unlink()
+    if content is not None:
+        records.write_text(content)
+    for use in (lambda: find(tmp_path, identity({})), lambda: digest(tmp_path / "verify")):
+        with pytest.raises(DstoolsError) as error:
+            use()
+        assert str(error.value) == f"{records}: {problem}"
+        assert error.value.hint == (
+            f"put it back, or delete {done.folder}; the next run makes it again"
+        )
+
+
+def test_a_large_file_of_a_finished_stage_is_compared_by_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run_stage(tmp_path, identity({}), count_up, work)
+    monkeypatch.setattr("dstools_distill.store.stage.WHOLE_BYTES", 2)
+    (done.folder / "records.jsonl").write_text("[]\n")
+    assert find(tmp_path, identity({})) is not None
+    (done.folder / "records.jsonl").write_text("[]")
+    with pytest.raises(DstoolsError, match="was changed"):
+        find(tmp_path, identity({}))
+
+
 def test_a_missing_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(DstoolsError, match=r"none: no such file"):
         identity({}, x=tmp_path / "none")
