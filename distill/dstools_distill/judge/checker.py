@@ -27,7 +27,7 @@ KNOWN_ERRORS = (
 )
 DIGITS, LARGE = 1000, 10**300  # of irrational numbers: tells 1 - e^-200 from 1
 INDEX = sympy.Symbol("xi", real=True)  # an integer, of the members of a family
-PRIMES = (5, 7, 8, 11, 13, 17, 14, 19, 23, 29, 31)
+VALUES = (5, 7, 8, 11, 26, 17, 14, 19, 23, 29, 31)  # each symbol takes odd and even ones
 
 
 def serve(seconds: float) -> None:
@@ -67,7 +67,7 @@ def answer(question: dict[str, Any], seconds: float) -> bool | float | str | Non
 def are_equal(question: dict[str, Any]) -> bool | None:
     """Return whether "answer" and "gold" are equal, by many digits of the trees of math-verify.
 
-    None where it cannot read or compare one, or where they differ only for negative or broken
+    None where it cannot read or compare one, or where they differ only for negative or non-integer
     values of a variable, which the question may exclude.
     """
     try:
@@ -78,9 +78,9 @@ def are_equal(question: dict[str, Any]) -> bool | None:
 
 
 def _tree(text: str) -> Any:
-    """Return what math-verify reads as a tree of sympy, with i and e as they are meant.
+    """Return what math-verify reads as a tree of sympy, with i and e as constants.
 
-    Equal numbers are the last of them, and conditions on a variable the set of its values.
+    A chain of equal numbers becomes its value; conditions on one variable become a set.
     """
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
@@ -154,17 +154,17 @@ def _same_families(one: Any, other: Any) -> bool | None:
 
 
 def _same_sets(one: Any, other: Any) -> bool | None:
-    """Compare the ends of intervals one by one; False for other sets of numbers."""
+    """Compare the ends of intervals one by one; None for other sets."""
     pieces = [sorted(s.args if s.is_Union else [s], key=lambda p: p.inf) for s in (one, other)]
     if not all(piece.is_Interval for piece in pieces[0] + pieces[1]):
-        return None if one.free_symbols or other.free_symbols else False
+        return None
     open_ends = [[(piece.left_open, piece.right_open) for piece in each] for each in pieces]
     ends = [[end for piece in each for end in (piece.inf, piece.sup)] for each in pieces]
     return open_ends[0] == open_ends[1] and every(_same(*pair) for pair in zip(*ends, strict=True))
 
 
 def _same_expressions(one: Any, other: Any) -> bool | None:
-    """Compare at positive integers, then at broken and at negative values of each symbol."""
+    """Compare at positive integers, then at non-integer and at negative values of each symbol."""
     if one.is_infinite or other.is_infinite:
         return False
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
@@ -182,7 +182,7 @@ def _same_expressions(one: Any, other: Any) -> bool | None:
 
 
 def _same_equations(one: Any, other: Any) -> bool | None:
-    """Compare what must be 0, xy - 6 of y = 6/x: its ratio must be the same at all points."""
+    """Compare two equations by their numerators, xy - 6 of y = 6/x: their ratio is constant."""
     one, other = (tree.as_numer_denom()[0] for tree in (one, other))
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     ratios = [_value(one / other, point) for _, point in _points(symbols)]
@@ -194,10 +194,10 @@ def _same_equations(one: Any, other: Any) -> bool | None:
 def _points(symbols: list[Any]) -> Iterator[tuple[bool, dict[Any, Any]]]:
     """Yield values of the symbols: whether a difference there is one, and the point.
 
-    n is an integer; the others take broken values and negative ones, too.
+    n is an integer; the others take non-integer values and negative ones, too.
     """
     for k in range(4 if symbols else 1):
-        point = {s: PRIMES[(3 * k + n) % len(PRIMES)] for n, s in enumerate(symbols)}
+        point = {s: VALUES[(3 * k + n) % len(VALUES)] for n, s in enumerate(symbols)}
         yield True, point
     for symbol in symbols:
         for divisor in (1,) if symbol.name == "n" else (1, 17, -17):

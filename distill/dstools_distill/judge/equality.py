@@ -6,10 +6,12 @@ Three-valued: None where neither knows.
 import re
 from collections.abc import Iterable
 from fractions import Fraction
+from string import ascii_letters
 
-from dstools_distill.judge.quantities import Value, column, latex
+from dstools_distill.judge.quantities import Value, column, to_latex
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import squeezed
+from dstools_distill.judge.units import ATOMS, NONE
 
 MAX_ITEMS = 40
 SCALARS, LISTS = {"number", "formula"}, ("", "{}")
@@ -36,9 +38,12 @@ MISREAD = re.compile(
     r"|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|r|end|\\))|\\(?:log|ln|sin|cos|tan)\s*\w\s*(?:\*|\\cdot)"
 )
 MATRIX = re.compile(r"\\begin\{(?:[pb]?matrix|array)")
-SUBSCRIPT, COMMAND = re.compile(r"_\s*\{?\w+\}?"), re.compile(r"\\[A-Za-z]+")
+SUBSCRIPT = re.compile(r"_\s*\{?\w+\}?")
+NO_SYMBOL = re.compile(
+    r"\\(?:begin|end)\{\w+\}(?:\{[clr|]+\})?|\\mathbb\s*\{?\w|\\[A-Za-z]+|\b(?:or|and)\b"
+)
 LETTER = re.compile("[A-Za-z]")
-LIBRARY = str.maketrans(  # as math-verify reads it
+TO_LATEX = str.maketrans(  # as math-verify reads it
     {"*": "\\cdot ", "°": "\\cdot\\frac{\\pi}{180}", "⦃": "\\{", "⦄": "\\}"}
 )
 
@@ -71,18 +76,24 @@ class Comparison:
             return True
         for line, other in ((answer, gold), (gold, answer)):
             if line.text == "≈":
+                if not self._rounds(*line.items):
+                    return None
                 found = [self._same(side._replace(name=line.name), other) for side in line.items]
                 return True if True in found else None if None in found else False
         kinds = {answer.kind, gold.kind}
         are_named = answer.name and gold.name
         if answer.name != gold.name and (are_named or "=" in answer.text + gold.text):
-            equations = (f"{v.name} = {latex(v)}" if v.name else v.text for v in (answer, gold))
+            equations = (f"{v.name} = {to_latex(v)}" if v.name else v.text for v in (answer, gold))
             return self._ask(*equations) if kinds <= SCALARS else None
         if kinds == {"items"}:
             return self._items(answer, gold)
-        if "base" in kinds:  # which may have been asked for: 52 for 52_8
-            is_bare = gold.text.partition("_")[0] == latex(answer) and not gold.number
-            return answer.text == gold.text if len(kinds) == 1 else is_bare or None
+        if kinds == {"base"}:  # which may have been asked for: 5_{10} for 101_2
+            numerals = (value.text.split("_") for value in (answer, gold))
+            amounts = {int(digits or "0", int(base)) for digits, base in numerals}
+            return answer.text == gold.text or (None if len(amounts) == 1 else False)
+        if "base" in kinds:  # 52 for 52_8
+            is_bare = gold.text.partition("_")[0] == to_latex(answer) and not gold.number
+            return is_bare or None
         if kinds <= SCALARS:
             return self._quantities(answer, gold)
         if kinds == {"items", "number"}:
@@ -91,7 +102,9 @@ class Comparison:
             is_same = gold.kind == "number" and answer.number == gold.number != 0
             return is_same or (None if is_decimal else False)
         texts = (  # of a tuple and a matrix
-            column(map(latex, v.items)) if v.text == "()" and MATRIX.search(w.text) else latex(v)
+            column(map(to_latex, v.items))
+            if v.text == "()" and MATRIX.search(w.text)
+            else to_latex(v)
             for v, w in ((answer, gold), (gold, answer))
         )
         return self._ask(*texts)
@@ -112,7 +125,7 @@ class Comparison:
         if is_same and PERCENT in units:  # 0.5% and 0.5 are ambiguous
             return (wanted.kind == "number" and abs(wanted.number) > 1) or None
         if is_same or not units & MARKS:
-            return is_same
+            return is_same or (None if _converts(answer, gold) else is_same)
         pairs = ((given, answer.unit), (wanted, gold.unit))
         return self._scalars(*(_unmarked(value, unit.of) for value, unit in pairs))
 
@@ -121,8 +134,24 @@ class Comparison:
         if answer.kind == gold.kind == "number":
             is_decimal = answer.number > 1 and answer.number.denominator > 1
             is_grouped = is_decimal and answer.number * 1000 == gold.number  # 12.500 may be 12500
-            return None if is_grouped else answer.number == gold.number
-        return self._ask(latex(answer), latex(gold))
+            is_same = None if is_grouped else answer.number == gold.number
+        else:
+            is_same = self._ask(to_latex(answer), to_latex(gold))
+        is_rounded = is_same is False and gold.number.denominator > 1 and self._rounds(answer, gold)
+        return None if is_rounded else is_same
+
+    def _rounds(self, exact: Value, rounded: Value) -> bool | None:
+        """Return whether a value rounds to a decimal; None for other values."""
+        places = [n for n in range(10) if 10**n % rounded.number.denominator == 0]
+        if exact.kind not in SCALARS or rounded.kind != "number" or not places:
+            return None
+        if len({exact.unit, rounded.unit} - {NONE}) > 1:
+            return None
+        scale = 10 ** places[0]
+        if exact.kind == "number":
+            return bool(abs(exact.number - rounded.number) * 2 * scale <= 1)
+        nearest = f"\\lfloor {scale} * ({exact.text}) + \\frac{{1}}{{2}} \\rfloor"
+        return self._ask(nearest, str(rounded.number * scale))
 
     def _ask(self, answer: str, gold: str) -> bool | None:
         """Ask math-verify about two formulas, equations or sets, unless it would misread one."""
@@ -135,41 +164,51 @@ class Comparison:
         if any(misread):
             self.problem = "answer-not-read" if misread[0] else "gold-not-read"
             return None
-        letters = set(LETTER.findall(COMMAND.sub(" ", f"{one} {other}")))
+        here, there = (set(LETTER.findall(NO_SYMBOL.sub(" ", text))) for text in texts)
+        letters = here | there
         has_both_cases = len(set(map(str.lower, letters))) < len(letters)  # R is read as r
+        are_renamed = here - there and there - here  # a_n = 2n, and a_k = 2k
         logs = {bool(PLAIN_LOG.search(text)) for text in texts}
         is_degree = "°" in one, "°" in other  # or a number: 60 + x
         is_unknown = is_degree[0] != is_degree[1] and "\\pi" not in f"{one}{other}"
-        if has_both_cases or len(logs) > 1 or is_unknown:
+        if has_both_cases or are_renamed or len(logs) > 1 or is_unknown:
             return None
         self.asked = True
-        one, other = (text.replace("\\lg", "\\log_{10}").translate(LIBRARY) for text in texts)
+        one, other = (text.replace("\\lg", "\\log_{10}").translate(TO_LATEX) for text in texts)
         equal = self.referee.math(one, other)
-        if isinstance(equal, bool):
-            return equal
+        if isinstance(equal, bool):  # ln 2x + C is ln x + C
+            return equal or (None if one[-1:] == other[-1:] == "C" else False)
         self.problem = equal or "math-verify-cannot-read"
         return None
 
     def _items(self, answer: Value, gold: Value) -> bool | None:
         """Compare lists, tuples and sets."""
         brackets = (answer.text, gold.text)
+        names = (answer.name or gold.name).split(" ")
+        has_order = len(names) == 1 or "".join(names) in ascii_letters
+        if answer.name != gold.name and not has_order:  # of m, b
+            return None
         if {*brackets} == {"", "()"} and answer.name != gold.name:  # in the order of the names?
             return self._sequence(answer.items, gold.items) or None
         are_lists = [text in LISTS for text in brackets]
         if are_lists[0] != are_lists[1]:
             return None
         if not are_lists[0]:
-            return brackets[0] == brackets[1] and self._sequence(answer.items, gold.items)
+            equal = self._sequence(answer.items, gold.items)
+            is_pair = {*brackets} == {"()", "[]"}  # [3, 4] may be one, not an interval
+            return equal if brackets[0] == brackets[1] else None if equal and is_pair else False
         counts = len(answer.items), len(gold.items)
-        if counts[0] != counts[1] and ("{}" not in brackets or 0 in counts):
-            return False
+        if 0 in counts:
+            return counts[0] == counts[1]
         if max(counts) > MAX_ITEMS:
             return None
         table = [[self._same(one, other) for other in gold.items] for one in answer.items]
+        columns = list(zip(*table, strict=True))
         equal = every(
-            True if True in line else None if None in line else False
-            for line in [*table, *zip(*table, strict=True)]
+            True if True in line else None if None in line else False for line in [*table, *columns]
         )
+        if equal and gold.text == "":  # 1, 1, 2 is not 1, 2
+            equal = all(line.count(True) == columns.count(line) for line in columns)
         if equal and brackets == ("", "") and len(gold.items) > 2:
             self.problem = "order"  # which may have been asked for
             return self._sequence(answer.items, gold.items) or None
@@ -186,8 +225,16 @@ def _times(value: Value, factor: Fraction) -> Value:
     """Return a value without its unit, times a number."""
     if value.kind == "number":
         return Value("number", number=value.number * factor)
-    factors = f"{latex(Value('number', number=factor))} * ({value.text})"
+    factors = f"{to_latex(Value('number', number=factor))} * ({value.text})"
     return Value("formula", factors if factor != 1 else value.text)
+
+
+def _converts(one: Value, other: Value) -> bool:
+    """Return whether numbers are equal if the one without a unit has another unit of its kind."""
+    (base, power), *more = one.unit.of or other.unit.of
+    sizes = {size**power for name, size in ATOMS.values() if name == base} if not more else set()
+    known, bare = (one, other) if one.unit.of else (other, one)
+    return any(known.number * known.unit.factor == bare.number * size for size in sizes)
 
 
 def _kelvins(value: Value) -> Fraction | None:
@@ -201,5 +248,5 @@ def _kelvins(value: Value) -> Fraction | None:
 def _unmarked(value: Value, of: tuple[tuple[str, int], ...]) -> Value:
     """Return a percentage as a number, and degrees in radians."""
     if of == DEGREE:
-        return Value("formula", f"({latex(value)}) * \\frac{{\\pi}}{{180}}")
+        return Value("formula", f"({to_latex(value)}) * \\frac{{\\pi}}{{180}}")
     return _times(value, Fraction(1, 100)) if of == PERCENT else value

@@ -294,7 +294,7 @@ def _stated(line: str) -> Extracted:
 
 LISTED = re.compile(r"=[^$]*[^\W\d_][^$]*=")  # x = 6 and x = -1
 MORE = re.compile(  # around the unit
-    r"(?<=\d) more (?=[a-z]+)|,? (?:altogether|tomorrow|today|now)$|,? in (?:total|all)$"
+    r"(?<=\d) more(?= [a-z]+)|,? (?:altogether|tomorrow|today|now)$|,? in (?:total|all)$"
     r"| (?:a|at|in|of) .*$"
 )
 # as in Pandoc: no blank after an opening dollar, none before a closing one, and no digit after that

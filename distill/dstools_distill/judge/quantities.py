@@ -1,7 +1,7 @@
 r"""Numbers as they are written, and quantities: a number or a formula with its unit.
 
-number("3 1/2")           ->  7/2
-quantity("22^\circ 30'")  ->  45/2, in degrees
+read_number("3 1/2")           ->  7/2
+read_quantity("22^\circ 30'")  ->  45/2, in degrees
 """
 
 import re
@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from dstools_distill.judge.units import ATOMS, NONE, NoUnitError, Unit, unit
+from dstools_distill.judge.units import ATOMS, NONE, NoUnitError, Unit, read_unit
 
 MAX_DIGITS = 1000
 
@@ -35,10 +35,10 @@ class Value(NamedTuple):
     name: str = ""  # x of x = 5; of a tuple the names, separated by blanks
 
 
-def latex(value: Value) -> str:
+def to_latex(value: Value) -> str:
     """Return a value in LaTeX, without its unit and its name."""
     if value.kind == "items":
-        inner = ", ".join(map(latex, value.items))
+        inner = ", ".join(map(to_latex, value.items))
         return value.text[:1] + inner + value.text[1:] if inner else "\\emptyset"
     if value.kind != "number":
         return value.text
@@ -70,7 +70,7 @@ DECIMAL = re.compile(
 )
 
 
-def number(text: str) -> Fraction | None:
+def read_number(text: str) -> Fraction | None:
     """Return the number that a text is; None for other text.
 
     Raises UnreadableError for a mixed number with an improper fraction.
@@ -110,10 +110,13 @@ ATOMIC = (  # of a unit; it has at most eight of them
     for letters in LETTERS
 )
 QUANTITY = [
-    re.compile(rf"(.*?[\w)}}\]!.])\s*({atom}(?:(?:\s*[/*])?\s*{atom}){{0,7}})") for atom in ATOMIC
+    re.compile(rf"(.*?[\w)}}\]!.]){gap}({atom}(?:(?:\s*[/*])?\s*{atom}){{0,7}})")
+    for gap, atom in zip((r"(?:\s+|(?=[ckm]m|kg|[^A-Za-zµ]))", r"\s*"), ATOMIC, strict=True)
 ]
 BETWEEN = re.compile(r"(?<=[^\W\d_]|[}°])(?<!\d[eE])[\s,]*(?:\band\s)?\s*(?=\d)")
-REMARK = re.compile(r"(?<=[\w}])\s*(?:\\text\s*\{\s*\([A-Za-z -]+\)\s*\}|\([A-Za-z -]{3,}\))$")
+PARENTHESIS = re.compile(  # 9 (apples): a unit
+    r"(?<=\d)(?:\s*\\text\s*\{\s*|\s+)\(([A-Za-z]{4,}(?:[ -][A-Za-z]+)*)\)\s*\}?$"
+)
 COMMA_DECIMAL = re.compile(r"(-?\d+),(\d{1,2})(?=\s*\\text\s*\{|\s+[A-Za-zµ%€/]+$)")
 NO_AMOUNT = re.compile(
     r"\\(?:sqrt|frac|cdot)$|\\text|\\begin|[=<>,;]|\\(?:[lg]eq?|in|approx|pm)\b|(?<![a-z\\])or\b"
@@ -122,12 +125,12 @@ PROSE = re.compile(r"(?<=[A-Za-z])(?<!square)(?<!cubic)\s+[A-Za-z]|^\s*[A-Za-z]{
 ANGLE = re.compile(r"(?<!^)[-+]|\\(?:sin|cos|tan|cot|sec|csc)")
 
 
-def quantity(text: str, *, letters_are_units: bool) -> Value | None:
+def read_quantity(text: str, *, letters_are_units: bool) -> Value | None:
     """Return a number, or a number or formula with its unit; None for other text.
 
     In "5 m" a letter is a variable unless `letters_are_units`. 3 hours 20 minutes are 10/3 hours.
     """
-    text = REMARK.sub("", text)
+    text = PARENTHESIS.sub(r" \\text{\1}", text)
     if money := MONEY.fullmatch(text):
         text = f"{money[1]}{money[3]} \\text{{ {money[2]} }}"
     text = COMMA_DECIMAL.sub(r"\1.\2", re.sub(r",?\s*and\s*\}\s*(?=\d)", "}", text))
@@ -151,7 +154,7 @@ def _part(text: str, letters_are_units: bool) -> Value:
     match = QUANTITY[letters_are_units].fullmatch(text)
     amount, words = (match[1], match[2]) if match else (text, "")
     words = re.sub(r"\*|\\cdot", " ", POWER.sub(r"^\1", TEXT.sub(r" \1 ", words)))
-    found, its = number(amount.strip()), unit(words) if words.strip() else NONE
+    found, its = read_number(amount.strip()), read_unit(words) if words.strip() else NONE
     if found is not None:
         return Value("number", number=found * its.times, unit=its._replace(times=Fraction(1)))
     is_not = NO_AMOUNT.search(amount) or ("°" in words and ANGLE.search(amount))

@@ -9,7 +9,7 @@ What it does not know stays a formula, as text: math-verify reads that.
 import re
 from fractions import Fraction
 
-from dstools_distill.judge.quantities import UnreadableError, Value, column, latex, quantity
+from dstools_distill.judge.quantities import UnreadableError, Value, column, read_quantity, to_latex
 from dstools_distill.judge.spelling import CLOSING, OPENING, outside, plain
 from dstools_distill.judge.units import NONE
 
@@ -62,7 +62,7 @@ UNKNOWN = re.compile(r"^\s*[A-Za-z]\s*(?:=|\\in(?![a-z]))\s*")
 INTEGERS = re.compile(r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*[NQZ]\s*\}?")
 PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 DOTS = re.compile(r"\\[lc]?dots(?![a-z])|\.\.")
-LABEL = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
+PART_NUMBER = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
 AXIS = re.compile(r"\\vec\{([ijk])\}")
 CONDITION = re.compile(r"\s*([^|:]*?)\s*(?:\||:|\\mid)\s*(.*)")
 ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?")
@@ -75,7 +75,7 @@ class _Reader:
 
     def value(self, text: str, depth: int) -> Value:
         """Read a list, a relation, or one of what they hold."""
-        text = text.strip().removeprefix("\\ ").removesuffix("\\").strip()
+        text = text.strip().removesuffix("\\").strip()
         if not text or depth > MAX_DEPTH or DOTS.search(text):
             raise UnreadableError(text)
         if re.sub(r"[\s{}]", "", text) in EMPTY:
@@ -83,7 +83,7 @@ class _Reader:
         if match := re.fullmatch(r"0(?:b([01]+)|x([0-9a-f]+))", text.lower()):
             digits, base = match[1] or match[2], 2 if match[1] else 16
             return Value("base", f"{digits.lstrip('0')}_{base}", number=Fraction(int(digits, base)))
-        if depth == 0 and (whole := quantity(text, letters_are_units=self.letters_are_units)):
+        if depth == 0 and (whole := read_quantity(text, letters_are_units=self.letters_are_units)):
             return whole
         for separators in LISTS:
             parts = [part for part in split_top(text, separators)[0] if part]
@@ -107,7 +107,8 @@ class _Reader:
                 raise UnreadableError(text)
             return Value("formula", f"⦃{', '.join(members)}⦄")
         parts = [
-            LABEL.sub(lambda label: f"{' abcdefghi'[int(label[1])]} = ", part) for part in parts
+            PART_NUMBER.sub(lambda label: f"{' abcdefghi'[int(label[1])]} = ", part)
+            for part in parts
         ]
         items = [self.value(part, depth + 1) for part in parts]
         if any(item.kind == "formula" and RELATION.search(item.text) for item in items):
@@ -162,7 +163,7 @@ class _Reader:
         if len(PLUS_MINUS.findall(text)) == 1:
             both = (PLUS_MINUS.sub(sign, text).strip() for sign in "+-")
             return Value("items", "", tuple(self.single(one, depth) for one in both))
-        whole = quantity(text, letters_are_units=self.letters_are_units)
+        whole = read_quantity(text, letters_are_units=self.letters_are_units)
         return whole or Value("formula", text)
 
     def group(self, text: str, depth: int) -> Value | None:
@@ -183,7 +184,7 @@ class _Reader:
         if opener == "⦃":
             return Value("items", "{}", value.items if is_list or value.text == "{}" else (value,))
         if {item.text for item in value.items} == {"[]"}:  # [[1, 2], [3, 4]]
-            rows = (" & ".join(map(latex, item.items)) for item in value.items)
+            rows = (" & ".join(map(to_latex, item.items)) for item in value.items)
             return Value("formula", column(rows))
         if is_list:
             return Value("items", opener + closer, value.items)

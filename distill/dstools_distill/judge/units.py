@@ -66,14 +66,19 @@ NOT_UNITS = set(  # words that change a number, deny it, or say something of it
     "nine ten eleven twelve twenty thirty forty fifty or and to not no nor if maybe perhaps about "
     "least most more less fewer fewest between than approximately under above below negative "
     "but either wrong false instead except without pair couple imaginary i x pi is was has "
-    "fail work so too only".split()
+    "fail work so too only repeating recurring doubled tripled binary octal hex gross grand".split()
+)
+NUMERAL = re.compile(  # sixths, Millionen, docenas, 千; and what begins with one: 万人
+    r".*(?:six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)ths?$"
+    r"|mil(?!k|eage)|[bt]r?illi|hundert|tausend|dutzend|cent(?:o|aine)|cien|docen|douzaine"
+    r"|drittel|viertel|tiers|quarts|tercio|cuarto|тысяч|милли|десят|сот|[十百千万亿兆半多余]"
 )
 RAISED = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 SPELLED = re.compile(rf"(?i)\b({'|'.join(SAME_AS)})s?\b")
 WORD = re.compile(r"/|[^\s/*·^.]+(?:\^-?\d)?")
 
 
-def unit(words: str) -> Unit:
+def read_unit(words: str) -> Unit:
     """Return the unit that the words after a number name: "km per hour", "cm^2", "million $".
 
     A word that is not known is a unit of its own name, without a plural s. Raises NoUnitError for
@@ -113,6 +118,7 @@ def _atom(name: str) -> tuple[str, Fraction]:
     for spelling in (name, lower, single, lower.removesuffix("es")):
         if spelling in ATOMS and (spelling == name or len(spelling) > 2):
             return ATOMS[spelling]
-    if {lower, single} & NOT_UNITS or not re.fullmatch(r"[^\W\d_][\w'()-]*", name):
+    is_none = {lower, single} & NOT_UNITS or NUMERAL.match(lower)
+    if is_none or not re.fullmatch(r"[^\W\d_][\w'()-]*", name):
         raise NoUnitError(name)
     return name if len(name) < 3 else single, Fraction(1)  # kb is not kB

@@ -67,6 +67,25 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         ("3, 5", "3.5", None),
         ("3,5", "3.6", None),
         ("12.500 €", "12500", None),
+        ("x=5", "y=5", None),  # another name
+        ("a_k=2k", "a_n=2n", None),
+        ("y > 3", "x > 3", None),
+        (r"\ln 2x + C", r"\ln x + C", None),
+        ("m=5, b=3", "(3,5)", None),  # in which order?
+        ("m=5, b=3", "b=3, m=5", True),
+        ("[3,4]", "(3,4)", None),  # a pair?
+        ("5_{10}", "101_2", None),
+        ("1.5 hours", "90", None),  # in which unit?
+        ("500 cm", "5", None),
+        ("500 cm", "6", False),
+        ("3.14159", "3.14", None),  # rounded
+        (r"\sqrt7", "2.65", None),
+        (r"\sqrt7", "2.66", False),
+        (r"2\sqrt5 \approx 3.46", "3.46", None),  # it is not
+        (r"2\sqrt5 \approx 4.472", r"2\sqrt5", True),
+        ("x=1, x=2", "1, 1, 2", False),
+        ("1, 1, 2", "x=1, x=2", True),
+        ("1, 2, 2", "1, 1, 2", False),
         (r"\frac{1}{3} \approx 0.33", "0.33", True),
         (r"x = \frac{1}{3} \approx 0.33", r"x = \frac{1}{3}", True),
         (r"\frac{1}{3} \approx 0.33", "0.34", False),
@@ -126,7 +145,6 @@ def test_two_answers_are_equal_different_or_not_comparable(
         ("(2, 60°)", r"(2, \frac{\pi}{3})", True),
         (r"45°", r"\frac{\pi}{4}", True),
         (r"1:\sqrt3", r"\sqrt3:3", True),
-        ("x=5", "y=5", False),
     ],
 )
 def test_formulas_are_compared_by_math_verify(

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from dstools_distill.judge.units import NoUnitError, unit
+from dstools_distill.judge.units import NoUnitError, read_unit
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ from dstools_distill.judge.units import NoUnitError, unit
     ],
 )
 def test_a_unit_is_the_same_in_any_spelling(one: str, other: str) -> None:
-    assert unit(one) == unit(other)
+    assert read_unit(one) == read_unit(other)
 
 
 @pytest.mark.parametrize(
@@ -49,24 +49,24 @@ def test_a_unit_is_the_same_in_any_spelling(one: str, other: str) -> None:
 def test_a_unit_has_a_size_in_its_bases(
     words: str, factor: Fraction, of: tuple[tuple[str, int], ...]
 ) -> None:
-    found = unit(words)
+    found = read_unit(words)
     assert (found.factor, found.of) == (factor, of)
 
 
 def test_the_case_of_a_short_unit_counts() -> None:
-    assert unit("kb") != unit("kB")
-    assert unit("mW") != unit("MW")
-    assert unit("Hours") == unit("hours")
+    assert read_unit("kb") != read_unit("kB")
+    assert read_unit("mW") != read_unit("MW")
+    assert read_unit("Hours") == read_unit("hours")
 
 
 def test_a_temperature_is_not_an_angle() -> None:
-    assert unit("°C") == unit("degrees Celsius")
-    assert unit("°C").of != unit("°F").of != unit("°").of
+    assert read_unit("°C") == read_unit("degrees Celsius")
+    assert read_unit("°C").of != read_unit("°F").of != read_unit("°").of
 
 
 def test_a_word_before_the_unit_multiplies_the_number() -> None:
-    assert unit("million dollars") == unit("$")._replace(times=Fraction(10**6))
-    assert unit("dozen").times == 12
+    assert read_unit("million dollars") == read_unit("$")._replace(times=Fraction(10**6))
+    assert read_unit("dozen").times == 12
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,12 @@ def test_a_word_before_the_unit_multiplies_the_number() -> None:
         "quarters",
         "pairs",
         "tenths",
+        "sixths",
+        "Millionen",
+        "万人",
         "fails",
     ],
 )
 def test_words_that_change_the_number_are_not_a_unit(words: str) -> None:
     with pytest.raises(NoUnitError):
-        unit(words)
+        read_unit(words)
