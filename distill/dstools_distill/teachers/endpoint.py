@@ -7,6 +7,7 @@ again; a teacher that is down stops the run, which can be resumed.
 """
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -45,7 +46,19 @@ PROMPT_REFUSED = (400, 413, 422)  # the prompt is too long, or refused for anoth
 PASSING = (408, 409, 429)  # with 5xx: these may pass
 REFUSALS = 32  # this many before the first answer: the prompts are not to blame
 CONNECT_SECONDS = 10.0
+SHOWN = 200  # characters of a reply
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0  # as in the client
+
+
+class NoCompletionError(ValueError):
+    """A reply with the status 200 that is not a chat completion: of a proxy, or cut short."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason  # as in Failed
+
+
+TROUBLE = (APIStatusError, APIConnectionError, NoCompletionError)
 
 
 def endpoint(settings: Generate) -> Teacher:
@@ -171,9 +184,6 @@ async def _ask(client: AsyncOpenAI, settings: Generate, ask: Ask) -> tuple[int, 
     return ask.number, outcome
 
 
-TROUBLE = (APIStatusError, APIConnectionError, ValueError)  # ValueError: not a chat completion
-
-
 async def _attempt(
     client: AsyncOpenAI, settings: Generate, ask: Ask, retries: int
 ) -> Outcome | Exception:
@@ -211,7 +221,7 @@ async def _require_answering(client: AsyncOpenAI, settings: Generate) -> None:
 async def _completion(
     client: AsyncOpenAI, settings: Generate, body: dict[str, Any], retries: int
 ) -> Answer | Failed:
-    """Return the answer to a request; retry one that is cut short, which the client does not.
+    """Return the answer to a request; retry one that is no completion, which the client does not.
 
     The JSON is read as it came, including fields that OpenAI's API does not have.
     """
@@ -220,36 +230,60 @@ async def _completion(
         response = await client.post(
             "/chat/completions",
             body=body,
-            cast_to=AsyncAPIResponse[object],
+            cast_to=AsyncAPIResponse[str],
             options={"max_retries": left},
         )
         left -= response.retries_taken
         try:
-            reply = await response.parse()
+            reply = _reply(await response.text())
             return answer(reply, settings)
         except UnreadError as error:
             return unread(error, reply)
-        except ValueError:
+        except NoCompletionError:
             if left == 0:
                 raise
         await asyncio.sleep(pause)
         left, pause = left - 1, min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
+def _reply(text: str) -> Any:
+    """Return the JSON of a reply with choices; raise NoCompletionError, by kind, for another."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        raise NoCompletionError("200, not JSON", text[:SHOWN] or "nothing") from None
+    table = body if isinstance(body, dict) else {}
+    if table.get("error") and not table.get("choices"):
+        kind, words = _words(table["error"])
+        raise NoCompletionError(f"200 with an error {kind}".strip(), words)
+    if not isinstance(table.get("choices"), list):
+        raise NoCompletionError("200, no chat completion", text[:SHOWN])
+    return body
+
+
+def _words(fault: Any) -> tuple[str, str]:
+    """Return the kind of a server's error, "" if it has none, and the server's words."""
+    table = fault if isinstance(fault, dict) else {}
+    return str(table.get("type") or table.get("code") or ""), str(table.get("message") or fault)
+
+
 def _failed(error: Exception, settings: Generate) -> Failed:
     """Return a reason, which is the same for every error of a kind, and the server's own words."""
-    if isinstance(error, APIStatusError):
-        body = error.body if isinstance(error.body, dict) else {}
-        kind = body.get("type") or body.get("code") or ""
-        detail = str(body.get("message") or error.message)
-        if key := _key(settings):
-            detail = detail.replace(key, "...")
-        return Failed(printable(f"{error.status_code} {kind}".strip()), printable(detail))
-    if isinstance(error, APITimeoutError):
-        return Failed("time-out", f"no answer within {settings.timeout_seconds:g} s")
-    if isinstance(error, APIConnectionError):
-        return Failed("no connection", printable(str(error.__cause__ or error)))
-    return Failed("no chat completion", printable(str(error)))
+    match error:
+        case APIStatusError():
+            kind, words = _words(error.body if isinstance(error.body, dict) else error.message)
+            reason = f"{error.status_code} {kind}".strip()
+        case APITimeoutError():
+            reason, words = "time-out", f"no answer within {settings.timeout_seconds:g} s"
+        case APIConnectionError():
+            reason, words = "no connection", str(error.__cause__ or error)
+        case NoCompletionError():
+            reason, words = error.reason, str(error)
+        case _:
+            raise error
+    if key := _key(settings):
+        words = words.replace(key, "...")
+    return Failed(printable(reason), printable(words))
 
 
 def _unless_all_are_refused(outcomes: Outcomes, settings: Generate, *, is_first: bool) -> Outcomes:

@@ -290,11 +290,15 @@ def answer(body: Any, settings: Generate) -> Answer:
     A prefilled opener that the server repeats, as llama.cpp does, is removed. Raises ValueError if
     the body is not a chat completion, and UnreadError if it is one whose answer cannot be read.
     """
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list) or (body.get("error") and not choices):
+        raise ValueError("the answer is not a chat completion")
     try:
-        choice = body["choices"][0]
+        choice = choices[0]
         message = {"content": None, **choice["message"]}
     except (KeyError, IndexError, TypeError):
-        raise ValueError("the answer is not a chat completion") from None
+        shown = f"its choices are {json.dumps(choices):.80}"
+        raise UnreadError(f"the answer is not a chat completion: {shown}") from None
     if settings.prefill_think and isinstance(message["content"], str):
         message["content"] = message["content"].removeprefix(f"{OPEN}\n")
     try:
@@ -308,7 +312,7 @@ def answer(body: Any, settings: Generate) -> Answer:
         raise UnreadError(f"the content {error}") from None
 
 
-class UnreadError(Exception):
+class UnreadError(ValueError):
     """A chat completion came, and was paid for, but its answer cannot be read."""
 
 

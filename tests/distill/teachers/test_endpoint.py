@@ -626,6 +626,59 @@ def test_a_reply_that_cannot_be_read_is_kept_and_not_paid_for_again(
     assert written[3]["raw"] == str(parts)
 
 
+NO_COMPLETIONS: dict[str, tuple[Any, str, str]] = {  # body, reason and detail
+    "a proxy": (b"<html>bad gateway</html>", "200, not JSON", "<html>bad gateway</html>"),
+    "cut": (b'{"choices": [{"mess', "200, not JSON", '{"choices": [{"mess'),
+    "nothing": (b"", "200, not JSON", "nothing"),
+    "deep": (b"[" * 9999, "200, not JSON", "[" * 200),
+    "an error": (
+        {"error": {"message": "overloaded", "code": 502}}, "200 with an error 502", "overloaded"
+    ),
+    "its words": ({"error": "try later", "choices": []}, "200 with an error", "try later"),
+    "a page": ({"detail": "Not Found"}, "200, no chat completion", '{"detail": "Not Found"}'),
+    "no choices": ({"choices": None}, "200, no chat completion", '{"choices": null}'),
+    "the key": ({"error": f"bad {KEY}"}, "200 with an error", "bad ..."),
+}  # fmt: skip
+
+
+def test_a_reply_that_is_no_completion_is_told_by_its_kind_and_asked_for_again(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    plain = {"choices": [{"message": {"content": "red"}}]}
+    proxy.always = lambda body: (
+        200, NO_COMPLETIONS.get(body["messages"][0]["content"], (plain,))[0], {}
+    )  # fmt: skip
+    settings = settings_for(proxy, retries=1, max_failed=0.9)
+    report, _ = run(settings, tmp_path, ["red?", *NO_COMPLETIONS])
+    reasons = [reason for _, reason, _ in NO_COMPLETIONS.values()]
+    assert report["dropped"] == dict(sorted(Counter(reasons).items()))
+    dropped = list(records.read(tmp_path / "out" / "dropped.jsonl"))
+    assert [(row["drop_reason"], row["detail"]) for row in dropped] == [
+        (reason, detail) for _, reason, detail in NO_COMPLETIONS.values()
+    ]
+    assert [proxy.asked[f"{question} 0"] for question in NO_COMPLETIONS] == [2] * len(dropped)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [[], [{"index": 0, "message": None, "finish_reason": "stop"}], [{"text": "4"}], ["4"]],
+)
+def test_a_completion_without_a_message_is_kept_and_not_paid_for_again(
+    choices: list[Any], proxy: Proxy, tmp_path: Path
+) -> None:
+    paid = {"choices": choices, "usage": {"completion_tokens": 9}}
+    proxy.always = lambda body: (
+        (200, paid, {}) if "color" in body["messages"][0]["content"] else None
+    )
+    for _ in range(2):
+        with pytest.raises(DstoolsError, match=r"1 x answer not read .*its choices are ") as error:
+            run(settings_for(proxy), tmp_path)
+    assert "; what the server said is kept in " in str(error.value)
+    assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS}
+    (kept,) = [row for row in records.read(tmp_path / "out" / "samples.jsonl") if "failed" in row]
+    assert json.loads(kept["body"]) == paid
+
+
 def test_a_reply_that_cannot_be_read_is_asked_for_again_once_its_line_is_deleted(
     proxy: Proxy, tmp_path: Path
 ) -> None:
