@@ -20,7 +20,7 @@ FAULTS: dict[Level, dict[str, str]] = {  # codes, with what to do; "": each has 
         "truncated": "raise the limit above your longest row, or drop long rows; never cut one",
         "trace-lost": "`dstools distill render` joins prompt and trace without the template",
         "start-missing": "train on the opening tag, or use a template that shows it when served",
-        "end-missing": "train on the token that ends a turn in the template",
+        "end-missing": "keep the token that ends a turn in the template, and train on it",
         "wrong-end": "end answers with the token of the template that serves",
         "broken-think": "open and close one think block before the answer",
         "doubled-think": "keep one think block, before the answer",
@@ -32,7 +32,7 @@ FAULTS: dict[Level, dict[str, str]] = {  # codes, with what to do; "": each has 
         "left-out": "raise the limit above your longest row, or be content with the others",
         "not-in-data": "give the file that this data set was made of",
         "tokenizer": "",
-        "not-checked": "",
+        "not-checked": "give the rows it was made of with --data",
         "refused": "",
     },
     "warning": {

@@ -70,6 +70,7 @@ class Reader:
             text = chat_text(tokenizer, [{"role": "system", "content": SYSTEM}, *chat])
         self.system = text.partition(USER)[0].removesuffix(self.mark).partition(SYSTEM)
         self.beginnings = [part for part in (before, self.system[0]) if part not in between]
+        self.shows_start = before in self.beginnings
         written = {*tokenizer.encode(text, add_special_tokens=False), self.end}
         added = tokenizer.added_tokens_decoder.items()
         names = {n: str(token) for n, token in added if token.special or n in written}
@@ -99,7 +100,7 @@ class Reader:
         return Row(text, mask, answers, self._messages(text, answers), spoiled)
 
     def _answers(self, text: str, mask: str) -> list[Answer]:
-        """Return what follows a header, and what has labels after all of that."""
+        """Return what follows a header; in a row without one, what has labels."""
 
         def answer(start: int, limit: int) -> Answer:
             control = self.control_text
@@ -107,9 +108,8 @@ class Reader:
             return Answer(start, *(end.span() if end else (limit, limit)))
 
         found = [answer(header.end(), len(text)) for header in self.headers.finditer(text)]
-        after = found[-1].end if found else 0
-        runs = [run.span() for run in re.finditer(f"{ON}+", mask) if run.start() >= after]
-        return found + [answer(*run) for run in runs if text[slice(*run)].strip()]
+        runs = (run.span() for run in re.finditer(f"{ON}+", mask))
+        return found or [answer(*run) for run in runs if text[slice(*run)].strip()]
 
     def _messages(self, text: str, answers: list[Answer]) -> Messages:
         """Return the conversation that a row holds, as far as it is written as served."""
@@ -138,18 +138,30 @@ class Reader:
             yield Violation("packing", message)
             return
         given, wanted = replies(chat), replies(source or chat)
+        if len(given) > len(wanted):
+            message = f"{len(given)} answers are in the row, not judged; its conversation has "
+            yield Violation("packing", message + str(len(wanted)))
+            return
         if len(given) < len(wanted):
             yield Violation("truncated", f"{len(given)} of {len(wanted)} answers are in the row")
-        if source is None or len(given) != len(wanted):
+        has_source = source is not None and len(given) == len(wanted)
+        if source is None or not has_source:
             source, wanted = chat, given
-        yield from self._of_prompt(row, source[:-1])
+        differs = list(self._of_prompt(row, source[:-1]))
+        is_odd = any(fault.code == "prompt-differs" for fault in differs)
+        is_trained = all(ON in mask[start:end] for start, _, end in answers)
+        if is_odd and is_trained and len(given) > 1 and not (has_source or self.shows_start):
+            message = "several conversations, or one with traces that serving drops from history"
+            yield Violation("not-checked", message)
+        yield from differs
         outside = mask
         for answer, reply, whole in zip(answers, given, wanted, strict=True):
             start, _, end = answer
             outside = outside[:start] + OFF * (end - start) + outside[end:]
             if ON in mask[start:end]:
-                yield from self._of_answer(row, answer)
-                yield from _lost(reply, whole)
+                lost = list(_lost(reply, whole))
+                yield from self._of_answer(row, answer, is_whole=has_source and not lost)
+                yield from lost
             else:
                 code = "history-not-trained" if end < stop else "no-labels"
                 yield Violation(code, f"{shown(reply)} is not trained on")
@@ -172,19 +184,21 @@ class Reader:
         _, *turns = before.split(self.mark)
         is_within = self.control_text.match(served) and not self.control_text.match(text)
         has_ends = all(turn.rstrip().endswith(self.ends) for turn in turns[:-1])
-        if turns and (is_within or not has_ends or not before.rstrip().endswith(self.header)):
+        has_header = before.rstrip().endswith(self.header)
+        if (turns and not (has_ends and has_header)) or (is_within and (turns or has_header)):
             yield Violation("truncated", f"a message before the answer is cut: {shown(before)}")
         elif not text.startswith(served):
             yield Violation("prompt-differs", differing(text, served, "serving shows"))
 
-    def _of_answer(self, row: Row, answer: Answer) -> Iterator[Violation]:
+    def _of_answer(self, row: Row, answer: Answer, *, is_whole: bool) -> Iterator[Violation]:
         """Yield what of an answer and its end is not trained on, and how its think tags are odd."""
         start, stop, end = answer
         text, ended, mask = row.text[start:stop], row.text[stop:end], row.mask[start:end]
         first = mask.index(ON)
         unseen = "".join(text[:first].split())
         has_start = unseen in ("", OPEN + CLOSE, self.prefill)  # served, or no trace is meant
-        is_cut, has_end = stop == len(row.text), ON in row.mask[stop:end]
+        has_end = ON in row.mask[stop:end]
+        is_cut = stop == len(row.text) and not is_whole
         opened, closed = text.count(OPEN), text.count(CLOSE)
         tags = f"{OPEN} comes {opened} times, {CLOSE} {closed} times"
         wanted, lacks = self.end_text, "is not trained on"

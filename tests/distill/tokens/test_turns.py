@@ -92,6 +92,8 @@ def test_planted_losses_are_found_and_intact_rows_are_clean(
             missed = [kind for kind in kinds if not CODES[kind] & codes]
             assert [kind for kind in missed if kind != "trace-lost" or chat] == []
             allowed = {"prompt-differs"}.union(*(CODES[kind] for kind in kinds))
+            if not chat and "prompt-differs" in codes and label["tokenizer"] == "qwen3":
+                allowed.add("not-checked")  # a template that does not show where a row starts
             assert codes - allowed <= ({"truncated"} if label["folder"] == PIECES else set())
             differs = label["prompt_differs"]
             if not chat and differs is not None and "prompt-differs" in codes:
@@ -120,6 +122,7 @@ ANSWER = "<think>\n3+4=7\n</think>\n\n7<｜end▁of▁sentence｜>"
         (PROMPT, ANSWER.replace("<think>\n", ""), ["broken-think"]),
         (PROMPT, f"<think>\n9\n</think>{ANSWER}", ["doubled-think"]),
         (PROMPT, ANSWER + PROMPT + ANSWER, ["packing"]),
+        (PROMPT.partition("<｜User｜>")[2], ANSWER, ["truncated"]),
         (PROMPT + ANSWER, "", ["no-labels"]),
         ("", "Q: 3+4? A: 7<｜end▁of▁sentence｜>", ["prompt-differs"]),
         (
@@ -141,6 +144,44 @@ def test_faults_of_one_row(masked: str, trained: str, codes: list[str], reader_o
     )
     row = Trained(first + second, [IGNORED] * len(first) + second)
     assert [fault.code for fault in faults(reader, row)] == codes
+
+
+def test_packing_is_told_by_the_source_if_the_template_does_not_show_where_a_row_starts(
+    reader_of: Any,
+) -> None:
+    """Qwen3's writes no system prompt: packed rows look like turns that keep their traces."""
+    reader = reader_of("qwen3")
+    prompt, reply = prompt_ids(reader.tokenizer, [ASK]), "<think>\n3+4=7\n</think>\n\n7"
+    answer = [*reader.tokenizer.encode(reply), reader.end]
+    row = Trained([*prompt, *answer] * 2, [*[IGNORED] * len(prompt), *answer] * 2)
+    source = [ASK, {"role": "assistant", "content": reply}]
+    assert [fault.code for fault in faults(reader, row, source)] == ["packing"]
+    assert [fault.code for fault in faults(reader, row)] == ["not-checked", "prompt-differs"]
+    assert [fault.code for fault in faults(reader, row, source * 2)] == ["prompt-differs"]
+
+
+def test_an_end_that_is_missing_after_a_whole_answer_is_no_cut(reader_of: Any) -> None:
+    reader = reader_of("sample-v3")
+    reply = ANSWER.partition("<｜")[0]
+    first, second = (
+        reader.tokenizer.encode(text, add_special_tokens=False) for text in (PROMPT, reply)
+    )
+    row = Trained(first + second, [IGNORED] * len(first) + second)
+    for content, code in ((reply, "end-missing"), (f"{reply}, sure", "truncated")):
+        source = [ASK, {"role": "assistant", "content": content}]
+        assert {fault.code for fault in faults(reader, row, source)} == {code}
+
+
+def test_padding_that_is_trained_on_is_no_answer(reader_of: Any) -> None:
+    """There is no attention_mask, and a line feed without a label parts it from the answer."""
+    reader = reader_of("sample-v3")
+    first, second, gap, pad = (
+        reader.tokenizer.encode(text, add_special_tokens=False)
+        for text in (PROMPT, ANSWER, "\n", "<｜▁pad▁｜><｜▁pad▁｜>")
+    )
+    labels = [*[IGNORED] * len(first), *second, *[IGNORED] * len(gap), *pad]
+    found = faults(reader, Trained([*first, *second, *gap, *pad], labels))
+    assert [fault.code for fault in found] == ["trained-after-end"]
 
 
 def test_a_doubled_start_is_not_taken_for_packing(reader_of: Any) -> None:
