@@ -8,6 +8,7 @@ Source: arXiv 2412.19437, section 2.2; vllm-project/speculators#366 fits modules
     FOLDER/states-*, fit.pt    what a killed run resumes from; removed at the end
 """
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,10 +39,11 @@ from dstools_distill.training.checkpoints import CURVE
 from dstools_distill.training.sft import ROWS, check_rows, load_rows
 from dstools_distill.training.states import States, last_states, padded
 
+log = logging.getLogger(__name__)
 FIT = "fit.pt"
 HELD_OUT = 20  # one row in 20 is not trained on
 LOGGED = 10  # steps of a line of the curve
-SAVED = 100  # steps between checkpoints
+SAVED = 100  # steps between checkpoints, of which a short run has ten
 
 
 def mtp(settings: Mtp, inputs: Inputs, work: Work) -> Report:
@@ -71,7 +73,6 @@ def mtp(settings: Mtp, inputs: Inputs, work: Work) -> Report:
         checkpoint.check_unmoved()
         _write(checkpoint, weights, work.folder)
         parameters = sum(info.numel for info in checkpoint.tensors.values())
-    records.write(work.folder / CURVE, curve)
     for pattern in ("states-*", "spill-*", FIT):  # spills, where a run was killed
         for path in work.folder.glob(pattern):
             path.unlink()
@@ -222,7 +223,10 @@ class Drafter:
 def _fit(
     drafter: Drafter, numbers: list[int], rows: Rows, states: States, settings: Mtp, work: Work
 ) -> list[dict[str, Any]]:
-    """Train the layer in place, from the last checkpoint if there is one; return the curve."""
+    """Train the layer in place, from the last checkpoint if there is one.
+
+    Returns the curve, which is written as it grows.
+    """
     steps = settings.max_steps or max(
         1, round(settings.epochs * len(numbers) / settings.batch_size)
     )
@@ -233,6 +237,8 @@ def _fit(
         drafter.layer.load_state_dict(kept["layer"])
         adam.load_state_dict(kept["optimizer"])
         done, curve = kept["step"], kept["curve"]
+    every = min(SAVED, max(1, steps // 10))
+    log.info("fitting the MTP layer from step %d of %d", done, steps)
     with work.bar(steps, "steps") as progress:
         progress(done)
         for step, chosen in enumerate(_order(numbers, steps, settings), start=1):
@@ -243,7 +249,8 @@ def _fit(
             progress(1)
             if step % LOGGED == 0 or step == steps:
                 curve.append({"step": step, "loss": loss, "learning_rate": rate})
-            if step % SAVED == 0 and step < steps:
+                records.write(work.folder / CURVE, curve)
+            if step % every == 0 and step < steps:
                 state = {"layer": drafter.layer.state_dict(), "optimizer": adam.state_dict()}
                 with replacing(file) as target:
                     torch.save(state | {"step": step, "curve": curve}, target)

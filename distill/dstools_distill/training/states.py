@@ -88,8 +88,10 @@ def last_states(
 
 
 def _run(runner: Runner, files: list[Path], progress: Callable[[int], object]) -> None:
-    """Run the layers that are not done and leave the last file."""
-    done = max((n for n, file in enumerate(files) if file.exists()), default=0)
+    """Run the layers that are not done and leave the last file; one of another size is not done."""
+    nbytes = runner.ids.numel() * runner.inventory.model.hidden_size * torch.float32.itemsize
+    whole = (n for n, file in enumerate(files) if file.is_file() and file.stat().st_size == nbytes)
+    done = max(whole, default=0)
     progress(done)
     if done == len(files) - 1:
         return

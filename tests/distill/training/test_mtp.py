@@ -218,18 +218,19 @@ def test_a_killed_run_resumes_in_layers_and_in_steps_to_the_same_bytes(
         return call
 
     out, report = fitted
-    monkeypatch.setattr(module, "SAVED", 4)
-    for owner, name, at in ((module.Drafter, "__init__", 0), (module, "_step", 6)):
+    for owner, name, at in ((module.Drafter, "__init__", 0), (module, "_step", 11)):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, killing(getattr(owner, name), at))
             with pytest.raises(Killed):
                 fit(SHORT, rows, stale, tmp_path / "out")
     (tmp_path / "out" / "states-0-4").unlink()  # a kill earlier
+    curve = (tmp_path / "out" / "curve.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in curve] == [10]
     steps = []
     real = module._step
     monkeypatch.setattr(module, "_step", lambda *args: steps.append(1) or real(*args))
     assert fit(SHORT, rows, stale, tmp_path / "out") == report
-    assert len(steps) == 8  # from step 4 on
+    assert len(steps) == 1  # a short run is saved ten times
     assert files(tmp_path / "out") == files(out)
 
 

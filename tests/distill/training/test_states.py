@@ -74,6 +74,8 @@ def test_a_killed_run_resumes_at_the_layer_that_it_was_in(
         dies_at = -1
         resumed = last_states(inventory, architecture, rows, Work(tmp_path))
         assert ran == [0, 1, 2, 3]
+        (tmp_path / "states-0-4").write_bytes(b"short")  # is not taken for the result
+        resumed = last_states(inventory, architecture, rows, Work(tmp_path))
         straight = last_states(inventory, architecture, rows, Work(tmp_path / "straight"))
     for number, row in enumerate(rows):
         assert resumed.read(number, len(row)).equal(straight.read(number, len(row)))
