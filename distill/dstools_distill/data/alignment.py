@@ -3,7 +3,8 @@
 The text repeats a question if most words of the question are there in the same order, or nearly all
 in any, and no other numbers: with other numbers it is another problem. A number may be missing, but
 none may replace it. The same numbers among none but other words are another problem, too. Words are
-those of ngrams.py: neither letters nor signs.
+those of ngrams.py: neither letters nor signs. A small number that is spelled there equals one in
+figures, but is a word like others.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dstools_distill.data.ngrams import are_words, hashes_of, signed, windows
+from dstools_distill.data.ngrams import are_numbers, are_words, hashes_of, signed, windows
 
 REPLACED = 0.25  # most words that may be others, as a share of a question's tokens
 WITHOUT_NUMBERS = 0.2  # the same of a question that only words tell from others
@@ -32,14 +33,19 @@ class Words(NamedTuple):
     """The words of a text."""
 
     hashes: Hashes  # [n]
-    signed: Hashes  # [n], of a number with the operator after it; 0 for a word that is no number
+    signed: Hashes  # [n], of a number with the operator after it; 0 for other words
     length: int  # of the text in tokens
 
     @property
     def numbers(self) -> NDArray[np.bool_]:
-        """Which words are numbers, [n] bool."""
+        """Which words are numbers, [n] bool; not those of ngrams.py that begin with SPELLED."""
         numbers: NDArray[np.bool_] = self.signed != 0
         return numbers
+
+    @property
+    def keys(self) -> Hashes:
+        """The hashes, of a number with the operator after it, [n]."""
+        return np.where(self.numbers, self.signed, self.hashes)
 
     def part(self, start: int, end: int) -> "Words":
         """Return the words from `start` up to `end`."""
@@ -87,8 +93,9 @@ def repeated(question: Words, text: Words, near: Places) -> tuple[int, int, floa
     first, last = int(sure[0]), int(sure[-1]) + 1
     replaced = length - int(aligned.sum()) if is_ordered else 0
     around = slice(max(first - replaced, 0), last + replaced)
-    foreign_numbers = stretch.numbers & ~matched_in_text
     missing_numbers = int((~present[numbers]).sum())
+    text_numbers = are_numbers(stretch.hashes) if missing_numbers else stretch.numbers
+    foreign_numbers = text_numbers & ~matched_in_text
     if not missing_numbers:  # numbers around the question are not its own
         foreign_numbers &= ~_among(stretch.hashes, question.hashes)
         around = slice(first, last)
@@ -112,9 +119,7 @@ def _aligned(question: Words, stretch: Words) -> tuple[Places, Places]:
 
     As many as there can be, where a number counts for three.
     """
-    asked, there = (
-        np.where(words.numbers, words.signed, words.hashes) for words in (question, stretch)
-    )
+    asked, there = question.keys, stretch.keys
     same = asked[:, None] == there
     most = np.zeros((len(asked) + 1, len(there) + 1), np.int32)  # of the first n and m words
     for n, weight in enumerate(np.where(question.numbers, 3, 1).tolist()):
@@ -138,5 +143,5 @@ def _in_another_order(question: Words, stretch: Words, present: NDArray[np.bool_
     shared = _among(windows(question.hashes, CONTEXT), windows(stretch.hashes, CONTEXT))
     around = [False] * (CONTEXT - 1)  # "in 4 hours" may be of any 4; "4 hours later" tells which
     among = np.append(shared, around) | np.append(around, shared)
-    same = among & _among(question.signed, stretch.signed)
+    same = among & _among(question.keys, stretch.keys)
     return bool(present.mean() >= IN_ANY_ORDER and same[question.numbers].all())

@@ -39,7 +39,15 @@ from safetensors.numpy import save
 from dstools_converters.errors import DstoolsError, disk_errors, printable
 from dstools_converters.files import replace_file
 from dstools_distill.data.alignment import PAIR, Hashes, Words, words_of
-from dstools_distill.data.ngrams import KEY, NORMALISATION, are_words, hashes_of, whole, windows
+from dstools_distill.data.ngrams import (
+    KEY,
+    NORMALISATION,
+    are_numbers,
+    are_words,
+    hashes_of,
+    whole,
+    windows,
+)
 
 WINDOW = 10  # words, of the runs of a text; tokens, of the window that finds a whole question
 LONGEST = 1000  # tokens from its start, by which a question is compared
@@ -96,7 +104,7 @@ def common_windows(texts: Iterable[Text]) -> Common:
     return Common(
         _more_often([windows(_masked(tokens), WINDOW) for tokens in distinct], COMMON_TEXTS),
         _more_often([windows(words.hashes, PAIR) for words in spoken], COMMON_TEXTS),
-        _more_often([windows(words.hashes[words.numbers], PAIR) for words in spoken], most),
+        _more_often([_pairs_of_numbers(words) for words in spoken], most),
     )
 
 
@@ -163,7 +171,7 @@ def _pairs_and_words(
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Return the rows of the tables of pairs and of words."""
     words = words_of(text.tokens[:LONGEST])
-    pairs = windows(words.hashes, PAIR), windows(words.hashes[words.numbers], PAIR)
+    pairs = windows(words.hashes, PAIR), _pairs_of_numbers(words)
     left = [each[~np.isin(each, shared)] for each, shared in zip(pairs, common[1:], strict=True)]
     own = np.unique(np.concatenate(left)).tolist()
     spoken = zip(words.hashes.tolist(), words.signed.tolist(), strict=True)
@@ -171,6 +179,11 @@ def _pairs_and_words(
         [(pair, text.row, number, len(own)) for pair in own],
         [(word, text.row, number, n, sign, words.length) for n, (word, sign) in enumerate(spoken)],
     )
+
+
+def _pairs_of_numbers(words: Words) -> Hashes:
+    """Return the pairs of numbers, in figures or in words, with any words between them."""
+    return windows(words.hashes[are_numbers(words.hashes)], PAIR)
 
 
 def _masked(text: list[str]) -> Hashes:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dstools_distill import records
 from dstools_distill.data.alignment import PAIR, Hashes, Places, Words, repeated, words_of
 from dstools_distill.data.benchmarks import WINDOW, Benchmark, Tables, load_index, merged, moved
+from dstools_distill.data.figures import SPELLED
 from dstools_distill.data.ngrams import (
     BASE,
     Lookup,
@@ -109,6 +110,7 @@ class Index:
         for hit in hits:
             row, where, _ = parts[hit.part]
             window = " ".join(tokens_of[hit.part][hit.start : hit.start + hit.length])
+            window = window.replace(SPELLED, "")
             match = {"benchmark": hit.benchmark, "row": hit.row, "where": where}
             match |= {"window": window, "share": round(hit.share, 2)}
             shared[row].setdefault((hit.benchmark, hit.row, where), match)
@@ -240,7 +242,7 @@ class Index:
             return True
         own = Counter[int]()
         for question in self._words.get(place, {}).values():
-            own |= Counter(question.hashes[question.numbers].tolist())
+            own |= Counter(question.hashes[are_numbers(question.hashes)].tolist())
         is_most = covered.mean() >= IN_COMMON
         return bool(is_most and Counter(words.hashes[words.numbers].tolist()) <= own)
 
@@ -267,8 +269,7 @@ class Index:
 def _parts(number: int, row: Record) -> Iterator[Part]:
     """Yield all that a row teaches."""
     for message in row["messages"]:
-        if message["role"] != "system":
-            yield Part(number, "prompt", message["content"])
+        yield Part(number, "prompt", message["content"])
     for where in PARTS_OF_ROW:
         if row.get(where) is not None:  # a row that is only a prompt has neither
             yield Part(number, where, row[where])

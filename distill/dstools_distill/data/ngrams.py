@@ -1,8 +1,9 @@
 """Normalized tokens of texts, and their hashes; the same problem in other markup has the same.
 
-Tokens are words, numbers and operators. Case, Unicode form, punctuation, markup and variants of
-LaTeX do not count: "What is $\\dfrac{1}{2}+ 1{,}000$?" and "what is \\frac12 + 1000" have the same
-tokens. A window is a run of tokens; its hash is a polynomial of their hashes, modulo 2^64.
+Tokens are words, numbers and operators. Case, Unicode form, punctuation, markup, variants of LaTeX
+and the spelling of numbers do not count: "What is $\\dfrac{1}{2}+ 1{,}000$?" and "what is one half
++ 1000.0" have the same tokens. A window is a run of tokens; its hash is a polynomial of their
+hashes, modulo 2^64.
 """
 
 import re
@@ -13,7 +14,9 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-NORMALISATION = 3  # raised with every change of tokens, words or tables: older indexes are useless
+from dstools_distill.data.figures import SPELLED, in_figures, joined
+
+NORMALISATION = 4  # raised with every change of tokens, words or tables: older indexes are useless
 KEY = b"dstools n-grams 1"  # one key for all indexes, so that they can be searched together
 MEMO = 1 << 17  # words, and tokens, whose hashes are cached; about 30 MiB each
 LONG_WORD = 64  # characters; longer words are rarely seen twice, and are not cached
@@ -23,6 +26,7 @@ CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff
 TOKEN = re.compile(
     rf"""
       [a-z]+
+    | {SPELLED}\d+
     | (?<=frac)\d | (?<=frac\d)\d                # \frac12 is \frac{{1}}{{2}}
     | \d{{1,3}}(?=(?:\d{{3}}){{0,4}}(?!\d))      # by thousands: 1,000 is 1000
     | \d+
@@ -31,6 +35,7 @@ TOKEN = re.compile(
     | [{CJK}]
     | [<>]=? | != | [+/=^]
     | -(?=[\s{{}}$(]*(?:[\d\\.]|[b-hj-z](?![a-z])))  # a minus; others are hyphens or dashes
+    | (?<![a-z]{{2}})-(?=\s*{SPELLED})
     """,
     re.VERBOSE,
 )
@@ -62,10 +67,14 @@ SIGNS = str.maketrans(
 )  # fmt: skip  # the last: invisible characters
 MINUS = frozenset("-\u2212\u2013\u2010\ufe63\uff0d")
 RAISED = re.compile("[⁰¹²³⁴-⁹]+")
+VULGAR = re.compile("[¼-¾⅐-⅞]")
 
 
 def tokens(text: str) -> list[str]:
-    """Return the tokens of a text: words, numbers (in groups of three digits) and operators."""
+    """Return the tokens of a text: words, numbers (in groups of three digits) and operators.
+
+    A small number that is in words begins with SPELLED, and has the hash of its digits.
+    """
     return [token for word in _split(text) for token in _tokens_of_word(word)]
 
 
@@ -130,20 +139,20 @@ def jaccard(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
 
 
 def _split(text: str) -> list[str]:
-    """Return the words of a text; a separate minus is joined to the word after it."""
+    """Return the words of a text, a separate minus joined to the word after it."""
     words = text.lower().split()
     if not MINUS.isdisjoint(words):
         for sign in sorted(MINUS.intersection(words)):
             words = " ".join(words).replace(f"{sign} ", sign).split()
-    return words
+    return joined(words)
 
 
 def _tokens_of_word(word: str) -> list[str]:
     """Return the tokens of a word, which is anything between blanks."""
     if not word.isascii():
-        word = RAISED.sub(lambda raised: f"^{raised[0]}", word)
+        word = VULGAR.sub(r" \g<0>", RAISED.sub(lambda raised: f"^{raised[0]}", word))
         word = unicodedata.normalize("NFKC", word).translate(SIGNS).lower()
-    parts = TOKEN.findall(word)
+    parts = TOKEN.findall(in_figures(word))
     if "\\" in word:
         parts = [part for part in parts if part not in STYLE and "{" not in part]  # \begin{...}
     return [SPELLINGS.get(part) or part.removeprefix("\\") for part in parts]
@@ -166,7 +175,7 @@ _words = _Words()
 
 @lru_cache(MEMO)
 def _hash(token: str) -> bytes:
-    return blake2b(token.encode(), digest_size=8, key=KEY).digest()
+    return blake2b(token.removeprefix(SPELLED).encode(), digest_size=8, key=KEY).digest()
 
 
 class Lookup:

@@ -86,6 +86,20 @@ def test_letters_of_formulas_do_not_stand_for_words() -> None:
     assert compared(asked, other.replace("the", "dolor")) is None  # 6
 
 
+def test_small_spelled_numbers_count_as_words_and_equal_their_figures() -> None:
+    spelled = BOATS.replace("7", "seven")
+    for asked, there in ((BOATS, spelled), (spelled, BOATS), (spelled, spelled)):
+        assert compared(asked, f"Tip 3: {there}") == (2, 20, 1.0)
+    assert compared(BOATS, BOATS.replace("12", "twelve").replace("7", "some")) is not None
+    assert compared(BOATS, BOATS.replace("7", "eight")) is None
+    assert compared(spelled, spelled.replace("seven", "lorem")) is not None  # a word like any other
+    assert compared(spelled, spelled.replace("seven", "8")) is None
+    assert compared(spelled, spelled.replace("seven", "eighteen")) is None
+    first, second = "In four hours many boats leave the harbour", "in 7 hours they return at night"
+    swapped = f"{second.replace('7', 'seven')}. {first.replace('four', '4')}."
+    assert compared(f"{first}. {second}.", swapped) is not None
+
+
 def test_a_number_is_kept_rather_than_another_word() -> None:
     asked = "For which numbers between 18 and 74 is the square plus 50 a multiple of 44?"
     framed = f"{asked.replace('of 44?', 'lorem 44?')} Show all of your work"

@@ -54,6 +54,16 @@ def test_a_question_has_its_words_and_pairs_of_words_and_of_numbers() -> None:
     assert set(tables["places.word"].tolist()) == {7}
 
 
+def test_spelled_numbers_have_the_pairs_of_figures() -> None:
+    asked = "Of 30 pears Ines gives 3 to the first and four to each of the other children"
+    spelled = asked.replace("3 to", "three to").replace("30", "thirty").replace("four", "4")
+    one, other = (built("b", Text(1, tokens(text), "question"))[1] for text in (asked, spelled))
+    for column in ("hashes.pair", "hashes.word", "hashes.run"):
+        assert one[column].tolist() == other[column].tolist()
+    of_numbers = windows(hashes_of(["30", "3", "4"]), 2)
+    assert np.isin(of_numbers, one["hashes.pair"]).all()
+
+
 def test_a_question_without_its_options_is_never_found_as_a_whole() -> None:
     stem = tokens("Which of these is right?")
     whole_one = tokens("Which of these is right? (A) a kite (B) a barge (C) none of the two")

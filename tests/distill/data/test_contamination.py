@@ -14,7 +14,9 @@ from dstools_distill.data.contamination import Hit, Index, Part, clean_prompts
 from dstools_distill.data.ngrams import tokens
 from dstools_distill.records import Record
 
-LONG = "one two three four five six seven eight nine ten eleven twelve"  # three runs of ten words
+LONG = (
+    "ash birch cedar dogwood elm fir gum hazel ivy juniper kauri larch"  # three runs of ten words
+)
 CASES = Path(__file__).parents[2] / "cases" / "distill"
 
 
@@ -37,8 +39,8 @@ def prompt(text: str) -> Record:
 def test_a_generated_question_is_found_as_a_whole_only(tmp_path: Path) -> None:
     index = Index([saved(tmp_path, "b", LONG, kind="generated")])
     assert hits(index, f"so {LONG} then") == [Hit(0, 1, 12, "b", 1, 1.0)]
-    assert hits(index, LONG.removesuffix(" twelve")) == []
-    assert hits(index, LONG.replace("two", "2")) == []
+    assert hits(index, LONG.removesuffix(" larch")) == []
+    assert hits(index, LONG.replace("birch", "2")) == []
     assert hits(index, f"{LONG} + 1") == []  # part of a longer question
 
 
@@ -71,14 +73,24 @@ def test_no_window_spans_two_texts(tmp_path: Path) -> None:
 
 def test_a_match_names_its_window_and_share_in_each_part_of_a_row(tmp_path: Path) -> None:
     index = Index([saved(tmp_path, "b", LONG)])
-    row = prompt(f"{LONG.upper()}!") | {"reasoning": None, "answer": LONG.removeprefix("one ")}
+    row = prompt(f"{LONG.upper()}!") | {"reasoning": None, "answer": LONG.removeprefix("ash ")}
     clean = prompt("what?")
-    clean["messages"].insert(0, {"role": "system", "content": LONG})  # not searched
     match = {"benchmark": "b", "row": 1}
     in_prompt = match | {"where": "prompt", "window": LONG, "share": 1.0}
     in_answer = match | {"where": "answer", "window": row["answer"], "share": 0.92}
     assert list(index.annotate(iter([row, clean]))) == [(row, [in_prompt, in_answer]), (clean, [])]
     assert Index([]).search([row]) == [[]]
+
+
+def test_a_question_in_the_system_message_or_an_earlier_turn_is_of_the_prompt(
+    tmp_path: Path,
+) -> None:
+    index = Index([saved(tmp_path, "b", LONG)])
+    for role in ("system", "user", "assistant"):
+        row = prompt("Do it.")
+        row["messages"].insert(0, {"role": role, "content": LONG})
+        [[match]] = index.search([row])
+        assert (match["where"], match["share"]) == ("prompt", 1.0)
 
 
 def test_clean_prompts_leave_out_and_count_contaminated_ones(tmp_path: Path) -> None:
@@ -117,7 +129,7 @@ def test_a_passage_of_a_trace_that_its_own_prompt_has_is_judged_in_the_prompt(
     row = prompt(f"Solve the equation where the floor {FLOOR}, and its product is 84.")
     assert index.search([row | {"reasoning": f"The floor {FLOOR}. So", "answer": "9"}]) == [[]]
     [[match]] = index.search([prompt("Hi") | {"reasoning": f"It {FLOOR}. So", "answer": "9"}])
-    assert (match["where"], match["share"]) == ("reasoning", 0.53)
+    assert (match["where"], match["share"]) == ("reasoning", 0.55)
 
 
 MULTIPLES = "Find the sum of all multiples of 3 and 7 that are larger than 20 and smaller than 500."
@@ -139,6 +151,37 @@ def test_with_other_numbers_it_is_another_problem(
 ) -> None:
     index = Index([saved(tmp_path, "b", MULTIPLES)])
     assert bool(index.search([prompt(text)])[0]) == is_found
+
+
+DUCKS = (
+    "The ducks of Janet lay 16 eggs per day. She eats three for breakfast and bakes muffins with "
+    "four. She sells the remainder daily for $2 per fresh egg. How many dollars does she make?"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_found"),
+    [
+        (DUCKS.replace("three", "3").replace("four", "4"), True),
+        (DUCKS.replace("16", "sixteen").replace("$2", "two dollars"), True),
+        (DUCKS.replace("16", "16.0").replace("three", "3"), True),
+        (DUCKS.replace("16", "17"), False),
+        (DUCKS.replace("16", "seventeen"), False),
+    ],
+)
+def test_a_copy_may_spell_its_numbers_but_not_change_them(
+    text: str, is_found: bool, tmp_path: Path
+) -> None:
+    for name, asked, copy in (("a", DUCKS, text), ("b", text, DUCKS)):
+        index = Index([saved(tmp_path, name, asked)])
+        assert bool(index.search([prompt(copy)])[0]) == is_found
+
+
+def test_a_prompt_that_is_a_part_may_spell_its_numbers(tmp_path: Path) -> None:
+    index = Index([saved(tmp_path, "b", f"{DUCKS} {LONG} {LONG.upper()[::-1]}")])
+    part = "She eats 3 for breakfast and bakes muffins with 4. She sells the remainder"
+    assert index.search([prompt(part)])[0]
+    assert not index.search([prompt(part.replace("4", "5"))])[0]
 
 
 # ------------------------------------------------------------- thousands of problems, as in MATH
@@ -251,6 +294,14 @@ def problems(draw: Callable[[random.Random], str], count: int) -> list[str]:
     return list(distinct.values())
 
 
+UNITS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    "nineteen",
+)
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+
 def upper(text: str) -> str:
     """A text in capitals; a command of LaTeX would be another one."""
     return re.sub(r"\\[A-Za-z]+|.", lambda m: m[0] if m[0][0] == "\\" else m[0].upper(), text)
@@ -269,6 +320,27 @@ def replaced(text: str) -> str:
     return ("" if is_chinese else " ").join(words)
 
 
+def spelled(number: int) -> str:
+    """A number below a million in words."""
+    if number < 100:
+        tens, ones = divmod(number, 10) if number >= 20 else (0, number)
+        words = [TENS[tens - 2]] * bool(tens) + [UNITS[ones]] * bool(ones or not tens)
+        return "-".join(words)
+    word, size = ("thousand", 1000) if number >= 1000 else ("hundred and", 100)
+    many, rest = divmod(number, size)
+    return (
+        f"{spelled(many)} {word} {spelled(rest)}" if rest else f"{spelled(many)} {word.split()[0]}"
+    )
+
+
+def in_words(text: str) -> str:
+    """A text whose numbers are in words, but for formulas."""
+    parts = text.split("$")
+    for n in range(0, len(parts), 2):
+        parts[n] = re.sub(r"\b\d+\b(?!%)", lambda number: spelled(int(number[0])), parts[n])
+    return "$".join(parts)
+
+
 DRESSES: dict[str, Callable[[str], str]] = {
     "case": upper,
     "no markup": lambda text: text.replace("$", ""),
@@ -280,6 +352,9 @@ DRESSES: dict[str, Callable[[str], str]] = {
     "braces": lambda text: re.sub(r"(?<=\d)(?=(\d{3})+\b)", "{,}", text),
     "thin spaces": lambda text: re.sub(r"(?<=\d)(?=(\d{3})+\b)", "\u202f", text),
     "fractions": lambda text: text.replace(r"\frac", r"\dfrac"),
+    "words for numbers": in_words,
+    "words in capitals": lambda text: upper(in_words(text).replace("ty-", "ty ")),
+    "decimals": lambda text: re.sub(r"(?<![\\\w.^])\d+(?=\s|[.?](?:\s|$))", r"\g<0>.0", text),
     "replaced": replaced,
     "replaced in capitals": lambda text: upper(replaced(text)),
     "replaced in a frame": lambda text: f"A task of ours: {replaced(text)} Show all of the work.",

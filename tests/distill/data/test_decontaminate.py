@@ -13,6 +13,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.benchmarks import EVAL_INDEX
 from dstools_distill.data.decontaminate import build_index, decontaminate, index_problems
+from dstools_distill.data.figures import SPELLED
 from dstools_distill.data.ngrams import are_words, hashes_of, tokens
 from dstools_distill.recipe.settings import Decontaminate
 from dstools_distill.recipe.stages import Inputs
@@ -216,9 +217,14 @@ def read(folder: Path, name: str) -> list[Record]:
     return list(records.read(folder / "out" / name))
 
 
+def shown(text: str) -> list[str]:
+    """The tokens of a text, as a match shows them."""
+    return [token.removeprefix(SPELLED) for token in tokens(text)]
+
+
 def words(text: str) -> list[str]:
     """The words of a text, without letters and signs."""
-    spoken = tokens(text)
+    spoken = shown(text)
     return [
         word for word, is_word in zip(spoken, are_words(hashes_of(spoken)), strict=True) if is_word
     ]
@@ -254,7 +260,7 @@ def test_every_planted_variant_is_caught(tmp_path: Path) -> None:
     )
     missed = [variants[int(row["id"])] for row in read(tmp_path, "records.jsonl")]
     assert missed == []
-    tokens_of = [tokens(question) for question in BENCHMARK]
+    tokens_of = [shown(question) for question in BENCHMARK]
     words_of = [words(question) for question in BENCHMARK]
     for row in read(tmp_path, "dropped.jsonl"):
         number, where, text = variants[int(row["id"])]
@@ -343,7 +349,7 @@ def test_generated_problems_are_found_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_hit_names_benchmark_row_place_and_window(tmp_path: Path) -> None:
-    text = "Ines rows six kilometres up the river and rests at a lock on the way"
+    text = "Ines rows many kilometres up the river and rests at a lock on the way"
     ours = indexed(tmp_path / "ours.jsonl", ["What is 2 + 2?", text])
     theirs = indexed(tmp_path / "theirs.txt.jsonl", [text.upper()])
     rows = [record("answer", f"So: {text}."), record("prompt", "Who rows?")]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dstools_distill.data.figures import SPELLED
 from dstools_distill.data.ngrams import (
     Lookup,
     are_numbers,
@@ -46,6 +47,9 @@ from dstools_distill.data.ngrams import (
         ("求1+2的值。", "求 1 + 2 的 值"),
         (r"\( \mathbb{R} \)", "ℝ"),
         ("a <= b != c", r"a \leqslant b \neq c"),
+        ("12,000.0 or 0.50", "12000 or 1/2"),
+        (r"2½ of $\frac{1}{3}$", "2.5 of one third"),
+        ("(thirteen thousand)", "13{,}000"),
     ],
 )
 def test_the_same_text_in_other_markup_has_the_same_tokens(one: str, other: str) -> None:
@@ -74,7 +78,26 @@ def test_another_problem_has_other_tokens(one: str, other: str) -> None:
 
 def test_tokens_are_these() -> None:
     words = tokens(r"Ines' $1{,}234.5$-km trip: is $\dfrac12 \le x^{2}$? - No, -7!")
-    assert " ".join(words) == "ines 1 234 5 km trip is frac 1 2 le x ^ 2 no - 7"
+    assert " ".join(words) == "ines 1 234 1 / 2 km trip is 1 / 2 le x ^ 2 no - 7"
+
+
+@pytest.mark.parametrize(
+    ("spelled", "figures"),
+    [
+        ("one of twelve", "1 of 12"),
+        ("a - three", "a-3"),
+        ("one-to-one", "1 to 1"),
+        ("twenty - five", "20-5"),
+        ("**Twenty five**, a hundred.", "25, 100"),
+        ("one\u00a0hundred and two", "102"),
+    ],
+)
+def test_spelled_numbers_have_the_hashes_of_their_figures(spelled: str, figures: str) -> None:
+    assert hashes(spelled).tolist() == hashes(figures).tolist()
+
+
+def test_small_spelled_numbers_are_told_from_figures() -> None:
+    assert tokens("two or 2 of thirteen") == [f"{SPELLED}2", "or", "2", "of", "13"]
 
 
 def test_numbers_and_words_carry_information_letters_and_signs_do_not() -> None:
@@ -139,8 +162,11 @@ def test_jaccard_is_the_share_in_common() -> None:
         r"\begin{" * 60_000,
         "frac1" * 80_000,
         "-  " * 130_000,
+        "1," * 200_000,
+        "one hundred " * 30_000,
+        "half " + "a " * 200_000,
     ],
-    ids=["digits", "minus", "brackets", "begin", "frac", "blanks"],
+    ids=["digits", "minus", "brackets", "begin", "frac", "blanks", "groups", "spelled", "a"],
 )
 def test_degenerate_texts_take_linear_time(text: str) -> None:
     start = time.process_time()
