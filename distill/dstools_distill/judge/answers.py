@@ -24,7 +24,7 @@ from dstools_distill.judge.equality import Comparison
 from dstools_distill.judge.extract import ANNOUNCED, final_answer, stripped
 from dstools_distill.judge.reader import has_unit, read
 from dstools_distill.judge.referee import Referee
-from dstools_distill.judge.remarks import RETRACTED
+from dstools_distill.judge.remarks import HEDGED
 from dstools_distill.judge.spelling import SPACING, STYLED, squeezed
 from dstools_distill.recipe.settings import AnswerType
 
@@ -58,7 +58,8 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     if ruling := _plainly(text, wanted, kind):
         return ruling
     answer, problem, parts = final_answer(text)
-    if problem == "no-answer" and kind == "string" and (predicate := PREDICATE.fullmatch(text)):
+    is_statement = problem == "no-answer" and kind == "string" and not HEDGED.search(text)
+    if is_statement and (predicate := PREDICATE.fullmatch(text)):
         answer, problem = predicate[1], ""
     if not problem:
         return _ruling(answer, wanted, kind, referee)
@@ -67,7 +68,8 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
             together = _ruling(", ".join(parts), wanted, kind, referee)
             if together.verdict == "correct":
                 return together
-        is_known = _ruling(parts[-1], wanted, kind, referee).verdict == "incorrect"
+        is_last_wrong = _ruling(parts[-1], wanted, kind, referee).verdict == "incorrect"
+        is_known = is_last_wrong and "," not in wanted
         return Ruling("incorrect" if is_known else "unverifiable", problem)
     if problem == "no-answer":
         is_empty = not text or "\\boxed{}" in text
@@ -88,12 +90,14 @@ def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
     """Rule on digits, letters or words; None where the text is none, or other words."""
     if kind == "integer":
         return integers(text, gold)
-    if kind == "choice" and "\n" not in text and (given := letters(text)):
+    if kind == "choice" and not SEVERAL.search(text) and (given := letters(text)):
         if not (wanted := letters(gold)):
             return GOLD_NOT_READ
         return EQUAL if wanted == given else _differs("".join(sorted(given)), EXACT)
     is_text = kind == "string" or _text(gold) in MEANT
-    is_same = (is_text and same_text(text, gold)) or _compound(text) == _compound(gold) != ""
+    is_same = (is_text and not SEVERAL.search(text) and same_text(text, gold)) or _compound(
+        text
+    ) == _compound(gold) != ""
     return EQUAL if is_same else None
 
 
@@ -123,6 +127,7 @@ def looks_like(gold: str) -> AnswerType:
     return "string" if is_words or is_quoted or _moment(gold) else "math"
 
 
+SEVERAL = re.compile(r"\n|\w{2}[.!?;]\s")  # sentences
 LETTERS = re.compile(r"\(?[A-J]\)?|(?=[A-J]{2,6}$)A?B?C?D?E?F?G?H?I?J?")
 WORDS = re.compile(r"(?!inf(?:inity)?$)[^\W\d_][^\W\d_' -]*(?: [^\W\d_' -]+)*", re.IGNORECASE)
 LABELLED = re.compile(r"\s*(?:\([A-J]\)[\s\\]*|[A-J][.)]\s+)\S")
@@ -137,7 +142,8 @@ def integers(answer: str, gold: str) -> Ruling | None:
         return None
     if int(answer) != int(gold):
         return _differs(answer, EXACT)
-    return EQUAL if answer == gold else Ruling("incorrect", f"not-canonical: {answer[:40]}", EXACT)
+    is_plain = answer.removeprefix("+") == gold
+    return EQUAL if is_plain else Ruling("incorrect", f"not-canonical: {answer[:40]}", EXACT)
 
 
 def _differs(answer: str, checkers: tuple[str, ...]) -> Ruling:
@@ -186,24 +192,22 @@ def letters(text: str) -> frozenset[str]:
 
     Choices: C, (c), Option C, C) 42, A and C.
     """
-    text = _unstyled(text).strip("*_ ")
-    if reason := re.match(
-        r"\(?([A-J])\)?\s*[,，;—–-]*\s*(?:(?:because|since|as|not|is (?:right|correct))\b|因为)",
-        text,
-    ):
-        return frozenset(reason[1])
+    text = re.sub(r"(?i)^(?:option|choice|answer)s?\s+", "", _unstyled(text).strip("*_ "))
     if re.fullmatch(r"[A-J]{2,}", text):
         return frozenset(text)
-    text = re.sub(r"^(?:option|choice|answer)s?\s+", "", text, flags=re.IGNORECASE)
-    if named := re.match(
-        r"\(?([A-Z])\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2}))\s*(.+)", text, re.DOTALL
-    ):
-        more = re.search(r"^is\b|\b[B-J]\b|\bis (?:wrong|false)", named[2])
-        is_alone = not more and not RETRACTED.search(named[2])
+    if named := NAMED.match(text):
+        is_alone = not re.search(r"^is\b|\b[B-J]\b|\bis (?:wrong|false)", named[2])
         return frozenset(named[1] if is_alone else "")
     parts = re.split(r"\s*(?:,|;|&|\bor\b|\band\b)\s*", text)
     matches = [re.fullmatch(r"\(?([A-Za-z])[).]?", part.strip()) for part in parts if part.strip()]
     return frozenset(m[1].upper() for m in matches if m) if all(matches) else frozenset()
+
+
+NAMED = re.compile(  # C) 42, C, as it is even
+    r"\(?([A-Z])(?:\)?\s*[,，;—–-]*\s*(?:(?:because|since|as|not|is (?:right|correct))\b|因为)"
+    r"|\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2}))\s*(?=.))(.*)",
+    re.DOTALL,
+)
 
 
 def _other_words(answer: str, gold: str) -> Ruling:

@@ -12,17 +12,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from dstools_distill.judge.reader import read
-from dstools_distill.judge.remarks import (
-    ASSUMED,
-    FIRMNESS,
-    HEDGED,
-    LEADING,
-    REMARK,
-    RETRACTED,
-    STATED,
-    is_taken_back,
-    value_of,
-)
+from dstools_distill.judge.remarks import DOUBTED, HEDGED, is_taken_back, value_of
 from dstools_distill.judge.spelling import unwrapped
 from dstools_distill.judge.units import TIMES
 
@@ -43,7 +33,7 @@ NO_ANSWER = Extracted("", "no-answer")
 def final_answer(text: str) -> Extracted:
     """Return the answer that a text settles on, without what marks or announces it."""
     text = FENCE.sub("", CONTROL.sub(" ", STRUCK.sub("", text)))
-    if DOUBTED.search(text):
+    if GUESSED.search(text):
         return Extracted("", "taken-back")
     marks = _marks(text)
     return _settled(text, marks) if marks else _unmarked(text)
@@ -64,7 +54,7 @@ def _unmarked(text: str) -> Extracted:
 CONTROL = re.compile(r"<\|[^<>|\n]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>")
 STRUCK = re.compile(r"~~[^~\n]+~~|<(del|s)>[^<\n]*</\1>")
 FENCE = re.compile(r"(?m)^```\w*[ \t]*$|^> ")
-DOUBTED = re.compile(
+GUESSED = re.compile(
     r"(?i)\b(?:unable|not able|cannot|can't|could ?n[o']t) (?:to )?\w+ (?:the|this) (?:\w+ )?"
     r"(?:answer|problem)\b"
     r"|\b(?:a|my|best) guess\s*(?:is|would|:)|\bI(?:'ll|'d| will)?(?: just)? guess\b"
@@ -96,40 +86,17 @@ class Mark(NamedTuple):
 def _marks(text: str) -> list[Mark]:
     """Return the boxes of a text, or its tags, or else its announcements.
 
-    Beside boxes, numbers and letters that are announced count, too, if the boxes hold numbers or
-    the announcement supersedes them.
+    Beside numbers in boxes, other numbers that are announced count, too.
     """
     marks, announced = boxes(text) or _tags(text), _announcements(text)
     if not marks:
         return announced
-    are_numbers = all(PLAIN_NUMBER.fullmatch(stripped(mark.answer or "")) for mark in marks)
-    for mark in announced:
-        answer = stripped(mark.answer or "")
-        is_number = are_numbers and PLAIN_NUMBER.fullmatch(answer)
-        if is_number or (PLAIN.fullmatch(answer) and _supersedes(text, marks, mark)):
-            marks.append(mark)
+    if all(PLAIN_NUMBER.fullmatch(stripped(mark.answer or "")) for mark in marks):
+        marks += [m for m in announced if PLAIN_NUMBER.fullmatch(stripped(m.answer or ""))]
     return sorted(marks)
 
 
 PLAIN_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-PLAIN = re.compile(rf"{PLAIN_NUMBER.pattern}(?:/\d+)?|\(?[A-J]\)?")
-
-
-def _supersedes(text: str, earlier: list[Mark], last: Mark) -> bool:
-    """Return whether a mark in a later sentence is announced more firmly than all before it."""
-    ends = [0, *(mark.end for mark in earlier)]
-    if last.start < ends[-1] or not re.search(r"[.!?。\n]", text[ends[-1] : last.start]):
-        return False
-    leads = [text[end : mark.start] for end, mark in zip(ends, [*earlier, last], strict=True)]
-    *others, firmness = map(_firmness, leads)
-    return firmness > max(others) and not re.match(r"\W*\?", text[last.end :])
-
-
-def _firmness(lead: str) -> int:
-    """Return 2 for text that ends on "the correct answer is", 1 for "so the answer is", else 0."""
-    clause = re.split(r"[.!?;,。；，\n—]", lead.rstrip(" \n*_$([\\:："))[-1]
-    words = LEADING.findall(clause.lower())
-    return max((FIRMNESS[word] for word in words if FIRMNESS.keys() >= set(words)), default=0)
 
 
 def last_boxed(text: str) -> str | None:
@@ -173,7 +140,7 @@ def _announcements(text: str) -> list[Mark]:
             or re.match(r"[^.\n]*\?", text[mark.end() :])
         )
         before = re.split(r"[.\n]", text[: mark.start()])[-1]
-        if is_open or NEGATED.search(text, 0, mark.end()) or re.search(ASSUMED, before):
+        if is_open or NEGATED.search(text, 0, mark.end()) or ASSUMED.search(before):
             continue
         listed, said = ITEMS.match(text, mark.end()), SAID.match(text, mark.end())
         if listed:
@@ -190,7 +157,9 @@ def _announcements(text: str) -> list[Mark]:
 
 
 # a displayed formula, or the rest of the sentence or line
-SAID = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]|\S.*?(?=(?<=\S)\.\s+[A-Z\\$]|[。；\n]|\Z)", re.DOTALL)
+SAID = re.compile(
+    r"\$\$.*?\$\$|\\\[.*?\\\]|\S.*?(?=(?<=\S)(?<![\s(*][A-J])\.\s+[A-Z\\$]|[。；\n]|\Z)", re.DOTALL
+)
 ANNOUNCED = re.compile(
     r"(?im)(?:\#{4}|(?:\b(?:final|correct|right)\s+)?\b(?:answer|result|solution|option|choice)s?\b"
     r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?)?"
@@ -202,11 +171,12 @@ ANNOUNCED = re.compile(
     r"(?:\s*:|\s+(?:est|es|é|è|ist|lautet)\b)(?:\s+(?:donc|also|la|(?-i:a))\b)?|ответ\s*[:—-]?"
     r"|(?:答え|正解)は|답[은:]|【答案】|(?:答案|结果)(?:是|为|[:：])+|(?<!不)故?选\s*[:：]?\s*(?=[A-J]))\s*"
 )
-REASON = re.compile(r",? (?:since|because) .*")
+REASON = re.compile(r",? (?:since|because) (?:(?!\b(?:but|so|hence|thus|therefore|[A-J])\b).)*$")
 NEGATED = re.compile(
-    r"(?i)(?:(?:not|n't|\bnever|\bimpossible|\bif)\s+(?:that\s+|be\s+|equal(?:\s+to)?\s+|the\s+)*|不是)"
-    r"[^\w\\]*$|\b(?:false|untrue|wrong|incorrect) that\b[^.\n]*$"
+    r"(?i)(?:(?:not|n't|\bnever|\bimpossible|\bif)(?:\s+\w+){0,3}\s+|不是)[^\w\\]*$"
+    r"|\b(?:false|untrue|wrong|incorrect) that\b[^.\n]*$"
 )
+ASSUMED = re.compile(r"(?i)\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b")
 LEAD_IN = re.compile(r"(?i)\W*(?:it is not \w+\W+)?(?:the|so|my|our)?\W*")
 
 
@@ -229,23 +199,23 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
     if any(_is_part(text, mark) for mark in marks):
         return Extracted("", "part-of-formula")
     ends = [mark.start for mark in marks[1:]] + [marks[-1].end]  # of what one may be denied in
-    kept = [
-        mark
+    answers = [
+        stripped(mark.answer or "")
         for mark, end in zip(marks, ends, strict=True)
-        if not EMPTY.fullmatch(mark.answer or "") and not RETRACTED.search(text[mark.end : end])
+        if not EMPTY.fullmatch(mark.answer or "")
+        and not DOUBTED.search(LEAD_OF_NEXT.sub("", text[mark.end : end]))
     ]
-    answers = [stripped(mark.answer or "") for mark in kept]
-    if len(kept) > 1 and _supersedes(text, kept[:-1], kept[-1]):
-        answers = answers[-1:]
     different = tuple({value_of(answer): answer for answer in reversed(answers)}.values())[::-1]
     if not any(different):
         return NO_ANSWER
+    if is_taken_back(different[-1], text[marks[-1].end :]):
+        return Extracted("", "taken-back")
     if len(different) > 1:
         return Extracted("", "several-answers", different)
-    problem = "taken-back" if is_taken_back(different[0], text[marks[-1].end :]) else ""
-    return Extracted("" if problem else different[0], problem)
+    return Extracted(different[0])
 
 
+LEAD_OF_NEXT = re.compile(r"[^.;!。\n]*$")
 # a box of the question: 7 + \boxed{\phantom{0}} = 11
 EMPTY = re.compile(r"(?:\\(?:[hv]?phantom|hspace\*?|q?quad|[,;:! ])\s*(?:\{[^{}]*\})?|[\s~_?])*")
 
@@ -260,9 +230,9 @@ def _is_part(text: str, mark: Mark) -> bool:
     return bool(is_part) and "=" not in rest
 
 
-BEFORE = re.compile(r"(?:(?<!-)-|\$\s*-\s*|[+/^]\s*|\\(?:cdot|times|div)\s*)\{?$")
+BEFORE = re.compile(r"(?:(?<!-)-|\$\s*-\s*|[+/^]\s*|\\(?:cdot|times|div|sqrt|pi)\s*)\{?$")
 AFTER = re.compile(
-    r"(?i)\s*\$?\s*(?:\^(?!\s*\{?\s*\\circ)|\\(?:cdot|times|div)(?![a-z])|[/+]|[万亿]"
+    r"(?i)\s*\$?\s*(?:\^(?!\s*\{?\s*\\circ)|\\(?:cdot|times|div|sqrt|pi|[dt]?frac)(?![a-z])|[/+]|[万亿]"
     rf"|(?:{'|'.join(name for name in TIMES if name.isascii())})s?\b)|k\b"
 )
 
@@ -270,7 +240,7 @@ AFTER = re.compile(
 def _stated(line: str) -> Extracted:
     """Return the only formula or number of a line, or of its last clause."""
     line = REASON.sub("", stripped(line))
-    if RETRACTED.search(line) or HEDGED.search(line) or LISTED.search(line):
+    if DOUBTED.search(line) or HEDGED.search(line) or LISTED.search(line):
         return NO_ANSWER
     if formulas := list(INLINE.finditer(line)):
         is_only = len(formulas) == 1 and not re.search(r"\d", INLINE.sub("", line))
@@ -292,6 +262,14 @@ def _stated(line: str) -> Extracted:
     return Extracted(answer) if is_stated and is_number else NO_ANSWER
 
 
+STATED = re.compile(
+    r"(?i)(?:\b(?:is|are|was|were|be|equals|costs?|makes?|so|total|beträgt|vaut|lautet|est|ist|es"
+    r"|sind|son)\b\s*|[=:$€£为是]\s*)$"
+)
+REMARK = re.compile(  # a value after one of these was not asked for
+    r"\b(?:after|by|within|in|at|above|of|than|for|(?<!left )with|(?<!out )to|on|per|until|exceed"
+    r"|step|als|que|à)(?: the)?\s+$"
+)
 LISTED = re.compile(r"=[^$]*[^\W\d_][^$]*=")  # x = 6 and x = -1
 MORE = re.compile(  # around the unit
     r"(?<=\d) more(?= [a-z]+)|,? (?:altogether|tomorrow|today|now)$|,? in (?:total|all)$"
