@@ -20,7 +20,7 @@ from dstools_distill.tokens import trl_rows
 from dstools_distill.tokens.faults import finding
 from dstools_distill.tokens.invariant import IGNORED
 from dstools_distill.tokens.prepared import parts
-from dstools_distill.tokens.render import check_tokenizer
+from dstools_distill.tokens.render import ROWS, check_tokenizer
 from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.tokens.turns import Reader, Row, has_trace, replies
 
@@ -41,6 +41,7 @@ NOT_SFT = (  # keys of other trainings
     "reward_funcs",
     "num_generations",
     "beta",
+    "pretraining_dataset",
 )
 STEP = "Wait, 2+9=11, so I write 1 and carry 1. "
 RUN_ROWS = 1000  # of --data that TRL is run on
@@ -102,7 +103,8 @@ def diagnose_prepared(tokenizer: Path, prepared: Path, data: Path | None) -> Dia
     `conversations`, to tell lost traces and rows. Raises DstoolsError for what cannot be read.
     """
     chats, notes = conversations(data) if data else ([], [])
-    loaded, findings = load_tokenizer(tokenizer), [*_mtp(tokenizer), *notes]
+    is_own = prepared.name == ROWS or (prepared / ROWS).exists()  # of `dstools distill render`
+    loaded, findings = load_tokenizer(tokenizer), [*([] if is_own else _mtp(tokenizer)), *notes]
     return _judged("prepared data", "read", tokenizer, loaded, prepared, chats, findings)
 
 
@@ -179,9 +181,14 @@ def _trainer(path: Path, settings: dict[str, Any]) -> str:
             f"{path}: is not a configuration of {', '.join(TRAINERS)}, by its keys {keys}",
             "for another trainer, save its tokenized rows and give them with --prepared",
         )
-    for key in NOT_SFT:
-        if settings.get(key) not in (None, False, "sft"):
-            what = printable(f"{key}: {settings[key]}")
+    others = {key: settings.get(key) for key in NOT_SFT}
+    listed = settings.get("datasets")
+    for entry in listed if isinstance(listed, list) else []:
+        if isinstance(entry, dict) and entry.get("type") == "completion":
+            others["type"] = "completion"
+    for key, value in others.items():
+        if value and value != "sft":
+            what = printable(f"{key}: {value}")
             raise DstoolsError(
                 f"{path}: has {what}, so it is not of supervised fine-tuning",
                 "the doctor reads configurations of supervised fine-tuning",
@@ -273,12 +280,14 @@ def _judged(
     """Return the diagnosis of a tokenized data set, beside the conversations it was made of."""
     reader, sources = Reader(tokenizer), Sources(chats)
     cases, plain, found, count = list[Case](), list[Finding](), list[Finding](), 0
+    is_foreign = True
     try:
         check_tokenizer(tokenizer, reader.end, folder, reasoning=True)
     except DstoolsError as error:
-        found.append(finding("tokenizer", str(folder), str(error), error.hint))
+        findings.append(finding("tokenizer", str(folder), str(error), error.hint))
     for count, (where, made, padding) in enumerate(parts(prepared, len(tokenizer)), start=1):
         row = reader.read(made)
+        is_foreign = is_foreign and reader.control.keys().isdisjoint(made.ids)
         if count <= SHOWN_ROWS:
             trained = [label for label in made.labels if label != IGNORED]
             cases.append(Case(where, len(made.ids), len(trained), tokenizer.decode(trained)))
@@ -290,6 +299,10 @@ def _judged(
             plain.append(finding("no-trace", where, "the row has no trace"))
     if not count:
         found.append(finding("left-out", "all rows", "there are none"))
+    elif is_foreign:  # nothing else that is told of the rows means anything
+        what = "have no token of the template, as if of another tokenizer"
+        hint = "give the tokenizer that prepared the data"
+        found, plain = [finding("tokenizer", "all rows", what, hint)], []
     elif all(each.code != "packing" for each in found):
         found += sources.left_out()
     if not chats and len(plain) < count:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.files import json_object
 from dstools_distill.data.sources import Reading, rows
 from dstools_distill.records import Record
 from dstools_distill.tokens import render
 from dstools_distill.tokens.invariant import IGNORED, Trained
 
+FILE_FORM = b"ARROW1"  # Arrow's other form is a stream, which datasets writes
 MASKS = ("completion_mask", "assistant_masks")  # of TRL, in place of labels
 HINT = "name what the trainer wrote (dataset_prepared_path, tokenized_path), or prepare it again"
 
@@ -58,20 +60,36 @@ def parts(path: Path, vocabulary: int) -> Iterator[Part]:
 
 def _data_set(path: Path) -> Iterator[tuple[int, Record]]:
     """Yield the numbered rows of one data set or file."""
-    import datasets
     from pyarrow import ArrowException
 
     try:
         if path.exists() and not path.is_dir() and path.suffix != ".arrow":
             yield from rows(path, Reading())
-            return
-        load = datasets.load_from_disk if path.is_dir() else datasets.Dataset.from_file
-        yield from enumerate(load(str(path)).with_format(None), start=1)
+        else:
+            yield from enumerate(_loaded(path), start=1)
     except DstoolsError as error:
         raise DstoolsError(str(error), HINT) from None
     except (OSError, ValueError, TypeError, LookupError, ArrowException) as error:
         reason = printable(str(error).split("\n")[0])
         raise DstoolsError(f"{path}: cannot be read: {reason}", HINT) from error
+
+
+def _loaded(path: Path) -> Iterator[Record]:
+    """Yield the rows of a folder or an Arrow file."""
+    import datasets
+    from pyarrow import ipc
+
+    load = datasets.load_from_disk if path.is_dir() else datasets.Dataset.from_file
+    if path.is_dir():
+        state = json_object(path / "state.json") if (path / "state.json").is_file() else ""
+        if isinstance(state, dict) and state.get("_data_files") == []:
+            return  # so datasets 5.2 saves no rows, and cannot load them
+    else:
+        with path.open("rb") as file:
+            if file.read(len(FILE_FORM)) == FILE_FORM:
+                yield from ipc.open_file(file).read_all().to_pylist()
+                return
+    yield from load(str(path)).with_format(None)
 
 
 def _columns(row: Record, vocabulary: int) -> dict[str, list[int]]:

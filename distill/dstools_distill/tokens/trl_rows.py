@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from inspect import formatannotation
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +63,19 @@ def prepare(tokenizer: Any, config: dict[str, Any], chats: list[Messages], folde
     Every conversation must end with an assistant's message; it is given as prompt and completion
     where the loss is to be on that alone. Changes `tokenizer` into the one that TRL would save:
     with the template that `chat_template` (open-r1's key) or `chat_template_path` gives. Raises
-    DstoolsError with TRL's own words if it refuses, and if `chat_template_path` does not exist.
+    DstoolsError with TRL's own words if it refuses; for values of a wrong type; and if
+    `chat_template_path` does not exist.
     """
     import datasets
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    config = {RENAMED.get(key, key): value for key, value in config.items()}
+    options = _options({RENAMED.get(key, key): value for key, value in config.items()})
     if config.get("chat_template"):
         tokenizer.chat_template = config["chat_template"]
-    options = {key: config[key] for key in READ if key in config}
-    path = str(config.get("chat_template_path") or ".")
-    if not Path(path).exists():
-        raise DstoolsError(
-            f"chat_template_path: {printable(path)}: no such file or folder",
-            "download the tokenizer and name its folder; nothing is downloaded here",
-        )
     rows: list[Record] = [{"messages": chat} for chat in chats]
-    if config.get("completion_only_loss"):
+    if options.get("completion_only_loss"):
         rows = [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats]
     tiny = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -115,3 +110,25 @@ def prepare(tokenizer: Any, config: dict[str, Any], chats: list[Messages], folde
     finally:
         datasets.enable_progress_bars()
         logging.disable(logging.NOTSET)
+
+
+def _options(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys that are read, with values of their types and a template that exists."""
+    from trl.trainer.sft_config import SFTConfig
+
+    options = {key: config[key] for key in READ if key in config}
+    fields: dict[str, Any] = SFTConfig.__dataclass_fields__
+    wrong = [
+        f"{key}: {value} is not {formatannotation(fields[key].type)}"
+        for key, value in options.items()
+        if value is not None and not isinstance(value, fields[key].type)
+    ]
+    if wrong:
+        raise DstoolsError(printable("; ".join(wrong)), "give each key a value of its type")
+    path = str(options.get("chat_template_path") or ".")
+    if not Path(path).exists():
+        raise DstoolsError(
+            f"chat_template_path: {printable(path)}: no such file or folder",
+            "download the tokenizer and name its folder; nothing is downloaded here",
+        )
+    return options

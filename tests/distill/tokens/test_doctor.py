@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 
 from dstools_converters.errors import DstoolsError
@@ -174,7 +175,7 @@ def test_wrapped_packing_is_an_error(ask: Any) -> None:
     ("config", "words"),
     [
         ({"eos_token": "<|im_end|>"}, "The specified `eos_token` ('<|im_end|>') is not found"),
-        ({"max_length": "lots"}, "check max_length: lots"),
+        ({"max_length": "lots"}, "max_length: lots is not int"),
     ],
 )
 def test_a_config_that_trl_refuses_is_an_error_that_names_file_and_reason(
@@ -329,6 +330,28 @@ def encoded(tokenizer_of: Any) -> Callable[..., dict[str, Any]]:
         return {"input_ids": [*parts[0], *parts[1]], "labels": [-100] * len(parts[0]) + parts[1]}
 
     return make
+
+
+def test_rows_of_another_tokenizer_are_called_that_and_nothing_else(
+    tokenizer_of: Any, tokenizer_folder: Any, tmp_path: Path
+) -> None:
+    ids = tokenizer_of("smollm2").encode("<|im_start|>user\n3*7?<|im_end|>\n<think>7*3</think>")
+    prepared = write(tmp_path / "p.jsonl", [{"input_ids": ids, "labels": ids}])
+    diagnosis = diagnose_prepared(tokenizer_folder("qwen3"), prepared, None)
+    assert [(each.code, each.where) for each in diagnosis.findings] == [("tokenizer", "all rows")]
+
+
+def test_rows_of_our_own_are_not_for_a_trainer_that_drops_mtp_layers(
+    encoded: Any, tmp_path: Path
+) -> None:
+    table = pa.Table.from_pylist([encoded(f"{PROMPT}<｜Assistant｜>", TRACE + ANSWER)])
+    for name, codes in (("rows.arrow", set()), ("other.arrow", {"mtp-dropped"})):
+        with (
+            pa.OSFile(str(tmp_path / name), "wb") as file,
+            pa.ipc.new_stream(file, table.schema) as stream,
+        ):
+            stream.write_table(table)
+        assert warnings(diagnose_prepared(SAMPLE, tmp_path / name, None)) == codes
 
 
 def test_source_rows_tell_of_lost_traces_and_rows(encoded: Any, tmp_path: Path) -> None:
@@ -487,6 +510,8 @@ def test_padding_with_labels_is_an_error_and_padding_without_is_none(
         ("micro_batch_size: 1\ndatasets: [{path: a}]", "is not a configuration of LLaMA-Factory"),
         ("stage: rm\ntemplate: qwen3", "has stage: rm, so it is not of supervised fine-tuning"),
         ("base_model: a\nrl: kto", "has rl: kto"),
+        ("base_model: a\npretraining_dataset: [{path: b}]", "has pretraining_dataset: "),
+        ("base_model: a\ndatasets: [{path: b, type: completion}]", "has type: completion"),
         ("base_model: a\nreward_model: true", "has reward_model: True"),
         ("model_name_or_path: a\nreward_funcs: [length]", "has reward_funcs: "),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 
 from dstools_converters.errors import DstoolsError
@@ -26,15 +27,21 @@ def write(path: Path, row: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["data set", "its parent", "dict", "arrow", "parquet", "jsonl", "render"]
+    "kind", ["data set", "its parent", "dict", "arrow", "arrow file", "parquet", "jsonl", "render"]
 )
 def test_folders_and_files_give_the_same_rows(tmp_path: Path, kind: str) -> None:
     data = datasets.Dataset.from_list([ROW])
     folder = tmp_path / "made"
     name = ""
-    if kind == "dict":
-        datasets.DatasetDict(train=data).save_to_disk(folder)
+    if kind == "dict":  # datasets cannot load the split without rows
+        none = data.select([])
+        datasets.DatasetDict(test=none, train=data).save_to_disk(folder)
         path, name = folder, "train: "
+    elif kind == "arrow file":
+        path = tmp_path / "a.arrow"
+        table = data.with_format("arrow")[:]
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as form:
+            form.write_table(table)
     elif kind == "parquet":
         path = tmp_path / "a.parquet"
         data.to_parquet(path)

@@ -79,6 +79,13 @@ def test_a_refusal_has_the_words_of_trl(trl_rows: Any) -> None:
     assert error.value.hint == "check eos_token: no such token"
 
 
+def test_each_value_of_a_wrong_type_is_named_with_the_right_one(trl_rows: Any) -> None:
+    with pytest.raises(DstoolsError) as error:
+        trl_rows(assistant_only_loss="maybe", max_length="lots", packing=None)
+    wanted = "max_length: lots is not int | None; assistant_only_loss: maybe is not bool"
+    assert str(error.value) == wanted
+
+
 def test_a_template_that_loops_for_ever_is_stopped(
     trl_rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
