@@ -123,7 +123,7 @@ def looks_like(gold: str) -> AnswerType:
     if LABELLED.match(_unstyled(gold)) or LETTERS.fullmatch(inner):
         return "choice"
     is_words = WORDS.fullmatch(inner) and (len(inner) > 2 or inner.lower() in ("no", "ok"))
-    is_quoted = re.search(r"(?<!\d)['\"]", gold)
+    is_quoted = re.search(r"(?<![\w)}])['\"]", gold)  # f' is a function
     return "string" if is_words or is_quoted or _moment(gold) else "math"
 
 

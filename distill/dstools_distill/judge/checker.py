@@ -99,6 +99,8 @@ def _tree(text: str) -> Any:
             return values[0] if every(_same(values[0], value) for value in values) else None
     tree = _exact(tree)
     is_condition = all(isinstance(relation, sympy.Rel | BooleanFunction) for relation in relations)
+    if is_condition and len(tree.free_symbols) > 1 and "or" in text.split():
+        return None  # for the library it is a comma
     if is_condition and len(tree.free_symbols) == 1 and not tree.atoms(sympy.Eq):
         sets = [relation.as_set() for relation in relations]
         common = sympy.Intersection(*sets)

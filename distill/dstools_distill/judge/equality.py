@@ -10,7 +10,7 @@ from string import ascii_letters
 
 from dstools_distill.judge.quantities import Value, column, to_latex
 from dstools_distill.judge.referee import Referee
-from dstools_distill.judge.spelling import squeezed
+from dstools_distill.judge.spelling import COMMAND, squeezed
 from dstools_distill.judge.units import ATOMS, NONE
 
 MAX_ITEMS = 40
@@ -31,10 +31,12 @@ KNOWN = (
     r"|right|alpha|beta|[Gg]amma|[Dd]elta|epsilon|[Tt]heta|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau"
     r"|[Pp]hi|chi|psi|[Oo]mega|sum|prod"
 )
-# what it takes for something else: words, two numbers side by side, 1/2x, primes
+# what it takes for something else: words, two numbers side by side, primes, 1/2x, A^T, dy/dx
 MISREAD = re.compile(
     rf"[^\x00-\x7f°⦃⦄]|(?<!\\)\\(?!(?:{KNOWN})(?![A-Za-z]))(?=[A-Za-z])|\\begin\{{cases"
     r"|(?<![\\A-Za-z])(?![pbv]?matrix|array)[A-Za-z]{4,}|\d\s+\d|--|'|[A-Z]_\{?\d+\}?\^"
+    r"|!!|\^\s*\{?\s*(?:\(\w\)|[T*]|\\(?:top|dagger))"
+    r"|frac(?:\d{3}|\s*\{[^{}]*\}\s*\{\s*(?:d|\\partial)\s*[a-z])"
     r"|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|r|end|\\))|\\(?:log|ln|sin|cos|tan)\s*\w\s*(?:\*|\\cdot)"
 )
 MATRIX = re.compile(r"\\begin\{(?:[pb]?matrix|array)")
@@ -165,8 +167,8 @@ class Comparison:
             self.problem = "answer-not-read" if misread[0] else "gold-not-read"
             return None
         here, there = (set(LETTER.findall(NO_SYMBOL.sub(" ", text))) for text in texts)
-        letters = here | there
-        has_both_cases = len(set(map(str.lower, letters))) < len(letters)  # R is read as r
+        symbols = here | there | set(COMMAND.findall(f"{one} {other}"))
+        has_both_cases = len(set(map(str.lower, symbols))) < len(symbols)  # R is read as r
         are_renamed = here - there and there - here  # a_n = 2n, and a_k = 2k
         logs = {bool(PLAIN_LOG.search(text)) for text in texts}
         is_degree = "°" in one, "°" in other  # or a number: 60 + x
@@ -184,9 +186,9 @@ class Comparison:
     def _items(self, answer: Value, gold: Value) -> bool | None:
         """Compare lists, tuples and sets."""
         brackets = (answer.text, gold.text)
-        names = (answer.name or gold.name).split(" ")
-        has_order = len(names) == 1 or "".join(names) in ascii_letters
-        if answer.name != gold.name and not has_order:  # of m, b
+        named = answer if answer.name else gold
+        has_order = " " not in named.name or named.name.replace(" ", "") in ascii_letters
+        if named.text == "()" and answer.name != gold.name and not has_order:  # of m, b
             return None
         if {*brackets} == {"", "()"} and answer.name != gold.name:  # in the order of the names?
             return self._sequence(answer.items, gold.items) or None
@@ -209,8 +211,12 @@ class Comparison:
         )
         if equal and gold.text == "":  # 1, 1, 2 is not 1, 2
             equal = all(line.count(True) == columns.count(line) for line in columns)
-        if equal and brackets == ("", "") and len(gold.items) > 2:
-            self.problem = "order"  # which may have been asked for
+        if (
+            equal
+            and brackets == ("", "")
+            and (len(gold.items) > 2 or answer.name == gold.name != "")
+        ):
+            self.problem = "order"  # which may have been asked for, or a_1 and a_2
             return self._sequence(answer.items, gold.items) or None
         return equal
 

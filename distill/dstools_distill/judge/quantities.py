@@ -157,7 +157,7 @@ def _part(text: str, letters_are_units: bool) -> Value:
     found, its = read_number(amount.strip()), read_unit(words) if words.strip() else NONE
     if found is not None:
         return Value("number", number=found * its.times, unit=its._replace(times=Fraction(1)))
-    is_not = NO_AMOUNT.search(amount) or ("°" in words and ANGLE.search(amount))
+    is_not = "'" in words or NO_AMOUNT.search(amount) or ("°" in words and ANGLE.search(amount))
     if not match or is_not or its.times != 1 or PROSE.search(TEXT.sub("", match[2])):
         raise NoUnitError(text)
     return Value("formula", amount, unit=its)

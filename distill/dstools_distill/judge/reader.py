@@ -10,7 +10,7 @@ import re
 from fractions import Fraction
 
 from dstools_distill.judge.quantities import UnreadableError, Value, column, read_quantity, to_latex
-from dstools_distill.judge.spelling import CLOSING, OPENING, outside, plain
+from dstools_distill.judge.spelling import CLOSING, COMMAND, OPENING, outside, plain
 from dstools_distill.judge.units import NONE
 
 MAX_CHARS, MAX_DEPTH = 2000, 12
@@ -66,6 +66,7 @@ PART_NUMBER = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
 AXIS = re.compile(r"\\vec\{([ijk])\}")
 CONDITION = re.compile(r"\s*([^|:]*?)\s*(?:\||:|\\mid)\s*(.*)")
 ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?")
+POINT = re.compile(r"([A-Z])\s*(\([^()]*,[^()]*\))")
 COMMA_DECIMAL = re.compile(r"(?:[A-Za-z]\s*=\s*)?(-?\d+),(\d+)")
 
 
@@ -132,14 +133,13 @@ class _Reader:
         if NAME.fullmatch(sides[0]) and signs[0] in ("=", "\\approx", "\\in"):
             symbol = re.escape(re.split(r"[(_]", name)[0])
             is_own = len(symbol) == 1 and re.search(rf"(?<![A-Za-z\\]){symbol}(?![A-Za-z])", last)
-            if signs[0] == "\\in":
-                return self.value(last, depth + 1)
             if name[0] == "(":
                 name = " ".join(re.findall(r"\w+", name))
             elif (function := FUNCTION.fullmatch(name)) and "x" not in last:  # f(n) = n + 1
-                name = f"{function[1]}(x)"
-                last = re.sub(rf"(?<![A-Za-z\\]){function[2]}(?![A-Za-z])", "x", last)
-            if not is_own or "(" in name:
+                its = re.compile(rf"(?<![A-Za-z\\]){function[2]}(?![A-Za-z])")
+                name = f"{function[1]}(x)" if its.search(last) else name  # P(A) is not P(B)
+                last = its.sub("x", last)
+            if not is_own or "(" in name or signs[0] == "\\in":
                 return self.value(last, depth + 1)._replace(name=name)
         if signs[-1] == "\\approx":  # either may have been asked for
             exact, _, rounded = text.rpartition(signs[-1])
@@ -148,7 +148,8 @@ class _Reader:
 
     def single(self, text: str, depth: int) -> Value:
         """Read a bracketed group, a number in a base, ±, or a quantity."""
-        text = re.sub(r"^[A-Z]\s*(?=\([^()]*,[^()]*\)$)", "", text)  # a point
+        if point := POINT.fullmatch(text):
+            return self.single(point[2], depth)._replace(name=point[1])
         if text[0] in OPENING and (group := self.group(text, depth)):
             return group
         if residue := RESIDUE.fullmatch(text):
@@ -176,13 +177,14 @@ class _Reader:
             element, rest = condition.groups()
             if INTEGERS.fullmatch(rest):
                 return self.value(f"{element}, {rest}", depth + 1)
-            if not ELEMENT.fullmatch(element):
+            if not ELEMENT.fullmatch(element) or element[0] not in COMMAND.sub("", rest):
                 raise UnreadableError(text)
             return self.value(rest, depth + 1)
         value = self.value(inner, depth + 1)
         is_list = value.kind == "items" and value.text == ""
         if opener == "⦃":
-            return Value("items", "{}", value.items if is_list or value.text == "{}" else (value,))
+            members = value.items if is_list or value.text == "{}" else ()
+            return Value("items", "{}", members or (value,))  # also of {∅}
         if {item.text for item in value.items} == {"[]"}:  # [[1, 2], [3, 4]]
             rows = (" & ".join(map(to_latex, item.items)) for item in value.items)
             return Value("formula", column(rows))
@@ -201,6 +203,6 @@ def _by_name(items: list[Value]) -> Value:
     names = [item.name for item in items]
     values = tuple(item._replace(name="") for item in items)
     symbols = {re.split(r"[_(]", name)[0] for name in names}
-    if "" in names or len(symbols) < len(names):
-        return Value("items", "{}" if names[0] and len({*names}) == 1 else "", values)
-    return Value("items", "()", values, name=" ".join(names))
+    if "" in names or len({*names}) == 1:
+        return Value("items", "{}" if names[0] else "", values)
+    return Value("items", "()" if len(symbols) == len(names) else "", values, name=" ".join(names))

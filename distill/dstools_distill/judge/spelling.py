@@ -28,6 +28,7 @@ SIMPLER = {
 REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(rf"\\[dt]?frac\s*\{{\s*({STYLED.pattern})\s*\}}\s*\{{\s*({STYLED.pattern}(?:\^\d)?)\s*\}}"),
      r" \1/\3"),  # of units
+    (re.compile(r"(\\(?:vec|mathbf|boldsymbol|bm)\s*\{\w\}\s*)\\times"), r"\1\\wedge"),
     (re.compile(r"\\(?:mathbf|boldsymbol|bm|vec|hat)\s*\{\s*\\?([ijk])(?:math)?\s*\}"),
      r"\\vec{\1}"),
     (re.compile(r"\\(?:math(?:rm|bf|it)|bf|rm|boldsymbol|operatorname\*?)\s*\{(\w)\}"), r"\1"),

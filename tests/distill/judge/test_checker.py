@@ -63,6 +63,7 @@ COMMAND = [sys.executable, "-P", "-m", "dstools_distill.judge.checker", "0.5"]
         (r"x > a", r"(a,\infty)", None),
         (r"x+\sin x > 0", "x>0", None),  # sympy cannot solve it
         ("x>2, y<3", "x>2", None),
+        ("x>2 or y<3", "x>2, y<3", None),
         ("x > i", "x>1", None),
         ("x", "y", False),
         (r"(-\infty,\infty)\setminus\{1\}", r"(-\infty,1)\cup(1,\infty)", True),

@@ -103,6 +103,16 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         ("R+r", "2r", None),  # math-verify reads R as r
         (r"\log 6", r"\ln 6", None),
         ("f'(x)", "f(x)", None),
+        ("A^T", "A", None),
+        ("n!!", "(n!)!", None),
+        ("f^{(3)}(x)", "f(x)^3", None),
+        (r"\frac{dy}{dx}", r"\frac{dx}{dy}", None),
+        (r"\Delta", r"\delta", None),
+        (r"\vec{a} \times \vec{b}", r"\vec{a} \cdot \vec{b}", None),
+        ("a_1=2, a_2=3", "a_1=3, a_2=2", None),
+        ("a_1=2, a_2=3", "3, 2", True),
+        ("A(1,2), B(3,4)", "A(3,4), B(1,2)", False),
+        (r"x \in (0,1)", r"y \in (0,1)", None),
         (r"\text{even}", r"\text{odd}", None),
     ],
 )
