@@ -83,7 +83,7 @@ class Comparison:
                 found = [self._same(side._replace(name=line.name), other) for side in line.items]
                 return True if True in found else None if None in found else False
         kinds = {answer.kind, gold.kind}
-        are_named = answer.name and gold.name
+        are_named = answer.name and gold.name and (" " in answer.name) == (" " in gold.name)
         if answer.name != gold.name and (are_named or "=" in answer.text + gold.text):
             equations = (f"{v.name} = {to_latex(v)}" if v.name else v.text for v in (answer, gold))
             return self._ask(*equations) if kinds <= SCALARS else None
@@ -152,7 +152,9 @@ class Comparison:
         scale = 10 ** places[0]
         if exact.kind == "number":
             return bool(abs(exact.number - rounded.number) * 2 * scale <= 1)
-        nearest = f"\\lfloor {scale} * ({exact.text}) + \\frac{{1}}{{2}} \\rfloor"
+        nearest = (
+            f"\\lfloor {scale} * ({exact.text.rpartition('=')[2]}) + \\frac{{1}}{{2}} \\rfloor"
+        )
         return self._ask(nearest, str(rounded.number * scale))
 
     def _ask(self, answer: str, gold: str) -> bool | None:

@@ -111,6 +111,8 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         (r"\vec{a} \times \vec{b}", r"\vec{a} \cdot \vec{b}", None),
         ("a_1=2, a_2=3", "a_1=3, a_2=2", None),
         ("a_1=2, a_2=3", "3, 2", True),
+        ("x_1=2, x_2=3", r"L = \{3; 2\}", True),
+        (r"V = 3 \cdot 12\pi = 36\pi \approx 113.1", "113.1", True),
         ("A(1,2), B(3,4)", "A(3,4), B(1,2)", False),
         (r"x \in (0,1)", r"y \in (0,1)", None),
         (r"\text{even}", r"\text{odd}", None),
