@@ -104,6 +104,7 @@ def write(path: Path, records: Iterable[Record]) -> int:
 TRACES = (
     *("reasoning_content", "reasoning", "thinking", "cot", "chain_of_thought", "complex_cot"),
     *("deepseek_reasoning", "deepseek_thinking_trajectory", "thinking_trajectories"),
+    "model_reasoning",  # GeneralThought
 )
 MODES = (  # settings of a model, under the same names
     *("on", "off", "yes", "no", "true", "false", "enabled", "disabled", "auto", "adaptive"),

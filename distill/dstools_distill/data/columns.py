@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 from dstools_distill.records import Record, message_parts
@@ -102,6 +103,14 @@ def reasoning_and_text(value: Any, name: str) -> tuple[str | None, str]:
         return message_parts(value)
     except ValueError as error:
         raise BadRowError(f"{name} {error}") from None
+
+
+def from_json(value: Any, starts: tuple[str, ...]) -> Any:
+    """Return what a JSON text that begins in one of these ways is; other values as they are."""
+    if isinstance(value, str) and value.lstrip().startswith(starts):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def shown(value: Any) -> str:

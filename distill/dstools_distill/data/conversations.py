@@ -12,6 +12,7 @@ from dstools_distill.data.columns import (
     BadRowError,
     Columns,
     agreeing,
+    from_json,
     reasoning_and_text,
     shown,
     text,
@@ -22,6 +23,7 @@ Message = dict[str, str]
 ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"} | (
     dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant")
 )
+NOT_LEARNED = "leave such rows out, or their last answer"
 WORD = re.compile("[A-Za-z]{1,16}")  # of a script with blanks: a trace has more
 # Sky-T1, Bespoke-Stratos and OpenThoughts-114k write a trace and its answer between these
 SECTIONS = re.compile(
@@ -32,7 +34,12 @@ SECTIONS = re.compile(
 
 
 def conversation(turns: Any, name: str) -> list[Message]:
-    """Return the turns of a conversation, each with role and content; no empty system message."""
+    """Return the turns of a conversation, each with role and content; no empty system message.
+
+    turns: a list of them, or JSON of it. Raises BadRowError for an odd form, and for an answer at
+    the end that is not to be trained on: its weight is 0, as OpenAI writes it.
+    """
+    turns = from_json(turns, ("[",))
     if not isinstance(turns, list) or not turns:
         raise BadRowError(f"{name} is not a list of turns")
     messages = []
@@ -54,6 +61,8 @@ def conversation(turns: Any, name: str) -> list[Message]:
         content = text(content, f"{where}.{text_key}")
         if ROLES[role] == "assistant":
             content = with_trace(content, inner or own_trace(Columns(turn)), where)
+            if turn is turns[-1] and turn.get("weight") == 0:
+                raise BadRowError(f"{where}.weight is 0: nothing is to be learned", NOT_LEARNED)
         messages.append({"role": ROLES[role], "content": content})
     return messages
 

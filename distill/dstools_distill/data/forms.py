@@ -15,15 +15,24 @@ a passage and options are asked with the question. Columns that disagree are ref
 answer that a column marks as bad. "auto" reads the columns of all forms, and a form that is named
 those of its own alone.
 
-A row may hold several answers: a list of texts in one of REPLIES or GENERATIONS, or the columns
-NUMBERED, with a word of `finish_reasons` for each.
+A row may hold several answers: a list in one of REPLIES or GENERATIONS, each a text or an object
+with one (ANSWER_KEYS), or the columns NUMBERED, with a word of `finish_reasons` for each. A list of
+GENERATIONS may be JSON.
 """
 
 from difflib import get_close_matches
 from typing import Any, NamedTuple, get_args
 
 from dstools_converters.model.reasoning import CLOSE, OPEN
-from dstools_distill.data.columns import BadRowError, Columns, agreeing, answer_text, shown, text
+from dstools_distill.data.columns import (
+    BadRowError,
+    Columns,
+    agreeing,
+    answer_text,
+    from_json,
+    shown,
+    text,
+)
 from dstools_distill.data.conversations import (
     ROLES,
     Message,
@@ -65,6 +74,7 @@ REPLIES = (
     *("generation", "llm_response", "model_answer"),  # codeforces-cots, SYNTHETIC-1
 )
 GENERATIONS = ("generations", "responses", "completions", "outputs")  # OpenR1-Math; vLLM's logs
+ANSWER_KEYS = ("text", "response", "content", "generation", "output", "completion")
 NUMBERED = ("r1_solution_1", "r1_solution_2", "r1_solution_3")  # DeepMath-103K
 ANSWER_TYPES = get_args(AnswerType)
 SPELLED = 0.8  # likeness, 0 to 1, of a misspelled word; OlympiadBench has "Numerical"
@@ -240,7 +250,7 @@ def _single_reply(columns: Columns, name: str, in_question: str | None) -> str |
     """Return the teacher's answer from a column of its own; `name` is the column that is asked."""
     replies = {}
     for key in REPLIES:
-        if columns.has(key) and not _is_texts(columns, key):
+        if columns.has(key) and not _answers(columns, key):
             value = columns.take(key)
             if isinstance(value, list):
                 replies[key] = (
@@ -259,31 +269,51 @@ def _listed_replies(columns: Columns) -> list[Reply]:
 
     Raises BadRowError for lists in two columns, and for words that do not match the answers.
     """
-    names = [name for name in (*GENERATIONS, *REPLIES) if _is_texts(columns, name)]
+    names = [name for name in (*GENERATIONS, *REPLIES) if _answers(columns, name)]
     if len(names) > 1:
         raise BadRowError(
             f"{names[0]} and {names[1]} are both lists of answers", "keep one of the columns"
         )
-    texts: Any = (
-        columns.take(names[0]) if names else [columns.take(n) for n in NUMBERED if n in columns]
-    )
-    if not texts:
+    answers = [columns.take(n) for n in NUMBERED if n in columns]
+    if names:
+        answers = _answers(columns, names[0])
+        columns.take(names[0])
+    if not answers:
         return []
-    words: Any = columns.take("finish_reasons") or [None] * len(texts)
-    if not isinstance(words, list) or len(words) != len(texts):
+    words: Any = columns.take("finish_reasons") or [None] * len(answers)
+    if not isinstance(words, list) or len(words) != len(answers):
         raise BadRowError(
-            f"finish_reasons is {shown(words)}, for {len(texts)} answers",
+            f"finish_reasons is {shown(words)}, for {len(answers)} answers",
             "write a list of a word, or null, for each answer",
         )
-    pairs = zip(texts, words, strict=True)
-    return [Reply(reply, word) for reply, word in pairs if isinstance(reply, str) and reply.strip()]
+    replies = [_listed_reply(*pair) for pair in zip(answers, words, strict=True)]
+    return [reply for reply in replies if reply.raw.strip()]
 
 
-def _is_texts(columns: Columns, name: str) -> bool:
-    """Return whether a column has a list of texts, of which some may be null."""
+def _answers(columns: Columns, name: str) -> list[Any]:
+    """Return the answers that a column lists, some of which may be null; [] if it is another."""
     value = columns.row.get(columns.spelled(name))
-    kinds = {type(entry) for entry in value} if isinstance(value, list) else set()
-    return str in kinds and kinds <= {str, type(None)}
+    value = from_json(value, ("[",)) if name in GENERATIONS else value
+    answers = value if isinstance(value, list) else []
+    given = [answer for answer in answers if answer is not None]
+    are_answers = all(isinstance(answer, str) or _answer_key(answer) for answer in given)
+    return answers if given and are_answers else []
+
+
+def _answer_key(answer: Any) -> str:
+    """Return the key of the text of an answer that is an object; "" for a turn and others."""
+    is_turn = not isinstance(answer, dict) or "role" in answer or "from" in answer
+    keys = [] if is_turn else [key for key in ANSWER_KEYS if isinstance(answer.get(key), str)]
+    return keys[0] if len(keys) == 1 else ""
+
+
+def _listed_reply(answer: Any, word: Any) -> Reply:
+    """Return an answer of several: a text, an object with one and its trace, or null."""
+    if not isinstance(answer, dict):
+        return Reply(answer if isinstance(answer, str) else "", word)
+    key = _answer_key(answer)
+    raw = with_trace(answer[key], own_trace(Columns(answer)), key)
+    return Reply(raw, answer.get("finish_reason", word))
 
 
 def _all_replies(

@@ -9,20 +9,30 @@ a letter: `answer` may be the letter, the text of an option, or an index from 0.
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from dstools_converters.model.reasoning import CLOSE, OPEN
-from dstools_distill.data.columns import BadRowError, Columns, agreeing, answer_text, shown, text
+from dstools_distill.data.columns import (
+    BadRowError,
+    Columns,
+    agreeing,
+    answer_text,
+    from_json,
+    shown,
+    text,
+)
 from dstools_distill.judge.answers import compare
 from dstools_distill.judge.extract import boxes, final_answer, last_boxed
 from dstools_distill.judge.program import MAX_CASES
 from dstools_distill.judge.referee import Referee
 
 TRUSTED = ("gold", "expected", "expected_answer")  # taken as they are
-GOLD_KEYS = (*TRUSTED, "final_answer", "ground_truth", "correct_answer", "answer")
+GOLD_KEYS = (
+    *(*TRUSTED, "final_answer", "ground_truth", "correct_answer", "answer"),
+    "reference_answer",  # GeneralThought, natural_reasoning
+)
 SOLUTIONS = ("solution", "ground_truth_solution", "gold_standard_solution")
 CODE_CASES = (
     *("input_output", "test_cases", "official_tests"),  # APPS, TACO; codeforces
@@ -41,6 +51,7 @@ NESTED = (  # a column with an object that has the gold, and its key
     ("reward_model", "ground_truth"),  # verl
     ("verification_info", "ground_truth"),  # SYNTHETIC-1
 )
+OBJECT_OR_TEXTS = ("{", '["')
 GSM8K = "\n#### "  # openai/gsm8k: between a worked solution and the answer
 PLACEHOLDERS = ("proof", "notfound", "n/a", "nan", "null")  # there is no answer; NuminaMath-1.5
 TAGGED = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
@@ -238,11 +249,11 @@ def _nested(columns: Columns) -> dict[str, str]:
     """Return the golds in objects, or in JSON of them, by their paths."""
     golds = {}
     for column, key in NESTED:
-        value = _from_json(columns.row.get(columns.spelled(column)))
+        value = from_json(columns.row.get(columns.spelled(column)), OBJECT_OR_TEXTS)
         if isinstance(value, dict) and value.get(key) is not None:
             columns.take(column)
             path = f"{columns.spelled(column)}.{key}"
-            golds[path] = answer_text(_from_json(value[key]), path)
+            golds[path] = answer_text(from_json(value[key], OBJECT_OR_TEXTS), path)
     turns = columns.row.get("messages")
     for number, turn in enumerate(turns if isinstance(turns, list) else []):
         info = turn.get("info") if isinstance(turn, dict) else None
@@ -250,14 +261,6 @@ def _nested(columns: Columns) -> dict[str, str]:
             path = f"messages[{number}].info.reference_answer"
             golds[path] = answer_text(info["reference_answer"], path)
     return golds
-
-
-def _from_json(value: Any) -> Any:
-    """Return what an object or a list in JSON is; other values as they are."""
-    if isinstance(value, str) and value.startswith(("{", '["')):
-        with suppress(ValueError):
-            return json.loads(value)
-    return value
 
 
 def _of_code(columns: Columns, worked: str | None) -> Gold:

@@ -7,6 +7,7 @@ from dstools_distill.data.columns import (
     Columns,
     agreeing,
     answer_text,
+    from_json,
     reasoning_and_text,
     shown,
 )
@@ -61,3 +62,9 @@ def test_content_may_come_in_parts() -> None:
 def test_a_message_shows_the_start_of_a_long_value() -> None:
     assert shown(["é"]) == "'[\"é\"]'"
     assert len(shown("x" * 1000)) == 62
+
+
+def test_only_json_that_begins_as_asked_is_read() -> None:
+    assert from_json(' ["4"]', ("{", '["')) == ["4"]
+    for other in ("[4]", '{"a": 4', "4", None, ["4"]):
+        assert from_json(other, ("{", '["')) == other

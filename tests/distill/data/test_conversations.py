@@ -1,5 +1,7 @@
 """Conversations: turns in the roles of chat templates, and the traces of their answers."""
 
+import json
+
 import pytest
 
 from dstools_distill.data.columns import BadRowError, Columns
@@ -54,6 +56,23 @@ def test_parts_and_roles_are_found_under_the_keys_of_either_form() -> None:
         "user",
         "",
     ]
+
+
+def test_a_conversation_may_be_json() -> None:
+    turns = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": WHOLE}]
+    assert conversation(json.dumps(turns), "x") == conversation(turns, "x")
+    with pytest.raises(BadRowError, match="x is not a list of turns"):
+        conversation("[cut", "x")
+
+
+def test_a_last_answer_of_no_weight_is_refused() -> None:
+    user = {"role": "user", "content": "2+2?"}
+    turns = [user, {"role": "assistant", "content": "5", "weight": 0}, user]
+    answer = {"role": "assistant", "content": "4", "weight": 1}
+    assert len(conversation([*turns, answer], "x")) == 4  # what is in the prompt is never trained
+    with pytest.raises(BadRowError, match=r"x\[3\]\.weight is 0: .*") as caught:
+        conversation([*turns, answer | {"weight": 0}], "x")
+    assert "leave such rows out" in caught.value.hint
 
 
 def test_two_traces_of_one_answer_are_refused() -> None:

@@ -314,6 +314,37 @@ def test_all_answers_of_a_row_are_kept_with_their_ends_the_chosen_one_first() ->
     assert convert(chosen | {"finish_reasons": ["stop"] * 3}).replies[0] == Reply(wrong, "stop")
 
 
+def test_listed_answers_may_be_objects_or_json() -> None:
+    asked = {"question": "What is 2 + 2?", "reference_answer": "4"}
+    objects = [
+        {"text": "<think>\n2 and 3.\n</think>\n\n5", "finish_reason": "stop"},
+        None,
+        {"response": "4", "model": "x", "reasoning": "Two and two."},
+    ]
+    wrong, _, right = (entry and entry.get("text", ANSWER) for entry in objects)
+    for listed in (objects, json.dumps(objects)):
+        question = convert(asked | {"responses": listed, "finish_reasons": ["length"] * 3})
+        assert question.replies == (Reply(wrong, "stop"), Reply(right, "length"))
+        assert (question.gold, question.unread) == ("4", ())
+    texts = convert(asked | {"generations": json.dumps([wrong, right])})
+    assert texts.replies == (Reply(wrong), Reply(right))
+    for other in (
+        [{"text": "4", "response": "5"}],
+        "[1, 2]",
+        "[cut",
+        [{"role": "user", "content": "x"}],
+    ):
+        assert convert(asked | {"outputs": other}).unread == ("outputs",)
+    assert convert({"prompt": "2+2?", "response": '["4", "5"]'}).replies == (Reply('["4", "5"]'),)
+
+
+def test_the_columns_of_general_thought_are_read() -> None:
+    row = {"question": "What is 2 + 2?", "reference_answer": "4", "prev_messages": None}
+    row |= {"model_answer": "4", "model_reasoning": "Two and two."}
+    question = convert(row)
+    assert (question.replies, question.gold, question.unread) == ((Reply(ANSWER),), "4", ())
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -53,6 +53,12 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
         ({"reward_model": {"ground_truth": "4"}, "answer": "4"}, "4", None),
         ({"verification_info": '{"ground_truth": "4"}'}, "4", None),
         ({"messages": [{"role": "user", "info": {"reference_answer": "4"}}]}, "4", None),
+        ({"reference_answer": "4"}, "4", None),
+        (
+            {"reference_answer": "First, add 2. Then it is even, as 2 is."},
+            None,
+            "First, add 2. Then i",
+        ),
         ({"ground_truth": "\\frac{1}{2}", "answer": "1/2"}, "\\frac{1}{2}", None),
         ({"answer": "<think>x</think>4"}, None, None),
         ({"answer": "1/2", "solution": r"\boxed{0.5}"}, "1/2", r"\boxed{0.5}"),
