@@ -7,6 +7,7 @@ The first run writes requests. Once the answers are in the same folder, the next
 writes requests for what is missing. Source: platform.openai.com, guides, batch.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
-from dstools_distill.teachers.endpoint import PASSING, request
+from dstools_distill.teachers.endpoint import PASSING, request, server_words
 from dstools_distill.teachers.teacher import (
     REFUSED,
     Ask,
@@ -24,6 +25,7 @@ from dstools_distill.teachers.teacher import (
     Outcomes,
     Teacher,
     UnreadError,
+    accepting,
     answer,
     unread,
 )
@@ -36,27 +38,39 @@ def batch_files(settings: Generate, folder: Path, total: int) -> Teacher:
     """Return a teacher that reads answers to `total` samples from `folder`/answers*.jsonl.
 
     The teacher raises DstoolsError, with what to do next, after it has written requests for the
-    samples without an answer.
+    samples without an answer. Those that expired, or met an error that may pass, are asked for
+    again, unless every other one is answered and settings.max_failed accepts their loss.
     """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         answered = _Answers(folder, total)
         requests = _Requests(folder)
+        lost: dict[int, Missed] = {}
         for ask in asks:
             if ask.number not in done:
                 outcome = answered.outcome(ask, settings)
-                if outcome is None:
+                may_pass = isinstance(outcome, Missed) and not outcome.reason.startswith(REFUSED)
+                if isinstance(outcome, Missed) and may_pass:
+                    lost[ask.number] = outcome
+                if outcome is None or may_pass:
                     line = {"custom_id": _custom_id(ask), "method": "POST"}
                     body = request(settings, ask)
                     requests.add({**line, "url": "/v1/chat/completions", "body": body})
                 else:
                     yield ask.number, outcome
-        if requests.count:
+        if requests.count == len(lost) <= settings.max_failed * total:
+            requests.remove()
+            yield from lost.items()
+        elif requests.count:
+            is_all_asked = requests.count == len(lost)
+            way = f"; or {accepting(len(lost), total)}" if is_all_asked else ""
+            counts = Counter(outcome.reason for outcome in lost.values())
+            words = "".join(f", {count} of them: {why}" for why, count in sorted(counts.items()))
             raise DstoolsError(
-                f"{requests.count} of {total} samples have no answer yet; "
+                f"{requests.count} of {total} samples have no answer yet{words}; "
                 f"the requests are in {folder}: {', '.join(requests.names)}",
                 f"send each file as a batch and save its answers as {folder / ANSWERS}-1.jsonl "
-                f"and so on; then {RESUME_HINT}",
+                f"and so on; then {RESUME_HINT}" + way,
             )
 
     return answers
@@ -95,7 +109,7 @@ class _Answers:
             self.places[int(digits)] = (path, number, offset)
 
     def outcome(self, ask: Ask, settings: Generate) -> Outcome | None:
-        """Return the outcome of a sample; None if it must be asked for, or asked for again."""
+        """Return the outcome of a sample; None if there is no line for it."""
         if ask.number not in self.places:
             return None
         path, number, offset = self.places[ask.number]
@@ -106,7 +120,8 @@ class _Answers:
             raise _not_ours(path, number, row["custom_id"])
         response = row.get("response")
         if not isinstance(response, dict):
-            return None  # expired or cancelled
+            kind, words = server_words(row.get("error"))
+            return Missed(printable(kind or "no response"), printable(words))
         status, body = response.get("status_code"), response.get("body")
         if _is_answered(row):
             try:
@@ -115,13 +130,10 @@ class _Answers:
                 return unread(error, body)
             except ValueError as error:
                 raise DstoolsError(f"{path}: line {number}: {error}", BAD_ANSWERS) from None
-        if not isinstance(status, int) or status in PASSING or status >= 500:
-            return None
-        fault = body.get("error") if isinstance(body, dict) else None
-        kind = (fault.get("type") or fault.get("code") or "") if isinstance(fault, dict) else ""
-        server_words = (fault.get("message") if isinstance(fault, dict) else None) or fault
-        reason = f"{REFUSED}{printable(f'{status} {kind}'.strip())}"
-        return Missed(reason, printable(str(server_words)))
+        kind, words = server_words(body.get("error") if isinstance(body, dict) else None)
+        reason = printable(f"{status} {kind}".strip())
+        is_passing = not isinstance(status, int) or status in PASSING or status >= 500
+        return Missed(reason if is_passing else REFUSED + reason, printable(words))
 
 
 def _is_answered(row: dict[str, Any]) -> bool:
@@ -143,12 +155,16 @@ class _Requests:
     """Files of requests, which replace those of an earlier run."""
 
     def __init__(self, folder: Path) -> None:
-        for path in folder.glob(f"{REQUESTS}*.jsonl"):
-            path.unlink()
         self.folder = folder
+        self.remove()
         self.names: list[str] = []
         self.count = 0
         self.lines, self.bytes = MAX_LINES, 0
+
+    def remove(self) -> None:
+        """Remove the files."""
+        for path in self.folder.glob(f"{REQUESTS}*.jsonl"):
+            path.unlink()
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a request to the last file, or to a new one if that is full."""

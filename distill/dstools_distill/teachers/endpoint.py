@@ -254,24 +254,27 @@ def _reply(text: str) -> Any:
         raise NoCompletionError("200, not JSON", text[:SHOWN] or "nothing") from None
     table = body if isinstance(body, dict) else {}
     if table.get("error") and not table.get("choices"):
-        kind, words = _words(table["error"])
+        kind, words = server_words(table["error"])
         raise NoCompletionError(f"200 with an error {kind}".strip(), words)
     if not isinstance(table.get("choices"), list):
         raise NoCompletionError("200, no chat completion", text[:SHOWN])
     return body
 
 
-def _words(fault: Any) -> tuple[str, str]:
-    """Return the kind of a server's error, "" if it has none, and the server's words."""
+def server_words(fault: Any) -> tuple[str, str]:
+    """Return the kind of a server's error, and what the server says of it, "" where unknown."""
     table = fault if isinstance(fault, dict) else {}
-    return str(table.get("type") or table.get("code") or ""), str(table.get("message") or fault)
+    kind, words = table.get("type") or table.get("code"), table.get("message") or fault
+    return str(kind or ""), str(words or "")
 
 
 def _failed(error: Exception, settings: Generate) -> Failed:
     """Return a reason, which is the same for every error of a kind, and the server's own words."""
     match error:
         case APIStatusError():
-            kind, words = _words(error.body if isinstance(error.body, dict) else error.message)
+            kind, words = server_words(
+                error.body if isinstance(error.body, dict) else error.message
+            )
             reason = f"{error.status_code} {kind}".strip()
         case APITimeoutError():
             reason, words = "time-out", f"no answer within {settings.timeout_seconds:g} s"

@@ -32,6 +32,7 @@ from dstools_distill.teachers.teacher import (
     Missed,
     Teacher,
     UnreadError,
+    accepting,
     answer,
     in_process,
     received,
@@ -127,10 +128,9 @@ def _require_enough(
     if ways or len(whys) < log.total:
         counts = Counter(why.reason for why in lost)
         shown = ", ".join(f"{counts[reason]} x {text}" for reason, text in _shown(lost).items())
-        enough = -(-100 * len(lost) // log.total) / 100  # up to the next hundredth
         raise DstoolsError(
             f"{len(lost)} of {log.total} samples are missing: {shown}{kept}",
-            "; or ".join([*ways, f"accept the loss with generate.max_failed = {enough:g}"]),
+            "; or ".join([*ways, accepting(len(lost), log.total)]),
         )
 
 

@@ -312,6 +312,12 @@ def answer(body: Any, settings: Generate) -> Answer:
         raise UnreadError(f"the content {error}") from None
 
 
+def accepting(lost: int, total: int) -> str:
+    """Return how a user accepts that so many samples are lost."""
+    share = -(-100 * lost // total) / 100  # up to the next hundredth
+    return f"accept the loss with generate.max_failed = {share:g}"
+
+
 class UnreadError(ValueError):
     """A chat completion came, and was paid for, but its answer cannot be read."""
 

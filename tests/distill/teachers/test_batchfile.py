@@ -3,6 +3,7 @@
 import json
 import random
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_answers_in_any_order_are_read_and_only_what_is_missing_is_asked_again(
     random.Random(0).shuffle(answers)
     again = {"custom_id": requests[0]["custom_id"], "response": None, "error": {}}
     records.write(tmp_path / "answers-1.jsonl", [again, *answers, again])  # the answer wins
-    with pytest.raises(DstoolsError, match="3 of 10 samples have no answer yet"):
+    with pytest.raises(DstoolsError, match="3 of 10 samples have no answer yet, 1 of them: 500, 1"):
         outcomes(tmp_path)
     missing = list(records.read(tmp_path / "requests-1.jsonl"))
     assert missing == [requests[n] for n in (3, 4, 9)]
@@ -118,6 +119,40 @@ def test_answers_in_any_order_are_read_and_only_what_is_missing_is_asked_again(
         5: Missed("request refused: 404", "no such model"),
     }
     assert list(tmp_path.glob("requests*")) == []
+
+
+def test_samples_that_expired_are_told_and_lost_where_that_is_accepted(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts", tmp_path / "out"
+    prompts.mkdir()
+    out.mkdir()
+    records.write(prompts / "records.jsonl", PROMPTS[:2])
+    inputs, work = Inputs(prompts=prompts), Work(out)
+    with pytest.raises(DstoolsError, match="4 of 4 samples have no answer yet; the requests"):
+        generate(SETTINGS, inputs, work)
+    asked = list(records.read(out / "requests-1.jsonl"))
+    error = {"code": "batch_expired", "message": "not executed in time"}
+    expired = [
+        {"custom_id": request["custom_id"], "response": None, "error": error}
+        for request in asked[2:]
+    ]
+    answers = [answered(request, 200, completion("1")) for request in asked[:2]]
+    records.write(out / "answers-1.jsonl", [*answers, *expired])
+    for share in (0.0, 0.25):
+        with pytest.raises(DstoolsError) as caught:
+            generate(replace(SETTINGS, max_failed=share), inputs, work)
+        shown = "2 of 4 samples have no answer yet, 2 of them: batch_expired; the requests are in "
+        assert str(caught.value).startswith(shown)
+        assert caught.value.hint.endswith("; or accept the loss with generate.max_failed = 0.5")
+        assert list(records.read(out / "requests-1.jsonl")) == asked[2:]
+    records.write(out / "answers-1.jsonl", [*answers, expired[0]])  # the last has no line at all
+    with pytest.raises(DstoolsError, match="yet, 1 of them: batch_expired; the") as caught:
+        generate(replace(SETTINGS, max_failed=0.5), inputs, work)
+    assert "max_failed" not in caught.value.hint
+    records.write(out / "answers-1.jsonl", [*answers, *expired])
+    report = generate(replace(SETTINGS, max_failed=0.5), inputs, work)
+    assert (report["out"], report["dropped"]) == (2, {"batch_expired": 2})
+    assert report["details"] == {"batch_expired": "not executed in time"}
+    assert sorted(path.name for path in out.iterdir()) == ["dropped.jsonl", "records.jsonl"]
 
 
 def test_a_refused_request_is_written_again_once_its_answer_is_deleted(tmp_path: Path) -> None:
