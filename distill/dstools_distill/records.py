@@ -129,9 +129,10 @@ def trace(row: Record, key: str) -> str | None:
 def message_parts(content: Any) -> tuple[str | None, str]:
     """Return the reasoning, None if there is none, and the text of the content of a message.
 
-    A content is a text, null, or parts: {"type": "text", "text"} and {"type": "thinking",
-    "thinking"}, whose trace is a text or again parts of text. Raises ValueError for any other part.
-    Sources: OpenAI, chat completions; Mistral, reasoning; Anthropic, extended thinking.
+    A content is a text, null, or parts: {"type": "text", "text"}; before them {"type": "thinking",
+    "thinking"}, whose trace is a text or again parts of text; and {"type": "reference"}, a citation
+    without text. Raises ValueError for any other part, and for one that thinks after a text.
+    Sources: OpenAI, chat completions; Mistral, reasoning, citations; Anthropic, extended thinking.
     """
     if content is None or isinstance(content, str):
         return None, content or ""
@@ -140,11 +141,15 @@ def message_parts(content: Any) -> tuple[str | None, str]:
     traces, texts = list[str](), list[str]()
     for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else None
+        if kind == "reference":
+            continue
         inner = part.get(kind) if kind in ("text", "thinking") else None
         if kind == "thinking" and isinstance(inner, list):
             inner = message_parts(inner)[1]
         if not isinstance(inner, str):
             raise ValueError(f"is not a string: list with a part of type {kind!r}")
+        if kind == "thinking" and "".join(texts).strip():
+            raise ValueError("has a part that thinks after a part of the answer")
         (traces if kind == "thinking" else texts).append(inner)
     return "".join(traces) or None, "".join(texts)
 

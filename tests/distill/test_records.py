@@ -98,6 +98,12 @@ def test_a_message_may_come_in_parts_with_its_trace_among_them() -> None:
     assert message_parts([{"type": "thinking", "thinking": "6*7"}]) == ("6*7", "")
     assert message_parts("42") == (None, "42")
     assert message_parts(None) == (None, "")
+    cited = [texts[0], {"type": "reference", "reference_ids": [1]}, texts[1]]
+    assert message_parts([trace, *cited]) == ("6*7", "It is 42.")
+    blank = {"type": "text", "text": "\n"}
+    assert message_parts([blank, trace, trace, *texts]) == ("6*76*7", "\nIt is 42.")
+    with pytest.raises(ValueError, match="has a part that thinks after a part of the answer"):
+        message_parts([trace, texts[0], trace, texts[1]])
     for content in (42, ["42"], [{"type": "image_url"}], [{"type": "text", "text": None}]):
         with pytest.raises(ValueError, match="is not a string"):
             message_parts(content)

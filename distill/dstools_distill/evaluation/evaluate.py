@@ -23,7 +23,7 @@ from dstools_converters.runtime.sampling import Sampling
 from dstools_distill import records
 from dstools_distill.evaluation.tally import Scores, as_json, difference, tally
 from dstools_distill.judge.extract import final_answer, last_boxed
-from dstools_distill.judge.verify import Judge
+from dstools_distill.judge.verify import NOT_FINITE, Judge
 from dstools_distill.recipe.settings import Eval, Verify
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
@@ -202,7 +202,7 @@ def _record(
         "raw": sampled.text,
         "reasoning": parts.reasoning,
         "answer": parts.answer,
-        "finish_reason": sampled.finish_reason,
+        "finish_reason": NOT_FINITE if sampled.finish_reason == "error" else sampled.finish_reason,
         "prefilled_think": prefilled,
         "usage": {"completion_tokens": len(sampled.ids)},
     }

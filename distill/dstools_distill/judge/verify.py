@@ -39,8 +39,10 @@ from dstools_distill.store.stage import Report, Work
 
 log = logging.getLogger(__name__)
 RIGHT_SCORE = 0.99  # of reasoning-gym's 0 to 1; a partly correct answer is incorrect
-# finish reasons of incomplete samples; any other word is unverifiable
-UNFINISHED = ("length", "content_filter", "tool_calls", "function_call", "abort", "error")
+NOT_FINITE = "logits are not finite"  # a finish reason of a local model
+# finish reasons of samples that the model itself left without an answer. Any other word is
+# unverifiable: a server's filter, error or abort says nothing about the model
+UNFINISHED = ("length", "tool_calls", "function_call", NOT_FINITE)
 PLACES = 4  # decimals of shares
 HINTS = {  # what to do if one reason is that of all samples
     "think-block": "for answers without a trace set verify.reasoning = false",

@@ -269,19 +269,34 @@ def received(message: dict[str, Any], finish_reason: Any, usage: Any, *, prefill
 
     The content may come in parts. A trace in a key of its own (records.TRACES), or in a part, is
     put back before the answer, unless the answer holds it already. A text that closes a trace
-    without opening it continues an opener that the server's template wrote. Halves of a character
-    that was cut, which JSON can hold and UTF-8 cannot, become U+FFFD. Raises ValueError for another
-    content.
+    without opening it continues an opener that the server's template wrote. A refusal is an answer
+    that ended so. Halves of a character, which JSON can hold and UTF-8 cannot, become U+FFFD where
+    the answer was cut. Raises ValueError for them elsewhere, for traces that differ, and for
+    another content.
     """
     part, content = records.message_parts(message.get("content"))
-    traces = [message.get(key) for key in records.TRACES]
-    reasoning = next((trace for trace in traces if isinstance(trace, str) and trace), part)
+    if not content and isinstance(message.get("refusal"), str) and message["refusal"]:
+        content, finish_reason = message["refusal"], "refusal"
+    traces = {"content": part} | {key: message.get(key) for key in records.TRACES}
+    texts = {
+        key: text
+        for key, text in traces.items()
+        if isinstance(text, str) and text and text.strip().lower() not in records.MODES
+    }
+    if len({text.strip() for text in texts.values()} - {""}) > 1:
+        raise ValueError(f"comes with traces that differ, in {' and '.join(texts)}")
+    reasoning = next(iter(texts.values()), None)
     if reasoning and CLOSE in content and reasoning.strip() in content:
         reasoning = None
+    ended = records.how_ended(finish_reason)
     raw = thought(reasoning, content, prefilled)
-    raw = raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:  # halves that belong together are one character
+        errors = "replace" if ended == "length" else "strict"
+        raw = raw.encode("utf-16", "surrogatepass").decode("utf-16", errors)
+    except UnicodeDecodeError:
+        raise ValueError("holds half of a character") from None
     prefilled = prefilled or (OPEN not in raw and raw.count(CLOSE) == 1)
-    return Answer(raw, records.how_ended(finish_reason), prefilled, tokens(usage))
+    return Answer(raw, ended, prefilled, tokens(usage))
 
 
 def answer(body: Any, settings: Generate) -> Answer:

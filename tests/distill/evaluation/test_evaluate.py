@@ -20,12 +20,14 @@ import torch
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.prompts import prompts
-from dstools_distill.evaluation.evaluate import evaluate, last_answer
+from dstools_distill.evaluation.evaluate import _record, evaluate, last_answer
 from dstools_distill.evaluation.statistics import paired_difference
 from dstools_distill.evaluation.tally import as_json
+from dstools_distill.judge.verify import Judge
 from dstools_distill.recipe.settings import Eval, Prompts, Source, Verify
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Report, Work
+from dstools_distill.teachers.sampling import Sampled
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample-v3"
 SUMS = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 3}
@@ -61,6 +63,13 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
         return folder
 
     return make
+
+
+def test_a_student_whose_logits_are_not_finite_is_wrong_and_not_unjudged() -> None:
+    problem = {"gold": "4", "answer_type": "integer", "task": None}
+    judged = _record(problem, 0, Sampled([5], "4", "error"), False, Judge(Verify()))
+    assert judged["verdict"] == "incorrect"
+    assert judged["verdict_reason"] == "unfinished: logits are not finite"
 
 
 def run(settings: Eval, problems: Path, folder: Path, model: Path = SAMPLE, **more: Any) -> Report:

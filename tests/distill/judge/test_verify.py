@@ -16,7 +16,7 @@ import pytest
 from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.judge import sandbox
-from dstools_distill.judge.verify import Judge, verify
+from dstools_distill.judge.verify import NOT_FINITE, Judge, verify
 from dstools_distill.recipe.settings import Verify
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
@@ -87,7 +87,12 @@ def test_without_a_finish_reason_a_text_with_an_answer_is_judged_by_its_form(
         (thought("125", finish_reason="length"), "incorrect", "unfinished: length"),
         (thought("125", finish_reason="MAX_TOKENS"), "incorrect", "unfinished: length"),
         (thought("125", finish_reason="eos"), "correct", "equal"),
-        (thought("125", finish_reason="Paused"), "unverifiable", "unfinished: Paused"),
+        *(
+            (thought("125", finish_reason=word), "unverifiable", f"unfinished: {word}")
+            for word in ("Paused", "content_filter", "abort", "error", "refusal")
+        ),
+        (thought("125", finish_reason="tool_calls"), "incorrect", "unfinished: tool_calls"),
+        (thought("125", finish_reason=NOT_FINITE), "incorrect", f"unfinished: {NOT_FINITE}"),
         (thought("125", finish_reason=None), "correct", "equal"),
         (thought("126", finish_reason="unknown"), "incorrect", "differs: 126"),
         (thought("", finish_reason=None), "unverifiable", "unfinished: unknown"),

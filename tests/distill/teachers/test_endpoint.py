@@ -583,9 +583,41 @@ def test_a_completion_whose_content_is_of_no_known_form_is_told_apart(content: A
         answer({"choices": [{"message": {"content": content}}]}, PLAIN)
 
 
-def test_half_a_character_does_not_break_the_log() -> None:
-    body = json.loads('{"choices": [{"message": {"content": "4 \\ud83d"}}]}')
-    assert answer(body, PLAIN).raw == "4 \N{REPLACEMENT CHARACTER}"
+def test_half_a_character_is_the_end_of_a_cut_answer_and_damage_elsewhere() -> None:
+    def body(reason: str | None) -> Any:
+        choice = {"message": {"content": "4 \ud83d"}, "finish_reason": reason}
+        return json.loads(json.dumps({"choices": [choice]}))
+
+    assert answer(body("length"), PLAIN).raw == "4 \N{REPLACEMENT CHARACTER}"
+    for reason in ("stop", None):
+        with pytest.raises(UnreadError, match="the content holds half of a character"):
+            answer(body(reason), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("message", "where"),
+    [
+        (
+            {"content": "4", "reasoning_content": "a", "reasoning": "b"},
+            "reasoning_content and reasoning",
+        ),
+        (
+            {"content": [{"type": "thinking", "thinking": "a"}], "reasoning": "b"},
+            "content and reasoning",
+        ),
+    ],
+)
+def test_traces_that_differ_are_not_chosen_from(message: Any, where: str) -> None:
+    with pytest.raises(UnreadError, match=f"the content comes with traces that differ, in {where}"):
+        answer({"choices": [{"message": message}]}, PLAIN)
+    message["reasoning"] = "low"  # a mode
+    assert answer({"choices": [{"message": message}]}, PLAIN).raw.startswith("<think>\na")
+
+
+def test_a_refusal_is_an_answer_that_ended_so() -> None:
+    message = {"content": None, "refusal": "I cannot help with that."}
+    sample = answer({"choices": [{"message": message, "finish_reason": "stop"}]}, PLAIN)
+    assert (sample.raw, sample.finish_reason) == ("I cannot help with that.", "refusal")
 
 
 def test_a_trace_that_a_server_says_twice_is_put_there_once() -> None:
