@@ -38,6 +38,7 @@ from dstools_distill.teachers.teacher import (
     received,
     references,
     replay,
+    unread,
 )
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ def _read(log: SampleLog, number: int, settings: Generate) -> Record:
         try:
             return answer(json.loads(logged["body"]), settings)._asdict()
         except UnreadError as error:
-            return logged | {"detail": str(error)}
+            return logged | {"failed": unread(error, None).reason}
     if isinstance(logged.get("raw"), list):
         prefilled, usage = logged["prefilled_think"], logged["usage"]
         message = {"content": logged["raw"]}

@@ -312,8 +312,8 @@ def answer(body: Any, settings: Generate) -> Answer:
         choice = choices[0]
         message = {"content": None, **choice["message"]}
     except (KeyError, IndexError, TypeError):
-        shown = f"its choices are {json.dumps(choices):.80}"
-        raise UnreadError(f"the answer is not a chat completion: {shown}") from None
+        lack = "a message" if choices else "a choice"
+        raise UnreadError(f"the answer is not a chat completion: without {lack}") from None
     if settings.prefill_think and isinstance(message["content"], str):
         message["content"] = message["content"].removeprefix(f"{OPEN}\n")
     try:
@@ -339,7 +339,7 @@ class UnreadError(ValueError):
 
 def unread(error: UnreadError, body: Any) -> Failed:
     """Return the outcome that keeps the body, so that it need not be asked for again."""
-    return Failed("answer not read", printable(str(error)), json.dumps(body))
+    return Failed(f"answer not read: {printable(str(error))}", body=json.dumps(body))
 
 
 def tokens(usage: Any) -> dict[str, int] | None:

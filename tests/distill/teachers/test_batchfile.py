@@ -188,7 +188,7 @@ def test_an_answer_that_was_not_read_is_asked_for_again_without_its_lines_in_log
     first, second = records.read(out / "requests-1.jsonl")
     odd = answered(second, 200, completion([{"type": "poem"}]))
     records.write(out / "answers-1.jsonl", [answered(first, 200, completion("1")), odd])
-    with pytest.raises(DstoolsError, match="1 x answer not read") as error:
+    with pytest.raises(DstoolsError, match="1 x answer not read: ") as error:
         generate(SETTINGS, inputs, work)
     log = out / "samples.jsonl"
     assert error.value.hint.startswith(
@@ -248,9 +248,8 @@ def test_an_answer_that_cannot_be_read_fails_alone_with_its_body(tmp_path: Path)
     records.write(tmp_path / "answers-1.jsonl", [answered(requests[0], 200, odd), *answers])
     made = outcomes(tmp_path)
     assert made[0] == Failed(
-        "answer not read",
-        "the content is not a string: list with a part of type 'poem'",
-        json.dumps(odd),
+        "answer not read: the content is not a string: list with a part of type 'poem'",
+        body=json.dumps(odd),
     )
     assert isinstance(made[9], Answer)
 
