@@ -202,7 +202,7 @@ def _points(symbols: list[Any]) -> Iterator[tuple[bool, dict[Any, Any]]]:
         point = {s: VALUES[(3 * k + n) % len(VALUES)] for n, s in enumerate(symbols)}
         yield True, point
     for symbol in symbols:
-        for divisor in (1,) if symbol.name == "n" else (1, 17, -17):
+        for divisor in (1,) if symbol.name == "n" else (1, 17, -17, -1009):
             yield False, point | {symbol: sympy.Rational(-10 * point[symbol] - 3, divisor)}
 
 

@@ -35,7 +35,7 @@ KNOWN = (
 MISREAD = re.compile(
     rf"[^\x00-\x7f°⦃⦄]|(?<!\\)\\(?!(?:{KNOWN})(?![A-Za-z]))(?=[A-Za-z])|\\begin\{{cases"
     r"|(?<![\\A-Za-z])(?![pbv]?matrix|array)[A-Za-z]{4,}|\d\s+\d|--|'|[A-Z]_\{?\d+\}?\^"
-    r"|!!|\^\s*\{?\s*(?:\(\w\)|[T*]|\\(?:top|dagger))"
+    r"|!!|\(ii|\^\s*\{?\s*(?:\(\w\)|[T*]|\\(?:top|dagger))"
     r"|frac(?:\d{3}|\s*\{[^{}]*\}\s*\{\s*(?:d|\\partial)\s*[a-z])"
     r"|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|r|end|\\))|\\(?:log|ln|sin|cos|tan)\s*\w\s*(?:\*|\\cdot)"
 )
@@ -46,7 +46,7 @@ NO_SYMBOL = re.compile(
 )
 LETTER = re.compile("[A-Za-z]")
 TO_LATEX = str.maketrans(  # as math-verify reads it
-    {"*": "\\cdot ", "°": "\\cdot\\frac{\\pi}{180}", "⦃": "\\{", "⦄": "\\}"}
+    {"*": "\\cdot ", "I": "\\iota ", "°": "\\cdot\\frac{\\pi}{180}", "⦃": "\\{", "⦄": "\\}"}
 )
 
 
@@ -189,7 +189,8 @@ class Comparison:
         """Compare lists, tuples and sets."""
         brackets = (answer.text, gold.text)
         named = answer if answer.name else gold
-        has_order = " " not in named.name or named.name.replace(" ", "") in ascii_letters
+        letters = "".join(dict.fromkeys(name[0] for name in named.name.split()))
+        has_order = " " not in named.name or letters in ascii_letters
         if named.text == "()" and answer.name != gold.name and not has_order:  # of m, b
             return None
         if {*brackets} == {"", "()"} and answer.name != gold.name:  # in the order of the names?

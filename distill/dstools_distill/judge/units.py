@@ -67,7 +67,7 @@ NOT_UNITS = set(  # words that change a number, deny it, or say something of it
     "least most more less fewer fewest between than approximately under above below negative "
     "but either wrong false instead except without pair couple imaginary i x pi is was has "
     "fail work so too only repeating recurring doubled tripled binary octal hex gross grand "
-    "off".split()
+    "off loss debt".split()
 )
 NUMERAL = re.compile(  # sixths, Millionen, docenas, 千; and what begins with one: 万人
     r".*(?:six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)ths?$"

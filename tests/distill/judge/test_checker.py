@@ -20,6 +20,7 @@ COMMAND = [sys.executable, "-P", "-m", "dstools_distill.judge.checker", "0.5"]
         ("i^2", "-1", True),  # read as a variable by math-verify 0.9 alone
         ("e^0", "1", True),
         ("", "1", None),
+        ("|x|-1", "||x|-1|", None),  # differ between -1 and 1
         ("x", "|x|", None),  # equal for positive x alone
         (r"\sqrt{a}\sqrt{b}", r"\sqrt{ab}", True),  # defined for positive a and b alone
         (r"2\ln x", r"\ln x^2", None),

@@ -105,6 +105,8 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         ("f'(x)", "f(x)", None),
         ("A^T", "A", None),
         ("n!!", "(n!)!", None),
+        ("(i) 3 (ii) 5", "(i) 5 (ii) 3", None),
+        ("I_2", "I_3", False),  # i for math-verify
         ("f^{(3)}(x)", "f(x)^3", None),
         (r"\frac{dy}{dx}", r"\frac{dx}{dy}", None),
         (r"\Delta", r"\delta", None),
