@@ -93,6 +93,9 @@ def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
     if kind == "choice" and not SEVERAL.search(text) and (given := letters(text)):
         if not (wanted := letters(gold)):
             return GOLD_NOT_READ
+        options = [_text(LABEL.sub("", chosen)).casefold() for chosen in (text, gold)]
+        if wanted == given and len(given) == 1 and all(options) and options[0] != options[1]:
+            return Ruling("unverifiable", "other-words", EXACT)
         return EQUAL if wanted == given else _differs("".join(sorted(given)), EXACT)
     is_text = kind == "string" or _text(gold) in MEANT
     is_same = (is_text and not SEVERAL.search(text) and same_text(text, gold)) or _compound(
@@ -130,6 +133,7 @@ def looks_like(gold: str) -> AnswerType:
 SEVERAL = re.compile(r"\n|\w{2}[.!?;]\s")  # sentences
 LETTERS = re.compile(r"\(?[A-J]\)?|(?=[A-J]{2,6}$)A?B?C?D?E?F?G?H?I?J?")
 WORDS = re.compile(r"(?!inf(?:inity)?$)[^\W\d_][^\W\d_' -]*(?: [^\W\d_' -]+)*", re.IGNORECASE)
+LABEL = re.compile(r"(?i)^\W*(?:(?:option|choice|answer)\s+)?[A-J]\b\W*")
 LABELLED = re.compile(r"\s*(?:\([A-J]\)[\s\\]*|[A-J][.)]\s+)\S")
 
 
@@ -213,7 +217,8 @@ NAMED = re.compile(  # C) 42, C, as it is even
 def _other_words(answer: str, gold: str) -> Ruling:
     r"""Rule on another text: unverifiable in another script, or with more or fewer words.
 
-    Nor is a symbol known to be wrong, such as \emptyset, or T for True.
+    Unverifiable are symbols, such as \emptyset or T for True, too, figures for words and words of
+    one meaning.
     """
     if gold.isascii() and not answer.isascii():
         return Ruling("unverifiable", "another-script", EXACT)
@@ -225,7 +230,10 @@ def _other_words(answer: str, gold: str) -> Ruling:
     initials = "".join(word[0] for word in _text(gold).casefold().split())  # DNE
     # "no solutions", "there is no solution"
     is_part = one <= other or other <= one or _text(gold) in _text(answer)
-    if is_part or symbol == initials or gold.casefold().startswith(symbol):
+    is_short = symbol.startswith(initials) or gold.casefold().startswith(symbol)
+    meanings = [ALIKE.get(text, text) for text in (symbol, _text(gold).casefold())]
+    have_figures = [bool(re.search(r"\d", text)) for text in (answer, gold)]
+    if is_part or is_short or meanings[0] == meanings[1] or any(have_figures):
         return Ruling("unverifiable", "other-words", EXACT)
     return _differs(answer, EXACT)
 
@@ -252,6 +260,11 @@ def same_text(answer: str, gold: str) -> bool:
     return bool(other) and (one == other or (first is not None and first == second))
 
 
+ALIKE = {
+    word: words[0]
+    for words in (("yes", "true"), ("no", "false"), ("none", "no solution", "nothing", "undefined"))
+    for word in words
+}
 PREDICATE = re.compile(r"(?:.*[,;:])?[^\n,.;]*\b(?:is|are|be|was|were)\s+([^\n,.;]+)\.?")
 # no solutions: no solution; but Mars is not Mar
 NO_PLURAL = re.compile(r"(\b(?:no|infinitely many) \w{4,})s$")
