@@ -442,19 +442,19 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-c2b2aef39ff1",
-    "decontaminate-e7c6efc2d055",
-    "eval-7a4cf4f651b7",
-    "generate-24ad97035dc0",
-    "grpo-f1524d7a011a",
-    "index-3073420e8614",
-    "kd-b3008ba624ad",
-    "prompts-2729a9ab3228",
-    "prompts-5f17c0ac7dd3",
-    "render-4fcb1b603ee8",
-    "select-b6c44a131c61",
-    "sft-38dc5ae5d0e4",
-    "verify-c2df5d9ff225",
+    "card-5fd86a0355ad",
+    "decontaminate-29c16a9de17a",
+    "eval-d4c92121e56e",
+    "generate-85674c8f8a6d",
+    "grpo-4d79236948af",
+    "index-a2bb94c3301e",
+    "kd-a32856c48067",
+    "prompts-24cfecbc2983",
+    "prompts-f134fb054205",
+    "render-58ca99e306f8",
+    "select-483276386607",
+    "sft-c67017383eb9",
+    "verify-9d3aa0ffb898",
 ]
 
 

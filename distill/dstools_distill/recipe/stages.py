@@ -188,7 +188,7 @@ STAGES = {
         help="Measure the student on held-out problems.",
         reads=("problems", "models", "tokenizer", "template", "judge"),
         packages=("torch", "transformers", *JUDGE),
-        revision=4,
+        revision=5,
         how=("at_least",),
     ),
     "card": Stage(  # reads every other stage, so its function has other arguments
