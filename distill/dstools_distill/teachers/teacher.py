@@ -155,13 +155,14 @@ def references(samples: int) -> Teacher:
 def replay(path: Path) -> Teacher:
     """Return a teacher that reads its samples from a JSONL file.
 
-    A line names its prompt by {"id"} of the prompts stage, or by {"prompt"}, the text of its last
-    message. It has the answer as {"raw"}, or as {"answer"} or {"content"} with a trace beside it
-    (records.TRACES), read as an endpoint's (`received`), and may have {"finish_reason",
-    "prefilled_think", "usage"}; so records of an earlier `generate` can be replayed. Lines of one
-    prompt are its samples, in order; lines that no prompt takes are counted in a warning. The
-    teacher raises DstoolsError with the line if a prompt or an answer is missing, or where one
-    answer has several traces.
+    A line names its prompt by {"id"} of the prompts stage or by {"prompt"}, the text of its last
+    message; of both, by either. It has the answer as {"raw"}, or as {"answer"} or {"content"} with
+    a trace beside it (records.TRACES), read as an endpoint's (`received`), and may have
+    {"finish_reason", "prefilled_think", "usage"}; so records of an earlier `generate` can be
+    replayed. Lines of one prompt are its samples, in order; lines that no prompt takes are counted
+    in a warning. The teacher raises DstoolsError with the line if a prompt or an answer is missing,
+    where one answer has several traces, or where `raw` has an answer or a trace beside it that is
+    not in it.
     """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
@@ -202,11 +203,12 @@ def _places(path: Path) -> dict[bytes, list[tuple[int, int]]]:
         for number, line in enumerate(file, start=1):
             if not line.isspace():
                 row = records.parse(line, path, number)
-                kind = "id" if "id" in row else "prompt"
-                if not isinstance(row.get(kind), str):
+                kinds = [kind for kind in ("id", "prompt") if kind in row]
+                if not kinds or not all(isinstance(row[kind], str) for kind in kinds):
                     raise DstoolsError(f"{path}: line {number}: does not name its prompt", UNNAMED)
                 replayed(row, path, number)  # raises before anything is written
-                places.setdefault(_key(kind, row[kind]), []).append((number, offset))
+                for kind in kinds:  # an id of another recipe's is not in this one
+                    places.setdefault(_key(kind, row[kind]), []).append((number, offset))
             offset += len(line)
     return places
 
@@ -231,13 +233,17 @@ def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
         read = ", ".join(f"{key} {type(row[key]).__name__}" for key in contents)
         names = read or f"among {printable(', '.join(row))}"
         raise DstoolsError(f"{path}: line {number}: has no answer: {names}", _answer_hint(row))
-    message = {"content": row[content]}
-    if content != "raw":
-        try:
-            message |= {key: records.trace(row, key) for key in records.TRACES}
-        except ValueError as error:
-            hint = "write a line for each, or keep one"
-            raise DstoolsError(f"{path}: line {number}: {error}", hint) from None
+    try:
+        traces = {key: records.trace(row, key) for key in records.TRACES}
+    except ValueError as error:
+        hint = "write a line for each, or keep one"
+        raise DstoolsError(f"{path}: line {number}: {error}", hint) from None
+    message = {"content": row[content]} | (traces if content != "raw" else {})
+    for key in ("answer", "content", *records.TRACES) if content == "raw" else ():
+        part = traces.get(key, row.get(key))
+        if isinstance(part, str) and part.strip() not in str(row["raw"]):
+            problem = f"{path}: line {number}: {key} is not a part of raw"
+            raise DstoolsError(problem, "either may be the sample; keep one of them")
     try:
         return received(
             message,

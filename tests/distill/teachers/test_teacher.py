@@ -236,6 +236,22 @@ def test_a_line_without_an_answer_says_what_was_read_and_what_to_do(
     assert advice in caught.value.hint
 
 
+def test_the_id_of_another_recipe_does_not_hide_the_prompt(outcomes: Any, write: Any) -> None:
+    text = PROMPTS[2]["messages"][0]["content"]
+    found = outcomes(replay(write([{"id": "foreign", "prompt": text, "raw": "a</think>b"}])))
+    assert [n for n, answer in found.items() if isinstance(answer, Answer)] == [4]
+
+
+@pytest.mark.parametrize(("key", "value"), [("answer", "6"), ("content", "6"), ("thinking", "c d")])
+def test_what_is_beside_a_raw_sample_must_be_a_part_of_it(
+    key: str, value: str, tmp_path: Path
+) -> None:
+    row = {"raw": "<think>\na and b\n</think>\n\n5", "answer": "\n\n5", "reasoning": "a and b\n"}
+    assert replayed(row | {"thinking": "on"}, tmp_path, 1).raw == row["raw"]  # a mode
+    with pytest.raises(DstoolsError, match=f"line 3: {key} is not a part of raw"):
+        replayed(row | {key: value}, tmp_path, 3)
+
+
 @pytest.mark.parametrize("key", records.TRACES)
 def test_a_replayed_trace_is_found_under_every_name_of_data_sets(key: str, tmp_path: Path) -> None:
     answer = Answer("<think>\na\n</think>\n\nb", "unknown", False, None)
