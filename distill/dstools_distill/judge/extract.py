@@ -12,7 +12,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from dstools_distill.judge.reader import read
-from dstools_distill.judge.remarks import DOUBTED, HEDGED, is_taken_back, value_of
+from dstools_distill.judge.remarks import DOUBTED, HEDGED, agree, is_taken_back
 from dstools_distill.judge.spelling import unwrapped
 from dstools_distill.judge.units import TIMES
 
@@ -205,7 +205,7 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
         if not EMPTY.fullmatch(mark.answer or "")
         and not DOUBTED.search(LEAD_OF_NEXT.sub("", text[mark.end : end]))
     ]
-    different = tuple({value_of(answer): answer for answer in reversed(answers)}.values())[::-1]
+    different = tuple(a for n, a in enumerate(answers) if not any(agree(a, b) for b in answers[:n]))
     if not any(different):
         return NO_ANSWER
     if is_taken_back(different[-1], text[marks[-1].end :]):

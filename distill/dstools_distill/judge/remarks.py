@@ -8,14 +8,18 @@ every sentence is known to say nothing of it.
 # ruff: noqa: RUF001
 import re
 
-from dstools_distill.judge.quantities import Value
 from dstools_distill.judge.reader import read
+from dstools_distill.judge.units import NONE
 
 
-def value_of(answer: str) -> Value | str:
-    """Return the quantity that an answer is, or its text."""
-    value = read(answer)
-    return value if value is not None and value.kind == "number" else answer
+def agree(one: str, other: str) -> bool:
+    """Return whether two answers are one text, or one number, of which either may lack its unit."""
+    first, second = read(one), read(other)
+    if first is None or second is None or {first.kind, second.kind} != {"number"}:
+        return one == other
+    return first.number == second.number and (
+        first.unit == second.unit or NONE in (first.unit, second.unit)
+    )
 
 
 def is_taken_back(answer: str, rest: str) -> bool:
@@ -34,14 +38,14 @@ def _restates(answer: str, sentence: str) -> bool:
 
     In an equation other numbers may stand before it: 4 + 5 = 9.
     """
-    said, same = sentence.strip(" $*.!)✓}\n"), value_of(answer)
+    said = sentence.strip(" $*.!)✓}\n")
     if DOUBTED.search(said) or DENIED.search(said):
         return False
-    if "=" in said and value_of(said.rpartition("=")[2].strip(" $*")) == same:
+    if "=" in said and agree(answer, said.rpartition("=")[2].strip(" $*")):
         return True
     if CONCLUDES.match(said) or CONFIRMS.search(said) or said.endswith(answer):
-        numbers = {value_of(number) for number in NUMBER.findall(said)}
-        return numbers == {same} or (not numbers and said.endswith(answer))
+        numbers = NUMBER.findall(said)
+        return all(agree(answer, number) for number in numbers or [said[-len(answer) :]])
     return False
 
 

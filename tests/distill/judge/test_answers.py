@@ -63,14 +63,18 @@ def test_the_pairs_of_other_peoples_data_are_accepted_exactly_if_they_are_correc
 
 
 @pytest.mark.slow
-def test_of_pairs_that_the_code_was_not_written_for_no_wrong_one_is_accepted(judge: Judge) -> None:
-    rows = pairs(CASES / "variants" / "pairs.jsonl")
+@pytest.mark.parametrize(("name", "least"), [("pairs", 0.85), ("mixed", 0.85), ("around", 0.4)])
+def test_of_pairs_that_others_labelled_no_wrong_one_is_accepted(
+    judge: Judge, name: str, least: float
+) -> None:
+    """Those of `around` are about the text around an answer, of which most is not known."""
+    rows = pairs(CASES / "variants" / f"{name}.jsonl")
     verdicts = [judged(judge, row)["verdict"] for row in rows]
     judgements = list(zip(rows, verdicts, strict=True))
     right = [(row, verdict) for row, verdict in judgements if row["verdict"] == "correct"]
     assert [row for row, v in judgements if v == "correct" != row["verdict"]] == []
     lost = [row for row, verdict in right if verdict != "correct"]
-    assert len(lost) <= 0.15 * len(right), lost
+    assert len(lost) <= (1 - least) * len(right), lost
     denied = [row for row, verdict in right if verdict == "incorrect"]
     assert len(denied) <= 0.02 * len(right), denied
 
