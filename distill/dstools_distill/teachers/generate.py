@@ -31,7 +31,6 @@ from dstools_distill.teachers.teacher import (
     Failed,
     Missed,
     Teacher,
-    UnreadError,
     accepting,
     answer,
     in_process,
@@ -208,15 +207,15 @@ def _read(log: SampleLog, number: int, settings: Generate) -> Record:
     It may be of an earlier version, which kept content in parts as it was, too.
     """
     logged = log.read(number)
-    if "body" in logged:
-        try:
+    try:
+        if "body" in logged:
             return answer(json.loads(logged["body"]), settings)._asdict()
-        except UnreadError as error:
-            return logged | {"failed": unread(error, None).reason}
-    if isinstance(logged.get("raw"), list):
-        prefilled, usage = logged["prefilled_think"], logged["usage"]
-        message = {"content": logged["raw"]}
-        return received(message, logged["finish_reason"], usage, prefilled=prefilled)._asdict()
+        if isinstance(logged.get("raw"), list):
+            prefilled, usage = logged["prefilled_think"], logged["usage"]
+            message = {"content": logged["raw"]}
+            return received(message, logged["finish_reason"], usage, prefilled=prefilled)._asdict()
+    except ValueError as error:
+        return logged | {"failed": unread(error, None).reason}
     return logged
 
 

@@ -343,7 +343,7 @@ class UnreadError(ValueError):
     """A chat completion came, and was paid for, but its answer cannot be read."""
 
 
-def unread(error: UnreadError, body: Any) -> Failed:
+def unread(error: ValueError, body: Any) -> Failed:
     """Return the outcome that keeps the body, so that it need not be asked for again."""
     return Failed(f"answer not read: {printable(str(error))}", body=json.dumps(body))
 

@@ -450,6 +450,18 @@ def test_a_log_of_parts_that_were_kept_as_they_came_is_read(
     assert (first["reasoning"], first["answer"]) == ("\n5+8\n", "\n\n13")
 
 
+def test_a_log_of_parts_that_no_one_can_order_keeps_the_sample_as_lost(
+    stopped: bytes, prompts: Path, tmp_path: Path
+) -> None:
+    parts = [{"type": kind, kind: word} for word in ("5", "8") for kind in ("text", "thinking")]
+    paid = {"number": 0, "raw": parts, "finish_reason": "stop", "prefilled_think": False}
+    log = records.dump(paid | {"usage": None}) + stopped
+    (work_in(tmp_path / "out").folder / "samples.jsonl").write_bytes(log)
+    inputs = Inputs(prompts=prompts, model=tmp_path / "given.jsonl")
+    report = generate(replace(REPLAY, max_failed=0.5), inputs, work_in(tmp_path / "out"))
+    assert (report["out"], sum(report["dropped"].values())) == (9, 1)
+
+
 # ----------------------------------------------------------------------------------------- replay
 
 
