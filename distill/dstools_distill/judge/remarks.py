@@ -56,6 +56,8 @@ def _is_harmless(answer: str, sentence: str) -> bool:
     is_named = bool(re.search(rf"\b{re.escape(answer)}\b", sentence))
     if OTHERS.match(sentence):
         return not is_named
+    if re.fullmatch("[A-J]", answer) and {*re.findall(r"\b[B-J]\b", sentence)} - {answer}:
+        return False
     is_check = is_named and CHECK.match(sentence) and not DOUBTED.search(sentence)
     return bool(is_check or HARMLESS.fullmatch(sentence)) and not WAVERING.search(sentence)
 
@@ -79,14 +81,14 @@ DENIED = re.compile(  # or bounded, supposed, asked
 CONCLUDES = re.compile(r"(?i)\W*(?:(?:so|hence|thus|therefore|note that|there are)\b|所以|因此)")
 CONFIRMS = re.compile(r"\b(?:is|are) (?:right|correct)$")
 CHECK = re.compile(r"(?i)\W*(?:[\w -]*check|verif\w+|probe|vérif\w+|проверка|验证|检验|検算)\b")
-WAVERING = re.compile(r"(?i)[≠?]|\b(?:but|so|hence|should|may|might|could|actually|wait)\b")
+WAVERING = re.compile(r"(?i)[≠?]|\b(?:but|hence|should|may|might|could|actually|wait)\b")
 OTHERS = re.compile(r"(?i)\W*(?:options?|choices?) [A-J]\b")
 HARMLESS = re.compile(
     r"(?i)\W*(?:(?:source|reference|difficulty|confidence|time|topics?)\W*:.*"
     r"|(?:explanation|reasoning|proof)\W*:\D*|(?:this is )?because\b.*|.*のとき.*"
     r"|(?:there (?:is|are) )?no (?:other|further|smaller|larger|two)\b.*"
     r"|(?:it makes no difference|(?:i )?hope|(?:please )?let me know|feel free|thank(?:s| you)"
-    r"|sorry for the long)\b\D*|(?:the )?answer stands)\W*",
+    r"|sorry for the long)\b\D*|(?:so )?(?:the )?answer stands)\W*",
     re.DOTALL,
 )
 # within a line that may state an answer: what is supposed, bounded, denied or asked

@@ -18,6 +18,7 @@ from dstools_distill.judge.remarks import is_taken_back
         "Therefore there are 41 of them.",
         "I hope this helps!",
         "Double-check: 41 - 1 = 40. ✓",
+        "Check: 5·8 = 40 and 40 + 1 = 41, so both sides agree.",
         "So the answer stands.",
     ],
 )
@@ -85,7 +86,6 @@ def test_the_rest_of_its_sentence_may_deny_the_answer(rest: str) -> None:
         "Ein häufiger Fehler ist, die Mitte doppelt zu zählen; dann käme man auf 42.",
         "Типичная ошибка — забыть середину; тогда получилось бы 40.",
         "常见错误：漏掉中间的一个，得到 40。",  # noqa: RUF001
-        "Check: 5·8 = 40 and 40 + 1 = 41, so both sides agree.",
         "Espero que te sirva. Si quieres, puedo darte 3 ejercicios más.",
         "出典：2019年 東京大学 第2問。",  # noqa: RUF001
         "Als Dezimalzahl: 41,0. Schwierigkeit: 3/10.",
@@ -161,6 +161,7 @@ def test_a_correction_in_any_words_and_language_takes_the_answer_back(correction
     [
         ("B", ". Option A fails because it is not continuous.", False),
         ("B", ".\n\nExplanation: it is the only even one.", False),
+        ("B", ".\n\nExplanation: it is even, so the answer is C.", True),
         ("B", ". Actually C.", True),
         ("B", ". Or C.", True),
         ("A", "。注意，正确答案是C。", True),  # noqa: RUF001
