@@ -85,7 +85,7 @@ WAVERING = re.compile(r"(?i)[≠?]|\b(?:but|hence|should|may|might|could|actuall
 OTHERS = re.compile(r"(?i)\W*(?:options?|choices?) [A-J]\b")
 HARMLESS = re.compile(
     r"(?i)\W*(?:(?:source|reference|difficulty|confidence|time|topics?)\W*:.*"
-    r"|(?:explanation|reasoning|proof)\W*:\D*|(?:this is )?because\b.*|.*のとき.*"
+    r"|(?:explanation|reasoning|proof)\W*:\D*|(?:this is )?because\b\D*|.*のとき.*"
     r"|(?:there (?:is|are) )?no (?:other|further|smaller|larger|two)\b.*"
     r"|(?:it makes no difference|(?:i )?hope|(?:please )?let me know|feel free|thank(?:s| you)"
     r"|sorry for the long)\b\D*|(?:so )?(?:the )?answer stands)\W*",

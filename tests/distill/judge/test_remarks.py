@@ -106,6 +106,7 @@ def test_a_remark_that_no_list_knows_makes_the_answer_uncertain(remark: str) -> 
         "make that 42",
         "Actually the number of pairs that are counted is 42.",
         "Sorry, it is 42 because I forgot one.",
+        "Because I forgot one, it is 42.",
         "Recounting, there are 42 such pairs.",
         "Adding the missing case gives 42.",
         "The final count becomes 42.",
