@@ -67,11 +67,15 @@ def test_the_command_runs_from_the_wheel_and_not_from_the_checkout(
 def test_a_preset_printed_in_an_empty_folder_has_all_that_it_names(
     preset: str, installed: Path, tmp_path: Path
 ) -> None:
-    text = run(installed / "dstools", "distill", "init", "--preset", preset, cwd=tmp_path)
-    (tmp_path / "toy.toml").write_text(text)
-    shown = run(installed / "dstools", "distill", "run", "toy.toml", "--dry-run", cwd=tmp_path)
+    """The libraries of a dry run keep caches in the home folder."""
+    folder, home = tmp_path / "empty", {"HOME": str(tmp_path)}
+    folder.mkdir()
+    init = ("distill", "init", "--preset", preset)
+    (folder / "toy.toml").write_text(run(installed / "dstools", *init, cwd=folder, **home))
+    dry = ("distill", "run", "toy.toml", "--dry-run")
+    shown = run(installed / "dstools", *dry, cwd=folder, **home)
     assert re.search(r"^(\S+/)?sft +would run ", shown, re.MULTILINE)
-    assert [path.name for path in tmp_path.iterdir()] == ["toy.toml"]
+    assert [path.name for path in folder.iterdir()] == ["toy.toml"]
 
 
 def test_the_teacher_of_the_presets_is_in_the_wheel_whole(installed: Path, tmp_path: Path) -> None:
