@@ -21,10 +21,9 @@ from datetime import datetime
 from typing import NamedTuple
 
 from dstools_distill.judge.equality import Comparison
-from dstools_distill.judge.extract import ANNOUNCED, final_answer, stripped
+from dstools_distill.judge.extract import ANNOUNCED, HEDGED, final_answer, stripped
 from dstools_distill.judge.reader import has_unit, read
 from dstools_distill.judge.referee import Referee
-from dstools_distill.judge.remarks import HEDGED
 from dstools_distill.judge.spelling import SPACING, STYLED, squeezed
 from dstools_distill.recipe.settings import AnswerType
 
@@ -97,11 +96,10 @@ def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
         if wanted == given and len(given) == 1 and all(options) and options[0] != options[1]:
             return Ruling("unverifiable", "other-words", EXACT)
         return EQUAL if wanted == given else _differs("".join(sorted(given)), EXACT)
-    is_text = kind == "string" or _text(gold) in MEANT
-    is_same = (is_text and not SEVERAL.search(text) and same_text(text, gold)) or _compound(
-        text
-    ) == _compound(gold) != ""
-    return EQUAL if is_same else None
+    is_text = (kind == "string" or _text(gold) in MEANT) and not SEVERAL.search(text)
+    if is_text and same_text(text, gold):
+        return EQUAL
+    return EQUAL if _compound(text) == _compound(gold) != "" else None
 
 
 def _ruling(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
@@ -232,8 +230,8 @@ def _other_words(answer: str, gold: str) -> Ruling:
     is_part = one <= other or other <= one or _text(gold) in _text(answer)
     is_short = symbol.startswith(initials) or gold.casefold().startswith(symbol)
     meanings = [ALIKE.get(text, text) for text in (symbol, _text(gold).casefold())]
-    have_figures = [bool(re.search(r"\d", text)) for text in (answer, gold)]
-    if is_part or is_short or meanings[0] == meanings[1] or any(have_figures):
+    has_figures = re.search(r"\d", answer + gold)
+    if is_part or is_short or meanings[0] == meanings[1] or has_figures:
         return Ruling("unverifiable", "other-words", EXACT)
     return _differs(answer, EXACT)
 

@@ -1,9 +1,8 @@
 r"""Extraction of the answer that a text settles on: boxed, tagged, announced, or the text itself.
 
 In this order: \boxed{...}; <answer>...</answer>; #### 41, "Final answer: 41", "the answer is 41";
-bold text; a short text that is only its answer; the one number of the last line. A text that
-takes its answer back settles on none, nor does one with several, unless only the last one is
-announced: "The correct answer is 42".
+bold text; a short text that is only its answer; the one number of the last line. A text that may
+take its answer back (remarks.py) settles on none, nor does one with several different answers.
 """
 
 # ruff: noqa: RUF001
@@ -12,7 +11,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from dstools_distill.judge.reader import read
-from dstools_distill.judge.remarks import DOUBTED, HEDGED, agree, is_taken_back
+from dstools_distill.judge.remarks import DOUBTED, agree, is_taken_back
 from dstools_distill.judge.spelling import unwrapped
 from dstools_distill.judge.units import TIMES
 
@@ -177,6 +176,11 @@ NEGATED = re.compile(
     r"|\b(?:false|untrue|wrong|incorrect) that\b[^.\n]*$"
 )
 ASSUMED = re.compile(r"(?i)\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b")
+HEDGED = re.compile(  # what is supposed, denied, bounded or asked is not stated
+    rf"{ASSUMED.pattern}|\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не|either"
+    r"|between|about|approximately|roughly|least|most|less|fewer|over|under|nearly|almost|let"
+    r"|might|may|or|would|w[äü]re?n?|mistake)\b|n't\b|[≈?不没]|ない"
+)
 LEAD_IN = re.compile(r"(?i)\W*(?:it is not \w+\W+)?(?:the|so|my|our)?\W*")
 
 

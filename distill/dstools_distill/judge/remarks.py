@@ -91,9 +91,3 @@ HARMLESS = re.compile(
     r"|sorry for the long)\b\D*|(?:so )?(?:the )?answer stands)\W*",
     re.DOTALL,
 )
-# within a line that may state an answer: what is supposed, bounded, denied or asked
-HEDGED = re.compile(
-    r"(?i)\b(?:assume|suppose|if|wrong|incorrect|mistaken|(?:can)?not|no|nor|never|neither|nicht"
-    r"|kein\w*|nunca|pas|не|either|between|about|approximately|roughly|least|most|less|fewer|over"
-    r"|under|nearly|almost|let|might|may|or|would|w[äü]re?n?|mistake)\b|n't\b|[≈?不没]|ない"
-)

@@ -106,24 +106,27 @@ def _fill(
                     logger.warning("sample %d failed: %s %s", number, reason, detail)
     assert len(log) + len(missed) == log.total, "a teacher left samples out"
     failed = {number: _read(log, number, settings) for number in log.failed}
-    _require_enough(log, settings, failed, missed)
-    _require_any(log, failed, missed)
+    whys, kept = _whys(failed, missed), _kept(log, failed)
+    _require_enough(log, settings, missed, whys, kept)
+    _require_any(log, whys, kept)
     return missed
 
 
 def _require_enough(
-    log: SampleLog, settings: Generate, failed: dict[int, Record], missed: dict[int, Missed]
+    log: SampleLog,
+    settings: Generate,
+    missed: dict[int, Missed],
+    whys: dict[int, Missed],
+    kept: str,
 ) -> None:
     """Raise DstoolsError if more than max_failed of the samples are lost.
 
     What a replayed file does not have is not lost. Where all failed for good, `_require_any` says
     so.
     """
-    whys = _whys(failed, missed)
     lost = list((missed if settings.backend == "replay" else whys).values())
     if not lost or len(lost) / log.total <= settings.max_failed:
         return
-    kept = _kept(log, failed)
     ways = list(_ways(log, settings, missed, is_unread=bool(kept)))
     if ways or len(whys) < log.total:
         counts = Counter(why.reason for why in lost)
@@ -134,12 +137,10 @@ def _require_enough(
         )
 
 
-def _require_any(log: SampleLog, failed: dict[int, Record], missed: dict[int, Missed]) -> None:
+def _require_any(log: SampleLog, whys: dict[int, Missed], kept: str) -> None:
     """Raise DstoolsError if there are samples, and all of them are lost."""
-    whys = _whys(failed, missed)
     if not log.total or len(whys) < log.total:
         return
-    kept = _kept(log, failed)
     if not kept:
         log.path.unlink()  # or the next run would read the same failures
     shown = _shown(list(whys.values()))
