@@ -53,10 +53,11 @@ def test_no_wrong_answer_of_the_labelled_pairs_is_accepted_and_99_of_100_verdict
 
 
 @pytest.mark.slow
-def test_the_pairs_of_other_peoples_data_are_accepted_exactly_if_they_are_correct(
-    judge: Judge,
+@pytest.mark.parametrize("name", ["verifier-pairs", "guards"])
+def test_of_other_peoples_pairs_and_those_that_differ_by_little_exactly_the_right_are_accepted(
+    judge: Judge, name: str
 ) -> None:
-    rows = pairs(CASES / "verifier-pairs.jsonl")
+    rows = pairs(CASES / f"{name}.jsonl")
     accepted = [judged(judge, row)["verdict"] == "correct" for row in rows]
     wanted = [row["verdict"] == "correct" for row in rows]
     assert [row for row, a, w in zip(rows, accepted, wanted, strict=True) if a != w] == []
@@ -122,14 +123,6 @@ def test_words_and_several_answers_are_compared_as_they_are_meant(
     text: str, gold: str, verdict: str
 ) -> None:
     assert compare(text, gold, "auto", FixedReferee(None)).verdict == verdict
-
-
-@pytest.mark.slow
-def test_of_pairs_that_differ_by_little_exactly_the_right_ones_are_accepted(judge: Judge) -> None:
-    rows = pairs(CASES / "guards.jsonl")
-    accepted = [judged(judge, row)["verdict"] == "correct" for row in rows]
-    wanted = [row["verdict"] == "correct" for row in rows]
-    assert [row for row, a, w in zip(rows, accepted, wanted, strict=True) if a != w] == []
 
 
 @pytest.mark.slow

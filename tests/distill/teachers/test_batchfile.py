@@ -121,12 +121,16 @@ def test_answers_in_any_order_are_read_and_only_what_is_missing_is_asked_again(
     assert list(tmp_path.glob("requests*")) == []
 
 
+def begun(folder: Path, prompts: list[records.Record]) -> tuple[Inputs, Work]:
+    """Return the input and the empty result of a stage that asks for answers to some prompts."""
+    records.write(folder / "records.jsonl", prompts)
+    (folder / "out").mkdir()
+    return Inputs(prompts=folder), Work(folder / "out")
+
+
 def test_samples_that_expired_are_told_and_lost_where_that_is_accepted(tmp_path: Path) -> None:
-    prompts, out = tmp_path / "prompts", tmp_path / "out"
-    prompts.mkdir()
-    out.mkdir()
-    records.write(prompts / "records.jsonl", PROMPTS[:2])
-    inputs, work = Inputs(prompts=prompts), Work(out)
+    inputs, work = begun(tmp_path, PROMPTS[:2])
+    out = work.folder
     with pytest.raises(DstoolsError, match="4 of 4 samples have no answer yet; the requests"):
         generate(SETTINGS, inputs, work)
     asked = list(records.read(out / "requests-1.jsonl"))
@@ -156,11 +160,8 @@ def test_samples_that_expired_are_told_and_lost_where_that_is_accepted(tmp_path:
 
 
 def test_a_refused_request_is_written_again_once_its_answer_is_deleted(tmp_path: Path) -> None:
-    prompts, out = tmp_path / "prompts", tmp_path / "out"
-    prompts.mkdir()
-    out.mkdir()
-    records.write(prompts / "records.jsonl", PROMPTS[:1])
-    inputs, work = Inputs(prompts=prompts), Work(out)
+    inputs, work = begun(tmp_path, PROMPTS[:1])
+    out = work.folder
     with pytest.raises(DstoolsError, match="2 of 2 samples have no answer yet"):
         generate(SETTINGS, inputs, work)
     first, second = records.read(out / "requests-1.jsonl")
@@ -178,11 +179,8 @@ def test_a_refused_request_is_written_again_once_its_answer_is_deleted(tmp_path:
 def test_an_answer_that_was_not_read_is_asked_for_again_without_its_lines_in_log_and_answers(
     tmp_path: Path,
 ) -> None:
-    prompts, out = tmp_path / "prompts", tmp_path / "out"
-    prompts.mkdir()
-    out.mkdir()
-    records.write(prompts / "records.jsonl", PROMPTS[:1])
-    inputs, work = Inputs(prompts=prompts), Work(out)
+    inputs, work = begun(tmp_path, PROMPTS[:1])
+    out = work.folder
     with pytest.raises(DstoolsError, match="2 of 2 samples have no answer yet"):
         generate(SETTINGS, inputs, work)
     first, second = records.read(out / "requests-1.jsonl")
