@@ -112,6 +112,11 @@ def read_unit(words: str) -> Unit:
     return Unit(times, factor, tuple(sorted(pair for pair in of.items() if pair[1])))
 
 
+def is_known(unit: Unit) -> bool:
+    """Return whether a unit is one, of units that this module lists."""
+    return bool(unit.of) and {name for name, _ in unit.of} <= {base for base, _ in ATOMS.values()}
+
+
 def _atom(name: str) -> tuple[str, Fraction]:
     """Return base and size of a unit of one word; the case of short ones counts."""
     lower = name.lower()
