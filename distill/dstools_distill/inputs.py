@@ -65,11 +65,13 @@ def identity_of(places: Places, stage: str, settings: Any, inputs: Inputs) -> Id
         del values[name]
     if row.trains and not (inputs.model and names_mtp(inputs.model)):
         del values["mtp"]  # there is nothing to keep or drop
+    read = inputs.paths()
     for name in row.paths:  # an input counts by its content, wherever it is
-        if not values[name].startswith(PHASE) and places.path(values[name]).exists():
+        is_read = places.path(values[name]) in read.values()  # or it is a name that a server knows
+        if is_read and not values[name].startswith(PHASE):
             values[name] = Path(values[name].removeprefix(BUNDLED)).name
     values |= inputs.shared_settings(row.reads)
-    return identify(stage, row.revision, values, inputs.paths(), row.packages)
+    return identify(stage, row.revision, values, read, row.packages)
 
 
 def read_from(chain: Chain, stage: str) -> dict[str, str]:

@@ -51,8 +51,8 @@ class Pipeline:
             self.places.require()
             if unknown := self.places.unknown_licences():
                 log.warning(
-                    "unknown licences: %s. Samples carry them: if you add one later, "
-                    "the teacher is asked again",
+                    "unknown licences: %s. Samples carry them: if you add one later, every stage "
+                    "runs again (but a server is not asked again for what it has answered)",
                     ", ".join(unknown),
                 )
         for chain, stage, is_run in plan:

@@ -295,7 +295,9 @@ def _summary(report: dict[str, Any]) -> str:
         for why, count in report["dropped"].items()
         if count
     ]
-    return ", ".join([f"{report['in']:,} -> {report['out']:,}", *lost])
+    reused = report.get("samples", {}).get("reused")
+    known = [f"{reused:,} of an earlier run"] if reused else []
+    return ", ".join([f"{report['in']:,} -> {report['out']:,}", *known, *lost])
 
 
 def _finish(

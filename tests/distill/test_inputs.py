@@ -174,15 +174,20 @@ def test_how_a_stage_runs_and_where_its_inputs_are_is_not_its_identity(tmp_path:
     places = read(tmp_path)
     (chain,) = places.recipe.chains
     settings = chain.stages["generate"]
-    inputs = Inputs(prompts=tmp_path / "asked.jsonl")
+    (tmp_path / "elsewhere" / "teacher").mkdir(parents=True)
+    for file in (tmp_path / "teacher").iterdir():
+        (tmp_path / "elsewhere" / "teacher" / file.name).write_bytes(file.read_bytes())
 
     def name(**changes: Any) -> str:
-        return identity_of(places, "generate", replace(settings, **changes), inputs).name
+        changed = replace(settings, **changes)
+        model = tmp_path / changed.model if changed.backend == "hf" else None
+        inputs = Inputs(prompts=tmp_path / "asked.jsonl", model=model)
+        return identity_of(places, "generate", changed, inputs).name
 
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "teacher").mkdir()
     assert name() == name(retries=9) == name(concurrency=1) == name(model="elsewhere/teacher")
     assert len({name(), name(seed=1), name(samples=2), name(model="student")}) == 4
+    served = [name(backend="openai", model=model) for model in ("teacher", "elsewhere/teacher")]
+    assert served[0] != served[1]  # what a server knows by a name is not a folder here
 
 
 def test_the_settings_of_the_chain_that_a_stage_reads_are_its_identity(tmp_path: Path) -> None:

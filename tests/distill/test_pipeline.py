@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -265,14 +267,33 @@ class Completions(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((body["messages"][-1]["content"], body["seed"]))
         choice = {"message": self.server.message, "finish_reason": "eos"}
-        body = json.dumps({"choices": [choice]}).encode()
+        reply = json.dumps({"choices": [choice]}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(reply)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(reply)
+
+
+@contextmanager
+def serving(message: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Run a server that answers every request with a message, and notes what it was asked."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Completions) as server:
+        server.message, server.asked = message, []  # type: ignore[attr-defined]
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+def endpoint_at(server: Any) -> str:
+    """Return the lines of [generate] for a server."""
+    return f'backend = "openai"\nmodel = "m"\nbase_url = "http://127.0.0.1:{server.server_port}/v1"'
 
 
 def rows_of(
@@ -307,17 +328,36 @@ def rows_of(
 def test_what_a_server_says_arrives_in_the_rows(
     form: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Completions) as server:
-        server.message = MESSAGES[form]  # type: ignore[attr-defined]
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        generate = f'backend = "openai"\nmodel = "m"\nbase_url = "{url}"'
-        try:
-            rows = rows_of(tmp_path, generate, ASKED[asked])
-        finally:
-            server.shutdown()
+    with serving(MESSAGES[form], monkeypatch) as server:
+        rows = rows_of(tmp_path, endpoint_at(server), ASKED[asked])
     assert [trained for _, trained in rows] == ["<think>\n5+8\n</think>\n\n13<｜end▁of▁sentence｜>"]
+
+
+def test_a_recipe_that_wants_more_asks_for_no_sample_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More samples, one more prompt, a licence; and then another temperature."""
+    asked = {"question": "5 + 8 =", "answer": "13"}, {"question": "1 + 1 =", "answer": "2"}
+    recipe = tmp_path / "recipe.toml"
+
+    def run(server: Any, prompts: int, changes: str) -> list[tuple[str, int]]:
+        server.asked.clear()
+        rows = (json.dumps(row) + "\n" for row in asked[:prompts])
+        (tmp_path / "asked.jsonl").write_text("".join(rows))
+        source = '[[prompts.source]]\npath = "asked.jsonl"\n'
+        recipe.write_text(f"{source}[generate]\n{endpoint_at(server)}\n{changes}\n")
+        places = Places(read_recipe(recipe), tmp_path / "out", Path)
+        Pipeline(places, 1, no_bar).run("", lambda chain, stage, done: None)
+        return sorted(server.asked)
+
+    five, one = asked[0]["question"], asked[1]["question"]
+    with serving({"content": "<think>5+8</think>13"}, monkeypatch) as server:
+        assert run(server, 1, "samples = 2") == [(five, 0), (five, 1)]
+        assert run(server, 1, "samples = 3") == [(five, 2)]
+        assert run(server, 2, "samples = 3") == [(one, 0), (one, 1), (one, 2)]
+        assert run(server, 2, 'samples = 2\nlicence = "mit"') == []
+        assert len(run(server, 2, "samples = 2\ntemperature = 1")) == 4
+        assert run(server, 2, "samples = 2\ntemperature = 1.0\nconcurrency = 1") == []
 
 
 @pytest.mark.parametrize("asked", ASKED)

@@ -1,7 +1,7 @@
 """An append-only log of samples, one per line, so that none of them is asked for twice.
 
     {"number": 7, ...}      its number among all that are wanted, then what the writer adds;
-                            "failed" if it came to nothing
+                            "failed" if it came to nothing, "reused" if an earlier run got it
 
 A torn last line is removed. If a number occurs twice, the first line counts.
 """
@@ -25,6 +25,7 @@ class SampleLog:
         self.path, self.total = path, total
         self._count = 0
         self.failed: set[int] = set()  # samples that came to nothing
+        self.reused = 0  # samples that an earlier run got
         self._offsets = array("q", [-1]) * total
         self._file = path.open("a+b")
         self._synced = time.monotonic()
@@ -37,6 +38,7 @@ class SampleLog:
             self._count += 1
             if "failed" in sample:
                 self.failed.add(number)
+            self.reused += "reused" in sample
 
     def __contains__(self, number: object) -> bool:
         return isinstance(number, int) and self._offsets[number] != -1

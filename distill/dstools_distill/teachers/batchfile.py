@@ -16,7 +16,8 @@ from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
-from dstools_distill.teachers.endpoint import PASSING, request, server_words
+from dstools_distill.teachers.endpoint import PASSING, server_words
+from dstools_distill.teachers.request import request
 from dstools_distill.teachers.teacher import (
     REFUSED,
     Ask,
@@ -81,6 +82,19 @@ def remove_batch_files(folder: Path) -> None:
     for name in (REQUESTS, ANSWERS):
         for path in folder.glob(f"{name}*.jsonl"):
             path.unlink()
+
+
+def completions(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Yield request and reply of each answer in a folder to a request that is there, too."""
+    asked = {row["custom_id"]: row["body"] for row in _rows(folder, REQUESTS)}
+    for row in _rows(folder, ANSWERS):
+        if row.get("custom_id") in asked and _is_answered(row):
+            yield asked[row["custom_id"]], row["response"].get("body")
+
+
+def _rows(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob(f"{name}*.jsonl")):
+        yield from records.read(path)
 
 
 def _custom_id(ask: Ask) -> str:

@@ -25,9 +25,9 @@ from openai import (
 )
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
-from dstools_converters.model.reasoning import OPEN
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
+from dstools_distill.teachers.request import request
 from dstools_distill.teachers.teacher import (
     REFUSED,
     Answer,
@@ -106,30 +106,6 @@ def _fault(key: str) -> str:
 
 
 ADDRESS = 'write one such as "http://127.0.0.1:8000/v1"'
-
-
-def request(settings: Generate, ask: Ask) -> dict[str, Any]:
-    """Return the body of a chat completion; samples of a prompt differ only in the seed.
-
-    A prefilled <think> is the start of an assistant's message that the server must continue. vLLM
-    and SGLang need continue_final_message for that, vLLM and llama.cpp no generation prompt, and
-    DeepSeek's API prefix, at its /beta address; each ignores the keys of the others. Sources: vLLM,
-    OpenAI-compatible server; SGLang, protocol.py; llama.cpp, tools/server/README.md;
-    api-docs.deepseek.com, Chat Prefix Completion.
-    """
-    messages: list[dict[str, Any]] = list(ask.prompt["messages"])
-    body = {
-        "model": settings.model,
-        "messages": messages,
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "max_tokens": settings.max_tokens,
-        "seed": settings.seed + ask.sample,
-    }
-    if settings.prefill_think:
-        messages.append({"role": "assistant", "content": f"{OPEN}\n", "prefix": True})
-        body |= {"continue_final_message": True, "add_generation_prompt": False}
-    return body
 
 
 def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:

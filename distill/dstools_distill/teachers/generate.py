@@ -5,7 +5,6 @@ records.jsonl    at the end: prompt by prompt, sample by sample; see records.py
 dropped.jsonl    samples that failed, with the reason
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,25 +22,22 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.store.stage import Report, Work, digest
+from dstools_distill.teachers.kept import DROPPED, LOG, PAID, RECORDS, line, reread, reuse
+from dstools_distill.teachers.request import request, request_key
 from dstools_distill.teachers.teacher import (
     NO_REFERENCE,
     REFUSED,
     Answer,
     Ask,
-    Failed,
     Missed,
     Teacher,
     accepting,
-    answer,
     in_process,
-    received,
     references,
     replay,
-    unread,
 )
 
 logger = logging.getLogger(__name__)
-RECORDS, DROPPED, LOG = "records.jsonl", "dropped.jsonl", "samples.jsonl"
 
 
 def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
@@ -49,23 +45,30 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
 
     Reads inputs.prompts, and inputs.model: the teacher's folder (hf) or a file of samples (replay;
     None replays the references that came with the prompts). The report counts prompts in, samples
-    out, reasons for drops, how answers ended, well-formed traces, and tokens if the teacher counts
-    them. Raises DstoolsError if the teacher is down, if more than settings.max_failed of the
-    samples did not come (another run asks for those again), or if every sample failed.
+    out, reasons for drops, how answers ended, well-formed traces, tokens if the teacher counts
+    them, and the samples that an endpoint was asked for, and those that it gave to earlier runs.
+    Raises DstoolsError if the teacher is down, if more than settings.max_failed of the samples did
+    not come (another run asks for those again), or if every sample failed.
     """
     check_generate(settings)
     asked, done = inputs.prompts / RECORDS, work.folder / RECORDS
     count = sum(1 for _ in records.lines(asked))
-    if not done.exists():  # it gets this name once it is complete
+    reused = None  # not known of a run that was killed as it ended
+    if not done.exists() or (work.folder / LOG).exists():
         with closing(SampleLog(work.folder / LOG, count * settings.samples)) as log:
-            missed = _fill(log, settings, asked, inputs.model, work)
-            _write(settings, asked, log, missed, _who(settings, inputs.model), work.folder)
+            if not done.exists():  # it gets this name once it is complete
+                missed = _fill(log, settings, asked, inputs.model, work)
+                _write(settings, asked, log, missed, _who(settings, inputs.model), work.folder)
+            reused = log.reused
+    report = _report(count, records.read(done), records.read(work.folder / DROPPED))
+    if settings.backend in PAID and reused is not None:
+        report["samples"] = {"asked": count * settings.samples - reused, "reused": reused}
     (work.folder / LOG).unlink(missing_ok=True)
     if settings.backend == "openai-batch":
         from dstools_distill.teachers.batchfile import remove_batch_files
 
         remove_batch_files(work.folder)
-    return _report(count, records.read(done), records.read(work.folder / DROPPED))
+    return report
 
 
 def check_generate(settings: Generate) -> None:
@@ -75,7 +78,7 @@ def check_generate(settings: Generate) -> None:
             f"generate.samples: {settings.samples} greedy answers are all the same",
             "set generate.temperature above 0, or generate.samples = 1",
         )
-    if settings.backend in ("openai", "openai-batch") and not settings.model:
+    if settings.backend in PAID and not settings.model:
         raise DstoolsError("generate.model: is missing", "give the name that the server knows")
     if settings.backend == "openai":
         from dstools_distill.teachers.endpoint import check_endpoint
@@ -89,23 +92,27 @@ def _fill(
     """Ask for every sample that is not in the log; return those that were missed, by number."""
     missed: dict[int, Missed] = {}
     if len(log) < log.total:
-        teacher = _teacher(settings, model, work.folder, log.total)
+        asks, keys = _asks(asked, settings.samples), dict[int, Record]()
+        if settings.backend in PAID:
+            reuse(log, settings, _asks(asked, settings.samples), work.folder)
+            asks = _named(asks, settings, log, keys)
         warned: set[str] = set()
-        outcomes = teacher(_asks(asked, settings.samples), log)
+        outcomes = _teacher(settings, model, work.folder, log.total)(asks, log)
         with closing(outcomes), work.bar(log.total, "samples") as progress:
             progress(len(log))
             for number, outcome in outcomes:
+                key = keys.pop(number, {})
                 if isinstance(outcome, Missed):
                     missed[number] = outcome
                 else:
-                    log.add(number, _logged(outcome))
+                    log.add(number, line(outcome) | key)
                     progress(1)
                 if not isinstance(outcome, Answer) and outcome.reason not in warned:
                     warned.add(outcome.reason)
                     reason, detail = outcome.reason, outcome.detail
                     logger.warning("sample %d failed: %s %s", number, reason, detail)
     assert len(log) + len(missed) == log.total, "a teacher left samples out"
-    failed = {number: _read(log, number, settings) for number in log.failed}
+    failed = {number: reread(log.read(number), settings) for number in log.failed}
     whys, kept = _whys(failed, missed), _kept(log, failed)
     _require_enough(log, settings, missed, whys, kept)
     _require_any(log, whys, kept)
@@ -195,31 +202,6 @@ def _ways(
         yield f'delete the lines with "body" in {log.path}{also}, and run it again to ask once more'
 
 
-def _logged(outcome: Answer | Failed) -> Record:
-    """Return a line of the log."""
-    if isinstance(outcome, Answer):
-        return outcome._asdict()
-    return {"failed": outcome.reason} | ({"body": outcome.body} if outcome.body else {})
-
-
-def _read(log: SampleLog, number: int, settings: Generate) -> Record:
-    """Return a line of the log, after another try to read a reply that could not be read.
-
-    It may be of an earlier version, which kept content in parts as it was, too.
-    """
-    logged = log.read(number)
-    try:
-        if "body" in logged:
-            return answer(json.loads(logged["body"]), settings)._asdict()
-        if isinstance(logged.get("raw"), list):
-            prefilled, usage = logged["prefilled_think"], logged["usage"]
-            message = {"content": logged["raw"]}
-            return received(message, logged["finish_reason"], usage, prefilled=prefilled)._asdict()
-    except ValueError as error:
-        return logged | {"failed": unread(error, None).reason}
-    return logged
-
-
 def _teacher(settings: Generate, model: Path | None, folder: Path, total: int) -> Teacher:
     match settings.backend:
         case "hf":
@@ -243,9 +225,19 @@ def _asks(asked: Path, samples: int) -> Iterator[Ask]:
             yield Ask(row * samples + sample, sample, prompt)
 
 
+def _named(
+    asks: Iterator[Ask], settings: Generate, log: SampleLog, keys: dict[int, Record]
+) -> Iterator[Ask]:
+    """Yield `asks`; note in `keys`, by number, the request of each that is not in the log."""
+    for ask in asks:
+        if ask.number not in log:
+            keys[ask.number] = {"request": request_key(request(settings, ask))}
+        yield ask
+
+
 def _who(settings: Generate, model: Path | None) -> dict[str, str | None]:
     """Return the teacher as records name it: without the path of its files."""
-    if settings.backend in ("openai", "openai-batch"):
+    if settings.backend in PAID:
         return {"name": settings.model, "revision": None}
     if model is None:
         return {"name": "reference", "revision": None}
@@ -272,7 +264,7 @@ def _write(
             if number in missed:
                 logged = {"failed": missed[number].reason, "detail": missed[number].detail}
             if number in log:
-                logged = _read(log, number, settings)
+                logged = reread(log.read(number), settings)
             record = ask.prompt | {
                 "sample": ask.sample,
                 "teacher": teacher,

@@ -159,6 +159,25 @@ def test_samples_that_expired_are_told_and_lost_where_that_is_accepted(tmp_path:
     assert sorted(path.name for path in out.iterdir()) == ["dropped.jsonl", "records.jsonl"]
 
 
+def test_answers_that_came_for_a_run_of_fewer_samples_are_used_by_one_of_more(
+    tmp_path: Path,
+) -> None:
+    """The answers to the first batch were saved, and `samples` raised before they were read."""
+    records.write(tmp_path / "records.jsonl", PROMPTS[:2])
+    inputs, works = Inputs(prompts=tmp_path), [tmp_path / f"generate-{n}.incomplete" for n in "23"]
+    for folder in works:
+        folder.mkdir()
+    with pytest.raises(DstoolsError, match="4 of 4 samples have no answer yet"):
+        generate(SETTINGS, inputs, Work(works[0]))
+    sent = list(records.read(works[0] / "requests-1.jsonl"))
+    lines = [answered(request, 200, completion("yes")) for request in sent[:3]]
+    records.write(works[0] / "answers-1.jsonl", [*lines, answered(sent[3], 500, {})])
+    with pytest.raises(DstoolsError, match="3 of 6 samples have no answer yet"):
+        generate(replace(SETTINGS, samples=3), inputs, Work(works[1]))
+    left = [row["body"]["seed"] for row in records.read(works[1] / "requests-1.jsonl")]
+    assert left == [9, 8, 9]  # the third samples, and the second of the other prompt
+
+
 def test_a_refused_request_is_written_again_once_its_answer_is_deleted(tmp_path: Path) -> None:
     inputs, work = begun(tmp_path, PROMPTS[:1])
     out = work.folder

@@ -26,9 +26,8 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.stage import Report, Work
 from dstools_distill.teachers import endpoint
-from dstools_distill.teachers.endpoint import request
 from dstools_distill.teachers.generate import check_generate, generate
-from dstools_distill.teachers.teacher import Answer, Ask, UnreadError, answer
+from dstools_distill.teachers.teacher import Answer, UnreadError, answer
 
 SERVER = """
 import importlib.util, sys
@@ -501,30 +500,9 @@ def test_a_prefilled_opener_is_continued_and_not_repeated(proxy: Proxy, tmp_path
     assert more == 4  # "<think>" and a newline, for a model that has no such token
 
 
-# --------------------------------------------------------------------------- requests and answers
+# ---------------------------------------------------------------------------------------- answers
 
 PLAIN = Generate(backend="openai", model="m", seed=5, max_tokens=9)
-
-
-def test_a_request_holds_everything_that_decides_a_sample() -> None:
-    messages = [{"role": "user", "content": "hi"}]
-    body = request(PLAIN, Ask(13, 3, {"messages": messages}))
-    assert body == {
-        "model": "m",
-        "messages": messages,
-        "temperature": 0.6,
-        "top_p": 0.95,
-        "max_tokens": 9,
-        "seed": 8,
-    }
-    body = request(replace(PLAIN, prefill_think=True), Ask(13, 3, {"messages": messages}))
-    assert body["messages"] == [
-        *messages,
-        {"role": "assistant", "content": "<think>\n", "prefix": True},
-    ]
-    assert body["continue_final_message"] is True
-    assert body["add_generation_prompt"] is False
-    assert len(messages) == 1
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
