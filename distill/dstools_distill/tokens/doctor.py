@@ -6,9 +6,9 @@ TRL's own code is run. axolotl and LLaMA-Factory are judged by the data that the
 import shlex
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from dstools_converters.checkpoint.config import names_mtp
@@ -19,7 +19,7 @@ from dstools_distill.data.sources import Reading, questions
 from dstools_distill.tokens import trl_rows
 from dstools_distill.tokens.faults import finding
 from dstools_distill.tokens.invariant import IGNORED
-from dstools_distill.tokens.prepared import parts
+from dstools_distill.tokens.prepared import Part, parts, read
 from dstools_distill.tokens.render import ROWS, check_tokenizer
 from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.tokens.turns import Reader, Row, has_trace, replies
@@ -29,19 +29,13 @@ TRAINERS = {  # keys that no trainer after it has
     "axolotl": ("base_model", "sequence_len", "sample_packing"),
     "TRL": ("assistant_only_loss", "dataset_name", "max_seq_length", "model_name_or_path"),
 }
-PREPARE = {  # the key of the folder of prepared data, its default, and the command that writes it
-    "LLaMA-Factory": ("tokenized_path", "prepared", "llamafactory-cli train {} tokenized_path={}"),
-    "axolotl": ("dataset_prepared_path", "last_run_prepared", "axolotl preprocess {}"),
+PREPARE = {  # the commands that write the folder `prepared`
+    "LLaMA-Factory": "llamafactory-cli train {} tokenized_path=prepared",
+    "axolotl": "axolotl preprocess {} --dataset-prepared-path prepared",
 }
 NOT_SFT = (  # keys of other trainings
-    "stage",
-    "rl",
-    "reward_model",
-    "process_reward_model",
-    "reward_funcs",
-    "num_generations",
-    "beta",
-    "pretraining_dataset",
+    *("stage", "rl", "reward_model", "process_reward_model", "reward_funcs"),
+    *("num_generations", "beta", "pretraining_dataset"),
 )
 STEP = "Wait, 2+9=11, so I write 1 and carry 1. "
 RUN_ROWS = 1000  # of --data that TRL is run on
@@ -79,33 +73,40 @@ def diagnose(tokenizer: Path, config: Path | None, data: Path | None) -> Diagnos
     has a usable chat template.
     """
     settings = _read_config(config) if config else {}
-    trainer = _trainer(config, settings) if config else "TRL"
-    findings = _mtp(tokenizer)
-    if config and trainer in PREPARE:
-        findings.append(_not_checked(config, trainer, settings, tokenizer))
+    trainer, findings = _trainer(config, settings) if config else "TRL", _mtp(tokenizer)
+    if trainer in PREPARE:
+        path, served = (shlex.quote(printable(str(each))) for each in (config, tokenizer))
+        command = PREPARE[trainer].format(path)
+        hint = f"{command}; dstools distill doctor {served} --prepared prepared"
+        what = f"{trainer} is not run here: have it prepare its data, stop it if it trains then, "
+        what += "and check that"
+        findings.append(finding("not-checked", str(config), what, hint))
         return Diagnosis(trainer, "not run", [], findings)
     chats, notes = conversations(data) if data else (OWN, [])
     chats, loaded = chats[:RUN_ROWS], load_tokenizer(tokenizer)
     findings += notes + trl_rows.findings(settings)
-    with TemporaryDirectory() as folder:
-        try:
-            trl_rows.prepare(loaded, settings, chats, Path(folder))
-        except DstoolsError as error:
-            findings.append(finding("refused", str(config or "TRL"), str(error), error.hint))
-            return Diagnosis(trainer, "run", [], findings)
-        return _judged(trainer, "run", tokenizer, loaded, Path(folder), chats, findings)
+    try:
+        made = trl_rows.prepare(loaded, settings, chats)
+    except DstoolsError as error:
+        findings.append(finding("refused", str(config or "TRL"), str(error), error.hint))
+        return Diagnosis(trainer, "run", [], findings)
+    rows = ((f"row {number}", row) for number, row in enumerate(made, start=1))
+    made_parts = parts(rows, len(loaded), trainer)
+    return _judged(Diagnosis(trainer, "run", [], findings), loaded, made_parts, chats)
 
 
 def diagnose_prepared(tokenizer: Path, prepared: Path, data: Path | None) -> Diagnosis:
-    """Return what training on a tokenized data set would lose, see `prepared.parts`.
+    """Return what training on a tokenized data set would lose, see `prepared`.
 
     tokenizer: the folder that is served. data: the rows that the data set was made of, see
     `conversations`, to tell lost traces and rows. Raises DstoolsError for what cannot be read.
     """
-    chats, notes = conversations(data) if data else ([], [])
-    is_own = prepared.name == ROWS or (prepared / ROWS).exists()  # of `dstools distill render`
-    loaded, findings = load_tokenizer(tokenizer), [*([] if is_own else _mtp(tokenizer)), *notes]
-    return _judged("prepared data", "read", tokenizer, loaded, prepared, chats, findings)
+    chats, findings = conversations(data) if data else ([], [])
+    if prepared.name != ROWS and not (prepared / ROWS).exists():  # of `dstools distill render`
+        findings += _mtp(tokenizer)
+    loaded = load_tokenizer(tokenizer)
+    made_parts = parts(read(prepared), len(loaded), prepared)
+    return _judged(Diagnosis("prepared data", "read", [], findings), loaded, made_parts, chats)
 
 
 def text(diagnosis: Diagnosis) -> str:
@@ -181,47 +182,31 @@ def _trainer(path: Path, settings: dict[str, Any]) -> str:
             f"{path}: is not a configuration of {', '.join(TRAINERS)}, by its keys {keys}",
             "for another trainer, save its tokenized rows and give them with --prepared",
         )
-    others = {key: settings.get(key) for key in NOT_SFT}
     listed = settings.get("datasets")
-    for entry in listed if isinstance(listed, list) else []:
-        if isinstance(entry, dict) and entry.get("type") == "completion":
-            others["type"] = "completion"
+    types = [str(entry.get("type")) for entry in listed or () if isinstance(entry, dict)]
+    others = {key: settings.get(key) for key in NOT_SFT}
+    others["type"] = "completion" * ("completion" in types)
     for key, value in others.items():
         if value and value != "sft":
-            what = printable(f"{key}: {value}")
             raise DstoolsError(
-                f"{path}: has {what}, so it is not of supervised fine-tuning",
+                f"{path}: has {printable(f'{key}: {value}')}, so it is not of supervised "
+                "fine-tuning",
                 "the doctor reads configurations of supervised fine-tuning",
             )
     return named[0] if named else "TRL"
-
-
-def _not_checked(path: Path, trainer: str, settings: dict[str, Any], tokenizer: Path) -> Finding:
-    """Return the error for a trainer that is not run, with the command that prepares its data."""
-    key, default, command = PREPARE[trainer]
-    named = (path, settings.get(key) or default, tokenizer)
-    config, folder, served = (shlex.quote(printable(str(each))) for each in named)
-    then = f"dstools distill doctor {served} --prepared {folder}"
-    goes_on = trainer == "LLaMA-Factory"
-    stop = " (it trains after that: stop it then)" if goes_on else ""
-    what = (
-        f"{trainer} is not run here: prepare its data with the command below{stop}, then check it"
-    )
-    hint = f"{command.format(config, folder)}{'; ' if goes_on else ' && '}{then}"
-    return finding("not-checked", str(path), what, hint)
 
 
 # ------------------------------------------------------------------------------------ the judgement
 
 
 class Sources:
-    """The conversations that a data set was made of, with those that no row has been found for."""
+    """The conversations that a data set was made of."""
 
     def __init__(self, chats: list[Messages]) -> None:
-        self.chats, self.by_key = chats, defaultdict[str, list[Messages]](list)
-        self.missing = {str(chat): chat for chat in chats}
-        self.unmatched = 0  # rows that none of them is found for
-        for chat in chats:
+        self.missing = {str(chat): chat for chat in chats}  # no row has been found for them
+        self.by_key = defaultdict[str, list[Messages]](list)
+        self.cut = 0  # rows that none is found for, maybe because they are cut
+        for chat in self.missing.values():
             for key in _keys(chat):
                 self.by_key[key].append(chat)
 
@@ -233,32 +218,14 @@ class Sources:
         """
         asked, *answers = _keys(row.chat)
         likely = next((self.by_key[key] for key in (asked, *answers) if key in self.by_key), [])
-        judged = [
-            (dict(reader.faults(row, chat)), str(chat))
-            for chat in likely
-            if _keys(chat)[0] in asked
-        ]
-        if judged:
-            faults, source = min(
-                judged, key=lambda each: (len(each[0]), each[1] not in self.missing)
-            )
-            self.missing.pop(source, None)
-            return faults
-        faults = dict(reader.faults(row))
-        if self.chats:
-            self.unmatched += 1
-            if not faults.keys() & {"truncated", "packing"}:
-                faults["not-in-data"] = "no row of the data has its question and answer"
+        asking: list[Messages | None] = [chat for chat in likely if _keys(chat)[0] in asked]
+        judged = [(dict(reader.faults(row, chat)), str(chat)) for chat in asking or [None]]
+        faults, source = min(judged, key=lambda each: (len(each[0]), each[1] not in self.missing))
+        self.missing.pop(source, None)
+        if self.by_key and not asking:
+            self.cut += not faults.keys().isdisjoint({"truncated", "packing"})
+            faults["not-in-data"] = "no row of the data has its question and answer"
         return faults
-
-    def left_out(self) -> list[Finding]:
-        """Return an error if more conversations are in no row than there are unmatched rows."""
-        count = len(self.missing) - self.unmatched
-        if count <= 0:
-            return []
-        asked = printable(_keys(next(iter(self.missing.values())))[0])
-        what = f"{count} of its {counted(len(self.chats), 'conversation')}"
-        return [finding("left-out", "data", f"{what} are in no row, e.g. {asked!r}")]
 
 
 def _keys(chat: Messages) -> list[str]:
@@ -269,49 +236,44 @@ def _keys(chat: Messages) -> list[str]:
 
 
 def _judged(
-    trainer: str,
-    how: str,
-    folder: Path,
-    tokenizer: Any,
-    prepared: Path,
-    chats: list[Messages],
-    findings: list[Finding],
+    start: Diagnosis, tokenizer: Any, made_parts: Iterable[Part], chats: list[Messages]
 ) -> Diagnosis:
-    """Return the diagnosis of a tokenized data set, beside the conversations it was made of."""
-    reader, sources = Reader(tokenizer), Sources(chats)
-    cases, plain, found, count = list[Case](), list[Finding](), list[Finding](), 0
-    is_foreign = True
-    try:
-        check_tokenizer(tokenizer, reader.end, folder, reasoning=True)
-    except DstoolsError as error:
-        findings.append(finding("tokenizer", str(folder), str(error), error.hint))
-    for count, (where, made, padding) in enumerate(parts(prepared, len(tokenizer)), start=1):
+    """Return a diagnosis with that of a tokenized data set; chats: what it was made of, or none."""
+    reader, sources, folder = Reader(tokenizer), Sources(chats), tokenizer.name_or_path
+    cases, found, plain, count, is_foreign = list[Case](), list[Finding](), list[str](), 0, True
+    for count, (where, made, padding) in enumerate(made_parts, start=1):
         row = reader.read(made)
         is_foreign = is_foreign and reader.control.keys().isdisjoint(made.ids)
         if count <= SHOWN_ROWS:
             trained = [label for label in made.labels if label != IGNORED]
             cases.append(Case(where, len(made.ids), len(trained), tokenizer.decode(trained)))
-        if padding:
-            found.append(finding("padding-trained", where, f"{padding} labels are of padding"))
         faults = sources.faults(reader, row)
+        if padding:
+            faults["padding-trained"] = f"{padding} labels are of padding"
         found += [finding(code, where, message) for code, message in faults.items()]
         if not any(map(has_trace, replies(row.chat))):
-            plain.append(finding("no-trace", where, "the row has no trace"))
+            plain.append(where)
+    if plain and not chats:
+        code = "no-trace" if len(plain) < count else "trace-lost"
+        what = "the row has no trace, and without --data nobody knows whether it had one"
+        found += [finding(code, where, what) for where in plain]
+    left_out = len(sources.missing) - sources.cut
     if not count:
         found.append(finding("left-out", "all rows", "there are none"))
     elif is_foreign:  # nothing else that is told of the rows means anything
         what = "have no token of the template, as if of another tokenizer"
         hint = "give the tokenizer that prepared the data"
-        found, plain = [finding("tokenizer", "all rows", what, hint)], []
-    elif all(each.code != "packing" for each in found):
-        found += sources.left_out()
-    if not chats and len(plain) < count:
-        found += plain
-    elif not chats and plain:
-        what = f"none of {counted(count, 'conversation')} has a trace"
-        found.append(finding("trace-lost", "all rows", what, plain[0].hint))
-    how = f"{counted(count, 'conversation')} {how}"
-    return Diagnosis(trainer, how, cases, merged([*findings, *found]))
+        found = [finding("tokenizer", "all rows", what, hint)]
+    elif left_out > 0 and all(each.code != "packing" for each in found):
+        asked = printable(_keys(next(iter(sources.missing.values())))[0])
+        what = f"{left_out} of its {counted(len(chats), 'conversation')} are in no row"
+        found.append(finding("left-out", "data", f"{what}, e.g. {asked!r}"))
+    try:
+        check_tokenizer(tokenizer, reader.end, folder, reasoning=True)
+    except DstoolsError as error:
+        found.append(finding("tokenizer", str(folder), str(error), error.hint))
+    how = f"{counted(count, 'conversation')} {start.how}"
+    return Diagnosis(start.trainer, how, cases, merged([*start.findings, *found]))
 
 
 def _mtp(folder: Path) -> list[Finding]:

@@ -4,19 +4,22 @@ Sources: axolotl 0.19, `preprocess` (a folder named by a hash, in dataset_prepar
 LLaMA-Factory 0.9.5, tokenized_path (a folder for each split); TRL 1.16, SFTTrainer.train_dataset.
 """
 
-from collections.abc import Iterator
-from itertools import accumulate, groupby
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import json_object
-from dstools_distill.data.sources import Reading, rows
+from dstools_distill.data import sources
 from dstools_distill.records import Record
-from dstools_distill.tokens import render
 from dstools_distill.tokens.invariant import IGNORED, Trained
+from dstools_distill.tokens.render import ROWS
 
 FILE_FORM = b"ARROW1"  # Arrow's other form is a stream, which datasets writes
+BATCH_ROWS = 1000
 MASKS = ("completion_mask", "assistant_masks")  # of TRL, in place of labels
 HINT = "name what the trainer wrote (dataset_prepared_path, tokenized_path), or prepare it again"
 
@@ -29,67 +32,68 @@ class Part(NamedTuple):
     padding: int  # labels of padding in the row, told with its first conversation
 
 
-def parts(path: Path, vocabulary: int) -> Iterator[Part]:
-    """Yield the conversations of all data sets in a folder, or of one file, in order.
+def read(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yield the named rows of all data sets in a folder, or of one file, in order.
 
-    vocabulary: the number of tokens. Packed rows are divided by seq_lengths, position_ids or the
-    numbers in attention_mask; padding is left out. Raises DstoolsError, naming data set, row and
-    column, for what is not a whole data set of input_ids with labels for supervised fine-tuning.
+    Raises DstoolsError for what is not a whole data set.
     """
     places = {file.parent for file in path.glob("**/state.json")}
     for file in path.glob("**/*.arrow"):
-        places.add(file if file.name == render.ROWS else file.parent)
+        places.add(file if file.name == ROWS else file.parent)
     for place in sorted(places) or [path]:
         name = f"{place.relative_to(path)}: " if place != path else ""
-        for number, row in _data_set(place):
-            where = f"{name}row {number}"
-            try:
-                columns = _columns(row, vocabulary)
-            except ValueError as error:
-                raise DstoolsError(f"{path}: {where}: {error}", HINT) from None
-            ids, labels, mask = (columns[key] for key in ("input_ids", "labels", "attention_mask"))
-            padding = sum(
-                label != IGNORED and not seen for label, seen in zip(labels, mask, strict=True)
-            )
-            conversations = _conversations(columns)
-            for n, own in enumerate(conversations):
-                part = f", part {n + 1}" if len(conversations) > 1 else ""
-                kept = Trained([ids[at] for at in own], [labels[at] for at in own])
-                yield Part(where + part, kept, 0 if n else padding)
+        try:
+            for number, row in _data_set(place):
+                yield f"{name}row {number}", row
+        except DstoolsError as error:
+            raise DstoolsError(str(error), HINT) from None
+        except (OSError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
+            reason = printable(str(error).split("\n")[0])
+            raise DstoolsError(f"{place}: cannot be read: {reason}", HINT) from error
 
 
-def _data_set(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yield the numbered rows of one data set or file."""
-    from pyarrow import ArrowException
+def parts(rows: Iterable[tuple[str, Record]], vocabulary: int, name: object) -> Iterator[Part]:
+    """Yield the conversations of the named rows of a data set.
 
-    try:
-        if path.exists() and not path.is_dir() and path.suffix != ".arrow":
-            yield from rows(path, Reading())
-        else:
-            yield from enumerate(_loaded(path), start=1)
-    except DstoolsError as error:
-        raise DstoolsError(str(error), HINT) from None
-    except (OSError, ValueError, TypeError, LookupError, ArrowException) as error:
-        reason = printable(str(error).split("\n")[0])
-        raise DstoolsError(f"{path}: cannot be read: {reason}", HINT) from error
+    vocabulary: the number of tokens. Packed rows are divided by seq_lengths, position_ids or the
+    numbers in attention_mask; padding is left out. Raises DstoolsError with the `name` of the data
+    set, row and column for a row without input_ids, with labels, for supervised fine-tuning.
+    """
+    for where, row in rows:
+        try:
+            columns = _columns(row, vocabulary)
+        except ValueError as error:
+            raise DstoolsError(f"{name}: {where}: {error}", HINT) from None
+        ids, labels, mask = (columns[key] for key in ("input_ids", "labels", "attention_mask"))
+        padding = sum(n != IGNORED and not seen for n, seen in zip(labels, mask, strict=True))
+        spans = _conversations(columns)
+        for n, span in enumerate(spans):
+            part = f"{where}, part {n + 1}" if len(spans) > 1 else where
+            kept = Trained([ids[at] for at in span], [labels[at] for at in span])
+            yield Part(part, kept, 0 if n else padding)
 
 
-def _loaded(path: Path) -> Iterator[Record]:
-    """Yield the rows of a folder or an Arrow file."""
-    import datasets
-    from pyarrow import ipc
+def _data_set(path: Path) -> Iterable[tuple[int, Record]]:
+    """Return the numbered rows of one data set or file."""
+    if path.is_file() and path.suffix != ".arrow":
+        return sources.rows(path, sources.Reading())
+    files = [path]
+    if path.suffix != ".arrow":
+        state = json_object(path / "state.json")
+        if isinstance(state, str):
+            raise ValueError(f"state.json {state}")
+        files = [path / file["filename"] for file in state["_data_files"]]
+    return enumerate(chain.from_iterable(map(_arrow, files)), start=1)
 
-    load = datasets.load_from_disk if path.is_dir() else datasets.Dataset.from_file
-    if path.is_dir():
-        state = json_object(path / "state.json") if (path / "state.json").is_file() else ""
-        if isinstance(state, dict) and state.get("_data_files") == []:
-            return  # so datasets 5.2 saves no rows, and cannot load them
-    else:
-        with path.open("rb") as file:
-            if file.read(len(FILE_FORM)) == FILE_FORM:
-                yield from ipc.open_file(file).read_all().to_pylist()
-                return
-    yield from load(str(path)).with_format(None)
+
+def _arrow(path: Path) -> Iterator[Record]:
+    """Yield the rows of an Arrow file."""
+    with pa.memory_map(str(path)) as file:
+        is_file = file.read(len(FILE_FORM)) == FILE_FORM
+        file.seek(0)
+        table = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file).read_all()
+        for batch in table.to_batches(BATCH_ROWS):
+            yield from batch.to_pylist()
 
 
 def _columns(row: Record, vocabulary: int) -> dict[str, list[int]]:
@@ -99,8 +103,7 @@ def _columns(row: Record, vocabulary: int) -> dict[str, list[int]]:
     """
     if "input_ids" not in row:
         kind = "preference data" if any("rejected" in key for key in row) else "not tokenized"
-        names = printable(", ".join(row))
-        raise ValueError(f"has no input_ids, only {names}: it is {kind}")
+        raise ValueError(f"has no input_ids, only {printable(', '.join(row))}: it is {kind}")
     columns: dict[str, list[int]] = {}
     for key in ("input_ids", "labels", *MASKS, "seq_lengths", "position_ids", "attention_mask"):
         values = row.get(key)
@@ -108,9 +111,8 @@ def _columns(row: Record, vocabulary: int) -> dict[str, list[int]]:
         if values is None or (is_nested and key in ("position_ids", "attention_mask")):
             continue
         if not isinstance(values, list) or any(type(value) is not int for value in values):
-            raise ValueError(
-                f"{key}: is not a list of integers, but {printable(repr(values)[:40])}"
-            )
+            shown = printable(repr(values)[:40])
+            raise ValueError(f"{key}: is not a list of integers, but {shown}")
         columns[key] = values
         length = sum(map(abs, values)) if key == "seq_lengths" else len(values)
         if length != len(columns["input_ids"]):
@@ -119,10 +121,8 @@ def _columns(row: Record, vocabulary: int) -> dict[str, list[int]]:
     if not ids:
         raise ValueError("input_ids: is empty")
     if wrong := [n for n in (min(ids), max(ids)) if not 0 <= n < vocabulary]:
-        raise ValueError(
-            f"input_ids: {wrong[0]} is not one of {vocabulary} tokens: give the tokenizer that "
-            "prepared the data"
-        )
+        who = "give the tokenizer that prepared the data"
+        raise ValueError(f"input_ids: {wrong[0]} is not one of {vocabulary} tokens: {who}")
     masks = [columns[key] for key in MASKS if key in columns]
     masked = [n if all(mask[i] for mask in masks) else IGNORED for i, n in enumerate(ids)]
     return {"labels": masked, "attention_mask": [1] * len(ids)} | columns

@@ -2,8 +2,9 @@
 
 import logging
 import warnings
-from inspect import formatannotation
+from argparse import ArgumentError
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from dstools_converters.errors import DstoolsError, Finding, printable
@@ -12,42 +13,38 @@ from dstools_distill.records import Record
 from dstools_distill.tokens.faults import finding
 
 RENAMED = {"max_seq_length": "max_length"}
-READ = (  # the keys that decide ids and labels
-    "max_length",
-    "truncation_mode",
-    "assistant_only_loss",
-    "completion_only_loss",
-    "eos_token",
-    "pad_token",
+READ = {  # the keys that decide ids and labels
+    *("max_length", "truncation_mode", "packing", "packing_strategy"),
+    *("assistant_only_loss", "completion_only_loss", "eos_token", "pad_token"),
     "chat_template_path",
-    "packing",
-    "packing_strategy",
-)
+}
 # keys that affect them too, but are ignored here
 UNREAD = ("dataset_kwargs", "padding_free", "tokenizer_name_or_path", "trust_remote_code")
+OWN: Record = {  # TRL makes sure that there is an output_dir, and nothing is written to it
+    "output_dir": gettempdir(),
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
 TIME_LIMIT_SECONDS = 300  # a run takes about 2; a chat template may loop
 
 
 def unknown_keys(config: dict[str, Any]) -> list[str]:
     """Return the keys that neither TRL's SFT script nor open-r1's template key accounts for."""
-    from trl.scripts.utils import ScriptArguments
-    from trl.trainer.model_config import ModelConfig
-    from trl.trainer.sft_config import SFTConfig
+    from trl.scripts.sft import make_parser
 
-    known = {"chat_template"}  # open-r1's
-    for table in (ModelConfig, ScriptArguments, SFTConfig):
-        known |= set(table.__dataclass_fields__)
-    return [key for key in config if key not in known]
+    options_and_values: list[str] = make_parser().set_defaults_with_config(**config)
+    keys = [option.removeprefix("--") for option in options_and_values[::2]]
+    return [key for key in keys if key != "chat_template"]
 
 
 def findings(config: dict[str, Any]) -> list[Finding]:
     """Return findings about keys that TRL does not have, and about those that are not read here."""
     found: list[Finding] = []
     for key in unknown_keys(config):
-        what = "this TRL has no such key"
-        if key in RENAMED:
-            what += f", only {RENAMED[key]}, which is taken to be meant"
-        found.append(finding("unknown-key", printable(key), what))
+        taken = f", only {RENAMED[key]}, which is taken to be meant" if key in RENAMED else ""
+        found.append(finding("unknown-key", printable(key), f"this TRL has no such key{taken}"))
     what = "affects ids, masks or length, and is ignored here"
     found += [finding("not-read", key, what) for key in UNREAD if config.get(key)]
     attention = str(config.get("attn_implementation", "unset"))
@@ -57,51 +54,54 @@ def findings(config: dict[str, Any]) -> list[Finding]:
     return found
 
 
-def prepare(tokenizer: Any, config: dict[str, Any], chats: list[Messages], folder: Path) -> None:
-    """Run SFTTrainer up to its batches, on a CPU, and save the data set that it prepares.
+def prepare(tokenizer: Any, config: dict[str, Any], chats: list[Messages]) -> Any:
+    """Run SFTTrainer up to its batches, on a CPU, and return the `Dataset` that it prepares.
 
     Every conversation must end with an assistant's message; it is given as prompt and completion
     where the loss is to be on that alone. Changes `tokenizer` into the one that TRL would save:
     with the template that `chat_template` (open-r1's key) or `chat_template_path` gives. Raises
-    DstoolsError with TRL's own words if it refuses; for values of a wrong type; and if
-    `chat_template_path` does not exist.
+    DstoolsError with TRL's own words if it refuses, and if `chat_template_path` does not exist.
     """
     import datasets
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.hf_argparser import DataClassType
+    from trl.scripts.utils import TrlParser
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    options = _options({RENAMED.get(key, key): value for key, value in config.items()})
+    renamed = {RENAMED.get(key, key): value for key, value in config.items()}
+    options = {key: value for key, value in renamed.items() if key in READ}
+    path = str(options.get("chat_template_path") or ".")
+    if not Path(path).exists():
+        raise DstoolsError(
+            f"chat_template_path: {printable(path)}: no such file or folder",
+            "download the tokenizer and name its folder; nothing is downloaded here",
+        )
     if config.get("chat_template"):
         tokenizer.chat_template = config["chat_template"]
-    rows: list[Record] = [{"messages": chat} for chat in chats]
-    if options.get("completion_only_loss"):
-        rows = [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats]
-    tiny = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-    )
+    small: Record = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"), 8)
+    tiny = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **small)
+    parser = TrlParser(DataClassType(SFTConfig), exit_on_error=False)
+    parser.set_defaults_with_config(**options, **OWN)
     datasets.disable_progress_bars()
     logging.disable(logging.WARNING)  # what TRL says of the tiny model
     try:
         with warnings.catch_warnings(action="ignore"), time_limit(TIME_LIMIT_SECONDS):
-            own: Record = {"output_dir": str(folder), "report_to": [], "use_cpu": True}
-            trainer = SFTTrainer(
+            [args] = parser.parse_args_into_dataclasses([])
+            rows: list[Record] = [{"messages": chat} for chat in chats]
+            if args.completion_only_loss:
+                rows = [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats]
+            return SFTTrainer(
                 LlamaForCausalLM(tiny),  # it asks for one, but the rows do not depend on it
-                args=SFTConfig(bf16=False, gradient_checkpointing=False, **own, **options),
+                args=args,
                 train_dataset=datasets.Dataset.from_list(rows),
                 processing_class=tokenizer,
-            )
-            prepared: Any = trainer.train_dataset
-            prepared.save_to_disk(folder)
+            ).train_dataset
     except TimeoutError:
         raise DstoolsError(
             f"TRL takes more than {TIME_LIMIT_SECONDS} s with this chat template"
         ) from None
-    except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
+    except (ArgumentError, ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
         reason = printable(str(error).strip().split("\n")[0])
         named = [key for key in options if key in str(error)] or options
         values = printable(", ".join(f"{key}: {options[key]}" for key in named))
@@ -110,25 +110,3 @@ def prepare(tokenizer: Any, config: dict[str, Any], chats: list[Messages], folde
     finally:
         datasets.enable_progress_bars()
         logging.disable(logging.NOTSET)
-
-
-def _options(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys that are read, with values of their types and a template that exists."""
-    from trl.trainer.sft_config import SFTConfig
-
-    options = {key: config[key] for key in READ if key in config}
-    fields: dict[str, Any] = SFTConfig.__dataclass_fields__
-    wrong = [
-        f"{key}: {value} is not {formatannotation(fields[key].type)}"
-        for key, value in options.items()
-        if value is not None and not isinstance(value, fields[key].type)
-    ]
-    if wrong:
-        raise DstoolsError(printable("; ".join(wrong)), "give each key a value of its type")
-    path = str(options.get("chat_template_path") or ".")
-    if not Path(path).exists():
-        raise DstoolsError(
-            f"chat_template_path: {printable(path)}: no such file or folder",
-            "download the tokenizer and name its folder; nothing is downloaded here",
-        )
-    return options

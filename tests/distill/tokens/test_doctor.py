@@ -175,7 +175,7 @@ def test_wrapped_packing_is_an_error(ask: Any) -> None:
     ("config", "words"),
     [
         ({"eos_token": "<|im_end|>"}, "The specified `eos_token` ('<|im_end|>') is not found"),
-        ({"max_length": "lots"}, "max_length: lots is not int"),
+        ({"max_length": "lots"}, "--max-length: invalid int value: 'lots'"),
     ],
 )
 def test_a_config_that_trl_refuses_is_an_error_that_names_file_and_reason(
@@ -241,12 +241,11 @@ def test_labelled_configurations_are_judged_as_labelled(
     [
         (
             {"stage": "sft", "template": "qwen3"},
-            "llamafactory-cli train {} tokenized_path=prepared; "
-            "dstools distill doctor {} --prepared prepared",
+            "llamafactory-cli train {} tokenized_path=prepared",
         ),
         (
             {"base_model": "org/name", "dataset_prepared_path": "made here"},
-            "axolotl preprocess {} && dstools distill doctor {} --prepared 'made here'",
+            "axolotl preprocess {} --dataset-prepared-path prepared",
         ),
     ],
 )
@@ -256,8 +255,9 @@ def test_a_trainer_that_is_not_run_gives_the_command_that_prepares_its_data(
     diagnosis = ask(**config)
     [finding] = diagnosis.findings
     assert (finding.level, finding.code) == ("error", "not-checked")
-    assert finding.hint == command.format(tmp_path / "config.yaml", tmp_path / "tokenizer")
-    assert ("stop it then" in finding.message) == ("llamafactory" in command)
+    prepare, check = finding.hint.split("; ")
+    assert prepare == command.format(tmp_path / "config.yaml")
+    assert check == f"dstools distill doctor {tmp_path / 'tokenizer'} --prepared prepared"
     assert diagnosis.cases == []
 
 
@@ -288,7 +288,7 @@ def trl_data(tokenizer_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Cal
         folder = tmp_path_factory.mktemp("trl") / "saved"
         chats = [[ASK, {"role": "assistant", "content": reply}] for reply in REPLIES]
         config = {"max_length": max_length, "completion_only_loss": True}
-        prepare(tokenizer_of("sample-v3"), config, chats, folder)
+        prepare(tokenizer_of("sample-v3"), config, chats).save_to_disk(folder)
         return folder
 
     return get
@@ -406,27 +406,53 @@ def test_cut_rows_are_not_left_out_too(tokenizer_folder: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "trace"),
+    ("asked", "trace", "lost"),
     [
-        ("What is 12 + 29?", "<think>\n12+29=41\n</think>"),
-        ("12 + 30?", TRACE),  # another question, and the same answer
+        ("What is 12 + 29?", "<think>\n12+29=41\n</think>", {}),
+        ("12 + 30?", TRACE, {"data": ["left-out"]}),  # another question, and the same answer
     ],
 )
-def test_data_of_other_traces_or_other_questions_is_told_and_nothing_else(
-    encoded: Any, tmp_path: Path, asked: str, trace: str
+def test_data_of_other_traces_or_other_questions_is_told(
+    encoded: Any, tmp_path: Path, asked: str, trace: str, lost: dict[str, list[str]]
 ) -> None:
     row = encoded(f"{PROMPT}<｜Assistant｜>", TRACE + ANSWER)
     reply = {"role": "assistant", "content": f"{trace}\n\nThe answer is 41."}
     chat = {"messages": [{"role": "user", "content": asked}, reply]}
     prepared, data = write(tmp_path / "p.jsonl", [row]), write(tmp_path / "d.jsonl", [chat])
-    assert losses(diagnose_prepared(SAMPLE, prepared, data)) == {"row 1": ["not-in-data"]}
+    diagnosis = diagnose_prepared(SAMPLE, prepared, data)
+    assert losses(diagnosis) == lost
+    assert warnings(diagnosis) == {"not-in-data", "mtp-dropped"}
+
+
+def test_data_of_a_part_of_a_mix_is_no_loss_and_rows_that_are_not_of_it_are_counted(
+    encoded: Any, tmp_path: Path
+) -> None:
+    """Ten of twelve rows are of another file. A conversation in no row is missed all the same."""
+    reply = {"role": "assistant", "content": f"{TRACE}\n\nThe answer is 41."}
+    start, end = "<｜begin▁of▁sentence｜><｜User｜>", "<｜Assistant｜>"
+    rows = [encoded(f"{start}{n} + 29?{end}", TRACE + ANSWER) for n in range(12)]
+    chats = [{"messages": [{"role": "user", "content": f"{n} + 29?"}, reply]} for n in (10, 11, 12)]
+    prepared = write(tmp_path / "p.jsonl", rows)
+    whole, lacking = (write(tmp_path / f"{n}.jsonl", chats[:n]) for n in (2, 3))
+    diagnosis = diagnose_prepared(SAMPLE, prepared, whole)
+    assert losses(diagnosis) == {}
+    assert "row 1: no row of the data has its question and answer (and 9 more, e.g. row 2" in text(
+        diagnosis
+    )
+    assert left_out(diagnose_prepared(SAMPLE, prepared, lacking)) == [
+        "1 of its 3 conversations are in no row, e.g. '12 + 29?'"
+    ]
+    cut = [{key: values[:9] for key, values in row.items()} for row in rows]
+    diagnosis = diagnose_prepared(SAMPLE, write(tmp_path / "c.jsonl", cut), whole)
+    assert "not-in-data" in warnings(diagnosis)
+    assert left_out(diagnosis) == []
 
 
 def test_a_warning_of_packing_does_not_hide_that_conversations_are_left_out(
     ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leave_one_out(tokenizer: Any, config: Any, chats: list[Any], folder: Path) -> None:
-        prepare(tokenizer, config, chats[1:], folder)
+    def leave_one_out(tokenizer: Any, config: Any, chats: list[Any]) -> Any:
+        return prepare(tokenizer, config, chats[1:])
 
     monkeypatch.setattr("dstools_distill.tokens.trl_rows.prepare", leave_one_out)
     diagnosis = ask(packing=True, max_length=32768)
@@ -477,7 +503,7 @@ def test_without_source_rows_data_with_no_trace_at_all_is_an_error(
     plain = encoded(f"{PROMPT}<｜Assistant｜>", ANSWER)
     whole = encoded(f"{PROMPT}<｜Assistant｜>", TRACE + ANSWER)
     assert losses(diagnose_prepared(SAMPLE, write(tmp_path / "a.jsonl", [plain]), None)) == {
-        "all rows": ["trace-lost"]
+        "row 1": ["trace-lost"]
     }
     mixed = diagnose_prepared(SAMPLE, write(tmp_path / "b.jsonl", [plain, whole]), None)
     assert losses(mixed) == {}

@@ -11,14 +11,14 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.tokens.invariant import IGNORED
-from dstools_distill.tokens.prepared import parts
+from dstools_distill.tokens.prepared import parts, read
 
 ROW = {"input_ids": [1, 2, 3], "labels": [IGNORED, 2, 3]}
 WRITTEN = ([1, 2, 3], [IGNORED, 2, 3])
 
 
-def read(path: Path) -> list[tuple[str, Any]]:
-    return [(part.where, part.row) for part in parts(path, 9)]
+def read_parts(path: Path) -> list[tuple[str, Any]]:
+    return [(part.where, part.row) for part in parts(read(path), 9, path)]
 
 
 def write(path: Path, row: dict[str, Any]) -> Path:
@@ -59,7 +59,7 @@ def test_folders_and_files_give_the_same_rows(tmp_path: Path, kind: str) -> None
             "its parent": (folder, "hash: "),
             "arrow": (folder / "hash" / "data-00000-of-00001.arrow", ""),
         }[kind]
-    assert read(path) == [(f"{name}row 1", WRITTEN)]
+    assert read_parts(path) == [(f"{name}row 1", WRITTEN)]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_masks_stand_for_labels_and_without_them_all_is_trained(
     tmp_path: Path, columns: dict[str, Any], labels: list[int]
 ) -> None:
     path = write(tmp_path / "a.jsonl", {"input_ids": [1, 2, 3]} | columns)
-    assert read(path) == [("row 1", ([1, 2, 3], labels))]
+    assert read_parts(path) == [("row 1", ([1, 2, 3], labels))]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_packed_rows_are_divided_and_padding_is_left_out(
 ) -> None:
     """TRL writes seq_lengths; LLaMA-Factory position_ids, and numbers in the mask if neat."""
     row = {"input_ids": [1, 2, 3, 4, 0, 0], "labels": [IGNORED, 2, IGNORED, 4, IGNORED, IGNORED]}
-    assert read(write(tmp_path / "a.jsonl", row | columns)) == [
+    assert read_parts(write(tmp_path / "a.jsonl", row | columns)) == [
         ("row 1, part 1", ([1, 2], [IGNORED, 2])),
         ("row 1, part 2", ([3, 4], [IGNORED, 4])),
     ]
@@ -122,7 +122,7 @@ def test_a_row_that_is_not_tokenized_for_sft_is_named(
     tmp_path: Path, row: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(DstoolsError, match=reason) as error:
-        read(write(tmp_path / "a.jsonl", row))
+        read_parts(write(tmp_path / "a.jsonl", row))
     assert "a.jsonl: row 1" in str(error.value)
     assert error.value.hint
 
@@ -130,7 +130,7 @@ def test_a_row_that_is_not_tokenized_for_sft_is_named(
 def test_what_is_no_whole_data_set_is_named(tmp_path: Path) -> None:
     def refused(path: Path) -> str:
         with pytest.raises(DstoolsError) as error:
-            read(path)
+            read_parts(path)
         assert "name what the trainer wrote" in error.value.hint
         return str(error.value)
 

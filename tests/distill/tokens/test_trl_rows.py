@@ -27,12 +27,12 @@ def tokenizer(tokenizer_folder: Any) -> Any:
 
 
 @pytest.fixture
-def trl_rows(tokenizer: Any, tmp_path: Path) -> Any:
+def trl_rows(tokenizer: Any) -> Any:
     """trl_rows(count=1, **config): the rows that TRL makes of as many conversations."""
 
     def make(count: int = 1, **config: Any) -> list[Trained]:
-        prepare(tokenizer, config, [CONVERSATION] * count, tmp_path)
-        return [part.row for part in parts(tmp_path, len(tokenizer))]
+        made = prepare(tokenizer, config, [CONVERSATION] * count)
+        return [part.row for part in parts((("", row) for row in made), len(tokenizer), "TRL")]
 
     return make
 
@@ -79,11 +79,37 @@ def test_a_refusal_has_the_words_of_trl(trl_rows: Any) -> None:
     assert error.value.hint == "check eos_token: no such token"
 
 
-def test_each_value_of_a_wrong_type_is_named_with_the_right_one(trl_rows: Any) -> None:
-    with pytest.raises(DstoolsError) as error:
-        trl_rows(assistant_only_loss="maybe", max_length="lots", packing=None)
-    wanted = "max_length: lots is not int | None; assistant_only_loss: maybe is not bool"
-    assert str(error.value) == wanted
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"max_length": "lots"}, "ArgumentError: argument --max_length/--max-length: invalid int"),
+        ({"assistant_only_loss": "maybe"}, "ArgumentError: argument --assistant_only_loss"),
+        ({"max_length": 1.5}, "TypeError: slice indices"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_as_trl_does(
+    trl_rows: Any, config: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DstoolsError, match=f"^TRL refuses: {words}") as error:
+        trl_rows(**config)
+    [(key, value)] = config.items()
+    assert error.value.hint == f"check {key}: {value}"
+
+
+def test_values_are_read_as_trl_reads_them(tokenizer: Any, trl_rows: Any) -> None:
+    """Of a string it makes a number; what it takes for true packs."""
+    ids = tokenizer.encode(PROMPT + TARGET, add_special_tokens=False)
+    assert trl_rows(2, packing=1, max_length="99") == [(ids, ids)] * 2
+    assert trl_rows(max_length="9") == [(ids[:9], ids[:9])]
+
+
+def test_nothing_is_written_into_temporary_or_working_folders(
+    trl_rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(module.OWN, "output_dir", str(tmp_path))
+    trl_rows()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_template_that_loops_for_ever_is_stopped(

@@ -13,7 +13,7 @@ from dstools_distill.data.forms import convert
 from dstools_distill.data.sources import Reading, rows
 from dstools_distill.tokens.faults import Violation
 from dstools_distill.tokens.invariant import IGNORED, Trained
-from dstools_distill.tokens.prepared import parts
+from dstools_distill.tokens.prepared import parts, read
 from dstools_distill.tokens.templates import load_tokenizer
 from dstools_distill.tokens.turns import Reader, has_trace
 
@@ -66,9 +66,9 @@ def test_planted_losses_are_found_and_intact_rows_are_clean(
     found: dict[int, list[Trained]] = defaultdict(list)
     if label.get("refused") or label["folder"] == FOREIGN_IDS:
         with pytest.raises(DstoolsError, match=r"preference data|is not one of 49152 tokens"):
-            list(parts(folder, len(reader.tokenizer)))
+            list(parts(read(folder), len(reader.tokenizer), folder))
         return
-    for part in parts(folder, len(reader.tokenizer)):
+    for part in parts(read(folder), len(reader.tokenizer), folder):
         if part.where.startswith(label["part"]):
             number = part.where.partition("row ")[2].partition(",")[0]
             found[int(number) - 1].append(part.row)
