@@ -22,10 +22,9 @@ from typing import NamedTuple
 
 from dstools_distill.judge.equality import Comparison
 from dstools_distill.judge.extract import ANNOUNCED, HEDGED, final_answer, stripped
-from dstools_distill.judge.reader import has_unit, read
+from dstools_distill.judge.reader import read
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import SPACING, STYLED, squeezed
-from dstools_distill.judge.units import is_known
 from dstools_distill.recipe.settings import AnswerType
 
 
@@ -161,11 +160,6 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
     if squeezed(answer) == squeezed(gold):
         return EQUAL
     wanted, given = read(gold), read(answer)
-    if has_unit(wanted) or has_unit(given):  # then m is a metre on the other side, too
-        wanted, given = (read(text, letters_are_units=True) for text in (gold, answer))
-    elif wanted is not None and wanted.kind == "number" and not VARIABLE.search(answer):
-        quantity = read(answer, letters_are_units=True)
-        given = quantity if quantity and is_known(quantity.unit) else given
     if wanted is None or given is None:
         return Ruling("unverifiable", "gold-not-read" if wanted is None else "answer-not-read")
     if brackets := {"set": "{}", "tuple": "()"}.get(kind):
@@ -178,9 +172,6 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
     if equal is None:
         return Ruling("unverifiable", comparison.problem or "not-comparable", checkers)
     return Ruling("correct", "equal", checkers) if equal else _differs(answer, checkers)
-
-
-VARIABLE = re.compile(r"\d[A-Za-z](?![-+\d])")  # 5m, not 5 m or 5e-3
 
 
 def _compound(text: str) -> str:

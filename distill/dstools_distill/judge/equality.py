@@ -8,20 +8,15 @@ from collections.abc import Iterable
 from fractions import Fraction
 from string import ascii_letters
 
-from dstools_distill.judge.quantities import Value, column, to_latex
+from dstools_distill.judge.quantities import Value, to_latex
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import COMMAND, squeezed
-from dstools_distill.judge.units import ATOMS, NONE
+from dstools_distill.judge.units import NONE
 
 MAX_ITEMS = 40
 SCALARS, LISTS = {"number", "formula"}, ("", "{}")
 DEGREE, PERCENT, RADIAN = (("°", 1),), (("%", 1),), (("rad", 1),)
 MARKS = {DEGREE, PERCENT}  # units that stand for a factor
-TEMPERATURES = {  # kelvins in one degree, and degrees from absolute zero to 0
-    (("K", 1),): (Fraction(1), Fraction(0)),
-    (("C", 1), ("°", 1)): (Fraction(1), Fraction("273.15")),
-    (("F", 1), ("°", 1)): (Fraction(5, 9), Fraction("459.67")),
-}
 TRIGONOMETRIC = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*°\s*[)}]?")
 PLAIN_LOG = re.compile(r"\\log(?![a-z])\s*(?!_)")  # to base 10 or e
 # commands that math-verify reads as they are meant
@@ -89,22 +84,17 @@ class Comparison:
             return self._ask(*equations) if kinds <= SCALARS else None
         if kinds == {"items"}:
             return self._items(answer, gold)
-        if kinds == {"base"}:  # which may have been asked for: 5_{10} for 101_2
-            numerals = (value.text.split("_") for value in (answer, gold))
-            amounts = {int(digits or "0", int(base)) for digits, base in numerals}
-            return answer.text == gold.text or (None if len(amounts) == 1 else False)
-        if "base" in kinds:  # 52 for 52_8
-            is_bare = gold.text.partition("_")[0] == to_latex(answer) and not gold.number
-            return is_bare or None
+        if "base" in kinds:  # 52 for 52_8; in another base the same number may be meant
+            is_same_base = answer.text.partition("_")[1:] == gold.text.partition("_")[1:]
+            return gold.text[:-1] == f"{to_latex(answer)}_" or (False if is_same_base else None)
         if kinds <= SCALARS:
             return self._quantities(answer, gold)
         if kinds == {"items", "number"}:
-            values = (*answer.items, *gold.items, answer, gold)
-            is_decimal = any(value.number.denominator > 1 for value in values)  # 3,5 may be 3.5
-            is_same = gold.kind == "number" and answer.number == gold.number != 0
-            return is_same or (None if is_decimal else False)
+            if answer.number == gold.number != 0:  # 3,5 may be 3.5
+                return gold.kind == "number" or None
+            return None if max(v.number.denominator for v in (answer, gold)) > 1 else False
         texts = (  # of a tuple and a matrix
-            column(map(to_latex, v.items))
+            "\\begin{pmatrix}" + "\\\\".join(map(to_latex, v.items)) + "\\end{pmatrix}"
             if v.text == "()" and MATRIX.search(w.text)
             else to_latex(v)
             for v, w in ((answer, gold), (gold, answer))
@@ -113,13 +103,16 @@ class Comparison:
 
     def _quantities(self, answer: Value, gold: Value) -> bool | None:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""
+        if answer.unit == NONE:
+            gold = _as_formula(gold)
+        if gold.unit == NONE and gold.kind == "formula":
+            answer = _as_formula(answer)
         units = {answer.unit.of, gold.unit.of}
         if len(units) == 1:
             return self._scalars(*(_times(v, v.unit.factor) for v in (answer, gold)))
         if () not in units and units != {DEGREE, RADIAN}:
             self.problem = "units"
-            kelvins = [_kelvins(value) for value in (answer, gold)]
-            return (None not in kelvins and kelvins[0] == kelvins[1]) or None
+            return None
         given, wanted = (
             _times(v, v.unit.factor if v.unit.of in MARKS else Fraction(1)) for v in (answer, gold)
         )
@@ -127,7 +120,7 @@ class Comparison:
         if is_same and PERCENT in units:  # 0.5% and 0.5 are ambiguous
             return (wanted.kind == "number" and abs(wanted.number) > 1) or None
         if is_same or not units & MARKS:
-            return is_same or (None if _converts(answer, gold) else is_same)
+            return is_same or (None if _are_multiples(given, wanted) else is_same)
         pairs = ((given, answer.unit), (wanted, gold.unit))
         return self._scalars(*(_unmarked(value, unit.of) for value, unit in pairs))
 
@@ -238,20 +231,16 @@ def _times(value: Value, factor: Fraction) -> Value:
     return Value("formula", factors if factor != 1 else value.text)
 
 
-def _converts(one: Value, other: Value) -> bool:
-    """Return whether numbers are equal if the one without a unit has another unit of its kind."""
-    (base, power), *more = one.unit.of or other.unit.of
-    sizes = {size**power for name, size in ATOMS.values() if name == base} if not more else set()
-    known, bare = (one, other) if one.unit.of else (other, one)
-    return any(known.number * known.unit.factor == bare.number * size for size in sizes)
+def _are_multiples(one: Value, other: Value) -> bool:
+    """Return whether one number is the other times an integer of two digits or more."""
+    smaller, larger = sorted((abs(one.number), abs(other.number)))
+    return smaller > 0 and (larger / smaller).denominator == 1 and larger >= 10 * smaller
 
 
-def _kelvins(value: Value) -> Fraction | None:
-    """Return a temperature in kelvins; None for another quantity."""
-    if value.kind != "number" or value.unit.of not in TEMPERATURES:
-        return None
-    size, zero = TEMPERATURES[value.unit.of]
-    return size * (value.number + zero)
+def _as_formula(value: Value) -> Value:
+    """Return "5 m" with m as a variable; other values as they are."""
+    is_both = value.kind == "number" and value.text
+    return Value("formula", value.text) if is_both else value
 
 
 def _unmarked(value: Value, of: tuple[tuple[str, int], ...]) -> Value:

@@ -261,7 +261,7 @@ def _stated(line: str) -> Extracted:
     answer = MORE.sub("", answer.strip(" .,!;:*$"))
     has_more = "=" in line or re.search(r"[^\W\d]", answer)
     is_stated = STATED.search(lead) or (len(clauses) == 1 and has_more)
-    value = None if REMARK.search(lead) else read(answer, letters_are_units=True)
+    value = None if REMARK.search(lead) else read(answer)
     is_number = value is not None and value.kind == "number"
     return Extracted(answer) if is_stated and is_number else NO_ANSWER
 

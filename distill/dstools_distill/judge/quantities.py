@@ -1,18 +1,16 @@
 r"""Numbers as they are written, and quantities: a number or a formula with its unit.
 
-read_number("3 1/2")           ->  7/2
+read_number("3 1/2 cups")      ->  7/2, and " cups"
 read_quantity("22^\circ 30'")  ->  45/2, in degrees
 """
 
 import re
-from collections.abc import Iterable
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from dstools_distill.judge.units import ATOMS, NONE, NoUnitError, Unit, read_unit
-
-MAX_DIGITS = 1000
+from dstools_distill.judge.units import ATOMS, NONE, RAISED, NoUnitError, Unit, read_unit
 
 
 class Value(NamedTuple):
@@ -20,7 +18,7 @@ class Value(NamedTuple):
 
     | kind | text | else |
     |---|---|---|
-    | number | | number, unit |
+    | number | of "5 m", which may be a formula | number, unit |
     | formula | LaTeX, also of an equation or a relation | unit |
     | base | digits_base | |
     | items | the brackets: "()", "[)", "{}", or "" for a bare list | items, number if 3,5 |
@@ -46,11 +44,6 @@ def to_latex(value: Value) -> str:
     return str(above) if below == 1 else f"{'-' * (above < 0)}\\frac{{{abs(above)}}}{{{below}}}"
 
 
-def column(rows: Iterable[str]) -> str:
-    """Return a matrix in LaTeX."""
-    return "\\begin{pmatrix}" + "\\\\".join(rows) + "\\end{pmatrix}"
-
-
 class UnreadableError(Exception):
     """The text is not an answer that can be compared."""
 
@@ -59,105 +52,103 @@ WHOLE = r"\s*(?:\{\s*(-?\d[\d,]*)\s*\}|(\d))"
 FRACTION = re.compile(
     rf"(?:(\d{{1,9}})\s*)?\\frac{WHOLE}{WHOLE}|(?:(\d{{1,9}})\s+)?(-?\d+)\s*/\s*(-?\d+)"
 )
-PERIOD = (
-    r"(?:\\overline\s*\{(?P<period>\d+)\}|\((?P<bracket>\d+)\)|(?P<dots>(?:\\dot\s*\{?\d\}?\d*)+))?"
-)
 DECIMAL = re.compile(
-    r"(?P<mantissa>(?:(?P<grouped>[1-9]\d{0,2}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3}"
-    r"|\d{1,3}(?:['’ ]\d{3})+|\d{1,3}(?:\.\d{3}){2,})|(?P<whole>\d*))"  # noqa: RUF001
-    rf"(?:\.(?P<places>\d*){PERIOD})?)"
-    r"(?:\s*(?:[eE]|\*\s*10\s*\^)\s*\{?\s*(?P<power>[+-]?\d{1,3})\s*\}?)?"
+    r"(?=\d|\.[\d\\])(?P<whole>[1-9]\d{0,2}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3}"
+    r"|\d{1,3}(?:['’ ]\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d*)"  # noqa: RUF001
+    r"(?:(?:\.|,(?=\d\d?(?:\s*\\text|\s+[A-Za-zµ%€/]+$)))(?P<places>\d*)"  # 2,5 km
+    r"(?P<period>\\overline\s*\{\d+\}|\(\d+\)|(?:\\dot\s*\{?\d\}?\d*)+)?)?"
+    r"(?:\s*(?:[eE]|\*\s*10\s*\^)\s*\{?\s*(?P<power>[+-]?\d{1,3})(?:\s*\})?)?"
 )
 
 
-def read_number(text: str) -> Fraction | None:
-    """Return the number that a text is; None for other text.
+def read_number(text: str) -> tuple[Fraction, str]:
+    """Return the number that a text begins with, and the rest.
 
-    Raises UnreadableError for a mixed number with an improper fraction.
+    Raises NoUnitError for other text, and UnreadableError for a mixed number with an improper
+    fraction.
     """
     sign = -1 if text[:1] == "-" else 1
     text = text[1:].lstrip() if text[:1] in ("-", "+") else text
-    if len(text) > MAX_DIGITS:
-        return None
-    if match := FRACTION.fullmatch(text):
+    if match := FRACTION.match(text):
         parts = [int(group.replace(",", "")) for group in match.groups() if group]
         whole, above, below = (0, *parts)[-3:]
         if len(parts) == 3 and not 0 < above < below:
             raise UnreadableError(text)
-        return sign * (whole + Fraction(above, below))
-    match = DECIMAL.fullmatch(text)
-    if not match or not re.search(r"\d", match["mantissa"]):
-        return None
+        return sign * (whole + Fraction(above, below)), text[match.end() :]
+    match = DECIMAL.match(text)
+    if match is None:
+        raise NoUnitError(text)
+    digits, period = (re.sub(r"\D", "", match[name] or "") for name in ("whole", "period"))
     places = match["places"] or ""
-    integer = re.sub(r"\D", "", match["grouped"] or match["whole"] or "")
-    period = match["period"] or match["bracket"] or re.sub(r"\D", "", match["dots"] or "")
-    value = Fraction(f"{integer or 0}.{places or 0}")
+    value = Fraction(f"{digits or 0}.{places or 0}")
     if period:
         value += Fraction(int(period), 10 ** len(places) * (10 ** len(period) - 1))
-    return sign * value * Fraction(10) ** int(match["power"] or 0)
+    return sign * value * Fraction(10) ** int(match["power"] or 0), text[match.end() :]
 
 
 MONEY = re.compile(r"(-?)\s*(?:\\text\s*\{\s*)?([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*\}?\s*(.+)")
-TEXT, POWER = (
-    re.compile(r"\\text\s*\{((?:[^{}]|\^\s*\{-?\d\})*)\}"),
-    re.compile(r"\s*\^\s*\{?(-?\d)\}?"),
+TEXT = re.compile(r"\\text\s*\{((?:[^{}]|\^\s*\{-?\d\})*)\}")
+POWER = re.compile(r"\s*\^\s*\{?(-?\d)\}?")
+# what a unit begins with: 5 m, 5cm, 5 (apples), but not 5m
+FIRST = re.compile(
+    r"\s+(?:[A-Za-z]|\([a-z]{4})|(?:[ckm]m|kg)(?![A-Za-z])|\s*(?:\\text|[%$']|[^\x00-\x7f⦃⦄])"
 )
-NAMES = "|".join(sorted(name for name in ATOMS if re.fullmatch("[A-Za-z]{2}", name)))
-LETTERS = rf"{NAMES}|µ?[A-Za-z]{{3,}}|[A-Za-z](?:(?=/)|(?<=/\w)|(?<=/ \w))", r"µ?[A-Za-z]+"
-ATOMIC = (  # of a unit; it has at most eight of them
-    rf"(?:{TEXT.pattern}|°\s*[CF]\b|[^\x00-\x7f⦃⦄µ]|[%$']|(?<![A-Za-z\\])(?:{letters})"
-    rf"(?![A-Za-z])\.?)(?:{POWER.pattern})?"
-    for letters in LETTERS
-)
-QUANTITY = [
-    re.compile(rf"(.*?[\w)}}\]!.]){gap}({atom}(?:(?:\s*[/*])?\s*{atom}){{0,7}})")
-    for gap, atom in zip((r"(?:\s+|(?=[ckm]m|kg|[^A-Za-zµ]))", r"\s*"), ATOMIC, strict=True)
-]
+LETTERS = re.compile(r"\s*([A-Za-z]{1,2})(?![\w/]|\s*/)")
 BETWEEN = re.compile(r"(?<=[^\W\d_]|[}°])(?<!\d[eE])[\s,]*(?:\band\s)?\s*(?=\d)")
-PARENTHESIS = re.compile(  # 9 (apples): a unit
-    r"(?<=\d)(?:\s*\\text\s*\{\s*|\s+)\(([A-Za-z]{4,}(?:[ -][A-Za-z]+)*)\)\s*\}?$"
-)
-COMMA_DECIMAL = re.compile(r"(-?\d+),(\d{1,2})(?=\s*\\text\s*\{|\s+[A-Za-zµ%€/]+$)")
-NO_AMOUNT = re.compile(
-    r"\\(?:sqrt|frac|cdot)$|\\text|\\begin|[=<>,;]|\\(?:[lg]eq?|in|approx|pm)\b|(?<![a-z\\])or\b"
-)
-PROSE = re.compile(r"(?<=[A-Za-z])(?<!square)(?<!cubic)\s+[A-Za-z]|^\s*[A-Za-z]{1,2}(?![A-Za-z])")
-ANGLE = re.compile(r"(?<!^)[-+]|\\(?:sin|cos|tan|cot|sec|csc)")
 
 
-def read_quantity(text: str, *, letters_are_units: bool) -> Value | None:
-    """Return a number, or a number or formula with its unit; None for other text.
+def read_quantity(text: str) -> Value | None:
+    """Return a number, with the unit that may follow it; None for other text.
 
-    In "5 m" a letter is a variable unless `letters_are_units`. 3 hours 20 minutes are 10/3 hours.
+    3 hours 20 minutes are 10/3 hours. "5 m" keeps its text, as m may be a variable.
     """
-    text = PARENTHESIS.sub(r" \\text{\1}", text)
     if money := MONEY.fullmatch(text):
         text = f"{money[1]}{money[3]} \\text{{ {money[2]} }}"
-    text = COMMA_DECIMAL.sub(r"\1.\2", re.sub(r",?\s*and\s*\}\s*(?=\d)", "}", text))
+    text = re.sub(r",?\s*and\s*\}\s*(?=\d)", "}", text)
     parts = BETWEEN.split(text) if text[:1].isdigit() else [text]
     try:
-        values = [_part(part, letters_are_units or len(parts) > 1) for part in parts]
+        values = [_single(part) for part in parts]
     except NoUnitError:
         return None
     total = values[0]
     for larger, value in pairwise(values):
         ratio = value.unit.factor / total.unit.factor
-        is_smaller = value.unit.of == total.unit.of and value.unit.factor < larger.unit.factor
-        if not is_smaller or "formula" in (total.kind, value.kind):
+        if value.unit.of != total.unit.of or value.unit.factor >= larger.unit.factor:
             return None
         total = total._replace(number=total.number + value.number * ratio)
     return total
 
 
-def _part(text: str, letters_are_units: bool) -> Value:
-    """Return a number, or a number or a formula with its unit; raise NoUnitError for other text."""
-    match = QUANTITY[letters_are_units].fullmatch(text)
-    amount, words = (match[1], match[2]) if match else (text, "")
-    words = re.sub(r"\*|\\cdot", " ", POWER.sub(r"^\1", TEXT.sub(r" \1 ", words)))
-    found, its = read_number(amount.strip()), read_unit(words) if words.strip() else NONE
-    if found is not None:
-        return Value("number", number=found * its.times, unit=its._replace(times=Fraction(1)))
-    is_not = "'" in words or NO_AMOUNT.search(amount) or ("°" in words and ANGLE.search(amount))
-    if not match or is_not or its.times != 1 or PROSE.search(TEXT.sub("", match[2])):
+def _single(text: str) -> Value:
+    """Return a number with its unit; raise NoUnitError for other text."""
+    number, rest = read_number(text.strip())
+    if not rest.strip():
+        return Value("number", number=number)
+    letters, bare = LETTERS.match(rest), TEXT.sub("", rest)
+    is_variable = letters and letters[1] not in {*ATOMS, *RAISED}
+    if is_variable or not FIRST.match(rest) or "\\" in bare:
         raise NoUnitError(text)
-    return Value("formula", amount, unit=its)
+    unit = read_unit(_words(rest))
+    number, unit = number * unit.times, unit._replace(times=Fraction(1))
+    return Value("number", text if letters and len(letters[1]) == 1 else "", (), number, unit)
+
+
+ATOM = rf"(?:{TEXT.pattern}|°\s*[CF]\b|[^\x00-\x7f⦃⦄]|[%$])(?:{POWER.pattern})?"
+FORMULA = re.compile(rf"(.*?[\w)}}\]!.])\s*({ATOM}(?:\s*[/*]?\s*{ATOM}){{0,7}})")
+ANGLE = re.compile(r"(?<!^)[-+]|\\(?:sin|cos|tan|cot|sec|csc)")
+
+
+def read_formula(text: str) -> Value:
+    """Return a formula, with the unit that may follow it in \\text{}, or as a symbol."""
+    match = FORMULA.fullmatch(text)
+    if match and not ("°" in match[2] and ANGLE.search(match[1])):
+        with suppress(NoUnitError):
+            unit = read_unit(_words(match[2]))
+            if unit.times == 1:
+                return Value("formula", match[1], unit=unit)
+    return Value("formula", text)
+
+
+def _words(text: str) -> str:
+    """Return a unit without commands."""
+    return POWER.sub(r"^\1", TEXT.sub(r" \1 ", text)).replace("*", " ")

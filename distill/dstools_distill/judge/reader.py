@@ -9,30 +9,21 @@ What it does not know stays a formula, as text: math-verify reads that.
 import re
 from fractions import Fraction
 
-from dstools_distill.judge.quantities import UnreadableError, Value, column, read_quantity, to_latex
+from dstools_distill.judge.quantities import UnreadableError, Value, read_formula, read_quantity
 from dstools_distill.judge.spelling import CLOSING, COMMAND, OPENING, outside, plain
-from dstools_distill.judge.units import NONE
 
 MAX_CHARS, MAX_DEPTH = 2000, 12
 EMPTY = {"\\emptyset", "\\varnothing", "⦃⦄"}
 
 
-def read(text: str, *, letters_are_units: bool = False) -> Value | None:
-    """Return the value of a whole answer; None if it is too long or ambiguous.
-
-    In "5 m" a letter is a variable unless `letters_are_units`.
-    """
+def read(text: str) -> Value | None:
+    """Return the value of a whole answer; None if it is too long or ambiguous."""
     if len(text) > MAX_CHARS:
         return None
     try:
-        return _Reader(letters_are_units).value(plain(text), 0)
+        return _value(plain(text), 0)
     except (UnreadableError, ZeroDivisionError):
         return None
-
-
-def has_unit(value: Value | None) -> bool:
-    """Return whether a value, or one of its items, has a unit."""
-    return value is not None and (value.unit != NONE or any(map(has_unit, value.items)))
 
 
 def split_top(text: str, separators: re.Pattern[str]) -> tuple[list[str], list[str]]:
@@ -57,140 +48,120 @@ BASE = re.compile(
 )
 BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
          "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
-RESIDUE = re.compile(r"(-?\d+)\s*\(?\\p?mod\s*\{?\s*(\d+)\s*\}?\s*\)?")
-UNKNOWN = re.compile(r"^\s*[A-Za-z]\s*(?:=|\\in(?![a-z]))\s*")
+UNKNOWN = re.compile(r"^\s*[A-Za-z]\s*(?:=|\\equiv|\\in(?![a-z]))\s*")
 INTEGERS = re.compile(r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*[NQZ]\s*\}?")
 PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 DOTS = re.compile(r"\\[lc]?dots(?![a-z])|\.\.")
 PART_NUMBER = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
-AXIS = re.compile(r"\\vec\{([ijk])\}")
 CONDITION = re.compile(r"\s*([^|:]*?)\s*(?:\||:|\\mid)\s*(.*)")
 ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?")
 POINT = re.compile(r"([A-Z])\s*(\([^()]*,[^()]*\))")
 COMMA_DECIMAL = re.compile(r"(?:[A-Za-z]\s*=\s*)?(-?\d+),(\d+)")
 
 
-class _Reader:
-    def __init__(self, letters_are_units: bool) -> None:
-        self.letters_are_units = letters_are_units
+def _value(text: str, depth: int) -> Value:
+    """Read a list, a relation, or one of what they hold."""
+    text = text.strip().removesuffix("\\").strip()
+    if not text or depth > MAX_DEPTH or DOTS.search(text):
+        raise UnreadableError(text)
+    if re.sub(r"[\s{}]", "", text) in EMPTY:
+        return Value("items", "{}")
+    if depth == 0 and (whole := read_quantity(text)):
+        return whole
+    for separators in LISTS:
+        parts = [part for part in split_top(text, separators)[0] if part]
+        if len(parts) > 1:
+            return _list_of(text, parts, depth)
+    sides, signs = split_top(text, SIGN)
+    if not all(sides):
+        raise UnreadableError(text)
+    return _relation(text, sides, signs, depth) if signs else _single(text, depth)
 
-    def value(self, text: str, depth: int) -> Value:
-        """Read a list, a relation, or one of what they hold."""
-        text = text.strip().removesuffix("\\").strip()
-        if not text or depth > MAX_DEPTH or DOTS.search(text):
-            raise UnreadableError(text)
-        if re.sub(r"[\s{}]", "", text) in EMPTY:
-            return Value("items", "{}")
-        if match := re.fullmatch(r"0(?:b([01]+)|x([0-9a-f]+))", text.lower()):
-            digits, base = match[1] or match[2], 2 if match[1] else 16
-            return Value("base", f"{digits.lstrip('0')}_{base}", number=Fraction(int(digits, base)))
-        if depth == 0 and (whole := read_quantity(text, letters_are_units=self.letters_are_units)):
-            return whole
-        for separators in LISTS:
-            parts = [part for part in split_top(text, separators)[0] if part]
-            if len(parts) > 1:
-                return self.list_of(text, parts, depth)
-        sides, signs = split_top(text, SIGN)
-        if not all(sides):
-            raise UnreadableError(text)
-        return self.relation(text, sides, signs, depth) if signs else self.single(text, depth)
 
-    def list_of(self, text: str, parts: list[str], depth: int) -> Value:
-        """Read a bare list, conditions, or a family of solutions, which ends in k in Z."""
-        if integers := INTEGERS.fullmatch(parts[-1]):
-            name = re.compile(rf"(?<![A-Za-z\\]){integers[1]}(?![A-Za-z])")
-            members = [
-                PLUS_MINUS.sub(sign, UNKNOWN.sub("", name.sub(r"\\xi ", part)))
-                for part in parts[:-1]
-                for sign in ("+-" if PLUS_MINUS.search(part) else "+")
-            ]
-            if "Z" not in parts[-1] or any(map(SIGN.search, members)):
-                raise UnreadableError(text)
-            return Value("formula", f"⦃{', '.join(members)}⦄")
-        parts = [
-            PART_NUMBER.sub(lambda label: f"{' abcdefghi'[int(label[1])]} = ", part)
-            for part in parts
+def _list_of(text: str, parts: list[str], depth: int) -> Value:
+    """Read a bare list, conditions, or a family of solutions, which ends in k in Z."""
+    if integers := INTEGERS.fullmatch(parts[-1]):
+        name = re.compile(rf"(?<![A-Za-z\\]){integers[1]}(?![A-Za-z])")
+        members = [
+            PLUS_MINUS.sub(sign, UNKNOWN.sub("", name.sub(r"\\xi ", part)))
+            for part in parts[:-1]
+            for sign in ("+-" if PLUS_MINUS.search(part) else "+")
         ]
-        items = [self.value(part, depth + 1) for part in parts]
-        if any(item.kind == "formula" and RELATION.search(item.text) for item in items):
-            return Value("formula", text)
-        if any(item.kind == "items" and not item.text for item in items):  # ±1, ±2
-            nested = ((i,) if i.kind != "items" or i.text else i.items for i in items)
-            return Value("items", "{}", tuple(item for group in nested for item in group))
-        decimal = COMMA_DECIMAL.fullmatch(text)  # 3,5 may be 3.5
-        number = Fraction(f"{decimal[1]}.{decimal[2]}") if decimal else Fraction(0)
-        return _by_name(items)._replace(number=number)
-
-    def relation(self, text: str, sides: list[str], signs: list[str], depth: int) -> Value:
-        """Read x = 5 as a value with a name, and other relations as formulas."""
-        name, last = re.sub(r"[\s{}]", "", sides[0]), text.partition(signs[0])[2]
-        if len(sides) > 2 and all(re.fullmatch("[a-z]", side) for side in sides[:-1]):  # x = y = 1
-            return self.list_of(
-                text, [f"{side} {signs[0]} {sides[-1]}" for side in sides[:-1]], depth
-            )
-        if signs == ["\\equiv"] and RESIDUE.fullmatch(sides[1]):
-            return self.single(sides[1], depth)
-        if NAME.fullmatch(sides[0]) and signs[0] in ("=", "\\approx", "\\in"):
-            symbol = re.escape(re.split(r"[(_]", name)[0])
-            is_own = len(symbol) == 1 and re.search(rf"(?<![A-Za-z\\]){symbol}(?![A-Za-z])", last)
-            if name[0] == "(":
-                name = " ".join(re.findall(r"\w+", name))
-            elif (function := FUNCTION.fullmatch(name)) and "x" not in last:  # f(n) = n + 1
-                its = re.compile(rf"(?<![A-Za-z\\]){function[2]}(?![A-Za-z])")
-                name = f"{function[1]}(x)" if its.search(last) else name  # P(A) is not P(B)
-                last = its.sub("x", last)
-            if not is_own or "(" in name or signs[0] == "\\in":
-                return self.value(last, depth + 1)._replace(name=name)
-        if signs[-1] == "\\approx":  # either may have been asked for
-            exact, _, rounded = text.rpartition(signs[-1])
-            return Value("items", "≈", tuple(self.value(t, depth + 1) for t in (exact, rounded)))
+        if "Z" not in parts[-1] or any(map(SIGN.search, members)):
+            raise UnreadableError(text)
+        return Value("formula", f"⦃{', '.join(members)}⦄")
+    parts = [PART_NUMBER.sub(lambda m: f"{chr(96 + int(m[1]))} = ", part) for part in parts]  # a =
+    items = [_value(part, depth + 1) for part in parts]
+    if any(item.kind == "formula" and RELATION.search(item.text) for item in items):
         return Value("formula", text)
+    if any(item.kind == "items" and not item.text for item in items):  # ±1, ±2
+        nested = ((i,) if i.kind != "items" or i.text else i.items for i in items)
+        return Value("items", "{}", tuple(item for group in nested for item in group))
+    decimal = COMMA_DECIMAL.fullmatch(text)  # 3,5 may be 3.5
+    number = Fraction(f"{decimal[1]}.{decimal[2]}") if decimal else Fraction(0)
+    return _by_name(items)._replace(number=number)
 
-    def single(self, text: str, depth: int) -> Value:
-        """Read a bracketed group, a number in a base, ±, or a quantity."""
-        if point := POINT.fullmatch(text):
-            return self.single(point[2], depth)._replace(name=point[1])
-        if text[0] in OPENING and (group := self.group(text, depth)):
-            return group
-        if residue := RESIDUE.fullmatch(text):
-            return Value("formula", f"⦃{residue[1]} + {residue[2]}\\xi⦄")
-        if match := BASE.fullmatch(text):
-            base, digits = BASES.get(match[2].lower(), match[2]), match[1].lower().lstrip("0")
-            if not base.isdigit() or not max(int(d, 16) for d in f"{digits}1") < int(base) <= 36:
-                raise UnreadableError(text)
-            return Value("base", f"{digits}_{base}")
-        axes = "ijk" if "\\vec{k}" in text else "ij"
-        text = AXIS.sub(lambda axis: column(str(int(axis[1] == name)) for name in axes), text)
-        if len(PLUS_MINUS.findall(text)) == 1:
-            both = (PLUS_MINUS.sub(sign, text).strip() for sign in "+-")
-            return Value("items", "", tuple(self.single(one, depth) for one in both))
-        whole = read_quantity(text, letters_are_units=self.letters_are_units)
-        return whole or Value("formula", text)
 
-    def group(self, text: str, depth: int) -> Value | None:
-        """Read what is between brackets that match to the end; None if they do not."""
-        opener, closer, inner = text[0], text[-1], text[1:-1].strip()
-        is_open = closer not in CLOSING or outside(text)[1:-1].strip("\0")
-        if is_open or (opener != "⦃" and re.search(r"\\pm.*,|,.*\\pm", inner)):  # (±1, 2)
-            return None
-        if opener == "⦃" and (condition := CONDITION.match(inner)):
-            element, rest = condition.groups()
-            if INTEGERS.fullmatch(rest):
-                return self.value(f"{element}, {rest}", depth + 1)
-            if not ELEMENT.fullmatch(element) or element[0] not in COMMAND.sub("", rest):
-                raise UnreadableError(text)
-            return self.value(rest, depth + 1)
-        value = self.value(inner, depth + 1)
-        is_list = value.kind == "items" and value.text == ""
-        if opener == "⦃":
-            members = value.items if is_list or value.text == "{}" else ()
-            return Value("items", "{}", members or (value,))  # also of {∅}
-        if {item.text for item in value.items} == {"[]"}:  # [[1, 2], [3, 4]]
-            rows = (" & ".join(map(to_latex, item.items)) for item in value.items)
-            return Value("formula", column(rows))
-        if is_list:
-            return Value("items", opener + closer, value.items)
-        return value if opener in "({" else None
+def _relation(text: str, sides: list[str], signs: list[str], depth: int) -> Value:
+    """Read x = 5 as a value with a name, and other relations as formulas."""
+    name, last = re.sub(r"[\s{}]", "", sides[0]), text.partition(signs[0])[2]
+    if len(sides) > 2 and all(re.fullmatch("[a-z]", side) for side in sides[:-1]):  # x = y = 1
+        return _list_of(text, [f"{side} {signs[0]} {sides[-1]}" for side in sides[:-1]], depth)
+    if NAME.fullmatch(sides[0]) and signs[0] in ("=", "\\approx", "\\in"):
+        symbol = re.escape(re.split(r"[(_]", name)[0])
+        is_own = len(symbol) == 1 and re.search(rf"(?<![A-Za-z\\]){symbol}(?![A-Za-z])", last)
+        if name[0] == "(":
+            name = " ".join(re.findall(r"\w+", name))
+        elif (function := FUNCTION.fullmatch(name)) and "x" not in last:  # f(n) = n + 1
+            its = re.compile(rf"(?<![A-Za-z\\]){function[2]}(?![A-Za-z])")
+            name = f"{function[1]}(x)" if its.search(last) else name  # P(A) is not P(B)
+            last = its.sub("x", last)
+        if not is_own or "(" in name or signs[0] == "\\in":
+            return _value(last, depth + 1)._replace(name=name)
+    if signs[-1] == "\\approx":  # either may have been asked for
+        exact, _, rounded = text.rpartition(signs[-1])
+        return Value("items", "≈", tuple(_value(t, depth + 1) for t in (exact, rounded)))
+    return Value("formula", text)
+
+
+def _single(text: str, depth: int) -> Value:
+    """Read a bracketed group, a number in a base, ±, or a quantity."""
+    if point := POINT.fullmatch(text):
+        return _single(point[2], depth)._replace(name=point[1])
+    if text[0] in OPENING and (group := _group(text, depth)):
+        return group
+    if match := BASE.fullmatch(text):
+        base, digits = BASES.get(match[2].lower(), match[2]), match[1].lower().lstrip("0")
+        if not base.isdigit() or not max(int(d, 16) for d in f"{digits}1") < int(base) <= 36:
+            raise UnreadableError(text)
+        return Value("base", f"{digits}_{base}")
+    if len(PLUS_MINUS.findall(text)) == 1:
+        both = (PLUS_MINUS.sub(sign, text).strip() for sign in "+-")
+        return Value("items", "", tuple(_single(one, depth) for one in both))
+    return read_quantity(text) or read_formula(text)
+
+
+def _group(text: str, depth: int) -> Value | None:
+    """Read what is between brackets that match to the end; None if they do not."""
+    opener, closer, inner = text[0], text[-1], text[1:-1].strip()
+    is_open = closer not in CLOSING or outside(text)[1:-1].strip("\0")
+    if is_open or (opener != "⦃" and re.search(r"\\pm.*,|,.*\\pm", inner)):  # (±1, 2)
+        return None
+    if opener == "⦃" and (condition := CONDITION.match(inner)):
+        element, rest = condition.groups()
+        if INTEGERS.fullmatch(rest):
+            return _value(f"{element}, {rest}", depth + 1)
+        if not ELEMENT.fullmatch(element) or element[0] not in COMMAND.sub("", rest):
+            raise UnreadableError(text)
+        return _value(rest, depth + 1)
+    value = _value(inner, depth + 1)
+    is_list = value.kind == "items" and value.text == ""
+    if opener == "⦃":
+        members = value.items if is_list or value.text == "{}" else ()
+        return Value("items", "{}", members or (value,))  # also of {∅}
+    if is_list:
+        return Value("items", opener + closer, value.items)
+    return value if opener in "({" else None
 
 
 def _by_name(items: list[Value]) -> Value:

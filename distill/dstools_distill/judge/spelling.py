@@ -26,11 +26,7 @@ SIMPLER = {
 }  # fmt: skip
 # what has a simpler equivalent
 REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
-    (re.compile(rf"\\[dt]?frac\s*\{{\s*({STYLED.pattern})\s*\}}\s*\{{\s*({STYLED.pattern}(?:\^\d)?)\s*\}}"),
-     r" \1/\3"),  # of units
     (re.compile(r"(\\(?:vec|mathbf|boldsymbol|bm)\s*\{\w\}\s*)\\times"), r"\1\\wedge"),
-    (re.compile(r"\\(?:mathbf|boldsymbol|bm|vec|hat)\s*\{\s*\\?([ijk])(?:math)?\s*\}"),
-     r"\\vec{\1}"),
     (re.compile(r"\\(?:math(?:rm|bf|it)|bf|rm|boldsymbol|operatorname\*?)\s*\{(\w)\}"), r"\1"),
     (re.compile(rf"\\(?:operatorname\*?|mathrm)\s*\{{({FUNCTIONS})\}}"
                 rf"|(?<![A-Za-z\\])({FUNCTIONS})(?=\s*[(\\\d]|\s+[a-z]\b)"), r"\\\1\2 "),  # sin x
@@ -38,16 +34,17 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\text\{[\s,]*(or|and)[\s,]*\}|\$\s*(,|or|and)\s*\$"), r" \1\2 "),  # $1$ and $2$
     (re.compile(r"\\mu\s*\\text\{"), r"\\text{µ"),
     (re.compile(r"(?<=\d)\s*(\\text\{)?\s*([kM]?)\s*\}?\s*\\Omega(?![a-z])(?(1)\}?)"), r" \2Ω"),
-    (re.compile(r"^(\d+)\s*'\s*(\d+)\s*(?:\"|'')$"), r"\1 ft \2 in"),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), "°"),
     (re.compile(r"\\(?:text)?color\s*\{\w+\}"), ""),
     (COMMAND, lambda command: SIMPLER.get(command[1], command[0])),
     (re.compile(r"\\textcircled\s*\{(\d)\}"), lambda circled: chr(0x245F + int(circled[1]))),
-    (re.compile(r"([A-Za-z])\s*\\text\{\s*(?:(?:is )?an )?integer\s*\}"), r"\1 \\in\\mathbb Z"),
-    (re.compile(r"\\text\{[\s,]*(?:for|where|with|if)(?: all| any)?\s*\}(?=\s*\w\s*[\\<>])"), ","),
     (re.compile(r"(?:(?<=\S)\s+|(?<=[\d})]))\((\w\s*(?:\\(?:in|ne|[lg]e)(?![a-z])|[<>])[^()]*)\)$"),
      r", \1"),  # x + 1 (x > 1)
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"^0x([0-9A-Fa-f]+)$"), r"0\1_{16}"),
+    (re.compile(r"^0b([01]+)$"), r"\1_2"),
+    (re.compile(r"(-?\d+)\s*\(?\\p?mod\s*\{?\s*(\d+)\s*\}?\s*\)?$"),
+     r"\1 + \2 k, k \\in \\mathbb Z"),
     (re.compile(r"(?<=\d)\{,\}(?=\d\d?(?!\d))"), "."),  # 6{,}75
     (re.compile(r"\]([^\[\]()\s,;][^\[\]()]*[,;][^\[\]()]+)(?=[\[\]])"), r"(\1"),  # ]1, 2[
     (re.compile(r"(?<=[\[(])([^\[\]()]+[,;][^\[\]()]+)\["), r"\1)"),
@@ -90,9 +87,8 @@ def plain(text: str) -> str:
         text = text.translate(CHARACTERS)
     text = re.sub(r"(?<=\d)(?:\\,|,\s*\\!|\\!,|\{,\})\s*(?=\d{3}(?!\d))", ",", text)
     text = SPACING.sub(" ", text)
-    if not text.isalnum():
-        for pattern, simpler in REPLACED:
-            text = pattern.sub(simpler, text)
+    for pattern, simpler in REPLACED:
+        text = pattern.sub(simpler, text)
     text = unwrapped(text)
     if not RATIO.fullmatch(text):
         return text

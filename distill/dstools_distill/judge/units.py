@@ -85,8 +85,8 @@ def read_unit(words: str) -> Unit:
     A word that is not known is a unit of its own name, without a plural s. Raises NoUnitError for
     text that changes the number or is not a unit.
     """
-    words = re.sub(r"/ ?\((.*)\)", r"/\1", words)  # J/(mol K)
-    words = " ".join(words.replace("\\", "").replace("°", "° ").split()).rstrip(".,")
+    words = " ".join(words.replace("°", "° ").split()).rstrip(".,")
+    words = re.sub(r"(^|/ ?)\((.*)\)$", r"\1\2", words)  # J/(mol K)
     words = SPELLED.sub(lambda match: SAME_AS[match[1].lower()], words)
     if (
         not words
@@ -110,11 +110,6 @@ def read_unit(words: str) -> Unit:
             of[base] = of.get(base, 0) + exponent
             factor, raised = factor * size**exponent, 1
     return Unit(times, factor, tuple(sorted(pair for pair in of.items() if pair[1])))
-
-
-def is_known(unit: Unit) -> bool:
-    """Return whether a unit is one, of units that this module lists."""
-    return bool(unit.of) and {name for name, _ in unit.of} <= {base for base, _ in ATOMS.values()}
 
 
 def _atom(name: str) -> tuple[str, Fraction]:

@@ -35,9 +35,11 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         ("5 cm", "5 m", False),
         ("5 cm", "5 kg", None),
         ("5 cm", "5", True),
-        ("25 °C", "298.15 kelvin", True),
-        ("20 °C", "68 °F", True),
-        ("25 °C", "25 kelvin", None),  # equal differences of temperature
+        ("25 °C", "25 kelvin", None),
+        ("5 m", "5", True),  # m is a metre,
+        ("5", "5 m", False),  # or a variable
+        ("5 m", "5m", True),
+        ("5 m", "500 cm", True),
         ("2 million", "2", False),
         ("1,2", "2,1", True),
         ("1,2,2", "1,2", False),
@@ -58,7 +60,8 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         ("a=4,b=3", "a=3,b=4", False),
         ("1:2:3", "2:4:6", True),
         ("1:2", "2:1", False),
-        ("1011_2", "1011_3", False),
+        ("1011_2", "1011_3", None),
+        ("1011_2", "1001_2", False),
         ("52", "52_8", True),  # the base may have been asked for
         ("52_8", "52", None),
         ("1+1=3", "3", None),
@@ -147,8 +150,6 @@ def test_two_answers_are_equal_different_or_not_comparable(
             True,
         ),
         (r"\begin{pmatrix}1\\-\pi\end{pmatrix}", r"\langle 1, \pi - 2\pi\rangle", True),
-        (r"\mathbf{i} - \pi\mathbf{j}", r"\langle 1, -\pi\rangle", True),
-        (r"\mathbf{i} - \pi\mathbf{j}", r"\langle 1, \pi\rangle", False),
         (r"x \equiv 3 \pmod 7", r"x = 7k - 4, k \in \mathbb{Z}", True),
         (r"x \equiv 3 \pmod 7", r"x \equiv 4 \pmod 7", False),
         (r"60° + 360°k, k \in \mathbb{Z}", r"\{\frac{\pi}{3} - 2\pi n : n \in \mathbb{Z}\}", True),

@@ -4,7 +4,13 @@ from fractions import Fraction
 
 import pytest
 
-from dstools_distill.judge.quantities import UnreadableError, read_number, read_quantity
+from dstools_distill.judge.quantities import (
+    UnreadableError,
+    read_formula,
+    read_number,
+    read_quantity,
+)
+from dstools_distill.judge.units import NoUnitError
 
 
 @pytest.mark.parametrize(
@@ -29,14 +35,21 @@ from dstools_distill.judge.quantities import UnreadableError, read_number, read_
     ],
 )
 def test_a_number_has_an_exact_value(text: str, value: Fraction) -> None:
-    assert read_number(text) == value
+    assert read_number(text) == (value, "")
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "", ".", "0,125", "3x", "1,2345", "1..2", r"12\overline{3}", "1" * 2000]
+    ("text", "rest"),
+    [("0,125", ",125"), ("3x", "x"), ("1,2345", "5"), ("1..2", ".2"), ("2 * 10^n", " * 10^n")],
 )
+def test_what_follows_a_number_is_the_rest(text: str, rest: str) -> None:
+    assert read_number(text)[1] == rest
+
+
+@pytest.mark.parametrize("text", ["x", "", ".", "- x"])
 def test_other_text_is_not_a_number(text: str) -> None:
-    assert read_number(text) is None
+    with pytest.raises(NoUnitError):
+        read_number(text)
 
 
 def test_a_mixed_number_with_an_improper_fraction_is_not_read() -> None:
@@ -62,7 +75,7 @@ def test_a_mixed_number_with_an_improper_fraction_is_not_read() -> None:
     ],
 )
 def test_a_quantity_is_the_same_in_any_unit(one: str, other: str) -> None:
-    found = [read_quantity(text, letters_are_units=False) for text in (one, other)]
+    found = [read_quantity(text) for text in (one, other)]
     assert found[0] is not None
     assert found[1] is not None
     values = [value.number * value.unit.factor for value in found if value is not None]
@@ -73,7 +86,8 @@ def test_a_quantity_is_the_same_in_any_unit(one: str, other: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "2 h",
+        "2h",
+        "2 k",
         "6abc",
         "3mg",
         "2(x-y)",
@@ -91,16 +105,15 @@ def test_a_quantity_is_the_same_in_any_unit(one: str, other: str) -> None:
     ],
 )
 def test_variables_lists_and_words_are_no_quantity(text: str) -> None:
-    assert read_quantity(text, letters_are_units=False) is None
+    assert read_quantity(text) is None
 
 
-def test_a_letter_is_a_unit_if_so_asked() -> None:
-    found = read_quantity("2 h", letters_are_units=True)
+def test_a_letter_after_a_number_may_be_a_unit_or_a_variable() -> None:
+    found = read_quantity("2 h")
     assert found is not None
-    assert found.unit.of == (("s", 1),)
+    assert (found.number, found.unit.of, found.text) == (2, (("s", 1),), "2 h")
 
 
 def test_a_formula_has_the_unit_after_it() -> None:
-    found = read_quantity(r"25\pi \text{ cm}^2", letters_are_units=False)
-    assert found is not None
+    found = read_formula(r"25\pi \text{ cm}^2")
     assert (found.kind, found.text, found.unit.of) == ("formula", r"25\pi", (("m", 2),))

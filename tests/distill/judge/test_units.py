@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from dstools_distill.judge.units import NONE, NoUnitError, is_known, read_unit
+from dstools_distill.judge.units import NoUnitError, read_unit
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,3 @@ def test_a_word_before_the_unit_multiplies_the_number() -> None:
 def test_words_that_change_the_number_are_not_a_unit(words: str) -> None:
     with pytest.raises(NoUnitError):
         read_unit(words)
-
-
-def test_a_unit_is_known_only_if_each_part_of_it_is_listed() -> None:
-    assert is_known(read_unit("m/s^2"))
-    assert not is_known(read_unit("apples"))
-    assert not is_known(read_unit("km per apple"))
-    assert not is_known(NONE)
