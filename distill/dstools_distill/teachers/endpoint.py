@@ -27,6 +27,7 @@ from openai import (
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
+from dstools_distill.teachers.kept import reread
 from dstools_distill.teachers.request import request
 from dstools_distill.teachers.teacher import (
     REFUSED,
@@ -39,6 +40,7 @@ from dstools_distill.teachers.teacher import (
     Teacher,
     UnreadError,
     answer,
+    is_paid,
     unread,
 )
 
@@ -65,14 +67,14 @@ def endpoint(settings: Generate) -> Teacher:
     """Return a teacher that sends settings.concurrency requests at a time to settings.base_url.
 
     The key is the value of the environment variable that settings.api_key_env names; it is never
-    shown. The teacher raises DstoolsError with the URL if the server is down, refuses the key, or
-    refuses every request.
+    shown. The teacher raises DstoolsError with the URL if the server is down, refuses the key,
+    refuses every request, or answers each in a form that cannot be read.
     """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
+        _require_readable(settings, done)
         missing = (ask for ask in asks if ask.number not in done)
-        outcomes = _as_they_come(settings, missing)
-        return _unless_all_are_refused(outcomes, settings, is_first=len(done) == 0)
+        return _until_none_comes(_as_they_come(settings, missing), settings, done)
 
     return answers
 
@@ -210,8 +212,9 @@ async def _completion(
             options={"max_retries": left},
         )
         left -= response.retries_taken
+        reply: Any = await response.text()
         try:
-            reply = _reply(await response.text())
+            reply = _reply(reply)
             return answer(reply, settings)
         except UnreadError as error:
             return unread(error, reply)
@@ -223,16 +226,22 @@ async def _completion(
 
 
 def _reply(text: str) -> Any:
-    """Return the JSON of a reply with choices; raise NoCompletionError, by kind, for another."""
+    """Return the JSON of a reply with choices, or of another that was paid for.
+
+    Raises NoCompletionError, by kind, for any other, and UnreadError for a stream, which was paid
+    for and is not JSON.
+    """
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
+        if text.startswith("data:"):
+            raise UnreadError("the answer is a stream, which was not asked for") from None
         raise NoCompletionError("200, not JSON", text[:SHOWN] or "nothing") from None
     table = body if isinstance(body, dict) else {}
     if table.get("error") and not table.get("choices"):
         kind, words = server_words(table["error"])
         raise NoCompletionError(f"200 with an error {kind}".strip(), words)
-    if not isinstance(table.get("choices"), list):
+    if not (isinstance(table.get("choices"), list) or is_paid(table)):
         raise NoCompletionError("200, no chat completion", text[:SHOWN])
     return body
 
@@ -265,30 +274,46 @@ def _failed(error: Exception, settings: Generate) -> Failed:
     return Failed(printable(reason), printable(words))
 
 
-def _unless_all_are_refused(outcomes: Outcomes, settings: Generate, *, is_first: bool) -> Outcomes:
-    """Yield outcomes; raise DstoolsError if the first REFUSALS of them all failed.
+def _until_none_comes(outcomes: Outcomes, settings: Generate, done: SampleLog) -> Outcomes:
+    """Yield outcomes; raise DstoolsError after the first REFUSALS of them if all of those failed.
 
-    Then the prompts are not to blame. A resumed run, with is_first False, may have only samples
+    Then the prompts are not to blame. A resumed run, with answers in the log, may have only samples
     left that were missed before, so samples that are missed again do not count.
     """
-    held: list[tuple[int, Outcome]] = []
+    is_first = len(done) == len(done.failed)
+    lost = 0
     with closing(outcomes):  # an open client would keep the process from ending
         for number, outcome in outcomes:
-            if isinstance(outcome, Missed) and not is_first:
-                yield number, outcome
-                continue
-            held.append((number, outcome))
+            yield number, outcome  # at once: it may hold a reply that was paid for
             if isinstance(outcome, Answer):
                 break
-            if len(held) == REFUSALS:
+            lost += is_first or isinstance(outcome, Failed)
+            if lost == REFUSALS:
+                _require_readable(settings, done)
+                kept = f"; what the server said is kept in {done.path}" if done.failed else ""
                 raise DstoolsError(
                     f"{_shown(settings.base_url)}: none of the first {REFUSALS} samples came: "
-                    f"{outcome.reason}: {outcome.detail}",
+                    f"{outcome.reason}{outcome.detail and ': '}{outcome.detail}{kept}",
                     "check that the server accepts max_tokens, temperature, top_p and "
                     "prefill_think of generate, and answers within timeout_seconds",
                 )
-        yield from held
         yield from outcomes
+
+
+def _require_readable(settings: Generate, done: SampleLog) -> None:
+    """Raise DstoolsError if REFUSALS replies are in the log, and not one of them can be read.
+
+    More of them would be paid for in vain.
+    """
+    if len(done) == len(done.failed) >= REFUSALS:
+        lines = [reread(done.read(number), settings) for number in sorted(done.failed)]
+        if all("failed" in line for line in lines):
+            raise DstoolsError(
+                f"{_shown(settings.base_url)}: none of the {len(lines)} samples that came can be "
+                f"read: {lines[0]['failed']}; what the server said is kept in {done.path}",
+                "a later version may read it; or let the server answer in another form, delete "
+                'the lines with "body" in that file, and run it again to ask once more',
+            )
 
 
 def _key(settings: Generate) -> str:

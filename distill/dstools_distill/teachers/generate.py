@@ -115,7 +115,7 @@ def _fill(
     failed = {number: reread(log.read(number), settings) for number in log.failed}
     whys, kept = _whys(failed, missed), _kept(log, failed)
     _require_enough(log, settings, missed, whys, kept)
-    _require_any(log, whys, kept)
+    _require_any(log, settings, whys, kept)
     return missed
 
 
@@ -144,7 +144,7 @@ def _require_enough(
         )
 
 
-def _require_any(log: SampleLog, whys: dict[int, Missed], kept: str) -> None:
+def _require_any(log: SampleLog, settings: Generate, whys: dict[int, Missed], kept: str) -> None:
     """Raise DstoolsError if there are samples, and all of them are lost."""
     if not log.total or len(whys) < log.total:
         return
@@ -154,6 +154,8 @@ def _require_any(log: SampleLog, whys: dict[int, Missed], kept: str) -> None:
     advice = "check that the teacher and the prompts match"
     if list(shown) == [NO_REFERENCE]:
         advice = "no row has an answer in a column that `prompts` reads; it named the others"
+    if kept:
+        (advice,) = _ways(log, settings, {}, is_unread=True)
     message = f"all {log.total} samples failed: {', '.join(shown.values())}{kept}"
     raise DstoolsError(message, advice)
 

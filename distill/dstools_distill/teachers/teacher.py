@@ -309,11 +309,12 @@ def answer(body: Any, settings: Generate) -> Answer:
     """Return the sample in the body of a chat completion, as `received` reads it.
 
     A prefilled opener that the server repeats, as llama.cpp does, is removed. Raises ValueError if
-    the body is not a chat completion, and UnreadError if it is one whose answer cannot be read.
+    the body is not a chat completion, and UnreadError if it was paid for, but cannot be read.
     """
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or (body.get("error") and not choices):
-        raise ValueError("the answer is not a chat completion")
+        kind = UnreadError if is_paid(body) else ValueError
+        raise kind("the answer is not a chat completion")
     try:
         choice = choices[0]
         message = {"content": None, **choice["message"]}
@@ -331,6 +332,12 @@ def answer(body: Any, settings: Generate) -> Answer:
         )
     except ValueError as error:
         raise UnreadError(f"the content {error}") from None
+
+
+def is_paid(body: Any) -> bool:
+    """Return whether a reply without choices counts tokens, as an answer of another API does."""
+    is_reply = isinstance(body, dict) and not body.get("error")
+    return is_reply and isinstance(body.get("usage"), dict)
 
 
 def accepting(lost: int, total: int) -> str:

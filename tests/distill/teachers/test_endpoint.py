@@ -636,6 +636,83 @@ def test_a_reply_that_cannot_be_read_is_kept_and_not_paid_for_again(
     assert written[3]["raw"] == str(parts)
 
 
+POEM = {"choices": [{"message": {"content": [{"type": "poem", "poem": "roses"}]}}]}
+UNREAD_REPLIES: dict[str, Any] = {
+    "parts of no known kind": POEM,
+    "another API's answer": {"output": [{"type": "message"}], "usage": {"output_tokens": 9}},
+    "a stream": b'data: {"choices": [{"delta": {"content": "red"}}]}\n\ndata: [DONE]\n\n',
+}
+
+
+@pytest.mark.parametrize("form", UNREAD_REPLIES)
+def test_replies_that_are_all_unread_stop_the_run_and_are_kept_for_a_mend(
+    form: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is asked for once, the run stops at the limit, and the next pays for none of them."""
+    monkeypatch.setattr(endpoint, "REFUSALS", 3)
+    proxy.always = lambda body: (200, UNREAD_REPLIES[form], {})
+    settings = settings_for(proxy, concurrency=1)
+    log = tmp_path / "out" / "samples.jsonl"
+    for _ in range(2):
+        with pytest.raises(DstoolsError) as error:
+            run(settings, tmp_path)
+        problem = f"{proxy.url}: none of the 3 samples that came can be read: answer not read: the "
+        assert str(error.value).startswith(problem)
+        assert str(error.value).endswith(f"; what the server said is kept in {log}")
+        assert 'delete the lines with "body" in that file' in error.value.hint
+    assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS[:3]}
+    said = UNREAD_REPLIES[form]
+    kept = [json.loads(row["body"]) for row in records.read(log)]
+    assert kept == [said.decode() if isinstance(said, bytes) else said] * 3
+    if form == "parts of no known kind":
+        proxy.always = lambda body: None
+        with monkeypatch.context() as mended:  # by a later version, which reads such parts
+            mended.setattr(records, "message_parts", lambda content: (None, str(content)))
+            report, written = run(settings, tmp_path)
+        assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS}
+        assert (report["out"], "roses" in written[0]["raw"]) == (4, True)
+
+
+def test_a_reply_that_came_among_refusals_is_kept_and_its_place_is_told(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "REFUSALS", 3)
+    refused = (400, {"error": {"message": "no"}}, {})
+    proxy.always = lambda body: (200, POEM, {}) if "hello" in str(body) else refused
+    log = tmp_path / "out" / "samples.jsonl"
+    with pytest.raises(DstoolsError, match=r"none of the first 3 samples came: .*: 400: no; what"):
+        run(settings_for(proxy, concurrency=1), tmp_path)
+    assert [json.loads(row["body"]) for row in records.read(log)] == [POEM]
+
+
+def test_a_resumed_run_stops_paying_for_replies_that_cannot_be_read(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server was changed while the run was away."""
+    monkeypatch.setattr(endpoint, "REFUSALS", 2)
+    down = (503, {"error": {"message": "loading"}}, {})
+    proxy.always = lambda body: down if proxy.answered else None
+    settings = settings_for(proxy, retries=0, concurrency=1)
+    with pytest.raises(DstoolsError, match="the teacher does not answer"):
+        run(settings, tmp_path)
+    proxy.always = lambda body: (200, POEM, {})
+    proxy.asked.clear()
+    with pytest.raises(DstoolsError, match=r"none of the first 2 samples came: .*what the server"):
+        run(settings, tmp_path)
+    assert sum(proxy.asked.values()) == 2
+
+
+def test_a_run_whose_few_samples_are_all_unread_says_how_to_ask_again(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    proxy.always = lambda body: (200, POEM, {})
+    for share, told in ((0.0, "4 of 4 samples are missing: 4 x"), (1.0, "all 4 samples failed:")):
+        with pytest.raises(DstoolsError, match=f"{told} answer not read: .*; what the") as error:
+            run(settings_for(proxy, max_failed=share), tmp_path)
+        assert error.value.hint.startswith('delete the lines with "body" in')
+    assert sum(proxy.asked.values()) == 4
+
+
 NO_COMPLETIONS: dict[str, tuple[Any, str, str]] = {  # body, reason and detail
     "a proxy": (b"<html>bad gateway</html>", "200, not JSON", "<html>bad gateway</html>"),
     "cut": (b'{"choices": [{"mess', "200, not JSON", '{"choices": [{"mess'),
