@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from dstools_distill.judge.equality import Comparison
-from dstools_distill.judge.extract import ANNOUNCED, HEDGED, final_answer, stripped
+from dstools_distill.judge.extract import ANNOUNCED, final_answer, stripped
 from dstools_distill.judge.reader import read
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import SPACING, STYLED, squeezed
@@ -57,16 +57,13 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     if ruling := _plainly(text, wanted, kind):
         return ruling
     answer, problem, parts = final_answer(text)
-    is_statement = problem == "no-answer" and kind == "string" and not HEDGED.search(text)
-    if is_statement and (predicate := PREDICATE.fullmatch(text)):
-        answer, problem = predicate[1], ""
     if not problem:
         return _ruling(answer, wanted, kind, referee)
+    if parts and kind in ("set", "math", "string"):
+        together = _ruling(", ".join(parts), wanted, kind, referee)
+        if together.verdict == "correct":
+            return together
     if problem == "several-answers":
-        if kind in ("set", "math"):
-            together = _ruling(", ".join(parts), wanted, kind, referee)
-            if together.verdict == "correct":
-                return together
         is_last_wrong = _ruling(parts[-1], wanted, kind, referee).verdict == "incorrect"
         is_known = is_last_wrong and "," not in wanted
         return Ruling("incorrect" if is_known else "unverifiable", problem)
@@ -261,7 +258,6 @@ ALIKE = {
     for words in (("yes", "true"), ("no", "false"), ("none", "no solution", "nothing", "undefined"))
     for word in words
 }
-PREDICATE = re.compile(r"(?:.*[,;:])?[^\n,.;]*\b(?:is|are|be|was|were)\s+([^\n,.;]+)\.?")
 # no solutions: no solution; but Mars is not Mar
 NO_PLURAL = re.compile(r"(\b(?:no|infinitely many) \w{4,})s$")
 SUBJECT = re.compile(  # the limit does not exist: does not exist

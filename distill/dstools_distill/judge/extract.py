@@ -1,8 +1,8 @@
 r"""Extraction of the answer that a text settles on: boxed, tagged, announced, or the text itself.
 
 In this order: \boxed{...}; <answer>...</answer>; #### 41, "Final answer: 41", "the answer is 41";
-bold text; a short text that is only its answer; the one number of the last line. A text that may
-take its answer back (remarks.py) settles on none, nor does one with several different answers.
+bold text; a short text that is only its answer; the one value that the last line states. A text
+that may take its answer back (remarks.py) settles on none, nor does one with different answers.
 """
 
 # ruff: noqa: RUF001
@@ -11,11 +11,9 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from dstools_distill.judge.reader import read
-from dstools_distill.judge.remarks import DOUBTED, agree, is_taken_back
+from dstools_distill.judge.remarks import DENIED, HEDGED, WRONG, agree, is_taken_back
 from dstools_distill.judge.spelling import unwrapped
 from dstools_distill.judge.units import TIMES
-
-MAX_SHORT = 400  # characters of a text that may be only its answer
 
 
 class Extracted(NamedTuple):
@@ -23,15 +21,16 @@ class Extracted(NamedTuple):
 
     text: str  # "" if there is a problem
     problem: str = ""  # "", "no-answer", "several-answers", "taken-back" or "part-of-formula"
-    parts: tuple[str, ...] = ()  # the different answers, if there are several
+    parts: tuple[str, ...] = ()  # several answers, or words that a sentence states
 
 
 NO_ANSWER = Extracted("", "no-answer")
+MAX_CLAUSE = 200  # characters
 
 
 def final_answer(text: str) -> Extracted:
     """Return the answer that a text settles on, without what marks or announces it."""
-    text = FENCE.sub("", CONTROL.sub(" ", STRUCK.sub("", text)))
+    text = UNSAID.sub(" ", text)
     if GUESSED.search(text):
         return Extracted("", "taken-back")
     marks = _marks(text)
@@ -39,25 +38,24 @@ def final_answer(text: str) -> Extracted:
 
 
 def _unmarked(text: str) -> Extracted:
-    """Return the bold words, or all of a short text, or what the last line states."""
+    """Return the bold words of a text, all of a short one, or what the last line states."""
     if marks := _emphases(text):
         return _settled(text, marks)
     if items := ITEMS.search(text):
         return Extracted("", "several-answers", tuple(ITEM.findall(items[0])))
     short = stripped(text)
-    if short and "\n" not in short and len(short) <= MAX_SHORT and not PROSE.search(short):
+    if short and "\n" not in short and not PROSE.search(short):
         return Extracted(short)
     return _stated(short.rpartition("\n")[2])
 
 
-CONTROL = re.compile(r"<\|[^<>|\n]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>")
-STRUCK = re.compile(r"~~[^~\n]+~~|<(del|s)>[^<\n]*</\1>")
-FENCE = re.compile(r"(?m)^```\w*[ \t]*$|^> ")
+# control tokens, what is struck through, fences and quotation marks of Markdown
+UNSAID = re.compile(
+    r"(?m)<[|｜][^<>|｜\n]{1,40}[|｜]>|~~[^~\n]+~~|<(del|s)>[^<\n]*</\1>|^```\w*[ \t]*$|^> "
+)
 GUESSED = re.compile(
-    r"(?i)\b(?:unable|not able|cannot|can't|could ?n[o']t) (?:to )?\w+ (?:the|this) (?:\w+ )?"
-    r"(?:answer|problem)\b"
-    r"|\b(?:a|my|best) guess\s*(?:is|would|:)|\bI(?:'ll|'d| will)?(?: just)? guess\b"
-    r"|\bI (?:really )?(?:don't|do not)(?: really)? know\b|\bno idea\b|\bgrain of salt\b"
+    r"(?i)\bI (?:\w+ )?(?:don't|do not|can't|cannot|couldn't|could not) (?:know|solve|answer)\b"
+    r"|\bno idea\b|\b(?:a|my|I|I'll|will) guess\b"
 )
 ITEM = re.compile(r"(?m)^[ \t]*(?:\d+[.)]|[-*•])[ \t]+(\S.*)$")
 ITEMS = re.compile(r"(?m)(?:^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S.*\s*){2,}\Z")
@@ -83,16 +81,11 @@ class Mark(NamedTuple):
 
 
 def _marks(text: str) -> list[Mark]:
-    """Return the boxes of a text, or its tags, or else its announcements.
-
-    Beside numbers in boxes, other numbers that are announced count, too.
-    """
+    """Return the boxes of a text, or its tags, and numbers announced beside them, or all such."""
     marks, announced = boxes(text) or _tags(text), _announcements(text)
-    if not marks:
-        return announced
-    if all(PLAIN_NUMBER.fullmatch(stripped(mark.answer or "")) for mark in marks):
-        marks += [m for m in announced if PLAIN_NUMBER.fullmatch(stripped(m.answer or ""))]
-    return sorted(marks)
+    if marks:
+        announced = [m for m in announced if PLAIN_NUMBER.fullmatch(stripped(m.answer or ""))]
+    return sorted(marks + announced)
 
 
 PLAIN_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -106,20 +99,18 @@ def last_boxed(text: str) -> str | None:
 
 def boxes(text: str) -> list[Mark]:
     """Return the boxes of a text; of a box in a box the inner one."""
-    found, at = [], 0
-    while mark := BOX.search(text, at):
-        content, at, depth = mark[1], mark.end(), int(mark[1] is None)
-        for brace in BRACE.finditer(text, at) if depth else ():
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if not depth:
-                content, at = text[at : brace.start()], brace.end()
-                break
+    found = []
+    for box in BOX.finditer(text):
+        content = box[1] if box[2] is None else box[2]
         inner = boxes(content or "")
-        found.append(Mark(mark.start(), at, inner[-1].answer if inner else content))
+        found.append(Mark(*box.span(), inner[-1].answer if inner else content))
     return found
 
 
-BOX, BRACE = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{]\S*))"), re.compile(r"\\.|[{}]")
+NESTED = r"(?:[^{}\\]|\\.|\{\})*+"
+for _ in range(10):  # braces in braces
+    NESTED = rf"(?:[^{{}}\\]|\\.|\{{{NESTED}\}})*+"
+BOX = re.compile(rf"\\(?:boxed|fbox)\s*(?:\{{({NESTED})\}}|([^\s{{]\S*)|)", re.DOTALL)
 
 
 def _tags(text: str) -> list[Mark]:
@@ -132,24 +123,13 @@ def _announcements(text: str) -> list[Mark]:
 
     Of adjacent phrases only the last counts: "Final answer:" and "the answer is".
     """
-    found, marks = list(ANNOUNCED.finditer(text)), []
-    for mark, after in zip_longest(found, found[1:]):
-        is_open = after and (
-            LEAD_IN.fullmatch(text, mark.end(), after.start())
-            or re.match(r"[^.\n]*\?", text[mark.end() :])
-        )
-        before = re.split(r"[.\n]", text[: mark.start()])[-1]
-        if is_open or NEGATED.search(text, 0, mark.end()) or ASSUMED.search(before):
+    marks = []
+    for mark in ANNOUNCED.finditer(text):
+        if ITEMS.match(text, mark.end()) or _is_denied(text, mark.start(), mark[0]):
             continue
-        listed, said = ITEMS.match(text, mark.end()), SAID.match(text, mark.end())
-        if listed:
-            marks.append(Mark(mark.end(), listed.end(), ", ".join(ITEM.findall(listed[0]))))
-            continue
+        said = SAID.match(text, mark.end())
         answer = " ".join(said[0].split()) if said else ""
-        if "{" not in answer:
-            answer = answer.rstrip('"} |')  # of JSON
-        answer = re.sub(r",?\s+not\s+[^\s,]+$", "", REASON.sub("", answer.rstrip(".")))
-        if PROSE.search(answer) and re.search(r"\bis\b", answer):
+        if PROSE.search(answer):
             answer = _unmarked(answer).text or answer
         marks.append(Mark(mark.end(), said.end() if said else mark.end(), answer))
     return marks
@@ -157,38 +137,43 @@ def _announcements(text: str) -> list[Mark]:
 
 # a displayed formula, or the rest of the sentence or line
 SAID = re.compile(
-    r"\$\$.*?\$\$|\\\[.*?\\\]|\S.*?(?=(?<=\S)(?<![\s(*][A-J])\.\s+[A-Z\\$]|[。；\n]|\Z)", re.DOTALL
+    r"\$\$.*?\$\$|\\\[.*?\\\]"
+    r"|\S.*?(?=(?<=\S)(?<![\s(*][A-J])[.?!]\s+[A-Z\\$]|[。；\n]|[\"} |]*\Z"
+    r"|,? (?:since|because|not)\b)",
+    re.DOTALL,
 )
-ANNOUNCED = re.compile(
-    r"(?im)(?:\#{4}|(?:\b(?:final|correct|right)\s+)?\b(?:answer|result|solution|option|choice)s?\b"
-    r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?)?"
-    r"(?:[”\x22]?\s*[*_]{0,2}\s*[:：|]\s*[*_]{0,2}"
-    r"|\s+(?:is|are|equals|would be|will be|should be|=)\b:?)"
-    r"|(?:^[#*_]+\s*|\bfinal )(?:answer|答え|答案|Antwort|réponse|respuesta)[*_]*\s*\n"
-    r"|\btotal[*_]*\s*\||\bchoose (?:option )?(?=\(?[A-J]\b)"
-    r"|\b(?:réponse|respuesta|resposta|risposta|opci[óo]n|opção|Antwort|Lösung|Ergebnis)(?:\s+(?!no\b)[^\W\d]+)?"
-    r"(?:\s*:|\s+(?:est|es|é|è|ist|lautet)\b)(?:\s+(?:donc|also|la|(?-i:a))\b)?|ответ\s*[:—-]?"
-    r"|(?:答え|正解)は|답[은:]|【答案】|(?:答案|结果)(?:是|为|[:：])+|(?<!不)故?选\s*[:：]?\s*(?=[A-J]))\s*"
+VERB = re.compile(
+    r"\b(?:is|are|was|were|be|equals|costs?|makes?|beträgt|lautet|vaut|est|ist|es|sind|son|é|è)\b"
+    r"|(?<![\d\s]):|[=：为是は은]"
 )
-REASON = re.compile(r",? (?:since|because) (?:(?!\b(?:but|so|hence|thus|therefore|[A-J])\b).)*$")
-NEGATED = re.compile(
-    r"(?i)(?:(?:not|n't|\bnever|\bimpossible|\bif)(?:\s+\w+){0,3}\s+|不是)[^\w\\]*$"
-    r"|\b(?:false|untrue|wrong|incorrect) that\b[^.\n]*$"
+ANSWER = (
+    r"(?:\b(?:answers?|réponse|respuesta|resposta|risposta|Antwort|Ergebnis)\b"
+    r"|ответ|答え|正解|答案|답)"
 )
-ASSUMED = re.compile(r"(?i)\b(?:assume|suppose|if|wrong|incorrect|mistaken)\b")
-HEDGED = re.compile(  # what is supposed, denied, bounded or asked is not stated
-    rf"{ASSUMED.pattern}|\b(?:(?:can)?not|no|nor|never|neither|nicht|kein\w*|nunca|pas|не|either"
-    r"|between|about|approximately|roughly|least|most|less|fewer|over|under|nearly|almost|let"
-    r"|might|may|or|would|w[äü]re?n?|mistake)\b|n't\b|[≈?不没]|ない"
+PHRASE = (
+    rf"(?:\#{{4}}|(?:{ANSWER}|\b(?:result|solution|option|choice)s?\b|opci[óo]n|opção|Lösung|结果)"
+    r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?|\s+(?!no\b)[^\W\d]+)?[”\x22】*_\s]*"
+    rf"(?:{VERB.pattern}|(?<=】)|[|])[:：\s*_]*(?:(?:donc|also|la|(?-i:a))\b)?"
+    rf"|(?:^[#*_]+\s*|\bfinal ){ANSWER}[*_]*\s*\n"
+    r"|\btotal[*_]*\s*\||\bchoose (?:option )?(?=\(?[A-J]\b)|(?<!不)故?选[:：\s]*(?=[A-J]))\s*"
 )
-LEAD_IN = re.compile(r"(?i)\W*(?:it is not \w+\W+)?(?:the|so|my|our)?\W*")
+ANNOUNCED = re.compile(rf"(?im){PHRASE}(?:\W*(?:(?:the|so|my|our)\s+)?{PHRASE})*")
 
 
 def _emphases(text: str) -> list[Mark]:
     """Return the bold words of a text if all are the same."""
     found = [Mark(*bold.span(), bold[1]) for bold in re.finditer(r"\*\*([^*\n]+)\*\*", text)]
     is_one = len({mark.answer for mark in found}) == 1
-    return found if is_one and not NEGATED.search(text, 0, found[0].start) else []
+    return found if is_one and not _is_denied(text, found[0].start) else []
+
+
+def _is_denied(text: str, start: int, phrase: str = "") -> bool:
+    """Return whether the clause before an answer, or the phrase that announces it, denies it."""
+    clause = CLAUSE.split(text[max(0, start - MAX_CLAUSE) : start])[-1]
+    return bool(DENIED.search(clause + phrase))
+
+
+CLAUSE = re.compile(r"[.,:;!?](?!\w)|[\n。，；：]")
 
 
 # --------------------------------------------------------------------------------------- settling
@@ -198,16 +183,15 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
     """Return the answer of all marks if it is one, whole, and not denied before or after."""
     if any(mark.answer is None for mark in marks):
         return NO_ANSWER
-    if any(NEGATED.search(text, 0, mark.start) for mark in marks):
+    if any(_is_denied(text, mark.start) for mark in marks):
         return Extracted("", "taken-back")
     if any(_is_part(text, mark) for mark in marks):
         return Extracted("", "part-of-formula")
-    ends = [mark.start for mark in marks[1:]] + [marks[-1].end]  # of what one may be denied in
     answers = [
         stripped(mark.answer or "")
-        for mark, end in zip(marks, ends, strict=True)
+        for mark, after in zip_longest(marks, marks[1:])
         if not EMPTY.fullmatch(mark.answer or "")
-        and not DOUBTED.search(LEAD_OF_NEXT.sub("", text[mark.end : end]))
+        and not (after and WRONG.search(text[mark.end : after.start]))
     ]
     different = tuple(a for n, a in enumerate(answers) if not any(agree(a, b) for b in answers[:n]))
     if not any(different):
@@ -219,7 +203,6 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
     return Extracted(different[0])
 
 
-LEAD_OF_NEXT = re.compile(r"[^.;!。\n]*$")
 # a box of the question: 7 + \boxed{\phantom{0}} = 11
 EMPTY = re.compile(r"(?:\\(?:[hv]?phantom|hspace\*?|q?quad|[,;:! ])\s*(?:\{[^{}]*\})?|[\s~_?])*")
 
@@ -229,9 +212,10 @@ def _is_part(text: str, mark: Mark) -> bool:
 
     In 7 + \boxed{5} = 12 the box is what was asked for.
     """
-    rest = re.split(r"[$\n]", text[mark.end :].lstrip("$ "))[0]
-    is_part = BEFORE.search(text, 0, mark.start) or AFTER.match(text, mark.end)
-    return bool(is_part) and "=" not in rest
+    is_part = BEFORE.search(text, max(0, mark.start - MAX_CLAUSE), mark.start)
+    if not is_part and not AFTER.match(text, mark.end):
+        return False
+    return "=" not in re.split(r"[$\n]", text[mark.end :].lstrip("$ "), maxsplit=1)[0]
 
 
 BEFORE = re.compile(r"(?:(?<!-)-|\$\s*-\s*|[+/^]\s*|\\(?:cdot|times|div|sqrt|pi)\s*)\{?$")
@@ -242,51 +226,39 @@ AFTER = re.compile(
 
 
 def _stated(line: str) -> Extracted:
-    """Return the only formula or number of a line, or of its last clause."""
-    line = REASON.sub("", stripped(line))
-    if DOUBTED.search(line) or HEDGED.search(line) or LISTED.search(line):
+    """Return the only value that a sentence states: after "is" or "=", or a number with a unit."""
+    line = SO.sub("=", REASON.sub("", INLINE.sub(r"\1\2", stripped(line))))
+    *verbs, said = VERB.split(line)
+    if HEDGED.search(line) or SECOND.search(line):
         return NO_ANSWER
-    if formulas := list(INLINE.finditer(line)):
-        is_only = len(formulas) == 1 and not re.search(r"\d", INLINE.sub("", line))
-        stated = [f for f in formulas if is_only or STATED.search(line, 0, f.start())]
-        if len(stated) != 1 or ANOTHER.match(line, stated[0].end()):
-            return NO_ANSWER
-        return Extracted(stripped(stated[0][1] or stated[0][2]))
-    if copula := COPULA.search(line):
-        return Extracted(stripped(copula[1]))
-    clauses = re.findall(r"([^\d,]*?)([-−]?\d.*?)(?=, |$)", line.rpartition("=")[2])
-    if not clauses:
-        return NO_ANSWER
-    lead, answer = clauses[-1]
-    answer = MORE.sub("", answer.strip(" .,!;:*$"))
-    has_more = "=" in line or re.search(r"[^\W\d]", answer)
-    is_stated = STATED.search(lead) or (len(clauses) == 1 and has_more)
-    value = None if REMARK.search(lead) else read(answer)
-    is_number = value is not None and value.kind == "number"
-    return Extracted(answer) if is_stated and is_number else NO_ANSWER
+    if not (stated := VALUE.fullmatch(said)):
+        return NO_ANSWER._replace(parts=(said.strip(),) if verbs else ())
+    lead, answer = stated[1], MORE.sub("", stated[2])
+    value = read(answer)
+    is_number = value is not None and value.kind in ("number", "base")
+    if lead or not verbs:
+        is_stated = is_number and UNIT.search(answer) and not LOOSE.search(lead)
+    else:
+        is_stated = value is not None and (is_number or not WORDS.search(answer))
+    return Extracted(answer) if is_stated else NO_ANSWER
 
 
-STATED = re.compile(
-    r"(?i)(?:\b(?:is|are|was|were|be|equals|costs?|makes?|so|total|beträgt|vaut|lautet|est|ist|es"
-    r"|sind|son)\b\s*|[=:$€£为是]\s*)$"
-)
-REMARK = re.compile(  # a value after one of these was not asked for
+REASON = re.compile(r",? (?:since|because) (?:(?!\b(?:but|so|hence|thus|therefore|[A-J])\b).)*$")
+SO = re.compile(r"^.*\b(?:so|which)\b")
+VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-−$€£]\s?)*[\d\\(\[√].*)")
+SECOND = re.compile(r"\d\D*[\s,，。、](?!and\b)[^\W\d]\D*\d")  # another number after words
+LOOSE = re.compile(  # the number after one of these was not asked for
     r"\b(?:after|by|within|in|at|above|of|than|for|(?<!left )with|(?<!out )to|on|per|until|exceed"
     r"|step|als|que|à)(?: the)?\s+$"
 )
-LISTED = re.compile(r"=[^$]*[^\W\d_][^$]*=")  # x = 6 and x = -1
+UNIT = re.compile(r"[^\W\d]|[$€£]")
 MORE = re.compile(  # around the unit
     r"(?<=\d) more(?= [a-z]+)|,? (?:altogether|tomorrow|today|now)$|,? in (?:total|all)$"
-    r"| (?:a|at|in|of) .*$"
+    r"| (?:a|at|in|of) .*$|(?<=[a-z]) square units"
 )
+WORDS = re.compile(r"\b(?!and\b)(?<!\\)[A-Za-z]{2,}")
 # as in Pandoc: no blank after an opening dollar, none before a closing one, and no digit after that
 INLINE = re.compile(r"(?<![\\$])\$(?=[^\s$])((?:[^$\\]|\\.)*?)(?<=\S)\$(?![\d$])|\\\((.+?)\\\)")
-ANOTHER = re.compile(r"\s*(?:,\s*)?(?:\$|\\|and\b|or\b|和|或)")
-# a formula after "is", with no word of three letters in it but "and"
-COPULA = re.compile(
-    r"\b(?:is|are|equals)\s+"
-    r"((?=[^\s\d]*[\\(\[√−½×]|\d[^ ]*[×½√]|\d+,)(?:(?!\b(?!and\b)[A-Za-z]{3,}\b(?<!\\)).)+)$"
-)
 
 
 def stripped(text: str) -> str:

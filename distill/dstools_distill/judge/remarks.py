@@ -39,7 +39,7 @@ def _restates(answer: str, sentence: str) -> bool:
     In an equation other numbers may stand before it: 4 + 5 = 9.
     """
     said = sentence.strip(" $*.!)✓}\n")
-    if DOUBTED.search(said) or DENIED.search(said):
+    if HEDGED.search(said):
         return False
     if "=" in said and agree(answer, said.rpartition("=")[2].strip(" $*")):
         return True
@@ -58,8 +58,8 @@ def _is_harmless(answer: str, sentence: str) -> bool:
         return not is_named
     if re.fullmatch("[A-J]", answer) and {*re.findall(r"\b[B-J]\b", sentence)} - {answer}:
         return False
-    is_check = is_named and CHECK.match(sentence) and not DOUBTED.search(sentence)
-    return bool(is_check or HARMLESS.fullmatch(sentence)) and not WAVERING.search(sentence)
+    is_check = is_named and CHECK.match(sentence)
+    return bool(is_check or HARMLESS.fullmatch(sentence)) and not DOUBTED.search(sentence)
 
 
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+|</answer>")
@@ -67,21 +67,31 @@ NUMBER = re.compile(r"(?<![A-Za-z\d_.])[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 OTHERWISE = re.compile(  # in place of a remark on the answer
     r"(?i)\W*(?:(?:or|maybe|perhaps|oder|ou|或)\b(?! equivalently)|(?:actually|but|no wait)\b"
     r"|no[.,:;!]|(?:is|are|does|do|ist|sind|n'est|est|es|son|é|è)\b(?! the (?!answer|wrong)))"
-    r"|[\s$,;]*\d|\s*[<>]|.*\b(?:otherwise|depending|actually|wait)\b"
+    r"|[\s$,;]*\d|\s*[<>]"
+    r"|.*\b(?:otherwise|depending|actually|wait|so(?! that)|hence|thus|therefore)\b"
+)
+# of an answer: that it is wrong; also doubted; also denied or supposed; also bounded or asked for
+WRONG = re.compile(
+    r"(?i)\b(?:wrong|incorrect|mistake\w*|false|untrue|impossible|fails|contradict\w*"
+    r"|falsch|faux|falso|sbagliat\w+|errad\w+)\b|не ?верн|错|不对(?!称)|誤|間違|[≠?]"
 )
 DOUBTED = re.compile(
-    r"(?i)\b(?:wrong|incorrect|mistake\w*|false|fails|doubt\w*|unsure|not sure|guess|contradict\w*"
-    r"|falsch|faux|falso|sbagliat\w+|errad\w+)\b|не ?верн|错|不对(?!称)|誤|間違"
+    rf"{WRONG.pattern}|\b(?:doubt\w*|unsure|not sure|guess|no idea|unable|actually|wait|but"
+    r"|(?<!answer )should be|may|might|could)\b"
 )
-DENIED = re.compile(  # or bounded, supposed, asked
-    r"(?i)\b(?:(?:cannot|can't) be(?! \w+ed)|not|never|too|only|was|were|instead of|if"
-    r"|at (?:least|most)|mindestens|höchstens|au (?:moins|plus)|al menos|como máximo|almeno"
-    r"|pelo menos|не (?:менее|более))\b|n't\b|[≠<>≤≥?]|至少|至多|最多"
+DENIED = re.compile(
+    rf"{DOUBTED.pattern}|\b(?:not|(?:cannot|can't)(?! be \w+ed)|never|no es|if|assume|suppose)\b"
+    r"|n't\b|不是"
+)
+HEDGED = re.compile(
+    rf"{DENIED.pattern}|\b(?:nor|neither|nicht|kein\w*|nunca|pas|не|either|or|too|only|instead of"
+    r"|between|about|approximately|roughly|least|most|less|fewer|over|under|nearly|almost|would"
+    r"|let(?! me)|w[äü]re?n?|mindestens|höchstens|au (?:moins|plus)|al menos|como máximo|almeno"
+    r"|pelo menos)\b|[<>≤≥≈不没]|ない|至少|至多|最多"
 )
 CONCLUDES = re.compile(r"(?i)\W*(?:(?:so|hence|thus|therefore|note that|there are)\b|所以|因此)")
 CONFIRMS = re.compile(r"\b(?:is|are) (?:right|correct)$")
 CHECK = re.compile(r"(?i)\W*(?:[\w -]*check|verif\w+|probe|vérif\w+|проверка|验证|检验|検算)\b")
-WAVERING = re.compile(r"(?i)[≠?]|\b(?:but|hence|should|may|might|could|actually|wait)\b")
 OTHERS = re.compile(r"(?i)\W*(?:options?|choices?) [A-J]\b")
 HARMLESS = re.compile(
     r"(?i)\W*(?:(?:source|reference|difficulty|confidence|time|topics?)\W*:.*"

@@ -9,7 +9,7 @@ from dstools_distill.judge.remarks import is_taken_back
     "remark",
     [
         "Source: AIME 2019.",
-        "Wait, let me verify this: 41 is right.",
+        "Let me verify this: 41 is right.",
         "We add them: 20 + 20 = 40. With the one in the middle it is 41.",
         "So the value is $41$.",
         "42? Nein, die letzte zählt nicht mit. Es bleibt bei 41.",
