@@ -88,7 +88,9 @@ def _tables(
 
 def _teacher(stage: Stage) -> dict[str, Any]:
     local = ("device", "timeout_seconds")
-    return {key: value for key, value in stage.settings.items() if key not in local}
+    settings = {key: value for key, value in stage.settings.items() if key not in local}
+    told = stage.report.get("teachers")  # of a replayed file
+    return settings | ({"teachers": told} if told else {})
 
 
 def _verification(runs: Runs) -> list[str]:
@@ -180,7 +182,8 @@ def licences(settings: Card, runs: Runs) -> str:
     for _, stage in runs.distinct("generate"):
         model = stage.settings.get("model")
         teacher = shown(str(model or "the answers that came with the prompts"))
-        rows["Teacher", teacher, stage.settings["licence"]] = None
+        for name in stage.report.get("teachers", [teacher]):
+            rows["Teacher", name, stage.settings["licence"]] = None
     for run in runs.all:
         if any(stage in run.stages for stage in TRAINED):
             student = runs.lineage(run)[0].student

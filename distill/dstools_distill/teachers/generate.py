@@ -46,9 +46,10 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
     Reads inputs.prompts, and inputs.model: the teacher's folder (hf) or a file of samples (replay;
     None replays the references that came with the prompts). The report counts prompts in, samples
     out, reasons for drops, how answers ended, well-formed traces, tokens if the teacher counts
-    them, and the samples that an endpoint was asked for, and those that it gave to earlier runs.
-    Raises DstoolsError if the teacher is down, if more than settings.max_failed of the samples did
-    not come (another run asks for those again), or if every sample failed.
+    them; the samples that a server was asked for, and those that it gave to earlier runs; and those
+    of each teacher of a file. Raises DstoolsError if the teacher is down, if more than
+    settings.max_failed of the samples did not come (another run asks for those again), or if every
+    sample failed.
     """
     check_generate(settings)
     asked, done = inputs.prompts / RECORDS, work.folder / RECORDS
@@ -61,6 +62,9 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
                 _write(settings, asked, log, missed, _who(settings, inputs.model), work.folder)
             reused = log.reused
     report = _report(count, records.read(done), records.read(work.folder / DROPPED))
+    if settings.backend == "replay" and inputs.model:
+        names = Counter(record["teacher"]["name"] for record in records.read(done))
+        report["teachers"] = dict(sorted(names.items()))
     if settings.backend in PAID and reused is not None:
         report["samples"] = {"asked": count * settings.samples - reused, "reused": reused}
     (work.folder / LOG).unlink(missing_ok=True)
@@ -238,11 +242,13 @@ def _named(
 
 
 def _who(settings: Generate, model: Path | None) -> dict[str, str | None]:
-    """Return the teacher as records name it: without the path of its files."""
+    """Return the teacher as records name it, unless a replayed line names it: without a folder."""
     if settings.backend in PAID:
         return {"name": settings.model, "revision": None}
     if model is None:
         return {"name": "reference", "revision": None}
+    if settings.backend == "replay":
+        return {"name": f"replay of {model.name}", "revision": digest(model)[:16]}
     is_path = Path(settings.model).is_absolute() or settings.model.startswith(("~", ".", BUNDLED))
     return {"name": model.name if is_path else settings.model, "revision": digest(model)[:16]}
 
@@ -269,7 +275,7 @@ def _write(
                 logged = reread(log.read(number), settings)
             record = ask.prompt | {
                 "sample": ask.sample,
-                "teacher": teacher,
+                "teacher": logged.get("teacher") or teacher,
                 "sampling": _sampling(settings, ask.sample),
             }
             if "failed" in logged:
@@ -289,7 +295,7 @@ def _sampling(settings: Generate, sample: int) -> dict[str, Any]:
 
 def _sample(logged: Record) -> Record:
     """Return the fields of a record that depend on the sample."""
-    answer = Answer(*(logged[name] for name in Answer._fields))
+    answer = Answer(**{name: logged[name] for name in Answer._fields if name in logged})
     parts = split(answer.raw, answer.prefilled_think)
     return {
         "raw": answer.raw,

@@ -43,6 +43,7 @@ class Answer(NamedTuple):
     finish_reason: str
     prefilled_think: bool  # the opener is in the prompt
     usage: dict[str, int] | None  # prompt_tokens and completion_tokens, where known
+    teacher: Record | None = None  # its name and revision, where a file tells them
 
 
 class Failed(NamedTuple):
@@ -158,8 +159,9 @@ def replay(path: Path) -> Teacher:
     A line names its prompt by {"id"} of the prompts stage or by {"prompt"}, the text of its last
     message; of both, by either. It has the answer as {"raw"}, or as {"answer"} or {"content"} with
     a trace beside it (records.TRACES), read as an endpoint's (`received`), and may have
-    {"finish_reason", "prefilled_think", "usage"}; so records of an earlier `generate` can be
-    replayed. Lines of one prompt are its samples, in order; lines that no prompt takes are counted
+    {"finish_reason", "prefilled_think", "usage"} and the name of the model that answered (TELLERS);
+    so records of an earlier `generate` can be replayed. Lines of one prompt are its samples, in
+    order; lines that no prompt takes are counted
     in a warning. The teacher raises DstoolsError with the line if a prompt or an answer is missing,
     where one answer has several traces, or where `raw` has an answer or a trace beside it that is
     not in it.
@@ -245,14 +247,29 @@ def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
             problem = f"{path}: line {number}: {key} is not a part of raw"
             raise DstoolsError(problem, "either may be the sample; keep one of them")
     try:
-        return received(
-            message,
-            row.get("finish_reason"),
-            row.get("usage"),
-            prefilled=row.get("prefilled_think", False) is True,
-        )
+        prefilled = row.get("prefilled_think", False) is True
+        told = received(message, row.get("finish_reason"), row.get("usage"), prefilled=prefilled)
+        return told._replace(teacher=_told_teacher(row))
     except ValueError as error:
         raise DstoolsError(f"{path}: line {number}: {content} {error}", ANSWER_HINT) from None
+
+
+def _told_teacher(row: dict[str, Any]) -> Record | None:
+    """Return name and revision of the model that a line says it is of; None if it does not say.
+
+    A record of `generate` has both; others have a name alone.
+    """
+    for key in TELLERS:
+        value = row.get(key)
+        teacher = value if isinstance(value, dict) else {"name": value}
+        name, revision = teacher.get("name"), teacher.get("revision")
+        if isinstance(name, str) and name.strip():
+            known = revision if isinstance(revision, str) else None
+            return {"name": name.strip(), "revision": known}
+    return None
+
+
+TELLERS = ("teacher", "generator", "model")  # columns for the model that answered; the first counts
 
 
 def _answer_hint(row: dict[str, Any]) -> str:

@@ -43,3 +43,17 @@ def test_rows_that_held_no_question_are_told(made: Any) -> None:
     path.write_text(json.dumps(manifest))
     card = made.cards(stages)["DATA.md"]
     assert "| 8, and 1,200 left out that held no question |" in card
+
+
+def test_the_teachers_that_a_replayed_file_names_are_told_with_its_licence(made: Any) -> None:
+    stages = made.one_run()
+    path = stages[""]["generate"] / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["settings"] |= {"model": "given.jsonl", "licence": "mit"}
+    manifest["report"]["teachers"] = {"deepseek-r1": 8, "replay of given.jsonl": 2}
+    path.write_text(json.dumps(manifest))
+    card = made.cards(stages)["DATA.md"]
+    for name, count in manifest["report"]["teachers"].items():
+        assert f"| Teacher | {name} | mit |" in card
+        assert f"| teachers.{name} | {count} |" in card
+    assert "| Teacher | given.jsonl" not in card

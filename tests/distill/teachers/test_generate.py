@@ -19,7 +19,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.recipe.stages import Inputs
-from dstools_distill.store.stage import Work
+from dstools_distill.store.stage import Work, digest
 from dstools_distill.teachers import generate as module
 from dstools_distill.teachers.generate import generate
 from dstools_distill.teachers.teacher import Answer, Failed, Missed
@@ -168,7 +168,7 @@ from dstools_distill.teachers import sampling
 from dstools_distill.teachers.generate import generate
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.recipe.stages import Inputs
-from dstools_distill.store.stage import Work
+from dstools_distill.store.stage import Work, digest
 
 prompts, model, out = map(Path, sys.argv[1:4])
 settings = Generate(**eval(sys.argv[4]))
@@ -492,8 +492,54 @@ def test_records_name_a_teacher_without_the_folder_of_its_files(
 ) -> None:
     inputs = Inputs(prompts=prompts, model=all_given(tmp_path))
     generate(replace(REPLAY, model=name), inputs, work_in(tmp_path / "out"))
-    written = records.read(tmp_path / "out" / "records.jsonl")
-    assert {record["teacher"]["name"] for record in written} == {"given.jsonl"}
+    written = list(records.read(tmp_path / "out" / "records.jsonl"))
+    (teacher,) = {(row["teacher"]["name"], row["teacher"]["revision"]) for row in written}
+    assert teacher == ("replay of given.jsonl", digest(tmp_path / "given.jsonl")[:16])
+
+
+@pytest.mark.parametrize(
+    ("columns", "teacher"),
+    [
+        ({"model": "r1"}, ("r1", None)),
+        ({"generator": " deepseek-ai/DeepSeek-R1\n"}, ("deepseek-ai/DeepSeek-R1", None)),
+        ({"model": "the student", "teacher": "r1"}, ("r1", None)),
+        ({"teacher": {"name": "r1", "revision": "2f"}}, ("r1", "2f")),
+        ({"teacher": {"name": "r1"}, "model": "the student"}, ("r1", None)),
+        ({"teacher": None, "generator": " ", "model": "r1"}, ("r1", None)),
+        ({"teacher": {"revision": "2f"}, "model": ["r1"]}, None),
+        ({"teacher": 7}, None),
+    ],
+)
+def test_a_replayed_line_tells_its_teacher(
+    columns: dict[str, Any], teacher: tuple[str, str | None] | None, prompts: Path, tmp_path: Path
+) -> None:
+    rows = list(records.read(all_given(tmp_path)))
+    given = given_file(tmp_path, [rows[0] | columns, *rows[1:]])
+    inputs = Inputs(prompts=prompts, model=given)
+    report = generate(REPLAY, inputs, work_in(tmp_path / "out"))
+    written = list(records.read(tmp_path / "out" / "records.jsonl"))
+    plain = ("replay of given.jsonl", digest(given)[:16])
+    named = {(row["id"], row["sample"]): tuple(row["teacher"].values()) for row in written}
+    assert named.pop((rows[0]["id"], 0)) == (teacher or plain)
+    assert set(named.values()) == {plain}
+    counted = {teacher[0]: 1, plain[0]: 9} if teacher else {plain[0]: 10}
+    assert report["teachers"] == dict(sorted(counted.items()))
+
+
+def test_records_keep_their_teacher_through_a_replay_and_a_resumed_one(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row | {"teacher": "r1"} for row in records.read(all_given(tmp_path))]
+    inputs = Inputs(prompts=prompts, model=given_file(tmp_path, rows))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            generate(REPLAY, inputs, work_in(tmp_path / "first"))
+    generate(REPLAY, inputs, work_in(tmp_path / "first"))
+    earlier = tmp_path / "first" / "records.jsonl"
+    generate(REPLAY, Inputs(prompts=prompts, model=earlier), work_in(tmp_path / "second"))
+    written = records.read(tmp_path / "second" / "records.jsonl")
+    assert [row["teacher"] for row in written] == [{"name": "r1", "revision": None}] * 10
 
 
 def test_references_are_replayed_if_no_file_is_named(prompts: Path, tmp_path: Path) -> None:
