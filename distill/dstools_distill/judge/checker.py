@@ -11,7 +11,6 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
-from functools import reduce
 from importlib import import_module
 from typing import Any
 
@@ -137,22 +136,23 @@ def _same(one: Any, other: Any) -> bool | None:
 
 
 def _same_families(one: Any, other: Any) -> bool | None:
-    """Compare unions of a + b xi for all integers xi by their members in a common period."""
-    step = abs(one.args[0].diff(INDEX))
-    ratios = [sympy.simplify(abs(m.diff(INDEX)) / step) for m in (*one.args, *other.args)]
-    if not step.is_number or not all(ratio.is_Rational and ratio for ratio in ratios):
-        return None
-    period = step * reduce(sympy.lcm, ratios)
+    """Compare unions of progressions a + b xi, for all integers xi."""
     here, there = (
-        [
-            sympy.N((member + k * member.diff(INDEX)).subs(INDEX, 0) / period, 50)
-            for member in family.args
-            for k in range(sympy.simplify(period / abs(member.diff(INDEX))))
-        ]
+        [[sympy.N(part, 50) for part in (m.subs(INDEX, 0), m.diff(INDEX))] for m in family.args]
         for family in (one, other)
     )
-    near = [[abs(m - n - round(m - n)) < 1e-30 for n in there] for m in here]
-    return all(any(line) for line in [*near, *zip(*near, strict=True)])
+    are_progressions = all(step.is_number for _, step in here + there)
+    return _covers(here, there) and _covers(there, here) if are_progressions else None
+
+
+def _covers(others: list[Any], family: list[Any]) -> bool:
+    """Return whether all members of a family are in others.
+
+    n progressions that have 2^n consecutive members have all: Crittenden and Vanden Eynden, 1970.
+    """
+    members = (start + k * step for start, step in family for k in range(2 ** len(others)))
+    quotients = ([(member - start) / step for start, step in others] for member in members)
+    return all(any(abs(q - round(q)) < 1e-30 for q in line) for line in quotients)
 
 
 def _same_sets(one: Any, other: Any) -> bool | None:

@@ -14,14 +14,13 @@ from dstools_distill.judge.spelling import COMMAND, squeezed
 from dstools_distill.judge.units import NONE
 
 MAX_ITEMS = 40
-SCALARS, LISTS = {"number", "formula"}, ("", "{}")
+SCALARS, LISTS = {"number", "formula"}, {"", "{}"}
 DEGREE, PERCENT, RADIAN = (("°", 1),), (("%", 1),), (("rad", 1),)
 MARKS = {DEGREE, PERCENT}  # units that stand for a factor
-TRIGONOMETRIC = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*°\s*[)}]?")
 PLAIN_LOG = re.compile(r"\\log(?![a-z])\s*(?!_)")  # to base 10 or e
 # commands that math-verify reads as they are meant
 KNOWN = (
-    r"d?binom|[dt]?frac|over|sqrt|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|lg|exp|pi|infty|cdot"
+    r"d?binom|[dt]?frac|over|sqrt|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp|pi|infty|cdot"
     r"|cup|setminus|emptyset|mathbb|[lr]floor|[lr]ceil|[lg]eq?|[lg]t|[lg]eqslant|neq?|begin|end|left"
     r"|right|alpha|beta|[Gg]amma|[Dd]elta|epsilon|[Tt]heta|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau"
     r"|[Pp]hi|chi|psi|[Oo]mega|sum|prod"
@@ -34,7 +33,6 @@ MISREAD = re.compile(
     r"|frac(?:\d{3}|\s*\{[^{}]*\}\s*\{\s*(?:d|\\partial)\s*[a-z])"
     r"|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|r|end|\\))|\\(?:log|ln|sin|cos|tan)\s*\w\s*(?:\*|\\cdot)"
 )
-MATRIX = re.compile(r"\\begin\{(?:[pb]?matrix|array)")
 SUBSCRIPT = re.compile(r"_\s*\{?\w+\}?")
 NO_SYMBOL = re.compile(
     r"\\(?:begin|end)\{\w+\}(?:\{[clr|]+\})?|\\mathbb\s*\{?\w|\\[A-Za-z]+|\b(?:or|and)\b"
@@ -49,6 +47,12 @@ def every(results: Iterable[bool | None]) -> bool | None:
     """Return whether all results are true; None where that depends on an unknown one."""
     known = list(results)
     return False if False in known else None if None in known else True
+
+
+def some(results: Iterable[bool | None]) -> bool | None:
+    """Return whether any result is true; None where that depends on an unknown one."""
+    known = list(results)
+    return True if True in known else None if None in known else False
 
 
 class Comparison:
@@ -75,8 +79,7 @@ class Comparison:
             if line.text == "≈":
                 if not self._rounds(*line.items):
                     return None
-                found = [self._same(side._replace(name=line.name), other) for side in line.items]
-                return True if True in found else None if None in found else False
+                return some(self._same(side._replace(name=line.name), other) for side in line.items)
         kinds = {answer.kind, gold.kind}
         are_named = answer.name and gold.name and (" " in answer.name) == (" " in gold.name)
         if answer.name != gold.name and (are_named or "=" in answer.text + gold.text):
@@ -93,13 +96,7 @@ class Comparison:
             if answer.number == gold.number != 0:  # 3,5 may be 3.5
                 return gold.kind == "number" or None
             return None if max(v.number.denominator for v in (answer, gold)) > 1 else False
-        texts = (  # of a tuple and a matrix
-            "\\begin{pmatrix}" + "\\\\".join(map(to_latex, v.items)) + "\\end{pmatrix}"
-            if v.text == "()" and MATRIX.search(w.text)
-            else to_latex(v)
-            for v, w in ((answer, gold), (gold, answer))
-        )
-        return self._ask(*texts)
+        return self._ask(to_latex(answer), to_latex(gold))
 
     def _quantities(self, answer: Value, gold: Value) -> bool | None:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""
@@ -140,8 +137,6 @@ class Comparison:
         places = [n for n in range(10) if 10**n % rounded.number.denominator == 0]
         if exact.kind not in SCALARS or rounded.kind != "number" or not places:
             return None
-        if len({exact.unit, rounded.unit} - {NONE}) > 1:
-            return None
         scale = 10 ** places[0]
         if exact.kind == "number":
             return bool(abs(exact.number - rounded.number) * 2 * scale <= 1)
@@ -154,64 +149,48 @@ class Comparison:
         """Ask math-verify about two formulas, equations or sets, unless it would misread one."""
         if squeezed(answer) == squeezed(gold):
             return True
-        one, other = texts = [
-            TRIGONOMETRIC.sub(r"\1(\\frac{\2 \\pi}{180})", text) for text in (answer, gold)
-        ]
+        texts = (answer, gold)
         misread = [bool(MISREAD.search(SUBSCRIPT.sub("", text))) for text in texts]
         if any(misread):
             self.problem = "answer-not-read" if misread[0] else "gold-not-read"
             return None
         here, there = (set(LETTER.findall(NO_SYMBOL.sub(" ", text))) for text in texts)
-        symbols = here | there | set(COMMAND.findall(f"{one} {other}"))
+        symbols = here | there | set(COMMAND.findall(f"{answer} {gold}"))
         has_both_cases = len(set(map(str.lower, symbols))) < len(symbols)  # R is read as r
         are_renamed = here - there and there - here  # a_n = 2n, and a_k = 2k
         logs = {bool(PLAIN_LOG.search(text)) for text in texts}
-        is_degree = "°" in one, "°" in other  # or a number: 60 + x
-        is_unknown = is_degree[0] != is_degree[1] and "\\pi" not in f"{one}{other}"
-        if has_both_cases or are_renamed or len(logs) > 1 or is_unknown:
+        is_number = ("°" in answer) != ("°" in gold) and "\\pi" not in answer + gold  # 60 + x
+        if has_both_cases or are_renamed or len(logs) > 1 or is_number:
             return None
         self.asked = True
-        one, other = (text.replace("\\lg", "\\log_{10}").translate(TO_LATEX) for text in texts)
-        equal = self.referee.math(one, other)
+        equal = self.referee.math(answer.translate(TO_LATEX), gold.translate(TO_LATEX))
         if isinstance(equal, bool):  # ln 2x + C is ln x + C
-            return equal or (None if one[-1:] == other[-1:] == "C" else False)
+            return equal or (None if answer[-1:] == gold[-1:] == "C" else False)
         self.problem = equal or "math-verify-cannot-read"
         return None
 
     def _items(self, answer: Value, gold: Value) -> bool | None:
         """Compare lists, tuples and sets."""
-        brackets = (answer.text, gold.text)
-        named = answer if answer.name else gold
-        letters = "".join(dict.fromkeys(name[0] for name in named.name.split()))
-        has_order = " " not in named.name or letters in ascii_letters
-        if named.text == "()" and answer.name != gold.name and not has_order:  # of m, b
-            return None
-        if {*brackets} == {"", "()"} and answer.name != gold.name:  # in the order of the names?
-            return self._sequence(answer.items, gold.items) or None
-        are_lists = [text in LISTS for text in brackets]
-        if are_lists[0] != are_lists[1]:
-            return None
-        if not are_lists[0]:
-            equal = self._sequence(answer.items, gold.items)
-            is_pair = {*brackets} == {"()", "[]"}  # [3, 4] may be one, not an interval
-            return equal if brackets[0] == brackets[1] else None if equal and is_pair else False
-        counts = len(answer.items), len(gold.items)
-        if 0 in counts:
-            return counts[0] == counts[1]
-        if max(counts) > MAX_ITEMS:
+        brackets = {answer.text, gold.text}
+        if answer.name != gold.name and "()" in brackets:
+            names = (answer.name or gold.name).split()
+            letters = "".join(dict.fromkeys(name[0] for name in names))
+            if len(names) > 1 and letters not in ascii_letters:  # m, b
+                return None
+            if "" in brackets:  # in the order of the names?
+                return self._sequence(answer.items, gold.items) or None
+        if brackets - LISTS:
+            equal = None if brackets & LISTS else self._sequence(answer.items, gold.items)
+            is_pair = brackets == {"()", "[]"}  # [3, 4] may be one, not an interval
+            return equal if len(brackets) == 1 or not equal else None if is_pair else False
+        if max(len(answer.items), len(gold.items)) > MAX_ITEMS:
             return None
         table = [[self._same(one, other) for other in gold.items] for one in answer.items]
-        columns = list(zip(*table, strict=True))
-        equal = every(
-            True if True in line else None if None in line else False for line in [*table, *columns]
-        )
+        columns = [[line[k] for line in table] for k in range(len(gold.items))]
+        equal = every(map(some, [*table, *columns]))
         if equal and gold.text == "":  # 1, 1, 2 is not 1, 2
             equal = all(line.count(True) == columns.count(line) for line in columns)
-        if (
-            equal
-            and brackets == ("", "")
-            and (len(gold.items) > 2 or answer.name == gold.name != "")
-        ):
+        if equal and brackets == {""} and (len(columns) > 2 or answer.name == gold.name != ""):
             self.problem = "order"  # which may have been asked for, or a_1 and a_2
             return self._sequence(answer.items, gold.items) or None
         return equal

@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from dstools_distill.judge.units import ATOMS, NONE, RAISED, NoUnitError, Unit, read_unit
+from dstools_distill.judge.units import ATOMS, NONE, NoUnitError, Unit, read_unit
 
 
 class Value(NamedTuple):
@@ -125,7 +125,7 @@ def _single(text: str) -> Value:
     if not rest.strip():
         return Value("number", number=number)
     letters, bare = LETTERS.match(rest), TEXT.sub("", rest)
-    is_variable = letters and letters[1] not in {*ATOMS, *RAISED}
+    is_variable = letters and letters[1] not in {*ATOMS, "sq", "cu"}
     if is_variable or not FIRST.match(rest) or "\\" in bare:
         raise NoUnitError(text)
     unit = read_unit(_words(rest))

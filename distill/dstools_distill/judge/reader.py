@@ -13,7 +13,6 @@ from dstools_distill.judge.quantities import UnreadableError, Value, read_formul
 from dstools_distill.judge.spelling import CLOSING, COMMAND, OPENING, outside, plain
 
 MAX_CHARS, MAX_DEPTH = 2000, 12
-EMPTY = {"\\emptyset", "\\varnothing", "⦃⦄"}
 
 
 def read(text: str) -> Value | None:
@@ -64,8 +63,6 @@ def _value(text: str, depth: int) -> Value:
     text = text.strip().removesuffix("\\").strip()
     if not text or depth > MAX_DEPTH or DOTS.search(text):
         raise UnreadableError(text)
-    if re.sub(r"[\s{}]", "", text) in EMPTY:
-        return Value("items", "{}")
     if depth == 0 and (whole := read_quantity(text)):
         return whole
     for separators in LISTS:
@@ -132,8 +129,6 @@ def _single(text: str, depth: int) -> Value:
         return group
     if match := BASE.fullmatch(text):
         base, digits = BASES.get(match[2].lower(), match[2]), match[1].lower().lstrip("0")
-        if not base.isdigit() or not max(int(d, 16) for d in f"{digits}1") < int(base) <= 36:
-            raise UnreadableError(text)
         return Value("base", f"{digits}_{base}")
     if len(PLUS_MINUS.findall(text)) == 1:
         both = (PLUS_MINUS.sub(sign, text).strip() for sign in "+-")
@@ -145,6 +140,8 @@ def _group(text: str, depth: int) -> Value | None:
     """Read what is between brackets that match to the end; None if they do not."""
     opener, closer, inner = text[0], text[-1], text[1:-1].strip()
     is_open = closer not in CLOSING or outside(text)[1:-1].strip("\0")
+    if opener == "⦃" and not inner:
+        return Value("items", "{}")
     if is_open or (opener != "⦃" and re.search(r"\\pm.*,|,.*\\pm", inner)):  # (±1, 2)
         return None
     if opener == "⦃" and (condition := CONDITION.match(inner)):

@@ -77,11 +77,9 @@ class Referee:
         question, expected = PROBES[library]
         answer = self._ask(question | {"is_probe": True})
         if answer != expected:
-            reasons = {"timeout": "it did not answer in time", "checker-failed": self._error}
-            reason = reasons.get(answer, f"it answered {answer} where {expected} is right")
+            reason = printable(self._error) or f"its first answer was {answer}, not {expected}"
             raise DstoolsError(
-                f"the process that compares answers by {library} failed: "
-                f"{printable(reason) or 'it left no message'}",
+                f"the process that compares answers by {library} failed: {reason}",
                 f'`{sys.executable} -c "import {library}"` must work; '
                 f"{install_hint('distill')} installs the right version",
             )

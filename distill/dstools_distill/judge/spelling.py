@@ -22,7 +22,8 @@ SIMPLER = {
     "cdot": "*", "times": "*", "degree": "°", "lvert": "|", "rvert": "|", "vert": "|", "%": "%",
     "langle": "(", "rangle": ")", "lbrace": "⦃", "{": "⦃", "rbrace": "⦄", "}": "⦄", "$": "$",
     "colon": ":", "neq": "\\ne", **dict.fromkeys(("leq", "leqslant"), "\\le"),
-    **dict.fromkeys(("geq", "geqslant"), "\\ge"), "therefore": "",
+    **dict.fromkeys(("geq", "geqslant"), "\\ge"), "therefore": "", "lg": "\\log_{10}",
+    **dict.fromkeys(("emptyset", "varnothing"), "⦃⦄"),
 }  # fmt: skip
 # what has a simpler equivalent
 REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
@@ -40,6 +41,8 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\textcircled\s*\{(\d)\}"), lambda circled: chr(0x245F + int(circled[1]))),
     (re.compile(r"(?:(?<=\S)\s+|(?<=[\d})]))\((\w\s*(?:\\(?:in|ne|[lg]e)(?![a-z])|[<>])[^()]*)\)$"),
      r", \1"),  # x + 1 (x > 1)
+    (re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*°\s*[)}]?"),
+     r"\1(\\frac{\2 \\pi}{180})"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"^0x([0-9A-Fa-f]+)$"), r"0\1_{16}"),
     (re.compile(r"^0b([01]+)$"), r"\1_2"),
@@ -49,7 +52,8 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\]([^\[\]()\s,;][^\[\]()]*[,;][^\[\]()]+)(?=[\[\]])"), r"(\1"),  # ]1, 2[
     (re.compile(r"(?<=[\[(])([^\[\]()]+[,;][^\[\]()]+)\["), r"\1)"),
     (re.compile(r"(\d*\.\d*?)(\d+?)\2{2,}\s*(?:\.\.\.|\\[lc]?dots)\s*$"), r"\1\\overline{\2}"),
-    (re.compile(r"^\\begin\{cases\}([^&]*)\\end\{cases\}$"), lambda c: c[1].replace("\\\\", ",")),
+    (re.compile(r"^[(\[\s]*\\begin\{(cases|[pb]?matrix|array)\}(?:\{c\})?([^&]*)\\end\{\1\}[)\]\s]*$"),
+     lambda rows: "(" + rows[2].replace(r"\\", ",") + ")"),  # a system, or a column
     (re.compile(r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![A-Za-z])C(?:_\{?(\d+)\}?\^\{?(\d+)\}?|\s*\(\s*(\d+)\s*,\s*(\d+)\s*\))"),
      r"\\binom{\1\3}{\2\4}"),
@@ -64,7 +68,7 @@ CHARACTERS = str.maketrans(
         "∴": "", "≠": r"\ne ", "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "±": r"\pm ",
         "∞": r"\infty ", "√": r"\sqrt ",
         "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≈": r"\approx ", "∪": r"\cup ",
-        "∈": r"\in ", "º": "°", "∅": r"\emptyset ", "θ": r"\theta ", "α": r"\alpha ",
+        "∈": r"\in ", "º": "°", "∅": "⦃⦄", "θ": r"\theta ", "α": r"\alpha ",
         "β": r"\beta ", "λ": r"\lambda ",
     }
 )  # fmt: skip

@@ -28,8 +28,8 @@ METRIC = {  # base: its spellings, to which prefixes are put
     "K": "K kelvin", "B": "B byte", "bit": "bit",
 }  # fmt: skip
 OTHERS = {  # and those of its multiples
-    "m": "inch=0.0254 in=0.0254 foot=0.3048 feet=0.3048 ft=0.3048 yard=0.9144 mile=1609.344",
-    "s": "min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
+    "m": "inch=0.0254 in=0.0254 foot=0.3048 feet=0.3048 ft=0.3048 yard=0.9144 mi=1609.344 "
+    "mile=1609.344", "s": "min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
     "g": "kilo=1000 tonne=1e6 ton=1e6",
     "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs", "rad": "rad radian",
     "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "°": "° degree deg '=1/60",
@@ -52,10 +52,7 @@ ATOMS |= {
     for base, names in OTHERS.items()
     for name, _, size in (word.partition("=") for word in names.split())
 }
-SAME_AS = {
-    "mi": "mile", "mph": "mile/h", "kph": "km/h", "per cent": "percent",
-    "percentage point": "percent",
-}  # fmt: skip
+SAME_AS = {"mph": "mile/h", "kph": "km/h", "per cent": "percent", "percentage point": "percent"}
 TIMES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "mn": 10**6, "billion": 10**9, "bn": 10**9,
     "trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7, "万": 10**4, "亿": 10**8,
@@ -74,7 +71,7 @@ NUMERAL = re.compile(  # sixths, Millionen, docenas, 千; and what begins with o
     r"|mil(?!k|eage)|[bt]r?illi|hundert|tausend|dutzend|cent(?:o|aine)|cien|docen|douzaine"
     r"|drittel|viertel|tiers|quarts|tercio|cuarto|тысяч|милли|десят|сот|[十百千万亿兆半多余]"
 )
-RAISED = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+RAISED = re.compile(r"(?i)\b(?:(sq(?:uare)?)|cu(?:bic)?)\.? (\w+)")
 SPELLED = re.compile(rf"(?i)\b({'|'.join(SAME_AS)})s?\b")
 WORD = re.compile(r"/|[^\s/*·^.]+(?:\^-?\d)?")
 
@@ -88,27 +85,22 @@ def read_unit(words: str) -> Unit:
     words = " ".join(words.replace("°", "° ").split()).rstrip(".,")
     words = re.sub(r"(^|/ ?)\((.*)\)$", r"\1\2", words)  # J/(mol K)
     words = SPELLED.sub(lambda match: SAME_AS[match[1].lower()], words)
-    if (
-        not words
-        or len(words) > 40
-        or re.search(r"[=<>+]|\d|\bin [a-z]", re.sub(r"\^-?\d", "", words))
-    ):
+    words = RAISED.sub(lambda match: f"{match[2]}^{2 if match[1] else 3}", words)
+    if len(words) > 40 or re.search(r"[=<>+]|\d|\bin [a-z]", re.sub(r"\^-?\d", "", words)):
         raise NoUnitError(words)
-    times, factor, sign, raised = Fraction(1), Fraction(1), 1, 1
+    times, factor, sign = Fraction(1), Fraction(1), 1
     of: dict[str, int] = {}
     for word in WORD.findall(words):
         name, _, power = word.partition("^")
         if name in ("/", "per"):
             sign = -1
-        elif name.lower() in RAISED:
-            raised = RAISED[name.lower()]
         elif multiple := TIMES.get(name.lower().removesuffix("s")):
             times *= multiple
         else:
             base, size = _atom(name)
-            exponent = sign * raised * int(power or 1)
+            exponent = sign * int(power or 1)
             of[base] = of.get(base, 0) + exponent
-            factor, raised = factor * size**exponent, 1
+            factor *= size**exponent
     return Unit(times, factor, tuple(sorted(pair for pair in of.items() if pair[1])))
 
 

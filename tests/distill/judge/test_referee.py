@@ -107,7 +107,7 @@ def parse(*_, **__): return ["1"]
 """
     for text, reason in (
         ("", "cannot import name 'LatexExtractionConfig'"),
-        (unreadable, "it answered None where True is right"),
+        (unreadable, "its first answer was None, not True"),
     ):
         broken.write_text(text)
         with pytest.raises(DstoolsError, match=f"by math_verify failed: .*{reason}"):
@@ -116,7 +116,7 @@ def parse(*_, **__): return ["1"]
 
 def test_a_process_that_cannot_start_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(DstoolsError, match="by math_verify failed: it left no message"):
+    with pytest.raises(DstoolsError, match="first answer was checker-failed, not True"):
         Referee(2.0).math("1", "1")
 
 
