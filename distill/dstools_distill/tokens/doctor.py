@@ -163,8 +163,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 
     try:
         settings = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise DstoolsError(f"{path}: {error.strerror}", "is the path right?") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = printable(" ".join(str(error).split()))
         raise DstoolsError(f"{path}: is not valid YAML: {reason}", "fix the file") from None

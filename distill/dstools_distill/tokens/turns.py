@@ -68,13 +68,17 @@ class Reader:
         self.mark = between.rpartition(self.end_text)[2].lstrip() or between
         with suppress(DstoolsError):  # the template may refuse system prompts
             text = chat_text(tokenizer, [{"role": "system", "content": SYSTEM}, *chat])
-        self.system = text.partition(USER)[0].removesuffix(self.mark).partition(SYSTEM)
-        self.beginnings = [part for part in (before, self.system[0]) if part not in between]
+        start, _, closing = text.partition(USER)[0].removesuffix(self.mark).partition(SYSTEM)
+        first, last = re.escape(start), re.escape(closing)
+        self.system = re.compile(f"{first}((?:(?!{first}).)+){last}", re.DOTALL)
+        self.beginnings = [part for part in (before, start) if part not in between]
         self.shows_start = before in self.beginnings
         written = {*tokenizer.encode(text, add_special_tokens=False), self.end}
-        added = tokenizer.added_tokens_decoder.items()
-        names = {n: str(token) for n, token in added if token.special or n in written}
-        self.control = {n: name for n, name in names.items() if name not in (OPEN, CLOSE)}
+        self.control = {
+            n: str(token)
+            for n, token in tokenizer.added_tokens_decoder.items()
+            if (token.special or n in written) and str(token) not in (OPEN, CLOSE)
+        }
         self.ends = tuple(self.control.values())
         self.control_text = re.compile("|".join(map(re.escape, self.ends)))
 
@@ -113,15 +117,14 @@ class Reader:
 
     def _messages(self, text: str, answers: list[Answer]) -> Messages:
         """Return the conversation that a row holds, as far as it is written as served."""
-        (opening, _, closing), chat, stop = self.system, Messages(), 0
+        chat, stop = Messages(), 0
         for answer in answers:
             asked = text[stop : answer.start].rstrip()
             if asked.endswith(self.header):
                 lead, _, asked = asked.removesuffix(self.header).rpartition(self.mark)
-                system = lead.removeprefix(opening).removesuffix(closing)
-                is_system = lead == f"{opening}{system}{closing}" and opening not in system
-                if system and is_system and not chat:
-                    chat.append({"role": "system", "content": system})
+                system = self.system.fullmatch(lead)
+                if system and not chat:
+                    chat.append({"role": "system", "content": system[1]})
             reply, stop = text[answer.start : answer.stop].removeprefix(self.block), answer.stop
             chat += [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
         return chat
@@ -132,45 +135,37 @@ class Reader:
         if spoiled:
             yield spoiled
             return
-        stop, rest = answers[-1].end, text[answers[0].end :]
-        if any(part in rest and text.count(part) > 1 for part in self.beginnings):
-            message = f"several conversations with nothing to part them, not judged: {shown(rest)}"
-            yield Violation("packing", message)
-            return
-        given, wanted = replies(chat), replies(source or chat)
-        if len(given) > len(wanted):
-            message = f"{len(given)} answers are in the row, not judged; its conversation has "
-            yield Violation("packing", message + str(len(wanted)))
+        given, wanted, rest = replies(chat), replies(source or chat), text[answers[0].end :]
+        begun = [part for part in self.beginnings if part in rest and text.count(part) > 1]
+        if begun or len(given) > len(wanted):
+            what = "several conversations with nothing to part them, not judged"
+            yield Violation("packing", f"{what}: {shown(rest)}")
             return
         if len(given) < len(wanted):
             yield Violation("truncated", f"{len(given)} of {len(wanted)} answers are in the row")
-        has_source = source is not None and len(given) == len(wanted)
-        if source is None or not has_source:
-            source, wanted = chat, given
-        differs = list(self._of_prompt(row, source[:-1]))
-        is_odd = any(fault.code == "prompt-differs" for fault in differs)
+            source, wanted = None, given
         is_trained = all(ON in mask[start:end] for start, _, end in answers)
-        if is_odd and is_trained and len(given) > 1 and not (has_source or self.shows_start):
-            message = "several conversations, or one with traces that serving drops from history"
-            yield Violation("not-checked", message)
-        yield from differs
-        outside = mask
+        is_odd = is_trained and not self.shows_start and any(map(has_trace, given[:-1]))
+        if source is None and is_odd:
+            what = "several conversations, or one that keeps traces in its history"
+            yield Violation("not-checked", what)
+        yield from self._of_prompt(row, (source or chat)[:-1])
+        last = 0
         for answer, reply, whole in zip(answers, given, wanted, strict=True):
             start, _, end = answer
-            outside = outside[:start] + OFF * (end - start) + outside[end:]
+            if asked := _trained(row, last, start):
+                yield Violation("prompt-trained", f"the prompt is trained on, {shown(asked)}")
             if ON in mask[start:end]:
                 lost = list(_lost(reply, whole))
-                yield from self._of_answer(row, answer, is_whole=has_source and not lost)
+                yield from self._of_answer(row, answer, is_whole=bool(source) and not lost)
                 yield from lost
             else:
-                code = "history-not-trained" if end < stop else "no-labels"
+                code = "history-not-trained" if answer != answers[-1] else "no-labels"
                 yield Violation(code, f"{shown(reply)} is not trained on")
-        before, after = _trained(text[:stop], outside), _trained(text[stop:], outside[stop:])
-        if before:
-            yield Violation("prompt-trained", f"the prompt is trained on, {shown(before)}")
-        if self.mark.strip() in text[stop:]:
+            last = end
+        if self.mark.strip() in text[last:]:
             yield Violation("truncated", f"the row ends after a question: {shown(text, len(text))}")
-        elif after.replace(self.end_text, ""):
+        elif after := _trained(row, last, len(text)).replace(self.end_text, ""):
             yield Violation("trained-after-end", f"{shown(after)} is trained on after the end")
 
     def _of_prompt(self, row: Row, asked: Messages) -> Iterator[Violation]:
@@ -225,9 +220,9 @@ def has_trace(text: str) -> bool:
     return bool(WORDS.search(text))
 
 
-def _trained(text: str, mask: str) -> str:
-    """Return what is trained on of a text."""
-    return "".join(compress(text, map(int, mask))).strip()
+def _trained(row: Row, start: int, stop: int) -> str:
+    """Return what is trained on of a part of a row, without blanks around it."""
+    return "".join(compress(row.text[start:stop], map(int, row.mask[start:stop]))).strip()
 
 
 def _lost(text: str, whole: str) -> Iterator[Violation]:

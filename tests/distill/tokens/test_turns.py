@@ -160,6 +160,41 @@ def test_packing_is_told_by_the_source_if_the_template_does_not_show_where_a_row
     assert [fault.code for fault in faults(reader, row, source * 2)] == ["prompt-differs"]
 
 
+def test_packing_is_told_if_the_conversations_have_system_prompts(reader_of: Any) -> None:
+    reader = reader_of("qwen3")
+    system = {"role": "system", "content": "Be brief."}
+    prompt = prompt_ids(reader.tokenizer, [system, ASK])
+    ids = [*prompt, *reader.tokenizer.encode("7"), reader.end]
+    for times, code in ((2, "packing"), (1, "prompt-trained")):
+        [fault] = faults(reader, Trained(ids * times, ids * times))
+        assert fault.code == code
+
+
+def test_a_template_that_keeps_traces_does_not_show_packing_without_the_source(
+    tokenizer_folder: Any,
+) -> None:
+    """Plain ChatML: two conversations are the same text as two turns. Nobody masks those packed."""
+    tokenizer = load_tokenizer(tokenizer_folder("smollm2"))
+    tokenizer.chat_template = CHATML
+    reader, reply = Reader(tokenizer), {"role": "assistant", "content": "<think>\n3\n</think>\n\n7"}
+    prompt = prompt_ids(tokenizer, [ASK])
+    answer = [*tokenizer.encode(reply["content"]), reader.end]
+    for times, source, codes in (
+        (2, None, ["not-checked"]),
+        (2, [ASK, reply], ["packing"]),
+        (2, [ASK, reply] * 2, []),
+        (1, None, []),
+    ):
+        line_feed = tokenizer.encode("\n")
+        ids = ([*prompt, *answer, *line_feed] * times)[:-1]
+        labels = ([*[IGNORED] * len(prompt), *answer, IGNORED] * times)[:-1]
+        assert [fault.code for fault in faults(reader, Trained(ids, labels), source)] == codes
+        if times == 2 and source is None:
+            labels = [*[IGNORED] * (len(ids) - len(answer)), *answer]
+            [fault] = faults(reader, Trained(ids, labels))
+            assert fault.code == "history-not-trained"
+
+
 def test_an_end_that_is_missing_after_a_whole_answer_is_no_cut(reader_of: Any) -> None:
     reader = reader_of("sample-v3")
     reply = ANSWER.partition("<｜")[0]
