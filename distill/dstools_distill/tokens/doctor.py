@@ -181,9 +181,10 @@ def _trainer(path: Path, settings: dict[str, Any]) -> str:
             "for another trainer, save its tokenized rows and give them with --prepared",
         )
     listed = settings.get("datasets")
-    types = [str(entry.get("type")) for entry in listed or () if isinstance(entry, dict)]
+    entries = listed if isinstance(listed, list) else []
     others = {key: settings.get(key) for key in NOT_SFT}
-    others["type"] = "completion" * ("completion" in types)
+    if "completion" in [entry.get("type") for entry in entries if isinstance(entry, dict)]:
+        others["type"] = "completion"
     for key, value in others.items():
         if value and value != "sft":
             raise DstoolsError(

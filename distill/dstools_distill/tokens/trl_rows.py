@@ -87,7 +87,7 @@ def prepare(tokenizer: Any, config: dict[str, Any], chats: list[Messages]) -> An
     logging.disable(logging.WARNING)  # what TRL says of the tiny model
     try:
         with warnings.catch_warnings(action="ignore"), time_limit(TIME_LIMIT_SECONDS):
-            [args] = parser.parse_args_into_dataclasses([])
+            [args] = parser.parse_args_into_dataclasses([], look_for_args_file=False)
             rows: list[Record] = [{"messages": chat} for chat in chats]
             if args.completion_only_loss:
                 rows = [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats]

@@ -247,6 +247,10 @@ def test_labelled_configurations_are_judged_as_labelled(
             {"base_model": "org/name", "dataset_prepared_path": "made here"},
             "axolotl preprocess {} --dataset-prepared-path prepared",
         ),
+        (
+            {"base_model": "org/name", "datasets": 7},
+            "axolotl preprocess {} --dataset-prepared-path prepared",
+        ),
     ],
 )
 def test_a_trainer_that_is_not_run_gives_the_command_that_prepares_its_data(
