@@ -20,6 +20,8 @@ from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
+from dateutil.parser import parse
+
 from dstools_distill.judge.equality import Comparison
 from dstools_distill.judge.extract import ANNOUNCED, final_answer, stripped
 from dstools_distill.judge.reader import read
@@ -86,15 +88,15 @@ def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
     """Rule on digits, letters or words; None where the text is none, or other words."""
     if kind == "integer":
         return integers(text, gold)
-    if kind == "choice" and not SEVERAL.search(text) and (given := letters(text)):
-        if not (wanted := letters(gold)):
+    (given, words), (wanted, its) = choice(text), choice(gold)
+    if kind == "choice" and given and not SEVERAL.search(text):
+        if not wanted:
             return GOLD_NOT_READ
-        options = [_text(LABEL.sub("", chosen)).casefold() for chosen in (text, gold)]
-        if wanted == given and len(given) == 1 and all(options) and options[0] != options[1]:
+        if words and its and _words(words) != _words(its):
             return Ruling("unverifiable", "other-words", EXACT)
-        return EQUAL if wanted == given else _differs("".join(sorted(given)), EXACT)
-    is_text = (kind == "string" or _text(gold) in MEANT) and not SEVERAL.search(text)
-    if is_text and same_text(text, gold):
+        return EQUAL if wanted == given else _differs(given, EXACT)
+    is_text = (kind == "string" or _words(gold) in MEANT.values()) and not SEVERAL.search(text)
+    if is_text and same_words(text, gold):
         return EQUAL
     return EQUAL if _compound(text) == _compound(gold) != "" else None
 
@@ -106,10 +108,9 @@ def _ruling(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Rulin
     if kind == "string":
         return _other_words(answer, gold)
     if kind == "choice":
-        gold = _unstyled(gold)
-        if not (label := LABELLED.match(gold)):
+        gold, kind = choice(gold)[1], "math"
+        if not gold:
             return Ruling("unverifiable", "answer-not-read")
-        gold, kind = gold[label.end() - 1 :], "math"
     return formulas(answer, gold, kind, referee)
 
 
@@ -118,18 +119,15 @@ def looks_like(gold: str) -> AnswerType:
     inner = _unstyled(gold) if STYLED.fullmatch(gold) else gold
     if INTEGER.fullmatch(inner):
         return "integer"
-    if LABELLED.match(_unstyled(gold)) or LETTERS.fullmatch(inner):
+    if any(choice(gold)) and choice(gold)[0] in _unstyled(gold):  # FACE is a word
         return "choice"
     is_words = WORDS.fullmatch(inner) and (len(inner) > 2 or inner.lower() in ("no", "ok"))
     is_quoted = re.search(r"(?<![\w)}])['\"]", gold)  # f' is a function
-    return "string" if is_words or is_quoted or _moment(gold) else "math"
+    return "string" if is_words or is_quoted or _moment(_unstyled(gold)) else "math"
 
 
 SEVERAL = re.compile(r"\n|\w{2}[.!?;]\s")  # sentences
-LETTERS = re.compile(r"\(?[A-J]\)?|(?=[A-J]{2,6}$)A?B?C?D?E?F?G?H?I?J?")
 WORDS = re.compile(r"(?!inf(?:inity)?$)[^\W\d_][^\W\d_' -]*(?: [^\W\d_' -]+)*", re.IGNORECASE)
-LABEL = re.compile(r"(?i)^\W*(?:(?:option|choice|answer)\s+)?[A-J]\b\W*")
-LABELLED = re.compile(r"\s*(?:\([A-J]\)[\s\\]*|[A-J][.)]\s+)\S")
 
 
 # --------------------------------------------------------------------------------------- integers
@@ -156,6 +154,9 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
     """Compare two formulas by text, by exact arithmetic, or by math-verify's trees."""
     if squeezed(answer) == squeezed(gold):
         return EQUAL
+    gold, answer = (RATIO.sub(":", text) for text in (gold, answer))
+    if RATIO.search(answer) and ":" not in gold:  # 2 to 3 may be a range
+        return Ruling("unverifiable", "not-comparable")
     wanted, given = read(gold), read(answer)
     if wanted is None or given is None:
         return Ruling("unverifiable", "gold-not-read" if wanted is None else "answer-not-read")
@@ -171,6 +172,9 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
     return Ruling("correct", "equal", checkers) if equal else _differs(answer, checkers)
 
 
+RATIO = re.compile(r"(?<=\d)\s*(?:\bto\b|:|\{:\}|\\colon)\s*(?=\d)")
+
+
 def _compound(text: str) -> str:
     """Return a formula of chemistry without marks, H2SO4 or SO4^2-; "" for other text."""
     text = re.sub(r"\\(?:ce|text)(?![a-z])|[{}]|_(?=\{?\d)|\^(?=\{?[+-])", "", squeezed(text))
@@ -184,130 +188,102 @@ COMPOUND = re.compile(rf"{ATOM}{{2,}}|{ATOM}+(?:\^\d)?[+-]")
 # ------------------------------------------------------------------------------- choices, strings
 
 
-def letters(text: str) -> frozenset[str]:
-    """Return the letters that a text chooses; an empty set if it is not a choice.
+def choice(text: str) -> tuple[str, str]:
+    """Return the letters that a text chooses, sorted, and the words of the option; "" for none.
 
-    Choices: C, (c), Option C, C) 42, A and C.
+    Choices: C, (c), Option C, C) 42, C, as it is even, A and C, AC.
     """
     text = re.sub(r"(?i)^(?:option|choice|answer)s?\s+", "", _unstyled(text).strip("*_ "))
-    if re.fullmatch(r"[A-J]{2,}", text):
-        return frozenset(text)
-    if named := NAMED.match(text):
+    if named := NAMED.fullmatch(text):
         is_alone = not re.search(r"^is\b|\b[B-J]\b|\bis (?:wrong|false)", named[2])
-        return frozenset(named[1] if is_alone else "")
-    parts = re.split(r"\s*(?:,|;|&|\bor\b|\band\b)\s*", text)
-    matches = [re.fullmatch(r"\(?([A-Za-z])[).]?", part.strip()) for part in parts if part.strip()]
-    return frozenset(m[1].upper() for m in matches if m) if all(matches) else frozenset()
+        return named[1] if is_alone else "", named[2]
+    found = re.findall(r"\w+", re.sub(r"\b(?:or|and)\b", "", text))
+    letters = "".join(sorted("".join(found)))
+    is_run = len(found) == 1 or len(found) == len(letters)
+    return (letters.upper() if is_run and LETTERS.fullmatch(letters) else "", "")
 
 
 NAMED = re.compile(  # C) 42, C, as it is even
-    r"\(?([A-Z])(?:\)?\s*[,，;—–-]*\s*(?:(?:because|since|as|not|is (?:right|correct))\b|因为)"
-    r"|\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2}))\s*(?=.))(.*)",
+    r"\(?([A-J])(?:\)?\s*[,，;—–-]*\s*(?=(?:because|since|as|not|is (?:right|correct))\b|因为)"
+    r"|\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2}))\s*)(.+)",
     re.DOTALL,
 )
+LETTERS = re.compile(r"(?!$)A?B?C?D?E?F?G?H?I?J?|[a-j]")
 
 
 def _other_words(answer: str, gold: str) -> Ruling:
-    r"""Rule on another text: unverifiable in another script, or with more or fewer words.
+    """Rule on another text: unverifiable in another script, with a word in common, or shortened.
 
-    Unverifiable are symbols, such as \emptyset or T for True, too, figures for words and words of
-    one meaning.
+    Figures and symbols may stand for words.
     """
-    if gold.isascii() and not answer.isascii():
-        return Ruling("unverifiable", "another-script", EXACT)
-    one, other = (
-        {word.removesuffix("s") for word in _text(text).casefold().split()}
-        for text in (answer, gold)
-    )
-    symbol = re.sub(r"\\[A-Za-z]+", "", _unstyled(answer)).strip().casefold()
-    initials = "".join(word[0] for word in _text(gold).casefold().split())  # DNE
-    # "no solutions", "there is no solution"
-    is_part = one <= other or other <= one or _text(gold) in _text(answer)
-    is_short = symbol.startswith(initials) or gold.casefold().startswith(symbol)
-    meanings = [ALIKE.get(text, text) for text in (symbol, _text(gold).casefold())]
-    has_figures = re.search(r"\d", answer + gold)
-    if is_part or is_short or meanings[0] == meanings[1] or has_figures:
+    one, other = _words(answer).casefold(), _words(gold).casefold()
+    symbol, initials = one.strip("\\"), "".join(word[0] for word in other.split())
+    is_short = symbol.startswith(initials) or other.startswith(symbol)
+    are_known = one.isascii() or not other.isascii()
+    is_alike = {*re.findall(r"\w+", one)} & {*re.findall(r"\w+", other)} or other in one
+    if is_alike or is_short or not are_known or re.search(r"\d", answer + gold):
         return Ruling("unverifiable", "other-words", EXACT)
     return _differs(answer, EXACT)
 
 
-def same_text(answer: str, gold: str) -> bool:
-    """Return whether two texts say the same.
-
-    If the gold has words of one or two letters, case counts: CO is not Co.
-    """
-    one, other = _text(answer), _text(gold)
-    if one == other:
-        return bool(one)
+def same_words(answer: str, gold: str) -> bool:
+    """Return whether two texts say the same, also "yes" and a reason for it."""
+    one, other = _words(answer), _words(gold)
     word = re.match(r"(\w+)\s*[,—–.;:]", one)
     if word and YES_NO.fullmatch(other) and len(YES_NO.findall(one)) == 1:
-        one = word[1]
-    if all(
-        len(word) > 2 or word.islower() or word == "No" for word in re.findall(r"[^\W\d_]+", other)
-    ):
-        one, other = (
-            SUBJECT.sub("", NO_PLURAL.sub(r"\1", words.casefold())) for words in (one, other)
-        )
-        one, other = (MEANT.get(words, words) for words in (one, other))
-    first, second = _moment(one), _moment(other)
-    return bool(other) and (one == other or (first is not None and first == second))
+        one = _words(word[1])
+    return one == other != ""
 
 
-ALIKE = {
-    word: words[0]
-    for words in (("yes", "true"), ("no", "false"), ("none", "no solution", "nothing", "undefined"))
-    for word in words
-}
+MEANT = {
+    **dict.fromkeys(("dne", "d.n.e"), "does not exist"),
+    **dict.fromkeys(("none", r"\emptyset", r"\varnothing", "∅", r"\{\}"), "no solution"),
+    "infinitely many solution": "infinitely many", "true": "yes", "false": "no",
+}  # fmt: skip
 # no solutions: no solution; but Mars is not Mar
 NO_PLURAL = re.compile(r"(\b(?:no|infinitely many) \w{4,})s$")
 SUBJECT = re.compile(  # the limit does not exist: does not exist
     r"^(?:(?:the|this) \w+|it|there)(?: (?:is|are|has|have))? (?=does not|no |infinitely)"
 )
-MEANT = {
-    **dict.fromkeys(("dne", "d.n.e"), "does not exist"),
-    **dict.fromkeys(("\\emptyset", "\\varnothing", "∅", "\\{\\}"), "no solution"),
-    "infinitely many": "infinitely many solution",
-}
 # "no" before a word is not an answer: yes, there is no other
 YES_NO = re.compile(r"(?i)\b(?:yes|no(?!\s+\w)|true|false|but|unless|oui|non|ja|nein|sí|да|нет)\b")
 
 
-def _text(text: str) -> str:
-    """Return a text without style commands, with one kind of quote and single blanks."""
-    text = unicodedata.normalize("NFC", _unstyled(stripped(text)))
-    text = re.sub(r"[’‘`\"“”]", "'", text)
-    text = re.sub(r"\s*,\s*", ", ", text)
-    text = re.sub(r"(?<=[①-⑳])[、, ]+(?=[①-⑳])", "", re.sub(r"^(?:an?|the) ", "", text.strip("' ")))
-    return " ".join(text.split()).strip("' ").removesuffix(".")
+def _words(text: str) -> str:
+    """Return a text in one spelling: one kind of quote, no article, one of the words for a meaning.
+
+    The case of a word of one or two letters counts, and of those beside it: CO is not Co.
+    """
+    text = unicodedata.normalize("NFC", _unstyled(text))
+    if moment := _moment(text):
+        return moment
+    text = re.sub(r"[’‘`\"“”]", "'", re.sub(r"(?<=[①-⑳])[、, ]+(?=[①-⑳])", "", text))
+    text = re.sub(r"\s*,\s*", ", ", re.sub(r"^(?:an?|the) ", "", text.strip("' ")))
+    text = " ".join(text.split()).strip("' ").removesuffix(".")
+    if not re.search(r"\b(?!(?i:no|a)\b)(?=\w?[A-Z])[^\W\d_]{1,2}\b", text):
+        text = SUBJECT.sub("", NO_PLURAL.sub(r"\1", text.casefold()))
+    return MEANT.get(text, text)
 
 
 def _unstyled(text: str) -> str:
     return stripped(STYLED.sub(r"\1", SPACING.sub(" ", text.replace("{:}", ":"))))
 
 
-MOMENTS = (
-    *("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p"),
-    *("%Y-%m-%d", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y"),
-)
-SPOKEN = (
-    (re.compile(r"(?<=\d)(?:st|nd|rd|th)\b(?: of\b)?"), ""),
-    (re.compile(r"\s*([ap])\s?m$"), r" \1m"),
-    (re.compile(r"(?<=:)\s+|\s+(?=:|\s)"), ""),
+# with the name of a month; in ISO's order; a time of day, but not 1:2:30, which is a ratio
+MOMENT = re.compile(
+    r"(?i)(?=.*[a-z]{3}).*\b\d{4}\b.*|\d{4}-\d\d-\d\d|\d\d?\s*(?::\s*\d\d\s*){1,2}(?:[ap]\.?\s*m\.?)?"
 )
 
 
-def _moment(text: str) -> tuple[bool, datetime] | None:
-    """Return the date or the time of day that a text is; None for an ambiguous one: 03/04/2024.
-
-    First comes whether it may be of the other half of the day.
-    """
-    text = _unstyled(text).lower().replace(".", "").replace(",", " ")
-    for pattern, simpler in SPOKEN:
-        text = pattern.sub(simpler, text)
-    if not re.match(r"(?!.*:\d\b).*(?::\d\d|\b\d{4}\b)", text):  # 1:2:30 is a ratio
-        return None
-    for form in MOMENTS:
-        with suppress(ValueError):
-            moment = datetime.strptime(text, form)
-            return "%p" not in form and 0 < moment.hour < 13, moment
-    return None
+def _moment(text: str) -> str:
+    """Return the date or the time of day that a text is; "" for an ambiguous one: 03/04/2024."""
+    if not MOMENT.fullmatch(text):
+        return ""
+    with suppress(ValueError, OverflowError):
+        text = re.sub(r"\s*:\s*", ":", text)
+        one, other = (parse(text, default=datetime(day, day, day)) for day in (1, 2))
+        if ":" not in text:
+            return f"{one}" if one == other else ""
+        is_half = 0 < one.hour < 13 and not re.search("[apAP]", text)  # of either half of the day
+        return f"{one:%H:%M:%S}{' or later' if is_half else ''}"
+    return ""

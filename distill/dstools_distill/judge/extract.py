@@ -243,7 +243,7 @@ def _stated(line: str) -> Extracted:
     return Extracted(answer) if is_stated else NO_ANSWER
 
 
-REASON = re.compile(r",? (?:since|because) (?:(?!\b(?:but|so|hence|thus|therefore|[A-J])\b).)*$")
+REASON = re.compile(r",? (?:since|because) .*$")
 SO = re.compile(r"^.*\b(?:so|which)\b")
 VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-−$€£]\s?)*[\d\\(\[√].*)")
 SECOND = re.compile(r"\d\D*[\s,，。、](?!and\b)[^\W\d]\D*\d")  # another number after words
@@ -253,7 +253,7 @@ LOOSE = re.compile(  # the number after one of these was not asked for
 )
 UNIT = re.compile(r"[^\W\d]|[$€£]")
 MORE = re.compile(  # around the unit
-    r"(?<=\d) more(?= [a-z]+)|,? (?:altogether|tomorrow|today|now)$|,? in (?:total|all)$"
+    r"(?<=\d) more(?= [a-z]+)|,? (?:altogether|tomorrow|today|now)$"
     r"| (?:a|at|in|of) .*$|(?<=[a-z]) square units"
 )
 WORDS = re.compile(r"\b(?!and\b)(?<!\\)[A-Za-z]{2,}")
@@ -269,16 +269,13 @@ def stripped(text: str) -> str:
     before = None
     while text != before:
         before = text
-        text = re.sub(
-            r"\s*(?:です|である|입니다|이다)?(?<!\.)[.。．]?$|(?<=\$)!$", "", text.strip("*_` \n\t")
-        )
+        text = re.sub(r"\s*(?<!\.)[.。．]?$|(?<=\$)!$", "", text.strip("*_` \n\t"))
         text = LEAD.sub("", unwrapped(text))
     return text
 
 
 LEAD = re.compile(
-    r"(?i)^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it is|it's|that is"
-    r"|approximately|exactly)[\s,:]+"
+    r"(?i)^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it is|it's|that is)[\s,:]+"
     r"|\\text\s*\{[^{}]*\b(?:is|are)\s*\}|(?:\\approx(?![a-z])|≈)\s*"
     r"|(?:\\text\s*\{[^{}]{3,40}\}|(?:[A-Za-z]{3,}[ ]?){1,4})\s*=(?!=)\s*)"
 )

@@ -84,7 +84,7 @@ def test_a_text_with_the_words_of_the_gold_and_others_is_not_known_to_be_wrong()
     for text, verdict in (("solutions", "correct"), ("points", "unverifiable"), ("", "correct")):
         answer = rf"\boxed{{\text{{infinitely many {text}}}}}"
         assert compare(answer, "infinitely many", "auto", FixedReferee(None)).verdict == verdict
-    answer = r"\boxed{\text{finitely many}}"
+    answer = r"\boxed{\text{none}}"
     assert compare(answer, "infinitely many", "auto", FixedReferee(None)).verdict == "incorrect"
 
 
@@ -116,6 +116,20 @@ def test_a_text_with_the_words_of_the_gold_and_others_is_not_known_to_be_wrong()
         (r"A root is $\boxed{3}$, another $\boxed{5}$.", "5", "unverifiable"),
         (r"A root is $\boxed{3}$, another $\boxed{5}$.", "4", "incorrect"),
         ("Roots:\n1. x = 3\n2. x = 5", "3, 5", "correct"),
+        ("True", "Yes", "correct"),
+        ("False", "Yes", "incorrect"),
+        ("the 4th of July, 1776", "July 4, 1776", "unverifiable"),  # it is only not read
+        ("July 1776", "July 1, 1776", "unverifiable"),
+        ("2:30", "14:30", "unverifiable"),
+        ("2 to 3", "2:3", "correct"),
+        ("2 to 3", r"\frac{2}{3}", "unverifiable"),  # it may be a range
+        ("41:1", "41", "unverifiable"),
+        ("C and A", "AC", "correct"),
+        ("(A) 3 (B) 4", "A", "unverifiable"),
+        ("A", "(A) 3 (B) 4", "unverifiable"),
+        ("FACE", "CAFE", "incorrect"),  # words, no letters
+        ("B) 3", "B) 4", "unverifiable"),
+        (r"6\sqrt{3}", r"\textbf{(D) } 6\sqrt{3}", "correct"),
     ],
 )
 def test_words_and_several_answers_are_compared_as_they_are_meant(
