@@ -10,8 +10,10 @@ processes of a sandbox end with it, and the sandbox ends with this process: bubb
 once it runs, and a pipe that this process holds until then.
 """
 
+import math
 import os
 import platform
+import re
 import select
 import shutil
 import struct
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +30,7 @@ from dstools_converters.errors import DstoolsError
 MAX_OUTPUT_BYTES = 1 << 20
 TMP_BYTES = 16 << 20
 WALL_FACTOR = 3  # limit of wall-clock time, as a multiple of the limit of CPU time
+NUMBER, TOLERANCE = re.compile(rb"[-+]?\d*\.?\d+(?:e[-+]?\d+)?"), 1e-6  # of real numbers
 NO_MODULE = 79  # exit status of a program that imports what the sandbox lacks
 LAUNCH = f"""
 import builtins, os, resource, runpy, sys
@@ -64,20 +68,39 @@ class Result(NamedTuple):
 def judge(program: str, cases: list[dict[str, str]], seconds: float, memory_mib: int) -> str:
     """Return "" if a program passes all cases, else "word: detail" of the first failure.
 
+    "code-form" is told if no case fails otherwise: the task's own checker may accept such output.
     Raises DstoolsError if bubblewrap is missing or does not work.
     """
     require()
+    form = ""
     for number, case in enumerate(cases, start=1):
         result = run(program, case["stdin"].encode(), seconds, memory_mib)
         if result.problem:
             return f"code-{result.problem}: case {number}"
-        if _lines(result.stdout) != _lines(case["stdout"].encode()):
+        wanted = case["stdout"].encode()
+        if _lines(result.stdout) == _lines(wanted):
+            continue
+        if not _differ_in_form(result.stdout, wanted):
             return f"code-output: case {number}"
-    return ""
+        form = form or f"code-form: case {number}"
+    return form
 
 
 def _lines(output: bytes) -> list[bytes]:
     return [line.rstrip() for line in output.rstrip().split(b"\n")]
+
+
+def _differ_in_form(output: bytes, wanted: bytes) -> bool:
+    """Return whether both have the same words, but for case, line breaks and close real numbers."""
+    pairs = list(zip_longest(output.lower().split(), wanted.lower().split(), fillvalue=b""))
+    return all(one == other or _are_close(one, other) for one, other in pairs)
+
+
+def _are_close(*words: bytes) -> bool:
+    """Return whether two words are numbers, one of them real, that differ by rounding."""
+    if not all(map(NUMBER.fullmatch, words)) or b"." not in b"".join(words):
+        return False
+    return math.isclose(*map(float, words), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
 
 @cache

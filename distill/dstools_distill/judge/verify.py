@@ -227,7 +227,8 @@ def _score(answer: str, task: dict[str, Any], referee: Referee) -> Ruling:
 def _run_code(answer: str, gold: str, settings: Verify) -> Ruling:
     """Rule by running the program of an answer on all cases.
 
-    A program in another language, or with a library that the sandbox lacks, is unverifiable.
+    Unverifiable are programs in another language, or with a library that the sandbox lacks, and
+    outputs that differ in form alone.
     """
     cases, (text, problem) = program.read_cases(gold), program.find(answer)
     if cases is None:
@@ -236,6 +237,6 @@ def _run_code(answer: str, gold: str, settings: Verify) -> Ruling:
         return Ruling("incorrect" if problem == "no-code" else "unverifiable", problem)
     problem = sandbox.judge(text, cases, settings.code_timeout_seconds, settings.code_memory_mib)
     if problem:
-        is_known = not problem.startswith("code-no-module")
+        is_known = not problem.startswith(("code-no-module", "code-form"))
         return Ruling("incorrect" if is_known else "unverifiable", problem, ("sandbox",))
     return Ruling("correct", f"passed: {len(cases)} cases", ("sandbox",))

@@ -198,6 +198,32 @@ def test_a_program_is_judged_only_by_its_output(program: str, problem: str) -> N
     assert judge(program, CASES, seconds=1, memory_mib=256) == problem
 
 
+@needs_bwrap
+@pytest.mark.parametrize(
+    ("printed", "wanted", "problem"),
+    [
+        ("0.3333333333333333", "0.333333\n", "code-form: case 1"),  # the tolerance is not known
+        ("3.0", "3\n", "code-form: case 1"),
+        ("Yes", "YES\n", "code-form: case 1"),
+        ("1 2", "1\n2\n", "code-form: case 1"),
+        ("0.3334", "0.333333\n", "code-output: case 1"),
+        ("3000001", "3000000\n", "code-output: case 1"),  # integers are exact
+        ("1 2 2", "1 2\n", "code-output: case 1"),
+    ],
+)
+def test_an_output_that_differs_in_form_alone_is_not_called_wrong(
+    printed: str, wanted: str, problem: str
+) -> None:
+    cases = [{"stdin": "", "stdout": wanted}]
+    assert judge(f"print({printed!r})", cases, seconds=1, memory_mib=256) == problem
+
+
+@needs_bwrap
+def test_a_wrong_output_outweighs_one_that_differs_in_form() -> None:
+    cases = [{"stdin": "", "stdout": "A"}, {"stdin": "", "stdout": "b"}]
+    assert judge("print('a')", cases, seconds=1, memory_mib=256) == "code-output: case 2"
+
+
 def test_without_bubblewrap_no_code_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     sandbox.require.cache_clear()

@@ -250,6 +250,7 @@ CODE = json.dumps([{"stdin": "2 3\n", "stdout": "5\n"}])
         ),
         ("```\n1 / 0\n```\nbetter:\n```py\nprint(5)\n```", CODE, "correct", "passed: 1 cases"),
         ("```python\nprint(6)\n```", CODE, "incorrect", "code-output: case 1"),
+        ("```python\nprint(5.0)\n```", CODE, "unverifiable", "code-form: case 1"),
         ("print(5)", CODE, "correct", "passed: 1 cases"),
         ("It is 5.", CODE, "incorrect", "no-code"),
         ("Run print(5).", CODE, "unverifiable", "code-not-found"),
