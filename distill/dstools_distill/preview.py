@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from dstools_converters.errors import DstoolsError
 from dstools_distill.estimate import CARD_BYTES, Size, Sizes, expected, measured
 from dstools_distill.inputs import Make, gather, identity_of
 from dstools_distill.lineage import gather_card
+from dstools_distill.machine import Fault, lack
 from dstools_distill.pipeline import stages_from
 from dstools_distill.places import PendingError, Places
 from dstools_distill.preflight import preflight
@@ -43,12 +45,13 @@ class Preview:
     disk_needed: int  # the sum over the steps where it is known
     disk_free: int
     disk_unknown: tuple[str, ...]  # the steps where it is not known
+    unfit: dict[str, str]  # the steps that this machine cannot run, and what it lacks
 
 
 def preview(places: Places, start: str) -> Preview:
     """Return what a run from `start` on would do, "" for all of it.
 
-    Raises DstoolsError for what the run itself would refuse.
+    Raises DstoolsError for what the run itself would refuse on any machine.
     """
     plan = list(stages_from(places.recipe, start))
     if not start:
@@ -71,6 +74,8 @@ def preview(places: Places, start: str) -> Preview:
     if places.recipe.card:
         folder = _card(seen, make)
         steps.append(_step("", "card", "done", folder, Size(nbytes=CARD_BYTES)))
+    faults = unfit(places)
+    running = [_name(step.chain, step.stage) for step in steps if step.state == "would run"]
     above = places.out.absolute()
     existing = next(path for path in (above, *above.parents) if path.exists())
     return Preview(
@@ -79,7 +84,34 @@ def preview(places: Places, start: str) -> Preview:
         disk_needed=sum(step.disk_bytes or 0 for step in steps),
         disk_free=shutil.disk_usage(existing).free,
         disk_unknown=tuple(_name(s.chain, s.stage) for s in steps if s.disk_bytes is None),
+        unfit={name: faults[name][0] for name in running if name in faults},
     )
+
+
+def unfit(places: Places) -> dict[str, Fault]:
+    """Return what this machine lacks for stages of the recipe, done or not, by CHAIN/STAGE."""
+    faults = {
+        _name(chain.name, stage): lack(settings)
+        for chain in places.recipe.chains
+        for stage, settings in chain.stages.items()
+    }
+    return {name: fault for name, fault in faults.items() if fault}
+
+
+def require_machine(places: Places, start: str) -> None:
+    """Raise DstoolsError where a run from `start` on would come to a stage that needs another one.
+
+    A stage that is done needs no machine.
+    """
+    faults, chain = unfit(places), places.recipe.chains[0]
+    options = ["--chain", chain.name] if chain.name else []
+    for name in preview(places, start).unfit if faults else ():
+        problem, advice = faults[name]
+        raise DstoolsError(
+            f"{places.recipe.path}: {name}: {problem}",
+            f"{advice}; or, if another machine is to run it, run the stages before it one by one "
+            f"here, as `{places.command(next(iter(chain.stages)), *options)}`, and the rest there",
+        )
 
 
 def check(places: Places) -> None:

@@ -140,6 +140,7 @@ def run(
 
         if not start:
             preview.check(pipeline.places)  # before the first stage costs anything
+        preview.require_machine(pipeline.places, start or "")
         pipeline.run(start or "", report)
     _finish(pipeline, done, as_json, text="")
 
@@ -156,13 +157,15 @@ def check(recipe: str, out: str | None, as_json: bool) -> None:
     """Validate a recipe: keys, values, paths, and what each stage needs of earlier ones.
 
     Nothing is run and nothing is written. Exits 1 with the first fault. Faults that only running
-    can show, such as a bad row of a source, are not found.
+    can show, such as a bad row of a source, are not found. What only this machine lacks, such as
+    GPUs, is said, and is not a fault of the recipe.
     """
     from dstools_distill import preview
 
     places = _places(recipe, out)
     preview.check(places)
-    show_checked(places.recipe, as_json)
+    faults = {name: problem for name, (problem, _) in preview.unfit(places).items()}
+    show_checked(places.recipe, faults, as_json)
 
 
 def _stage_command(stage: str, summary: str) -> click.Command:

@@ -18,14 +18,17 @@ class Checked:
     recipe: str
     chains: dict[str, list[str]]  # the stages of each, by its name; "" for the only one
     has_card: bool
+    unfit: dict[str, str]  # the stages that this machine cannot run, and what it lacks
 
 
-def show_checked(recipe: "Recipe", as_json: bool) -> None:
+def show_checked(recipe: "Recipe", unfit: dict[str, str], as_json: bool) -> None:
     """Print the stages of a recipe that passed, and name the next command."""
     chains = {chain.name: list(chain.stages) for chain in recipe.chains}
     lines = [f"{name:24} {', '.join(stages)}".strip() for name, stages in chains.items()]
     lines += ["card"] if recipe.card else []
-    show(Checked(str(recipe.path), chains, recipe.card is not None), as_json, "\n".join(lines))
+    checked = Checked(str(recipe.path), chains, recipe.card is not None, unfit)
+    show(checked, as_json, "\n".join(lines))
+    _warn(unfit)
     hint_command("distill", "run", str(recipe.path), "--dry-run")
 
 
@@ -36,12 +39,21 @@ def show_preview(seen: "Preview", as_json: bool) -> None:
     free = f"{size(seen.disk_free)} free"
     lines.append(f"disk: at most {size(seen.disk_needed)} needed{unknown}; {free}")
     show(seen, as_json, "\n".join(lines))
+    _warn(seen.unfit)
     if all(step.state != "would run" for step in seen.steps):
         hint("everything is done; nothing would run")
+    elif seen.unfit:
+        hint("nothing was written")
     elif seen.disk_free < seen.disk_needed:
         hint(f"nothing was written; the disk has {free}, which may be too little")
     else:
         hint("nothing was written; the same command without --dry-run runs it")
+
+
+def _warn(unfit: dict[str, str]) -> None:
+    """Say on stderr which stages this machine cannot run."""
+    for name, problem in unfit.items():
+        hint(f"{name} cannot run on this machine, and `run` would refuse it: {problem}")
 
 
 def _step_line(step: "Step") -> str:

@@ -8,7 +8,7 @@ import pytest
 from dstools_converters.errors import DstoolsError
 from dstools_distill.inputs import gather, identity_of
 from dstools_distill.places import Places
-from dstools_distill.preview import check, preview
+from dstools_distill.preview import check, preview, require_machine, unfit
 from dstools_distill.recipe.recipe import read_recipe
 
 Finish = Callable[..., Path]
@@ -128,3 +128,31 @@ def test_a_check_refuses_what_a_run_would(tmp_path: Path, old: str, new: str, me
     (tmp_path / "student").symlink_to(SAMPLE)
     with pytest.raises(DstoolsError, match=message):
         check(read(tmp_path, RECIPE.replace(old, new, 1)))
+
+
+LOCAL = RECIPE.replace(
+    'backend = "replay", model = "samples', 'backend = "hf", device = "cuda", model = "student" }#'
+)
+
+
+def test_what_this_machine_cannot_run_is_refused_by_a_run_and_told_by_others(
+    tmp_path: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe may be made for another machine, and a stage that is done needs none."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "student").symlink_to(SAMPLE)
+    places = read(tmp_path, LOCAL)
+    check(places)
+    none = "device cuda: this machine has none"
+    assert {name: problem for name, (problem, _) in unfit(places).items()} == {
+        "cold/generate": none
+    }
+    assert preview(places, "").unfit == {"cold/generate": none}
+    with pytest.raises(DstoolsError, match=f"a.toml: cold/generate: {none}") as caught:
+        require_machine(places, "")
+    assert caught.value.hint.startswith('set device = "cpu"; or, if another machine is to run it')
+    assert f"`{places.command('prompts', '--chain', 'cold')}`" in caught.value.hint
+    store(places, 0, "prompts", finish)
+    store(places, 0, "generate", finish)
+    assert preview(places, "").unfit == {}
+    require_machine(places, "")

@@ -19,6 +19,7 @@ from dstools_converters.runtime.sampling import Sampling
 from dstools_converters.runtime.session import Session, pool_for
 from dstools_converters.runtime.weights import load, takes_codes
 from dstools_distill.loading import keep_freed_memory
+from dstools_distill.machine import lack_of_device
 from dstools_distill.teachers.teacher import windows
 
 
@@ -47,10 +48,10 @@ class Sampler:
         precision: Literal["float32", "bfloat16"] = "float32",
         device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
+        if fault := lack_of_device(device):
+            raise DstoolsError(*fault)
         if device == "cpu":
             keep_freed_memory()
-        elif not torch.cuda.is_available():
-            raise DstoolsError("device cuda: this machine has none", 'set device = "cpu"')
         try:
             dtype, place = getattr(torch, precision), torch.device(device)
             is_fp8 = takes_codes(dtype, place)

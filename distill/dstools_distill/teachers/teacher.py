@@ -161,10 +161,9 @@ def replay(path: Path) -> Teacher:
     a trace beside it (records.TRACES), read as an endpoint's (`received`), and may have
     {"finish_reason", "prefilled_think", "usage"} and the name of the model that answered (TELLERS);
     so records of an earlier `generate` can be replayed. Lines of one prompt are its samples, in
-    order; lines that no prompt takes are counted
-    in a warning. The teacher raises DstoolsError with the line if a prompt or an answer is missing,
-    where one answer has several traces, or where `raw` has an answer or a trace beside it that is
-    not in it.
+    order; lines that no prompt takes are counted in a warning. The teacher raises DstoolsError with
+    the line if a prompt or an answer is missing, where one answer has several traces, or where
+    `raw` has an answer or a trace beside it that is not in it.
     """
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:

@@ -18,7 +18,6 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from dstools_converters.model.tokenizer import end_token_id, ends_of
 from dstools_converters.sidefiles.carried import carried
 from dstools_converters.tables import nearest
 from dstools_distill.loading import keep_freed_memory
+from dstools_distill.machine import lack
 from dstools_distill.recipe.settings import Training, check_settings
 from dstools_distill.store.ranks import world_size
 from dstools_distill.store.stage import Report, Work
@@ -115,16 +115,9 @@ def require_machine(settings: Training) -> None:
     """Raise DstoolsError for settings that contradict each other, or need what is missing here."""
     check_settings(settings)
     require_launcher()
-    parallel = settings.parallel
     require_names(settings)
-    if parallel == "fsdp2" and not torch.cuda.is_available():
-        whole = "single" if settings.processes == 1 else "ddp"
-        raise DstoolsError(
-            "fsdp2 needs GPUs: on CPUs accelerate runs plain data parallelism instead",
-            f'choose parallel = "{whole}", "zero2" or "zero3"',
-        )
-    if parallel.startswith("zero") and find_spec("deepspeed") is None:
-        raise DstoolsError(f"{parallel} needs DeepSpeed", "pip install deepspeed")
+    if fault := lack(settings):
+        raise DstoolsError(*fault)
 
 
 def require_names(settings: Training, where: str = "") -> None:

@@ -115,7 +115,7 @@ def test_one_process_under_a_launcher_is_refused(
 
 
 def test_zero_without_deepspeed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr("dstools_distill.machine.find_spec", lambda name: None)
     with pytest.raises(DstoolsError, match="needs DeepSpeed") as caught:
         require_machine(replace(TWO, parallel="zero2"))
     assert caught.value.hint == "pip install deepspeed"

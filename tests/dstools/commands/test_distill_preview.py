@@ -96,7 +96,7 @@ def test_a_dry_run_tells_what_is_done_and_what_would_run_and_writes_nothing(reci
 
 def test_a_dry_run_is_one_json_object(recipe: Path) -> None:
     found = preview(recipe)
-    assert set(found) == {"out", "steps", "disk_needed", "disk_free", "disk_unknown"}
+    assert set(found) == {"out", "steps", "disk_needed", "disk_free", "disk_unknown", "unfit"}
     steps = {step["stage"]: step for step in found["steps"]}
     assert Path(steps["verify"]["folder"]).name.startswith("verify-")
     assert (steps["verify"]["disk_bytes"], steps["select"]["folder"]) == (0, None)
@@ -104,6 +104,31 @@ def test_a_dry_run_is_one_json_object(recipe: Path) -> None:
     # two checkpoints of weights and two moments in float32, and the model: 28 bytes a parameter
     shards = sum(path.stat().st_size for path in SAMPLE.glob("*.safetensors"))
     assert steps["sft"]["disk_bytes"] == pytest.approx(14 * shards, rel=0.01)  # stored in bfloat16
+
+
+def test_a_stage_for_another_machine_is_told_by_check_and_dry_run_and_refused_by_run(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first stage, not after the teacher was paid; on a login node a plan is wanted."""
+    monkeypatch.setattr("dstools_distill.machine.find_spec", lambda name: None)
+    recipe.write_text(RECIPE.replace("batch_size = 4", 'batch_size = 4\nparallel = "zero2"'))
+    recipe.write_text(recipe.read_text().replace('precision = "float32"\n', ""))
+    told = "sft cannot run on this machine, and `run` would refuse it: zero2 needs DeepSpeed"
+    for words in (("check", recipe), ("run", recipe, "--dry-run")):
+        result = dstools(*words)
+        assert result.exit_code == 0, result.output
+        assert result.stderr.startswith(f"hint: {told}\n")
+        assert json.loads(dstools(*words, "--json").stdout)["unfit"] == {
+            "sft": "zero2 needs DeepSpeed"
+        }
+    for words in (("run", recipe), ("run", recipe, "--from", "select")):
+        result = dstools(*words)
+        assert result.exit_code == 1
+        assert "mini.toml: sft: zero2 needs DeepSpeed" in result.stderr
+        assert "pip install deepspeed; or, if another machine is to run it" in result.stderr
+        assert "dstools distill prompts" in result.stderr
+        assert not (recipe.with_suffix("") / "select").exists()
+    assert dstools("select", recipe).exit_code == 0  # one by one
 
 
 def test_in_an_empty_folder_all_would_run_and_the_folder_is_not_made(
