@@ -2,7 +2,7 @@
 
 Started by `referee.Referee` as `python -m dstools_distill.judge.checker SECONDS`. Questions and
 answers are JSON. An error ends the process after a line {"error"}; so does, without one, a question
-that uses more CPU time than SECONDS (SIGPROF).
+that uses more CPU time than SECONDS (SIGPROF), or waits for far longer (SIGALRM).
 """
 
 import json
@@ -19,6 +19,7 @@ from sympy.logic.boolalg import BooleanFunction
 
 from dstools_distill.judge.equality import every
 
+WALL_FACTOR = 30  # a process that waits forever is ended, too
 MEMORY_BYTES = 4 << 30  # of address space; the libraries alone take one GiB
 # raised by sympy and by scorers of reasoning-gym on some answers; any other error ends the process
 KNOWN_ERRORS = (
@@ -53,6 +54,7 @@ def answer(question: dict[str, Any], seconds: float) -> bool | float | str | Non
     limit: the first question of a library loads more of it than its import does.
     """
     check = score if "task" in question else are_equal
+    signal.alarm(WALL_FACTOR * round(seconds + 10))
     import_module("reasoning_gym" if check is score else "math_verify")  # before the clock starts
     signal.setitimer(signal.ITIMER_PROF, 0 if "is_probe" in question else seconds)
     try:
@@ -61,6 +63,7 @@ def answer(question: dict[str, Any], seconds: float) -> bool | float | str | Non
         return type(error).__name__
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.alarm(0)
 
 
 def are_equal(question: dict[str, Any]) -> bool | None:
@@ -126,8 +129,6 @@ def _same(one: Any, other: Any) -> bool | None:
         return False if any(isinstance(tree, sympy.Expr) for tree in trees) else None
     if all(isinstance(tree, sympy.MatrixBase | sympy.MatrixExpr) for tree in trees):
         cells = zip(sympy.Matrix(one), sympy.Matrix(other), strict=False)
-        if 1 in one.shape and one.shape == other.shape[::-1] != other.shape:  # a column, and a row
-            return None
         return one.shape == other.shape and every(_same(*pair) for pair in cells)
     if all(isinstance(tree, sympy.Eq) for tree in trees):
         return _same_equations(*(sympy.together(tree.lhs - tree.rhs) for tree in trees))

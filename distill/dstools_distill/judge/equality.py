@@ -20,10 +20,9 @@ MARKS = {DEGREE, PERCENT}  # units that stand for a factor
 PLAIN_LOG = re.compile(r"\\log(?![a-z])\s*(?!_)")  # to base 10 or e
 # commands that math-verify reads as they are meant
 KNOWN = (
-    r"d?binom|[dt]?frac|over|sqrt|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp|pi|infty|cdot"
-    r"|cup|setminus|emptyset|mathbb|[lr]floor|[lr]ceil|[lg]eq?|[lg]t|[lg]eqslant|neq?|begin|end|left"
-    r"|right|alpha|beta|[Gg]amma|[Dd]elta|epsilon|[Tt]heta|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau"
-    r"|[Pp]hi|chi|psi|[Oo]mega|sum|prod"
+    r"binom|frac|over|sqrt|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp|pi|infty|cup|setminus"
+    r"|emptyset|mathbb|[lr]floor|[lr]ceil|[lg][te]|ne|begin|end|alpha|beta|[Gg]amma|[Dd]elta|epsilon"
+    r"|[Tt]heta|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau|[Pp]hi|chi|psi|[Oo]mega|sum|prod"
 )
 # what it takes for something else: words, two numbers side by side, primes, 1/2x, A^T, dy/dx
 MISREAD = re.compile(

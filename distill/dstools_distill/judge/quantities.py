@@ -133,15 +133,13 @@ def _single(text: str) -> Value:
     return Value("number", text if letters and len(letters[1]) == 1 else "", (), number, unit)
 
 
-ATOM = rf"(?:{TEXT.pattern}|°\s*[CF]\b|[^\x00-\x7f⦃⦄]|[%$])(?:{POWER.pattern})?"
+ATOM = rf"(?:{TEXT.pattern}|[^\x00-\x7f⦃⦄°]|[%$])(?:{POWER.pattern})?"
 FORMULA = re.compile(rf"(.*?[\w)}}\]!.])\s*({ATOM}(?:\s*[/*]?\s*{ATOM}){{0,7}})")
-ANGLE = re.compile(r"(?<!^)[-+]|\\(?:sin|cos|tan|cot|sec|csc)")
 
 
 def read_formula(text: str) -> Value:
-    """Return a formula, with the unit that may follow it in \\text{}, or as a symbol."""
-    match = FORMULA.fullmatch(text)
-    if match and not ("°" in match[2] and ANGLE.search(match[1])):
+    """Return a formula, with the unit that may follow it in \\text{}, or as a symbol but °."""
+    if match := FORMULA.fullmatch(text):
         with suppress(NoUnitError):
             unit = read_unit(_words(match[2]))
             if unit.times == 1:

@@ -105,16 +105,13 @@ def _relation(text: str, sides: list[str], signs: list[str], depth: int) -> Valu
     if len(sides) > 2 and all(re.fullmatch("[a-z]", side) for side in sides[:-1]):  # x = y = 1
         return _list_of(text, [f"{side} {signs[0]} {sides[-1]}" for side in sides[:-1]], depth)
     if NAME.fullmatch(sides[0]) and signs[0] in ("=", "\\approx", "\\in"):
-        symbol = re.escape(re.split(r"[(_]", name)[0])
-        is_own = len(symbol) == 1 and re.search(rf"(?<![A-Za-z\\]){symbol}(?![A-Za-z])", last)
         if name[0] == "(":
             name = " ".join(re.findall(r"\w+", name))
         elif (function := FUNCTION.fullmatch(name)) and "x" not in last:  # f(n) = n + 1
             its = re.compile(rf"(?<![A-Za-z\\]){function[2]}(?![A-Za-z])")
             name = f"{function[1]}(x)" if its.search(last) else name  # P(A) is not P(B)
             last = its.sub("x", last)
-        if not is_own or "(" in name or signs[0] == "\\in":
-            return _value(last, depth + 1)._replace(name=name)
+        return _value(last, depth + 1)._replace(name=name)
     if signs[-1] == "\\approx":  # either may have been asked for
         exact, _, rounded = text.rpartition(signs[-1])
         return Value("items", "≈", tuple(_value(t, depth + 1) for t in (exact, rounded)))

@@ -43,7 +43,7 @@ COMMAND = [sys.executable, "-P", "-m", "dstools_distill.judge.checker", "0.5"]
         ("|x|=3", "x=3", None),  # for positive x
         (r"y=\frac{6}{x}", "xy=6", True),
         (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{bmatrix}0.5\\2\end{bmatrix}", True),
-        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}", None),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}", False),
         (r"\{\frac{\pi}{4}+\pi\xi\}", r"\{\frac{5\pi}{4}-\pi\xi\}", True),
         (r"\{\frac{\pi}{4}+\pi\xi\}", r"\{\frac{3\pi}{4}+\pi\xi\}", False),
         (r"\{\frac{\pi\xi}{2}\}", r"\{\pi\xi, \frac{\pi}{2}+\pi\xi\}", True),
