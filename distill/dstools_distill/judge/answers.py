@@ -203,6 +203,14 @@ def choice(text: str) -> tuple[str, str]:
     return (letters.upper() if is_run and LETTERS.fullmatch(letters) else "", "")
 
 
+def names_another_option(text: str, gold: str, question: str) -> bool:
+    """Return whether the words beside the letter in an answer are those of a wrong option."""
+    options = {letter: _words(words) for letter, words in OPTION.findall(question)}
+    words = _words(choice(final_answer(text).text or text)[1])
+    return words in options.values() and words != options.get(choice(gold)[0])
+
+
+OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even
     r"\(?([A-J])(?:\)?\s*[,，;—–-]*\s*(?=(?:because|since|as|not|is (?:right|correct))\b|因为)"
     r"|\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2}))\s*)(.+)",

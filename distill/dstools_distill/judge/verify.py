@@ -26,7 +26,7 @@ from dstools_converters.model.reasoning import (
     tag_hint,
 )
 from dstools_distill.judge import program, sandbox, steps
-from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers
+from dstools_distill.judge.answers import EQUAL, Ruling, compare, integers, names_another_option
 from dstools_distill.judge.extract import final_answer
 from dstools_distill.judge.prose import language_share, repetition, require_language
 from dstools_distill.judge.referee import Referee
@@ -138,7 +138,8 @@ class Judge:
     def judge(self, record: Record) -> dict[str, Any]:
         """Return the fields that `verify` adds to a sample.
 
-        Reads gold, answer_type, task, raw, prefilled_think and finish_reason. Returns
+        Reads gold, answer_type, task, raw, prefilled_think, finish_reason, and messages for the
+        options of a choice. Returns
         verdict: "correct", "incorrect" or "unverifiable";
         verdict_reason: a stable word, or "word: detail";
         checkers: names of those that compared the answers, e.g. ["math-verify"];
@@ -189,7 +190,11 @@ class Judge:
             return _score(answer, task, self._referee)
         if kind == "code" and gold is not None:
             return _run_code(answer, gold, self._settings)
-        return compare(answer, gold, kind, self._referee)
+        ruling = compare(answer, gold, kind, self._referee)
+        question = record["messages"][-1]["content"] if "messages" in record else ""
+        if ruling.verdict == "correct" and names_another_option(answer, gold or "", question):
+            return Ruling("unverifiable", "other-words")
+        return ruling
 
 
 def _fault(checked: Steps | None, language: float | None, repeated: float, settings: Verify) -> str:

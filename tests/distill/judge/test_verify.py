@@ -236,6 +236,27 @@ def test_without_a_trace_asked_for_an_empty_block_is_as_good_as_none() -> None:
         assert plain.judge(record("<think>125"))["verdict_reason"] == "think-block"
 
 
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("B) 43", "unverifiable"),  # of which only one can be meant
+        ("The answer is **B. 43**", "unverifiable"),
+        (r"\boxed{\text{(B) }43}", "unverifiable"),
+        ("B) 42", "correct"),
+        ("B, because 42 is even", "correct"),
+        ("B) the one that is even", "correct"),
+        ("B", "correct"),
+        ("C) 43", "incorrect"),
+    ],
+)
+def test_a_letter_beside_the_words_of_another_option_is_not_judged(
+    judge: Judge, answer: str, verdict: str
+) -> None:
+    question = "What is 6 * 7?\n\nA. 41\n(B) 42\nC) 43"
+    asked = thought(answer, gold="B", answer_type="choice", messages=[{"content": question}])
+    assert judge.judge(asked)["verdict"] == verdict
+
+
 CODE = json.dumps([{"stdin": "2 3\n", "stdout": "5\n"}])
 
 
