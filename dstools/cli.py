@@ -97,10 +97,10 @@ class App(click.Group):
             if is_known:  # but does not run here
                 advice = f"set TRITON_INTERPRET=1, or unset {name}"
             raise Failure(str(error), advice) from error
-        except KeyboardInterrupt:
-            kept = "; nothing is lost, the same command resumes or starts again"
+        except KeyboardInterrupt as error:
+            kept = str(error) or "nothing is lost, the same command resumes or starts again"
             writes = ctx.invoked_subcommand in WRITERS
-            click.echo(f"\ninterrupted{kept if writes else ''}", err=True)
+            click.echo(f"\ninterrupted{f'; {kept}' if writes else ''}", err=True)
             ctx.exit(130)
 
 

@@ -412,6 +412,16 @@ def test_ctrl_c_exits_130_and_the_same_command_goes_on(
     assert not (tmp_path / "out.incomplete").exists()
 
 
+def test_an_interrupt_that_knows_what_is_lost_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt("3 requests in flight given up")
+
+    monkeypatch.setattr("dstools_distill.recipe.recipe.read_recipe", interrupted)
+    result = dstools("distill", "run", "recipe.toml", "--out", "OUT")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted; 3 requests in flight given up"
+
+
 def test_a_reader_that_goes_away_is_no_error(checkpoint: Checkpoint) -> None:
     source = checkpoint("v3-headers")  # a plan of megabytes, more than a pipe holds
     command = (

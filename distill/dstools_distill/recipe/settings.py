@@ -64,7 +64,7 @@ class Generate:
     base_url: str = ""  # openai: "http://127.0.0.1:8000/v1"
     api_key_env: str = "OPENAI_API_KEY"  # the variable that holds the key; may be unset
     concurrency: Positive = 32  # openai: requests at once
-    timeout_seconds: float = 600.0  # openai: of one request
+    timeout_seconds: float = 600.0  # openai: without a byte of a reply
     retries: int = 5  # openai: of one request, which is sent 1 + retries times at most
     max_failed: Share = 0.0  # share of samples that may be lost: time-outs, refused requests, ...
     batch_size: Positive = 128  # hf: answers at once

@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +26,7 @@ from openai import (
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
+from dstools_distill.teachers.inflight import Gate
 from dstools_distill.teachers.kept import reread
 from dstools_distill.teachers.request import request
 from dstools_distill.teachers.teacher import (
@@ -45,6 +45,7 @@ from dstools_distill.teachers.teacher import (
 )
 
 PROMPT_REFUSED = (400, 413, 422)  # the prompt is too long, or refused for another reason
+UNPAID, MOVED = 402, (301, 302, 303, 307, 308)
 PASSING = (408, 409, 429)  # with 5xx: these may pass
 REFUSALS = 32  # this many before the first answer: the prompts are not to blame
 CONNECT_SECONDS = 10.0
@@ -74,7 +75,7 @@ def endpoint(settings: Generate) -> Teacher:
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         _require_readable(settings, done)
         missing = (ask for ask in asks if ask.number not in done)
-        return _until_none_comes(_as_they_come(settings, missing), settings, done)
+        return _as_they_come(settings, missing, done)
 
     return answers
 
@@ -110,33 +111,46 @@ def _fault(key: str) -> str:
 ADDRESS = 'write one such as "http://127.0.0.1:8000/v1"'
 
 
-def _as_they_come(settings: Generate, asks: Iterator[Ask]) -> Outcomes:
-    """Yield outcomes as requests end. The event loop is paused while the caller handles one."""
-    running: set[asyncio.Task[tuple[int, Outcome]]] = set()
+def _as_they_come(settings: Generate, asks: Iterator[Ask], done: SampleLog) -> Outcomes:
+    """Yield outcomes as requests end. The event loop is paused while the caller handles one.
+
+    After an error, or Ctrl-C, it yields what is still in flight, and then raises.
+    """
+    watch = _Watch(settings, done)
     with asyncio.Runner() as runner:
+        gate = Gate(runner.get_loop(), settings.timeout_seconds)
         client = AsyncOpenAI(
             base_url=settings.base_url,
             api_key=_key(settings) or "none",
             timeout=Timeout(
                 settings.timeout_seconds, connect=min(CONNECT_SECONDS, settings.timeout_seconds)
             ),
+            http_client=gate,
         )
-        try:
-            while True:
-                for ask in islice(asks, settings.concurrency - len(running)):
-                    running.add(runner.get_loop().create_task(_ask(client, settings, ask)))
-                if not running:
-                    return
-                ended, running = runner.run(
-                    asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                )
-                for task in ended:
-                    if task.exception() is None:
-                        yield task.result()
-                for task in ended:
-                    task.result()  # raises, after every outcome was yielded
-        finally:
-            runner.run(_close(client, running))
+        with gate.interruptible():
+            try:
+                while True:
+                    if not gate.is_stopped():
+                        for ask in islice(asks, settings.concurrency - len(gate.tasks)):
+                            gate.tasks.add(gate.loop.create_task(_ask(client, settings, ask)))
+                    if not gate.tasks:
+                        break
+                    ended, _ = runner.run(
+                        asyncio.wait(gate.tasks, return_when=asyncio.FIRST_COMPLETED)
+                    )
+                    gate.tasks -= ended
+                    for task in ended:
+                        if task.cancelled():
+                            continue
+                        try:
+                            yield task.result()  # at once: it may hold a reply that was paid for
+                            watch.note(task.result()[1])
+                        except DstoolsError as error:
+                            gate.stop(error)
+            finally:
+                runner.run(_close(client, gate.tasks))
+        if gate.reason is not None:
+            raise gate.reason
 
 
 async def _close(client: AsyncOpenAI, tasks: set[asyncio.Task[tuple[int, Outcome]]]) -> None:
@@ -175,9 +189,11 @@ async def _attempt(
             return Missed(REFUSED + failed.reason, failed.detail)
         if status < 500 and status not in PASSING:
             refusal = _failed(error, settings)
+            hint = f"check generate.base_url, generate.model and the key in ${settings.api_key_env}"
+            if status == UNPAID:
+                hint = f"top up the balance of the key's account; then {RESUME_HINT}"
             raise DstoolsError(
-                f"{_shown(settings.base_url)}: refuses: {refusal.reason}: {refusal.detail}",
-                f"check generate.base_url, generate.model and the key in ${settings.api_key_env}",
+                f"{_shown(settings.base_url)}: refuses: {refusal.reason}: {refusal.detail}", hint
             ) from None
         return error
 
@@ -260,9 +276,11 @@ def _failed(error: Exception, settings: Generate) -> Failed:
             kind, words = server_words(
                 error.body if isinstance(error.body, dict) else error.message
             )
+            if error.status_code in MOVED:
+                words = f"redirects to {_shown(error.response.headers.get('location', ''))}"
             reason = f"{error.status_code} {kind}".strip()
         case APITimeoutError():
-            reason, words = "time-out", f"no answer within {settings.timeout_seconds:g} s"
+            reason, words = "time-out", f"nothing came for {settings.timeout_seconds:g} s"
         case APIConnectionError():
             reason, words = "no connection", str(error.__cause__ or error)
         case NoCompletionError():
@@ -274,30 +292,36 @@ def _failed(error: Exception, settings: Generate) -> Failed:
     return Failed(printable(reason), printable(words))
 
 
-def _until_none_comes(outcomes: Outcomes, settings: Generate, done: SampleLog) -> Outcomes:
-    """Yield outcomes; raise DstoolsError after the first REFUSALS of them if all of those failed.
+class _Watch:
+    """Raises DstoolsError after the first REFUSALS outcomes if all of those failed.
 
     Then the prompts are not to blame. A resumed run, with answers in the log, may have only samples
     left that were missed before, so samples that are missed again do not count.
     """
-    is_first = len(done) == len(done.failed)
-    lost = 0
-    with closing(outcomes):  # an open client would keep the process from ending
-        for number, outcome in outcomes:
-            yield number, outcome  # at once: it may hold a reply that was paid for
-            if isinstance(outcome, Answer):
-                break
-            lost += is_first or isinstance(outcome, Failed)
-            if lost == REFUSALS:
-                _require_readable(settings, done)
-                kept = f"; what the server said is kept in {done.path}" if done.failed else ""
-                raise DstoolsError(
-                    f"{_shown(settings.base_url)}: none of the first {REFUSALS} samples came: "
-                    f"{outcome.reason}{outcome.detail and ': '}{outcome.detail}{kept}",
-                    "check that the server accepts max_tokens, temperature, top_p and "
-                    "prefill_think of generate, and answers within timeout_seconds",
-                )
-        yield from outcomes
+
+    def __init__(self, settings: Generate, done: SampleLog) -> None:
+        self.settings, self.done = settings, done
+        self.is_first = len(done) == len(done.failed)
+        self.is_answered = False
+        self.lost = 0
+
+    def note(self, outcome: Outcome) -> None:
+        """Count an outcome that is in the log."""
+        if isinstance(outcome, Answer):
+            self.is_answered = True
+            return
+        self.lost += self.is_first or isinstance(outcome, Failed)
+        if self.is_answered or self.lost != REFUSALS:
+            return
+        _require_readable(self.settings, self.done)
+        is_kept = bool(self.done.failed)
+        kept = f"; what the server said is kept in {self.done.path}" if is_kept else ""
+        raise DstoolsError(
+            f"{_shown(self.settings.base_url)}: none of the first {REFUSALS} samples came: "
+            f"{outcome.reason}{outcome.detail and ': '}{outcome.detail}{kept}",
+            "check that the server accepts max_tokens, temperature, top_p and "
+            "prefill_think of generate, and answers within timeout_seconds",
+        )
 
 
 def _require_readable(settings: Generate, done: SampleLog) -> None:

@@ -343,7 +343,7 @@ def test_the_next_run_asks_again_for_errors_that_may_pass_and_for_nothing_else(
         run(settings, tmp_path, questions)
     assert str(error.value) == (
         "4 of 5 samples are missing: 1 x 429 rate_limit (slow down), 1 x 503 (overloaded), "
-        "1 x request refused: 400 too_long (too long), 1 x time-out (no answer within 2 s)"
+        "1 x request refused: 400 too_long (too long), 1 x time-out (nothing came for 2 s)"
     )
     assert error.value.hint == (
         "run it again, finished samples are kept; "
@@ -412,9 +412,16 @@ def test_a_server_that_is_not_there_is_one_error_with_its_address(tmp_path: Path
     )
 
 
-@pytest.mark.parametrize(("status", "kind"), [(401, "invalid_api_key"), (404, "not_found")])
+@pytest.mark.parametrize(
+    ("status", "kind", "advice"),
+    [
+        (401, "invalid_api_key", "the key in $DSTOOLS_TEST_KEY"),
+        (402, "insufficient_balance", "top up the balance of the key's account"),
+        (404, "not_found", "check generate.base_url"),
+    ],
+)
 def test_a_refusal_of_every_request_stops_at_once_and_hides_the_key(
-    status: int, kind: str, proxy: Proxy, tmp_path: Path
+    status: int, kind: str, advice: str, proxy: Proxy, tmp_path: Path
 ) -> None:
     refusal = {"error": {"message": f"{KEY} is unknown", "type": kind}}
     proxy.always = lambda body: (status, refusal, {})
@@ -422,8 +429,26 @@ def test_a_refusal_of_every_request_stops_at_once_and_hides_the_key(
         DstoolsError, match=rf"refuses: {status} {kind}: \.\.\. is unknown"
     ) as error:
         run(settings_for(proxy), tmp_path)
-    assert "$DSTOOLS_TEST_KEY" in error.value.hint
+    assert advice in error.value.hint
     assert max(proxy.asked.values()) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_a_redirect_that_drops_the_request_names_its_target(
+    status: int, proxy: Proxy, tmp_path: Path
+) -> None:
+    target = "https://user:word@api.example.org/v2/chat/completions"
+    proxy.always = lambda body: (status, b"", {"Location": target})
+    with pytest.raises(DstoolsError) as error:
+        run(settings_for(proxy), tmp_path)
+    assert str(error.value) == (
+        f"{proxy.url}: refuses: {status}: redirects to https://api.example.org/v2/chat/completions"
+    )
+
+
+def test_a_redirect_that_keeps_the_request_is_followed(proxy: Proxy, tmp_path: Path) -> None:
+    proxy.faults = [(307, b"", {"Location": f"{proxy.url}/chat/completions"})]
+    assert run(settings_for(proxy), tmp_path, QUESTIONS[:1])[0]["out"] == 1
 
 
 @pytest.mark.parametrize(
