@@ -2,18 +2,16 @@ r"""The gold answer of a row: from a column of its own, a worked solution, or op
 
 A worked solution is not a gold: its \boxed{} or what follows its #### is, and without either there
 is no gold, as a proof has none. One with several different boxes is refused, and so is a box that
-differs from the gold beside it. The question of a choice is asked with its options, and its gold is
-a letter: `answer` may be the letter, the text of an option, or an index from 0.
+differs from the gold beside it. The gold of a choice is a letter, as `choices.py` reads it.
 """
 
 import json
 import re
 from collections.abc import Iterator
-from itertools import takewhile
-from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from dstools_converters.model.reasoning import CLOSE, OPEN
+from dstools_distill.data.choices import Bases, Options, UnknownBaseError, right_label
 from dstools_distill.data.columns import (
     BadRowError,
     Columns,
@@ -40,13 +38,6 @@ CODE_CASES = (
 )
 CONTEST_TESTS = ("public_tests", "private_tests", "generated_tests")
 OTHER_JUDGES = ("input_file", "interaction_format", "generated_checker")  # than equal output
-OPTIONS = ("choices", "options")
-LETTERED = (tuple("abcdefghij"), ("opa", "opb", "opc", "opd", "ope"))  # C-Eval; MedMCQA
-CHOSEN = (
-    *("answerkey", "correct", "correct_answer", "answer_idx", "answer_index", "cop", "answer"),
-    *TRUSTED,
-)
-WRONG = ("incorrect_answer_{}", "distractor{}")  # GPQA; SciQ
 NESTED = (  # a column with an object that has the gold, and its key
     ("reward_model", "ground_truth"),  # verl
     ("verification_info", "ground_truth"),  # SYNTHETIC-1
@@ -67,14 +58,6 @@ MAX_WORDS, MAX_UNSPACED = 12, 24  # of an answer that is one sentence at most
 MIN_WORDS = 6  # of a text of several sentences that is not a name with initials
 
 
-class Options(NamedTuple):
-    """The options of a choice."""
-
-    labels: list[str]  # "A", "B", ...
-    texts: list[str]
-    right: str | None = None  # the text of the right one, in rows that list the wrong ones alone
-
-
 class Gold(NamedTuple):
     """What a row says about the right answer."""
 
@@ -85,16 +68,20 @@ class Gold(NamedTuple):
 
 
 def read_gold(
-    columns: Columns, options: Options | None, taken: str, referee: Referee | None
+    columns: Columns, options: Options | None, taken: str, referee: Referee | None, bases: Bases
 ) -> Gold:
     """Return the gold of a row; `taken` names the column that is a teacher's answer, "" if none.
 
-    There is a doubt if the box of a solution differs from the gold, or if there are several and no
-    gold. `referee` compares formulas; without one the first gold counts. Raises BadRowError if two
-    columns for golds disagree, or if the gold of a choice is none of its options.
+    There is a doubt if the box of a solution differs from the gold, if there are several and no
+    gold, or if an index of an option may count from 0 or from 1 (`bases`). `referee` compares
+    formulas; without one the first gold counts. Raises BadRowError if two columns for golds
+    disagree, or if the gold of a choice is none of its options.
     """
     if options is not None:
-        return Gold(_letter(columns, options, taken), None, "choice")
+        try:
+            return Gold(right_label(columns, options, taken, bases), None, "choice")
+        except UnknownBaseError as error:
+            return Gold(None, None, "choice", error)
     golds, worked, doubt = {}, None, None
     names = [name for name in GOLD_KEYS if columns.has(name) and name != taken]
     for name in names:
@@ -295,85 +282,3 @@ def _contest_cases(columns: Columns) -> dict[str, list[Any]]:
         for key, more in zip(joined, lists, strict=True):
             joined[key] += more
     return {key: texts[:MAX_CASES] for key, texts in joined.items()}
-
-
-# ---------------------------------------------------------------------------- options of a choice
-
-
-def read_options(columns: Columns) -> Options | None:
-    """Return the options of a row; None if it has none. Raises BadRowError for an odd form."""
-    for name in OPTIONS:
-        if columns.has(name):
-            return _listed(columns.take(name), columns.spelled(name))
-    for names in LETTERED:
-        given = list(takewhile(columns.has, names))
-        is_lettered = given and (len(given[0]) > 1 or all(n.upper() in columns.row for n in given))
-        if is_lettered and len(given) > 1:
-            texts = [answer_text(columns.take(name), columns.spelled(name)) for name in given]
-            return Options(list(ascii_uppercase[: len(texts)]), texts)
-    wrong = [name.format(n) for name in WRONG for n in range(1, 10) if columns.has(name.format(n))]
-    if wrong and columns.has("correct_answer"):  # sorted, or the first would be right
-        names = ("correct_answer", *wrong)
-        texts = [answer_text(columns.take(n), columns.spelled(n)).strip() for n in names]
-        return Options(list(ascii_uppercase[: len(texts)]), sorted(texts), right=texts[0])
-    return None
-
-
-def _listed(value: Any, name: str) -> Options:
-    """Return options: a list, {"A": ...}, or ARC's {"label": [...], "text": [...]}."""
-    labels: list[Any] = []
-    if isinstance(value, dict):
-        labels, value = value.get("label", list(value)), value.get("text", list(value.values()))
-    if not isinstance(value, list) or not isinstance(labels, list):
-        raise BadRowError(f"{name} is not a list of options: {shown(value)}")
-    texts = [answer_text(option, f"{name}[{n}]") for n, option in enumerate(value)]
-    letters = list(ascii_uppercase[: len(texts)])
-    marked = [re.match(rf"\s*\(?{letter}[).:]\s*(?=\S)", option)
-              for letter, option in zip(letters, texts, strict=False)]  # fmt: skip
-    if all(marked):
-        texts = [option[mark.end() :] for option, mark in zip(texts, marked, strict=True) if mark]
-    labels = [str(label) for label in labels] or letters
-    if len(labels) != len(texts) or len(set(labels)) != len(labels):
-        raise BadRowError(f"{name} has {len(texts)} options and labels {shown(labels)}")
-    return Options(labels, texts)
-
-
-def asked_with(question: str, options: Options) -> str:
-    """Return a question with its options, which it may hold already."""
-    pairs = list(zip(options.labels, options.texts, strict=True))
-    if all(
-        re.search(rf"(?<!\w){re.escape(label)}\s*[).:\]]\s*{re.escape(option.strip())}", question)
-        for label, option in pairs
-    ):
-        return question
-    return "\n".join([question + "\n", *(f"{label}. {option}" for label, option in pairs)])
-
-
-def _letter(columns: Columns, options: Options, taken: str) -> str | None:
-    """Return the label of the right option; None if the row does not tell."""
-    if options.right is not None:
-        return options.labels[options.texts.index(options.right)]
-    golds = {}
-    for name in CHOSEN:
-        if columns.has(name) and name != taken:
-            spelled = columns.spelled(name)
-            golds[spelled] = _label(
-                answer_text(columns.take(name), spelled).strip(), options, spelled
-            )
-    return agreeing(golds, "gold")
-
-
-def _label(answer: str, options: Options, name: str) -> str:
-    """Return the label that an answer means."""
-    if answer in options.labels:
-        return answer
-    meant = {options.labels[n] for n, option in enumerate(options.texts) if option == answer}
-    if answer.isdecimal() and int(answer) < len(options.texts):
-        meant.add(options.labels[int(answer)])
-    if len(meant) != 1:
-        problem = "may be the text of one option and the index of another" if meant else "is none"
-        raise BadRowError(
-            f"{name} is {answer!r}, which {problem} of the options {shown(options.texts)}",
-            f"write the label of the right option in {name}: {', '.join(options.labels)}",
-        )
-    return meant.pop()

@@ -23,6 +23,7 @@ from dstools_distill.data.duplicates import FUNCTIONS, exact, near, signature
 from dstools_distill.data.sources import (
     Questions,
     Reading,
+    Rows,
     converted,
     dataset_rows,
     questions,
@@ -59,7 +60,8 @@ def prompts(settings: Prompts, inputs: Inputs, work: Work) -> Report:
     with closing(read), closing(Referee(Verify.timeout_seconds)) as referee:
         for source, file in zip(settings.source, inputs.sources, strict=True):
             size = source.size if source.path.startswith("rg:") else 0
-            reading, rows = Reading(source.max_bad, referee), 0
+            reading = Reading(source.max_bad, referee, source.first_option)
+            rows = 0
             with work.bar(size, _name(source)) as progress:
                 for form, record in _records(settings, source, file, rates, reading):
                     read.add(record)
@@ -217,11 +219,13 @@ def _questions(source: Source, file: Path | None, reading: Reading) -> Questions
     if file is not None:
         return questions(file, source.form, reading)
     kind, _, name = source.path.partition(":")
-    if kind == "rg":
-        numbered = task_rows(name, source.size, source.seed, source.options)
-    else:
-        numbered = dataset_rows(name, source.split)
-    return converted(numbered, f"{source.path}: row", source.form, reading)
+
+    def read(_: Reading) -> Rows:
+        if kind == "rg":
+            return task_rows(name, source.size, source.seed, source.options)
+        return dataset_rows(name, source.split)
+
+    return converted(read, f"{source.path}: row", source.form, reading)
 
 
 def _name(source: Source) -> str:

@@ -1,13 +1,16 @@
 """Rows of data sets: JSONL, Parquet, the local cache of the Hub, reasoning-gym tasks."""
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import DstoolsError, install_hint, printable
 from dstools_distill import records
+from dstools_distill.data.choices import BASES, index_bases
 from dstools_distill.data.columns import BadRowError, plain
 from dstools_distill.data.forms import Question, convert
 from dstools_distill.data.golds import GOLD_KEYS
@@ -28,6 +31,7 @@ class Reading:
     max_bad: int | None = None  # rows that may be left out; None: the user has no say in it
     # compares golds, so that a row with a doubtful one is a bad one; None: golds are not needed
     referee: Referee | None = None
+    first_option: int | None = None  # what indices of options count from; None: the rows tell
     bad: int = 0
     first_bad: str = ""  # where, and why
     unread: set[str] = field(default_factory=set)  # columns that nothing was taken from
@@ -49,14 +53,28 @@ def questions(path: Path, form: Form, reading: Reading) -> Questions:
     once there are more of them than reading.max_bad.
     """
     unit = "row" if path.suffix == ".parquet" else "line"
-    yield from converted(rows(path, reading), f"{path}: {unit}", form, reading)
+    yield from converted(partial(rows, path), f"{path}: {unit}", form, reading)
 
 
-def converted(numbered: Rows, where: str, form: Form, reading: Reading) -> Questions:
-    """Yield numbered rows with the question of each; `where` and the number name a bad row."""
-    for number, row in numbered:
+def converted(
+    read: Callable[[Reading], Rows], where: str, form: Form, reading: Reading
+) -> Questions:
+    """Yield numbered rows with the question of each; `where` and the number name a bad row.
+
+    All rows are read before the first index of an option is, to learn what it counts from.
+    """
+
+    @cache
+    def bases() -> frozenset[int]:
+        if reading.first_option is not None:
+            return frozenset({reading.first_option})
+        if reading.referee is None:
+            return BASES
+        return index_bases(row for _, row in read(Reading(sys.maxsize)))
+
+    for number, row in read(reading):
         try:
-            question = convert(row, form, reading.referee)
+            question = convert(row, form, reading.referee, bases)
             if question.doubt is not None and reading.referee is not None:
                 raise question.doubt
         except BadRowError as error:

@@ -4,10 +4,10 @@ A field without a default must be given. `recipe.py` reads TOML into these; a st
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from dstools_converters.errors import DstoolsError
-from dstools_converters.tables import Positive, Share
+from dstools_converters.tables import Positive, Range, Share
 
 Form = Literal["auto", "problem", "messages", "sharegpt", "alpaca", "prompt-completion"]
 AnswerType = Literal[
@@ -34,6 +34,7 @@ class Source:
     seed: int = 0  # of a reasoning-gym task
     options: dict[str, Any] | None = None  # of a reasoning-gym task
     max_bad: int = 0  # rows without a question that are left out; with more the stage fails
+    first_option: Annotated[int, Range(0, 1)] | None = None  # its number, where an answer is one
 
 
 @dataclass(frozen=True)

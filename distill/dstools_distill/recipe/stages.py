@@ -92,7 +92,7 @@ STAGES = {
         help="Import prompts and drop duplicates.",
         reads=("sources", "pass_rates"),
         packages=("numpy", *JUDGE),
-        revision=5,
+        revision=6,
         paths=("pass_rates",),
     ),
     "generate": Stage(

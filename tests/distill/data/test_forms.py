@@ -12,12 +12,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from dstools_distill.data import forms as module
+from dstools_distill.data.choices import BASES, OPTIONS
 from dstools_distill.data.columns import BadRowError
-from dstools_distill.data.forms import QUESTIONS, REPLIES, Question
-from dstools_distill.data.golds import CODE_CASES, GOLD_KEYS, OPTIONS
+from dstools_distill.data.forms import QUESTIONS, Question
+from dstools_distill.data.golds import CODE_CASES, GOLD_KEYS
+from dstools_distill.data.replies import REPLIES
 from dstools_distill.judge.referee import Referee
 from dstools_distill.recipe.settings import Form, Verify
-from dstools_distill.records import TRACES, Reply
+from dstools_distill.records import TRACES
 
 FOLDER = Path(__file__).parents[2] / "cases" / "distill"
 CASES = [
@@ -41,8 +43,16 @@ def ended_process() -> Iterator[None]:
         yield
 
 
-def convert(row: dict[str, Any], form: Form = "auto") -> Question:
-    return module.convert(row, form, REFEREE)
+def convert(row: dict[str, Any], form: Form = "auto", bases: frozenset[int] = BASES) -> Question:
+    return module.convert(row, form, REFEREE, lambda: bases)
+
+
+def judged(row: dict[str, Any], bases: frozenset[int]) -> Question:
+    """Return the question in a row, as a source gives it whose golds are needed."""
+    question = convert(row, bases=bases)
+    if question.doubt is not None:
+        raise question.doubt
+    return question
 
 
 def reply(content: str, **more: str) -> dict[str, str]:
@@ -229,12 +239,13 @@ def test_two_columns_of_one_form_are_not_told_apart_by_naming_it() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["kind"]))
 def test_a_row_of_a_public_data_set_is_read_or_refused(case: dict[str, Any]) -> None:
     row = case["row"]
+    bases = frozenset({case["first_option"]}) if "first_option" in case else BASES
     if case.get("refused"):
         with pytest.raises(BadRowError):
-            convert(row)
+            judged(row, bases)
         return
     try:
-        question = convert(row)
+        question = judged(row, bases)
     except BadRowError:
         assert case.get("or_refused")
         return
@@ -248,15 +259,6 @@ def test_a_row_of_a_public_data_set_is_read_or_refused(case: dict[str, Any]) -> 
     assert "difficulty_is" not in case or question.difficulty == case["difficulty_is"]
     if "difficulty_is_not" in case:
         assert question.difficulty != case["difficulty_is_not"]
-
-
-@pytest.mark.parametrize("name", ["label", "correct", "Is Correct"])
-def test_an_answer_that_is_marked_as_bad_is_refused_by_the_name_of_the_mark(name: str) -> None:
-    row = {"prompt": "What is 2 + 2?", "completion": ANSWER}
-    assert convert(row | {name: True}).unread == (name,)
-    with pytest.raises(BadRowError, match=f"{name} is false"):
-        convert(row | {name: False})
-    assert convert({"prompt": "What is 2 + 2?", name: False}).first_reply is None
 
 
 VALUES = st.recursive(
@@ -281,84 +283,6 @@ def test_any_row_is_a_question_or_refused(row: dict[str, Any]) -> None:
     assert all(isinstance(message["content"], str) for message in question.messages)
     assert isinstance(question.gold, str | None)
     assert isinstance(question.first_reply, str | None)
-
-
-OPEN_R1 = {  # the columns of OpenR1-Math-220k
-    "problem": "What is 2 + 2?",
-    "solution": r"It is $\boxed{4}$.",
-    "answer": "4",
-    "generations": ["<think>\n2 and 3.\n</think>\n\n5", ANSWER, "<think>\nTwo and"],
-    "finish_reasons": ["stop", "stop", "length"],
-    "messages": [USER, {"role": "assistant", "content": ANSWER}],
-}
-
-
-def test_all_answers_of_a_row_are_kept_with_their_ends_the_chosen_one_first() -> None:
-    wrong, right, cut = OPEN_R1["generations"]
-    question = convert(OPEN_R1)
-    assert question.replies == (Reply(right, "stop"), Reply(wrong, "stop"), Reply(cut, "length"))
-    assert (question.gold, question.unread) == ("4", ())
-    alone = {name: OPEN_R1[name] for name in ("problem", "solution", "generations")}
-    assert convert(alone).replies == tuple(Reply(text) for text in OPEN_R1["generations"])
-    named = {"question": "What is 2 + 2?", "final_answer": "4"}
-    numbered = named | {f"r1_solution_{n}": f"{n}</think>4" for n in (1, 2, 3)}
-    assert [reply.raw for reply in convert(numbered).replies] == [
-        f"{n}</think>4" for n in (1, 2, 3)
-    ]
-    listed = {"prompt": "What is 2 + 2?", "response": [right, None, wrong]}
-    assert convert(listed).replies == (Reply(right), Reply(wrong))
-    cut_row = {"prompt": "What is 2 + 2?", "response": cut, "finish_reason": "length"}
-    assert convert(cut_row).replies == (Reply(cut, "length"),)
-    chosen = alone | {"response": wrong, "finish_reason": "length"}  # and no word in the list
-    assert convert(chosen).replies[0] == Reply(wrong, "length")
-    assert convert(chosen | {"finish_reasons": ["stop"] * 3}).replies[0] == Reply(wrong, "stop")
-
-
-def test_listed_answers_may_be_objects_or_json() -> None:
-    asked = {"question": "What is 2 + 2?", "reference_answer": "4"}
-    objects = [
-        {"text": "<think>\n2 and 3.\n</think>\n\n5", "finish_reason": "stop"},
-        None,
-        {"response": "4", "model": "x", "reasoning": "Two and two."},
-    ]
-    wrong, _, right = (entry and entry.get("text", ANSWER) for entry in objects)
-    for listed in (objects, json.dumps(objects)):
-        question = convert(asked | {"responses": listed, "finish_reasons": ["length"] * 3})
-        assert question.replies == (Reply(wrong, "stop"), Reply(right, "length"))
-        assert (question.gold, question.unread) == ("4", ())
-    texts = convert(asked | {"generations": json.dumps([wrong, right])})
-    assert texts.replies == (Reply(wrong), Reply(right))
-    for other in (
-        [{"text": "4", "response": "5"}],
-        "[1, 2]",
-        "[cut",
-        [{"role": "user", "content": "x"}],
-    ):
-        assert convert(asked | {"outputs": other}).unread == ("outputs",)
-    assert convert({"prompt": "2+2?", "response": '["4", "5"]'}).replies == (Reply('["4", "5"]'),)
-
-
-def test_the_columns_of_general_thought_are_read() -> None:
-    row = {"question": "What is 2 + 2?", "reference_answer": "4", "prev_messages": None}
-    row |= {"model_answer": "4", "model_reasoning": "Two and two."}
-    question = convert(row)
-    assert (question.replies, question.gold, question.unread) == ((Reply(ANSWER),), "4", ())
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"finish_reasons": ["stop"]}, r"finish_reasons is '\[\"stop\"\]', for 3 answers"),
-        ({"finish_reasons": "stop"}, "finish_reasons is 'stop', for 3 answers"),
-        ({"responses": ["4"]}, "generations and responses are both lists of answers"),
-        ({"reasoning": "Two and two."}, "has one trace and 3 answers"),
-    ],
-)
-def test_several_answers_that_may_be_read_in_two_ways_are_refused(
-    change: dict[str, Any], reason: str
-) -> None:
-    with pytest.raises(BadRowError, match=reason):
-        convert(OPEN_R1 | change)
 
 
 def test_an_answer_type_of_null_is_the_type_that_the_gold_looks_like() -> None:
@@ -414,11 +338,3 @@ def test_a_question_that_holds_the_others_is_asked() -> None:
     question = convert(row)
     assert (question.form, question.messages[0]["content"]) == ("prompt-completion", "Think. 2+2?")
     assert question.unread == ()
-
-
-def test_the_answer_beside_a_trace_is_the_teachers() -> None:
-    row = {"question": "6*7?", "reasoning": "6*7 is 41.", "answer": 41}
-    question = convert(row)
-    assert question.gold is None
-    assert question.first_reply == "<think>\n6*7 is 41.\n</think>\n\n41"
-    assert convert(row | {"response": "It is 42."}).gold == "41"

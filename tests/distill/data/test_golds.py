@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from dstools_distill.data import golds as module
+from dstools_distill.data.choices import BASES
 from dstools_distill.data.columns import BadRowError, Columns
-from dstools_distill.data.golds import Gold, Options, asked_with, is_worked, read_options
+from dstools_distill.data.golds import Gold, is_worked
 from dstools_distill.judge.program import MAX_CASES, read_cases
 from dstools_distill.judge.referee import Referee
 from dstools_distill.recipe.settings import Verify
@@ -22,8 +23,8 @@ def ended_process() -> Iterator[None]:
         yield
 
 
-def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
-    return module.read_gold(columns, options, taken, REFEREE)
+def read_gold(columns: Columns, taken: str = "") -> Gold:
+    return module.read_gold(columns, None, taken, REFEREE, lambda: BASES)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def read_gold(columns: Columns, options: Options | None, taken: str) -> Gold:
 def test_the_gold_is_what_is_settled_on(
     row: dict[str, Any], gold: str | None, worked: str | None
 ) -> None:
-    found = read_gold(Columns(row), None, "")
+    found = read_gold(Columns(row))
     assert (found.gold, (found.worked or "")[:20]) == (gold, (worked or "")[:20])
 
 
@@ -99,7 +100,7 @@ def test_the_gold_is_what_is_settled_on(
     ],
 )
 def test_two_statements_of_the_gold_that_differ_are_a_doubt(row: Any, problem: str) -> None:
-    doubt = read_gold(Columns(row), None, "").doubt
+    doubt = read_gold(Columns(row)).doubt
     assert str(doubt).startswith(problem)
     assert doubt is not None
     assert doubt.hint
@@ -108,23 +109,23 @@ def test_two_statements_of_the_gold_that_differ_are_a_doubt(row: Any, problem: s
 def test_golds_that_no_one_needs_are_not_compared() -> None:
     row = {"answer": "2", "gold": "5", "solution": r"\boxed{4}"}
     with pytest.raises(BadRowError, match="gold is '5' and answer is '2'"):
-        read_gold(Columns(row), None, "")
-    assert module.read_gold(Columns(row), None, "", None) == Gold("5", r"\boxed{4}")
+        read_gold(Columns(row))
+    assert module.read_gold(Columns(row), None, "", None, lambda: BASES) == Gold("5", r"\boxed{4}")
 
 
 def test_a_column_that_is_the_teachers_is_no_gold() -> None:
-    assert read_gold(Columns({"answer": "4", "gold": "5"}), None, "answer").gold == "5"
-    assert read_gold(Columns({"answer": "4"}), None, "answer").gold is None
+    assert read_gold(Columns({"answer": "4", "gold": "5"}), "answer").gold == "5"
+    assert read_gold(Columns({"answer": "4"}), "answer").gold is None
 
 
 def test_test_cases_are_a_gold_of_code() -> None:
     cases = [{"input": "1", "output": "2"}]
-    assert read_gold(Columns({"official_tests": cases}), None, "").answer_type == "code"
+    assert read_gold(Columns({"official_tests": cases})).answer_type == "code"
     text = '{"inputs": ["1"], "outputs": ["2"]}'
-    assert read_gold(Columns({"input_output": text}), None, "").gold == text
+    assert read_gold(Columns({"input_output": text})).gold == text
     text = '[{"input": "1", "output": "2", "testtype": "stdin"}]'
     row = Columns({"public_test_cases": text, "private_test_cases": "eJxrYJmaz8gABhE9"})
-    assert read_gold(row, None, "") == Gold(text, None, "code")
+    assert read_gold(row) == Gold(text, None, "code")
     assert row.unread() == ("private_test_cases",)  # a pickle
 
 
@@ -134,12 +135,12 @@ def test_the_tests_of_a_contest_are_joined_up_to_the_number_that_is_run() -> Non
         "private_tests": {"input": [], "output": []},
         "generated_tests": {"input": ["3"] * 200, "output": ["6"] * 200},
     }
-    gold = read_gold(Columns(row), None, "")
+    gold = read_gold(Columns(row))
     cases = read_cases(gold.gold or "") or []
     assert (len(cases), gold.answer_type) == (MAX_CASES, "code")
     assert [case["stdout"] for case in cases[:3]] == ["2", "4", "6"]
     with pytest.raises(BadRowError, match="private_tests does not have as many inputs as outputs"):
-        read_gold(Columns(row | {"private_tests": {"input": ["1"], "output": []}}), None, "")
+        read_gold(Columns(row | {"private_tests": {"input": ["1"], "output": []}}))
 
 
 @pytest.mark.parametrize(
@@ -153,8 +154,8 @@ def test_the_tests_of_a_contest_are_joined_up_to_the_number_that_is_run() -> Non
 )
 def test_cases_that_equal_output_does_not_judge_are_not_a_gold(judge: dict[str, str]) -> None:
     row = {"official_tests": [{"input": "1", "output": "2"}], "input_mode": "stdio"}
-    assert read_gold(Columns(row), None, "").gold is not None
-    assert read_gold(Columns(row | judge), None, "").gold is None
+    assert read_gold(Columns(row)).gold is not None
+    assert read_gold(Columns(row | judge)).gold is None
 
 
 @pytest.mark.parametrize(
@@ -175,81 +176,3 @@ def test_cases_that_equal_output_does_not_judge_are_not_a_gold(judge: dict[str, 
 )
 def test_an_explanation_is_told_from_an_answer(text: str, explains: bool) -> None:
     assert is_worked(text) is explains
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"choices": ["4", "7"]},
-        {"options": {"A": "4", "B": "7"}},
-        {"choices": {"text": ["4", "7"], "label": ["A", "B"]}},
-        {"options": ["A) 4", "B) 7"]},
-        {"A": "4", "B": "7"},
-        {"opa": "4", "opb": "7"},
-        {"Correct Answer": "7", "Incorrect Answer 1": "4"},
-        {"correct_answer": "7", "distractor1": "4"},
-    ],
-)
-def test_options_come_in_many_forms(row: dict[str, Any]) -> None:
-    options = read_options(Columns(row))
-    assert options is not None
-    assert (options.labels, options.texts) == (["A", "B"], ["4", "7"])
-
-
-def test_columns_a_and_b_are_no_options() -> None:
-    assert read_options(Columns({"a": 4, "b": 7})) is None
-
-
-def test_options_are_asked_once() -> None:
-    options = Options(["A", "B"], ["4", "7"])
-    asked = asked_with("Which is prime?", options)
-    assert asked == "Which is prime?\n\nA. 4\nB. 7"
-    assert asked_with(asked, options) == asked
-
-
-@pytest.mark.parametrize(
-    ("row", "gold"),
-    [
-        ({"answer": "B"}, "B"),
-        ({"answer": "7"}, "B"),
-        ({"answer": "1"}, "B"),
-        ({"answerKey": "B", "answer": "7"}, "B"),
-        ({"cop": 0}, "A"),
-        ({"correct_answer": "B"}, "B"),
-        ({}, None),
-    ],
-)
-def test_the_gold_of_a_choice_is_its_letter(row: dict[str, Any], gold: str | None) -> None:
-    found = read_gold(Columns(row), Options(["A", "B"], ["4", "7"]), "")
-    assert (found.gold, found.answer_type) == (gold, "choice")
-
-
-def test_an_option_that_reads_none_is_an_option_like_others() -> None:
-    lettered = {"A": "0", "B": "1", "C": "None", "D": "2"}
-    for row, gold in (
-        (lettered | {"answer": "A"}, "A"),
-        (lettered | {"correct_answer": "None"}, "C"),
-        (lettered, None),
-        ({"correct_answer": "None", "distractor1": "0", "distractor2": "1"}, "C"),
-    ):
-        columns = Columns(row)
-        assert read_gold(columns, read_options(columns), "").gold == gold
-    columns = Columns({"A": "1", "B": "0", "correct_answer": "1"})
-    with pytest.raises(BadRowError, match="may be the text of one option and the index of another"):
-        read_gold(columns, read_options(columns), "")
-
-
-@pytest.mark.parametrize(
-    ("texts", "answer", "reason"),
-    [
-        (["4", "7"], "2", "answer is '2', which is none of the options"),
-        (["1", "0"], "1", "may be the text of one option and the index of another"),
-        (["4", "7"], "C", "is none of the options"),
-    ],
-)
-def test_a_choice_that_nobody_can_read_is_refused(
-    texts: list[str], answer: str, reason: str
-) -> None:
-    with pytest.raises(BadRowError, match=reason) as caught:
-        read_gold(Columns({"answer": answer}), Options(["A", "B"], texts), "")
-    assert caught.value.hint == "write the label of the right option in answer: A, B"

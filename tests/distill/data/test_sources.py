@@ -101,6 +101,33 @@ def test_a_doubtful_gold_is_refused_by_those_who_judge(tmp_path: Path, referee: 
     assert (question.gold, question.first_reply) == (None, row["solution"])
 
 
+def test_rows_of_the_whole_source_tell_what_an_index_counts_from(
+    tmp_path: Path, referee: Referee
+) -> None:
+    def golds(name: str, answers: list[Any], reading: Reading) -> list[str | None]:
+        lettered = {"A": "one", "B": "two", "C": "three", "D": "four"}
+        table = [
+            {"question": f"Which {n}?", "answer": answer, **lettered}
+            for n, answer in enumerate(answers)
+        ]
+        file = tmp_path / name
+        if name.endswith("parquet"):
+            parquet(file, table)
+        else:
+            jsonl(file, *map(json.dumps, table), "{}")
+        return [question.gold for _, _, question in questions(file, "auto", reading)]
+
+    for name in ("a.jsonl", "a.parquet"):
+        assert golds(name, [1, 2, 4], Reading(1, referee)) == ["A", "B", "D"]
+        assert golds(name, [1, 2, 0], Reading(1, referee)) == ["B", "C", "A"]
+        assert golds(name, [1, 2], Reading(1, referee, first_option=1)) == ["A", "B"]
+        for answers, told in (([1, 2], "no row of the source tells"), ([1, 4, 0], "tell both")):
+            with pytest.raises(DstoolsError, match=told) as caught:
+                golds(name, answers, Reading(0, referee))
+            assert caught.value.hint.startswith("set first_option = 0 or 1 in the source")
+        assert golds(name, [1, 2], Reading(1)) == [None, None]  # of `index`: no gold is needed
+
+
 def test_bad_rows_are_left_out_and_counted_up_to_a_limit(tmp_path: Path, referee: Referee) -> None:
     file = jsonl(
         tmp_path / "a.jsonl",

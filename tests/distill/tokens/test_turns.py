@@ -9,6 +9,7 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_converters.model.tokenizer import chat_text, prompt_ids
+from dstools_distill.data.choices import BASES
 from dstools_distill.data.forms import convert
 from dstools_distill.data.sources import Reading, rows
 from dstools_distill.tokens.faults import Violation
@@ -82,7 +83,7 @@ def test_planted_losses_are_found_and_intact_rows_are_clean(
         source = label["sources"][number] if label["sources"] else None
         chats: list[Any] = [None]
         if isinstance(source, int) and label["folder"] not in UNREAD:
-            made_of = convert(sources[source], "auto", None)
+            made_of = convert(sources[source], "auto", None, lambda: BASES)
             reply = {"role": "assistant", "content": made_of.first_reply or ""}
             chats.append([*made_of.messages, reply])
         kinds = [each["kind"] for each in label["losses"] if number in each["rows"]]
