@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.checkpoint.config import names_mtp
+from dstools_converters.checkpoint.folder import open_checkpoint
 from dstools_converters.errors import DstoolsError
 from dstools_distill.judge.prose import require_language
 from dstools_distill.places import Places
@@ -22,7 +23,7 @@ def preflight(places: Places) -> None:
     """Raise DstoolsError, naming file, table and key, for what a stage of the recipe would refuse.
 
     Reads names of files, configs, tokenizers, indexes and the first row of each source, but no
-    weights and no other rows.
+    other rows. For [mtp] it also reads the headers of the weights, and a head that is tied.
     """
     if places.recipe.card:
         places.require_free("", "card")
@@ -130,8 +131,17 @@ def _require_mtp(places: Places, chain: Chain, where: str) -> None:
             hint = 'set it to "keep", or leave out [mtp]'
             raise DstoolsError(f'{where}{stage}.mtp: "drop" leaves [mtp] no layer to fit', hint)
     student = places.student(chain)
-    if student is None or not (chain.student.model.startswith(PHASE) or names_mtp(student)):
+    if student is not None and chain.student.model.startswith(PHASE):
+        return
+    if student is None or not names_mtp(student):
         raise DstoolsError(
             f"{where}mtp: {student or 'a new student'} has no MTP layer to fit",
             "name a student.model like DeepSeek-V3, which has one, or leave out [mtp]",
         )
+    from dstools_distill.training.untrained import with_one_layer  # needs seconds
+
+    try:
+        with open_checkpoint(student) as checkpoint:
+            with_one_layer(checkpoint)
+    except DstoolsError as error:
+        raise DstoolsError(f"{where}mtp: {error}", error.hint) from error

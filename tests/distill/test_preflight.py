@@ -1,8 +1,11 @@
 """What a later stage would refuse is refused before the teacher is asked."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.places import Places
@@ -44,6 +47,18 @@ def places(tmp_path: Path, *changes: tuple[str, str]) -> Places:
 NEW = (f'model = "{SAMPLE}"', f'tokenizer = "{SAMPLE}"\ninit = {{ model_type = "qwen3" }}')
 
 
+def strip(folder: Path, layers: int) -> None:
+    """Write the sample with a config that names so many MTP layers, and one fewer in its shards."""
+    shutil.copytree(SAMPLE, folder)
+    config = json.loads((SAMPLE / "config.json").read_text())
+    changed = config | {"num_nextn_predict_layers": layers}
+    (folder / "config.json").write_text(json.dumps(changed))
+    if layers == 1:  # as transformers saves it
+        weights = load_file(SAMPLE / "model.safetensors")
+        trunk = {name: weights[name] for name in weights if not name.startswith("model.layers.4.")}
+        save_file(trunk, folder / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("changes", "message", "hint"),
     [
@@ -78,6 +93,16 @@ NEW = (f'model = "{SAMPLE}"', f'tokenizer = "{SAMPLE}"\ninit = {{ model_type = "
             "mtp: .*plain has no MTP layer to fit",
             "name a student.model like DeepSeek-V3",
         ),
+        (
+            [(f'"{SAMPLE}"', '"stripped"')],
+            "mtp: .*stripped: config.json names MTP layers, and no shard holds a tensor of them",
+            "or leave out [mtp]",
+        ),
+        (
+            [(f'"{SAMPLE}"', '"two"')],
+            "mtp: config.json: num_nextn_predict_layers is 2, but the shards hold 1",
+            "restore the tensors",
+        ),
     ],
 )
 def test_what_a_later_stage_would_refuse_is_refused_first(
@@ -87,6 +112,10 @@ def test_what_a_later_stage_would_refuse_is_refused_first(
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     (tmp_path / "plain" / "model.safetensors").touch()
+    if "stripped" in str(changes):
+        strip(tmp_path / "stripped", 1)
+    if "two" in str(changes):
+        strip(tmp_path / "two", 2)
     given = places(tmp_path, *changes)
     for start in (check, lambda of: preview(of, "")):
         with pytest.raises(DstoolsError, match=rf"a\.toml: {message}") as caught:

@@ -244,6 +244,15 @@ class Card:
     licence_link: str = ""  # of a licence outside the Hub's list: an address, or a file, "LICENSE"
 
 
+def check_length(settings: Training | Mtp, where: str) -> None:
+    """Raise DstoolsError for a training of no length; `where` comes before the key."""
+    if not settings.epochs and not settings.max_steps:
+        raise DstoolsError(
+            f"{where}epochs: is 0, which trains nothing",
+            "give it a number above 0, or max_steps; a table that is left out trains nothing",
+        )
+
+
 def check_settings(settings: Training, where: str = "") -> None:
     """Raise DstoolsError for settings that contradict each other on any machine.
 

@@ -27,7 +27,6 @@ from dstools_converters.files import replacing
 from dstools_converters.model.architecture import read_architecture
 from dstools_converters.model.decoder import MTPLayer, RMSNorm
 from dstools_converters.model.rotary import rotary
-from dstools_converters.runtime.weights import sound_inventory
 from dstools_converters.sidefiles.carried import carried_files
 from dstools_distill import records
 from dstools_distill.loading import DTYPES
@@ -38,6 +37,7 @@ from dstools_distill.tokens.invariant import IGNORED
 from dstools_distill.training.checkpoints import CURVE
 from dstools_distill.training.sft import ROWS, check_rows, load_rows
 from dstools_distill.training.states import States, last_states, padded
+from dstools_distill.training.untrained import with_one_layer
 
 log = logging.getLogger(__name__)
 FIT = "fit.pt"
@@ -57,7 +57,7 @@ def mtp(settings: Mtp, inputs: Inputs, work: Work) -> Report:
     assert inputs.model is not None
     rendered = load_rows(inputs.rows / ROWS)
     with open_checkpoint(inputs.model) as checkpoint:
-        inventory, config = _require_one(checkpoint), checkpoint.config
+        inventory, config = with_one_layer(checkpoint), checkpoint.config
         positions = config["max_position_embeddings"]
         check_rows(inputs.rows / ROWS, rendered, inventory.model.vocab_size, positions)
         rows = Rows(rendered["input_ids"][:], rendered["labels"][:])
@@ -93,19 +93,6 @@ class Rows(NamedTuple):
 
     ids: list[list[int]]
     labels: list[list[int]]
-
-
-def _require_one(checkpoint: Checkpoint) -> Inventory:
-    folder = checkpoint.folder
-    inventory = sound_inventory(checkpoint, mtp=True)
-    if inventory.scheme is not None:
-        raise DstoolsError(f"{folder}: is quantized", "fit its MTP layer before quantization")
-    if inventory.model.num_mtp_layers != 1:
-        raise DstoolsError(
-            f"{folder}: has {inventory.model.num_mtp_layers} MTP layers, and one can be fitted",
-            "models like DeepSeek-V3 have one; training keeps it unless mtp is 'drop'",
-        )
-    return inventory
 
 
 def _split(rows: Rows, settings: Mtp, path: Path) -> tuple[list[int], list[int]]:

@@ -15,8 +15,11 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dstools_converters.checkpoint.config import MTP_LAYERS
-from dstools_converters.checkpoint.folder import open_checkpoint
+from dstools_converters.checkpoint.folder import Checkpoint, open_checkpoint
+from dstools_converters.checkpoint.inventory import Inventory
+from dstools_converters.errors import DstoolsError
 from dstools_converters.families.names import HUGGING_FACE
+from dstools_converters.runtime.weights import holds_mtp, sound_inventory
 from dstools_distill.recipe.settings import Training
 
 UNEXPECTED_KEYS = "_keys_to_ignore_on_load_unexpected"  # of a class of transformers
@@ -51,6 +54,29 @@ def untrained(settings: Training, student: Path | None, config: Any) -> Untraine
         if name.endswith(COPIES):
             tensors[name] = tensors[name][: config.vocab_size]
     return Untrained(tensors, "carried over, not trained")
+
+
+def with_one_layer(checkpoint: Checkpoint) -> Inventory:
+    """Return the inventory of a model whose MTP layer can be fitted.
+
+    Raises DstoolsError for a checkpoint that is unsound or quantized, or that does not have one
+    layer, with its tensors.
+    """
+    folder = checkpoint.folder
+    if checkpoint.config.get(MTP_LAYERS) and not holds_mtp(checkpoint):
+        raise DstoolsError(
+            f"{folder}: config.json names MTP layers, and no shard holds a tensor of them",
+            "take a copy that has them, as transformers saves none, or leave out [mtp]",
+        )
+    inventory = sound_inventory(checkpoint, mtp=True)
+    if inventory.scheme is not None:
+        raise DstoolsError(f"{folder}: is quantized", "fit its MTP layer before quantization")
+    if inventory.model.num_mtp_layers != 1:
+        raise DstoolsError(
+            f"{folder}: has {inventory.model.num_mtp_layers} MTP layers, and one can be fitted",
+            "models like DeepSeek-V3 have one; training keeps it unless mtp is 'drop'",
+        )
+    return inventory
 
 
 def mtp_prefixes(config: Any) -> tuple[str, ...]:

@@ -87,6 +87,8 @@ WRONG = [
         "generate.backend: 'vllm' is none of hf, openai",
         "known are hf",
     ),
+    ('[student]\nmodel = "."\n[mtp]\nepochs = 0.0\n', "mtp.epochs: is 0, which", "above 0"),
+    ('[student]\nmodel = "."\n[sft]\nepochs = 0\n', "sft.epochs: is 0, which", "max_steps"),
     (
         '[generate]\nbackend = "hf"\nsamples = 0\n',
         "generate.samples: 0 is out of range",
