@@ -17,6 +17,7 @@ from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.teachers.endpoint import PASSING, server_words
+from dstools_distill.teachers.reply import UnreadError, answer, unread
 from dstools_distill.teachers.request import request
 from dstools_distill.teachers.teacher import (
     REFUSED,
@@ -25,10 +26,7 @@ from dstools_distill.teachers.teacher import (
     Outcome,
     Outcomes,
     Teacher,
-    UnreadError,
     accepting,
-    answer,
-    unread,
 )
 
 REQUESTS, ANSWERS = "requests", "answers"  # file names: NAME*.jsonl

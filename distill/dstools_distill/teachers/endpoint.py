@@ -28,6 +28,7 @@ from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.teachers.inflight import Gate
 from dstools_distill.teachers.kept import reread
+from dstools_distill.teachers.reply import UnreadError, answer, is_paid, unread
 from dstools_distill.teachers.request import request
 from dstools_distill.teachers.teacher import (
     REFUSED,
@@ -38,10 +39,6 @@ from dstools_distill.teachers.teacher import (
     Outcome,
     Outcomes,
     Teacher,
-    UnreadError,
-    answer,
-    is_paid,
-    unread,
 )
 
 PROMPT_REFUSED = (400, 413, 422)  # the prompt is too long, or refused for another reason

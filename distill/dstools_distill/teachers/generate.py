@@ -23,6 +23,7 @@ from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.store.stage import Report, Work, digest
 from dstools_distill.teachers.kept import DROPPED, LOG, PAID, RECORDS, line, reread, reuse
+from dstools_distill.teachers.replay import references, replay
 from dstools_distill.teachers.request import request, request_key
 from dstools_distill.teachers.teacher import (
     NO_REFERENCE,
@@ -33,8 +34,6 @@ from dstools_distill.teachers.teacher import (
     Teacher,
     accepting,
     in_process,
-    references,
-    replay,
 )
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from dstools_distill.recipe.settings import Generate
 from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.store.stage import MANIFEST, read_manifest, require_whole
+from dstools_distill.teachers.reply import answer, received, unread
 from dstools_distill.teachers.request import request, request_key
-from dstools_distill.teachers.teacher import Answer, Ask, Failed, answer, received, unread
+from dstools_distill.teachers.teacher import Answer, Ask, Failed
 
 RECORDS, DROPPED, LOG = "records.jsonl", "dropped.jsonl", "samples.jsonl"
 PAID = ("openai", "openai-batch")  # the backends whose answers are requests' answers

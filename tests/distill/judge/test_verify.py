@@ -20,7 +20,7 @@ from dstools_distill.judge.verify import NOT_FINITE, Judge, verify
 from dstools_distill.recipe.settings import Verify
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.store.stage import Work
-from dstools_distill.teachers.teacher import replayed
+from dstools_distill.teachers.replay import replayed
 
 SUM = {
     "name": "chain_sum",

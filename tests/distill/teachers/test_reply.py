@@ -1,0 +1,133 @@
+"""A reply becomes one text, with the trace in it once, wherever the server put it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstools_converters.model.reasoning import split
+from dstools_distill.recipe.settings import Generate
+from dstools_distill.teachers.reply import UnreadError, answer, tokens
+from dstools_distill.teachers.teacher import Answer
+
+FOLDER = Path(__file__).parents[2] / "cases" / "distill"
+CASES = [
+    json.loads(line)
+    for name in ("responses.jsonl", "variants/responses.jsonl")
+    for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()
+]
+PLAIN = Generate(backend="openai", model="m", seed=5, max_tokens=9)
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize(
+    ("reasoning", "content", "prefill", "raw", "prefilled"),
+    [
+        ("\nwhy\n", "\n\n4", False, "<think>\nwhy\n</think>\n\n4", False),
+        ("why\n", "\n\n4", True, "why\n</think>\n\n4", True),
+        ("why", "4", False, "<think>\nwhy\n</think>\n\n4", False),  # DeepSeek's API strips
+        ("why", "4", True, "why\n</think>\n\n4", True),
+        ("why\n", "\n\n4", False, "<think>\nwhy\n</think>\n\n4", False),  # the template opened it
+        ("\n\n", "\n\n4", False, "<think>\n\n</think>\n\n4", False),
+        (" \nwhy \r\n", "\n4", False, "<think> \nwhy \r\n</think>\n4", False),
+        (None, "<think>why</think>4", False, "<think>why</think>4", False),
+        (None, "why</think>4", False, "why</think>4", True),  # the server's template opened it
+        (None, "<think>\nwhy</think>4", True, "why</think>4", True),  # llama.cpp repeats it
+        ("never closed", None, False, "<think>\nnever closed", False),
+        ("never closed", "", False, "<think>\nnever closed", False),
+        (None, "4", False, "4", False),
+        ("", "4", False, "4", False),
+        (None, "a</think>b</think>c", False, "a</think>b</think>c", False),
+    ],
+)
+def test_a_trace_that_the_servers_parser_moved_is_put_back(
+    field: str, reasoning: str | None, content: str | None, prefill: bool, raw: str, prefilled: bool
+) -> None:
+    message = {"role": "assistant", "content": content, field: reasoning}
+    body = {"choices": [{"message": message, "finish_reason": "length"}]}
+    sample = answer(body, replace(PLAIN, prefill_think=prefill))
+    assert sample == Answer(raw, "length", prefilled, None)
+
+
+@pytest.mark.parametrize("body", ["text", None, {}, {"choices": []}, {"choices": [{"text": "x"}]}])
+def test_a_body_that_is_not_a_chat_completion_is_refused(body: Any) -> None:
+    with pytest.raises(ValueError, match="is not a chat completion"):
+        answer(body, PLAIN)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["kind"]))
+def test_a_reply_of_a_public_server_is_read(case: dict[str, Any]) -> None:
+    settings = Generate(backend="openai")
+    if case.get("error"):
+        with pytest.raises(ValueError, match="is not a chat completion"):
+            answer(case["body"], settings)
+        return
+    sample = answer(case["body"], settings)
+    parts = split(sample.raw, sample.prefilled_think)
+    assert sample.finish_reason == case.get("finish", "stop")
+    assert case.get("reasoning_has", "") in (parts.reasoning or "")
+    assert case.get("answer_has", "") in parts.answer
+
+
+@pytest.mark.parametrize("content", [{"text": "4"}, [{"type": "image_url"}], 4])
+def test_a_completion_whose_content_is_of_no_known_form_is_told_apart(content: Any) -> None:
+    with pytest.raises(UnreadError, match="the content is not a string"):
+        answer({"choices": [{"message": {"content": content}}]}, PLAIN)
+
+
+def test_half_a_character_is_the_end_of_a_cut_answer_and_damage_elsewhere() -> None:
+    def body(reason: str | None) -> Any:
+        choice = {"message": {"content": "4 \ud83d"}, "finish_reason": reason}
+        return json.loads(json.dumps({"choices": [choice]}))
+
+    assert answer(body("length"), PLAIN).raw == "4 \N{REPLACEMENT CHARACTER}"
+    for reason in ("stop", None):
+        with pytest.raises(UnreadError, match="the content holds half of a character"):
+            answer(body(reason), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("message", "where"),
+    [
+        (
+            {"content": "4", "reasoning_content": "a", "reasoning": "b"},
+            "reasoning_content and reasoning",
+        ),
+        (
+            {"content": [{"type": "thinking", "thinking": "a"}], "reasoning": "b"},
+            "content and reasoning",
+        ),
+    ],
+)
+def test_traces_that_differ_are_not_chosen_from(message: Any, where: str) -> None:
+    with pytest.raises(UnreadError, match=f"the content comes with traces that differ, in {where}"):
+        answer({"choices": [{"message": message}]}, PLAIN)
+    message["reasoning"] = "low"  # a mode
+    assert answer({"choices": [{"message": message}]}, PLAIN).raw.startswith("<think>\na")
+
+
+def test_a_refusal_is_an_answer_that_ended_so() -> None:
+    message = {"content": None, "refusal": "I cannot help with that."}
+    sample = answer({"choices": [{"message": message, "finish_reason": "stop"}]}, PLAIN)
+    assert (sample.raw, sample.finish_reason) == ("I cannot help with that.", "refusal")
+
+
+def test_a_trace_that_a_server_says_twice_is_put_there_once() -> None:
+    message = {"content": "<think>\nwhy\n</think>\n\n4", "reasoning_content": "why"}
+    assert answer({"choices": [{"message": message}]}, PLAIN).raw == message["content"]
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        (None, None),
+        ({}, None),
+        ({"total_tokens": 7}, None),
+        ({"prompt_tokens": "3"}, None),
+        ({"completion_tokens": 4, "cached_tokens": 2}, {"completion_tokens": 4}),
+    ],
+)
+def test_a_usage_keeps_prompt_and_completion_tokens_alone(usage: Any, counts: Any) -> None:
+    assert tokens(usage) == counts
