@@ -23,7 +23,7 @@ from typing import NamedTuple
 from dateutil.parser import parse
 
 from dstools_distill.judge.equality import Comparison
-from dstools_distill.judge.extract import ANNOUNCED, final_answer, stripped
+from dstools_distill.judge.extract import final_answer, stripped
 from dstools_distill.judge.reader import read
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import SPACING, STYLED, squeezed
@@ -77,8 +77,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
 
 def _wanted(gold: str, kind: AnswerType) -> str:
     """Return the answer in a gold, which may be a solution; "" if it cannot be read."""
-    if "\\boxed" in gold or ANNOUNCED.search(gold):
-        gold = final_answer(gold).text or ("" if "\\boxed" in gold else gold)
+    gold = final_answer(gold).text or gold
     gold = stripped(gold) if kind != "string" else gold
     braces = re.sub(r"\\.|[^{}]", "", gold)
     return gold if braces.count("{") == braces.count("}") else ""
@@ -122,8 +121,7 @@ def looks_like(gold: str) -> AnswerType:
     if any(choice(gold)) and choice(gold)[0] in _unstyled(gold):  # FACE is a word
         return "choice"
     is_words = WORDS.fullmatch(inner) and (len(inner) > 2 or inner.lower() in ("no", "ok"))
-    is_quoted = re.search(r"(?<![\w)}])['\"]", gold)  # f' is a function
-    return "string" if is_words or is_quoted or _moment(_unstyled(gold)) else "math"
+    return "string" if is_words or _moment(_unstyled(gold)) else "math"
 
 
 SEVERAL = re.compile(r"\n|\w{2}[.!?;]\s")  # sentences
@@ -212,24 +210,19 @@ def names_another_option(text: str, gold: str, question: str) -> bool:
 
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even
-    r"\(?([A-J])(?:\)?\s*[,，;—–-]*\s*(?=(?:because|since|as|not|is (?:right|correct))\b|因为)"
-    r"|\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2}))\s*)(.+)",
+    r"\(?([A-J])\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2})|\s(?=(?:because|since)\b))\s*(.+)",
     re.DOTALL,
 )
 LETTERS = re.compile(r"(?!$)A?B?C?D?E?F?G?H?I?J?|[a-j]")
 
 
 def _other_words(answer: str, gold: str) -> Ruling:
-    """Rule on another text: unverifiable in another script, with a word in common, or shortened.
-
-    Figures and symbols may stand for words.
-    """
+    """Rule on another text: in another script, with figures or a word in common it may be right."""
     one, other = _words(answer).casefold(), _words(gold).casefold()
-    symbol, initials = one.strip("\\"), "".join(word[0] for word in other.split())
-    is_short = symbol.startswith(initials) or other.startswith(symbol)
-    are_known = one.isascii() or not other.isascii()
-    is_alike = {*re.findall(r"\w+", one)} & {*re.findall(r"\w+", other)} or other in one
-    if is_alike or is_short or not are_known or re.search(r"\d", answer + gold):
+    is_alike = {*re.findall("[a-z]+|\\w", one)} & {*re.findall("[a-z]+|\\w", other)}
+    is_part = len(one) == 1 or one in other or other in one
+    is_known = one.isascii() or not other.isascii()
+    if is_alike or is_part or not is_known or re.search(r"\d", answer + gold):
         return Ruling("unverifiable", "other-words", EXACT)
     return _differs(answer, EXACT)
 
@@ -250,9 +243,6 @@ MEANT = {
 }  # fmt: skip
 # no solutions: no solution; but Mars is not Mar
 NO_PLURAL = re.compile(r"(\b(?:no|infinitely many) \w{4,})s$")
-SUBJECT = re.compile(  # the limit does not exist: does not exist
-    r"^(?:(?:the|this) \w+|it|there)(?: (?:is|are|has|have))? (?=does not|no |infinitely)"
-)
 # "no" before a word is not an answer: yes, there is no other
 YES_NO = re.compile(r"(?i)\b(?:yes|no(?!\s+\w)|true|false|but|unless|oui|non|ja|nein|sí|да|нет)\b")
 
@@ -266,10 +256,12 @@ def _words(text: str) -> str:
     if moment := _moment(text):
         return moment
     text = re.sub(r"[’‘`\"“”]", "'", re.sub(r"(?<=[①-⑳])[、, ]+(?=[①-⑳])", "", text))
-    text = re.sub(r"\s*,\s*", ", ", re.sub(r"^(?:an?|the) ", "", text.strip("' ")))
-    text = " ".join(text.split()).strip("' ").removesuffix(".")
+    text = re.sub(
+        r"\s*,\s*", ", ", re.sub(r"(?i)^(?:an? |the (?:\w+ (?=does not))?)", "", text.strip("' "))
+    )
+    text = " ".join(text.split())
     if not re.search(r"\b(?!(?i:no|a)\b)(?=\w?[A-Z])[^\W\d_]{1,2}\b", text):
-        text = SUBJECT.sub("", NO_PLURAL.sub(r"\1", text.casefold()))
+        text = NO_PLURAL.sub(r"\1", text.casefold())
     return MEANT.get(text, text)
 
 

@@ -82,7 +82,7 @@ class Mark(NamedTuple):
 
 def _marks(text: str) -> list[Mark]:
     """Return the boxes of a text, or its tags, and numbers announced beside them, or all such."""
-    marks, announced = boxes(text) or _tags(text), _announcements(text)
+    marks, announced = boxes(text), _announcements(text)
     if marks:
         announced = [m for m in announced if PLAIN_NUMBER.fullmatch(stripped(m.answer or ""))]
     return sorted(marks + announced)
@@ -98,10 +98,10 @@ def last_boxed(text: str) -> str | None:
 
 
 def boxes(text: str) -> list[Mark]:
-    """Return the boxes of a text; of a box in a box the inner one."""
+    """Return the boxes and tags of a text; of a box in a box the inner one."""
     found = []
     for box in BOX.finditer(text):
-        content = box[1] if box[2] is None else box[2]
+        content = box[box.lastindex] if box.lastindex else None
         inner = boxes(content or "")
         found.append(Mark(*box.span(), inner[-1].answer if inner else content))
     return found
@@ -110,12 +110,10 @@ def boxes(text: str) -> list[Mark]:
 NESTED = r"(?:[^{}\\]|\\.|\{\})*+"
 for _ in range(10):  # braces in braces
     NESTED = rf"(?:[^{{}}\\]|\\.|\{{{NESTED}\}})*+"
-BOX = re.compile(rf"\\(?:boxed|fbox)\s*(?:\{{({NESTED})\}}|([^\s{{]\S*)|)", re.DOTALL)
-
-
-def _tags(text: str) -> list[Mark]:
-    found = re.finditer(r"<answer>(?:(.*?)(?=</answer>)|)", text, re.DOTALL)
-    return [Mark(tag.start(), tag.end(), tag[1]) for tag in found]
+BOX = re.compile(
+    rf"\\(?:boxed|fbox)\s*(?:\{{({NESTED})\}}|([^\s{{]\S*)|)|<answer>(?:(.*?)(?=</answer>)|)",
+    re.DOTALL,
+)
 
 
 def _announcements(text: str) -> list[Mark]:

@@ -8,16 +8,11 @@ import warnings
 from typing import Any, NamedTuple
 
 PYTHON = ("python", "python3", "py", "py3", "pypy", "pypy3")
-NO_PROGRAM = (  # labels of blocks beside a program
-    *("bash", "console", "csv", "diff", "input", "json", "latex", "markdown", "math", "output"),
-    *("plain", "plaintext", "sh", "shell", "shell-session", "terminal", "text", "txt", "xml"),
-    "yaml",
-)
 OPENER = re.compile(r"(`{3,}|~{3,})[ \t]*([^\s`]*)[^`\n]*\n")  # CommonMark, fenced code blocks
 CODE = re.compile(r"\w\(|[{;]\s*$|^\s*(?:import|#include)\b", re.MULTILINE)  # in many languages
 MAX_CASES = 100
 MAX_PARSED = 100_000  # characters
-CASE_KEYS = (("stdin", "stdout"), ("input", "output"))  # ours; codeforces, LiveCodeBench
+CASE_KEYS = (("stdin", "stdout"), ("input", "output"), ("inputs", "outputs"))  # ours is first
 
 
 class Program(NamedTuple):
@@ -30,21 +25,21 @@ class Program(NamedTuple):
 def find(answer: str) -> Program:
     """Return the Python program of an answer: its last fenced block that is one, or all of it.
 
-    A block is one by its label, or without any label if it parses and does something. Samples,
-    shell lines and sessions of an interpreter are none. Where code has no fence, it is not known
-    where it begins, unless the whole answer is a program.
+    A block is one by its label, or without any label if it parses and does something. Sessions of
+    an interpreter are none, and what other labels mean is not known. Where code has no fence, it is
+    not known where it begins, unless the whole answer is a program.
     """
     found = list(blocks(answer))
     programs = [text for label, text in found if label in PYTHON and not text.startswith(">>>")]
     if programs:
         return Program(programs[-1])
-    for label, _ in found:
-        if label and label not in (*PYTHON, *NO_PROGRAM):
-            return Program("", f"code-language: {label}")
     plain = [text for label, text in found if not label]
-    programs = [text for text in plain if _does_something(text)] or plain
-    if programs or _does_something(answer):
-        return Program([answer, *programs][-1])
+    programs = [text for text in plain if _does_something(text)]
+    others = [label for label, _ in found if label not in ("", *PYTHON)]
+    if others and not programs:
+        return Program("", f"code-language: {others[0]}")
+    if plain or _does_something(answer):
+        return Program([answer, *plain, *programs][-1])
     return Program("", "code-not-found" if CODE.search(answer) else "no-code")
 
 
@@ -83,15 +78,11 @@ def read_cases(gold: str) -> list[dict[str, str]] | None:
     """
     try:
         cases = json.loads(gold)
+        if isinstance(cases, dict) and not cases.pop("fn_name", None):  # columns
+            columns = [column if isinstance(column, list) else [] for column in cases.values()]
+            cases = [dict(zip(cases, row, strict=True)) for row in zip(*columns, strict=True)]
     except (ValueError, RecursionError):
         return None
-    if isinstance(cases, dict):
-        inputs, outputs = (cases.get(f"{name}s", cases.get(name)) for name in CASE_KEYS[1])
-        if not isinstance(inputs, list) or not isinstance(outputs, list):
-            return None
-        if cases.get("fn_name") or len(inputs) != len(outputs):
-            return None
-        cases = [{"input": a, "output": b} for a, b in zip(inputs, outputs, strict=True)]
     if not isinstance(cases, list) or not 0 < len(cases) <= MAX_CASES:
         return None
     read = [_case(case) for case in cases]

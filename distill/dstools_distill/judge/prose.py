@@ -9,12 +9,9 @@ SCRIPTS = {  # the letters of languages that are not written in Latin letters
     "zh": "\u4e00-\u9fff\u3400-\u4dbf",
     "ja": "\u3040-\u30ff\u4e00-\u9fff",
     "ko": "\uac00-\ud7af\u1100-\u11ff",
-    "ru": "\u0400-\u04ff",
-    "uk": "\u0400-\u04ff",
-    "bg": "\u0400-\u04ff",
+    **dict.fromkeys(("ru", "uk", "bg"), "\u0400-\u04ff"),
     "el": "\u0370-\u03ff",
-    "ar": "\u0600-\u06ff\u0750-\u077f",
-    "fa": "\u0600-\u06ff\u0750-\u077f",
+    **dict.fromkeys(("ar", "fa"), "\u0600-\u06ff\u0750-\u077f"),
     "he": "\u0590-\u05ff",
     "hi": "\u0900-\u097f",
     "th": "\u0e00-\u0e7f",
@@ -93,19 +90,14 @@ def _is_in(words: list[str], language: str) -> bool:
 def repetition(text: str) -> float:
     """Return the share of words that belong to a run of 20 words seen earlier in the text."""
     words = text.split() if text.isascii() else WORD_OR_SIGN.findall(text)
-    last = len(words) - WINDOW
-    if last < 1:
-        return 0.0
     seen: set[tuple[str, ...]] = set()
-    covered = end = 0  # number of repeated words, and the end of the last repeated run
-    for start in range(last + 1):
+    repeated: set[int] = set()
+    for start in range(len(words) - WINDOW + 1):
         window = tuple(words[start : start + WINDOW])
         if window in seen:
-            covered += start + WINDOW - max(start, end)
-            end = start + WINDOW
-        else:
-            seen.add(window)
-    return covered / len(words)
+            repeated.update(range(start, start + WINDOW))
+        seen.add(window)
+    return len(repeated) / max(len(words), 1)
 
 
 WORD_OR_SIGN = re.compile(rf"[{ALONE}]|[^\s{ALONE}]+")

@@ -17,6 +17,7 @@ CASES = [{"stdin": "2 3\n", "stdout": "5"}, {"stdin": "20 3\n", "stdout": "23\n"
         f"```python\n{ADDS}```",
         f"``` python\n{ADDS}```\n\nIt prints\n\n```\n5\n```",
         f"```\n2 3\n```\n\n```\n{ADDS}```\n\n```\n5\n```",
+        f"```\n{ADDS}```\n\n```text\n5\n```",
         f"~~~py\n{ADDS}~~~",
         f"````{{.python}}\n{ADDS}````",
         f"Answer: ```python3 title='a.py'\n{ADDS.rstrip()}```\n\n```\n5\n```",
@@ -40,7 +41,8 @@ def test_the_program_is_told_from_what_stands_beside_it(answer: str) -> None:
         ("So:\n\nprint(5)", Program("", "code-not-found")),
         ("#include <iostream>\nint main() {}", Program("", "code-not-found")),
         ("```python\nprint(5)", Program("", "code-not-found")),  # cut
-        ("```json\n{}\n```", Program("", "no-code")),
+        ("```json\n{}\n```", Program("", "code-language: json")),
+        ("```ruby\nputs 5\n```\n\n```\n5\n```", Program("", "code-language: ruby")),
         ("```C++\nint main() {}\n```", Program("", "code-language: c++")),
         ("```\nprint(5\n```", Program("print(5\n")),  # its own fault
         ("```\n5\n```", Program("5\n")),
