@@ -41,6 +41,7 @@ from dstools_distill.training.rewards import FLAT, rewards
 from dstools_distill.training.rollouts import rollout_func
 from dstools_distill.training.students import load_student, lora, optimizers, require_room
 from dstools_distill.training.trainer import LOSS_CURVE, answer_ends, arguments, run
+from dstools_distill.training.untrained import without_mtp_warning
 
 CURVE = (
     *LOSS_CURVE, "reward", "reward_std", FLAT, "rewards/accuracy/mean",
@@ -71,15 +72,16 @@ def grpo(settings: Grpo, inputs: Inputs, work: Work) -> Report:
     with closing(Judge(inputs.judge)) as judge:
         paid = rewards(settings, judge, tokens, ends)
         config.reward_weights = paid.weights
-        trainer: Any = GRPOTrainer(
-            student,
-            list(paid.functions),
-            args=config,
-            train_dataset=asked,
-            processing_class=tokens,
-            peft_config=lora(settings),
-            optimizers=optimizers(settings, student),
-        )
+        with without_mtp_warning(student.config):  # it loads the reference from the folder
+            trainer: Any = GRPOTrainer(
+                student,
+                list(paid.functions),
+                args=config,
+                train_dataset=asked,
+                processing_class=tokens,
+                peft_config=lora(settings),
+                optimizers=optimizers(settings, student),
+            )
         trainer.rollout_func = rollout_func(trainer.model, settings, tokens)  # with its updates
         if config.sync_ref_model:
             trainer.add_callback(Reference(trainer.ref_model, settings.replace_reference_steps))

@@ -1,6 +1,7 @@
 """Tests of GRPO: groups, their advantages, and what the curve logs of them."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -183,13 +184,16 @@ def test_a_run_resumed_after_its_reference_was_replaced_ends_in_the_same_bytes(
 
 
 def test_a_policy_keeps_its_mtp_layers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mtp_is_carried_over: Callable[..., None]
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mtp_is_carried_over: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     monkeypatch.setattr(module, "rewards", lambda *_: spread_rewards())
     settings = Grpo(**SMALL | {"max_steps": 1})  # type: ignore[arg-type]
     read = inputs(ask(tmp_path / "asked", ["1"] * 4), TEACHER)
     report = grpo(settings, read, work(tmp_path / "out"))
     mtp_is_carried_over(report, TEACHER, tmp_path / "out")
+    assert "UNEXPECTED" not in caplog.text  # neither of the policy nor of the reference
 
 
 def test_flat_groups_are_summed_over_steps_that_were_logged_together(tmp_path: Path) -> None:
