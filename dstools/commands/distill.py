@@ -286,7 +286,9 @@ def _summary(report: dict[str, Any]) -> str:
         )
     if "drafts_kept" in report:
         kept = report["drafts_kept"]
-        return f"{report['steps']:,} steps, drafts kept {kept['before']:.1%} -> {kept['after']:.1%}"
+        layer = "" if report["layer"] == "fitted" else f", layer {report['layer']}"
+        change = f"{kept['before']:.1%} -> {kept['after']:.1%}"
+        return f"{report['steps']:,} steps, drafts kept {change}{layer}"
     if "steps" in report:
         mtp = f", MTP layers: {report['mtp_layers']}" if "mtp_layers" in report else ""
         return f"{report['steps']:,} steps, {report['parameters']:,} parameters{mtp}"

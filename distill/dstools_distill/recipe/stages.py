@@ -179,7 +179,7 @@ STAGES = {
         help="Fit the MTP layer to the trained student.",
         reads=("rows", "model"),
         packages=("torch",),
-        revision=1,
+        revision=2,
         leaves_model=True,
     ),
     "eval": Stage(

@@ -50,9 +50,10 @@ def mtp(settings: Mtp, inputs: Inputs, work: Work) -> Report:
     """Fit the MTP layer of `inputs.model` on rendered rows, and write a model folder.
 
     All other bytes of the model are copied. Drafts kept are the share of trained-on tokens of
-    held-out rows where the layer's first choice is the model's. Raises DstoolsError for a model
-    that is quantized or has another number of MTP layers than one, for too few rows, and for rows
-    that the model has too few positions or tokens for.
+    held-out rows where the layer's first choice is the model's. Where the fit keeps fewer than the
+    layer did before, the layer stays as it was, and the report says so. Raises DstoolsError for a
+    model that is quantized or has another number of MTP layers than one, for too few rows, and for
+    rows that the model has too few positions or tokens for.
     """
     assert inputs.model is not None
     rendered = load_rows(inputs.rows / ROWS)
@@ -69,7 +70,13 @@ def mtp(settings: Mtp, inputs: Inputs, work: Work) -> Report:
         curve = _fit(drafter, training, rows, states, settings, work)
         weights = drafter.weights(inventory)
         drafter.load(weights)  # as they are written, rounded to the checkpoint's dtypes
-        after = drafter.kept(held_out, rows, states, settings.batch_size)
+        after, layer = drafter.kept(held_out, rows, states, settings.batch_size), "fitted"
+        if after < before:
+            layer = f"as it was, since the fit kept {after:.1%}"
+            log.warning("drafts kept: %.1f %%; the layer stays %s", 100 * before, layer)
+            after = before
+            drafter.reset(inventory)
+            weights = drafter.weights(inventory)
         checkpoint.check_unmoved()
         _write(checkpoint, weights, work.folder)
         parameters = sum(info.numel for info in checkpoint.tensors.values())
@@ -85,6 +92,7 @@ def mtp(settings: Mtp, inputs: Inputs, work: Work) -> Report:
         "parameters": parameters,
         "trained_parameters": sum(value.numel() for value in drafter.trained()),
         "drafts_kept": {"before": round(before, 4), "after": round(after, 4)},
+        "layer": layer,
     }
 
 
@@ -140,9 +148,7 @@ class Drafter:
             self.layer = MTPLayer(self.architecture, model.num_hidden_layers)
         names = (name for name, _ in model.weights() if name.is_mtp)
         self.names = {f"{model.spelling.path(name)}.{name.part}": name for name in names}
-        self.load(
-            {model.spell(n): restored(inventory, inventory.info(n)) for n in self.names.values()}
-        )
+        self.reset(inventory)
         for path, value in self.layer.named_parameters():
             # the bias balances the experts' load, which no gradient does
             value.requires_grad_(not path.endswith("e_score_correction_bias"))
@@ -153,6 +159,11 @@ class Drafter:
         )
         self.norm = RMSNorm(model.hidden_size, self.architecture.rms_norm_eps)
         self.norm.weight = nn.Parameter(norm, requires_grad=False)
+
+    def reset(self, inventory: Inventory) -> None:
+        """Set the weights of the layer to those of the checkpoint."""
+        names = self.names.values()
+        self.load({self.model.spell(n): restored(inventory, inventory.info(n)) for n in names})
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Set the weights of the layer by their names in the checkpoint."""

@@ -1,6 +1,7 @@
 """The fit of an MTP layer: drafts are kept again, and nothing else of the model changes."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -120,6 +121,7 @@ def test_drafts_are_kept_again(fitted: tuple[Path, dict[str, Any]]) -> None:
     kept = report["drafts_kept"]
     assert kept["before"] < 0.8
     assert kept["after"] > 0.9
+    assert report["layer"] == "fitted"
     assert (report["in"], report["out"], report["held_out"], report["steps"]) == (48, 48, 2, 12)
     sizes = {n: t.numel() for n, t in load_file(SAMPLE / "model.safetensors").items()}
     assert report["parameters"] == sum(sizes.values())
@@ -134,6 +136,19 @@ def test_before_it_is_fitted_the_layer_of_the_sample_is_measured_as_its_readme_h
     """97.6 % of its drafts are kept; of some 140 tokens, 4 standard errors are 5 points."""
     report = fit(replace(SHORT, max_steps=1), rows, SAMPLE, tmp_path / "out")
     assert report["drafts_kept"]["before"] > 0.976 - 0.05
+
+
+def test_a_fit_that_keeps_fewer_drafts_leaves_the_layer_as_it_was(
+    rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its learning rate spoils the layer in two steps; copies of the model's tensors are equal."""
+    report = fit(replace(SHORT, max_steps=2, learning_rate=10.0), rows, SAMPLE, tmp_path / "out")
+    kept = report["drafts_kept"]
+    assert kept["before"] == kept["after"] > 0.9
+    assert re.fullmatch(r"as it was, since the fit kept \d+\.\d%", report["layer"])
+    assert report["layer"] in caplog.text
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (SAMPLE / name).read_bytes()
 
 
 def test_all_other_bytes_are_those_of_the_model(

@@ -133,8 +133,11 @@ def test_a_training_tells_once_what_became_of_mtp_layers() -> None:
     assert _summary(trained) == "2 steps, 1,234 parameters"
     told = _summary(trained | {"mtp_layers": "carried over, not trained"})
     assert told == "2 steps, 1,234 parameters, MTP layers: carried over, not trained"
-    fitted = trained | {"drafts_kept": {"before": 0.747, "after": 0.969}}
+    fitted = trained | {"drafts_kept": {"before": 0.747, "after": 0.969}, "layer": "fitted"}
     assert _summary(fitted) == "2 steps, drafts kept 74.7% -> 96.9%"
+    kept = {"drafts_kept": {"before": 0.747, "after": 0.747}, "layer": "as it was, since ..."}
+    told = "2 steps, drafts kept 74.7% -> 74.7%, layer as it was, since ..."
+    assert _summary(trained | kept) == told
 
 
 def test_answers_that_were_not_judged_are_told_with_the_score() -> None:
