@@ -31,6 +31,16 @@ SECTIONS = re.compile(
     r"\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>\s*)?",
     re.DOTALL,
 )
+BEGUN = re.compile(  # how a text begins that a chat template has written already
+    r"\s*(?:<s>\s*|<bos>|<\|endoftext\|>)?("
+    r"<\|im_start\|>(?:system|user)|<\|im_(?:system|user)\|>|<\|(?:system|user)\|>"
+    r"|<\|begin_of_text\|>|<\|start_header_id\|>|<\|start\|>(?:system|user)"
+    r"|<\|START_OF_TURN_TOKEN\|>|<start_of_turn>user|<\|turn>user"
+    r"|<｜begin▁of▁sentence｜>|<｜User｜>|\[INST\]|\[SYSTEM_PROMPT\]"
+    r"|(?:Below is an instruction[^\n]*\n+)?\#\#\# Instruction:)"
+)
+ASKED = re.compile(r"\b(?:Human|User|USER): |\#\#\# Instruction:")  # and how it ends, after these
+ENDED = re.compile(r"(?:^|\s)(### Response:|Assistant:|ASSISTANT:)\s*(?:<think>\s*)?\Z")
 
 
 def conversation(turns: Any, name: str) -> list[Message]:
@@ -78,6 +88,20 @@ def split_last_question(turns: list[Message]) -> tuple[list[Message], str | None
     if len(answers) > 1:
         raise BadRowError(f"has {len(answers)} answers to its last question")
     return turns[: last + 1], answers[0]["content"] if answers else None
+
+
+def refuse_rendered(turns: list[Message]) -> None:
+    """Raise BadRowError if the text of a user or of the system is a whole rendered prompt."""
+    for turn in turns:
+        content = turn["content"] if turn["role"] != "assistant" else ""
+        found = BEGUN.match(content) or (
+            ENDED.search(content[-99:]) if ASKED.search(content) else None
+        )
+        if found:
+            raise BadRowError(
+                f"the question is rendered: it has {shown(found[1])}, which a template writes",
+                "write the text of each turn alone, as messages: it is rendered for the student",
+            )
 
 
 def content_of(turn: Any) -> Any:

@@ -27,6 +27,7 @@ from dstools_distill.data.conversations import (
     content_of,
     conversation,
     own_trace,
+    refuse_rendered,
     role_of,
     split_last_question,
     user_turn,
@@ -98,6 +99,7 @@ def convert(row: Record, form: Form, referee: Referee | None, bases: Bases) -> Q
         raise BadRowError(f"{pictures} holds a picture, which is not read", "leave such rows out")
     name = _asking(columns, form)
     messages, reply = split_last_question(_with_system(columns, _turns(columns, name)))
+    refuse_rendered(messages)
     options = read_options(columns)
     if options is not None:
         messages[-1] = user_turn(asked_with(messages[-1]["content"], options))

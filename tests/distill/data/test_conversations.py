@@ -9,6 +9,7 @@ from dstools_distill.data.conversations import (
     content_of,
     conversation,
     own_trace,
+    refuse_rendered,
     role_of,
     split_last_question,
     user_turn,
@@ -79,3 +80,10 @@ def test_two_traces_of_one_answer_are_refused() -> None:
     assert own_trace(Columns({"thinking": "a b", "reasoning": "a  b"})) == "a  b"
     with pytest.raises(BadRowError, match="either may be the trace"):
         own_trace(Columns({"thinking": "a b", "reasoning": "b c"}))
+
+
+def test_a_rendered_prompt_is_refused_by_the_mark_that_tells_it() -> None:
+    user = {"role": "user", "content": "<s>[INST] 6*7? [/INST]"}
+    with pytest.raises(BadRowError, match=r"the question is rendered: it has '\[INST\]'"):
+        refuse_rendered([user])
+    refuse_rendered([user | {"role": "assistant"}, user | {"content": "What is [INST]?"}])
