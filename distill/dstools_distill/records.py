@@ -4,7 +4,7 @@
 |---|---|
 | prompts | id, source, licence, messages, gold, answer_type, task, difficulty, reference |
 | generate | sample, teacher, sampling, raw, reasoning, answer, finish_reason, |
-| | prefilled_think, usage |
+| | prefilled_think, usage, end_token (if one was cut off) |
 | verify | verdict, verdict_reason, checkers, steps, language, repetition |
 | decontaminate | contamination |
 | select | drop_reason (in dropped.jsonl alone), split |
@@ -12,9 +12,9 @@
 `messages` end with a user's message. `gold` is a string or null; `answer_type` is how to compare
 it. `task` is null or {"name", "config", "entry"} of reasoning-gym. `reference` is what came with
 the prompt, which `generate` can replay: null, an answer, or a list of {"raw", "finish_reason"}.
-`raw` is the teacher's text, verbatim, without a prefilled opening tag; `reasoning.split` divides it
-into reasoning and answer. `finish_reason` is "stop", "length", a server's word for another end, or
-"unknown"; see `how_ended`.
+`raw` is the teacher's text, verbatim, without a prefilled opening tag and without the token that
+ends it (`without_end`); `reasoning.split` divides it into reasoning and answer. `finish_reason` is
+"stop", "length", a server's word for another end, or "unknown"; see `how_ended`.
 """
 
 import json
@@ -176,6 +176,30 @@ def how_ended(reason: Any, answer: str = "") -> str:
     if not reason or word in ("", "unknown"):
         return "stop" if answer.strip() else "unknown"
     return str(reason)
+
+
+# tokens of chat templates and tokenizers after an answer: of ChatML, DeepSeek, Llama, Gemma, Phi,
+# gpt-oss, Kimi, Command, OpenChat
+ENDS = (
+    *("<|im_end|>", "<|endoftext|>", "<｜end▁of▁sentence｜>", "</s>", "<|eot_id|>", "<|eom_id|>"),
+    *("<|end_of_text|>", "<|eot|>", "<eos>", "<end_of_turn>", "<turn|>", "<|end|>", "<|return|>"),
+    *("[EOS]", "<|END_OF_TURN_TOKEN|>", "<|end_of_turn|>"),
+)
+
+
+def without_end(raw: str) -> tuple[str, str]:
+    """Return a text without the tokens at its very end that end it, and the first of them, or "".
+
+    A server or a file that keeps special tokens writes them. White space after one goes, too. In
+    the middle they are text, as `</s>` is where the text opens <s>.
+    """
+    token = ""
+    while (text := raw.rstrip()).endswith(ENDS):
+        last = next(end for end in ENDS if text.endswith(end))
+        if last == "</s>" and raw.count("<s>") >= raw.count(last):
+            break
+        raw, token = text.removesuffix(last), last
+    return raw, token
 
 
 class Reply(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 
 from dstools_converters.errors import DstoolsError
 from dstools_distill.records import (
+    ENDS,
     Reply,
     dump,
     extended,
@@ -19,6 +20,7 @@ from dstools_distill.records import (
     read,
     reference,
     replies,
+    without_end,
     write,
 )
 
@@ -144,3 +146,17 @@ def test_a_reference_says_no_more_than_it_must() -> None:
     ):
         assert reference(given) == kept
         assert replies({"reference": kept}) == given
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_token_that_ends_a_text_is_cut_off_its_end_alone(end: str) -> None:
+    text = f"<think>\n{end}\n</think>\n\n42"
+    assert without_end(text) == (text, "")
+    assert without_end(f"{text}{end}") == (text, end)
+    assert without_end(f"{text}\n{end}\n") == (f"{text}\n", end)
+    assert without_end(f"{text}{end}<|endoftext|>") == (text, end)
+
+
+@pytest.mark.parametrize("text", ["`</s>`", "<s>old</s>", "42 <s>", "[/INST]", "42\n", ""])
+def test_what_is_not_the_end_of_a_text_stays(text: str) -> None:
+    assert without_end(text) == (text, "")

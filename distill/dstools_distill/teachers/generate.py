@@ -44,11 +44,11 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
 
     Reads inputs.prompts, and inputs.model: the teacher's folder (hf) or a file of samples (replay;
     None replays the references that came with the prompts). The report counts prompts in, samples
-    out, reasons for drops, how answers ended, well-formed traces, tokens if the teacher counts
-    them; the samples that a server was asked for, and those that it gave to earlier runs; and those
-    of each teacher of a file. Raises DstoolsError if the teacher is down, if more than
-    settings.max_failed of the samples did not come (another run asks for those again), or if every
-    sample failed.
+    out, reasons for drops, how answers ended, end tokens that were cut off, well-formed traces,
+    tokens if the teacher counts them; the samples that a server was asked for, and those that it
+    gave to earlier runs; and those of each teacher of a file. Raises DstoolsError if the teacher is
+    down, if more than settings.max_failed of the samples did not come (another run asks for those
+    again), or if every sample failed.
     """
     check_generate(settings)
     asked, done = inputs.prompts / RECORDS, work.folder / RECORDS
@@ -303,18 +303,20 @@ def _sample(logged: Record) -> Record:
         "finish_reason": answer.finish_reason,
         "prefilled_think": answer.prefilled_think,
         "usage": answer.usage,
-    }
+    } | ({"end_token": answer.end_token} if answer.end_token else {})
 
 
 def _report(prompts: int, kept: Iterable[Record], dropped: Iterable[Record]) -> Report:
     count: Counter[str] = Counter()
     finished: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
+    ends: Counter[str] = Counter()
     for record in kept:
         count["out"] += 1
         count["reasoned"] += bool((record["reasoning"] or "").strip())
         finished[record["finish_reason"]] += 1
         tokens.update(record["usage"] or {})
+        ends.update([record["end_token"]] if "end_token" in record else [])
     reasons, details = Counter[str](), dict[str, str]()
     for record in dropped:
         reasons[record["drop_reason"]] += 1
@@ -328,6 +330,8 @@ def _report(prompts: int, kept: Iterable[Record], dropped: Iterable[Record]) -> 
         "with_one_trace": count["reasoned"],
         "tokens": dict(sorted(tokens.items())),
     }
+    if ends:
+        report["end_tokens_cut"] = dict(sorted(ends.items()))
     if details:
         report["details"] = dict(sorted(details.items()))
     return report

@@ -16,9 +16,9 @@ def received(message: dict[str, Any], finish_reason: Any, usage: Any, *, prefill
     The content may come in parts. A trace in a key of its own (records.TRACES), or in a part, is
     put back before the answer, unless the answer holds it already. A text that closes a trace
     without opening it continues an opener that the server's template wrote. A refusal is an answer
-    that ended so. Halves of a character, which JSON can hold and UTF-8 cannot, become U+FFFD where
-    the answer was cut. Raises ValueError for them elsewhere, for traces that differ, and for
-    another content.
+    that ended so. A token that ends it is cut off (`records.without_end`). Halves of a character,
+    which JSON can hold and UTF-8 cannot, become U+FFFD where the answer was cut. Raises ValueError
+    for them elsewhere, for traces that differ, and for another content.
     """
     part, content = records.message_parts(message.get("content"))
     if not content and isinstance(message.get("refusal"), str) and message["refusal"]:
@@ -35,14 +35,14 @@ def received(message: dict[str, Any], finish_reason: Any, usage: Any, *, prefill
     if reasoning and CLOSE in content and reasoning.strip() in content:
         reasoning = None
     ended = records.how_ended(finish_reason)
-    raw = thought(reasoning, content, prefilled)
+    raw, end_token = records.without_end(thought(reasoning, content, prefilled))
     try:  # halves that belong together are one character
         errors = "replace" if ended == "length" else "strict"
         raw = raw.encode("utf-16", "surrogatepass").decode("utf-16", errors)
     except UnicodeDecodeError:
         raise ValueError("holds half of a character") from None
     prefilled = prefilled or (OPEN not in raw and raw.count(CLOSE) == 1)
-    return Answer(raw, ended, prefilled, tokens(usage))
+    return Answer(raw, ended, prefilled, tokens(usage), end_token=end_token)
 
 
 def answer(body: Any, settings: Generate) -> Answer:

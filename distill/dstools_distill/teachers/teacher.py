@@ -37,6 +37,7 @@ class Answer(NamedTuple):
     prefilled_think: bool  # the opener is in the prompt
     usage: dict[str, int] | None  # prompt_tokens and completion_tokens, where known
     teacher: Record | None = None  # its name and revision, where a file tells them
+    end_token: str = ""  # cut off the end of the text
 
 
 class Failed(NamedTuple):

@@ -560,6 +560,24 @@ def test_references_are_replayed_if_no_file_is_named(prompts: Path, tmp_path: Pa
     }
 
 
+def test_a_token_that_ended_an_answer_is_cut_off_and_counted(prompts: Path, tmp_path: Path) -> None:
+    asked = list(records.read(prompts / "records.jsonl"))
+    ends = ["</s>", "<|im_end|>\n", "</s>", "", "`</s>`"]
+    rows = [
+        {"id": record["id"], "content": f"4{end}", "reasoning": "2+2"}
+        for record, end in zip(asked, ends, strict=True)
+    ]
+    file = tmp_path / "samples.jsonl"
+    records.write(file, rows)
+    inputs = Inputs(prompts=prompts, model=file)
+    report = generate(replace(REPLAY, samples=1), inputs, work_in(tmp_path / "out"))
+    written = list(records.read(tmp_path / "out" / "records.jsonl"))
+    assert [record["answer"].strip() for record in written] == ["4", "4", "4", "4", "4`</s>`"]
+    tokens = ["</s>", "<|im_end|>", "</s>", None, None]
+    assert [record.get("end_token") for record in written] == tokens
+    assert report["end_tokens_cut"] == {"</s>": 2, "<|im_end|>": 1}
+
+
 def test_prompts_without_any_answer_are_told_apart_from_a_teacher_of_others(
     prompts: Path, tmp_path: Path
 ) -> None:
