@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from dstools_distill import records
 from dstools_distill.data.alignment import PAIR, Hashes, Places, Words, repeated, words_of
 from dstools_distill.data.benchmarks import WINDOW, Benchmark, Tables, load_index, merged, moved
-from dstools_distill.data.figures import SPELLED
 from dstools_distill.data.ngrams import (
     BASE,
     Lookup,
@@ -33,6 +32,7 @@ from dstools_distill.data.ngrams import (
     whole,
     windows,
 )
+from dstools_distill.figures import SPELLED
 from dstools_distill.records import Record
 
 ANYWHERE = 4  # tokens; a shorter question must be the whole prompt

@@ -14,7 +14,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from dstools_distill.data.figures import SPELLED, in_figures, joined
+from dstools_distill.figures import SPELLED, in_figures, joined
 
 NORMALISATION = 4  # raised with every change of tokens, words or tables: older indexes are useless
 KEY = b"dstools n-grams 1"  # one key for all indexes, so that they can be searched together

@@ -10,6 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
+from dstools_distill.figures import SPELLED, in_figures
 from dstools_distill.judge.units import ATOMS, NONE, NoUnitError, Unit, read_unit
 
 
@@ -86,8 +87,11 @@ def read_number(text: str) -> tuple[Fraction, str]:
     return sign * value * Fraction(10) ** int(match["power"] or 0), text[match.end() :]
 
 
-MONEY = re.compile(r"(-?)\s*(?:\\text\s*\{\s*)?([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*\}?\s*(.+)")
+MONEY = re.compile(
+    r"(-?)\s*(?:\\text\s*\{\s*)?([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*\}?\s*([\d.,/]*\d(?=\s+[a-z])|.+)(.*)"
+)
 TEXT = re.compile(r"\\text\s*\{((?:[^{}]|\^\s*\{-?\d\})*)\}")
+SPOKEN = re.compile(r"(\d+)[\s({]*(?:\\text\s*\{)?\(([a-z -]+)\)[\s)}]*")
 POWER = re.compile(r"\s*\^\s*\{?(-?\d)\}?")
 # what a unit begins with: 5 m, 5cm, 5 (apples), but not 5m
 FIRST = re.compile(
@@ -103,8 +107,10 @@ def read_quantity(text: str) -> Value | None:
     3 hours 20 minutes are 10/3 hours. "5 m" keeps its text, as m may be a variable.
     """
     if money := MONEY.fullmatch(text):
-        text = f"{money[1]}{money[3]} \\text{{ {money[2]} }}"
+        text = f"{money[1]}{money[3]} \\text{{ {money[2]} }}{money[4]}"
     text = re.sub(r",?\s*and\s*\}\s*(?=\d)", "}", text)
+    if (spoken := SPOKEN.fullmatch(text)) and in_figures(spoken[2]).strip(SPELLED) == spoken[1]:
+        text = spoken[1]  # 42 (forty-two)
     parts = BETWEEN.split(text) if text[:1].isdigit() else [text]
     try:
         values = [_single(part) for part in parts]

@@ -58,18 +58,17 @@ TIMES = {
     "trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7, "万": 10**4, "亿": 10**8,
 }  # fmt: skip
 NOT_UNITS = set(  # words that change a number, deny it, or say something of it
-    "score half halve third quarter fourth fifth tenth hundredth thousandth plus minus times "
-    "divided over squared cubed root factorial mod power one two three four five six seven eight "
-    "nine ten eleven twelve twenty thirty forty fifty or and to not no nor if maybe perhaps about "
-    "least most more less fewer fewest between than approximately under above below negative "
-    "but either wrong false instead except without pair couple imaginary i x pi is was has "
-    "fail work so too only repeating recurring doubled tripled binary octal hex gross grand "
-    "off loss debt".split()
+    "plus minus times less fewer more or and to not no nor if but either wrong false instead "
+    "except without off loss debt short lost each score pair couple halve half third quarter fail "
+    "two three four five six seven eight nine ten eleven twelve".split()
 )
-NUMERAL = re.compile(  # sixths, Millionen, docenas, 千; and what begins with one: 万人
+NUMERAL = re.compile(  # sixths, docenas, 千; and what begins with one: 万人
     r".*(?:six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)ths?$"
-    r"|mil(?!k|eage)|[bt]r?illi|hundert|tausend|dutzend|cent(?:o|aine)|cien|docen|douzaine"
-    r"|drittel|viertel|tiers|quarts|tercio|cuarto|тысяч|милли|десят|сот|[十百千万亿兆半多余]"
+    r"|mil(?!k|eage)|[bt]r?illi|cent(?:o|aine)|cien|docen|douzaine|tiers|quarts|tercio|cuarto"
+    r"|[十百千万亿兆半多余만억错誤误]"
+)
+PLURAL = re.compile(  # of a thing to count; scripts without Latin letters do not show it
+    r"s$(?<!ous)(?<!wards)(?<!ss)|^(?:people|children|\w*men|feet|fish|sheep)$|[^\x00-\u052f]"
 )
 RAISED = re.compile(r"(?i)\b(?:(sq(?:uare)?)|cu(?:bic)?)\.? (\w+)")
 SPELLED = re.compile(rf"(?i)\b({'|'.join(SAME_AS)})s?\b")
@@ -97,21 +96,29 @@ def read_unit(words: str) -> Unit:
         elif multiple := TIMES.get(name.lower().removesuffix("s")):
             times *= multiple
         else:
-            base, size = _atom(name)
+            base, size = _atom(name, is_first=not of)
             exponent = sign * int(power or 1)
             of[base] = of.get(base, 0) + exponent
             factor *= size**exponent
     return Unit(times, factor, tuple(sorted(pair for pair in of.items() if pair[1])))
 
 
-def _atom(name: str) -> tuple[str, Fraction]:
-    """Return base and size of a unit of one word; the case of short ones counts."""
+def _atom(name: str, is_first: bool) -> tuple[str, Fraction]:
+    """Return base and size of a unit of one word; the case of short ones counts.
+
+    The first word after a number, if it is not known, must be a plural.
+    """
     lower = name.lower()
     single = lower.removesuffix("s") if len(lower) > 2 else lower
     for spelling in (name, lower, single, lower.removesuffix("es")):
         if spelling in ATOMS and (spelling == name or len(spelling) > 2):
             return ATOMS[spelling]
-    is_none = {lower, single} & NOT_UNITS or NUMERAL.match(lower)
-    if is_none or not re.fullmatch(r"[^\W\d_][\w'()-]*", name):
+    is_word = is_first and not PLURAL.search(lower)
+    if (
+        is_word
+        or {lower, single} & NOT_UNITS
+        or NUMERAL.match(lower)
+        or not re.fullmatch(r"[^\W\d_][\w'()-]*", name)
+    ):
         raise NoUnitError(name)
     return name if len(name) < 3 else single, Fraction(1)  # kb is not kB

@@ -13,8 +13,8 @@ from dstools_converters.errors import DstoolsError
 from dstools_distill import records
 from dstools_distill.data.benchmarks import EVAL_INDEX
 from dstools_distill.data.decontaminate import build_index, decontaminate, index_problems
-from dstools_distill.data.figures import SPELLED
 from dstools_distill.data.ngrams import are_words, hashes_of, tokens
+from dstools_distill.figures import SPELLED
 from dstools_distill.recipe.settings import Decontaminate
 from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record

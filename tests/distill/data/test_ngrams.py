@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstools_distill.data.figures import SPELLED
 from dstools_distill.data.ngrams import (
     Lookup,
     are_numbers,
@@ -21,6 +20,7 @@ from dstools_distill.data.ngrams import (
     whole,
     windows,
 )
+from dstools_distill.figures import SPELLED
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dstools_distill.data.figures import SPELLED, in_figures
+from dstools_distill.figures import SPELLED, in_figures
 
 
 @pytest.mark.parametrize(
