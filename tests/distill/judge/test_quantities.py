@@ -92,7 +92,7 @@ def test_a_quantity_is_the_same_in_any_unit(one: str, other: str) -> None:
         "3mg",
         "2(x-y)",
         "41 (minus two)",
-        "5 (five)",
+        "5 (six)",
         r"3 \text{ (mod 5)}",
         "3i",
         "x + 1",
