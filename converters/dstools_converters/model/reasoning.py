@@ -51,6 +51,16 @@ def join(parts: Parts, prefilled: bool) -> str:
     return f"{'' if prefilled else OPEN}{parts.reasoning}{CLOSE}{parts.answer}"
 
 
+def without_tags(trace: str) -> str:
+    """Return a trace without the think tags around the whole of it, which some parsers keep.
+
+    It is returned as it is where it has none there, or others inside.
+    """
+    inner = trace.strip().removeprefix(OPEN).removesuffix(CLOSE)
+    has_tags = inner != trace.strip() and OPEN not in inner and CLOSE not in inner
+    return inner if has_tags else trace
+
+
 def thought(reasoning: Any, answer: str, prefilled: bool) -> str:
     """Return one text for reasoning and answer that a parser or a data set keeps separately.
 

@@ -7,7 +7,7 @@ A trace may be in the answer's text, in a part of it, or under a key or in a col
 import re
 from typing import Any
 
-from dstools_converters.model.reasoning import CLOSE, OPEN, thought
+from dstools_converters.model.reasoning import CLOSE, OPEN, thought, without_tags
 from dstools_distill.data.columns import (
     BadRowError,
     Columns,
@@ -144,6 +144,7 @@ def with_trace(answer: str, reasoning: str | None, where: str) -> str:
     """
     if sections := SECTIONS.fullmatch(answer):
         answer = thought(sections[1].strip(), sections[2].strip(), prefilled=False)
+    reasoning = reasoning and without_tags(reasoning)
     if reasoning is None or (CLOSE in answer and reasoning.strip() in answer):
         return answer
     if any(tag in part for tag in (OPEN, CLOSE) for part in (answer, reasoning)):

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from openai import (
     APIConnectionError,
@@ -28,7 +28,7 @@ from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.teachers.inflight import Gate
 from dstools_distill.teachers.kept import reread
-from dstools_distill.teachers.reply import UnreadError, answer, is_paid, unread
+from dstools_distill.teachers.reply import UnreadError, answer, is_paid, is_stream, is_utf8, unread
 from dstools_distill.teachers.request import request
 from dstools_distill.teachers.teacher import (
     REFUSED,
@@ -225,7 +225,8 @@ async def _completion(
             options={"max_retries": left},
         )
         left -= response.retries_taken
-        reply: Any = await response.text()
+        raw = await response.read()
+        reply: Any = raw.decode("utf-8-sig", "surrogateescape")
         try:
             reply = _reply(reply)
             return answer(reply, settings)
@@ -241,14 +242,14 @@ async def _completion(
 def _reply(text: str) -> Any:
     """Return the JSON of a reply with choices, or of another that was paid for.
 
-    Raises NoCompletionError, by kind, for any other, and UnreadError for a stream, which was paid
-    for and is not JSON.
+    A stream, and JSON with bytes that are not UTF-8, were paid for, too, and stay text. Raises
+    NoCompletionError, by kind, for any other.
     """
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
-        if text.startswith("data:"):
-            raise UnreadError("the answer is a stream, which was not asked for") from None
+        if is_stream(text):
+            return text
         raise NoCompletionError("200, not JSON", text[:SHOWN] or "nothing") from None
     table = body if isinstance(body, dict) else {}
     if table.get("error") and not table.get("choices"):
@@ -256,7 +257,7 @@ def _reply(text: str) -> Any:
         raise NoCompletionError(f"200 with an error {kind}".strip(), words)
     if not (isinstance(table.get("choices"), list) or is_paid(table)):
         raise NoCompletionError("200, no chat completion", text[:SHOWN])
-    return body
+    return body if is_utf8(text) else text
 
 
 def server_words(fault: Any) -> tuple[str, str]:
@@ -274,7 +275,8 @@ def _failed(error: Exception, settings: Generate) -> Failed:
                 error.body if isinstance(error.body, dict) else error.message
             )
             if error.status_code in MOVED:
-                words = f"redirects to {_shown(error.response.headers.get('location', ''))}"
+                target = urljoin(str(error.request.url), error.response.headers.get("location"))
+                words = f"redirects to {_shown(target)}"
             reason = f"{error.status_code} {kind}".strip()
         case APITimeoutError():
             reason, words = "time-out", f"nothing came for {settings.timeout_seconds:g} s"

@@ -10,7 +10,7 @@ from dstools_converters.errors import DstoolsError, counted, printable
 from dstools_distill import records
 from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
-from dstools_distill.teachers.reply import received
+from dstools_distill.teachers.reply import ConflictError, received
 from dstools_distill.teachers.teacher import NO_REFERENCE, Answer, Ask, Failed, Outcomes, Teacher
 
 logger = logging.getLogger(__name__)
@@ -129,18 +129,21 @@ def replayed(row: dict[str, Any], path: Path, number: int) -> Answer:
     except ValueError as error:
         hint = "write a line for each, or keep one"
         raise DstoolsError(f"{path}: line {number}: {error}", hint) from None
-    message = {"content": row[content]} | (traces if content != "raw" else {})
+    message = {"content": row[content]}
+    if content != "raw":
+        message |= traces | {"reasoning_details": row.get("reasoning_details")}
     for key in ("answer", "content", *records.TRACES) if content == "raw" else ():
         part = traces.get(key, row.get(key))
         if isinstance(part, str) and part.strip() not in str(row["raw"]):
             problem = f"{path}: line {number}: {key} is not a part of raw"
-            raise DstoolsError(problem, "either may be the sample; keep one of them")
+            raise DstoolsError(problem, KEEP_ONE)
     try:
         prefilled = row.get("prefilled_think", False) is True
         told = received(message, row.get("finish_reason"), row.get("usage"), prefilled=prefilled)
         return told._replace(teacher=_told_teacher(row))
     except ValueError as error:
-        raise DstoolsError(f"{path}: line {number}: {content} {error}", ANSWER_HINT) from None
+        hint = KEEP_ONE if isinstance(error, ConflictError) else ANSWER_HINT
+        raise DstoolsError(f"{path}: line {number}: {content} {error}", hint) from None
 
 
 def _told_teacher(row: dict[str, Any]) -> Record | None:
@@ -173,4 +176,5 @@ def _answer_hint(row: dict[str, Any]) -> str:
     return ANSWER_HINT
 
 
+KEEP_ONE = "either may be the sample; keep one of them"
 ANSWER_HINT = 'add "raw", or "reasoning" and "answer", or "reasoning_content" and "content"'

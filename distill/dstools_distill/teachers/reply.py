@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from dstools_converters.errors import printable
-from dstools_converters.model.reasoning import CLOSE, OPEN, thought
+from dstools_converters.model.reasoning import CLOSE, OPEN, thought, without_tags
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.teachers.teacher import Answer, Failed
@@ -14,26 +14,35 @@ def received(message: dict[str, Any], finish_reason: Any, usage: Any, *, prefill
     """Return the sample in an assistant's message, of a server or of a file.
 
     The content may come in parts. A trace in a key of its own (records.TRACES), or in a part, is
-    put back before the answer, unless the answer holds it already. A text that closes a trace
-    without opening it continues an opener that the server's template wrote. A refusal is an answer
-    that ended so. A token that ends it is cut off (`records.without_end`). Halves of a character,
-    which JSON can hold and UTF-8 cannot, become U+FFFD where the answer was cut. Raises ValueError
-    for them elsewhere, for traces that differ, and for another content.
+    put back before the answer, unless the answer holds it already; the one in the entries of
+    OpenRouter's `reasoning_details` too, where no other is given. Think tags around a whole trace
+    are taken off, and so is a token that ends the text (`records.without_end`). A text that closes
+    a trace without opening it continues an opener that the server's template wrote. A refusal is an
+    answer that ended so. Halves of a character, which JSON can hold and UTF-8 cannot, become U+FFFD
+    where the answer was cut. Raises ValueError for them elsewhere, and for another content;
+    ConflictError for traces that differ, and for an opener that `prefilled` says is in the prompt.
     """
     part, content = records.message_parts(message.get("content"))
     if not content and isinstance(message.get("refusal"), str) and message["refusal"]:
         content, finish_reason = message["refusal"], "refusal"
     traces = {"content": part} | {key: message.get(key) for key in records.TRACES}
     texts = {
-        key: text
+        key: without_tags(text)
         for key, text in traces.items()
         if isinstance(text, str) and text and text.strip().lower() not in records.MODES
     }
     if len({text.strip() for text in texts.values()} - {""}) > 1:
-        raise ValueError(f"comes with traces that differ, in {' and '.join(texts)}")
-    reasoning = next(iter(texts.values()), None)
-    if reasoning and CLOSE in content and reasoning.strip() in content:
+        raise ConflictError(f"comes with traces that differ, in {' and '.join(texts)}")
+    if not texts and (detailed := _detailed(message.get("reasoning_details"))):
+        texts = {"reasoning_details": without_tags(detailed)}
+    where, reasoning = next(iter(texts.items()), ("", None))
+    opens = content.lstrip().startswith(OPEN)
+    if reasoning and (opens or CLOSE in content) and reasoning.strip() in content:
         reasoning = None
+    if reasoning and opens:
+        raise ConflictError(f"comes with a trace of its own, and another one in {where}")
+    if prefilled and opens:
+        raise ConflictError("opens a trace that the prompt has opened, as prefilled_think says")
     ended = records.how_ended(finish_reason)
     raw, end_token = records.without_end(thought(reasoning, content, prefilled))
     try:  # halves that belong together are one character
@@ -45,12 +54,35 @@ def received(message: dict[str, Any], finish_reason: Any, usage: Any, *, prefill
     return Answer(raw, ended, prefilled, tokens(usage), end_token=end_token)
 
 
+def _detailed(details: Any) -> str:
+    """Return the trace in a list of pieces; "" where there is only a summary, or ciphertext.
+
+    Source: openrouter.ai, reasoning tokens: {"type": "reasoning.text", "text"}.
+    """
+    pieces = details if isinstance(details, list) else []
+    texts = [
+        piece["text"]
+        for piece in pieces
+        if isinstance(piece, dict) and isinstance(piece.get("text"), str)
+    ]
+    return "".join(texts)
+
+
+class ConflictError(ValueError):
+    """A message whose parts contradict one another, so that either may be the sample."""
+
+
 def answer(body: Any, settings: Generate) -> Answer:
     """Return the sample in the body of a chat completion, as `received` reads it.
 
-    A prefilled opener that the server repeats, as llama.cpp does, is removed. Raises ValueError if
-    the body is not a chat completion, and UnreadError if it was paid for, but cannot be read.
+    A prefilled opener that the server repeats, as llama.cpp does, is removed. A body that is not
+    JSON is the text of a reply that was paid for. Raises ValueError if the body is not a chat
+    completion, and UnreadError if it was paid for, but cannot be read.
     """
+    if isinstance(body, str) and is_stream(body):
+        raise UnreadError("the answer is a stream, which was not asked for")
+    if isinstance(body, str) and not is_utf8(body):
+        raise UnreadError("the answer holds bytes that are not UTF-8")
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or (body.get("error") and not choices):
         kind = UnreadError if is_paid(body) else ValueError
@@ -61,8 +93,9 @@ def answer(body: Any, settings: Generate) -> Answer:
     except (KeyError, IndexError, TypeError):
         lack = "a message" if choices else "a choice"
         raise UnreadError(f"the answer is not a chat completion: without {lack}") from None
-    if settings.prefill_think and isinstance(message["content"], str):
-        message["content"] = message["content"].removeprefix(f"{OPEN}\n")
+    content = message["content"]
+    if settings.prefill_think and isinstance(content, str) and content.lstrip().startswith(OPEN):
+        message["content"] = content.lstrip().removeprefix(OPEN).removeprefix("\n")
     try:
         return received(
             message,
@@ -72,6 +105,20 @@ def answer(body: Any, settings: Generate) -> Answer:
         )
     except ValueError as error:
         raise UnreadError(f"the content {error}") from None
+
+
+def is_stream(text: str) -> bool:
+    """Return whether a reply is a stream of events, or of comments that keep it open."""
+    return text.lstrip().startswith(("data:", "event:", ":"))
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text decoded with "surrogateescape" was UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_paid(body: Any) -> bool:

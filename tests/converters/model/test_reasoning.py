@@ -18,6 +18,7 @@ from dstools_converters.model.reasoning import (
     split,
     tag_hint,
     thought,
+    without_tags,
 )
 
 
@@ -84,6 +85,24 @@ def test_reasoning_and_answer_become_one_text(
     reasoning: Any, answer: str, prefilled: bool, text: str
 ) -> None:
     assert thought(reasoning, answer, prefilled) == text
+
+
+@pytest.mark.parametrize(
+    ("trace", "bare"),
+    [
+        ("<think>\na\n</think>", "\na\n"),
+        (" <think>a</think>\n", "a"),
+        ("<think>\na", "\na"),  # cut
+        ("a</think>", "a"),
+        (" a\n", " a\n"),
+        ("it writes <think> here", "it writes <think> here"),
+        ("<think>a</think> b", "<think>a</think> b"),  # not the whole of it
+        ("<think><think>a</think></think>", "<think><think>a</think></think>"),
+        ("", ""),
+    ],
+)
+def test_tags_around_a_whole_trace_are_taken_off(trace: str, bare: str) -> None:
+    assert without_tags(trace) == bare
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,10 @@ def test_an_answer_is_read_with_its_trace_wherever_that_is(answer: dict[str, obj
     assert split_last_question(turns) == ([user_turn("2+2?")], WHOLE)
 
 
+def test_think_tags_around_a_whole_trace_are_written_once() -> None:
+    assert with_trace("4", "<think>\nTwo and two.\n</think>\n", "x") == WHOLE
+
+
 def test_sections_that_are_cut_are_left_as_they_are() -> None:
     cut = IN_SECTIONS.partition("<|begin_of_solution|>")[0]
     assert with_trace(cut, None, "x") == cut

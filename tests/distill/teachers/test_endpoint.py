@@ -429,13 +429,15 @@ def test_a_refusal_of_every_request_stops_at_once_and_hides_the_key(
 def test_a_redirect_that_drops_the_request_names_its_target(
     status: int, proxy: Proxy, tmp_path: Path
 ) -> None:
-    target = "https://user:word@api.example.org/v2/chat/completions"
-    proxy.always = lambda body: (status, b"", {"Location": target})
-    with pytest.raises(DstoolsError) as error:
-        run(settings_for(proxy), tmp_path)
-    assert str(error.value) == (
-        f"{proxy.url}: refuses: {status}: redirects to https://api.example.org/v2/chat/completions"
-    )
+    root = proxy.url.removesuffix("/v1")
+    for location, target in (
+        ("https://user:word@api.example.org/v2", "https://api.example.org/v2"),
+        ("/v2", f"{root}/v2"),
+    ):
+        proxy.always = lambda body, at=location: (status, b"", {"Location": at})  # type: ignore[misc]
+        with pytest.raises(DstoolsError) as error:
+            run(settings_for(proxy), tmp_path)
+        assert str(error.value) == f"{proxy.url}: refuses: {status}: redirects to {target}"
 
 
 def test_a_redirect_that_keeps_the_request_is_followed(proxy: Proxy, tmp_path: Path) -> None:
@@ -554,6 +556,7 @@ POEM = {"choices": [{"message": {"content": [{"type": "poem", "poem": "roses"}]}
 UNREAD_REPLIES: dict[str, Any] = {
     "parts of no known kind": POEM,
     "another API's answer": {"output": [{"type": "message"}], "usage": {"output_tokens": 9}},
+    "bytes of Latin-1": '{"choices": [{"message": {"content": "caf\xe9"}}]}'.encode("latin-1"),
     "a stream": b'data: {"choices": [{"delta": {"content": "red"}}]}\n\ndata: [DONE]\n\n',
 }
 
@@ -577,7 +580,8 @@ def test_replies_that_are_all_unread_stop_the_run_and_are_kept_for_a_mend(
     assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS[:3]}
     said = UNREAD_REPLIES[form]
     kept = [json.loads(row["body"]) for row in records.read(log)]
-    assert kept == [said.decode() if isinstance(said, bytes) else said] * 3
+    text = said.decode(errors="surrogateescape") if isinstance(said, bytes) else said
+    assert kept == [text] * 3
     if form == "parts of no known kind":
         proxy.always = lambda body: None
         with monkeypatch.context() as mended:  # by a later version, which reads such parts
@@ -585,6 +589,13 @@ def test_replies_that_are_all_unread_stop_the_run_and_are_kept_for_a_mend(
             report, written = run(settings, tmp_path)
         assert proxy.asked == {f"{question} 0": 1 for question in QUESTIONS}
         assert (report["out"], "roses" in written[0]["raw"]) == (4, True)
+
+
+def test_a_reply_with_a_byte_order_mark_is_read(proxy: Proxy, tmp_path: Path) -> None:
+    reply = b'\xef\xbb\xbf{"choices": [{"message": {"content": "caf\xc3\xa9"}}]}'
+    proxy.always = lambda body: (200, reply, {"Content-Type": "application/json; charset=latin-1"})
+    _, (record, *_) = run(settings_for(proxy), tmp_path)
+    assert record["raw"] == "caf\xe9"  # JSON is UTF-8, whatever a header says
 
 
 def test_a_reply_that_came_among_refusals_is_kept_and_its_place_is_told(

@@ -128,6 +128,14 @@ def test_a_trace_continues_a_prefilled_opener(tmp_path: Path) -> None:
         ({"raw": "b", "finish_reason": None}, Answer("b", "unknown", False, None)),
         ({"content": [{"type": "text", "text": "b"}]}, Answer("b", "unknown", False, None)),
         ({"content": None, "reasoning": "a"}, Answer("<think>\na", "unknown", False, None)),
+        (
+            {"reasoning": "<think>\na\n</think>", "answer": "b"},
+            Answer("<think>\na\n</think>\n\nb", "unknown", False, None),
+        ),
+        (
+            {"reasoning_details": [{"type": "reasoning.text", "text": "a"}], "content": "b"},
+            Answer("<think>\na\n</think>\n\nb", "unknown", False, None),
+        ),
         ({"answer": None, "reasoning": ""}, Answer("", "unknown", False, None)),
         (
             {"thinking": "a", "content": "b"},
@@ -157,6 +165,30 @@ def test_a_line_without_an_answer_says_what_was_read_and_what_to_do(
         replayed(row, tmp_path / "a.jsonl", 3)
     assert str(caught.value).endswith(f"a.jsonl: line 3: has no answer: {read}")
     assert advice in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (
+            {"reasoning": "add", "content": "<think>\nsum\n</think>\n\n5"},
+            "content comes with a trace of its own, and another one in reasoning",
+        ),
+        (
+            {"raw": "<think>\nsum\n</think>\n\n5", "prefilled_think": True},
+            "raw opens a trace that the prompt has opened, as prefilled_think says",
+        ),
+        (
+            {"reasoning": "add", "thinking": "sum", "content": "5"},
+            "content comes with traces that differ, in reasoning and thinking",
+        ),
+    ],
+)
+def test_a_line_that_contradicts_itself_is_refused(row: Any, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(DstoolsError) as caught:
+        replayed(row, tmp_path / "a.jsonl", 3)
+    assert str(caught.value).endswith(f"a.jsonl: line 3: {problem}")
+    assert caught.value.hint == "either may be the sample; keep one of them"
 
 
 def test_the_id_of_another_recipe_does_not_hide_the_prompt(outcomes: Any, write: Any) -> None:

@@ -108,6 +108,73 @@ def test_traces_that_differ_are_not_chosen_from(message: Any, where: str) -> Non
     assert answer({"choices": [{"message": message}]}, PLAIN).raw.startswith("<think>\na")
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "<think>\nwhy\n</think>\n\n4", "reasoning_content": "because"},
+        {"content": "<think>\nwhy", "reasoning": "because"},
+        {
+            "content": "<think>\nwhy\n</think>\n\n4",
+            "reasoning_details": [{"type": "reasoning.text", "text": "because"}],
+        },
+    ],
+)
+def test_a_trace_beside_another_one_in_the_content_is_not_chosen(message: Any) -> None:
+    where = list(message)[-1]
+    with pytest.raises(UnreadError, match=f"a trace of its own, and another one in {where}"):
+        answer({"choices": [{"message": message}]}, PLAIN)
+
+
+@pytest.mark.parametrize("tagged", ["<think>\nwhy\n</think>", "<think>why</think>\n", "<think>why"])
+@pytest.mark.parametrize("form", ["reasoning_content", "reasoning", "parts", "reasoning_details"])
+def test_think_tags_around_a_whole_trace_are_written_once(form: str, tagged: str) -> None:
+    message: dict[str, Any] = {"content": "4", form: tagged}
+    if form == "parts":
+        parts = [{"type": "thinking", "thinking": tagged}, {"type": "text", "text": "4"}]
+        message = {"content": parts}
+    elif form == "reasoning_details":
+        message[form] = [{"type": "reasoning.text", "text": tagged}]
+    body = {"choices": [{"message": message | {"thinking": "why"}}]}
+    raws = {answer(body, PLAIN).raw, answer({"choices": [{"message": message}]}, PLAIN).raw}
+    assert raws == {"<think>\nwhy\n</think>\n\n4"}
+
+
+def test_a_trace_in_details_alone_is_read_and_neither_summary_nor_ciphertext() -> None:
+    pieces = [
+        {"type": "reasoning.text", "text": "w", "signature": None},
+        {"type": "reasoning.text", "text": "hy"},
+        {"type": "reasoning.summary", "summary": "It thought."},
+        {"type": "reasoning.encrypted", "data": "xx"},
+    ]
+    message = {"content": "4", "reasoning": None, "reasoning_details": pieces}
+    assert answer({"choices": [{"message": message}]}, PLAIN).raw == "<think>\nwhy\n</think>\n\n4"
+    message["reasoning_details"] = pieces[2:]
+    assert answer({"choices": [{"message": message}]}, PLAIN).raw == "4"
+
+
+@pytest.mark.parametrize("opener", ["<think>\n", "<think>", "\n<think>\n"])
+def test_a_prefilled_opener_that_the_server_repeats_is_removed(opener: str) -> None:
+    body = {"choices": [{"message": {"content": f"{opener}why</think>4"}}]}
+    sample = answer(body, replace(PLAIN, prefill_think=True))
+    assert (sample.raw, sample.prefilled_think) == ("why</think>4", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('{"choices": []}\udce9', "holds bytes that are not UTF-8"),
+        ("data: {}", "is a stream"),
+        (": keep-alive\n\ndata: {}", "is a stream"),
+        ("event: message\ndata: {}", "is a stream"),
+    ],
+)
+def test_the_text_of_a_reply_that_was_kept_says_again_why_it_was_not_read(
+    text: str, kind: str
+) -> None:
+    with pytest.raises(UnreadError, match=f"the answer {kind}"):
+        answer(text, PLAIN)
+
+
 def test_a_refusal_is_an_answer_that_ended_so() -> None:
     message = {"content": None, "refusal": "I cannot help with that."}
     sample = answer({"choices": [{"message": message, "finish_reason": "stop"}]}, PLAIN)
