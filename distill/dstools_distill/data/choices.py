@@ -6,7 +6,6 @@ index. An index counts from 0 or from 1: rows of the source tell which, as only 
 the number of an option or agree with a letter beside it; where none tells, its settings have to.
 """
 
-import ast
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ from itertools import takewhile
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any, NamedTuple
 
-from dstools_distill.data.columns import BadRowError, Columns, answer_text, from_json, plain, shown
+from dstools_distill.data.columns import BadRowError, Columns, answer_text, from_repr, plain, shown
 from dstools_distill.records import Record
 
 OPTIONS = ("choices", "options")
@@ -109,13 +108,9 @@ def _in_text(value: str) -> Any:
     Letters are in order, and each is there once; other texts come back as they are. Sources: MuSR
     ("['x', 'y']"), MathQA ("a ) 38 , b ) 27.675").
     """
-    listed = from_json(value, ("[", "{"))
-    if not isinstance(listed, str):
+    listed = from_repr(value)
+    if listed is not value:
         return listed
-    if value.lstrip().startswith(("[", "{")):
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            listed = ast.literal_eval(value.strip())
-            return listed if len(listed) > 1 else value  # numpy's ['x' 'y'] is one text
     for letters in (ascii_lowercase, ascii_uppercase):
         marks = list(re.finditer(MARK.format(f"([{letters[:10]}])"), value))
         found = "".join(mark[1] for mark in marks)

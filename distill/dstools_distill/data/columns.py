@@ -1,13 +1,16 @@
 """Columns of a source row: read by name, and the names of those never read."""
 
+import ast
 import json
 import math
+import re
 from contextlib import suppress
 from typing import Any
 
 from dstools_distill.records import Record, message_parts
 
 EXACT = 1 << 53  # below it, floats hold all integers
+NOT_PYTHON = re.compile(r"""(?<!\\)(?:\\\\)*\\[^\\'"nxuU]""")
 SHOWN = 60  # characters of a value in a message
 
 
@@ -110,6 +113,23 @@ def from_json(value: Any, starts: tuple[str, ...]) -> Any:
     if isinstance(value, str) and value.lstrip().startswith(starts):
         with suppress(ValueError):
             return json.loads(value)
+    return value
+
+
+def from_repr(value: Any) -> Any:
+    """Return the object, or the list of several, in a text of JSON or of Python; others as is.
+
+    Python writes both that way where a table is saved as text. A list of one may be numpy's of
+    several, which has no commas, and a single backslash, as in \\frac, is not Python's.
+    """
+    read = from_json(value, ("[", "{"))
+    if not isinstance(read, str) or not read.lstrip().startswith(("[", "{")):
+        return read
+    if not NOT_PYTHON.search(read):
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            literal = ast.literal_eval(read.strip())
+            is_several = isinstance(literal, list) and len(literal) > 1
+            return literal if is_several or isinstance(literal, dict) else value
     return value
 
 

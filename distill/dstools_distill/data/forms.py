@@ -58,13 +58,20 @@ QUESTIONS: dict[str, Form] = {
     "description": "problem",  # code_contests, codeforces; elsewhere it is of something else
 }
 SYSTEMS = ("system", "system_prompt")
-PASSAGES = ("passage", "context", "article")  # before the question
+PASSAGES = ("passage", "context", "article", "narrative", "body")  # before the question
 AFTER: dict[str, tuple[str, ...]] = {  # the question, by the column that is asked
     "instruction": ("input",),
-    "description": ("input_format", "output_format"),
+    "description": ("input_format", "output_format", "examples", "note"),
+}
+TITLES = {  # as in open-r1/codeforces-cots' own prompts
+    "input_format": "Input Format",
+    "output_format": "Output Format",
+    "examples": "Examples",
+    "note": "Note",
 }
 ANSWER_TYPES = get_args(AnswerType)
 SPELLED = 0.8  # likeness, 0 to 1, of a misspelled word; OlympiadBench has "Numerical"
+NO_TESTS = "leave such rows out; its examples alone would pass wrong programs"
 PICTURES = ("image", "images", "decoded_image")
 
 
@@ -118,6 +125,8 @@ def convert(row: Record, form: Form, referee: Referee | None, bases: Bases) -> Q
     difficulty, doubt = _difficulty(columns), gold.doubt
     if not answer_type and not isinstance(row.get("task"), dict):
         doubt = doubt or lacks_options(gold.gold, _plain(messages))
+    if name == "description" and not replies and not any(map(columns.has, CODE_CASES)):
+        doubt = BadRowError("official_tests are missing: nothing judges a program", NO_TESTS)
     of, unread = QUESTIONS[name], columns.unread()
     return Question(of, messages, gold.gold, answer_type, difficulty, replies, unread, doubt)
 
@@ -131,7 +140,7 @@ def _asking(columns: Columns, form: Form) -> str:
     The others are its parts or doubles, and count as read. Raises BadRowError if they are not.
     """
     names = [name for name, of in QUESTIONS.items() if form in ("auto", of)]
-    if not any(columns.has(name) for name in CODE_CASES):
+    if "official_tests" not in columns and not any(columns.has(name) for name in CODE_CASES):
         names = [name for name in names if name != "description"]
     given = [name for name in names if columns.has(name)]
     if len(given) > 1:
@@ -198,13 +207,34 @@ def _turns(columns: Columns, name: str) -> list[Message]:
     question = columns.text(name)
     passages = [columns.text(column) for column in PASSAGES if columns.has(column)]
     after = (*AFTER.get(name, ()), "starter_code")
-    after_texts = [columns.text(column) for column in after if columns.has(column)]
+    after_texts = [_titled(columns, column) for column in after if columns.has(column)]
     parts = [
         part
         for part in (*passages, question, *after_texts)
         if part == question or part not in question
     ]
     return [*_history(columns), user_turn("\n\n".join(parts))]
+
+
+def _titled(columns: Columns, name: str) -> str:
+    """Return the text of a column that follows the question, below its title if it has one.
+
+    Examples are a list of {"input", "output"}.
+    """
+    if name == "examples":
+        examples = columns.take(name)
+        pairs = examples if isinstance(examples, list) else [examples]
+        if not all(isinstance(pair, dict) and {"input", "output"} <= pair.keys() for pair in pairs):
+            problem = f"{columns.spelled(name)} are not inputs and outputs: {shown(examples)}"
+            raise BadRowError(problem, 'write a list of {"input", "output"}, or leave them out')
+        body = "\n".join(
+            f"```{key}\n{str(pair[key]).strip()}\n```"
+            for pair in pairs
+            for key in ("input", "output")
+        )
+    else:
+        body = columns.text(name)
+    return f"## {TITLES[name]}\n{body}" if name in TITLES else body
 
 
 def _history(columns: Columns) -> list[Message]:

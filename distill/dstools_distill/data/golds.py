@@ -1,8 +1,9 @@
 r"""The gold answer of a row: from a column of its own, a worked solution, or options of a choice.
 
 A worked solution is not a gold: its \boxed{} or what follows its #### is, and without either there
-is no gold, as a proof has none. One with several different boxes is refused, and so is a box that
-differs from the gold beside it. The gold of a choice is a letter, as `choices.py` reads it.
+is no gold, as a proof has none, unless a column `solution` is a bare value. One with several
+different boxes is refused, and so is a box that differs from the gold beside it. The gold of a
+choice is a letter, as `choices.py` reads it.
 """
 
 import json
@@ -18,6 +19,7 @@ from dstools_distill.data.columns import (
     agreeing,
     answer_text,
     from_json,
+    from_repr,
     shown,
     text,
 )
@@ -51,6 +53,7 @@ CODE = re.compile(
     r"```|^\s*(?:def \w+\(|class \w+[(:]|import \w+|from \w+ import|#include\b|print\()",
     re.MULTILINE,
 )
+COMMAND = re.compile(r"\\[a-zA-Z]+")  # of TeX
 WORD = re.compile(r"[^\W\d_]+")
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # kana and Chinese characters
 SENTENCE_END = re.compile(r"[.!?]\s+\S|[。！？]\s*\S")  # noqa: RUF001
@@ -122,7 +125,7 @@ def _solutions(
         if columns.has(name) and name != taken and not _are_several(columns.row[spelled]):
             solution = answer_text(columns.take(name), spelled)
             boxed, steps = _settled(solution, spelled, False)
-            if boxed == solution and (has_none or _is_sentence(solution)):
+            if boxed == solution and (has_none or not _is_value(solution)):
                 boxed, steps = None, solution
             yield spelled, solution, boxed, steps
 
@@ -227,16 +230,25 @@ def _are_several(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 1
 
 
-def _is_sentence(solution: str) -> bool:
-    """Return whether a solution is a sentence rather than an answer."""
-    return solution.rstrip().endswith(".") and len(WORD.findall(solution)) >= MIN_WORDS
+def _is_value(solution: str) -> bool:
+    """Return whether a solution without a box is an answer alone, such as "17", "$x = 5$", "9 km".
+
+    Words are an explanation or an excuse ("See the figure.", "none"), but for yes, no and a unit.
+    """
+    if solution.strip("$ ").lower() in ("yes", "no", "true", "false"):
+        return True
+    words = [word for word in WORD.findall(COMMAND.sub(" ", solution)) if len(word) > 1]
+    begins_with_word = words and solution.lstrip("([{$ ").startswith(words[0])
+    is_measured = (not words and solution.strip("$- ")) or re.search(r"\d|\\", solution) is not None
+    is_phrase = begins_with_word or len(words) > 1 or solution.rstrip().endswith((".", "?"))
+    return bool(is_measured) and not is_phrase
 
 
 def _nested(columns: Columns) -> dict[str, str]:
     """Return the golds in objects, or in JSON of them, by their paths."""
     golds = {}
     for column, key in NESTED:
-        value = from_json(columns.row.get(columns.spelled(column)), OBJECT_OR_TEXTS)
+        value = from_repr(columns.row.get(columns.spelled(column)))
         if isinstance(value, dict) and value.get(key) is not None:
             columns.take(column)
             path = f"{columns.spelled(column)}.{key}"

@@ -1,5 +1,7 @@
 """Tests of columns: values by plain names, what was never read, and values that disagree."""
 
+from typing import Any
+
 import pytest
 
 from dstools_distill.data.columns import (
@@ -8,6 +10,7 @@ from dstools_distill.data.columns import (
     agreeing,
     answer_text,
     from_json,
+    from_repr,
     reasoning_and_text,
     shown,
 )
@@ -68,3 +71,21 @@ def test_only_json_that_begins_as_asked_is_read() -> None:
     assert from_json(' ["4"]', ("{", '["')) == ["4"]
     for other in ("[4]", '{"a": 4', "4", None, ["4"]):
         assert from_json(other, ("{", '["')) == other
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{'a': '4'}", {"a": "4"}),
+        ('{"a": null}', {"a": None}),
+        ("['4', 'x']", ["4", "x"]),
+        ("{'a': '\\\\frac'}", {"a": "\\frac"}),
+    ],
+)
+def test_what_python_writes_is_read_as_json_is(text: str, value: Any) -> None:
+    assert from_repr(text) == value
+
+
+@pytest.mark.parametrize("text", ["['4' 'x']", "{1, 2}", "{'a': '\\frac'}", "[cut", "4", ""])
+def test_a_text_that_python_did_not_surely_write_is_left(text: str) -> None:
+    assert from_repr(text) is text

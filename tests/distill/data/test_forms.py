@@ -314,10 +314,14 @@ def test_a_description_is_asked_where_test_cases_come_with_it() -> None:
     cases = [{"input": "2 3", "output": "5"}]
     row = {"description": "Two integers.", "output_format": "Print the sum.", "title": "A"}
     question = convert(row | {"official_tests": cases, "input_format": "a and b."})
-    asked = "Two integers.\n\na and b.\n\nPrint the sum."
+    asked = "Two integers.\n\n## Input Format\na and b.\n\n## Output Format\nPrint the sum."
     assert (question.messages[0]["content"], question.answer_type) == (asked, "code")
     with pytest.raises(BadRowError, match="question_content, but description, output_format"):
         convert(row)
+    with pytest.raises(BadRowError, match="official_tests are missing: nothing judges a program"):
+        judged(row | {"official_tests": []}, BASES)
+    with pytest.raises(BadRowError, match="examples are not inputs and outputs: 'x'"):
+        convert(row | {"official_tests": cases, "examples": "x"})
     row = {"problem": "2+2", "description": "Of a school.", "test_cases": cases}
     assert convert(row).unread == ("description",)
 
