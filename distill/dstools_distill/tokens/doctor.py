@@ -33,9 +33,9 @@ PREPARE = {  # the commands that write the folder `prepared`
     "LLaMA-Factory": "llamafactory-cli train {} tokenized_path=prepared",
     "axolotl": "axolotl preprocess {} --dataset-prepared-path prepared",
 }
-NOT_SFT = (  # keys of other trainings
+NOT_SFT = (  # keys of other trainings, besides those of TRL's config classes
     *("stage", "rl", "reward_model", "process_reward_model", "reward_funcs"),
-    *("num_generations", "beta", "pretraining_dataset"),
+    "pretraining_dataset",
 )
 STEP = "Wait, 2+9=11, so I write 1 and carry 1. "
 RUN_ROWS = 1000  # of --data that TRL is run on
@@ -174,17 +174,14 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _trainer(path: Path, settings: dict[str, Any]) -> str:
     """Return the trainer whose keys a configuration has."""
     named = [name for name, keys in TRAINERS.items() if settings.keys() & set(keys)]
-    if not named and trl_rows.unknown_keys(settings):
-        keys = printable(", ".join(settings))
-        raise DstoolsError(
-            f"{path}: is not a configuration of {', '.join(TRAINERS)}, by its keys {keys}",
-            "for another trainer, save its tokenized rows and give them with --prepared",
-        )
+    trainer = named[0] if named else "TRL"
     listed = settings.get("datasets")
     entries = listed if isinstance(listed, list) else []
     others = {key: settings.get(key) for key in NOT_SFT}
     if "completion" in [entry.get("type") for entry in entries if isinstance(entry, dict)]:
         others["type"] = "completion"
+    if trainer == "TRL":
+        others |= {key: settings[key] for key in trl_rows.keys_of_others(settings)}
     for key, value in others.items():
         if value and value != "sft":
             raise DstoolsError(
@@ -192,7 +189,16 @@ def _trainer(path: Path, settings: dict[str, Any]) -> str:
                 "fine-tuning",
                 "the doctor reads configurations of supervised fine-tuning",
             )
-    return named[0] if named else "TRL"
+    if trainer != "TRL":
+        return trainer
+    unknown = set(trl_rows.unknown_keys(settings)) - trl_rows.RENAMED.keys()
+    if len(unknown) > (len(settings) // 2 if named else 0):
+        keys = printable(", ".join(settings))
+        raise DstoolsError(
+            f"{path}: is not a configuration of {', '.join(TRAINERS)}, by its keys {keys}",
+            "for another trainer, save its tokenized rows and give them with --prepared",
+        )
+    return trainer
 
 
 # ------------------------------------------------------------------------------------ the judgement

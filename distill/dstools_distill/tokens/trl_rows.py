@@ -3,6 +3,7 @@
 import logging
 import warnings
 from argparse import ArgumentError
+from dataclasses import fields
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -37,6 +38,15 @@ def unknown_keys(config: dict[str, Any]) -> list[str]:
     options_and_values: list[str] = make_parser().set_defaults_with_config(**config)
     keys = [option.removeprefix("--") for option in options_and_values[::2]]
     return [key for key in keys if key != "chat_template"]
+
+
+def keys_of_others(config: dict[str, Any]) -> list[str]:
+    """Return the unknown keys that TRL has for another training, such as RewardConfig's."""
+    import trl
+
+    classes = (getattr(trl, name) for name in dir(trl) if name.endswith("Config"))
+    theirs = {field.name for each in classes for field in fields(each)}
+    return [key for key in unknown_keys(config) if key in theirs]
 
 
 def findings(config: dict[str, Any]) -> list[Finding]:
