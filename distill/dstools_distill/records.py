@@ -179,11 +179,11 @@ def how_ended(reason: Any, answer: str = "") -> str:
 
 
 # tokens of chat templates and tokenizers after an answer: of ChatML, DeepSeek, Llama, Gemma, Phi,
-# gpt-oss, Kimi, Command, OpenChat
+# gpt-oss, Kimi, Command, OpenChat, EXAONE, Seed
 ENDS = (
     *("<|im_end|>", "<|endoftext|>", "<｜end▁of▁sentence｜>", "</s>", "<|eot_id|>", "<|eom_id|>"),
     *("<|end_of_text|>", "<|eot|>", "<eos>", "<end_of_turn>", "<turn|>", "<|end|>", "<|return|>"),
-    *("[EOS]", "<|END_OF_TURN_TOKEN|>", "<|end_of_turn|>"),
+    *("[EOS]", "<|END_OF_TURN_TOKEN|>", "<|end_of_turn|>", "[|endofturn|]", "<seed:eos>"),
 )
 
 

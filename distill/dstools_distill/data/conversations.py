@@ -32,9 +32,10 @@ SECTIONS = re.compile(
     re.DOTALL,
 )
 BEGUN = re.compile(  # how a text begins that a chat template has written already
-    r"\s*(?:<s>\s*|<bos>|<\|endoftext\|>)?("
+    r"\s*(?:<s>\s*|<bos>|<\|endoftext\|>|\[gMASK\]<sop>)?("
     r"<\|im_start\|>(?:system|user)|<\|im_(?:system|user)\|>|<\|(?:system|user)\|>"
     r"|<\|begin_of_text\|>|<\|start_header_id\|>|<\|start\|>(?:system|user)"
+    r"|<\|start_of_role\|>|\[\|(?:user|system)\|\]|<seed:bos>"
     r"|<\|START_OF_TURN_TOKEN\|>|<start_of_turn>user|<\|turn>user"
     r"|<｜begin▁of▁sentence｜>|<｜User｜>|\[INST\]|\[SYSTEM_PROMPT\]"
     r"|(?:Below is an instruction[^\n]*\n+)?\#\#\# Instruction:)"

@@ -59,15 +59,16 @@ QUESTIONS: dict[str, Form] = {
 }
 SYSTEMS = ("system", "system_prompt")
 PASSAGES = ("passage", "context", "article", "narrative", "body")  # before the question
-AFTER: dict[str, tuple[str, ...]] = {  # the question, by the column that is asked
-    "instruction": ("input",),
-    "description": ("input_format", "output_format", "examples", "note"),
-}
-TITLES = {  # as in open-r1/codeforces-cots' own prompts
+TITLES = {  # what follows a description, as in the prompts of open-r1/codeforces-cots
     "input_format": "Input Format",
+    "interaction_format": "Interaction Format",
     "output_format": "Output Format",
     "examples": "Examples",
     "note": "Note",
+}
+AFTER: dict[str, tuple[str, ...]] = {  # the question, by the column that is asked
+    "instruction": ("input",),
+    "description": tuple(TITLES),
 }
 ANSWER_TYPES = get_args(AnswerType)
 SPELLED = 0.8  # likeness, 0 to 1, of a misspelled word; OlympiadBench has "Numerical"
