@@ -7,17 +7,26 @@ The first run writes requests. Once the answers are in the same folder, the next
 writes requests for what is missing. Source: platform.openai.com, guides, batch.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
-from dstools_distill.teachers.endpoint import PASSING, server_words
-from dstools_distill.teachers.reply import UnreadError, answer, unread
+from dstools_distill.teachers.endpoint import PASSING
+from dstools_distill.teachers.reply import (
+    NoCompletionError,
+    UnreadError,
+    answer,
+    completion,
+    server_words,
+    unread,
+)
 from dstools_distill.teachers.request import request
 from dstools_distill.teachers.teacher import (
     REFUSED,
@@ -103,7 +112,7 @@ class _Answers:
     """The answers in the files of a folder, by the numbers of their samples."""
 
     def __init__(self, folder: Path, total: int) -> None:
-        self.places: dict[int, tuple[Path, int, int]] = {}  # file, line number, byte offset
+        self.places: dict[int, _Place] = {}
         for path in sorted(folder.glob(f"{ANSWERS}*.jsonl")):
             offset = 0
             with path.open("rb") as file:
@@ -117,14 +126,22 @@ class _Answers:
         digits = str(name).partition("-")[0]
         if not (digits.isdecimal() and digits.isascii() and int(digits) < total):
             raise _not_ours(path, number, name)
-        if int(digits) not in self.places or _is_answered(row):  # asked twice: an answer wins
-            self.places[int(digits)] = (path, number, offset)
+        place = _Place(path, number, offset, _answer_digest(row))
+        other = self.places.setdefault(int(digits), place)
+        if place.answer and not other.answer:
+            self.places[int(digits)] = place  # asked twice: an answer wins
+        elif place.answer and place.answer != other.answer:
+            raise DstoolsError(
+                f"{path}: line {number}: custom_id {printable(str(name))} has another answer in "
+                f"{other.path.name}, line {other.number}",
+                "keep one of the two lines",
+            )
 
     def outcome(self, ask: Ask, settings: Generate) -> Outcome | None:
         """Return the outcome of a sample; None if there is no line for it."""
         if ask.number not in self.places:
             return None
-        path, number, offset = self.places[ask.number]
+        path, number, offset, _ = self.places[ask.number]
         with path.open("rb") as file:
             file.seek(offset)
             row = records.parse(file.readline(), path, number)
@@ -140,12 +157,31 @@ class _Answers:
                 return answer(body, settings)
             except UnreadError as error:
                 return unread(error, body)
-            except ValueError as error:
-                raise DstoolsError(f"{path}: line {number}: {error}", BAD_ANSWERS) from None
+            except NoCompletionError as error:
+                return Missed(printable(error.reason), printable(str(error)))
         kind, words = server_words(body.get("error") if isinstance(body, dict) else None)
         reason = printable(f"{status} {kind}".strip())
         is_passing = not isinstance(status, int) or status in PASSING or status >= 500
         return Missed(reason if is_passing else REFUSED + reason, printable(words))
+
+
+class _Place(NamedTuple):
+    """Where the line of a sample is."""
+
+    path: Path
+    number: int  # of the line, from 1
+    offset: int  # of its first byte
+    answer: bytes  # digest; b"" without an answer
+
+
+def _answer_digest(row: dict[str, Any]) -> bytes:
+    """Return a digest of the choices of an answer, whatever ids and times are beside them."""
+    try:
+        body = completion(row["response"].get("body") if _is_answered(row) else None)
+    except NoCompletionError:
+        return b""
+    said = body.get("choices", body) if isinstance(body, dict) else body
+    return sha256(json.dumps(said, sort_keys=True).encode()).digest()[:16]
 
 
 def _is_answered(row: dict[str, Any]) -> bool:

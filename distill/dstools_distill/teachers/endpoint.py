@@ -7,7 +7,6 @@ again; a teacher that is down stops the run, which can be resumed.
 """
 
 import asyncio
-import json
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -28,7 +27,14 @@ from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.teachers.inflight import Gate
 from dstools_distill.teachers.kept import reread
-from dstools_distill.teachers.reply import UnreadError, answer, is_paid, is_stream, is_utf8, unread
+from dstools_distill.teachers.reply import (
+    NoCompletionError,
+    UnreadError,
+    answer,
+    completion,
+    server_words,
+    unread,
+)
 from dstools_distill.teachers.request import request
 from dstools_distill.teachers.teacher import (
     REFUSED,
@@ -46,16 +52,7 @@ UNPAID, MOVED = 402, (301, 302, 303, 307, 308)
 PASSING = (408, 409, 429)  # with 5xx: these may pass
 REFUSALS = 32  # this many before the first answer: the prompts are not to blame
 CONNECT_SECONDS = 10.0
-SHOWN = 200  # characters of a reply
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0  # as in the client
-
-
-class NoCompletionError(ValueError):
-    """A reply with the status 200 that is not a chat completion: of a proxy, or cut short."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason  # as in Failed
 
 
 TROUBLE = (APIStatusError, APIConnectionError, NoCompletionError)
@@ -228,7 +225,7 @@ async def _completion(
         raw = await response.read()
         reply: Any = raw.decode("utf-8-sig", "surrogateescape")
         try:
-            reply = _reply(reply)
+            reply = completion(reply)
             return answer(reply, settings)
         except UnreadError as error:
             return unread(error, reply)
@@ -237,34 +234,6 @@ async def _completion(
                 raise
         await asyncio.sleep(pause)
         left, pause = left - 1, min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-
-def _reply(text: str) -> Any:
-    """Return the JSON of a reply with choices, or of another that was paid for.
-
-    A stream, and JSON with bytes that are not UTF-8, were paid for, too, and stay text. Raises
-    NoCompletionError, by kind, for any other.
-    """
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError):
-        if is_stream(text):
-            return text
-        raise NoCompletionError("200, not JSON", text[:SHOWN] or "nothing") from None
-    table = body if isinstance(body, dict) else {}
-    if table.get("error") and not table.get("choices"):
-        kind, words = server_words(table["error"])
-        raise NoCompletionError(f"200 with an error {kind}".strip(), words)
-    if not (isinstance(table.get("choices"), list) or is_paid(table)):
-        raise NoCompletionError("200, no chat completion", text[:SHOWN])
-    return body if is_utf8(text) else text
-
-
-def server_words(fault: Any) -> tuple[str, str]:
-    """Return the kind of a server's error, and what the server says of it, "" where unknown."""
-    table = fault if isinstance(fault, dict) else {}
-    kind, words = table.get("type") or table.get("code"), table.get("message") or fault
-    return str(kind or ""), str(words or "")
 
 
 def _failed(error: Exception, settings: Generate) -> Failed:

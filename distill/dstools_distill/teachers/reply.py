@@ -72,21 +72,20 @@ class ConflictError(ValueError):
     """A message whose parts contradict one another, so that either may be the sample."""
 
 
-def answer(body: Any, settings: Generate) -> Answer:
-    """Return the sample in the body of a chat completion, as `received` reads it.
+def answer(reply: Any, settings: Generate) -> Answer:
+    """Return the sample in a reply, text or JSON of a chat completion, as `received` reads it.
 
-    A prefilled opener that the server repeats, as llama.cpp does, is removed. A body that is not
-    JSON is the text of a reply that was paid for. Raises ValueError if the body is not a chat
-    completion, and UnreadError if it was paid for, but cannot be read.
+    A prefilled opener that the server repeats, as llama.cpp does, is removed. Raises
+    NoCompletionError as `completion` does, and UnreadError for a reply that was paid for, but
+    cannot be read.
     """
-    if isinstance(body, str) and is_stream(body):
-        raise UnreadError("the answer is a stream, which was not asked for")
-    if isinstance(body, str) and not is_utf8(body):
-        raise UnreadError("the answer holds bytes that are not UTF-8")
-    choices = body.get("choices") if isinstance(body, dict) else None
-    if not isinstance(choices, list) or (body.get("error") and not choices):
-        kind = UnreadError if is_paid(body) else ValueError
-        raise kind("the answer is not a chat completion")
+    body = completion(reply)
+    if isinstance(body, str):
+        kind = "is a stream, which was not asked for"
+        raise UnreadError(f"the answer {kind if is_utf8(body) else 'is not UTF-8'}")
+    choices = body.get("choices")
+    if not isinstance(choices, list):
+        raise UnreadError("the answer is not a chat completion")
     try:
         choice = choices[0]
         message = {"content": None, **choice["message"]}
@@ -105,6 +104,47 @@ def answer(body: Any, settings: Generate) -> Answer:
         )
     except ValueError as error:
         raise UnreadError(f"the content {error}") from None
+
+
+class NoCompletionError(ValueError):
+    """A reply with the status 200 that is not a chat completion: of a proxy, or cut short."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason  # as in Failed
+
+
+SHOWN = 200  # characters of a reply
+
+
+def completion(reply: Any) -> Any:
+    """Return the body of a reply, a text or JSON: with choices, or paid for without them.
+
+    What was paid for and is not JSON stays text: a stream of events, and bytes that are not UTF-8,
+    decoded with "surrogateescape". Raises NoCompletionError, by kind, for anything else.
+    """
+    text, body = (reply, None) if isinstance(reply, str) else (json.dumps(reply), reply)
+    if isinstance(reply, str):
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError):
+            if is_stream(text):
+                return text
+            raise NoCompletionError("200, not JSON", text[:SHOWN] or "nothing") from None
+    table = body if isinstance(body, dict) else {}
+    if table.get("error") and not table.get("choices"):
+        kind, words = server_words(table["error"])
+        raise NoCompletionError(f"200 with an error {kind}".strip(), words)
+    if not (isinstance(table.get("choices"), list) or is_paid(table)):
+        raise NoCompletionError("200, no chat completion", text[:SHOWN])
+    return body if is_utf8(text) else text
+
+
+def server_words(fault: Any) -> tuple[str, str]:
+    """Return the kind of a server's error, and what the server says of it, "" where unknown."""
+    table = fault if isinstance(fault, dict) else {}
+    kind, words = table.get("type") or table.get("code"), table.get("message") or fault
+    return str(kind or ""), str(words or "")
 
 
 def is_stream(text: str) -> bool:

@@ -28,13 +28,15 @@ PROMPTS = [
 ASKS = [Ask(row * 2 + n, n, prompt) for row, prompt in enumerate(PROMPTS) for n in range(2)]
 
 
-def outcomes(folder: Path, logged: tuple[int, ...] = ()) -> dict[int, Outcome]:
+def outcomes(
+    folder: Path, logged: tuple[int, ...] = (), settings: Generate = SETTINGS
+) -> dict[int, Outcome]:
     """Return what the teacher yields for ASKS, some of which are logged already."""
     (folder / "samples.jsonl").unlink(missing_ok=True)
     with closing(SampleLog(folder / "samples.jsonl", len(ASKS))) as log:
         for number in logged:
             log.add(number, {})
-        return dict(batch_files(SETTINGS, folder, len(ASKS))(iter(ASKS), log))
+        return dict(batch_files(settings, folder, len(ASKS))(iter(ASKS), log))
 
 
 def requests_in(folder: Path) -> list[dict[str, Any]]:
@@ -250,12 +252,48 @@ def test_an_answer_of_another_run_is_refused(name: str | None, tmp_path: Path) -
         outcomes(tmp_path)
 
 
-def test_an_answer_that_is_not_a_completion_is_refused_with_its_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("body", "reason", "detail"),
+    [
+        (None, "200, no chat completion", "null"),
+        ({}, "200, no chat completion", "{}"),
+        ({"error": {"type": "busy", "message": "later"}}, "200 with an error busy", "later"),
+        ("<html>", "200, not JSON", "<html>"),
+    ],
+)
+def test_an_answer_that_is_not_a_completion_is_lost_alone_and_asked_for_again(
+    body: Any, reason: str, detail: str, tmp_path: Path
+) -> None:
     requests = requests_in(tmp_path)
-    answers = [answered(requests[1], 200, completion("1")), answered(requests[0], 200, {})]
-    records.write(tmp_path / "answers-1.jsonl", answers)
-    with pytest.raises(DstoolsError, match=r"answers-1\.jsonl: line 2: the answer is not a chat"):
+    answers = [answered(request, 200, completion("1")) for request in requests[1:]]
+    bad = answered(requests[0], 200, body)
+    records.write(tmp_path / "answers-1.jsonl", [bad, *answers])
+    accepted = replace(SETTINGS, max_failed=0.1)
+    assert outcomes(tmp_path, settings=accepted)[0] == Missed(reason, detail)
+    with pytest.raises(DstoolsError, match=f"1 of 10 samples have no answer yet, 1 of .*{reason}"):
         outcomes(tmp_path)
+    assert list(records.read(tmp_path / "requests-1.jsonl")) == requests[:1]
+    records.write(tmp_path / "answers-2.jsonl", [answered(requests[0], 200, completion("2")), bad])
+    assert outcomes(tmp_path)[0] == outcomes(tmp_path)[1]._replace(raw="2")  # the answer wins
+
+
+def test_a_second_answer_that_differs_is_refused_with_both_lines(tmp_path: Path) -> None:
+    requests = requests_in(tmp_path)
+    first = [answered(request, 200, completion("1")) for request in requests]
+    again = answered(requests[3], 200, completion("1") | {"id": "another", "created": 7})
+    records.write(tmp_path / "answers-1.jsonl", first)
+    records.write(tmp_path / "answers-2.jsonl", [again])
+    assert {outcome[0] for outcome in outcomes(tmp_path).values()} == {"1"}
+    records.write(
+        tmp_path / "answers-2.jsonl", [again, answered(requests[3], 200, completion("2"))]
+    )
+    with pytest.raises(DstoolsError) as error:
+        outcomes(tmp_path)
+    name = requests[3]["custom_id"]
+    assert str(error.value) == (
+        f"{tmp_path}/answers-2.jsonl: line 2: custom_id {name} has another answer in "
+        "answers-1.jsonl, line 4"
+    )
 
 
 def test_an_answer_that_cannot_be_read_fails_alone_with_its_body(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dstools_converters.model.reasoning import split
 from dstools_distill.recipe.settings import Generate
-from dstools_distill.teachers.reply import UnreadError, answer, tokens
+from dstools_distill.teachers.reply import NoCompletionError, UnreadError, answer, tokens
 from dstools_distill.teachers.teacher import Answer
 
 FOLDER = Path(__file__).parents[2] / "cases" / "distill"
@@ -53,15 +53,21 @@ def test_a_trace_that_the_servers_parser_moved_is_put_back(
 
 @pytest.mark.parametrize("body", ["text", None, {}, {"choices": []}, {"choices": [{"text": "x"}]}])
 def test_a_body_that_is_not_a_chat_completion_is_refused(body: Any) -> None:
-    with pytest.raises(ValueError, match="is not a chat completion"):
+    is_paid = isinstance(body, dict) and "choices" in body
+    with pytest.raises(UnreadError if is_paid else NoCompletionError):
         answer(body, PLAIN)
+
+
+def test_a_completion_that_came_as_text_is_read_as_one_that_did_not() -> None:
+    body = {"choices": [{"message": {"content": "4"}}]}
+    assert answer(json.dumps(body), PLAIN) == answer(body, PLAIN)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["kind"]))
 def test_a_reply_of_a_public_server_is_read(case: dict[str, Any]) -> None:
     settings = Generate(backend="openai")
     if case.get("error"):
-        with pytest.raises(ValueError, match="is not a chat completion"):
+        with pytest.raises((NoCompletionError, UnreadError)):
             answer(case["body"], settings)
         return
     sample = answer(case["body"], settings)
@@ -162,7 +168,7 @@ def test_a_prefilled_opener_that_the_server_repeats_is_removed(opener: str) -> N
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ('{"choices": []}\udce9', "holds bytes that are not UTF-8"),
+        ('{"choices": ["\udce9"]}', "is not UTF-8"),
         ("data: {}", "is a stream"),
         (": keep-alive\n\ndata: {}", "is a stream"),
         ("event: message\ndata: {}", "is a stream"),
