@@ -231,11 +231,13 @@ def _is_index(answer: str, options: Options) -> bool:
     return answer.isdecimal() and answer not in (*options.names, *options.texts)
 
 
-def lacks_options(gold: str | None, asked: str) -> BadRowError | None:
-    """Return a doubt if a gold is the letter of an option, and the question has no options."""
+def lacks_options(gold: str | None, messages: list[dict[str, str]]) -> BadRowError | None:
+    """Return a doubt if a gold is the letter of an option, and no message has options."""
     letter = NOT_LETTER.sub("", gold or "")
-    letters = set(ALONE.findall(asked))
-    if letter not in CHOICES or (letter in letters and len(letters) > 1):
+    if letter not in CHOICES:
+        return None
+    letters = {found for turn in messages for found in ALONE.findall(turn["content"])}
+    if letter in letters and len(letters) > 1:
         return None
     return BadRowError(
         f"the gold is {gold!r}, the letter of an option, and there are no options",

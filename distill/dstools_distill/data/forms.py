@@ -125,7 +125,7 @@ def convert(row: Record, form: Form, referee: Referee | None, bases: Bases) -> Q
     answer_type = _answer_type(columns) or gold.answer_type
     difficulty, doubt = _difficulty(columns), gold.doubt
     if not answer_type and not isinstance(row.get("task"), dict):
-        doubt = doubt or lacks_options(gold.gold, _plain(messages))
+        doubt = doubt or lacks_options(gold.gold, messages)
     if name == "description" and not replies and not any(map(columns.has, CODE_CASES)):
         doubt = BadRowError("official_tests are missing: nothing judges a program", NO_TESTS)
     of, unread = QUESTIONS[name], columns.unread()

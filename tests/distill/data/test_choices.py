@@ -239,4 +239,5 @@ def test_columns_that_name_different_options_are_refused() -> None:
 def test_the_letter_of_an_option_is_not_asked_for_without_options(
     gold: str | None, asked: str, is_blind: bool
 ) -> None:
-    assert (lacks_options(gold, asked) is not None) is is_blind
+    messages = [{"role": "user", "content": asked}]
+    assert (lacks_options(gold, messages) is not None) is is_blind
