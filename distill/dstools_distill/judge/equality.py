@@ -29,7 +29,7 @@ MISREAD = re.compile(
     rf"[^\x00-\x7f°⦃⦄]|(?<!\\)\\(?!(?:{KNOWN})(?![A-Za-z]))(?=[A-Za-z])|\\begin\{{cases"
     r"|(?<![\\A-Za-z])(?![pbv]?matrix|array)[A-Za-z]{4,}|\d\s+\d|--|'|[A-Z]_\{?\d+\}?\^"
     r"|!!|\(ii|\^\s*\{?\s*(?:\(\w\)|[T*]|\\(?:top|dagger))"
-    r"|frac(?:\d{3}|\s*\{[^{}]*\}\s*\{\s*(?:d|\\partial)\s*[a-z])"
+    r"|\d\s*\\frac\s*\{\d|frac(?:\d{3}|\s*\{[^{}]*\}\s*\{\s*(?:d|\\partial)\s*[a-z])"
     r"|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|r|end|\\))|\\(?:log|ln|sin|cos|tan)\s*\w\s*(?:\*|\\cdot)"
 )
 SUBSCRIPT = re.compile(r"_\s*\{?\w+\}?")
@@ -99,10 +99,10 @@ class Comparison:
 
     def _quantities(self, answer: Value, gold: Value) -> bool | None:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""
-        if answer.unit == NONE:
-            gold = _as_formula(gold)
-        if gold.unit == NONE and gold.kind == "formula":
-            answer = _as_formula(answer)
+        if gold.kind == "number" and gold.text and answer.unit == NONE:  # m is a variable
+            gold = gold._replace(kind="formula", unit=NONE)
+        if answer.kind == "number" and answer.text and (gold.kind, gold.unit) == ("formula", NONE):
+            answer = answer._replace(kind="formula", unit=NONE)
         units = {answer.unit.of, gold.unit.of}
         if len(units) == 1:
             return self._scalars(*(_times(v, v.unit.factor) for v in (answer, gold)))
@@ -213,12 +213,6 @@ def _are_multiples(one: Value, other: Value) -> bool:
     """Return whether one number is the other times an integer of two digits or more."""
     smaller, larger = sorted((abs(one.number), abs(other.number)))
     return smaller > 0 and (larger / smaller).denominator == 1 and larger >= 10 * smaller
-
-
-def _as_formula(value: Value) -> Value:
-    """Return "5 m" with m as a variable; other values as they are."""
-    is_both = value.kind == "number" and value.text
-    return Value("formula", value.text) if is_both else value
 
 
 def _unmarked(value: Value, of: tuple[tuple[str, int], ...]) -> Value:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from dstools_distill.figures import SPELLED, in_figures
-from dstools_distill.judge.units import ATOMS, NONE, NoUnitError, Unit, read_unit
+from dstools_distill.judge.units import ATOMS, NONE, Unit, UnreadableError, read_unit
 
 
 class Value(NamedTuple):
@@ -45,10 +45,6 @@ def to_latex(value: Value) -> str:
     return str(above) if below == 1 else f"{'-' * (above < 0)}\\frac{{{abs(above)}}}{{{below}}}"
 
 
-class UnreadableError(Exception):
-    """The text is not an answer that can be compared."""
-
-
 WHOLE = r"\s*(?:\{\s*(-?\d[\d,]*)\s*\}|(\d))"
 FRACTION = re.compile(
     rf"(?:(\d{{1,9}})\s*)?\\frac{WHOLE}{WHOLE}|(?:(\d{{1,9}})\s+)?(-?\d+)\s*/\s*(-?\d+)"
@@ -65,8 +61,7 @@ DECIMAL = re.compile(
 def read_number(text: str) -> tuple[Fraction, str]:
     """Return the number that a text begins with, and the rest.
 
-    Raises NoUnitError for other text, and UnreadableError for a mixed number with an improper
-    fraction.
+    Raises UnreadableError for other text, and for a mixed number with an improper fraction.
     """
     sign = -1 if text[:1] == "-" else 1
     text = text[1:].lstrip() if text[:1] in ("-", "+") else text
@@ -78,7 +73,7 @@ def read_number(text: str) -> tuple[Fraction, str]:
         return sign * (whole + Fraction(above, below)), text[match.end() :]
     match = DECIMAL.match(text)
     if match is None:
-        raise NoUnitError(text)
+        raise UnreadableError(text)
     digits, period = (re.sub(r"\D", "", match[name] or "") for name in ("whole", "period"))
     places = match["places"] or ""
     value = Fraction(f"{digits or 0}.{places or 0}")
@@ -114,7 +109,7 @@ def read_quantity(text: str) -> Value | None:
     parts = BETWEEN.split(text) if text[:1].isdigit() else [text]
     try:
         values = [_single(part) for part in parts]
-    except NoUnitError:
+    except UnreadableError:
         return None
     total = values[0]
     for larger, value in pairwise(values):
@@ -126,14 +121,14 @@ def read_quantity(text: str) -> Value | None:
 
 
 def _single(text: str) -> Value:
-    """Return a number with its unit; raise NoUnitError for other text."""
+    """Return a number with its unit; raise UnreadableError for other text."""
     number, rest = read_number(text.strip())
     if not rest.strip():
         return Value("number", number=number)
     letters, bare = LETTERS.match(rest), TEXT.sub("", rest)
     is_variable = letters and letters[1] not in {*ATOMS, "sq", "cu"}
     if is_variable or not FIRST.match(rest) or "\\" in bare:
-        raise NoUnitError(text)
+        raise UnreadableError(text)
     unit = read_unit(_words(rest))
     number, unit = number * unit.times, unit._replace(times=Fraction(1))
     return Value("number", text if letters and len(letters[1]) == 1 else "", (), number, unit)
@@ -146,7 +141,7 @@ FORMULA = re.compile(rf"(.*?[\w)}}\]!.])\s*({ATOM}(?:\s*[/*]?\s*{ATOM}){{0,7}})"
 def read_formula(text: str) -> Value:
     """Return a formula, with the unit that may follow it in \\text{}, or as a symbol but °."""
     if match := FORMULA.fullmatch(text):
-        with suppress(NoUnitError):
+        with suppress(UnreadableError):
             unit = read_unit(_words(match[2]))
             if unit.times == 1:
                 return Value("formula", match[1], unit=unit)

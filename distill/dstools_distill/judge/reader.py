@@ -9,8 +9,9 @@ What it does not know stays a formula, as text: math-verify reads that.
 import re
 from fractions import Fraction
 
-from dstools_distill.judge.quantities import UnreadableError, Value, read_formula, read_quantity
+from dstools_distill.judge.quantities import Value, read_formula, read_quantity
 from dstools_distill.judge.spelling import CLOSING, COMMAND, OPENING, outside, plain
+from dstools_distill.judge.units import UnreadableError
 
 MAX_CHARS, MAX_DEPTH = 2000, 12
 

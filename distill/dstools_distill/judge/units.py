@@ -17,8 +17,8 @@ class Unit(NamedTuple):
 NONE = Unit()
 
 
-class NoUnitError(Exception):
-    """The text after a number is not a unit."""
+class UnreadableError(Exception):
+    """A text is not an answer that can be compared, or not a number or a unit."""
 
 
 METRIC = {  # base: its spellings, to which prefixes are put
@@ -78,15 +78,15 @@ WORD = re.compile(r"/|[^\s/*·^.]+(?:\^-?\d)?")
 def read_unit(words: str) -> Unit:
     """Return the unit that the words after a number name: "km per hour", "cm^2", "million $".
 
-    A word that is not known is a unit of its own name, without a plural s. Raises NoUnitError for
-    text that changes the number or is not a unit.
+    A word that is not known is a unit of its own name, without a plural s. Raises UnreadableError
+    for text that changes the number or is not a unit.
     """
     words = " ".join(words.replace("°", "° ").split()).rstrip(".,")
     words = re.sub(r"(^|/ ?)\((.*)\)$", r"\1\2", words)  # J/(mol K)
     words = SPELLED.sub(lambda match: SAME_AS[match[1].lower()], words)
     words = RAISED.sub(lambda match: f"{match[2]}^{2 if match[1] else 3}", words)
     if len(words) > 40 or re.search(r"[=<>+]|\d|\bin [a-z]", re.sub(r"\^-?\d", "", words)):
-        raise NoUnitError(words)
+        raise UnreadableError(words)
     times, factor, sign = Fraction(1), Fraction(1), 1
     of: dict[str, int] = {}
     for word in WORD.findall(words):
@@ -120,5 +120,5 @@ def _atom(name: str, is_first: bool) -> tuple[str, Fraction]:
         or NUMERAL.match(lower)
         or not re.fullmatch(r"[^\W\d_][\w'()-]*", name)
     ):
-        raise NoUnitError(name)
+        raise UnreadableError(name)
     return name if len(name) < 3 else single, Fraction(1)  # kb is not kB

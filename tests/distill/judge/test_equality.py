@@ -82,6 +82,8 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         ("500 cm", "5", None),
         ("500 cm", "6", False),
         ("3.14159", "3.14", None),  # rounded
+        ("4 10/3", "22/3", None),
+        (r"7\frac{5}{3}", r"\frac{26}{3}", None),  # or a product
         (r"\sqrt7", "2.65", None),
         (r"\sqrt7", "2.66", False),
         (r"2\sqrt5 \approx 3.46", "3.46", None),  # it is not

@@ -4,13 +4,8 @@ from fractions import Fraction
 
 import pytest
 
-from dstools_distill.judge.quantities import (
-    UnreadableError,
-    read_formula,
-    read_number,
-    read_quantity,
-)
-from dstools_distill.judge.units import NoUnitError
+from dstools_distill.judge.quantities import read_formula, read_number, read_quantity
+from dstools_distill.judge.units import UnreadableError
 
 
 @pytest.mark.parametrize(
@@ -48,7 +43,7 @@ def test_what_follows_a_number_is_the_rest(text: str, rest: str) -> None:
 
 @pytest.mark.parametrize("text", ["x", "", ".", "- x"])
 def test_other_text_is_not_a_number(text: str) -> None:
-    with pytest.raises(NoUnitError):
+    with pytest.raises(UnreadableError):
         read_number(text)
 
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from dstools_distill.judge.units import NoUnitError, read_unit
+from dstools_distill.judge.units import UnreadableError, read_unit
 
 
 @pytest.mark.parametrize(
@@ -87,5 +87,5 @@ def test_a_word_before_the_unit_multiplies_the_number() -> None:
     ],
 )
 def test_words_that_change_the_number_are_not_a_unit(words: str) -> None:
-    with pytest.raises(NoUnitError):
+    with pytest.raises(UnreadableError):
         read_unit(words)
