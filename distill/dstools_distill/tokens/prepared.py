@@ -21,6 +21,7 @@ from dstools_distill.tokens.render import ROWS
 FILE_FORM = b"ARROW1"  # Arrow's other form is a stream, which datasets writes
 BATCH_ROWS = 1000
 MASKS = ("completion_mask", "assistant_masks")  # of TRL, in place of labels
+COLUMNS = ("input_ids", "labels", *MASKS, "seq_lengths", "position_ids", "attention_mask")
 HINT = "name what the trainer wrote (dataset_prepared_path, tokenized_path), or prepare it again"
 
 
@@ -57,11 +58,18 @@ def parts(rows: Iterable[tuple[str, Record]], vocabulary: int, name: object) -> 
 
     vocabulary: the number of tokens. Packed rows are divided by seq_lengths, position_ids or the
     numbers in attention_mask; padding is left out. Raises DstoolsError with the `name` of the data
-    set, row and column for a row without input_ids, with labels, for supervised fine-tuning.
+    set, row and column for a row without input_ids, with labels, for supervised fine-tuning, and
+    for one that lacks a column of the first row of its data set, or has one more.
     """
+    firsts: dict[str, tuple[str, set[str]]] = {}
     for where, row in rows:
         try:
             columns = _columns(row, vocabulary)
+            given = {key for key in COLUMNS if row.get(key) is not None}
+            first, wanted = firsts.setdefault(where.rpartition("row ")[0], (where, given))
+            if odd := sorted(given ^ wanted):
+                lacks = "is null or missing" if odd[0] in wanted else "has values"
+                raise ValueError(f"{odd[0]}: {lacks}, unlike in {first}")
         except ValueError as error:
             raise DstoolsError(f"{name}: {where}: {error}", HINT) from None
         ids, labels, mask = (columns[key] for key in ("input_ids", "labels", "attention_mask"))
@@ -105,7 +113,7 @@ def _columns(row: Record, vocabulary: int) -> dict[str, list[int]]:
         kind = "preference data" if any("rejected" in key for key in row) else "not tokenized"
         raise ValueError(f"has no input_ids, only {printable(', '.join(row))}: it is {kind}")
     columns: dict[str, list[int]] = {}
-    for key in ("input_ids", "labels", *MASKS, "seq_lengths", "position_ids", "attention_mask"):
+    for key in COLUMNS:
         values = row.get(key)
         is_nested = isinstance(values, list) and bool(values) and isinstance(values[0], list)
         if values is None or (is_nested and key in ("position_ids", "attention_mask")):

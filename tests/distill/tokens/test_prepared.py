@@ -127,6 +127,26 @@ def test_a_row_that_is_not_tokenized_for_sft_is_named(
     assert error.value.hint
 
 
+@pytest.mark.parametrize("key", ["labels", "completion_mask", "position_ids", "attention_mask"])
+def test_a_row_whose_columns_are_not_those_of_the_first_row_is_named(
+    tmp_path: Path, key: str
+) -> None:
+    """Without labels all would be trained on; a data set of its own may have other columns."""
+    full = {"input_ids": [1, 2], key: [0, 1]}
+    for rows, fault in (
+        ([full, full | {key: None}], f"row 2: {key}: is null or missing, unlike in row 1"),
+        ([full, {"input_ids": [1]}], f"row 2: {key}: is null or missing, unlike in row 1"),
+        ([{"input_ids": [1]}, full], f"row 2: {key}: has values, unlike in row 1"),
+    ):
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        with pytest.raises(DstoolsError, match=fault):
+            read_parts(path)
+    for name, columns in (("train", full), ("test", {"input_ids": [1]})):
+        datasets.Dataset.from_list([columns]).save_to_disk(tmp_path / "made" / name)
+    assert len(read_parts(tmp_path / "made")) == 2
+
+
 def test_what_is_no_whole_data_set_is_named(tmp_path: Path) -> None:
     def refused(path: Path) -> str:
         with pytest.raises(DstoolsError) as error:
