@@ -165,7 +165,8 @@ class Reader:
             last = end
         if self.mark.strip() in text[last:]:
             yield Violation("truncated", f"the row ends after a question: {shown(text, len(text))}")
-        elif after := _trained(row, last, len(text)).replace(self.end_text, ""):
+        # axolotl ends text that ends already; further ends are padding of a trainer that pads so
+        elif after := _trained(row, last, len(text)).removeprefix(self.end_text):
             yield Violation("trained-after-end", f"{shown(after)} is trained on after the end")
 
     def _of_prompt(self, row: Row, asked: Messages) -> Iterator[Violation]:

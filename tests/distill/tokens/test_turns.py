@@ -106,7 +106,8 @@ def faults(reader: Reader, row: Trained, source: Any = None) -> list[Violation]:
 
 
 PROMPT = "<｜begin▁of▁sentence｜><｜User｜>3+4?<｜Assistant｜>"
-ANSWER = "<think>\n3+4=7\n</think>\n\n7<｜end▁of▁sentence｜>"
+END = "<｜end▁of▁sentence｜>"
+ANSWER = f"<think>\n3+4=7\n</think>\n\n7{END}"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,8 @@ ANSWER = "<think>\n3+4=7\n</think>\n\n7<｜end▁of▁sentence｜>"
         (PROMPT, ANSWER.replace("<｜end▁of▁sentence｜>", ""), ["truncated"]),
         (PROMPT, ANSWER + "<｜User｜>9", ["truncated"]),
         (PROMPT, ANSWER + "9", ["trained-after-end"]),
+        (PROMPT, ANSWER + END, []),  # as axolotl ends text that ends already
+        (PROMPT, ANSWER + END * 2, ["trained-after-end"]),  # padding
         (PROMPT, ANSWER.replace("<｜end▁of▁sentence｜>", "<｜User｜>"), ["wrong-end"]),
         (f"{PROMPT}<think>\n3+4=7\n", "</think>\n\n7<｜end▁of▁sentence｜>", ["trace-lost"]),
         (PROMPT, ANSWER.replace("<think>\n", ""), ["broken-think"]),
