@@ -10,7 +10,7 @@ from typing import Any
 from dstools_distill.records import Record, message_parts
 
 EXACT = 1 << 53  # below it, floats hold all integers
-NOT_PYTHON = re.compile(r"""(?<!\\)(?:\\\\)*\\[^\\'"nxuU]""")
+NOT_PYTHON = re.compile(r"""(?<!\\)(?:\\\\)*\\(?!r\\n)[^\\'"nxuU]""")
 SHOWN = 60  # characters of a value in a message
 
 

@@ -269,6 +269,8 @@ def _of_code(columns: Columns, worked: str | None) -> Gold:
     not a gold. Sources: the cards of code_contests and of open-r1/codeforces.
     """
     name = next((name for name in CODE_CASES if columns.has(name)), "")
+    if not name and (listed := _listed_cases(columns)):
+        return Gold(json.dumps(listed, ensure_ascii=False), worked, "code")
     is_file = columns.row.get("input_mode") == "file"
     if not name or is_file or any(columns.has(judge) for judge in OTHER_JUDGES):
         return Gold(None, worked)
@@ -276,6 +278,25 @@ def _of_code(columns: Columns, worked: str | None) -> Gold:
     cases = _contest_cases(columns) if is_contest else columns.take(name)
     gold = cases if isinstance(cases, str) else json.dumps(cases, ensure_ascii=False)
     return Gold(gold, worked, "code")
+
+
+def _listed_cases(columns: Columns) -> list[dict[str, str]]:
+    """Return the first MAX_CASES tests in SYNTHETIC-1's verification_info, [] if it has others.
+
+    Each is of a program in Python that reads stdin: {"input", "output"}.
+    """
+    info = from_repr(columns.row.get(columns.spelled("verification_info")))
+    tests = info.get("test_cases") if isinstance(info, dict) else None
+    if not isinstance(tests, list) or info.get("language") != "python":
+        return []
+    keys = ("input", "output")
+    for test in tests:
+        if not isinstance(test, dict) or test.get("type") != "stdin_stdout":
+            return []
+        if not all(isinstance(test.get(key), str) for key in keys):
+            return []
+    columns.take("verification_info")
+    return [{key: test[key] for key in keys} for test in tests[:MAX_CASES]]
 
 
 def _contest_cases(columns: Columns) -> dict[str, list[Any]]:

@@ -1,5 +1,6 @@
 """Tests of golds: an answer is one, a worked solution or a teacher's answer is not."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -176,3 +177,21 @@ def test_cases_that_equal_output_does_not_judge_are_not_a_gold(judge: dict[str, 
 )
 def test_an_explanation_is_told_from_an_answer(text: str, explains: bool) -> None:
     assert is_worked(text) is explains
+
+
+def test_the_tests_of_synthetic_1_are_a_gold_of_programs_that_read_stdin() -> None:
+    test = {"fn_name": None, "input": "1\r\n", "output": "2\n", "type": "stdin_stdout"}
+    info: dict[str, Any] = {"language": "python", "test_cases": [test] * 101}
+    for text in (str(info), json.dumps(info)):
+        columns = Columns({"verification_info": text})
+        gold = read_gold(columns)
+        assert (gold.answer_type, columns.unread()) == ("code", ())
+        assert read_cases(gold.gold or "") == [{"stdin": "1\r\n", "stdout": "2\n"}] * MAX_CASES
+    for other in (
+        info | {"language": "rust"},
+        info | {"test_cases": [test, test | {"type": "function_call"}]},
+        info | {"test_cases": [test | {"input": [1]}]},
+        info | {"test_cases": [None]},
+        info | {"test_cases": []},
+    ):
+        assert read_gold(Columns({"verification_info": str(other)})).gold is None
