@@ -193,7 +193,7 @@ def choice(text: str) -> tuple[str, str]:
     """
     text = re.sub(r"(?i)^(?:option|choice|answer)s?\s+", "", _unstyled(text).strip("*_ "))
     if named := NAMED.fullmatch(text):
-        is_alone = not re.search(r"^is\b|\b[B-J]\b|\bis (?:wrong|false)", named[2])
+        is_alone = not re.search(r"^is\b(?! correct)|\b[B-J]\b|\bis (?:wrong|false)", named[2])
         return named[1] if is_alone else "", named[2]
     found = re.findall(r"\w+", re.sub(r"\b(?:or|and)\b", "", text))
     letters = "".join(sorted("".join(found)))
@@ -210,7 +210,7 @@ def names_another_option(text: str, gold: str, question: str) -> bool:
 
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even
-    r"\(?([A-J])\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2})|\s(?=(?:because|since)\b))\s*(.+)",
+    r"\(?([A-J])\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2})|\s(?=because|since|is correct))\s*(.+)",
     re.DOTALL,
 )
 LETTERS = re.compile(r"(?!$)A?B?C?D?E?F?G?H?I?J?|[a-j]")
@@ -269,21 +269,20 @@ def _unstyled(text: str) -> str:
     return stripped(STYLED.sub(r"\1", SPACING.sub(" ", text.replace("{:}", ":"))))
 
 
-# with the name of a month; in ISO's order; a time of day, but not 1:2:30, which is a ratio
-MOMENT = re.compile(
-    r"(?i)(?=.*[a-z]{3}).*\b\d{4}\b.*|\d{4}-\d\d-\d\d|\d\d?\s*(?::\s*\d\d\s*){1,2}(?:[ap]\.?\s*m\.?)?"
-)
+DATE = re.compile(r"(?i)(?=.*[a-z]{3})[^:]*\b\d{4}\b[^:]*|\d{4}-\d\d-\d\d")
+TIME = re.compile(r"(?i)\d\d?(?::\d\d){1,2}\s*(?:[ap]\.?\s*m\.?)?")  # 1:2:30 is a ratio
 
 
 def _moment(text: str) -> str:
     """Return the date or the time of day that a text is; "" for an ambiguous one: 03/04/2024."""
-    if not MOMENT.fullmatch(text):
+    text = re.sub(r"\s*:\s*", ":", text)
+    is_time = TIME.fullmatch(text)
+    if not is_time and not DATE.fullmatch(text):
         return ""
     with suppress(ValueError, OverflowError):
-        text = re.sub(r"\s*:\s*", ":", text)
         one, other = (parse(text, default=datetime(day, day, day)) for day in (1, 2))
-        if ":" not in text:
-            return f"{one}" if one == other else ""
-        is_half = 0 < one.hour < 13 and not re.search("[apAP]", text)  # of either half of the day
-        return f"{one:%H:%M:%S}{' or later' if is_half else ''}"
+        if is_time:
+            is_half = 0 < one.hour < 13 and text[-1].isdigit()  # of either half of the day
+            return f"{one.time()}{' or later' if is_half else ''}"
+        return f"{one}" if one == other else ""
     return ""

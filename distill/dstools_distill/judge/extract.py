@@ -50,13 +50,8 @@ def _unmarked(text: str) -> Extracted:
 
 
 # control tokens, what is struck through, fences and quotation marks of Markdown
-UNSAID = re.compile(
-    r"(?m)<[|｜][^<>|｜\n]{1,40}[|｜]>|~~[^~\n]+~~|<(del|s)>[^<\n]*</\1>|^```\w*[ \t]*$|^> "
-)
-GUESSED = re.compile(
-    r"(?i)\bI (?:\w+ )?(?:don't|do not|can't|cannot|couldn't|could not) (?:know|solve|answer)\b"
-    r"|\bno idea\b|\b(?:a|my|I|I'll|will) guess\b"
-)
+UNSAID = re.compile(r"(?m)<[|｜][^<>|｜\n]{1,40}[|｜]>|~~[^~\n]+~~|^```\w*[ \t]*$|^> ")
+GUESSED = re.compile(r"(?i)\b(?:a|my|I|I'll|will) guess\b|\bno idea\b|\bdo(?:n't| not) know\b")
 ITEM = re.compile(r"(?m)^[ \t]*(?:\d+[.)]|[-*•])[ \t]+(\S.*)$")
 ITEMS = re.compile(r"(?m)(?:^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S.*\s*){2,}\Z")
 PROSE = re.compile(
@@ -129,6 +124,7 @@ def _announcements(text: str) -> list[Mark]:
         answer = " ".join(said[0].split()) if said else ""
         if PROSE.search(answer):
             answer = _unmarked(answer).text or answer
+        answer = re.sub(r"(?<!\w)\*\*|\*\*(?!\w)", "", answer)  # but 2**3
         marks.append(Mark(mark.end(), said.end() if said else mark.end(), answer))
     return marks
 
@@ -141,7 +137,7 @@ SAID = re.compile(
     re.DOTALL,
 )
 VERB = re.compile(
-    r"\b(?:is|are|was|were|be|equals|costs?|makes?|beträgt|lautet|vaut|est|ist|es|sind|son|é|è)\b"
+    r"\b(?:is|are|was|were|be|equals|costs?|makes?|gives|beträgt|lautet|vaut|est|ist|es|sind|son|é|è)\b"
     r"|(?<![\d\s]):|[=：为是は은]"
 )
 ANSWER = (
@@ -151,9 +147,9 @@ ANSWER = (
 PHRASE = (
     rf"(?:\#{{4}}|(?:{ANSWER}|\b(?:result|solution|option|choice)s?\b|opci[óo]n|opção|Lösung|结果)"
     r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?|\s+(?!no\b)[^\W\d]+)?[”\x22】*_\s]*"
-    rf"(?:{VERB.pattern}|(?<=】)|[|])[:：\s*_]*(?:(?:donc|also|la|(?-i:a))\b)?"
+    rf"(?:{VERB.pattern}|(?<=】)|[|—])[:：\s*_]*(?:(?:donc|also|la|(?-i:a))\b)?"
     rf"|(?:^[#*_]+\s*|\bfinal ){ANSWER}[*_]*\s*\n"
-    r"|\btotal[*_]*\s*\||\bchoose (?:option )?(?=\(?[A-J]\b)|(?<!不)故?选[:：\s]*(?=[A-J]))\s*"
+    r"|\btotal[*_]*\s*\||(?<!不)故?选[:：\s]*(?=[A-J]))\s*"
 )
 ANNOUNCED = re.compile(rf"(?im){PHRASE}(?:\W*(?:(?:the|so|my|our)\s+)?{PHRASE})*")
 
@@ -161,13 +157,13 @@ ANNOUNCED = re.compile(rf"(?im){PHRASE}(?:\W*(?:(?:the|so|my|our)\s+)?{PHRASE})*
 def _emphases(text: str) -> list[Mark]:
     """Return the bold words of a text if all are the same."""
     found = [Mark(*bold.span(), bold[1]) for bold in re.finditer(r"\*\*([^*\n]+)\*\*", text)]
-    is_one = len({mark.answer for mark in found}) == 1
-    return found if is_one and not _is_denied(text, found[0].start) else []
+    return found if len({mark.answer for mark in found}) == 1 else []
 
 
 def _is_denied(text: str, start: int, phrase: str = "") -> bool:
     """Return whether the clause before an answer, or the phrase that announces it, denies it."""
-    clause = CLAUSE.split(text[max(0, start - MAX_CLAUSE) : start])[-1]
+    edges = r"[.\n]" if "would" in phrase else CLAUSE  # if x were 3, the answer would be 5
+    clause = re.split(edges, text[max(0, start - MAX_CLAUSE) : start])[-1]
     return bool(DENIED.search(clause + phrase))
 
 
@@ -227,10 +223,12 @@ def _stated(line: str) -> Extracted:
     """Return the only value that a sentence states: after "is" or "=", or a number with a unit."""
     line = SO.sub("=", REASON.sub("", INLINE.sub(r"\1\2", stripped(line))))
     *verbs, said = VERB.split(line)
-    if HEDGED.search(line) or SECOND.search(line):
+    if SECOND.search(line) or HEDGED.search(line.removesuffix(said)):
         return NO_ANSWER
     if not (stated := VALUE.fullmatch(said)):
         return NO_ANSWER._replace(parts=(said.strip(),) if verbs else ())
+    if HEDGED.search(said):
+        return NO_ANSWER
     lead, answer = stated[1], MORE.sub("", stated[2])
     value = read(answer)
     is_number = value is not None and value.kind in ("number", "base")
@@ -252,7 +250,7 @@ LOOSE = re.compile(  # the number after one of these was not asked for
 UNIT = re.compile(r"[^\W\d]|[$€£]")
 MORE = re.compile(  # around the unit
     r"(?<=\d) more(?= [a-z]+)|,? (?:altogether|tomorrow|today|now)$"
-    r"| (?:a|at|in|of) .*$|(?<=[a-z]) square units"
+    r"| (?:a|at|in|of) .*$|(?<=[a-z}]) (?:square|cubic) \w+$"
 )
 WORDS = re.compile(r"\b(?!and\b)(?<!\\)[A-Za-z]{2,}")
 # as in Pandoc: no blank after an opening dollar, none before a closing one, and no digit after that

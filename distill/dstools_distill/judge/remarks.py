@@ -43,7 +43,7 @@ def _restates(answer: str, sentence: str) -> bool:
         return False
     if "=" in said and agree(answer, said.rpartition("=")[2].strip(" $*")):
         return True
-    if CONCLUDES.match(said) or CONFIRMS.search(said) or said.endswith(answer):
+    if CONCLUDES.match(said) or said.endswith(answer):
         numbers = NUMBER.findall(said)
         return all(agree(answer, number) for number in numbers or [said[-len(answer) :]])
     return False
@@ -65,10 +65,9 @@ def _is_harmless(answer: str, sentence: str) -> bool:
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+|</answer>")
 NUMBER = re.compile(r"(?<![A-Za-z\d_.])[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 OTHERWISE = re.compile(  # in place of a remark on the answer
-    r"(?i)\W*(?:(?:or|maybe|perhaps|oder|ou|或)\b(?! equivalently)|(?:actually|but|no wait)\b"
-    r"|no[.,:;!]|(?:is|are|does|do|ist|sind|n'est|est|es|son|é|è)\b(?! the (?!answer|wrong)))"
-    r"|[\s$,;]*\d|\s*[<>]"
-    r"|.*\b(?:otherwise|depending|actually|wait|so(?! that)|hence|thus|therefore)\b"
+    r"(?i)\W*(?:(?:or|maybe|perhaps|oder|ou|或)\b(?! equivalently)|no[.,:;!]"
+    r"|(?:is|are|does|do|would|ist|sind|n'est|est|es|son|é|è)\b(?! the (?!answer|wrong)))"
+    r"|[\s$,;]*\d|\s*[<>]|.*\b(?:otherwise|depending|so(?! that)|hence|thus|therefore)\b"
 )
 # of an answer: that it is wrong; also doubted; also denied or supposed; also bounded or asked for
 WRONG = re.compile(
@@ -80,17 +79,19 @@ DOUBTED = re.compile(
     r"|(?<!answer )should be|may|might|could)\b"
 )
 DENIED = re.compile(
-    rf"{DOUBTED.pattern}|\b(?:not|(?:cannot|can't)(?! be \w+ed)|never|no es|if|assume|suppose)\b"
-    r"|n't\b|不是"
+    rf"{DOUBTED.pattern}|\b(?:not|(?:cannot|can't)(?! be \w+ed)|never|no es|nicht|kein\w*|non|não"
+    r"|nunca|pas|не|if|assume|suppose|thought|said)\b|n't\b|不是"
 )
 HEDGED = re.compile(
-    rf"{DENIED.pattern}|\b(?:nor|neither|nicht|kein\w*|nunca|pas|не|either|or|too|only|instead of"
+    rf"{DENIED.pattern}|\b(?:nor|neither|either|or|too|only|instead of|given|bound|let(?! me)"
     r"|between|about|approximately|roughly|least|most|less|fewer|over|under|nearly|almost|would"
-    r"|let(?! me)|w[äü]re?n?|mindestens|höchstens|au (?:moins|plus)|al menos|como máximo|almeno"
-    r"|pelo menos)\b|[<>≤≥≈不没]|ない|至少|至多|最多"
+    r"|w[äü]re?n?|mindestens|höchstens|au (?:moins|plus)|al menos|como máximo|almeno|pelo menos)\b"
+    r"|[<>≤≥≈不没]|ない|至少|至多|最多"
 )
-CONCLUDES = re.compile(r"(?i)\W*(?:(?:so|hence|thus|therefore|note that|there are)\b|所以|因此)")
-CONFIRMS = re.compile(r"\b(?:is|are) (?:right|correct)$")
+CONCLUDES = re.compile(
+    r"(?i)\W*(?:(?:so|hence|thus|therefore|note that|there are)\b|所以|因此)"
+    r"|.*\bis (?:right|correct)$"
+)
 CHECK = re.compile(r"(?i)\W*(?:[\w -]*check|verif\w+|probe|vérif\w+|проверка|验证|检验|検算)\b")
 OTHERS = re.compile(r"(?i)\W*(?:options?|choices?) [A-J]\b")
 HARMLESS = re.compile(
@@ -98,6 +99,6 @@ HARMLESS = re.compile(
     r"|(?:explanation|reasoning|proof)\W*:\D*|(?:this is )?because\b\D*|.*のとき.*"
     r"|(?:there (?:is|are) )?no (?:other|further|smaller|larger|two)\b.*"
     r"|(?:it makes no difference|(?:i )?hope|(?:please )?let me know|feel free|thank(?:s| you)"
-    r"|sorry for the long)\b\D*|(?:so )?(?:the )?answer stands)\W*",
+    r"|sorry for the long)\b\D*|(?:so )?(?:the )?answer stands|q\.?e\.?d|blacksquare)\W*",
     re.DOTALL,
 )

@@ -121,12 +121,18 @@ def test_a_text_with_the_words_of_the_gold_and_others_is_not_known_to_be_wrong()
         ("the 4th of July, 1776", "July 4, 1776", "unverifiable"),  # it is only not read
         ("July 1776", "July 1, 1776", "unverifiable"),
         ("2:30", "14:30", "unverifiable"),
+        ("5 May 2024 10:00", "6 May 2024 10:00", "unverifiable"),
+        ("4:51 p.m.", "16:51", "correct"),
         ("2 to 3", "2:3", "correct"),
         ("2 to 3", r"\frac{2}{3}", "unverifiable"),  # it may be a range
         ("41:1", "41", "unverifiable"),
         ("C and A", "AC", "correct"),
         ("(A) 3 (B) 4", "A", "unverifiable"),
         ("A", "(A) 3 (B) 4", "unverifiable"),
+        ("Option B is correct.", "B", "correct"),
+        ("Option B is not correct.", "B", "unverifiable"),
+        ("The statement is false.", "False", "correct"),
+        ("The statement is not false.", "False", "unverifiable"),
         ("FACE", "CAFE", "incorrect"),  # words, no letters
         ("B) 3", "B) 4", "unverifiable"),
         (r"6\sqrt{3}", r"\textbf{(D) } 6\sqrt{3}", "correct"),

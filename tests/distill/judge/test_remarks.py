@@ -20,6 +20,7 @@ from dstools_distill.judge.remarks import is_taken_back
         "Double-check: 41 - 1 = 40. ✓",
         "Check: 5·8 = 40 and 40 + 1 = 41, so both sides agree.",
         "So the answer stands.",
+        "$\\blacksquare$",
     ],
 )
 def test_a_sentence_that_restates_or_checks_the_answer_is_harmless(remark: str) -> None:
@@ -49,6 +50,7 @@ def test_the_rest_of_its_sentence_is_a_remark_on_the_answer(rest: str) -> None:
         ", actually 42.",
         " — no wait, 42.",
         " is too large.",
+        " would be the answer if n were even.",
         " is wrong.",
         ", no: 42.",
         " or 42.",
