@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from dstools_converters.checkpoint.config import names_mtp
 from dstools_converters.errors import DstoolsError, Finding, counted, merged, printable
 from dstools_converters.model.reasoning import CLOSE, OPEN
@@ -75,9 +77,11 @@ def diagnose(tokenizer: Path, config: Path | None, data: Path | None) -> Diagnos
     settings = _read_config(config) if config else {}
     trainer, findings = _trainer(config, settings) if config else "TRL", _mtp(tokenizer)
     if trainer in PREPARE:
-        path, served = (shlex.quote(printable(str(each))) for each in (config, tokenizer))
+        given = (config, tokenizer, data)
+        path, served, source = (shlex.quote(printable(str(each))) for each in given)
         command = PREPARE[trainer].format(path)
         hint = f"{command}; dstools distill doctor {served} --prepared prepared"
+        hint += f" --data {source}" if data else ""
         what = f"{trainer} is not run here: have it prepare its data, stop it if it trains then, "
         what += "and check that"
         findings.append(finding("not-checked", str(config), what, hint))
@@ -157,12 +161,28 @@ def conversations(path: Path) -> tuple[list[Messages], list[Finding]]:
     return chats, [finding("not-read", str(path), why)] if odd else []
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc] # without types, all is Any
+    """SafeLoader that refuses a key given twice, of which PyYAML takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set[str]()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"{key.value} is given twice; remove one of them"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     """Return the keys of a YAML file; JSON is YAML too."""
-    import yaml  # type: ignore[import-untyped]
-
+    if path.suffix == ".toml":
+        hint = "name a trainer's YAML or JSON; `dstools distill check` is for recipes"
+        raise DstoolsError(f"{path}: is TOML, which no trainer that is known here reads", hint)
     try:
-        settings = yaml.safe_load(path.read_bytes())
+        with path.open("rb") as file:
+            settings = yaml.load(file, _Loader)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = printable(" ".join(str(error).split()))
         raise DstoolsError(f"{path}: is not valid YAML: {reason}", "fix the file") from None

@@ -253,15 +253,17 @@ def test_labelled_configurations_are_judged_as_labelled(
         ),
     ],
 )
+@pytest.mark.parametrize("sample", [None, {"problem": "2+2?"}])
 def test_a_trainer_that_is_not_run_gives_the_command_that_prepares_its_data(
-    ask: Any, tmp_path: Path, config: dict[str, Any], command: str
+    ask: Any, tmp_path: Path, config: dict[str, Any], command: str, sample: dict[str, str] | None
 ) -> None:
-    diagnosis = ask(**config)
+    diagnosis = ask(sample=sample, **config)
     [finding] = diagnosis.findings
     assert (finding.level, finding.code) == ("error", "not-checked")
     prepare, check = finding.hint.split("; ")
     assert prepare == command.format(tmp_path / "config.yaml")
-    assert check == f"dstools distill doctor {tmp_path / 'tokenizer'} --prepared prepared"
+    data = f" --data {tmp_path / 'row.jsonl'}" if sample else ""
+    assert check == f"dstools distill doctor {tmp_path / 'tokenizer'} --prepared prepared{data}"
     assert diagnosis.cases == []
 
 
@@ -531,7 +533,9 @@ def test_padding_with_labels_is_an_error_and_padding_without_is_none(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "is not valid YAML: "),
+        ("a: [", 'is not valid YAML: .* in ".*/config.yaml", line 1, column 5'),
+        ("lr: 1\nmax_length: 9\nmax_length: 8", "max_length is given twice.* line 3, column 1"),
+        ("datasets:\n- path: a\n  path: b", "path is given twice.* in .*, line 3, column 3"),
         ("- 1", "is not a mapping"),
         (
             "colour: blue",
@@ -561,6 +565,12 @@ def test_a_file_that_is_not_the_config_of_a_known_trainer_is_refused(
     config.write_text(content)
     with pytest.raises(DstoolsError, match=reason):
         diagnose(tokenizer_folder("sample-v3"), config, None)
+
+
+def test_a_recipe_is_no_config_of_a_trainer(tmp_path: Path) -> None:
+    with pytest.raises(DstoolsError, match=r"a\.toml: is TOML") as error:
+        diagnose(SAMPLE, tmp_path / "a.toml", None)
+    assert "dstools distill check" in error.value.hint
 
 
 @pytest.mark.parametrize(
