@@ -1,6 +1,8 @@
 """Replies of servers, and samples in files: one text of an answer with its reasoning."""
 
 import json
+import logging
+from functools import cache
 from typing import Any
 
 from dstools_converters.errors import printable
@@ -8,6 +10,8 @@ from dstools_converters.model.reasoning import CLOSE, OPEN, thought, without_tag
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.teachers.teacher import Answer, Failed
+
+logger = logging.getLogger(__name__)
 
 
 def received(message: dict[str, Any], finish_reason: Any, usage: Any, *, prefilled: bool) -> Answer:
@@ -86,6 +90,8 @@ def answer(reply: Any, settings: Generate) -> Answer:
     choices = body.get("choices")
     if not isinstance(choices, list):
         raise UnreadError("the answer is not a chat completion")
+    if len(choices) > 1:
+        _warn_of_choices(len(choices))
     try:
         choice = choices[0]
         message = {"content": None, **choice["message"]}
@@ -104,6 +110,16 @@ def answer(reply: Any, settings: Generate) -> Answer:
         )
     except ValueError as error:
         raise UnreadError(f"the content {error}") from None
+
+
+@cache
+def _warn_of_choices(count: int) -> None:
+    """Log, once a process, that a server gives more answers than it was asked for."""
+    logger.warning(
+        "a reply holds %d choices, and one was asked for: the first is the sample, and those after "
+        "it are not used",
+        count,
+    )
 
 
 class NoCompletionError(ValueError):

@@ -58,6 +58,12 @@ def test_a_body_that_is_not_a_chat_completion_is_refused(body: Any) -> None:
         answer(body, PLAIN)
 
 
+def test_more_choices_than_were_asked_for_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    body = {"choices": [{"message": {"content": text}} for text in "4567"]}
+    assert [answer(body, PLAIN).raw for _ in range(3)] == ["4"] * 3
+    assert caplog.text.count("a reply holds 4 choices, and one was asked for") == 1
+
+
 def test_a_completion_that_came_as_text_is_read_as_one_that_did_not() -> None:
     body = {"choices": [{"message": {"content": "4"}}]}
     assert answer(json.dumps(body), PLAIN) == answer(body, PLAIN)
