@@ -14,6 +14,16 @@ from dstools_converters.errors import printable
 POINTER_START = b"version https://git-lfs.github.com/spec/"
 MAX_POINTER_BYTES = 1024
 MAX_TABLE_VALUES = 1_500_000  # of a header or an index; that of V3 has 0.1 million
+PARQUET_MAGIC = b"PAR1"
+MAGICS = (  # first bytes of files, what they are, and what to do
+    (b"\x1f\x8b", "compressed with gzip", "unpack it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with unzstd"),
+    (b"BZh", "compressed with bzip2", "unpack it with bunzip2"),
+    (b"\xfd7zXZ\x00", "compressed with xz", "unpack it with unxz"),
+    (b"PK\x03\x04", "a ZIP archive", "unpack it with unzip"),
+    (PARQUET_MAGIC, "a Parquet file", "name it .parquet"),
+)
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 LFS_HINT = "run `git lfs pull` in the folder"
 
 
@@ -86,6 +96,23 @@ def is_lfs_pointer(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(POINTER_START)) == POINTER_START
+
+
+def not_utf8(start: bytes) -> tuple[str, str] | None:
+    """Return what a file is in place of UTF-8 text, by its first bytes, and what to do about it.
+
+    None where these do not say. A hint names no file.
+    """
+    if start.startswith(POINTER_START):
+        return "is a Git LFS pointer, not the file", LFS_HINT
+    for magic, kind, hint in MAGICS:
+        if start.startswith(magic):
+            return f"is {kind}", hint
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
+        return "is an HTML page", "download the file itself; the page may say what that takes"
+    if start.startswith(UTF16_MARKS) or (len(start) > 1 and 0 in start[:2]):
+        return "is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8"
+    return None
 
 
 def to_json(value: dict[str, Any]) -> bytes:

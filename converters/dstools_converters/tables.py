@@ -23,7 +23,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.files import strict_json
+from dstools_converters.files import not_utf8, strict_json
 
 LIKE = 0.6  # least likeness of a word that is meant
 MAX_COUNT = (1 << 63) - 1
@@ -199,12 +199,16 @@ def nearest(
 def toml_table(path: Path, hint: str) -> dict[str, Any]:
     """Return the table in a TOML file; raise DstoolsError with `hint` where it cannot be read."""
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        raw = path.read_bytes()
     except OSError as error:
         raise DstoolsError(
             f"{path}: {(error.strerror or 'cannot be read').lower()}", hint
         ) from error
+    try:
+        return tomllib.loads(raw.decode("utf-8-sig"))
     except ValueError as error:
+        if instead := not_utf8(raw):
+            raise DstoolsError(f"{path}: {instead[0]}", instead[1]) from error
         raise DstoolsError(f"{path}: is not TOML: {error}", hint) from error
 
 

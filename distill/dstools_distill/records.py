@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
-from dstools_converters.files import strict_json
+from dstools_converters.files import not_utf8, strict_json
 
 Record = dict[str, Any]
 
@@ -64,6 +64,8 @@ def parse(line: bytes, path: Path, number: int) -> Record:
         if b"\\u" in line:
             json.dumps(record, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
+        if number == 1 and (instead := not_utf8(line)):
+            raise DstoolsError(f"{path}: {instead[0]}", instead[1]) from None
         reason = printable(error.msg if isinstance(error, json.JSONDecodeError) else str(error))
         hint = JSONL if number == 1 and line.lstrip(b" \t\xef\xbb\xbf") in NO_LINE else BAD_LINE
         raise DstoolsError(f"{path}: line {number}: is not valid JSON: {reason}", hint) from None

@@ -1,6 +1,9 @@
 """Files: ambiguous JSON is refused, a file is replaced whole, a torn log loses only its tail."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from dstools_converters.files import (
     append_record,
     json_object,
+    not_utf8,
     real,
     recover_log,
     replace_file,
@@ -120,6 +124,40 @@ def test_a_record_that_the_disk_takes_half_of_is_an_error(
     monkeypatch.setattr(os, "write", lambda descriptor, line: len(line) // 2)
     with (tmp_path / "journal").open("ab") as file, pytest.raises(OSError, match="No space left"):
         append_record(file.fileno(), {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("start", "kind", "hint"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab",
+            "Git LFS pointer",
+            "git lfs",
+        ),
+        (gzip.compress(b"{}"), "compressed with gzip", "gunzip"),
+        (bz2.compress(b"{}"), "compressed with bzip2", "bunzip2"),
+        (lzma.compress(b"{}"), "compressed with xz", "unxz"),
+        (b"\x28\xb5\x2f\xfd\x24", "compressed with zstd", "unzstd"),
+        (b"PK\x03\x04\x14", "a ZIP archive", "unzip"),
+        (b"PAR1\x15\x04", "a Parquet file", "name it .parquet"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>", "an HTML page", "download the file itself"),
+        (b"<HTML lang=en>", "an HTML page", "download the file itself"),
+        ("{}".encode("utf-16"), "UTF-16", "iconv -f UTF-16"),
+        ("{}".encode("utf-16-be"), "UTF-16", "iconv -f UTF-16"),
+        ("{}".encode("utf-16-le"), "UTF-16", "iconv -f UTF-16"),
+    ],
+)
+def test_a_file_that_is_not_text_is_told_by_its_first_bytes(
+    start: bytes, kind: str, hint: str
+) -> None:
+    what, advice = not_utf8(start) or ("", "")
+    assert kind in what
+    assert hint in advice
+
+
+@pytest.mark.parametrize("start", [b"", b"{", b'{"a": 1}', b"\xef\xbb\xbf{}", b"<p>", b"caf\xe9"])
+def test_first_bytes_of_text_say_nothing(start: bytes) -> None:
+    assert not_utf8(start) is None
 
 
 def test_more_values_than_a_table_may_have_are_refused_before_they_take_memory() -> None:

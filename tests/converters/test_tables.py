@@ -164,6 +164,16 @@ def test_a_toml_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert caught.value.hint == "see README"
 
 
+def test_a_toml_file_that_is_no_text_is_told_and_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("a = 1", encoding="utf-8-sig")
+    assert toml_table(path, "start anew") == {"a": 1}
+    path.write_text("a = 1", encoding="utf-16")
+    with pytest.raises(DstoolsError, match=r"r\.toml: is UTF-16, not UTF-8") as error:
+        toml_table(path, "start anew")
+    assert error.value.hint == "convert it: iconv -f UTF-16 -t UTF-8"
+
+
 def test_a_json_file_is_an_object_or_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     assert json_table(path) is None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dstools_converters.errors import DstoolsError, install_hint, printable
+from dstools_converters.files import PARQUET_MAGIC, not_utf8
 from dstools_distill import records
 from dstools_distill.data.choices import BASES, index_bases
 from dstools_distill.data.columns import BadRowError, plain
@@ -19,6 +20,7 @@ from dstools_distill.recipe.settings import Form
 from dstools_distill.records import Record
 
 BATCH_ROWS = 1024
+FIRST_BYTES = 256  # more than any kind of file is known by
 CHECKED = 8  # problems of a task that are drawn twice
 Rows = Iterator[tuple[int, Record]]
 Questions = Iterator[tuple[int, Record, Question]]
@@ -95,7 +97,8 @@ def rows(path: Path, reading: Reading) -> Rows:
         yield from parquet_rows(path)
         return
     if path.suffix not in (".jsonl", ".json"):
-        raise DstoolsError(f"{path}: is not a .jsonl or .parquet file", "convert it to JSONL")
+        problem = (f"{path}: is not a .jsonl or .parquet file", "convert it to JSONL")
+        raise _instead(path) or DstoolsError(*problem)
     for number, line in records.lines(path):
         try:
             row = records.parse(line, path, number)
@@ -123,7 +126,18 @@ def parquet_rows(path: Path) -> Rows:
     except (OSError, pa.ArrowException) as error:
         reason = printable(str(error).strip().split("\n")[0])
         message = f"{path}: is not a Parquet file: {reason}"
-        raise DstoolsError(message, "download it again") from error
+        raise _instead(path) or DstoolsError(message, "download it again") from error
+
+
+def _instead(path: Path) -> DstoolsError | None:
+    """Return an error that says what a file is, where its first bytes tell better than its name."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        start = file.read(FIRST_BYTES)
+    is_named = path.suffix == ".parquet" and start.startswith(PARQUET_MAGIC)
+    instead = None if is_named else not_utf8(start)
+    return instead and DstoolsError(f"{path}: {instead[0]}", instead[1])
 
 
 def dataset_rows(name: str, split: str) -> Rows:

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from dstools_distill.teachers.teacher import (
 )
 
 logger = logging.getLogger(__name__)
+SHOWN = 60  # characters of a prompt
 
 
 def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
@@ -112,14 +114,24 @@ def _fill(
                     progress(1)
                 if not isinstance(outcome, Answer) and outcome.reason not in warned:
                     warned.add(outcome.reason)
-                    reason, detail = outcome.reason, outcome.detail
-                    logger.warning("sample %d failed: %s %s", number, reason, detail)
+                    logger.warning(
+                        "sample %d of %s failed: %s %s",
+                        number % settings.samples, _question(asked, number // settings.samples),
+                        outcome.reason, outcome.detail,
+                    )  # fmt: skip
     assert len(log) + len(missed) == log.total, "a teacher left samples out"
     failed = {number: reread(log.read(number), settings) for number in log.failed}
     whys, kept = _whys(failed, missed), _kept(log, failed)
     _require_enough(log, settings, missed, whys, kept)
     _require_any(log, settings, whys, kept)
     return missed
+
+
+def _question(asked: Path, row: int) -> str:
+    """Return the end of a prompt as messages show it."""
+    number, line = next(islice(records.lines(asked), row, None))
+    text = records.parse(line, asked, number)["messages"][-1]["content"]
+    return f"{'...' if len(text) > SHOWN else ''}{text[-SHOWN:]!r}"
 
 
 def _require_enough(

@@ -66,7 +66,7 @@ def replay(path: Path) -> Teacher:
                 samples = samples or places.get(_key("prompt", text)) or []
                 if ask.sample >= len(samples):
                     if ask.number not in done:
-                        detail = f"{path} has {len(samples)} for ...{printable(text[-60:])!r}"
+                        detail = f"{path}, which has {len(samples)} for it"
                         yield ask.number, Failed("not in the file", detail)
                     continue
                 number, offset = samples[ask.sample]

@@ -1,5 +1,6 @@
 """Tests of sources: rows come from files, datasets and tasks; a bad row is named."""
 
+import gzip
 import json
 import logging
 from collections.abc import Iterator
@@ -158,6 +159,34 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             list(rows(tmp_path / name, Reading()))
     with pytest.raises(DstoolsError, match=r"a\.csv: is not a \.jsonl or \.parquet file"):
         list(rows(tmp_path / "a.csv", Reading()))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("raw", "what", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid x\n", "Git LFS pointer", "git lfs pull"),
+        (b"<!doctype html>\n<html>", "an HTML page", "download the file itself"),
+        (gzip.compress(b'{"a": 1}\n'), "compressed with gzip", "gunzip"),
+        ('{"a": 1}\n'.encode("utf-16"), "UTF-16", "iconv"),
+    ],
+)
+def test_a_file_that_is_something_else_is_told_by_its_first_bytes(
+    name: str, raw: bytes, what: str, hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(DstoolsError, match=f"{name}: is {what}|is a {what}") as error:
+        list(rows(tmp_path / name, Reading()))
+    assert hint in error.value.hint
+
+
+def test_a_damaged_parquet_file_is_not_told_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1zzzz")
+    with pytest.raises(DstoolsError, match=r"a\.parquet: is not a Parquet file"):
+        list(rows(tmp_path / "a.parquet", Reading()))
+    (tmp_path / "a.jsonl").write_bytes(b"PAR1zzzz")
+    with pytest.raises(DstoolsError, match=r"a\.jsonl: is a Parquet file"):
+        list(rows(tmp_path / "a.jsonl", Reading()))
 
 
 def test_a_task_gives_problems_that_its_own_scorer_scores() -> None:

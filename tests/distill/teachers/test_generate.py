@@ -542,7 +542,9 @@ def test_records_keep_their_teacher_through_a_replay_and_a_resumed_one(
     assert [row["teacher"] for row in written] == [{"name": "r1", "revision": None}] * 10
 
 
-def test_references_are_replayed_if_no_file_is_named(prompts: Path, tmp_path: Path) -> None:
+def test_references_are_replayed_if_no_file_is_named(
+    prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     report = generate(replace(REPLAY, model=""), Inputs(prompts=prompts), work_in(tmp_path / "out"))
     written = list(records.read(tmp_path / "out" / "records.jsonl"))
     assert [(record["raw"], record["reasoning"]) for record in written] == [
@@ -550,6 +552,8 @@ def test_references_are_replayed_if_no_file_is_named(prompts: Path, tmp_path: Pa
         ("42", None),
     ]
     assert written[0]["teacher"] == {"name": "reference", "revision": None}
+    lacking = next(records.read(prompts / "records.jsonl"))["messages"][-1]["content"]
+    assert f"sample 1 of ...{lacking[-60:]!r} failed: no reference" in caplog.text
     assert report == {
         "in": 5,
         "out": 2,

@@ -78,7 +78,7 @@ def test_samples_are_found_by_id_or_by_text_in_every_form(
         number: failed.detail for number, failed in found.items() if failed[0] == "not in the file"
     }
     assert details.keys() == {1, 5, 8, 9}
-    assert details[1] == f"{path} has 1 for ...{text[0][-60:]!r}"
+    assert details[1] == f"{path}, which has 1 for it"
     assert "given.jsonl: 1 answer not used, in line 7 first" in caplog.text
     assert {number: answer for number, answer in found.items() if number not in details} == {
         0: Answer("no trace", "length", False, None),
