@@ -265,11 +265,11 @@ def stripped(text: str) -> str:
     before = None
     while text != before:
         before = text
-        text = re.sub(r"\s*(?<!\.)[.。．]?$|(?<=\$)!$", "", text.strip("*_` \n\t"))
-        text = LEAD.sub("", unwrapped(text))
+        text = LEAD.sub("", unwrapped(END.sub("", text.strip("*_` \n\t"))))
     return text
 
 
+END = re.compile(r"\s*(?:です|である|입니다|이다)?(?<!\.)[.。．]?$|(?<=\$)!$")
 LEAD = re.compile(
     r"(?i)^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it is|it's|that is)[\s,:]+"
     r"|\\text\s*\{[^{}]*\b(?:is|are)\s*\}|(?:\\approx(?![a-z])|≈)\s*"

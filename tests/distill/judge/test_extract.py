@@ -155,6 +155,8 @@ def test_the_last_box_counts_and_braces_may_nest() -> None:
         ("so x", "x"),
         ("Thus, 41", "41"),
         ("we get: 41", "41"),
+        ("41 です。", "41"),
+        ("41입니다.", "41"),
         (r"\text{Total cost} = 41", "41"),
         ("Total cost = 41", "41"),
         ("x = 41", "x = 41"),  # a variable is part of the answer
