@@ -210,3 +210,12 @@ def test_a_trace_that_a_server_says_twice_is_put_there_once() -> None:
 )
 def test_a_usage_keeps_prompt_and_completion_tokens_alone(usage: Any, counts: Any) -> None:
     assert tokens(usage) == counts
+
+
+def test_a_token_that_a_server_leaves_at_the_end_is_cut_off() -> None:
+    message = {"role": "assistant", "content": "4<|eot_id|>\n", "reasoning_content": "why"}
+    body = {"choices": [{"message": message, "finish_reason": "stop"}]}
+    sample = answer(body, PLAIN)
+    assert sample == Answer(
+        "<think>\nwhy\n</think>\n\n4", "stop", False, None, end_token="<|eot_id|>"
+    )
