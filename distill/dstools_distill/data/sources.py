@@ -96,9 +96,10 @@ def rows(path: Path, reading: Reading) -> Rows:
     if path.suffix == ".parquet":
         yield from parquet_rows(path)
         return
+    if other := _instead(path):  # not a bad line, of which max_bad may be left out
+        raise other
     if path.suffix not in (".jsonl", ".json"):
-        problem = (f"{path}: is not a .jsonl or .parquet file", "convert it to JSONL")
-        raise _instead(path) or DstoolsError(*problem)
+        raise DstoolsError(f"{path}: is not a .jsonl or .parquet file", "convert it to JSONL")
     for number, line in records.lines(path):
         try:
             row = records.parse(line, path, number)

@@ -25,7 +25,7 @@ from dstools_converters.errors import DstoolsError
 from dstools_converters.tables import Reader, toml_table
 from dstools_distill.recipe import settings
 from dstools_distill.recipe.presets import preset_text
-from dstools_distill.recipe.settings import check_length, check_settings
+from dstools_distill.recipe.settings import check_bounds, check_length, check_settings
 from dstools_distill.recipe.stages import STAGES, TRAINED
 
 PHASE = "phase:"  # begins a path to a result of an earlier phase
@@ -153,6 +153,8 @@ def _chain(reader: Reader, name: str, tables: dict[str, Any], shared: dict[str, 
         if tables.get(stage, False) is not False
     }
     _check_student(student, stages, own.file)
+    for stage in stages:
+        check_bounds(stages[stage], f"{own.file}: {stage}.")
     for stage in TRAINED:
         if stage in stages:
             check_length(stages[stage], f"{own.file}: {stage}.")

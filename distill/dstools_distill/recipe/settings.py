@@ -244,6 +244,17 @@ class Card:
     licence_link: str = ""  # of a licence outside the Hub's list: an address, or a file, "LICENSE"
 
 
+def check_bounds(settings: Any, where: str) -> None:
+    """Raise DstoolsError where a min_NAME is above its max_NAME; `where` comes before the key."""
+    for name, low in vars(settings).items():
+        upper = f"max_{name.removeprefix('min_')}"
+        if name.startswith("min_") and (high := getattr(settings, upper, low)) < low:
+            raise DstoolsError(
+                f"{where}{name}: {low:g} is above {upper} = {high:g}, which leaves nothing",
+                "exchange the two, or leave one out",
+            )
+
+
 def check_length(settings: Training | Mtp, where: str) -> None:
     """Raise DstoolsError for a training of no length; `where` comes before the key."""
     if not settings.epochs and not settings.max_steps:

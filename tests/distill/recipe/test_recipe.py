@@ -111,6 +111,16 @@ WRONG = [
     ),
     ('[generate]\nbackend = "hf"\ntemperature = inf\n', "generate.temperature: inf is out", ""),
     ('[generate]\nbackend = "hf"\ntemperature = nan\n', "generate.temperature: nan is out", ""),
+    (
+        "[select]\nmin_pass_rate = 0.9\nmax_pass_rate = 0.1\n",
+        r"select\.min_pass_rate: 0\.9 is above max_pass_rate = 0\.1, which leaves nothing",
+        "exchange the two",
+    ),
+    (
+        '[prompts]\nmin_difficulty = 0.9\nmax_difficulty = 0.1\n[[prompts.source]]\npath = "a"\n',
+        r"prompts\.min_difficulty: 0\.9 is above max_difficulty = 0\.1",
+        "leave one out",
+    ),
     ("[select]\nmax_pass_rate = 1.5\n", "select.max_pass_rate: 1.5 is out of range", "between"),
     ("[prompts]\n", "prompts.source: is missing", ""),
     ("[prompts]\nsource = 3\n", "prompts.source: is not a list", ""),
