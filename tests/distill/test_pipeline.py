@@ -482,19 +482,19 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-5fd86a0355ad",
-    "decontaminate-29c16a9de17a",
-    "eval-d4c92121e56e",
-    "generate-85674c8f8a6d",
-    "grpo-4d79236948af",
-    "index-a2bb94c3301e",
-    "kd-a32856c48067",
-    "prompts-24cfecbc2983",
-    "prompts-f134fb054205",
-    "render-58ca99e306f8",
-    "select-483276386607",
-    "sft-c67017383eb9",
-    "verify-9d3aa0ffb898",
+    "card-d4463084e1e3",
+    "decontaminate-3e71908b0a91",
+    "eval-fcb1b216bef0",
+    "generate-7f59dba3ee96",
+    "grpo-532663a92220",
+    "index-9afbf377e3af",
+    "kd-79229e51fac6",
+    "prompts-0b28f18570c1",
+    "prompts-ede895ebe795",
+    "render-ea3e4ec5d962",
+    "select-b34ab39e533a",
+    "sft-8c3f547f73ba",
+    "verify-9f560002b36c",
 ]
 
 
