@@ -26,6 +26,7 @@ from dstools_distill.judge.equality import Comparison
 from dstools_distill.judge.extract import final_answer, stripped
 from dstools_distill.judge.reader import read
 from dstools_distill.judge.referee import Referee
+from dstools_distill.judge.remarks import DENIED
 from dstools_distill.judge.spelling import SPACING, STYLED, squeezed
 from dstools_distill.recipe.settings import AnswerType
 
@@ -97,7 +98,10 @@ def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
     is_text = (kind == "string" or _words(gold) in MEANT.values()) and not SEVERAL.search(text)
     if is_text and same_words(text, gold):
         return EQUAL
-    return EQUAL if _compound(text) == _compound(gold) != "" else None
+    one, other = _compound(text), _compound(gold)
+    if one and other and one != other and re.search(r"\d", text + gold):  # CO2 is not a product
+        return Ruling("unverifiable", "not-comparable", EXACT)
+    return EQUAL if one == other != "" else None
 
 
 def _ruling(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
@@ -193,9 +197,13 @@ def choice(text: str) -> tuple[str, str]:
     """
     text = re.sub(r"(?i)^(?:option|choice|answer)s?\s+", "", _unstyled(text).strip("*_ "))
     if named := NAMED.fullmatch(text):
-        is_alone = not re.search(r"^is\b(?! correct)|\b[B-J]\b|\bis (?:wrong|false)", named[2])
-        return named[1] if is_alone else "", named[2]
-    found = re.findall(r"\w+", re.sub(r"\b(?:or|and)\b", "", text))
+        letter, is_remark, words = named.groups()
+        is_denied = is_remark and not REASON.match(words) and DENIED.search(words)
+        is_alone = not is_denied and not OTHER.search(words)
+        return letter if is_alone else "", words
+    if re.search(r"[^\w\s,;&().]", text):  # C++, B?
+        return "", ""
+    found = re.findall(r"\w+", re.sub(r"\band\b", "", text))
     letters = "".join(sorted("".join(found)))
     is_run = len(found) == 1 or len(found) == len(letters)
     return (letters.upper() if is_run and LETTERS.fullmatch(letters) else "", "")
@@ -210,8 +218,12 @@ def names_another_option(text: str, gold: str, question: str) -> bool:
 
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even
-    r"\(?([A-J])\s*(?:[).:]|,(?=\s*(?!and|or)[^\W\d]{2})|\s(?=because|since|is correct))\s*(.+)",
+    r"\(?([A-J])\s*(?:[).:]|(,(?=\s*(?!and|or)[^\W\d]{2})|\s(?=because|since|is correct)))\s*(.+)",
     re.DOTALL,
+)
+REASON = re.compile(r"(?:because|since|as|which)\b")
+OTHER = re.compile(  # another letter, but not the article; or what is said of the option
+    r"\b(?:[B-J]|A(?!\s+[a-z]))\b|^is\b(?! correct)|\bis (?:wrong|false)"
 )
 LETTERS = re.compile(r"(?!$)A?B?C?D?E?F?G?H?I?J?|[a-j]")
 
@@ -222,7 +234,8 @@ def _other_words(answer: str, gold: str) -> Ruling:
     is_alike = {*re.findall("[a-z]+|\\w", one)} & {*re.findall("[a-z]+|\\w", other)}
     is_part = len(one) == 1 or one in other or other in one
     is_known = one.isascii() or not other.isascii()
-    if is_alike or is_part or not is_known or re.search(r"\d", answer + gold):
+    is_known &= other not in ("yes", "no") or one in ("yes", "no")
+    if is_alike or is_part or not is_known or re.search(r"[\d\\]", one + other):
         return Ruling("unverifiable", "other-words", EXACT)
     return _differs(answer, EXACT)
 
@@ -230,9 +243,10 @@ def _other_words(answer: str, gold: str) -> Ruling:
 def same_words(answer: str, gold: str) -> bool:
     """Return whether two texts say the same, also "yes" and a reason for it."""
     one, other = _words(answer), _words(gold)
-    word = re.match(r"(\w+)\s*[,—–.;:]", one)
+    word = re.match(r"(\w+)\s*[,—–.;:]\s*(.*)", one, re.DOTALL)
     if word and YES_NO.fullmatch(other) and len(YES_NO.findall(one)) == 1:
-        one = _words(word[1])
+        is_bound = not REASON.match(word[2]) and BOUND.search(word[2])
+        one = one if is_bound else _words(word[1])
     return one == other != ""
 
 
@@ -241,6 +255,9 @@ MEANT = {
     **dict.fromkeys(("none", r"\emptyset", r"\varnothing", "∅", r"\{\}"), "no solution"),
     "infinitely many solution": "infinitely many", "true": "yes", "false": "no",
 }  # fmt: skip
+BOUND = re.compile(
+    rf"{DENIED.pattern}|\b(?:when|only|except|provided|maybe|perhaps|sometimes|always|depend\w*)\b"
+)
 # no solutions: no solution; but Mars is not Mar
 NO_PLURAL = re.compile(r"(\b(?:no|infinitely many) \w{4,})s$")
 # "no" before a word is not an answer: yes, there is no other
@@ -260,7 +277,7 @@ def _words(text: str) -> str:
         r"\s*,\s*", ", ", re.sub(r"(?i)^(?:an? |the (?:\w+ (?=does not))?)", "", text.strip("' "))
     )
     text = " ".join(text.split())
-    if not re.search(r"\b(?!(?i:no|a)\b)(?=\w?[A-Z])[^\W\d_]{1,2}\b", text):
+    if not re.search(r"\b(?!(?i:no|a)\b)(?=\w?[A-Z])[^\W\d_]{1,2}(?:\d|\b)", text):
         text = NO_PLURAL.sub(r"\1", text.casefold())
     return MEANT.get(text, text)
 
