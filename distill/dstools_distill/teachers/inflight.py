@@ -100,10 +100,11 @@ class Gate(DefaultAsyncHttpxClient):
             self._give_up()
 
     def _give_up(self) -> None:
-        lost = f"{counted(len(self._in_flight), 'request')} in flight given up"
-        if isinstance(self.reason, KeyboardInterrupt):
-            self.reason.args = (f"{lost}; {RESUME_HINT}",)
-        else:
-            logger.warning("%s", lost)
+        if self._in_flight:
+            lost = f"{counted(len(self._in_flight), 'request')} in flight given up"
+            if isinstance(self.reason, KeyboardInterrupt):
+                self.reason.args = (f"{lost}; {RESUME_HINT}",)
+            else:
+                logger.warning("%s", lost)
         for task in self.tasks:
             task.cancel()

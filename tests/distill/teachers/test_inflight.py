@@ -37,6 +37,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.first: dict[str, Any] = {}  # replies by question: status and headers, at once
         self.interrupts = 0  # Ctrl-C, once that many are in flight
+        self.late = 200  # the status of the others
         self.trickles = False  # replies go on and on
         self.lock, self.full = threading.Lock(), threading.Barrier(TOGETHER)
         self.stopped, self.over = threading.Event(), threading.Event()
@@ -83,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif server.interrupts > 1:
             server.over.wait(60)
         else:
-            self.reply(200, FINE, {})
+            self.reply(server.late, FINE, {"Retry-After": "50"})
 
     def reply(self, status: int, body: dict[str, Any], headers: dict[str, str]) -> None:
         content = json.dumps(body).encode()
@@ -184,6 +185,22 @@ def test_a_request_that_waits_for_its_retry_is_not_sent_again(
         run(server.settings, tmp_path)
     assert sorted(server.asked) == QUESTIONS[:TOGETHER]
     assert logged(tmp_path) == {2, 3}
+
+
+def test_a_request_that_fails_after_the_stop_waits_for_no_retry(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.first, server.late = {QUESTIONS[1]: 401}, 429
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("anyio.sleep", pause)
+    with pytest.raises(DstoolsError, match="refuses: 401"):
+        run(server.settings, tmp_path)
+    assert pauses == []
+    assert sorted(server.asked) == QUESTIONS[:TOGETHER]
 
 
 def test_replies_that_go_on_and_on_are_given_up(
