@@ -212,10 +212,17 @@ def _is_part(text: str, mark: Mark) -> bool:
     return "=" not in re.split(r"[$\n]", text[mark.end :].lstrip("$ "), maxsplit=1)[0]
 
 
-BEFORE = re.compile(r"(?:(?<!-)-|\$\s*-\s*|[+/^]\s*|\\(?:cdot|times|div|sqrt|pi)\s*)\{?$")
+BEFORE = re.compile(
+    r"(?:\d|(?<!-)-|[\d$][ ]*-[ ]*|[\d)][ ]?\*[ ]?|[+/^×]\s*|\\(?:cdot|times|div|sqrt|pi|cancel)\s*"
+    r"|\\[dt]?frac)\{?\Z"
+)
 AFTER = re.compile(
-    r"(?i)\s*\$?\s*(?:\^(?!\s*\{?\s*\\circ)|\\(?:cdot|times|div|sqrt|pi|[dt]?frac)(?![a-z])|[/+]|[万亿]"
-    rf"|(?:{'|'.join(name for name in TIMES if name.isascii())})s?\b)|k\b"
+    r"(?i)[ \t]*\$?[ \t]*(?:\^(?!\s*\{?\s*\\circ)"
+    r"|\\(?:cdot|times|div|sqrt|pi|[dt]?frac|pm|mp|pmod)(?![a-z])"
+    r"|[/+±×²³万亿]|_[\d{]|[-–:][ ]*\d|\\?%[ ]of\b|\{?\.\}?\d"
+    r"|(?:\\text[ ]*\{)?[ (]*(?:mod|plus|minus|times|squared|cubed|per|in base|pairs|[ke]\d*"
+    rf"|(?:to|through|and|bis|à)[ ]\d+|(?:{'|'.join(filter(str.isascii, TIMES))})s?)\b)"
+    r"|[a-z]\b|!"
 )
 
 

@@ -25,7 +25,8 @@ def agree(one: str, other: str) -> bool:
 def is_taken_back(answer: str, rest: str) -> bool:
     """Return whether the text after an answer may deny it, or settle on another value."""
     here, *later = SENTENCE.split(rest.lstrip("$*}\\)] \t"))
-    if OTHERWISE.match(here) or DOUBTED.search(here):
+    said_of_it = ASIDE.split(here)[0]
+    if OTHERWISE.match(here) or DOUBTED.search(here) or HEDGED.search(said_of_it):
         return True
     later = [sentence for sentence in later if re.search(r"\w", sentence)]
     if later and _restates(answer, later[-1]):
@@ -62,17 +63,20 @@ def _is_harmless(answer: str, sentence: str) -> bool:
     return bool(is_check or HARMLESS.fullmatch(sentence)) and not DOUBTED.search(sentence)
 
 
+ASIDE = re.compile(r"[,，(—–:]|\bthe only\b|\b(?:and|und)\b")
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+|</answer>")
 NUMBER = re.compile(r"(?<![A-Za-z\d_.])[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 OTHERWISE = re.compile(  # in place of a remark on the answer
     r"(?i)\W*(?:(?:or|maybe|perhaps|oder|ou|或)\b(?! equivalently)|no[.,:;!]"
-    r"|(?:is|are|does|do|would|ist|sind|n'est|est|es|son|é|è)\b(?! the (?!answer|wrong)))"
-    r"|[\s$,;]*\d|\s*[<>]|.*\b(?:otherwise|depending|so(?! that)|hence|thus|therefore)\b"
+    r"|(?:is|are|was|must|needs?|does|do|would|ist|sind|n'est|est|es|son|é|è)\b"
+    r"(?! the (?!answer|wrong)))|[\s$,;]*\d|\s*[<>]"
+    r"|.*\b(?:otherwise|depending|so(?! that)|hence|thus|therefore)\b"
 )
 # of an answer: that it is wrong; also doubted; also denied or supposed; also bounded or asked for
 WRONG = re.compile(
     r"(?i)\b(?:wrong|incorrect|mistake\w*|false|untrue|impossible|fails|contradict\w*"
-    r"|falsch|faux|falso|sbagliat\w+|errad\w+)\b|не ?верн|错|不对(?!称)|誤|間違|[≠?]"
+    r"|falsch\w*|faux|falso|sbagliat\w+|errad\w+)\b|не ?(?:верн|прав)|틀[렸린]|错|不对(?!称)"
+    r"|誤|間違|[≠?]"
 )
 DOUBTED = re.compile(
     rf"{WRONG.pattern}|\b(?:doubt\w*|unsure|not sure|guess|no idea|unable|actually|wait|but"
@@ -84,9 +88,9 @@ DENIED = re.compile(
 )
 HEDGED = re.compile(
     rf"{DENIED.pattern}|\b(?:nor|neither|either|or|too|only|instead of|given|bound|let(?! me)"
-    r"|between|about|approximately|roughly|least|most|less|fewer|over|under|nearly|almost|would"
-    r"|w[äü]re?n?|mindestens|höchstens|au (?:moins|plus)|al menos|como máximo|almeno|pelo menos)\b"
-    r"|[<>≤≥≈不没]|ない|至少|至多|最多"
+    r"|between|about|more than|approximately|roughly|least|most|less|fewer|over|under|nearly|almost"
+    r"|would|w[äü]re?n?|mindestens|höchstens|au (?:moins|plus)|al menos|como máximo|almeno"
+    r"|pelo menos)\b|[<>≤≥≈不没]|ない|至少|至多|最多"
 )
 CONCLUDES = re.compile(
     r"(?i)\W*(?:(?:so|hence|thus|therefore|note that|there are)\b|所以|因此)"
