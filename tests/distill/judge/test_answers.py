@@ -64,7 +64,9 @@ def test_of_other_peoples_pairs_and_those_that_differ_by_little_exactly_the_righ
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least"), [("pairs", 0.85), ("mixed", 0.85), ("around", 0.4)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("pairs", 0.85), ("mixed", 0.85), ("unseen", 0.85), ("around", 0.4)]
+)
 def test_of_pairs_that_others_labelled_no_wrong_one_is_accepted(
     judge: Judge, name: str, least: float
 ) -> None:
