@@ -9,6 +9,7 @@ from fractions import Fraction
 from string import ascii_letters
 
 from dstools_distill.judge.quantities import Value, to_latex
+from dstools_distill.judge.reader import SIGN
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.spelling import COMMAND, squeezed
 from dstools_distill.judge.units import NONE
@@ -24,11 +25,11 @@ KNOWN = (
     r"|emptyset|mathbb|[lr]floor|[lr]ceil|[lg][te]|ne|begin|end|alpha|beta|[Gg]amma|[Dd]elta|epsilon"
     r"|[Tt]heta|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau|[Pp]hi|chi|psi|[Oo]mega|sum|prod"
 )
-# what it takes for something else: words, two numbers side by side, primes, 1/2x, A^T, dy/dx
+# what it takes for something else: words, two numbers side by side, primes, 1/2x, A^T, dy/dx, 7-8
 MISREAD = re.compile(
-    rf"[^\x00-\x7f°⦃⦄]|(?<!\\)\\(?!(?:{KNOWN})(?![A-Za-z]))(?=[A-Za-z])|\\begin\{{cases"
+    rf"[^\x00-\x7f°⦃⦄]|~|(?<!\\)\\(?!(?:{KNOWN})(?![A-Za-z]))(?=[A-Za-z])|\\begin\{{cases"
     r"|(?<![\\A-Za-z])(?![pbv]?matrix|array)[A-Za-z]{4,}|\d\s+\d|--|'|[A-Z]_\{?\d+\}?\^"
-    r"|!!|\(ii|\^\s*\{?\s*(?:\(\w\)|[T*]|\\(?:top|dagger))"
+    r"|!!|^\d+-\d+$|\(ii|\^\s*\{?\s*(?:\(\w\)|[T*]|\\(?:top|dagger))"
     r"|\d\s*\\frac\s*\{\d|frac(?:\d{3}|\s*\{[^{}]*\}\s*\{\s*(?:d|\\partial)\s*[a-z])"
     r"|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|r|end|\\))|\\(?:log|ln|sin|cos|tan)\s*\w\s*(?:\*|\\cdot)"
 )
@@ -36,7 +37,7 @@ SUBSCRIPT = re.compile(r"_\s*\{?\w+\}?")
 NO_SYMBOL = re.compile(
     r"\\(?:begin|end)\{\w+\}(?:\{[clr|]+\})?|\\mathbb\s*\{?\w|\\[A-Za-z]+|\b(?:or|and)\b"
 )
-LETTER = re.compile("[A-Za-z]")
+LETTER, CONSTANTS = re.compile("[A-Za-z]"), {"e", "i"}
 TO_LATEX = str.maketrans(  # as math-verify reads it
     {"*": "\\cdot ", "I": "\\iota ", "°": "\\cdot\\frac{\\pi}{180}", "⦃": "\\{", "⦄": "\\}"}
 )
@@ -94,12 +95,15 @@ class Comparison:
         if kinds == {"items", "number"}:
             if answer.number == gold.number != 0:  # 3,5 may be 3.5
                 return gold.kind == "number" or None
-            return None if max(v.number.denominator for v in (answer, gold)) > 1 else False
+            items = {item.kind for item in answer.items + gold.items}  # 42, apples
+            is_known = items == {"number"} and answer.number.denominator == 1
+            return False if is_known and gold.number.denominator == 1 else None
         return self._ask(to_latex(answer), to_latex(gold))
 
     def _quantities(self, answer: Value, gold: Value) -> bool | None:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""
-        if gold.kind == "number" and gold.text and answer.unit == NONE:  # m is a variable
+        is_figure = answer.kind == "number" and "\\" not in gold.text  # 5 for 5 m, not for x m
+        if gold.kind == "number" and gold.text and answer.unit == NONE and not is_figure:
             gold = gold._replace(kind="formula", unit=NONE)
         if answer.kind == "number" and answer.text and (gold.kind, gold.unit) == ("formula", NONE):
             answer = answer._replace(kind="formula", unit=NONE)
@@ -163,8 +167,10 @@ class Comparison:
             return None
         self.asked = True
         equal = self.referee.math(answer.translate(TO_LATEX), gold.translate(TO_LATEX))
-        if isinstance(equal, bool):  # ln 2x + C is ln x + C
-            return equal or (None if answer[-1:] == gold[-1:] == "C" else False)
+        if isinstance(equal, bool):  # letters of one alone may be a unit; ln 2x + C is ln x + C
+            are_values = not SIGN.search(answer + gold)
+            is_unit = are_values and bool(here - CONSTANTS) != bool(there - CONSTANTS)
+            return equal or (None if is_unit or answer[-1:] == gold[-1:] == "C" else False)
         self.problem = equal or "math-verify-cannot-read"
         return None
 

@@ -44,11 +44,12 @@ NAME = re.compile(
 )
 FUNCTION = re.compile(r"(\w+)\((\w)\)")
 BASE = re.compile(
-    r"\(?(?:\\text\s*\{)?(\d[0-9A-Fa-f]*)\}?\)?\s*_\s*\{?\s*(?:\\text\s*\{)?\(?\s*(\w+)\s*\)?[\s}]*"
+    r"\(?(?:\\text\s*\{)?(\d[0-9A-Fa-f]*|[0-9A-F]+(?=_\{?16))\}?\)?"
+    r"\s*_\s*\{?\s*(?:\\text\s*\{)?\(?\s*(\w+)\s*\)?[\s}]*"
 )
 BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
          "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
-UNKNOWN = re.compile(r"^\s*[A-Za-z]\s*(?:=|\\equiv|\\in(?![a-z]))\s*")
+UNKNOWN = re.compile(r"^\s*([A-Za-z])\s*(?:=|\\equiv|\\in(?![a-z]))\s*")
 INTEGERS = re.compile(r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*[NQZ]\s*\}?")
 PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 DOTS = re.compile(r"\\[lc]?dots(?![a-z])|\.\.")
@@ -56,7 +57,9 @@ PART_NUMBER = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
 CONDITION = re.compile(r"\s*([^|:]*?)\s*(?:\||:|\\mid)\s*(.*)")
 ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?")
 POINT = re.compile(r"([A-Z])\s*(\([^()]*,[^()]*\))")
-COMMA_DECIMAL = re.compile(r"(?:[A-Za-z]\s*=\s*)?(-?\d+),(\d+)")
+COMMA_DECIMAL = re.compile(  # 3,5 and 12.500,00 and 6,02 * 10^{23}
+    r"(?:[A-Za-z]\s*=\s*)?(-?\d+(?:\.\d{3})*),(\d+)(?:\s*\*\s*10\s*\^\s*\{?(-?\d{1,3})\}?)?"
+)
 
 
 def _value(text: str, depth: int) -> Value:
@@ -87,7 +90,9 @@ def _list_of(text: str, parts: list[str], depth: int) -> Value:
         ]
         if "Z" not in parts[-1] or any(map(SIGN.search, members)):
             raise UnreadableError(text)
-        return Value("formula", f"⦃{', '.join(members)}⦄")
+        unknown = UNKNOWN.match(parts[0])
+        its = unknown[1] if unknown else ""
+        return Value("formula", f"⦃{', '.join(members)}⦄", name=its)
     parts = [PART_NUMBER.sub(lambda m: f"{chr(96 + int(m[1]))} = ", part) for part in parts]  # a =
     items = [_value(part, depth + 1) for part in parts]
     if any(item.kind == "formula" and RELATION.search(item.text) for item in items):
@@ -96,7 +101,8 @@ def _list_of(text: str, parts: list[str], depth: int) -> Value:
         nested = ((i,) if i.kind != "items" or i.text else i.items for i in items)
         return Value("items", "{}", tuple(item for group in nested for item in group))
     decimal = COMMA_DECIMAL.fullmatch(text)  # 3,5 may be 3.5
-    number = Fraction(f"{decimal[1]}.{decimal[2]}") if decimal else Fraction(0)
+    whole, places, power = decimal.groups() if decimal else ("0", "0", None)
+    number = Fraction(f"{whole.replace('.', '')}.{places}e{power or 0}")
     return _by_name(items)._replace(number=number)
 
 
@@ -105,7 +111,8 @@ def _relation(text: str, sides: list[str], signs: list[str], depth: int) -> Valu
     name, last = re.sub(r"[\s{}]", "", sides[0]), text.partition(signs[0])[2]
     if len(sides) > 2 and all(re.fullmatch("[a-z]", side) for side in sides[:-1]):  # x = y = 1
         return _list_of(text, [f"{side} {signs[0]} {sides[-1]}" for side in sides[:-1]], depth)
-    if NAME.fullmatch(sides[0]) and signs[0] in ("=", "\\approx", "\\in"):
+    is_member = signs[0] == "\\in" and len(sides[1]) == 1  # of a set A
+    if NAME.fullmatch(sides[0]) and not is_member and signs[0] in ("=", "\\approx", "\\in"):
         if name[0] == "(":
             name = " ".join(re.findall(r"\w+", name))
         elif (function := FUNCTION.fullmatch(name)) and "x" not in last:  # f(n) = n + 1
@@ -152,6 +159,8 @@ def _group(text: str, depth: int) -> Value | None:
     value = _value(inner, depth + 1)
     is_list = value.kind == "items" and value.text == ""
     if opener == "⦃":
+        if inner[0] == "⦃" and value.text == "{}" and value.items:  # a set in a set
+            raise UnreadableError(text)
         members = value.items if is_list or value.text == "{}" else ()
         return Value("items", "{}", members or (value,))  # also of {∅}
     if is_list:

@@ -13,7 +13,7 @@ STYLES = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox)\s*"
 STYLED = re.compile(STYLES + r"\{([^{}]*)\}")
 SPACING = re.compile(
     r"(?<!\\)\\(?:[,;:! ]|(?:quad|qquad|displaystyle|textstyle|left|right|limits|[bB]igg?[lr]?)"
-    r"(?![a-z]))|~"
+    r"(?![a-z]))|(?<!^)~"
 )
 FUNCTIONS = "(?:arc)?(?:sin|cos|tan)|ln|log"
 COMMAND = re.compile(r"\\([A-Za-z]+|[{}%$])")

@@ -36,8 +36,14 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         ("5 cm", "5 kg", None),
         ("5 cm", "5", True),
         ("25 °C", "25 kelvin", None),
-        ("5 m", "5", True),  # m is a metre,
-        ("5", "5 m", False),  # or a variable
+        ("5 m", "5", True),  # m is a metre
+        ("5", "5 m", True),
+        ("6", "5 m", False),
+        ("2.5", r"\frac{5}{2} m", None),  # or a variable
+        ("42 lb", "42", None),
+        ("5i", "5", False),
+        ("42, apples", "42", None),
+        ("-1", "7-8", None),  # a range
         ("5 m", "5m", True),
         ("5 m", "500 cm", True),
         ("2 million", "2", False),
@@ -67,6 +73,10 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         ("1+1=3", "3", None),
         ("3.5", "3,5", None),
         ("3,5", "3.5", True),
+        ("12.500,00", "12500", True),
+        (r"6,02 \cdot 10^{23}", r"6.02 \times 10^{23}", True),
+        ("FE_{16}", "FF_{16}", False),
+        ("~42", "42", None),
         ("3, 5", "3.5", None),
         ("3,5", "3.6", None),
         ("12.500 €", "12500", None),
@@ -122,6 +132,8 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         (r"V = 3 \cdot 12\pi = 36\pi \approx 113.1", "113.1", True),
         ("A(1,2), B(3,4)", "A(3,4), B(1,2)", False),
         (r"x \in (0,1)", r"y \in (0,1)", None),
+        (r"x \in A", "A", None),
+        (r"y = \pi k, k \in \mathbb{Z}", r"x = \pi k, k \in \mathbb{Z}", None),
         (r"\text{even}", r"\text{odd}", None),
     ],
 )

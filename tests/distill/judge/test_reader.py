@@ -23,8 +23,8 @@ ONE_TWO = Value("items", "()", (ONE, TWO))
 X_Y = ONE_TWO._replace(name="x y")
 
 
-def formula(text: str) -> Value:
-    return Value("formula", text)
+def formula(text: str, name: str = "") -> Value:
+    return Value("formula", text, name=name)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def formula(text: str) -> Value:
         ("x = y = 1", Value("items", "()", (ONE, ONE), name="x y")),
         (r"1011_{\text{two}}", Value("base", "1011_2")),
         ("0x2A", Value("base", "2a_16")),
-        (r"x \equiv 10 \pmod 7", formula(r"⦃10 + 7 \xi ⦄")),
-        (r"x = \pi k, k \in \mathbb{Z}", formula(r"⦃\pi \xi ⦄")),
+        (r"x \equiv 10 \pmod 7", formula(r"⦃10 + 7 \xi ⦄", "x")),
+        (r"x = \pi k, k \in \mathbb{Z}", formula(r"⦃\pi \xi ⦄", "x")),
         (r"\{\pi k : k \in \mathbb{Z}\}", formula(r"⦃\pi \xi ⦄")),
-        (r"x = \pm 1 + k, k \in \mathbb{Z}", formula(r"⦃+ 1 + \xi , - 1 + \xi ⦄")),
+        (r"x = \pm 1 + k, k \in \mathbb{Z}", formula(r"⦃+ 1 + \xi , - 1 + \xi ⦄", "x")),
         ("0.3333...", number("1/3")),
         (r"5 \pmod 6", formula(r"⦃5 + 6 \xi ⦄")),
         (r"5x \pmod 6", formula(r"5x \pmod 6")),
@@ -93,6 +93,7 @@ def test_an_answer_is_read_as_this_value(text: str, value: Value) -> None:
         r"\{2k : k \in \mathbb{Z}, k \ne 0\}",
         "",
         "1 <",
+        r"\{\{1, 2\}\}",
         "1:0",
         "1, 2, ..., n",
         "x" * 3000,
