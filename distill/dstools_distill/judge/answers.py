@@ -164,7 +164,8 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
         return Ruling("unverifiable", "gold-not-read" if wanted is None else "answer-not-read")
     if brackets := {"set": "{}", "tuple": "()"}.get(kind):
         wanted, given = (
-            v._replace(text=brackets) if v.kind == "items" else v for v in (wanted, given)
+            v._replace(text=brackets) if v.text in ("", "()", "[]", "{}") and v.items else v
+            for v in (wanted, given)
         )
     comparison = Comparison(referee)
     equal = comparison.same(given, wanted)
