@@ -63,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.asked.append(question)
             count = len(server.asked)
-        if not server.stopped.is_set():
+        if count <= TOGETHER and not server.stopped.is_set():
             server.full.wait(60)
         if status := server.first.pop(question, 0):
             self.reply(status, {"error": {"message": "no"}}, {"Retry-After": "50"})
