@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from dstools_distill.judge.reader import read
-from dstools_distill.judge.remarks import DENIED, HEDGED, WRONG, agree, is_taken_back
+from dstools_distill.judge.remarks import CHANGED, DENIED, HEDGED, WRONG, agree, is_taken_back
 from dstools_distill.judge.spelling import unwrapped
 from dstools_distill.judge.units import TIMES
 
@@ -164,7 +164,8 @@ def _is_denied(text: str, start: int, phrase: str = "") -> bool:
     """Return whether the clause before an answer, or the phrase that announces it, denies it."""
     edges = r"[.\n]" if "would" in phrase else CLAUSE  # if x were 3, the answer would be 5
     clause = re.split(edges, text[max(0, start - MAX_CLAUSE) : start])[-1]
-    return bool(DENIED.search(clause + phrase))
+    changed = phrase and CHANGED.search(clause + phrase)
+    return bool(changed or DENIED.search(clause + phrase))
 
 
 CLAUSE = re.compile(r"[.,:;!?](?!\w)|[\n。，；：]")
@@ -276,9 +277,9 @@ def stripped(text: str) -> str:
     return text
 
 
-END = re.compile(r"\s*(?:です|である|입니다|이다)?(?<!\.)[.。．]?$|(?<=\$)!$")
+END = re.compile(r"(?<!\s)\s*(?:です|である|입니다|이다)?(?<!\.)[.。．]?$|(?<=\$)!$")
 LEAD = re.compile(
     r"(?i)^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it is|it's|that is)[\s,:]+"
     r"|\\text\s*\{[^{}]*\b(?:is|are)\s*\}|(?:\\approx(?![a-z])|≈)\s*"
-    r"|(?:\\text\s*\{[^{}]{3,40}\}|(?:[A-Za-z]{3,}[ ]?){1,4})\s*=(?!=)\s*)"
+    r"|(?:\\text\s*\{[^{}]{3,40}\}|[A-Za-z]{3,}(?:[ ][A-Za-z]{3,}){0,3})\s*=(?!=)\s*)"
 )

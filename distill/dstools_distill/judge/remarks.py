@@ -86,8 +86,15 @@ DENIED = re.compile(
     rf"{DOUBTED.pattern}|\b(?:not|(?:cannot|can't)(?! be \w+ed)|never|no es|nicht|kein\w*|non|não"
     r"|nunca|pas|не|if|assume|suppose|thought|said)\b|n't\b|不是"
 )
+CHANGED = re.compile(  # the value of another thing than the answer
+    r"(?i)\b(?:half|twice|doubled?|tripled?|squared|square of|(?:opposite|negative) of|whose"
+    r"|Hälfte|moitié|used to|without|originally|previous|initial|intermediate|extraneous|rejected"
+    r"|naive|tempting|(?:first|old|another|one) (?:answer|result|solution))\b|一半|可能|约"
+    r"|(?:\d\s*[*/]\s*|(?<![\w-])-)(?:answer|result)"
+)
 HEDGED = re.compile(
-    rf"{DENIED.pattern}|\b(?:nor|neither|either|or|too|only|instead of|given|bound|let(?! me)"
+    rf"{DENIED.pattern}|{CHANGED.pattern[4:]}"
+    r"|\b(?:nor|neither|either|or|too|only|instead of|given|bound|let(?! me)"
     r"|between|about|more than|approximately|roughly|least|most|less|fewer|over|under|nearly|almost"
     r"|would|w[äü]re?n?|mindestens|höchstens|au (?:moins|plus)|al menos|como máximo|almeno"
     r"|pelo menos)\b|[<>≤≥≈不没]|ない|至少|至多|最多"
