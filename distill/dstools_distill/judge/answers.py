@@ -18,6 +18,7 @@ import re
 import unicodedata
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from dateutil.parser import parse
@@ -76,6 +77,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     return Ruling("unverifiable", problem)
 
 
+@lru_cache(64)  # the samples of a prompt follow each other
 def _wanted(gold: str, kind: AnswerType) -> str:
     """Return the answer in a gold, which may be a solution; "" if it cannot be read."""
     gold = final_answer(gold).text or gold
@@ -88,15 +90,16 @@ def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
     """Rule on digits, letters or words; None where the text is none, or other words."""
     if kind == "integer":
         return integers(text, gold)
-    (given, words), (wanted, its) = choice(text), choice(gold)
-    if kind == "choice" and given and not SEVERAL.search(text):
-        if not wanted:
+    if kind == "choice" and not SEVERAL.search(text):
+        (given, words), (wanted, its) = choice(text), choice(gold)
+        if given and not wanted:
             return GOLD_NOT_READ
-        if words and its and _words(words) != _words(its):
+        if given and words and its and _words(words) != _words(its):
             return Ruling("unverifiable", "other-words", EXACT)
-        return EQUAL if wanted == given else _differs(given, EXACT)
-    is_text = (kind == "string" or _words(gold) in MEANT.values()) and not SEVERAL.search(text)
-    if is_text and same_words(text, gold):
+        if given:
+            return EQUAL if wanted == given else _differs(given, EXACT)
+    is_text = kind == "string" or _words(gold) in MEANT.values()
+    if is_text and not SEVERAL.search(text) and same_words(text, gold):
         return EQUAL
     one, other = _compound(text), _compound(gold)
     if one and other and one != other and re.search(r"\d", text + gold):  # CO2 is not a product
@@ -117,12 +120,14 @@ def _ruling(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Rulin
     return formulas(answer, gold, kind, referee)
 
 
+@lru_cache(64)
 def looks_like(gold: str) -> AnswerType:
     """Return the answer type that a gold looks like."""
     inner = _unstyled(gold) if STYLED.fullmatch(gold) else gold
     if INTEGER.fullmatch(inner):
         return "integer"
-    if any(choice(gold)) and choice(gold)[0] in _unstyled(gold):  # FACE is a word
+    letters, words = choice(gold)
+    if (letters or words) and letters in _unstyled(gold):  # FACE is a word
         return "choice"
     is_words = WORDS.fullmatch(inner) and (len(inner) > 2 or inner.lower() in ("no", "ok"))
     return "string" if is_words or _moment(_unstyled(gold)) else "math"
@@ -213,7 +218,7 @@ def choice(text: str) -> tuple[str, str]:
 def names_another_option(text: str, gold: str, question: str) -> bool:
     """Return whether the words beside the letter in an answer are those of a wrong option."""
     options = {letter: _words(words) for letter, words in OPTION.findall(question)}
-    words = _words(choice(final_answer(text).text or text)[1])
+    words = _words(choice(final_answer(text).text or text)[1]) if options else ""
     return words in options.values() and words != options.get(choice(gold)[0])
 
 

@@ -7,6 +7,7 @@ The rules name single characters and commands. Unicode's NFKC would turn 10² in
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from unicodedata import normalize
 
 STYLES = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox)\s*"
@@ -81,6 +82,7 @@ COMPATIBLE = [  # characters that NFKC makes plain, and what is to be put around
 ]
 
 
+@lru_cache(64)  # a text is compared, then read
 def plain(text: str) -> str:
     r"""Return a formula in the normal spelling: - for −, ^{2} for ², \frac for \dfrac, 1,234."""
     if not text.isascii():
