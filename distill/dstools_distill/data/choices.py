@@ -1,4 +1,4 @@
-r"""The options of a choice, and which of them is right.
+"""The options of a choice, and which of them is right.
 
 The question of a choice is asked with its options as A, B, ..., and its gold is a letter. A row
 may name the right option by that letter, by a label of its own, by the text of the option, or by an
@@ -13,7 +13,16 @@ from itertools import takewhile
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any, NamedTuple
 
-from dstools_distill.data.columns import BadRowError, Columns, answer_text, from_repr, plain, shown
+from dstools_distill.data.columns import (
+    TRUSTED,
+    BadRowError,
+    Columns,
+    answer_text,
+    from_repr,
+    plain,
+    shown,
+)
+from dstools_distill.data.replies import MARKS
 from dstools_distill.records import Record
 
 OPTIONS = ("choices", "options")
@@ -22,7 +31,7 @@ NUMBERED = ("option_{}", "option{}", "choice_{}", "choice{}")  # MILU, WinoGrand
 CHOSEN = (
     *("answerkey", "correct", "correct_answer", "answer_idx", "answer_index", "cop", "answer"),
     *("target", "correct_option", "answer_choice", "answer_letter"),
-    *("gold", "expected", "expected_answer"),
+    *TRUSTED,
 )
 WRONG = ("incorrect_answer_{}", "distractor{}")  # GPQA; SciQ
 Bases = Callable[[], frozenset[int]]  # what indices of a source count from; it is read if needed
@@ -73,8 +82,8 @@ def _column_names() -> Iterator[tuple[str, ...]]:
     for form in LETTERED:
         yield tuple(form.format(letter) for letter in ascii_lowercase[:10])
     for form in NUMBERED:
-        yield tuple(form.format(number) for number in digits[1:])
         yield tuple(form.format(number) for number in digits)
+        yield tuple(form.format(number) for number in digits[1:])
 
 
 def _listed(value: Any, name: str) -> Options:
@@ -183,7 +192,11 @@ def index_bases(rows: Iterable[Record]) -> frozenset[int]:
     for row in rows:
         with suppress(BadRowError):
             told |= _told_bases(Columns(row))
-    return frozenset(told - BASES if told == BASES else told or BASES)
+    if not told:
+        return BASES
+    if told == BASES:
+        return frozenset()
+    return frozenset(told)
 
 
 def _told_bases(columns: Columns) -> set[int]:
@@ -202,12 +215,16 @@ def _told_bases(columns: Columns) -> set[int]:
 
 
 def _answers(columns: Columns, taken: str) -> dict[str, str]:
-    """Return the columns for the right option, by their names as spelled."""
+    """Return the columns for the right option, by their names as spelled.
+
+    `correct` is one of them, and not if it is true or false: that is the mark of an answer.
+    """
     spelled = {name: columns.spelled(name) for name in CHOSEN if columns.has(name)}
+    marks = {name for name in MARKS if isinstance(columns.row.get(columns.spelled(name)), bool)}
     return {
         spelled[name]: answer_text(columns.take(name), spelled[name]).strip()
         for name in spelled
-        if name != taken
+        if name != taken and name not in marks
     }
 
 

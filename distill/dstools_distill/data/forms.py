@@ -58,7 +58,7 @@ QUESTIONS: dict[str, Form] = {
     "description": "problem",  # code_contests, codeforces; elsewhere it is of something else
 }
 SYSTEMS = ("system", "system_prompt")
-PASSAGES = ("passage", "context", "article", "narrative", "body")  # before the question
+PASSAGES = ("passage", "context", "article", "narrative")  # before the question
 TITLES = {  # what follows a description, as in the prompts of open-r1/codeforces-cots
     "input_format": "Input Format",
     "interaction_format": "Interaction Format",
@@ -66,6 +66,7 @@ TITLES = {  # what follows a description, as in the prompts of open-r1/codeforce
     "examples": "Examples",
     "note": "Note",
 }
+BEFORE: dict[str, tuple[str, ...]] = {"question": ("body",)}  # SVAMP
 AFTER: dict[str, tuple[str, ...]] = {  # the question, by the column that is asked
     "instruction": ("input",),
     "description": tuple(TITLES),
@@ -206,7 +207,8 @@ def _turns(columns: Columns, name: str) -> list[Message]:
     if QUESTIONS[name] in ("messages", "sharegpt") or isinstance(columns.take(name), list):
         return conversation(columns.take(name), columns.spelled(name))
     question = columns.text(name)
-    passages = [columns.text(column) for column in PASSAGES if columns.has(column)]
+    before = (*PASSAGES, *BEFORE.get(name, ()))
+    passages = [columns.text(column) for column in before if columns.has(column)]
     after = (*AFTER.get(name, ()), "starter_code")
     after_texts = [_titled(columns, column) for column in after if columns.has(column)]
     parts = [

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from dstools_converters.model.reasoning import CLOSE, OPEN
 from dstools_distill.data.choices import Bases, Options, UnknownBaseError, right_label
 from dstools_distill.data.columns import (
+    TRUSTED,
     BadRowError,
     Columns,
     agreeing,
@@ -28,7 +29,6 @@ from dstools_distill.judge.extract import boxes, final_answer, last_boxed
 from dstools_distill.judge.program import MAX_CASES
 from dstools_distill.judge.referee import Referee
 
-TRUSTED = ("gold", "expected", "expected_answer")  # taken as they are
 GOLD_KEYS = (
     *(*TRUSTED, "final_answer", "ground_truth", "correct_answer", "answer"),
     "reference_answer",  # GeneralThought, natural_reasoning

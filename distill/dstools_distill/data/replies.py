@@ -1,4 +1,4 @@
-r"""The answers of a teacher in a row of a data set, each with its trace and the word for its end.
+"""The answers of a teacher in a row of a data set, each with its trace and the word for its end.
 
 A row may hold several answers: a list in one of REPLIES or GENERATIONS, each a text or an object
 with one (ANSWER_KEYS), or the columns NUMBERED, with a word of `finish_reasons` for each. A list of

@@ -310,6 +310,14 @@ def test_what_belongs_to_a_question_is_asked_with_it() -> None:
     ]
 
 
+def test_a_body_is_a_passage_beside_a_question_alone() -> None:
+    row = {"title": "Sums", "body": "I have 2 and 2."}
+    asked = convert(row | {"question": "How many?"}).messages[0]["content"]
+    assert asked == "I have 2 and 2.\n\nHow many?"
+    question = convert(row | {"prompt": "2+2?"})
+    assert (question.messages[0]["content"], question.unread) == ("2+2?", ("body", "title"))
+
+
 def test_a_description_is_asked_where_test_cases_come_with_it() -> None:
     cases = [{"input": "2 3", "output": "5"}]
     row = {"description": "Two integers.", "output_format": "Print the sum.", "title": "A"}
