@@ -1,5 +1,6 @@
 """Data card: where the rows come from, and what each stage kept and dropped."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -89,8 +90,16 @@ def _tables(
 def _teacher(stage: Stage) -> dict[str, Any]:
     local = ("device", "timeout_seconds")
     settings = {key: value for key, value in stage.settings.items() if key not in local}
-    told = stage.report.get("teachers")  # of a replayed file
+    told = _told_teachers(stage)
     return settings | ({"teachers": told} if told else {})
+
+
+def _told_teachers(stage: Stage) -> Counter[str]:
+    """Return the samples of each teacher that a replayed file names, without folders of a path."""
+    told = Counter[str]()
+    for name, count in stage.report.get("teachers", {}).items():
+        told[shown(name)] += count
+    return told
 
 
 def _verification(runs: Runs) -> list[str]:
@@ -182,7 +191,7 @@ def licences(settings: Card, runs: Runs) -> str:
     for _, stage in runs.distinct("generate"):
         model = stage.settings.get("model")
         teacher = shown(str(model or "the answers that came with the prompts"))
-        for name in stage.report.get("teachers", [teacher]):
+        for name in _told_teachers(stage) or [teacher]:
             rows["Teacher", name, stage.settings["licence"]] = None
     for run in runs.all:
         if any(stage in run.stages for stage in TRAINED):

@@ -42,6 +42,7 @@ NOT_SFT = (  # keys of other trainings, besides those of TRL's config classes
 STEP = "Wait, 2+9=11, so I write 1 and carry 1. "
 RUN_ROWS = 1000  # of --data that TRL is run on
 SHOWN_ROWS = 2  # of a data set
+NO_VALUE = (ValueError, LookupError, AttributeError)  # PyYAML's, for 2024-13-45 and !!bool x
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             settings = yaml.load(file, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, *NO_VALUE, RecursionError) as error:
         reason = printable(" ".join(str(error).split()))
         raise DstoolsError(f"{path}: is not valid YAML: {reason}", "fix the file") from None
     if not isinstance(settings, dict):

@@ -57,3 +57,17 @@ def test_the_teachers_that_a_replayed_file_names_are_told_with_its_licence(made:
         assert f"| Teacher | {name} | mit |" in card
         assert f"| teachers.{name} | {count} |" in card
     assert "| Teacher | given.jsonl" not in card
+
+
+def test_a_teacher_that_was_told_by_a_path_is_shown_without_its_folders(made: Any) -> None:
+    stages = made.one_run()
+    path = stages[""]["generate"] / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["report"]["teachers"] = {"/home/me/models/r1": 8, "~/r1": 2, "deepseek-r1": 1}
+    path.write_text(json.dumps(manifest))
+    cards = made.cards(stages)
+    assert "| teachers.r1 | 10 |" in cards["DATA.md"]
+    for card in cards.values():
+        assert "| Teacher | r1 |" in card
+        assert "/home/me" not in card
+        assert "~/" not in card

@@ -536,6 +536,9 @@ def test_padding_with_labels_is_an_error_and_padding_without_is_none(
         ("a: [", 'is not valid YAML: .* in ".*/config.yaml", line 1, column 5'),
         ("lr: 1\nmax_length: 9\nmax_length: 8", "max_length is given twice.* line 3, column 1"),
         ("datasets:\n- path: a\n  path: b", "path is given twice.* in .*, line 3, column 3"),
+        ("a: 2024-13-45", "is not valid YAML: month must be in 1..12"),
+        ("a: !!bool x", "is not valid YAML: 'x'"),
+        ("a: !!timestamp x", "is not valid YAML: "),
         ("- 1", "is not a mapping"),
         (
             "colour: blue",
