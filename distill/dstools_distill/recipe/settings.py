@@ -251,7 +251,7 @@ def check_bounds(settings: Any, where: str) -> None:
         if name.startswith("min_") and (high := getattr(settings, upper, low)) < low:
             raise DstoolsError(
                 f"{where}{name}: {low:g} is above {upper} = {high:g}, which leaves nothing",
-                "exchange the two, or leave one out",
+                "swap the two, or leave one out",
             )
 
 
@@ -260,7 +260,7 @@ def check_length(settings: Training | Mtp, where: str) -> None:
     if not settings.epochs and not settings.max_steps:
         raise DstoolsError(
             f"{where}epochs: is 0, which trains nothing",
-            "give it a number above 0, or max_steps; a table that is left out trains nothing",
+            "give it a number above 0, or max_steps; to train nothing, leave out the table",
         )
 
 

@@ -114,7 +114,7 @@ WRONG = [
     (
         "[select]\nmin_pass_rate = 0.9\nmax_pass_rate = 0.1\n",
         r"select\.min_pass_rate: 0\.9 is above max_pass_rate = 0\.1, which leaves nothing",
-        "exchange the two",
+        "swap the two",
     ),
     (
         '[prompts]\nmin_difficulty = 0.9\nmax_difficulty = 0.1\n[[prompts.source]]\npath = "a"\n',
