@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
 from dstools_converters.files import not_utf8, strict_json
+from dstools_converters.model.reasoning import CLOSE
 
 Record = dict[str, Any]
 
@@ -193,14 +194,18 @@ def without_end(raw: str) -> tuple[str, str]:
     """Return a text without the tokens at its very end that end it, and the first of them, or "".
 
     A server or a file that keeps special tokens writes them. White space after one goes, too. In
-    the middle they are text, as `</s>` is where the text opens <s>.
+    the middle they are text, as `</s>` is where the text opens <s>, and so is one that is all of
+    the text or of what follows the trace.
     """
     token = ""
     while (text := raw.rstrip()).endswith(ENDS):
         last = next(end for end in ENDS if text.endswith(end))
         if last == "</s>" and raw.count("<s>") >= raw.count(last):
             break
-        raw, token = text.removesuffix(last), last
+        left = text.removesuffix(last)
+        if not left.rpartition(CLOSE)[2].strip():
+            break
+        raw, token = left, last
     return raw, token
 
 

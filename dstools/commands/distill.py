@@ -300,9 +300,7 @@ def _summary(report: dict[str, Any]) -> str:
         for why, count in report["dropped"].items()
         if count
     ]
-    reused = report.get("samples", {}).get("reused")
-    known = [f"{reused:,} of an earlier run"] if reused else []
-    return ", ".join([f"{report['in']:,} -> {report['out']:,}", *known, *lost])
+    return ", ".join([f"{report['in']:,} -> {report['out']:,}", *lost])
 
 
 def _finish(

@@ -155,8 +155,12 @@ def test_a_token_that_ends_a_text_is_cut_off_its_end_alone(end: str) -> None:
     assert without_end(f"{text}{end}") == (text, end)
     assert without_end(f"{text}\n{end}\n") == (f"{text}\n", end)
     assert without_end(f"{text}{end}<|endoftext|>") == (text, end)
+    asked_for = f"<think>\nwhy\n</think>\n\n{end}"  # the token is the answer
+    assert without_end(f"{asked_for}<|im_end|>") == (asked_for, "<|im_end|>")
 
 
-@pytest.mark.parametrize("text", ["`</s>`", "<s>old</s>", "42 <s>", "[/INST]", "42\n", ""])
+@pytest.mark.parametrize(
+    "text", ["`</s>`", "<s>old</s>", "42 <s>", "[/INST]", "42\n", "", "<eos>", "why</think>\n<eos>"]
+)
 def test_what_is_not_the_end_of_a_text_stays(text: str) -> None:
     assert without_end(text) == (text, "")

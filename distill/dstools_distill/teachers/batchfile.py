@@ -8,13 +8,17 @@ writes requests for what is missing. Source: platform.openai.com, guides, batch.
 """
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
+from dstools_converters.files import replacing
 from dstools_distill import records
 from dstools_distill.recipe.settings import Generate
 from dstools_distill.store.samplelog import SampleLog
@@ -38,6 +42,7 @@ from dstools_distill.teachers.teacher import (
     accepting,
 )
 
+logger = logging.getLogger(__name__)
 REQUESTS, ANSWERS = "requests", "answers"  # file names: NAME*.jsonl
 MAX_LINES, MAX_BYTES = 50_000, 200_000_000  # OpenAI's limits for a file
 
@@ -52,10 +57,11 @@ def batch_files(settings: Generate, folder: Path, total: int) -> Teacher:
 
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         answered = _Answers(folder, total)
-        requests = _Requests(folder)
         lost: dict[int, Missed] = {}
-        for ask in asks:
-            if ask.number not in done:
+        with _Requests(folder) as requests:
+            for ask in asks:
+                if ask.number in done:
+                    continue
                 outcome = answered.outcome(ask, settings)
                 may_pass = isinstance(outcome, Missed) and not outcome.reason.startswith(REFUSED)
                 if isinstance(outcome, Missed) and may_pass:
@@ -67,7 +73,7 @@ def batch_files(settings: Generate, folder: Path, total: int) -> Teacher:
                 else:
                     yield ask.number, outcome
         if requests.count == len(lost) <= settings.max_failed * total:
-            requests.remove()
+            _remove(folder, REQUESTS)
             yield from lost.items()
         elif requests.count:
             is_all_asked = requests.count == len(lost)
@@ -86,22 +92,36 @@ def batch_files(settings: Generate, folder: Path, total: int) -> Teacher:
 
 def remove_batch_files(folder: Path) -> None:
     """Remove requests and answers, once everything in them is in the records."""
-    for name in (REQUESTS, ANSWERS):
-        for path in folder.glob(f"{name}*.jsonl"):
-            path.unlink()
+    _remove(folder, REQUESTS)
+    _remove(folder, ANSWERS)
+
+
+def _remove(folder: Path, name: str, but: Collection[str] = ()) -> None:
+    for pattern in (f"{name}*.jsonl", f".{name}*.partial"):  # and what a kill left
+        for path in folder.glob(pattern):
+            if path.name not in but:
+                path.unlink()
 
 
 def completions(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Yield request and reply of each answer in a folder to a request that is there, too."""
-    asked = {row["custom_id"]: row["body"] for row in _rows(folder, REQUESTS)}
+    """Yield request and reply of each answer in a folder to a request that is there, too.
+
+    Lines that cannot be read, as those that a kill or a download cut, are named in a warning.
+    """
+    asked = {str(row.get("custom_id")): row.get("body") for row in _rows(folder, REQUESTS)}
     for row in _rows(folder, ANSWERS):
-        if row.get("custom_id") in asked and _is_answered(row):
-            yield asked[row["custom_id"]], row["response"].get("body")
+        body = asked.get(str(row.get("custom_id")))
+        if isinstance(body, dict) and _is_answered(row):
+            yield body, row["response"].get("body")
 
 
 def _rows(folder: Path, name: str) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob(f"{name}*.jsonl")):
-        yield from records.read(path)
+        for number, line in records.lines(path):
+            try:
+                yield records.parse(line, path, number)
+            except DstoolsError as error:
+                logger.warning("%s; it is left out", error)
 
 
 def _custom_id(ask: Ask) -> str:
@@ -200,26 +220,38 @@ BAD_ANSWERS = "keep only unchanged answers to the requests in the same folder"
 
 
 class _Requests:
-    """Files of requests, which replace those of an earlier run."""
+    """Files of requests, which replace those of an earlier run when the block ends.
+
+    After an error or a kill in the block the earlier ones are unchanged: other runs find the
+    requests of answers by them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.remove()
         self.names: list[str] = []
+        self.files = ExitStack()
         self.count = 0
         self.lines, self.bytes = MAX_LINES, 0
 
-    def remove(self) -> None:
-        """Remove the files."""
-        for path in self.folder.glob(f"{REQUESTS}*.jsonl"):
-            path.unlink()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.files.__exit__(kind, error, trace)
+        if error is None:
+            _remove(self.folder, REQUESTS, but=self.names)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a request to the last file, or to a new one if that is full."""
         line = records.dump(row)
         if self.lines == MAX_LINES or self.bytes + len(line) > MAX_BYTES:
             self.names.append(f"{REQUESTS}-{len(self.names) + 1}.jsonl")
+            self.file = self.files.enter_context(replacing(self.folder / self.names[-1]))
             self.lines = self.bytes = 0
-        with (self.folder / self.names[-1]).open("ab") as file:
-            file.write(line)
+        self.file.write(line)
         self.lines, self.bytes, self.count = self.lines + 1, self.bytes + len(line), self.count + 1

@@ -23,7 +23,7 @@ from dstools_distill.recipe.stages import Inputs
 from dstools_distill.records import Record
 from dstools_distill.store.samplelog import SampleLog
 from dstools_distill.store.stage import Report, Work, digest
-from dstools_distill.teachers.kept import DROPPED, LOG, PAID, RECORDS, line, reread, reuse
+from dstools_distill.teachers.kept import DROPPED, LOG, PAID, RECORDS, log_line, reread, reuse
 from dstools_distill.teachers.replay import references, replay
 from dstools_distill.teachers.request import request, request_key
 from dstools_distill.teachers.teacher import (
@@ -47,27 +47,21 @@ def generate(settings: Generate, inputs: Inputs, work: Work) -> Report:
     Reads inputs.prompts, and inputs.model: the teacher's folder (hf) or a file of samples (replay;
     None replays the references that came with the prompts). The report counts prompts in, samples
     out, reasons for drops, how answers ended, end tokens that were cut off, well-formed traces,
-    tokens if the teacher counts them; the samples that a server was asked for, and those that it
-    gave to earlier runs; and those of each teacher of a file. Raises DstoolsError if the teacher is
-    down, if more than settings.max_failed of the samples did not come (another run asks for those
-    again), or if every sample failed.
+    tokens if the teacher counts them, and the samples of each teacher of a file. Raises
+    DstoolsError if the teacher is down, if more than settings.max_failed of the samples did not
+    come (another run asks for those again), or if every sample failed.
     """
     check_generate(settings)
     asked, done = inputs.prompts / RECORDS, work.folder / RECORDS
     count = sum(1 for _ in records.lines(asked))
-    reused = None  # not known of a run that was killed as it ended
-    if not done.exists() or (work.folder / LOG).exists():
+    if not done.exists():  # it gets this name once it is complete
         with closing(SampleLog(work.folder / LOG, count * settings.samples)) as log:
-            if not done.exists():  # it gets this name once it is complete
-                missed = _fill(log, settings, asked, inputs.model, work)
-                _write(settings, asked, log, missed, _who(settings, inputs.model), work.folder)
-            reused = log.reused
+            missed = _fill(log, settings, asked, inputs.model, work)
+            _write(settings, asked, log, missed, _who(settings, inputs.model), work.folder)
     report = _report(count, records.read(done), records.read(work.folder / DROPPED))
     if settings.backend == "replay" and inputs.model:
         names = Counter(record["teacher"]["name"] for record in records.read(done))
         report["teachers"] = dict(sorted(names.items()))
-    if settings.backend in PAID and reused is not None:
-        report["samples"] = {"asked": count * settings.samples - reused, "reused": reused}
     (work.folder / LOG).unlink(missing_ok=True)
     if settings.backend == "openai-batch":
         from dstools_distill.teachers.batchfile import remove_batch_files
@@ -99,7 +93,8 @@ def _fill(
     if len(log) < log.total:
         asks, keys = _asks(asked, settings.samples), dict[int, Record]()
         if settings.backend in PAID:
-            reuse(log, settings, _asks(asked, settings.samples), work.folder)
+            reused = reuse(log, settings, _asks(asked, settings.samples), work.folder)
+            logger.info("%d samples of %d are answers to earlier runs", reused, log.total)
             asks = _named(asks, settings, log, keys)
         warned: set[str] = set()
         outcomes = _teacher(settings, model, work.folder, log.total)(asks, log)
@@ -110,7 +105,7 @@ def _fill(
                 if isinstance(outcome, Missed):
                     missed[number] = outcome
                 else:
-                    log.add(number, line(outcome) | key)
+                    log.add(number, log_line(outcome) | key)
                     progress(1)
                 if not isinstance(outcome, Answer) and outcome.reason not in warned:
                     warned.add(outcome.reason)

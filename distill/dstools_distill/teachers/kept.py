@@ -26,7 +26,7 @@ PAID = ("openai", "openai-batch")  # the backends whose answers are requests' an
 SINCE = 3  # the revision of `generate` since which records are what this one writes
 
 
-def line(outcome: Answer | Failed) -> Record:
+def log_line(outcome: Answer | Failed) -> Record:
     """Return a line of the log."""
     if isinstance(outcome, Answer):
         return outcome._asdict()
@@ -36,7 +36,7 @@ def line(outcome: Answer | Failed) -> Record:
 def reread(logged: Record, settings: Generate) -> Record:
     """Return a line of the log, after another try to read a reply that could not be read.
 
-    It may be of an earlier version, which kept content in parts as it was, too.
+    Version 0.1.0 stored content parts unparsed; those are read here as well.
     """
     try:
         if "body" in logged:
@@ -50,15 +50,15 @@ def reread(logged: Record, settings: Generate) -> Record:
     return logged
 
 
-def reuse(log: SampleLog, settings: Generate, asks: Iterable[Ask], folder: Path) -> None:
+def reuse(log: SampleLog, settings: Generate, asks: Iterable[Ask], folder: Path) -> int:
     """Copy into the log what runs beside `folder` received for requests that it has yet to send.
 
-    A reply that cannot be read yet stays where it is. Raises DstoolsError if a finished stage was
-    changed; see `require_whole`.
+    Returns how many samples of the log such runs received. A reply that cannot be read yet stays
+    where it is. Raises DstoolsError if a finished stage was changed; see `require_whole`.
     """
     earlier = [path for path in sorted(folder.parent.glob("generate-*")) if path != folder]
     if not earlier:
-        return
+        return log.reused
     wanted = {
         request_key(request(settings, ask)): ask.number for ask in asks if ask.number not in log
     }
@@ -66,6 +66,7 @@ def reuse(log: SampleLog, settings: Generate, asks: Iterable[Ask], folder: Path)
         for key, sample in _received(other):
             if key in wanted and "failed" not in (read := reread(sample, settings)):
                 log.add(wanted.pop(key), read | {"request": key, "reused": other.name})
+    return log.reused
 
 
 def _received(folder: Path) -> Iterator[tuple[str, Record]]:

@@ -169,9 +169,10 @@ def _answer_hint(row: dict[str, Any]) -> str:
     choices = row.get("choices")
     if "custom_id" in row:
         return 'answers to batch requests are read by generate.backend = "openai-batch"'
-    if isinstance(choices, list) and choices and "delta" in choices[0]:
+    first = choices[0] if isinstance(choices, list) and choices else None
+    if isinstance(first, dict) and "delta" in first:
         return f"these are pieces of a stream: join those of each answer; {ANSWER_HINT}"
-    if choices:
+    if isinstance(first, dict):
         return f"this is a server's reply: take choices[0].message of it; {ANSWER_HINT}"
     return ANSWER_HINT
 

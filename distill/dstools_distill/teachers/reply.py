@@ -41,9 +41,10 @@ def received(message: dict[str, Any], finish_reason: Any, usage: Any, *, prefill
         texts = {"reasoning_details": without_tags(detailed)}
     where, reasoning = next(iter(texts.items()), ("", None))
     opens = content.lstrip().startswith(OPEN)
+    closes = CLOSE in content and OPEN not in content.partition(CLOSE)[0]
     if reasoning and (opens or CLOSE in content) and reasoning.strip() in content:
         reasoning = None
-    if reasoning and opens:
+    if reasoning and (opens or closes):
         raise ConflictError(f"comes with a trace of its own, and another one in {where}")
     if prefilled and opens:
         raise ConflictError("opens a trace that the prompt has opened, as prefilled_think says")

@@ -180,6 +180,36 @@ def test_answers_that_came_for_a_run_of_fewer_samples_are_used_by_one_of_more(
     assert left == [9, 8, 9]  # the third samples, and the second of the other prompt
 
 
+def test_answers_beside_one_of_another_run_are_used_by_a_run_of_more_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that stops keeps its requests, and a line that a kill cut is left out by others."""
+    records.write(tmp_path / "records.jsonl", PROMPTS[:2])
+    inputs, works = Inputs(prompts=tmp_path), [tmp_path / f"generate-{n}.incomplete" for n in "12"]
+    for folder in works:
+        folder.mkdir()
+    one = replace(SETTINGS, samples=1)
+    with pytest.raises(DstoolsError, match="2 of 2 samples have no answer yet"):
+        generate(one, inputs, Work(works[0]))
+    requests = works[0] / "requests-1.jsonl"
+    sent = requests.read_bytes()
+    asked = list(records.read(requests))
+    foreign = answered({"custom_id": "0-0-another"}, 200, completion("no"))
+    records.write(works[0] / "answers-1.jsonl", [foreign, answered(asked[1], 200, completion("b"))])
+    with pytest.raises(DstoolsError, match="custom_id '0-0-another' is not of a request"):
+        generate(one, inputs, Work(works[0]))
+    assert requests.read_bytes() == sent
+    for path in (requests, works[0] / "answers-1.jsonl"):
+        path.write_bytes(path.read_bytes() + b'[]\n{"custom_id": [2]}\n{"custom_id": "2-0')
+    with pytest.raises(DstoolsError, match="3 of 4 samples have no answer yet"):
+        generate(SETTINGS, inputs, Work(works[1]))
+    left = [row["custom_id"][:3] for row in records.read(works[1] / "requests-1.jsonl")]
+    assert left == ["0-0", "1-1", "3-1"]
+    for name in ("requests", "answers"):
+        assert caplog.text.count(f"{name}-1.jsonl: line 3: is not a JSON object; it is left") == 1
+        assert caplog.text.count(f"{name}-1.jsonl: line 5: is not valid JSON: ") == 1
+
+
 def test_a_refused_request_is_written_again_once_its_answer_is_deleted(tmp_path: Path) -> None:
     inputs, work = begun(tmp_path, PROMPTS[:1])
     out = work.folder
@@ -310,7 +340,8 @@ def test_an_answer_that_cannot_be_read_fails_alone_with_its_body(tmp_path: Path)
 
 
 def test_requests_and_answers_are_removed_and_nothing_else_is(tmp_path: Path) -> None:
-    for name in ("requests-1.jsonl", "answers-7.jsonl", "answers.txt", "records.jsonl"):
+    killed = ".requests-2.jsonl.partial"
+    for name in ("requests-1.jsonl", killed, "answers-7.jsonl", "answers.txt", "records.jsonl"):
         (tmp_path / name).touch()
     remove_batch_files(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.txt", "records.jsonl"]

@@ -156,6 +156,7 @@ def test_a_file_is_read_as_an_endpoint_is(row: Any, answer: Answer, tmp_path: Pa
         ({"custom_id": "0", "response": {}}, "among custom_id, response", "openai-batch"),
         ({"choices": [{"delta": {"content": "4"}}]}, "among choices", "pieces of a stream"),
         ({"choices": [{"message": {"content": "41"}}]}, "among choices", "choices[0].message"),
+        ({"choices": [1]}, "among choices", 'add "raw"'),  # of a question
     ],
 )
 def test_a_line_without_an_answer_says_what_was_read_and_what_to_do(

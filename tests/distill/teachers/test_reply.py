@@ -125,6 +125,7 @@ def test_traces_that_differ_are_not_chosen_from(message: Any, where: str) -> Non
     [
         {"content": "<think>\nwhy\n</think>\n\n4", "reasoning_content": "because"},
         {"content": "<think>\nwhy", "reasoning": "because"},
+        {"content": "why</think>4", "reasoning_content": "because"},  # the template opened it
         {
             "content": "<think>\nwhy\n</think>\n\n4",
             "reasoning_details": [{"type": "reasoning.text", "text": "because"}],
@@ -185,6 +186,12 @@ def test_the_text_of_a_reply_that_was_kept_says_again_why_it_was_not_read(
 ) -> None:
     with pytest.raises(UnreadError, match=f"the answer {kind}"):
         answer(text, PLAIN)
+
+
+def test_an_answer_that_names_the_tags_is_not_a_second_trace() -> None:
+    message = {"content": "Between <think> and </think>.", "reasoning_content": "why"}
+    raw = answer({"choices": [{"message": message}]}, PLAIN).raw
+    assert raw == "<think>\nwhy\n</think>\n\nBetween <think> and </think>."
 
 
 def test_a_refusal_is_an_answer_that_ended_so() -> None:
