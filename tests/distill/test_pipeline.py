@@ -482,19 +482,19 @@ at_least = 0.0
 name = "pinned"
 """
 PINNED = [
-    "card-d4463084e1e3",
-    "decontaminate-3e71908b0a91",
-    "eval-fcb1b216bef0",
-    "generate-7f59dba3ee96",
-    "grpo-532663a92220",
+    "card-132efec68281",
+    "decontaminate-e9211981e3c4",
+    "eval-2b656161e4e1",
+    "generate-466835d1d95a",
+    "grpo-bc3a57b51bda",
     "index-9afbf377e3af",
-    "kd-79229e51fac6",
+    "kd-ad47a315d6cf",
     "prompts-0b28f18570c1",
     "prompts-ede895ebe795",
-    "render-ea3e4ec5d962",
-    "select-b34ab39e533a",
-    "sft-8c3f547f73ba",
-    "verify-9f560002b36c",
+    "render-dce156b6f7ac",
+    "select-e907e29764c3",
+    "sft-7a2b93b0412d",
+    "verify-75b59819c2df",
 ]
 
 

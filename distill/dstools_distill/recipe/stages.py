@@ -101,7 +101,7 @@ STAGES = {
         help="Sample the teacher's answers to each prompt.",
         reads=("prompts", "model"),
         packages=(),  # too expensive to repeat for a new version of a package
-        revision=3,
+        revision=4,
         paths=("model",),
         # with other values a run resumes from the samples there are
         how=("base_url", "api_key_env", "concurrency", "retries", "timeout_seconds", "max_failed"),
@@ -112,7 +112,7 @@ STAGES = {
         help="Judge answers: correct, incorrect, unverifiable.",
         reads=("samples",),
         packages=JUDGE,
-        revision=4,
+        revision=5,
     ),
     "decontaminate": Stage(
         settings.Decontaminate,
@@ -168,7 +168,7 @@ STAGES = {
         help="Train the student by rewards on its own answers.",
         reads=("prompts", "model", "tokenizer", "template", "judge", "indexes"),
         packages=(*TRAINING, *JUDGE),
-        revision=6,
+        revision=7,
         how=("save_steps",),
         leaves_model=True,
         trains=True,
@@ -188,7 +188,7 @@ STAGES = {
         help="Measure the student on held-out problems.",
         reads=("problems", "models", "tokenizer", "template", "judge"),
         packages=("torch", "transformers", *JUDGE),
-        revision=5,
+        revision=6,
         how=("at_least",),
     ),
     "card": Stage(  # reads every other stage, so its function has other arguments

@@ -116,9 +116,7 @@ def _as_they_come(settings: Generate, asks: Iterator[Ask], done: SampleLog) -> O
         client = AsyncOpenAI(
             base_url=settings.base_url,
             api_key=_key(settings) or "none",
-            timeout=Timeout(
-                settings.timeout_seconds, connect=min(CONNECT_SECONDS, settings.timeout_seconds)
-            ),
+            timeout=Timeout(settings.timeout_seconds, connect=_connect_seconds(settings)),
             http_client=gate,
         )
         with gate.interruptible():
@@ -247,6 +245,8 @@ def _failed(error: Exception, settings: Generate) -> Failed:
                 target = urljoin(str(error.request.url), error.response.headers.get("location"))
                 words = f"redirects to {_shown(target)}"
             reason = f"{error.status_code} {kind}".strip()
+        case APITimeoutError() if type(error.__cause__).__name__ == "ConnectTimeout":
+            reason, words = "no connection", f"none within {_connect_seconds(settings):g} s"
         case APITimeoutError():
             reason, words = "time-out", f"nothing came for {settings.timeout_seconds:g} s"
         case APIConnectionError():
@@ -306,6 +306,10 @@ def _require_readable(settings: Generate, done: SampleLog) -> None:
                 "a later version may read it; or let the server answer in another form, delete "
                 'the lines with "body" in that file, and run it again to ask once more',
             )
+
+
+def _connect_seconds(settings: Generate) -> float:
+    return min(CONNECT_SECONDS, settings.timeout_seconds)
 
 
 def _key(settings: Generate) -> str:

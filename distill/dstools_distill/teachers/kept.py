@@ -64,9 +64,15 @@ def reuse(log: SampleLog, settings: Generate, asks: Iterable[Ask], folder: Path)
     }
     for other in earlier:
         for key, sample in _received(other):
-            if key in wanted and "failed" not in (read := reread(sample, settings)):
+            if key in wanted and "failed" not in (read := _cut(reread(sample, settings))):
                 log.add(wanted.pop(key), read | {"request": key, "reused": other.name})
     return log.reused
+
+
+def _cut(sample: Record) -> Record:
+    """Return a sample without the token that ends it, which versions before revision 4 kept."""
+    raw, end_token = records.without_end(sample.get("raw", ""))
+    return sample | {"raw": raw, "end_token": end_token} if end_token else sample
 
 
 def _received(folder: Path) -> Iterator[tuple[str, Record]]:

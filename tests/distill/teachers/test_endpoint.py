@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,25 @@ def test_a_prompt_that_breaks_its_request_is_lost_alone_after_its_retries(
     assert [record["messages"][0]["content"] for record in written] == QUESTIONS[:3]
     assert sum(report["dropped"].values()) == 1
     assert proxy.asked[f"{QUESTIONS[3]} 0"] == 1 + retries
+
+
+def test_a_server_that_lets_nobody_connect_is_told_from_one_that_does_not_answer(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = next(kind for kind in endpoint.Gate.__mro__ if kind.__name__ == "AsyncClient")
+    client = import_module(base.__module__.partition(".")[0])  # httpx, or its successor
+    send = endpoint.Gate.send
+
+    async def unconnected(gate: Any, request: Any, **how: Any) -> Any:
+        if b"Say hello" in request.content:
+            raise client.ConnectTimeout("")
+        return await send(gate, request, **how)
+
+    monkeypatch.setattr(endpoint.Gate, "send", unconnected)
+    proxy.always = lambda body: (200, {"choices": [{"message": {"content": "4"}}]}, {})
+    settings = settings_for(proxy, retries=0, timeout_seconds=60.0)
+    with pytest.raises(DstoolsError, match=r"1 x no connection \(none within 10 s\)$"):
+        run(settings, tmp_path, QUESTIONS[1:3])
 
 
 def test_the_next_run_asks_again_for_errors_that_may_pass_and_for_nothing_else(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Teacher:
             f"<think>why</think>{text}{sample}", "stop", False, {"completion_tokens": 3}
         )
         self.left = 99  # answers before it is killed
+        self.revision = STAGES["generate"].revision
 
     def __call__(self, *_: Any) -> Any:
         def answers(asks: Iterator[Ask], done: Any) -> Iterator[tuple[int, Outcome]]:
@@ -63,7 +65,7 @@ class Teacher:
         folder.mkdir(exist_ok=True)
         records.write(folder / "records.jsonl", prompts)
         how = {key: value for key, value in vars(settings).items() if key not in HOW}
-        identity = identify("generate", 3, how, {"prompts": folder}, ())
+        identity = identify("generate", self.revision, how, {"prompts": folder}, ())
         inputs = Inputs(prompts=folder)
         done = run_stage(
             self.folder / "store",
@@ -158,6 +160,22 @@ def test_what_was_used_again_is_found_where_it_was_copied_to(teacher: Teacher) -
     teacher.left = 99
     teacher.run(replace(TWO, samples=4), ABC)
     assert teacher.asked == [("a?", 3), ("b?", 2), ("b?", 3), ("c?", 2), ("c?", 3)]
+
+
+@pytest.mark.parametrize("left", [6, 4])
+def test_answers_of_an_earlier_revision_are_used_without_the_token_that_ends_them(
+    left: int, teacher: Teacher
+) -> None:
+    """Revision 3 kept the token, in the records of a finished run as in the log of a killed one."""
+    answers, teacher.revision, teacher.left = teacher.says, 3, left
+    teacher.says = lambda *asked: Answer(f"{asked[0]}{asked[1]}<|im_end|>", "stop", False, None)
+    with pytest.raises(KeyboardInterrupt) if left < 6 else nullcontext():
+        teacher.run(TWO, ABC)
+    teacher.says, teacher.revision, teacher.left = answers, STAGES["generate"].revision, 99
+    report, written, _ = teacher.run(TWO, ABC)
+    assert len(teacher.asked) == 6 - left
+    assert report["end_tokens_cut"] == {"<|im_end|>": left}
+    assert [record["answer"] for record in written] == ["a?0", "a?1", "b?0", "b?1", "c?0", "c?1"]
 
 
 def test_a_log_that_is_torn_in_its_last_line_gives_the_others(teacher: Teacher) -> None:
