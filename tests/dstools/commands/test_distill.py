@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from click.testing import CliRunner, Result
 from dstools.cli import main
 from dstools.commands.distill import _summary
 from dstools_distill.recipe.stages import STAGES
+from dstools_distill.store.samplelog import SampleLog
+from dstools_distill.teachers.teacher import Answer, Ask, Outcomes
 
 DATA = Path(__file__).parents[2] / "data"
 RECIPE = """
@@ -350,6 +352,29 @@ def test_a_bad_line_of_prompts_is_named_and_nothing_is_left_that_looks_done(tmp_
     assert result.exit_code == 1
     assert "p.jsonl: line 4" in result.stderr
     assert not list((tmp_path / "bad").rglob("manifest.json"))
+
+
+def test_a_server_is_asked_for_no_sample_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the recipe's own names of stages, whatever has changed in it."""
+    asked: list[int] = []
+
+    def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
+        for ask in asks:
+            if ask.number not in done:
+                asked.append(ask.sample)
+                yield ask.number, Answer("<think>why</think>4", "stop", False, None)
+
+    monkeypatch.setattr("dstools_distill.teachers.generate._teacher", lambda *_: answers)
+    write(tmp_path / "p.jsonl", conversations("heldout", 2))
+    table = '[[prompts.source]]\npath = "p.jsonl"\n[generate]\nbackend = "openai"\nmodel = "m"\n'
+    for samples, port, new in ((1, 9, [0, 0]), (2, 9, [1, 1]), (2, 10, []), (1, 10, [])):
+        asked.clear()
+        more = f'base_url = "http://127.0.0.1:{port}/v1"\nsamples = {samples}\n'
+        (tmp_path / "mini.toml").write_text(table + more)
+        result = dstools("run", tmp_path / "mini.toml", "--workers", "1")
+        assert (result.exit_code, asked) == (0, new), result.output
 
 
 def test_init_lists_its_presets_and_prints_one_that_runs_as_a_recipe() -> None:
