@@ -60,7 +60,9 @@ def _is_harmless(answer: str, sentence: str) -> bool:
     if re.fullmatch("[A-J]", answer) and {*re.findall(r"\b[B-J]\b", sentence)} - {answer}:
         return False
     is_check = is_named and CHECK.match(sentence)
-    return bool(is_check or HARMLESS.fullmatch(sentence)) and not DOUBTED.search(sentence)
+    return bool(is_check or HARMLESS.fullmatch(sentence)) and not (
+        DENIED if is_check else DOUBTED
+    ).search(sentence)
 
 
 ASIDE = re.compile(r"[,，(—–:]|\bthe only\b|\b(?:and|und)\b")
