@@ -25,7 +25,8 @@ class Extracted(NamedTuple):
 
 
 NO_ANSWER = Extracted("", "no-answer")
-MAX_CLAUSE = 200  # characters
+MAX_CLAUSE, MAX_SAID = 200, 1000  # characters
+MAX_MARKS, MAX_ANSWERS = 100, 20  # the last announcements, and different texts of one answer
 
 
 def final_answer(text: str) -> Extracted:
@@ -117,10 +118,10 @@ def _announcements(text: str) -> list[Mark]:
     Of adjacent phrases only the last counts: "Final answer:" and "the answer is".
     """
     marks = []
-    for mark in ANNOUNCED.finditer(text):
+    for mark in [*ANNOUNCED.finditer(text)][-MAX_MARKS:]:
         if ITEMS.match(text, mark.end()) or _is_denied(text, mark.start(), mark[0]):
             continue
-        said = SAID.match(text, mark.end())
+        said = SAID.match(text, mark.end(), mark.end() + MAX_SAID)
         answer = " ".join(said[0].split()) if said else ""
         if PROSE.search(answer):
             answer = _unmarked(answer).text or answer
@@ -188,6 +189,9 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
         if not EMPTY.fullmatch(mark.answer or "")
         and not (after and WRONG.search(text[mark.end : after.start]))
     ]
+    answers = [*dict.fromkeys(answers)]
+    if len(answers) > MAX_ANSWERS:
+        return Extracted("", "several-answers", tuple(answers[-MAX_ANSWERS:]))
     different = tuple(a for n, a in enumerate(answers) if not any(agree(a, b) for b in answers[:n]))
     if not any(different):
         return NO_ANSWER

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dstools_distill.judge import remarks
 from dstools_distill.judge.extract import Extracted, final_answer, last_boxed, stripped
 
 
@@ -186,3 +187,14 @@ def test_a_text_without_a_mark_settles_on_the_only_number_of_its_last_line(
     text: str, expected: str
 ) -> None:
     assert final_answer(text).text == expected
+
+
+def test_a_text_that_repeats_itself_is_read_in_time_that_does_not_grow_with_its_square(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads = list[str]()
+    monkeypatch.setattr(remarks, "read", lambda text: reads.append(text))
+    assert final_answer("the answer is 42. " * 1000).problem == "several-answers"
+    assert final_answer("故选A" * 1000).problem != ""
+    assert final_answer("The answer is 42. " * 1000).text == "42"
+    assert len(reads) < 1000
