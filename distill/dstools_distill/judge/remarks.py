@@ -89,13 +89,14 @@ DENIED = re.compile(
     r"|nunca|pas|не|if|assume|suppose|thought|said)\b|n't\b|不是"
 )
 CHANGED = re.compile(  # the value of another thing than the answer
-    r"(?i)\b(?:half|twice|doubled?|tripled?|squared|square of|(?:opposite|negative) of|whose"
+    r"\b(?:half|twice|doubled?|tripled?|squared|square of|(?:opposite|negative) of|whose"
     r"|Hälfte|moitié|used to|without|originally|previous|initial|intermediate|extraneous|rejected"
     r"|naive|tempting|(?:first|old|another|one) (?:answer|result|solution))\b|一半|可能|约"
-    r"|(?:\d\s*[*/]\s*|(?<![\w-])-)(?:answer|result)"
+    r"|(?:\d\s*[*/]\s*|(?<![\w-])-)(?:answer|result)",
+    re.IGNORECASE,
 )
 HEDGED = re.compile(
-    rf"{DENIED.pattern}|{CHANGED.pattern[4:]}"
+    rf"{DENIED.pattern}|{CHANGED.pattern}"
     r"|\b(?:nor|neither|either|or|too|only|instead of|given|bound|let(?! me)"
     r"|between|about|more than|approximately|roughly|least|most|less|fewer|over|under|nearly|almost"
     r"|would|w[äü]re?n?|mindestens|höchstens|au (?:moins|plus)|al menos|como máximo|almeno"
