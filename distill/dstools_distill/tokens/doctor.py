@@ -183,7 +183,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DstoolsError(f"{path}: is TOML, which no trainer that is known here reads", hint)
     try:
         with path.open("rb") as file:
-            settings = yaml.load(file, _Loader)  # a SafeLoader
+            settings = _Loader(file).get_single_data()
     except (yaml.YAMLError, *NO_VALUE, RecursionError) as error:
         reason = printable(" ".join(str(error).split()))
         raise DstoolsError(f"{path}: is not valid YAML: {reason}", "fix the file") from None
