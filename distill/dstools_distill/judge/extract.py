@@ -277,7 +277,10 @@ def stripped(text: str) -> str:
     before = None
     while text != before:
         before = text
-        text = LEAD.sub("", unwrapped(END.sub("", text.strip("*_` \n\t"))))
+        text = unwrapped(END.sub("", text.strip("*_` \n\t")))
+        lead = LEAD.match(text)
+        if lead and not (DENIED.search(lead[0]) or CHANGED.search(lead[0])):
+            text = text[lead.end() :]
     return text
 
 

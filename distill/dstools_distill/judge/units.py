@@ -65,7 +65,7 @@ NOT_UNITS = set(  # words that change a number, deny it, or say something of it
 NUMERAL = re.compile(  # sixths, docenas, 千; and what begins with one: 万人
     r".*(?:six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)ths?$"
     r"|mil(?!k|eage)|[bt]r?illi|cent(?:o|aine)|cien|docen|douzaine|tiers|quarts|tercio|cuarto"
-    r"|[十百千万亿兆半多余만억错誤误]"
+    r"|[十百千万亿兆半多余만억错誤误倍的]|以[上下]|左右|分之|打|未満|个百分点|이상|이하"
 )
 PLURAL = re.compile(  # of a thing to count; scripts without Latin letters do not show it
     r"s$(?<!ous)(?<!wards)(?<!ss)|^(?:people|children|\w*men|feet|fish|sheep)$|[^\x00-\u052f]"
