@@ -9,6 +9,7 @@ What it does not know stays a formula, as text: math-verify reads that.
 import re
 from fractions import Fraction
 
+from dstools_distill.figures import SPELLED, in_figures
 from dstools_distill.judge.quantities import Value, read_formula, read_quantity
 from dstools_distill.judge.spelling import CLOSING, COMMAND, OPENING, outside, plain
 from dstools_distill.judge.units import UnreadableError
@@ -47,8 +48,6 @@ BASE = re.compile(
     r"\(?(?:\\text\s*\{)?(\d[0-9A-Fa-f]*|[0-9A-F]+(?=_\{?16))\}?\)?"
     r"\s*_\s*\{?\s*(?:\\text\s*\{)?\(?\s*(\w+)\s*\)?[\s}]*"
 )
-BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
-         "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
 UNKNOWN = re.compile(r"^\s*([A-Za-z])\s*(?:=|\\equiv|\\in(?![a-z]))\s*")
 INTEGERS = re.compile(r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*[NQZ]\s*\}?")
 PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
@@ -133,7 +132,8 @@ def _single(text: str, depth: int) -> Value:
     if text[0] in OPENING and (group := _group(text, depth)):
         return group
     if match := BASE.fullmatch(text):
-        base, digits = BASES.get(match[2].lower(), match[2]), match[1].lower().lstrip("0")
+        base = in_figures(match[2]).strip(SPELLED)  # 101_{two}
+        digits = match[1].lower().lstrip("0")
         return Value("base", f"{digits}_{base}")
     if len(PLUS_MINUS.findall(text)) == 1:
         both = (PLUS_MINUS.sub(sign, text).strip() for sign in "+-")

@@ -14,8 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from dstools_converters.errors import RESUME_HINT, DstoolsError, printable
 from dstools_converters.files import replacing
@@ -58,20 +57,21 @@ def batch_files(settings: Generate, folder: Path, total: int) -> Teacher:
     def answers(asks: Iterator[Ask], done: SampleLog) -> Outcomes:
         answered = _Answers(folder, total)
         lost: dict[int, Missed] = {}
-        with _Requests(folder) as requests:
+        with ExitStack() as files:
+            requests = _Requests(folder, files)
             for ask in asks:
                 if ask.number in done:
                     continue
                 outcome = answered.outcome(ask, settings)
-                may_pass = isinstance(outcome, Missed) and not outcome.reason.startswith(REFUSED)
-                if isinstance(outcome, Missed) and may_pass:
+                if isinstance(outcome, Missed) and not outcome.reason.startswith(REFUSED):
                     lost[ask.number] = outcome
-                if outcome is None or may_pass:
+                if outcome is None or ask.number in lost:
                     line = {"custom_id": _custom_id(ask), "method": "POST"}
                     body = request(settings, ask)
                     requests.add({**line, "url": "/v1/chat/completions", "body": body})
                 else:
                     yield ask.number, outcome
+        _remove(folder, REQUESTS, but=requests.names)
         if requests.count == len(lost) <= settings.max_failed * total:
             _remove(folder, REQUESTS)
             yield from lost.items()
@@ -220,31 +220,17 @@ BAD_ANSWERS = "keep only unchanged answers to the requests in the same folder"
 
 
 class _Requests:
-    """Files of requests, which replace those of an earlier run when the block ends.
+    """Files of requests, which replace those of an earlier run when `files` is left.
 
-    After an error or a kill in the block the earlier ones are unchanged: other runs find the
+    After an error or a kill before that the earlier ones are unchanged: other runs find the
     requests of answers by them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, files: ExitStack) -> None:
+        self.folder, self.files = folder, files
         self.names: list[str] = []
-        self.files = ExitStack()
         self.count = 0
         self.lines, self.bytes = MAX_LINES, 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.files.__exit__(kind, error, trace)
-        if error is None:
-            _remove(self.folder, REQUESTS, but=self.names)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a request to the last file, or to a new one if that is full."""
