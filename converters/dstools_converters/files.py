@@ -14,9 +14,9 @@ from dstools_converters.errors import printable
 POINTER_START = b"version https://git-lfs.github.com/spec/"
 MAX_POINTER_BYTES = 1024
 MAX_TABLE_VALUES = 1_500_000  # of a header or an index; that of V3 has 0.1 million
-PARQUET_MAGIC = b"PAR1"
+GZIP_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
 MAGICS = (  # first bytes, what the file is, and what to do; by < as tools refuse other suffixes
-    (b"\x1f\x8b", "compressed with gzip", "unpack it: gunzip < FILE > NEW"),
+    (GZIP_MAGIC, "compressed with gzip", "unpack it: gunzip < FILE > NEW"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it: unzstd < FILE > NEW"),
     (b"BZh", "compressed with bzip2", "unpack it: bunzip2 < FILE > NEW"),
     (b"\xfd7zXZ\x00", "compressed with xz", "unpack it: unxz < FILE > NEW"),

@@ -15,6 +15,7 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple
 
 from dstools_converters.errors import DstoolsError, printable
+from dstools_converters.files import GZIP_MAGIC, MAGICS, PARQUET_MAGIC
 
 JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PARQUET_COLUMNS = ("text", "messages", "raw", "reasoning", "answer")
@@ -27,12 +28,8 @@ FOREIGN = {  # the first bytes of files that are not text: what they are, and wh
         "run `git lfs pull` in its folder",
     ),
     b"ARROW1": ("an Arrow file", "save it as Parquet or JSONL: Dataset.to_parquet, to_json"),
-    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it: zstd -d"),
-    b"BZh": ("compressed by bzip2", "unpack it: bunzip2"),
-    b"\xfd7zXZ\0": ("compressed by xz", "unpack it: xz -d"),
-    b"PK\x03\x04": ("a ZIP archive", "unpack it: unzip"),
+    **{m: (kind, hint) for m, kind, hint in MAGICS if m not in (GZIP_MAGIC, PARQUET_MAGIC)},
 }
-GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 BROKEN_HINT = "the file is damaged or cut short; download it again"
 
 
@@ -58,7 +55,7 @@ def open_data(path: Path) -> Iterator[DataFile]:
         for start, (kind, hint) in FOREIGN.items():
             if head.startswith(start):
                 raise DstoolsError(f"{path}: is {kind}", hint)
-        is_parquet = head.startswith(PARQUET)
+        is_parquet = head.startswith(PARQUET_MAGIC)
         suffixes = [suffix.lower() for suffix in path.suffixes]
         if not head and suffixes[-1:] in ([".parquet"], [".gz"]):
             raise DstoolsError(f"{path}: is empty", "download it again")
@@ -66,10 +63,10 @@ def open_data(path: Path) -> Iterator[DataFile]:
             raise DstoolsError(f"{path}: is not a Parquet file", BROKEN_HINT)
         if suffixes[-1:] == [".gz"]:
             suffixes.pop()
-            if not head.startswith(GZIP):
+            if not head.startswith(GZIP_MAGIC):
                 raise DstoolsError(f"{path}: is not compressed by gzip", BROKEN_HINT)
         is_jsonl = suffixes[-1:] != [] and suffixes[-1] in JSONL_SUFFIXES
-        if not is_parquet and not head.startswith(GZIP):
+        if not is_parquet and not head.startswith(GZIP_MAGIC):
             yield DataFile(file, is_jsonl, "line", "")
             return
         with TemporaryFile() as plain:
@@ -77,7 +74,7 @@ def open_data(path: Path) -> Iterator[DataFile]:
             plain.seek(0)
             if is_parquet:
                 yield DataFile(plain, True, "row", _digest(file))
-            elif plain.read(4) == PARQUET:
+            elif plain.read(4) == PARQUET_MAGIC:
                 raise DstoolsError(f"{path}: is a Parquet file inside gzip", "unpack it: gunzip")
             else:
                 plain.seek(0)
