@@ -63,7 +63,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     answer, problem, parts = final_answer(text)
     if not problem:
         return _ruling(answer, wanted, kind, referee)
-    if parts and kind in ("set", "math", "string"):
+    if parts and kind in ("set", "tuple", "math", "string"):
         together = _ruling(", ".join(parts), wanted, kind, referee)
         if together.verdict == "correct":
             return together

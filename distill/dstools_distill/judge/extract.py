@@ -50,8 +50,11 @@ def _unmarked(text: str) -> Extracted:
     return _stated(short.rpartition("\n")[2])
 
 
-# control tokens, what is struck through, fences and quotation marks of Markdown
-UNSAID = re.compile(r"(?m)<[|｜][^<>|｜\n]{1,40}[|｜]>|~~[^~\n]+~~|^```\w*[ \t]*$|^> ")
+# control tokens, what is struck through, fences, quotation marks of Markdown, aligned formulas
+UNSAID = re.compile(
+    r"(?m)<[|｜][^<>|｜\n]{1,40}[|｜]>|~~[^~\n]+~~|^```\w*[ \t]*$|^> "
+    r"|\\(?:begin|end)\{(?:align|equation|gather|split|center)[a-z]*\*?\}"
+)
 GUESSED = re.compile(r"(?i)\b(?:a|my|I|I'll|will) guess\b|\bno idea\b|\bdo(?:n't| not) know\b")
 ITEM = re.compile(r"(?m)^[ \t]*(?:\d+[.)]|[-*•])[ \t]+(\S.*)$")
 ITEMS = re.compile(r"(?m)(?:^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S.*\s*){2,}\Z")
@@ -225,7 +228,7 @@ AFTER = re.compile(
     r"(?i)[ \t]*\$?[ \t]*(?:\^(?!\s*\{?\s*\\circ)"
     r"|\\(?:cdot|times|div|sqrt|pi|[dt]?frac|pm|mp|pmod)(?![a-z])"
     r"|[/+±×²³万亿]|_[\d{]|[-–:][ ]*\d|\\?%[ ]of\b|\{?\.\}?\d"
-    r"|(?:\\text[ ]*\{)?[ (]*(?:mod|plus|minus|times|squared|cubed|per|in base|pairs|[ke]\d*"
+    r"|(?:\\text[ ]*\{)?[ (]*(?:mod|plus|minus|times|squared|cubed|per|in base(?! 10\b)|pairs|[ke]\d*"
     rf"|(?:to|through|and|bis|à)[ ]\d+|(?:{'|'.join(filter(str.isascii, TIMES))})s?)\b)"
     r"|[a-z]\b|!"
 )
@@ -247,13 +250,13 @@ def _stated(line: str) -> Extracted:
     if lead or not verbs:
         is_stated = is_number and UNIT.search(answer) and not LOOSE.search(lead)
     else:
-        is_stated = value is not None and (is_number or not WORDS.search(answer))
+        is_stated = value is not None and (is_number or not WORDS.search(value.text or answer))
     return Extracted(answer) if is_stated else NO_ANSWER
 
 
 REASON = re.compile(r",? (?:since|because) .*$")
-SO = re.compile(r"^.*\b(?:so|which)\b")
-VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-−$€£]\s?)*[\d\\(\[√].*)")
+SO = re.compile(r"^.*\b(?:so|which|i\.e\.,?)(?!\w)")
+VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-+−$€£]\s?)*[\d\\(\[√].*)")
 SECOND = re.compile(r"\d\D*[\s,，。、](?!and\b)[^\W\d]\D*\d")  # another number after words
 LOOSE = re.compile(  # the number after one of these was not asked for
     r"\b(?:after|by|within|in|at|above|of|than|for|(?<!left )with|(?<!out )to|on|per|until|exceed"
