@@ -37,7 +37,7 @@ SUBSCRIPT = re.compile(r"_\s*\{?\w+\}?")
 NO_SYMBOL = re.compile(
     r"\\(?:begin|end)\{\w+\}(?:\{[clr|]+\})?|\\mathbb\s*\{?\w|\\[A-Za-z]+|\b(?:or|and)\b"
 )
-LETTER, CONSTANTS = re.compile("[A-Za-z]"), {"e", "i"}
+LETTER, LETTERS, CONSTANTS = re.compile("[A-Za-z]"), {*ascii_letters}, {"e", "i"}
 TO_LATEX = str.maketrans(  # as math-verify reads it
     {"*": "\\cdot ", "I": "\\iota ", "°": "\\cdot\\frac{\\pi}{180}", "⦃": "\\{", "⦄": "\\}"}
 )
@@ -158,15 +158,16 @@ class Comparison:
             self.problem = "answer-not-read" if misread[0] else "gold-not-read"
             return None
         here, there = (set(LETTER.findall(NO_SYMBOL.sub(" ", text))) for text in texts)
-        symbols = here | there | set(COMMAND.findall(f"{answer} {gold}"))
-        has_both_cases = len(set(map(str.lower, symbols))) < len(symbols)  # R is read as r
+        symbols = here | there | {name for text in texts for name in COMMAND.findall(text)}
+        both = {symbol for symbol in symbols if symbol != symbol.lower() in symbols}  # R is read as r
+        texts = [_renamed(text, both, symbols) for text in texts]
         are_renamed = here - there and there - here  # a_n = 2n, and a_k = 2k
         logs = {bool(PLAIN_LOG.search(text)) for text in texts}
         is_number = ("°" in answer) != ("°" in gold) and "\\pi" not in answer + gold  # 60 + x
-        if has_both_cases or are_renamed or len(logs) > 1 or is_number:
+        if both - LETTERS or are_renamed or len(logs) > 1 or is_number:
             return None
         self.asked = True
-        equal = self.referee.math(answer.translate(TO_LATEX), gold.translate(TO_LATEX))
+        equal = self.referee.math(*(text.translate(TO_LATEX) for text in texts))
         if isinstance(equal, bool):  # letters of one alone may be a unit; ln 2x + C is ln x + C
             are_values = not SIGN.search(answer + gold)
             is_unit = are_values and bool(here - CONSTANTS) != bool(there - CONSTANTS)
@@ -205,6 +206,13 @@ class Comparison:
         if len(answer) != len(gold):
             return False
         return every(self._same(one, other) for one, other in zip(answer, gold, strict=True))
+
+
+def _renamed(text: str, capitals: set[str], taken: set[str]) -> str:
+    """Return a formula with other small letters for some capitals; commands stay."""
+    free = iter(letter for letter in "uvwpqrstyzabcdfghjklm" if not {letter, letter.upper()} & taken)
+    names = dict(zip(sorted(capitals), free, strict=False))
+    return re.sub(r"\\[A-Za-z]+|[A-Z]", lambda m: names.get(m[0], m[0]), text)
 
 
 def _times(value: Value, factor: Fraction) -> Value:

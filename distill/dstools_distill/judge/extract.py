@@ -10,6 +10,7 @@ import re
 from itertools import zip_longest
 from typing import NamedTuple
 
+from dstools_distill.figures import SPELLED, in_figures
 from dstools_distill.judge.reader import read
 from dstools_distill.judge.remarks import CHANGED, DENIED, HEDGED, WRONG, agree, is_taken_back
 from dstools_distill.judge.spelling import unwrapped
@@ -237,6 +238,9 @@ AFTER = re.compile(
 def _stated(line: str) -> Extracted:
     """Return the only value that a sentence states: after "is" or "=", or a number with a unit."""
     line = SO.sub("=", REASON.sub("", INLINE.sub(r"\1\2", stripped(line))))
+    if not re.search(r"\d", line):  # five marbles; "one" may be a pronoun
+        counted = in_figures(line.lower()).replace(f"{SPELLED}1 ", "one ").replace(SPELLED, "")
+        line = counted if re.search(r"\d", counted) else line
     *verbs, said = VERB.split(line)
     if SECOND.search(line) or HEDGED.search(line.removesuffix(said)):
         return NO_ANSWER

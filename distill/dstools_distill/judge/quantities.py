@@ -104,8 +104,8 @@ def read_quantity(text: str) -> Value | None:
     if money := MONEY.fullmatch(text):
         text = f"{money[1]}{money[3]} \\text{{ {money[2]} }}{money[4]}"
     text = re.sub(r",?\s*and\s*\}\s*(?=\d)", "}", text)
-    if (spoken := SPOKEN.fullmatch(text)) and in_figures(spoken[2]).strip(SPELLED) == spoken[1]:
-        text = spoken[1]  # 42 (forty-two)
+    if (spoken := SPOKEN.match(text)) and in_figures(spoken[2]).strip(SPELLED) == spoken[1]:
+        text = f"{spoken[1]} {text[spoken.end() :]}".strip()  # 42 (forty-two) apples
     parts = BETWEEN.split(text) if text[:1].isdigit() else [text]
     try:
         values = [_single(part) for part in parts]

@@ -22,9 +22,15 @@ def read(text: str) -> Value | None:
     if len(text) > MAX_CHARS:
         return None
     try:
-        return _value(plain(text), 0)
+        return _value(_counted(plain(text)), 0)
     except (UnreadableError, ZeroDivisionError):
         return None
+
+
+def _counted(text: str) -> str:
+    """Return a text with the number in words that it begins with in figures: 1200 loaves."""
+    counted = in_figures(text.lower()).replace(SPELLED, "") if text[:1].isalpha() else ""
+    return counted if counted[:1].isdigit() and not re.search(r"\d", text) else text
 
 
 def split_top(text: str, separators: re.Pattern[str]) -> tuple[list[str], list[str]]:
