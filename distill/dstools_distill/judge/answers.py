@@ -98,6 +98,8 @@ def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
             return Ruling("unverifiable", "other-words", EXACT)
         if given:
             return EQUAL if wanted == given else _differs(given, EXACT)
+    if kind == "string" and squeezed(text) == squeezed(gold):  # 1s² for 1s^2
+        return EQUAL
     is_text = kind == "string" or _words(gold) in MEANT.values()
     if is_text and not SEVERAL.search(text) and same_words(text, gold):
         return EQUAL
@@ -201,7 +203,7 @@ def choice(text: str) -> tuple[str, str]:
 
     Choices: C, (c), Option C, C) 42, C, as it is even, A and C, AC.
     """
-    text = re.sub(r"(?i)^(?:option|choice|answer)s?\s+", "", _unstyled(text).strip("*_ "))
+    text = OPTION_WORD.sub("", _unstyled(text).replace("**", "").strip("*_ "))
     if named := NAMED.fullmatch(text):
         letter, is_remark, words = named.groups()
         is_denied = is_remark and not REASON.match(words) and DENIED.search(words)
@@ -222,9 +224,13 @@ def names_another_option(text: str, gold: str, question: str) -> bool:
     return words in options.values() and words != options.get(choice(gold)[0])
 
 
+OPTION_WORD = re.compile(  # in the languages of extract.py; before it the option's words
+    r"(?i)^(?:(?:the|la|l'|die|der|il|a)\s?)?(?:option|choice|answer|réponse|opci[óo]n|respuesta"
+    r"|opção|resposta|risposta|antwort|lösung)s?\s+|^[^.:]*,\s(?:option|choice)\s(?=[A-J]$)"
+)
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even
-    r"\(?([A-J])\s*(?:[).:]|(,(?=\s*(?!and|or)[^\W\d]{2})|\s(?=because|since|is correct)))\s*(.+)",
+    r"\(?([A-J])\s*(?:[).:]|\s[–—-]\s|(,(?=\s*(?!and|or)[^\W\d]{2})|\s(?=because|since|is correct)))\s*(.+)",
     re.DOTALL,
 )
 REASON = re.compile(r"(?:because|since|as|which)\b")
