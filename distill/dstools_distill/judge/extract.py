@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dstools_distill.figures import SPELLED, in_figures
 from dstools_distill.judge.reader import read
-from dstools_distill.judge.remarks import CHANGED, DENIED, HEDGED, WRONG, agree, is_taken_back
+from dstools_distill.judge.remarks import CHANGED, CORRECTED, DENIED, HEDGED, agree, is_taken_back
 from dstools_distill.judge.spelling import unwrapped
 from dstools_distill.judge.units import TIMES
 
@@ -61,8 +61,8 @@ ITEM = re.compile(r"(?m)^[ \t]*(?:\d+[.)]|[-*•])[ \t]+(\S.*)$")
 ITEMS = re.compile(r"(?m)(?:^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S.*\s*){2,}\Z")
 PROSE = re.compile(
     r"(?i)^[a-z ]+:|[\u4e00-\u9fff]{2}\D*\d|[\u4e00-\u9fff]\s*\$|[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]+"
-    r"|[^\W\d_]{2,} [^\W\d_]{2,} \S?\d"
-    r"|[.!?]\s+\S|\$.*[a-z]{3}.*\$"
+    r"|[^\W\d_]{2,} [^\W\d_]{2,} (?:\S?\d|\$)"
+    r"|[.!?]\s+\S|\$.*(?<![\\A-Za-z])[a-z]{3}.*\$"
 )
 
 
@@ -137,12 +137,14 @@ def _announcements(text: str) -> list[Mark]:
 # a displayed formula, or the rest of the sentence or line
 SAID = re.compile(
     r"\$\$.*?\$\$|\\\[.*?\\\]"
-    r"|\S.*?(?=(?<=\S)(?<![\s(*][A-J])[.?!]\s+[A-Z\\$]|[。；\n]|[\"} |]*\Z"
+    r"|\S.*?(?=(?<=\S)(?<![\s(*][A-J])[.?!]\s+[A-Z\\$]|[。；]|[\"} |]*(?:\n|\Z)"
     r"|,? (?:since|because|not)\b)",
     re.DOTALL,
 )
 VERB = re.compile(
     r"\b(?:is|are|was|were|be|equals|costs?|makes?|gives|beträgt|lautet|vaut|est|ist|es|sind|son|é|è)\b"
+    r"|\b(?:diverg|converg|tend|simplif|evaluat|reduc|com|amount|sum)(?:i?e)?s to\b"
+    r"|\bin (?:the|a) ratio(?: of)?\b"
     r"|(?<![\d\s]):|[=：为是は은]"
 )
 ANSWER = (
@@ -162,6 +164,7 @@ ANNOUNCED = re.compile(rf"(?im){PHRASE}(?:\W*(?:(?:the|so|my|our)\s+)?{PHRASE})*
 def _emphases(text: str) -> list[Mark]:
     """Return the bold words of a text if all are the same."""
     found = [Mark(*bold.span(), bold[1]) for bold in re.finditer(r"\*\*([^*\n]+)\*\*", text)]
+    found = [mark for mark in found if mark.answer and mark.answer.rstrip()[-1:] != ":"]  # labels
     return found if len({mark.answer for mark in found}) == 1 else []
 
 
@@ -191,7 +194,7 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
         stripped(mark.answer or "")
         for mark, after in zip_longest(marks, marks[1:])
         if not EMPTY.fullmatch(mark.answer or "")
-        and not (after and WRONG.search(text[mark.end : after.start]))
+        and not (after and CORRECTED.search(text[mark.end : after.start]))
     ]
     answers = [*dict.fromkeys(answers)]
     if len(answers) > MAX_ANSWERS:
@@ -259,7 +262,7 @@ def _stated(line: str) -> Extracted:
 
 
 REASON = re.compile(r",? (?:since|because) .*$")
-SO = re.compile(r"^.*\b(?:so|which|i\.e\.,?)(?!\w)")
+SO = re.compile(r"^.*\b(?:so|which|(?<=, )giving|i\.e\.,?)(?!\w)")
 VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-+−$€£]\s?)*[\d\\(\[√].*)")
 SECOND = re.compile(r"\d\D*[\s,，。、](?!and\b)[^\W\d]\D*\d")  # another number after words
 LOOSE = re.compile(  # the number after one of these was not asked for
@@ -269,7 +272,7 @@ LOOSE = re.compile(  # the number after one of these was not asked for
 UNIT = re.compile(r"[^\W\d]|[$€£]")
 MORE = re.compile(  # around the unit
     r"(?<=\d) more(?= [a-z]+)|,? (?:altogether|tomorrow|today|now)$"
-    r"| (?:a|at|in|of) .*$|(?<=[a-z}]) (?:square|cubic) \w+$"
+    r"| (?:a|at|in|of|to the) .*$|(?<=[a-z}]) (?:square|cubic) \w+$"
 )
 WORDS = re.compile(r"\b(?!and\b)(?<!\\)[A-Za-z]{2,}")
 # as in Pandoc: no blank after an opening dollar, none before a closing one, and no digit after that
@@ -285,6 +288,7 @@ def stripped(text: str) -> str:
     while text != before:
         before = text
         text = unwrapped(END.sub("", text.strip("*_` \n\t")))
+        text = text.lstrip('"') if text.count('"') == 1 else text
         lead = LEAD.match(text)
         if lead and not (DENIED.search(lead[0]) or CHANGED.search(lead[0])):
             text = text[lead.end() :]

@@ -47,7 +47,7 @@ SIGN = re.compile(RELATION.pattern + r"|=|\\(?:approx|in|equiv)(?![A-Za-z])")
 NAME = re.compile(
     r"(?:\\angle|\\overrightarrow|\\vec|\\overline|\\triangle)?\s*\{?\|?\s*(?![ei]$)[A-Za-z]{1,3}'?"
     r"\s*\|?\}?(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])*\)"
-    r"|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega|Delta|sigma|rho)"
+    r"|\[[^\[\]=]{1,12}\]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega|Delta|sigma|rho)"
 )
 FUNCTION = re.compile(r"(\w+)\((\w)\)")
 BASE = re.compile(
@@ -62,8 +62,9 @@ PART_NUMBER = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
 CONDITION = re.compile(r"\s*([^|:]*?)\s*(?:\||:|\\mid)\s*(.*)")
 ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?")
 POINT = re.compile(r"([A-Z])\s*(\([^()]*,[^()]*\))")
-COMMA_DECIMAL = re.compile(  # 3,5 and 12.500,00 and 6,02 * 10^{23}
-    r"(?:[A-Za-z]\s*=\s*)?(-?\d+(?:\.\d{3})*),(\d+)(?:\s*\*\s*10\s*\^\s*\{?(-?\d{1,3})\}?)?"
+ASIDE = re.compile(r"(.*\S)\s+\(\s*(?:=|\\approx)?\s*([^()]*[A-Za-zµ%°][^()]*)\)")  # 25 °C (298 K)
+COMMA_DECIMAL = re.compile(  # 3,5 and 6,02 * 10^{23}
+    r"(?:[A-Za-z]\s*=\s*)?(-?\d+),(\d+)(?:\s*\*\s*10\s*\^\s*\{?(-?\d{1,3})\}?)?"
 )
 
 
@@ -107,7 +108,7 @@ def _list_of(text: str, parts: list[str], depth: int) -> Value:
         return Value("items", "{}", tuple(item for group in nested for item in group))
     decimal = COMMA_DECIMAL.fullmatch(text)  # 3,5 may be 3.5
     whole, places, power = decimal.groups() if decimal else ("0", "0", None)
-    number = Fraction(f"{whole.replace('.', '')}.{places}e{power or 0}")
+    number = Fraction(f"{whole}.{places}e{power or 0}")
     return _by_name(items)._replace(number=number)
 
 
@@ -137,6 +138,12 @@ def _single(text: str, depth: int) -> Value:
         return _single(point[2], depth)._replace(name=point[1])
     if text[0] in OPENING and (group := _group(text, depth)):
         return group
+    if (aside := ASIDE.fullmatch(text)) and (other := read_quantity(aside[2])):
+        value = _single(aside[1], depth)
+        is_same_unit = value.unit.of == other.unit.of
+        if is_same_unit and value.number * value.unit.factor != other.number * other.unit.factor:
+            raise UnreadableError(text)
+        return value
     if match := BASE.fullmatch(text):
         base = in_figures(match[2]).strip(SPELLED)  # 101_{two}
         digits = match[1].lower().lstrip("0")

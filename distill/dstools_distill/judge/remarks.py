@@ -80,6 +80,9 @@ WRONG = re.compile(
     r"|falsch\w*|faux|falso|sbagliat\w+|errad\w+)\b|не ?(?:верн|прав)|틀[렸린]|错|不对(?!称)"
     r"|誤|間違|[≠?]"
 )
+CORRECTED = re.compile(  # of an earlier answer, by a later one
+    rf"{WRONG.pattern}|\b(?:correct(?:ing|ed|ion)|mis(?:read|count\w*)|oops)\b"
+)
 DOUBTED = re.compile(
     rf"{WRONG.pattern}|\b(?:doubt\w*|unsure|not sure|guess|no idea|unable|actually|wait|but"
     r"|(?<!answer )should be|may|might|could)\b"

@@ -25,11 +25,12 @@ SIMPLER = {
     "colon": ":", "neq": "\\ne", **dict.fromkeys(("leq", "leqslant"), "\\le"),
     **dict.fromkeys(("geq", "geqslant"), "\\ge"), "therefore": "", "lg": "\\log_{10}",
     **dict.fromkeys(("emptyset", "varnothing"), "⦃⦄"),
+    "land": "\\wedge", "lor": "\\vee", "neg": "\\lnot",
 }  # fmt: skip
 # what has a simpler equivalent
 REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(\\(?:vec|mathbf|boldsymbol|bm)\s*\{\w\}\s*)\\times"), r"\1\\wedge"),
-    (re.compile(r"\\(?:math(?:rm|bf|it)|bf|rm|boldsymbol|operatorname\*?)\s*\{(\w)\}"), r"\1"),
+    (re.compile(r"\\(?:math(?:rm|bf|it|cal)|bf|rm|boldsymbol|operatorname\*?)\s*\{(\w)\}"), r"\1"),
     (re.compile(rf"\\(?:operatorname\*?|mathrm)\s*\{{({FUNCTIONS})\}}"
                 rf"|(?<![A-Za-z\\])({FUNCTIONS})(?=\s*[(\\\d]|\s+[a-z]\b)"), r"\\\1\2 "),  # sin x
     (re.compile(STYLES + r"(?=\{)"), r"\\text"),
@@ -50,11 +51,16 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(-?\d+)\s*\(?\\p?mod\s*\{?\s*(\d+)\s*\}?\s*\)?$"),
      r"\1 + \2 k, k \\in \\mathbb Z"),
     (re.compile(r"(?<=\d)\{,\}(?=\d\d?(?!\d))"), "."),  # 6{,}75
+    (re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d\d?(?![\d.,])"),
+     lambda number: number[0].replace(".", "").replace(",", ".")),  # 1.250,00
+    (re.compile(r"^\$([^$]+)\$\s*([A-Za-z%][A-Za-z/^\d ]*)$"), r"\1 \\text{\2}"),  # $5$ cm
+    (re.compile(r"\((-?[\d.,/]+)\s*\|\s*(-?[\d.,/]+)\)"), r"(\1, \2)"),  # German for a point
     (re.compile(r"\]([^\[\]()\s,;][^\[\]()]*[,;][^\[\]()]+)(?=[\[\]])"), r"(\1"),  # ]1, 2[
     (re.compile(r"(?<=[\[(])([^\[\]()]+[,;][^\[\]()]+)\["), r"\1)"),
     (re.compile(r"(\d*\.\d*?)(\d+?)\2{2,}\s*(?:\.\.\.|\\[lc]?dots)\s*$"), r"\1\\overline{\2}"),
-    (re.compile(r"^[(\[\s]*\\begin\{(cases|[pb]?matrix|array)\}(?:\{c\})?([^&]*)\\end\{\1\}[)\]\s]*$"),
-     lambda rows: "(" + rows[2].replace(r"\\", ",") + ")"),  # a system, or a column
+    (re.compile(r"^((?:[A-Za-z]\s*=)?)[(\[\s]*\\begin\{(cases|[pb]?matrix|array)\}(?:\{c\})?([^&]*)"
+                r"\\end\{\2\}[)\]\s]*$"),
+     lambda rows: f"{rows[1]}({rows[3].replace(chr(92) * 2, ',')})"),  # a system, or a column
     (re.compile(r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![A-Za-z])C(?:_\{?(\d+)\}?\^\{?(\d+)\}?|\s*\(\s*(\d+)\s*,\s*(\d+)\s*\))"),
      r"\\binom{\1\3}{\2\4}"),
@@ -69,7 +75,7 @@ CHARACTERS = str.maketrans(
         "∴": "", "≠": r"\ne ", "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "±": r"\pm ",
         "∞": r"\infty ", "√": r"\sqrt ",
         "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≈": r"\approx ", "∪": r"\cup ",
-        "∈": r"\in ", "º": "°", "∅": "⦃⦄", "θ": r"\theta ", "α": r"\alpha ",
+        "∈": r"\in ", "∠": r"\angle ", "∣": "|", "º": "°", "∅": "⦃⦄", "θ": r"\theta ", "α": r"\alpha ",
         "β": r"\beta ", "λ": r"\lambda ",
     }
 )  # fmt: skip
