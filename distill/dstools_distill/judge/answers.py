@@ -25,6 +25,7 @@ from dateutil.parser import parse
 
 from dstools_distill.judge.equality import Comparison
 from dstools_distill.judge.extract import final_answer, stripped
+from dstools_distill.judge.quantities import Value
 from dstools_distill.judge.reader import read
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.remarks import DENIED
@@ -42,6 +43,7 @@ class Ruling(NamedTuple):
 
 INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,3999})")
 DIGITS = re.compile(r"[+-]?[0-9]{1,4000}")
+OTHER_DIGIT = re.compile(r"(?![0-9])\d")  # Arabic, Devanagari, full-width
 EXACT = ("exact",)
 LIBRARY = ("math-verify",)
 EQUAL = Ruling("correct", "equal", EXACT)
@@ -53,6 +55,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     """Rule on the answer in `text`, which is what a model wrote after its reasoning."""
     if gold is None or kind == "none":
         return NO_GOLD
+    text, gold = (OTHER_DIGIT.sub(lambda digit: str(int(digit[0])), part) for part in (text, gold))
     text, wanted = text.strip(), _wanted(gold.strip(), kind)
     if not wanted:
         return GOLD_NOT_READ
@@ -169,6 +172,11 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
     wanted, given = read(gold), read(answer)
     if wanted is None or given is None:
         return Ruling("unverifiable", "gold-not-read" if wanted is None else "answer-not-read")
+    if kind == "number":  # 2,5
+        wanted, given = (
+            Value("number", number=v.number, name=v.name) if v.kind == "items" and v.number else v
+            for v in (wanted, given)
+        )
     if brackets := {"set": "{}", "tuple": "()"}.get(kind):
         wanted, given = (
             v._replace(text=brackets) if v.text in ("", "()", "[]", "{}") and v.items else v
@@ -254,6 +262,7 @@ def _other_words(answer: str, gold: str) -> Ruling:
 
 def same_words(answer: str, gold: str) -> bool:
     """Return whether two texts say the same, also "yes" and a reason for it."""
+    answer = answer if "(" in gold else ABBREVIATED.sub("", answer)
     one, other = _words(answer), _words(gold)
     word = re.match(r"(\w+)\s*[,—–.;:]\s*(.*)", one, re.DOTALL)
     if word and YES_NO.fullmatch(other) and len(YES_NO.findall(one)) == 1:
@@ -262,6 +271,9 @@ def same_words(answer: str, gold: str) -> bool:
     return one == other != ""
 
 
+ABBREVIATED = re.compile(
+    r"(?<=\w)\s\((?=.*[A-Z])(?!.*[a-z]{4})[^()]{1,12}\)$"
+)  # sodium chloride (NaCl)
 MEANT = {
     **dict.fromkeys(("dne", "d.n.e"), "does not exist"),
     **dict.fromkeys(("none", r"\emptyset", r"\varnothing", "∅", r"\{\}"), "no solution"),

@@ -80,6 +80,8 @@ class Comparison:
                 if not self._rounds(*line.items):
                     return None
                 return some(self._same(side._replace(name=line.name), other) for side in line.items)
+        if ("\\xi" in answer.text) != ("\\xi" in gold.text):
+            answer, gold = _as_family(answer, gold.text), _as_family(gold, answer.text)
         kinds = {answer.kind, gold.kind}
         are_named = answer.name and gold.name and (" " in answer.name) == (" " in gold.name)
         if answer.name != gold.name and (are_named or "=" in answer.text + gold.text):
@@ -159,7 +161,9 @@ class Comparison:
             return None
         here, there = (set(LETTER.findall(NO_SYMBOL.sub(" ", text))) for text in texts)
         symbols = here | there | {name for text in texts for name in COMMAND.findall(text)}
-        both = {symbol for symbol in symbols if symbol != symbol.lower() in symbols}  # R is read as r
+        both = {
+            symbol for symbol in symbols if symbol != symbol.lower() in symbols
+        }  # R is read as r
         texts = [_renamed(text, both, symbols) for text in texts]
         are_renamed = here - there and there - here  # a_n = 2n, and a_k = 2k
         logs = {bool(PLAIN_LOG.search(text)) for text in texts}
@@ -208,9 +212,21 @@ class Comparison:
         return every(self._same(one, other) for one, other in zip(answer, gold, strict=True))
 
 
+def _as_family(value: Value, other: str) -> Value:
+    """Return a formula in k or n as the family of its values for all integers, if `other` is one."""
+    letters = {*LETTER.findall(COMMAND.sub(" ", value.text))}
+    if "\\xi" not in other or value.kind != "formula" or letters not in ({"k"}, {"n"}):
+        return value
+    (letter,) = letters
+    members = re.sub(rf"(?<![A-Za-z]){letter}", r"\\xi ", value.text)
+    return value._replace(text=f"⦃{members}⦄")
+
+
 def _renamed(text: str, capitals: set[str], taken: set[str]) -> str:
     """Return a formula with other small letters for some capitals; commands stay."""
-    free = iter(letter for letter in "uvwpqrstyzabcdfghjklm" if not {letter, letter.upper()} & taken)
+    free = iter(
+        letter for letter in "uvwpqrstyzabcdfghjklm" if not {letter, letter.upper()} & taken
+    )
     names = dict(zip(sorted(capitals), free, strict=False))
     return re.sub(r"\\[A-Za-z]+|[A-Z]", lambda m: names.get(m[0], m[0]), text)
 

@@ -145,11 +145,11 @@ VERB = re.compile(
     r"\b(?:is|are|was|were|be|equals|costs?|makes?|gives|beträgt|lautet|vaut|est|ist|es|sind|son|é|è)\b"
     r"|\b(?:diverg|converg|tend|simplif|evaluat|reduc|com|amount|sum)(?:i?e)?s to\b"
     r"|\bin (?:the|a) ratio(?: of)?\b"
-    r"|(?<![\d\s]):|[=：为是は은]"
+    r"|(?<![\d\s]):|[=：为是は은]|\b(?:هي|هو)\b"
 )
 ANSWER = (
     r"(?:\b(?:answers?|réponse|respuesta|resposta|risposta|Antwort|Ergebnis)\b"
-    r"|ответ|答え|正解|答案|답)"
+    r"|ответ|答え|正解|答案|답|الإجابة|الجواب)"
 )
 PHRASE = (
     rf"(?:\#{{4}}|(?:{ANSWER}|\b(?:result|solution|option|choice)s?\b|opci[óo]n|opção|Lösung|结果)"
@@ -252,6 +252,8 @@ def _stated(line: str) -> Extracted:
     if HEDGED.search(said):
         return NO_ANSWER
     lead, answer = stated[1], MORE.sub("", stated[2])
+    if MEMBER.match(said):
+        lead, answer = "", said
     value = read(answer)
     is_number = value is not None and value.kind in ("number", "base")
     if lead or not verbs:
@@ -264,6 +266,7 @@ def _stated(line: str) -> Extracted:
 REASON = re.compile(r",? (?:since|because) .*$")
 SO = re.compile(r"^.*\b(?:so|which|(?<=, )giving|i\.e\.,?)(?!\w)")
 VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-+−$€£]\s?)*[\d\\(\[√].*)")
+MEMBER = re.compile(r"\s*[a-z]\s*(?:\\in(?![a-z])|∈)")
 SECOND = re.compile(r"\d\D*[\s,，。、](?!and\b)[^\W\d]\D*\d")  # another number after words
 LOOSE = re.compile(  # the number after one of these was not asked for
     r"\b(?:after|by|within|in|at|above|of|than|for|(?<!left )with|(?<!out )to|on|per|until|exceed"

@@ -138,9 +138,16 @@ ATOM = rf"(?:{TEXT.pattern}|[^\x00-\x7f⦃⦄°]|[%$])(?:{POWER.pattern})?"
 FORMULA = re.compile(rf"(.*?[\w)}}\]!.])\s*({ATOM}(?:\s*[/*]?\s*{ATOM}){{0,7}})")
 
 
+BARE = re.compile(r"(.*(?:[\d})]|\\pi))\s+(([a-zµ]{2,})(?:\s*\^\s*\{?[23]\}?)?(?:/[a-z]+)?)")
+
+
 def read_formula(text: str) -> Value:
-    """Return a formula, with the unit that may follow it in \\text{}, or as a symbol but °."""
-    if match := FORMULA.fullmatch(text):
+    """Return a formula, with the unit that may follow it in \\text{}, or as a symbol but °.
+
+    A known one of two letters or more may stand alone: 36 \\pi cm^2.
+    """
+    bare = BARE.fullmatch(text)
+    if match := bare if bare and bare[3] in ATOMS else FORMULA.fullmatch(text):
         with suppress(UnreadableError):
             unit = read_unit(_words(match[2]))
             if unit.times == 1:

@@ -10,7 +10,7 @@ import re
 from fractions import Fraction
 
 from dstools_distill.figures import SPELLED, in_figures
-from dstools_distill.judge.quantities import Value, read_formula, read_quantity
+from dstools_distill.judge.quantities import Value, read_formula, read_quantity, to_latex
 from dstools_distill.judge.spelling import CLOSING, COMMAND, OPENING, outside, plain
 from dstools_distill.judge.units import UnreadableError
 
@@ -176,6 +176,9 @@ def _group(text: str, depth: int) -> Value | None:
             raise UnreadableError(text)
         members = value.items if is_list or value.text == "{}" else ()
         return Value("items", "{}", members or (value,))  # also of {∅}
+    if is_list and opener == "[" and all(v.text == "[]" for v in value.items):  # [[2, 0], [0, 2]]
+        rows = r" \\ ".join(" & ".join(map(to_latex, row.items)) for row in value.items)
+        return Value("formula", rf"\begin{{pmatrix}}{rows}\end{{pmatrix}}")
     if is_list:
         return Value("items", opener + closer, value.items)
     return value if opener in "({" else None

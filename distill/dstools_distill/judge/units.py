@@ -27,13 +27,19 @@ METRIC = {  # base: its spellings, to which prefixes are put
     "A": "A amp ampere", "Pa": "Pa pascal", "eV": "eV electronvolt", "mol": "mol mole",
     "K": "K kelvin", "B": "B byte", "bit": "bit",
 }  # fmt: skip
+DERIVED: dict[str, tuple[int, dict[str, int]]] = {  # in units of the International System
+    "l": (-3, {"m": 3}), "Hz": (0, {"s": -1}), "N": (3, {"g": 1, "m": 1, "s": -2}),
+    "Pa": (3, {"g": 1, "m": -1, "s": -2}), "J": (3, {"g": 1, "m": 2, "s": -2}),
+    "W": (3, {"g": 1, "m": 2, "s": -3}), "V": (3, {"g": 1, "m": 2, "s": -3, "A": -1}),
+    "ohm": (3, {"g": 1, "m": 2, "s": -3, "A": -2}), "M": (3, {"mol": 1, "m": -3}),
+}  # fmt: skip
 OTHERS = {  # and those of its multiples
     "m": "inch=0.0254 in=0.0254 foot=0.3048 feet=0.3048 ft=0.3048 yard=0.9144 mi=1609.344 "
     "mile=1609.344", "s": "min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
     "g": "kilo=1000 tonne=1e6 ton=1e6",
     "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs", "rad": "rad radian",
     "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "°": "° degree deg '=1/60",
-    "%": "% percent prozent ‰=0.1", "C": "C celsius", "F": "F fahrenheit", "unit": "unit",
+    "%": "% percent prozent ‰=0.1", "C": "C celsius", "F": "F fahrenheit", "unit": "unit", "M": "M",
 }  # fmt: skip
 PREFIXES = {  # and their powers of ten
     "k": 3, "M": 6, "G": 9, "T": 12, "d": -1, "c": -2, "m": -3, "µ": -6, "n": -9, "p": -12,
@@ -98,8 +104,10 @@ def read_unit(words: str) -> Unit:
         else:
             base, size = _atom(name, is_first=not of)
             exponent = sign * int(power or 1)
-            of[base] = of.get(base, 0) + exponent
-            factor *= size**exponent
+            tens, parts = DERIVED.get(base, (0, {base: 1}))
+            for part, times_part in parts.items():
+                of[part] = of.get(part, 0) + times_part * exponent
+            factor *= (size * Fraction(10) ** tens) ** exponent
     return Unit(times, factor, tuple(sorted(pair for pair in of.items() if pair[1])))
 
 
