@@ -238,7 +238,8 @@ OPTION_WORD = re.compile(  # in the languages of extract.py; before it the optio
 )
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even
-    r"\(?([A-J])\s*(?:[).:]|\s[–—-]\s|(,(?=\s*(?!and|or)[^\W\d]{2})|\s(?=because|since|is correct)))\s*(.+)",
+    r"\(?([A-J])\s*(?:[).:]|\s[–—-]\s|(,(?=\s*(?!and|or)[^\W\d]{2})"
+    r"|\s(?=because|since|is correct)))\s*(.+)",
     re.DOTALL,
 )
 REASON = re.compile(r"(?:because|since|as|which)\b")

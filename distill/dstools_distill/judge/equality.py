@@ -154,16 +154,14 @@ class Comparison:
         """Ask math-verify about two formulas, equations or sets, unless it would misread one."""
         if squeezed(answer) == squeezed(gold):
             return True
-        texts = (answer, gold)
+        texts = [answer, gold]
         misread = [bool(MISREAD.search(SUBSCRIPT.sub("", text))) for text in texts]
         if any(misread):
             self.problem = "answer-not-read" if misread[0] else "gold-not-read"
             return None
         here, there = (set(LETTER.findall(NO_SYMBOL.sub(" ", text))) for text in texts)
         symbols = here | there | {name for text in texts for name in COMMAND.findall(text)}
-        both = {
-            symbol for symbol in symbols if symbol != symbol.lower() in symbols
-        }  # R is read as r
+        both = {name for name in symbols if name != name.lower() in symbols}  # R is read as r
         texts = [_renamed(text, both, symbols) for text in texts]
         are_renamed = here - there and there - here  # a_n = 2n, and a_k = 2k
         logs = {bool(PLAIN_LOG.search(text)) for text in texts}
@@ -213,7 +211,7 @@ class Comparison:
 
 
 def _as_family(value: Value, other: str) -> Value:
-    """Return a formula in k or n as the family of its values for all integers, if `other` is one."""
+    """Return a formula in k or n as a family, for all integers, where `other` is a family."""
     letters = {*LETTER.findall(COMMAND.sub(" ", value.text))}
     if "\\xi" not in other or value.kind != "formula" or letters not in ({"k"}, {"n"}):
         return value

@@ -232,7 +232,8 @@ AFTER = re.compile(
     r"(?i)[ \t]*\$?[ \t]*(?:\^(?!\s*\{?\s*\\circ)"
     r"|\\(?:cdot|times|div|sqrt|pi|[dt]?frac|pm|mp|pmod)(?![a-z])"
     r"|[/+±×²³万亿]|_[\d{]|[-–:][ ]*\d|\\?%[ ]of\b|\{?\.\}?\d"
-    r"|(?:\\text[ ]*\{)?[ (]*(?:mod|plus|minus|times|squared|cubed|per|in base(?! 10\b)|pairs|[ke]\d*"
+    r"|(?:\\text[ ]*\{)?[ (]*(?:mod|plus|minus|times|squared|cubed|per|in base(?! 10\b)|pairs"
+    r"|[ke]\d*"
     rf"|(?:to|through|and|bis|à)[ ]\d+|(?:{'|'.join(filter(str.isascii, TIMES))})s?)\b)"
     r"|[a-z]\b|!"
 )

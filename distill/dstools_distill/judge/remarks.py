@@ -102,8 +102,8 @@ HEDGED = re.compile(
     rf"{DENIED.pattern}|{CHANGED.pattern}"
     r"|\b(?:nor|neither|either|or|too|only|instead of|given|bound|let(?! me)"
     r"|between|about|more than|approximately|roughly|least|most|less|fewer|over|under|nearly|almost"
-    r"|would|except|excluding|other than|apart from|w[äü]re?n?|mindestens|höchstens|au (?:moins|plus)|al menos|como máximo|almeno"
-    r"|pelo menos)\b|[<>≤≥≈不没]|ない|至少|至多|最多"
+    r"|would|except|excluding|other than|apart from|w[äü]re?n?|mindestens|höchstens"
+    r"|au (?:moins|plus)|al menos|como máximo|almeno|pelo menos)\b|[<>≤≥≈不没]|ない|至少|至多|最多"
 )
 CONCLUDES = re.compile(
     r"(?i)\W*(?:(?:so|hence|thus|therefore|note that|there are)\b|所以|因此)"

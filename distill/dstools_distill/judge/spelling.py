@@ -75,8 +75,8 @@ CHARACTERS = str.maketrans(
         "∴": "", "≠": r"\ne ", "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "±": r"\pm ",
         "∞": r"\infty ", "√": r"\sqrt ",
         "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≈": r"\approx ", "∪": r"\cup ",
-        "∈": r"\in ", "∠": r"\angle ", "∣": "|", "º": "°", "∅": "⦃⦄", "θ": r"\theta ", "α": r"\alpha ",
-        "β": r"\beta ", "λ": r"\lambda ",
+        "∈": r"\in ", "∠": r"\angle ", "∣": "|", "º": "°", "∅": "⦃⦄",
+        "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ",
     }
 )  # fmt: skip
 ROOT = re.compile(r"([√∛])\s*(\d+|[A-Za-z]|\([^()]*\))")
