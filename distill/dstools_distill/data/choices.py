@@ -25,12 +25,14 @@ from dstools_distill.data.columns import (
 from dstools_distill.data.replies import MARKS
 from dstools_distill.records import Record
 
-OPTIONS = ("choices", "options")
-LETTERED = ("{}", "op{}", "option_{}", "option{}", "choice_{}", "choice{}")  # C-Eval; MedMCQA; ...
-NUMBERED = ("option_{}", "option{}", "choice_{}", "choice{}")  # MILU, WinoGrande
+OPTIONS = ("choices", "options", "endings")
+ANSWERS = ("answers",)  # options beside a label, as in ReClor; without one they are golds
+NAMED_OPTIONS = ("option_{}", "option{}", "choice_{}", "choice{}")  # MILU, WinoGrande
+LETTERED = ("{}", "op{}", *NAMED_OPTIONS, "answer{}")  # C-Eval; MedMCQA; ...; SocialIQA
+NUMBERED = (*NAMED_OPTIONS, "mc_answer{}", "ending{}", "sol{}")  # ...; Belebele, SWAG, PIQA
 CHOSEN = (
     *("answerkey", "correct", "correct_answer", "answer_idx", "answer_index", "cop", "answer"),
-    *("target", "correct_option", "answer_choice", "answer_letter"),
+    *("target", "correct_option", "answer_choice", "answer_letter", "correct_answer_num", "label"),
     *TRUSTED,
 )
 WRONG = ("incorrect_answer_{}", "distractor{}")  # GPQA; SciQ
@@ -58,8 +60,9 @@ class Options(NamedTuple):
 
 def read_options(columns: Columns) -> Options | None:
     """Return the options of a row; None if it has none. Raises BadRowError for an odd form."""
-    for name in OPTIONS:
-        if columns.has(name):
+    listed = [name for name in OPTIONS if columns.has(name)]
+    for name in listed or (ANSWERS if columns.has("label") else ()):
+        if listed or isinstance(columns.row.get(columns.spelled(name)), list):
             return _listed(columns.take(name), columns.spelled(name))
     for names in _column_names():
         given = list(takewhile(columns.has, names))

@@ -20,7 +20,15 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple, get_args
 
 from dstools_distill.data.choices import Bases, asked_with, lacks_options, read_options
-from dstools_distill.data.columns import BadRowError, Columns, agreeing, answer_text, shown, text
+from dstools_distill.data.columns import (
+    BadRowError,
+    Columns,
+    agreeing,
+    answer_text,
+    from_json,
+    shown,
+    text,
+)
 from dstools_distill.data.conversations import (
     ROLES,
     Message,
@@ -53,12 +61,13 @@ QUESTIONS: dict[str, Form] = {
     "prompt": "prompt-completion",
     "query": "prompt-completion",
     "input": "prompt-completion",
+    "conversation": "messages",  # LMSYS-Chat-1M
     "question_stem": "problem",
     "question_content": "problem",
     "description": "problem",  # code_contests, codeforces; elsewhere it is of something else
 }
 SYSTEMS = ("system", "system_prompt")
-PASSAGES = ("passage", "context", "article", "narrative")  # before the question
+PASSAGES = ("passage", "context", "article", "narrative", "flores_passage")  # before the question
 TITLES = {  # what follows a description, as in the prompts of open-r1/codeforces-cots
     "input_format": "Input Format",
     "interaction_format": "Interaction Format",
@@ -75,6 +84,8 @@ ANSWER_TYPES = get_args(AnswerType)
 SPELLED = 0.8  # likeness, 0 to 1, of a misspelled word; OlympiadBench has "Numerical"
 NO_TESTS = "leave such rows out; its examples alone would pass wrong programs"
 PICTURES = ("image", "images", "decoded_image")
+TOOLS = ("tools", "functions")
+NO_QUESTION = ("", "n/a", "none", "null")  # apart from dashes and dots; OpenCodeReasoning has "-"
 
 
 class Question(NamedTuple):
@@ -106,6 +117,9 @@ def convert(row: Record, form: Form, referee: Referee | None, bases: Bases) -> Q
     columns = Columns(row)
     for pictures in filter(columns.has, PICTURES):
         raise BadRowError(f"{pictures} holds a picture, which is not read", "leave such rows out")
+    for tools in filter(columns.has, TOOLS):
+        if from_json(columns.row[columns.spelled(tools)], ("[", "{")) not in ([], {}):
+            raise BadRowError(f"{tools} are not rendered", "leave rows out whose model calls tools")
     name = _asking(columns, form)
     messages, reply = split_last_question(_with_system(columns, _turns(columns, name)))
     refuse_rendered(messages)
@@ -207,6 +221,10 @@ def _turns(columns: Columns, name: str) -> list[Message]:
     if QUESTIONS[name] in ("messages", "sharegpt") or isinstance(columns.take(name), list):
         return conversation(columns.take(name), columns.spelled(name))
     question = columns.text(name)
+    if question.strip(" .-—").lower() in NO_QUESTION:
+        raise BadRowError(
+            f"{name} is {question!r}, which is not a question", "fill in the questions"
+        )
     before = (*PASSAGES, *BEFORE.get(name, ()))
     passages = [columns.text(column) for column in before if columns.has(column)]
     after = (*AFTER.get(name, ()), "starter_code")

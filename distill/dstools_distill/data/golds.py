@@ -31,7 +31,7 @@ from dstools_distill.judge.referee import Referee
 
 GOLD_KEYS = (
     *(*TRUSTED, "final_answer", "ground_truth", "correct_answer", "answer"),
-    "reference_answer",  # GeneralThought, natural_reasoning
+    *("reference_answer", "answer_number"),  # GeneralThought, natural_reasoning; MGSM
 )
 SOLUTIONS = ("solution", "ground_truth_solution", "gold_standard_solution")
 CODE_CASES = (
@@ -43,7 +43,13 @@ OTHER_JUDGES = ("input_file", "interaction_format", "generated_checker")  # than
 NESTED = (  # a column with an object that has the gold, and its key
     ("reward_model", "ground_truth"),  # verl
     ("verification_info", "ground_truth"),  # SYNTHETIC-1
+    ("answers", "text"),  # SQuAD
+    ("answers_spans", "spans"),  # DROP
 )
+ANNOTATED = (
+    "answers",
+    "answers_spans",
+)  # lists, of which one is a gold if all entries are the same
 OBJECT_OR_TEXTS = ("{", '["')
 GSM8K = "\n#### "  # openai/gsm8k: between a worked solution and the answer
 PLACEHOLDERS = ("proof", "notfound", "n/a", "nan", "null")  # there is no answer; NuminaMath-1.5
@@ -250,9 +256,14 @@ def _nested(columns: Columns) -> dict[str, str]:
     for column, key in NESTED:
         value = from_repr(columns.row.get(columns.spelled(column)))
         if isinstance(value, dict) and value.get(key) is not None:
+            gold = from_json(value[key], OBJECT_OR_TEXTS)
+            if column in ANNOTATED and isinstance(gold, list):
+                gold = [*dict.fromkeys(map(str, gold))]
+                if len(gold) != 1:
+                    continue
             columns.take(column)
             path = f"{columns.spelled(column)}.{key}"
-            golds[path] = answer_text(from_json(value[key], OBJECT_OR_TEXTS), path)
+            golds[path] = answer_text(gold, path)
     turns = columns.row.get("messages")
     for number, turn in enumerate(turns if isinstance(turns, list) else []):
         info = turn.get("info") if isinstance(turn, dict) else None

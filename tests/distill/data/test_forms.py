@@ -253,6 +253,7 @@ def test_a_row_of_a_public_data_set_is_read_or_refused(case: dict[str, Any]) -> 
     reference = question.first_reply or ""
     assert case.get("prompt_has", "") in prompt
     assert case.get("reference_has", "") in reference
+    assert "prompt_has_not" not in case or case["prompt_has_not"] not in prompt
     assert "reference_has_not" not in case or case["reference_has_not"] not in reference
     assert "gold_is" not in case or question.gold == case["gold_is"]
     assert "gold_is_not" not in case or question.gold != case["gold_is_not"]
