@@ -195,6 +195,7 @@ RATIO = re.compile(r"(?<=\d)\s*(?:\bto\b|:|\{:\}|\\colon)\s*(?=\d)")
 
 def _compound(text: str) -> str:
     """Return a formula of chemistry without marks, H2SO4 or SO4^2-; "" for other text."""
+    text = re.sub(r"(?<=\S)\s\([a-z].*\)$", "", text)  # H2SO4 (sulfuric acid)
     text = re.sub(r"\\(?:ce|text)(?![a-z])|[{}]|_(?=\{?\d)|\^(?=\{?[+-])", "", squeezed(text))
     return text if COMPOUND.fullmatch(text) else ""
 

@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 from dstools_distill.figures import SPELLED, in_figures
 from dstools_distill.judge.reader import read
-from dstools_distill.judge.remarks import CHANGED, CORRECTED, DENIED, HEDGED, agree, is_taken_back
+from dstools_distill.judge.remarks import (
+    CHANGED,
+    CHECK,
+    CORRECTED,
+    DENIED,
+    HEDGED,
+    agree,
+    is_taken_back,
+)
 from dstools_distill.judge.spelling import unwrapped
 from dstools_distill.judge.units import TIMES
 
@@ -45,10 +53,11 @@ def _unmarked(text: str) -> Extracted:
         return _settled(text, marks)
     if items := ITEMS.search(text):
         return Extracted("", "several-answers", tuple(ITEM.findall(items[0])))
-    short = stripped(text)
-    if short and "\n" not in short and not PROSE.search(short):
+    lines = [line for line in stripped(text).split("\n") if not CHECK.match(line)]
+    short = stripped(CONCLUSION.sub("", lines[-1])) if lines else ""
+    if short and len(lines) == 1 and not PROSE.search(short):
         return Extracted(short)
-    return _stated(short.rpartition("\n")[2])
+    return _stated(short)
 
 
 # control tokens, what is struck through, fences, quotation marks of Markdown, aligned formulas
@@ -59,6 +68,7 @@ UNSAID = re.compile(
 GUESSED = re.compile(r"(?i)\b(?:a|my|I|I'll|will) guess\b|\bno idea\b|\bdo(?:n't| not) know\b")
 ITEM = re.compile(r"(?m)^[ \t]*(?:\d+[.)]|[-*•])[ \t]+(\S.*)$")
 ITEMS = re.compile(r"(?m)(?:^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S.*\s*){2,}\Z")
+CONCLUSION = re.compile(r".*[.!?]\s+(?=(?:So|Thus|Hence|Therefore)\b)")  # is what follows it
 PROSE = re.compile(
     r"(?i)^[a-z ]+:|[\u4e00-\u9fff]{2}\D*\d|[\u4e00-\u9fff]\s*\$|[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]+"
     r"|[^\W\d_]{2,} [^\W\d_]{2,} (?:\S?\d|\$)"
