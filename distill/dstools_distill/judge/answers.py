@@ -19,6 +19,7 @@ import unicodedata
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
+from os.path import commonprefix
 from typing import NamedTuple
 
 from dateutil.parser import parse
@@ -66,7 +67,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     answer, problem, parts = final_answer(text)
     if not problem:
         return _ruling(answer, wanted, kind, referee)
-    if parts and kind in ("set", "tuple", "math", "string"):
+    if parts and kind in ("set", "tuple", "math", "string", "choice"):
         together = _ruling(", ".join(parts), wanted, kind, referee)
         if together.verdict == "correct":
             return together
@@ -117,7 +118,11 @@ def _ruling(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Rulin
     if ruling := _plainly(answer, gold, kind):
         return ruling
     if kind == "string":
-        return _other_words(answer, gold)
+        quantity = read(gold)
+        is_quantity = quantity is not None and quantity.kind == "number"
+        ruling = formulas(answer, gold, kind, referee) if is_quantity else None
+        is_equal = ruling and ruling.verdict == "correct"
+        return ruling if ruling and is_equal else _other_words(answer, gold)
     if kind == "choice":
         gold, kind = choice(gold)[1], "math"
         if not gold:
@@ -234,7 +239,7 @@ def names_another_option(text: str, gold: str, question: str) -> bool:
 
 
 OPTION_WORD = re.compile(  # in the languages of extract.py; before it the option's words
-    r"(?i)^(?:(?:the|la|l'|die|der|il|a)\s?)?(?:option|choice|answer|réponse|opci[óo]n|respuesta"
+    r"(?i)^(?:(?:the|la|l'|die|der|il|a)\s?)?(?:option|choice|alternativa|answer|réponse|opci[óo]n|respuesta"
     r"|opção|resposta|risposta|antwort|lösung)s?\s+|^[^.:]*,\s(?:option|choice)\s(?=[A-J]$)"
 )
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
@@ -257,6 +262,9 @@ def _other_words(answer: str, gold: str) -> Ruling:
     is_part = len(one) == 1 or one in other or other in one
     is_known = one.isascii() or not other.isascii()
     is_known &= other not in ("yes", "no") or one in ("yes", "no")
+    is_known &= bool(_compound(answer)) == bool(_compound(gold))  # NaCl, or DVT
+    is_known &= bool(DENIED.search(one)) == bool(DENIED.search(other))
+    is_known &= len(commonprefix((one, other))) < 5  # mitochondrion and mitochondria
     if is_alike or is_part or not is_known or re.search(r"[\d\\]", one + other):
         return Ruling("unverifiable", "other-words", EXACT)
     return _differs(answer, EXACT)

@@ -154,7 +154,7 @@ SAID = re.compile(
 VERB = re.compile(
     r"\b(?:is|are|was|were|be|equals|costs?|makes?|gives|beträgt|lautet|vaut|est|ist|es|sind|son|é|è)\b"
     r"|\b(?:diverg|converg|tend|simplif|evaluat|reduc|com|amount|sum)(?:i?e)?s to\b"
-    r"|\bin (?:the|a) ratio(?: of)?\b"
+    r"|\b(?:é|es|est) (?:de|égale? à|igual a)\b|s'élève à\b|\bin (?:the|a) ratio(?: of)?\b"
     r"|(?<![\d\s]):|[=：为是は은]|\b(?:هي|هو)\b"
 )
 ANSWER = (
@@ -163,7 +163,7 @@ ANSWER = (
 )
 PHRASE = (
     rf"(?:\#{{4}}|(?:{ANSWER}|\b(?:result|solution|option|choice)s?\b|opci[óo]n|opção|Lösung|结果)"
-    r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?|\s+(?!no\b)[^\W\d]+)?[”\x22】*_\s]*"
+    r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?|\s+(?!no\b|(?-i:[A-J])\b)[^\W\d]+)?[”\x22】*_\s]*"
     rf"(?:{VERB.pattern}|(?<=】)|[|—])[:：\s*_]*(?:(?:donc|also|la|(?-i:a))\b)?"
     rf"|(?:^[#*_]+\s*|\bfinal ){ANSWER}[*_]*\s*\n"
     r"|\btotal[*_]*\s*\||(?<!不)故?选[:：\s]*(?=[A-J]))\s*"
@@ -274,7 +274,7 @@ def _stated(line: str) -> Extracted:
     return Extracted(answer) if is_stated else NO_ANSWER
 
 
-REASON = re.compile(r",? (?:since|because) .*$")
+REASON = re.compile(r",? (?:since|because|rather than) .*$|, not .*$")
 SO = re.compile(r"^.*\b(?:so|which|(?<=, )giving|i\.e\.,?)(?!\w)")
 VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-+−$€£]\s?)*[\d\\(\[√].*)")
 MEMBER = re.compile(r"\s*[a-z]\s*(?:\\in(?![a-z])|∈)")

@@ -83,7 +83,7 @@ def read_number(text: str) -> tuple[Fraction, str]:
 
 
 MONEY = re.compile(
-    r"(-?)\s*(?:\\text\s*\{\s*)?([$€£¥₹]|Rs\.?(?![A-Za-z]))\s*\}?\s*([\d.,/]*\d(?=\s+[a-z])|.+)(.*)"
+    r"(-?)\s*(?:\\text\s*\{\s*)?(R?[$€£¥₹₩]|Rs\.?(?![A-Za-z]))\s*\}?\s*([\d.,/]*\d(?=\s+[a-z])|.+)(.*)"
 )
 TEXT = re.compile(r"\\text\s*\{((?:[^{}]|\^\s*\{-?\d\})*)\}")
 SPOKEN = re.compile(r"(\d+)[\s({]*(?:\\text\s*\{)?\(([a-z -]+)\)[\s)}]*")

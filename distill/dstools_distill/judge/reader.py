@@ -45,7 +45,7 @@ LISTS = (re.compile(";"), re.compile(r",|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
 RELATION = re.compile(r"[<>]=?|\\(?:[lg][te]|ne)(?![A-Za-z])")
 SIGN = re.compile(RELATION.pattern + r"|=|\\(?:approx|in|equiv)(?![A-Za-z])")
 NAME = re.compile(
-    r"(?:\\angle|\\overrightarrow|\\vec|\\overline|\\triangle)?\s*\{?\|?\s*(?![ei]$)[A-Za-z]{1,3}'?"
+    r"(?:\\angle|\\overrightarrow|\\vec|\\overline|\\triangle)?\s*\{?\|?\s*(?!i$)[A-Za-z]{1,3}'?"
     r"\s*\|?\}?(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])*\)"
     r"|\[[^\[\]=]{1,12}\]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega|Delta|sigma|rho)"
 )
@@ -55,7 +55,9 @@ BASE = re.compile(
     r"\s*_\s*\{?\s*(?:\\text\s*\{)?\(?\s*(\w+)\s*\)?[\s}]*"
 )
 UNKNOWN = re.compile(r"^\s*([A-Za-z])\s*(?:=|\\equiv|\\in(?![a-z]))\s*")
-INTEGERS = re.compile(r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*[NQZ]\s*\}?")
+INTEGERS = re.compile(
+    r"([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*[NQZ]\s*\}?(?:\s*[\^_]\s*\{?\s*[*+]\s*\}?)?"
+)
 PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 DOTS = re.compile(r"\\[lc]?dots(?![a-z])|\.\.")
 PART_NUMBER = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
@@ -94,6 +96,8 @@ def _list_of(text: str, parts: list[str], depth: int) -> Value:
             for part in parts[:-1]
             for sign in ("+-" if PLUS_MINUS.search(part) else "+")
         ]
+        if len(parts) == 2 and re.match(rf"\w(?:_\{{?|\(){integers[1]}\}}?\)?\s*=", parts[0]):
+            return _value(parts[0], depth + 1)
         if "Z" not in parts[-1] or any(map(SIGN.search, members)):
             raise UnreadableError(text)
         unknown = UNKNOWN.match(parts[0])

@@ -24,7 +24,7 @@ def agree(one: str, other: str) -> bool:
 
 def is_taken_back(answer: str, rest: str) -> bool:
     """Return whether the text after an answer may deny it, or settle on another value."""
-    here, *later = SENTENCE.split(rest.lstrip("$*}\\)] \t"))
+    here, *later = SENTENCE.split(CLOSED.sub("", rest).lstrip("$*}\\)] \t"))
     said_of_it = ASIDE.split(here)[0]
     if OTHERWISE.match(here) or DOUBTED.search(here) or HEDGED.search(said_of_it):
         return True
@@ -44,6 +44,8 @@ def _restates(answer: str, sentence: str) -> bool:
         return False
     if "=" in said and agree(answer, said.rpartition("=")[2].strip(" $*")):
         return True
+    if CONFIRMS.search(said):
+        return all(agree(answer, number) for number in NUMBER.findall(said))
     if CONCLUDES.match(said) or said.endswith(answer):
         numbers = NUMBER.findall(said)
         return all(agree(answer, number) for number in numbers or [said[-len(answer) :]])
@@ -65,6 +67,7 @@ def _is_harmless(answer: str, sentence: str) -> bool:
     ).search(sentence)
 
 
+CLOSED = re.compile(r"^[\s$}\\]*\\end\s*\{\w+\*?\}")  # the environment of a box
 ASIDE = re.compile(r"[,，(—–:]|\bthe only\b|\b(?:and|und)\b")
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+|</answer>")
 NUMBER = re.compile(r"(?<![A-Za-z\d_.])[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
@@ -81,7 +84,8 @@ WRONG = re.compile(
     r"|誤|間違|[≠?]"
 )
 CORRECTED = re.compile(  # of an earlier answer, by a later one
-    rf"{WRONG.pattern}|\b(?:correct(?:ing|ed|ion)|mis(?:read|count\w*)|oops)\b"
+    rf"{WRONG.pattern}|\b(?:correct(?:ing|ed|ion)|mis(?:read|count\w*)|oops"
+    r"|the correct \w+ (?:is|are))\b"
 )
 DOUBTED = re.compile(
     rf"{WRONG.pattern}|\b(?:doubt\w*|unsure|not sure|guess|no idea|unable|actually|wait|but"
@@ -105,6 +109,7 @@ HEDGED = re.compile(
     r"|would|except|excluding|other than|apart from|w[äü]re?n?|mindestens|höchstens"
     r"|au (?:moins|plus)|al menos|como máximo|almeno|pelo menos)\b|[<>≤≥≈不没]|ない|至少|至多|最多"
 )
+CONFIRMS = re.compile(r"(?i)\b(?:the answer|the result|this|that|it) is (?:right|correct)$")
 CONCLUDES = re.compile(
     r"(?i)\W*(?:(?:so|hence|thus|therefore|note that|there are)\b|所以|因此)"
     r"|.*\bis (?:right|correct)$"

@@ -35,11 +35,14 @@ DERIVED: dict[str, tuple[int, dict[str, int]]] = {  # in units of the Internatio
 }  # fmt: skip
 OTHERS = {  # and those of its multiples
     "m": "inch=0.0254 in=0.0254 foot=0.3048 feet=0.3048 ft=0.3048 yard=0.9144 mi=1609.344 "
-    "mile=1609.344", "s": "min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
-    "g": "kilo=1000 tonne=1e6 ton=1e6",
+    "mile=1609.344 米 公里=1000 千米=1000 分米=0.1 厘米=0.01 毫米=0.001",
+    "s": "min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800 秒 分钟=60 小时=3600 "
+    "時間=3600 天=86400", "l": "升 毫升=0.001",
+    "g": "kilo=1000 tonne=1e6 ton=1e6 克 千克=1000 公斤=1000 吨=1e6",
     "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs", "rad": "rad radian",
-    "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "°": "° degree deg '=1/60",
-    "%": "% percent prozent ‰=0.1", "C": "C celsius", "F": "F fahrenheit", "unit": "unit", "M": "M",
+    "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "円": "円 yen", "₩": "₩ 원 won",
+    "°": "° degree deg '=1/60", "%": "% percent prozent ‰=0.1", "M": "M", "unit": "unit",
+    "C": "C celsius", "F": "F fahrenheit",
 }  # fmt: skip
 PREFIXES = {  # and their powers of ten
     "k": 3, "M": 6, "G": 9, "T": 12, "d": -1, "c": -2, "m": -3, "µ": -6, "n": -9, "p": -12,
@@ -62,19 +65,22 @@ SAME_AS = {"mph": "mile/h", "kph": "km/h", "per cent": "percent", "percentage po
 TIMES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "mn": 10**6, "billion": 10**9, "bn": 10**9,
     "trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7, "万": 10**4, "亿": 10**8,
+    "만": 10**4, "億": 10**8,
 }  # fmt: skip
 NOT_UNITS = set(  # words that change a number, deny it, or say something of it
     "plus minus times less fewer more or and to not no nor if but either wrong false instead "
     "except without off loss debt short lost each score pair couple halve half third quarter fail "
-    "two three four five six seven eight nine ten eleven twelve".split()
+    "two three four five six seven eight nine ten eleven twelve negative".split()
 )
 NUMERAL = re.compile(  # sixths, docenas, 千; and what begins with one: 万人
     r".*(?:six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)ths?$"
     r"|mil(?!k|eage)|[bt]r?illi|cent(?:o|aine)|cien|docen|douzaine|tiers|quarts|tercio|cuarto"
-    r"|[十百千万亿兆半多余만억错誤误倍的]|以[上下]|左右|分之|打|未満|个百分点|이상|이하"
+    r"|больше|меньше|раз|тысяч|милли|половин|процент|неверн|[十百千万亿兆半多余만억错誤误倍的]|以[上下]|左右|分之|打"
+    r"|未満|个百分点|이상|이하"
 )
-PLURAL = re.compile(  # of a thing to count; scripts without Latin letters do not show it
-    r"s$(?<!ous)(?<!wards)(?<!ss)|^(?:people|children|\w*men|feet|fish|sheep)$|[^\x00-\u052f]"
+PLURAL = re.compile(  # of a thing to count; a noun of German; other letters than Latin ones
+    r"s$(?<!ous)(?<!wards)(?<!ss)|^(?:people|children|\w*men|feet|fish|sheep)$|[^\x00-\u03ff]"
+    r"|^[A-ZÄÖÜ][a-zäöüß]{3,}$"
 )
 RAISED = re.compile(r"(?i)\b(?:(sq(?:uare)?)|cu(?:bic)?)\.? (\w+)")
 SPELLED = re.compile(rf"(?i)\b({'|'.join(SAME_AS)})s?\b")
@@ -90,6 +96,8 @@ def read_unit(words: str) -> Unit:
     words = " ".join(words.replace("°", "° ").split()).rstrip(".,")
     words = re.sub(r"(^|/ ?)\((.*)\)$", r"\1\2", words)  # J/(mol K)
     words = SPELLED.sub(lambda match: SAME_AS[match[1].lower()], words)
+    words = re.sub(r"(?<![^\W\d_])([万亿만億])(?=\w)", r"\1 ", words)  # 1万元
+    words = re.sub(r"(平方|立方)(\w+)", lambda m: f"{m[2]}^{2 if m[1] == '平方' else 3}", words)
     words = RAISED.sub(lambda match: f"{match[2]}^{2 if match[1] else 3}", words)
     if len(words) > 40 or re.search(r"[=<>+]|\d|\bin [a-z]", re.sub(r"\^-?\d", "", words)):
         raise UnreadableError(words)
@@ -121,7 +129,7 @@ def _atom(name: str, is_first: bool) -> tuple[str, Fraction]:
     for spelling in (name, lower, single, lower.removesuffix("es")):
         if spelling in ATOMS and (spelling == name or len(spelling) > 2):
             return ATOMS[spelling]
-    is_word = is_first and not PLURAL.search(lower)
+    is_word = is_first and not (PLURAL.search(lower) or PLURAL.search(name))
     if (
         is_word
         or {lower, single} & NOT_UNITS
