@@ -19,7 +19,6 @@ import unicodedata
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
-from os.path import commonprefix
 from typing import NamedTuple
 
 from dateutil.parser import parse
@@ -264,7 +263,7 @@ def _other_words(answer: str, gold: str) -> Ruling:
     is_known &= other not in ("yes", "no") or one in ("yes", "no")
     is_known &= bool(_compound(answer)) == bool(_compound(gold))  # NaCl, or DVT
     is_known &= bool(DENIED.search(one)) == bool(DENIED.search(other))
-    is_known &= len(commonprefix((one, other))) < 5  # mitochondrion and mitochondria
+    is_known &= one[:5] != other[:5] or len(one) < 5  # mitochondrion and mitochondria
     if is_alike or is_part or not is_known or re.search(r"[\d\\]", one + other):
         return Ruling("unverifiable", "other-words", EXACT)
     return _differs(answer, EXACT)
@@ -282,7 +281,7 @@ def same_words(answer: str, gold: str) -> bool:
 
 
 ABBREVIATED = re.compile(
-    r"(?<=\w)\s\((?=.*[A-Z])(?!.*[a-z]{4})[^()]{1,12}\)$"
+    r"(?<=\w)\s?\((?=.*[A-Z])(?!.*[a-z]{4})[^()]{1,12}\)$"
 )  # sodium chloride (NaCl)
 MEANT = {
     **dict.fromkeys(("dne", "d.n.e"), "does not exist"),
@@ -311,7 +310,7 @@ def _words(text: str) -> str:
         r"\s*,\s*", ", ", re.sub(r"(?i)^(?:an? |the (?:\w+ (?=does not))?)", "", text.strip("' "))
     )
     text = " ".join(text.split())
-    if not re.search(r"\b(?!(?i:no|a)\b)(?=\w?[A-Z])[^\W\d_]{1,2}(?:\d|\b)", text):
+    if not re.search(r"\b(?!(?i:no|a|ja)\b)(?=\w?[A-Z])[^\W\d_]{1,2}(?:\d|\b)", text):
         text = NO_PLURAL.sub(r"\1", text.casefold())
     return MEANT.get(text, text)
 

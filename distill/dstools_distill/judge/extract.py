@@ -22,7 +22,7 @@ from dstools_distill.judge.remarks import (
     is_taken_back,
 )
 from dstools_distill.judge.spelling import unwrapped
-from dstools_distill.judge.units import TIMES
+from dstools_distill.judge.units import NOT_UNITS, TIMES
 
 
 class Extracted(NamedTuple):
@@ -40,7 +40,7 @@ MAX_MARKS, MAX_ANSWERS = 100, 20  # the last announcements, and different texts 
 
 def final_answer(text: str) -> Extracted:
     """Return the answer that a text settles on, without what marks or announces it."""
-    text = UNSAID.sub(" ", text)
+    text = NOT_BUT.sub("", UNSAID.sub(" ", text))
     if GUESSED.search(text):
         return Extracted("", "taken-back")
     marks = _marks(text)
@@ -65,6 +65,7 @@ UNSAID = re.compile(
     r"(?m)<[|｜][^<>|｜\n]{1,40}[|｜]>|~~[^~\n]+~~|^```\w*[ \t]*$|^> "
     r"|\\(?:begin|end)\{(?:align|equation|gather|split|center)[a-z]*\*?\}"
 )
+NOT_BUT = re.compile(r"\bnot \$?-?\d[\d.,]*\$? but (?=\S)")
 GUESSED = re.compile(r"(?i)\b(?:a|my|I|I'll|will) guess\b|\bno idea\b|\bdo(?:n't| not) know\b")
 ITEM = re.compile(r"(?m)^[ \t]*(?:\d+[.)]|[-*•])[ \t]+(\S.*)$")
 ITEMS = re.compile(r"(?m)(?:^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S.*\s*){2,}\Z")
@@ -152,9 +153,9 @@ SAID = re.compile(
     re.DOTALL,
 )
 VERB = re.compile(
-    r"\b(?:is|are|was|were|be|equals|costs?|makes?|gives|beträgt|lautet|vaut|est|ist|es|sind|son|é|è)\b"
+    r"\b(?:é|es|est) (?:de|égale? à|igual a)\b|s'élève à\b|\bin (?:the|a) ratio(?: of)?\b"
+    r"|\b(?:is|are|was|were|be|equals|costs?|makes?|gives|beträgt|lautet|vaut|est|ist|es|sind|son|é|è)\b"
     r"|\b(?:diverg|converg|tend|simplif|evaluat|reduc|com|amount|sum)(?:i?e)?s to\b"
-    r"|\b(?:é|es|est) (?:de|égale? à|igual a)\b|s'élève à\b|\bin (?:the|a) ratio(?: of)?\b"
     r"|(?<![\d\s]):|[=：为是は은]|\b(?:هي|هو)\b"
 )
 ANSWER = (
@@ -164,16 +165,22 @@ ANSWER = (
 PHRASE = (
     rf"(?:\#{{4}}|(?:{ANSWER}|\b(?:result|solution|option|choice)s?\b|opci[óo]n|opção|Lösung|结果)"
     r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?|\s+(?!no\b|(?-i:[A-J])\b)[^\W\d]+)?[”\x22】*_\s]*"
-    rf"(?:{VERB.pattern}|(?<=】)|[|—])[:：\s*_]*(?:(?:donc|also|la|(?-i:a))\b)?"
+    rf"(?:{VERB.pattern}|(?<=】)|[|—:])[:：\s*_]*(?:(?:donc|also|la|(?-i:a))\b)?"
     rf"|(?:^[#*_]+\s*|\bfinal ){ANSWER}[*_]*\s*\n"
     r"|\btotal[*_]*\s*\||(?<!不)故?选[:：\s]*(?=[A-J]))\s*"
 )
 ANNOUNCED = re.compile(rf"(?im){PHRASE}(?:\W*(?:(?:the|so|my|our)\s+)?{PHRASE})*")
 
 
+BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+ITALIC = re.compile(r"(?<![*\w])\*([^*\s]|[^*\s][^*\n]*[^*\s])\*(?![*\w])")
+
+
 def _emphases(text: str) -> list[Mark]:
-    """Return the bold words of a text if all are the same."""
-    found = [Mark(*bold.span(), bold[1]) for bold in re.finditer(r"\*\*([^*\n]+)\*\*", text)]
+    """Return the emphasized words of a text if all are the same."""
+    found = [
+        Mark(*bold.span(), bold[1]) for bold in (*BOLD.finditer(text),) or ITALIC.finditer(text)
+    ]
     found = [mark for mark in found if mark.answer and mark.answer.rstrip()[-1:] != ":"]  # labels
     return found if len({mark.answer for mark in found}) == 1 else []
 
@@ -258,6 +265,8 @@ def _stated(line: str) -> Extracted:
     *verbs, said = VERB.split(line)
     if SECOND.search(line) or HEDGED.search(line.removesuffix(said)):
         return NO_ANSWER
+    if line[: -len(said)].endswith("=") and not PHRASES.search(said):
+        return Extracted(said.strip())  # mv^2/2
     if not (stated := VALUE.fullmatch(said)):
         return NO_ANSWER._replace(parts=(said.strip(),) if verbs else ())
     if HEDGED.search(said):
@@ -277,6 +286,7 @@ def _stated(line: str) -> Extracted:
 REASON = re.compile(r",? (?:since|because|rather than) .*$|, not .*$")
 SO = re.compile(r"^.*\b(?:so|which|(?<=, )giving|i\.e\.,?)(?!\w)")
 VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-+−$€£]\s?)*[\d\\(\[√].*)")
+PHRASES = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}|[a-z]{2,} [a-z]{2}")
 MEMBER = re.compile(r"\s*[a-z]\s*(?:\\in(?![a-z])|∈)")
 SECOND = re.compile(r"\d\D*[\s,，。、](?!and\b)[^\W\d]\D*\d")  # another number after words
 LOOSE = re.compile(  # the number after one of these was not asked for
@@ -306,9 +316,17 @@ def stripped(text: str) -> str:
         lead = LEAD.match(text)
         if lead and not (DENIED.search(lead[0]) or CHANGED.search(lead[0])):
             text = text[lead.end() :]
+        remark = REMARK.fullmatch(text)
+        if remark and not HEDGED.search(remark[2]) and not OTHER_VALUE & {*remark[2].split()}:
+            text = remark[1]
     return text
 
 
+OTHER_VALUE = NOT_UNITS - {"and", "to", "the"}
+REMARK = re.compile(  # after a quantity: (choosing the jewelry); , directed to the left; of CO2
+    r"((?:\w+ ?= ?)?[^A-Za-z\s]{0,3}\d.*?)(?:\s\(|,\s|\s(?=(?:of|at)\s[A-Za-z]))"
+    r"([A-Za-zÀ-ÿ]{3,}\s[A-Za-zÀ-ÿ' -]+|(?:of|at)\s[^,()]+)\)?"
+)
 END = re.compile(r"(?<!\s)\s*(?:です|である|입니다|이다)?(?<!\.)[.。．]?$|(?<=\$)!$")
 LEAD = re.compile(
     r"(?i)^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it is|it's|that is)[\s,:]+"

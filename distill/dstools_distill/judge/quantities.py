@@ -138,7 +138,9 @@ ATOM = rf"(?:{TEXT.pattern}|[^\x00-\x7f⦃⦄°]|[%$])(?:{POWER.pattern})?"
 FORMULA = re.compile(rf"(.*?[\w)}}\]!.])\s*({ATOM}(?:\s*[/*]?\s*{ATOM}){{0,7}})")
 
 
-BARE = re.compile(r"(.*(?:[\d})]|\\pi))\s+(([a-zµ]{2,})(?:\s*\^\s*\{?[23]\}?)?(?:/[a-z]+)?)")
+BARE = re.compile(
+    r"(.*(?:[\d})]|\\pi))\s+((?:square |cubic )?([a-zµ]{2,}?)s?(?:\s*\^\s*\{?[23]\}?)?(?:/[a-z]+)?)"
+)
 
 
 def read_formula(text: str) -> Value:

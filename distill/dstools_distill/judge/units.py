@@ -42,7 +42,7 @@ OTHERS = {  # and those of its multiples
     "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs", "rad": "rad radian",
     "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "円": "円 yen", "₩": "₩ 원 won",
     "°": "° degree deg '=1/60", "%": "% percent prozent ‰=0.1", "M": "M", "unit": "unit",
-    "C": "C celsius", "F": "F fahrenheit",
+    "R$": "R$ real reais", "C": "C celsius", "F": "F fahrenheit",
 }  # fmt: skip
 PREFIXES = {  # and their powers of ten
     "k": 3, "M": 6, "G": 9, "T": 12, "d": -1, "c": -2, "m": -3, "µ": -6, "n": -9, "p": -12,
@@ -98,6 +98,7 @@ def read_unit(words: str) -> Unit:
     words = SPELLED.sub(lambda match: SAME_AS[match[1].lower()], words)
     words = re.sub(r"(?<![^\W\d_])([万亿만億])(?=\w)", r"\1 ", words)  # 1万元
     words = re.sub(r"(平方|立方)(\w+)", lambda m: f"{m[2]}^{2 if m[1] == '平方' else 3}", words)
+    words = re.sub(r"^(square|cubic) units?$", r"\1 unit", words)
     words = RAISED.sub(lambda match: f"{match[2]}^{2 if match[1] else 3}", words)
     if len(words) > 40 or re.search(r"[=<>+]|\d|\bin [a-z]", re.sub(r"\^-?\d", "", words)):
         raise UnreadableError(words)
