@@ -265,7 +265,7 @@ def _stated(line: str) -> Extracted:
     *verbs, said = VERB.split(line)
     if SECOND.search(line) or HEDGED.search(line.removesuffix(said)):
         return NO_ANSWER
-    if line[: -len(said)].endswith("=") and not PHRASES.search(said):
+    if EQUALS.search(line[: -len(said)]) and not PHRASES.search(said):
         return Extracted(said.strip())  # mv^2/2
     if not (stated := VALUE.fullmatch(said)):
         return NO_ANSWER._replace(parts=(said.strip(),) if verbs else ())
@@ -286,6 +286,7 @@ def _stated(line: str) -> Extracted:
 REASON = re.compile(r",? (?:since|because|rather than) .*$|, not .*$")
 SO = re.compile(r"^.*\b(?:so|which|(?<=, )giving|i\.e\.,?)(?!\w)")
 VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-+−$€£]\s?)*[\d\\(\[√].*)")
+EQUALS = re.compile(r"(?:^|\b(?:is|are|ist|est|es)\s)\S{1,8}\s?=$")  # is K =
 PHRASES = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}|[a-z]{2,} [a-z]{2}")
 MEMBER = re.compile(r"\s*[a-z]\s*(?:\\in(?![a-z])|∈)")
 SECOND = re.compile(r"\d\D*[\s,，。、](?!and\b)[^\W\d]\D*\d")  # another number after words
