@@ -26,7 +26,7 @@ from dateutil.parser import parse
 from dstools_distill.judge.equality import Comparison
 from dstools_distill.judge.extract import final_answer, stripped
 from dstools_distill.judge.quantities import Value
-from dstools_distill.judge.reader import read
+from dstools_distill.judge.reader import MAX_CHARS, read
 from dstools_distill.judge.referee import Referee
 from dstools_distill.judge.remarks import DENIED
 from dstools_distill.judge.spelling import SPACING, STYLED, squeezed
@@ -43,6 +43,7 @@ class Ruling(NamedTuple):
 
 INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,3999})")
 DIGITS = re.compile(r"[+-]?[0-9]{1,4000}")
+BLANKS = re.compile(r"([ \t\n])\1{2,}")
 OTHER_DIGIT = re.compile(r"(?![0-9])\d")  # Arabic, Devanagari, full-width
 EXACT = ("exact",)
 LIBRARY = ("math-verify",)
@@ -56,7 +57,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     if gold is None or kind == "none":
         return NO_GOLD
     text, gold = (OTHER_DIGIT.sub(lambda digit: str(int(digit[0])), part) for part in (text, gold))
-    text, wanted = text.strip(), _wanted(gold.strip(), kind)
+    text, wanted = BLANKS.sub(r"\1\1", text).strip(), _wanted(gold.strip(), kind)
     if not wanted:
         return GOLD_NOT_READ
     if kind == "auto":
@@ -66,7 +67,8 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     answer, problem, parts = final_answer(text)
     if not problem:
         return _ruling(answer, wanted, kind, referee)
-    if parts and kind in ("set", "tuple", "math", "string", "choice"):
+    are_named = len(parts) == 1 or all("=" in part for part in parts)
+    if parts and (kind in ("set", "math", "string", "choice") or (kind == "tuple" and are_named)):
         together = _ruling(", ".join(parts), wanted, kind, referee)
         if together.verdict == "correct":
             return together
@@ -101,7 +103,8 @@ def _plainly(text: str, gold: str, kind: AnswerType) -> Ruling | None:
             return Ruling("unverifiable", "other-words", EXACT)
         if given:
             return EQUAL if wanted == given else _differs(given, EXACT)
-    if kind == "string" and squeezed(text) == squeezed(gold):  # 1s² for 1s^2
+    is_formula = kind == "string" and len(text) <= MAX_CHARS and "**" not in text + gold
+    if is_formula and squeezed(text) == squeezed(gold):  # 1s² for 1s^2
         return EQUAL
     is_text = kind == "string" or _words(gold) in MEANT.values()
     if is_text and not SEVERAL.search(text) and same_words(text, gold):
@@ -168,6 +171,8 @@ def _differs(answer: str, checkers: tuple[str, ...]) -> Ruling:
 
 def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruling:
     """Compare two formulas by text, by exact arithmetic, or by math-verify's trees."""
+    if len(answer) > MAX_CHARS:
+        return Ruling("unverifiable", "answer-not-read")
     if squeezed(answer) == squeezed(gold):
         return EQUAL
     gold, answer = (RATIO.sub(":", text) for text in (gold, answer))
@@ -199,11 +204,14 @@ RATIO = re.compile(r"(?<=\d)\s*(?:\bto\b|:|\{:\}|\\colon)\s*(?=\d)")
 
 def _compound(text: str) -> str:
     """Return a formula of chemistry without marks, H2SO4 or SO4^2-; "" for other text."""
+    if len(text) > MAX_COMPOUND:
+        return ""
     text = re.sub(r"(?<=\S)\s\([a-z].*\)$", "", text)  # H2SO4 (sulfuric acid)
     text = re.sub(r"\\(?:ce|text)(?![a-z])|[{}]|_(?=\{?\d)|\^(?=\{?[+-])", "", squeezed(text))
     return text if COMPOUND.fullmatch(text) else ""
 
 
+MAX_COMPOUND = 100  # characters
 ATOM = r"(?:\(?[A-Z][a-z]?\d*(?:\)\d*)?)"
 COMPOUND = re.compile(rf"{ATOM}{{2,}}|{ATOM}+(?:\^\d)?[+-]")
 
@@ -239,12 +247,12 @@ def names_another_option(text: str, gold: str, question: str) -> bool:
 
 OPTION_WORD = re.compile(  # in the languages of extract.py; before it the option's words
     r"(?i)^(?:(?:the|la|l'|die|der|il|a)\s?)?(?:option|choice|alternativa|answer|réponse|opci[óo]n|respuesta"
-    r"|opção|resposta|risposta|antwort|lösung)s?\s+|^[^.:]*,\s(?:option|choice)\s(?=[A-J]$)"
+    r"|opção|resposta|risposta|antwort|lösung)s?\s+|^(?!.*\b(?:or|and|not|cannot|never)\b)[^.:]*,\soption\s(?=[A-J]$)"
 )
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even
-    r"\(?([A-J])\s*(?:[).:]|\s[–—-]\s|(,(?=\s*(?!and|or)[^\W\d]{2})"
-    r"|\s(?=because|since|is correct)))\s*(.+)",
+    r"\(?([A-J])\s*(?:[).:]|(,(?=\s*(?!and|or)[^\W\d]{2})"
+    r"|\s[–—]\s|\s(?=because|since|is correct)))\s*(.+)",
     re.DOTALL,
 )
 REASON = re.compile(r"(?:because|since|as|which)\b")
@@ -271,7 +279,8 @@ def _other_words(answer: str, gold: str) -> Ruling:
 
 def same_words(answer: str, gold: str) -> bool:
     """Return whether two texts say the same, also "yes" and a reason for it."""
-    answer = answer if "(" in gold else ABBREVIATED.sub("", answer)
+    if (short := ABBREVIATED.search(answer)) and short[1] == _initials(answer[: short.start()]):
+        answer = answer[: short.start()]  # deep vein thrombosis (DVT)
     one, other = _words(answer), _words(gold)
     word = re.match(r"(\w+)\s*[,—–.;:]\s*(.*)", one, re.DOTALL)
     if word and YES_NO.fullmatch(other) and len(YES_NO.findall(one)) == 1:
@@ -280,9 +289,11 @@ def same_words(answer: str, gold: str) -> bool:
     return one == other != ""
 
 
-ABBREVIATED = re.compile(
-    r"(?<=\w)\s?\((?=.*[A-Z])(?!.*[a-z]{4})[^()]{1,12}\)$"
-)  # sodium chloride (NaCl)
+def _initials(text: str) -> str:
+    return "".join(word[0] for word in re.findall(r"\w+", text)).upper()
+
+
+ABBREVIATED = re.compile(r"\s?\(([A-Z]{2,6})\)$")
 MEANT = {
     **dict.fromkeys(("dne", "d.n.e"), "does not exist"),
     **dict.fromkeys(("none", r"\emptyset", r"\varnothing", "∅", r"\{\}"), "no solution"),

@@ -27,6 +27,7 @@ KNOWN_ERRORS = (
 )
 DIGITS, LARGE = 1000, 10**300  # of irrational numbers: tells 1 - e^-200 from 1
 INDEX = sympy.Symbol("xi", real=True)  # an integer, of the members of a family
+MAX_PROGRESSIONS = 8  # whose comparison takes 2^n steps
 VALUES = (5, 7, 8, 11, 26, 17, 14, 19, 23, 29, 31)  # each symbol takes odd and even ones
 
 
@@ -143,6 +144,7 @@ def _same_families(one: Any, other: Any) -> bool | None:
         for family in (one, other)
     )
     are_progressions = all(step.is_number for _, step in here + there)
+    are_progressions &= max(len(here), len(there)) <= MAX_PROGRESSIONS
     return _covers(here, there) and _covers(there, here) if are_progressions else None
 
 

@@ -76,6 +76,8 @@ class Comparison:
         if answer == gold:
             return True
         for line, other in ((answer, gold), (gold, answer)):
+            if line.text == "(=)":
+                return self._in_two_units(*line.items, other)
             if line.text == "≈":
                 if not self._rounds(*line.items):
                     return None
@@ -85,6 +87,8 @@ class Comparison:
         kinds = {answer.kind, gold.kind}
         are_named = answer.name and gold.name and (" " in answer.name) == (" " in gold.name)
         if answer.name != gold.name and (are_named or "=" in answer.text + gold.text):
+            if "[" in answer.name + gold.name:  # [H^+] and [OH^-]
+                return None
             equations = (f"{v.name} = {to_latex(v)}" if v.name else v.text for v in (answer, gold))
             return self._ask(*equations) if kinds <= SCALARS else None
         if kinds == {"items"}:
@@ -100,7 +104,13 @@ class Comparison:
             items = {item.kind for item in answer.items + gold.items}  # 42, apples
             is_known = items == {"number"} and answer.number.denominator == 1
             return False if is_known and gold.number.denominator == 1 else None
-        return self._ask(to_latex(answer), to_latex(gold))
+        return self._ask(*map(_as_matrix, (answer, gold)))
+
+    def _in_two_units(self, one: Value, two: Value, other: Value) -> bool | None:
+        """Return whether one of two quantities that are said to be equal is `other`."""
+        if one.kind == two.kind and one.unit.of == two.unit.of and not self._quantities(one, two):
+            return None
+        return some(self._same(side, other) for side in (one, two)) or None
 
     def _quantities(self, answer: Value, gold: Value) -> bool | None:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""
@@ -166,7 +176,7 @@ class Comparison:
         are_renamed = here - there and there - here  # a_n = 2n, and a_k = 2k
         logs = {bool(PLAIN_LOG.search(text)) for text in texts}
         is_number = ("°" in answer) != ("°" in gold) and "\\pi" not in answer + gold  # 60 + x
-        if both - LETTERS or are_renamed or len(logs) > 1 or is_number:
+        if both - LETTERS or (both and "d" in symbols) or are_renamed or len(logs) > 1 or is_number:
             return None
         self.asked = True
         equal = self.referee.math(*(text.translate(TO_LATEX) for text in texts))
@@ -210,10 +220,23 @@ class Comparison:
         return every(self._same(one, other) for one, other in zip(answer, gold, strict=True))
 
 
+def _as_matrix(value: Value) -> str:
+    """Return a value in LaTeX, a list of lists, [[2, 0], [0, 2]], as a matrix."""
+    if value.text != "[]" or any(row.text != "[]" for row in value.items):
+        return to_latex(value)
+    rows = r" \\ ".join(" & ".join(map(to_latex, row.items)) for row in value.items)
+    return rf"\begin{{pmatrix}}{rows}\end{{pmatrix}}"
+
+
 def _as_family(value: Value, other: str) -> Value:
     """Return a formula in k or n as a family, for all integers, where `other` is a family."""
     letters = {*LETTER.findall(COMMAND.sub(" ", value.text))}
-    if "\\xi" not in other or value.kind != "formula" or letters not in ({"k"}, {"n"}):
+    if (
+        "\\xi" not in other
+        or "\\pi" not in value.text
+        or value.kind != "formula"
+        or letters not in ({"k"}, {"n"})
+    ):
         return value
     (letter,) = letters
     members = re.sub(rf"(?<![A-Za-z]){letter}", r"\\xi ", value.text)

@@ -15,10 +15,10 @@ from dstools_distill.judge.reader import read
 from dstools_distill.judge.remarks import (
     CHANGED,
     CHECK,
-    CORRECTED,
     DENIED,
     HEDGED,
     agree,
+    is_corrected,
     is_taken_back,
 )
 from dstools_distill.judge.spelling import unwrapped
@@ -54,22 +54,19 @@ def _unmarked(text: str) -> Extracted:
     if items := ITEMS.search(text):
         return Extracted("", "several-answers", tuple(ITEM.findall(items[0])))
     lines = [line for line in stripped(text).split("\n") if not CHECK.match(line)]
-    short = stripped(CONCLUSION.sub("", lines[-1])) if lines else ""
+    short = stripped(CONCLUSION.split(lines[-1])[-1]) if lines else ""
     if short and len(lines) == 1 and not PROSE.search(short):
         return Extracted(short)
     return _stated(short)
 
 
-# control tokens, what is struck through, fences, quotation marks of Markdown, aligned formulas
-UNSAID = re.compile(
-    r"(?m)<[|｜][^<>|｜\n]{1,40}[|｜]>|~~[^~\n]+~~|^```\w*[ \t]*$|^> "
-    r"|\\(?:begin|end)\{(?:align|equation|gather|split|center)[a-z]*\*?\}"
-)
+# control tokens, what is struck through, fences and quotation marks of Markdown
+UNSAID = re.compile(r"(?m)<[|｜][^<>|｜\n]{1,40}[|｜]>|~~[^~\n]+~~|^```\w*[ \t]*$|^> ")
 NOT_BUT = re.compile(r"\bnot \$?-?\d[\d.,]*\$? but (?=\S)")
 GUESSED = re.compile(r"(?i)\b(?:a|my|I|I'll|will) guess\b|\bno idea\b|\bdo(?:n't| not) know\b")
 ITEM = re.compile(r"(?m)^[ \t]*(?:\d+[.)]|[-*•])[ \t]+(\S.*)$")
 ITEMS = re.compile(r"(?m)(?:^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S.*\s*){2,}\Z")
-CONCLUSION = re.compile(r".*[.!?]\s+(?=(?:So|Thus|Hence|Therefore)\b)")  # is what follows it
+CONCLUSION = re.compile(r"(?<=[.!?])\s+(?=(?:So|Thus|Hence|Therefore)\b)")  # is what follows it
 PROSE = re.compile(
     r"(?i)^[a-z ]+:|[\u4e00-\u9fff]{2}\D*\d|[\u4e00-\u9fff]\s*\$|[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]+"
     r"|[^\W\d_]{2,} [^\W\d_]{2,} (?:\S?\d|\$)"
@@ -148,7 +145,7 @@ def _announcements(text: str) -> list[Mark]:
 # a displayed formula, or the rest of the sentence or line
 SAID = re.compile(
     r"\$\$.*?\$\$|\\\[.*?\\\]"
-    r"|\S.*?(?=(?<=\S)(?<![\s(*][A-J])[.?!]\s+[A-Z\\$]|[。；]|[\"} |]*(?:\n|\Z)"
+    r"|\S.*?(?=(?<=\S)(?<![\s(*][A-J])[.?!]\s+[A-Z\\$]|[。；]|[\"} ]*(?:\s\|\s*)?(?:\n|\Z)"
     r"|,? (?:since|because|not)\b)",
     re.DOTALL,
 )
@@ -156,11 +153,11 @@ VERB = re.compile(
     r"\b(?:é|es|est) (?:de|égale? à|igual a)\b|s'élève à\b|\bin (?:the|a) ratio(?: of)?\b"
     r"|\b(?:is|are|was|were|be|equals|costs?|makes?|gives|beträgt|lautet|vaut|est|ist|es|sind|son|é|è)\b"
     r"|\b(?:diverg|converg|tend|simplif|evaluat|reduc|com|amount|sum)(?:i?e)?s to\b"
-    r"|(?<![\d\s]):|[=：为是は은]|\b(?:هي|هو)\b"
+    r"|(?<![\d\s]):|[=：为是は은]"
 )
 ANSWER = (
     r"(?:\b(?:answers?|réponse|respuesta|resposta|risposta|Antwort|Ergebnis)\b"
-    r"|ответ|答え|正解|答案|답|الإجابة|الجواب)"
+    r"|ответ|答え|正解|答案|답)"
 )
 PHRASE = (
     rf"(?:\#{{4}}|(?:{ANSWER}|\b(?:result|solution|option|choice)s?\b|opci[óo]n|opção|Lösung|结果)"
@@ -181,7 +178,10 @@ def _emphases(text: str) -> list[Mark]:
     found = [
         Mark(*bold.span(), bold[1]) for bold in (*BOLD.finditer(text),) or ITALIC.finditer(text)
     ]
-    found = [mark for mark in found if mark.answer and mark.answer.rstrip()[-1:] != ":"]  # labels
+    labels = [mark for mark in found if (mark.answer or "").rstrip().endswith(":")]
+    if any(HEDGED.search(label.answer or "") for label in labels):
+        return []
+    found = [mark for mark in found if mark not in labels]
     return found if len({mark.answer for mark in found}) == 1 else []
 
 
@@ -211,7 +211,7 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
         stripped(mark.answer or "")
         for mark, after in zip_longest(marks, marks[1:])
         if not EMPTY.fullmatch(mark.answer or "")
-        and not (after and CORRECTED.search(text[mark.end : after.start]))
+        and not (after and is_corrected(text[mark.end : after.start]))
     ]
     answers = [*dict.fromkeys(answers)]
     if len(answers) > MAX_ANSWERS:
@@ -259,9 +259,9 @@ AFTER = re.compile(
 def _stated(line: str) -> Extracted:
     """Return the only value that a sentence states: after "is" or "=", or a number with a unit."""
     line = SO.sub("=", REASON.sub("", INLINE.sub(r"\1\2", stripped(line))))
-    if not re.search(r"\d", line):  # five marbles; "one" may be a pronoun
-        counted = in_figures(line.lower()).replace(f"{SPELLED}1 ", "one ").replace(SPELLED, "")
-        line = counted if re.search(r"\d", counted) else line
+    if (lead := ID_EST.match(line)) and not HEDGED.search(lead[0]):
+        line = f"= {line[lead.end() :]}"
+    line = line if re.search(r"\d", line) else _counted(line)
     *verbs, said = VERB.split(line)
     if SECOND.search(line) or HEDGED.search(line.removesuffix(said)):
         return NO_ANSWER
@@ -283,8 +283,27 @@ def _stated(line: str) -> Extracted:
     return Extracted(answer) if is_stated else NO_ANSWER
 
 
+def _counted(line: str) -> str:
+    """Return a sentence with its one number that is in words in figures: five marbles.
+
+    "One" may be a pronoun, and "no", "all three" or "the two" say something else.
+    """
+    counted = in_figures(line.lower())
+    numbers = re.findall(rf"{SPELLED}?\d[\d,./ ]*", counted)
+    if len(numbers) != 1 or numbers[0] == f"{SPELLED}1" or NOT_COUNTED.search(counted):
+        return line
+    return counted.replace(SPELLED, "")
+
+
+NOT_COUNTED = re.compile(
+    rf"\b(?:all|any|the|these|those|both|other|every|each|of) {SPELLED}?\d"
+    r"|\b(?:no|none|not|unique|single|undefined|unknown)\b"
+)
 REASON = re.compile(r",? (?:since|because|rather than) .*$|, not .*$")
-SO = re.compile(r"^.*\b(?:so|which|(?<=, )giving|i\.e\.,?)(?!\w)")
+SO = re.compile(r"^.*\b(?:so|which)\b")
+ID_EST = re.compile(
+    r"^(?!.*\bno\b).*(?:\bi\.e\.,?|(?<=, )giving) (?=[^A-Za-z\s]|[a-z] (?:=|\\in(?![a-z])))"
+)
 VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-+−$€£]\s?)*[\d\\(\[√].*)")
 EQUALS = re.compile(r"(?:^|\b(?:is|are|ist|est|es)\s)\S{1,8}\s?=$")  # is K =
 PHRASES = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}|[a-z]{2,} [a-z]{2}")
@@ -292,12 +311,12 @@ MEMBER = re.compile(r"\s*[a-z]\s*(?:\\in(?![a-z])|∈)")
 SECOND = re.compile(r"\d\D*[\s,，。、](?!and\b)[^\W\d]\D*\d")  # another number after words
 LOOSE = re.compile(  # the number after one of these was not asked for
     r"\b(?:after|by|within|in|at|above|of|than|for|(?<!left )with|(?<!out )to|on|per|until|exceed"
-    r"|step|als|que|à)(?: the)?\s+$"
+    r"|step|als|que|à|minus|negative)(?: the)?\s+$"
 )
 UNIT = re.compile(r"[^\W\d]|[$€£]")
 MORE = re.compile(  # around the unit
     r"(?<=\d) more(?= [a-z]+)|,? (?:altogether|tomorrow|today|now)$"
-    r"| (?:a|at|in|of|to the) .*$|(?<=[a-z}]) (?:square|cubic) \w+$"
+    r"| (?:a|at|in|of) .*$|(?<=[a-z}]) (?:square|cubic) \w+$"
 )
 WORDS = re.compile(r"\b(?!and\b)(?<!\\)[A-Za-z]{2,}")
 # as in Pandoc: no blank after an opening dollar, none before a closing one, and no digit after that

@@ -23,7 +23,7 @@ class Value(NamedTuple):
     | formula | LaTeX, also of an equation or a relation | unit |
     | base | digits_base | |
     | items | the brackets: "()", "[)", "{}", or "" for a bare list | items, number if 3,5 |
-    | items | "≈": a value and its decimal | items |
+    | items | "≈": a value and its decimal; "(=)": a value in two units | items |
     """
 
     kind: str
@@ -131,13 +131,15 @@ def _single(text: str) -> Value:
         raise UnreadableError(text)
     unit = read_unit(_words(rest))
     number, unit = number * unit.times, unit._replace(times=Fraction(1))
-    return Value("number", text if letters and len(letters[1]) == 1 else "", (), number, unit)
+    is_product = letters and (len(letters[1]) == 1 or letters[1] in PRODUCTS)
+    return Value("number", text if is_product else "", (), number, unit)
 
 
 ATOM = rf"(?:{TEXT.pattern}|[^\x00-\x7f⦃⦄°]|[%$])(?:{POWER.pattern})?"
 FORMULA = re.compile(rf"(.*?[\w)}}\]!.])\s*({ATOM}(?:\s*[/*]?\s*{ATOM}){{0,7}})")
 
 
+PRODUCTS = ("mg", "ml", "ms")  # may be of variables
 BARE = re.compile(
     r"(.*(?:[\d})]|\\pi))\s+((?:square |cubic )?([a-zµ]{2,}?)s?(?:\s*\^\s*\{?[23]\}?)?(?:/[a-z]+)?)"
 )
@@ -149,7 +151,8 @@ def read_formula(text: str) -> Value:
     A known one of two letters or more may stand alone: 36 \\pi cm^2.
     """
     bare = BARE.fullmatch(text)
-    if match := bare if bare and bare[3] in ATOMS else FORMULA.fullmatch(text):
+    is_unit = bare and bare[3] in ATOMS and bare[3] not in PRODUCTS
+    if match := bare if is_unit else FORMULA.fullmatch(text):
         with suppress(UnreadableError):
             unit = read_unit(_words(match[2]))
             if unit.times == 1:

@@ -10,9 +10,9 @@ import re
 from fractions import Fraction
 
 from dstools_distill.figures import SPELLED, in_figures
-from dstools_distill.judge.quantities import Value, read_formula, read_quantity, to_latex
+from dstools_distill.judge.quantities import Value, read_formula, read_quantity
 from dstools_distill.judge.spelling import CLOSING, COMMAND, OPENING, outside, plain
-from dstools_distill.judge.units import UnreadableError
+from dstools_distill.judge.units import NONE, UnreadableError
 
 MAX_CHARS, MAX_DEPTH = 2000, 12
 
@@ -64,7 +64,7 @@ PART_NUMBER = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
 CONDITION = re.compile(r"\s*([^|:]*?)\s*(?:\||:|\\mid)\s*(.*)")
 ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?")
 POINT = re.compile(r"([A-Z])\s*(\([^()]*,[^()]*\))")
-ASIDE = re.compile(r"(.*\S)\s+\(\s*(?:=|\\approx)?\s*([^()]*[A-Za-zµ%°][^()]*)\)")  # 25 °C (298 K)
+ASIDE = re.compile(r"(.*\S)\s+\(\s*(=|\\approx)?\s*([^()]*[A-Za-zµ%°][^()]*)\)")  # 25 °C (298 K)
 COMMA_DECIMAL = re.compile(  # 3,5 and 6,02 * 10^{23}
     r"(?:[A-Za-z]\s*=\s*)?(-?\d+),(\d+)(?:\s*\*\s*10\s*\^\s*\{?(-?\d{1,3})\}?)?"
 )
@@ -139,15 +139,15 @@ def _relation(text: str, sides: list[str], signs: list[str], depth: int) -> Valu
 def _single(text: str, depth: int) -> Value:
     """Read a bracketed group, a number in a base, ±, or a quantity."""
     if point := POINT.fullmatch(text):
+        if "|" in point[2]:  # a point of German, or a probability
+            raise UnreadableError(text)
         return _single(point[2], depth)._replace(name=point[1])
     if text[0] in OPENING and (group := _group(text, depth)):
         return group
-    if (aside := ASIDE.fullmatch(text)) and (other := read_quantity(aside[2])):
-        value = _single(aside[1], depth)
-        is_same_unit = value.unit.of == other.unit.of
-        if is_same_unit and value.number * value.unit.factor != other.number * other.unit.factor:
-            raise UnreadableError(text)
-        return value
+    if (aside := ASIDE.fullmatch(text)) and (other := read_quantity(aside[3])):
+        value = read_quantity(aside[1]) or (_single(aside[1], depth) if aside[2] else None)
+        if value is not None and value.unit != NONE != other.unit:  # 25 °C (298 K)
+            return Value("items", "(=)", (value, other))
     if match := BASE.fullmatch(text):
         base = in_figures(match[2]).strip(SPELLED)  # 101_{two}
         digits = match[1].lower().lstrip("0")
@@ -180,9 +180,6 @@ def _group(text: str, depth: int) -> Value | None:
             raise UnreadableError(text)
         members = value.items if is_list or value.text == "{}" else ()
         return Value("items", "{}", members or (value,))  # also of {∅}
-    if is_list and opener == "[" and all(v.text == "[]" for v in value.items):  # [[2, 0], [0, 2]]
-        rows = r" \\ ".join(" & ".join(map(to_latex, row.items)) for row in value.items)
-        return Value("formula", rf"\begin{{pmatrix}}{rows}\end{{pmatrix}}")
     if is_list:
         return Value("items", opener + closer, value.items)
     return value if opener in "({" else None

@@ -34,6 +34,13 @@ def is_taken_back(answer: str, rest: str) -> bool:
     return not all(_is_harmless(answer, sentence) for sentence in later)
 
 
+def is_corrected(between: str) -> bool:
+    """Return whether the text between two answers says that only the later one is right."""
+    concluded = re.split(r"[.!?]\s|\n\n", between.strip())[-1]
+    is_said = CORRECTED.search(between) and SETTLES.search(concluded)
+    return bool(is_said and not EARLIER.search(between))
+
+
 def _restates(answer: str, sentence: str) -> bool:
     """Return whether a sentence ends on an answer, or concludes with no other number.
 
@@ -87,6 +94,10 @@ CORRECTED = re.compile(  # of an earlier answer, by a later one
     rf"{WRONG.pattern}|\b(?:correct(?:ing|ed|ion)|mis(?:read|count\w*)|oops"
     r"|the correct \w+ (?:is|are))\b"
 )
+SETTLES = re.compile(
+    r"(?i)\b(?:answer|result|so|thus|hence|therefore|correct \w+ (?:is|are))\b|答案|所以|因此"
+)
+EARLIER = re.compile(r"(?i)\b(?:earlier|previous\w*|before|had|would|if)\b|\([a-e]\)")
 DOUBTED = re.compile(
     rf"{WRONG.pattern}|\b(?:doubt\w*|unsure|not sure|guess|no idea|unable|actually|wait|but"
     r"|(?<!answer )should be|may|might|could)\b"

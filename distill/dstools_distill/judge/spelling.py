@@ -14,7 +14,7 @@ STYLES = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox)\s*"
 STYLED = re.compile(STYLES + r"\{([^{}]*)\}")
 SPACING = re.compile(
     r"(?<!\\)\\(?:[,;:! ]|(?:quad|qquad|displaystyle|textstyle|left|right|limits|[bB]igg?[lr]?)"
-    r"(?![a-z]))|(?<!^)~"
+    r"(?![a-z]))|(?<=[\w}){])~"
 )
 FUNCTIONS = "(?:arc)?(?:sin|cos|tan)|ln|log"
 COMMAND = re.compile(r"\\([A-Za-z]+|[{}%$])")
@@ -52,13 +52,15 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(-?\d+)\s*\(?\\p?mod\s*\{?\s*(\d+)\s*\}?\s*\)?$"),
      r"\1 + \2 k, k \\in \\mathbb Z"),
     (re.compile(r"(?<=\d)\{,\}(?=\d\d?(?!\d))"), "."),  # 6{,}75
-    (re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d\d?(?![\d.,])"),
+    (re.compile(r"(?<![\d.,(\[⦃])[1-9]\d{0,2}(?:\.\d{3})+,\d\d(?![\d.,])"),
      lambda number: number[0].replace(".", "").replace(",", ".")),  # 1.250,00
     (re.compile(r"^\$([^$]+)\$\s*([A-Za-z%][A-Za-z/^\d ]*)$"), r"\1 \\text{\2}"),  # $5$ cm
-    (re.compile(r"\((-?[\d.,/]+)\s*\|\s*(-?[\d.,/]+)\)"), r"(\1, \2)"),  # German for a point
+    (re.compile(r"(?<![A-Za-z])\((-?[\d.,]+)\s*\|\s*(-?[\d.,]+)\)"),  # German for a point
+     lambda point: f"({point[1].replace(',', '.')}, {point[2].replace(',', '.')})"),
     (re.compile(r"\]([^\[\]()\s,;][^\[\]()]*[,;][^\[\]()]+)(?=[\[\]])"), r"(\1"),  # ]1, 2[
     (re.compile(r"(?<=[\[(])([^\[\]()]+[,;][^\[\]()]+)\["), r"\1)"),
-    (re.compile(r"(\d*\.\d*?)(\d+?)\2{2,}\s*(?:\.\.\.|\\[lc]?dots)\s*$"), r"\1\\overline{\2}"),
+    (re.compile(r"(\d*\.\d{0,20}?)(\d{1,12}?)\2{2,}\s*(?:\.\.\.|\\[lc]?dots)\s*$"),
+     r"\1\\overline{\2}"),
     (re.compile(r"^((?:[A-Za-z]\s*=)?)[(\[\s]*\\begin\{(cases|[pb]?matrix|array)\}(?:\{c\})?([^&]*)"
                 r"\\end\{\2\}[)\]\s]*$"),
      lambda rows: f"{rows[1]}({rows[3].replace(chr(92) * 2, ',')})"),  # a system, or a column

@@ -31,7 +31,7 @@ DERIVED: dict[str, tuple[int, dict[str, int]]] = {  # in units of the Internatio
     "l": (-3, {"m": 3}), "Hz": (0, {"s": -1}), "N": (3, {"g": 1, "m": 1, "s": -2}),
     "Pa": (3, {"g": 1, "m": -1, "s": -2}), "J": (3, {"g": 1, "m": 2, "s": -2}),
     "W": (3, {"g": 1, "m": 2, "s": -3}), "V": (3, {"g": 1, "m": 2, "s": -3, "A": -1}),
-    "ohm": (3, {"g": 1, "m": 2, "s": -3, "A": -2}), "M": (3, {"mol": 1, "m": -3}),
+    "ohm": (3, {"g": 1, "m": 2, "s": -3, "A": -2}),
 }  # fmt: skip
 OTHERS = {  # and those of its multiples
     "m": "inch=0.0254 in=0.0254 foot=0.3048 feet=0.3048 ft=0.3048 yard=0.9144 mi=1609.344 "
@@ -41,7 +41,7 @@ OTHERS = {  # and those of its multiples
     "g": "kilo=1000 tonne=1e6 ton=1e6 克 千克=1000 公斤=1000 吨=1e6",
     "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs", "rad": "rad radian",
     "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "円": "円 yen", "₩": "₩ 원 won",
-    "°": "° degree deg '=1/60", "%": "% percent prozent ‰=0.1", "M": "M", "unit": "unit",
+    "°": "° degree deg '=1/60", "%": "% percent prozent ‰=0.1", "unit": "unit",
     "R$": "R$ real reais", "C": "C celsius", "F": "F fahrenheit",
 }  # fmt: skip
 PREFIXES = {  # and their powers of ten
@@ -70,7 +70,7 @@ TIMES = {
 NOT_UNITS = set(  # words that change a number, deny it, or say something of it
     "plus minus times less fewer more or and to not no nor if but either wrong false instead "
     "except without off loss debt short lost each score pair couple halve half third quarter fail "
-    "two three four five six seven eight nine ten eleven twelve negative".split()
+    "two three four five six seven eight nine ten eleven twelve negative below above zero".split()
 )
 NUMERAL = re.compile(  # sixths, docenas, 千; and what begins with one: 万人
     r".*(?:six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)ths?$"
