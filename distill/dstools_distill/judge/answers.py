@@ -247,7 +247,7 @@ def names_another_option(text: str, gold: str, question: str) -> bool:
 
 OPTION_WORD = re.compile(  # in the languages of extract.py; before it the option's words
     r"(?i)^(?:(?:the|la|l'|die|der|il|a)\s?)?(?:option|choice|alternativa|answer|réponse|opci[óo]n|respuesta"
-    r"|opção|resposta|risposta|antwort|lösung)s?\s+|^(?!.*\b(?:or|and|not|cannot|never)\b)[^.:]*,\soption\s(?=[A-J]$)"
+    r"|opção|resposta|risposta|antwort|lösung)s?\s+|^(?!.*\b(?:or|and|not|cannot|never|except)\b)[^.:]*,\soption\s(?=[A-J]$)"
 )
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even

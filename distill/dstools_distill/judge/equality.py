@@ -77,7 +77,7 @@ class Comparison:
             return True
         for line, other in ((answer, gold), (gold, answer)):
             if line.text == "(=)":
-                return self._in_two_units(*line.items, other)
+                return self._in_two_units(line.items, other)
             if line.text == "≈":
                 if not self._rounds(*line.items):
                     return None
@@ -106,11 +106,12 @@ class Comparison:
             return False if is_known and gold.number.denominator == 1 else None
         return self._ask(*map(_as_matrix, (answer, gold)))
 
-    def _in_two_units(self, one: Value, two: Value, other: Value) -> bool | None:
+    def _in_two_units(self, sides: tuple[Value, ...], other: Value) -> bool | None:
         """Return whether one of two quantities that are said to be equal is `other`."""
+        one, two = sides
         if one.kind == two.kind and one.unit.of == two.unit.of and not self._quantities(one, two):
             return None
-        return some(self._same(side, other) for side in (one, two)) or None
+        return some(self._same(side, other) for side in sides) or None
 
     def _quantities(self, answer: Value, gold: Value) -> bool | None:
         """Compare two quantities; a unit may be missing, and 50% is 0.5 or 50."""

@@ -129,19 +129,27 @@ def _announcements(text: str) -> list[Mark]:
 
     Of adjacent phrases only the last counts: "Final answer:" and "the answer is".
     """
-    marks = []
+    marks = [
+        Mark(right.start(), right.end(), right[1])
+        for right in RIGHT.finditer(text)
+        if not _is_denied(text, right.start())
+    ]
     for mark in [*ANNOUNCED.finditer(text)][-MAX_MARKS:]:
         if ITEMS.match(text, mark.end()) or _is_denied(text, mark.start(), mark[0]):
             continue
         said = SAID.match(text, mark.end(), mark.end() + MAX_SAID)
         answer = " ".join(said[0].split()) if said else ""
-        if PROSE.search(answer):
+        if PROSE.search(answer) and not LETTERED.match(answer):
             answer = _unmarked(answer).text or answer
         answer = re.sub(r"(?<!\w)\*\*|\*\*(?!\w)", "", answer)  # but 2**3
         marks.append(Mark(mark.end(), said.end() if said else mark.end(), answer))
     return marks
 
 
+RIGHT = re.compile(
+    r"\b[Oo]ption \(?([A-J])\)? is (?:the )?(?:correct|right)\b(?: (?:one|answer|option))?"
+)
+LETTERED = re.compile(r"\(?[A-J][).:]\s")  # B. 1.5 eV
 # a displayed formula, or the rest of the sentence or line
 SAID = re.compile(
     r"\$\$.*?\$\$|\\\[.*?\\\]"
@@ -157,7 +165,7 @@ VERB = re.compile(
 )
 ANSWER = (
     r"(?:\b(?:answers?|réponse|respuesta|resposta|risposta|Antwort|Ergebnis)\b"
-    r"|ответ|答え|正解|答案|답)"
+    r"|ответ|答え|正解|答案|选项|답)"
 )
 PHRASE = (
     rf"(?:\#{{4}}|(?:{ANSWER}|\b(?:result|solution|option|choice)s?\b|opci[óo]n|opção|Lösung|结果)"
@@ -259,8 +267,10 @@ AFTER = re.compile(
 def _stated(line: str) -> Extracted:
     """Return the only value that a sentence states: after "is" or "=", or a number with a unit."""
     line = SO.sub("=", REASON.sub("", INLINE.sub(r"\1\2", stripped(line))))
-    if (lead := ID_EST.match(line)) and not HEDGED.search(lead[0]):
-        line = f"= {line[lead.end() :]}"
+    if pairs := NAMED_VALUES.search(line):
+        return Extracted(pairs[0].strip())
+    if (id_est := ID_EST.match(line)) and not HEDGED.search(id_est[0]):
+        line = f"= {line[id_est.end() :]}"
     line = line if re.search(r"\d", line) else _counted(line)
     *verbs, said = VERB.split(line)
     if SECOND.search(line) or HEDGED.search(line.removesuffix(said)):
@@ -299,12 +309,14 @@ NOT_COUNTED = re.compile(
     rf"\b(?:all|any|the|these|those|both|other|every|each|of) {SPELLED}?\d"
     r"|\b(?:no|none|not|unique|single|undefined|unknown)\b"
 )
-REASON = re.compile(r",? (?:since|because|rather than) .*$|, not .*$")
+REASON = re.compile(r",? (?:since|because|rather than) .*$|, not .*$| for (?:all|every|any) .*$")
 SO = re.compile(r"^.*\b(?:so|which)\b")
 ID_EST = re.compile(
     r"^(?!.*\bno\b).*(?:\bi\.e\.,?|(?<=, )giving) (?=[^A-Za-z\s]|[a-z] (?:=|\\in(?![a-z])))"
 )
 VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-+−$€£]\s?)*[\d\\(\[√].*)")
+NAME = r"(?<![A-Za-z\\])[A-Za-z](?:_\{?\d\}?)? ?= ?"
+NAMED_VALUES = re.compile(rf"(?:{NAME}[^\s=,]+(?:,? and |, ?))+{NAME}[^\s=,]+$")  # x = 0 and x = 2
 EQUALS = re.compile(r"(?:^|\b(?:is|are|ist|est|es)\s)\S{1,8}\s?=$")  # is K =
 PHRASES = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}|[a-z]{2,} [a-z]{2}")
 MEMBER = re.compile(r"\s*[a-z]\s*(?:\\in(?![a-z])|∈)")

@@ -46,7 +46,7 @@ def _restates(answer: str, sentence: str) -> bool:
 
     In an equation other numbers may stand before it: 4 + 5 = 9.
     """
-    said = sentence.strip(" $*.!)✓}\n")
+    said = sentence.strip(" $*.!。！)✓}\n")
     if HEDGED.search(said):
         return False
     if "=" in said and agree(answer, said.rpartition("=")[2].strip(" $*")):
@@ -76,7 +76,7 @@ def _is_harmless(answer: str, sentence: str) -> bool:
 
 CLOSED = re.compile(r"^[\s$}\\]*\\end\s*\{\w+\*?\}")  # the environment of a box
 ASIDE = re.compile(r"[,，(—–:]|\bthe only\b|\b(?:and|und)\b")
-SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+|</answer>")
+SENTENCE = re.compile(r"(?<=[.!?;])(?<!\bi\.e\.)\s+|(?<=[。！？；])|\n+|</answer>")
 NUMBER = re.compile(r"(?<![A-Za-z\d_.])[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 OTHERWISE = re.compile(  # in place of a remark on the answer
     r"(?i)\W*(?:(?:or|maybe|perhaps|oder|ou|或)\b(?! equivalently)|no[.,:;!]"
@@ -116,9 +116,10 @@ CHANGED = re.compile(  # the value of another thing than the answer
 HEDGED = re.compile(
     rf"{DENIED.pattern}|{CHANGED.pattern}"
     r"|\b(?:nor|neither|either|or|too|only|instead of|given|bound|let(?! me)"
-    r"|between|about|more than|approximately|roughly|least|most|less|fewer|over|under|nearly|almost"
-    r"|would|except|excluding|other than|apart from|w[äü]re?n?|mindestens|höchstens"
-    r"|au (?:moins|plus)|al menos|como máximo|almeno|pelo menos)\b|[<>≤≥≈不没]|ない|至少|至多|最多"
+    r"|between|about|more than|approximately|roughly|least|most|less|fewer|over|under|nearly"
+    r"|almost|would|except|excluding|other than|apart from|w[äü]re?n?|mindestens|höchstens"
+    r"|au (?:moins|plus)|al menos|como máximo|almeno|pelo menos)\b|[<>≤≥≈没]|不(?!同)|ない|至少"
+    r"|至多|最多"
 )
 CONFIRMS = re.compile(r"(?i)\b(?:the answer|the result|this|that|it) is (?:right|correct)$")
 CONCLUDES = re.compile(
@@ -128,7 +129,8 @@ CONCLUDES = re.compile(
 CHECK = re.compile(r"(?i)\W*(?:[\w -]*check|verif\w+|probe|vérif\w+|проверка|验证|检验|検算)\b")
 OTHERS = re.compile(r"(?i)\W*(?:options?|choices?) [A-J]\b")
 HARMLESS = re.compile(
-    r"(?i)\W*(?:(?:source|reference|difficulty|confidence|time|topics?)\W*:.*"
+    r"(?i)\W*(?:(?:(?:this|the) )?(?:maximum|minimum|equality|bound) (?:is )?(?:attained|achieved"
+    r"|reached|holds|occurs)\b.*|(?:source|reference|difficulty|confidence|time|topics?)\W*:.*"
     r"|(?:explanation|reasoning|proof)\W*:\D*|(?:this is )?because\b\D*|.*のとき.*"
     r"|(?:there (?:is|are) )?no (?:other|further|smaller|larger|two)\b.*"
     r"|(?:it makes no difference|(?:i )?hope|(?:please )?let me know|feel free|thank(?:s| you)"
