@@ -37,7 +37,7 @@ def is_taken_back(answer: str, rest: str) -> bool:
 def is_corrected(between: str) -> bool:
     """Return whether the text between two answers says that only the later one is right."""
     concluded = re.split(r"[.!?]\s|\n\n", between.strip())[-1]
-    is_said = CORRECTED.search(between) and SETTLES.search(concluded)
+    is_said = WRONG.search(between) or (CORRECTED.search(between) and SETTLES.search(concluded))
     return bool(is_said and not EARLIER.search(between))
 
 
@@ -91,13 +91,14 @@ WRONG = re.compile(
     r"|誤|間違|[≠?]"
 )
 CORRECTED = re.compile(  # of an earlier answer, by a later one
-    rf"{WRONG.pattern}|\b(?:correct(?:ing|ed|ion)|mis(?:read|count\w*)|oops"
-    r"|the correct \w+ (?:is|are))\b"
+    r"(?i)\b(?:correct(?:ing|ed|ion)|mis(?:read|count\w*)|oops|the correct \w+ (?:is|are))\b"
 )
 SETTLES = re.compile(
     r"(?i)\b(?:answer|result|so|thus|hence|therefore|correct \w+ (?:is|are))\b|答案|所以|因此"
 )
-EARLIER = re.compile(r"(?i)\b(?:earlier|previous\w*|before|had|would|if)\b|\([a-e]\)")
+EARLIER = re.compile(
+    r"(?i)\b(?:earlier|previous\w*|before|had|would|if|key|students?|lists?)\b|\([a-e]\)"
+)
 DOUBTED = re.compile(
     rf"{WRONG.pattern}|\b(?:doubt\w*|unsure|not sure|guess|no idea|unable|actually|wait|but"
     r"|(?<!answer )should be|may|might|could)\b"

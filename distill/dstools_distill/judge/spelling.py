@@ -142,5 +142,5 @@ def unwrapped(text: str) -> str:
 def squeezed(text: str) -> str:
     """Return a formula without blanks and braces that mean nothing."""
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", plain(text))
-    text = re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", text)
+    text = re.sub(r"(?<=[\^_])\s*\{(\w)\}", r"\1", text)
     return re.sub(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])", "", text)

@@ -115,7 +115,7 @@ def compared(referee: Referee, one: str, other: str) -> tuple[bool | None, Compa
         (r"\overline{AB}", "AB", None),
         (r"\gcd(a,b)", r"\gcd(a,c)", None),  # 1 for math-verify
         (r"60° + x", "60 + x", None),
-        ("R+r", "2r", None),  # math-verify reads R as r
+        ("R+r", "2r", False),  # math-verify reads R as r
         (r"\log 6", r"\ln 6", None),
         ("f'(x)", "f(x)", None),
         ("A^T", "A", None),

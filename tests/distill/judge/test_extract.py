@@ -91,10 +91,7 @@ from dstools_distill.judge.extract import Extracted, final_answer, last_boxed, s
         ("The answer is Paris. It is in France.", Extracted("", "taken-back")),
         ("Final answer: the answer is 4", Extracted("4")),
         ("**Answer:** 4\n\nAnswer: 5", Extracted("", "several-answers", ("4", "5"))),
-        (
-            "\\boxed{4}\n\nCorrected answer: \\boxed{5}",
-            Extracted("", "several-answers", ("4", "5")),
-        ),
+        ("\\boxed{4}\n\nCorrected answer: \\boxed{5}", Extracted("5")),
         ("\\boxed{4}\n\n**Final answer: 1/5**", Extracted("", "taken-back")),
         ("\\boxed{B}\n\nRéponse finale : A", Extracted("", "taken-back")),
         (

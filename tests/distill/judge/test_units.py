@@ -40,7 +40,9 @@ def test_a_unit_is_the_same_in_any_spelling(one: str, other: str) -> None:
     [
         ("cm^2", Fraction(1, 10_000), (("m", 2),)),
         ("km/h", Fraction(1000, 3600), (("m", 1), ("s", -1))),
-        ("N m^2/kg^2", Fraction(1, 10**6), (("N", 1), ("g", -2), ("m", 2))),
+        ("N m^2/kg^2", Fraction(1, 1000), (("g", -1), ("m", 3), ("s", -2))),
+        ("kJ", Fraction(10**6), (("g", 1), ("m", 2), ("s", -2))),
+        ("平方厘米", Fraction(1, 10_000), (("m", 2),)),
         ("cents", Fraction(1, 100), (("$", 1),)),
         ("Mg", Fraction(10**6), (("g", 1),)),  # not mg
         ("mg", Fraction(1, 1000), (("g", 1),)),
@@ -82,7 +84,7 @@ def test_a_word_before_the_unit_multiplies_the_number() -> None:
         "tenths",
         "sixths",
         "Millionen",
-        "万人",
+        "раза",
         "fails",
     ],
 )
