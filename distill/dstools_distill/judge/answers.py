@@ -186,11 +186,17 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
             Value("number", number=v.number, name=v.name) if v.kind == "items" and v.number else v
             for v in (wanted, given)
         )
-    if brackets := {"set": "{}", "tuple": "()"}.get(kind):
-        wanted, given = (
-            v._replace(text=brackets) if v.text in ("", "()", "[]", "{}") and v.items else v
-            for v in (wanted, given)
-        )
+    brackets = {wanted.text, given.text}
+    if (
+        kind in ("set", "tuple")
+        and brackets <= {"", "()", "[]", "{}"}
+        and wanted.items
+        and given.items
+    ):
+        if kind == "set" and brackets == {"()", "[]"}:  # one may be an interval
+            return Ruling("unverifiable", "not-comparable", EXACT)
+        own = "{}" if kind == "set" else "()"
+        wanted, given = wanted._replace(text=own), given._replace(text=own)
     comparison = Comparison(referee)
     equal = comparison.same(given, wanted)
     checkers = LIBRARY if comparison.asked else EXACT
@@ -224,7 +230,7 @@ def choice(text: str) -> tuple[str, str]:
 
     Choices: C, (c), Option C, C) 42, C, as it is even, A and C, AC.
     """
-    text = OPTION_WORD.sub("", _unstyled(text).replace("**", "").strip("*_ "))
+    text = OPTION_WORD.sub("", _unstyled(text).replace("**", "").replace("、", ",").strip("*_ "))
     if named := NAMED.fullmatch(text):
         letter, is_remark, words = named.groups()
         is_denied = is_remark and not REASON.match(words) and DENIED.search(words)
@@ -246,7 +252,7 @@ def names_another_option(text: str, gold: str, question: str) -> bool:
 
 
 OPTION_WORD = re.compile(  # in the languages of extract.py; before it the option's words
-    r"(?i)^(?:(?:the|la|l'|die|der|il|a)\s?)?(?:option|choice|alternativa|answer|réponse|opci[óo]n|respuesta"
+    r"(?i)^(?:(?:the|la|l'|die|der|il|a)\s?)?(?:option|choice|alternativa|answer|réponse|opci[óo]n|respuesta|lett(?:er|re)|letra|buchstabe"
     r"|opção|resposta|risposta|antwort|lösung)s?\s+|^(?!.*\b(?:or|and|not|cannot|never|except)\b)[^.:]*,\soption\s(?=[A-J]$)"
 )
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
@@ -320,7 +326,7 @@ def _words(text: str) -> str:
     text = re.sub(
         r"\s*,\s*", ", ", re.sub(r"(?i)^(?:an? |the (?:\w+ (?=does not))?)", "", text.strip("' "))
     )
-    text = " ".join(text.split())
+    text = " ".join(re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text).split())
     if not re.search(r"\b(?!(?i:no|a|ja)\b)(?=\w?[A-Z])[^\W\d_]{1,2}(?:\d|\b)", text):
         text = NO_PLURAL.sub(r"\1", text.casefold())
     return MEANT.get(text, text)

@@ -130,7 +130,7 @@ def _announcements(text: str) -> list[Mark]:
     Of adjacent phrases only the last counts: "Final answer:" and "the answer is".
     """
     marks = [
-        Mark(right.start(), right.end(), right[1])
+        Mark(*right.span(), right[1] or right[2])
         for right in RIGHT.finditer(text)
         if not _is_denied(text, right.start())
     ]
@@ -148,13 +148,14 @@ def _announcements(text: str) -> list[Mark]:
 
 RIGHT = re.compile(
     r"\b[Oo]ption \(?([A-J])\)? is (?:the )?(?:correct|right)\b(?: (?:one|answer|option))?"
+    r"|\((?:option|choice|answer) ([A-J])\)\.?\s*\Z"
 )
 LETTERED = re.compile(r"\(?[A-J][).:]\s")  # B. 1.5 eV
 # a displayed formula, or the rest of the sentence or line
 SAID = re.compile(
     r"\$\$.*?\$\$|\\\[.*?\\\]"
     r"|\S.*?(?=(?<=\S)(?<![\s(*][A-J])[.?!]\s+[A-Z\\$]|[。；]|[\"} ]*(?:\s\|\s*)?(?:\n|\Z)"
-    r"|,? (?:since|because|not)\b)",
+    r"|(?<=[\s(*][A-J])\.\s+(?=Options?\b|Choices?\b|This\b)|,? (?:since|because|not)\b)",
     re.DOTALL,
 )
 VERB = re.compile(
@@ -197,6 +198,7 @@ def _is_denied(text: str, start: int, phrase: str = "") -> bool:
     """Return whether the clause before an answer, or the phrase that announces it, denies it."""
     edges = r"[.\n]" if "would" in phrase else CLAUSE  # if x were 3, the answer would be 5
     clause = re.split(edges, text[max(0, start - MAX_CLAUSE) : start])[-1]
+    clause = re.sub(r"^\s*but\b", "", clause) if phrase else clause
     changed = phrase and CHANGED.search(clause + phrase)
     return bool(changed or DENIED.search(clause + phrase))
 
@@ -211,7 +213,8 @@ def _settled(text: str, marks: list[Mark]) -> Extracted:
     """Return the answer of all marks if it is one, whole, and not denied before or after."""
     if any(mark.answer is None for mark in marks):
         return NO_ANSWER
-    if any(_is_denied(text, mark.start) for mark in marks):
+    marks = [mark for mark in marks[:-1] if not _is_denied(text, mark.start)] + marks[-1:]
+    if _is_denied(text, marks[-1].start):
         return Extracted("", "taken-back")
     if any(_is_part(text, mark) for mark in marks):
         return Extracted("", "part-of-formula")
@@ -257,7 +260,7 @@ AFTER = re.compile(
     r"(?i)[ \t]*\$?[ \t]*(?:\^(?!\s*\{?\s*\\circ)"
     r"|\\(?:cdot|times|div|sqrt|pi|[dt]?frac|pm|mp|pmod)(?![a-z])"
     r"|[/+±×²³万亿]|_[\d{]|[-–:][ ]*\d|\\?%[ ]of\b|\{?\.\}?\d"
-    r"|(?:\\text[ ]*\{)?[ (]*(?:mod|plus|minus|times|squared|cubed|per|in base(?! 10\b)|pairs"
+    r"|(?:\\text[ ]*\{)?[ (]*(?:mod|plus|minus|times|squared|cubed|per ?cent|in base(?! 10\b)|pairs"
     r"|[ke]\d*"
     rf"|(?:to|through|and|bis|à)[ ]\d+|(?:{'|'.join(filter(str.isascii, TIMES))})s?)\b)"
     r"|[a-z]\b|!"
@@ -287,7 +290,8 @@ def _stated(line: str) -> Extracted:
     value = read(answer)
     is_number = value is not None and value.kind in ("number", "base")
     if lead or not verbs:
-        is_stated = is_number and UNIT.search(answer) and not LOOSE.search(lead)
+        is_measured = UNIT.search(answer) or not (lead or verbs)
+        is_stated = is_number and is_measured and not LOOSE.search(lead)
     else:
         is_stated = value is not None and (is_number or not WORDS.search(value.text or answer))
     return Extracted(answer) if is_stated else NO_ANSWER
@@ -328,7 +332,8 @@ LOOSE = re.compile(  # the number after one of these was not asked for
 UNIT = re.compile(r"[^\W\d]|[$€£]")
 MORE = re.compile(  # around the unit
     r"(?<=\d) more(?= [a-z]+)|,? (?:altogether|tomorrow|today|now)$"
-    r"| (?:a|at|in|of) .*$|(?<=[a-z}]) (?:square|cubic) \w+$"
+    r"| (?:a|at|in|of) .*$|(?<=[a-z]) to [a-z]{3,} (?:the|an?|all|his|her|its|their) .*$"
+    r"|(?<=[a-z}]) (?:square|cubic) \w+$"
 )
 WORDS = re.compile(r"\b(?!and\b)(?<!\\)[A-Za-z]{2,}")
 # as in Pandoc: no blank after an opening dollar, none before a closing one, and no digit after that
@@ -361,7 +366,8 @@ REMARK = re.compile(  # after a quantity: (choosing the jewelry); , directed to 
 )
 END = re.compile(r"(?<!\s)\s*(?:です|である|입니다|이다)?(?<!\.)[.。．]?$|(?<=\$)!$")
 LEAD = re.compile(
-    r"(?i)^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it is|it's|that is)[\s,:]+"
+    r"(?i)^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it (?:is|was)|it's"
+    r"|that is|there (?:is|are)(?= no))[\s,:]+"
     r"|\\text\s*\{[^{}]*\b(?:is|are)\s*\}|(?:\\approx(?![a-z])|≈)\s*"
     r"|(?:\\text\s*\{[^{}]{3,40}\}|[A-Za-z]{3,}(?:[ ][A-Za-z]{3,}){0,3})\s*=(?!=)\s*)"
 )

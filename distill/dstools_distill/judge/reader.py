@@ -22,9 +22,14 @@ def read(text: str) -> Value | None:
     if len(text) > MAX_CHARS:
         return None
     try:
-        return _value(_counted(plain(text)), 0)
+        return _value(_counted(plain(FOR_ALL.sub("", text))), 0)
     except (UnreadableError, ZeroDivisionError):
         return None
+
+
+FOR_ALL = re.compile(  # f(x) = x for all x; y = Ce^x, where C is a constant
+    r"(?s)(?<=\S),?\s*(?:\\text\s*\{\s*)?\b(?:for (?:all|every|any)|where)\b.*$"
+)
 
 
 def _counted(text: str) -> str:

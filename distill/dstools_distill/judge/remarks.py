@@ -66,8 +66,11 @@ def _is_harmless(answer: str, sentence: str) -> bool:
     is_named = bool(re.search(rf"\b{re.escape(answer)}\b", sentence))
     if OTHERS.match(sentence):
         return not is_named
-    if re.fullmatch("[A-J]", answer) and {*re.findall(r"\b[B-J]\b", sentence)} - {answer}:
-        return False
+    if option := LETTER.match(answer):
+        if {*LETTER.findall(sentence)} - {option[0]}:
+            return False
+        if not (re.search(r"\d", sentence) or HEDGED.search(sentence) or OPTIONS.search(sentence)):
+            return True
     is_check = is_named and CHECK.match(sentence)
     return bool(is_check or HARMLESS.fullmatch(sentence)) and not (
         DENIED if is_check else DOUBTED
@@ -128,10 +131,13 @@ CONCLUDES = re.compile(
     r"|.*\bis (?:right|correct)$"
 )
 CHECK = re.compile(r"(?i)\W*(?:[\w -]*check|verif\w+|probe|vérif\w+|проверка|验证|检验|検算)\b")
+LETTER = re.compile(r"(?<![A-Za-z])(?:[B-J]|A(?! [a-z]))(?![A-Za-z])")  # of an option
+OPTIONS = re.compile(r"(?i)\b(?:options?|choices?|first|second|third|last|former|latter|closer)\b")
 OTHERS = re.compile(r"(?i)\W*(?:options?|choices?) [A-J]\b")
 HARMLESS = re.compile(
     r"(?i)\W*(?:(?:(?:this|the) )?(?:maximum|minimum|equality|bound) (?:is )?(?:attained|achieved"
-    r"|reached|holds|occurs)\b.*|(?:source|reference|difficulty|confidence|time|topics?)\W*:.*"
+    r"|reached|holds|occurs)\b.*|this (?:completes|concludes|finishes)\b\D*"
+    r"|(?:source|reference|difficulty|confidence|time|topics?)\W*:.*"
     r"|(?:explanation|reasoning|proof)\W*:\D*|(?:this is )?because\b\D*|.*のとき.*"
     r"|(?:there (?:is|are) )?no (?:other|further|smaller|larger|two)\b.*"
     r"|(?:it makes no difference|(?:i )?hope|(?:please )?let me know|feel free|thank(?:s| you)"
