@@ -66,8 +66,8 @@ def _is_harmless(answer: str, sentence: str) -> bool:
     is_named = bool(re.search(rf"\b{re.escape(answer)}\b", sentence))
     if OTHERS.match(sentence):
         return not is_named
-    if option := LETTER.match(answer):
-        if {*LETTER.findall(sentence)} - {option[0]}:
+    if option := OPTION.match(answer):
+        if {*LETTER.findall(sentence)} - {option[1]}:
             return False
         if not (re.search(r"\d", sentence) or HEDGED.search(sentence) or OPTIONS.search(sentence)):
             return True
@@ -131,6 +131,7 @@ CONCLUDES = re.compile(
     r"|.*\bis (?:right|correct)$"
 )
 CHECK = re.compile(r"(?i)\W*(?:[\w -]*check|verif\w+|probe|vérif\w+|проверка|验证|检验|検算)\b")
+OPTION = re.compile(r"\(?([A-J])(?:[).:]|$)")
 LETTER = re.compile(r"(?<![A-Za-z])(?:[B-J]|A(?! [a-z]))(?![A-Za-z])")  # of an option
 OPTIONS = re.compile(r"(?i)\b(?:options?|choices?|first|second|third|last|former|latter|closer)\b")
 OTHERS = re.compile(r"(?i)\W*(?:options?|choices?) [A-J]\b")
