@@ -43,7 +43,7 @@ class Ruling(NamedTuple):
 
 INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,3999})")
 DIGITS = re.compile(r"[+-]?[0-9]{1,4000}")
-BLANKS = re.compile(r"([ \t\n])\1{2,}")
+BLANKS = re.compile(r"([ \t\n])\1{2,}|([^\w\s])\2{40,}")
 OTHER_DIGIT = re.compile(r"(?![0-9])\d")  # Arabic, Devanagari, full-width
 EXACT = ("exact",)
 LIBRARY = ("math-verify",)
@@ -57,7 +57,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     if gold is None or kind == "none":
         return NO_GOLD
     text, gold = (OTHER_DIGIT.sub(lambda digit: str(int(digit[0])), part) for part in (text, gold))
-    text, wanted = BLANKS.sub(r"\1\1", text).strip(), _wanted(gold.strip(), kind)
+    text, wanted = BLANKS.sub(r"\1\1\2\2", text).strip(), _wanted(gold.strip(), kind)
     if not wanted:
         return GOLD_NOT_READ
     if kind == "auto":
@@ -67,8 +67,11 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     answer, problem, parts = final_answer(text)
     if not problem:
         return _ruling(answer, wanted, kind, referee)
-    are_named = len(parts) == 1 or all("=" in part for part in parts)
-    if parts and (kind in ("set", "math", "string", "choice") or (kind == "tuple" and are_named)):
+    names = {part.partition("=")[0].strip() for part in parts}
+    are_named = all("=" in part for part in parts) and len(names) == len(parts)
+    if kind in ("set", "math", "string") or (
+        len(parts) == 1 or are_named if kind == "tuple" else len(parts) == 1
+    ):
         together = _ruling(", ".join(parts), wanted, kind, referee)
         if together.verdict == "correct":
             return together
@@ -121,7 +124,7 @@ def _ruling(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Rulin
         return ruling
     if kind == "string":
         quantity = read(gold)
-        is_quantity = quantity is not None and quantity.kind == "number"
+        is_quantity = quantity is not None and quantity.kind == "number" and gold.isalpha()
         ruling = formulas(answer, gold, kind, referee) if is_quantity else None
         is_equal = ruling and ruling.verdict == "correct"
         return ruling if ruling and is_equal else _other_words(answer, gold)
@@ -212,7 +215,6 @@ def _compound(text: str) -> str:
     """Return a formula of chemistry without marks, H2SO4 or SO4^2-; "" for other text."""
     if len(text) > MAX_COMPOUND:
         return ""
-    text = re.sub(r"(?<=\S)\s\([a-z].*\)$", "", text)  # H2SO4 (sulfuric acid)
     text = re.sub(r"\\(?:ce|text)(?![a-z])|[{}]|_(?=\{?\d)|\^(?=\{?[+-])", "", squeezed(text))
     return text if COMPOUND.fullmatch(text) else ""
 
@@ -251,9 +253,9 @@ def names_another_option(text: str, gold: str, question: str) -> bool:
     return words in options.values() and words != options.get(choice(gold)[0])
 
 
-OPTION_WORD = re.compile(  # in the languages of extract.py; before it the option's words
+OPTION_WORD = re.compile(  # in the languages of extract.py
     r"(?i)^(?:(?:the|la|l'|die|der|il|a)\s?)?(?:option|choice|alternativa|answer|réponse|opci[óo]n|respuesta|lett(?:er|re)|letra|buchstabe"
-    r"|opção|resposta|risposta|antwort|lösung)s?\s+|^(?!.*\b(?:or|and|not|cannot|never|except)\b)[^.:]*,\soption\s(?=[A-J]$)"
+    r"|opção|resposta|risposta|antwort|lösung)s?\s+"
 )
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even
@@ -275,7 +277,7 @@ def _other_words(answer: str, gold: str) -> Ruling:
     is_part = len(one) == 1 or one in other or other in one
     is_known = one.isascii() or not other.isascii()
     is_known &= other not in ("yes", "no") or one in ("yes", "no")
-    is_known &= bool(_compound(answer)) == bool(_compound(gold))  # NaCl, or DVT
+    is_known &= bool(_compound(answer.partition(" (")[0])) == bool(_compound(gold))  # NaCl, or DVT
     is_known &= bool(DENIED.search(one)) == bool(DENIED.search(other))
     is_known &= one[:5] != other[:5] or len(one) < 5  # mitochondrion and mitochondria
     if is_alike or is_part or not is_known or re.search(r"[\d\\]", one + other):
@@ -299,7 +301,7 @@ def _initials(text: str) -> str:
     return "".join(word[0] for word in re.findall(r"\w+", text)).upper()
 
 
-ABBREVIATED = re.compile(r"\s?\(([A-Z]{2,6})\)$")
+ABBREVIATED = re.compile(r"\s?\(([A-Z]{3,6})\)$")
 MEANT = {
     **dict.fromkeys(("dne", "d.n.e"), "does not exist"),
     **dict.fromkeys(("none", r"\emptyset", r"\varnothing", "∅", r"\{\}"), "no solution"),

@@ -240,6 +240,8 @@ def _as_family(value: Value, other: str) -> Value:
     ):
         return value
     (letter,) = letters
+    if letter in value.name:  # E_n = n pi
+        return value
     members = re.sub(rf"(?<![A-Za-z]){letter}", r"\\xi ", value.text)
     return value._replace(text=f"⦃{members}⦄")
 

@@ -22,7 +22,7 @@ from dstools_distill.judge.remarks import (
     is_taken_back,
 )
 from dstools_distill.judge.spelling import unwrapped
-from dstools_distill.judge.units import NOT_UNITS, TIMES
+from dstools_distill.judge.units import TIMES
 
 
 class Extracted(NamedTuple):
@@ -34,7 +34,8 @@ class Extracted(NamedTuple):
 
 
 NO_ANSWER = Extracted("", "no-answer")
-MAX_CLAUSE, MAX_SAID = 200, 1000  # characters
+MAX_CLAUSE, MAX_SAID, MAX_LIST = 200, 1000, 4000  # characters
+MAX_LAYERS = 20  # of emphasis, quotes and lead-ins
 MAX_MARKS, MAX_ANSWERS = 100, 20  # the last announcements, and different texts of one answer
 
 
@@ -51,9 +52,13 @@ def _unmarked(text: str) -> Extracted:
     """Return the bold words of a text, all of a short one, or what the last line states."""
     if marks := _emphases(text):
         return _settled(text, marks)
-    if items := ITEMS.search(text):
+    if items := ITEMS.search(text, max(0, len(text) - MAX_LIST)):
+        if HEDGED.search(text[: items.start()].rstrip().rpartition("\n")[2]):
+            return NO_ANSWER
         return Extracted("", "several-answers", tuple(ITEM.findall(items[0])))
-    lines = [line for line in stripped(text).split("\n") if not CHECK.match(line)]
+    lines = [
+        line for line in stripped(text).split("\n") if DENIED.search(line) or not CHECK.match(line)
+    ]
     short = stripped(CONCLUSION.split(lines[-1])[-1]) if lines else ""
     if short and len(lines) == 1 and not PROSE.search(short):
         return Extracted(short)
@@ -68,8 +73,8 @@ ITEM = re.compile(r"(?m)^[ \t]*(?:\d+[.)]|[-*•])[ \t]+(\S.*)$")
 ITEMS = re.compile(r"(?m)(?:^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S.*\s*){2,}\Z")
 CONCLUSION = re.compile(r"(?<=[.!?])\s+(?=(?:So|Thus|Hence|Therefore)\b)")  # is what follows it
 PROSE = re.compile(
-    r"(?i)^[a-z ]+:|[\u4e00-\u9fff]{2}\D*\d|[\u4e00-\u9fff]\s*\$|[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]+"
-    r"|[^\W\d_]{2,} [^\W\d_]{2,} (?:\S?\d|\$)"
+    r"(?i)^[a-z ]+:|[\u4e00-\u9fff]{2}\D{0,200}\d|[\u4e00-\u9fff]\s*\$"
+    r"|[^\W\d_]{2,} [^\W\d_]+ [^\W\d_]+|[^\W\d_]{2,} [^\W\d_]{2,} (?:\S?\d|\$)"
     r"|[.!?]\s+\S|\$.*(?<![\\A-Za-z])[a-z]{3}.*\$"
 )
 
@@ -147,10 +152,11 @@ def _announcements(text: str) -> list[Mark]:
 
 
 RIGHT = re.compile(
-    r"\b[Oo]ption \(?([A-J])\)? is (?:the )?(?:correct|right)\b(?: (?:one|answer|option))?"
+    r"(?:^|[.:;,\n]\s)(?:(?:So|Thus|Hence|Therefore),? )?[Oo]ption \(?([A-J])\)? is (?:the )?"
+    r"(?:correct|right)(?: (?:one|answer|option))?(?=[.!\n]|\Z| because| since)"
     r"|\((?:option|choice|answer) ([A-J])\)\.?\s*\Z"
 )
-LETTERED = re.compile(r"\(?[A-J][).:]\s")  # B. 1.5 eV
+LETTERED = re.compile(r"\(?[A-J][).:]\s(?=[A-Z\d$\\])")  # B. 1.5 eV
 # a displayed formula, or the rest of the sentence or line
 SAID = re.compile(
     r"\$\$.*?\$\$|\\\[.*?\\\]"
@@ -166,31 +172,30 @@ VERB = re.compile(
 )
 ANSWER = (
     r"(?:\b(?:answers?|réponse|respuesta|resposta|risposta|Antwort|Ergebnis)\b"
-    r"|ответ|答え|正解|答案|选项|답)"
+    r"|ответ|答え|正解|答案|正确选项|답)"
 )
 PHRASE = (
     rf"(?:\#{{4}}|(?:{ANSWER}|\b(?:result|solution|option|choice)s?\b|opci[óo]n|opção|Lösung|结果)"
     r"(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?|\s+(?!no\b|(?-i:[A-J])\b)[^\W\d]+)?[”\x22】*_\s]*"
     rf"(?:{VERB.pattern}|(?<=】)|[|—:])[:：\s*_]*(?:(?:donc|also|la|(?-i:a))\b)?"
     rf"|(?:^[#*_]+\s*|\bfinal ){ANSWER}[*_]*\s*\n"
-    r"|\btotal[*_]*\s*\||(?<!不)故?选[:：\s]*(?=[A-J]))\s*"
+    r"|\btotal[*_]*\s*\||(?<![不别没误能应人])故?选[:：\s]*(?=[A-J]))\s*"
 )
 ANNOUNCED = re.compile(rf"(?im){PHRASE}(?:\W*(?:(?:the|so|my|our)\s+)?{PHRASE})*")
 
 
+LABEL = re.compile(
+    rf"(?i)(?:(?:final|correct) )?(?:{ANSWER}|result|solutions?|roots?|total(?: \w+)?)\s?[:：]"
+)
 BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
-ITALIC = re.compile(r"(?<![*\w])\*([^*\s]|[^*\s][^*\n]*[^*\s])\*(?![*\w])")
 
 
 def _emphases(text: str) -> list[Mark]:
-    """Return the emphasized words of a text if all are the same."""
-    found = [
-        Mark(*bold.span(), bold[1]) for bold in (*BOLD.finditer(text),) or ITALIC.finditer(text)
-    ]
-    labels = [mark for mark in found if (mark.answer or "").rstrip().endswith(":")]
-    if any(HEDGED.search(label.answer or "") for label in labels):
+    """Return the bold words of a text, but labels, if all are the same."""
+    found = [Mark(*bold.span(), bold[1]) for bold in BOLD.finditer(text)]
+    found = [mark for mark in found if not LABEL.fullmatch(mark.answer or "")]
+    if any(HEDGED.search(CLAUSE.split(text[: mark.start])[-1]) for mark in found):
         return []
-    found = [mark for mark in found if mark not in labels]
     return found if len({mark.answer for mark in found}) == 1 else []
 
 
@@ -269,11 +274,17 @@ AFTER = re.compile(
 
 def _stated(line: str) -> Extracted:
     """Return the only value that a sentence states: after "is" or "=", or a number with a unit."""
-    line = SO.sub("=", REASON.sub("", INLINE.sub(r"\1\2", stripped(line))))
-    if pairs := NAMED_VALUES.search(line):
+    line = REASON.sub("", INLINE.sub(r"\1\2", stripped(line)))
+    if (so := SO.match(line)) and NO.search(so[0]):
+        return NO_ANSWER
+    line = SO.sub("=", line)
+    pairs = NAMED_VALUES.search(line)
+    if (
+        pairs
+        and not re.search(r"\d", before := line[: pairs.start()])
+        and not HEDGED.search(before)
+    ):
         return Extracted(pairs[0].strip())
-    if (id_est := ID_EST.match(line)) and not HEDGED.search(id_est[0]):
-        line = f"= {line[id_est.end() :]}"
     line = line if re.search(r"\d", line) else _counted(line)
     *verbs, said = VERB.split(line)
     if SECOND.search(line) or HEDGED.search(line.removesuffix(said)):
@@ -310,14 +321,13 @@ def _counted(line: str) -> str:
 
 
 NOT_COUNTED = re.compile(
-    rf"\b(?:all|any|the|these|those|both|other|every|each|of) {SPELLED}?\d"
+    r"\b(?:all|any|the|these|those|both|other|every|each|of|mod|his|her|my|their|its|this|first|last"
+    rf"|next) {SPELLED}?\d"
     r"|\b(?:no|none|not|unique|single|undefined|unknown)\b"
 )
-REASON = re.compile(r",? (?:since|because|rather than) .*$|, not .*$| for (?:all|every|any) .*$")
+REASON = re.compile(r",? (?:since|because|rather than) .*$|, not .*$")
 SO = re.compile(r"^.*\b(?:so|which)\b")
-ID_EST = re.compile(
-    r"^(?!.*\bno\b).*(?:\bi\.e\.,?|(?<=, )giving) (?=[^A-Za-z\s]|[a-z] (?:=|\\in(?![a-z])))"
-)
+NO = re.compile(r"(?i)\b(?:no|none|nobody|nothing)\b")
 VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-+−$€£]\s?)*[\d\\(\[√].*)")
 NAME = r"(?<![A-Za-z\\])[A-Za-z](?:_\{?\d\}?)? ?= ?"
 NAMED_VALUES = re.compile(rf"(?:{NAME}[^\s=,]+(?:,? and |, ?))+{NAME}[^\s=,]+$")  # x = 0 and x = 2
@@ -327,7 +337,7 @@ MEMBER = re.compile(r"\s*[a-z]\s*(?:\\in(?![a-z])|∈)")
 SECOND = re.compile(r"\d\D*[\s,，。、](?!and\b)[^\W\d]\D*\d")  # another number after words
 LOOSE = re.compile(  # the number after one of these was not asked for
     r"\b(?:after|by|within|in|at|above|of|than|for|(?<!left )with|(?<!out )to|on|per|until|exceed"
-    r"|step|als|que|à|minus|negative)(?: the)?\s+$"
+    r"|step|als|que|à|minus|negative|below|beyond|before)(?: the)?\s+$"
 )
 UNIT = re.compile(r"[^\W\d]|[$€£]")
 MORE = re.compile(  # around the unit
@@ -345,25 +355,15 @@ def stripped(text: str) -> str:
 
     Dollar signs stay, as they may be money; so do brackets, as they may be a tuple.
     """
-    before = None
-    while text != before:
-        before = text
+    for _ in range(MAX_LAYERS):
         text = unwrapped(END.sub("", text.strip("*_` \n\t")))
         text = text.lstrip('"') if text.count('"') == 1 else text
         lead = LEAD.match(text)
         if lead and not (DENIED.search(lead[0]) or CHANGED.search(lead[0])):
             text = text[lead.end() :]
-        remark = REMARK.fullmatch(text)
-        if remark and not HEDGED.search(remark[2]) and not OTHER_VALUE & {*remark[2].split()}:
-            text = remark[1]
     return text
 
 
-OTHER_VALUE = NOT_UNITS - {"and", "to", "the"}
-REMARK = re.compile(  # after a quantity: (choosing the jewelry); , directed to the left; of CO2
-    r"((?:\w+ ?= ?)?[^A-Za-z\s]{0,3}\d.*?)(?:\s\(|,\s|\s(?=(?:of|at)\s[A-Za-z]))"
-    r"([A-Za-zÀ-ÿ]{3,}\s[A-Za-zÀ-ÿ' -]+|(?:of|at)\s[^,()]+)\)?"
-)
 END = re.compile(r"(?<!\s)\s*(?:です|である|입니다|이다)?(?<!\.)[.。．]?$|(?<=\$)!$")
 LEAD = re.compile(
     r"(?i)^(?:(?:so|thus|hence|therefore|we (?:get|have)|(?:i think )?it (?:is|was)|it's"

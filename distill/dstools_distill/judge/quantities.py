@@ -139,6 +139,7 @@ ATOM = rf"(?:{TEXT.pattern}|[^\x00-\x7f⦃⦄°]|[%$])(?:{POWER.pattern})?"
 FORMULA = re.compile(rf"(.*?[\w)}}\]!.])\s*({ATOM}(?:\s*[/*]?\s*{ATOM}){{0,7}})")
 
 
+SHORT = ("cm", "mm", "km", "kg")  # others may be products of variables, as in mg sin x
 PRODUCTS = ("mg", "ml", "ms")  # may be of variables
 BARE = re.compile(
     r"(.*(?:[\d})]|\\pi))\s+((?:square |cubic )?([a-zµ]{2,}?)s?(?:\s*\^\s*\{?[23]\}?)?(?:/[a-z]+)?)"
@@ -151,7 +152,7 @@ def read_formula(text: str) -> Value:
     A known one of two letters or more may stand alone: 36 \\pi cm^2.
     """
     bare = BARE.fullmatch(text)
-    is_unit = bare and bare[3] in ATOMS and bare[3] not in PRODUCTS
+    is_unit = bare and bare[3] in ATOMS and (len(bare[3]) > 2 or bare[3] in SHORT)
     if match := bare if is_unit else FORMULA.fullmatch(text):
         with suppress(UnreadableError):
             unit = read_unit(_words(match[2]))

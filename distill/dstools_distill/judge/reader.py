@@ -28,7 +28,8 @@ def read(text: str) -> Value | None:
 
 
 FOR_ALL = re.compile(  # f(x) = x for all x; y = Ce^x, where C is a constant
-    r"(?s)(?<=\S),?\s*(?:\\text\s*\{\s*)?\b(?:for (?:all|every|any)|where)\b.*$"
+    r"(?<=\S),?\s*(?:\\text\s*\{\s*)?\b(?:for (?:all|every)(?: real| integers?)?[\s}$]*[a-z]\$?"
+    r"(?:\s*\\in\s*\\mathbb\s*\{?\s*[CNQRZ]\s*\}?)?|where \$?[A-Z]\$? is an? (?:\w+ )?constant)\s*$"
 )
 
 
@@ -69,7 +70,7 @@ PART_NUMBER = re.compile(r"\(([1-9])\)\s*(?=[\w\\$-])")
 CONDITION = re.compile(r"\s*([^|:]*?)\s*(?:\||:|\\mid)\s*(.*)")
 ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?")
 POINT = re.compile(r"([A-Z])\s*(\([^()]*,[^()]*\))")
-ASIDE = re.compile(r"(.*\S)\s+\(\s*(=|\\approx)?\s*([^()]*[A-Za-zµ%°][^()]*)\)")  # 25 °C (298 K)
+ASIDE = re.compile(r"(.*\S)\s+\(\s*(=|\\approx)?\s*([^()]*[A-Za-zµ%°][^()]*)\)")
 COMMA_DECIMAL = re.compile(  # 3,5 and 6,02 * 10^{23}
     r"(?:[A-Za-z]\s*=\s*)?(-?\d+),(\d+)(?:\s*\*\s*10\s*\^\s*\{?(-?\d{1,3})\}?)?"
 )
@@ -127,6 +128,7 @@ def _relation(text: str, sides: list[str], signs: list[str], depth: int) -> Valu
     if len(sides) > 2 and all(re.fullmatch("[a-z]", side) for side in sides[:-1]):  # x = y = 1
         return _list_of(text, [f"{side} {signs[0]} {sides[-1]}" for side in sides[:-1]], depth)
     is_member = signs[0] == "\\in" and len(sides[1]) == 1  # of a set A
+    is_member |= bool(re.fullmatch(r"\|[a-z]\|", name))  # |x| = 5
     if NAME.fullmatch(sides[0]) and not is_member and signs[0] in ("=", "\\approx", "\\in"):
         if name[0] == "(":
             name = " ".join(re.findall(r"\w+", name))
@@ -151,7 +153,8 @@ def _single(text: str, depth: int) -> Value:
         return group
     if (aside := ASIDE.fullmatch(text)) and (other := read_quantity(aside[3])):
         value = read_quantity(aside[1]) or (_single(aside[1], depth) if aside[2] else None)
-        if value is not None and value.unit != NONE != other.unit:  # 25 °C (298 K)
+        is_same_kind = value is not None and (aside[2] or value.unit.of == other.unit.of)
+        if value is not None and is_same_kind and value.unit != NONE:  # 90 min (1.5 h)
             return Value("items", "(=)", (value, other))
     if match := BASE.fullmatch(text):
         base = in_figures(match[2]).strip(SPELLED)  # 101_{two}

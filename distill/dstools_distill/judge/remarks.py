@@ -37,7 +37,8 @@ def is_taken_back(answer: str, rest: str) -> bool:
 def is_corrected(between: str) -> bool:
     """Return whether the text between two answers says that only the later one is right."""
     concluded = re.split(r"[.!?]\s|\n\n", between.strip())[-1]
-    is_said = WRONG.search(between) or (CORRECTED.search(between) and SETTLES.search(concluded))
+    words = between if CHECKED.search(between) else re.sub("[≠?]", "", between)
+    is_said = WRONG.search(words) or (CORRECTED.search(between) and SETTLES.search(concluded))
     return bool(is_said and not EARLIER.search(between))
 
 
@@ -51,8 +52,6 @@ def _restates(answer: str, sentence: str) -> bool:
         return False
     if "=" in said and agree(answer, said.rpartition("=")[2].strip(" $*")):
         return True
-    if CONFIRMS.search(said):
-        return all(agree(answer, number) for number in NUMBER.findall(said))
     if CONCLUDES.match(said) or said.endswith(answer):
         numbers = NUMBER.findall(said)
         return all(agree(answer, number) for number in numbers or [said[-len(answer) :]])
@@ -61,7 +60,7 @@ def _restates(answer: str, sentence: str) -> bool:
 
 def _is_harmless(answer: str, sentence: str) -> bool:
     """Return whether a sentence restates or checks an answer, or is known to be of other things."""
-    if _restates(answer, sentence):
+    if _restates(answer, sentence) or CONFIRMS.fullmatch(sentence):
         return True
     is_named = bool(re.search(rf"\b{re.escape(answer)}\b", sentence))
     if OTHERS.match(sentence):
@@ -89,18 +88,19 @@ OTHERWISE = re.compile(  # in place of a remark on the answer
 )
 # of an answer: that it is wrong; also doubted; also denied or supposed; also bounded or asked for
 WRONG = re.compile(
-    r"(?i)\b(?:wrong|incorrect|mistake\w*|false|untrue|impossible|fails|contradict\w*"
+    r"(?i)\b(?:wrong|incorrect\w*|mistake\w*|false|untrue|impossible|fails|contradict\w*"
     r"|falsch\w*|faux|falso|sbagliat\w+|errad\w+)\b|не ?(?:верн|прав)|틀[렸린]|错|不对(?!称)"
-    r"|誤|間違|[≠?]"
+    r"|誤|間違|[≠?]|\\neq?(?![a-z])"
 )
 CORRECTED = re.compile(  # of an earlier answer, by a later one
     r"(?i)\b(?:correct(?:ing|ed|ion)|mis(?:read|count\w*)|oops|the correct \w+ (?:is|are))\b"
 )
+CHECKED = re.compile(r"(?i)\b(?:wait|hmm|check|verif\w+)\b")
 SETTLES = re.compile(
     r"(?i)\b(?:answer|result|so|thus|hence|therefore|correct \w+ (?:is|are))\b|答案|所以|因此"
 )
 EARLIER = re.compile(
-    r"(?i)\b(?:earlier|previous\w*|before|had|would|if|key|students?|lists?)\b|\([a-e]\)"
+    r"(?i)\b(?:earlier|previous\w*|before|had|would|if|key|students?|lists?|common\w*)\b|\([a-e]\)"
 )
 DOUBTED = re.compile(
     rf"{WRONG.pattern}|\b(?:doubt\w*|unsure|not sure|guess|no idea|unable|actually|wait|but"
@@ -112,7 +112,8 @@ DENIED = re.compile(
 )
 CHANGED = re.compile(  # the value of another thing than the answer
     r"\b(?:half|twice|doubled?|tripled?|squared|square of|(?:opposite|negative) of|whose"
-    r"|Hälfte|moitié|used to|without|originally|previous|initial|intermediate|extraneous|rejected"
+    r"|Hälfte|moitié|used to|without|originally|previous|initial|intermediate|extraneous"
+    r"|reject\w*|discard\w*|worst|similar|students?"
     r"|naive|tempting|(?:first|old|another|one) (?:answer|result|solution))\b|一半|可能|约"
     r"|(?:\d\s*[*/]\s*|(?<![\w-])-)(?:answer|result)",
     re.IGNORECASE,
@@ -125,19 +126,23 @@ HEDGED = re.compile(
     r"|au (?:moins|plus)|al menos|como máximo|almeno|pelo menos)\b|[<>≤≥≈没]|不(?!同)|ない|至少"
     r"|至多|最多"
 )
-CONFIRMS = re.compile(r"(?i)\b(?:the answer|the result|this|that|it) is (?:right|correct)$")
+CONFIRMS = re.compile(
+    r"(?i)\W*(?:yes,? )?(?:the answer|the result|this|it) is (?:right|correct)\W*"
+)
 CONCLUDES = re.compile(
     r"(?i)\W*(?:(?:so|hence|thus|therefore|note that|there are)\b|所以|因此)"
     r"|.*\bis (?:right|correct)$"
 )
-CHECK = re.compile(r"(?i)\W*(?:[\w -]*check|verif\w+|probe|vérif\w+|проверка|验证|检验|検算)\b")
+CHECK = re.compile(
+    r"(?i)[^\w\n]{0,9}(?:[\w -]{0,40}check|verif\w+|probe|vérif\w+|проверка|验证|检验|検算)\b"
+)
 OPTION = re.compile(r"\(?([A-J])(?:[).:]|$)")
 LETTER = re.compile(r"(?<![A-Za-z])(?:[B-J]|A(?! [a-z]))(?![A-Za-z])")  # of an option
 OPTIONS = re.compile(r"(?i)\b(?:options?|choices?|first|second|third|last|former|latter|closer)\b")
 OTHERS = re.compile(r"(?i)\W*(?:options?|choices?) [A-J]\b")
 HARMLESS = re.compile(
     r"(?i)\W*(?:(?:(?:this|the) )?(?:maximum|minimum|equality|bound) (?:is )?(?:attained|achieved"
-    r"|reached|holds|occurs)\b.*|this (?:completes|concludes|finishes)\b\D*"
+    r"|reached|holds|occurs)\b[^=\d]*(?:=[^=,]*)?|this (?:completes|concludes|finishes)\b\D*"
     r"|(?:source|reference|difficulty|confidence|time|topics?)\W*:.*"
     r"|(?:explanation|reasoning|proof)\W*:\D*|(?:this is )?because\b\D*|.*のとき.*"
     r"|(?:there (?:is|are) )?no (?:other|further|smaller|larger|two)\b.*"

@@ -1,4 +1,4 @@
-# ruff: noqa: SIM905
+# ruff: noqa: RUF001, SIM905
 """Units after a number: what they are of, their conversion, and the words that multiply."""
 
 import re
@@ -35,10 +35,11 @@ DERIVED: dict[str, tuple[int, dict[str, int]]] = {  # in units of the Internatio
 }  # fmt: skip
 OTHERS = {  # and those of its multiples
     "m": "inch=0.0254 in=0.0254 foot=0.3048 feet=0.3048 ft=0.3048 yard=0.9144 mi=1609.344 "
-    "mile=1609.344 米 公里=1000 千米=1000 分米=0.1 厘米=0.01 毫米=0.001",
+    "mile=1609.344 米 公里=1000 千米=1000 分米=0.1 厘米=0.01 毫米=0.001 "
+    "м км=1000 см=0.01 мм=0.001",
     "s": "min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800 秒 分钟=60 小时=3600 "
-    "時間=3600 天=86400", "l": "升 毫升=0.001",
-    "g": "kilo=1000 tonne=1e6 ton=1e6 克 千克=1000 公斤=1000 吨=1e6",
+    "時間=3600 天=86400 ч=3600 час=3600 мин=60", "l": "升 毫升=0.001",
+    "g": "kilo=1000 tonne=1e6 ton=1e6 克 千克=1000 公斤=1000 吨=1e6 г кг=1000",
     "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs", "rad": "rad radian",
     "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "円": "円 yen", "₩": "₩ 원 won",
     "°": "° degree deg '=1/60", "%": "% percent prozent ‰=0.1", "unit": "unit",
@@ -75,12 +76,13 @@ NOT_UNITS = set(  # words that change a number, deny it, or say something of it
 NUMERAL = re.compile(  # sixths, docenas, 千; and what begins with one: 万人
     r".*(?:six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)ths?$"
     r"|mil(?!k|eage)|[bt]r?illi|cent(?:o|aine)|cien|docen|douzaine|tiers|quarts|tercio|cuarto"
-    r"|больше|меньше|раз|тысяч|милли|половин|процент|неверн|[十百千万亿兆半多余만억错誤误倍的]|以[上下]|左右|分之|打"
+    r"|tausend|hundert|dutzend|decena|dizaine|d[ée]cim|sext|medi[oa]"
+    r"|.*(?:이상|이하|아니|ではない|じゃない|以[上下]|未満|不|没)|[十百千万亿兆半多余만억천割双错誤误倍的]|以[上下]|左右|分之|打"
     r"|未満|个百分点|이상|이하"
 )
-PLURAL = re.compile(  # of a thing to count; a noun of German; other letters than Latin ones
-    r"s$(?<!ous)(?<!wards)(?<!ss)|^(?:people|children|\w*men|feet|fish|sheep)$|[^\x00-\u03ff]"
-    r"|^[A-ZÄÖÜ][a-zäöüß]{3,}$"
+PLURAL = re.compile(  # of a thing to count; or a noun of German; scripts that do not show it
+    r"s$(?<!ous)(?<!wards)(?<!ss)|^(?:people|children|\w*men|feet|fish|sheep)$|[\u3040-\u9fff\uac00-\ud7af]"
+    r"|^[A-ZÄÖÜ][a-zäöüß]{2,}(?:[ae]n|eln|ern)$"
 )
 RAISED = re.compile(r"(?i)\b(?:(sq(?:uare)?)|cu(?:bic)?)\.? (\w+)")
 SPELLED = re.compile(rf"(?i)\b({'|'.join(SAME_AS)})s?\b")
@@ -108,7 +110,7 @@ def read_unit(words: str) -> Unit:
         name, _, power = word.partition("^")
         if name in ("/", "per"):
             sign = -1
-        elif multiple := TIMES.get(name.lower().removesuffix("s")):
+        elif multiple := TIMES.get(name.lower().removesuffix("s") if len(name) > 2 else name):
             times *= multiple
         else:
             base, size = _atom(name, is_first=not of)
