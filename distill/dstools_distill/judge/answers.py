@@ -67,11 +67,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     answer, problem, parts = final_answer(text)
     if not problem:
         return _ruling(answer, wanted, kind, referee)
-    names = {part.partition("=")[0].strip() for part in parts}
-    are_named = all("=" in part for part in parts) and len(names) == len(parts)
-    if kind in ("set", "math", "string") or (
-        len(parts) == 1 or are_named if kind == "tuple" else len(parts) == 1
-    ):
+    if parts and _may_be_joined(parts, kind):
         together = _ruling(", ".join(parts), wanted, kind, referee)
         if together.verdict == "correct":
             return together
@@ -83,6 +79,15 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
         is_empty = not text or "\\boxed{}" in text
         return NO_ANSWER if is_empty else Ruling("unverifiable", "answer-not-found")
     return Ruling("unverifiable", problem)
+
+
+def _may_be_joined(parts: tuple[str, ...], kind: AnswerType) -> bool:
+    """Return whether parts of a text may be one answer: of a tuple, if each has its own name."""
+    if kind in ("set", "math", "string"):
+        return True
+    names = {part.partition("=")[0].strip() for part in parts if "=" in part}
+    is_tuple = kind == "tuple" and len(names) == len(parts)
+    return is_tuple or (kind in ("tuple", "choice") and len(parts) == 1)
 
 
 @lru_cache(64)  # the samples of a prompt follow each other
@@ -189,16 +194,10 @@ def formulas(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Ruli
             Value("number", number=v.number, name=v.name) if v.kind == "items" and v.number else v
             for v in (wanted, given)
         )
-    brackets = {wanted.text, given.text}
-    if (
-        kind in ("set", "tuple")
-        and brackets <= {"", "()", "[]", "{}"}
-        and wanted.items
-        and given.items
-    ):
+    brackets, own = {wanted.text, given.text}, {"set": "{}", "tuple": "()"}.get(kind)
+    if own and wanted.items and given.items and brackets <= {"", "()", "[]", "{}"}:
         if kind == "set" and brackets == {"()", "[]"}:  # one may be an interval
             return Ruling("unverifiable", "not-comparable", EXACT)
-        own = "{}" if kind == "set" else "()"
         wanted, given = wanted._replace(text=own), given._replace(text=own)
     comparison = Comparison(referee)
     equal = comparison.same(given, wanted)
@@ -254,8 +253,8 @@ def names_another_option(text: str, gold: str, question: str) -> bool:
 
 
 OPTION_WORD = re.compile(  # in the languages of extract.py
-    r"(?i)^(?:(?:the|la|l'|die|der|il|a)\s?)?(?:option|choice|alternativa|answer|réponse|opci[óo]n|respuesta|lett(?:er|re)|letra|buchstabe"
-    r"|opção|resposta|risposta|antwort|lösung)s?\s+"
+    r"(?i)^(?:(?:the|la|l'|die|der|il|a)\s?)?(?:option|choice|answer|lett(?:er|re)|réponse|letra"
+    r"|opci[óo]n|respuesta|opção|resposta|alternativa|risposta|antwort|buchstabe|lösung)s?\s+"
 )
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even

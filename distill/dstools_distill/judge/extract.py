@@ -278,13 +278,10 @@ def _stated(line: str) -> Extracted:
     if (so := SO.match(line)) and NO.search(so[0]):
         return NO_ANSWER
     line = SO.sub("=", line)
-    pairs = NAMED_VALUES.search(line)
-    if (
-        pairs
-        and not re.search(r"\d", before := line[: pairs.start()])
-        and not HEDGED.search(before)
-    ):
-        return Extracted(pairs[0].strip())
+    if pairs := NAMED_VALUES.search(line):
+        before = line[: pairs.start()]
+        if not re.search(r"\d", before) and not HEDGED.search(before):
+            return Extracted(pairs[0].strip())
     line = line if re.search(r"\d", line) else _counted(line)
     *verbs, said = VERB.split(line)
     if SECOND.search(line) or HEDGED.search(line.removesuffix(said)):
@@ -356,11 +353,14 @@ def stripped(text: str) -> str:
     Dollar signs stay, as they may be money; so do brackets, as they may be a tuple.
     """
     for _ in range(MAX_LAYERS):
+        before = text
         text = unwrapped(END.sub("", text.strip("*_` \n\t")))
         text = text.lstrip('"') if text.count('"') == 1 else text
         lead = LEAD.match(text)
         if lead and not (DENIED.search(lead[0]) or CHANGED.search(lead[0])):
             text = text[lead.end() :]
+        if text == before:
+            break
     return text
 
 

@@ -102,6 +102,7 @@ def _list_of(text: str, parts: list[str], depth: int) -> Value:
             for part in parts[:-1]
             for sign in ("+-" if PLUS_MINUS.search(part) else "+")
         ]
+        # a_n = 2n - 1
         if len(parts) == 2 and re.match(rf"\w(?:_\{{?|\(){integers[1]}\}}?\)?\s*=", parts[0]):
             return _value(parts[0], depth + 1)
         if "Z" not in parts[-1] or any(map(SIGN.search, members)):

@@ -77,12 +77,14 @@ NUMERAL = re.compile(  # sixths, docenas, 千; and what begins with one: 万人
     r".*(?:six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)ths?$"
     r"|mil(?!k|eage)|[bt]r?illi|cent(?:o|aine)|cien|docen|douzaine|tiers|quarts|tercio|cuarto"
     r"|tausend|hundert|dutzend|decena|dizaine|d[ée]cim|sext|medi[oa]"
-    r"|.*(?:이상|이하|아니|ではない|じゃない|以[上下]|未満|不|没)|[十百千万亿兆半多余만억천割双错誤误倍的]|以[上下]|左右|分之|打"
-    r"|未満|个百分点|이상|이하"
+    r"|.*(?:이상|이하|아니|ではない|じゃない|以[上下]|未満|不|没)"
+    r"|[十百千万亿兆半多余만억천割双错誤误倍的]|左右|分之|打|个百分点"
 )
-PLURAL = re.compile(  # of a thing to count; or a noun of German; scripts that do not show it
-    r"s$(?<!ous)(?<!wards)(?<!ss)|^(?:people|children|\w*men|feet|fish|sheep)$|[\u3040-\u9fff\uac00-\ud7af]"
-    r"|^[A-ZÄÖÜ][a-zäöüß]{2,}(?:[ae]n|eln|ern)$"
+PLURAL = (
+    re.compile(  # of a thing to count, of German, too; Chinese, Japanese, Korean do not show it
+        r"s$(?<!ous)(?<!wards)(?<!ss)|^(?:people|children|\w*men|feet|fish|sheep)$"
+        r"|[\u3040-\u9fff\uac00-\ud7af]|^[A-ZÄÖÜ][a-zäöüß]{2,}(?:[ae]n|eln|ern)$"
+    )
 )
 RAISED = re.compile(r"(?i)\b(?:(sq(?:uare)?)|cu(?:bic)?)\.? (\w+)")
 SPELLED = re.compile(rf"(?i)\b({'|'.join(SAME_AS)})s?\b")
