@@ -16,19 +16,13 @@ so is an answer that a column marks as bad. "auto" reads the columns of all form
 is named those of its own alone.
 """
 
+import json
+import re
 from difflib import get_close_matches
 from typing import Any, NamedTuple, get_args
 
 from dstools_distill.data.choices import Bases, asked_with, lacks_options, read_options
-from dstools_distill.data.columns import (
-    BadRowError,
-    Columns,
-    agreeing,
-    answer_text,
-    from_json,
-    shown,
-    text,
-)
+from dstools_distill.data.columns import BadRowError, Columns, agreeing, answer_text, shown, text
 from dstools_distill.data.conversations import (
     ROLES,
     Message,
@@ -85,6 +79,7 @@ SPELLED = 0.8  # likeness, 0 to 1, of a misspelled word; OlympiadBench has "Nume
 NO_TESTS = "leave such rows out; its examples alone would pass wrong programs"
 PICTURES = ("image", "images", "decoded_image")
 TOOLS = ("tools", "functions")
+TOOL_NAME = re.compile(r'"name"\s*:\s*"([^"]+)"')
 NO_QUESTION = ("", "n/a", "none", "null")  # apart from dashes and dots; OpenCodeReasoning has "-"
 
 
@@ -117,12 +112,10 @@ def convert(row: Record, form: Form, referee: Referee | None, bases: Bases) -> Q
     columns = Columns(row)
     for pictures in filter(columns.has, PICTURES):
         raise BadRowError(f"{pictures} holds a picture, which is not read", "leave such rows out")
-    for tools in filter(columns.has, TOOLS):
-        if from_json(columns.row[columns.spelled(tools)], ("[", "{")) not in ([], {}):
-            raise BadRowError(f"{tools} are not rendered", "leave rows out whose model calls tools")
     name = _asking(columns, form)
     messages, reply = split_last_question(_with_system(columns, _turns(columns, name)))
     refuse_rendered(messages)
+    _refuse_tools(columns, messages)
     options = read_options(columns)
     if options is not None:
         messages[-1] = user_turn(asked_with(messages[-1]["content"], options))
@@ -235,6 +228,19 @@ def _turns(columns: Columns, name: str) -> list[Message]:
         if part == question or part not in question
     ]
     return [*_history(columns), user_turn("\n\n".join(parts))]
+
+
+def _refuse_tools(columns: Columns, messages: list[Message]) -> None:
+    """Raise BadRowError if a row has tools that its messages do not describe."""
+    said = "\n".join(turn["content"] for turn in messages)
+    for name in filter(columns.has, TOOLS):
+        tools = columns.take(name)
+        listed = tools if isinstance(tools, str) else json.dumps(tools)
+        if any(tool not in said for tool in TOOL_NAME.findall(listed)):
+            raise BadRowError(
+                f"{columns.spelled(name)} are not rendered",
+                "describe them in the system prompt, or leave such rows out",
+            )
 
 
 def _titled(columns: Columns, name: str) -> str:

@@ -173,6 +173,9 @@ def test_difficulty_is_a_share_or_unknown(row: dict[str, Any], difficulty: float
         ({"problem": "2+2", "answer": "so\n#### "}, "answer has nothing after ####"),
         ({"problem": "2+2", "answer_type": "nubmer"}, "answer_type is 'nubmer', not one of"),
         ({"problem": "2+2", "images": [{"path": "f.png"}]}, "images holds a picture"),
+        ({"problem": "2+2", "tools": [{"name": "add"}]}, "tools are not rendered"),
+        ({"problem": "2+2", "tools": '[{"function": {"name": "add"}}]'}, "tools are not rendered"),
+        ({"problem": "-"}, "problem is '-', which is not a question"),
         (
             {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
             r"messages\[1\] calls a tool",
@@ -351,3 +354,11 @@ def test_a_question_that_holds_the_others_is_asked() -> None:
     question = convert(row)
     assert (question.form, question.messages[0]["content"]) == ("prompt-completion", "Think. 2+2?")
     assert question.unread == ()
+
+
+@pytest.mark.parametrize(
+    "tools", [[], "[]", [{"name": "add"}], '[{"type": "function", "function": {"name": "add"}}]']
+)
+def test_tools_that_the_system_prompt_describes_are_as_good_as_none(tools: Any) -> None:
+    asked = [{"role": "system", "content": "<tools>add(a, b)</tools>"}, USER]
+    assert convert({"messages": asked, "tools": tools}).messages == asked
