@@ -236,7 +236,7 @@ def choice(text: str) -> tuple[str, str]:
         letter, is_remark, words = named.groups()
         is_denied = is_remark and not REASON.match(words) and DENIED.search(words)
         is_alone = not is_denied and not OTHER.search(words)
-        return letter if is_alone else "", words
+        return letter.upper() if is_alone else "", words
     if re.search(r"[^\w\s,;&().]", text):  # C++, B?
         return "", ""
     found = re.findall(r"\w+", re.sub(r"\band\b", "", text))
@@ -258,7 +258,7 @@ OPTION_WORD = re.compile(  # in the languages of extract.py
 )
 OPTION = re.compile(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]+(\S.*)$")  # of a question
 NAMED = re.compile(  # C) 42, C, as it is even
-    r"\(?([A-J])\s*(?:[).:]|(,(?=\s*(?!and|or)[^\W\d]{2})"
+    r"\(?([A-J]|[a-j](?=\)))\s*(?:[).:]|(,(?=\s*(?!and|or)[^\W\d]{2})"
     r"|\s[–—]\s|\s(?=because|since|is correct)))\s*(.+)",
     re.DOTALL,
 )

@@ -325,7 +325,7 @@ NOT_COUNTED = re.compile(
 REASON = re.compile(r",? (?:since|because|rather than) .*$|, not .*$")
 SO = re.compile(r"^.*\b(?:so|which)\b")
 NO = re.compile(r"(?i)\b(?:no|none|nobody|nothing)\b")
-VALUE = re.compile(r"\s*([^\d\\(\[√]*?)((?:[-+−$€£]\s?)*[\d\\(\[√].*)")
+VALUE = re.compile(r"\s*([^\d\\(\[√π]*?)((?:[-+−$€£]\s?)*[\d\\(\[√π].*)")
 NAME = r"(?<![A-Za-z\\])[A-Za-z](?:_\{?\d\}?)? ?= ?"
 NAMED_VALUES = re.compile(rf"(?:{NAME}[^\s=,]+(?:,? and |, ?))+{NAME}[^\s=,]+$")  # x = 0 and x = 2
 EQUALS = re.compile(r"(?:^|\b(?:is|are|ist|est|es)\s)\S{1,8}\s?=$")  # is K =

@@ -93,14 +93,14 @@ WRONG = re.compile(
     r"|誤|間違|[≠?]|\\neq?(?![a-z])"
 )
 CORRECTED = re.compile(  # of an earlier answer, by a later one
-    r"(?i)\b(?:correct(?:ing|ed|ion)|mis(?:read|count\w*)|oops|the correct \w+ (?:is|are))\b"
+    r"(?i)\b(?:correct(?:ing|ed|ion)|mis(?:read|count\w*)|forgot|oops|the correct \w+ (?:is|are))\b"
 )
 CHECKED = re.compile(r"(?i)\b(?:wait|hmm|check|verif\w+)\b")
 SETTLES = re.compile(
     r"(?i)\b(?:answer|result|so|thus|hence|therefore|correct \w+ (?:is|are))\b|答案|所以|因此"
 )
 EARLIER = re.compile(
-    r"(?i)\b(?:earlier|previous\w*|before|had|would|if|key|students?|lists?|common\w*)\b|\([a-e]\)"
+    r"(?i)\b(?:earlier|previous\w*|before|had|would|should|if|key|students?|lists?|common\w*)\b|\([a-e]\)"
 )
 DOUBTED = re.compile(
     rf"{WRONG.pattern}|\b(?:doubt\w*|unsure|not sure|guess|no idea|unable|actually|wait|but"

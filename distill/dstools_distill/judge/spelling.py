@@ -46,6 +46,8 @@ REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+)\s*°\s*[)}]?"),
      r"\1(\\frac{\2 \\pi}{180})"),
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\s*\(\s*(?:\\approx|about|approx(?:imately|\.)?)\s*(-?\d*\.?\d+)\s*\)$"),
+     r" \\approx \1"),
     (re.compile(r"\\\\\s*\[-?[\d.]+\s*(?:pt|em|ex|[cm]m)\]"), r"\\\\"),  # between rows
     (re.compile(r"^0x([0-9A-Fa-f]+)$"), r"0\1_{16}"),
     (re.compile(r"^0b([01]+)$"), r"\1_2"),

@@ -39,6 +39,7 @@ OTHERS = {  # and those of its multiples
     "м км=1000 см=0.01 мм=0.001",
     "s": "min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800 秒 分钟=60 小时=3600 "
     "時間=3600 天=86400 ч=3600 час=3600 мин=60", "l": "升 毫升=0.001",
+    "Pa": "atm=101325 bar=1e5",
     "g": "kilo=1000 tonne=1e6 ton=1e6 克 千克=1000 公斤=1000 吨=1e6 г кг=1000",
     "$": "$ dollar usd cent=0.01 ¢=0.01", "€": "€ euro eur", "₹": "₹ rupee rs", "rad": "rad radian",
     "£": "£ gbp pence=0.01 penny=0.01", "¥": "¥ 元 yuan 角=0.1", "円": "円 yen", "₩": "₩ 원 won",
