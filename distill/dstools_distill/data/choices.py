@@ -26,7 +26,6 @@ from dstools_distill.data.replies import MARKS
 from dstools_distill.records import Record
 
 OPTIONS = ("choices", "options", "endings")
-ANSWERS = ("answers",)  # options beside a label, as in ReClor; without one they are golds
 NAMED_OPTIONS = ("option_{}", "option{}", "choice_{}", "choice{}")  # MILU, WinoGrande
 LETTERED = ("{}", "op{}", *NAMED_OPTIONS, "answer{}")  # C-Eval; MedMCQA; ...; SocialIQA
 NUMBERED = (*NAMED_OPTIONS, "mc_answer{}", "ending{}", "sol{}")  # ...; Belebele, SWAG, PIQA
@@ -60,10 +59,12 @@ class Options(NamedTuple):
 
 def read_options(columns: Columns) -> Options | None:
     """Return the options of a row; None if it has none. Raises BadRowError for an odd form."""
-    listed = [name for name in OPTIONS if columns.has(name)]
-    for name in listed or (ANSWERS if columns.has("label") else ()):
-        if listed or isinstance(columns.row.get(columns.spelled(name)), list):
+    for name in OPTIONS:
+        if columns.has(name):
             return _listed(columns.take(name), columns.spelled(name))
+    answers = columns.spelled("answers")
+    if columns.has("label") and isinstance(columns.row.get(answers), list):
+        return _listed(columns.take("answers"), answers)  # ReClor; without a label they are golds
     for names in _column_names():
         given = list(takewhile(columns.has, names))
         is_lettered = given and (len(given[0]) > 1 or all(n.upper() in columns.row for n in given))

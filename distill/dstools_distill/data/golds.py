@@ -43,13 +43,11 @@ OTHER_JUDGES = ("input_file", "interaction_format", "generated_checker")  # than
 NESTED = (  # a column with an object that has the gold, and its key
     ("reward_model", "ground_truth"),  # verl
     ("verification_info", "ground_truth"),  # SYNTHETIC-1
+)
+ANNOTATED = (  # the same of lists, whose entries are a gold if all are the same
     ("answers", "text"),  # SQuAD
     ("answers_spans", "spans"),  # DROP
 )
-ANNOTATED = (
-    "answers",
-    "answers_spans",
-)  # lists, of which one is a gold if all entries are the same
 OBJECT_OR_TEXTS = ("{", '["')
 GSM8K = "\n#### "  # openai/gsm8k: between a worked solution and the answer
 PLACEHOLDERS = ("proof", "notfound", "n/a", "nan", "null")  # there is no answer; NuminaMath-1.5
@@ -253,11 +251,11 @@ def _is_value(solution: str) -> bool:
 def _nested(columns: Columns) -> dict[str, str]:
     """Return the golds in objects, or in JSON of them, by their paths."""
     golds = {}
-    for column, key in NESTED:
+    for column, key in (*NESTED, *ANNOTATED):
         value = from_repr(columns.row.get(columns.spelled(column)))
         if isinstance(value, dict) and value.get(key) is not None:
             gold = from_json(value[key], OBJECT_OR_TEXTS)
-            if column in ANNOTATED and isinstance(gold, list):
+            if (column, key) in ANNOTATED and isinstance(gold, list):
                 gold = [*dict.fromkeys(map(str, gold))]
                 if len(gold) != 1:
                     continue

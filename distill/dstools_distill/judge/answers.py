@@ -56,8 +56,7 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     """Rule on the answer in `text`, which is what a model wrote after its reasoning."""
     if gold is None or kind == "none":
         return NO_GOLD
-    text, gold = (OTHER_DIGIT.sub(lambda digit: str(int(digit[0])), part) for part in (text, gold))
-    text, wanted = BLANKS.sub(r"\1\1\2\2", text).strip(), _wanted(gold.strip(), kind)
+    text, wanted = BLANKS.sub(r"\1\1\2\2", _in_digits(text)).strip(), _wanted(gold.strip(), kind)
     if not wanted:
         return GOLD_NOT_READ
     if kind == "auto":
@@ -81,6 +80,11 @@ def compare(text: str, gold: str | None, kind: AnswerType, referee: Referee) -> 
     return Ruling("unverifiable", problem)
 
 
+def _in_digits(text: str) -> str:
+    """Return a text with its digits of other scripts as 0 to 9."""
+    return text if text.isascii() else OTHER_DIGIT.sub(lambda digit: str(int(digit[0])), text)
+
+
 def _may_be_joined(parts: tuple[str, ...], kind: AnswerType) -> bool:
     """Return whether parts of a text may be one answer: of a tuple, if each has its own name."""
     if kind in ("set", "math", "string"):
@@ -93,6 +97,7 @@ def _may_be_joined(parts: tuple[str, ...], kind: AnswerType) -> bool:
 @lru_cache(64)  # the samples of a prompt follow each other
 def _wanted(gold: str, kind: AnswerType) -> str:
     """Return the answer in a gold, which may be a solution; "" if it cannot be read."""
+    gold = _in_digits(gold)
     gold = final_answer(gold).text or gold
     gold = stripped(gold) if kind != "string" else gold
     braces = re.sub(r"\\.|[^{}]", "", gold)
@@ -128,11 +133,12 @@ def _ruling(answer: str, gold: str, kind: AnswerType, referee: Referee) -> Rulin
     if ruling := _plainly(answer, gold, kind):
         return ruling
     if kind == "string":
-        quantity = read(gold)
-        is_quantity = quantity is not None and quantity.kind == "number" and gold.isalpha()
-        ruling = formulas(answer, gold, kind, referee) if is_quantity else None
-        is_equal = ruling and ruling.verdict == "correct"
-        return ruling if ruling and is_equal else _other_words(answer, gold)
+        number = read(gold) if gold.isalpha() else None
+        if number is not None and number.kind == "number":  # twelve
+            ruling = formulas(answer, gold, kind, referee)
+            if ruling.verdict == "correct":
+                return ruling
+        return _other_words(answer, gold)
     if kind == "choice":
         gold, kind = choice(gold)[1], "math"
         if not gold:

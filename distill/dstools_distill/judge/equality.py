@@ -37,7 +37,7 @@ SUBSCRIPT = re.compile(r"_\s*\{?\w+\}?")
 NO_SYMBOL = re.compile(
     r"\\(?:begin|end)\{\w+\}(?:\{[clr|]+\})?|\\mathbb\s*\{?\w|\\[A-Za-z]+|\b(?:or|and)\b"
 )
-LETTER, LETTERS, CONSTANTS = re.compile("[A-Za-z]"), {*ascii_letters}, {"e", "i"}
+LETTER, CONSTANTS = re.compile("[A-Za-z]"), {"e", "i"}
 TO_LATEX = str.maketrans(  # as math-verify reads it
     {"*": "\\cdot ", "I": "\\iota ", "°": "\\cdot\\frac{\\pi}{180}", "⦃": "\\{", "⦄": "\\}"}
 )
@@ -171,13 +171,14 @@ class Comparison:
             self.problem = "answer-not-read" if misread[0] else "gold-not-read"
             return None
         here, there = (set(LETTER.findall(NO_SYMBOL.sub(" ", text))) for text in texts)
-        symbols = here | there | {name for text in texts for name in COMMAND.findall(text)}
+        symbols = here | there | set(COMMAND.findall(f"{answer} {gold}"))
         both = {name for name in symbols if name != name.lower() in symbols}  # R is read as r
         texts = [_renamed(text, both, symbols) for text in texts]
         are_renamed = here - there and there - here  # a_n = 2n, and a_k = 2k
         logs = {bool(PLAIN_LOG.search(text)) for text in texts}
         is_number = ("°" in answer) != ("°" in gold) and "\\pi" not in answer + gold  # 60 + x
-        if both - LETTERS or (both and "d" in symbols) or are_renamed or len(logs) > 1 or is_number:
+        are_fixed = both and ("d" in symbols or max(map(len, both)) > 1)  # dx, or \Delta and \delta
+        if are_fixed or are_renamed or len(logs) > 1 or is_number:
             return None
         self.asked = True
         equal = self.referee.math(*(text.translate(TO_LATEX) for text in texts))

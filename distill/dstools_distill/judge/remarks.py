@@ -68,7 +68,9 @@ def _is_harmless(answer: str, sentence: str) -> bool:
     if option := OPTION.match(answer):
         if {*LETTER.findall(sentence)} - {option[1]}:
             return False
-        if not (re.search(r"\d", sentence) or HEDGED.search(sentence) or OPTIONS.search(sentence)):
+        if not (
+            re.search(r"\d", sentence) or HEDGED.search(sentence) or OPTION_WORDS.search(sentence)
+        ):
             return True
     is_check = is_named and CHECK.match(sentence)
     return bool(is_check or HARMLESS.fullmatch(sentence)) and not (
@@ -138,7 +140,9 @@ CHECK = re.compile(
 )
 OPTION = re.compile(r"\(?([A-J])(?:[).:]|$)")
 LETTER = re.compile(r"(?<![A-Za-z])(?:[B-J]|A(?! [a-z]))(?![A-Za-z])")  # of an option
-OPTIONS = re.compile(r"(?i)\b(?:options?|choices?|first|second|third|last|former|latter|closer)\b")
+OPTION_WORDS = re.compile(
+    r"(?i)\b(?:options?|choices?|first|second|third|last|former|latter|closer)\b"
+)
 OTHERS = re.compile(r"(?i)\W*(?:options?|choices?) [A-J]\b")
 HARMLESS = re.compile(
     r"(?i)\W*(?:(?:(?:this|the) )?(?:maximum|minimum|equality|bound) (?:is )?(?:attained|achieved"

@@ -103,7 +103,6 @@ def read_unit(words: str) -> Unit:
     words = SPELLED.sub(lambda match: SAME_AS[match[1].lower()], words)
     words = re.sub(r"(?<![^\W\d_])([万亿만億])(?=\w)", r"\1 ", words)  # 1万元
     words = re.sub(r"(平方|立方)(\w+)", lambda m: f"{m[2]}^{2 if m[1] == '平方' else 3}", words)
-    words = re.sub(r"^(square|cubic) units?$", r"\1 unit", words)
     words = RAISED.sub(lambda match: f"{match[2]}^{2 if match[1] else 3}", words)
     if len(words) > 40 or re.search(r"[=<>+]|\d|\bin [a-z]", re.sub(r"\^-?\d", "", words)):
         raise UnreadableError(words)
